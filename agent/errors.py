@@ -1,0 +1,63 @@
+"""The one error tree. Every error says what, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class SteelyardError(Exception):
+    """Root of everything that Steelyard raises on purpose.
+
+    ``message`` says what is wrong, ``where`` names the place (a file and line, an
+    interface, a path), ``remedy`` what the user can do about it.
+    """
+
+    def __init__(self, message: str, *, where: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\n  remedy: {self.remedy}" if self.remedy else text
+
+
+class ConfigError(SteelyardError):
+    """A configuration, or a change of it, that cannot be accepted; nothing was changed.
+
+    ``problems`` holds every problem found, this one first.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str = "",
+        remedy: str = "",
+        problems: tuple[ConfigError, ...] = (),
+    ) -> None:
+        super().__init__(message, where=where, remedy=remedy)
+        self.problems = problems or (self,)
+
+
+class NotFoundError(ConfigError):
+    """A service or backend that was named does not exist."""
+
+
+class DataplaneError(SteelyardError):
+    """The kernel side refused: compile, load, attach, pin or map."""
+
+
+class AbiMismatchError(DataplaneError):
+    """The compiled program and the Python mirror disagree about a layout."""
+
+
+class NetworkError(SteelyardError):
+    """An interface, address, route or neighbour that cannot be used."""
+
+
+class ApiError(SteelyardError):
+    """The agent answered a request with an error."""
+
+
+class AgentUnreachableError(ApiError):
+    """No agent answers on the socket."""

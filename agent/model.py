@@ -1,0 +1,240 @@
+"""The words of the project as types: services, backends, checks and their states.
+
+Everything here is a frozen value. Addresses are ``ipaddress`` objects, times are seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+type Address = IPv4Address | IPv6Address
+
+ANY_PORT = 0
+MAX_WEIGHT = 1000
+
+
+class Protocol(enum.Enum):
+    """Layer-4 protocols that can be balanced; ``number`` is the IP protocol number."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+    @property
+    def number(self) -> int:
+        return 6 if self is Protocol.TCP else 17
+
+
+class Forward(enum.Enum):
+    """How a packet reaches its backend."""
+
+    DSR = "dsr"
+    IPIP = "ipip"
+
+
+class Scheduler(enum.Enum):
+    """How a backend is chosen for a new flow."""
+
+    MAGLEV = "maglev"
+
+
+class AdminState(enum.Enum):
+    """What the operator wants of a backend."""
+
+    ACTIVE = "active"
+    DRAIN = "drain"
+    MAINTENANCE = "maintenance"
+
+
+class Health(enum.Enum):
+    """What the checks see of a backend."""
+
+    UNCHECKED = "unchecked"  # no check is configured
+    CHECKING = "checking"  # no verdict yet
+    UP = "up"
+    DOWN = "down"
+
+
+class BackendState(enum.Enum):
+    """What a backend is for the data plane: the sum of admin state, health and reachability."""
+
+    UP = "up"
+    DRAIN = "drain"
+    MAINTENANCE = "maintenance"
+    CHECKING = "checking"
+    DOWN = "down"
+    UNREACHABLE = "unreachable"  # no next hop
+
+
+class ServiceState(enum.Enum):
+    """UP: all backends that should serve do; DEGRADED: some; DOWN: none."""
+
+    UP = "up"
+    DEGRADED = "degraded"
+    DOWN = "down"
+
+
+class CheckKind(enum.Enum):
+    """Protocol of a health check."""
+
+    NONE = "none"
+    TCP = "tcp"
+    HTTP = "http"
+    HTTPS = "https"
+
+
+class XdpMode(enum.Enum):
+    """Where the program hooks in."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    GENERIC = "generic"
+
+
+class DownFlows(enum.Enum):
+    """What happens to the established flows of a backend that goes down."""
+
+    KEEP = "keep"
+    REROUTE = "reroute"
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """How a backend's health is checked. ``port`` None: the service's own."""
+
+    kind: CheckKind = CheckKind.TCP
+    port: int | None = None
+    interval_s: float = 2.0
+    timeout_s: float = 1.0
+    rise: int = 2
+    fall: int = 3
+    jitter: float = 0.1  # share of the interval, 0 to 1
+    method: str = "GET"
+    path: str = "/"
+    host: str | None = None  # Host header and TLS server name; None: the backend's address
+    expect_status: tuple[tuple[int, int], ...] = ((200, 399),)  # inclusive ranges
+    verify_tls: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Idle seconds after which a flow in that state may be forgotten."""
+
+    embryonic_s: float
+    acked_s: float
+    established_s: float
+    closing_s: float
+
+
+TCP_TIMEOUTS = Timeouts(embryonic_s=30, acked_s=60, established_s=900, closing_s=30)
+UDP_TIMEOUTS = Timeouts(embryonic_s=30, acked_s=60, established_s=120, closing_s=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One server of one service."""
+
+    name: str
+    address: Address
+    weight: int = 100  # 0 to MAX_WEIGHT; 0: no new flows
+    admin: AdminState = AdminState.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceKey:
+    """What the packet path looks a service up by; ``port`` 0 is any port."""
+
+    vip: Address
+    port: int
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        vip = f"[{self.vip}]" if self.vip.version == 6 else str(self.vip)
+        return f"{self.protocol.value}://{vip}:{self.port or 'any'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A VIP, port and protocol, and the backends behind them."""
+
+    name: str
+    key: ServiceKey
+    forward: Forward = Forward.DSR
+    scheduler: Scheduler = Scheduler.MAGLEV
+    timeouts: Timeouts = TCP_TIMEOUTS
+    down_flows: DownFlows = DownFlows.KEEP
+    health: HealthCheck = HealthCheck()
+    backends: tuple[Backend, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Sizes of the shared tables; a change needs new tables."""
+
+    flows: int = 1_048_576  # slots, a power of two
+    services: int = 128
+    backends: int = 4096
+    ring_slots: int = 65_537  # slots of one ring, prime
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration, valid by construction of ``agent.config``."""
+
+    name: str
+    interface: str
+    xdp_mode: XdpMode = XdpMode.AUTO
+    socket: Path = Path("/run/steelyard/agent.sock")
+    socket_group: str | None = None
+    state_dir: Path = Path("/var/lib/steelyard")
+    metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9117)
+    manage_vips: bool = True
+    hash_seed: int = 0
+    ipip_source_v4: IPv4Address | None = None
+    ipip_source_v6: IPv6Address | None = None
+    kernel_headers: Path | None = None  # None: the shipped tree
+    tables: Tables = field(default_factory=Tables)
+    services: tuple[Service, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HealthStatus:
+    """Health of one backend, why, and since when (seconds since the epoch)."""
+
+    health: Health
+    reason: str
+    since: float
+    latency_ms: float | None = None
+    passes: int = 0  # consecutive
+    failures: int = 0  # consecutive
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """Where packets for an address go: the MAC of the next hop, and out of which interface.
+
+    ``on_link`` says that the address itself is on the segment (what dsr needs).
+    ``mac`` None: not resolved, ``reason`` says why.
+    """
+
+    address: Address
+    ifindex: int
+    mac: str | None
+    source_mac: str
+    mtu: int
+    on_link: bool
+    source: Address | None = None  # the address that the kernel would send from
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BackendRef:
+    """Names one backend of one service."""
+
+    service: str
+    backend: str
+
+    def __str__(self) -> str:
+        return f"{self.service}/{self.backend}"
