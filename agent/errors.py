@@ -43,6 +43,10 @@ class NotFoundError(ConfigError):
     """A service or backend that was named does not exist."""
 
 
+class ConflictError(ConfigError):
+    """A service or backend that was to be added exists already."""
+
+
 class DataplaneError(SteelyardError):
     """The kernel side refused: compile, load, attach, pin or map."""
 
@@ -53,6 +57,14 @@ class AbiMismatchError(DataplaneError):
 
 class NetworkError(SteelyardError):
     """An interface, address, route or neighbour that cannot be used."""
+
+
+class RequestError(SteelyardError):
+    """A request to the API that makes no sense: its JSON, fields or parameters."""
+
+
+class ListenError(SteelyardError):
+    """The API's socket or the metrics address cannot be taken."""
 
 
 class ApiError(SteelyardError):

@@ -23,18 +23,18 @@ enum reason {
 	REASON_NONE = 0,
 	/* passed to the host, untouched */
 	REASON_NOT_IP = 1,		/* neither IPv4 nor IPv6 */
-	REASON_NOT_VIP = 2,		/* no service has this address and port */
-	REASON_VIP_OTHER = 3,		/* a VIP, but nothing that we balance: ICMP, another port */
-	REASON_PASS_MAX = 3,		/* reasons up to here pass, above drop */
-	/* dropped */
-	REASON_MALFORMED = 4,		/* lengths or flags that no sender makes */
-	REASON_FRAGMENT = 5,		/* a fragment for a VIP */
+	REASON_NOT_VIP = 2,		/* no service has this address, port and protocol */
+	/* dropped: from here on (REASON_DROP) */
+	REASON_MALFORMED = 3,		/* lengths or flags that no sender makes */
+	REASON_FRAGMENT = 4,		/* a fragment for a VIP */
+	REASON_EXTENSION = 5,		/* an IPv6 extension header, for a VIP */
 	REASON_NO_BACKEND = 6,		/* no usable backend */
 	REASON_TOO_BIG = 7,		/* does not fit the path once encapsulated */
 	REASON_NO_HEADROOM = 8,		/* the driver left no room for the outer header */
 	REASON_INTERNAL = 9,		/* a table is missing or inconsistent */
 	REASON_COUNT = 10,
 };
+#define REASON_DROP REASON_MALFORMED
 
 enum forward {
 	FORWARD_NONE = 0,
@@ -170,7 +170,12 @@ _Static_assert(sizeof(struct backend_counters) == 64, "one cache line");
 struct service_counters {
 	__u64 reason[REASON_COUNT];	/* packets by reason */
 	__u64 not_recorded;		/* new flows for which the table had no room */
-	__u64 pad[5];
+	/* the agent's row only: what the backends that were removed had counted */
+	__u64 gone_packets;
+	__u64 gone_bytes;
+	__u64 gone_opened;
+	__u64 gone_closed;
+	__u64 gone_established;
 };
 _Static_assert(sizeof(struct service_counters) == 128, "two cache lines");
 

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+# What a developer or a curious operator runs. `make` alone lists the targets.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := $(BIN)/python
+# Touched whenever deploy/setup.sh found or made the environment complete.
+STAMP := $(VENV)/.steelyard-setup
+C_FILES = $(shell find bpf -name '*.[ch]' ! -path 'bpf/kernel/*')
+# Modules that write a page of docs/, or with --check say that it is stale.
+REFERENCES := agent.config.reference agent.metrics.reference lbctl.reference
+
+export PYTHONDONTWRITEBYTECODE := 1
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types bench docs docs-check format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+setup: ## install what is missing on this host, and the environment in .venv (root)
+	@deploy/setup.sh --dev
+
+demo: setup ## the whole story on real traffic in network namespaces, in a minute (root)
+	@$(BIN)/lbctl lab demo
+
+test: setup ## everything: lint, types, documentation, all tests, the kernel's included (root)
+	@$(MAKE) lint types docs-check
+	@echo "test: pytest"
+	@$(BIN)/pytest
+
+lint: $(STAMP) ## ruff, clang-format, import rules
+	@echo "lint: ruff"
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --quiet --check || { echo "  remedy: make format" >&2; exit 1; }
+	@echo "lint: clang-format"
+	@$(BIN)/clang-format --dry-run --Werror $(C_FILES) || { echo "  remedy: make format" >&2; exit 1; }
+	@echo "lint: import rules"
+	@$(BIN)/lint-imports --no-cache >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log >&2; exit 1; }
+
+types: $(STAMP) ## mypy, strict
+	@echo "types: mypy"
+	@$(BIN)/mypy --no-error-summary
+
+docs: $(STAMP) ## write the generated references in docs/ anew
+	@for module in $(REFERENCES); do $(PYTHON) -m $$module || exit 1; done
+
+docs-check: $(STAMP)
+	@echo "docs: the generated references are up to date"
+	@for module in $(REFERENCES); do $(PYTHON) -m $$module --check || exit 1; done
+
+bench: setup ## measure: tables and JSON in bench/results (root)
+	@$(PYTHON) -m bench
+
+format: $(STAMP) ## put Python and C into our format
+	@$(BIN)/ruff check --quiet --select I --fix
+	@$(BIN)/ruff format --quiet
+	@$(BIN)/clang-format -i $(C_FILES)
+
+clean: ## remove the environment and all caches
+	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml deploy/setup.sh
+	@deploy/setup.sh --dev

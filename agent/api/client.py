@@ -1,0 +1,138 @@
+"""How a local program talks to the agent: HTTP and JSON over its Unix socket, stdlib only.
+
+Every failure is an ``AgentUnreachableError`` (nobody answered) or an ``ApiError`` (somebody
+answered with a refusal), with what, where and the remedy.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from agent.errors import AgentUnreachableError, ApiError
+
+DEFAULT_SOCKET = Path("/run/steelyard/agent.sock")
+DEFAULT_TIMEOUT_S = 10.0
+
+type Parameters = Mapping[str, str | int | None]
+
+
+class ApiRefusedError(ApiError):
+    """The agent refused; ``problems`` holds every reason that it gave, this one first."""
+
+    def __init__(self, status: int, problems: tuple[ApiError, ...]) -> None:
+        first = problems[0]
+        super().__init__(first.message, where=first.where, remedy=first.remedy)
+        self.status = status
+        self.problems = problems
+
+
+class ApiNotFoundError(ApiRefusedError):
+    """The agent knows no service or backend of that name."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """An HTTP connection over a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Client:
+    """Asks one agent; each call is a connection of its own, so nothing needs closing."""
+
+    def __init__(self, socket_path: Path, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.socket_path = socket_path
+        self._timeout_s = timeout_s
+
+    def get(self, path: str, params: Parameters | None = None) -> dict[str, Any]:
+        """The answer to a question; parameters that are None are left out."""
+        given = {key: value for key, value in (params or {}).items() if value is not None}
+        return self._request("GET", f"{path}?{urlencode(given)}" if given else path, None)
+
+    def post(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """The answer to an order."""
+        return self._request("POST", path, json.dumps(body or {}).encode())
+
+    def _request(self, method: str, target: str, body: bytes | None) -> dict[str, Any]:
+        connection = _UnixConnection(self.socket_path, self._timeout_s)
+        headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            connection.request(method, target, body=body, headers=headers)
+            response = connection.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(error, self.socket_path, self._timeout_s) from error
+        finally:
+            connection.close()
+        return _answer(response.status, content, f"{method} {target}", self.socket_path)
+
+
+def _unreachable(
+    error: OSError | http.client.HTTPException, path: Path, timeout_s: float
+) -> AgentUnreachableError:
+    """Says why nobody answered, and what to do about it."""
+    start = "start the agent (systemctl start lb-agent), or name another socket with --socket"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        message, remedy = "no agent: there is no such socket", start
+    elif isinstance(error, PermissionError):
+        message = "permission denied: this user may not talk to the agent"
+        remedy = (
+            "use sudo, or set socket_group in the agent's configuration to a group that you are in"
+        )
+    elif isinstance(error, ConnectionRefusedError):
+        message = "no agent: the one that made this socket is gone"
+        remedy = f"{start}; its log says why it stopped (journalctl -u lb-agent)"
+    elif isinstance(error, TimeoutError):
+        message = f"the agent did not answer within {timeout_s:g} s"
+        remedy = "see what holds it up: journalctl -u lb-agent"
+    elif isinstance(error, http.client.HTTPException):
+        message = f"the agent broke off its answer ({type(error).__name__})"
+        remedy = "try again; its log says why: journalctl -u lb-agent"
+    else:
+        message, remedy = f"cannot talk to the agent: {error.strerror or error}", start
+    return AgentUnreachableError(message, where=str(path), remedy=remedy)
+
+
+def _answer(status: int, content: bytes, asked: str, path: Path) -> dict[str, Any]:
+    """The JSON object of an answer, or the error that it carries."""
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise ApiError(
+            f"{asked} was answered with HTTP {status} and no JSON object",
+            where=str(path),
+            remedy="is this the socket of a Steelyard agent? --socket names another",
+        )
+    if status < 400:
+        return answer
+    error = answer.get("error")
+    if not isinstance(error, dict):
+        error = {"message": f"{asked} was answered with HTTP {status}", "where": str(path)}
+    listed = error.get("problems")
+    problems = listed if isinstance(listed, list) and listed else [error]
+    kind = ApiNotFoundError if status == 404 else ApiRefusedError
+    raise kind(status, tuple(_problem(each) for each in problems))
+
+
+def _problem(error: dict[str, Any]) -> ApiError:
+    return ApiError(
+        str(error.get("message") or "refused without a reason"),
+        where=str(error.get("where") or ""),
+        remedy=str(error.get("remedy") or ""),
+    )

@@ -1,0 +1,46 @@
+"""What the API needs of the agent; the daemon implements it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from agent.config.edit import Edit
+from agent.config.plan import Change
+from agent.model import Config
+from agent.state.queries import Explanation, FiveTuple, FlowPage, FlowQuery
+from agent.state.snapshot import Snapshot
+
+
+class Control(Protocol):
+    """Reads answer from memory at once; ``edit`` and ``reload`` may wait for the kernel.
+
+    Implementations serialise ``edit`` and ``reload``: requests arrive concurrently.
+    """
+
+    def snapshot(self) -> Snapshot:
+        """Everything, as of now."""
+        ...
+
+    def config(self) -> Config:
+        """The running configuration."""
+        ...
+
+    def file_changes(self) -> tuple[Change, ...]:
+        """What the running configuration has that the file does not."""
+        ...
+
+    async def edit(self, edit: Edit, dry_run: bool) -> tuple[Change, ...]:
+        """Change the running configuration, or with ``dry_run`` only say what would change."""
+        ...
+
+    async def reload(self) -> tuple[Change, ...]:
+        """Read the configuration file again, as SIGHUP does."""
+        ...
+
+    def flows(self, query: FlowQuery) -> FlowPage:
+        """Recorded flows that match."""
+        ...
+
+    def explain(self, tuple5: FiveTuple) -> Explanation:
+        """What the data plane would do with the next packet of a flow, and why."""
+        ...

@@ -1,0 +1,160 @@
+"""Owns how the API's Unix socket and the metrics port are taken, and given back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import ListenError
+
+SOCKET_MODE = 0o660
+_MAX_PATH_BYTES = 107  # sun_path, less the closing zero
+_ANSWER_TIMEOUT_S = 1.0
+_BACKLOG = 64
+
+
+@dataclass(frozen=True, slots=True)
+class UnixListener:
+    """A listening socket, and which file it is."""
+
+    sock: socket.socket
+    path: Path
+    inode: tuple[int, int]
+
+    def close(self) -> None:
+        """Close, and remove the file unless another process has replaced it."""
+        with contextlib.suppress(OSError):
+            # While the socket is open its inode number cannot go to another file.
+            if _inode(self.path) == self.inode:
+                self.path.unlink()
+        self.sock.close()
+
+
+def listen_unix(path: Path, gid: int | None) -> UnixListener:
+    """Take ``path``: made with its folder, a dead agent's socket replaced, a live one's never."""
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        raise ListenError(
+            f"the path is longer than the {_MAX_PATH_BYTES} bytes that a Unix socket can have",
+            where=str(path),
+            remedy="set a shorter path as 'socket'",
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent):
+            _clear(path)
+            return _bind_unix(path, gid)
+    except OSError as error:
+        raise ListenError(
+            f"cannot make the API's socket: {error.strerror or error}",
+            where=str(path),
+            remedy="run the agent as root, or set 'socket' to a path that it may write"
+            + (", and 'socket_group' to a group that it is in" if gid is not None else ""),
+        ) from error
+
+
+def listen_tcp(address: tuple[str, int]) -> socket.socket:
+    """Take the metrics address; port 0 takes any free port."""
+    host, port = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        shown = f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
+        raise ListenError(
+            f"cannot listen for metrics: {error.strerror or error}",
+            where=shown,
+            remedy="set 'metrics' to a free local address, or to 'off'",
+        ) from error
+    return sock
+
+
+def _bind_unix(path: Path, gid: int | None) -> UnixListener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(os.fspath(path))
+        inode = _inode(path)
+        try:
+            if gid is not None:
+                os.chown(path, -1, gid)
+            # Nobody connects before listen(), so the permissions are in force from the start.
+            path.chmod(SOCKET_MODE)
+            sock.listen(_BACKLOG)
+            sock.setblocking(False)
+        except OSError:
+            path.unlink()
+            raise
+    except OSError:
+        sock.close()
+        raise
+    return UnixListener(sock, path, inode)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time looks, removes and binds; the kernel frees a dead one's lock."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ListenError(
+                "another agent is starting here", where=str(folder), remedy="try again in a second"
+            ) from error
+        yield
+    finally:
+        os.close(fd)
+
+
+def _clear(path: Path) -> None:
+    """Make way for a new socket: remove what a dead agent left, refuse anything else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(
+            "exists and is not a socket",
+            where=str(path),
+            remedy="remove it, or set another path as 'socket'",
+        )
+    if _answers(path):
+        raise ListenError(
+            f"another agent answers on {path}",
+            where=str(path),
+            remedy="stop that agent, or give this one its own 'name', 'socket' and 'metrics'",
+        )
+    path.unlink()
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_ANSWER_TIMEOUT_S)
+        try:
+            sock.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError as error:
+            # A full backlog means that somebody holds it. EPROTOTYPE: another kind of socket.
+            if isinstance(error, TimeoutError) or error.errno in {errno.EAGAIN, errno.EPROTOTYPE}:
+                return True
+            raise
+    return True
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino

@@ -1,0 +1,73 @@
+"""Decides who may use the API: root, the agent's own user, and the members of one group."""
+
+from __future__ import annotations
+
+import grp
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.errors import ListenError
+
+SO_PEERGROUPS = 59  # Linux 4.13; the socket module has no name for it
+_MAX_GROUPS_BYTES = 1024  # as much as getsockopt of the socket module can return
+
+
+class _Socket(Protocol):
+    def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process at the other end of a Unix socket, as it was when it connected."""
+
+    pid: int
+    uid: int
+    groups: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who is let in."""
+
+    uids: frozenset[int]
+    gid: int | None = None
+
+    def allows(self, peer: Peer) -> bool:
+        return peer.uid in self.uids or (self.gid is not None and self.gid in peer.groups)
+
+
+def access(gid: int | None) -> Access:
+    """Root and the agent's user always, and the group if there is one."""
+    return Access(frozenset({0, os.geteuid()}), gid)
+
+
+def group_id(name: str) -> int:
+    """The id of a group that the configuration names."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise ListenError(
+            f"the group {name!r} does not exist",
+            where="socket_group",
+            remedy=f"create it (groupadd --system {name}) or name another group",
+        ) from error
+
+
+def peer_of(sock: _Socket) -> Peer:
+    """Who connected. The kernel's word, which no client can forge."""
+    pid, uid, gid = struct.unpack(
+        "iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    )
+    return Peer(pid, uid, frozenset({gid}) | _supplementary_groups(sock))
+
+
+def _supplementary_groups(sock: _Socket) -> frozenset[int]:
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _MAX_GROUPS_BYTES)
+    except OSError:
+        # More groups than fit: let in by uid or primary group only, rather than guess.
+        return frozenset()
+    return frozenset(struct.unpack(f"{len(raw) // 4}I", raw))

@@ -1,0 +1,244 @@
+"""Decides what a request asks for: JSON and query parameters become values, or a RequestError.
+
+Everything is pure. What a change may hold is decided by ``agent.config``, not here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping
+from ipaddress import IPv6Address
+
+from agent.config.edit import Edit, EditOp
+from agent.errors import NotFoundError, RequestError
+from agent.model import Address, Config, Protocol
+from agent.state.queries import FiveTuple, FlowQuery
+
+MAX_FLOWS = 10_000
+FLOW_STATES = ("embryonic", "acked", "established", "closing")
+EDIT_FIELDS = ("op", "service", "backend", "values", "dry_run")
+FLOW_PARAMETERS = ("service", "backend", "client", "state", "limit")
+EXPLAIN_PARAMETERS = ("protocol", "client", "client_port", "vip", "port")
+
+
+def parameters(pairs: Iterable[tuple[str, str]], known: Collection[str]) -> dict[str, str]:
+    """Query parameters by name; unknown, empty and repeated ones are refused."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in known:
+            raise _unknown("parameter", name, known)
+        if name in found:
+            raise RequestError(
+                "given more than once", where=f"parameter {name}", remedy="give it once"
+            )
+        if not value:
+            raise RequestError(
+                "is empty", where=f"parameter {name}", remedy="give it a value, or leave it out"
+            )
+        found[name] = value
+    return found
+
+
+def flow_query(given: Mapping[str, str], config: Config) -> FlowQuery:
+    """The filters of GET /v1/flows; names are checked, so a typing error is not an empty answer."""
+    service, backend, state = given.get("service"), given.get("backend"), given.get("state")
+    if service is not None and service not in {s.name for s in config.services}:
+        raise NotFoundError(
+            f"there is no service {service!r}",
+            where="parameter service",
+            remedy=_nearest(service, [s.name for s in config.services]),
+        )
+    names = {b.name for s in config.services if service in (None, s.name) for b in s.backends}
+    if backend is not None and backend not in names:
+        of_service = f" of service {service!r}" if service is not None else ""
+        raise NotFoundError(
+            f"there is no backend {backend!r}{of_service}",
+            where="parameter backend",
+            remedy=_nearest(backend, names),
+        )
+    if state is not None and state not in FLOW_STATES:
+        raise RequestError(
+            f"{state!r} is not a state of a flow",
+            where="parameter state",
+            remedy=f"use one of {', '.join(FLOW_STATES)}",
+        )
+    client = None
+    if "client" in given:
+        try:
+            client = ipaddress.ip_network(given["client"], strict=False)
+        except ValueError as error:
+            raise RequestError(
+                f"{given['client']!r} is neither an address nor a prefix",
+                where="parameter client",
+                remedy="write it like 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32",
+            ) from error
+    limit = _number(given, "limit", 1, MAX_FLOWS) if "limit" in given else 100
+    return FlowQuery(service, backend, client, state, limit)
+
+
+def five_tuple(given: Mapping[str, str]) -> FiveTuple:
+    """The flow that GET /v1/explain asks about; every parameter is needed."""
+    for name in EXPLAIN_PARAMETERS:
+        if name not in given:
+            raise RequestError(
+                "is missing",
+                where=f"parameter {name}",
+                remedy=f"give all of {', '.join(EXPLAIN_PARAMETERS)}",
+            )
+    try:
+        protocol = Protocol(given["protocol"])
+    except ValueError as error:
+        raise RequestError(
+            f"{given['protocol']!r} is not a protocol that is balanced",
+            where="parameter protocol",
+            remedy=f"use {' or '.join(p.value for p in Protocol)}",
+        ) from error
+    client, vip = _address(given, "client"), _address(given, "vip")
+    if client.version != vip.version:
+        raise RequestError(
+            f"{client} and {vip} are not of the same address family",
+            where="parameter client",
+            remedy="give two IPv4 or two IPv6 addresses",
+        )
+    return FiveTuple(
+        protocol,
+        client,
+        _number(given, "client_port", 1, 65535),
+        vip,
+        _number(given, "port", 1, 65535),
+    )
+
+
+def json_object(body: bytes) -> dict[str, object]:
+    """The JSON object that a body holds."""
+    try:
+        value = json.loads(
+            body, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite
+        )
+        # Half a surrogate pair passes the parser, and fails wherever it is written later.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        detail = str(error) if isinstance(error, json.JSONDecodeError) else _detail(error)
+        raise RequestError(
+            f"is not JSON: {detail}",
+            where="request body",
+            remedy="send one JSON object in UTF-8",
+        ) from error
+    if not isinstance(value, dict):
+        raise RequestError(
+            "is not a JSON object", where="request body", remedy='send an object, like {"op": …}'
+        )
+    return value
+
+
+def edit_request(body: Mapping[str, object]) -> tuple[Edit, bool]:
+    """The change that POST /v1/edit asks for, and whether it is a dry run."""
+    for name in body:
+        if name not in EDIT_FIELDS:
+            raise _unknown("field", name, EDIT_FIELDS)
+    operations = [op.value for op in EditOp]
+    op = body.get("op")
+    if not isinstance(op, str) or op not in operations:
+        raise RequestError(
+            f"{op!r} is not an operation" if "op" in body else "is missing",
+            where="field op",
+            remedy=f"use one of {', '.join(operations)}",
+        )
+    dry_run = body.get("dry_run", False)
+    if not isinstance(dry_run, bool):
+        raise RequestError(
+            f"{dry_run!r} is not true or false", where="field dry_run", remedy="use true or false"
+        )
+    values = body.get("values")
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise RequestError(
+            "is not an object", where="field values", remedy='send an object, like {"weight": 50}'
+        )
+    return Edit(EditOp(op), _name(body, "service"), _name(body, "backend"), values), dry_run
+
+
+def _name(body: Mapping[str, object], field: str) -> str | None:
+    value = body.get(field)
+    if value is not None and not isinstance(value, str):
+        raise RequestError(
+            f"{value!r} is not a name", where=f"field {field}", remedy="use a string, or null"
+        )
+    return value
+
+
+def _address(given: Mapping[str, str], name: str) -> Address:
+    try:
+        address = ipaddress.ip_address(given[name])
+    except ValueError as error:
+        raise RequestError(
+            f"{given[name]!r} is not an IP address",
+            where=f"parameter {name}",
+            remedy="write it like 192.0.2.7 or 2001:db8::7",
+        ) from error
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise RequestError(
+            f"{given[name]!r} names an interface, which no packet does",
+            where=f"parameter {name}",
+            remedy=f"leave out %{address.scope_id}",
+        )
+    return address
+
+
+def _number(given: Mapping[str, str], name: str, low: int, high: int) -> int:
+    text = given[name]
+    # int() would take " 1", "1_0" and other alphabets' digits.
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
+    if number is None or not low <= number <= high:
+        raise RequestError(
+            f"{text!r} is not a number from {low} to {high}",
+            where=f"parameter {name}",
+            remedy=f"use a number from {low} to {high}",
+        )
+    return number
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} comes twice")
+        found[key] = value
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+def _detail(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeError):
+        return "it is not UTF-8"
+    return str(error)
+
+
+def _unknown(kind: str, name: str, known: Collection[str]) -> RequestError:
+    return RequestError(
+        f"there is no {kind} of that name",
+        where=f"{kind} {name}",
+        remedy=_nearest(name, known),
+    )
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    if not known:
+        return "leave it out: there are none"
+    shown = ", ".join(sorted(known)[:10])
+    return f"use one of {shown}" + (", …" if len(known) > 10 else "")

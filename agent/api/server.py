@@ -1,0 +1,285 @@
+"""Owns the agent's HTTP server: the API on a Unix socket, and metrics on a TCP port.
+
+Handlers translate; what is asked is decided in ``requests``, what is told in ``views``, and
+what happens by the ``Control``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from agent.api import listen, peer, requests, views
+from agent.api.control import Control
+from agent.config.render import document
+from agent.errors import (
+    ConfigError,
+    ConflictError,
+    DataplaneError,
+    NetworkError,
+    NotFoundError,
+    RequestError,
+    SteelyardError,
+)
+from agent.state.snapshot import Snapshot
+
+log = structlog.get_logger()
+
+MAX_BODY_BYTES = 4 * 1024 * 1024  # some 20,000 backends in one services.apply
+_SHUTDOWN_S = 5.0
+_CALLER = "caller"  # where a request keeps its Peer
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+type _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# The first that matches; the order is from the special to the general.
+_STATUS: tuple[tuple[type[SteelyardError], int], ...] = (
+    (NotFoundError, 404),
+    (ConflictError, 409),
+    (ConfigError, 400),
+    (RequestError, 400),
+    (DataplaneError, 503),
+    (NetworkError, 503),
+)
+
+
+class ApiServer:
+    """Serves one agent from ``start`` to ``stop``.
+
+    ``metrics`` renders a snapshot as Prometheus text; it is called in a thread.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        socket_path: Path,
+        group: str | None,
+        metrics_listen: tuple[str, int] | None,
+        *,
+        metrics: Callable[[Snapshot], bytes],
+    ) -> None:
+        self._control = control
+        self._path = socket_path
+        self._group = group
+        self._metrics_listen = metrics_listen
+        self._render_metrics = metrics
+        self._rendering = asyncio.Lock()
+        self._access = peer.access(None)
+        self._unix: listen.UnixListener | None = None
+        self._runners: list[web.AppRunner] = []
+        self.metrics_address: tuple[str, int] | None = None  # once started
+
+    async def start(self) -> None:
+        """Take the socket and the port; raises ListenError with nothing left taken."""
+        gid = None if self._group is None else peer.group_id(self._group)
+        self._access = peer.access(gid)
+        try:
+            self._unix = listen.listen_unix(self._path, gid)
+            await self._serve(self._api(), self._unix.sock)
+            if self._metrics_listen is not None:
+                port = listen.listen_tcp(self._metrics_listen)
+                self.metrics_address = port.getsockname()[:2]
+                await self._serve(self._metrics_only(), port)
+        except BaseException:
+            await self.stop()
+            raise
+        log.info("api_listening", socket=str(self._path), metrics=self.metrics_address)
+
+    async def stop(self) -> None:
+        """Stop taking requests, let those in progress end, and remove the socket."""
+        runners, self._runners = self._runners, []
+        for runner in reversed(runners):
+            await runner.cleanup()
+        if self._unix is not None:
+            self._unix.close()
+            self._unix = None
+        self.metrics_address = None
+
+    async def _serve(self, app: web.Application, sock: socket.socket) -> None:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+        self._runners.append(runner)
+        await runner.setup()
+        await web.SockSite(runner, sock).start()
+
+    def _api(self) -> web.Application:
+        app = web.Application(
+            client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json, self._check_peer]
+        )
+        app.add_routes(
+            [
+                web.get("/v1/status", self._status),
+                web.get("/v1/services", self._services),
+                web.get("/v1/services/{name}", self._service),
+                web.get("/v1/config", self._config),
+                web.get("/v1/flows", self._flows),
+                web.get("/v1/explain", self._explain),
+                web.post("/v1/edit", self._edit),
+                web.post("/v1/reload", self._reload),
+                web.get("/metrics", self._metrics),
+                web.get("/healthz", self._healthz),
+            ]
+        )
+        return app
+
+    def _metrics_only(self) -> web.Application:
+        app = web.Application(client_max_size=1024, middlewares=[_errors_as_json])
+        app.add_routes([web.get("/metrics", self._metrics), web.get("/healthz", self._healthz)])
+        return app
+
+    @web.middleware
+    async def _check_peer(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        caller = _peer(request)
+        if caller is None or not self._access.allows(caller):
+            who = f"user {caller.uid}" if caller is not None else "this connection"
+            return _refusal(
+                403,
+                f"{who} may not use the API",
+                where=str(self._path),
+                remedy=f"be root, or a member of the group {self._group!r}"
+                if self._group
+                else "be root, or have 'socket_group' set to a group that you are in",
+            )
+        request[_CALLER] = caller
+        return await handler(request)
+
+    async def _status(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        return _json(views.status(self._control.snapshot()))
+
+    async def _services(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        snapshot = self._control.snapshot()
+
+        def render() -> web.Response:
+            return _json({"services": [views.service(s, snapshot.at) for s in snapshot.services]})
+
+        # Thousands of backends take a while to write down; health checks must not wait for it.
+        return await asyncio.to_thread(render)
+
+    async def _service(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        name = request.match_info["name"]
+        snapshot = self._control.snapshot()
+        for service in snapshot.services:
+            if service.service.name == name:
+                return _json(views.service(service, snapshot.at))
+        raise NotFoundError(
+            f"there is no service {name!r}", where="services", remedy="lbctl service list"
+        )
+
+    async def _config(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        return _json(
+            {
+                "config": document(self._control.config()),
+                "changes_since_file": views.changes(self._control.file_changes()),
+            }
+        )
+
+    async def _flows(self, request: web.Request) -> web.Response:
+        given = _parameters(request, requests.FLOW_PARAMETERS)
+        query = requests.flow_query(given, self._control.config())
+        return _json(views.flows(self._control.flows(query)))
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        asked = requests.five_tuple(_parameters(request, requests.EXPLAIN_PARAMETERS))
+        return _json(views.explanation(self._control.explain(asked)))
+
+    async def _edit(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        edit, dry_run = requests.edit_request(requests.json_object(await request.read()))
+        made = await self._control.edit(edit, dry_run)
+        if not dry_run:
+            _log_use(
+                request, "api_edit", op=edit.op.value, service=edit.service, backend=edit.backend
+            )
+        return _json({"changes": views.changes(made), "applied": not dry_run})
+
+    async def _reload(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        made = await self._control.reload()
+        _log_use(request, "api_reload", changes=len(made))
+        return _json({"changes": views.changes(made)})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        # One at a time, off the event loop: scrapers must not be able to slow the agent down.
+        async with self._rendering:
+            body = await asyncio.to_thread(self._render_metrics, self._control.snapshot())
+        return web.Response(body=body, headers={"Content-Type": _METRICS_TYPE})
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        dataplane = self._control.snapshot().dataplane
+        if dataplane.attached:
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text=f"not attached to {dataplane.interface}\n")
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """The root of every request: whatever goes wrong has a JSON body and a fitting status."""
+    try:
+        return await handler(request)
+    except SteelyardError as error:
+        status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+        return _json(views.error(error), status)
+    except web.HTTPException as error:
+        return _http_refusal(request, error)
+    except Exception:
+        log.exception("api_request_failed", method=request.method, path=request.path)
+        return _refusal(
+            500,
+            "the agent failed to answer; nothing more is known here",
+            where=f"{request.method} {request.path}",
+            remedy="look for api_request_failed in the agent's log, and report it",
+        )
+
+
+def _http_refusal(request: web.Request, error: web.HTTPException) -> web.Response:
+    where = f"{request.method} {request.path}"
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return _refusal(405, "this path has another method", where=where, remedy=f"use {allowed}")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return _refusal(
+            413,
+            f"the body is larger than {MAX_BODY_BYTES} bytes",
+            where=where,
+            remedy="split the change",
+        )
+    if isinstance(error, web.HTTPNotFound):
+        return _refusal(
+            404, "there is no such path", where=where, remedy="check the version of the client"
+        )
+    return _refusal(error.status, error.reason, where=where, remedy="")
+
+
+def _refusal(status: int, message: str, *, where: str, remedy: str) -> web.Response:
+    return _json(views.error(SteelyardError(message, where=where, remedy=remedy)), status)
+
+
+def _json(body: views.Json, status: int = 200) -> web.Response:
+    text = json.dumps(body, allow_nan=False)
+    return web.Response(status=status, text=text + "\n", content_type="application/json")
+
+
+def _parameters(request: web.Request, known: tuple[str, ...] = ()) -> dict[str, str]:
+    return requests.parameters(request.query.items(), known)
+
+
+def _peer(request: web.Request) -> peer.Peer | None:
+    sock = None if request.transport is None else request.transport.get_extra_info("socket")
+    return None if sock is None else peer.peer_of(sock)
+
+
+def _log_use(request: web.Request, event: str, **what: object) -> None:
+    """Who changed something; reading leaves no trace."""
+    caller: peer.Peer = request[_CALLER]
+    log.info(event, uid=caller.uid, pid=caller.pid, **what)

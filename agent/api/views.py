@@ -1,0 +1,268 @@
+"""Decides what the API tells: snapshots, changes, flows and explanations as JSON values.
+
+Names and units are in the keys. Everything is pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+
+from agent.config.plan import Change
+from agent.errors import ConfigError, SteelyardError
+from agent.model import BackendState, CheckKind, HealthCheck, NextHop, Service, ServiceState
+from agent.state.queries import Explanation, FlowPage, FlowView
+from agent.state.snapshot import (
+    BackendCounts,
+    BackendSnapshot,
+    DataplaneSnapshot,
+    Rates,
+    ServiceSnapshot,
+    Snapshot,
+)
+
+type Json = dict[str, object]
+
+
+def status(snapshot: Snapshot) -> Json:
+    """The body of GET /v1/status."""
+    services = Counter(service.state for service in snapshot.services)
+    backends = Counter(b.state for service in snapshot.services for b in service.backends)
+    return {
+        "agent": {
+            "name": snapshot.name,
+            "version": snapshot.version,
+            "pid": snapshot.pid,
+            "uptime_s": _age_s(snapshot.started, snapshot.at),
+            "started_at": rfc3339(snapshot.started),
+            "config_file": snapshot.config_path,
+            "config_problem": snapshot.config_problem,
+            "changes_since_file": snapshot.changes_since_file,
+            "reconcile_problem": snapshot.reconcile_problem,
+        },
+        "dataplane": _dataplane(snapshot.dataplane),
+        "services": {
+            "total": services.total(),
+            **{state.value: services[state] for state in ServiceState},
+        },
+        "backends": {
+            "total": backends.total(),
+            **{state.value: backends[state] for state in BackendState},
+        },
+        "rates": _rates(snapshot.rates),
+    }
+
+
+def service(view: ServiceSnapshot, at: float) -> Json:
+    """A ServiceView; ``at`` is when the snapshot was taken."""
+    configured = view.service
+    return {
+        "name": configured.name,
+        "vip": str(configured.key.vip),
+        "port": configured.key.port or "any",
+        "protocol": configured.key.protocol.value,
+        "forward": configured.forward.value,
+        "scheduler": configured.scheduler.value,
+        "down_flows": configured.down_flows.value,
+        "state": view.state.value,
+        "reason": view.reason,
+        "since": rfc3339(view.since),
+        "since_s": _age_s(view.since, at),
+        "backends_up": sum(1 for b in view.backends if b.state is BackendState.UP),
+        "backends_total": len(view.backends),
+        "flows_established": sum(b.flows for b in view.backends),
+        "rates": _rates(view.rates),
+        **_counts(view.counts),
+        "flows_not_recorded_total": view.not_recorded,
+        "drops_total": dict(view.drops),
+        "timeouts_s": {
+            "embryonic": configured.timeouts.embryonic_s,
+            "acked": configured.timeouts.acked_s,
+            "established": configured.timeouts.established_s,
+            "closing": configured.timeouts.closing_s,
+        },
+        "health_check": _health_check(configured),
+        "backends": [_backend(configured.name, backend, at) for backend in view.backends],
+    }
+
+
+def changes(made: tuple[Change, ...]) -> list[Json]:
+    """Changes as the API lists them."""
+    return [
+        {
+            "action": change.action.value,
+            "kind": change.kind.value,
+            "service": change.service,
+            "backend": change.backend,
+            "fields": [{"field": f.field, "old": f.old, "new": f.new} for f in change.fields],
+            "effect": change.effect,
+        }
+        for change in made
+    ]
+
+
+def flows(page: FlowPage) -> Json:
+    """The body of GET /v1/flows."""
+    return {
+        "flows": [_flow(flow) for flow in page.flows],
+        "matched": page.matched,
+        "shown": len(page.flows),
+    }
+
+
+def explanation(explained: Explanation) -> Json:
+    """The body of GET /v1/explain."""
+    return {
+        "verdict": explained.verdict,
+        "service": explained.service,
+        "backend": explained.backend,
+        "reason": explained.reason,
+        "steps": list(explained.steps),
+        "recorded_flow": None if explained.recorded is None else _flow(explained.recorded),
+        "ring": {
+            "slots": explained.ring_slots,
+            "draws": [
+                {"slot": draw.slot, "backend": draw.backend, "usable": draw.usable}
+                for draw in explained.draws
+            ],
+        },
+    }
+
+
+def error(problem: SteelyardError) -> Json:
+    """The body of every refusal; ``problems`` lists them all when there are several."""
+    body = _problem(problem)
+    if isinstance(problem, ConfigError) and len(problem.problems) > 1:
+        body["problems"] = [_problem(each) for each in problem.problems]
+    return {"error": body}
+
+
+def rfc3339(at: float) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC."""
+    text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
+def _problem(problem: SteelyardError) -> Json:
+    return {"message": problem.message, "where": problem.where, "remedy": problem.remedy}
+
+
+def _dataplane(view: DataplaneSnapshot) -> Json:
+    states = view.flows_by_state
+    used = sum(states.values())
+    return {
+        "interface": view.interface,
+        "attached": view.attached,
+        "xdp_mode": view.xdp_mode,
+        "xdp_mode_reason": view.xdp_mode_reason,
+        "driver": view.driver,
+        "program_id": view.program_id,
+        "abi_version": view.abi,
+        "features": list(view.features),
+        "compile_ms": round(view.compile_ms, 1),
+        "instructions": view.instructions,
+        "flow_table": {
+            "slots": view.flow_slots,
+            **{s: states.get(s, 0) for s in ("established", "acked", "embryonic", "closing")},
+            "used_share": round(used / view.flow_slots, 6) if view.flow_slots else 0.0,
+        },
+        "passed_packets": dict(view.passed),
+    }
+
+
+def _backend(service_name: str, view: BackendSnapshot, at: float) -> Json:
+    health = view.health
+    return {
+        "service": service_name,
+        "name": view.backend.name,
+        "address": str(view.backend.address),
+        "state": view.state.value,
+        "reason": view.reason,
+        "since": rfc3339(view.since),
+        "since_s": _age_s(view.since, at),
+        "admin_state": view.backend.admin.value,
+        "health": health.health.value,
+        "health_reason": health.reason,
+        "health_since": rfc3339(health.since),
+        "health_latency_ms": None if health.latency_ms is None else round(health.latency_ms, 3),
+        "next_hop": None if view.next_hop is None else _next_hop(view.next_hop),
+        "weight_configured": view.backend.weight,
+        "weight_effective": view.weight_effective,
+        "weight_reason": view.weight_reason,
+        "share_expected": round(view.share_expected, 6),
+        "share_actual": round(view.share_actual, 6),
+        "flows_established": view.flows,
+        "rates": _rates(view.rates),
+        **_counts(view.counts),
+    }
+
+
+def _next_hop(hop: NextHop) -> Json:
+    return {"mac": hop.mac, "ifindex": hop.ifindex, "on_link": hop.on_link, "mtu": hop.mtu}
+
+
+def _rates(rates: Rates) -> Json:
+    return {
+        "new_flows_per_s": round(rates.new_flows_per_s, 3),
+        "packets_per_s": round(rates.packets_per_s, 3),
+        "bits_per_s": round(rates.bits_per_s, 3),
+        "drops_per_s": round(rates.drops_per_s, 3),
+    }
+
+
+def _counts(counts: BackendCounts) -> Json:
+    return {
+        "packets_total": counts.packets,
+        "bytes_total": counts.bytes,
+        "new_flows_total": counts.opened,
+        "closed_flows_total": counts.closed,
+        "established_flows_total": counts.established,
+    }
+
+
+def _health_check(configured: Service) -> Json:
+    """The check as it is made: the port filled in, and only what its kind uses."""
+    check: HealthCheck = configured.health
+    if check.kind is CheckKind.NONE:
+        return {"type": check.kind.value}
+    shown: Json = {
+        "type": check.kind.value,
+        "port": check.port or configured.key.port or None,
+        "interval_s": check.interval_s,
+        "timeout_s": check.timeout_s,
+        "rise": check.rise,
+        "fall": check.fall,
+        "jitter": check.jitter,
+    }
+    if check.kind in {CheckKind.HTTP, CheckKind.HTTPS}:
+        shown |= {
+            "method": check.method,
+            "path": check.path,
+            "host": check.host,
+            "expect_status": ",".join(
+                str(low) if low == high else f"{low}-{high}" for low, high in check.expect_status
+            ),
+        }
+    if check.kind is CheckKind.HTTPS:
+        shown["verify_tls"] = check.verify_tls
+    return shown
+
+
+def _flow(flow: FlowView) -> Json:
+    return {
+        "service": flow.service,
+        "protocol": flow.tuple5.protocol.value,
+        "client": str(flow.tuple5.client),
+        "client_port": flow.tuple5.client_port,
+        "vip": str(flow.tuple5.vip),
+        "port": flow.tuple5.port,
+        "backend": flow.backend,
+        "state": flow.state,
+        "age_s": round(flow.age_s, 3),
+        "idle_s": round(flow.idle_s, 3),
+    }
+
+
+def _age_s(since: float, at: float) -> float:
+    # A clock set back must not make an age negative.
+    return round(max(0.0, at - since), 3)

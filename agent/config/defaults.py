@@ -1,0 +1,56 @@
+"""What holds where the operator says nothing, as far as it depends on something else."""
+
+from __future__ import annotations
+
+from agent.model import (
+    TCP_TIMEOUTS,
+    UDP_TIMEOUTS,
+    CheckKind,
+    HealthCheck,
+    Protocol,
+    Service,
+    ServiceKey,
+    Timeouts,
+)
+
+_CHECK = HealthCheck()
+COMMON_CHECK_KEYS = frozenset({"type", "port", "interval", "timeout", "rise", "fall", "jitter"})
+HTTP_CHECK_KEYS = frozenset({"method", "path", "host", "expect_status"})
+TLS_CHECK_KEYS = frozenset({"verify_tls"})
+
+# A check that is switched off may keep its other keys, to be switched on again.
+CHECK_KEYS: dict[CheckKind, frozenset[str]] = {
+    CheckKind.NONE: COMMON_CHECK_KEYS | HTTP_CHECK_KEYS | TLS_CHECK_KEYS,
+    CheckKind.TCP: COMMON_CHECK_KEYS,
+    CheckKind.HTTP: COMMON_CHECK_KEYS | HTTP_CHECK_KEYS,
+    CheckKind.HTTPS: COMMON_CHECK_KEYS | HTTP_CHECK_KEYS | TLS_CHECK_KEYS,
+}
+
+
+def default_timeouts(protocol: Protocol) -> Timeouts:
+    """Idle timeouts of a service that sets none."""
+    return TCP_TIMEOUTS if protocol is Protocol.TCP else UDP_TIMEOUTS
+
+
+def default_check_kind(protocol: Protocol) -> CheckKind:
+    """A TCP port can be tried; what a UDP service answers to, only its operator knows."""
+    return CheckKind.TCP if protocol is Protocol.TCP else CheckKind.NONE
+
+
+def default_check_timeout(interval_s: float) -> float:
+    """A check never outlives its interval."""
+    return min(_CHECK.timeout_s, interval_s)
+
+
+def default_service(name: str, key: ServiceKey, interval_s: float = _CHECK.interval_s) -> Service:
+    """The service with this key that sets nothing else than the interval of its check."""
+    return Service(
+        name=name,
+        key=key,
+        timeouts=default_timeouts(key.protocol),
+        health=HealthCheck(
+            kind=default_check_kind(key.protocol),
+            interval_s=interval_s,
+            timeout_s=default_check_timeout(interval_s),
+        ),
+    )

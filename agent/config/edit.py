@@ -1,0 +1,208 @@
+"""Applies one change of an operator to a configuration, purely.
+
+The change is made on the document and the whole of it is loaded again, so what the API accepts is
+exactly what the file may hold. In ``values``, null puts a key back to its default.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from agent.config import document as doc
+from agent.config.kinds import suggestion
+from agent.config.load import build, merge
+from agent.config.render import document
+from agent.errors import ConfigError, ConflictError, NotFoundError
+from agent.model import Config
+
+type Mapped = dict[str, object]
+
+
+class EditOp(enum.Enum):
+    """What can be done to a running configuration."""
+
+    SERVICE_ADD = "service.add"
+    SERVICE_SET = "service.set"
+    SERVICE_REMOVE = "service.remove"
+    BACKEND_ADD = "backend.add"
+    BACKEND_SET = "backend.set"
+    BACKEND_REMOVE = "backend.remove"
+    SERVICES_APPLY = "services.apply"
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One change. ``values`` are keys of the service or backend as the file has them."""
+
+    op: EditOp
+    service: str | None = None
+    backend: str | None = None
+    values: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Names what an edit is about; there is no file to point at."""
+
+    data: Mapped
+
+    def place(self, path: doc.Path) -> tuple[str, str]:
+        names = []
+        here: object = self.data
+        for depth, part in enumerate(path):
+            here = _child(here, part)
+            if isinstance(part, int):
+                kind = str(path[depth - 1]).removesuffix("s")
+                name = here.get("name") if isinstance(here, dict) else None
+                names.append(f"{kind} {name or f'number {part + 1}'}")
+        last = max((n for n, part in enumerate(path) if isinstance(part, int)), default=-1)
+        return ", ".join(names) or "the change", doc.dotted(path[last + 1 :])
+
+
+def _child(data: object, part: str | int) -> object:
+    if isinstance(data, dict):
+        return data.get(part)
+    if isinstance(data, list) and isinstance(part, int) and part < len(data):
+        return data[part]
+    return None
+
+
+def apply_edit(config: Config, edit: Edit) -> Config:
+    """The configuration after ``edit``.
+
+    Raises NotFoundError, ConflictError or ConfigError, each with what to do about it.
+    """
+    data = document(config)
+    _OPERATIONS[edit.op](data, edit)
+    return build(data, _Place(data))
+
+
+def _add_service(data: Mapped, edit: Edit) -> None:
+    values = _copied(edit)
+    name = edit.service or values.get("name")
+    services = _list(data, "services")
+    if any(service["name"] == name for service in services):
+        raise ConflictError(
+            f"service {name} exists already",
+            where=f"service {name}",
+            remedy="change it (service set), or give the new one another name",
+        )
+    services.append({"name": name} | values | {"name": name})
+
+
+def _set_service(data: Mapped, edit: Edit) -> None:
+    service = _service(data, edit)
+    values = _copied(edit)
+    for key, remedy in (
+        ("name", "remove the service and add one with the new name"),
+        ("backends", "change them one by one (backend set), or apply a whole document"),
+    ):
+        if key in values:
+            raise ConfigError(f"{key}: cannot be set", where=_where(edit), remedy=remedy)
+    merged = merge(service, values)
+    service.clear()
+    service.update(merged)
+
+
+def _remove_service(data: Mapped, edit: Edit) -> None:
+    _list(data, "services").remove(_service(data, edit))
+
+
+def _add_backend(data: Mapped, edit: Edit) -> None:
+    service = _service(data, edit)
+    values = _copied(edit)
+    name = edit.backend or values.get("name")
+    backends = _list(service, "backends")
+    if any(backend["name"] == name for backend in backends):
+        raise ConflictError(
+            f"backend {name} exists already",
+            where=f"service {edit.service}, backend {name}",
+            remedy="change it (backend set), or give the new one another name",
+        )
+    backends.append({"name": name} | values | {"name": name})
+
+
+def _set_backend(data: Mapped, edit: Edit) -> None:
+    backend = _backend(data, edit)
+    for key in edit.values:
+        if key in ("name", "address"):
+            raise ConfigError(
+                f"{key}: cannot be set",
+                where=_where(edit),
+                remedy="add another backend, drain this one, and remove it when it is idle",
+            )
+    backend.update(_copied(edit))
+
+
+def _remove_backend(data: Mapped, edit: Edit) -> None:
+    _list(_service(data, edit), "backends").remove(_backend(data, edit))
+
+
+def _apply_services(data: Mapped, edit: Edit) -> None:
+    values = _copied(edit)
+    unknown = sorted(set(values) - {"services", "defaults"})
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]}: cannot be applied at run time",
+            where="the change",
+            remedy="leave it out; what is not a service is changed in the agent's file",
+        )
+    if "services" not in values:
+        raise ConfigError(
+            "services: is missing",
+            where="the change",
+            remedy="give the list of services; an empty list removes them all",
+        )
+    data.update(values)
+
+
+_OPERATIONS: dict[EditOp, Callable[[Mapped, Edit], None]] = {
+    EditOp.SERVICE_ADD: _add_service,
+    EditOp.SERVICE_SET: _set_service,
+    EditOp.SERVICE_REMOVE: _remove_service,
+    EditOp.BACKEND_ADD: _add_backend,
+    EditOp.BACKEND_SET: _set_backend,
+    EditOp.BACKEND_REMOVE: _remove_backend,
+    EditOp.SERVICES_APPLY: _apply_services,
+}
+
+
+def _copied(edit: Edit) -> Mapped:
+    return copy.deepcopy(dict(edit.values))
+
+
+def _list(parent: Mapped, key: str) -> list[Mapped]:
+    value = parent[key]
+    assert isinstance(value, list)  # noqa: S101 (documents that we rendered have both lists)
+    return value
+
+
+def _service(data: Mapped, edit: Edit) -> Mapped:
+    return _named(_list(data, "services"), "service", edit.service, "lbctl service list")
+
+
+def _backend(data: Mapped, edit: Edit) -> Mapped:
+    backends = _list(_service(data, edit), "backends")
+    return _named(backends, "backend", edit.backend, f"lbctl backend list {edit.service}")
+
+
+def _named(items: list[Mapped], kind: str, name: str | None, command: str) -> Mapped:
+    for item in items:
+        if item["name"] == name:
+            return item
+    if name is None:
+        raise ConfigError(f"no {kind} is named", where="the change", remedy=f"name the {kind}")
+    hint = suggestion(name, [str(item["name"]) for item in items])
+    raise NotFoundError(
+        f"there is no {kind} {name}",
+        where=f"{kind} {name}",
+        remedy=f"{hint}`{command}` shows those that there are",
+    )
+
+
+def _where(edit: Edit) -> str:
+    service = f"service {edit.service}"
+    return f"{service}, backend {edit.backend}" if edit.backend else service

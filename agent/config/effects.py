@@ -1,0 +1,182 @@
+"""Says what a change of a service or backend does to traffic, in one sentence for its operator.
+
+A recorded flow belongs to its backend's address and its service's VIP, port and protocol: names
+can change without a connection noticing. What is no longer there, or in maintenance, gives its
+flows up: their next packets go to other backends, which reset TCP connections they do not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.config.durations import format_duration
+from agent.model import AdminState, Backend, CheckKind, DownFlows, Service
+
+NO_BACKEND_LEFT = "no backend is left for new flows: they are dropped"
+
+
+def service_added(service: Service, renamed_from: str | None) -> str:
+    """A service that was not there; ``renamed_from`` had the same key until now."""
+    if renamed_from:
+        return f"this was service {renamed_from}: the same {service.key}, open connections stay"
+    if not any(shares(service).values()):
+        return f"{service.key} is taken in; {NO_BACKEND_LEFT}"
+    return f"{service.key} is balanced from now on"
+
+
+def service_removed(service: Service, renamed_to: str | None) -> str:
+    """A service that will not be there; ``renamed_to`` has its key from now on."""
+    if renamed_to:
+        return f"{service.key} goes on as service {renamed_to}, open connections stay"
+    backends = _plural(len(service.backends), "backend")
+    return f"{service.key} is no longer balanced: open connections to its {backends} are cut"
+
+
+def service_changed(old: Service, new: Service) -> str:
+    """Other settings of the same service, its backends aside."""
+    parts = []
+    if old.key != new.key:
+        parts.append(
+            f"{old.key} is no longer balanced, its open connections are cut; "
+            f"{new.key} is from now on"
+        )
+    if old.forward is not new.forward:
+        parts.append(
+            f"every packet, those of open connections included, is sent by {new.forward.value} "
+            "at once: the backends must be ready for it"
+        )
+    if old.scheduler.value != new.scheduler.value:
+        parts.append(f"new flows are placed by {new.scheduler.value}; established flows stay")
+    if old.health != new.health:
+        parts.append(_health(new))
+    if old.timeouts != new.timeouts:
+        parts.append("the new idle timeouts count for open flows too")
+    if old.down_flows is not new.down_flows:
+        parts.append(
+            "open flows of a backend that goes down stay with it"
+            if new.down_flows is DownFlows.KEEP
+            else "open flows of a backend that goes down move to others at once"
+        )
+    return "; ".join(parts)
+
+
+def backend_added(new: Service, backend: Backend, renamed_from: str | None) -> str:
+    """A backend that was not in the service; ``renamed_from`` had the same address until now."""
+    if renamed_from:
+        return f"this was backend {renamed_from}: the same address, open connections stay"
+    share = shares(new)[backend.name]
+    if share == 0:
+        return f"it gets no new flow: {_idle_reason(backend)}"
+    return f"{_once_healthy(new)}about {percent(share)} of new flows move to it; {_STAY}"
+
+
+def backend_removed(old: Service, new: Service, backend: Backend, renamed_to: str | None) -> str:
+    """A backend that will not be in the service; ``renamed_to`` has its address from now on."""
+    if renamed_to:
+        return f"it goes on as backend {renamed_to}, open connections stay"
+    if backend.admin is AdminState.MAINTENANCE:
+        return "it gets no traffic already"
+    share = shares(old)[backend.name]
+    if share == 0:
+        return "those of its open connections that have not finished are cut"
+    cut = "its open connections are cut (drain it first and they finish)"
+    if not any(shares(new).values()):
+        return f"{cut}; {NO_BACKEND_LEFT}"
+    return f"{cut}; its {percent(share)} of new flows move to the other backends"
+
+
+def backend_changed(old: Service, new: Service, before: Backend, after: Backend) -> str:
+    """Another address, weight or state of the same backend."""
+    share_before, share_after = shares(old)[before.name], shares(new)[after.name]
+    parts = []
+    if before.address != after.address:
+        parts.append(
+            f"open connections to {before.address} are cut; new flows go to {after.address}"
+        )
+    if before.admin is not after.admin:
+        parts.append(_state_changed(new, before, after, share_after))
+    elif before.weight != after.weight:
+        parts.append(_weight_changed(after, share_before, share_after))
+    if share_before > 0 and not any(shares(new).values()):
+        parts.append(NO_BACKEND_LEFT)
+    return "; ".join(parts)
+
+
+def shares(service: Service) -> Mapping[str, float]:
+    """The share of new flows by backend, 0 to 1, while all that are active are healthy."""
+    weights = {
+        backend.name: backend.weight if backend.admin is AdminState.ACTIVE else 0
+        for backend in service.backends
+    }
+    total = sum(weights.values())
+    return {name: weight / total if total else 0.0 for name, weight in weights.items()}
+
+
+def percent(share: float) -> str:
+    """``25 %``, with as many digits as a reader can use."""
+    if share == 0:
+        return "0 %"
+    if share < 0.001:
+        return "less than 0.1 %"
+    return f"{share * 100:.1f} %" if share < 0.0095 else f"{share * 100:.0f} %"
+
+
+_STAY = "established flows stay"
+
+
+def _state_changed(service: Service, before: Backend, after: Backend, share: float) -> str:
+    match after.admin:
+        case AdminState.DRAIN if before.admin is AdminState.MAINTENANCE:
+            return "it still gets no new flow"
+        case AdminState.DRAIN:
+            return "its open connections finish, no new flow goes there"
+        case AdminState.MAINTENANCE:
+            return "nothing is sent there any more: its open connections are cut"
+        case AdminState.ACTIVE if share == 0:
+            return f"it still gets no new flow: {_idle_reason(after)}"
+        case AdminState.ACTIVE:
+            return f"{_once_healthy(service)}about {percent(share)} of new flows go to it; {_STAY}"
+
+
+def _weight_changed(after: Backend, share_before: float, share_after: float) -> str:
+    if after.admin is not AdminState.ACTIVE:
+        return f"nothing while its state is {after.admin.value}"
+    if share_after == 0:
+        return "its open connections finish, no new flow goes there"
+    if share_before == share_after:
+        return f"none: it gets {percent(share_after)} of new flows, as before"
+    moved = percent(abs(share_after - share_before))
+    way = "to it" if share_after > share_before else "from it to others"
+    return (
+        f"about {moved} of new flows move {way} "
+        f"(its share: {percent(share_before)} → {percent(share_after)}); {_STAY}"
+    )
+
+
+def _health(service: Service) -> str:
+    check = service.health
+    if check.kind is CheckKind.NONE:
+        return "the backends are no longer checked, and count as up"
+    return (
+        f"the backends are checked by the new rule ({check.kind.value} every "
+        f"{_seconds(check.interval_s)}): those that fail it get no new flow"
+    )
+
+
+def _seconds(seconds: float) -> str:
+    text = format_duration(seconds)
+    return text if isinstance(text, str) else f"{text:g}s"
+
+
+def _once_healthy(service: Service) -> str:
+    return "" if service.health.kind is CheckKind.NONE else "once its check passes, "
+
+
+def _idle_reason(backend: Backend) -> str:
+    if backend.admin is not AdminState.ACTIVE:
+        return f"its state is {backend.admin.value}"
+    return "its weight is 0"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,377 @@
+"""What a value may be: the types of the schema, each with its check, its error and its remedy.
+
+Every type carries a ``Kind``, the words with which the reference describes it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import Annotated, Never
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from agent.config.durations import format_duration, parse_duration
+from agent.model import ANY_PORT, MAX_WEIGHT, Address
+
+# sun_path holds 108 bytes, one of them the final NUL.
+_MAX_SOCKET_PATH = 107
+_MAX_NAME = 64
+
+type StatusRanges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How the reference describes a type."""
+
+    text: str
+
+
+def refuse(message: str, remedy: str) -> Never:
+    """Reports a value to pydantic; ``agent.config.load`` finds both texts in the context."""
+    # The template is constant: braces in the value must not be taken for fields.
+    context = {"message": message, "remedy": remedy}
+    raise PydanticCustomError("steelyard", "{message}", context)
+
+
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """``did you mean 'weight'? ``, or nothing."""
+    close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'? " if close else ""
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: short, and with quotes if it is text."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        remedy = f"give a whole number from {low} to {high}"
+        if isinstance(value, bool) or not isinstance(value, int):
+            refuse(f"{shown(value)} is not a whole number", remedy)
+        if not low <= value <= high:
+            refuse(f"{shown(value)} is out of range", remedy)
+        return value
+
+    return check
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        refuse(f"{shown(value)} is not a share", "give a number from 0 to 1, such as 0.1")
+    return float(value)
+
+
+def _duration(low_s: float, high_s: float) -> Callable[[object], float]:
+    def check(value: object) -> float:
+        bounds = f"from {format_duration(low_s)} to {format_duration(high_s)}"
+        seconds = parse_duration(value)
+        if seconds is None:
+            remedy = f"give seconds, or a text such as 500ms, 2s, 15m or 1h, {bounds}"
+            refuse(f"{shown(value)} is not a duration", remedy)
+        if not low_s <= seconds <= high_s:
+            refuse(f"{shown(value)} is out of range", f"give a duration {bounds}")
+        return seconds
+
+    return check
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        refuse(f"{shown(value)} is not text", f"put it in quotes: '{value}'")
+    return value
+
+
+def _matching(pattern: str, what: str, remedy: str, longest: int) -> Callable[[object], str]:
+    compiled = re.compile(pattern, re.ASCII)
+
+    def check(value: object) -> str:
+        text = _text(value)
+        if len(text) > longest:
+            refuse(f"{shown(text)} is too long for {what}", f"at most {longest} characters")
+        if compiled.fullmatch(text) is None:
+            refuse(f"{shown(text)} is not {what}", remedy)
+        return text
+
+    return check
+
+
+def _choice[E: enum.Enum](choices: type[E]) -> Callable[[object], E]:
+    words = [str(choice.value) for choice in choices]
+
+    def check(value: object) -> E:
+        if isinstance(value, str) and value in words:
+            return choices(value)
+        refuse(
+            f"{shown(value)} is not known",
+            f"{suggestion(value, words)}choose one of: {', '.join(words)}",
+        )
+
+    return check
+
+
+def choice[E: enum.Enum](choices: type[E]) -> tuple[BeforeValidator, Kind]:
+    """The metadata of a field that holds one of an enum's values."""
+    words = " \\| ".join(f"`{choice.value}`" for choice in choices)
+    return BeforeValidator(_choice(choices)), Kind(words)
+
+
+def _address(value: object) -> Address:
+    if isinstance(value, str) and "/" in value:
+        refuse(f"{shown(value)} is a network", "give one address, without a prefix length")
+    text = _text(value)  # outside: what it raises is a ValueError too
+    try:
+        address = ip_address(text)
+    except ValueError:
+        remedy = "give one address, such as 10.0.0.10 or fd00::10 (names are not resolved)"
+        refuse(f"{shown(value)} is not an IP address", remedy)
+    if isinstance(address, IPv6Address):
+        if address.scope_id:
+            refuse(f"{value} has a zone", "give an address that is the same on every interface")
+        if address.ipv4_mapped:
+            refuse(f"{value} is an IPv4 address in disguise", f"write {address.ipv4_mapped}")
+    for kind, is_kind in (
+        ("the unspecified address", address.is_unspecified),
+        ("a multicast address", address.is_multicast),
+        ("a loopback address", address.is_loopback),
+        ("the broadcast address", address == IPv4Address("255.255.255.255")),
+    ):
+        if is_kind:
+            refuse(f"{address} is {kind}", "give the unicast address of one host")
+    return address
+
+
+def _address_v4(value: object) -> IPv4Address:
+    address = _address(value)
+    if not isinstance(address, IPv4Address):
+        refuse(f"{address} is not an IPv4 address", "give an address such as 10.0.0.2")
+    return address
+
+
+def _address_v6(value: object) -> IPv6Address:
+    address = _address(value)
+    if not isinstance(address, IPv6Address):
+        refuse(f"{address} is not an IPv6 address", "give an address such as fd00::2")
+    return address
+
+
+def _service_port(value: object) -> int:
+    if value == "any":
+        return ANY_PORT
+    remedy = "give a number from 1 to 65535, or any"
+    if isinstance(value, bool) or not isinstance(value, int):
+        refuse(f"{shown(value)} is not a port", remedy)
+    if value == 0:
+        refuse("0 is not a port", "write any for every port of the VIP, or a port from 1 to 65535")
+    if not 0 < value <= 65535:
+        refuse(f"{shown(value)} is out of range", remedy)
+    return value
+
+
+def _absolute(value: object) -> Path:
+    text = _text(value)
+    if not text.startswith("/") or "\0" in text:
+        refuse(f"{shown(text)} is not an absolute path", "start it with /")
+    return Path(text)
+
+
+def _socket_path(value: object) -> Path:
+    path = _absolute(value)
+    if len(str(path).encode(errors="replace")) > _MAX_SOCKET_PATH:
+        remedy = f"at most {_MAX_SOCKET_PATH} bytes, such as /run/steelyard/agent.sock"
+        refuse(f"{shown(str(path))} is too long for a Unix socket", remedy)
+    return path
+
+
+def _listen(value: object) -> tuple[str, int] | None:
+    # YAML 1.1 readers in front of the API may have made a boolean of `off`.
+    if value == "off" or value is False:
+        return None
+    remedy = "give an address and a port, such as 127.0.0.1:9117 or [::1]:9117, or off"
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):([0-9]{1,5})", str(value))
+    if match is None:
+        refuse(f"{shown(value)} is not a listening address", remedy)
+    v6, v4, port = match.group(1), match.group(2), int(match.group(3))
+    try:
+        host = str(IPv6Address(v6) if v6 else IPv4Address(v4))
+    except ValueError:
+        refuse(f"{shown(v6 or v4)} is not an IP address", remedy)
+    if not 0 < port <= 65535:
+        refuse(f"port {port} is out of range", "give a port from 1 to 65535")
+    return host, port
+
+
+def _power_of_two(low: int, high: int) -> Callable[[object], int]:
+    whole = _whole(low, high)
+
+    def check(value: object) -> int:
+        number = whole(value)
+        if number & (number - 1):
+            below = 1 << (number.bit_length() - 1)
+            refuse(f"{number} is not a power of two", f"the nearest are {below} and {below * 2}")
+        return number
+
+    return check
+
+
+def _prime(low: int, high: int) -> Callable[[object], int]:
+    whole = _whole(low, high)
+
+    def check(value: object) -> int:
+        number = whole(value)
+        if not _is_prime(number):
+            below = next(n for n in range(number, 1, -1) if _is_prime(n))
+            above = next(n for n in range(number, 2 * number) if _is_prime(n))
+            refuse(f"{number} is not prime", f"the nearest are {below} and {above}")
+        return number
+
+    return check
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % n for n in range(2, int(number**0.5) + 1))
+
+
+def _status_ranges(value: object) -> StatusRanges:
+    items: list[object]
+    if isinstance(value, str):
+        items = [part.strip() for part in value.split(",")]
+    else:
+        items = list(value) if isinstance(value, list) else [value]
+    remedy = "give statuses from 100 to 599: 200, 200-399, or a list of those"
+    if not items:
+        refuse("no status is expected", remedy)
+    ranges = []
+    for item in items:
+        match = re.fullmatch(r"([0-9]{3})(?:-([0-9]{3}))?", str(item))
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 100 <= low <= high <= 599:
+            refuse(f"{shown(item)} is not an HTTP status or a range of them", remedy)
+        ranges.append((low, high))
+    return tuple(ranges)
+
+
+Weight = Annotated[
+    int, BeforeValidator(_whole(0, MAX_WEIGHT)), Kind(f"whole number, 0 to {MAX_WEIGHT}")
+]
+Count = Annotated[int, BeforeValidator(_whole(1, 100)), Kind("whole number, 1 to 100")]
+Seed = Annotated[int, BeforeValidator(_whole(0, 2**32 - 1)), Kind("whole number, 0 to 4294967295")]
+TableSize = Annotated[int, BeforeValidator(_whole(2, 65_535)), Kind("whole number, 2 to 65535")]
+FlowSlots = Annotated[
+    int,
+    BeforeValidator(_power_of_two(1024, 2**28)),
+    Kind("power of two, 1024 to 268435456"),
+]
+RingSlots = Annotated[int, BeforeValidator(_prime(251, 1_048_573)), Kind("prime, 251 to 1048573")]
+Share = Annotated[float, BeforeValidator(_share), Kind("number, 0 to 1")]
+IdleTime = Annotated[float, BeforeValidator(_duration(4, 7 * 3600)), Kind("duration, 4s to 7h")]
+Interval = Annotated[float, BeforeValidator(_duration(0.1, 3600)), Kind("duration, 100ms to 1h")]
+CheckTimeout = Annotated[
+    float, BeforeValidator(_duration(0.01, 3600)), Kind("duration, 10ms to 1h, at most `interval`")
+]
+UnicastAddress = Annotated[Address, BeforeValidator(_address), Kind("IPv4 or IPv6 address")]
+AddressV4 = Annotated[IPv4Address, BeforeValidator(_address_v4), Kind("IPv4 address")]
+AddressV6 = Annotated[IPv6Address, BeforeValidator(_address_v6), Kind("IPv6 address")]
+ServicePort = Annotated[int, BeforeValidator(_service_port), Kind("1 to 65535, or `any`")]
+Port = Annotated[int, BeforeValidator(_whole(1, 65535)), Kind("whole number, 1 to 65535")]
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute), Kind("absolute path")]
+SocketPath = Annotated[Path, BeforeValidator(_socket_path), Kind("absolute path")]
+Listen = Annotated[tuple[str, int] | None, BeforeValidator(_listen), Kind("address:port, or `off`")]
+Statuses = Annotated[
+    StatusRanges, BeforeValidator(_status_ranges), Kind("status, range, or a list of those")
+]
+InstanceName = Annotated[
+    str,
+    BeforeValidator(
+        _matching(
+            r"[a-z0-9][a-z0-9-]*",
+            "an instance name",
+            "use lower-case letters, digits and -, such as edge-1",
+            32,
+        )
+    ),
+    Kind("text: `a-z`, `0-9`, `-`"),
+]
+Name = Annotated[
+    str,
+    BeforeValidator(
+        _matching(
+            r"[a-z0-9][a-z0-9._-]*",
+            "a name",
+            "use lower-case letters, digits, and . _ - after the first, such as gpu-1",
+            _MAX_NAME,
+        )
+    ),
+    Kind("text: `a-z`, `0-9`, `.`, `_`, `-`"),
+]
+InterfaceName = Annotated[
+    str,
+    BeforeValidator(
+        _matching(
+            r"(?!\.{1,2}$)[^/:\s\0]+",
+            "an interface name",
+            "give a name that `ip -br link` shows, such as eth0",
+            15,
+        )
+    ),
+    Kind("text"),
+]
+GroupName = Annotated[
+    str,
+    BeforeValidator(
+        _matching(
+            r"[A-Za-z_][A-Za-z0-9_.-]*\$?",
+            "a group name",
+            "give a group of /etc/group, such as adm",
+            32,
+        )
+    ),
+    Kind("text"),
+]
+# What goes into a request must not be able to end its line and start another one.
+Method = Annotated[
+    str,
+    BeforeValidator(
+        _matching(r"[A-Z]+", "an HTTP method", "use capital letters, such as GET or HEAD", 16)
+    ),
+    Kind("text, such as `GET`, `HEAD`"),
+]
+RequestPath = Annotated[
+    str,
+    BeforeValidator(
+        _matching(
+            r"/[\x21-\x7e]*",
+            "a request path",
+            "start it with /, and write spaces and other special characters as %20",
+            1024,
+        )
+    ),
+    Kind("text, starts with `/`"),
+]
+HostName = Annotated[
+    str,
+    BeforeValidator(
+        _matching(
+            r"[A-Za-z0-9.:_\[\]-]+", "a host name", "give a name such as chat.example.com", 255
+        )
+    ),
+    Kind("host name"),
+]

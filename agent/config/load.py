@@ -1,0 +1,289 @@
+"""Turns the operator's file into a Config, or says everything that is wrong with it, and where.
+
+Three steps: YAML to plain data with lines (``document``), each section against the schema, then
+the rules between sections. A section that is wrong does not hide the problems of the others.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol as Interface
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from agent.config import document as doc
+from agent.config import kinds, rules
+from agent.config.convert import to_config
+from agent.config.defaults import CHECK_KEYS, COMMON_CHECK_KEYS
+from agent.config.document import Problem
+from agent.config.schema import (
+    BackendSection,
+    DefaultsSection,
+    DocumentSection,
+    GlobalSection,
+    HealthSection,
+    IpipSourceSection,
+    Section,
+    ServiceSection,
+    TablesSection,
+    TimeoutsSection,
+)
+from agent.errors import ConfigError
+from agent.model import Config, ServiceKey
+
+_MERGED = ("timeouts", "health")
+
+
+class Place(Interface):
+    """Says where a path is, for a person: a file and line or a service, and the key."""
+
+    def place(self, path: doc.Path, /) -> tuple[str, str]: ...
+
+
+def load_file(path: Path) -> Config:
+    """The configuration in a file; raises ConfigError."""
+    return parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of the operator's file; raises ConfigError."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"byte {error.object[error.start]:#04x} is not UTF-8",
+            where=f"{path}:{line}",
+            remedy="save the file as UTF-8",
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"the configuration cannot be read: {error.strerror}",
+            where=str(path),
+            remedy="give the path of a file that the agent may read (--config), or create it from "
+            "deploy/agent.example.yaml",
+        ) from error
+
+
+def parse(text: str, where: str, below: Mapping[str, object] | None = None) -> Config:
+    """The configuration in a text; ``where`` names the text in errors.
+
+    ``below`` has the top-level keys for a text that leaves them out, as one that is to be
+    applied to a running agent may.
+    """
+    document = doc.read_yaml(text, where)
+    data = {} if document.data is None else document.data
+    if below and isinstance(data, dict):
+        data = dict(below) | data
+    return build(data, document, tuple(document.problems))
+
+
+def build(data: object, place: Place, problems: tuple[Problem, ...] = ()) -> Config:
+    """The configuration in plain data, which is left as it is; raises ConfigError."""
+    found = list(problems)
+    if not isinstance(data, dict):
+        found.append(Problem((), f"the document is {kinds.shown(data)}", "write `key: value`"))
+        raise _error(found, place)
+    raw = {str(key): value for key, value in data.items()}
+    globals_ = _globals(raw, found)
+    defaults = _defaults(raw, found)
+    services = _services(raw, defaults, found)
+    found += rules.check(services, globals_, lambda path: place.place(path)[0])
+    if found or globals_ is None:
+        raise _error([_at_origin(problem, raw) for problem in found], place)
+    return to_config(globals_, services)
+
+
+def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, object]:
+    """``above`` over ``below``; timeouts and health key by key.
+
+    A change of the health type leaves behind what the new type has no use for.
+    """
+    result = copy.deepcopy(below) | copy.deepcopy(above)
+    for key in _MERGED:
+        low, high = below.get(key), above.get(key)
+        if not (isinstance(low, dict) and isinstance(high, dict)):
+            continue
+        kept = dict(low)
+        if key == "health" and high.get("type", low.get("type")) != low.get("type"):
+            wanted = high["type"]
+            useful = {kind.value: keys for kind, keys in CHECK_KEYS.items()}
+            names = useful.get(str(wanted), COMMON_CHECK_KEYS)
+            kept = {name: value for name, value in low.items() if name in names}
+        result[key] = copy.deepcopy(kept | high)
+    return result
+
+
+def _globals(raw: dict[str, object], found: list[Problem]) -> GlobalSection | None:
+    sections = ("defaults", "services")
+    own = {key: value for key, value in raw.items() if key not in sections}
+    return _section(GlobalSection, own, (), found)
+
+
+def _defaults(raw: dict[str, object], found: list[Problem]) -> dict[str, object]:
+    given = raw.get("defaults") or {}
+    _section(DefaultsSection, given, ("defaults",), found)
+    if not isinstance(given, dict):
+        return {}
+    # What is unknown here has its problem already; it must not give one in every service too.
+    known = {key: given[key] for key in given if key in DefaultsSection.model_fields}
+    for key, section in (("timeouts", TimeoutsSection), ("health", HealthSection)):
+        inner = known.get(key)
+        if isinstance(inner, dict):
+            known[key] = {name: inner[name] for name in inner if name in section.model_fields}
+    return known
+
+
+def _services(
+    raw: dict[str, object], defaults: dict[str, object], found: list[Problem]
+) -> list[rules.Candidate]:
+    candidates = []
+    for index, item in _items(raw, ("services",), found):
+        path: doc.Path = ("services", index)
+        if not isinstance(item, dict):
+            _section(ServiceSection, item, path, found)
+            continue
+        head = {key: value for key, value in item.items() if key != "backends"}
+        name = head.get("name")
+        before = len(found)
+        section = _section(ServiceSection, merge(defaults, head), path, found)
+        candidates.append(
+            rules.Candidate(
+                index=index,
+                name=name if isinstance(name, str) else None,
+                key=ServiceKey(section.vip, section.port, section.protocol) if section else None,
+                section=section if len(found) == before else None,
+                backends=_backends(item, (*path, "backends"), found),
+            )
+        )
+    return candidates
+
+
+def _backends(
+    service: dict[str, object], path: doc.Path, found: list[Problem]
+) -> tuple[tuple[int, BackendSection], ...]:
+    return tuple(
+        (index, section)
+        for index, item in _items(service, path, found)
+        if (section := _section(BackendSection, item, (*path, index), found))
+    )
+
+
+def _items(
+    parent: dict[str, object], path: doc.Path, found: list[Problem]
+) -> list[tuple[int, object]]:
+    value = parent.get(str(path[-1]))
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        problem = f"{kinds.shown(value)} is not a list"
+        found.append(Problem(path, problem, "start each entry on its own line, with `- name:`"))
+        return []
+    return list(enumerate(value))
+
+
+def _section[S: Section](
+    section: type[S], data: object, path: doc.Path, found: list[Problem]
+) -> S | None:
+    """The section; if it has problems, without the keys that have them, or None."""
+    plain = _without_nulls(data)
+    try:
+        return section.model_validate(plain)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    found += [_problem(section, detail, path) for detail in details]
+    if not isinstance(plain, dict):
+        return None
+    wrong = {detail["loc"][0] for detail in details if detail["loc"]}
+    try:
+        return section.model_validate({key: plain[key] for key in plain if key not in wrong})
+    except ValidationError:
+        return None
+
+
+# A key without a value means what it means when it is left out.
+def _without_nulls(data: object) -> object:
+    if not isinstance(data, dict):
+        return data
+    return {str(key): _without_nulls(value) for key, value in data.items() if value is not None}
+
+
+def _problem(section: type[Section], details: ErrorDetails, path: doc.Path) -> Problem:
+    location = details["loc"]
+    here = (*path, *location)
+    shown = kinds.shown(details["input"])
+    match details["type"]:
+        case "steelyard":
+            context = details.get("ctx", {})
+            return Problem(here, str(context["message"]), str(context["remedy"]))
+        case "missing":
+            key = str(location[-1])
+            field = section.model_fields[key] if len(location) == 1 else None
+            description = field.description if field else ""
+            return Problem(here, "is missing", f"add `{key}:`. {description}".strip())
+        case "extra_forbidden":
+            known = list(_section_at(section, location[:-1]).model_fields)
+            hint = kinds.suggestion(location[-1], known)
+            remedy = f"{hint}known here: {', '.join(known)}"
+            return Problem(here, "unknown key", remedy)
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return Problem(here, f"{shown} is not a mapping", "write `key: value` below it")
+        case "bool_type" | "bool_parsing":
+            return Problem(here, f"{shown} is neither true nor false", "write true or false")
+    return Problem(here, details["msg"], "see docs/configuration.md")
+
+
+def _section_at(section: type[Section], location: tuple[int | str, ...]) -> type[Section]:
+    if section is GlobalSection and not location:
+        return DocumentSection
+    nested: dict[str, type[Section]] = {
+        "tables": TablesSection,
+        "ipip_source": IpipSourceSection,
+        "timeouts": TimeoutsSection,
+        "health": HealthSection,
+    }
+    return nested[str(location[0])] if location else section
+
+
+def _at_origin(problem: Problem, raw: dict[str, object]) -> Problem:
+    """A problem that a service has inherited is one of the defaults."""
+    path = problem.path
+    if len(path) < 3 or path[0] != "services" or _holds(raw, path):
+        return problem
+    inherited = ("defaults", *path[2:])
+    if not _holds(raw, inherited):
+        return problem
+    return Problem(inherited, problem.message, problem.remedy)
+
+
+def _holds(data: object, path: doc.Path) -> bool:
+    for part in path:
+        if isinstance(data, list):
+            data = dict(enumerate(data))
+        if not isinstance(data, dict) or part not in data:
+            return False
+        data = data[part]
+    return True
+
+
+def _error(problems: list[Problem], place: Place) -> ConfigError:
+    """One error for all problems, in the order of the lines."""
+    unique = {(problem.path, problem.message): problem for problem in problems}
+    errors = []
+    for problem in unique.values():
+        where, key = place.place(problem.path)
+        message = f"{key}: {problem.message}" if key else problem.message
+        errors.append(ConfigError(message, where=where, remedy=problem.remedy))
+    errors.sort(key=lambda error: _line(error.where))
+    first = errors[0]
+    return ConfigError(
+        first.message, where=first.where, remedy=first.remedy, problems=tuple(errors)
+    )
+
+
+def _line(where: str) -> int:
+    number = where.rpartition(":")[2]
+    return int(number) if number.isdecimal() else 0

@@ -1,0 +1,198 @@
+"""Decides what lies between two configurations, change by change, with what each does to traffic.
+
+Services and backends are told apart by name. Their order means nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from agent.config import effects
+from agent.config.render import (
+    backend_fields,
+    global_fields,
+    service_document,
+    service_fields,
+)
+from agent.model import Backend, Config, Service
+
+# What the agent takes over while it runs. Everything else global is compiled in, or is the path
+# or the table by which others know this agent.
+LIVE_FIELDS = frozenset({"manage_vips", "hash_seed", "ipip_source.ipv4", "ipip_source.ipv6"})
+
+
+class Action(enum.Enum):
+    """What happens to a service or backend."""
+
+    ADD = "add"
+    CHANGE = "change"
+    REMOVE = "remove"
+
+
+class Kind(enum.Enum):
+    """What a change is about."""
+
+    SERVICE = "service"
+    BACKEND = "backend"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldChange:
+    """One value, as documents hold it; None is "not set"."""
+
+    field: str
+    old: object
+    new: object
+    needs_restart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One service or backend that is added, changed or removed."""
+
+    action: Action
+    kind: Kind
+    service: str
+    backend: str | None
+    fields: tuple[FieldChange, ...]
+    effect: str
+
+    def __str__(self) -> str:
+        """On one line, for logs and for the running configuration."""
+        name = f"{self.service}/{self.backend}" if self.backend else self.service
+        fields = ", ".join(_field_text(self.action, field) for field in self.fields)
+        head = f"{self.action.value} {self.kind.value} {name}"
+        return f"{head}: {fields}" if fields and self.action is not Action.REMOVE else head
+
+
+def plan(old: Config, new: Config) -> tuple[Change, ...]:
+    """The changes of services and backends that lead from ``old`` to ``new``."""
+    return tuple(_services(old, new))
+
+
+def global_changes(old: Config, new: Config) -> tuple[FieldChange, ...]:
+    """The changes of everything else."""
+    return tuple(
+        FieldChange(change.field, change.old, change.new, change.field not in LIVE_FIELDS)
+        for change in _differences(global_fields(old), global_fields(new))
+    )
+
+
+def _services(old: Config, new: Config) -> Iterator[Change]:
+    before = {service.name: service for service in old.services}
+    after = {service.name: service for service in new.services}
+    gone = {s.key: s.name for s in old.services if s.name not in after}
+    come = {s.key: s.name for s in new.services if s.name not in before}
+    for service in old.services:
+        if service.name in after:
+            yield from _service_changes(service, after[service.name])
+        else:
+            yield Change(
+                Action.REMOVE,
+                Kind.SERVICE,
+                service.name,
+                None,
+                _removed_fields(_set_fields(service)),
+                effects.service_removed(service, come.get(service.key)),
+            )
+    for service in new.services:
+        if service.name not in before:
+            yield Change(
+                Action.ADD,
+                Kind.SERVICE,
+                service.name,
+                None,
+                _added_fields(_set_fields(service)),
+                effects.service_added(service, gone.get(service.key)),
+            )
+            for backend in service.backends:
+                yield _backend_added(service, backend, None)
+
+
+def _service_changes(old: Service, new: Service) -> Iterator[Change]:
+    fields = _differences(service_fields(old), service_fields(new))
+    if fields:
+        effect = effects.service_changed(old, new)
+        yield Change(Action.CHANGE, Kind.SERVICE, new.name, None, fields, effect)
+    before = {backend.name: backend for backend in old.backends}
+    after = {backend.name: backend for backend in new.backends}
+    gone = {b.address: b.name for b in old.backends if b.name not in after}
+    come = {b.address: b.name for b in new.backends if b.name not in before}
+    for backend in old.backends:
+        if backend.name not in after:
+            yield Change(
+                Action.REMOVE,
+                Kind.BACKEND,
+                new.name,
+                backend.name,
+                _removed_fields(backend_fields(backend)),
+                effects.backend_removed(old, new, backend, come.get(backend.address)),
+            )
+        elif backend != after[backend.name]:
+            yield Change(
+                Action.CHANGE,
+                Kind.BACKEND,
+                new.name,
+                backend.name,
+                _differences(backend_fields(backend), backend_fields(after[backend.name])),
+                effects.backend_changed(old, new, backend, after[backend.name]),
+            )
+    for backend in new.backends:
+        if backend.name not in before:
+            yield _backend_added(new, backend, gone.get(backend.address))
+
+
+def _backend_added(service: Service, backend: Backend, renamed_from: str | None) -> Change:
+    return Change(
+        Action.ADD,
+        Kind.BACKEND,
+        service.name,
+        backend.name,
+        _added_fields(backend_fields(backend)),
+        effects.backend_added(service, backend, renamed_from),
+    )
+
+
+def _set_fields(service: Service) -> dict[str, object]:
+    """The fields that are not at their default: a new service is told by what it sets."""
+    set_here = _flat(service_document(service))
+    return {key: value for key, value in service_fields(service).items() if key in set_here}
+
+
+def _flat(document: dict[str, object]) -> set[str]:
+    return {
+        f"{key}.{inner}" if inner else key
+        for key, value in document.items()
+        for inner in (value if isinstance(value, dict) else ("",))
+    }
+
+
+def _differences(old: dict[str, object], new: dict[str, object]) -> tuple[FieldChange, ...]:
+    return tuple(
+        FieldChange(key, old[key], new[key]) for key in old if not _same(old[key], new[key])
+    )
+
+
+# A field may be a number in one configuration and text in the other: True == 1 in Python.
+def _same(old: object, new: object) -> bool:
+    return type(old) is type(new) and old == new
+
+
+def _added_fields(fields: dict[str, object]) -> tuple[FieldChange, ...]:
+    return tuple(FieldChange(key, None, value) for key, value in fields.items())
+
+
+def _removed_fields(fields: dict[str, object]) -> tuple[FieldChange, ...]:
+    return tuple(FieldChange(key, value, None) for key, value in fields.items())
+
+
+def _field_text(action: Action, field: FieldChange) -> str:
+    if action is Action.CHANGE:
+        return f"{field.field} {_text(field.old)} → {_text(field.new)}"
+    return f"{field.field} {_text(field.new)}"
+
+
+def _text(value: object) -> str:
+    return "(default)" if value is None else str(value)

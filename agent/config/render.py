@@ -1,0 +1,140 @@
+"""Writes configurations as documents, the inverse of ``agent.config.load``.
+
+A *document* is what YAML and JSON hold: mappings, lists, text, numbers. *Fields* are the same
+thing flat, every value present, under dotted names: what plans compare.
+"""
+
+from __future__ import annotations
+
+from agent.config.defaults import default_service
+from agent.config.durations import format_duration
+from agent.model import Backend, Config, HealthCheck, Service
+
+type Fields = dict[str, object]
+
+_IDENTITY = frozenset({"vip", "port", "protocol"})
+
+
+def document(config: Config) -> dict[str, object]:
+    """The document that loads as ``config``; what is left at its default is left out."""
+    fields = global_fields(config)
+    default = global_fields(Config(name="default", interface=""))
+    result = _nested({key: value for key, value in fields.items() if value != default[key]})
+    result["services"] = [service_document(service) for service in config.services]
+    return result
+
+
+def service_document(service: Service) -> dict[str, object]:
+    """One entry of ``services``."""
+    fields = service_fields(service)
+    default = service_fields(
+        default_service(service.name, service.key, interval_s=service.health.interval_s)
+    )
+    default["health.interval"] = format_duration(HealthCheck().interval_s)
+    result: dict[str, object] = {"name": service.name}
+    result |= _nested(
+        {key: value for key, value in fields.items() if key in _IDENTITY or value != default[key]}
+    )
+    result["backends"] = [backend_document(backend) for backend in service.backends]
+    return result
+
+
+def backend_document(backend: Backend) -> dict[str, object]:
+    """One entry of ``backends``."""
+    fields = backend_fields(backend)
+    default = backend_fields(Backend(name=backend.name, address=backend.address))
+    return {"name": backend.name, "address": fields["address"]} | {
+        key: value for key, value in fields.items() if value != default[key]
+    }
+
+
+def global_fields(config: Config) -> Fields:
+    """Everything but the services."""
+    v4, v6 = config.ipip_source_v4, config.ipip_source_v6
+    return {
+        "name": config.name,
+        "interface": config.interface,
+        "xdp_mode": config.xdp_mode.value,
+        "socket": str(config.socket),
+        "socket_group": config.socket_group,
+        "state_dir": str(config.state_dir),
+        "metrics": _listen(config.metrics_listen),
+        "manage_vips": config.manage_vips,
+        "hash_seed": config.hash_seed,
+        "ipip_source.ipv4": str(v4) if v4 else None,
+        "ipip_source.ipv6": str(v6) if v6 else None,
+        "kernel_headers": str(config.kernel_headers) if config.kernel_headers else None,
+        "tables.flows": config.tables.flows,
+        "tables.services": config.tables.services,
+        "tables.backends": config.tables.backends,
+        "tables.ring_slots": config.tables.ring_slots,
+    }
+
+
+def service_fields(service: Service) -> Fields:
+    """Everything of a service but its name and backends."""
+    timeouts = service.timeouts
+    return {
+        "vip": str(service.key.vip),
+        "port": service.key.port or "any",
+        "protocol": service.key.protocol.value,
+        "forward": service.forward.value,
+        "scheduler": service.scheduler.value,
+        "down_flows": service.down_flows.value,
+        "timeouts.embryonic": format_duration(timeouts.embryonic_s),
+        "timeouts.acked": format_duration(timeouts.acked_s),
+        "timeouts.established": format_duration(timeouts.established_s),
+        "timeouts.closing": format_duration(timeouts.closing_s),
+    } | {f"health.{key}": value for key, value in health_fields(service.health).items()}
+
+
+def health_fields(check: HealthCheck) -> Fields:
+    """The keys of ``health``."""
+    return {
+        "type": check.kind.value,
+        "port": check.port,
+        "interval": format_duration(check.interval_s),
+        "timeout": format_duration(check.timeout_s),
+        "rise": check.rise,
+        "fall": check.fall,
+        "jitter": check.jitter,
+        "method": check.method,
+        "path": check.path,
+        "host": check.host,
+        "expect_status": _status_ranges(check.expect_status),
+        "verify_tls": check.verify_tls,
+    }
+
+
+def backend_fields(backend: Backend) -> Fields:
+    """Everything of a backend but its name."""
+    return {
+        "address": str(backend.address),
+        "weight": backend.weight,
+        "state": backend.admin.value,
+    }
+
+
+def _nested(fields: Fields) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for name, value in fields.items():
+        section, _, key = name.rpartition(".")
+        if not section:
+            result[key] = value
+            continue
+        inner = result.setdefault(section, {})
+        assert isinstance(inner, dict)  # noqa: S101 (a section is never also a value)
+        inner[key] = value
+    return result
+
+
+def _listen(listen: tuple[str, int] | None) -> str:
+    if listen is None:
+        return "off"
+    host, port = listen
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _status_ranges(ranges: tuple[tuple[int, int], ...]) -> object:
+    items: list[object] = [low if low == high else f"{low}-{high}" for low, high in ranges]
+    return items[0] if len(items) == 1 else items

@@ -1,0 +1,192 @@
+"""Owns the running configuration on disk: what operators changed at run time, until the file says
+otherwise.
+
+It is valid for one text of the operator's file, named by digest. A checksum tells a whole file
+from a damaged one; every write is a new file, synced, renamed over the old one, so at any moment
+the old or the new one is there, whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agent.config.document import Document, read_yaml, write_yaml
+from agent.config.load import build, parse
+from agent.config.plan import Change, plan
+from agent.config.render import document
+from agent.errors import ConfigError
+from agent.model import Config
+
+_HEADER = """\
+# The running configuration of {name}, written by lb-agent. Do not edit: change the agent's file,
+# or use lbctl. When the agent's file changes, this one is dropped.
+format: 1
+file_sha256: {file_digest}
+body_sha256: {body_digest}
+"""
+_SPLIT = re.compile(
+    r"(?:#[^\n]*\n)*format: (\d+)\nfile_sha256: ([0-9a-f]{64})\nbody_sha256: ([0-9a-f]{64})\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRunning:
+    """What to run, and how it came about.
+
+    ``changes``: what ``config`` has that the operator's file does not. ``dropped``: runtime
+    changes that were given up because the file changed, one line each; they are kept in
+    ``<name>.running.yaml.previous``. ``problem``: why a running configuration that was there
+    could not be used; it is kept in ``<name>.running.yaml.damaged``.
+    """
+
+    config: Config
+    file_config: Config
+    file_digest: str
+    changes: tuple[Change, ...] = ()
+    dropped: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    file_digest: str
+    config: Config
+    changes: tuple[str, ...]
+
+
+class RunningStore:
+    """The running configuration of one instance."""
+
+    def __init__(self, state_dir: Path, name: str) -> None:
+        self._name = name
+        self.path = state_dir / f"{name}.running.yaml"
+        self.previous_path = state_dir / f"{name}.running.yaml.previous"
+        self.damaged_path = state_dir / f"{name}.running.yaml.damaged"
+
+    def load(self, file_text: str, where: str = "agent.yaml") -> LoadedRunning:
+        """The configuration to run, given the text of the operator's file.
+
+        Raises ConfigError if that text is bad; nothing is touched then.
+        """
+        file_config = parse(file_text, where)
+        digest = file_digest(file_text)
+        plain = LoadedRunning(file_config, file_config, digest)
+        try:
+            saved = self._read()
+            if saved is None:
+                return plain
+            if saved.file_digest == digest:
+                config = replace(file_config, services=saved.config.services)
+                return LoadedRunning(config, file_config, digest, plan(file_config, config))
+        except ConfigError as error:
+            self._move(self.damaged_path)
+            return LoadedRunning(file_config, file_config, digest, problem=str(error))
+        self._move(self.previous_path)
+        return LoadedRunning(file_config, file_config, digest, dropped=saved.changes)
+
+    def last_good(self) -> Config | None:
+        """The configuration that was saved last, whatever the operator's file says now.
+
+        For a start with a file that cannot be used. Raises ConfigError if it is damaged.
+        """
+        saved = self._read()
+        return saved.config if saved else None
+
+    def save(self, config: Config, file_digest: str, changes: tuple[Change, ...] = ()) -> None:
+        """Makes ``config`` what the next start runs with, as long as the file is the same.
+
+        ``changes`` is what it has that the file does not. Raises ConfigError if it cannot be
+        written; the old one stands then.
+        """
+        lines = [str(change) for change in changes]
+        body = write_yaml({"runtime_changes": lines, "config": document(config)})
+        header = _HEADER.format(name=self._name, file_digest=file_digest, body_digest=_sha256(body))
+        try:
+            write_atomically(self.path, header + body)
+        except OSError as error:
+            raise ConfigError(
+                f"the running configuration cannot be saved: {error.strerror}",
+                where=str(self.path),
+                remedy="free space on that file system, or set state_dir to a folder that the "
+                "agent may write",
+            ) from error
+
+    def _read(self) -> _Saved | None:
+        try:
+            text = self.path.read_bytes().decode()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._damaged(str(error)) from error
+        match = _SPLIT.match(text)
+        if match is None:
+            raise self._damaged("its first lines are not those of a running configuration")
+        version, digest, checksum = match.groups()
+        body = text[match.end() :]
+        if version != "1":
+            raise self._damaged(f"it has format {version}, this version reads format 1")
+        if _sha256(body) != checksum:
+            raise self._damaged("its checksum is wrong")
+        return self._parsed(digest, body)
+
+    def _parsed(self, digest: str, body: str) -> _Saved:
+        loaded = read_yaml(body, str(self.path))
+        match loaded.data:
+            case {"runtime_changes": list(changes), "config": dict(data)}:
+                # Line numbers would be those of the body, without the header.
+                config = build(data, Document(str(self.path)), tuple(loaded.problems))
+                return _Saved(digest, config, tuple(str(change) for change in changes))
+        raise self._damaged("runtime_changes and config are not both in it")
+
+    def _damaged(self, why: str) -> ConfigError:
+        return ConfigError(
+            f"the running configuration cannot be used: {why}",
+            where=str(self.path),
+            remedy="make the runtime changes again; the agent's own file is used now",
+        )
+
+    def _move(self, target: Path) -> None:
+        # If it cannot be moved, the next save replaces it: not worth refusing to start for.
+        with contextlib.suppress(OSError):
+            self.path.replace(target)
+            _sync_folder(self.path.parent)
+
+
+def file_digest(text: str) -> str:
+    """The digest by which a running configuration knows its file."""
+    return _sha256(text)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file's content so that a crash leaves the old content or the new one."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # A fixed name: what a crash leaves behind is replaced by the next write.
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,77 @@
+"""Reads the struct and enum layouts out of BTF (Documentation/bpf/btf.rst of the kernel).
+
+Only what the ABI check needs: sizes, member offsets and enum values by name.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+_MAGIC = 0xEB9F
+_KIND_INT, _KIND_ARRAY, _KIND_STRUCT, _KIND_UNION, _KIND_ENUM = 1, 3, 4, 5, 6
+_KIND_FUNC_PROTO, _KIND_VAR, _KIND_DATASEC, _KIND_DECL_TAG, _KIND_ENUM64 = 13, 14, 15, 17, 19
+
+
+@dataclass(frozen=True, slots=True)
+class StructLayout:
+    """Size and member offsets, in bytes."""
+
+    size: int
+    offsets: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Btf:
+    """Named structs and enums of one program."""
+
+    structs: dict[str, StructLayout]
+    enums: dict[str, dict[str, int]]
+
+
+def _trailer_size(kind: int, vlen: int) -> int:
+    """Bytes that follow a type's 12-byte head."""
+    return {
+        _KIND_INT: 4,
+        _KIND_ARRAY: 12,
+        _KIND_STRUCT: 12 * vlen,
+        _KIND_UNION: 12 * vlen,
+        _KIND_ENUM: 8 * vlen,
+        _KIND_FUNC_PROTO: 8 * vlen,
+        _KIND_VAR: 4,
+        _KIND_DATASEC: 12 * vlen,
+        _KIND_DECL_TAG: 4,
+        _KIND_ENUM64: 12 * vlen,
+    }.get(kind, 0)
+
+
+def parse(data: bytes) -> Btf:
+    """Layouts of a raw BTF blob. ValueError if it is not BTF of this machine's byte order."""
+    magic, _, _, hdr_len, type_off, type_len, str_off, str_len = struct.unpack_from("=HBBIIIII", data)
+    if magic != _MAGIC:
+        raise ValueError(f"not BTF: magic {magic:#x}")
+    strings = data[hdr_len + str_off : hdr_len + str_off + str_len]
+
+    def name_at(offset: int) -> str:
+        return strings[offset : strings.index(b"\0", offset)].decode()
+
+    structs: dict[str, StructLayout] = {}
+    enums: dict[str, dict[str, int]] = {}
+    at, end = hdr_len + type_off, hdr_len + type_off + type_len
+    while at < end:
+        name_off, info, size = struct.unpack_from("=III", data, at)
+        vlen, kind, bitfields = info & 0xFFFF, (info >> 24) & 0x1F, info >> 31
+        at += 12
+        if kind == _KIND_STRUCT:
+            offsets = {}
+            for i in range(vlen):
+                member_name, _, bits = struct.unpack_from("=III", data, at + 12 * i)
+                offsets[name_at(member_name)] = (bits & 0xFFFFFF if bitfields else bits) // 8
+            structs[name_at(name_off)] = StructLayout(size, offsets)
+        elif kind == _KIND_ENUM:
+            enums[name_at(name_off)] = {
+                name_at(label): value
+                for label, value in struct.iter_unpack("=Ii", data[at : at + 8 * vlen])
+            }
+        at += _trailer_size(kind, vlen)
+    return Btf(structs, enums)

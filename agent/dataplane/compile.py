@@ -1,0 +1,75 @@
+"""The only module that imports bcc: C text in, loaded program out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.dataplane import btf, libbpf, sources
+from agent.errors import DataplaneError
+
+_BCC_REMEDY = (
+    "apt-get install python3-bpfcc, and make the virtual environment from /usr/bin/python3 with "
+    "--system-site-packages (the package that indexes call bcc is another project)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A loaded program. It lives as long as ``handle`` or an attachment or a pin does."""
+
+    fd: int
+    handle: Any
+    info: libbpf.ProgramInfo
+    layout: btf.Btf
+    compile_s: float
+
+
+def _bcc() -> Any:
+    try:
+        from bcc import BPF  # here, because it costs 60 ms and most of the package needs none
+    except ImportError as error:
+        raise DataplaneError("BCC is not installed", where="bcc", remedy=_BCC_REMEDY) from error
+    return BPF
+
+
+def compile_program(
+    text: str,
+    function: str,
+    definitions: Mapping[str, str],
+    kernel_headers: Path | None = None,
+) -> Compiled:
+    """Compile ``text`` and load its function ``function`` as an XDP program.
+
+    ``kernel_headers`` None: the shipped tree, the same on every host. Raises DataplaneError
+    when the compiler or the verifier refuses; their messages go to stderr.
+    """
+    bpf = _bcc()
+    os.environ["BCC_KERNEL_SOURCE"] = str(kernel_headers or sources.header_tree())
+    if platform.machine() == "aarch64":
+        os.environ.setdefault("ARCH", "arm64")
+    flags = ["-Wall", "-Werror", *(f"-D{name}={value}" for name, value in definitions.items())]
+    started = time.monotonic()
+    try:
+        handle = bpf(text=text, cflags=flags)
+        fd = handle.load_func(function, bpf.XDP).fd
+    except Exception as error:  # noqa: BLE001 (bcc raises nothing narrower)
+        raise DataplaneError(
+            f"the program does not compile or load: {error}",
+            where=function,
+            remedy="`lbctl doctor` checks the kernel and BCC; the compiler's messages are above",
+        ) from error
+    info = libbpf.program_info(fd)
+    if not info.btf_id:
+        raise DataplaneError(
+            "the kernel has no BTF of the program, so its layout cannot be checked",
+            where=function,
+            remedy="use a kernel with CONFIG_DEBUG_INFO_BTF (Debian 13, Ubuntu 24.04 have it)",
+        )
+    layout = btf.parse(libbpf.btf_data(info.btf_id))
+    return Compiled(fd, handle, info, layout, time.monotonic() - started)

@@ -1,0 +1,72 @@
+"""Reads the counters: sums the rows of all CPUs into what people count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.dataplane import abi
+from agent.dataplane.tables import SharedTables, Table
+from agent.state.snapshot import BackendCounts
+
+_FIELDS = ("packets", "bytes", "opened", "closed", "established")
+_NONE = BackendCounts()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCounts:
+    """``gone``: what the backends that were removed had counted."""
+
+    drops: dict[str, int]
+    passed: dict[str, int]
+    not_recorded: int
+    gone: BackendCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """All counters at one moment, by id; service 0 is what was for none."""
+
+    backends: dict[int, BackendCounts]
+    services: dict[int, ServiceCounts]
+
+    def of_backend(self, ident: int) -> BackendCounts:
+        return self.backends.get(ident, _NONE)
+
+
+def _sum(rows: Table, name: str) -> int:
+    return int(rows[name].sum())
+
+
+def read(tables: SharedTables, backend_ids: list[int], service_ids: list[int]) -> Readings:
+    """The counters of these ids."""
+    backends = {}
+    if backend_ids:
+        rows = tables.backend_count[:, backend_ids]
+        sums = [rows[name].sum(axis=0) for name in _FIELDS]
+        backends = {
+            ident: BackendCounts(*(int(total[i]) for total in sums))
+            for i, ident in enumerate(backend_ids)
+        }
+    services = {ident: _service(tables.service_count[:, ident]) for ident in service_ids}
+    return Readings(backends, services)
+
+
+def _service(rows: Table) -> ServiceCounts:
+    by_reason = rows["reason"].sum(axis=0, dtype=np.uint64)
+    drops: dict[str, int] = {}
+    passed: dict[str, int] = {}
+    for reason in abi.Reason:
+        if reason is not abi.Reason.NONE:
+            kind = drops if reason >= abi.FIRST_DROP else passed
+            kind[reason.label] = int(by_reason[reason])
+    gone = BackendCounts(*(_sum(rows, f"gone_{name}") for name in _FIELDS))
+    return ServiceCounts(drops, passed, _sum(rows, "not_recorded"), gone)
+
+
+def add(one: BackendCounts, other: BackendCounts) -> BackendCounts:
+    """Both together."""
+    return BackendCounts(
+        *(getattr(one, name) + getattr(other, name) for name in _FIELDS),
+    )

@@ -1,0 +1,90 @@
+"""Mirrors ``bpf/hash.h``: the flow hash and the pick hash, for one flow or for many at once.
+
+Used to explain decisions and to tell a true record of the cold array from a torn one;
+tests/packet compares both hashes with the kernel's decisions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.dataplane.constants import HashKeys
+from agent.model import Address
+
+PICK_KEY = 0x243F6A8885A308D3
+PICK_MUL0 = 0x9E3779B97F4A7C15
+PICK_MUL1 = 0xB7E151628AED2A6B
+_MASK = 2**64 - 1
+
+type Words = npt.NDArray[np.uint64]
+
+
+def _mix(x: Words, multiplier: int) -> Words:
+    x = x * np.uint64(multiplier)
+    return x ^ (x >> np.uint64(32))
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """The hashed part of n flows: the bytes of the wire read as host integers, as the program
+    reads them. ``saddr`` is (n, 4), the rest (n,).
+    """
+
+    saddr: npt.NDArray[np.uint32]
+    sport: npt.NDArray[np.uint16]
+    dport: npt.NDArray[np.uint16]
+    ipv6: npt.NDArray[np.bool_]
+
+
+def tuple_hashes(wire: Wire, key: Words, mul0: int, mul1: int) -> Words:
+    """Hashes of n flows, each under its own key."""
+    wide = wire.saddr.astype(np.uint64)
+    ports = wire.sport.astype(np.uint64) << np.uint64(16) | wire.dport
+    word = wide[:, 0] << np.uint64(32) | ports
+    high = wide[:, 3] << np.uint64(32) | wide[:, 2]
+    extra = _mix(_mix(high ^ key, mul1) ^ wide[:, 1], mul0)
+    word = np.where(wire.ipv6, word ^ extra, word)
+    return _mix(_mix(word ^ key, mul0), mul1)
+
+
+def _wire(client: Address, client_port: int, port: int) -> Wire:
+    packed = client.packed.ljust(16, b"\0")
+    return Wire(
+        np.frombuffer(packed, dtype=np.uint32).reshape(1, 4),
+        np.frombuffer(client_port.to_bytes(2, "big"), dtype=np.uint16),
+        np.frombuffer(port.to_bytes(2, "big"), dtype=np.uint16),
+        np.array([client.version == 6]),
+    )
+
+
+def flow_hash(keys: HashKeys, salt: int, client: Address, client_port: int, port: int) -> int:
+    """``flow_hash``: the upper half names the bucket, the lower half is the tag."""
+    key = np.array([flow_key(keys, salt)], dtype=np.uint64)
+    wire = _wire(client, client_port, port)
+    return int(tuple_hashes(wire, key, keys.mul0, keys.mul1)[0])
+
+
+def flow_key(keys: HashKeys, salt: int) -> int:
+    """The key under which a service's flows are hashed."""
+    return keys.key ^ (salt * PICK_MUL0 & _MASK)
+
+
+def pick_hash(seed: int, client: Address, client_port: int, port: int) -> int:
+    """``pick_hash``: the first draw from a ring."""
+    key = np.array([PICK_KEY ^ seed], dtype=np.uint64)
+    wire = _wire(client, client_port, port)
+    return int(tuple_hashes(wire, key, PICK_MUL0, PICK_MUL1)[0])
+
+
+def pick_again(pick: int) -> int:
+    """The next draw."""
+    x = (pick + PICK_KEY) * PICK_MUL0 & _MASK
+    return x ^ (x >> 32)
+
+
+def ring_slot(pick: int, slots: int) -> int:
+    """The slot that a draw names."""
+    return ((pick >> 32) * slots) >> 32

@@ -1,0 +1,72 @@
+"""Owns the names below /sys/fs/bpf: where an instance's tables and program are pinned.
+
+``/sys/fs/bpf/steelyard/<name>/abi<N>/``: the ABI version is part of the path, so a table
+of another layout is never opened by mistake.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.dataplane.abi import ABI_VERSION
+from agent.errors import DataplaneError
+
+BPFFS = Path("/sys/fs/bpf")
+_BPFFS_TYPE = b"bpf"
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The pin folder of one instance."""
+
+    folder: Path
+
+    @property
+    def program(self) -> Path:
+        return self.folder / "program"
+
+    @property
+    def next_program(self) -> Path:
+        """A program on its way in: pinned before it is attached, renamed after."""
+        return self.folder / "program_next"
+
+    def table(self, name: str) -> Path:
+        return self.folder / name
+
+
+def pins_of(name: str, root: Path = BPFFS) -> Pins:
+    """The pin folder of the instance ``name``."""
+    return Pins(root / "steelyard" / name / f"abi{ABI_VERSION}")
+
+
+def ensure_bpffs(root: Path = BPFFS) -> None:
+    """Mount the BPF file system if nothing has."""
+    if any(
+        fields[1] == str(root) and fields[2] == "bpf"
+        for fields in map(str.split, Path("/proc/self/mounts").read_text().splitlines())
+    ):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", os.fsencode(root), _BPFFS_TYPE, 0, None) != 0:
+        code = ctypes.get_errno()
+        raise DataplaneError(
+            f"the BPF file system cannot be mounted: {os.strerror(code)}",
+            where=str(root),
+            remedy=f"run as root: mount -t bpf bpf {root}",
+        )
+
+
+def remove(pins: Pins) -> None:
+    """Unpin everything of the instance; what is attached goes on until it is detached."""
+    if not pins.folder.exists():
+        return
+    for entry in pins.folder.iterdir():
+        entry.unlink()
+    pins.folder.rmdir()
+    with contextlib.suppress(OSError):  # other versions, other instances
+        pins.folder.parent.rmdir()
+        pins.folder.parent.parent.rmdir()

@@ -1,0 +1,146 @@
+"""Owns the data plane of one instance: tables, program, attachment, from nothing to running."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from agent.dataplane import abi, attach, libbpf, pins, sources
+from agent.dataplane.compile import Compiled, compile_program
+from agent.dataplane.constants import (
+    Clock,
+    Features,
+    HashKeys,
+    Sizes,
+    clock_for,
+    definitions,
+    needed_features,
+    sizes,
+)
+from agent.dataplane.tables import BootSettings, SharedTables, boot_settings, check_pinned, fresh_keys
+from agent.errors import DataplaneError
+from agent.model import Config, Service
+
+_HZ_CHOICES = (100, 250, 300, 1000)  # kernel/Kconfig.hz
+_HZ_WINDOW_S = 0.12
+_FRAME = bytes(14)
+
+
+def possible_cpus() -> int:
+    """CPUs that the kernel may ever bring up: the rows of the counters."""
+    last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
+    return int(last.split("-")[-1]) + 1
+
+
+class JiffiesClock:
+    """Reads the kernel's jiffies, by which flows are stamped."""
+
+    def __init__(self) -> None:
+        self._fd = libbpf.load_clock_program()
+
+    def jiffies(self) -> int:
+        """The low 32 bits."""
+        return libbpf.test_run(self._fd, _FRAME).verdict
+
+    def measure_hz(self) -> int:
+        """Jiffies a second: the kernel's choice nearest to what a short wait shows."""
+        first, started = self.jiffies(), time.monotonic()
+        time.sleep(_HZ_WINDOW_S)
+        rate = (self.jiffies() - first) % 2**32 / (time.monotonic() - started)
+        return min(_HZ_CHOICES, key=lambda hz: abs(hz - rate))
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Dataplane:
+    """The tables and the program of one instance.
+
+    ``start`` adopts what is pinned. Nothing here is undone when the agent ends: the program
+    goes on with the tables as they are.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.pins = pins.pins_of(config.name)
+        self.clock_source = JiffiesClock()
+        self.tables: SharedTables
+        self.attachment: attach.Attachment
+        self.program: Compiled
+        self.features = Features()
+        self.keys: HashKeys
+        self.clock: Clock
+        self.size: Sizes = sizes(config.tables, possible_cpus())
+        self.interface = config.interface
+        self.ifindex = 0
+        self.abi_version = abi.ABI_VERSION
+
+    def load(self, services: tuple[Service, ...]) -> None:
+        """Make or adopt the tables and compile for these services; attaches nothing."""
+        self.ifindex = attach.interface_index(self._config.interface)
+        attach.check_free(self._config.interface, self.pins)
+        pins.ensure_bpffs()
+        self.pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        check_pinned(self.pins, self.size)
+        boot = boot_settings(self.pins, self._fresh_settings)
+        self.keys, self.clock = boot.keys, boot.clock
+        self._compile(needed_features(services))
+        self.tables = SharedTables(self.pins, self.size)
+
+    def _fresh_settings(self) -> BootSettings:
+        return BootSettings(fresh_keys(), clock_for(self.clock_source.measure_hz()))
+
+    def _compile(self, features: Features) -> None:
+        constants = definitions(self.pins.folder, self.size, features, self.keys, self.clock)
+        text = sources.joined("balancer.c")
+        compiled = compile_program(text, "balancer", constants, self._config.kernel_headers)
+        abi.check(compiled.layout)
+        self.program, self.features = compiled, features
+
+    def attach(self) -> None:
+        """Put the program on the interface."""
+        config = self._config
+        self.attachment = attach.attach(
+            config.interface, self.program.fd, config.xdp_mode, self.pins
+        )
+
+    def ensure_features(self, services: tuple[Service, ...]) -> bool:
+        """Recompile and swap if these services need what the program lacks; true if so."""
+        needed = needed_features(services)
+        if self.features.covers(needed):
+            return False
+        self._compile(self.features | needed)
+        self.attach()
+        return True
+
+    def is_attached(self) -> bool:
+        try:
+            return libbpf.xdp_query(self.attachment.ifindex).id == self.program.info.id
+        except OSError:  # the interface is gone
+            return False
+
+    def now_jiffies(self) -> int:
+        return self.clock_source.jiffies()
+
+
+def remove_instance(name: str, interface: str) -> bool:
+    """Detach the instance's program and give its tables up; true if there was anything."""
+    folder = pins.pins_of(name)
+    if not folder.folder.exists():
+        return False
+    try:
+        attach.detach(interface, folder)
+    finally:
+        pins.remove(folder)
+    return True
+
+
+def require_root() -> None:
+    """Everything here needs CAP_BPF and CAP_NET_ADMIN."""
+    if os.geteuid() != 0:
+        raise DataplaneError(
+            "loading XDP programs takes root",
+            where=f"user {os.geteuid()}",
+            remedy="run with sudo, or as the systemd unit lb-agent.service",
+        )

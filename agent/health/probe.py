@@ -1,0 +1,150 @@
+"""Probes one server once: a short connection of its own, and what came of it in words."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from functools import cache
+
+import aiohttp
+from yarl import URL
+
+from agent.errors import NetworkError
+from agent.health.rules import ProbeResult
+from agent.model import Address, CheckKind, HealthCheck
+
+USER_AGENT = "steelyard-health-check"
+
+# This host's troubles, not the server's: no verdict about it may come of them.
+LOCAL_ERRNOS = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+)
+WORDS = {
+    errno.ECONNREFUSED: "connection refused",
+    errno.ECONNRESET: "connection reset",
+    errno.EPIPE: "connection closed before an answer",
+    errno.EHOSTUNREACH: "no route to host",
+    errno.ENETUNREACH: "network unreachable",
+    errno.ETIMEDOUT: "connection timed out",
+}
+
+
+async def probe(check: HealthCheck, address: Address, default_port: int) -> ProbeResult:
+    """Check ``address`` once, within the check's timeout.
+
+    Whatever the server or the network does is a result. NetworkError is raised only where this
+    host could not ask at all (out of file descriptors, memory or ports).
+    """
+    port = check.port or default_port
+    talk = _tcp if check.kind is CheckKind.TCP else _http
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(check.timeout_s):
+            ok, detail = await talk(check, address, port)
+    except TimeoutError:
+        ok, detail = False, f"no answer within {_duration(check.timeout_s)}"
+    except aiohttp.ClientConnectorCertificateError as error:
+        ok, detail = False, _tls_words(error.certificate_error)
+    except aiohttp.ClientSSLError as error:
+        ok, detail = False, _tls_words(error.os_error)
+    except ssl.SSLError as error:
+        ok, detail = False, _tls_words(error)
+    except aiohttp.ServerDisconnectedError:
+        ok, detail = False, "connection closed before an answer"
+    except OSError as error:  # also aiohttp's ClientConnectorError and ClientOSError
+        ok, detail = False, _os_words(error)
+    except aiohttp.ClientError:
+        ok, detail = False, "the answer is not HTTP"
+    return ProbeResult(ok, detail, (time.monotonic() - started) * 1000)
+
+
+type Talk = Callable[[HealthCheck, Address, int], Awaitable[tuple[bool, str]]]
+
+
+async def _tcp(_check: HealthCheck, address: Address, port: int) -> tuple[bool, str]:
+    started = time.monotonic()
+    _, writer = await asyncio.open_connection(str(address), port)
+    writer.transport.abort()  # nothing was written, so this is an ordinary close, only at once
+    return True, f"connected in {_milliseconds(started)}"
+
+
+async def _http(check: HealthCheck, address: Address, port: int) -> tuple[bool, str]:
+    started = time.monotonic()
+    literal = f"[{address}]" if address.version == 6 else str(address)
+    # The path goes out exactly as the operator wrote it.
+    url = URL(f"{check.kind.value}://{literal}:{port}{check.path}", encoded=True)
+    headers = {"User-Agent": USER_AGENT, "Accept": "*/*"}
+    if check.host is not None:
+        headers["Host"] = check.host
+    connector = aiohttp.TCPConnector(
+        force_close=True,
+        limit=1,
+        ssl=_tls_context(check.verify_tls) if check.kind is CheckKind.HTTPS else True,
+        resolver=aiohttp.ThreadedResolver(),  # never used: the address is one
+    )
+    async with (
+        aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            auto_decompress=False,
+        ) as session,
+        session.request(
+            check.method,
+            url,
+            headers=headers,
+            allow_redirects=False,
+            server_hostname=check.host if check.kind is CheckKind.HTTPS else None,
+        ) as response,
+    ):
+        # The status is the verdict; a body, however long, is not waited for.
+        status = response.status
+    ok = any(low <= status <= high for low, high in check.expect_status)
+    detail = f"HTTP {status} in {_milliseconds(started)}"
+    return ok, detail if ok else f"{detail}, expected {_ranges(check.expect_status)}"
+
+
+@cache
+def _tls_context(verify: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _os_words(error: OSError) -> str:
+    # asyncio gives several attempts at once without a number; ours is always one address.
+    number = error.errno or 0
+    if number in LOCAL_ERRNOS:
+        raise NetworkError(
+            f"a health check could not be made: {os.strerror(number)}",
+            where="this host",
+            remedy="give the agent more file descriptors (LimitNOFILE=), ports or memory",
+        ) from error
+    return WORDS.get(number) or (os.strerror(number).lower() if number else "connection failed")
+
+
+def _tls_words(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS certificate not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return f"TLS handshake failed: {error.reason.lower().replace('_', ' ')}"
+    return "TLS handshake failed"
+
+
+def _ranges(ranges: tuple[tuple[int, int], ...]) -> str:
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
+def _milliseconds(started: float) -> str:
+    elapsed_ms = (time.monotonic() - started) * 1000
+    return f"{elapsed_ms:.0f} ms" if elapsed_ms >= 1 else "under 1 ms"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:g} s"

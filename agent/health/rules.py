@@ -1,0 +1,101 @@
+"""Decides what a check's results mean for a backend's health, and when to check again. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from agent.model import CheckKind, Health, HealthCheck, HealthStatus
+
+FIRST_WITHIN_S = 0.5  # first checks are spread over this long, or the interval if shorter
+CHANGING_SPEEDUP = 2.0
+SHORTEST_DELAY_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What one probe saw; ``detail`` is what an operator reads."""
+
+    ok: bool
+    detail: str
+    latency_ms: float
+
+
+def checking(now: float) -> HealthStatus:
+    """The status of a backend that no check has answered for yet."""
+    return HealthStatus(Health.CHECKING, "the first check has not answered yet", now)
+
+
+def unchecked(now: float) -> HealthStatus:
+    """The status of a backend without a check."""
+    return HealthStatus(Health.UNCHECKED, "no health check is configured", now)
+
+
+def adopted(health: Health, now: float) -> HealthStatus:
+    """The status to go on with after a restart: what it was, until checks say otherwise."""
+    return HealthStatus(health, "as before the restart", now)
+
+
+def observe(
+    check: HealthCheck, status: HealthStatus, result: ProbeResult, now: float
+) -> HealthStatus:
+    """Take in one result: the first one decides, later ones need ``rise`` or ``fall`` in a row."""
+    passes = status.passes + 1 if result.ok else 0
+    failures = 0 if result.ok else status.failures + 1
+    health = _health(check, status.health, passes, failures)
+    reason = result.detail
+    if health is Health.UP and failures:
+        reason = f"failure {failures} of {check.fall}: {reason}"
+    elif health is Health.DOWN and passes:
+        reason = f"pass {passes} of {check.rise}: {reason}"
+    return HealthStatus(
+        health=health,
+        reason=reason,
+        since=status.since if health is status.health else now,
+        latency_ms=result.latency_ms if result.ok else None,
+        passes=passes,
+        failures=failures,
+    )
+
+
+def rechecked(old: HealthCheck, new: HealthCheck, status: HealthStatus, now: float) -> HealthStatus:
+    """Carry a status over to an edited check of the same server.
+
+    An edit alone takes no server out: its health stays until the new check has its verdict.
+    """
+    if new == old:
+        return status
+    if new.kind is CheckKind.NONE:
+        return status if status.health is Health.UNCHECKED else unchecked(now)
+    if status.health is Health.UNCHECKED:
+        return HealthStatus(Health.UP, "unchecked until now; the first check is on its way", now)
+    return replace(status, passes=0, failures=0)
+
+
+def next_delay_s(check: HealthCheck, status: HealthStatus, rnd: float) -> float:
+    """Seconds from the start of one check to the start of the next; ``rnd`` is in [0, 1).
+
+    Before the first result: soon, at random, so that thousands do not start at once. While the
+    results speak against the present health: faster. Jitter spreads the rest.
+    """
+    if status.passes == 0 and status.failures == 0:
+        return rnd * min(check.interval_s, FIRST_WITHIN_S)
+    interval = check.interval_s
+    if _is_changing(status):
+        interval /= CHANGING_SPEEDUP
+    return max(SHORTEST_DELAY_S, interval * (1 + check.jitter * (2 * rnd - 1)))
+
+
+def _health(check: HealthCheck, health: Health, passes: int, failures: int) -> Health:
+    if health in (Health.CHECKING, Health.UNCHECKED):
+        return Health.UP if passes else Health.DOWN
+    if health is Health.UP and failures >= check.fall:
+        return Health.DOWN
+    if health is Health.DOWN and passes >= check.rise:
+        return Health.UP
+    return health
+
+
+def _is_changing(status: HealthStatus) -> bool:
+    return (status.health is Health.UP and status.failures > 0) or (
+        status.health is Health.DOWN and status.passes > 0
+    )

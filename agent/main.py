@@ -1,0 +1,226 @@
+"""The command ``lb-agent``: run, check, detach, and the two programs beside the balancer."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+
+import click
+
+from agent import __version__
+from agent.errors import ConfigError, SteelyardError
+from agent.logs import LogFormat, LogLevel, configure
+from agent.model import Address
+
+DEFAULT_CONFIG = Path("/etc/steelyard/agent.yaml")
+
+_config_option = click.option(
+    "--config",
+    "-c",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The configuration file.",
+)
+_interface_option = click.option(
+    "--interface", "-i", required=True, metavar="NAME", help="The interface to attach to."
+)
+
+
+class _Address(click.ParamType[Address]):
+    name = "address"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Address:
+        try:
+            return ip_address(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lb-agent")
+def cli() -> None:
+    """Keeps the kernel's tables of the Steelyard load balancer right.
+
+    Example: lb-agent run --config /etc/steelyard/agent.yaml
+    """
+
+
+@cli.command()
+@_config_option
+@click.option(
+    "--log-level",
+    type=click.Choice([level.value for level in LogLevel]),
+    default=LogLevel.INFO.value,
+    show_default=True,
+)
+@click.option(
+    "--log-format",
+    type=click.Choice([kind.value for kind in LogFormat]),
+    default=LogFormat.AUTO.value,
+    show_default=True,
+    help="auto: console on a terminal, JSON otherwise.",
+)
+def run(path: Path, log_level: str, log_format: str) -> None:
+    """Balance until SIGTERM; SIGHUP reloads the configuration.
+
+    The program in the kernel goes on when this one ends, so a restart is hitless; `lb-agent
+    detach` takes it off.
+    """
+    configure(LogLevel(log_level), LogFormat(log_format))
+    _guarded(lambda: asyncio.run(_run(path)))
+
+
+async def _run(path: Path) -> None:
+    # here, so that --help and errors of usage need neither BCC nor NumPy
+    from agent.config.load import load_file, read_text
+    from agent.config.store import RunningStore
+    from agent.daemon import Agent
+    from agent.dataplane.program import require_root
+
+    require_root()
+    config = load_file(path)
+    store = RunningStore(config.state_dir, config.name)
+    agent = Agent(path, store.load(read_text(path), str(path)), store)
+    stop = asyncio.Event()
+    reloads: set[asyncio.Task[None]] = set()
+    loop = asyncio.get_running_loop()
+
+    def reload() -> None:
+        task = loop.create_task(_reload(agent))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    await agent.run(stop)
+
+
+async def _reload(agent: object) -> None:
+    from agent.daemon import Agent
+
+    if isinstance(agent, Agent):
+        try:
+            await agent.reload()
+        except SteelyardError:
+            return  # logged, and shown by status
+
+
+@cli.command()
+@_config_option
+def check(path: Path) -> None:
+    """Check a configuration file and say what is wrong with it."""
+
+    def work() -> None:
+        from agent.config.load import load_file
+        from agent.dataplane.attach import interface_index
+
+        config = load_file(path)
+        interface_index(config.interface)
+        backends = sum(len(service.backends) for service in config.services)
+        click.echo(f"{path}: good: {len(config.services)} services, {backends} backends")
+
+    _guarded(work)
+
+
+@cli.command()
+@_config_option
+def detach(path: Path) -> None:
+    """Take the balancer off: program, tables, recorded flows and VIP addresses.
+
+    Needs the agent to be stopped. Traffic to the VIPs then reaches this host itself.
+    """
+
+    def work() -> None:
+        from agent.config.load import load_file
+        from agent.dataplane.program import remove_instance, require_root
+        from agent.lock import InstanceLocks
+        from agent.network.vips import Vips
+
+        require_root()
+        config = load_file(path)
+        locks = InstanceLocks(config.name, config.interface)
+        if config.manage_vips:
+            asyncio.run(Vips(config.interface).sync(frozenset()))
+        removed = remove_instance(config.name, config.interface)
+        del locks
+        what = "detached" if removed else "nothing was attached"
+        click.echo(f"{config.interface}: {what}")
+
+    _guarded(work)
+
+
+@cli.command()
+@_interface_option
+@click.option(
+    "--vip", "vips", multiple=True, required=True, type=_Address(), help="A VIP; repeatable."
+)
+def decap(interface: str, vips: tuple[Address, ...]) -> None:
+    """On a backend: take the outer header off packets from `forward: ipip` balancers.
+
+    For kernels without a tunnel device. Stays until `ip link set dev NAME xdp off`.
+
+    Example: lb-agent decap --interface eth0 --vip 10.0.0.10
+    """
+
+    def work() -> None:
+        from agent.dataplane.helpers import attach_decap
+        from agent.dataplane.program import require_root
+
+        require_root()
+        mode = attach_decap(interface, vips)
+        click.echo(f"{interface}: decapsulating, {mode.value} XDP")
+
+    _guarded(work)
+
+
+@cli.command("pass")
+@_interface_option
+def pass_(interface: str) -> None:
+    """On the far end of a veth pair: receive what XDP sends at the other end."""
+
+    def work() -> None:
+        from agent.dataplane.helpers import attach_pass
+        from agent.dataplane.program import require_root
+
+        require_root()
+        mode = attach_pass(interface)
+        click.echo(f"{interface}: passing, {mode.value} XDP")
+
+    _guarded(work)
+
+
+def _guarded(work: Callable[[], object]) -> None:
+    """Errors that we made on purpose become a message and exit status 1."""
+    try:
+        work()
+    except* SteelyardError as group:
+        for error in _leaves(group):
+            problems = error.problems if isinstance(error, ConfigError) else (error,)
+            for problem in problems:
+                click.echo(f"lb-agent: {problem}", err=True)
+        sys.exit(1)
+
+
+def _leaves(group: BaseExceptionGroup[SteelyardError]) -> list[SteelyardError]:
+    found: list[SteelyardError] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+def main() -> None:
+    """Entry point."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+"""Decides which metrics there are: one table, from a snapshot to samples.
+
+The collector, the reference in docs/metrics.md and the tests read the same table. Labels are
+bounded: services and backends by the tables' sizes, states and reasons by their enums.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from agent.model import BackendState, ServiceState
+from agent.state.snapshot import BackendCounts, BackendSnapshot, ServiceSnapshot, Snapshot
+
+type Sample = tuple[tuple[str, ...], float]  # label values, value
+type Samples = Callable[[Snapshot], Iterable[Sample]]
+type _EachCounts = Callable[[Callable[[BackendCounts], float]], Samples]
+
+
+class Kind(enum.Enum):
+    """Types that are used; INFO is a gauge that is always 1, its facts are its labels."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    INFO = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric: its full name, what it means, and its samples."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...]
+    samples: Samples
+
+
+def _one(value: Callable[[Snapshot], float]) -> Samples:
+    return lambda snapshot: [((), value(snapshot))]
+
+
+def _each_service(value: Callable[[ServiceSnapshot], float]) -> Samples:
+    return lambda snapshot: [((s.service.name,), value(s)) for s in snapshot.services]
+
+
+def _backends(snapshot: Snapshot) -> Iterator[tuple[tuple[str, str], BackendSnapshot]]:
+    for service in snapshot.services:
+        for backend in service.backends:
+            yield (service.service.name, backend.backend.name), backend
+
+
+def _each_backend(value: Callable[[BackendSnapshot], float]) -> Samples:
+    return lambda snapshot: [(names, value(backend)) for names, backend in _backends(snapshot)]
+
+
+def _latencies(snapshot: Snapshot) -> Iterator[Sample]:
+    for names, backend in _backends(snapshot):
+        if backend.health.latency_ms is not None:
+            yield names, backend.health.latency_ms / 1000
+
+
+def _backend_states(snapshot: Snapshot) -> Iterator[Sample]:
+    for names, backend in _backends(snapshot):
+        for state in BackendState:
+            yield (*names, state.value), float(backend.state is state)
+
+
+def _service_states(snapshot: Snapshot) -> Iterator[Sample]:
+    for service in snapshot.services:
+        for state in ServiceState:
+            yield (service.service.name, state.value), float(service.state is state)
+
+
+def _service_backends(snapshot: Snapshot) -> Iterator[Sample]:
+    for service in snapshot.services:
+        counts = Counter(backend.state for backend in service.backends)
+        for state in BackendState:
+            yield (service.service.name, state.value), counts[state]
+
+
+def _service_info(snapshot: Snapshot) -> Iterator[Sample]:
+    for each in snapshot.services:
+        service = each.service
+        key = service.key
+        yield (
+            (
+                service.name,
+                str(key.vip),
+                str(key.port or "any"),
+                key.protocol.value,
+                service.forward.value,
+                service.scheduler.value,
+            ),
+            1,
+        )
+
+
+def _drops(snapshot: Snapshot) -> Iterator[Sample]:
+    for service in snapshot.services:
+        for reason, packets in service.drops.items():
+            yield (service.service.name, reason), packets
+
+
+def _program_info(snapshot: Snapshot) -> Iterator[Sample]:
+    program = snapshot.dataplane
+    if program.attached:
+        yield (
+            (
+                program.interface,
+                program.xdp_mode,
+                program.driver,
+                str(program.abi),
+                str(program.program_id),
+            ),
+            1,
+        )
+
+
+_SERVICE = ("service",)
+_BACKEND = ("service", "backend")
+
+
+def _counts(noun: str, labels: tuple[str, ...], each: _EachCounts) -> tuple[Family, ...]:
+    """What is counted of a service and of a backend alike."""
+    counted: tuple[tuple[str, str, Callable[[BackendCounts], float]], ...] = (
+        ("packets", "Packets forwarded.", lambda c: c.packets),
+        ("bytes", "Bytes of the IP packets forwarded, as clients sent them.", lambda c: c.bytes),
+        ("new_flows", "Flows recorded.", lambda c: c.opened),
+        ("established_flows", "Flows that stopped being embryonic.", lambda c: c.established),
+        ("closed_flows", "Flows that ended: FIN, RST, evicted or expired.", lambda c: c.closed),
+    )
+    return tuple(
+        Family(f"steelyard_{noun}_{what}_total", Kind.COUNTER, text, labels, each(value))
+        for what, text, value in counted
+    )
+
+
+_AGENT_FAMILIES = (
+    Family(
+        "steelyard_build_info",
+        Kind.INFO,
+        "The agent's version, and the name of the instance.",
+        ("version", "name"),
+        lambda snapshot: [((snapshot.version, snapshot.name), 1)],
+    ),
+    Family(
+        "steelyard_agent_start_time_seconds",
+        Kind.GAUGE,
+        "When the agent started, in seconds since the epoch.",
+        (),
+        _one(lambda s: s.started),
+    ),
+    Family(
+        "steelyard_config_reload_problem",
+        Kind.GAUGE,
+        "1 when the last reload was refused and the last good configuration is in force.",
+        (),
+        _one(lambda s: bool(s.config_problem)),
+    ),
+    Family(
+        "steelyard_config_changes_since_file",
+        Kind.GAUGE,
+        "Changes made at run time that the configuration file does not have.",
+        (),
+        _one(lambda s: s.changes_since_file),
+    ),
+    Family(
+        "steelyard_reconcile_problem",
+        Kind.GAUGE,
+        "1 when the last pass could not bring the kernel to the desired state.",
+        (),
+        _one(lambda s: bool(s.reconcile_problem)),
+    ),
+)
+
+_PROGRAM_FAMILIES = (
+    Family(
+        "steelyard_program_info",
+        Kind.INFO,
+        "The program in the kernel; absent when none is attached.",
+        ("interface", "xdp_mode", "driver", "abi", "program_id"),
+        _program_info,
+    ),
+    Family(
+        "steelyard_program_attached",
+        Kind.GAUGE,
+        "1 when the program is attached to the interface.",
+        ("interface",),
+        lambda s: [((s.dataplane.interface,), s.dataplane.attached)],
+    ),
+    Family(
+        "steelyard_program_compile_seconds",
+        Kind.GAUGE,
+        "How long the program took to compile.",
+        (),
+        _one(lambda s: s.dataplane.compile_ms / 1000),
+    ),
+    Family(
+        "steelyard_program_instructions",
+        Kind.GAUGE,
+        "BPF instructions of the program.",
+        (),
+        _one(lambda s: s.dataplane.instructions),
+    ),
+    Family(
+        "steelyard_flow_table_slots",
+        Kind.GAUGE,
+        "Flows that the flow table has room for.",
+        (),
+        _one(lambda s: s.dataplane.flow_slots),
+    ),
+    Family(
+        "steelyard_flow_table_used_slots",
+        Kind.GAUGE,
+        "Slots that hold a flow.",
+        (),
+        _one(lambda s: sum(s.dataplane.flows_by_state.values())),
+    ),
+    Family(
+        "steelyard_flow_table_flows",
+        Kind.GAUGE,
+        "Recorded flows by state.",
+        ("state",),
+        lambda s: [((state,), n) for state, n in s.dataplane.flows_by_state.items()],
+    ),
+    Family(
+        "steelyard_passed_packets_total",
+        Kind.COUNTER,
+        "Packets for no service, left to the host, by reason.",
+        ("reason",),
+        lambda s: [((reason,), n) for reason, n in s.dataplane.passed.items()],
+    ),
+)
+
+_SERVICE_FAMILIES = (
+    Family(
+        "steelyard_service_info",
+        Kind.INFO,
+        "What the service is.",
+        ("service", "vip", "port", "protocol", "forward", "scheduler"),
+        _service_info,
+    ),
+    Family(
+        "steelyard_service_state",
+        Kind.GAUGE,
+        "1 for the state that the service is in: up (all backends that should serve do), "
+        "degraded (some), down (none).",
+        ("service", "state"),
+        _service_states,
+    ),
+    Family(
+        "steelyard_service_backends",
+        Kind.GAUGE,
+        "Backends of the service by state.",
+        ("service", "state"),
+        _service_backends,
+    ),
+    *_counts("service", _SERVICE, lambda value: _each_service(lambda s: value(s.counts))),
+    Family(
+        "steelyard_service_unrecorded_flows_total",
+        Kind.COUNTER,
+        "New flows that the flow table had no room for; they are forwarded by the ring alone.",
+        _SERVICE,
+        _each_service(lambda s: s.not_recorded),
+    ),
+    Family(
+        "steelyard_service_dropped_packets_total",
+        Kind.COUNTER,
+        "Packets for the service that were dropped, by reason.",
+        ("service", "reason"),
+        _drops,
+    ),
+    Family(
+        "steelyard_service_flows",
+        Kind.GAUGE,
+        "Flows that are acked or established now.",
+        _SERVICE,
+        _each_service(lambda s: sum(b.flows for b in s.backends)),
+    ),
+)
+
+_BACKEND_FAMILIES = (
+    Family(
+        "steelyard_backend_info",
+        Kind.INFO,
+        "Which address the backend has.",
+        ("service", "backend", "address"),
+        lambda s: [((*names, str(b.backend.address)), 1) for names, b in _backends(s)],
+    ),
+    Family(
+        "steelyard_backend_up",
+        Kind.GAUGE,
+        "1 when the backend takes new flows: healthy, reachable and wanted.",
+        _BACKEND,
+        _each_backend(lambda b: b.state is BackendState.UP),
+    ),
+    Family(
+        "steelyard_backend_state",
+        Kind.GAUGE,
+        "1 for the state that the backend is in.",
+        ("service", "backend", "state"),
+        _backend_states,
+    ),
+    Family(
+        "steelyard_backend_state_changed_timestamp_seconds",
+        Kind.GAUGE,
+        "Since when the backend is in its state, in seconds since the epoch.",
+        _BACKEND,
+        _each_backend(lambda b: b.since),
+    ),
+    Family(
+        "steelyard_backend_health_check_latency_seconds",
+        Kind.GAUGE,
+        "How long the last health check took; absent before the first and without a check.",
+        _BACKEND,
+        _latencies,
+    ),
+    Family(
+        "steelyard_backend_configured_weight",
+        Kind.GAUGE,
+        "The weight that the operator gave.",
+        _BACKEND,
+        _each_backend(lambda b: b.backend.weight),
+    ),
+    Family(
+        "steelyard_backend_effective_weight",
+        Kind.GAUGE,
+        "The weight in force.",
+        _BACKEND,
+        _each_backend(lambda b: b.weight_effective),
+    ),
+    Family(
+        "steelyard_backend_expected_share_ratio",
+        Kind.GAUGE,
+        "Share of the service's new flows that the ring gives the backend, 0 to 1.",
+        _BACKEND,
+        _each_backend(lambda b: b.share_expected),
+    ),
+    Family(
+        "steelyard_backend_actual_share_ratio",
+        Kind.GAUGE,
+        "Share of the service's new flows of the last minute that the backend got, 0 to 1.",
+        _BACKEND,
+        _each_backend(lambda b: b.share_actual),
+    ),
+    *_counts("backend", _BACKEND, lambda value: _each_backend(lambda b: value(b.counts))),
+    Family(
+        "steelyard_backend_flows",
+        Kind.GAUGE,
+        "Flows of the backend that are acked or established now.",
+        _BACKEND,
+        _each_backend(lambda b: b.flows),
+    ),
+)
+
+FAMILIES: tuple[Family, ...] = (
+    *_AGENT_FAMILIES,
+    *_PROGRAM_FAMILIES,
+    *_SERVICE_FAMILIES,
+    *_BACKEND_FAMILIES,
+)

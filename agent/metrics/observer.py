@@ -1,0 +1,200 @@
+"""Owns the readings: samples counters and the flow table, and makes snapshots of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from agent.dataplane import counters, survey
+from agent.dataplane.abi import FlowState, Reason
+from agent.dataplane.program import Dataplane
+from agent.model import BackendRef, Service
+from agent.rings.maglev import shares
+from agent.state.assemble import BackendParts, ServiceParts, backend_snapshot, service_snapshot
+from agent.state.identities import slot_of
+from agent.state.rates import Counters, OpenedWindow, rates, total
+from agent.state.situation import Situation
+from agent.state.snapshot import (
+    BackendCounts,
+    BackendSnapshot,
+    DataplaneSnapshot,
+    Rates,
+    ServiceSnapshot,
+    Snapshot,
+)
+from agent.state.tables import TableContents
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFacts:
+    """What a snapshot says of the agent itself."""
+
+    version: str
+    name: str
+    pid: int
+    started: float  # seconds since the epoch
+    config_path: str
+    driver: str
+    config_problem: str = ""
+    changes_since_file: int = 0
+    reconcile_problem: str = ""
+
+
+@dataclass(slots=True)
+class _Sampled:
+    """The last reading, and what changed since the one before."""
+
+    at: float = 0.0
+    backends: dict[BackendRef, Counters] = field(default_factory=dict)
+    drops: dict[str, Counters] = field(default_factory=dict)
+    backend_rates: dict[BackendRef, Rates] = field(default_factory=dict)
+    drop_rates: dict[str, Rates] = field(default_factory=dict)
+
+
+class Observer:
+    """Reads one data plane. ``sample`` is called about once a second."""
+
+    def __init__(self, dataplane: Dataplane) -> None:
+        self._dataplane = dataplane
+        self._sampled = _Sampled()
+        self._window = OpenedWindow()
+        self.survey = self._read_survey()
+
+    def _read_survey(self) -> survey.Survey:
+        tables, clock = self._dataplane.tables, self._dataplane.clock
+        now = self._dataplane.now_jiffies() >> clock.shift
+        return survey.survey(tables.flows, tables.backends, now)
+
+    async def look_at_flows(self) -> survey.Survey:
+        """Read the whole flow table; in a thread, because it takes milliseconds."""
+        self.survey = await asyncio.to_thread(self._read_survey)
+        return self.survey
+
+    def sample(self, situation: Situation, at: float) -> None:
+        """Take one reading of the counters; ``at`` is a clock that only goes forward."""
+        readings = self._read_counters(situation)
+        seconds = at - self._sampled.at if self._sampled.at else 0.0
+        backends, drops = {}, {}
+        for service in situation.config.services:
+            service_id = situation.ids.services[slot_of(service.key)][0]
+            lost = readings.services[service_id].drops
+            drops[service.name] = Counters(drops=sum(lost.values()))
+            for ref, ident in _backend_ids(situation, service).items():
+                backends[ref] = Counters.of(readings.of_backend(ident))
+        before = self._sampled
+        self._sampled = _Sampled(
+            at,
+            backends,
+            drops,
+            {ref: rates(before.backends.get(ref), now, seconds) for ref, now in backends.items()},
+            {name: rates(before.drops.get(name), now, seconds) for name, now in drops.items()},
+        )
+        self._window = self._window.add(at, {ref: c.new_flows for ref, c in backends.items()})
+
+    def _read_counters(self, situation: Situation) -> counters.Readings:
+        backend_ids = list(situation.ids.backends.values())
+        service_ids = [0, *(ident for ident, _ in situation.ids.services.values())]
+        return counters.read(self._dataplane.tables, backend_ids, service_ids)
+
+    def snapshot(
+        self, situation: Situation, contents: TableContents, facts: AgentFacts, at: float
+    ) -> Snapshot:
+        """Everything, with counters as of this moment."""
+        readings = self._read_counters(situation)
+        actual = self._window.shares()
+        services = tuple(
+            self._service(situation, service, readings, contents, actual)
+            for service in situation.config.services
+        )
+        return Snapshot(
+            at=at,
+            version=facts.version,
+            name=facts.name,
+            pid=facts.pid,
+            started=facts.started,
+            config_path=facts.config_path,
+            config_problem=facts.config_problem,
+            changes_since_file=facts.changes_since_file,
+            reconcile_problem=facts.reconcile_problem,
+            dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed),
+            services=services,
+            rates=total(service.rates for service in services),
+        )
+
+    def _service(
+        self,
+        situation: Situation,
+        service: Service,
+        readings: counters.Readings,
+        contents: TableContents,
+        actual: Mapping[BackendRef, float],
+    ) -> ServiceSnapshot:
+        slot = slot_of(service.key)
+        service_id = situation.ids.services[slot][0]
+        entry = contents.services.get(slot)
+        expected = shares(np.frombuffer(entry.ring, dtype=np.uint16)) if entry else {}
+        ids = _backend_ids(situation, service)
+        backends: list[BackendSnapshot] = []
+        for backend in service.backends:
+            ref = BackendRef(service.name, backend.name)
+            parts = BackendParts(
+                id=ids[ref],
+                verdict=situation.verdicts[ref],
+                since=situation.backends[ref].since,
+                health=situation.health[ref],
+                hop=situation.hops.get(backend.address),
+                share_expected=expected.get(ids[ref], 0.0),
+                share_actual=actual.get(ref, 0.0),
+                flows=int(self.survey.live[ids[ref]]),
+                counts=readings.of_backend(ids[ref]),
+                rates=self._sampled.backend_rates.get(ref, Rates()),
+            )
+            backends.append(backend_snapshot(backend, parts))
+        counts = readings.services[service_id].gone
+        for one in backends:
+            counts = counters.add(counts, one.counts)
+        lost = self._sampled.drop_rates.get(service.name, Rates())
+        of_service = ServiceParts(
+            id=service_id,
+            since=situation.services[service.name].since,
+            counts=counts,
+            drops=readings.services[service_id].drops,
+            not_recorded=readings.services[service_id].not_recorded,
+            rates=total([*(one.rates for one in backends), lost]),
+        )
+        return service_snapshot(service, of_service, tuple(backends))
+
+    def _dataplane_snapshot(self, driver: str, passed: dict[str, int]) -> DataplaneSnapshot:
+        dataplane, seen = self._dataplane, self.survey
+        attached = dataplane.is_attached()
+        return DataplaneSnapshot(
+            interface=dataplane.interface,
+            ifindex=dataplane.attachment.ifindex,
+            attached=attached,
+            xdp_mode=dataplane.attachment.mode.value if attached else "none",
+            xdp_mode_reason=dataplane.attachment.reason,
+            driver=driver,
+            program_id=dataplane.program.info.id,
+            abi=dataplane.abi_version,
+            features=dataplane.features.names,
+            compile_ms=dataplane.program.compile_s * 1000,
+            instructions=dataplane.program.info.instructions,
+            flow_slots=len(dataplane.tables.flows),
+            flows_by_state={
+                state.name.lower(): seen.state_count(state)
+                for state in FlowState
+                if state is not FlowState.FREE
+            },
+            passed={name: n for name, n in passed.items() if name != Reason.NONE.label},
+        )
+
+
+def _backend_ids(situation: Situation, service: Service) -> dict[BackendRef, int]:
+    service_id = situation.ids.services[slot_of(service.key)][0]
+    return {
+        BackendRef(service.name, backend.name): situation.ids.backends[service_id, backend.address]
+        for backend in service.backends
+    }

@@ -1,0 +1,75 @@
+"""Writes docs/metrics.md from the table of metrics: ``python -m agent.metrics.reference``.
+
+With ``--check`` it only says whether the page is as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.metrics.families import FAMILIES, Family
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+
+_SECTIONS = (
+    (
+        "Agent",
+        ("steelyard_build_", "steelyard_agent_", "steelyard_config_", "steelyard_reconcile_"),
+    ),
+    (
+        "Program and flow table",
+        ("steelyard_program_", "steelyard_flow_table_", "steelyard_passed_"),
+    ),
+    ("Services", ("steelyard_service_",)),
+    ("Backends", ("steelyard_backend_",)),
+)
+
+_INTRODUCTION = """\
+<!-- Made by `python -m agent.metrics.reference`; do not edit. -->
+# Metrics
+
+The agent serves Prometheus text at `/metrics`, on the address that `metrics` names in the
+configuration (`127.0.0.1:9117` unless set) and on its Unix socket. Beside it, `/healthz` answers
+200 when the program is attached and 503 when it is not.
+
+Counters live in the kernel's tables: they go on while the agent is stopped, and a restart of the
+agent does not reset them. A service or backend that is removed takes its series with it.
+
+Alerts that use these metrics: [steelyard.rules.yml](../deploy/prometheus/steelyard.rules.yml).
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [_INTRODUCTION]
+    for title, prefixes in _SECTIONS:
+        rows = "\n".join(_row(f) for f in FAMILIES if f.name.startswith(prefixes))
+        parts.append(f"## {title}\n\n| Metric | Type | Labels | Meaning |\n|-|-|-|-|\n{rows}\n")
+    return "\n".join(parts)
+
+
+def _row(family: Family) -> str:
+    labels = ", ".join(f"`{label}`" for label in family.labels) or "none"
+    return f"| `{family.name}` | {family.kind.value} | {labels} | {family.help} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or check the page; 1 when it differs."""
+    parser = argparse.ArgumentParser(prog="python -m agent.metrics.reference")
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if outdated")
+    wanted = page()
+    if parser.parse_args(arguments).check:
+        current = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        if current != wanted:
+            sys.stderr.write(f"{PAGE} is outdated: run python -m agent.metrics.reference\n")
+            return 1
+        return 0
+    PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

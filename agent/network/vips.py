@@ -1,0 +1,75 @@
+"""Owns the VIP addresses on the interface: adds what is wanted, removes only what it added.
+
+Every address is marked with our own number (IFA_PROTO), so a later agent knows its own again,
+and what an operator or another program put there is never touched.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from agent.errors import NetworkError
+from agent.model import Address
+from agent.network.netlink import Netlink
+
+log = structlog.get_logger()
+
+OUR_PROTO = 0x53  # "S"; free in rt_addrprotos, where the kernel itself uses 1 to 3
+
+
+class Vips:
+    """The VIPs on one interface."""
+
+    def __init__(self, ifname: str) -> None:
+        self._ifname = ifname
+
+    async def sync(self, wanted: frozenset[Address]) -> None:
+        """Make the interface hold every wanted address, and none of ours besides.
+
+        Does all that can be done, then raises NetworkError for what could not.
+        """
+        async with Netlink() as netlink:
+            link = await netlink.link(self._ifname)
+            if link is None:
+                if not wanted:
+                    return
+                raise NetworkError(
+                    "the interface does not exist, so it can hold no VIP",
+                    where=self._ifname,
+                    remedy="name an existing one as `interface`; `ip -br link` lists them",
+                )
+            present = await netlink.addresses(link.ifindex)
+            ours = {
+                entry.address
+                for entry in present
+                if entry.proto == OUR_PROTO and entry.prefix_length == entry.address.max_prefixlen
+            }
+            missing = wanted - {entry.address for entry in present}
+            problems: list[NetworkError] = []
+            for address in sorted(ours - wanted, key=_order):
+                try:
+                    await netlink.remove_host_address(link.ifindex, address)
+                    log.info("vip removed", address=str(address), interface=self._ifname)
+                except NetworkError as error:
+                    problems.append(error)
+            for address in sorted(missing, key=_order):
+                try:
+                    await netlink.add_host_address(link.ifindex, address, OUR_PROTO)
+                    log.info("vip added", address=str(address), interface=self._ifname)
+                except NetworkError as error:
+                    problems.append(error)
+        if problems:
+            raise self._sum_up(problems)
+
+    def _sum_up(self, problems: list[NetworkError]) -> NetworkError:
+        what = "; ".join(f"{problem.where}: {problem.message}" for problem in problems)
+        remedy = f"run the agent as root; see `ip addr show dev {self._ifname}`"
+        if any(":" in problem.where for problem in problems):
+            remedy += f"; IPv6 needs `sysctl net.ipv6.conf.{self._ifname}.disable_ipv6=0`"
+        return NetworkError(
+            f"VIP addresses could not be changed: {what}", where=self._ifname, remedy=remedy
+        )
+
+
+def _order(address: Address) -> tuple[int, int]:
+    return address.version, int(address)

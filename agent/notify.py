@@ -1,0 +1,91 @@
+"""Owns what the service manager is told: systemd's notification protocol, without libsystemd.
+
+See sd_notify(3). Without NOTIFY_SOCKET every call does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import structlog
+
+log = structlog.get_logger()
+
+_SEND_TIMEOUT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Notifier:
+    """Where to send notifications; ``watchdog_s`` None: no watchdog waits for ours."""
+
+    address: str | None = None
+    watchdog_s: float | None = None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], pid: int) -> Self:
+        """The notifier that the service manager of process ``pid`` asks for."""
+        return cls(environ.get("NOTIFY_SOCKET") or None, _watchdog_s(environ, pid))
+
+    @property
+    def watchdog_interval_s(self) -> float | None:
+        """How often to call ``watchdog``: half of what the manager waits."""
+        return None if self.watchdog_s is None else self.watchdog_s / 2
+
+    def ready(self, status: str = "") -> None:
+        """Started, or done with reloading."""
+        self._send("READY=1", *_status(status))
+
+    def reloading(self, status: str = "") -> None:
+        """A reload began; ``ready`` ends it."""
+        # Type=notify-reload takes only a READY that is younger than this.
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send("RELOADING=1", f"MONOTONIC_USEC={now_us}", *_status(status))
+
+    def stopping(self, status: str = "") -> None:
+        """Shutting down in good order."""
+        self._send("STOPPING=1", *_status(status))
+
+    def watchdog(self) -> None:
+        """Still alive."""
+        self._send("WATCHDOG=1")
+
+    def status(self, status: str) -> None:
+        """One line for ``systemctl status``."""
+        self._send(*_status(status))
+
+    def _send(self, *assignments: str) -> None:
+        if self.address is None or not assignments:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(_SEND_TIMEOUT_S)
+                sock.sendto("\n".join(assignments).encode(), _socket_address(self.address))
+        except OSError as error:
+            # Balancing matters more than telling about it.
+            log.warning("notify_failed", socket=self.address, error=str(error))
+
+
+def _socket_address(name: str) -> bytes:
+    # "@name" is the printable form of the abstract socket "\0name".
+    raw = os.fsencode(name)
+    return b"\0" + raw[1:] if raw.startswith(b"@") else raw
+
+
+def _status(text: str) -> tuple[str, ...]:
+    # A newline would start another assignment.
+    return (f"STATUS={' '.join(text.split())}",) if text else ()
+
+
+def _watchdog_s(environ: Mapping[str, str], pid: int) -> float | None:
+    usec = environ.get("WATCHDOG_USEC", "")
+    meant_for = environ.get("WATCHDOG_PID", "")
+    if not usec.isascii() or not usec.isdecimal() or int(usec) == 0:
+        return None
+    if meant_for and meant_for != str(pid):
+        return None
+    return int(usec) / 1_000_000

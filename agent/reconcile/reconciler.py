@@ -1,0 +1,85 @@
+"""Owns the passes that make the shared tables what they should be.
+
+Level-triggered: every pass reads the tables, decides what they should hold, and does the
+difference. It can be run at any time, and again after any failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.dataplane import contents, survey
+from agent.dataplane.tables import SharedTables
+from agent.model import Config
+from agent.reconcile.apply import Applier
+from agent.reconcile.diff import ClearBackend, PutBackend, Step, diff
+from agent.state.desired import Surroundings, desired
+from agent.state.identities import Identities, assign
+from agent.state.tables import TableContents
+
+REST_S = 1.0  # a packet that drew a backend just before it went may still record it
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass: what it did, and what the tables hold now."""
+
+    steps: tuple[Step, ...]
+    ids: Identities
+    contents: TableContents
+
+
+class Reconciler:
+    """The passes of one instance, one at a time."""
+
+    def __init__(self, tables: SharedTables, now: Callable[[], float]) -> None:
+        self._tables = tables
+        self._applier = Applier(tables)
+        self._now = now
+        held = contents.read(tables)
+        # ids that flows still name, of backends that are gone
+        self._resting = {
+            ident: now() for ident in survey.named_backends(tables.flows) - set(held.backends)
+        }
+
+    def read(self) -> TableContents:
+        """What the tables hold."""
+        return contents.read(self._tables)
+
+    def identities(self, config: Config) -> Identities:
+        """The ids that a configuration would get; DataplaneError when a table is full."""
+        return assign(
+            config,
+            self.read(),
+            frozenset(self._resting),
+            lambda: secrets.randbits(32),
+        )
+
+    async def run(self, config: Config, surroundings: Callable[[], Surroundings]) -> Pass:
+        """One pass. Rings are built in a thread, so nothing waits for them."""
+        held = self.read()
+        ids = self.identities(config)
+        wanted = await asyncio.to_thread(desired, config, ids, surroundings())
+        steps = diff(held, wanted)
+        for step in steps:
+            self._applier.apply(step)
+            match step:
+                case ClearBackend(ident, _):
+                    self._resting[ident] = self._now()
+                case PutBackend(ident, _, _):
+                    self._resting.pop(ident, None)
+        return Pass(steps, ids, wanted)
+
+    def sweep(self, found: survey.Survey) -> int:
+        """Free the expired slots of a survey, and the ids that nothing names any more."""
+        freed = survey.sweep(self._tables.flows, found, self._tables.backend_count[-1])
+        if self._resting:
+            named = survey.named_backends(self._tables.flows)
+            before = self._now() - REST_S
+            self._resting = {
+                ident: at for ident, at in self._resting.items() if ident in named or at > before
+            }
+        return freed

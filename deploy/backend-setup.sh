@@ -1,0 +1,127 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Prepares a backend for a VIP, or undoes it; prints every command it runs. An example: it lasts
+# until the next boot. For good, put deploy/sysctl/backend.conf into /etc/sysctl.d, and the
+# addresses and devices into your network configuration.
+set -eu
+
+usage() {
+	cat <<'END'
+Usage: backend-setup.sh up|down dsr|ipip [--advmss BYTES] VIP...
+
+  dsr     the balancer is on the same segment: the VIP goes on lo, and ARP is told to be silent
+  ipip    as dsr, and the balancer's tunnel packets are unpacked
+  --advmss BYTES
+          the largest segment that clients may send, for the default routes. ipip adds 20 bytes
+          (outer IPv4) or 40 (outer IPv6) on the way to the backend: where that way cannot carry
+          1500 + that, use 1440 (IPv4 in IPv4), 1420 (IPv4 in IPv6, IPv6 in IPv4: 1420 as well)
+          or 1400 (IPv6 in IPv6)
+
+Examples:
+  backend-setup.sh up dsr 10.0.0.10 fd00::10
+  backend-setup.sh up ipip --advmss 1440 10.0.0.10
+  backend-setup.sh down ipip 10.0.0.10
+END
+}
+
+run() {
+	echo "+ $*"
+	"$@"
+}
+
+fail() {
+	echo "backend-setup: error: $1" >&2
+	echo "  remedy: $2" >&2
+	exit 1
+}
+
+has_ipv6() { [ -d /proc/sys/net/ipv6 ]; }
+
+has_device() { [ -d "/sys/class/net/$1" ] || ip link show dev "$1" >/dev/null 2>&1; }
+
+# preferred_lft 0: the address answers, and is never chosen as the source of the backend's own
+# connections.
+vip_up() {
+	case "$1" in
+	*:*) run ip -6 address replace "$1/128" dev lo nodad preferred_lft 0 ;;
+	*) run ip -4 address replace "$1/32" dev lo preferred_lft 0 ;;
+	esac
+}
+
+vip_down() {
+	case "$1" in
+	*:*) run ip -6 address delete "$1/128" dev lo || true ;;
+	*) run ip -4 address delete "$1/32" dev lo || true ;;
+	esac
+}
+
+settings_up() {
+	run sysctl -w net.ipv4.conf.all.arp_ignore=1
+	run sysctl -w net.ipv4.conf.all.arp_announce=2
+	run sysctl -w net.ipv4.conf.all.rp_filter=2
+}
+
+# tunnel_up DEVICE TYPE...: a device that takes tunnel packets from any sender.
+tunnel_up() {
+	device="$1"
+	shift
+	has_device "$device" || run ip link add name "$device" type "$@" || fail \
+		"this kernel cannot make a tunnel device of type $1" \
+		"modprobe $2; without that module use the decapsulation program (docs/operations.md)"
+	run ip link set dev "$device" up
+}
+
+tunnels_up() {
+	tunnel_up sy-ipip ipip external mode any
+	if has_ipv6; then
+		tunnel_up sy-ip6tnl ip6tnl external mode any
+		# IPv6 in IPv4: sit0 comes with its module and takes packets from anybody.
+		has_device sit0 || run modprobe sit || echo "no sit: IPv6 in IPv4 will not be unpacked"
+		if has_device sit0; then run ip link set dev sit0 up; fi
+	fi
+}
+
+tunnels_down() {
+	for device in sy-ipip sy-ip6tnl; do
+		if has_device "$device"; then run ip link delete dev "$device"; fi
+	done
+}
+
+# advmss_up BYTES: every default route announces smaller segments.
+advmss_up() {
+	for family in -4 -6; do
+		ip "$family" route show default | while read -r route; do
+			# shellcheck disable=SC2086 # the words of a route are arguments
+			run ip "$family" route replace $route advmss "$1"
+		done
+	done
+}
+
+[ $# -ge 3 ] || {
+	usage >&2
+	exit 2
+}
+action="$1" mode="$2" advmss=""
+shift 2
+if [ "$1" = --advmss ]; then
+	[ $# -ge 3 ] || fail "--advmss needs a number, and a VIP must follow" "$0 up ipip --advmss 1440 VIP"
+	advmss="$2"
+	shift 2
+fi
+case "$mode" in dsr | ipip) ;; *) fail "unknown mode $mode" "dsr or ipip" ;; esac
+[ "$(id -u)" = 0 ] || fail "not root" "sudo $0 …"
+
+case "$action" in
+up)
+	settings_up # first: the VIP must not answer ARP for a moment
+	if [ "$mode" = ipip ]; then tunnels_up; fi
+	for vip in "$@"; do vip_up "$vip"; done
+	if [ -n "$advmss" ]; then advmss_up "$advmss"; fi
+	;;
+down)
+	for vip in "$@"; do vip_down "$vip"; done
+	if [ "$mode" = ipip ]; then tunnels_down; fi
+	echo "left as they are: the sysctl settings, and the routes' advmss"
+	;;
+*) fail "unknown action $action" "up or down" ;;
+esac

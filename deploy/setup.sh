@@ -1,0 +1,311 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs Steelyard on Debian 13 or Ubuntu 24.04, or says what hinders it and what to do.
+#
+# Every step looks first and acts only on what is missing: run it again at any time. When all
+# is there it takes about a second and needs no network.
+set -euo pipefail
+
+readonly python=/usr/bin/python3 # the distribution's: python3-bpfcc is built for no other
+readonly bpffs=/sys/fs/bpf
+repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+readonly repository
+
+usage() {
+	cat <<'END'
+Usage: deploy/setup.sh [options]
+
+Installs what Steelyard needs, and Steelyard, into a virtual environment.
+
+  --prefix DIR            where the virtual environment is
+                          (default /opt/steelyard; with --dev: .venv in the checkout)
+  --dev                   for development: an editable install, with the tools of `make test`
+  --service               also install lbctl and lb-agent into /usr/local/bin, the systemd
+                          unit, and /etc/steelyard/agent.yaml if there is none
+  --offline               never use the network: Python packages come from the directories
+                          in PIP_FIND_LINKS, the distribution's must be installed already
+  --force-distribution    try it on another distribution with apt
+  --help                  this text
+
+The settings of pip (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf) and of apt are respected.
+Examples:
+  sudo deploy/setup.sh --service
+  sudo PIP_FIND_LINKS=/srv/wheels deploy/setup.sh --offline
+END
+}
+
+say() { printf 'setup: %s\n' "$*"; }
+
+# fail WHAT REMEDY...: one line each on standard error.
+fail() {
+	printf 'setup: error: %s\n' "$1" >&2
+	shift
+	printf '  remedy: %s\n' "$@" >&2
+	exit 1
+}
+
+log=""
+forget_log() { [[ -z "$log" ]] || rm -f "$log"; }
+trap forget_log EXIT
+trap 'exit 130' INT TERM
+
+# logged COMMAND...: keeps the output of a command for show_log.
+logged() {
+	[[ -n "$log" ]] || log="$(mktemp -t steelyard-setup.XXXXXX)"
+	"$@" >"$log" 2>&1 </dev/null
+}
+
+show_log() {
+	printf 'setup: the end of its output:\n' >&2
+	tail -n 20 "$log" | sed 's/^/  | /' >&2
+}
+
+# --- what this host must be ---------------------------------------------------------------
+
+require_root() {
+	[[ "$(id -u)" == 0 ]] || fail "not root" \
+		"run it as root: sudo $0${*:+ $*}"
+}
+
+require_distribution() {
+	local name
+	# shellcheck source=/dev/null
+	name="$(. /etc/os-release 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}")" || true
+	case "$name" in
+	"debian 13" | "ubuntu 24.04") return ;;
+	esac
+	[[ -n "$force_distribution" ]] || fail \
+		"this is ${name:-an unknown distribution}; Debian 13 and Ubuntu 24.04 are supported" \
+		"use one of them, or try your luck: $0 --force-distribution"
+	[[ -x /usr/bin/apt-get && -x /usr/bin/dpkg-query ]] || fail \
+		"this distribution has no apt" \
+		"install BCC for Python (0.29 or newer), Python 3.12 and iproute2 with its package manager, then: $python -m venv --system-site-packages $prefix && $prefix/bin/pip install $repository"
+}
+
+require_architecture() {
+	case "$(uname -m)" in
+	x86_64 | aarch64) ;;
+	*) fail "the architecture $(uname -m) is not supported" "use an x86-64 or arm64 host" ;;
+	esac
+}
+
+require_bpffs() {
+	grep -qw bpf /proc/filesystems || fail \
+		"this kernel has no BPF file system ($(uname -r) was built without CONFIG_BPF_SYSCALL)" \
+		"boot a distribution's kernel: apt-get install linux-image-amd64 (Debian), linux-image-generic (Ubuntu)"
+	[[ "$(stat -f -c %T "$bpffs" 2>/dev/null)" != bpf_fs ]] || return 0
+	say "mounting the BPF file system on $bpffs (systemd does it at every boot)"
+	logged mount -t bpf bpf "$bpffs" || {
+		show_log
+		fail "the BPF file system cannot be mounted on $bpffs" \
+			"in a container: run setup on the host, or start the container with --privileged"
+	}
+	acted=1
+}
+
+require_python() {
+	"$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' || fail \
+		"$("$python" --version) is too old" "use a distribution with Python 3.12 or newer"
+}
+
+# The bpf system call itself, with a map that can be mapped into memory (kernel 5.5).
+require_bpf() {
+	local problem
+	problem="$("$python" -I - <<'END'
+import ctypes, os, platform
+BPF_MAP_CREATE, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE = 0, 2, 1 << 10
+number = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+attributes = (ctypes.c_uint32 * 18)(BPF_MAP_TYPE_ARRAY, 4, 8, 1, BPF_F_MMAPABLE)
+libc = ctypes.CDLL(None, use_errno=True)
+fd = libc.syscall(number, BPF_MAP_CREATE, ctypes.byref(attributes), ctypes.sizeof(attributes))
+if fd < 0:
+    print(os.strerror(ctypes.get_errno()))
+END
+	)"
+	[[ -z "$problem" ]] || fail "the kernel refuses to create a BPF map: $problem" \
+		"in a container: start it with --privileged; else boot a distribution's kernel (5.15 or newer)"
+}
+
+# --- what is installed --------------------------------------------------------------------
+
+packages=(python3 python3-bpfcc python3-venv ethtool iproute2)
+dev_packages=(ca-certificates curl git iputils-ping make openssl procps tcpdump)
+
+missing_packages() {
+	local package
+	for package in "${packages[@]}"; do
+		[[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" == installed ]] ||
+			printf '%s ' "$package"
+	done
+}
+
+apt() {
+	logged env DEBIAN_FRONTEND=noninteractive apt-get -q -y \
+		-o DPkg::Lock::Timeout=300 -o Acquire::Retries=2 "$@"
+}
+
+install_packages() {
+	local missing
+	missing="$(missing_packages)"
+	[[ -n "$missing" ]] || return 0
+	[[ -z "$offline" ]] || fail "--offline, and these packages are not installed: $missing" \
+		"install them from the distribution's media: apt-get install $missing"
+	say "installing the distribution's packages: $missing"
+	# The lists may be old or absent: an update that fails matters only if the install does.
+	apt update || true
+	# shellcheck disable=SC2086 # one argument per package
+	apt install --no-install-recommends $missing || {
+		show_log
+		fail "apt-get could not install: $missing" \
+			"check the network and proxy (/etc/apt/apt.conf.d), or name a local mirror in /etc/apt/sources.list.d" \
+			"Ubuntu: python3-bpfcc is in universe: add-apt-repository universe" \
+			"without a network: install these packages by hand, then: $0 --offline"
+	}
+	acted=1
+}
+
+# Names what the virtual environment was made of; another answer means: install again.
+# For operators that is the whole source, in an editable install only what is declared.
+fingerprint() {
+	{
+		printf '%s\n' "$repository" "$dev" "$("$python" --version)"
+		cat "${BASH_SOURCE[0]}"
+		awk '/^\[/ { keep = /^\[(build-system|project|tool\.hatch)/ } keep' \
+			"$repository/pyproject.toml"
+		[[ -n "$dev" ]] || find "$repository/agent" "$repository/bpf" "$repository/lbctl" \
+			-type f ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 cat
+	} | sha256sum
+}
+
+make_environment() {
+	if [[ -d "$prefix" && ! -f "$prefix/pyvenv.cfg" && -n "$(ls -A "$prefix")" ]]; then
+		fail "$prefix exists, and is no virtual environment" "choose another --prefix, or remove it"
+	fi
+	say "making the virtual environment $prefix from $python"
+	logged "$python" -m venv --clear --system-site-packages "$prefix" || {
+		show_log
+		fail "the virtual environment could not be made" "see above; is the disk full?"
+	}
+}
+
+install_project() {
+	local stamp="$prefix/.steelyard-setup" wanted source=("$repository")
+	wanted="$(fingerprint)"
+	if [[ -x "$prefix/bin/lb-agent" && "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]]; then
+		touch "$stamp"
+		return
+	fi
+	if [[ ! -x "$prefix/bin/pip" ]] ||
+		! "$prefix/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then
+		make_environment
+	fi
+	rm -f "$stamp"
+	[[ -z "$dev" ]] || source=(--editable "${repository}[dev]")
+	[[ -z "$offline" ]] || export PIP_NO_INDEX=1
+	say "installing Steelyard and the Python packages it needs into $prefix"
+	logged "$prefix/bin/pip" --disable-pip-version-check --no-input install "${source[@]}" || {
+		show_log
+		fail "pip could not install Steelyard" \
+			"check the network and proxy; a local mirror: PIP_INDEX_URL=https://mirror.example/simple $0" \
+			"without a network, on a connected host of the same kind: pip wheel --wheel-dir wheels '$repository${dev:+[dev]}' hatchling" \
+			"  then here: PIP_FIND_LINKS=/path/to/wheels $0 --offline"
+	}
+	printf '%s\n' "$wanted" >"$stamp"
+	acted=1
+}
+
+# PyPI's "bcc" is another project; inside the environment it would hide the real one.
+require_bcc() {
+	local problem
+	problem="$("$prefix/bin/python" -I -c 'import bcc; bcc.BPF' 2>&1 | tail -n 1)" || true
+	[[ -z "$problem" ]] || fail "BCC does not work in $prefix: $problem" \
+		"if pip installed a package named bcc: $prefix/bin/pip uninstall bcc" \
+		"reinstall the distribution's: apt-get install --reinstall python3-bpfcc" \
+		"or make the environment anew: rm -r $prefix, then $0"
+}
+
+# --- the service --------------------------------------------------------------------------
+
+# place SOURCE TARGET: copies a file that differs.
+place() {
+	cmp -s "$1" "$2" && return
+	say "installing $2"
+	install -D -m 0644 "$1" "$2"
+	acted=1
+}
+
+install_service() {
+	local command unit=/etc/systemd/system/lb-agent.service
+	for command in lbctl lb-agent; do
+		[[ "$(readlink "/usr/local/bin/$command")" != "$prefix/bin/$command" ]] || continue
+		say "linking /usr/local/bin/$command"
+		ln -sfn "$prefix/bin/$command" "/usr/local/bin/$command"
+		acted=1
+	done
+	if [[ ! -e /etc/steelyard/agent.yaml ]]; then
+		place "$repository/deploy/agent.example.yaml" /etc/steelyard/agent.yaml
+	fi
+	cmp -s "$repository/deploy/lb-agent.service" "$unit" && return
+	place "$repository/deploy/lb-agent.service" "$unit"
+	if [[ -d /run/systemd/system ]]; then
+		systemctl daemon-reload
+	else
+		say "systemd does not run here: the unit waits for the next boot"
+	fi
+}
+
+# --- the walk -----------------------------------------------------------------------------
+
+dev="" service="" offline="" force_distribution="" prefix="" acted=""
+
+arguments() {
+	while (($#)); do
+		case "$1" in
+		--prefix)
+			[[ -n "${2:-}" ]] || fail "--prefix needs a directory" "$0 --prefix /opt/steelyard"
+			prefix="$2"
+			shift
+			;;
+		--prefix=?*) prefix="${1#*=}" ;;
+		--dev) dev=1 ;;
+		--service) service=1 ;;
+		--offline) offline=1 ;;
+		--force-distribution) force_distribution=1 ;;
+		-h | --help)
+			usage
+			exit 0
+			;;
+		*) fail "unknown option $1" "$0 --help" ;;
+		esac
+		shift
+	done
+	[[ -z "$dev" ]] || packages+=("${dev_packages[@]}")
+	if [[ -z "$prefix" ]]; then
+		prefix=/opt/steelyard
+		[[ -z "$dev" ]] || prefix="$repository/.venv"
+	fi
+	prefix="$(realpath -m -- "$prefix")"
+}
+
+main() {
+	arguments "$@"
+	require_root "$@"
+	require_distribution
+	require_architecture
+	require_bpffs
+	install_packages
+	require_python
+	require_bpf
+	install_project
+	require_bcc
+	[[ -z "$service" ]] || install_service
+	if [[ -z "$acted" ]]; then
+		say "nothing to do: $prefix is complete"
+	elif [[ -n "$service" ]]; then
+		say "done; now edit /etc/steelyard/agent.yaml, then: systemctl enable --now lb-agent"
+	else
+		say "done: $prefix/bin/lbctl --help"
+	fi
+}
+
+main "$@"

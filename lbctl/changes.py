@@ -1,0 +1,178 @@
+"""Changes, before and after: how a plan reads, and what must be asked before it is carried out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from agent.api.client import ApiNotFoundError
+from agent.errors import SteelyardError
+from lbctl.environment import Agent, Environment, Output
+from lbctl.output import Data, emit, page
+from lbctl.suggest import did_you_mean
+
+SIGNS = {"add": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "red")}
+PAST = {"add": "added", "change": "changed", "remove": "removed"}
+
+
+class RefusedError(SteelyardError):
+    """Something that lbctl does not do without being told twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An edit as ``POST /v1/edit`` takes it."""
+
+    op: str
+    service: str | None = None
+    backend: str | None = None
+    values: Mapping[str, object] | None = None
+
+    @property
+    def target(self) -> str:
+        return "/".join(name for name in (self.service, self.backend) if name)
+
+    def body(self, *, dry_run: bool) -> dict[str, object]:
+        return {
+            "op": self.op,
+            "service": self.service,
+            "backend": self.backend,
+            "values": dict(self.values or {}),
+            "dry_run": dry_run,
+        }
+
+
+def change(env: Environment, order: Order, *, dry_run: bool) -> None:
+    """Carry out an order that takes nothing away, and show what it changed."""
+    report(env, _post(env.agent(), order, dry_run=dry_run))
+
+
+def remove(env: Environment, order: Order, *, dry_run: bool, yes: bool) -> None:
+    """Carry out a removal: shown, and asked for, unless ``yes``."""
+    if not (dry_run or yes or env.interactive):
+        raise RefusedError(
+            f"not removing {order.target} unasked: there is no terminal to ask on",
+            remedy="--yes removes without asking, --dry-run shows what would happen",
+        )
+    agent = env.agent()
+    if dry_run or yes:
+        report(env, _post(agent, order, dry_run=dry_run))
+        return
+    show_plan(env, _post(agent, order, dry_run=True))
+    ask(env, f"Remove {order.target}?")
+    report_done(env, _post(agent, order, dry_run=False))
+
+
+def ask(env: Environment, question: str) -> None:
+    """Go on only if the person says yes."""
+    if not env.confirm(question):
+        raise RefusedError("nothing was changed")
+
+
+def _post(agent: Agent, order: Order, *, dry_run: bool) -> dict[str, Any]:
+    try:
+        return agent.post("/v1/edit", order.body(dry_run=dry_run))
+    except ApiNotFoundError as error:
+        if not error.remedy and order.service:
+            error.remedy = guess(agent, order.service, order.backend)
+        raise
+
+
+def guess(agent: Agent, service: str, backend: str | None) -> str:
+    """The remedy for a service or backend that the agent does not know."""
+    services = {view["name"]: view for view in agent.get("/v1/services")["services"]}
+    if service not in services or backend is None:
+        return did_you_mean(service, services, what="services")
+    names = [f"{service}/{view['name']}" for view in services[service]["backends"]]
+    return did_you_mean(f"{service}/{backend}", names, what="backends in it")
+
+
+def report(env: Environment, result: Data) -> None:
+    """The changes on standard output, and in words whether they were made."""
+    emit(env, result, lambda data: change_lines(data["changes"]) or ["no change"])
+    _summary(env, result)
+
+
+def show_plan(env: Environment, result: Data) -> None:
+    """What is about to happen: data for a reader of tables, a message where JSON will follow."""
+    text = page(env, change_lines(result["changes"]) or ["no change"])
+    if env.output is Output.TABLE:
+        env.write(text)
+    else:
+        env.note(text.rstrip())
+
+
+def report_done(env: Environment, result: Data) -> None:
+    """After a plan that was shown: only that it was carried out."""
+    if env.output is not Output.TABLE:
+        emit(env, result, lambda _: [])
+    _summary(env, result)
+
+
+def _summary(env: Environment, result: Data) -> None:
+    if result["changes"]:
+        tally = counted(result["changes"])
+        env.note(
+            f"done: {tally}" if result["applied"] else f"dry run, nothing was changed: {tally}"
+        )
+
+
+def counted(changes: Sequence[Data]) -> str:
+    """1 backend added, 2 services changed."""
+    tally = Counter((entry["kind"], entry["action"]) for entry in changes)
+    return ", ".join(
+        f"{number} {kind}{'' if number == 1 else 's'} {PAST[action]}"
+        for (kind, action), number in tally.items()
+    )
+
+
+def change_lines(changes: Sequence[Data]) -> list[object]:
+    """A plan as lines: sign, what, its fields, and what it does to traffic."""
+    from rich.text import Text
+
+    result: list[object] = []
+    for entry in changes:
+        sign, style = SIGNS[entry["action"]]
+        name = "/".join(part for part in (entry["service"], entry["backend"]) if part)
+        fields = _fields(entry["action"], entry["fields"])
+        result.append(
+            Text.assemble(
+                (f"{sign} {entry['kind']} {name}", style), f": {fields}" if fields else ""
+            )
+        )
+        if entry["effect"]:
+            result.append(Text(f"    {entry['effect']}", "dim"))
+    return result
+
+
+def _fields(action: str, fields: Sequence[Data]) -> str:
+    if action == "remove":
+        return ""
+    if action == "add":
+        return ", ".join(f"{field['field']} {value(field['new'])}" for field in fields)
+    return ", ".join(
+        f"{field['field']} {value(field['old'])} → {value(field['new'])}" for field in fields
+    )
+
+
+def value(given: object) -> str:
+    """A configured value on one line."""
+    if given is None:
+        return "(default)"
+    if isinstance(given, bool):
+        return "true" if given else "false"
+    if isinstance(given, Mapping):
+        return "{" + ", ".join(f"{key}: {value(item)}" for key, item in given.items()) + "}"
+    if isinstance(given, list | tuple):
+        return "[" + ", ".join(value(item) for item in given) + "]"
+    return str(given)
+
+
+def require(values: Mapping[str, object], ctx: click.Context) -> None:
+    """A ``set`` that sets nothing is a mistake."""
+    if not values:
+        raise click.UsageError("nothing to set: give at least one option", ctx)

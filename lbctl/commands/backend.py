@@ -1,0 +1,318 @@
+"""``lbctl backend``: the servers behind the services."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from agent.errors import ApiError
+from agent.model import MAX_WEIGHT, AdminState, BackendRef, BackendState
+from lbctl.changes import Order, RefusedError, change, remove, require
+from lbctl.commands.service import get_service
+from lbctl.environment import Environment, pass_environment
+from lbctl.groups import SuggestingGroup
+from lbctl.options import (
+    ADDRESS,
+    BACKEND,
+    SERVICE,
+    agent_options,
+    dry_run_option,
+    watch_option,
+    yes_option,
+)
+from lbctl.output import facts, render, watch
+from lbctl.suggest import did_you_mean
+
+WAIT_POLL_S = 1.0
+
+
+@click.group(cls=SuggestingGroup)
+def backend() -> None:
+    """Backends: list, show, add, set, drain, enable, disable, remove.
+
+    A backend is named SERVICE/BACKEND.
+
+    \b
+    Examples:
+      lbctl backend list
+      lbctl backend drain chat/gpu-1
+    """
+
+
+@backend.command("list")
+@click.option(
+    "--service", "service_name", type=SERVICE, metavar="SERVICE", help="Only of this one."
+)
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([state.value for state in BackendState]),
+    help="Only in this state; may be repeated.",
+)
+@watch_option
+@agent_options
+@pass_environment
+def list_backends(
+    env: Environment, service_name: str | None, states: tuple[str, ...], watch_s: float | None
+) -> None:
+    """All backends: state, why, since when, weight, flows, rates, share.
+
+    WEIGHT is the configured one, and after an arrow the effective one where it is another.
+    SHARE is of the new flows: expected from the weights / actual in the last minute.
+
+    \b
+    Examples:
+      lbctl backend list --watch
+      lbctl backend list --service chat --state down -o json
+    """
+
+    def once() -> str:
+        if service_name is None:
+            services = env.agent().get("/v1/services")["services"]
+        else:
+            services = [get_service(env, service_name)]
+        found = [entry for service in services for entry in service["backends"]]
+        wanted = [entry for entry in found if not states or entry["state"] in states]
+        return render(env, {"backends": wanted}, _list_view)
+
+    watch(env, watch_s, once)
+
+
+def _list_view(data: Mapping[str, Any]) -> list[object]:
+    from lbctl.views import backend_table
+
+    return [backend_table(data["backends"])] if data["backends"] else ["no backends"]
+
+
+@backend.command("show")
+@click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
+@watch_option
+@agent_options
+@pass_environment
+def show_backend(env: Environment, ref: BackendRef, watch_s: float | None) -> None:
+    """One backend in full.
+
+    \b
+    Example:
+      lbctl backend show chat/gpu-1
+    """
+
+    def once() -> str:
+        return render(env, get_backend(env, ref), lambda data: _show_view(env, data))
+
+    watch(env, watch_s, once)
+
+
+def get_backend(env: Environment, ref: BackendRef) -> dict[str, Any]:
+    """One backend of the agent; an unknown name comes with the nearest one."""
+    service = get_service(env, ref.service)
+    found: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in service["backends"]}
+    if ref.backend not in found:
+        names = [f"{ref.service}/{name}" for name in found]
+        raise ApiError(
+            f"there is no backend {ref}",
+            remedy=did_you_mean(str(ref), names, what="backends in it"),
+        )
+    return found[ref.backend]
+
+
+def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
+    from lbctl import views
+    from lbctl.humanise import age, exact
+
+    latency = data["health_latency_ms"]
+    checked = f" ({latency:.1f} ms)" if latency is not None else ""
+    weight = views.weight(data)
+    weight += f" ({data['weight_reason']})" if data["weight_reason"] else ""
+    return facts(
+        env,
+        [
+            ("backend", f"{data['service']}/{data['name']}"),
+            ("address", data["address"]),
+            ("state", views.state_text(data)),
+            ("wanted", data["admin_state"]),
+            (
+                "health",
+                f"{data['health']}: {data['health_reason']}{checked}, since {data['health_since']}",
+            ),
+            ("next hop", _next_hop(data["next_hop"])),
+            ("weight", weight),
+            ("share", views.shares(data)),
+            ("flows", f"{exact(data['flows_established'])} established"),
+            ("traffic", views.rates_line(data["rates"])),
+            ("totals", views.totals(data)),
+            ("since", f"{data['since']} ({age(data['since_s'])} ago)"),
+        ],
+    )
+
+
+def _next_hop(hop: Mapping[str, Any] | None) -> str:
+    if hop is None or not hop["mac"]:
+        return "not resolved"
+    where = "on the same segment" if hop["on_link"] else "through a router"
+    return f"{hop['mac']}, {where}, interface {hop['ifindex']}, MTU {hop['mtu']}"
+
+
+_weight_option = click.option(
+    "--weight", type=click.IntRange(0, MAX_WEIGHT), help=f"0 (no new flows) to {MAX_WEIGHT}."
+)
+_state_option = click.option(
+    "--state",
+    type=click.Choice([state.value for state in AdminState]),
+    help="What you want of it.",
+)
+
+
+@backend.command("add")
+@click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
+@click.option("--address", type=ADDRESS, required=True, help="Its IPv4 or IPv6 address.")
+@_weight_option
+@_state_option
+@dry_run_option
+@agent_options
+@pass_environment
+def add_backend(
+    env: Environment,
+    ref: BackendRef,
+    address: str,
+    weight: int | None,
+    state: str | None,
+    dry_run: bool,
+) -> None:
+    """Add a backend to a service.
+
+    \b
+    Example:
+      lbctl backend add chat/gpu-3 --address 10.0.0.23 --weight 50
+    """
+    values = _given(address=address, weight=weight, state=state)
+    change(env, _order("backend.add", ref, values), dry_run=dry_run)
+
+
+@backend.command("set")
+@click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
+@_weight_option
+@_state_option
+@dry_run_option
+@agent_options
+@pass_environment
+def set_backend(
+    env: Environment, ref: BackendRef, weight: int | None, state: str | None, dry_run: bool
+) -> None:
+    """Change the weight or the state of a backend.
+
+    \b
+    Example:
+      lbctl backend set chat/gpu-1 --weight 50
+    """
+    values = _given(weight=weight, state=state)
+    require(values, click.get_current_context())
+    change(env, _order("backend.set", ref, values), dry_run=dry_run)
+
+
+@backend.command("drain")
+@click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
+@click.option("--wait", is_flag=True, help="Return when its last flow has ended.")
+@click.option(
+    "--wait-limit",
+    type=click.FloatRange(min=0),
+    default=3600,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --wait: give up after this long (exit 1).",
+)
+@dry_run_option
+@agent_options
+@pass_environment
+def drain_backend(
+    env: Environment, ref: BackendRef, wait: bool, wait_limit: float, dry_run: bool
+) -> None:
+    """Send no new flows to a backend; the flows it has go on.
+
+    \b
+    Examples:
+      lbctl backend drain chat/gpu-1
+      lbctl backend drain chat/gpu-1 --wait && ssh gpu-1 reboot
+    """
+    _set_state(env, ref, AdminState.DRAIN, dry_run=dry_run)
+    if wait and not dry_run:
+        _wait_until_empty(env, ref, wait_limit)
+
+
+def _wait_until_empty(env: Environment, ref: BackendRef, limit_s: float) -> None:
+    waited_s, shown = 0.0, -1
+    while flows := int(get_backend(env, ref)["flows_established"]):
+        if waited_s >= limit_s:
+            raise RefusedError(
+                f"{ref} still has {flows} established flows after {limit_s:g} s",
+                remedy=f"lbctl flows --backend {ref} shows them; --wait-limit waits longer",
+            )
+        if flows != shown:
+            env.note(f"waiting: {flows} established flows")
+            shown = flows
+        env.sleep(WAIT_POLL_S)
+        waited_s += WAIT_POLL_S
+    env.note(f"{ref} has no established flows")
+
+
+@backend.command("enable")
+@click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
+@dry_run_option
+@agent_options
+@pass_environment
+def enable_backend(env: Environment, ref: BackendRef, dry_run: bool) -> None:
+    """Let a drained or disabled backend serve again.
+
+    \b
+    Example:
+      lbctl backend enable chat/gpu-1
+    """
+    _set_state(env, ref, AdminState.ACTIVE, dry_run=dry_run)
+
+
+@backend.command("disable")
+@click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
+@dry_run_option
+@agent_options
+@pass_environment
+def disable_backend(env: Environment, ref: BackendRef, dry_run: bool) -> None:
+    """Put a backend in maintenance: nothing is sent there, open flows included.
+
+    \b
+    Examples:
+      lbctl backend disable chat/gpu-1 --dry-run
+      lbctl backend disable chat/gpu-1
+    """
+    _set_state(env, ref, AdminState.MAINTENANCE, dry_run=dry_run)
+
+
+@backend.command("remove")
+@click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
+@dry_run_option
+@yes_option
+@agent_options
+@pass_environment
+def remove_backend(env: Environment, ref: BackendRef, dry_run: bool, yes: bool) -> None:
+    """Remove a backend; asks first. Drain it before, if its flows matter.
+
+    \b
+    Examples:
+      lbctl backend remove chat/gpu-1 --dry-run
+      lbctl backend remove chat/gpu-1 --yes
+    """
+    remove(env, _order("backend.remove", ref, {}), dry_run=dry_run, yes=yes)
+
+
+def _set_state(env: Environment, ref: BackendRef, state: AdminState, *, dry_run: bool) -> None:
+    change(env, _order("backend.set", ref, {"state": state.value}), dry_run=dry_run)
+
+
+def _order(op: str, ref: BackendRef, values: Mapping[str, object]) -> Order:
+    return Order(op, ref.service, ref.backend, values)
+
+
+def _given(**values: object) -> dict[str, object]:
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,123 @@
+"""``lbctl doctor``: what is wrong with this host, and the command that fixes it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any
+
+import click
+
+from agent.model import Forward
+from lbctl.environment import Environment, pass_environment
+from lbctl.options import ADDRESS, agent_options
+from lbctl.output import emit
+
+MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("FAIL", "bold red")}
+
+
+@click.command()
+@click.option(
+    "--role",
+    type=click.Choice(["balancer", "backend"]),
+    default="balancer",
+    show_default=True,
+    help="What this host is to be.",
+)
+@click.option(
+    "-i",
+    "--interface",
+    metavar="NAME",
+    help="The interface that packets come in by.  [default: the agent's, else the default route's]",
+)
+@click.option(
+    "--vip", "vips", multiple=True, type=ADDRESS, help="A VIP to look for; may be repeated."
+)
+@click.option(
+    "--forward",
+    type=click.Choice([forward.value for forward in Forward]),
+    help="How packets reach the backends.  [default: as the agent's services are, else dsr]",
+)
+@click.option("--problems", "only_bad", is_flag=True, help="Leave out what is well.")
+@agent_options
+@pass_environment
+def doctor(
+    env: Environment,
+    role: str,
+    interface: str | None,
+    vips: tuple[str, ...],
+    forward: str | None,
+    only_bad: bool,
+) -> None:
+    """Check this host, and name the command that fixes what is wrong.
+
+    Changes nothing, and works without an agent. Exits with 1 if there is a problem.
+
+    \b
+    Examples:
+      sudo lbctl doctor --interface eth0
+      sudo lbctl doctor --role backend --vip 10.0.0.10 --forward ipip
+    """
+    from lbctl.doctor.checks import count, examine
+    from lbctl.doctor.facts import Question, Role, Verdict
+    from lbctl.doctor.gather import gather
+
+    facts, name = gather(env, interface)
+    question = Question(
+        Role(role),
+        name,
+        tuple(ip_address(vip) for vip in vips),
+        Forward(forward) if forward else None,
+    )
+    findings = examine(facts, question)
+    problems = count(findings, Verdict.PROBLEM)
+    data = {
+        "role": role,
+        "interface": name,
+        "problems": problems,
+        "warnings": count(findings, Verdict.WARNING),
+        "unknown": count(findings, Verdict.UNKNOWN),
+        "findings": [
+            {
+                "check": finding.check,
+                "verdict": finding.verdict.value,
+                "message": finding.message,
+                "fix": finding.fix,
+            }
+            for finding in findings
+            if not (only_bad and finding.verdict is Verdict.OK)
+        ],
+    }
+    emit(env, data, lambda shown: _view(env, shown))
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
+    from rich.text import Text
+
+    from lbctl.humanise import plural
+
+    result: list[object] = []
+    left = max((len(finding["check"]) for finding in data["findings"]), default=0) + 2
+    indent = 6 + left
+    room = max((env.width or 10_000) - indent, 24)
+    for finding in data["findings"]:
+        mark, style = MARKS.get(finding["verdict"], ("?", "blue"))
+        wrapped = textwrap.wrap(finding["message"], room)
+        head = Text.assemble((f"{mark:<6}", style), f"{finding['check']:<{left}}", wrapped[0])
+        result += [head, *(Text(" " * indent + line) for line in wrapped[1:])]
+        # Commands are to be copied: they wrap only where they must.
+        fix = textwrap.wrap(finding["fix"], room - 5, break_on_hyphens=False)
+        for number, line in enumerate(fix):
+            label = "fix: " if number == 0 else "     "
+            result.append(Text.assemble(" " * indent, (label, "bold"), (line, "cyan")))
+    parts = [
+        plural(data["problems"], "problem"),
+        plural(data["warnings"], "warning"),
+        f"{data['unknown']} unknown",
+    ]
+    style = "bold red" if data["problems"] else "green"
+    summary = f"{data['role']} on {data['interface'] or '(no interface)'}: {', '.join(parts)}"
+    return [*result, Text(summary, style)]

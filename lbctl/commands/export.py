@@ -1,0 +1,34 @@
+"""``lbctl export``: the running configuration as a file."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from lbctl.environment import Environment, Output, pass_environment
+from lbctl.options import agent_options
+from lbctl.output import to_yaml
+
+
+@click.command()
+@click.option("--services-only", is_flag=True, help="Leave the settings of this balancer out.")
+@agent_options
+@pass_environment
+def export(env: Environment, services_only: bool) -> None:
+    """Print the running configuration as a configuration file.
+
+    What was changed at run time is in it, so that it can become the agent's file.
+
+    \b
+    Examples:
+      lbctl export > agent.yaml
+      lbctl export --services-only | ssh edge-2 lbctl apply -f - --yes
+    """
+    config = env.agent().get("/v1/config")["config"]
+    if services_only:
+        config = {"services": config.get("services", [])}
+    if env.output is Output.JSON:
+        env.write(json.dumps(config, indent=2, ensure_ascii=False))
+    else:  # a configuration is YAML for people, too
+        env.write(to_yaml(config))

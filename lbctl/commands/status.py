@@ -1,0 +1,128 @@
+"""``lbctl status``: the balancer on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from lbctl.environment import Environment, pass_environment
+from lbctl.options import agent_options, watch_option
+from lbctl.output import facts, render, watch
+
+
+@click.command()
+@watch_option
+@agent_options
+@pass_environment
+def status(env: Environment, watch_s: float | None) -> None:
+    """The balancer on one screen: agent, data plane, services, rates.
+
+    \b
+    Examples:
+      lbctl status
+      lbctl status --watch
+      lbctl status -o json | jq .dataplane.xdp_mode
+    """
+
+    def once() -> str:
+        return render(env, env.agent().get("/v1/status"), lambda data: _view(env, data))
+
+    watch(env, watch_s, once)
+
+
+def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
+    from rich.text import Text
+
+    from lbctl.views import rates_line
+
+    agent, plane = data["agent"], data["dataplane"]
+    pairs: list[tuple[str, object]] = [
+        ("balancer", _headline(agent, plane)),
+        ("services", _tally(data["services"])),
+        ("backends", _tally(data["backends"])),
+        ("traffic", rates_line(data["rates"])),
+        ("flow table", _flow_table(plane["flow_table"])),
+        ("data plane", _dataplane(plane)),
+        ("passed", _passed(plane["passed_packets"])),
+        ("agent", _agent(agent)),
+        ("config", _config(agent)),
+    ]
+    for key in ("config_problem", "reconcile_problem"):
+        if agent[key]:
+            label = "PROBLEM"
+            pairs.append((label, Text(agent[key], "bold red")))
+    return facts(env, pairs)
+
+
+def _headline(agent: Mapping[str, Any], plane: Mapping[str, Any]) -> object:
+    from rich.text import Text
+
+    if not plane["attached"]:
+        return Text(f"{agent['name']}: NOT attached to {plane['interface']}", "bold red")
+    return Text.assemble(
+        f"{agent['name']}: ",
+        ("balancing", "green"),
+        f" on {plane['interface']} ({plane['xdp_mode']} XDP, driver {plane['driver']})",
+    )
+
+
+def _tally(counts: Mapping[str, int]) -> object:
+    from rich.text import Text
+
+    from lbctl.views import STATE_STYLES
+
+    text = Text(str(counts["total"]))
+    separator = ": "
+    for state, number in counts.items():
+        if state != "total" and number:
+            text.append(separator)
+            text.append(f"{number} {state}", STATE_STYLES.get(state, ""))
+            separator = ", "
+    return text
+
+
+def _flow_table(table: Mapping[str, Any]) -> str:
+    from lbctl.humanise import count, percent
+
+    states = ", ".join(
+        f"{count(table[state])} {state}"
+        for state in ("established", "acked", "embryonic", "closing")
+        if table[state] or state == "established"
+    )
+    return f"{states}; {percent(table['used_share'])}% of {count(table['slots'])} slots in use"
+
+
+def _dataplane(plane: Mapping[str, Any]) -> str:
+    from lbctl.humanise import count
+
+    features = f", {' '.join(plane['features'])}" if plane["features"] else ""
+    mode = f"; {plane['xdp_mode_reason']}" if plane["xdp_mode_reason"] else ""
+    return (
+        f"program {plane['program_id']}, ABI {plane['abi_version']},"
+        f" {count(plane['instructions'])} instructions,"
+        f" compiled in {plane['compile_ms']:.0f} ms{features}{mode}"
+    )
+
+
+def _passed(packets: Mapping[str, int]) -> str:
+    from lbctl.humanise import count
+
+    there = [f"{count(number)} {reason}" for reason, number in packets.items() if number]
+    return f"to the host, untouched: {', '.join(there) or 'no packets'}"
+
+
+def _agent(agent: Mapping[str, Any]) -> str:
+    from lbctl.humanise import age
+
+    return f"version {agent['version']}, pid {agent['pid']}, up {age(agent['uptime_s'])}"
+
+
+def _config(agent: Mapping[str, Any]) -> str:
+    from lbctl.humanise import plural
+
+    changes = agent["changes_since_file"]
+    if not changes:
+        return f"{agent['config_file']}, running as written"
+    return f"{agent['config_file']}, {plural(changes, 'change')} since (lbctl diff shows them)"

@@ -1,0 +1,155 @@
+"""Judges a backend of ``dsr`` or ``ipip``: it must take packets for the VIP, and keep it quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.model import Address, Forward
+from lbctl.doctor.facts import Facts, Finding, Link, Question, Verdict
+
+# deploy/backend-setup.sh does all of this at once.
+SETUP = "deploy/backend-setup.sh"
+QUIET_KINDS = ("dummy",)
+
+
+def vip(facts: Facts, ask: Question) -> Iterator[Finding]:
+    """The VIP is on lo, and not on an interface that would announce it."""
+    if not ask.vips:
+        yield Finding(
+            "vip", Verdict.UNKNOWN, "no VIP was named", "lbctl doctor --role backend --vip ADDRESS"
+        )
+    for address in ask.vips:
+        holders = [link for link in facts.links if address in link.addresses]
+        loud = [link.name for link in holders if not _quiet(link)]
+        add = f"ip address add {address}/{address.max_prefixlen} dev lo"
+        add += " nodad" if address.version == 6 else ""
+        if loud:
+            yield Finding(
+                "vip",
+                Verdict.PROBLEM,
+                f"{address} is on {', '.join(loud)}: this backend answers for it there, and takes"
+                " it away from the balancer",
+                f"ip address del {address}/{address.max_prefixlen} dev {loud[0]}; {add}",
+            )
+        elif not holders:
+            yield Finding(
+                "vip",
+                Verdict.PROBLEM,
+                f"{address} is not on lo: packets for it are not taken",
+                add,
+            )
+        else:
+            yield Finding("vip", Verdict.OK, f"{address} is on {holders[0].name}")
+
+
+def _quiet(link: Link) -> bool:
+    return link.name == "lo" or link.kind in QUIET_KINDS
+
+
+def arp(facts: Facts, ask: Question) -> Iterator[Finding]:
+    """ARP must be silent about the VIP (the larger of "all" and the interface's own counts)."""
+    if ask.vips and all(address.version == 6 for address in ask.vips):
+        return  # neighbour discovery never answers for an address of another interface
+    for key, needed, meaning in (
+        ("arp_ignore", 1, "the backend answers ARP for the VIP on lo"),
+        ("arp_announce", 2, "the backend names the VIP as the sender of its ARP requests"),
+    ):
+        value = _effective(facts, ask.interface, key)
+        good = {1, 2} if key == "arp_ignore" else {2}
+        if value is None:
+            yield Finding(key, Verdict.UNKNOWN, f"net.ipv4.conf.all.{key} cannot be read")
+        elif value in good:
+            yield Finding(key, Verdict.OK, f"{value}")
+        else:
+            yield Finding(
+                key,
+                Verdict.PROBLEM,
+                f"{value}: {meaning}, and takes it away from the balancer",
+                f"sysctl -w net.ipv4.conf.all.{key}={needed}",
+            )
+
+
+def rp_filter(facts: Facts, ask: Question) -> Iterator[Finding]:
+    """Strict filtering drops what comes out of a tunnel, and clients behind another interface."""
+    if ask.forward is Forward.IPIP:
+        tunnels = [link.name for link in _tunnels(facts, ask.vips)]
+    else:
+        tunnels = []
+    value = max(
+        (found for name in [ask.interface, *tunnels] if (found := _effective_or(facts, name))),
+        default=0 if _effective(facts, ask.interface, "rp_filter") is not None else None,
+    )
+    strict = [name for name in [ask.interface, *tunnels] if _effective_or(facts, name) == 1]
+    fix = "sysctl -w net.ipv4.conf.all.rp_filter=2"
+    if value is None:
+        yield Finding("rp_filter", Verdict.UNKNOWN, "net.ipv4.conf.all.rp_filter cannot be read")
+    elif not strict:
+        yield Finding("rp_filter", Verdict.OK, f"{value}")
+    elif ask.forward is Forward.IPIP:
+        yield Finding(
+            "rp_filter",
+            Verdict.PROBLEM,
+            f"strict on {', '.join(strict)}: packets out of the tunnel are dropped, as their answer"
+            " leaves by another interface",
+            fix,
+        )
+    else:
+        yield Finding(
+            "rp_filter",
+            Verdict.WARNING,
+            f"strict on {', '.join(strict)}: clients that are answered through another interface"
+            " are dropped",
+            fix,
+        )
+
+
+def decapsulation(facts: Facts, ask: Question) -> Iterator[Finding]:
+    """With ipip somebody must take the outer header off."""
+    if ask.forward is not Forward.IPIP:
+        return
+    link = facts.link(ask.interface)
+    if link is not None and link.program is not None and "decap" in link.program.name:
+        yield Finding("decapsulation", Verdict.OK, f"the XDP program {link.program.name} does it")
+        return
+    tunnels = _tunnels(facts, ask.vips)
+    up = [tunnel.name for tunnel in tunnels if tunnel.up]
+    if up:
+        yield Finding("decapsulation", Verdict.OK, f"tunnel device {', '.join(up)} does it")
+    elif tunnels:
+        yield Finding(
+            "decapsulation",
+            Verdict.PROBLEM,
+            f"the tunnel device {tunnels[0].name} is down",
+            f"ip link set dev {tunnels[0].name} up",
+        )
+    else:
+        vips = " ".join(map(str, ask.vips)) or "VIP"
+        yield Finding(
+            "decapsulation",
+            Verdict.PROBLEM,
+            "nothing here takes the outer header off: there is no tunnel device",
+            f"{SETUP} up ipip {vips}; where the kernel has no tunnel device, the decapsulation"
+            " program (docs/operations.md)",
+        )
+
+
+def _tunnels(facts: Facts, vips: tuple[Address, ...]) -> list[Link]:
+    """Devices that unpack tunnel packets; which outer family is used is the backend address's."""
+    kinds = {"ipip", "ip6tnl"}
+    if any(address.version == 6 for address in vips):
+        kinds.add("sit")
+    return [link for link in facts.links if link.kind in kinds]
+
+
+def _effective_or(facts: Facts, interface: str) -> int | None:
+    return _effective(facts, interface, "rp_filter")
+
+
+def _effective(facts: Facts, interface: str, key: str) -> int | None:
+    """What the kernel uses: the larger of "all" and the interface's own."""
+    values = [
+        facts.sysctl[name]
+        for name in (f"net.ipv4.conf.all.{key}", f"net.ipv4.conf.{interface}.{key}")
+        if name in facts.sysctl
+    ]
+    return max(values, default=None)

@@ -1,0 +1,107 @@
+"""Judges a balancer as a whole: the agent, the VIPs, and forwarding by the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+from agent.model import Address
+from lbctl.doctor.facts import Facts, Finding, Question, Verdict
+
+
+def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
+    """Whether it answers, and is content."""
+    found = facts.agent
+    if found.status is None:
+        yield Finding(
+            "agent",
+            Verdict.WARNING,
+            f"{found.socket}: {found.problem}",
+            "sudo lbctl doctor, or socket_group in the configuration"
+            if found.denied
+            else found.remedy,
+        )
+        return
+    about, plane = found.status["agent"], found.status["dataplane"]
+    content = True
+    for key, what in (("config_problem", "configuration"), ("reconcile_problem", "tables")):
+        if about[key]:
+            content = False
+            yield Finding(
+                "agent",
+                Verdict.PROBLEM,
+                f"{what}: {about[key]}",
+                "correct the file, then systemctl reload lb-agent"
+                if key == "config_problem"
+                else "journalctl -u lb-agent",
+            )
+    if not plane["attached"]:
+        content = False
+        yield Finding(
+            "agent",
+            Verdict.PROBLEM,
+            f"the program is not attached to {plane['interface']}",
+            "systemctl restart lb-agent, and journalctl -u lb-agent",
+        )
+    elif plane["interface"] != ask.interface:
+        yield Finding(
+            "agent",
+            Verdict.WARNING,
+            f"the agent here balances on {plane['interface']}, not on {ask.interface}",
+            f"lbctl doctor --interface {plane['interface']}",
+        )
+    if content:
+        yield Finding("agent", Verdict.OK, f"{about['name']}, version {about['version']}, answers")
+
+
+def vips(facts: Facts, ask: Question) -> Iterator[Finding]:
+    """Whether the host answers for the VIPs."""
+    link = facts.link(ask.interface)
+    wanted = ask.vips or _configured(facts)
+    if link is None or not wanted:
+        return
+    missing = [vip for vip in wanted if vip not in link.addresses]
+    for vip in missing:
+        yield Finding(
+            "vip",
+            Verdict.WARNING,
+            f"{vip} is not on {link.name}: nobody answers ARP or NDP for it here (right if a router"
+            " sends it here, or another balancer holds it)",
+            f"ip address add {vip}/{vip.max_prefixlen} dev {link.name}, or manage_vips: true",
+        )
+    if not missing:
+        yield Finding("vip", Verdict.OK, f"on {link.name}: {', '.join(map(str, wanted))}")
+
+
+def _configured(facts: Facts) -> tuple[Address, ...]:
+    services = (facts.agent.config or {}).get("services", [])
+    return tuple(dict.fromkeys(ip_address(service["vip"]) for service in services))
+
+
+def forwarding(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """The packet path needs none; with it on, packets of a removed VIP wander on."""
+    on = [
+        name
+        for name in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+        if facts.sysctl.get(name)
+    ]
+    if on:
+        yield Finding(
+            "ip_forward",
+            Verdict.OK,
+            f"{' and '.join(on)} is on; the balancer does not need it (if nothing else here does:"
+            f" sysctl -w {on[0]}=0)",
+        )
+    else:
+        yield Finding("ip_forward", Verdict.OK, "off, and not needed")
+
+
+def rp_filter(facts: Facts, ask: Question) -> Iterator[Finding]:
+    """Health checks come back through the kernel, balanced packets never reach it."""
+    every = facts.sysctl.get("net.ipv4.conf.all.rp_filter")
+    own = facts.sysctl.get(f"net.ipv4.conf.{ask.interface}.rp_filter")
+    if every is None and own is None:
+        return
+    value = max(every or 0, own or 0)
+    note = ": health checks over another interface than the route's would be dropped"
+    yield Finding("rp_filter", Verdict.OK, f"{value}" + (note if value == 1 else ""))

@@ -1,0 +1,152 @@
+"""What the doctor knows of a host. None is "could not be found out"."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.model import Address, Forward
+
+
+class Role(enum.Enum):
+    """What the host is to be."""
+
+    BALANCER = "balancer"
+    BACKEND = "backend"
+
+
+class Verdict(enum.Enum):
+    """How a finding is to be taken."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked; ``fix`` is a command, or what to do."""
+
+    check: str
+    verdict: Verdict
+    message: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the doctor was asked. ``forward`` None: as the agent's services are, else dsr."""
+
+    role: Role
+    interface: str
+    vips: tuple[Address, ...] = ()
+    forward: Forward | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Something that was tried; ``problem`` empty: it worked."""
+
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bcc:
+    """The BCC that this Python finds; ``found`` without ``usable`` is another package."""
+
+    found: bool
+    usable: bool
+    version: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """An XDP program on an interface."""
+
+    id: int
+    name: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """An offload of a network card; ``fixed``: the driver does not let it be changed."""
+
+    on: bool
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """Receive queues in use, and how many the card has."""
+
+    current: int
+    maximum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface."""
+
+    name: str
+    kind: str = ""  # veth, vlan, bond, ipip, …; empty: a card
+    up: bool = True
+    mtu: int = 1500
+    driver: str | None = None
+    parent: str | None = None  # of a VLAN
+    master: str | None = None  # a bridge or bond that it is a port of
+    program: Program | None = None
+    addresses: frozenset[Address] = frozenset()
+    features: Mapping[str, Feature] | None = None
+    queues: Queues | None = None
+    xdp_features: frozenset[str] | None = None  # what the kernel says that the driver can
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The machine, the kernel, and who asks."""
+
+    root: bool
+    capabilities: frozenset[str]
+    kernel: tuple[int, int]
+    kernel_release: str
+    cpus: int
+    bpf_map: Attempt | None
+    bpf_program: Attempt | None
+    btf: bool
+    jit: int | None
+    bpffs: bool
+    bcc: Bcc
+    open_files: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFacts:
+    """What the agent answered; ``problem`` and ``remedy`` when it did not."""
+
+    socket: str
+    status: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
+    problem: str = ""
+    remedy: str = ""
+    denied: bool = False
+    open_files: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that was found; ``sysctl`` by name with dots, as ``sysctl`` prints them."""
+
+    host: Host
+    links: tuple[Link, ...]
+    agent: AgentFacts
+    sysctl: Mapping[str, int] = field(default_factory=dict)
+    pinned: frozenset[int] = frozenset()  # ids of the programs pinned by agents of this host
+
+    def link(self, name: str) -> Link | None:
+        """The interface of that name."""
+        return next((link for link in self.links if link.name == name), None)

@@ -1,0 +1,266 @@
+"""Gathers the facts about this host; reads only, and runs ``ip`` and ``ethtool`` to read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from agent.errors import AgentUnreachableError, SteelyardError
+from lbctl.doctor import bpf, netdev
+from lbctl.doctor.facts import AgentFacts, Bcc, Facts, Feature, Host, Link, Program, Queues
+from lbctl.environment import Environment
+
+_COMMAND_TIMEOUT_S = 10
+_AGENT_TIMEOUT_S = 3.0
+_PINS = Path("/sys/fs/bpf/steelyard")
+_CAPABILITIES = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
+_BCC_PROBE = (
+    "import json, bcc;"
+    "print(json.dumps([hasattr(bcc, 'BPF'), str(getattr(bcc, '__version__', ''))]))"
+)
+_PER_INTERFACE = ("rp_filter", "arp_ignore", "arp_announce", "forwarding")
+
+
+def gather(env: Environment, interface: str | None) -> tuple[Facts, str]:
+    """The facts, and the interface they are about: the one given, the agent's, or the default."""
+    agent = _agent(env)
+    links = _links()
+    if interface is None:
+        running = (agent.status or {}).get("dataplane", {}).get("interface")
+        interface = running or _default_interface() or ""
+    detailed = tuple(_with_details(link) if link.name == interface else link for link in links)
+    names = ["all", *(link.name for link in links)]
+    facts = Facts(
+        host=_host(), links=detailed, agent=agent, sysctl=_sysctls(names), pinned=_pinned()
+    )
+    return facts, interface
+
+
+def _host() -> Host:
+    release = os.uname().release
+    return Host(
+        root=os.geteuid() == 0,
+        capabilities=_effective_capabilities(_read(Path("/proc/self/status")) or ""),
+        kernel=kernel_version(release),
+        kernel_release=release,
+        cpus=os.cpu_count() or 1,
+        bpf_map=bpf.mappable_array(),
+        bpf_program=bpf.xdp_program(),
+        btf=Path("/sys/kernel/btf/vmlinux").exists(),
+        jit=_number(Path("/proc/sys/net/core/bpf_jit_enable")),
+        bpffs=bpffs_mounted(_read(Path("/proc/self/mounts")) or ""),
+        bcc=_bcc(),
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    )
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """(6, 12) of 6.12.9-amd64; (0, 0) if it says nothing."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def bpffs_mounted(mounts: str) -> bool:
+    """Whether /sys/fs/bpf is a BPF file system, by /proc/self/mounts."""
+    rows = (line.split() for line in mounts.splitlines())
+    return any(len(row) > 2 and row[1] == "/sys/fs/bpf" and row[2] == "bpf" for row in rows)
+
+
+def _effective_capabilities(status: str) -> frozenset[str]:
+    match = re.search(r"^CapEff:\s*([0-9a-fA-F]+)", status, re.MULTILINE)
+    bits = int(match[1], 16) if match else 0
+    return frozenset(name for bit, name in _CAPABILITIES.items() if bits & 1 << bit)
+
+
+def _bcc() -> Bcc:
+    # In another process: loading LLVM takes memory, and only the agent imports bcc.
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", _BCC_PROBE],
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Bcc(found=True, usable=False, problem=str(error))
+    if result.returncode == 0:
+        usable, version = json.loads(result.stdout)
+        return Bcc(found=True, usable=usable, version=version)
+    lines = result.stderr.strip().splitlines()
+    last = lines[-1] if lines else f"exit status {result.returncode}"
+    return Bcc(found="No module named 'bcc'" not in last, usable=False, problem=last)
+
+
+def _links() -> tuple[Link, ...]:
+    """All interfaces of this network namespace."""
+    addresses: dict[str, set[str]] = {}
+    for entry in _ip("address", "show"):
+        for info in entry.get("addr_info", []):
+            addresses.setdefault(entry["ifname"], set()).add(info["local"])
+    return tuple(
+        link_of(entry, addresses.get(entry["ifname"], set()))
+        for entry in _ip("-d", "link", "show")
+        if entry.get("ifname")
+    )
+
+
+def link_of(entry: Mapping[str, Any], addresses: set[str]) -> Link:
+    """An interface as ``ip -j -d link`` tells it."""
+    xdp = entry.get("xdp") or {}
+    program = xdp.get("prog")
+    return Link(
+        name=entry["ifname"],
+        kind=(entry.get("linkinfo") or {}).get("info_kind", ""),
+        up="UP" in entry.get("flags", []),
+        mtu=entry.get("mtu", 0),
+        parent=entry.get("link"),
+        master=entry.get("master"),
+        program=Program(program["id"], program.get("name", ""), _xdp_mode(xdp))
+        if program
+        else None,
+        addresses=frozenset(ip_address(address) for address in addresses),
+    )
+
+
+def _xdp_mode(xdp: Mapping[str, Any]) -> str:
+    return {1: "native", 2: "generic", 3: "offloaded"}.get(xdp.get("mode", 0), "several modes")
+
+
+def _with_details(link: Link) -> Link:
+    """The same with what ethtool and the kernel's netdev family know of it."""
+    ifindex = None
+    with contextlib.suppress(OSError):
+        import socket
+
+        ifindex = socket.if_nametoindex(link.name)
+    features, driver = _run("ethtool", "-k", link.name), _run("ethtool", "-i", link.name)
+    match = re.search(r"^driver: (\S+)", driver or "", re.MULTILINE)
+    channels = _run("ethtool", "-l", link.name)
+    return Link(
+        name=link.name,
+        kind=link.kind,
+        up=link.up,
+        mtu=link.mtu,
+        driver=match[1] if match else None,
+        parent=link.parent,
+        master=link.master,
+        program=link.program,
+        addresses=link.addresses,
+        features=None if features is None else ethtool_features(features),
+        queues=None if channels is None else ethtool_channels(channels),
+        xdp_features=None if ifindex is None else netdev.xdp_features(ifindex),
+    )
+
+
+def ethtool_features(text: str) -> dict[str, Feature]:
+    """The offloads in the output of ``ethtool -k``."""
+    rows = re.findall(r"^\s*([\w-]+): (on|off)( \[fixed\])?", text, re.MULTILINE)
+    return {name: Feature(state == "on", bool(fixed)) for name, state, fixed in rows}
+
+
+def ethtool_channels(text: str) -> Queues | None:
+    """The receive queues in the output of ``ethtool -l``: combined ones, or RX."""
+    rows = re.findall(r"^(RX|Combined):\s+(\d+|n/a)", text, re.MULTILINE)
+    counts = {"RX": [0, 0], "Combined": [0, 0]}
+    for name in counts:
+        numbers = [int(number) if number.isdigit() else 0 for kind, number in rows if kind == name]
+        if len(numbers) == 2:
+            counts[name] = numbers
+    maximum = counts["Combined"][0] or counts["RX"][0]
+    current = counts["Combined"][1] or counts["RX"][1]
+    return Queues(current, maximum) if current else None
+
+
+def _default_interface() -> str | None:
+    for family in ("-4", "-6"):
+        for route in _ip(family, "route", "show", "default"):
+            if route.get("dev"):
+                return str(route["dev"])
+    return None
+
+
+def _sysctls(names: list[str]) -> dict[str, int]:
+    return dict(_read_sysctls(names))
+
+
+def _read_sysctls(names: list[str]) -> Iterator[tuple[str, int]]:
+    single = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+    paths = {name: name.replace(".", "/") for name in single}
+    for interface in names:
+        for key in _PER_INTERFACE:
+            paths[f"net.ipv4.conf.{interface}.{key}"] = f"net/ipv4/conf/{interface}/{key}"
+    for name, path in paths.items():
+        number = _number(Path("/proc/sys", path))
+        if number is not None:
+            yield name, number
+
+
+def _pinned() -> frozenset[int]:
+    """Ids of the XDP programs that agents of this host have pinned."""
+    try:
+        paths = list(_PINS.glob("*/abi*/program*"))
+    except OSError:
+        return frozenset()
+    idents = (bpf.pinned_program_id(path) for path in paths)
+    return frozenset(ident for ident in idents if ident is not None)
+
+
+def _agent(env: Environment) -> AgentFacts:
+    agent = env.agent(_AGENT_TIMEOUT_S)
+    try:
+        status = agent.get("/v1/status")
+        config = agent.get("/v1/config")["config"]
+    except SteelyardError as error:
+        return AgentFacts(
+            str(env.socket),
+            problem=error.message,
+            remedy=error.remedy,
+            denied=not isinstance(error, AgentUnreachableError)
+            or isinstance(error.__cause__, PermissionError),
+        )
+    limits = _read(Path("/proc", str(status["agent"]["pid"]), "limits")) or ""
+    match = re.search(r"^Max open files\s+(\d+)", limits, re.MULTILINE)
+    return AgentFacts(str(env.socket), status, config, open_files=int(match[1]) if match else None)
+
+
+def _ip(*arguments: str) -> list[dict[str, Any]]:
+    """What ``ip -j`` answers. An old ``ip`` prints empty objects among the others."""
+    text = _run("ip", "-j", *arguments)
+    try:
+        answer = json.loads(text or "[]")
+    except ValueError:
+        return []
+    return [entry for entry in answer if entry] if isinstance(answer, list) else []
+
+
+def _run(*command: str) -> str | None:
+    """Standard output of a command that succeeded."""
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout if result.returncode == 0 else None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def _number(path: Path) -> int | None:
+    text = (_read(path) or "").strip()
+    return int(text) if text.lstrip("-").isdigit() else None

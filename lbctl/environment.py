@@ -1,0 +1,90 @@
+"""What a command may touch: the agent, the two output streams, the person at the terminal.
+
+It travels as click's ``ctx.obj``, so that a test runs a command with another one.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import click
+
+DEFAULT_SOCKET = Path("/run/steelyard/agent.sock")
+
+
+class Output(enum.Enum):
+    """Shapes of an answer."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+class Agent(Protocol):
+    """What the commands need of ``agent.api.client.Client``."""
+
+    def get(
+        self, path: str, params: Mapping[str, str | int | None] | None = None
+    ) -> dict[str, Any]: ...
+
+    def post(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]: ...
+
+
+def _connect(socket: Path, timeout_s: float) -> Agent:
+    from agent.api.client import Client  # http.client would double the time of --help
+
+    return Client(socket, timeout_s)
+
+
+def _confirm(question: str) -> bool:
+    return click.confirm(question, err=True)
+
+
+def _width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+@dataclass(slots=True)
+class Environment:
+    """``width`` None: no terminal, lines are as long as they need to be."""
+
+    socket: Path = DEFAULT_SOCKET
+    output: Output = Output.TABLE
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
+    stderr: TextIO = field(default_factory=lambda: sys.stderr)
+    stdin: TextIO = field(default_factory=lambda: sys.stdin)
+    width: int | None = field(default_factory=_width)
+    colour: bool = field(default_factory=_colour)
+    interactive: bool = field(default_factory=lambda: sys.stdin.isatty() and sys.stderr.isatty())
+    confirm: Callable[[str], bool] = _confirm
+    connect: Callable[[Path, float], Agent] = _connect
+    sleep: Callable[[float], None] = time.sleep
+
+    def agent(self, timeout_s: float = 10.0) -> Agent:
+        """The agent behind the socket."""
+        return self.connect(self.socket, timeout_s)
+
+    def write(self, text: str) -> None:
+        """Data, for whoever reads our standard output."""
+        self.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        self.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """A message for the person, never part of the data."""
+        self.stderr.write(f"{text}\n")
+        self.stderr.flush()
+
+
+pass_environment = click.make_pass_decorator(Environment, ensure=True)

@@ -1,0 +1,100 @@
+"""Command groups: commands are imported when they are run, and a mistyped one is guessed.
+
+``lbctl --help`` must not pay for what it does not run, so the short help of the top-level
+commands is written down in a table; a test compares it with the commands themselves.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import override
+
+import click
+
+from agent.errors import AgentUnreachableError, SteelyardError
+from lbctl.suggest import nearest
+
+EXIT_FAILED = 1
+EXIT_UNREACHABLE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
+    """Where a command is, and what the help says before it is imported."""
+
+    name: str
+    module: str
+    attribute: str
+    help: str
+    section: str
+
+
+class CliError(click.ClickException):
+    """An error of ours as click reports it: on stderr, with our exit code."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, error: SteelyardError) -> None:
+        # One problem: the error itself, whose remedy may have been bettered on its way here.
+        problems = getattr(error, "problems", ())
+        shown = problems if len(problems) > 1 else (error,)
+        super().__init__("\n".join(str(problem) for problem in shown))
+
+
+class CliUnreachableError(CliError):
+    """Nobody answered."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class SuggestingGroup(click.Group):
+    """A group that answers an unknown command with the one that was probably meant."""
+
+    @override
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        known = self.list_commands(ctx)
+        if name in known or name.startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        guess = nearest(name, known)
+        hint = f"did you mean {guess}?" if guess else f"there are: {', '.join(known)}"
+        raise click.UsageError(f"no such command {name!r}; {hint}", ctx)
+
+
+class LazyGroup(SuggestingGroup):
+    """The root: imports a command when it is run, and turns our errors into exit codes."""
+
+    table: tuple[LazyCommand, ...] = ()
+
+    @override
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [entry.name for entry in self.table]
+
+    @override
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for entry in self.table:
+            if entry.name == cmd_name:
+                command = getattr(importlib.import_module(entry.module), entry.attribute)
+                assert isinstance(command, click.Command)  # noqa: S101
+                return command
+        return None
+
+    @override
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section in dict.fromkeys(entry.section for entry in self.table):
+            with formatter.section(section):
+                formatter.write_dl(
+                    [(entry.name, entry.help) for entry in self.table if entry.section == section]
+                )
+
+    @override
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except AgentUnreachableError as error:
+            raise CliUnreachableError(error) from error
+        except SteelyardError as error:
+            raise CliError(error) from error

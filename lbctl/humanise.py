@@ -1,0 +1,66 @@
+"""Numbers, ages and addresses as people read them."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+_UNITS = ("", "k", "M", "G", "T", "P")
+
+
+def count(value: float) -> str:
+    """``1234`` is 1.2k; whole numbers below a thousand stay whole, small rates keep a digit."""
+    if abs(value) < 1000:
+        if value == int(value) or abs(value) >= 99.95:
+            return f"{value:.0f}"
+        return f"{value:.1f}" if abs(value) >= 0.05 else "<0.1"
+    unit = 0
+    # 999_950 would print as 1000.0k: it belongs to the next unit.
+    while abs(value) >= (1000 if unit == 0 else 999.5) and unit < len(_UNITS) - 1:
+        value /= 1000
+        unit += 1
+    digits = 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f}{_UNITS[unit]}"
+
+
+def exact(value: int) -> str:
+    """``1234567`` is 1,234,567."""
+    return f"{value:,}"
+
+
+def age(seconds: float) -> str:
+    """The two largest units that matter: 45s, 3m12s, 2h05m, 3d04h."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
+
+
+def duration(seconds: float) -> str:
+    """A configured time as the configuration writes it: 500ms, 2s, 15m, 1h."""
+    milliseconds = round(seconds * 1000)
+    if milliseconds % 1000:
+        return f"{milliseconds}ms"
+    whole = milliseconds // 1000
+    for size, unit in ((3600, "h"), (60, "m")):
+        if whole and whole % size == 0:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def percent(share: float) -> str:
+    """``0.25`` is 25.0."""
+    return f"{share * 100:.1f}"
+
+
+def endpoint(address: str, port: int | str) -> str:
+    """ADDRESS:PORT, with brackets around IPv6."""
+    return f"[{address}]:{port}" if ip_address(address).version == 6 else f"{address}:{port}"
+
+
+def plural(number: int, noun: str) -> str:
+    """1 backend, 2 backends."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,270 @@
+"""Owns a lab's life: builds what ``topology`` describes, and removes it without a trace.
+
+The folder of the lab is made first and removed last: while it exists, the lab does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import SteelyardError
+from agent.model import Forward, XdpMode
+from lbctl.lab import netns, processes, topology
+from lbctl.lab.netns import LabError
+from lbctl.lab.topology import Lab, Node, Role
+
+STATE_FILE = "lab.json"
+READY_TIMEOUT_S = 30.0
+_TOOLS = {"ip": "iproute2", "nsenter": "util-linux"}
+
+type Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who built a lab: a person by ``lab up``, or a demo, which removes it as it ends."""
+
+    demo: bool = False
+    pid: int = 0
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it is the lab of a demo that was killed before it could clean up."""
+        return self.demo and not Path(f"/proc/{self.pid}").exists()
+
+
+def check_machine() -> None:
+    """Raise LabError if this machine or user cannot have a lab."""
+    if sys.platform != "linux":
+        raise LabError("a lab needs Linux", where=sys.platform, remedy="use a Linux machine or VM")
+    if os.geteuid() != 0:
+        raise LabError(
+            "only root can make network namespaces", where="lab", remedy="run it with sudo"
+        )
+    for tool, package in _TOOLS.items():
+        if shutil.which(tool) is None:
+            raise LabError(
+                f"the command {tool} is missing", where="lab", remedy=f"apt install {package}"
+            )
+
+
+def read(name: str) -> tuple[Lab, Owner] | None:
+    """The lab of that name and its owner; None: it does not exist, or only in parts."""
+    try:
+        document = json.loads((topology.RUN_ROOT / name / STATE_FILE).read_text())
+        owner = Owner(bool(document["owner"]["demo"]), int(document["owner"]["pid"]))
+        return topology.from_document(document["lab"]), owner
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def leftovers(name: str) -> list[str]:
+    """What there is of a lab of that name: its namespaces, its folder."""
+    found = [entry for entry in netns.names() if topology.owned_namespace(name, entry)]
+    run_dir = topology.RUN_ROOT / name
+    return found + ([str(run_dir)] if run_dir.exists() else [])
+
+
+def up(lab: Lab, owner: Owner, report: Report) -> None:
+    """Build a lab and wait until its traffic can flow; a failure removes what was built."""
+    check_machine()
+    refuse_second(lab.name)
+    try:
+        _build(lab, owner, report)
+    except BaseException:
+        # Also a Ctrl-C must not leave half a lab behind.
+        down(lab.name, _silent)
+        raise
+
+
+def refuse_second(name: str) -> None:
+    """Raise LabError if a lab of that name, or a part of one, exists."""
+    if found := leftovers(name):
+        raise LabError(
+            f"a lab called {name} already exists ({len(found)} parts: {found[0]} …)",
+            where=f"lab {name}",
+            remedy="`lbctl lab down` removes it; `lbctl lab up --replace` does both",
+        )
+
+
+def _silent(_text: str) -> None:
+    """A report that nobody reads."""
+
+
+def _build(lab: Lab, owner: Owner, report: Report) -> None:
+    lab.run_dir.mkdir(parents=True)
+    document = {
+        "lab": topology.to_document(lab),
+        "owner": {"demo": owner.demo, "pid": owner.pid},
+    }
+    (lab.run_dir / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n")
+    report(f"network: {len(lab.nodes())} hosts on a bridge, as namespaces {lab.name}-…")
+    build_network(lab)
+    report(f"HTTP servers: {lab.backends + lab.spares}")
+    for backend in lab.nodes(Role.BACKEND):
+        start_server(lab, backend)
+    prepare_paths(lab)
+    report("agent: compiling and attaching the balancer, checking the backends")
+    for balancer in lab.nodes(Role.BALANCER):
+        write_config(lab, balancer)
+        start_agent(lab, balancer)
+    for balancer in lab.nodes(Role.BALANCER):
+        await_backends(lab, balancer, lab.backends)
+
+
+def build_network(lab: Lab) -> None:
+    """Make the namespaces, the cables and the addresses."""
+    netns.ip([f"netns add {namespace}" for namespace in lab.namespaces()])
+    netns.write_sysctls(lab.switch, topology.sysctls(Role.SWITCH))
+    for node in lab.nodes():
+        netns.write_sysctls(node.namespace, topology.sysctls(node.role))
+    netns.ip(topology.switch_commands(lab), lab.switch)
+    for node in lab.nodes():
+        netns.ip(topology.node_commands(lab, node), node.namespace)
+        netns.checksum_in_software(node.namespace, topology.NODE_INTERFACE)
+
+
+def start_server(lab: Lab, backend: Node) -> None:
+    """Start the HTTP server of a backend."""
+    command = [sys.executable, "-m", "lbctl.lab.server", "--name", backend.name]
+    command += ["--port", str(topology.PORT)]
+    processes.start(lab.run_dir, backend.name, backend.namespace, command)
+
+
+def prepare_paths(lab: Lab) -> None:
+    """Let frames of the balancers pass the cables, and let ipip backends unpack them."""
+    agent = processes.program("lb-agent", "agent.main")
+    if lab.xdp_mode is not XdpMode.GENERIC:
+        # A veth delivers what XDP_TX sends only if its other end has an XDP program, too.
+        for balancer in lab.nodes(Role.BALANCER):
+            _run(lab, lab.switch, [*agent, "pass", "--interface", balancer.name])
+    if lab.forward is Forward.IPIP:
+        vips = [word for vip in lab.vips for word in ("--vip", str(vip))]
+        for backend in lab.nodes(Role.BACKEND):
+            command = [*agent, "decap", "--interface", topology.NODE_INTERFACE, *vips]
+            _run(lab, backend.namespace, command)
+
+
+def write_config(lab: Lab, balancer: Node) -> None:
+    """Write the configuration file of a balancer's agent."""
+    import yaml
+
+    document = topology.agent_document(lab, balancer)
+    lab.config_path(balancer).write_text(yaml.safe_dump(document, sort_keys=False))
+
+
+def start_agent(lab: Lab, balancer: Node) -> None:
+    """Start the agent of a balancer."""
+    agent = processes.program("lb-agent", "agent.main")
+    command = [*agent, "run", "--config", str(lab.config_path(balancer))]
+    processes.start(lab.run_dir, balancer.name, balancer.namespace, command)
+
+
+def await_backends(
+    lab: Lab, balancer: Node, wanted: int, timeout_s: float = READY_TIMEOUT_S
+) -> float:
+    """Wait until so many backends of every service are up; returns the moment (monotonic)."""
+    from agent.api.client import Client
+
+    client = Client(lab.socket(balancer), timeout_s=5.0)
+    deadline = time.monotonic() + timeout_s
+    problem = "nothing was tried"
+    while time.monotonic() < deadline:
+        try:
+            services = client.get("/v1/services")["services"]
+            if all(service["backends_up"] >= wanted for service in services):
+                return time.monotonic()
+            problem = "; ".join(
+                f"{backend['service']}/{backend['name']} is {backend['state']}: {backend['reason']}"
+                for service in services
+                for backend in service["backends"]
+                if backend["state"] != "up"
+            )
+        except SteelyardError as error:
+            problem = error.message
+            if processes.pid_of(lab.run_dir, balancer.name) is None:
+                problem = f"it ended: {_log_tail(lab, balancer.name)}"
+                break
+        time.sleep(0.05)
+    raise LabError(
+        f"the agent of {balancer.name} is not ready ({problem})",
+        where=str(lab.run_dir / f"{balancer.name}.log"),
+        remedy="`lbctl doctor` names what this machine lacks",
+    )
+
+
+def _log_tail(lab: Lab, name: str, lines: int = 8) -> str:
+    try:
+        text = (lab.run_dir / f"{name}.log").read_text(errors="replace")
+    except OSError:
+        return "it wrote no log"
+    return "\n".join(text.strip().splitlines()[-lines:]) or "its log is empty"
+
+
+def _run(lab: Lab, namespace: str, command: list[str]) -> None:
+    result = subprocess.run(
+        [*netns.entering(namespace), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=processes.environment(lab.run_dir),
+    )
+    if result.returncode != 0:
+        raise LabError(
+            f"`{' '.join(command[-3:])}` failed: {(result.stderr or result.stdout).strip()}",
+            where=f"namespace {namespace}",
+            remedy="`lbctl doctor` names what this machine lacks",
+        )
+
+
+def down(name: str, report: Report) -> bool:
+    """Remove everything of a lab, whatever state it is in; False: there was nothing."""
+    run_dir = topology.RUN_ROOT / name
+    if not leftovers(name) and not processes.find(run_dir):
+        return False
+    report("stopping the lab's processes")
+    processes.stop(run_dir, processes.find(run_dir))
+    report("removing the balancers' programs and tables")
+    for config in sorted(run_dir.glob("lb*.yaml")):
+        _detach(name, config)
+    report("removing namespaces and files")
+    for namespace in netns.names():
+        if topology.owned_namespace(name, namespace):
+            netns.ip([f"netns del {namespace}"])
+    shutil.rmtree(run_dir, ignore_errors=True)
+    # What was being started while we were stopping: its folder is gone, its mark is not.
+    processes.stop(run_dir, processes.find(run_dir))
+    with contextlib.suppress(OSError):
+        topology.RUN_ROOT.rmdir()  # only if it is empty: an agent of this host may live there
+    return True
+
+
+def _detach(name: str, config: Path) -> None:
+    """Best effort: what cannot be detached here goes with the namespace's interfaces."""
+    namespace = f"{name}-{config.stem}"
+    prefix = netns.entering(namespace) if namespace in netns.names() else []
+    command = [*prefix, *processes.program("lb-agent", "agent.main")]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            [*command, "detach", "--config", str(config)],
+            capture_output=True,
+            check=False,
+            timeout=20,
+            env=processes.environment(),
+        )
+
+
+def node_processes(lab: Lab) -> Iterator[tuple[Node, int | None]]:
+    """Every host that should run a process, and its pid; None: it does not run."""
+    for node in lab.nodes(Role.BALANCER, Role.BACKEND):
+        yield node, processes.pid_of(lab.run_dir, node.name)

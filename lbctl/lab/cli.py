@@ -1,0 +1,250 @@
+"""The command group ``lbctl lab``: a balancer, its clients and backends on this one machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lbctl.environment import Environment, pass_environment
+from lbctl.groups import SuggestingGroup
+from lbctl.options import agent_options
+
+if TYPE_CHECKING:
+    from lbctl.lab.build import Owner
+    from lbctl.lab.topology import Lab
+
+DEFAULT_NAME = "lab"
+_NAME = "lbctl.lab.name"
+
+
+@click.group(cls=SuggestingGroup)
+@click.option(
+    "--name",
+    default=DEFAULT_NAME,
+    show_default=True,
+    envvar="STEELYARD_LAB",
+    help="Which lab; another name makes a second one beside it.  [env: STEELYARD_LAB]",
+)
+@click.pass_context
+def lab(ctx: click.Context, name: str) -> None:
+    """Try the balancer in network namespaces of this machine.
+
+    \b
+    Example:
+      sudo lbctl lab up --backends 3
+      sudo lbctl lab exec client -- curl -s http://10.99.0.100/
+      sudo lbctl lab down
+    """
+    ctx.meta[_NAME] = name
+
+
+@lab.command()
+@click.option("--backends", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option("--balancers", type=click.IntRange(1, 8), default=1, show_default=True)
+@click.option("--clients", type=click.IntRange(1, 9), default=1, show_default=True)
+@click.option("--forward", type=click.Choice(["dsr", "ipip"]), default="dsr", show_default=True)
+@click.option("--scheduler", type=click.Choice(["maglev"]), default="maglev", show_default=True)
+@click.option(
+    "--xdp-mode",
+    type=click.Choice(["auto", "native", "generic"]),
+    default="auto",
+    show_default=True,
+)
+@click.option("--replace", is_flag=True, help="Remove a lab that exists already.")
+@pass_environment
+def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
+    """Build the lab and start its servers and agents.
+
+    \b
+    Example:
+      sudo lbctl lab up --backends 5 --forward ipip
+    """
+    from agent.model import Forward, Scheduler, XdpMode
+    from lbctl.lab import build, interrupt, topology
+
+    wanted = topology.Lab(
+        name=_lab_name(),
+        backends=options["backends"],
+        balancers=options["balancers"],
+        clients=options["clients"],
+        forward=Forward(options["forward"]),
+        scheduler=Scheduler(options["scheduler"]),
+        xdp_mode=XdpMode(options["xdp_mode"]),
+    )
+    build.check_machine()
+    with interrupt.Guard():
+        if replace:
+            build.down(wanted.name, env.note)
+        build.up(wanted, build.Owner(), env.note)
+    env.note(_what_next(wanted))
+
+
+def _what_next(built: Lab) -> str:
+    from lbctl.lab.topology import Role
+
+    vip4, vip6 = built.vips
+    name = "" if built.name == DEFAULT_NAME else f" --name {built.name}"
+    socket = built.socket(built.nodes(Role.BALANCER)[0])
+    return "\n".join(
+        [
+            f"the lab is up: http://{vip4}/ and http://[{vip6}]/ on {built.backends} backends; try",
+            f"  lbctl lab{name} exec client -- curl -s http://{vip4}/ 'http://[{vip6}]/'",
+            f"  lbctl --socket {socket} backend list",
+            f"  lbctl --socket {socket} status",
+            f"  lbctl lab{name} status",
+            f"  lbctl lab{name} down",
+        ]
+    )
+
+
+@lab.command()
+@pass_environment
+def down(env: Environment) -> None:
+    """Remove the lab and everything of it; does nothing if there is none.
+
+    \b
+    Example:
+      sudo lbctl lab down
+    """
+    from lbctl.lab import build
+
+    build.check_machine()
+    name = _lab_name()
+    env.note(f"lab {name}: removed" if build.down(name, env.note) else f"lab {name}: there is none")
+
+
+@lab.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("node")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def execute(node: str, command: Sequence[str]) -> None:
+    """Run a command on a host of the lab: client, lb1, be1, … or switch.
+
+    \b
+    Example:
+      sudo lbctl lab exec client -- curl -s http://10.99.0.100/
+      sudo lbctl lab exec be1 -- ip address
+    """
+    from lbctl.lab import build, netns
+
+    build.check_machine()
+    built, _ = _existing()
+    here = built.switch if node in ("switch", built.switch) else built.node(node).namespace
+    words = [*netns.entering(here), *command]
+    if shutil.which(command[0]) is None:
+        raise netns.LabError(
+            f"the command {command[0]} is not installed on this machine",
+            where=f"lab exec {node}",
+            remedy="install it; the hosts of the lab share this machine's files",
+        )
+    os.execvp(words[0], words)  # noqa: S606 (the command is the user's own)
+
+
+@lab.command()
+@agent_options
+@pass_environment
+def status(env: Environment) -> None:
+    """Show the hosts of the lab, their addresses and what runs on them.
+
+    \b
+    Example:
+      lbctl lab status
+    """
+    from lbctl.lab import build
+    from lbctl.lab.topology import Role
+    from lbctl.output import emit
+
+    built, owner = _existing()
+    pids = {node.name: pid for node, pid in build.node_processes(built)}
+    runs = {Role.BALANCER: "agent", Role.BACKEND: "http server"}
+    data = {
+        "lab": {
+            "name": built.name,
+            "forward": built.forward.value,
+            "scheduler": built.scheduler.value,
+            "xdp_mode": built.xdp_mode.value,
+            "run_dir": str(built.run_dir),
+            "made_by": "demo" if owner.demo else "lab up",
+            "vips": [str(vip) for vip in built.vips],
+        },
+        "nodes": [
+            {
+                "name": node.name,
+                "role": node.role.value,
+                "namespace": node.namespace,
+                "ipv4": str(node.ipv4),
+                "ipv6": str(node.ipv6),
+                "mtu": node.mtu,
+                "process": runs.get(node.role),
+                "pid": pids.get(node.name),
+                "log": str(built.run_dir / f"{node.name}.log") if node.name in pids else None,
+            }
+            for node in built.nodes()
+        ],
+    }
+    emit(env, data, _status_page)
+
+
+def _status_page(data: Mapping[str, Any]) -> list[object]:
+    from lbctl.layout import Cell, Column, Table
+
+    about = data["lab"]
+    rows = []
+    for node in data["nodes"]:
+        state = f"{node['process']}, pid {node['pid']}" if node["pid"] else "nothing: it ended"
+        runs = Cell(state if node["process"] else "-", "" if node["pid"] else "dim")
+        texts = (node["name"], node["namespace"], node["ipv4"], node["ipv6"])
+        rows.append((*map(Cell, texts), runs))
+    headers = ("NODE", "NAMESPACE", "IPV4", "IPV6", "RUNS")
+    vips = " and ".join(about["vips"])
+    return [
+        f"lab {about['name']}: {about['forward']}, VIPs {vips}, files in {about['run_dir']}",
+        "",
+        Table(tuple(map(Column, headers)), tuple(rows)),
+    ]
+
+
+@lab.command()
+@click.option("--forward", type=click.Choice(["dsr", "ipip"]), default="dsr", show_default=True)
+@click.option(
+    "--xdp-mode",
+    type=click.Choice(["auto", "native", "generic"]),
+    default="auto",
+    show_default=True,
+)
+@agent_options
+@pass_environment
+def demo(env: Environment, forward: str, xdp_mode: str) -> None:
+    """Show in under a minute what happens to traffic when things fail and change.
+
+    Builds a lab of its own, sends real traffic, kills and drains backends, adds one, kills the
+    agent, prints the figures, and removes everything.
+
+    \b
+    Example:
+      sudo lbctl lab demo
+    """
+    from agent.model import Forward, XdpMode
+    from lbctl.lab import demo as story
+
+    code = story.run(env, _lab_name(), Forward(forward), XdpMode(xdp_mode))
+    click.get_current_context().exit(code)
+
+
+def _lab_name() -> str:
+    return str(click.get_current_context().meta[_NAME])
+
+
+def _existing() -> tuple[Lab, Owner]:
+    from lbctl.lab import build, netns
+
+    name = _lab_name()
+    found = build.read(name)
+    if found is None:
+        raise netns.LabError(
+            f"there is no lab called {name}", where="lab", remedy="build it: sudo lbctl lab up"
+        )
+    return found

@@ -1,0 +1,191 @@
+"""Owns the demo: builds a lab, plays the story on it, prints it, and always removes the lab."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agent.errors import SteelyardError
+from agent.model import Forward, XdpMode
+from lbctl.environment import Environment, Output
+from lbctl.lab import build, figures, story
+from lbctl.lab.interrupt import Guard, Interrupted
+from lbctl.lab.netns import LabError
+from lbctl.lab.story import Outcome, Stage
+from lbctl.lab.topology import Lab
+from lbctl.lab.traffic import Traffic
+
+RATE_PER_S = 250
+KEEP_ALIVE = 12
+STREAMS = 12
+
+type Outcomes = list[tuple[str, Outcome]]
+
+
+def run(env: Environment, name: str, forward: Forward, xdp_mode: XdpMode) -> int:
+    """Play the demo; returns the exit code."""
+    lab = Lab(
+        name=name,
+        backends=len(story.WEIGHTS),
+        spares=1,
+        forward=forward,
+        xdp_mode=xdp_mode,
+        weights=story.WEIGHTS,
+    )
+    console = _console(env)
+    build.check_machine()
+    make_room(lab.name)
+    started_s = time.monotonic()
+    outcomes: Outcomes = []
+    traffic = Traffic(lab)
+    problems: list[str] = []
+    with Guard() as guard:
+        try:
+            try:
+                problems = _play(lab, traffic, console, outcomes)
+            finally:
+                guard.close()
+        except Interrupted as interruption:
+            console.print(f"demo: interrupted by {interruption}; the lab is removed")
+            return 128 + interruption.number
+        except SteelyardError as error:
+            problems = [str(error)]
+        finally:
+            _clean_up(lab, traffic)
+    _conclude(env, console, outcomes, problems, traffic, time.monotonic() - started_s)
+    return 1 if problems else 0
+
+
+def make_room(name: str) -> None:
+    """Remove the lab of a demo that was killed; raises LabError if the lab is in use."""
+    found = build.read(name)
+    if found is not None and found[1].abandoned:
+        build.down(name, lambda _text: None)
+    elif found is not None and found[1].demo:
+        raise LabError(
+            f"a demo runs already (pid {found[1].pid})",
+            where=f"lab {name}",
+            remedy="wait for it, or play beside it: lbctl lab --name other demo",
+        )
+    elif build.leftovers(name):
+        raise LabError(
+            f"a lab called {name} is up, and the demo does not touch it",
+            where=f"lab {name}",
+            remedy="remove it: lbctl lab down; or play beside it: lbctl lab --name other demo",
+        )
+
+
+def _play(lab: Lab, traffic: Traffic, console: Console, outcomes: Outcomes) -> list[str]:
+    console.print("A client, a balancer and four HTTP servers, in network namespaces", style="bold")
+    with console.status("building the lab"):
+        started_s = time.monotonic()
+        build.up(lab, build.Owner(demo=True, pid=os.getpid()), lambda _text: None)
+    vip4, vip6 = lab.vips
+    took_s = time.monotonic() - started_s
+    console.print(f"  built in {took_s:.1f} s; http://{vip4}/ and http://[{vip6}]/ answer")
+    held = f"{KEEP_ALIVE} keep-alive connections and {STREAMS} streams"
+    console.print(f"  load: {RATE_PER_S} new connections per second, {held} held open")
+    traffic.start(RATE_PER_S, KEEP_ALIVE, STREAMS, story.STREAM_S)
+    stage = Stage(lab, traffic)
+    problems: list[str] = []
+    for number, step in enumerate(story.STEPS, 1):
+        console.print(f"{number}/{len(story.STEPS)} {step.title}", style="bold")
+        with console.status("watching"):
+            outcome = step.act(stage)
+        for line in outcome.lines:
+            console.print(f"  {line}")
+        for problem in outcome.problems:
+            console.print(f"  not as it should be: {problem}", style="red")
+        outcomes.append((step.title, outcome))
+        problems += outcome.problems
+        if not traffic.running:
+            raise LabError("the load generator ended", where=str(lab.run_dir / "load.log"))
+    traffic.stop()
+    return problems + _late_failures(stage)
+
+
+def _late_failures(stage: Stage) -> list[str]:
+    """Requests that failed after their step had been judged, by a timeout for instance."""
+    failed = [
+        request
+        for request in figures.failures(stage.traffic.requests())
+        if not any(start <= request.started_s < end for start, end in stage.forgiven)
+    ]
+    return [f"{len(failed)} requests failed outside of the kill"] if failed else []
+
+
+def _clean_up(lab: Lab, traffic: Traffic) -> None:
+    try:
+        traffic.stop()
+    finally:
+        build.down(lab.name, lambda _text: None)
+
+
+def _conclude(
+    env: Environment,
+    console: Console,
+    outcomes: Outcomes,
+    problems: list[str],
+    traffic: Traffic,
+    took_s: float,
+) -> None:
+    requests = traffic.requests()
+    failed = len(figures.failures(requests))
+    found = [figure for _, outcome in outcomes for figure in outcome.figures]
+    if env.output is Output.TABLE:
+        console.print(_table(found))
+    else:
+        env.write(_document(env, outcomes, problems, len(requests), failed, took_s))
+    if problems:
+        console.print(Text(f"demo: failed: {'; '.join(problems)}", "red"))
+    else:
+        console.print(
+            f"demo: ok, {len(outcomes)} steps in {took_s:.0f} s, {len(requests):,} requests;"
+            f" {failed} failed, all of them on the killed backend before it was noticed",
+            style="green",
+        )
+
+
+def _table(found: list[tuple[str, str, float]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("FIGURE")
+    table.add_column("", justify="right")
+    table.add_column("")
+    for text, unit, value in found:
+        table.add_row(text, f"{value:,.0f}" if value >= 100 or not unit else f"{value:.1f}", unit)
+    return table
+
+
+def _document(
+    env: Environment,
+    outcomes: Outcomes,
+    problems: list[str],
+    requests: int,
+    failed: int,
+    took_s: float,
+) -> str:
+    from lbctl.output import render
+
+    data = {
+        "ok": not problems,
+        "problems": problems,
+        "took_s": round(took_s, 1),
+        "requests": requests,
+        "requests_failed": failed,
+        "figures": [
+            {"step": title, "name": text, "unit": unit or "count", "value": round(value, 2)}
+            for title, outcome in outcomes
+            for text, unit, value in outcome.figures
+        ],
+    }
+    return render(env, data, lambda _: [])
+
+
+def _console(env: Environment) -> Console:
+    # The story is the data of a demo; with -o json the figures are, and the story a message.
+    story_stream = env.stdout if env.output is Output.TABLE else env.stderr
+    return Console(file=story_stream, highlight=False, markup=False, emoji=False, soft_wrap=True)

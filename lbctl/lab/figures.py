@@ -1,0 +1,134 @@
+"""Decides what the load generator's records mean: shares, failures, and how long things took.
+
+Times are seconds of the machine's monotonic clock, which all its processes share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request on a connection of its own; ``error`` None: it was answered with ``status``."""
+
+    at_s: float  # when it ended
+    started_s: float  # when the connection was asked for
+    target: str
+    backend: str | None
+    status: int | None
+    error: str | None
+    latency_ms: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was not answered well."""
+        return self.error is not None or self.status != 200
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Something that happened to a connection that is held open.
+
+    ``event`` is opened, finished (ended as it should), broke, refused (could not be opened) or
+    moved (another backend answers than before).
+    """
+
+    at_s: float
+    connection: int
+    kind: str  # keep-alive or stream
+    event: str
+    target: str
+    backend: str | None
+    error: str | None
+
+
+type Record = Request | Held
+
+
+def to_line(record: Record) -> str:
+    """A record as one line of JSON."""
+    kind = "request" if isinstance(record, Request) else "held"
+    return json.dumps({"record": kind, **asdict(record)})
+
+
+def from_line(line: str) -> Record | None:
+    """The record that ``to_line`` wrote; None for any other line."""
+    try:
+        document = json.loads(line)
+        kind = document.pop("record")
+        if kind == "request":
+            return Request(**document)
+        return Held(**document) if kind == "held" else None
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None
+
+
+def started_in(requests: Iterable[Request], start_s: float, end_s: float) -> list[Request]:
+    """The requests whose connection was asked for in that time."""
+    return [request for request in requests if start_s <= request.started_s < end_s]
+
+
+def failures(requests: Iterable[Request]) -> list[Request]:
+    """The requests that were not answered well."""
+    return [request for request in requests if request.failed]
+
+
+def answered_by(requests: Iterable[Request]) -> Counter[str]:
+    """How many requests each backend answered."""
+    return Counter(request.backend for request in requests if request.backend is not None)
+
+
+def shares(counts: Mapping[str, int]) -> dict[str, float]:
+    """Each one's part of the whole, 0 to 1."""
+    total = sum(counts.values())
+    return {name: count / total if total else 0.0 for name, count in counts.items()}
+
+
+def widest_gap(expected: Mapping[str, float], actual: Mapping[str, float]) -> float:
+    """The largest difference between an expected share and the actual one."""
+    names = expected.keys() | actual.keys()
+    return max((abs(expected.get(n, 0.0) - actual.get(n, 0.0)) for n in names), default=0.0)
+
+
+def last_start_ms(requests: Iterable[Request], since_s: float) -> float:
+    """Milliseconds from ``since_s`` until the last of the requests was started; 0 for none."""
+    delays = [request.started_s - since_s for request in requests if request.started_s >= since_s]
+    return 1000 * max(delays, default=0.0)
+
+
+def first_answer_ms(requests: Iterable[Request], backend: str, since_s: float) -> float | None:
+    """Milliseconds from ``since_s`` until a backend was asked for the first time; None: never."""
+    started = [
+        r.started_s
+        for r in requests
+        if r.backend == backend and not r.failed and r.started_s >= since_s
+    ]
+    return 1000 * (min(started) - since_s) if started else None
+
+
+def latency_ms(requests: Iterable[Request], share: float) -> float:
+    """The latency that this share (0 to 1) of the answered requests stayed within."""
+    values = sorted(request.latency_ms for request in requests if not request.failed)
+    return values[min(len(values) - 1, int(share * len(values)))] if values else 0.0
+
+
+def open_at(events: Iterable[Held], at_s: float) -> dict[int, str]:
+    """The held connections that are open at a moment, and the backend of each."""
+    found: dict[int, str] = {}
+    for event in sorted(events, key=lambda e: e.at_s):
+        if event.at_s > at_s:
+            break
+        if event.event == "opened" and event.backend is not None:
+            found[event.connection] = event.backend
+        elif event.event in {"finished", "broke"}:
+            found.pop(event.connection, None)
+    return found
+
+
+def held_in(events: Iterable[Held], kind: str, start_s: float, end_s: float) -> list[Held]:
+    """The events of one kind (opened, finished, broke, refused, moved) in that time."""
+    return [event for event in events if event.event == kind and start_s <= event.at_s < end_s]

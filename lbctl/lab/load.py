@@ -1,0 +1,357 @@
+"""Makes HTTP load: requests on new connections at a bounded rate, and connections held open.
+
+Writes one JSON line for each request and for each event of a held connection (``figures``), and
+a summary at the end. Run it in a client of the lab:
+
+    lbctl lab exec client -- python3 -m lbctl.lab.load --target 10.99.0.100:80 --duration 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from lbctl.lab.figures import Held, Record, Request, to_line
+
+MAX_HEADER_BYTES = 16_384
+REOPEN_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An address and port to connect to."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What load to make."""
+
+    targets: tuple[Target, ...]
+    rate_per_s: float = 100.0
+    workers: int = 16
+    keep_alive: int = 0  # held connections that ask again and again
+    streams: int = 0  # held connections that each read one long answer
+    every_s: float = 0.2  # between the requests of a keep-alive connection
+    stream_s: float = 3.0
+    timeout_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of an answer."""
+
+    status: int
+    backend: str | None
+    length: int | None  # None: chunked
+
+
+class ProtocolError(Exception):
+    """The answer is not what the server of the lab sends."""
+
+
+def parse_target(text: str) -> Target:
+    """Read ``10.99.0.100:80`` or ``[fd99::100]:80``; raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon:
+        raise ValueError(f"{text!r} has no port")
+    ip_address(host)
+    return Target(host, int(port))
+
+
+def parse_head(head: bytes) -> Head:
+    """Read the head of an answer; raises ProtocolError."""
+    status_line, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    headers = {
+        name.strip().lower(): value.strip()
+        for name, _, value in (line.partition(":") for line in lines)
+    }
+    chunked = headers.get("transfer-encoding") == "chunked"
+    try:
+        status = int(status_line.split(" ")[1])
+        length = None if chunked else int(headers["content-length"])
+    except (IndexError, KeyError, ValueError) as error:
+        raise ProtocolError(f"unreadable answer {status_line[:60]!r}") from error
+    return Head(status, headers.get("x-backend"), length)
+
+
+class Connection:
+    """One connection to a target; every step is bounded by the timeout."""
+
+    def __init__(self, target: Target, timeout_s: float) -> None:
+        self._target = target
+        self._timeout_s = timeout_s
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def __aenter__(self) -> Connection:
+        async with asyncio.timeout(self._timeout_s):
+            self._reader, self._writer = await asyncio.open_connection(
+                self._target.host, self._target.port, limit=MAX_HEADER_BYTES
+            )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(self._timeout_s):
+                    await self._writer.wait_closed()
+
+    async def ask(self, path: str) -> Head:
+        """Send a request and read the head of the answer."""
+        reader, writer = self._streams()
+        async with asyncio.timeout(self._timeout_s):
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: {self._target}\r\n\r\n".encode())
+            await writer.drain()
+            return parse_head(await reader.readuntil(b"\r\n\r\n"))
+
+    async def get(self, path: str) -> Head:
+        """Send a request and read the whole answer."""
+        head = await self.ask(path)
+        reader, _ = self._streams()
+        async with asyncio.timeout(self._timeout_s):
+            await reader.readexactly(head.length or 0)
+        return head
+
+    async def read_chunk(self) -> bytes:
+        """The next chunk of a chunked answer; empty: it was the last."""
+        reader, _ = self._streams()
+        async with asyncio.timeout(self._timeout_s):
+            size = int(await reader.readuntil(b"\r\n"), 16)
+            return (await reader.readexactly(size + 2))[:-2]
+
+    def _streams(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._reader is None or self._writer is None:
+            raise ProtocolError("the connection is not open")
+        return self._reader, self._writer
+
+
+FAILURES = (OSError, TimeoutError, asyncio.IncompleteReadError, ProtocolError, ValueError)
+
+
+def describe(error: BaseException) -> str:
+    """An exception as a word or two: refused, reset, timeout, closed."""
+    match error:
+        case TimeoutError():
+            return "timeout"
+        case ConnectionRefusedError():
+            return "refused"
+        case ConnectionResetError() | BrokenPipeError():
+            return "reset"
+        case asyncio.IncompleteReadError():
+            return "closed"
+        case _:
+            return str(error) or type(error).__name__
+
+
+class Generator:
+    """Runs a plan; hands every record to ``emit``."""
+
+    def __init__(self, plan: Plan, emit: Callable[[Record], None]) -> None:
+        self._plan = plan
+        self._emit = emit
+        self._numbers = itertools.count(1)
+
+    async def run(self) -> None:
+        """Make the load until cancelled."""
+        plan = self._plan
+        async with asyncio.TaskGroup() as group:
+            for index in range(plan.workers if plan.rate_per_s > 0 else 0):
+                group.create_task(self._worker(index), name=f"worker-{index}")
+            for index in range(plan.keep_alive + plan.streams):
+                target = plan.targets[index % len(plan.targets)]
+                hold = self._keep_alive if index < plan.keep_alive else self._stream
+                group.create_task(self._hold(target, hold, index), name=f"held-{index}")
+
+    async def _worker(self, index: int) -> None:
+        # A worker that falls behind leaves requests out: the rate is a bound, not a debt.
+        period_s = self._plan.workers / self._plan.rate_per_s
+        due = time.monotonic() + period_s * index / self._plan.workers
+        for turn in itertools.count(index):
+            await asyncio.sleep(due - time.monotonic())
+            await self._request(self._plan.targets[turn % len(self._plan.targets)])
+            due = max(due + period_s, time.monotonic())
+
+    async def _request(self, target: Target) -> None:
+        started = time.monotonic()
+        head, error = None, None
+        try:
+            async with Connection(target, self._plan.timeout_s) as connection:
+                head = await connection.get("/")
+                ended = time.monotonic()
+        except FAILURES as failure:
+            head, error, ended = None, describe(failure), time.monotonic()
+        self._emit(
+            Request(
+                at_s=ended,
+                started_s=started,
+                target=str(target),
+                backend=head.backend if head else None,
+                status=head.status if head else None,
+                error=error,
+                latency_ms=round(1000 * (ended - started), 3),
+            )
+        )
+
+    async def _hold(
+        self, target: Target, hold: Callable[[_Holding, Connection], Awaitable[None]], index: int
+    ) -> None:
+        # Spread the beginnings, so that streams do not all end together.
+        await asyncio.sleep(random.random() * self._plan.stream_s)  # noqa: S311
+        kind = "keep-alive" if index < self._plan.keep_alive else "stream"
+        while True:
+            holding = _Holding(next(self._numbers), kind, str(target), self._emit)
+            try:
+                async with Connection(target, self._plan.timeout_s) as connection:
+                    await hold(holding, connection)
+                holding.event("finished")
+            except FAILURES as failure:
+                holding.event("broke" if holding.backend else "refused", describe(failure))
+                await asyncio.sleep(REOPEN_PAUSE_S)
+
+    async def _keep_alive(self, holding: _Holding, connection: Connection) -> None:
+        while True:
+            holding.answered((await connection.get("/")).backend)
+            await asyncio.sleep(self._plan.every_s)
+
+    async def _stream(self, holding: _Holding, connection: Connection) -> None:
+        seconds = self._plan.stream_s
+        head = await connection.ask(f"/slow?seconds={seconds}&chunks={max(1, int(seconds * 10))}")
+        holding.answered(head.backend)
+        while chunk := await connection.read_chunk():
+            holding.answered(chunk.decode().strip())
+
+
+class _Holding:
+    """Tells the story of one held connection."""
+
+    def __init__(self, number: int, kind: str, target: str, emit: Callable[[Record], None]) -> None:
+        self.backend: str | None = None
+        self._number = number
+        self._kind = kind
+        self._target = target
+        self._emit = emit
+
+    def answered(self, backend: str | None) -> None:
+        """A backend answered on the connection."""
+        if backend != self.backend:
+            before, self.backend = self.backend, backend
+            self.event("moved" if before else "opened", f"was on {before}" if before else None)
+
+    def event(self, event: str, error: str | None = None) -> None:
+        """Record what happened."""
+        self._emit(
+            Held(
+                at_s=time.monotonic(),
+                connection=self._number,
+                kind=self._kind,
+                event=event,
+                target=self._target,
+                backend=self.backend,
+                error=error,
+            )
+        )
+
+
+class Tally:
+    """Writes records as lines and counts them for the summary."""
+
+    def __init__(self) -> None:
+        self._backends: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()
+        self._requests = 0
+
+    def emit(self, record: Record) -> None:
+        """Write one record; flushed, since somebody may be reading along."""
+        if isinstance(record, Held):
+            self._held[record.event] += 1
+        else:
+            self._requests += 1
+            if record.backend is not None:
+                self._backends[record.backend] += 1
+            if record.failed:
+                self._errors[record.error or f"status {record.status}"] += 1
+        print(to_line(record), flush=True)
+
+    def summary(self) -> str:
+        """The last line."""
+        return json.dumps(
+            {
+                "record": "summary",
+                "requests": self._requests,
+                "failed": sum(self._errors.values()),
+                "errors": dict(self._errors),
+                "backends": dict(sorted(self._backends.items())),
+                "held": dict(self._held),
+            }
+        )
+
+
+async def generate(plan: Plan, tally: Tally, duration_s: float | None) -> None:
+    """Make the load until the time is over, or until SIGTERM or SIGINT."""
+    leaving = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leaving.set)
+    running = asyncio.create_task(Generator(plan, tally.emit).run(), name="load")
+    ending = asyncio.create_task(leaving.wait(), name="leaving")
+    await asyncio.wait({running, ending}, timeout=duration_s, return_when=asyncio.FIRST_COMPLETED)
+    running.cancel()
+    ending.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lbctl.lab.load", description=__doc__)
+    add = parser.add_argument
+    add("--target", action="append", required=True, type=parse_target, help="ADDRESS:PORT")
+    add("--rate", type=float, default=100.0, help="new connections per second, all together")
+    add("--workers", type=int, default=16, help="how many requests may be open at once")
+    add("--keep-alive", type=int, default=0, help="connections held open, asking again")
+    add("--streams", type=int, default=0, help="connections held open, reading a long answer")
+    add("--stream-seconds", type=float, default=3.0, help="length of the long answers")
+    add("--timeout", type=float, default=2.0, help="seconds until a request counts as failed")
+    add("--duration", type=float, default=None, help="seconds; default: until interrupted")
+    options = parser.parse_args()
+    plan = Plan(
+        targets=tuple(options.target),
+        rate_per_s=options.rate,
+        workers=options.workers,
+        keep_alive=options.keep_alive,
+        streams=options.streams,
+        stream_s=options.stream_seconds,
+        timeout_s=options.timeout,
+    )
+    tally = Tally()
+    try:
+        asyncio.run(generate(plan, tally, options.duration))
+        print(tally.summary(), flush=True)
+    except* BrokenPipeError:
+        # The reader went away; without this, Python would complain again as it leaves.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

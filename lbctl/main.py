@@ -1,0 +1,132 @@
+"""The command line of Steelyard: what commands there are, and what they all share."""
+
+from __future__ import annotations
+
+import click
+
+from agent import __version__
+from lbctl.environment import Environment
+from lbctl.groups import LazyCommand, LazyGroup
+from lbctl.options import output_option, socket_option
+
+SEE = "See"
+CHANGE = "Change"
+HOST = "This host"
+
+COMMANDS = (
+    LazyCommand(
+        "status",
+        "lbctl.commands.status",
+        "status",
+        "The balancer on one screen: agent, data plane, services, rates.",
+        SEE,
+    ),
+    LazyCommand(
+        "service",
+        "lbctl.commands.service",
+        "service",
+        "Services: list, show, add, set, remove.",
+        SEE,
+    ),
+    LazyCommand(
+        "backend",
+        "lbctl.commands.backend",
+        "backend",
+        "Backends: list, show, add, set, drain, enable, disable, remove.",
+        SEE,
+    ),
+    LazyCommand(
+        "flows",
+        "lbctl.commands.flows",
+        "flows",
+        "Recorded flows, by service, backend, client or state.",
+        SEE,
+    ),
+    LazyCommand(
+        "explain",
+        "lbctl.commands.explain",
+        "explain",
+        "Which backend a connection would get, and why.",
+        SEE,
+    ),
+    LazyCommand(
+        "apply",
+        "lbctl.commands.apply",
+        "apply",
+        "Make the running services equal to a file.",
+        CHANGE,
+    ),
+    LazyCommand(
+        "diff",
+        "lbctl.commands.diff",
+        "diff",
+        "What differs between running and written configuration.",
+        CHANGE,
+    ),
+    LazyCommand(
+        "export",
+        "lbctl.commands.export",
+        "export",
+        "Print the running configuration as a configuration file.",
+        CHANGE,
+    ),
+    LazyCommand(
+        "doctor",
+        "lbctl.commands.doctor",
+        "doctor",
+        "Check this host, and name the command that fixes what is wrong.",
+        HOST,
+    ),
+    LazyCommand(
+        "lab",
+        "lbctl.lab.cli",
+        "lab",
+        "A whole load-balanced network on this machine, to try things on.",
+        HOST,
+    ),
+    LazyCommand(
+        "completion",
+        "lbctl.commands.completion",
+        "completion",
+        "Print the completion script for bash, zsh or fish.",
+        HOST,
+    ),
+)
+
+
+class Root(LazyGroup):
+    """``lbctl`` itself."""
+
+    table = COMMANDS
+
+
+@click.group(
+    cls=Root,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@socket_option
+@output_option
+@click.version_option(__version__, prog_name="lbctl", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Control the Steelyard load balancer.
+
+    Nouns show, verbs change. Data goes to standard output, messages to standard error.
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 agent unreachable.
+
+    \b
+    Examples:
+      lbctl status
+      lbctl backend list --watch
+      lbctl backend drain chat/gpu-1
+    """
+    ctx.ensure_object(Environment)
+
+
+def main() -> None:
+    """The ``lbctl`` command."""
+    cli(prog_name="lbctl")
+
+
+if __name__ == "__main__":
+    main()

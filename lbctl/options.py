@@ -1,0 +1,247 @@
+"""Options and argument types that several commands share."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, override
+
+import click
+from click.shell_completion import CompletionItem
+
+from agent.errors import SteelyardError
+from agent.model import BackendRef
+from lbctl.environment import DEFAULT_SOCKET, Environment, Output
+
+COMPLETION_TIMEOUT_S = 1.0
+WATCH_INTERVAL_S = 2.0
+
+type Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+if TYPE_CHECKING:
+    _Type = click.ParamType[Any]
+else:  # not generic in older versions of click
+    _Type = click.ParamType
+
+
+class Endpoint(NamedTuple):
+    """An address and a port."""
+
+    address: str
+    port: int
+
+
+def _set_output(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    if value is not None and not ctx.resilient_parsing:
+        ctx.ensure_object(Environment).output = Output(value)
+
+
+def _set_socket(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+    if value is not None and not ctx.resilient_parsing:
+        ctx.ensure_object(Environment).socket = value
+
+
+output_option: Decorator = click.option(
+    "-o",
+    "--output",
+    type=click.Choice([output.value for output in Output]),
+    callback=_set_output,
+    expose_value=False,
+    help="Shape of the answer.  [default: table]",
+)
+
+socket_option: Decorator = click.option(
+    "--socket",
+    type=click.Path(path_type=Path),
+    envvar="STEELYARD_SOCKET",
+    callback=_set_socket,
+    expose_value=False,
+    help=f"The agent's socket.  [default: {DEFAULT_SOCKET}; env: STEELYARD_SOCKET]",
+)
+
+# The same two after the command; the environment variable is read once, at the root.
+_late_socket_option: Decorator = click.option(
+    "--socket",
+    type=click.Path(path_type=Path),
+    callback=_set_socket,
+    expose_value=False,
+    hidden=True,
+)
+
+dry_run_option: Decorator = click.option(
+    "--dry-run", is_flag=True, help="Say what would change, and change nothing."
+)
+
+yes_option: Decorator = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+watch_option: Decorator = click.option(
+    "-w",
+    "--watch",
+    "watch_s",
+    is_flag=False,
+    flag_value=WATCH_INTERVAL_S,
+    default=None,
+    type=click.FloatRange(min=0.1),
+    metavar="[SECONDS]",
+    help=f"Show it again every SECONDS ({WATCH_INTERVAL_S:g} if not given) until Ctrl-C.",
+)
+
+
+def agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``-o`` and ``--socket`` may also stand after the command."""
+    return output_option(_late_socket_option(function))
+
+
+def services_for_completion(ctx: click.Context) -> list[dict[str, Any]]:
+    """The agent's services, or none: completion must never fail or hang."""
+    socket = ctx.find_root().params.get("socket") or DEFAULT_SOCKET
+    with contextlib.suppress(SteelyardError):
+        agent = Environment(socket=Path(socket)).agent(COMPLETION_TIMEOUT_S)
+        services: list[dict[str, Any]] = agent.get("/v1/services")["services"]
+        return services
+    return []
+
+
+class ServiceName(_Type):
+    """The name of a service; the shell completes it from the agent."""
+
+    name = "service"
+
+    @override
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        names = [service["name"] for service in services_for_completion(ctx)]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+class BackendName(_Type):
+    """SERVICE/BACKEND; the shell completes it from the agent."""
+
+    name = "service/backend"
+
+    @override
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> BackendRef:
+        if isinstance(value, BackendRef):
+            return value
+        service, _, backend = str(value).partition("/")
+        if not (service and backend) or "/" in backend:
+            self.fail(
+                f"{value!r}: a backend is named SERVICE/BACKEND, as in chat/gpu-1"
+                " (lbctl backend list shows them)",
+                param,
+                ctx,
+            )
+        return BackendRef(service, backend)
+
+    @override
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        names = [
+            f"{service['name']}/{backend['name']}"
+            for service in services_for_completion(ctx)
+            for backend in service["backends"]
+        ]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+class BackendFilter(BackendName):
+    """SERVICE/BACKEND, or BACKEND for one of that name in any service."""
+
+    name = "backend"
+
+    @override
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> BackendRef:
+        if isinstance(value, str) and value and "/" not in value:
+            return BackendRef("", value)
+        return super().convert(value, param, ctx)
+
+
+class AddressType(_Type):
+    """An IPv4 or IPv6 address."""
+
+    name = "address"
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return str(ip_address(str(value)))
+        except ValueError:
+            self.fail(f"{value!r} is not an IPv4 or IPv6 address", param, ctx)
+
+
+class PrefixType(_Type):
+    """An address, or a prefix such as 10.0.0.0/8."""
+
+    name = "address|prefix"
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return str(ip_network(str(value), strict=False))
+        except ValueError:
+            self.fail(f"{value!r} is not an address or a prefix such as 10.0.0.0/8", param, ctx)
+
+
+class EndpointType(_Type):
+    """ADDRESS:PORT, [IPV6]:PORT."""
+
+    name = "address:port"
+
+    @override
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Endpoint:
+        if isinstance(value, Endpoint):
+            return value
+        text = str(value)
+        match = re.fullmatch(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^:]+)):(?P<port>\d{1,5})", text)
+        if match is None:
+            hint = "[2001:db8::1]:443" if text.count(":") > 1 else "192.0.2.1:443"
+            self.fail(f"{text!r} is not ADDRESS:PORT, as in {hint}", param, ctx)
+        try:
+            address = ip_address(match["v6"] or match["v4"])
+        except ValueError:
+            self.fail(f"{text!r}: {match['v6'] or match['v4']!r} is not an address", param, ctx)
+        port = int(match["port"])
+        if not 0 < port < 65_536:
+            self.fail(f"{text!r}: a port is 1 to 65535", param, ctx)
+        return Endpoint(str(address), port)
+
+
+class PortType(_Type):
+    """1 to 65535, or any."""
+
+    name = "port|any"
+
+    @override
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if value == "any":
+            return "any"
+        try:
+            port = int(value)
+        except ValueError:
+            port = 0
+        if not 0 < port < 65_536:
+            self.fail(f"{value!r} is not a port: 1 to 65535, or any", param, ctx)
+        return port
+
+
+SERVICE = ServiceName()
+BACKEND = BackendName()
+BACKEND_FILTER = BackendFilter()
+ADDRESS = AddressType()
+PREFIX = PrefixType()
+ENDPOINT = EndpointType()
+PORT = PortType()

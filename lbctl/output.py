@@ -1,0 +1,121 @@
+"""Turns an answer into what the user asked for: a table, JSON or YAML."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lbctl.environment import Environment, Output
+
+type Data = Mapping[str, Any]
+# A piece of a page: a table, lines that are ready, or an aligned list of names and values.
+type View[T] = Callable[[T], Sequence[object]]
+
+
+def emit[T: Data](env: Environment, data: T, view: View[T]) -> None:
+    """Write the answer to standard output; ``view`` makes the pieces of the human page."""
+    env.write(render(env, data, view))
+
+
+def render[T: Data](env: Environment, data: T, view: View[T]) -> str:
+    """The answer as text, in the shape that the user chose."""
+    if env.output is Output.JSON:
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    if env.output is Output.YAML:
+        return to_yaml(data)
+    return page(env, view(data))
+
+
+def to_yaml(data: object) -> str:
+    """Block style, in the order given."""
+    import yaml
+
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+
+def page(env: Environment, pieces: Sequence[object]) -> str:
+    """Tables and lines as text with as much colour as the terminal wants."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from lbctl.layout import Table, lines
+
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        width=env.width or 10_000,
+        force_terminal=env.colour,
+        color_system="standard" if env.colour else None,
+        no_color=not env.colour,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=True,
+    )
+    dropped: list[str] = []
+    for piece in pieces:
+        if isinstance(piece, Table):
+            body, left_out = lines(piece, env.width)
+            dropped.extend(left_out)
+            for line in body:
+                console.print(line)
+        else:
+            console.print(piece if isinstance(piece, Text) else Text(str(piece)))
+    if dropped:
+        names = ", ".join(dict.fromkeys(dropped))
+        console.print(Text(f"({env.width} columns: left out {names}; -o json has all)", "dim"))
+    return buffer.getvalue()
+
+
+def facts(env: Environment, pairs: Sequence[tuple[str, object]]) -> list[object]:
+    """An aligned list of names and values; long values wrap under themselves."""
+    import textwrap
+
+    from rich.text import Text
+
+    left = max(len(name) for name, _ in pairs) + 2
+    result: list[object] = []
+    for name, value in pairs:
+        text = value if isinstance(value, Text) else Text(str(value))
+        room = (env.width or 10_000) - left
+        if len(text) <= room or room < 20:
+            parts = [text]
+        else:
+            parts = [Text(part, text.style) for part in textwrap.wrap(text.plain, room)]
+        for number, part in enumerate(parts):
+            label = name if number == 0 else ""
+            result.append(Text.assemble((f"{label:<{left}}", "bold"), part))
+    return result
+
+
+def watch(env: Environment, interval_s: float | None, once: Callable[[], str]) -> None:
+    """Show the page once, or again and again until Ctrl-C; an agent that restarts is waited for."""
+    from agent.errors import AgentUnreachableError
+
+    if interval_s is None:
+        env.write(once())
+        return
+    seen = False
+    try:
+        while True:
+            try:
+                text, seen = once(), True
+            except AgentUnreachableError as error:
+                if not seen:
+                    raise
+                text = f"{error}\n(trying again every {interval_s:g} s; Ctrl-C ends)\n"
+            # One write per frame, from the top, so that nothing flickers.
+            env.write(f"\x1b[H\x1b[2J{text}" if env.width is not None else _separated(env, text))
+            env.sleep(interval_s)
+    except KeyboardInterrupt:
+        if env.width is not None:
+            env.write("")
+
+
+def _separated(env: Environment, text: str) -> str:
+    """Frames for a pipe: YAML documents, JSON documents, or tables with a blank line between."""
+    if env.output is Output.YAML:
+        return f"---\n{text}"
+    return text if env.output is Output.JSON else f"{text}\n"

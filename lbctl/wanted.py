@@ -1,0 +1,80 @@
+"""Reads a configuration file for ``apply`` and ``diff``: the services it wants, and the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.config.load import parse
+from agent.config.plan import global_changes
+from agent.config.render import document
+from agent.errors import ConfigError
+from lbctl.environment import Agent, Environment
+from lbctl.output import to_yaml
+
+STDIN = Path("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """``services`` as the API takes them; ``ignored``: other settings that differ from running."""
+
+    services: list[dict[str, Any]]
+    ignored: tuple[str, ...]
+
+
+def read(env: Environment, agent: Agent, path: Path) -> Wanted:
+    """The file's services, checked here so that errors name its lines.
+
+    The agent's own settings may be left out; where they are there and differ, ``apply``
+    cannot change them, and says so.
+    """
+    name, text = _text(env, path)
+    running = agent.get("/v1/config")["config"]
+    complete = _states_interface(text)
+    config = parse(text if complete else _with_interface(text, running["interface"]), name)
+    services: Any = document(config).get("services", [])
+    if not complete:
+        return Wanted(services, ())
+    differing = global_changes(parse(to_yaml(running), "running configuration"), config)
+    return Wanted(services, tuple(change.field for change in differing))
+
+
+def _text(env: Environment, path: Path) -> tuple[str, str]:
+    if path == STDIN:
+        return "standard input", env.stdin.read()
+    try:
+        return str(path), path.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read: {error.strerror}",
+            where=str(path),
+            remedy="name a file that you can read, or - for standard input",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "is not UTF-8 text", where=str(path), remedy="is this a configuration file?"
+        ) from error
+
+
+def _states_interface(text: str) -> bool:
+    """Whether the file is a whole one; broken YAML counts as whole: the parser then says where."""
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return True
+    return not isinstance(loaded, Mapping) or "interface" in loaded
+
+
+def _with_interface(text: str, interface: str) -> str:
+    """The same document with the running interface, without moving any line."""
+    flow = re.match(r"(?:\s|#[^\n]*\n)*\{", text)
+    if flow:
+        inner = "" if re.match(r"\s*\}", text[flow.end() :]) else ","
+        return f'{text[: flow.end()]}"interface": "{interface}"{inner}{text[flow.end() :]}'
+    return f'{text.rstrip()}\ninterface: "{interface}"\n'

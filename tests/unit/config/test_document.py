@@ -1,0 +1,88 @@
+"""Reading YAML: plain data, lines, and what YAML would turn into a surprise."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.config.document import read_yaml
+from agent.errors import ConfigError
+
+
+def test_every_key_and_item_knows_its_line() -> None:
+    document = read_yaml("a: 1\nb:\n  - x\n  - y: 2\n    z: 3\n", "f.yaml")
+    assert document.data == {"a": 1, "b": ["x", {"y": 2, "z": 3}]}
+    assert document.place(("b", 1, "z")) == ("f.yaml:5", "b[1].z")
+
+
+def test_what_is_not_there_is_placed_at_the_nearest_thing_around_it() -> None:
+    document = read_yaml("a: 1\nb:\n  - x: 1\n", "f.yaml")
+    assert document.place(("b", 0, "missing")) == ("f.yaml:3", "b[0].missing")
+
+
+@pytest.mark.parametrize("text", ["off", "on", "yes", "1:30", "1:2:3:4:5:6:7:8", "2024-01-01"])
+def test_words_that_yaml_1_1_converts_stay_text(text: str) -> None:
+    assert read_yaml(f"key: {text}", "f.yaml").data == {"key": text}
+
+
+def test_duplicate_keys_are_problems_with_both_lines() -> None:
+    document = read_yaml("a: 1\nb: 2\na: 3\n", "f.yaml")
+    (problem,) = document.problems
+    assert problem.message == "given twice, first in line 1"
+    assert document.place(problem.path)[0] == "f.yaml:3"
+
+
+def test_merge_keys_and_anchors_work() -> None:
+    text = "base: &base {x: 1, y: 2}\nuse:\n  <<: *base\n  y: 3\n"
+    document = read_yaml(text, "f.yaml")
+    assert document.data == {"base": {"x": 1, "y": 2}, "use": {"x": 1, "y": 3}}
+    assert document.problems == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: [1, 2\nb: 3\n", 2),
+        ("a:\n\t- x\n", 2),
+        ("a: 1\n---\nb: 2\n", 2),
+        ("a: 'x\n", 2),
+        ("a: *nowhere\n", 1),
+    ],
+)
+def test_broken_yaml_is_refused_with_its_line_and_a_remedy(text: str, line: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(text, "f.yaml")
+    assert caught.value.where == f"f.yaml:{line}"
+    assert caught.value.remedy
+
+
+def test_tabs_are_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_yaml("a:\n\tb: 1\n", "f.yaml")
+    assert "tabs" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]\n",
+        "[" * 400 + "]" * 400,
+        "[" * 100_000,
+        "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+        + "".join(
+            f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 10)}]\n"
+            for n in range(8)
+        ),
+        "a: \x07\n",
+        "? [a, b]\n: c\n? {x: y}\n: d\n",
+        "a: !!python/object/apply:os.system [ls]\n",
+        "a: !mine x\n",
+        "a: " + "9" * 5000,
+    ],
+)
+def test_hostile_yaml_is_bounded(text: str) -> None:
+    try:
+        document = read_yaml(text, "f.yaml")
+    except ConfigError as error:
+        assert error.remedy
+    else:
+        assert document.problems or isinstance(document.data, dict)

@@ -1,0 +1,331 @@
+"""Loading the operator's file: what is accepted, what is refused, and how it says so."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+import yaml
+
+from agent.config.load import load_file, parse
+from agent.errors import ConfigError
+from agent.model import (
+    UDP_TIMEOUTS,
+    AdminState,
+    CheckKind,
+    Config,
+    Forward,
+    Protocol,
+    Tables,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def service(**values: object) -> dict[str, object]:
+    return {"name": "chat", "vip": "10.0.0.10", "port": 80} | values
+
+
+def backend(number: int, **values: object) -> dict[str, object]:
+    return {"name": f"gpu-{number}", "address": f"10.0.1.{number}"} | values
+
+
+def load(*services: dict[str, object], **values: object) -> Config:
+    return parse(yaml.safe_dump({"interface": "eth0", "services": list(services)} | values), "f")
+
+
+def problems(*services: dict[str, object], **values: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(*services, **values)
+    assert all(problem.remedy and problem.where for problem in caught.value.problems)
+    return [problem.message for problem in caught.value.problems]
+
+
+def test_the_interface_alone_is_a_configuration() -> None:
+    assert parse("interface: eth0", "f") == Config(name="default", interface="eth0")
+
+
+def test_a_full_document_becomes_the_model() -> None:
+    config = load(
+        service(
+            port="any",
+            protocol="udp",
+            forward="ipip",
+            down_flows="reroute",
+            timeouts={"established": "5m"},
+            health={
+                "type": "http",
+                "port": 8000,
+                "interval": "1s",
+                "expect_status": [200, "300-399"],
+            },
+            backends=[backend(1, weight=0, state="drain"), {"name": "six", "address": "fd00::6"}],
+        ),
+        name="edge-1",
+        metrics="[::1]:9000",
+        ipip_source={"ipv4": "10.0.0.2"},
+        tables={"flows": 2048, "ring_slots": 251},
+    )
+    (chat,) = config.services
+    assert (chat.key.port, chat.key.protocol, chat.forward) == (0, Protocol.UDP, Forward.IPIP)
+    assert chat.timeouts.established_s == 300
+    assert chat.timeouts.acked_s == UDP_TIMEOUTS.acked_s
+    assert chat.health.expect_status == ((200, 200), (300, 399))
+    assert (chat.backends[0].weight, chat.backends[0].admin) == (0, AdminState.DRAIN)
+    assert chat.backends[1].address == ip_address("fd00::6")
+    assert config.metrics_listen == ("::1", 9000)
+    assert config.tables == Tables(flows=2048, ring_slots=251)
+
+
+def test_the_shipped_example_loads() -> None:
+    config = load_file(ROOT / "deploy" / "agent.example.yaml")
+    assert [service.name for service in config.services] == ["chat", "embeddings"]
+
+
+def test_metrics_can_be_off_in_bare_yaml() -> None:
+    assert parse("interface: eth0\nmetrics: off\n", "f").metrics_listen is None
+
+
+def test_a_key_without_a_value_means_its_default() -> None:
+    text = "interface: eth0\nname:\ntables: {flows: }\nservices:\ndefaults:\n"
+    assert parse(text, "f") == Config(name="default", interface="eth0")
+
+
+def test_udp_services_are_not_checked_unless_told_to() -> None:
+    (dns,) = load(service(protocol="udp", port=53)).services
+    assert dns.health.kind is CheckKind.NONE
+
+
+def test_a_short_interval_shortens_the_default_timeout() -> None:
+    (chat,) = load(service(health={"interval": "500ms"})).services
+    assert chat.health.timeout_s == 0.5
+
+
+# Defaults
+
+
+def test_defaults_are_merged_key_by_key_under_every_service() -> None:
+    config = load(
+        service(health={"interval": "5s"}),
+        service(name="b", port=81, forward="dsr"),
+        defaults={"forward": "ipip", "health": {"type": "http", "path": "/up"}},
+    )
+    first, second = config.services
+    assert (first.forward, second.forward) == (Forward.IPIP, Forward.DSR)
+    assert (first.health.path, first.health.interval_s) == ("/up", 5)
+
+
+def test_a_tcp_check_does_not_inherit_http_keys() -> None:
+    (chat,) = load(
+        service(health={"type": "tcp"}),
+        defaults={"health": {"type": "http", "path": "/up", "rise": 5}},
+    ).services
+    assert (chat.health.path, chat.health.rise) == ("/", 5)
+
+
+def test_a_wrong_default_is_reported_once_where_it_stands() -> None:
+    messages = problems(
+        service(), service(name="b", port=81), defaults={"health": {"rise": 0, "interval": "x"}}
+    )
+    assert messages == [
+        "defaults.health.interval: 'x' is not a duration",
+        "defaults.health.rise: 0 is out of range",
+    ]
+
+
+def test_an_inherited_check_that_does_not_fit_points_at_the_defaults() -> None:
+    messages = problems(service(port="any"), defaults={"health": {"type": "http"}})
+    assert messages == ["defaults.health.type: a http check of a service for any port needs a port"]
+
+
+# What is refused
+
+
+def test_every_problem_is_reported_in_the_order_of_the_lines() -> None:
+    text = """\
+interface: eth0
+nam: edge
+services:
+  - name: chat
+    vip: 10.0.0.10
+    port: 80
+    backends:
+      - {name: gpu-1, address: 10.0.0.21, weight: 2000}
+      - {name: gpu-2, addres: 10.0.0.22}
+  - name: chat
+    vip: 10.0.0.10
+    port: 80
+"""
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "agent.yaml")
+    found = [(problem.where, problem.message) for problem in caught.value.problems]
+    assert found == [
+        ("agent.yaml:2", "nam: unknown key"),
+        ("agent.yaml:8", "services[0].backends[0].weight: 2000 is out of range"),
+        ("agent.yaml:9", "services[0].backends[1].address: is missing"),
+        ("agent.yaml:9", "services[0].backends[1].addres: unknown key"),
+        (
+            "agent.yaml:10",
+            "services[1].name: another service is called 'chat' (agent.yaml:4)",
+        ),
+        (
+            "agent.yaml:11",
+            "services[1].vip: tcp://10.0.0.10:80 is another service already (agent.yaml:4)",
+        ),
+    ]
+    assert caught.value.message == found[0][1]
+    assert "did you mean 'name'?" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weigth": 1}, "services[0].weigth: unknown key"),
+        ({"port": 0}, "services[0].port: 0 is not a port"),
+        ({"port": 70000}, "services[0].port: 70000 is out of range"),
+        ({"port": "80"}, "services[0].port: '80' is not a port"),
+        ({"port": True}, "services[0].port: true is not a port"),
+        ({"vip": "10.0.0.0/24"}, "services[0].vip: '10.0.0.0/24' is a network"),
+        ({"vip": 5}, "services[0].vip: 5 is not text"),
+        ({"vip": "example.com"}, "services[0].vip: 'example.com' is not an IP address"),
+        ({"vip": "224.0.0.1"}, "services[0].vip: 224.0.0.1 is a multicast address"),
+        ({"vip": "::"}, "services[0].vip: :: is the unspecified address"),
+        ({"vip": "127.0.0.1"}, "services[0].vip: 127.0.0.1 is a loopback address"),
+        ({"vip": "::ffff:10.0.0.1"}, "services[0].vip: ::ffff:10.0.0.1 is an IPv4 address"),
+        ({"vip": "fe80::1%eth0"}, "services[0].vip: fe80::1%eth0 has a zone"),
+        ({"name": "Chat"}, "services[0].name: 'Chat' is not a name"),
+        ({"name": 7}, "services[0].name: 7 is not text"),
+        ({"protocol": "sctp"}, "services[0].protocol: 'sctp' is not known"),
+        ({"forward": []}, "services[0].forward: a list is not known"),
+        ({"timeouts": {"acked": "1s"}}, "services[0].timeouts.acked: '1s' is out of range"),
+        ({"timeouts": {"closing": "8h"}}, "services[0].timeouts.closing: '8h' is out of range"),
+        ({"timeouts": "1m"}, "services[0].timeouts: '1m' is not a mapping"),
+        ({"backends": {"a": 1}}, "services[0].backends: a mapping is not a list"),
+        ({"backends": ["gpu-1"]}, "services[0].backends[0]: 'gpu-1' is not a mapping"),
+        ({"backends": [None]}, "services[0].backends[0]: nothing is not a mapping"),
+        ({"health": {"timeout": "3s"}}, "services[0].health: timeout 3s is longer than"),
+        ({"health": {"path": "/x"}}, "services[0].health.path: means nothing for a check of"),
+        (
+            {"health": {"type": "http", "verify_tls": False}},
+            "services[0].health.verify_tls: means nothing for a check of type http",
+        ),
+        (
+            {"health": {"type": "http", "path": "/a\r\nX: y"}},
+            "services[0].health.path: '/a\\r\\nX: y' is not a request path",
+        ),
+        (
+            {"health": {"type": "http", "expect_status": "600"}},
+            "services[0].health.expect_status: '600' is not an HTTP status",
+        ),
+        (
+            {"health": {"type": "tcp"}, "protocol": "udp"},
+            "services[0].health.type: a tcp check of a udp service needs a port",
+        ),
+        ({"port": "any"}, "services[0].health: a tcp check of a service for any port needs"),
+        (
+            {"backends": [backend(1), backend(1, address="10.0.1.9")]},
+            "services[0].backends[1].name: another backend of this service is called 'gpu-1'",
+        ),
+        (
+            {"backends": [backend(1), backend(2, address="10.0.1.1")]},
+            "services[0].backends[1].address: another backend of this service has 10.0.1.1",
+        ),
+        (
+            {"backends": [backend(1, address="10.0.0.10")]},
+            "services[0].backends[0].address: 10.0.0.10 is a VIP",
+        ),
+        (
+            {"backends": [backend(1, address="fd00::1")]},
+            "services[0].backends[0].address: fd00::1 is not of the VIP's family",
+        ),
+    ],
+)
+def test_a_wrong_service_is_refused(values: dict[str, object], message: str) -> None:
+    (found,) = problems(service(**values))
+    assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"interface": None}, "interface: is missing"),
+        ({"interface": "a/b"}, "interface: 'a/b' is not an interface name"),
+        ({"interface": "x" * 16}, "interface: 'xxxxxxxxxxxxxxxx' is too long"),
+        ({"name": "Edge_1"}, "name: 'Edge_1' is not an instance name"),
+        ({"xdp_mode": "natve"}, "xdp_mode: 'natve' is not known"),
+        ({"socket": "agent.sock"}, "socket: 'agent.sock' is not an absolute path"),
+        ({"socket": "/" + "x" * 107}, "socket: '/xxxxx"),
+        ({"metrics": "9117"}, "metrics: '9117' is not a listening address"),
+        ({"metrics": "1.2.3.4:0"}, "metrics: port 0 is out of range"),
+        ({"manage_vips": "maybe"}, "manage_vips: 'maybe' is neither true nor false"),
+        ({"hash_seed": -1}, "hash_seed: -1 is out of range"),
+        ({"hash_seed": 1.5}, "hash_seed: 1.5 is not a whole number"),
+        ({"ipip_source": {"ipv4": "fd00::1"}}, "ipip_source.ipv4: fd00::1 is not an IPv4"),
+        ({"tables": {"flows": 3000}}, "tables.flows: 3000 is not a power of two"),
+        ({"tables": {"ring_slots": 65536}}, "tables.ring_slots: 65536 is not prime"),
+        ({"tables": {"size": 1}}, "tables.size: unknown key"),
+        ({"tables": {"services": 2}}, "services: 2 services do not fit into a table of 2"),
+        ({"tables": {"backends": 3}}, "services: 3 backends do not fit into a table of 3"),
+        ({"defaults": {"vip": "10.0.0.1"}}, "defaults.vip: unknown key"),
+        ({"services": "chat"}, "services: 'chat' is not a list"),
+        ({"services": ["chat"]}, "services[0]: 'chat' is not a mapping"),
+    ],
+)
+def test_wrong_globals_are_refused(values: dict[str, object], message: str) -> None:
+    services = [
+        service(backends=[backend(1), backend(2), backend(3)]),
+        service(name="b", port=81),
+    ]
+    (found,) = problems(**({"services": services} | values))
+    assert found.startswith(message)
+
+
+def test_a_vip_is_refused_as_backend_of_another_service() -> None:
+    (found,) = problems(
+        service(backends=[backend(1, address="10.0.0.11")]),
+        service(name="b", vip="10.0.0.11"),
+    )
+    assert found.startswith("services[0].backends[0].address: 10.0.0.11 is a VIP")
+
+
+def test_one_vip_may_serve_several_ports_and_protocols() -> None:
+    config = load(
+        service(),
+        service(name="b", port=81),
+        service(name="c", protocol="udp"),
+        service(name="d", port="any", health={"type": "none"}),
+    )
+    assert len({service.key for service in config.services}) == 4
+
+
+@pytest.mark.parametrize("text", ["- a\n", "just text\n", "42\n"])
+def test_a_document_that_is_no_mapping_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="the document is"):
+        parse(text, "f")
+
+
+def test_an_empty_file_lacks_its_interface() -> None:
+    with pytest.raises(ConfigError, match="interface: is missing"):
+        parse("", "f")
+
+
+def test_a_file_that_does_not_exist_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_file(tmp_path / "none.yaml")
+    assert caught.value.where == str(tmp_path / "none.yaml")
+    assert "agent.example.yaml" in caught.value.remedy
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_bytes(b"interface: eth0\nname: \xff\n")
+    with pytest.raises(ConfigError) as caught:
+        load_file(path)
+    assert caught.value.where == f"{path}:2"
+
+
+def test_braces_in_a_value_do_not_disturb_the_message() -> None:
+    assert problems(service(name="{x} {message}")) == [
+        "services[0].name: '{x} {message}' is not a name"
+    ]

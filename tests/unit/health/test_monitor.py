@@ -1,0 +1,198 @@
+"""The monitor with probes that a test controls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+
+from agent.errors import NetworkError
+from agent.health.monitor import HealthMonitor, Target
+from agent.health.rules import ProbeResult, adopted
+from agent.model import Address, BackendRef, CheckKind, Health, HealthCheck, HealthStatus
+
+CHECK = HealthCheck(interval_s=0.02, timeout_s=0.01, rise=2, fall=2)
+REF = BackendRef("chat", "gpu-1")
+TARGET = Target(CHECK, ip_address("10.0.0.21"), 80)
+
+
+class Servers:
+    """Answers probes: up unless ``broken``; counts them."""
+
+    def __init__(self) -> None:
+        self.broken: set[Address] = set()
+        self.probes: dict[Address, int] = {}
+        self.error: Exception | None = None
+
+    async def probe(self, _check: HealthCheck, address: Address, _port: int) -> ProbeResult:
+        await asyncio.sleep(0)
+        self.probes[address] = self.probes.get(address, 0) + 1
+        if self.error is not None:
+            raise self.error
+        return ProbeResult(address not in self.broken, "scripted", 1.0)
+
+
+class Watch:
+    """A running monitor, its servers, and the changes that it told of."""
+
+    def __init__(self) -> None:
+        self.servers = Servers()
+        self.changes: list[tuple[BackendRef, Health, Health]] = []
+        self.monitor = HealthMonitor(self._note, probe=self.servers.probe)
+
+    def _note(self, ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
+        self.changes.append((ref, old.health, new.health))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    async def until_health(self, ref: BackendRef, health: Health) -> None:
+        await self.until(lambda: self.monitor.status(ref).health is health)
+
+    async def until_probed(self, times: int) -> None:
+        goal = sum(self.servers.probes.values()) + times
+        await self.until(lambda: sum(self.servers.probes.values()) >= goal)
+
+
+def play(story: Callable[[Watch], Awaitable[None]]) -> Watch:
+    async def run() -> Watch:
+        watch = Watch()
+        runner = asyncio.create_task(watch.monitor.run())
+        await asyncio.sleep(0)
+        await story(watch)
+        assert not runner.done()
+        runner.cancel()
+        await asyncio.gather(runner, return_exceptions=True)
+        assert len(asyncio.all_tasks()) == 1
+        return watch
+
+    return asyncio.run(run())
+
+
+def test_tells_of_each_change_once() -> None:
+    async def story(watch: Watch) -> None:
+        watch.monitor.set_targets({REF: TARGET})
+        await watch.until_health(REF, Health.UP)
+        watch.servers.broken.add(TARGET.address)
+        await watch.until_health(REF, Health.DOWN)
+        watch.servers.broken.clear()
+        await watch.until_health(REF, Health.UP)
+
+    assert play(story).changes == [
+        (REF, Health.CHECKING, Health.UP),
+        (REF, Health.UP, Health.DOWN),
+        (REF, Health.DOWN, Health.UP),
+    ]
+
+
+def test_targets_set_before_it_runs_are_checked() -> None:
+    async def run() -> None:
+        watch = Watch()
+        watch.monitor.set_targets({REF: TARGET})
+        assert watch.monitor.status(REF).health is Health.CHECKING
+        runner = asyncio.create_task(watch.monitor.run())
+        await watch.until_health(REF, Health.UP)
+        runner.cancel()
+        await asyncio.gather(runner, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_setting_the_same_targets_again_changes_nothing() -> None:
+    async def story(watch: Watch) -> None:
+        watch.monitor.set_targets({REF: TARGET})
+        await watch.until_health(REF, Health.UP)
+        before = watch.monitor.status(REF).since
+        watch.monitor.set_targets({REF: TARGET})
+        assert watch.monitor.status(REF).since == before
+
+    play(story)
+
+
+def test_a_removed_target_is_probed_no_more() -> None:
+    async def story(watch: Watch) -> None:
+        other = BackendRef("chat", "gpu-2")
+        keeps = Target(CHECK, ip_address("10.0.0.22"), 80)
+        watch.monitor.set_targets({REF: TARGET, other: keeps})
+        await watch.until_health(REF, Health.UP)
+        watch.monitor.set_targets({other: keeps})
+        count = watch.servers.probes[TARGET.address]
+        await watch.until_probed(5)
+        assert watch.servers.probes[TARGET.address] == count
+        assert list(watch.monitor.statuses()) == [other]
+
+    play(story)
+
+
+def test_a_new_address_is_another_server() -> None:
+    async def story(watch: Watch) -> None:
+        watch.monitor.set_targets({REF: TARGET})
+        await watch.until_health(REF, Health.UP)
+        watch.monitor.set_targets({REF: Target(CHECK, ip_address("10.0.0.99"), 80)})
+        assert watch.monitor.status(REF).health is Health.CHECKING
+
+    play(story)
+
+
+def test_an_edited_check_keeps_the_health() -> None:
+    async def story(watch: Watch) -> None:
+        watch.monitor.set_targets({REF: TARGET})
+        await watch.until_health(REF, Health.UP)
+        slower = HealthCheck(interval_s=0.03, timeout_s=0.01)
+        watch.monitor.set_targets({REF: Target(slower, TARGET.address, 80)})
+        assert watch.monitor.status(REF).health is Health.UP
+        await watch.until_probed(2)
+
+    assert len(play(story).changes) == 1
+
+
+def test_an_adopted_health_stands_until_checks_contradict_it() -> None:
+    async def story(watch: Watch) -> None:
+        watch.servers.broken.add(TARGET.address)
+        adoptee = Target(CHECK, TARGET.address, 80, initial=adopted(Health.UP, 1.0))
+        watch.monitor.set_targets({REF: adoptee})
+        assert watch.monitor.status(REF).reason == "as before the restart"
+        await watch.until_health(REF, Health.DOWN)
+
+    assert play(story).changes == [(REF, Health.UP, Health.DOWN)]
+
+
+def test_without_a_check_a_backend_is_unchecked_and_left_in_peace() -> None:
+    async def story(watch: Watch) -> None:
+        none = Target(HealthCheck(kind=CheckKind.NONE), ip_address("10.0.0.50"), 80)
+        watch.monitor.set_targets({BackendRef("chat", "gpu-9"): none, REF: TARGET})
+        await watch.until_probed(3)
+        assert watch.monitor.status(BackendRef("chat", "gpu-9")).health is Health.UNCHECKED
+        assert none.address not in watch.servers.probes
+
+    play(story)
+
+
+def test_trouble_of_this_host_or_a_defect_changes_no_health() -> None:
+    async def story(watch: Watch) -> None:
+        watch.monitor.set_targets({REF: TARGET})
+        await watch.until_health(REF, Health.UP)
+        for error in (NetworkError("out of descriptors"), ZeroDivisionError()):
+            watch.servers.error = error
+            await watch.until_probed(CHECK.fall + 2)
+            assert watch.monitor.status(REF).health is Health.UP
+        watch.servers.error = None
+        watch.servers.broken.add(TARGET.address)
+        await watch.until_health(REF, Health.DOWN)
+
+    play(story)
+
+
+def test_thousands_of_backends_get_their_first_verdict() -> None:
+    async def story(watch: Watch) -> None:
+        check = HealthCheck(interval_s=5.0)
+        targets = {
+            BackendRef("chat", f"gpu-{n}"): Target(check, ip_address(0x0A000000 + n), 80)
+            for n in range(4096)
+        }
+        watch.monitor.set_targets(targets)
+        await watch.until(lambda: len(watch.changes) == len(targets))
+
+    play(story)

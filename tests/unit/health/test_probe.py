@@ -1,0 +1,249 @@
+"""Probes against real servers on the loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from agent.errors import NetworkError
+from agent.health import probe as probe_module
+from agent.health.probe import probe
+from agent.health.rules import ProbeResult
+from agent.model import CheckKind, HealthCheck
+
+LOOPBACK = ip_address("127.0.0.1")
+TCP = HealthCheck(kind=CheckKind.TCP, timeout_s=2.0)
+HTTP = HealthCheck(kind=CheckKind.HTTP, timeout_s=2.0, path="/health")
+HTTPS = HealthCheck(kind=CheckKind.HTTPS, timeout_s=2.0, host="gpu.example")
+
+type Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+type Client = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def raw_server(
+    client: Client, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[int]:
+    server = await asyncio.start_server(client, host, 0, ssl=tls)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+
+
+@asynccontextmanager
+async def http_server(
+    handler: Handler,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[int]:
+    runner = web.ServerRunner(web.Server(handler))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
+    await site.start()
+    yield runner.addresses[0][1]
+    await runner.cleanup()
+
+
+def status_of(status: int) -> Handler:
+    async def handler(_request: web.BaseRequest) -> web.Response:
+        return web.Response(status=status, headers={"Location": "http://127.0.0.1:1/"})
+
+    return handler
+
+
+def ask(check: HealthCheck, handler: Handler) -> ProbeResult:
+    async def run() -> ProbeResult:
+        async with http_server(handler) as port:
+            return await probe(check, LOOPBACK, port)
+
+    return asyncio.run(run())
+
+
+def ask_raw(check: HealthCheck, client: Client) -> ProbeResult:
+    async def run() -> ProbeResult:
+        async with raw_server(client) as port:
+            return await probe(check, LOOPBACK, port)
+
+    return asyncio.run(run())
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def babbling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"SSH-2.0-OpenSSH_10.0\r\n\r\n")
+    writer.close()
+
+
+def test_tcp_passes_when_something_listens() -> None:
+    result = ask_raw(TCP, silent)
+    assert result.ok
+    assert result.detail.startswith("connected in ")
+
+
+def test_tcp_says_connection_refused() -> None:
+    async def run() -> ProbeResult:
+        async with raw_server(silent) as port:
+            pass
+        return await probe(TCP, LOOPBACK, port)
+
+    result = asyncio.run(run())
+    assert (result.ok, result.detail) == (False, "connection refused")
+
+
+def test_checks_over_ipv6() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    async def run() -> ProbeResult:
+        async with raw_server(answer, host="::1") as port:
+            return await probe(HTTP, ip_address("::1"), port)
+
+    result = asyncio.run(run())
+    assert result.ok
+    assert result.detail.startswith("HTTP 204 in ")
+
+
+def test_the_check_s_own_port_goes_before_the_service_s() -> None:
+    async def run() -> ProbeResult:
+        async with raw_server(silent) as port:
+            check = HealthCheck(kind=CheckKind.TCP, port=port)
+            return await probe(check, LOOPBACK, 1)
+
+    assert asyncio.run(run()).ok
+
+
+@pytest.mark.parametrize(
+    ("status", "expect", "ok"),
+    [
+        (200, ((200, 399),), True),
+        (302, ((200, 399),), True),
+        (404, ((200, 399),), False),
+        (503, ((200, 200), (500, 599)), True),
+        (204, ((200, 200),), False),
+    ],
+)
+def test_http_status_is_compared_with_what_is_expected(
+    status: int, expect: tuple[tuple[int, int], ...], ok: bool
+) -> None:
+    check = HealthCheck(kind=CheckKind.HTTP, timeout_s=2.0, expect_status=expect)
+    result = ask(check, status_of(status))
+    assert result.ok is ok
+    assert result.detail.startswith(f"HTTP {status} in ")
+
+
+def test_an_unexpected_status_says_what_was_expected() -> None:
+    detail = ask(HTTP, status_of(503)).detail
+    assert detail.endswith(" ms, expected 200-399")
+
+
+def test_request_is_what_the_configuration_says() -> None:
+    seen: list[str] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        seen.extend([request.method, request.raw_path, request.headers["Host"]])
+        return web.Response()
+
+    check = HealthCheck(
+        kind=CheckKind.HTTP, method="HEAD", path="/a%2Fb?x=1", host="gpu.example", timeout_s=2.0
+    )
+    assert ask(check, handler).ok
+    assert seen == ["HEAD", "/a%2Fb?x=1", "gpu.example"]
+
+
+def test_a_slow_server_is_named_by_the_timeout() -> None:
+    check = HealthCheck(kind=CheckKind.HTTP, timeout_s=0.1)
+    result = ask_raw(check, silent)
+    assert (result.ok, result.detail) == (False, "no answer within 100 ms")
+
+
+def test_a_body_without_end_is_not_waited_for() -> None:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"x" * 100)
+        await asyncio.sleep(30)
+        return response
+
+    assert ask(HTTP, handler).ok
+
+
+def test_a_connection_closed_early_says_so() -> None:
+    result = ask_raw(HTTP, rude)
+    assert (result.ok, result.detail) == (False, "connection closed before an answer")
+
+
+def test_another_protocol_says_so() -> None:
+    result = ask_raw(HTTP, babbling)
+    assert (result.ok, result.detail) == (False, "the answer is not HTTP")
+
+
+def test_out_of_descriptors_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_args: object) -> tuple[bool, str]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(probe_module, "_tcp", full)
+    with pytest.raises(NetworkError, match="Too many open files"):
+        asyncio.run(probe(TCP, LOOPBACK, 1))
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """A server with a certificate of its own making, for ``gpu.example``."""
+    folder: Path = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1"
+    names = ["-subj", "/CN=gpu.example", "-addext", "subjectAltName=DNS:gpu.example"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def ask_tls(check: HealthCheck, tls: ssl.SSLContext) -> tuple[ProbeResult, list[str | None]]:
+    names: list[str | None] = []
+    tls.sni_callback = lambda _socket, name, _context: names.append(name)
+
+    async def run() -> ProbeResult:
+        async with http_server(status_of(200), tls) as port:
+            return await probe(check, LOOPBACK, port)
+
+    return asyncio.run(run()), names
+
+
+def test_https_refuses_a_certificate_that_nobody_vouches_for(tls: ssl.SSLContext) -> None:
+    result, _ = ask_tls(HTTPS, tls)
+    assert not result.ok
+    assert result.detail.startswith("TLS certificate not accepted: self-signed certificate")
+
+
+def test_https_without_verification_passes_and_sends_the_host_as_server_name(
+    tls: ssl.SSLContext,
+) -> None:
+    check = HealthCheck(kind=CheckKind.HTTPS, timeout_s=2.0, host="gpu.example", verify_tls=False)
+    result, names = ask_tls(check, tls)
+    assert result.ok, result.detail
+    assert names == ["gpu.example"]
+
+
+def test_https_to_a_plain_server_says_that_the_handshake_failed() -> None:
+    result = ask(HTTPS, status_of(200))
+    assert not result.ok
+    assert result.detail.startswith("TLS handshake failed")

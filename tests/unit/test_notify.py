@@ -1,0 +1,101 @@
+"""systemd hears what happens; without systemd nothing happens."""
+
+import contextlib
+import os
+import socket
+import time
+
+import pytest
+
+from agent.notify import Notifier
+
+
+@contextlib.contextmanager
+def manager(address):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(address)
+        sock.settimeout(5)
+        yield sock
+
+
+@pytest.fixture
+def heard(tmp_path):
+    """A manager's socket, and a notifier that talks to it."""
+    path = str(tmp_path / "notify")
+    with manager(path) as sock:
+        yield sock, Notifier.from_environment({"NOTIFY_SOCKET": path}, os.getpid())
+
+
+def received(sock):
+    return sock.recv(4096).decode().split("\n")
+
+
+def test_without_a_manager_every_call_does_nothing():
+    notifier = Notifier.from_environment({}, 1)
+    notifier.ready("up")
+    notifier.reloading()
+    notifier.stopping()
+    notifier.watchdog()
+    notifier.status("x")
+    assert notifier.watchdog_interval_s is None
+
+
+def test_ready_with_status(heard):
+    sock, notifier = heard
+    notifier.ready("balancing 2 services")
+    assert received(sock) == ["READY=1", "STATUS=balancing 2 services"]
+
+
+def test_reloading_carries_the_monotonic_clock_in_microseconds(heard):
+    sock, notifier = heard
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    notifier.reloading()
+    after = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    first, second = received(sock)
+    assert first == "RELOADING=1"
+    key, value = second.split("=")
+    assert key == "MONOTONIC_USEC"
+    assert before <= int(value) <= after
+
+
+def test_stopping_and_watchdog(heard):
+    sock, notifier = heard
+    notifier.stopping("bye")
+    assert received(sock) == ["STOPPING=1", "STATUS=bye"]
+    notifier.watchdog()
+    assert received(sock) == ["WATCHDOG=1"]
+
+
+def test_status_cannot_smuggle_in_another_assignment(heard):
+    sock, notifier = heard
+    notifier.status("bad\nMAINPID=1")
+    assert received(sock) == ["STATUS=bad MAINPID=1"]
+
+
+def test_abstract_socket():
+    name = f"steelyard-test-notify-{os.getpid()}"
+    with manager(f"\0{name}") as sock:
+        Notifier(f"@{name}").ready()
+        assert received(sock) == ["READY=1"]
+
+
+def test_manager_that_is_gone_does_not_stop_the_agent(tmp_path):
+    Notifier(str(tmp_path / "nobody")).ready()
+
+
+def test_watchdog_is_fed_twice_per_period():
+    environ = {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "42"}
+    assert Notifier.from_environment(environ, 42).watchdog_interval_s == 15.0
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "41"},
+        {"WATCHDOG_USEC": "0"},
+        {"WATCHDOG_USEC": "soon"},
+        {"WATCHDOG_USEC": ""},
+    ],
+)
+def test_no_watchdog_when_it_is_not_ours_or_makes_no_sense(environ):
+    assert Notifier.from_environment(environ, 42).watchdog_interval_s is None
