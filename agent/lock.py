@@ -16,7 +16,7 @@ class InstanceLocks:
 
     def __init__(self, name: str, interface: str) -> None:
         RUN_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
-        namespace = os.stat("/proc/self/ns/net").st_ino
+        namespace = Path("/proc/self/ns/net").stat().st_ino
         self._files = [
             _lock(RUN_FOLDER / f"instance-{name}.lock", f"instance {name}", "`name:`"),
             _lock(
@@ -25,6 +25,12 @@ class InstanceLocks:
                 "`interface:`",
             ),
         ]
+
+    def release(self) -> None:
+        """Let another agent take them."""
+        for fd in self._files:
+            os.close(fd)
+        self._files.clear()
 
 
 def _lock(path: Path, what: str, key: str) -> int:

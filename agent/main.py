@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -75,43 +74,14 @@ def run(path: Path, log_level: str, log_format: str) -> None:
     detach` takes it off.
     """
     configure(LogLevel(log_level), LogFormat(log_format))
-    _guarded(lambda: asyncio.run(_run(path)))
 
+    def work() -> None:
+        # here, so that --help and wrong usage need neither BCC nor NumPy
+        from agent.daemon import run as balance
 
-async def _run(path: Path) -> None:
-    # here, so that --help and errors of usage need neither BCC nor NumPy
-    from agent.config.load import load_file, read_text
-    from agent.config.store import RunningStore
-    from agent.daemon import Agent
-    from agent.dataplane.program import require_root
+        asyncio.run(balance(path))
 
-    require_root()
-    config = load_file(path)
-    store = RunningStore(config.state_dir, config.name)
-    agent = Agent(path, store.load(read_text(path), str(path)), store)
-    stop = asyncio.Event()
-    reloads: set[asyncio.Task[None]] = set()
-    loop = asyncio.get_running_loop()
-
-    def reload() -> None:
-        task = loop.create_task(_reload(agent))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    await agent.run(stop)
-
-
-async def _reload(agent: object) -> None:
-    from agent.daemon import Agent
-
-    if isinstance(agent, Agent):
-        try:
-            await agent.reload()
-        except SteelyardError:
-            return  # logged, and shown by status
+    _guarded(work)
 
 
 @cli.command()
@@ -151,7 +121,7 @@ def detach(path: Path) -> None:
         if config.manage_vips:
             asyncio.run(Vips(config.interface).sync(frozenset()))
         removed = remove_instance(config.name, config.interface)
-        del locks
+        locks.release()
         what = "detached" if removed else "nothing was attached"
         click.echo(f"{config.interface}: {what}")
 

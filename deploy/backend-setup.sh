@@ -67,7 +67,7 @@ tunnel_up() {
 	shift
 	has_device "$device" || run ip link add name "$device" type "$@" || fail \
 		"this kernel cannot make a tunnel device of type $1" \
-		"modprobe $2; without that module use the decapsulation program (docs/operations.md)"
+		"modprobe $1; if there is no such module: lb-agent decap --interface NAME --vip VIP (docs/operations.md)"
 	run ip link set dev "$device" up
 }
 

@@ -57,7 +57,7 @@ logged() {
 
 show_log() {
 	printf 'setup: the end of its output:\n' >&2
-	tail -n 20 "$log" | sed 's/^/  | /' >&2
+	grep -v 'WARNING: Retrying' "$log" | tail -n 12 | sed 's/^/  | /' >&2
 }
 
 # --- what this host must be ---------------------------------------------------------------

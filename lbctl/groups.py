@@ -49,7 +49,11 @@ class CliUnreachableError(CliError):
 
 
 class SuggestingGroup(click.Group):
-    """A group that answers an unknown command with the one that was probably meant."""
+    """A group that keeps its commands in order, and guesses what a mistyped one was meant to be."""
+
+    @override
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     @override
     def resolve_command(

@@ -22,6 +22,13 @@ def count(value: float) -> str:
     return f"{value:.{digits}f}{_UNITS[unit]}"
 
 
+def quantity(value: float, unit: str) -> str:
+    """``1234`` and B are 1.2 kB."""
+    text = count(value)
+    digits = text.rstrip("".join(_UNITS))
+    return f"{digits} {text[len(digits) :]}{unit}"
+
+
 def exact(value: int) -> str:
     """``1234567`` is 1,234,567."""
     return f"{value:,}"

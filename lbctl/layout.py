@@ -16,6 +16,7 @@ from rich.text import Text
 GAP = 2
 MIN_PROSE = 22
 MAX_PROSE_LINES = 2
+MIN_PROSE_BELOW = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def _prose_below(table: Table, chosen: Fit, row: tuple[Cell, ...], width: int) -
         if table.columns[i].header == table.prose_under:
             break
         indent += chosen.widths[i] + GAP
-    if width - indent < 2 * MIN_PROSE:
+    if width - indent < MIN_PROSE_BELOW:
         indent = 4
     wrapped = textwrap.wrap(row[prose].text, max(width - indent, MIN_PROSE))
-    return [Text(" " * indent + part, style="dim") for part in wrapped]
+    return [Text.assemble(" " * indent, (part, "dim")) for part in wrapped]

@@ -18,6 +18,7 @@ from lbctl.environment import DEFAULT_SOCKET, Environment, Output
 
 COMPLETION_TIMEOUT_S = 1.0
 WATCH_INTERVAL_S = 2.0
+_SOCKET = "lbctl.socket"
 
 type Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -41,7 +42,10 @@ def _set_output(ctx: click.Context, _param: click.Parameter, value: str | None) 
 
 
 def _set_socket(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
-    if value is not None and not ctx.resilient_parsing:
+    if value is None:
+        return
+    ctx.meta[_SOCKET] = value  # for completion, which runs no command
+    if not ctx.resilient_parsing:
         ctx.ensure_object(Environment).socket = value
 
 
@@ -98,9 +102,9 @@ def agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def services_for_completion(ctx: click.Context) -> list[dict[str, Any]]:
     """The agent's services, or none: completion must never fail or hang."""
-    socket = ctx.find_root().params.get("socket") or DEFAULT_SOCKET
+    socket: Path = ctx.meta.get(_SOCKET, DEFAULT_SOCKET)
     with contextlib.suppress(SteelyardError):
-        agent = Environment(socket=Path(socket)).agent(COMPLETION_TIMEOUT_S)
+        agent = Environment(socket=socket).agent(COMPLETION_TIMEOUT_S)
         services: list[dict[str, Any]] = agent.get("/v1/services")["services"]
         return services
     return []

@@ -76,7 +76,7 @@ def rates_line(rates: Row) -> str:
     return (
         f"{humanise.count(rates['new_flows_per_s'])} new flows/s,"
         f" {humanise.count(rates['packets_per_s'])} packets/s,"
-        f" {humanise.count(rates['bits_per_s'])}bit/s,"
+        f" {humanise.quantity(rates['bits_per_s'], 'bit/s')},"
         f" {humanise.count(rates['drops_per_s'])} drops/s"
     )
 
@@ -84,7 +84,8 @@ def rates_line(rates: Row) -> str:
 def totals(row: Row) -> str:
     """What it has carried since it was added."""
     return (
-        f"{humanise.exact(row['packets_total'])} packets, {humanise.count(row['bytes_total'])}B,"
+        f"{humanise.exact(row['packets_total'])} packets,"
+        f" {humanise.quantity(row['bytes_total'], 'B')},"
         f" {humanise.exact(row['new_flows_total'])} new flows"
         f" ({humanise.exact(row['established_flows_total'])} established,"
         f" {humanise.exact(row['closed_flows_total'])} closed)"

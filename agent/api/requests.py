@@ -10,7 +10,7 @@ import ipaddress
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import IPv6Address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 from agent.config.edit import Edit, EditOp
 from agent.errors import NotFoundError, RequestError
@@ -65,16 +65,7 @@ def flow_query(given: Mapping[str, str], config: Config) -> FlowQuery:
             where="parameter state",
             remedy=f"use one of {', '.join(FLOW_STATES)}",
         )
-    client = None
-    if "client" in given:
-        try:
-            client = ipaddress.ip_network(given["client"], strict=False)
-        except ValueError as error:
-            raise RequestError(
-                f"{given['client']!r} is neither an address nor a prefix",
-                where="parameter client",
-                remedy="write it like 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32",
-            ) from error
+    client = _prefix(given["client"]) if "client" in given else None
     limit = _number(given, "limit", 1, MAX_FLOWS) if "limit" in given else 100
     return FlowQuery(service, backend, client, state, limit)
 
@@ -169,6 +160,19 @@ def _name(body: Mapping[str, object], field: str) -> str | None:
             f"{value!r} is not a name", where=f"field {field}", remedy="use a string, or null"
         )
     return value
+
+
+def _prefix(text: str) -> IPv4Network | IPv6Network:
+    try:
+        if "%" in text:
+            raise ValueError("packets name no interface")
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise RequestError(
+            f"{text!r} is neither an address nor a prefix",
+            where="parameter client",
+            remedy="write it like 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32",
+        ) from error
 
 
 def _address(given: Mapping[str, str], name: str) -> Address:

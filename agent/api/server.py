@@ -33,7 +33,6 @@ log = structlog.get_logger()
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # some 20,000 backends in one services.apply
 _SHUTDOWN_S = 5.0
-_CALLER = "caller"  # where a request keeps its Peer
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 type _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -145,7 +144,6 @@ class ApiServer:
                 if self._group
                 else "be root, or have 'socket_group' set to a group that you are in",
             )
-        request[_CALLER] = caller
         return await handler(request)
 
     async def _status(self, request: web.Request) -> web.Response:
@@ -193,18 +191,20 @@ class ApiServer:
 
     async def _edit(self, request: web.Request) -> web.Response:
         _parameters(request)
+        caller = _peer(request)  # it may have left when the change is made
         edit, dry_run = requests.edit_request(requests.json_object(await request.read()))
         made = await self._control.edit(edit, dry_run)
         if not dry_run:
             _log_use(
-                request, "api_edit", op=edit.op.value, service=edit.service, backend=edit.backend
+                caller, "api_edit", op=edit.op.value, service=edit.service, backend=edit.backend
             )
         return _json({"changes": views.changes(made), "applied": not dry_run})
 
     async def _reload(self, request: web.Request) -> web.Response:
         _parameters(request)
+        caller = _peer(request)
         made = await self._control.reload()
-        _log_use(request, "api_reload", changes=len(made))
+        _log_use(caller, "api_reload", changes=len(made))
         return _json({"changes": views.changes(made)})
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -279,7 +279,6 @@ def _peer(request: web.Request) -> peer.Peer | None:
     return None if sock is None else peer.peer_of(sock)
 
 
-def _log_use(request: web.Request, event: str, **what: object) -> None:
+def _log_use(caller: peer.Peer | None, event: str, **what: object) -> None:
     """Who changed something; reading leaves no trace."""
-    caller: peer.Peer = request[_CALLER]
-    log.info(event, uid=caller.uid, pid=caller.pid, **what)
+    log.info(event, uid=caller and caller.uid, pid=caller and caller.pid, **what)

@@ -27,10 +27,15 @@ _MAX_DEPTH = 16
 _MAX_NODES = 1_000_000
 
 _TAG = "tag:yaml.org,2002:"
+_KNOWN_TAGS = frozenset(
+    _TAG + name for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge")
+)
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,39})|0x[0-9a-fA-F]{1,32}")
+_FLOAT = re.compile(r"[-+]?[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?")
 _RESOLVERS = (
     ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
-    ("int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+"), "-+0123456789"),
-    ("float", re.compile(r"[-+]?[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?"), "-+0123456789"),
+    ("int", _INTEGER, "-+0123456789"),
+    ("float", _FLOAT, "-+0123456789"),
     ("null", re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
     ("merge", re.compile(r"<<"), "<"),
 )
@@ -127,11 +132,13 @@ class _Reader:
         if len(path) > _MAX_DEPTH or self._nodes > _MAX_NODES:
             raise _too_large(f"{self._document.where}:{node.start_mark.line + 1}")
         self._document.lines.setdefault(path, node.start_mark.line + 1)
+        if node.tag not in _KNOWN_TAGS:
+            self._problem(path, node, f"the tag {node.tag} means nothing here", "remove the tag")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
-        return self._scalar(node, path)
+        return _scalar(node)
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
         own: dict[str, int] = {}
@@ -157,31 +164,24 @@ class _Reader:
                 result[key.value] = self.value(item, (*path, key.value))
         return result
 
-    def _scalar(self, node: yaml.Node, path: Path) -> object:
-        text: str = node.value
-        match node.tag.removeprefix(_TAG):
-            case "null":
-                return None
-            case "bool":
-                return text.lower() == "true"
-            case "int":
-                return _integer(text)
-            case "float":
-                return float(text)
-            case "str" | "merge":
-                return text
-        self._problem(path, node, f"the tag {node.tag} is not known here", "remove the tag")
-        return text
-
     def _problem(self, path: Path, node: yaml.Node, message: str, remedy: str) -> None:
         self._document.lines.setdefault(path, node.start_mark.line + 1)
         self._document.problems.append(Problem(path, message, remedy))
 
 
-def _integer(text: str) -> int | str:
-    # A number of thousands of digits is not worth converting (Python refuses): as text, it is
-    # refused where it stands.
-    return text if len(text) > 40 else int(text, 0)
+def _scalar(node: yaml.Node) -> object:
+    text: str = node.value
+    match node.tag.removeprefix(_TAG):
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "int" if _INTEGER.fullmatch(text):
+            return int(text, 0)
+        case "float" if _FLOAT.fullmatch(text):
+            return float(text)
+    # An integer that is too long to be one is refused where it stands, as text.
+    return text
 
 
 def _syntax_error(error: yaml.YAMLError, text: str, where: str) -> ConfigError:

@@ -8,6 +8,7 @@ flows up: their next packets go to other backends, which reset TCP connections t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from agent.config.durations import format_duration
 from agent.model import AdminState, Backend, CheckKind, DownFlows, Service
@@ -15,11 +16,38 @@ from agent.model import AdminState, Backend, CheckKind, DownFlows, Service
 NO_BACKEND_LEFT = "no backend is left for new flows: they are dropped"
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """A service, and the share of new flows of each of its backends, 0 to 1.
+
+    The shares are those while every backend that is active is healthy.
+    """
+
+    service: Service
+    shares: Mapping[str, float]
+
+    @property
+    def nowhere(self) -> bool:
+        """No backend takes new flows."""
+        return not any(self.shares.values())
+
+
+def traffic(service: Service) -> Traffic:
+    """Where the new flows of a service go."""
+    weights = {
+        backend.name: backend.weight if backend.admin is AdminState.ACTIVE else 0
+        for backend in service.backends
+    }
+    total = sum(weights.values())
+    shares = {name: weight / total if total else 0.0 for name, weight in weights.items()}
+    return Traffic(service, shares)
+
+
 def service_added(service: Service, renamed_from: str | None) -> str:
     """A service that was not there; ``renamed_from`` had the same key until now."""
     if renamed_from:
         return f"this was service {renamed_from}: the same {service.key}, open connections stay"
-    if not any(shares(service).values()):
+    if traffic(service).nowhere:
         return f"{service.key} is taken in; {NO_BACKEND_LEFT}"
     return f"{service.key} is balanced from now on"
 
@@ -60,56 +88,46 @@ def service_changed(old: Service, new: Service) -> str:
     return "; ".join(parts)
 
 
-def backend_added(new: Service, backend: Backend, renamed_from: str | None) -> str:
+def backend_added(new: Traffic, backend: Backend, renamed_from: str | None) -> str:
     """A backend that was not in the service; ``renamed_from`` had the same address until now."""
     if renamed_from:
         return f"this was backend {renamed_from}: the same address, open connections stay"
-    share = shares(new)[backend.name]
+    share = new.shares[backend.name]
     if share == 0:
         return f"it gets no new flow: {_idle_reason(backend)}"
-    return f"{_once_healthy(new)}about {percent(share)} of new flows move to it; {_STAY}"
+    return f"{_once_healthy(new.service)}about {percent(share)} of new flows move to it; {_STAY}"
 
 
-def backend_removed(old: Service, new: Service, backend: Backend, renamed_to: str | None) -> str:
+def backend_removed(old: Traffic, new: Traffic, backend: Backend, renamed_to: str | None) -> str:
     """A backend that will not be in the service; ``renamed_to`` has its address from now on."""
     if renamed_to:
         return f"it goes on as backend {renamed_to}, open connections stay"
     if backend.admin is AdminState.MAINTENANCE:
         return "it gets no traffic already"
-    share = shares(old)[backend.name]
+    share = old.shares[backend.name]
     if share == 0:
         return "those of its open connections that have not finished are cut"
     cut = "its open connections are cut (drain it first and they finish)"
-    if not any(shares(new).values()):
+    if new.nowhere:
         return f"{cut}; {NO_BACKEND_LEFT}"
     return f"{cut}; its {percent(share)} of new flows move to the other backends"
 
 
-def backend_changed(old: Service, new: Service, before: Backend, after: Backend) -> str:
+def backend_changed(old: Traffic, new: Traffic, before: Backend, after: Backend) -> str:
     """Another address, weight or state of the same backend."""
-    share_before, share_after = shares(old)[before.name], shares(new)[after.name]
+    share_before, share_after = old.shares[before.name], new.shares[after.name]
     parts = []
     if before.address != after.address:
         parts.append(
             f"open connections to {before.address} are cut; new flows go to {after.address}"
         )
     if before.admin is not after.admin:
-        parts.append(_state_changed(new, before, after, share_after))
+        parts.append(_state_changed(new.service, before, after, share_after))
     elif before.weight != after.weight:
         parts.append(_weight_changed(after, share_before, share_after))
-    if share_before > 0 and not any(shares(new).values()):
+    if share_before > 0 and new.nowhere:
         parts.append(NO_BACKEND_LEFT)
     return "; ".join(parts)
-
-
-def shares(service: Service) -> Mapping[str, float]:
-    """The share of new flows by backend, 0 to 1, while all that are active are healthy."""
-    weights = {
-        backend.name: backend.weight if backend.admin is AdminState.ACTIVE else 0
-        for backend in service.backends
-    }
-    total = sum(weights.values())
-    return {name: weight / total if total else 0.0 for name, weight in weights.items()}
 
 
 def percent(share: float) -> str:

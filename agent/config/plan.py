@@ -107,8 +107,9 @@ def _services(old: Config, new: Config) -> Iterator[Change]:
                 _added_fields(_set_fields(service)),
                 effects.service_added(service, gone.get(service.key)),
             )
+            traffic = effects.traffic(service)
             for backend in service.backends:
-                yield _backend_added(service, backend, None)
+                yield _backend_added(traffic, backend, None)
 
 
 def _service_changes(old: Service, new: Service) -> Iterator[Change]:
@@ -116,42 +117,38 @@ def _service_changes(old: Service, new: Service) -> Iterator[Change]:
     if fields:
         effect = effects.service_changed(old, new)
         yield Change(Action.CHANGE, Kind.SERVICE, new.name, None, fields, effect)
-    before = {backend.name: backend for backend in old.backends}
-    after = {backend.name: backend for backend in new.backends}
-    gone = {b.address: b.name for b in old.backends if b.name not in after}
-    come = {b.address: b.name for b in new.backends if b.name not in before}
-    for backend in old.backends:
-        if backend.name not in after:
-            yield Change(
-                Action.REMOVE,
-                Kind.BACKEND,
-                new.name,
-                backend.name,
-                _removed_fields(backend_fields(backend)),
-                effects.backend_removed(old, new, backend, come.get(backend.address)),
-            )
-        elif backend != after[backend.name]:
-            yield Change(
-                Action.CHANGE,
-                Kind.BACKEND,
-                new.name,
-                backend.name,
-                _differences(backend_fields(backend), backend_fields(after[backend.name])),
-                effects.backend_changed(old, new, backend, after[backend.name]),
-            )
-    for backend in new.backends:
-        if backend.name not in before:
+    if old.backends != new.backends:
+        yield from _backend_changes(effects.traffic(old), effects.traffic(new))
+
+
+def _backend_changes(old: effects.Traffic, new: effects.Traffic) -> Iterator[Change]:
+    service = new.service.name
+    before = {backend.name: backend for backend in old.service.backends}
+    after = {backend.name: backend for backend in new.service.backends}
+    gone = {b.address: b.name for b in before.values() if b.name not in after}
+    come = {b.address: b.name for b in after.values() if b.name not in before}
+    for name, backend in before.items():
+        if name not in after:
+            fields = _removed_fields(backend_fields(backend))
+            effect = effects.backend_removed(old, new, backend, come.get(backend.address))
+            yield Change(Action.REMOVE, Kind.BACKEND, service, name, fields, effect)
+        elif backend != after[name]:
+            fields = _differences(backend_fields(backend), backend_fields(after[name]))
+            effect = effects.backend_changed(old, new, backend, after[name])
+            yield Change(Action.CHANGE, Kind.BACKEND, service, name, fields, effect)
+    for name, backend in after.items():
+        if name not in before:
             yield _backend_added(new, backend, gone.get(backend.address))
 
 
-def _backend_added(service: Service, backend: Backend, renamed_from: str | None) -> Change:
+def _backend_added(traffic: effects.Traffic, backend: Backend, renamed_from: str | None) -> Change:
     return Change(
         Action.ADD,
         Kind.BACKEND,
-        service.name,
+        traffic.service.name,
         backend.name,
         _added_fields(backend_fields(backend)),
-        effects.backend_added(service, backend, renamed_from),
+        effects.backend_added(traffic, backend, renamed_from),
     )
 
 

@@ -67,7 +67,7 @@ _RULES = """\
 - VIPs and backends are unicast addresses, not those of the loopback interface.
 """
 
-_SECTIONS: tuple[tuple[str, type[Section]], ...] = (
+SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("Top level", GlobalSection),
     ("`tables`", TablesSection),
     ("`ipip_source`", IpipSourceSection),
@@ -83,7 +83,7 @@ _SERVICE_ORDER = ("name", "vip", "port", "protocol", "backends")
 def reference(example: str) -> str:
     """The whole page."""
     parts = [_INTRODUCTION.format(example=example)]
-    parts += ["\n".join(_section(title, section)) for title, section in _SECTIONS]
+    parts += ["\n".join(_section(title, section)) for title, section in SECTIONS]
     return "\n".join([*parts, _RULES])
 
 

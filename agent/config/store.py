@@ -39,9 +39,9 @@ class LoadedRunning:
     """What to run, and how it came about.
 
     ``changes``: what ``config`` has that the operator's file does not. ``dropped``: runtime
-    changes that were given up because the file changed, one line each; they are kept in
-    ``<name>.running.yaml.previous``. ``problem``: why a running configuration that was there
-    could not be used; it is kept in ``<name>.running.yaml.damaged``.
+    changes that are given up because the file changed, one line each; ``settle`` keeps them in
+    ``<name>.running.yaml.previous``. ``problem``: why a running configuration that is there
+    cannot be used; ``settle`` keeps it in ``<name>.running.yaml.damaged``.
     """
 
     config: Config
@@ -71,23 +71,29 @@ class RunningStore:
     def load(self, file_text: str, where: str = "agent.yaml") -> LoadedRunning:
         """The configuration to run, given the text of the operator's file.
 
-        Raises ConfigError if that text is bad; nothing is touched then.
+        Raises ConfigError if that text is bad. Touches nothing: whoever takes the result over
+        calls ``settle``.
         """
         file_config = parse(file_text, where)
         digest = file_digest(file_text)
-        plain = LoadedRunning(file_config, file_config, digest)
+        loaded = LoadedRunning(file_config, file_config, digest)
         try:
             saved = self._read()
-            if saved is None:
-                return plain
-            if saved.file_digest == digest:
-                config = replace(file_config, services=saved.config.services)
-                return LoadedRunning(config, file_config, digest, plan(file_config, config))
         except ConfigError as error:
+            return replace(loaded, problem=str(error))
+        if saved is None:
+            return loaded
+        if saved.file_digest != digest:
+            return replace(loaded, dropped=saved.changes)
+        config = replace(file_config, services=saved.config.services)
+        return replace(loaded, config=config, changes=plan(file_config, config))
+
+    def settle(self, loaded: LoadedRunning) -> None:
+        """Puts aside a running configuration that ``loaded`` has overruled or found damaged."""
+        if loaded.problem:
             self._move(self.damaged_path)
-            return LoadedRunning(file_config, file_config, digest, problem=str(error))
-        self._move(self.previous_path)
-        return LoadedRunning(file_config, file_config, digest, dropped=saved.changes)
+        else:
+            self._put_aside_unless(loaded.file_digest)
 
     def last_good(self) -> Config | None:
         """The configuration that was saved last, whatever the operator's file says now.
@@ -103,6 +109,7 @@ class RunningStore:
         ``changes`` is what it has that the file does not. Raises ConfigError if it cannot be
         written; the old one stands then.
         """
+        self._put_aside_unless(file_digest)
         lines = [str(change) for change in changes]
         body = write_yaml({"runtime_changes": lines, "config": document(config)})
         header = _HEADER.format(name=self._name, file_digest=file_digest, body_digest=_sha256(body))
@@ -117,6 +124,11 @@ class RunningStore:
             ) from error
 
     def _read(self) -> _Saved | None:
+        whole = self._verified()
+        return self._parsed(*whole) if whole else None
+
+    def _verified(self) -> tuple[str, str] | None:
+        """The digest of the file it belongs to, and the body, if the checksum is right."""
         try:
             text = self.path.read_bytes().decode()
         except FileNotFoundError:
@@ -132,7 +144,7 @@ class RunningStore:
             raise self._damaged(f"it has format {version}, this version reads format 1")
         if _sha256(body) != checksum:
             raise self._damaged("its checksum is wrong")
-        return self._parsed(digest, body)
+        return digest, body
 
     def _parsed(self, digest: str, body: str) -> _Saved:
         loaded = read_yaml(body, str(self.path))
@@ -149,6 +161,15 @@ class RunningStore:
             where=str(self.path),
             remedy="make the runtime changes again; the agent's own file is used now",
         )
+
+    def _put_aside_unless(self, file_digest: str) -> None:
+        try:
+            whole = self._verified()
+        except ConfigError:
+            self._move(self.damaged_path)
+            return
+        if whole and whole[0] != file_digest:
+            self._move(self.previous_path)
 
     def _move(self, target: Path) -> None:
         # If it cannot be moved, the next save replaces it: not worth refusing to start for.

@@ -185,7 +185,9 @@ def mismatches(btf: Btf) -> list[str]:
             continue
         if layout.size != dtype.itemsize:
             found.append(f"struct {name}: {layout.size} bytes in C, {dtype.itemsize} in Python")
-        ours = {field: dtype.fields[field][1] for field in dtype.names or ()} if dtype.fields else {}
+        ours = (
+            {field: dtype.fields[field][1] for field in dtype.names or ()} if dtype.fields else {}
+        )
         if layout.offsets != ours:
             found.append(f"struct {name}: offsets {layout.offsets} in C, {ours} in Python")
     for name, values in ENUMS.items():
@@ -204,5 +206,5 @@ def check(btf: Btf) -> None:
         raise AbiMismatchError(
             "the compiled program and the agent disagree: " + "; ".join(found),
             where="bpf/include/abi.h",
-            remedy="install the agent and its BPF sources from the same release; nothing was attached",
+            remedy="install the agent and its BPF sources from one release; nothing was attached",
         )

@@ -47,7 +47,9 @@ def _trailer_size(kind: int, vlen: int) -> int:
 
 def parse(data: bytes) -> Btf:
     """Layouts of a raw BTF blob. ValueError if it is not BTF of this machine's byte order."""
-    magic, _, _, hdr_len, type_off, type_len, str_off, str_len = struct.unpack_from("=HBBIIIII", data)
+    magic, _, _, hdr_len, type_off, type_len, str_off, str_len = struct.unpack_from(
+        "=HBBIIIII", data
+    )
     if magic != _MAGIC:
         raise ValueError(f"not BTF: magic {magic:#x}")
     strings = data[hdr_len + str_off : hdr_len + str_off + str_len]

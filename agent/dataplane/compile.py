@@ -58,7 +58,7 @@ def compile_program(
     try:
         handle = bpf(text=text, cflags=flags)
         fd = handle.load_func(function, bpf.XDP).fd
-    except Exception as error:  # noqa: BLE001 (bcc raises nothing narrower)
+    except Exception as error:
         raise DataplaneError(
             f"the program does not compile or load: {error}",
             where=function,

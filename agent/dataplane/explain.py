@@ -46,7 +46,8 @@ def explain(view: DataplaneView, flow: FiveTuple) -> Explanation:
     recorded, backend_id = _recorded(view, flow, entry, service)
     if recorded is not None:
         steps.append(
-            f"the flow table has it: {recorded.backend}, {recorded.state}, idle {recorded.idle_s:.0f} s"
+            f"the flow table has it: {recorded.backend}, {recorded.state}, "
+            f"idle {recorded.idle_s:.0f} s"
         )
         if view.contents.backends[backend_id].alive:
             steps.append("its backend keeps its flows, so it stays")
@@ -86,9 +87,7 @@ def explain(view: DataplaneView, flow: FiveTuple) -> Explanation:
     )
 
 
-def _service(
-    contents: TableContents, flow: FiveTuple, steps: list[str]
-) -> ServiceEntry | None:
+def _service(contents: TableContents, flow: FiveTuple, steps: list[str]) -> ServiceEntry | None:
     protocol = flow.protocol.number
     for port in (flow.port, ANY_PORT):
         entry = contents.services.get(ServiceSlot(flow.vip, port, protocol))

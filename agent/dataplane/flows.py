@@ -48,7 +48,7 @@ def query_flows(
     slot's (it was being replaced as we read) is left out.
     """
     now = jiffies >> clock.shift
-    used = np.flatnonzero(tables.flows)
+    used = np.flatnonzero(tables.flows != 0)
     words = tables.flows[used]
     state = survey.state_of(words)
     keep = state != abi.FlowState.EMBRYONIC

@@ -206,10 +206,12 @@ def load_pass_program() -> int:
 
 def load_clock_program() -> int:
     """Returns the low 32 bits of jiffies, which nothing else tells user space."""
-    return program_load("steelyard_clock", _instruction(0x85, _HELPER_JIFFIES64) + _instruction(0x95, 0))
+    return program_load(
+        "steelyard_clock", _instruction(0x85, _HELPER_JIFFIES64) + _instruction(0x95, 0)
+    )
 
 
-def test_run(fd: int, data: bytes, *, repeat: int = 1) -> TestRun:
+def test_run(fd: int, data: bytes, *, repeat: int = 1) -> TestRun:  # noqa: PT028 (no test)
     """Run an XDP program on one frame (at least 14 bytes) in the kernel."""
     source = ctypes.create_string_buffer(data, len(data))
     out = ctypes.create_string_buffer(len(data) + 512)

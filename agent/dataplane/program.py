@@ -18,7 +18,13 @@ from agent.dataplane.constants import (
     needed_features,
     sizes,
 )
-from agent.dataplane.tables import BootSettings, SharedTables, boot_settings, check_pinned, fresh_keys
+from agent.dataplane.tables import (
+    BootSettings,
+    SharedTables,
+    boot_settings,
+    check_pinned,
+    fresh_keys,
+)
 from agent.errors import DataplaneError
 from agent.model import Config, Service
 

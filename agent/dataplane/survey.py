@@ -50,9 +50,19 @@ def idle_ticks(words: Slots, now: int) -> npt.NDArray[np.int64]:
     return (now - (words & np.uint64(abi.FLOW_STAMP_MASK)).astype(np.int64)) & abi.FLOW_STAMP_MASK
 
 
+def used_slots(flows: Slots) -> npt.NDArray[np.int64]:
+    """Indices of the slots that hold a flow.
+
+    Compares first: ``flatnonzero`` of the table itself raises when the packet path changes it
+    between its two readings.
+    """
+    return np.flatnonzero(flows != 0)
+
+
 def survey(flows: Slots, backends: Table, now: int) -> Survey:
     """Read the whole table; ``now`` in ticks."""
-    used = np.flatnonzero(flows)
+    # Compared first: numpy raises when what it counts the non-zeros of changes under it.
+    used = np.flatnonzero(flows != 0)
     words = flows[used]
     backend = np.minimum(backend_of(words), len(backends) - 1)
     state = state_of(words)
@@ -85,5 +95,5 @@ def sweep(flows: Slots, found: Survey, agent_counts: Table) -> int:
 
 def named_backends(flows: Slots) -> frozenset[int]:
     """Ids of the backends that any slot names."""
-    ids = np.unique(backend_of(flows[np.flatnonzero(flows)]))
+    ids = np.unique(backend_of(flows[np.flatnonzero(flows != 0)]))
     return frozenset(int(i) for i in ids)

@@ -38,7 +38,9 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
         return TableShape(libbpf.MAP_TYPE_ARRAY, 4, dtype.itemsize, entries)
 
     def by_key(dtype: np.dtype[np.void]) -> TableShape:
-        return TableShape(libbpf.MAP_TYPE_HASH, dtype.itemsize, abi.SERVICE.itemsize, size.service_keys)
+        return TableShape(
+            libbpf.MAP_TYPE_HASH, dtype.itemsize, abi.SERVICE.itemsize, size.service_keys
+        )
 
     return {
         "services4": by_key(abi.SERVICE_KEY4),

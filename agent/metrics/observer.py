@@ -18,7 +18,6 @@ from agent.state.identities import slot_of
 from agent.state.rates import Counters, OpenedWindow, rates, total
 from agent.state.situation import Situation
 from agent.state.snapshot import (
-    BackendCounts,
     BackendSnapshot,
     DataplaneSnapshot,
     Rates,

@@ -1,22 +1,20 @@
-"""Speaks rtnetlink for the agent: kernel objects come out as frozen values, and so do events.
+"""Speaks rtnetlink for the agent: asks, changes, and listens. No policy lives here.
 
-No policy lives here. Requests and events use separate sockets: a burst of events can overflow
-only the events' socket, whose owner then opens a new ``Netlink`` and reads everything again.
+Requests and events use separate sockets: a burst of events can overflow only the events' one,
+whose owner then opens a new ``Netlink`` and reads everything again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import errno
 import os
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import rtnl
@@ -25,8 +23,18 @@ from pyroute2.netlink.rtnl import ndmsg
 
 from agent.errors import NetworkError
 from agent.model import Address
-
-type Network = IPv4Network | IPv6Network
+from agent.network.messages import (
+    Event,
+    InterfaceAddress,
+    Link,
+    Neighbour,
+    Reach,
+    Route,
+    parse_event,
+    parse_link,
+    parse_neighbour,
+    parse_route,
+)
 
 REQUEST_TIMEOUT_S = 5.0
 EVENT_BUFFER_BYTES = 4 << 20
@@ -40,199 +48,10 @@ EVENT_GROUPS = (
     | rtnl.RTMGRP_IPV4_RULE
     | rtnl.RTMGRP_IPV6_RULE
 )
-SO_RCVBUFFORCE = getattr(socket, "SO_RCVBUFFORCE", 33)  # not in Python's socket before 3.14
+SO_RCVBUFFORCE = 33  # x86 and arm alike; the socket module does not name it
 
-IFF_UP = 0x1
-IFF_LOWER_UP = 0x10000
-ARPHRD_ETHER = 1
-RTM_F_CLONED = 0x200
-RTN_UNICAST = 1
-ROUTE_KINDS = {
-    2: "an address of this machine",
-    3: "a broadcast address",
-    4: "an anycast address of this machine",
-    5: "a multicast address",
-}
-NTF_EXT_MANAGED = 0x1
 IFA_F_NODAD = 0x02
 IFA_F_NOPREFIXROUTE = 0x200
-NO_MAC = "00:00:00:00:00:00"
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A network interface."""
-
-    ifindex: int
-    name: str
-    mac: str | None  # None: not an Ethernet device
-    mtu: int
-    up: bool
-    carrier: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """The kernel's answer to "how do I reach this address"; ``problem`` set: it does not."""
-
-    ifindex: int = 0
-    gateway: Address | None = None
-    source: Address | None = None
-    mtu: int | None = None
-    problem: str = ""
-
-
-class Reach(enum.Enum):
-    """How sure the kernel is of a neighbour's MAC."""
-
-    NONE = "none"  # no entry
-    WAITING = "waiting"  # asked, no answer yet
-    CONFIRMED = "confirmed"  # it answered lately, or somebody configured it
-    STALE = "stale"  # known, not confirmed lately, and nobody asks
-    CHECKING = "checking"  # known, and being asked again
-    FAILED = "failed"  # asked, and no answer came
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """An entry of the neighbour table. ``foreign``: static or owned by somebody; hands off."""
-
-    ifindex: int
-    address: Address
-    mac: str | None
-    reach: Reach
-    foreign: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LinkGone:
-    """An interface was removed."""
-
-    ifindex: int
-
-
-@dataclass(frozen=True, slots=True)
-class RoutesChanged:
-    """Routes may differ for the addresses in ``prefix``; None: for any address."""
-
-    prefix: Network | None
-
-
-@dataclass(frozen=True, slots=True)
-class AddressesChanged:
-    """An interface got or lost an address: sources differ, and IPv4 routes may go silently."""
-
-    ifindex: int
-
-
-type Event = Link | LinkGone | Neighbour | RoutesChanged | AddressesChanged
-
-
-@dataclass(frozen=True, slots=True)
-class InterfaceAddress:
-    """An address on an interface; ``proto`` says who put it there."""
-
-    address: Address
-    prefix_length: int
-    proto: int
-
-
-def parse_link(message: Any) -> Link:
-    """Read an RTM_NEWLINK message."""
-    flags = message["flags"]
-    return Link(
-        ifindex=message["index"],
-        name=message.get("ifname") or "",
-        mac=message.get("address") if message["ifi_type"] == ARPHRD_ETHER else None,
-        mtu=message.get("mtu") or 0,
-        up=bool(flags & IFF_UP),
-        carrier=bool(flags & IFF_LOWER_UP),
-    )
-
-
-def parse_reach(state: int) -> Reach:
-    """Fold the kernel's NUD states into what matters here."""
-    if state & (ndmsg.NUD_PERMANENT | ndmsg.NUD_NOARP | ndmsg.NUD_REACHABLE):
-        return Reach.CONFIRMED
-    if state & (ndmsg.NUD_DELAY | ndmsg.NUD_PROBE):
-        return Reach.CHECKING
-    if state & ndmsg.NUD_STALE:
-        return Reach.STALE
-    if state & ndmsg.NUD_FAILED:
-        return Reach.FAILED
-    return Reach.WAITING if state & ndmsg.NUD_INCOMPLETE else Reach.NONE
-
-
-def parse_neighbour(message: Any, *, deleted: bool = False) -> Neighbour | None:
-    """Read an RTM_NEWNEIGH or RTM_DELNEIGH message; None if it is no IP neighbour."""
-    if message["family"] not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    destination = message.get("dst")
-    if not destination:
-        return None
-    state = message["state"]
-    mac = message.get("lladdr")
-    owned = message["flags"] & ndmsg.NTF_EXT_LEARNED or (
-        (message.get("flags_ext") or 0) & NTF_EXT_MANAGED
-    )
-    return Neighbour(
-        ifindex=message["ifindex"],
-        address=ip_address(destination),
-        mac=None if deleted or mac == NO_MAC else mac,
-        reach=Reach.NONE if deleted else parse_reach(state),
-        foreign=not deleted and bool(state & (ndmsg.NUD_PERMANENT | ndmsg.NUD_NOARP) or owned),
-    )
-
-
-def parse_route(message: Any, address: Address) -> Route:
-    """Read the answer to a route lookup."""
-    kind = message["type"]
-    if kind != RTN_UNICAST:
-        what = ROUTE_KINDS.get(kind)
-        problem = f"{address} is {what}" if what else f"the route to {address} refuses traffic"
-        return Route(problem=problem)
-    gateway = message.get("gateway")
-    if gateway is None and (via := message.get("via")):
-        gateway = via.get("addr")
-    source = message.get("prefsrc")
-    metrics = message.get("metrics")
-    return Route(
-        ifindex=message.get("oif") or 0,
-        gateway=ip_address(gateway) if gateway else None,
-        source=ip_address(source) if source else None,
-        mtu=metrics.get("mtu") if metrics else None,
-    )
-
-
-def parse_event(message: Any) -> Event | None:
-    """Read one broadcast message; None if it cannot concern us."""
-    kind = message.get("event")
-    if kind == "RTM_NEWLINK":
-        # Bridges repeat a port's link in their own family, with other contents.
-        return parse_link(message) if message["family"] == socket.AF_UNSPEC else None
-    if kind == "RTM_DELLINK":
-        if message["family"] != socket.AF_UNSPEC:
-            return None
-        return LinkGone(message["index"])
-    if kind in ("RTM_NEWNEIGH", "RTM_DELNEIGH"):
-        return parse_neighbour(message, deleted=kind == "RTM_DELNEIGH")
-    if kind in ("RTM_NEWROUTE", "RTM_DELROUTE"):
-        return _parse_route_event(message)
-    if kind in ("RTM_NEWADDR", "RTM_DELADDR"):
-        return AddressesChanged(message["index"])
-    return RoutesChanged(None)  # a rule, which may decide anything
-
-
-def _parse_route_event(message: Any) -> RoutesChanged | None:
-    if message["flags"] & RTM_F_CLONED or message["family"] not in (
-        socket.AF_INET,
-        socket.AF_INET6,
-    ):
-        return None  # a cache entry, or MPLS
-    destination = message.get("dst")
-    if not destination:
-        return RoutesChanged(None)  # a default route
-    return RoutesChanged(ip_network((destination, message["dst_len"]), strict=False))
 
 
 class Netlink:
@@ -316,12 +135,17 @@ class Netlink:
             if error.code in (errno.EINVAL, errno.EACCES):
                 return Route(problem=f"the route to {address} refuses traffic")
             raise
+        except OSError as error:
+            if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
+                raise
+            return Route(problem=f"the kernel has no memory for a route to {address}")
         return parse_route(answer[0], address)
 
-    async def ask_neighbour(self, ifindex: int, address: Address) -> None:
+    async def ask_neighbour(self, ifindex: int, address: Address) -> bool:
         """Have the kernel find or confirm a neighbour's MAC (ARP or neighbour discovery).
 
-        Never for a foreign entry: NTF_USE would take its permanence or its owner from it.
+        False if its table has no room. Never for a foreign entry: NTF_USE would take its
+        permanence or its owner from it.
         """
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
@@ -334,9 +158,13 @@ class Netlink:
                     flags=ndmsg.NTF_USE,
                 )
         except NetlinkError as error:
-            # The interface went down or away, or the table is full; the next round asks again.
-            if error.code not in (errno.ENETDOWN, errno.ENODEV, errno.ENOBUFS):
+            if error.code not in (errno.ENETDOWN, errno.ENODEV):  # the next round asks again
                 raise
+        except OSError as error:  # pyroute2 makes no NetlinkError of this one
+            if error.errno != errno.ENOBUFS:
+                raise
+            return False
+        return True
 
     async def addresses(self, ifindex: int) -> list[InterfaceAddress]:
         """Read an interface's addresses, of both families."""

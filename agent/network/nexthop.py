@@ -9,23 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.model import Address, NextHop
-from agent.network.netlink import (
+from agent.network.messages import (
     AddressesChanged,
     Event,
     Link,
     LinkGone,
     Neighbour,
-    Netlink,
     Route,
     RoutesChanged,
 )
+from agent.network.netlink import Netlink
 from agent.network.resolve import (
     Memory,
     ask_delay_s,
@@ -38,6 +39,8 @@ from agent.network.resolve import (
 log = structlog.get_logger()
 
 SETTLE_S = 0.02  # events come in bursts; one pass answers a whole one
+LONGEST_SETTLE_S = 0.5
+REST = 4  # a pass is followed by this many times its own duration, so events cannot eat the CPU
 REREAD_S = 60.0  # everything is read again, for what no event tells
 REOPEN_S = 1.0
 
@@ -146,8 +149,7 @@ class NextHops:
         if new == old:
             return
         self._memory[seen.address] = new
-        if (new.mac, new.failed) != (old.mac, old.failed):
-            self._outdated = True
+        self._outdated |= (new.mac, new.failed, new.no_room) != (old.mac, old.failed, old.no_room)
         ask = self._asks.get(seen.address)
         self._plan_ask(seen.address, 0 if ask is None else ask.attempts)
         self._wake.set()
@@ -164,14 +166,16 @@ class NextHops:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
+            started = loop.time()
             await self._pass(netlink)
+            settle = min(max(SETTLE_S, REST * (loop.time() - started)), LONGEST_SETTLE_S)
             self._ready.set()
             asks = self._asks.values() if self._can_ask() else ()
             due = min([self._reread_at, *(ask.due for ask in asks)])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, due - loop.time())):
                     await self._wake.wait()
-            await asyncio.sleep(SETTLE_S)
+            await asyncio.sleep(settle)
 
     async def _pass(self, netlink: Netlink) -> None:
         now = asyncio.get_running_loop().time()
@@ -215,15 +219,15 @@ class NextHops:
         """Read the neighbours that packets go to: the new ones, or all; forget the others."""
         if self._link is None or not self._link.up:
             return  # what is known is kept for when it is back
-        needed = {
+        needed = Counter(
             neighbour
             for address, route in self._routes.items()
             if (neighbour := neighbour_of(address, route, self._link)) is not None
-        }
-        for address in self._memory.keys() - needed:
+        )
+        for address in self._memory.keys() - needed.keys():
             del self._memory[address]
             self._asks.pop(address, None)
-        for address in needed:
+        for address, _ in needed.most_common():  # a gateway of many first
             if address in self._memory and not everyone:
                 continue
             if address not in self._memory:
@@ -241,7 +245,10 @@ class NextHops:
             # entry that an event has not told us of yet.
             self._note(await netlink.neighbour(self._link.ifindex, address))
             if address in self._asks:
-                await netlink.ask_neighbour(self._link.ifindex, address)
+                asked = await netlink.ask_neighbour(self._link.ifindex, address)
+                if not asked and not self._memory[address].no_room:
+                    self._memory[address] = replace(self._memory[address], no_room=True)
+                    self._outdated = True
                 self._plan_ask(address, ask.attempts + 1)
 
     def _publish(self) -> None:
@@ -260,14 +267,20 @@ class NextHops:
                 self._memory.get(neighbour, Memory()) if neighbour else Memory(),
                 previous,
             )
-            if hop != previous and (previous is not None or hop.mac is not None):
-                log.info(
-                    "next hop",
-                    address=str(address),
-                    old=previous.mac if previous else None,
-                    new=hop.mac,
-                    reason=hop.reason,
-                )
+            if hop != previous:
+                _log_change(previous, hop)
         if hops != self._hops:
             self._hops = hops
             self._on_change()
+
+
+def _log_change(old: NextHop | None, new: NextHop) -> None:
+    first = old is None or (old.mac is None and not new.reason)
+    say = log.debug if first else log.info  # a start with thousands is no news
+    say(
+        "next hop",
+        address=str(new.address),
+        old=old.mac if old else None,
+        new=new.mac,
+        reason=new.reason,
+    )

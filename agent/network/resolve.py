@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from agent.model import Address, NextHop
-from agent.network.netlink import Link, Neighbour, Reach, Route
+from agent.network.messages import Link, Neighbour, Reach, Route
 
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 10.0
@@ -17,20 +17,27 @@ class Memory:
     """What is known of a neighbour, beyond what the kernel's table remembers.
 
     ``mac`` outlives a failure and the entry itself. ``failed``: it was asked, did not answer,
-    and has not been heard of since.
+    and has not been heard of since. ``no_room``: the kernel's table had no entry left for it.
     """
 
     mac: str | None = None
     reach: Reach = Reach.NONE
     foreign: bool = False
     failed: bool = False
+    no_room: bool = False
 
 
 def remember(old: Memory, seen: Neighbour) -> Memory:
     """Merge the kernel's view of a neighbour into what is known of it."""
     heard = seen.reach not in (Reach.NONE, Reach.WAITING)  # asking anew is no answer
     failed = seen.reach is Reach.FAILED if heard else old.failed
-    return Memory(seen.mac or old.mac, seen.reach, seen.foreign, failed)
+    return Memory(
+        mac=seen.mac or old.mac,
+        reach=seen.reach,
+        foreign=seen.foreign,
+        failed=failed,
+        no_room=old.no_room and seen.reach is Reach.NONE,
+    )
 
 
 def ask_delay_s(memory: Memory, attempts: int, rnd: float) -> float | None:
@@ -114,6 +121,9 @@ def _neighbour_reason(address: Address, route: Route, ifname: str, memory: Memor
     neighbour = route.gateway or address
     protocol = "ARP" if neighbour.version == 4 else "neighbour discovery"
     who = f"{neighbour} on {ifname}" if route.gateway is None else f"gateway {neighbour}"
+    if memory.no_room and not memory.mac:
+        setting = f"net.ipv{neighbour.version}.neigh.default.gc_thresh3"
+        return f"the kernel's neighbour table is full: raise sysctl {setting}"
     if memory.failed:
         kept = "; its last MAC is kept" if memory.mac else ""
         return f"no {protocol} answer from {who}{kept}"

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.dataplane import contents, survey
 from agent.dataplane.tables import SharedTables
 from agent.model import Config
 from agent.reconcile.apply import Applier
 from agent.reconcile.diff import ClearBackend, PutBackend, Step, diff
-from agent.state.desired import Surroundings, desired
+from agent.state.desired import Surroundings, desired, desired_backends
 from agent.state.identities import Identities, assign
 from agent.state.tables import TableContents
 
@@ -58,12 +58,19 @@ class Reconciler:
             lambda: secrets.randbits(32),
         )
 
-    async def run(self, config: Config, surroundings: Callable[[], Surroundings]) -> Pass:
-        """One pass. Rings are built in a thread, so nothing waits for them."""
+    async def run(self, config: Config, around: Surroundings) -> Pass:
+        """One pass. What backends may get is said at once: a draw passes over one that went
+        down. The rings follow, built in a thread so that nothing waits for them.
+        """
         held = self.read()
         ids = self.identities(config)
-        wanted = await asyncio.to_thread(desired, config, ids, surroundings())
-        steps = diff(held, wanted)
+        backends = held.backends | desired_backends(config, ids, around)
+        first = self._do(diff(held, replace(held, backends=backends)))
+        wanted = await asyncio.to_thread(desired, config, ids, around)
+        rest = self._do(diff(replace(held, backends=backends), wanted))
+        return Pass((*first, *rest), ids, wanted)
+
+    def _do(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
         for step in steps:
             self._applier.apply(step)
             match step:
@@ -71,7 +78,7 @@ class Reconciler:
                     self._resting[ident] = self._now()
                 case PutBackend(ident, _, _):
                     self._resting.pop(ident, None)
-        return Pass(steps, ids, wanted)
+        return steps
 
     def sweep(self, found: survey.Survey) -> int:
         """Free the expired slots of a survey, and the ids that nothing names any more."""

@@ -28,29 +28,43 @@ class Surroundings:
 
 def desired(config: Config, ids: Identities, around: Surroundings) -> TableContents:
     """The tables for this configuration in these surroundings."""
-    backends: dict[int, BackendEntry] = {}
-    services: dict[ServiceSlot, ServiceEntry] = {}
-    for service in config.services:
-        slot = slot_of(service.key)
-        service_id, salt = ids.services[slot]
-        members = []
-        for backend in service.backends:
-            ident = ids.backends[service_id, backend.address]
-            entry = _backend_entry(config, service, service_id, backend, around)
-            backends[ident] = entry
-            if entry.usable:
-                members.append(maglev.Member(backend.address.packed, backend.weight, ident))
-        ring = maglev.build(tuple(sorted(members)), config.tables.ring_slots)
-        services[slot] = ServiceEntry(
-            service_id,
-            salt,
-            service.forward,
-            service.scheduler,
-            config.hash_seed,
-            ring.tobytes() if members else b"",
-        )
+    backends = desired_backends(config, ids, around)
+    services = {
+        slot_of(service.key): _service_entry(config, service, ids, backends)
+        for service in config.services
+    }
     marks = frozenset(ServiceSlot(slot.vip, 0, 0) for slot in services)
     return TableContents(backends, services, marks)
+
+
+def desired_backends(
+    config: Config, ids: Identities, around: Surroundings
+) -> dict[int, BackendEntry]:
+    """The backend table alone: cheap, where ``desired`` builds rings."""
+    backends = {}
+    for service in config.services:
+        service_id, _ = ids.services[slot_of(service.key)]
+        for backend in service.backends:
+            ident = ids.backends[service_id, backend.address]
+            backends[ident] = _backend_entry(config, service, service_id, backend, around)
+    return backends
+
+
+def _service_entry(
+    config: Config, service: Service, ids: Identities, backends: Mapping[int, BackendEntry]
+) -> ServiceEntry:
+    service_id, salt = ids.services[slot_of(service.key)]
+    members = []
+    for backend in service.backends:
+        ident = ids.backends[service_id, backend.address]
+        if backends[ident].usable:
+            members.append(maglev.Member(backend.address.packed, backend.weight, ident))
+    ring = b""
+    if members:
+        ring = maglev.build(tuple(sorted(members)), config.tables.ring_slots).tobytes()
+    return ServiceEntry(
+        service_id, salt, service.forward, service.scheduler, config.hash_seed, ring
+    )
 
 
 def outer_source(config: Config, address: Address, hop: NextHop | None) -> Address | None:

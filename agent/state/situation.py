@@ -15,7 +15,7 @@ from agent.model import (
     NextHop,
     ServiceState,
 )
-from agent.state.assemble import Tracked
+from agent.state.assemble import Tracked, track
 from agent.state.desired import outer_source
 from agent.state.eligibility import Eligibility, eligibility, service_state
 from agent.state.identities import Identities
@@ -49,8 +49,8 @@ def verdicts(
                 and service.forward is Forward.IPIP
                 and outer_source(config, backend.address, hop) is None
             ):
-                family = f"ipv{backend.address.version}"
-                reason = f"no source address for the outer header: set `ipip_source: {{{family}: …}}`"
+                setting = f"ipip_source: {{ipv{backend.address.version}: …}}"
+                reason = f"no source address for the outer header: set `{setting}`"
                 verdict = Eligibility(BackendState.UNREACHABLE, reason, False, False)
             found[ref] = verdict
     return found
@@ -66,3 +66,24 @@ def service_states(
         )
         for service in config.services
     }
+
+
+def situation(
+    before: Situation | None,
+    config: Config,
+    ids: Identities,
+    health: Mapping[BackendRef, HealthStatus],
+    hops: Mapping[Address, NextHop],
+    found: Mapping[BackendRef, Eligibility],
+    now: float,
+) -> Situation:
+    """The situation after a pass; states that did not change keep their ``since``."""
+    backends = {
+        ref: track(before.backends.get(ref) if before else None, verdict.state, now)
+        for ref, verdict in found.items()
+    }
+    services = {
+        name: track(before.services.get(name) if before else None, state, now)
+        for name, (state, _) in service_states(config, found).items()
+    }
+    return Situation(config, ids, health, hops, found, backends, services)

@@ -42,9 +42,7 @@ def backend() -> None:
 
 
 @backend.command("list")
-@click.option(
-    "--service", "service_name", type=SERVICE, metavar="SERVICE", help="Only of this one."
-)
+@click.argument("service_name", type=SERVICE, metavar="[SERVICE]", required=False)
 @click.option(
     "--state",
     "states",
@@ -58,7 +56,7 @@ def backend() -> None:
 def list_backends(
     env: Environment, service_name: str | None, states: tuple[str, ...], watch_s: float | None
 ) -> None:
-    """All backends: state, why, since when, weight, flows, rates, share.
+    """All backends, or those of a service: state, why, since when, weight, flows, rates, share.
 
     WEIGHT is the configured one, and after an arrow the effective one where it is another.
     SHARE is of the new flows: expected from the weights / actual in the last minute.
@@ -66,7 +64,7 @@ def list_backends(
     \b
     Examples:
       lbctl backend list --watch
-      lbctl backend list --service chat --state down -o json
+      lbctl backend list chat --state down -o json
     """
 
     def once() -> str:
@@ -157,7 +155,10 @@ def _next_hop(hop: Mapping[str, Any] | None) -> str:
 
 
 _weight_option = click.option(
-    "--weight", type=click.IntRange(0, MAX_WEIGHT), help=f"0 (no new flows) to {MAX_WEIGHT}."
+    "--weight",
+    type=click.IntRange(0, MAX_WEIGHT),
+    metavar="N",
+    help=f"0 (no new flows) to {MAX_WEIGHT}.",
 )
 _state_option = click.option(
     "--state",

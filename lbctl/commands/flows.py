@@ -28,6 +28,7 @@ STATES = ("embryonic", "acked", "established", "closing")
 @click.option(
     "--limit",
     type=click.IntRange(1, 10_000),
+    metavar="N",
     default=100,
     show_default=True,
     help="At most so many.",

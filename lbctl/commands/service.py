@@ -100,27 +100,22 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     from lbctl.humanise import duration, exact
 
     timeouts = data["timeouts_s"]
-    pieces = facts(
-        env,
-        [
-            ("service", data["name"]),
-            ("vip", views.service_key(data)),
-            ("state", views.state_text(data)),
-            ("forward", f"{data['forward']}, scheduler {data['scheduler']}"),
-            ("health check", _check(data["health_check"])),
-            (
-                "timeouts",
-                ", ".join(f"{name} {duration(timeouts[name])}" for name in timeouts),
-            ),
-            ("down flows", _DOWN_FLOWS.get(data["down_flows"], data["down_flows"])),
-            ("traffic", views.rates_line(data["rates"])),
-            ("totals", views.totals(data)),
-            ("drops", views.reasons(data["drops_total"])),
-        ],
-    )
+    pairs: list[tuple[str, object]] = [
+        ("service", data["name"]),
+        ("vip", views.service_key(data)),
+        ("state", views.state_text(data)),
+        ("forward", f"{data['forward']}, scheduler {data['scheduler']}"),
+        ("health check", _check(data["health_check"])),
+        ("timeouts", ", ".join(f"{name} {duration(timeouts[name])}" for name in timeouts)),
+        ("down flows", _DOWN_FLOWS.get(data["down_flows"], data["down_flows"])),
+        ("traffic", views.rates_line(data["rates"])),
+        ("totals", views.totals(data)),
+        ("drops", views.reasons(data["drops_total"])),
+    ]
     if data["flows_not_recorded_total"]:
         text = f"{exact(data['flows_not_recorded_total'])} flows found no room in the flow table"
-        pieces += facts(env, [("not recorded", text)])
+        pairs.append(("not recorded", text))
+    pieces = facts(env, pairs)
     if not data["backends"]:
         return [*pieces, "", f"no backends: lbctl backend add {data['name']}/NAME --address …"]
     return [*pieces, "", views.backend_table(data["backends"], with_service=False)]
@@ -213,14 +208,27 @@ _SETTINGS = (
     ),
     click.option("--health", "health_type", type=_choice(CheckKind), help="Kind of health check."),
     click.option(
-        "--health-port", type=click.IntRange(1, 65_535), help="Another port than the service's."
+        "--health-port",
+        type=click.IntRange(1, 65_535),
+        metavar="PORT",
+        help="Another port than the service's.",
     ),
     click.option("--health-interval", metavar="DURATION", callback=_duration, help="As in 2s."),
     click.option("--health-timeout", metavar="DURATION", callback=_duration, help="As in 500ms."),
-    click.option("--health-rise", type=click.IntRange(1), help="Passes in a row that make it up."),
-    click.option("--health-fall", type=click.IntRange(1), help="Failures that make it down."),
     click.option(
-        "--health-jitter", type=click.FloatRange(0, 1), help="Share of the interval, 0 to 1."
+        "--health-rise",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Passes in a row that make it up.",
+    ),
+    click.option(
+        "--health-fall", type=click.IntRange(1), metavar="N", help="Failures that make it down."
+    ),
+    click.option(
+        "--health-jitter",
+        type=click.FloatRange(0, 1),
+        metavar="SHARE",
+        help="Share of the interval, 0 to 1.",
     ),
     click.option("--health-method", metavar="METHOD", help="HTTP method."),
     click.option("--health-path", metavar="PATH", help="HTTP path, as in /health."),

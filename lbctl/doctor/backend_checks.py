@@ -71,21 +71,20 @@ def arp(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 def rp_filter(facts: Facts, ask: Question) -> Iterator[Finding]:
     """Strict filtering drops what comes out of a tunnel, and clients behind another interface."""
-    if ask.forward is Forward.IPIP:
-        tunnels = [link.name for link in _tunnels(facts, ask.vips)]
-    else:
-        tunnels = []
-    value = max(
-        (found for name in [ask.interface, *tunnels] if (found := _effective_or(facts, name))),
-        default=0 if _effective(facts, ask.interface, "rp_filter") is not None else None,
-    )
-    strict = [name for name in [ask.interface, *tunnels] if _effective_or(facts, name) == 1]
+    ipip = ask.forward is Forward.IPIP
+    tunnels = [link.name for link in _tunnels(facts, ask.vips)] if ipip else []
+    found = {
+        name: value
+        for name in (ask.interface, *tunnels)
+        if (value := _effective(facts, name, "rp_filter")) is not None
+    }
+    strict = [name for name, value in found.items() if value == 1]
     fix = "sysctl -w net.ipv4.conf.all.rp_filter=2"
-    if value is None:
+    if not found:
         yield Finding("rp_filter", Verdict.UNKNOWN, "net.ipv4.conf.all.rp_filter cannot be read")
     elif not strict:
-        yield Finding("rp_filter", Verdict.OK, f"{value}")
-    elif ask.forward is Forward.IPIP:
+        yield Finding("rp_filter", Verdict.OK, f"{max(found.values())}")
+    elif ipip:
         yield Finding(
             "rp_filter",
             Verdict.PROBLEM,
@@ -139,10 +138,6 @@ def _tunnels(facts: Facts, vips: tuple[Address, ...]) -> list[Link]:
     if any(address.version == 6 for address in vips):
         kinds.add("sit")
     return [link for link in facts.links if link.kind in kinds]
-
-
-def _effective_or(facts: Facts, interface: str) -> int | None:
-    return _effective(facts, interface, "rp_filter")
 
 
 def _effective(facts: Facts, interface: str, key: str) -> int | None:

@@ -67,7 +67,7 @@ def _attempt(command: int, attr: bytes) -> Attempt | None:
 
 
 def _bpf(command: int, attr: bytes) -> int | None:
-    """A descriptor or 0, or the negative errno; None on a machine whose call number we don't know."""
+    """A descriptor or 0, or the negative errno; None where the call's number is not known."""
     number = _NUMBERS.get(platform.machine())
     if number is None:
         return None

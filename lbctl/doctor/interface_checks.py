@@ -12,7 +12,40 @@ MAX_NATIVE_MTU = 3498
 IPIP_OVERHEAD = {"IPv4": 20, "IPv6": 40}
 # Drivers with native XDP, for kernels before 6.3, which do not tell.
 NATIVE_DRIVERS = frozenset(
-    ["atlantic", "bnxt_en", "bonding", "dpaa2-eth", "ena", "enetc", "fec", "fsl_dpa2", "gve", "hv_netvsc", "i40e", "ice", "igb", "igc", "ixgbe", "ixgbevf", "mana", "mlx4_en", "mlx5_core", "mvneta", "mvpp2", "netsec", "nfp", "nicvf", "qede", "sfc", "stmmac", "ti_cpsw", "tsnep", "tun", "veth", "virtio_net", "vmxnet3"]
+    {
+        "atlantic",
+        "bnxt_en",
+        "bonding",
+        "dpaa2-eth",
+        "ena",
+        "enetc",
+        "fec",
+        "fsl_dpa2",
+        "gve",
+        "hv_netvsc",
+        "i40e",
+        "ice",
+        "igb",
+        "igc",
+        "ixgbe",
+        "ixgbevf",
+        "mana",
+        "mlx4_en",
+        "mlx5_core",
+        "mvneta",
+        "mvpp2",
+        "netsec",
+        "nfp",
+        "nicvf",
+        "qede",
+        "sfc",
+        "stmmac",
+        "tsnep",
+        "tun",
+        "veth",
+        "virtio_net",
+        "vmxnet3",
+    }
 )
 
 

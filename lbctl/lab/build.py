@@ -6,6 +6,7 @@ The folder of the lab is made first and removed last: while it exists, the lab d
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -119,6 +120,8 @@ def _build(lab: Lab, owner: Owner, report: Report) -> None:
         start_agent(lab, balancer)
     for balancer in lab.nodes(Role.BALANCER):
         await_backends(lab, balancer, lab.backends)
+    report("first requests through the balancer")
+    await_answers(lab)
 
 
 def build_network(lab: Lab) -> None:
@@ -202,6 +205,35 @@ def await_backends(
     )
 
 
+def await_answers(lab: Lab, timeout_s: float = 10.0) -> None:
+    """Wait until a client's request to each VIP is answered."""
+    deadline = time.monotonic() + timeout_s
+    client = lab.nodes(Role.CLIENT)[0]
+    with netns.inside(client.namespace):
+        for vip in lab.vips:
+            while problem := _ask(str(vip)):
+                if time.monotonic() > deadline:
+                    raise LabError(
+                        f"the backends are up, but http://{vip}/ does not answer: {problem}",
+                        where=f"namespace {client.namespace}",
+                        remedy="try it without native XDP: lbctl lab up --xdp-mode generic",
+                    )
+                time.sleep(0.05)
+
+
+def _ask(address: str) -> str:
+    """Send one request; what is wrong with the answer, empty for nothing."""
+    connection = http.client.HTTPConnection(address, topology.PORT, timeout=2)
+    try:
+        connection.request("GET", "/health")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__
+    finally:
+        connection.close()
+    return "" if status == 200 else f"status {status}"
+
+
 def _log_tail(lab: Lab, name: str, lines: int = 8) -> str:
     try:
         text = (lab.run_dir / f"{name}.log").read_text(errors="replace")
@@ -240,6 +272,7 @@ def down(name: str, report: Report) -> bool:
     report("removing namespaces and files")
     for namespace in netns.names():
         if topology.owned_namespace(name, namespace):
+            _remove_locks(namespace)
             netns.ip([f"netns del {namespace}"])
     shutil.rmtree(run_dir, ignore_errors=True)
     # What was being started while we were stopping: its folder is gone, its mark is not.
@@ -262,6 +295,14 @@ def _detach(name: str, config: Path) -> None:
             timeout=20,
             env=processes.environment(),
         )
+
+
+def _remove_locks(namespace: str) -> None:
+    """The agent leaves its lock files; where the namespace goes, nobody can want them again."""
+    with contextlib.suppress(FileNotFoundError):
+        inode = netns.path(namespace).stat().st_ino
+        for lock in (f"instance-{namespace}", f"interface-{inode}-{topology.NODE_INTERFACE}"):
+            (topology.RUN_ROOT / f"{lock}.lock").unlink(missing_ok=True)
 
 
 def node_processes(lab: Lab) -> Iterator[tuple[Node, int | None]]:

@@ -14,8 +14,9 @@ from agent.model import Forward, XdpMode
 from lbctl.environment import Environment, Output
 from lbctl.lab import build, figures, story
 from lbctl.lab.interrupt import Guard, Interrupted
+from lbctl.lab.judge import Figure, Outcome
 from lbctl.lab.netns import LabError
-from lbctl.lab.story import Outcome, Stage
+from lbctl.lab.story import Stage
 from lbctl.lab.topology import Lab
 from lbctl.lab.traffic import Traffic
 
@@ -26,6 +27,18 @@ STREAMS = 12
 type Outcomes = list[tuple[str, Outcome]]
 
 
+class _Ticker:
+    """What a terminal shows while a step goes on, drawn anew with every turn of the spinner."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+
+    def __rich__(self) -> Text:
+        requests = self._traffic.requests()
+        failed = len(figures.failures(requests))
+        return Text(f"{len(requests):,} requests so far, {failed} failed", "dim")
+
+
 def run(env: Environment, name: str, forward: Forward, xdp_mode: XdpMode) -> int:
     """Play the demo; returns the exit code."""
     lab = Lab(
@@ -34,7 +47,7 @@ def run(env: Environment, name: str, forward: Forward, xdp_mode: XdpMode) -> int
         spares=1,
         forward=forward,
         xdp_mode=xdp_mode,
-        weights=story.WEIGHTS,
+        weights=tuple(story.WEIGHTS.values()),
     )
     console = _console(env)
     build.check_machine()
@@ -94,7 +107,7 @@ def _play(lab: Lab, traffic: Traffic, console: Console, outcomes: Outcomes) -> l
     problems: list[str] = []
     for number, step in enumerate(story.STEPS, 1):
         console.print(f"{number}/{len(story.STEPS)} {step.title}", style="bold")
-        with console.status("watching"):
+        with console.status(_Ticker(traffic)):
             outcome = step.act(stage)
         for line in outcome.lines:
             console.print(f"  {line}")
@@ -144,19 +157,20 @@ def _conclude(
         console.print(Text(f"demo: failed: {'; '.join(problems)}", "red"))
     else:
         console.print(
-            f"demo: ok, {len(outcomes)} steps in {took_s:.0f} s, {len(requests):,} requests;"
-            f" {failed} failed, all of them on the killed backend before it was noticed",
+            f"demo: ok ({len(outcomes)} steps in {took_s:.0f} s, {len(requests):,} requests,"
+            f" {failed} failed: on the killed backend, before its death was noticed)",
             style="green",
         )
 
 
-def _table(found: list[tuple[str, str, float]]) -> Table:
+def _table(found: list[Figure]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("FIGURE")
     table.add_column("", justify="right")
     table.add_column("")
-    for text, unit, value in found:
-        table.add_row(text, f"{value:,.0f}" if value >= 100 or not unit else f"{value:.1f}", unit)
+    for figure in found:
+        exact = figure.unit and figure.value < 100
+        table.add_row(figure.name, f"{figure.value:,.{1 if exact else 0}f}", figure.unit)
     return table
 
 
@@ -177,9 +191,14 @@ def _document(
         "requests": requests,
         "requests_failed": failed,
         "figures": [
-            {"step": title, "name": text, "unit": unit or "count", "value": round(value, 2)}
+            {
+                "step": title,
+                "name": figure.name,
+                "unit": figure.unit or "count",
+                "value": round(figure.value, 2),
+            }
             for title, outcome in outcomes
-            for text, unit, value in outcome.figures
+            for figure in outcome.figures
         ],
     }
     return render(env, data, lambda _: [])

@@ -116,6 +116,11 @@ def latency_ms(requests: Iterable[Request], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
 
+def slowest_ms(requests: Iterable[Request]) -> float:
+    """The longest that an answered request took."""
+    return latency_ms(requests, 1.0)
+
+
 def open_at(events: Iterable[Held], at_s: float) -> dict[int, str]:
     """The held connections that are open at a moment, and the backend of each."""
     found: dict[int, str] = {}

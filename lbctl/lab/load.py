@@ -27,6 +27,7 @@ from lbctl.lab.figures import Held, Record, Request, to_line
 
 MAX_HEADER_BYTES = 16_384
 REOPEN_PAUSE_S = 0.2
+HANGS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Plan:
     streams: int = 0  # held connections that each read one long answer
     every_s: float = 0.2  # between the requests of a keep-alive connection
     stream_s: float = 3.0
-    timeout_s: float = 2.0
+    timeout_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,25 +193,20 @@ class Generator:
             due = max(due + period_s, time.monotonic())
 
     async def _request(self, target: Target) -> None:
-        started = time.monotonic()
-        head, error = None, None
+        started_s = time.monotonic()
         try:
             async with Connection(target, self._plan.timeout_s) as connection:
                 head = await connection.get("/")
-                ended = time.monotonic()
+                ended_s = time.monotonic()
         except FAILURES as failure:
-            head, error, ended = None, describe(failure), time.monotonic()
-        self._emit(
-            Request(
-                at_s=ended,
-                started_s=started,
-                target=str(target),
-                backend=head.backend if head else None,
-                status=head.status if head else None,
-                error=error,
-                latency_ms=round(1000 * (ended - started), 3),
-            )
-        )
+            self._emit(_request(target, started_s, time.monotonic(), None, describe(failure)))
+        except asyncio.CancelledError:
+            # The load ends: what had just begun does not count, what hangs does.
+            if time.monotonic() - started_s > HANGS_S:
+                self._emit(_request(target, started_s, time.monotonic(), None, "no answer yet"))
+            raise
+        else:
+            self._emit(_request(target, started_s, ended_s, head, None))
 
     async def _hold(
         self, target: Target, hold: Callable[[_Holding, Connection], Awaitable[None]], index: int
@@ -239,6 +235,20 @@ class Generator:
         holding.answered(head.backend)
         while chunk := await connection.read_chunk():
             holding.answered(chunk.decode().strip())
+
+
+def _request(
+    target: Target, started_s: float, ended_s: float, head: Head | None, error: str | None
+) -> Request:
+    return Request(
+        at_s=ended_s,
+        started_s=started_s,
+        target=str(target),
+        backend=head.backend if head else None,
+        status=head.status if head else None,
+        error=error,
+        latency_ms=round(1000 * (ended_s - started_s), 3),
+    )
 
 
 class _Holding:
@@ -332,7 +342,7 @@ def main() -> None:
     add("--keep-alive", type=int, default=0, help="connections held open, asking again")
     add("--streams", type=int, default=0, help="connections held open, reading a long answer")
     add("--stream-seconds", type=float, default=3.0, help="length of the long answers")
-    add("--timeout", type=float, default=2.0, help="seconds until a request counts as failed")
+    add("--timeout", type=float, default=5.0, help="seconds until a request counts as failed")
     add("--duration", type=float, default=None, help="seconds; default: until interrupted")
     options = parser.parse_args()
     plan = Plan(

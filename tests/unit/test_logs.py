@@ -95,9 +95,9 @@ def test_library_logs_have_the_same_form_and_say_where_they_come_from():
 def test_exceptions_are_logged_with_their_traceback_and_no_local_values(make):
     out = make()
     logs.configure(stream=out)
-    secret = "unspeakable"
+    hidden = "unspeakable"
     try:
-        raise ValueError(f"of {len(secret)} letters")
+        raise ValueError(f"of {len(hidden)} letters")
     except ValueError:
         log.exception("failed")
     assert "ValueError: of 11 letters" in out.getvalue()

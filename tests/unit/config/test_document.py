@@ -61,28 +61,38 @@ def test_tabs_are_named() -> None:
     assert "tabs" in caught.value.remedy
 
 
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 10)}]\n" for n in range(8)
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [*a]\n", "[" * 400 + "]" * 400, "[" * 100_000, BOMB, "a: \x07\n", "a: ["]
+)
+def test_hostile_yaml_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(text, "f.yaml")
+    assert caught.value.remedy
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "a: &a [*a]\n",
-        "[" * 400 + "]" * 400,
-        "[" * 100_000,
-        "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
-        + "".join(
-            f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 10)}]\n"
-            for n in range(8)
-        ),
-        "a: \x07\n",
         "? [a, b]\n: c\n? {x: y}\n: d\n",
         "a: !!python/object/apply:os.system [ls]\n",
         "a: !mine x\n",
-        "a: " + "9" * 5000,
+        "a: &x !!binary aGk=\n",
+        "a: !!set {x}\n",
     ],
 )
-def test_hostile_yaml_is_bounded(text: str) -> None:
-    try:
-        document = read_yaml(text, "f.yaml")
-    except ConfigError as error:
-        assert error.remedy
-    else:
-        assert document.problems or isinstance(document.data, dict)
+def test_keys_that_are_no_words_and_tags_are_problems(text: str) -> None:
+    assert read_yaml(text, "f.yaml").problems
+
+
+@pytest.mark.parametrize("text", ["a: !!int x\n", "a: !!float []\n", "a: !!bool [x]\n"])
+def test_a_tag_that_does_not_fit_its_value_does_no_harm(text: str) -> None:
+    assert isinstance(read_yaml(text, "f.yaml").data, dict)
+
+
+def test_a_number_of_thousands_of_digits_is_left_as_text() -> None:
+    assert read_yaml("a: " + "9" * 5000, "f.yaml").data == {"a": "9" * 5000}

@@ -39,10 +39,10 @@ def config(backends: list[dict[str, Any]] | None = None, **values: Any) -> Confi
 
 def backends(**changed: dict[str, Any]) -> list[dict[str, Any]]:
     """The three backends, ``gpu_2={"weight": 5}`` changed."""
-    result = []
-    for backend in BASE["services"][0]["backends"]:
-        result.append(backend | changed.get(backend["name"].replace("-", "_"), {}))
-    return result
+    return [
+        backend | changed.get(backend["name"].replace("-", "_"), {})
+        for backend in BASE["services"][0]["backends"]
+    ]
 
 
 def only(old: Config, new: Config) -> Change:

@@ -27,5 +27,8 @@ def test_every_key_is_described() -> None:
     def described(section: type[Section]) -> bool:
         return all(info.description for info in section.model_fields.values())
 
-    sections = [DocumentSection, *(section for _, section in reference._SECTIONS)]
+    sections: list[type[Section]] = [
+        DocumentSection,
+        *(section for _, section in reference.SECTIONS),
+    ]
     assert all(described(section) for section in sections)

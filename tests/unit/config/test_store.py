@@ -62,8 +62,29 @@ def test_a_changed_file_wins_and_the_dropped_changes_are_named_and_kept(
     loaded = store.load(FILE + "# touched\n")
     assert loaded.config == loaded.file_config
     assert loaded.dropped == ("change backend chat/gpu-1: state active → drain",)
+    store.settle(loaded)
     assert store.previous_path.read_text() == saved
     assert store.load(FILE + "# touched\n").dropped == ()
+
+
+def test_a_changed_file_that_is_not_taken_over_drops_nothing(store: RunningStore) -> None:
+    drain_and_save(store, store.load(FILE))
+    assert store.load(FILE + "# touched\n").dropped
+    assert store.load(FILE).changes
+
+
+def test_a_save_for_another_file_keeps_the_previous_one(store: RunningStore) -> None:
+    drain_and_save(store, store.load(FILE))
+    saved = store.path.read_text()
+    drain_and_save(store, store.load(FILE + "# touched\n"))
+    assert store.previous_path.read_text() == saved
+
+
+def test_what_stands_is_not_put_aside(store: RunningStore) -> None:
+    drain_and_save(store, store.load(FILE))
+    store.settle(store.load(FILE))
+    assert store.load(FILE).changes
+    assert not store.previous_path.exists()
 
 
 def test_a_bad_file_is_refused_and_the_running_configuration_left_alone(
@@ -89,6 +110,7 @@ def test_a_truncated_running_configuration_is_reported_and_the_file_used(
     assert loaded.config == loaded.file_config
     assert "cannot be used" in loaded.problem
     assert str(store.path) in loaded.problem
+    store.settle(loaded)
     assert store.damaged_path.read_bytes() == part
     assert store.load(FILE).problem == ""
 

@@ -174,14 +174,12 @@ def test_a_slow_server_is_named_by_the_timeout() -> None:
 
 
 def test_a_body_without_end_is_not_waited_for() -> None:
-    async def handler(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(b"x" * 100)
-        await asyncio.sleep(30)
-        return response
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+        await silent(reader, writer)
 
-    assert ask(HTTP, handler).ok
+    assert ask_raw(HTTP, drip).ok
 
 
 def test_a_connection_closed_early_says_so() -> None:

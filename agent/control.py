@@ -1,0 +1,172 @@
+"""What the API may ask of the agent: implements ``agent.api.control.Control``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from agent.config.edit import Edit, apply_edit
+from agent.config.load import read_text
+from agent.config.plan import Change, global_changes, plan
+from agent.config.store import LoadedRunning, RunningStore
+from agent.core import Core
+from agent.dataplane.explain import DataplaneView, explain
+from agent.dataplane.flows import Names, query_flows
+from agent.errors import ConfigError, SteelyardError
+from agent.metrics.observer import AgentFacts
+from agent.model import BackendRef, Config
+from agent.notify import Notifier
+from agent.state.identities import slot_of
+from agent.state.queries import Explanation, FiveTuple, FlowPage, FlowQuery
+from agent.state.situation import Situation
+from agent.state.snapshot import Snapshot
+
+log = structlog.get_logger()
+
+
+class AgentControl:
+    """Reads and changes one running agent."""
+
+    def __init__(
+        self,
+        core: Core,
+        path: Path,
+        loaded: LoadedRunning,
+        store: RunningStore,
+        facts: AgentFacts,
+        notifier: Notifier,
+    ) -> None:
+        self._core = core
+        self._path = path
+        self._loaded = loaded
+        self._store = store
+        self._facts = facts
+        self._notifier = notifier
+        self._changing = asyncio.Lock()  # one change of the configuration at a time
+
+    def snapshot(self) -> Snapshot:
+        """Everything, as of now."""
+        core = self._core
+        facts = replace(self._facts, reconcile_problem=core.problem)
+        return core.observer.snapshot(core.refreshed(), core.now.contents, facts, time.time())
+
+    def config(self) -> Config:
+        """The running configuration."""
+        return self._core.config
+
+    def file_changes(self) -> tuple[Change, ...]:
+        """What the running configuration has that the file does not."""
+        return plan(self._loaded.file_config, self._core.config)
+
+    async def edit(self, edit: Edit, dry_run: bool) -> tuple[Change, ...]:
+        """Change the running configuration, or say what would change."""
+        async with self._changing:
+            new = apply_edit(self._core.config, edit)
+            changes = plan(self._core.config, new)
+            self._core.identities(new)  # refuses what the tables cannot hold
+            if changes and not dry_run:
+                since_file = plan(self._loaded.file_config, new)
+                self._store.save(new, self._loaded.file_digest, since_file)
+                self._facts = replace(self._facts, changes_since_file=len(since_file))
+                await self._core.take(new, changes)
+            return changes
+
+    async def reload(self) -> tuple[Change, ...]:
+        """Read the configuration file again. A bad one changes nothing, and status says so."""
+        async with self._changing:
+            self._notifier.reloading()
+            try:
+                return await self._reload()
+            except SteelyardError as error:
+                self._facts = replace(self._facts, config_problem=str(error))
+                log.error("reload refused; the last good configuration stays", problem=str(error))
+                raise
+            finally:
+                self._notifier.ready(status_line(self._core.now.situation))
+
+    async def _reload(self) -> tuple[Change, ...]:
+        text = read_text(self._path)
+        loaded = self._store.load(text, str(self._path))
+        running = self._core.config
+        fixed = global_changes(running, loaded.file_config)
+        needs_restart = [change.field for change in fixed if change.needs_restart]
+        if needs_restart:
+            raise ConfigError(
+                f"a reload cannot change {', '.join(needs_restart)}",
+                where=str(self._path),
+                remedy="restart the agent: no flow moves meanwhile",
+            )
+        changes = plan(running, loaded.config)
+        self._core.identities(loaded.config)
+        settle(self._store, loaded)
+        self._loaded = loaded
+        self._facts = replace(
+            self._facts,
+            config_problem=loaded.problem,
+            changes_since_file=len(loaded.changes),
+        )
+        await self._core.take(loaded.config, changes)
+        return changes
+
+    def flows(self, query: FlowQuery) -> FlowPage:
+        """Recorded flows that match."""
+        dataplane = self._core.dataplane
+        names = _names(self._core.now.situation)
+        return query_flows(
+            dataplane.tables,
+            names,
+            query,
+            dataplane.keys,
+            dataplane.clock,
+            dataplane.now_jiffies(),
+        )
+
+    def explain(self, tuple5: FiveTuple) -> Explanation:
+        """What the data plane would do with the next packet of a flow, and why."""
+        dataplane, now = self._core.dataplane, self._core.now
+        view = DataplaneView(
+            dataplane.tables,
+            now.contents,
+            _names(now.situation),
+            dataplane.keys,
+            dataplane.clock,
+            dataplane.now_jiffies(),
+        )
+        return explain(view, tuple5)
+
+
+def settle(store: RunningStore, loaded: LoadedRunning) -> None:
+    """Accept what was loaded: put aside what it replaces, and say so."""
+    store.settle(loaded)
+    for dropped in loaded.dropped:
+        log.warning(
+            "the file changed, so a runtime change is dropped",
+            change=dropped,
+            kept=str(store.previous_path),
+        )
+    if loaded.problem:
+        log.error("the running configuration is unusable; the file is used", problem=loaded.problem)
+
+
+def _names(now: Situation) -> Names:
+    services, salts, backends = {}, {}, {}
+    for service in now.config.services:
+        ident, salt = now.ids.services[slot_of(service.key)]
+        services[ident], salts[ident] = service.name, salt
+        for backend in service.backends:
+            ref = BackendRef(service.name, backend.name)
+            backends[now.ids.backends[ident, backend.address]] = ref
+    return Names(services, backends, salts)
+
+
+def status_line(now: Situation) -> str:
+    """One line for the service manager."""
+    up = sum(verdict.usable for verdict in now.verdicts.values())
+    return (
+        f"{len(now.config.services)} services, {up} of {len(now.verdicts)} backends up "
+        f"on {now.config.interface}"
+    )

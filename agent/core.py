@@ -1,0 +1,256 @@
+"""Owns the balancing itself: health and next hops in, shared tables out, pass by pass."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from agent.config.plan import Change
+from agent.dataplane.program import Dataplane
+from agent.errors import SteelyardError
+from agent.health.monitor import HealthMonitor, Target
+from agent.metrics.observer import Observer
+from agent.model import Address, BackendRef, Config, HealthStatus, NextHop
+from agent.network.nexthop import NextHops
+from agent.network.vips import Vips
+from agent.reconcile.adopt import Adopted, adopt
+from agent.reconcile.reconciler import Reconciler
+from agent.state.desired import Surroundings
+from agent.state.identities import Identities
+from agent.state.situation import Situation, situation, verdicts
+from agent.state.tables import TableContents
+
+log = structlog.get_logger()
+
+SAMPLE_S = 1.0
+SURVEY_EVERY = 2  # samples
+SWEEP_EVERY = 10  # samples
+RETRY_S = (0.2, 1.0, 5.0)
+ADOPTED_HOP_S = 10.0  # for neighbours that the kernel forgot while the agent was away
+
+
+@dataclass(slots=True)
+class Now:
+    """What is true after the last pass."""
+
+    situation: Situation
+    contents: TableContents
+
+
+class Core:
+    """The balancing of one instance, from ``start`` on kept true by ``tasks``."""
+
+    now: Now
+    observer: Observer
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.problem = ""  # what the last pass could not do
+        self.dataplane = Dataplane(config)
+        self._monitor = HealthMonitor(self._health_changed)
+        self._hops = NextHops(config.interface, self._wake)
+        self._vips = Vips(config.interface)
+        self._dirty = asyncio.Event()
+        self._passing = asyncio.Lock()
+        self._started = asyncio.Event()
+        self._reconciler: Reconciler
+        self._adopted = Adopted({}, {})
+        self._adopted_until = 0.0
+
+    # -- its life
+
+    async def load(self) -> None:
+        """Make or adopt tables and program; attaches nothing."""
+        await asyncio.to_thread(self.dataplane.load, self.config.services)
+        self._reconciler = Reconciler(self.dataplane.tables, time.monotonic)
+        self._adopted = adopt(self.config, self._reconciler.read(), time.time())
+        self._adopted_until = time.monotonic() + ADOPTED_HOP_S
+        asyncio.get_running_loop().call_later(ADOPTED_HOP_S, self._wake)
+        self._aim(self._adopted.health)
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What has to run beside ``start`` and afterwards, by name."""
+        return {
+            "health": self._monitor.run(),
+            "next hops": self._hops.run(),
+            "reconcile": self._reconcile(),
+            "sample": self._sample(),
+        }
+
+    async def start(self) -> None:
+        """From adopted tables to a running data plane; no packet sees a worse state on the way."""
+        await self._hops.ready()
+        await self._pass()
+        self.observer = Observer(self.dataplane)
+        self.observer.sample(self.now.situation, time.monotonic())
+        self.dataplane.attach()
+        attachment = self.dataplane.attachment
+        log.info(
+            "attached",
+            interface=self.config.interface,
+            mode=attachment.mode.value,
+            why=attachment.reason,
+        )
+        await self._sync_vips()
+        self._started.set()
+
+    async def take(self, config: Config, changes: tuple[Change, ...]) -> None:
+        """Run with another configuration; returns when the tables hold it.
+
+        After an error the configuration stands all the same, and passes go on trying.
+        """
+        self.config = config
+        for change in changes:
+            log.info("change", change=str(change))
+        self._aim({})
+        try:
+            await self._pass()
+            await self._sync_vips()
+        except (SteelyardError, OSError):
+            self._wake()
+            raise
+
+    # -- what others ask
+
+    def identities(self, config: Config) -> Identities:
+        """The ids of a configuration; DataplaneError if the tables cannot hold it."""
+        return self._reconciler.identities(config)
+
+    def health(self) -> dict[BackendRef, HealthStatus]:
+        """The health of every backend, as of now."""
+        return self._monitor.statuses()
+
+    # -- its tasks
+
+    def _wake(self) -> None:
+        self._dirty.set()
+
+    def _health_changed(self, ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
+        log.info(
+            "health", backend=str(ref), old=old.health.value, new=new.health.value, why=new.reason
+        )
+        self._wake()
+
+    async def _reconcile(self) -> None:
+        await self._started.wait()
+        failures = 0
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            try:
+                await self._pass()
+                await self._sync_vips()
+            except (SteelyardError, OSError) as error:
+                self.problem = str(error)
+                wait = RETRY_S[min(failures, len(RETRY_S) - 1)]
+                failures += 1
+                log.error("reconcile failed", problem=self.problem, retry_s=wait)
+                asyncio.get_running_loop().call_later(wait, self._wake)
+            else:
+                failures, self.problem = 0, ""
+
+    async def _sample(self) -> None:
+        await self._started.wait()
+        count = 0
+        while True:
+            await asyncio.sleep(SAMPLE_S)
+            count += 1
+            try:
+                await self._sample_once(count)
+            except Exception:  # this task's root: figures must not end the balancing
+                log.exception("sampling broke")
+
+    async def _sample_once(self, count: int) -> None:
+        self.observer.sample(self.now.situation, time.monotonic())
+        if count % SURVEY_EVERY == 0:
+            found = await self.observer.look_at_flows()
+            if count % SWEEP_EVERY == 0:
+                self._reconciler.sweep(found)
+        if not self.dataplane.is_attached():
+            self._attach_again()
+
+    def _attach_again(self) -> None:
+        """Somebody took the program off: put it back, unless another one sits there now."""
+        try:
+            self.dataplane.attach()
+        except (SteelyardError, OSError) as error:
+            if str(error) != self.problem:
+                log.error("detached by somebody else", problem=str(error))
+            self.problem = str(error)
+        else:
+            log.warning("attached again", interface=self.config.interface)
+            self.problem = ""
+
+    # -- a pass
+
+    def _addresses(self) -> set[Address]:
+        return {b.address for service in self.config.services for b in service.backends}
+
+    def _aim(self, initial: dict[BackendRef, HealthStatus]) -> None:
+        """Point checks and next hops at the configured backends."""
+        targets = {}
+        for service in self.config.services:
+            port = service.health.port or service.key.port
+            for backend in service.backends:
+                ref = BackendRef(service.name, backend.name)
+                targets[ref] = Target(service.health, backend.address, port, initial.get(ref))
+        self._monitor.set_targets(targets)
+        self._hops.set_addresses(self._addresses())
+
+    def _hop(self, address: Address) -> NextHop:
+        """What netlink says; shortly after a restart, what the tables had."""
+        hop = self._hops.get(address)
+        if hop.mac is None and time.monotonic() < self._adopted_until:
+            return self._adopted.hops.get(address, hop)
+        return hop
+
+    async def _pass(self) -> None:
+        """Make the tables what they should be, now."""
+        async with self._passing:
+            config = self.config
+            hops = {address: self._hop(address) for address in self._addresses()}
+            health = self._monitor.statuses()
+            found = verdicts(config, health, hops)
+            ticks, ifindex = self.dataplane.clock.ticks, self.dataplane.ifindex
+            if self._started.is_set():
+                await asyncio.to_thread(self.dataplane.ensure_features, config.services)
+            done = await self._reconciler.run(config, Surroundings(found, hops, ifindex, ticks))
+            before = self.now.situation if hasattr(self, "now") else None
+            fresh = situation(before, config, done.ids, health, hops, found, time.time())
+            if before is not None:
+                _log_transitions(before, fresh)
+            self.now = Now(fresh, done.contents)
+
+    async def _sync_vips(self) -> None:
+        if self.config.manage_vips:
+            await self._vips.sync(frozenset(service.key.vip for service in self.config.services))
+
+    def refreshed(self) -> Situation:
+        """The situation with the newest words of the checks."""
+        last = self.now.situation
+        health = self.health()
+        if health.keys() != last.health.keys():
+            return last  # a change is under way
+        return replace(last, health=health, verdicts=verdicts(last.config, health, last.hops))
+
+
+def _log_transitions(before: Situation, after: Situation) -> None:
+    for ref, tracked in after.backends.items():
+        old = before.backends.get(ref)
+        if old is not None and old.state is not tracked.state:
+            log.info(
+                "backend",
+                backend=str(ref),
+                old=old.state.value,
+                new=tracked.state.value,
+                why=after.verdicts[ref].reason,
+            )
+    for name, state in after.services.items():
+        was = before.services.get(name)
+        if was is not None and was.state is not state.state:
+            log.info("service", service=name, old=was.state.value, new=state.state.value)

@@ -1,0 +1,205 @@
+"""Reads rtnetlink messages: kernel objects and events come out as frozen values. Pure."""
+
+from __future__ import annotations
+
+import enum
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
+
+from pyroute2.netlink.rtnl import ndmsg
+
+from agent.model import Address
+
+type Network = IPv4Network | IPv6Network
+
+IFF_UP = 0x1
+IFF_LOWER_UP = 0x10000
+ARPHRD_ETHER = 1
+RTM_F_CLONED = 0x200
+RTN_UNICAST = 1
+ROUTE_KINDS = {
+    2: "an address of this machine",
+    3: "a broadcast address",
+    4: "an anycast address of this machine",
+    5: "a multicast address",
+}
+NTF_EXT_MANAGED = 0x1
+NO_MAC = "00:00:00:00:00:00"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface."""
+
+    ifindex: int
+    name: str
+    mac: str | None  # None: not an Ethernet device
+    mtu: int
+    up: bool
+    carrier: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The kernel's answer to "how do I reach this address"; ``problem`` set: it does not."""
+
+    ifindex: int = 0
+    gateway: Address | None = None
+    source: Address | None = None
+    mtu: int | None = None
+    problem: str = ""
+
+
+class Reach(enum.Enum):
+    """How sure the kernel is of a neighbour's MAC."""
+
+    NONE = "none"  # no entry
+    WAITING = "waiting"  # asked, no answer yet
+    CONFIRMED = "confirmed"  # it answered lately, or somebody configured it
+    STALE = "stale"  # known, not confirmed lately, and nobody asks
+    CHECKING = "checking"  # known, and being asked again
+    FAILED = "failed"  # asked, and no answer came
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An entry of the neighbour table. ``foreign``: static or owned by somebody; hands off."""
+
+    ifindex: int
+    address: Address
+    mac: str | None
+    reach: Reach
+    foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LinkGone:
+    """An interface was removed."""
+
+    ifindex: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesChanged:
+    """Routes may differ for the addresses in ``prefix``; None: for any address."""
+
+    prefix: Network | None
+
+
+@dataclass(frozen=True, slots=True)
+class AddressesChanged:
+    """An interface got or lost an address: sources differ, and IPv4 routes may go silently."""
+
+    ifindex: int
+
+
+type Event = Link | LinkGone | Neighbour | RoutesChanged | AddressesChanged
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
+    """An address on an interface; ``proto`` says who put it there."""
+
+    address: Address
+    prefix_length: int
+    proto: int
+
+
+def parse_link(message: Any) -> Link:
+    """Read an RTM_NEWLINK message."""
+    flags = message["flags"]
+    return Link(
+        ifindex=message["index"],
+        name=message.get("ifname") or "",
+        mac=message.get("address") if message["ifi_type"] == ARPHRD_ETHER else None,
+        mtu=message.get("mtu") or 0,
+        up=bool(flags & IFF_UP),
+        carrier=bool(flags & IFF_LOWER_UP),
+    )
+
+
+def parse_reach(state: int) -> Reach:
+    """Fold the kernel's NUD states into what matters here."""
+    if state & (ndmsg.NUD_PERMANENT | ndmsg.NUD_NOARP | ndmsg.NUD_REACHABLE):
+        return Reach.CONFIRMED
+    if state & (ndmsg.NUD_DELAY | ndmsg.NUD_PROBE):
+        return Reach.CHECKING
+    if state & ndmsg.NUD_STALE:
+        return Reach.STALE
+    if state & ndmsg.NUD_FAILED:
+        return Reach.FAILED
+    return Reach.WAITING if state & ndmsg.NUD_INCOMPLETE else Reach.NONE
+
+
+def parse_neighbour(message: Any, *, deleted: bool = False) -> Neighbour | None:
+    """Read an RTM_NEWNEIGH or RTM_DELNEIGH message; None if it is no IP neighbour."""
+    if message["family"] not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    destination = message.get("dst")
+    if not destination:
+        return None
+    state = message["state"]
+    mac = message.get("lladdr")
+    owned = message["flags"] & ndmsg.NTF_EXT_LEARNED or (
+        (message.get("flags_ext") or 0) & NTF_EXT_MANAGED
+    )
+    return Neighbour(
+        ifindex=message["ifindex"],
+        address=ip_address(destination),
+        mac=None if deleted or mac == NO_MAC else mac,
+        reach=Reach.NONE if deleted else parse_reach(state),
+        foreign=not deleted and bool(state & (ndmsg.NUD_PERMANENT | ndmsg.NUD_NOARP) or owned),
+    )
+
+
+def parse_route(message: Any, address: Address) -> Route:
+    """Read the answer to a route lookup."""
+    kind = message["type"]
+    if kind != RTN_UNICAST:
+        what = ROUTE_KINDS.get(kind)
+        problem = f"{address} is {what}" if what else f"the route to {address} refuses traffic"
+        return Route(problem=problem)
+    gateway = message.get("gateway")
+    if gateway is None and (via := message.get("via")):
+        gateway = via.get("addr")
+    source = message.get("prefsrc")
+    metrics = message.get("metrics")
+    return Route(
+        ifindex=message.get("oif") or 0,
+        gateway=ip_address(gateway) if gateway else None,
+        source=ip_address(source) if source else None,
+        mtu=metrics.get("mtu") if metrics else None,
+    )
+
+
+def parse_event(message: Any) -> Event | None:
+    """Read one broadcast message; None if it cannot concern us."""
+    kind = message.get("event")
+    if kind == "RTM_NEWLINK":
+        # Bridges repeat a port's link in their own family, with other contents.
+        return parse_link(message) if message["family"] == socket.AF_UNSPEC else None
+    if kind == "RTM_DELLINK":
+        if message["family"] != socket.AF_UNSPEC:
+            return None
+        return LinkGone(message["index"])
+    if kind in ("RTM_NEWNEIGH", "RTM_DELNEIGH"):
+        return parse_neighbour(message, deleted=kind == "RTM_DELNEIGH")
+    if kind in ("RTM_NEWROUTE", "RTM_DELROUTE"):
+        return _parse_route_event(message)
+    if kind in ("RTM_NEWADDR", "RTM_DELADDR"):
+        return AddressesChanged(message["index"])
+    return RoutesChanged(None)  # a rule, which may decide anything
+
+
+def _parse_route_event(message: Any) -> RoutesChanged | None:
+    if message["flags"] & RTM_F_CLONED or message["family"] not in (
+        socket.AF_INET,
+        socket.AF_INET6,
+    ):
+        return None  # a cache entry, or MPLS
+    destination = message.get("dst")
+    if not destination:
+        return RoutesChanged(None)  # a default route
+    return RoutesChanged(ip_network((destination, message["dst_len"]), strict=False))

@@ -1,0 +1,49 @@
+"""Decides what a restarted agent takes over from the pinned tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.health import rules
+from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop
+from agent.state.identities import slot_of
+from agent.state.tables import BackendEntry, TableContents
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """Health and next hops as the tables have them, until checks and netlink know better."""
+
+    health: dict[BackendRef, HealthStatus]
+    hops: dict[Address, NextHop]
+
+
+def adopt(config: Config, held: TableContents, now: float) -> Adopted:
+    """What ``held`` says of the configured backends; nothing of those that it does not have."""
+    rows = {(entry.service_id, entry.address): entry for entry in held.backends.values()}
+    health, hops = {}, {}
+    for service in config.services:
+        entry = held.services.get(slot_of(service.key))
+        for backend in service.backends:
+            row = rows.get((entry.id, backend.address)) if entry else None
+            if row is None:
+                continue
+            if row.alive:
+                hops[backend.address] = _hop(row)
+            if row.usable:
+                ref = BackendRef(service.name, backend.name)
+                health[ref] = rules.adopted(Health.UP, now)
+    return Adopted(health, hops)
+
+
+def _hop(row: BackendEntry) -> NextHop:
+    return NextHop(
+        address=row.address,
+        ifindex=row.ifindex,
+        mac=row.mac,
+        source_mac=row.source_mac,
+        mtu=row.mtu,
+        on_link=True,  # it was good enough for its service
+        source=row.source,
+        reason="as before the restart",
+    )

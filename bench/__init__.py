@@ -1,0 +1,1 @@
+"""Measures what the README quotes; ``python -m bench --help``, method in docs/benchmarks.md."""

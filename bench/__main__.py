@@ -1,0 +1,74 @@
+"""``python -m bench``: measures, prints, and keeps the result in bench/results."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from agent.dataplane.program import require_root
+from agent.errors import SteelyardError
+from bench import agent_side, cases, machine, report, setting
+
+_RESULTS = Path(__file__).with_name("results")
+
+
+def _matches(name: str, only: str | None) -> bool:
+    return only is None or only in name or fnmatch.fnmatch(name, only)
+
+
+def _progress(name: str) -> None:
+    print(f"bench: {name}", file=sys.stderr, flush=True)
+
+
+def _pin(cpu: int | None) -> None:
+    available = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(available) if cpu is None else cpu})
+
+
+def _measure(quick: bool, only: str | None) -> report.Report:
+    runs, repeat = (7, 100_000) if quick else (25, 500_000)
+    packets, agent = [], []
+    with setting.bench() as bench:
+        for case in cases.cases():
+            if _matches(case.name, only):
+                _progress(case.name)
+                packets.append(cases.measure(bench, case, runs, repeat))
+        for beside in agent_side.cases():
+            if _matches(beside.name, only):
+                _progress(beside.name)
+                agent.append(beside.measure(bench, 5 if quick else 15))
+    return report.Report(machine.describe(), tuple(packets), tuple(agent))
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Fewer and shorter runs: a minute instead of five.")
+@click.option("--only", metavar="PATTERN", help="Only the cases whose name contains or matches it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of Markdown.")
+@click.option("--cpu", type=int, help="The CPU to run on; the last one by default.")
+def main(quick: bool, only: str | None, as_json: bool, cpu: int | None) -> None:
+    """Measure the packet path and the agent. Needs root; attaches nothing to your interfaces.
+
+    A whole run (neither --quick nor --only) is kept in bench/results/latest.{json,md}.
+    """
+    try:
+        require_root()
+        _pin(cpu)
+        measured = _measure(quick, only)
+    except SteelyardError as error:
+        raise click.ClickException(str(error)) from error
+    if not measured.packets and not measured.agent:
+        raise click.ClickException(f"no case matches {only!r}")
+    page, data = report.markdown(measured), report.as_json(measured)
+    print(data if as_json else page)
+    if not quick and only is None:
+        _RESULTS.mkdir(exist_ok=True)
+        (_RESULTS / "latest.md").write_text("# Benchmark results\n\n" + page)
+        (_RESULTS / "latest.json").write_text(data + "\n")
+
+
+if __name__ == "__main__":
+    main()

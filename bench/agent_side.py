@@ -1,0 +1,116 @@
+"""Times what the agent does beside the packets: rings, surveys, start, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from agent.dataplane import abi, survey
+from agent.model import Tables
+from agent.rings import maglev
+from bench.setting import Bench
+
+_SLOTS = 65_537
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResult:
+    """One row: milliseconds."""
+
+    name: str
+    median_ms: float
+    min_ms: float
+    runs: int
+    target_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentCase:
+    """``once`` does the thing and says how many milliseconds it took."""
+
+    name: str
+    once: Callable[[Bench], float]
+    target_ms: float | None = None
+
+    def measure(self, bench: Bench, runs: int) -> AgentResult:
+        taken = [self.once(bench) for _ in range(runs)]
+        return AgentResult(
+            self.name, statistics.median(taken), min(taken), runs, target_ms=self.target_ms
+        )
+
+
+def cases() -> Iterator[AgentCase]:
+    """Every case, in the order of the report."""
+    yield AgentCase(f"ring of {_SLOTS:,} slots, 1,000 weighted backends", _ring(1000), 50)
+    yield AgentCase(f"ring of {_SLOTS:,} slots, 100 backends", _ring(100))
+    yield AgentCase("survey of a full table of 4,194,304 slots", _survey)
+    yield AgentCase("data plane from nothing to attached, 1M slots", _start, 1000)
+    yield AgentCase("lbctl --help", _help, 300)
+
+
+def _ms(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return (time.perf_counter() - started) * 1000
+
+
+def _ring(backends: int) -> Callable[[Bench], float]:
+    def once(_bench: Bench) -> float:
+        draw = random.Random(backends)
+        members = tuple(
+            maglev.Member(bytes((10, 1, n >> 8, n & 255)), draw.randint(1, 100), n)
+            for n in range(1, backends + 1)
+        )
+        maglev.build.cache_clear()
+        return _ms(lambda: maglev.build(members, _SLOTS))
+
+    return once
+
+
+def _survey(bench: Bench) -> float:
+    tables, main = bench.main.tables, bench.main
+    bench.fill_flows()
+    now = (main.now_jiffies() >> main.clock.shift) & abi.FLOW_STAMP_MASK
+    return _ms(lambda: survey.survey(tables.flows, tables.backends, now))
+
+
+def _start(_bench: Bench) -> float:
+    """In a process and a network namespace of its own, which end with it."""
+    command = [sys.executable, "-c", "from bench.agent_side import start; start()"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout))
+
+
+def start() -> None:
+    """Compile, load, check and attach to a veth; print the milliseconds."""
+    os.unshare(os.CLONE_NEWNET)  # before anything else opens a socket
+    from dataclasses import replace
+
+    from agent.dataplane import pins
+    from agent.dataplane.program import Dataplane
+    from bench.setting import config
+
+    subprocess.run(
+        ["ip", "link", "add", "bench0", "type", "veth", "peer", "name", "bench1"], check=True
+    )
+    wanted = replace(config(f"bench-start-{os.getpid()}", Tables()), interface="bench0")
+    started = time.perf_counter()
+    try:
+        dataplane = Dataplane(wanted)
+        dataplane.load(wanted.services)
+        dataplane.attach()
+        print(json.dumps((time.perf_counter() - started) * 1000))
+    finally:
+        pins.remove(pins.pins_of(wanted.name))
+
+
+def _help(_bench: Bench) -> float:
+    command = [sys.executable, "-c", "from lbctl.main import main; main()", "--help"]
+    return _ms(lambda: subprocess.run(command, capture_output=True, check=True))

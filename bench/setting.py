@@ -1,0 +1,157 @@
+"""The balancer that is measured: its services, its tables in the kernel, its programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address
+
+import numpy as np
+
+from agent.dataplane import abi, pins, survey
+from agent.dataplane.contents import read
+from agent.dataplane.program import Dataplane
+from agent.model import (
+    Address,
+    Backend,
+    BackendRef,
+    BackendState,
+    Config,
+    Forward,
+    NextHop,
+    Protocol,
+    Service,
+    ServiceKey,
+    Tables,
+)
+from agent.reconcile.apply import Applier
+from agent.reconcile.diff import diff
+from agent.state import identities
+from agent.state.desired import Surroundings, desired
+from agent.state.eligibility import Eligibility
+
+PORT = 80
+BACKENDS = 100  # of each service
+FLOW_SLOTS = 4 << 20
+_UP = Eligibility(BackendState.UP, "", usable=True, alive=True)
+_MTU = 9000
+
+VIPS: dict[tuple[int, Forward], Address] = {
+    (4, Forward.DSR): IPv4Address("10.200.1.1"),
+    (4, Forward.IPIP): IPv4Address("10.200.1.2"),
+    (6, Forward.DSR): IPv6Address("fc00:1::1"),
+    (6, Forward.IPIP): IPv6Address("fc00:1::2"),
+}
+NO_VIP: dict[int, Address] = {4: IPv4Address("10.200.2.1"), 6: IPv6Address("fc00:2::1")}
+CLIENTS: dict[int, Address] = {4: IPv4Address("192.168.1.1"), 6: IPv6Address("fc00:3::1")}
+UDP_PORT = 53
+ANY_PORT_VIP = IPv4Address("10.200.1.3")
+
+
+def _backends(family: int, number: int) -> tuple[Backend, ...]:
+    first = int(IPv4Address("10.1.0.0") if family == 4 else IPv6Address("fc00:100::"))
+    make = IPv4Address if family == 4 else IPv6Address
+    base = first + (number << 12)
+    return tuple(Backend(f"b{n}", make(base + n)) for n in range(1, BACKENDS + 1))
+
+
+def _service(number: int, vip: Address, port: int, protocol: Protocol, forward: Forward) -> Service:
+    key = ServiceKey(vip, port, protocol)
+    backends = _backends(vip.version, number)
+    return Service(f"service-{number}", key, forward=forward, backends=backends)
+
+
+def services() -> dict[str, Service]:
+    """Everything that is balanced, by name: ``v4 dsr`` and so on."""
+    found = {
+        f"v{family} {forward.value}": _service(n, vip, PORT, Protocol.TCP, forward)
+        for n, ((family, forward), vip) in enumerate(VIPS.items())
+    }
+    udp = VIPS[4, Forward.DSR]
+    found["udp"] = _service(len(found), udp, UDP_PORT, Protocol.UDP, Forward.DSR)
+    found["any port"] = _service(len(found), ANY_PORT_VIP, 0, Protocol.TCP, Forward.DSR)
+    return found
+
+
+def config(name: str, tables: Tables | None = None) -> Config:
+    """The configuration of the measured instance."""
+    return Config(
+        name=name,
+        interface="lo",
+        ipip_source_v4=IPv4Address("10.0.0.2"),
+        ipip_source_v6=IPv6Address("fd00::2"),
+        tables=tables or Tables(flows=FLOW_SLOTS, services=16, backends=1024),
+        services=tuple(services().values()),
+    )
+
+
+def _hop(address: Address) -> NextHop:
+    return NextHop(address, 1, "02:00:00:00:01:01", "02:00:00:00:00:02", _MTU, on_link=True)
+
+
+def fill(dataplane: Dataplane, config: Config) -> None:
+    """Write the services, backends and rings as the agent would: all backends up."""
+    tables = dataplane.tables
+    actual = read(tables)
+    refs = [(s, b) for s in config.services for b in s.backends]
+    around = Surroundings(
+        eligibility={BackendRef(s.name, b.name): _UP for s, b in refs},
+        hops={b.address: _hop(b.address) for _, b in refs},
+        ifindex=1,
+        ticks=dataplane.clock.ticks,
+    )
+    salts = iter(range(1, 1 << 16))
+    ids = identities.assign(config, actual, frozenset(), lambda: next(salts))
+    applier = Applier(tables)
+    for step in diff(actual, desired(config, ids, around)):
+        applier.apply(step)
+
+
+class Bench:
+    """An instance whose tables the measured programs share; nothing is attached."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._services = services()
+        self._programs: dict[tuple[str, ...], Dataplane] = {}
+        self.main = self.program(())
+        fill(self.main, config)
+
+    def program(self, names: tuple[str, ...]) -> Dataplane:
+        """The program that serves these services (none named: all), compiled once."""
+        if names not in self._programs:
+            dataplane = Dataplane(self._config)
+            wanted = [self._services[n] for n in names] if names else self._config.services
+            dataplane.load(tuple(wanted))
+            self._programs[names] = dataplane
+        return self._programs[names]
+
+    def clear_flows(self) -> None:
+        self.main.tables.flows[:] = 0
+
+    def fill_flows(self) -> None:
+        """Every slot holds a live, established flow of somebody else."""
+        tables, rng = self.main.tables, np.random.default_rng(1)
+        used = np.flatnonzero(tables.backends["service"])
+        now = (self.main.now_jiffies() >> self.main.clock.shift) & abi.FLOW_STAMP_MASK
+        count = len(tables.flows)
+        words = rng.integers(0, 1 << 32, count, dtype=np.uint64) << np.uint64(abi.FLOW_TAG_SHIFT)
+        words |= rng.choice(used, count).astype(np.uint64) << np.uint64(abi.FLOW_BACKEND_SHIFT)
+        words |= np.uint64(abi.FlowState.ESTABLISHED << abi.FLOW_STATE_SHIFT | now)
+        tables.flows[:] = words
+
+    def established(self) -> int:
+        """Established flows in the table."""
+        states = survey.state_of(self.main.tables.flows)
+        return int(np.count_nonzero(states == abi.FlowState.ESTABLISHED))
+
+
+@contextmanager
+def bench() -> Iterator[Bench]:
+    """A Bench whose pins are gone afterwards."""
+    chosen = config(f"bench-{os.getpid()}")
+    try:
+        yield Bench(chosen)
+    finally:
+        pins.remove(pins.pins_of(chosen.name))

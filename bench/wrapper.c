@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Puts the packet back, then tail-calls the program under test.
+ *
+ * BPF_PROG_TEST_RUN with repeat > 1 restores neither the bytes nor the length
+ * between repeats: an encapsulating program would see its own output from the
+ * second repeat on.  Only what the programs change is written again, the length
+ * and the first 16 bytes: storing all of it would make the program's loads wait
+ * for stores that no network card does.
+ *
+ * -D constants: BENCH_LENGTH, BENCH_WORD0, BENCH_WORD1 (the first 16 bytes), and
+ * for many flows BENCH_FLOW_OFFSET (0: one flow), BENCH_FLOW_BASE,
+ * BENCH_FLOW_MASK, BENCH_FLOW_SHIFT (log2 of the packets in a row of one flow).
+ */
+BPF_PROG_ARRAY(target, 1);
+BPF_ARRAY(counter, u64, 1);
+
+static __always_inline int restore(struct xdp_md *ctx)
+{
+	long length = (long)ctx->data_end - (long)ctx->data;
+	void *data, *data_end;
+	u64 *next, number;
+	int zero = 0;
+
+	if (bpf_xdp_adjust_head(ctx, length - BENCH_LENGTH))
+		return -1;
+	data = (void *)(long)ctx->data;
+	data_end = (void *)(long)ctx->data_end;
+	if (data + BENCH_LENGTH > data_end)
+		return -1;
+	((u64 *)data)[0] = BENCH_WORD0;
+	((u64 *)data)[1] = BENCH_WORD1;
+	if (BENCH_FLOW_OFFSET) {
+		next = counter.lookup(&zero);
+		if (!next)
+			return -1;
+		number = (*next)++ >> BENCH_FLOW_SHIFT;
+		*(u32 *)(data + BENCH_FLOW_OFFSET) =
+			__builtin_bswap32(BENCH_FLOW_BASE + (number & BENCH_FLOW_MASK));
+	}
+	return 0;
+}
+
+int bench(struct xdp_md *ctx)
+{
+	if (restore(ctx))
+		return XDP_ABORTED;
+	target.call(ctx, 0);
+	return XDP_ABORTED;
+}
+
+/* The empty program: what is left is the wrapper's own cost. */
+int nothing(struct xdp_md *ctx)
+{
+	return XDP_TX;
+}

@@ -1,0 +1,203 @@
+"""Decides what each step of the demo has shown, from the load generator's records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lbctl.lab import figures
+from lbctl.lab.figures import Held, Request
+
+# Of the shares: four standard deviations of what a thousand requests give.
+TOLERANCE = 0.06
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number of the table at the end; ``unit`` is empty for a count."""
+
+    name: str
+    value: float
+    unit: str = ""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a step found: sentences for the reader, figures, and what is not as it should be."""
+
+    lines: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        """Add a sentence."""
+        self.lines.append(line)
+
+    def count(self, name: str, value: float, unit: str = "") -> None:
+        """Add a figure."""
+        self.figures.append(Figure(name, value, unit))
+
+    def require(self, holds: bool, problem: str) -> None:
+        """Note a problem unless the condition holds."""
+        if not holds:
+            self.problems.append(problem)
+
+    def require_no_failure(self, failed: Sequence[Request]) -> None:
+        """Note a problem if a request failed."""
+        kinds = {request.error or f"status {request.status}" for request in failed}
+        self.require(not failed, f"{len(failed)} requests failed ({', '.join(sorted(kinds))})")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The traffic of a step: requests started, and events, from ``start_s`` to ``end_s``."""
+
+    start_s: float
+    end_s: float
+    requests: Sequence[Request]
+    held: Sequence[Held]  # of all time, since what is open now was opened before
+
+    @property
+    def failed(self) -> list[Request]:
+        """The requests that failed."""
+        return figures.failures(self.requests)
+
+    def events(self, event: str) -> list[Held]:
+        """The events of one kind."""
+        return figures.held_in(self.held, event, self.start_s, self.end_s)
+
+
+def spread(window: Window, weights: Mapping[str, int]) -> Outcome:
+    """Each backend should have had the share that its weight promises."""
+    counts = figures.answered_by(window.requests)
+    actual, promised = figures.shares(counts), figures.shares(weights)
+    gap = figures.widest_gap(promised, actual)
+    answered = [request for request in window.requests if not request.failed]
+    families = {request.target.startswith("[") for request in answered}
+    outcome = Outcome()
+    for name, share in promised.items():
+        outcome.say(
+            f"{name}: {counts[name]:5,} requests, {100 * actual.get(name, 0):4.1f} %"
+            f" (weight {weights[name]} promises {100 * share:.0f} %)"
+        )
+    seconds = window.end_s - window.start_s
+    outcome.count("requests answered per second", len(answered) / seconds, "1/s")
+    outcome.count("latency, median", figures.latency_ms(answered, 0.5), "ms")
+    outcome.count("latency, 99 %", figures.latency_ms(answered, 0.99), "ms")
+    outcome.count("largest deviation from a promised share", 100 * gap, "points")
+    outcome.require_no_failure(window.failed)
+    outcome.require(len(families) == 2, "IPv4 and IPv6 did not both carry traffic")
+    outcome.require(gap <= TOLERANCE, f"a share is {100 * gap:.1f} points off")
+    return outcome
+
+
+def kill(window: Window, backend: str, calm: bool, back_ms: float | None) -> Outcome:
+    """Requests may fail until the death is noticed, and nothing of other backends may break.
+
+    ``window`` begins at the kill; ``calm``: failures had ended by its end; ``back_ms``: when
+    the backend, started again, got its first request.
+    """
+    failed, broken = window.failed, window.events("broke")
+    until_ms = figures.last_start_ms(failed, window.start_s)
+    others = [event for event in broken if event.backend != backend]
+    outcome = Outcome()
+    outcome.say(
+        f"no new connection reached it after {until_ms:,.0f} ms; until then"
+        f" {len(failed)} requests failed"
+    )
+    outcome.say(
+        f"open connections broken: {len(broken) - len(others)} on {backend},"
+        f" {len(others)} on other backends"
+    )
+    outcome.count("backend killed: last new connection to it after", until_ms, "ms")
+    outcome.count("backend killed: requests failed until then", len(failed))
+    outcome.count("backend killed: connections of other backends broken", len(others))
+    outcome.require(calm, f"requests still fail {window.end_s - window.start_s:.0f} s later")
+    outcome.require(not others, f"{len(others)} connections of other backends broke")
+    outcome.require(back_ms is not None, f"{backend} was started again, but gets no requests")
+    if back_ms is not None:
+        outcome.say(f"started again, it got its first request after {back_ms:,.0f} ms")
+        outcome.count("backend back: first request after", back_ms, "ms")
+    return outcome
+
+
+def drain(window: Window, backend: str) -> Outcome:
+    """What was open at the start ends well or is still served, and nothing new comes."""
+    theirs = {
+        number
+        for number, name in figures.open_at(window.held, window.start_s).items()
+        if name == backend
+    }
+    finished = theirs & {event.connection for event in window.events("finished")}
+    broken = theirs & {e.connection for e in (*window.events("broke"), *window.events("moved"))}
+    new = sum(request.backend == backend for request in window.requests)
+    new += sum(event.backend == backend for event in window.events("opened"))
+    kept = len(theirs - finished - broken)
+    outcome = Outcome()
+    outcome.say(
+        f"it had {len(theirs)} open connections: {len(finished)} ended as they should,"
+        f" {kept} are kept and still answered, {len(broken)} broke"
+    )
+    outcome.say(f"new connections to it: {new}; requests failed: {len(window.failed)}")
+    outcome.count("backend drained: its open connections broken", len(broken))
+    outcome.count("backend drained: new connections to it", new)
+    outcome.count("backend drained: requests failed", len(window.failed))
+    outcome.require(bool(finished), "the drained backend had no open stream that could end")
+    outcome.require(not broken, f"{len(broken)} connections of the drained backend broke")
+    outcome.require(not new, f"{new} new connections reached the drained backend")
+    outcome.require_no_failure(window.failed)
+    return outcome
+
+
+def add(window: Window, backend: str) -> Outcome:
+    """The backend gets requests, and none fails; ``window`` begins with the command."""
+    first_ms = figures.first_answer_ms(window.requests, backend, window.start_s)
+    outcome = Outcome()
+    outcome.require_no_failure(window.failed)
+    outcome.require(first_ms is not None, f"{backend} was added, but gets no requests")
+    if first_ms is not None:
+        outcome.say(
+            f"its first request came {first_ms:,.0f} ms after the command was given;"
+            f" requests failed: {len(window.failed)}"
+        )
+        outcome.count("backend added: first request after", first_ms, "ms")
+    outcome.count("backend added: requests failed", len(window.failed))
+    return outcome
+
+
+def restart(window: Window, ready_s: float, away_s: float) -> Outcome:
+    """Nobody notices that the agent was gone, ``away_s`` of the time on purpose."""
+    held = len(figures.open_at(window.held, window.start_s))
+    broken, moved = window.events("broke"), window.events("moved")
+    ready_ms = 1000 * (ready_s - window.start_s - away_s)
+    outcome = Outcome()
+    outcome.say(
+        f"{len(window.requests):,} requests meanwhile, {len(window.failed)} failed;"
+        f" of {held} open connections {len(broken)} broke, {len(moved)} moved"
+    )
+    outcome.say(f"the new agent had taken over {ready_ms:,.0f} ms after its start")
+    outcome.count("agent killed: requests failed", len(window.failed))
+    outcome.count("agent killed: open connections broken", len(broken))
+    outcome.count("agent killed: flows moved to another backend", len(moved))
+    outcome.count("agent killed: slowest request", figures.slowest_ms(window.requests), "ms")
+    outcome.count("agent killed: from its start until it has taken over", ready_ms, "ms")
+    outcome.require(bool(window.requests) and bool(held), "there was no traffic meanwhile")
+    outcome.require_no_failure(window.failed)
+    outcome.require(not broken, f"{len(broken)} open connections broke")
+    outcome.require(not moved, f"{len(moved)} flows moved to another backend")
+    return outcome
+
+
+def reload(window: Window, times: int) -> Outcome:
+    """No request and no open connection notices a new configuration."""
+    lost = len(window.events("broke")) + len(window.events("moved"))
+    outcome = Outcome()
+    outcome.say(
+        f"{len(window.requests):,} requests meanwhile, {len(window.failed)} failed;"
+        f" open connections broken or moved: {lost}"
+    )
+    outcome.count(f"{times} reloads: requests failed", len(window.failed))
+    outcome.count(f"{times} reloads: open connections broken or moved", lost)
+    outcome.require_no_failure(window.failed)
+    outcome.require(not lost, f"{lost} open connections broke or moved")
+    return outcome

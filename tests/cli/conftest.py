@@ -1,0 +1,368 @@
+"""A fake agent on a real Unix socket, and lbctl as a function that is called with it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import pytest
+
+from lbctl.environment import Environment
+from lbctl.main import cli
+
+RATES = {
+    "new_flows_per_s": 12.34,
+    "packets_per_s": 45_678.0,
+    "bits_per_s": 1_234_567_890.0,
+    "drops_per_s": 0.0,
+}
+IDLE = dict.fromkeys(RATES, 0.0)
+TOTALS = {
+    "packets_total": 1_234_567,
+    "bytes_total": 987_654_321,
+    "new_flows_total": 4321,
+    "closed_flows_total": 4000,
+    "established_flows_total": 4300,
+}
+
+
+def backend_view(name: str, address: str, **changed: object) -> dict[str, Any]:
+    """A BackendView of a backend that is well."""
+    view: dict[str, Any] = {
+        "service": "chat",
+        "name": name,
+        "address": address,
+        "state": "up",
+        "reason": "http 200 in 3 ms",
+        "since": "2026-01-02T03:04:05.000Z",
+        "since_s": 7500.0,
+        "admin_state": "active",
+        "health": "up",
+        "health_reason": "http 200",
+        "health_since": "2026-01-02T03:04:05.000Z",
+        "health_latency_ms": 3.21,
+        "next_hop": {"mac": "02:00:00:00:00:21", "ifindex": 2, "on_link": True, "mtu": 1500},
+        "weight_configured": 100,
+        "weight_effective": 100,
+        "weight_reason": "",
+        "share_expected": 0.333333,
+        "share_actual": 0.34,
+        "flows_established": 321,
+        "rates": RATES,
+        **TOTALS,
+    }
+    return view | changed
+
+
+def service_view() -> dict[str, Any]:
+    """A ServiceView with a backend that is well, one that drains, and one that is down."""
+    return {
+        "name": "chat",
+        "vip": "10.0.0.10",
+        "port": 80,
+        "protocol": "tcp",
+        "forward": "dsr",
+        "scheduler": "maglev",
+        "down_flows": "keep",
+        "state": "degraded",
+        "reason": "1 of 3 backends is down",
+        "since": "2026-01-02T03:04:05.000Z",
+        "since_s": 75.0,
+        "backends_up": 1,
+        "backends_total": 3,
+        "flows_established": 642,
+        "rates": RATES,
+        **TOTALS,
+        "flows_not_recorded_total": 0,
+        "drops_total": {"no_backend": 0, "malformed": 17},
+        "timeouts_s": {"embryonic": 30.0, "acked": 60.0, "established": 900.0, "closing": 30.0},
+        "health_check": {
+            "type": "http",
+            "port": 8000,
+            "interval_s": 1.0,
+            "timeout_s": 0.5,
+            "rise": 2,
+            "fall": 3,
+            "jitter": 0.1,
+            "path": "/health",
+            "host": None,
+        },
+        "backends": [
+            backend_view("gpu-1", "10.0.0.21"),
+            backend_view(
+                "gpu-2",
+                "10.0.0.22",
+                state="drain",
+                reason="drained by the operator, 321 flows left",
+                admin_state="drain",
+                weight_effective=0,
+                weight_reason="drain",
+                share_expected=0.0,
+                share_actual=0.0,
+            ),
+            backend_view(
+                "gpu-3",
+                "10.0.0.23",
+                state="down",
+                reason="http: connection refused by 10.0.0.23:8000 (3 failures in a row)",
+                health="down",
+                health_latency_ms=None,
+                next_hop=None,
+                since_s=42.0,
+                flows_established=0,
+                rates=IDLE,
+            ),
+        ],
+    }
+
+
+STATUS: dict[str, Any] = {
+    "agent": {
+        "name": "edge-1",
+        "version": "0.1.0",
+        "pid": 4711,
+        "uptime_s": 93_784.0,
+        "started_at": "2026-01-01T00:00:00.000Z",
+        "config_file": "/etc/steelyard/agent.yaml",
+        "config_problem": "",
+        "changes_since_file": 2,
+        "reconcile_problem": "",
+    },
+    "dataplane": {
+        "interface": "eth0",
+        "attached": True,
+        "xdp_mode": "native",
+        "xdp_mode_reason": "the fastest",
+        "driver": "mlx5_core",
+        "program_id": 42,
+        "abi_version": 1,
+        "features": ["ipv4", "ipv6"],
+        "compile_ms": 221.5,
+        "instructions": 1432,
+        "flow_table": {
+            "slots": 1_048_576,
+            "established": 642,
+            "acked": 3,
+            "embryonic": 9,
+            "closing": 12,
+            "used_share": 0.000635,
+        },
+        "passed_packets": {"not_ip": 12, "not_vip": 34_567, "vip_other": 0},
+    },
+    "services": {"total": 1, "up": 0, "degraded": 1, "down": 0},
+    "backends": {
+        "total": 3,
+        "up": 1,
+        "down": 1,
+        "drain": 1,
+        "maintenance": 0,
+        "checking": 0,
+        "unreachable": 0,
+    },
+    "rates": RATES,
+}
+
+CONFIG: dict[str, Any] = {
+    "name": "edge-1",
+    "interface": "eth0",
+    "services": [
+        {
+            "name": "chat",
+            "vip": "10.0.0.10",
+            "port": 80,
+            "health": {"type": "http", "port": 8000, "path": "/health"},
+            "backends": [
+                {"name": "gpu-1", "address": "10.0.0.21"},
+                {"name": "gpu-2", "address": "10.0.0.22", "state": "drain"},
+                {"name": "gpu-3", "address": "10.0.0.23"},
+            ],
+        }
+    ],
+}
+
+FLOW = {
+    "service": "chat",
+    "protocol": "tcp",
+    "client": "198.51.100.7",
+    "client_port": 40_000,
+    "vip": "10.0.0.10",
+    "port": 80,
+    "backend": "gpu-1",
+    "state": "established",
+    "age_s": 192.0,
+    "idle_s": 1.5,
+}
+
+WEIGHT_CHANGE = {
+    "action": "change",
+    "kind": "backend",
+    "service": "chat",
+    "backend": "gpu-1",
+    "fields": [{"field": "weight", "old": 100, "new": 50}],
+    "effect": "gets 20.0 % of the new flows instead of 33.3 %",
+}
+ADDITION = {
+    "action": "add",
+    "kind": "backend",
+    "service": "chat",
+    "backend": "gpu-4",
+    "fields": [{"field": "address", "old": None, "new": "10.0.0.24"}],
+    "effect": "gets 25.0 % of the new flows",
+}
+REMOVAL = {
+    "action": "remove",
+    "kind": "backend",
+    "service": "chat",
+    "backend": "gpu-3",
+    "fields": [],
+    "effect": "its 0 flows end",
+}
+
+
+def refusal(message: str, where: str = "", remedy: str = "") -> dict[str, Any]:
+    return {"error": {"message": message, "where": where, "remedy": remedy}}
+
+
+@dataclass
+class FakeAgent:
+    """Answers as the contract says; ``edits`` are what it was asked to change."""
+
+    socket: Path
+    services: list[dict[str, Any]] = field(default_factory=lambda: [service_view()])
+    status: dict[str, Any] = field(default_factory=lambda: copy.deepcopy(STATUS))
+    config: dict[str, Any] = field(default_factory=lambda: copy.deepcopy(CONFIG))
+    since_file: list[dict[str, Any]] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=lambda: [WEIGHT_CHANGE])
+    flows: list[dict[str, Any]] = field(default_factory=lambda: [FLOW])
+    matched: int = 1
+    explanation: dict[str, Any] = field(default_factory=dict)
+    refuse_edits: tuple[int, dict[str, Any]] | None = None
+    edits: list[dict[str, Any]] = field(default_factory=list)
+    queries: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    raw: bytes | None = None  # what to answer instead of JSON
+
+    @property
+    def applied(self) -> list[dict[str, Any]]:
+        return [edit for edit in self.edits if not edit["dry_run"]]
+
+    def get(self, path: str, query: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        self.queries.append((path, query))
+        match path.split("/")[2:]:
+            case ["status"]:
+                return 200, self.status
+            case ["services"]:
+                return 200, {"services": self.services}
+            case ["services", name]:
+                found = [view for view in self.services if view["name"] == unquote(name)]
+                return (200, found[0]) if found else (404, refusal(f"there is no service {name!r}"))
+            case ["config"]:
+                return 200, {"config": self.config, "changes_since_file": self.since_file}
+            case ["flows"]:
+                shown = self.flows[: int(query["limit"])]
+                return 200, {"flows": shown, "matched": self.matched, "shown": len(shown)}
+            case ["explain"]:
+                return 200, self.explanation
+        return 404, refusal("there is no such path")
+
+    def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        self.edits.append(body)
+        if self.refuse_edits is not None:
+            return self.refuse_edits
+        return 200, {"changes": self.changes, "applied": not body["dry_run"]}
+
+
+class _Server(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
+    agent: FakeAgent
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        self._answer(*self.server.agent.get(parts.path, dict(parse_qsl(parts.query))))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self._answer(*self.server.agent.post(self.path, body))
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        content = self.server.agent.raw
+        if content is None:
+            content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+    def address_string(self) -> str:
+        return "unix"
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[FakeAgent]:
+    """A fake agent that listens."""
+    path = tmp_path / "agent.sock"
+    with _Server(str(path), _Handler) as server:
+        server.agent = FakeAgent(path)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server.agent
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of lbctl came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+type Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """lbctl as a function; keyword arguments are fields of its environment."""
+    monkeypatch.delenv("STEELYARD_SOCKET", raising=False)
+
+    def call(*arguments: str, **environment: Any) -> Result:
+        out, err = io.StringIO(), io.StringIO()
+        settings: dict[str, Any] = {
+            "socket": tmp_path / "agent.sock",
+            "width": None,
+            "colour": False,
+            "interactive": False,
+            "stdin": io.StringIO(),
+        } | environment
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                cli.main(list(arguments), "lbctl", obj=Environment(**settings))
+            except SystemExit as exit_:
+                code = exit_.code if isinstance(exit_.code, int) else 1
+        return Result(code, out.getvalue(), err.getvalue())
+
+    return call

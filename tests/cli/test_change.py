@@ -1,0 +1,231 @@
+"""Commands that change: what the agent is asked, what is shown, and what must be asked first."""
+
+from __future__ import annotations
+
+import pytest
+
+REMOVAL = {
+    "action": "remove",
+    "kind": "backend",
+    "service": "chat",
+    "backend": "gpu-3",
+    "fields": [],
+    "effect": "its 0 flows end",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "op", "values"),
+    [
+        ("backend set chat/gpu-1 --weight 50", "backend.set", {"weight": 50}),
+        ("backend set chat/gpu-1 --weight 0", "backend.set", {"weight": 0}),
+        ("backend drain chat/gpu-1", "backend.set", {"state": "drain"}),
+        ("backend enable chat/gpu-1", "backend.set", {"state": "active"}),
+        ("backend disable chat/gpu-1", "backend.set", {"state": "maintenance"}),
+        ("backend add chat/gpu-1 --address 10.0.0.24", "backend.add", {"address": "10.0.0.24"}),
+        ("backend remove chat/gpu-1 --yes", "backend.remove", {}),
+    ],
+)
+def test_backend_verbs_become_edits(agent, run, command, op, values):
+    result = run(*command.split())
+    assert result.code == 0, result.err
+    assert agent.edits == [
+        {"op": op, "service": "chat", "backend": "gpu-1", "values": values, "dry_run": False}
+    ]
+
+
+def test_service_add_becomes_a_document(agent, run):
+    result = run(
+        *[
+            "service",
+            "add",
+            "chat",
+            "--vip",
+            "10.0.0.10",
+            "--port",
+            "80",
+            "--health",
+            "http",
+            "--health-path",
+            "/health",
+        ],
+        *[
+            "--health-interval",
+            "1.5",
+            "--health-timeout",
+            "500ms",
+            "--health-expect-status",
+            "200,204",
+        ],
+        *["--timeout", "established=15m", "--timeout", "closing=10", "--health-no-verify-tls"],
+        *["--backend", "gpu-1=10.0.0.21", "--backend", "gpu-2=10.0.0.22,weight=50"],
+    )
+    assert result.code == 0, result.err
+    assert agent.edits[0]["values"] == {
+        "vip": "10.0.0.10",
+        "port": 80,
+        "protocol": "tcp",
+        "timeouts": {"established": "15m", "closing": 10.0},
+        "health": {
+            "type": "http",
+            "path": "/health",
+            "interval": 1.5,
+            "timeout": "500ms",
+            "expect_status": [200, 204],
+            "verify_tls": False,
+        },
+        "backends": [
+            {"name": "gpu-1", "address": "10.0.0.21"},
+            {"name": "gpu-2", "address": "10.0.0.22", "weight": 50},
+        ],
+    }
+
+
+def test_service_set_sends_only_what_was_named(agent, run):
+    run("service", "set", "chat", "--forward", "ipip", "--health-expect-status", "200-299")
+    assert agent.edits[0]["values"] == {"forward": "ipip", "health": {"expect_status": "200-299"}}
+    run("service", "set", "chat", "--port", "any")
+    assert agent.edits[1]["values"] == {"port": "any"}
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("service add chat --vip 10.0.0.10", "--port"),
+        ("service add chat --port 80 --vip 10.0.0.300", "not an IPv4 or IPv6 address"),
+        ("service add chat --vip 10.0.0.10 --port 0", "1 to 65535, or any"),
+        ("service add c --vip 10.0.0.1 --port 1 --backend gpu-1", "NAME=ADDRESS"),
+        ("service add c --vip 10.0.0.1 --port 1 --timeout long=3", "STATE=DURATION"),
+        ("service set chat", "nothing to set"),
+        ("backend set chat/gpu-1", "nothing to set"),
+        ("backend set chat/gpu-1 --weight 1001", "1000"),
+        ("backend drain gpu-1", "SERVICE/BACKEND, as in chat/gpu-1"),
+        ("backend drain chat/", "SERVICE/BACKEND"),
+        ("backend add chat/gpu-9", "--address"),
+    ],
+)
+def test_wrong_usage_is_told_before_the_agent_is_asked(agent, run, command, hint):
+    result = run(*command.split())
+    assert result.code == 2
+    assert hint in result.err
+    assert agent.edits == []
+
+
+def test_a_change_is_shown_with_its_effect(agent, run):
+    result = run("backend", "set", "chat/gpu-1", "--weight", "50")
+    assert result.out.splitlines() == [
+        "~ backend chat/gpu-1: weight 100 → 50",
+        "    gets 20.0 % of the new flows instead of 33.3 %",
+    ]
+    assert result.err == "done: 1 backend changed\n"
+
+
+def test_no_change_says_so(agent, run):
+    agent.changes = []
+    result = run("backend", "enable", "chat/gpu-1")
+    assert (result.code, result.out, result.err) == (0, "no change\n", "")
+
+
+def test_dry_run_changes_nothing(agent, run):
+    result = run("backend", "drain", "chat/gpu-1", "--dry-run")
+    assert result.code == 0
+    assert agent.applied == []
+    assert "nothing was changed" in result.err
+
+
+def test_json_of_a_change_is_the_agents_answer(agent, run):
+    result = run("backend", "drain", "chat/gpu-1", "-o", "json")
+    assert result.json == {"changes": agent.changes, "applied": True}
+
+
+def test_removal_asks_on_a_terminal_with_the_plan_in_view(agent, run):
+    agent.changes = [REMOVAL]
+    asked: list[str] = []
+
+    def yes(question: str) -> bool:
+        asked.append(question)
+        return True
+
+    result = run("backend", "remove", "chat/gpu-3", interactive=True, confirm=yes)
+    assert result.code == 0
+    assert asked == ["Remove chat/gpu-3?"]
+    assert [edit["dry_run"] for edit in agent.edits] == [True, False]
+    assert result.out.count("- backend chat/gpu-3") == 1
+    assert "done: 1 backend removed" in result.err
+
+
+def test_removal_that_is_declined_changes_nothing(agent, run):
+    result = run("service", "remove", "chat", interactive=True, confirm=lambda _: False)
+    assert result.code == 1
+    assert "nothing was changed" in result.err
+    assert agent.applied == []
+
+
+def test_removal_without_a_terminal_is_refused_with_the_remedy(agent, run):
+    result = run("service", "remove", "chat")
+    assert result.code == 1
+    assert "--yes" in result.err
+    assert agent.edits == []
+
+
+def test_asked_removal_in_json_keeps_standard_output_clean(agent, run):
+    agent.changes = [REMOVAL]
+    result = run(
+        "backend", "remove", "chat/gpu-3", "-o", "json", interactive=True, confirm=lambda _: True
+    )
+    assert result.json["applied"] is True
+    assert "- backend chat/gpu-3" in result.err
+
+
+def test_drain_waits_for_the_last_flow(agent, run):
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            agent.services[0]["backends"][0]["flows_established"] = 0
+
+    result = run("backend", "drain", "chat/gpu-1", "--wait", sleep=sleep)
+    assert result.code == 0
+    assert len(naps) == 3
+    assert result.err.count("waiting: 321") == 1
+    assert "chat/gpu-1 has no established flows" in result.err
+
+
+def test_drain_gives_up_waiting_with_the_remedy(agent, run):
+    result = run(
+        "backend", "drain", "chat/gpu-1", "--wait", "--wait-limit", "5", sleep=lambda _: None
+    )
+    assert result.code == 1
+    assert "lbctl flows --backend chat/gpu-1" in result.err
+
+
+def test_refusal_shows_every_problem_where_and_remedy(agent, run):
+    first = {"message": "weight 2000", "where": "chat", "remedy": "0 to 1000"}
+    second = {"message": "port 0", "where": "web", "remedy": "1 to 65535"}
+    agent.refuse_edits = (400, {"error": first | {"problems": [first, second]}})
+    result = run("service", "set", "chat", "--forward", "ipip")
+    assert result.code == 1
+    assert "chat: weight 2000\n  remedy: 0 to 1000" in result.err
+    assert "web: port 0\n  remedy: 1 to 65535" in result.err
+    assert result.out == ""
+
+
+def test_mistyped_names_are_guessed(agent, run):
+    assert "did you mean chat?" in run("service", "show", "caht").err
+    assert "did you mean chat/gpu-1?" in run("backend", "show", "chat/gpu1").err
+    agent.refuse_edits = (404, {"error": {"message": "there is no backend gup-2"}})
+    result = run("backend", "drain", "chat/gup-2")
+    assert result.code == 1
+    assert "did you mean chat/gpu-2?" in result.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["status", "service list", "backend drain chat/gpu-1", "diff", "flows", "export"],
+)
+def test_no_agent_is_exit_code_3_with_the_remedy(run, command):
+    result = run(*command.split())
+    assert result.code == 3
+    assert "remedy:" in result.err
+    assert result.out == ""

@@ -1,0 +1,301 @@
+"""Commands that look: tables, JSON and YAML of what the agent says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+WIDTHS = (80, 100, 120, 160, 200)
+
+
+def test_backend_list_says_state_why_since_weight_rates_and_share(agent, run):
+    result = run("backend", "list")
+    assert result.code == 0
+    header, *rows = result.out.splitlines()
+    assert header.split() == [
+        "SERVICE",
+        "BACKEND",
+        "ADDRESS",
+        "STATE",
+        "SINCE",
+        "WHY",
+        "WEIGHT",
+        "FLOWS",
+        "NEW/S",
+        "PKT/S",
+        "BIT/S",
+        "SHARE",
+        "exp/act",
+    ]
+    assert rows[0].split() == [
+        "chat",
+        "gpu-1",
+        "10.0.0.21",
+        "up",
+        "2h05m",
+        "http",
+        "200",
+        "in",
+        "3",
+        "ms",
+        "100",
+        "321",
+        "12.3",
+        "45.7k",
+        "1.2G",
+        "33.3/34.0%",
+    ]
+    assert "100→0" in rows[1]
+    assert "drained by the operator" in rows[1]
+    assert len(rows) == 3
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    "command", ["backend list", "service list", "service show chat", "status", "flows"]
+)
+def test_output_fits_the_terminal_and_cuts_no_names(agent, run, width, command):
+    agent.services[0]["backends"][0]["name"] = "a-backend-with-a-long-name"
+    result = run(*command.split(), width=width)
+    assert max(map(len, result.out.splitlines())) <= width
+    assert "…" not in result.out
+    if "backend" in command:
+        assert "a-backend-with-a-long-name" in result.out
+
+
+def test_narrow_terminal_says_which_columns_it_left_out(agent, run):
+    assert "left out PKT/S" in run("service", "show", "chat", width=80).out
+    assert "left out" not in run("service", "show", "chat", width=160).out
+
+
+def test_colour_is_used_on_request_only(agent, run):
+    assert "\x1b[" not in run("backend", "list").out
+    assert "\x1b[" in run("backend", "list", colour=True).out
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_output_option_stands_before_or_after_the_command(agent, run, place):
+    arguments = ["status", "-o", "json"] if place == "after" else ["-o", "json", "status"]
+    assert run(*arguments).json == agent.status
+
+
+def test_socket_option_stands_before_or_after_the_command(agent, run, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    assert run("--socket", str(agent.socket), "status", socket=elsewhere).code == 0
+    assert run("status", "--socket", str(agent.socket), socket=elsewhere).code == 0
+
+
+def test_socket_comes_from_the_environment(agent, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEELYARD_SOCKET", str(agent.socket))
+    assert run("status", socket=tmp_path / "elsewhere").code == 0
+
+
+def test_yaml_is_the_same_answer(agent, run):
+    assert yaml.safe_load(run("service", "show", "chat", "-o", "yaml").out) == agent.services[0]
+
+
+def test_backend_list_filters_by_service_and_state(agent, run):
+    result = run("backend", "list", "chat", "--state", "down", "-o", "json")
+    assert [entry["name"] for entry in result.json["backends"]] == ["gpu-3"]
+    assert run("backend", "list", "caht").code == 1
+    assert run("backend", "list", "--state", "checking").out == "no backends\n"
+
+
+def test_empty_balancer_says_how_to_begin(agent, run):
+    agent.services = []
+    assert "lbctl service add" in run("service", "list").out
+    assert run("backend", "list").out == "no backends\n"
+    assert run("service", "list", "-o", "json").json == {"services": []}
+
+
+def test_service_show_has_details_and_backends(agent, run):
+    out = run("service", "show", "chat").out
+    assert "tcp 10.0.0.10:80" in out
+    assert "degraded for 1m15s: 1 of 3 backends is down" in out
+    assert "http: port 8000, interval 1s, timeout 500ms" in out
+    assert "17 malformed" in out
+    assert "gpu-3" in out
+
+
+def test_service_show_tells_of_flows_without_room(agent, run):
+    agent.services[0]["flows_not_recorded_total"] = 5000
+    assert "5,000 flows found no room" in run("service", "show", "chat").out
+
+
+def test_backend_show_has_health_next_hop_and_weight(agent, run):
+    out = run("backend", "show", "chat/gpu-2").out
+    assert "02:00:00:00:00:21, on the same segment" in out
+    assert "100→0 (drain)" in out
+    assert "http 200 (3.2 ms)" in out
+    assert "not resolved" in run("backend", "show", "chat/gpu-3").out
+
+
+def test_status_says_whether_it_balances(agent, run):
+    out = run("status").out
+    assert "edge-1: balancing on eth0 (native XDP, driver mlx5_core)" in out
+    assert "3: 1 up, 1 down, 1 drain" in out
+    assert "2 changes since" in out
+    assert "PROBLEM" not in out
+
+
+def test_status_shows_problems(agent, run):
+    agent.status["agent"]["config_problem"] = "agent.yaml:3: unknown key"
+    agent.status["dataplane"]["attached"] = False
+    out = run("status").out
+    assert "NOT attached" in out
+    assert "agent.yaml:3: unknown key" in out
+
+
+def test_flows_passes_its_filters_on(agent, run):
+    run("flows", "--backend", "chat/gpu-1", "--client", "198.51.100.7/24", "--state", "established")
+    assert agent.queries[-1][1] == {
+        "service": "chat",
+        "backend": "gpu-1",
+        "client": "198.51.100.0/24",
+        "state": "established",
+        "limit": "100",
+    }
+    run("flows", "--backend", "gpu-1", "--service", "chat")
+    assert agent.queries[-1][1] == {"service": "chat", "backend": "gpu-1", "limit": "100"}
+
+
+def test_flows_says_when_there_are_more(agent, run):
+    agent.matched = 1234
+    result = run("flows", "--limit", "1")
+    assert "198.51.100.7:40000" in result.out
+    assert "1 of 1,234 flows shown" in result.err
+
+
+def test_flows_refuses_filters_that_contradict(agent, run):
+    assert run("flows", "--service", "web", "--backend", "chat/gpu-1").code == 2
+    assert run("flows", "--client", "10.0.0.300").code == 2
+
+
+EXPLANATION = {
+    "verdict": "forward",
+    "service": "chat",
+    "backend": "gpu-3",
+    "reason": "drawn from the ring",
+    "steps": ["service chat", "no recorded flow"],
+    "recorded_flow": None,
+    "ring": {
+        "slots": 65_537,
+        "draws": [
+            {"slot": 8123, "backend": "gpu-2", "usable": False},
+            {"slot": 123, "backend": "gpu-3", "usable": True},
+        ],
+    },
+}
+
+
+def test_explain_shows_verdict_steps_and_draws(agent, run):
+    agent.explanation = EXPLANATION
+    result = run("explain", "tcp", "198.51.100.7:40000", "10.0.0.10:80")
+    assert "forward to chat/gpu-3" in result.out
+    assert "2. no recorded flow" in result.out
+    assert "slot 8123 of 65537: gpu-2, which is not usable" in result.out
+    assert agent.queries[-1][1] == {
+        "protocol": "tcp",
+        "client": "198.51.100.7",
+        "client_port": "40000",
+        "vip": "10.0.0.10",
+        "port": "80",
+    }
+
+
+def test_explain_takes_ipv6_in_brackets(agent, run):
+    agent.explanation = EXPLANATION
+    assert run("explain", "udp", "[2001:db8::7]:40000", "[fd00::10]:443").code == 0
+    assert agent.queries[-1][1]["client"] == "2001:db8::7"
+
+
+@pytest.mark.parametrize(
+    ("client", "vip", "hint"),
+    [
+        ("2001:db8::7:40000", "[fd00::10]:443", "[2001:db8::1]:443"),
+        ("10.0.0.1", "10.0.0.10:80", "192.0.2.1:443"),
+        ("10.0.0.1:70000", "10.0.0.10:80", "1 to 65535"),
+        ("10.0.0.1:4000", "[fd00::10]:80", "both IPv4 or both IPv6"),
+        ("gpu-1:4000", "10.0.0.10:80", "'gpu-1' is not an address"),
+    ],
+)
+def test_explain_refuses_what_is_no_connection(run, client, vip, hint):
+    result = run("explain", "tcp", client, vip)
+    assert result.code == 2
+    assert hint in result.err
+
+
+def test_explain_shows_a_recorded_flow(agent, run):
+    flow = {"state": "established", "backend": "gpu-1", "age_s": 192.0, "idle_s": 1.0}
+    agent.explanation = EXPLANATION | {"recorded_flow": flow, "ring": {"slots": 0, "draws": []}}
+    out = run("explain", "tcp", "198.51.100.7:40000", "10.0.0.10:80").out
+    assert "established on gpu-1, for 3m12s, idle for 1s" in out
+
+
+def test_export_is_the_running_configuration(agent, run):
+    assert yaml.safe_load(run("export").out) == agent.config
+    assert run("export", "-o", "json").json == agent.config
+    services = yaml.safe_load(run("export", "--services-only").out)
+    assert services == {"services": agent.config["services"]}
+
+
+class Clock:
+    """Ends a watch after some frames, as Ctrl-C does."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        if len(self.slept) == self.frames:
+            raise KeyboardInterrupt
+
+
+def test_watch_repeats_until_ctrl_c_and_ends_well(agent, run):
+    clock = Clock(3)
+    result = run("backend", "list", "--watch", "0.5", width=120, sleep=clock.sleep)
+    assert result.code == 0
+    assert clock.slept == [0.5] * 3
+    assert result.out.count("\x1b[H\x1b[2J") == 3
+
+
+def test_watch_needs_no_number(agent, run):
+    clock = Clock(1)
+    assert run("status", "-w", sleep=clock.sleep).code == 0
+    assert clock.slept == [2.0]
+
+
+def test_watch_into_a_pipe_has_no_control_characters(agent, run):
+    result = run("status", "-w", "-o", "json", sleep=Clock(2).sleep)
+    assert "\x1b" not in result.out
+    decoder = json.JSONDecoder()
+    first, end = decoder.raw_decode(result.out)
+    second, _ = decoder.raw_decode(result.out[end:].lstrip())
+    assert first == second == agent.status
+
+
+def test_watch_outlives_a_restart_of_the_agent(agent, run):
+    moved = agent.socket.with_name("moved")
+
+    def restart(_seconds: float) -> None:
+        if agent.socket.exists():
+            agent.socket.rename(moved)
+        elif moved.exists():
+            moved.rename(agent.socket)
+            restart.back = True
+            return
+        if getattr(restart, "back", False):
+            raise KeyboardInterrupt
+
+    restart.back = False
+    result = run("status", "-w", "1", sleep=restart)
+    assert result.code == 0
+    assert result.out.count("balancing") == 2
+    assert "trying again" in result.out
+
+
+def test_watch_without_an_agent_fails_at_once(run):
+    assert run("status", "--watch").code == 3

@@ -1,0 +1,281 @@
+"""A control that keeps everything in memory, and a real server on a real Unix socket."""
+
+import asyncio
+import dataclasses
+import json
+from ipaddress import ip_address
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from agent.api.server import ApiServer
+from agent.config.edit import apply_edit
+from agent.config.load import parse
+from agent.config.plan import plan
+from agent.model import BackendState, Health, HealthStatus, NextHop, Protocol, ServiceState
+from agent.state.queries import Draw, Explanation, FiveTuple, FlowPage, FlowView
+from agent.state.snapshot import (
+    BackendCounts,
+    BackendSnapshot,
+    DataplaneSnapshot,
+    Rates,
+    ServiceSnapshot,
+    Snapshot,
+)
+
+NOW = 1_700_000_000.0
+
+CONFIG = """
+name: edge-1
+interface: eth0
+services:
+  - name: chat
+    vip: 10.0.0.10
+    port: 80
+    protocol: tcp
+    health: {type: http, path: /health}
+    backends:
+      - {name: gpu-1, address: 10.0.0.21}
+      - {name: gpu-2, address: 10.0.0.22, weight: 50}
+  - name: dns
+    vip: "fd00::10"
+    port: any
+    protocol: udp
+    backends:
+      - {name: ns-1, address: "fd00::21", state: drain}
+"""
+
+FLOW = FlowView(
+    "chat",
+    FiveTuple(Protocol.TCP, ip_address("192.0.2.7"), 1234, ip_address("10.0.0.10"), 80),
+    "gpu-1",
+    "established",
+    12.5,
+    0.25,
+)
+
+
+def backend_snapshot(backend, state=BackendState.UP, **changes):
+    view = BackendSnapshot(
+        backend=backend,
+        id=1,
+        state=state,
+        reason="2 checks passed",
+        since=NOW - 60,
+        health=HealthStatus(Health.UP, "200 OK", NOW - 61.5, latency_ms=1.2345),
+        next_hop=NextHop(
+            backend.address, 3, "02:00:00:00:00:21", "02:00:00:00:00:01", 1500, on_link=True
+        ),
+        weight_effective=backend.weight,
+        weight_reason="as configured",
+        share_expected=2 / 3,
+        share_actual=0.7,
+        flows=4,
+        counts=BackendCounts(packets=10, bytes=1000, opened=5, closed=1, established=4),
+        rates=Rates(1.0, 2.0, 3.0, 0.0),
+    )
+    return dataclasses.replace(view, **changes)
+
+
+def make_snapshot(config):
+    chat, dns = config.services
+    return Snapshot(
+        at=NOW,
+        version="0.1.0",
+        name=config.name,
+        pid=42,
+        started=NOW - 3600,
+        config_path="/etc/steelyard/agent.yaml",
+        config_problem="",
+        changes_since_file=1,
+        reconcile_problem="",
+        dataplane=DataplaneSnapshot(
+            interface="eth0",
+            ifindex=2,
+            attached=True,
+            xdp_mode="native",
+            xdp_mode_reason="the driver supports it",
+            driver="virtio_net",
+            program_id=7,
+            abi=1,
+            features=("ipv6",),
+            compile_ms=223.456,
+            instructions=900,
+            flow_slots=1000,
+            flows_by_state={"established": 50, "acked": 25, "embryonic": 20, "closing": 5},
+            passed={"not-vip": 12},
+        ),
+        services=(
+            ServiceSnapshot(
+                service=chat,
+                id=1,
+                state=ServiceState.DEGRADED,
+                reason="1 of 2 backends up",
+                since=NOW - 10,
+                backends=(
+                    backend_snapshot(chat.backends[0]),
+                    backend_snapshot(
+                        chat.backends[1],
+                        BackendState.UNREACHABLE,
+                        next_hop=None,
+                        health=HealthStatus(Health.CHECKING, "no check yet", NOW),
+                    ),
+                ),
+                counts=BackendCounts(packets=20, bytes=2000, opened=10, closed=2, established=8),
+                drops={"no-backend": 3, "malformed": 0},
+                not_recorded=1,
+                rates=Rates(1.0, 2.0, 3.0, 4.0),
+            ),
+            ServiceSnapshot(
+                service=dns,
+                id=2,
+                state=ServiceState.DOWN,
+                reason="every backend is draining",
+                since=NOW - 10,
+                backends=(backend_snapshot(dns.backends[0], BackendState.DRAIN),),
+                counts=BackendCounts(),
+                drops={},
+                not_recorded=0,
+                rates=Rates(),
+            ),
+        ),
+        rates=Rates(1.0, 2.0, 3.0, 4.0),
+    )
+
+
+class FakeControl:
+    """Edits for real, in memory. ``failure`` is raised by whatever is called next."""
+
+    def __init__(self):
+        self.running = self.file = parse(CONFIG, "agent.yaml")
+        self.failure = None
+        self.asked = []
+        self.attached = True
+
+    def _called(self, *what):
+        self.asked.append(what)
+        if self.failure is not None:
+            raise self.failure
+
+    def snapshot(self):
+        self._called("snapshot")
+        made = make_snapshot(parse(CONFIG, "agent.yaml"))
+        dataplane = dataclasses.replace(made.dataplane, attached=self.attached)
+        return dataclasses.replace(made, dataplane=dataplane)
+
+    def config(self):
+        return self.running
+
+    def file_changes(self):
+        return plan(self.file, self.running)
+
+    async def edit(self, edit, dry_run):
+        self._called("edit", edit, dry_run)
+        changed = apply_edit(self.running, edit)
+        changes = plan(self.running, changed)
+        if not dry_run:
+            self.running = changed
+        return changes
+
+    async def reload(self):
+        self._called("reload")
+        changes = plan(self.running, self.file)
+        self.running = self.file
+        return changes
+
+    def flows(self, query):
+        self._called("flows", query)
+        return FlowPage((FLOW,), matched=17)
+
+    def explain(self, tuple5):
+        self._called("explain", tuple5)
+        return Explanation(
+            verdict="forward",
+            service="chat",
+            backend="gpu-1",
+            reason="recorded flow",
+            steps=("service chat", "flow found"),
+            recorded=FLOW,
+            ring_slots=65537,
+            draws=(Draw(5, "gpu-1", usable=True),),
+        )
+
+
+class Api:
+    """Starts a server for each request, so that a test needs no event loop of its own."""
+
+    def __init__(self, control, path):
+        self.control = control
+        self.path = path
+        self.group = None
+        self.metrics_listen = None
+
+    def server(self):
+        return ApiServer(
+            self.control,
+            self.path,
+            self.group,
+            self.metrics_listen,
+            metrics=lambda snapshot: f"steelyard_up{{name={snapshot.name!r}}} 1\n".encode(),
+        )
+
+    def raw(self, method, target, body=None):
+        """Status, content type and body of one answer over the Unix socket."""
+
+        async def ask():
+            server = self.server()
+            await server.start()
+            try:
+                connector = aiohttp.UnixConnector(path=str(self.path))
+                async with (
+                    aiohttp.ClientSession(connector=connector) as session,
+                    session.request(method, f"http://agent{target}", data=body) as answer,
+                ):
+                    return answer.status, answer.content_type, await answer.text()
+            finally:
+                await server.stop()
+
+        return asyncio.run(asyncio.wait_for(ask(), 20))
+
+    def request(self, method, target, body=None):
+        """Status and JSON of one answer."""
+        status, content_type, text = self.raw(method, target, body)
+        assert content_type == "application/json", text
+        return status, json.loads(text)
+
+    def get(self, target):
+        return self.request("GET", target)
+
+    def post(self, target, **body):
+        return self.request("POST", target, json.dumps(body).encode())
+
+
+@pytest.fixture
+def control():
+    return FakeControl()
+
+
+@pytest.fixture
+def api(control, tmp_path):
+    return Api(control, tmp_path / "agent.sock")
+
+
+@pytest.fixture
+def snapshot(control):
+    return control.snapshot()
+
+
+@pytest.fixture
+def config() -> object:
+    return parse(CONFIG, "agent.yaml")
+
+
+@pytest.fixture
+def now():
+    return NOW
+
+
+@pytest.fixture
+def socket_path(tmp_path) -> Path:
+    return tmp_path / "agent.sock"

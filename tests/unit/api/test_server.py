@@ -1,0 +1,388 @@
+"""What a client of the API sees."""
+
+import asyncio
+import io
+import os
+import socket
+import stat
+from dataclasses import replace
+
+import aiohttp
+import pytest
+from structlog.testing import capture_logs
+
+from agent.api import peer
+from agent.api.server import MAX_BODY_BYTES
+from agent.config.edit import Edit, EditOp
+from agent.errors import (
+    ConfigError,
+    ConflictError,
+    DataplaneError,
+    ListenError,
+    NetworkError,
+    NotFoundError,
+    SteelyardError,
+)
+from agent.state.queries import FlowQuery
+
+
+def test_status(api):
+    status, body = api.get("/v1/status")
+    assert status == 200
+    assert body["agent"]["name"] == "edge-1"
+    assert body["services"] == {"total": 2, "up": 0, "degraded": 1, "down": 1}
+
+
+def test_services_and_one_service(api):
+    status, body = api.get("/v1/services")
+    assert status == 200
+    assert [service["name"] for service in body["services"]] == ["chat", "dns"]
+    status, chat = api.get("/v1/services/chat")
+    assert status == 200
+    assert chat == body["services"][0]
+
+
+def test_service_that_does_not_exist(api):
+    status, body = api.get("/v1/services/nope")
+    assert status == 404
+    assert body["error"]["message"] == "there is no service 'nope'"
+
+
+def test_config_is_the_document_and_what_the_file_lacks(api):
+    api.post("/v1/edit", op="backend.set", service="chat", backend="gpu-1", values={"weight": 7})
+    status, body = api.get("/v1/config")
+    assert status == 200
+    assert body["config"]["interface"] == "eth0"
+    assert body["config"]["services"][0]["backends"][0]["weight"] == 7
+    (change,) = body["changes_since_file"]
+    assert (change["action"], change["kind"]) == ("change", "backend")
+    assert change["fields"] == [{"field": "weight", "old": 100, "new": 7}]
+    assert change["effect"]
+
+
+def test_edit_changes_and_says_what(api, control):
+    status, body = api.post(
+        "/v1/edit", op="backend.set", service="chat", backend="gpu-1", values={"state": "drain"}
+    )
+    assert status == 200
+    assert body["applied"] is True
+    assert body["changes"][0]["backend"] == "gpu-1"
+    edit = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"state": "drain"})
+    assert control.asked == [("edit", edit, False)]
+
+
+def test_dry_run_changes_nothing(api, control):
+    before = control.running
+    status, body = api.post("/v1/edit", op="service.remove", service="chat", dry_run=True)
+    assert status == 200
+    assert body["applied"] is False
+    assert body["changes"][0]["action"] == "remove"
+    assert control.running == before
+
+
+def test_changes_are_logged_with_who_made_them(api):
+    with capture_logs() as logged:
+        api.post("/v1/edit", op="service.remove", service="dns")
+        api.post("/v1/reload")
+        api.get("/v1/status")
+    made = [line for line in logged if line["event"] in ("api_edit", "api_reload")]
+    assert [line["event"] for line in made] == ["api_edit", "api_reload"]
+    assert made[0]["uid"] == os.getuid()
+    assert made[0]["pid"] == os.getpid()
+    assert made[0]["service"] == "dns"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"op": "service.set", "service": "nope", "values": {}}, 404),
+        ({"op": "backend.set", "service": "chat", "backend": "gpu-9", "values": {}}, 404),
+        (
+            {
+                "op": "backend.add",
+                "service": "chat",
+                "backend": "gpu-1",
+                "values": {"address": "10.0.0.99"},
+            },
+            409,
+        ),
+        (
+            {
+                "op": "backend.set",
+                "service": "chat",
+                "backend": "gpu-1",
+                "values": {"weight": 2000},
+            },
+            400,
+        ),
+        ({"op": "backend.set", "values": {"weight": 20}}, 400),
+        ({"op": "services.apply", "values": {"services": 7}}, 400),
+    ],
+)
+def test_edits_that_cannot_be_made_say_why(api, control, body, status):
+    before = control.running
+    got, answer = api.post("/v1/edit", **body)
+    assert got == status, answer
+    assert answer["error"]["message"]
+    assert set(answer["error"]) <= {"message", "where", "remedy", "problems"}
+    assert control.running == before
+
+
+def test_several_problems_are_all_listed(api):
+    _, body = api.post(
+        "/v1/edit",
+        op="backend.set",
+        service="chat",
+        backend="gpu-1",
+        values={"weight": 2000, "state": "asleep"},
+    )
+    assert len(body["error"]["problems"]) == 2
+
+
+def test_reload(api, control):
+    api.post("/v1/edit", op="service.remove", service="dns")
+    status, body = api.post("/v1/reload")
+    assert status == 200
+    assert [change["action"] for change in body["changes"]] == ["add", "add"]
+
+
+def test_flows_are_filtered_as_asked(api, control):
+    status, body = api.get("/v1/flows?service=chat&limit=1")
+    assert status == 200
+    assert (body["matched"], body["shown"]) == (17, 1)
+    assert control.asked == [("flows", FlowQuery(service="chat", limit=1))]
+
+
+def test_explain(api):
+    status, body = api.get(
+        "/v1/explain?protocol=tcp&client=192.0.2.7&client_port=1234&vip=10.0.0.10&port=80"
+    )
+    assert status == 200
+    assert body["verdict"] == "forward"
+    assert body["ring"]["draws"] == [{"slot": 5, "backend": "gpu-1", "usable": True}]
+
+
+def test_metrics_over_the_socket(api):
+    status, content_type, text = api.raw("GET", "/metrics")
+    assert (status, content_type) == (200, "text/plain")
+    assert text == "steelyard_up{name='edge-1'} 1\n"
+
+
+def test_health_says_whether_packets_are_balanced(api, control):
+    assert api.raw("GET", "/healthz")[::2] == (200, "ok\n")
+    control.attached = False
+    assert api.raw("GET", "/healthz")[::2] == (503, "not attached to eth0\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        ("GET", "/v2/status", 404),
+        ("GET", "/", 404),
+        ("POST", "/v1/status", 405),
+        ("GET", "/v1/edit", 405),
+        ("GET", "/v1/status?verbose=1", 400),
+        ("GET", "/v1/flows?servise=chat", 400),
+        ("GET", "/v1/flows?service=nope", 404),
+        ("GET", "/v1/explain?protocol=tcp", 400),
+        ("GET", "/metrics?name=x", 400),
+    ],
+)
+def test_requests_that_make_no_sense(api, method, target, status):
+    got, body = api.request(method, target)
+    assert got == status
+    assert body["error"]["message"]
+    assert body["error"]["where"]
+    assert body["error"]["remedy"]
+
+
+def test_unknown_parameter_suggests_the_known_one(api):
+    _, body = api.get("/v1/flows?servise=chat")
+    assert body["error"]["remedy"] == "did you mean 'service'?"
+
+
+def test_body_that_is_too_large_is_refused(api, control):
+    status, body = api.request("POST", "/v1/edit", io.BytesIO(b" " * (MAX_BODY_BYTES + 1)))
+    assert status == 413
+    assert "larger" in body["error"]["message"]
+    assert control.asked == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (ConfigError("bad", where="agent.yaml:3", remedy="fix it"), 400),
+        (NotFoundError("bad", where="agent.yaml:3", remedy="fix it"), 404),
+        (ConflictError("bad", where="agent.yaml:3", remedy="fix it"), 409),
+        (DataplaneError("bad", where="agent.yaml:3", remedy="fix it"), 503),
+        (NetworkError("bad", where="agent.yaml:3", remedy="fix it"), 503),
+        (SteelyardError("bad", where="agent.yaml:3", remedy="fix it"), 500),
+    ],
+)
+def test_every_error_has_its_status(api, control, failure, status):
+    control.failure = failure
+    got, body = api.post("/v1/reload")
+    assert got == status
+    assert body == {"error": {"message": "bad", "where": "agent.yaml:3", "remedy": "fix it"}}
+
+
+def test_bug_is_logged_and_tells_the_client_nothing_inside(api, control):
+    control.failure = RuntimeError("the secret inside")
+    with capture_logs() as logged:
+        status, body = api.get("/v1/status")
+    assert status == 500
+    assert "secret" not in str(body)
+    (line,) = [line for line in logged if line["event"] == "api_request_failed"]
+    assert line["exc_info"]
+    assert line["path"] == "/v1/status"
+
+
+def test_peer_that_is_not_allowed_is_refused_everywhere(api, control, monkeypatch):
+    monkeypatch.setattr(peer, "access", lambda gid: peer.Access(frozenset(), None))
+    for method, target in (
+        ("GET", "/v1/status"),
+        ("POST", "/v1/reload"),
+        ("GET", "/metrics"),
+        ("GET", "/healthz"),
+        ("GET", "/nowhere"),
+    ):
+        status, body = api.request(method, target)
+        assert status == 403
+        assert f"user {os.getuid()}" in body["error"]["message"]
+        assert "socket_group" in body["error"]["remedy"]
+    assert control.asked == []
+
+
+def test_socket_is_for_owner_and_group_only_and_goes_with_the_server(api):
+    async def story():
+        server = api.server()
+        await server.start()
+        mode = api.path.stat().st_mode
+        await server.stop()
+        return mode
+
+    mode = asyncio.run(story())
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o660
+    assert not api.path.exists()
+
+
+def test_second_agent_is_refused_and_the_first_goes_on(api):
+    async def story():
+        first, second = api.server(), api.server()
+        await first.start()
+        try:
+            with pytest.raises(ListenError, match="another agent answers on"):
+                await second.start()
+            connector = aiohttp.UnixConnector(path=str(api.path))
+            async with (
+                aiohttp.ClientSession(connector=connector) as session,
+                session.get("http://agent/v1/status") as answer,
+            ):
+                return answer.status
+        finally:
+            await first.stop()
+
+    assert asyncio.run(story()) == 200
+
+
+def test_unknown_group_is_refused(api):
+    api.group = "no-such-group-here"
+    with pytest.raises(ListenError, match="does not exist") as caught:
+        asyncio.run(api.server().start())
+    assert caught.value.where == "socket_group"
+    assert not api.path.exists()
+
+
+def test_metrics_port_serves_metrics_and_health_only(api):
+    api.metrics_listen = ("127.0.0.1", 0)
+
+    async def story():
+        server = api.server()
+        await server.start()
+        host, port = server.metrics_address
+        answers = {}
+        try:
+            async with aiohttp.ClientSession() as session:
+                for target in ("/metrics", "/healthz", "/v1/status", "/v1/config"):
+                    async with session.get(f"http://{host}:{port}{target}") as answer:
+                        answers[target] = answer.status
+                async with session.post(f"http://{host}:{port}/v1/reload") as answer:
+                    answers["reload"] = answer.status
+        finally:
+            await server.stop()
+        return answers
+
+    assert asyncio.run(story()) == {
+        "/metrics": 200,
+        "/healthz": 200,
+        "/v1/status": 404,
+        "/v1/config": 404,
+        "reload": 404,
+    }
+
+
+def test_metrics_port_in_use_leaves_nothing_behind(api):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        api.metrics_listen = taken.getsockname()
+        with pytest.raises(ListenError, match="cannot listen for metrics") as caught:
+            asyncio.run(api.server().start())
+    assert "metrics" in caught.value.remedy
+    assert not api.path.exists()
+
+
+def test_stopping_lets_a_change_in_progress_end(api, control):
+    async def story():
+        started, finish = asyncio.Event(), asyncio.Event()
+
+        async def slow_reload():
+            started.set()
+            await finish.wait()
+            return ()
+
+        control.reload = slow_reload
+        server = api.server()
+        await server.start()
+        connector = aiohttp.UnixConnector(path=str(api.path))
+        async with aiohttp.ClientSession(connector=connector) as session:
+            asked = asyncio.create_task(session.post("http://agent/v1/reload"))
+            await started.wait()
+            stopping = asyncio.create_task(server.stop())
+            await asyncio.sleep(0)
+            finish.set()
+            answer = await asked
+            await stopping
+            return answer.status
+
+    assert asyncio.run(asyncio.wait_for(story(), 20)) == 200
+
+
+def test_client_that_leaves_does_not_break_off_a_change(api, control):
+    async def story():
+        started, finish, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def slow_reload():
+            started.set()
+            await finish.wait()
+            done.set()
+            return ()
+
+        control.reload = slow_reload
+        server = api.server()
+        await server.start()
+        _, writer = await asyncio.open_unix_connection(str(api.path))
+        writer.write(b"POST /v1/reload HTTP/1.1\r\nHost: agent\r\nContent-Length: 0\r\n\r\n")
+        await started.wait()
+        writer.transport.abort()
+        await asyncio.sleep(0.05)
+        finish.set()
+        await done.wait()
+        await server.stop()
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+
+
+def test_views_of_a_changed_snapshot_are_made_per_request(api, control, snapshot):
+    control.snapshot = lambda: replace(snapshot, config_problem="agent.yaml:3: bad")
+    _, body = api.get("/v1/status")
+    assert body["agent"]["config_problem"] == "agent.yaml:3: bad"

@@ -1,0 +1,235 @@
+"""The JSON that scripts rely on."""
+
+import json
+from dataclasses import replace
+
+from agent.api import views
+from agent.errors import ConfigError, DataplaneError
+from agent.model import CheckKind
+
+
+def test_status_has_the_keys_of_the_contract(snapshot):
+    body = views.status(snapshot)
+    assert body == {
+        "agent": {
+            "name": "edge-1",
+            "version": "0.1.0",
+            "pid": 42,
+            "uptime_s": 3600.0,
+            "started_at": "2023-11-14T21:13:20.000Z",
+            "config_file": "/etc/steelyard/agent.yaml",
+            "config_problem": "",
+            "changes_since_file": 1,
+            "reconcile_problem": "",
+        },
+        "dataplane": {
+            "interface": "eth0",
+            "attached": True,
+            "xdp_mode": "native",
+            "xdp_mode_reason": "the driver supports it",
+            "driver": "virtio_net",
+            "program_id": 7,
+            "abi_version": 1,
+            "features": ["ipv6"],
+            "compile_ms": 223.5,
+            "instructions": 900,
+            "flow_table": {
+                "slots": 1000,
+                "established": 50,
+                "acked": 25,
+                "embryonic": 20,
+                "closing": 5,
+                "used_share": 0.1,
+            },
+            "passed_packets": {"not-vip": 12},
+        },
+        "services": {"total": 2, "up": 0, "degraded": 1, "down": 1},
+        "backends": {
+            "total": 3,
+            "up": 1,
+            "drain": 1,
+            "maintenance": 0,
+            "checking": 0,
+            "down": 0,
+            "unreachable": 1,
+        },
+        "rates": {
+            "new_flows_per_s": 1.0,
+            "packets_per_s": 2.0,
+            "bits_per_s": 3.0,
+            "drops_per_s": 4.0,
+        },
+    }
+
+
+def test_service_has_the_keys_of_the_contract(snapshot, now):
+    body = views.service(snapshot.services[0], now)
+    backends = body.pop("backends")
+    assert len(backends) == 2
+    assert body == {
+        "name": "chat",
+        "vip": "10.0.0.10",
+        "port": 80,
+        "protocol": "tcp",
+        "forward": "dsr",
+        "scheduler": "maglev",
+        "down_flows": "keep",
+        "state": "degraded",
+        "reason": "1 of 2 backends up",
+        "since": "2023-11-14T22:13:10.000Z",
+        "since_s": 10.0,
+        "backends_up": 1,
+        "backends_total": 2,
+        "flows_established": 8,
+        "rates": {
+            "new_flows_per_s": 1.0,
+            "packets_per_s": 2.0,
+            "bits_per_s": 3.0,
+            "drops_per_s": 4.0,
+        },
+        "packets_total": 20,
+        "bytes_total": 2000,
+        "new_flows_total": 10,
+        "closed_flows_total": 2,
+        "established_flows_total": 8,
+        "flows_not_recorded_total": 1,
+        "drops_total": {"no-backend": 3, "malformed": 0},
+        "timeouts_s": {"embryonic": 30, "acked": 60, "established": 900, "closing": 30},
+        "health_check": {
+            "type": "http",
+            "port": 80,
+            "interval_s": 2.0,
+            "timeout_s": 1.0,
+            "rise": 2,
+            "fall": 3,
+            "jitter": 0.1,
+            "method": "GET",
+            "path": "/health",
+            "host": None,
+            "expect_status": "200-399",
+        },
+    }
+
+
+def test_backend_has_the_keys_of_the_contract(snapshot, now):
+    body = views.service(snapshot.services[0], now)["backends"][0]
+    assert body == {
+        "service": "chat",
+        "name": "gpu-1",
+        "address": "10.0.0.21",
+        "state": "up",
+        "reason": "2 checks passed",
+        "since": "2023-11-14T22:12:20.000Z",
+        "since_s": 60.0,
+        "admin_state": "active",
+        "health": "up",
+        "health_reason": "200 OK",
+        "health_since": "2023-11-14T22:12:18.500Z",
+        "health_latency_ms": 1.234,
+        "next_hop": {"mac": "02:00:00:00:00:21", "ifindex": 3, "on_link": True, "mtu": 1500},
+        "weight_configured": 100,
+        "weight_effective": 100,
+        "weight_reason": "as configured",
+        "share_expected": 0.666667,
+        "share_actual": 0.7,
+        "flows_established": 4,
+        "rates": {
+            "new_flows_per_s": 1.0,
+            "packets_per_s": 2.0,
+            "bits_per_s": 3.0,
+            "drops_per_s": 0.0,
+        },
+        "packets_total": 10,
+        "bytes_total": 1000,
+        "new_flows_total": 5,
+        "closed_flows_total": 1,
+        "established_flows_total": 4,
+    }
+
+
+def test_what_is_not_known_is_null(snapshot, now):
+    body = views.service(snapshot.services[0], now)["backends"][1]
+    assert body["next_hop"] is None
+    assert body["health_latency_ms"] is None
+
+
+def test_any_port_is_a_word(snapshot, now):
+    body = views.service(snapshot.services[1], now)
+    assert body["port"] == "any"
+    assert body["vip"] == "fd00::10"
+    assert body["health_check"] == {"type": "none"}
+
+
+def test_health_check_shows_only_what_its_kind_uses(snapshot, now):
+    view = snapshot.services[0]
+
+    def shown(**changes):
+        check = replace(view.service.health, **changes)
+        changed = replace(view, service=replace(view.service, health=check))
+        return views.service(changed, now)["health_check"]
+
+    assert "path" not in shown(kind=CheckKind.TCP)
+    assert "verify_tls" not in shown(kind=CheckKind.HTTP)
+    assert shown(kind=CheckKind.HTTPS)["verify_tls"] is True
+    assert shown(port=8000)["port"] == 8000
+    assert shown(expect_status=((200, 299), (404, 404)))["expect_status"] == "200-299,404"
+
+
+def test_clock_set_back_makes_no_negative_age(snapshot, now):
+    assert views.service(snapshot.services[0], now - 1000)["since_s"] == 0.0
+
+
+def test_flow_table_without_slots_is_not_full(snapshot):
+    bare = replace(snapshot.dataplane, flow_slots=0, flows_by_state={})
+    table = views.status(replace(snapshot, dataplane=bare))["dataplane"]["flow_table"]
+    assert table == {
+        "slots": 0,
+        "established": 0,
+        "acked": 0,
+        "embryonic": 0,
+        "closing": 0,
+        "used_share": 0.0,
+    }
+
+
+def test_flows_and_explanation(control):
+    flow = {
+        "service": "chat",
+        "protocol": "tcp",
+        "client": "192.0.2.7",
+        "client_port": 1234,
+        "vip": "10.0.0.10",
+        "port": 80,
+        "backend": "gpu-1",
+        "state": "established",
+        "age_s": 12.5,
+        "idle_s": 0.25,
+    }
+    assert views.flows(control.flows(None)) == {"flows": [flow], "matched": 17, "shown": 1}
+    explained = control.explain(None)
+    assert views.explanation(explained) == {
+        "verdict": "forward",
+        "service": "chat",
+        "backend": "gpu-1",
+        "reason": "recorded flow",
+        "steps": ["service chat", "flow found"],
+        "recorded_flow": flow,
+        "ring": {"slots": 65537, "draws": [{"slot": 5, "backend": "gpu-1", "usable": True}]},
+    }
+    assert views.explanation(replace(explained, recorded=None))["recorded_flow"] is None
+
+
+def test_error_lists_problems_only_when_there_are_several():
+    one = DataplaneError("no", where="eth0", remedy="yes")
+    assert views.error(one) == {"error": {"message": "no", "where": "eth0", "remedy": "yes"}}
+    first, second = ConfigError("a", where="1"), ConfigError("b", where="2")
+    many = ConfigError("a", where="1", problems=(first, second))
+    assert views.error(many)["error"]["problems"] == [
+        {"message": "a", "where": "1", "remedy": ""},
+        {"message": "b", "where": "2", "remedy": ""},
+    ]
+
+
+def test_every_view_is_json(snapshot, now):
+    json.dumps(views.status(snapshot), allow_nan=False)
+    json.dumps([views.service(service, now) for service in snapshot.services], allow_nan=False)

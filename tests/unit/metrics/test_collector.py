@@ -1,0 +1,126 @@
+"""Prometheus sees every number under the name that the reference promises."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.metrics.collector import SnapshotCollector, render
+from agent.metrics.families import FAMILIES, Kind
+
+ODD = {"service": 'odd"name'}
+GPU1 = ODD | {"backend": "gpu-1"}
+GPU2 = ODD | {"backend": "gpu-2"}
+
+
+@pytest.fixture
+def samples(snapshot):
+    """Every sample of the rendered text, by name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(render(snapshot).decode())
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "value"),
+    [
+        ("steelyard_build_info", {"version": "0.1.0", "name": "edge-1"}, 1),
+        ("steelyard_agent_start_time_seconds", {}, 1_690_000_000),
+        ("steelyard_config_reload_problem", {}, 1),
+        ("steelyard_config_changes_since_file", {}, 2),
+        ("steelyard_reconcile_problem", {}, 0),
+        ("steelyard_program_attached", {"interface": "eth0"}, 1),
+        ("steelyard_program_compile_seconds", {}, 0.22),
+        ("steelyard_flow_table_slots", {}, 1024),
+        ("steelyard_flow_table_used_slots", {}, 8),
+        ("steelyard_flow_table_flows", {"state": "established"}, 6),
+        ("steelyard_passed_packets_total", {"reason": "not-vip"}, 12),
+        ("steelyard_service_state", ODD | {"state": "degraded"}, 1),
+        ("steelyard_service_state", ODD | {"state": "up"}, 0),
+        ("steelyard_service_backends", ODD | {"state": "up"}, 1),
+        ("steelyard_service_backends", ODD | {"state": "drain"}, 0),
+        ("steelyard_service_packets_total", ODD, 2**60),
+        ("steelyard_service_bytes_total", ODD, 2000),
+        ("steelyard_service_new_flows_total", ODD, 10),
+        ("steelyard_service_closed_flows_total", ODD, 2),
+        ("steelyard_service_established_flows_total", ODD, 6),
+        ("steelyard_service_unrecorded_flows_total", ODD, 1),
+        ("steelyard_service_dropped_packets_total", ODD | {"reason": "no-backend"}, 3),
+        ("steelyard_service_flows", ODD, 8),
+        ("steelyard_backend_info", GPU1 | {"address": "10.0.0.21"}, 1),
+        ("steelyard_backend_up", GPU1, 1),
+        ("steelyard_backend_up", GPU2, 0),
+        ("steelyard_backend_state", GPU2 | {"state": "down"}, 1),
+        ("steelyard_backend_state", GPU2 | {"state": "up"}, 0),
+        ("steelyard_backend_health_check_latency_seconds", GPU1, 0.0125),
+        ("steelyard_backend_configured_weight", GPU1, 100),
+        ("steelyard_backend_effective_weight", GPU1, 50),
+        ("steelyard_backend_expected_share_ratio", GPU1, 0.5),
+        ("steelyard_backend_actual_share_ratio", GPU1, 0.25),
+        ("steelyard_backend_packets_total", GPU1, 10),
+        ("steelyard_backend_bytes_total", GPU1, 1000),
+        ("steelyard_backend_new_flows_total", GPU1, 5),
+        ("steelyard_backend_closed_flows_total", GPU1, 1),
+        ("steelyard_backend_established_flows_total", GPU1, 3),
+        ("steelyard_backend_flows", GPU1, 4),
+    ],
+)
+def test_value(samples, name, labels, value):
+    assert samples[name, frozenset(labels.items())] == value
+
+
+def test_backend_never_checked_has_no_latency(samples):
+    name = "steelyard_backend_health_check_latency_seconds"
+    assert (name, frozenset(GPU2.items())) not in samples
+
+
+def test_every_backend_is_in_exactly_one_state(samples):
+    in_state = [
+        value
+        for (name, labels), value in samples.items()
+        if name == "steelyard_backend_state" and frozenset(GPU1.items()) <= labels
+    ]
+    assert sum(in_state) == 1
+
+
+def test_any_port_is_a_word(samples):
+    (labels,) = [dict(labels) for name, labels in samples if name == "steelyard_service_info"]
+    assert labels["port"] == "any"
+
+
+def test_program_that_is_not_attached_has_no_info(snapshot):
+    bare = replace(snapshot, dataplane=replace(snapshot.dataplane, attached=False))
+    text = render(bare).decode()
+    assert 'steelyard_program_attached{interface="eth0"} 0.0' in text
+    assert "steelyard_program_info{" not in text
+
+
+def test_agent_without_services_can_be_scraped(snapshot):
+    assert b"steelyard_build_info{" in render(replace(snapshot, services=()))
+
+
+def test_registering_takes_no_snapshot():
+    def unavailable():
+        raise AssertionError("not needed yet")
+
+    CollectorRegistry().register(SnapshotCollector(unavailable))
+
+
+def test_names_follow_the_rules():
+    names = [family.name for family in FAMILIES]
+    assert len(names) == len(set(names))
+    for family in FAMILIES:
+        assert re.fullmatch(r"steelyard(_[a-z]+)+", family.name)
+        assert family.name.endswith("_total") == (family.kind is Kind.COUNTER)
+        assert family.name.endswith("_info") == (family.kind is Kind.INFO)
+        assert family.help.endswith(".")
+
+
+def test_samples_have_a_value_for_every_label(snapshot):
+    for family in FAMILIES:
+        for labels, _ in family.samples(snapshot):
+            assert len(labels) == len(family.labels), family.name
