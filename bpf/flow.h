@@ -64,10 +64,13 @@ static __always_inline bool slot_is_expired(__u64 word, __u32 now)
 
 /* The way to record a new flow in: a free or expired one, or, where embryonic
  * flows hold their share already, the oldest of those.  FLOW_WAYS: no room.
+ * flow->word becomes what the decision was made on: if it has changed by the
+ * time of the swap, the slot may hold a flow that must stay.
  */
-static __always_inline __u32 flow_room(const struct flow *flow)
+static __always_inline __u32 flow_room(struct flow *flow)
 {
 	__u32 embryonic = 0, oldest = FLOW_WAYS, oldest_idle = 0, room = FLOW_WAYS;
+	__u64 oldest_word = 0, room_word = 0;
 
 #pragma unroll
 	for (int way = 0; way < FLOW_WAYS; way++) {
@@ -76,6 +79,7 @@ static __always_inline __u32 flow_room(const struct flow *flow)
 
 		if (state == FLOW_FREE) {
 			room = way;
+			room_word = word;
 		} else if (state == FLOW_EMBRYONIC) {
 			__u32 idle = slot_idle_ticks(word, flow->now);
 
@@ -83,16 +87,23 @@ static __always_inline __u32 flow_room(const struct flow *flow)
 			if (idle >= oldest_idle) {
 				oldest_idle = idle;
 				oldest = way;
+				oldest_word = word;
 			}
 		}
 	}
-	if (embryonic >= FLOW_EMBRYONIC_WAYS)
+	if (embryonic >= FLOW_EMBRYONIC_WAYS) {
+		flow->word = oldest_word;
 		return oldest;
-	if (room < FLOW_WAYS)
+	}
+	if (room < FLOW_WAYS) {
+		flow->word = room_word;
 		return room;
-	for (int way = 0; way < FLOW_WAYS; way++)
-		if (slot_is_expired(flow->bucket->slot[way & (FLOW_WAYS - 1)], flow->now))
+	}
+	for (int way = 0; way < FLOW_WAYS; way++) {
+		flow->word = flow->bucket->slot[way & (FLOW_WAYS - 1)];
+		if (slot_is_expired(flow->word, flow->now))
 			return way;
+	}
 	return FLOW_WAYS;
 }
 
@@ -110,17 +121,14 @@ static __always_inline bool flow_swap(struct flow *flow, __u32 way, __u64 old, _
 static __always_inline bool flow_record(struct flow *flow, __u32 backend)
 {
 	__u32 way = flow->way < FLOW_WAYS ? flow->way : flow_room(flow);
-	__u64 old, word = slot_word(flow->tag, backend, FLOW_EMBRYONIC, flow->now);
+	__u64 word = slot_word(flow->tag, backend, FLOW_EMBRYONIC, flow->now);
 	__u32 state;
 
-	if (way >= FLOW_WAYS)
+	if (way >= FLOW_WAYS || !flow_swap(flow, way, flow->word, word))
 		return false;
-	old = flow->bucket->slot[way & (FLOW_WAYS - 1)];
-	if (!flow_swap(flow, way, old, word))
-		return false;
-	state = slot_state(old);
+	state = slot_state(flow->word);
 	if (state != FLOW_FREE && state != FLOW_CLOSING)
-		count_closed(slot_backend(old));
+		count_closed(slot_backend(flow->word));
 	return true;
 }
 

@@ -60,7 +60,8 @@ output_option: Decorator = click.option(
 
 socket_option: Decorator = click.option(
     "--socket",
-    type=click.Path(path_type=Path),
+    # connecting to it says more, and with the remedy
+    type=click.Path(path_type=Path, readable=False),
     envvar="STEELYARD_SOCKET",
     callback=_set_socket,
     expose_value=False,
@@ -70,7 +71,8 @@ socket_option: Decorator = click.option(
 # The same two after the command; the environment variable is read once, at the root.
 _late_socket_option: Decorator = click.option(
     "--socket",
-    type=click.Path(path_type=Path),
+    # connecting to it says more, and with the remedy
+    type=click.Path(path_type=Path, readable=False),
     callback=_set_socket,
     expose_value=False,
     hidden=True,

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,15 +147,19 @@ def start_server(lab: Lab, backend: Node) -> None:
 def prepare_paths(lab: Lab) -> None:
     """Let frames of the balancers pass the cables, and let ipip backends unpack them."""
     agent = processes.program("lb-agent", "agent.main")
+    commands: list[tuple[str, list[str]]] = []
     if lab.xdp_mode is not XdpMode.GENERIC:
         # A veth delivers what XDP_TX sends only if its other end has an XDP program, too.
         for balancer in lab.nodes(Role.BALANCER):
-            _run(lab, lab.switch, [*agent, "pass", "--interface", balancer.name])
+            commands.append((lab.switch, [*agent, "pass", "--interface", balancer.name]))
     if lab.forward is Forward.IPIP:
         vips = [word for vip in lab.vips for word in ("--vip", str(vip))]
-        for backend in lab.nodes(Role.BACKEND):
-            command = [*agent, "decap", "--interface", topology.NODE_INTERFACE, *vips]
-            _run(lab, backend.namespace, command)
+        decap = [*agent, "decap", "--interface", topology.NODE_INTERFACE, *vips]
+        commands += [(backend.namespace, decap) for backend in lab.nodes(Role.BACKEND)]
+    # Each of them compiles a program: side by side, as far as there are processors.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for done in [pool.submit(_run, lab, *command) for command in commands]:
+            done.result()
 
 
 def write_config(lab: Lab, balancer: Node) -> None:

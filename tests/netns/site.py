@@ -1,0 +1,140 @@
+"""A lab of its own for a test: real clients, servers and an agent in namespaces."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from agent.api.client import Client
+from lbctl.lab import build, netns, processes
+from lbctl.lab.topology import Lab, Node, Role
+
+
+def wait_until(what: str, condition: Any, timeout_s: float = 15.0) -> None:
+    """Poll until it is so; fail with ``what`` otherwise."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.05)
+
+
+@dataclass
+class Site:
+    """A running lab and what tests do to it."""
+
+    lab: Lab
+
+    @property
+    def balancer(self) -> Node:
+        return self.lab.nodes(Role.BALANCER)[0]
+
+    @property
+    def api(self) -> Client:
+        return Client(self.lab.socket(self.balancer), timeout_s=10.0)
+
+    def run(self, node: str, *command: str, timeout_s: float = 30.0) -> Any:
+        """A command in a node's namespace."""
+        return subprocess.run(
+            [*netns.entering(self.lab.node(node).namespace), *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+            env=processes.environment(self.lab.run_dir),
+        )
+
+    def agent(self, *arguments: str, timeout_s: float = 30.0) -> Any:
+        """``lb-agent`` in the balancer's namespace."""
+        program = processes.program("lb-agent", "agent.main")
+        return self.run(self.balancer.name, *program, *arguments, timeout_s=timeout_s)
+
+    def get(self, path: str, **params: str) -> Any:
+        return self.api.get(path, params) if params else self.api.get(path)
+
+    def edit(self, op: str, **body: Any) -> Any:
+        return self.api.post("/v1/edit", {"op": op, **body})
+
+    def backend(self, service: str, name: str) -> Any:
+        return next(b for b in self.get(f"/v1/services/{service}")["backends"] if b["name"] == name)
+
+    def config(self) -> Any:
+        return yaml.safe_load(self.lab.config_path(self.balancer).read_text())
+
+    def write_config(self, document: Any) -> None:
+        text = document if isinstance(document, str) else yaml.safe_dump(document)
+        self.lab.config_path(self.balancer).write_text(text)
+
+    def agent_pid(self) -> int | None:
+        return processes.pid_of(self.lab.run_dir, self.balancer.name)
+
+    def signal_agent(self, number: signal.Signals) -> None:
+        pid = self.agent_pid()
+        assert pid is not None
+        os.kill(pid, number)
+
+    def stop_agent(self, number: signal.Signals) -> None:
+        self.signal_agent(number)
+        wait_until("the agent ends", lambda: self.agent_pid() is None)
+
+    def start_agent(self) -> None:
+        build.start_agent(self.lab, self.balancer)
+        wait_until("the agent answers", self._answers)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(Exception):
+            return bool(self.get("/v1/status"))
+        return False
+
+    def xdp_program_id(self) -> int:
+        links = json.loads(self.run(self.balancer.name, "ip", "-j", "link", "show", "eth0").stdout)
+        return int(links[0].get("xdp", {}).get("prog", {}).get("id", 0))
+
+    @contextlib.contextmanager
+    def load(self, rate: int = 200, keep_alive: int = 10, streams: int = 5) -> Iterator[dict]:
+        """Traffic from the client while the block runs; afterwards the summary is in the dict."""
+        command = [*netns.entering(self.lab.node("client").namespace), sys.executable]
+        command += ["-m", "lbctl.lab.load", "--rate", str(rate)]
+        command += ["--keep-alive", str(keep_alive), "--streams", str(streams)]
+        for vip in self.lab.vips:
+            host = f"[{vip}]" if vip.version == 6 else str(vip)
+            command += ["--target", f"{host}:80"]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=processes.environment(self.lab.run_dir),
+        )
+        result: dict = {"records": []}
+        time.sleep(0.5)
+        try:
+            yield result
+        finally:
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            out, _ = process.communicate(timeout=20)
+            lines = [json.loads(line) for line in out.splitlines()]
+            result["records"] = lines[:-1]
+            result.update(lines[-1])
+
+
+@contextlib.contextmanager
+def site(**options: Any) -> Iterator[Site]:
+    """Build a lab, give it to a test, remove it."""
+    lab = Lab(**options)
+    build.down(lab.name, lambda _text: None)
+    build.up(lab, build.Owner(), lambda _text: None)
+    try:
+        yield Site(lab)
+    finally:
+        build.down(lab.name, lambda _text: None)
+        assert not build.leftovers(lab.name)

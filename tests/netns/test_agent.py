@@ -1,0 +1,289 @@
+"""The whole agent on real traffic: restarts, reloads, changes and refusals under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from agent.api.client import ApiRefusedError
+from agent.model import Forward, XdpMode
+from lbctl.lab import build, processes
+from tests.netns.site import Site, site, wait_until
+
+pytestmark = [pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Site]:
+    with site(name="st-agent", backends=3, spares=1) as built:
+        yield built
+
+
+def flow_backends(lab: Site) -> dict[tuple[str, int], str]:
+    flows = lab.get("/v1/flows", limit="10000", state="established")["flows"]
+    return {(flow["client"], flow["client_port"]): flow["backend"] for flow in flows}
+
+
+def test_traffic_reaches_every_backend_over_both_families(lab: Site) -> None:
+    with lab.load(rate=300) as load:
+        time.sleep(1.0)
+    assert load["failed"] == 0, load["errors"]
+    assert set(load["backends"]) == {"be1", "be2", "be3"}
+
+
+def test_kill_9_and_restart_lose_no_packet_and_move_no_flow(lab: Site) -> None:
+    with lab.load() as load:
+        time.sleep(0.5)
+        before = flow_backends(lab)
+        program = lab.xdp_program_id()
+        lab.stop_agent(signal.SIGKILL)
+        assert lab.xdp_program_id() == program
+        time.sleep(0.5)
+        lab.start_agent()
+        time.sleep(0.5)
+        after = flow_backends(lab)
+    assert load["failed"] == 0, load["errors"]
+    assert before
+    moved = {flow for flow, backend in before.items() if after.get(flow, backend) != backend}
+    assert not moved
+
+
+def test_clean_stop_leaves_the_data_plane_balancing(lab: Site) -> None:
+    with lab.load() as load:
+        lab.stop_agent(signal.SIGTERM)
+        time.sleep(0.5)
+        lab.start_agent()
+    assert load["failed"] == 0, load["errors"]
+
+
+def test_ids_are_the_same_after_a_restart(lab: Site) -> None:
+    def ids() -> list[int]:
+        return [lab.backend("web", name)["packets_total"] for name in ("be1", "be2", "be3")]
+
+    counted = ids()
+    lab.stop_agent(signal.SIGTERM)
+    lab.start_agent()
+    assert all(now >= then > 0 for now, then in zip(ids(), counted, strict=True))
+
+
+def test_a_hundred_reloads_under_load_fail_no_request(lab: Site) -> None:
+    document = lab.config()
+    original = dict(document)
+    with lab.load() as load:
+        for turn in range(100):
+            document["services"][0]["backends"][0]["weight"] = 100 + turn % 7
+            lab.write_config(document)
+            lab.api.post("/v1/reload", {})
+    lab.write_config(original)
+    lab.api.post("/v1/reload", {})
+    assert load["failed"] == 0, load["errors"]
+    broken = [r for r in load["records"] if r.get("event") in ("broken", "failed")]
+    assert not broken
+
+
+def test_sighup_reloads_the_file(lab: Site) -> None:
+    document = lab.config()
+    document["services"][0]["backends"][1]["weight"] = 7
+    lab.write_config(document)
+    lab.signal_agent(signal.SIGHUP)
+    wait_until("weight 7", lambda: lab.backend("web", "be2")["weight_configured"] == 7)
+    document["services"][0]["backends"][1]["weight"] = 100
+    lab.write_config(document)
+    lab.api.post("/v1/reload", {})
+
+
+def test_a_bad_reload_keeps_the_last_good_configuration_and_says_so(lab: Site) -> None:
+    good = lab.config()
+    lab.write_config(lab.lab.config_path(lab.balancer).read_text() + "\nservice: []\n")
+    with pytest.raises(ApiRefusedError) as refused:
+        lab.api.post("/v1/reload", {})
+    assert "service" in str(refused.value)
+    assert lab.get("/v1/status")["agent"]["config_problem"]
+    assert lab.get("/v1/services/web")["backends_up"] == 3
+    lab.write_config(good)
+    lab.api.post("/v1/reload", {})
+    assert not lab.get("/v1/status")["agent"]["config_problem"]
+
+
+def test_a_drained_backend_finishes_its_connections_and_gets_no_new_ones(lab: Site) -> None:
+    with lab.load(keep_alive=20, streams=0) as load:
+        time.sleep(0.5)
+        lab.edit("backend.set", service="web", backend="be1", values={"state": "drain"})
+        lab.edit("backend.set", service="web6", backend="be1", values={"state": "drain"})
+        time.sleep(0.2)
+        opened = lab.backend("web", "be1")["new_flows_total"]
+        time.sleep(1.0)
+        assert lab.backend("web", "be1")["new_flows_total"] == opened
+        assert lab.backend("web", "be1")["state"] == "drain"
+    assert load["failed"] == 0, load["errors"]
+
+
+def test_a_drain_survives_kill_9(lab: Site) -> None:
+    lab.edit("backend.set", service="web", backend="be1", values={"state": "drain"})
+    lab.stop_agent(signal.SIGKILL)
+    lab.start_agent()
+    assert lab.backend("web", "be1")["state"] == "drain"
+    assert lab.get("/v1/status")["agent"]["changes_since_file"] >= 1
+    for service in ("web", "web6"):
+        lab.edit("backend.set", service=service, backend="be1", values={"state": "active"})
+
+
+def test_a_backend_is_added_and_removed_under_load(lab: Site) -> None:
+    address = str(lab.lab.node("be4").ipv4)
+    with lab.load() as load:
+        lab.edit("backend.add", service="web", backend="be4", values={"address": address})
+        wait_until("be4 is up", lambda: lab.backend("web", "be4")["state"] == "up")
+        wait_until("be4 serves", lambda: lab.backend("web", "be4")["new_flows_total"] > 5)
+        lab.edit("backend.set", service="web", backend="be4", values={"state": "drain"})
+        wait_until("be4 is idle", lambda: lab.backend("web", "be4")["flows_established"] == 0)
+        before = lab.get("/v1/services/web")["packets_total"]
+        lab.edit("backend.remove", service="web", backend="be4")
+        assert lab.get("/v1/services/web")["packets_total"] >= before
+    held = [r for r in load["records"] if r.get("status") is None and r.get("error")]
+    assert load["failed"] == 0, (load["errors"], held[:3])
+
+
+def test_explain_names_the_backend_that_answers(lab: Site) -> None:
+    vip = str(lab.lab.vips[0])
+    client = str(lab.lab.node("client").ipv4)
+    for port in range(20000, 20020):
+        said = lab.get(
+            "/v1/explain",
+            protocol="tcp",
+            client=client,
+            client_port=str(port),
+            vip=vip,
+            port="80",
+        )
+        answer = lab.run("client", "curl", "-s", "-i", "--local-port", str(port), f"http://{vip}/")
+        assert f"X-Backend: {said['backend']}".lower() in answer.stdout.lower(), answer
+
+
+def test_a_service_for_another_family_and_any_port_is_compiled_in_under_load(lab: Site) -> None:
+    values = {
+        "vip": "10.99.0.99",
+        "port": "any",
+        "protocol": "tcp",
+        "health": {"type": "tcp", "port": 80},
+        "backends": [{"name": "be1", "address": str(lab.lab.node("be1").ipv4)}],
+    }
+    with lab.load() as load:
+        lab.edit("service.add", service="all", values=values)
+        assert "any-port" in lab.get("/v1/status")["dataplane"]["features"]
+        addresses = lab.run(lab.balancer.name, "ip", "-br", "addr", "show", "eth0").stdout
+        assert "10.99.0.99/32" in addresses
+        lab.edit("service.remove", service="all")
+        addresses = lab.run(lab.balancer.name, "ip", "-br", "addr", "show", "eth0").stdout
+        assert "10.99.0.99" not in addresses
+    assert load["failed"] == 0, load["errors"]
+
+
+def test_a_killed_backend_gets_no_new_connection_once_its_check_fails(lab: Site) -> None:
+    processes.kill(lab.lab.run_dir, "be3")
+    wait_until("be3 is down", lambda: lab.backend("web", "be3")["state"] == "down")
+    assert "refused" in lab.backend("web", "be3")["reason"]
+    assert lab.get("/v1/services/web")["state"] == "degraded"
+    with lab.load(keep_alive=0, streams=0) as load:
+        time.sleep(1.0)
+    assert load["failed"] == 0, load["errors"]
+    assert "be3" not in load["backends"]
+    build.start_server(lab.lab, lab.lab.node("be3"))
+    wait_until("be3 is up", lambda: lab.backend("web", "be3")["state"] == "up")
+
+
+def test_a_second_agent_on_the_interface_is_refused(lab: Site) -> None:
+    document = lab.config() | {"name": "other", "socket": "/run/steelyard/st-agent/other.sock"}
+    path = lab.lab.run_dir / "other.yaml"
+    path.write_text(yaml.safe_dump(document))
+    done = lab.agent("run", "--config", str(path))
+    assert done.returncode == 1
+    assert "interface eth0: another agent runs it" in done.stderr
+
+
+def test_a_stranger_on_the_interface_is_refused_and_left_alone(lab: Site) -> None:
+    lab.stop_agent(signal.SIGTERM)
+    assert lab.agent("detach", "--config", str(lab.lab.config_path(lab.balancer))).returncode == 0
+    assert lab.agent("pass", "--interface", "eth0").returncode == 0
+    stranger = lab.xdp_program_id()
+    done = lab.agent("run", "--config", str(lab.lab.config_path(lab.balancer)))
+    assert done.returncode == 1
+    assert "another XDP program is attached: 'steelyard_pass'" in done.stderr
+    assert "xdp off" in done.stderr
+    assert lab.xdp_program_id() == stranger
+    lab.run(lab.balancer.name, "ip", "link", "set", "dev", "eth0", "xdp", "off")
+    lab.start_agent()
+    wait_until("all up", lambda: lab.get("/v1/services/web")["backends_up"] == 3)
+
+
+def test_a_program_taken_off_by_hand_is_put_back(lab: Site) -> None:
+    lab.run(lab.balancer.name, "ip", "link", "set", "dev", "eth0", "xdp", "off")
+    wait_until("attached again", lambda: lab.xdp_program_id() != 0)
+    assert lab.get("/v1/status")["dataplane"]["attached"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"interface": "eth9"}, ["eth9", "there is no such interface", "eth0"]),
+        ({"tables": {"flows": 131072}}, ["flows", "lb-agent detach"]),
+    ],
+)
+def test_a_start_that_cannot_work_says_why_and_changes_nothing(
+    lab: Site, change: dict[str, object], words: list[str]
+) -> None:
+    good = lab.config()
+    lab.stop_agent(signal.SIGTERM)
+    program = lab.xdp_program_id()
+    lab.write_config(good | change)
+    done = lab.agent("run", "--config", str(lab.lab.config_path(lab.balancer)))
+    assert done.returncode == 1
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert lab.xdp_program_id() == program
+    lab.write_config(good)
+    lab.start_agent()
+
+
+def test_a_user_without_permission_is_told_what_to_do(lab: Site) -> None:
+    socket = lab.lab.socket(lab.balancer)
+    done = subprocess.run(
+        [sys.executable, "-m", "lbctl.main", "--socket", str(socket), "status"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        env=os.environ | {"PYTHONPATH": str(Path.cwd()), "HOME": "/tmp"},
+    )
+    assert done.returncode == 3
+    assert "permission" in done.stderr.lower()
+    assert "sudo" in done.stderr or "socket_group" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"xdp_mode": "generic"}, {"forward": "ipip"}],
+    ids=["generic", "ipip"],
+)
+def test_other_modes_balance_too(options: dict[str, str]) -> None:
+    chosen = {
+        key: (XdpMode if key == "xdp_mode" else Forward)(value) for key, value in options.items()
+    }
+    with site(name="st-modes", backends=2, **chosen) as other:
+        with other.load() as load:
+            time.sleep(1.0)
+        assert load["failed"] == 0, load["errors"]
+        assert set(load["backends"]) == {"be1", "be2"}
+        status = other.get("/v1/status")["dataplane"]
+        assert status["xdp_mode"] == options.get("xdp_mode", "native")
