@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -21,14 +22,17 @@ from agent.errors import SteelyardError
 from agent.lock import InstanceLocks
 from agent.metrics import collector
 from agent.metrics.observer import AgentFacts
+from agent.model import KernelHeaders
 from agent.network.driver import driver_name
 from agent.notify import Notifier
 
 log = structlog.get_logger()
 
 
-async def run(path: Path) -> None:
+async def run(path: Path, host_headers: bool = False) -> None:
     """Balance as the file says until SIGTERM or SIGINT; SIGHUP reloads.
+
+    ``host_headers`` goes before the configuration's ``kernel_headers``.
 
     The data plane goes on afterwards, as it is. Raises SteelyardError when it cannot start;
     nothing was changed then.
@@ -48,8 +52,11 @@ async def run(path: Path) -> None:
         config_problem=loaded.problem,
         changes_since_file=len(loaded.changes),
     )
+    config = loaded.config
+    if host_headers:
+        config = replace(config, kernel_headers=KernelHeaders.HOST)
+    core = Core(config)
     notifier = Notifier.from_environment(os.environ, os.getpid())
-    core = Core(loaded.config)
     control = AgentControl(core, path, loaded, store, facts, notifier)
     await core.load()
     settle(store, loaded)

@@ -67,7 +67,12 @@ def cli() -> None:
     show_default=True,
     help="auto: console on a terminal, JSON otherwise.",
 )
-def run(path: Path, log_level: str, log_format: str) -> None:
+@click.option(
+    "--kernel-headers",
+    is_flag=True,
+    help="Compile against the host's kernel headers, whatever the configuration says.",
+)
+def run(path: Path, log_level: str, log_format: str, kernel_headers: bool) -> None:
     """Balance until SIGTERM; SIGHUP reloads the configuration.
 
     The program in the kernel goes on when this one ends, so a restart is hitless; `lb-agent
@@ -79,7 +84,7 @@ def run(path: Path, log_level: str, log_format: str) -> None:
         # here, so that --help and wrong usage need neither BCC nor NumPy
         from agent.daemon import run as balance
 
-        asyncio.run(balance(path))
+        asyncio.run(balance(path, kernel_headers))
 
     _guarded(work)
 

@@ -93,6 +93,13 @@ class XdpMode(enum.Enum):
     GENERIC = "generic"
 
 
+class KernelHeaders(enum.Enum):
+    """Which kernel headers BCC compiles against."""
+
+    SHIPPED = "shipped"  # our own few, the same on every host
+    HOST = "host"  # those that BCC finds below /lib/modules
+
+
 class DownFlows(enum.Enum):
     """What happens to the established flows of a backend that goes down."""
 
@@ -194,7 +201,7 @@ class Config:
     hash_seed: int = 0
     ipip_source_v4: IPv4Address | None = None
     ipip_source_v6: IPv6Address | None = None
-    kernel_headers: Path | None = None  # None: the shipped tree
+    kernel_headers: KernelHeaders = KernelHeaders.SHIPPED
     tables: Tables = field(default_factory=Tables)
     services: tuple[Service, ...] = ()
 

@@ -63,7 +63,7 @@ def global_fields(config: Config) -> Fields:
         "hash_seed": config.hash_seed,
         "ipip_source.ipv4": str(v4) if v4 else None,
         "ipip_source.ipv6": str(v6) if v6 else None,
-        "kernel_headers": str(config.kernel_headers) if config.kernel_headers else None,
+        "kernel_headers": config.kernel_headers.value,
         "tables.flows": config.tables.flows,
         "tables.services": config.tables.services,
         "tables.backends": config.tables.backends,

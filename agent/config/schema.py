@@ -20,6 +20,7 @@ from agent.model import (
     DownFlows,
     Forward,
     HealthCheck,
+    KernelHeaders,
     Protocol,
     Scheduler,
     Tables,
@@ -275,10 +276,10 @@ class GlobalSection(Section):
         default_factory=lambda: IpipSourceSection.model_validate({}),
         description="Source addresses for `forward: ipip`.",
     )
-    kernel_headers: kinds.AbsolutePath | None = Field(
-        None,
-        description="A kernel source tree to compile with. Default: the headers that come with "
-        "Steelyard, which serve every kernel.",
+    kernel_headers: Annotated[KernelHeaders, *kinds.choice(KernelHeaders)] = Field(
+        KernelHeaders.SHIPPED,
+        description="What the program is compiled with: the few headers that come with "
+        "Steelyard and serve every kernel, or the host's own below `/lib/modules`.",
     )
     tables: TablesSection = Field(
         default_factory=lambda: TablesSection.model_validate({}), description="Sizes of tables."

@@ -7,11 +7,11 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from agent.dataplane import btf, libbpf, sources
 from agent.errors import DataplaneError
+from agent.model import KernelHeaders
 
 _BCC_REMEDY = (
     "apt-get install python3-bpfcc, and make the virtual environment from /usr/bin/python3 with "
@@ -42,22 +42,24 @@ def compile_program(
     text: str,
     function: str,
     definitions: Mapping[str, str],
-    kernel_headers: Path | None = None,
+    headers: KernelHeaders = KernelHeaders.SHIPPED,
 ) -> Compiled:
     """Compile ``text`` and load its function ``function`` as an XDP program.
 
-    ``kernel_headers`` None: the shipped tree, the same on every host. Raises DataplaneError
-    when the compiler or the verifier refuses; their messages go to stderr.
+    Raises DataplaneError when the compiler or the verifier refuses; their messages go to stderr.
     """
     bpf = _bcc()
-    os.environ["BCC_KERNEL_SOURCE"] = str(kernel_headers or sources.header_tree())
+    if headers is KernelHeaders.SHIPPED:
+        os.environ["BCC_KERNEL_SOURCE"] = str(sources.header_tree())
+    else:
+        os.environ.pop("BCC_KERNEL_SOURCE", None)  # BCC looks below /lib/modules
     if platform.machine() == "aarch64":
         os.environ.setdefault("ARCH", "arm64")
     flags = ["-Wall", "-Werror", *(f"-D{name}={value}" for name, value in definitions.items())]
     started = time.monotonic()
     try:
-        handle = bpf(text=text, cflags=flags)
-        fd = handle.load_func(function, bpf.XDP).fd
+        handle = bpf(text=text.encode(), cflags=flags)
+        fd = handle.load_func(function.encode(), bpf.XDP).fd
     except Exception as error:
         raise DataplaneError(
             f"the program does not compile or load: {error}",

@@ -12,7 +12,7 @@ from agent.model import Address, XdpMode
 def attach_decap(interface: str, vips: tuple[Address, ...]) -> XdpMode:
     """Take the outer header off what balancers send for ``vips``; stays until detached."""
     compiled = compile_program(sources.joined("decap.c"), "decap", {})
-    fd = compiled.handle["decap_vips"].map_fd
+    fd = compiled.handle[b"decap_vips"].map_fd
     for vip in vips:
         libbpf.map_update(fd, vip.packed.ljust(16, b"\0"), b"\1")
     return attach.attach_helper(interface, compiled.fd)

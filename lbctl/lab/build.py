@@ -21,6 +21,7 @@ from pathlib import Path
 from agent.errors import SteelyardError
 from agent.model import Forward, XdpMode
 from lbctl.lab import netns, processes, topology
+from lbctl.lab.interrupt import Guard
 from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Node, Role
 
@@ -79,13 +80,15 @@ def leftovers(name: str) -> list[str]:
 def up(lab: Lab, owner: Owner, report: Report) -> None:
     """Build a lab and wait until its traffic can flow; a failure removes what was built."""
     check_machine()
-    refuse_second(lab.name)
-    try:
-        _build(lab, owner, report)
-    except BaseException:
-        # Also a Ctrl-C must not leave half a lab behind.
-        down(lab.name, _silent)
-        raise
+    with Guard() as guard:
+        refuse_second(lab.name)
+        try:
+            with guard.interruptible():
+                _build(lab, owner, report)
+        except BaseException:
+            # Also a Ctrl-C must not leave half a lab behind.
+            down(lab.name, _silent)
+            raise
 
 
 def refuse_second(name: str) -> None:
@@ -150,8 +153,10 @@ def prepare_paths(lab: Lab) -> None:
     commands: list[tuple[str, list[str]]] = []
     if lab.xdp_mode is not XdpMode.GENERIC:
         # A veth delivers what XDP_TX sends only if its other end has an XDP program, too.
-        for balancer in lab.nodes(Role.BALANCER):
-            commands.append((lab.switch, [*agent, "pass", "--interface", balancer.name]))
+        commands += [
+            (lab.switch, [*agent, "pass", "--interface", balancer.name])
+            for balancer in lab.nodes(Role.BALANCER)
+        ]
     if lab.forward is Forward.IPIP:
         vips = [word for vip in lab.vips for word in ("--vip", str(vip))]
         decap = [*agent, "decap", "--interface", topology.NODE_INTERFACE, *vips]
@@ -255,6 +260,7 @@ def _run(lab: Lab, namespace: str, command: list[str]) -> None:
         check=False,
         timeout=60,
         env=processes.environment(lab.run_dir),
+        start_new_session=True,
     )
     if result.returncode != 0:
         raise LabError(
@@ -267,23 +273,24 @@ def _run(lab: Lab, namespace: str, command: list[str]) -> None:
 def down(name: str, report: Report) -> bool:
     """Remove everything of a lab, whatever state it is in; False: there was nothing."""
     run_dir = topology.RUN_ROOT / name
-    if not leftovers(name) and not processes.find(run_dir):
-        return False
-    report("stopping the lab's processes")
-    processes.stop(run_dir, processes.find(run_dir))
-    report("removing the balancers' programs and tables")
-    for config in sorted(run_dir.glob("lb*.yaml")):
-        _detach(name, config)
-    report("removing namespaces and files")
-    for namespace in netns.names():
-        if topology.owned_namespace(name, namespace):
-            _remove_locks(namespace)
-            netns.ip([f"netns del {namespace}"])
-    shutil.rmtree(run_dir, ignore_errors=True)
-    # What was being started while we were stopping: its folder is gone, its mark is not.
-    processes.stop(run_dir, processes.find(run_dir))
-    with contextlib.suppress(OSError):
-        topology.RUN_ROOT.rmdir()  # only if it is empty: an agent of this host may live there
+    with Guard():
+        if not leftovers(name) and not processes.find(run_dir):
+            return False
+        report("stopping the lab's processes")
+        processes.stop(run_dir, processes.find(run_dir))
+        report("removing the balancers' programs and tables")
+        for config in sorted(run_dir.glob("lb*.yaml")):
+            _detach(name, config)
+        report("removing namespaces and files")
+        for namespace in netns.names():
+            if topology.owned_namespace(name, namespace):
+                _remove_locks(namespace)
+                netns.ip([f"netns del {namespace}"])
+        shutil.rmtree(run_dir, ignore_errors=True)
+        # What was being started while we were stopping: its folder is gone, its mark is not.
+        processes.stop(run_dir, processes.find(run_dir))
+        with contextlib.suppress(OSError):
+            topology.RUN_ROOT.rmdir()  # only if it is empty: an agent of this host may live there
     return True
 
 
@@ -299,6 +306,7 @@ def _detach(name: str, config: Path) -> None:
             check=False,
             timeout=20,
             env=processes.environment(),
+            start_new_session=True,  # a second Ctrl-C is not for it
         )
 
 

@@ -76,10 +76,13 @@ def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
         xdp_mode=XdpMode(options["xdp_mode"]),
     )
     build.check_machine()
-    with interrupt.Guard():
+    try:
         if replace:
             build.down(wanted.name, env.note)
         build.up(wanted, build.Owner(), env.note)
+    except interrupt.Interrupted as interruption:
+        env.note(f"lab {wanted.name}: interrupted by {interruption}; what was built is removed")
+        click.get_current_context().exit(interruption.exit_code)
     env.note(_what_next(wanted))
 
 

@@ -58,13 +58,11 @@ def run(env: Environment, name: str, forward: Forward, xdp_mode: XdpMode) -> int
     problems: list[str] = []
     with Guard() as guard:
         try:
-            try:
+            with guard.interruptible():
                 problems = _play(lab, traffic, console, outcomes)
-            finally:
-                guard.close()
         except Interrupted as interruption:
             console.print(f"demo: interrupted by {interruption}; the lab is removed")
-            return 128 + interruption.number
+            return interruption.exit_code
         except SteelyardError as error:
             problems = [str(error)]
         finally:

@@ -1,51 +1,66 @@
-"""Owns the signals that ask a command to leave, so that leaving cleans up exactly once."""
+"""Decides when a signal that asks a command to leave is heeded, so that every clean-up is whole."""
 
 from __future__ import annotations
 
 import signal
-from types import FrameType, TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Self
 
 LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+type _Handler = Callable[[int, FrameType | None], object] | int | None
+
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody asked us to leave; ``number`` is the signal."""
+    """Somebody asked us to leave; the text is the signal's name."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.number = number
+        self.exit_code = 128 + number
 
 
 class Guard:
-    """While entered, the first signal raises Interrupted and all further ones wait for the end.
+    """While entered, signals wait; only within ``interruptible`` does the first one raise.
 
-    So a clean-up in an ``except`` or ``finally`` is not cut short by an impatient second Ctrl-C.
+    So a clean-up after it is not cut short by an impatient second Ctrl-C, and there is no gap
+    between the two in which a signal could do harm. What still waits at the end is sent again.
     """
 
     def __init__(self) -> None:
-        self._previous: dict[signal.Signals, object] = {}
-        self._closed = False
+        self._previous: dict[signal.Signals, _Handler] = {}
+        self._heeding = False
+        self._waiting: int | None = None
 
-    def close(self) -> None:
-        """From here on no signal raises: the clean-up has begun."""
-        self._closed = True
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Work that may be left at any point, by Interrupted."""
+        try:
+            self._heeding = True
+            if self._waiting is not None:
+                self._heed(self._waiting)
+            yield
+        finally:
+            self._heeding = False
 
     def __enter__(self) -> Self:
         for number in LEAVING:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
+        if self._waiting is not None:
+            signal.raise_signal(self._waiting)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if not self._closed:
-            self._closed = True
-            raise Interrupted(number)
+        if self._heeding:
+            self._heed(number)
+        elif self._waiting is None:
+            self._waiting = number
+
+    def _heed(self, number: int) -> None:
+        self._heeding, self._waiting = False, None
+        raise Interrupted(number)

@@ -61,6 +61,7 @@ def ip(commands: Sequence[str], namespace: str | None = None) -> None:
         capture_output=True,
         text=True,
         check=False,
+        start_new_session=True,  # a clean-up goes on whatever is typed meanwhile
     )
     if result.returncode != 0:
         raise LabError(

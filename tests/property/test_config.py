@@ -27,6 +27,7 @@ from agent.model import (
     DownFlows,
     Forward,
     HealthCheck,
+    KernelHeaders,
     Protocol,
     Service,
     ServiceKey,
@@ -144,7 +145,7 @@ configs = st.builds(
     hash_seed=st.integers(0, 2**32 - 1),
     ipip_source_v4=st.none() | st.just(IPv4Address("10.0.0.2")),
     ipip_source_v6=st.none() | st.just(IPv6Address("fd00::2")),
-    kernel_headers=st.none() | st.just(Path("/usr/src/linux")),
+    kernel_headers=st.sampled_from(KernelHeaders),
     tables=st.builds(
         Tables,
         flows=st.integers(10, 28).map(lambda n: 1 << n),
