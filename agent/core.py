@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from agent.dataplane.program import Dataplane
 from agent.errors import SteelyardError
 from agent.health.monitor import HealthMonitor, Target
 from agent.metrics.observer import Observer
-from agent.model import Address, BackendRef, Config, HealthStatus, NextHop
+from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop
 from agent.network.nexthop import NextHops
 from agent.network.vips import Vips
 from agent.reconcile.adopt import Adopted, adopt
@@ -31,6 +32,7 @@ SAMPLE_S = 1.0
 SURVEY_EVERY = 2  # samples
 SWEEP_EVERY = 10  # samples
 RETRY_S = (0.2, 1.0, 5.0)
+FIRST_CHECKS_S = 3.0
 ADOPTED_HOP_S = 10.0  # for neighbours that the kernel forgot while the agent was away
 
 
@@ -85,6 +87,8 @@ class Core:
     async def start(self) -> None:
         """From adopted tables to a running data plane; no packet sees a worse state on the way."""
         await self._hops.ready()
+        if self.dataplane.takes_over and not self._adopted.health:
+            await self._first_checks()
         await self._pass()
         self.observer = Observer(self.dataplane)
         self.observer.sample(self.now.situation, time.monotonic())
@@ -98,6 +102,16 @@ class Core:
         )
         await self._sync_vips()
         self._started.set()
+
+    async def _first_checks(self) -> None:
+        """The tables are new (another ABI), the old program balances: let it, until the checks
+        have told which backends are up.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_CHECKS_S):
+                while any(s.health is Health.CHECKING for s in self.health().values()):
+                    await self._dirty.wait()
+                    self._dirty.clear()
 
     async def take(self, config: Config, changes: tuple[Change, ...]) -> None:
         """Run with another configuration; returns when the tables hold it.

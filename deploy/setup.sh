@@ -129,7 +129,7 @@ END
 # --- what is installed --------------------------------------------------------------------
 
 packages=(python3 python3-bpfcc python3-venv ethtool iproute2)
-dev_packages=(ca-certificates curl git iputils-ping make openssl procps tcpdump)
+dev_packages=(ca-certificates curl git make openssl procps)
 
 missing_packages() {
 	local package

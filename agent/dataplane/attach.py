@@ -41,10 +41,11 @@ def interface_index(name: str) -> int:
 
 @contextlib.contextmanager
 def _pinned_program(pins: Pins) -> Iterator[dict[int, int]]:
-    """Ids and descriptors of the programs that this instance has pinned."""
+    """Ids and descriptors of the programs that this instance has pinned, of whatever ABI."""
     fds: dict[int, int] = {}
+    folders = (pins, *pins.of_other_versions())
     try:
-        for path in (pins.program, pins.next_program):
+        for path in (p for one in folders for p in (one.program, one.next_program)):
             if path.exists():
                 fd = libbpf.object_get(path)
                 fds[libbpf.program_info(fd).id] = fd
@@ -69,12 +70,13 @@ def _refuse_stranger(interface: str, ident: int) -> None:
     )
 
 
-def check_free(interface: str, pins: Pins) -> None:
-    """Refuse an interface on which somebody else's XDP program sits."""
+def check_free(interface: str, pins: Pins) -> bool:
+    """Refuse an interface on which somebody else's XDP program sits; true if ours does."""
     current = libbpf.xdp_query(interface_index(interface)).id
     with _pinned_program(pins) as ours:
         if current and current not in ours:
             _refuse_stranger(interface, current)
+    return current != 0
 
 
 def attach(interface: str, fd: int, wanted: XdpMode, pins: Pins) -> Attachment:
@@ -96,7 +98,12 @@ def attach(interface: str, fd: int, wanted: XdpMode, pins: Pins) -> Attachment:
         else:
             if current.id:  # the kernel takes one mode at a time
                 libbpf.xdp_attach(ifindex, -1, _FLAGS[held])
-            attachment = _attach_first(interface, ifindex, fd, wanted)
+            try:
+                attachment = _attach_first(interface, ifindex, fd, wanted)
+            except DataplaneError:
+                if current.id:  # refused: what ran goes on
+                    libbpf.xdp_attach(ifindex, ours[current.id], _FLAGS[held])
+                raise
     pins.next_program.rename(pins.program)
     return attachment
 

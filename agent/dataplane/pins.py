@@ -37,6 +37,11 @@ class Pins:
     def table(self, name: str) -> Path:
         return self.folder / name
 
+    def of_other_versions(self) -> tuple[Pins, ...]:
+        """What agents with another ABI have left of the same instance."""
+        folders = sorted(self.folder.parent.glob("abi*"))
+        return tuple(Pins(folder) for folder in folders if folder != self.folder)
+
 
 def pins_of(name: str, root: Path = BPFFS) -> Pins:
     """The pin folder of the instance ``name``."""

@@ -80,12 +80,13 @@ class Dataplane:
         self.size: Sizes = sizes(config.tables, possible_cpus())
         self.interface = config.interface
         self.ifindex = 0
+        self.takes_over = False  # another program of this instance is balancing
         self.abi_version = abi.ABI_VERSION
 
     def load(self, services: tuple[Service, ...]) -> None:
         """Make or adopt the tables and compile for these services; attaches nothing."""
         self.ifindex = attach.interface_index(self._config.interface)
-        attach.check_free(self._config.interface, self.pins)
+        self.takes_over = attach.check_free(self._config.interface, self.pins)
         pins.ensure_bpffs()
         self.pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         check_pinned(self.pins, self.size)
@@ -110,6 +111,8 @@ class Dataplane:
         self.attachment = attach.attach(
             config.interface, self.program.fd, config.xdp_mode, self.pins
         )
+        for old in self.pins.of_other_versions():
+            pins.remove(old)  # nothing reads them any more
 
     def ensure_features(self, services: tuple[Service, ...]) -> bool:
         """Recompile and swap if these services need what the program lacks; true if so."""
@@ -132,13 +135,15 @@ class Dataplane:
 
 def remove_instance(name: str, interface: str) -> bool:
     """Detach the instance's program and give its tables up; true if there was anything."""
-    folder = pins.pins_of(name)
-    if not folder.folder.exists():
+    mine = pins.pins_of(name)
+    folders = [one for one in (mine, *mine.of_other_versions()) if one.folder.exists()]
+    if not folders:
         return False
     try:
-        attach.detach(interface, folder)
+        attach.detach(interface, mine)
     finally:
-        pins.remove(folder)
+        for one in folders:
+            pins.remove(one)
     return True
 
 

@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "lab"
 _NAME = "lbctl.lab.name"
 
+_forward_option = click.option(
+    "--forward",
+    type=click.Choice(["dsr", "ipip"]),
+    default="dsr",
+    show_default=True,
+    help="How packets reach the backends.",
+)
+_xdp_mode_option = click.option(
+    "--xdp-mode",
+    type=click.Choice(["auto", "native", "generic"]),
+    default="auto",
+    show_default=True,
+    help="Where the program hooks in.",
+)
+
 
 @click.group(cls=SuggestingGroup)
 @click.option(
@@ -43,17 +58,39 @@ def lab(ctx: click.Context, name: str) -> None:
 
 
 @lab.command()
-@click.option("--backends", type=click.IntRange(1, 100), default=3, show_default=True)
-@click.option("--balancers", type=click.IntRange(1, 8), default=1, show_default=True)
-@click.option("--clients", type=click.IntRange(1, 9), default=1, show_default=True)
-@click.option("--forward", type=click.Choice(["dsr", "ipip"]), default="dsr", show_default=True)
-@click.option("--scheduler", type=click.Choice(["maglev"]), default="maglev", show_default=True)
 @click.option(
-    "--xdp-mode",
-    type=click.Choice(["auto", "native", "generic"]),
-    default="auto",
+    "--backends",
+    type=click.IntRange(1, 100),
+    default=3,
     show_default=True,
+    metavar="1…100",
+    help="How many HTTP servers.",
 )
+@click.option(
+    "--balancers",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    metavar="1…8",
+    help="How many balancers; the first answers for the VIPs, the others stand by.",
+)
+@click.option(
+    "--clients",
+    type=click.IntRange(1, 9),
+    default=1,
+    show_default=True,
+    metavar="1…9",
+    help="How many clients.",
+)
+@_forward_option
+@click.option(
+    "--scheduler",
+    type=click.Choice(["maglev"]),
+    default="maglev",
+    show_default=True,
+    help="How a backend is chosen for a new connection.",
+)
+@_xdp_mode_option
 @click.option("--replace", is_flag=True, help="Remove a lab that exists already.")
 @pass_environment
 def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
@@ -107,7 +144,7 @@ def _what_next(built: Lab) -> str:
 @lab.command()
 @pass_environment
 def down(env: Environment) -> None:
-    """Remove the lab and everything of it; does nothing if there is none.
+    """Remove the lab, whatever state it is in.
 
     \b
     Example:
@@ -154,12 +191,13 @@ def status(env: Environment) -> None:
 
     \b
     Example:
-      lbctl lab status
+      sudo lbctl lab status
     """
     from lbctl.lab import build
     from lbctl.lab.topology import Role
     from lbctl.output import emit
 
+    build.check_machine()  # only root sees whose processes run
     built, owner = _existing()
     pids = {node.name: pid for node, pid in build.node_processes(built)}
     runs = {Role.BALANCER: "agent", Role.BACKEND: "http server"}
@@ -211,20 +249,15 @@ def _status_page(data: Mapping[str, Any]) -> list[object]:
 
 
 @lab.command()
-@click.option("--forward", type=click.Choice(["dsr", "ipip"]), default="dsr", show_default=True)
-@click.option(
-    "--xdp-mode",
-    type=click.Choice(["auto", "native", "generic"]),
-    default="auto",
-    show_default=True,
-)
+@_forward_option
+@_xdp_mode_option
 @agent_options
 @pass_environment
 def demo(env: Environment, forward: str, xdp_mode: str) -> None:
-    """Show in under a minute what happens to traffic when things fail and change.
+    """Show what failures and changes do to traffic.
 
-    Builds a lab of its own, sends real traffic, kills and drains backends, adds one, kills the
-    agent, prints the figures, and removes everything.
+    In less than a minute: builds a lab of its own, sends real traffic, kills and drains
+    backends, adds one, kills the agent, prints the figures, and removes everything.
 
     \b
     Example:

@@ -148,7 +148,8 @@ def _conclude(
     failed = len(figures.failures(requests))
     found = [figure for _, outcome in outcomes for figure in outcome.figures]
     if env.output is Output.TABLE:
-        console.print(_table(found))
+        if found:
+            console.print(_table(found))
     else:
         env.write(_document(env, outcomes, problems, len(requests), failed, took_s))
     if problems:

@@ -25,12 +25,14 @@ class Guard:
     """While entered, signals wait; only within ``interruptible`` does the first one raise.
 
     So a clean-up after it is not cut short by an impatient second Ctrl-C, and there is no gap
-    between the two in which a signal could do harm. What still waits at the end is sent again.
+    between the two in which a signal could do harm. A signal that still waits at the end, and
+    does not only repeat one that was heeded, is sent again.
     """
 
     def __init__(self) -> None:
         self._previous: dict[signal.Signals, _Handler] = {}
         self._heeding = False
+        self._heeded = False
         self._waiting: int | None = None
 
     @contextmanager
@@ -58,9 +60,9 @@ class Guard:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._heeding:
             self._heed(number)
-        elif self._waiting is None:
+        elif not self._heeded:
             self._waiting = number
 
     def _heed(self, number: int) -> None:
-        self._heeding, self._waiting = False, None
+        self._heeding, self._heeded, self._waiting = False, True, None
         raise Interrupted(number)

@@ -287,3 +287,14 @@ def test_other_modes_balance_too(options: dict[str, str]) -> None:
         assert set(load["backends"]) == {"be1", "be2"}
         status = other.get("/v1/status")["dataplane"]
         assert status["xdp_mode"] == options.get("xdp_mode", "native")
+
+
+def test_a_program_of_another_abi_is_replaced_without_a_gap(lab: Site) -> None:
+    lab.stop_agent(signal.SIGTERM)
+    folder = Path("/sys/fs/bpf/steelyard/st-agent-lb1")
+    (folder / "abi1").rename(folder / "abi0")
+    with lab.load(keep_alive=0, streams=0) as load:
+        lab.start_agent()
+    assert load["failed"] == 0, load["errors"]
+    assert lab.get("/v1/services/web")["drops_total"]["no-backend"] == 0
+    assert [entry.name for entry in folder.iterdir()] == ["abi1"]

@@ -1,8 +1,11 @@
-"""The loaded data plane of the packet tests."""
+"""The loaded data plane of the packet tests, and a network of one's own."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,14 @@ from agent.dataplane import pins
 from agent.dataplane.program import Dataplane
 from agent.model import Config
 from tests.packet import harness
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests here load programs."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.kernel)
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +43,28 @@ def rig(loaded: Dataplane) -> Iterator[harness.Rig]:
     rig = harness.Rig(loaded)
     yield rig
     rig.reset()
+
+
+@pytest.fixture
+def network() -> Iterator[None]:
+    """A network namespace for this thread, with ``here`` - ``there`` (veth, native XDP) and lo
+    (none). It has no name and goes when the test leaves it.
+    """
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    os.unshare(os.CLONE_NEWNET)
+    try:
+        pair = ["ip", "link", "add", "here", "type", "veth", "peer", "name", "there"]
+        subprocess.run(pair, check=True)
+        yield
+    finally:
+        os.setns(home, os.CLONE_NEWNET)
+        os.close(home)
+
+
+@pytest.fixture
+def instance() -> Iterator[str]:
+    """The name of an instance whose pins go when the test ends."""
+    name = harness.instance_name("own")
+    pins.remove(pins.pins_of(name))
+    yield name
+    pins.remove(pins.pins_of(name))

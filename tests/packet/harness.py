@@ -69,9 +69,9 @@ class Slot:
     idle_ticks: int
 
 
-def instance_name() -> str:
+def instance_name(what: str = "all") -> str:
     """One per process, so that two test runs do not meet."""
-    return f"{PREFIX}-{os.getpid()}"
+    return f"{PREFIX}-{what}-{os.getpid()}"
 
 
 def remove_leftovers() -> None:

@@ -1,0 +1,173 @@
+"""What the demo concludes from the records of its traffic."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from lbctl.lab import figures, judge
+from lbctl.lab.figures import Held, Request
+from lbctl.lab.interrupt import Guard, Interrupted
+from lbctl.lab.judge import Window
+
+V4, V6 = "10.99.0.100:80", "[fd99::100]:80"
+
+
+def answered(backend: str, started_s: float, target: str = V4, latency_ms: float = 1.0) -> Request:
+    ended_s = started_s + latency_ms / 1000
+    return Request(ended_s, started_s, target, backend, 200, None, latency_ms)
+
+
+def refused(started_s: float) -> Request:
+    return Request(started_s + 0.001, started_s, V4, None, None, "refused", 1.0)
+
+
+def held(connection: int, event: str, backend: str, at_s: float, kind: str = "stream") -> Held:
+    return Held(at_s, connection, kind, event, V4, backend, None)
+
+
+def window(requests: list[Request], events: list[Held] | None = None) -> Window:
+    return Window(10.0, 20.0, requests, events or [])
+
+
+def test_records_survive_their_line() -> None:
+    for record in (answered("be1", 1.0), held(3, "broke", "be2", 2.0)):
+        assert figures.from_line(figures.to_line(record)) == record
+
+
+@pytest.mark.parametrize("line", ["", "null", "[]", "{}", '{"record": "summary"}', "Traceback"])
+def test_other_lines_are_no_records(line: str) -> None:
+    assert figures.from_line(line) is None
+
+
+def test_latency_is_that_of_answered_requests() -> None:
+    requests = [answered("be1", 0.0, latency_ms=n) for n in range(1, 101)] + [refused(0.0)]
+    assert figures.latency_ms(requests, 0.5) == 51
+    assert figures.slowest_ms(requests) == 100
+    assert figures.latency_ms([refused(0.0)], 0.5) == 0
+
+
+def test_a_connection_is_open_from_its_first_answer_to_its_end() -> None:
+    events = [
+        held(1, "opened", "be1", 1.0),
+        held(2, "opened", "be2", 2.0),
+        held(1, "finished", "be1", 3.0),
+    ]
+    assert figures.open_at(events, 0.5) == {}
+    assert figures.open_at(events, 2.5) == {1: "be1", 2: "be2"}
+    assert figures.open_at(events, 3.5) == {2: "be2"}
+
+
+def test_shares_as_promised_are_good_and_others_are_a_problem() -> None:
+    good = [answered("be1", 11.0, V4)] * 67 + [answered("be2", 11.0, V6)] * 33
+    assert not judge.spread(window(good), {"be1": 100, "be2": 50}).problems
+    assert judge.spread(window(good), {"be1": 100, "be2": 100}).problems
+
+
+def test_traffic_of_one_family_only_is_a_problem() -> None:
+    only_v4 = [answered("be1", 11.0, V4)] * 10
+    assert "IPv6" in judge.spread(window(only_v4), {"be1": 100}).problems[0]
+
+
+def test_kill_counts_until_the_last_failure_and_forgives_the_dead_backend() -> None:
+    requests = [refused(10.1), refused(10.4), answered("be2", 12.0)]
+    events = [held(1, "broke", "be1", 10.01)]
+    outcome = judge.kill(window(requests, events), "be1", calm=True, back_ms=300.0)
+    values = {figure.name: figure.value for figure in outcome.figures}
+    assert values["backend killed: last new connection to it after"] == pytest.approx(400)
+    assert values["backend killed: requests failed until then"] == 2
+    assert not outcome.problems
+
+
+def test_kill_does_not_forgive_what_breaks_elsewhere() -> None:
+    events = [held(1, "broke", "be2", 10.01)]
+    assert judge.kill(window([], events), "be1", calm=True, back_ms=1.0).problems
+    assert judge.kill(window([]), "be1", calm=False, back_ms=1.0).problems
+    assert judge.kill(window([]), "be1", calm=True, back_ms=None).problems
+
+
+def drained(requests: list[Request], *events: Held) -> list[str]:
+    before = [
+        held(1, "opened", "be2", 9.0),
+        held(2, "opened", "be2", 9.0, "keep-alive"),
+        held(1, "finished", "be2", 12.0),
+    ]
+    return judge.drain(window(requests, [*before, *events]), "be2").problems
+
+
+def test_drain_lets_open_connections_end_and_brings_no_new_ones() -> None:
+    assert drained([answered("be1", 11.0)]) == []
+    assert drained([answered("be2", 11.0)])
+    assert drained([], held(3, "opened", "be2", 11.0))
+    assert drained([], held(2, "broke", "be2", 11.0, "keep-alive"))
+    assert drained([refused(11.0)])
+
+
+def test_drain_without_open_connections_proves_nothing() -> None:
+    assert judge.drain(window([]), "be2").problems
+
+
+def test_added_backend_has_to_get_a_request() -> None:
+    assert not judge.add(window([answered("be4", 10.5)]), "be4").problems
+    assert judge.add(window([answered("be1", 10.5)]), "be4").problems
+
+
+@pytest.mark.parametrize("event", ["broke", "moved"])
+def test_restart_and_reload_may_break_and_move_nothing(event: str) -> None:
+    opened = held(1, "opened", "be1", 9.0)
+    quiet = window([answered("be1", 11.0)], [opened])
+    assert not judge.restart(quiet, ready_s=13.0, away_s=2.0).problems
+    assert not judge.reload(quiet, 10).problems
+    noisy = window([answered("be1", 11.0)], [opened, held(1, event, "be1", 12.0)])
+    assert judge.restart(noisy, ready_s=13.0, away_s=2.0).problems
+    assert judge.reload(noisy, 10).problems
+    failing = window([refused(11.0)], [opened])
+    assert judge.restart(failing, ready_s=13.0, away_s=2.0).problems
+
+
+def test_restart_without_traffic_proves_nothing() -> None:
+    assert judge.restart(window([]), ready_s=13.0, away_s=2.0).problems
+
+
+def send(number: signal.Signals) -> None:
+    """What a terminal, or an init system, does."""
+    os.kill(os.getpid(), number)
+
+
+def test_first_signal_interrupts_and_a_second_one_does_not_cut_the_clean_up() -> None:
+    with Guard() as guard:
+        with pytest.raises(Interrupted) as caught, guard.interruptible():
+            send(signal.SIGTERM)
+        send(signal.SIGINT)
+        cleaned = True
+    assert cleaned
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_signal_before_the_work_is_heeded_as_it_begins() -> None:
+    with Guard() as guard:
+        send(signal.SIGINT)
+        with pytest.raises(Interrupted), guard.interruptible():
+            pytest.fail("the work began")
+
+
+def clean_up(steps: list[str]) -> None:
+    with Guard():
+        send(signal.SIGINT)
+        steps.append("cleaned")
+
+
+def test_a_signal_during_a_clean_up_is_delivered_after_it() -> None:
+    steps: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        clean_up(steps)
+    assert steps == ["cleaned"]
+
+
+def test_a_clean_up_within_interruptible_work_passes_its_signal_on() -> None:
+    steps: list[str] = []
+    with Guard() as outer, pytest.raises(Interrupted), outer.interruptible():
+        clean_up(steps)
+    assert steps == ["cleaned"]

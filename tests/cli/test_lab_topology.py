@@ -1,0 +1,195 @@
+"""What a lab consists of, and what its parts make of their input: no root, no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+
+import pytest
+
+from agent.config.load import parse
+from agent.errors import ConfigError
+from agent.model import AdminState, CheckKind, Forward, XdpMode
+from lbctl.lab import load, server, topology
+from lbctl.lab.topology import Lab, Role
+
+
+def test_nodes_are_named_after_their_role_and_number() -> None:
+    lab = Lab(backends=2, balancers=2, clients=2)
+    assert [node.name for node in lab.nodes()] == ["client", "client2", "lb1", "lb2", "be1", "be2"]
+    assert lab.namespaces()[:3] == ("lab-switch", "lab-client", "lab-client2")
+
+
+def test_addresses_are_unique_and_show_the_same_digits_in_both_families() -> None:
+    lab = Lab(
+        backends=topology.MAX_BACKENDS,
+        balancers=topology.MAX_BALANCERS,
+        clients=topology.MAX_CLIENTS,
+    )
+    nodes = lab.nodes()
+    assert len({node.ipv4 for node in nodes} | {lab.vips[0]}) == len(nodes) + 1
+    assert len({node.ipv6 for node in nodes} | {lab.vips[1]}) == len(nodes) + 1
+    for node in nodes:
+        assert node.ipv4 in ipaddress.ip_network("10.99.0.0/24")
+        assert str(node.ipv4).rsplit(".", 1)[1] == str(node.ipv6).rsplit(":", 1)[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backends": 0},
+        {"backends": 90, "spares": 11},
+        {"balancers": 9},
+        {"clients": 0},
+        {"name": "../etc"},
+        {"name": ""},
+    ],
+)
+def test_a_lab_that_cannot_be_is_refused_with_a_remedy(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Lab(**options)  # type: ignore[arg-type]
+    assert caught.value.remedy
+
+
+def test_a_node_is_found_by_its_name_and_by_its_namespace() -> None:
+    lab = Lab()
+    assert lab.node("be2") == lab.node("lab-be2")
+    with pytest.raises(ConfigError, match="be9") as caught:
+        lab.node("be9")
+    assert "be3" in caught.value.remedy
+
+
+@pytest.mark.parametrize("forward", Forward)
+def test_the_agent_accepts_the_configuration_of_a_lab(forward: Forward) -> None:
+    lab = Lab(forward=forward, spares=1, weights=(100, 50), xdp_mode=XdpMode.GENERIC)
+    balancer = lab.node("lb1")
+    import yaml
+
+    config = parse(yaml.safe_dump(topology.agent_document(lab, balancer)), "lab")
+    assert config.name == "lab-lb1"
+    assert config.xdp_mode is XdpMode.GENERIC
+    assert [service.key.vip for service in config.services] == list(lab.vips)
+    for service in config.services:
+        assert service.forward is forward
+        assert service.health.kind is CheckKind.HTTP
+        assert [backend.weight for backend in service.backends] == [100, 50, 100]
+        assert {backend.admin for backend in service.backends} == {AdminState.ACTIVE}
+
+
+def test_only_the_first_balancer_answers_for_the_vips() -> None:
+    lab = Lab(balancers=2)
+    managed = [
+        topology.agent_document(lab, balancer)["manage_vips"]
+        for balancer in lab.nodes(Role.BALANCER)
+    ]
+    assert managed == [True, False]
+
+
+def test_ipip_has_room_for_the_outer_header_and_clients_do_not_know() -> None:
+    lab = Lab(forward=Forward.IPIP)
+    mtus = {node.role: node.mtu for node in lab.nodes()}
+    assert mtus[Role.CLIENT] == 1500
+    assert mtus[Role.BALANCER] >= 1500 + 40
+    assert mtus[Role.BACKEND] >= 1500 + 40
+    assert {node.mtu for node in Lab().nodes()} == {1500}
+
+
+def test_backends_have_the_vips_and_do_not_speak_arp_for_them() -> None:
+    lab = Lab()
+    commands = topology.node_commands(lab, lab.node("be1"))
+    assert f"address add {lab.vips[0]}/32 dev lo" in commands
+    assert f"address add {lab.vips[1]}/128 dev lo nodad" in commands
+    settings = topology.sysctls(Role.BACKEND)
+    assert settings["ipv4/conf/all/arp_ignore"] == "1"
+    assert settings["ipv4/conf/all/arp_announce"] == "2"
+    assert not any("dev lo" in c for c in topology.node_commands(lab, lab.node("client")))
+
+
+@pytest.mark.parametrize("role", Role)
+def test_no_host_of_the_lab_forwards(role: Role) -> None:
+    settings = topology.sysctls(role)
+    assert settings["ipv4/ip_forward"] == "0"
+    assert settings["ipv6/conf/all/forwarding"] == "0"
+
+
+def test_every_host_has_a_cable_to_the_switch() -> None:
+    lab = Lab(backends=2)
+    commands = topology.switch_commands(lab)
+    for node in lab.nodes():
+        assert any(f"netns {node.namespace}" in command for command in commands)
+        assert f"link set {node.name} master br0 up" in commands
+
+
+def test_options_survive_the_state_file() -> None:
+    lab = Lab(name="x", backends=2, spares=1, clients=2, forward=Forward.IPIP, weights=(1, 2))
+    assert topology.from_document(topology.to_document(lab)) == lab
+    broken = topology.to_document(lab) | {"forward": "pigeon"}
+    with pytest.raises(ConfigError):
+        topology.from_document(broken)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "owned"),
+    [
+        ("lab-be12", True),
+        ("lab-switch", True),
+        ("lab-client", True),
+        ("lab-other", False),
+        ("lab-be1-x", False),
+        ("my-lab-be1", False),
+        ("lab2-be1", False),
+    ],
+)
+def test_only_namespaces_of_the_lab_are_its_own(namespace: str, owned: bool) -> None:
+    assert topology.owned_namespace("lab", namespace) is owned
+
+
+def test_server_reads_requests_and_refuses_nonsense() -> None:
+    request = server.parse_request(b"GET /slow?seconds=2&chunks=4 HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (request.method, request.path, request.keep_alive) == ("GET", "/slow", True)
+    assert server.slow_parameters(request.query) == (2.0, 4)
+    assert not server.parse_request(b"GET / HTTP/1.0\r\n\r\n").keep_alive
+    assert not server.parse_request(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").keep_alive
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 400),
+        (b"GET / SPDY/3\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 411),
+        (b"BREW / HTTP/1.1\r\n\r\n", 405),
+    ],
+)
+def test_server_answers_a_bad_request_with_its_status(head: bytes, status: int) -> None:
+    with pytest.raises(server.BadRequestError) as caught:
+        server.parse_request(head)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("query", [{"seconds": ["nan"]}, {"chunks": ["0"]}, {"seconds": ["-1"]}])
+def test_server_refuses_streams_out_of_bounds(query: dict[str, list[str]]) -> None:
+    with pytest.raises(server.BadRequestError):
+        server.slow_parameters(query)
+
+
+def test_load_targets_are_addresses_of_both_families() -> None:
+    assert load.parse_target("10.99.0.100:80") == load.Target("10.99.0.100", 80)
+    assert str(load.parse_target("[fd99::100]:80")) == "[fd99::100]:80"
+    for text in ("10.99.0.100", "example.org:80", "10.99.0.100:http"):
+        with pytest.raises(ValueError, match=r".+"):
+            load.parse_target(text)
+
+
+def test_load_understands_what_the_server_sends() -> None:
+    answer = server.Server("be7")
+    whole = answer._answer(200, b"be7\n", keep_alive=True)
+    head = load.parse_head(whole.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+    assert dataclasses.astuple(head) == (200, "be7", 4)
+    with pytest.raises(load.ProtocolError):
+        load.parse_head(b"SSH-2.0-OpenSSH\r\n\r\n")

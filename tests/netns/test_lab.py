@@ -1,0 +1,276 @@
+"""The lab itself: it carries traffic, refuses what it cannot do, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lbctl.lab import build, netns, processes, topology
+from lbctl.lab.build import Owner
+from lbctl.lab.interrupt import Interrupted
+from lbctl.lab.netns import LabError
+from lbctl.lab.topology import Lab, Role
+
+NAME = "st-lab"
+LBCTL = [sys.executable, "-m", "lbctl.main", "lab", "--name", NAME]
+
+
+def quiet(_text: str) -> None:
+    """Report to nobody."""
+
+
+def lbctl(*words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LBCTL, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+        env=processes.environment(),
+    )
+
+
+def traces() -> list[str]:
+    """Everything on this machine that a lab of our name could have left."""
+    return [
+        *build.leftovers(NAME),
+        *(str(pid) for pid in processes.find(topology.RUN_ROOT / NAME)),
+        *(str(path) for path in Path("/sys/fs/bpf").glob(f"*/{NAME}-*")),
+        *(str(path) for path in topology.RUN_ROOT.glob(f"*{NAME}-*")),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    build.down(NAME, quiet)
+    yield
+    build.down(NAME, quiet)
+    assert traces() == []
+
+
+@contextlib.contextmanager
+def bare_network(lab: Lab) -> Iterator[None]:
+    """The hosts of a lab and the servers, without any balancer."""
+    lab.run_dir.mkdir(parents=True)
+    build.build_network(lab)
+    for backend in lab.nodes(Role.BACKEND):
+        build.start_server(lab, backend)
+    try:
+        yield
+    finally:
+        build.down(lab.name, quiet)
+
+
+def make_load(lab: Lab, *words: str) -> list[dict[str, object]]:
+    command = [*netns.entering(lab.node("client").namespace), sys.executable]
+    result = subprocess.run(
+        [*command, "-m", "lbctl.lab.load", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env=processes.environment(lab.run_dir),
+    )
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def wait_for_servers(lab: Lab) -> None:
+    with netns.inside(lab.node("client").namespace):
+        deadline = time.monotonic() + 10
+        while any(build._ask(str(node.ipv4)) for node in lab.nodes(Role.BACKEND)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_hosts_reach_each_other_and_load_is_reported_line_by_line() -> None:
+    lab = Lab(name=NAME, backends=2)
+    be1, be2 = lab.nodes(Role.BACKEND)
+    with bare_network(lab):
+        wait_for_servers(lab)
+        records = make_load(
+            lab,
+            *("--target", f"{be1.ipv4}:80", "--target", f"[{be2.ipv6}]:80"),
+            *("--rate", "100", "--keep-alive", "2", "--streams", "2"),
+            *("--stream-seconds", "0.5", "--duration", "2"),
+        )
+    summary = records[-1]
+    assert summary["failed"] == 0
+    assert summary["backends"].keys() == {"be1", "be2"}  # type: ignore[attr-defined]
+    opened = {r["kind"] for r in records if r.get("event") == "opened"}
+    assert opened == {"keep-alive", "stream"}
+    assert any(record.get("event") == "finished" for record in records)
+
+
+def test_a_killed_server_breaks_held_connections_and_refuses_new_ones() -> None:
+    lab = Lab(name=NAME, backends=1)
+    be1 = lab.node("be1")
+    with bare_network(lab):
+        wait_for_servers(lab)
+        command = [*netns.entering(lab.node("client").namespace), sys.executable]
+        command += ["-m", "lbctl.lab.load", "--target", f"{be1.ipv4}:80", "--keep-alive", "1"]
+        load = subprocess.Popen(
+            [*command, "--stream-seconds", "0"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=processes.environment(lab.run_dir),
+        )
+        time.sleep(1.0)
+        processes.kill(lab.run_dir, "be1")
+        time.sleep(0.5)
+        load.terminate()
+        lines, _ = load.communicate(timeout=20)
+    events = [json.loads(line) for line in lines.splitlines()]
+    assert [e["backend"] for e in events if e.get("event") == "broke"] == ["be1"]
+    assert events[-1]["errors"].keys() <= {"refused", "reset", "closed"}
+    assert events[-1]["errors"]["refused"] > 0
+
+
+@pytest.mark.parametrize(
+    "options", [["--forward", "dsr"], ["--forward", "ipip"], ["--xdp-mode", "generic"]]
+)
+def test_up_carries_traffic_of_both_families_and_down_leaves_nothing(options: list[str]) -> None:
+    result = lbctl("up", "--backends", "2", *options)
+    assert result.returncode == 0, result.stderr
+    assert "lbctl lab --name st-lab exec client" in result.stderr
+    for host in ("10.99.0.100", "[fd99::100]"):
+        # Full-sized segments too: this is what an MTU without room for a header breaks.
+        body = "x" * 200_000
+        code = f"import http.client; c = http.client.HTTPConnection('{host}', timeout=5)"
+        code += f"; c.request('POST', '/', body='x' * {len(body)}); print(c.getresponse().read())"
+        answer = lbctl("exec", "client", "--", sys.executable, "-c", code)
+        assert answer.stdout.strip() in {r"b'be1\n'", r"b'be2\n'"}, answer.stderr
+    status = json.loads(lbctl("status", "-o", "json").stdout)
+    assert all(node["pid"] for node in status["nodes"] if node["process"])
+    again = lbctl("up")
+    assert again.returncode == 1
+    assert "--replace" in again.stderr
+    assert lbctl("down").returncode == 0
+    assert traces() == []
+
+
+def test_replace_builds_anew_and_a_second_balancer_stands_by() -> None:
+    assert lbctl("up", "--backends", "1").returncode == 0
+    result = lbctl("up", "--backends", "1", "--balancers", "2", "--clients", "2", "--replace")
+    assert result.returncode == 0, result.stderr
+    held = lbctl("exec", "lb2", "--", "ip", "-o", "address").stdout
+    assert "10.99.0.100" not in held
+    held = lbctl("exec", "lb1", "--", "ip", "-o", "address").stdout
+    assert "10.99.0.100" in held
+
+
+def test_down_without_a_lab_is_fine_and_other_commands_say_what_to_do() -> None:
+    result = lbctl("down")
+    assert (result.returncode, "there is none" in result.stderr) == (0, True)
+    for words in (["status"], ["exec", "client", "--", "true"]):
+        result = lbctl(*words)
+        assert result.returncode == 1
+        assert "lbctl lab up" in result.stderr
+
+
+def test_exec_gives_the_commands_exit_code_and_names_unknown_hosts() -> None:
+    lab = Lab(name=NAME, backends=1)
+    lab.run_dir.mkdir(parents=True)
+    document = {"lab": topology.to_document(lab), "owner": {"demo": False, "pid": 0}}
+    (lab.run_dir / build.STATE_FILE).write_text(json.dumps(document))
+    build.build_network(lab)
+    assert lbctl("exec", "be1", "--", "sh", "-c", "exit 7").returncode == 7
+    assert lbctl("exec", "switch", "ip", "link", "show", "br0").returncode == 0
+    unknown = lbctl("exec", "be9", "--", "true")
+    assert (unknown.returncode, "be1" in unknown.stderr) == (1, True)
+    missing = lbctl("exec", "be1", "--", "no-such-command")
+    assert (missing.returncode, "not installed" in missing.stderr) == (1, True)
+
+
+def test_a_failed_build_removes_what_it_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_lab: Lab) -> None:
+        raise LabError("no")
+
+    monkeypatch.setattr(build, "prepare_paths", refuse)
+    with pytest.raises(LabError, match="no"):
+        build.up(Lab(name=NAME, backends=1), Owner(), quiet)
+    assert traces() == []
+
+
+def test_an_interrupted_build_removes_what_it_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_lab: Lab) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(build, "prepare_paths", interrupt)
+    with pytest.raises(Interrupted):
+        build.up(Lab(name=NAME, backends=1), Owner(), quiet)
+    assert traces() == []
+
+
+def test_stop_ends_the_labs_processes_and_no_others() -> None:
+    lab = Lab(name=NAME, backends=1)
+    with bare_network(lab):
+        wait_for_servers(lab)
+        bystander = subprocess.Popen(["sleep", "60"])
+        try:
+            # A pid file that was left by an earlier life of the machine names somebody else.
+            (lab.run_dir / "lb1.pid").write_text(f"{bystander.pid}\n")
+            assert processes.pid_of(lab.run_dir, "lb1") is None
+            with pytest.raises(LabError):
+                processes.kill(lab.run_dir, "lb1")
+            processes.stop(lab.run_dir, {*processes.find(lab.run_dir), bystander.pid})
+            assert processes.find(lab.run_dir) == set()
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+            bystander.wait()
+
+
+def test_demo_leaves_a_lab_of_the_operator_alone() -> None:
+    assert lbctl("up", "--backends", "1").returncode == 0
+    result = lbctl("demo")
+    assert result.returncode == 1
+    assert "lbctl lab down" in result.stderr
+    assert build.read(NAME) is not None
+
+
+@pytest.mark.timeout(120)
+def test_demo_tells_its_story_and_leaves_nothing() -> None:
+    result = lbctl("demo", timeout_s=100)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1].startswith("demo: ok ")
+    assert traces() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_that_is_interrupted_leaves_nothing(number: signal.Signals) -> None:
+    demo = subprocess.Popen(
+        [*LBCTL, "demo"], stdout=subprocess.PIPE, text=True, env=processes.environment()
+    )
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if line.startswith("1/6"):
+            break
+    demo.send_signal(number)
+    rest, _ = demo.communicate(timeout=30)
+    assert demo.returncode == 128 + number
+    assert "interrupted" in rest
+    assert traces() == []
+
+
+def test_demo_that_was_killed_is_cleaned_up_by_the_next_one() -> None:
+    from lbctl.lab import demo
+
+    lab = Lab(name=NAME, backends=1)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    lab.run_dir.mkdir(parents=True)
+    document = {"lab": topology.to_document(lab), "owner": {"demo": True, "pid": gone.pid}}
+    (lab.run_dir / build.STATE_FILE).write_text(json.dumps(document))
+    build.build_network(lab)
+    demo.make_room(NAME)
+    assert traces() == []

@@ -1,0 +1,212 @@
+"""Where the program hooks in: the best mode, our last program's place, never a stranger's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from ipaddress import ip_address
+
+import pytest
+
+from agent.dataplane import attach, helpers, libbpf, pins
+from agent.dataplane.program import Dataplane, remove_instance
+from agent.errors import DataplaneError, NetworkError
+from agent.model import Config, XdpMode
+from tests.packet import harness
+from tests.packet.frames import VIP4, VIP6, tcp
+from tests.packet.harness import Rig, backend, service
+
+pytestmark = pytest.mark.usefixtures("network")
+
+
+def on_interface(name: str) -> libbpf.XdpAttachment:
+    return libbpf.xdp_query(attach.interface_index(name))
+
+
+def start(
+    instance: str, interface: str = "here", mode: XdpMode = XdpMode.AUTO, *services
+) -> Dataplane:
+    config = Config(instance, interface, xdp_mode=mode, tables=harness.SMALL)
+    dataplane = harness.load(config, services or (service(),))
+    dataplane.attach()
+    return dataplane
+
+
+def stranger(interface: str) -> int:
+    """Somebody else's program on an interface."""
+    fd = libbpf.load_pass_program()
+    libbpf.xdp_attach(attach.interface_index(interface), fd, libbpf.XDP_SKB_MODE)
+    os.close(fd)
+    return on_interface(interface).id
+
+
+def test_auto_takes_native_where_the_driver_has_it(instance: str):
+    dataplane = start(instance)
+    assert dataplane.attachment.mode is XdpMode.NATIVE
+    assert on_interface("here").native == dataplane.program.info.id
+    assert dataplane.is_attached()
+
+
+def test_generic_is_taken_when_asked_for(instance: str):
+    dataplane = start(instance, "here", XdpMode.GENERIC)
+    assert (dataplane.attachment.mode, dataplane.attachment.reason) == (
+        XdpMode.GENERIC,
+        "configured",
+    )
+    assert on_interface("here").generic == dataplane.program.info.id
+
+
+def test_auto_falls_back_to_generic_and_says_why(instance: str):
+    dataplane = start(instance, "lo")
+    assert dataplane.attachment.mode is XdpMode.GENERIC
+    assert "no native XDP" in dataplane.attachment.reason
+
+
+def test_native_alone_is_refused_where_the_driver_has_none(instance: str):
+    with pytest.raises(DataplaneError, match="takes no XDP program") as caught:
+        start(instance, "lo", XdpMode.NATIVE)
+    assert "xdp_mode: generic" in caught.value.remedy
+    assert on_interface("lo").id == 0
+
+
+def test_an_interface_that_is_not_there_is_named_with_those_that_are(instance: str):
+    with pytest.raises(NetworkError) as caught:
+        start(instance, "eth99")
+    assert "eth99" in caught.value.where
+    assert "here, lo, there" in caught.value.remedy
+
+
+def test_a_strangers_program_is_refused_and_stays(instance: str):
+    theirs = stranger("here")
+    with pytest.raises(DataplaneError, match="another XDP program is attached") as caught:
+        start(instance)
+    assert str(theirs) in str(caught.value)
+    assert on_interface("here").id == theirs
+    assert not pins.pins_of(instance).folder.exists(), "nothing was made"
+
+
+def test_a_stranger_that_came_while_we_compiled_is_refused_too(instance: str):
+    dataplane = harness.load(Config(instance, "here", tables=harness.SMALL), (service(),))
+    theirs = stranger("here")
+    with pytest.raises(DataplaneError, match="another XDP program is attached"):
+        dataplane.attach()
+    assert on_interface("here").id == theirs
+
+
+def test_a_restart_takes_the_place_of_the_last_program_and_moves_no_flow(instance: str):
+    web = service(backend("a"), backend("b"))
+    rig = Rig(start(instance, "here", XdpMode.AUTO, web))
+    rig.serve(web)
+    before = {port: rig.backend_of(tcp("S", client_port=port)) for port in range(2000, 2050)}
+    again = start(instance, "here", XdpMode.AUTO, web)
+    assert on_interface("here").id == again.program.info.id != rig.dataplane.program.info.id
+    assert again.attachment.reason == "took the place of the last program"
+    assert not rig.dataplane.is_attached()
+    rig.dataplane = again
+    after = {port: rig.backend_of(tcp("A", client_port=port)) for port in before}
+    assert after == before
+    assert rig.counts("a").opened + rig.counts("b").opened == 50
+
+
+def test_the_program_outlives_its_agent(instance: str):
+    child = os.fork()
+    if child == 0:
+        try:
+            start(instance)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    ident = on_interface("here").id
+    assert ident
+    assert libbpf.program_info(libbpf.object_get(pins.pins_of(instance).program)).id == ident
+
+
+@pytest.mark.parametrize("first", [XdpMode.NATIVE, XdpMode.GENERIC])
+def test_another_mode_after_a_restart_is_taken(instance: str, first: XdpMode):
+    second = XdpMode.GENERIC if first is XdpMode.NATIVE else XdpMode.NATIVE
+    start(instance, "here", first)
+    again = start(instance, "here", second)
+    found = on_interface("here")
+    assert found.id == again.program.info.id
+    assert bool(found.native) == (second is XdpMode.NATIVE)
+
+
+def test_a_mode_that_the_driver_refuses_leaves_the_last_program_where_it_was(instance: str):
+    running = start(instance, "lo")
+    with pytest.raises(DataplaneError, match="takes no XDP program"):
+        start(instance, "lo", XdpMode.NATIVE)
+    assert on_interface("lo").generic == running.program.info.id
+    assert running.is_attached()
+
+
+def test_auto_keeps_the_mode_that_our_last_program_had(instance: str):
+    start(instance, "here", XdpMode.GENERIC)
+    assert start(instance).attachment.mode is XdpMode.GENERIC
+
+
+def test_a_new_feature_swaps_the_program_under_the_same_tables(instance: str):
+    web = service(backend("a"))
+    rig = Rig(start(instance, "here", XdpMode.AUTO, web))
+    rig.serve(web)
+    rig.send(tcp("S"))
+    old = rig.dataplane.program.info.id
+    assert not rig.dataplane.ensure_features((web,))
+    assert rig.dataplane.ensure_features((web, service(name="six", vip=VIP6)))
+    assert on_interface("here").id == rig.dataplane.program.info.id != old
+    assert rig.backend_of(tcp("A")) == "a"
+    assert rig.counts("a").opened == 1
+
+
+def test_a_program_that_somebody_took_off_is_missed(instance: str):
+    dataplane = start(instance)
+    subprocess.run(["ip", "link", "set", "here", "xdp", "off"], check=True)
+    assert not dataplane.is_attached()
+    dataplane.attach()
+    assert dataplane.is_attached()
+
+
+def test_an_interface_that_goes_is_missed(instance: str):
+    dataplane = start(instance)
+    subprocess.run(["ip", "link", "del", "here"], check=True)
+    assert not dataplane.is_attached()
+
+
+def test_removing_an_instance_leaves_neither_program_nor_pins(instance: str):
+    start(instance)
+    assert remove_instance(instance, "here")
+    assert on_interface("here").id == 0
+    assert not pins.pins_of(instance).folder.exists()
+    assert not remove_instance(instance, "here")
+
+
+def test_removing_an_instance_leaves_a_stranger_alone(instance: str):
+    dataplane = start(instance)
+    libbpf.xdp_attach(dataplane.ifindex, -1, libbpf.XDP_DRV_MODE)
+    theirs = stranger("here")
+    remove_instance(instance, "here")
+    assert on_interface("here").id == theirs
+
+
+def test_two_instances_do_not_share_an_interface(instance: str):
+    start(instance)
+    other = harness.instance_name("two")
+    try:
+        with pytest.raises(DataplaneError, match="another XDP program is attached: 'balancer'"):
+            start(other)
+    finally:
+        pins.remove(pins.pins_of(other))
+
+
+# -- the programs beside the balancer
+
+
+def test_pass_and_decap_attach_and_replace_only_themselves():
+    assert helpers.attach_pass("there") is XdpMode.NATIVE
+    assert helpers.attach_pass("there") is XdpMode.NATIVE
+    with pytest.raises(DataplaneError, match="another XDP program is attached"):
+        helpers.attach_decap("there", (ip_address(VIP4),))
+    vips = (ip_address(VIP4), ip_address(VIP6))
+    assert helpers.attach_decap("lo", vips) is XdpMode.GENERIC
+    first = on_interface("lo").id
+    assert helpers.attach_decap("lo", vips) is XdpMode.GENERIC
+    assert on_interface("lo").id != first

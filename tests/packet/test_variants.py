@@ -1,0 +1,148 @@
+"""The program is compiled for what is configured: every variant loads and does its part."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+
+from agent.dataplane import libbpf, pins, sources
+from agent.dataplane.constants import (
+    ALL_FEATURES,
+    Clock,
+    Features,
+    HashKeys,
+    definitions,
+    needed_features,
+    sizes,
+)
+from agent.dataplane.program import Dataplane
+from agent.errors import DataplaneError
+from agent.model import Config, Forward, Protocol, Service, ServiceKey, Tables
+from tests.packet import harness
+from tests.packet.frames import VIP4, VIP6, tcp, udp
+from tests.packet.harness import Rig, Verdict, backend, service
+
+VARIANTS = [Features(*on) for on in itertools.product((False, True), repeat=3)]
+
+
+def services_for(features: Features) -> tuple[Service, ...]:
+    """Services that need exactly these features."""
+    forward = Forward.IPIP if features.ipip else Forward.DSR
+    port = 0 if features.any_port else 80
+    services = [Service("v4", ServiceKey(IPv4Address(VIP4), port, Protocol.TCP), forward=forward)]
+    if features.ipv6:
+        services.append(
+            Service("v6", ServiceKey(IPv6Address(VIP6), port, Protocol.TCP), forward=forward)
+        )
+    assert needed_features(tuple(services)) == features
+    return tuple(services)
+
+
+def loaded(instance: str, features: Features) -> Rig:
+    config = Config(instance, "lo", tables=harness.SMALL)
+    return Rig(harness.load(config, services_for(features)))
+
+
+@pytest.mark.parametrize("features", VARIANTS, ids=lambda f: "+".join(f.names))
+def test_every_variant_loads_and_balances_what_it_was_made_for(instance: str, features: Features):
+    rig = loaded(instance, features)
+    assert rig.dataplane.features == features
+    forward = Forward.IPIP if features.ipip else Forward.DSR
+    port = 0 if features.any_port else 80
+    rig.serve(service(backend("a"), port=port, forward=forward))
+    assert rig.verdict(tcp()) == Verdict.TX
+    assert rig.verdict(tcp(port=81)) == (Verdict.TX if features.any_port else Verdict.PASS)
+    assert rig.verdict(udp(port=80)) == Verdict.PASS
+    if features.ipv6:
+        rig.serve(service(backend("a"), vip=VIP6, port=port, forward=forward))
+        assert rig.verdict(tcp(vip=VIP6)) == (
+            Verdict.TX if features.ipip or forward is Forward.DSR else Verdict.DROP
+        )
+
+
+def test_a_program_without_ipv6_passes_it_untouched(instance: str):
+    rig = loaded(instance, Features())
+    rig.serve(service(backend("a"), vip=VIP6))
+    done = rig.send(tcp(vip=VIP6))
+    assert (done.verdict, done.data) == (Verdict.PASS, tcp(vip=VIP6))
+    assert rig.reasons() == {"not-ip": 1}
+
+
+def test_a_program_without_ipip_forwards_no_packet_in_another_way(instance: str):
+    rig = loaded(instance, Features())
+    rig.serve(service(backend("a"), forward=Forward.IPIP))
+    assert rig.verdict(tcp()) == Verdict.DROP
+    assert rig.service_counts().drops["internal"] == 1
+
+
+def test_what_is_not_compiled_in_costs_nothing(instance: str, rig: Rig):
+    small = loaded(instance, Features()).dataplane.program.info
+    assert small.instructions < 0.9 * rig.dataplane.program.info.instructions
+
+
+@pytest.mark.parametrize("flows", [8, 1 << 20])
+@pytest.mark.parametrize("ring_slots", [2, 65_537])
+def test_tables_of_the_least_and_the_usual_size_work(instance: str, flows: int, ring_slots: int):
+    config = Config(instance, "lo", tables=Tables(flows, 4, 8, ring_slots))
+    rig = Rig(harness.load(config, harness.all_features()))
+    rig.config = config
+    rig.serve(service(backend("a"), backend("b")))
+    found = {rig.backend_of(tcp("S", client_port=port)) for port in range(1000, 1200)}
+    assert found == {"a", "b"}
+    assert (rig.tables.flows != 0).sum() == (2 if flows == 8 else 200)
+
+
+def test_a_program_that_does_not_compile_says_so(capfd: pytest.CaptureFixture[str]):
+    from agent.dataplane.compile import compile_program
+
+    with pytest.raises(DataplaneError, match="does not compile or load") as caught:
+        compile_program("int broken(struct xdp_md *ctx) { return nothing; }", "broken", {})
+    assert "doctor" in caught.value.remedy
+    assert "nothing" in capfd.readouterr().err
+
+
+def test_the_verifier_refuses_are_errors_too(capfd: pytest.CaptureFixture[str]):
+    from agent.dataplane.compile import compile_program
+
+    wild = "int wild(struct xdp_md *ctx) { return *(char *)(long)ctx->data; }"
+    with pytest.raises(DataplaneError, match="does not compile or load"):
+        compile_program(wild, "wild", {})
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize("arch", ["x86", "arm64"])
+@pytest.mark.parametrize("program", ["balancer", "decap"])
+def test_the_programs_compile_for_both_architectures(
+    monkeypatch: pytest.MonkeyPatch, instance: str, arch: str, program: str
+):
+    """With the shipped headers; the target is BPF either way, what differs is the prelude."""
+    from bcc import BPF
+
+    folder = pins.pins_of(instance).folder
+    folder.mkdir(parents=True)
+    constants = definitions(
+        folder,
+        sizes(harness.SMALL, os.cpu_count() or 1),
+        ALL_FEATURES,
+        HashKeys(1, 3, 5),
+        Clock(250, 10),
+    )
+    monkeypatch.setenv("ARCH", arch)
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(sources.header_tree()))
+    flags = ["-Wall", "-Werror", *(f"-D{name}={value}" for name, value in constants.items())]
+    if arch == "arm64":
+        flags.append("-fcf-protection=none")  # of the x86 that compiles it
+    handle = BPF(text=sources.joined(f"{program}.c").encode(), cflags=flags)
+    fd = handle.load_func(program.encode(), BPF.XDP).fd
+    assert libbpf.program_info(fd).name == program
+
+
+def test_the_same_settings_and_keys_are_found_again(instance: str):
+    first = loaded(instance, Features()).dataplane
+    config = Config(instance, "lo", tables=harness.SMALL)
+    again: Dataplane = harness.load(config, services_for(Features()))
+    assert (again.keys, again.clock) == (first.keys, first.clock)
+    assert again.program.info.tag == first.program.info.tag

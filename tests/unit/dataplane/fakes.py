@@ -1,0 +1,86 @@
+"""Shared tables as plain arrays and a dictionary: no kernel, no root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import numpy as np
+
+from agent.dataplane import abi, flowhash
+from agent.dataplane.constants import Clock, HashKeys, sizes
+from agent.model import Protocol, Tables
+from agent.state.queries import FiveTuple
+from agent.state.tables import ServiceSlot
+
+KEYS = HashKeys(0x1234_5678_9ABC_DEF0, 0x9E37_79B9_7F4A_7C15, 0xC2B2_AE3D_27D4_EB4F)
+CLOCK = Clock(hz=250, shift=10)
+SMALL = Tables(flows=1024, services=8, backends=32, ring_slots=101)
+
+
+class FakeTables:
+    """Has what ``SharedTables`` has."""
+
+    def __init__(self, tables: Tables = SMALL, cpus: int = 2) -> None:
+        size = self.size = sizes(tables, cpus)
+        self.flows = np.zeros(size.flow_buckets * abi.FLOW_WAYS, dtype=np.uint64)
+        self.flows_cold = np.zeros(size.flow_buckets * abi.FLOW_WAYS, dtype=abi.FLOW_COLD)
+        self.rings = np.zeros(size.ring_lines * abi.RING_LINE_SLOTS, dtype=np.uint16)
+        self.backends = np.zeros(size.backends, dtype=abi.BACKEND)
+        self.backend_count = np.zeros((size.rows, size.backends), dtype=abi.BACKEND_COUNTERS)
+        self.service_count = np.zeros((size.rows, size.services), dtype=abi.SERVICE_COUNTERS)
+        self.map: dict[ServiceSlot, np.ndarray] = {}
+
+    def put_service(self, key: ServiceSlot, value: np.ndarray) -> None:
+        self.map[key] = value.copy()
+
+    def delete_service(self, key: ServiceSlot) -> None:
+        self.map.pop(key, None)
+
+    def services(self) -> Iterator[tuple[ServiceSlot, np.ndarray]]:
+        for key, value in self.map.items():
+            yield key, value[0]
+
+
+def word(backend: int, state: abi.FlowState | int, stamp: int, tag: int = 1) -> int:
+    """A slot of the flow table."""
+    return (
+        tag << abi.FLOW_TAG_SHIFT
+        | backend << abi.FLOW_BACKEND_SHIFT
+        | int(state) << abi.FLOW_STATE_SHIFT
+        | stamp & abi.FLOW_STAMP_MASK
+    )
+
+
+def five(
+    client: str, client_port: int = 4000, vip: str = "", port: int = 80, udp: bool = False
+) -> FiveTuple:
+    address = ip_address(client)
+    default = "203.0.113.10" if address.version == 4 else "2001:db8::10"
+    protocol = Protocol.UDP if udp else Protocol.TCP
+    return FiveTuple(protocol, address, client_port, ip_address(vip or default), port)
+
+
+def record(
+    tables: FakeTables,
+    flow: FiveTuple,
+    *,
+    service: int,
+    salt: int,
+    backend: int,
+    state: abi.FlowState | int,
+    jiffies: int,
+    start: int = 0,
+) -> int:
+    """Put a flow where the kernel would, its cold record included; the slot's index."""
+    value = flowhash.flow_hash(KEYS, salt, flow.client, flow.client_port, flow.port)
+    first = ((value >> 32) & (tables.size.flow_buckets - 1)) * abi.FLOW_WAYS
+    index = next(i for i in range(first, first + abi.FLOW_WAYS) if not tables.flows[i])
+    tables.flows[index] = word(backend, state, jiffies >> CLOCK.shift, value & 0xFFFFFFFF)
+    row = tables.flows_cold[index : index + 1]
+    for name, address in (("saddr", flow.client), ("daddr", flow.vip)):
+        row[name] = np.frombuffer(address.packed.ljust(16, b"\0"), dtype=">u4")
+    row["sport"], row["dport"] = flow.client_port, flow.port
+    row["service"], row["l4_proto"] = service, flow.protocol.number
+    row["family"], row["start"] = flow.client.version, start
+    return index
