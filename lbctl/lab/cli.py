@@ -63,7 +63,6 @@ def lab(ctx: click.Context, name: str) -> None:
     type=click.IntRange(1, 100),
     default=3,
     show_default=True,
-    metavar="1…100",
     help="How many HTTP servers.",
 )
 @click.option(
@@ -71,7 +70,6 @@ def lab(ctx: click.Context, name: str) -> None:
     type=click.IntRange(1, 8),
     default=1,
     show_default=True,
-    metavar="1…8",
     help="How many balancers; the first answers for the VIPs, the others stand by.",
 )
 @click.option(
@@ -79,7 +77,6 @@ def lab(ctx: click.Context, name: str) -> None:
     type=click.IntRange(1, 9),
     default=1,
     show_default=True,
-    metavar="1…9",
     help="How many clients.",
 )
 @_forward_option

@@ -112,6 +112,9 @@ def kill(window: Window, backend: str, calm: bool, back_ms: float | None) -> Out
     outcome.count("backend killed: last new connection to it after", until_ms, "ms")
     outcome.count("backend killed: requests failed until then", len(failed))
     outcome.count("backend killed: connections of other backends broken", len(others))
+    # The dead server's kernel refuses at once; a timeout would have another cause.
+    hung = sum(request.error not in {"refused", "reset", "closed"} for request in failed)
+    outcome.require(not hung, f"{hung} requests were not refused, but got no answer")
     outcome.require(calm, f"requests still fail {window.end_s - window.start_s:.0f} s later")
     outcome.require(not others, f"{len(others)} connections of other backends broke")
     outcome.require(back_ms is not None, f"{backend} was started again, but gets no requests")

@@ -27,7 +27,6 @@ from lbctl.lab.figures import Held, Record, Request, to_line
 
 MAX_HEADER_BYTES = 16_384
 REOPEN_PAUSE_S = 0.2
-HANGS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,24 +170,42 @@ class Generator:
         self._plan = plan
         self._emit = emit
         self._numbers = itertools.count(1)
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        """Begin no new request; those that wait for an answer get it, or fail by timeout."""
+        self._leaving.set()
 
     async def run(self) -> None:
-        """Make the load until cancelled."""
+        """Make the load until ``leave``."""
         plan = self._plan
         async with asyncio.TaskGroup() as group:
-            for index in range(plan.workers if plan.rate_per_s > 0 else 0):
+            workers = [
                 group.create_task(self._worker(index), name=f"worker-{index}")
+                for index in range(plan.workers if plan.rate_per_s > 0 else 0)
+            ]
+            held = []
             for index in range(plan.keep_alive + plan.streams):
                 target = plan.targets[index % len(plan.targets)]
                 hold = self._keep_alive if index < plan.keep_alive else self._stream
-                group.create_task(self._hold(target, hold, index), name=f"held-{index}")
+                task = group.create_task(self._hold(target, hold, index), name=f"held-{index}")
+                held.append(task)
+            await self._leaving.wait()
+            if workers:
+                await asyncio.wait(workers)
+            for task in held:
+                task.cancel()
 
     async def _worker(self, index: int) -> None:
         # A worker that falls behind leaves requests out: the rate is a bound, not a debt.
         period_s = self._plan.workers / self._plan.rate_per_s
         due = time.monotonic() + period_s * index / self._plan.workers
         for turn in itertools.count(index):
-            await asyncio.sleep(due - time.monotonic())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                    await self._leaving.wait()
+            if self._leaving.is_set():
+                return
             await self._request(self._plan.targets[turn % len(self._plan.targets)])
             due = max(due + period_s, time.monotonic())
 
@@ -200,11 +217,6 @@ class Generator:
                 ended_s = time.monotonic()
         except FAILURES as failure:
             self._emit(_request(target, started_s, time.monotonic(), None, describe(failure)))
-        except asyncio.CancelledError:
-            # The load ends: what had just begun does not count, what hangs does.
-            if time.monotonic() - started_s > HANGS_S:
-                self._emit(_request(target, started_s, time.monotonic(), None, "no answer yet"))
-            raise
         else:
             self._emit(_request(target, started_s, ended_s, head, None))
 
@@ -323,13 +335,13 @@ async def generate(plan: Plan, tally: Tally, duration_s: float | None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leaving.set)
-    running = asyncio.create_task(Generator(plan, tally.emit).run(), name="load")
+    generator = Generator(plan, tally.emit)
+    running = asyncio.create_task(generator.run(), name="load")
     ending = asyncio.create_task(leaving.wait(), name="leaving")
     await asyncio.wait({running, ending}, timeout=duration_s, return_when=asyncio.FIRST_COMPLETED)
-    running.cancel()
     ending.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
+    generator.leave()
+    await running
 
 
 def main() -> None:

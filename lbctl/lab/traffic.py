@@ -36,15 +36,16 @@ class Traffic:
             *("--rate", str(rate_per_s), "--keep-alive", str(keep_alive)),
             *("--streams", str(streams), "--stream-seconds", str(stream_s)),
         ]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=(lab.run_dir / "load.log").open("wb"),
-            text=True,
-            env=processes.environment(lab.run_dir),
-            start_new_session=True,
-        )
+        with (lab.run_dir / "load.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=processes.environment(lab.run_dir),
+                start_new_session=True,
+            )
         self._reader.start()
 
     def stop(self) -> None:

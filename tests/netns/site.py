@@ -127,6 +127,14 @@ class Site:
             result.update(lines[-1])
 
 
+def assert_unharmed(load: Any) -> None:
+    """No request failed, and no held connection broke."""
+    assert load["requests"] > 50
+    assert load["failed"] == 0, load["errors"]
+    broke = [r for r in load["records"] if r.get("event") in ("broke", "refused")]
+    assert not broke, broke[:3]
+
+
 @contextlib.contextmanager
 def site(**options: Any) -> Iterator[Site]:
     """Build a lab, give it to a test, remove it."""

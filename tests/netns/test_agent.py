@@ -16,7 +16,7 @@ import yaml
 from agent.api.client import ApiRefusedError
 from agent.model import Forward, XdpMode
 from lbctl.lab import build, processes
-from tests.netns.site import Site, site, wait_until
+from tests.netns.site import Site, assert_unharmed, site, wait_until
 
 pytestmark = [pytest.mark.timeout(180)]
 
@@ -35,7 +35,7 @@ def flow_backends(lab: Site) -> dict[tuple[str, int], str]:
 def test_traffic_reaches_every_backend_over_both_families(lab: Site) -> None:
     with lab.load(rate=300) as load:
         time.sleep(1.0)
-    assert load["failed"] == 0, load["errors"]
+    assert_unharmed(load)
     assert set(load["backends"]) == {"be1", "be2", "be3"}
 
 
@@ -50,7 +50,7 @@ def test_kill_9_and_restart_lose_no_packet_and_move_no_flow(lab: Site) -> None:
         lab.start_agent()
         time.sleep(0.5)
         after = flow_backends(lab)
-    assert load["failed"] == 0, load["errors"]
+    assert_unharmed(load)
     assert before
     moved = {flow for flow, backend in before.items() if after.get(flow, backend) != backend}
     assert not moved
@@ -61,7 +61,7 @@ def test_clean_stop_leaves_the_data_plane_balancing(lab: Site) -> None:
         lab.stop_agent(signal.SIGTERM)
         time.sleep(0.5)
         lab.start_agent()
-    assert load["failed"] == 0, load["errors"]
+    assert_unharmed(load)
 
 
 def test_ids_are_the_same_after_a_restart(lab: Site) -> None:
@@ -84,9 +84,7 @@ def test_a_hundred_reloads_under_load_fail_no_request(lab: Site) -> None:
             lab.api.post("/v1/reload", {})
     lab.write_config(original)
     lab.api.post("/v1/reload", {})
-    assert load["failed"] == 0, load["errors"]
-    broken = [r for r in load["records"] if r.get("event") in ("broken", "failed")]
-    assert not broken
+    assert_unharmed(load)
 
 
 def test_sighup_reloads_the_file(lab: Site) -> None:
@@ -123,7 +121,7 @@ def test_a_drained_backend_finishes_its_connections_and_gets_no_new_ones(lab: Si
         time.sleep(1.0)
         assert lab.backend("web", "be1")["new_flows_total"] == opened
         assert lab.backend("web", "be1")["state"] == "drain"
-    assert load["failed"] == 0, load["errors"]
+    assert_unharmed(load)
 
 
 def test_a_drain_survives_kill_9(lab: Site) -> None:
@@ -147,14 +145,13 @@ def test_a_backend_is_added_and_removed_under_load(lab: Site) -> None:
         before = lab.get("/v1/services/web")["packets_total"]
         lab.edit("backend.remove", service="web", backend="be4")
         assert lab.get("/v1/services/web")["packets_total"] >= before
-    held = [r for r in load["records"] if r.get("status") is None and r.get("error")]
-    assert load["failed"] == 0, (load["errors"], held[:3])
+    assert_unharmed(load)
 
 
 def test_explain_names_the_backend_that_answers(lab: Site) -> None:
     vip = str(lab.lab.vips[0])
     client = str(lab.lab.node("client").ipv4)
-    for port in range(20000, 20020):
+    for port in range(700, 720):  # below what the load takes
         said = lab.get(
             "/v1/explain",
             protocol="tcp",
@@ -183,17 +180,18 @@ def test_a_service_for_another_family_and_any_port_is_compiled_in_under_load(lab
         lab.edit("service.remove", service="all")
         addresses = lab.run(lab.balancer.name, "ip", "-br", "addr", "show", "eth0").stdout
         assert "10.99.0.99" not in addresses
-    assert load["failed"] == 0, load["errors"]
+    assert_unharmed(load)
 
 
 def test_a_killed_backend_gets_no_new_connection_once_its_check_fails(lab: Site) -> None:
     processes.kill(lab.lab.run_dir, "be3")
-    wait_until("be3 is down", lambda: lab.backend("web", "be3")["state"] == "down")
+    for service in ("web", "web6"):
+        wait_until("be3 is down", lambda: lab.backend(service, "be3")["state"] == "down")  # noqa: B023
     assert "refused" in lab.backend("web", "be3")["reason"]
     assert lab.get("/v1/services/web")["state"] == "degraded"
     with lab.load(keep_alive=0, streams=0) as load:
         time.sleep(1.0)
-    assert load["failed"] == 0, load["errors"]
+    assert_unharmed(load)
     assert "be3" not in load["backends"]
     build.start_server(lab.lab, lab.lab.node("be3"))
     wait_until("be3 is up", lambda: lab.backend("web", "be3")["state"] == "up")
@@ -283,7 +281,7 @@ def test_other_modes_balance_too(options: dict[str, str]) -> None:
     with site(name="st-modes", backends=2, **chosen) as other:
         with other.load() as load:
             time.sleep(1.0)
-        assert load["failed"] == 0, load["errors"]
+        assert_unharmed(load)
         assert set(load["backends"]) == {"be1", "be2"}
         status = other.get("/v1/status")["dataplane"]
         assert status["xdp_mode"] == options.get("xdp_mode", "native")
@@ -295,6 +293,6 @@ def test_a_program_of_another_abi_is_replaced_without_a_gap(lab: Site) -> None:
     (folder / "abi1").rename(folder / "abi0")
     with lab.load(keep_alive=0, streams=0) as load:
         lab.start_agent()
-    assert load["failed"] == 0, load["errors"]
+    assert_unharmed(load)
     assert lab.get("/v1/services/web")["drops_total"]["no-backend"] == 0
     assert [entry.name for entry in folder.iterdir()] == ["abi1"]
