@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lbctl.lab import netns
 
+_EXEC_POLLS, _EXEC_POLL_S = 100, 0.005
 MARK = "STEELYARD_LAB_RUN"
 _SOURCES = Path(__file__).resolve().parents[2]  # where the package lbctl lies
 
@@ -67,7 +68,24 @@ def pid_of(run_dir: Path, name: str) -> int | None:
         pid = int((run_dir / f"{name}.pid").read_text())
     except (OSError, ValueError):
         return None
-    return pid if belongs(pid, run_dir) else None
+    for _ in range(_EXEC_POLLS):
+        if belongs(pid, run_dir):
+            return pid
+        if not _is_in_exec(pid):
+            break
+        time.sleep(_EXEC_POLL_S)
+    return None
+
+
+def _is_in_exec(pid: int) -> bool:
+    """Whether a process that runs shows no environment: so it is for a moment of execve(2)."""
+    try:
+        if Path(f"/proc/{pid}/environ").read_bytes():
+            return False
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 def find(run_dir: Path) -> set[int]:
