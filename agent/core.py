@@ -29,8 +29,8 @@ from agent.state.tables import TableContents
 log = structlog.get_logger()
 
 SAMPLE_S = 1.0
-SURVEY_EVERY = 2  # samples
-SWEEP_EVERY = 10  # samples
+SWEEP_EVERY = 10  # surveys
+SURVEY_SHARE = 20  # a survey takes at most one in so many seconds
 RETRY_S = (0.2, 1.0, 5.0)
 FIRST_CHECKS_S = 3.0
 ADOPTED_HOP_S = 10.0  # for neighbours that the kernel forgot while the agent was away
@@ -63,6 +63,8 @@ class Core:
         self._reconciler: Reconciler
         self._adopted = Adopted({}, {})
         self._adopted_until = 0.0
+        self._survey_at = 0.0
+        self._surveys = 0
 
     # -- its life
 
@@ -170,20 +172,20 @@ class Core:
 
     async def _sample(self) -> None:
         await self._started.wait()
-        count = 0
         while True:
             await asyncio.sleep(SAMPLE_S)
-            count += 1
             try:
-                await self._sample_once(count)
+                await self._sample_once(time.monotonic())
             except Exception:  # this task's root: figures must not end the balancing
                 log.exception("sampling broke")
 
-    async def _sample_once(self, count: int) -> None:
-        self.observer.sample(self.now.situation, time.monotonic())
-        if count % SURVEY_EVERY == 0:
+    async def _sample_once(self, now: float) -> None:
+        self.observer.sample(self.now.situation, now)
+        if now >= self._survey_at:
             found = await self.observer.look_at_flows()
-            if count % SWEEP_EVERY == 0:
+            self._survey_at = now + SURVEY_SHARE * (time.monotonic() - now)
+            self._surveys += 1
+            if self._surveys % SWEEP_EVERY == 0:
                 self._reconciler.sweep(found)
         if not self.dataplane.is_attached():
             self._attach_again()

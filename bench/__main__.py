@@ -31,16 +31,18 @@ def _pin(cpu: int | None) -> None:
 
 def _measure(quick: bool, only: str | None) -> report.Report:
     runs, repeat = (7, 100_000) if quick else (25, 500_000)
+    chosen = [case for case in cases.cases() if _matches(case.name, only)]
+    beside = [case for case in agent_side.cases() if _matches(case.name, only)]
     packets, agent = [], []
-    with setting.bench() as bench:
-        for case in cases.cases():
-            if _matches(case.name, only):
+    for slots in (setting.DEFAULT_SLOTS, setting.LARGE_SLOTS):
+        with setting.bench(slots) as bench:
+            for case in (c for c in chosen if c.slots == slots):
                 _progress(case.name)
                 packets.append(cases.measure(bench, case, runs, repeat))
-        for beside in agent_side.cases():
-            if _matches(beside.name, only):
-                _progress(beside.name)
-                agent.append(beside.measure(bench, 5 if quick else 15))
+            for agent_case in (c for c in beside if c.slots == slots):
+                _progress(agent_case.name)
+                agent.append(agent_case.measure(bench, 5 if quick else 15))
+    packets.sort(key=lambda result: chosen.index(result.case))
     return report.Report(machine.describe(), tuple(packets), tuple(agent))
 
 

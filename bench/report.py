@@ -36,11 +36,12 @@ class Report:
 def markdown(report: Report) -> str:
     """The report as a page."""
     machine = report.machine
-    parts = [
+    setup = (
         f"{machine.cpu}, {machine.cpus} CPUs, {machine.caches}, hypervisor: {machine.hypervisor}. "
         f"{machine.kernel}, BPF JIT {machine.jit}. Spectre v2: {machine.mitigations}. "
-        f"Python {machine.python}. Commit {machine.commit}, {machine.date}.",
-    ]
+        f"Python {machine.python}. Commit {machine.commit}, {machine.date}."
+    )
+    parts = [setup]
     if report.packets:
         parts.append("Nanoseconds per packet, the wrapper's own cost subtracted:")
         parts.append(_table(_PACKET_HEAD, [_packet_row(r) for r in report.packets]))
@@ -53,7 +54,7 @@ def markdown(report: Report) -> str:
 
 
 _PACKET_HEAD = (
-    "case", "min", "median", "all features: min", "median", "target", "Katran, min (other machine)",
+    "case", "min", "median", "all features: min", "median", "target", "Katran (other machine)",
 )  # fmt: skip
 _AGENT_HEAD = ("case", "min", "median", "target")
 

@@ -33,7 +33,8 @@ from agent.state.eligibility import Eligibility
 
 PORT = 80
 BACKENDS = 100  # of each service
-FLOW_SLOTS = 4 << 20
+DEFAULT_SLOTS = Tables().flows
+LARGE_SLOTS = 4 << 20
 _UP = Eligibility(BackendState.UP, "", usable=True, alive=True)
 _MTU = 9000
 
@@ -74,14 +75,14 @@ def services() -> dict[str, Service]:
     return found
 
 
-def config(name: str, tables: Tables | None = None) -> Config:
-    """The configuration of the measured instance."""
+def config(name: str, slots: int = DEFAULT_SLOTS) -> Config:
+    """The configuration of the measured instance, with a flow table of ``slots``."""
     return Config(
         name=name,
         interface="lo",
         ipip_source_v4=IPv4Address("10.0.0.2"),
         ipip_source_v6=IPv6Address("fd00::2"),
-        tables=tables or Tables(flows=FLOW_SLOTS, services=16, backends=1024),
+        tables=Tables(flows=slots),
         services=tuple(services().values()),
     )
 
@@ -148,9 +149,9 @@ class Bench:
 
 
 @contextmanager
-def bench() -> Iterator[Bench]:
+def bench(slots: int = DEFAULT_SLOTS) -> Iterator[Bench]:
     """A Bench whose pins are gone afterwards."""
-    chosen = config(f"bench-{os.getpid()}")
+    chosen = config(f"bench-{os.getpid()}", slots)
     try:
         yield Bench(chosen)
     finally:

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Every map, in packet-path order.  Sizes are -D constants (agent/dataplane/features.py).
+/* Every map, in packet-path order.  Sizes are -D constants (agent/dataplane/constants.py).
  *
  * All but the services are plain arrays that the agent maps into its memory.
  * They are pinned below LB_PIN and outlive the agent and the program.

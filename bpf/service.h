@@ -6,23 +6,36 @@
 #include "maps.h"
 #include "packet.h"
 
+/* The port and the protocol of a key as one word, as they lie in memory. */
+static __always_inline __u32 key_tail(__be16 port, __u8 l4_proto)
+{
+	_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "as on x86-64 and arm64");
+	return port | (__u32)l4_proto << 16;
+}
+
+/* A key is stored in whole words, because the map's hash loads words: a load
+ * that spans narrower stores waits until they have left the store buffer, which
+ * was a third of the time of an established packet.
+ */
 static __always_inline struct service *service_at(const struct packet *p, __be16 port,
 						  __u8 l4_proto)
 {
 	if (!LB_IPV6 || p->family == 4) {
-		struct service_key4 key = {};
+		union {
+			struct service_key4 key;
+			__u64 word;
+		} at = { .word = (__u64)key_tail(port, l4_proto) << 32 | p->daddr[0] };
 
-		key.vip = p->daddr[0];
-		key.port = port;
-		key.l4_proto = l4_proto;
-		return services4.lookup(&key);
+		return services4.lookup(&at.key);
 	} else {
-		struct service_key6 key = {};
+		union {
+			struct service_key6 key;
+			__u32 word[5];
+		} at;
 
-		__builtin_memcpy(key.vip, p->daddr, sizeof(key.vip));
-		key.port = port;
-		key.l4_proto = l4_proto;
-		return services6.lookup(&key);
+		__builtin_memcpy(at.word, p->daddr, sizeof(p->daddr));
+		at.word[4] = key_tail(port, l4_proto);
+		return services6.lookup(&at.key);
 	}
 }
 

@@ -49,5 +49,5 @@ def _lines(path: Path, folder: Path, seen: set[Path]) -> list[str]:
         if header not in seen:
             seen.add(header)
             lines += _lines(header, folder, seen)
-            lines.append(f'#line {number + 1} "{path}"')
+        lines.append(f'#line {number + 1} "{path}"')
     return lines

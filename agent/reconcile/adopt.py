@@ -30,9 +30,10 @@ def adopt(config: Config, held: TableContents, now: float) -> Adopted:
                 continue
             if row.alive:
                 hops[backend.address] = _hop(row)
-            if row.usable:
+            if row.usable or not row.alive:
+                # neither: it may have drained, been down or had weight 0; a check will tell
                 ref = BackendRef(service.name, backend.name)
-                health[ref] = rules.adopted(Health.UP, now)
+                health[ref] = rules.adopted(Health.UP if row.usable else Health.DOWN, now)
     return Adopted(health, hops)
 
 

@@ -136,11 +136,12 @@ def test_a_drain_survives_kill_9(lab: Site) -> None:
 
 def test_a_backend_is_added_and_removed_under_load(lab: Site) -> None:
     address = str(lab.lab.node("be4").ipv4)
-    with lab.load() as load:
+    with lab.load(keep_alive=0) as load:
         lab.edit("backend.add", service="web", backend="be4", values={"address": address})
         wait_until("be4 is up", lambda: lab.backend("web", "be4")["state"] == "up")
         wait_until("be4 serves", lambda: lab.backend("web", "be4")["new_flows_total"] > 5)
         lab.edit("backend.set", service="web", backend="be4", values={"state": "drain"})
+        time.sleep(2.0)  # flows are counted about once a second
         wait_until("be4 is idle", lambda: lab.backend("web", "be4")["flows_established"] == 0)
         before = lab.get("/v1/services/web")["packets_total"]
         lab.edit("backend.remove", service="web", backend="be4")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.dataplane import pins
-from agent.dataplane.program import Dataplane
+from agent.dataplane.program import Dataplane, require_root
 from agent.model import Config
 from tests.packet import harness
 
@@ -26,6 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def loaded() -> Iterator[Dataplane]:
     """Every feature, small tables; lo is only named, nothing is attached."""
+    require_root()
     harness.remove_leftovers()
     dataplane = harness.load(
         Config(harness.instance_name(), "lo", tables=harness.SMALL), harness.all_features()

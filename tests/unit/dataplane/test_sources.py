@@ -1,6 +1,7 @@
 """The one text that BCC compiles."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_line_numbers_lead_back_to_the_files():
         number += 1
     assert len({path for path, _ in place}) > 10
     for (path, number), line in place.items():
-        assert open(path).read().splitlines()[number - 1] == line  # noqa: PTH123, SIM115
+        assert Path(path).read_text().splitlines()[number - 1] == line, f"{path}:{number}"
 
 
 def test_every_constant_that_the_sources_use_is_given():

@@ -1,0 +1,84 @@
+"""Ids: kept while they are held, rested before they are given out again."""
+
+import itertools
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from agent.errors import DataplaneError
+from agent.model import Backend, Config
+from agent.state.desired import desired
+from agent.state.identities import Identities, assign, slot_of
+from agent.state.tables import TableContents
+from tests.unit.state.world import TABLES, A, B, surroundings, web
+
+
+def ids_of(config: Config, actual: TableContents | None = None, resting=()) -> Identities:
+    salts = itertools.count(1000)
+    return assign(config, actual or TableContents(), frozenset(resting), lambda: next(salts))
+
+
+def held(config: Config, ids: Identities) -> TableContents:
+    return desired(config, ids, surroundings(config))
+
+
+def test_ids_start_at_one(config: Config):
+    found = ids_of(config)
+    assert found.services == {slot_of(config.services[0].key): (1, 1000)}
+    assert found.backends == {(1, A.address): 1, (1, B.address): 2}
+
+
+def test_what_the_tables_hold_keeps_its_id(config: Config):
+    first = ids_of(config, resting=(1, 2, 3))
+    again = ids_of(config, held(config, first))
+    assert again == first
+    assert set(first.backends.values()) == {4, 5}
+
+
+def test_a_change_of_anything_but_the_address_keeps_the_id(config: Config):
+    first = ids_of(config)
+    other = replace(config, services=(web(replace(B, weight=1), replace(A, name="new")),))
+    assert ids_of(other, held(config, first)).backends == first.backends
+
+
+def test_a_renamed_service_keeps_its_id(config: Config):
+    first = ids_of(config)
+    renamed = replace(config, services=(replace(config.services[0], name="new"),))
+    assert ids_of(renamed, held(config, first)) == first
+
+
+def test_one_address_in_two_services_is_two_backends(config: Config):
+    both = replace(config, services=(*config.services, web(A, name="two", vip="203.0.113.11")))
+    found = ids_of(both)
+    assert len(set(found.backends.values())) == 3
+
+
+def test_an_id_is_not_given_out_while_its_last_owner_is_in_the_tables(config: Config):
+    actual = held(config, ids_of(config))
+    other = replace(config, services=(web(Backend("c", ip_address("10.0.0.23"))),))
+    assert set(ids_of(other, actual).backends.values()) == {3}
+
+
+def test_a_service_at_another_vip_is_another_service(config: Config):
+    first = ids_of(config)
+    moved = replace(config, services=(web(A, B, vip="203.0.113.11"),))
+    found = ids_of(moved, held(config, first))
+    assert next(iter(found.services.values()))[0] == 2
+    assert set(found.backends.values()) == {3, 4}
+
+
+def test_resting_ids_are_passed_over(config: Config):
+    assert set(ids_of(config, resting=(1, 3)).backends.values()) == {2, 4}
+
+
+def test_a_full_table_is_refused_with_the_setting_that_helps(config: Config):
+    many = tuple(Backend(f"b{n}", ip_address("10.1.0.0") + n) for n in range(1, 33))
+    full = replace(config, services=(web(*many[:31]),))
+    assert len(ids_of(full).backends) == 31
+    with pytest.raises(DataplaneError, match="31 backends fit") as caught:
+        ids_of(replace(config, services=(web(*many),)))
+    assert caught.value.where == "tables.backends"
+    services = tuple(web(name=f"s{n}", vip=f"203.0.113.{n}") for n in range(1, TABLES.services + 1))
+    with pytest.raises(DataplaneError, match="7 services fit"):
+        ids_of(replace(config, services=services))
