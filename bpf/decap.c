@@ -11,7 +11,7 @@
 #define ADDR_MAX 16
 
 struct vip_key {
-	__be32 addr[4];		/* IPv4: word 0, the rest 0 */
+	__be32 addr[4]; /* IPv4: word 0, the rest 0 */
 };
 
 /* VIP -> 1.  `lb-agent decap` writes before it attaches. */

@@ -18,11 +18,11 @@
 /* A flow's place: its bucket, and where it is or could be recorded. */
 struct flow {
 	struct flow_bucket *bucket;
-	__u32 index;		/* of the bucket */
+	__u32 index; /* of the bucket */
 	__u32 tag;
-	__u32 way;		/* FLOW_WAYS: not recorded */
-	__u32 now;		/* ticks */
-	__u64 word;		/* what the slot held when we looked */
+	__u32 way;  /* FLOW_WAYS: not recorded */
+	__u32 now;  /* ticks */
+	__u64 word; /* what the slot held when we looked */
 };
 
 static __always_inline void flow_find(const struct packet *p, const struct service *service,

@@ -26,8 +26,7 @@ static __always_inline __u64 mix(__u64 x, __u64 multiplier)
 	return x ^ (x >> 32);
 }
 
-static __always_inline __u64 tuple_hash(const struct packet *p, __u64 key, __u64 mul0,
-					__u64 mul1)
+static __always_inline __u64 tuple_hash(const struct packet *p, __u64 key, __u64 mul0, __u64 mul1)
 {
 	__u64 word = (__u64)p->saddr[0] << 32 | (__u32)p->sport << 16 | p->dport;
 

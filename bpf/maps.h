@@ -23,8 +23,8 @@ BPF_TABLE_PINNED7("hash", struct service_key6, struct service, services6, LB_SER
 /* hash of the flow -> eight slots.  The packet path writes; the agent clears
  * what has expired.
  */
-BPF_TABLE_PINNED7("array", u32, struct flow_bucket, flows, LB_FLOW_BUCKETS,
-		  LB_PINNED(flows), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED7("array", u32, struct flow_bucket, flows, LB_FLOW_BUCKETS, LB_PINNED(flows),
+		  BPF_F_MMAPABLE);
 
 /* bucket * 8 + way -> what people want to see of it.  The packet path writes. */
 BPF_TABLE_PINNED7("array", u32, struct flow_cold, flows_cold, LB_FLOW_BUCKETS *FLOW_WAYS,
@@ -49,8 +49,7 @@ BPF_TABLE_PINNED7("array", u32, struct service_counters, service_count, LB_SERVI
 		  LB_PINNED(service_count), BPF_F_MMAPABLE);
 
 /* One element that the agent writes; the program has it compiled in. */
-BPF_TABLE_PINNED7("array", u32, struct settings, settings, 1, LB_PINNED(settings),
-		  BPF_F_MMAPABLE);
+BPF_TABLE_PINNED7("array", u32, struct settings, settings, 1, LB_PINNED(settings), BPF_F_MMAPABLE);
 
 /* Never read: the compiler describes in BTF only what some map holds, and the
  * loader compares these enums with its own.

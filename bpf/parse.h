@@ -10,7 +10,7 @@
 
 static __always_inline int parse_ports(void *l4, void *data_end, struct packet *p)
 {
-	struct udp_header *udp = l4;	/* ports stand first in TCP too */
+	struct udp_header *udp = l4; /* ports stand first in TCP too */
 
 	if (p->l4_proto != L4_TCP && p->l4_proto != L4_UDP)
 		return REASON_NOT_VIP;

@@ -7,10 +7,10 @@
 
 #define ETH_P_IPV4 0x0800
 #define ETH_P_IPV6 0x86dd
-#define L4_IPIP 4		/* IPv4 in IP, RFC 2003 */
+#define L4_IPIP 4 /* IPv4 in IP, RFC 2003 */
 #define L4_TCP 6
 #define L4_UDP 17
-#define L4_IPV6 41		/* IPv6 in IP, RFC 2473 and RFC 4213 */
+#define L4_IPV6 41 /* IPv6 in IP, RFC 2473 and RFC 4213 */
 #define IPV6_EXT_HOPOPTS 0
 #define IPV6_EXT_ROUTING 43
 #define IPV6_EXT_FRAGMENT 44
@@ -40,7 +40,7 @@ struct ipv4_header {
 	__u8 tos;
 	__be16 total_len;
 	__be16 id;
-	__be16 frag;		/* flags and offset */
+	__be16 frag; /* flags and offset */
 	__u8 ttl;
 	__u8 l4_proto;
 	__sum16 check;
@@ -62,7 +62,7 @@ struct tcp_header {
 	__be16 dport;
 	__be32 seq;
 	__be32 ack;
-	__u8 offset;		/* upper four bits, in words */
+	__u8 offset; /* upper four bits, in words */
 	__u8 flags;
 	__be16 window;
 	__sum16 check;
