@@ -17,12 +17,13 @@ from agent.config.load import load_file, read_text
 from agent.config.store import RunningStore
 from agent.control import AgentControl, settle, status_line
 from agent.core import Core
+from agent.dataplane.attach import interface_index
 from agent.dataplane.program import require_root
 from agent.errors import SteelyardError
 from agent.lock import InstanceLocks
 from agent.metrics import collector
 from agent.metrics.observer import AgentFacts
-from agent.model import KernelHeaders
+from agent.model import Config, KernelHeaders
 from agent.network.driver import driver_name
 from agent.notify import Notifier
 
@@ -39,7 +40,15 @@ async def run(path: Path, host_headers: bool = False) -> None:
     """
     require_root()
     file_config = load_file(path)
+    interface_index(file_config.interface)  # says so if there is none
     locks = InstanceLocks(file_config.name, file_config.interface)
+    try:
+        await _run_locked(path, file_config, host_headers)
+    finally:
+        locks.release()
+
+
+async def _run_locked(path: Path, file_config: Config, host_headers: bool) -> None:
     store = RunningStore(file_config.state_dir, file_config.name)
     loaded = store.load(read_text(path), str(path))
     facts = AgentFacts(
@@ -61,7 +70,6 @@ async def run(path: Path, host_headers: bool = False) -> None:
     await core.load()
     settle(store, loaded)
     await _serve(core, control, notifier)
-    locks.release()
 
 
 async def _serve(core: Core, control: AgentControl, notifier: Notifier) -> None:

@@ -123,10 +123,12 @@ def detach(path: Path) -> None:
         require_root()
         config = load_file(path)
         locks = InstanceLocks(config.name, config.interface)
-        if config.manage_vips:
-            asyncio.run(Vips(config.interface).sync(frozenset()))
-        removed = remove_instance(config.name, config.interface)
-        locks.release()
+        try:
+            if config.manage_vips:
+                asyncio.run(Vips(config.interface).sync(frozenset()))
+            removed = remove_instance(config.name, config.interface)
+        finally:
+            locks.release()
         what = "detached" if removed else "nothing was attached"
         click.echo(f"{config.interface}: {what}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import struct
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,56 +42,60 @@ class Wrapped:
 
     def __init__(self, frame: bytes, flows: Flows | None = None) -> None:
         self.frame = frame
-        self._definitions = _definitions(frame, flows)
+        self._flows = flows
         self._text = _WRAPPER.read_text()
-        self._base = self._wrap(compile_program(self._text, "nothing", self._definitions))
 
-    def _wrap(self, program: Compiled) -> Compiled:
-        wrapper = compile_program(self._text, "bench", self._definitions)
-        key, value = struct.pack("=I", 0), struct.pack("=I", program.fd)
+    def _wrap(self, target: int, turn: int = 0) -> Compiled:
+        """A wrapper around the program of that descriptor. ``turn`` keeps the new flows of one
+        program apart from those that another has just recorded.
+        """
+        definitions = _definitions(self.frame, self._flows, turn)
+        wrapper = compile_program(self._text, "bench", definitions)
+        key, value = struct.pack("=I", 0), struct.pack("=I", target)
         libbpf.map_update(wrapper.handle["target"].map_fd, key, value)
         return wrapper
 
-    def verdict(self, program: Compiled) -> int:
-        """What the program says of the frame."""
-        return libbpf.test_run(self._wrap(program).fd, self.frame).verdict
-
     def send(self, program: Compiled, packets: int) -> int:
         """Run the program on so many packets; the verdict of the last one."""
-        return libbpf.test_run(self._wrap(program).fd, self.frame, repeat=packets).verdict
+        return self._run(self._wrap(program.fd), packets).verdict
 
-    def time(
-        self, program: Compiled, runs: int, repeat: int, before: Callable[[], None] | None = None
-    ) -> Timing:
-        """Time ``runs`` pairs of ``repeat`` packets, wrapper alone and with the program."""
-        wrapped = self._wrap(program)
-        for warm in (self._base, wrapped):
-            libbpf.test_run(warm.fd, self.frame, repeat=repeat)
-        base, gross = [], []
-        for _ in range(runs):
-            base.append(libbpf.test_run(self._base.fd, self.frame, repeat=repeat).duration_ns)
-            if before is not None:
-                before()
-            gross.append(libbpf.test_run(wrapped.fd, self.frame, repeat=repeat).duration_ns)
-        net = [g - b for g, b in zip(gross, base, strict=True)]
-        return Timing(
-            min_ns=float(min(gross) - min(base)),
-            median_ns=float(statistics.median(net)),
-            wrapper_ns=float(statistics.median(base)),
-            runs=runs,
-            repeat=repeat,
-        )
+    def _run(self, wrapper: Compiled, packets: int) -> libbpf.TestRun:
+        return libbpf.test_run(wrapper.fd, self.frame, repeat=packets)
+
+    def time(self, programs: Sequence[Compiled], runs: int, repeat: int) -> list[Timing]:
+        """Time ``runs`` rounds of ``repeat`` packets: the wrapper alone, then each program."""
+        definitions = _definitions(self.frame, self._flows, 0)
+        nothing = compile_program(self._text, "nothing", definitions)
+        fds = [nothing.fd, *(program.fd for program in programs)]
+        wrappers = [self._wrap(fd, turn) for turn, fd in enumerate(fds)]
+        for wrapper in wrappers:  # warm up
+            self._run(wrapper, repeat)
+        rounds = [[self._run(w, repeat).duration_ns for w in wrappers] for _ in range(runs)]
+        base, *columns = zip(*rounds, strict=True)
+        return [_timing(base, gross, repeat) for gross in columns]
 
 
-def _definitions(frame: bytes, flows: Flows | None) -> dict[str, str]:
+def _timing(base: Sequence[int], gross: Sequence[int], repeat: int) -> Timing:
+    net = [g - b for g, b in zip(gross, base, strict=True)]
+    return Timing(
+        min_ns=float(min(gross) - min(base)),
+        median_ns=float(statistics.median(net)),
+        wrapper_ns=float(statistics.median(base)),
+        runs=len(net),
+        repeat=repeat,
+    )
+
+
+def _definitions(frame: bytes, flows: Flows | None, turn: int) -> dict[str, str]:
     first, second = struct.unpack_from("=QQ", frame)
-    mask = (flows.count - 1) & 0xFFFFFFFF if flows else 0
+    flows = flows or Flows(offset=0, count=1)
+    base = flows.base + (0 if flows.count else turn << 28)
     return {
         "BENCH_LENGTH": str(len(frame)),
         "BENCH_WORD0": f"{first:#x}ULL",
         "BENCH_WORD1": f"{second:#x}ULL",
-        "BENCH_FLOW_OFFSET": str(flows.offset if flows else 0),
-        "BENCH_FLOW_BASE": f"{flows.base if flows else 0:#x}U",
-        "BENCH_FLOW_MASK": f"{mask:#x}U",
-        "BENCH_FLOW_SHIFT": str(flows.in_a_row.bit_length() - 1 if flows else 0),
+        "BENCH_FLOW_OFFSET": str(flows.offset),
+        "BENCH_FLOW_BASE": f"{base:#x}U",
+        "BENCH_FLOW_MASK": f"{(flows.count - 1) & 0xFFFFFFFF:#x}U",
+        "BENCH_FLOW_SHIFT": str(flows.in_a_row.bit_length() - 1),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import yaml
 
 from agent.api.client import ApiRefusedError
 from agent.model import Forward, XdpMode
-from lbctl.lab import build, processes
+from lbctl.lab import build, netns, processes
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
 pytestmark = [pytest.mark.timeout(180)]
@@ -182,6 +183,96 @@ def test_a_service_for_another_family_and_any_port_is_compiled_in_under_load(lab
         addresses = lab.run(lab.balancer.name, "ip", "-br", "addr", "show", "eth0").stdout
         assert "10.99.0.99" not in addresses
     assert_unharmed(load)
+
+
+UDP_ECHO = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind((sys.argv[1], 5353))
+sock.settimeout(60)
+while True:
+    data, peer = sock.recvfrom(2048)
+    sock.sendto(sys.argv[2].encode() + b" " + data, peer)
+"""
+
+UDP_ASK = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(3)
+for turn in range(5):
+    sock.sendto(b"%d" % turn, (sys.argv[1], 5353))
+    print(sock.recv(2048).decode())
+"""
+
+
+def test_udp_flows_stay_at_one_backend_and_spread_over_all(lab: Site) -> None:
+    vip = str(lab.lab.vips[0])
+    echoes = [
+        subprocess.Popen(
+            [
+                *netns.entering(lab.lab.node(name).namespace),
+                sys.executable,
+                "-c",
+                UDP_ECHO,
+                vip,
+                name,
+            ]
+        )
+        for name in ("be1", "be2", "be3")
+    ]
+    backends = [
+        {"name": name, "address": str(lab.lab.node(name).ipv4)} for name in ("be1", "be2", "be3")
+    ]
+    values = {"vip": vip, "port": 5353, "protocol": "udp", "backends": backends}
+    try:
+        lab.edit("service.add", service="dns", values=values)
+        seen = set()
+        for _ in range(20):
+            answers = lab.run("client", sys.executable, "-c", UDP_ASK, vip).stdout.splitlines()
+            assert [line.split()[1] for line in answers] == ["0", "1", "2", "3", "4"]
+            names = {line.split()[0] for line in answers}
+            assert len(names) == 1
+            seen |= names
+        assert seen == {"be1", "be2", "be3"}
+    finally:
+        for echo in echoes:
+            echo.kill()
+            echo.wait()
+        lab.edit("service.remove", service="dns")
+
+
+def test_a_backend_that_comes_back_with_another_mac_is_followed(lab: Site) -> None:
+    before = lab.backend("web", "be2")["next_hop"]["mac"]
+    new = "02:00:00:00:99:02"
+    lab.run("be2", "ip", "link", "set", "eth0", "address", new)
+    wait_until(
+        "the new MAC is in use",
+        lambda: (lab.backend("web", "be2")["next_hop"] or {}).get("mac") == new,
+        timeout_s=60,
+    )
+    assert before != new
+    with lab.load(keep_alive=0, streams=0) as load:
+        wait_until("be2 is up", lambda: lab.backend("web", "be2")["state"] == "up", timeout_s=30)
+        wait_until("be2 is up", lambda: lab.backend("web6", "be2")["state"] == "up", timeout_s=30)
+        time.sleep(0.5)
+    assert "be2" in load["backends"]
+
+
+def test_readiness_and_state_are_told_to_the_service_manager(lab: Site, tmp_path: Path) -> None:
+    lab.stop_agent(signal.SIGTERM)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        path = tmp_path / "notify"
+        sock.bind(str(path))
+        sock.settimeout(15)
+        os.environ["NOTIFY_SOCKET"] = str(path)
+        try:
+            lab.start_agent()
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
+        assert sock.recv(4096).decode().startswith("READY=1\nSTATUS=2 services")
+        lab.signal_agent(signal.SIGHUP)
+        assert sock.recv(4096).decode().startswith("RELOADING=1\nMONOTONIC_USEC=")
+        assert sock.recv(4096).decode().startswith("READY=1")
 
 
 def test_a_killed_backend_gets_no_new_connection_once_its_check_fails(lab: Site) -> None:
