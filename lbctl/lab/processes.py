@@ -59,7 +59,7 @@ def belongs(pid: int, run_dir: Path) -> bool:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
-    return f"{MARK}={run_dir}".encode() in variables
+    return _mark(run_dir) in variables
 
 
 def pid_of(run_dir: Path, name: str) -> int | None:
@@ -69,23 +69,19 @@ def pid_of(run_dir: Path, name: str) -> int | None:
     except (OSError, ValueError):
         return None
     for _ in range(_EXEC_POLLS):
-        if belongs(pid, run_dir):
-            return pid
-        if not _is_in_exec(pid):
-            break
-        time.sleep(_EXEC_POLL_S)
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes()
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return None
+        if variables or state in "ZX":
+            return pid if _mark(run_dir) in variables.split(b"\0") else None
+        time.sleep(_EXEC_POLL_S)  # for a moment of execve(2) a process shows no environment
     return None
 
 
-def _is_in_exec(pid: int) -> bool:
-    """Whether a process that runs shows no environment: so it is for a moment of execve(2)."""
-    try:
-        if Path(f"/proc/{pid}/environ").read_bytes():
-            return False
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
+def _mark(run_dir: Path) -> bytes:
+    return f"{MARK}={run_dir}".encode()
 
 
 def find(run_dir: Path) -> set[int]:
