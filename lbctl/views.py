@@ -57,7 +57,8 @@ def share(row: Row) -> str:
 def why(row: Row) -> str:
     """The reason of the state, and of a weight that is not the configured one."""
     reasons = [row["reason"]]
-    if row["weight_configured"] != row["weight_effective"] and row["weight_reason"]:
+    # where the state says it already ("drain"), once is enough
+    if row["weight_reason"] not in ("", row["state"], "configured"):
         reasons.append(f"weight: {row['weight_reason']}")
     return "; ".join(reason for reason in reasons if reason)
 
