@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON := $(BIN)/python
 # Touched whenever deploy/setup.sh found or made the environment complete.
 STAMP := $(VENV)/.steelyard-setup
-C_FILES = $(shell find bpf -name '*.[ch]' ! -path 'bpf/kernel/*')
+C_FILES = $(shell find bpf bench -name '*.[ch]' ! -path 'bpf/kernel/*')
 # Modules that write a page of docs/, or with --check say that it is stale.
 REFERENCES := agent.config.reference agent.metrics.reference lbctl.reference
 

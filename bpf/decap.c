@@ -3,12 +3,10 @@
  * what a balancer has encapsulated, and passes the inner packet to the host.
  *
  * Only packets whose inner destination is one of our VIPs are touched; anything
- * else, other tunnels included, passes as it came.  Returns XDP_PASS always:
- * a packet that cannot be taken apart is the host's to judge.
+ * else, other tunnels included, passes as it came: what cannot be taken apart is
+ * the host's to judge.
  */
 #include "wire.h"
-
-#define ADDR_MAX 16
 
 struct vip_key {
 	__be32 addr[4]; /* IPv4: word 0, the rest 0 */

@@ -38,6 +38,25 @@ static __always_inline __sum16 ipv4_checksum(const struct ipv4_header *ip)
 	return ~sum;
 }
 
+/* Makes room for an outer header of `len` bytes, with the Ethernet header moved
+ * in front of it; `outer` is where to write it.
+ */
+static __always_inline int push_header(struct xdp_md *ctx, __u32 len, __be16 eth_proto,
+				       const struct backend *backend, void **outer)
+{
+	struct eth_header *eth;
+
+	if (bpf_xdp_adjust_head(ctx, -(int)len))
+		return REASON_NO_HEADROOM;
+	eth = (void *)(long)ctx->data;
+	if ((void *)(eth + 1) + len > (void *)(long)ctx->data_end)
+		return REASON_INTERNAL;
+	set_macs(eth, backend);
+	eth->eth_proto = eth_proto;
+	*outer = eth + 1;
+	return 0;
+}
+
 /* RFC 2003; DF always set, so a path that is too narrow answers instead of
  * fragmenting.  DSCP and ECN are copied (RFC 6040, normal mode).
  */
@@ -45,16 +64,11 @@ static __always_inline int push_ipv4(struct xdp_md *ctx, const struct packet *p,
 				     const struct backend *backend)
 {
 	struct ipv4_header *ip;
-	struct eth_header *eth;
+	int reason;
 
-	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*ip)))
-		return REASON_NO_HEADROOM;
-	eth = (void *)(long)ctx->data;
-	ip = (void *)(eth + 1);
-	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
-		return REASON_INTERNAL;
-	set_macs(eth, backend);
-	eth->eth_proto = be16(ETH_P_IPV4);
+	reason = push_header(ctx, sizeof(*ip), be16(ETH_P_IPV4), backend, (void **)&ip);
+	if (reason)
+		return reason;
 	ip->version_ihl = 0x45;
 	ip->tos = p->tos;
 	ip->total_len = bswap16(p->len + sizeof(*ip));
@@ -74,16 +88,11 @@ static __always_inline int push_ipv6(struct xdp_md *ctx, const struct packet *p,
 				     const struct backend *backend)
 {
 	struct ipv6_header *ip;
-	struct eth_header *eth;
+	int reason;
 
-	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*ip)))
-		return REASON_NO_HEADROOM;
-	eth = (void *)(long)ctx->data;
-	ip = (void *)(eth + 1);
-	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
-		return REASON_INTERNAL;
-	set_macs(eth, backend);
-	eth->eth_proto = be16(ETH_P_IPV6);
+	reason = push_header(ctx, sizeof(*ip), be16(ETH_P_IPV6), backend, (void **)&ip);
+	if (reason)
+		return reason;
 	ip->version_class_label = __builtin_bswap32(6U << 28 | (__u32)p->tos << 20);
 	ip->payload_len = bswap16(p->len);
 	ip->next_header = p->family == 4 ? L4_IPIP : L4_IPV6;
