@@ -15,6 +15,7 @@ from agent.config.plan import Change
 from agent.dataplane.program import Dataplane
 from agent.errors import SteelyardError
 from agent.health.monitor import HealthMonitor, Target
+from agent.history import History
 from agent.metrics.observer import Observer
 from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop
 from agent.network.nexthop import NextHops
@@ -23,7 +24,7 @@ from agent.reconcile.adopt import Adopted, adopt
 from agent.reconcile.reconciler import Reconciler
 from agent.state.desired import Surroundings
 from agent.state.identities import Identities
-from agent.state.situation import Situation, situation, verdicts
+from agent.state.situation import Past, Situation, situation, verdicts
 from agent.state.tables import TableContents
 
 log = structlog.get_logger()
@@ -62,6 +63,8 @@ class Core:
         self._started = asyncio.Event()
         self._reconciler: Reconciler
         self._adopted = Adopted({}, {})
+        self._history = History(config.state_dir, config.name)
+        self._past = self._history.load()
         self._adopted_until = 0.0
         self._survey_at = 0.0
         self._surveys = 0
@@ -236,10 +239,10 @@ class Core:
             if self._started.is_set():
                 await asyncio.to_thread(self.dataplane.ensure_features, config.services)
             done = await self._reconciler.run(config, Surroundings(found, hops, ifindex, ticks))
-            before = self.now.situation if hasattr(self, "now") else None
-            fresh = situation(before, config, done.ids, health, hops, found, time.time())
-            if before is not None:
-                _log_transitions(before, fresh)
+            fresh = situation(self._past, config, done.ids, health, hops, found, time.time())
+            _log_transitions(self._past, fresh)
+            self._past = fresh.past
+            self._history.save(self._past)
             self.now = Now(fresh, done.contents)
 
     async def _sync_vips(self) -> None:
@@ -255,7 +258,7 @@ class Core:
         return replace(last, health=health, verdicts=verdicts(last.config, health, last.hops))
 
 
-def _log_transitions(before: Situation, after: Situation) -> None:
+def _log_transitions(before: Past, after: Situation) -> None:
     for ref, tracked in after.backends.items():
         old = before.backends.get(ref)
         if old is not None and old.state is not tracked.state:

@@ -22,6 +22,14 @@ from agent.state.identities import Identities
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """States, and since when, as they were before."""
+
+    backends: Mapping[BackendRef, Tracked[BackendState]]
+    services: Mapping[str, Tracked[ServiceState]]
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """Health, next hops and what follows from them, for every configured backend."""
 
@@ -32,6 +40,11 @@ class Situation:
     verdicts: Mapping[BackendRef, Eligibility]
     backends: Mapping[BackendRef, Tracked[BackendState]]
     services: Mapping[str, Tracked[ServiceState]]
+
+    @property
+    def past(self) -> Past:
+        """This situation as the next one's past."""
+        return Past(self.backends, self.services)
 
 
 def verdicts(
@@ -69,7 +82,7 @@ def service_states(
 
 
 def situation(
-    before: Situation | None,
+    past: Past,
     config: Config,
     ids: Identities,
     health: Mapping[BackendRef, HealthStatus],
@@ -79,11 +92,10 @@ def situation(
 ) -> Situation:
     """The situation after a pass; states that did not change keep their ``since``."""
     backends = {
-        ref: track(before.backends.get(ref) if before else None, verdict.state, now)
-        for ref, verdict in found.items()
+        ref: track(past.backends.get(ref), verdict.state, now) for ref, verdict in found.items()
     }
     services = {
-        name: track(before.services.get(name) if before else None, state, now)
+        name: track(past.services.get(name), state, now)
         for name, (state, _) in service_states(config, found).items()
     }
     return Situation(config, ids, health, hops, found, backends, services)

@@ -65,13 +65,15 @@ def test_clean_stop_leaves_the_data_plane_balancing(lab: Site) -> None:
     assert_unharmed(load)
 
 
-def test_ids_are_the_same_after_a_restart(lab: Site) -> None:
+def test_ids_counters_and_since_are_the_same_after_a_restart(lab: Site) -> None:
     def ids() -> list[int]:
         return [lab.backend("web", name)["packets_total"] for name in ("be1", "be2", "be3")]
 
     counted = ids()
+    since = lab.backend("web", "be1")["since"]
     lab.stop_agent(signal.SIGTERM)
     lab.start_agent()
+    assert lab.backend("web", "be1")["since"] == since
     assert all(now >= then > 0 for now, then in zip(ids(), counted, strict=True))
 
 
