@@ -14,8 +14,8 @@ Usage: backend-setup.sh up|down dsr|ipip [--advmss BYTES] VIP...
   --advmss BYTES
           the largest segment that clients may send, for the default routes. ipip adds 20 bytes
           (outer IPv4) or 40 (outer IPv6) on the way to the backend: where that way cannot carry
-          1500 + that, use 1440 (IPv4 in IPv4), 1420 (IPv4 in IPv6, IPv6 in IPv4: 1420 as well)
-          or 1400 (IPv6 in IPv6)
+          1500 + that, use 1440 (IPv4 in IPv4), 1420 (IPv4 in IPv6, or IPv6 in IPv4) or 1400
+          (IPv6 in IPv6)
 
 Examples:
   backend-setup.sh up dsr 10.0.0.10 fd00::10
@@ -97,18 +97,36 @@ advmss_up() {
 	done
 }
 
+# All of it is read before anything is changed.
+for word in "$@"; do
+	case "$word" in -h | --help)
+		usage
+		exit 0
+		;;
+	esac
+done
 [ $# -ge 3 ] || {
 	usage >&2
 	exit 2
 }
 action="$1" mode="$2" advmss=""
 shift 2
+case "$action" in up | down) ;; *) fail "unknown action $action" "up or down: $0 --help" ;; esac
+case "$mode" in dsr | ipip) ;; *) fail "unknown mode $mode" "dsr or ipip: $0 --help" ;; esac
 if [ "$1" = --advmss ]; then
 	[ $# -ge 3 ] || fail "--advmss needs a number, and a VIP must follow" "$0 up ipip --advmss 1440 VIP"
 	advmss="$2"
 	shift 2
+	case "$advmss" in "" | *[!0-9]*) fail "--advmss $advmss is not a number" "--advmss 1440" ;; esac
 fi
-case "$mode" in dsr | ipip) ;; *) fail "unknown mode $mode" "dsr or ipip" ;; esac
+for vip in "$@"; do
+	case "$vip" in
+	-*) fail "unknown option $vip" "options stand before the VIPs: $0 --help" ;;
+	*/*) fail "$vip is a network" "give the address alone: ${vip%%/*}" ;;
+	*:*) ;;
+	"" | *[!0-9.]*) fail "'$vip' is not an address" "give the VIP as in 10.0.0.10 or fd00::10" ;;
+	esac
+done
 [ "$(id -u)" = 0 ] || fail "not root" "sudo $0 …"
 
 case "$action" in
@@ -123,5 +141,4 @@ down)
 	if [ "$mode" = ipip ]; then tunnels_down; fi
 	echo "left as they are: the sysctl settings, and the routes' advmss"
 	;;
-*) fail "unknown action $action" "up or down" ;;
 esac

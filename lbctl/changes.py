@@ -17,6 +17,7 @@ from lbctl.suggest import did_you_mean
 
 SIGNS = {"add": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "red")}
 PAST = {"add": "added", "change": "changed", "remove": "removed"}
+PLANNED = {action: f"would be {done}" for action, done in PAST.items()}
 
 
 class RefusedError(SteelyardError):
@@ -115,22 +116,22 @@ def report_done(env: Environment, result: Data) -> None:
 
 def _summary(env: Environment, result: Data) -> None:
     if result["changes"]:
-        tally = counted(result["changes"])
-        env.note(
-            f"done: {tally}" if result["applied"] else f"dry run, nothing was changed: {tally}"
-        )
+        if result["applied"]:
+            env.note(f"done: {counted(result['changes'])}")
+        else:
+            env.note(f"dry run, nothing was changed: {counted(result['changes'], PLANNED)}")
 
 
-def counted(changes: Sequence[Data]) -> str:
-    """1 backend added, 2 services changed."""
+def counted(changes: Sequence[Data], words: Mapping[str, str] = PAST) -> str:
+    """1 backend added, 2 services changed; or what would be, with the words of a plan."""
     tally = Counter((entry["kind"], entry["action"]) for entry in changes)
     return ", ".join(
-        f"{number} {kind}{'' if number == 1 else 's'} {PAST[action]}"
+        f"{number} {kind}{'' if number == 1 else 's'} {words[action]}"
         for (kind, action), number in tally.items()
     )
 
 
-def change_lines(changes: Sequence[Data]) -> list[object]:
+def change_lines(changes: Sequence[Data], *, effects: bool = True) -> list[object]:
     """A plan as lines: sign, what, its fields, and what it does to traffic."""
     from rich.text import Text
 
@@ -144,7 +145,7 @@ def change_lines(changes: Sequence[Data]) -> list[object]:
                 (f"{sign} {entry['kind']} {name}", style), f": {fields}" if fields else ""
             )
         )
-        if entry["effect"]:
+        if effects and entry["effect"]:
             result.append(Text(f"    {entry['effect']}", "dim"))
     return result
 

@@ -17,6 +17,7 @@ from lbctl.suggest import nearest
 
 EXIT_FAILED = 1
 EXIT_UNREACHABLE = 3
+EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +103,6 @@ class LazyGroup(SuggestingGroup):
             raise CliUnreachableError(error) from error
         except SteelyardError as error:
             raise CliError(error) from error
+        except KeyboardInterrupt:
+            # The shell's convention, where no command has a better answer.
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None

@@ -80,10 +80,12 @@ def facts(env: Environment, pairs: Sequence[tuple[str, object]]) -> list[object]
     for name, value in pairs:
         text = value if isinstance(value, Text) else Text(str(value))
         room = (env.width or 10_000) - left
-        if len(text) <= room or room < 20:
-            parts = [text]
-        else:
-            parts = [Text(part, text.style) for part in textwrap.wrap(text.plain, room)]
+        parts = []
+        for line in text.split("\n"):
+            if len(line) <= room or room < 20:
+                parts.append(line)
+            else:
+                parts += [Text(part, text.style) for part in textwrap.wrap(line.plain, room)]
         for number, part in enumerate(parts):
             label = name if number == 0 else ""
             result.append(Text.assemble((f"{label:<{left}}", "bold"), part))

@@ -124,7 +124,7 @@ def _health(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
         what = "udp service" if section.protocol is Protocol.UDP else "service for any port"
         yield Problem(
             (*path, "type") if health.type else path,
-            f"a {kind.value} check of a {what} needs a port",
+            f"{kind.value} checks of a {what} need a port",
             "add health.port, or set health.type to none",
         )
 

@@ -13,6 +13,7 @@ from lbctl.changes import Order, RefusedError, change, remove, require
 from lbctl.commands.service import get_service
 from lbctl.environment import Environment, pass_environment
 from lbctl.groups import SuggestingGroup
+from lbctl.humanise import plural
 from lbctl.options import (
     ADDRESS,
     BACKEND,
@@ -56,7 +57,7 @@ def backend() -> None:
 def list_backends(
     env: Environment, service_name: str | None, states: tuple[str, ...], watch_s: float | None
 ) -> None:
-    """All backends, or those of a service: state, why, since when, weight, flows, rates, share.
+    """All backends, or those of a service: state, why, rates, share.
 
     WEIGHT is the configured one, and after an arrow the effective one where it is another.
     SHARE is of the new flows: expected from the weights / actual in the last minute.
@@ -248,11 +249,11 @@ def _wait_until_empty(env: Environment, ref: BackendRef, limit_s: float) -> None
     while flows := int(get_backend(env, ref)["flows_established"]):
         if waited_s >= limit_s:
             raise RefusedError(
-                f"{ref} still has {flows} established flows after {limit_s:g} s",
+                f"{ref} still has {plural(flows, 'established flow')} after {limit_s:g} s",
                 remedy=f"lbctl flows --backend {ref} shows them; --wait-limit waits longer",
             )
         if flows != shown:
-            env.note(f"waiting: {flows} established flows")
+            env.note(f"waiting: {plural(flows, 'established flow')}")
             shown = flows
         env.sleep(WAIT_POLL_S)
         waited_s += WAIT_POLL_S
@@ -280,7 +281,7 @@ def enable_backend(env: Environment, ref: BackendRef, dry_run: bool) -> None:
 @agent_options
 @pass_environment
 def disable_backend(env: Environment, ref: BackendRef, dry_run: bool) -> None:
-    """Put a backend in maintenance: nothing is sent there, open flows included.
+    """Maintenance: nothing is sent there, open flows included.
 
     \b
     Examples:

@@ -36,7 +36,13 @@ def diff(env: Environment, path: Path | None, exit_code: bool) -> None:
       lbctl diff -f services.yaml --exit-code
     """
     answer = _since_file(env) if path is None else _to_file(env, path)
-    emit(env, answer, lambda data: change_lines(data["changes"]) or ["no difference"])
+    # What was done already has had its effect: only a plan says what it does to traffic.
+    effects = path is not None
+    emit(
+        env,
+        answer,
+        lambda data: change_lines(data["changes"], effects=effects) or ["no difference"],
+    )
     if exit_code and answer["changes"]:
         raise click.exceptions.Exit(1)
 

@@ -29,7 +29,8 @@ MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("FAIL
     "-i",
     "--interface",
     metavar="NAME",
-    help="The interface that packets come in by.  [default: the agent's, else the default route's]",
+    help="The interface that packets come in by.  [default: the agent's, else the default route's,"
+    " else the only one]",
 )
 @click.option(
     "--vip", "vips", multiple=True, type=ADDRESS, help="A VIP to look for; may be repeated."

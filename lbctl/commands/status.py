@@ -98,7 +98,9 @@ def _dataplane(plane: Mapping[str, Any]) -> str:
     from lbctl.humanise import count
 
     features = f", {' '.join(plane['features'])}" if plane["features"] else ""
-    mode = f"; {plane['xdp_mode_reason']}" if plane["xdp_mode_reason"] else ""
+    # Native XDP needs no excuse.
+    excused = plane["xdp_mode"] != "native" and plane["xdp_mode_reason"]
+    mode = f"; {plane['xdp_mode']} XDP: {plane['xdp_mode_reason']}" if excused else ""
     return (
         f"program {plane['program_id']}, ABI {plane['abi_version']},"
         f" {count(plane['instructions'])} instructions,"
@@ -122,7 +124,11 @@ def _agent(agent: Mapping[str, Any]) -> str:
 def _config(agent: Mapping[str, Any]) -> str:
     from lbctl.humanise import plural
 
-    changes = agent["changes_since_file"]
-    if not changes:
-        return f"{agent['config_file']}, running as written"
-    return f"{agent['config_file']}, {plural(changes, 'change')} since (lbctl diff shows them)"
+    changes, parts = agent["changes_since_file"], [agent["config_file"]]
+    if agent["config_problem"]:
+        parts.append("refused as it is now: the last good configuration runs")
+    elif not changes:
+        parts.append("running as written")
+    if changes:
+        parts.append(f"{plural(changes, 'change')} since (lbctl diff shows them)")
+    return ", ".join(parts)

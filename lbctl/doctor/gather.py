@@ -36,7 +36,7 @@ def gather(env: Environment, interface: str | None) -> tuple[Facts, str]:
     links = _links()
     if interface is None:
         running = (agent.status or {}).get("dataplane", {}).get("interface")
-        interface = running or _default_interface() or ""
+        interface = running or _default_interface() or only_interface(links) or ""
     detailed = tuple(_with_details(link) if link.name == interface else link for link in links)
     names = ["all", *(link.name for link in links)]
     facts = Facts(
@@ -187,6 +187,12 @@ def _default_interface() -> str | None:
             if route.get("dev"):
                 return str(route["dev"])
     return None
+
+
+def only_interface(links: tuple[Link, ...]) -> str | None:
+    """The one interface there is besides loopback, if there is but one."""
+    names = [link.name for link in links if link.name != "lo"]
+    return names[0] if len(names) == 1 else None
 
 
 def _sysctls(names: list[str]) -> dict[str, int]:

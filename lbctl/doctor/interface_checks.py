@@ -59,7 +59,7 @@ def exists(facts: Facts, ask: Question) -> Iterator[Finding]:
             Verdict.PROBLEM,
             f"there is no interface {ask.interface!r} here"
             if ask.interface
-            else "no interface was named, and there is no default route to guess one from",
+            else "no interface was named, and neither an agent nor a default route tells which",
             did_you_mean(ask.interface, names) if ask.interface else "--interface NAME",
         )
     elif not link.up:
@@ -286,5 +286,6 @@ def veth(facts: Facts, ask: Question) -> Iterator[Finding]:
         Verdict.UNKNOWN,
         "native XDP on veth delivers only if the other end has an XDP program, too, and senders"
         " have checksum offload off; both are not seen from here",
-        "lbctl lab up sets both; else: ethtool -K PEER tx off, or xdp_mode: generic",
+        "at the other end: lb-agent pass --interface PEER; ethtool -K PEER tx off"
+        " (lbctl lab up does both); or xdp_mode: generic",
     )

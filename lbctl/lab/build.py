@@ -23,7 +23,7 @@ from agent.model import Forward, XdpMode
 from lbctl.lab import netns, processes, topology
 from lbctl.lab.interrupt import Guard
 from lbctl.lab.netns import LabError
-from lbctl.lab.topology import Lab, Node, Role
+from lbctl.lab.topology import Lab, Node, Role, lab_command
 
 STATE_FILE = "lab.json"
 READY_TIMEOUT_S = 30.0
@@ -97,7 +97,8 @@ def refuse_second(name: str) -> None:
         raise LabError(
             f"a lab called {name} already exists ({len(found)} parts: {found[0]} …)",
             where=f"lab {name}",
-            remedy="`lbctl lab down` removes it; `lbctl lab up --replace` does both",
+            remedy=f"`{lab_command(name)} down` removes it;"
+            f" `{lab_command(name)} up --replace` does both",
         )
 
 
@@ -226,7 +227,8 @@ def await_answers(lab: Lab, timeout_s: float = 10.0) -> None:
                     raise LabError(
                         f"the backends are up, but http://{vip}/ does not answer: {problem}",
                         where=f"namespace {client.namespace}",
-                        remedy="try it without native XDP: lbctl lab up --xdp-mode generic",
+                        remedy="try it without native XDP:"
+                        f" {lab_command(lab.name)} up --xdp-mode generic",
                     )
                 time.sleep(0.05)
 

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "lab"
 _NAME = "lbctl.lab.name"
 
+
+def _set_name(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.meta[_NAME] = value
+
+
+# The group's option may also stand after the command, where one looks for it.
+_late_name_option = click.option("--name", callback=_set_name, expose_value=False, hidden=True)
+
 _forward_option = click.option(
     "--forward",
     type=click.Choice(["dsr", "ipip"]),
@@ -42,10 +51,11 @@ _xdp_mode_option = click.option(
     default=DEFAULT_NAME,
     show_default=True,
     envvar="STEELYARD_LAB",
+    callback=_set_name,
+    expose_value=False,
     help="Which lab; another name makes a second one beside it.  [env: STEELYARD_LAB]",
 )
-@click.pass_context
-def lab(ctx: click.Context, name: str) -> None:
+def lab() -> None:
     """Try the balancer in network namespaces of this machine.
 
     \b
@@ -54,7 +64,6 @@ def lab(ctx: click.Context, name: str) -> None:
       sudo lbctl lab exec client -- curl -s http://10.99.0.100/
       sudo lbctl lab down
     """
-    ctx.meta[_NAME] = name
 
 
 @lab.command()
@@ -89,6 +98,7 @@ def lab(ctx: click.Context, name: str) -> None:
 )
 @_xdp_mode_option
 @click.option("--replace", is_flag=True, help="Remove a lab that exists already.")
+@_late_name_option
 @pass_environment
 def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
     """Build the lab and start its servers and agents.
@@ -121,24 +131,25 @@ def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
 
 
 def _what_next(built: Lab) -> str:
-    from lbctl.lab.topology import Role
+    from lbctl.lab.topology import Role, lab_command
 
     vip4, vip6 = built.vips
-    name = "" if built.name == DEFAULT_NAME else f" --name {built.name}"
+    this_lab = lab_command(built.name)
     socket = built.socket(built.nodes(Role.BALANCER)[0])
     return "\n".join(
         [
             f"the lab is up: http://{vip4}/ and http://[{vip6}]/ on {built.backends} backends; try",
-            f"  lbctl lab{name} exec client -- curl -s http://{vip4}/ 'http://[{vip6}]/'",
+            f"  {this_lab} exec client -- curl -s http://{vip4}/ 'http://[{vip6}]/'",
             f"  lbctl --socket {socket} backend list",
             f"  lbctl --socket {socket} status",
-            f"  lbctl lab{name} status",
-            f"  lbctl lab{name} down",
+            f"  {this_lab} status",
+            f"  {this_lab} down",
         ]
     )
 
 
 @lab.command()
+@_late_name_option
 @pass_environment
 def down(env: Environment) -> None:
     """Remove the lab, whatever state it is in.
@@ -181,6 +192,7 @@ def execute(node: str, command: Sequence[str]) -> None:
 
 
 @lab.command()
+@_late_name_option
 @agent_options
 @pass_environment
 def status(env: Environment) -> None:
@@ -248,6 +260,7 @@ def _status_page(data: Mapping[str, Any]) -> list[object]:
 @lab.command()
 @_forward_option
 @_xdp_mode_option
+@_late_name_option
 @agent_options
 @pass_environment
 def demo(env: Environment, forward: str, xdp_mode: str) -> None:
@@ -273,11 +286,14 @@ def _lab_name() -> str:
 
 def _existing() -> tuple[Lab, Owner]:
     from lbctl.lab import build, netns
+    from lbctl.lab.topology import lab_command
 
     name = _lab_name()
     found = build.read(name)
     if found is None:
         raise netns.LabError(
-            f"there is no lab called {name}", where="lab", remedy="build it: sudo lbctl lab up"
+            f"there is no lab called {name}",
+            where="lab",
+            remedy=f"build it: sudo {lab_command(name)} up",
         )
     return found

@@ -17,7 +17,7 @@ from lbctl.lab.interrupt import Guard, Interrupted
 from lbctl.lab.judge import Figure, Outcome
 from lbctl.lab.netns import LabError
 from lbctl.lab.story import Stage
-from lbctl.lab.topology import Lab
+from lbctl.lab.topology import Lab, lab_command
 from lbctl.lab.traffic import Traffic
 
 RATE_PER_S = 250
@@ -86,7 +86,8 @@ def make_room(name: str) -> None:
         raise LabError(
             f"a lab called {name} is up, and the demo does not touch it",
             where=f"lab {name}",
-            remedy="remove it: lbctl lab down; or play beside it: lbctl lab --name other demo",
+            remedy=f"remove it: {lab_command(name)} down;"
+            " or play beside it: lbctl lab --name other demo",
         )
 
 

@@ -67,7 +67,8 @@ def ip(commands: Sequence[str], namespace: str | None = None) -> None:
         raise LabError(
             f"ip refused a command: {' '.join(result.stderr.split())}",
             where=f"namespace {namespace}" if namespace else "network namespaces",
-            remedy="`lbctl lab down` removes what is left; see `dmesg` for the kernel's side",
+            remedy="`lbctl lab down` (with --name, if the lab has one) removes what is left;"
+            " see `dmesg` for the kernel's side",
         )
 
 

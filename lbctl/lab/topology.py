@@ -320,5 +320,10 @@ def from_document(document: Mapping[str, object]) -> Lab:
         raise ConfigError(
             f"the options of the lab cannot be read: {error!r}",
             where="lab.json",
-            remedy="run `lbctl lab down`",
+            remedy="remove what is left of it: `lbctl lab down`, with --name if it has one",
         ) from error
+
+
+def lab_command(name: str) -> str:
+    """How the lab of that name is spoken to: ``lbctl lab``, with its name if it needs one."""
+    return "lbctl lab" if name == DEFAULT_NAME else f"lbctl lab --name {name}"

@@ -156,12 +156,14 @@ def test_diff_shows_run_time_changes(agent, run):
     result = run("diff")
     assert result.code == 0
     assert "+ backend chat/gpu-4" in result.out
+    assert ADDITION["effect"] not in result.out  # it has happened, and is no warning any more
     assert "changed at run time" in result.err
 
 
 def test_diff_with_a_file_shows_what_apply_would_do(agent, run, file):
     result = run("diff", "-f", str(file), "-o", "json")
     assert result.json == {"changes": agent.changes}
+    assert agent.changes[0]["effect"] in run("diff", "-f", str(file)).out
     assert agent.applied == []
 
 

@@ -130,7 +130,7 @@ def test_dry_run_changes_nothing(agent, run):
     result = run("backend", "drain", "chat/gpu-1", "--dry-run")
     assert result.code == 0
     assert agent.applied == []
-    assert "nothing was changed" in result.err
+    assert result.err == "dry run, nothing was changed: 1 backend would be changed\n"
 
 
 def test_json_of_a_change_is_the_agents_answer(agent, run):
@@ -190,6 +190,15 @@ def test_drain_waits_for_the_last_flow(agent, run):
     assert len(naps) == 3
     assert result.err.count("waiting: 321") == 1
     assert "chat/gpu-1 has no established flows" in result.err
+
+
+def test_interrupted_command_exits_as_shells_expect(agent, run):
+    def interrupted(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    result = run("backend", "drain", "chat/gpu-1", "--wait", sleep=interrupted)
+    assert result.code == 130
+    assert "Aborted" not in result.err
 
 
 def test_drain_gives_up_waiting_with_the_remedy(agent, run):

@@ -382,6 +382,13 @@ def test_command_looks_at_this_host_without_an_agent(run):
     assert checks["kernel"]["verdict"] == "ok"
 
 
+def test_interface_needs_no_name_where_there_is_but_one():
+    lo, other = (dataclasses.replace(CARD, name=name) for name in ("lo", "eth1"))
+    assert gather.only_interface((lo, CARD)) == CARD.name
+    assert gather.only_interface((lo, CARD, other)) is None
+    assert gather.only_interface((lo,)) is None
+
+
 def test_command_takes_the_interface_of_the_agent(agent, run):
     agent.status["dataplane"]["interface"] = "lo"
     assert run("doctor", "-o", "json").json["interface"] == "lo"

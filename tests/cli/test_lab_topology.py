@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from agent.config.load import parse
 from agent.errors import ConfigError
 from agent.model import AdminState, CheckKind, Forward, XdpMode
-from lbctl.lab import load, server, topology
-from lbctl.lab.topology import Lab, Role
+from lbctl.lab import build, load, server, topology
+from lbctl.lab.topology import Lab, Role, lab_command
 
 
 def test_nodes_are_named_after_their_role_and_number() -> None:
@@ -193,3 +195,21 @@ def test_load_understands_what_the_server_sends() -> None:
     assert dataclasses.astuple(head) == (200, "be7", 4)
     with pytest.raises(load.ProtocolError):
         load.parse_head(b"SSH-2.0-OpenSSH\r\n\r\n")
+
+
+def test_remedies_name_the_lab_that_they_are_about() -> None:
+    assert lab_command("lab") == "lbctl lab"
+    assert lab_command("other") == "lbctl lab --name other"
+
+
+@pytest.mark.parametrize("words", ["--name other status", "status --name other"])
+def test_the_name_of_a_lab_stands_before_or_after_the_command(
+    words: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "check_machine", lambda: None)
+    monkeypatch.setattr(build, "read", lambda _name: None)
+    result = run("lab", *words.split())
+    assert result.code == 1
+    assert "there is no lab called other\n  remedy: build it: sudo lbctl lab --name other up" in (
+        result.err
+    )

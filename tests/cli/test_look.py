@@ -138,14 +138,20 @@ def test_status_says_whether_it_balances(agent, run):
     assert "3: 1 up, 1 down, 1 drain" in out
     assert "2 changes since" in out
     assert "PROBLEM" not in out
+    assert "the fastest" not in out
+    agent.status["dataplane"] |= {"xdp_mode": "generic", "xdp_mode_reason": "native: no"}
+    assert "; generic XDP: native: no" in run("status").out
 
 
 def test_status_shows_problems(agent, run):
-    agent.status["agent"]["config_problem"] = "agent.yaml:3: unknown key"
+    agent.status["agent"]["config_problem"] = "agent.yaml:3: unknown key\n  remedy: remove it"
+    agent.status["agent"]["changes_since_file"] = 0
     agent.status["dataplane"]["attached"] = False
     out = run("status").out
     assert "NOT attached" in out
-    assert "agent.yaml:3: unknown key" in out
+    assert "PROBLEM     agent.yaml:3: unknown key\n              remedy: remove it\n" in out
+    assert "refused as it is now: the last good configuration runs" in out
+    assert "as written" not in out
 
 
 def test_flows_passes_its_filters_on(agent, run):

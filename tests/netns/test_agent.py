@@ -69,6 +69,8 @@ def test_ids_counters_and_since_are_the_same_after_a_restart(lab: Site) -> None:
     def ids() -> list[int]:
         return [lab.backend("web", name)["packets_total"] for name in ("be1", "be2", "be3")]
 
+    with lab.load(rate=300, keep_alive=0, streams=0):
+        time.sleep(0.5)
     counted = ids()
     since = lab.backend("web", "be1")["since"]
     lab.stop_agent(signal.SIGTERM)

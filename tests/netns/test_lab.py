@@ -173,7 +173,7 @@ def test_down_without_a_lab_is_fine_and_other_commands_say_what_to_do() -> None:
     for words in (["status"], ["exec", "client", "--", "true"]):
         result = lbctl(*words)
         assert result.returncode == 1
-        assert "lbctl lab up" in result.stderr
+        assert f"sudo lbctl lab --name {NAME} up" in result.stderr
 
 
 def test_exec_gives_the_commands_exit_code_and_names_unknown_hosts() -> None:
@@ -234,7 +234,7 @@ def test_demo_leaves_a_lab_of_the_operator_alone() -> None:
     assert lbctl("up", "--backends", "1").returncode == 0
     result = lbctl("demo")
     assert result.returncode == 1
-    assert "lbctl lab down" in result.stderr
+    assert f"lbctl lab --name {NAME} down" in result.stderr
     assert build.read(NAME) is not None
 
 

@@ -143,6 +143,30 @@ def test_scripts_parse_and_can_be_executed(script: str) -> None:
     assert run(shell, "-n", script).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("start dsr 192.0.2.10", "unknown action start"),
+        ("up nat 192.0.2.10", "unknown mode nat"),
+        ("up dsr vip.example.com", "'vip.example.com' is not an address"),
+        ("up dsr 192.0.2.10/32", "192.0.2.10/32 is a network"),
+        ("up ipip 192.0.2.10 --advmss 1440", "unknown option --advmss"),
+        ("up ipip --advmss little 192.0.2.10", "--advmss little is not a number"),
+    ],
+)
+def test_backend_setup_reads_all_of_its_arguments_before_it_acts(words: str, message: str) -> None:
+    refused = run("deploy/backend-setup.sh", *words.split())
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert message in refused.stderr
+    assert "remedy:" in refused.stderr
+
+
+def test_backend_setup_explains_itself() -> None:
+    told = run("deploy/backend-setup.sh", "--help")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("Usage:")
+
+
 def test_setup_refuses_what_it_does_not_know_and_says_what_it_does() -> None:
     refused = run("deploy/setup.sh", "--nonsense")
     assert refused.returncode == 1

@@ -136,7 +136,7 @@ def test_a_wrong_default_is_reported_once_where_it_stands() -> None:
 
 def test_an_inherited_check_that_does_not_fit_points_at_the_defaults() -> None:
     messages = problems(service(port="any"), defaults={"health": {"type": "http"}})
-    assert messages == ["defaults.health.type: a http check of a service for any port needs a port"]
+    assert messages == ["defaults.health.type: http checks of a service for any port need a port"]
 
 
 # What is refused
@@ -220,9 +220,9 @@ services:
         ),
         (
             {"health": {"type": "tcp"}, "protocol": "udp"},
-            "services[0].health.type: a tcp check of a udp service needs a port",
+            "services[0].health.type: tcp checks of a udp service need a port",
         ),
-        ({"port": "any"}, "services[0].health: a tcp check of a service for any port needs"),
+        ({"port": "any"}, "services[0].health: tcp checks of a service for any port need"),
         (
             {"backends": [backend(1), backend(1, address="10.0.1.9")]},
             "services[0].backends[1].name: another backend of this service is called 'gpu-1'",
