@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from agent import __version__
+from agent.api.peer import group_id
 from agent.api.server import ApiServer
 from agent.config.load import load_file, read_text
 from agent.config.store import RunningStore
@@ -40,7 +41,7 @@ async def run(path: Path, host_headers: bool = False) -> None:
     """
     require_root()
     file_config = load_file(path)
-    interface_index(file_config.interface)  # says so if there is none
+    check_host(file_config)
     locks = InstanceLocks(file_config.name, file_config.interface)
     try:
         await _run_locked(path, file_config, host_headers)
@@ -99,6 +100,13 @@ async def _serve(core: Core, control: AgentControl, notifier: Notifier) -> None:
             await server.stop()
             for task in running:
                 task.cancel()
+
+
+def check_host(config: Config) -> None:
+    """Raise SteelyardError for names in the configuration that this host does not have."""
+    interface_index(config.interface)
+    if config.socket_group is not None:
+        group_id(config.socket_group)
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:

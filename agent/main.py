@@ -96,12 +96,12 @@ def check(path: Path) -> None:
 
     def work() -> None:
         from agent.config.load import load_file
-        from agent.dataplane.attach import interface_index
+        from agent.daemon import check_host
 
         config = load_file(path)
-        interface_index(config.interface)
+        check_host(config)
         backends = sum(len(service.backends) for service in config.services)
-        click.echo(f"{path}: good: {len(config.services)} services, {backends} backends")
+        click.echo(f"{path}: good; services: {len(config.services)}, backends: {backends}")
 
     _guarded(work)
 

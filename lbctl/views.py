@@ -51,7 +51,8 @@ def weight(row: Row) -> str:
 def share(row: Row) -> str:
     """Share of the new flows: expected / actual."""
     expected, actual = row["share_expected"], row["share_actual"]
-    return f"{humanise.percent(expected)}/{humanise.percent(actual)}%"
+    shown = "-" if actual is None else f"{humanise.percent(actual)}%"
+    return f"{humanise.percent(expected)}/{shown}"
 
 
 def why(row: Row) -> str:
@@ -96,10 +97,8 @@ def totals(row: Row) -> str:
 def shares(row: Row) -> str:
     """Share of the new flows, in a sentence."""
     expected, actual = row["share_expected"], row["share_actual"]
-    return (
-        f"{humanise.percent(expected)}% of the new flows expected,"
-        f" {humanise.percent(actual)}% in the last minute"
-    )
+    now = "none came" if actual is None else f"{humanise.percent(actual)}%"
+    return f"{humanise.percent(expected)}% of the new flows expected, {now} in the last minute"
 
 
 BACKEND_COLUMNS = (

@@ -190,7 +190,7 @@ def _backend(service_name: str, view: BackendSnapshot, at: float) -> Json:
         "weight_effective": view.weight_effective,
         "weight_reason": view.weight_reason,
         "share_expected": round(view.share_expected, 6),
-        "share_actual": round(view.share_actual, 6),
+        "share_actual": None if view.share_actual is None else round(view.share_actual, 6),
         "flows_established": view.flows,
         "rates": _rates(view.rates),
         **_counts(view.counts),

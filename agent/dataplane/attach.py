@@ -35,7 +35,7 @@ def interface_index(name: str) -> int:
         raise NetworkError(
             "there is no such interface",
             where=f"interface {name}",
-            remedy=f"set `interface:` to one of: {there}",
+            remedy=f"choose one of: {there}",
         ) from error
 
 

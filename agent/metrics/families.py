@@ -344,7 +344,7 @@ _BACKEND_FAMILIES = (
         Kind.GAUGE,
         "Share of the service's new flows of the last minute that the backend got, 0 to 1.",
         _BACKEND,
-        _each_backend(lambda b: b.share_actual),
+        _each_backend(lambda b: b.share_actual or 0.0),
     ),
     *_counts("backend", _BACKEND, lambda value: _each_backend(lambda b: value(b.counts))),
     Family(

@@ -137,6 +137,7 @@ class Observer:
         expected = shares(np.frombuffer(entry.ring, dtype=np.uint16)) if entry else {}
         ids = _backend_ids(situation, service)
         backends: list[BackendSnapshot] = []
+        came = any(actual.get(ref) for ref in ids)  # any new flow in the last minute
         for backend in service.backends:
             ref = BackendRef(service.name, backend.name)
             parts = BackendParts(
@@ -146,7 +147,7 @@ class Observer:
                 health=situation.health[ref],
                 hop=situation.hops.get(backend.address),
                 share_expected=expected.get(ids[ref], 0.0),
-                share_actual=actual.get(ref, 0.0),
+                share_actual=actual.get(ref, 0.0) if came else None,
                 flows=int(self.survey.live[ids[ref]]),
                 counts=readings.of_backend(ids[ref]),
                 rates=self._sampled.backend_rates.get(ref, Rates()),

@@ -41,7 +41,7 @@ class BackendParts:
     health: HealthStatus
     hop: NextHop | None
     share_expected: float
-    share_actual: float
+    share_actual: float | None
     flows: int
     counts: BackendCounts
     rates: Rates

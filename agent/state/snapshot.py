@@ -42,7 +42,7 @@ class BackendSnapshot:
     weight_effective: int
     weight_reason: str
     share_expected: float  # of the ring, 0 to 1
-    share_actual: float  # of the new flows of the last minute, 0 to 1
+    share_actual: float | None  # of the new flows of the last minute, 0 to 1; None: none came
     flows: int  # live slots of the flow table that are acked or established
     counts: BackendCounts
     rates: Rates

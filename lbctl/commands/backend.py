@@ -26,6 +26,7 @@ from lbctl.options import (
 from lbctl.output import facts, render, watch
 from lbctl.suggest import did_you_mean
 
+COUNTED_EVERY_S = 2.0  # the agent counts flows about once a second
 WAIT_POLL_S = 1.0
 
 
@@ -161,6 +162,9 @@ _weight_option = click.option(
     metavar="N",
     help=f"0 (no new flows) to {MAX_WEIGHT}.",
 )
+_refs_argument = click.argument(
+    "refs", type=BACKEND, nargs=-1, required=True, metavar="SERVICE/BACKEND..."
+)
 _state_option = click.option(
     "--state",
     type=click.Choice([state.value for state in AdminState]),
@@ -216,7 +220,7 @@ def set_backend(
 
 
 @backend.command("drain")
-@click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
+@_refs_argument
 @click.option("--wait", is_flag=True, help="Return when its last flow has ended.")
 @click.option(
     "--wait-limit",
@@ -230,18 +234,20 @@ def set_backend(
 @agent_options
 @pass_environment
 def drain_backend(
-    env: Environment, ref: BackendRef, wait: bool, wait_limit: float, dry_run: bool
+    env: Environment, refs: tuple[BackendRef, ...], wait: bool, wait_limit: float, dry_run: bool
 ) -> None:
-    """Send no new flows to a backend; the flows it has go on.
+    """Send no new flows to backends; the flows they have go on.
 
     \b
     Examples:
-      lbctl backend drain chat/gpu-1
+      lbctl backend drain chat/gpu-1 embed/gpu-1
       lbctl backend drain chat/gpu-1 --wait && ssh gpu-1 reboot
     """
-    _set_state(env, ref, AdminState.DRAIN, dry_run=dry_run)
+    _set_state(env, refs, AdminState.DRAIN, dry_run=dry_run)
     if wait and not dry_run:
-        _wait_until_empty(env, ref, wait_limit)
+        env.sleep(COUNTED_EVERY_S)
+        for ref in refs:
+            _wait_until_empty(env, ref, wait_limit)
 
 
 def _wait_until_empty(env: Environment, ref: BackendRef, limit_s: float) -> None:
@@ -261,26 +267,26 @@ def _wait_until_empty(env: Environment, ref: BackendRef, limit_s: float) -> None
 
 
 @backend.command("enable")
-@click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
+@_refs_argument
 @dry_run_option
 @agent_options
 @pass_environment
-def enable_backend(env: Environment, ref: BackendRef, dry_run: bool) -> None:
-    """Let a drained or disabled backend serve again.
+def enable_backend(env: Environment, refs: tuple[BackendRef, ...], dry_run: bool) -> None:
+    """Let drained or disabled backends serve again.
 
     \b
     Example:
       lbctl backend enable chat/gpu-1
     """
-    _set_state(env, ref, AdminState.ACTIVE, dry_run=dry_run)
+    _set_state(env, refs, AdminState.ACTIVE, dry_run=dry_run)
 
 
 @backend.command("disable")
-@click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
+@_refs_argument
 @dry_run_option
 @agent_options
 @pass_environment
-def disable_backend(env: Environment, ref: BackendRef, dry_run: bool) -> None:
+def disable_backend(env: Environment, refs: tuple[BackendRef, ...], dry_run: bool) -> None:
     """Maintenance: nothing is sent there, open flows included.
 
     \b
@@ -288,7 +294,7 @@ def disable_backend(env: Environment, ref: BackendRef, dry_run: bool) -> None:
       lbctl backend disable chat/gpu-1 --dry-run
       lbctl backend disable chat/gpu-1
     """
-    _set_state(env, ref, AdminState.MAINTENANCE, dry_run=dry_run)
+    _set_state(env, refs, AdminState.MAINTENANCE, dry_run=dry_run)
 
 
 @backend.command("remove")
@@ -308,8 +314,11 @@ def remove_backend(env: Environment, ref: BackendRef, dry_run: bool, yes: bool) 
     remove(env, _order("backend.remove", ref, {}), dry_run=dry_run, yes=yes)
 
 
-def _set_state(env: Environment, ref: BackendRef, state: AdminState, *, dry_run: bool) -> None:
-    change(env, _order("backend.set", ref, {"state": state.value}), dry_run=dry_run)
+def _set_state(
+    env: Environment, refs: tuple[BackendRef, ...], state: AdminState, *, dry_run: bool
+) -> None:
+    for ref in refs:
+        change(env, _order("backend.set", ref, {"state": state.value}), dry_run=dry_run)
 
 
 def _order(op: str, ref: BackendRef, values: Mapping[str, object]) -> Order:

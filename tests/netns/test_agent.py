@@ -327,6 +327,7 @@ def test_a_program_taken_off_by_hand_is_put_back(lab: Site) -> None:
     ("change", "words"),
     [
         ({"interface": "eth9"}, ["eth9", "there is no such interface", "eth0"]),
+        ({"socket_group": "nobody-has-it"}, ["nobody-has-it", "groupadd"]),
         ({"tables": {"flows": 131072}}, ["flows", "lb-agent detach"]),
     ],
 )
