@@ -80,15 +80,20 @@ class AgentControl:
         async with self._changing:
             self._notifier.reloading()
             try:
-                return await self._reload()
-            except SteelyardError as error:
-                self._facts = replace(self._facts, config_problem=str(error))
-                log.error("reload refused; the last good configuration stays", problem=str(error))
-                raise
+                try:
+                    config, changes = self._accept()
+                except SteelyardError as error:
+                    self._facts = replace(self._facts, config_problem=str(error))
+                    log.error(
+                        "reload refused; the last good configuration stays", problem=str(error)
+                    )
+                    raise
+                await self._core.take(config, changes)
+                return changes
             finally:
                 self._notifier.ready(status_line(self._core.now.situation))
 
-    async def _reload(self) -> tuple[Change, ...]:
+    def _accept(self) -> tuple[Config, tuple[Change, ...]]:
         text = read_text(self._path)
         loaded = self._store.load(text, str(self._path))
         running = self._core.config
@@ -109,8 +114,7 @@ class AgentControl:
             config_problem=loaded.problem,
             changes_since_file=len(loaded.changes),
         )
-        await self._core.take(loaded.config, changes)
-        return changes
+        return loaded.config, changes
 
     def flows(self, query: FlowQuery) -> FlowPage:
         """Recorded flows that match."""

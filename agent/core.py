@@ -17,7 +17,7 @@ from agent.errors import SteelyardError
 from agent.health.monitor import HealthMonitor, Target
 from agent.history import History
 from agent.metrics.observer import Observer
-from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop
+from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop, ServiceKey
 from agent.network.nexthop import NextHops
 from agent.network.vips import Vips
 from agent.reconcile.adopt import Adopted, adopt
@@ -53,7 +53,8 @@ class Core:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.problem = ""  # what the last pass could not do
+        self._pass_problem = ""  # what the last pass could not do
+        self._attach_problem = ""
         self.dataplane = Dataplane(config)
         self._monitor = HealthMonitor(self._health_changed)
         self._hops = NextHops(config.interface, self._wake)
@@ -105,8 +106,11 @@ class Core:
             mode=attachment.mode.value,
             why=attachment.reason,
         )
-        await self._sync_vips()
         self._started.set()
+        try:
+            await self._sync_vips()
+        except (SteelyardError, OSError) as error:  # it balances, and goes on trying
+            self._failed(error, RETRY_S[0])
 
     async def _first_checks(self) -> None:
         """The tables are new (another ABI), the old program balances: let it, until the checks
@@ -123,10 +127,18 @@ class Core:
 
         After an error the configuration stands all the same, and passes go on trying.
         """
+        known = self._known_health()
         self.config = config
         for change in changes:
             log.info("change", change=str(change))
-        self._aim({})
+        self._aim(
+            {
+                BackendRef(service.name, backend.name): known[service.key, backend.address]
+                for service in config.services
+                for backend in service.backends
+                if (service.key, backend.address) in known
+            }
+        )
         try:
             await self._pass()
             await self._sync_vips()
@@ -136,6 +148,11 @@ class Core:
 
     # -- what others ask
 
+    @property
+    def problem(self) -> str:
+        """What cannot be made as it should be, for now; empty: nothing."""
+        return self._attach_problem or self._pass_problem
+
     def identities(self, config: Config) -> Identities:
         """The ids of a configuration; DataplaneError if the tables cannot hold it."""
         return self._reconciler.identities(config)
@@ -143,6 +160,15 @@ class Core:
     def health(self) -> dict[BackendRef, HealthStatus]:
         """The health of every backend, as of now."""
         return self._monitor.statuses()
+
+    def _known_health(self) -> dict[tuple[ServiceKey, Address], HealthStatus]:
+        """Health by what a backend is to the tables, so that another name does not cost it."""
+        health = self.health()
+        return {
+            (service.key, backend.address): health[BackendRef(service.name, backend.name)]
+            for service in self.config.services
+            for backend in service.backends
+        }
 
     # -- its tasks
 
@@ -165,13 +191,16 @@ class Core:
                 await self._pass()
                 await self._sync_vips()
             except (SteelyardError, OSError) as error:
-                self.problem = str(error)
-                wait = RETRY_S[min(failures, len(RETRY_S) - 1)]
+                self._failed(error, RETRY_S[min(failures, len(RETRY_S) - 1)])
                 failures += 1
-                log.error("reconcile failed", problem=self.problem, retry_s=wait)
-                asyncio.get_running_loop().call_later(wait, self._wake)
             else:
-                failures, self.problem = 0, ""
+                failures, self._pass_problem = 0, ""
+
+    def _failed(self, error: Exception, retry_s: float) -> None:
+        if str(error) != self._pass_problem:
+            log.error("reconcile failed", problem=str(error), retry_s=retry_s)
+        self._pass_problem = str(error)
+        asyncio.get_running_loop().call_later(retry_s, self._wake)
 
     async def _sample(self) -> None:
         await self._started.wait()
@@ -190,7 +219,9 @@ class Core:
             self._surveys += 1
             if self._surveys % SWEEP_EVERY == 0:
                 self._reconciler.sweep(found)
-        if not self.dataplane.is_attached():
+        if self.dataplane.is_attached():
+            self._attach_problem = ""
+        else:
             self._attach_again()
 
     def _attach_again(self) -> None:
@@ -198,12 +229,12 @@ class Core:
         try:
             self.dataplane.attach()
         except (SteelyardError, OSError) as error:
-            if str(error) != self.problem:
+            if str(error) != self._attach_problem:
                 log.error("detached by somebody else", problem=str(error))
-            self.problem = str(error)
+            self._attach_problem = str(error)
         else:
             log.warning("attached again", interface=self.config.interface)
-            self.problem = ""
+            self._attach_problem = ""
 
     # -- a pass
 
@@ -235,10 +266,11 @@ class Core:
             hops = {address: self._hop(address) for address in self._addresses()}
             health = self._monitor.statuses()
             found = verdicts(config, health, hops)
-            ticks, ifindex = self.dataplane.clock.ticks, self.dataplane.ifindex
+            ticks = self.dataplane.clock.ticks
             if self._started.is_set():
                 await asyncio.to_thread(self.dataplane.ensure_features, config.services)
-            done = await self._reconciler.run(config, Surroundings(found, hops, ifindex, ticks))
+            around = Surroundings(found, hops, self.dataplane.ifindex, ticks)
+            done = await self._reconciler.run(config, around)
             fresh = situation(self._past, config, done.ids, health, hops, found, time.time())
             _log_transitions(self._past, fresh)
             self._past = fresh.past

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
-from dataclasses import replace
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -31,6 +33,12 @@ from agent.notify import Notifier
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class _Signals:
+    stop: asyncio.Event
+    hangup: asyncio.Event
+
+
 async def run(path: Path, host_headers: bool = False) -> None:
     """Balance as the file says until SIGTERM or SIGINT; SIGHUP reloads.
 
@@ -39,17 +47,20 @@ async def run(path: Path, host_headers: bool = False) -> None:
     The data plane goes on afterwards, as it is. Raises SteelyardError when it cannot start;
     nothing was changed then.
     """
+    signals = _signals()  # first: what is asked for during the start is done after it
     require_root()
     file_config = load_file(path)
     check_host(file_config)
     locks = InstanceLocks(file_config.name, file_config.interface)
     try:
-        await _run_locked(path, file_config, host_headers)
+        await _run_locked(path, file_config, host_headers, signals)
     finally:
         locks.release()
 
 
-async def _run_locked(path: Path, file_config: Config, host_headers: bool) -> None:
+async def _run_locked(
+    path: Path, file_config: Config, host_headers: bool, signals: _Signals
+) -> None:
     store = RunningStore(file_config.state_dir, file_config.name)
     loaded = store.load(read_text(path), str(path))
     facts = AgentFacts(
@@ -68,13 +79,6 @@ async def _run_locked(path: Path, file_config: Config, host_headers: bool) -> No
     core = Core(config)
     notifier = Notifier.from_environment(os.environ, os.getpid())
     control = AgentControl(core, path, loaded, store, facts, notifier)
-    await core.load()
-    settle(store, loaded)
-    await _serve(core, control, notifier)
-
-
-async def _serve(core: Core, control: AgentControl, notifier: Notifier) -> None:
-    stop, hangup = _signals()
     server = ApiServer(
         control,
         core.config.socket,
@@ -82,17 +86,35 @@ async def _serve(core: Core, control: AgentControl, notifier: Notifier) -> None:
         core.config.metrics_listen,
         metrics=collector.render,
     )
+    server.listen()  # before anything is changed: it may be refused
+    try:
+        await core.load()
+        settle(store, loaded)
+        await _serve(core, control, server, notifier, signals)
+    finally:
+        await server.stop()
+        core.dataplane.undo_load()
+
+
+async def _serve(
+    core: Core,
+    control: AgentControl,
+    server: ApiServer,
+    notifier: Notifier,
+    signals: _Signals,
+) -> None:
+    stop = signals.stop
     async with asyncio.TaskGroup() as group:
-        work = core.tasks() | {
-            "reload": _reload_on(hangup, control),
-            "watchdog": _watchdog(notifier),
-        }
+        work = core.tasks() | {"watchdog": _watchdog(notifier)}
         running = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
         try:
-            await core.start()
-            await server.start()
-            notifier.ready(status_line(core.now.situation))
-            _log_ready(core)
+            await _unless(stop, core.start())
+            if not stop.is_set():
+                await server.start()
+                reloads = _reload_on(signals.hangup, control)
+                running.append(group.create_task(reloads, name="reload"))
+                notifier.ready(status_line(core.now.situation))
+                _log_ready(core)
             await stop.wait()
             notifier.stopping("the data plane goes on")
             log.info("stopping; the data plane goes on")
@@ -109,13 +131,25 @@ def check_host(config: Config) -> None:
         group_id(config.socket_group)
 
 
-def _signals() -> tuple[asyncio.Event, asyncio.Event]:
-    stop, hangup = asyncio.Event(), asyncio.Event()
+def _signals() -> _Signals:
+    signals = _Signals(asyncio.Event(), asyncio.Event())
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    return stop, hangup
+    loop.add_signal_handler(signal.SIGTERM, signals.stop.set)
+    loop.add_signal_handler(signal.SIGINT, signals.stop.set)
+    loop.add_signal_handler(signal.SIGHUP, signals.hangup.set)
+    return signals
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+    """Do the work; given up at its next pause once ``stop`` is set."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        working.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await working
 
 
 async def _reload_on(hangup: asyncio.Event, control: AgentControl) -> None:

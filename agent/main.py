@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -78,6 +79,7 @@ def run(path: Path, log_level: str, log_format: str, kernel_headers: bool) -> No
     The program in the kernel goes on when this one ends, so a restart is hitless; `lb-agent
     detach` takes it off.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is read yet that could be read again
     configure(LogLevel(log_level), LogFormat(log_format))
 
     def work() -> None:
@@ -185,10 +187,14 @@ def _guarded(work: Callable[[], object]) -> None:
             for problem in problems:
                 click.echo(f"lb-agent: {problem}", err=True)
         sys.exit(1)
+    except* OSError as group:
+        for failure in _leaves(group):
+            click.echo(f"lb-agent: {failure}", err=True)
+        sys.exit(1)
 
 
-def _leaves(group: BaseExceptionGroup[SteelyardError]) -> list[SteelyardError]:
-    found: list[SteelyardError] = []
+def _leaves[E: BaseException](group: BaseExceptionGroup[E]) -> list[E]:
+    found: list[E] = []
     for error in group.exceptions:
         found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found

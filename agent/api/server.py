@@ -22,6 +22,7 @@ from agent.errors import (
     ConfigError,
     ConflictError,
     DataplaneError,
+    ListenError,
     NetworkError,
     NotFoundError,
     RequestError,
@@ -71,20 +72,37 @@ class ApiServer:
         self._rendering = asyncio.Lock()
         self._access = peer.access(None)
         self._unix: listen.UnixListener | None = None
+        self._port: socket.socket | None = None
         self._runners: list[web.AppRunner] = []
         self.metrics_address: tuple[str, int] | None = None  # once started
 
-    async def start(self) -> None:
-        """Take the socket and the port; raises ListenError with nothing left taken."""
+    def listen(self) -> None:
+        """Take the socket and the port; raises ListenError with nothing left taken.
+
+        Who connects before ``start`` waits for it.
+        """
         gid = None if self._group is None else peer.group_id(self._group)
         self._access = peer.access(gid)
+        self._unix = listen.listen_unix(self._path, gid)
+        if self._metrics_listen is None:
+            return
         try:
-            self._unix = listen.listen_unix(self._path, gid)
-            await self._serve(self._api(), self._unix.sock)
-            if self._metrics_listen is not None:
-                port = listen.listen_tcp(self._metrics_listen)
-                self.metrics_address = port.getsockname()[:2]
-                await self._serve(self._metrics_only(), port)
+            self._port = listen.listen_tcp(self._metrics_listen)
+        except ListenError:
+            self._unix.close()
+            self._unix = None
+            raise
+        self.metrics_address = self._port.getsockname()[:2]
+
+    async def start(self) -> None:
+        """Answer, on what ``listen`` has taken or takes now."""
+        if self._unix is None:
+            self.listen()
+        try:
+            if self._unix is not None:
+                await self._serve(self._api(), self._unix.sock)
+            if self._port is not None:
+                await self._serve(self._metrics_only(), self._port)
         except BaseException:
             await self.stop()
             raise
@@ -98,6 +116,9 @@ class ApiServer:
         if self._unix is not None:
             self._unix.close()
             self._unix = None
+        if self._port is not None:
+            self._port.close()
+            self._port = None
         self.metrics_address = None
 
     async def _serve(self, app: web.Application, sock: socket.socket) -> None:

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from agent.dataplane import libbpf
 from agent.dataplane.pins import Pins
@@ -86,7 +87,7 @@ def attach(interface: str, fd: int, wanted: XdpMode, pins: Pins) -> Attachment:
     program is pinned before it is attached, so that it is known as ours whenever we die.
     """
     ifindex = interface_index(interface)
-    _pin_next(fd, pins)
+    _pin_next(fd, pins, libbpf.xdp_query(ifindex).id)
     with _pinned_program(pins) as ours:
         current = libbpf.xdp_query(ifindex)
         if current.id and current.id not in ours:
@@ -108,8 +109,20 @@ def attach(interface: str, fd: int, wanted: XdpMode, pins: Pins) -> Attachment:
     return attachment
 
 
-def _pin_next(fd: int, pins: Pins) -> None:
-    pins.next_program.unlink(missing_ok=True)
+def _ident(pin: Path) -> int:
+    fd = libbpf.object_get(pin)
+    try:
+        return libbpf.program_info(fd).id
+    finally:
+        os.close(fd)
+
+
+def _pin_next(fd: int, pins: Pins, attached: int) -> None:
+    if pins.next_program.exists():
+        if _ident(pins.next_program) == attached:  # an agent was killed before the renaming
+            pins.next_program.rename(pins.program)
+        else:
+            pins.next_program.unlink()
     libbpf.object_pin(fd, pins.next_program)
 
 

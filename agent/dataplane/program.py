@@ -82,12 +82,14 @@ class Dataplane:
         self.ifindex = 0
         self.takes_over = False  # another program of this instance is balancing
         self.abi_version = abi.ABI_VERSION
+        self._is_new = False  # nothing was pinned, and nothing is attached yet
 
     def load(self, services: tuple[Service, ...]) -> None:
         """Make or adopt the tables and compile for these services; attaches nothing."""
         self.ifindex = attach.interface_index(self._config.interface)
         self.takes_over = attach.check_free(self._config.interface, self.pins)
         pins.ensure_bpffs()
+        self._is_new = not self.pins.folder.exists()
         self.pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         check_pinned(self.pins, self.size)
         boot = boot_settings(self.pins, self._fresh_settings)
@@ -111,8 +113,16 @@ class Dataplane:
         self.attachment = attach.attach(
             config.interface, self.program.fd, config.xdp_mode, self.pins
         )
+        self.ifindex = self.attachment.ifindex  # another, if the interface was made anew
+        self._is_new = False
         for old in self.pins.of_other_versions():
             pins.remove(old)  # nothing reads them any more
+
+    def undo_load(self) -> None:
+        """Give up tables that ``load`` made, if nothing came to use them."""
+        if self._is_new:
+            pins.remove(self.pins)
+            self._is_new = False
 
     def ensure_features(self, services: tuple[Service, ...]) -> bool:
         """Recompile and swap if these services need what the program lacks; true if so."""

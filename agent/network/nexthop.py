@@ -55,7 +55,7 @@ class NextHops:
     """Next hops of a set of addresses over one interface; ``run`` keeps them true.
 
     ``on_change`` is called, without arguments and from the event loop, whenever an answer of
-    ``get`` differs from what it was.
+    ``get`` differs from what it was, and whenever the interface got or lost an address.
     """
 
     def __init__(self, ifname: str, on_change: Callable[[], None]) -> None:
@@ -128,6 +128,8 @@ class NextHops:
                 if not self._is_ours(ifindex):
                     return
                 self._reread_at = 0.0
+                if isinstance(event, AddressesChanged):
+                    self._on_change()  # it may have been a VIP
             case RoutesChanged(prefix=prefix):
                 self._unrouted |= {a for a in self._wanted if prefix is None or a in prefix}
                 if not self._unrouted:

@@ -6,7 +6,10 @@ and what an operator or another program put there is never touched.
 
 from __future__ import annotations
 
+import os
+
 import structlog
+from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.errors import NetworkError
 from agent.model import Address
@@ -28,6 +31,16 @@ class Vips:
 
         Does all that can be done, then raises NetworkError for what could not.
         """
+        try:
+            await self._sync(wanted)
+        except NetlinkError as error:  # mostly an interface that goes away meanwhile
+            raise NetworkError(
+                f"VIP addresses cannot be read: {os.strerror(error.code)}",
+                where=self._ifname,
+                remedy=f"see `ip addr show dev {self._ifname}`",
+            ) from error
+
+    async def _sync(self, wanted: frozenset[Address]) -> None:
         async with Netlink() as netlink:
             link = await netlink.link(self._ifname)
             if link is None:

@@ -1,0 +1,286 @@
+"""What happens around the agent while it starts, changes and runs: nothing of it may cost state."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.errors import SteelyardError
+from lbctl.lab import build, netns, processes
+from tests.netns.site import Site, assert_unharmed, site, wait_until
+
+pytestmark = [pytest.mark.timeout(120)]
+PINS = Path("/sys/fs/bpf/steelyard/st-faults-lb1")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Site]:
+    with site(name="st-faults", backends=2) as built:
+        yield built
+
+
+def addresses(lab: Site) -> str:
+    return lab.run(lab.balancer.name, "ip", "-br", "addr", "show", "eth0").stdout
+
+
+def answers(lab: Site) -> bool:
+    urls = (f"http://{lab.lab.vips[0]}/", f"http://[{lab.lab.vips[1]}]/")
+    return all(lab.run("client", "curl", "-s", "-m", "1", url).returncode == 0 for url in urls)
+
+
+def weights(lab: Site) -> dict[str, int]:
+    backends = lab.get("/v1/services/web")["backends"]
+    return {backend["name"]: backend["weight_configured"] for backend in backends}
+
+
+@pytest.fixture
+def fresh(lab: Site) -> Iterator[Site]:
+    """The lab without an agent and without a trace of one; with one again afterwards."""
+    good = lab.config()
+    lab.stop_agent(signal.SIGTERM)
+    path = str(lab.lab.config_path(lab.balancer))
+    assert lab.agent("detach", "--config", path).returncode == 0
+    yield lab
+    lab.write_config(good)
+    lab.start_agent()
+    wait_until("all up", lambda: lab.get("/v1/services/web")["backends_up"] == 2)
+
+
+def assert_no_trace(lab: Site) -> None:
+    assert not PINS.exists()
+    assert lab.xdp_program_id() == 0
+    assert str(lab.lab.vips[0]) not in addresses(lab)
+
+
+@pytest.mark.parametrize("taken", ["socket", "metrics", "descriptors"])
+def test_a_first_start_that_is_refused_leaves_nothing_behind(fresh: Site, taken: str) -> None:
+    lab, limit = fresh, "1024"
+    document = lab.config() | {"metrics": "off"}
+    blocker = lab.lab.run_dir / "blocked"
+    if taken == "socket":
+        blocker.mkdir()
+        document["socket"] = str(blocker)
+    elif taken == "metrics":
+        document["metrics"] = "127.0.0.1:9555"
+    else:
+        limit = "24"
+    lab.write_config(document)
+    agent = [*processes.program("lb-agent", "agent.main"), "run", "--config"]
+    command = f'ulimit -n {limit}; exec "$@"'
+    holding = ["python3", "-m", "http.server", "-b", "127.0.0.1", "9555"]
+    holder = subprocess.Popen(
+        [*netns.entering(lab.balancer.namespace), *holding],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        if taken == "metrics":
+            port = ["curl", "-s", "http://127.0.0.1:9555/"]
+            wait_until(
+                "the port is taken", lambda: not lab.run(lab.balancer.name, *port).returncode
+            )
+        config = str(lab.lab.config_path(lab.balancer))
+        done = lab.run(lab.balancer.name, "bash", "-c", command, "-", *agent, config)
+    finally:
+        holder.kill()
+        holder.wait()
+        with contextlib.suppress(FileNotFoundError):
+            blocker.rmdir()
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert_no_trace(lab)
+
+
+def test_sigterm_in_the_middle_of_a_first_start_leaves_nothing_or_all(fresh: Site) -> None:
+    build.start_agent(fresh.lab, fresh.balancer)
+    wait_until("it loads", PINS.exists)
+    fresh.stop_agent(signal.SIGTERM)
+    if fresh.xdp_program_id() == 0:
+        assert_no_trace(fresh)
+    assert "Traceback" not in (fresh.lab.run_dir / "lb1.log").read_text()
+
+
+def test_sighup_in_the_middle_of_a_start_is_a_reload_after_it(lab: Site) -> None:
+    lab.stop_agent(signal.SIGTERM)
+    lab.lab.socket(lab.balancer).unlink(missing_ok=True)
+    build.start_agent(lab.lab, lab.balancer)
+    # the socket is the first thing that a start takes; there is no earlier sign of life
+    wait_until("it starts", lab.lab.socket(lab.balancer).exists)
+    document = lab.config()
+    document["services"][0]["backends"][0]["weight"] = 9
+    good = lab.config()
+    lab.write_config(document)
+    for _ in range(20):
+        lab.signal_agent(signal.SIGHUP)
+        time.sleep(0.02)
+    wait_until("it was reloaded", lambda: weights(lab)["be1"] == 9)
+    lab.write_config(good)
+    lab.api.post("/v1/reload", {})
+
+
+def test_killed_between_attaching_and_renaming_the_pin_it_starts_again(lab: Site) -> None:
+    lab.stop_agent(signal.SIGKILL)
+    (folder,) = PINS.iterdir()
+    (folder / "program").rename(folder / "program_next")
+    with lab.load() as load:
+        lab.start_agent()
+    assert_unharmed(load)
+    assert (folder / "program").exists()
+    assert not (folder / "program_next").exists()
+
+
+def change_until_it_dies(lab: Site, dice: random.Random) -> tuple[dict[str, int], dict[str, int]]:
+    """Weights that the agent confirmed, and the one that it may or may not have taken."""
+    confirmed: dict[str, int] = {}
+    while True:
+        name, weight = dice.choice(("be1", "be2")), dice.randint(1, 1000)
+        try:
+            lab.edit("backend.set", service="web", backend=name, values={"weight": weight})
+        except (SteelyardError, OSError):
+            return confirmed, {name: weight}
+        confirmed[name] = weight
+
+
+def test_sigkill_at_any_moment_loses_no_change_that_was_confirmed(lab: Site) -> None:
+    dice = random.Random(7)
+    wanted = weights(lab)
+    for _ in range(8):
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            changes = pool.submit(change_until_it_dies, lab, dice)
+            time.sleep(0.05 + dice.random() * 0.2)
+            lab.stop_agent(signal.SIGKILL)
+            confirmed, unsure = changes.result()
+        lab.start_agent()
+        wanted |= confirmed
+        found = weights(lab)
+        assert all(found[name] in (wanted[name], unsure.get(name)) for name in found)
+        wanted = found
+        status = lab.get("/v1/status")
+        assert status["dataplane"]["attached"]
+        assert not status["agent"]["reconcile_problem"]
+    for name in wanted:
+        lab.edit("backend.set", service="web", backend=name, values={"weight": 100})
+
+
+def test_changes_at_once_and_reloads_between_them_are_all_made(lab: Site) -> None:
+    def work(number: int) -> None:
+        backends = [{"name": "a", "address": "10.99.0.101"}]
+        values = {"vip": f"10.99.0.{150 + number}", "port": 80, "backends": backends}
+        name = f"s{number}"
+        lab.edit("service.add", service=name, values=values)
+        for index in range(5):
+            body = {"service": name, "backend": f"b{index}"}
+            address = f"10.99.0.{200 + index}"
+            lab.edit("backend.add", **body, values={"address": address, "weight": number + 1})
+            lab.edit("backend.set", **body, values={"state": "drain"})
+        lab.edit("backend.remove", service=name, backend="b0")
+        if number % 2:
+            lab.edit("service.remove", service=name)
+
+    before = lab.get("/v1/config")["config"]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(work, number) for number in range(8)]
+        while not all(job.done() for job in jobs):
+            lab.signal_agent(signal.SIGHUP)
+            time.sleep(0.02)
+        for job in jobs:
+            job.result()
+    made = {s["name"]: s for s in lab.get("/v1/config")["config"]["services"]}
+    assert set(made) == {"web", "web6", "s0", "s2", "s4", "s6"}
+    for number in (0, 2, 4, 6):
+        given = {b["name"]: b for b in made[f"s{number}"]["backends"]}
+        assert set(given) == {"a", "b1", "b2", "b3", "b4"}
+        assert all(given[f"b{i}"]["weight"] == number + 1 for i in range(1, 5))
+        assert all(given[f"b{i}"]["state"] == "drain" for i in range(1, 5))
+        lab.edit("service.remove", service=f"s{number}")
+    assert lab.get("/v1/config")["config"] == before
+
+
+def test_another_name_costs_no_health(lab: Site) -> None:
+    before = lab.get("/v1/config")["config"]["services"]
+    renamed = lab.get("/v1/config")["config"]["services"]
+    renamed[0]["name"] = "other"
+    for backend in renamed[0]["backends"]:
+        backend["name"] += "-renamed"
+    with lab.load() as load:
+        lab.edit("services.apply", values={"services": renamed})
+        assert lab.get("/v1/services/other")["backends_up"] == 2
+        lab.edit("services.apply", values={"services": before})
+        assert lab.get("/v1/services/web")["backends_up"] == 2
+    assert_unharmed(load)
+
+
+def test_a_service_removed_and_made_anew_inherits_nothing(lab: Site) -> None:
+    before = lab.get("/v1/config")["config"]["services"]
+    web = next(service for service in before if service["name"] == "web")
+    with lab.load():
+        assert lab.get("/v1/services/web")["packets_total"] > 0
+        lab.edit("service.remove", service="web")
+        backends = [web["backends"][1] | {"name": "only"}]
+        lab.edit("service.add", service="new", values=web | {"name": "new", "backends": backends})
+        assert lab.get("/v1/services/new")["packets_total"] < 20
+        assert not lab.get("/v1/flows", limit="1000", service="new")["flows"]
+        wait_until("it is up", lambda: lab.get("/v1/services/new")["backends_up"] == 1)
+    lab.edit("services.apply", values={"services": before})
+    wait_until("all up", lambda: lab.get("/v1/services/web")["backends_up"] == 2)
+
+
+def test_a_vip_that_somebody_takes_off_comes_back(lab: Site) -> None:
+    for vip in lab.lab.vips:
+        lab.run(lab.balancer.name, "ip", "addr", "del", str(vip), "dev", "eth0")
+    wait_until("they are back", lambda: all(str(vip) in addresses(lab) for vip in lab.lab.vips), 3)
+
+
+def test_a_vip_that_cannot_be_added_stops_no_start_and_refuses_no_reload(lab: Site) -> None:
+    def ipv6(off: int) -> None:
+        setting = f"net.ipv6.conf.eth0.disable_ipv6={off}"
+        assert lab.run(lab.balancer.name, "sysctl", "-qw", setting).returncode == 0
+
+    def agent() -> dict[str, str]:
+        status: dict[str, str] = lab.get("/v1/status")["agent"]
+        return status
+
+    ipv6(1)
+    try:
+        lab.stop_agent(signal.SIGTERM)
+        lab.start_agent()
+        assert "disable_ipv6=0" in agent()["reconcile_problem"]
+        with pytest.raises(SteelyardError):
+            lab.api.post("/v1/reload", {})
+        assert not agent()["config_problem"]
+    finally:
+        ipv6(0)
+        own = f"{lab.balancer.ipv6}/64"
+        lab.run(lab.balancer.name, "ip", "addr", "add", own, "dev", "eth0", "nodad")
+    wait_until("it was tried again", lambda: not agent()["reconcile_problem"])
+    wait_until("both VIPs answer", lambda: answers(lab))
+
+
+def test_an_interface_that_is_made_anew_balances_again(lab: Site) -> None:
+    switch, balancer = f"{lab.lab.name}-switch", lab.balancer
+    lab.run(balancer.name, "ip", "link", "del", "eth0")
+    wait_until("it is missed", lambda: not lab.get("/v1/status")["dataplane"]["attached"])
+    commands = (
+        f"ip -n {switch} link add lb1 type veth peer name eth0 netns {balancer.namespace}",
+        f"ip -n {switch} link set lb1 master br0 up",
+        f"ip addr add {balancer.ipv4}/24 dev eth0",
+        f"ip addr add {balancer.ipv6}/64 dev eth0 nodad",
+        "ethtool -K eth0 tx off",
+        "ip link set eth0 up",
+    )
+    done = lab.run(balancer.name, "sh", "-ec", "\n".join(commands))
+    assert done.returncode == 0, done.stderr
+    far_end = [*processes.program("lb-agent", "agent.main"), "pass", "--interface", "lb1"]
+    subprocess.run([*netns.entering(switch), *far_end], check=True, capture_output=True)
+    wait_until("both VIPs answer", lambda: answers(lab))
+    status = lab.get("/v1/status")
+    assert status["dataplane"]["attached"]
+    wait_until("all is well", lambda: not lab.get("/v1/status")["agent"]["reconcile_problem"])
