@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 SAMPLE_S = 1.0
 SWEEP_EVERY = 10  # surveys
-SURVEY_SHARE = 20  # a survey takes at most one in so many seconds
+SURVEY_SHARE = 20  # surveys take at most one in so many seconds of a CPU
 RETRY_S = (0.2, 1.0, 5.0)
 FIRST_CHECKS_S = 3.0
 ADOPTED_HOP_S = 10.0  # for neighbours that the kernel forgot while the agent was away
@@ -215,7 +215,7 @@ class Core:
         self.observer.sample(self.now.situation, now)
         if now >= self._survey_at:
             found = await self.observer.look_at_flows()
-            self._survey_at = now + SURVEY_SHARE * (time.monotonic() - now)
+            self._survey_at = now + SURVEY_SHARE * self.observer.survey_cpu_s
             self._surveys += 1
             if self._surveys % SWEEP_EVERY == 0:
                 self._reconciler.sweep(found)

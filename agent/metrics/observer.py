@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -60,12 +61,16 @@ class Observer:
         self._dataplane = dataplane
         self._sampled = _Sampled()
         self._window = OpenedWindow()
+        self.survey_cpu_s = 0.0  # of the last survey
         self.survey = self._read_survey()
 
     def _read_survey(self) -> survey.Survey:
+        started = time.thread_time()
         tables, clock = self._dataplane.tables, self._dataplane.clock
         now = self._dataplane.now_jiffies() >> clock.shift
-        return survey.survey(tables.flows, tables.backends, now)
+        found = survey.survey(tables.flows, tables.backends, now)
+        self.survey_cpu_s = time.thread_time() - started
+        return found
 
     async def look_at_flows(self) -> survey.Survey:
         """Read the whole flow table; in a thread, because it takes milliseconds."""
