@@ -8,6 +8,7 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from agent.errors import ListenError
 SOCKET_MODE = 0o660
 _MAX_PATH_BYTES = 107  # sun_path, less the closing zero
 _ANSWER_TIMEOUT_S = 1.0
+_LOCK_PATIENCE_S = 5.0
 _BACKLOG = 64
 
 
@@ -108,15 +110,27 @@ def _locked(folder: Path) -> Iterator[None]:
     """One process at a time looks, removes and binds; the kernel frees a dead one's lock."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ListenError(
-                "another agent is starting here", where=str(folder), remedy="try again in a second"
-            ) from error
+        _flock(fd, folder)
         yield
     finally:
         os.close(fd)
+
+
+def _flock(fd: int, folder: Path) -> None:
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:  # others that start at this moment hold it briefly
+            if time.monotonic() > deadline:
+                raise ListenError(
+                    "another agent has been starting here for seconds",
+                    where=str(folder),
+                    remedy="find what hangs: `fuser -v` names who holds the folder",
+                ) from error
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _clear(path: Path) -> None:

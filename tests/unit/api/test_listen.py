@@ -4,6 +4,7 @@ import fcntl
 import os
 import socket
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -117,12 +118,13 @@ def test_closing_twice_is_harmless(socket_path):
     listener.close()
 
 
-def test_two_agents_starting_at_once_do_not_both_take_it(socket_path):
+def test_two_agents_starting_at_once_do_not_both_take_it(socket_path, monkeypatch):
+    monkeypatch.setattr("agent.api.listen._LOCK_PATIENCE_S", 0.05)
     dead_socket(socket_path)
     fd = os.open(socket_path.parent, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        with pytest.raises(ListenError, match="another agent is starting"):
+        with pytest.raises(ListenError, match="another agent has been starting"):
             listen_unix(socket_path, None)
     finally:
         os.close(fd)
@@ -147,3 +149,11 @@ def test_metrics_address_that_is_not_ours():
     with pytest.raises(ListenError) as caught:
         listen_tcp(("2001:db8::1", 9117))
     assert caught.value.where == "[2001:db8::1]:9117"
+
+
+def test_agents_that_start_together_wait_for_each_other(tmp_path):
+    paths = [tmp_path / f"{number}.sock" for number in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        listeners = list(pool.map(lambda path: listen_unix(path, None), paths))
+    for listener in listeners:
+        listener.close()
