@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agent.dataplane import btf, libbpf, sources
@@ -38,6 +39,17 @@ def _bcc() -> Any:
     return BPF
 
 
+def check_host_headers(modules: Path) -> None:
+    """Raise DataplaneError if the folder of the running kernel's modules leads to no headers."""
+    if not (modules / "build").exists():
+        raise DataplaneError(
+            "this host has no headers of the running kernel",
+            where=str(modules / "build"),
+            remedy=f"apt-get install linux-headers-{modules.name}, or leave `--kernel-headers` and "
+            "`kernel_headers: host` out: the shipped headers serve every kernel",
+        )
+
+
 def compile_program(
     text: str,
     function: str,
@@ -52,6 +64,7 @@ def compile_program(
     if headers is KernelHeaders.SHIPPED:
         os.environ["BCC_KERNEL_SOURCE"] = str(sources.header_tree())
     else:
+        check_host_headers(Path("/lib/modules") / platform.release())
         os.environ.pop("BCC_KERNEL_SOURCE", None)  # BCC looks below /lib/modules
     if platform.machine() == "aarch64":
         os.environ.setdefault("ARCH", "arm64")
