@@ -9,18 +9,20 @@ from pathlib import Path
 
 import structlog
 
+from agent.config import live
 from agent.config.edit import Edit, apply_edit
 from agent.config.load import read_text
-from agent.config.plan import Change, global_changes, plan
+from agent.config.plan import TABLE_FIELDS, Change, global_changes, plan
 from agent.config.store import LoadedRunning, RunningStore
 from agent.core import Core
 from agent.dataplane.explain import DataplaneView, explain
-from agent.dataplane.flows import Names, query_flows
+from agent.dataplane.flows import names_of, query_flows
+from agent.dataplane.trace import Follower
 from agent.errors import ConfigError, SteelyardError
 from agent.metrics.observer import AgentFacts
-from agent.model import BackendRef, Config
+from agent.model import Config
 from agent.notify import Notifier
-from agent.state.identities import slot_of
+from agent.state.events import TraceQuery
 from agent.state.queries import Explanation, FiveTuple, FlowPage, FlowQuery
 from agent.state.situation import Situation
 from agent.state.snapshot import Snapshot
@@ -68,6 +70,7 @@ class AgentControl:
             new = apply_edit(self._core.config, edit)
             changes = plan(self._core.config, new)
             self._core.identities(new)  # refuses what the tables cannot hold
+            await self._keep_flows(new)
             if changes and not dry_run:
                 since_file = plan(self._loaded.file_config, new)
                 self._store.save(new, self._loaded.file_digest, since_file)
@@ -81,7 +84,7 @@ class AgentControl:
             self._notifier.reloading()
             try:
                 try:
-                    config, changes = self._accept()
+                    config, changes = await self._accept()
                 except SteelyardError as error:
                     self._facts = replace(self._facts, config_problem=str(error))
                     log.error(
@@ -93,7 +96,7 @@ class AgentControl:
             finally:
                 self._notifier.ready(status_line(self._core.now.situation))
 
-    def _accept(self) -> tuple[Config, tuple[Change, ...]]:
+    async def _accept(self) -> tuple[Config, tuple[Change, ...]]:
         text = read_text(self._path)
         loaded = self._store.load(text, str(self._path))
         running = self._core.config
@@ -103,10 +106,14 @@ class AgentControl:
             raise ConfigError(
                 f"a reload cannot change {', '.join(needs_restart)}",
                 where=str(self._path),
-                remedy="restart the agent: no flow moves meanwhile",
+                remedy="stop the agent, `lb-agent detach`, and start it: new tables are made, and "
+                "recorded flows are lost"
+                if TABLE_FIELDS.intersection(needs_restart)
+                else "restart the agent: no flow moves meanwhile",
             )
         changes = plan(running, loaded.config)
         self._core.identities(loaded.config)
+        await self._keep_flows(loaded.config)
         settle(self._store, loaded)
         self._loaded = loaded
         self._facts = replace(
@@ -116,10 +123,20 @@ class AgentControl:
         )
         return loaded.config, changes
 
+    async def _keep_flows(self, new: Config) -> None:
+        """Raise ConflictError for a change that open flows, if there are any, would not survive."""
+        found = live.threats(self._core.config, new)
+        if found:
+            await self._core.observer.look_at_flows()
+            services = self.snapshot().services
+            live.refuse_to_cut(
+                found, {s.service.name: sum(b.flows for b in s.backends) for s in services}
+            )
+
     def flows(self, query: FlowQuery) -> FlowPage:
         """Recorded flows that match."""
         dataplane = self._core.dataplane
-        names = _names(self._core.now.situation)
+        names = names_of(self._core.now.situation)
         return query_flows(
             dataplane.tables,
             names,
@@ -129,13 +146,17 @@ class AgentControl:
             dataplane.now_jiffies(),
         )
 
+    def follow(self, query: TraceQuery) -> Follower:
+        """What the data plane decides, as it happens, until the context is left."""
+        return self._core.tracer.follow(query)
+
     def explain(self, tuple5: FiveTuple) -> Explanation:
         """What the data plane would do with the next packet of a flow, and why."""
         dataplane, now = self._core.dataplane, self._core.now
         view = DataplaneView(
             dataplane.tables,
             now.contents,
-            _names(now.situation),
+            names_of(now.situation),
             dataplane.keys,
             dataplane.clock,
             dataplane.now_jiffies(),
@@ -154,17 +175,6 @@ def settle(store: RunningStore, loaded: LoadedRunning) -> None:
         )
     if loaded.problem:
         log.error("the running configuration is unusable; the file is used", problem=loaded.problem)
-
-
-def _names(now: Situation) -> Names:
-    services, salts, backends = {}, {}, {}
-    for service in now.config.services:
-        ident, salt = now.ids.services[slot_of(service.key)]
-        services[ident], salts[ident] = service.name, salt
-        for backend in service.backends:
-            ref = BackendRef(service.name, backend.name)
-            backends[now.ids.backends[ident, backend.address]] = ref
-    return Names(services, backends, salts)
 
 
 def status_line(now: Situation) -> str:

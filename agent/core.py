@@ -11,19 +11,26 @@ from typing import Any
 
 import structlog
 
+from agent.config.defaults import check_port
 from agent.config.plan import Change
+from agent.dataplane.events import lexicon_of
 from agent.dataplane.program import Dataplane
+from agent.dataplane.trace import Tracer, rings_of
+from agent.dataplane.trueup import TrueUp
 from agent.errors import SteelyardError
 from agent.health.monitor import HealthMonitor, Target
 from agent.history import History
 from agent.metrics.observer import Observer
-from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop, ServiceKey
+from agent.model import Address, BackendRef, Config, Health, HealthStatus, Hook, NextHop
 from agent.network.nexthop import NextHops
+from agent.network.tags import Tags
 from agent.network.vips import Vips
 from agent.reconcile.adopt import Adopted, adopt
 from agent.reconcile.reconciler import Reconciler
+from agent.state import slowstart
 from agent.state.desired import Surroundings
-from agent.state.identities import Identities
+from agent.state.eligibility import Eligibility
+from agent.state.identities import Identities, Member, member_of
 from agent.state.situation import Past, Situation, situation, verdicts
 from agent.state.tables import TableContents
 
@@ -34,6 +41,7 @@ SWEEP_EVERY = 10  # surveys
 SURVEY_SHARE = 20  # surveys take at most one in so many seconds of a CPU
 RETRY_S = (0.2, 1.0, 5.0)
 FIRST_CHECKS_S = 3.0
+SLOW_START_S = 0.5  # at least, between passes that only make weights grow
 ADOPTED_HOP_S = 10.0  # for neighbours that the kernel forgot while the agent was away
 
 
@@ -50,6 +58,7 @@ class Core:
 
     now: Now
     observer: Observer
+    tracer: Tracer
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -57,18 +66,22 @@ class Core:
         self._attach_problem = ""
         self.dataplane = Dataplane(config)
         self._monitor = HealthMonitor(self._health_changed)
-        self._hops = NextHops(config.interface, self._wake)
+        self._hops = NextHops(config.interfaces, self._wake)
         self._vips = Vips(config.interface)
+        self._tags = Tags(config.interfaces)
         self._dirty = asyncio.Event()
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()
         self._reconciler: Reconciler
-        self._adopted = Adopted({}, {})
+        self._adopted = Adopted({}, {}, frozenset())
         self._history = History(config.state_dir, config.name)
         self._past = self._history.load()
         self._adopted_until = 0.0
         self._survey_at = 0.0
         self._surveys = 0
+        self._trueup: TrueUp
+        self._up_since: dict[Member, float] = {}  # on the monotonic clock
+        self._next_step: asyncio.TimerHandle | None = None
 
     # -- its life
 
@@ -76,7 +89,14 @@ class Core:
         """Make or adopt tables and program; attaches nothing."""
         await asyncio.to_thread(self.dataplane.load, self.config.services)
         self._reconciler = Reconciler(self.dataplane.tables, time.monotonic)
+        self._trueup = TrueUp(self.dataplane.tables)
+        self.tracer = Tracer(
+            self.dataplane.tables.trace,
+            lambda: rings_of(self.dataplane.program),
+            lexicon_of(lambda: self.now.situation),
+        )
         self._adopted = adopt(self.config, self._reconciler.read(), time.time())
+        self._up_since = dict.fromkeys(self._adopted.up, slowstart.ALWAYS)
         self._adopted_until = time.monotonic() + ADOPTED_HOP_S
         asyncio.get_running_loop().call_later(ADOPTED_HOP_S, self._wake)
         self._aim(self._adopted.health)
@@ -98,17 +118,17 @@ class Core:
         await self._pass()
         self.observer = Observer(self.dataplane)
         self.observer.sample(self.now.situation, time.monotonic())
-        self.dataplane.attach()
-        attachment = self.dataplane.attachment
-        log.info(
-            "attached",
-            interface=self.config.interface,
-            mode=attachment.mode.value,
-            why=attachment.reason,
-        )
+        await asyncio.to_thread(self.dataplane.attach)
+        for attachment in self.dataplane.attachments:
+            log.info(
+                "attached",
+                interface=attachment.interface,
+                hook=attachment.mode.value,
+                why=attachment.reason,
+            )
         self._started.set()
         try:
-            await self._sync_vips()
+            await self._sync_host()
         except (SteelyardError, OSError) as error:  # it balances, and goes on trying
             self._failed(error, RETRY_S[0])
 
@@ -133,15 +153,15 @@ class Core:
             log.info("change", change=str(change))
         self._aim(
             {
-                BackendRef(service.name, backend.name): known[service.key, backend.address]
+                BackendRef(service.name, backend.name): known[member]
                 for service in config.services
                 for backend in service.backends
-                if (service.key, backend.address) in known
+                if (member := member_of(service, backend)) in known
             }
         )
         try:
             await self._pass()
-            await self._sync_vips()
+            await self._sync_host()
         except (SteelyardError, OSError):
             self._wake()
             raise
@@ -161,11 +181,11 @@ class Core:
         """The health of every backend, as of now."""
         return self._monitor.statuses()
 
-    def _known_health(self) -> dict[tuple[ServiceKey, Address], HealthStatus]:
+    def _known_health(self) -> dict[Member, HealthStatus]:
         """Health by what a backend is to the tables, so that another name does not cost it."""
         health = self.health()
         return {
-            (service.key, backend.address): health[BackendRef(service.name, backend.name)]
+            member_of(service, backend): health[BackendRef(service.name, backend.name)]
             for service in self.config.services
             for backend in service.backends
         }
@@ -189,7 +209,7 @@ class Core:
             self._dirty.clear()
             try:
                 await self._pass()
-                await self._sync_vips()
+                await self._sync_host()
             except (SteelyardError, OSError) as error:
                 self._failed(error, RETRY_S[min(failures, len(RETRY_S) - 1)])
                 failures += 1
@@ -213,21 +233,23 @@ class Core:
 
     async def _sample_once(self, now: float) -> None:
         self.observer.sample(self.now.situation, now)
+        self.tracer.refresh()
         if now >= self._survey_at:
             found = await self.observer.look_at_flows()
             self._survey_at = now + SURVEY_SHARE * self.observer.survey_cpu_s
             self._surveys += 1
+            self._trueup.take(found)
             if self._surveys % SWEEP_EVERY == 0:
                 self._reconciler.sweep(found)
         if self.dataplane.is_attached():
             self._attach_problem = ""
         else:
-            self._attach_again()
+            await self._attach_again()
 
-    def _attach_again(self) -> None:
+    async def _attach_again(self) -> None:
         """Somebody took the program off: put it back, unless another one sits there now."""
         try:
-            self.dataplane.attach()
+            await asyncio.to_thread(self.dataplane.attach)
         except (SteelyardError, OSError) as error:
             if str(error) != self._attach_problem:
                 log.error("detached by somebody else", problem=str(error))
@@ -245,9 +267,9 @@ class Core:
         """Point checks and next hops at the configured backends."""
         targets = {}
         for service in self.config.services:
-            port = service.health.port or service.key.port
             for backend in service.backends:
                 ref = BackendRef(service.name, backend.name)
+                port = check_port(service, backend)
                 targets[ref] = Target(service.health, backend.address, port, initial.get(ref))
         self._monitor.set_targets(targets)
         self._hops.set_addresses(self._addresses())
@@ -265,7 +287,7 @@ class Core:
             config = self.config
             hops = {address: self._hop(address) for address in self._addresses()}
             health = self._monitor.statuses()
-            found = verdicts(config, health, hops)
+            found = self._weighted(config, verdicts(config, health, hops))
             ticks = self.dataplane.clock.ticks
             if self._started.is_set():
                 await asyncio.to_thread(self.dataplane.ensure_features, config.services)
@@ -276,10 +298,34 @@ class Core:
             self._past = fresh.past
             self._history.save(self._past)
             self.now = Now(fresh, done.contents)
+            self.tracer.refresh()
+
+    def _weighted(
+        self, config: Config, found: dict[BackendRef, Eligibility]
+    ) -> dict[BackendRef, Eligibility]:
+        """The verdicts with the weights of this moment; the next pass comes when they grow."""
+        now = time.monotonic()
+        self._up_since = slowstart.follow(config, found, self._up_since, now)
+        wait = slowstart.next_step_s(config, found, self._up_since, now)
+        if self._next_step is not None:
+            self._next_step.cancel()
+            self._next_step = None
+        if wait is not None:
+            loop = asyncio.get_running_loop()
+            self._next_step = loop.call_later(max(wait, SLOW_START_S), self._wake)
+        return slowstart.slowed(config, found, self._up_since, now)
+
+    async def _sync_host(self) -> None:
+        """Have this host's interfaces hold the VIPs, and show VLAN tags to XDP."""
+        await self._sync_vips()
+        if self.dataplane.attachment.mode is not Hook.TC:
+            await self._tags.sync()
 
     async def _sync_vips(self) -> None:
+        """Have the VIPs on the interface; the addresses of a prefix are routed here instead."""
         if self.config.manage_vips:
-            await self._vips.sync(frozenset(service.key.vip for service in self.config.services))
+            keys = (service.key for service in self.config.services)
+            await self._vips.sync(frozenset(key.vip for key in keys if key.vip_bits is None))
 
     def refreshed(self) -> Situation:
         """The situation with the newest words of the checks."""
@@ -287,7 +333,9 @@ class Core:
         health = self.health()
         if health.keys() != last.health.keys():
             return last  # a change is under way
-        return replace(last, health=health, verdicts=verdicts(last.config, health, last.hops))
+        found = verdicts(last.config, health, last.hops)
+        found = slowstart.slowed(last.config, found, self._up_since, time.monotonic())
+        return replace(last, health=health, verdicts=found)
 
 
 def _log_transitions(before: Past, after: Situation) -> None:

@@ -51,7 +51,7 @@ async def run(path: Path, host_headers: bool = False) -> None:
     require_root()
     file_config = load_file(path)
     check_host(file_config)
-    locks = InstanceLocks(file_config.name, file_config.interface)
+    locks = InstanceLocks(file_config.name, *file_config.interfaces)
     try:
         await _run_locked(path, file_config, host_headers, signals)
     finally:
@@ -126,7 +126,8 @@ async def _serve(
 
 def check_host(config: Config) -> None:
     """Raise SteelyardError for names in the configuration that this host does not have."""
-    interface_index(config.interface)
+    for interface in config.interfaces:
+        interface_index(interface)
     if config.socket_group is not None:
         group_id(config.socket_group)
 

@@ -44,7 +44,7 @@ class NotFoundError(ConfigError):
 
 
 class ConflictError(ConfigError):
-    """A service or backend that was to be added exists already."""
+    """What was asked for does not go with what is there: a name that is taken, open flows."""
 
 
 class DataplaneError(SteelyardError):

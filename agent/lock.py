@@ -14,15 +14,16 @@ RUN_FOLDER = Path("/run/steelyard")
 class InstanceLocks:
     """Held until ``release``, or until the process ends, however it ends."""
 
-    def __init__(self, name: str, interface: str) -> None:
+    def __init__(self, name: str, *interfaces: str) -> None:
         RUN_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
         namespace = Path("/proc/self/ns/net").stat().st_ino
         instance = RUN_FOLDER / f"instance-{name}.lock"
-        own = RUN_FOLDER / f"interface-{namespace}-{interface}.lock"
         self._held: dict[Path, int] = {}
         try:
             self._held[instance] = _lock(instance, f"instance {name}", "`name:`")
-            self._held[own] = _lock(own, f"interface {interface}", "`interface:`")
+            for interface in interfaces:
+                own = RUN_FOLDER / f"interface-{namespace}-{interface}.lock"
+                self._held[own] = _lock(own, f"interface {interface}", "`interface:`")
         except SteelyardError:
             self.release()
             raise

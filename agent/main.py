@@ -14,7 +14,7 @@ import click
 from agent import __version__
 from agent.errors import ConfigError, SteelyardError
 from agent.logs import LogFormat, LogLevel, configure
-from agent.model import Address
+from agent.model import GUE_PORT, Address
 
 DEFAULT_CONFIG = Path("/etc/steelyard/agent.yaml")
 
@@ -124,15 +124,15 @@ def detach(path: Path) -> None:
 
         require_root()
         config = load_file(path)
-        locks = InstanceLocks(config.name, config.interface)
+        locks = InstanceLocks(config.name, *config.interfaces)
         try:
             if config.manage_vips:
                 asyncio.run(Vips(config.interface).sync(frozenset()))
-            removed = remove_instance(config.name, config.interface)
+            removed = remove_instance(config.name)
         finally:
             locks.release()
         what = "detached" if removed else "nothing was attached"
-        click.echo(f"{config.interface}: {what}")
+        click.echo(f"{', '.join(config.interfaces)}: {what}")
 
     _guarded(work)
 
@@ -142,8 +142,15 @@ def detach(path: Path) -> None:
 @click.option(
     "--vip", "vips", multiple=True, required=True, type=_Address(), help="A VIP; repeatable."
 )
-def decap(interface: str, vips: tuple[Address, ...]) -> None:
-    """On a backend: take the outer header off packets from `forward: ipip` balancers.
+@click.option(
+    "--gue-port",
+    type=click.IntRange(1, 65_535),
+    default=GUE_PORT,
+    show_default=True,
+    help="The UDP destination port of `forward: gue`, as in the balancers' `gue.port`.",
+)
+def decap(interface: str, vips: tuple[Address, ...], gue_port: int) -> None:
+    """On a backend: take the outer header off what `ipip` and `gue` balancers send.
 
     For kernels without a tunnel device. Stays until `ip link set dev NAME xdp off`.
 
@@ -155,7 +162,7 @@ def decap(interface: str, vips: tuple[Address, ...]) -> None:
         from agent.dataplane.program import require_root
 
         require_root()
-        mode = attach_decap(interface, vips)
+        mode = attach_decap(interface, vips, gue_port)
         click.echo(f"{interface}: decapsulating, {mode.value} XDP")
 
     _guarded(work)

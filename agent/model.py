@@ -14,6 +14,7 @@ type Address = IPv4Address | IPv6Address
 
 ANY_PORT = 0
 MAX_WEIGHT = 1000
+GUE_PORT = 6080
 
 
 class Protocol(enum.Enum):
@@ -32,12 +33,37 @@ class Forward(enum.Enum):
 
     DSR = "dsr"
     IPIP = "ipip"
+    GUE = "gue"
+    NAT = "nat"
+    FULLNAT = "fullnat"
+
+    @property
+    def is_tunnel(self) -> bool:
+        """An outer header is put in front."""
+        return self in (Forward.IPIP, Forward.GUE)
+
+    @property
+    def is_nat(self) -> bool:
+        """Addresses are rewritten, and answers come back through the balancer."""
+        return self in (Forward.NAT, Forward.FULLNAT)
 
 
 class Scheduler(enum.Enum):
     """How a backend is chosen for a new flow."""
 
     MAGLEV = "maglev"
+    SOURCE = "source"
+    ROUND_ROBIN = "round-robin"
+    LEAST_CONN = "least-conn"
+    LEAST_LOAD = "least-load"
+
+
+class NoBackend(enum.Enum):
+    """What new flows get when no backend is usable, backups included."""
+
+    DROP = "drop"
+    RESET = "reset"  # RST, or ICMP unreachable
+    ANY = "any"  # fail open: any backend that is not in maintenance
 
 
 class AdminState(enum.Enum):
@@ -85,12 +111,14 @@ class CheckKind(enum.Enum):
     HTTPS = "https"
 
 
-class XdpMode(enum.Enum):
+class Hook(enum.Enum):
     """Where the program hooks in."""
 
     AUTO = "auto"
-    NATIVE = "native"
-    GENERIC = "generic"
+    NATIVE = "native"  # XDP in the driver
+    TC = "tc"  # clsact ingress
+    GENERIC = "generic"  # XDP in the kernel's network stack
+    EXTERNAL = "external"  # not attached by the agent: another program calls it
 
 
 class KernelHeaders(enum.Enum):
@@ -147,19 +175,36 @@ class Backend:
     address: Address
     weight: int = 100  # 0 to MAX_WEIGHT; 0: no new flows
     admin: AdminState = AdminState.ACTIVE
+    port: int | None = None  # nat, fullnat: its own port; None: the packet's
+    backup: bool = False  # gets new flows only when no other backend is usable
+    quic_server_id: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceKey:
     """What the packet path looks a service up by; ``port`` 0 is any port."""
 
-    vip: Address
-    port: int
+    vip: Address  # of a prefix: its first address
+    port: int  # of a range: its first port
     protocol: Protocol
+    port_last: int | None = None  # of a range: its last port
+    vip_bits: int | None = None  # of a prefix: its length
+
+    @property
+    def ports(self) -> str:
+        """As the operator writes it: ``80``, ``8000-8010`` or ``any``."""
+        if self.port_last is not None:
+            return f"{self.port}-{self.port_last}"
+        return str(self.port or "any")
+
+    @property
+    def address(self) -> str:
+        """As the operator writes it: an address, or a prefix."""
+        return str(self.vip) if self.vip_bits is None else f"{self.vip}/{self.vip_bits}"
 
     def __str__(self) -> str:
-        vip = f"[{self.vip}]" if self.vip.version == 6 else str(self.vip)
-        return f"{self.protocol.value}://{vip}:{self.port or 'any'}"
+        vip = f"[{self.address}]" if self.vip.version == 6 else self.address
+        return f"{self.protocol.value}://{vip}:{self.ports}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +219,24 @@ class Service:
     down_flows: DownFlows = DownFlows.KEEP
     health: HealthCheck = HealthCheck()
     backends: tuple[Backend, ...] = ()
+    draws: int = 4  # least-load: backends compared, 2 to 8
+    bytes_per_connection: int = 1000  # least-load: waiting bytes that weigh as one connection
+    count_waiting: bool = True  # tcp: count the request bytes that wait for their answer
+    source_bits: int | None = None  # source: of the client's address; None: all
+    source_bound: float = 1.25  # source: of the mean load that a backend may have; 0: no bound
+    slow_start_s: float = 0.0  # a backend that comes up reaches its weight in this time
+    no_backend: NoBackend = NoBackend.DROP
+    quic_id_bytes: int | None = None  # udp: length of the server id in QUIC connection ids
+
+
+@dataclass(frozen=True, slots=True)
+class Nat:
+    """Source addresses and ports of fullnat; no addresses: the one the kernel would send from."""
+
+    sources_v4: tuple[IPv4Address, ...] = ()
+    sources_v6: tuple[IPv6Address, ...] = ()
+    first_port: int = 10_240  # below the kernel's own ephemeral ports
+    last_port: int = 32_767
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,18 +255,26 @@ class Config:
 
     name: str
     interface: str
-    xdp_mode: XdpMode = XdpMode.AUTO
+    backend_interfaces: tuple[str, ...] = ()  # more interfaces on which packets come in
+    hook: Hook = Hook.AUTO
     socket: Path = Path("/run/steelyard/agent.sock")
     socket_group: str | None = None
     state_dir: Path = Path("/var/lib/steelyard")
     metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9117)
     manage_vips: bool = True
     hash_seed: int = 0
-    ipip_source_v4: IPv4Address | None = None
-    ipip_source_v6: IPv6Address | None = None
+    tunnel_source_v4: IPv4Address | None = None
+    tunnel_source_v6: IPv6Address | None = None
+    gue_port: int = GUE_PORT  # UDP destination port
+    nat: Nat = field(default_factory=Nat)
     kernel_headers: KernelHeaders = KernelHeaders.SHIPPED
     tables: Tables = field(default_factory=Tables)
     services: tuple[Service, ...] = ()
+
+    @property
+    def interfaces(self) -> tuple[str, ...]:
+        """All that get the program; the first has the VIPs."""
+        return (self.interface, *self.backend_interfaces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +305,7 @@ class NextHop:
     on_link: bool
     source: Address | None = None  # the address that the kernel would send from
     reason: str = ""
+    vlans: tuple[tuple[int, int], ...] = ()  # tags to put on: protocol and id, outer first
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -79,7 +79,7 @@ def _survey(bench: Bench) -> float:
     tables, main = bench.main.tables, bench.main
     bench.fill_flows()
     now = (main.now_jiffies() >> main.clock.shift) & abi.FLOW_STAMP_MASK
-    return _ms(lambda: survey.survey(tables.flows, tables.backends, now))
+    return _ms(lambda: survey.survey(tables, now))
 
 
 def _start(_bench: Bench) -> float:

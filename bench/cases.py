@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.dataplane import libbpf
 from agent.dataplane.compile import Compiled
@@ -27,7 +27,11 @@ class Table(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row. ``needs`` names the services that the specialised program serves."""
+    """One row. ``needs`` names the services that the specialised program serves.
+
+    ``opening`` is the frame whose flows are established first, where it is not the measured
+    one; ``is_reply``: what is measured is the backend's answer to that.
+    """
 
     name: str
     frame: bytes
@@ -38,6 +42,8 @@ class Case:
     verdict: int = XDP_TX
     target_ns: float | None = None
     katran_ns: str | None = None  # minimum, from the same method, on another machine
+    opening: bytes | None = None
+    is_reply: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +55,33 @@ class Result:
     all_features: Timing
 
 
+# Nanoseconds, of the program with all features: an established flow, by forwarding mode. IPv6
+# may take 10 more; a packet whose request bytes are counted 15 more.
+_TARGETS = {
+    Forward.DSR: 45.0,
+    Forward.IPIP: 50.0,
+    Forward.GUE: 50.0,
+    Forward.NAT: 60.0,
+    Forward.FULLNAT: 70.0,
+}
+_MORE_V6, _MORE_COUNTED, _MANY, _NEW, _FOREIGN = 10.0, 15.0, 120.0, 150.0, 25.0
+# Katran has IPIP and GUE, and was measured with a table of 4M slots.
+_KATRAN = {
+    "v4 ipip": {"ack": "99", "syn": "103", "64k": "141-253", "1m": "263", "new": "438",
+                "full": "805"},
+    "v4 gue": {"ack": "278"},
+    "v6 ipip": {"ack": "100"},
+}  # fmt: skip
+
+
 def cases() -> Iterator[Case]:
     """Every case, in the order of the report."""
     for family, forward in setting.VIPS:
         yield from _of_service(family, forward)
+    for family, forward in setting.VIPS:
+        if forward in (Forward.DSR, Forward.IPIP):
+            yield from _of_many(family, forward)
+    yield from _of_schedulers()
     yield Case(
         "v4 dsr: UDP, one flow",
         _frame(4, Forward.DSR, protocol=Protocol.UDP),
@@ -62,8 +91,15 @@ def cases() -> Iterator[Case]:
     )
     yield Case(
         "v4 dsr: any port, established",
-        frames.frame(setting.CLIENTS[4], setting.ANY_PORT_VIP, 4242),
+        frames.frame(setting.CLIENTS[4], setting.ANY_PORT_VIP, 4242, payload=False),
         ("any port",),
+        Table.OWN_FLOWS,
+        opening=frames.frame(setting.CLIENTS[4], setting.ANY_PORT_VIP, 4242, ack=0),
+    )
+    yield Case(
+        "v4 dsr: request bytes, not counted",
+        frames.frame(setting.CLIENTS[4], setting.UNCOUNTED_VIP, setting.PORT),
+        ("uncounted",),
         Table.OWN_FLOWS,
     )
     for family, katran in ((4, "47"), (6, "46")):
@@ -74,7 +110,7 @@ def cases() -> Iterator[Case]:
             (f"v{family} dsr",),
             Table.EMPTY,
             verdict=XDP_PASS,
-            target_ns=22,
+            target_ns=_FOREIGN,
             katran_ns=katran,
         )
 
@@ -84,6 +120,8 @@ def _frame(
     forward: Forward,
     flags: int = frames.TCP_ACK,
     protocol: Protocol = Protocol.TCP,
+    payload: bool = True,
+    ack: int = 1,
 ) -> bytes:
     port = setting.PORT if protocol is Protocol.TCP else setting.UDP_PORT
     return frames.frame(
@@ -93,42 +131,101 @@ def _frame(
         protocol=protocol,
         flags=flags,
         length=_LENGTHS[family],
+        payload=payload,
+        ack=ack,
     )
 
 
 def _of_service(family: int, forward: Forward) -> Iterator[Case]:
+    """One flow, and many at the default size of the table."""
     name = f"v{family} {forward.value}"
-    ack, syn = _frame(family, forward), _frame(family, forward, frames.TCP_SYN)
+    opening = _frame(family, forward)
+    answered = _frame(family, forward, payload=False, ack=2000)
+    request = _frame(family, forward, frames.TCP_ACK | frames.TCP_PSH)
+    syn = _frame(family, forward, frames.TCP_SYN, payload=False)
+    offset = frames.client_offset(setting.VIPS[family, forward])
+    counting = Flows(frames.sequence_offset(setting.VIPS[family, forward]), 0, base=2)
+    some, ever_new = Flows(offset, 1 << 16), Flows(offset, 0)
+    own, full, needs = Table.OWN_FLOWS, Table.FULL, (name,)
+    target = _TARGETS[forward] + (_MORE_V6 if family == 6 else 0.0)
+    katran = _KATRAN.get(name, {})
+    yield Case(
+        f"{name}: established",
+        answered,
+        needs,
+        own,
+        target_ns=target,
+        katran_ns=katran.get("ack"),
+        opening=opening,
+    )
+    yield Case(
+        f"{name}: request bytes, counted",
+        request,
+        needs,
+        own,
+        counting,
+        target_ns=target + _MORE_COUNTED,
+        opening=opening,
+    )
+    if forward.is_nat:
+        yield Case(
+            f"{name}: the backend's answers",
+            answered,
+            needs,
+            own,
+            target_ns=target,
+            opening=opening,
+            is_reply=True,
+        )
+    yield Case(f"{name}: SYN, same flow", syn, needs, Table.EMPTY, katran_ns=katran.get("syn"))
+    if forward is not Forward.FULLNAT:  # it has 22,528 ports with one source address
+        yield Case(f"{name}: 65,536 flows", answered, needs, own, some, opening=opening)
+        yield Case(f"{name}: all new flows (SYN flood)", syn, needs, Table.EMPTY, ever_new)
+    if forward not in (Forward.NAT, Forward.FULLNAT):  # they refuse what has no room
+        yield Case(f"{name}: all new flows, table full", syn, needs, full, ever_new, target_ns=_NEW)
+
+
+def _of_many(family: int, forward: Forward) -> Iterator[Case]:
+    """More flows than the caches hold."""
+    name = f"v{family} {forward.value}"
+    opening = _frame(family, forward)
+    ack = _frame(family, forward, payload=False, ack=2000)
+    syn = _frame(family, forward, frames.TCP_SYN, payload=False)
     offset = frames.client_offset(setting.VIPS[family, forward])
     some, many, ever_new = Flows(offset, 1 << 16), Flows(offset, 1 << 20), Flows(offset, 0)
-    own, full, large = Table.OWN_FLOWS, Table.FULL, setting.LARGE_SLOTS
-    target = {"v4 dsr": 45.0, "v4 ipip": 55.0}.get(name)
-    # Katran has IPIP only, and was measured with a table of 4M slots.
-    katran = {
-        "v4 ipip": {"ack": "99", "syn": "103", "64k": "141-253", "1m": "263", "new": "438",
-                    "full": "805"},
-        "v6 ipip": {"ack": "100"},
-    }.get(name, {})  # fmt: skip
-    needs = (name,)
-    yield from (
-        Case(
-            f"{name}: established", ack, needs, own, target_ns=target, katran_ns=katran.get("ack")
-        ),
-        Case(f"{name}: SYN, same flow", syn, needs, Table.EMPTY, katran_ns=katran.get("syn")),
-        Case(f"{name}: 65,536 flows", ack, needs, own, some),
-        Case(f"{name}: all new flows (SYN flood)", syn, needs, Table.EMPTY, ever_new),
-        Case(f"{name}: all new flows, table full", syn, needs, full, ever_new, target_ns=150),
-    )
-    for label, frame, table, flows, theirs in (
-        ("65,536 flows", ack, own, some, "64k"),
-        ("1,048,576 flows", ack, own, many, "1m"),
-        ("all new flows (SYN flood)", syn, Table.EMPTY, ever_new, "new"),
-        ("all new flows, table full", syn, full, ever_new, "full"),
+    own, full = Table.OWN_FLOWS, Table.FULL
+    katran = _KATRAN.get(name, {})
+    for label, frame, table, flows, theirs, target in (
+        ("65,536 flows", ack, own, some, "64k", None),
+        ("1,048,576 flows", ack, own, many, "1m", _MANY),
+        ("1,048,576 flows, request bytes", opening, own, many, "", None),
+        ("all new flows (SYN flood)", syn, Table.EMPTY, ever_new, "new", None),
+        ("all new flows, table full", syn, full, ever_new, "full", _NEW),
     ):
-        title = f"{name}: {label}, 4M slots"
-        limit = 150.0 if table is full else None
         yield Case(
-            title, frame, needs, table, flows, large, target_ns=limit, katran_ns=katran.get(theirs)
+            f"{name}: {label}, 4M slots",
+            frame,
+            (name,),
+            table,
+            flows,
+            setting.LARGE_SLOTS,
+            target_ns=target,
+            katran_ns=katran.get(theirs),
+            opening=opening if table is own else None,
+        )
+
+
+def _of_schedulers() -> Iterator[Case]:
+    """A new flow with each packet, of a service with 100 backends."""
+    for scheduler, vip in setting.SCHEDULER_VIPS.items():
+        yield Case(
+            f"v4 dsr, {scheduler.value}: all new flows (SYN flood)",
+            frames.frame(
+                setting.CLIENTS[4], vip, setting.PORT, flags=frames.TCP_SYN, payload=False
+            ),
+            (scheduler.value,),
+            Table.EMPTY,
+            Flows(frames.client_offset(vip), 0),
         )
 
 
@@ -137,8 +234,8 @@ def measure(bench: Bench, case: Case, runs: int, repeat: int) -> Result:
     if case.flows and case.flows.count:
         repeat = max(repeat, case.flows.count)
     programs = [bench.program(names).program for names in (case.needs, ())]
-    wrapped = Wrapped(case.frame, case.flows)
-    _prepare(bench, case, programs[0])
+    frame = _prepare(bench, case, programs[0])
+    wrapped = Wrapped(frame, case.flows)
     timings = wrapped.time(programs, runs, repeat)
     for program in programs:
         verdict = wrapped.send(program, 3)
@@ -146,26 +243,31 @@ def measure(bench: Bench, case: Case, runs: int, repeat: int) -> Result:
     return Result(case, *timings)
 
 
-def _prepare(bench: Bench, case: Case, program: Compiled) -> None:
+def _prepare(bench: Bench, case: Case, program: Compiled) -> bytes:
+    """Put the flow table in order; the frame to measure."""
     if case.table is Table.FULL:
         bench.fill_flows()
-        return
+        return case.frame
     bench.clear_flows()
     if case.table is Table.OWN_FLOWS:
         _establish(bench, case, program)
+    if case.is_reply:
+        return frames.answer(libbpf.test_run(program.fd, case.frame).data, len(case.frame))
+    return case.frame
 
 
 def _establish(bench: Bench, case: Case, program: Compiled) -> None:
     """Each flow sends two packets in a row: what one packet opens, the next one's payload
     establishes.
     """
-    if case.flows is None:
-        for _ in range(2):
-            libbpf.test_run(program.fd, case.frame)
-        wanted = 1
+    frame, flows = case.opening or case.frame, case.flows
+    if flows is None or not flows.count:
+        wanted, once, twice = 1, None, None
     else:
-        wanted = case.flows.count
-        twice = Flows(case.flows.offset, wanted, in_a_row=2, base=case.flows.base)
-        Wrapped(case.frame, twice).send(program, 2 * wanted)
+        wanted = flows.count
+        once, twice = flows, replace(flows, in_a_row=2)
+    Wrapped(frame, twice).send(program, 2 * wanted)
+    if case.opening is not None:  # what waits is answered
+        Wrapped(case.frame, once).send(program, wanted)
     found = bench.established()
     assert found >= 0.99 * wanted, f"{case.name}: only {found} of {wanted} flows established"

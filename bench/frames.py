@@ -10,6 +10,7 @@ from agent.model import Address, Protocol
 ETH_LEN = 14
 TCP_SYN, TCP_PSH, TCP_ACK = 0x02, 0x08, 0x10
 CLIENT_PORT = 31337
+_L4_LEN = {Protocol.TCP: 20, Protocol.UDP: 8}
 _ETH = bytes.fromhex("020000000002020000000001")
 
 
@@ -21,16 +22,19 @@ def frame(
     protocol: Protocol = Protocol.TCP,
     flags: int = TCP_ACK,
     length: int = 64,
+    source_port: int = CLIENT_PORT,
+    payload: bool = True,
+    ack: int = 1,
 ) -> bytes:
-    """A frame of ``length`` bytes; what the headers leave is payload. Layer-4 checksums are 0:
-    neither the balancer nor Katran reads them.
+    """A frame of ``length`` bytes; what the headers leave is payload, or else padding. Layer-4
+    checksums are 0: neither the balancer nor Katran reads them.
     """
     is_v4 = isinstance(vip, IPv4Address)
-    l4_len = length - ETH_LEN - (20 if is_v4 else 40)
+    l4_len = length - ETH_LEN - (20 if is_v4 else 40) if payload else _L4_LEN[protocol]
     if protocol is Protocol.TCP:
-        l4 = struct.pack("!HHIIBBHHH", CLIENT_PORT, port, 1, 1, 5 << 4, flags, 8192, 0, 0)
+        l4 = struct.pack("!HHIIBBHHH", source_port, port, 1, ack, 5 << 4, flags, 8192, 0, 0)
     else:
-        l4 = struct.pack("!HHHH", CLIENT_PORT, port, l4_len, 0)
+        l4 = struct.pack("!HHHH", source_port, port, l4_len, 0)
     if is_v4:
         ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + l4_len, 0, 0, 64, protocol.number, 0)
         ethertype = 0x0800
@@ -44,3 +48,19 @@ def frame(
 def client_offset(vip: Address) -> int:
     """Where the last four bytes of the source address stand in a frame."""
     return ETH_LEN + (12 if vip.version == 4 else 8 + 12)
+
+
+def sequence_offset(vip: Address) -> int:
+    """Where the TCP sequence number stands in a frame."""
+    return ETH_LEN + (20 if vip.version == 4 else 40) + 4
+
+
+def answer(forwarded: bytes, length: int) -> bytes:
+    """What a backend answers to a frame that was forwarded to it: the same, the other way."""
+    is_v4 = forwarded[12:14] == b"\x08\x00"
+    size, first = (4, ETH_LEN + 12) if is_v4 else (16, ETH_LEN + 8)
+    l4 = first + 2 * size
+    source, target = forwarded[first : first + size], forwarded[first + size : l4]
+    ports = forwarded[l4 + 2 : l4 + 4] + forwarded[l4 : l4 + 2]
+    head = _ETH + forwarded[12:first] + target + source + ports
+    return (head + forwarded[l4 + 4 :])[:length]

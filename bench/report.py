@@ -25,7 +25,7 @@ class Report:
         packets = [
             r.case.name
             for r in self.packets
-            if r.case.target_ns is not None and r.specialised.min_ns > r.case.target_ns
+            if r.case.target_ns is not None and r.all_features.min_ns > r.case.target_ns
         ]
         agent = [
             r.name for r in self.agent if r.target_ms is not None and r.median_ms > r.target_ms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import numpy as np
@@ -19,8 +20,10 @@ from agent.model import (
     BackendState,
     Config,
     Forward,
+    Nat,
     NextHop,
     Protocol,
+    Scheduler,
     Service,
     ServiceKey,
     Tables,
@@ -29,25 +32,31 @@ from agent.reconcile.apply import Applier
 from agent.reconcile.diff import diff
 from agent.state import identities
 from agent.state.desired import Surroundings, desired
-from agent.state.eligibility import Eligibility
+from agent.state.eligibility import CONFIGURED, Eligibility
 
 PORT = 80
 BACKENDS = 100  # of each service
 DEFAULT_SLOTS = Tables().flows
 LARGE_SLOTS = 4 << 20
-_UP = Eligibility(BackendState.UP, "", usable=True, alive=True)
+_UP = Eligibility(BackendState.UP, "", True, True, 100, CONFIGURED)
 _MTU = 9000
 
 VIPS: dict[tuple[int, Forward], Address] = {
-    (4, Forward.DSR): IPv4Address("10.200.1.1"),
-    (4, Forward.IPIP): IPv4Address("10.200.1.2"),
-    (6, Forward.DSR): IPv6Address("fc00:1::1"),
-    (6, Forward.IPIP): IPv6Address("fc00:1::2"),
+    (family, forward): (IPv4Address("10.200.1.0") if family == 4 else IPv6Address("fc00:1::")) + n
+    for family in (4, 6)
+    for n, forward in enumerate(Forward, 1)
 }
 NO_VIP: dict[int, Address] = {4: IPv4Address("10.200.2.1"), 6: IPv6Address("fc00:2::1")}
 CLIENTS: dict[int, Address] = {4: IPv4Address("192.168.1.1"), 6: IPv6Address("fc00:3::1")}
+SOURCES: dict[int, Address] = {4: IPv4Address("10.0.0.2"), 6: IPv6Address("fd00::2")}
 UDP_PORT = 53
-ANY_PORT_VIP = IPv4Address("10.200.1.3")
+ANY_PORT_VIP = IPv4Address("10.200.1.100")
+UNCOUNTED_VIP = IPv4Address("10.200.1.101")
+SCHEDULER_VIPS: dict[Scheduler, IPv4Address] = {
+    scheduler: IPv4Address("10.200.1.110") + n
+    for n, scheduler in enumerate(Scheduler)
+    if scheduler is not Scheduler.MAGLEV
+}
 
 
 def _backends(family: int, number: int) -> tuple[Backend, ...]:
@@ -60,7 +69,10 @@ def _backends(family: int, number: int) -> tuple[Backend, ...]:
 def _service(number: int, vip: Address, port: int, protocol: Protocol, forward: Forward) -> Service:
     key = ServiceKey(vip, port, protocol)
     backends = _backends(vip.version, number)
-    return Service(f"service-{number}", key, forward=forward, backends=backends)
+    counts = protocol is Protocol.TCP
+    return Service(
+        f"service-{number}", key, forward=forward, backends=backends, count_waiting=counts
+    )
 
 
 def services() -> dict[str, Service]:
@@ -72,6 +84,11 @@ def services() -> dict[str, Service]:
     udp = VIPS[4, Forward.DSR]
     found["udp"] = _service(len(found), udp, UDP_PORT, Protocol.UDP, Forward.DSR)
     found["any port"] = _service(len(found), ANY_PORT_VIP, 0, Protocol.TCP, Forward.DSR)
+    plain = _service(len(found), UNCOUNTED_VIP, PORT, Protocol.TCP, Forward.DSR)
+    found["uncounted"] = replace(plain, count_waiting=False)
+    for scheduler, vip in SCHEDULER_VIPS.items():
+        plain = _service(len(found), vip, PORT, Protocol.TCP, Forward.DSR)
+        found[scheduler.value] = replace(plain, scheduler=scheduler)
     return found
 
 
@@ -80,8 +97,9 @@ def config(name: str, slots: int = DEFAULT_SLOTS) -> Config:
     return Config(
         name=name,
         interface="lo",
-        ipip_source_v4=IPv4Address("10.0.0.2"),
-        ipip_source_v6=IPv6Address("fd00::2"),
+        tunnel_source_v4=IPv4Address(str(SOURCES[4])),
+        tunnel_source_v6=IPv6Address(str(SOURCES[6])),
+        nat=Nat((IPv4Address(str(SOURCES[4])),), (IPv6Address(str(SOURCES[6])),)),
         tables=Tables(flows=slots),
         services=tuple(services().values()),
     )
@@ -143,9 +161,10 @@ class Bench:
         tables.flows[:] = words
 
     def established(self) -> int:
-        """Established flows in the table."""
+        """Established flows in the table, also those of which a request waits."""
         states = survey.state_of(self.main.tables.flows)
-        return int(np.count_nonzero(states == abi.FlowState.ESTABLISHED))
+        wanted = (abi.FlowState.ESTABLISHED, abi.FlowState.ESTABLISHED_AWAITING)
+        return int(np.isin(states, wanted).sum())
 
 
 @contextmanager

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import struct
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.dataplane import libbpf
+from agent.dataplane import libbpf, pins
 from agent.dataplane.compile import Compiled, compile_program
 
+_COUNTER = pins.BPFFS / f"steelyard-bench-{os.getpid()}"
+_IP = 14  # where the IP packet begins
 _WRAPPER = Path(__file__).with_name("wrapper.c")
 
 
@@ -45,34 +50,57 @@ class Wrapped:
         self._flows = flows
         self._text = _WRAPPER.read_text()
 
-    def _wrap(self, target: int, turn: int = 0) -> Compiled:
-        """A wrapper around the program of that descriptor. ``turn`` keeps the new flows of one
-        program apart from those that another has just recorded.
-        """
-        definitions = _definitions(self.frame, self._flows, turn)
+    def _wrap(self, program: Compiled, restore: str) -> Compiled:
+        """A wrapper around the program."""
+        definitions = _definitions(self.frame, self._flows, restore)
         wrapper = compile_program(self._text, "bench", definitions)
-        key, value = struct.pack("=I", 0), struct.pack("=I", target)
+        key, value = struct.pack("=I", 0), struct.pack("=I", program.fd)
         libbpf.map_update(wrapper.handle["target"].map_fd, key, value)
         return wrapper
 
+    def _changed(self, programs: Sequence[Compiled]) -> str:
+        """The words that any of the programs changes, with what they were."""
+        offsets: set[int] = set()
+        for program in programs:
+            out = libbpf.test_run(program.fd, self.frame).data
+            offsets |= changed_words(self.frame, out)
+        words = (
+            (offset, int.from_bytes(self.frame[offset : offset + 4], sys.byteorder))
+            for offset in sorted(offsets)
+        )
+        return " ".join(f"R32({offset}, {value:#x}U)" for offset, value in words)
+
     def send(self, program: Compiled, packets: int) -> int:
         """Run the program on so many packets; the verdict of the last one."""
-        return self._run(self._wrap(program.fd), packets).verdict
+        with _counter():
+            wrapper = self._wrap(program, self._changed([program]))
+            return self._run(wrapper, packets).verdict
 
     def _run(self, wrapper: Compiled, packets: int) -> libbpf.TestRun:
         return libbpf.test_run(wrapper.fd, self.frame, repeat=packets)
 
     def time(self, programs: Sequence[Compiled], runs: int, repeat: int) -> list[Timing]:
         """Time ``runs`` rounds of ``repeat`` packets: the wrapper alone, then each program."""
-        definitions = _definitions(self.frame, self._flows, 0)
-        nothing = compile_program(self._text, "nothing", definitions)
-        fds = [nothing.fd, *(program.fd for program in programs)]
-        wrappers = [self._wrap(fd, turn) for turn, fd in enumerate(fds)]
-        for wrapper in wrappers:  # warm up
-            self._run(wrapper, repeat)
-        rounds = [[self._run(w, repeat).duration_ns for w in wrappers] for _ in range(runs)]
+        restore = self._changed(programs)
+        definitions = _definitions(self.frame, self._flows, restore)
+        with _counter():
+            nothing = compile_program(self._text, "nothing", definitions)
+            wrappers = [self._wrap(program, restore) for program in (nothing, *programs)]
+            for wrapper in wrappers:  # warm up
+                self._run(wrapper, repeat)
+            rounds = [[self._run(w, repeat).duration_ns for w in wrappers] for _ in range(runs)]
         base, *columns = zip(*rounds, strict=True)
         return [_timing(base, gross, repeat) for gross in columns]
+
+
+@contextmanager
+def _counter() -> Iterator[None]:
+    """The flows of a case are counted by one counter, from 0."""
+    _COUNTER.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        _COUNTER.unlink(missing_ok=True)
 
 
 def _timing(base: Sequence[int], gross: Sequence[int], repeat: int) -> Timing:
@@ -86,16 +114,30 @@ def _timing(base: Sequence[int], gross: Sequence[int], repeat: int) -> Timing:
     )
 
 
-def _definitions(frame: bytes, flows: Flows | None, turn: int) -> dict[str, str]:
+def changed_words(before: bytes, after: bytes) -> set[int]:
+    """Offsets, in the frame that went in, of the words behind the first 16 bytes that came out
+    changed. What was put in front of the IP packet, or cut off behind it, does not count.
+    """
+    shift = max(0, len(after) - len(before))
+    offsets = range(_IP, len(before) - 3, 4)
+    return {
+        offset
+        for offset in offsets
+        if before[offset : offset + 4] != after[offset + shift : offset + shift + 4]
+    }
+
+
+def _definitions(frame: bytes, flows: Flows | None, restore: str) -> dict[str, str]:
     first, second = struct.unpack_from("=QQ", frame)
     flows = flows or Flows(offset=0, count=1)
-    base = flows.base + (0 if flows.count else turn << 28)
     return {
         "BENCH_LENGTH": str(len(frame)),
         "BENCH_WORD0": f"{first:#x}ULL",
         "BENCH_WORD1": f"{second:#x}ULL",
+        "BENCH_RESTORE": restore,
+        "BENCH_COUNTER": f'"{_COUNTER}"',
         "BENCH_FLOW_OFFSET": str(flows.offset),
-        "BENCH_FLOW_BASE": f"{base:#x}U",
+        "BENCH_FLOW_BASE": f"{flows.base:#x}U",
         "BENCH_FLOW_MASK": f"{(flows.count - 1) & 0xFFFFFFFF:#x}U",
         "BENCH_FLOW_SHIFT": str(flows.in_a_row.bit_length() - 1),
     }

@@ -3,16 +3,20 @@
  *
  * BPF_PROG_TEST_RUN with repeat > 1 restores neither the bytes nor the length
  * between repeats: an encapsulating program would see its own output from the
- * second repeat on.  Only what the programs change is written again, the length
- * and the first 16 bytes: storing all of it would make the program's loads wait
- * for stores that no network card does.
+ * second repeat on.  Only what the program changes is written again, the length,
+ * the first 16 bytes and the words of BENCH_RESTORE: storing all of it would make
+ * the program's loads wait for stores that no network card does.
  *
- * -D constants: BENCH_LENGTH, BENCH_WORD0, BENCH_WORD1 (the first 16 bytes), and
- * for many flows BENCH_FLOW_OFFSET (0: one flow), BENCH_FLOW_BASE,
+ * -D constants: BENCH_LENGTH, BENCH_WORD0, BENCH_WORD1 (the first 16 bytes),
+ * BENCH_RESTORE (R32(offset, value) for each word that is changed), and for many
+ * flows BENCH_COUNTER (where the counter is pinned), BENCH_FLOW_OFFSET (0: one flow), BENCH_FLOW_BASE,
  * BENCH_FLOW_MASK, BENCH_FLOW_SHIFT (log2 of the packets in a row of one flow).
  */
+#define R32(offset, value) *(u32 *)(data + (offset)) = (value);
+
 BPF_PROG_ARRAY(target, 1);
-BPF_ARRAY(counter, u64, 1);
+/* Shared by the wrappers of one case, so that new is new to each of the programs. */
+BPF_TABLE_PINNED("array", int, u64, counter, 1, BENCH_COUNTER);
 
 static __always_inline int restore(struct xdp_md *ctx)
 {
@@ -29,6 +33,7 @@ static __always_inline int restore(struct xdp_md *ctx)
 		return -1;
 	((u64 *)data)[0] = BENCH_WORD0;
 	((u64 *)data)[1] = BENCH_WORD1;
+	BENCH_RESTORE
 	if (BENCH_FLOW_OFFSET) {
 		next = counter.lookup(&zero);
 		if (!next)

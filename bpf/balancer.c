@@ -1,53 +1,206 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The packet walk: parse -> service -> guard -> flow -> select -> forward -> out.
+ * A backend's answer (nat, fullnat): parse -> reply -> out.
  *
  * A step returns 0 to go on or an enum reason.  Only balancer() turns a reason
- * into an XDP action, and counts it, once, at `out`:
- *   up to REASON_NOT_VIP   XDP_PASS, the packet untouched
- *   from REASON_MALFORMED  XDP_DROP
- *   0                      XDP_TX, or XDP_REDIRECT to the backend's interface
+ * into a verdict, and counts it, once, at `out`:
+ *   up to REASON_FRAGMENT   passed, the packet untouched
+ *   from REASON_MALFORMED   dropped; or answered, where that is somebody's due
+ *   0                       sent, out where it came in or by another interface
  */
 #include "abi.h"
 #include "maps.h"
+#include "ctx.h"
 #include "packet.h"
 #include "parse.h"
 #include "service.h"
 #include "guard.h"
 #include "flow.h"
+#include "quic.h"
 #include "select.h"
 #include "forward.h"
+#include "reply.h"
+#include "fragment.h"
+#include "answer.h"
+#include "trace.h"
+
+/* Under tc a packet is a super-frame of many, and its headers may lie further off. */
+#define HEADERS_MAX 192
+
+/* The walk of one packet of a client. */
+struct walk {
+	struct service *service;
+	struct backend *backend;
+	struct flow flow;
+	struct route *route;
+};
+
+/* How the client's packets come is how the answers go (nat, fullnat).  Written only
+ * when it has changed: the CPU of the answers reads it.
+ */
+static __always_inline void remember_way_back(CTX *ctx, const struct packet *p,
+					      struct flow_warm *warm)
+{
+	struct eth_header *eth = ctx_data(ctx);
+	const __u16 *dest = (void *)eth, *source = dest + 3, *vlan = dest + 6;
+	__u64 *way = (void *)warm->mac, from[3];
+	__u32 tags;
+
+	if ((void *)eth + L3_OFF_MAX > ctx_end(ctx))
+		return;
+	from[0] = source[0] | (__u64)source[1] << 16 | (__u64)source[2] << 32 |
+		  (__u64)dest[0] << 48;
+	from[1] = dest[1] | (__u32)dest[2] << 16;
+	from[2] = 0;
+#if LB_TC
+	tags = ctx->vlan_present ? 1 : 0;
+	if (tags) {
+		from[1] |= (__u64)(__u16)ctx->vlan_proto << 32;
+		from[1] |= (__u64)bswap16(ctx->vlan_tci) << 48;
+	}
+	vlan = vlan + 1;
+#else
+	tags = (p->l3_off - sizeof(*eth)) / sizeof(struct vlan_header);
+	if (tags)
+		from[1] |= (__u64)vlan[0] << 32 | (__u64)vlan[1] << 48;
+	if (tags > 1)
+		from[2] = vlan[2] | (__u32)vlan[3] << 16;
+#endif
+	if (way[0] == from[0] && way[1] == from[1] && (__u32)way[2] == from[2] &&
+	    warm->tags == tags && warm->ifindex == ctx_ifindex(ctx))
+		return;
+	way[0] = from[0];
+	way[1] = from[1];
+	*(__u32 *)&way[2] = from[2];
+	warm->tags = tags;
+	warm->ifindex = ctx_ifindex(ctx);
+}
+
+/* What the client's packet does to its recorded flow. */
+static __always_inline void refresh(CTX *ctx, const struct packet *p, struct walk *walk,
+				    struct backend_counters *counters)
+{
+	const struct service *service = walk->service;
+	__u32 state = slot_state(walk->flow.at->word);
+	__u32 next = slot_next_state(slot_base(state), p);
+	struct happening what = { .service = service->id, .backend = walk->route->backend };
+	struct ends ends = { p->saddr, p->daddr, p->sport, p->dport };
+	struct answer answer = {};
+	struct flow_warm *warm;
+
+	/* Most packets neither ask nor are waited for. */
+	if (LB_WAITING && service->flags & SERVICE_F_WAITING && p->l4_proto == L4_TCP &&
+	    (p->payload_len || slot_awaits(state) || state == FLOW_EMBRYONIC)) {
+		warm = flow_warm_of(&walk->flow);
+		if (warm &&
+		    waiting_client(ctx, p, warm, walk->route->backend, walk->flow.at->tag, state,
+				   is_nat(walk->backend->forward), &answer) &&
+		    slot_base(next) >= FLOW_ESTABLISHED && next != FLOW_ACKED)
+			next |= FLOW_AWAITING;
+		if (counters)
+			counters->answers += answer.bytes != 0;
+	}
+	state = flow_move(&walk->flow, next);
+	if (state == FLOW_EMBRYONIC && next != state && slot_base(next) != FLOW_CLOSING)
+		flow_write_cold(p, &ends, service->id, &walk->flow);
+	flow_moved(state, next, walk->route->backend, counters);
+	what.state = state;
+	what.waited_bytes = answer.bytes;
+	what.waited_us = answer.us;
+	if (answer.bytes)
+		trace_client(p, EVENT_ANSWER, &what);
+	else if (slot_base(next) == FLOW_CLOSING && slot_is_open(state))
+		trace_client(p, EVENT_CLOSE, &what);
+	else
+		trace_client(p, EVENT_PACKET, &what);
+}
+
+static __always_inline void open_flow(const struct packet *p, const struct walk *walk)
+{
+	count_opened(walk->backend, walk->route->backend);
+	if (LB_WAITING && walk->service->flags & SERVICE_F_WAITING && p->tcp_flags & TCP_SYN)
+		waiting_syn(walk->flow.at->tag);
+}
+
+/* A backend for a new flow, and its record. */
+static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *walk)
+{
+	const struct service *service = walk->service;
+	struct happening what = { .service = service->id };
+
+	if (!walk->route->backend)
+		walk->route->backend = select_backend(p, service);
+	walk->backend = backends.lookup(&walk->route->backend);
+	if (!walk->route->backend || !walk->backend)
+		return REASON_NO_BACKEND;
+	what.backend = walk->route->backend;
+	/* The last packets of a connection that nobody knows open nothing. */
+	if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
+		walk->flow.at->way = FLOW_WAYS;
+		return is_nat(walk->backend->forward) ? REASON_NO_FLOW : 0;
+	}
+	if (!flow_record(&walk->flow, walk->route->backend)) {
+		count_not_recorded(service->id);
+		return is_nat(walk->backend->forward) ? REASON_NO_ROOM : 0;
+	}
+	open_flow(p, walk);
+	trace_client(p, EVENT_PICK, &what);
+	return 0;
+}
+
+/* An ICMP error goes where the flow is that it is about. */
+static __always_inline int find_quoted(const struct packet *p, struct walk *walk)
+{
+	if (flow_is_recorded(&walk->flow)) {
+		walk->route->backend = slot_backend(walk->flow.at->word);
+	} else {
+		/* Unless the packet itself tells, as it would have told then. */
+		if (walk->service->scheduler != SCHEDULER_MAGLEV)
+			return REASON_NO_FLOW;
+		walk->route->backend = select_backend(p, walk->service);
+	}
+	walk->backend = backends.lookup(&walk->route->backend);
+	if (!walk->route->backend || !walk->backend || !(walk->backend->flags & BACKEND_F_ALIVE))
+		return REASON_NO_FLOW;
+	if (is_nat(walk->backend->forward) && !flow_is_recorded(&walk->flow))
+		return REASON_NO_FLOW;
+	return 0;
+}
 
 /* A recorded flow stays where it is; any other is picked for and recorded. */
-static __always_inline int find_backend(const struct packet *p, const struct service *service,
-					struct backend **backend)
+static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct walk *walk)
 {
 	struct backend_counters *counters;
-	struct flow flow = {};
-	__u32 id;
+	__u32 named = 0;
+	int reason;
 
-	flow_find(p, service, &flow);
-	if (!flow.bucket)
+	flow_find(flow_hash(p, walk->service), &walk->flow);
+	if (!walk->flow.bucket)
 		return REASON_INTERNAL;
-	if (flow.way < FLOW_WAYS) {
-		id = slot_backend(flow.word);
-		*backend = backends.lookup(&id);
-		if (*backend && flow_stands(p, &flow, *backend)) {
-			counters = backend_counters_of(id);
-			flow_refresh(p, service, &flow, counters);
+	if (p->quote_off)
+		return find_quoted(p, walk);
+	if (LB_QUIC && walk->service->quic_id_len)
+		named = quic_backend(ctx, p, walk->service);
+	if (named) {
+		walk->backend = backends.lookup(&named);
+		if (!walk->backend || !(walk->backend->flags & BACKEND_F_ALIVE))
+			named = 0;
+	}
+	if (flow_is_recorded(&walk->flow)) {
+		walk->route->backend = slot_backend(walk->flow.at->word);
+		walk->backend = backends.lookup(&walk->route->backend);
+		if (walk->backend && flow_stands(p, &walk->flow, walk->backend) &&
+		    (!named || named == walk->route->backend)) {
+			counters = backend_counters_of(walk->route->backend);
+			refresh(ctx, p, walk, counters);
 			goto count;
 		}
 	}
-	id = select_backend(p, service, backend);
-	if (!id)
-		return REASON_NO_BACKEND;
-	counters = backend_counters_of(id);
-	/* The last packets of a connection that nobody knows open nothing. */
-	if (!(p->tcp_flags & (TCP_FIN | TCP_RST))) {
-		if (!flow_record(&flow, id))
-			count_not_recorded(service->id);
-		else if (counters)
-			counters->opened++;
-	}
+	walk->route->backend = named;
+	reason = pick(ctx, p, walk);
+	if (reason)
+		return reason;
+	counters = backend_counters_of(walk->route->backend);
 count:
 	if (counters) {
 		counters->packets++;
@@ -56,32 +209,121 @@ count:
 	return 0;
 }
 
-int balancer(struct xdp_md *ctx)
+/* What nat and fullnat need to know of the flow. */
+static __always_inline int bind(CTX *ctx, const struct packet *p, struct walk *walk)
 {
-	struct service *service = NULL;
-	struct backend *backend = NULL;
-	struct packet p = {};
+	struct flow_warm *warm;
+
+	if (!flow_is_recorded(&walk->flow))
+		return REASON_NO_FLOW;
+	warm = flow_warm_of(&walk->flow);
+	if (!warm)
+		return REASON_INTERNAL;
+	if (!p->quote_off)
+		remember_way_back(ctx, p, warm);
+	route_rewrite(walk->route, p, walk->backend);
+	if (LB_FULLNAT && walk->backend->forward == FORWARD_FULLNAT)
+		return nat_bind(p, walk->service, &walk->flow, warm, walk->route->backend,
+				&walk->route->to);
+	return 0;
+}
+
+static __always_inline int from_client(CTX *ctx, struct packet *p, struct walk *walk)
+{
 	int reason;
 
-	reason = parse(ctx, &p);
+	reason = guard(ctx, p);
+	step_ends();
+	if (reason)
+		return reason;
+	reason = find_backend(ctx, p, walk);
+	step_ends();
+	if (reason)
+		return reason;
+	route_to(walk->route, walk->backend);
+	return is_nat(walk->backend->forward) ? bind(ctx, p, walk) : 0;
+}
+
+static __always_inline int from_backend(CTX *ctx, struct packet *p, struct scratch *room)
+{
+	struct reply reply = { .flow.at = &room->place, .route = &room->route };
+
+	return reply_find(ctx, p, &reply);
+}
+
+/* Where the packet goes: 0 and its route, or a reason. */
+static __always_inline int find_route(CTX *ctx, struct packet *p, struct scratch *room,
+				      struct walk *walk)
+{
+	int reason = REASON_NOT_VIP;
+
+	if (p->is_later_fragment)
+		reason = fragment_follow(ctx, p, room, &walk->backend);
+	if (reason != REASON_NOT_VIP)
+		return reason;
+	reason = service_find(p, &walk->service);
+	step_ends();
+	if (!reason) {
+		walk->route->service = walk->service->id;
+		return from_client(ctx, p, walk);
+	}
+	if ((LB_NAT || LB_FULLNAT) && reason == REASON_NOT_VIP && !p->is_later_fragment)
+		return from_backend(ctx, p, room);
+	return reason;
+}
+
+static __always_inline void trace_drop(const struct packet *p, const struct route *route,
+				       int reason)
+{
+	struct happening what = { .service = route->service,
+				  .backend = route->backend,
+				  .reason = reason };
+
+	trace_client(p, EVENT_DROP, &what);
+}
+
+int balancer(CTX *ctx)
+{
+	struct scratch *room = scratch_room();
+	struct walk walk = {};
+	bool replied = false;
+	struct route *route;
+	struct packet *p;
+	int reason;
+
+	if (!room)
+		return VERDICT_PASS;
+	p = &room->packet;
+	route = &room->route;
+	__builtin_memset(p, 0, sizeof(*p));
+	route->service = 0;
+	route->backend = 0;
+	walk.route = route;
+	walk.flow.at = &room->place;
+	ctx_pull(ctx, HEADERS_MAX);
+	reason = parse(ctx, p);
+	step_ends();
 	if (reason)
 		goto out;
-	reason = service_find(&p, &service);
+	reason = find_route(ctx, p, room, &walk);
+	step_ends();
 	if (reason)
 		goto out;
-	reason = guard(ctx, &p);
-	if (reason)
-		goto out;
-	reason = find_backend(&p, service, &backend);
-	if (reason)
-		goto out;
-	reason = forward(ctx, &p, backend);
+	reason = forward(ctx, p, route, walk.backend);
+	if (!reason && p->is_fragment && !p->is_later_fragment)
+		fragment_remember(p, room);
 out:
 	if (reason) {
-		count_reason(service ? service->id : 0, reason);
-		return reason < REASON_DROP ? XDP_PASS : XDP_DROP;
+		if (reason >= REASON_DROP) {
+			trace_drop(p, route, reason);
+			replied = answer(ctx, p, walk.service, walk.backend, route, reason);
+		}
+		count_reason(route->service, reason, replied);
+		if (reason < REASON_DROP)
+			return VERDICT_PASS;
+		if (!replied)
+			return VERDICT_DROP;
+		return ctx_send(ctx, 0);
 	}
-	if (backend->ifindex)
-		return bpf_redirect(backend->ifindex, 0);
-	return XDP_TX;
+	return ctx_send(ctx, route->ifindex);
 }

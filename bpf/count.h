@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Counting.  Each CPU has its own rows, so no atomics; a lookup that fails
- * never changes a verdict.
+/* Counting.  Each CPU has its own rows, so no atomics; what the schedulers
+ * compare is one for all CPUs, and atomic.  A lookup that fails never changes a
+ * verdict.
  */
 #ifndef STEELYARD_COUNT_H
 #define STEELYARD_COUNT_H
@@ -21,12 +22,14 @@ static __always_inline struct service_counters *service_counters_of(__u32 servic
 	return service_count.lookup(&index);
 }
 
-static __always_inline void count_reason(__u32 service, __u32 reason)
+static __always_inline void count_reason(__u32 service, __u32 reason, bool replied)
 {
 	struct service_counters *c = service_counters_of(service);
 
-	if (c && reason < REASON_COUNT)
-		c->reason[reason]++;
+	if (!c || reason >= REASON_COUNT)
+		return;
+	c->reason[reason]++;
+	c->replied += replied;
 }
 
 static __always_inline void count_not_recorded(__u32 service)
@@ -37,12 +40,44 @@ static __always_inline void count_not_recorded(__u32 service)
 		c->not_recorded++;
 }
 
-static __always_inline void count_closed(__u32 backend)
+/* One more open flow of a backend, or one less. */
+static __always_inline void load_open(const struct backend *backend, __u32 id, __s64 by)
 {
-	struct backend_counters *c = backend_counters_of(backend);
+	struct backend_load *load;
+	struct service_load *all;
+	__u32 service;
+
+	if (!(LB_LEAST_CONN || LB_LEAST_LOAD || LB_SOURCE) || !(backend->flags & BACKEND_F_LOAD))
+		return;
+	load = backend_load.lookup(&id);
+	if (load)
+		__sync_fetch_and_add(&load->open, by);
+	if (!LB_SOURCE)
+		return;
+	service = backend->service;
+	all = service_load.lookup(&service);
+	if (all)
+		__sync_fetch_and_add(&all->open, by);
+}
+
+static __always_inline void count_opened(const struct backend *backend, __u32 id)
+{
+	struct backend_counters *c = backend_counters_of(id);
+
+	if (c)
+		c->opened++;
+	load_open(backend, id, 1);
+}
+
+static __always_inline void count_closed(__u32 id)
+{
+	struct backend_counters *c = backend_counters_of(id);
+	struct backend *backend = backends.lookup(&id);
 
 	if (c)
 		c->closed++;
+	if (backend)
+		load_open(backend, id, -1);
 }
 
 #endif

@@ -13,37 +13,58 @@
 #include "count.h"
 #include "hash.h"
 #include "maps.h"
+#include "scratch.h"
 #include "slot.h"
+#include "trace.h"
+#include "waiting.h"
 
-/* A flow's place: its bucket, and where it is or could be recorded. */
+/* A flow's place: its bucket, and where in it (scratch.h). */
 struct flow {
 	struct flow_bucket *bucket;
-	__u32 index; /* of the bucket */
-	__u32 tag;
-	__u32 way;  /* FLOW_WAYS: not recorded */
-	__u32 now;  /* ticks */
-	__u64 word; /* what the slot held when we looked */
+	struct flow_place *at;
 };
 
-static __always_inline void flow_find(const struct packet *p, const struct service *service,
-				      struct flow *flow)
+static __always_inline bool flow_is_recorded(const struct flow *flow)
 {
-	__u64 hash = flow_hash(p, service->flow_salt);
+	return flow->at->way < FLOW_WAYS;
+}
 
-	flow->index = (hash >> 32) & (LB_FLOW_BUCKETS - 1);
-	flow->tag = hash;
-	flow->way = FLOW_WAYS;
-	flow->now = (bpf_jiffies64() >> LB_TICK_SHIFT) & FLOW_STAMP_MASK;
-	flow->bucket = flows.lookup(&flow->index);
+static __always_inline __u32 flow_slot(const struct flow *flow)
+{
+	return flow->at->index * FLOW_WAYS + flow->at->way;
+}
+
+static __always_inline struct flow_warm *flow_warm_of(const struct flow *flow)
+{
+	__u32 index = flow_slot(flow);
+
+	return flows_warm.lookup(&index);
+}
+
+static __always_inline __u32 flow_clock(void)
+{
+	return (bpf_jiffies64() >> LB_TICK_SHIFT) & FLOW_STAMP_MASK;
+}
+
+static __always_inline void flow_find(__u64 hash, struct flow *flow)
+{
+	/* Its own variable: one whose address is taken keeps the struct in memory. */
+	__u32 index = (hash >> 32) & (LB_FLOW_BUCKETS - 1);
+
+	flow->at->index = index;
+	flow->at->tag = hash;
+	flow->at->way = FLOW_WAYS;
+	flow->at->now = flow_clock();
+	flow->bucket = flows.lookup(&index);
 	if (!flow->bucket)
 		return;
 #pragma unroll
 	for (int way = 0; way < FLOW_WAYS; way++) {
 		__u64 word = flow->bucket->slot[way];
 
-		if (slot_tag(word) == flow->tag && slot_state(word)) {
-			flow->word = word;
-			flow->way = way;
+		if (slot_tag(word) == flow->at->tag && slot_state(word)) {
+			flow->at->word = word;
+			flow->at->way = way;
 			return;
 		}
 	}
@@ -64,7 +85,7 @@ static __always_inline bool slot_is_expired(__u64 word, __u32 now)
 
 /* The way to record a new flow in: a free or expired one, or, where embryonic
  * flows hold their share already, the oldest of those.  FLOW_WAYS: no room.
- * flow->word becomes what the decision was made on: if it has changed by the
+ * flow->at->word becomes what the decision was made on: if it has changed by the
  * time of the swap, the slot may hold a flow that must stay.
  */
 static __always_inline __u32 flow_room(struct flow *flow)
@@ -81,7 +102,7 @@ static __always_inline __u32 flow_room(struct flow *flow)
 			room = way;
 			room_word = word;
 		} else if (state == FLOW_EMBRYONIC) {
-			__u32 idle = slot_idle_ticks(word, flow->now);
+			__u32 idle = slot_idle_ticks(word, flow->at->now);
 
 			embryonic++;
 			if (idle >= oldest_idle) {
@@ -92,16 +113,16 @@ static __always_inline __u32 flow_room(struct flow *flow)
 		}
 	}
 	if (embryonic >= FLOW_EMBRYONIC_WAYS) {
-		flow->word = oldest_word;
+		flow->at->word = oldest_word;
 		return oldest;
 	}
 	if (room < FLOW_WAYS) {
-		flow->word = room_word;
+		flow->at->word = room_word;
 		return room;
 	}
 	for (int way = 0; way < FLOW_WAYS; way++) {
-		flow->word = flow->bucket->slot[way & (FLOW_WAYS - 1)];
-		if (slot_is_expired(flow->word, flow->now))
+		flow->at->word = flow->bucket->slot[way & (FLOW_WAYS - 1)];
+		if (slot_is_expired(flow->at->word, flow->at->now))
 			return way;
 	}
 	return FLOW_WAYS;
@@ -109,9 +130,24 @@ static __always_inline __u32 flow_room(struct flow *flow)
 
 static __always_inline bool flow_swap(struct flow *flow, __u32 way, __u64 old, __u64 word)
 {
-	__u64 *slot = &flow->bucket->slot[way & (FLOW_WAYS - 1)];
+	struct flow_bucket *bucket = flow->bucket;
+	__u64 *slot;
 
+	if (!bucket)
+		return false;
+	slot = &bucket->slot[way & (FLOW_WAYS - 1)];
 	return __sync_val_compare_and_swap(slot, old, word) == old;
+}
+
+/* What a flow that gives up its slot had in the sums is taken out of them. */
+static __always_inline void flow_replaced(__u64 word, const struct flow_warm *warm)
+{
+	__u32 state = slot_state(word);
+
+	if (slot_is_open(state))
+		count_closed(slot_backend(word));
+	if (LB_WAITING && slot_awaits(state) && warm)
+		waiting_drop((struct flow_warm *)warm, slot_backend(word));
 }
 
 /* Records a new flow at its backend; true if there was room.  The slot that it
@@ -120,56 +156,76 @@ static __always_inline bool flow_swap(struct flow *flow, __u32 way, __u64 old, _
  */
 static __always_inline bool flow_record(struct flow *flow, __u32 backend)
 {
-	__u32 way = flow->way < FLOW_WAYS ? flow->way : flow_room(flow);
-	__u64 word = slot_word(flow->tag, backend, FLOW_EMBRYONIC, flow->now);
-	__u32 state;
+	__u32 way = flow->at->way < FLOW_WAYS ? flow->at->way : flow_room(flow);
+	__u64 word = slot_word(flow->at->tag, backend, FLOW_EMBRYONIC, flow->at->now);
+	__u64 old = flow->at->word;
 
-	if (way >= FLOW_WAYS || !flow_swap(flow, way, flow->word, word))
+	flow->at->way = way;
+	if (way >= FLOW_WAYS || !flow_swap(flow, way, old, word)) {
+		flow->at->way = FLOW_WAYS;
 		return false;
-	state = slot_state(flow->word);
-	if (state != FLOW_FREE && state != FLOW_CLOSING)
-		count_closed(slot_backend(flow->word));
+	}
+	flow->at->word = word;
+	if (old)
+		flow_replaced(old, LB_WAITING ? flow_warm_of(flow) : NULL);
 	return true;
 }
 
-static __always_inline void flow_write_cold(const struct packet *p, const struct service *service,
-					    const struct flow *flow)
+/* Moves a recorded flow to another state, and its stamp to now; what it held.  A
+ * packet of the other direction may do the same at this moment, so it is tried
+ * again; a slot that has gone to another flow stays.
+ */
+static __always_inline __u32 flow_move(struct flow *flow, __u32 next)
 {
-	__u32 index = flow->index * FLOW_WAYS + flow->way;
+	__u32 state = slot_state(flow->at->word);
+
+	for (int i = 0; i < 3; i++) {
+		__u64 word =
+			slot_word(flow->at->tag, slot_backend(flow->at->word), next, flow->at->now);
+
+		state = slot_state(flow->at->word);
+		/* Most packets change nothing: the line stays clean for other CPUs. */
+		if (word == flow->at->word)
+			return next;
+		if (flow_swap(flow, flow->at->way, flow->at->word, word))
+			return state;
+		word = flow->bucket->slot[flow->at->way & (FLOW_WAYS - 1)];
+		if (slot_tag(word) != flow->at->tag ||
+		    slot_backend(word) != slot_backend(flow->at->word))
+			return next;
+		flow->at->word = word;
+	}
+	return next;
+}
+
+static __always_inline void flow_write_cold(const struct packet *p, const struct ends *ends,
+					    __u32 service, const struct flow *flow)
+{
+	__u32 index = flow_slot(flow);
 	struct flow_cold *cold = flows_cold.lookup(&index);
 
 	if (!cold)
 		return;
-	__builtin_memcpy(cold->saddr, p->saddr, sizeof(cold->saddr));
-	__builtin_memcpy(cold->daddr, p->daddr, sizeof(cold->daddr));
-	cold->sport = p->sport;
-	cold->dport = p->dport;
-	cold->service = service->id;
+	__builtin_memcpy(cold->saddr, ends->client, sizeof(cold->saddr));
+	__builtin_memcpy(cold->daddr, ends->vip, sizeof(cold->daddr));
+	cold->sport = ends->client_port;
+	cold->dport = ends->vip_port;
+	cold->service = service;
 	cold->l4_proto = p->l4_proto;
 	cold->family = p->family;
 	cold->start = bpf_jiffies64();
 }
 
-/* A packet of a recorded flow: moves its state and its stamp. */
-static __always_inline void flow_refresh(const struct packet *p, const struct service *service,
-					 struct flow *flow, struct backend_counters *counters)
+/* Counts what a move has changed. */
+static __always_inline void flow_moved(__u32 state, __u32 next, __u32 id,
+				       struct backend_counters *counters)
 {
-	__u32 state = slot_state(flow->word);
-	__u32 next = slot_next_state(state, p);
-	__u64 word = slot_word(flow->tag, slot_backend(flow->word), next, flow->now);
-
-	/* Most packets change nothing: the line stays clean for other CPUs. */
-	if (word == flow->word || !flow_swap(flow, flow->way, flow->word, word))
-		return;
 	if (next == state)
 		return;
-	if (state == FLOW_EMBRYONIC && next != FLOW_CLOSING) {
-		flow_write_cold(p, service, flow);
-		if (counters)
-			counters->established++;
-	}
-	if (next == FLOW_CLOSING && counters)
-		counters->closed++;
+	if (state == FLOW_EMBRYONIC && slot_base(next) != FLOW_CLOSING && counters)
+		counters->established++;
+	if (slot_base(next) == FLOW_CLOSING && slot_is_open(state))
+		count_closed(id);
 }
 
 /* Does the slot that was found decide?  Not if its backend is gone; not for a
@@ -179,17 +235,17 @@ static __always_inline void flow_refresh(const struct packet *p, const struct se
 static __always_inline bool flow_stands(const struct packet *p, const struct flow *flow,
 					const struct backend *backend)
 {
-	__u32 state = slot_state(flow->word);
+	__u32 state = slot_state(flow->at->word);
 
 	if (!(backend->flags & BACKEND_F_ALIVE))
 		return false;
 	if (!(p->tcp_flags & TCP_SYN))
 		return true;
-	if (state == FLOW_CLOSING)
+	if (slot_base(state) == FLOW_CLOSING)
 		return false;
 	if (state == FLOW_EMBRYONIC && !(backend->flags & BACKEND_F_USABLE))
 		return false;
-	return slot_idle_ticks(flow->word, flow->now) <= backend->timeout_ticks[state];
+	return slot_idle_ticks(flow->at->word, flow->at->now) <= backend->timeout_ticks[state];
 }
 
 #endif

@@ -1,128 +1,68 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Step 5: the packet goes to its backend. */
+/* Step 6: the packet goes the way that its route says. */
 #ifndef STEELYARD_FORWARD_H
 #define STEELYARD_FORWARD_H
 
+#include "encap.h"
+#include "frame.h"
 #include "maps.h"
+#include "nat.h"
 #include "packet.h"
+#include "scratch.h"
 
-#define OUTER_TTL 64
-
-static __always_inline void set_macs(struct eth_header *eth, const struct backend *backend)
+static __always_inline bool is_nat(__u8 forward)
 {
-	__builtin_memcpy(eth->dest, backend->mac, sizeof(eth->dest));
-	__builtin_memcpy(eth->source, backend->source_mac, sizeof(eth->source));
+	return (LB_NAT && forward == FORWARD_NAT) || (LB_FULLNAT && forward == FORWARD_FULLNAT);
 }
 
-static __always_inline int forward_dsr(struct xdp_md *ctx, const struct backend *backend)
+static __always_inline bool is_tunnel(__u8 forward)
 {
-	void *data_end = (void *)(long)ctx->data_end;
-	struct eth_header *eth = (void *)(long)ctx->data;
-
-	if ((void *)(eth + 1) > data_end)
-		return REASON_INTERNAL;
-	set_macs(eth, backend);
-	return 0;
+	return (LB_IPIP && forward == FORWARD_IPIP) || (LB_GUE && forward == FORWARD_GUE);
 }
 
-static __always_inline __sum16 ipv4_checksum(const struct ipv4_header *ip)
+/* The route of a client's packet. */
+static __always_inline void route_to(struct route *route, const struct backend *backend)
 {
-	const __u16 *words = (const __u16 *)ip;
-	__u32 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < sizeof(*ip) / 2; i++)
-		sum += words[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
+	hop_set(&route->hop, backend->mac);
+	route->ifindex = backend->ifindex;
+	route->forward = backend->forward;
+	route->is_reply = 0;
 }
 
-/* Makes room for an outer header of `len` bytes, with the Ethernet header moved
- * in front of it; `outer` is where to write it.
- */
-static __always_inline int push_header(struct xdp_md *ctx, __u32 len, __be16 eth_proto,
-				       const struct backend *backend, void **outer)
+/* Of a backend's. */
+static __always_inline void route_back(struct route *route, const struct flow_warm *warm)
 {
-	struct eth_header *eth;
-
-	if (bpf_xdp_adjust_head(ctx, -(int)len))
-		return REASON_NO_HEADROOM;
-	eth = (void *)(long)ctx->data;
-	if ((void *)(eth + 1) + len > (void *)(long)ctx->data_end)
-		return REASON_INTERNAL;
-	set_macs(eth, backend);
-	eth->eth_proto = eth_proto;
-	*outer = eth + 1;
-	return 0;
+	hop_set(&route->hop, warm->mac);
+	route->ifindex = warm->ifindex;
+	route->forward = LB_NAT ? FORWARD_NAT : FORWARD_FULLNAT;
+	route->is_reply = 1;
+	route->hide_source = 0;
 }
 
-/* RFC 2003; DF always set, so a path that is too narrow answers instead of
- * fragmenting.  DSCP and ECN are copied (RFC 6040, normal mode).
- */
-static __always_inline int push_ipv4(struct xdp_md *ctx, const struct packet *p,
-				     const struct backend *backend)
+/* nat keeps the client's end; fullnat has found another one (nat_bind). */
+static __always_inline void route_rewrite(struct route *route, const struct packet *p,
+					  const struct backend *backend)
 {
-	struct ipv4_header *ip;
-	int reason;
+	struct rewrite *to = &route->to;
 
-	reason = push_header(ctx, sizeof(*ip), be16(ETH_P_IPV4), backend, (void **)&ip);
-	if (reason)
-		return reason;
-	ip->version_ihl = 0x45;
-	ip->tos = p->tos;
-	ip->total_len = bswap16(p->len + sizeof(*ip));
-	ip->id = 0;
-	ip->frag = be16(IPV4_DF);
-	ip->ttl = OUTER_TTL;
-	ip->l4_proto = p->family == 4 ? L4_IPIP : L4_IPV6;
-	ip->check = 0;
-	ip->saddr = backend->source_addr[0];
-	ip->daddr = backend->addr[0];
-	ip->check = ipv4_checksum(ip);
-	return 0;
+	__builtin_memcpy(to->daddr, backend->addr, sizeof(to->daddr));
+	to->dport = backend->port ? backend->port : p->dport;
+	route->hide_source = backend->forward == FORWARD_FULLNAT;
+	if (LB_NAT && backend->forward == FORWARD_NAT) {
+		__builtin_memcpy(to->saddr, p->saddr, sizeof(to->saddr));
+		to->sport = p->sport;
+	}
 }
 
-/* RFC 2473. */
-static __always_inline int push_ipv6(struct xdp_md *ctx, const struct packet *p,
-				     const struct backend *backend)
-{
-	struct ipv6_header *ip;
-	int reason;
-
-	reason = push_header(ctx, sizeof(*ip), be16(ETH_P_IPV6), backend, (void **)&ip);
-	if (reason)
-		return reason;
-	ip->version_class_label = __builtin_bswap32(6U << 28 | (__u32)p->tos << 20);
-	ip->payload_len = bswap16(p->len);
-	ip->next_header = p->family == 4 ? L4_IPIP : L4_IPV6;
-	ip->hop_limit = OUTER_TTL;
-	__builtin_memcpy(ip->saddr, backend->source_addr, sizeof(ip->saddr));
-	__builtin_memcpy(ip->daddr, backend->addr, sizeof(ip->daddr));
-	return 0;
-}
-
-static __always_inline int forward_ipip(struct xdp_md *ctx, const struct packet *p,
-					const struct backend *backend)
-{
-	__u32 outer = backend->family == 4 ? sizeof(struct ipv4_header) :
-					     sizeof(struct ipv6_header);
-
-	/* mtu 0 is unknown, and p->len is at most 65,535: the length fields
-	 * cannot overflow on any link that carried the packet here.
-	 */
-	if (backend->mtu && p->len + outer > backend->mtu)
-		return REASON_TOO_BIG;
-	return backend->family == 4 ? push_ipv4(ctx, p, backend) : push_ipv6(ctx, p, backend);
-}
-
-static __always_inline int forward(struct xdp_md *ctx, const struct packet *p,
+static __always_inline int forward(CTX *ctx, struct packet *p, const struct route *route,
 				   const struct backend *backend)
 {
-	if (LB_IPIP && backend->forward == FORWARD_IPIP)
-		return forward_ipip(ctx, p, backend);
-	if (backend->forward == FORWARD_DSR)
-		return forward_dsr(ctx, backend);
+	if (is_nat(route->forward))
+		return nat_send(ctx, p, &route->to, &route->hop, route->hide_source);
+	if (is_tunnel(route->forward))
+		return backend ? encapsulate(ctx, p, backend, &route->hop) : REASON_INTERNAL;
+	if (route->forward == FORWARD_DSR)
+		return frame_build(ctx, p, &route->hop, 0, 0, eth_proto_of(p->family));
 	return REASON_INTERNAL;
 }
 

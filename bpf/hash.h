@@ -26,26 +26,67 @@ static __always_inline __u64 mix(__u64 x, __u64 multiplier)
 	return x ^ (x >> 32);
 }
 
-static __always_inline __u64 tuple_hash(const struct packet *p, __u64 key, __u64 mul0, __u64 mul1)
+/* Of an IPv6 address, 64 bits; the order of the steps makes every word count. */
+static __always_inline __u64 fold6(const __be32 *addr, __u64 key, __u64 mul0, __u64 mul1)
 {
-	__u64 word = (__u64)p->saddr[0] << 32 | (__u32)p->sport << 16 | p->dport;
+	__u64 high = (__u64)addr[3] << 32 | addr[2];
 
-	if (LB_IPV6 && p->family == 6) {
-		__u64 high = (__u64)p->saddr[3] << 32 | p->saddr[2];
+	return mix(mix(high ^ key, mul1) ^ addr[1], mul0);
+}
 
-		word ^= mix(mix(high ^ key, mul1) ^ p->saddr[1], mul0);
-	}
+static __always_inline __u64 tuple_hash(__u8 family, const __be32 *saddr, __u32 ports, __u64 key,
+					__u64 mul0, __u64 mul1)
+{
+	__u64 word = (__u64)saddr[0] << 32 | ports;
+
+	if (LB_IPV6 && family == 6)
+		word ^= fold6(saddr, key, mul0, mul1);
 	return mix(mix(word ^ key, mul0), mul1);
 }
 
-static __always_inline __u64 flow_hash(const struct packet *p, __u32 salt)
+static __always_inline __u32 ports_word(__be16 sport, __be16 dport)
 {
-	return tuple_hash(p, LB_FLOW_KEY ^ (__u64)salt * PICK_MUL0, LB_FLOW_MUL0, LB_FLOW_MUL1);
+	return (__u32)sport << 16 | dport;
+}
+
+/* Below a prefix VIP the address is part of the flow. */
+static __always_inline __u64 flow_key(const struct packet *p, const struct service *service)
+{
+	__u64 key = LB_FLOW_KEY ^ (__u64)service->flow_salt * PICK_MUL0;
+
+	if (LB_PREFIX && service->flags & SERVICE_F_PREFIX) {
+		key ^= mix(p->daddr[0], PICK_MUL1);
+		if (LB_IPV6 && p->family == 6)
+			key ^= fold6(p->daddr, PICK_KEY, PICK_MUL0, PICK_MUL1);
+	}
+	return key;
+}
+
+static __always_inline __u64 flow_hash(const struct packet *p, const struct service *service)
+{
+	return tuple_hash(p->family, p->saddr, ports_word(p->sport, p->dport), flow_key(p, service),
+			  LB_FLOW_MUL0, LB_FLOW_MUL1);
 }
 
 static __always_inline __u64 pick_hash(const struct packet *p, __u64 seed)
 {
-	return tuple_hash(p, PICK_KEY ^ seed, PICK_MUL0, PICK_MUL1);
+	return tuple_hash(p->family, p->saddr, ports_word(p->sport, p->dport), PICK_KEY ^ seed,
+			  PICK_MUL0, PICK_MUL1);
+}
+
+/* Of the first `bits` of the client's address alone. */
+static __always_inline __u64 source_hash(const struct packet *p, __u32 bits, __u64 seed)
+{
+	__be32 prefix[4];
+
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		__u32 left = bits > 32 * i ? bits - 32 * i : 0;
+		__u32 mask = left >= 32 ? 0xffffffff : ~(0xffffffff >> left);
+
+		prefix[i] = p->saddr[i] & be32(mask);
+	}
+	return tuple_hash(p->family, prefix, 0, PICK_KEY ^ seed, PICK_MUL0, PICK_MUL1);
 }
 
 static __always_inline __u64 pick_again(__u64 hash)

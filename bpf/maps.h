@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Every map, in packet-path order.  Sizes are -D constants (agent/dataplane/constants.py).
  *
- * All but the services are plain arrays that the agent maps into its memory.
- * They are pinned below LB_PIN and outlive the agent and the program.
+ * Bulk state is in plain arrays that the agent maps into its memory.  All but
+ * the events are pinned below LB_PIN and outlive the agent and the program.
  */
 #ifndef STEELYARD_MAPS_H
 #define STEELYARD_MAPS_H
@@ -20,6 +20,36 @@ BPF_TABLE_PINNED7("hash", struct service_key4, struct service, services4, LB_SER
 BPF_TABLE_PINNED7("hash", struct service_key6, struct service, services6, LB_SERVICE_KEYS,
 		  LB_PINNED(services6), BPF_F_NO_PREALLOC);
 
+/* One element: which addresses can be ours.  The agent writes. */
+BPF_TABLE_PINNED7("array", u32, struct address_filter, addresses, 1, LB_PINNED(addresses),
+		  BPF_F_MMAPABLE);
+
+/* An address below a prefix VIP -> the VIP's first address.  The agent writes. */
+BPF_TABLE_PINNED7("lpm_trie", struct vip_prefix4, struct vip_prefix, prefixes4, LB_VIP_PREFIXES,
+		  LB_PINNED(prefixes4), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED7("lpm_trie", struct vip_prefix6, struct vip_prefix, prefixes6, LB_VIP_PREFIXES,
+		  LB_PINNED(prefixes6), BPF_F_NO_PREALLOC);
+
+/* (VIP, protocol, port) -> first port of the range that it is in.  The agent writes. */
+BPF_TABLE_PINNED7("lpm_trie", struct port_range_key, struct port_range, ranges, LB_PORT_RANGES,
+		  LB_PINNED(ranges), BPF_F_NO_PREALLOC);
+
+/* nat: (backend, port, protocol) -> whose answer it is.  The agent writes. */
+BPF_TABLE_PINNED7("hash", struct service_key4, struct origin, origins4, LB_ORIGINS,
+		  LB_PINNED(origins4), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED7("hash", struct service_key6, struct origin, origins6, LB_ORIGINS,
+		  LB_PINNED(origins6), BPF_F_NO_PREALLOC);
+
+/* (service, QUIC server id) -> backend.  The agent writes. */
+BPF_TABLE_PINNED7("hash", struct quic_key, struct quic_server, quic_ids, LB_QUIC_IDS,
+		  LB_PINNED(quic_ids), BPF_F_NO_PREALLOC);
+
+/* (addresses, IP id, protocol) -> where the first fragment went.  The packet
+ * path writes; the least recently used go.
+ */
+BPF_TABLE_PINNED7("lru_hash", struct fragment_key, struct fragment, fragments, LB_FRAGMENTS,
+		  LB_PINNED(fragments), 0);
+
 /* hash of the flow -> eight slots.  The packet path writes; the agent clears
  * what has expired.
  */
@@ -30,6 +60,22 @@ BPF_TABLE_PINNED7("array", u32, struct flow_bucket, flows, LB_FLOW_BUCKETS, LB_P
 BPF_TABLE_PINNED7("array", u32, struct flow_cold, flows_cold, LB_FLOW_BUCKETS *FLOW_WAYS,
 		  LB_PINNED(flows_cold), BPF_F_MMAPABLE);
 
+/* bucket * 8 + way -> requests and the way back.  The packet path writes. */
+BPF_TABLE_PINNED7("array", u32, struct flow_warm, flows_warm, LB_FLOW_BUCKETS *FLOW_WAYS,
+		  LB_PINNED(flows_warm), BPF_F_MMAPABLE);
+
+/* When the SYN of a flow came, by its tag: where the flow itself is kept, the first
+ * packet of a connection that may never be one would cost another cache miss.
+ * Newer ones take the place of older; not pinned.
+ */
+#define SYN_TIMES 16384
+struct syn_time {
+	__u32 tag;
+	__u32 jiffies;
+	__u64 ns; /* monotonic */
+};
+BPF_ARRAY(syn_times, struct syn_time, SYN_TIMES);
+
 /* line -> 32 backend ids.  The agent writes, only to regions no service names. */
 BPF_TABLE_PINNED7("array", u32, struct ring_line, rings, LB_RING_LINES, LB_PINNED(rings),
 		  BPF_F_MMAPABLE);
@@ -37,6 +83,26 @@ BPF_TABLE_PINNED7("array", u32, struct ring_line, rings, LB_RING_LINES, LB_PINNE
 /* id -> backend.  The agent writes. */
 BPF_TABLE_PINNED7("array", u32, struct backend, backends, LB_BACKENDS, LB_PINNED(backends),
 		  BPF_F_MMAPABLE);
+
+/* backend id -> what it has in front of it.  Both write, each its fields. */
+BPF_TABLE_PINNED7("array", u32, struct backend_load, backend_load, LB_BACKENDS,
+		  LB_PINNED(backend_load), BPF_F_MMAPABLE);
+
+/* service id -> likewise, for a bounded `source` scheduler. */
+BPF_TABLE_PINNED7("array", u32, struct service_load, service_load, LB_SERVICES,
+		  LB_PINNED(service_load), BPF_F_MMAPABLE);
+
+/* backend id -> histograms.  The packet path writes. */
+BPF_TABLE_PINNED7("array", u32, struct backend_latency, backend_latency, LB_BACKENDS,
+		  LB_PINNED(backend_latency), BPF_F_MMAPABLE);
+
+/* fullnat: source and port -> whose they are.  The packet path writes. */
+BPF_TABLE_PINNED7("array", u32, struct nat_slot, nat_slots, LB_NAT_SLOTS, LB_PINNED(nat_slots),
+		  BPF_F_MMAPABLE);
+
+/* fullnat: number of the source -> address.  The agent writes. */
+BPF_TABLE_PINNED7("array", u32, struct nat_source, nat_sources, 2 * NAT_SOURCES,
+		  LB_PINNED(nat_sources), BPF_F_MMAPABLE);
 
 /* cpu * LB_BACKENDS + id -> counters.  The packet path writes its CPU's rows,
  * the agent the row after the last CPU.
@@ -48,18 +114,27 @@ BPF_TABLE_PINNED7("array", u32, struct backend_counters, backend_count, LB_BACKE
 BPF_TABLE_PINNED7("array", u32, struct service_counters, service_count, LB_SERVICES *LB_ROWS,
 		  LB_PINNED(service_count), BPF_F_MMAPABLE);
 
+/* One element: what is followed.  The agent writes; the packet path counts the lost. */
+BPF_TABLE_PINNED7("array", u32, struct trace_control, trace, 1, LB_PINNED(trace), BPF_F_MMAPABLE);
+
+/* What is followed, for the agent to read.  Not pinned: the program's own. */
+BPF_RINGBUF_OUTPUT(events, 64);
+
 /* One element that the agent writes; the program has it compiled in. */
 BPF_TABLE_PINNED7("array", u32, struct settings, settings, 1, LB_PINNED(settings), BPF_F_MMAPABLE);
 
 /* Never read: the compiler describes in BTF only what some map holds, and the
- * loader compares these enums with its own.
+ * loader compares these with its own.
  */
-struct abi_enums {
+struct abi_witness {
 	enum reason reason;
 	enum forward forward;
 	enum scheduler scheduler;
 	enum flow_state flow_state;
+	enum talk talk;
+	enum event_kind event_kind;
+	struct event event;
 };
-BPF_ARRAY(abi_enums, struct abi_enums, 1);
+BPF_ARRAY(abi_witness, struct abi_witness, 1);
 
 #endif

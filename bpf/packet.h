@@ -5,21 +5,67 @@
 
 #include "wire.h"
 
+/* Of an ICMP error, addresses, ports and protocol are those of the flow that it
+ * is about: as if the receiver of the quoted packet had sent the next one.
+ */
 struct packet {
 	__be32 saddr[4]; /* IPv4: word 0, the rest 0 */
 	__be32 daddr[4];
 	__be16 sport;
 	__be16 dport;
-	__u16 len;    /* of the IP packet, header included */
-	__u16 l4_off; /* from the start of the frame */
-	__u8 family;  /* 4 or 6 */
+	__u32 len; /* of the IP packet, header included */
+	__u32 seq; /* TCP */
+	__u32 ack;
+	__u32 payload_len; /* of TCP or UDP */
+	__be32 fragment_id;
+	__u16 l3_off;      /* from the start of the frame */
+	__u16 l4_off;      /* from the IP header */
+	__u16 payload_off; /* from the IP header; ICMP error: the end of the quoted ports */
+	__u16 quote_off;   /* ICMP error: the quoted IP header, from the IP header; else 0 */
+	__u8 family;       /* 4 or 6 */
 	__u8 l4_proto;
 	__u8 tcp_flags; /* 0 for UDP */
 	__u8 tos;       /* DSCP and ECN */
+	__u8 ttl;       /* or hop limit */
 	__u8 is_fragment;
 	__u8 is_later_fragment; /* has no ports */
-	__u8 has_payload;
-	__u8 has_extension; /* IPv6: something stands before TCP or UDP */
+	__u8 has_extension;     /* IPv6: extension headers beyond what we follow */
+	__u8 is_vip;            /* the destination is a VIP, served or not */
+	__u8 may_be_reply;      /* the source may be a backend of nat */
+	__u8 nat_source;        /* the destination is that source of fullnat + 1; 0: none */
 };
+
+/* The verifier has to see the bound of an offset where it is used, and the
+ * compiler, which knows it already, must not take the test away.
+ */
+#define bounded(offset, most)                      \
+	({                                         \
+		__u32 __offset = (offset);         \
+		asm volatile("" : "+r"(__offset)); \
+		if (__offset > (most))             \
+			__offset = (most);         \
+		__offset;                          \
+	})
+
+/* The VLAN-tagged Ethernet header stands in front of the IP header. */
+#define L3_OFF_MAX (sizeof(struct eth_header) + 2 * sizeof(struct vlan_header))
+/* For the verifier: IPv4 options end at 60; more extension headers are refused. */
+#define L4_OFF_MAX 256
+#define PAYLOAD_OFF_MAX (L4_OFF_MAX + 60)
+
+static __always_inline void *packet_l3(void *data, const struct packet *p)
+{
+	return data + bounded(p->l3_off, L3_OFF_MAX);
+}
+
+static __always_inline void *packet_l4(void *data, const struct packet *p)
+{
+	return data + bounded(p->l3_off + p->l4_off, L3_OFF_MAX + L4_OFF_MAX);
+}
+
+static __always_inline void *packet_payload(void *data, const struct packet *p)
+{
+	return data + bounded(p->l3_off + p->payload_off, L3_OFF_MAX + PAYLOAD_OFF_MAX);
+}
 
 #endif

@@ -6,14 +6,102 @@
 #define STEELYARD_PARSE_H
 
 #include "abi.h"
+#include "ctx.h"
 #include "packet.h"
+#include "scratch.h"
+
+/* As many extension headers as anybody has been seen to send in earnest. */
+#define IPV6_EXTENSIONS 6
+
+static __always_inline int parse_quoted_ports(void *l4, void *data_end, __u8 l4_proto,
+					      __u32 header_len, struct packet *p)
+{
+	struct udp_header *udp = l4;
+
+	if (l4_proto != L4_TCP && l4_proto != L4_UDP)
+		return REASON_NOT_VIP;
+	/* RFC 792: 64 bits of the quoted datagram must be enough. */
+	if ((void *)(udp + 1) > data_end)
+		return REASON_NOT_VIP;
+	p->sport = udp->dport;
+	p->dport = udp->sport;
+	p->l4_proto = l4_proto;
+	p->payload_off = p->quote_off + header_len + sizeof(*udp);
+	return 0;
+}
+
+static __always_inline int parse_quoted_ipv4(void *l3, void *data_end, struct packet *p)
+{
+	struct ipv4_header *ip = l3;
+	__u32 header_len;
+
+	if ((void *)(ip + 1) > data_end)
+		return REASON_NOT_VIP;
+	header_len = (ip->version_ihl & 0xf) * 4;
+	if (ip->version_ihl >> 4 != 4 || header_len < sizeof(*ip) || ip->frag & be16(IPV4_OFFSET))
+		return REASON_NOT_VIP;
+	/* An error goes to the sender of what it quotes. */
+	if (ip->saddr != p->daddr[0])
+		return REASON_NOT_VIP;
+	p->saddr[0] = ip->daddr;
+	return parse_quoted_ports(l3 + header_len, data_end, ip->l4_proto, header_len, p);
+}
+
+static __always_inline int parse_quoted_ipv6(void *l3, void *data_end, struct packet *p)
+{
+	struct ipv6_header *ip = l3;
+
+	if ((void *)(ip + 1) > data_end || *(__u8 *)ip >> 4 != 6)
+		return REASON_NOT_VIP;
+	if (ip->saddr[0] != p->daddr[0] || ip->saddr[1] != p->daddr[1] ||
+	    ip->saddr[2] != p->daddr[2] || ip->saddr[3] != p->daddr[3])
+		return REASON_NOT_VIP;
+	__builtin_memcpy(p->saddr, ip->daddr, sizeof(p->saddr));
+	return parse_quoted_ports(ip + 1, data_end, ip->next_header, sizeof(*ip), p);
+}
+
+/* An ICMP error is about the flow whose packet it quotes. */
+static __always_inline int parse_icmp(void *l4, void *data_end, struct packet *p)
+{
+	struct icmp_header *icmp = l4;
+
+	if (p->is_fragment || (void *)(icmp + 1) > data_end)
+		return REASON_NOT_VIP;
+	p->quote_off = p->l4_off + sizeof(*icmp);
+	if (p->family == 4) {
+		switch (icmp->type) {
+		case ICMP_UNREACHABLE:
+		case ICMP_SOURCE_QUENCH:
+		case ICMP_TIME_EXCEEDED:
+		case ICMP_PARAMETER:
+			return parse_quoted_ipv4(icmp + 1, data_end, p);
+		}
+		return REASON_NOT_VIP;
+	}
+	if (icmp->type < ICMPV6_UNREACHABLE || icmp->type > ICMPV6_PARAMETER)
+		return REASON_NOT_VIP;
+	return parse_quoted_ipv6(icmp + 1, data_end, p);
+}
+
+static __always_inline bool is_extension(__u8 l4_proto)
+{
+	return l4_proto == IPV6_EXT_HOPOPTS || l4_proto == IPV6_EXT_ROUTING ||
+	       l4_proto == IPV6_EXT_DSTOPTS || l4_proto == IPV6_EXT_AUTH ||
+	       l4_proto == IPV6_EXT_FRAGMENT;
+}
 
 static __always_inline int parse_ports(void *l4, void *data_end, struct packet *p)
 {
 	struct udp_header *udp = l4; /* ports stand first in TCP too */
 
-	if (p->l4_proto != L4_TCP && p->l4_proto != L4_UDP)
+	/* It names what the first one goes on with: of IPv6, maybe an extension. */
+	if (p->is_later_fragment && p->family == 6 && is_extension(p->l4_proto))
+		return 0;
+	if (p->l4_proto != L4_TCP && p->l4_proto != L4_UDP) {
+		if (p->l4_proto == (p->family == 4 ? L4_ICMP : L4_ICMPV6))
+			return parse_icmp(l4, data_end, p);
 		return REASON_NOT_VIP;
+	}
 	if (p->is_later_fragment)
 		return 0;
 	/* The smaller of the two headers; guard checks the rest. */
@@ -39,13 +127,66 @@ static __always_inline int parse_ipv4(void *l3, void *data_end, struct packet *p
 	p->saddr[0] = ip->saddr;
 	p->daddr[0] = ip->daddr;
 	p->len = bswap16(ip->total_len);
-	p->l4_off = sizeof(struct eth_header) + header_len;
+	p->l4_off = header_len;
 	p->l4_proto = ip->l4_proto;
 	p->tos = ip->tos;
+	p->ttl = ip->ttl;
 	frag = bswap16(ip->frag);
-	p->is_fragment = (frag & (IPV4_MF | IPV4_OFFSET)) != 0;
-	p->is_later_fragment = (frag & IPV4_OFFSET) != 0;
+	if (frag & (IPV4_MF | IPV4_OFFSET)) {
+		p->is_fragment = 1;
+		p->is_later_fragment = (frag & IPV4_OFFSET) != 0;
+		p->fragment_id = ip->id;
+	}
 	return parse_ports(l3 + header_len, data_end, p);
+}
+
+/* Steps over one extension header: l4_off and l4_proto move on. */
+static __always_inline int parse_extension(void *l3, void *data_end, struct packet *p)
+{
+	struct ipv6_fragment *header = l3 + bounded(p->l4_off, L4_OFF_MAX);
+	__u32 len = sizeof(*header); /* of a fragment's, and the least of all */
+
+	if ((void *)(header + 1) > data_end)
+		return REASON_NOT_VIP;
+	if (p->l4_proto == IPV6_EXT_FRAGMENT) {
+		__u16 place = bswap16(header->offset);
+
+		p->is_fragment |= (place & (IPV6_FRAG_OFFSET | IPV6_FRAG_MORE)) != 0;
+		p->is_later_fragment = (place & IPV6_FRAG_OFFSET) != 0;
+		p->fragment_id = header->id;
+	} else if (p->l4_proto == IPV6_EXT_ROUTING && header->offset & be16(0xff)) {
+		/* Segments are left: it is on its way to another address (RFC 8200,
+		 * section 4.4), and what is here on the way is the host's.
+		 */
+		return REASON_NOT_VIP;
+	} else if (p->l4_proto == IPV6_EXT_AUTH) {
+		len = (header->reserved + 2) * 4; /* RFC 4302: its length field */
+	} else {
+		len = (header->reserved + 1) * 8;
+	}
+	p->l4_proto = header->next_header;
+	p->l4_off += len;
+	p->has_extension = p->l4_off > L4_OFF_MAX;
+	return 0;
+}
+
+/* Follows the extension headers (RFC 8200, section 4).  What it notes down, it
+ * reads again: see step_ends().
+ */
+static __always_inline int parse_extensions(void *l3, void *data_end, struct packet *p)
+{
+	for (int i = 0; i < IPV6_EXTENSIONS; i++) {
+		if (!is_extension(p->l4_proto) || p->is_later_fragment || p->has_extension)
+			break;
+		if (parse_extension(l3, data_end, p))
+			return REASON_NOT_VIP;
+		step_ends();
+	}
+	if (!p->is_later_fragment && is_extension(p->l4_proto))
+		p->has_extension = 1;
+	if (p->has_extension)
+		return 0;
+	return parse_ports(l3 + bounded(p->l4_off, L4_OFF_MAX), data_end, p);
 }
 
 static __always_inline int parse_ipv6(void *l3, void *data_end, struct packet *p)
@@ -61,36 +202,42 @@ static __always_inline int parse_ipv6(void *l3, void *data_end, struct packet *p
 	p->family = 6;
 	/* 65,536 and more would be a jumbogram (RFC 2675); no frame holds one. */
 	p->len = bswap16(ip->payload_len) + sizeof(*ip);
-	p->l4_off = sizeof(struct eth_header) + sizeof(*ip);
+	p->l4_off = sizeof(*ip);
 	p->l4_proto = ip->next_header;
 	p->tos = bswap16(*(__be16 *)ip) >> 4;
-	switch (ip->next_header) {
-	case IPV6_EXT_FRAGMENT:
-		p->is_fragment = 1;
-		p->is_later_fragment = 1;
-		return 0;
-	case IPV6_EXT_HOPOPTS:
-	case IPV6_EXT_ROUTING:
-	case IPV6_EXT_DSTOPTS:
-	case IPV6_EXT_AUTH:
-		p->has_extension = 1;
-		return 0;
-	}
-	return parse_ports(ip + 1, data_end, p);
+	p->ttl = ip->hop_limit;
+	if (ip->next_header == L4_TCP || ip->next_header == L4_UDP)
+		return parse_ports(ip + 1, data_end, p);
+	return parse_extensions(l3, data_end, p);
 }
 
-static __always_inline int parse(struct xdp_md *ctx, struct packet *p)
+static __always_inline int parse(CTX *ctx, struct packet *p)
 {
-	void *data_end = (void *)(long)ctx->data_end;
-	void *data = (void *)(long)ctx->data;
+	void *data_end = ctx_end(ctx);
+	void *data = ctx_data(ctx);
 	struct eth_header *eth = data;
+	__u32 offset = sizeof(*eth);
+	__be16 eth_proto;
 
 	if ((void *)(eth + 1) > data_end)
 		return REASON_NOT_IP;
-	if (eth->eth_proto == be16(ETH_P_IPV4))
-		return parse_ipv4(eth + 1, data_end, p);
-	if (LB_IPV6 && eth->eth_proto == be16(ETH_P_IPV6))
-		return parse_ipv6(eth + 1, data_end, p);
+	eth_proto = eth->eth_proto;
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		struct vlan_header *vlan = data + offset;
+
+		if (eth_proto != be16(ETH_P_VLAN) && eth_proto != be16(ETH_P_QINQ))
+			break;
+		if ((void *)(vlan + 1) > data_end)
+			return REASON_NOT_IP;
+		eth_proto = vlan->eth_proto;
+		offset += sizeof(*vlan);
+	}
+	p->l3_off = offset;
+	if (eth_proto == be16(ETH_P_IPV4))
+		return parse_ipv4(data + offset, data_end, p);
+	if (LB_IPV6 && eth_proto == be16(ETH_P_IPV6))
+		return parse_ipv6(data + offset, data_end, p);
 	return REASON_NOT_IP;
 }
 

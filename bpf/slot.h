@@ -32,19 +32,49 @@ static __always_inline __u32 slot_idle_ticks(__u64 word, __u32 now)
 	return (now - (__u32)word) & FLOW_STAMP_MASK;
 }
 
-/* In dsr and ipip only the client is seen, and a sender could forge both of two
- * packets: so the second one makes a flow acked, with a short timeout, and
- * payload makes it established.
+/* With the awaiting bit taken off. */
+static __always_inline __u32 slot_base(__u32 state)
+{
+	return state >= FLOW_ESTABLISHED_AWAITING ? state & ~FLOW_AWAITING : state;
+}
+
+static __always_inline bool slot_awaits(__u32 state)
+{
+	return state >= FLOW_ESTABLISHED_AWAITING;
+}
+
+/* Open is what counts as a connection of its backend. */
+static __always_inline bool slot_is_open(__u32 state)
+{
+	return state != FLOW_FREE && slot_base(state) != FLOW_CLOSING;
+}
+
+/* After a packet of the client.  It is all that dsr and the tunnels see, and a
+ * sender could forge both of two packets: so the second one makes a flow acked,
+ * with a short timeout, and payload makes it established.
  */
-static __always_inline __u32 slot_next_state(__u32 state, const struct packet *p)
+static __always_inline __u32 slot_next_state(__u32 base, const struct packet *p)
 {
 	if (p->tcp_flags & (TCP_FIN | TCP_RST))
 		return FLOW_CLOSING;
-	if (p->tcp_flags & TCP_SYN || state == FLOW_CLOSING)
-		return state;
-	if (p->has_payload)
+	if (p->tcp_flags & TCP_SYN || base == FLOW_CLOSING)
+		return base;
+	if (p->payload_len || p->l4_proto != L4_TCP)
 		return FLOW_ESTABLISHED;
-	return state == FLOW_EMBRYONIC ? FLOW_ACKED : state;
+	return base == FLOW_EMBRYONIC ? FLOW_ACKED : base;
+}
+
+/* After a packet of the backend (nat, fullnat).  A SYN-ACK, or a datagram, can be
+ * the answer to a forged packet and proves nothing; what follows the client's
+ * acknowledgement does.
+ */
+static __always_inline __u32 slot_replied_state(__u32 base, const struct packet *p)
+{
+	if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		return FLOW_CLOSING;
+	if (p->l4_proto != L4_TCP)
+		return base == FLOW_EMBRYONIC ? FLOW_ACKED : base;
+	return base == FLOW_ACKED ? FLOW_ESTABLISHED : base;
 }
 
 #endif

@@ -7,19 +7,25 @@ set -eu
 
 usage() {
 	cat <<'END'
-Usage: backend-setup.sh up|down dsr|ipip [--advmss BYTES] VIP...
+Usage: backend-setup.sh up|down dsr|ipip|gue [--advmss BYTES] [--gue-port PORT] VIP...
 
   dsr     the balancer is on the same segment: the VIP goes on lo, and ARP is told to be silent
   ipip    as dsr, and the balancer's tunnel packets are unpacked
+  gue     as ipip, and UDP is taken off them first
   --advmss BYTES
           the largest segment that clients may send, for the default routes. ipip adds 20 bytes
           (outer IPv4) or 40 (outer IPv6) on the way to the backend: where that way cannot carry
           1500 + that, use 1440 (IPv4 in IPv4), 1420 (IPv4 in IPv6, or IPv6 in IPv4) or 1400
-          (IPv6 in IPv6)
+          (IPv6 in IPv6). gue adds 8 more: 1432, 1412 or 1392
+  --gue-port PORT
+          the UDP port of gue, as in the balancer's gue.port; without it 6080
+
+nat and fullnat need nothing of the VIP: for nat, the backend's default route is the balancer.
 
 Examples:
   backend-setup.sh up dsr 10.0.0.10 fd00::10
   backend-setup.sh up ipip --advmss 1440 10.0.0.10
+  backend-setup.sh up gue --advmss 1432 10.0.0.10
   backend-setup.sh down ipip 10.0.0.10
 END
 }
@@ -87,6 +93,29 @@ tunnels_down() {
 	done
 }
 
+# has_gue FAMILY PORT: `fou show` lists both families, IPv6 ones with -6 at the end.
+has_gue() {
+	case "$1" in -4) end='' ;; -6) end='-6' ;; esac
+	ip "$1" fou show 2>/dev/null | sed 's/ *$//' | grep -qx "port $2 gue${end:+ $end}"
+}
+
+# gue_up PORT: datagrams to the port become tunnel packets, which the devices unpack.
+gue_up() {
+	families=-4
+	if has_ipv6; then families="-4 -6"; fi
+	for family in $families; do
+		has_gue "$family" "$1" || run ip "$family" fou add port "$1" gue || fail \
+			"this kernel cannot take UDP off a packet" \
+			"modprobe fou; if there is no such module: lb-agent decap --interface NAME --vip VIP (docs/operations.md)"
+	done
+}
+
+gue_down() {
+	for family in -4 -6; do
+		if has_gue "$family" "$1"; then run ip "$family" fou del port "$1"; fi
+	done
+}
+
 # advmss_up BYTES: every default route announces smaller segments.
 advmss_up() {
 	for family in -4 -6; do
@@ -109,16 +138,28 @@ done
 	usage >&2
 	exit 2
 }
-action="$1" mode="$2" advmss=""
+action="$1" mode="$2" advmss="" gue_port=6080
 shift 2
 case "$action" in up | down) ;; *) fail "unknown action $action" "up or down: $0 --help" ;; esac
-case "$mode" in dsr | ipip) ;; *) fail "unknown mode $mode" "dsr or ipip: $0 --help" ;; esac
-if [ "$1" = --advmss ]; then
-	[ $# -ge 3 ] || fail "--advmss needs a number, and a VIP must follow" "$0 up ipip --advmss 1440 VIP"
-	advmss="$2"
+case "$mode" in
+dsr | ipip | gue) ;;
+nat | fullnat) fail "$mode needs no preparation" "docs/operations.md says what it does need" ;;
+*) fail "unknown mode $mode" "dsr, ipip or gue: $0 --help" ;;
+esac
+while :; do
+	case "$1" in
+	--advmss) example=1432 ;;
+	--gue-port) example=6080 ;;
+	*) break ;;
+	esac
+	[ $# -ge 3 ] || fail "$1 needs a number, and a VIP must follow" "$0 up gue $1 $example VIP"
+	case "$2" in "" | *[!0-9]*) fail "$1 $2 is not a number" "$1 $example" ;; esac
+	case "$1" in
+	--advmss) advmss="$2" ;;
+	--gue-port) gue_port="$2" ;;
+	esac
 	shift 2
-	case "$advmss" in "" | *[!0-9]*) fail "--advmss $advmss is not a number" "--advmss 1440" ;; esac
-fi
+done
 for vip in "$@"; do
 	case "$vip" in
 	-*) fail "unknown option $vip" "options stand before the VIPs: $0 --help" ;;
@@ -132,13 +173,15 @@ done
 case "$action" in
 up)
 	settings_up # first: the VIP must not answer ARP for a moment
-	if [ "$mode" = ipip ]; then tunnels_up; fi
+	if [ "$mode" != dsr ]; then tunnels_up; fi
+	if [ "$mode" = gue ]; then gue_up "$gue_port"; fi
 	for vip in "$@"; do vip_up "$vip"; done
 	if [ -n "$advmss" ]; then advmss_up "$advmss"; fi
 	;;
 down)
 	for vip in "$@"; do vip_down "$vip"; done
-	if [ "$mode" = ipip ]; then tunnels_down; fi
+	if [ "$mode" = gue ]; then gue_down "$gue_port"; fi
+	if [ "$mode" != dsr ]; then tunnels_down; fi
 	echo "left as they are: the sysctl settings, and the routes' advmss"
 	;;
 esac

@@ -44,9 +44,9 @@ fail() {
 	exit 1
 }
 
-log=""
-forget_log() { [[ -z "$log" ]] || rm -f "$log"; }
-trap forget_log EXIT
+log="" policy=""
+forget_files() { rm -f ${log:+"$log"} ${policy:+"$policy"}; }
+trap forget_files EXIT
 trap 'exit 130' INT TERM
 
 # logged COMMAND...: keeps the output of a command for show_log.
@@ -129,7 +129,7 @@ END
 # --- what is installed --------------------------------------------------------------------
 
 packages=(python3 python3-bpfcc python3-venv ethtool iproute2)
-dev_packages=(ca-certificates curl git make openssl procps)
+dev_packages=(ca-certificates curl git make nginx openssl procps python3-grpcio)
 
 missing_packages() {
 	local package
@@ -144,6 +144,15 @@ apt() {
 		-o DPkg::Lock::Timeout=300 -o Acquire::Retries=2 "$@"
 }
 
+# The package nginx starts a web server, now and at every boot; the tests only want the program.
+# Whoever has it installed already keeps theirs as it is.
+forbid_nginx() {
+	[[ ! -e /usr/sbin/policy-rc.d ]] || return 0 # this host has its own rules, as containers do
+	policy=/usr/sbin/policy-rc.d # asked before a package starts a service; gone when we end
+	printf '#!/bin/sh\n[ "$1" != nginx ] || exit 101\n' >"$policy"
+	chmod 0755 "$policy"
+}
+
 install_packages() {
 	local missing
 	missing="$(missing_packages)"
@@ -153,6 +162,7 @@ install_packages() {
 	say "installing the distribution's packages: $missing"
 	# The lists may be old or absent: an update that fails matters only if the install does.
 	apt update || true
+	[[ " $missing" != *" nginx "* ]] || forbid_nginx
 	# shellcheck disable=SC2086 # one argument per package
 	apt install --no-install-recommends $missing || {
 		show_log
@@ -161,6 +171,7 @@ install_packages() {
 			"Ubuntu: python3-bpfcc is in universe: add-apt-repository universe" \
 			"without a network: install these packages by hand, then: $0 --offline"
 	}
+	[[ " $missing" != *" nginx "* ]] || logged update-rc.d nginx disable || true
 	acted=1
 }
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -36,6 +36,10 @@ class Agent(Protocol):
     ) -> dict[str, Any]: ...
 
     def post(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]: ...
+
+    def stream(
+        self, path: str, params: Mapping[str, str | int | None] | None = None
+    ) -> Generator[dict[str, Any]]: ...
 
 
 def _connect(socket: Path, timeout_s: float) -> Agent:

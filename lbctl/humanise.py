@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-
 _UNITS = ("", "k", "M", "G", "T", "P")
 
 
@@ -46,6 +44,17 @@ def age(seconds: float) -> str:
     return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
 
 
+def milliseconds(value: float) -> str:
+    """A time that was measured: 21µs, 1.3ms, 12ms, 1.2s, 2m05s."""
+    if value < 0.9995:
+        return f"{value * 1000:.0f}µs"
+    if value < 9.95:
+        return f"{value:.1f}ms"
+    if value < 999.5:
+        return f"{value:.0f}ms"
+    return f"{value / 1000:.1f}s" if value < 59_950 else age(value / 1000)
+
+
 def duration(seconds: float) -> str:
     """A configured time as the configuration writes it: 500ms, 2s, 15m, 1h."""
     milliseconds = round(seconds * 1000)
@@ -64,8 +73,8 @@ def percent(share: float) -> str:
 
 
 def endpoint(address: str, port: int | str) -> str:
-    """ADDRESS:PORT, with brackets around IPv6."""
-    return f"[{address}]:{port}" if ip_address(address).version == 6 else f"{address}:{port}"
+    """ADDRESS:PORT, with brackets around IPv6; the address may be a prefix, the port a range."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def plural(number: int, noun: str) -> str:

@@ -50,6 +50,13 @@ COMMANDS = (
         SEE,
     ),
     LazyCommand(
+        "trace",
+        "lbctl.commands.trace",
+        "trace",
+        "What the data plane decides, as it happens.",
+        SEE,
+    ),
+    LazyCommand(
         "apply",
         "lbctl.commands.apply",
         "apply",

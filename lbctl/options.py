@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
+from enum import Enum
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, override
@@ -15,6 +16,7 @@ from click.shell_completion import CompletionItem
 from agent.errors import SteelyardError
 from agent.model import BackendRef
 from lbctl.environment import DEFAULT_SOCKET, Environment, Output
+from lbctl.suggest import nearest
 
 COMPLETION_TIMEOUT_S = 1.0
 WATCH_INTERVAL_S = 2.0
@@ -172,6 +174,19 @@ class BackendFilter(BackendName):
         return super().convert(value, param, ctx)
 
 
+class WordType(click.Choice[str]):
+    """One word of an enumeration; a mistyped one is guessed."""
+
+    def __init__(self, words: type[Enum]) -> None:
+        super().__init__([str(word.value) for word in words])
+
+    @override
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        guess = nearest(str(value), self.choices)
+        hint = f"; did you mean {guess}?" if guess else ""
+        return f"{value!r} is not one of {', '.join(self.choices)}{hint}"
+
+
 class AddressType(_Type):
     """An IPv4 or IPv6 address."""
 
@@ -183,6 +198,28 @@ class AddressType(_Type):
             return str(ip_address(str(value)))
         except ValueError:
             self.fail(f"{value!r} is not an IPv4 or IPv6 address", param, ctx)
+
+
+class VipType(_Type):
+    """An address, or a prefix without host bits."""
+
+    name = "address|prefix"
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            if "/" not in text:
+                return str(ip_address(text))
+            network = ip_network(text, strict=False)
+        except ValueError:
+            hint = "not an address, nor a prefix such as 192.0.2.0/24"
+            if "/" not in text:
+                hint = "not an IPv4 or IPv6 address"
+            self.fail(f"{value!r} is {hint}", param, ctx)
+        if ip_address(text.partition("/")[0]) != network.network_address:
+            self.fail(f"{value!r} is an address inside of {network}", param, ctx)
+        return str(network)
 
 
 class PrefixType(_Type):
@@ -225,29 +262,46 @@ class EndpointType(_Type):
 
 
 class PortType(_Type):
-    """1 to 65535, or any."""
+    """1 to 65535, a range of them, or any."""
 
-    name = "port|any"
+    name = "port|first-last|any"
 
     @override
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | str:
-        if value == "any":
+        text = str(value)
+        if text == "any":
             return "any"
-        try:
-            port = int(value)
-        except ValueError:
-            port = 0
-        if not 0 < port < 65_536:
-            self.fail(f"{value!r} is not a port: 1 to 65535, or any", param, ctx)
-        return port
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text, re.ASCII)
+        ports = [int(port) for port in match.groups() if port] if match else []
+        if not ports or not 0 < ports[0] <= ports[-1] < 65_536:
+            self.fail(
+                f"{value!r} is not a port: 1 to 65535, a range such as 8000-8100, or any",
+                param,
+                ctx,
+            )
+        return text if len(ports) > 1 else ports[0]
+
+
+class ServerIdType(_Type):
+    """1 to 8 bytes in hexadecimal."""
+
+    name = "hex"
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if re.fullmatch(r"(?:[0-9a-fA-F]{2}){1,8}", str(value)) is None:
+            self.fail(f"{value!r} is not 1 to 8 bytes in hexadecimal, as in c0ffee01", param, ctx)
+        return str(value).lower()
 
 
 SERVICE = ServiceName()
 BACKEND = BackendName()
 BACKEND_FILTER = BackendFilter()
 ADDRESS = AddressType()
+VIP = VipType()
 PREFIX = PrefixType()
 ENDPOINT = EndpointType()
 PORT = PortType()
+SERVER_ID = ServerIdType()

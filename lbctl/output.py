@@ -37,6 +37,8 @@ def to_yaml(data: object) -> str:
 
 def page(env: Environment, pieces: Sequence[object]) -> str:
     """Tables and lines as text with as much colour as the terminal wants."""
+    import textwrap
+
     from rich.console import Console
     from rich.text import Text
 
@@ -65,7 +67,9 @@ def page(env: Environment, pieces: Sequence[object]) -> str:
             console.print(piece if isinstance(piece, Text) else Text(str(piece)))
     if dropped:
         names = ", ".join(dict.fromkeys(dropped))
-        console.print(Text(f"({env.width} columns: left out {names}; -o json has all)", "dim"))
+        note = f"({env.width} columns: left out {names}; -o json has all)"
+        for part in textwrap.wrap(note, env.width or len(note)):
+            console.print(Text(part, "dim"))
     return buffer.getvalue()
 
 
@@ -85,7 +89,8 @@ def facts(env: Environment, pairs: Sequence[tuple[str, object]]) -> list[object]
             if len(line) <= room or room < 20:
                 parts.append(line)
             else:
-                parts += [Text(part, text.style) for part in textwrap.wrap(line.plain, room)]
+                wrapped = textwrap.wrap(line.plain, room, break_on_hyphens=False)
+                parts += [Text(part, text.style) for part in wrapped]
         for number, part in enumerate(parts):
             label = name if number == 0 else ""
             result.append(Text.assemble((f"{label:<{left}}", "bold"), part))

@@ -85,12 +85,18 @@ def rates_line(rates: Row) -> str:
 
 def totals(row: Row) -> str:
     """What it has carried since it was added."""
+    back = ""
+    if row["reply_packets_total"]:
+        back = (
+            f"; back: {humanise.exact(row['reply_packets_total'])} packets,"
+            f" {humanise.quantity(row['reply_bytes_total'], 'B')}"
+        )
     return (
         f"{humanise.exact(row['packets_total'])} packets,"
         f" {humanise.quantity(row['bytes_total'], 'B')},"
         f" {humanise.exact(row['new_flows_total'])} new flows"
         f" ({humanise.exact(row['established_flows_total'])} established,"
-        f" {humanise.exact(row['closed_flows_total'])} closed)"
+        f" {humanise.exact(row['closed_flows_total'])} closed){back}"
     )
 
 
@@ -99,6 +105,61 @@ def shares(row: Row) -> str:
     expected, actual = row["share_expected"], row["share_actual"]
     now = "none came" if actual is None else f"{humanise.percent(actual)}%"
     return f"{humanise.percent(expected)}% of the new flows expected, {now} in the last minute"
+
+
+def server(row: Row) -> str:
+    """A backend's address, and its port where it has one of its own."""
+    port = row["port"]
+    return str(row["address"]) if port is None else humanise.endpoint(row["address"], port)
+
+
+def scheduler(row: Row) -> str:
+    """A service's scheduler and what it goes by."""
+    shown = [
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in row["scheduler_settings"].items()
+        if value is not None
+    ]
+    return f"{row['scheduler']} ({', '.join(shown)})" if shown else str(row["scheduler"])
+
+
+def waiting(row: Row) -> str:
+    """Bytes that wait for an answer; a dash where they are not counted."""
+    return "-" if row["waiting_bytes"] is None else humanise.count(row["waiting_bytes"])
+
+
+def quantiles(times: Row | None) -> str:
+    """p50/p99 of the last minute; a dash where nothing came, or is not counted."""
+    if times is None or times["last_minute"]["p50_ms"] is None:
+        return "-"
+    recent = times["last_minute"]
+    return "/".join(humanise.milliseconds(recent[name]) for name in ("p50_ms", "p99_ms"))
+
+
+def times(row: Row | None) -> str:
+    """Times of the last minute and of all time, in a sentence."""
+    if row is None:
+        return "not counted"
+    recent = row["last_minute"]
+    now = f"{quantiles(row)} (p50/p99 of {humanise.exact(recent['count'])} in the last minute)"
+    if not recent["count"]:
+        now = "none in the last minute"
+    if not row["count_total"]:
+        return now
+    mean = humanise.milliseconds(row["mean_ms"])
+    return f"{now}; {mean} on average of {humanise.exact(row['count_total'])}"
+
+
+def load(row: Row) -> str:
+    """What is in front of a backend or service, in a sentence."""
+    parts = [humanise.plural(row["open_connections"], "open connection")]
+    if row["waiting_bytes"] is not None:
+        requests = humanise.plural(row["waiting_requests"], "request")
+        size = humanise.quantity(row["waiting_bytes"], "B")
+        parts.append(f"{requests} ({size}) waiting for an answer")
+    if row.get("load_score") is not None:
+        parts.append(f"load score {row['load_score']:.2f}")
+    return ", ".join(parts)
 
 
 BACKEND_COLUMNS = (
@@ -111,19 +172,24 @@ BACKEND_COLUMNS = (
     Column("WEIGHT", right=True),
     Column("FLOWS", right=True),
     Column("NEW/S", right=True, drop=1),
-    Column("PKT/S", right=True, drop=4),
-    Column("BIT/S", right=True, drop=2),
+    Column("PKT/S", right=True, drop=6),
+    Column("BIT/S", right=True, drop=5),
     Column("SHARE exp/act", right=True),
 )
+# Where nobody counts requests, there is nothing to say in these.
+WAITING_COLUMN = Column("WAITING B", right=True, drop=2)
+REQUEST_COLUMNS = (WAITING_COLUMN, Column("1ST BYTE p50/p99", right=True, drop=4))
 
 
 def backend_table(backends: Iterable[Row], *, with_service: bool = True) -> Table:
     """The table of backends."""
+    backends = list(backends)
+    asked = any(backend["waiting_bytes"] is not None for backend in backends)
     rows = [
         (
             Cell(backend["service"]),
             Cell(backend["name"]),
-            Cell(backend["address"]),
+            Cell(server(backend)),
             state(backend),
             Cell(humanise.age(backend["since_s"])),
             Cell(why(backend)),
@@ -134,11 +200,13 @@ def backend_table(backends: Iterable[Row], *, with_service: bool = True) -> Tabl
             Cell(humanise.count(backend["flows_established"])),
             *rate_cells(backend["rates"]),
             Cell(share(backend)),
+            *((Cell(waiting(backend)), Cell(quantiles(backend["first_byte"]))) if asked else ()),
         )
         for backend in backends
     ]
     first = 0 if with_service else 1
-    return Table(BACKEND_COLUMNS[first:], tuple(row[first:] for row in rows), prose_under="STATE")
+    columns = (*BACKEND_COLUMNS, *(REQUEST_COLUMNS if asked else ()))
+    return Table(columns[first:], tuple(row[first:] for row in rows), prose_under="STATE")
 
 
 SERVICE_COLUMNS = (
@@ -151,14 +219,16 @@ SERVICE_COLUMNS = (
     Column("BACKENDS", right=True),
     Column("FLOWS", right=True),
     Column("NEW/S", right=True, drop=1),
-    Column("PKT/S", right=True, drop=4),
-    Column("BIT/S", right=True, drop=2),
+    Column("PKT/S", right=True, drop=6),
+    Column("BIT/S", right=True, drop=4),
     Column("DROP/S", right=True, drop=5),
 )
 
 
 def service_table(services: Iterable[Row]) -> Table:
     """The table of services."""
+    services = list(services)
+    asked = any(service["waiting_bytes"] is not None for service in services)
     rows = tuple(
         (
             Cell(service["name"]),
@@ -174,10 +244,12 @@ def service_table(services: Iterable[Row]) -> Table:
                 humanise.count(service["rates"]["drops_per_s"]),
                 "red" if service["rates"]["drops_per_s"] else "",
             ),
+            *((Cell(waiting(service)),) if asked else ()),
         )
         for service in services
     )
-    return Table(SERVICE_COLUMNS, rows, prose_under="STATE")
+    columns = (*SERVICE_COLUMNS, *((WAITING_COLUMN,) if asked else ()))
+    return Table(columns, rows, prose_under="STATE")
 
 
 def reasons(counts: Mapping[str, int]) -> str:

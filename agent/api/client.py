@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -58,8 +58,26 @@ class Client:
 
     def get(self, path: str, params: Parameters | None = None) -> dict[str, Any]:
         """The answer to a question; parameters that are None are left out."""
-        given = {key: value for key, value in (params or {}).items() if value is not None}
-        return self._request("GET", f"{path}?{urlencode(given)}" if given else path, None)
+        return self._request("GET", _target(path, params), None)
+
+    def stream(self, path: str, params: Parameters | None = None) -> Generator[dict[str, Any]]:
+        """The lines of an answer, as they come, until the agent ends it.
+
+        An agent that sends nothing for the timeout is given up. Closing the iterator leaves.
+        """
+        target = _target(path, params)
+        connection = _UnixConnection(self.socket_path, self._timeout_s)
+        try:
+            connection.request("GET", target, headers={"Accept": "application/x-ndjson"})
+            response = connection.getresponse()
+            if response.status >= 400:
+                _answer(response.status, response.read(), f"GET {target}", self.socket_path)
+            while line := response.readline():
+                yield _answer(response.status, line, f"GET {target}", self.socket_path)
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(error, self.socket_path, self._timeout_s) from error
+        finally:
+            connection.close()
 
     def post(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
         """The answer to an order."""
@@ -79,6 +97,11 @@ class Client:
         finally:
             connection.close()
         return _answer(response.status, content, f"{method} {target}", self.socket_path)
+
+
+def _target(path: str, params: Parameters | None) -> str:
+    given = {key: value for key, value in (params or {}).items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
 
 
 def _unreachable(

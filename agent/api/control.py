@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from agent.config.edit import Edit
 from agent.config.plan import Change
 from agent.model import Config
+from agent.state.events import Event, Lost, TraceQuery
 from agent.state.queries import Explanation, FiveTuple, FlowPage, FlowQuery
 from agent.state.snapshot import Snapshot
+
+
+class Following(Protocol):
+    """The events that one client asked for."""
+
+    @property
+    def ended(self) -> bool:
+        """No more will come."""
+        ...
+
+    @property
+    def lost(self) -> Lost:
+        """What was missed so far."""
+        ...
+
+    async def next(self, timeout_s: float, limit: int) -> tuple[Event, ...]:
+        """The oldest not had yet, at most ``limit``; none after ``timeout_s``, or at the end."""
+        ...
+
+    def close(self) -> None:
+        """End it, from wherever."""
+        ...
 
 
 class Control(Protocol):
@@ -43,4 +67,8 @@ class Control(Protocol):
 
     def explain(self, tuple5: FiveTuple) -> Explanation:
         """What the data plane would do with the next packet of a flow, and why."""
+        ...
+
+    def follow(self, query: TraceQuery) -> AbstractContextManager[Following]:
+        """What the data plane decides, as it happens, until the context is left."""
         ...

@@ -12,15 +12,19 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
+from agent.api import filters, tracefilter
 from agent.config.edit import Edit, EditOp
 from agent.errors import NotFoundError, RequestError
 from agent.model import Address, Config, Protocol
+from agent.state.events import DEFAULT_SAMPLE, MAX_SAMPLE, EventKind, TraceQuery
 from agent.state.queries import FiveTuple, FlowQuery
 
 MAX_FLOWS = 10_000
-FLOW_STATES = ("embryonic", "acked", "established", "closing")
+FLOW_STATES = ("embryonic", "acked", "established", "closing", "awaiting")
 EDIT_FIELDS = ("op", "service", "backend", "values", "dry_run")
 FLOW_PARAMETERS = ("service", "backend", "client", "state", "limit")
+TRACE_PARAMETERS = ("kind", "service", "sample", "filter")
+TRACE_KINDS = frozenset(kind for kind in EventKind if not kind.is_sampled)
 EXPLAIN_PARAMETERS = ("protocol", "client", "client_port", "vip", "port")
 
 
@@ -45,20 +49,10 @@ def parameters(pairs: Iterable[tuple[str, str]], known: Collection[str]) -> dict
 def flow_query(given: Mapping[str, str], config: Config) -> FlowQuery:
     """The filters of GET /v1/flows; names are checked, so a typing error is not an empty answer."""
     service, backend, state = given.get("service"), given.get("backend"), given.get("state")
-    if service is not None and service not in {s.name for s in config.services}:
-        raise NotFoundError(
-            f"there is no service {service!r}",
-            where="parameter service",
-            remedy=_nearest(service, [s.name for s in config.services]),
-        )
-    names = {b.name for s in config.services if service in (None, s.name) for b in s.backends}
-    if backend is not None and backend not in names:
-        of_service = f" of service {service!r}" if service is not None else ""
-        raise NotFoundError(
-            f"there is no backend {backend!r}{of_service}",
-            where="parameter backend",
-            remedy=_nearest(backend, names),
-        )
+    if service is not None:
+        _check_service(service, config, "parameter service")
+    if backend is not None:
+        _check_backend(service, backend, config, "parameter backend")
     if state is not None and state not in FLOW_STATES:
         raise RequestError(
             f"{state!r} is not a state of a flow",
@@ -68,6 +62,45 @@ def flow_query(given: Mapping[str, str], config: Config) -> FlowQuery:
     client = _prefix(given["client"]) if "client" in given else None
     limit = _number(given, "limit", 1, MAX_FLOWS) if "limit" in given else 100
     return FlowQuery(service, backend, client, state, limit)
+
+
+def trace_query(given: Mapping[str, str], config: Config) -> TraceQuery:
+    """What GET /v1/trace is to show; names are checked, so a typing error is not silence."""
+    service = given.get("service")
+    if service is not None:
+        _check_service(service, config, "parameter service")
+    matches = None
+    if "filter" in given:
+        expression = tracefilter.parse(given["filter"])
+        for name in filters.names(expression, "service"):
+            _check_service(name, config, "filter")
+        for name in filters.names(expression, "backend"):
+            owner, _, backend = name.rpartition("/")
+            _check_backend(owner or None, backend, config, "filter")
+        matches = expression.matches
+        service = service or filters.only_service(expression)
+    sample = _number(given, "sample", 1, MAX_SAMPLE) if "sample" in given else DEFAULT_SAMPLE
+    if sample & (sample - 1):
+        raise RequestError(
+            f"{sample} is not a power of two",
+            where="parameter sample",
+            remedy=f"use 1, 2, 4 and so on to {MAX_SAMPLE}",
+        )
+    return TraceQuery(_kinds(given.get("kind")), service, sample, matches)
+
+
+def _kinds(text: str | None) -> frozenset[EventKind]:
+    if text is None:
+        return TRACE_KINDS
+    known = {kind.value: kind for kind in EventKind}
+    for word in text.split(","):
+        if word not in known:
+            raise RequestError(
+                f"{word!r} is not a kind of event",
+                where="parameter kind",
+                remedy=_nearest(word, known),
+            )
+    return frozenset(known[word] for word in text.split(","))
 
 
 def five_tuple(given: Mapping[str, str]) -> FiveTuple:
@@ -151,6 +184,23 @@ def edit_request(body: Mapping[str, object]) -> tuple[Edit, bool]:
             "is not an object", where="field values", remedy='send an object, like {"weight": 50}'
         )
     return Edit(EditOp(op), _name(body, "service"), _name(body, "backend"), values), dry_run
+
+
+def _check_service(name: str, config: Config, where: str) -> None:
+    known = [service.name for service in config.services]
+    if name not in known:
+        raise NotFoundError(
+            f"there is no service {name!r}", where=where, remedy=_nearest(name, known)
+        )
+
+
+def _check_backend(service: str | None, name: str, config: Config, where: str) -> None:
+    known = {b.name for s in config.services if service in (None, s.name) for b in s.backends}
+    if name not in known:
+        of_service = f" of service {service!r}" if service is not None else ""
+        raise NotFoundError(
+            f"there is no backend {name!r}{of_service}", where=where, remedy=_nearest(name, known)
+        )
 
 
 def _name(body: Mapping[str, object], field: str) -> str | None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from agent.api import listen, peer, requests, views
-from agent.api.control import Control
+from agent.api import listen, peer, requests, trace, views
+from agent.api.control import Control, Following
 from agent.config.render import document
 from agent.errors import (
     ConfigError,
@@ -74,6 +74,7 @@ class ApiServer:
         self._unix: listen.UnixListener | None = None
         self._port: socket.socket | None = None
         self._runners: list[web.AppRunner] = []
+        self._following: set[Following] = set()
         self.metrics_address: tuple[str, int] | None = None  # once started
 
     def listen(self) -> None:
@@ -139,12 +140,14 @@ class ApiServer:
                 web.get("/v1/config", self._config),
                 web.get("/v1/flows", self._flows),
                 web.get("/v1/explain", self._explain),
+                web.get("/v1/trace", self._trace),
                 web.post("/v1/edit", self._edit),
                 web.post("/v1/reload", self._reload),
                 web.get("/metrics", self._metrics),
                 web.get("/healthz", self._healthz),
             ]
         )
+        app.on_shutdown.append(self._end_traces)
         return app
 
     def _metrics_only(self) -> web.Application:
@@ -209,6 +212,23 @@ class ApiServer:
     async def _explain(self, request: web.Request) -> web.Response:
         asked = requests.five_tuple(_parameters(request, requests.EXPLAIN_PARAMETERS))
         return _json(views.explanation(self._control.explain(asked)))
+
+    async def _trace(self, request: web.Request) -> web.StreamResponse:
+        given = _parameters(request, requests.TRACE_PARAMETERS)
+        query = requests.trace_query(given, self._control.config())
+        with self._control.follow(query) as following:
+            # It costs time on the packet path, so who asked for it is of interest.
+            _log_use(_peer(request), "api_trace", **given)
+            self._following.add(following)
+            try:
+                return await trace.stream(request, following)
+            finally:
+                self._following.discard(following)
+
+    async def _end_traces(self, _app: web.Application) -> None:
+        """They would not end by themselves."""
+        for following in tuple(self._following):
+            following.close()
 
     async def _edit(self, request: web.Request) -> web.Response:
         _parameters(request)

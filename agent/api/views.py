@@ -6,16 +6,28 @@ Names and units are in the keys. Everything is pure.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from agent.config.defaults import check_port
 from agent.config.plan import Change
 from agent.errors import ConfigError, SteelyardError
-from agent.model import BackendState, CheckKind, HealthCheck, NextHop, Service, ServiceState
+from agent.model import (
+    BackendState,
+    CheckKind,
+    HealthCheck,
+    NextHop,
+    Scheduler,
+    Service,
+    ServiceState,
+)
+from agent.state.loads import counts_waiting
 from agent.state.queries import Explanation, FlowPage, FlowView
 from agent.state.snapshot import (
     BackendCounts,
     BackendSnapshot,
     DataplaneSnapshot,
+    Latency,
     Rates,
     ServiceSnapshot,
     Snapshot,
@@ -58,12 +70,17 @@ def service(view: ServiceSnapshot, at: float) -> Json:
     configured = view.service
     return {
         "name": configured.name,
-        "vip": str(configured.key.vip),
-        "port": configured.key.port or "any",
+        "vip": configured.key.address,
+        "port": _port(configured),
         "protocol": configured.key.protocol.value,
         "forward": configured.forward.value,
         "scheduler": configured.scheduler.value,
+        "scheduler_settings": _scheduler_settings(configured),
+        "no_backend": configured.no_backend.value,
         "down_flows": configured.down_flows.value,
+        "slow_start_s": configured.slow_start_s,
+        "quic_id_bytes": configured.quic_id_bytes,
+        "counts_waiting_bytes": counts_waiting(configured),
         "state": view.state.value,
         "reason": view.reason,
         "since": rfc3339(view.since),
@@ -71,8 +88,12 @@ def service(view: ServiceSnapshot, at: float) -> Json:
         "backends_up": sum(1 for b in view.backends if b.state is BackendState.UP),
         "backends_total": len(view.backends),
         "flows_established": sum(b.flows for b in view.backends),
+        "open_connections": sum(b.load.open for b in view.backends),
+        "waiting_bytes": _sum(b.load.waiting_bytes for b in view.backends),
+        "waiting_requests": _sum(b.load.awaiting for b in view.backends),
         "rates": _rates(view.rates),
         **_counts(view.counts),
+        "replied_packets_total": view.replied,
         "flows_not_recorded_total": view.not_recorded,
         "drops_total": dict(view.drops),
         "timeouts_s": {
@@ -117,12 +138,22 @@ def explanation(explained: Explanation) -> Json:
         "service": explained.service,
         "backend": explained.backend,
         "reason": explained.reason,
+        "scheduler": explained.scheduler,
+        "depends_on": explained.depends_on,
         "steps": list(explained.steps),
         "recorded_flow": None if explained.recorded is None else _flow(explained.recorded),
         "ring": {
             "slots": explained.ring_slots,
             "draws": [
-                {"slot": draw.slot, "backend": draw.backend, "usable": draw.usable}
+                {
+                    "slot": draw.slot,
+                    "backend": draw.backend,
+                    "usable": draw.usable,
+                    "load_score": None if draw.score is None else round(draw.score, 3),
+                    "open_connections": draw.open,
+                    "most_open_connections": draw.most_open,
+                    "cpu": draw.cpu,
+                }
                 for draw in explained.draws
             ],
         },
@@ -152,21 +183,29 @@ def _dataplane(view: DataplaneSnapshot) -> Json:
     used = sum(states.values())
     return {
         "interface": view.interface,
+        "backend_interfaces": list(view.backend_interfaces),
         "attached": view.attached,
-        "xdp_mode": view.xdp_mode,
-        "xdp_mode_reason": view.xdp_mode_reason,
+        "hook": view.hook,
+        "hook_reason": view.hook_reason,
         "driver": view.driver,
         "program_id": view.program_id,
         "abi_version": view.abi,
         "features": list(view.features),
         "compile_ms": round(view.compile_ms, 1),
         "instructions": view.instructions,
+        "machine_code_bytes": view.jited_bytes,
+        "verified_instructions": view.verified_insns,
         "flow_table": {
             "slots": view.flow_slots,
             **{s: states.get(s, 0) for s in ("established", "acked", "embryonic", "closing")},
             "used_share": round(used / view.flow_slots, 6) if view.flow_slots else 0.0,
         },
+        "nat_sources": [
+            {"address": str(nat.address), "used_ports": nat.used, "ports": nat.ports}
+            for nat in view.nat_sources
+        ],
         "passed_packets": dict(view.passed),
+        "trace_events_lost_total": view.events_lost,
     }
 
 
@@ -176,6 +215,8 @@ def _backend(service_name: str, view: BackendSnapshot, at: float) -> Json:
         "service": service_name,
         "name": view.backend.name,
         "address": str(view.backend.address),
+        "port": view.backend.port,
+        "backup": view.backend.backup,
         "state": view.state.value,
         "reason": view.reason,
         "since": rfc3339(view.since),
@@ -192,9 +233,64 @@ def _backend(service_name: str, view: BackendSnapshot, at: float) -> Json:
         "share_expected": round(view.share_expected, 6),
         "share_actual": None if view.share_actual is None else round(view.share_actual, 6),
         "flows_established": view.flows,
+        "open_connections": view.load.open,
+        "waiting_bytes": view.load.waiting_bytes,
+        "waiting_requests": view.load.awaiting,
+        "load_score": None if view.load.score is None else round(view.load.score, 3),
+        "first_byte": _latency(view.load.first_byte),
+        "handshake": _latency(view.load.handshake),
         "rates": _rates(view.rates),
         **_counts(view.counts),
+        "answers_total": view.counts.answers,
     }
+
+
+def _latency(times: Latency | None) -> Json | None:
+    """Times that a backend took; None: they are not counted."""
+    if times is None:
+        return None
+    return {
+        "count_total": times.count,
+        "mean_ms": round(times.sum_s * 1000 / times.count, 3) if times.count else None,
+        "last_minute": {
+            "count": times.recent_count,
+            "p50_ms": _rounded(times.recent_p50_ms),
+            "p99_ms": _rounded(times.recent_p99_ms),
+        },
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    """The sum of those that are known; None: none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _port(configured: Service) -> int | str:
+    """A number, a range or ``any``."""
+    key = configured.key
+    return key.port if key.port and key.port_last is None else key.ports
+
+
+def _scheduler_settings(configured: Service) -> Json:
+    """What the service's scheduler goes by."""
+    match configured.scheduler:
+        case Scheduler.LEAST_LOAD:
+            return {
+                "draws": configured.draws,
+                "bytes_per_connection": configured.bytes_per_connection,
+            }
+        case Scheduler.SOURCE:
+            return {
+                "source_bits": configured.source_bits,
+                "source_bound": configured.source_bound,
+            }
+        case _:
+            return {}
 
 
 def _next_hop(hop: NextHop) -> Json:
@@ -217,6 +313,8 @@ def _counts(counts: BackendCounts) -> Json:
         "new_flows_total": counts.opened,
         "closed_flows_total": counts.closed,
         "established_flows_total": counts.established,
+        "reply_packets_total": counts.reply_packets,
+        "reply_bytes_total": counts.reply_bytes,
     }
 
 
@@ -225,9 +323,11 @@ def _health_check(configured: Service) -> Json:
     check: HealthCheck = configured.health
     if check.kind is CheckKind.NONE:
         return {"type": check.kind.value}
+    ports = {check_port(configured, backend) for backend in configured.backends}
+    ports = ports or {check.port or configured.key.port}
     shown: Json = {
         "type": check.kind.value,
-        "port": check.port or configured.key.port or None,
+        "port": ports.pop() or None if len(ports) == 1 else None,
         "interval_s": check.interval_s,
         "timeout_s": check.timeout_s,
         "rise": check.rise,
@@ -249,6 +349,8 @@ def _health_check(configured: Service) -> Json:
 
 
 def _flow(flow: FlowView) -> Json:
+    address, port = flow.nat_source or (None, None)
+    asked = flow.requests
     return {
         "service": flow.service,
         "protocol": flow.tuple5.protocol.value,
@@ -260,6 +362,12 @@ def _flow(flow: FlowView) -> Json:
         "state": flow.state,
         "age_s": round(flow.age_s, 3),
         "idle_s": round(flow.idle_s, 3),
+        "nat_source": None if address is None else str(address),
+        "nat_source_port": port,
+        "awaiting_answer": None if asked is None else asked.awaiting,
+        "waiting_bytes": None if asked is None else asked.waiting_bytes,
+        "handshake_ms": None if asked is None else _rounded(asked.handshake_ms),
+        "talk": None if asked is None else asked.talk,
     }
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from agent.config.defaults import default_check_kind, default_timeouts
-from agent.config.rules import Candidate
-from agent.config.schema import (
+from agent.config.candidate import Candidate
+from agent.config.defaults import default_check_kind, default_timeouts, default_waiting
+from agent.config.schema import GlobalSection
+from agent.config.service_schema import (
     BackendSection,
-    GlobalSection,
     HealthSection,
     ServiceSection,
     TimeoutsSection,
@@ -15,9 +15,9 @@ from agent.model import (
     Backend,
     Config,
     HealthCheck,
+    Nat,
     Protocol,
     Service,
-    ServiceKey,
     Tables,
     Timeouts,
 )
@@ -25,19 +25,22 @@ from agent.model import (
 
 def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
     """The configuration."""
-    tables = globals_.tables
+    tables, nat = globals_.tables, globals_.nat
     return Config(
         name=globals_.name,
         interface=globals_.interface,
-        xdp_mode=globals_.xdp_mode,
+        backend_interfaces=globals_.backend_interfaces,
+        hook=globals_.hook,
         socket=globals_.socket,
         socket_group=globals_.socket_group,
         state_dir=globals_.state_dir,
         metrics_listen=globals_.metrics,
         manage_vips=globals_.manage_vips,
         hash_seed=globals_.hash_seed,
-        ipip_source_v4=globals_.ipip_source.ipv4,
-        ipip_source_v6=globals_.ipip_source.ipv6,
+        tunnel_source_v4=globals_.tunnel_source.ipv4,
+        tunnel_source_v6=globals_.tunnel_source.ipv6,
+        gue_port=globals_.gue.port,
+        nat=Nat(nat.sources_ipv4, nat.sources_ipv6, *nat.ports),
         kernel_headers=globals_.kernel_headers,
         tables=Tables(
             flows=tables.flows,
@@ -56,21 +59,33 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
 def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection], ...]) -> Service:
     return Service(
         name=section.name,
-        key=ServiceKey(section.vip, section.port, section.protocol),
+        key=section.key,
         forward=section.forward,
         scheduler=section.scheduler,
         timeouts=_timeouts(section.timeouts, section.protocol),
         down_flows=section.down_flows,
         health=_health(section.health, section.protocol),
-        backends=tuple(
-            Backend(
-                name=backend.name,
-                address=backend.address,
-                weight=backend.weight,
-                admin=backend.state,
-            )
-            for _, backend in backends
-        ),
+        backends=tuple(_backend(backend) for _, backend in backends),
+        draws=section.draws,
+        bytes_per_connection=section.bytes_per_connection,
+        count_waiting=section.count_waiting and default_waiting(section.protocol),
+        source_bits=section.source_prefix,
+        source_bound=section.source_bound,
+        slow_start_s=section.slow_start,
+        no_backend=section.no_backend,
+        quic_id_bytes=section.quic_server_id_bytes,
+    )
+
+
+def _backend(section: BackendSection) -> Backend:
+    return Backend(
+        name=section.name,
+        address=section.address,
+        weight=section.weight,
+        admin=section.state,
+        port=section.port,
+        backup=section.backup,
+        quic_server_id=section.quic_server_id,
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from agent.model import (
     TCP_TIMEOUTS,
     UDP_TIMEOUTS,
+    Backend,
     CheckKind,
     HealthCheck,
     Protocol,
+    Scheduler,
     Service,
     ServiceKey,
     Timeouts,
@@ -26,6 +28,21 @@ CHECK_KEYS: dict[CheckKind, frozenset[str]] = {
     CheckKind.HTTPS: COMMON_CHECK_KEYS | HTTP_CHECK_KEYS | TLS_CHECK_KEYS,
 }
 
+# The keys that only some schedulers, or one protocol, have a use for.
+SCHEDULER_KEYS: dict[str, Scheduler] = {
+    "draws": Scheduler.LEAST_LOAD,
+    "bytes_per_connection": Scheduler.LEAST_LOAD,
+    "source_prefix": Scheduler.SOURCE,
+    "source_bound": Scheduler.SOURCE,
+}
+PROTOCOL_KEYS: dict[str, Protocol] = {
+    "bytes_per_connection": Protocol.TCP,
+    "count_waiting": Protocol.TCP,
+    "quic_server_id_bytes": Protocol.UDP,
+}
+DEFAULT_SCHEDULER = Scheduler.LEAST_LOAD
+DEFAULT_PROTOCOL = Protocol.TCP
+
 
 def default_timeouts(protocol: Protocol) -> Timeouts:
     """Idle timeouts of a service that sets none."""
@@ -42,11 +59,23 @@ def default_check_timeout(interval_s: float) -> float:
     return min(_CHECK.timeout_s, interval_s)
 
 
+def default_waiting(protocol: Protocol) -> bool:
+    """Only of TCP does the packet path see when a request is answered."""
+    return protocol is Protocol.TCP
+
+
+def check_port(service: Service, backend: Backend) -> int:
+    """The port on which a backend is checked; of a range of ports, the first. 0: none is known."""
+    return service.health.port or backend.port or service.key.port
+
+
 def default_service(name: str, key: ServiceKey, interval_s: float = _CHECK.interval_s) -> Service:
     """The service with this key that sets nothing else than the interval of its check."""
     return Service(
         name=name,
         key=key,
+        scheduler=DEFAULT_SCHEDULER,
+        count_waiting=default_waiting(key.protocol),
         timeouts=default_timeouts(key.protocol),
         health=HealthCheck(
             kind=default_check_kind(key.protocol),

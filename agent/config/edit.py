@@ -128,7 +128,7 @@ def _add_backend(data: Mapped, edit: Edit) -> None:
 def _set_backend(data: Mapped, edit: Edit) -> None:
     backend = _backend(data, edit)
     for key in edit.values:
-        if key in ("name", "address"):
+        if key in ("name", "address", "port"):
             raise ConfigError(
                 f"{key}: cannot be set",
                 where=_where(edit),

@@ -1,19 +1,32 @@
 """Says what a change of a service or backend does to traffic, in one sentence for its operator.
 
-A recorded flow belongs to its backend's address and its service's VIP, port and protocol: names
-can change without a connection noticing. What is no longer there, or in maintenance, gives its
-flows up: their next packets go to other backends, which reset TCP connections they do not know.
+A recorded flow belongs to its backend's address and port and its service's VIP, port and
+protocol: names can change without a connection noticing. What is no longer there, or in
+maintenance, gives its flows up: their next packets go to other backends, which reset TCP
+connections they do not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.config.durations import format_duration
-from agent.model import AdminState, Backend, CheckKind, DownFlows, Service
+from agent.model import (
+    AdminState,
+    Backend,
+    CheckKind,
+    DownFlows,
+    NoBackend,
+    Service,
+    ServiceKey,
+)
 
-NO_BACKEND_LEFT = "no backend is left for new flows: they are dropped"
+_WITHOUT_BACKEND = {
+    NoBackend.DROP: "they are dropped",
+    NoBackend.RESET: "they are answered with a reset",
+    NoBackend.ANY: "they go to any that can be reached and is not in maintenance",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +46,14 @@ class Traffic:
 
 
 def traffic(service: Service) -> Traffic:
-    """Where the new flows of a service go."""
+    """Where the new flows of a service go: to backups only if nothing else would get any."""
     weights = {
         backend.name: backend.weight if backend.admin is AdminState.ACTIVE else 0
         for backend in service.backends
     }
+    backups = {backend.name for backend in service.backends if backend.backup}
+    if any(weight for name, weight in weights.items() if name not in backups):
+        weights |= dict.fromkeys(backups, 0)
     total = sum(weights.values())
     shares = {name: weight / total if total else 0.0 for name, weight in weights.items()}
     return Traffic(service, shares)
@@ -48,7 +64,7 @@ def service_added(service: Service, renamed_from: str | None) -> str:
     if renamed_from:
         return f"this was service {renamed_from}: the same {service.key}, open connections stay"
     if traffic(service).nowhere:
-        return f"{service.key} is taken in; {NO_BACKEND_LEFT}"
+        return f"{service.key} is taken in; {_no_backend_left(service)}"
     return f"{service.key} is balanced from now on"
 
 
@@ -64,17 +80,10 @@ def service_changed(old: Service, new: Service) -> str:
     """Other settings of the same service, its backends aside."""
     parts = []
     if old.key != new.key:
-        parts.append(
-            f"{old.key} is no longer balanced, its open connections are cut; "
-            f"{new.key} is from now on"
-        )
+        parts.append(_key_changed(old.key, new.key))
     if old.forward is not new.forward:
-        parts.append(
-            f"every packet, those of open connections included, is sent by {new.forward.value} "
-            "at once: the backends must be ready for it"
-        )
-    if old.scheduler.value != new.scheduler.value:
-        parts.append(f"new flows are placed by {new.scheduler.value}; established flows stay")
+        parts.append(_forward_changed(old, new))
+    parts += _placing_changed(old, new)
     if old.health != new.health:
         parts.append(_health(new))
     if old.timeouts != new.timeouts:
@@ -86,6 +95,64 @@ def service_changed(old: Service, new: Service) -> str:
             else "open flows of a backend that goes down move to others at once"
         )
     return "; ".join(parts)
+
+
+def _key_changed(old: ServiceKey, new: ServiceKey) -> str:
+    same_start = (old.vip, old.port, old.protocol) == (new.vip, new.port, new.protocol)
+    if same_start and (old.vip_bits is None) == (new.vip_bits is None):
+        return f"{new} instead of {old}: open connections to what is in both stay, others are cut"
+    return f"{old} is no longer balanced, its open connections are cut; {new} is from now on"
+
+
+def _forward_changed(old: Service, new: Service) -> str:
+    if old.forward.is_nat or new.forward.is_nat:
+        return (
+            f"packets are sent by {new.forward.value}; open connections could not go on, so this "
+            "is refused while there are any"
+        )
+    return (
+        f"every packet, those of open connections included, is sent by {new.forward.value} "
+        "at once: the backends must be ready for it"
+    )
+
+
+def _placing_changed(old: Service, new: Service) -> Iterator[str]:
+    """What concerns only new flows."""
+    if old.scheduler is not new.scheduler:
+        yield f"new flows are placed by {new.scheduler.value}; {_STAY}"
+    elif _scheduler_settings(old) != _scheduler_settings(new):
+        yield f"new flows are placed by the new settings of {new.scheduler.value}; {_STAY}"
+    if old.count_waiting is not new.count_waiting:
+        yield (
+            "request bytes that wait for their answer are counted from now on"
+            if new.count_waiting
+            else "request bytes that wait for their answer are no longer counted, nor the time to "
+            "its first byte"
+        )
+    if old.slow_start_s != new.slow_start_s:
+        yield (
+            f"backends that come up reach their weight in {_seconds(new.slow_start_s)}"
+            if new.slow_start_s
+            else "backends that come up have their weight at once"
+        )
+    if old.no_backend is not new.no_backend:
+        yield f"if no backend is left for new flows, {_WITHOUT_BACKEND[new.no_backend]}"
+    if old.quic_id_bytes != new.quic_id_bytes:
+        yield (
+            "QUIC packets go to the backend that the server id in their connection id names "
+            f"({_plural(new.quic_id_bytes, 'byte')})"
+            if new.quic_id_bytes
+            else "QUIC packets go by their addresses and ports alone"
+        )
+
+
+def _scheduler_settings(service: Service) -> tuple[object, ...]:
+    return (
+        service.draws,
+        service.bytes_per_connection,
+        service.source_bits,
+        service.source_bound,
+    )
 
 
 def backend_added(new: Traffic, backend: Backend, renamed_from: str | None) -> str:
@@ -109,24 +176,28 @@ def backend_removed(old: Traffic, new: Traffic, backend: Backend, renamed_to: st
         return "those of its open connections that have not finished are cut"
     cut = "its open connections are cut (drain it first and they finish)"
     if new.nowhere:
-        return f"{cut}; {NO_BACKEND_LEFT}"
+        return f"{cut}; {_no_backend_left(new.service)}"
     return f"{cut}; its {percent(share)} of new flows move to the other backends"
 
 
 def backend_changed(old: Traffic, new: Traffic, before: Backend, after: Backend) -> str:
-    """Another address, weight or state of the same backend."""
+    """Other settings of the same backend."""
     share_before, share_after = old.shares[before.name], new.shares[after.name]
     parts = []
-    if before.address != after.address:
+    if (before.address, before.port) != (after.address, after.port):
         parts.append(
-            f"open connections to {before.address} are cut; new flows go to {after.address}"
+            f"open connections to {_server(before)} are cut; new flows go to {_server(after)}"
         )
+    if before.quic_server_id != after.quic_server_id:
+        parts.append(_quic_id_changed(after))
+    if before.backup is not after.backup:
+        parts.append(_backup_changed(new.service, after, share_after))
     if before.admin is not after.admin:
         parts.append(_state_changed(new.service, before, after, share_after))
     elif before.weight != after.weight:
         parts.append(_weight_changed(after, share_before, share_after))
     if share_before > 0 and new.nowhere:
-        parts.append(NO_BACKEND_LEFT)
+        parts.append(_no_backend_left(new.service))
     return "; ".join(parts)
 
 
@@ -140,6 +211,26 @@ def percent(share: float) -> str:
 
 
 _STAY = "established flows stay"
+
+
+def _no_backend_left(service: Service) -> str:
+    return f"no backend is left for new flows: {_WITHOUT_BACKEND[service.no_backend]}"
+
+
+def _server(backend: Backend) -> str:
+    return f"{backend.address} port {backend.port}" if backend.port else str(backend.address)
+
+
+def _quic_id_changed(after: Backend) -> str:
+    if after.quic_server_id is None:
+        return "no QUIC connection id names it"
+    return f"QUIC packets with the server id {after.quic_server_id.hex()} go to it, no others"
+
+
+def _backup_changed(service: Service, after: Backend, share: float) -> str:
+    if share > 0:
+        return f"{_once_healthy(service)}about {percent(share)} of new flows go to it; {_STAY}"
+    return f"it gets no new flow: {_idle_reason(after)}; {_STAY}"
 
 
 def _state_changed(service: Service, before: Backend, after: Backend, share: float) -> str:
@@ -159,6 +250,8 @@ def _state_changed(service: Service, before: Backend, after: Backend, share: flo
 def _weight_changed(after: Backend, share_before: float, share_after: float) -> str:
     if after.admin is not AdminState.ACTIVE:
         return f"nothing while its state is {after.admin.value}"
+    if share_after == 0 and share_before == 0:
+        return f"it still gets no new flow: {_idle_reason(after)}"
     if share_after == 0:
         return "its open connections finish, no new flow goes there"
     if share_before == share_after:
@@ -193,7 +286,9 @@ def _once_healthy(service: Service) -> str:
 def _idle_reason(backend: Backend) -> str:
     if backend.admin is not AdminState.ACTIVE:
         return f"its state is {backend.admin.value}"
-    return "its weight is 0"
+    if backend.weight == 0:
+        return "its weight is 0"
+    return "it is a backup, for when no other backend is usable"
 
 
 def _plural(number: int, noun: str) -> str:

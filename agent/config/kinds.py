@@ -10,7 +10,6 @@ import enum
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Never
 
@@ -18,7 +17,7 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from agent.config.durations import format_duration, parse_duration
-from agent.model import ANY_PORT, MAX_WEIGHT, Address
+from agent.model import MAX_WEIGHT
 
 # sun_path holds 108 bytes, one of them the final NUL.
 _MAX_SOCKET_PATH = 107
@@ -58,11 +57,13 @@ def shown(value: object) -> str:
             return "a mapping"
         case list():
             return "a list"
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    words = repr(value) if isinstance(value, str) else str(value)
+    return words if len(words) <= 60 else f"{words[:57]}…"
 
 
-def _whole(low: int, high: int) -> Callable[[object], int]:
+def whole(low: int, high: int) -> Callable[[object], int]:
+    """Checks for a whole number from ``low`` to ``high``."""
+
     def check(value: object) -> int:
         remedy = f"give a whole number from {low} to {high}"
         if isinstance(value, bool) or not isinstance(value, int):
@@ -80,6 +81,15 @@ def _share(value: object) -> float:
     return float(value)
 
 
+def _bound(value: object) -> float:
+    remedy = "give a number from 1 to 100, such as 1.25, or 0 for no bound"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        refuse(f"{shown(value)} is not a number", remedy)
+    if value != 0 and not 1 <= value <= 100:
+        refuse(f"{shown(value)} is out of range", remedy)
+    return float(value)
+
+
 def _duration(low_s: float, high_s: float) -> Callable[[object], float]:
     def check(value: object) -> float:
         bounds = f"from {format_duration(low_s)} to {format_duration(high_s)}"
@@ -94,22 +104,24 @@ def _duration(low_s: float, high_s: float) -> Callable[[object], float]:
     return check
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """Checks for text."""
     if not isinstance(value, str):
         refuse(f"{shown(value)} is not text", f"put it in quotes: '{value}'")
     return value
 
 
-def _matching(pattern: str, what: str, remedy: str, longest: int) -> Callable[[object], str]:
+def matching(pattern: str, what: str, remedy: str, longest: int) -> Callable[[object], str]:
+    """Checks for text of at most ``longest`` characters that is all ``pattern``."""
     compiled = re.compile(pattern, re.ASCII)
 
     def check(value: object) -> str:
-        text = _text(value)
-        if len(text) > longest:
-            refuse(f"{shown(text)} is too long for {what}", f"at most {longest} characters")
-        if compiled.fullmatch(text) is None:
-            refuse(f"{shown(text)} is not {what}", remedy)
-        return text
+        given = text(value)
+        if len(given) > longest:
+            refuse(f"{shown(given)} is too long for {what}", f"at most {longest} characters")
+        if compiled.fullmatch(given) is None:
+            refuse(f"{shown(given)} is not {what}", remedy)
+        return given
 
     return check
 
@@ -134,63 +146,11 @@ def choice[E: enum.Enum](choices: type[E]) -> tuple[BeforeValidator, Kind]:
     return BeforeValidator(_choice(choices)), Kind(words)
 
 
-def _address(value: object) -> Address:
-    if isinstance(value, str) and "/" in value:
-        refuse(f"{shown(value)} is a network", "give one address, without a prefix length")
-    text = _text(value)  # outside: what it raises is a ValueError too
-    try:
-        address = ip_address(text)
-    except ValueError:
-        remedy = "give one address, such as 10.0.0.10 or fd00::10 (names are not resolved)"
-        refuse(f"{shown(value)} is not an IP address", remedy)
-    if isinstance(address, IPv6Address):
-        if address.scope_id:
-            refuse(f"{value} has a zone", "give an address that is the same on every interface")
-        if address.ipv4_mapped:
-            refuse(f"{value} is an IPv4 address in disguise", f"write {address.ipv4_mapped}")
-    for kind, is_kind in (
-        ("the unspecified address", address.is_unspecified),
-        ("a multicast address", address.is_multicast),
-        ("a loopback address", address.is_loopback),
-        ("the broadcast address", address == IPv4Address("255.255.255.255")),
-    ):
-        if is_kind:
-            refuse(f"{address} is {kind}", "give the unicast address of one host")
-    return address
-
-
-def _address_v4(value: object) -> IPv4Address:
-    address = _address(value)
-    if not isinstance(address, IPv4Address):
-        refuse(f"{address} is not an IPv4 address", "give an address such as 10.0.0.2")
-    return address
-
-
-def _address_v6(value: object) -> IPv6Address:
-    address = _address(value)
-    if not isinstance(address, IPv6Address):
-        refuse(f"{address} is not an IPv6 address", "give an address such as fd00::2")
-    return address
-
-
-def _service_port(value: object) -> int:
-    if value == "any":
-        return ANY_PORT
-    remedy = "give a number from 1 to 65535, or any"
-    if isinstance(value, bool) or not isinstance(value, int):
-        refuse(f"{shown(value)} is not a port", remedy)
-    if value == 0:
-        refuse("0 is not a port", "write any for every port of the VIP, or a port from 1 to 65535")
-    if not 0 < value <= 65535:
-        refuse(f"{shown(value)} is out of range", remedy)
-    return value
-
-
 def _absolute(value: object) -> Path:
-    text = _text(value)
-    if not text.startswith("/") or "\0" in text:
-        refuse(f"{shown(text)} is not an absolute path", "start it with /")
-    return Path(text)
+    given = text(value)
+    if not given.startswith("/") or "\0" in given:
+        refuse(f"{shown(given)} is not an absolute path", "start it with /")
+    return Path(given)
 
 
 def _socket_path(value: object) -> Path:
@@ -201,29 +161,20 @@ def _socket_path(value: object) -> Path:
     return path
 
 
-def _listen(value: object) -> tuple[str, int] | None:
-    # YAML 1.1 readers in front of the API may have made a boolean of `off`.
-    if value == "off" or value is False:
-        return None
-    remedy = "give an address and a port, such as 127.0.0.1:9117 or [::1]:9117, or off"
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):([0-9]{1,5})", str(value))
-    if match is None:
-        refuse(f"{shown(value)} is not a listening address", remedy)
-    v6, v4, port = match.group(1), match.group(2), int(match.group(3))
-    try:
-        host = str(IPv6Address(v6) if v6 else IPv4Address(v4))
-    except ValueError:
-        refuse(f"{shown(v6 or v4)} is not an IP address", remedy)
-    if not 0 < port <= 65535:
-        refuse(f"port {port} is out of range", "give a port from 1 to 65535")
-    return host, port
+def _quic_id(value: object) -> bytes:
+    remedy = 'give 1 to 8 bytes as hexadecimal digits in quotes, such as "c0ffee01"'
+    if not isinstance(value, str):
+        refuse(f"{shown(value)} is not text", remedy)
+    if re.fullmatch(r"(?:[0-9a-fA-F]{2}){1,8}", value) is None:
+        refuse(f"{shown(value)} is not a server id", remedy)
+    return bytes.fromhex(value)
 
 
 def _power_of_two(low: int, high: int) -> Callable[[object], int]:
-    whole = _whole(low, high)
+    integer = whole(low, high)
 
     def check(value: object) -> int:
-        number = whole(value)
+        number = integer(value)
         if number & (number - 1):
             below = 1 << (number.bit_length() - 1)
             refuse(f"{number} is not a power of two", f"the nearest are {below} and {below * 2}")
@@ -233,10 +184,10 @@ def _power_of_two(low: int, high: int) -> Callable[[object], int]:
 
 
 def _prime(low: int, high: int) -> Callable[[object], int]:
-    whole = _whole(low, high)
+    integer = whole(low, high)
 
     def check(value: object) -> int:
-        number = whole(value)
+        number = integer(value)
         if not _is_prime(number):
             below = next(n for n in range(number, 1, -1) if _is_prime(n))
             above = next(n for n in range(number, 2 * number) if _is_prime(n))
@@ -270,11 +221,11 @@ def _status_ranges(value: object) -> StatusRanges:
 
 
 Weight = Annotated[
-    int, BeforeValidator(_whole(0, MAX_WEIGHT)), Kind(f"whole number, 0 to {MAX_WEIGHT}")
+    int, BeforeValidator(whole(0, MAX_WEIGHT)), Kind(f"whole number, 0 to {MAX_WEIGHT}")
 ]
-Count = Annotated[int, BeforeValidator(_whole(1, 100)), Kind("whole number, 1 to 100")]
-Seed = Annotated[int, BeforeValidator(_whole(0, 2**32 - 1)), Kind("whole number, 0 to 4294967295")]
-TableSize = Annotated[int, BeforeValidator(_whole(2, 65_535)), Kind("whole number, 2 to 65535")]
+Count = Annotated[int, BeforeValidator(whole(1, 100)), Kind("whole number, 1 to 100")]
+Seed = Annotated[int, BeforeValidator(whole(0, 2**32 - 1)), Kind("whole number, 0 to 4294967295")]
+TableSize = Annotated[int, BeforeValidator(whole(2, 65_535)), Kind("whole number, 2 to 65535")]
 FlowSlots = Annotated[
     int,
     BeforeValidator(_power_of_two(1024, 2**28)),
@@ -282,26 +233,31 @@ FlowSlots = Annotated[
 ]
 RingSlots = Annotated[int, BeforeValidator(_prime(251, 1_048_573)), Kind("prime, 251 to 1048573")]
 Share = Annotated[float, BeforeValidator(_share), Kind("number, 0 to 1")]
+Draws = Annotated[int, BeforeValidator(whole(2, 8)), Kind("whole number, 2 to 8")]
+RequestBytes = Annotated[
+    int, BeforeValidator(whole(1, 1_000_000)), Kind("whole number, 1 to 1000000")
+]
+PrefixBits = Annotated[
+    int, BeforeValidator(whole(1, 128)), Kind("whole number, 1 to 32 (IPv6: to 128)")
+]
+Bound = Annotated[float, BeforeValidator(_bound), Kind("number, 1 to 100, or 0")]
+QuicIdBytes = Annotated[int, BeforeValidator(whole(1, 8)), Kind("whole number, 1 to 8")]
+QuicId = Annotated[bytes, BeforeValidator(_quic_id), Kind("text: 1 to 8 bytes in hexadecimal")]
+SlowStart = Annotated[float, BeforeValidator(_duration(0, 3600)), Kind("duration, 0s to 1h")]
 IdleTime = Annotated[float, BeforeValidator(_duration(4, 7 * 3600)), Kind("duration, 4s to 7h")]
 Interval = Annotated[float, BeforeValidator(_duration(0.1, 3600)), Kind("duration, 100ms to 1h")]
 CheckTimeout = Annotated[
     float, BeforeValidator(_duration(0.01, 3600)), Kind("duration, 10ms to 1h, at most `interval`")
 ]
-UnicastAddress = Annotated[Address, BeforeValidator(_address), Kind("IPv4 or IPv6 address")]
-AddressV4 = Annotated[IPv4Address, BeforeValidator(_address_v4), Kind("IPv4 address")]
-AddressV6 = Annotated[IPv6Address, BeforeValidator(_address_v6), Kind("IPv6 address")]
-ServicePort = Annotated[int, BeforeValidator(_service_port), Kind("1 to 65535, or `any`")]
-Port = Annotated[int, BeforeValidator(_whole(1, 65535)), Kind("whole number, 1 to 65535")]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute), Kind("absolute path")]
 SocketPath = Annotated[Path, BeforeValidator(_socket_path), Kind("absolute path")]
-Listen = Annotated[tuple[str, int] | None, BeforeValidator(_listen), Kind("address:port, or `off`")]
 Statuses = Annotated[
     StatusRanges, BeforeValidator(_status_ranges), Kind("status, range, or a list of those")
 ]
 InstanceName = Annotated[
     str,
     BeforeValidator(
-        _matching(
+        matching(
             r"[a-z0-9][a-z0-9-]*",
             "an instance name",
             "use lower-case letters, digits and -, such as edge-1",
@@ -313,7 +269,7 @@ InstanceName = Annotated[
 Name = Annotated[
     str,
     BeforeValidator(
-        _matching(
+        matching(
             r"[a-z0-9][a-z0-9._-]*",
             "a name",
             "use lower-case letters, digits, and . _ - after the first, such as gpu-1",
@@ -322,22 +278,10 @@ Name = Annotated[
     ),
     Kind("text: `a-z`, `0-9`, `.`, `_`, `-`"),
 ]
-InterfaceName = Annotated[
-    str,
-    BeforeValidator(
-        _matching(
-            r"(?!\.{1,2}$)[^/:\s\0]+",
-            "an interface name",
-            "give a name that `ip -br link` shows, such as eth0",
-            15,
-        )
-    ),
-    Kind("text"),
-]
 GroupName = Annotated[
     str,
     BeforeValidator(
-        _matching(
+        matching(
             r"[A-Za-z_][A-Za-z0-9_.-]*\$?",
             "a group name",
             "give a group of /etc/group, such as adm",
@@ -350,14 +294,14 @@ GroupName = Annotated[
 Method = Annotated[
     str,
     BeforeValidator(
-        _matching(r"[A-Z]+", "an HTTP method", "use capital letters, such as GET or HEAD", 16)
+        matching(r"[A-Z]+", "an HTTP method", "use capital letters, such as GET or HEAD", 16)
     ),
     Kind("text, such as `GET`, `HEAD`"),
 ]
 RequestPath = Annotated[
     str,
     BeforeValidator(
-        _matching(
+        matching(
             r"/[\x21-\x7e]*",
             "a request path",
             "start it with /, and write spaces and other special characters as %20",
@@ -369,7 +313,7 @@ RequestPath = Annotated[
 HostName = Annotated[
     str,
     BeforeValidator(
-        _matching(
+        matching(
             r"[A-Za-z0-9.:_\[\]-]+", "a host name", "give a name such as chat.example.com", 255
         )
     ),

@@ -16,25 +16,39 @@ from pydantic_core import ErrorDetails
 
 from agent.config import document as doc
 from agent.config import kinds, rules
+from agent.config.candidate import Candidate
 from agent.config.convert import to_config
-from agent.config.defaults import CHECK_KEYS, COMMON_CHECK_KEYS
+from agent.config.defaults import (
+    CHECK_KEYS,
+    COMMON_CHECK_KEYS,
+    DEFAULT_PROTOCOL,
+    DEFAULT_SCHEDULER,
+    PROTOCOL_KEYS,
+    SCHEDULER_KEYS,
+)
 from agent.config.document import Problem
 from agent.config.schema import (
-    BackendSection,
-    DefaultsSection,
     DocumentSection,
     GlobalSection,
+    GueSection,
+    NatSection,
+    TablesSection,
+    TunnelSourceSection,
+)
+from agent.config.service_schema import (
+    BackendSection,
+    DefaultsSection,
     HealthSection,
-    IpipSourceSection,
     Section,
     ServiceSection,
-    TablesSection,
     TimeoutsSection,
 )
 from agent.errors import ConfigError
-from agent.model import Config, ServiceKey
+from agent.model import Config
 
 _MERGED = ("timeouts", "health")
+# Global keys of earlier versions, and what they are called now.
+_RENAMED = {"xdp_mode": "hook", "ipip_source": "tunnel_source"}
 
 
 class Place(Interface):
@@ -100,9 +114,12 @@ def build(data: object, place: Place, problems: tuple[Problem, ...] = ()) -> Con
 def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, object]:
     """``above`` over ``below``; timeouts and health key by key.
 
-    A change of the health type leaves behind what the new type has no use for.
+    A change of the health type, scheduler or protocol leaves behind what the new one has no use
+    for.
     """
     result = copy.deepcopy(below) | copy.deepcopy(above)
+    for key in _left_behind(below, result) - above.keys():
+        result.pop(key, None)
     for key in _MERGED:
         low, high = below.get(key), above.get(key)
         if not (isinstance(low, dict) and isinstance(high, dict)):
@@ -115,6 +132,19 @@ def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, objec
             kept = {name: value for name, value in low.items() if name in names}
         result[key] = copy.deepcopy(kept | high)
     return result
+
+
+def _left_behind(before: dict[str, object], after: dict[str, object]) -> set[str]:
+    """The keys that another scheduler or protocol has no use for."""
+    keys: set[str] = set()
+    for name, default, users in (
+        ("scheduler", DEFAULT_SCHEDULER.value, SCHEDULER_KEYS),
+        ("protocol", DEFAULT_PROTOCOL.value, PROTOCOL_KEYS),
+    ):
+        value = after.get(name) or default
+        if value != (before.get(name) or default):
+            keys |= {key for key, user in users.items() if user.value != value}
+    return keys
 
 
 def _globals(raw: dict[str, object], found: list[Problem]) -> GlobalSection | None:
@@ -139,7 +169,7 @@ def _defaults(raw: dict[str, object], found: list[Problem]) -> dict[str, object]
 
 def _services(
     raw: dict[str, object], defaults: dict[str, object], found: list[Problem]
-) -> list[rules.Candidate]:
+) -> list[Candidate]:
     candidates = []
     for index, item in _items(raw, ("services",), found):
         path: doc.Path = ("services", index)
@@ -151,10 +181,10 @@ def _services(
         before = len(found)
         section = _section(ServiceSection, merge(defaults, head), path, found)
         candidates.append(
-            rules.Candidate(
+            Candidate(
                 index=index,
                 name=name if isinstance(name, str) else None,
-                key=ServiceKey(section.vip, section.port, section.protocol) if section else None,
+                key=section.key if section else None,
                 section=section if len(found) == before else None,
                 backends=_backends(item, (*path, "backends"), found),
             )
@@ -225,6 +255,9 @@ def _problem(section: type[Section], details: ErrorDetails, path: doc.Path) -> P
             description = field.description if field else ""
             return Problem(here, "is missing", f"add `{key}:`. {description}".strip())
         case "extra_forbidden":
+            fresh = _RENAMED.get(str(here[0])) if len(here) == 1 else None
+            if fresh is not None:
+                return Problem(here, f"is called {fresh} now", f"write {fresh} instead")
             known = list(_section_at(section, location[:-1]).model_fields)
             hint = kinds.suggestion(location[-1], known)
             remedy = f"{hint}known here: {', '.join(known)}"
@@ -241,7 +274,9 @@ def _section_at(section: type[Section], location: tuple[int | str, ...]) -> type
         return DocumentSection
     nested: dict[str, type[Section]] = {
         "tables": TablesSection,
-        "ipip_source": IpipSourceSection,
+        "tunnel_source": TunnelSourceSection,
+        "gue": GueSection,
+        "nat": NatSection,
         "timeouts": TimeoutsSection,
         "health": HealthSection,
     }

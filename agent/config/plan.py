@@ -20,7 +20,21 @@ from agent.model import Backend, Config, Service
 
 # What the agent takes over while it runs. Everything else global is compiled in, or is the path
 # or the table by which others know this agent.
-LIVE_FIELDS = frozenset({"manage_vips", "hash_seed", "ipip_source.ipv4", "ipip_source.ipv6"})
+LIVE_FIELDS = frozenset(
+    {
+        "manage_vips",
+        "hash_seed",
+        "tunnel_source.ipv4",
+        "tunnel_source.ipv6",
+        "nat.sources_ipv4",
+        "nat.sources_ipv6",
+    }
+)
+
+# What the pinned tables are made for: other values need other tables.
+TABLE_FIELDS = frozenset(
+    {"tables.flows", "tables.services", "tables.backends", "tables.ring_slots", "nat.ports"}
+)
 
 
 class Action(enum.Enum):
@@ -125,12 +139,13 @@ def _backend_changes(old: effects.Traffic, new: effects.Traffic) -> Iterator[Cha
     service = new.service.name
     before = {backend.name: backend for backend in old.service.backends}
     after = {backend.name: backend for backend in new.service.backends}
-    gone = {b.address: b.name for b in before.values() if b.name not in after}
-    come = {b.address: b.name for b in after.values() if b.name not in before}
+    gone = {(b.address, b.port): b.name for b in before.values() if b.name not in after}
+    come = {(b.address, b.port): b.name for b in after.values() if b.name not in before}
     for name, backend in before.items():
         if name not in after:
-            fields = _removed_fields(backend_fields(backend))
-            effect = effects.backend_removed(old, new, backend, come.get(backend.address))
+            fields = _removed_fields(_set_backend_fields(backend))
+            renamed_to = come.get((backend.address, backend.port))
+            effect = effects.backend_removed(old, new, backend, renamed_to)
             yield Change(Action.REMOVE, Kind.BACKEND, service, name, fields, effect)
         elif backend != after[name]:
             fields = _differences(backend_fields(backend), backend_fields(after[name]))
@@ -138,7 +153,7 @@ def _backend_changes(old: effects.Traffic, new: effects.Traffic) -> Iterator[Cha
             yield Change(Action.CHANGE, Kind.BACKEND, service, name, fields, effect)
     for name, backend in after.items():
         if name not in before:
-            yield _backend_added(new, backend, gone.get(backend.address))
+            yield _backend_added(new, backend, gone.get((backend.address, backend.port)))
 
 
 def _backend_added(traffic: effects.Traffic, backend: Backend, renamed_from: str | None) -> Change:
@@ -147,7 +162,7 @@ def _backend_added(traffic: effects.Traffic, backend: Backend, renamed_from: str
         Kind.BACKEND,
         traffic.service.name,
         backend.name,
-        _added_fields(backend_fields(backend)),
+        _added_fields(_set_backend_fields(backend)),
         effects.backend_added(traffic, backend, renamed_from),
     )
 
@@ -156,6 +171,12 @@ def _set_fields(service: Service) -> dict[str, object]:
     """The fields that are not at their default: a new service is told by what it sets."""
     set_here = _flat(service_document(service))
     return {key: value for key, value in service_fields(service).items() if key in set_here}
+
+
+def _set_backend_fields(backend: Backend) -> dict[str, object]:
+    """Address, weight and state of any backend, and what else is set."""
+    fields = backend_fields(backend)
+    return {key: value for key, value in fields.items() if value is not None and value is not False}
 
 
 def _flat(document: dict[str, object]) -> set[str]:

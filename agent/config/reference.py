@@ -15,14 +15,18 @@ from pydantic.fields import FieldInfo
 from agent.config.durations import format_duration
 from agent.config.kinds import Kind
 from agent.config.schema import (
+    GlobalSection,
+    GueSection,
+    NatSection,
+    TablesSection,
+    TunnelSourceSection,
+)
+from agent.config.service_schema import (
     BackendSection,
     DefaultsSection,
-    GlobalSection,
     HealthSection,
-    IpipSourceSection,
     Section,
     ServiceSection,
-    TablesSection,
     TimeoutsSection,
 )
 
@@ -56,21 +60,43 @@ another. `systemctl reload lb-agent` (SIGHUP) makes it read the file again.
 _RULES = """\
 ## Rules between values
 
-- Names of services are unique, names and addresses of backends are unique in their service.
-- VIP, port and protocol belong to one service.
-- No backend has the address of a VIP.
-- With `forward: dsr`, backends have addresses of the VIP's family; with `ipip`, of either.
+- Names of services are unique, names of backends are unique in their service, and so are their
+  addresses, with `nat` and `fullnat` their addresses and ports.
+- VIP, port and protocol belong to one service. Ranges of ports do not overlap. A single port
+  inside a range may be a service, and wins over it, but the range begins elsewhere.
+- Prefixes may lie within each other, and hold VIPs of one address: the longest wins. No two VIPs
+  begin with the same address.
+- No backend, and no source address of `nat`, is a VIP or in one.
+- Backends have addresses of the VIP's family; with `ipip` and `gue`, of either.
+- Only backends of `nat` and `fullnat` have a `port`.
+- `nat` tells answers apart by the backend's address, port and protocol: with it, these belong to
+  one service, a backend of a service for several ports has no `port`, and the VIP is no prefix.
+  `fullnat` has no such limits.
+- A setting that the service's scheduler or protocol has no use for is refused.
+- With `quic_server_id_bytes`, each backend has a `quic_server_id` of that length, and no two the
+  same.
 - `health.timeout` is at most `health.interval`.
-- A check of a udp service, or of a service for any port, has a `health.port` or type `none`.
+- A check of a udp service has a `health.port` or type `none`; so does one of a service for any
+  port, unless all its backends have a `port`.
 - `method`, `path`, `host` and `expect_status` are for http and https checks, `verify_tls` for
   https. A check of type `none` may keep them.
 - VIPs and backends are unicast addresses, not those of the loopback interface.
+
+## Changes while connections are open
+
+What a change does to open connections, `lbctl ... --dry-run` and `lbctl diff -f` say beforehand.
+One is refused, by `lbctl` and at a reload: another `forward` of a service with open flows, into,
+out of or between `nat` and `fullnat`, because the flows could not go on; likewise a change that
+takes away a source address of `fullnat` that it may have. Drain the service's backends first, or
+remove it and add it again. Between `dsr`, `ipip` and `gue` open flows go on.
 """
 
 SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("Top level", GlobalSection),
     ("`tables`", TablesSection),
-    ("`ipip_source`", IpipSourceSection),
+    ("`tunnel_source`", TunnelSourceSection),
+    ("`gue`", GueSection),
+    ("`nat`", NatSection),
     ("`services[]`", ServiceSection),
     ("`services[].backends[]`", BackendSection),
     ("`services[].health`", HealthSection),
@@ -145,7 +171,7 @@ def _shown(value: object, info: FieldInfo) -> object:
             return format_duration(value)
         case (str(host), int(port)):
             return f"{host}:{port}"
-        case ((int(low), int(high)),):
+        case ((int(low), int(high)),) | (int(low), int(high)):
             return f"{low}-{high}"
     return value
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from agent.config.defaults import default_service
 from agent.config.durations import format_duration
-from agent.model import Backend, Config, HealthCheck, Service
+from agent.model import ANY_PORT, Backend, Config, HealthCheck, Service
 
 type Fields = dict[str, object]
 
@@ -50,19 +50,24 @@ def backend_document(backend: Backend) -> dict[str, object]:
 
 def global_fields(config: Config) -> Fields:
     """Everything but the services."""
-    v4, v6 = config.ipip_source_v4, config.ipip_source_v6
+    v4, v6 = config.tunnel_source_v4, config.tunnel_source_v6
     return {
         "name": config.name,
         "interface": config.interface,
-        "xdp_mode": config.xdp_mode.value,
+        "backend_interfaces": list(config.backend_interfaces),
+        "hook": config.hook.value,
         "socket": str(config.socket),
         "socket_group": config.socket_group,
         "state_dir": str(config.state_dir),
         "metrics": _listen(config.metrics_listen),
         "manage_vips": config.manage_vips,
         "hash_seed": config.hash_seed,
-        "ipip_source.ipv4": str(v4) if v4 else None,
-        "ipip_source.ipv6": str(v6) if v6 else None,
+        "tunnel_source.ipv4": str(v4) if v4 else None,
+        "tunnel_source.ipv6": str(v6) if v6 else None,
+        "gue.port": config.gue_port,
+        "nat.sources_ipv4": [str(source) for source in config.nat.sources_v4],
+        "nat.sources_ipv6": [str(source) for source in config.nat.sources_v6],
+        "nat.ports": f"{config.nat.first_port}-{config.nat.last_port}",
         "kernel_headers": config.kernel_headers.value,
         "tables.flows": config.tables.flows,
         "tables.services": config.tables.services,
@@ -73,13 +78,22 @@ def global_fields(config: Config) -> Fields:
 
 def service_fields(service: Service) -> Fields:
     """Everything of a service but its name and backends."""
-    timeouts = service.timeouts
+    timeouts, key = service.timeouts, service.key
+    one_port = key.port != ANY_PORT and key.port_last is None
     return {
-        "vip": str(service.key.vip),
-        "port": service.key.port or "any",
-        "protocol": service.key.protocol.value,
+        "vip": key.address,
+        "port": key.port if one_port else key.ports,
+        "protocol": key.protocol.value,
         "forward": service.forward.value,
         "scheduler": service.scheduler.value,
+        "draws": service.draws,
+        "bytes_per_connection": service.bytes_per_connection,
+        "count_waiting": service.count_waiting,
+        "source_prefix": service.source_bits,
+        "source_bound": service.source_bound,
+        "slow_start": format_duration(service.slow_start_s),
+        "no_backend": service.no_backend.value,
+        "quic_server_id_bytes": service.quic_id_bytes,
         "down_flows": service.down_flows.value,
         "timeouts.embryonic": format_duration(timeouts.embryonic_s),
         "timeouts.acked": format_duration(timeouts.acked_s),
@@ -108,9 +122,13 @@ def health_fields(check: HealthCheck) -> Fields:
 
 def backend_fields(backend: Backend) -> Fields:
     """Everything of a backend but its name."""
+    quic_id = backend.quic_server_id
     return {
         "address": str(backend.address),
+        "port": backend.port,
         "weight": backend.weight,
+        "backup": backend.backup,
+        "quic_server_id": quic_id.hex() if quic_id else None,
         "state": backend.admin.value,
     }
 

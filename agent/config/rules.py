@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from agent.config.defaults import CHECK_KEYS, default_check_kind
+from agent.config import nat_rules, vip_rules
+from agent.config.candidate import Candidate, Where
+from agent.config.defaults import (
+    CHECK_KEYS,
+    PROTOCOL_KEYS,
+    SCHEDULER_KEYS,
+    default_check_kind,
+)
 from agent.config.document import Path, Problem
-from agent.config.schema import BackendSection, GlobalSection, ServiceSection
-from agent.model import Address, CheckKind, Forward, Protocol, ServiceKey
-
-# Names the place of a path, to say where the first of two is.
-type Where = Callable[[Path], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A service as far as it could be read, at its place in the document."""
-
-    index: int
-    name: str | None
-    key: ServiceKey | None
-    section: ServiceSection | None  # without backends; None: it has problems of its own
-    backends: tuple[tuple[int, BackendSection], ...]  # those that could be read
-
-    @property
-    def path(self) -> Path:
-        return ("services", self.index)
+from agent.config.schema import GlobalSection
+from agent.config.service_schema import BackendSection, ServiceSection
+from agent.model import ANY_PORT, Address, CheckKind, Protocol
 
 
 def check(
     services: list[Candidate], globals_: GlobalSection | None, where: Where
 ) -> Iterator[Problem]:
     """Every problem between values that are right by themselves."""
-    yield from _unique_services(services, where)
-    vips = {key.vip: service.path for service in services if (key := service.key)}
+    yield from _names(services, where)
+    yield from vip_rules.check(services, where)
+    vips = vip_rules.VipIndex(services)
+    yield from vip_rules.not_vips(services, globals_, vips, where)
     for service in services:
-        yield from _backends(service, vips, where)
+        yield from _backends(service, where)
         if service.section is not None:
+            yield from _settings(service, service.section)
             yield from _families(service, service.section)
+            yield from _prefix_bits(service, service.section)
+            yield from _quic(service, service.section, where)
             yield from _health(service, service.section)
+    yield from nat_rules.check(services, where)
     if globals_ is not None:
+        yield from _interfaces(globals_)
         yield from _capacity(services, globals_)
 
 
-def _unique_services(services: list[Candidate], where: Where) -> Iterator[Problem]:
+def _names(services: list[Candidate], where: Where) -> Iterator[Problem]:
     names: dict[str, Path] = {}
-    keys: dict[ServiceKey, Path] = {}
     for service in services:
         if service.name is not None:
             first = names.setdefault(service.name, service.path)
@@ -56,21 +51,13 @@ def _unique_services(services: list[Candidate], where: Where) -> Iterator[Proble
                     f"another service is called {service.name!r} ({where((*first, 'name'))})",
                     "give it another name",
                 )
-        if service.key is not None:
-            first = keys.setdefault(service.key, service.path)
-            if first != service.path:
-                yield Problem(
-                    (*service.path, "vip"),
-                    f"{service.key} is another service already ({where(first)})",
-                    "give it another vip, port or protocol, or put the backends into one service",
-                )
 
 
-def _backends(service: Candidate, vips: dict[Address, Path], where: Where) -> Iterator[Problem]:
+def _backends(service: Candidate, where: Where) -> Iterator[Problem]:
     names: dict[str, Path] = {}
-    addresses: dict[Address, Path] = {}
+    servers: dict[tuple[Address, int | None], Path] = {}
     for index, backend in service.backends:
-        path = (*service.path, "backends", index)
+        path = service.backend_path(index)
         first = names.setdefault(backend.name, path)
         if first != path:
             yield Problem(
@@ -79,31 +66,93 @@ def _backends(service: Candidate, vips: dict[Address, Path], where: Where) -> It
                 f"({where((*first, 'name'))})",
                 "give it another name",
             )
-        first = addresses.setdefault(backend.address, path)
+        first = servers.setdefault((backend.address, _own_port(service, backend)), path)
         if first != path:
+            port = "" if backend.port is None else f" port {backend.port}"
             yield Problem(
                 (*path, "address"),
-                f"another backend of this service has {backend.address} "
+                f"another backend of this service has {backend.address}{port} "
                 f"({where((*first, 'address'))})",
                 "remove one of them; for a larger share of the flows, raise its weight",
             )
-        if backend.address in vips:
+
+
+# Where the service has one port, to leave it out and to give it are the same.
+def _own_port(service: Candidate, backend: BackendSection) -> int | None:
+    if backend.port is not None or service.key is None or service.key.port_last is not None:
+        return backend.port
+    return service.key.port
+
+
+def _settings(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
+    given = section.model_fields_set
+    for key, scheduler in SCHEDULER_KEYS.items():
+        if key in given and section.scheduler is not scheduler:
             yield Problem(
-                (*path, "address"),
-                f"{backend.address} is a VIP ({where((*vips[backend.address], 'vip'))})",
-                "give the server's own address; the VIP goes on its loopback interface",
+                (*service.path, key),
+                f"means nothing for scheduler {section.scheduler.value}",
+                f"set scheduler to {scheduler.value}, or remove it",
+            )
+    for key, protocol in PROTOCOL_KEYS.items():
+        if key in given and section.protocol is not protocol:
+            yield Problem(
+                (*service.path, key),
+                f"means nothing for a {section.protocol.value} service",
+                f"remove it: it is for {protocol.value}",
             )
 
 
 def _families(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
-    if section.forward is not Forward.DSR:
+    if section.forward.is_tunnel:
         return
     for index, backend in service.backends:
         if backend.address.version != section.vip.version:
             yield Problem(
-                (*service.path, "backends", index, "address"),
+                (*service.backend_path(index), "address"),
                 f"{backend.address} is not of the VIP's family, IPv{section.vip.version}",
-                f"give it an IPv{section.vip.version} address, or set forward: ipip",
+                f"give it an IPv{section.vip.version} address, or set forward to ipip or gue",
+            )
+
+
+def _prefix_bits(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
+    bits = section.source_prefix
+    if bits is not None and section.vip.version == 4 and bits > 32:
+        yield Problem(
+            (*service.path, "source_prefix"),
+            f"clients of an IPv4 VIP have addresses of 32 bits, not {bits}",
+            "give a number from 1 to 32",
+        )
+
+
+def _quic(service: Candidate, section: ServiceSection, where: Where) -> Iterator[Problem]:
+    wanted = section.quic_server_id_bytes
+    known: dict[bytes, Path] = {}
+    for index, backend in service.backends:
+        path = (*service.backend_path(index), "quic_server_id")
+        given = backend.quic_server_id
+        if given is None:
+            if wanted is not None:
+                yield Problem(
+                    path,
+                    "is missing: quic_server_id_bytes of the service is set",
+                    f"give the {wanted} bytes that this server puts into its connection ids, in "
+                    f'hexadecimal, such as "{"c0ffee0123456789"[: 2 * wanted]}"',
+                )
+            continue
+        if section.protocol is not Protocol.UDP:
+            yield Problem(path, "means nothing for a tcp service", "remove it: it is for udp")
+        if wanted is not None and len(given) != wanted:
+            yield Problem(
+                path,
+                f"{given.hex()} has {len(given)} bytes, and quic_server_id_bytes is {wanted}",
+                f"give {2 * wanted} hexadecimal digits",
+            )
+        first = known.setdefault(given, path)
+        if first != path:
+            yield Problem(
+                path,
+                f"{given.hex()} is another backend's already ({where(first)})",
+                "give each server an id of its own",
             )
 
 
@@ -120,12 +169,24 @@ def _health(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
         )
     if kind is CheckKind.NONE or health.port is not None:
         return
-    if section.protocol is Protocol.UDP or section.port == 0:
-        what = "udp service" if section.protocol is Protocol.UDP else "service for any port"
+    udp = section.protocol is Protocol.UDP
+    own_ports = section.forward.is_nat and all(b.port is not None for _, b in service.backends)
+    if udp or (section.key.port == ANY_PORT and not own_ports):
+        what = "udp service" if udp else "service for any port"
+        give = " or each backend's port," if section.forward.is_nat and not udp else ""
         yield Problem(
             (*path, "type") if health.type else path,
             f"{kind.value} checks of a {what} need a port",
-            "add health.port, or set health.type to none",
+            f"add health.port,{give} or set health.type to none",
+        )
+
+
+def _interfaces(globals_: GlobalSection) -> Iterator[Problem]:
+    if globals_.interface in globals_.backend_interfaces:
+        yield Problem(
+            ("backend_interfaces",),
+            f"{globals_.interface} is the interface already",
+            "name only those that come besides",
         )
 
 

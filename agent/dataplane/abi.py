@@ -12,7 +12,7 @@ import numpy as np
 from agent.dataplane.btf import Btf
 from agent.errors import AbiMismatchError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 FLOW_TAG_SHIFT = 32
 FLOW_BACKEND_SHIFT = 16
@@ -22,6 +22,18 @@ FLOW_WAYS = 8
 RING_LINE_SLOTS = 32
 BACKEND_F_ALIVE = 0x1
 BACKEND_F_USABLE = 0x2
+BACKEND_F_LOAD = 0x4
+SERVICE_F_WAITING = 0x1
+SERVICE_F_RESET = 0x2
+SERVICE_F_PREFIX = 0x4
+SERVICE_F_RANGES = 0x8
+SERVICE_F_ANY_PORT = 0x10
+SERVICE_F_NAT_SOURCE = 0x20
+NAT_SOURCES = 8
+FILTER_WORDS = 1024
+FILTER_MULS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
+LATENCY_BUCKETS = 44
+FLOW_AWAITING = 4
 
 
 class Reason(enum.IntEnum):
@@ -30,13 +42,17 @@ class Reason(enum.IntEnum):
     NONE = 0
     NOT_IP = 1
     NOT_VIP = 2
-    MALFORMED = 3
-    FRAGMENT = 4
+    FRAGMENT = 3
+    MALFORMED = 4
     EXTENSION = 5
     NO_BACKEND = 6
-    TOO_BIG = 7
-    NO_HEADROOM = 8
-    INTERNAL = 9
+    NO_FLOW = 7
+    NO_ROOM = 8
+    NO_PORT = 9
+    TTL_EXCEEDED = 10
+    TOO_BIG = 11
+    NO_HEADROOM = 12
+    INTERNAL = 13
 
     @property
     def label(self) -> str:
@@ -54,6 +70,9 @@ class ForwardId(enum.IntEnum):
     NONE = 0
     DSR = 1
     IPIP = 2
+    GUE = 3
+    NAT = 4
+    FULLNAT = 5
 
 
 class SchedulerId(enum.IntEnum):
@@ -61,6 +80,10 @@ class SchedulerId(enum.IntEnum):
 
     NONE = 0
     MAGLEV = 1
+    SOURCE = 2
+    ROUND_ROBIN = 3
+    LEAST_CONN = 4
+    LEAST_LOAD = 5
 
 
 class FlowState(enum.IntEnum):
@@ -71,9 +94,38 @@ class FlowState(enum.IntEnum):
     ESTABLISHED = 2
     CLOSING = 3
     ACKED = 5
+    ESTABLISHED_AWAITING = 6
+    CLOSING_AWAITING = 7
 
 
 FLOW_STATES = 8
+
+
+class Talk(enum.IntEnum):
+    """``enum talk``: what a flow's first bytes showed that it speaks."""
+
+    UNKNOWN = 0
+    PLAIN = 1
+    TLS_HANDSHAKE = 2
+    TLS_FIRST = 3
+    TLS = 4
+    HTTP2_FIRST = 5
+    HTTP2 = 6
+
+
+class EventKind(enum.IntEnum):
+    """``enum event_kind``."""
+
+    NONE = 0
+    DROP = 1
+    PICK = 2
+    PACKET = 3
+    REPLY = 4
+    ANSWER = 5
+    CLOSE = 6
+
+
+EVENT_KINDS = 7
 
 FLOW_BUCKET = np.dtype([("slot", "u8", (FLOW_WAYS,))])
 FLOW_COLD = np.dtype(
@@ -89,8 +141,41 @@ FLOW_COLD = np.dtype(
         ("pad", "u1", (16,)),
     ]
 )
+FLOW_WARM = np.dtype(
+    [
+        ("waiting", "u8"),
+        ("request", "u8"),
+        ("nat", "u4"),
+        ("seq", "u4"),
+        ("ack", "u4"),
+        ("request_jiffies", "u4"),
+        ("mac", "u1", (6,)),
+        ("source_mac", "u1", (6,)),
+        ("vlan", ">u2", (4,)),
+        ("tags", "u1"),
+        ("talk", "u1"),
+        ("interim", "u2"),
+        ("ifindex", "u4"),
+        ("rtt_us", "u4"),
+    ]
+)
+ADDRESS_FILTER = np.dtype([("exact", "u8", (FILTER_WORDS,)), ("prefix", "u8", (FILTER_WORDS,))])
 SERVICE_KEY4 = np.dtype([("vip", ">u4"), ("port", ">u2"), ("l4_proto", "u1"), ("pad", "u1")])
 SERVICE_KEY6 = np.dtype([("vip", ">u4", (4,)), ("port", ">u2"), ("l4_proto", "u1"), ("pad", "u1")])
+VIP_PREFIX4 = np.dtype([("prefix_len", "u4"), ("addr", ">u4")])
+VIP_PREFIX6 = np.dtype([("prefix_len", "u4"), ("addr", ">u4", (4,))])
+VIP_PREFIX = np.dtype([("vip", ">u4", (4,))])
+PORT_RANGE_KEY = np.dtype(
+    [
+        ("prefix_len", "u4"),
+        ("vip", ">u4", (4,)),
+        ("pad", "u1", (3,)),
+        ("l4_proto", "u1"),
+        ("port", ">u2"),
+        ("pad2", "u2"),
+    ]
+)
+PORT_RANGE = np.dtype([("first", ">u2"), ("pad", "u2")])
 SERVICE = np.dtype(
     [
         ("pick_seed", "u8"),
@@ -100,7 +185,14 @@ SERVICE = np.dtype(
         ("ring_slots", "u4"),
         ("scheduler", "u1"),
         ("forward", "u1"),
-        ("pad", "u1", (6,)),
+        ("flags", "u1"),
+        ("draws", "u1"),
+        ("source_bits", "u1"),
+        ("quic_id_len", "u1"),
+        ("bound", "u2"),
+        ("port_last", "u2"),
+        ("vip_bits", "u1"),
+        ("pad", "u1", (5,)),
     ]
 )
 RING_LINE = np.dtype([("backend", "u2", (RING_LINE_SLOTS,))])
@@ -110,15 +202,85 @@ BACKEND = np.dtype(
         ("ifindex", "u4"),
         ("mac", "u1", (6,)),
         ("source_mac", "u1", (6,)),
+        ("vlan", ">u2", (4,)),
+        ("tags", "u1"),
         ("forward", "u1"),
-        ("family", "u1"),
         ("mtu", "u2"),
         ("timeout_ticks", "u2", (FLOW_STATES,)),
         ("service", "u2"),
-        ("pad", "u1", (22,)),
+        ("port", ">u2"),
+        ("family", "u1"),
+        ("pad", "u1", (11,)),
         ("addr", ">u4", (4,)),
         ("source_addr", ">u4", (4,)),
         ("pad2", "u1", (32,)),
+    ]
+)
+BACKEND_LOAD = np.dtype(
+    [
+        ("open", "i8"),
+        ("waiting", "i8"),
+        ("open_fix", "i8"),
+        ("waiting_fix", "i8"),
+        ("report_open", "i8"),
+        ("queue", "u4"),
+        ("kappa", "u4"),
+        ("per_byte", "u4"),
+        ("inverse_weight", "u4"),
+        ("weight", "u4"),
+        ("pad", "u4"),
+    ]
+)
+SERVICE_LOAD = np.dtype([("open", "i8"), ("open_fix", "i8"), ("weight", "u8"), ("pad", "u8", (5,))])
+BACKEND_LATENCY = np.dtype(
+    [
+        ("first_byte", "u8", (LATENCY_BUCKETS,)),
+        ("handshake", "u8", (LATENCY_BUCKETS,)),
+        ("first_byte_us", "u8"),
+        ("handshake_us", "u8"),
+        ("pad", "u8", (6,)),
+    ]
+)
+NAT_SLOT = np.dtype(
+    [
+        ("owner", "u8"),
+        ("client", ">u4", (4,)),
+        ("vip", ">u4", (4,)),
+        ("client_port", ">u2"),
+        ("vip_port", ">u2"),
+        ("backend", "u2"),
+        ("service", "u2"),
+        ("l4_proto", "u1"),
+        ("family", "u1"),
+        ("pad", "u1", (14,)),
+    ]
+)
+NAT_SOURCE = np.dtype([("addr", ">u4", (4,)), ("count", "u4"), ("pad", "u4", (3,))])
+ORIGIN = np.dtype(
+    [
+        ("vip", ">u4", (4,)),
+        ("flow_salt", "u4"),
+        ("service", "u2"),
+        ("backend", "u2"),
+        ("port", ">u2"),
+        ("pad", "u2", (3,)),
+    ]
+)
+QUIC_KEY = np.dtype([("id", "u1", (8,)), ("service", "u4"), ("pad", "u4")])
+QUIC_SERVER = np.dtype([("backend", "u4")])
+FRAGMENT_KEY = np.dtype(
+    [("saddr", ">u4", (4,)), ("daddr", ">u4", (4,)), ("id", ">u4"), ("l4_proto", "u4")]
+)
+FRAGMENT = np.dtype(
+    [
+        ("saddr", ">u4", (4,)),
+        ("daddr", ">u4", (4,)),
+        ("seen", "u8"),
+        ("flow", "u4"),
+        ("backend", "u2"),
+        ("service", "u2"),
+        ("reply", "u1"),
+        ("pad", "u1", (7,)),
     ]
 )
 BACKEND_COUNTERS = np.dtype(
@@ -128,19 +290,48 @@ BACKEND_COUNTERS = np.dtype(
         ("opened", "u8"),
         ("closed", "u8"),
         ("established", "u8"),
-        ("pad", "u8", (3,)),
+        ("reply_packets", "u8"),
+        ("reply_bytes", "u8"),
+        ("answers", "u8"),
     ]
 )
 SERVICE_COUNTERS = np.dtype(
     [
         ("reason", "u8", (REASON_COUNT,)),
         ("not_recorded", "u8"),
+        ("replied", "u8"),
+        ("turn", "u8"),
         ("gone_packets", "u8"),
         ("gone_bytes", "u8"),
         ("gone_opened", "u8"),
         ("gone_closed", "u8"),
         ("gone_established", "u8"),
+        ("gone_reply_packets", "u8"),
+        ("gone_reply_bytes", "u8"),
     ]
+)
+EVENT = np.dtype(
+    [
+        ("time", "u8"),
+        ("client", ">u4", (4,)),
+        ("vip", ">u4", (4,)),
+        ("client_port", ">u2"),
+        ("vip_port", ">u2"),
+        ("service", "u2"),
+        ("backend", "u2"),
+        ("len", "u2"),
+        ("kind", "u1"),
+        ("reason", "u1"),
+        ("l4_proto", "u1"),
+        ("family", "u1"),
+        ("tcp_flags", "u1"),
+        ("state", "u1"),
+        ("waited_bytes", "u4"),
+        ("waited_us", "u4"),
+    ]
+)
+TRACE_CONTROL = np.dtype(
+    [("kinds", "u4"), ("service", "u4"), ("sample", "u4"), ("pad", "u4"), ("lost", "u8")]
 )
 SETTINGS = np.dtype(
     [
@@ -157,13 +348,32 @@ SETTINGS = np.dtype(
 STRUCTS: dict[str, np.dtype[np.void]] = {
     "flow_bucket": FLOW_BUCKET,
     "flow_cold": FLOW_COLD,
+    "flow_warm": FLOW_WARM,
     "service_key4": SERVICE_KEY4,
     "service_key6": SERVICE_KEY6,
+    "address_filter": ADDRESS_FILTER,
+    "vip_prefix4": VIP_PREFIX4,
+    "vip_prefix6": VIP_PREFIX6,
+    "vip_prefix": VIP_PREFIX,
+    "port_range_key": PORT_RANGE_KEY,
+    "port_range": PORT_RANGE,
     "service": SERVICE,
     "ring_line": RING_LINE,
     "backend": BACKEND,
+    "backend_load": BACKEND_LOAD,
+    "service_load": SERVICE_LOAD,
+    "backend_latency": BACKEND_LATENCY,
+    "nat_slot": NAT_SLOT,
+    "nat_source": NAT_SOURCE,
+    "origin": ORIGIN,
+    "quic_key": QUIC_KEY,
+    "quic_server": QUIC_SERVER,
+    "fragment_key": FRAGMENT_KEY,
+    "fragment": FRAGMENT,
     "backend_counters": BACKEND_COUNTERS,
     "service_counters": SERVICE_COUNTERS,
+    "event": EVENT,
+    "trace_control": TRACE_CONTROL,
     "settings": SETTINGS,
 }
 
@@ -172,6 +382,8 @@ ENUMS: dict[str, dict[str, int]] = {
     "forward": {f"FORWARD_{f.name}": f for f in ForwardId},
     "scheduler": {f"SCHEDULER_{s.name}": s for s in SchedulerId},
     "flow_state": {f"FLOW_{s.name}": s for s in FlowState} | {"FLOW_STATES": FLOW_STATES},
+    "talk": {f"TALK_{t.name}": t for t in Talk},
+    "event_kind": {f"EVENT_{e.name}": e for e in EventKind} | {"EVENT_KINDS": EVENT_KINDS},
 }
 
 

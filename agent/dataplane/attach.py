@@ -1,30 +1,56 @@
-"""Decides and does the XDP attachment: which mode, in whose place, never over a stranger."""
+"""Decides and does the attachment: which hook, in whose place, never over a stranger.
+
+One hook for all interfaces of an instance. What a hook can do is in ``hooks``, one file each.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+
+import structlog
 
 from agent.dataplane import libbpf
+from agent.dataplane.hooks.external import EntryPlace
+from agent.dataplane.hooks.own import Owned
+from agent.dataplane.hooks.place import PROGRAM_TYPES, Place
+from agent.dataplane.hooks.tc import HANDLE, PRIORITY, TcPlace
+from agent.dataplane.hooks.xdp import FLAGS as XDP_FLAGS
+from agent.dataplane.hooks.xdp import XdpPlace, explain
+from agent.dataplane.libbpf import ProgramType
 from agent.dataplane.pins import Pins
 from agent.errors import DataplaneError, NetworkError
-from agent.model import XdpMode
+from agent.model import Hook
 
-_FLAGS = {XdpMode.NATIVE: libbpf.XDP_DRV_MODE, XdpMode.GENERIC: libbpf.XDP_SKB_MODE}
+log = structlog.get_logger()
+
+BEST_FIRST = (Hook.NATIVE, Hook.TC, Hook.GENERIC)  # what `auto` tries
+_XDP = (Hook.NATIVE, Hook.GENERIC)
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Where the program sits, and why there."""
+    """Where the program sits on one interface, and why there."""
 
+    interface: str
     ifindex: int
-    mode: XdpMode
+    mode: Hook
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """An interface that is to get the program."""
+
+    name: str
+    ifindex: int
+
+
+class _RefusedError(Exception):
+    """A hook does not take the program on one of the interfaces."""
 
 
 def interface_index(name: str) -> int:
@@ -40,155 +66,263 @@ def interface_index(name: str) -> int:
         ) from error
 
 
-@contextlib.contextmanager
-def _pinned_program(pins: Pins) -> Iterator[dict[int, int]]:
-    """Ids and descriptors of the programs that this instance has pinned, of whatever ABI."""
-    fds: dict[int, int] = {}
-    folders = (pins, *pins.of_other_versions())
-    try:
-        for path in (p for one in folders for p in (one.program, one.next_program)):
-            if path.exists():
-                fd = libbpf.object_get(path)
-                fds[libbpf.program_info(fd).id] = fd
-        yield fds
-    finally:
-        for fd in fds.values():
-            os.close(fd)
+def place(hook: Hook, ifindex: int, pins: Pins) -> Place:
+    """The place of a hook on an interface; the external one is the same for all."""
+    if hook is Hook.EXTERNAL:
+        return EntryPlace(pins.entry)
+    return TcPlace(ifindex) if hook is Hook.TC else XdpPlace(ifindex, hook)
 
 
-def _refuse_stranger(interface: str, ident: int) -> None:
-    fd = libbpf.program_fd(ident)
+def sits(attachment: Attachment, ident: int, pins: Pins) -> bool:
+    """Whether the program with that id is where it was put."""
     try:
-        name = libbpf.program_info(fd).name
-    finally:
-        os.close(fd)
-    raise DataplaneError(
-        f"another XDP program is attached: {name!r}, id {ident}",
+        return place(attachment.mode, attachment.ifindex, pins).current() == ident
+    except OSError:  # the interface is gone
+        return False
+
+
+def check_free(interfaces: Iterable[str], wanted: Hook, pins: Pins) -> Hook | None:
+    """Refuse what somebody else's program occupies; the hook at which ours sits, if it does."""
+    spots = _spots(interfaces)
+    owned = Owned(pins)
+    held = _held(spots, owned, pins)
+    _refuse_strangers(spots, order(wanted, held)[0], owned)
+    return held
+
+
+def attach(
+    interfaces: Iterable[str],
+    wanted: Hook,
+    pins: Pins,
+    program: Callable[[ProgramType], int],
+) -> tuple[Attachment, ...]:
+    """Put the program on all interfaces, atomically in the place of our last one.
+
+    ``auto`` keeps the hook of our last one; on free interfaces it takes the best that all of
+    them accept. ``program`` gives the descriptor of the program of a type. When no hook takes
+    it, what ran goes on, and DataplaneError tells what each refused.
+    """
+    spots = _spots(interfaces)
+    owned = Owned(pins)
+    held = _held(spots, owned, pins)
+    refusals: list[str] = []
+    for hook in order(wanted, held):
+        _refuse_strangers(spots, hook, owned)
+        try:
+            fd = program(PROGRAM_TYPES[hook])
+            _put_everywhere(spots, hook, fd, owned, pins)
+        except (_RefusedError, DataplaneError) as refusal:
+            if isinstance(refusal, DataplaneError) and wanted is not Hook.AUTO:
+                raise
+            refusals.append(f"{hook.value}: {refusal}")
+            continue
+        _clear_elsewhere(spots, hook, owned, pins)
+        _pin(fd, pins)
+        reason = _reason(hook, wanted, held, refusals, pins)
+        return tuple(Attachment(spot.name, spot.ifindex, hook, reason) for spot in spots)
+    raise _all_refused(spots, wanted, refusals)
+
+
+def detach(pins: Pins) -> bool:
+    """Take our program off every interface of this network namespace, and from those that call
+    it; true if it was anywhere. A stranger's stays.
+    """
+    return _clear_elsewhere([], None, Owned(pins), pins)
+
+
+def _spots(interfaces: Iterable[str]) -> list[_Spot]:
+    return [_Spot(name, interface_index(name)) for name in interfaces]
+
+
+def _held(spots: list[_Spot], owned: Owned, pins: Pins) -> Hook | None:
+    for hook in (*BEST_FIRST, Hook.EXTERNAL):
+        if any(place(hook, spot.ifindex, pins).current() in owned for spot in spots):
+            return hook
+    return None
+
+
+def order(wanted: Hook, held: Hook | None) -> tuple[Hook, ...]:
+    if wanted is not Hook.AUTO:
+        return (wanted,)
+    if held is None or held is Hook.EXTERNAL:
+        return BEST_FIRST
+    return (held, *(hook for hook in BEST_FIRST if hook is not held))
+
+
+def _reason(hook: Hook, wanted: Hook, held: Hook | None, refusals: list[str], pins: Pins) -> str:
+    if hook is Hook.EXTERNAL:
+        return f"configured: others call {pins.entry}"
+    if hook is held:
+        return "took the place of the last program"
+    if refusals:
+        return "; ".join(refusals)
+    return "the fastest" if wanted is Hook.AUTO else "configured"
+
+
+def _all_refused(spots: list[_Spot], wanted: Hook, refusals: list[str]) -> DataplaneError:
+    names = ", ".join(spot.name for spot in spots)
+    told = "; ".join(refusals)
+    if wanted is Hook.NATIVE:
+        message = f"the driver takes no XDP program ({told})"
+        remedy = "`hook: tc` works with every driver, and so does `hook: generic`"
+    else:
+        message = f"no hook takes the program ({told})"
+        remedy = "`hook: auto` takes the best that works"
+    return DataplaneError(
+        message,
+        where=f"interface {names}",
+        remedy=f"{remedy}; `lbctl doctor` tells what each needs",
+    )
+
+
+# -- strangers
+
+
+def _refuse_strangers(spots: list[_Spot], hook: Hook, owned: Owned) -> None:
+    for spot in spots:
+        if hook in _XDP:
+            ident = libbpf.xdp_query(spot.ifindex).id
+            if ident and ident not in owned:
+                raise _xdp_stranger(spot.name, ident)
+        elif hook is Hook.TC:
+            ident = TcPlace(spot.ifindex).current()
+            if ident and ident not in owned:
+                raise _tc_stranger(spot.name, ident)
+
+
+def _xdp_stranger(interface: str, ident: int) -> DataplaneError:
+    return DataplaneError(
+        f"another XDP program is attached: {program_name(ident)!r}, id {ident}",
         where=f"interface {interface}",
-        remedy=f"`bpftool prog show id {ident}` tells whose it is; if nobody needs it, "
+        remedy="`hook: external` lets it call the balancer (docs/operations.md, behind a "
+        "dispatcher), `hook: tc` goes behind it; "
+        f"`bpftool prog show id {ident}` tells whose it is; if nobody needs it, "
         f"`ip link set dev {interface} xdp off; ip link set dev {interface} xdpgeneric off` "
         "removes it",
     )
 
 
-def check_free(interface: str, pins: Pins) -> bool:
-    """Refuse an interface on which somebody else's XDP program sits; true if ours does."""
-    current = libbpf.xdp_query(interface_index(interface)).id
-    with _pinned_program(pins) as ours:
-        if current and current not in ours:
-            _refuse_stranger(interface, current)
-    return current != 0
-
-
-def attach(interface: str, fd: int, wanted: XdpMode, pins: Pins) -> Attachment:
-    """Put the program on the interface, atomically in the place of our last one.
-
-    ``auto`` keeps the mode of our last one; on a free interface it tries native first. The
-    program is pinned before it is attached, so that it is known as ours whenever we die.
-    """
-    ifindex = interface_index(interface)
-    _pin_next(fd, pins, libbpf.xdp_query(ifindex).id)
-    with _pinned_program(pins) as ours:
-        current = libbpf.xdp_query(ifindex)
-        if current.id and current.id not in ours:
-            _refuse_stranger(interface, current.id)
-        held = XdpMode.NATIVE if current.native else XdpMode.GENERIC
-        if current.id and wanted in (XdpMode.AUTO, held):
-            libbpf.xdp_attach(ifindex, fd, _FLAGS[held], ours[current.id])
-            attachment = Attachment(ifindex, held, "took the place of the last program")
-        else:
-            if current.id:  # the kernel takes one mode at a time
-                libbpf.xdp_attach(ifindex, -1, _FLAGS[held])
-            try:
-                attachment = _attach_first(interface, ifindex, fd, wanted)
-            except DataplaneError:
-                if current.id:  # refused: what ran goes on
-                    libbpf.xdp_attach(ifindex, ours[current.id], _FLAGS[held])
-                raise
-    pins.next_program.rename(pins.program)
-    return attachment
-
-
-def _ident(pin: Path) -> int:
-    fd = libbpf.object_get(pin)
-    try:
-        return libbpf.program_info(fd).id
-    finally:
-        os.close(fd)
-
-
-def _pin_next(fd: int, pins: Pins, attached: int) -> None:
-    if pins.next_program.exists():
-        if _ident(pins.next_program) == attached:  # an agent was killed before the renaming
-            pins.next_program.rename(pins.program)
-        else:
-            pins.next_program.unlink()
-    libbpf.object_pin(fd, pins.next_program)
-
-
-def _attach_first(interface: str, ifindex: int, fd: int, wanted: XdpMode) -> Attachment:
-    order = (XdpMode.NATIVE, XdpMode.GENERIC) if wanted is XdpMode.AUTO else (wanted,)
-    refusals = []
-    for mode in order:
-        try:
-            libbpf.xdp_attach(ifindex, fd, _FLAGS[mode] | libbpf.XDP_UPDATE_IF_NOEXIST)
-        except OSError as error:
-            refusals.append(f"{mode.value}: {_explain(error)}")
-        else:
-            reason = "; ".join(refusals) or ("configured" if len(order) == 1 else "the fastest")
-            return Attachment(ifindex, mode, reason)
-    raise DataplaneError(
-        "the driver takes no XDP program (" + "; ".join(refusals) + ")",
+def _tc_stranger(interface: str, ident: int) -> DataplaneError:
+    return DataplaneError(
+        f"another program has our place at tc ingress: {program_name(ident)!r}, id {ident}",
         where=f"interface {interface}",
-        remedy="`xdp_mode: generic` works with every driver; `lbctl doctor` tells what the "
-        "driver needs",
+        remedy=f"`bpftool prog show id {ident}` tells whose it is; if nobody needs it, `tc filter "
+        f"del dev {interface} ingress pref {PRIORITY} handle {HANDLE:#x} bpf` removes it",
     )
 
 
-def _explain(error: OSError) -> str:
-    known = {
-        errno.EOPNOTSUPP: "the driver has no native XDP",
-        errno.EBUSY: "another program came first",
-        errno.EEXIST: "another program came first",
-        errno.EINVAL: "refused, often because of the MTU (native XDP wants one page a packet)",
-        errno.ERANGE: "the MTU is too large",
-        errno.ENOMEM: "too few queues or too little memory",
-    }
-    return known.get(error.errno or 0, os.strerror(error.errno or 0))
+def program_name(ident: int) -> str:
+    """The name of a loaded program."""
+    with _program(ident) as fd:
+        return libbpf.program_info(fd).name
 
 
-def detach(interface: str, pins: Pins) -> bool:
-    """Take our program off the interface; true if it was there. A stranger's stays."""
-    ifindex = interface_index(interface)
-    current = libbpf.xdp_query(ifindex)
-    with _pinned_program(pins) as ours:
-        if current.id not in ours:
-            return False
-        mode = XdpMode.NATIVE if current.native else XdpMode.GENERIC
-        libbpf.xdp_attach(ifindex, -1, _FLAGS[mode])
-        return True
+# -- changes
 
 
-def attach_helper(interface: str, fd: int) -> XdpMode:
+def _put_everywhere(spots: list[_Spot], hook: Hook, fd: int, owned: Owned, pins: Pins) -> None:
+    """On all interfaces or on none: what was there before comes back when one refuses."""
+    ident = libbpf.program_info(fd).id
+    with contextlib.ExitStack() as opened, contextlib.ExitStack() as undo:
+        for spot in spots:
+            where = place(hook, spot.ifindex, pins)
+            before = where.current()
+            if before == ident:
+                continue
+            try:
+                if isinstance(where, XdpPlace):
+                    _make_way(where.other, owned, opened, undo)
+                old = opened.enter_context(_program(before))
+                where.put(fd, before)
+            except OSError as error:
+                why = where.why(error)
+                raise _RefusedError(why if len(spots) == 1 else f"{spot.name}: {why}") from error
+            undo.callback(_put_back, where, old, before, ident)
+        undo.pop_all()
+
+
+def _make_way(
+    other: XdpPlace, owned: Owned, opened: contextlib.ExitStack, undo: contextlib.ExitStack
+) -> None:
+    ident = other.current()
+    if ident in owned:
+        old = opened.enter_context(_program(ident))
+        other.clear(ident)
+        undo.callback(_put_back, other, old, ident, 0)
+
+
+@contextlib.contextmanager
+def _program(ident: int) -> Iterator[int]:
+    """A descriptor of a loaded program, which keeps it alive when it is taken off; of none, -1."""
+    fd = libbpf.program_fd(ident) if ident else -1
+    try:
+        yield fd
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _put_back(where: Place, old: int, before: int, ident: int) -> None:
+    with contextlib.suppress(OSError):  # the interface is gone
+        if before:
+            where.put(old, ident)
+        else:
+            where.clear(ident)
+
+
+def _clear_elsewhere(spots: list[_Spot], hook: Hook | None, owned: Owned, pins: Pins) -> bool:
+    """Take our programs off wherever they sit but at ``hook`` of these interfaces.
+
+    So a change of the hook or of the interfaces leaves nothing behind.
+    """
+    kept = {spot.ifindex for spot in spots}
+    cleared = False
+    for ifindex, name in socket.if_nameindex():
+        for other in BEST_FIRST:
+            if other is hook and ifindex in kept:
+                continue
+            cleared |= _clear(place(other, ifindex, pins), owned, f"{name}, {other.value}")
+    if hook is not Hook.EXTERNAL:
+        cleared |= _clear(EntryPlace(pins.entry), owned, str(pins.entry))
+    return cleared
+
+
+def _clear(where: Place, owned: Owned, name: str) -> bool:
+    with contextlib.suppress(OSError):  # the interface is gone
+        ident = where.current()
+        if ident in owned:
+            where.clear(ident)
+            log.info("taken off", where=name, program=ident)
+            return True
+    return False
+
+
+def _pin(fd: int, pins: Pins) -> None:
+    """For people and `lbctl doctor`: which program is this instance's."""
+    pins.next_program.unlink(missing_ok=True)
+    libbpf.object_pin(fd, pins.next_program)
+    pins.next_program.rename(pins.program)
+
+
+def attach_helper(interface: str, fd: int) -> Hook:
     """Attach a program that needs no tables (pass, decap) and stays after we exit.
 
     Replaces only a program of the same name.
     """
     ifindex = interface_index(interface)
     current = libbpf.xdp_query(ifindex).id
-    name = libbpf.program_info(fd).name
-    if current:
-        old = libbpf.program_fd(current)
+    if current and program_name(current) != libbpf.program_info(fd).name:
+        raise DataplaneError(
+            f"another XDP program is attached: {program_name(current)!r}, id {current}",
+            where=f"interface {interface}",
+            remedy=f"`ip link set dev {interface} xdp off; ip link set dev {interface} xdpgeneric "
+            "off` removes it, if nobody needs it",
+        )
+    for mode in _XDP:
         try:
-            if libbpf.program_info(old).name != name:
-                _refuse_stranger(interface, current)
-        finally:
-            os.close(old)
-    for mode in (XdpMode.NATIVE, XdpMode.GENERIC):
-        try:
-            libbpf.xdp_attach(ifindex, fd, _FLAGS[mode])
+            libbpf.xdp_attach(ifindex, fd, XDP_FLAGS[mode])
         except OSError as error:
             problem = error
         else:
             return mode
-    raise DataplaneError(_explain(problem), where=f"interface {interface}")
+    raise DataplaneError(explain(problem), where=f"interface {interface}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.dataplane import btf, libbpf, sources
+from agent.dataplane.libbpf import ProgramType
 from agent.errors import DataplaneError
 from agent.model import KernelHeaders
 
@@ -29,6 +30,7 @@ class Compiled:
     info: libbpf.ProgramInfo
     layout: btf.Btf
     compile_s: float
+    kind: ProgramType
 
 
 def _bcc() -> Any:
@@ -55,8 +57,9 @@ def compile_program(
     function: str,
     definitions: Mapping[str, str],
     headers: KernelHeaders = KernelHeaders.SHIPPED,
+    kind: ProgramType = ProgramType.XDP,
 ) -> Compiled:
-    """Compile ``text`` and load its function ``function`` as an XDP program.
+    """Compile ``text`` and load its function ``function`` as a program of that type.
 
     Raises DataplaneError when the compiler or the verifier refuses; their messages go to stderr.
     """
@@ -68,11 +71,16 @@ def compile_program(
         os.environ.pop("BCC_KERNEL_SOURCE", None)  # BCC looks below /lib/modules
     if platform.machine() == "aarch64":
         os.environ.setdefault("ARCH", "arm64")
-    flags = ["-Wall", "-Werror", *(f"-D{name}={value}" for name, value in definitions.items())]
+    flags = [
+        "-Wall",
+        "-Werror",
+        "-fno-strict-aliasing",
+        *(f"-D{name}={value}" for name, value in definitions.items()),
+    ]
     started = time.monotonic()
     try:
         handle = bpf(text=text.encode(), cflags=flags)
-        fd = handle.load_func(function.encode(), bpf.XDP).fd
+        fd = handle.load_func(function.encode(), int(kind)).fd
     except Exception as error:
         raise DataplaneError(
             f"the program does not compile or load: {error}",
@@ -87,4 +95,4 @@ def compile_program(
             remedy="use a kernel with CONFIG_DEBUG_INFO_BTF (Debian 13, Ubuntu 24.04 have it)",
         )
     layout = btf.parse(libbpf.btf_data(info.btf_id))
-    return Compiled(fd, handle, info, layout, time.monotonic() - started)
+    return Compiled(fd, handle, info, layout, time.monotonic() - started, kind)

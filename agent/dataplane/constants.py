@@ -6,14 +6,25 @@ Constants that no configured service needs are 0, and the compiler removes the c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from agent.dataplane.abi import FLOW_WAYS, RING_LINE_SLOTS
-from agent.model import ANY_PORT, Config, Forward, Service, Tables
+from agent.dataplane.abi import FLOW_WAYS, NAT_SOURCES, RING_LINE_SLOTS
+from agent.model import (
+    ANY_PORT,
+    Forward,
+    Nat,
+    NoBackend,
+    Scheduler,
+    Service,
+    Tables,
+)
+from agent.state.loads import counts_waiting
+from agent.state.ranges import MOST_BLOCKS
 
 TARGET_TICK_S = 4.0
 SPARE_RINGS = 2  # a new ring is written beside the ones in use
+FRAGMENTS = 16_384  # datagrams in pieces that are remembered
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -22,31 +33,58 @@ class Features:
 
     ipv6: bool = False
     any_port: bool = False
+    ranges: bool = False
+    prefix: bool = False
     ipip: bool = False
+    gue: bool = False
+    nat: bool = False
+    fullnat: bool = False
+    source: bool = False
+    round_robin: bool = False
+    least_conn: bool = False
+    least_load: bool = False
+    waiting: bool = False
+    quic: bool = False
+    reset: bool = False
 
     def covers(self, other: Features) -> bool:
         return self | other == self
 
     def __or__(self, other: Features) -> Features:
         return Features(
-            self.ipv6 or other.ipv6, self.any_port or other.any_port, self.ipip or other.ipip
+            **{f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)}
         )
 
     @property
     def names(self) -> tuple[str, ...]:
-        wanted = {"ipv4": True, "ipv6": self.ipv6, "any-port": self.any_port, "ipip": self.ipip}
-        return tuple(name for name, on in wanted.items() if on)
+        """As people read them; what is always in goes first."""
+        wanted = (f.name.replace("_", "-") for f in fields(self) if getattr(self, f.name))
+        return ("ipv4", *wanted)
 
 
-ALL_FEATURES = Features(ipv6=True, any_port=True, ipip=True)
+ALL_FEATURES = Features(**{f.name: True for f in fields(Features)})
 
 
 def needed_features(services: tuple[Service, ...]) -> Features:
     """The least that serves these services."""
+    forwards = {s.forward for s in services}
+    schedulers = {s.scheduler for s in services}
     return Features(
         ipv6=any(s.key.vip.version == 6 for s in services),
         any_port=any(s.key.port == ANY_PORT for s in services),
-        ipip=any(s.forward is Forward.IPIP for s in services),
+        ranges=any(s.key.port_last is not None for s in services),
+        prefix=any(s.key.vip_bits is not None for s in services),
+        ipip=Forward.IPIP in forwards,
+        gue=Forward.GUE in forwards,
+        nat=Forward.NAT in forwards,
+        fullnat=Forward.FULLNAT in forwards,
+        source=Scheduler.SOURCE in schedulers,
+        round_robin=Scheduler.ROUND_ROBIN in schedulers,
+        least_conn=Scheduler.LEAST_CONN in schedulers,
+        least_load=Scheduler.LEAST_LOAD in schedulers,
+        waiting=any(counts_waiting(s) for s in services),
+        quic=any(s.quic_id_bytes is not None for s in services),
+        reset=any(s.no_backend is NoBackend.RESET for s in services),
     )
 
 
@@ -56,23 +94,46 @@ class Sizes:
 
     services: int
     service_keys: int
+    vip_prefixes: int
+    port_ranges: int
+    origins: int
+    quic_ids: int
     backends: int
     flow_buckets: int
     ring_lines: int
     lines_per_ring: int
+    nat_first_port: int
+    nat_ports: int
     rows: int  # CPUs, and one for the agent
 
+    @property
+    def nat_slots(self) -> int:
+        """One for each source address of either family and port."""
+        return 2 * NAT_SOURCES * self.nat_ports
 
-def sizes(tables: Tables, cpus: int) -> Sizes:
-    """Element counts for a configuration on a host with that many possible CPUs."""
+
+def sizes(tables: Tables, cpus: int, nat: Nat | None = None) -> Sizes:
+    """Element counts for a configuration on a host with that many possible CPUs.
+
+    The maps by key are not preallocated, so room costs nothing: while a change is under way
+    they hold what was and what comes.
+    """
     lines = math.ceil(tables.ring_slots / RING_LINE_SLOTS)
+    nat = nat or Nat()
     return Sizes(
         services=tables.services,
-        service_keys=2 * tables.services,  # each VIP has a mark of its own
+        # each VIP and each source address of fullnat has a mark of its own
+        service_keys=2 * tables.services + 2 * 2 * NAT_SOURCES,
+        vip_prefixes=2 * tables.services,
+        port_ranges=2 * MOST_BLOCKS * tables.services,
+        origins=2 * tables.backends,
+        quic_ids=2 * tables.backends,
         backends=tables.backends,
         flow_buckets=tables.flows // FLOW_WAYS,
         ring_lines=lines * (tables.services + SPARE_RINGS),
         lines_per_ring=lines,
+        nat_first_port=nat.first_port,
+        nat_ports=nat.last_port - nat.first_port + 1,
         rows=cpus + 1,
     )
 
@@ -108,26 +169,38 @@ def clock_for(hz: int) -> Clock:
 
 
 def definitions(
-    pin_folder: Path, size: Sizes, features: Features, keys: HashKeys, clock: Clock
+    pin_folder: Path,
+    size: Sizes,
+    features: Features,
+    keys: HashKeys,
+    clock: Clock,
+    gue_port: int,
+    *,
+    tc: bool = False,
 ) -> dict[str, str]:
-    """The -D constants of one program."""
+    """The -D constants of one program: for XDP, or with ``tc`` for clsact."""
     return {
         "LB_PIN": f'"{pin_folder}"',
+        "LB_TC": str(int(tc)),
         "LB_SERVICES": str(size.services),
         "LB_SERVICE_KEYS": str(size.service_keys),
+        "LB_VIP_PREFIXES": str(size.vip_prefixes),
+        "LB_PORT_RANGES": str(size.port_ranges),
+        "LB_ORIGINS": str(size.origins),
+        "LB_QUIC_IDS": str(size.quic_ids),
+        "LB_FRAGMENTS": str(FRAGMENTS),
         "LB_BACKENDS": str(size.backends),
         "LB_FLOW_BUCKETS": str(size.flow_buckets),
         "LB_RING_LINES": str(size.ring_lines),
+        "LB_NAT_SLOTS": str(size.nat_slots),
+        "LB_NAT_FIRST_PORT": str(size.nat_first_port),
+        "LB_NAT_PORTS": str(size.nat_ports),
+        "LB_GUE_PORT": str(gue_port),
         "LB_ROWS": str(size.rows),
+        "LB_HZ": str(clock.hz),
         "LB_TICK_SHIFT": str(clock.shift),
         "LB_FLOW_KEY": f"{keys.key:#x}ULL",
         "LB_FLOW_MUL0": f"{keys.mul0:#x}ULL",
         "LB_FLOW_MUL1": f"{keys.mul1:#x}ULL",
-        "LB_IPV6": str(int(features.ipv6)),
-        "LB_ANY_PORT": str(int(features.any_port)),
-        "LB_IPIP": str(int(features.ipip)),
+        **{f"LB_{f.name.upper()}": str(int(getattr(features, f.name))) for f in fields(features)},
     }
-
-
-def features_of(config: Config) -> Features:
-    return needed_features(config.services)

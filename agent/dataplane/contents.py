@@ -1,69 +1,172 @@
-"""Turns table rows into values and back: what reconcile reads and writes, one entry each."""
+"""Reads the shared tables as values, and turns values into table rows: what reconcile compares
+and writes, one entry each.
+"""
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 import numpy as np
 
-from agent.dataplane import abi
+from agent.dataplane import abi, keys
 from agent.dataplane.tables import SharedTables, Table
 from agent.model import Address, Forward, Scheduler
-from agent.state.tables import BackendEntry, ServiceEntry, ServiceSlot, TableContents
+from agent.state import loads
+from agent.state.tables import (
+    BackendEntry,
+    MarkEntry,
+    OriginEntry,
+    ServiceEntry,
+    ServiceSlot,
+    TableContents,
+)
 
-FORWARD_IDS = {Forward.DSR: abi.ForwardId.DSR, Forward.IPIP: abi.ForwardId.IPIP}
-SCHEDULER_IDS = {Scheduler.MAGLEV: abi.SchedulerId.MAGLEV}
+FORWARD_IDS = {forward: abi.ForwardId[forward.name] for forward in Forward}
+SCHEDULER_IDS = {scheduler: abi.SchedulerId[scheduler.name] for scheduler in Scheduler}
 _FORWARDS = {int(ident): forward for forward, ident in FORWARD_IDS.items()}
 _SCHEDULERS = {int(ident): scheduler for scheduler, ident in SCHEDULER_IDS.items()}
+
+_BACKEND = struct.Struct("=2I6s6s8sBBH8HHHB11x16s16s32x")  # struct backend
+_CACHED_BACKENDS = 16_384
 
 
 def read(tables: SharedTables) -> TableContents:
     """What the tables hold. Rows that no agent of this version wrote are left out."""
-    marks = set()
+    marks: dict[ServiceSlot, MarkEntry] = {}
     services: dict[ServiceSlot, ServiceEntry] = {}
-    for slot, row in tables.services():
+    for slot, row in service_rows(tables):
         if slot.is_mark:
-            marks.add(slot)
+            marks[slot] = _mark_entry(row)
         elif int(row["forward"]) in _FORWARDS and int(row["scheduler"]) in _SCHEDULERS:
             services[slot] = _service_entry(tables, row)
-    used = np.flatnonzero(tables.backends["service"])
-    backends = {int(i): _backend_entry(tables.backends[i]) for i in used}
-    return TableContents(backends, services, frozenset(marks))
+    return TableContents(
+        backends=_backends(tables),
+        services=services,
+        marks=marks,
+        prefixes=frozenset(
+            keys.prefix_of(key)
+            for name in ("prefixes4", "prefixes6")
+            for key, _ in tables.items(name)
+        ),
+        ranges={
+            keys.block_of(key, family): first
+            for key, value in tables.items("ranges")
+            for first, family in (keys.first_of(value),)
+        },
+        origins={
+            keys.slot_of(key): _origin_entry(value, 4 if name == "origins4" else 6)
+            for name in ("origins4", "origins6")
+            for key, value in tables.items(name)
+        },
+        quic_ids={
+            keys.quic_of(key): int.from_bytes(value, "little")
+            for key, value in tables.items("quic_ids")
+        },
+        nat_sources=_nat_sources(tables),
+    )
+
+
+def service_rows(tables: SharedTables) -> Iterator[tuple[ServiceSlot, Table]]:
+    """Every key of both service maps, the marks included."""
+    for name in ("services4", "services6"):
+        for key, value in tables.items(name):
+            yield keys.slot_of(key), np.frombuffer(value, dtype=abi.SERVICE)[0]
+
+
+def _mark_entry(row: Table) -> MarkEntry:
+    flags = int(row["flags"])
+    return MarkEntry(
+        ranges=bool(flags & abi.SERVICE_F_RANGES),
+        any_port=bool(flags & abi.SERVICE_F_ANY_PORT),
+        nat_source=int(row["ring_line"]) if flags & abi.SERVICE_F_NAT_SOURCE else None,
+    )
 
 
 def _service_entry(tables: SharedTables, row: Table) -> ServiceEntry:
     first, slots = int(row["ring_line"]) * abi.RING_LINE_SLOTS, int(row["ring_slots"])
+    ident, flags, bound = int(row["id"]), int(row["flags"]), int(row["bound"])
     return ServiceEntry(
-        id=int(row["id"]),
+        id=ident,
         salt=int(row["flow_salt"]),
         forward=_FORWARDS[int(row["forward"])],
         scheduler=_SCHEDULERS[int(row["scheduler"])],
         pick_seed=int(row["pick_seed"]),
         ring=tables.rings[first : first + slots].tobytes(),
+        draws=int(row["draws"]),
+        source_bits=int(row["source_bits"]),
+        bound=bound,
+        load_weight=int(tables.service_load["weight"][ident]) if bound else 0,
+        waiting=bool(flags & abi.SERVICE_F_WAITING),
+        reset=bool(flags & abi.SERVICE_F_RESET),
+        quic_id_bytes=int(row["quic_id_len"]),
+        port_last=int(row["port_last"]),
+        vip_bits=int(row["vip_bits"]) if flags & abi.SERVICE_F_PREFIX else None,
     )
 
 
-def _backend_entry(row: Table) -> BackendEntry:
-    flags = int(row["flags"])
-    source = _address(row["source_addr"])
+def _backends(tables: SharedTables) -> dict[int, BackendEntry]:
+    used = np.flatnonzero(tables.backends["service"])
+    rows, load = tables.backends[used].tobytes(), tables.backend_load[used]
+    given = zip(load["per_byte"].tolist(), load["weight"].tolist(), strict=True)
+    size = _BACKEND.size
+    return {
+        ident: _backend_entry(rows[n * size : (n + 1) * size], *both)
+        for n, (ident, both) in enumerate(zip(used.tolist(), given, strict=True))
+    }
+
+
+@lru_cache(maxsize=_CACHED_BACKENDS)
+def _backend_entry(raw: bytes, per_byte: int, weight: int) -> BackendEntry:
+    """From the bytes of a row: most have not changed since the last reading."""
+    flags, ifindex, mac, source_mac, vlan, tags, forward, mtu, *rest = _BACKEND.unpack(raw)
+    ticks, (service, port, family, address, source) = tuple(rest[:8]), rest[8:]
     return BackendEntry(
-        service_id=int(row["service"]),
-        address=_address(row["addr"], int(row["family"])) or IPv4Address(0),
+        service_id=service,
+        address=_address(address, family) or IPv4Address(0),
         usable=bool(flags & abi.BACKEND_F_USABLE),
         alive=bool(flags & abi.BACKEND_F_ALIVE),
-        forward=_FORWARDS.get(int(row["forward"]), Forward.DSR),
-        ifindex=int(row["ifindex"]),
-        mac=row["mac"].tobytes().hex(":"),
-        source_mac=row["source_mac"].tobytes().hex(":"),
-        mtu=int(row["mtu"]),
-        timeout_ticks=tuple(int(ticks) for ticks in row["timeout_ticks"]),
-        source=source,
+        forward=_FORWARDS.get(forward, Forward.DSR),
+        ifindex=ifindex,
+        mac=mac.hex(":"),
+        source_mac=source_mac.hex(":"),
+        mtu=mtu,
+        timeout_ticks=ticks,
+        source=_address(source),
+        port=int.from_bytes(port.to_bytes(2, "little"), "big"),
+        vlans=tuple(struct.unpack_from(">HH", vlan, 4 * n) for n in range(min(tags, 2))),
+        counts_load=bool(flags & abi.BACKEND_F_LOAD),
+        weight=weight,
+        bytes_per_connection=loads.bytes_per_connection(per_byte),
     )
 
 
-def _address(words: Table, family: int | None = None) -> Address | None:
+@lru_cache(maxsize=_CACHED_BACKENDS)
+def _origin_entry(value: bytes, family: int) -> OriginEntry:
+    row = np.frombuffer(value, dtype=abi.ORIGIN)[0]
+    return OriginEntry(
+        vip=_address(row["vip"].tobytes(), family) or IPv4Address(0),
+        salt=int(row["flow_salt"]),
+        service_id=int(row["service"]),
+        backend_id=int(row["backend"]),
+        port=int(row["port"]),
+    )
+
+
+def _nat_sources(tables: SharedTables) -> dict[int, Address]:
+    found: dict[int, Address] = {}
+    for family, first in ((4, 0), (6, abi.NAT_SOURCES)):
+        count = min(int(tables.nat_sources["count"][first]), abi.NAT_SOURCES)
+        for number in range(first, first + count):
+            address = _address(tables.nat_sources["addr"][number].tobytes(), family)
+            found[number] = address or IPv4Address(0)
+    return found
+
+
+def _address(raw: bytes, family: int | None = None) -> Address | None:
     """An address of either family; without ``family`` told by its zeros, None if all are."""
-    raw = words.tobytes()
     if family is None:
         if not any(raw):
             return None
@@ -71,26 +174,49 @@ def _address(words: Table, family: int | None = None) -> Address | None:
     return IPv4Address(raw[:4]) if family == 4 else IPv6Address(raw)
 
 
-def _words(address: Address | None) -> bytes:
-    return (address.packed if address else b"").ljust(16, b"\0")
+def words(address: Address | None) -> Table:
+    """An address as the tables hold it, four words; none is zeros."""
+    raw = (address.packed if address else b"").ljust(16, b"\0")
+    return np.frombuffer(raw, dtype=">u4")
+
+
+def _mac(text: str) -> Table:
+    return np.frombuffer(bytes.fromhex(text.replace(":", "")), dtype=np.uint8)
 
 
 def backend_row(entry: BackendEntry) -> Table:
     """The table row of a backend."""
     row = np.zeros(1, dtype=abi.BACKEND)
-    row["flags"] = entry.alive * abi.BACKEND_F_ALIVE | entry.usable * abi.BACKEND_F_USABLE
-    row["ifindex"] = entry.ifindex
-    row["mac"] = np.frombuffer(bytes.fromhex(entry.mac.replace(":", "")), dtype=np.uint8)
-    row["source_mac"] = np.frombuffer(
-        bytes.fromhex(entry.source_mac.replace(":", "")), dtype=np.uint8
+    row["flags"] = (
+        entry.alive * abi.BACKEND_F_ALIVE
+        | entry.usable * abi.BACKEND_F_USABLE
+        | entry.counts_load * abi.BACKEND_F_LOAD
     )
+    row["ifindex"] = entry.ifindex
+    row["mac"] = _mac(entry.mac)
+    row["source_mac"] = _mac(entry.source_mac)
     row["forward"] = FORWARD_IDS[entry.forward]
     row["family"] = entry.address.version
     row["mtu"] = entry.mtu
     row["timeout_ticks"] = entry.timeout_ticks
     row["service"] = entry.service_id
-    row["addr"] = np.frombuffer(_words(entry.address), dtype=">u4")
-    row["source_addr"] = np.frombuffer(_words(entry.source), dtype=">u4")
+    row["port"] = entry.port
+    row["tags"] = len(entry.vlans)
+    row["vlan"] = [number for tag in entry.vlans for number in tag] + [0] * (
+        4 - 2 * len(entry.vlans)
+    )
+    row["addr"] = words(entry.address)
+    row["source_addr"] = words(entry.source)
+    return row
+
+
+def load_row(entry: BackendEntry) -> Table:
+    """What the agent writes of a backend's load; the rest is 0."""
+    row = np.zeros(1, dtype=abi.BACKEND_LOAD)
+    row["kappa"] = loads.KAPPA
+    row["per_byte"] = loads.per_byte(entry.bytes_per_connection)
+    row["inverse_weight"] = loads.inverse_weight(entry.weight)
+    row["weight"] = entry.weight
     return row
 
 
@@ -104,4 +230,38 @@ def service_row(entry: ServiceEntry, ring_line: int) -> Table:
     row["ring_slots"] = len(entry.ring) // 2
     row["scheduler"] = SCHEDULER_IDS[entry.scheduler]
     row["forward"] = FORWARD_IDS[entry.forward]
+    row["flags"] = (
+        entry.waiting * abi.SERVICE_F_WAITING
+        | entry.reset * abi.SERVICE_F_RESET
+        | (entry.vip_bits is not None) * abi.SERVICE_F_PREFIX
+    )
+    row["draws"] = entry.draws
+    row["source_bits"] = entry.source_bits
+    row["quic_id_len"] = entry.quic_id_bytes
+    row["bound"] = entry.bound
+    row["port_last"] = entry.port_last
+    row["vip_bits"] = entry.vip_bits or 0
+    return row
+
+
+def mark_row(entry: MarkEntry) -> Table:
+    """The value of a service map for a mark."""
+    row = np.zeros(1, dtype=abi.SERVICE)
+    row["flags"] = (
+        entry.ranges * abi.SERVICE_F_RANGES
+        | entry.any_port * abi.SERVICE_F_ANY_PORT
+        | (entry.nat_source is not None) * abi.SERVICE_F_NAT_SOURCE
+    )
+    row["ring_line"] = entry.nat_source or 0
+    return row
+
+
+def origin_row(entry: OriginEntry) -> Table:
+    """The value of an origins map."""
+    row = np.zeros(1, dtype=abi.ORIGIN)
+    row["vip"] = words(entry.vip)
+    row["flow_salt"] = entry.salt
+    row["service"] = entry.service_id
+    row["backend"] = entry.backend_id
+    row["port"] = entry.port
     return row

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -10,17 +10,22 @@ from agent.dataplane import abi
 from agent.dataplane.tables import SharedTables, Table
 from agent.state.snapshot import BackendCounts
 
-_FIELDS = ("packets", "bytes", "opened", "closed", "established")
+_FIELDS = tuple(field.name for field in fields(BackendCounts))
+_GONE = tuple(name for name in _FIELDS if f"gone_{name}" in (abi.SERVICE_COUNTERS.names or ()))
 _NONE = BackendCounts()
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceCounts:
-    """``gone``: what the backends that were removed had counted."""
+    """``gone``: what the backends that were removed had counted, but for answers.
+
+    ``replied``: packets that the packet path answered itself.
+    """
 
     drops: dict[str, int]
     passed: dict[str, int]
     not_recorded: int
+    replied: int
     gone: BackendCounts
 
 
@@ -61,8 +66,8 @@ def _service(rows: Table) -> ServiceCounts:
         if reason is not abi.Reason.NONE:
             kind = drops if reason >= abi.FIRST_DROP else passed
             kind[reason.label] = int(by_reason[reason])
-    gone = BackendCounts(*(_sum(rows, f"gone_{name}") for name in _FIELDS))
-    return ServiceCounts(drops, passed, _sum(rows, "not_recorded"), gone)
+    gone = BackendCounts(**{name: _sum(rows, f"gone_{name}") for name in _GONE})
+    return ServiceCounts(drops, passed, _sum(rows, "not_recorded"), _sum(rows, "replied"), gone)
 
 
 def add(one: BackendCounts, other: BackendCounts) -> BackendCounts:

@@ -7,16 +7,24 @@ answers with the kernel's.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 
 from agent.dataplane import abi, flowhash
 from agent.dataplane.constants import Clock, HashKeys
-from agent.dataplane.flows import STATE_NAMES, Names, address_of
+from agent.dataplane.flows import STATE_NAMES, Names, address_of, nat_source, requests
+from agent.dataplane.selection import LOAD, TURN, Ring, Selection, select
 from agent.dataplane.tables import SharedTables
-from agent.model import ANY_PORT
-from agent.state.queries import Draw, Explanation, FiveTuple, FlowView
-from agent.state.tables import ServiceEntry, ServiceSlot, TableContents
+from agent.model import ANY_PORT, Address, Forward, Protocol
+from agent.state.queries import Explanation, FiveTuple, FlowView
+from agent.state.ranges import covers
+from agent.state.tables import BackendEntry, ServiceEntry, ServiceSlot, TableContents
 
-MAGLEV_DRAWS = 32
+_ADDRESS_BITS = {4: 32, 6: 128}
+_REASONS = {
+    None: "picked from the ring",
+    LOAD: "the lowest of those compared; depends on the load of the moment",
+    TURN: "the next in turn",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +49,21 @@ def explain(view: DataplaneView, flow: FiveTuple) -> Explanation:
     service = view.names.services.get(entry.id, f"service {entry.id}")
     steps.append(f"service {service}: scheduler {entry.scheduler.value}, {entry.forward.value}")
     base = Explanation(
-        "forward", service, None, "", (), None, ring_slots=len(entry.ring) // 2, draws=()
-    )
+        "forward", service, None, "", (), None, ring_slots=len(entry.ring) // 2, draws=(),
+        scheduler=entry.scheduler.value,
+    )  # fmt: skip
+    if entry.quic_id_bytes and flow.protocol is Protocol.UDP:
+        steps.append("a QUIC packet whose connection id names a backend goes there instead")
     recorded, backend_id = _recorded(view, flow, entry, service)
     if recorded is not None:
         steps.append(
             f"the flow table has it: {recorded.backend}, {recorded.state}, "
             f"idle {recorded.idle_s:.0f} s"
         )
-        if view.contents.backends[backend_id].alive:
+        held = view.contents.backends[backend_id]
+        if held.alive:
             steps.append("its backend keeps its flows, so it stays")
+            steps.append(_forwarding(held, flow, recorded))
             return replace(
                 base,
                 backend=recorded.backend,
@@ -61,54 +74,139 @@ def explain(view: DataplaneView, flow: FiveTuple) -> Explanation:
         steps.append("its backend gives its flows up, so it is picked for anew")
     else:
         steps.append("the flow table does not have it, so a backend is picked")
-    draws = _draws(view, flow, entry)
-    steps += [
-        f"draw {n}: slot {draw.slot} names {draw.backend}, "
-        + ("usable" if draw.usable else "not usable, next draw")
-        for n, draw in enumerate(draws, 1)
-    ]
-    if not draws or not draws[-1].usable:
-        steps.append("no usable backend: dropped")
-        return replace(
-            base,
-            verdict="drop",
-            reason=abi.Reason.NO_BACKEND.label,
-            steps=tuple(steps),
-            recorded=recorded,
-            draws=draws,
-        )
+    return _picked(view, flow, entry, replace(base, steps=tuple(steps), recorded=recorded))
+
+
+def _picked(
+    view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, base: Explanation
+) -> Explanation:
+    """What a flow without a place gets."""
+    found = select(Ring(entry, view.contents, view.tables, view.names.backends.get), flow)
+    steps = [*base.steps, *found.steps]
+    if entry.id in view.names.failing_open:
+        steps.append("no backend is up: all get new flows (no_backend: any)")
+    base = replace(base, draws=found.draws, depends_on=found.depends_on)
+    if not found.chosen and not found.any_of:
+        verdict, end = _nobody(entry, flow)
+        steps.append(f"no usable backend: {end}")
+        reason = abi.Reason.NO_BACKEND.label
+        return replace(base, verdict=verdict, reason=reason, steps=tuple(steps), depends_on=None)
+    if found.chosen:
+        steps.append(_forwarding(view.contents.backends[found.chosen], flow, None))
     return replace(
-        base,
-        backend=draws[-1].backend,
-        reason="picked from the ring",
+        base, backend=_name(view.names, found), reason=_REASONS[found.depends_on],
         steps=tuple(steps),
-        recorded=recorded,
-        draws=draws,
-    )
+    )  # fmt: skip
+
+
+def _name(names: Names, found: Selection) -> str | None:
+    if not found.chosen:
+        return None
+    ref = names.backends.get(found.chosen)
+    return ref.backend if ref else f"id {found.chosen}"
+
+
+def _nobody(entry: ServiceEntry, flow: FiveTuple) -> tuple[str, str]:
+    """Verdict and words for a service of which no backend is usable."""
+    if not entry.reset:
+        return "drop", "dropped (no_backend: drop)"
+    with_what = "a RST" if flow.protocol is Protocol.TCP else "an ICMP unreachable"
+    return "reset", f"answered with {with_what} (no_backend: reset)"
+
+
+def _forwarding(backend: BackendEntry, flow: FiveTuple, recorded: FlowView | None) -> str:
+    """How the packet is changed for its backend."""
+    port = backend.port or flow.port
+    match backend.forward:
+        case Forward.DSR:
+            return f"dsr: to the MAC {backend.mac}, nothing else is changed"
+        case Forward.IPIP | Forward.GUE:
+            return f"{backend.forward.value}: an outer header to {backend.address}"
+        case Forward.NAT:
+            return f"nat: the destination becomes {backend.address} port {port}"
+        case Forward.FULLNAT:
+            source = "one of the balancer's"
+            if recorded is not None and recorded.nat_source is not None:
+                source = "{} port {}".format(*recorded.nat_source)
+            return (
+                f"fullnat: the destination becomes {backend.address} port {port}, "
+                f"the source {source}"
+            )
 
 
 def _service(contents: TableContents, flow: FiveTuple, steps: list[str]) -> ServiceEntry | None:
+    """``service_find``."""
     protocol = flow.protocol.number
-    for port in (flow.port, ANY_PORT):
-        entry = contents.services.get(ServiceSlot(flow.vip, port, protocol))
-        if entry is not None:
-            steps.append(f"{flow.vip} port {port or 'any'} {flow.protocol.value} is a service")
-            return entry
-    is_vip = ServiceSlot(flow.vip, 0, 0) in contents.marks
-    steps.append(
-        f"{flow.vip} is a VIP, but has no service on port {flow.port} {flow.protocol.value}"
-        if is_vip
-        else f"{flow.vip} is not a VIP"
-    )
-    steps.append("the packet is passed to the host, untouched")
-    return None
+    entry = contents.services.get(ServiceSlot(flow.vip, flow.port, protocol))
+    if entry is not None:
+        steps.append(f"{flow.vip} port {flow.port} {flow.protocol.value} is a service")
+        return entry
+    mark = contents.marks.get(ServiceSlot(flow.vip, 0, 0))
+    vip = flow.vip
+    if mark is None:
+        below = _prefix(contents, flow.vip)
+        if below is None:
+            steps += [f"{flow.vip} is not a VIP", _PASSED]
+            return None
+        vip = below
+        steps.append(f"{flow.vip} is below the prefix VIP of {vip}")
+        entry = contents.services.get(ServiceSlot(vip, flow.port, protocol))
+        mark = contents.marks.get(ServiceSlot(vip, 0, 0))
+    elif mark.nat_source is not None:
+        steps += [
+            f"{flow.vip} is a source address of fullnat: the packet is taken for an answer",
+            "of a flow that it names by its port; if there is none, it is left to the host",
+        ]
+        return None
+    if entry is None and mark is not None:
+        entry = _beyond(contents, vip, flow, steps)
+    elif entry is not None:
+        steps.append(f"port {flow.port} {flow.protocol.value} is a service")
+    if entry is None:
+        steps += [
+            f"{vip} is a VIP, but has no service on port {flow.port} {flow.protocol.value}",
+            _PASSED,
+        ]
+    return entry
+
+
+_PASSED = "the packet is passed to the host, untouched"
+
+
+def _prefix(contents: TableContents, address: Address) -> Address | None:
+    """First address of the longest prefix VIP that an address is below."""
+    own = ip_network((address, _ADDRESS_BITS[address.version]))
+    there = [net for net in contents.prefixes if net.version == own.version and address in net]
+    return max(there, key=lambda net: net.prefixlen).network_address if there else None
+
+
+def _beyond(
+    contents: TableContents, vip: Address, flow: FiveTuple, steps: list[str]
+) -> ServiceEntry | None:
+    """A service that has the port without being under it: by a range, or any port."""
+    protocol = flow.protocol.number
+    for block, first in contents.ranges.items():
+        if (block.vip, block.protocol) == (vip, protocol) and covers(
+            block.port, block.bits, flow.port
+        ):
+            entry = contents.services.get(ServiceSlot(vip, first, protocol))
+            if entry is not None:
+                steps.append(f"port {flow.port} is in the range {first}-{entry.port_last}")
+                return entry
+    entry = contents.services.get(ServiceSlot(vip, ANY_PORT, protocol))
+    if entry is not None:
+        steps.append(f"{vip} port any {flow.protocol.value} is a service")
+    return entry
 
 
 def _recorded(
     view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, service: str
 ) -> tuple[FlowView | None, int]:
     """The flow's slot as people see it, and the backend id in it."""
-    value = flowhash.flow_hash(view.keys, entry.salt, flow.client, flow.client_port, flow.port)
+    below_prefix = flow.vip if entry.vip_bits is not None else None
+    value = flowhash.flow_hash(
+        view.keys, entry.salt, flow.client, flow.client_port, flow.port, below_prefix
+    )
     bucket = (value >> 32) & (view.tables.size.flow_buckets - 1)
     tag, now = value & 0xFFFFFFFF, view.jiffies >> view.clock.shift
     first = bucket * abi.FLOW_WAYS
@@ -129,25 +227,9 @@ def _recorded(
         )
         age = (view.jiffies - int(cold["start"])) % 2**32 / view.clock.hz if is_mine else 0.0
         idle = ((now - word) & abi.FLOW_STAMP_MASK) * view.clock.tick_s
-        name = STATE_NAMES[state]
-        return FlowView(service, flow, ref.backend, name, age, idle), ident
+        return FlowView(
+            service, flow, ref.backend, STATE_NAMES[state], age, idle,
+            nat_source(view.tables, index, ident),
+            requests(view.tables, view.names, entry.id, index, word) if is_mine else None,
+        ), ident  # fmt: skip
     return None, 0
-
-
-def _draws(view: DataplaneView, flow: FiveTuple, entry: ServiceEntry) -> tuple[Draw, ...]:
-    slots = len(entry.ring) // 2
-    if not slots:
-        return ()
-    pick = flowhash.pick_hash(entry.pick_seed, flow.client, flow.client_port, flow.port)
-    draws = []
-    for _ in range(MAGLEV_DRAWS):
-        slot = flowhash.ring_slot(pick, slots)
-        ident = int.from_bytes(entry.ring[2 * slot : 2 * slot + 2], "little")
-        held = view.contents.backends.get(ident)
-        ref = view.names.backends.get(ident)
-        usable = held is not None and held.usable
-        draws.append(Draw(slot, ref.backend if ref else f"id {ident}", usable))
-        if usable:
-            break
-        pick = flowhash.pick_again(pick)
-    return tuple(draws)

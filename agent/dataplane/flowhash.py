@@ -7,6 +7,7 @@ tests/packet compares both hashes with the kernel's decisions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 import numpy as np
 import numpy.typing as npt
@@ -39,30 +40,55 @@ class Wire:
     ipv6: npt.NDArray[np.bool_]
 
 
+def _folds6(addr: npt.NDArray[np.uint32], key: Words | int, mul0: int, mul1: int) -> Words:
+    """``fold6`` of n IPv6 addresses, (n, 4)."""
+    wide = addr.astype(np.uint64)
+    high = wide[:, 3] << np.uint64(32) | wide[:, 2]
+    return _mix(_mix(high ^ np.asarray(key, dtype=np.uint64), mul1) ^ wide[:, 1], mul0)
+
+
 def tuple_hashes(wire: Wire, key: Words, mul0: int, mul1: int) -> Words:
     """Hashes of n flows, each under its own key."""
-    wide = wire.saddr.astype(np.uint64)
     ports = wire.sport.astype(np.uint64) << np.uint64(16) | wire.dport
-    word = wide[:, 0] << np.uint64(32) | ports
-    high = wide[:, 3] << np.uint64(32) | wide[:, 2]
-    extra = _mix(_mix(high ^ key, mul1) ^ wide[:, 1], mul0)
-    word = np.where(wire.ipv6, word ^ extra, word)
+    word = wire.saddr[:, 0].astype(np.uint64) << np.uint64(32) | ports
+    word = np.where(wire.ipv6, word ^ _folds6(wire.saddr, key, mul0, mul1), word)
     return _mix(_mix(word ^ key, mul0), mul1)
 
 
+def address_keys(daddr: npt.NDArray[np.uint32], ipv6: npt.NDArray[np.bool_]) -> Words:
+    """What the n addresses below prefix VIPs, (n, 4), add to the keys of their services."""
+    keys = _mix(daddr[:, 0].astype(np.uint64), PICK_MUL1)
+    return np.where(ipv6, keys ^ _folds6(daddr, PICK_KEY, PICK_MUL0, PICK_MUL1), keys)
+
+
+def _words(address: Address) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(address.packed.ljust(16, b"\0"), dtype=np.uint32).reshape(1, 4)
+
+
 def _wire(client: Address, client_port: int, port: int) -> Wire:
-    packed = client.packed.ljust(16, b"\0")
     return Wire(
-        np.frombuffer(packed, dtype=np.uint32).reshape(1, 4),
+        _words(client),
         np.frombuffer(client_port.to_bytes(2, "big"), dtype=np.uint16),
         np.frombuffer(port.to_bytes(2, "big"), dtype=np.uint16),
         np.array([client.version == 6]),
     )
 
 
-def flow_hash(keys: HashKeys, salt: int, client: Address, client_port: int, port: int) -> int:
-    """``flow_hash``: the upper half names the bucket, the lower half is the tag."""
+def flow_hash(
+    keys: HashKeys,
+    salt: int,
+    client: Address,
+    client_port: int,
+    port: int,
+    below_prefix: Address | None = None,
+) -> int:
+    """``flow_hash``: the upper half names the bucket, the lower half is the tag.
+
+    ``below_prefix``: the address that the client talks to, where the VIP is a prefix.
+    """
     key = np.array([flow_key(keys, salt)], dtype=np.uint64)
+    if below_prefix is not None:
+        key ^= address_keys(_words(below_prefix), np.array([below_prefix.version == 6]))
     wire = _wire(client, client_port, port)
     return int(tuple_hashes(wire, key, keys.mul0, keys.mul1)[0])
 
@@ -79,6 +105,12 @@ def pick_hash(seed: int, client: Address, client_port: int, port: int) -> int:
     return int(tuple_hashes(wire, key, PICK_MUL0, PICK_MUL1)[0])
 
 
+def source_hash(seed: int, client: Address, bits: int) -> int:
+    """``source_hash``: the first draw, from the first ``bits`` of the client's address alone."""
+    prefix = ip_network((client, bits), strict=False).network_address
+    return pick_hash(seed, prefix, 0, 0)
+
+
 def pick_again(pick: int) -> int:
     """The next draw."""
     x = (pick + PICK_KEY) * PICK_MUL0 & _MASK
@@ -88,3 +120,8 @@ def pick_again(pick: int) -> int:
 def ring_slot(pick: int, slots: int) -> int:
     """The slot that a draw names."""
     return ((pick >> 32) * slots) >> 32
+
+
+def tie(slot: int, pick: int) -> int:
+    """0 to 255: which of equal backends least-conn prefers for a flow, the lowest."""
+    return (((slot * PICK_MUL0) ^ pick) * PICK_MUL1 & _MASK) >> 56

@@ -12,26 +12,63 @@ import numpy.typing as npt
 from agent.dataplane import abi, flowhash, survey
 from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.tables import SharedTables, Table
-from agent.model import Address, BackendRef, Protocol
-from agent.state.queries import FiveTuple, FlowPage, FlowQuery, FlowView
+from agent.model import Address, BackendRef, Protocol, Service
+from agent.state.eligibility import FAIL_OPEN
+from agent.state.loads import counts_waiting
+from agent.state.queries import FiveTuple, FlowPage, FlowQuery, FlowRequests, FlowView
+from agent.state.situation import Situation
 
 STATE_NAMES = {
     int(abi.FlowState.EMBRYONIC): "embryonic",
     int(abi.FlowState.ESTABLISHED): "established",
     int(abi.FlowState.CLOSING): "closing",
     int(abi.FlowState.ACKED): "acked",
-    6: "established",
-    7: "closing",
+    int(abi.FlowState.ESTABLISHED_AWAITING): "established",
+    int(abi.FlowState.CLOSING_AWAITING): "closing",
+}
+AWAITING = "awaiting"  # a state for queries: whatever the flow's own
+_TALKS: dict[int, str] = {
+    abi.Talk.PLAIN: "plain",
+    abi.Talk.TLS_HANDSHAKE: "tls",
+    abi.Talk.TLS_FIRST: "tls",
+    abi.Talk.TLS: "tls",
+    abi.Talk.HTTP2_FIRST: "http2",
+    abi.Talk.HTTP2: "http2",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the ids in the tables are called."""
+    """What the ids in the tables are called, and what is known of them besides."""
 
     services: Mapping[int, str]  # by service id
     backends: Mapping[int, BackendRef]  # by backend id
     salts: Mapping[int, int]  # flow salt by service id
+    prefixes: frozenset[int] = frozenset()  # service ids of prefix VIPs
+    counting: frozenset[int] = frozenset()  # service ids that count waiting bytes
+    failing_open: frozenset[int] = frozenset()  # service ids: no backend is up, all get flows
+
+
+def names_of(now: Situation) -> Names:
+    """The names of what is configured."""
+    ids, services = now.ids, now.config.services
+    open_ones = {ref.service for ref, v in now.verdicts.items() if v.weight_reason == FAIL_OPEN}
+
+    def those(chosen: Callable[[Service], bool]) -> frozenset[int]:
+        return frozenset(ids.service_id(service) for service in services if chosen(service))
+
+    return Names(
+        services={ids.service_id(service): service.name for service in services},
+        backends={
+            ids.backend_id(service, backend): BackendRef(service.name, backend.name)
+            for service in services
+            for backend in service.backends
+        },
+        salts={ids.service_id(service): ids.salt(service) for service in services},
+        prefixes=those(lambda service: service.key.vip_bits is not None),
+        counting=those(counts_waiting),
+        failing_open=those(lambda service: service.name in open_ones),
+    )
 
 
 def query_flows(
@@ -48,8 +85,7 @@ def query_flows(
     slot's (it was being replaced as we read) is left out.
     """
     now = jiffies >> clock.shift
-    used = np.flatnonzero(tables.flows != 0)
-    words = tables.flows[used]
+    used, words = survey.used_slots(tables.flows)
     state = survey.state_of(words)
     keep = state != abi.FlowState.EMBRYONIC
     keep &= _matches_state(state, query.state)
@@ -62,14 +98,17 @@ def query_flows(
     used, words, cold = used[keep], words[keep], cold[keep]
     idle = survey.idle_ticks(words, now)
     shown = np.argsort(idle, kind="stable")[: query.limit]
-    view = _viewer(names, clock, jiffies)
-    flows = tuple(view(words[i], cold[i], int(idle[i])) for i in shown)
+    flows = tuple(
+        _view(tables, names, clock, jiffies, int(used[i]), int(words[i]), cold[i]) for i in shown
+    )
     return FlowPage(flows, matched=len(used))
 
 
 def _matches_state(state: npt.NDArray[np.int64], wanted: str | None) -> npt.NDArray[np.bool_]:
     if wanted is None:
         return np.ones(len(state), dtype=bool)
+    if wanted == AWAITING:
+        return state >= abi.FlowState.ESTABLISHED_AWAITING
     return np.isin(state, [number for number, name in STATE_NAMES.items() if name == wanted])
 
 
@@ -103,6 +142,8 @@ def _is_whole(
     buckets: int,
 ) -> npt.NDArray[np.bool_]:
     salts = np.zeros(1 << 16, dtype=np.uint64)
+    is_prefix = np.zeros(1 << 16, dtype=bool)
+    is_prefix[list(names.prefixes)] = True
     for service_id, salt in names.salts.items():
         salts[service_id] = flowhash.flow_key(keys, salt)
     wire = flowhash.Wire(
@@ -111,7 +152,10 @@ def _is_whole(
         np.ascontiguousarray(cold["dport"]).view(np.uint16),
         cold["family"] == 6,
     )
-    hashes = flowhash.tuple_hashes(wire, salts[cold["service"]], keys.mul0, keys.mul1)
+    daddr = np.ascontiguousarray(cold["daddr"]).view(np.uint32)
+    below = np.where(is_prefix[cold["service"]], flowhash.address_keys(daddr, wire.ipv6), 0)
+    key = salts[cold["service"]] ^ below
+    hashes = flowhash.tuple_hashes(wire, key, keys.mul0, keys.mul1)
     tags = hashes & np.uint64(0xFFFFFFFF)
     bucket = (hashes >> np.uint64(32)) & np.uint64(buckets - 1)
     place = (index // abi.FLOW_WAYS).astype(np.uint64)
@@ -119,31 +163,68 @@ def _is_whole(
     return whole
 
 
-def _viewer(
-    names: Names, clock: Clock, jiffies: int
-) -> Callable[[np.uint64, Table, int], FlowView]:
-    def view(word: np.uint64, row: Table, idle: int) -> FlowView:
-        ident = int(word >> np.uint64(abi.FLOW_BACKEND_SHIFT)) & 0xFFFF
-        state = int(word >> np.uint64(abi.FLOW_STATE_SHIFT)) & 7
-        ref = names.backends[ident]
-        family = int(row["family"])
-        age = (jiffies - int(row["start"])) % 2**32 / clock.hz
-        return FlowView(
-            service=ref.service,
-            tuple5=FiveTuple(
-                Protocol.TCP if int(row["l4_proto"]) == Protocol.TCP.number else Protocol.UDP,
-                address_of(row["saddr"], family),
-                int(row["sport"]),
-                address_of(row["daddr"], family),
-                int(row["dport"]),
-            ),
-            backend=ref.backend,
-            state=STATE_NAMES[state],
-            age_s=age,
-            idle_s=min(idle * clock.tick_s, age),
-        )
+def _view(
+    tables: SharedTables,
+    names: Names,
+    clock: Clock,
+    jiffies: int,
+    index: int,
+    word: int,
+    cold: Table,
+) -> FlowView:
+    """A flow that is whole, in slot ``index``."""
+    ident = (word >> abi.FLOW_BACKEND_SHIFT) & 0xFFFF
+    ref, family = names.backends[ident], int(cold["family"])
+    age = (jiffies - int(cold["start"])) % 2**32 / clock.hz
+    idle = ((jiffies >> clock.shift) - word) & abi.FLOW_STAMP_MASK
+    tuple5 = FiveTuple(
+        Protocol.TCP if int(cold["l4_proto"]) == Protocol.TCP.number else Protocol.UDP,
+        address_of(cold["saddr"], family),
+        int(cold["sport"]),
+        address_of(cold["daddr"], family),
+        int(cold["dport"]),
+    )
+    return FlowView(
+        service=ref.service,
+        tuple5=tuple5,
+        backend=ref.backend,
+        state=STATE_NAMES[(word >> abi.FLOW_STATE_SHIFT) & 7],
+        age_s=age,
+        idle_s=min(idle * clock.tick_s, age),
+        nat_source=nat_source(tables, index, ident),
+        requests=requests(tables, names, int(cold["service"]), index, word),
+    )
 
-    return view
+
+def nat_source(tables: SharedTables, index: int, backend: int) -> tuple[Address, int] | None:
+    """The address and port that fullnat gave the flow in a slot; None: no fullnat, or none."""
+    nat = int(tables.flows_warm[index]["nat"])
+    if tables.backends[backend]["forward"] != abi.ForwardId.FULLNAT or not nat:
+        return None
+    number, port = divmod(nat - 1, tables.size.nat_ports)
+    if number >= len(tables.nat_sources):
+        return None
+    family = 4 if number < abi.NAT_SOURCES else 6
+    address = address_of(tables.nat_sources[number]["addr"], family)
+    return address, tables.size.nat_first_port + port
+
+
+def requests(
+    tables: SharedTables, names: Names, service: int, index: int, word: int
+) -> FlowRequests | None:
+    """What is known of the requests of the flow in a slot; None where they are not counted."""
+    if service not in names.counting:
+        return None
+    warm = tables.flows_warm[index]
+    state = (word >> abi.FLOW_STATE_SHIFT) & 7
+    awaits = state >= abi.FlowState.ESTABLISHED_AWAITING
+    rtt_us = int(warm["rtt_us"])
+    return FlowRequests(
+        awaiting=awaits,
+        waiting_bytes=int(warm["waiting"]) if awaits else 0,
+        handshake_ms=rtt_us / 1000 if rtt_us else None,
+        talk=_TALKS.get(int(warm["talk"])),
+    )
 
 
 def address_of(words: Table, family: int) -> Address:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 
 from agent.dataplane import attach, libbpf, sources
-from agent.dataplane.compile import compile_program
-from agent.model import Address, XdpMode
+from agent.dataplane.compile import Compiled, compile_program
+from agent.model import GUE_PORT, Address, Hook
 
 
-def attach_decap(interface: str, vips: tuple[Address, ...]) -> XdpMode:
+def attach_decap(interface: str, vips: tuple[Address, ...], gue_port: int = GUE_PORT) -> Hook:
     """Take the outer header off what balancers send for ``vips``; stays until detached."""
-    compiled = compile_program(sources.joined("decap.c"), "decap", {})
+    return attach.attach_helper(interface, load_decap(vips, gue_port).fd)
+
+
+def load_decap(vips: tuple[Address, ...], gue_port: int) -> Compiled:
+    """The program that ``attach_decap`` attaches; ``gue_port`` is a UDP destination port."""
+    definitions = {"LB_GUE_PORT": str(gue_port)}
+    compiled = compile_program(sources.joined("decap.c"), "decap", definitions)
     fd = compiled.handle[b"decap_vips"].map_fd
     for vip in vips:
         libbpf.map_update(fd, vip.packed.ljust(16, b"\0"), b"\1")
-    return attach.attach_helper(interface, compiled.fd)
+    return compiled
 
 
-def attach_pass(interface: str) -> XdpMode:
+def attach_pass(interface: str) -> Hook:
     """Let the interface, the far end of a veth pair, receive what XDP sends at the other."""
     fd = libbpf.load_pass_program()
     try:

@@ -6,6 +6,8 @@ libbpf comes with BCC (libbpfcc depends on it). Every failure is an OSError.
 from __future__ import annotations
 
 import ctypes
+import enum
+import errno
 import functools
 import os
 import struct
@@ -17,12 +19,23 @@ BPF_ANY = 0
 BPF_F_MMAPABLE = 0x400
 MAP_TYPE_HASH = 1
 MAP_TYPE_ARRAY = 2
-PROG_TYPE_XDP = 6
+MAP_TYPE_PROG_ARRAY = 3
+MAP_TYPE_LRU_HASH = 9
+MAP_TYPE_LPM_TRIE = 11
 XDP_UPDATE_IF_NOEXIST = 0x1
 XDP_SKB_MODE = 0x2
 XDP_DRV_MODE = 0x4
 XDP_REPLACE = 0x10
 _HELPER_JIFFIES64 = 118
+_TC_INGRESS = 1
+_PROG_INFO_BYTES = 232
+
+
+class ProgramType(enum.IntEnum):
+    """``enum bpf_prog_type``, as far as we load any."""
+
+    SCHED_CLS = 3
+    XDP = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +53,10 @@ class MapInfo:
 
 @dataclass(frozen=True, slots=True)
 class ProgramInfo:
-    """What the kernel says of a program; ``instructions`` after verification."""
+    """What the kernel says of a program.
+
+    ``instructions`` after verification; ``verified_insns``: how many the verifier went through.
+    """
 
     type: int
     id: int
@@ -49,6 +65,7 @@ class ProgramInfo:
     jited_bytes: int
     btf_id: int
     name: str
+    verified_insns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +83,17 @@ class XdpAttachment:
 
 @dataclass(frozen=True, slots=True)
 class TestRun:
-    """Outcome of BPF_PROG_TEST_RUN; ``duration_ns`` is the mean per repeat."""
+    """Outcome of BPF_PROG_TEST_RUN; ``duration_ns`` is the mean per repeat.
+
+    ``verdict`` has 32 bits, unsigned; ``context`` is what was given, as the program left it.
+    """
 
     __test__ = False  # not a test class
 
     verdict: int
     data: bytes
     duration_ns: int
+    context: bytes = b""
 
 
 class _MapCreateOpts(ctypes.Structure):
@@ -102,6 +123,26 @@ class _XdpQueryOpts(ctypes.Structure):
         ("hw_prog_id", ctypes.c_uint32),
         ("skb_prog_id", ctypes.c_uint32),
         ("attach_mode", ctypes.c_uint8),
+    )
+
+
+class _TcHook(ctypes.Structure):
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("ifindex", ctypes.c_int),
+        ("attach_point", ctypes.c_int),
+        ("parent", ctypes.c_uint32),
+    )
+
+
+class _TcOpts(ctypes.Structure):
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("prog_fd", ctypes.c_int),
+        ("flags", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("handle", ctypes.c_uint32),
+        ("priority", ctypes.c_uint32),
     )
 
 
@@ -163,10 +204,24 @@ def map_info(fd: int) -> MapInfo:
 
 def program_info(fd: int) -> ProgramInfo:
     # struct bpf_prog_info: type, id, tag[8], jited_len, xlated_len, ...
-    raw = _info(fd, 232)
+    raw = _info(fd, _PROG_INFO_BYTES)
     kind, ident, tag, jited, xlated = struct.unpack_from("=II8sII", raw)
     (btf_id,) = struct.unpack_from("=I", raw, 128)
-    return ProgramInfo(kind, ident, tag.hex(), xlated // 8, jited, btf_id, _name(raw[64:80]))
+    (verified,) = struct.unpack_from("=I", raw, 216)
+    name = _name(raw[64:80])
+    return ProgramInfo(kind, ident, tag.hex(), xlated // 8, jited, btf_id, name, verified)
+
+
+def program_maps(fd: int) -> tuple[int, ...]:
+    """Ids of the maps that a program uses."""
+    (count,) = struct.unpack_from("=I", _info(fd, _PROG_INFO_BYTES), 52)
+    idents = (ctypes.c_uint32 * count)()
+    asked = bytearray(_PROG_INFO_BYTES)
+    struct.pack_into("=IQ", asked, 52, count, ctypes.addressof(idents))
+    buffer = ctypes.create_string_buffer(bytes(asked), len(asked))
+    length = ctypes.c_uint32(len(asked))
+    _checked(_lib().bpf_obj_get_info_by_fd(fd, buffer, ctypes.byref(length)), f"fd {fd}")
+    return tuple(idents)
 
 
 def _name(raw: bytes) -> str:
@@ -187,10 +242,10 @@ def btf_data(btf_id: int) -> bytes:
         os.close(fd)
 
 
-def program_load(name: str, instructions: bytes) -> int:
-    """Load an XDP program given as machine code."""
+def program_load(name: str, instructions: bytes, kind: ProgramType = ProgramType.XDP) -> int:
+    """Load a program given as machine code."""
     fd: int = _lib().bpf_prog_load(
-        PROG_TYPE_XDP, name.encode(), b"GPL", instructions, len(instructions) // 8, None
+        kind, name.encode(), b"GPL", instructions, len(instructions) // 8, None
     )
     return _checked(fd, name)
 
@@ -211,8 +266,11 @@ def load_clock_program() -> int:
     )
 
 
-def test_run(fd: int, data: bytes, *, repeat: int = 1) -> TestRun:  # noqa: PT028 (no test)
-    """Run an XDP program on one frame (at least 14 bytes) in the kernel."""
+def test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b"") -> TestRun:  # noqa: PT028 (no test)
+    """Run a program on one frame (at least 14 bytes) in the kernel.
+
+    ``context``: of a tc program its ``struct __sk_buff``, of an XDP program its ``xdp_md``.
+    """
     source = ctypes.create_string_buffer(data, len(data))
     out = ctypes.create_string_buffer(len(data) + 512)
     opts = _TestRunOpts(
@@ -223,8 +281,13 @@ def test_run(fd: int, data: bytes, *, repeat: int = 1) -> TestRun:  # noqa: PT02
         data_size_out=len(out),
         repeat=repeat,
     )
+    around = ctypes.create_string_buffer(context, len(context)) if context else None
+    if around is not None:
+        opts.ctx_in = opts.ctx_out = ctypes.addressof(around)
+        opts.ctx_size_in = opts.ctx_size_out = len(context)
     _checked(_lib().bpf_prog_test_run_opts(fd, ctypes.byref(opts)), "BPF_PROG_TEST_RUN")
-    return TestRun(opts.retval, out.raw[: opts.data_size_out], opts.duration)
+    left = around.raw if around is not None else b""
+    return TestRun(opts.retval, out.raw[: opts.data_size_out], opts.duration, left)
 
 
 test_run.__test__ = False  # type: ignore[attr-defined]
@@ -232,10 +295,17 @@ test_run.__test__ = False  # type: ignore[attr-defined]
 
 def array_create(name: str, value_size: int, entries: int, flags: int) -> int:
     """A new array map with 4-byte keys."""
+    return _map_create(MAP_TYPE_ARRAY, name, value_size, entries, flags)
+
+
+def program_array_create(name: str, entries: int) -> int:
+    """A new array of programs, for tail calls."""
+    return _map_create(MAP_TYPE_PROG_ARRAY, name, 4, entries, 0)
+
+
+def _map_create(kind: int, name: str, value_size: int, entries: int, flags: int) -> int:
     opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags)
-    fd: int = _lib().bpf_map_create(
-        MAP_TYPE_ARRAY, name.encode(), 4, value_size, entries, ctypes.byref(opts)
-    )
+    fd: int = _lib().bpf_map_create(kind, name.encode(), 4, value_size, entries, ctypes.byref(opts))
     return _checked(fd, name)
 
 
@@ -246,8 +316,18 @@ def map_update(fd: int, key: bytes, value: bytes) -> None:
 def map_delete(fd: int, key: bytes) -> None:
     """Remove a key; one that is not there is no error."""
     result: int = _lib().bpf_map_delete_elem(fd, key)
-    if result != -2:  # ENOENT
+    if result != -errno.ENOENT:
         _checked(result, "map delete")
+
+
+def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
+    """The value of a key; of an array of programs, the program's id."""
+    value = ctypes.create_string_buffer(value_size)
+    result: int = _lib().bpf_map_lookup_elem(fd, key, value)
+    if result == -errno.ENOENT:
+        return None
+    _checked(result, "map lookup")
+    return value.raw
 
 
 def map_items(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
@@ -280,3 +360,14 @@ def xdp_query(ifindex: int) -> XdpAttachment:
     opts = _XdpQueryOpts(sz=ctypes.sizeof(_XdpQueryOpts))
     _checked(_lib().bpf_xdp_query(ifindex, 0, ctypes.byref(opts)), f"interface {ifindex}")
     return XdpAttachment(opts.drv_prog_id, opts.skb_prog_id, opts.hw_prog_id)
+
+
+def tc_query(ifindex: int, handle: int, priority: int) -> int:
+    """The id of the program in that filter at clsact ingress; 0: there is no such filter."""
+    hook = _TcHook(sz=ctypes.sizeof(_TcHook), ifindex=ifindex, attach_point=_TC_INGRESS)
+    opts = _TcOpts(sz=ctypes.sizeof(_TcOpts), handle=handle, priority=priority)
+    result: int = _lib().bpf_tc_query(ctypes.byref(hook), ctypes.byref(opts))
+    if result in (-errno.ENOENT, -errno.EINVAL):  # no filter; no qdisc
+        return 0
+    _checked(result, f"interface {ifindex}")
+    return int(opts.prog_id)

@@ -1,7 +1,7 @@
 """Owns the names below /sys/fs/bpf: where an instance's tables and program are pinned.
 
 ``/sys/fs/bpf/steelyard/<name>/abi<N>/``: the ABI version is part of the path, so a table
-of another layout is never opened by mistake.
+of another layout is never opened by mistake. Beside it ``entry``, which outlives ABIs.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class Pins:
     def next_program(self) -> Path:
         """A program on its way in: pinned before it is attached, renamed after."""
         return self.folder / "program_next"
+
+    @property
+    def entry(self) -> Path:
+        """The array whose slot 0 holds the program for `hook: external`, whatever the ABI."""
+        return self.folder.parent / "entry"
 
     def table(self, name: str) -> Path:
         return self.folder / name
@@ -69,9 +74,11 @@ def remove(pins: Pins) -> None:
     """Unpin everything of the instance; what is attached goes on until it is detached."""
     if not pins.folder.exists():
         return
-    for entry in pins.folder.iterdir():
-        entry.unlink()
+    for pinned in pins.folder.iterdir():
+        pinned.unlink()
     pins.folder.rmdir()
+    if not pins.of_other_versions():
+        pins.entry.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # other versions, other instances
         pins.folder.parent.rmdir()
         pins.folder.parent.parent.rmdir()

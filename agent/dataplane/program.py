@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from agent.dataplane.constants import (
     needed_features,
     sizes,
 )
+from agent.dataplane.hooks.place import PROGRAM_TYPES
+from agent.dataplane.libbpf import ProgramType
 from agent.dataplane.tables import (
     BootSettings,
     SharedTables,
@@ -72,51 +75,78 @@ class Dataplane:
         self.pins = pins.pins_of(config.name)
         self.clock_source = JiffiesClock()
         self.tables: SharedTables
-        self.attachment: attach.Attachment
+        self.attachments: tuple[attach.Attachment, ...] = ()
         self.program: Compiled
         self.features = Features()
         self.keys: HashKeys
         self.clock: Clock
-        self.size: Sizes = sizes(config.tables, possible_cpus())
+        self.size: Sizes = sizes(config.tables, possible_cpus(), config.nat)
         self.interface = config.interface
         self.ifindex = 0
         self.takes_over = False  # another program of this instance is balancing
         self.abi_version = abi.ABI_VERSION
         self._is_new = False  # nothing was pinned, and nothing is attached yet
+        self._changing = threading.Lock()  # one change of program and attachments at a time
 
     def load(self, services: tuple[Service, ...]) -> None:
         """Make or adopt the tables and compile for these services; attaches nothing."""
-        self.ifindex = attach.interface_index(self._config.interface)
-        self.takes_over = attach.check_free(self._config.interface, self.pins)
+        config = self._config
+        self.ifindex = attach.interface_index(config.interface)
+        held = attach.check_free(config.interfaces, config.hook, self.pins)
+        self.takes_over = held is not None
         pins.ensure_bpffs()
         self._is_new = not self.pins.folder.exists()
         self.pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         check_pinned(self.pins, self.size)
         boot = boot_settings(self.pins, self._fresh_settings)
         self.keys, self.clock = boot.keys, boot.clock
-        self._compile(needed_features(services))
+        first = attach.order(config.hook, held)[0]
+        self._compile(needed_features(services), PROGRAM_TYPES[first])
         self.tables = SharedTables(self.pins, self.size)
 
     def _fresh_settings(self) -> BootSettings:
         return BootSettings(fresh_keys(), clock_for(self.clock_source.measure_hz()))
 
-    def _compile(self, features: Features) -> None:
-        constants = definitions(self.pins.folder, self.size, features, self.keys, self.clock)
+    def _compile(self, features: Features, kind: ProgramType) -> None:
+        config = self._config
+        constants = definitions(
+            self.pins.folder,
+            self.size,
+            features,
+            self.keys,
+            self.clock,
+            config.gue_port,
+            tc=kind is ProgramType.SCHED_CLS,
+        )
         text = sources.joined("balancer.c")
-        compiled = compile_program(text, "balancer", constants, self._config.kernel_headers)
+        compiled = compile_program(text, "balancer", constants, config.kernel_headers, kind)
         abi.check(compiled.layout)
         self.program, self.features = compiled, features
 
+    @property
+    def attachment(self) -> attach.Attachment:
+        """On the first interface; the hook and its reason are the same on all."""
+        return self.attachments[0]
+
     def attach(self) -> None:
-        """Put the program on the interface."""
+        """Put the program on the interfaces, compiled anew if the hook takes another type."""
+        with self._changing:
+            self._attach()
+
+    def _attach(self) -> None:
         config = self._config
-        self.attachment = attach.attach(
-            config.interface, self.program.fd, config.xdp_mode, self.pins
+        self.attachments = attach.attach(
+            config.interfaces, config.hook, self.pins, self._program_of
         )
         self.ifindex = self.attachment.ifindex  # another, if the interface was made anew
         self._is_new = False
         for old in self.pins.of_other_versions():
             pins.remove(old)  # nothing reads them any more
+
+    def _program_of(self, kind: ProgramType) -> int:
+        if self.program.kind is not kind:
+            self._compile(self.features, kind)
+        return self.program.fd
 
     def undo_load(self) -> None:
         """Give up tables that ``load`` made, if nothing came to use them."""
@@ -127,30 +157,34 @@ class Dataplane:
     def ensure_features(self, services: tuple[Service, ...]) -> bool:
         """Recompile and swap if these services need what the program lacks; true if so."""
         needed = needed_features(services)
-        if self.features.covers(needed):
-            return False
-        self._compile(self.features | needed)
-        self.attach()
-        return True
+        with self._changing:
+            if self.features.covers(needed):
+                return False
+            self._compile(self.features | needed, self.program.kind)
+            self._attach()
+            return True
 
     def is_attached(self) -> bool:
-        try:
-            return libbpf.xdp_query(self.attachment.ifindex).id == self.program.info.id
-        except OSError:  # the interface is gone
-            return False
+        """Whether the program is where it was put, on every interface."""
+        ident = self.program.info.id
+        return bool(self.attachments) and all(
+            attach.sits(attachment, ident, self.pins) for attachment in self.attachments
+        )
 
     def now_jiffies(self) -> int:
         return self.clock_source.jiffies()
 
 
-def remove_instance(name: str, interface: str) -> bool:
-    """Detach the instance's program and give its tables up; true if there was anything."""
+def remove_instance(name: str) -> bool:
+    """Detach the instance's program from all interfaces of this network namespace, and give its
+    tables up; true if there was anything.
+    """
     mine = pins.pins_of(name)
     folders = [one for one in (mine, *mine.of_other_versions()) if one.folder.exists()]
     if not folders:
         return False
     try:
-        attach.detach(interface, mine)
+        attach.detach(mine)
     finally:
         for one in folders:
             pins.remove(one)

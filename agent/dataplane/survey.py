@@ -7,93 +7,193 @@ milliseconds.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from agent.dataplane import abi
-from agent.dataplane.tables import Table
+from agent.dataplane.tables import SharedTables
 
 type Slots = npt.NDArray[np.uint64]
+type Counts = npt.NDArray[np.int64]
 
-_OPEN = (abi.FlowState.EMBRYONIC, abi.FlowState.ESTABLISHED, abi.FlowState.ACKED)
+OPEN = (
+    abi.FlowState.EMBRYONIC,
+    abi.FlowState.ESTABLISHED,
+    abi.FlowState.ACKED,
+    abi.FlowState.ESTABLISHED_AWAITING,
+)
+_AWAITING = np.uint64(abi.FlowState.ESTABLISHED_AWAITING << abi.FLOW_STATE_SHIFT)
+_IDS = 1 << 16  # that a slot can name
+_CHUNK = 1 << 15  # slots read at once: small enough to stay in a cache
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What had been added up at one moment, by the packet path and by the agent.
+
+    By backend id, ``service_open`` by service id. ``opened`` and ``closed`` are of all rows;
+    what is ``open`` and ``waiting`` has the agent's own fix in it.
+    """
+
+    opened: Counts
+    closed: Counts
+    open: Counts
+    waiting: Counts
+    service_open: Counts
+
+    @classmethod
+    def read(cls, tables: SharedTables, ids: Counts) -> Self:
+        """The sums of these backends, 0 for all others. What is counted is read first, so
+        that whatever happens meanwhile is counted as happening later.
+        """
+        opened, closed, is_open, waiting = np.zeros((4, len(tables.backends)), dtype=np.int64)
+        rows = tables.backend_count[:, ids]
+        opened[ids] = rows["opened"].sum(axis=0, dtype=np.int64)
+        closed[ids] = rows["closed"].sum(axis=0, dtype=np.int64)
+        load, of_services = tables.backend_load[ids], tables.service_load
+        is_open[ids] = load["open"] + load["open_fix"]
+        waiting[ids] = load["waiting"] + load["waiting_fix"]
+        service_open = of_services["open"] + of_services["open_fix"]
+        return cls(opened, closed, is_open, waiting, service_open)
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The flow table at one moment.
+    """The flow table, as read between two moments.
 
-    ``by_state`` (8), ``live`` (by backend id: acked and established); ``expired``: indices of
-    slots idle past their timeout or of a backend that is gone, ``words`` what they held.
+    ``by_state`` has 8 counts; by backend id: ``live`` (acked and established), ``open``
+    (embryonic ones too), ``awaiting`` (a request waits for its answer) and ``waiting`` (bytes
+    of those requests). ``expired``: indices of slots idle past their timeout or of a backend
+    that is gone, ``words`` what they held. ``service``: whose the backends were, 0 nobody's.
+    ``nat_used``: ports that flows have of each source address of fullnat, by its number.
     """
 
-    by_state: npt.NDArray[np.int64]
-    live: npt.NDArray[np.int64]
-    expired: npt.NDArray[np.int64]
+    by_state: Counts
+    live: Counts
+    open: Counts
+    awaiting: Counts
+    waiting: Counts
+    expired: Counts
     words: Slots
+    service: Counts
+    nat_used: Counts
+    before: Sums
+    after: Sums
 
     def state_count(self, state: abi.FlowState) -> int:
         """Slots in a state, whether or not a request waits in them."""
-        awaiting = {abi.FlowState.ESTABLISHED: 6, abi.FlowState.CLOSING: 7}.get(state)
+        awaiting = {
+            abi.FlowState.ESTABLISHED: abi.FlowState.ESTABLISHED_AWAITING,
+            abi.FlowState.CLOSING: abi.FlowState.CLOSING_AWAITING,
+        }.get(state)
         return int(self.by_state[state] + (self.by_state[awaiting] if awaiting else 0))
 
 
-def backend_of(words: Slots) -> npt.NDArray[np.int64]:
+def backend_of(words: Slots) -> Counts:
     return ((words >> np.uint64(abi.FLOW_BACKEND_SHIFT)) & np.uint64(0xFFFF)).astype(np.int64)
 
 
-def state_of(words: Slots) -> npt.NDArray[np.int64]:
+def state_of(words: Slots) -> Counts:
     return ((words >> np.uint64(abi.FLOW_STATE_SHIFT)) & np.uint64(7)).astype(np.int64)
 
 
-def idle_ticks(words: Slots, now: int) -> npt.NDArray[np.int64]:
-    return (now - (words & np.uint64(abi.FLOW_STAMP_MASK)).astype(np.int64)) & abi.FLOW_STAMP_MASK
+def _known(ids: Counts, size: int) -> Counts:
+    """0, which is nobody, for ids beyond the table."""
+    return np.where(ids < size, ids, 0)
 
 
-def used_slots(flows: Slots) -> npt.NDArray[np.int64]:
-    """Indices of the slots that hold a flow.
+def idle_ticks(words: Slots, now: int) -> npt.NDArray[np.uint16]:
+    """Ticks since the last packet, modulo those that a stamp can hold."""
+    stamps = words.astype(np.uint16)
+    return (np.uint16(now & abi.FLOW_STAMP_MASK) - stamps) & np.uint16(abi.FLOW_STAMP_MASK)
 
-    Compares first: ``flatnonzero`` of the table itself raises when the packet path changes it
-    between its two readings.
+
+def used_slots(flows: Slots) -> tuple[Counts, Slots]:
+    """The slots that hold a flow: indices and words.
+
+    Every slot is read once: a flow that moves while the table is read, by ending in one slot
+    and beginning in another, is counted once on average, and numpy, which counts the non-zeros
+    of an array before it lists them, never sees one change in between.
     """
-    return np.flatnonzero(flows != 0)
+    indices, words = [], []
+    for first in range(0, len(flows), _CHUNK):
+        chunk = flows[first : first + _CHUNK].copy()
+        used = np.flatnonzero(chunk)
+        if len(used):
+            indices.append(used + first)
+            words.append(chunk[used])
+    if not indices:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
+    return np.concatenate(indices), np.concatenate(words)
 
 
-def survey(flows: Slots, backends: Table, now: int) -> Survey:
+def survey(tables: SharedTables, now: int) -> Survey:
     """Read the whole table; ``now`` in ticks."""
-    # Compared first: numpy raises when what it counts the non-zeros of changes under it.
-    used = np.flatnonzero(flows != 0)
-    words = flows[used]
-    backend = np.minimum(backend_of(words), len(backends) - 1)
-    state = state_of(words)
-    timeouts = backends["timeout_ticks"].astype(np.int64)
-    gone = (backends["service"] == 0)[backend]
-    over = gone | (idle_ticks(words, now) > timeouts[backend, state])
-    is_live = (state == abi.FlowState.ACKED) | (state == abi.FlowState.ESTABLISHED) | (state == 6)
+    backends = tables.backends
+    service = backends["service"].astype(np.int64)
+    ids = np.flatnonzero(service)
+    before = Sums.read(tables, ids)
+    used, words = used_slots(tables.flows)
+    awaits = (words & _AWAITING) == _AWAITING  # and, when closing, one bit more
+    waiting = tables.flows_warm["waiting"][used[awaits]]
+    after = Sums.read(tables, ids)
+    # A backend and a state are one number in the slot, and one in these tables of all of them.
+    each = ((words >> np.uint64(abi.FLOW_STATE_SHIFT)) & np.uint64(_IDS * 8 - 1)).view(np.int64)
+    counts = np.bincount(each, minlength=_IDS * 8).reshape(_IDS, 8)
+    limits = np.full((_IDS, 8), -1, dtype=np.int32)  # of nobody: over at once
+    limits[ids] = backends["timeout_ticks"][ids]
+    over = idle_ticks(words, now) > limits.reshape(-1)[each]
+    of_backends = np.where(service[:, np.newaxis] != 0, counts[: len(backends)], 0)
+    bytes_by = np.bincount(each[awaits] >> 3, weights=waiting, minlength=_IDS)[: len(backends)]
+    is_open = of_backends[:, OPEN].sum(axis=1)
     return Survey(
-        by_state=np.bincount(state, minlength=abi.FLOW_STATES),
-        live=np.bincount(backend[is_live & ~gone], minlength=len(backends)),
+        by_state=counts.sum(axis=0),
+        live=is_open - of_backends[:, abi.FlowState.EMBRYONIC],
+        open=is_open,
+        awaiting=of_backends[:, abi.FlowState.ESTABLISHED_AWAITING :].sum(axis=1),
+        waiting=np.where(service != 0, bytes_by, 0).astype(np.int64),
         expired=used[over],
         words=words[over],
+        service=service,
+        nat_used=_nat_used(tables, used[~over], each[~over] >> 3),
+        before=before,
+        after=after,
     )
 
 
-def sweep(flows: Slots, found: Survey, agent_counts: Table) -> int:
+def _nat_used(tables: SharedTables, slots: Counts, backend: Counts) -> Counts:
+    """Ports of fullnat that the flows in these slots have."""
+    is_fullnat = np.zeros(_IDS, dtype=bool)
+    is_fullnat[: len(tables.backends)] = tables.backends["forward"] == abi.ForwardId.FULLNAT
+    if not is_fullnat.any():
+        return np.zeros(2 * abi.NAT_SOURCES, dtype=np.int64)
+    held = tables.flows_warm["nat"][slots[is_fullnat[backend]]].astype(np.int64)
+    number = (held[held > 0] - 1) // tables.size.nat_ports
+    return np.bincount(number, minlength=2 * abi.NAT_SOURCES)[: 2 * abi.NAT_SOURCES]
+
+
+def sweep(tables: SharedTables, found: Survey) -> int:
     """Free the expired slots of a survey that nothing has changed since; how many.
 
     It keeps stamps from coming round again (after 9 hours). A slot is compared just before it
-    is cleared; a packet that claims it in between loses its record, not its backend.
-    ``agent_counts`` is the agent's row of the backend counters.
+    is cleared; a packet that claims it in between loses its record, not its backend. Request
+    bytes that waited in a slot are left to ``trueup``.
     """
-    same = flows[found.expired] == found.words
+    same = tables.flows[found.expired] == found.words
     index, words = found.expired[same], found.words[same]
-    flows[index] = 0
-    still_open = np.isin(state_of(words), (*_OPEN, 6))
-    np.add.at(agent_counts["closed"], backend_of(words[still_open]), 1)
+    tables.flows[index] = 0
+    size = len(found.service)
+    was_open = words[np.isin(state_of(words), OPEN)]
+    closed = np.bincount(_known(backend_of(was_open), size), minlength=size)
+    ids = np.flatnonzero(closed)
+    tables.backend_count["closed"][-1, ids] += closed[ids].astype(np.uint64)
+    tables.backend_load["open_fix"][ids] -= closed[ids]
+    np.subtract.at(tables.service_load["open_fix"], found.service[ids], closed[ids])
     return len(index)
 
 
 def named_backends(flows: Slots) -> frozenset[int]:
     """Ids of the backends that any slot names."""
-    ids = np.unique(backend_of(flows[np.flatnonzero(flows != 0)]))
-    return frozenset(int(i) for i in ids)
+    return frozenset(int(i) for i in np.unique(backend_of(used_slots(flows)[1])))

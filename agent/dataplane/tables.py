@@ -7,16 +7,14 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 
 import numpy as np
 import numpy.typing as npt
 
 from agent.dataplane import abi, libbpf
-from agent.dataplane.constants import Clock, HashKeys, Sizes
+from agent.dataplane.constants import FRAGMENTS, Clock, HashKeys, Sizes
 from agent.dataplane.pins import Pins
 from agent.errors import DataplaneError
-from agent.state.tables import ServiceSlot
 
 type Table = npt.NDArray[np.void]
 
@@ -34,23 +32,41 @@ class TableShape:
 def shapes(size: Sizes) -> dict[str, TableShape]:
     """The pinned tables of ``bpf/maps.h``, by name."""
 
+    hashed, longest = libbpf.MAP_TYPE_HASH, libbpf.MAP_TYPE_LPM_TRIE
+
     def array(dtype: np.dtype[np.void], entries: int) -> TableShape:
         return TableShape(libbpf.MAP_TYPE_ARRAY, 4, dtype.itemsize, entries)
 
-    def by_key(dtype: np.dtype[np.void]) -> TableShape:
-        return TableShape(
-            libbpf.MAP_TYPE_HASH, dtype.itemsize, abi.SERVICE.itemsize, size.service_keys
-        )
+    def by_key(
+        key: np.dtype[np.void], value: np.dtype[np.void], entries: int, kind: int = hashed
+    ) -> TableShape:
+        return TableShape(kind, key.itemsize, value.itemsize, entries)
 
+    slots = size.flow_buckets * abi.FLOW_WAYS
     return {
-        "services4": by_key(abi.SERVICE_KEY4),
-        "services6": by_key(abi.SERVICE_KEY6),
+        "services4": by_key(abi.SERVICE_KEY4, abi.SERVICE, size.service_keys),
+        "services6": by_key(abi.SERVICE_KEY6, abi.SERVICE, size.service_keys),
+        "addresses": array(abi.ADDRESS_FILTER, 1),
+        "prefixes4": by_key(abi.VIP_PREFIX4, abi.VIP_PREFIX, size.vip_prefixes, longest),
+        "prefixes6": by_key(abi.VIP_PREFIX6, abi.VIP_PREFIX, size.vip_prefixes, longest),
+        "ranges": by_key(abi.PORT_RANGE_KEY, abi.PORT_RANGE, size.port_ranges, longest),
+        "origins4": by_key(abi.SERVICE_KEY4, abi.ORIGIN, size.origins),
+        "origins6": by_key(abi.SERVICE_KEY6, abi.ORIGIN, size.origins),
+        "quic_ids": by_key(abi.QUIC_KEY, abi.QUIC_SERVER, size.quic_ids),
+        "fragments": by_key(abi.FRAGMENT_KEY, abi.FRAGMENT, FRAGMENTS, libbpf.MAP_TYPE_LRU_HASH),
         "flows": array(abi.FLOW_BUCKET, size.flow_buckets),
-        "flows_cold": array(abi.FLOW_COLD, size.flow_buckets * abi.FLOW_WAYS),
+        "flows_cold": array(abi.FLOW_COLD, slots),
+        "flows_warm": array(abi.FLOW_WARM, slots),
         "rings": array(abi.RING_LINE, size.ring_lines),
         "backends": array(abi.BACKEND, size.backends),
+        "backend_load": array(abi.BACKEND_LOAD, size.backends),
+        "service_load": array(abi.SERVICE_LOAD, size.services),
+        "backend_latency": array(abi.BACKEND_LATENCY, size.backends),
+        "nat_slots": array(abi.NAT_SLOT, size.nat_slots),
+        "nat_sources": array(abi.NAT_SOURCE, 2 * abi.NAT_SOURCES),
         "backend_count": array(abi.BACKEND_COUNTERS, size.backends * size.rows),
         "service_count": array(abi.SERVICE_COUNTERS, size.services * size.rows),
+        "trace": array(abi.TRACE_CONTROL, 1),
         "settings": array(abi.SETTINGS, 1),
     }
 
@@ -72,7 +88,7 @@ def check_pinned(pins: Pins, size: Sizes) -> None:
                 f"the pinned table has {found.entries} elements of {found.value} bytes, the "
                 f"configuration asks for {shape.entries} of {shape.value}",
                 where=str(path),
-                remedy="restore the old `tables:` section, or give up the recorded flows with "
+                remedy="restore the old `tables:` and `nat:`, or give up the recorded flows with "
                 "`lb-agent detach` and start again",
             )
 
@@ -92,59 +108,51 @@ class SharedTables:
 
     def __init__(self, pins: Pins, size: Sizes) -> None:
         self.size = size
-        self._fds = {name: libbpf.object_get(pins.table(name)) for name in shapes(size)}
+        self._shapes = shapes(size)
+        self._fds = {name: libbpf.object_get(pins.table(name)) for name in self._shapes}
         self._memory: list[mmap.mmap] = []
-        self.flows = self._array("flows", abi.FLOW_BUCKET, size.flow_buckets)["slot"].reshape(-1)
-        self.flows_cold = self._array(
-            "flows_cold", abi.FLOW_COLD, size.flow_buckets * abi.FLOW_WAYS
+        self.flows = self._array("flows", abi.FLOW_BUCKET)["slot"].reshape(-1)
+        self.flows_cold = self._array("flows_cold", abi.FLOW_COLD)
+        self.flows_warm = self._array("flows_warm", abi.FLOW_WARM)
+        self.addresses = self._array("addresses", abi.ADDRESS_FILTER)[0]
+        self.rings = self._array("rings", abi.RING_LINE)["backend"].reshape(-1)
+        self.backends = self._array("backends", abi.BACKEND)
+        self.backend_load = self._array("backend_load", abi.BACKEND_LOAD)
+        self.service_load = self._array("service_load", abi.SERVICE_LOAD)
+        self.backend_latency = self._array("backend_latency", abi.BACKEND_LATENCY)
+        self.nat_slots = self._array("nat_slots", abi.NAT_SLOT)
+        self.nat_sources = self._array("nat_sources", abi.NAT_SOURCE)
+        self.backend_count = self._array("backend_count", abi.BACKEND_COUNTERS).reshape(
+            size.rows, size.backends
         )
-        self.rings = self._array("rings", abi.RING_LINE, size.ring_lines)["backend"].reshape(-1)
-        self.backends = self._array("backends", abi.BACKEND, size.backends)
-        self.backend_count = self._array(
-            "backend_count", abi.BACKEND_COUNTERS, size.backends * size.rows
-        ).reshape(size.rows, size.backends)
-        self.service_count = self._array(
-            "service_count", abi.SERVICE_COUNTERS, size.services * size.rows
-        ).reshape(size.rows, size.services)
+        self.service_count = self._array("service_count", abi.SERVICE_COUNTERS).reshape(
+            size.rows, size.services
+        )
+        self.trace = self._array("trace", abi.TRACE_CONTROL)
 
-    def _array(self, name: str, dtype: np.dtype[np.void], entries: int) -> Table:
-        memory, array = _map(self._fds[name], dtype, entries)
+    def _array(self, name: str, dtype: np.dtype[np.void]) -> Table:
+        memory, array = _map(self._fds[name], dtype, self._shapes[name].entries)
         self._memory.append(memory)
         return array
 
-    def put_service(self, key: ServiceSlot, value: Table) -> None:
-        """Insert or replace; a packet sees the old value or the new one."""
-        libbpf.map_update(self._fds[_map_name(key)], _packed(key), value.tobytes())
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        """Insert or replace in a table by key; a packet sees the old value or the new one."""
+        libbpf.map_update(self._fds[table], key, value)
 
-    def delete_service(self, key: ServiceSlot) -> None:
-        libbpf.map_delete(self._fds[_map_name(key)], _packed(key))
+    def delete(self, table: str, key: bytes) -> None:
+        """Remove a key; one that is not there is no error."""
+        libbpf.map_delete(self._fds[table], key)
 
-    def services(self) -> Iterator[tuple[ServiceSlot, Table]]:
-        """Every key of both service maps, the marks of the VIPs included."""
-        for table, dtype in (("services4", abi.SERVICE_KEY4), ("services6", abi.SERVICE_KEY6)):
-            items = libbpf.map_items(self._fds[table], dtype.itemsize, abi.SERVICE.itemsize)
-            for key, value in items:
-                yield _slot_of(key), np.frombuffer(value, dtype=abi.SERVICE)[0]
+    def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        """Every key and value of a table by key, in any order."""
+        shape = self._shapes[table]
+        return libbpf.map_items(self._fds[table], shape.key, shape.value)
 
     def close(self) -> None:
         """Close the descriptors; the arrays stay valid as long as somebody holds them."""
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
-
-
-def _map_name(slot: ServiceSlot) -> str:
-    return f"services{slot.vip.version}"
-
-
-def _packed(slot: ServiceSlot) -> bytes:
-    return slot.vip.packed + slot.port.to_bytes(2, "big") + bytes((slot.protocol, 0))
-
-
-def _slot_of(packed: bytes) -> ServiceSlot:
-    raw = packed[:-4]
-    vip = IPv4Address(raw) if len(raw) == 4 else IPv6Address(raw)
-    return ServiceSlot(vip, int.from_bytes(packed[-4:-2], "big"), packed[-2])
 
 
 @dataclass(frozen=True, slots=True)

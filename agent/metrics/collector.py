@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from agent.metrics.families import FAMILIES, Family, Kind
-from agent.state.snapshot import Snapshot
+from agent.metrics.families import FAMILIES
+from agent.metrics.family import Family, Kind, Sample
+from agent.state.snapshot import Latency, Snapshot
 
 
 class SnapshotCollector(Collector):
@@ -22,12 +27,12 @@ class SnapshotCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         snapshot = self._snapshot()
         for family in FAMILIES:
-            yield _metric(family, snapshot)
+            yield _metric(family, family.samples(snapshot))
 
     def describe(self) -> Iterator[Metric]:
         """The names alone, so that registering takes no snapshot."""
         for family in FAMILIES:
-            yield _empty(family)
+            yield _metric(family, ())
 
 
 def render(snapshot: Snapshot) -> bytes:
@@ -37,13 +42,21 @@ def render(snapshot: Snapshot) -> bytes:
     return generate_latest(registry)
 
 
-def _metric(family: Family, snapshot: Snapshot) -> Metric:
-    metric = _empty(family)
-    for labels, value in family.samples(snapshot):
-        metric.add_metric(labels, float(value))
+def _metric(family: Family, samples: Iterable[Sample]) -> Metric:
+    if family.kind is Kind.HISTOGRAM:
+        histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+        for labels, value in samples:
+            if isinstance(value, Latency):
+                histogram.add_metric(labels, _buckets(value), value.sum_s)
+        return histogram
+    kind = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
+    metric = kind(family.name, family.help, labels=family.labels)
+    for labels, value in samples:
+        if not isinstance(value, Latency):
+            metric.add_metric(labels, float(value))
     return metric
 
 
-def _empty(family: Family) -> CounterMetricFamily | GaugeMetricFamily:
-    kind = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
-    return kind(family.name, family.help, labels=family.labels)
+def _buckets(times: Latency) -> list[tuple[str, float]]:
+    upto = [(str(end), float(number)) for end, number in times.octaves]
+    return [*upto, ("+Inf", float(times.count))]

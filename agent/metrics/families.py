@@ -6,64 +6,34 @@ bounded: services and backends by the tables' sizes, states and reasons by their
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
+from agent.metrics.family import (
+    Family,
+    Kind,
+    Sample,
+    Samples,
+    backends,
+    each_backend,
+    each_service,
+    one,
+)
+from agent.metrics.load import LOAD_FAMILIES
 from agent.model import BackendState, ServiceState
-from agent.state.snapshot import BackendCounts, BackendSnapshot, ServiceSnapshot, Snapshot
+from agent.state.snapshot import BackendCounts, Snapshot
 
-type Sample = tuple[tuple[str, ...], float]  # label values, value
-type Samples = Callable[[Snapshot], Iterable[Sample]]
 type _EachCounts = Callable[[Callable[[BackendCounts], float]], Samples]
 
 
-class Kind(enum.Enum):
-    """Types that are used; INFO is a gauge that is always 1, its facts are its labels."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    INFO = "info"
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One metric: its full name, what it means, and its samples."""
-
-    name: str
-    kind: Kind
-    help: str
-    labels: tuple[str, ...]
-    samples: Samples
-
-
-def _one(value: Callable[[Snapshot], float]) -> Samples:
-    return lambda snapshot: [((), value(snapshot))]
-
-
-def _each_service(value: Callable[[ServiceSnapshot], float]) -> Samples:
-    return lambda snapshot: [((s.service.name,), value(s)) for s in snapshot.services]
-
-
-def _backends(snapshot: Snapshot) -> Iterator[tuple[tuple[str, str], BackendSnapshot]]:
-    for service in snapshot.services:
-        for backend in service.backends:
-            yield (service.service.name, backend.backend.name), backend
-
-
-def _each_backend(value: Callable[[BackendSnapshot], float]) -> Samples:
-    return lambda snapshot: [(names, value(backend)) for names, backend in _backends(snapshot)]
-
-
 def _latencies(snapshot: Snapshot) -> Iterator[Sample]:
-    for names, backend in _backends(snapshot):
+    for names, backend in backends(snapshot):
         if backend.health.latency_ms is not None:
             yield names, backend.health.latency_ms / 1000
 
 
 def _backend_states(snapshot: Snapshot) -> Iterator[Sample]:
-    for names, backend in _backends(snapshot):
+    for names, backend in backends(snapshot):
         for state in BackendState:
             yield (*names, state.value), float(backend.state is state)
 
@@ -88,8 +58,8 @@ def _service_info(snapshot: Snapshot) -> Iterator[Sample]:
         yield (
             (
                 service.name,
-                str(key.vip),
-                str(key.port or "any"),
+                key.address,
+                key.ports,
                 key.protocol.value,
                 service.forward.value,
                 service.scheduler.value,
@@ -110,7 +80,7 @@ def _program_info(snapshot: Snapshot) -> Iterator[Sample]:
         yield (
             (
                 program.interface,
-                program.xdp_mode,
+                program.hook,
                 program.driver,
                 str(program.abi),
                 str(program.program_id),
@@ -131,6 +101,12 @@ def _counts(noun: str, labels: tuple[str, ...], each: _EachCounts) -> tuple[Fami
         ("new_flows", "Flows recorded.", lambda c: c.opened),
         ("established_flows", "Flows that stopped being embryonic.", lambda c: c.established),
         ("closed_flows", "Flows that ended: FIN, RST, evicted or expired.", lambda c: c.closed),
+        (
+            "reply_packets",
+            "Packets of backends to clients (nat, fullnat).",
+            lambda c: c.reply_packets,
+        ),
+        ("reply_bytes", "Bytes of their IP packets.", lambda c: c.reply_bytes),
     )
     return tuple(
         Family(f"steelyard_{noun}_{what}_total", Kind.COUNTER, text, labels, each(value))
@@ -151,28 +127,28 @@ _AGENT_FAMILIES = (
         Kind.GAUGE,
         "When the agent started, in seconds since the epoch.",
         (),
-        _one(lambda s: s.started),
+        one(lambda s: s.started),
     ),
     Family(
         "steelyard_config_reload_problem",
         Kind.GAUGE,
         "1 when the last reload was refused and the last good configuration is in force.",
         (),
-        _one(lambda s: bool(s.config_problem)),
+        one(lambda s: bool(s.config_problem)),
     ),
     Family(
         "steelyard_config_changes_since_file",
         Kind.GAUGE,
         "Changes made at run time that the configuration file does not have.",
         (),
-        _one(lambda s: s.changes_since_file),
+        one(lambda s: s.changes_since_file),
     ),
     Family(
         "steelyard_reconcile_problem",
         Kind.GAUGE,
         "1 when the last pass could not bring the kernel to the desired state.",
         (),
-        _one(lambda s: bool(s.reconcile_problem)),
+        one(lambda s: bool(s.reconcile_problem)),
     ),
 )
 
@@ -181,7 +157,7 @@ _PROGRAM_FAMILIES = (
         "steelyard_program_info",
         Kind.INFO,
         "The program in the kernel; absent when none is attached.",
-        ("interface", "xdp_mode", "driver", "abi", "program_id"),
+        ("interface", "hook", "driver", "abi", "program_id"),
         _program_info,
     ),
     Family(
@@ -196,28 +172,43 @@ _PROGRAM_FAMILIES = (
         Kind.GAUGE,
         "How long the program took to compile.",
         (),
-        _one(lambda s: s.dataplane.compile_ms / 1000),
+        one(lambda s: s.dataplane.compile_ms / 1000),
     ),
     Family(
         "steelyard_program_instructions",
         Kind.GAUGE,
         "BPF instructions of the program.",
         (),
-        _one(lambda s: s.dataplane.instructions),
+        one(lambda s: s.dataplane.instructions),
+    ),
+    Family(
+        "steelyard_program_jited_bytes",
+        Kind.GAUGE,
+        "Bytes of machine code of the program.",
+        (),
+        one(lambda s: s.dataplane.jited_bytes),
+    ),
+    Family(
+        "steelyard_program_verified_instructions",
+        Kind.GAUGE,
+        "Instructions that the kernel's verifier went through, on all paths; it gives up at a "
+        "million.",
+        (),
+        one(lambda s: s.dataplane.verified_insns),
     ),
     Family(
         "steelyard_flow_table_slots",
         Kind.GAUGE,
         "Flows that the flow table has room for.",
         (),
-        _one(lambda s: s.dataplane.flow_slots),
+        one(lambda s: s.dataplane.flow_slots),
     ),
     Family(
         "steelyard_flow_table_used_slots",
         Kind.GAUGE,
         "Slots that hold a flow.",
         (),
-        _one(lambda s: sum(s.dataplane.flows_by_state.values())),
+        one(lambda s: sum(s.dataplane.flows_by_state.values())),
     ),
     Family(
         "steelyard_flow_table_flows",
@@ -232,6 +223,27 @@ _PROGRAM_FAMILIES = (
         "Packets for no service, left to the host, by reason.",
         ("reason",),
         lambda s: [((reason,), n) for reason, n in s.dataplane.passed.items()],
+    ),
+    Family(
+        "steelyard_nat_ports",
+        Kind.GAUGE,
+        "Source ports that fullnat has at each of its source addresses.",
+        ("source",),
+        lambda s: [((str(nat.address),), nat.ports) for nat in s.dataplane.nat_sources],
+    ),
+    Family(
+        "steelyard_nat_used_ports",
+        Kind.GAUGE,
+        "Source ports of fullnat that recorded flows have.",
+        ("source",),
+        lambda s: [((str(nat.address),), nat.used) for nat in s.dataplane.nat_sources],
+    ),
+    Family(
+        "steelyard_trace_lost_events_total",
+        Kind.COUNTER,
+        "Events that `lbctl trace` missed because the ring was full.",
+        (),
+        one(lambda s: s.dataplane.events_lost),
     ),
 )
 
@@ -258,13 +270,13 @@ _SERVICE_FAMILIES = (
         ("service", "state"),
         _service_backends,
     ),
-    *_counts("service", _SERVICE, lambda value: _each_service(lambda s: value(s.counts))),
+    *_counts("service", _SERVICE, lambda value: each_service(lambda s: value(s.counts))),
     Family(
         "steelyard_service_unrecorded_flows_total",
         Kind.COUNTER,
         "New flows that the flow table had no room for; they are forwarded by the ring alone.",
         _SERVICE,
-        _each_service(lambda s: s.not_recorded),
+        each_service(lambda s: s.not_recorded),
     ),
     Family(
         "steelyard_service_dropped_packets_total",
@@ -274,11 +286,18 @@ _SERVICE_FAMILIES = (
         _drops,
     ),
     Family(
+        "steelyard_service_replied_packets_total",
+        Kind.COUNTER,
+        "Packets that the balancer answered itself: RST, ICMP and ICMPv6 errors.",
+        _SERVICE,
+        each_service(lambda s: s.replied),
+    ),
+    Family(
         "steelyard_service_flows",
         Kind.GAUGE,
         "Flows that are acked or established now.",
         _SERVICE,
-        _each_service(lambda s: sum(b.flows for b in s.backends)),
+        each_service(lambda s: sum(b.flows for b in s.backends)),
     ),
 )
 
@@ -288,14 +307,14 @@ _BACKEND_FAMILIES = (
         Kind.INFO,
         "Which address the backend has.",
         ("service", "backend", "address"),
-        lambda s: [((*names, str(b.backend.address)), 1) for names, b in _backends(s)],
+        lambda s: [((*names, str(b.backend.address)), 1) for names, b in backends(s)],
     ),
     Family(
         "steelyard_backend_up",
         Kind.GAUGE,
         "1 when the backend takes new flows: healthy, reachable and wanted.",
         _BACKEND,
-        _each_backend(lambda b: b.state is BackendState.UP),
+        each_backend(lambda b: b.state is BackendState.UP),
     ),
     Family(
         "steelyard_backend_state",
@@ -309,7 +328,7 @@ _BACKEND_FAMILIES = (
         Kind.GAUGE,
         "Since when the backend is in its state, in seconds since the epoch.",
         _BACKEND,
-        _each_backend(lambda b: b.since),
+        each_backend(lambda b: b.since),
     ),
     Family(
         "steelyard_backend_health_check_latency_seconds",
@@ -323,36 +342,36 @@ _BACKEND_FAMILIES = (
         Kind.GAUGE,
         "The weight that the operator gave.",
         _BACKEND,
-        _each_backend(lambda b: b.backend.weight),
+        each_backend(lambda b: b.backend.weight),
     ),
     Family(
         "steelyard_backend_effective_weight",
         Kind.GAUGE,
         "The weight in force.",
         _BACKEND,
-        _each_backend(lambda b: b.weight_effective),
+        each_backend(lambda b: b.weight_effective),
     ),
     Family(
         "steelyard_backend_expected_share_ratio",
         Kind.GAUGE,
         "Share of the service's new flows that the ring gives the backend, 0 to 1.",
         _BACKEND,
-        _each_backend(lambda b: b.share_expected),
+        each_backend(lambda b: b.share_expected),
     ),
     Family(
         "steelyard_backend_actual_share_ratio",
         Kind.GAUGE,
         "Share of the service's new flows of the last minute that the backend got, 0 to 1.",
         _BACKEND,
-        _each_backend(lambda b: b.share_actual or 0.0),
+        each_backend(lambda b: b.share_actual or 0.0),
     ),
-    *_counts("backend", _BACKEND, lambda value: _each_backend(lambda b: value(b.counts))),
+    *_counts("backend", _BACKEND, lambda value: each_backend(lambda b: value(b.counts))),
     Family(
         "steelyard_backend_flows",
         Kind.GAUGE,
         "Flows of the backend that are acked or established now.",
         _BACKEND,
-        _each_backend(lambda b: b.flows),
+        each_backend(lambda b: b.flows),
     ),
 )
 
@@ -361,4 +380,5 @@ FAMILIES: tuple[Family, ...] = (
     *_PROGRAM_FAMILIES,
     *_SERVICE_FAMILIES,
     *_BACKEND_FAMILIES,
+    *LOAD_FAMILIES,
 )

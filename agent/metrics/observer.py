@@ -5,27 +5,36 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from agent.dataplane import counters, survey
+from agent.dataplane import counters, latency, score, survey
 from agent.dataplane.abi import FlowState, Reason
+from agent.dataplane.latency import LatencyWindow
 from agent.dataplane.program import Dataplane
-from agent.model import BackendRef, Service
+from agent.model import BackendRef, Scheduler, Service
 from agent.rings.maglev import shares
 from agent.state.assemble import BackendParts, ServiceParts, backend_snapshot, service_snapshot
 from agent.state.identities import slot_of
+from agent.state.loads import counts_waiting
 from agent.state.rates import Counters, OpenedWindow, rates, total
 from agent.state.situation import Situation
 from agent.state.snapshot import (
     BackendSnapshot,
     DataplaneSnapshot,
+    Load,
+    NatSource,
     Rates,
     ServiceSnapshot,
     Snapshot,
 )
 from agent.state.tables import TableContents
+
+_STATES = {
+    state.name.lower(): state
+    for state in (FlowState.EMBRYONIC, FlowState.ACKED, FlowState.ESTABLISHED, FlowState.CLOSING)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class Observer:
         self._dataplane = dataplane
         self._sampled = _Sampled()
         self._window = OpenedWindow()
+        self._latencies = LatencyWindow()
         self.survey_cpu_s = 0.0  # of the last survey
         self.survey = self._read_survey()
 
@@ -68,7 +78,7 @@ class Observer:
         started = time.thread_time()
         tables, clock = self._dataplane.tables, self._dataplane.clock
         now = self._dataplane.now_jiffies() >> clock.shift
-        found = survey.survey(tables.flows, tables.backends, now)
+        found = survey.survey(tables, now)
         self.survey_cpu_s = time.thread_time() - started
         return found
 
@@ -83,8 +93,7 @@ class Observer:
         seconds = at - self._sampled.at if self._sampled.at else 0.0
         backends, drops = {}, {}
         for service in situation.config.services:
-            service_id = situation.ids.services[slot_of(service.key)][0]
-            lost = readings.services[service_id].drops
+            lost = readings.services[situation.ids.service_id(service)].drops
             drops[service.name] = Counters(drops=sum(lost.values()))
             for ref, ident in _backend_ids(situation, service).items():
                 backends[ref] = Counters.of(readings.of_backend(ident))
@@ -97,6 +106,10 @@ class Observer:
             {name: rates(before.drops.get(name), now, seconds) for name, now in drops.items()},
         )
         self._window = self._window.add(at, {ref: c.new_flows for ref, c in backends.items()})
+        if self._latencies.is_due(at):
+            ids = list(situation.ids.backends.values())
+            times = latency.read(self._dataplane.tables.backend_latency, ids)
+            self._latencies = self._latencies.add(at, times)
 
     def _read_counters(self, situation: Situation) -> counters.Readings:
         backend_ids = list(situation.ids.backends.values())
@@ -123,7 +136,7 @@ class Observer:
             config_problem=facts.config_problem,
             changes_since_file=facts.changes_since_file,
             reconcile_problem=facts.reconcile_problem,
-            dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed),
+            dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed, contents),
             services=services,
             rates=total(service.rates for service in services),
         )
@@ -136,11 +149,12 @@ class Observer:
         contents: TableContents,
         actual: Mapping[BackendRef, float],
     ) -> ServiceSnapshot:
-        slot = slot_of(service.key)
-        service_id = situation.ids.services[slot][0]
-        entry = contents.services.get(slot)
+        service_id = situation.ids.service_id(service)
+        entry = contents.services.get(slot_of(service.key))
         expected = shares(np.frombuffer(entry.ring, dtype=np.uint16)) if entry else {}
         ids = _backend_ids(situation, service)
+        if service.scheduler is Scheduler.LEAST_CONN:  # its ring has every backend once
+            expected = _shares_by_weight(situation, ids)
         backends: list[BackendSnapshot] = []
         came = any(actual.get(ref) for ref in ids)  # any new flow in the last minute
         for backend in service.backends:
@@ -156,6 +170,7 @@ class Observer:
                 flows=int(self.survey.live[ids[ref]]),
                 counts=readings.of_backend(ids[ref]),
                 rates=self._sampled.backend_rates.get(ref, Rates()),
+                load=self._load(service, ids[ref]),
             )
             backends.append(backend_snapshot(backend, parts))
         counts = readings.services[service_id].gone
@@ -169,37 +184,74 @@ class Observer:
             drops=readings.services[service_id].drops,
             not_recorded=readings.services[service_id].not_recorded,
             rates=total([*(one.rates for one in backends), lost]),
+            replied=readings.services[service_id].replied,
         )
         return service_snapshot(service, of_service, tuple(backends))
 
-    def _dataplane_snapshot(self, driver: str, passed: dict[str, int]) -> DataplaneSnapshot:
+    def _load(self, service: Service, ident: int) -> Load:
+        """What a backend has in front of it, and how long it takes."""
+        tables, seen = self._dataplane.tables, self.survey
+        row = tables.backend_load[ident]
+        load = Load(open=int(seen.open[ident]), score=score.shown(service.scheduler, row))
+        if not counts_waiting(service):
+            return load
+        times = tables.backend_latency[ident]
+        first_byte, handshake = (
+            latency.summary(times, self._latencies, ident, field) for field in latency.FIELDS
+        )
+        return replace(
+            load,
+            waiting_bytes=score.waiting_bytes(row),
+            awaiting=int(seen.awaiting[ident]),
+            first_byte=first_byte,
+            handshake=handshake,
+        )
+
+    def _nat_sources(self, contents: TableContents) -> tuple[NatSource, ...]:
+        ports = self._dataplane.size.nat_ports
+        return tuple(
+            NatSource(address, int(self.survey.nat_used[number]), ports)
+            for number, address in sorted(contents.nat_sources.items())
+        )
+
+    def _dataplane_snapshot(
+        self, driver: str, passed: dict[str, int], contents: TableContents
+    ) -> DataplaneSnapshot:
         dataplane, seen = self._dataplane, self.survey
         attached = dataplane.is_attached()
+        program = dataplane.program
         return DataplaneSnapshot(
             interface=dataplane.interface,
             ifindex=dataplane.attachment.ifindex,
             attached=attached,
-            xdp_mode=dataplane.attachment.mode.value if attached else "none",
-            xdp_mode_reason=dataplane.attachment.reason,
+            hook=dataplane.attachment.mode.value if attached else "none",
+            hook_reason=dataplane.attachment.reason,
             driver=driver,
-            program_id=dataplane.program.info.id,
+            program_id=program.info.id,
             abi=dataplane.abi_version,
             features=dataplane.features.names,
-            compile_ms=dataplane.program.compile_s * 1000,
-            instructions=dataplane.program.info.instructions,
+            compile_ms=program.compile_s * 1000,
+            instructions=program.info.instructions,
+            jited_bytes=program.info.jited_bytes,
+            verified_insns=program.info.verified_insns,
             flow_slots=len(dataplane.tables.flows),
-            flows_by_state={
-                state.name.lower(): seen.state_count(state)
-                for state in FlowState
-                if state is not FlowState.FREE
-            },
+            flows_by_state={name: seen.state_count(state) for name, state in _STATES.items()},
             passed={name: n for name, n in passed.items() if name != Reason.NONE.label},
+            backend_interfaces=tuple(one.interface for one in dataplane.attachments[1:]),
+            nat_sources=self._nat_sources(contents),
+            events_lost=int(dataplane.tables.trace["lost"][0]),
         )
 
 
+def _shares_by_weight(situation: Situation, ids: Mapping[BackendRef, int]) -> dict[int, float]:
+    """Shares of new flows that are expected of a scheduler that compares by weight."""
+    weights = {ident: situation.verdicts[ref].weight for ref, ident in ids.items()}
+    whole = sum(weights.values())
+    return {ident: weight / whole for ident, weight in weights.items() if weight}
+
+
 def _backend_ids(situation: Situation, service: Service) -> dict[BackendRef, int]:
-    service_id = situation.ids.services[slot_of(service.key)][0]
     return {
-        BackendRef(service.name, backend.name): situation.ids.backends[service_id, backend.address]
+        BackendRef(service.name, backend.name): situation.ids.backend_id(service, backend)
         for backend in service.backends
     }

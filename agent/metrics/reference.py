@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.metrics.families import FAMILIES, Family
+from agent.metrics.families import FAMILIES
+from agent.metrics.family import Family
+from agent.metrics.load import LOAD_FAMILIES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
@@ -21,10 +23,17 @@ _SECTIONS = (
     ),
     (
         "Program and flow table",
-        ("steelyard_program_", "steelyard_flow_table_", "steelyard_passed_"),
+        (
+            "steelyard_program_",
+            "steelyard_flow_table_",
+            "steelyard_passed_",
+            "steelyard_nat_",
+            "steelyard_trace_",
+        ),
     ),
     ("Services", ("steelyard_service_",)),
     ("Backends", ("steelyard_backend_",)),
+    ("Load and times", tuple(family.name for family in LOAD_FAMILIES)),
 )
 
 _INTRODUCTION = """\

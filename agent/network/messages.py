@@ -17,6 +17,7 @@ type Network = IPv4Network | IPv6Network
 IFF_UP = 0x1
 IFF_LOWER_UP = 0x10000
 ARPHRD_ETHER = 1
+ETH_P_8021Q = 0x8100
 RTM_F_CLONED = 0x200
 RTN_UNICAST = 1
 ROUTE_KINDS = {
@@ -30,8 +31,17 @@ NO_MAC = "00:00:00:00:00:00"
 
 
 @dataclass(frozen=True, slots=True)
+class Vlan:
+    """What a VLAN device puts on: one tag, on its way to ``parent``."""
+
+    parent: int  # ifindex
+    protocol: int  # 0x8100 or 0x88a8
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface."""
+    """A network interface. ``vlan``: of a VLAN device whose parent is in this namespace."""
 
     ifindex: int
     name: str
@@ -39,6 +49,7 @@ class Link:
     mtu: int
     up: bool
     carrier: bool
+    vlan: Vlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +128,18 @@ def parse_link(message: Any) -> Link:
         mtu=message.get("mtu") or 0,
         up=bool(flags & IFF_UP),
         carrier=bool(flags & IFF_LOWER_UP),
+        vlan=_parse_vlan(message),
     )
+
+
+def _parse_vlan(message: Any) -> Vlan | None:
+    about = message.get("linkinfo")
+    if not about or about.get("kind") != "vlan" or message.get("link_netnsid") is not None:
+        return None
+    parent, data = message.get("link"), about.get("data")
+    if not parent or not data:
+        return None
+    return Vlan(parent, data.get("vlan_protocol") or ETH_P_8021Q, data.get("vlan_id") or 0)
 
 
 def parse_reach(state: int) -> Reach:

@@ -101,14 +101,22 @@ class Netlink:
             raise
         return parse_link(answer[0])
 
-    async def link_name(self, ifindex: int) -> str:
-        """Name an interface for a message."""
+    async def link_at(self, ifindex: int) -> Link | None:
+        """Read an interface by number; None if there is none."""
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 answer = await self._requests.link("get", index=ifindex)
-        except NetlinkError:
-            return f"interface {ifindex}"
-        return str(answer[0].get("ifname"))
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return None
+            raise
+        return parse_link(answer[0])
+
+    async def links(self) -> list[Link]:
+        """Read all interfaces."""
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            answer = await self._requests.link("dump")
+            return [parse_link(message) async for message in answer]
 
     async def neighbour(self, ifindex: int, address: Address) -> Neighbour:
         """Read one entry of the neighbour table."""

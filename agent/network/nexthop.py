@@ -17,6 +17,7 @@ import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.model import Address, NextHop
+from agent.network.interfaces import Interfaces
 from agent.network.messages import (
     AddressesChanged,
     Event,
@@ -29,6 +30,7 @@ from agent.network.messages import (
 from agent.network.netlink import Netlink
 from agent.network.resolve import (
     Memory,
+    Outlook,
     ask_delay_s,
     neighbour_of,
     next_hop,
@@ -37,6 +39,8 @@ from agent.network.resolve import (
 )
 
 log = structlog.get_logger()
+
+type Key = tuple[int, Address]  # of a neighbour: the device it is on, and its address
 
 SETTLE_S = 0.02  # events come in bursts; one pass answers a whole one
 LONGEST_SETTLE_S = 0.5
@@ -52,22 +56,22 @@ class _Ask:
 
 
 class NextHops:
-    """Next hops of a set of addresses over one interface; ``run`` keeps them true.
+    """Next hops of a set of addresses over the balancer's interfaces; ``run`` keeps them true.
 
-    ``on_change`` is called, without arguments and from the event loop, whenever an answer of
-    ``get`` differs from what it was, and whenever the interface got or lost an address.
+    Routes may leave by VLAN devices on these interfaces, too. ``on_change`` is called, without
+    arguments and from the event loop, whenever an answer of ``get`` differs from what it was,
+    and whenever an interface got or lost an address or a VLAN device.
     """
 
-    def __init__(self, ifname: str, on_change: Callable[[], None]) -> None:
-        self._ifname = ifname
+    def __init__(self, names: tuple[str, ...], on_change: Callable[[], None]) -> None:
         self._on_change = on_change
         self._wanted: frozenset[Address] = frozenset()
         self._hops: dict[Address, NextHop] = {}
-        self._link: Link | None = None
+        self._left_by: dict[Address, int] = {}  # the device of the route of each next hop
+        self._interfaces = Interfaces(names)
         self._routes: dict[Address, Route] = {}
-        self._interface_names: dict[int, str] = {}
-        self._memory: dict[Address, Memory] = {}  # by neighbour, as _asks
-        self._asks: dict[Address, _Ask] = {}
+        self._memory: dict[Key, Memory] = {}  # by neighbour, as _asks
+        self._asks: dict[Key, _Ask] = {}
         self._reread_at = 0.0
         self._unrouted: set[Address] = set()
         self._outdated = False  # _hops no longer says what the rest says
@@ -116,16 +120,16 @@ class NextHops:
     def _apply(self, event: Event) -> None:
         match event:
             case Neighbour():
-                if self._link is not None and event.ifindex == self._link.ifindex:
-                    self._note(event)
+                self._note(event)
                 return
-            case Link(name=name, ifindex=ifindex):
-                ours = name == self._ifname or self._is_ours(ifindex)
-                if not ours or event == self._link:
+            case Link():
+                if self._interfaces.is_stacked(event):
+                    self._on_change()  # packets with its tag may come
+                if not self._interfaces.differs(event):
                     return
                 self._reread_at = 0.0
             case LinkGone(ifindex=ifindex) | AddressesChanged(ifindex=ifindex):
-                if not self._is_ours(ifindex):
+                if self._interfaces.get(ifindex) is None:
                     return
                 self._reread_at = 0.0
                 if isinstance(event, AddressesChanged):
@@ -136,33 +140,28 @@ class NextHops:
                     return
         self._wake.set()
 
-    def _is_ours(self, ifindex: int) -> bool:
-        return self._link is not None and ifindex == self._link.ifindex
-
-    def _can_ask(self) -> bool:
-        return self._link is not None and self._link.up and self._link.carrier
-
     def _note(self, seen: Neighbour) -> None:
         """Take in what the kernel says of a neighbour, if it is one that packets go to."""
-        old = self._memory.get(seen.address)
+        key = (seen.ifindex, seen.address)
+        old = self._memory.get(key)
         if old is None:
             return
         new = remember(old, seen)
         if new == old:
             return
-        self._memory[seen.address] = new
+        self._memory[key] = new
         self._outdated |= (new.mac, new.failed, new.no_room) != (old.mac, old.failed, old.no_room)
-        ask = self._asks.get(seen.address)
-        self._plan_ask(seen.address, 0 if ask is None else ask.attempts)
+        ask = self._asks.get(key)
+        self._plan_ask(key, 0 if ask is None else ask.attempts)
         self._wake.set()
 
-    def _plan_ask(self, neighbour: Address, attempts: int) -> None:
-        delay = ask_delay_s(self._memory[neighbour], attempts, random.random())  # noqa: S311
+    def _plan_ask(self, key: Key, attempts: int) -> None:
+        delay = ask_delay_s(self._memory[key], attempts, random.random())  # noqa: S311
         if delay is None:
-            self._asks.pop(neighbour, None)
+            self._asks.pop(key, None)
         else:
             due = asyncio.get_running_loop().time() + delay
-            self._asks[neighbour] = _Ask(attempts, due)
+            self._asks[key] = _Ask(attempts, due)
 
     async def _keep(self, netlink: Netlink) -> None:
         loop = asyncio.get_running_loop()
@@ -172,7 +171,7 @@ class NextHops:
             await self._pass(netlink)
             settle = min(max(SETTLE_S, REST * (loop.time() - started)), LONGEST_SETTLE_S)
             self._ready.set()
-            asks = self._asks.values() if self._can_ask() else ()
+            asks = [ask for key, ask in self._asks.items() if self._interfaces.can_ask(key[0])]
             due = min([self._reread_at, *(ask.due for ask in asks)])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, due - loop.time())):
@@ -184,25 +183,14 @@ class NextHops:
         reread = now >= self._reread_at
         if reread:
             self._reread_at = now + REREAD_S
-            await self._read_link(netlink)
+            self._outdated |= await self._interfaces.read(netlink)
+            self._unrouted |= self._wanted
         await self._look_up_routes(netlink)
         await self._read_neighbours(netlink, everyone=reread)
         await self._ask_due(netlink)
         if self._outdated:
             self._outdated = False
             self._publish()
-
-    async def _read_link(self, netlink: Netlink) -> None:
-        link = await netlink.link(self._ifname)
-        old = self._link
-        if old is not None and (link is None or link.ifindex != old.ifindex):
-            self._memory.clear()
-            self._asks.clear()
-        if link != old:
-            self._link = link
-            self._outdated = True
-        self._interface_names.clear()
-        self._unrouted |= self._wanted
 
     async def _look_up_routes(self, netlink: Netlink) -> None:
         lookups, self._unrouted = self._unrouted, set()
@@ -211,69 +199,83 @@ class NextHops:
             if route != self._routes.get(address):
                 self._routes[address] = route
                 self._outdated = True
-            other = route.ifindex
-            if other and not self._is_ours(other) and other not in self._interface_names:
-                self._interface_names[other] = await netlink.link_name(other)
+            await self._interfaces.learn(netlink, route.ifindex)
         for address in self._routes.keys() - self._wanted:
             del self._routes[address]
 
+    def _key_of(self, address: Address) -> Key | None:
+        """The neighbour that packets for an address go to."""
+        route = self._routes.get(address)
+        way = self._interfaces.way(route.ifindex) if route else None
+        neighbour = neighbour_of(address, route, way)
+        return (way.device.ifindex, neighbour) if way and neighbour else None
+
     async def _read_neighbours(self, netlink: Netlink, *, everyone: bool) -> None:
         """Read the neighbours that packets go to: the new ones, or all; forget the others."""
-        if self._link is None or not self._link.up:
-            return  # what is known is kept for when it is back
-        needed = Counter(
-            neighbour
-            for address, route in self._routes.items()
-            if (neighbour := neighbour_of(address, route, self._link)) is not None
-        )
-        for address in self._memory.keys() - needed.keys():
-            del self._memory[address]
-            self._asks.pop(address, None)
-        for address, _ in needed.most_common():  # a gateway of many first
-            if address in self._memory and not everyone:
+        keys = (self._key_of(address) for address in self._routes)
+        needed = Counter(key for key in keys if key is not None)
+        for key in self._memory.keys() - needed.keys():
+            link = self._interfaces.get(key[0])
+            if link is None or link.up:  # else what is known is kept for when it is back
+                del self._memory[key]
+                self._asks.pop(key, None)
+        devices = {route.ifindex for route in self._routes.values()} | set(self._left_by.values())
+        self._interfaces.forget(devices | {ifindex for ifindex, _ in self._memory})
+        for key, _ in needed.most_common():  # a gateway of many first
+            if key in self._memory and not everyone:
                 continue
-            if address not in self._memory:
-                self._memory[address] = Memory()
-                self._plan_ask(address, 0)
+            if key not in self._memory:
+                self._memory[key] = Memory()
+                self._plan_ask(key, 0)
                 self._outdated = True
-            self._note(await netlink.neighbour(self._link.ifindex, address))
+            link = self._interfaces.get(key[0])
+            if link is not None and link.up:
+                self._note(await netlink.neighbour(*key))
 
     async def _ask_due(self, netlink: Netlink) -> None:
         now = asyncio.get_running_loop().time()
-        for address, ask in list(self._asks.items()):
-            if ask.due > now or self._link is None or not self._can_ask():
+        for key, ask in list(self._asks.items()):
+            if ask.due > now or not self._interfaces.can_ask(key[0]):
                 continue
             # Read again first: only what is still unknown is asked for, and never a static
             # entry that an event has not told us of yet.
-            self._note(await netlink.neighbour(self._link.ifindex, address))
-            if address in self._asks:
-                asked = await netlink.ask_neighbour(self._link.ifindex, address)
-                if not asked and not self._memory[address].no_room:
-                    self._memory[address] = replace(self._memory[address], no_room=True)
+            self._note(await netlink.neighbour(*key))
+            if key in self._asks:
+                asked = await netlink.ask_neighbour(*key)
+                if not asked and not self._memory[key].no_room:
+                    self._memory[key] = replace(self._memory[key], no_room=True)
                     self._outdated = True
-                self._plan_ask(address, ask.attempts + 1)
+                self._plan_ask(key, ask.attempts + 1)
 
     def _publish(self) -> None:
         """Derive the next hops anew, and tell if any differs."""
-        hops: dict[Address, NextHop] = {}
-        for address in self._wanted:
-            route = self._routes.get(address)
-            neighbour = neighbour_of(address, route, self._link)
+        hops = {address: self._derive(address) for address in self._wanted}
+        self._left_by = {a: device for a, device in self._left_by.items() if a in hops}
+        for address, hop in hops.items():
             previous = self._hops.get(address)
-            hops[address] = hop = next_hop(
-                address,
-                self._ifname,
-                self._link,
-                route,
-                self._interface_names.get(route.ifindex, "another interface") if route else "",
-                self._memory.get(neighbour, Memory()) if neighbour else Memory(),
-                previous,
-            )
             if hop != previous:
                 _log_change(previous, hop)
         if hops != self._hops:
             self._hops = hops
             self._on_change()
+
+    def _derive(self, address: Address) -> NextHop:
+        route, key = self._routes.get(address), self._key_of(address)
+        named = self._interfaces.get(route.ifindex) if route else None
+        seen = Outlook(
+            names=self._interfaces.names,
+            troubles=tuple(self._interfaces.troubles()),
+            route=route,
+            leaves_by=named.name if named else "another interface",
+            way=self._interfaces.way(route.ifindex) if route else None,
+            memory=self._memory.get(key, Memory()) if key else Memory(),
+            previous=self._hops.get(address),
+            before=self._interfaces.way(self._left_by.get(address, 0)),
+        )
+        hop = next_hop(address, seen)
+        if seen.way is not None and not seen.way.trouble and key is not None:
+            self._left_by[address] = key[0]
+        return hop
 
 
 def _log_change(old: NextHop | None, new: NextHop) -> None:

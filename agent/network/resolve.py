@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from agent.model import Address, NextHop
-from agent.network.messages import Link, Neighbour, Reach, Route
+from agent.network.interfaces import Way
+from agent.network.messages import Neighbour, Reach, Route
 
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 10.0
@@ -56,58 +57,70 @@ def ask_delay_s(memory: Memory, attempts: int, rnd: float) -> float | None:
     return min(backoff, LAST_RETRY_S) * (0.75 + rnd / 2)
 
 
-def neighbour_of(address: Address, route: Route | None, link: Link | None) -> Address | None:
-    """Whose MAC packets for ``address`` need; None: nobody's, it is not behind this link."""
-    if link is None or route is None or route.problem or route.ifindex != link.ifindex:
+def neighbour_of(address: Address, route: Route | None, way: Way | None) -> Address | None:
+    """Whose MAC packets for ``address`` need; None: nobody's, they leave by none of ours."""
+    if way is None or route is None or route.problem:
         return None
     return route.gateway or address
 
 
-def next_hop(
-    address: Address,
-    ifname: str,
-    link: Link | None,
-    route: Route | None,
-    leaves_by: str,
-    memory: Memory,
-    previous: NextHop | None,
-) -> NextHop:
-    """Sum up what is known: link, route (``leaves_by`` names its interface), neighbour.
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is known of the way to one address.
+
+    ``troubles``: of the balancer's interfaces. ``leaves_by`` names the device of the route.
+    ``previous`` is the last next hop, ``before`` the way by which it leaves, as it is now.
+    """
+
+    names: tuple[str, ...]
+    troubles: tuple[str, ...]
+    route: Route | None
+    leaves_by: str
+    way: Way | None
+    memory: Memory
+    previous: NextHop | None = None
+    before: Way | None = None
+
+
+def next_hop(address: Address, seen: Outlook) -> NextHop:
+    """Sum up what is known: interfaces, route, neighbour.
 
     An interface that goes down takes routes and neighbours with it; the previous next hop
-    stays until it is up again, so that a flap costs no more than its own length.
+    stays until it is up again, so that a flap costs no more than its own length. Another way
+    that works is taken at once.
     """
-    if link is None:
-        return unresolved(address, f"{ifname} does not exist")
-    hop = NextHop(
+    way, before, previous = seen.way, seen.before, seen.previous
+    works = way is not None and not way.trouble
+    if previous is not None and before is not None and before.trouble and not works:
+        return replace(previous, source_mac=before.device.mac or "", reason=before.trouble)
+    route = seen.route
+    if way is None or route is None or route.problem:
+        return unresolved(address, _no_way(address, seen))
+    if way.trouble:
+        return unresolved(address, way.trouble)
+    return NextHop(
         address=address,
-        ifindex=link.ifindex,
-        mac=None,
-        source_mac=link.mac or "",
-        mtu=link.mtu,
-        on_link=False,
-    )
-    if link.mac is None:
-        return replace(hop, reason=f"{ifname} is not an Ethernet interface")
-    if not link.up or not link.carrier:
-        reason = f"{ifname} has no carrier" if link.up else f"{ifname} is down"
-        if previous is not None and previous.ifindex == link.ifindex:
-            return replace(previous, source_mac=link.mac, reason=reason)
-        return replace(hop, reason=reason)
-    if route is None:
-        return replace(hop, reason="the route is being looked up")
-    if route.problem:
-        return replace(hop, reason=route.problem)
-    if route.ifindex != link.ifindex:
-        return replace(hop, reason=f"route to {address} leaves by {leaves_by}, not {ifname}")
-    return replace(
-        hop,
-        mac=memory.mac,
-        mtu=min(link.mtu, route.mtu or link.mtu),
+        ifindex=way.base.ifindex,
+        mac=seen.memory.mac,
+        source_mac=way.device.mac or "",
+        mtu=min(way.mtu, route.mtu or way.mtu),
         on_link=route.gateway is None,
         source=route.source,
-        reason=_neighbour_reason(address, route, ifname, memory),
+        reason=_neighbour_reason(address, route, way.device.name, seen.memory),
+        vlans=way.vlans,
     )
+
+
+def _no_way(address: Address, seen: Outlook) -> str:
+    troubles = "; ".join(seen.troubles)
+    if len(seen.troubles) == len(seen.names):
+        return troubles  # whatever the route says, it is because of this
+    if seen.route is None:
+        return "the route is being looked up"
+    if seen.route.problem:
+        return "; ".join(filter(None, (seen.route.problem, troubles)))
+    ours = " or ".join(seen.names)
+    return f"route to {address} leaves by {seen.leaves_by}, not {ours}"
 
 
 def unresolved(address: Address, reason: str) -> NextHop:

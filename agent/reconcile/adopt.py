@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from agent.health import rules
 from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop
-from agent.state.identities import slot_of
+from agent.state.identities import Member, member_of, place_of, slot_of
 from agent.state.tables import BackendEntry, TableContents
 
 
@@ -16,16 +16,17 @@ class Adopted:
 
     health: dict[BackendRef, HealthStatus]
     hops: dict[Address, NextHop]
+    up: frozenset[Member]  # got new flows
 
 
 def adopt(config: Config, held: TableContents, now: float) -> Adopted:
     """What ``held`` says of the configured backends; nothing of those that it does not have."""
-    rows = {(entry.service_id, entry.address): entry for entry in held.backends.values()}
-    health, hops = {}, {}
+    rows = {entry.identity: entry for entry in held.backends.values()}
+    health, hops, up = {}, {}, set()
     for service in config.services:
         entry = held.services.get(slot_of(service.key))
         for backend in service.backends:
-            row = rows.get((entry.id, backend.address)) if entry else None
+            row = rows.get(place_of(entry.id, backend)) if entry else None
             if row is None:
                 continue
             if row.alive:
@@ -34,7 +35,9 @@ def adopt(config: Config, held: TableContents, now: float) -> Adopted:
                 # neither: it may have drained, been down or had weight 0; a check will tell
                 ref = BackendRef(service.name, backend.name)
                 health[ref] = rules.adopted(Health.UP if row.usable else Health.DOWN, now)
-    return Adopted(health, hops)
+            if row.usable:
+                up.add(member_of(service, backend))
+    return Adopted(health, hops, frozenset(up))
 
 
 def _hop(row: BackendEntry) -> NextHop:
@@ -47,4 +50,5 @@ def _hop(row: BackendEntry) -> NextHop:
         on_link=True,  # it was good enough for its service
         source=row.source,
         reason="as before the restart",
+        vlans=row.vlans,
     )

@@ -4,25 +4,36 @@ the old state or the new one.
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
-from agent.dataplane import abi
-from agent.dataplane.contents import backend_row, service_row
-from agent.dataplane.tables import SharedTables
+from agent.dataplane import abi, addressfilter, contents, keys
+from agent.dataplane.tables import SharedTables, Table
 from agent.errors import DataplaneError
+from agent.model import Address
 from agent.reconcile.diff import (
     ClearBackend,
     DeleteMark,
+    DeleteOrigin,
+    DeletePrefix,
+    DeleteQuicId,
+    DeleteRange,
     DeleteService,
     PutBackend,
     PutMark,
+    PutOrigin,
+    PutPrefix,
+    PutQuicId,
+    PutRange,
     PutService,
+    SetNatSources,
     Step,
 )
-from agent.state.tables import BackendEntry, ServiceEntry, ServiceSlot
+from agent.state.tables import BackendEntry, ServiceEntry, ServiceSlot, TableContents
 
-_LINE = 64  # bytes of the backend row that the packet path reads for dsr
-_GONE = ("packets", "bytes", "opened", "closed", "established")
+_GONE = ("packets", "bytes", "opened", "closed", "established", "reply_packets", "reply_bytes")
+_LOAD_WORDS = slice(6, 8)  # of struct backend_load: what the agent writes with a backend
 
 
 class Applier:
@@ -34,47 +45,124 @@ class Applier:
 
     def apply(self, step: Step) -> None:
         """Do one step. OSError and DataplaneError leave the tables as they were."""
+        tables = self._tables
         match step:
             case PutBackend(ident, entry, fresh):
                 self._put_backend(ident, entry, fresh)
             case PutService(slot, entry, ring_changed, fresh):
                 self._put_service(slot, entry, ring_changed, fresh)
-            case PutMark(slot):
-                self._tables.put_service(slot, np.zeros(1, dtype=abi.SERVICE))
-            case DeleteService(slot) | DeleteMark(slot):
-                self._tables.delete_service(slot)
+            case PutMark(slot, mark):
+                self._show(slot.vip)
+                self._put(keys.services_table(slot), slot, contents.mark_row(mark))
+            case PutOrigin(slot, origin):
+                self._show(slot.vip)
+                self._put(keys.origins_table(slot), slot, contents.origin_row(origin))
+            case PutPrefix(prefix):
+                bits = addressfilter.prefix_bits(prefix)
+                addressfilter.set_bits(tables.addresses["prefix"], bits)
+                first = contents.words(prefix.network_address).tobytes()
+                tables.put(keys.prefixes_table(prefix), keys.packed_prefix(prefix), first)
+            case PutRange(block, first_port):
+                value = keys.packed_first(first_port, block.vip.version)
+                tables.put("ranges", keys.packed_block(block), value)
+            case PutQuicId(quic_id, ident):
+                tables.put("quic_ids", keys.packed_quic(quic_id), ident.to_bytes(4, "little"))
+            case SetNatSources(sources):
+                self._set_nat_sources(sources)
             case ClearBackend(ident, service_id):
                 self._clear_backend(ident, service_id)
+            case _:
+                self._delete(step)
+
+    def _show(self, address: Address) -> None:
+        """In the filter first: what is not there is not looked up."""
+        bit = addressfilter.exact_bit(address)
+        addressfilter.set_bits(self._tables.addresses["exact"], (bit,))
+
+    def hide_gone(self, held: TableContents) -> None:
+        """Leave in the address filter what the tables hold, after a pass has taken away."""
+        addresses = {slot.vip for slot in (*held.marks, *held.origins)}
+        exact = addressfilter.words_of(addressfilter.exact_bit(a) for a in addresses)
+        prefixes = (addressfilter.prefix_bits(prefix) for prefix in held.prefixes)
+        self._tables.addresses["exact"] = exact
+        self._tables.addresses["prefix"] = addressfilter.words_of(chain.from_iterable(prefixes))
+
+    def _put(self, table: str, slot: ServiceSlot, row: Table) -> None:
+        self._tables.put(table, keys.packed_slot(slot), row.tobytes())
+
+    def _delete(self, step: Step) -> None:
+        tables = self._tables
+        match step:
+            case DeleteService(slot) | DeleteMark(slot):
+                tables.delete(keys.services_table(slot), keys.packed_slot(slot))
+            case DeleteOrigin(slot):
+                tables.delete(keys.origins_table(slot), keys.packed_slot(slot))
+            case DeletePrefix(prefix):
+                tables.delete(keys.prefixes_table(prefix), keys.packed_prefix(prefix))
+            case DeleteRange(block):
+                tables.delete("ranges", keys.packed_block(block))
+            case DeleteQuicId(quic_id):
+                tables.delete("quic_ids", keys.packed_quic(quic_id))
 
     def _put_backend(self, ident: int, entry: BackendEntry, fresh: bool) -> None:
-        """Words of 8 bytes, the one with the flags last unless it takes the backend away."""
+        """Words of 8 bytes, the one with the flags last unless it takes the backend away.
+
+        The weight is there before new flows may come, and what the packet path counts begins
+        at 0 before it counts.
+        """
         target = self._tables.backends[ident : ident + 1].view(np.uint64)
-        row = backend_row(entry).view(np.uint64)
+        row = contents.backend_row(entry).view(np.uint64)
         if fresh:
-            self._tables.backend_count[:, ident] = np.zeros((), dtype=abi.BACKEND_COUNTERS)
+            target[0] = 0
+            self._start_counting(ident)
         if not entry.usable:
             target[0] = row[0]
+        load = self._tables.backend_load[ident : ident + 1]
+        given = contents.load_row(entry)
+        load["kappa"] = given["kappa"]
+        load.view(np.uint64)[_LOAD_WORDS] = given.view(np.uint64)[_LOAD_WORDS]
         changed = np.flatnonzero(target[1:] != row[1:]) + 1
         target[changed] = row[changed]
         target[0] = row[0]
 
+    def _start_counting(self, ident: int) -> None:
+        tables = self._tables
+        tables.backend_count[:, ident] = np.zeros((), dtype=abi.BACKEND_COUNTERS)
+        tables.backend_load[ident] = np.zeros((), dtype=abi.BACKEND_LOAD)
+        tables.backend_latency[ident] = np.zeros((), dtype=abi.BACKEND_LATENCY)
+
     def _put_service(
         self, slot: ServiceSlot, entry: ServiceEntry, ring_changed: bool, fresh: bool
     ) -> None:
+        tables = self._tables
         if fresh:
-            self._tables.service_count[:, entry.id] = np.zeros((), dtype=abi.SERVICE_COUNTERS)
+            tables.service_count[:, entry.id] = np.zeros((), dtype=abi.SERVICE_COUNTERS)
+            tables.service_load[entry.id] = np.zeros((), dtype=abi.SERVICE_LOAD)
         old = self._region_of(slot)
         region = self._write_ring(entry.ring) if ring_changed or old is None else old
-        line = region * self._tables.size.lines_per_ring
-        self._tables.put_service(slot, service_row(entry, line))
+        tables.service_load["weight"][entry.id] = entry.load_weight
+        line = region * tables.size.lines_per_ring
+        self._put(keys.services_table(slot), slot, contents.service_row(entry, line))
         if old is not None and old != region:
             self._last_freed = old
+
+    def _set_nat_sources(self, sources: dict[int, Address]) -> None:
+        """Addresses before the count that lets the packet path take them, and the other way
+        round for those that go.
+        """
+        rows = self._tables.nat_sources
+        for first in (0, abi.NAT_SOURCES):
+            own = {n: a for n, a in sources.items() if first <= n < first + abi.NAT_SOURCES}
+            rows["count"][first] = min(int(rows["count"][first]), len(own))
+            for number, address in own.items():
+                rows["addr"][number] = contents.words(address)
+            rows["count"][first] = len(own)
 
     def _regions(self) -> dict[ServiceSlot, int]:
         lines = self._tables.size.lines_per_ring
         return {
             slot: int(row["ring_line"]) // lines
-            for slot, row in self._tables.services()
+            for slot, row in contents.service_rows(self._tables)
             if not slot.is_mark
         }
 
@@ -107,4 +195,4 @@ class Applier:
         for name in _GONE:
             total[f"gone_{name}"] += counts[name].sum()
         target[1:] = 0
-        tables.backend_count[:, ident] = np.zeros((), dtype=abi.BACKEND_COUNTERS)
+        self._start_counting(ident)

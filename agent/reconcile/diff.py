@@ -1,14 +1,37 @@
 """Decides the steps from what the tables hold to what they should hold.
 
-The order makes every prefix safe: backends exist before a ring names them, a ring is whole
-before a service names it, and nothing is taken away while something still leads to it.
+The order makes every prefix safe. Nothing is named before it exists, and nothing is taken away
+while something still leads to it:
+
+* backends exist before a ring, an origin or a QUIC id names them;
+* origins, QUIC ids and the source addresses of fullnat are there before the service whose
+  packets need them: an answer must find its way back;
+* a source address is marked before it is sent from, and its mark goes after that;
+* a ring is whole before a service names it;
+* the last usable backends of a ring stay usable until another ring is there (a backup that
+  hands back to the primaries): a draw finds somebody at any moment;
+* a service is there before the port blocks and prefixes that lead to it, and goes after them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from agent.state.tables import BackendEntry, ServiceEntry, ServiceSlot, TableContents
+import numpy as np
+
+from agent.model import Address
+from agent.state.tables import (
+    BackendEntry,
+    MarkEntry,
+    Network,
+    OriginEntry,
+    PortBlock,
+    QuicId,
+    ServiceEntry,
+    ServiceSlot,
+    TableContents,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +55,48 @@ class PutService:
 
 @dataclass(frozen=True, slots=True)
 class PutMark:
-    """Say that an address is a VIP."""
+    """Say that an address is a VIP or a source address of fullnat, and what it has."""
 
     slot: ServiceSlot
+    entry: MarkEntry
+
+
+@dataclass(frozen=True, slots=True)
+class PutPrefix:
+    """Lead the addresses of a prefix to its first one."""
+
+    prefix: Network
+
+
+@dataclass(frozen=True, slots=True)
+class PutRange:
+    """Lead a block of ports to the first port of their range."""
+
+    block: PortBlock
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutOrigin:
+    """Say whose answers come from an address and port."""
+
+    slot: ServiceSlot
+    entry: OriginEntry
+
+
+@dataclass(frozen=True, slots=True)
+class PutQuicId:
+    """Say which backend makes connection ids with a server id."""
+
+    quic_id: QuicId
+    backend_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetNatSources:
+    """Send from these addresses, by number, and from no others."""
+
+    sources: dict[int, Address]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +108,37 @@ class DeleteService:
 
 @dataclass(frozen=True, slots=True)
 class DeleteMark:
-    """The address is no VIP any more."""
+    """The address is ours no more."""
 
     slot: ServiceSlot
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePrefix:
+    """The addresses of a prefix lead nowhere."""
+
+    prefix: Network
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRange:
+    """A block of ports leads nowhere."""
+
+    block: PortBlock
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteOrigin:
+    """Packets from there are no answers."""
+
+    slot: ServiceSlot
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteQuicId:
+    """Nobody makes connection ids with that server id."""
+
+    quic_id: QuicId
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,52 +149,165 @@ class ClearBackend:
     service_id: int
 
 
-type Step = PutBackend | PutService | PutMark | DeleteService | DeleteMark | ClearBackend
+type Step = (
+    PutBackend
+    | PutService
+    | PutMark
+    | PutPrefix
+    | PutRange
+    | PutOrigin
+    | PutQuicId
+    | SetNatSources
+    | DeleteService
+    | DeleteMark
+    | DeletePrefix
+    | DeleteRange
+    | DeleteOrigin
+    | DeleteQuicId
+    | ClearBackend
+)
+
+
+def at_once(actual: TableContents, backends: Mapping[int, BackendEntry]) -> TableContents:
+    """What can be said of the backends before any ring is built.
+
+    Backends that nothing wants any more stay, and so do the last that a ring leads to.
+    """
+    last = _last_usable(actual, actual.backends | dict(backends))
+    changed = {ident: entry for ident, entry in backends.items() if ident not in last}
+    return replace(actual, backends=actual.backends | changed)
 
 
 def diff(actual: TableContents, wanted: TableContents) -> tuple[Step, ...]:
     """The steps that make ``actual`` equal to ``wanted``; none where they are equal."""
-    steps: list[Step] = []
+    early = _source_marks(actual, wanted)
+    last = _last_usable(actual, wanted.backends)
+    puts = tuple(_put_backends(actual, wanted))
+    sources_changed = actual.nat_sources != wanted.nat_sources
+    return (
+        *(step for step in puts if step.id not in last),
+        *(PutOrigin(s, e) for s, e in _changed(actual.origins, wanted.origins)),
+        *(PutQuicId(q, i) for q, i in _changed(actual.quic_ids, wanted.quic_ids)),
+        *(PutMark(slot, mark) for slot, mark in early.items()),
+        *((SetNatSources(wanted.nat_sources),) if sources_changed else ()),
+        *_put_services(actual, wanted),
+        *(step for step in puts if step.id in last),
+        *(PutRange(b, first) for b, first in _changed(actual.ranges, wanted.ranges)),
+        *(PutMark(s, e) for s, e in _changed(actual.marks | early, wanted.marks)),
+        *(PutPrefix(prefix) for prefix in sorted(wanted.prefixes - actual.prefixes, key=str)),
+        *(DeletePrefix(prefix) for prefix in sorted(actual.prefixes - wanted.prefixes, key=str)),
+        *(DeleteRange(block) for block in actual.ranges if block not in wanted.ranges),
+        *(DeleteService(slot) for slot in actual.services if slot not in wanted.services),
+        *(DeleteMark(slot) for slot in actual.marks if slot not in wanted.marks),
+        *(DeleteOrigin(slot) for slot in actual.origins if slot not in wanted.origins),
+        *(DeleteQuicId(one) for one in actual.quic_ids if one not in wanted.quic_ids),
+        *(
+            ClearBackend(ident, entry.service_id)
+            for ident, entry in sorted(actual.backends.items())
+            if ident not in wanted.backends
+        ),
+    )
+
+
+def _changed[Key, Value](
+    actual: dict[Key, Value], wanted: dict[Key, Value]
+) -> Iterator[tuple[Key, Value]]:
+    return ((key, value) for key, value in wanted.items() if actual.get(key) != value)
+
+
+def _last_usable(actual: TableContents, wanted: Mapping[int, BackendEntry]) -> frozenset[int]:
+    """Backends that are usable and will not be, where the ring leads to no other that stays so."""
+    losing: dict[int, set[int]] = {}
+    staying = set()
+    for ident, entry in actual.backends.items():
+        if entry.usable:
+            after = wanted.get(ident)
+            if after is not None and after.usable and after.identity == entry.identity:
+                staying.add(ident)
+            else:
+                losing.setdefault(entry.service_id, set()).add(ident)
+    rings = {entry.id: entry.ring for entry in actual.services.values() if entry.id in losing}
+    dry = (ids for service_id, ids in losing.items() if not staying & _named(rings, service_id))
+    return frozenset().union(*dry)
+
+
+def _named(rings: Mapping[int, bytes], service_id: int) -> set[int]:
+    ring = np.frombuffer(rings.get(service_id, b""), dtype=np.uint16)
+    return set(np.flatnonzero(np.bincount(ring)).tolist())
+
+
+def _put_backends(actual: TableContents, wanted: TableContents) -> Iterator[PutBackend]:
     for ident, entry in sorted(wanted.backends.items()):
         held = actual.backends.get(ident)
         if held != entry:
-            fresh = held is None or (held.service_id, held.address) != (
-                entry.service_id,
-                entry.address,
-            )
-            steps.append(PutBackend(ident, entry, fresh))
+            fresh = held is None or held.identity != entry.identity
+            yield PutBackend(ident, entry, fresh)
+
+
+def _put_services(actual: TableContents, wanted: TableContents) -> Iterator[Step]:
     for slot, service in wanted.services.items():
         before = actual.services.get(slot)
         if before != service:
             fresh = before is None or before.id != service.id
             ring_changed = fresh or before is None or before.ring != service.ring
-            steps.append(PutService(slot, service, ring_changed, fresh))
-    steps += [PutMark(slot) for slot in wanted.marks - actual.marks]
-    steps += [DeleteService(slot) for slot in actual.services if slot not in wanted.services]
-    steps += [DeleteMark(slot) for slot in actual.marks - wanted.marks]
-    steps += [
-        ClearBackend(ident, entry.service_id)
-        for ident, entry in sorted(actual.backends.items())
-        if ident not in wanted.backends
-    ]
-    return tuple(steps)
+            yield PutService(slot, service, ring_changed, fresh)
+
+
+def _source_marks(actual: TableContents, wanted: TableContents) -> dict[ServiceSlot, MarkEntry]:
+    """The marks of source addresses that are new or have another number.
+
+    A VIP that is a source too stays what it is: the rest of its mark comes in its turn.
+    """
+    found = {}
+    for slot, mark in wanted.marks.items():
+        before = actual.marks.get(slot, MarkEntry())
+        if mark.nat_source not in (None, before.nat_source):
+            found[slot] = replace(before, nat_source=mark.nat_source)
+    return found
 
 
 def after(contents: TableContents, step: Step) -> TableContents:
     """What the tables hold once ``step`` is done: the model that the tests check against."""
-    backends, services = dict(contents.backends), dict(contents.services)
-    marks = contents.marks
     match step:
         case PutBackend(ident, entry, _):
-            backends[ident] = entry
+            return replace(contents, backends=contents.backends | {ident: entry})
         case PutService(slot, service, _, _):
-            services[slot] = service
-        case PutMark(slot):
-            marks |= {slot}
+            return replace(contents, services=contents.services | {slot: service})
+        case PutMark(slot, mark):
+            return replace(contents, marks=contents.marks | {slot: mark})
+        case PutPrefix(prefix):
+            return replace(contents, prefixes=contents.prefixes | {prefix})
+        case PutRange(block, first):
+            return replace(contents, ranges=contents.ranges | {block: first})
+        case PutOrigin(slot, origin):
+            return replace(contents, origins=contents.origins | {slot: origin})
+        case PutQuicId(quic_id, ident):
+            return replace(contents, quic_ids=contents.quic_ids | {quic_id: ident})
+        case SetNatSources(sources):
+            return replace(contents, nat_sources=sources)
+        case _:
+            return _without(contents, step)
+
+
+def _without(contents: TableContents, step: Step) -> TableContents:
+    match step:
         case DeleteService(slot):
-            del services[slot]
+            return replace(contents, services=_less(contents.services, slot))
         case DeleteMark(slot):
-            marks -= {slot}
+            return replace(contents, marks=_less(contents.marks, slot))
+        case DeletePrefix(prefix):
+            return replace(contents, prefixes=contents.prefixes - {prefix})
+        case DeleteRange(block):
+            return replace(contents, ranges=_less(contents.ranges, block))
+        case DeleteOrigin(slot):
+            return replace(contents, origins=_less(contents.origins, slot))
+        case DeleteQuicId(quic_id):
+            return replace(contents, quic_ids=_less(contents.quic_ids, quic_id))
         case ClearBackend(ident, _):
-            del backends[ident]
-    return replace(contents, backends=backends, services=services, marks=marks)
+            return replace(contents, backends=_less(contents.backends, ident))
+        case _:
+            return contents
+
+
+def _less[Key, Value](values: dict[Key, Value], key: Key) -> dict[Key, Value]:
+    return {k: v for k, v in values.items() if k != key}

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agent.dataplane import contents, survey
 from agent.dataplane.tables import SharedTables
 from agent.model import Config
 from agent.reconcile.apply import Applier
-from agent.reconcile.diff import ClearBackend, PutBackend, Step, diff
+from agent.reconcile.diff import ClearBackend, PutBackend, Step, at_once, diff
 from agent.state.desired import Surroundings, desired, desired_backends
 from agent.state.identities import Identities, assign
 from agent.state.tables import TableContents
@@ -60,14 +60,16 @@ class Reconciler:
 
     async def run(self, config: Config, around: Surroundings) -> Pass:
         """One pass. What backends may get is said at once: a draw passes over one that went
-        down. The rings follow, built in a thread so that nothing waits for them.
+        down. The rings follow, built in a thread so that nothing waits for them; until they
+        are there, the last that a ring leads to stay usable.
         """
         held = self.read()
         ids = self.identities(config)
-        backends = held.backends | desired_backends(config, ids, around)
-        first = self._do(diff(held, replace(held, backends=backends)))
+        early = at_once(held, desired_backends(config, ids, around))
+        first = self._do(diff(held, early))
         wanted = await asyncio.to_thread(desired, config, ids, around)
-        rest = self._do(diff(replace(held, backends=backends), wanted))
+        rest = self._do(diff(early, wanted))
+        self._applier.hide_gone(wanted)
         return Pass((*first, *rest), ids, wanted)
 
     def _do(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -82,7 +84,7 @@ class Reconciler:
 
     def sweep(self, found: survey.Survey) -> int:
         """Free the expired slots of a survey, and the ids that nothing names any more."""
-        freed = survey.sweep(self._tables.flows, found, self._tables.backend_count[-1])
+        freed = survey.sweep(self._tables, found)
         if self._resting:
             named = survey.named_backends(self._tables.flows)
             before = self._now() - REST_S

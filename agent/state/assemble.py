@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.model import (
     Backend,
@@ -12,8 +12,8 @@ from agent.model import (
     Service,
     ServiceState,
 )
-from agent.state.eligibility import Eligibility, service_state
-from agent.state.snapshot import BackendCounts, BackendSnapshot, Rates, ServiceSnapshot
+from agent.state.eligibility import FAIL_OPEN, Eligibility, service_state
+from agent.state.snapshot import BackendCounts, BackendSnapshot, Load, Rates, ServiceSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class BackendParts:
     flows: int
     counts: BackendCounts
     rates: Rates
+    load: Load = field(default_factory=Load)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,11 @@ class ServiceParts:
     drops: dict[str, int]
     not_recorded: int
     rates: Rates
+    replied: int = 0
 
 
 def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
     """One backend as people see it."""
-    weight, reason = effective_weight(backend, parts.verdict)
     return BackendSnapshot(
         backend=backend,
         id=parts.id,
@@ -70,28 +71,25 @@ def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
         since=parts.since,
         health=parts.health,
         next_hop=parts.hop,
-        weight_effective=weight,
-        weight_reason=reason,
+        weight_effective=parts.verdict.weight,
+        weight_reason=parts.verdict.weight_reason,
         share_expected=parts.share_expected,
         share_actual=parts.share_actual,
         flows=parts.flows,
         counts=parts.counts,
         rates=parts.rates,
+        load=parts.load,
     )
-
-
-def effective_weight(backend: Backend, verdict: Eligibility) -> tuple[int, str]:
-    """The weight that the ring is built with, and why it is that one."""
-    if verdict.usable:
-        return backend.weight, "configured"
-    return 0, verdict.state.value
 
 
 def service_snapshot(
     service: Service, parts: ServiceParts, backends: tuple[BackendSnapshot, ...]
 ) -> ServiceSnapshot:
     """One service as people see it."""
-    state, reason = service_state(tuple(backend.state for backend in backends))
+    state, reason = service_state(
+        tuple(backend.state for backend in backends),
+        fails_open=any(backend.weight_reason == FAIL_OPEN for backend in backends),
+    )
     return ServiceSnapshot(
         service=service,
         id=parts.id,
@@ -103,4 +101,5 @@ def service_snapshot(
         drops=parts.drops,
         not_recorded=parts.not_recorded,
         rates=parts.rates,
+        replied=parts.replied,
     )

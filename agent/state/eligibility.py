@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from agent.model import (
     AdminState,
@@ -13,19 +14,27 @@ from agent.model import (
     Health,
     HealthStatus,
     NextHop,
+    NoBackend,
     Service,
     ServiceState,
 )
 
+CONFIGURED, BACKUP, FAIL_OPEN = "configured", "backup", "fail open"
+
 
 @dataclass(frozen=True, slots=True)
 class Eligibility:
-    """``usable``: new flows may go there; ``alive``: its recorded flows stay there."""
+    """``usable``: new flows may go there; ``alive``: its recorded flows stay there.
+
+    ``weight``: the effective one, 0 where not usable; ``weight_reason`` says why it is that.
+    """
 
     state: BackendState
     reason: str
     usable: bool
     alive: bool
+    weight: int
+    weight_reason: str
 
 
 def eligibility(
@@ -37,23 +46,33 @@ def eligibility(
     one that is down keeps them unless the service says ``down_flows: reroute``.
     """
     if backend.admin is AdminState.MAINTENANCE:
-        return Eligibility(BackendState.MAINTENANCE, "disabled by the operator", False, False)
-    unreachable = _unreachable(service, hop)
-    if unreachable:
-        return Eligibility(BackendState.UNREACHABLE, unreachable, False, False)
+        return _out(BackendState.MAINTENANCE, "disabled by the operator", alive=False)
+    unreached = _unreached(service, hop)
+    if unreached:
+        return unreachable(unreached)
     alive = service.down_flows is DownFlows.KEEP or health.health is not Health.DOWN
     if backend.admin is AdminState.DRAIN:
-        return Eligibility(BackendState.DRAIN, "drained by the operator", False, alive)
+        return _out(BackendState.DRAIN, "drained by the operator", alive)
     if health.health is Health.DOWN:
-        return Eligibility(BackendState.DOWN, health.reason, False, alive)
+        return _out(BackendState.DOWN, health.reason, alive)
     if health.health is Health.CHECKING:
-        return Eligibility(BackendState.CHECKING, health.reason, False, True)
+        return _out(BackendState.CHECKING, health.reason, alive=True)
     if backend.weight == 0:
-        return Eligibility(BackendState.DRAIN, "weight 0: no new flows", False, True)
-    return Eligibility(BackendState.UP, health.reason, True, True)
+        return _out(BackendState.DRAIN, "weight 0: no new flows", alive=True)
+    return Eligibility(BackendState.UP, health.reason, True, True, backend.weight, CONFIGURED)
 
 
-def _unreachable(service: Service, hop: NextHop | None) -> str:
+def _out(state: BackendState, reason: str, alive: bool) -> Eligibility:
+    """No new flows."""
+    return Eligibility(state, reason, False, alive, 0, state.value)
+
+
+def unreachable(reason: str) -> Eligibility:
+    """No packet can be sent there."""
+    return _out(BackendState.UNREACHABLE, reason, alive=False)
+
+
+def _unreached(service: Service, hop: NextHop | None) -> str:
     """Why no packet can be sent to the backend; empty: it can."""
     if hop is None:
         return "the next hop is not looked up yet"
@@ -64,17 +83,59 @@ def _unreachable(service: Service, hop: NextHop | None) -> str:
     return ""
 
 
-def service_state(states: tuple[BackendState, ...]) -> tuple[ServiceState, str]:
+def together(service: Service, found: Sequence[Eligibility]) -> tuple[Eligibility, ...]:
+    """What the backends of a service (in its order) are beside each other.
+
+    Backups get new flows only while no other backend is usable. Where none at all is, a service
+    with ``no_backend: any`` fails open: better a backend that the checks doubt than none, so
+    all get new flows that the operator did not disable and that packets can reach.
+    """
+    primary = any(
+        one.usable and not backend.backup
+        for backend, one in zip(service.backends, found, strict=True)
+    )
+    if primary:
+        return tuple(
+            replace(one, usable=False, weight=0, weight_reason=BACKUP)
+            if backend.backup and one.usable
+            else one
+            for backend, one in zip(service.backends, found, strict=True)
+        )
+    if service.no_backend is not NoBackend.ANY or any(one.usable for one in found):
+        return tuple(found)
+    return tuple(
+        _fail_open(backend, one) for backend, one in zip(service.backends, found, strict=True)
+    )
+
+
+def _fail_open(backend: Backend, one: Eligibility) -> Eligibility:
+    if one.state in (BackendState.MAINTENANCE, BackendState.UNREACHABLE):
+        return one
+    return replace(
+        one,
+        reason=f"{one.reason}; {FAIL_OPEN}: no backend is up",
+        usable=True,
+        alive=True,
+        weight=max(backend.weight, 1),
+        weight_reason=FAIL_OPEN,
+    )
+
+
+def service_state(
+    states: tuple[BackendState, ...], *, fails_open: bool = False
+) -> tuple[ServiceState, str]:
     """A service's state from those of its backends.
 
-    Backends that the operator took out do not count against it, unless nothing is left.
+    Backends that the operator took out do not count against it, unless nothing is left. One
+    that fails open is down all the same: nobody knows that it serves.
     """
     up = sum(state is BackendState.UP for state in states)
     out = sum(state in (BackendState.DRAIN, BackendState.MAINTENANCE) for state in states)
     if not states:
         return ServiceState.DOWN, "no backend is configured"
     if up == 0:
-        return ServiceState.DOWN, f"none of {len(states)} backends is up"
+        after = f"; {FAIL_OPEN}: they get new flows all the same" if fails_open else ""
+        return ServiceState.DOWN, f"none of {len(states)} backends is up{after}"
     if up + out < len(states):
         return ServiceState.DEGRADED, f"{up} of {len(states) - out} backends up"
     return ServiceState.UP, f"all {up} backends up" if not out else f"{up} backends up, {out} out"

@@ -7,24 +7,52 @@ until no recorded flow names it any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.errors import DataplaneError
-from agent.model import Address, Config, ServiceKey
+from agent.model import Address, Backend, Config, Service, ServiceKey
 from agent.state.tables import ServiceSlot, TableContents
+
+type BackendPlace = tuple[int, Address, int]  # service id, address, port (0: the packet's)
+type Member = tuple[ServiceSlot, Address, int]  # likewise, where the service has no id yet
 
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """``services``: id and flow salt by slot; ``backends``: id by service id and address."""
+    """``services``: id and flow salt by slot; ``backends``: id by place.
+
+    ``nat_sources``: the numbers that source addresses of fullnat have in the tables.
+    """
 
     services: dict[ServiceSlot, tuple[int, int]]
-    backends: dict[tuple[int, Address], int]
+    backends: dict[BackendPlace, int]
+    nat_sources: dict[int, Address] = field(default_factory=dict)
+
+    def service_id(self, service: Service) -> int:
+        return self.services[slot_of(service.key)][0]
+
+    def salt(self, service: Service) -> int:
+        return self.services[slot_of(service.key)][1]
+
+    def backend_id(self, service: Service, backend: Backend) -> int:
+        return self.backends[place_of(self.service_id(service), backend)]
 
 
 def slot_of(key: ServiceKey) -> ServiceSlot:
-    """The key of the service maps for a service."""
+    """The key of the service maps for a service: of a range its first port, of a prefix its
+    first address. So a range or a prefix that becomes longer or shorter stays the same service.
+    """
     return ServiceSlot(key.vip, key.port, key.protocol.number)
+
+
+def place_of(service_id: int, backend: Backend) -> BackendPlace:
+    """What makes a backend that one: with another name or weight it is the same."""
+    return service_id, backend.address, backend.port or 0
+
+
+def member_of(service: Service, backend: Backend) -> Member:
+    """The same without ids: what health and the time since when it is up belong to."""
+    return slot_of(service.key), backend.address, backend.port or 0
 
 
 def assign(
@@ -38,22 +66,22 @@ def assign(
     Raises DataplaneError when a table is full.
     """
     known_services = {slot: (entry.id, entry.salt) for slot, entry in actual.services.items()}
-    known_backends = {(e.service_id, e.address): i for i, e in actual.backends.items()}
+    known_backends = {e.identity: i for i, e in actual.backends.items()}
     free_services = _free(config.tables.services, {i for i, _ in known_services.values()})
     free_backends = _free(config.tables.backends, set(known_backends.values()) | resting)
     services: dict[ServiceSlot, tuple[int, int]] = {}
-    backends: dict[tuple[int, Address], int] = {}
+    backends: dict[BackendPlace, int] = {}
     for service in config.services:
         slot = slot_of(service.key)
         if slot not in known_services:
             known_services[slot] = (_take(free_services, "services", config), new_salt())
         services[slot] = known_services[slot]
         for backend in service.backends:
-            name = (services[slot][0], backend.address)
-            if name not in known_backends:
-                known_backends[name] = _take(free_backends, "backends", config)
-            backends[name] = known_backends[name]
-    return Identities(services, backends)
+            place = place_of(services[slot][0], backend)
+            if place not in known_backends:
+                known_backends[place] = _take(free_backends, "backends", config)
+            backends[place] = known_backends[place]
+    return Identities(services, backends, actual.nat_sources)
 
 
 def _free(size: int, taken: set[int]) -> Iterator[int]:

@@ -21,13 +21,26 @@ class FiveTuple:
 
 @dataclass(frozen=True, slots=True)
 class FlowQuery:
-    """Filters for the flow table; None matches all."""
+    """Filters for the flow table; None matches all.
+
+    ``state`` is a flow's, or ``awaiting``: those in which a request waits for its answer.
+    """
 
     service: str | None = None
     backend: str | None = None
     client: IPv4Network | IPv6Network | None = None
     state: str | None = None
     limit: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRequests:
+    """What the data plane knows of a flow's requests."""
+
+    awaiting: bool  # one waits for its answer
+    waiting_bytes: int  # of it
+    handshake_ms: float | None  # SYN to ACK; None: not seen
+    talk: str | None  # plain, tls or http2; None: nothing sent yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,8 @@ class FlowView:
     state: str
     age_s: float
     idle_s: float
+    nat_source: tuple[Address, int] | None = None  # fullnat: what the backend sees as the client
+    requests: FlowRequests | None = None  # None: not counted, or it has sent a SYN alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +67,30 @@ class FlowPage:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One draw from a ring."""
+    """One draw from a ring.
+
+    What the scheduler looks at: ``score`` where it compares, ``open`` and the ``most`` that the
+    bound allows where it has one; ``cpu`` where each has its own turn.
+    """
 
     slot: int
     backend: str
     usable: bool
+    score: float | None = None
+    open: int | None = None
+    most_open: int | None = None
+    cpu: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What the data plane would do with the next packet of a flow, and why, step by step."""
+    """What the data plane would do with the next packet of a flow, and why, step by step.
 
-    verdict: str  # forward, pass or drop
+    ``depends_on``: what can make it another backend a moment later: ``load``, ``turn``, or
+    nothing. ``backend`` None in a ``forward``: whose turn it is depends on the CPU.
+    """
+
+    verdict: str  # forward, pass, drop or reset
     service: str | None
     backend: str | None
     reason: str
@@ -71,3 +98,5 @@ class Explanation:
     recorded: FlowView | None
     ring_slots: int
     draws: tuple[Draw, ...]
+    scheduler: str | None = None
+    depends_on: str | None = None

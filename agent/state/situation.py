@@ -17,8 +17,16 @@ from agent.model import (
 )
 from agent.state.assemble import Tracked, track
 from agent.state.desired import outer_source
-from agent.state.eligibility import Eligibility, eligibility, service_state
+from agent.state.eligibility import (
+    FAIL_OPEN,
+    Eligibility,
+    eligibility,
+    service_state,
+    together,
+    unreachable,
+)
 from agent.state.identities import Identities
+from agent.state.lookups import nat_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,35 +58,45 @@ class Situation:
 def verdicts(
     config: Config, health: Mapping[BackendRef, HealthStatus], hops: Mapping[Address, NextHop]
 ) -> dict[BackendRef, Eligibility]:
-    """What every backend is for the data plane."""
+    """What every backend is for the data plane, at its full weight (see ``slowstart``)."""
     found = {}
     for service in config.services:
+        alone = []
         for backend in service.backends:
-            ref = BackendRef(service.name, backend.name)
             hop = hops.get(backend.address)
+            ref = BackendRef(service.name, backend.name)
             verdict = eligibility(service, backend, health[ref], hop)
-            if (
-                verdict.alive
-                and service.forward is Forward.IPIP
-                and outer_source(config, backend.address, hop) is None
-            ):
-                setting = f"ipip_source: {{ipv{backend.address.version}: …}}"
-                reason = f"no source address for the outer header: set `{setting}`"
-                verdict = Eligibility(BackendState.UNREACHABLE, reason, False, False)
-            found[ref] = verdict
+            missing = _missing_source(config, service.forward, backend.address, hop)
+            if verdict.alive and missing:
+                verdict = unreachable(missing)
+            alone.append(verdict)
+        for backend, verdict in zip(service.backends, together(service, alone), strict=True):
+            found[BackendRef(service.name, backend.name)] = verdict
     return found
+
+
+def _missing_source(config: Config, forward: Forward, address: Address, hop: NextHop | None) -> str:
+    """Why packets to a backend would have no source address; empty: they have one."""
+    family = f"ipv{address.version}"
+    if forward.is_tunnel and outer_source(config, address, hop) is None:
+        return f"no source address for the outer header: set `tunnel_source: {{{family}: …}}`"
+    if forward is Forward.FULLNAT and nat_source(config, hop, address.version) is None:
+        return f"no source address to send from: set `nat: {{sources_{family}: […]}}`"
+    return ""
 
 
 def service_states(
     config: Config, found: Mapping[BackendRef, Eligibility]
 ) -> dict[str, tuple[ServiceState, str]]:
     """The state of every service, and why."""
-    return {
-        service.name: service_state(
-            tuple(found[BackendRef(service.name, b.name)].state for b in service.backends)
+    states = {}
+    for service in config.services:
+        own = [found[BackendRef(service.name, b.name)] for b in service.backends]
+        states[service.name] = service_state(
+            tuple(one.state for one in own),
+            fails_open=any(one.weight_reason == FAIL_OPEN for one in own),
         )
-        for service in config.services
-    }
+    return states
 
 
 def situation(

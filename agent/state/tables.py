@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 
 from agent.model import Address, Forward, Scheduler
+
+type Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSlot:
-    """A key of the service maps; port 0 is any port, protocol 0 the mark of a VIP."""
+    """A key of the service maps; port 0 is any port, protocol 0 the mark of a VIP.
+
+    Also of the origins: a backend's address, its port (0: any) and the protocol.
+    """
 
     vip: Address
     port: int
@@ -22,7 +28,7 @@ class ServiceSlot:
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """One element of the backend table."""
+    """One element of the backend table, and what the agent writes of its load."""
 
     service_id: int
     address: Address
@@ -34,7 +40,17 @@ class BackendEntry:
     source_mac: str
     mtu: int
     timeout_ticks: tuple[int, ...]  # by flow state
-    source: Address | None  # of the outer header
+    source: Address | None  # of the outer header; fullnat: what the kernel would send from
+    port: int = 0  # nat, fullnat: its own; 0: the packet's
+    vlans: tuple[tuple[int, int], ...] = ()  # protocol and id, outer first
+    counts_load: bool = False  # a scheduler reads its open connections
+    weight: int = 0  # effective
+    bytes_per_connection: int = 0  # waiting bytes that weigh as one; 0: they do not count
+
+    @property
+    def identity(self) -> tuple[int, Address, int]:
+        """What makes it this backend and no other."""
+        return self.service_id, self.address, self.port
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +63,53 @@ class ServiceEntry:
     scheduler: Scheduler
     pick_seed: int
     ring: bytes
+    draws: int = 0  # least-load: backends compared
+    source_bits: int = 0  # source: of the client's address
+    bound: int = 0  # source: 256ths of the mean load; 0: any
+    load_weight: int = 0  # with a bound: sum of the weights of the usable backends
+    waiting: bool = False  # request bytes that wait are counted
+    reset: bool = False  # without a usable backend: answer
+    quic_id_bytes: int = 0
+    port_last: int = 0  # of a range
+    vip_bits: int | None = None  # of a prefix
+
+
+@dataclass(frozen=True, slots=True)
+class MarkEntry:
+    """What a mark says of its address besides that it is a VIP."""
+
+    ranges: bool = False  # it has port ranges
+    any_port: bool = False  # it has an any-port service
+    nat_source: int | None = None  # no VIP, but the source of fullnat with that number
+
+
+@dataclass(frozen=True, slots=True)
+class PortBlock:
+    """A part of a port range: the ports that agree with ``port`` in their first ``bits`` bits."""
+
+    vip: Address
+    protocol: int
+    port: int
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class OriginEntry:
+    """Whose answer a packet of a backend is (nat)."""
+
+    vip: Address
+    salt: int
+    service_id: int
+    backend_id: int
+    port: int  # that clients know; 0: the backend's
+
+
+@dataclass(frozen=True, slots=True)
+class QuicId:
+    """A QUIC server id, eight bytes with zeros after its end, of a service."""
+
+    service_id: int
+    server_id: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +118,9 @@ class TableContents:
 
     backends: dict[int, BackendEntry] = field(default_factory=dict)
     services: dict[ServiceSlot, ServiceEntry] = field(default_factory=dict)
-    marks: frozenset[ServiceSlot] = frozenset()
+    marks: dict[ServiceSlot, MarkEntry] = field(default_factory=dict)
+    prefixes: frozenset[Network] = frozenset()  # of prefix VIPs
+    ranges: dict[PortBlock, int] = field(default_factory=dict)  # the range's first port
+    origins: dict[ServiceSlot, OriginEntry] = field(default_factory=dict)
+    quic_ids: dict[QuicId, int] = field(default_factory=dict)  # backend id
+    nat_sources: dict[int, Address] = field(default_factory=dict)  # by number

@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define STEELYARD_ABI 1
+#define STEELYARD_ABI 2
 
 /* Why a packet was not forwarded.  Steps return 0 to go on, or one of these;
  * the entry function alone turns it into an XDP action and counts it.
@@ -22,29 +22,40 @@
 enum reason {
 	REASON_NONE = 0,
 	/* passed to the host, untouched */
-	REASON_NOT_IP = 1,  /* neither IPv4 nor IPv6 */
-	REASON_NOT_VIP = 2, /* no service has this address, port and protocol */
-	/* dropped: from here on (REASON_DROP) */
-	REASON_MALFORMED = 3,   /* lengths or flags that no sender makes */
-	REASON_FRAGMENT = 4,    /* a fragment for a VIP */
-	REASON_EXTENSION = 5,   /* an IPv6 extension header, for a VIP */
-	REASON_NO_BACKEND = 6,  /* no usable backend */
-	REASON_TOO_BIG = 7,     /* does not fit the path once encapsulated */
-	REASON_NO_HEADROOM = 8, /* the driver left no room for the outer header */
-	REASON_INTERNAL = 9,    /* a table is missing or inconsistent */
-	REASON_COUNT = 10,
+	REASON_NOT_IP = 1,   /* neither IPv4 nor IPv6 */
+	REASON_NOT_VIP = 2,  /* no service has this address, port and protocol */
+	REASON_FRAGMENT = 3, /* a later fragment whose first one we have not seen */
+	/* dropped, or answered: from here on (REASON_DROP) */
+	REASON_MALFORMED = 4,  /* lengths or flags that no sender makes */
+	REASON_EXTENSION = 5,  /* IPv6 extension headers without an end */
+	REASON_NO_BACKEND = 6, /* no usable backend */
+	REASON_NO_FLOW = 7,    /* an ICMP error, or a backend's packet, of no flow we know */
+	REASON_NO_ROOM = 8,    /* nat, fullnat: the flow table has no room for it */
+	REASON_NO_PORT = 9,    /* fullnat: no source port is free */
+	REASON_TTL_EXCEEDED = 10,
+	REASON_TOO_BIG = 11,     /* does not fit the path once encapsulated */
+	REASON_NO_HEADROOM = 12, /* the driver left no room for the outer header */
+	REASON_INTERNAL = 13,    /* a table is missing or inconsistent */
+	REASON_COUNT = 14,
 };
 #define REASON_DROP REASON_MALFORMED
 
 enum forward {
 	FORWARD_NONE = 0,
-	FORWARD_DSR = 1,  /* a new destination MAC, nothing else */
-	FORWARD_IPIP = 2, /* RFC 2003, RFC 2473: outer header to the backend */
+	FORWARD_DSR = 1,     /* a new destination MAC, nothing else */
+	FORWARD_IPIP = 2,    /* RFC 2003, RFC 2473: outer header to the backend */
+	FORWARD_GUE = 3,     /* draft-ietf-intarea-gue, variant 1: outer IP and UDP */
+	FORWARD_NAT = 4,     /* destination rewritten; the backend answers through us */
+	FORWARD_FULLNAT = 5, /* source rewritten too */
 };
 
 enum scheduler {
 	SCHEDULER_NONE = 0,
 	SCHEDULER_MAGLEV = 1,
+	SCHEDULER_SOURCE = 2,
+	SCHEDULER_ROUND_ROBIN = 3,
+	SCHEDULER_LEAST_CONN = 4,
+	SCHEDULER_LEAST_LOAD = 5,
 };
 
 /* The life of a flow: state:2 and, above it, awaiting:1 of the slot word.
@@ -52,12 +63,15 @@ enum scheduler {
  * combination with FLOW_EMBRYONIC is free for "answered the SYN-ACK, has sent
  * nothing yet".
  */
+#define FLOW_AWAITING 4
 enum flow_state {
 	FLOW_FREE = 0,
 	FLOW_EMBRYONIC = 1,   /* a SYN, or the first packet that we saw */
 	FLOW_ESTABLISHED = 2, /* has carried payload after the first packet */
 	FLOW_CLOSING = 3,     /* FIN or RST seen */
 	FLOW_ACKED = 5,       /* second packet seen, no payload: short timeout */
+	FLOW_ESTABLISHED_AWAITING = 6,
+	FLOW_CLOSING_AWAITING = 7, /* half-closed: the client has only to listen */
 	FLOW_STATES = 8,
 };
 
@@ -90,8 +104,42 @@ struct flow_cold {
 };
 _Static_assert(sizeof(struct flow_cold) == 64, "one cache line");
 
-/* Key (VIP, 0, 0) marks an address as a VIP, whatever the port; key
- * (VIP, 0, protocol) is the any-port service.
+/* Of a flow slot, bucket * 8 + way: the bookkeeping that most packets do not
+ * touch.  Written by the packet path; what is summed (waiting) changes only by
+ * atomic operations, so no byte is ever counted in twice or never taken out.
+ */
+enum talk {
+	TALK_UNKNOWN = 0, /* no payload seen */
+	TALK_PLAIN = 1,
+	TALK_TLS_HANDSHAKE = 2,
+	TALK_TLS_FIRST = 3, /* no answer yet: session tickets may come before it */
+	TALK_TLS = 4,
+	TALK_HTTP2_FIRST = 5, /* no answer yet: SETTINGS may come before it */
+	TALK_HTTP2 = 6,
+};
+
+struct flow_warm {
+	__u64 waiting; /* request bytes that wait for the answer's first byte */
+	__u64 request; /* ns, monotonic: of the SYN-ACK's answer, then of the newest request byte */
+	__u32 nat;     /* fullnat: NAT slot + 1; 0: none */
+	__u32 seq;     /* one past the client's highest byte */
+	__u32 ack;     /* the server's byte that the answer would start with */
+	__u32 request_jiffies; /* when `request` was taken */
+	/* nat, fullnat: the way back to the client; copied as three words */
+	__u8 mac[6]; /* from whom its packets come */
+	__u8 source_mac[6];
+	__be16 vlan[4]; /* protocol and control information of each tag, outer first */
+	__u8 tags;      /* how many there are */
+	__u8 talk;      /* enum talk */
+	__u16 interim;  /* bytes since the request that were no answer (waiting.h) */
+	__u32 ifindex;  /* nat, fullnat: where the client's packets come in */
+	__u32 rtt_us;   /* SYN to ACK */
+};
+_Static_assert(sizeof(struct flow_warm) == 64, "one cache line");
+
+/* Key (VIP, 0, 0) marks an address as a VIP, whatever the port, or as a source
+ * address of fullnat (SERVICE_F_NAT_SOURCE); key (VIP, 0, protocol) is the
+ * any-port service.  A port range stands under its first port.
  */
 struct service_key4 {
 	__be32 vip;
@@ -109,17 +157,83 @@ struct service_key6 {
 };
 _Static_assert(sizeof(struct service_key6) == 20, "service_key6");
 
+/* Which addresses can be ours: VIPs, sources of fullnat, backends of nat, by a hash
+ * of 16 bits; and prefix VIPs, by the first 16 bits.  What is not here needs no
+ * lookup.  One element; the agent sets a bit before it writes what it stands for.
+ */
+#define FILTER_WORDS 1024
+#define FILTER_MUL0 0x9e3779b1
+#define FILTER_MUL1 0x85ebca77
+#define FILTER_MUL2 0xc2b2ae3d
+#define FILTER_MUL3 0x27d4eb2f
+struct address_filter {
+	__u64 exact[FILTER_WORDS];
+	__u64 prefix[FILTER_WORDS];
+};
+_Static_assert(sizeof(struct address_filter) == 16384, "two times 65,536 bits");
+
+/* Longest prefix match: an address of a prefix VIP -> the VIP's first address. */
+struct vip_prefix4 {
+	__u32 prefix_len;
+	__be32 addr;
+};
+_Static_assert(sizeof(struct vip_prefix4) == 8, "vip_prefix4");
+
+struct vip_prefix6 {
+	__u32 prefix_len;
+	__be32 addr[4];
+};
+_Static_assert(sizeof(struct vip_prefix6) == 20, "vip_prefix6");
+
+struct vip_prefix {
+	__be32 vip[4];
+};
+_Static_assert(sizeof(struct vip_prefix) == 16, "vip_prefix");
+
+/* Longest prefix match over VIP, protocol and the bits of the port: a port of a
+ * range -> the range's first port.
+ */
+struct port_range_key {
+	__u32 prefix_len; /* 160 + bits of the port */
+	__be32 vip[4];    /* IPv4: word 0, the rest 0 */
+	__u8 pad[3];
+	__u8 l4_proto;
+	__be16 port;
+	__u16 pad2;
+};
+_Static_assert(sizeof(struct port_range_key) == 28, "port_range_key");
+
+struct port_range {
+	__be16 first;
+	__u16 pad;
+};
+_Static_assert(sizeof(struct port_range) == 4, "port_range");
+
+#define SERVICE_F_WAITING 0x1     /* count the request bytes that wait */
+#define SERVICE_F_RESET 0x2       /* without a usable backend: RST, or ICMP unreachable */
+#define SERVICE_F_PREFIX 0x4      /* the VIP is a prefix: the address is part of the flow */
+#define SERVICE_F_RANGES 0x8      /* of a mark: this VIP has port ranges */
+#define SERVICE_F_ANY_PORT 0x10   /* of a mark: this VIP has an any-port service */
+#define SERVICE_F_NAT_SOURCE 0x20 /* of a mark: no VIP, but a source address of fullnat */
+
 struct service {
 	__u64 pick_seed; /* the same on every balancer of a group */
 	__u32 id;
 	__u32 flow_salt;  /* a reused id never matches an old flow */
-	__u32 ring_line;  /* first line of its ring */
+	__u32 ring_line;  /* first line of its ring; of a NAT source: its number */
 	__u32 ring_slots; /* 0: no ring */
 	__u8 scheduler;   /* enum scheduler */
 	__u8 forward;     /* enum forward */
-	__u8 pad[6];
+	__u8 flags;       /* SERVICE_F_* */
+	__u8 draws;       /* least-load: how many backends are compared */
+	__u8 source_bits; /* source: of the client's address */
+	__u8 quic_id_len; /* bytes of the server id in QUIC connection ids; 0: none */
+	__u16 bound;      /* source: 256ths of the mean load that a backend may have; 0: any */
+	__u16 port_last;  /* of a range: its last port; 0: no range */
+	__u8 vip_bits;    /* SERVICE_F_PREFIX: length of the prefix */
+	__u8 pad[5];
 };
-_Static_assert(sizeof(struct service) == 32, "service");
+_Static_assert(sizeof(struct service) == 40, "service");
 
 /* A ring is a run of lines; slot i is line i / 32, entry i % 32. */
 #define RING_LINE_SLOTS 32
@@ -130,6 +244,7 @@ _Static_assert(sizeof(struct ring_line) == 64, "one cache line");
 
 #define BACKEND_F_ALIVE 0x1  /* its flows go on going there */
 #define BACKEND_F_USABLE 0x2 /* new flows may go there */
+#define BACKEND_F_LOAD 0x4   /* a scheduler reads its open connections */
 
 /* A backend belongs to one service.  The first line is all that dsr reads;
  * flags and ifindex are one 8-byte store.
@@ -137,14 +252,18 @@ _Static_assert(sizeof(struct ring_line) == 64, "one cache line");
 struct backend {
 	__u32 flags;
 	__u32 ifindex; /* 0: out where it came in */
-	__u8 mac[6];   /* next hop */
+	/* next hop; copied as three words */
+	__u8 mac[6];
 	__u8 source_mac[6];
-	__u8 forward;                     /* enum forward */
-	__u8 family;                      /* 4 or 6: of addr */
-	__u16 mtu;                        /* of the way to it, bytes of IP packet; 0: unknown */
+	__be16 vlan[4]; /* protocol and control information of each tag, outer first */
+	__u8 tags;      /* how many there are */
+	__u8 forward;   /* enum forward */
+	__u16 mtu;      /* of the way to it, bytes of IP packet; 0: unknown */
 	__u16 timeout_ticks[FLOW_STATES]; /* idle timeout by flow state */
 	__u16 service;
-	__u8 pad[22];
+	__be16 port; /* nat, fullnat: its own port; 0: the packet's */
+	__u8 family; /* 4 or 6: of addr */
+	__u8 pad[11];
 	/* second line: encapsulation and identity */
 	__be32 addr[4];
 	__be32 source_addr[4]; /* of the outer header */
@@ -152,17 +271,135 @@ struct backend {
 };
 _Static_assert(sizeof(struct backend) == 128, "two cache lines");
 
+/* How much a backend has in front of it; what the schedulers compare.  One for
+ * all CPUs: the packet path adds and subtracts atomically, and only on the
+ * opening and closing of a flow and on requests.  Lower is better:
+ *   (queue + kappa * max(0, open - report_open) + waiting / beta + 1) / weight
+ */
+struct backend_load {
+	/* packet path */
+	__s64 open;    /* flows embryonic, acked or established; with BACKEND_F_LOAD */
+	__s64 waiting; /* request bytes that wait for the answer's first byte */
+	/* agent */
+	__s64 open_fix;       /* what the flow table says beyond that: it is the truth */
+	__s64 waiting_fix;    /* likewise */
+	__s64 report_open;    /* open + open_fix when the queue was reported */
+	__u32 queue;          /* reported requests, running and waiting, in 256ths */
+	__u32 kappa;          /* weight of a connection since the report, in 256ths */
+	__u32 per_byte;       /* 2^24 / beta, beta the bytes that weigh as one connection */
+	__u32 inverse_weight; /* 2^20 / effective weight */
+	__u32 weight;         /* effective */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct backend_load) == 64, "one cache line");
+
+/* Of a service with a bounded `source` scheduler: what its backends have together. */
+struct service_load {
+	__s64 open;     /* packet path */
+	__s64 open_fix; /* agent */
+	__u64 weight;   /* agent: sum of the weights of the usable backends */
+	__u64 pad[5];
+};
+_Static_assert(sizeof(struct service_load) == 64, "one cache line");
+
+/* Times of a backend, in buckets of half an octave: bucket 0 is below 64 us,
+ * bucket 1 + 2k from 64 * 2^k us, bucket 2 + 2k from 96 * 2^k us; the last has
+ * no end.  Atomic, once per request.
+ */
+#define LATENCY_BUCKETS 44
+struct backend_latency {
+	__u64 first_byte[LATENCY_BUCKETS]; /* request to first byte of the answer */
+	__u64 handshake[LATENCY_BUCKETS];  /* SYN to ACK */
+	__u64 first_byte_us;               /* sums */
+	__u64 handshake_us;
+	__u64 pad[6];
+};
+_Static_assert(sizeof(struct backend_latency) == 768, "twelve cache lines");
+
+/* fullnat: the source port names the slot.  A slot is free when the flow that
+ * `owner` names is no longer in the flow table, or has another slot.
+ */
+struct nat_slot {
+	__u64 owner; /* (flow slot + 1) << 32 | flow tag; 0: none */
+	__be32 client[4];
+	__be32 vip[4];
+	__be16 client_port;
+	__be16 vip_port;
+	__u16 backend;
+	__u16 service;
+	__u8 l4_proto;
+	__u8 family;
+	__u8 pad[14];
+};
+_Static_assert(sizeof(struct nat_slot) == 64, "one cache line");
+
+/* Source addresses of fullnat: IPv4 from element 0, IPv6 from NAT_SOURCES on. */
+#define NAT_SOURCES 8
+struct nat_source {
+	__be32 addr[4];
+	__u32 count; /* of the first element of a family: how many there are */
+	__u32 pad[3];
+};
+_Static_assert(sizeof(struct nat_source) == 32, "nat_source");
+
+/* nat: a backend's (address, port, protocol), a service_key, -> whose answer it is. */
+struct origin {
+	__be32 vip[4];
+	__u32 flow_salt;
+	__u16 service;
+	__u16 backend;
+	__be16 port; /* that clients know; 0: the backend's */
+	__u16 pad[3];
+};
+_Static_assert(sizeof(struct origin) == 32, "origin");
+
+/* QUIC (draft-ietf-quic-load-balancers): a server id, per service, -> backend. */
+struct quic_key {
+	__u8 id[8]; /* zeros after its end */
+	__u32 service;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct quic_key) == 16, "quic_key");
+
+struct quic_server {
+	__u32 backend;
+};
+_Static_assert(sizeof(struct quic_server) == 4, "quic_server");
+
+/* Where the first fragment of a datagram went; the others follow. */
+struct fragment_key {
+	__be32 saddr[4];
+	__be32 daddr[4];
+	__be32 id;
+	__u32 l4_proto;
+};
+_Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
+
+struct fragment {
+	__be32 saddr[4]; /* nat, fullnat: the addresses that it went on with */
+	__be32 daddr[4];
+	__u64 seen; /* jiffies */
+	__u32 flow; /* flow slot + 1 */
+	__u16 backend;
+	__u16 service;
+	__u8 reply; /* of the backend, to the client */
+	__u8 pad[7];
+};
+_Static_assert(sizeof(struct fragment) == 56, "fragment");
+
 /* Per CPU: element cpu * backends + id.  Row `cpus` (one past the last CPU) is
  * written by the agent: what it closed itself when it swept the flow table.
  * opened - closed is the number of slots embryonic, acked or established.
  */
 struct backend_counters {
 	__u64 packets;
-	__u64 bytes;       /* of IP packets as the client sent them */
-	__u64 opened;      /* flows recorded */
-	__u64 closed;      /* FIN, RST, evicted or expired */
-	__u64 established; /* flows that stopped being embryonic */
-	__u64 pad[3];
+	__u64 bytes;         /* of IP packets as the client sent them */
+	__u64 opened;        /* flows recorded */
+	__u64 closed;        /* FIN, RST, evicted or expired */
+	__u64 established;   /* flows that stopped being embryonic */
+	__u64 reply_packets; /* nat, fullnat: of the backend */
+	__u64 reply_bytes;
+	__u64 answers; /* requests whose answer's first byte was seen */
 };
 _Static_assert(sizeof(struct backend_counters) == 64, "one cache line");
 
@@ -170,14 +407,60 @@ _Static_assert(sizeof(struct backend_counters) == 64, "one cache line");
 struct service_counters {
 	__u64 reason[REASON_COUNT]; /* packets by reason */
 	__u64 not_recorded;         /* new flows for which the table had no room */
+	__u64 replied;              /* packets answered by us: RST, ICMP errors */
+	__u64 turn;                 /* round-robin; of service 0: where fullnat looks for a port */
 	/* the agent's row only: what the backends that were removed had counted */
 	__u64 gone_packets;
 	__u64 gone_bytes;
 	__u64 gone_opened;
 	__u64 gone_closed;
 	__u64 gone_established;
+	__u64 gone_reply_packets;
+	__u64 gone_reply_bytes;
 };
-_Static_assert(sizeof(struct service_counters) == 128, "two cache lines");
+_Static_assert(sizeof(struct service_counters) == 192, "three cache lines");
+
+/* What `lbctl trace` follows. */
+enum event_kind {
+	EVENT_NONE = 0,
+	EVENT_DROP = 1,   /* any reason but not-ip and not-vip */
+	EVENT_PICK = 2,   /* a backend was chosen for a new flow */
+	EVENT_PACKET = 3, /* of a recorded flow, sampled */
+	EVENT_REPLY = 4,  /* of a backend, sampled */
+	EVENT_ANSWER = 5, /* the first byte of an answer: waited_bytes, waited_us */
+	EVENT_CLOSE = 6,  /* FIN or RST */
+	EVENT_KINDS = 7,
+};
+
+struct event {
+	__u64 time; /* ns, monotonic */
+	__be32 client[4];
+	__be32 vip[4];
+	__be16 client_port;
+	__be16 vip_port;
+	__u16 service;
+	__u16 backend;
+	__u16 len;   /* of the IP packet */
+	__u8 kind;   /* enum event_kind */
+	__u8 reason; /* enum reason; of EVENT_DROP */
+	__u8 l4_proto;
+	__u8 family;
+	__u8 tcp_flags;
+	__u8 state; /* enum flow_state, before the packet */
+	__u32 waited_bytes;
+	__u32 waited_us;
+};
+_Static_assert(sizeof(struct event) == 64, "event");
+
+/* One element: what goes into the ring of events.  The agent writes. */
+struct trace_control {
+	__u32 kinds;   /* bits by enum event_kind; 0: nobody follows */
+	__u32 service; /* 0: any */
+	__u32 sample; /* EVENT_PACKET and EVENT_REPLY: one in (sample + 1), sample + 1 a power of two */
+	__u32 pad;
+	__u64 lost; /* packet path: the ring was full */
+};
+_Static_assert(sizeof(struct trace_control) == 24, "trace_control");
 
 /* One element, written by the agent before the first attach. */
 struct settings {

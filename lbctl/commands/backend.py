@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from agent.errors import ApiError
-from agent.model import MAX_WEIGHT, AdminState, BackendRef, BackendState
+from agent.model import AdminState, BackendRef, BackendState
 from lbctl.changes import Order, RefusedError, change, remove, require
 from lbctl.commands.service import get_service
 from lbctl.environment import Environment, pass_environment
@@ -18,12 +18,14 @@ from lbctl.options import (
     ADDRESS,
     BACKEND,
     SERVICE,
+    WordType,
     agent_options,
     dry_run_option,
     watch_option,
     yes_option,
 )
 from lbctl.output import facts, render, watch
+from lbctl.settings import backup_option, server_id_option, weight_option
 from lbctl.suggest import did_you_mean
 
 COUNTED_EVERY_S = 4.0  # the agent counts flows once a second, more rarely in huge tables
@@ -49,7 +51,7 @@ def backend() -> None:
     "--state",
     "states",
     multiple=True,
-    type=click.Choice([state.value for state in BackendState]),
+    type=WordType(BackendState),
     help="Only in this state; may be repeated.",
 )
 @watch_option
@@ -131,9 +133,9 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         env,
         [
             ("backend", f"{data['service']}/{data['name']}"),
-            ("address", data["address"]),
+            ("address", views.server(data)),
             ("state", views.state_text(data)),
-            ("wanted", data["admin_state"]),
+            ("wanted", data["admin_state"] + (", as a backup" if data["backup"] else "")),
             (
                 "health",
                 f"{data['health']}: {data['health_reason']}{checked}, since {data['health_since']}",
@@ -142,6 +144,9 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
             ("weight", weight),
             ("share", views.shares(data)),
             ("flows", f"{exact(data['flows_established'])} established"),
+            ("load", views.load(data)),
+            ("first byte", views.times(data["first_byte"])),
+            ("handshake", views.times(data["handshake"])),
             ("traffic", views.rates_line(data["rates"])),
             ("totals", views.totals(data)),
             ("since", f"{data['since']} ({age(data['since_s'])} ago)"),
@@ -156,18 +161,12 @@ def _next_hop(hop: Mapping[str, Any] | None) -> str:
     return f"{hop['mac']}, {where}, interface {hop['ifindex']}, MTU {hop['mtu']}"
 
 
-_weight_option = click.option(
-    "--weight",
-    type=click.IntRange(0, MAX_WEIGHT),
-    metavar="N",
-    help=f"0 (no new flows) to {MAX_WEIGHT}.",
-)
 _refs_argument = click.argument(
     "refs", type=BACKEND, nargs=-1, required=True, metavar="SERVICE/BACKEND..."
 )
 _state_option = click.option(
     "--state",
-    type=click.Choice([state.value for state in AdminState]),
+    type=WordType(AdminState),
     help="What you want of it.",
 )
 
@@ -175,46 +174,50 @@ _state_option = click.option(
 @backend.command("add")
 @click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
 @click.option("--address", type=ADDRESS, required=True, help="Its IPv4 or IPv6 address.")
-@_weight_option
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65_535),
+    metavar="PORT",
+    help="nat, fullnat: its own port.  [default: the packet's]",
+)
+@weight_option
+@backup_option
+@server_id_option
 @_state_option
 @dry_run_option
 @agent_options
 @pass_environment
-def add_backend(
-    env: Environment,
-    ref: BackendRef,
-    address: str,
-    weight: int | None,
-    state: str | None,
-    dry_run: bool,
-) -> None:
+def add_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: object) -> None:
     """Add a backend to a service.
 
     \b
-    Example:
+    Examples:
       lbctl backend add chat/gpu-3 --address 10.0.0.23 --weight 50
+      lbctl backend add api/b --address 10.0.1.22 --port 8443 --backup
     """
-    values = _given(address=address, weight=weight, state=state)
-    change(env, _order("backend.add", ref, values), dry_run=dry_run)
+    change(env, _order("backend.add", ref, _given(**options)), dry_run=dry_run)
 
 
 @backend.command("set")
 @click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
-@_weight_option
+@weight_option
+@backup_option
+@server_id_option
 @_state_option
 @dry_run_option
 @agent_options
 @pass_environment
-def set_backend(
-    env: Environment, ref: BackendRef, weight: int | None, state: str | None, dry_run: bool
-) -> None:
-    """Change the weight or the state of a backend.
+def set_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: object) -> None:
+    """Change settings of a backend; what is not named stays.
+
+    Its address and port are what it is: for others, add another backend.
 
     \b
-    Example:
+    Examples:
       lbctl backend set chat/gpu-1 --weight 50
+      lbctl backend set chat/gpu-2 --backup
     """
-    values = _given(weight=weight, state=state)
+    values = _given(**options)
     require(values, click.get_current_context())
     change(env, _order("backend.set", ref, values), dry_run=dry_run)
 

@@ -64,18 +64,19 @@ def doctor(
     from lbctl.doctor.facts import Question, Role, Verdict
     from lbctl.doctor.gather import gather
 
-    facts, name = gather(env, interface)
+    facts, names = gather(env, interface)
     question = Question(
         Role(role),
-        name,
+        names[0],
         tuple(ip_address(vip) for vip in vips),
         Forward(forward) if forward else None,
+        names[1:],
     )
     findings = examine(facts, question)
     problems = count(findings, Verdict.PROBLEM)
     data = {
         "role": role,
-        "interface": name,
+        "interface": names[0],
         "problems": problems,
         "warnings": count(findings, Verdict.WARNING),
         "unknown": count(findings, Verdict.UNKNOWN),

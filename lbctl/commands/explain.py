@@ -13,7 +13,11 @@ from lbctl.environment import Environment, pass_environment
 from lbctl.options import ENDPOINT, Endpoint, agent_options
 from lbctl.output import emit, facts
 
-VERDICT_STYLES = {"forward": "green", "pass": "yellow", "drop": "bold red"}
+VERDICT_STYLES = {"forward": "green", "pass": "yellow", "drop": "bold red", "reset": "bold red"}
+DEPENDS_ON = {
+    "load": "the load of the moment: another may be chosen for the connection itself",
+    "turn": "whose turn it is on the CPU that the connection's first packet comes to",
+}
 
 
 @click.command()
@@ -25,7 +29,8 @@ VERDICT_STYLES = {"forward": "green", "pass": "yellow", "drop": "bold red"}
 def explain(env: Environment, protocol: str, client: Endpoint, vip: Endpoint) -> None:
     """Which backend a connection would get, and why.
 
-    PROTOCOL is tcp or udp. The answer follows the packet path: service, recorded flow, ring.
+    PROTOCOL is tcp or udp. The answer follows the packet path: service, recorded flow, ring. Of
+    the schedulers that compare, it says whom they would choose now, and between whom.
 
     \b
     Examples:
@@ -54,10 +59,14 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
 
     verdict = data["verdict"]
     target = f" to {data['service']}/{data['backend']}" if data["backend"] else ""
+    if verdict == "forward" and not target:
+        target = f" to a backend of {data['service']}"
     pairs: list[tuple[str, object]] = [
         ("verdict", Text(f"{verdict}{target}", VERDICT_STYLES.get(verdict, ""))),
         ("why", data["reason"]),
     ]
+    if data["depends_on"]:
+        pairs.append(("depends on", DEPENDS_ON.get(data["depends_on"], data["depends_on"])))
     if data["service"] and not data["backend"]:
         pairs.append(("service", data["service"]))
     pairs += [
@@ -68,16 +77,32 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         pairs.append(("recorded", _recorded(data["recorded_flow"])))
     draws = data["ring"]["draws"] if data["ring"] else []
     for number, draw in enumerate(draws, 1):
-        usable = "" if draw["usable"] else ", which is not usable: the next is drawn"
-        text = f"slot {draw['slot']} of {data['ring']['slots']}: {draw['backend']}{usable}"
-        pairs.append(("ring" if number == 1 else "", f"draw {number}: {text}"))
+        text = f"slot {draw['slot']} of {data['ring']['slots']}: {draw['backend']}{_draw(draw)}"
+        which = f"draw {number}" if draw["cpu"] is None else f"CPU {draw['cpu']}"
+        pairs.append(("ring" if number == 1 else "", f"{which}: {text}"))
     return facts(env, pairs)
 
 
-def _recorded(flow: Mapping[str, Any]) -> str:
-    from lbctl.humanise import age
+def _draw(draw: Mapping[str, Any]) -> str:
+    """What the scheduler saw in a draw."""
+    if not draw["usable"]:
+        return ", which is not usable"
+    if draw["load_score"] is not None:
+        return f", load score {draw['load_score']:.2f}"
+    if draw["open_connections"] is not None:
+        return f", {draw['open_connections']} open of at most {draw['most_open_connections']}"
+    return ""
 
-    return (
+
+def _recorded(flow: Mapping[str, Any]) -> str:
+    from lbctl.humanise import age, endpoint, quantity
+
+    text = (
         f"{flow['state']} on {flow['backend']}, for {age(flow['age_s'])},"
         f" idle for {age(flow['idle_s'])}"
     )
+    if flow["nat_source"]:
+        text += f", from {endpoint(flow['nat_source'], flow['nat_source_port'])}"
+    if flow["awaiting_answer"]:
+        text += f", {quantity(flow['waiting_bytes'], 'B')} of a request wait for an answer"
+    return text

@@ -12,7 +12,7 @@ from lbctl.environment import Environment, Output, pass_environment
 from lbctl.options import BACKEND_FILTER, PREFIX, SERVICE, agent_options
 from lbctl.output import emit
 
-STATES = ("embryonic", "acked", "established", "closing")
+STATES = ("embryonic", "acked", "established", "closing", "awaiting")
 
 
 @click.command()
@@ -24,7 +24,11 @@ STATES = ("embryonic", "acked", "established", "closing")
     help="Only of this backend: SERVICE/BACKEND, or its name in any service.",
 )
 @click.option("--client", type=PREFIX, metavar="ADDRESS|PREFIX", help="Only from there.")
-@click.option("--state", type=click.Choice(STATES), help="Only in this state.")
+@click.option(
+    "--state",
+    type=click.Choice(STATES),
+    help="Only in this state; awaiting: a request waits for its answer.",
+)
 @click.option(
     "--limit",
     type=click.IntRange(1, 10_000),
@@ -46,10 +50,13 @@ def flows(
     """Recorded flows, by service, backend, client or state.
 
     A flow is listed once its second packet was seen; embryonic ones have no addresses yet.
+    WAITING B are the bytes of a request that waits for its answer, HANDSHAKE the time from SYN
+    to ACK, NAT SOURCE the address that a fullnat backend sees as the client.
 
     \b
     Examples:
       lbctl flows --service chat --limit 20
+      lbctl flows --service chat --state awaiting
       lbctl flows --backend chat/gpu-1 --client 198.51.100.0/24
     """
     named = backend.service if backend else ""
@@ -74,18 +81,31 @@ def _view(data: Mapping[str, Any]) -> list[object]:
     from lbctl.humanise import age, endpoint
     from lbctl.layout import Cell, Column, Table
 
-    if not data["flows"]:
+    flows = data["flows"]
+    if not flows:
         return ["no flows"]
+    counted = any(flow["waiting_bytes"] is not None for flow in flows)
     columns = (
         Column("SERVICE"),
         Column("BACKEND"),
         Column("PROTO", drop=2),
         Column("CLIENT"),
         Column("VIP", drop=3),
+        *((Column("NAT SOURCE", drop=4),) if any(flow["nat_source"] for flow in flows) else ()),
         Column("STATE"),
+        *(
+            (
+                Column("WAITING B", right=True, drop=5),
+                Column("TALK", drop=7),
+                Column("HANDSHAKE", right=True, drop=6),
+            )
+            if counted
+            else ()
+        ),
         Column("AGE", right=True, drop=1),
         Column("IDLE", right=True),
     )
+    has_source = any(column.header == "NAT SOURCE" for column in columns)
     rows = tuple(
         (
             Cell(flow["service"]),
@@ -93,10 +113,31 @@ def _view(data: Mapping[str, Any]) -> list[object]:
             Cell(flow["protocol"]),
             Cell(endpoint(flow["client"], flow["client_port"])),
             Cell(endpoint(flow["vip"], flow["port"])),
+            *((Cell(_nat_source(flow)),) if has_source else ()),
             Cell(flow["state"], "green" if flow["state"] == "established" else "dim"),
+            *((Cell(text) for text in _requests(flow)) if counted else ()),
             Cell(age(flow["age_s"])),
             Cell(age(flow["idle_s"])),
         )
-        for flow in data["flows"]
+        for flow in flows
     )
     return [Table(columns, rows)]
+
+
+def _nat_source(flow: Mapping[str, Any]) -> str:
+    from lbctl.humanise import endpoint
+
+    return endpoint(flow["nat_source"], flow["nat_source_port"]) if flow["nat_source"] else "-"
+
+
+def _requests(flow: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Waiting bytes, what it talks, and how long the handshake took."""
+    from lbctl.humanise import count, milliseconds
+
+    if flow["waiting_bytes"] is None:
+        return "-", "-", "-"
+    return (
+        count(flow["waiting_bytes"]) if flow["awaiting_answer"] else "-",
+        flow["talk"] or "-",
+        "-" if flow["handshake_ms"] is None else milliseconds(flow["handshake_ms"]),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -23,7 +23,7 @@ def status(env: Environment, watch_s: float | None) -> None:
     Examples:
       lbctl status
       lbctl status --watch
-      lbctl status -o json | jq .dataplane.xdp_mode
+      lbctl status -o json | jq .dataplane.hook
     """
 
     def once() -> str:
@@ -44,8 +44,11 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("backends", _tally(data["backends"])),
         ("traffic", rates_line(data["rates"])),
         ("flow table", _flow_table(plane["flow_table"])),
-        ("data plane", _dataplane(plane)),
+        *_nat(plane["nat_sources"]),
         ("passed", _passed(plane["passed_packets"])),
+        ("hook", _hook(plane)),
+        ("program", _program(plane)),
+        ("features", " ".join(plane["features"])),
         ("agent", _agent(agent)),
         ("config", _config(agent)),
     ]
@@ -56,15 +59,25 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     return facts(env, pairs)
 
 
+HOOKS = {
+    "native": "native XDP",
+    "generic": "generic XDP",
+    "tc": "tc ingress",
+    "external": "called by another program",
+}
+
+
 def _headline(agent: Mapping[str, Any], plane: Mapping[str, Any]) -> object:
     from rich.text import Text
 
+    where = ", ".join((plane["interface"], *plane["backend_interfaces"]))
     if not plane["attached"]:
-        return Text(f"{agent['name']}: NOT attached to {plane['interface']}", "bold red")
+        return Text(f"{agent['name']}: NOT attached to {where}", "bold red")
+    hook = HOOKS.get(plane["hook"], plane["hook"])
     return Text.assemble(
         f"{agent['name']}: ",
         ("balancing", "green"),
-        f" on {plane['interface']} ({plane['xdp_mode']} XDP, driver {plane['driver']})",
+        f" on {where} ({hook}, driver {plane['driver']})",
     )
 
 
@@ -94,17 +107,33 @@ def _flow_table(table: Mapping[str, Any]) -> str:
     return f"{states}; {percent(table['used_share'])}% of {count(table['slots'])} slots in use"
 
 
-def _dataplane(plane: Mapping[str, Any]) -> str:
-    from lbctl.humanise import count
+def _nat(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, object]]:
+    """How many ports of each source address of fullnat are in use; nothing without any."""
+    from lbctl.humanise import count, percent
 
-    features = f", {' '.join(plane['features'])}" if plane["features"] else ""
-    # Native XDP needs no excuse.
-    excused = plane["xdp_mode"] != "native" and plane["xdp_mode_reason"]
-    mode = f"; {plane['xdp_mode']} XDP: {plane['xdp_mode_reason']}" if excused else ""
+    lines = [
+        f"{source['address']}: {count(source['used_ports'])} of {count(source['ports'])} ports in"
+        f" use ({percent(source['used_ports'] / source['ports'])}%)"
+        for source in sources
+    ]
+    return [("nat" if number == 0 else "", line) for number, line in enumerate(lines)]
+
+
+def _hook(plane: Mapping[str, Any]) -> str:
+    if not plane["attached"]:
+        return "none"
+    return f"{HOOKS.get(plane['hook'], plane['hook'])}: {plane['hook_reason']}"
+
+
+def _program(plane: Mapping[str, Any]) -> str:
+    from lbctl.humanise import exact, quantity
+
     return (
-        f"program {plane['program_id']}, ABI {plane['abi_version']},"
-        f" {count(plane['instructions'])} instructions,"
-        f" compiled in {plane['compile_ms']:.0f} ms{features}{mode}"
+        f"id {plane['program_id']}, ABI {plane['abi_version']},"
+        f" {exact(plane['instructions'])} instructions"
+        f" ({quantity(plane['machine_code_bytes'], 'B')} of machine code),"
+        f" compiled in {plane['compile_ms']:.0f} ms,"
+        f" {exact(plane['verified_instructions'])} instructions verified"
     )
 
 

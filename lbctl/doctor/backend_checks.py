@@ -1,4 +1,4 @@
-"""Judges a backend of ``dsr`` or ``ipip``: it must take packets for the VIP, and keep it quiet."""
+"""Judges a backend. With dsr, ipip and gue it must take packets for the VIP, and keep it quiet."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ QUIET_KINDS = ("dummy",)
 
 def vip(facts: Facts, ask: Question) -> Iterator[Finding]:
     """The VIP is on lo, and not on an interface that would announce it."""
+    if _is_nat(ask):
+        return  # packets come for the backend's own address
     if not ask.vips:
         yield Finding(
             "vip", Verdict.UNKNOWN, "no VIP was named", "lbctl doctor --role backend --vip ADDRESS"
@@ -48,7 +50,7 @@ def _quiet(link: Link) -> bool:
 
 def arp(facts: Facts, ask: Question) -> Iterator[Finding]:
     """ARP must be silent about the VIP (the larger of "all" and the interface's own counts)."""
-    if ask.vips and all(address.version == 6 for address in ask.vips):
+    if _is_nat(ask) or (ask.vips and all(address.version == 6 for address in ask.vips)):
         return  # neighbour discovery never answers for an address of another interface
     for key, needed, meaning in (
         ("arp_ignore", 1, "the backend answers ARP for the VIP on lo"),
@@ -71,8 +73,8 @@ def arp(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 def rp_filter(facts: Facts, ask: Question) -> Iterator[Finding]:
     """Strict filtering drops what comes out of a tunnel, and clients behind another interface."""
-    ipip = ask.forward is Forward.IPIP
-    tunnels = [link.name for link in _tunnels(facts, ask.vips)] if ipip else []
+    tunnelled = ask.forward is not None and ask.forward.is_tunnel
+    tunnels = [link.name for link in _tunnels(facts, ask.vips)] if tunnelled else []
     found = {
         name: value
         for name in (ask.interface, *tunnels)
@@ -84,7 +86,7 @@ def rp_filter(facts: Facts, ask: Question) -> Iterator[Finding]:
         yield Finding("rp_filter", Verdict.UNKNOWN, "net.ipv4.conf.all.rp_filter cannot be read")
     elif not strict:
         yield Finding("rp_filter", Verdict.OK, f"{max(found.values())}")
-    elif ipip:
+    elif tunnelled:
         yield Finding(
             "rp_filter",
             Verdict.PROBLEM,
@@ -103,17 +105,29 @@ def rp_filter(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def decapsulation(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """With ipip somebody must take the outer header off."""
-    if ask.forward is not Forward.IPIP:
+    """With ipip and gue somebody must take the outer headers off."""
+    if ask.forward is None or not ask.forward.is_tunnel:
         return
     link = facts.link(ask.interface)
     if link is not None and link.program is not None and "decap" in link.program.name:
         yield Finding("decapsulation", Verdict.OK, f"the XDP program {link.program.name} does it")
         return
+    mode, vips = ask.forward.value, " ".join(map(str, ask.vips)) or "VIP"
+    setup = f"{SETUP} up {mode} {vips}"
     tunnels = _tunnels(facts, ask.vips)
     up = [tunnel.name for tunnel in tunnels if tunnel.up]
-    if up:
-        yield Finding("decapsulation", Verdict.OK, f"tunnel device {', '.join(up)} does it")
+    if ask.forward is Forward.GUE and not facts.gue_ports:
+        yield Finding(
+            "decapsulation",
+            Verdict.PROBLEM,
+            "nothing here takes the outer UDP header off: no port is set up for gue",
+            f"{setup}; where the kernel has no fou module, the decapsulation program"
+            " (docs/operations.md)",
+        )
+    elif up:
+        ports = f", of UDP port {', '.join(map(str, sorted(facts.gue_ports)))}"
+        of = ports if ask.forward is Forward.GUE else ""
+        yield Finding("decapsulation", Verdict.OK, f"tunnel device {', '.join(up)} does it{of}")
     elif tunnels:
         yield Finding(
             "decapsulation",
@@ -122,14 +136,31 @@ def decapsulation(facts: Facts, ask: Question) -> Iterator[Finding]:
             f"ip link set dev {tunnels[0].name} up",
         )
     else:
-        vips = " ".join(map(str, ask.vips)) or "VIP"
         yield Finding(
             "decapsulation",
             Verdict.PROBLEM,
             "nothing here takes the outer header off: there is no tunnel device",
-            f"{SETUP} up ipip {vips}; where the kernel has no tunnel device, the decapsulation"
-            " program (docs/operations.md)",
+            f"{setup}; where the kernel has no tunnel device, the decapsulation program"
+            " (docs/operations.md)",
         )
+
+
+def gateway(_facts: Facts, ask: Question) -> Iterator[Finding]:
+    """With nat, answers must go back through the balancer, or clients get them from a stranger."""
+    if ask.forward is Forward.NAT:
+        yield Finding(
+            "gateway",
+            Verdict.UNKNOWN,
+            "with nat the way to the clients must lead through the balancer; which of this host's"
+            " gateways that is, is not seen from here",
+            "ip route get CLIENT shows it; ip route replace default via BALANCER",
+        )
+    elif ask.forward is Forward.FULLNAT:
+        yield Finding("gateway", Verdict.OK, "with fullnat a backend needs nothing")
+
+
+def _is_nat(ask: Question) -> bool:
+    return ask.forward is not None and ask.forward.is_nat
 
 
 def _tunnels(facts: Facts, vips: tuple[Address, ...]) -> list[Link]:

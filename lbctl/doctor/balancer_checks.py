@@ -35,19 +35,20 @@ def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
                 if key == "config_problem"
                 else "journalctl -u lb-agent",
             )
+    interfaces = [plane["interface"], *plane.get("backend_interfaces", ())]
     if not plane["attached"]:
         content = False
         yield Finding(
             "agent",
             Verdict.PROBLEM,
-            f"the program is not attached to {plane['interface']}",
+            f"the program is not attached to {', '.join(interfaces)}",
             "systemctl restart lb-agent, and journalctl -u lb-agent",
         )
-    elif plane["interface"] != ask.interface:
+    elif ask.interface not in interfaces:
         yield Finding(
             "agent",
             Verdict.WARNING,
-            f"the agent here balances on {plane['interface']}, not on {ask.interface}",
+            f"the agent here balances on {', '.join(interfaces)}, not on {ask.interface}",
             f"lbctl doctor --interface {plane['interface']}",
         )
     if content:
@@ -74,8 +75,10 @@ def vips(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def _configured(facts: Facts) -> tuple[Address, ...]:
+    """The VIPs that the interface should have; a prefix is routed here instead."""
     services = (facts.agent.config or {}).get("services", [])
-    return tuple(dict.fromkeys(ip_address(service["vip"]) for service in services))
+    single = (service["vip"] for service in services if "/" not in service["vip"])
+    return tuple(dict.fromkeys(ip_address(vip) for vip in single))
 
 
 def forwarding(facts: Facts, _ask: Question) -> Iterator[Finding]:

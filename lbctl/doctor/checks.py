@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from lbctl.doctor import backend_checks, balancer_checks, host_checks, interface_checks
+from lbctl.doctor import (
+    backend_checks,
+    balancer_checks,
+    hook_checks,
+    host_checks,
+    interface_checks,
+)
 from lbctl.doctor.facts import Facts, Finding, Question, Role, Verdict
 
 type Check = Callable[[Facts, Question], Iterable[Finding]]
 
-BALANCER: tuple[Check, ...] = (
+HOST: tuple[Check, ...] = (
     host_checks.privileges,
     host_checks.kernel,
     host_checks.bpf,
@@ -18,15 +25,23 @@ BALANCER: tuple[Check, ...] = (
     host_checks.bpffs,
     host_checks.bcc,
     host_checks.open_files,
+)
+# Of each interface that gets the program.
+INTERFACE: tuple[Check, ...] = (
     interface_checks.exists,
-    interface_checks.native_xdp,
-    interface_checks.stranger,
+    hook_checks.native_xdp,
+    hook_checks.stranger,
+    hook_checks.filters,
     interface_checks.mtu,
-    interface_checks.ipip_mtu,
+    interface_checks.tunnel_mtu,
     interface_checks.queues,
     interface_checks.offloads,
     interface_checks.vlan,
     interface_checks.veth,
+)
+BALANCER: tuple[Check, ...] = (
+    hook_checks.redirect,
+    hook_checks.external,
     balancer_checks.forwarding,
     balancer_checks.rp_filter,
     balancer_checks.vips,
@@ -38,12 +53,22 @@ BACKEND: tuple[Check, ...] = (
     backend_checks.arp,
     backend_checks.rp_filter,
     backend_checks.decapsulation,
+    backend_checks.gateway,
 )
 
 
 def examine(facts: Facts, ask: Question) -> tuple[Finding, ...]:
     """Every finding for the role, in the order of the checks."""
-    checks = BALANCER if ask.role is Role.BALANCER else BACKEND
+    if ask.role is Role.BACKEND:
+        return _run(BACKEND, facts, ask)
+    interfaces = _run(INTERFACE, facts, ask)
+    for name in ask.others:
+        found = _run(INTERFACE, facts, replace(ask, interface=name))
+        interfaces += tuple(replace(one, message=f"{name}: {one.message}") for one in found)
+    return _run(HOST, facts, ask) + interfaces + _run(BALANCER, facts, ask)
+
+
+def _run(checks: Iterable[Check], facts: Facts, ask: Question) -> tuple[Finding, ...]:
     return tuple(finding for check in checks for finding in check(facts, ask))
 
 

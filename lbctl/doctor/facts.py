@@ -44,6 +44,7 @@ class Question:
     interface: str
     vips: tuple[Address, ...] = ()
     forward: Forward | None = None
+    others: tuple[str, ...] = ()  # more interfaces with the program
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,28 @@ class Program:
     id: int
     name: str
     mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A filter at tc ingress; ``program`` is the id of its BPF program."""
+
+    priority: int
+    kind: str
+    name: str
+    program: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The slot that others call with ``hook: external``.
+
+    ``program`` is the id of what is in it, 0: nothing; ``callers``: programs that could call it.
+    """
+
+    path: str
+    program: int
+    callers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +127,7 @@ class Link:
     features: Mapping[str, Feature] | None = None
     queues: Queues | None = None
     xdp_features: frozenset[str] | None = None  # what the kernel says that the driver can
+    filters: tuple[Filter, ...] | None = None  # at tc ingress, in their order
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +170,24 @@ class Facts:
     agent: AgentFacts
     sysctl: Mapping[str, int] = field(default_factory=dict)
     pinned: frozenset[int] = frozenset()  # ids of the programs pinned by agents of this host
+    entry: Entry | None = None  # of the running agent, with `hook: external`
+    gue_ports: frozenset[int] = frozenset()  # UDP ports whose packets the kernel unpacks
+
+    @property
+    def hook(self) -> str:
+        """The hook in use, or else the configured one; auto where no agent answers."""
+        used = (self.agent.status or {}).get("dataplane", {}).get("hook", "none")
+        return str(used if used != "none" else (self.agent.config or {}).get("hook", "auto"))
+
+    @property
+    def is_xdp(self) -> bool:
+        """Whether the balancer sees packets before the kernel's network stack does."""
+        return self.hook != "tc"
+
+    def is_ours(self, program: int) -> bool:
+        """Whether a program is a balancer of this host."""
+        running = (self.agent.status or {}).get("dataplane", {}).get("program_id")
+        return program == running or program in self.pinned
 
     def link(self, name: str) -> Link | None:
         """The interface of that name."""

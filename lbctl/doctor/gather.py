@@ -10,13 +10,25 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from agent.errors import AgentUnreachableError, SteelyardError
 from lbctl.doctor import bpf, netdev
-from lbctl.doctor.facts import AgentFacts, Bcc, Facts, Feature, Host, Link, Program, Queues
+from lbctl.doctor.facts import (
+    AgentFacts,
+    Bcc,
+    Entry,
+    Facts,
+    Feature,
+    Filter,
+    Host,
+    Link,
+    Program,
+    Queues,
+)
 from lbctl.environment import Environment
 
 _COMMAND_TIMEOUT_S = 10
@@ -30,19 +42,28 @@ _BCC_PROBE = (
 _PER_INTERFACE = ("rp_filter", "arp_ignore", "arp_announce", "forwarding")
 
 
-def gather(env: Environment, interface: str | None) -> tuple[Facts, str]:
-    """The facts, and the interface they are about: the one given, the agent's, or the default."""
+def gather(env: Environment, interface: str | None) -> tuple[Facts, tuple[str, ...]]:
+    """The facts, and the interfaces they are about: the one given, the agent's, or the default.
+
+    The agent's are all that it balances on, the first one first.
+    """
     agent = _agent(env)
     links = _links()
-    if interface is None:
-        running = (agent.status or {}).get("dataplane", {}).get("interface")
-        interface = running or _default_interface() or only_interface(links) or ""
-    detailed = tuple(_with_details(link) if link.name == interface else link for link in links)
-    names = ["all", *(link.name for link in links)]
+    running = (agent.status or {}).get("dataplane", {})
+    first = interface or running.get("interface") or _default_interface() or only_interface(links)
+    names = [str(first or "")]
+    if first and first == running.get("interface"):
+        names += running.get("backend_interfaces", ())
     facts = Facts(
-        host=_host(), links=detailed, agent=agent, sysctl=_sysctls(names), pinned=_pinned()
+        host=_host(),
+        links=tuple(_with_details(link) if link.name in names else link for link in links),
+        agent=agent,
+        sysctl=_sysctls(["all", *(link.name for link in links)]),
+        pinned=_pinned(),
+        entry=_entry(agent),
+        gue_ports=gue_ports(_run("ip", "fou", "show") or ""),
     )
-    return facts, interface
+    return facts, tuple(names)
 
 
 def _host() -> Host:
@@ -125,14 +146,12 @@ def link_of(entry: Mapping[str, Any], addresses: set[str]) -> Link:
         mtu=entry.get("mtu", 0),
         parent=entry.get("link"),
         master=entry.get("master"),
-        program=Program(program["id"], program.get("name", ""), _xdp_mode(xdp))
-        if program
-        else None,
+        program=Program(program["id"], program.get("name", ""), _hook(xdp)) if program else None,
         addresses=frozenset(ip_address(address) for address in addresses),
     )
 
 
-def _xdp_mode(xdp: Mapping[str, Any]) -> str:
+def _hook(xdp: Mapping[str, Any]) -> str:
     return {1: "native", 2: "generic", 3: "offloaded"}.get(xdp.get("mode", 0), "several modes")
 
 
@@ -146,20 +165,50 @@ def _with_details(link: Link) -> Link:
     features, driver = _run("ethtool", "-k", link.name), _run("ethtool", "-i", link.name)
     match = re.search(r"^driver: (\S+)", driver or "", re.MULTILINE)
     channels = _run("ethtool", "-l", link.name)
-    return Link(
-        name=link.name,
-        kind=link.kind,
-        up=link.up,
-        mtu=link.mtu,
+    return replace(
+        link,
         driver=match[1] if match else None,
-        parent=link.parent,
-        master=link.master,
-        program=link.program,
-        addresses=link.addresses,
         features=None if features is None else ethtool_features(features),
         queues=None if channels is None else ethtool_channels(channels),
         xdp_features=None if ifindex is None else netdev.xdp_features(ifindex),
+        filters=_filters(link.name),
     )
+
+
+def _filters(interface: str) -> tuple[Filter, ...] | None:
+    text = _run("tc", "-j", "filter", "show", "dev", interface, "ingress")
+    if text is None:
+        return None
+    try:
+        return tc_filters(json.loads(text or "[]"))
+    except ValueError:
+        return None
+
+
+def tc_filters(answer: list[Mapping[str, Any]]) -> tuple[Filter, ...]:
+    """The filters in the output of ``tc -j filter show``, where each has a headline, too."""
+    found = {}
+    for entry in answer:
+        options = entry.get("options") or {}
+        program = options.get("prog") or {}
+        if options:
+            key = (entry.get("pref", 0), entry.get("kind", ""), options.get("handle"))
+            name = program.get("name") or options.get("bpf_name") or ""
+            found[key] = Filter(key[0], key[1], name, program.get("id"))
+    return tuple(sorted(found.values(), key=lambda one: one.priority))
+
+
+def gue_ports(text: str) -> frozenset[int]:
+    """The ports in the output of ``ip fou show`` whose packets are taken as gue."""
+    return frozenset(int(port) for port in re.findall(r"^port (\d+) gue\b", text, re.MULTILINE))
+
+
+def _entry(agent: AgentFacts) -> Entry | None:
+    hook = (agent.status or {}).get("dataplane", {}).get("hook")
+    if hook != "external" and (agent.config or {}).get("hook") != "external":
+        return None
+    name = (agent.status or {}).get("agent", {}).get("name", "")
+    return bpf.entry(_PINS / name / "entry")
 
 
 def ethtool_features(text: str) -> dict[str, Feature]:
@@ -212,7 +261,7 @@ def _read_sysctls(names: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def _pinned() -> frozenset[int]:
-    """Ids of the XDP programs that agents of this host have pinned."""
+    """Ids of the programs that agents of this host have pinned."""
     try:
         paths = list(_PINS.glob("*/abi*/program*"))
     except OSError:

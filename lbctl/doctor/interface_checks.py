@@ -1,52 +1,17 @@
-"""Judges the interface of a balancer: what XDP needs of it, and what others have put on it."""
+"""Judges an interface of a balancer: up, packets that fit, queues, offloads, VLAN tags."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lbctl.doctor.facts import Facts, Finding, Link, Question, Verdict
+from lbctl.doctor.facts import Facts, Finding, Question, Verdict
 from lbctl.suggest import did_you_mean
 
 # A page less the headroom and the kernel's own data at its end: what one buffer can hold.
 MAX_NATIVE_MTU = 3498
-IPIP_OVERHEAD = {"IPv4": 20, "IPv6": 40}
-# Drivers with native XDP, for kernels before 6.3, which do not tell.
-NATIVE_DRIVERS = frozenset(
-    {
-        "atlantic",
-        "bnxt_en",
-        "bonding",
-        "dpaa2-eth",
-        "ena",
-        "enetc",
-        "fec",
-        "fsl_dpa2",
-        "gve",
-        "hv_netvsc",
-        "i40e",
-        "ice",
-        "igb",
-        "igc",
-        "ixgbe",
-        "ixgbevf",
-        "mana",
-        "mlx4_en",
-        "mlx5_core",
-        "mvneta",
-        "mvpp2",
-        "netsec",
-        "nfp",
-        "nicvf",
-        "qede",
-        "sfc",
-        "stmmac",
-        "tsnep",
-        "tun",
-        "veth",
-        "virtio_net",
-        "vmxnet3",
-    }
-)
+# Offloads that take tags off, and what `ethtool -K` calls them.
+STRIPPING = {"rx-vlan-offload": "rxvlan", "rx-vlan-stag-hw-parse": "rx-vlan-stag-hw-parse"}
+OVERHEAD = {"ipip": {"IPv4": 20, "IPv6": 40}, "gue": {"IPv4": 28, "IPv6": 48}}
 
 
 def exists(facts: Facts, ask: Question) -> Iterator[Finding]:
@@ -75,117 +40,46 @@ def exists(facts: Facts, ask: Question) -> Iterator[Finding]:
         yield Finding("interface", Verdict.OK, f"{link.name} is up ({kind}{driver})")
 
 
-def native_xdp(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Whether the program can run in the driver."""
-    link = facts.link(ask.interface)
-    if link is None:
-        return
-    where = "generic XDP works on it, at a fraction of the speed"
-    if link.kind in {"vlan", "macvlan", "bridge"}:
-        fix = f"use {link.parent}, or another card" if link.parent else "use a network card"
-        yield Finding("native XDP", Verdict.WARNING, f"a {link.kind} device has none; {where}", fix)
-    elif link.xdp_features is not None:
-        yield _told_by_kernel(link, where)
-    elif link.driver is None:
-        yield Finding(
-            "native XDP", Verdict.UNKNOWN, "the driver is not known", "apt-get install ethtool"
-        )
-    elif link.driver in NATIVE_DRIVERS:
-        yield Finding("native XDP", Verdict.OK, f"driver {link.driver} is known to have it")
-    else:
-        yield Finding(
-            "native XDP",
-            Verdict.WARNING,
-            f"driver {link.driver} is not known to have it; {where}",
-            "set xdp_mode: auto, and see what lbctl status says",
-        )
-
-
-def _told_by_kernel(link: Link, where: str) -> Finding:
-    features = link.xdp_features or frozenset()
-    if "basic" in features:
-        return Finding("native XDP", Verdict.OK, "the driver has it, the kernel says")
-    fix = "set xdp_mode: auto, which falls back to generic"
-    if link.driver == "virtio_net":
-        fix = (
-            "on the hypervisor: vhost=on, queues = 2 x CPUs, and guest_tso4, guest_tso6, guest_ecn,"
-            " guest_ufo, guest_csum off; until then generic is used"
-        )
-    return Finding(
-        "native XDP",
-        Verdict.WARNING,
-        f"driver {link.driver or 'unknown'} does not have it with its present settings; {where}",
-        fix,
-    )
-
-
-def stranger(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Whether another XDP program sits on the interface."""
-    link = facts.link(ask.interface)
-    if link is None:
-        return
-    program = link.program
-    if program is None:
-        yield Finding("other XDP", Verdict.OK, "no XDP program is attached")
-        return
-    running = (facts.agent.status or {}).get("dataplane", {}).get("program_id")
-    text = f"{program.name or 'nameless'} (id {program.id}, {program.mode})"
-    if program.id == running or program.id in facts.pinned:
-        yield Finding("other XDP", Verdict.OK, f"{text} is Steelyard's own")
-    elif not facts.host.root:
-        yield Finding(
-            "other XDP", Verdict.UNKNOWN, f"only root can see whose {text} is", "sudo lbctl doctor"
-        )
-    else:
-        yield Finding(
-            "other XDP",
-            Verdict.PROBLEM,
-            f"{text} is attached; the agent does not replace a stranger's program",
-            f"see whose it is: bpftool prog show id {program.id}; if nobody needs it:"
-            f" ip link set dev {link.name} xdp off; ip link set dev {link.name} xdpgeneric off",
-        )
-
-
 def mtu(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Packets must fit a page for native XDP, and the path to the backends with ipip."""
+    """Packets must fit a page for native XDP; tc takes any, super-frames too."""
     link = facts.link(ask.interface)
     if link is None:
         return
-    if link.mtu > MAX_NATIVE_MTU and "rx-sg" not in (link.xdp_features or ()):
+    if link.mtu > MAX_NATIVE_MTU and facts.hook in ("auto", "native"):
         yield Finding(
             "mtu",
             Verdict.WARNING,
-            f"{link.mtu} is more than most drivers take with native XDP (about {MAX_NATIVE_MTU})",
-            f"ip link set dev {link.name} mtu 1500, or xdp_mode: generic",
+            f"{link.mtu} is more than native XDP takes (about {MAX_NATIVE_MTU})",
+            f"hook: tc, which hook: auto falls back to; or ip link set dev {link.name} mtu 1500",
         )
     else:
         yield Finding("mtu", Verdict.OK, f"{link.mtu}")
 
 
-def ipip_mtu(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """The outer header needs room."""
+def tunnel_mtu(facts: Facts, ask: Question) -> Iterator[Finding]:
+    """The outer headers of ipip and gue need room."""
     link = facts.link(ask.interface)
     services = (facts.agent.config or {}).get("services", [])
-    wanted = ask.forward.value if ask.forward else None
-    if link is None or not (
-        wanted == "ipip"
-        or (wanted is None and any(service.get("forward") == "ipip" for service in services))
-    ):
+    used = {ask.forward.value} if ask.forward else {one.get("forward") for one in services}
+    tunnels = [mode for mode in OVERHEAD if mode in used]
+    if link is None or not tunnels:
         return
-    room = ", ".join(
-        f"{link.mtu - overhead} bytes to {family} backends"
-        for family, overhead in IPIP_OVERHEAD.items()
-    )
-    if link.mtu >= 1500 + max(IPIP_OVERHEAD.values()):
-        yield Finding("ipip mtu", Verdict.OK, f"packets up to {room} fit")
+    mode = tunnels[-1]  # the larger one
+    overhead = OVERHEAD[mode]
+    sizes = ((link.mtu - size, name) for name, size in overhead.items())
+    room = ", ".join(f"{size} bytes to {name} backends" for size, name in sizes)
+    wanted = 1500 + max(overhead.values())
+    if link.mtu >= wanted:
+        yield Finding("tunnel mtu", Verdict.OK, f"{mode}: packets up to {room} fit")
         return
+    takes = " or ".join(f"{size} bytes ({name})" for name, size in overhead.items())
     yield Finding(
-        "ipip mtu",
+        "tunnel mtu",
         Verdict.WARNING,
-        f"the outer header takes 20 bytes (IPv4) or 40 (IPv6): only packets up to {room} fit,"
-        " larger ones are dropped",
-        f"ip link set dev {link.name} mtu 1540 (and on the way to the backends), or have backends"
-        " announce a smaller MSS: deploy/backend-setup.sh up ipip --advmss 1400 VIP",
+        f"the outer headers of {mode} take {takes}: only packets up to {room} fit; senders of"
+        " larger ones are told, and some networks lose what tells them",
+        f"ip link set dev {link.name} mtu {wanted} (and on the way to the backends), or have"
+        f" backends announce a smaller MSS: deploy/backend-setup.sh up {mode} --advmss 1400 VIP",
     )
 
 
@@ -256,36 +150,60 @@ def offloads(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def vlan(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """A tag that the card has taken off is not seen by the program."""
+    """A tag that the card has taken off is not seen by XDP; the agent has it left there."""
     link = facts.link(ask.interface)
     if link is None or link.features is None:
         return
-    offload = link.features.get("rx-vlan-offload")
-    tagged = [other.name for other in facts.links if other.parent == link.name]
-    if offload is None or not offload.on:
+    tagged = ", ".join(
+        other.name for other in facts.links if other.parent == link.name and other.kind == "vlan"
+    )
+    hiding = {
+        offload: feature
+        for offload in STRIPPING
+        if (feature := link.features.get(offload)) is not None and feature.on
+    }
+    if not tagged or not facts.is_xdp or not hiding:
+        yield Finding("vlan", Verdict.OK, _why_tags_are_seen(facts, tagged, bool(hiding)))
         return
-    if tagged:
-        yield Finding(
-            "vlan",
-            Verdict.WARNING,
-            f"the card takes VLAN tags off before the program sees them, and there are VLANs on it:"
-            f" {', '.join(tagged)}",
-            f"ethtool -K {link.name} rxvlan off",
-        )
-    else:
-        yield Finding("vlan", Verdict.OK, "no VLANs here (the card would hide their tags)")
+    fixed = any(feature.fixed for feature in hiding.values())
+    yield Finding(
+        "vlan",
+        Verdict.WARNING,
+        f"the card takes VLAN tags off before XDP sees them, and there are VLANs on it: {tagged}"
+        + ("; the driver does not let that be changed" if fixed else "; the agent turns it off"),
+        "hook: tc, which sees them"
+        if fixed
+        else "; ".join(f"ethtool -K {link.name} {STRIPPING[offload]} off" for offload in hiding),
+    )
+
+
+def _why_tags_are_seen(facts: Facts, tagged: str, hiding: bool) -> str:
+    if not tagged:
+        return "no VLANs here"
+    if not facts.is_xdp and hiding:
+        return f"{tagged}: at tc the tags are seen, though the card takes them off"
+    return f"{tagged}: the tags stay in the packets"
 
 
 def veth(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Two traps of veth pairs, which are seen only from the other end."""
+    """Traps of veth pairs, which are seen only from the other end."""
     link = facts.link(ask.interface)
-    if link is None or link.kind != "veth":
+    if link is None or link.kind != "veth" or not facts.is_xdp:
         return
-    yield Finding(
-        "veth",
-        Verdict.UNKNOWN,
-        "native XDP on veth delivers only if the other end has an XDP program, too, and senders"
-        " have checksum offload off; both are not seen from here",
-        "at the other end: lb-agent pass --interface PEER; ethtool -K PEER tx off"
-        " (lbctl lab up does both); or xdp_mode: generic",
-    )
+    if facts.hook != "generic":
+        yield Finding(
+            "veth",
+            Verdict.UNKNOWN,
+            "native XDP on veth delivers only if the other end has an XDP program, too, and"
+            " senders have checksum offload off; both are not seen from here",
+            "at the other end: lb-agent pass --interface PEER; ethtool -K PEER tx off"
+            " (lbctl lab up does both); or hook: tc",
+        )
+    if any(other.parent == link.name and other.kind == "vlan" for other in facts.links):
+        yield Finding(
+            "veth vlan",
+            Verdict.UNKNOWN,
+            "the other end of a veth keeps the tags of what it sends beside the packet, where XDP"
+            " does not see them, unless that is off; it is not seen from here",
+            "at the other end: ethtool -K PEER txvlan off tx-vlan-stag-hw-insert off; or hook: tc",
+        )

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import SteelyardError
-from agent.model import Forward, XdpMode
-from lbctl.lab import netns, processes, topology
+from lbctl.lab import netns, processes, topology, wiring
 from lbctl.lab.interrupt import Guard
 from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Node, Role, lab_command
@@ -132,33 +131,41 @@ def _build(lab: Lab, owner: Owner, report: Report) -> None:
 def build_network(lab: Lab) -> None:
     """Make the namespaces, the cables and the addresses."""
     netns.ip([f"netns add {namespace}" for namespace in lab.namespaces()])
-    netns.write_sysctls(lab.switch, topology.sysctls(Role.SWITCH))
+    netns.write_sysctls(lab.switch, wiring.sysctls(Role.SWITCH))
     for node in lab.nodes():
-        netns.write_sysctls(node.namespace, topology.sysctls(node.role))
-    netns.ip(topology.switch_commands(lab), lab.switch)
+        netns.write_sysctls(node.namespace, wiring.sysctls(node.role))
+    netns.ip(wiring.switch_commands(lab), lab.switch)
+    for port in wiring.ports_with_tags_in_frames(lab):
+        netns.tags_in_frames(lab.switch, port)
     for node in lab.nodes():
-        netns.ip(topology.node_commands(lab, node), node.namespace)
-        netns.checksum_in_software(node.namespace, topology.NODE_INTERFACE)
+        try:
+            netns.ip(wiring.node_commands(lab, node), node.namespace)
+        except LabError as error:
+            if lab.vlan is None or "Unknown device type" not in error.message:
+                raise
+            raise LabError(
+                "this kernel has no VLAN devices",
+                where=f"lab {lab.name}",
+                remedy="modprobe 8021q; if there is no such module: leave out --vlan",
+            ) from error
+        for link in node.links:
+            netns.checksum_in_software(node.namespace, link.interface)
 
 
 def start_server(lab: Lab, backend: Node) -> None:
     """Start the HTTP server of a backend."""
     command = [sys.executable, "-m", "lbctl.lab.server", "--name", backend.name]
-    command += ["--port", str(topology.PORT)]
+    command += ["--port", str(lab.server_port)]
     processes.start(lab.run_dir, backend.name, backend.namespace, command)
 
 
 def prepare_paths(lab: Lab) -> None:
-    """Let frames of the balancers pass the cables, and let ipip backends unpack them."""
+    """Let frames of the balancers pass the cables, and let backends unpack what is wrapped."""
     agent = processes.program("lb-agent", "agent.main")
-    commands: list[tuple[str, list[str]]] = []
-    if lab.xdp_mode is not XdpMode.GENERIC:
-        # A veth delivers what XDP_TX sends only if its other end has an XDP program, too.
-        commands += [
-            (lab.switch, [*agent, "pass", "--interface", balancer.name])
-            for balancer in lab.nodes(Role.BALANCER)
-        ]
-    if lab.forward is Forward.IPIP:
+    commands = [
+        (lab.switch, [*agent, "pass", "--interface", port]) for port in wiring.ports_with_xdp(lab)
+    ]
+    if lab.forward.is_tunnel:
         vips = [word for vip in lab.vips for word in ("--vip", str(vip))]
         decap = [*agent, "decap", "--interface", topology.NODE_INTERFACE, *vips]
         commands += [(backend.namespace, decap) for backend in lab.nodes(Role.BACKEND)]
@@ -228,7 +235,7 @@ def await_answers(lab: Lab, timeout_s: float = 10.0) -> None:
                         f"the backends are up, but http://{vip}/ does not answer: {problem}",
                         where=f"namespace {client.namespace}",
                         remedy="try it without native XDP:"
-                        f" {lab_command(lab.name)} up --xdp-mode generic",
+                        f" {lab_command(lab.name)} up --hook generic",
                     )
                 time.sleep(0.05)
 
@@ -316,8 +323,9 @@ def _remove_locks(namespace: str) -> None:
     """The agent leaves its lock files; where the namespace goes, nobody can want them again."""
     with contextlib.suppress(FileNotFoundError):
         inode = netns.path(namespace).stat().st_ino
-        for lock in (f"instance-{namespace}", f"interface-{inode}-{topology.NODE_INTERFACE}"):
-            (topology.RUN_ROOT / f"{lock}.lock").unlink(missing_ok=True)
+        for lock in topology.RUN_ROOT.glob(f"interface-{inode}-*.lock"):
+            lock.unlink(missing_ok=True)
+    (topology.RUN_ROOT / f"instance-{namespace}.lock").unlink(missing_ok=True)
 
 
 def node_processes(lab: Lab) -> Iterator[tuple[Node, int | None]]:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from lbctl.lab.topology import Lab
 
 DEFAULT_NAME = "lab"
+# Words of agent.model, which --help need not wait for; a test compares them.
+FORWARDS = ("dsr", "ipip", "gue", "nat", "fullnat")
+SCHEDULERS = ("maglev", "source", "round-robin", "least-conn", "least-load")
+HOOKS = ("auto", "native", "tc", "generic")
 _NAME = "lbctl.lab.name"
 
 
@@ -31,14 +35,14 @@ _late_name_option = click.option("--name", callback=_set_name, expose_value=Fals
 
 _forward_option = click.option(
     "--forward",
-    type=click.Choice(["dsr", "ipip"]),
+    type=click.Choice(FORWARDS),
     default="dsr",
     show_default=True,
     help="How packets reach the backends.",
 )
-_xdp_mode_option = click.option(
-    "--xdp-mode",
-    type=click.Choice(["auto", "native", "generic"]),
+_hook_option = click.option(
+    "--hook",
+    type=click.Choice(HOOKS),
     default="auto",
     show_default=True,
     help="Where the program hooks in.",
@@ -91,12 +95,25 @@ def lab() -> None:
 @_forward_option
 @click.option(
     "--scheduler",
-    type=click.Choice(["maglev"]),
-    default="maglev",
+    type=click.Choice(SCHEDULERS),
+    default="least-load",
     show_default=True,
     help="How a backend is chosen for a new connection.",
 )
-@_xdp_mode_option
+@_hook_option
+@click.option(
+    "--arms",
+    type=click.IntRange(1, 2),
+    default=1,
+    show_default=True,
+    help="nat, fullnat: 2 puts the backends behind a second interface of the balancers.",
+)
+@click.option(
+    "--vlan",
+    type=click.IntRange(1, 4094),
+    metavar="ID",
+    help="All hosts speak in frames with this VLAN tag.",
+)
 @click.option("--replace", is_flag=True, help="Remove a lab that exists already.")
 @_late_name_option
 @pass_environment
@@ -107,7 +124,7 @@ def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
     Example:
       sudo lbctl lab up --backends 5 --forward ipip
     """
-    from agent.model import Forward, Scheduler, XdpMode
+    from agent.model import Forward, Hook, Scheduler
     from lbctl.lab import build, interrupt, topology
 
     wanted = topology.Lab(
@@ -117,7 +134,9 @@ def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
         clients=options["clients"],
         forward=Forward(options["forward"]),
         scheduler=Scheduler(options["scheduler"]),
-        xdp_mode=XdpMode(options["xdp_mode"]),
+        hook=Hook(options["hook"]),
+        arms=options["arms"],
+        vlan=options["vlan"],
     )
     build.check_machine()
     try:
@@ -215,7 +234,8 @@ def status(env: Environment) -> None:
             "name": built.name,
             "forward": built.forward.value,
             "scheduler": built.scheduler.value,
-            "xdp_mode": built.xdp_mode.value,
+            "hook": built.hook.value,
+            "vlan": built.vlan,
             "run_dir": str(built.run_dir),
             "made_by": "demo" if owner.demo else "lab up",
             "vips": [str(vip) for vip in built.vips],
@@ -228,6 +248,11 @@ def status(env: Environment) -> None:
                 "ipv4": str(node.ipv4),
                 "ipv6": str(node.ipv6),
                 "mtu": node.mtu,
+                "interfaces": [
+                    {"name": link.device, "addresses": [str(a) for a in link.addresses]}
+                    for link in node.links
+                ],
+                "gateways": [str(gateway) for gateway in node.gateways],
                 "process": runs.get(node.role),
                 "pid": pids.get(node.name),
                 "log": str(built.run_dir / f"{node.name}.log") if node.name in pids else None,
@@ -250,8 +275,10 @@ def _status_page(data: Mapping[str, Any]) -> list[object]:
         rows.append((*map(Cell, texts), runs))
     headers = ("NODE", "NAMESPACE", "IPV4", "IPV6", "RUNS")
     vips = " and ".join(about["vips"])
+    vlan = f", VLAN {about['vlan']}" if about["vlan"] else ""
+    how = f"{about['forward']}, {about['scheduler']}{vlan}"
     return [
-        f"lab {about['name']}: {about['forward']}, VIPs {vips}, files in {about['run_dir']}",
+        f"lab {about['name']}: {how}, VIPs {vips}, files in {about['run_dir']}",
         "",
         Table(tuple(map(Column, headers)), tuple(rows)),
     ]
@@ -259,11 +286,11 @@ def _status_page(data: Mapping[str, Any]) -> list[object]:
 
 @lab.command()
 @_forward_option
-@_xdp_mode_option
+@_hook_option
 @_late_name_option
 @agent_options
 @pass_environment
-def demo(env: Environment, forward: str, xdp_mode: str) -> None:
+def demo(env: Environment, forward: str, hook: str) -> None:
     """Show what failures and changes do to traffic.
 
     In less than a minute: builds a lab of its own, sends real traffic, kills and drains
@@ -273,10 +300,10 @@ def demo(env: Environment, forward: str, xdp_mode: str) -> None:
     Example:
       sudo lbctl lab demo
     """
-    from agent.model import Forward, XdpMode
+    from agent.model import Forward, Hook
     from lbctl.lab import demo as story
 
-    code = story.run(env, _lab_name(), Forward(forward), XdpMode(xdp_mode))
+    code = story.run(env, _lab_name(), Forward(forward), Hook(hook))
     click.get_current_context().exit(code)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.errors import SteelyardError
-from agent.model import Forward, XdpMode
+from agent.model import Forward, Hook
 from lbctl.environment import Environment, Output
 from lbctl.lab import build, figures, story
 from lbctl.lab.interrupt import Guard, Interrupted
@@ -39,14 +39,14 @@ class _Ticker:
         return Text(f"{len(requests):,} requests so far, {failed} failed", "dim")
 
 
-def run(env: Environment, name: str, forward: Forward, xdp_mode: XdpMode) -> int:
+def run(env: Environment, name: str, forward: Forward, hook: Hook) -> int:
     """Play the demo; returns the exit code."""
     lab = Lab(
         name=name,
         backends=len(story.WEIGHTS),
         spares=1,
         forward=forward,
-        xdp_mode=xdp_mode,
+        hook=hook,
         weights=tuple(story.WEIGHTS.values()),
     )
     console = _console(env)

@@ -16,7 +16,8 @@ from agent.errors import SteelyardError
 
 NETNS_DIR = Path("/run/netns")
 _SIOCETHTOOL = 0x8946
-_ETHTOOL_STXCSUM = 0x17
+_ETHTOOL_STXCSUM, _ETHTOOL_GFLAGS, _ETHTOOL_SFLAGS = 0x17, 0x25, 0x26
+_ETH_FLAG_TXVLAN = 1 << 7
 
 
 class LabError(SteelyardError):
@@ -95,7 +96,18 @@ def checksum_in_software(namespace: str, interface: str) -> None:
     A veth hands packets over without checksums, XDP_TX sends them on as they are, and the
     receiver drops them.
     """
-    value = array.array("B", struct.pack("II", _ETHTOOL_STXCSUM, 0))
-    request = struct.pack("16sP", interface.encode(), value.buffer_info()[0])
+    _ethtool(namespace, interface, _ETHTOOL_STXCSUM, 0)
+
+
+def tags_in_frames(namespace: str, interface: str) -> None:
+    """Do what ``ethtool -K INTERFACE tx-vlan-offload off`` does."""
+    flags = _ethtool(namespace, interface, _ETHTOOL_GFLAGS, 0)
+    _ethtool(namespace, interface, _ETHTOOL_SFLAGS, flags & ~_ETH_FLAG_TXVLAN)
+
+
+def _ethtool(namespace: str, interface: str, command: int, value: int) -> int:
+    data = array.array("B", struct.pack("II", command, value))
+    request = struct.pack("16sP", interface.encode(), data.buffer_info()[0])
     with inside(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCETHTOOL, request)
+    return int(struct.unpack("II", data)[1])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.api.client import Client
-from lbctl.lab import build, figures, judge, processes
+from lbctl.lab import build, figures, judge, processes, topology
 from lbctl.lab.judge import Outcome, Window
 from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Node, Role
@@ -123,8 +123,10 @@ def add(stage: Stage) -> Outcome:
     """Add the backend that runs already but that no service names."""
     node = stage.lab.node(ADDED)
     asked_s = time.monotonic()
-    for service, address in zip(SERVICES, (node.ipv4, node.ipv6), strict=True):
-        stage.lbctl("backend", "add", f"{service}/{ADDED}", "--address", str(address))
+    for service, family in zip(SERVICES, (4, 6), strict=True):
+        about = topology.backend_document(stage.lab, node, family)
+        words = [w for key in ("address", "port") if key in about for w in (f"--{key}", about[key])]
+        stage.lbctl("backend", "add", f"{service}/{ADDED}", *map(str, words))
     stage.first_answer_ms(ADDED, asked_s)
     time.sleep(0.5)
     return judge.add(stage.window(asked_s, time.monotonic()), ADDED)

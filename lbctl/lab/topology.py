@@ -1,6 +1,7 @@
-"""Decides what a lab consists of: its namespaces, addresses, links, settings and configuration.
+"""Decides what a lab consists of: its hosts, their addresses, and the agents' configuration.
 
-Everything here is computed from a handful of options and touches nothing; ``build`` makes it real.
+Everything here is computed from a handful of options and touches nothing; ``wiring`` says by
+which commands it comes about, and ``build`` runs them.
 """
 
 from __future__ import annotations
@@ -9,25 +10,31 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 
 from agent.errors import ConfigError
-from agent.model import Forward, Scheduler, XdpMode
+from agent.model import Forward, Hook, Scheduler
 
 RUN_ROOT = Path("/run/steelyard")
 DEFAULT_NAME = "lab"
-BRIDGE = "br0"
 NODE_INTERFACE = "eth0"
+BACK_INTERFACE = "eth1"  # of a balancer with two arms
 PORT = 80
+MAPPED_PORT = 8080  # where the servers of nat listen
 
 MAX_BALANCERS = 8
 MAX_CLIENTS = 9
 MAX_BACKENDS = 100
+LAST_VLAN = 4094
 
-# Room for an outer IPv6 header and more between balancer and backends; clients keep the usual MTU.
+# Room for outer IPv6 and UDP headers between balancer and backends; clients keep the usual MTU.
 CLIENT_MTU = 1500
-IPIP_MTU = 1600
+TUNNEL_MTU = 1600
+
+# Third part of the addresses: the network of clients and VIPs, and in nat and fullnat another
+# one for the backends. Each has its bridge if the balancers have an arm for it.
+_FRONT, _BACK = 0, 1
 
 # Last part of the addresses. The IPv6 ones show the same digits: 10.99.0.101 and fd99::101.
 _VIP = 100
@@ -46,15 +53,46 @@ class Role(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """An interface of a host and the cable to the switch, where its other end is ``port``."""
+
+    interface: str
+    port: str
+    bridge: str
+    mtu: int
+    addresses: tuple[IPv4Interface | IPv6Interface, ...]
+    vlan: int | None = None
+
+    @property
+    def device(self) -> str:
+        """The device that has the addresses."""
+        return self.interface if self.vlan is None else f"{self.interface}.{self.vlan}"
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """One host of the lab: a namespace with one interface on the bridge."""
+    """One host of the lab: a namespace with an interface on a bridge, or two."""
 
     name: str
     role: Role
     namespace: str
-    ipv4: IPv4Address
-    ipv6: IPv6Address
-    mtu: int
+    links: tuple[Link, ...]
+    gateways: tuple[IPv4Address | IPv6Address, ...] = ()
+
+    @property
+    def ipv4(self) -> IPv4Address:
+        """The address by which others know it."""
+        return next(a.ip for a in self.links[0].addresses if isinstance(a, IPv4Interface))
+
+    @property
+    def ipv6(self) -> IPv6Address:
+        """The address by which others know it."""
+        return next(a.ip for a in self.links[0].addresses if isinstance(a, IPv6Interface))
+
+    @property
+    def mtu(self) -> int:
+        """Of its first interface."""
+        return self.links[0].mtu
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +100,8 @@ class Lab:
     """The options of a lab, and everything that follows from them.
 
     ``spares`` are backends that run but that no service names yet. ``weights`` are those of
-    the first backends, the others have 100.
+    the first backends, the others have 100. ``arms`` 2: the balancers reach the backends of nat
+    and fullnat by a second interface. ``vlan``: all hosts speak in frames with that tag.
     """
 
     name: str = DEFAULT_NAME
@@ -72,8 +111,10 @@ class Lab:
     clients: int = 1
     forward: Forward = Forward.DSR
     scheduler: Scheduler = Scheduler.MAGLEV
-    xdp_mode: XdpMode = XdpMode.AUTO
+    hook: Hook = Hook.AUTO
     weights: tuple[int, ...] = ()
+    arms: int = 1
+    vlan: int | None = None
 
     def __post_init__(self) -> None:
         # The name is the start of namespace names and the name of a folder under /run.
@@ -86,6 +127,16 @@ class Lab:
         _check_range("backends", self.backends + self.spares, MAX_BACKENDS)
         _check_range("balancers", self.balancers, MAX_BALANCERS)
         _check_range("clients", self.clients, MAX_CLIENTS)
+        if self.vlan is not None and not 1 <= self.vlan <= LAST_VLAN:
+            raise ConfigError(
+                f"{self.vlan} is no VLAN", where="lab", remedy=f"use 1 to {LAST_VLAN}"
+            )
+        if self.arms not in ((1, 2) if self.forward.is_nat else (1,)):
+            raise ConfigError(
+                f"balancers of {self.forward.value} cannot have {self.arms} arms",
+                where="lab",
+                remedy="leave it at one; in nat and fullnat there can be two",
+            )
 
     @property
     def run_dir(self) -> Path:
@@ -100,7 +151,13 @@ class Lab:
     @property
     def vips(self) -> tuple[IPv4Address, IPv6Address]:
         """The addresses that clients connect to."""
-        return _ipv4(_VIP), _ipv6(_VIP)
+        vip4, vip6 = _addresses(_FRONT, _VIP)
+        return vip4.ip, vip6.ip
+
+    @property
+    def server_port(self) -> int:
+        """Where the HTTP servers listen; in nat it is another port than the VIPs'."""
+        return MAPPED_PORT if self.forward is Forward.NAT else PORT
 
     def nodes(self, *roles: Role) -> tuple[Node, ...]:
         """The hosts of the given roles; of all roles if none is given."""
@@ -147,14 +204,39 @@ class Lab:
         return self.run_dir / f"{balancer.name}.yaml"
 
     def _node(self, name: str, role: Role, number: int) -> Node:
-        wide = self.forward is Forward.IPIP and role is not Role.CLIENT
-        return Node(
-            name=name,
-            role=role,
-            namespace=f"{self.name}-{name}",
-            ipv4=_ipv4(number),
-            ipv6=_ipv6(number),
-            mtu=IPIP_MTU if wide else CLIENT_MTU,
+        front, back = _addresses(_FRONT, number), _addresses(_BACK, number)
+        gateways: tuple[IPv4Address | IPv6Address, ...] = ()
+        if not self.forward.is_nat or role is Role.CLIENT:
+            links = [self._link(NODE_INTERFACE, name, role, _FRONT, front)]
+        elif role is Role.BACKEND:
+            links = [self._link(NODE_INTERFACE, name, role, _BACK, back)]
+            if self.forward is Forward.NAT:
+                gateways = tuple(address.ip for address in _addresses(_BACK, _FIRST_BALANCER))
+        elif self.arms == 1:
+            links = [self._link(NODE_INTERFACE, name, role, _FRONT, front + back)]
+        else:
+            links = [
+                self._link(NODE_INTERFACE, name, role, _FRONT, front),
+                self._link(BACK_INTERFACE, f"{name}-back", role, _BACK, back),
+            ]
+        return Node(name, role, f"{self.name}-{name}", tuple(links), gateways)
+
+    def _link(
+        self,
+        interface: str,
+        port: str,
+        role: Role,
+        network: int,
+        addresses: tuple[IPv4Interface | IPv6Interface, ...],
+    ) -> Link:
+        wide = self.forward.is_tunnel and role is not Role.CLIENT
+        return Link(
+            interface,
+            port,
+            bridge=f"br{network if self.arms == 2 else _FRONT}",
+            mtu=TUNNEL_MTU if wide else CLIENT_MTU,
+            addresses=addresses,
+            vlan=self.vlan,
         )
 
 
@@ -167,85 +249,16 @@ def _check_range(what: str, value: int, highest: int) -> None:
         )
 
 
-def _ipv4(number: int) -> IPv4Address:
-    return IPv4Address(f"10.99.0.{number}")
-
-
-def _ipv6(number: int) -> IPv6Address:
-    return IPv6Address(f"fd99::{number}")
+def _addresses(network: int, number: int) -> tuple[IPv4Interface, IPv6Interface]:
+    return (
+        IPv4Interface(f"10.99.{network}.{number}/24"),
+        IPv6Interface(f"fd99:0:0:{network}::{number}/64"),
+    )
 
 
 def owned_namespace(lab_name: str, namespace: str) -> bool:
     """Whether a namespace of that name is one that a lab called ``lab_name`` makes."""
     return bool(re.fullmatch(rf"{re.escape(lab_name)}-(switch|client\d*|lb\d+|be\d+)", namespace))
-
-
-def sysctls(role: Role) -> dict[str, str]:
-    """Kernel settings of a namespace, to be written before its interfaces are made.
-
-    Paths are relative to ``/proc/sys/net``; ``conf/default`` is what a new interface begins with.
-    """
-    settings = {
-        # A lab host is no router: a namespace inherits forwarding from the machine that made it.
-        "ipv4/ip_forward": "0",
-        "ipv6/conf/all/forwarding": "0",
-        # A VIP's answer comes from an address of lo, a decapsulated packet by another way.
-        "ipv4/conf/all/rp_filter": "0",
-        "ipv4/conf/default/rp_filter": "0",
-        # Addresses work at once, and nothing but the lab configures them.
-        "ipv6/conf/default/accept_dad": "0",
-        "ipv6/conf/all/accept_dad": "0",
-        "ipv6/conf/default/accept_ra": "0",
-        # Where the default is bbr: without the fq queueing discipline it paces badly on a veth.
-        # reno, because a namespace may choose no other than that and the default.
-        "ipv4/tcp_congestion_control": "reno",
-    }
-    if role is Role.SWITCH:
-        # Bridged frames must not run through the host's netfilter rules.
-        for table in ("iptables", "ip6tables", "arptables"):
-            settings[f"bridge/bridge-nf-call-{table}"] = "0"
-        settings["ipv6/conf/default/disable_ipv6"] = "1"
-    if role is Role.CLIENT:
-        # One connection per request uses up ports quickly.
-        settings |= {"ipv4/ip_local_port_range": "1024 65535", "ipv4/tcp_tw_reuse": "1"}
-    if role is Role.BACKEND:
-        # The VIP on lo is for receiving only: never answer or send ARP with it.
-        settings |= {"ipv4/conf/all/arp_ignore": "1", "ipv4/conf/all/arp_announce": "2"}
-    return settings
-
-
-def switch_commands(lab: Lab) -> list[str]:
-    """``ip`` commands, run in the switch's namespace, that lay every cable."""
-    widest = max(node.mtu for node in lab.nodes())
-    commands = [
-        "link set lo up",
-        f"link add {BRIDGE} mtu {widest} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
-        f"link set {BRIDGE} up",
-    ]
-    for node in lab.nodes():
-        far_end = f"peer name {NODE_INTERFACE} mtu {node.mtu} netns {node.namespace}"
-        commands += [
-            f"link add {node.name} mtu {widest} type veth {far_end}",
-            f"link set {node.name} master {BRIDGE} up",
-        ]
-    return commands
-
-
-def node_commands(lab: Lab, node: Node) -> list[str]:
-    """``ip`` commands, run in the node's namespace, that give it its addresses."""
-    commands = [
-        "link set lo up",
-        f"link set {NODE_INTERFACE} up",
-        f"address add {node.ipv4}/24 dev {NODE_INTERFACE}",
-        f"address add {node.ipv6}/64 dev {NODE_INTERFACE} nodad",
-    ]
-    if node.role is Role.BACKEND:
-        vip4, vip6 = lab.vips
-        commands += [
-            f"address add {vip4}/32 dev lo",
-            f"address add {vip6}/128 dev lo nodad",
-        ]
-    return commands
 
 
 def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
@@ -254,12 +267,11 @@ def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
     document: dict[str, object] = {
         "name": balancer.namespace,
         "interface": NODE_INTERFACE,
-        "xdp_mode": lab.xdp_mode.value,
+        "hook": lab.hook.value,
         "socket": str(lab.socket(balancer)),
         "state_dir": str(lab.run_dir / "state"),
         "metrics": "127.0.0.1:9117",
-        # One balancer answers for the VIPs; the others stand by with the same tables.
-        "manage_vips": balancer.name == "lb1",
+        "manage_vips": answers_for_vips(balancer) and lab.vlan is None,
         "tables": {"flows": 65536},
         "defaults": {
             "forward": lab.forward.value,
@@ -278,18 +290,32 @@ def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
             {"name": "web6", "vip": str(vip6), "port": PORT, "backends": _backends(lab, 6)},
         ],
     }
-    if lab.forward is Forward.IPIP:
-        document["ipip_source"] = {"ipv4": str(balancer.ipv4), "ipv6": str(balancer.ipv6)}
+    if lab.forward.is_tunnel:
+        document["tunnel_source"] = {"ipv4": str(balancer.ipv4), "ipv6": str(balancer.ipv6)}
+    if others := [link.interface for link in balancer.links[1:]]:
+        document["backend_interfaces"] = others
+    return document
+
+
+def answers_for_vips(balancer: Node) -> bool:
+    """One balancer answers for the VIPs; the others stand by with the same tables."""
+    return balancer.name == "lb1"
+
+
+def backend_document(lab: Lab, node: Node, family: int) -> dict[str, object]:
+    """A backend in the configuration of a service of that family, 4 or 6."""
+    document: dict[str, object] = {
+        "name": node.name,
+        "address": str(node.ipv4 if family == 4 else node.ipv6),
+    }
+    if lab.server_port != PORT:
+        document["port"] = lab.server_port
     return document
 
 
 def _backends(lab: Lab, family: int) -> list[dict[str, object]]:
     return [
-        {
-            "name": node.name,
-            "address": str(node.ipv4 if family == 4 else node.ipv6),
-            "weight": lab.weight(index),
-        }
+        backend_document(lab, node, family) | {"weight": lab.weight(index)}
         for index, node in enumerate(lab.nodes(Role.BACKEND)[: lab.backends])
     ]
 
@@ -313,8 +339,10 @@ def from_document(document: Mapping[str, object]) -> Lab:
             clients=int(str(document["clients"])),
             forward=Forward(document["forward"]),
             scheduler=Scheduler(document["scheduler"]),
-            xdp_mode=XdpMode(document["xdp_mode"]),
+            hook=Hook(document["hook"]),
             weights=tuple(int(weight) for weight in document["weights"]),  # type: ignore[attr-defined]
+            arms=int(str(document["arms"])),
+            vlan=None if document["vlan"] is None else int(str(document["vlan"])),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(

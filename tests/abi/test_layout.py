@@ -23,7 +23,10 @@ from tests.packet import harness
 HEADERS = header.PATH.parent.parent / "kernel" / "include"
 MIRRORED = (
     "FLOW_TAG_SHIFT", "FLOW_BACKEND_SHIFT", "FLOW_STATE_SHIFT", "FLOW_STAMP_MASK", "FLOW_WAYS",
-    "RING_LINE_SLOTS", "BACKEND_F_ALIVE", "BACKEND_F_USABLE", "FLOW_STATES", "REASON_COUNT",
+    "RING_LINE_SLOTS", "BACKEND_F_ALIVE", "BACKEND_F_USABLE", "BACKEND_F_LOAD", "FLOW_STATES",
+    "REASON_COUNT", "SERVICE_F_WAITING", "SERVICE_F_RESET", "SERVICE_F_PREFIX", "SERVICE_F_RANGES",
+    "SERVICE_F_ANY_PORT", "SERVICE_F_NAT_SOURCE", "NAT_SOURCES", "LATENCY_BUCKETS", "FLOW_AWAITING",
+    "FILTER_WORDS",
 )  # fmt: skip
 
 
@@ -49,6 +52,10 @@ def test_the_mirror_has_nothing_that_the_header_lacks():
 @pytest.mark.parametrize("name", MIRRORED)
 def test_constants_are_the_same(name: str):
     assert getattr(abi, name) == header.constants()[name]
+
+
+def test_the_multipliers_of_the_filter_are_the_same():
+    assert tuple(header.constants()[f"FILTER_MUL{n}"] for n in range(4)) == abi.FILTER_MULS
 
 
 def test_the_abi_version_is_the_same_and_part_of_the_pin_path():

@@ -33,6 +33,18 @@ TOTALS = {
     "new_flows_total": 4321,
     "closed_flows_total": 4000,
     "established_flows_total": 4300,
+    "reply_packets_total": 0,
+    "reply_bytes_total": 0,
+}
+TIMES = {
+    "count_total": 1_234_567,
+    "mean_ms": 412.5,
+    "last_minute": {"count": 321, "p50_ms": 287.4, "p99_ms": 1894.2},
+}
+HANDSHAKES = {
+    "count_total": 4300,
+    "mean_ms": 0.412,
+    "last_minute": {"count": 0, "p50_ms": None, "p99_ms": None},
 }
 
 
@@ -42,6 +54,8 @@ def backend_view(name: str, address: str, **changed: object) -> dict[str, Any]:
         "service": "chat",
         "name": name,
         "address": address,
+        "port": None,
+        "backup": False,
         "state": "up",
         "reason": "http 200 in 3 ms",
         "since": "2026-01-02T03:04:05.000Z",
@@ -58,8 +72,15 @@ def backend_view(name: str, address: str, **changed: object) -> dict[str, Any]:
         "share_expected": 0.333333,
         "share_actual": 0.34,
         "flows_established": 321,
+        "open_connections": 330,
+        "waiting_bytes": 45_600,
+        "waiting_requests": 12,
+        "load_score": 376.6,
+        "first_byte": TIMES,
+        "handshake": HANDSHAKES,
         "rates": RATES,
         **TOTALS,
+        "answers_total": 987,
     }
     return view | changed
 
@@ -72,8 +93,13 @@ def service_view() -> dict[str, Any]:
         "port": 80,
         "protocol": "tcp",
         "forward": "dsr",
-        "scheduler": "maglev",
+        "scheduler": "least-load",
+        "scheduler_settings": {"draws": 4, "bytes_per_connection": 1000},
+        "no_backend": "drop",
         "down_flows": "keep",
+        "slow_start_s": 0.0,
+        "quic_id_bytes": None,
+        "counts_waiting_bytes": True,
         "state": "degraded",
         "reason": "1 of 3 backends is down",
         "since": "2026-01-02T03:04:05.000Z",
@@ -81,8 +107,12 @@ def service_view() -> dict[str, Any]:
         "backends_up": 1,
         "backends_total": 3,
         "flows_established": 642,
+        "open_connections": 660,
+        "waiting_bytes": 91_200,
+        "waiting_requests": 24,
         "rates": RATES,
         **TOTALS,
+        "replied_packets_total": 0,
         "flows_not_recorded_total": 0,
         "drops_total": {"no_backend": 0, "malformed": 17},
         "timeouts_s": {"embryonic": 30.0, "acked": 60.0, "established": 900.0, "closing": 30.0},
@@ -140,15 +170,18 @@ STATUS: dict[str, Any] = {
     },
     "dataplane": {
         "interface": "eth0",
+        "backend_interfaces": [],
         "attached": True,
-        "xdp_mode": "native",
-        "xdp_mode_reason": "the fastest",
+        "hook": "native",
+        "hook_reason": "the fastest",
         "driver": "mlx5_core",
         "program_id": 42,
         "abi_version": 1,
         "features": ["ipv4", "ipv6"],
         "compile_ms": 221.5,
         "instructions": 1432,
+        "machine_code_bytes": 8123,
+        "verified_instructions": 45_123,
         "flow_table": {
             "slots": 1_048_576,
             "established": 642,
@@ -157,7 +190,9 @@ STATUS: dict[str, Any] = {
             "closing": 12,
             "used_share": 0.000635,
         },
+        "nat_sources": [],
         "passed_packets": {"not_ip": 12, "not_vip": 34_567, "vip_other": 0},
+        "trace_events_lost_total": 0,
     },
     "services": {"total": 1, "up": 0, "degraded": 1, "down": 0},
     "backends": {
@@ -201,6 +236,12 @@ FLOW = {
     "state": "established",
     "age_s": 192.0,
     "idle_s": 1.5,
+    "nat_source": None,
+    "nat_source_port": None,
+    "awaiting_answer": True,
+    "waiting_bytes": 4567,
+    "handshake_ms": 0.731,
+    "talk": "tls",
 }
 
 WEIGHT_CHANGE = {
@@ -243,13 +284,14 @@ class FakeAgent:
     config: dict[str, Any] = field(default_factory=lambda: copy.deepcopy(CONFIG))
     since_file: list[dict[str, Any]] = field(default_factory=list)
     changes: list[dict[str, Any]] = field(default_factory=lambda: [WEIGHT_CHANGE])
-    flows: list[dict[str, Any]] = field(default_factory=lambda: [FLOW])
+    flows: list[dict[str, Any]] = field(default_factory=lambda: [dict(FLOW)])
     matched: int = 1
     explanation: dict[str, Any] = field(default_factory=dict)
     refuse_edits: tuple[int, dict[str, Any]] | None = None
     edits: list[dict[str, Any]] = field(default_factory=list)
     queries: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     raw: bytes | None = None  # what to answer instead of JSON
+    traces: list[list[dict[str, Any]]] = field(default_factory=list)  # lines, answer by answer
 
     @property
     def applied(self) -> list[dict[str, Any]]:
@@ -291,11 +333,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
+        if parts.path == "/v1/trace" and self.server.agent.traces:
+            self.server.agent.queries.append((parts.path, dict(parse_qsl(parts.query))))
+            self._stream(self.server.agent.traces.pop(0))
+            return
         self._answer(*self.server.agent.get(parts.path, dict(parse_qsl(parts.query))))
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self._answer(*self.server.agent.post(self.path, body))
+
+    def _stream(self, lines: list[dict[str, Any]]) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for line in lines:
+            self.wfile.write(json.dumps(line).encode() + b"\n")
 
     def _answer(self, status: int, body: dict[str, Any]) -> None:
         content = self.server.agent.raw

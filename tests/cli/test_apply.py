@@ -110,6 +110,36 @@ def test_json_document_of_services_is_accepted(agent, run):
     assert agent.applied[0]["values"]["services"][0]["name"] == "chat"
 
 
+def test_everything_that_a_file_says_of_services_reaches_the_agent(agent, run, file):
+    text = """\
+defaults: {scheduler: source, source_prefix: 24}
+services:
+  - name: edge
+    vip: 192.0.2.0/24
+    port: 8000-8100
+    forward: fullnat
+    no_backend: reset
+    backends:
+      - {name: a, address: 10.0.1.1, port: 8000, backup: true}
+"""
+    file.write_text(text)
+    result = run("apply", "-f", str(file))
+    assert result.code == 0, result.err
+    (edge,) = agent.applied[0]["values"]["services"]
+    assert edge["backends"][0] == {
+        "name": "a",
+        "address": "10.0.1.1",
+        "port": 8000,
+        "backup": True,
+    }
+    assert {key: edge[key] for key in ("vip", "port", "source_prefix", "no_backend")} == {
+        "vip": "192.0.2.0/24",
+        "port": "8000-8100",
+        "source_prefix": 24,
+        "no_backend": "reset",
+    }
+
+
 def test_export_of_services_can_be_applied(agent, run):
     exported = run("export", "--services-only").out
     result = run("apply", "-f", "-", stdin=io.StringIO(exported))

@@ -23,6 +23,17 @@ REMOVAL = {
         ("backend enable chat/gpu-1", "backend.set", {"state": "active"}),
         ("backend disable chat/gpu-1", "backend.set", {"state": "maintenance"}),
         ("backend add chat/gpu-1 --address 10.0.0.24", "backend.add", {"address": "10.0.0.24"}),
+        (
+            "backend add chat/gpu-1 --address 10.0.0.24 --port 8001 --backup --quic-server-id C0FE",
+            "backend.add",
+            {"address": "10.0.0.24", "port": 8001, "backup": True, "quic_server_id": "c0fe"},
+        ),
+        ("backend set chat/gpu-1 --no-backup", "backend.set", {"backup": False}),
+        (
+            "backend set chat/gpu-1 --quic-server-id 00000001",
+            "backend.set",
+            {"quic_server_id": "00000001"},
+        ),
         ("backend remove chat/gpu-1 --yes", "backend.remove", {}),
     ],
 )
@@ -89,12 +100,70 @@ def test_service_set_sends_only_what_was_named(agent, run):
 
 
 @pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        ("--vip 192.0.2.0/24 --port 8000-8100", {"vip": "192.0.2.0/24", "port": "8000-8100"}),
+        ("--vip FD00:0::/64", {"vip": "fd00::/64"}),
+        (
+            "--scheduler source --source-prefix 24 --source-bound 1.5",
+            {"scheduler": "source", "source_prefix": 24, "source_bound": 1.5},
+        ),
+        (
+            "--scheduler least-load --draws 2 --bytes-per-connection 400 --no-count-waiting",
+            {
+                "scheduler": "least-load",
+                "draws": 2,
+                "bytes_per_connection": 400,
+                "count_waiting": False,
+            },
+        ),
+        ("--slow-start 30 --no-backend reset", {"slow_start": 30.0, "no_backend": "reset"}),
+        ("--slow-start 1m", {"slow_start": "1m"}),
+        ("--forward fullnat --count-waiting", {"forward": "fullnat", "count_waiting": True}),
+        ("--quic-server-id-bytes 4", {"quic_server_id_bytes": 4}),
+        ("--quic-server-id-bytes 0 --source-prefix 0", {
+            "quic_server_id_bytes": None, "source_prefix": None,
+        }),
+    ],
+)  # fmt: skip
+def test_every_setting_of_a_service_has_an_option(agent, run, options, values):
+    result = run("service", "set", "chat", *options.split())
+    assert result.code == 0, result.err
+    assert agent.edits[0]["values"] == values
+
+
+def test_a_new_backend_says_everything_in_one_word(agent, run):
+    first = "a=10.0.1.21,port=8443,weight=50,backup"
+    second = "b=fd00::21,quic-server-id=C0FFEE01"
+    options = ["--vip", "10.0.0.10", "--port", "443", "--backend", first, "--backend", second]
+    result = run("service", "add", "api", *options)
+    assert result.code == 0, result.err
+    assert agent.edits[0]["values"]["backends"] == [
+        {"name": "a", "address": "10.0.1.21", "port": 8443, "weight": 50, "backup": True},
+        {"name": "b", "address": "fd00::21", "quic_server_id": "c0ffee01"},
+    ]
+
+
+@pytest.mark.parametrize(
     ("command", "hint"),
     [
         ("service add chat --vip 10.0.0.10", "--port"),
         ("service add chat --port 80 --vip 10.0.0.300", "not an IPv4 or IPv6 address"),
-        ("service add chat --vip 10.0.0.10 --port 0", "1 to 65535, or any"),
+        ("service add chat --vip 10.0.0.10 --port 0", "1 to 65535, a range such as"),
+        ("service add chat --vip 10.0.0.10 --port 90-80", "1 to 65535, a range such as"),
+        ("service add chat --vip 10.0.0.10/24 --port 80", "an address inside of 10.0.0.0/24"),
+        ("service add chat --vip 10.0.0.0/33 --port 80", "a prefix such as 192.0.2.0/24"),
         ("service add c --vip 10.0.0.1 --port 1 --backend gpu-1", "NAME=ADDRESS"),
+        ("service add c --vip 10.0.0.1 --port 1 --backend a=10.0.0.2,wieght=1", "mean weight?"),
+        ("service add c --vip 10.0.0.1 --port 1 --backend a=10.0.0.2,port=0", "1<=x<=65535"),
+        ("service add c --vip 10.0.0.1 --port 1 --backend a=10.0.0.2,port", "[,port=N]"),
+        ("service add c --vip 10.0.0.1 --port 1 --backend a=10.0.0.2,backup=yes", "[,backup]"),
+        ("service set chat --forward fulnat", "did you mean fullnat?"),
+        ("service set chat --scheduler leastload", "did you mean least-load?"),
+        ("service set chat --no-backend rest", "did you mean reset?"),
+        ("service set chat --draws 9", "2<=x<=8"),
+        ("backend set chat/gpu-1 --state drian", "did you mean drain?"),
+        ("backend set chat/gpu-1 --quic-server-id 123", "1 to 8 bytes in hexadecimal"),
         ("service add c --vip 10.0.0.1 --port 1 --timeout long=3", "STATE=DURATION"),
         ("service set chat", "nothing to set"),
         ("backend set chat/gpu-1", "nothing to set"),

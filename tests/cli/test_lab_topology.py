@@ -11,8 +11,8 @@ import pytest
 
 from agent.config.load import parse
 from agent.errors import ConfigError
-from agent.model import AdminState, CheckKind, Forward, XdpMode
-from lbctl.lab import build, load, server, topology
+from agent.model import AdminState, CheckKind, Forward, Hook, Scheduler
+from lbctl.lab import build, cli, load, server, topology, wiring
 from lbctl.lab.topology import Lab, Role, lab_command
 
 
@@ -33,6 +33,7 @@ def test_addresses_are_unique_and_show_the_same_digits_in_both_families() -> Non
     assert len({node.ipv6 for node in nodes} | {lab.vips[1]}) == len(nodes) + 1
     for node in nodes:
         assert node.ipv4 in ipaddress.ip_network("10.99.0.0/24")
+        assert node.ipv6 in ipaddress.ip_network("fd99::/64")
         assert str(node.ipv4).rsplit(".", 1)[1] == str(node.ipv6).rsplit(":", 1)[1]
 
 
@@ -45,6 +46,10 @@ def test_addresses_are_unique_and_show_the_same_digits_in_both_families() -> Non
         {"clients": 0},
         {"name": "../etc"},
         {"name": ""},
+        {"vlan": 4095},
+        {"arms": 2},
+        {"arms": 2, "forward": Forward.GUE},
+        {"arms": 3, "forward": Forward.NAT},
     ],
 )
 def test_a_lab_that_cannot_be_is_refused_with_a_remedy(options: dict[str, object]) -> None:
@@ -62,20 +67,34 @@ def test_a_node_is_found_by_its_name_and_by_its_namespace() -> None:
 
 
 @pytest.mark.parametrize("forward", Forward)
-def test_the_agent_accepts_the_configuration_of_a_lab(forward: Forward) -> None:
-    lab = Lab(forward=forward, spares=1, weights=(100, 50), xdp_mode=XdpMode.GENERIC)
+@pytest.mark.parametrize("vlan", [None, 100])
+def test_the_agent_accepts_the_configuration_of_a_lab(forward: Forward, vlan: int | None) -> None:
+    arms = 2 if forward.is_nat else 1
+    lab = Lab(
+        forward=forward,
+        spares=1,
+        weights=(100, 50),
+        hook=Hook.GENERIC,
+        arms=arms,
+        vlan=vlan,
+        scheduler=Scheduler.LEAST_CONN,
+    )
     balancer = lab.node("lb1")
     import yaml
 
     config = parse(yaml.safe_dump(topology.agent_document(lab, balancer)), "lab")
     assert config.name == "lab-lb1"
-    assert config.xdp_mode is XdpMode.GENERIC
+    assert config.hook is Hook.GENERIC
+    assert config.backend_interfaces == (("eth1",) if arms == 2 else ())
     assert [service.key.vip for service in config.services] == list(lab.vips)
     for service in config.services:
         assert service.forward is forward
+        assert service.scheduler is Scheduler.LEAST_CONN
         assert service.health.kind is CheckKind.HTTP
         assert [backend.weight for backend in service.backends] == [100, 50, 100]
         assert {backend.admin for backend in service.backends} == {AdminState.ACTIVE}
+        ports = {backend.port for backend in service.backends}
+        assert ports == ({8080} if forward is Forward.NAT else {None})
 
 
 def test_only_the_first_balancer_answers_for_the_vips() -> None:
@@ -87,44 +106,141 @@ def test_only_the_first_balancer_answers_for_the_vips() -> None:
     assert managed == [True, False]
 
 
-def test_ipip_has_room_for_the_outer_header_and_clients_do_not_know() -> None:
-    lab = Lab(forward=Forward.IPIP)
+@pytest.mark.parametrize("forward", [Forward.IPIP, Forward.GUE])
+def test_tunnels_have_room_for_the_outer_headers_and_clients_do_not_know(forward: Forward) -> None:
+    lab = Lab(forward=forward)
     mtus = {node.role: node.mtu for node in lab.nodes()}
     assert mtus[Role.CLIENT] == 1500
-    assert mtus[Role.BALANCER] >= 1500 + 40
-    assert mtus[Role.BACKEND] >= 1500 + 40
+    assert mtus[Role.BALANCER] >= 1500 + 40 + 8
+    assert mtus[Role.BACKEND] >= 1500 + 40 + 8
     assert {node.mtu for node in Lab().nodes()} == {1500}
+    commands = wiring.node_commands(lab, lab.node("be1"))
+    assert "route add 10.99.0.0/24 dev eth0 mtu 1500" in commands
+    assert "route add fd99::/64 dev eth0 mtu 1500" in commands
+    commands = wiring.node_commands(lab, lab.node("lb1"))
+    assert [c for c in commands if "mtu" in c] == [
+        "route add 10.99.0.21 dev eth0 mtu 1500",
+        "route add fd99::21 dev eth0 mtu 1500",
+    ], "only to clients"
 
 
-def test_backends_have_the_vips_and_do_not_speak_arp_for_them() -> None:
-    lab = Lab()
-    commands = topology.node_commands(lab, lab.node("be1"))
+@pytest.mark.parametrize("forward", [f for f in Forward if not f.is_nat])
+def test_backends_have_the_vips_and_do_not_speak_arp_for_them(forward: Forward) -> None:
+    lab = Lab(forward=forward)
+    commands = wiring.node_commands(lab, lab.node("be1"))
     assert f"address add {lab.vips[0]}/32 dev lo" in commands
     assert f"address add {lab.vips[1]}/128 dev lo nodad" in commands
-    settings = topology.sysctls(Role.BACKEND)
+    settings = wiring.sysctls(Role.BACKEND)
     assert settings["ipv4/conf/all/arp_ignore"] == "1"
     assert settings["ipv4/conf/all/arp_announce"] == "2"
-    assert not any("dev lo" in c for c in topology.node_commands(lab, lab.node("client")))
+    assert not any("dev lo" in c for c in wiring.node_commands(lab, lab.node("client")))
+
+
+@pytest.mark.parametrize("forward", [Forward.NAT, Forward.FULLNAT])
+@pytest.mark.parametrize("arms", [1, 2])
+def test_backends_of_nat_know_no_vip_and_no_way_to_the_clients(forward: Forward, arms: int) -> None:
+    lab = Lab(forward=forward, arms=arms)
+    client, be1 = lab.node("client"), lab.node("be1")
+    commands = wiring.node_commands(lab, be1)
+    assert not any(str(vip) in command for vip in lab.vips for command in commands)
+    for address in (client.ipv4, client.ipv6):
+        networks = [a.network for link in be1.links for a in link.addresses]
+        assert not any(address in network for network in networks)
+    routes = [command for command in commands if command.startswith("route add")]
+    if forward is Forward.FULLNAT:
+        assert routes == []
+    else:
+        inner = [a.ip for link in lab.node("lb1").links for a in link.addresses]
+        assert routes == [
+            "route add 0.0.0.0/0 via 10.99.1.11",
+            "route add ::/0 via fd99:0:0:1::11",
+        ]
+        assert {ipaddress.ip_address(route.split()[-1]) for route in routes} <= set(inner)
+
+
+def test_a_second_arm_has_a_bridge_of_its_own() -> None:
+    one, two = (Lab(forward=Forward.NAT, arms=arms) for arms in (1, 2))
+    assert [link.bridge for link in one.node("lb1").links] == ["br0"]
+    assert one.node("be1").links[0].bridge == "br0"
+    assert [(link.interface, link.bridge) for link in two.node("lb1").links] == [
+        ("eth0", "br0"),
+        ("eth1", "br1"),
+    ]
+    assert two.node("be1").links[0].bridge == "br1"
+    assert two.node("client").links[0].bridge == "br0"
+    assert wiring.ports_with_xdp(two) == ["lb1", "lb1-back"]
+
+
+@pytest.mark.parametrize("hook", [Hook.TC, Hook.GENERIC])
+def test_only_native_xdp_needs_help_at_the_far_end(hook: Hook) -> None:
+    assert wiring.ports_with_xdp(Lab(hook=hook)) == []
+
+
+def test_with_a_vlan_all_addresses_are_on_it_and_the_lab_places_the_vips() -> None:
+    lab = Lab(vlan=100, balancers=2)
+    for node in lab.nodes():
+        commands = wiring.node_commands(lab, node)
+        assert "link add link eth0 name eth0.100 type vlan id 100" in commands
+        assert f"address add {node.ipv4}/24 dev eth0.100" in commands
+        assert not any(command.endswith("dev eth0") for command in commands)
+        placed = f"address add {lab.vips[0]}/32 dev eth0.100" in commands
+        assert placed is (node.name == "lb1")
+        if node.role is Role.BALANCER:
+            assert topology.agent_document(lab, node)["manage_vips"] is False
+
+
+@pytest.mark.parametrize(
+    ("options", "ports"),
+    [
+        ({"vlan": None}, []),
+        ({"vlan": 100}, ["lb1"]),
+        ({"vlan": 100, "hook": Hook.TC}, []),
+        ({"vlan": 100, "forward": Forward.NAT, "arms": 2}, ["lb1", "lb1-back"]),
+        ({"vlan": 100, "forward": Forward.GUE}, ["lb1", "be1"]),
+        ({"vlan": 100, "forward": Forward.IPIP, "hook": Hook.TC}, ["be1"]),
+    ],
+)
+def test_tags_are_in_the_frame_where_xdp_looks_for_them(
+    options: dict[str, Any], ports: list[str]
+) -> None:
+    assert wiring.ports_with_tags_in_frames(Lab(backends=1, **options)) == ports
+
+
+def test_the_command_line_offers_what_the_model_knows() -> None:
+    assert [Forward(word) for word in cli.FORWARDS] == list(Forward)
+    assert [Scheduler(word) for word in cli.SCHEDULERS] == list(Scheduler)
+    assert {Hook(word) for word in cli.HOOKS} == set(Hook) - {Hook.EXTERNAL}
 
 
 @pytest.mark.parametrize("role", Role)
 def test_no_host_of_the_lab_forwards(role: Role) -> None:
-    settings = topology.sysctls(role)
+    settings = wiring.sysctls(role)
     assert settings["ipv4/ip_forward"] == "0"
     assert settings["ipv6/conf/all/forwarding"] == "0"
 
 
 def test_every_host_has_a_cable_to_the_switch() -> None:
     lab = Lab(backends=2)
-    commands = topology.switch_commands(lab)
+    commands = wiring.switch_commands(lab)
     for node in lab.nodes():
         assert any(f"netns {node.namespace}" in command for command in commands)
         assert f"link set {node.name} master br0 up" in commands
 
 
 def test_options_survive_the_state_file() -> None:
-    lab = Lab(name="x", backends=2, spares=1, clients=2, forward=Forward.IPIP, weights=(1, 2))
-    assert topology.from_document(topology.to_document(lab)) == lab
+    lab = Lab(
+        name="x",
+        backends=2,
+        spares=1,
+        clients=2,
+        forward=Forward.FULLNAT,
+        scheduler=Scheduler.SOURCE,
+        weights=(1, 2),
+        arms=2,
+        vlan=7,
+    )
+    for each in (lab, Lab()):
+        assert topology.from_document(topology.to_document(each)) == each
     broken = topology.to_document(lab) | {"forward": "pigeon"}
     with pytest.raises(ConfigError):
         topology.from_document(broken)

@@ -28,6 +28,11 @@ def test_backend_list_says_state_why_since_weight_rates_and_share(agent, run):
         "BIT/S",
         "SHARE",
         "exp/act",
+        "WAITING",
+        "B",
+        "1ST",
+        "BYTE",
+        "p50/p99",
     ]
     assert rows[0].split() == [
         "chat",
@@ -46,6 +51,8 @@ def test_backend_list_says_state_why_since_weight_rates_and_share(agent, run):
         "45.7k",
         "1.2G",
         "33.3/34.0%",
+        "45.6k",
+        "287ms/1.9s",
     ]
     assert "100→0" in rows[1]
     assert "drained by the operator" in rows[1]
@@ -124,12 +131,59 @@ def test_service_show_tells_of_flows_without_room(agent, run):
     assert "5,000 flows found no room" in run("service", "show", "chat").out
 
 
+def test_ports_backups_slow_start_and_quic_are_shown_where_they_are_set(agent, run):
+    before = run("service", "show", "chat").out
+    assert "slow start" not in before
+    assert "QUIC" not in before
+    agent.services[0] |= {"slow_start_s": 30.0, "quic_id_bytes": 4}
+    agent.services[0]["backends"][0] |= {"port": 8001, "backup": True}
+    after = run("service", "show", "chat").out
+    assert "slow start    a backend that comes up: 30s" in after
+    assert "QUIC          server ids of 4 bytes" in after
+    assert "10.0.0.21:8001" in after
+    shown = run("backend", "show", "chat/gpu-1").out
+    assert "10.0.0.21:8001" in shown
+    assert "active, as a backup" in shown
+
+
 def test_backend_show_has_health_next_hop_and_weight(agent, run):
     out = run("backend", "show", "chat/gpu-2").out
     assert "02:00:00:00:00:21, on the same segment" in out
     assert "100→0 (drain)" in out
     assert "http 200 (3.2 ms)" in out
+    assert "330 open connections, 12 requests (45.6 kB) waiting for an answer" in out
+    assert "first byte  287ms/1.9s (p50/p99 of 321 in the last minute); 412ms on average" in out
+    assert "handshake   none in the last minute; 412µs on average of 4,300" in out
     assert "not resolved" in run("backend", "show", "chat/gpu-3").out
+
+
+def test_where_nothing_is_counted_there_are_no_columns_for_it(agent, run):
+    unknown = dict.fromkeys(("waiting_bytes", "waiting_requests", "first_byte", "handshake"))
+    agent.services[0] |= {"waiting_bytes": None, "waiting_requests": None}
+    for backend in agent.services[0]["backends"]:
+        backend |= unknown
+    assert "WAITING" not in run("backend", "list").out
+    assert "WAITING" not in run("service", "list").out
+    out = run("backend", "show", "chat/gpu-1").out
+    assert "load        330 open connections, load score 376.60\n" in out
+    assert "first byte  not counted\n" in out
+
+
+def test_a_service_shows_what_its_scheduler_goes_by(agent, run):
+    out = run("service", "show", "chat").out
+    assert "scheduler     least-load (draws 4, bytes per connection 1000)\n" in out
+    assert "no backend    drop (" in out
+    agent.services[0] |= {
+        "scheduler": "source",
+        "scheduler_settings": {"source_bits": None, "source_bound": 1.25},
+    }
+    assert "scheduler     source (source bound 1.25)\n" in run("service", "show", "chat").out
+
+
+def test_answers_of_backends_are_in_the_totals_where_they_come_by(agent, run):
+    assert "back:" not in run("service", "show", "chat").out
+    agent.services[0] |= {"reply_packets_total": 1200, "reply_bytes_total": 3_400_000}
+    assert "; back: 1,200 packets, 3.4 MB" in run("service", "show", "chat").out
 
 
 def test_status_says_whether_it_balances(agent, run):
@@ -138,9 +192,33 @@ def test_status_says_whether_it_balances(agent, run):
     assert "3: 1 up, 1 down, 1 drain" in out
     assert "2 changes since" in out
     assert "PROBLEM" not in out
-    assert "the fastest" not in out
-    agent.status["dataplane"] |= {"xdp_mode": "generic", "xdp_mode_reason": "native: no"}
-    assert "; generic XDP: native: no" in run("status").out
+    assert "hook        native XDP: the fastest\n" in out
+    agent.status["dataplane"] |= {"hook": "tc", "hook_reason": "native: no"}
+    assert "hook        tc ingress: native: no\n" in run("status").out
+    assert "(tc ingress, driver mlx5_core)" in run("status").out
+
+
+def test_status_says_what_the_program_is_and_what_it_has(agent, run):
+    out = run("status").out
+    assert "1,432 instructions (8.1 kB of machine code)" in out
+    assert "45,123 instructions verified" in out
+    assert "features    ipv4 ipv6\n" in out
+    assert "nat " not in out
+
+
+def test_status_says_how_many_ports_fullnat_has_left(agent, run):
+    agent.status["dataplane"]["nat_sources"] = [
+        {"address": "198.51.100.200", "used_ports": 5632, "ports": 22_528},
+        {"address": "2001:db8::200", "used_ports": 0, "ports": 22_528},
+    ]
+    out = run("status").out
+    assert "nat         198.51.100.200: 5.6k of 22.5k ports in use (25.0%)\n" in out
+    assert "            2001:db8::200: 0 of 22.5k ports in use (0.0%)\n" in out
+
+
+def test_status_names_every_interface(agent, run):
+    agent.status["dataplane"]["backend_interfaces"] = ["eth1", "bond0.7"]
+    assert "balancing on eth0, eth1, bond0.7 (" in run("status").out
 
 
 def test_status_shows_problems(agent, run):
@@ -174,23 +252,61 @@ def test_flows_says_when_there_are_more(agent, run):
     assert "1 of 1,234 flows shown" in result.err
 
 
+def test_flows_show_what_is_known_of_requests(agent, run):
+    header, row = run("flows").out.splitlines()
+    assert header.split() == [
+        "SERVICE", "BACKEND", "PROTO", "CLIENT", "VIP", "STATE",
+        "WAITING", "B", "TALK", "HANDSHAKE", "AGE", "IDLE",
+    ]  # fmt: skip
+    assert row.split()[5:9] == ["established", "4.6k", "tls", "731µs"]
+
+
+def test_flows_without_requests_or_nat_have_no_columns_for_them(agent, run):
+    unknown = dict.fromkeys(("awaiting_answer", "waiting_bytes", "handshake_ms", "talk"))
+    agent.flows[0] |= unknown
+    header = run("flows").out.splitlines()[0]
+    assert "WAITING" not in header
+    assert "NAT" not in header
+
+
+def test_flows_of_fullnat_show_what_the_backend_sees(agent, run):
+    agent.flows[0] |= {"nat_source": "fd00::1", "nat_source_port": 10_240}
+    assert "[fd00::1]:10240" in run("flows").out
+
+
+def test_flows_of_the_awaiting_can_be_asked_for(agent, run):
+    run("flows", "--state", "awaiting")
+    assert agent.queries[-1][1]["state"] == "awaiting"
+
+
 def test_flows_refuses_filters_that_contradict(agent, run):
     assert run("flows", "--service", "web", "--backend", "chat/gpu-1").code == 2
     assert run("flows", "--client", "10.0.0.300").code == 2
 
 
+DRAW = {
+    "slot": 123,
+    "backend": "gpu-3",
+    "usable": True,
+    "load_score": None,
+    "open_connections": None,
+    "most_open_connections": None,
+    "cpu": None,
+}
 EXPLANATION = {
     "verdict": "forward",
     "service": "chat",
     "backend": "gpu-3",
     "reason": "drawn from the ring",
+    "scheduler": "maglev",
+    "depends_on": None,
     "steps": ["service chat", "no recorded flow"],
     "recorded_flow": None,
     "ring": {
         "slots": 65_537,
         "draws": [
-            {"slot": 8123, "backend": "gpu-2", "usable": False},
-            {"slot": 123, "backend": "gpu-3", "usable": True},
+            DRAW | {"slot": 8123, "backend": "gpu-2", "usable": False},
+            DRAW,
         ],
     },
 }
@@ -233,11 +349,44 @@ def test_explain_refuses_what_is_no_connection(run, client, vip, hint):
     assert hint in result.err
 
 
+def explained(agent, run, **changes) -> str:
+    agent.explanation = EXPLANATION | changes
+    return run("explain", "tcp", "198.51.100.7:40000", "10.0.0.10:80").out
+
+
 def test_explain_shows_a_recorded_flow(agent, run):
-    flow = {"state": "established", "backend": "gpu-1", "age_s": 192.0, "idle_s": 1.0}
-    agent.explanation = EXPLANATION | {"recorded_flow": flow, "ring": {"slots": 0, "draws": []}}
-    out = run("explain", "tcp", "198.51.100.7:40000", "10.0.0.10:80").out
-    assert "established on gpu-1, for 3m12s, idle for 1s" in out
+    flow = agent.flows[0] | {"nat_source": "10.0.0.1", "nat_source_port": 12_345}
+    out = explained(agent, run, recorded_flow=flow, ring={"slots": 0, "draws": []})
+    assert "established on gpu-1, for 3m12s, idle for 1s, from 10.0.0.1:12345" in out
+    assert "4.6 kB of a request wait for an answer" in out
+
+
+def test_explain_says_what_the_choice_depends_on(agent, run):
+    draws = [DRAW | {"load_score": 12.5}, DRAW | {"backend": "gpu-1", "load_score": 7.25}]
+    out = explained(agent, run, depends_on="load", ring={"slots": 101, "draws": draws})
+    assert "depends on  the load of the moment" in out
+    assert "draw 1: slot 123 of 101: gpu-3, load score 12.50" in out
+    assert "draw 2: slot 123 of 101: gpu-1, load score 7.25" in out
+
+
+def test_explain_shows_how_far_a_backend_is_from_its_bound(agent, run):
+    draws = [DRAW | {"open_connections": 11, "most_open_connections": 10}]
+    out = explained(agent, run, ring={"slots": 101, "draws": draws})
+    assert "gpu-3, 11 open of at most 10" in out
+
+
+def test_explain_of_a_turn_names_the_cpus(agent, run):
+    draws = [DRAW | {"cpu": 0}, DRAW | {"cpu": 1, "backend": "gpu-1"}]
+    out = explained(agent, run, backend=None, depends_on="turn", ring={"slots": 3, "draws": draws})
+    assert "verdict     forward to a backend of chat" in out
+    assert "CPU 0: slot 123 of 3: gpu-3" in out
+    assert "CPU 1: slot 123 of 3: gpu-1" in out
+
+
+def test_explain_of_nobody_says_what_the_client_gets(agent, run):
+    out = explained(agent, run, verdict="reset", backend=None, ring={"slots": 0, "draws": []})
+    assert out.startswith("verdict  reset\n")
+    assert "service  chat" in out
 
 
 def test_export_is_the_running_configuration(agent, run):

@@ -62,7 +62,29 @@ def test_durations(seconds, text):
     assert humanise.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (0.0, "0µs"),
+        (0.0214, "21µs"),
+        (0.9994, "999µs"),
+        (0.9996, "1.0ms"),
+        (9.94, "9.9ms"),
+        (9.96, "10ms"),
+        (287.4, "287ms"),
+        (999.4, "999ms"),
+        (999.6, "1.0s"),
+        (59_940, "59.9s"),
+        (134_218, "2m14s"),
+    ],
+)
+def test_measured_times(milliseconds, text):
+    assert humanise.milliseconds(milliseconds) == text
+
+
 def test_endpoints_bracket_ipv6():
+    assert humanise.endpoint("2001:db8::/64", "8000-8010") == "[2001:db8::/64]:8000-8010"
+    assert humanise.endpoint("10.0.0.0/24", "any") == "10.0.0.0/24:any"
     assert humanise.endpoint("10.0.0.1", 80) == "10.0.0.1:80"
     assert humanise.endpoint("fd00::1", "any") == "[fd00::1]:any"
 

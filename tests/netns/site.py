@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,6 +75,11 @@ class Site:
         text = document if isinstance(document, str) else yaml.safe_dump(document)
         self.lab.config_path(self.balancer).write_text(text)
 
+    def reload(self, document: Any) -> None:
+        """Write the configuration and have the agent take it over."""
+        self.write_config(document)
+        self.api.post("/v1/reload", {})
+
     def agent_pid(self) -> int | None:
         return processes.pid_of(self.lab.run_dir, self.balancer.name)
 
@@ -108,23 +114,23 @@ class Site:
         for vip in self.lab.vips:
             host = f"[{vip}]" if vip.version == 6 else str(vip)
             command += ["--target", f"{host}:80"]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=processes.environment(self.lab.run_dir),
-        )
         result: dict = {"records": []}
-        time.sleep(0.5)
-        try:
-            yield result
-        finally:
-            time.sleep(0.3)
-            process.send_signal(signal.SIGTERM)
-            out, _ = process.communicate(timeout=20)
-            lines = [json.loads(line) for line in out.splitlines()]
-            result["records"] = lines[:-1]
-            result.update(lines[-1])
+        # A file: the load would stand still once a pipe that nobody reads is full.
+        with tempfile.TemporaryFile("w+") as out:
+            process = subprocess.Popen(
+                command, stdout=out, env=processes.environment(self.lab.run_dir)
+            )
+            time.sleep(0.5)
+            try:
+                yield result
+            finally:
+                time.sleep(0.3)
+                process.send_signal(signal.SIGTERM)
+                process.wait(timeout=20)
+                out.seek(0)
+                lines = [json.loads(line) for line in out]
+                result["records"] = lines[:-1]
+                result.update(lines[-1])
 
 
 def assert_unharmed(load: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from agent.api.client import ApiRefusedError
-from agent.model import Forward, XdpMode
+from agent.model import Forward, Hook
 from lbctl.lab import build, netns, processes
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
@@ -368,20 +368,18 @@ def test_a_user_without_permission_is_told_what_to_do(lab: Site) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"xdp_mode": "generic"}, {"forward": "ipip"}],
+    [{"hook": "generic"}, {"forward": "ipip"}],
     ids=["generic", "ipip"],
 )
 def test_other_modes_balance_too(options: dict[str, str]) -> None:
-    chosen = {
-        key: (XdpMode if key == "xdp_mode" else Forward)(value) for key, value in options.items()
-    }
+    chosen = {key: (Hook if key == "hook" else Forward)(value) for key, value in options.items()}
     with site(name="st-modes", backends=2, **chosen) as other:
         with other.load() as load:
             time.sleep(1.0)
         assert_unharmed(load)
         assert set(load["backends"]) == {"be1", "be2"}
         status = other.get("/v1/status")["dataplane"]
-        assert status["xdp_mode"] == options.get("xdp_mode", "native")
+        assert status["hook"] == options.get("hook", "native")
 
 
 def test_a_program_of_another_abi_is_replaced_without_a_gap(lab: Site) -> None:

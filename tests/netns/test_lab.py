@@ -135,10 +135,18 @@ def test_a_killed_server_breaks_held_connections_and_refuses_new_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--forward", "dsr"], ["--forward", "ipip"], ["--xdp-mode", "generic"]]
+    "options",
+    [
+        "--forward dsr",
+        "--forward ipip --scheduler maglev",
+        "--forward gue --hook native",
+        "--forward nat --arms 2 --scheduler round-robin",
+        "--forward fullnat --hook tc",
+        "--hook generic --scheduler source",
+    ],
 )
-def test_up_carries_traffic_of_both_families_and_down_leaves_nothing(options: list[str]) -> None:
-    result = lbctl("up", "--backends", "2", *options)
+def test_up_carries_traffic_of_both_families_and_down_leaves_nothing(options: str) -> None:
+    result = lbctl("up", "--backends", "2", *options.split())
     assert result.returncode == 0, result.stderr
     assert "lbctl lab --name st-lab exec client" in result.stderr
     for host in ("10.99.0.100", "[fd99::100]"):
@@ -165,6 +173,26 @@ def test_replace_builds_anew_and_a_second_balancer_stands_by() -> None:
     assert "10.99.0.100" not in held
     held = lbctl("exec", "lb1", "--", "ip", "-o", "address").stdout
     assert "10.99.0.100" in held
+
+
+def has_vlan_devices() -> bool:
+    """Whether this kernel can make them: asked in a network namespace that goes at once."""
+    command = ["unshare", "--net", "ip", "link", "add", "link", "lo", "name", "v", "type", "vlan"]
+    return subprocess.run([*command, "id", "5"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("forward", ["dsr", "nat", "gue"])
+def test_a_vlan_carries_traffic_or_the_kernel_is_said_to_have_none(forward: str) -> None:
+    result = lbctl("up", "--backends", "1", "--vlan", "100", "--forward", forward)
+    if has_vlan_devices():
+        assert result.returncode == 0, result.stderr
+        held = lbctl("exec", "lb1", "--", "ip", "-o", "address", "show", "dev", "eth0.100").stdout
+        assert "10.99.0.100/32" in held
+    else:
+        assert result.returncode == 1
+        assert "no VLAN devices" in result.stderr
+        assert "modprobe 8021q" in result.stderr
+        assert traces() == []
 
 
 def test_down_without_a_lab_is_fine_and_other_commands_say_what_to_do() -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import subprocess
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -19,156 +16,30 @@ import pytest
 from agent.errors import NetworkError
 from agent.model import Address, NextHop
 from agent.network import netlink, resolve
-from agent.network.nexthop import NextHops
 from agent.network.vips import OUR_PROTO, Vips
+from tests.netns.cable import (
+    OURS_MAC,
+    PEER,
+    PEER6,
+    PEER_MAC,
+    Net,
+    Watch,
+    follow,
+    run_in,
+    wired,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
-
-OURS_MAC = "02:00:00:00:00:01"
-PEER_MAC = "02:00:00:00:00:21"
-PEER = ip_address("10.9.0.21")
-PEER6 = ip_address("fd09::21")
-SUBNET = "10.9.0.0/24"
-
-
-def ip(*words: str) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False, timeout=20)
-    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
-    return done.stdout
-
-
-@dataclass
-class Net:
-    """A namespace for us, with ``eth0``, and one for a peer at the other end of the cable."""
-
-    us: str
-    peer: str
-
-    def ours(self, command: str) -> str:
-        return ip("-n", self.us, *command.split())
-
-    def peers(self, command: str) -> str:
-        return ip("-n", self.peer, *command.split())
-
-    def sysctl(self, namespace: str, **settings: object) -> None:
-        words = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
-        ip("netns", "exec", namespace, "sysctl", "-qw", *words)
-
-    def cable(self) -> None:
-        """Make and configure eth0 on both sides; also when it was removed."""
-        self.ours(f"link add eth0 address {OURS_MAC} type veth peer name eth0 netns {self.peer}")
-        self.peers(f"link set eth0 address {PEER_MAC}")
-        # Failures and staleness within tenths of a second instead of half a minute.
-        for family in ("ipv4", "ipv6"):
-            quick = {
-                "mcast_solicit": 2,
-                "ucast_solicit": 1,
-                "retrans_time_ms": 50,
-                "delay_first_probe_time": 0,
-                "base_reachable_time_ms": 500,
-                "locktime": 0,
-            }
-            for key, value in quick.items():
-                if family == "ipv4" or key != "locktime":
-                    self.sysctl(self.us, **{f"net__{family}__neigh__eth0__{key}": value})
-        self.ours("addr add 10.9.0.2/24 dev eth0")
-        self.ours("addr add fd09::2/64 dev eth0 nodad")
-        self.peers(f"addr add {PEER}/24 dev eth0")
-        self.peers(f"addr add {PEER6}/64 dev eth0 nodad")
-        self.ours("link set eth0 up")
-        self.peers("link set eth0 up")
 
 
 @pytest.fixture
 def net() -> Iterator[Net]:
-    made = Net(f"st-net-{os.getpid()}-us", f"st-net-{os.getpid()}-peer")
-    try:
-        for name in (made.us, made.peer):
-            ip("netns", "add", name)
-            made.sysctl(name, net__ipv6__conf__default__accept_dad=0)
-            ip("-n", name, "link", "set", "lo", "up")
-        made.sysctl(made.peer, net__ipv4__conf__default__arp_notify=1)
-        made.cable()
+    with wired("net") as made:
         yield made
-    finally:
-        for name in (made.us, made.peer):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def run_in(namespace: str, main: Callable[[], Awaitable[None]]) -> None:
-    """Run an asyncio program with the sockets of another namespace, in a thread of its own."""
-    failures: list[BaseException] = []
-
-    def enter() -> None:
-        try:
-            with Path(f"/run/netns/{namespace}").open() as handle:
-                os.setns(handle.fileno(), os.CLONE_NEWNET)
-
-            async def limited() -> None:
-                async with asyncio.timeout(60):
-                    await main()
-
-            asyncio.run(limited())
-        except BaseException as error:  # noqa: BLE001 - carried over to the test's thread
-            failures.append(error)
-
-    thread = threading.Thread(target=enter, name=namespace)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-
-
-@dataclass
-class Watch:
-    """A running NextHops, and how often it told of a change."""
-
-    hops: NextHops = field(init=False)
-    changes: int = 0
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.hops = NextHops("eth0", self._note)
-
-    def _note(self) -> None:
-        self.changes += 1
-        self._changed.set()
-
-    async def until(self, address: Address, condition: Callable[[NextHop], bool]) -> NextHop:
-        """Wait for a change that brings the condition about; changes must be told of."""
-        try:
-            async with asyncio.timeout(20):
-                while not condition(hop := self.hops.get(address)):
-                    self._changed.clear()
-                    await self._changed.wait()
-                return hop
-        except TimeoutError:
-            pytest.fail(f"still {self.hops.get(address)}")
-
-    async def until_reason(self, address: Address, reason: str) -> NextHop:
-        return await self.until(address, lambda hop: hop.reason == reason)
-
-    async def until_mac(self, address: Address, mac: str) -> NextHop:
-        return await self.until(address, lambda hop: hop.mac == mac and not hop.reason)
-
-
-def follow(net: Net, addresses: set[Address], story: Callable[[Watch], Awaitable[None]]) -> None:
-    async def main() -> None:
-        watch = Watch()
-        watch.hops.set_addresses(addresses)
-        runner = asyncio.create_task(watch.hops.run())
-        await watch.hops.ready()
-        await story(watch)
-        assert not runner.done()
-        runner.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await runner
-
-    run_in(net.us, main)
 
 
 def test_resolves_neighbours_on_the_segment(net: Net) -> None:
@@ -308,6 +179,72 @@ def test_an_address_behind_another_interface_is_refused_by_name(net: Net) -> Non
         await watch.until_reason(own, "10.9.0.2 is an address of this machine")
 
     follow(net, {elsewhere}, story)
+
+
+SECOND_MAC = "02:00:00:00:01:21"
+BEHIND = ip_address("10.10.0.21")
+
+
+def second_cable(net: Net) -> None:
+    """One more interface on both sides, with a network of its own."""
+    net.ours(f"link add eth1 type veth peer name eth1 netns {net.peer}")
+    net.peers(f"link set eth1 address {SECOND_MAC} up")
+    net.ours("link set eth1 up")
+    net.ours("addr add 10.10.0.2/24 dev eth1")
+    net.peers(f"addr add {BEHIND}/24 dev eth1")
+
+
+def index(net: Net, name: str) -> int:
+    return int(json.loads(net.ours(f"-j link show {name}"))[0]["ifindex"])
+
+
+def test_addresses_behind_a_backend_interface_leave_by_it(net: Net) -> None:
+    second_cable(net)
+
+    async def story(watch: Watch) -> None:
+        assert (await watch.until_mac(PEER, PEER_MAC)).ifindex == index(net, "eth0")
+        hop = await watch.until_mac(BEHIND, SECOND_MAC)
+        assert (hop.ifindex, hop.on_link) == (index(net, "eth1"), True)
+        net.ours("link set eth1 down")
+        assert (await watch.until_reason(BEHIND, "eth1 is down")).mac == SECOND_MAC
+        assert watch.hops.get(PEER).reason == ""
+        net.ours("link set eth1 up")
+        await watch.until_mac(BEHIND, SECOND_MAC)
+        net.ours("link del eth1")
+        reason = f"no route to {BEHIND}; eth1 does not exist"
+        assert (await watch.until_reason(BEHIND, reason)).mac is None
+
+    follow(net, {PEER, BEHIND}, story, "eth0", "eth1")
+
+
+def test_a_gateway_of_the_same_address_on_two_interfaces_is_two_neighbours(net: Net) -> None:
+    second_cable(net)
+    first, second = ip_address("fd71::5"), ip_address("fd72::5")
+    for name in ("eth0", "eth1"):
+        net.peers(f"addr add fe80::1/64 dev {name} nodad")
+    net.ours("-6 route add fd71::/64 via fe80::1 dev eth0")
+    net.ours("-6 route add fd72::/64 via fe80::1 dev eth1")
+
+    async def story(watch: Watch) -> None:
+        await watch.until_mac(first, PEER_MAC)
+        await watch.until_mac(second, SECOND_MAC)
+
+    follow(net, {first, second}, story, "eth0", "eth1")
+
+
+def test_a_route_that_moves_to_the_other_interface_is_followed(net: Net) -> None:
+    second_cable(net)
+    far = ip_address("10.77.0.5")
+    net.ours("route add 10.77.0.0/16 via 10.9.0.21 metric 1")
+    net.ours(f"route add 10.77.0.0/16 via {BEHIND} metric 2")
+
+    async def story(watch: Watch) -> None:
+        await watch.until_mac(far, PEER_MAC)
+        net.ours("link set eth0 down")
+        hop = await watch.until_mac(far, SECOND_MAC)
+        assert hop.ifindex == index(net, "eth1")
+
+    follow(net, {far}, story, "eth0", "eth1")
 
 
 def test_a_link_that_flaps_keeps_the_mac_and_says_what_happens(net: Net) -> None:

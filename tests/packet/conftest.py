@@ -11,7 +11,7 @@ import pytest
 
 from agent.dataplane import pins
 from agent.dataplane.program import Dataplane, require_root
-from agent.model import Config
+from agent.model import Config, Hook
 from tests.packet import harness
 
 
@@ -44,6 +44,32 @@ def rig(loaded: Dataplane) -> Iterator[harness.Rig]:
     rig = harness.Rig(loaded)
     yield rig
     rig.reset()
+
+
+@pytest.fixture(scope="session")
+def loaded_tc() -> Iterator[Dataplane]:
+    """The same for tc."""
+    require_root()
+    dataplane = harness.load(
+        Config(harness.instance_name("tc"), "lo", hook=Hook.TC, tables=harness.SMALL),
+        harness.all_features(),
+    )
+    try:
+        yield dataplane
+    finally:
+        dataplane.tables.close()
+        pins.remove(dataplane.pins)
+
+
+@pytest.fixture(params=["xdp", "tc"])
+def hooked(request: pytest.FixtureRequest) -> Iterator[harness.Rig]:
+    """The data plane, empty, for one hook after the other."""
+    if request.param == "tc":
+        hooked: harness.Rig = harness.TcRig(request.getfixturevalue("loaded_tc"))
+    else:
+        hooked = harness.Rig(request.getfixturevalue("loaded"))
+    yield hooked
+    hooked.reset()
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
-import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import numpy as np
 
-from agent.dataplane import abi, contents, counters, flowhash, libbpf, pins, survey
+from agent.dataplane import abi, contents, libbpf, pins
+from agent.dataplane.constants import ALL_FEATURES, needed_features
 from agent.dataplane.explain import DataplaneView
 from agent.dataplane.flows import Names
 from agent.dataplane.program import Dataplane, require_root
@@ -28,7 +28,9 @@ from agent.model import (
     Health,
     HealthStatus,
     NextHop,
+    NoBackend,
     Protocol,
+    Scheduler,
     Service,
     ServiceKey,
     Tables,
@@ -37,14 +39,13 @@ from agent.reconcile.apply import Applier
 from agent.reconcile.diff import diff
 from agent.reconcile.reconciler import Pass, Reconciler
 from agent.state.desired import Surroundings
-from agent.state.identities import Identities, slot_of
+from agent.state.identities import Identities
 from agent.state.situation import verdicts
-from agent.state.snapshot import BackendCounts
 from agent.state.tables import TableContents
 from tests.packet.frames import BALANCER4, BALANCER6, BALANCER_MAC, VIP4, VIP6
+from tests.packet.records import Records
 
 PREFIX = "st-packet"
-CANDIDATES = 1 << 18  # drawn at once to find flows of a bucket
 SMALL = Tables(flows=65_536, services=16, backends=256, ring_slots=4099)
 
 
@@ -56,17 +57,6 @@ class Verdict(enum.IntEnum):
     PASS = 2
     TX = 3
     REDIRECT = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A slot of the flow table in which a flow was found."""
-
-    index: int
-    word: int
-    backend_id: int
-    state: abi.FlowState
-    idle_ticks: int
 
 
 def instance_name(what: str = "all") -> str:
@@ -85,10 +75,19 @@ def remove_leftovers() -> None:
 
 def all_features() -> tuple[Service, ...]:
     """Services that between them need every feature."""
-    return (
-        Service("any", ServiceKey(IPv6Address(VIP6), 0, Protocol.TCP), forward=Forward.IPIP),
-        Service("v4", ServiceKey(IPv4Address(VIP4), 80, Protocol.TCP)),
-    )
+    vip4, vip6 = IPv4Address(VIP4), IPv6Address(VIP6)
+    tcp, udp = Protocol.TCP, Protocol.UDP
+    services = (
+        Service("any", ServiceKey(vip6, 0, tcp), Forward.IPIP, Scheduler.SOURCE),
+        Service("v4", ServiceKey(vip4, 80, tcp), Forward.GUE, Scheduler.ROUND_ROBIN),
+        Service("range", ServiceKey(vip4, 8000, tcp, port_last=8010), Forward.NAT,
+                Scheduler.LEAST_CONN, no_backend=NoBackend.RESET),
+        Service("prefix", ServiceKey(IPv4Address("203.0.113.0"), 80, tcp, vip_bits=28),
+                Forward.FULLNAT, Scheduler.LEAST_LOAD),
+        Service("quic", ServiceKey(vip4, 443, udp), quic_id_bytes=4),
+    )  # fmt: skip
+    assert needed_features(services) == ALL_FEATURES
+    return services
 
 
 def load(config: Config, services: tuple[Service, ...]) -> Dataplane:
@@ -113,10 +112,12 @@ def service(
     vip: str = VIP4,
     port: int = 80,
     protocol: Protocol = Protocol.TCP,
+    port_last: int | None = None,
+    vip_bits: int | None = None,
     **fields: object,
 ) -> Service:
     """A service with these backends."""
-    key = ServiceKey(ip_address(vip), port, protocol)
+    key = ServiceKey(ip_address(vip), port, protocol, port_last, vip_bits)
     return Service(name, key, backends=backends, **fields)
 
 
@@ -125,7 +126,7 @@ def mac_of(address: Address) -> str:
     return ":".join(("02", "aa", *(f"{b:02x}" for b in address.packed[-4:])))
 
 
-class Rig:
+class Rig(Records):
     """The data plane in the hands of one test."""
 
     def __init__(self, dataplane: Dataplane) -> None:
@@ -144,9 +145,18 @@ class Rig:
         applier = Applier(self.tables)
         for step in diff(contents.read(self.tables), TableContents()):
             applier.apply(step)
-        self.tables.flows[:] = 0
-        self.tables.backend_count[:] = np.zeros((), dtype=abi.BACKEND_COUNTERS)
-        self.tables.service_count[:] = np.zeros((), dtype=abi.SERVICE_COUNTERS)
+        tables = self.tables
+        tables.flows[:] = 0
+        tables.flows_warm[:] = np.zeros((), dtype=abi.FLOW_WARM)
+        tables.backend_count[:] = np.zeros((), dtype=abi.BACKEND_COUNTERS)
+        tables.service_count[:] = np.zeros((), dtype=abi.SERVICE_COUNTERS)
+        tables.backend_load[:] = np.zeros((), dtype=abi.BACKEND_LOAD)
+        tables.service_load[:] = np.zeros((), dtype=abi.SERVICE_LOAD)
+        tables.trace[:] = np.zeros((), dtype=abi.TRACE_CONTROL)
+        if tables.nat_slots["owner"].any():
+            tables.nat_slots[:] = np.zeros((), dtype=abi.NAT_SLOT)
+        for key, _ in list(tables.items("fragments")):
+            tables.delete("fragments", key)
         self.reconciler = Reconciler(self.tables, lambda: self.now_s)
 
     def serve(
@@ -155,11 +165,13 @@ class Rig:
         down: Collection[str] = (),
         mtu: int = 1500,
         ifindexes: Mapping[str, int] | None = None,
+        vlans: Mapping[str, tuple[tuple[int, int], ...]] | None = None,
         **config: object,
     ) -> Pass:
         """Make the tables hold these services; backends named in ``down`` fail their checks.
 
-        ``ifindexes``: the interface of a backend's next hop where it is not the balancer's own.
+        ``ifindexes``: the interface of a backend's next hop where it is not the balancer's own;
+        ``vlans``: the tags on the way there, protocol and id, outer first.
         """
         self.config = replace(self.config, services=services, **config)
         health, hops = {}, {}
@@ -175,32 +187,13 @@ class Rig:
                     mtu=mtu,
                     on_link=True,
                     source=ip_address(BALANCER4 if member.address.version == 4 else BALANCER6),
+                    vlans=(vlans or {}).get(member.name, ()),
                 )
         found = verdicts(self.config, health, hops)
         around = Surroundings(found, hops, self.dataplane.ifindex, self.clock.ticks)
         done = asyncio.run(self.reconciler.run(self.config, around))
         self.ids = done.ids
         return done
-
-    def service_id(self, name: str = "web") -> int:
-        return next(
-            self.ids.services[slot_of(s.key)][0] for s in self.config.services if s.name == name
-        )
-
-    def salt(self, name: str = "web") -> int:
-        return next(
-            self.ids.services[slot_of(s.key)][1] for s in self.config.services if s.name == name
-        )
-
-    def backend_id(self, name: str, service: str = "web") -> int:
-        for each in self.config.services:
-            for member in each.backends:
-                if (each.name, member.name) == (service, name):
-                    return self.ids.backends[self.service_id(service), member.address]
-        raise KeyError(name)
-
-    def address_of(self, name: str) -> Address:
-        return next(b.address for s in self.config.services for b in s.backends if b.name == name)
 
     def make_unusable(self, name: str, service: str = "web") -> None:
         """What the first 8 bytes of a change do, before any ring is rebuilt."""
@@ -228,112 +221,16 @@ class Rig:
                     return member.name
         raise AssertionError(f"no backend has the MAC {mac.hex(':')}")
 
-    # -- counters
-
-    def counts(self, name: str, service: str = "web") -> BackendCounts:
-        ident = self.backend_id(name, service)
-        return counters.read(self.tables, [ident], []).of_backend(ident)
-
-    def service_counts(self, name: str = "web") -> counters.ServiceCounts:
-        ident = self.service_id(name)
-        return counters.read(self.tables, [], [ident]).services[ident]
-
-    def reasons(self) -> dict[str, int]:
-        """All packets that were not forwarded, whatever for, that are more than none."""
-        by_reason = self.tables.service_count["reason"].sum(axis=(0, 1), dtype=np.uint64)
-        return {reason.label: int(by_reason[reason]) for reason in abi.Reason if by_reason[reason]}
-
-    # -- flows
-
-    def now_ticks(self) -> int:
-        return self.dataplane.now_jiffies() >> self.clock.shift
-
-    def avoid_tick(self, margin_s: float = 0.5) -> None:
-        """Wait until no tick will fall into the next ``margin_s``."""
-        left = 2**self.clock.shift - self.dataplane.now_jiffies() % 2**self.clock.shift
-        if left / self.clock.hz < margin_s:
-            time.sleep(left / self.clock.hz + 0.01)
-
-    def slot(
-        self, client: str, client_port: int = 40_000, port: int = 80, service: str = "web"
-    ) -> Slot | None:
-        """Where the flow is recorded, by Python's mirror of the hash."""
-        value = flowhash.flow_hash(
-            self.dataplane.keys, self.salt(service), ip_address(client), client_port, port
-        )
-        bucket = (value >> 32) & (self.dataplane.size.flow_buckets - 1)
-        for index in range(bucket * abi.FLOW_WAYS, (bucket + 1) * abi.FLOW_WAYS):
-            word = self.tables.flows[index : index + 1]
-            if word[0] and int(word[0]) >> 32 == value & 0xFFFFFFFF:
-                return Slot(
-                    index,
-                    int(word[0]),
-                    int(survey.backend_of(word)[0]),
-                    abi.FlowState(int(survey.state_of(word)[0])),
-                    int(survey.idle_ticks(word, self.now_ticks())[0]),
-                )
-        return None
-
-    def state(self, client: str, client_port: int = 40_000, **where: object) -> abi.FlowState:
-        found = self.slot(client, client_port, **where)  # type: ignore[arg-type]
-        return found.state if found else abi.FlowState.FREE
-
-    def make_idle(self, index: int, ticks: int) -> None:
-        """As if the last packet of the flow had come so many ticks ago."""
-        word = int(self.tables.flows[index]) & ~abi.FLOW_STAMP_MASK
-        self.tables.flows[index] = word | (self.now_ticks() - ticks) & abi.FLOW_STAMP_MASK
-
-    def clients_in_buckets(
-        self, buckets: range, count: int, service: str = "web", port: int = 80
-    ) -> list[tuple[IPv4Address, int]]:
-        """For each of the buckets so many clients whose flows fall into it."""
-        keys, size = self.dataplane.keys, self.dataplane.size.flow_buckets
-        draw = np.random.default_rng(7)
-        found: dict[int, list[tuple[IPv4Address, int]]] = {bucket: [] for bucket in buckets}
-        while any(len(clients) < count for clients in found.values()):
-            address = draw.integers(0x0B000000, 0x0C000000, CANDIDATES, dtype=np.uint32)
-            sport = draw.integers(1024, 65_535, CANDIDATES, dtype=np.uint16)
-            saddr = np.zeros((CANDIDATES, 4), dtype=np.uint32)
-            saddr[:, 0] = address.byteswap()
-            dport = np.full(CANDIDATES, port, dtype=np.uint16).byteswap()
-            wire = flowhash.Wire(saddr, sport.byteswap(), dport, np.zeros(CANDIDATES, dtype=bool))
-            key = np.full(CANDIDATES, flowhash.flow_key(keys, self.salt(service)), dtype=np.uint64)
-            hashes = flowhash.tuple_hashes(wire, key, keys.mul0, keys.mul1)
-            bucket = ((hashes >> np.uint64(32)) & np.uint64(size - 1)).astype(np.int64)
-            for i in np.flatnonzero((bucket >= buckets.start) & (bucket < buckets.stop)):
-                clients = found[int(bucket[i])]
-                if len(clients) < count:
-                    clients.append((IPv4Address(int(address[i])), int(sport[i])))
-        return [client for clients in found.values() for client in clients]
-
-    def clients_in_bucket(
-        self, bucket: int, count: int, service: str = "web", port: int = 80
-    ) -> list[tuple[IPv4Address, int]]:
-        """Clients whose flows share a bucket."""
-        return self.clients_in_buckets(range(bucket, bucket + 1), count, service, port)
-
-    def open_slots(self, name: str, service: str = "web") -> int:
-        """Slots of a backend that are embryonic, acked or established."""
-        words = self.tables.flows[np.flatnonzero(self.tables.flows)]
-        is_open = np.isin(survey.state_of(words), (1, 2, 5))
-        return int((survey.backend_of(words[is_open]) == self.backend_id(name, service)).sum())
-
-    def survey(self, later_ticks: int = 0) -> survey.Survey:
-        return survey.survey(
-            self.tables.flows, self.tables.backends, self.now_ticks() + later_ticks
-        )
-
     # -- what the agent would say
 
     def names(self) -> Names:
         services, salts, backends = {}, {}, {}
         for each in self.config.services:
-            ident, salt = self.ids.services[slot_of(each.key)]
-            services[ident], salts[ident] = each.name, salt
+            ident = self.ids.service_id(each)
+            services[ident], salts[ident] = each.name, self.ids.salt(each)
             for member in each.backends:
-                backends[self.ids.backends[ident, member.address]] = BackendRef(
-                    each.name, member.name
-                )
+                ref = BackendRef(each.name, member.name)
+                backends[self.ids.backend_id(each, member)] = ref
         return Names(services, backends, salts)
 
     def view(self) -> DataplaneView:
@@ -347,3 +244,14 @@ class Rig:
             dataplane.clock,
             dataplane.now_jiffies(),
         )
+
+
+_TC_OUTCOMES = {0xFFFFFFFF: Verdict.PASS, 2: Verdict.DROP, 7: Verdict.TX}
+
+
+class TcRig(Rig):
+    """The same under tc, which redirects whatever it sends, back to where it came from, too."""
+
+    def send(self, frame: bytes) -> libbpf.TestRun:
+        done = super().send(frame)
+        return replace(done, verdict=_TC_OUTCOMES[done.verdict & 0xFFFFFFFF])

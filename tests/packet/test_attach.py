@@ -1,4 +1,7 @@
-"""Where the program hooks in: the best mode, our last program's place, never a stranger's."""
+"""Where the balancer hooks in, by what is configured: compiled for it, swapped there, and alone.
+
+What each hook does with programs is in test_hooks.py.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from ipaddress import ip_address
 import pytest
 
 from agent.dataplane import attach, helpers, libbpf, pins
+from agent.dataplane.libbpf import ProgramType
 from agent.dataplane.program import Dataplane, remove_instance
 from agent.errors import DataplaneError, NetworkError
-from agent.model import Config, XdpMode
+from agent.model import Config, Hook
 from tests.packet import harness
 from tests.packet.frames import VIP4, VIP6, tcp
 from tests.packet.harness import Rig, backend, service
@@ -23,10 +27,13 @@ def on_interface(name: str) -> libbpf.XdpAttachment:
     return libbpf.xdp_query(attach.interface_index(name))
 
 
+HOOKS = (Hook.NATIVE, Hook.TC, Hook.GENERIC, Hook.EXTERNAL)
+
+
 def start(
-    instance: str, interface: str = "here", mode: XdpMode = XdpMode.AUTO, *services
+    instance: str, interface: str = "here", mode: Hook = Hook.AUTO, *services, more=()
 ) -> Dataplane:
-    config = Config(instance, interface, xdp_mode=mode, tables=harness.SMALL)
+    config = Config(instance, interface, backend_interfaces=more, hook=mode, tables=harness.SMALL)
     dataplane = harness.load(config, services or (service(),))
     dataplane.attach()
     return dataplane
@@ -42,30 +49,51 @@ def stranger(interface: str) -> int:
 
 def test_auto_takes_native_where_the_driver_has_it(instance: str):
     dataplane = start(instance)
-    assert dataplane.attachment.mode is XdpMode.NATIVE
+    assert dataplane.attachment.mode is Hook.NATIVE
     assert on_interface("here").native == dataplane.program.info.id
     assert dataplane.is_attached()
 
 
 def test_generic_is_taken_when_asked_for(instance: str):
-    dataplane = start(instance, "here", XdpMode.GENERIC)
+    dataplane = start(instance, "here", Hook.GENERIC)
     assert (dataplane.attachment.mode, dataplane.attachment.reason) == (
-        XdpMode.GENERIC,
+        Hook.GENERIC,
         "configured",
     )
     assert on_interface("here").generic == dataplane.program.info.id
 
 
-def test_auto_falls_back_to_generic_and_says_why(instance: str):
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_program_is_of_the_type_that_its_hook_takes(instance: str, hook: Hook):
+    dataplane = start(instance, "here", hook)
+    kind = ProgramType.SCHED_CLS if hook is Hook.TC else ProgramType.XDP
+    assert (dataplane.program.kind, dataplane.program.info.type) == (kind, kind)
+    assert dataplane.attachment.mode is hook
+    assert dataplane.is_attached()
+
+
+def test_auto_goes_to_tc_and_says_why(instance: str):
     dataplane = start(instance, "lo")
-    assert dataplane.attachment.mode is XdpMode.GENERIC
+    assert dataplane.attachment.mode is Hook.TC
+    assert dataplane.program.info.type == ProgramType.SCHED_CLS
     assert "no native XDP" in dataplane.attachment.reason
+
+
+def test_after_a_restart_it_is_compiled_once_and_for_the_hook_it_has(instance: str):
+    start(instance, "lo")
+    config = Config(instance, "lo", tables=harness.SMALL)
+    again = harness.load(config, (service(),))
+    assert again.takes_over
+    loaded = again.program
+    again.attach()
+    assert again.program is loaded
+    assert again.attachment.mode is Hook.TC
 
 
 def test_native_alone_is_refused_where_the_driver_has_none(instance: str):
     with pytest.raises(DataplaneError, match="takes no XDP program") as caught:
-        start(instance, "lo", XdpMode.NATIVE)
-    assert "xdp_mode: generic" in caught.value.remedy
+        start(instance, "lo", Hook.NATIVE)
+    assert "hook: tc" in caught.value.remedy
     assert on_interface("lo").id == 0
 
 
@@ -95,10 +123,10 @@ def test_a_stranger_that_came_while_we_compiled_is_refused_too(instance: str):
 
 def test_a_restart_takes_the_place_of_the_last_program_and_moves_no_flow(instance: str):
     web = service(backend("a"), backend("b"))
-    rig = Rig(start(instance, "here", XdpMode.AUTO, web))
+    rig = Rig(start(instance, "here", Hook.AUTO, web))
     rig.serve(web)
     before = {port: rig.backend_of(tcp("S", client_port=port)) for port in range(2000, 2050)}
-    again = start(instance, "here", XdpMode.AUTO, web)
+    again = start(instance, "here", Hook.AUTO, web)
     assert on_interface("here").id == again.program.info.id != rig.dataplane.program.info.id
     assert again.attachment.reason == "took the place of the last program"
     assert not rig.dataplane.is_attached()
@@ -121,40 +149,43 @@ def test_the_program_outlives_its_agent(instance: str):
     assert libbpf.program_info(libbpf.object_get(pins.pins_of(instance).program)).id == ident
 
 
-@pytest.mark.parametrize("first", [XdpMode.NATIVE, XdpMode.GENERIC])
-def test_another_mode_after_a_restart_is_taken(instance: str, first: XdpMode):
-    second = XdpMode.GENERIC if first is XdpMode.NATIVE else XdpMode.NATIVE
+@pytest.mark.parametrize("first", [Hook.NATIVE, Hook.GENERIC])
+def test_another_mode_after_a_restart_is_taken(instance: str, first: Hook):
+    second = Hook.GENERIC if first is Hook.NATIVE else Hook.NATIVE
     start(instance, "here", first)
     again = start(instance, "here", second)
     found = on_interface("here")
     assert found.id == again.program.info.id
-    assert bool(found.native) == (second is XdpMode.NATIVE)
+    assert bool(found.native) == (second is Hook.NATIVE)
 
 
-def test_a_mode_that_the_driver_refuses_leaves_the_last_program_where_it_was(instance: str):
+def test_a_hook_that_the_driver_refuses_leaves_the_last_program_where_it_was(instance: str):
     running = start(instance, "lo")
     with pytest.raises(DataplaneError, match="takes no XDP program"):
-        start(instance, "lo", XdpMode.NATIVE)
-    assert on_interface("lo").generic == running.program.info.id
+        start(instance, "lo", Hook.NATIVE)
     assert running.is_attached()
 
 
 def test_auto_keeps_the_mode_that_our_last_program_had(instance: str):
-    start(instance, "here", XdpMode.GENERIC)
-    assert start(instance).attachment.mode is XdpMode.GENERIC
+    start(instance, "here", Hook.GENERIC)
+    assert start(instance).attachment.mode is Hook.GENERIC
 
 
-def test_a_new_feature_swaps_the_program_under_the_same_tables(instance: str):
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_new_feature_swaps_the_program_under_the_same_tables(instance: str, hook: Hook):
     web = service(backend("a"))
-    rig = Rig(start(instance, "here", XdpMode.AUTO, web))
+    rig = Rig(start(instance, "here", hook, web, more=("there",)))
     rig.serve(web)
     rig.send(tcp("S"))
-    old = rig.dataplane.program.info.id
+    old = rig.dataplane.program.info
     assert not rig.dataplane.ensure_features((web,))
     assert rig.dataplane.ensure_features((web, service(name="six", vip=VIP6)))
-    assert on_interface("here").id == rig.dataplane.program.info.id != old
-    assert rig.backend_of(tcp("A")) == "a"
-    assert rig.counts("a").opened == 1
+    new = rig.dataplane.program.info
+    assert (new.type, new.id != old.id) == (old.type, True)
+    assert rig.dataplane.is_attached()
+    assert {attachment.mode for attachment in rig.dataplane.attachments} == {hook}
+    rig.send(tcp("A"))
+    assert (rig.counts("a").opened, rig.counts("a").packets) == (1, 2)
 
 
 def test_a_program_that_somebody_took_off_is_missed(instance: str):
@@ -165,25 +196,45 @@ def test_a_program_that_somebody_took_off_is_missed(instance: str):
     assert dataplane.is_attached()
 
 
-def test_an_interface_that_goes_is_missed(instance: str):
-    dataplane = start(instance)
+@pytest.mark.parametrize("hook", [Hook.NATIVE, Hook.TC])
+def test_an_interface_that_goes_is_missed_and_found_again(instance: str, hook: Hook):
+    dataplane = start(instance, "here", hook)
     subprocess.run(["ip", "link", "del", "here"], check=True)
     assert not dataplane.is_attached()
+    with pytest.raises(NetworkError, match="no such interface"):
+        dataplane.attach()
+    pair = ["ip", "link", "add", "here", "type", "veth", "peer", "name", "there"]
+    subprocess.run(pair, check=True)
+    dataplane.attach()
+    assert dataplane.is_attached()
+    assert dataplane.ifindex == attach.interface_index("here")
 
 
-def test_removing_an_instance_leaves_neither_program_nor_pins(instance: str):
-    start(instance)
-    assert remove_instance(instance, "here")
-    assert on_interface("here").id == 0
-    assert not pins.pins_of(instance).folder.exists()
-    assert not remove_instance(instance, "here")
+def test_one_interface_without_the_program_is_missed(instance: str):
+    dataplane = start(instance, "here", Hook.AUTO, more=("there",))
+    assert [attachment.interface for attachment in dataplane.attachments] == ["here", "there"]
+    subprocess.run(["ip", "link", "set", "there", "xdp", "off"], check=True)
+    assert not dataplane.is_attached()
+    dataplane.attach()
+    assert dataplane.is_attached()
+    assert on_interface("here").id == on_interface("there").id == dataplane.program.info.id
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_removing_an_instance_leaves_neither_program_nor_pins(instance: str, hook: Hook):
+    dataplane = start(instance, "here", hook, more=("there",))
+    assert remove_instance(instance)
+    assert not dataplane.is_attached()
+    assert [on_interface(name).id for name in ("here", "there")] == [0, 0]
+    assert not pins.pins_of(instance).folder.parent.exists()
+    assert not remove_instance(instance)
 
 
 def test_removing_an_instance_leaves_a_stranger_alone(instance: str):
     dataplane = start(instance)
     libbpf.xdp_attach(dataplane.ifindex, -1, libbpf.XDP_DRV_MODE)
     theirs = stranger("here")
-    remove_instance(instance, "here")
+    remove_instance(instance)
     assert on_interface("here").id == theirs
 
 
@@ -201,12 +252,12 @@ def test_two_instances_do_not_share_an_interface(instance: str):
 
 
 def test_pass_and_decap_attach_and_replace_only_themselves():
-    assert helpers.attach_pass("there") is XdpMode.NATIVE
-    assert helpers.attach_pass("there") is XdpMode.NATIVE
+    assert helpers.attach_pass("there") is Hook.NATIVE
+    assert helpers.attach_pass("there") is Hook.NATIVE
     with pytest.raises(DataplaneError, match="another XDP program is attached"):
         helpers.attach_decap("there", (ip_address(VIP4),))
     vips = (ip_address(VIP4), ip_address(VIP6))
-    assert helpers.attach_decap("lo", vips) is XdpMode.GENERIC
+    assert helpers.attach_decap("lo", vips) is Hook.GENERIC
     first = on_interface("lo").id
-    assert helpers.attach_decap("lo", vips) is XdpMode.GENERIC
+    assert helpers.attach_decap("lo", vips) is Hook.GENERIC
     assert on_interface("lo").id != first

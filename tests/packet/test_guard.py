@@ -10,7 +10,7 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
 from agent.model import Protocol
-from tests.packet.frames import L3, VIP4, VIP6, tcp, udp
+from tests.packet.frames import CLIENT4, L3, VIP4, VIP6, tcp, udp
 from tests.packet.harness import Rig, Verdict, backend, service
 
 V4_L4, V6_L4 = L3 + 20, L3 + 40
@@ -117,11 +117,7 @@ def test_no_cut_of_a_packet_is_forwarded(rig: Rig, make: Callable[..., bytes], v
     assert rig.verdict(frame) == Verdict.TX
 
 
-def test_a_first_fragment_that_shows_its_ports_is_no_flow(rig: Rig):
-    assert rig.verdict(tcp(flags="S", payload=b"x" * 8, frag=0, id=7)) == Verdict.TX
-    rig.reset()
-    rig.serve(service(backend("a")))
+def test_a_first_fragment_that_shows_its_ports_is_a_flow(rig: Rig):
     frame = patched(tcp(payload=b"x" * 8), L3 + 6, "!H", 0x2000)
-    assert rig.verdict(frame) == Verdict.DROP
-    assert rig.service_counts().drops["fragment"] == 1
-    assert not rig.tables.flows.any()
+    assert rig.verdict(frame) == Verdict.TX
+    assert rig.slot(CLIENT4)

@@ -15,7 +15,8 @@ from tests.packet.harness import Rig, Verdict, backend, service
 NOT_IP = {
     "arp": bytes(ether() / ARP(pdst=VIP4)),
     "llc": bytes(Ether(type=0x0026) / LLC()),
-    "vlan": bytes(Ether() / Dot1Q(vlan=5) / IP(dst=VIP4) / TCP(dport=80)),
+    "vlan-cut": bytes(Ether() / Dot1Q(vlan=5))[: L3 + 3],
+    "three-tags": bytes(Ether() / Dot1Q() / Dot1Q() / Dot1Q() / IP(dst=VIP4) / TCP(dport=80)),
     "header-only": bytes(Ether(type=0x0800)),
     "cut-ipv4": tcp()[: L3 + 19],
     "cut-ipv6": tcp(vip=VIP6)[: L3 + 39],

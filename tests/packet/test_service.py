@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
+from scapy.layers.inet import ICMP, IP, TCP, fragment
 from scapy.layers.inet6 import (
     IPv6,
     IPv6ExtHdrDestOpt,
@@ -80,13 +80,24 @@ def pieces_of(packet: Packet) -> list[bytes]:
     return [bytes(ether() / piece) for piece in fragment(packet, fragsize=64)]
 
 
-def test_every_fragment_for_a_vip_is_dropped_and_counted(rig: Rig):
+def test_later_fragments_follow_the_first_one(rig: Rig):
+    rig.serve(service(*(backend(name) for name in "abcd")))
+    for number in range(1, 20):
+        packet = IP(src=CLIENT4, dst=VIP4, id=number) / TCP(sport=number, dport=80, flags="A")
+        first, *others = pieces_of(packet / Raw(bytes(150)))
+        assert len(others) == 2
+        there = rig.backend_of(first)
+        assert {rig.backend_of(piece) for piece in others} == {there}
+    assert rig.reasons() == {}
+
+
+def test_a_fragment_that_overtakes_the_first_is_left_to_the_host(rig: Rig):
     rig.serve(service(backend("a")))
-    pieces = pieces_of(IP(src=CLIENT4, dst=VIP4) / TCP(dport=80, flags="A") / Raw(bytes(150)))
-    assert len(pieces) == 3
-    assert {rig.verdict(piece) for piece in pieces} == {Verdict.DROP}
-    assert rig.reasons() == {"fragment": 3}
-    assert rig.service_counts().drops["fragment"] == 1, "the first one shows its port"
+    packet = IP(src=CLIENT4, dst=VIP4, id=9) / TCP(dport=80, flags="A") / Raw(bytes(150))
+    _, second, _ = pieces_of(packet)
+    done = rig.send(second)
+    assert (done.verdict, done.data) == (Verdict.PASS, second)
+    assert rig.reasons() == {"fragment": 1}
 
 
 def test_fragments_for_other_addresses_pass_untouched(rig: Rig):
@@ -102,39 +113,55 @@ def test_fragmented_pings_to_a_vip_pass_untouched(rig: Rig):
         assert rig.verdict(piece) == Verdict.PASS
 
 
-@pytest.mark.parametrize("offset", [0, 100])
-def test_ipv6_fragments_for_a_vip_are_dropped(rig: Rig, offset: int):
-    rig.serve(service(backend("a"), vip=VIP6))
-    head = IPv6ExtHdrFragment(offset=offset, m=1, nh=6)
+def test_ipv6_fragments_follow_the_first_one_too(rig: Rig):
+    rig.serve(service(*(backend(name) for name in "abcd"), vip=VIP6))
 
-    def frame(vip: str) -> bytes:
-        return bytes(ether() / IPv6(src=CLIENT6, dst=vip) / head / TCP(dport=80) / Raw(bytes(64)))
+    def frame(vip: str, offset: int, number: int) -> bytes:
+        head = IPv6ExtHdrFragment(offset=offset, m=1, nh=6, id=number)
+        ip = IPv6(src=CLIENT6, dst=vip) / head
+        return bytes(ether() / ip / TCP(sport=number, dport=80, flags="A") / Raw(bytes(64)))
 
-    assert rig.verdict(frame(VIP6)) == Verdict.DROP
+    for number in range(1, 20):
+        first = rig.backend_of(frame(VIP6, 0, number))
+        assert rig.backend_of(frame(VIP6, 100, number)) == first
+    assert rig.verdict(frame(VIP6, 100, 77)) == Verdict.PASS
     assert rig.reasons() == {"fragment": 1}
-    done = rig.send(frame(OTHER6))
-    assert (done.verdict, done.data) == (Verdict.PASS, frame(OTHER6))
+    done = rig.send(frame(OTHER6, 0, 1))
+    assert (done.verdict, done.data) == (Verdict.PASS, frame(OTHER6, 0, 1))
 
 
 EXTENSIONS = {
     "hop-by-hop": IPv6ExtHdrHopByHop(),
     "routing": IPv6ExtHdrRouting(),
     "destination-options": IPv6ExtHdrDestOpt(),
-    "authentication": AH(nh=6),
+    "authentication": AH(nh=6, payloadlen=1),
 }
 
 
+def behind(vip: str, *heads: Packet) -> bytes:
+    packet: Packet = IPv6(src=CLIENT6, dst=vip)
+    for head in heads:
+        packet /= head.copy()
+    return bytes(ether() / packet / TCP(sport=40_000, dport=80, flags="S"))
+
+
 @pytest.mark.parametrize("head", EXTENSIONS.values(), ids=EXTENSIONS)
-def test_ipv6_extension_headers_for_a_vip_are_dropped_and_counted(rig: Rig, head: Packet):
+def test_what_lies_behind_extension_headers_is_balanced_like_anything_else(rig: Rig, head: Packet):
     rig.serve(service(backend("a"), vip=VIP6))
+    frame = behind(VIP6, head)
+    done = rig.send(frame)
+    assert (done.verdict, done.data[12:]) == (Verdict.TX, frame[12:])
+    assert rig.slot(CLIENT6), "the same flow as without the header"
+    done = rig.send(behind(OTHER6, head))
+    assert (done.verdict, done.data) == (Verdict.PASS, behind(OTHER6, head))
 
-    def frame(vip: str) -> bytes:
-        return bytes(ether() / IPv6(src=CLIENT6, dst=vip) / head / UDP(dport=80))
 
-    assert rig.verdict(frame(VIP6)) == Verdict.DROP
+def test_extension_headers_without_end_are_dropped_and_counted(rig: Rig):
+    rig.serve(service(backend("a"), vip=VIP6))
+    assert rig.verdict(behind(VIP6, *[IPv6ExtHdrDestOpt()] * 6)) == Verdict.TX
+    assert rig.verdict(behind(VIP6, *[IPv6ExtHdrDestOpt()] * 7)) == Verdict.DROP
     assert rig.reasons() == {"extension": 1}
-    done = rig.send(frame(OTHER6))
-    assert (done.verdict, done.data) == (Verdict.PASS, frame(OTHER6))
+    assert rig.verdict(behind(OTHER6, *[IPv6ExtHdrDestOpt()] * 7)) == Verdict.PASS
 
 
 def test_a_fragment_for_what_was_a_vip_passes(rig: Rig):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+import random
+from dataclasses import fields, replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -20,25 +21,62 @@ from agent.dataplane.constants import (
 )
 from agent.dataplane.program import Dataplane
 from agent.errors import DataplaneError
-from agent.model import Config, Forward, Protocol, Service, ServiceKey, Tables
+from agent.model import (
+    Config,
+    Forward,
+    Hook,
+    NoBackend,
+    Protocol,
+    Scheduler,
+    Service,
+    ServiceKey,
+    Tables,
+)
 from tests.packet import harness
 from tests.packet.frames import VIP4, VIP6, tcp, udp
 from tests.packet.harness import Rig, Verdict, backend, service
 
-VARIANTS = [Features(*on) for on in itertools.product((False, True), repeat=3)]
+# none, each alone, all
+VARIANTS = [
+    Features(),
+    *(Features(**{field.name: True}) for field in fields(Features)),
+    ALL_FEATURES,
+]
+
+
+def combinations(count: int) -> list[Features]:
+    """Some of the 32,768, always the same ones: of any three features every way is likely in."""
+    draw = random.Random(2)
+    names = [field.name for field in fields(Features)]
+    return [Features(**{n: draw.random() < 0.5 for n in names}) for _ in range(count)]
 
 
 def services_for(features: Features) -> tuple[Service, ...]:
     """Services that need exactly these features."""
-    forward = Forward.IPIP if features.ipip else Forward.DSR
-    port = 0 if features.any_port else 80
-    services = [Service("v4", ServiceKey(IPv4Address(VIP4), port, Protocol.TCP), forward=forward)]
-    if features.ipv6:
-        services.append(
-            Service("v6", ServiceKey(IPv6Address(VIP6), port, Protocol.TCP), forward=forward)
+    vip = IPv4Address(VIP4)
+    forwards = [f for f in Forward if getattr(features, f.value, False)] or [Forward.DSR]
+    schedulers = [s for s in Scheduler if getattr(features, s.value.replace("-", "_"), False)] or [
+        Scheduler.MAGLEV
+    ]
+    keys = [
+        ServiceKey(vip, 0 if features.any_port else 80, Protocol.TCP),
+        *([ServiceKey(vip, 90, Protocol.TCP, port_last=99)] if features.ranges else ()),
+        *([ServiceKey(IPv4Address("198.18.0.0"), 80, Protocol.TCP, vip_bits=24)]
+          if features.prefix else ()),
+        *([ServiceKey(IPv6Address(VIP6), 80, Protocol.TCP)] if features.ipv6 else ()),
+    ]  # fmt: skip
+    services = tuple(
+        Service(
+            f"s{n}", keys[n % len(keys)], forwards[n % len(forwards)],
+            schedulers[n % len(schedulers)], count_waiting=features.waiting,
+            no_backend=NoBackend.RESET if features.reset else NoBackend.DROP,
         )
-    assert needed_features(tuple(services)) == features
-    return tuple(services)
+        for n in range(max(len(keys), len(forwards), len(schedulers)))
+    )  # fmt: skip
+    if features.quic:
+        services += (Service("quic", ServiceKey(vip, 443, Protocol.UDP), quic_id_bytes=4),)
+    assert needed_features(services) == features
+    return services
 
 
 def loaded(instance: str, features: Features) -> Rig:
@@ -50,17 +88,27 @@ def loaded(instance: str, features: Features) -> Rig:
 def test_every_variant_loads_and_balances_what_it_was_made_for(instance: str, features: Features):
     rig = loaded(instance, features)
     assert rig.dataplane.features == features
-    forward = Forward.IPIP if features.ipip else Forward.DSR
-    port = 0 if features.any_port else 80
-    rig.serve(service(backend("a"), port=port, forward=forward))
-    assert rig.verdict(tcp()) == Verdict.TX
-    assert rig.verdict(tcp(port=81)) == (Verdict.TX if features.any_port else Verdict.PASS)
-    assert rig.verdict(udp(port=80)) == Verdict.PASS
-    if features.ipv6:
-        rig.serve(service(backend("a"), vip=VIP6, port=port, forward=forward))
-        assert rig.verdict(tcp(vip=VIP6)) == (
-            Verdict.TX if features.ipip or forward is Forward.DSR else Verdict.DROP
-        )
+    for needing in services_for(features):
+        key = needing.key
+        member = backend("a", "10.1.2.3" if key.vip.version == 4 else "fd00::21")
+        rig.serve(replace(needing, name="web", backends=(member,)))
+        port = key.port_last or key.port or 81
+        vip = str(key.vip if key.vip_bits is None else key.vip + 200)
+        frame = tcp if key.protocol is Protocol.TCP else udp
+        assert rig.verdict(frame(vip=vip, port=port)) == Verdict.TX
+        assert rig.counts("a").packets == 1
+        assert rig.verdict(udp(vip=vip, port=80)) == Verdict.PASS
+
+
+@pytest.mark.parametrize("features", combinations(16), ids=lambda f: "+".join(f.names))
+@pytest.mark.parametrize("hook", [Hook.AUTO, Hook.TC], ids=["xdp", "tc"])
+def test_any_combination_of_features_is_small_enough_for_the_verifier(
+    instance: str, features: Features, hook: Hook
+):
+    """It follows every path, so that it can refuse one program and take a larger one."""
+    config = Config(instance, "lo", hook=hook, tables=harness.SMALL)
+    program = harness.load(config, services_for(features)).program
+    assert program.info.verified_insns < 900_000, "of a million; leave room for other compilers"
 
 
 def test_a_program_without_ipv6_passes_it_untouched(instance: str):
@@ -129,6 +177,7 @@ def test_the_programs_compile_for_both_architectures(
         ALL_FEATURES,
         HashKeys(1, 3, 5),
         Clock(250, 10),
+        6080,
     )
     monkeypatch.setenv("ARCH", arch)
     monkeypatch.setenv("BCC_KERNEL_SOURCE", str(sources.header_tree()))

@@ -5,156 +5,23 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.config.defaults import CHECK_KEYS
+from agent.config.defaults import CHECK_KEYS, PROTOCOL_KEYS, SCHEDULER_KEYS
 from agent.config.document import write_yaml
 from agent.config.edit import Edit, EditOp, apply_edit
 from agent.config.load import parse
 from agent.config.plan import Action, Change, plan
 from agent.config.render import document, service_fields
 from agent.errors import ConfigError
-from agent.model import (
-    AdminState,
-    Backend,
-    CheckKind,
-    Config,
-    DownFlows,
-    Forward,
-    HealthCheck,
-    KernelHeaders,
-    Protocol,
-    Service,
-    ServiceKey,
-    Tables,
-    Timeouts,
-    XdpMode,
-)
+from agent.model import CheckKind, Config, Service
+from tests.property.configurations import configs, service_lists
 
 settings.register_profile("config", max_examples=60, deadline=None)
 settings.load_profile("config")
-
-# Names that YAML takes for something else are names all the same.
-names = st.sampled_from(
-    [
-        "chat",
-        "a",
-        "b-1",
-        "null",
-        "true",
-        "on",
-        "1",
-        "1.5",
-        "1e5",
-        "0x1f",
-        "0o17",
-        "2024-01-01",
-        "no",
-    ]
-) | st.from_regex(r"[a-z0-9][a-z0-9._-]{0,10}", fullmatch=True)
-idle = st.integers(4, 25_200).map(float) | st.floats(4, 25_200)
-vips = st.integers(1, 30).flatmap(
-    lambda n: st.sampled_from([IPv4Address(f"10.0.0.{n}"), IPv6Address(f"fd00::{n:x}")])
-)
-statuses = st.tuples(st.integers(100, 599), st.integers(100, 599)).map(lambda t: (min(t), max(t)))
-
-
-@st.composite
-def checks(draw: st.DrawFn, key: ServiceKey) -> HealthCheck:
-    kind = draw(st.sampled_from(CheckKind))
-    interval_s = draw(st.integers(1, 3600).map(float) | st.floats(0.1, 3600))
-    needs_port = kind is not CheckKind.NONE and (key.protocol is Protocol.UDP or key.port == 0)
-    ports = st.integers(1, 65535)
-    check = HealthCheck(
-        kind=kind,
-        port=draw(ports if needs_port else st.none() | ports),
-        interval_s=interval_s,
-        timeout_s=draw(st.floats(0.01, min(interval_s, 2)) | st.just(min(interval_s, 1.0))),
-        rise=draw(st.integers(1, 100)),
-        fall=draw(st.integers(1, 100)),
-        jitter=draw(st.floats(0, 1)),
-    )
-    if kind is CheckKind.TCP:
-        return check
-    check = dataclasses.replace(
-        check,
-        method=draw(st.sampled_from(["GET", "HEAD"])),
-        path=draw(st.from_regex(r"/[\x21-\x7e]{0,20}", fullmatch=True)),
-        host=draw(st.none() | st.just("chat.example.com")),
-        expect_status=draw(st.lists(statuses, min_size=1, max_size=3).map(tuple)),
-    )
-    if kind is CheckKind.HTTP:
-        return check
-    return dataclasses.replace(check, verify_tls=draw(st.booleans()))
-
-
-@st.composite
-def services(draw: st.DrawFn, name: str, key: ServiceKey) -> Service:
-    forward = draw(st.sampled_from(Forward))
-    v4 = st.integers(1, 250).map(lambda n: IPv4Address(f"10.9.0.{n}"))
-    v6 = st.integers(1, 250).map(lambda n: IPv6Address(f"fd09::{n:x}"))
-    same_family = v4 if key.vip.version == 4 else v6
-    addresses = same_family if forward is Forward.DSR else v4 | v6
-    pairs = draw(
-        st.lists(
-            st.tuples(names, addresses),
-            max_size=6,
-            unique_by=(lambda pair: pair[0], lambda pair: pair[1]),
-        )
-    )
-    return Service(
-        name=name,
-        key=key,
-        forward=forward,
-        timeouts=draw(st.builds(Timeouts, idle, idle, idle, idle)),
-        down_flows=draw(st.sampled_from(DownFlows)),
-        health=draw(checks(key)),
-        backends=tuple(
-            Backend(
-                name=backend,
-                address=address,
-                weight=draw(st.integers(0, 1000)),
-                admin=draw(st.sampled_from(AdminState)),
-            )
-            for backend, address in pairs
-        ),
-    )
-
-
-keys = st.builds(ServiceKey, vips, st.integers(0, 65535), st.sampled_from(Protocol))
-service_lists = st.lists(
-    st.tuples(names, keys),
-    max_size=4,
-    unique_by=(lambda pair: pair[0], lambda pair: pair[1]),
-).flatmap(lambda pairs: st.tuples(*(services(name, key) for name, key in pairs)))
-configs = st.builds(
-    Config,
-    name=st.from_regex(r"[a-z0-9][a-z0-9-]{0,10}", fullmatch=True),
-    interface=st.sampled_from(["eth0", "on", "1", "en.0", "wlan-ä"]),
-    xdp_mode=st.sampled_from(XdpMode),
-    socket=st.sampled_from([Path("/run/steelyard/agent.sock"), Path("/run/a b/x: y #.sock")]),
-    socket_group=st.none() | st.sampled_from(["adm", "no"]),
-    state_dir=st.just(Path("/var/lib/steelyard")),
-    metrics_listen=st.none() | st.sampled_from([("127.0.0.1", 9117), ("::1", 1), ("0.0.0.0", 80)]),
-    manage_vips=st.booleans(),
-    hash_seed=st.integers(0, 2**32 - 1),
-    ipip_source_v4=st.none() | st.just(IPv4Address("10.0.0.2")),
-    ipip_source_v6=st.none() | st.just(IPv6Address("fd00::2")),
-    kernel_headers=st.sampled_from(KernelHeaders),
-    tables=st.builds(
-        Tables,
-        flows=st.integers(10, 28).map(lambda n: 1 << n),
-        services=st.integers(10, 65535),
-        backends=st.integers(100, 65535),
-        ring_slots=st.sampled_from([251, 65537]),
-    ),
-    services=service_lists,
-)
 
 
 @given(configs)
@@ -194,7 +61,24 @@ _values = st.recursive(
     max_leaves=8,
 )
 _keys = st.sampled_from(
-    ["name", "vip", "port", "weight", "state", "address", "health", "timeouts", "services", "zzz"]
+    [
+        "name",
+        "vip",
+        "port",
+        "weight",
+        "state",
+        "address",
+        "backup",
+        "quic_server_id",
+        "scheduler",
+        "draws",
+        "source_bound",
+        "protocol",
+        "health",
+        "timeouts",
+        "services",
+        "zzz",
+    ]
 )
 
 
@@ -255,7 +139,18 @@ def _carried_out(config: Config, changes: tuple[Change, ...]) -> Config:
         health = item.get("health", {})
         useful = CHECK_KEYS[CheckKind(health["type"])] if "type" in health else health
         item["health"] = {key: health[key] for key in health if key in useful}
+        _drop_useless(item)
     return parse(write_yaml(data), "f")
+
+
+def _drop_useless(item: dict[str, object]) -> None:
+    scheduler, protocol = item.get("scheduler", "least-load"), item.get("protocol", "tcp")
+    for key, user in SCHEDULER_KEYS.items():
+        if user.value != scheduler:
+            item.pop(key, None)
+    for key, of in PROTOCOL_KEYS.items():
+        if of.value != protocol:
+            item.pop(key, None)
 
 
 def _fill(item: dict[str, object], service: Service) -> None:

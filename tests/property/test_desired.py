@@ -8,11 +8,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.model import AdminState, BackendRef
+from agent.model import AdminState, NoBackend, Scheduler
+from agent.state import ranges
 from agent.state.desired import desired
+from agent.state.eligibility import FAIL_OPEN
 from agent.state.identities import slot_of
+from agent.state.lookups import mark_of
 from agent.state.tables import TableContents
-from tests.property.test_diff import ids_for, worlds
+from tests.property.worlds import ids_for, verdict_of, worlds
 
 
 @settings(deadline=None)
@@ -20,9 +23,12 @@ from tests.property.test_diff import ids_for, worlds
 def test_everything_configured_is_there_once_and_nothing_else(world):
     config, around = world
     found = desired(config, ids_for(config, TableContents()), around)
+    vips = {s.key.vip for s in config.services}
     assert set(found.services) == {slot_of(s.key) for s in config.services}
-    assert {mark.vip for mark in found.marks} == {s.key.vip for s in config.services}
+    assert {mark.vip for mark in found.marks} == vips | set(found.nat_sources.values())
+    assert {mark.vip for mark, e in found.marks.items() if e.nat_source is None} == vips
     assert len(found.backends) == sum(len(s.backends) for s in config.services)
+    assert len(found.prefixes) == sum(s.key.vip_bits is not None for s in config.services)
 
 
 @settings(deadline=None)
@@ -34,13 +40,61 @@ def test_rings_hold_exactly_the_usable_backends(world):
     for service in config.services:
         entry = found.services[slot_of(service.key)]
         usable = {
-            ids.backends[entry.id, b.address]
+            ids.backend_id(service, b)
             for b in service.backends
-            if around.eligibility[BackendRef(service.name, b.name)].usable
+            if verdict_of(around, service, b).usable
         }
         ring = np.frombuffer(entry.ring, dtype=np.uint16)
         assert set(ring.tolist()) == usable
-        assert len(ring) == (config.tables.ring_slots if usable else 0)
+        if service.scheduler is Scheduler.LEAST_CONN:
+            assert len(ring) == len(usable)
+        elif service.scheduler is Scheduler.ROUND_ROBIN or not usable:
+            assert len(ring) <= config.tables.ring_slots
+        else:
+            assert len(ring) == config.tables.ring_slots
+
+
+@settings(deadline=None)
+@given(worlds(), st.integers(1, 65_535))
+def test_a_port_leads_to_the_range_that_has_it(world, port: int):
+    config, around = world
+    found = desired(config, ids_for(config, TableContents()), around)
+    for service in config.services:
+        key = service.key
+        matching = [
+            (block.bits, first)
+            for block, first in found.ranges.items()
+            if (block.vip, block.protocol) == (key.vip, key.protocol.number)
+            and ranges.covers(block.port, block.bits, port)
+        ]
+        if key.port_last is not None:
+            assert [first for _, first in matching] == (
+                [key.port] if key.port <= port <= key.port_last else []
+            )
+            assert found.marks[mark_of(key.vip)].ranges
+
+
+@settings(deadline=None)
+@given(worlds())
+def test_only_who_gets_new_flows_weighs_and_never_more_than_configured(world):
+    config, around = world
+    ids = ids_for(config, TableContents())
+    found = desired(config, ids, around)
+    for service in config.services:
+        for backend in service.backends:
+            entry = found.backends[ids.backend_id(service, backend)]
+            assert (entry.weight > 0) == entry.usable
+            assert entry.weight <= max(backend.weight, 1)
+        usable = [b for b in service.backends if verdict_of(around, service, b).usable]
+        weights = [found.backends[ids.backend_id(service, b)].weight for b in usable]
+        if usable:
+            full = any(w >= b.weight for w, b in zip(weights, usable, strict=True))
+            assert full, "slow start: the one that is furthest has all of its weight"
+        backups = {b.backup for b in usable}
+        failing_open = any(
+            verdict_of(around, service, b).weight_reason == FAIL_OPEN for b in usable
+        )
+        assert failing_open or backups in (set(), {True}, {False})
 
 
 @settings(deadline=None)
@@ -63,9 +117,12 @@ def test_what_the_operator_took_out_takes_no_new_flow(world):
     found = desired(config, ids, around)
     for service in config.services:
         for backend in service.backends:
-            ident = ids.backends[ids.services[slot_of(service.key)][0], backend.address]
-            if backend.admin is not AdminState.ACTIVE or backend.weight == 0:
+            ident = ids.backend_id(service, backend)
+            if backend.admin is AdminState.MAINTENANCE:
                 assert not found.backends[ident].usable
+            if backend.admin is not AdminState.ACTIVE or backend.weight == 0:
+                fails_open = service.no_backend is NoBackend.ANY
+                assert fails_open or not found.backends[ident].usable
 
 
 @settings(deadline=None)

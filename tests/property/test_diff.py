@@ -2,92 +2,53 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import replace
-from ipaddress import ip_address
-
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.dataplane import contents
-from agent.model import (
-    AdminState,
-    Backend,
-    Config,
-    DownFlows,
-    Forward,
-    Health,
-    Protocol,
-    Service,
-    ServiceKey,
-)
+from agent.dataplane import addressfilter, contents
+from agent.model import Forward
 from agent.reconcile.apply import Applier
-from agent.reconcile.diff import after, diff
-from agent.state.desired import Surroundings, desired, desired_backends
-from agent.state.identities import Identities, assign
-from agent.state.tables import TableContents
+from agent.reconcile.diff import after, at_once, diff
+from agent.state.desired import desired, desired_backends
+from agent.state.lookups import mark_of
+from agent.state.tables import ServiceSlot, TableContents
+from tests.property.worlds import ids_for, worlds
 from tests.unit.dataplane.fakes import FakeTables
-from tests.unit.state.world import TABLES, hop, surroundings
-
-KEYS = [
-    ServiceKey(ip_address(vip), port, protocol)
-    for vip, port, protocol in (
-        ("203.0.113.10", 80, Protocol.TCP),
-        ("203.0.113.10", 0, Protocol.UDP),
-        ("203.0.113.11", 80, Protocol.TCP),
-        ("2001:db8::10", 443, Protocol.TCP),
-    )
-]
-ADDRESSES = [ip_address(a) for a in ("10.0.0.21", "10.0.0.22", "10.0.0.23", "fd00::21", "fd00::22")]
-
-
-@st.composite
-def worlds(draw: st.DrawFn) -> tuple[Config, Surroundings]:
-    """A configuration, and health and next hops for its backends."""
-    services, health, hops = [], {}, {}
-    for n, key in enumerate(draw(st.lists(st.sampled_from(KEYS), unique=True, max_size=4))):
-        backends = []
-        for address in draw(st.lists(st.sampled_from(ADDRESSES), unique=True, max_size=4)):
-            name = f"b{ADDRESSES.index(address)}"
-            backends.append(
-                Backend(
-                    name,
-                    address,
-                    draw(st.sampled_from([0, 1, 100, 1000])),
-                    draw(st.sampled_from(AdminState)),
-                )
-            )
-            health[name] = draw(st.sampled_from(Health))
-            hops[name] = draw(
-                st.sampled_from([hop("10.0.0.21"), hop("10.0.0.21", ifindex=9, mtu=9000), None])
-            )
-        services.append(
-            Service(
-                f"s{n}", key, draw(st.sampled_from(Forward)),
-                down_flows=draw(st.sampled_from(DownFlows)), backends=tuple(backends),
-            )
-        )  # fmt: skip
-    config = Config(
-        "test", "eth0", tables=TABLES, services=tuple(services), hash_seed=draw(st.integers(0, 3)),
-        ipip_source_v4=ip_address("10.0.0.1"), ipip_source_v6=ip_address("fd00::1"),
-    )  # fmt: skip
-    return config, surroundings(config, health, hops)
-
-
-def ids_for(config: Config, held: TableContents) -> Identities:
-    salts = itertools.count(len(held.services) * 100)
-    return assign(config, held, frozenset(), lambda: next(salts))
+from tests.unit.state.world import TABLES
 
 
 def check_safe(held: TableContents) -> None:
-    """What every packet relies on: a ring leads only to backends of its own service."""
+    """What every packet relies on: whatever is named is there, and is its own."""
     for entry in held.services.values():
         for ident in np.unique(np.frombuffer(entry.ring, dtype=np.uint16)):
-            assert int(ident) in held.backends
             assert held.backends[int(ident)].service_id == entry.id
     ids = [entry.id for entry in held.services.values()]
     assert len(ids) == len(set(ids))
+    for origin in held.origins.values():
+        assert held.backends[origin.backend_id].service_id == origin.service_id
+    for quic_id, ident in held.quic_ids.items():
+        assert held.backends[ident].service_id == quic_id.service_id
+    for block, first in held.ranges.items():
+        assert ServiceSlot(block.vip, first, block.protocol) in held.services
+    for prefix in held.prefixes:
+        assert mark_of(prefix.network_address) in held.marks
+    for number, address in held.nat_sources.items():
+        assert number < 16
+        assert held.marks[mark_of(address)].nat_source is not None
+
+
+def check_answers(held: TableContents) -> None:
+    """Who gets packets of nat and fullnat can be understood when it answers."""
+    answering = {origin.backend_id for origin in held.origins.values()}
+    families = {address.version for address in held.nat_sources.values()}
+    for entry in held.services.values():
+        for ident in np.unique(np.frombuffer(entry.ring, dtype=np.uint16)):
+            backend = held.backends[int(ident)]
+            if entry.forward is backend.forward is Forward.NAT and backend.usable:
+                assert int(ident) in answering
+            if entry.forward is backend.forward is Forward.FULLNAT and backend.usable:
+                assert backend.address.version in families
 
 
 histories = st.lists(worlds(), min_size=1, max_size=4)
@@ -115,21 +76,37 @@ def test_every_prefix_is_safe(history):
         for step in diff(held, desired(config, ids_for(config, held), around)):
             held = after(held, step)
             check_safe(held)
+        check_answers(held)
+
+
+def usable_in_rings(held: TableContents) -> dict[ServiceSlot, bool]:
+    """Whether a draw finds somebody, by service."""
+    return {
+        slot: any(
+            held.backends[int(ident)].usable
+            for ident in np.unique(np.frombuffer(entry.ring, dtype=np.uint16))
+        )
+        for slot, entry in held.services.items()
+    }
 
 
 @settings(deadline=None, max_examples=100)
 @given(histories)
-def test_the_backends_first_and_the_rest_after_is_safe_too(history):
+def test_a_pass_is_safe_and_a_draw_finds_somebody_at_any_moment(history):
     """What a pass does: flags at once, rings once they are built."""
     held = TableContents()
     for config, around in history:
         ids = ids_for(config, held)
-        early = held.backends | desired_backends(config, ids, around)
         wanted = desired(config, ids, around)
-        for goal in (replace(held, backends=early), wanted):
+        early = at_once(held, desired_backends(config, ids, around))
+        before, after_all = usable_in_rings(held), usable_in_rings(wanted)
+        for goal in (early, wanted):
             for step in diff(held, goal):
                 held = after(held, step)
                 check_safe(held)
+                now = usable_in_rings(held)
+                for slot in before.keys() & after_all.keys():
+                    assert now[slot] or not (before[slot] and after_all[slot])
         assert held == wanted
 
 
@@ -146,13 +123,27 @@ def test_a_pass_that_was_cut_off_is_taken_up_by_the_next(history, data):
             held = after(held, step)
         again = ids_for(config, held)
         backends = {key: again.backends[key] for key in ids.backends if key in again.backends}
-        known = {(e.service_id, e.address): i for i, e in held.backends.items()}
+        known = {e.identity: i for i, e in held.backends.items()}
         assert all(backends[key] == known[key] for key in backends if key in known)
         wanted = desired(config, again, around)
         for step in diff(held, wanted):
             held = after(held, step)
             check_safe(held)
         assert held == wanted
+
+
+def filter_of(held: TableContents) -> dict[str, np.ndarray]:
+    """The least that the address filter must let through."""
+    addresses = {slot.vip for slot in (*held.marks, *held.origins)}
+    bits = [bit for prefix in held.prefixes for bit in addressfilter.prefix_bits(prefix)]
+    return {
+        "exact": addressfilter.words_of(addressfilter.exact_bit(a) for a in addresses),
+        "prefix": addressfilter.words_of(bits),
+    }
+
+
+def is_within(inner, outer) -> bool:
+    return all(not (inner[half] & ~outer[half]).any() for half in ("exact", "prefix"))
 
 
 @settings(deadline=None, max_examples=100)
@@ -167,3 +158,6 @@ def test_the_tables_hold_after_each_step_what_the_model_says(history):
             applier.apply(step)
             held = after(held, step)
             assert contents.read(tables) == held
+            assert is_within(filter_of(held), tables.addresses)
+        applier.hide_gone(held)
+        assert is_within(tables.addresses, filter_of(held))

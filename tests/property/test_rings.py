@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.rings import smooth
 from agent.rings.maglev import Member, build, quotas
 
 PRIMES = (1, 2, 3, 5, 7, 31, 101, 509, 1021)
@@ -76,3 +77,40 @@ def test_what_one_leaves_goes_to_the_others_and_little_else_moves(values: list[i
     own = int((before == gone.id).sum())
     assert gone.id not in after
     assert int((before != after).sum()) <= 2 * own + len(values)
+
+
+@settings(deadline=None)
+@given(weights, st.sampled_from((40, 101, 509)))
+def test_a_round_has_each_member_by_its_weight_and_nobody_is_left_out(values: list[int], most: int):
+    ring = smooth.build(members(values), most)
+    assert len(ring) <= most
+    counts = np.bincount(ring, minlength=len(values) + 1)[1:]
+    assert counts.min() >= 1
+    reduced = np.array(values) // np.gcd.reduce(values)
+    if reduced.sum() <= most:
+        assert counts.tolist() == reduced.tolist()
+    else:
+        order = np.argsort(values, kind="stable")
+        assert (np.diff(counts[order]) >= np.where(np.diff(np.sort(values)) > 0, 0, -1)).all()
+
+
+@settings(deadline=None)
+@given(weights)
+def test_nobody_is_ahead_of_its_share_by_a_whole_turn(values: list[int]):
+    ring = smooth.build(members(values), 40_000)
+    turns = np.arange(1, len(ring) + 1)
+    for member in members(values):
+        drawn = np.cumsum(ring == member.id)
+        share = drawn[-1] / len(ring)
+        assert (drawn < turns * share + 1 + 1e-9).all()
+
+
+@settings(deadline=None)
+@given(weights, st.randoms())
+def test_the_order_of_a_round_follows_from_the_members_alone(values: list[int], draw):
+    some = [*members(values), Member(b"\xff", 0, 999)]
+    ring = smooth.build(tuple(some), 1021)
+    draw.shuffle(some)
+    assert np.array_equal(smooth.build(tuple(some), 1021), ring)
+    once = smooth.each_once(tuple(some))
+    assert sorted(once.tolist()) == sorted(m.id for m in some if m.weight)

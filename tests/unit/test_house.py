@@ -147,11 +147,13 @@ def test_scripts_parse_and_can_be_executed(script: str) -> None:
     ("words", "message"),
     [
         ("start dsr 192.0.2.10", "unknown action start"),
-        ("up nat 192.0.2.10", "unknown mode nat"),
+        ("up pigeon 192.0.2.10", "unknown mode pigeon"),
+        ("up nat 192.0.2.10", "nat needs no preparation"),
         ("up dsr vip.example.com", "'vip.example.com' is not an address"),
         ("up dsr 192.0.2.10/32", "192.0.2.10/32 is a network"),
         ("up ipip 192.0.2.10 --advmss 1440", "unknown option --advmss"),
         ("up ipip --advmss little 192.0.2.10", "--advmss little is not a number"),
+        ("up gue --advmss 1432 --gue-port 192.0.2.10", "--gue-port needs a number"),
     ],
 )
 def test_backend_setup_reads_all_of_its_arguments_before_it_acts(words: str, message: str) -> None:

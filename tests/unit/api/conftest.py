@@ -1,6 +1,7 @@
 """A control that keeps everything in memory, and a real server on a real Unix socket."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from ipaddress import ip_address
@@ -14,11 +15,15 @@ from agent.config.edit import apply_edit
 from agent.config.load import parse
 from agent.config.plan import plan
 from agent.model import BackendState, Health, HealthStatus, NextHop, Protocol, ServiceState
-from agent.state.queries import Draw, Explanation, FiveTuple, FlowPage, FlowView
+from agent.state.events import Lost
+from agent.state.queries import Draw, Explanation, FiveTuple, FlowPage, FlowRequests, FlowView
 from agent.state.snapshot import (
     BackendCounts,
     BackendSnapshot,
     DataplaneSnapshot,
+    Latency,
+    Load,
+    NatSource,
     Rates,
     ServiceSnapshot,
     Snapshot,
@@ -46,6 +51,8 @@ services:
       - {name: ns-1, address: "fd00::21", state: drain}
 """
 
+TIMES = Latency(((0.5, 3),), count=4, sum_s=1.5, recent_count=2, recent_p50_ms=250.1234)
+LOAD = Load(6, 7.5678, waiting_bytes=4096, awaiting=2, first_byte=TIMES, handshake=Latency())
 FLOW = FlowView(
     "chat",
     FiveTuple(Protocol.TCP, ip_address("192.0.2.7"), 1234, ip_address("10.0.0.10"), 80),
@@ -53,6 +60,8 @@ FLOW = FlowView(
     "established",
     12.5,
     0.25,
+    (ip_address("10.0.0.1"), 10_240),
+    FlowRequests(awaiting=True, waiting_bytes=4096, handshake_ms=0.7312, talk="http2"),
 )
 
 
@@ -72,8 +81,9 @@ def backend_snapshot(backend, state=BackendState.UP, **changes):
         share_expected=2 / 3,
         share_actual=0.7,
         flows=4,
-        counts=BackendCounts(packets=10, bytes=1000, opened=5, closed=1, established=4),
+        counts=BackendCounts(10, 1000, 5, 1, 4, reply_packets=8, reply_bytes=800, answers=7),
         rates=Rates(1.0, 2.0, 3.0, 0.0),
+        load=LOAD,
     )
     return dataclasses.replace(view, **changes)
 
@@ -94,17 +104,22 @@ def make_snapshot(config):
             interface="eth0",
             ifindex=2,
             attached=True,
-            xdp_mode="native",
-            xdp_mode_reason="the driver supports it",
+            hook="native",
+            hook_reason="the driver supports it",
             driver="virtio_net",
             program_id=7,
             abi=1,
             features=("ipv6",),
             compile_ms=223.456,
             instructions=900,
+            jited_bytes=5000,
+            verified_insns=12_345,
             flow_slots=1000,
             flows_by_state={"established": 50, "acked": 25, "embryonic": 20, "closing": 5},
             passed={"not-vip": 12},
+            backend_interfaces=("eth1",),
+            nat_sources=(NatSource(ip_address("198.51.100.200"), 5, 22_528),),
+            events_lost=9,
         ),
         services=(
             ServiceSnapshot(
@@ -122,10 +137,11 @@ def make_snapshot(config):
                         health=HealthStatus(Health.CHECKING, "no check yet", NOW),
                     ),
                 ),
-                counts=BackendCounts(packets=20, bytes=2000, opened=10, closed=2, established=8),
+                counts=BackendCounts(20, 2000, 10, 2, 8, reply_packets=16, reply_bytes=1600),
                 drops={"no-backend": 3, "malformed": 0},
                 not_recorded=1,
                 rates=Rates(1.0, 2.0, 3.0, 4.0),
+                replied=6,
             ),
             ServiceSnapshot(
                 service=dns,
@@ -133,7 +149,9 @@ def make_snapshot(config):
                 state=ServiceState.DOWN,
                 reason="every backend is draining",
                 since=NOW - 10,
-                backends=(backend_snapshot(dns.backends[0], BackendState.DRAIN),),
+                backends=(
+                    backend_snapshot(dns.backends[0], BackendState.DRAIN, load=Load(open=3)),
+                ),
                 counts=BackendCounts(),
                 drops={},
                 not_recorded=0,
@@ -152,6 +170,7 @@ class FakeControl:
         self.failure = None
         self.asked = []
         self.attached = True
+        self.followers = []
 
     def _called(self, *what):
         self.asked.append(what)
@@ -188,6 +207,11 @@ class FakeControl:
         self._called("flows", query)
         return FlowPage((FLOW,), matched=17)
 
+    def follow(self, query):
+        self._called("follow", query)
+        self.followers.append(FakeFollower(query))
+        return self.followers[-1]
+
     def explain(self, tuple5):
         self._called("explain", tuple5)
         return Explanation(
@@ -198,8 +222,44 @@ class FakeControl:
             steps=("service chat", "flow found"),
             recorded=FLOW,
             ring_slots=65537,
-            draws=(Draw(5, "gpu-1", usable=True),),
+            draws=(Draw(5, "gpu-1", usable=True, score=3.14159),),
+            scheduler="least-load",
+            depends_on="load",
         )
+
+
+class FakeFollower:
+    """Hands out what it is given with ``tell``; ``left`` is set once nobody follows."""
+
+    def __init__(self, query):
+        self.query = query
+        self.lost = Lost()
+        self.ended = False
+        self.left = asyncio.Event()
+        self._events = []
+        self._wake = asyncio.Event()
+
+    def tell(self, *events):
+        self._events += events
+        self._wake.set()
+
+    async def next(self, timeout_s, limit):
+        self._wake.clear()
+        if not self._events and not self.ended:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), timeout_s)
+        events, self._events = self._events[:limit], self._events[limit:]
+        return tuple(events)
+
+    def close(self):
+        self.ended = True
+        self._wake.set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.left.set()
 
 
 class Api:

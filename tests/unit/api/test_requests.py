@@ -8,8 +8,10 @@ from agent.api import requests
 from agent.config.edit import Edit, EditOp
 from agent.errors import NotFoundError, RequestError
 from agent.model import Protocol
+from agent.state.events import EventKind, TraceQuery
 from agent.state.queries import FiveTuple, FlowQuery
 
+DECISIONS = frozenset({EventKind.DROP, EventKind.PICK, EventKind.ANSWER, EventKind.CLOSE})
 EXPLAIN = {
     "protocol": "tcp",
     "client": "192.0.2.7",
@@ -195,3 +197,46 @@ def test_edits_that_are_refused(body, where):
         requests.edit_request(body)
     assert caught.value.where == where
     assert caught.value.remedy
+
+
+def test_trace_without_parameters_shows_decisions_and_no_packets(config):
+    assert requests.trace_query({}, config) == TraceQuery(DECISIONS, None, 1024, None)
+
+
+def test_trace_with_every_parameter(config):
+    given = {
+        "kind": "packet,reply",
+        "service": "chat",
+        "sample": "64",
+        "filter": "backend gpu-1 and tcp",
+    }
+    query = requests.trace_query(given, config)
+    assert query.kinds == {EventKind.PACKET, EventKind.REPLY}
+    assert (query.service, query.sample) == ("chat", 64)
+    assert query.matches is not None
+
+
+def test_trace_of_one_service_by_its_filter_asks_the_data_plane_for_that_one_only(config):
+    query = requests.trace_query({"filter": "service chat and port 80"}, config)
+    assert query.service == "chat"
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "remedy"),
+    [
+        ({"kind": "drop,pick,"}, RequestError, "use one of"),
+        ({"kind": "drops"}, RequestError, "did you mean 'drop'?"),
+        ({"sample": "0"}, RequestError, "from 1 to 65536"),
+        ({"sample": "1000"}, RequestError, "use 1, 2, 4"),
+        ({"service": "chta"}, NotFoundError, "did you mean 'chat'?"),
+        ({"filter": "service chta"}, NotFoundError, "did you mean 'chat'?"),
+        ({"filter": "backend gpu-7"}, NotFoundError, "did you mean"),
+        ({"filter": "backend dns/gpu-1"}, NotFoundError, "use one of ns-1"),
+        ({"filter": "prot 80"}, RequestError, "did you mean port?"),
+    ],
+)
+def test_trace_that_would_show_nothing_is_refused(config, given, error, remedy):
+    with pytest.raises(error) as caught:
+        requests.trace_query(given, config)
+    assert remedy in caught.value.remedy
+    assert caught.value.where

@@ -3,9 +3,11 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from agent.api import views
 from agent.errors import ConfigError, DataplaneError
-from agent.model import CheckKind
+from agent.model import CheckKind, Scheduler
 
 
 def test_status_has_the_keys_of_the_contract(snapshot):
@@ -24,15 +26,18 @@ def test_status_has_the_keys_of_the_contract(snapshot):
         },
         "dataplane": {
             "interface": "eth0",
+            "backend_interfaces": ["eth1"],
             "attached": True,
-            "xdp_mode": "native",
-            "xdp_mode_reason": "the driver supports it",
+            "hook": "native",
+            "hook_reason": "the driver supports it",
             "driver": "virtio_net",
             "program_id": 7,
             "abi_version": 1,
             "features": ["ipv6"],
             "compile_ms": 223.5,
             "instructions": 900,
+            "machine_code_bytes": 5000,
+            "verified_instructions": 12_345,
             "flow_table": {
                 "slots": 1000,
                 "established": 50,
@@ -41,7 +46,9 @@ def test_status_has_the_keys_of_the_contract(snapshot):
                 "closing": 5,
                 "used_share": 0.1,
             },
+            "nat_sources": [{"address": "198.51.100.200", "used_ports": 5, "ports": 22_528}],
             "passed_packets": {"not-vip": 12},
+            "trace_events_lost_total": 9,
         },
         "services": {"total": 2, "up": 0, "degraded": 1, "down": 1},
         "backends": {
@@ -72,8 +79,13 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "port": 80,
         "protocol": "tcp",
         "forward": "dsr",
-        "scheduler": "maglev",
+        "scheduler": "least-load",
+        "scheduler_settings": {"draws": 4, "bytes_per_connection": 1000},
+        "no_backend": "drop",
         "down_flows": "keep",
+        "slow_start_s": 0.0,
+        "quic_id_bytes": None,
+        "counts_waiting_bytes": True,
         "state": "degraded",
         "reason": "1 of 2 backends up",
         "since": "2023-11-14T22:13:10.000Z",
@@ -81,6 +93,9 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "backends_up": 1,
         "backends_total": 2,
         "flows_established": 8,
+        "open_connections": 12,
+        "waiting_bytes": 8192,
+        "waiting_requests": 4,
         "rates": {
             "new_flows_per_s": 1.0,
             "packets_per_s": 2.0,
@@ -92,6 +107,9 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "new_flows_total": 10,
         "closed_flows_total": 2,
         "established_flows_total": 8,
+        "reply_packets_total": 16,
+        "reply_bytes_total": 1600,
+        "replied_packets_total": 6,
         "flows_not_recorded_total": 1,
         "drops_total": {"no-backend": 3, "malformed": 0},
         "timeouts_s": {"embryonic": 30, "acked": 60, "established": 900, "closing": 30},
@@ -117,6 +135,8 @@ def test_backend_has_the_keys_of_the_contract(snapshot, now):
         "service": "chat",
         "name": "gpu-1",
         "address": "10.0.0.21",
+        "port": None,
+        "backup": False,
         "state": "up",
         "reason": "2 checks passed",
         "since": "2023-11-14T22:12:20.000Z",
@@ -133,6 +153,20 @@ def test_backend_has_the_keys_of_the_contract(snapshot, now):
         "share_expected": 0.666667,
         "share_actual": 0.7,
         "flows_established": 4,
+        "open_connections": 6,
+        "waiting_bytes": 4096,
+        "waiting_requests": 2,
+        "load_score": 7.568,
+        "first_byte": {
+            "count_total": 4,
+            "mean_ms": 375.0,
+            "last_minute": {"count": 2, "p50_ms": 250.123, "p99_ms": None},
+        },
+        "handshake": {
+            "count_total": 0,
+            "mean_ms": None,
+            "last_minute": {"count": 0, "p50_ms": None, "p99_ms": None},
+        },
         "rates": {
             "new_flows_per_s": 1.0,
             "packets_per_s": 2.0,
@@ -144,6 +178,9 @@ def test_backend_has_the_keys_of_the_contract(snapshot, now):
         "new_flows_total": 5,
         "closed_flows_total": 1,
         "established_flows_total": 4,
+        "reply_packets_total": 8,
+        "reply_bytes_total": 800,
+        "answers_total": 7,
     }
 
 
@@ -160,6 +197,38 @@ def test_any_port_is_a_word(snapshot, now):
     assert body["health_check"] == {"type": "none"}
 
 
+def test_a_prefix_and_a_range_are_as_the_operator_wrote_them(snapshot, now):
+    view = snapshot.services[0]
+    key = replace(view.service.key, port=8000, port_last=8010, vip_bits=24)
+    body = views.service(replace(view, service=replace(view.service, key=key)), now)
+    assert (body["vip"], body["port"]) == ("10.0.0.10/24", "8000-8010")
+
+
+def test_what_a_service_does_not_count_is_null(snapshot, now):
+    body = views.service(snapshot.services[1], now)
+    assert body["counts_waiting_bytes"] is False
+    assert (body["waiting_bytes"], body["waiting_requests"], body["open_connections"]) == (
+        None, None, 3,
+    )  # fmt: skip
+    backend = body["backends"][0]
+    for key in ("waiting_bytes", "waiting_requests", "load_score", "first_byte", "handshake"):
+        assert backend[key] is None
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "settings"),
+    [
+        (Scheduler.LEAST_LOAD, {"draws": 4, "bytes_per_connection": 1000}),
+        (Scheduler.SOURCE, {"source_bits": None, "source_bound": 1.25}),
+        (Scheduler.ROUND_ROBIN, {}),
+    ],
+)
+def test_a_scheduler_shows_what_it_goes_by(snapshot, now, scheduler, settings):
+    view = snapshot.services[0]
+    changed = replace(view, service=replace(view.service, scheduler=scheduler))
+    assert views.service(changed, now)["scheduler_settings"] == settings
+
+
 def test_health_check_shows_only_what_its_kind_uses(snapshot, now):
     view = snapshot.services[0]
 
@@ -173,6 +242,19 @@ def test_health_check_shows_only_what_its_kind_uses(snapshot, now):
     assert shown(kind=CheckKind.HTTPS)["verify_tls"] is True
     assert shown(port=8000)["port"] == 8000
     assert shown(expect_status=((200, 299), (404, 404)))["expect_status"] == "200-299,404"
+
+
+def test_health_check_has_a_port_where_all_backends_have_the_same(snapshot, now):
+    def shown(*ports):
+        view = snapshot.services[0]
+        first = view.service.backends[0]
+        backends = tuple(replace(first, name=f"b{port}", port=port) for port in ports)
+        changed = replace(view, service=replace(view.service, backends=backends))
+        return views.service(changed, now)["health_check"]["port"]
+
+    assert shown(8001, 8001) == 8001
+    assert shown(8001, 8002) is None
+    assert shown() == shown(None) == 80
 
 
 def test_clock_set_back_makes_no_negative_age(snapshot, now):
@@ -204,6 +286,12 @@ def test_flows_and_explanation(control):
         "state": "established",
         "age_s": 12.5,
         "idle_s": 0.25,
+        "nat_source": "10.0.0.1",
+        "nat_source_port": 10_240,
+        "awaiting_answer": True,
+        "waiting_bytes": 4096,
+        "handshake_ms": 0.731,
+        "talk": "http2",
     }
     assert views.flows(control.flows(None)) == {"flows": [flow], "matched": 17, "shown": 1}
     explained = control.explain(None)
@@ -212,11 +300,34 @@ def test_flows_and_explanation(control):
         "service": "chat",
         "backend": "gpu-1",
         "reason": "recorded flow",
+        "scheduler": "least-load",
+        "depends_on": "load",
         "steps": ["service chat", "flow found"],
         "recorded_flow": flow,
-        "ring": {"slots": 65537, "draws": [{"slot": 5, "backend": "gpu-1", "usable": True}]},
+        "ring": {
+            "slots": 65537,
+            "draws": [
+                {
+                    "slot": 5,
+                    "backend": "gpu-1",
+                    "usable": True,
+                    "load_score": 3.142,
+                    "open_connections": None,
+                    "most_open_connections": None,
+                    "cpu": None,
+                }
+            ],
+        },
     }
     assert views.explanation(replace(explained, recorded=None))["recorded_flow"] is None
+
+
+def test_a_flow_of_which_little_is_known_has_nulls(control):
+    page = control.flows(None)
+    plain = replace(page.flows[0], nat_source=None, requests=None)
+    (flow,) = views.flows(replace(page, flows=(plain,)))["flows"]
+    unknown = {"nat_source", "nat_source_port", "awaiting_answer", "waiting_bytes", "talk"}
+    assert {key for key, value in flow.items() if value is None} == unknown | {"handshake_ms"}
 
 
 def test_error_lists_problems_only_when_there_are_several():

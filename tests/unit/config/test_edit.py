@@ -9,7 +9,7 @@ import pytest
 from agent.config.edit import Edit, EditOp, apply_edit
 from agent.config.load import parse
 from agent.errors import ConfigError, ConflictError, NotFoundError
-from agent.model import AdminState, CheckKind, Config, Service
+from agent.model import AdminState, CheckKind, Config, Scheduler, Service
 
 CONFIG = parse(
     """
@@ -66,6 +66,30 @@ def test_null_puts_a_setting_back_to_its_default() -> None:
 def test_another_health_type_leaves_behind_what_it_has_no_use_for() -> None:
     chat = named(edit(EditOp.SERVICE_SET, "chat", health={"type": "tcp"}), "chat")
     assert (chat.health.kind, chat.health.path, chat.health.rise) == (CheckKind.TCP, "/", 5)
+
+
+def test_another_scheduler_or_protocol_leaves_behind_what_it_has_no_use_for() -> None:
+    few = edit(EditOp.SERVICE_SET, "chat", draws=2, bytes_per_connection=10, count_waiting=False)
+    maglev = apply_edit(few, Edit(EditOp.SERVICE_SET, "chat", None, {"scheduler": "maglev"}))
+    chat = named(maglev, "chat")
+    assert (chat.draws, chat.bytes_per_connection, chat.count_waiting) == (4, 1000, False)
+    udp = apply_edit(
+        few, Edit(EditOp.SERVICE_SET, "chat", None, {"protocol": "udp", "health": {"type": "none"}})
+    )
+    chat = named(udp, "chat")
+    assert (chat.draws, chat.bytes_per_connection, chat.count_waiting) == (2, 1000, False)
+
+
+def test_a_setting_can_come_with_the_scheduler_that_uses_it() -> None:
+    source = edit(EditOp.SERVICE_SET, "chat", scheduler="source", source_prefix=24)
+    chat = named(source, "chat")
+    assert (chat.scheduler, chat.source_bits) == (Scheduler.SOURCE, 24)
+
+
+def test_an_address_is_added_again_with_another_port_where_ports_change() -> None:
+    config = edit(EditOp.SERVICE_SET, "chat", forward="fullnat")
+    more = Edit(EditOp.BACKEND_ADD, "chat", "gpu-3", {"address": "10.0.0.21", "port": 8001})
+    assert [b.port for b in named(apply_edit(config, more), "chat").backends] == [None, None, 8001]
 
 
 def test_a_check_that_is_switched_off_and_on_again_keeps_its_keys() -> None:
@@ -149,6 +173,20 @@ def test_what_exists_cannot_be_added(op: EditOp, backend: str | None) -> None:
             {"address": "10.0.0.9"},
             "service chat, backend gpu-1",
             "address: cannot be set",
+        ),
+        (
+            EditOp.BACKEND_SET,
+            "gpu-1",
+            {"port": 8000},
+            "service chat, backend gpu-1",
+            "port: cannot be set",
+        ),
+        (
+            EditOp.BACKEND_SET,
+            "gpu-1",
+            {"quic_server_id": "01"},
+            "service chat, backend gpu-1",
+            "quic_server_id: means nothing for a tcp service",
         ),
         (
             EditOp.BACKEND_ADD,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
-import yaml
 
 from agent.config.load import load_file, parse
 from agent.errors import ConfigError
@@ -16,30 +15,14 @@ from agent.model import (
     CheckKind,
     Config,
     Forward,
+    Hook,
+    Nat,
     Protocol,
     Tables,
 )
+from tests.unit.config.documents import backend, load, problems, service
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def service(**values: object) -> dict[str, object]:
-    return {"name": "chat", "vip": "10.0.0.10", "port": 80} | values
-
-
-def backend(number: int, **values: object) -> dict[str, object]:
-    return {"name": f"gpu-{number}", "address": f"10.0.1.{number}"} | values
-
-
-def load(*services: dict[str, object], **values: object) -> Config:
-    return parse(yaml.safe_dump({"interface": "eth0", "services": list(services)} | values), "f")
-
-
-def problems(*services: dict[str, object], **values: object) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        load(*services, **values)
-    assert all(problem.remedy and problem.where for problem in caught.value.problems)
-    return [problem.message for problem in caught.value.problems]
 
 
 def test_the_interface_alone_is_a_configuration() -> None:
@@ -64,7 +47,7 @@ def test_a_full_document_becomes_the_model() -> None:
         ),
         name="edge-1",
         metrics="[::1]:9000",
-        ipip_source={"ipv4": "10.0.0.2"},
+        tunnel_source={"ipv4": "10.0.0.2"},
         tables={"flows": 2048, "ring_slots": 251},
     )
     (chat,) = config.services
@@ -74,13 +57,35 @@ def test_a_full_document_becomes_the_model() -> None:
     assert chat.health.expect_status == ((200, 200), (300, 399))
     assert (chat.backends[0].weight, chat.backends[0].admin) == (0, AdminState.DRAIN)
     assert chat.backends[1].address == ip_address("fd00::6")
+    assert not chat.count_waiting  # only of tcp
     assert config.metrics_listen == ("::1", 9000)
     assert config.tables == Tables(flows=2048, ring_slots=251)
 
 
+def test_everything_around_forwarding_becomes_the_model() -> None:
+    config = load(
+        hook="tc",
+        backend_interfaces=["eth1", "eth2"],
+        gue={"port": 6081},
+        nat={
+            "sources_ipv4": ["192.0.2.7", "192.0.2.8"],
+            "sources_ipv6": ["fd00::7"],
+            "ports": "20000-29999",
+        },
+    )
+    assert (config.hook, config.backend_interfaces) == (Hook.TC, ("eth1", "eth2"))
+    assert config.gue_port == 6081
+    assert config.nat == Nat(
+        (IPv4Address("192.0.2.7"), IPv4Address("192.0.2.8")),
+        (IPv6Address("fd00::7"),),
+        20000,
+        29999,
+    )
+
+
 def test_the_shipped_example_loads() -> None:
     config = load_file(ROOT / "deploy" / "agent.example.yaml")
-    assert [service.name for service in config.services] == ["chat", "embeddings"]
+    assert [service.name for service in config.services] == ["chat", "embeddings", "speech"]
 
 
 def test_metrics_can_be_off_in_bare_yaml() -> None:
@@ -100,6 +105,12 @@ def test_udp_services_are_not_checked_unless_told_to() -> None:
 def test_a_short_interval_shortens_the_default_timeout() -> None:
     (chat,) = load(service(health={"interval": "500ms"})).services
     assert chat.health.timeout_s == 0.5
+
+
+def test_ports_of_backends_can_be_what_is_checked() -> None:
+    own = [backend(1, port=8000), backend(2, port=8001)]
+    (chat,) = load(service(port="any", forward="fullnat", backends=own)).services
+    assert chat.health.kind is CheckKind.TCP
 
 
 # Defaults
@@ -186,7 +197,6 @@ services:
         ({"port": 70000}, "services[0].port: 70000 is out of range"),
         ({"port": "80"}, "services[0].port: '80' is not a port"),
         ({"port": True}, "services[0].port: true is not a port"),
-        ({"vip": "10.0.0.0/24"}, "services[0].vip: '10.0.0.0/24' is a network"),
         ({"vip": 5}, "services[0].vip: 5 is not text"),
         ({"vip": "example.com"}, "services[0].vip: 'example.com' is not an IP address"),
         ({"vip": "224.0.0.1"}, "services[0].vip: 224.0.0.1 is a multicast address"),
@@ -224,6 +234,10 @@ services:
         ),
         ({"port": "any"}, "services[0].health: tcp checks of a service for any port need"),
         (
+            {"port": "any", "forward": "fullnat", "backends": [backend(1)]},
+            "services[0].health: tcp checks of a service for any port need",
+        ),
+        (
             {"backends": [backend(1), backend(1, address="10.0.1.9")]},
             "services[0].backends[1].name: another backend of this service is called 'gpu-1'",
         ),
@@ -253,7 +267,7 @@ def test_a_wrong_service_is_refused(values: dict[str, object], message: str) -> 
         ({"interface": "a/b"}, "interface: 'a/b' is not an interface name"),
         ({"interface": "x" * 16}, "interface: 'xxxxxxxxxxxxxxxx' is too long"),
         ({"name": "Edge_1"}, "name: 'Edge_1' is not an instance name"),
-        ({"xdp_mode": "natve"}, "xdp_mode: 'natve' is not known"),
+        ({"hook": "natve"}, "hook: 'natve' is not known"),
         ({"socket": "agent.sock"}, "socket: 'agent.sock' is not an absolute path"),
         ({"socket": "/" + "x" * 107}, "socket: '/xxxxx"),
         ({"metrics": "9117"}, "metrics: '9117' is not a listening address"),
@@ -261,7 +275,13 @@ def test_a_wrong_service_is_refused(values: dict[str, object], message: str) -> 
         ({"manage_vips": "maybe"}, "manage_vips: 'maybe' is neither true nor false"),
         ({"hash_seed": -1}, "hash_seed: -1 is out of range"),
         ({"hash_seed": 1.5}, "hash_seed: 1.5 is not a whole number"),
-        ({"ipip_source": {"ipv4": "fd00::1"}}, "ipip_source.ipv4: fd00::1 is not an IPv4"),
+        ({"xdp_mode": "auto"}, "xdp_mode: is called hook now"),
+        ({"ipip_source": {"ipv4": "10.0.0.2"}}, "ipip_source: is called tunnel_source now"),
+        ({"backend_interfaces": ["eth0"]}, "backend_interfaces: eth0 is the interface already"),
+        ({"backend_interfaces": "eth1"}, "backend_interfaces: 'eth1' is not a list"),
+        ({"gue": {"port": 0}}, "gue.port: 0 is out of range"),
+        ({"nat": {"source": []}}, "nat.source: unknown key"),
+        ({"tunnel_source": {"ipv4": "fd00::1"}}, "tunnel_source.ipv4: fd00::1 is not an IPv4"),
         ({"tables": {"flows": 3000}}, "tables.flows: 3000 is not a power of two"),
         ({"tables": {"ring_slots": 65536}}, "tables.ring_slots: 65536 is not prime"),
         ({"tables": {"size": 1}}, "tables.size: unknown key"),
@@ -279,14 +299,6 @@ def test_wrong_globals_are_refused(values: dict[str, object], message: str) -> N
     ]
     (found,) = problems(**({"services": services} | values))
     assert found.startswith(message)
-
-
-def test_a_vip_is_refused_as_backend_of_another_service() -> None:
-    (found,) = problems(
-        service(backends=[backend(1, address="10.0.0.11")]),
-        service(name="b", vip="10.0.0.11"),
-    )
-    assert found.startswith("services[0].backends[0].address: 10.0.0.11 is a VIP")
 
 
 def test_one_vip_may_serve_several_ports_and_protocols() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from ipaddress import IPv4Address
 from typing import Any
 
 from agent.config.load import parse
@@ -163,11 +164,104 @@ def test_each_setting_of_a_service_says_what_it_does() -> None:
         ({"health": {"type": "none"}}, ["health.type"], "no longer checked"),
         ({"health": {"interval": "3s"}}, ["health.interval"], "tcp every 3s"),
         ({"port": 81}, ["port"], "open connections are cut"),
+        ({"forward": "nat"}, ["forward"], "refused while there are any"),
+        ({"scheduler": "maglev"}, ["scheduler"], "new flows are placed by maglev"),
+        ({"draws": 2}, ["draws"], "new settings of least-load"),
+        ({"bytes_per_connection": 9}, ["bytes_per_connection"], "new settings of least-load"),
+        ({"count_waiting": False}, ["count_waiting"], "no longer counted"),
+        ({"slow_start": "30s"}, ["slow_start"], "reach their weight in 30s"),
+        ({"no_backend": "reset"}, ["no_backend"], "they are answered with a reset"),
     ):
         change = only(config(), config(**values))
         assert (change.kind, change.backend) == (Kind.SERVICE, None)
         assert [field.field for field in change.fields] == fields
         assert words in change.effect
+
+
+def test_a_setting_that_is_taken_back_says_what_holds_then() -> None:
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"slow_start": "30s"}, "have their weight at once"),
+        ({"count_waiting": False}, "are counted from now on"),
+        ({"no_backend": "any"}, "they are dropped"),
+        ({"forward": "fullnat"}, "refused while there are any"),
+    )
+    for values, words in cases:
+        assert words in only(config(**values), config()).effect
+
+
+def test_quic_ids_say_where_their_packets_go() -> None:
+    udp: dict[str, Any] = {"protocol": "udp"}
+    named = backends(
+        gpu_1={"quic_server_id": "01"},
+        gpu_2={"quic_server_id": "02"},
+        gpu_3={"quic_server_id": "03"},
+    )
+    quic = udp | {"quic_server_id_bytes": 1}
+    on = only(config(named, **udp), config(named, **quic))
+    assert on.effect == (
+        "QUIC packets go to the backend that the server id in their connection id names (1 byte)"
+    )
+    off = only(config(named, **quic), config(named, **udp))
+    assert off.effect == "QUIC packets go by their addresses and ports alone"
+    other = [named[0] | {"quic_server_id": "ff"}, *named[1:]]
+    change = only(config(named, **quic), config(other, **quic))
+    assert change.effect == "QUIC packets with the server id ff go to it, no others"
+
+
+def test_a_range_that_grows_keeps_the_connections_to_what_is_in_both() -> None:
+    cases: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+        ({"port": "80-90"}, {"port": "80-99"}),
+        ({"port": 80}, {"port": "80-99"}),
+        ({"vip": "192.0.2.0/24"}, {"vip": "192.0.2.0/25"}),
+    )
+    for old, new in cases:
+        assert "to what is in both stay" in only(config(**old), config(**new)).effect
+    moved = only(config(vip="192.0.2.0"), config(vip="192.0.2.0/24"))
+    assert "its open connections are cut" in moved.effect
+
+
+def test_a_backup_gets_new_flows_only_when_nobody_else_does() -> None:
+    backup = backends(gpu_3={"backup": True})
+    change = only(config(), config(backup))
+    assert change.fields == (FieldChange("backup", False, True),)
+    assert change.effect == (
+        "it gets no new flow: it is a backup, for when no other backend is usable; "
+        "established flows stay"
+    )
+    assert "about 33 % of new flows go to it" in only(config(backup), config()).effect
+    heavier = backends(gpu_3={"backup": True, "weight": 500})
+    assert only(config(backup), config(heavier)).effect.startswith("it still gets no new flow")
+    alone = [backup[0] | {"state": "drain"}, backup[2]]
+    assert "no backend is left" not in only(config([backup[0], backup[2]]), config(alone)).effect
+
+
+def test_what_happens_without_a_backend_is_the_service_s_choice() -> None:
+    one = backends()[:1]
+    drained = [one[0] | {"state": "drain"}]
+    for choice, words in (
+        ("drop", "they are dropped"),
+        ("reset", "they are answered with a reset"),
+        ("any", "they go to any that can be reached and is not in maintenance"),
+    ):
+        effect = only(config(one, no_backend=choice), config(drained, no_backend=choice)).effect
+        assert f"no backend is left for new flows: {words}" in effect
+
+
+def test_another_port_of_a_backend_cuts_its_connections() -> None:
+    old = backends(gpu_1={"port": 8000})
+    new = backends(gpu_1={"port": 8001})
+    change = only(config(old, forward="nat"), config(new, forward="nat"))
+    assert change.effect == (
+        "open connections to 10.0.0.21 port 8000 are cut; new flows go to 10.0.0.21 port 8001"
+    )
+
+
+def test_a_backend_on_another_port_is_not_that_backend_renamed() -> None:
+    old = backends(gpu_1={"port": 8000})
+    renamed = [old[0] | {"name": "big", "port": 8001}, *old[1:]]
+    effects = [c.effect for c in plan(config(old, forward="nat"), config(renamed, forward="nat"))]
+    assert effects[0].startswith("its open connections are cut")
+    assert effects[1].startswith("once its check passes")
 
 
 def test_a_change_reads_as_one_line() -> None:
@@ -182,6 +276,13 @@ def test_global_changes_say_what_needs_a_restart() -> None:
         FieldChange("interface", "eth0", "eth1", needs_restart=True),
         FieldChange("metrics", "127.0.0.1:9117", "off", needs_restart=True),
         FieldChange("manage_vips", True, False),
+    )
+    sources = dataclasses.replace(old.nat, sources_v4=(IPv4Address("192.0.2.1"),))
+    new = dataclasses.replace(old, nat=sources, gue_port=1, backend_interfaces=("eth1",))
+    assert global_changes(old, new) == (
+        FieldChange("backend_interfaces", [], ["eth1"], needs_restart=True),
+        FieldChange("gue.port", 6080, 1, needs_restart=True),
+        FieldChange("nat.sources_ipv4", [], ["192.0.2.1"]),
     )
     assert global_changes(old, old) == ()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.config import reference
-from agent.config.schema import DocumentSection, Section
+from agent.config.schema import DocumentSection
+from agent.config.service_schema import Section
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from ipaddress import ip_address
 
 import numpy as np
 
-from agent.dataplane import abi, flowhash
+from agent.dataplane import abi, flowhash, keys
 from agent.dataplane.constants import Clock, HashKeys, sizes
-from agent.model import Protocol, Tables
+from agent.model import Address, Protocol, Tables
 from agent.state.queries import FiveTuple
 from agent.state.tables import ServiceSlot
 
@@ -25,21 +26,31 @@ class FakeTables:
         size = self.size = sizes(tables, cpus)
         self.flows = np.zeros(size.flow_buckets * abi.FLOW_WAYS, dtype=np.uint64)
         self.flows_cold = np.zeros(size.flow_buckets * abi.FLOW_WAYS, dtype=abi.FLOW_COLD)
+        self.flows_warm = np.zeros(size.flow_buckets * abi.FLOW_WAYS, dtype=abi.FLOW_WARM)
         self.rings = np.zeros(size.ring_lines * abi.RING_LINE_SLOTS, dtype=np.uint16)
         self.backends = np.zeros(size.backends, dtype=abi.BACKEND)
+        self.backend_load = np.zeros(size.backends, dtype=abi.BACKEND_LOAD)
+        self.service_load = np.zeros(size.services, dtype=abi.SERVICE_LOAD)
+        self.backend_latency = np.zeros(size.backends, dtype=abi.BACKEND_LATENCY)
+        self.nat_sources = np.zeros(2 * abi.NAT_SOURCES, dtype=abi.NAT_SOURCE)
+        self.trace = np.zeros(1, dtype=abi.TRACE_CONTROL)
         self.backend_count = np.zeros((size.rows, size.backends), dtype=abi.BACKEND_COUNTERS)
         self.service_count = np.zeros((size.rows, size.services), dtype=abi.SERVICE_COUNTERS)
-        self.map: dict[ServiceSlot, np.ndarray] = {}
+        self.addresses = np.zeros(1, dtype=abi.ADDRESS_FILTER)[0]
+        self.nat_slots = np.zeros(size.nat_slots, dtype=abi.NAT_SLOT)
+        self.by_key: dict[str, dict[bytes, bytes]] = defaultdict(dict)
 
-    def put_service(self, key: ServiceSlot, value: np.ndarray) -> None:
-        self.map[key] = value.copy()
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        self.by_key[table][key] = value
 
-    def delete_service(self, key: ServiceSlot) -> None:
-        self.map.pop(key, None)
+    def delete(self, table: str, key: bytes) -> None:
+        self.by_key[table].pop(key, None)
 
-    def services(self) -> Iterator[tuple[ServiceSlot, np.ndarray]]:
-        for key, value in self.map.items():
-            yield key, value[0]
+    def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        return iter(list(self.by_key[table].items()))
+
+    def put_service(self, slot: ServiceSlot, row: np.ndarray) -> None:
+        self.put(keys.services_table(slot), keys.packed_slot(slot), row.tobytes())
 
 
 def word(backend: int, state: abi.FlowState | int, stamp: int, tag: int = 1) -> int:
@@ -71,9 +82,10 @@ def record(
     state: abi.FlowState | int,
     jiffies: int,
     start: int = 0,
+    below_prefix: Address | None = None,
 ) -> int:
     """Put a flow where the kernel would, its cold record included; the slot's index."""
-    value = flowhash.flow_hash(KEYS, salt, flow.client, flow.client_port, flow.port)
+    value = flowhash.flow_hash(KEYS, salt, flow.client, flow.client_port, flow.port, below_prefix)
     first = ((value >> 32) & (tables.size.flow_buckets - 1)) * abi.FLOW_WAYS
     index = next(i for i in range(first, first + abi.FLOW_WAYS) if not tables.flows[i])
     tables.flows[index] = word(backend, state, jiffies >> CLOCK.shift, value & 0xFFFFFFFF)

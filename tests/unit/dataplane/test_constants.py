@@ -1,5 +1,6 @@
 """What is compiled in, from the configuration."""
 
+from dataclasses import fields
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -17,13 +18,32 @@ from agent.dataplane.constants import (
     needed_features,
     sizes,
 )
-from agent.model import Forward, Protocol, Service, ServiceKey, Tables
+from agent.model import (
+    Forward,
+    Nat,
+    NoBackend,
+    Protocol,
+    Scheduler,
+    Service,
+    ServiceKey,
+    Tables,
+)
 
-features = st.builds(Features, st.booleans(), st.booleans(), st.booleans())
+features = st.builds(Features, *[st.booleans() for _ in fields(Features)])
 
 
-def one(vip: str = "203.0.113.10", port: int = 80, forward: Forward = Forward.DSR) -> Service:
-    return Service("x", ServiceKey(ip_address(vip), port, Protocol.TCP), forward=forward)
+def one(
+    vip: str = "203.0.113.10",
+    port: int = 80,
+    forward: Forward = Forward.DSR,
+    protocol: Protocol = Protocol.TCP,
+    port_last: int | None = None,
+    vip_bits: int | None = None,
+    **changes,
+) -> Service:
+    """Needs nothing but what is asked for."""
+    key = ServiceKey(ip_address(vip), port, protocol, port_last, vip_bits)
+    return Service("x", key, forward=forward, **({"count_waiting": False} | changes))
 
 
 @pytest.mark.parametrize(
@@ -33,8 +53,25 @@ def one(vip: str = "203.0.113.10", port: int = 80, forward: Forward = Forward.DS
         ((one(),), Features()),
         ((one("2001:db8::1"),), Features(ipv6=True)),
         ((one(port=0),), Features(any_port=True)),
+        ((one(port_last=90),), Features(ranges=True)),
+        ((one("203.0.113.0", vip_bits=28),), Features(prefix=True)),
         ((one(forward=Forward.IPIP),), Features(ipip=True)),
-        ((one(), one("2001:db8::1", 0, Forward.IPIP)), ALL_FEATURES),
+        ((one(forward=Forward.GUE),), Features(gue=True)),
+        ((one(forward=Forward.NAT),), Features(nat=True)),
+        ((one(forward=Forward.FULLNAT),), Features(fullnat=True)),
+        ((one(scheduler=Scheduler.SOURCE),), Features(source=True)),
+        ((one(scheduler=Scheduler.ROUND_ROBIN),), Features(round_robin=True)),
+        ((one(scheduler=Scheduler.LEAST_CONN),), Features(least_conn=True)),
+        ((one(scheduler=Scheduler.LEAST_LOAD),), Features(least_load=True)),
+        ((one(count_waiting=True),), Features(waiting=True)),
+        ((one(protocol=Protocol.UDP, count_waiting=True),), Features()),
+        ((one(protocol=Protocol.UDP, quic_id_bytes=4),), Features(quic=True)),
+        ((one(no_backend=NoBackend.RESET),), Features(reset=True)),
+        ((one(no_backend=NoBackend.ANY),), Features()),
+        (
+            (one(), one("2001:db8::1", 0, Forward.IPIP)),
+            Features(ipv6=True, any_port=True, ipip=True),
+        ),
     ],
 )
 def test_features_are_what_the_services_need(services, expected: Features):
@@ -50,7 +87,9 @@ def test_a_union_covers_both_and_nothing_less_does(one: Features, other: Feature
 
 def test_features_have_names():
     assert Features().names == ("ipv4",)
-    assert ALL_FEATURES.names == ("ipv4", "ipv6", "any-port", "ipip")
+    assert ALL_FEATURES.names[:3] == ("ipv4", "ipv6", "any-port")
+    assert {"round-robin", "least-load", "fullnat"} < set(ALL_FEATURES.names)
+    assert len(ALL_FEATURES.names) == len(fields(Features)) + 1
 
 
 @pytest.mark.parametrize("hz", [100, 250, 300, 1000])
@@ -71,14 +110,24 @@ def test_sizes_leave_room_for_every_ring_and_a_flip():
     assert size.ring_lines == size.lines_per_ring * 10
     assert size.flow_buckets * 8 == 1024
     assert size.rows == 4
-    assert size.service_keys == 16
+    assert size.service_keys >= 16
 
 
-def test_every_constant_of_the_sources_is_defined():
+@pytest.mark.parametrize(("first", "last", "slots"), [(10_240, 32_767, 360_448), (5, 5, 16)])
+def test_every_port_of_every_source_has_a_nat_slot(first: int, last: int, slots: int):
+    size = sizes(Tables(), cpus=2, nat=Nat(first_port=first, last_port=last))
+    assert size.nat_slots == slots
+    assert (size.nat_first_port, size.nat_ports) == (first, last - first + 1)
+
+
+def test_constants_are_what_they_stand_for():
     clock = Clock(250, 10)
     size = sizes(Tables(), cpus=2)
-    found = definitions(Path("/sys/fs/bpf/x"), size, Features(), HashKeys(1, 3, 2**64 - 1), clock)
+    keys = HashKeys(1, 3, 2**64 - 1)
+    found = definitions(Path("/sys/fs/bpf/x"), size, Features(gue=True), keys, clock, 6081)
     assert found["LB_PIN"] == '"/sys/fs/bpf/x"'
     assert found["LB_FLOW_MUL1"] == "0xffffffffffffffffULL"
-    assert (found["LB_IPV6"], found["LB_ANY_PORT"], found["LB_IPIP"]) == ("0", "0", "0")
+    assert (found["LB_IPV6"], found["LB_ANY_PORT"], found["LB_GUE"]) == ("0", "0", "1")
     assert found["LB_TICK_SHIFT"] == "10"
+    assert (found["LB_GUE_PORT"], found["LB_TC"]) == ("6081", "0")
+    assert definitions(Path("/x"), size, Features(), keys, clock, 1, tc=True)["LB_TC"] == "1"

@@ -22,18 +22,21 @@ def test_reasons_are_told_apart_into_passed_and_dropped():
     for reason in Reason:
         tables.service_count["reason"][0, 2, reason] = 100 + reason
     found = counters.read(tables, [], [2]).services[2]
-    assert found.passed == {"not-ip": 101, "not-vip": 102}
-    assert found.drops["malformed"] == 103
-    assert found.drops["internal"] == 109
+    assert found.passed == {"not-ip": 101, "not-vip": 102, "fragment": 103}
+    assert found.drops["malformed"] == 104
+    assert found.drops["internal"] == 113
     assert len(found.passed) + len(found.drops) == len(Reason) - 1
 
 
 def test_what_removed_backends_counted_is_kept_apart():
     tables = FakeTables()
     tables.service_count["gone_bytes"][-1, 1] = 7
+    tables.service_count["gone_reply_packets"][-1, 1] = 5
     tables.service_count["not_recorded"][0, 1] = 3
+    tables.service_count["replied"][:, 1] = 2
     found = counters.read(tables, [], [1]).services[1]
-    assert (found.gone, found.not_recorded) == (BackendCounts(bytes=7), 3)
+    assert found.gone == BackendCounts(bytes=7, reply_packets=5)
+    assert (found.not_recorded, found.replied) == (3, 6)
 
 
 def test_big_counters_stay_exact():
@@ -46,6 +49,14 @@ def test_no_ids_no_readings():
     assert counters.read(FakeTables(), [], []) == counters.Readings({}, {})
 
 
+def test_replies_and_answers_are_counted():
+    tables = FakeTables()
+    for n, name in enumerate(("reply_packets", "reply_bytes", "answers"), 1):
+        tables.backend_count[name][0, 4] = n
+    found = counters.read(tables, [4], []).of_backend(4)
+    assert found == BackendCounts(reply_packets=1, reply_bytes=2, answers=3)
+
+
 def test_adding_two():
-    one, other = BackendCounts(1, 2, 3, 4, 5), BackendCounts(10, 20, 30, 40, 50)
-    assert counters.add(one, other) == BackendCounts(11, 22, 33, 44, 55)
+    one, other = BackendCounts(*range(1, 9)), BackendCounts(*range(10, 90, 10))
+    assert counters.add(one, other) == BackendCounts(*range(11, 99, 11))

@@ -21,15 +21,24 @@ def mix(x: int, multiplier: int) -> int:
     return x ^ (x >> 32)
 
 
+def words(address) -> list[int]:
+    """Those of the wire, as a little-endian host reads them."""
+    packed = address.packed.ljust(16, b"\0")
+    return [int.from_bytes(packed[i : i + 4], "little") for i in range(0, 16, 4)]
+
+
+def fold6(addr: list[int], key: int, mul0: int, mul1: int) -> int:
+    high = addr[3] << 32 | addr[2]
+    return mix(mix(high ^ key, mul1) ^ addr[1], mul0)
+
+
 def by_hand(client, sport: int, dport: int, key: int, mul0: int, mul1: int) -> int:
-    """bpf/hash.h in Python's integers; words of the wire as a little-endian host reads them."""
-    packed = client.packed.ljust(16, b"\0")
-    saddr = [int.from_bytes(packed[i : i + 4], "little") for i in range(0, 16, 4)]
+    """bpf/hash.h in Python's integers."""
+    saddr = words(client)
     swap = [int.from_bytes(p.to_bytes(2, "big"), "little") for p in (sport, dport)]
     word = saddr[0] << 32 | swap[0] << 16 | swap[1]
     if client.version == 6:
-        high = saddr[3] << 32 | saddr[2]
-        word ^= mix(mix(high ^ key, mul1) ^ saddr[1], mul0)
+        word ^= fold6(saddr, key, mul0, mul1)
     return mix(mix(word ^ key, mul0), mul1)
 
 
@@ -46,6 +55,35 @@ def test_the_pick_hash_is_that_of_the_header(client, sport: int, dport: int, see
         client, sport, dport, flowhash.PICK_KEY ^ seed, flowhash.PICK_MUL0, flowhash.PICK_MUL1
     )
     assert flowhash.pick_hash(seed, client, sport, dport) == expected
+
+
+@given(addresses, addresses, ports, ports)
+def test_below_a_prefix_the_address_is_part_of_the_flow_hash(client, vip, sport, dport):
+    key = KEYS.key ^ (5 * flowhash.PICK_MUL0 & MASK) ^ mix(words(vip)[0], flowhash.PICK_MUL1)
+    if vip.version == 6:
+        key ^= fold6(words(vip), flowhash.PICK_KEY, flowhash.PICK_MUL0, flowhash.PICK_MUL1)
+    expected = by_hand(client, sport, dport, key, KEYS.mul0, KEYS.mul1)
+    assert flowhash.flow_hash(KEYS, 5, client, sport, dport, vip) == expected
+
+
+def test_two_addresses_below_a_prefix_are_two_flows():
+    flow = (IPv6Address("2001:db8::7"), 4000, 443)
+    found = {
+        flowhash.flow_hash(KEYS, 1, *flow, vip)
+        for vip in (None, *map(IPv6Address, ("2001:db8:1::", "2001:db8:1::1", "2001:db8:1:1::")))
+    }
+    assert len(found) == 4
+
+
+@given(addresses, st.integers(0, 128), st.integers(0, MASK))
+def test_the_source_hash_is_that_of_the_header(client, bits: int, seed: int):
+    bits = min(bits, client.max_prefixlen)
+    masked = int(client) >> client.max_prefixlen - bits << client.max_prefixlen - bits
+    expected = by_hand(
+        type(client)(masked), 0, 0,
+        flowhash.PICK_KEY ^ seed, flowhash.PICK_MUL0, flowhash.PICK_MUL1,
+    )  # fmt: skip
+    assert flowhash.source_hash(seed, client, bits) == expected
 
 
 @given(st.integers(0, MASK))
@@ -76,6 +114,10 @@ def test_many_at_once_are_each_alone(tuples: list):
     key = np.full(len(tuples), flowhash.flow_key(KEYS, 5), dtype=np.uint64)
     found = flowhash.tuple_hashes(wire, key, KEYS.mul0, KEYS.mul1)
     assert list(found) == [flowhash.flow_hash(KEYS, 5, *each) for each in tuples]
+    below = flowhash.tuple_hashes(
+        wire, key ^ flowhash.address_keys(wire.saddr, wire.ipv6), KEYS.mul0, KEYS.mul1
+    )
+    assert list(below) == [flowhash.flow_hash(KEYS, 5, *each, each[0]) for each in tuples]
 
 
 @pytest.mark.parametrize(

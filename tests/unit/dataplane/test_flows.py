@@ -1,14 +1,20 @@
 """Which recorded flows answer a query."""
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+import numpy as np
 import pytest
 
-from agent.dataplane.abi import FlowState
-from agent.dataplane.flows import Names, query_flows
-from agent.model import BackendRef, Protocol
-from agent.state.queries import FlowPage, FlowQuery
+from agent.dataplane.abi import NAT_SOURCES, FlowState, ForwardId, Talk
+from agent.dataplane.flows import Names, names_of, query_flows
+from agent.model import BackendRef, Config, Health, NoBackend, Protocol, Service, ServiceKey
+from agent.state.identities import assign
+from agent.state.queries import FlowPage, FlowQuery, FlowRequests
+from agent.state.situation import Past, situation
+from agent.state.tables import TableContents
 from tests.unit.dataplane.fakes import CLOCK, KEYS, FakeTables, five, record
+from tests.unit.state.world import TABLES, A, B, surroundings, web
 
 NAMES = Names(
     services={1: "web", 2: "dns"},
@@ -32,6 +38,14 @@ def put(
         jiffies=NOW - int(idle_s * CLOCK.hz),
         start=NOW - int(age_s * CLOCK.hz),
     )
+
+
+def put_prefixed(tables: FakeTables, flow) -> int:
+    """A flow of service 1, whose VIP is a prefix."""
+    return record(
+        tables, flow, service=1, salt=111, backend=3, state=FlowState.ESTABLISHED, jiffies=NOW,
+        below_prefix=flow.vip,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -77,6 +91,7 @@ def test_all_but_embryonic_flows_the_most_active_first(tables: FakeTables):
             ["198.51.100.1", "198.51.100.2", "198.51.100.6"],
         ),
         ({"state": "closing"}, ["198.51.101.3"]),
+        ({"state": "awaiting"}, ["198.51.100.6"]),
         ({"client": ip_network("198.51.101.0/24")}, ["198.51.101.3"]),
         ({"client": ip_network("198.51.100.2")}, ["198.51.100.2"]),
         ({"client": ip_network("2001:db8::/32")}, ["2001:db8::c"]),
@@ -104,6 +119,76 @@ def test_a_flow_says_all_of_itself(tables: FakeTables):
     assert flow.tuple5.protocol is Protocol.UDP
     assert flow.age_s == 60
     assert abs(flow.idle_s - 12) <= CLOCK.tick_s
+
+
+def test_flows_of_a_half_closed_client_that_waits_are_closing_and_awaiting(tables: FakeTables):
+    put(tables, five("198.51.100.8"), state=FlowState.CLOSING_AWAITING)
+    assert clients(ask(tables, state="closing")) == ["198.51.100.8", "198.51.101.3"]
+    assert clients(ask(tables, state="awaiting")) == ["198.51.100.8", "198.51.100.6"]
+
+
+def asked(tables: FakeTables, index: int, **warm: int):
+    """What is known of the requests of one flow, in service 1."""
+    for name, value in warm.items():
+        tables.flows_warm[name][index] = value
+    names = replace(NAMES, counting=frozenset({1}))
+    return query_flows(tables, names, FlowQuery(service="web"), KEYS, CLOCK, NOW).flows[0].requests
+
+
+def test_a_flow_says_what_it_waits_for():
+    tables = FakeTables()
+    index = put(tables, five("198.51.100.1"), state=FlowState.ESTABLISHED_AWAITING)
+    found = asked(tables, index, waiting=5000, rtt_us=731, talk=Talk.TLS_FIRST)
+    assert found == FlowRequests(True, 5000, 0.731, "tls")
+
+
+def test_a_flow_that_waits_for_nothing_says_so():
+    tables = FakeTables()
+    index = put(tables, five("198.51.100.1"))
+    assert asked(tables, index, waiting=77) == FlowRequests(False, 0, None, None)
+
+
+@pytest.mark.parametrize("talk", list(Talk)[1:])
+def test_every_talk_has_a_name(talk: Talk):
+    tables = FakeTables()
+    index = put(tables, five("198.51.100.1"))
+    assert asked(tables, index, talk=talk).talk == talk.name.lower().split("_")[0]
+
+
+def test_what_another_flow_left_is_not_told_where_nothing_is_counted(tables: FakeTables):
+    tables.flows_warm["talk"], tables.flows_warm["rtt_us"] = 1, 500
+    assert {flow.requests for flow in ask(tables).flows} == {None}
+
+
+@pytest.mark.parametrize(
+    ("number", "address"), [(0, "198.51.100.200"), (NAT_SOURCES + 1, "2001:db8::200")]
+)
+def test_a_flow_of_fullnat_says_what_the_backend_sees(number: int, address: str):
+    tables = FakeTables()
+    index = put(tables, five("198.51.100.1"))
+    words = np.frombuffer(ip_address(address).packed.ljust(16, b"\0"), dtype=">u4")
+    tables.nat_sources["addr"][number] = words
+    tables.flows_warm["nat"][index] = number * tables.size.nat_ports + 5 + 1
+    assert ask(tables).flows[0].nat_source is None, "not what its backend is for"
+    tables.backends["forward"][3] = ForwardId.FULLNAT
+    assert ask(tables).flows[0].nat_source == (
+        ip_address(address),
+        tables.size.nat_first_port + 5,
+    )
+    tables.flows_warm["nat"][index] = 0
+    assert ask(tables).flows[0].nat_source is None
+
+
+@pytest.mark.parametrize("vips", [("203.0.113.10", "203.0.113.77"), ("2001:db8::1", "2001:db8::2")])
+def test_below_a_prefix_the_address_tells_flows_apart(vips: tuple[str, str]):
+    tables = FakeTables()
+    client = "198.51.100.1" if "." in vips[0] else "2001:db8::c"
+    for vip in vips:
+        put_prefixed(tables, five(client, vip=vip))
+    names = replace(NAMES, prefixes=frozenset({1}))
+    page = query_flows(tables, names, FlowQuery(), KEYS, CLOCK, NOW)
+    assert {str(flow.tuple5.vip) for flow in page.flows} == set(vips)
+    assert query_flows(tables, NAMES, FlowQuery(), KEYS, CLOCK, NOW).matched == 0
 
 
 def test_a_flow_is_never_idle_for_longer_than_it_is_old():
@@ -140,3 +225,23 @@ def test_ages_survive_the_wrap_of_jiffies():
     (flow,) = query_flows(tables, NAMES, FlowQuery(), KEYS, CLOCK, 100).flows
     assert flow.age_s == 1.0
     assert flow.tuple5.vip == ip_address("203.0.113.10")
+
+
+def test_names_are_those_of_what_is_configured():
+    services = (
+        web(A, B),
+        Service("wide", ServiceKey(ip_address("192.0.2.0"), 53, Protocol.UDP, vip_bits=24)),
+        web(A, name="open", vip="203.0.113.11", no_backend=NoBackend.ANY, count_waiting=False),
+    )
+    config = Config("test", "eth0", tables=TABLES, services=services)
+    around = surroundings(config, health={"a": Health.DOWN})
+    ids = assign(config, TableContents(), frozenset(), lambda: 77)
+    now = situation(Past({}, {}), config, ids, {}, {}, around.eligibility, 0.0)
+    names = names_of(now)
+    by_name = {name: ident for ident, name in names.services.items()}
+    assert set(by_name) == {"web", "wide", "open"}
+    assert sorted(map(str, names.backends.values())) == ["open/a", "web/a", "web/b"]
+    assert set(names.salts.values()) == {77}
+    assert names.prefixes == {by_name["wide"]}
+    assert names.counting == {by_name["web"]}, "only tcp, and where it is wanted"
+    assert names.failing_open == {by_name["open"]}

@@ -36,7 +36,7 @@ def test_every_constant_that_the_sources_use_is_given():
     used = set(re.findall(r"\bLB_[A-Z0-9_]+\b", sources.joined("balancer.c"))) - {"LB_PINNED"}
     size = sizes(Tables(), 2)
     given = definitions(
-        sources.source_folder(), size, ALL_FEATURES, HashKeys(1, 1, 1), Clock(250, 10)
+        sources.source_folder(), size, ALL_FEATURES, HashKeys(1, 1, 1), Clock(250, 10), 6080
     )
     assert used == set(given)
 

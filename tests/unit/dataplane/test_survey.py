@@ -7,45 +7,47 @@ from hypothesis import strategies as st
 
 from agent.dataplane import abi, survey
 from agent.dataplane.abi import FlowState
-from tests.unit.dataplane.fakes import word
+from agent.model import Tables
+from tests.unit.dataplane.fakes import FakeTables, word
 
 TIMEOUTS = [0, 8, 225, 8, 0, 15, 225, 8]
 NOW = 5000
 
 
-def table(*present: int) -> np.ndarray:
-    backends = np.zeros(16, dtype=abi.BACKEND)
+def tables_with(*words: int, present: tuple[int, ...] = (1, 2)) -> FakeTables:
+    """Backends of service 1, and a flow table that begins with these slots."""
+    tables = FakeTables()
     for ident in present:
-        backends["service"][ident] = 1
-        backends["timeout_ticks"][ident] = TIMEOUTS
-    return backends
-
-
-def slots(*words: int) -> np.ndarray:
-    return np.array(words, dtype=np.uint64)
+        tables.backends["service"][ident] = 1
+        tables.backends["timeout_ticks"][ident] = TIMEOUTS
+    tables.flows[: len(words)] = words
+    return tables
 
 
 def test_an_empty_table_says_nothing():
-    found = survey.survey(slots(0, 0, 0), table(1), NOW)
-    assert (found.by_state.sum(), found.live.sum(), len(found.expired)) == (0, 0, 0)
+    found = survey.survey(tables_with(), NOW)
+    assert (found.by_state.sum(), found.live.sum(), found.open.sum(), len(found.expired)) == (
+        0, 0, 0, 0,
+    )  # fmt: skip
 
 
-def test_states_and_live_flows_are_counted_by_backend():
+def test_flows_are_counted_by_state_and_by_backend():
     found = survey.survey(
-        slots(
+        tables_with(
             word(1, FlowState.EMBRYONIC, NOW),
             word(1, FlowState.ACKED, NOW),
             word(1, FlowState.ESTABLISHED, NOW),
             0,
-            word(2, 6, NOW),
+            word(2, FlowState.ESTABLISHED_AWAITING, NOW),
             word(2, FlowState.CLOSING, NOW),
-            word(2, 7, NOW),
+            word(2, FlowState.CLOSING_AWAITING, NOW),
         ),
-        table(1, 2),
         NOW,
     )
     assert list(found.live[:3]) == [0, 2, 1]
-    counts = {state: found.state_count(state) for state in FlowState if state}
+    assert list(found.open[:3]) == [0, 3, 1]
+    assert list(found.awaiting[:3]) == [0, 0, 2]
+    counts = {state: found.state_count(state) for state in list(FlowState)[1:5]}
     assert counts == {
         FlowState.EMBRYONIC: 1,
         FlowState.ESTABLISHED: 2,
@@ -55,66 +57,114 @@ def test_states_and_live_flows_are_counted_by_backend():
     assert len(found.expired) == 0
 
 
+def test_waiting_bytes_are_those_of_slots_in_which_a_request_waits():
+    tables = tables_with(
+        word(1, FlowState.ESTABLISHED_AWAITING, NOW),
+        word(1, FlowState.CLOSING_AWAITING, NOW),
+        word(1, FlowState.ESTABLISHED, NOW),
+        word(2, FlowState.ESTABLISHED_AWAITING, NOW),
+        word(9, FlowState.ESTABLISHED_AWAITING, NOW),
+        word(1, FlowState.ACKED, NOW),
+    )
+    tables.flows_warm["waiting"][:7] = [2**32 - 1, 20, 300, 4000, 50_000, 600_000, 7_000_000]
+    found = survey.survey(tables, NOW)
+    assert list(found.waiting[:3]) == [0, 2**32 + 19, 4000]
+    assert found.waiting[9] == 0, "nobody's"
+
+
+def test_a_survey_has_the_sums_of_the_packet_path_beside_it():
+    tables = tables_with(word(1, FlowState.ESTABLISHED, NOW))
+    tables.backend_load["open"][1], tables.backend_load["open_fix"][1] = 5, -2
+    tables.backend_load["waiting"][1], tables.backend_load["waiting_fix"][1] = 1000, 1
+    tables.backend_count["opened"][:, 1] = [3, 4, 1]
+    tables.backend_count["closed"][:, 1] = [2, 0, 2]
+    tables.service_load["open"][1], tables.service_load["open_fix"][1] = 9, -1
+    for sums in (survey.survey(tables, NOW).before, survey.survey(tables, NOW).after):
+        assert (sums.open[1], sums.waiting[1], sums.service_open[1]) == (3, 1001, 8)
+        assert (sums.opened[1], sums.closed[1]) == (8, 4)
+
+
 @pytest.mark.parametrize("state", [s for s in range(8) if TIMEOUTS[s]])
 def test_a_slot_expires_after_its_states_timeout_not_at_it(state: int):
     at, past = (word(1, state, NOW - TIMEOUTS[state] - late) for late in (0, 1))
-    found = survey.survey(slots(at, past), table(1), NOW)
+    found = survey.survey(tables_with(at, past), NOW)
     assert list(found.expired) == [1]
     assert list(found.words) == [past]
 
 
 def test_flows_of_a_backend_that_is_gone_are_over():
-    found = survey.survey(slots(word(3, FlowState.ESTABLISHED, NOW)), table(1), NOW)
+    found = survey.survey(tables_with(word(3, FlowState.ESTABLISHED, NOW)), NOW)
     assert list(found.expired) == [0]
-    assert found.live.sum() == 0
+    assert (found.live.sum(), found.open.sum()) == (0, 0)
 
 
-def test_a_backend_id_outside_the_table_is_no_crash():
-    found = survey.survey(slots(word(60_000, FlowState.ESTABLISHED, NOW)), table(1), NOW)
+def test_a_backend_id_outside_the_table_is_nobodys():
+    tables = tables_with(word(60_000, FlowState.ESTABLISHED, NOW), present=(31,))
+    found = survey.survey(tables, NOW)
     assert list(found.expired) == [0]
+    assert found.open.sum() == 0
+    assert survey.sweep(tables, found) == 1
+    assert tables.backend_count["closed"][:, 1:].sum() == 0
+
+
+def test_every_chunk_of_a_large_table_is_read():
+    tables = FakeTables(Tables(flows=1 << 17, services=8, backends=32, ring_slots=101))
+    tables.backends["service"][1] = 1
+    tables.backends["timeout_ticks"][1] = TIMEOUTS
+    places = [0, (1 << 15) - 1, 1 << 15, (1 << 17) - 1]
+    for place in places:
+        tables.flows[place] = word(1, FlowState.ESTABLISHED, NOW)
+    used, words = survey.used_slots(tables.flows)
+    assert list(used) == places
+    assert set(survey.backend_of(words)) == {1}
+    assert survey.survey(tables, NOW).live[1] == 4
 
 
 @given(st.integers(0, 2**22), st.integers(0, 8191))
 def test_idle_ticks_go_round(now: int, idle: int):
-    words = slots(word(1, FlowState.ESTABLISHED, (now - idle) & abi.FLOW_STAMP_MASK))
+    words = np.array(
+        [word(1, FlowState.ESTABLISHED, (now - idle) & abi.FLOW_STAMP_MASK)], dtype=np.uint64
+    )
     assert int(survey.idle_ticks(words, now)[0]) == idle
 
 
 def test_a_sweep_frees_what_expired_and_counts_what_was_open():
-    flows = slots(
+    tables = tables_with(
         word(1, FlowState.ESTABLISHED, NOW - 1000),
         word(1, FlowState.EMBRYONIC, NOW - 1000),
         word(1, FlowState.CLOSING, NOW - 1000),
         word(2, FlowState.ACKED, NOW - 1000),
-        word(2, 6, NOW - 1000),
+        word(2, FlowState.ESTABLISHED_AWAITING, NOW - 1000),
+        word(2, FlowState.CLOSING_AWAITING, NOW - 1000),
         word(2, FlowState.ESTABLISHED, NOW),
     )
-    counts = np.zeros(16, dtype=abi.BACKEND_COUNTERS)
-    found = survey.survey(flows, table(1, 2), NOW)
-    assert survey.sweep(flows, found, counts) == 5
-    assert list(np.flatnonzero(flows)) == [5]
-    assert list(counts["closed"][:3]) == [0, 2, 2]
+    assert survey.sweep(tables, survey.survey(tables, NOW)) == 6
+    assert list(np.flatnonzero(tables.flows)) == [6]
+    assert list(tables.backend_count["closed"][-1, :3]) == [0, 2, 2]
+    assert list(tables.backend_load["open_fix"][:3]) == [0, -2, -2]
+    assert list(tables.service_load["open_fix"][:2]) == [0, -4]
+    assert tables.backend_load["open"].sum() == 0, "the packet path's own"
 
 
 def test_a_sweep_leaves_what_came_back_to_life():
-    flows = slots(word(1, FlowState.ESTABLISHED, NOW - 1000))
-    found = survey.survey(flows, table(1), NOW)
-    flows[0] = word(1, FlowState.ESTABLISHED, NOW)
-    counts = np.zeros(16, dtype=abi.BACKEND_COUNTERS)
-    assert survey.sweep(flows, found, counts) == 0
-    assert flows[0] == word(1, FlowState.ESTABLISHED, NOW)
-    assert counts["closed"].sum() == 0
+    tables = tables_with(word(1, FlowState.ESTABLISHED, NOW - 1000))
+    found = survey.survey(tables, NOW)
+    tables.flows[0] = word(1, FlowState.ESTABLISHED, NOW)
+    assert survey.sweep(tables, found) == 0
+    assert tables.flows[0] == word(1, FlowState.ESTABLISHED, NOW)
+    assert tables.backend_count["closed"].sum() == 0
 
 
 def test_a_second_sweep_of_one_survey_does_nothing():
-    flows = slots(word(1, FlowState.ESTABLISHED, NOW - 1000))
-    found = survey.survey(flows, table(1), NOW)
-    counts = np.zeros(16, dtype=abi.BACKEND_COUNTERS)
-    assert survey.sweep(flows, found, counts) == 1
-    assert survey.sweep(flows, found, counts) == 0
+    tables = tables_with(word(1, FlowState.ESTABLISHED, NOW - 1000))
+    found = survey.survey(tables, NOW)
+    assert survey.sweep(tables, found) == 1
+    assert survey.sweep(tables, found) == 0
 
 
 def test_named_backends_are_those_in_any_slot():
-    flows = slots(0, word(7, FlowState.CLOSING, 0), word(3, 1, 0), word(7, 2, 0))
+    flows = np.array(
+        [0, word(7, FlowState.CLOSING, 0), word(3, 1, 0), word(7, 2, 0)], dtype=np.uint64
+    )
     assert survey.named_backends(flows) == {3, 7}
-    assert survey.named_backends(slots(0)) == frozenset()
+    assert survey.named_backends(flows[:1]) == frozenset()

@@ -18,13 +18,16 @@ from agent.state.snapshot import (
     BackendCounts,
     BackendSnapshot,
     DataplaneSnapshot,
+    Latency,
+    Load,
+    NatSource,
     Rates,
     ServiceSnapshot,
     Snapshot,
 )
 
 
-def backend(name, address, state, latency_ms):
+def backend(name, address, state, latency_ms, load):
     return BackendSnapshot(
         backend=Backend(name, ip_address(address), weight=100),
         id=1,
@@ -38,16 +41,27 @@ def backend(name, address, state, latency_ms):
         share_expected=0.5,
         share_actual=0.25,
         flows=4,
-        counts=BackendCounts(packets=10, bytes=1000, opened=5, closed=1, established=3),
+        counts=BackendCounts(10, 1000, 5, 1, 3, reply_packets=8, reply_bytes=800, answers=7),
         rates=Rates(),
+        load=load,
     )
+
+
+LOAD = Load(
+    open=6,
+    score=7.5,
+    waiting_bytes=4096,
+    awaiting=2,
+    first_byte=Latency(((0.5, 1), (1.0, 3)), count=4, sum_s=3.25),
+    handshake=Latency(((0.5, 9), (1.0, 9)), count=9, sum_s=0.125),
+)
 
 
 @pytest.fixture
 def snapshot():
     backends = (
-        backend("gpu-1", "10.0.0.21", BackendState.UP, 12.5),
-        backend("gpu-2", "10.0.0.22", BackendState.DOWN, None),
+        backend("gpu-1", "10.0.0.21", BackendState.UP, 12.5, LOAD),
+        backend("gpu-2", "10.0.0.22", BackendState.DOWN, None, Load(open=3)),
     )
     service = Service(
         'odd"name',
@@ -68,17 +82,21 @@ def snapshot():
             interface="eth0",
             ifindex=2,
             attached=True,
-            xdp_mode="native",
-            xdp_mode_reason="",
+            hook="native",
+            hook_reason="",
             driver="virtio_net",
             program_id=7,
             abi=1,
             features=(),
             compile_ms=220.0,
             instructions=900,
+            jited_bytes=5000,
+            verified_insns=12_345,
             flow_slots=1024,
             flows_by_state={"established": 6, "embryonic": 2},
             passed={"not-vip": 12},
+            nat_sources=(NatSource(ip_address("198.51.100.200"), 5, 22_528),),
+            events_lost=9,
         ),
         services=(
             ServiceSnapshot(
@@ -88,10 +106,11 @@ def snapshot():
                 reason="",
                 since=0.0,
                 backends=backends,
-                counts=BackendCounts(packets=2**60, bytes=2000, opened=10, closed=2, established=6),
+                counts=BackendCounts(2**60, 2000, 10, 2, 6, reply_packets=16, reply_bytes=1600),
                 drops={"no-backend": 3},
                 not_recorded=1,
                 rates=Rates(),
+                replied=4,
             ),
         ),
     )

@@ -3,12 +3,17 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.dataplane import abi, latency
 from agent.metrics.collector import SnapshotCollector, render
-from agent.metrics.families import FAMILIES, Kind
+from agent.metrics.families import FAMILIES
+from agent.metrics.family import Kind
+from agent.model import ServiceKey
+from agent.state.snapshot import Latency, Load
 
 ODD = {"service": 'odd"name'}
 GPU1 = ODD | {"backend": "gpu-1"}
@@ -67,6 +72,28 @@ def samples(snapshot):
         ("steelyard_backend_closed_flows_total", GPU1, 1),
         ("steelyard_backend_established_flows_total", GPU1, 3),
         ("steelyard_backend_flows", GPU1, 4),
+        ("steelyard_service_reply_packets_total", ODD, 16),
+        ("steelyard_service_reply_bytes_total", ODD, 1600),
+        ("steelyard_service_replied_packets_total", ODD, 4),
+        ("steelyard_backend_reply_packets_total", GPU1, 8),
+        ("steelyard_backend_reply_bytes_total", GPU1, 800),
+        ("steelyard_program_jited_bytes", {}, 5000),
+        ("steelyard_program_verified_instructions", {}, 12_345),
+        ("steelyard_nat_ports", {"source": "198.51.100.200"}, 22_528),
+        ("steelyard_nat_used_ports", {"source": "198.51.100.200"}, 5),
+        ("steelyard_trace_lost_events_total", {}, 9),
+        ("steelyard_open_connections", GPU1, 6),
+        ("steelyard_open_connections", GPU2, 3),
+        ("steelyard_load_score", GPU1, 7.5),
+        ("steelyard_waiting_bytes", GPU1, 4096),
+        ("steelyard_waiting_requests", GPU1, 2),
+        ("steelyard_answers_total", GPU1, 7),
+        ("steelyard_first_byte_seconds_bucket", GPU1 | {"le": "0.5"}, 1),
+        ("steelyard_first_byte_seconds_bucket", GPU1 | {"le": "1.0"}, 3),
+        ("steelyard_first_byte_seconds_bucket", GPU1 | {"le": "+Inf"}, 4),
+        ("steelyard_first_byte_seconds_count", GPU1, 4),
+        ("steelyard_first_byte_seconds_sum", GPU1, 3.25),
+        ("steelyard_handshake_seconds_count", GPU1, 9),
     ],
 )
 def test_value(samples, name, labels, value):
@@ -76,6 +103,30 @@ def test_value(samples, name, labels, value):
 def test_backend_never_checked_has_no_latency(samples):
     name = "steelyard_backend_health_check_latency_seconds"
     assert (name, frozenset(GPU2.items())) not in samples
+
+
+def test_what_a_service_does_not_count_is_absent(samples):
+    names = {name for name, labels in samples if labels >= frozenset(GPU2.items())}
+    assert "steelyard_backend_flows" in names
+    assert not any("waiting" in name or "_seconds_" in name for name in names)
+    assert "steelyard_load_score" not in names
+
+
+def test_a_histogram_has_a_series_an_octave(snapshot):
+    counts = np.ones(abi.LATENCY_BUCKETS, dtype=np.uint64)
+    times = Latency(latency.octaves(counts), count=44, sum_s=1.0)
+    (service,) = snapshot.services
+    loaded = replace(service.backends[0], load=Load(first_byte=times))
+    changed = replace(snapshot, services=(replace(service, backends=(loaded,)),))
+    found = [
+        (sample.labels["le"], sample.value)
+        for family in text_string_to_metric_families(render(changed).decode())
+        for sample in family.samples
+        if sample.name == "steelyard_first_byte_seconds_bucket"
+    ]
+    assert len(found) == abi.LATENCY_BUCKETS // 2 + 1
+    assert found[:2] == [("6.4e-05", 1), ("0.000128", 3)]
+    assert found[-2:] == [("134.217728", 43), ("+Inf", 44)]
 
 
 def test_every_backend_is_in_exactly_one_state(samples):
@@ -90,6 +141,15 @@ def test_every_backend_is_in_exactly_one_state(samples):
 def test_any_port_is_a_word(samples):
     (labels,) = [dict(labels) for name, labels in samples if name == "steelyard_service_info"]
     assert labels["port"] == "any"
+
+
+def test_a_prefix_and_a_range_are_as_the_operator_wrote_them(snapshot):
+    (service,) = snapshot.services
+    key = ServiceKey(service.service.key.vip, 8000, service.service.key.protocol, 8010, 24)
+    written = replace(service, service=replace(service.service, key=key))
+    text = render(replace(snapshot, services=(written,))).decode()
+    assert 'vip="10.0.0.10/24"' in text
+    assert 'port="8000-8010"' in text
 
 
 def test_program_that_is_not_attached_has_no_info(snapshot):
@@ -117,6 +177,7 @@ def test_names_follow_the_rules():
         assert re.fullmatch(r"steelyard(_[a-z]+)+", family.name)
         assert family.name.endswith("_total") == (family.kind is Kind.COUNTER)
         assert family.name.endswith("_info") == (family.kind is Kind.INFO)
+        assert family.kind is not Kind.HISTOGRAM or family.name.endswith("_seconds")
         assert family.help.endswith(".")
 
 

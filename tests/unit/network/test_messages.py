@@ -15,6 +15,7 @@ from agent.network.messages import (
     Neighbour,
     Reach,
     RoutesChanged,
+    Vlan,
     parse_event,
     parse_link,
     parse_neighbour,
@@ -125,3 +126,29 @@ def test_a_gateway_of_the_other_family_is_found() -> None:
     via = {"family": socket.AF_INET6, "addr": "fe80::1"}
     found = parse_route({"type": 1, "oif": 2, "via": via}, SERVER)
     assert found.gateway == ip_address("fe80::1")
+
+
+def vlan(**changes: Any) -> dict[str, Any]:
+    about = {"kind": "vlan", "data": {"vlan_id": 5, "vlan_protocol": 0x88A8}}
+    message = {"index": 7, "flags": 0x10001, "ifi_type": 1, "ifname": "eth0.5", "mtu": 1500}
+    return message | {"address": "02:00:00:00:00:01", "link": 2, "linkinfo": about} | changes
+
+
+def test_a_vlan_device_has_its_parent_and_its_tag() -> None:
+    assert parse_link(vlan()).vlan == Vlan(2, 0x88A8, 5)
+    plain = {"kind": "vlan", "data": {"vlan_id": 5}}
+    assert parse_link(vlan(linkinfo=plain)).vlan == Vlan(2, 0x8100, 5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"linkinfo": None},
+        {"linkinfo": {"kind": "macvlan", "data": {}}},
+        {"linkinfo": {"kind": "vlan"}},
+        {"link_netnsid": 0},  # its parent is in another namespace, by the number it has there
+        {"link": None},
+    ],
+)
+def test_what_puts_on_no_tag_of_a_parent_here_is_no_vlan_device(changes: dict[str, Any]) -> None:
+    assert parse_link(vlan(**changes)).vlan is None

@@ -8,8 +8,16 @@ from ipaddress import ip_address
 import pytest
 
 from agent.model import NextHop
-from agent.network.messages import Link, Neighbour, Reach, Route
-from agent.network.resolve import Memory, ask_delay_s, neighbour_of, next_hop, remember
+from agent.network.interfaces import Way
+from agent.network.messages import Link, Neighbour, Reach, Route, Vlan
+from agent.network.resolve import (
+    Memory,
+    Outlook,
+    ask_delay_s,
+    neighbour_of,
+    next_hop,
+    remember,
+)
 
 SERVER = ip_address("10.0.0.21")
 GATEWAY = ip_address("10.0.0.1")
@@ -17,15 +25,16 @@ MAC = "02:00:00:00:00:21"
 LINK = Link(ifindex=2, name="eth0", mac="02:00:00:00:00:01", mtu=1500, up=True, carrier=True)
 ROUTE = Route(ifindex=2, source=ip_address("10.0.0.2"))
 KNOWN = Memory(MAC, Reach.CONFIRMED)
+WAY = Way((LINK,))
+OUTLOOK = Outlook(("eth0",), (), ROUTE, "eth0", WAY, KNOWN)
 
 
-def hop(
-    link: Link | None = LINK,
-    route: Route | None = ROUTE,
-    memory: Memory = KNOWN,
-    previous: NextHop | None = None,
-) -> NextHop:
-    return next_hop(SERVER, "eth0", link, route, "eth1", memory, previous)
+def hop(**changes: object) -> NextHop:
+    return next_hop(SERVER, replace(OUTLOOK, **changes))
+
+
+def way(**changes: object) -> Way:
+    return Way((replace(LINK, **changes),))
 
 
 def test_a_known_neighbour_is_the_next_hop() -> None:
@@ -42,8 +51,14 @@ def test_a_known_neighbour_is_the_next_hop() -> None:
 
 def test_behind_a_gateway_it_is_the_gateway() -> None:
     route = replace(ROUTE, gateway=GATEWAY)
-    assert neighbour_of(SERVER, route, LINK) == GATEWAY
+    assert neighbour_of(SERVER, route, WAY) == GATEWAY
     assert hop(route=route).on_link is False
+
+
+def test_nobody_is_the_neighbour_without_a_way_out() -> None:
+    assert neighbour_of(SERVER, ROUTE, None) is None
+    assert neighbour_of(SERVER, Route(problem="no"), WAY) is None
+    assert neighbour_of(SERVER, None, WAY) is None
 
 
 def test_the_smaller_mtu_of_link_and_route_counts() -> None:
@@ -51,49 +66,93 @@ def test_the_smaller_mtu_of_link_and_route_counts() -> None:
     assert hop(route=replace(ROUTE, mtu=9000)).mtu == 1500
 
 
+def test_by_a_vlan_device_it_leaves_by_the_card_with_the_tags_and_the_device_s_mac() -> None:
+    outer = replace(
+        LINK, ifindex=5, name="eth0.5", mac="02:00:00:00:05:01", vlan=Vlan(2, 0x88A8, 5)
+    )
+    inner = replace(
+        LINK, ifindex=7, name="eth0.5.7", mac="02:00:00:00:07:01", mtu=1496, vlan=Vlan(5, 0x8100, 7)
+    )
+    found = hop(route=replace(ROUTE, ifindex=7), way=Way((inner, outer, LINK)))
+    assert (found.ifindex, found.vlans) == (2, ((0x88A8, 5), (0x8100, 7)))
+    assert (found.source_mac, found.mtu, found.mac) == ("02:00:00:00:07:01", 1496, MAC)
+
+
 @pytest.mark.parametrize(
-    ("link", "route", "memory", "reason"),
+    ("changes", "reason"),
     [
-        (None, ROUTE, KNOWN, "eth0 does not exist"),
-        (replace(LINK, mac=None), ROUTE, KNOWN, "eth0 is not an Ethernet interface"),
-        (replace(LINK, up=False), ROUTE, KNOWN, "eth0 is down"),
-        (replace(LINK, carrier=False), ROUTE, KNOWN, "eth0 has no carrier"),
-        (LINK, None, KNOWN, "the route is being looked up"),
-        (LINK, Route(problem="no route to 10.0.0.21"), KNOWN, "no route to 10.0.0.21"),
-        (LINK, Route(ifindex=3), KNOWN, "route to 10.0.0.21 leaves by eth1, not eth0"),
-        (LINK, ROUTE, Memory(), "waiting for the ARP answer of 10.0.0.21 on eth0"),
+        ({"troubles": ("eth0 does not exist",), "way": None}, "eth0 does not exist"),
         (
-            LINK,
-            ROUTE,
-            Memory(no_room=True),
+            {"troubles": ("eth0 is down",), "way": None, "route": Route(problem="no route")},
+            "eth0 is down",
+        ),
+        ({"way": way(mac=None)}, "eth0 is not an Ethernet interface"),
+        ({"way": way(up=False)}, "eth0 is down"),
+        ({"way": way(carrier=False)}, "eth0 has no carrier"),
+        ({"way": None, "route": None}, "the route is being looked up"),
+        ({"way": None, "route": Route(problem="no route to 10.0.0.21")}, "no route to 10.0.0.21"),
+        (
+            {"way": None, "route": Route(ifindex=3), "leaves_by": "eth1"},
+            "route to 10.0.0.21 leaves by eth1, not eth0",
+        ),
+        (
+            {
+                "names": ("eth0", "eth2"),
+                "way": None,
+                "route": Route(ifindex=3),
+                "leaves_by": "eth1",
+            },
+            "route to 10.0.0.21 leaves by eth1, not eth0 or eth2",
+        ),
+        (
+            {
+                "names": ("eth0", "eth2"),
+                "troubles": ("eth2 is down",),
+                "way": None,
+                "route": Route(problem="no route to 10.0.0.21"),
+            },
+            "no route to 10.0.0.21; eth2 is down",
+        ),
+        ({"memory": Memory()}, "waiting for the ARP answer of 10.0.0.21 on eth0"),
+        (
+            {"memory": Memory(no_room=True)},
             "the kernel's neighbour table is full: raise sysctl net.ipv4.neigh.default.gc_thresh3",
         ),
-        (LINK, ROUTE, Memory(failed=True), "no ARP answer from 10.0.0.21 on eth0"),
+        ({"memory": Memory(failed=True)}, "no ARP answer from 10.0.0.21 on eth0"),
         (
-            LINK,
-            replace(ROUTE, gateway=GATEWAY),
-            Memory(failed=True),
+            {"memory": Memory(failed=True), "route": replace(ROUTE, gateway=GATEWAY)},
             "no ARP answer from gateway 10.0.0.1",
         ),
     ],
 )
-def test_an_unresolved_next_hop_says_why(
-    link: Link | None, route: Route | None, memory: Memory, reason: str
-) -> None:
-    answer = hop(link, route, memory)
+def test_an_unresolved_next_hop_says_why(changes: dict[str, object], reason: str) -> None:
+    answer = hop(**changes)
     assert (answer.mac, answer.reason) == (None, reason)
+
+
+NO_ROUTE = Route(problem="no route")
 
 
 def test_an_interface_that_goes_down_keeps_the_next_hop_with_a_reason() -> None:
     before = hop()
-    down = hop(link=replace(LINK, up=False), route=Route(problem="no route"), previous=before)
+    down = hop(way=None, before=way(up=False), route=NO_ROUTE, previous=before)
     assert (down.mac, down.reason) == (MAC, "eth0 is down")
-    assert hop(previous=down) == before
+    assert hop(previous=down, before=WAY) == before
+
+
+def test_when_one_interface_goes_down_a_way_by_another_is_taken() -> None:
+    second = Way((replace(LINK, ifindex=3, name="eth1"),))
+    moved = hop(way=second, before=way(up=False), previous=hop(), route=replace(ROUTE, ifindex=3))
+    assert (moved.ifindex, moved.reason) == (3, "")
+
+
+def test_a_route_that_was_taken_away_takes_the_next_hop() -> None:
+    assert hop(way=None, before=WAY, route=NO_ROUTE, previous=hop()).mac is None
 
 
 def test_a_new_interface_inherits_nothing() -> None:
-    recreated = replace(LINK, ifindex=9, up=False)
-    assert hop(link=recreated, previous=hop()).mac is None
+    """Its number is another, so there is no way by the old one."""
+    assert hop(way=way(ifindex=9, up=False), previous=hop(), before=None).mac is None
 
 
 def seen(reach: Reach, mac: str | None = None) -> Neighbour:

@@ -12,8 +12,8 @@ from agent.dataplane import abi, contents
 from agent.errors import DataplaneError
 from agent.model import Forward, Scheduler
 from agent.reconcile.apply import Applier
-from agent.reconcile.diff import ClearBackend, PutBackend, PutService, diff
-from agent.state.tables import ServiceEntry, ServiceSlot, TableContents
+from agent.reconcile.diff import ClearBackend, PutBackend, PutService, SetNatSources, diff
+from agent.state.tables import MarkEntry, ServiceEntry, ServiceSlot, TableContents
 from tests.unit.dataplane.fakes import FakeTables
 from tests.unit.dataplane.test_contents import entry
 
@@ -21,7 +21,7 @@ VIP = ip_address("203.0.113.10")
 SLOT, MARK = ServiceSlot(VIP, 80, 6), ServiceSlot(VIP, 0, 0)
 RING = bytes((5, 0)) * 101
 SERVICE = ServiceEntry(3, 77, Forward.IPIP, Scheduler.MAGLEV, 0, RING)
-FULL = TableContents({5: entry("10.0.0.21")}, {SLOT: SERVICE}, frozenset({MARK}))
+FULL = TableContents({5: entry("10.0.0.21")}, {SLOT: SERVICE}, {MARK: MarkEntry()})
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def bring(tables: FakeTables, applier: Applier, wanted: TableContents) -> None:
 
 
 def region(tables: FakeTables) -> int:
-    return int(tables.map[SLOT]["ring_line"][0]) // tables.size.lines_per_ring
+    rows = dict(contents.service_rows(tables))
+    return int(rows[SLOT]["ring_line"]) // tables.size.lines_per_ring
 
 
 def test_from_nothing_to_all_and_back(tables: FakeTables):
@@ -82,7 +83,7 @@ def test_all_services_that_fit_have_a_ring_and_still_can_flip(tables: FakeTables
     applier = Applier(tables)
     slots = [ServiceSlot(VIP, port, 6) for port in range(1, tables.size.services)]
     services = {slot: replace(SERVICE, id=n) for n, slot in enumerate(slots, 1)}
-    wanted = TableContents({5: entry("10.0.0.21")}, services, frozenset({MARK}))
+    wanted = TableContents({5: entry("10.0.0.21")}, services, FULL.marks)
     bring(tables, applier, wanted)
     for n in range(6, 12):
         ring = bytes((n, 0)) * 101
@@ -100,11 +101,11 @@ def test_no_free_region_is_an_error_and_changes_nothing(tables: FakeTables):
             ServiceSlot(VIP, port, 6),
             contents.service_row(SERVICE, (port - 1) * tables.size.lines_per_ring),
         )
-    before = tables.rings.copy(), dict(tables.map)
+    before = tables.rings.copy(), dict(contents.service_rows(tables))
     with pytest.raises(DataplaneError, match="no ring is free"):
         applier.apply(PutService(ServiceSlot(VIP, 999, 6), SERVICE, True, False))
     assert np.array_equal(tables.rings, before[0])
-    assert tables.map == before[1]
+    assert dict(contents.service_rows(tables)) == before[1]
 
 
 def test_a_fresh_backend_starts_with_no_counts(tables: FakeTables):
@@ -128,6 +129,93 @@ def test_what_a_removed_backend_counted_goes_to_its_service(tables: FakeTables):
     assert tables.backend_count["bytes"][:, 5].sum() == 0
     Applier(tables).apply(ClearBackend(5, 3))
     assert tables.service_count["gone_bytes"][-1, 3] == 15
+
+
+def test_a_removed_backends_replies_are_kept_too(tables: FakeTables):
+    tables.backend_count["reply_packets"][0, 5] = 7
+    tables.backend_count["reply_bytes"][0, 5] = 700
+    Applier(tables).apply(ClearBackend(5, 3))
+    assert tables.service_count["gone_reply_packets"][-1, 3] == 7
+    assert tables.service_count["gone_reply_bytes"][-1, 3] == 700
+
+
+def busy(tables: FakeTables) -> None:
+    """What the packet path has counted of backend 5."""
+    row = tables.backend_load[5:6]
+    row["open"], row["waiting"], row["open_fix"], row["waiting_fix"] = 3, 4096, -1, -96
+    row["queue"], row["report_open"] = 512, 2
+    tables.backend_latency["first_byte"][5] = 9
+    tables.backend_latency["handshake_us"][5] = 9
+
+
+def test_a_changed_backend_keeps_what_is_open_and_waits(tables: FakeTables):
+    busy(tables)
+    given = entry("10.0.0.21", weight=50, bytes_per_connection=1000)
+    Applier(tables).apply(PutBackend(5, given, fresh=False))
+    row = tables.backend_load[5]
+    assert (row["open"], row["waiting"], row["open_fix"], row["waiting_fix"]) == (3, 4096, -1, -96)
+    assert (row["queue"], row["report_open"]) == (512, 2), "the report is another's"
+    assert (row["weight"], row["inverse_weight"]) == (50, 20_972)
+    assert (row["per_byte"], row["kappa"]) == (16_777, 256)
+    assert tables.backend_latency["handshake_us"][5] == 9
+
+
+@pytest.mark.parametrize(
+    "step",
+    [PutBackend(5, entry("10.0.0.21"), fresh=True), ClearBackend(5, 3)],
+    ids=["put", "clear"],
+)
+def test_a_fresh_or_removed_backend_has_nothing_open_and_no_times(tables: FakeTables, step):
+    busy(tables)
+    Applier(tables).apply(step)
+    row = tables.backend_load[5]
+    for name in ("open", "waiting", "open_fix", "waiting_fix", "queue", "report_open"):
+        assert row[name] == 0
+    assert not tables.backend_latency[5].tobytes().strip(b"\0")
+
+
+def test_a_fresh_service_has_nothing_open(tables: FakeTables):
+    tables.service_load[3] = (9, -2, 100, 0)
+    bounded = replace(SERVICE, scheduler=Scheduler.SOURCE, bound=320, load_weight=400)
+    Applier(tables).apply(PutService(SLOT, bounded, ring_changed=True, fresh=True))
+    row = tables.service_load[3]
+    assert (row["open"], row["open_fix"], row["weight"]) == (0, 0, 400)
+    tables.service_load["open"][3] = 5
+    heavier = replace(bounded, load_weight=500)
+    Applier(tables).apply(PutService(SLOT, heavier, ring_changed=False, fresh=False))
+    assert tables.service_load["open"][3] == 5
+    assert tables.service_load["weight"][3] == 500
+
+
+class Sources:
+    """Stands for the rows of source addresses; keeps what a packet may send from."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows, self.seen = rows, []
+
+    def __getitem__(self, name: str):
+        outer = self
+
+        class Column:
+            def __getitem__(self, index):
+                return outer.rows[name][index]
+
+            def __setitem__(self, index, value) -> None:
+                outer.rows[name][index] = value
+                count = int(outer.rows["count"][0])
+                outer.seen.append([int(w[0]) for w in outer.rows["addr"][:count]])
+
+        return Column()
+
+
+def test_no_packet_is_sent_from_an_address_that_is_not_there_yet(tables: FakeTables):
+    one, two = ip_address("10.0.0.1"), ip_address("10.0.0.2")
+    tables.nat_sources = sources = Sources(tables.nat_sources)
+    applier = Applier(tables)
+    for wanted in ({0: one}, {0: one, 1: two}, {0: two}, {}):
+        applier.apply(SetNatSources(wanted))
+        assert sources.seen[-1] == [int(a) for a in wanted.values()]
+    assert all(address for seen in sources.seen for address in seen)
 
 
 class Recorder:

@@ -1,12 +1,21 @@
 """Snapshots put together, and states with their since."""
 
-from agent.model import AdminState, Backend, BackendState, Health, ServiceState
+from dataclasses import replace
+
+from agent.model import (
+    AdminState,
+    Backend,
+    BackendRef,
+    BackendState,
+    Health,
+    NoBackend,
+    ServiceState,
+)
 from agent.state.assemble import (
     BackendParts,
     ServiceParts,
     Tracked,
     backend_snapshot,
-    effective_weight,
     service_snapshot,
     track,
 )
@@ -33,10 +42,30 @@ def test_since_moves_only_with_the_state():
 
 
 def test_a_backends_effective_weight_says_why():
-    assert effective_weight(B, parts(B).verdict) == (300, "configured")
-    assert effective_weight(B, parts(B, Health.DOWN).verdict) == (0, "down")
-    drained = Backend("b", B.address, 300, AdminState.DRAIN)
-    assert effective_weight(drained, parts(drained).verdict) == (0, "drain")
+    def shown(backend: Backend, health: Health = Health.UP) -> tuple[int, str]:
+        found = backend_snapshot(backend, parts(backend, health))
+        return found.weight_effective, found.weight_reason
+
+    assert shown(B) == (300, "configured")
+    assert shown(B, Health.DOWN) == (0, "down")
+    assert shown(Backend("b", B.address, 300, AdminState.DRAIN)) == (0, "drain")
+
+
+def test_a_service_that_fails_open_is_down_and_says_so(config):
+    service = web(A, B, no_backend=NoBackend.ANY)
+    around = surroundings(
+        replace(config, services=(service,)), health={"a": Health.DOWN, "b": Health.DOWN}
+    )
+    shown = tuple(
+        backend_snapshot(
+            b, replace(parts(b), verdict=around.eligibility[BackendRef("web", b.name)])
+        )
+        for b in service.backends
+    )
+    assert [one.weight_reason for one in shown] == ["fail open", "fail open"]
+    whole = service_snapshot(service, ServiceParts(1, 4.0, BackendCounts(), {}, 0, Rates()), shown)
+    assert whole.state is ServiceState.DOWN
+    assert "fail open" in whole.reason
 
 
 def test_snapshots_hold_what_is_known():

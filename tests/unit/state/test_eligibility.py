@@ -9,9 +9,10 @@ from agent.model import (
     DownFlows,
     Forward,
     Health,
+    NoBackend,
     ServiceState,
 )
-from agent.state.eligibility import eligibility, service_state
+from agent.state.eligibility import Eligibility, eligibility, service_state, together
 from tests.unit.state.world import A, hop, status, web
 
 HOP = hop("10.0.0.21")
@@ -58,6 +59,10 @@ def test_reroute_gives_up_the_flows_of_a_backend_that_is_down(admin: AdminState)
         (Forward.DSR, hop("10.0.0.21", on_link=False), "use forward: ipip"),
         (Forward.IPIP, hop("10.0.0.21", on_link=False), ""),
         (Forward.IPIP, hop("10.0.0.21", mac=None, on_link=False), "does not answer"),
+        (Forward.GUE, hop("10.0.0.21", on_link=False), ""),
+        (Forward.NAT, hop("10.0.0.21", on_link=False), ""),
+        (Forward.NAT, hop("10.0.0.21", mac=None), "does not answer"),
+        (Forward.FULLNAT, hop("10.0.0.21", on_link=False), ""),
     ],
 )
 def test_where_no_packet_can_go_no_packet_goes(forward: Forward, nexthop, reason: str):
@@ -69,6 +74,75 @@ def test_where_no_packet_can_go_no_packet_goes(forward: Forward, nexthop, reason
 
 def test_a_healthy_backend_tells_why_the_check_thinks_so():
     assert eligibility(web(), backend(), status(Health.UP), HOP).reason == "it is up"
+
+
+def beside(*members: tuple[Backend, Health], **fields: object) -> list[Eligibility]:
+    """What backends of one service are beside each other."""
+    service = web(*(b for b, _ in members), **fields)
+    alone = [eligibility(service, b, status(health), HOP) for b, health in members]
+    return list(together(service, alone))
+
+
+def weights(found: list[Eligibility]) -> list[tuple[int, str]]:
+    return [(one.weight, one.weight_reason) for one in found]
+
+
+SPARE = Backend("spare", A.address, backup=True)
+
+
+def test_a_backup_gets_nothing_while_a_primary_is_usable_and_keeps_its_flows():
+    main, idle = beside((backend(), Health.UP), (SPARE, Health.UP))
+    assert weights([main, idle]) == [(100, "configured"), (0, "backup")]
+    assert (idle.state, idle.usable, idle.alive) == (BackendState.UP, False, True)
+
+
+@pytest.mark.parametrize("health", [Health.DOWN, Health.CHECKING])
+def test_a_backup_is_used_when_no_primary_is_usable(health: Health):
+    main, spare = beside((backend(), health), (SPARE, Health.UP))
+    assert (main.usable, spare.usable, spare.weight) == (False, True, 100)
+
+
+def test_a_backup_that_is_down_helps_nobody():
+    assert weights(beside((backend(), Health.DOWN), (SPARE, Health.DOWN))) == [
+        (0, "down"),
+        (0, "down"),
+    ]
+    assert weights(beside((backend(), Health.UP), (SPARE, Health.DOWN)))[1] == (0, "down")
+
+
+def test_fail_open_gives_all_new_flows_but_those_that_nobody_can_or_may_reach():
+    drained = backend(admin=AdminState.DRAIN)
+    disabled = backend(admin=AdminState.MAINTENANCE)
+    found = beside(
+        (backend(), Health.DOWN), (drained, Health.UP), (disabled, Health.UP),
+        (SPARE, Health.CHECKING), (backend(weight=0), Health.UP), no_backend=NoBackend.ANY,
+    )  # fmt: skip
+    assert [one.usable for one in found] == [True, True, False, True, True]
+    assert [one.weight for one in found] == [100, 100, 0, 100, 1]
+    assert found[0].state is BackendState.DOWN
+    assert "fail open" in found[0].reason
+    gone = eligibility(web(), backend(), status(), hop("10.0.0.21", mac=None))
+    assert together(web(backend(), no_backend=NoBackend.ANY), [gone]) == (gone,)
+
+
+def test_fail_open_keeps_flows_even_where_those_of_the_dead_are_rerouted():
+    (found,) = beside(
+        (backend(), Health.DOWN), no_backend=NoBackend.ANY, down_flows=DownFlows.REROUTE
+    )
+    assert (found.usable, found.alive) == (True, True)
+
+
+def test_one_that_is_up_ends_fail_open():
+    down, up = beside((backend(), Health.DOWN), (backend(), Health.UP), no_backend=NoBackend.ANY)
+    assert (down.usable, up.usable) == (False, True)
+    down, spare = beside((backend(), Health.DOWN), (SPARE, Health.UP), no_backend=NoBackend.ANY)
+    assert (down.usable, spare.usable) == (False, True)
+
+
+@pytest.mark.parametrize("policy", [NoBackend.DROP, NoBackend.RESET])
+def test_other_policies_leave_the_service_without_backends(policy: NoBackend):
+    (found,) = beside((backend(), Health.DOWN), no_backend=policy)
+    assert not found.usable
 
 
 UP, DOWN, DRAIN, OUT = (

@@ -26,7 +26,7 @@ def held(config: Config, ids: Identities) -> TableContents:
 def test_ids_start_at_one(config: Config):
     found = ids_of(config)
     assert found.services == {slot_of(config.services[0].key): (1, 1000)}
-    assert found.backends == {(1, A.address): 1, (1, B.address): 2}
+    assert found.backends == {(1, A.address, 0): 1, (1, B.address, 0): 2}
 
 
 def test_what_the_tables_hold_keeps_its_id(config: Config):
@@ -66,6 +66,33 @@ def test_a_service_at_another_vip_is_another_service(config: Config):
     found = ids_of(moved, held(config, first))
     assert next(iter(found.services.values()))[0] == 2
     assert set(found.backends.values()) == {3, 4}
+
+
+def test_one_address_with_two_ports_is_two_backends(config: Config):
+    both = replace(config, services=(web(replace(A, port=8080), replace(A, name="a2", port=8081)),))
+    found = ids_of(both)
+    assert found.backends == {(1, A.address, 8080): 1, (1, A.address, 8081): 2}
+    assert ids_of(both, held(both, found)) == found
+    service = both.services[0]
+    assert [found.backend_id(service, b) for b in service.backends] == [1, 2]
+
+
+def test_a_range_or_prefix_that_becomes_longer_stays_the_same_service(config: Config):
+    service = web(A, B)
+    for key, longer in (
+        (replace(service.key, port_last=90), replace(service.key, port_last=99)),
+        (service.key, replace(service.key, port_last=90)),
+        (replace(service.key, vip_bits=32), replace(service.key, vip_bits=31)),
+    ):
+        before = replace(config, services=(replace(service, key=key),))
+        after = replace(config, services=(replace(service, key=longer),))
+        first = ids_of(before)
+        assert ids_of(after, held(before, first)) == first
+
+
+def test_source_addresses_are_taken_over_with_their_numbers(config: Config):
+    sources = {0: ip_address("10.0.0.1")}
+    assert ids_of(config, TableContents(nat_sources=sources)).nat_sources == sources
 
 
 def test_resting_ids_are_passed_over(config: Config):

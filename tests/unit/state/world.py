@@ -22,6 +22,7 @@ from agent.state.situation import verdicts
 
 TABLES = Tables(flows=1024, services=8, backends=32, ring_slots=101)
 OUR_IFINDEX = 2
+OUR_ADDRESSES = {4: ip_address("10.0.0.1"), 6: ip_address("fd00::1")}
 
 
 def status(health: Health = Health.UP) -> HealthStatus:
@@ -36,7 +37,7 @@ def hop(address: str, **changes: object) -> NextHop:
         "source_mac": "02:00:00:00:00:01",
         "mtu": 1500,
         "on_link": True,
-        "source": ip_address("10.0.0.1"),
+        "source": OUR_ADDRESSES[ip_address(address).version],
     }
     return NextHop(**(fields | changes))
 

@@ -1,0 +1,211 @@
+"""What a value of the network may be: addresses, prefixes, ports, interfaces; as in ``kinds``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+from agent.config.kinds import Kind, matching, refuse, shown, text, whole
+from agent.model import ANY_PORT, Address
+
+type Network = IPv4Network | IPv6Network
+# First and last port of a range; one port, or ANY_PORT, has no last one.
+type Ports = tuple[int, int | None]
+
+MAX_NAT_SOURCES = 8  # NAT_SOURCES of abi.h
+_SHORTEST_PREFIX = {4: 8, 6: 16}
+_RANGE = re.compile(r"([0-9]{1,5})\s*-\s*([0-9]{1,5})", re.ASCII)
+_SPECIAL = (
+    ("the unspecified address", ip_network("0.0.0.0/32")),
+    ("the unspecified address", ip_network("::/128")),
+    ("loopback addresses", ip_network("127.0.0.0/8")),
+    ("the loopback address", ip_network("::1/128")),
+    ("multicast addresses", ip_network("224.0.0.0/4")),
+    ("multicast addresses", ip_network("ff00::/8")),
+    ("the broadcast address", ip_network("255.255.255.255/32")),
+    ("IPv4 addresses in disguise", ip_network("::ffff:0:0/96")),
+)
+
+
+def _address(value: object) -> Address:
+    if isinstance(value, str) and "/" in value:
+        refuse(f"{shown(value)} is a network", "give one address, without a prefix length")
+    written = text(value)  # outside: what it raises is a ValueError too
+    try:
+        address = ip_address(written)
+    except ValueError:
+        remedy = "give one address, such as 10.0.0.10 or fd00::10 (names are not resolved)"
+        refuse(f"{shown(value)} is not an IP address", remedy)
+    if isinstance(address, IPv6Address):
+        if address.scope_id:
+            refuse(f"{value} has a zone", "give an address that is the same on every interface")
+        if address.ipv4_mapped:
+            refuse(f"{value} is an IPv4 address in disguise", f"write {address.ipv4_mapped}")
+    for kind, is_kind in (
+        ("the unspecified address", address.is_unspecified),
+        ("a multicast address", address.is_multicast),
+        ("a loopback address", address.is_loopback),
+        ("the broadcast address", address == IPv4Address("255.255.255.255")),
+    ):
+        if is_kind:
+            refuse(f"{address} is {kind}", "give the unicast address of one host")
+    return address
+
+
+def _address_v4(value: object) -> IPv4Address:
+    address = _address(value)
+    if not isinstance(address, IPv4Address):
+        refuse(f"{address} is not an IPv4 address", "give an address such as 10.0.0.2")
+    return address
+
+
+def _address_v6(value: object) -> IPv6Address:
+    address = _address(value)
+    if not isinstance(address, IPv6Address):
+        refuse(f"{address} is not an IPv6 address", "give an address such as fd00::2")
+    return address
+
+
+def _vip(value: object) -> Address | Network:
+    if not isinstance(value, str) or "/" not in value:
+        return _address(value)
+    if "%" in value:
+        refuse(f"{value} has a zone", "give a prefix that is the same on every interface")
+    try:
+        network = ip_network(value, strict=False)
+    except ValueError:
+        remedy = "give an address such as 10.0.0.10, or a prefix such as 192.0.2.0/24"
+        refuse(f"{shown(value)} is not an IP address or a prefix", remedy)
+    first = value.partition("/")[0]
+    if first != str(network.network_address) and ip_address(first) != network.network_address:
+        refuse(f"{value} is an address inside of {network}", f"write {network}, or {first} alone")
+    if network.prefixlen == network.max_prefixlen:
+        refuse(f"{value} is one address", f"write {network.network_address}")
+    shortest = _SHORTEST_PREFIX[network.version]
+    if network.prefixlen < shortest:
+        refuse(f"{network} is too large for a VIP", f"give a prefix of /{shortest} or longer")
+    for kind, special in _SPECIAL:
+        if network.version == special.version and network.overlaps(special):
+            refuse(f"{network} holds {kind}", "give a prefix of unicast addresses")
+    return network
+
+
+def _service_ports(value: object) -> Ports:
+    if value == "any":
+        return ANY_PORT, None
+    remedy = "give a number from 1 to 65535, a range such as 8000-8010, or any"
+    span = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if span is not None:
+        return _port_range(int(span[1]), int(span[2]), 1)
+    if isinstance(value, bool) or not isinstance(value, int):
+        refuse(f"{shown(value)} is not a port", remedy)
+    if value == 0:
+        refuse("0 is not a port", "write any for every port of the VIP, or a port from 1 to 65535")
+    if not 0 < value <= 65535:
+        refuse(f"{shown(value)} is out of range", remedy)
+    return value, None
+
+
+def _port_range(first: int, last: int, lowest: int) -> tuple[int, int]:
+    written = f"{first}-{last}"
+    if first == last:
+        refuse(f"{written} is one port", f"write {first}")
+    if not lowest <= min(first, last) <= max(first, last) <= 65535:
+        refuse(f"{written} is out of range", f"give ports from {lowest} to 65535")
+    if first > last:
+        refuse(f"{written} is the wrong way round", f"write {last}-{first}")
+    return first, last
+
+
+def _nat_ports(value: object) -> tuple[int, int]:
+    span = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if span is None:
+        refuse(f"{shown(value)} is not a range of ports", "give a range such as 10240-32767")
+    return _port_range(int(span[1]), int(span[2]), 1024)
+
+
+def _listed[T](
+    what: Callable[[object], T], most: int, noun: str
+) -> Callable[[object], tuple[T, ...]]:
+    """A list without repetitions; each item is what ``what`` makes of it."""
+
+    def check(value: object) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            refuse(f"{shown(value)} is not a list", f"write a list of {noun}: [first, second]")
+        if len(value) > most:
+            refuse(f"{len(value)} {noun} are too many", f"give at most {most}")
+        items = tuple(what(item) for item in value)
+        twice = next((item for item in items if items.count(item) > 1), None)
+        if twice is not None:
+            refuse(f"{twice} is given twice", "remove one of the two")
+        return items
+
+    return check
+
+
+def _listen(value: object) -> tuple[str, int] | None:
+    # YAML 1.1 readers in front of the API may have made a boolean of `off`.
+    if value == "off" or value is False:
+        return None
+    remedy = "give an address and a port, such as 127.0.0.1:9117 or [::1]:9117, or off"
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):([0-9]{1,5})", str(value))
+    if match is None:
+        refuse(f"{shown(value)} is not a listening address", remedy)
+    v6, v4, port = match.group(1), match.group(2), int(match.group(3))
+    try:
+        host = str(IPv6Address(v6) if v6 else IPv4Address(v4))
+    except ValueError:
+        refuse(f"{shown(v6 or v4)} is not an IP address", remedy)
+    if not 0 < port <= 65535:
+        refuse(f"port {port} is out of range", "give a port from 1 to 65535")
+    return host, port
+
+
+_interface = matching(
+    r"(?!\.{1,2}$)[^/:\s\0]+",
+    "an interface name",
+    "give a name that `ip -br link` shows, such as eth0",
+    15,
+)
+
+UnicastAddress = Annotated[Address, BeforeValidator(_address), Kind("IPv4 or IPv6 address")]
+AddressV4 = Annotated[IPv4Address, BeforeValidator(_address_v4), Kind("IPv4 address")]
+AddressV6 = Annotated[IPv6Address, BeforeValidator(_address_v6), Kind("IPv6 address")]
+Vip = Annotated[
+    Address | Network, BeforeValidator(_vip), Kind("IPv4 or IPv6 address, or a prefix of them")
+]
+ServicePorts = Annotated[
+    Ports, BeforeValidator(_service_ports), Kind("1 to 65535, a range `8000-8010`, or `any`")
+]
+Port = Annotated[int, BeforeValidator(whole(1, 65535)), Kind("whole number, 1 to 65535")]
+NatPorts = Annotated[
+    tuple[int, int], BeforeValidator(_nat_ports), Kind("range within 1024 to 65535")
+]
+NatSourcesV4 = Annotated[
+    tuple[IPv4Address, ...],
+    BeforeValidator(_listed(_address_v4, MAX_NAT_SOURCES, "addresses")),
+    Kind(f"list of up to {MAX_NAT_SOURCES} IPv4 addresses"),
+]
+NatSourcesV6 = Annotated[
+    tuple[IPv6Address, ...],
+    BeforeValidator(_listed(_address_v6, MAX_NAT_SOURCES, "addresses")),
+    Kind(f"list of up to {MAX_NAT_SOURCES} IPv6 addresses"),
+]
+Listen = Annotated[tuple[str, int] | None, BeforeValidator(_listen), Kind("address:port, or `off`")]
+InterfaceName = Annotated[str, BeforeValidator(_interface), Kind("text")]
+InterfaceNames = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_listed(_interface, 16, "interfaces")),
+    Kind("list of interface names"),
+]

@@ -1,0 +1,271 @@
+"""The shape of ``defaults``, ``services`` and ``backends`` in the configuration document."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from agent.config import kinds
+from agent.config import network_kinds as net
+from agent.config.defaults import DEFAULT_PROTOCOL, default_check_timeout, default_service
+from agent.config.durations import format_duration
+from agent.model import (
+    AdminState,
+    CheckKind,
+    DownFlows,
+    Forward,
+    HealthCheck,
+    NoBackend,
+    Protocol,
+    Scheduler,
+    ServiceKey,
+)
+
+_CHECK = HealthCheck()
+_SERVICE = default_service("default", ServiceKey(IPv4Address("192.0.2.1"), 1, Protocol.TCP))
+
+
+class Section(BaseModel):
+    """A mapping of the document. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class TimeoutsSection(Section):
+    """How long a flow may be idle, by its state, before it is forgotten.
+
+    Durations are a number of seconds or a text such as `30s`, `15m` or `1h`.
+    """
+
+    embryonic: kinds.IdleTime | None = Field(
+        None, description="The client has sent one packet, as a SYN is. Default: `30s`."
+    )
+    acked: kinds.IdleTime | None = Field(
+        None, description="The client has sent a second packet, but no data. Default: `1m`."
+    )
+    established: kinds.IdleTime | None = Field(
+        None,
+        description="The client has sent data. Default: `15m` for tcp, `2m` for udp. Set it above "
+        "the longest silence of a live connection.",
+    )
+    closing: kinds.IdleTime | None = Field(
+        None, description="A FIN or RST was seen. Default: `30s`."
+    )
+
+
+class HealthSection(Section):
+    """How the health of the backends is checked."""
+
+    type: Annotated[CheckKind, *kinds.choice(CheckKind)] | None = Field(
+        None,
+        description="`tcp`: a connection can be opened. `http`, `https`: a request is answered "
+        "with an expected status. `none`: never checked, always up. Default: `tcp` for tcp "
+        "services, `none` for udp.",
+    )
+    port: net.Port | None = Field(
+        None,
+        description="Port to check. Default: the port of the backend, if it has one, else that of "
+        "the service, of a range the first. Required for a check of a udp service, and of a "
+        "service for any port whose backends have none.",
+    )
+    interval: kinds.Interval = Field(
+        _CHECK.interval_s, description="Time from one check to the next."
+    )
+    timeout: kinds.CheckTimeout | None = Field(
+        None,
+        description="A check that takes longer has failed. Default: `1s`, or `interval` if that "
+        "is shorter.",
+    )
+    rise: kinds.Count = Field(
+        _CHECK.rise, description="Successes in a row after which a backend that was down is up."
+    )
+    fall: kinds.Count = Field(
+        _CHECK.fall, description="Failures in a row after which a backend that was up is down."
+    )
+    jitter: kinds.Share = Field(
+        _CHECK.jitter,
+        description="Each interval is varied by up to this share, so that checks spread out.",
+    )
+    method: kinds.Method = Field(_CHECK.method, description="Method of the request.")
+    path: kinds.RequestPath = Field(_CHECK.path, description="Path of the request, query included.")
+    host: kinds.HostName | None = Field(
+        None,
+        description="Host header of the request, and the server name for TLS. Default: the "
+        "backend's address.",
+    )
+    expect_status: kinds.Statuses = Field(
+        _CHECK.expect_status,
+        description='Statuses of a healthy answer: `200`, `"200-399"`, or a list of those.',
+    )
+    verify_tls: bool = Field(
+        _CHECK.verify_tls,
+        description="Whether the certificate must be valid for `host`. Without it, anything that "
+        "speaks TLS on that port can pass the check.",
+    )
+
+    @model_validator(mode="after")
+    def _timeout_fits(self) -> Self:
+        if self.timeout is not None and self.timeout > self.interval:
+            timeout, interval = format_duration(self.timeout), format_duration(self.interval)
+            kinds.refuse(
+                f"timeout {timeout} is longer than interval {interval}",
+                f"set timeout to at most {interval}, or interval to at least {timeout}",
+            )
+        return self
+
+    @property
+    def timeout_s(self) -> float:
+        """The timeout given, or its default."""
+        return default_check_timeout(self.interval) if self.timeout is None else self.timeout
+
+
+class DefaultsSection(Section):
+    """What holds for every service that does not say otherwise.
+
+    `timeouts` and `health` are merged key by key. A service whose health type, scheduler or
+    protocol is another one than that of the defaults does not inherit what it has no use for.
+    """
+
+    forward: Annotated[Forward, *kinds.choice(Forward)] = Field(
+        Forward.DSR,
+        description="How packets reach the backends. `dsr`: with a new MAC address, so the "
+        "backends must be on the same segment. `ipip`: in an outer IP header, `gue`: in an outer "
+        "IP and UDP header, so they can be anywhere. In these, backends have the VIP on a "
+        "loopback interface and answer the client directly. `nat`: the destination is rewritten, "
+        "and the balancer is the gateway by which backends answer. `fullnat`: the source too, so "
+        "backends answer the balancer; they need nothing, and do not see the client's address.",
+    )
+    scheduler: Annotated[Scheduler, *kinds.choice(Scheduler)] = Field(
+        _SERVICE.scheduler,
+        description="How a backend is chosen for a new flow. `least-load`: of some drawn by weight "
+        "(`draws`), the one with the least in front of it by its weight: open connections, and the "
+        "request bytes that wait for an answer. `least-conn`: the one with the fewest open "
+        "connections by its weight. `maglev`: by weighted consistent hashing, the same on every "
+        "balancer with the same configuration. `source`: likewise, by the client's address alone. "
+        "`round-robin`: in turn, by weight. For udp, `least-load` knows connections alone.",
+    )
+    draws: kinds.Draws = Field(
+        _SERVICE.draws,
+        description="For `least-load`: how many backends are compared. More find a better one; "
+        "fewer keep balancers that do not see each other's flows from choosing the same one.",
+    )
+    bytes_per_connection: kinds.RequestBytes = Field(
+        _SERVICE.bytes_per_connection,
+        description="For `least-load` of tcp: how many waiting request bytes weigh as much as one "
+        "open connection. Raise it where bytes say little about the work, as with images or with "
+        "prompts that are mostly cached.",
+    )
+    count_waiting: bool = Field(
+        _SERVICE.count_waiting,
+        description="For tcp: whether the request bytes that wait for their answer are counted, "
+        "and the time to its first byte. Off, packets with payload cost less, and `least-load` "
+        "knows connections alone.",
+    )
+    source_prefix: kinds.PrefixBits | None = Field(
+        _SERVICE.source_bits,
+        description="For `source`: how many bits of the client's address count: with 24, clients "
+        "of one IPv4 /24 go to the same backend. Default: all.",
+    )
+    source_bound: kinds.Bound = Field(
+        _SERVICE.source_bound,
+        description="For `source`: a backend with more than this times its share of the open "
+        "connections is passed over for new ones. 0: never.",
+    )
+    slow_start: kinds.SlowStart = Field(
+        _SERVICE.slow_start_s,
+        description="A backend that comes up gets a small share first, and reaches that of its "
+        "weight in this time.",
+    )
+    no_backend: Annotated[NoBackend, *kinds.choice(NoBackend)] = Field(
+        _SERVICE.no_backend,
+        description="What new flows get when no backend is usable, backups included. `drop`: no "
+        "answer. `reset`: a TCP reset, or for udp an ICMP error. `any`: any backend that can be "
+        "reached and is not in maintenance, its health notwithstanding.",
+    )
+    down_flows: Annotated[DownFlows, *kinds.choice(DownFlows)] = Field(
+        DownFlows.KEEP,
+        description="What happens to the open flows of a backend that goes down. `keep`: they go "
+        "on going there, and survive if it comes back. `reroute`: they go to other backends at "
+        "once, which reset TCP connections that they do not know.",
+    )
+    timeouts: TimeoutsSection = Field(
+        default_factory=lambda: TimeoutsSection.model_validate({}),
+        description="Idle timeouts of flows.",
+    )
+    health: HealthSection = Field(
+        default_factory=lambda: HealthSection.model_validate({}),
+        description="The health check of the backends.",
+    )
+
+
+class BackendSection(Section):
+    """One server of a service."""
+
+    name: kinds.Name = Field(description="Name of the backend, unique in its service.")
+    address: net.UnicastAddress = Field(
+        description="Address of the server, of the VIP's family unless `forward` is `ipip` or "
+        "`gue`."
+    )
+    port: net.Port | None = Field(
+        None,
+        description="For `nat` and `fullnat`: the server's port. One address may be there several "
+        "times, with different ports. Default: packets keep their destination port.",
+    )
+    weight: kinds.Weight = Field(
+        100,
+        description="Share of new flows, in proportion to the weights of the others. 0: no new "
+        "flows, open ones stay.",
+    )
+    backup: bool = Field(
+        False,
+        description="Whether it gets new flows only while no other backend is usable.",
+    )
+    quic_server_id: kinds.QuicId | None = Field(
+        None,
+        description="What it puts into its QUIC connection ids, for `quic_server_id_bytes`. "
+        "Unique in the service.",
+    )
+    state: Annotated[AdminState, *kinds.choice(AdminState)] = Field(
+        AdminState.ACTIVE,
+        description="What you want of it. `active`: serve. `drain`: no new flows, open ones "
+        "finish. `maintenance`: nothing is sent there, open flows included.",
+    )
+
+
+class ServiceSection(DefaultsSection):
+    """A VIP, port and protocol, and the backends behind them."""
+
+    name: kinds.Name = Field(description="Name of the service, unique.")
+    vip: net.Vip = Field(
+        description="The address that clients connect to, or a prefix of addresses. The agent does "
+        "not add the addresses of a prefix: route it to the balancer. Of several prefixes that "
+        "hold an address the longest wins, and a VIP of that address alone wins over them, "
+        "whatever the port."
+    )
+    port: net.ServicePorts = Field(
+        description="The port that clients connect to, or a range of ports. `any`: every port of "
+        "the VIP that no other service has. A service for one port wins over a range, and a range "
+        "over `any`."
+    )
+    protocol: Annotated[Protocol, *kinds.choice(Protocol)] = Field(
+        DEFAULT_PROTOCOL, description="Layer-4 protocol."
+    )
+    quic_server_id_bytes: kinds.QuicIdBytes | None = Field(
+        None,
+        description="For udp: a QUIC packet goes to the backend whose `quic_server_id`, of so many "
+        "bytes, follows the first byte of its connection id (draft-ietf-quic-load-balancers, not "
+        "encrypted). So a client keeps its backend when its address changes. Default: connection "
+        "ids mean nothing.",
+    )
+    backends: tuple[BackendSection, ...] = Field((), description="The servers.")
+
+    @property
+    def key(self) -> ServiceKey:
+        """What the packet path knows the service by."""
+        first, last = self.port
+        if isinstance(self.vip, IPv4Network | IPv6Network):
+            address, bits = self.vip.network_address, self.vip.prefixlen
+            return ServiceKey(address, first, self.protocol, last, bits)
+        return ServiceKey(self.vip, first, self.protocol, last)

@@ -1,0 +1,94 @@
+"""tc: one filter of ours at clsact ingress, direct action. Everybody else's stay as they are.
+
+Filters see a packet in the order of their priorities, until one of them decides. Ours leaves
+what it does not balance to those after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from agent.dataplane import libbpf
+
+PRIORITY = 10  # room before it; who names none gets 49152 and counts down
+HANDLE = 0x5354  # "ST"
+NAME = "steelyard"
+_INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
+_ETH_P_ALL = 0x0003
+_NO_CLSACT = "the kernel has no clsact (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)"
+_KNOWN = {
+    errno.ENOENT: _NO_CLSACT,
+    errno.EOPNOTSUPP: _NO_CLSACT,
+    errno.EINVAL: f"another kind of filter has priority {PRIORITY} at tc ingress",
+    errno.EEXIST: "another program came first",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TcPlace:
+    """Our filter on one interface."""
+
+    ifindex: int
+
+    def current(self) -> int:
+        return libbpf.tc_query(self.ifindex, HANDLE, PRIORITY)
+
+    def put(self, fd: int, over: int) -> None:
+        def change(netlink: IPRoute) -> None:
+            with _tolerated(errno.EEXIST):
+                netlink.tc("add", "clsact", index=self.ifindex)
+            command = "replace-filter" if over else "add-filter"
+            netlink.tc(command, **self._filter(), fd=fd, name=NAME, direct_action=True)
+
+        _by_netlink(change)
+
+    def clear(self, ident: int) -> None:
+        if self.current() == ident:
+            _by_netlink(lambda netlink: netlink.tc("del-filter", **self._filter()))
+
+    def why(self, error: OSError) -> str:
+        return _KNOWN.get(error.errno or 0, os.strerror(error.errno or 0))
+
+    def _filter(self) -> dict[str, object]:
+        return {
+            "kind": "bpf",
+            "index": self.ifindex,
+            "parent": _INGRESS,
+            "handle": HANDLE,
+            "prio": PRIORITY,
+            "protocol": _ETH_P_ALL,
+        }
+
+
+@contextlib.contextmanager
+def _tolerated(code: int) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code != code:
+            raise
+
+
+def _by_netlink(change: Callable[[IPRoute], object]) -> None:
+    """Do it on a netlink socket of its own; OSError if the kernel refuses.
+
+    In a thread: the socket runs an event loop, and ours may be running in this one.
+    """
+
+    def work() -> None:
+        with IPRoute() as netlink:
+            change(netlink)
+
+    with ThreadPoolExecutor(1, "tc") as thread:
+        try:
+            thread.submit(work).result()
+        except NetlinkError as error:
+            raise OSError(error.code, os.strerror(error.code)) from error

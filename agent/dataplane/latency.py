@@ -1,0 +1,115 @@
+"""Reads the histograms of times: how long backends took for the first byte and the handshake.
+
+The packet path counts each time in a bucket of half an octave (``struct backend_latency``).
+From the counts follow quantiles, exact to within a bucket, of the last minute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.dataplane import abi
+from agent.dataplane.tables import Table
+from agent.state.snapshot import Latency
+
+type Counts = npt.NDArray[np.uint64]  # by bucket
+type Times = npt.NDArray[np.void]  # a row of the table
+
+FIRST_US = 64
+WINDOW_S = 60.0
+STEP_S = 10.0  # between two readings that a window keeps
+FIELDS = FIRST_BYTE, HANDSHAKE = "first_byte", "handshake"
+
+
+def bucket_bounds_us() -> tuple[int, ...]:
+    """Where each bucket begins, in microseconds; the last has no end."""
+    octaves = range(abi.LATENCY_BUCKETS // 2)
+    bounds = [0, *(bound for k in octaves for bound in (FIRST_US << k, (FIRST_US << k) * 3 // 2))]
+    return tuple(bounds[: abi.LATENCY_BUCKETS])
+
+
+BOUNDS_US = bucket_bounds_us()
+
+
+def quantile_ms(counts: Counts, share: float) -> float | None:
+    """The time that this share (0 to 1) of the counted ones was below; None without any.
+
+    Within a bucket, times are taken to be spread evenly on a log scale. Of the last bucket
+    only its beginning is known.
+    """
+    total = int(counts.sum())
+    if not total:
+        return None
+    wanted = share * total
+    upto = np.cumsum(counts)
+    bucket = int(np.searchsorted(upto, wanted))
+    if bucket >= len(BOUNDS_US) - 1:
+        return BOUNDS_US[-1] / 1000
+    low, high = float(BOUNDS_US[bucket]), float(BOUNDS_US[bucket + 1])
+    inside = (wanted - float(upto[bucket] - counts[bucket])) / float(counts[bucket])
+    if bucket == 0:  # it begins at zero, which a log scale does not have
+        return high * inside / 1000
+    return low * math.pow(high / low, inside) / 1000
+
+
+def octaves(counts: Counts) -> tuple[tuple[float, int], ...]:
+    """Counted times up to each octave's end (seconds): what a Prometheus histogram holds."""
+    upto = np.cumsum(counts)
+    ends = range(0, abi.LATENCY_BUCKETS - 1, 2)  # the last bucket before each octave
+    return tuple((BOUNDS_US[end + 1] / 1e6, int(upto[end])) for end in ends)
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyWindow:
+    """What was counted over about the last minute; feed it with ``add``.
+
+    ``readings``: when (any clock that only goes forward, in seconds), and the rows by backend
+    id, oldest first.
+    """
+
+    readings: tuple[tuple[float, Mapping[int, Times]], ...] = ()
+
+    def is_due(self, at: float) -> bool:
+        """Whether ``add`` would keep a reading."""
+        return not self.readings or at - self.readings[-1][0] >= STEP_S
+
+    def add(self, at: float, rows: Mapping[int, Times]) -> Self:
+        """The window with the rows read at ``at``."""
+        outside = sum(1 for when, _ in self.readings if when <= at - WINDOW_S)
+        # The newest reading that is outside is where the window starts.
+        return type(self)((*self.readings[max(0, outside - 1) :], (at, rows)))
+
+    def increase(self, ident: int, field: str, now: Counts) -> Counts:
+        """What a backend has counted since the window began; one that was not there then, or
+        whose counts went back, has started again at 0.
+        """
+        before = self.readings[0][1].get(ident) if self.readings else None
+        if before is None or (now < before[field]).any():
+            return now
+        grown: Counts = now - before[field]
+        return grown
+
+
+def read(table: Table, ids: list[int]) -> dict[int, Times]:
+    """A copy of the rows of these backends."""
+    return dict(zip(ids, table[ids], strict=True))
+
+
+def summary(row: Times, window: LatencyWindow, ident: int, field: str) -> Latency:
+    """One of the two kinds of times of a backend, for people."""
+    counts: Counts = row[field]
+    recent = window.increase(ident, field, counts)
+    return Latency(
+        octaves=octaves(counts),
+        count=int(counts.sum()),
+        sum_s=int(row[f"{field}_us"]) / 1e6,
+        recent_count=int(recent.sum()),
+        recent_p50_ms=quantile_ms(recent, 0.5),
+        recent_p99_ms=quantile_ms(recent, 0.99),
+    )

@@ -1,0 +1,53 @@
+"""Mirrors ``bpf/score.h``: what the schedulers that compare backends compare, for people."""
+
+from __future__ import annotations
+
+from agent.dataplane.tables import Table
+from agent.model import Scheduler
+
+_CONNECTION = 256  # of the load score
+_WEIGHT_ONE = 1 << 20
+
+
+def open_connections(row: Table) -> int:
+    """Of a backend's or a service's load."""
+    return max(0, int(row["open"]) + int(row["open_fix"]))
+
+
+def waiting_bytes(row: Table) -> int:
+    """Of a backend's load."""
+    return max(0, int(row["waiting"]) + int(row["waiting_fix"]))
+
+
+def of_connections(row: Table) -> int:
+    """``score_connections``."""
+    return (open_connections(row) + 1) * int(row["inverse_weight"])
+
+
+def of_load(row: Table) -> int:
+    """``score_load``."""
+    since = int(row["open"]) + int(row["open_fix"]) - int(row["report_open"])
+    work = _CONNECTION + int(row["queue"]) + int(row["kappa"]) * max(0, since)
+    work += waiting_bytes(row) * int(row["per_byte"]) >> 16
+    return work * int(row["inverse_weight"])
+
+
+def most_open(service_row: Table, row: Table, bound: int) -> int | None:
+    """How many open connections a bounded ``source`` leaves the backend; None: any number."""
+    weight = int(service_row["weight"])
+    if not bound or not weight:
+        return None
+    mean = 256 * weight
+    most = bound * (open_connections(service_row) + 1) * int(row["weight"])
+    return -(-most // mean)
+
+
+def shown(scheduler: Scheduler, row: Table) -> float | None:
+    """What a scheduler compares, as connections a weight of 100 would have; None: nothing."""
+    match scheduler:
+        case Scheduler.LEAST_CONN:
+            return of_connections(row) * 100 / _WEIGHT_ONE
+        case Scheduler.LEAST_LOAD:
+            return of_load(row) * 100 / (_WEIGHT_ONE * _CONNECTION)
+        case _:
+            return None

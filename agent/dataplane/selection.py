@@ -1,0 +1,201 @@
+"""Mirrors ``bpf/select.h``: which backend a new flow would get now, and in which words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from math import inf
+
+from agent.dataplane import flowhash, score
+from agent.dataplane.tables import SharedTables
+from agent.model import BackendRef, Scheduler
+from agent.state.queries import Draw, FiveTuple
+from agent.state.tables import ServiceEntry, TableContents
+
+HASH_DRAWS = 32
+LEAST_CONN_ALL = 256
+COMPARED_DRAWS = 16
+SHOWN = 8  # CPUs, or backends
+LOAD, TURN = "load", "turn"
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """One service's ring, its backends, and what is known of them."""
+
+    entry: ServiceEntry
+    contents: TableContents
+    tables: SharedTables
+    names: Callable[[int], BackendRef | None]
+
+    @property
+    def slots(self) -> int:
+        return len(self.entry.ring) // 2
+
+    def backend(self, slot: int) -> int:
+        return int.from_bytes(self.entry.ring[2 * slot : 2 * slot + 2], "little")
+
+    def is_usable(self, ident: int) -> bool:
+        held = self.contents.backends.get(ident)
+        return held is not None and held.usable
+
+    def draw(self, slot: int) -> tuple[int, Draw]:
+        ident = self.backend(slot)
+        ref = self.names(ident)
+        return ident, Draw(slot, ref.backend if ref else f"id {ident}", self.is_usable(ident))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """``chosen`` 0: nobody. ``depends_on``: what another moment may change; else the ring
+    alone decides. ``any_of``: the turn decides between these, and each CPU has its own.
+    """
+
+    chosen: int
+    draws: tuple[Draw, ...]
+    steps: tuple[str, ...]
+    depends_on: str | None = None
+    any_of: frozenset[int] = field(default_factory=frozenset)
+
+
+def select(ring: Ring, flow: FiveTuple) -> Selection:
+    """What the scheduler would choose."""
+    if not ring.slots:
+        return Selection(0, (), ())
+    match ring.entry.scheduler:
+        case Scheduler.MAGLEV:
+            return _by_hash(ring, _first_pick(ring, flow))
+        case Scheduler.SOURCE:
+            return _by_source(ring, flow)
+        case Scheduler.ROUND_ROBIN:
+            return _in_turn(ring, flow)
+        case Scheduler.LEAST_CONN:
+            return _least_conn(ring, flow)
+        case Scheduler.LEAST_LOAD:
+            return _least_load(ring, flow)
+
+
+def _first_pick(ring: Ring, flow: FiveTuple) -> int:
+    return flowhash.pick_hash(ring.entry.pick_seed, flow.client, flow.client_port, flow.port)
+
+
+def _picks(ring: Ring, pick: int, number: int) -> Iterator[tuple[int, Draw]]:
+    """So many draws from this one on, whatever they name."""
+    for _ in range(number):
+        yield ring.draw(flowhash.ring_slot(pick, ring.slots))
+        pick = flowhash.pick_again(pick)
+
+
+def _by_hash(ring: Ring, pick: int) -> Selection:
+    draws, steps, chosen = [], [], 0
+    for number, (ident, draw) in enumerate(_picks(ring, pick, HASH_DRAWS), 1):
+        draws.append(draw)
+        use = "usable" if draw.usable else "not usable, next draw"
+        steps.append(f"draw {number}: slot {draw.slot} names {draw.backend}, {use}")
+        if draw.usable:
+            chosen = ident
+            break
+    return Selection(chosen, tuple(draws), tuple(steps))
+
+
+def _by_source(ring: Ring, flow: FiveTuple) -> Selection:
+    entry, loads = ring.entry, ring.tables.backend_load
+    whole = ring.tables.service_load[entry.id]
+    pick = flowhash.source_hash(entry.pick_seed, flow.client, entry.source_bits)
+    steps = [f"drawn by the first {entry.source_bits} bits of {flow.client} alone"]
+    draws, chosen, passed_over = [], 0, False
+    for number, (ident, draw) in enumerate(_picks(ring, pick, HASH_DRAWS), 1):
+        said = f"draw {number}: slot {draw.slot} names {draw.backend}, "
+        if not draw.usable:
+            draws.append(draw)
+            steps.append(f"{said}not usable, next draw")
+            continue
+        most = score.most_open(whole, loads[ident], entry.bound)
+        is_open = score.open_connections(loads[ident])
+        if most is None:
+            draws.append(draw)
+            steps.append(f"{said}usable")
+        else:
+            draws.append(replace(draw, open=is_open, most_open=most))
+            steps.append(f"{said}{is_open} open connections of at most {most}")
+        if most is None or is_open < most or passed_over:
+            chosen = ident
+            break
+        steps[-1] += ", passed over once"
+        passed_over = True
+    return Selection(chosen, tuple(draws), tuple(steps), LOAD if entry.bound else None)
+
+
+def _in_turn(ring: Ring, flow: FiveTuple) -> Selection:
+    """The next of each CPU's turn: which CPU gets the packet is not known."""
+    cpus = ring.tables.size.rows - 1
+    turns = ring.tables.service_count["turn"][:cpus, ring.entry.id]
+    next_ones = [
+        ring.draw((cpu * ring.slots // cpus + int(turns[cpu])) % ring.slots) for cpu in range(cpus)
+    ]
+    draws = tuple(replace(draw, cpu=cpu) for cpu, (_, draw) in enumerate(next_ones))
+    shown = ", ".join(f"{draw.backend} (CPU {draw.cpu})" for draw in draws[:SHOWN])
+    more = f" and {cpus - SHOWN} more" if cpus > SHOWN else ""
+    steps = [f"each CPU takes its own turn; next are {shown}{more}"]
+    chosen = {ident for ident, draw in next_ones if draw.usable}
+    if not all(draw.usable for draw in draws):
+        otherwise = _by_hash(ring, _first_pick(ring, flow))
+        steps += ["where the next is not usable, it is drawn from the ring", *otherwise.steps]
+        chosen |= {otherwise.chosen} - {0}
+    only = next(iter(chosen)) if len(chosen) == 1 else 0
+    return Selection(only, draws[:SHOWN], tuple(steps), TURN, frozenset(chosen))
+
+
+def _least_conn(ring: Ring, flow: FiveTuple) -> Selection:
+    pick = _first_pick(ring, flow)
+    if ring.slots > LEAST_CONN_ALL:
+        return _lowest(ring, pick, COMPARED_DRAWS, f"{COMPARED_DRAWS} draws compared")
+    every = [ring.draw(slot) for slot in range(ring.slots)]
+    # Equals are told apart by where the hash points.
+    ranks = [
+        score.of_connections(ring.tables.backend_load[ident]) << 8 | flowhash.tie(slot, pick)
+        for slot, (ident, _) in enumerate(every)
+    ]
+    return _compared(ring, every, ranks, pick, "all backends compared")
+
+
+def _least_load(ring: Ring, flow: FiveTuple) -> Selection:
+    number = min(ring.entry.draws, COMPARED_DRAWS)
+    return _lowest(ring, _first_pick(ring, flow), number, f"{number} draws compared")
+
+
+def _lowest(ring: Ring, pick: int, number: int, how: str) -> Selection:
+    """The lowest score of so many draws; of equals, the one drawn first."""
+    is_conn = ring.entry.scheduler is Scheduler.LEAST_CONN
+    exact = score.of_connections if is_conn else score.of_load
+    drawn = list(_picks(ring, pick, number))
+    ranks = [exact(ring.tables.backend_load[ident]) for ident, _ in drawn]
+    return _compared(ring, drawn, ranks, pick, how)
+
+
+def _compared(
+    ring: Ring, drawn: list[tuple[int, Draw]], ranks: list[int], pick: int, how: str
+) -> Selection:
+    """The one of the lowest rank. Who is not usable has no weight and so the worst; where one
+    wins all the same, the ring is drawn from by the hash.
+    """
+    best = min(range(len(drawn)), key=ranks.__getitem__)
+    scheduler, loads = ring.entry.scheduler, ring.tables.backend_load
+    draws = tuple(
+        replace(draw, score=score.shown(scheduler, loads[ident])) if draw.usable else draw
+        for ident, draw in drawn
+    )
+    scores = {draw.backend: draw.score for draw in draws}
+    shown = sorted(scores.items(), key=lambda item: inf if item[1] is None else item[1])
+    listed = ", ".join(
+        f"{name} {'not usable' if value is None else f'{value:.2f}'}"
+        for name, value in shown[:SHOWN]
+    )
+    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    step = f"{how}, lowest wins: {listed}{more}"
+    ident, draw = drawn[best]
+    if draw.usable:
+        return Selection(ident, draws, (step,), LOAD)
+    found = _by_hash(ring, pick)
+    on = f"{draw.backend} has the lowest, but is not usable, so it is drawn from the ring"
+    return Selection(found.chosen, (*draws, *found.draws), (step, on, *found.steps), LOAD)

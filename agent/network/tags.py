@@ -1,0 +1,82 @@
+"""Keeps VLAN tags visible: a card that takes them off hides them from XDP.
+
+Where VLAN devices sit on an interface, packets with tags come in, and what is forwarded without
+its tag ends in another network. The kernel itself does not mind: it takes them off as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import structlog
+from pyroute2.netlink.exceptions import NetlinkError
+
+from agent.errors import NetworkError
+from agent.network.messages import Link
+from agent.network.netlink import Netlink
+from agent.network.offload import offloads, turn_off
+
+log = structlog.get_logger()
+
+STRIPPING = ("rx-vlan-hw-parse", "rx-vlan-stag-hw-parse")  # 802.1Q and 802.1ad
+
+
+class Tags:
+    """The cards of a balancer at an XDP hook."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._told: set[tuple[str, str]] = set()  # what could not be done, once
+
+    async def sync(self) -> None:
+        """Have the cards that VLAN devices sit on leave the tags where they are.
+
+        What a driver refuses is logged, once. NetworkError if the devices cannot be read.
+        """
+        try:
+            async with Netlink() as netlink:
+                links = await netlink.links()
+        except NetlinkError as error:
+            raise NetworkError(
+                f"VLAN devices cannot be read: {os.strerror(error.code)}",
+                where=", ".join(self._names),
+                remedy="see `ip -d link`; it is tried again",
+            ) from error
+        for name in stacked_on(links, self._names):
+            self._show(name)
+
+    def _show(self, name: str) -> None:
+        try:
+            found = offloads(name)
+        except OSError:
+            return  # no card, no offloads
+        for offload in STRIPPING:
+            state = found.get(offload)
+            if state is not None and state.on:
+                self._turn_off(name, offload, fixed=state.fixed)
+
+    def _turn_off(self, name: str, offload: str, *, fixed: bool) -> None:
+        try:
+            turn_off(name, offload)
+        except OSError as error:
+            if (name, offload) in self._told:
+                return
+            self._told.add((name, offload))
+            problem = "the driver has it fixed" if fixed else os.strerror(error.errno or 0)
+            log.warning(
+                "the card hides VLAN tags from XDP; `hook: tc` sees them",
+                interface=name,
+                offload=offload,
+                problem=problem,
+            )
+        else:
+            log.info("VLAN tags stay in packets", interface=name, turned_off=offload)
+
+
+def stacked_on(links: Iterable[Link], names: Iterable[str]) -> list[str]:
+    """Those of the interfaces that VLAN devices sit on."""
+    found = list(links)
+    parents = {link.vlan.parent for link in found if link.vlan is not None}
+    wanted = frozenset(names)
+    return [link.name for link in found if link.name in wanted and link.ifindex in parents]

@@ -1,0 +1,57 @@
+"""Decides the numbers by which schedulers compare backends: what bytes and weights are worth.
+
+The packet path cannot divide, so the tables hold inverses in fixed point; both ways are here.
+"""
+
+from __future__ import annotations
+
+from agent.model import Protocol, Scheduler, Service
+
+KAPPA = 256  # a connection since the last report weighs as much as one reported, in 256ths
+NO_WEIGHT = 0xFFFFFFFF  # inverse weight of a backend that gets nothing
+_BYTE_ONE = 1 << 24
+_WEIGHT_ONE = 1 << 20
+_BOUND_ONE = 256
+
+
+def counts_waiting(service: Service) -> bool:
+    """Whether the packet path follows requests; only tcp tells when one is answered."""
+    return service.count_waiting and service.key.protocol is Protocol.TCP
+
+
+def compares_connections(service: Service) -> bool:
+    """Whether the scheduler reads how many connections a backend has."""
+    match service.scheduler:
+        case Scheduler.LEAST_CONN | Scheduler.LEAST_LOAD:
+            return True
+        case Scheduler.SOURCE:
+            return bound(service.source_bound) > 0
+        case _:
+            return False
+
+
+def bound(of_mean: float) -> int:
+    """The load that a backend may have, in 256ths of the mean; 0: any."""
+    return min(round(of_mean * _BOUND_ONE), 0xFFFF)
+
+
+def per_byte(bytes_per_connection: int) -> int:
+    """What a waiting byte adds to a score; 0: nothing."""
+    return round(_BYTE_ONE / bytes_per_connection) if bytes_per_connection else 0
+
+
+def bytes_per_connection(of_byte: int) -> int:
+    """The inverse of ``per_byte``."""
+    return round(_BYTE_ONE / of_byte) if of_byte else 0
+
+
+def bytes_held(service: Service) -> int:
+    """Bytes that weigh as one connection, as nearly as the tables can say it; 0: none do."""
+    if not counts_waiting(service):
+        return 0
+    return bytes_per_connection(per_byte(service.bytes_per_connection))
+
+
+def inverse_weight(weight: int) -> int:
+    """What a score is multiplied by."""
+    return round(_WEIGHT_ONE / weight) if weight else NO_WEIGHT

@@ -1,0 +1,142 @@
+"""Decides what leads packets to a service besides its exact key: marks, prefixes, port ranges,
+the answers of nat backends, QUIC ids and the source addresses of fullnat. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from ipaddress import ip_network
+
+from agent.model import ANY_PORT, Address, Config, Forward, NextHop, Service
+from agent.state.identities import Identities
+from agent.state.ranges import blocks
+from agent.state.tables import (
+    MarkEntry,
+    Network,
+    OriginEntry,
+    PortBlock,
+    QuicId,
+    ServiceSlot,
+)
+
+NAT_SOURCES = 8  # of each family; as in bpf/include/abi.h
+QUIC_ID_BYTES = 8
+
+
+def mark_of(address: Address) -> ServiceSlot:
+    return ServiceSlot(address, 0, 0)
+
+
+def marks(
+    services: Iterable[Service], sources: Mapping[int, Address]
+) -> dict[ServiceSlot, MarkEntry]:
+    """The marks of all VIPs and of the source addresses of fullnat."""
+    found: dict[ServiceSlot, MarkEntry] = {}
+    for service in services:
+        key = service.key
+        before = found.get(mark_of(key.vip), MarkEntry())
+        found[mark_of(key.vip)] = replace(
+            before,
+            ranges=before.ranges or key.port_last is not None,
+            any_port=before.any_port or key.port == ANY_PORT,
+        )
+    for number, address in sources.items():
+        slot = mark_of(address)
+        found[slot] = replace(found.get(slot, MarkEntry()), nat_source=number)
+    return found
+
+
+def prefixes(services: Iterable[Service]) -> frozenset[Network]:
+    """The prefix VIPs."""
+    return frozenset(
+        ip_network((service.key.vip, service.key.vip_bits))
+        for service in services
+        if service.key.vip_bits is not None
+    )
+
+
+def port_blocks(services: Iterable[Service]) -> dict[PortBlock, int]:
+    """The blocks of all port ranges, each with its range's first port."""
+    return {
+        PortBlock(key.vip, key.protocol.number, port, bits): key.port
+        for key in (service.key for service in services)
+        if key.port_last is not None
+        for port, bits in blocks(key.port, key.port_last)
+    }
+
+
+def origins(services: Iterable[Service], ids: Identities) -> dict[ServiceSlot, OriginEntry]:
+    """Whose answer a packet from a nat backend is.
+
+    One address and port answers for one service: ``agent.config.nat_rules`` sees to it.
+    """
+    found: dict[ServiceSlot, OriginEntry] = {}
+    for service in services:
+        if service.forward is not Forward.NAT:
+            continue
+        key = service.key
+        own = ANY_PORT if key.port_last is not None else key.port
+        for backend in service.backends:
+            slot = ServiceSlot(backend.address, backend.port or own, key.protocol.number)
+            found[slot] = OriginEntry(
+                vip=key.vip,
+                salt=ids.salt(service),
+                service_id=ids.service_id(service),
+                backend_id=ids.backend_id(service, backend),
+                port=key.port if slot.port else 0,
+            )
+    return found
+
+
+def quic_ids(services: Iterable[Service], ids: Identities) -> dict[QuicId, int]:
+    """The backend of every QUIC server id."""
+    return {
+        QuicId(ids.service_id(service), backend.quic_server_id.ljust(QUIC_ID_BYTES, b"\0")): (
+            ids.backend_id(service, backend)
+        )
+        for service in services
+        if service.quic_id_bytes is not None
+        for backend in service.backends
+        if backend.quic_server_id is not None
+    }
+
+
+def nat_source(config: Config, hop: NextHop | None, family: int) -> Address | None:
+    """From which address fullnat may send to a backend of that family; None: from none."""
+    configured = config.nat.sources_v4 if family == 4 else config.nat.sources_v6
+    return configured[0] if configured else hop.source if hop else None
+
+
+def nat_sources(
+    config: Config, hops: Mapping[Address, NextHop], held: Mapping[int, Address]
+) -> dict[int, Address]:
+    """The source addresses of fullnat by number, IPv6 from ``NAT_SOURCES`` on.
+
+    Flows are recorded with the number, so an address keeps the one that it has in the tables,
+    unless that would leave a gap.
+    """
+    members = [
+        b.address for s in config.services if s.forward is Forward.FULLNAT for b in s.backends
+    ]
+    found: dict[int, Address] = {}
+    for family, first in ((4, 0), (6, NAT_SOURCES)):
+        own = [address for address in members if address.version == family]
+        if not own:
+            continue
+        configured = config.nat.sources_v4 if family == 4 else config.nat.sources_v6
+        seen = (hops[address].source for address in own if address in hops)
+        wanted: set[Address] = set(configured) or {s for s in seen if s is not None}
+        chosen: list[Address] = sorted(wanted, key=int)[:NAT_SOURCES]
+        found |= _numbered(chosen, held, range(first, first + len(chosen)))
+    return found
+
+
+def _numbered(
+    wanted: list[Address], held: Mapping[int, Address], numbers: range
+) -> dict[int, Address]:
+    """The numbers for these addresses: those that they have, then what is left, in order."""
+    kept = {n: held[n] for n in numbers if held.get(n) in wanted}
+    free = iter([n for n in numbers if n not in kept])
+    added = [address for address in wanted if address not in kept.values()]
+    return kept | {next(free): address for address in added}

@@ -1,0 +1,115 @@
+"""Decides the effective weight of backends that have just come up: slow start. Pure.
+
+A backend that comes up begins at a tenth of its weight and reaches all of it in equal steps
+over ``slow_start``. Weights only say how new flows are shared, so what counts is how far a
+backend is beside the others: the weights of a service are scaled until the one that is furthest
+has its full weight. So a service whose backends all start together shares as configured from
+the first flow, one that comes back alone gets everything, and a newcomer is spared only while
+somebody warmer is there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from agent.model import BackendRef, BackendState, Config, Service
+from agent.state.eligibility import CONFIGURED, Eligibility
+from agent.state.identities import Member, member_of
+
+STEPS = 10
+SLOW_START = "slow start"
+ALWAYS = -math.inf  # up since before anybody looked
+
+
+def effective_weight(configured: int, up_since: float, slow_start_s: float, now: float) -> int:
+    """The weight of a backend by itself; at least 1, and it grows by no less than a tenth."""
+    step, count = _steps(configured)
+    if slow_start_s <= 0 or now - up_since >= slow_start_s:
+        return configured
+    done = math.floor(max(now - up_since, 0.0) / slow_start_s * count)
+    return min((done + 1) * step, configured)
+
+
+def _steps(configured: int) -> tuple[int, int]:
+    """The size of a step, and how many there are."""
+    step = max(1, math.ceil(configured / STEPS))
+    return step, max(1, math.ceil(configured / step))
+
+
+def _next_step_s(configured: int, up_since: float, slow_start_s: float, now: float) -> float | None:
+    """Seconds until the weight grows; None: it has all of it."""
+    _, count = _steps(configured)
+    if slow_start_s <= 0 or now - up_since >= slow_start_s:
+        return None
+    done = math.floor(max(now - up_since, 0.0) / slow_start_s * count)
+    return up_since + (done + 1) * slow_start_s / count - now
+
+
+def follow(
+    config: Config,
+    found: Mapping[BackendRef, Eligibility],
+    before: Mapping[Member, float],
+    now: float,
+) -> dict[Member, float]:
+    """Since when each backend has been up: those that were keep their time."""
+    return {
+        member: before.get(member, now)
+        for service in config.services
+        for member, _, verdict in _members(service, found)
+        if verdict.state is BackendState.UP
+    }
+
+
+def slowed(
+    config: Config,
+    found: Mapping[BackendRef, Eligibility],
+    up_since: Mapping[Member, float],
+    now: float,
+) -> dict[BackendRef, Eligibility]:
+    """The verdicts with the weights of this moment."""
+    result = dict(found)
+    for service in config.services:
+        if service.slow_start_s <= 0:
+            continue
+        weights = {
+            ref: (
+                verdict.weight,
+                effective_weight(
+                    verdict.weight, up_since.get(member, now), service.slow_start_s, now
+                ),
+            )
+            for member, ref, verdict in _members(service, found)
+            if verdict.usable and verdict.weight_reason == CONFIGURED
+        }
+        furthest = max((weight / full for full, weight in weights.values()), default=1.0)
+        for ref, (full, weight) in weights.items():
+            scaled = min(round(weight / furthest), full)
+            if scaled < full:
+                result[ref] = replace(found[ref], weight=scaled, weight_reason=SLOW_START)
+    return result
+
+
+def next_step_s(
+    config: Config,
+    found: Mapping[BackendRef, Eligibility],
+    up_since: Mapping[Member, float],
+    now: float,
+) -> float | None:
+    """Seconds until some weight changes by itself; None: none does."""
+    waits = (
+        _next_step_s(verdict.weight, up_since[member], service.slow_start_s, now)
+        for service in config.services
+        for member, _, verdict in _members(service, found)
+        if verdict.usable and member in up_since
+    )
+    return min((wait for wait in waits if wait is not None), default=None)
+
+
+def _members(
+    service: Service, found: Mapping[BackendRef, Eligibility]
+) -> Iterator[tuple[Member, BackendRef, Eligibility]]:
+    for backend in service.backends:
+        ref = BackendRef(service.name, backend.name)
+        yield member_of(service, backend), ref, found[ref]

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Packets that the balancer itself answers, at the place of the one that it drops:
+ * RST, ICMP port unreachable, packet too big, time exceeded.  Each answer is
+ * smaller than its cause or little larger, and there is one a packet.
+ */
+#ifndef STEELYARD_ANSWER_H
+#define STEELYARD_ANSWER_H
+
+#include "csum.h"
+#include "ctx.h"
+#include "encap.h"
+#include "packet.h"
+#include "scratch.h"
+
+#define QUOTE_MAX 128 /* of the packet in question; RFC 792 asks for 28, RFC 4443 for more */
+#define ANSWER_TTL 64
+
+/* Where an answer came from and goes to: the addresses as they stand in the
+ * packet, which of an ICMP error are not those of its flow.
+ */
+static __always_inline int answer_macs(CTX *ctx)
+{
+	struct eth_header *eth = ctx_data(ctx);
+	__u8 mac[6];
+
+	if ((void *)(eth + 1) > ctx_end(ctx))
+		return REASON_INTERNAL;
+	__builtin_memcpy(mac, eth->dest, sizeof(mac));
+	__builtin_memcpy(eth->dest, eth->source, sizeof(mac));
+	__builtin_memcpy(eth->source, mac, sizeof(mac));
+	return 0;
+}
+
+/* Cuts the packet to `len` bytes of IP. */
+static __always_inline int answer_cut(CTX *ctx, const struct packet *p, __u32 len)
+{
+#if LB_TC
+	return bpf_skb_change_tail(ctx, p->l3_off + len, 0) ? REASON_INTERNAL : 0;
+#else
+	int more = (int)(p->l3_off + len) - (int)ctx_len(ctx);
+
+	return more && bpf_xdp_adjust_tail(ctx, more) ? REASON_INTERNAL : 0;
+#endif
+}
+
+/* Makes room for `len` bytes in front of the IP packet, behind Ethernet and tags. */
+static __always_inline int answer_push(CTX *ctx, const struct packet *p, __u32 len)
+{
+#if LB_TC
+	return bpf_skb_adjust_room(ctx, len, BPF_ADJ_ROOM_MAC, 0) ? REASON_NO_HEADROOM : 0;
+#else
+	__u8 l2[L3_OFF_MAX];
+	__u8 *data = ctx_data(ctx);
+	__u32 l2_len = p->l3_off;
+
+	if (data + L3_OFF_MAX > (__u8 *)ctx_end(ctx))
+		return REASON_INTERNAL;
+	__builtin_memcpy(l2, data, sizeof(l2));
+	if (bpf_xdp_adjust_head(ctx, -(int)len))
+		return REASON_NO_HEADROOM;
+	data = ctx_data(ctx);
+	if (data + L3_OFF_MAX > (__u8 *)ctx_end(ctx))
+		return REASON_INTERNAL;
+	/* What lies behind a shorter header is written next. */
+	__builtin_memcpy(data, l2, sizeof(l2));
+	return l2_len > L3_OFF_MAX ? REASON_INTERNAL : 0;
+#endif
+}
+
+static __always_inline void answer_ipv4(struct ipv4_header *ip, __be32 saddr, __be32 daddr,
+					__u8 l4_proto, __u32 len)
+{
+	ip->version_ihl = 0x45;
+	ip->tos = 0;
+	ip->total_len = bswap16(len);
+	ip->id = 0;
+	ip->frag = be16(IPV4_DF);
+	ip->ttl = ANSWER_TTL;
+	ip->l4_proto = l4_proto;
+	ip->check = 0;
+	ip->saddr = saddr;
+	ip->daddr = daddr;
+	ip->check = ipv4_checksum(ip);
+}
+
+static __always_inline void answer_ipv6(struct ipv6_header *ip, const __be32 *saddr,
+					const __be32 *daddr, __u8 l4_proto, __u32 len)
+{
+	ip->version_class_label = be32(6U << 28);
+	ip->payload_len = bswap16(len);
+	ip->next_header = l4_proto;
+	ip->hop_limit = ANSWER_TTL;
+	__builtin_memcpy(ip->saddr, saddr, sizeof(ip->saddr));
+	__builtin_memcpy(ip->daddr, daddr, sizeof(ip->daddr));
+}
+
+static __always_inline __u64 sum_of(const __be32 *words, int count)
+{
+	__u64 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < count; i++)
+		sum += words[i];
+	return sum;
+}
+
+/* RFC 9293, section 3.10.7.1: the reset of a connection that does not exist. */
+static __always_inline int answer_reset(CTX *ctx, struct packet *p)
+{
+	__u32 ip_len = p->family == 4 ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header);
+	bool has_ack = p->tcp_flags & TCP_ACK;
+	__u32 end =
+		p->seq + p->payload_len + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
+	struct tcp_header *tcp;
+	void *l3;
+	__u64 sum;
+
+	if (answer_macs(ctx) || answer_cut(ctx, p, ip_len + sizeof(*tcp)))
+		return REASON_INTERNAL;
+	l3 = packet_l3(ctx_data(ctx), p);
+	if (l3 + (p->family == 4 ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header)) +
+		    sizeof(*tcp) >
+	    ctx_end(ctx))
+		return REASON_INTERNAL;
+	if (p->family == 4) {
+		answer_ipv4(l3, p->daddr[0], p->saddr[0], L4_TCP, ip_len + sizeof(*tcp));
+		tcp = l3 + sizeof(struct ipv4_header);
+	} else {
+		answer_ipv6(l3, p->daddr, p->saddr, L4_TCP, sizeof(*tcp));
+		tcp = l3 + sizeof(struct ipv6_header);
+	}
+	tcp->sport = p->dport;
+	tcp->dport = p->sport;
+	tcp->seq = has_ack ? be32(p->ack) : 0;
+	tcp->ack = has_ack ? 0 : be32(end);
+	tcp->offset = sizeof(*tcp) / 4 << 4;
+	tcp->flags = has_ack ? TCP_RST : TCP_RST | TCP_ACK;
+	tcp->window = 0;
+	tcp->check = 0;
+	tcp->urgent = 0;
+	sum = sum_of(p->saddr, 4) + sum_of(p->daddr, 4) + sum_of((__be32 *)tcp, 5);
+	sum += be32(L4_TCP) + (__u64)be32(sizeof(*tcp));
+	tcp->check = ~csum_fold(sum);
+	return 0;
+}
+
+/* Adds a block of the quote, if it has one of that size. */
+#define SUM_BLOCK(size)                                                        \
+	do {                                                                   \
+		if (len & (size)) {                                            \
+			if (from + (size) > data_end)                          \
+				return 0;                                      \
+			sum += (__u32)bpf_csum_diff(NULL, 0, from, (size), 0); \
+			from += (size);                                        \
+		}                                                              \
+	} while (0)
+
+/* The sum over the quote: `len` is a multiple of 4 and at most QUOTE_MAX.  In
+ * blocks, because a helper takes no length that varies with the packet's end.
+ */
+static __always_inline __u64 sum_quote(void *from, void *data_end, __u32 len)
+{
+	__u64 sum = 0;
+
+	_Static_assert(QUOTE_MAX == 128, "the largest block");
+	SUM_BLOCK(128);
+	SUM_BLOCK(64);
+	SUM_BLOCK(32);
+	SUM_BLOCK(16);
+	SUM_BLOCK(8);
+	SUM_BLOCK(4);
+	return sum;
+}
+
+/* An ICMP error about the packet, with `rest` as its second word. */
+static __always_inline int answer_icmp(CTX *ctx, struct packet *p, __u8 type, __u8 code,
+				       __be32 rest)
+{
+	__u32 ip_len = p->family == 4 ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header);
+	__u32 quote = (p->len < QUOTE_MAX ? p->len : QUOTE_MAX) & ~3u;
+	__u32 icmp_len = quote + sizeof(struct icmp_header);
+	struct icmp_header *icmp;
+	void *l3, *data_end;
+	__u64 sum;
+
+	if (answer_macs(ctx) || answer_cut(ctx, p, quote))
+		return REASON_INTERNAL;
+	if (answer_push(ctx, p, ip_len + sizeof(*icmp)))
+		return REASON_NO_HEADROOM;
+	l3 = packet_l3(ctx_data(ctx), p);
+	data_end = ctx_end(ctx);
+	if (l3 + (p->family == 4 ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header)) +
+		    sizeof(*icmp) >
+	    data_end)
+		return REASON_INTERNAL;
+	if (p->family == 4) {
+		answer_ipv4(l3, p->daddr[0], p->saddr[0], L4_ICMP, ip_len + icmp_len);
+		icmp = l3 + sizeof(struct ipv4_header);
+		sum = 0;
+	} else {
+		answer_ipv6(l3, p->daddr, p->saddr, L4_ICMPV6, icmp_len);
+		icmp = l3 + sizeof(struct ipv6_header);
+		sum = sum_of(p->saddr, 4) + sum_of(p->daddr, 4) + be32(L4_ICMPV6) +
+		      (__u64)be32(icmp_len);
+	}
+	icmp->type = type;
+	icmp->code = code;
+	icmp->check = 0;
+	icmp->rest = rest;
+	sum += sum_of((__be32 *)icmp, sizeof(*icmp) / 4) + sum_quote(icmp + 1, data_end, quote);
+	icmp->check = ~csum_fold(sum);
+	return 0;
+}
+
+static __always_inline int answer_too_big(CTX *ctx, struct packet *p, const struct backend *backend)
+{
+	__u32 outer = backend->family == 4 ? sizeof(struct ipv4_header) :
+					     sizeof(struct ipv6_header);
+	__u32 mtu;
+
+	if (LB_GUE && backend->forward == FORWARD_GUE)
+		outer += sizeof(struct udp_header);
+	mtu = backend->mtu - outer;
+	return p->family == 4 ?
+		       answer_icmp(ctx, p, ICMP_UNREACHABLE, ICMP_UNREACHABLE_FRAG, be32(mtu)) :
+		       answer_icmp(ctx, p, ICMPV6_TOO_BIG, 0, be32(mtu));
+}
+
+/* RFC 1122, section 3.2.2, RFC 4443, section 2.4: no answer to what one host has
+ * not sent to one.
+ */
+static __always_inline bool answer_is_due(CTX *ctx, const struct packet *p)
+{
+	struct eth_header *eth = ctx_data(ctx);
+	__u8 first = p->saddr[0];
+
+	if ((void *)(eth + 1) > ctx_end(ctx) || eth->dest[0] & 1)
+		return false;
+	if (p->family == 4)
+		return first && first != 127 && first < 224;
+	return first != 0xff && (p->saddr[0] || p->saddr[1] || p->saddr[2] || p->saddr[3]);
+}
+
+static __always_inline int answer_ttl(CTX *ctx, struct packet *p, const struct route *route)
+{
+	/* To a backend we are the VIP; in nat what it sent is for the client. */
+	if (LB_NAT && route->is_reply && !p->nat_source)
+		__builtin_memcpy(p->daddr, route->to.saddr, sizeof(p->daddr));
+	return answer_icmp(ctx, p, p->family == 4 ? ICMP_TIME_EXCEEDED : ICMPV6_TIME_EXCEEDED, 0,
+			   0);
+}
+
+/* Answers the packet that is dropped for `reason`; true if it did.  Never an ICMP
+ * error, nor a later fragment (RFC 1122, section 3.2.2).
+ */
+static __always_inline bool answer(CTX *ctx, struct packet *p, const struct service *service,
+				   const struct backend *backend, const struct route *route,
+				   int reason)
+{
+	if (p->quote_off || p->is_later_fragment || ctx_is_super(ctx) || !answer_is_due(ctx, p))
+		return false;
+	if ((LB_IPIP || LB_GUE) && reason == REASON_TOO_BIG && backend)
+		return !answer_too_big(ctx, p, backend);
+	if ((LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TTL_EXCEEDED)
+		return !answer_ttl(ctx, p, route);
+	if (!LB_RESET || reason != REASON_NO_BACKEND || !service ||
+	    !(service->flags & SERVICE_F_RESET) || p->is_fragment)
+		return false;
+	if (p->l4_proto == L4_UDP)
+		return !answer_icmp(
+			ctx, p, p->family == 4 ? ICMP_UNREACHABLE : ICMPV6_UNREACHABLE,
+			p->family == 4 ? ICMP_UNREACHABLE_PORT : ICMPV6_UNREACHABLE_PORT, 0);
+	return !(p->tcp_flags & TCP_RST) && !answer_reset(ctx, p);
+}
+
+#endif

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* ipip and gue: an outer header to the backend, which takes it off again.
+ *
+ * DF is always set, so a path that is too narrow answers instead of fragmenting.
+ * DSCP and ECN are copied (RFC 6040, normal mode).  The inner packet is one that
+ * is forwarded, so its TTL goes down (RFC 2003, section 3.1): a backend that
+ * sends it back to us ends the loop.
+ */
+#ifndef STEELYARD_ENCAP_H
+#define STEELYARD_ENCAP_H
+
+#include "csum.h"
+#include "frame.h"
+#include "hash.h"
+#include "maps.h"
+#include "packet.h"
+
+#define OUTER_TTL 64
+#define GUE_SPORT_FIRST 0xc000 /* the dynamic ports (RFC 6335): entropy for ECMP and RSS */
+
+/* TTL or hop limit; the packet has one to lose. */
+static __always_inline int ttl_decrement(void *l3, void *data_end, __u8 family)
+{
+	if (!LB_IPV6 || family == 4) {
+		struct ipv4_header *ip = l3;
+		__u16 old, new;
+
+		if ((void *)(ip + 1) > data_end)
+			return REASON_INTERNAL;
+		old = ip->ttl;
+		new = old - 1;
+		ip->ttl = new;
+		ip->check = csum_update(ip->check, csum_change(old, new));
+	} else {
+		struct ipv6_header *ip = l3;
+
+		if ((void *)(ip + 1) > data_end)
+			return REASON_INTERNAL;
+		ip->hop_limit--;
+	}
+	return 0;
+}
+
+static __always_inline void put_ipv4(struct ipv4_header *ip, const struct packet *p,
+				     const struct backend *backend, __u8 l4_proto, __u32 len)
+{
+	ip->version_ihl = 0x45;
+	ip->tos = p->tos;
+	ip->total_len = bswap16(len + sizeof(*ip));
+	ip->id = 0;
+	ip->frag = be16(IPV4_DF);
+	ip->ttl = OUTER_TTL;
+	ip->l4_proto = l4_proto;
+	ip->check = 0;
+	ip->saddr = backend->source_addr[0];
+	ip->daddr = backend->addr[0];
+	ip->check = ipv4_checksum(ip);
+}
+
+/* RFC 2473. */
+static __always_inline void put_ipv6(struct ipv6_header *ip, const struct packet *p,
+				     const struct backend *backend, __u8 l4_proto, __u32 len)
+{
+	ip->version_class_label = be32(6U << 28 | (__u32)p->tos << 20);
+	ip->payload_len = bswap16(len);
+	ip->next_header = l4_proto;
+	ip->hop_limit = OUTER_TTL;
+	__builtin_memcpy(ip->saddr, backend->source_addr, sizeof(ip->saddr));
+	__builtin_memcpy(ip->daddr, backend->addr, sizeof(ip->daddr));
+}
+
+/* The sum over the inner packet without reading it: what its own checksums cover
+ * adds up to the complement of what they cover besides.  0: it has none that
+ * covers it all (a fragment, UDP without checksum or with bytes behind it, extension
+ * headers).
+ */
+static __always_inline __u64 inner_sum(void *l3, void *data_end, const struct packet *p)
+{
+	__u64 sum = 0x1fffeULL; /* zero, twice, that stays above the subtractions */
+	struct udp_header *udp = l3 + bounded(p->l4_off, 60);
+	bool is_error = p->quote_off;
+	__u8 l4_proto = is_error ? L4_ICMPV6 : p->l4_proto;
+
+	if (p->is_fragment || (!is_error && p->payload_off + p->payload_len != p->len))
+		return 0;
+	if ((void *)(udp + 1) > data_end || (l4_proto == L4_UDP && !udp->check))
+		return 0;
+	if (p->family == 4) {
+		if (is_error)
+			return sum; /* ICMP covers itself and nothing besides */
+		sum += (__u64)(__u32)~p->saddr[0] + (__u32)~p->daddr[0];
+		sum += (__u32)~be32(p->l4_proto) + (__u64)(__u32)~be32(p->len - p->l4_off);
+	} else {
+		struct ipv6_header *ip = l3;
+		__u32 *words = l3;
+
+		if ((void *)(ip + 1) > data_end || p->l4_off != sizeof(*ip))
+			return 0;
+		sum += (__u64)words[0] + words[1];
+		sum += (__u32)~be32(l4_proto) + (__u64)(__u32)~be32(p->len - p->l4_off);
+	}
+	return sum;
+}
+
+static __always_inline void put_gue(struct udp_header *udp, void *data_end, const struct packet *p,
+				    const struct backend *backend)
+{
+	/* Of the fragments of a datagram only the first has ports, and all go one way. */
+	__u64 entropy = tuple_hash(p->family, p->saddr,
+				   p->is_fragment ? 0 : ports_word(p->sport, p->dport), PICK_KEY,
+				   PICK_MUL0, PICK_MUL1);
+	__u64 sum;
+
+	udp->sport = bswap16(GUE_SPORT_FIRST | (entropy >> 50));
+	udp->dport = be16(LB_GUE_PORT);
+	udp->len = bswap16(p->len + sizeof(*udp));
+	udp->check = 0;
+	if (backend->family == 4)
+		return; /* optional, and the inner packet has its own */
+	/* RFC 6935 allows zero, most receivers do not. */
+	sum = inner_sum(udp + 1, data_end, p);
+	if (!sum)
+		return;
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		sum += (__u64)backend->source_addr[i] + backend->addr[i];
+	sum += be32(p->len + sizeof(*udp)) + (__u64)be32(L4_UDP);
+	sum += ((__u32 *)udp)[0] + (__u64)((__u32 *)udp)[1];
+	udp->check = ~csum_fold(sum);
+	if (!udp->check)
+		udp->check = 0xffff;
+}
+
+static __always_inline __u64 encap_flags(const struct backend *backend, bool is_gue)
+{
+	__u64 flags = backend->family == 4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 :
+					     BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+
+	return is_gue ? flags | BPF_F_ADJ_ROOM_ENCAP_L4_UDP : flags;
+}
+
+static __always_inline int encapsulate(CTX *ctx, struct packet *p, const struct backend *backend,
+				       const struct hop *hop)
+{
+	bool is_gue = LB_GUE && backend->forward == FORWARD_GUE;
+	__u32 ip_len = backend->family == 4 ? sizeof(struct ipv4_header) :
+					      sizeof(struct ipv6_header);
+	__u32 outer = ip_len + (is_gue ? sizeof(struct udp_header) : 0);
+	__u8 l4_proto = is_gue ? L4_UDP : p->family == 4 ? L4_IPIP : L4_IPV6;
+	void *l3, *data_end;
+	int reason;
+
+	if (p->ttl <= 1)
+		return REASON_TTL_EXCEEDED;
+	/* mtu 0 is unknown.  A super-frame leaves in segments that the kernel makes
+	 * to fit.
+	 */
+	if (backend->mtu && p->len + outer > backend->mtu && !ctx_is_super(ctx))
+		return REASON_TOO_BIG;
+	reason = frame_build(ctx, p, hop, outer, encap_flags(backend, is_gue),
+			     eth_proto_of(backend->family));
+	if (reason)
+		return reason;
+	l3 = packet_l3(ctx_data(ctx), p);
+	data_end = ctx_end(ctx);
+	if (l3 + sizeof(struct ipv6_header) + sizeof(struct udp_header) > data_end)
+		return REASON_INTERNAL;
+	if (backend->family == 4) {
+		put_ipv4(l3, p, backend, l4_proto, p->len + outer - ip_len);
+		l3 += sizeof(struct ipv4_header);
+	} else {
+		put_ipv6(l3, p, backend, l4_proto, p->len + outer - ip_len);
+		l3 += sizeof(struct ipv6_header);
+	}
+	reason = ttl_decrement(is_gue ? l3 + sizeof(struct udp_header) : l3, data_end, p->family);
+	if (is_gue && !reason)
+		put_gue(l3, data_end, p, backend);
+	return reason;
+}
+
+#endif

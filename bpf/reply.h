@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* nat and fullnat: what a backend answers goes back to the client, as from the
+ * VIP, the way that the client's packets came.
+ *
+ * Whose answer it is: in fullnat the destination port names the NAT slot, and
+ * the slot the flow; in nat the backend's own address and port name the service,
+ * and the client's the flow.  What belongs to no flow is the host's own.
+ */
+#ifndef STEELYARD_REPLY_H
+#define STEELYARD_REPLY_H
+
+#include "flow.h"
+#include "forward.h"
+#include "guard.h"
+#include "nat.h"
+#include "service.h"
+#include "trace.h"
+
+/* An answer, before it goes. */
+struct reply {
+	struct flow flow;
+	struct route *route;
+};
+
+static __always_inline bool is_address(__u8 family, const __be32 *a, const __be32 *b)
+{
+	if (!LB_IPV6 || family == 4)
+		return a[0] == b[0];
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
+static __always_inline bool reply_of_fullnat(const struct packet *p, struct reply *reply)
+{
+	__u32 port = bswap16(p->dport), index = 0, bucket, id;
+	struct backend *backend;
+	struct nat_slot *slot;
+	__u64 word;
+
+	if (port < LB_NAT_FIRST_PORT || port >= LB_NAT_FIRST_PORT + LB_NAT_PORTS)
+		return false;
+	index = (p->nat_source - 1) * LB_NAT_PORTS + port - LB_NAT_FIRST_PORT;
+	slot = nat_slots.lookup(&index);
+	if (!slot || !slot->owner || slot->l4_proto != p->l4_proto)
+		return false;
+	index = (slot->owner >> 32) - 1;
+	bucket = index / FLOW_WAYS;
+	reply->flow.at->index = bucket;
+	reply->flow.at->way = index % FLOW_WAYS;
+	reply->flow.at->tag = slot->owner;
+	reply->flow.at->now = flow_clock();
+	reply->flow.bucket = flows.lookup(&bucket);
+	if (!reply->flow.bucket)
+		return false;
+	word = reply->flow.bucket->slot[index % FLOW_WAYS];
+	id = slot_backend(word);
+	backend = backends.lookup(&id);
+	if (slot_tag(word) != reply->flow.at->tag || !slot_state(word) || id != slot->backend ||
+	    !backend)
+		return false;
+	if (!is_address(p->family, p->saddr, backend->addr) ||
+	    p->sport != (backend->port ? backend->port : slot->vip_port))
+		return false;
+	reply->flow.at->word = word;
+	reply->route->service = slot->service;
+	reply->route->backend = id;
+	__builtin_memcpy(reply->route->to.saddr, slot->vip, sizeof(reply->route->to.saddr));
+	__builtin_memcpy(reply->route->to.daddr, slot->client, sizeof(reply->route->to.daddr));
+	reply->route->to.sport = slot->vip_port;
+	reply->route->to.dport = slot->client_port;
+	return true;
+}
+
+/* Keys in whole words: see service_at(). */
+static __always_inline struct origin *origin_at(const struct packet *p, __be16 port)
+{
+	struct origin *origin;
+
+	if (!LB_IPV6 || p->family == 4) {
+		union {
+			struct service_key4 key;
+			__u64 word;
+		} at = { .word = (__u64)key_tail(port, p->l4_proto) << 32 | p->saddr[0] };
+
+		origin = origins4.lookup(&at.key);
+		apart(4, origin);
+	} else {
+		union {
+			struct service_key6 key;
+			__u32 word[5];
+		} at;
+
+		__builtin_memcpy(at.word, p->saddr, sizeof(p->saddr));
+		at.word[4] = key_tail(port, p->l4_proto);
+		origin = origins6.lookup(&at.key);
+		apart(6, origin);
+	}
+	return origin;
+}
+
+static __always_inline bool reply_of_nat(const struct packet *p, struct reply *reply)
+{
+	struct origin *origin = origin_at(p, p->sport);
+	__be16 port;
+	__u64 hash;
+
+	if (!origin && (LB_ANY_PORT || LB_RANGES))
+		origin = origin_at(p, 0);
+	if (!origin)
+		return false;
+	port = origin->port ? origin->port : p->sport;
+	hash = tuple_hash(p->family, p->daddr, ports_word(p->dport, port),
+			  LB_FLOW_KEY ^ (__u64)origin->flow_salt * PICK_MUL0, LB_FLOW_MUL0,
+			  LB_FLOW_MUL1);
+	flow_find(hash, &reply->flow);
+	if (!reply->flow.bucket || !flow_is_recorded(&reply->flow) ||
+	    slot_backend(reply->flow.at->word) != origin->backend)
+		return false;
+	reply->route->service = origin->service;
+	reply->route->backend = origin->backend;
+	__builtin_memcpy(reply->route->to.saddr, origin->vip, sizeof(reply->route->to.saddr));
+	__builtin_memcpy(reply->route->to.daddr, p->daddr, sizeof(reply->route->to.daddr));
+	reply->route->to.sport = port;
+	reply->route->to.dport = p->dport;
+	return true;
+}
+
+static __always_inline void reply_trace(const struct packet *p, const struct ends *ends,
+					const struct reply *reply, __u32 state, __u32 next,
+					const struct answer *answer)
+{
+	struct happening what = { .service = reply->route->service,
+				  .backend = reply->route->backend,
+				  .state = state,
+				  .waited_bytes = answer->bytes,
+				  .waited_us = answer->us };
+	__u32 kind = EVENT_REPLY;
+
+	if (answer->bytes)
+		kind = EVENT_ANSWER;
+	else if (slot_base(next) == FLOW_CLOSING && slot_is_open(state))
+		kind = EVENT_CLOSE;
+	trace_event(p, ends, kind, &what);
+}
+
+/* The backend's packet moves the flow, too. */
+static __always_inline void reply_refresh(CTX *ctx, const struct packet *p, struct reply *reply,
+					  struct flow_warm *warm)
+{
+	struct backend_counters *counters = backend_counters_of(reply->route->backend);
+	__u32 state = slot_state(reply->flow.at->word), next;
+	struct rewrite *to = &reply->route->to;
+	struct ends ends = { to->daddr, to->saddr, to->dport, to->sport };
+	struct answer answer = {};
+
+	next = slot_replied_state(slot_base(state), p);
+	/* The flow's second packet is the server's: it hangs up. */
+	if (LB_WAITING && state == FLOW_EMBRYONIC && next != state)
+		waiting_begin(warm, p->ack, p->seq + p->payload_len);
+	if (LB_WAITING && slot_awaits(state) && slot_base(next) >= FLOW_ESTABLISHED &&
+	    waiting_server(ctx, p, warm, reply->route->backend, state, &answer))
+		next |= FLOW_AWAITING;
+	state = flow_move(&reply->flow, next);
+	if (state == FLOW_EMBRYONIC && next != state && slot_base(next) != FLOW_CLOSING)
+		flow_write_cold(p, &ends, reply->route->service, &reply->flow);
+	flow_moved(state, next, reply->route->backend, counters);
+	if (counters) {
+		counters->reply_packets++;
+		counters->reply_bytes += p->len;
+		counters->answers += answer.bytes != 0;
+	}
+	reply_trace(p, &ends, reply, state, next, &answer);
+}
+
+/* 0: the packet is a backend's, and its route is known; else a reason. */
+static __always_inline int reply_find(CTX *ctx, struct packet *p, struct reply *reply)
+{
+	struct flow_warm *warm;
+	int reason;
+
+	if (LB_FULLNAT && p->nat_source) {
+		if (!reply_of_fullnat(p, reply))
+			return REASON_NOT_VIP;
+	} else if (!LB_NAT || p->is_vip || !p->may_be_reply || !reply_of_nat(p, reply)) {
+		return REASON_NOT_VIP;
+	}
+	step_ends();
+	reason = guard(ctx, p);
+	step_ends();
+	if (reason)
+		return reason;
+	warm = flow_warm_of(&reply->flow);
+	if (!warm)
+		return REASON_INTERNAL;
+	if (!p->quote_off)
+		reply_refresh(ctx, p, reply, warm);
+	route_back(reply->route, warm);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* How busy a backend is, for the schedulers that compare: the lower the better. */
+#ifndef STEELYARD_SCORE_H
+#define STEELYARD_SCORE_H
+
+#include "maps.h"
+#include "mask.h"
+
+#define SCORE_WORST (~0ULL >> 1)
+
+/* Open connections by weight. */
+static __always_inline __u64 score_connections(const struct backend_load *load)
+{
+	return (not_negative(load->open + load->open_fix) + 1) * load->inverse_weight;
+}
+
+/* The load score (abi.h, struct backend_load), in 256ths of a connection times
+ * 2^20 / weight.
+ */
+static __always_inline __u64 score_load(const struct backend_load *load)
+{
+	__u64 work;
+
+	work = 256 + load->queue;
+	work += load->kappa * not_negative(load->open + load->open_fix - load->report_open);
+	work += (not_negative(load->waiting + load->waiting_fix) * load->per_byte) >> 16;
+	return work * load->inverse_weight;
+}
+
+/* Bounded load (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded
+ * Loads): would one more open flow be more than the backend's share of
+ * `bound` / 256 of the mean, rounded up?
+ */
+static __always_inline bool score_is_over(__u32 service_id, __u32 id, __u32 bound)
+{
+	struct service_load *all = service_load.lookup(&service_id);
+	struct backend_load *load = backend_load.lookup(&id);
+	__u64 mean, most;
+
+	if (!all || !load || !bound || !all->weight)
+		return false;
+	mean = 256 * all->weight;
+	most = bound * (not_negative(all->open + all->open_fix) + 1) * load->weight;
+	return not_negative(load->open + load->open_fix) + 1 > (most + mean - 1) / mean;
+}
+
+#endif

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What a walk notes down, in memory of the CPU.
+ *
+ * Not on the stack, which holds 512 bytes, and where the verifier follows every
+ * value: it would walk on separately for each of the offsets that a packet can
+ * have.  Of what it reads here it knows nothing, so all ways join again.
+ */
+#ifndef STEELYARD_SCRATCH_H
+#define STEELYARD_SCRATCH_H
+
+#include "maps.h"
+#include "packet.h"
+
+/* Addresses and ports that a packet is to have. */
+struct rewrite {
+	__be32 saddr[4];
+	__be32 daddr[4];
+	__be16 sport;
+	__be16 dport;
+};
+
+/* Where a flow is recorded, or could be. */
+struct flow_place {
+	__u32 index; /* of the bucket */
+	__u32 tag;
+	__u32 way;  /* FLOW_WAYS: not recorded */
+	__u32 now;  /* ticks */
+	__u64 word; /* what the slot held when we looked */
+};
+
+/* The next hop, and how its segment is tagged: as in struct backend and flow_warm,
+ * so that three words are copied.
+ */
+struct hop {
+	__u8 mac[6];
+	__u8 source_mac[6];
+	__be16 vlan[4]; /* protocol and control information of each tag, outer first */
+	__u8 tags;
+	__u8 unused[3];
+} __attribute__((aligned(8)));
+_Static_assert(sizeof(struct hop) == 24, "three words");
+
+/* Where the packet goes, and how. */
+struct route {
+	struct hop hop;
+	struct rewrite to; /* nat, fullnat */
+	__u32 ifindex;     /* 0: out where it came in */
+	__u32 service;     /* ids; 0: none */
+	__u32 backend;
+	__u8 forward;     /* enum forward */
+	__u8 is_reply;    /* of the backend, to the client */
+	__u8 hide_source; /* fullnat, an ICMP error: nor may it show who has noticed it */
+};
+
+struct scratch {
+	struct packet packet;
+	struct flow_place place;
+	struct route route;
+	struct event event;
+	struct fragment_key fragment_key;
+	struct fragment fragment;
+};
+
+/* One element of each CPU, for the packet in hand. */
+BPF_PERCPU_ARRAY(scratch, struct scratch, 1);
+
+/* Between two steps: the compiler keeps nothing that it read of the packet, so the
+ * verifier sees the same state whatever way the last step took.
+ */
+#define step_ends() asm volatile("" ::: "memory")
+
+static __always_inline struct scratch *scratch_room(void)
+{
+	__u32 zero = 0;
+
+	return scratch.lookup(&zero);
+}
+
+#endif

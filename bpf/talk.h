@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What a connection speaks, told from the first bytes of its client, and which
+ * of its bytes are no request and no answer.  Looks at a few bytes at most.
+ */
+#ifndef STEELYARD_TALK_H
+#define STEELYARD_TALK_H
+
+#include "abi.h"
+#include "ctx.h"
+#include "packet.h"
+
+#define TALK_CONTINUE 25     /* "HTTP/1.1 100 Continue" and two line ends */
+#define TALK_CONTROL_MAX 256 /* a longer segment carries more than control frames */
+
+#define TALK_HEAD_MAX 1024 /* of an answer; a longer one is taken for the answer */
+#define PLAIN_INTERIM 512
+
+#define TLS_CHANGE_CIPHER 0x14
+#define TLS_HANDSHAKE 0x16
+#define TLS_DATA 0x17
+/* TLS 1.3, the client's last handshake message: record header, message header,
+ * hash of 32 or 48 bytes, content type and tag.
+ */
+#define TLS_FINISHED_SHA256 58
+#define TLS_FINISHED_SHA384 74
+#define TLS_CHANGE_CIPHER_LEN 6
+/* Records that hold an alert, or an HTTP/2 SETTINGS, PING or WINDOW_UPDATE; the
+ * smallest request that a prompt could be in is longer.
+ */
+#define TLS_CONTROL 56
+#define TLS_TICKETS 2048
+#define TLS_INTERIM 512 /* the head of an answer has 150 to 300 */
+
+#define HTTP2_PREFACE 24 /* RFC 9113, section 3.4 */
+#define HTTP2_HEADER 9
+#define HTTP2_DATA 0
+#define HTTP2_HEADERS 1
+#define HTTP2_END_STREAM 0x1
+#define HTTP2_FRAMES 6 /* looked at in one segment */
+#define HTTP2_TYPES 10
+#define HTTP2_INTERIM 256
+
+/* Most server bytes, within a round trip, that are no answer. */
+static __always_inline __u32 talk_allowance(__u8 talk)
+{
+	switch (talk) {
+	case TALK_TLS_HANDSHAKE:
+	case TALK_TLS_FIRST:
+		return TLS_TICKETS;
+	case TALK_TLS:
+		return TLS_INTERIM;
+	case TALK_HTTP2_FIRST:
+	case TALK_HTTP2:
+		return HTTP2_INTERIM;
+	}
+	return PLAIN_INTERIM;
+}
+
+static __always_inline __u8 talk_answered(__u8 talk)
+{
+	if (talk == TALK_TLS_FIRST)
+		return TALK_TLS;
+	return talk == TALK_HTTP2_FIRST ? TALK_HTTP2 : talk;
+}
+
+/* Does a segment of HTTP/2 frames, from `skip` bytes on, hold a message: HEADERS or
+ * DATA of a request, DATA of an answer or HEADERS that are all of it?  One that does
+ * not begin with a frame (it goes on with the last one) does.
+ */
+static __always_inline bool talk_has_message(CTX *ctx, const struct packet *p, __u32 skip,
+					     bool is_reply)
+{
+	void *data_end = ctx_end(ctx);
+	void *payload = packet_payload(ctx_data(ctx), p);
+
+	for (int i = 0; i < HTTP2_FRAMES; i++) {
+		__u8 *frame;
+
+		if (skip >= p->payload_len)
+			return false;
+		if (skip > TALK_CONTROL_MAX)
+			return true;
+		frame = payload + bounded(skip, TALK_CONTROL_MAX);
+		if (frame + 5 > (__u8 *)data_end)
+			return skip + 5 <= p->payload_len; /* beyond what can be read */
+		if (frame[3] == HTTP2_DATA || frame[3] >= HTTP2_TYPES || frame[0])
+			return true;
+		if (frame[3] == HTTP2_HEADERS && (!is_reply || frame[4] & HTTP2_END_STREAM))
+			return true;
+		skip += HTTP2_HEADER + (frame[1] << 8 | frame[2]);
+	}
+	return true;
+}
+
+/* Is a segment of a server no more than the head of an answer, the body of which is
+ * to come: it ends with an empty line?  "100 Continue" with all of an answer behind
+ * it begins like one, and ends otherwise.
+ */
+static __always_inline bool talk_is_head(CTX *ctx, const struct packet *p)
+{
+	__u8 *text = packet_payload(ctx_data(ctx), p), *data_end = ctx_end(ctx);
+	__u8 *end = text + bounded(p->payload_len - 6, TALK_HEAD_MAX - 6);
+
+	if (p->payload_len < 16 || p->payload_len > TALK_HEAD_MAX || text + 12 > data_end ||
+	    end + 6 > data_end)
+		return false;
+	if (text[0] != 'H' || text[4] != '/' || text[8] != ' ')
+		return false;
+	/* 204, 304 and what reports an error seldom have a body to wait for. */
+	if (text[9] != '1' && (text[9] != '2' || text[10] != '0' || text[11] != '0'))
+		return false;
+	/* So does a body that is sent in chunks, with a last one of length 0 before. */
+	if (end[0] == '\n' && end[1] == '0')
+		return false;
+	return end[2] == '\r' && end[3] == '\n' && end[4] == '\r' && end[5] == '\n';
+}
+
+/* The first payload of a client. */
+static __always_inline __u8 talk_of(const __u8 *first)
+{
+	if (first[0] == TLS_HANDSHAKE && first[1] == 3)
+		return TALK_TLS_HANDSHAKE;
+	if (first[0] == 'P' && first[1] == 'R' && first[2] == 'I' && first[3] == ' ')
+		return TALK_HTTP2_FIRST;
+	return TALK_PLAIN;
+}
+
+/* TLS, before the first request; the handshake ends with the client's Finished,
+ * behind its change of ciphers or alone, or where application data begins.
+ */
+static __always_inline __u32 talk_handshake_bytes(const __u8 *first, const struct packet *p,
+						  struct flow_warm *warm, __u32 fresh)
+{
+	/* A long ClientHello takes two segments, the second begins with anything. */
+	if (first[1] != 3 || first[2] > 4)
+		return 0;
+	if (first[0] == TLS_CHANGE_CIPHER &&
+	    p->payload_len >= TLS_CHANGE_CIPHER_LEN + TLS_FINISHED_SHA256) {
+		warm->talk = TALK_TLS_FIRST;
+		/* A request may have come in the same segment. */
+		if (fresh > TLS_CHANGE_CIPHER_LEN + TLS_FINISHED_SHA384 + TLS_CONTROL)
+			return fresh - TLS_CHANGE_CIPHER_LEN - TLS_FINISHED_SHA384;
+		return 0;
+	}
+	if (first[0] != TLS_DATA || p->payload_len == TLS_FINISHED_SHA256 ||
+	    p->payload_len == TLS_FINISHED_SHA384)
+		return 0;
+	warm->talk = TALK_TLS_FIRST;
+	return fresh;
+}
+
+/* How many of the `fresh` bytes of a client's segment are a request. */
+static __always_inline __u32 talk_request_bytes(CTX *ctx, const struct packet *p,
+						struct flow_warm *warm, __u32 fresh)
+{
+	__u8 *first = packet_payload(ctx_data(ctx), p);
+	bool is_first = warm->talk == TALK_UNKNOWN;
+
+	if (warm->talk == TALK_PLAIN || first + 4 > (__u8 *)ctx_end(ctx))
+		return fresh;
+	if (is_first)
+		warm->talk = talk_of(first);
+	switch (warm->talk) {
+	case TALK_TLS_HANDSHAKE:
+		return talk_handshake_bytes(first, p, warm, fresh);
+	case TALK_TLS_FIRST:
+	case TALK_TLS:
+		return p->payload_len <= TLS_CONTROL ? 0 : fresh;
+	case TALK_HTTP2_FIRST:
+	case TALK_HTTP2:
+		if (p->payload_len > TALK_CONTROL_MAX)
+			return fresh;
+		return talk_has_message(ctx, p, is_first ? HTTP2_PREFACE : 0, false) ? fresh : 0;
+	}
+	return fresh;
+}
+
+#endif

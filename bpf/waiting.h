@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The kernel sees the prompt: request bytes that still wait for the first byte
+ * of their answer, per flow and per backend, and how long they waited.
+ *
+ * A flow's bytes enter its warm entry and its backend's sum together and leave
+ * both by one exchange, so whatever two CPUs do at a time, what was put in is
+ * taken out once.
+ *
+ * The answer has begun when the server's position is beyond where it stood when
+ * the request came: in nat and fullnat the end of a packet of the server, in dsr
+ * and the tunnels what the client acknowledges.  Some bytes of a server are no
+ * answer (`interim`).  Where the answer is seen and not encrypted they are read:
+ * - an informational status (RFC 9110, section 15.2: 100 Continue);
+ * - the head of an answer alone: an engine that streams sends it at once, and the
+ *   first token when the prompt is worked through;
+ * - HTTP/2 frames other than DATA (RFC 9113).
+ * Else they are told by size and time, as an answer that was computed is not small
+ * and early at once: the above, and TLS 1.3 session tickets right after the
+ * handshake (RFC 8446, section 4.6.1).
+ * And some bytes of a client are no request: TLS handshake and alerts, HTTP/2
+ * control frames.
+ */
+#ifndef STEELYARD_WAITING_H
+#define STEELYARD_WAITING_H
+
+#include "count.h"
+#include "ctx.h"
+#include "packet.h"
+#include "slot.h"
+#include "talk.h"
+
+/* Beyond a round trip, what a server sends can be interim for so long: a client's
+ * acknowledgement may be delayed (Linux 40 ms), and a busy server is not at once at
+ * its work.  So few bytes are seldom an answer, however late.
+ */
+#define GRACE_NS 50000000ULL
+#define GRACE_FEW_NS 100000000ULL
+#define GRACE_FEW 128
+#define GRACE_UNKNOWN_RTT_US 20000
+/* A jump of the sequence number beyond this is no request. */
+#define FRESH_MAX (1 << 24)
+
+static __always_inline void waiting_add(struct flow_warm *warm, __u32 backend, __u32 bytes)
+{
+	struct backend_load *load = backend_load.lookup(&backend);
+
+	if (!load)
+		return;
+	__sync_fetch_and_add(&warm->waiting, (__u64)bytes);
+	__sync_fetch_and_add(&load->waiting, (__s64)bytes);
+}
+
+/* Takes a flow's bytes out of its backend's sum; how many they were. */
+static __always_inline __u32 waiting_drop(struct flow_warm *warm, __u32 backend)
+{
+	struct backend_load *load = backend_load.lookup(&backend);
+	__u64 bytes;
+
+	if (!load)
+		return 0;
+	bytes = __sync_lock_test_and_set(&warm->waiting, 0);
+	if (bytes)
+		__sync_fetch_and_add(&load->waiting, -(__s64)bytes);
+	return bytes;
+}
+
+/* The bucket of a time: half octaves from 64 us (abi.h). */
+static __always_inline __u32 latency_bucket(__u64 us)
+{
+	__u32 octave = 0, bucket;
+	__u64 left = us >> 6;
+
+	if (!left)
+		return 0;
+	if (left >> 16) {
+		octave += 16;
+		left >>= 16;
+	}
+	if (left >> 8) {
+		octave += 8;
+		left >>= 8;
+	}
+	if (left >> 4) {
+		octave += 4;
+		left >>= 4;
+	}
+	if (left >> 2) {
+		octave += 2;
+		left >>= 2;
+	}
+	octave += left >> 1;
+	bucket = 1 + 2 * octave + ((us >> (octave + 5)) & 1);
+	return bucket < LATENCY_BUCKETS ? bucket : LATENCY_BUCKETS - 1;
+}
+
+static __always_inline void count_first_byte(__u32 backend, __u64 us)
+{
+	struct backend_latency *latency = backend_latency.lookup(&backend);
+	__u32 bucket = latency_bucket(us);
+
+	if (!latency || bucket >= LATENCY_BUCKETS)
+		return;
+	__sync_fetch_and_add(&latency->first_byte[bucket], 1);
+	__sync_fetch_and_add(&latency->first_byte_us, us);
+}
+
+static __always_inline void count_handshake(__u32 backend, __u64 us)
+{
+	struct backend_latency *latency = backend_latency.lookup(&backend);
+	__u32 bucket = latency_bucket(us);
+
+	if (!latency || bucket >= LATENCY_BUCKETS)
+		return;
+	__sync_fetch_and_add(&latency->handshake[bucket], 1);
+	__sync_fetch_and_add(&latency->handshake_us, us);
+}
+
+/* What has been seen of an answer. */
+struct answer {
+	__u32 bytes; /* that waited; 0: none has begun */
+	__u32 us;
+};
+
+/* How long after the client's bytes so many of the server's can be interim. */
+static __always_inline __u64 waiting_grace(const struct flow_warm *warm, __u32 bytes)
+{
+	__u32 rtt_us = warm->rtt_us ? warm->rtt_us : GRACE_UNKNOWN_RTT_US;
+
+	return rtt_us * 1500ULL + (bytes <= GRACE_FEW ? GRACE_FEW_NS : GRACE_NS);
+}
+
+/* Server bytes up to `position`: the answer, or interim? */
+static __always_inline bool waiting_is_interim(CTX *ctx, const struct packet *p,
+					       const struct flow_warm *warm, __u32 position,
+					       __u64 waited_ns, bool is_reply)
+{
+	__u32 bytes = position - warm->ack + warm->interim;
+	bool is_plain = warm->talk == TALK_PLAIN || warm->talk == TALK_UNKNOWN;
+
+	if (is_reply && is_plain)
+		return talk_is_head(ctx, p);
+	if (is_reply && (warm->talk == TALK_HTTP2 || warm->talk == TALK_HTTP2_FIRST))
+		return p->payload_len <= TALK_CONTROL_MAX && !talk_has_message(ctx, p, 0, true);
+	if (is_plain && bytes == TALK_CONTINUE)
+		return true;
+	return waited_ns <= waiting_grace(warm, bytes) && bytes <= talk_allowance(warm->talk);
+}
+
+/* The server has come to `position`; what waited for it if that is the answer. */
+static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, struct flow_warm *warm,
+					   __u32 backend, __u32 position, bool is_closing,
+					   bool is_reply, struct answer *answer)
+{
+	__u64 waited;
+
+	if ((__s32)(position - warm->ack) <= 0)
+		return;
+	/* One byte: the client acknowledges the FIN of a server that gave none. */
+	if (!is_reply && position - warm->ack == 1) {
+		waiting_drop(warm, backend);
+		return;
+	}
+	waited = bpf_ktime_get_ns() - warm->request;
+	if (!is_closing && waiting_is_interim(ctx, p, warm, position, waited, is_reply)) {
+		warm->interim += position - warm->ack;
+		warm->ack = position;
+		return;
+	}
+	answer->bytes = waiting_drop(warm, backend);
+	answer->us = waited / 1000;
+	warm->interim = 0;
+	warm->talk = talk_answered(warm->talk);
+	if (answer->bytes)
+		count_first_byte(backend, answer->us);
+}
+
+/* A segment of the client's: request bytes that are new.  What was lost and came
+ * again, and a keep-alive probe, are not.
+ */
+static __always_inline __u32 waiting_fresh(CTX *ctx, const struct packet *p, struct flow_warm *warm)
+{
+	__u32 end = p->seq + p->payload_len;
+	__u32 fresh = end - warm->seq;
+	bool is_handshake;
+
+	if ((__s32)fresh <= 0)
+		return 0;
+	warm->seq = end;
+	is_handshake = warm->talk == TALK_TLS_HANDSHAKE;
+	fresh = talk_request_bytes(ctx, p, warm, fresh < FRESH_MAX ? fresh : p->payload_len);
+	if (is_handshake && !fresh) /* it may have been the last of it */
+		warm->request = bpf_ktime_get_ns();
+	return fresh;
+}
+
+/* A request begins, or goes on.  Session tickets come right after the handshake:
+ * a first request that does not follow it at once meets none.
+ */
+static __always_inline void waiting_clock(struct flow_warm *warm, bool goes_on)
+{
+	__u32 jiffies = bpf_jiffies64();
+	__u64 now;
+
+	/* To read the clock costs more than all the rest: once a jiffy is enough for
+	 * the segments of a burst.
+	 */
+	if (goes_on && warm->request_jiffies == jiffies)
+		return;
+	now = bpf_ktime_get_ns();
+	if (warm->talk == TALK_TLS_FIRST && !goes_on &&
+	    now - warm->request > waiting_grace(warm, TLS_TICKETS))
+		warm->talk = TALK_TLS;
+	warm->request = now;
+	warm->request_jiffies = jiffies;
+}
+
+static __always_inline struct syn_time *syn_time_of(__u32 tag)
+{
+	__u32 index = tag & (SYN_TIMES - 1);
+
+	return syn_times.lookup(&index);
+}
+
+/* A SYN has opened a flow.  In a flood, places are wanted more often than the clock
+ * is worth reading.
+ */
+static __always_inline void waiting_syn(__u32 tag)
+{
+	struct syn_time *syn = syn_time_of(tag);
+	__u32 now = bpf_jiffies64();
+
+	if (!syn || (syn->jiffies == now && syn->tag))
+		return;
+	syn->tag = tag;
+	syn->jiffies = now;
+	syn->ns = bpf_ktime_get_ns();
+}
+
+/* A flow is followed from its second packet on; the next bytes of the client and of
+ * the server are these.
+ */
+static __always_inline void waiting_begin(struct flow_warm *warm, __u32 seq, __u32 ack)
+{
+	warm->waiting = 0;
+	warm->request = 0;
+	warm->seq = seq;
+	warm->ack = ack;
+	warm->rtt_us = 0;
+	warm->talk = TALK_UNKNOWN;
+	warm->interim = 0;
+}
+
+/* The second packet is the client's, as it is after a handshake. */
+static __always_inline void waiting_open(const struct packet *p, struct flow_warm *warm,
+					 __u32 backend, __u32 tag)
+{
+	struct syn_time *syn = syn_time_of(tag);
+
+	waiting_begin(warm, p->seq, p->ack);
+	if (!syn || syn->tag != tag)
+		return;
+	warm->request = bpf_ktime_get_ns();
+	warm->rtt_us = (warm->request - syn->ns) / 1000 + 1;
+	syn->tag = 0;
+	count_handshake(backend, warm->rtt_us);
+}
+
+/* A packet of the client's; whether a request waits after it. */
+static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, struct flow_warm *warm,
+					   __u32 backend, __u32 tag, __u32 state, bool sees_replies,
+					   struct answer *answer)
+{
+	bool awaits = slot_awaits(state);
+	__u32 fresh;
+
+	if (p->tcp_flags & TCP_RST) {
+		if (awaits)
+			waiting_drop(warm, backend);
+		return false;
+	}
+	/* What a SYN carries (RFC 7413) counts with the bytes that follow it: until then
+	 * the flow can be evicted at any time.
+	 */
+	if (p->tcp_flags & TCP_SYN)
+		return awaits;
+	if (state == FLOW_EMBRYONIC)
+		waiting_open(p, warm, backend, tag);
+	if (awaits && !sees_replies && p->tcp_flags & TCP_ACK) {
+		waiting_answer(ctx, p, warm, backend, p->ack, slot_base(state) == FLOW_CLOSING,
+			       false, answer);
+		awaits = warm->waiting != 0;
+	}
+	fresh = p->payload_len ? waiting_fresh(ctx, p, warm) : 0;
+	if (fresh) {
+		/* It asks again: what looked like a head alone was all of an answer. */
+		if (awaits && warm->talk <= TALK_PLAIN && warm->interim > TALK_CONTINUE) {
+			waiting_drop(warm, backend);
+			awaits = false;
+		}
+		if (!awaits)
+			warm->ack = p->ack;
+		/* A request has arrived with its last segment; a sender marks the
+		 * last one of what it was given to send.
+		 */
+		if (!awaits || p->tcp_flags & TCP_PSH)
+			waiting_clock(warm, awaits);
+		warm->interim = 0;
+		waiting_add(warm, backend, fresh);
+		awaits = true;
+	}
+	/* It has got something and hangs up: it waits for no more. */
+	if (awaits && p->tcp_flags & TCP_FIN && warm->interim) {
+		waiting_drop(warm, backend);
+		return false;
+	}
+	return awaits;
+}
+
+/* A packet of the server's (nat, fullnat) while a request waits; whether it goes
+ * on waiting.
+ */
+static __always_inline bool waiting_server(CTX *ctx, const struct packet *p, struct flow_warm *warm,
+					   __u32 backend, __u32 state, struct answer *answer)
+{
+	if (p->payload_len) {
+		waiting_answer(ctx, p, warm, backend, p->seq + p->payload_len,
+			       slot_base(state) == FLOW_CLOSING, true, answer);
+		if (!warm->waiting)
+			return false;
+	}
+	if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
+		waiting_drop(warm, backend);
+		return false;
+	}
+	return true;
+}
+
+#endif

@@ -1,0 +1,125 @@
+"""Decides the commands and settings that make a lab's network: bridges, cables, addresses."""
+
+from __future__ import annotations
+
+from agent.model import Hook
+from lbctl.lab.topology import CLIENT_MTU, Lab, Node, Role, answers_for_vips
+
+
+def sysctls(role: Role) -> dict[str, str]:
+    """Kernel settings of a namespace, to be written before its interfaces are made.
+
+    Paths are relative to ``/proc/sys/net``; ``conf/default`` is what a new interface begins with.
+    """
+    settings = {
+        # A lab host is no router, the balancers neither: what reaches a backend in nat and
+        # fullnat, and comes back, is carried by the balancer's program and not by the kernel.
+        # A namespace inherits forwarding from the machine that made it.
+        "ipv4/ip_forward": "0",
+        "ipv6/conf/all/forwarding": "0",
+        # A VIP's answer comes from an address of lo, a decapsulated packet by another way.
+        "ipv4/conf/all/rp_filter": "0",
+        "ipv4/conf/default/rp_filter": "0",
+        # Addresses work at once, and nothing but the lab configures them.
+        "ipv6/conf/default/accept_dad": "0",
+        "ipv6/conf/all/accept_dad": "0",
+        "ipv6/conf/default/accept_ra": "0",
+        # Where the default is bbr: without the fq queueing discipline it paces badly on a veth.
+        # reno, because a namespace may choose no other than that and the default.
+        "ipv4/tcp_congestion_control": "reno",
+    }
+    if role is Role.SWITCH:
+        # Bridged frames must not run through the host's netfilter rules.
+        for table in ("iptables", "ip6tables", "arptables"):
+            settings[f"bridge/bridge-nf-call-{table}"] = "0"
+        settings["ipv6/conf/default/disable_ipv6"] = "1"
+    if role is Role.CLIENT:
+        # One connection per request uses up ports quickly.
+        settings |= {"ipv4/ip_local_port_range": "1024 65535", "ipv4/tcp_tw_reuse": "1"}
+    if role is Role.BACKEND:
+        # The VIP on lo is for receiving only: never answer or send ARP with it.
+        settings |= {"ipv4/conf/all/arp_ignore": "1", "ipv4/conf/all/arp_announce": "2"}
+    return settings
+
+
+def switch_commands(lab: Lab) -> list[str]:
+    """``ip`` commands, run in the switch's namespace, that lay every cable."""
+    links = [(node, link) for node in lab.nodes() for link in node.links]
+    widest = max(link.mtu for _, link in links)
+    commands = ["link set lo up"]
+    for bridge in sorted({link.bridge for _, link in links}):
+        quiet = "stp_state 0 forward_delay 0 mcast_snooping 0"
+        commands += [
+            f"link add {bridge} mtu {widest} type bridge {quiet}",
+            f"link set {bridge} up",
+        ]
+    for node, link in links:
+        far_end = f"peer name {link.interface} mtu {link.mtu} netns {node.namespace}"
+        commands += [
+            f"link add {link.port} mtu {widest} type veth {far_end}",
+            f"link set {link.port} master {link.bridge} up",
+        ]
+    return commands
+
+
+def node_commands(lab: Lab, node: Node) -> list[str]:
+    """``ip`` commands, run in the node's namespace, that give it its addresses and routes."""
+    commands = ["link set lo up"]
+    for link in node.links:
+        commands.append(f"link set {link.interface} up")
+        if link.vlan is not None:
+            commands += [
+                f"link add link {link.interface} name {link.device} type vlan id {link.vlan}",
+                f"link set {link.device} up",
+            ]
+        narrow = node.role is Role.BACKEND and link.mtu > CLIENT_MTU
+        for address in link.addresses:
+            prefix_route = " noprefixroute" if narrow else ""
+            commands.append(_address_command(str(address), link.device) + prefix_route)
+            if narrow:
+                commands.append(_narrow_route(str(address.network), link.device))
+        if node.role is Role.BALANCER and link.mtu > CLIENT_MTU:
+            clients = [a for c in lab.nodes(Role.CLIENT) for a in (c.ipv4, c.ipv6)]
+            commands += [_narrow_route(str(address), link.device) for address in clients]
+    for gateway in node.gateways:
+        everything = "0.0.0.0/0" if gateway.version == 4 else "::/0"
+        commands.append(f"route add {everything} via {gateway}")
+    if node.role is Role.BACKEND and not lab.forward.is_nat:
+        commands += _host_addresses(lab, "lo")
+    if node.role is Role.BALANCER and answers_for_vips(node) and lab.vlan is not None:
+        # The agent puts VIPs on the interface, and neighbour discovery asks on the VLAN.
+        commands += _host_addresses(lab, node.links[0].device)
+    return commands
+
+
+def _narrow_route(to: str, device: str) -> str:
+    """What goes to clients must fit their cables; on the way to backends there is more room."""
+    return f"route add {to} dev {device} mtu {CLIENT_MTU}"
+
+
+def _host_addresses(lab: Lab, device: str) -> list[str]:
+    return [_address_command(f"{vip}/{vip.max_prefixlen}", device) for vip in lab.vips]
+
+
+def _address_command(address: str, device: str) -> str:
+    return f"address add {address} dev {device}{' nodad' if ':' in address else ''}"
+
+
+def ports_with_xdp(lab: Lab) -> list[str]:
+    """The switch's ports that need an XDP program, or what XDP sends to them is lost."""
+    if lab.hook in (Hook.GENERIC, Hook.TC):
+        return []
+    return [link.port for node in lab.nodes(Role.BALANCER) for link in node.links]
+
+
+def ports_with_tags_in_frames(lab: Lab) -> list[str]:
+    """The switch's ports that must hand over VLAN tags in the frame, where XDP looks for them.
+
+    A veth hands them over beside the frame; tc sees them there, XDP does not.
+    """
+    if lab.vlan is None:
+        return []
+    xdp = [] if lab.hook is Hook.TC else lab.nodes(Role.BALANCER)
+    if lab.forward.is_tunnel:
+        xdp = [*xdp, *lab.nodes(Role.BACKEND)]  # their decap is an XDP program
+    return [link.port for node in xdp for link in node.links]

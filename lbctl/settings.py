@@ -1,0 +1,248 @@
+"""The settings of services and backends as options, and as the configuration has them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from agent.model import (
+    MAX_WEIGHT,
+    CheckKind,
+    DownFlows,
+    Forward,
+    NoBackend,
+    Protocol,
+    Scheduler,
+)
+from lbctl.options import ADDRESS, PORT, SERVER_ID, VIP, Decorator, WordType
+from lbctl.suggest import did_you_mean
+
+FLOW_STATES = ("embryonic", "acked", "established", "closing")
+# Options that 0 puts back to their default.
+_ZERO_IS_DEFAULT = frozenset({"source_prefix", "quic_server_id_bytes"})
+_BACKEND = "NAME=ADDRESS[,weight=N][,port=N][,backup][,quic-server-id=HEX]"
+
+
+def _timeouts(
+    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
+) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for text in given:
+        state, equals, duration = text.partition("=")
+        if not equals or state not in FLOW_STATES:
+            raise click.BadParameter(
+                f"{text!r} is not STATE=DURATION, STATE one of {', '.join(FLOW_STATES)}", ctx, param
+            )
+        result[state] = seconds(duration)
+    return result
+
+
+def seconds(text: str) -> object:
+    """A bare number is seconds; what has a unit is read by the agent."""
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else text
+
+
+def _duration(_ctx: click.Context, _param: click.Parameter, given: str | None) -> object:
+    return None if given is None else seconds(given)
+
+
+def _statuses(_ctx: click.Context, _param: click.Parameter, given: str | None) -> object:
+    """200-399 stays a range; 200,204 becomes a list."""
+    if given is None:
+        return None
+    parts = [int(part) if part.isdigit() else part for part in given.split(",")]
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
+
+
+# Options whose name starts with health_ go under the key "health" of the configuration.
+_SETTINGS = (
+    click.option(
+        "--vip", type=VIP, help="The address that clients connect to, or a prefix: 192.0.2.0/24."
+    ),
+    click.option("--port", type=PORT, help="1 to 65535, a range: 8000-8100, or any."),
+    click.option("--protocol", type=WordType(Protocol), help="tcp or udp."),
+    click.option(
+        "--forward",
+        type=WordType(Forward),
+        help="How packets reach the backends: with a new MAC address (dsr), in an outer header "
+        "(ipip, gue), with a new destination (nat), or source as well (fullnat).",
+    ),
+    click.option("--scheduler", type=WordType(Scheduler), help="How a backend is chosen."),
+    click.option(
+        "--draws",
+        type=click.IntRange(2, 8),
+        metavar="N",
+        help="least-load: how many backends are compared, 2 to 8.",
+    ),
+    click.option(
+        "--bytes-per-connection",
+        type=click.IntRange(1, 1_000_000),
+        metavar="N",
+        help="least-load: waiting request bytes that weigh as much as one connection.",
+    ),
+    click.option(
+        "--count-waiting/--no-count-waiting",
+        default=None,
+        help="tcp: whether request bytes that wait for their answer are counted.",
+    ),
+    click.option(
+        "--source-prefix",
+        type=click.IntRange(0, 128),
+        metavar="BITS",
+        help="source: bits of the client's address that count, as in 24; 0: all.",
+    ),
+    click.option(
+        "--source-bound",
+        type=click.FloatRange(0, 100),
+        metavar="FACTOR",
+        help="source: of its share of the connections that a backend may have, as in 1.25; 0: any.",
+    ),
+    click.option(
+        "--slow-start",
+        metavar="DURATION",
+        callback=_duration,
+        help="Time in which a backend that comes up reaches its weight, as in 30s; 0: at once.",
+    ),
+    click.option(
+        "--no-backend",
+        type=WordType(NoBackend),
+        help="What new flows get when no backend is usable.",
+    ),
+    click.option(
+        "--quic-server-id-bytes",
+        type=click.IntRange(0, 8),
+        metavar="N",
+        help="udp: length of the server id in QUIC connection ids; 0: they mean nothing.",
+    ),
+    click.option(
+        "--down-flows",
+        type=WordType(DownFlows),
+        help="What happens to the flows of a backend that goes down.",
+    ),
+    click.option(
+        "--timeout",
+        "timeouts",
+        multiple=True,
+        metavar="STATE=DURATION",
+        callback=_timeouts,
+        help="Idle time after which a flow is forgotten, as in established=15m; may be repeated.",
+    ),
+    click.option("--health", "health_type", type=WordType(CheckKind), help="Kind of health check."),
+    click.option(
+        "--health-port",
+        type=click.IntRange(1, 65_535),
+        metavar="PORT",
+        help="Another port than the backend's or the service's.",
+    ),
+    click.option("--health-interval", metavar="DURATION", callback=_duration, help="As in 2s."),
+    click.option("--health-timeout", metavar="DURATION", callback=_duration, help="As in 500ms."),
+    click.option(
+        "--health-rise",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Passes in a row that make it up.",
+    ),
+    click.option(
+        "--health-fall", type=click.IntRange(1), metavar="N", help="Failures that make it down."
+    ),
+    click.option(
+        "--health-jitter",
+        type=click.FloatRange(0, 1),
+        metavar="SHARE",
+        help="Share of the interval, 0 to 1.",
+    ),
+    click.option("--health-method", metavar="METHOD", help="HTTP method."),
+    click.option("--health-path", metavar="PATH", help="HTTP path, as in /health."),
+    click.option("--health-host", metavar="NAME", help="Host header and TLS server name."),
+    click.option(
+        "--health-expect-status",
+        metavar="STATUS",
+        callback=_statuses,
+        help="As in 200-399, or 200,204.",
+    ),
+    click.option(
+        "--health-verify-tls/--health-no-verify-tls",
+        default=None,
+        help="Whether the certificate must be valid.",
+    ),
+)
+
+
+def service_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Every setting of a service but its backends."""
+    for option in reversed(_SETTINGS):
+        function = option(function)
+    return function
+
+
+def document(options: Mapping[str, object]) -> dict[str, object]:
+    """The options given, in the shape of a service in the configuration."""
+    given = {key: value for key, value in options.items() if value not in (None, {}, ())}
+    values = {key: value for key, value in given.items() if not key.startswith("health_")}
+    for key in _ZERO_IS_DEFAULT & values.keys():
+        values[key] = values[key] or None
+    health = {
+        key.removeprefix("health_"): value
+        for key, value in given.items()
+        if key.startswith("health_")
+    }
+    return values | {"health": health} if health else values
+
+
+def _backends(
+    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
+) -> list[dict[str, object]]:
+    result = []
+    for text in given:
+        first, *settings = text.split(",")
+        match = re.fullmatch(r"([^=/]+)=([^=]+)", first)
+        if match is None:
+            raise click.BadParameter(f"{text!r} is not {_BACKEND}", ctx, param)
+        name, address = match.groups()
+        entry: dict[str, object] = {"name": name, "address": ADDRESS.convert(address, param, ctx)}
+        for setting in settings:
+            key, equals, value = setting.partition("=")
+            if key not in _OF_BACKEND or bool(equals) is (key == "backup"):
+                known = [word for word in _OF_BACKEND if word != key]
+                hint = f"not {_BACKEND}" if key in _OF_BACKEND else did_you_mean(key, known)
+                raise click.BadParameter(f"{text!r}: {setting!r}: {hint}", ctx, param)
+            entry[key.replace("-", "_")] = _OF_BACKEND[key].convert(value or True, param, ctx)
+        result.append(entry)
+    return result
+
+
+_OF_BACKEND: dict[str, click.ParamType[Any]] = {
+    "weight": click.IntRange(0, MAX_WEIGHT),
+    "port": click.IntRange(1, 65_535),
+    "backup": click.BOOL,
+    "quic-server-id": SERVER_ID,
+}
+
+backends_option: Decorator = click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar=_BACKEND,
+    callback=_backends,
+    help="A backend of it; may be repeated.",
+)
+
+weight_option: Decorator = click.option(
+    "--weight",
+    type=_OF_BACKEND["weight"],
+    metavar="N",
+    help=f"0 (no new flows) to {MAX_WEIGHT}.",
+)
+backup_option: Decorator = click.option(
+    "--backup/--no-backup",
+    default=None,
+    help="Whether it gets new flows only while no other backend is usable.",
+)
+server_id_option: Decorator = click.option(
+    "--quic-server-id",
+    type=SERVER_ID,
+    help="What it puts into its QUIC connection ids, in hexadecimal.",
+)

@@ -1,0 +1,1 @@
+"""The kernel sees the prompt: proof with real clients and servers (docs/prompt.md)."""

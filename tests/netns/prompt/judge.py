@@ -1,0 +1,142 @@
+"""Decides whether what the kernel counted is what happened.
+
+What happened: a tap's view of what clients sent (``wire``), and the server's own log. For each
+moment they say how many bytes wait; every reading must agree. Pure.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from tests.netns.prompt.wire import Connection
+
+# After the answer's first byte: the way to the client, a delayed acknowledgement (40 ms), and
+# however long a busy machine takes. Delays are chosen longer.
+CLEAR_NS = 250_000_000
+# The tap and the balancer see a packet at slightly different moments.
+SKEW_NS = 30_000_000
+DELAYED_ACK_US = 40_000
+_LATENCY_FLOOR_US = 64
+_LATENCY_BUCKETS = 44
+_NEVER_NS = 1 << 62
+
+type Reading = tuple[int, int, int]  # from, to (ns), waiting bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the server says of a request; ``first_ns`` None: it never answered."""
+
+    received_ns: int
+    first_ns: int | None
+    done_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A request on its connection."""
+
+    begun_ns: int  # its first byte was sent
+    over_ns: int  # answered, or broken off
+    cleared_ns: int  # nothing of it waits any more
+    asked: int  # bytes of the stream before it
+    whole: int
+
+
+class Story:
+    """How many bytes of a connection wait at any moment; its requests follow one another.
+
+    ``broke_ns``: when a connection ended whose last request has no answer. ``control``: segments
+    of the client with no more bytes are no requests; so many bytes may also be missing or too
+    many where they cannot be told from a request.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        requests: Sequence[Answered],
+        control: int = 0,
+        broke_ns: int | None = None,
+    ) -> None:
+        self._connection, self._tolerance = connection, 2 * control
+        self._stretches: list[_Stretch] = []
+        over_ns = 0
+        for request in requests:
+            begun = connection.next_request(over_ns, control)
+            if begun is None:
+                raise ValueError("the tap did not see the request")
+            begun_ns, asked = begun
+            if self._stretches:
+                last = self._stretches[-1]
+                cleared_ns = min(last.cleared_ns, begun_ns + SKEW_NS)
+                self._stretches[-1] = replace(last, cleared_ns=cleared_ns)
+            over_ns = request.first_ns or broke_ns or _NEVER_NS
+            whole = connection.bytes_at(over_ns) - asked
+            self._stretches.append(_Stretch(begun_ns, over_ns, over_ns + CLEAR_NS, asked, whole))
+
+    def range_at(self, at_ns: int) -> tuple[int, int]:
+        """At least and at most so many bytes wait."""
+        least = most = 0
+        for stretch in self._stretches:
+            low, high = self._of_stretch(stretch, at_ns)
+            least, most = least + low, most + high
+        return least, most
+
+    def _of_stretch(self, stretch: _Stretch, at_ns: int) -> tuple[int, int]:
+        if at_ns < stretch.begun_ns - SKEW_NS or at_ns >= stretch.cleared_ns:
+            return 0, 0
+        if at_ns >= stretch.over_ns:
+            return 0, stretch.whole + self._tolerance
+        low, high = (
+            self._connection.bytes_at(at_ns + skew_ns) - stretch.asked
+            for skew_ns in (-SKEW_NS, SKEW_NS)
+        )
+        return max(0, low - self._tolerance), min(high, stretch.whole) + self._tolerance
+
+
+def complaints(readings: Iterable[Reading], stories: Sequence[Story]) -> list[str]:
+    """The readings that cannot be, of all connections to one backend; empty: all is well."""
+    wrong = []
+    for from_ns, to_ns, waiting in readings:
+        least = most = 0
+        for story in stories:
+            ranges = story.range_at(from_ns), story.range_at(to_ns)
+            least += min(low for low, _ in ranges)
+            most += max(high for _, high in ranges)
+        if not least <= waiting <= most:
+            wrong.append(f"{waiting} bytes wait at {from_ns / 1e9:.4f} s, not {least} to {most}")
+    return wrong
+
+
+def seen_while_computing(readings: Iterable[Reading], requests: Sequence[Answered]) -> list[int]:
+    """How many readings fell into each request's time of computing."""
+    counts = [0] * len(requests)
+    for from_ns, to_ns, _ in readings:
+        for place, request in enumerate(requests):
+            if request.first_ns and request.received_ns <= from_ns and to_ns <= request.first_ns:
+                counts[place] += 1
+    return counts
+
+
+def bucket(microseconds: float) -> int:
+    """The half octave of a time: the number of edges at or below it (abi.h)."""
+    edges = [_LATENCY_FLOOR_US * 2**octave * step for octave in range(22) for step in (1, 1.5)]
+    return bisect.bisect_right(edges[: _LATENCY_BUCKETS - 1], microseconds)
+
+
+def misplaced(histogram: Sequence[int], delays_us: Sequence[float], seen_late: bool) -> list[str]:
+    """The requests that stand in a bucket that the server's log does not bear out.
+
+    ``seen_late``: the balancer sees only acknowledgements, which the client may delay.
+    """
+    buckets = [place for place, count in enumerate(histogram) for _ in range(count)]
+    if len(buckets) != len(delays_us):
+        return [f"{len(buckets)} requests are counted, not {len(delays_us)}"]
+    late_us = DELAYED_ACK_US if seen_late else 0
+    return [
+        f"{delay_us / 1000:.1f} ms stands in bucket {found}, not {bucket(delay_us)}"
+        for found, delay_us in zip(buckets, sorted(delays_us), strict=True)
+        if not bucket(delay_us) - 1 <= found <= bucket(delay_us + late_us) + 1
+    ]

@@ -1,0 +1,132 @@
+"""The judge itself: it must see what is wrong, or the cases prove nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.netns.prompt import wire
+from tests.netns.prompt.judge import (
+    Answered,
+    Reading,
+    Story,
+    bucket,
+    complaints,
+    misplaced,
+    seen_while_computing,
+)
+from tests.netns.prompt.tap import SYN, Segment
+from tests.netns.prompt.wire import Connection
+
+CLIENT, SERVER = ("192.0.2.1", 40_000), ("192.0.2.100", 443)
+MS = 1_000_000
+
+
+def connection(*sent: tuple[int, bytes], seq: int = 2**32 - 50) -> Connection:
+    """A client that sends these payloads at these milliseconds; its numbers wrap."""
+    segments = [Segment(0, CLIENT, SERVER, seq, 0, SYN, b"")]
+    for at_ms, payload in sent:
+        seq_now = (seq + 1 + sum(len(s.payload) for s in segments)) % 2**32
+        segments.append(Segment(at_ms * MS, CLIENT, SERVER, seq_now, 1, 0, payload))
+    return wire.connections(segments, 443)[CLIENT[1]]
+
+
+def readings(*steps: tuple[int, int, int]) -> list[Reading]:
+    """So many bytes from a millisecond to another, read each millisecond."""
+    return [(at * MS, at * MS + 1000, n) for start, end, n in steps for at in range(start, end)]
+
+
+def record(kind: int, size: int) -> bytes:
+    return bytes((kind, 3, 3)) + size.to_bytes(2, "big") + bytes(size)
+
+
+PROMPT = bytes(500)
+ONE = Story(connection((100, PROMPT)), [Answered(105 * MS, 405 * MS)])
+
+
+def test_what_happened_is_believed() -> None:
+    seen = readings((0, 101, 0), (101, 410, 500), (410, 900, 0))
+    assert complaints(seen, [ONE]) == []
+    assert seen_while_computing(seen, [Answered(105 * MS, 405 * MS)]) == [300]
+
+
+@pytest.mark.parametrize(
+    ("what", "steps"),
+    [
+        ("ended by a session ticket", [(0, 101, 0), (101, 110, 500), (110, 900, 0)]),
+        ("never ended", [(0, 101, 0), (101, 900, 500)]),
+        ("counted twice", [(0, 101, 0), (101, 405, 1000), (405, 900, 0)]),
+        ("a byte too few", [(0, 101, 0), (101, 405, 499), (405, 900, 0)]),
+        ("begun by the handshake", [(50, 101, 80), (101, 405, 500), (405, 900, 0)]),
+        ("left by a farewell", [(0, 101, 0), (101, 405, 500), (405, 700, 0), (700, 900, 24)]),
+        ("below zero", [(0, 101, 0), (101, 405, 500), (405, 900, -500)]),
+    ],
+)
+def test_what_cannot_be_is_seen(what: str, steps: list[tuple[int, int, int]]) -> None:
+    assert complaints(readings(*steps), [ONE]), what
+
+
+def test_a_request_that_follows_at_once_is_judged_by_itself() -> None:
+    both = connection((100, PROMPT), (406, PROMPT[:200]))
+    story = Story(both, [Answered(105 * MS, 405 * MS), Answered(410 * MS, 700 * MS)])
+    good = readings((101, 405, 500), (405, 406, 0), (440, 700, 200))
+    assert complaints(good, [story]) == []
+    assert complaints(readings((440, 700, 700)), [story])
+
+
+def test_window_updates_are_no_requests() -> None:
+    talk = connection((100, PROMPT), (420, bytes(48)), (800, PROMPT), (1300, bytes(24)))
+    story = Story(talk, [Answered(105 * MS, 405 * MS), Answered(805 * MS, 1200 * MS)], control=56)
+    good = readings((101, 405, 500), (660, 799, 0), (840, 1200, 500), (1500, 1600, 0))
+    assert complaints(good, [story]) == []
+    assert complaints(readings((660, 700, 48)), [story])
+
+
+def test_a_connection_that_broke_off_clears() -> None:
+    story = Story(connection((100, PROMPT)), [Answered(105 * MS, None)], broke_ns=300 * MS)
+    assert complaints(readings((110, 300, 500), (560, 700, 0)), [story]) == []
+    assert complaints(readings((560, 700, 500)), [story])
+
+
+def test_what_was_lost_and_came_again_counts_once() -> None:
+    first, second = bytes(100), bytes(60)
+    segments = [
+        Segment(0, CLIENT, SERVER, 999, 0, SYN, b""),
+        Segment(2 * MS, CLIENT, SERVER, 1100, 1, 0, second),
+        Segment(3 * MS, CLIENT, SERVER, 1000, 1, 0, first),
+        Segment(4 * MS, CLIENT, SERVER, 1000, 1, 0, first),
+    ]
+    talk = wire.connections(segments, 443)[CLIENT[1]]
+    assert [talk.bytes_at(at_ms * MS) for at_ms in (1, 2, 3, 4)] == [0, 160, 160, 160]
+    assert talk.stream == first + second
+
+
+@pytest.mark.parametrize(
+    ("what", "handshake"),
+    [
+        ("TLS 1.3", [record(22, 1500), record(20, 1) + record(23, 69)]),
+        ("TLS 1.2", [record(22, 1500), record(22, 37) + record(20, 1) + record(22, 40)]),
+        ("no TLS", []),
+    ],
+)
+def test_requests_begin_after_the_handshake(what: str, handshake: list[bytes]) -> None:
+    request = record(23, 400) if handshake else b"GET / HTTP/1.1\r\n\r\n"
+    talk = connection(*enumerate([*handshake, request]))
+    assert talk.requests_from == sum(map(len, handshake)), what
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "place"),
+    [(0, 0), (63, 0), (64, 1), (95, 1), (96, 2), (127, 2), (128, 3), (300_000, 25), (1e12, 43)],
+)
+def test_buckets_are_half_octaves(microseconds: float, place: int) -> None:
+    assert bucket(microseconds) == place
+
+
+def test_a_request_in_the_wrong_bucket_is_seen() -> None:
+    histogram = [0] * 44
+    histogram[bucket(300_000)] = 1
+    assert misplaced(histogram, [300_000], seen_late=False) == []
+    assert misplaced(histogram, [100_000], seen_late=False)
+    assert misplaced(histogram, [1_000_000], seen_late=True)
+    assert misplaced(histogram, [], seen_late=False)
+    assert misplaced(histogram, [300_000, 300_000], seen_late=False)

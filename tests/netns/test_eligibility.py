@@ -1,0 +1,120 @@
+"""Who gets new flows while real backends come and go: slow start, backups, failing open."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.netns.site import Site, assert_unharmed, site, wait_until
+
+pytestmark = [pytest.mark.timeout(180)]
+
+FAST = {"interval": "0.2s", "timeout": "0.2s", "rise": 1, "fall": 1}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Site]:
+    with site(name=f"st-elig{os.getpid()}", backends=3) as built:
+        yield built
+
+
+def serve(lab: Site, **changes: Any) -> None:
+    """The service ``web`` with these changes; ``backends`` are merged by their place."""
+    document = lab.config()
+    service = document["services"][0]
+    for change, backend in zip(changes.pop("backends", []), service["backends"], strict=False):
+        backend |= change
+    service |= changes
+    lab.reload(document)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(lab: Site) -> Iterator[None]:
+    """Every test begins with the lab's own configuration, all backends up."""
+    document = lab.config()
+    yield
+    lab.reload(document)
+    wait_until("all are up", lambda: lab.get("/v1/services/web")["backends_up"] == 3)
+
+
+def set_state(lab: Site, name: str, state: str) -> None:
+    lab.edit("backend.set", service="web", backend=name, values={"state": state})
+
+
+def weights(lab: Site) -> dict[str, tuple[int, str]]:
+    backends = lab.get("/v1/services/web")["backends"]
+    return {b["name"]: (b["weight_effective"], b["weight_reason"]) for b in backends}
+
+
+def test_a_restarted_agent_makes_nobody_start_again_but_who_comes_back_does(lab: Site) -> None:
+    serve(lab, slow_start="6s")
+    lab.stop_agent(signal.SIGKILL)
+    lab.start_agent()
+    wait_until("all are up", lambda: lab.get("/v1/services/web")["backends_up"] == 3)
+    assert set(weights(lab).values()) == {(100, "configured")}
+    set_state(lab, "be1", "drain")
+    set_state(lab, "be1", "active")
+    seen = []
+    deadline = time.monotonic() + 15
+    while (now := weights(lab)["be1"]) != (100, "configured"):
+        assert time.monotonic() < deadline, seen
+        assert now[1] == "slow start"
+        seen.append(now[0])
+        time.sleep(0.1)
+    assert seen == sorted(seen)
+    assert set(seen) == {10, 20, 30, 40, 50, 60, 70, 80, 90}
+    assert {weights(lab)[name] for name in ("be2", "be3")} == {(100, "configured")}
+
+
+def without_backend(lab: Site) -> int:
+    return int(lab.get("/v1/services/web")["drops_total"].get("no-backend", 0))
+
+
+def test_a_backup_takes_over_and_gives_back_without_a_dropped_packet(lab: Site) -> None:
+    serve(lab, backends=[{}, {}, {"backup": True}])
+    before = without_backend(lab)
+    assert weights(lab)["be3"] == (0, "backup")
+    with lab.load(rate=400, keep_alive=5, streams=0) as load:
+        for _ in range(5):
+            time.sleep(0.3)
+            for name in ("be1", "be2"):
+                set_state(lab, name, "drain")
+            assert weights(lab)["be3"] == (100, "configured")
+            time.sleep(0.3)
+            for name in ("be1", "be2"):
+                set_state(lab, name, "active")
+            assert weights(lab)["be3"] == (0, "backup")
+    assert without_backend(lab) == before
+    assert_unharmed(load)
+    assert set(load["backends"]) == {"be1", "be2", "be3"}
+
+
+def test_a_service_that_fails_open_serves_though_every_check_fails(lab: Site) -> None:
+    serve(lab, no_backend="any", health=FAST | {"port": 9})
+    wait_until("none is up", lambda: lab.get("/v1/services/web")["backends_up"] == 0)
+    assert set(weights(lab).values()) == {(100, "fail open")}
+    assert "fail open" in lab.get("/v1/services/web")["reason"]
+    with lab.load(rate=100, keep_alive=2, streams=0) as load:
+        time.sleep(1.0)
+    assert_unharmed(load)
+
+
+def test_the_addresses_of_a_prefix_are_not_put_on_the_interface(lab: Site) -> None:
+    def addresses() -> str:
+        return str(lab.run(lab.balancer.name, "ip", "-o", "addr", "show", "eth0").stdout)
+
+    vip = lab.config()["services"][0]["vip"]
+    assert vip in addresses()
+    document = lab.config()
+    document["services"].append(
+        {**document["services"][0], "name": "wide", "vip": "203.0.113.0/28"}
+    )
+    lab.reload(document)
+    assert lab.get("/v1/services/wide")["backends"]
+    assert vip in addresses()
+    assert "203.0.113." not in addresses()

@@ -1,0 +1,388 @@
+"""Every way of forwarding, with real clients and servers: one lab a mode, IPv4 and IPv6.
+
+Receivers verify checksums, so whatever arrives was right on the wire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agent.model import Forward, Hook
+from lbctl.lab import build, netns, processes
+from lbctl.lab.topology import PORT, Lab, Node, Role, backend_document
+from tests.netns import peers, tags
+from tests.netns.peers import (
+    CLOSED_PORT,
+    ECHO_PORT,
+    MIXED_PORT,
+    STICKY_PORT,
+    TALK_PORT,
+    Datagrams,
+    Talk,
+)
+from tests.netns.site import Site, site, wait_until
+
+pytestmark = [pytest.mark.timeout(120)]
+
+REFUSED_PORT = 82
+SILENT_PORT = 83
+FAMILIES = (4, 6)
+# The balancers of nat have an arm to each side, those of fullnat one for both.
+MODES: dict[Forward, dict[str, Any]] = {
+    Forward.DSR: {},
+    Forward.IPIP: {},
+    Forward.GUE: {},
+    Forward.NAT: {"arms": 2},
+    Forward.FULLNAT: {},
+}
+# Of the way to the backends, where it can be made narrower than that to the balancer.
+NARROW_MTU = {Forward.IPIP: 1500, Forward.GUE: 1500, Forward.NAT: 1400}
+TIME_EXCEEDED = {4: (11, 0), 6: (3, 0)}
+PORT_UNREACHABLE = {4: (3, 3), 6: (1, 4)}
+
+
+@pytest.fixture(scope="module", params=MODES, ids=lambda mode: mode.value)
+def here(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A lab of the mode, with more services and servers than a lab has of itself."""
+    mode: Forward = request.param
+    name = f"st-{mode.value}-{os.getpid()}"
+    options = {"backends": 2, "clients": 3, "hook": Hook.NATIVE, **MODES[mode]}
+    with site(name=name, forward=mode, **options) as built, peers.serving(built.lab):
+        document = built.config()
+        document["services"] += more_services(built.lab)
+        built.reload(document)
+        yield built
+
+
+def more_services(lab: Lab) -> list[dict[str, Any]]:
+    """Beside HTTP: what the servers of ``peers`` offer, and what nobody does."""
+    services = []
+    for family, vip in zip(FAMILIES, lab.vips, strict=True):
+        servers, others = (
+            [
+                # Without a port of its own: packets keep theirs, in nat too.
+                {k: v for k, v in backend_document(lab, node, of).items() if k != "port"}
+                for node in lab.nodes(Role.BACKEND)
+            ]
+            for of in (family, 10 - family)
+        )
+        mixed = others if lab.forward.is_tunnel else servers
+        away = [server | {"state": "maintenance"} for server in servers]
+        for name, port, protocol, more in (
+            ("talk", TALK_PORT, "tcp", {"scheduler": "least-conn", "backends": servers}),
+            ("sticky", STICKY_PORT, "tcp", {"scheduler": "source", "backends": servers}),
+            ("mixed", MIXED_PORT, "tcp", {"scheduler": "maglev", "backends": mixed}),
+            ("echo", ECHO_PORT, "udp", {"scheduler": "round-robin", "backends": servers}),
+            ("closed", CLOSED_PORT, "udp", {"backends": servers}),
+            ("refused", REFUSED_PORT, "tcp", {"no_backend": "reset", "backends": away}),
+            ("refused-udp", REFUSED_PORT, "udp", {"no_backend": "reset", "backends": away}),
+            ("silent", SILENT_PORT, "tcp", {"backends": away}),
+        ):
+            services.append(
+                {
+                    "name": f"{name}{family}",
+                    "vip": str(vip),
+                    "port": port,
+                    "protocol": protocol,
+                    "health": {"type": "none"},
+                    **more,
+                }
+            )
+    return services
+
+
+def client(here: Site) -> Node:
+    return here.lab.node("client")
+
+
+def vips(here: Site) -> Iterator[tuple[int, Any]]:
+    return zip(FAMILIES, here.lab.vips, strict=True)
+
+
+def get(here: Site, vip: Any) -> str:
+    """The backend that answers an HTTP request."""
+    connection = http.client.HTTPConnection(str(vip), PORT, timeout=3)
+    with netns.inside(client(here).namespace), contextlib.closing(connection):
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        assert answer.status == 200
+        return answer.read().decode().strip()
+
+
+def test_requests_are_answered_by_every_backend(here: Site) -> None:
+    for _, vip in vips(here):
+        answered = Counter(get(here, vip) for _ in range(40))
+        assert answered.keys() == {"be1", "be2"}, answered
+
+
+def test_a_megabyte_arrives_whole_in_both_directions(here: Site) -> None:
+    for _, vip in vips(here):
+        data = os.urandom(1 << 20)
+        with Talk(client(here), vip) as talk:
+            assert talk.say(data) == data
+    assert peers.checksum_errors(here.lab) == {}
+
+
+def test_backends_at_a_tunnels_end_may_be_of_the_other_family(here: Site) -> None:
+    for _, vip in vips(here):
+        data = os.urandom(100_000)
+        with Talk(client(here), vip, MIXED_PORT) as talk:
+            assert talk.say(data) == data
+
+
+def test_backends_see_whom_they_should(here: Site) -> None:
+    for family, vip in vips(here):
+        balancer, asking = here.balancer, client(here)
+        with Talk(asking, vip) as talk:
+            if here.lab.forward is Forward.FULLNAT:
+                own = [a.ip for link in balancer.links for a in link.addresses]
+                assert talk.seen_as in own
+            else:
+                assert talk.seen_as == (asking.ipv4 if family == 4 else asking.ipv6)
+
+
+def test_only_the_balancers_program_carries_what_is_routed(here: Site) -> None:
+    """Its kernel forwards nothing, and backends of nat and fullnat reach no client past it."""
+    for setting in ("ipv4.ip_forward", "ipv6.conf.all.forwarding"):
+        assert here.run(here.balancer.name, "sysctl", "-n", f"net.{setting}").stdout == "0\n"
+    if here.lab.forward.is_nat:
+        for address in (client(here).ipv4, client(here).ipv6):
+            assert here.run("be1", "ping", "-c1", "-W0.3", str(address)).returncode != 0
+
+
+def test_many_connections_are_open_at_once_and_shared_out(here: Site) -> None:
+    for _, vip in vips(here):
+        with contextlib.ExitStack() as stack:
+            talks = [stack.enter_context(Talk(client(here), vip)) for _ in range(150)]
+            for number, talk in enumerate(talks):
+                message = f"message {number}".encode() * 50
+                assert talk.say(message) == message
+            shares = Counter(talk.backend for talk in talks)
+        # least-conn counts them all: what is left of earlier connections is a handful.
+        assert abs(shares["be1"] - shares["be2"]) <= 10, shares
+
+
+def test_a_client_keeps_its_backend_with_the_source_scheduler(here: Site) -> None:
+    for _, vip in vips(here):
+        for node in here.lab.nodes(Role.CLIENT):
+            found = set()
+            for _ in range(8):
+                with Talk(node, vip, STICKY_PORT) as talk:
+                    found.add(talk.backend)
+            assert len(found) == 1, (node.name, found)
+
+
+def test_datagrams_are_answered_and_fragments_follow_the_first(here: Site) -> None:
+    for _, vip in vips(here):
+        answered = set()
+        for _ in range(6):
+            with Datagrams(client(here), vip, ECHO_PORT) as datagrams:
+                name, _, data = datagrams.ask(b"hello").partition(b" ")
+                assert data == b"hello"
+                large = os.urandom(4000)
+                assert datagrams.ask(large) == name + b" " + large, "one flow, one backend"
+                answered.add(name)
+        assert answered == {b"be1", b"be2"}
+    assert peers.checksum_errors(here.lab) == {}
+
+
+def test_a_closed_port_of_a_backend_is_told_to_the_client_by_the_vip(here: Site) -> None:
+    for family, vip in vips(here):
+        with Datagrams(client(here), vip, CLOSED_PORT) as datagrams:
+            told = datagrams.provoke(b"anybody?")
+        assert told is not None
+        assert (told.error, told.offender) == (errno.ECONNREFUSED, vip)
+        assert (told.kind, told.code) == PORT_UNREACHABLE[family]
+
+
+def test_the_path_is_traced_through_the_balancer(here: Site) -> None:
+    for family, vip in vips(here):
+        with Datagrams(client(here), vip, ECHO_PORT, ttl=1) as datagrams:
+            if here.lab.forward is Forward.DSR:
+                # No hop of its own: what it sends on is a frame, and no packet has changed.
+                assert datagrams.ask(b"hop").endswith(b" hop")
+                continue
+            told = datagrams.provoke(b"hop")
+        assert told is not None
+        assert (told.kind, told.code) == TIME_EXCEEDED[family]
+        assert told.offender in (vip, here.balancer.ipv4, here.balancer.ipv6)
+
+
+def test_without_a_usable_backend_clients_are_refused_at_once_or_left_alone(here: Site) -> None:
+    for family, vip in vips(here):
+        started_s = time.monotonic()
+        with pytest.raises(ConnectionRefusedError):
+            Talk(client(here), vip, REFUSED_PORT)
+        with Datagrams(client(here), vip, REFUSED_PORT) as datagrams:
+            told = datagrams.provoke(b"anybody?")
+        assert told is not None
+        assert (told.kind, told.code) == PORT_UNREACHABLE[family]
+        assert time.monotonic() - started_s < 0.5
+    refused = here.run("client", "curl", "-m0.4", "-s", f"http://{here.lab.vips[0]}:{SILENT_PORT}/")
+    assert refused.returncode == 28, "timed out"
+
+
+def test_pings_of_a_vip_are_the_hosts_to_answer_fragments_too(here: Site) -> None:
+    for _, vip in vips(here):
+        for size in ("56", "4000"):
+            done = here.run("client", "ping", "-c1", "-W2", "-s", size, str(vip))
+            assert done.returncode == 0, done.stdout
+
+
+def test_what_does_not_fit_the_way_to_the_backend_is_told_to_the_sender(here: Site) -> None:
+    data = os.urandom(300_000)
+    link = here.balancer.links[-1]
+    narrow = NARROW_MTU.get(here.lab.forward)
+    for mtu in (narrow, link.mtu) if narrow else ():
+        here.run(here.balancer.name, "ip", "link", "set", link.interface, "mtu", str(mtu))
+        time.sleep(0.3)  # the agent hears of it and tells the tables
+        for _, vip in vips(here):
+            with Talk(client(here), vip) as talk:
+                assert talk.say(data) == data
+        here.run("client", "ip", "route", "flush", "cache")
+        here.run("client", "ip", "-6", "route", "flush", "cache")
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["one-tag", "two-tags"])
+def test_clients_on_a_vlan_are_answered_in_their_tags(here: Site, double: bool) -> None:
+    count = 2 if double else 1
+    with tags.tagged(here.lab, client(here), here.balancer, double=double) as seen:
+        for number, (_, vip) in enumerate(vips(here), 1):
+            with pytest.raises(ConnectionRefusedError):
+                Talk(client(here), vip, REFUSED_PORT)
+            assert seen.popped() == number * count, "the balancer's own answer"
+        refused = seen.popped()
+        for _, vip in vips(here):
+            # A veth has room for one tag beyond its MTU, not for two.
+            data = os.urandom(1000 if double else 100_000)
+            with Talk(client(here), vip) as talk:
+                assert talk.say(data) == data
+        assert (seen.popped() > refused) is here.lab.forward.is_nat, "others go past the balancer"
+
+
+def test_connections_survive_the_agents_death_and_a_new_program(here: Site) -> None:
+    with contextlib.ExitStack() as stack:
+        talks = [
+            stack.enter_context(Talk(client(here), vip)) for _, vip in vips(here) for _ in range(4)
+        ]
+
+        def all_go_on() -> None:
+            for talk in talks:
+                assert talk.say(b"still there?" * 300) == b"still there?" * 300
+
+        program = here.xdp_program_id()
+        here.stop_agent(signal.SIGKILL)
+        assert here.xdp_program_id() == program
+        all_go_on()
+        for _, vip in vips(here):
+            assert get(here, vip) in ("be1", "be2")
+        document = here.config()
+        document["services"].append(
+            {
+                "name": "other",
+                "vip": "10.99.0.99",
+                "port": PORT,
+                "forward": "gue" if here.lab.forward is Forward.IPIP else "ipip",
+                "health": {"type": "none"},
+                "backends": [{"name": "be1", "address": str(here.lab.node("be1").ipv4)}],
+            }
+        )
+        here.write_config(document)
+        here.start_agent()
+        assert here.xdp_program_id() != program, "another feature is another program"
+        all_go_on()
+
+
+def test_a_drained_backend_keeps_its_connections_and_gets_no_new_ones(here: Site) -> None:
+    for family, vip in vips(here):
+        service = f"talk{family}"
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(Talk(client(here), vip)) for _ in range(6)]
+            here.edit("backend.set", service=service, backend="be1", values={"state": "drain"})
+            later = [stack.enter_context(Talk(client(here), vip)) for _ in range(6)]
+            assert {talk.backend for talk in later} == {"be2"}
+            assert "be1" in {talk.backend for talk in held}
+            for talk in held:
+                assert talk.say(b"to the end") == b"to the end"
+        here.edit("backend.set", service=service, backend="be1", values={"state": "active"})
+
+
+def test_a_killed_backend_is_passed_over_and_comes_back(here: Site) -> None:
+    processes.kill(here.lab.run_dir, "be1")
+    for service in ("web", "web6"):
+        wait_until(f"{service}: be1 is down", lambda s=service: state(here, s) == "down")  # type: ignore[misc]
+    for _, vip in vips(here):
+        assert {get(here, vip) for _ in range(12)} == {"be2"}
+    build.start_server(here.lab, here.lab.node("be1"))
+    for service in ("web", "web6"):
+        wait_until(f"{service}: be1 is up", lambda s=service: state(here, s) == "up")  # type: ignore[misc]
+    for _, vip in vips(here):
+        assert {get(here, vip) for _ in range(40)} == {"be1", "be2"}
+
+
+def state(here: Site, service: str) -> str:
+    return str(here.backend(service, "be1")["state"])
+
+
+def test_every_hook_carries_the_same_and_keeps_connections(here: Site) -> None:
+    # Generic XDP runs the same program as native; once with a header more and once in nat will do.
+    generic = here.lab.forward in (Forward.GUE, Forward.NAT)
+    with contextlib.ExitStack() as stack:
+        talks = [stack.enter_context(Talk(client(here), vip)) for _, vip in vips(here)]
+        for hook in (Hook.GENERIC, Hook.TC) if generic else (Hook.TC,):
+            here.stop_agent(signal.SIGTERM)
+            here.write_config(here.config() | {"hook": hook.value})
+            here.start_agent()
+            assert here.get("/v1/status")["dataplane"]["hook"] == hook.value
+            for talk in talks:
+                assert talk.say(b"the same?") == b"the same?"
+            short_check(here)
+    # Checksums left to the card, and super-frames: with those only tc has to do.
+    here.run("client", "ethtool", "-K", "eth0", "tx", "on", "tso", "on")
+    before = received(here)
+    short_check(here)
+    packets, size = (now - then for now, then in zip(received(here), before, strict=True))
+    assert size / packets > 3000, "bytes a packet: it saw what the client's card would cut"
+    assert peers.checksum_errors(here.lab) == {}
+
+
+def received(here: Site) -> tuple[int, int]:
+    """Packets and bytes that came in for the talkative servers."""
+    backends = [
+        here.backend(f"talk{family}", node.name)
+        for family in FAMILIES
+        for node in here.lab.nodes(Role.BACKEND)
+    ]
+    return (
+        sum(backend["packets_total"] for backend in backends),
+        sum(backend["bytes_total"] for backend in backends),
+    )
+
+
+def short_check(here: Site) -> None:
+    for family, vip in vips(here):
+        data = os.urandom(300_000)
+        with Talk(client(here), vip) as talk:
+            assert talk.say(data) == data
+        with Datagrams(client(here), vip, ECHO_PORT) as datagrams:
+            assert datagrams.ask(data[:4000]).endswith(data[:4000])
+        with Datagrams(client(here), vip, CLOSED_PORT) as datagrams:
+            told = datagrams.provoke(b"anybody?")
+            assert told is not None
+            assert (told.kind, told.offender) == (PORT_UNREACHABLE[family][0], vip)
+        with pytest.raises(ConnectionRefusedError):
+            Talk(client(here), vip, REFUSED_PORT)
+        with Datagrams(client(here), vip, REFUSED_PORT) as datagrams:
+            told = datagrams.provoke(b"anybody?")
+            assert told is not None
+            assert (told.kind, told.offender) == (PORT_UNREACHABLE[family][0], vip)

@@ -1,0 +1,160 @@
+"""Tagged traffic, at every hook: a flow may come in one VLAN and go on in another.
+
+Client and backend put tags on and take them off by a program, so that this needs no VLAN devices.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import pytest
+from pyroute2 import IPRoute
+
+from agent.dataplane import attach, helpers
+from agent.dataplane.compile import compile_program
+from agent.dataplane.libbpf import ProgramType
+from agent.model import Forward, Hook, Nat
+from tests.netns.cable import ip
+from tests.netns.segment import (
+    BACKEND,
+    BALANCER,
+    CLIENT,
+    VIP,
+    Segment,
+    balancing,
+    inside,
+    segment,
+    serving,
+    upload,
+)
+from tests.packet.harness import backend, service
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+
+BYTES = 2_000_000
+INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+PUSH = """
+int push(struct __sk_buff *skb)
+{
+	if (INNER_ID)
+		bpf_skb_vlan_push(skb, __builtin_bswap16(INNER_PROTO), INNER_ID);
+	bpf_skb_vlan_push(skb, __builtin_bswap16(OUTER_PROTO), OUTER_ID);
+	return -1;
+}
+"""
+# What has not exactly these tags is not for this node.
+POP = """
+int pop(struct __sk_buff *skb)
+{
+	u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (data + 18 > end || !skb->vlan_present)
+		return 2;
+	if (skb->vlan_proto != __builtin_bswap16(OUTER_PROTO) || skb->vlan_tci != OUTER_ID)
+		return 2;
+	bpf_skb_vlan_pop(skb);
+	if (!INNER_ID)
+		return -1;
+	if (skb->vlan_proto != __builtin_bswap16(INNER_PROTO) || skb->vlan_tci != INNER_ID)
+		return 2;
+	bpf_skb_vlan_pop(skb);
+	return -1;
+}
+"""
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Of one node; ``inner`` 0: one tag."""
+
+    outer: int
+    inner: int = 0
+
+    @property
+    def vlans(self) -> tuple[tuple[int, int], ...]:
+        if not self.inner:
+            return ((0x8100, self.outer),)
+        return ((0x88A8, self.outer), (0x8100, self.inner))
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        (proto, ident), inner = self.vlans[0], self.vlans[1:] or ((0, 0),)
+        names = ("OUTER_PROTO", "OUTER_ID", "INNER_PROTO", "INNER_ID")
+        return dict(zip(names, map(str, (proto, ident, *inner[0])), strict=True))
+
+
+def tag(on: Segment, node: str, tags: Tags) -> None:
+    """All that the node sends has these tags, and what it takes must have them."""
+    with inside(on.name(node)), IPRoute() as netlink:
+        index = attach.interface_index("eth0")
+        netlink.tc("add", "clsact", index=index)
+        for parent, text, name in ((EGRESS, PUSH, "push"), (INGRESS, POP, "pop")):
+            kind = ProgramType.SCHED_CLS
+            program = compile_program(text, name, tags.definitions, kind=kind)
+            netlink.tc(
+                "add-filter",
+                "bpf",
+                index=index,
+                parent=parent,
+                prio=1,
+                protocol=3,
+                fd=program.fd,
+                name=name,
+                direct_action=True,
+            )
+
+
+def know(on: Segment) -> None:
+    """No ARP: nobody at the balancer would answer it in these VLANs."""
+    macs = {}
+    for node, address in (("client", CLIENT), ("balancer", BALANCER), ("backend", BACKEND)):
+        shown = on.run(node, "cat", "/sys/class/net/eth0/address").strip()
+        macs[node] = (address, shown)
+    for node in ("client", "backend"):
+        for address, mac in (*macs.values(), (VIP, macs["balancer"][1])):
+            if address != macs[node][0] and (node, address) != ("backend", VIP):
+                ip("-n", on.name(node), "neigh", "replace", address, "lladdr", mac,
+                   "dev", "eth0", "nud", "permanent")  # fmt: skip
+
+
+def show_tags(on: Segment, hook: Hook) -> None:
+    """What docs/operations.md says of the other end of a veth."""
+    if hook is Hook.TC:
+        return
+    off = ("txvlan", "off", "tx-vlan-stag-hw-insert", "off")
+    on.run("switch", "ethtool", "-K", "balancer", *off)
+    if hook is Hook.NATIVE:
+        for node in ("client", "backend"):
+            on.run(node, "ethtool", "-K", "eth0", "tx", "off")
+        with inside(on.name("switch")):
+            helpers.attach_pass("balancer")
+
+
+@pytest.mark.parametrize("hook", [Hook.NATIVE, Hook.TC, Hook.GENERIC])
+@pytest.mark.parametrize(
+    ("forward", "client", "backend_tags"),
+    [
+        (Forward.DSR, Tags(10), Tags(10)),
+        (Forward.DSR, Tags(5, 7), Tags(5, 7)),
+        (Forward.FULLNAT, Tags(10), Tags(20)),
+        (Forward.FULLNAT, Tags(10), Tags(5, 7)),
+        (Forward.FULLNAT, Tags(5, 7), Tags(20)),
+    ],
+    ids=["one", "two", "other", "one-to-two", "two-to-one"],
+)
+def test_a_flow_goes_on_with_the_tags_of_the_way_to_its_backend(
+    forward: Forward, client: Tags, backend_tags: Tags, hook: Hook
+):
+    with segment("st-vt", 1500) as on, serving(on), balancing(on, hook) as rig:
+        know(on)
+        tag(on, "client", client)
+        tag(on, "backend", backend_tags)
+        show_tags(on, hook)
+        nat = Nat(sources_v4=(ip_address(BALANCER),))
+        web = service(backend("a", BACKEND), vip=VIP, forward=forward)
+        rig.serve(web, vlans={"a": backend_tags.vlans}, nat=nat)
+        upload(on, BYTES)
+        assert rig.counts("a").bytes >= BYTES
+        assert not any(rig.service_counts().drops.values())

@@ -1,0 +1,398 @@
+"""fullnat: the source port is the slot, and every answer reaches exactly its client."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent.dataplane import libbpf, pins
+from agent.dataplane.abi import NAT_SOURCES
+from agent.model import Config, Forward, Nat, Protocol, Tables
+from tests.packet import harness
+from tests.packet.frames import (
+    BALANCER4,
+    BALANCER6,
+    BALANCER_MAC,
+    CLIENT4,
+    CLIENT6,
+    ROUTER_MAC,
+    VIP4,
+    VIP6,
+)
+from tests.packet.harness import Rig, Verdict, backend, mac_of, service
+from tests.packet.wires import Packet
+
+SERVER4, SERVER6 = "10.1.2.3", "fd00:1::2:3"
+FAMILIES = pytest.mark.parametrize(
+    ("vip", "client", "server", "own"),
+    [(VIP4, CLIENT4, SERVER4, BALANCER4), (VIP6, CLIENT6, SERVER6, BALANCER6)],
+    ids=["v4", "v6"],
+)
+FIRST, PORTS = 20_000, 8
+SOURCES = tuple(ip_address(f"10.0.0.{n}") for n in range(5, 8))
+FEW = Nat(first_port=FIRST, last_port=FIRST + PORTS - 1)
+SERVER_MAC = mac_of(ip_address(SERVER4))
+
+
+@pytest.fixture(scope="module")
+def few_ports() -> Iterator[harness.Dataplane]:
+    """Eight ports, and room for more flows than that."""
+    harness.require_root()
+    config = Config(harness.instance_name("ports"), "lo", tables=Tables(4096, 4, 8, 251), nat=FEW)
+    dataplane = harness.load(config, harness.all_features())
+    yield dataplane
+    dataplane.tables.close()
+    pins.remove(dataplane.pins)
+
+
+@pytest.fixture
+def few(few_ports: harness.Dataplane) -> Iterator[Rig]:
+    rig = Rig(few_ports)
+    rig.config = replace(rig.config, tables=Tables(4096, 4, 8, 251), nat=FEW)
+    yield rig
+    rig.reset()
+
+
+def serve(rig: Rig, server: str = SERVER4, vip: str = VIP4, port: int | None = None,
+          protocol: Protocol = Protocol.TCP, **config: object) -> None:  # fmt: skip
+    member = backend("a", server, port=port)
+    rig.serve(service(member, vip=vip, forward=Forward.FULLNAT, protocol=protocol), **config)
+
+
+def ends(frame: bytes) -> tuple[str, int]:
+    """The source address and port of an IPv4 frame."""
+    at = 14 + (frame[14] & 15) * 4
+    return str(ip_address(frame[26:30])), int.from_bytes(frame[at : at + 2])
+
+
+def taken(rig: Rig, packet: Packet) -> tuple[str, int]:
+    """The source that a client's packet, which must be forwarded, goes on with."""
+    done = rig.send(packet.frame())
+    assert done.verdict == Verdict.TX, rig.reasons()
+    return ends(done.data)
+
+
+def answer(source: tuple[str, int], flags: str | None = "SA", server: str = SERVER4,
+           port: int = 80, **more: object) -> Packet:  # fmt: skip
+    """What the backend answers to that source."""
+    return Packet(server, source[0], port, source[1], flags=flags, **more)  # type: ignore[arg-type]
+
+
+def receiver(rig: Rig, source: tuple[str, int], flags: str = "A") -> tuple[str, int] | None:
+    """The client that gets the backend's answer; None: the host does."""
+    frame = answer(source, flags).frame(src=SERVER_MAC)
+    done = rig.send(frame)
+    if done.verdict != Verdict.TX:
+        assert (done.verdict, done.data) == (Verdict.PASS, frame)
+        return None
+    return str(ip_address(done.data[30:34])), int.from_bytes(done.data[36:38])
+
+
+@FAMILIES
+@pytest.mark.parametrize("flags", ["S", None], ids=["tcp", "udp"])
+@pytest.mark.parametrize("port", [None, 8080])
+def test_fullnat_is_exact_there_and_back(hooked: Rig, vip, client, server, own, flags, port):
+    protocol = Protocol.UDP if flags is None else Protocol.TCP
+    serve(hooked, server, vip, port, protocol)
+    asked = Packet(client, vip, flags=flags, payload=b"hello", tos=0xB9, ttl=17)
+    done = hooked.send(asked.frame())
+    at = 14 + (20 if vip == VIP4 else 40)
+    sport = int.from_bytes(done.data[at : at + 2])
+    sent = replace(asked, src=own, dst=server, sport=sport, dport=port or 80, ttl=16)
+    expected = sent.frame(mac_of(ip_address(server)), BALANCER_MAC)
+    assert (done.verdict, done.data) == (Verdict.TX, expected)
+    reply = replace(sent.reply(b"odd"), ttl=5, tos=0x46)
+    done = hooked.send(reply.frame())
+    seen = replace(reply, src=vip, dst=client, sport=80, dport=40_000, ttl=4)
+    assert (done.verdict, done.data) == (Verdict.TX, seen.frame(ROUTER_MAC, BALANCER_MAC))
+    assert hooked.send(replace(asked, flags="A" if flags else None).frame()).data[at : at + 2] == (
+        sport.to_bytes(2)
+    ), "a flow keeps its port"
+
+
+@FAMILIES
+def test_the_port_is_the_number_of_the_slot(rig: Rig, vip, client, server, own):
+    serve(rig, server, vip)
+    done = rig.send(Packet(client, vip).frame())
+    at = 14 + (20 if vip == VIP4 else 40)
+    sport = int.from_bytes(done.data[at : at + 2])
+    held = np.flatnonzero(rig.tables.nat_slots["owner"])
+    size = rig.dataplane.size
+    number = 0 if vip == VIP4 else NAT_SOURCES
+    assert list(held) == [number * size.nat_ports + sport - size.nat_first_port]
+    slot, found = rig.tables.nat_slots[held[0]], rig.slot(client)
+    assert found is not None
+    assert int(slot["owner"]) == (found.index + 1) << 32 | found.word >> 32
+    assert rig.tables.flows_warm["nat"][found.index] == held[0] + 1
+
+
+def test_all_ports_of_all_sources_are_given_once_and_then_no_more(few: Rig):
+    serve(few, nat=replace(FEW, sources_v4=SOURCES))
+    sources = [taken(few, Packet(sport=n)) for n in range(1, 25)]
+    assert set(sources) == {(str(s), FIRST + n) for s in SOURCES for n in range(PORTS)}
+    for flags in ("S", "A"):
+        assert few.verdict(Packet(sport=25, flags=flags).frame()) == Verdict.DROP
+    assert few.service_counts().drops["no-port"] == 2
+    for n, source in enumerate(sources, 1):
+        assert receiver(few, source) == (CLIENT4, n)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_without_a_source_address_there_is_no_port(few: Rig, family: int):
+    serve(few, *((SERVER4, VIP4) if family == 4 else (SERVER6, VIP6)))
+    few.tables.nat_sources["count"][:] = 0
+    packet = Packet() if family == 4 else Packet(CLIENT6, VIP6)
+    assert few.verdict(packet.frame()) == Verdict.DROP
+    assert few.reasons() == {"no-port": 1}
+
+
+@pytest.mark.parametrize(
+    ("last", "state_s"), [([], 30), (["A"], 60), (["PA"], 900), (["A", "FA"], 30)],
+    ids=["embryonic", "acked", "established", "closing"],
+)  # fmt: skip
+def test_a_port_is_free_again_when_its_flow_is_over_and_not_before(few: Rig, last, state_s: int):
+    serve(few)
+    few.avoid_tick()
+    sources = [taken(few, Packet(sport=n)) for n in range(1, 9)]
+    for flags in last:
+        few.send(Packet(sport=3, flags=flags, payload=b"x" if flags == "PA" else b"").frame())
+    late = Packet(sport=9)
+    slot = few.slot(CLIENT4, 3)
+    assert slot is not None
+    few.make_idle(slot.index, few.clock.ticks(state_s))
+    assert few.verdict(late.frame()) == Verdict.DROP
+    few.make_idle(slot.index, few.clock.ticks(state_s) + 1)
+    assert taken(few, late) == sources[2]
+    assert receiver(few, sources[2]) == (CLIENT4, 9)
+    assert few.reasons() == {"no-port": 1}
+
+
+def test_a_flow_that_is_swept_gives_its_port_back(few: Rig):
+    serve(few)
+    sources = [taken(few, Packet(sport=n)) for n in range(1, 9)]
+    slot = few.slot(CLIENT4, 5)
+    assert slot is not None
+    few.tables.flows[slot.index] = 0
+    assert receiver(few, sources[4]) is None
+    assert taken(few, Packet(sport=9)) == sources[4]
+
+
+def test_a_flow_that_was_without_a_port_gets_one_with_its_next_packet(few: Rig):
+    serve(few)
+    for n in range(1, 9):
+        taken(few, Packet(sport=n))
+    late = Packet(sport=9)
+    assert few.verdict(late.frame()) == Verdict.DROP
+    slot = few.slot(CLIENT4, 1)
+    assert slot is not None
+    few.tables.flows[slot.index] = 0
+    source = taken(few, late)
+    assert receiver(few, source) == (CLIENT4, 9)
+    assert few.counts("a").opened == 9, "it was recorded the first time"
+
+
+def test_ports_are_given_in_turn_so_that_one_rests_as_long_as_can_be(few: Rig):
+    serve(few)
+    found = []
+    for n in range(1, 17):
+        found.append(taken(few, Packet(sport=n))[1])
+        few.tables.flows[few.slot(CLIENT4, n).index] = 0
+    assert sorted(found[:8]) == list(range(FIRST, FIRST + PORTS))
+    assert found[8:] == found[:8]
+
+
+@pytest.mark.parametrize("same_backend", [True, False])
+def test_a_client_that_comes_again_with_its_port_is_a_new_flow(few: Rig, *, same_backend: bool):
+    serve(few)
+    first = taken(few, Packet())
+    few.send(Packet(flags="FA").frame())
+    if not same_backend:
+        few.serve(service(backend("b", "10.1.2.4"), backend("a", SERVER4, weight=0),
+                          forward=Forward.FULLNAT))  # fmt: skip
+    again = taken(few, Packet())
+    if same_backend:
+        assert again == first
+        assert receiver(few, again) == (CLIENT4, 40_000)
+    else:
+        assert again != first
+        assert receiver(few, first) is None, "what is left of the old connection"
+        frame = answer(again, "A", "10.1.2.4").frame()
+        assert few.verdict(frame) == Verdict.TX
+
+
+def test_a_flow_that_takes_the_place_of_another_takes_no_port_from_a_third(few: Rig):
+    """Two SYNs a bucket: the third evicts the first, whose port nobody else may get its packets
+    by.
+    """
+    serve(few)
+    clients = few.clients_in_bucket(3, 6)
+    sources = [taken(few, Packet(str(address), sport=port)) for address, port in clients]
+    assert len(set(sources)) == 6
+    for (address, port), source in zip(clients, sources, strict=True):
+        expected = (str(address), port) if few.slot(str(address), port) else None
+        assert receiver(few, source, "SA") == expected
+
+
+@FAMILIES
+@pytest.mark.parametrize("flags", ["S", None], ids=["tcp", "udp"])
+def test_what_is_no_answer_of_the_flows_backend_is_the_hosts(
+    hooked: Rig, vip, client, server, own, flags
+):
+    protocol = Protocol.UDP if flags is None else Protocol.TCP
+    serve(hooked, server, vip, protocol=protocol)
+    done = hooked.send(Packet(client, vip, flags=flags).frame())
+    at = 14 + (20 if vip == VIP4 else 40)
+    sport = int.from_bytes(done.data[at : at + 2])
+    size = hooked.dataplane.size
+    right = Packet(server, own, 80, sport, flags="SA" if flags else None)
+    other = "10.1.2.4" if vip == VIP4 else "fd00:1::2:4"
+    wrong = [
+        replace(right, src=other),
+        replace(right, sport=81),
+        replace(right, dport=sport + 1),
+        replace(right, flags=None if flags else "SA"),
+        replace(right, dport=22),
+        replace(right, dport=size.nat_first_port - 1),
+        replace(right, dport=size.nat_first_port + size.nat_ports),
+    ]
+    before = hooked.tables.flows.copy()
+    for packet in wrong:
+        frame = packet.frame()
+        done = hooked.send(frame)
+        assert (done.verdict, done.data) == (Verdict.PASS, frame)
+    assert hooked.reasons() == {"not-vip": len(wrong)}
+    assert (hooked.tables.flows == before).all()
+    assert hooked.verdict(right.frame()) == Verdict.TX
+
+
+def test_a_connection_of_the_hosts_own_to_a_backend_is_left_alone(rig: Rig):
+    """From an ephemeral port of the source address, beyond those of fullnat."""
+    serve(rig)
+    taken(rig, Packet())
+    frame = Packet(SERVER4, BALANCER4, 80, 45_000, flags="SA").frame()
+    assert rig.send(frame).data == frame
+
+
+# -- it never mixes two flows
+
+
+class Model:
+    """Which client has which source, by what the packets must do."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.open: dict[int, tuple[str, int]] = {}  # client's port -> source
+        self.closing: dict[int, tuple[str, int]] = {}
+
+    def sources(self) -> dict[tuple[str, int], int]:
+        return {source: port for held in (self.open, self.closing) for port, source in held.items()}
+
+    def syn(self, port: int) -> None:
+        done = self.rig.send(Packet(sport=port).frame())
+        if done.verdict == Verdict.DROP:
+            assert len(self.sources()) == 2 * PORTS, "dropped, though a port was free"
+            assert port not in self.open
+            return
+        source = ends(done.data)
+        assert self.sources().get(source, port) == port, "that source is another client's"
+        assert self.open.get(port, source) == source, "a flow keeps its source"
+        self.closing.pop(port, None)
+        self.open[port] = source
+
+    def data(self, port: int) -> None:
+        if port in self.open:
+            assert taken(self.rig, Packet(sport=port, flags="PA", payload=b"x")) == self.open[port]
+
+    def close(self, port: int) -> None:
+        if port in self.open:
+            source = self.open.pop(port)
+            assert taken(self.rig, Packet(sport=port, flags="FA")) == source
+            self.closing[port] = source
+
+    def expire(self, port: int) -> None:
+        slot = self.rig.slot(CLIENT4, port)
+        if slot:
+            self.rig.make_idle(slot.index, self.rig.clock.ticks(900) + 1)
+            self.open.pop(port, None)
+            self.closing.pop(port, None)
+            if port % 2:
+                self.rig.tables.flows[slot.index] = 0
+
+    def check(self) -> None:
+        held = self.sources()
+        for source in ((str(s), FIRST + n) for s in SOURCES[:2] for n in range(PORTS)):
+            if source in held:
+                assert receiver(self.rig, source) == (CLIENT4, held[source])
+
+
+ACTIONS = st.tuples(st.sampled_from(["syn", "syn", "data", "close", "expire"]), st.integers(1, 24))
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(actions=st.lists(ACTIONS, min_size=10, max_size=80))
+def test_every_answer_reaches_exactly_its_client(few: Rig, actions):
+    few.reset()
+    serve(few, nat=replace(FEW, sources_v4=SOURCES[:2]))
+    model = Model(few)
+    for action, port in actions:
+        getattr(model, action)(port)
+        model.check()
+
+
+def test_two_cpus_at_a_time_give_no_port_twice(few: Rig):
+    """Sixteen clients, each in a bucket of its own, want eight ports, and flows end all the
+    time.
+    """
+    serve(few)
+    fd = few.dataplane.program.fd
+    clients = few.clients_in_buckets(range(16), 1)
+    asked = [Packet(str(address), sport=port).frame() for address, port in clients]
+    slots = []
+    for frame, (address, port) in zip(asked, clients, strict=True):
+        few.send(frame)
+        found = few.slot(str(address), port)
+        assert found is not None
+        slots.append(found.index)
+    wrong: list[tuple[int, bytes]] = []
+    got = [0, 0]
+    start = threading.Barrier(2)
+
+    def traffic(half: int, cpu: int) -> None:
+        os.sched_setaffinity(0, {cpu})
+        start.wait()
+        for n in range(6000):
+            who = 2 * (n % 8) + half
+            done = libbpf.test_run(fd, asked[who])
+            if done.verdict != Verdict.TX:
+                continue
+            got[half] += 1
+            seen = libbpf.test_run(fd, answer(ends(done.data), "A").frame())
+            address, port = clients[who]
+            if (seen.data[30:34], seen.data[36:38]) != (address.packed, port.to_bytes(2)):
+                wrong.append((who, seen.data))
+            if n % 3 == 0:
+                few.tables.flows[slots[who]] = 0
+
+    cpus = sorted(os.sched_getaffinity(0))
+    threads = [
+        threading.Thread(target=traffic, args=(half, cpus[half % len(cpus)])) for half in (0, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert min(got) > 100
+    done = [few.send(frame) for frame in asked]
+    sources = [ends(each.data) for each in done if each.verdict == Verdict.TX]
+    assert len(set(sources)) == len(sources) == PORTS

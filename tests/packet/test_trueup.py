@@ -1,0 +1,160 @@
+"""The sums that the packet path keeps are what the flow table says, and stay so."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import numpy as np
+import pytest
+
+from agent.dataplane import survey
+from agent.dataplane.trueup import SURVEYS, TrueUp
+from agent.model import Forward, Scheduler
+from tests.packet.frames import ACK, FIN, PSH, RST, SYN, VIP4, VIP6, Segments, random_clients
+from tests.packet.harness import Rig, backend, service
+
+ASK = PSH | ACK
+
+
+def errors(rig: Rig) -> dict[str, int]:
+    """How far each sum is from the table, of the backend where it is furthest."""
+    found = rig.survey()
+    services = np.bincount(found.service, weights=found.open, minlength=rig.dataplane.size.services)
+    return {
+        name: int(np.abs(difference).max())
+        for name, difference in (
+            ("open", found.before.open - found.open),
+            ("waiting", found.before.waiting - found.waiting),
+            ("counted", found.before.opened - found.before.closed - found.open),
+            ("service_open", found.before.service_open - services.astype(np.int64)),
+        )
+    }
+
+
+NONE = {"open": 0, "waiting": 0, "counted": 0, "service_open": 0}
+
+
+class Traffic:
+    """Clients that connect, ask, ask again, close and reset, at random."""
+
+    def __init__(self, rig: Rig, seed: int, vip: str = VIP4, clients: int = 400) -> None:
+        self.rig = rig
+        self.draw = random.Random(seed)
+        self.clients = list(random_clients(seed, clients, ipv6=vip == VIP6))
+        self.bare = Segments(vip)
+        self.asking = Segments(vip, payload=b"x" * self.draw.randrange(100, 900))
+
+    def run(self, packets: int) -> None:
+        for _ in range(packets):
+            address, port = self.draw.choice(self.clients)
+            flags = self.draw.choice([SYN, SYN, ACK, ASK, ASK, ASK, FIN | ACK, RST])
+            segments = self.asking if flags == ASK else self.bare
+            self.rig.send(segments.frame(address.packed, port, flags))
+
+
+@pytest.mark.parametrize("vip", [VIP4, VIP6])
+@pytest.mark.parametrize("forward", [Forward.DSR, Forward.NAT, Forward.FULLNAT])
+def test_the_packet_path_keeps_its_sums_true_by_itself(rig: Rig, forward: Forward, vip: str):
+    rig.serve(
+        service(
+            *(backend(f"b{n}") for n in range(5)), vip=vip, forward=forward,
+            scheduler=Scheduler.LEAST_LOAD,
+        )
+    )  # fmt: skip
+    traffic = Traffic(rig, 21, vip)
+    for _ in range(10):
+        traffic.run(400)
+        assert errors(rig) == NONE
+    found = rig.survey()
+    assert found.open.sum() > 50
+    assert found.waiting.sum() > 5000
+
+
+def test_a_bounded_source_has_its_services_sum_too(rig: Rig):
+    rig.serve(
+        service(*(backend(f"b{n}") for n in range(4)), scheduler=Scheduler.SOURCE),
+        service(backend("c"), name="two", vip="203.0.113.11", scheduler=Scheduler.SOURCE),
+    )
+    Traffic(rig, 22).run(1500)
+    Traffic(rig, 23, "203.0.113.11").run(1500)
+    assert errors(rig) == NONE
+    assert rig.tables.service_load["open"][rig.service_id()] > 50
+    assert rig.tables.service_load["open"][rig.service_id("two")] > 50
+
+
+def test_nothing_is_corrected_while_packets_come_and_go(rig: Rig):
+    """Surveys of a table that moves all the time: what is certain is never wrong."""
+    rig.serve(service(*(backend(f"b{n}") for n in range(3)), scheduler=Scheduler.LEAST_CONN))
+    keeper, done = TrueUp(rig.tables), threading.Event()
+    traffic = [Traffic(rig, seed) for seed in (31, 32)]
+
+    def send(one: Traffic) -> None:
+        while not done.is_set():
+            one.run(50)
+
+    threads = [threading.Thread(target=send, args=(one,)) for one in traffic]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(150):
+            keeper.take(rig.survey())
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    load = rig.tables.backend_load
+    assert not load["open_fix"].any()
+    assert not rig.tables.backend_count[-1]["opened"].any()
+    assert load["open"].sum() > 50
+    found = errors(rig)
+    assert (found["open"], found["counted"]) == (0, 0)
+    for _ in range(2 * SURVEYS):  # what was corrected of the bytes, if anything, is taken back
+        keeper.take(rig.survey())
+    assert errors(rig) == NONE
+
+
+def test_a_scheduler_that_begins_to_count_in_mid_life_is_told_what_there_is(rig: Rig):
+    members = [backend(f"b{n}") for n in range(3)]
+    rig.serve(service(*members, scheduler=Scheduler.MAGLEV, count_waiting=False))
+    Traffic(rig, 24).run(1500)
+    rig.serve(service(*members, scheduler=Scheduler.LEAST_CONN))
+    assert not rig.tables.backend_load["open"].any()
+    keeper = TrueUp(rig.tables)
+    Traffic(rig, 25).run(500)
+    for _ in range(SURVEYS):
+        keeper.take(rig.survey())
+    assert errors(rig) == NONE
+    Traffic(rig, 24).run(1500)  # the first ones close and come again
+    assert errors(rig) == NONE
+
+
+def test_what_the_agent_sweeps_leaves_the_sums(rig: Rig):
+    rig.serve(service(backend("a"), backend("b"), scheduler=Scheduler.LEAST_LOAD))
+    Traffic(rig, 26).run(1500)
+    before = rig.survey()
+    assert before.waiting.sum() > 5000
+    late = rig.survey(later_ticks=3000)
+    assert survey.sweep(rig.tables, late) == len(late.expired) > 100
+    found = errors(rig)
+    assert (found["open"], found["counted"], found["service_open"]) == (0, 0, 0)
+    assert found["waiting"] > 0, "their bytes are left to the true-up"
+    keeper = TrueUp(rig.tables)
+    for _ in range(SURVEYS):
+        keeper.take(rig.survey())
+    assert errors(rig) == NONE
+    Traffic(rig, 26).run(1500)
+    assert errors(rig) == NONE
+
+
+def test_closing_flows_wait_on_and_are_no_open_connections(rig: Rig):
+    rig.serve(service(backend("a"), scheduler=Scheduler.LEAST_LOAD))
+    segments, asking = Segments(), Segments(payload=b"x" * 500)
+    (client,) = random_clients(27, 1)
+    for flags, frames in ((SYN, segments), (ACK, segments), (ASK, asking), (FIN | ACK, segments)):
+        rig.send(frames.frame(client[0].packed, client[1], flags))
+    found = rig.survey()
+    ident = rig.backend_id("a")
+    assert (found.open[ident], found.awaiting[ident]) == (0, 1)
+    assert found.waiting[ident] > 400
+    assert errors(rig) == NONE

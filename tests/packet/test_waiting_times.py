@@ -1,0 +1,70 @@
+"""How long requests wait and handshakes take, by bucket."""
+
+from __future__ import annotations
+
+import time
+
+from agent.dataplane.abi import LATENCY_BUCKETS
+from agent.model import Forward
+from tests.packet.frames import CLIENT4
+from tests.packet.harness import Rig
+from tests.packet.talks import ANSWER, MODES, POST, Wire, opened, serve
+
+
+def bucket_of(us: float) -> int:
+    """By the words of abi.h."""
+    for k in reversed(range((LATENCY_BUCKETS - 1) // 2 + 1)):
+        if us >= 96 * 2**k and 2 + 2 * k < LATENCY_BUCKETS:
+            return 2 + 2 * k
+        if us >= 64 * 2**k:
+            return 1 + 2 * k
+    return 0
+
+
+@MODES
+def test_the_time_to_the_first_byte_is_in_its_bucket(rig: Rig, forward):
+    wire = opened(rig, forward)
+    expected = [0] * LATENCY_BUCKETS
+    total = 0
+    for k in range(7, 22):  # from 8 ms on, so that the test's own time does not matter
+        for us in (64 * 2**k + 2000, 96 * 2**k + 2000):
+            wire.ask(POST).after(us / 1000).gets(ANSWER)
+            expected[bucket_of(us)] += 1
+            total += us
+    found = rig.latency("a")
+    assert list(found["first_byte"]) == expected
+    assert total <= found["first_byte_us"] < total + 30 * 2000
+    assert len([n for n in expected if n]) == 29, "the last one has no end"
+
+
+def test_an_answer_at_once_is_in_the_first_buckets(rig: Rig):
+    wire = opened(rig, Forward.NAT).ask(POST)
+    wire.server(ANSWER)
+    found = rig.latency("a")
+    assert found["first_byte"].sum() == 1
+    assert found["first_byte"][bucket_of(int(found["first_byte_us"]))] == 1
+
+
+def test_the_clock_starts_with_the_last_segment_of_a_request(rig: Rig):
+    wire = opened(rig, Forward.NAT).ask(POST, "A")
+    wire.after(5000).ask(POST, "A")
+    wire.ask(POST, "PA")
+    wire.server(ANSWER)
+    assert rig.latency("a")["first_byte_us"] < 1_000_000
+
+
+@MODES
+def test_the_handshake_takes_from_syn_to_ack(rig: Rig, forward):
+    serve(rig, forward)
+    wire = Wire(rig)
+    wire.client("S")
+    time.sleep(0.02)
+    wire.client("S", seq=1000)
+    wire.server(flags="SA")
+    wire.acknowledge()
+    found, taken_us = rig.latency("a"), int(rig.warm(CLIENT4)["rtt_us"])
+    assert 20_000 <= taken_us < 2_000_000
+    assert found["handshake_us"] == taken_us
+    assert found["handshake"][bucket_of(taken_us)] == found["handshake"].sum() == 1
+    wire.ask(POST)
+    assert rig.latency("a")["handshake"].sum() == 1, "once a connection"

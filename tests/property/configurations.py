@@ -1,0 +1,247 @@
+"""Whatever an operator may write, as strategies: configurations that pass every rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from agent.model import (
+    AdminState,
+    Backend,
+    CheckKind,
+    Config,
+    DownFlows,
+    Forward,
+    HealthCheck,
+    Hook,
+    KernelHeaders,
+    Nat,
+    NoBackend,
+    Protocol,
+    Scheduler,
+    Service,
+    ServiceKey,
+    Tables,
+    Timeouts,
+)
+
+# Names that YAML takes for something else are names all the same.
+names = st.sampled_from(
+    [
+        "chat",
+        "a",
+        "b-1",
+        "null",
+        "true",
+        "on",
+        "1",
+        "1.5",
+        "1e5",
+        "0x1f",
+        "0o17",
+        "2024-01-01",
+        "no",
+    ]
+) | st.from_regex(r"[a-z0-9][a-z0-9._-]{0,10}", fullmatch=True)
+idle = st.integers(4, 25_200).map(float) | st.floats(4, 25_200)
+# Addresses and prefixes, some within others, two that begin with the same address.
+vips = st.integers(1, 30).flatmap(
+    lambda n: st.sampled_from(
+        [(IPv4Address(f"10.0.0.{n}"), None), (IPv6Address(f"fd00::{n:x}"), None)]
+    )
+) | st.sampled_from(
+    [
+        (IPv4Address("10.0.0.0"), 24),
+        (IPv4Address("10.0.0.16"), 28),
+        (IPv4Address("192.0.2.0"), 24),
+        (IPv6Address("fd00::"), 64),
+        (IPv6Address("fd00::10"), 124),
+    ]
+)
+spans = st.tuples(st.integers(1, 65535), st.integers(1, 65535)).filter(lambda t: t[0] != t[1])
+ports = (st.integers(0, 65535) | st.integers(80, 83)).map(lambda port: (port, None)) | spans.map(
+    lambda span: (min(span), max(span))
+)
+statuses = st.tuples(st.integers(100, 599), st.integers(100, 599)).map(lambda t: (min(t), max(t)))
+
+
+@st.composite
+def checks(draw: st.DrawFn, key: ServiceKey) -> HealthCheck:
+    kind = draw(st.sampled_from(CheckKind))
+    interval_s = draw(st.integers(1, 3600).map(float) | st.floats(0.1, 3600))
+    needs_port = kind is not CheckKind.NONE and (key.protocol is Protocol.UDP or key.port == 0)
+    ports = st.integers(1, 65535)
+    check = HealthCheck(
+        kind=kind,
+        port=draw(ports if needs_port else st.none() | ports),
+        interval_s=interval_s,
+        timeout_s=draw(st.floats(0.01, min(interval_s, 2)) | st.just(min(interval_s, 1.0))),
+        rise=draw(st.integers(1, 100)),
+        fall=draw(st.integers(1, 100)),
+        jitter=draw(st.floats(0, 1)),
+    )
+    if kind is CheckKind.TCP:
+        return check
+    check = dataclasses.replace(
+        check,
+        method=draw(st.sampled_from(["GET", "HEAD"])),
+        path=draw(st.from_regex(r"/[\x21-\x7e]{0,20}", fullmatch=True)),
+        host=draw(st.none() | st.just("chat.example.com")),
+        expect_status=draw(st.lists(statuses, min_size=1, max_size=3).map(tuple)),
+    )
+    if kind is CheckKind.HTTP:
+        return check
+    return dataclasses.replace(check, verify_tls=draw(st.booleans()))
+
+
+def _own_port(key: ServiceKey, port: int | None) -> int | None:
+    return port or (key.port if key.port_last is None else None)
+
+
+@st.composite
+def backends(
+    draw: st.DrawFn, index: int, key: ServiceKey, forward: Forward, quic: int | None
+) -> tuple[Backend, ...]:
+    # With nat, one server answers for one service: each has servers of its own.
+    block = index if forward is Forward.NAT else 99
+    v4 = st.integers(1, 250).map(lambda n: IPv4Address(f"10.9.{block}.{n}"))
+    v6 = st.integers(1, 250).map(lambda n: IPv6Address(f"fd09:{block}::{n:x}"))
+    addresses = v4 | v6 if forward.is_tunnel else v4 if key.vip.version == 4 else v6
+    many = key.port == 0 or key.port_last is not None
+    own_ports: st.SearchStrategy[int | None] = st.none()
+    if forward is Forward.FULLNAT or (forward is Forward.NAT and not many):
+        own_ports = st.none() | st.sampled_from([80, 8000]) | st.integers(1, 65535)
+    found = draw(
+        st.lists(
+            st.tuples(names, addresses, own_ports),
+            max_size=6,
+            unique_by=(lambda b: b[0], lambda b: (b[1], _own_port(key, b[2]))),
+        )
+    )
+    ids: list[bytes | None] = [None] * len(found)
+    if quic is not None or (key.protocol is Protocol.UDP and draw(st.booleans())):
+        length = quic or draw(st.integers(1, 8))
+        some_id = st.binary(min_size=length, max_size=length)
+        ids = draw(st.lists(some_id, min_size=len(found), max_size=len(found), unique=True))
+    return tuple(
+        Backend(
+            name=name,
+            address=address,
+            weight=draw(st.integers(0, 1000)),
+            admin=draw(st.sampled_from(AdminState)),
+            port=port,
+            backup=draw(st.booleans()),
+            quic_server_id=quic_id,
+        )
+        for (name, address, port), quic_id in zip(found, ids, strict=True)
+    )
+
+
+@st.composite
+def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service:
+    no_prefix = [forward for forward in Forward if forward is not Forward.NAT]
+    forward = draw(st.sampled_from(list(Forward) if key.vip_bits is None else no_prefix))
+    scheduler = draw(st.sampled_from(Scheduler))
+    tcp, by_load = key.protocol is Protocol.TCP, scheduler is Scheduler.LEAST_LOAD
+    quic = draw(st.none() | st.integers(1, 8)) if not tcp else None
+    service = Service(
+        name=name,
+        key=key,
+        forward=forward,
+        scheduler=scheduler,
+        timeouts=draw(st.builds(Timeouts, idle, idle, idle, idle)),
+        down_flows=draw(st.sampled_from(DownFlows)),
+        health=draw(checks(key)),
+        backends=draw(backends(index, key, forward, quic)),
+        draws=draw(st.integers(2, 8)) if by_load else 4,
+        bytes_per_connection=draw(st.integers(1, 1_000_000)) if by_load and tcp else 1000,
+        count_waiting=draw(st.booleans()) if tcp else False,
+        slow_start_s=draw(st.integers(0, 3600).map(float) | st.floats(0, 3600)),
+        no_backend=draw(st.sampled_from(NoBackend)),
+        quic_id_bytes=quic,
+    )
+    if scheduler is not Scheduler.SOURCE:
+        return service
+    bits = st.integers(1, key.vip.max_prefixlen)
+    bound = st.just(0.0) | st.floats(1, 100)
+    return dataclasses.replace(
+        service, source_bits=draw(st.none() | bits), source_bound=draw(bound)
+    )
+
+
+def _stand_together(keys: list[tuple[str, ServiceKey]]) -> list[tuple[str, ServiceKey]]:
+    """Those that the packet path can tell apart from the ones before them."""
+    kept: list[tuple[str, ServiceKey]] = []
+    for name, key in keys:
+        if not any(_collide(key, other) for _, other in kept):
+            kept.append((name, key))
+    return kept
+
+
+def _collide(one: ServiceKey, other: ServiceKey) -> bool:
+    if one.vip != other.vip:
+        return False
+    if one.vip_bits != other.vip_bits:
+        return True
+    if one.protocol is not other.protocol:
+        return False
+    spans = [range(key.port, (key.port_last or key.port) + 1) for key in (one, other)]
+    both = all(key.port_last for key in (one, other))
+    overlap = spans[0].start < spans[1].stop and spans[1].start < spans[0].stop
+    return one.port == other.port or (both and overlap)
+
+
+keys = st.builds(
+    lambda vip, port, protocol: ServiceKey(vip[0], port[0], protocol, port[1], vip[1]),
+    vips,
+    ports,
+    st.sampled_from(Protocol),
+)
+service_lists = (
+    st.lists(st.tuples(names, keys), max_size=4, unique_by=lambda pair: pair[0])
+    .map(_stand_together)
+    .flatmap(
+        lambda pairs: st.tuples(
+            *(services(index, name, key) for index, (name, key) in enumerate(pairs))
+        )
+    )
+)
+configs = st.builds(
+    Config,
+    name=st.from_regex(r"[a-z0-9][a-z0-9-]{0,10}", fullmatch=True),
+    interface=st.sampled_from(["eth0", "on", "1", "en.0", "wlan-ä"]),
+    backend_interfaces=st.sampled_from([(), ("eth1",), ("null", "no", "eth2")]),
+    hook=st.sampled_from(Hook),
+    socket=st.sampled_from([Path("/run/steelyard/agent.sock"), Path("/run/a b/x: y #.sock")]),
+    socket_group=st.none() | st.sampled_from(["adm", "no"]),
+    state_dir=st.just(Path("/var/lib/steelyard")),
+    metrics_listen=st.none() | st.sampled_from([("127.0.0.1", 9117), ("::1", 1), ("0.0.0.0", 80)]),
+    manage_vips=st.booleans(),
+    hash_seed=st.integers(0, 2**32 - 1),
+    tunnel_source_v4=st.none() | st.just(IPv4Address("10.0.0.2")),
+    tunnel_source_v6=st.none() | st.just(IPv6Address("fd00::2")),
+    gue_port=st.integers(1, 65535),
+    nat=st.builds(
+        Nat,
+        sources_v4=st.lists(
+            st.integers(1, 9).map(lambda n: IPv4Address(f"10.8.0.{n}")), max_size=8, unique=True
+        ).map(tuple),
+        sources_v6=st.lists(
+            st.integers(1, 9).map(lambda n: IPv6Address(f"fd08::{n}")), max_size=8, unique=True
+        ).map(tuple),
+        first_port=st.integers(1024, 30_000),
+        last_port=st.integers(30_001, 65_535),
+    ),
+    kernel_headers=st.sampled_from(KernelHeaders),
+    tables=st.builds(
+        Tables,
+        flows=st.integers(10, 28).map(lambda n: 1 << n),
+        services=st.integers(10, 65535),
+        backends=st.integers(100, 65535),
+        ring_slots=st.sampled_from([251, 65537]),
+    ),
+    services=service_lists,
+)

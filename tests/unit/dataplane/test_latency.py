@@ -1,0 +1,125 @@
+"""Histograms of times as quantiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.dataplane import abi, latency
+from agent.dataplane.latency import FIRST_BYTE, HANDSHAKE, LatencyWindow
+
+
+def counts_of(times_us: list[float]) -> np.ndarray:
+    """As bpf/ counts them: in the last bucket that begins no later."""
+    counts = np.zeros(abi.LATENCY_BUCKETS, dtype=np.uint64)
+    for time in times_us:
+        counts[max(i for i, bound in enumerate(latency.BOUNDS_US) if time >= bound)] += 1
+    return counts
+
+
+def row(first_byte: list[float] = (), handshake: list[float] = ()) -> np.ndarray:
+    table = np.zeros(1, dtype=abi.BACKEND_LATENCY)
+    for field, times in ((FIRST_BYTE, first_byte), (HANDSHAKE, handshake)):
+        table[field] = counts_of(times)
+        table[f"{field}_us"] = sum(times)
+    return table[0]
+
+
+def test_buckets_are_half_octaves_from_64_us():
+    bounds = latency.BOUNDS_US
+    assert len(bounds) == abi.LATENCY_BUCKETS
+    assert bounds[:6] == (0, 64, 96, 128, 192, 256)
+    for k in range(21):
+        assert bounds[1 + 2 * k] == 64 * 2**k
+        assert bounds[2 + 2 * k] == 96 * 2**k
+    assert bounds[43] == 64 * 2**21
+
+
+def test_nothing_counted_has_no_quantile():
+    assert latency.quantile_ms(counts_of([]), 0.5) is None
+
+
+@given(
+    st.lists(st.floats(64, 100e6), min_size=1, max_size=200),
+    st.floats(0.01, 1.0),
+)
+def test_a_quantile_is_exact_to_within_a_bucket(times: list[float], share: float):
+    exact = np.quantile(np.array(times), share, method="inverted_cdf") / 1000
+    found = latency.quantile_ms(counts_of(times), share)
+    assert exact / 1.5 <= found <= exact * 1.5
+
+
+def test_quantiles_within_a_bucket_are_spread_on_a_log_scale():
+    counts = counts_of([1100] * 100)  # 1024 to 1536 us
+    assert latency.quantile_ms(counts, 0.5) == pytest.approx(1.024 * 1.5**0.5)
+    assert latency.quantile_ms(counts, 1.0) == pytest.approx(1.536)
+
+
+def test_of_the_first_bucket_and_the_last_what_is_known_is_told():
+    assert latency.quantile_ms(counts_of([3] * 4), 0.5) == pytest.approx(0.032)
+    assert latency.quantile_ms(counts_of([900e6]), 0.99) == 64 * 2**21 / 1000
+
+
+@given(st.lists(st.floats(0, 300e6), max_size=100))
+def test_octaves_count_all_below_their_end(times: list[float]):
+    found = latency.octaves(counts_of(times))
+    assert [end for end, _ in found] == [64e-6 * 2**k for k in range(22)]
+    for end, number in found:
+        assert number == sum(time < end * 1e6 for time in times)
+
+
+def window_of(*readings: tuple[float, dict[int, np.ndarray]]) -> LatencyWindow:
+    window = LatencyWindow()
+    for at, rows in readings:
+        window = window.add(at, rows)
+    return window
+
+
+def test_a_summary_tells_of_the_last_minute_and_of_all_time():
+    window = window_of((0.0, {5: row([2000] * 100)}))
+    found = latency.summary(row([2000] * 100 + [500_000] * 4), window, 5, FIRST_BYTE)
+    assert (found.count, found.recent_count) == (104, 4)
+    assert found.sum_s == pytest.approx(0.2 + 2.0)
+    assert 0.393 <= found.recent_p50_ms / 1000 <= 0.525
+    assert found.recent_p99_ms >= found.recent_p50_ms
+    assert found.octaves[-1][1] == 104
+
+
+def test_the_two_kinds_of_times_do_not_mix():
+    value = row([500_000], handshake=[100, 100, 100])
+    assert latency.summary(value, LatencyWindow(), 1, HANDSHAKE).count == 3
+    assert latency.summary(value, LatencyWindow(), 1, FIRST_BYTE).count == 1
+
+
+def test_a_backend_that_was_not_there_counts_whole():
+    window = window_of((0.0, {5: row([100])}))
+    assert latency.summary(row([100] * 3), window, 6, FIRST_BYTE).recent_count == 3
+
+
+def test_counts_that_went_back_have_started_again():
+    window = window_of((0.0, {5: row([100] * 50 + [9000] * 2)}))
+    found = latency.summary(row([100] * 80 + [9000]), window, 5, FIRST_BYTE)
+    assert found.recent_count == 81
+
+
+def test_a_window_keeps_a_minute_and_no_more():
+    window = LatencyWindow()
+    at = 0.0
+    for second in range(500):
+        at = 1000.0 + second
+        if window.is_due(at):
+            window = window.add(at, {1: row([100] * second)})
+        assert len(window.readings) <= 8
+    span = at - window.readings[0][0]
+    assert latency.WINDOW_S <= span < latency.WINDOW_S + 2 * latency.STEP_S
+    assert latency.summary(row([100] * 499), window, 1, FIRST_BYTE).recent_count == span
+
+
+def test_rows_are_copies():
+    table = np.zeros(4, dtype=abi.BACKEND_LATENCY)
+    held = latency.read(table, [2, 3])
+    table[FIRST_BYTE][2] = 1
+    assert set(held) == {2, 3}
+    assert held[2][FIRST_BYTE].sum() == 0

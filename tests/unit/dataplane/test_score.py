@@ -1,0 +1,85 @@
+"""Scores, against bpf/score.h by hand."""
+
+import numpy as np
+import pytest
+
+from agent.dataplane import abi, score
+from agent.model import Scheduler
+from agent.state import loads
+
+
+def load(*, weight: int = 100, beta: int = 1000, **fields: int) -> np.ndarray:
+    table = np.zeros(1, dtype=abi.BACKEND_LOAD)
+    table["weight"], table["inverse_weight"] = weight, loads.inverse_weight(weight)
+    table["kappa"], table["per_byte"] = loads.KAPPA, loads.per_byte(beta)
+    for name, value in fields.items():
+        table[name] = value
+    return table[0]
+
+
+def test_an_idle_backend_of_weight_100_scores_one():
+    for scheduler in (Scheduler.LEAST_CONN, Scheduler.LEAST_LOAD):
+        assert score.shown(scheduler, load()) == pytest.approx(1, rel=1e-3)
+
+
+def test_connections_count_by_weight():
+    row = load(weight=50, open=7, open_fix=2)
+    assert score.of_connections(row) == 10 * round(2**20 / 50)
+    assert score.shown(Scheduler.LEAST_CONN, row) == pytest.approx(20, rel=1e-3)
+
+
+def test_waiting_bytes_weigh_as_connections():
+    row = load(open=2, waiting=4000, waiting_fix=-1000)
+    assert score.shown(Scheduler.LEAST_LOAD, row) == pytest.approx(1 + 2 + 3, rel=1e-3)
+    deaf = load(beta=0, open=2, waiting=4000)
+    assert score.shown(Scheduler.LEAST_LOAD, deaf) == pytest.approx(3, rel=1e-3)
+
+
+def test_a_reported_queue_takes_the_place_of_connections_before_it():
+    row = load(open=10, report_open=8, queue=5 * 256)
+    assert score.shown(Scheduler.LEAST_LOAD, row) == pytest.approx(1 + 5 + 2, rel=1e-3)
+    fewer = load(open=3, report_open=8, queue=5 * 256)
+    assert score.shown(Scheduler.LEAST_LOAD, fewer) == pytest.approx(1 + 5, rel=1e-3)
+
+
+def test_sums_below_zero_count_as_none():
+    row = load(open=-4, waiting=-9000)
+    assert (score.open_connections(row), score.waiting_bytes(row)) == (0, 0)
+    assert score.shown(Scheduler.LEAST_LOAD, row) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_backend_without_weight_is_the_worst_of_any_load():
+    none = load(weight=0)
+    busy = load(weight=1, open=4000)
+    assert score.of_connections(none) > score.of_connections(busy)
+    assert score.of_load(none) > score.of_load(busy)
+
+
+@pytest.mark.parametrize("scheduler", [Scheduler.MAGLEV, Scheduler.SOURCE, Scheduler.ROUND_ROBIN])
+def test_who_compares_nothing_has_no_score(scheduler: Scheduler):
+    assert score.shown(scheduler, load(open=3)) is None
+
+
+def whole(*, open_: int, weight: int) -> np.ndarray:
+    table = np.zeros(1, dtype=abi.SERVICE_LOAD)
+    table["open"], table["weight"] = open_, weight
+    return table[0]
+
+
+@pytest.mark.parametrize(
+    ("open_", "weight", "expected"),
+    [
+        (0, 200, 1),  # the first flow: 1.25 * 1 / 2, rounded up
+        (7, 200, 5),  # 1.25 * 8 / 2
+        (99, 200, 63),  # 1.25 * 100 / 2 = 62.5
+        (99, 400, 32),
+    ],
+)
+def test_a_bound_is_a_share_of_the_mean_rounded_up(open_: int, weight: int, expected: int):
+    row = load(weight=100)
+    assert score.most_open(whole(open_=open_, weight=weight), row, 320) == expected
+
+
+def test_no_bound_or_no_weight_is_no_limit():
+    assert score.most_open(whole(open_=5, weight=200), load(), 0) is None
+    assert score.most_open(whole(open_=5, weight=0), load(), 320) is None

@@ -1,0 +1,210 @@
+"""Snapshots of a data plane that is plain arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from agent.dataplane import abi
+from agent.dataplane.abi import FlowState, ForwardId
+from agent.metrics.observer import AgentFacts, Observer
+from agent.model import Config, Forward, Hook, Scheduler
+from agent.state.desired import desired
+from agent.state.identities import Identities, assign
+from agent.state.situation import Past, Situation, situation
+from agent.state.snapshot import BackendSnapshot, Snapshot
+from agent.state.tables import TableContents
+from tests.unit.dataplane.fakes import CLOCK, FakeTables, word
+from tests.unit.state.world import TABLES, A, B, hop, status, surroundings, web
+
+JIFFIES = 5000 << CLOCK.shift
+FACTS = AgentFacts("0.1.0", "test", 1, 0.0, "agent.yaml", "virtio_net")
+
+
+@dataclass
+class FakeDataplane:
+    """Has of ``Dataplane`` what an observer reads."""
+
+    tables: FakeTables = field(default_factory=lambda: FakeTables(TABLES))
+    clock = CLOCK
+    interface = "eth0"
+    abi_version = abi.ABI_VERSION
+    features = SimpleNamespace(names=("ipv4", "nat"))
+    attachments = tuple(
+        SimpleNamespace(interface=name, ifindex=n, mode=Hook.TC, reason="native: no")
+        for n, name in enumerate(("eth0", "eth1"), 2)
+    )
+    program = SimpleNamespace(
+        compile_s=0.25,
+        info=SimpleNamespace(id=7, instructions=900, jited_bytes=5000, verified_insns=12_345),
+    )
+
+    @property
+    def size(self):
+        return self.tables.size
+
+    @property
+    def attachment(self):
+        return self.attachments[0]
+
+    def is_attached(self) -> bool:
+        return True
+
+    def now_jiffies(self) -> int:
+        return JIFFIES
+
+
+@dataclass
+class World:
+    """A configuration in force, and the observer of it."""
+
+    config: Config
+    dataplane: FakeDataplane = field(default_factory=FakeDataplane)
+
+    def __post_init__(self) -> None:
+        around = surroundings(self.config)
+        self.ids: Identities = assign(self.config, TableContents(), frozenset(), lambda: 77)
+        self.contents = desired(self.config, self.ids, around)
+        health = dict.fromkeys(around.eligibility, status())
+        hops = {b.address: hop(str(b.address)) for s in self.config.services for b in s.backends}
+        self.situation: Situation = situation(
+            Past({}, {}), self.config, self.ids, health, hops, around.eligibility, 0.0
+        )
+        for ident, entry in self.contents.backends.items():
+            self.tables.backends["service"][ident] = entry.service_id
+            self.tables.backends["timeout_ticks"][ident] = 1000
+
+    @property
+    def tables(self) -> FakeTables:
+        return self.dataplane.tables
+
+    def backend_id(self, name: str) -> int:
+        (service,) = self.config.services
+        return next(self.ids.backend_id(service, b) for b in service.backends if b.name == name)
+
+    def look(self) -> Snapshot:
+        observer = Observer(self.dataplane)
+        observer.sample(self.situation, 100.0)
+        return observer.snapshot(self.situation, self.contents, FACTS, 1000.0)
+
+    def backend(self, name: str) -> BackendSnapshot:
+        (service,) = self.look().services
+        return next(b for b in service.backends if b.backend.name == name)
+
+
+def world(**fields: object) -> World:
+    return World(Config("test", "eth0", tables=TABLES, services=(web(A, B, **fields),)))
+
+
+def test_open_connections_are_those_of_the_flow_table():
+    here = world()
+    ident = here.backend_id("a")
+    here.tables.flows[:4] = [
+        word(ident, state, 5000)
+        for state in (FlowState.EMBRYONIC, FlowState.ESTABLISHED, FlowState.ESTABLISHED_AWAITING,
+                      FlowState.CLOSING)
+    ]  # fmt: skip
+    found = here.backend("a")
+    assert (found.load.open, found.flows, found.load.awaiting) == (3, 2, 1)
+    assert here.backend("b").load.open == 0
+
+
+def test_waiting_bytes_are_as_of_this_moment():
+    here = world()
+    row = here.tables.backend_load[here.backend_id("a") : here.backend_id("a") + 1]
+    row["waiting"], row["waiting_fix"] = 5000, -200
+    assert here.backend("a").load.waiting_bytes == 4800
+    row["waiting"] = 100
+    assert here.backend("a").load.waiting_bytes == 0, "not below zero"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"count_waiting": False}, {"count_waiting": False, "scheduler": Scheduler.SOURCE}]
+)
+def test_what_is_not_counted_is_not_told(fields: dict):
+    load = world(**fields).backend("a").load
+    assert (load.waiting_bytes, load.awaiting, load.first_byte, load.handshake) == (None,) * 4
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [(Scheduler.LEAST_CONN, 6.0), (Scheduler.LEAST_LOAD, 6.0), (Scheduler.MAGLEV, None)],
+)
+def test_a_score_is_there_where_the_scheduler_has_one(scheduler: Scheduler, expected):
+    here = world(scheduler=scheduler)
+    row = here.tables.backend_load[here.backend_id("a") : here.backend_id("a") + 1]
+    row["open"], row["kappa"], row["inverse_weight"] = 5, 256, round(2**20 / 100)
+    found = here.backend("a").load.score
+    assert found == (None if expected is None else pytest.approx(expected, rel=1e-3))
+
+
+def test_times_are_told_of_the_last_minute_and_of_all():
+    here = world()
+    times = here.tables.backend_latency[here.backend_id("a") : here.backend_id("a") + 1]
+    times["first_byte"][0, 11] = 8  # 2.0 to 3.1 ms
+    observer = Observer(here.dataplane)
+    observer.sample(here.situation, 100.0)
+    times["first_byte"][0, 21] = 2  # 65 to 98 ms
+    times["handshake"][0, 3] = 5
+    observer.sample(here.situation, 130.0)
+    (service,) = observer.snapshot(here.situation, here.contents, FACTS, 0.0).services
+    load = service.backends[0].load
+    assert (load.first_byte.count, load.first_byte.recent_count) == (10, 2)
+    assert 65 < load.first_byte.recent_p50_ms < 99
+    assert load.handshake.recent_count == 5
+
+
+def test_a_service_adds_up_what_backends_and_their_predecessors_had():
+    here = world(forward=Forward.NAT)
+    here.tables.backend_count["reply_packets"][0, here.backend_id("a")] = 3
+    here.tables.backend_count["reply_packets"][1, here.backend_id("b")] = 4
+    (service_id,) = {ident for ident, _ in here.ids.services.values()}
+    here.tables.service_count["gone_reply_packets"][-1, service_id] = 100
+    here.tables.service_count["replied"][:2, service_id] = 6
+    (service,) = here.look().services
+    assert (service.counts.reply_packets, service.replied) == (107, 12)
+
+
+def test_shares_are_expected_by_weight_where_the_ring_does_not_say():
+    here = world(scheduler=Scheduler.LEAST_CONN)
+    assert here.backend("a").share_expected == 0.25
+    assert here.backend("b").share_expected == 0.75
+    ring = world(scheduler=Scheduler.MAGLEV)
+    assert ring.backend("a").share_expected == pytest.approx(0.25, abs=0.01)
+
+
+def test_ports_of_fullnat_are_counted_by_source():
+    here = world(forward=Forward.FULLNAT)
+    ident = here.backend_id("a")
+    here.tables.backends["forward"][ident] = ForwardId.FULLNAT
+    here.tables.flows[:3] = word(ident, FlowState.CLOSING, 5000)
+    here.tables.flows_warm["nat"][:3] = [1, 2, 0]
+    (source,) = here.look().dataplane.nat_sources
+    assert source.address == ip_address("10.0.0.1")
+    assert (source.used, source.ports) == (2, here.dataplane.size.nat_ports)
+    assert world().look().dataplane.nat_sources == ()
+
+
+def test_the_program_is_described():
+    here = world()
+    here.tables.trace["lost"] = 9
+    here.tables.flows[:2] = [word(1, FlowState.CLOSING_AWAITING, 0), word(1, FlowState.ACKED, 0)]
+    found = here.look().dataplane
+    assert (found.hook, found.hook_reason) == ("tc", "native: no")
+    assert (found.interface, found.backend_interfaces) == ("eth0", ("eth1",))
+    assert (found.instructions, found.jited_bytes, found.verified_insns) == (900, 5000, 12_345)
+    assert found.events_lost == 9
+    assert found.flows_by_state == {"embryonic": 0, "acked": 1, "established": 0, "closing": 1}
+
+
+def test_backends_that_are_out_have_no_share():
+    here = world(scheduler=Scheduler.LEAST_CONN)
+    out = {ref: replace(v, weight=0) for ref, v in here.situation.verdicts.items()}
+    here.situation = replace(here.situation, verdicts=out)
+    (service,) = here.look().services
+    assert [b.share_expected for b in service.backends] == [0.0, 0.0]
+    assert np.isfinite(service.backends[0].share_expected)
