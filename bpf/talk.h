@@ -24,6 +24,7 @@
 #define TLS_FINISHED_SHA256 58
 #define TLS_FINISHED_SHA384 74
 #define TLS_CHANGE_CIPHER_LEN 6
+#define TLS_HEADER 5
 /* Records that hold an alert, or an HTTP/2 SETTINGS, PING or WINDOW_UPDATE; the
  * smallest request that a prompt could be in is longer.
  */
@@ -58,6 +59,8 @@ static __always_inline __u32 talk_allowance(__u8 talk)
 
 static __always_inline __u8 talk_answered(__u8 talk)
 {
+	if (talk == TALK_UNKNOWN)
+		return TALK_PLAIN;
 	if (talk == TALK_TLS_FIRST)
 		return TALK_TLS;
 	return talk == TALK_HTTP2_FIRST ? TALK_HTTP2 : talk;
@@ -125,28 +128,66 @@ static __always_inline __u8 talk_of(const __u8 *first)
 	return TALK_PLAIN;
 }
 
+/* What of a segment's bytes is behind the last `flight` of the handshake. */
+static __always_inline __u32 talk_behind(__u32 fresh, __u32 flight)
+{
+	return fresh > flight + TLS_CONTROL ? fresh - flight : 0;
+}
+
 /* TLS, before the first request; the handshake ends with the client's Finished,
  * behind its change of ciphers or alone, or where application data begins.
  */
-static __always_inline __u32 talk_handshake_bytes(const __u8 *first, const struct packet *p,
+static __always_inline __u32 talk_handshake_bytes(CTX *ctx, const struct packet *p,
 						  struct flow_warm *warm, __u32 fresh)
 {
+	__u8 *first = packet_payload(ctx_data(ctx), p);
+	__u32 flight = TLS_CHANGE_CIPHER_LEN + TLS_FINISHED_SHA384;
+
+	if (first + TLS_CHANGE_CIPHER_LEN + TLS_HEADER > (__u8 *)ctx_end(ctx))
+		return 0;
+	/* The server has spoken, and something is missing: a request has overtaken the
+	 * Finished.
+	 */
+	if (fresh > p->payload_len && p->ack != warm->ack) {
+		if (flight > fresh - p->payload_len)
+			flight = fresh - p->payload_len;
+		warm->talk = TALK_TLS_FIRST;
+		return talk_behind(fresh, flight);
+	}
 	/* A long ClientHello takes two segments, the second begins with anything. */
 	if (first[1] != 3 || first[2] > 4)
 		return 0;
-	if (first[0] == TLS_CHANGE_CIPHER &&
-	    p->payload_len >= TLS_CHANGE_CIPHER_LEN + TLS_FINISHED_SHA256) {
+	/* Behind a change of ciphers: a second ClientHello, or TLS 1.2, or the Finished and
+	 * perhaps a request.
+	 */
+	if (first[0] == TLS_CHANGE_CIPHER) {
+		if (p->payload_len < TLS_CHANGE_CIPHER_LEN + TLS_FINISHED_SHA256 ||
+		    first[6] != TLS_DATA)
+			return 0;
 		warm->talk = TALK_TLS_FIRST;
-		/* A request may have come in the same segment. */
-		if (fresh > TLS_CHANGE_CIPHER_LEN + TLS_FINISHED_SHA384 + TLS_CONTROL)
-			return fresh - TLS_CHANGE_CIPHER_LEN - TLS_FINISHED_SHA384;
-		return 0;
+		flight = TLS_CHANGE_CIPHER_LEN + TLS_HEADER + (first[9] << 8 | first[10]);
+		return talk_behind(fresh, flight);
 	}
 	if (first[0] != TLS_DATA || p->payload_len == TLS_FINISHED_SHA256 ||
 	    p->payload_len == TLS_FINISHED_SHA384)
 		return 0;
 	warm->talk = TALK_TLS_FIRST;
 	return fresh;
+}
+
+/* A segment that comes late, while it is not known what its connection speaks: is it
+ * the first one?
+ */
+static __always_inline void talk_late(CTX *ctx, const struct packet *p, struct flow_warm *warm)
+{
+	__u8 *first = packet_payload(ctx_data(ctx), p);
+	__u8 talk;
+
+	if (first + 4 > (__u8 *)ctx_end(ctx))
+		return;
+	talk = talk_of(first);
+	if (talk != TALK_PLAIN)
+		warm->talk = talk;
 }
 
 /* How many of the `fresh` bytes of a client's segment are a request. */
@@ -158,17 +199,21 @@ static __always_inline __u32 talk_request_bytes(CTX *ctx, const struct packet *p
 
 	if (warm->talk == TALK_PLAIN || first + 4 > (__u8 *)ctx_end(ctx))
 		return fresh;
-	if (is_first)
+	if (is_first) {
+		if (warm->waiting || fresh > p->payload_len)
+			return fresh; /* the first segment was overtaken: talk_late() */
 		warm->talk = talk_of(first);
+	}
 	switch (warm->talk) {
 	case TALK_TLS_HANDSHAKE:
-		return talk_handshake_bytes(first, p, warm, fresh);
+		return talk_handshake_bytes(ctx, p, warm, fresh);
 	case TALK_TLS_FIRST:
 	case TALK_TLS:
-		return p->payload_len <= TLS_CONTROL ? 0 : fresh;
+		/* A short last segment can overtake all the others of a request. */
+		return p->payload_len <= TLS_CONTROL && fresh <= p->payload_len ? 0 : fresh;
 	case TALK_HTTP2_FIRST:
 	case TALK_HTTP2:
-		if (p->payload_len > TALK_CONTROL_MAX)
+		if (p->payload_len > TALK_CONTROL_MAX || fresh > p->payload_len)
 			return fresh;
 		return talk_has_message(ctx, p, is_first ? HTTP2_PREFACE : 0, false) ? fresh : 0;
 	}

@@ -174,25 +174,6 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 		count_first_byte(backend, answer->us);
 }
 
-/* A segment of the client's: request bytes that are new.  What was lost and came
- * again, and a keep-alive probe, are not.
- */
-static __always_inline __u32 waiting_fresh(CTX *ctx, const struct packet *p, struct flow_warm *warm)
-{
-	__u32 end = p->seq + p->payload_len;
-	__u32 fresh = end - warm->seq;
-	bool is_handshake;
-
-	if ((__s32)fresh <= 0)
-		return 0;
-	warm->seq = end;
-	is_handshake = warm->talk == TALK_TLS_HANDSHAKE;
-	fresh = talk_request_bytes(ctx, p, warm, fresh < FRESH_MAX ? fresh : p->payload_len);
-	if (is_handshake && !fresh) /* it may have been the last of it */
-		warm->request = bpf_ktime_get_ns();
-	return fresh;
-}
-
 /* A request begins, or goes on.  Session tickets come right after the handshake:
  * a first request that does not follow it at once meets none.
  */
@@ -212,6 +193,45 @@ static __always_inline void waiting_clock(struct flow_warm *warm, bool goes_on)
 		warm->talk = TALK_TLS;
 	warm->request = now;
 	warm->request_jiffies = jiffies;
+}
+
+/* Bytes that have been counted before: lost and sent again, or overtaken, and only now
+ * has the server all of the request.  (One byte: a keep-alive probe.)
+ */
+static __always_inline void waiting_late(CTX *ctx, const struct packet *p, struct flow_warm *warm,
+					 __u32 backend)
+{
+	if (p->payload_len <= 1 || !warm->waiting)
+		return;
+	waiting_clock(warm, true);
+	if (warm->talk != TALK_UNKNOWN)
+		return;
+	talk_late(ctx, p, warm);
+	if (warm->talk == TALK_TLS_HANDSHAKE)
+		waiting_drop(warm, backend);
+}
+
+/* A segment of the client's: request bytes that are new. */
+static __always_inline __u32 waiting_fresh(CTX *ctx, const struct packet *p, struct flow_warm *warm,
+					   __u32 backend)
+{
+	__u32 end = p->seq + p->payload_len;
+	__u32 fresh = end - warm->seq;
+	bool is_handshake, is_ahead;
+
+	if ((__s32)fresh <= 0) {
+		waiting_late(ctx, p, warm, backend);
+		return 0;
+	}
+	if (fresh >= FRESH_MAX)
+		fresh = p->payload_len;
+	warm->seq = end;
+	is_handshake = warm->talk == TALK_TLS_HANDSHAKE;
+	is_ahead = fresh > p->payload_len;
+	fresh = talk_request_bytes(ctx, p, warm, fresh);
+	if (is_handshake && (!fresh || is_ahead)) /* it may have been, or be, the last of it */
+		warm->request = bpf_ktime_get_ns();
+	return fresh;
 }
 
 static __always_inline struct syn_time *syn_time_of(__u32 tag)
@@ -271,7 +291,7 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 					   struct answer *answer)
 {
 	bool awaits = slot_awaits(state);
-	__u32 fresh;
+	__u32 fresh = 0;
 
 	if (p->tcp_flags & TCP_RST) {
 		if (awaits)
@@ -290,7 +310,10 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 			       false, answer);
 		awaits = warm->waiting != 0;
 	}
-	fresh = p->payload_len ? waiting_fresh(ctx, p, warm) : 0;
+	if (p->payload_len) {
+		fresh = waiting_fresh(ctx, p, warm, backend);
+		awaits = awaits && (fresh || warm->waiting);
+	}
 	if (fresh) {
 		/* It asks again: what looked like a head alone was all of an answer. */
 		if (awaits && warm->talk <= TALK_PLAIN && warm->interim > TALK_CONTINUE) {

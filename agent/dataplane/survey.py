@@ -6,6 +6,7 @@ milliseconds.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.dataplane import abi
-from agent.dataplane.tables import SharedTables
+from agent.dataplane.tables import SharedTables, Table
 
 type Slots = npt.NDArray[np.uint64]
 type Counts = npt.NDArray[np.int64]
@@ -26,6 +27,8 @@ OPEN = (
 )
 _AWAITING = np.uint64(abi.FlowState.ESTABLISHED_AWAITING << abi.FLOW_STATE_SHIFT)
 _IDS = 1 << 16  # that a slot can name
+# A request of which a head has been seen and so long no more: the head was all of the answer.
+ANSWERED_NS = 30 * 10**9
 _CHUNK = 1 << 15  # slots read at once: small enough to stay in a cache
 
 
@@ -65,7 +68,7 @@ class Survey:
 
     ``by_state`` has 8 counts; by backend id: ``live`` (acked and established), ``open``
     (embryonic ones too), ``awaiting`` (a request waits for its answer) and ``waiting`` (bytes
-    of those requests). ``expired``: indices of slots idle past their timeout or of a backend
+    of those requests), without those that count as answered. ``expired``: indices of slots idle past their timeout or of a backend
     that is gone, ``words`` what they held. ``service``: whose the backends were, 0 nobody's.
     ``nat_used``: ports that flows have of each source address of fullnat, by its number.
     """
@@ -129,15 +132,28 @@ def used_slots(flows: Slots) -> tuple[Counts, Slots]:
     return np.concatenate(indices), np.concatenate(words)
 
 
-def survey(tables: SharedTables, now: int) -> Survey:
-    """Read the whole table; ``now`` in ticks."""
+def _waits(warm: Table, now_ns: int) -> npt.NDArray[np.bool_]:
+    """Which of these requests wait indeed.
+
+    A whole answer that is as small and early as a head is taken for one, and if nothing follows
+    on the connection the packet path has no moment to see that it was all.
+    """
+    age = now_ns - warm["request"].astype(np.int64)
+    waits: npt.NDArray[np.bool_] = (warm["interim"] == 0) | (age <= ANSWERED_NS)
+    return waits
+
+
+def survey(tables: SharedTables, now: int, now_ns: int | None = None) -> Survey:
+    """Read the whole table; ``now`` in ticks, ``now_ns`` of the clock that requests are timed
+    by, if not of this moment.
+    """
     backends = tables.backends
     service = backends["service"].astype(np.int64)
     ids = np.flatnonzero(service)
     before = Sums.read(tables, ids)
     used, words = used_slots(tables.flows)
     awaits = (words & _AWAITING) == _AWAITING  # and, when closing, one bit more
-    waiting = tables.flows_warm["waiting"][used[awaits]]
+    warm = tables.flows_warm[used[awaits]]
     after = Sums.read(tables, ids)
     # A backend and a state are one number in the slot, and one in these tables of all of them.
     each = ((words >> np.uint64(abi.FLOW_STATE_SHIFT)) & np.uint64(_IDS * 8 - 1)).view(np.int64)
@@ -146,14 +162,17 @@ def survey(tables: SharedTables, now: int) -> Survey:
     limits[ids] = backends["timeout_ticks"][ids]
     over = idle_ticks(words, now) > limits.reshape(-1)[each]
     of_backends = np.where(service[:, np.newaxis] != 0, counts[: len(backends)], 0)
-    bytes_by = np.bincount(each[awaits] >> 3, weights=waiting, minlength=_IDS)[: len(backends)]
+    waits = _waits(warm, time.monotonic_ns() if now_ns is None else now_ns)
+    owner = each[awaits][waits] >> 3
+    awaiting = np.bincount(owner, minlength=_IDS)[: len(backends)]
+    waiting = np.bincount(owner, weights=warm["waiting"][waits], minlength=_IDS)[: len(backends)]
     is_open = of_backends[:, OPEN].sum(axis=1)
     return Survey(
         by_state=counts.sum(axis=0),
         live=is_open - of_backends[:, abi.FlowState.EMBRYONIC],
         open=is_open,
-        awaiting=of_backends[:, abi.FlowState.ESTABLISHED_AWAITING :].sum(axis=1),
-        waiting=np.where(service != 0, bytes_by, 0).astype(np.int64),
+        awaiting=np.where(service != 0, awaiting, 0),
+        waiting=np.where(service != 0, waiting, 0).astype(np.int64),
         expired=used[over],
         words=words[over],
         service=service,
