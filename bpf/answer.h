@@ -8,7 +8,7 @@
 
 #include "csum.h"
 #include "ctx.h"
-#include "encap.h"
+#include "forward.h"
 #include "packet.h"
 #include "scratch.h"
 
@@ -29,6 +29,29 @@ static __always_inline int answer_macs(CTX *ctx)
 	__builtin_memcpy(eth->dest, eth->source, sizeof(mac));
 	__builtin_memcpy(eth->source, mac, sizeof(mac));
 	return 0;
+}
+
+/* tc: whether the packet's checksum is left for the sender's card to finish, on the
+ * answer's way out; in its place is `begun` until then, the sum over the addresses.
+ * Only the kernel knows: its helper changes any other checksum, and not this.
+ */
+static __always_inline bool answer_is_unfinished(CTX *ctx, const struct packet *p, __u16 *begun)
+{
+#if LB_TC
+	__u32 at = p->l3_off + p->l4_off +
+		   (p->l4_proto == L4_UDP ? __builtin_offsetof(struct udp_header, check) :
+					    __builtin_offsetof(struct tcp_header, check));
+	__u16 changed;
+
+	if (bpf_skb_load_bytes(ctx, at, begun, sizeof(*begun)) ||
+	    bpf_l4_csum_replace(ctx, at, 0, 1, 0) ||
+	    bpf_skb_load_bytes(ctx, at, &changed, sizeof(changed)))
+		return false;
+	if (changed == *begun)
+		return true;
+	bpf_skb_store_bytes(ctx, at, begun, sizeof(*begun), 0);
+#endif
+	return false;
 }
 
 /* Cuts the packet to `len` bytes of IP. */
@@ -112,8 +135,10 @@ static __always_inline int answer_reset(CTX *ctx, struct packet *p)
 	__u32 end =
 		p->seq + p->payload_len + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
 	struct tcp_header *tcp;
+	__u16 begun = 0;
+	bool unfinished = answer_is_unfinished(ctx, p, &begun);
+	__u64 addresses;
 	void *l3;
-	__u64 sum;
 
 	if (answer_macs(ctx) || answer_cut(ctx, p, ip_len + sizeof(*tcp)))
 		return REASON_INTERNAL;
@@ -138,9 +163,10 @@ static __always_inline int answer_reset(CTX *ctx, struct packet *p)
 	tcp->window = 0;
 	tcp->check = 0;
 	tcp->urgent = 0;
-	sum = sum_of(p->saddr, 4) + sum_of(p->daddr, 4) + sum_of((__be32 *)tcp, 5);
-	sum += be32(L4_TCP) + (__u64)be32(sizeof(*tcp));
-	tcp->check = ~csum_fold(sum);
+	addresses = sum_of(p->saddr, 4) + sum_of(p->daddr, 4);
+	addresses += be32(L4_TCP) + (__u64)be32(sizeof(*tcp));
+	tcp->check = unfinished ? csum_fold(addresses) :
+				  ~csum_fold(addresses + sum_of((__be32 *)tcp, 5));
 	return 0;
 }
 
@@ -180,6 +206,8 @@ static __always_inline int answer_icmp(CTX *ctx, struct packet *p, __u8 type, __
 	__u32 quote = (p->len < QUOTE_MAX ? p->len : QUOTE_MAX) & ~3u;
 	__u32 icmp_len = quote + sizeof(struct icmp_header);
 	struct icmp_header *icmp;
+	__u16 begun = 0;
+	bool unfinished = answer_is_unfinished(ctx, p, &begun);
 	void *l3, *data_end;
 	__u64 sum;
 
@@ -207,20 +235,23 @@ static __always_inline int answer_icmp(CTX *ctx, struct packet *p, __u8 type, __
 	icmp->code = code;
 	icmp->check = 0;
 	icmp->rest = rest;
-	sum += sum_of((__be32 *)icmp, sizeof(*icmp) / 4) + sum_quote(icmp + 1, data_end, quote);
+	sum += sum_of((__be32 *)icmp, sizeof(*icmp) / 4);
+	/* What a checksum covers comes, once that is finished, to the complement of its beginning. */
+	sum += sum_quote(icmp + 1, data_end, unfinished ? p->l4_off : quote);
+	sum += unfinished ? (__u16)~begun : 0;
 	icmp->check = ~csum_fold(sum);
 	return 0;
 }
 
 static __always_inline int answer_too_big(CTX *ctx, struct packet *p, const struct backend *backend)
 {
-	__u32 outer = backend->family == 4 ? sizeof(struct ipv4_header) :
-					     sizeof(struct ipv6_header);
-	__u32 mtu;
+	__u32 mtu = backend->mtu;
 
+	if (is_tunnel(backend->forward))
+		mtu -= backend->family == 4 ? sizeof(struct ipv4_header) :
+					      sizeof(struct ipv6_header);
 	if (LB_GUE && backend->forward == FORWARD_GUE)
-		outer += sizeof(struct udp_header);
-	mtu = backend->mtu - outer;
+		mtu -= sizeof(struct udp_header);
 	return p->family == 4 ?
 		       answer_icmp(ctx, p, ICMP_UNREACHABLE, ICMP_UNREACHABLE_FRAG, be32(mtu)) :
 		       answer_icmp(ctx, p, ICMPV6_TOO_BIG, 0, be32(mtu));
@@ -259,7 +290,7 @@ static __always_inline bool answer(CTX *ctx, struct packet *p, const struct serv
 {
 	if (p->quote_off || p->is_later_fragment || ctx_is_super(ctx) || !answer_is_due(ctx, p))
 		return false;
-	if ((LB_IPIP || LB_GUE) && reason == REASON_TOO_BIG && backend)
+	if ((LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TOO_BIG && backend)
 		return !answer_too_big(ctx, p, backend);
 	if ((LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TTL_EXCEEDED)
 		return !answer_ttl(ctx, p, route);

@@ -19,6 +19,7 @@
 #include "quic.h"
 #include "select.h"
 #include "forward.h"
+#include "wayback.h"
 #include "reply.h"
 #include "fragment.h"
 #include "answer.h"
@@ -34,47 +35,6 @@ struct walk {
 	struct flow flow;
 	struct route *route;
 };
-
-/* How the client's packets come is how the answers go (nat, fullnat).  Written only
- * when it has changed: the CPU of the answers reads it.
- */
-static __always_inline void remember_way_back(CTX *ctx, const struct packet *p,
-					      struct flow_warm *warm)
-{
-	struct eth_header *eth = ctx_data(ctx);
-	const __u16 *dest = (void *)eth, *source = dest + 3, *vlan = dest + 6;
-	__u64 *way = (void *)warm->mac, from[3];
-	__u32 tags;
-
-	if ((void *)eth + L3_OFF_MAX > ctx_end(ctx))
-		return;
-	from[0] = source[0] | (__u64)source[1] << 16 | (__u64)source[2] << 32 |
-		  (__u64)dest[0] << 48;
-	from[1] = dest[1] | (__u32)dest[2] << 16;
-	from[2] = 0;
-#if LB_TC
-	tags = ctx->vlan_present ? 1 : 0;
-	if (tags) {
-		from[1] |= (__u64)(__u16)ctx->vlan_proto << 32;
-		from[1] |= (__u64)bswap16(ctx->vlan_tci) << 48;
-	}
-	vlan = vlan + 1;
-#else
-	tags = (p->l3_off - sizeof(*eth)) / sizeof(struct vlan_header);
-	if (tags)
-		from[1] |= (__u64)vlan[0] << 32 | (__u64)vlan[1] << 48;
-	if (tags > 1)
-		from[2] = vlan[2] | (__u32)vlan[3] << 16;
-#endif
-	if (way[0] == from[0] && way[1] == from[1] && (__u32)way[2] == from[2] &&
-	    warm->tags == tags && warm->ifindex == ctx_ifindex(ctx))
-		return;
-	way[0] = from[0];
-	way[1] = from[1];
-	*(__u32 *)&way[2] = from[2];
-	warm->tags = tags;
-	warm->ifindex = ctx_ifindex(ctx);
-}
 
 /* What the client's packet does to its recorded flow. */
 static __always_inline void refresh(CTX *ctx, const struct packet *p, struct walk *walk,
@@ -220,7 +180,7 @@ static __always_inline int bind(CTX *ctx, const struct packet *p, struct walk *w
 	if (!warm)
 		return REASON_INTERNAL;
 	if (!p->quote_off)
-		remember_way_back(ctx, p, warm);
+		way_back_remember(ctx, p, warm);
 	route_rewrite(walk->route, p, walk->backend);
 	if (LB_FULLNAT && walk->backend->forward == FORWARD_FULLNAT)
 		return nat_bind(p, walk->service, &walk->flow, warm, walk->route->backend,

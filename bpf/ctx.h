@@ -50,6 +50,21 @@ static __always_inline __u32 ctx_ifindex(const CTX *ctx)
 #endif
 }
 
+/* Tags that are not in the frame: 1 and the tag, protocol and then TCI as on the
+ * wire, or 0.
+ */
+static __always_inline __u32 ctx_hidden_tag(const CTX *ctx, __u32 *tag)
+{
+#if LB_TC
+	if (!ctx->vlan_present)
+		return 0;
+	*tag = (__u16)ctx->vlan_proto | (__u32)bswap16(ctx->vlan_tci) << 16;
+	return 1;
+#else
+	return 0;
+#endif
+}
+
 /* A super-frame, which leaves in segments that fit: true. */
 static __always_inline bool ctx_is_super(const CTX *ctx)
 {

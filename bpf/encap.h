@@ -139,6 +139,15 @@ static __always_inline __u64 encap_flags(const struct backend *backend, bool is_
 	return is_gue ? flags | BPF_F_ADJ_ROOM_ENCAP_L4_UDP : flags;
 }
 
+/* With `outer` bytes more.  mtu 0 is unknown.  A super-frame leaves in segments
+ * that the kernel makes to fit.
+ */
+static __always_inline bool is_too_big(const CTX *ctx, const struct packet *p,
+				       const struct backend *backend, __u32 outer)
+{
+	return backend->mtu && p->len + outer > backend->mtu && !ctx_is_super(ctx);
+}
+
 static __always_inline int encapsulate(CTX *ctx, struct packet *p, const struct backend *backend,
 				       const struct hop *hop)
 {
@@ -152,10 +161,7 @@ static __always_inline int encapsulate(CTX *ctx, struct packet *p, const struct 
 
 	if (p->ttl <= 1)
 		return REASON_TTL_EXCEEDED;
-	/* mtu 0 is unknown.  A super-frame leaves in segments that the kernel makes
-	 * to fit.
-	 */
-	if (backend->mtu && p->len + outer > backend->mtu && !ctx_is_super(ctx))
+	if (is_too_big(ctx, p, backend, outer))
 		return REASON_TOO_BIG;
 	reason = frame_build(ctx, p, hop, outer, encap_flags(backend, is_gue),
 			     eth_proto_of(backend->family));
@@ -163,12 +169,15 @@ static __always_inline int encapsulate(CTX *ctx, struct packet *p, const struct 
 		return reason;
 	l3 = packet_l3(ctx_data(ctx), p);
 	data_end = ctx_end(ctx);
-	if (l3 + sizeof(struct ipv6_header) + sizeof(struct udp_header) > data_end)
-		return REASON_INTERNAL;
+	/* No more than the least there is: the last fragment can have a byte. */
 	if (backend->family == 4) {
+		if (l3 + sizeof(struct ipv4_header) + sizeof(struct udp_header) > data_end)
+			return REASON_INTERNAL;
 		put_ipv4(l3, p, backend, l4_proto, p->len + outer - ip_len);
 		l3 += sizeof(struct ipv4_header);
 	} else {
+		if (l3 + sizeof(struct ipv6_header) + sizeof(struct udp_header) > data_end)
+			return REASON_INTERNAL;
 		put_ipv6(l3, p, backend, l4_proto, p->len + outer - ip_len);
 		l3 += sizeof(struct ipv6_header);
 	}

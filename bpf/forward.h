@@ -58,7 +58,7 @@ static __always_inline int forward(CTX *ctx, struct packet *p, const struct rout
 				   const struct backend *backend)
 {
 	if (is_nat(route->forward))
-		return nat_send(ctx, p, &route->to, &route->hop, route->hide_source);
+		return nat_send(ctx, p, &route->to, &route->hop, route->hide_source, backend);
 	if (is_tunnel(route->forward))
 		return backend ? encapsulate(ctx, p, backend, &route->hop) : REASON_INTERNAL;
 	if (route->forward == FORWARD_DSR)

@@ -29,6 +29,7 @@ static __always_inline void fragment_remember(const struct packet *p, struct scr
 
 	value->seen = bpf_jiffies64();
 	value->flow = place->way < FLOW_WAYS ? place->index * FLOW_WAYS + place->way + 1 : 0;
+	value->tag = place->tag;
 	value->backend = route->backend;
 	value->service = route->service;
 	value->reply = route->is_reply;
@@ -62,6 +63,15 @@ static __always_inline int fragment_route(struct route *route, const struct frag
 	return 0;
 }
 
+/* The way back is that of the flow, as long as no other client's has its place. */
+static __always_inline bool fragment_has_flow(const struct fragment *first)
+{
+	__u32 slot = first->flow - 1, bucket = slot / FLOW_WAYS;
+	struct flow_bucket *flow = flows.lookup(&bucket);
+
+	return flow && slot_tag(flow->slot[slot % FLOW_WAYS]) == first->tag;
+}
+
 /* A later fragment: goes after the first one; REASON_NOT_VIP if that was none of
  * ours.
  */
@@ -74,6 +84,8 @@ static __always_inline int fragment_follow(CTX *ctx, struct packet *p, struct sc
 	fragment_key_of(p, &room->fragment_key);
 	first = fragments.lookup(&room->fragment_key);
 	if (!first || bpf_jiffies64() - first->seen > FRAGMENT_S * LB_HZ)
+		return REASON_NOT_VIP;
+	if ((LB_NAT || LB_FULLNAT) && first->reply && !fragment_has_flow(first))
 		return REASON_NOT_VIP;
 	if (p->len + p->l3_off > ctx_len(ctx) || p->len < p->l4_off)
 		return REASON_MALFORMED;

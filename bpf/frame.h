@@ -22,17 +22,11 @@ static __always_inline void hop_set(struct hop *hop, const __u8 *mac)
 }
 
 #if LB_TC
-/* The outer tag is not in the frame: how many tags there are more. */
-static __always_inline __u32 ctx_hidden_tags(const CTX *ctx)
-{
-	return ctx->vlan_present ? 1 : 0;
-}
-
 /* Takes the tags off that the frame came with. */
 static __always_inline int frame_untag(CTX *ctx, const struct packet *p)
 {
-	__u32 tags = (p->l3_off - sizeof(struct eth_header)) / sizeof(struct vlan_header) +
-		     ctx_hidden_tags(ctx);
+	__u32 tag, tags = (p->l3_off - sizeof(struct eth_header)) / sizeof(struct vlan_header) +
+			  ctx_hidden_tag(ctx, &tag);
 
 	for (int i = 0; i < 3; i++) {
 		if (i < tags && bpf_skb_vlan_pop(ctx))
@@ -57,7 +51,7 @@ static __always_inline int frame_tag(CTX *ctx, const struct hop *hop)
 static __always_inline int frame_room(CTX *ctx, struct packet *p, const struct hop *hop,
 				      __u32 outer, __u64 flags, __u32 *l3_off)
 {
-	if (p->l3_off != sizeof(struct eth_header) || ctx_hidden_tags(ctx)) {
+	if (p->l3_off != sizeof(struct eth_header) || ctx->vlan_present) {
 		int reason = frame_untag(ctx, p);
 
 		if (reason)

@@ -281,15 +281,19 @@ static __always_inline int rewrite_quoted(CTX *ctx, const struct packet *p,
 	if (check) {
 		old = *check;
 		*check = csum_update(old, quoted + ports);
+		/* As its sender had to write it (RFC 768). */
+		if (p->l4_proto == L4_UDP && !*check)
+			*check = 0xffff;
 		change += csum_change(old, *check);
 	}
 	icmp->check = csum_update(icmp->check, change);
 	return 0;
 }
 
-/* Rewrites the packet, in a frame to `hop`. */
+/* Rewrites the packet, in a frame to `hop`; `backend` is NULL if it is an answer's. */
 static __always_inline int nat_send(CTX *ctx, struct packet *p, const struct rewrite *to,
-				    const struct hop *hop, bool hide_source)
+				    const struct hop *hop, bool hide_source,
+				    const struct backend *backend)
 {
 	void *l3, *data_end;
 	__u64 addresses;
@@ -297,6 +301,8 @@ static __always_inline int nat_send(CTX *ctx, struct packet *p, const struct rew
 
 	if (p->ttl <= 1)
 		return REASON_TTL_EXCEEDED;
+	if (backend && is_too_big(ctx, p, backend, 0))
+		return REASON_TOO_BIG;
 	reason = frame_build(ctx, p, hop, 0, 0, eth_proto_of(p->family));
 	if (reason)
 		return reason;

@@ -151,9 +151,12 @@ static __always_inline int parse_extension(void *l3, void *data_end, struct pack
 	if (p->l4_proto == IPV6_EXT_FRAGMENT) {
 		__u16 place = bswap16(header->offset);
 
-		p->is_fragment |= (place & (IPV6_FRAG_OFFSET | IPV6_FRAG_MORE)) != 0;
-		p->is_later_fragment = (place & IPV6_FRAG_OFFSET) != 0;
-		p->fragment_id = header->id;
+		/* Of neither it is no fragment (RFC 6946). */
+		if (place & (IPV6_FRAG_OFFSET | IPV6_FRAG_MORE)) {
+			p->is_fragment = 1;
+			p->is_later_fragment = (place & IPV6_FRAG_OFFSET) != 0;
+			p->fragment_id = header->id;
+		}
 	} else if (p->l4_proto == IPV6_EXT_ROUTING && header->offset & be16(0xff)) {
 		/* Segments are left: it is on its way to another address (RFC 8200,
 		 * section 4.4), and what is here on the way is the host's.

@@ -153,7 +153,12 @@ static __always_inline __u32 select_backend(const struct packet *p, const struct
 			     select_lowest(service, hash, LEAST_CONN_DRAWS, false);
 	step_ends();
 	/* maglev and source; and what the others chose may have gone just now. */
-	return is_usable(id) ? id : select_hash(service, hash);
+	if (!is_usable(id))
+		id = select_hash(service, hash);
+	/* Where there is no ring, another one may have been, or is.  Asked last: known any
+	 * sooner, it doubles what the verifier follows (Argument list too long).
+	 */
+	return service->ring_slots ? id : 0;
 }
 
 #endif

@@ -29,11 +29,12 @@
 #include "slot.h"
 #include "talk.h"
 
-/* Beyond a round trip, what a server sends can be interim for so long: a client's
- * acknowledgement may be delayed (Linux 40 ms), and a busy server is not at once at
- * its work.  So few bytes are seldom an answer, however late.
+/* Beyond a round trip, what a server sends can be interim for so long: a busy server is
+ * not at once at its work, and a client's acknowledgement may be delayed (Linux 40 ms).
+ * So few bytes are seldom an answer, however late.
  */
 #define GRACE_NS 50000000ULL
+#define GRACE_ACK_NS 90000000ULL
 #define GRACE_FEW_NS 100000000ULL
 #define GRACE_FEW 128
 #define GRACE_UNKNOWN_RTT_US 20000
@@ -122,11 +123,12 @@ struct answer {
 };
 
 /* How long after the client's bytes so many of the server's can be interim. */
-static __always_inline __u64 waiting_grace(const struct flow_warm *warm, __u32 bytes)
+static __always_inline __u64 waiting_grace(const struct flow_warm *warm, __u32 bytes, bool is_reply)
 {
 	__u32 rtt_us = warm->rtt_us ? warm->rtt_us : GRACE_UNKNOWN_RTT_US;
+	__u64 beyond = is_reply ? GRACE_NS : GRACE_ACK_NS;
 
-	return rtt_us * 1500ULL + (bytes <= GRACE_FEW ? GRACE_FEW_NS : GRACE_NS);
+	return rtt_us * 1500ULL + (bytes <= GRACE_FEW ? GRACE_FEW_NS : beyond);
 }
 
 /* Server bytes up to `position`: the answer, or interim? */
@@ -143,7 +145,8 @@ static __always_inline bool waiting_is_interim(CTX *ctx, const struct packet *p,
 		return p->payload_len <= TALK_CONTROL_MAX && !talk_has_message(ctx, p, 0, true);
 	if (is_plain && bytes == TALK_CONTINUE)
 		return true;
-	return waited_ns <= waiting_grace(warm, bytes) && bytes <= talk_allowance(warm->talk);
+	return waited_ns <= waiting_grace(warm, bytes, is_reply) &&
+	       bytes <= talk_allowance(warm->talk);
 }
 
 /* The server has come to `position`; what waited for it if that is the answer. */
@@ -189,7 +192,7 @@ static __always_inline void waiting_clock(struct flow_warm *warm, bool goes_on)
 		return;
 	now = bpf_ktime_get_ns();
 	if (warm->talk == TALK_TLS_FIRST && !goes_on &&
-	    now - warm->request > waiting_grace(warm, TLS_TICKETS))
+	    now - warm->request > waiting_grace(warm, TLS_TICKETS, true))
 		warm->talk = TALK_TLS;
 	warm->request = now;
 	warm->request_jiffies = jiffies;

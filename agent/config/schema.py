@@ -30,8 +30,9 @@ class TablesSection(Section):
 
     flows: kinds.FlowSlots = Field(
         _TABLES.flows,
-        description="Slots of the flow table. A slot takes 8 bytes, and 64 more for what `lbctl "
-        "flows` shows; twice the expected number of open flows is a good size.",
+        description="Slots of the flow table. A slot takes 136 bytes: 8 that each packet "
+        "looks at, the rest for requests, NAT and `lbctl flows`; twice the expected number of "
+        "open flows is a good size.",
     )
     services: kinds.TableSize = Field(
         _TABLES.services, description="How many services there can be, plus one."

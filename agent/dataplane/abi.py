@@ -280,7 +280,8 @@ FRAGMENT = np.dtype(
         ("backend", "u2"),
         ("service", "u2"),
         ("reply", "u1"),
-        ("pad", "u1", (7,)),
+        ("pad", "u1", (3,)),
+        ("tag", "u4"),
     ]
 )
 BACKEND_COUNTERS = np.dtype(

@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -51,6 +51,13 @@ class _Spot:
 
 class _RefusedError(Exception):
     """A hook does not take the program on one of the interfaces."""
+
+
+def with_reason(new: Attachment, before: Attachment | None) -> Attachment:
+    """The new one, with the reason why the hook was taken in the first place."""
+    if before is None or before.mode is not new.mode:
+        return new
+    return replace(new, reason=before.reason)
 
 
 def interface_index(name: str) -> int:

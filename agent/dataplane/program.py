@@ -135,8 +135,10 @@ class Dataplane:
 
     def _attach(self) -> None:
         config = self._config
-        self.attachments = attach.attach(
-            config.interfaces, config.hook, self.pins, self._program_of
+        before = {there.interface: there for there in self.attachments}
+        placed = attach.attach(config.interfaces, config.hook, self.pins, self._program_of)
+        self.attachments = tuple(
+            attach.with_reason(new, before.get(new.interface)) for new in placed
         )
         self.ifindex = self.attachment.ifindex  # another, if the interface was made anew
         self._is_new = False

@@ -68,9 +68,10 @@ class Survey:
 
     ``by_state`` has 8 counts; by backend id: ``live`` (acked and established), ``open``
     (embryonic ones too), ``awaiting`` (a request waits for its answer) and ``waiting`` (bytes
-    of those requests), without those that count as answered. ``expired``: indices of slots idle past their timeout or of a backend
-    that is gone, ``words`` what they held. ``service``: whose the backends were, 0 nobody's.
-    ``nat_used``: ports that flows have of each source address of fullnat, by its number.
+    of those requests), without those that count as answered. ``expired``: indices of slots idle
+    past their timeout or of a backend that is gone, ``words`` what they held. ``service``: whose
+    the backends were, 0 nobody's. ``nat_used``: ports that flows have of each source address of
+    fullnat, by its number.
     """
 
     by_state: Counts

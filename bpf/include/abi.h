@@ -109,7 +109,7 @@ _Static_assert(sizeof(struct flow_cold) == 64, "one cache line");
  * atomic operations, so no byte is ever counted in twice or never taken out.
  */
 enum talk {
-	TALK_UNKNOWN = 0, /* no payload seen */
+	TALK_UNKNOWN = 0, /* no payload seen, or not the first */
 	TALK_PLAIN = 1,
 	TALK_TLS_HANDSHAKE = 2,
 	TALK_TLS_FIRST = 3, /* no answer yet: session tickets may come before it */
@@ -383,7 +383,8 @@ struct fragment {
 	__u16 backend;
 	__u16 service;
 	__u8 reply; /* of the backend, to the client */
-	__u8 pad[7];
+	__u8 pad[3];
+	__u32 tag; /* of the flow */
 };
 _Static_assert(sizeof(struct fragment) == 56, "fragment");
 

@@ -180,6 +180,7 @@ def test_a_new_feature_swaps_the_program_under_the_same_tables(instance: str, ho
     old = rig.dataplane.program.info
     assert not rig.dataplane.ensure_features((web,))
     assert rig.dataplane.ensure_features((web, service(name="six", vip=VIP6)))
+    assert rig.dataplane.attachment.reason.startswith("configured")  # still
     new = rig.dataplane.program.info
     assert (new.type, new.id != old.id) == (old.type, True)
     assert rig.dataplane.is_attached()

@@ -13,6 +13,7 @@ from agent.dataplane.trueup import SURVEYS, TrueUp
 from agent.model import Forward, Scheduler
 from tests.packet.frames import ACK, FIN, PSH, RST, SYN, VIP4, VIP6, Segments, random_clients
 from tests.packet.harness import Rig, backend, service
+from tests.packet.talks import ANSWER, HEAD, MODES, POST, opened
 
 ASK = PSH | ACK
 
@@ -158,3 +159,28 @@ def test_closing_flows_wait_on_and_are_no_open_connections(rig: Rig):
     assert (found.open[ident], found.awaiting[ident]) == (0, 1)
     assert found.waiting[ident] > 400
     assert errors(rig) == NONE
+
+
+@MODES
+def test_bytes_behind_a_head_alone_leave_the_sum_after_30_seconds(hooked: Rig, forward: Forward):
+    """What was all of an answer had the size of a head; nothing follows it. If something does,
+    after all, it is the answer, and the sum is true again.
+    """
+    wire = opened(hooked, forward).ask(POST)
+    wire.after(1).gets(HEAD)
+    keeper, ident = TrueUp(hooked.tables), hooked.backend_id("a")
+
+    def surveyed() -> int:
+        for _ in range(SURVEYS):
+            keeper.take(hooked.survey())
+        row = hooked.tables.backend_load[ident]
+        return int(row["waiting"] + row["waiting_fix"])
+
+    wire.after(29_000)
+    assert surveyed() == wire.waiting == len(POST)
+    wire.after(30_001)
+    assert surveyed() == 0
+    assert wire.waiting == len(POST), "the packet path's own"
+    wire.gets(ANSWER)
+    assert (wire.waiting, wire.answers) == (0, 1)
+    assert surveyed() == 0

@@ -235,8 +235,8 @@ def test_anything_else_is_the_answer_at_once(hooked: Rig, answer: bytes, late_ms
 
 @pytest.mark.parametrize(
     ("size", "ms", "is_answer"),
-    [(512, 40, False), (512, 60, True), (513, 1, True), (128, 90, False), (128, 115, True),
-     (129, 90, True), (2, 1, False)],
+    [(512, 80, False), (512, 100, True), (513, 1, True), (128, 95, False), (128, 115, True),
+     (129, 95, True), (2, 1, False)],
 )  # fmt: skip
 def test_in_dsr_size_and_time_tell_a_head_from_an_answer(hooked: Rig, size, ms, is_answer):
     wire = opened(hooked, Forward.DSR).ask(POST)

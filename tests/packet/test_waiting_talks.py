@@ -9,49 +9,25 @@ import pytest
 from agent.dataplane.abi import FlowState, Talk
 from agent.model import Forward
 from tests.packet.harness import Rig
-from tests.packet.talks import LATE_MS, MODES, Wire, opened
-
-CHANGE_CIPHER, ALERT, HANDSHAKE, DATA = 0x14, 0x15, 0x16, 0x17
-
-
-def record(kind: int, length: int, version: int = 3) -> bytes:
-    """A TLS record of so many bytes, its header included (RFC 8446, section 5.1)."""
-    return bytes([kind, 3, version]) + (length - 5).to_bytes(2) + b"\xa5" * (length - 5)
-
-
-HELLO = record(HANDSHAKE, 517, version=1)
-CHANGE = bytes.fromhex("140303000101")
-FINISHED_13 = CHANGE + record(DATA, 58)  # with SHA-256
-FINISHED_13_384 = CHANGE + record(DATA, 74)
-FINISHED_12 = record(HANDSHAKE, 42) + CHANGE + record(HANDSHAKE, 45)
-SERVER_FLIGHT = record(HANDSHAKE, 127) + CHANGE + record(DATA, 1900)
-TICKETS = record(DATA, 287) * 2
-REQUEST = record(DATA, 1400)
-ANSWER = record(DATA, 1200)
-
-
-def hello(rig: Rig, forward: Forward) -> Wire:
-    """A connection on which the server has just answered the ClientHello."""
-    wire = opened(rig, forward).ask(HELLO)
-    assert (wire.waiting, wire.talk) == (0, Talk.TLS_HANDSHAKE)
-    wire.gets(SERVER_FLIGHT)
-    return wire
-
-
-def shaken(rig: Rig, forward: Forward) -> Wire:
-    """TLS 1.3, the handshake done."""
-    wire = hello(rig, forward).ask(FINISHED_13)
-    assert (wire.waiting, wire.talk) == (0, Talk.TLS_FIRST)
-    return wire
-
-
-def answered(rig: Rig, forward: Forward) -> Wire:
-    """TLS 1.3, the first request answered."""
-    wire = shaken(rig, forward).ask(REQUEST)
-    wire.after(LATE_MS).gets(ANSWER)
-    assert (wire.waiting, wire.talk, wire.answers) == (0, Talk.TLS, 1)
-    return wire
-
+from tests.packet.talks import LATE_MS, MODES, Wire, delayed_ms, opened
+from tests.packet.tls import (
+    ALERT,
+    ANSWER,
+    CHANGE,
+    CHANGE_CIPHER,
+    DATA,
+    FINISHED_12,
+    FINISHED_13,
+    FINISHED_13_384,
+    HANDSHAKE,
+    REQUEST,
+    SERVER_FLIGHT,
+    TICKETS,
+    answered,
+    hello,
+    record,
+    shaken,
+)
 
 # -- TLS: the client's handshake
 
@@ -205,7 +181,7 @@ def test_tickets_that_came_before_the_request_are_behind_it(hooked: Rig, forward
 )
 def test_size_and_time_tell_a_ticket_from_an_answer(hooked: Rig, forward, size, ms, is_answer):
     wire = shaken(hooked, forward).ask(REQUEST)
-    wire.after(ms).gets(record(DATA, size))
+    wire.after(ms + delayed_ms(forward, size)).gets(record(DATA, size))
     assert wire.waiting == (0 if is_answer else len(REQUEST))
 
 
@@ -225,7 +201,7 @@ def test_a_first_request_long_after_the_handshake_meets_no_tickets(hooked: Rig, 
 )
 def test_the_head_of_a_later_answer_is_small_and_early(hooked: Rig, forward, size, ms, is_answer):
     wire = answered(hooked, forward).ask(REQUEST)
-    wire.after(ms).gets(record(DATA, size))
+    wire.after(ms + delayed_ms(forward, size)).gets(record(DATA, size))
     assert (wire.waiting, wire.answers) == ((0, 2) if is_answer else (len(REQUEST), 1))
 
 
@@ -357,7 +333,7 @@ def test_where_frames_are_read_a_message_is_the_answer_at_once(hooked: Rig, answ
 
 @pytest.mark.parametrize(
     ("size", "ms", "is_answer"),
-    [(256, 40, False), (256, 60, True), (257, 1, True), (128, 95, False), (128, 115, True)],
+    [(256, 80, False), (256, 100, True), (257, 1, True), (128, 95, False), (128, 115, True)],
 )
 def test_in_dsr_size_and_time_tell_frames_from_an_answer(hooked: Rig, size, ms, is_answer):
     wire = called(hooked, Forward.DSR)

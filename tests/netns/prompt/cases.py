@@ -31,8 +31,8 @@ class Server(enum.Enum):
 class Talk:
     """The requests of one connection, in order.
 
-    ``port``: of the client; None: the only connection there is. ``broke_ns``: when it ended, if
-    the last request got no answer.
+    ``port``: of the client; None: the only connection there is, as a rule. ``broke_ns``: when it
+    ended, if the last request got no answer.
     """
 
     requests: tuple[int, ...]

@@ -7,6 +7,7 @@ moment they say how many bytes wait; every reading must agree. Pure.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,10 @@ DELAYED_ACK_US = 40_000
 _LATENCY_FLOOR_US = 64
 _LATENCY_BUCKETS = 44
 _NEVER_NS = 1 << 62
+# What is no answer comes so soon, if it is not read what it is; acknowledgements may be delayed.
+_GRACE_NS, _GRACE_ACK_NS = 48_000_000, 88_000_000
+_CONTINUE = 25
+_NEAR_NS = 60_000_000  # a delayed acknowledgement, and some more
 
 type Reading = tuple[int, int, int]  # from, to (ns), waiting bytes
 
@@ -82,6 +87,9 @@ class Story:
         for stretch in self._stretches:
             low, high = self._of_stretch(stretch, at_ns)
             least, most = least + low, most + high
+        if at_ns < self._connection.headless_until_ns + SKEW_NS:
+            # Nobody can know yet whether what has come is of a handshake.
+            most = max(most, self._connection.bytes_at(at_ns + SKEW_NS))
         return least, most
 
     def _of_stretch(self, stretch: _Stretch, at_ns: int) -> tuple[int, int]:
@@ -93,7 +101,19 @@ class Story:
             self._connection.bytes_at(at_ns + skew_ns) - stretch.asked
             for skew_ns in (-SKEW_NS, SKEW_NS)
         )
+        # A segment of control frames alone does not count, one that has others as well does.
+        low -= self._connection.control_in(stretch.asked, stretch.asked + low)
         return max(0, low - self._tolerance), min(high, stretch.whole) + self._tolerance
+
+
+def is_too_slow(connection: Connection, request: Answered, seen_late: bool) -> bool:
+    """Whether a head, tickets or the like came so late that nothing but an answer is,
+    because the host was busy: that says nothing about what is counted.
+    """
+    grace_ns = _GRACE_ACK_NS if seen_late else _GRACE_NS
+    from_ns = connection.last_sent_ns(request.received_ns) + grace_ns
+    heard = connection.heard_between(from_ns, request.first_ns or 0, acknowledged=seen_late)
+    return any(new != _CONTINUE for new in heard)
 
 
 def complaints(readings: Iterable[Reading], stories: Sequence[Story]) -> list[str]:
@@ -124,6 +144,24 @@ def bucket(microseconds: float) -> int:
     """The half octave of a time: the number of edges at or below it (abi.h)."""
     edges = [_LATENCY_FLOOR_US * 2**octave * step for octave in range(22) for step in (1, 1.5)]
     return bisect.bisect_right(edges[: _LATENCY_BUCKETS - 1], microseconds)
+
+
+def errors_ms(times_us: Sequence[float], requests: Sequence[Answered]) -> list[float]:
+    """By how much the kernel's times, in the order of the answers, are beyond the server's; empty:
+    they are not of the same requests. Answers at nearly one moment can have changed places, and
+    are left out.
+    """
+    firsts = sorted((r.first_ns or 0, r.received_ns) for r in requests)
+    if not firsts or len(times_us) != len(firsts):
+        return []
+    gaps_ns = [after - before for (before, _), (after, _) in itertools.pairwise(firsts)]
+    return [
+        (time_us - (first_ns - received_ns) / 1000) / 1000
+        for time_us, (first_ns, received_ns), gap_before, gap_after in zip(
+            times_us, firsts, [_NEVER_NS, *gaps_ns], [*gaps_ns, _NEVER_NS], strict=True
+        )
+        if min(gap_before, gap_after) > _NEAR_NS
+    ]
 
 
 def misplaced(histogram: Sequence[int], delays_us: Sequence[float], seen_late: bool) -> list[str]:

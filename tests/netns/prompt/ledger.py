@@ -23,11 +23,15 @@ _TCP = 6
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The waiting bytes of some backends between two times."""
+    """The waiting bytes of some backends between two times, and what they had answered by then:
+    how many requests, and the sum of their times.
+    """
 
     from_ns: int
     to_ns: int
     waiting: npt.NDArray[np.int64]
+    answers: npt.NDArray[np.int64]
+    answers_us: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,10 @@ class Ledger:
         """Their waiting bytes at a moment that is known."""
         from_ns = time.monotonic_ns()
         waiting = self.waiting(backends)
-        return Moment(from_ns, time.monotonic_ns(), waiting)
+        to_ns = time.monotonic_ns()
+        rows = self._latency[list(backends)]
+        answers = rows["first_byte"].sum(axis=1).astype(np.int64)
+        return Moment(from_ns, to_ns, waiting, answers, rows["first_byte_us"].astype(np.int64))
 
     def counted(self, backend: int) -> Counted:
         """What was counted of it so far."""
@@ -127,3 +134,17 @@ class Watch:
         """(from, to, waiting bytes) of one backend."""
         place = self.backends.index(backend)
         return [(r.from_ns, r.to_ns, int(r.waiting[place])) for r in self.readings]
+
+    def times_us(self, backend: int) -> list[float]:
+        """How long each of its requests had waited, in the order of their answers. The kernel
+        keeps the sum alone: answers within a millisecond share what it grew by.
+        """
+        place, count, total = self.backends.index(backend), 0, 0
+        times: list[float] = []
+        for reading in self.readings:
+            more = int(reading.answers[place]) - count
+            more_us = int(reading.answers_us[place]) - total
+            if more and more_us:
+                times += [more_us / more] * more
+                count, total = count + more, total + more_us
+        return times

@@ -43,25 +43,16 @@ class Played:
     from_ns: int = 0
     to_ns: int = 0
     readings: list[Reading] = field(default_factory=list)
+    times_us: list[float] = field(default_factory=list)  # of its answers, by the kernel
     connections: dict[int, wire.Connection] = field(default_factory=dict)
     requests: dict[int, Answered] = field(default_factory=dict)
     left: int = 0  # bytes that still waited when all was over
     counted: Counted | None = None
+    relay: Relay | None = None
+    metrics: str = ""
 
 
-@dataclass
-class Show:
-    """All cases of a mode, played."""
-
-    forward: Forward
-    played: dict[str, Played]
-    relay: Relay
-    metrics: str
-
-    @property
-    def sees_replies(self) -> bool:
-        """Whether servers' packets come back through the balancer."""
-        return self.forward.is_nat
+type Show = dict[str, Played]  # cases by name
 
 
 def _service(case: Case, door: Door, backend: Node) -> dict[str, Any]:
@@ -150,6 +141,7 @@ def _fill(played: Played, door: Door, watch: Watch, segments: list[Segment], log
         for reading in watch.curve(played.backend)
         if played.from_ns - margin_ns < reading[0] < played.to_ns + margin_ns
     ]
+    played.times_us = watch.times_us(played.backend)
     played.connections = wire.connections(segments, door.port)
     prefix = f"{door.name}-"
     played.requests = {
@@ -198,7 +190,7 @@ def perform(forward: Forward, all_cases: Sequence[Case]) -> Show:
         relay.faults = replace(_FAULTS, spared=spared)
         _serve(lab, doors, cases, log)
         ledger = Ledger(lab.balancer.namespace)
-        show = {
+        show: Show = {
             case.name: Played(
                 case, ledger.backend_of(lab.lab.vips[case.ipv6], doors[case.name].port)
             )
@@ -220,7 +212,10 @@ def perform(forward: Forward, all_cases: Sequence[Case]) -> Show:
             played.counted = ledger.counted(played.backend)
             (played.left,) = ledger.waiting([played.backend])
         answers = sum(ledger.counted(backend).answers for backend in backends)
-        return Show(forward, show, relay, _metrics(lab, answers))
+        metrics = _metrics(lab, answers)
+        for played in show.values():
+            played.relay, played.metrics = relay, metrics
+        return show
 
 
 def _await_nothing_waits(ledger: Ledger, backends: Sequence[int]) -> None:

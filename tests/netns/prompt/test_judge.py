@@ -11,6 +11,8 @@ from tests.netns.prompt.judge import (
     Story,
     bucket,
     complaints,
+    errors_ms,
+    is_too_slow,
     misplaced,
     seen_while_computing,
 )
@@ -81,6 +83,22 @@ def test_window_updates_are_no_requests() -> None:
     assert complaints(readings((660, 700, 48)), [story])
 
 
+def frame(kind: int, size: int) -> bytes:
+    return size.to_bytes(3, "big") + bytes((kind, 0)) + bytes(4 + size)
+
+
+def test_control_frames_of_http2_may_count_or_not() -> None:
+    first = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 40)
+    talk = connection((100, first), (101, frame(8, 4)), (102, frame(1, 91) + frame(0, 291)))
+    assert talk.control_in(0, 1000) == 24 + 49 + 13
+    assert talk.control_in(10, 60) == 50
+    story = Story(talk, [Answered(110 * MS, 405 * MS)])
+    for waiting in (400, 413, 486):
+        assert complaints(readings((140, 405, waiting), (655, 700, 0)), [story]) == []
+    for waiting in (399, 487):
+        assert complaints(readings((140, 405, waiting)), [story])
+
+
 def test_a_connection_that_broke_off_clears() -> None:
     story = Story(connection((100, PROMPT)), [Answered(105 * MS, None)], broke_ns=300 * MS)
     assert complaints(readings((110, 300, 500), (560, 700, 0)), [story]) == []
@@ -98,6 +116,23 @@ def test_what_was_lost_and_came_again_counts_once() -> None:
     talk = wire.connections(segments, 443)[CLIENT[1]]
     assert [talk.bytes_at(at_ms * MS) for at_ms in (1, 2, 3, 4)] == [0, 160, 160, 160]
     assert talk.stream == first + second
+
+
+def test_a_handshake_whose_beginning_is_missing_may_count_until_it_comes() -> None:
+    hello, request = record(22, 1500), record(23, 400)
+    flight = record(20, 1) + record(23, 69)
+    segments = [
+        Segment(0, CLIENT, SERVER, 999, 0, SYN, b""),
+        Segment(2 * MS, CLIENT, SERVER, 2000, 1, 0, hello[1000:]),
+        Segment(202 * MS, CLIENT, SERVER, 1000, 1, 0, hello[:1000]),
+        Segment(210 * MS, CLIENT, SERVER, 2505, 1, 0, flight),
+        Segment(300 * MS, CLIENT, SERVER, 2585, 1, 0, request),
+    ]
+    talk = wire.connections(segments, 443)[CLIENT[1]]
+    story = Story(talk, [Answered(305 * MS, 605 * MS)])
+    good = readings((2, 202, 1505), (202, 299, 0), (331, 605, 405), (605, 900, 0))
+    assert complaints(good, [story]) == []
+    assert complaints(readings((240, 260, 1505)), [story])
 
 
 @pytest.mark.parametrize(
@@ -130,3 +165,38 @@ def test_a_request_in_the_wrong_bucket_is_seen() -> None:
     assert misplaced(histogram, [1_000_000], seen_late=True)
     assert misplaced(histogram, [], seen_late=False)
     assert misplaced(histogram, [300_000, 300_000], seen_late=False)
+
+
+def test_times_are_held_against_the_log_in_the_order_of_the_answers() -> None:
+    late, early = Answered(0, 500 * MS), Answered(100 * MS, 300 * MS)
+    assert errors_ms([201_000, 498_000], [late, early]) == [1, -2]
+    assert errors_ms([201_000], [late, early]) == []
+    assert errors_ms([], []) == []
+    beside = Answered(200 * MS, 320 * MS)
+    assert errors_ms([121_000, 200_000, 500_000], [late, early, beside]) == [0], "or changed places"
+
+
+@pytest.mark.parametrize(
+    ("said", "acknowledged", "slow"),
+    [
+        ([], [], (False, False)),
+        ([(140, 185)], [(180, 186)], (False, False)),
+        ([(140, 185)], [(195, 186)], (False, True)),
+        ([(160, 185)], [(160, 186)], (True, False)),
+        ([(195, 25)], [(195, 26)], (False, False)),  # 100 Continue
+        ([(406, 900)], [(406, 901)], (False, False)),  # the answer
+    ],
+)
+def test_what_came_as_late_as_answers_do_decides_nothing(
+    said: list[tuple[int, int]], acknowledged: list[tuple[int, int]], slow: tuple[bool, bool]
+) -> None:
+    segments = [
+        Segment(0, CLIENT, SERVER, 999, 0, SYN, b""),
+        Segment(100 * MS, CLIENT, SERVER, 1000, 1, 0, PROMPT),
+        Segment(102 * MS, CLIENT, SERVER, 1500, 1, 0, b""),
+        *(Segment(at * MS, SERVER, CLIENT, 1, 1500, 0, bytes(size)) for at, size in said),
+        *(Segment(at * MS, CLIENT, SERVER, 1500, ack, 0, b"") for at, ack in acknowledged),
+    ]
+    talk = wire.connections(segments, 443)[CLIENT[1]]
+    request = Answered(105 * MS, 405 * MS)
+    assert tuple(is_too_slow(talk, request, seen_late) for seen_late in (False, True)) == slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,8 @@ from tests.netns.prompt.tap import SYN, Segment
 
 _CHANGE_CIPHER, _ALERT, _HANDSHAKE, _DATA = 20, 21, 22, 23  # RFC 8446, section 5.1
 _RECORD_HEADER = 5
+_PREFACE, _FRAME_HEADER = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 9  # RFC 9113
+_MESSAGE_FRAMES = (0, 1, 9)  # DATA, HEADERS, CONTINUATION
 
 
 @dataclass
@@ -18,13 +21,21 @@ class Connection:
 
     port: int  # of the client
     first_seq: int
+    headless_until_ns: int = 0  # its first segment was overtaken by others, and came then
+    _sent_ns: list[int] = field(default_factory=list)  # everything with payload, again or not
+    _acks: list[tuple[int, int]] = field(default_factory=list)  # when, how much was new
+    _replies: list[tuple[int, int]] = field(default_factory=list)  # the server's: when, how much
+    _acked: int | None = None
     _at_ns: list[int] = field(default_factory=list)
     _highest: list[int] = field(default_factory=list)  # bytes of the stream, known from then on
     _stream: dict[int, bytes] = field(default_factory=dict)
 
     def add(self, segment: Segment) -> None:
         """Note a segment with payload that the client sent."""
+        self._sent_ns.append(segment.at_ns)
         start = (segment.seq - self.first_seq) % 2**32
+        if not start and self._stream and 0 not in self._stream:
+            self.headless_until_ns = segment.at_ns
         self._stream.setdefault(start, segment.payload)
         end = start + len(segment.payload)
         if end > self.bytes_at(segment.at_ns):
@@ -35,6 +46,29 @@ class Connection:
         """How many bytes of its stream the client had sent by then; holes count as sent."""
         place = bisect.bisect_right(self._at_ns, at_ns)
         return self._highest[place - 1] if place else 0
+
+    def add_ack(self, segment: Segment) -> None:
+        """Note what a segment of the client's acknowledges."""
+        new = (segment.ack - (self._acked or segment.ack)) % 2**32
+        if self._acked is None or 0 < new < 2**31:
+            self._acked = segment.ack
+            self._acks.append((segment.at_ns, new))
+
+    def last_sent_ns(self, at_ns: int) -> int:
+        """When the client had sent bytes the last time by then; 0: never."""
+        place = bisect.bisect_right(self._sent_ns, at_ns)
+        return self._sent_ns[place - 1] if place else 0
+
+    def add_reply(self, segment: Segment) -> None:
+        """Note a segment with payload that the server sent."""
+        self._replies.append((segment.at_ns, len(segment.payload)))
+
+    def heard_between(self, from_ns: int, to_ns: int, *, acknowledged: bool) -> list[int]:
+        """How many bytes each segment of the server's had in that time; or, ``acknowledged``,
+        each acknowledgement was for.
+        """
+        heard = self._acks if acknowledged else self._replies
+        return [new for at_ns, new in heard if from_ns < at_ns < to_ns]
 
     def next_request(self, at_ns: int, control: int) -> tuple[int, int] | None:
         """When the next request began after that time, and how much had been sent before it.
@@ -48,6 +82,23 @@ class Connection:
                 return when, before
             before = max(before, highest)
         return None
+
+    def control_in(self, start: int, end: int) -> int:
+        """How many bytes of a part of the stream are HTTP/2's own: preface and control frames."""
+        return sum(max(0, min(end, till) - max(start, from_)) for from_, till in self._control)
+
+    @functools.cached_property
+    def _control(self) -> list[tuple[int, int]]:
+        stream, offset = self.stream, len(_PREFACE)
+        if not stream.startswith(_PREFACE):
+            return []
+        found = [(0, offset)]
+        while offset + _FRAME_HEADER <= len(stream):
+            size = _FRAME_HEADER + int.from_bytes(stream[offset : offset + 3], "big")
+            if stream[offset + 3] not in _MESSAGE_FRAMES:
+                found.append((offset, offset + size))
+            offset += size
+        return found
 
     @property
     def stream(self) -> bytes:
@@ -88,11 +139,17 @@ def connections(segments: Iterable[Segment], server_port: int) -> dict[int, Conn
     """The connections to a server's port, by the client's port."""
     found: dict[int, Connection] = {}
     for segment in segments:
+        if segment.source[1] == server_port and segment.payload:
+            if segment.target[1] in found:
+                found[segment.target[1]].add_reply(segment)
+            continue
         if segment.target[1] != server_port:
             continue
         port = segment.source[1]
         if segment.flags & SYN:
             found.setdefault(port, Connection(port, segment.seq + 1))
-        elif segment.payload and port in found:
-            found[port].add(segment)
+        elif port in found:
+            found[port].add_ack(segment)
+            if segment.payload:
+                found[port].add(segment)
     return found

@@ -72,6 +72,24 @@ def test_waiting_bytes_are_those_of_slots_in_which_a_request_waits():
     assert found.waiting[9] == 0, "nobody's"
 
 
+def test_a_request_whose_answer_was_a_head_long_ago_counts_as_answered():
+    """In either state that awaits; without a head it waits, however long."""
+    tables = tables_with(
+        *[word(1, FlowState.ESTABLISHED_AWAITING, NOW)] * 4,
+        word(1, FlowState.CLOSING_AWAITING, NOW),
+        word(2, FlowState.ESTABLISHED_AWAITING, NOW),
+    )
+    now_ns = 10**12
+    tables.flows_warm["waiting"][:6] = [1, 20, 300, 4000, 50_000, 600_000]
+    tables.flows_warm["interim"][:6] = [149, 149, 149, 0, 149, 149]
+    ages = [survey.ANSWERED_NS, survey.ANSWERED_NS + 1, -5, 10**12, 10**12, 10**12]
+    tables.flows_warm["request"][:6] = [now_ns - age for age in ages]
+    found = survey.survey(tables, NOW, now_ns)
+    assert list(found.waiting[:3]) == [0, 4301, 0]
+    assert list(found.awaiting[:3]) == [0, 3, 0]
+    assert list(found.open[:3]) == [0, 4, 1], "they are connections still"
+
+
 def test_a_survey_has_the_sums_of_the_packet_path_beside_it():
     tables = tables_with(word(1, FlowState.ESTABLISHED, NOW))
     tables.backend_load["open"][1], tables.backend_load["open_fix"][1] = 5, -2

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The clients and the servers of the comparison: TCP by epoll, one thread each.
+ *
+ *   load serve PORT
+ *   load ask KIND BYTES CONNECTIONS AT_ONCE RATE SECONDS ADDRESS:PORT...
+ *
+ * KIND is short (a small request, a small answer, then the server closes), up
+ * (the client sends BYTES) or down (the server does).  RATE is connections begun in a
+ * second at even distances, 0: as fast as they end.  Answers are counted to the byte;
+ * the last line is JSON.  Not one of the known HTTP tools: they have no uploads that a
+ * layer 4 balancer would see as one connection, and a server that costs more than the
+ * client's core can give would set the pace for every balancer alike.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define EVENTS 256
+#define BACKLOG 4096
+#define MAX_FDS 20000
+#define MAX_PEERS 16
+#define CHUNK (256 << 10)
+
+static const char request[] = "GET /health HTTP/1.0\r\n"
+			      "Host: balanced.example\r\n"
+			      "User-Agent: steelyard-bench/1\r\n\r\n";
+static const char answer[] = "HTTP/1.0 200 OK\r\n"
+			     "Content-Type: text/plain\r\n"
+			     "Content-Length: 64\r\n"
+			     "Cache-Control: no-store\r\n"
+			     "Connection: close\r\n\r\n"
+			     "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde\n";
+static const char done[] = "done\n";
+
+/* One connection, of either side. */
+struct talk {
+	bool asked;
+	long long to_send, to_read; /* of the bulk */
+	long long got;
+};
+
+static struct talk talks[MAX_FDS];
+static char bulk[CHUNK];
+static int poller;
+
+static void die(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+static void watch(int fd, int operation, unsigned events)
+{
+	struct epoll_event event = { .events = events, .data.fd = fd };
+
+	if (epoll_ctl(poller, operation, fd, &event))
+		die("epoll_ctl");
+}
+
+/* Sends as much of the bulk as the socket takes; false: the connection is lost. */
+static bool push(int fd, struct talk *talk)
+{
+	while (talk->to_send > 0) {
+		size_t size = talk->to_send < CHUNK ? talk->to_send : CHUNK;
+		ssize_t sent = send(fd, bulk, size, MSG_NOSIGNAL);
+
+		if (sent < 0)
+			return errno == EAGAIN;
+		talk->to_send -= sent;
+	}
+	return true;
+}
+
+/* Drops what came, without copying it: how many bytes, 0 at the end, -1: lost, -2: no more. */
+static ssize_t drop(int fd)
+{
+	ssize_t got = recv(fd, bulk, CHUNK, MSG_TRUNC);
+
+	return got < 0 && errno == EAGAIN ? -2 : got;
+}
+
+/* --- the server ------------------------------------------------------------------------- */
+
+static void take(int listener)
+{
+	int fd;
+
+	while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
+		if (fd >= MAX_FDS) {
+			close(fd);
+			continue;
+		}
+		talks[fd] = (struct talk){};
+		watch(fd, EPOLL_CTL_ADD, EPOLLIN);
+	}
+}
+
+/* Reads what is wanted: the first letter says it.  True: the connection is over. */
+static bool hear(int fd, struct talk *talk)
+{
+	char line[512];
+	ssize_t got = recv(fd, line, sizeof(line) - 1, MSG_PEEK);
+	char *end;
+
+	if (got <= 0)
+		return got == 0 || errno != EAGAIN;
+	line[got] = 0;
+	end = strchr(line, '\n');
+	if (!end)
+		return false;
+	if (line[0] == 'U' || line[0] == 'D') {
+		recv(fd, line, end + 1 - line, 0);
+		talk->asked = true;
+		*(line[0] == 'U' ? &talk->to_read : &talk->to_send) = atoll(line + 1);
+		return false;
+	}
+	recv(fd, line, sizeof(line), 0);
+	send(fd, answer, sizeof(answer) - 1, MSG_NOSIGNAL);
+	return true;
+}
+
+static bool serve_one(int fd, struct talk *talk)
+{
+	ssize_t got;
+
+	if (!talk->asked && hear(fd, talk))
+		return true;
+	if (!talk->asked)
+		return false;
+	while (talk->to_read > 0) {
+		got = drop(fd);
+		if (got == -2)
+			return false;
+		if (got <= 0)
+			return true;
+		talk->to_read -= got;
+		if (talk->to_read <= 0) {
+			send(fd, done, sizeof(done) - 1, MSG_NOSIGNAL);
+			return true;
+		}
+	}
+	if (!push(fd, talk) || !talk->to_send)
+		return true;
+	watch(fd, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
+	return false;
+}
+
+static void serve(int port)
+{
+	struct sockaddr_in6 here = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
+	int listener = socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK, 0), one = 1;
+	struct epoll_event events[EVENTS];
+
+	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (bind(listener, (void *)&here, sizeof(here)) || listen(listener, BACKLOG))
+		die("listen");
+	watch(listener, EPOLL_CTL_ADD, EPOLLIN);
+	for (;;) {
+		int ready = epoll_wait(poller, events, EVENTS, -1);
+
+		for (int i = 0; i < ready; i++) {
+			int fd = events[i].data.fd;
+
+			if (fd == listener)
+				take(listener);
+			else if (serve_one(fd, &talks[fd]))
+				close(fd);
+		}
+	}
+}
+
+/* --- the client ------------------------------------------------------------------------- */
+
+static struct sockaddr_in peers[MAX_PEERS];
+static int peer_count, failed, finished, started;
+static const char *kind;
+static long long bytes, expected;
+
+static void address(const char *text)
+{
+	char host[64];
+	const char *colon = strrchr(text, ':');
+
+	if (!colon || colon - text >= (long)sizeof(host) || peer_count == MAX_PEERS)
+		exit(2);
+	memcpy(host, text, colon - text);
+	host[colon - text] = 0;
+	peers[peer_count].sin_family = AF_INET;
+	peers[peer_count].sin_port = htons(atoi(colon + 1));
+	if (inet_pton(AF_INET, host, &peers[peer_count++].sin_addr) != 1)
+		exit(2);
+}
+
+static void ask(void)
+{
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	struct sockaddr_in *peer = &peers[started++ % peer_count];
+
+	if (fd < 0 || fd >= MAX_FDS)
+		die("socket");
+	talks[fd] = (struct talk){};
+	if (connect(fd, (void *)peer, sizeof(*peer)) && errno != EINPROGRESS)
+		die("connect");
+	watch(fd, EPOLL_CTL_ADD, EPOLLIN | EPOLLOUT);
+}
+
+/* Once the connection stands; false: it does not. */
+static bool begin(int fd, struct talk *talk)
+{
+	char line[64];
+	const char *text = request;
+	size_t size = sizeof(request) - 1;
+
+	if (*kind != 's') {
+		size = snprintf(line, sizeof(line), "%c%lld\n", *kind == 'u' ? 'U' : 'D', bytes);
+		text = line;
+	}
+	talk->asked = true;
+	talk->to_send = *kind == 'u' ? bytes : 0;
+	return send(fd, text, size, MSG_NOSIGNAL) == (ssize_t)size;
+}
+
+/* True: the connection is over. */
+static bool ask_on(int fd, struct talk *talk, unsigned events)
+{
+	ssize_t got;
+
+	if (!talk->asked && (events & EPOLLOUT) && !begin(fd, talk))
+		return true;
+	if (events & EPOLLOUT) {
+		if (!push(fd, talk))
+			return true;
+		if (!talk->to_send)
+			watch(fd, EPOLL_CTL_MOD, EPOLLIN);
+	}
+	if (!(events & (EPOLLIN | EPOLLERR | EPOLLHUP)))
+		return false;
+	while ((got = drop(fd)) > 0)
+		talk->got += got;
+	return got != -2;
+}
+
+/* Begins what is due; returns how long nothing will be, at most 0.1 s. */
+static struct timespec begin_due(int count, int at_once, int rate, double start)
+{
+	double wait_s = 0.1;
+
+	while (started < count && started - finished < at_once) {
+		double due_s = rate ? start + (double)started / rate - now() : 0;
+
+		if (due_s > 0) {
+			wait_s = due_s < wait_s ? due_s : wait_s;
+			break;
+		}
+		ask();
+	}
+	return (struct timespec){ .tv_nsec = wait_s * 1e9 };
+}
+
+static void client(int count, int at_once, int rate, double limit_s)
+{
+	struct epoll_event events[EVENTS];
+	double start = now(), end = start + limit_s;
+
+	prctl(PR_SET_TIMERSLACK, 1UL);
+	while (finished < count && now() < end) {
+		struct timespec wait = begin_due(count, at_once, rate, start);
+		int ready = epoll_pwait2(poller, events, EVENTS, &wait, NULL);
+
+		for (int i = 0; i < ready; i++) {
+			int fd = events[i].data.fd;
+
+			if (!ask_on(fd, &talks[fd], events[i].events))
+				continue;
+			failed += talks[fd].got != expected;
+			finished++;
+			close(fd);
+		}
+	}
+	printf("{\"finished\": %d, \"failed\": %d, \"seconds\": %.6f}\n", finished,
+	       failed + count - finished, now() - start);
+}
+
+int main(int argc, char **argv)
+{
+	signal(SIGPIPE, SIG_IGN);
+	poller = epoll_create1(0);
+	if (argc == 3 && !strcmp(argv[1], "serve")) {
+		serve(atoi(argv[2]));
+	} else if (argc >= 9 && !strcmp(argv[1], "ask")) {
+		kind = argv[2];
+		bytes = atoll(argv[3]);
+		expected = *kind == 's' ? (long long)sizeof(answer) - 1 :
+			   *kind == 'u' ? (long long)sizeof(done) - 1 :
+					  bytes;
+		for (int i = 8; i < argc; i++)
+			address(argv[i]);
+		client(atoi(argv[4]), atoi(argv[5]), atoi(argv[6]), atof(argv[7]));
+	} else {
+		return 2;
+	}
+	return 0;
+}

@@ -1,0 +1,59 @@
+"""Owns the load: compiles load.c, and has the lab's client open connections with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.peers.wiring import PeersError, Wired
+
+_SOURCE = Path(__file__).with_name("load.c")
+LIMIT_S = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """So many connections, so many of them at once; ``size`` is bytes of bulk for each."""
+
+    kind: str  # short, up or down, as load.c calls them
+    connections: int
+    at_once: int
+    size: int = 0
+    rate: int = 0  # connections begun in a second; 0: as fast as they end
+
+    @property
+    def payload(self) -> int:
+        """Bytes of bulk in all."""
+        return self.connections * self.size
+
+    def words(self, tool: Path, targets: Sequence[str]) -> list[str]:
+        """The command line."""
+        numbers = (self.size, self.connections, self.at_once, self.rate, int(LIMIT_S))
+        return [str(tool), "ask", self.kind, *map(str, numbers), *targets]
+
+
+def compile_tool(folder: Path) -> Path:
+    """The program of load.c; raises PeersError."""
+    tool = folder / "load"
+    command = ["gcc", "-O2", "-Wall", "-Werror", "-o", str(tool), str(_SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode != 0:
+        raise PeersError(f"load.c does not compile: {done.stderr.strip()}", where=str(_SOURCE))
+    return tool
+
+
+def send(wired: Wired, load: Load, targets: Sequence[str]) -> float:
+    """Seconds that it took; raises PeersError if a connection failed: it would be too cheap."""
+    said = wired.run(
+        wired.client.namespace, *load.words(wired.tool, targets), timeout_s=LIMIT_S + 10
+    )
+    result = json.loads(said)
+    if result["failed"]:
+        raise PeersError(
+            f"{result['failed']} of {load.connections} connections ({load.kind}) failed",
+            where=f"namespace {wired.client.namespace}",
+        )
+    return float(result["seconds"])

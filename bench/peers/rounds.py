@@ -1,0 +1,104 @@
+"""Decides the order of measurements and takes them: contenders in turn, round after round."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.peers import accounting, load, wiring
+from bench.peers.accounting import Spent
+from bench.peers.contender import Contender, Running
+from bench.peers.load import Load
+from lbctl.lab import topology
+
+_GB = 10**9
+QUIET_PATIENCE_S = 2.0
+AT_ONCE, PACE = 64, 4000  # of short connections: open together; begun in a second, if paced
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is sent in each round."""
+
+    rounds: int
+    warm_up: Load
+    loads: tuple[Load, ...]
+
+
+def plan(quick: bool) -> Plan:
+    """The whole measurement, or one round of a fifth of it.
+
+    All short connections of a round must find a free port in fullnat's default pool, 22,528 for
+    one source address, where a port rests for half a minute after its connection.
+    """
+    part = 5 if quick else 1
+    return Plan(
+        rounds=1 if quick else 3,
+        warm_up=Load("short", 500, AT_ONCE),
+        loads=(
+            Load("short", 10_000 // part, AT_ONCE),
+            Load("short", 5_000 // part, AT_ONCE, rate=PACE),
+            Load("up", 4, 4, _GB // 4 // part),
+            Load("down", 4, 4, _GB // 4 // part),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One load of one contender in one round."""
+
+    contender: str
+    round: int
+    load: Load
+    seconds: float
+    spent: Spent
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All rounds of a contender."""
+
+    contender: Contender
+    running: Running  # of the last round
+    measurements: tuple[Measurement, ...]
+
+
+def run(
+    contenders: Sequence[Contender], plan: Plan, progress: Callable[[str], None]
+) -> list[Result]:
+    """Measure; every contender has a network of its own, made for the round."""
+    on = wiring.cores()
+    found: dict[str, list[Measurement]] = {contender.name: [] for contender in contenders}
+    last: dict[str, Running] = {}
+    with tempfile.TemporaryDirectory(prefix="steelyard-peers-") as folder:
+        tool = load.compile_tool(Path(folder))
+        for number in range(plan.rounds):
+            # Each round begins with another one: what drifts meets everybody.
+            for contender in [*contenders[number:], *contenders[:number]]:
+                progress(f"round {number + 1} of {plan.rounds}: {contender.name}")
+                running, taken = _measure(contender, plan, number, on, tool)
+                last[contender.name] = running
+                found[contender.name] += taken
+    return [Result(c, last[c.name], tuple(found[c.name])) for c in contenders]
+
+
+def _measure(
+    contender: Contender, plan: Plan, number: int, on: wiring.Cores, tool: Path
+) -> tuple[Running, list[Measurement]]:
+    taken = []
+    with wiring.wired(contender.lab, on, tool) as wired:
+        running = contender.start(wired)
+        data = (wired.divide(contender.by_xdp), *running.data)
+        targets = running.targets or (f"{wired.vip}:{topology.PORT}",)
+        load.send(wired, plan.warm_up, targets)
+        for each in plan.loads:
+            accounting.await_idle({on.balancer, *on.others}, QUIET_PATIENCE_S)
+            before = accounting.now(on.balancer, data, running.control)
+            seconds = load.send(wired, each, targets)
+            after = accounting.now(on.balancer, data, running.control)
+            spent = accounting.between(before, after)
+            taken.append(Measurement(contender.name, number, each, seconds, spent))
+    return running, taken

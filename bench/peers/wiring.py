@@ -1,0 +1,197 @@
+"""Owns the network of one measurement: the lab's namespaces, cables and servers, and the cores.
+
+The balancer has one core: its processes, and the kernel thread that polls its interface. All
+else has the others: the client, the servers, the bridge and what polls its port.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import SteelyardError
+from bench.peers import accounting
+from lbctl.lab import build, netns, processes, topology
+from lbctl.lab.topology import Lab, Node, Role
+
+_PATIENCE_S = 10.0
+
+
+class PeersError(SteelyardError):
+    """The comparison cannot be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """The CPUs of the balancer and of everybody else."""
+
+    balancer: int
+    others: frozenset[int]
+
+
+def cores() -> Cores:
+    """The last CPU for the balancer; raises PeersError if there is no second one."""
+    available = sorted(os.sched_getaffinity(0))
+    if len(available) < 2:
+        raise PeersError(
+            "the comparison needs two CPUs",
+            where="this machine",
+            remedy="one is the balancer's alone: run it on a machine with two or more",
+        )
+    return Cores(available[-1], frozenset(available[:-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Wired:
+    """A network with servers, still without a balancer."""
+
+    lab: Lab
+    cores: Cores
+    tool: Path  # load.c, compiled
+
+    @property
+    def client(self) -> Node:
+        return self.lab.nodes(Role.CLIENT)[0]
+
+    @property
+    def balancer(self) -> Node:
+        return self.lab.nodes(Role.BALANCER)[0]
+
+    @property
+    def backends(self) -> tuple[Node, ...]:
+        return self.lab.nodes(Role.BACKEND)
+
+    @property
+    def vip(self) -> str:
+        return str(self.lab.vips[0])
+
+    def file(self, name: str) -> Path:
+        """A file of this measurement; it goes with the network."""
+        return self.lab.run_dir / name
+
+    def run(self, namespace: str, *command: str, text: str = "", timeout_s: float = 30.0) -> str:
+        """A command in a namespace, on the cores of the others; raises PeersError."""
+        try:
+            done = subprocess.run(
+                [*netns.entering(namespace), *self._on(self.cores.others), *command],
+                input=text,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=timeout_s,
+                env=processes.environment(self.lab.run_dir),
+            )
+        except subprocess.TimeoutExpired as error:
+            raise PeersError(
+                f"`{' '.join(command)}` took longer than {timeout_s:.0f} s", where=namespace
+            ) from error
+        if done.returncode != 0:
+            said = " ".join((done.stderr or done.stdout).split())
+            raise PeersError(f"`{' '.join(command)}` failed: {said}", where=namespace)
+        return done.stdout
+
+    def start(self, node: Node, name: str, command: Sequence[str]) -> int:
+        """A process that runs until the network is removed; on the balancer's core if it is its."""
+        where = {self.cores.balancer} if node.role is Role.BALANCER else self.cores.others
+        started = processes.start(
+            self.lab.run_dir, name, node.namespace, [*self._on(where), *command]
+        )
+        return started.pid
+
+    def _on(self, cpus: set[int] | frozenset[int]) -> list[str]:
+        return ["taskset", "--cpu-list", ",".join(map(str, sorted(cpus)))]
+
+    def await_listening(self, name: str) -> None:
+        """Wait until the process of that name listens on the VIP; PeersError has its last words."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while f"{self.vip}:{topology.PORT} " not in self.run(self._at_balancer, "ss", "-Hltn"):
+            if time.monotonic() > deadline:
+                log = self.file(f"{name}.log").read_text(errors="replace")
+                raise PeersError(
+                    f"{name} does not listen: {' '.join(log.split()) or 'it says nothing'}",
+                    where=self._at_balancer,
+                )
+            time.sleep(0.05)
+
+    def take_vip(self) -> None:
+        """The balancer itself answers for the VIP, as it must where no agent sees to it."""
+        netns.ip([f"address add {self.vip}/32 dev {topology.NODE_INTERFACE}"], self._at_balancer)
+
+    def forward(self) -> None:
+        """The balancer's kernel routes, and does not tell hosts of the same cable to skip it."""
+        quiet = {
+            f"ipv4/conf/{where}/send_redirects": "0" for where in ("all", topology.NODE_INTERFACE)
+        }
+        netns.write_sysctls(self._at_balancer, {"ipv4/ip_forward": "1", **quiet})
+
+    @property
+    def _at_balancer(self) -> str:
+        return self.balancer.namespace
+
+    def divide(self, by_xdp: bool) -> int:
+        """Keep what the balancer's interface receives on its core, and the bridge off it.
+
+        Left alone, a veth's receiver runs on the core of the sender. Returns the pid of the
+        kernel thread that polls the balancer's interface.
+        """
+        port, interface = self.balancer.name, topology.NODE_INTERFACE
+        if by_xdp:
+            self._poll_in_thread(self.lab.switch, port, self.cores.others)
+        else:
+            # No thread: a veth is polled only if its sender has no TSO, and proxies have it on
+            # a network card. The bridge's part of the work moves by receive packet steering.
+            mask = f"{sum(1 << cpu for cpu in self.cores.others):x}"
+            self._set(self.lab.switch, f"/sys/class/net/{port}/queues/rx-0/rps_cpus", mask)
+            # So that this end polls; frames of 1,500 bytes arrive here in any case.
+            self.run(self.lab.switch, "ethtool", "-K", port, "tso", "off")
+            # As any network card has it. What it merges, the balancer's core pays for.
+            offloads = ("tx", "on", "tso", "on", "gro", "on")
+            self.run(self._at_balancer, "ethtool", "-K", interface, *offloads)
+        return self._poll_in_thread(self._at_balancer, interface, frozenset({self.cores.balancer}))
+
+    def _poll_in_thread(self, namespace: str, interface: str, cpus: frozenset[int]) -> int:
+        before = accounting.polling_threads()
+        self._set(namespace, f"/sys/class/net/{interface}/threaded", "1")
+        prefix = f"napi/{interface}-"
+        found = [
+            pid
+            for pid, name in accounting.polling_threads().items()
+            if pid not in before and name.startswith(prefix)
+        ]
+        if len(found) != 1:
+            raise PeersError(
+                f"{len(found)} kernel threads began to poll {interface} instead of one",
+                where=namespace,
+                remedy="do not run two comparisons at one time",
+            )
+        os.sched_setaffinity(found[0], cpus)
+        return found[0]
+
+    def _set(self, namespace: str, path: str, value: str) -> None:
+        # A namespace's /sys is seen only by who mounts it anew, as `ip netns exec` does.
+        self.run(namespace, "ip", "netns", "exec", namespace, "sh", "-c", f"echo {value} >{path}")
+
+
+@contextmanager
+def wired(lab: Lab, on: Cores, tool: Path) -> Iterator[Wired]:
+    """Built with its servers, and removed with the block; refused if there is one already."""
+    build.check_machine()
+    build.refuse_second(lab.name)
+    try:
+        lab.run_dir.mkdir(parents=True)
+        build.build_network(lab)
+        made = Wired(lab, on, tool)
+        for backend in made.backends:
+            made.start(backend, backend.name, [str(tool), "serve", str(lab.server_port)])
+        yield made
+    finally:
+        build.down(lab.name, _silent)
+
+
+def _silent(_text: str) -> None:
+    """What the lab says of its steps; here nobody wants to know."""
