@@ -6,11 +6,10 @@ All functions take and give IP packets (bytes); ``framed`` puts an Ethernet head
 from __future__ import annotations
 
 import struct
-from ipaddress import ip_address
 
 from agent.model import Forward
 from tests.packet.frames import BALANCER4, BALANCER6, BALANCER_MAC, ROUTER_MAC
-from tests.packet.wires import Tags, checksum, ether, pseudo_header
+from tests.packet.wires import Tags, checksum, ether, packed, pseudo_header
 
 ICMP, ICMPV6 = 1, 58
 HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION = 0, 43, 44, 51, 60
@@ -39,8 +38,8 @@ def header(
     frag: int = DF,
 ) -> bytes:
     """An IP header in front of ``length`` bytes of protocol ``number``."""
-    ends = ip_address(src).packed + ip_address(dst).packed
-    if ip_address(src).version == 6:
+    ends = packed(src) + packed(dst)
+    if len(ends) == 32:
         return struct.pack("!IHBB", 6 << 28 | tos << 20, length, number, ttl) + ends
     blank = struct.pack("!BBHHHBBH", 0x45, tos, 20 + length, ident, frag, ttl, number, 0) + ends
     return summed(blank)
@@ -113,7 +112,7 @@ def extended(packet: bytes, *headers: tuple[int, bytes]) -> bytes:
 
 def icmp(src: str, dst: str, kind: int, code: int, rest: int, body: bytes, **fields: int) -> bytes:
     """An ICMP or ICMPv6 packet; ``rest`` is its second word, ``fields`` are of the IP header."""
-    number = ICMP if ip_address(src).version == 4 else ICMPV6
+    number = ICMP if len(packed(src)) == 4 else ICMPV6
     blank = struct.pack("!BBHI", kind, code, 0, rest) + body
     covered = b"" if number == ICMP else pseudo_header(src, dst, number, len(blank))
     value = checksum(covered + blank).to_bytes(2)
@@ -136,7 +135,7 @@ def wrapped(
     summed: bool = False,
 ) -> bytes:
     """What a tunnel makes of a packet for a backend; ``summed``: with GUE's UDP checksum."""
-    own = BALANCER4 if ip_address(address).version == 4 else BALANCER6
+    own = BALANCER4 if len(packed(address)) == 4 else BALANCER6
     inner = decremented(packet)
     number = 4 if version_of(packet) == 4 else 41
     if forward is Forward.GUE:

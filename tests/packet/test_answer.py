@@ -221,9 +221,38 @@ def test_too_big_keeps_the_tags(rig: Rig, at: Place, tags: Tags):
 
 
 @PLACES
-@pytest.mark.parametrize("forward", [Forward.DSR, *NATS])
-def test_what_is_not_encapsulated_is_never_too_big_here(rig: Rig, at: Place, forward: Forward):
+@TRANSPORTS
+@pytest.mark.parametrize("forward", NATS)
+def test_what_is_routed_to_a_narrower_way_is_answered_with_what_fits(
+    hooked: Rig, at: Place, flags, forward: Forward
+):
+    serve(hooked, at, forward, flags, mtu=1400)
+    packet = Packet(at.client, at.vip, flags=flags, payload=bytes(1400))
+    head = len(packet.ip) - 1400
+    done = hooked.send(replace(packet, payload=bytes(1400 - head)).frame())
+    assert len(done.data) == 14 + 1400
+    packet = replace(packet, payload=bytes(1401 - head))
+    answered(hooked, packet.ip, too_big(at, packet.ip, 1400), "too-big")
+
+
+@PLACES
+@pytest.mark.parametrize("forward", NATS)
+def test_answers_go_back_whatever_the_way_to_the_backend_has_room_for(
+    rig: Rig, at: Place, forward: Forward
+):
     serve(rig, at, forward, mtu=576)
+    asked = Packet(at.client, at.vip)
+    out = rig.send(asked.frame()).data
+    end, port = at.client, asked.sport
+    if forward is Forward.FULLNAT:
+        end, port = at.own, int.from_bytes(out[at.l4 : at.l4 + 2])
+    reply = Packet(at.server, end, asked.dport, port, bytes(1400), "PA")
+    assert rig.verdict(framed(reply.ip)) == Verdict.TX
+
+
+@PLACES
+def test_in_dsr_nothing_is_too_big(rig: Rig, at: Place):
+    serve(rig, at, mtu=576)
     assert rig.verdict(Packet(at.client, at.vip, payload=bytes(1400)).frame()) == Verdict.TX
 
 

@@ -22,6 +22,7 @@ from tests.packet.frames import (
 from tests.packet.harness import Rig, Verdict, backend, mac_of, service
 from tests.packet.pieces import (
     DESTINATION,
+    FRAGMENT,
     HOP_BY_HOP,
     decremented,
     extended,
@@ -128,6 +129,20 @@ def test_the_fragments_of_an_answer_find_back(
     counts = hooked.counts("a")
     assert (counts.reply_packets, counts.reply_bytes) == (3, sum(map(len, pieces)))
     assert counts.packets == 1
+
+
+def test_the_rest_of_an_answer_does_not_go_to_who_has_the_place_of_its_flow(rig: Rig):
+    serve(rig, Forward.NAT)
+    (client, port), *others = rig.clients_in_bucket(5, 3)
+    rig.send(Packet(str(client), sport=port).frame())
+    answered = Packet(SERVER4, str(client), 80, port, bytes(90), "SA")
+    first, *rest = fragments(answered.ip, 64)
+    sent(rig, [first])
+    for other, its_port in others:  # two embryonic flows a bucket
+        rig.send(Packet(str(other), sport=its_port).frame(src="02:00:00:00:00:66"))
+    assert rig.state(str(client), port) == abi.FlowState.FREE
+    assert all(passes(rig, piece) for piece in rest)
+    assert rig.reasons() == {"not-vip": len(rest)}
 
 
 @ENDS
@@ -312,6 +327,33 @@ def test_a_fragment_that_is_the_whole_packet_is_none(rig: Rig):
     (atomic,) = fragments(Packet(CLIENT6, VIP6).ip, 720)
     assert [frame[14:] for frame in sent(rig, [atomic])] == [atomic]
     assert not list(rig.tables.items("fragments"))
+
+
+def test_a_fragment_header_that_is_none_does_not_hide_the_one_that_is(rig: Rig):
+    serve(rig, vip=VIP6)
+    whole = extended(Packet(CLIENT6, VIP6, payload=bytes(150)).ip, extension(FRAGMENT))
+    pieces = fragments(whole, 64, ident=9)
+    assert [frame[14:] for frame in sent(rig, pieces)] == pieces
+
+
+@FAMILIES
+@pytest.mark.parametrize("forward", Forward)
+@pytest.mark.parametrize("rest", [1, 3, 7])
+def test_the_last_fragment_may_have_a_few_bytes_alone(
+    hooked: Rig, forward: Forward, rest: int, vip, client, server, own
+):
+    """Where nothing pads its frame."""
+    serve(hooked, forward, server, vip, flags=None)
+    asked = Packet(client, vip, payload=bytes(16 + rest), flags=None)
+    last = fragments(asked.ip, 24)[-1]
+    out = sent(hooked, fragments(asked.ip, 24))[-1]
+    if forward.is_tunnel:
+        sport = sport_of(out, 14 + (20 if server == SERVER4 else 40))
+        last = wrapped(last, server, forward, sport=sport)
+    elif forward is not Forward.DSR:
+        source = own if forward is Forward.FULLNAT else client
+        last = fragments(replace(asked, src=source, dst=server, ttl=63).ip, 24)[-1]
+    assert out == framed(last, mac_of(hooked.address_of("a")), BALANCER_MAC)
 
 
 @ENDS

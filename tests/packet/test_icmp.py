@@ -36,7 +36,7 @@ from tests.packet.places import (
     sport_of,
     to_backend,
 )
-from tests.packet.wires import Packet
+from tests.packet.wires import Packet, cancelling
 
 # Type, code and second word: all errors but the redirect, which is for a host's own routes.
 ERRORS4 = [*((3, code, MTU if code == 4 else 0) for code in range(16)), (4, 0, 0), (11, 0, 0),
@@ -149,6 +149,26 @@ def test_a_quoted_datagram_without_checksum_keeps_none(hooked: Rig, at: Place, f
     error = error_of(at.too_big)
     out = sent(hooked, error(at.router, at.vip, answered))
     assert out[14:] == expected(at, forward, out, error, answered, at.router, port)
+
+
+@PLACES
+@pytest.mark.parametrize("forward", NATS)
+def test_a_quoted_checksum_that_was_zero_is_written_as_its_sender_wrote_it(
+    hooked: Rig, at: Place, forward: Forward
+):
+    """RFC 768: as ones; zeros would say that there is none."""
+    serve(hooked, at, forward, None)
+    asked = asked_of(at, None)
+    asked = replace(asked, payload=cancelling(asked))
+    assert asked.l4[6:8] == b"\xff\xff"
+    seen = replace(asked, dst=at.server, dport=8080, ttl=60)
+    port = sport_of(sent(hooked, asked.ip), at)
+    if forward is Forward.FULLNAT:
+        seen = replace(seen, src=at.own, sport=port)
+    error = error_of(at.too_big)
+    out = sent(hooked, error(at.router, seen.src, seen))
+    wanted = decremented(error(at.router, at.client, replace(asked, ttl=60)))
+    assert out == framed(wanted, ROUTER_MAC, BALANCER_MAC)
 
 
 @pytest.mark.parametrize("forward", Forward)

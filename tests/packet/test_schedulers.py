@@ -1,34 +1,17 @@
-"""Schedulers on the tables that the agent writes: who gets the next flow, and who never does."""
+"""What holds for every scheduler: shares, who is passed over, backups, and who fails open."""
 
 from __future__ import annotations
 
 from collections import Counter
-from ipaddress import IPv4Address
 
-import numpy as np
 import pytest
 
 from agent.model import NoBackend, Protocol, Scheduler
-from tests.packet.frames import ACK, FIN, SYN, VIP4, VIP6, Segments, random_clients, tcp, udp
+from tests.packet.frames import ACK, VIP4, VIP6, random_clients, tcp, udp
 from tests.packet.harness import Rig, Verdict, backend, service
+from tests.packet.scheduling import SEGMENTS, loads, opened
 
-SEGMENTS = Segments()
 EVERY = [*Scheduler]
-
-
-def opened(rig: Rig, count: int, seed: int = 1, vip: str = VIP4) -> list[str]:
-    """Backends of so many new flows, in their order."""
-    segments = Segments(vip)
-    found = []
-    for address, port in random_clients(seed, count, ipv6=vip == VIP6):
-        done = rig.send(segments.frame(address.packed, port, SYN))
-        found.append(rig.name_of_mac(done.data[:6]))
-    return found
-
-
-def loads(rig: Rig, *names: str) -> list[int]:
-    """Open flows by the counters that schedulers compare."""
-    return [int(row["open"] + row["open_fix"]) for row in map(rig.load_of, names)]
 
 
 @pytest.mark.parametrize("vip", [VIP4, VIP6])
@@ -58,112 +41,6 @@ def test_nobody_is_no_backend(rig: Rig, scheduler: Scheduler):
     rig.serve(service(backend("a"), scheduler=scheduler), down="a")
     assert rig.verdict(tcp()) == Verdict.DROP
     assert rig.service_counts().drops["no-backend"] == 1
-
-
-def test_round_robin_goes_through_the_round_in_its_order(rig: Rig):
-    members = backend("a", "10.0.0.1", 500), backend("b", "10.0.0.2"), backend("c", "10.0.0.3")
-    rig.serve(service(*members, scheduler=Scheduler.ROUND_ROBIN))
-    found = "".join(opened(rig, 70))
-    assert "aabacaa" * 8 in found
-
-
-def test_least_conn_keeps_open_flows_even_by_weight(rig: Rig):
-    rig.serve(service(backend("a"), backend("b", weight=300), scheduler=Scheduler.LEAST_CONN))
-    opened(rig, 400)
-    assert loads(rig, "a", "b") == [100, 300]
-    clients = list(random_clients(1, 400))
-    for address, port in clients:
-        rig.send(SEGMENTS.frame(address.packed, port, FIN | ACK))
-    assert loads(rig, "a", "b") == [0, 0]
-    assert [rig.counts(n).closed for n in "ab"] == [100, 300]
-
-
-def test_least_conn_gives_to_whoever_has_fewest(rig: Rig):
-    rig.serve(service(*(backend(n) for n in "abc"), scheduler=Scheduler.LEAST_CONN))
-    first = opened(rig, 30)
-    for (address, port), name in zip(random_clients(1, 30), first, strict=True):
-        if name == "b":
-            rig.send(SEGMENTS.frame(address.packed, port, FIN | ACK))
-    assert set(opened(rig, 10, seed=2)) == {"b"}
-    assert loads(rig, *"abc") == [10, 10, 10]
-
-
-def test_least_conn_compares_hundreds_of_backends(rig: Rig):
-    names = [f"b{n:03}" for n in range(250)]
-    members = [backend(name, f"10.2.{n}.1") for n, name in enumerate(names)]
-    rig.serve(service(*members, scheduler=Scheduler.LEAST_CONN))
-    opened(rig, 2500)
-    found = loads(rig, *names)
-    assert max(found) - min(found) <= 1, "all of 250 are compared"
-
-
-@pytest.mark.parametrize("draws", [2, 8])
-def test_least_load_prefers_the_idle_by_so_many_draws(rig: Rig, draws: int):
-    rig.serve(
-        service(*(backend(f"b{n}") for n in range(10)), scheduler=Scheduler.LEAST_LOAD, draws=draws)
-    )
-    for n in range(5):
-        rig.tables.backend_load["open_fix"][rig.backend_id(f"b{n}")] = 1_000_000
-    busy = sum(int(name[1:]) < 5 for name in opened(rig, 4000)) / 4000
-    assert busy == pytest.approx(0.5**draws, rel=0.3), "all draws have to fall on a busy one"
-
-
-def test_waiting_bytes_weigh_as_connections(rig: Rig):
-    rig.serve(
-        service(backend("a"), backend("b"), scheduler=Scheduler.LEAST_LOAD, draws=8,
-                bytes_per_connection=1000)
-    )  # fmt: skip
-    rig.tables.backend_load["waiting_fix"][rig.backend_id("a")] = 50_000
-    rig.tables.backend_load["open_fix"][rig.backend_id("b")] = 40
-    first = Counter(opened(rig, 9))
-    assert first["b"] > first["a"], "40 connections are less than 50,000 bytes"
-    rig.tables.backend_load["open_fix"][rig.backend_id("b")] = 80
-    second = Counter(opened(rig, 9, seed=2))
-    assert second["a"] > second["b"]
-
-
-def test_a_client_keeps_its_backend_by_its_address_alone(rig: Rig):
-    rig.serve(
-        service(*(backend(f"b{n}") for n in range(10)), scheduler=Scheduler.SOURCE, source_bound=0)
-    )
-    for address, port in random_clients(1, 50):
-        found = {
-            rig.name_of_mac(rig.send(SEGMENTS.frame(address.packed, p, SYN)).data[:6])
-            for p in (port, 1, 2, 3)
-        }
-        assert len(found) == 1
-
-
-def test_clients_of_one_prefix_go_together(rig: Rig):
-    rig.serve(
-        service(*(backend(f"b{n}") for n in range(10)), scheduler=Scheduler.SOURCE,
-                source_bits=24, source_bound=0)
-    )  # fmt: skip
-    by_network = {
-        network: {
-            rig.backend_of(tcp(client=str(IPv4Address("198.51.0.0") + 256 * network + host)))
-            for host in range(1, 40)
-        }
-        for network in range(20)
-    }
-    assert all(len(names) == 1 for names in by_network.values())
-    assert len(set.union(*by_network.values())) > 3
-
-
-def test_a_bound_passes_on_what_is_too_much_for_one_to_the_next(rig: Rig):
-    rig.serve(service(*(backend(n) for n in "abcd"), scheduler=Scheduler.SOURCE, source_bound=1.25))
-    opened(rig, 400)
-    before = loads(rig, *"abcd")
-    assert max(before) <= 1.25 * sum(before) / 4 + 1
-    for port in range(1000, 1400):
-        rig.send(tcp(client="198.51.100.9", client_port=port))
-    after = loads(rig, *"abcd")
-    # a SYN may push an older one out of its bucket, so others may have fewer
-    grown = {name: n for name, n in zip("abcd", np.subtract(after, before), strict=True) if n > 0}
-    assert len(grown) == 2, "its own, and one more: the second choice has no bound"
-    own = rig.backend_of(tcp(client="198.51.100.9", client_port=1000))
-    assert loads(rig, own)[0] <= 1.25 * sum(after) / 4 + 1
-    assert int(rig.tables.service_load["open"][rig.service_id()]) == sum(after)
 
 
 def test_open_flows_are_counted_only_where_a_scheduler_reads_them(rig: Rig):

@@ -10,7 +10,7 @@ import pytest
 
 from agent.dataplane import abi, flowhash, survey
 from agent.dataplane.explain import explain
-from agent.model import Forward, Protocol
+from agent.model import Forward, Protocol, Scheduler
 from agent.rings import maglev
 from agent.state.queries import FiveTuple
 from tests.packet.frames import ACK, FIN, SYN, VIP4, VIP6, Segments, random_clients, tcp
@@ -107,6 +107,17 @@ def test_hardly_a_flow_is_lost_while_three_of_four_are_passed_over(rig: Rig):
     assert found[Verdict.TX] > 0.999 * 20_000
     assert found[Verdict.TX] + found[Verdict.DROP] == 20_000
     assert rig.service_counts().drops["no-backend"] == found[Verdict.DROP]
+
+
+@pytest.mark.parametrize("scheduler", Scheduler)
+def test_who_has_no_ring_does_not_draw_from_what_others_left(rig: Rig, scheduler: Scheduler):
+    web = service(backend("a"), scheduler=scheduler)
+    others = [backend(f"b{n}", f"10.7.0.{n + 1}") for n in range(3)]
+    for n in range(4):  # its rings were everywhere
+        rig.serve(web, service(*others, name="other", port=81, scheduler=scheduler), down=[f"b{n}"])
+    rig.serve(web, service(*others, name="other", port=81, scheduler=scheduler), down="a")
+    assert rig.verdict(tcp()) == Verdict.DROP
+    assert rig.service_counts().drops["no-backend"] == 1
 
 
 def test_two_balancers_with_one_seed_pick_alike_whatever_the_history(rig: Rig):

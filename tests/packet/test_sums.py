@@ -22,14 +22,8 @@ from tests.packet import harness
 from tests.packet.frames import CLIENT4, SYN, Segments, random_clients
 from tests.packet.harness import Rig, backend, service
 from tests.packet.talks import ANSWER, HEAD, Wire, serve
-from tests.packet.test_waiting_talks import (
-    CALL,
-    FINISHED_13,
-    FIRST_FLIGHT,
-    HELLO,
-    REQUEST,
-    TICKETS,
-)
+from tests.packet.test_waiting_talks import CALL, FIRST_FLIGHT
+from tests.packet.tls import FINISHED_13, HELLO, REQUEST, TICKETS
 from tests.packet.wires import Packet
 
 TINY = Tables(FLOW_WAYS, 4, 8, 251)  # one bucket

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from functools import cache
 from ipaddress import ip_address
 
 from tests.packet.frames import BALANCER_MAC, CLIENT4, ROUTER_MAC, VIP4
@@ -25,10 +26,16 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+@cache
+def packed(address: str) -> bytes:
+    """An address as it stands on the wire."""
+    return ip_address(address).packed
+
+
 def pseudo_header(src: str, dst: str, number: int, length: int) -> bytes:
     """What transport checksums cover besides (RFC 9293, section 3.1; RFC 8200, section 8.1)."""
-    ends = ip_address(src).packed + ip_address(dst).packed
-    if ip_address(src).version == 4:
+    ends = packed(src) + packed(dst)
+    if len(ends) == 8:
         return ends + struct.pack("!xBH", number, length)
     return ends + struct.pack("!I3xB", length, number)
 
@@ -56,7 +63,7 @@ class Packet:
 
     @property
     def is_ipv4(self) -> bool:
-        return ip_address(self.dst).version == 4
+        return len(packed(self.dst)) == 4
 
     @property
     def number(self) -> int:
@@ -88,7 +95,7 @@ class Packet:
     def ip(self) -> bytes:
         """The whole IP packet."""
         body = self.l4 + self.trailer
-        ends = ip_address(self.src).packed + ip_address(self.dst).packed
+        ends = packed(self.src) + packed(self.dst)
         if not self.is_ipv4:
             word = 6 << 28 | self.tos << 20 | self.label
             return struct.pack("!IHBB", word, len(body), self.number, self.ttl) + ends + body

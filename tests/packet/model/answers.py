@@ -1,0 +1,76 @@
+"""What the sender is told of a packet that is dropped: RST, ICMP errors, or nothing."""
+
+from __future__ import annotations
+
+import struct
+
+from tests.packet.model.flows import FIN, RST, SYN
+from tests.packet.model.read import ICMP_NUMBER, ICMPV6_NUMBER, TCP_NUMBER, UDP_NUMBER, Reading
+from tests.packet.model.services import Member, Target
+from tests.packet.model.write import outer_length
+from tests.packet.pieces import header
+from tests.packet.wires import checksum, packed, pseudo_header
+
+ACK = 16
+QUOTED = 128  # bytes of a packet, at most; whole words
+TIME_EXCEEDED = {4: (11, 0), 6: (3, 0)}
+PORT_UNREACHABLE = {4: (3, 3), 6: (1, 4)}
+TOO_BIG = {4: (3, 4), 6: (2, 0)}
+
+
+def _is_due(read: Reading) -> bool:
+    """RFC 1122, section 3.2.2; RFC 4443, section 2.4."""
+    if read.quote or read.is_later or read.frame[0] & 1:
+        return False
+    first = packed(read.src)[0]
+    if read.version == 6:
+        return first != 0xFF and any(packed(read.src))
+    return first not in (0, 127) and first < 224
+
+
+def answer(
+    read: Reading, reason: str, target: Target | None, member: Member | None, own: str
+) -> bytes | None:
+    """The frame that the sender gets; ``own``: from which address it is told."""
+    if not _is_due(read):
+        return None
+    if reason == "ttl-exceeded":
+        return _icmp(read, own, TIME_EXCEEDED, 0)
+    if reason == "too-big" and member and target:
+        return _icmp(read, own, TOO_BIG, member.mtu - outer_length(member, target.forward))
+    if reason != "no-backend" or target is None or not target.resets or read.ident is not None:
+        return None
+    if read.protocol == UDP_NUMBER:
+        return _icmp(read, own, PORT_UNREACHABLE, 0)
+    return None if read.flags & RST else _reset(read)
+
+
+def _framed(read: Reading, packet: bytes) -> bytes:
+    """Back to where the packet came from."""
+    frame = read.frame
+    return frame[6:12] + frame[:6] + frame[12 : read.l3] + packet
+
+
+def _icmp(read: Reading, own: str, kinds: dict[int, tuple[int, int]], rest: int) -> bytes:
+    quote = read.packet[: min(read.total, QUOTED) // 4 * 4]
+    body = struct.pack("!BBHI", *kinds[read.version], 0, rest) + quote
+    number = ICMP_NUMBER if read.version == 4 else ICMPV6_NUMBER
+    beside = b"" if read.version == 4 else pseudo_header(own, read.src, number, len(body))
+    check = checksum(beside + body).to_bytes(2)
+    head = header(own, read.src, number, len(body))
+    return _framed(read, head + body[:2] + check + body[4:])
+
+
+def _reset(read: Reading) -> bytes:
+    """RFC 9293, section 3.10.7.1: of a connection that does not exist."""
+    assert read.ends is not None
+    ports = struct.pack("!HH", read.ends.dport, read.ends.sport)
+    if read.flags & ACK:
+        numbers, flags = struct.pack("!II", read.ack, 0), RST
+    else:
+        end = read.seq + read.payload + bool(read.flags & SYN) + bool(read.flags & FIN)
+        numbers, flags = struct.pack("!II", 0, end % 2**32), RST | ACK
+    blank = ports + numbers + struct.pack("!BBHHH", 5 << 4, flags, 0, 0, 0)
+    check = checksum(pseudo_header(read.dst, read.src, TCP_NUMBER, 20) + blank).to_bytes(2)
+    head = header(read.dst, read.src, TCP_NUMBER, 20)
+    return _framed(read, head + blank[:16] + check + blank[18:])

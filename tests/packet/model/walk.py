@@ -1,0 +1,261 @@
+"""The order of the steps: what becomes of one frame after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tests.packet.model import answers, write
+from tests.packet.model.flows import FIN, RST, Flow, FlowTable, Keys
+from tests.packet.model.hashes import KEY, draw, masked, tuple_hash
+from tests.packet.model.ports import Ports
+from tests.packet.model.read import Ends, Reading, UnreadError, is_sound, read
+from tests.packet.model.services import Directory, Member, Target
+from tests.packet.wires import packed
+
+PASSED = ("not-ip", "not-vip", "fragment")
+
+
+class Choices(Protocol):
+    """What the kernel chose where it may; the model says whether it might."""
+
+    def member(self, target: Target, flow: Flow | None) -> Member: ...
+    def port(self, flow: Flow) -> tuple[int, int] | None: ...
+
+
+class IllegalError(Exception):
+    """A choice that the kernel may not make."""
+
+
+class RefusedError(Exception):
+    """The packet is not forwarded; the argument is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``answers``: the frame is not the packet, but what its sender is told."""
+
+    verdict: str  # "pass", "drop", "tx" or "redirect"
+    frame: bytes = b""
+    reason: str = ""
+    answers: bool = False
+
+
+@dataclass(slots=True)
+class Case:
+    """A packet, and what has been found out about it."""
+
+    read: Reading
+    choices: Choices
+    target: Target | None = None
+    member: Member | None = None
+    flow: Flow | None = None
+    to: Ends | None = None  # nat, fullnat: as from and to whom it goes on
+    is_reply: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """The first fragment of a datagram."""
+
+    case: Case
+    seen: int
+
+
+class Model:
+    """A balancer. ``now`` is in ticks, and only the caller moves it."""
+
+    def __init__(
+        self, targets: tuple[Target, ...], sources: dict[int, str], ports: range, keys: Keys
+    ) -> None:
+        self.directory = Directory(targets)
+        self.flows = FlowTable(keys)
+        self.ports = Ports(sources, ports, self.flows)
+        self.first_fragments: dict[tuple[object, ...], First] = {}
+        self.now = 0
+
+    def judge(self, frame: bytes, choices: Choices) -> Outcome:
+        """What becomes of an Ethernet frame."""
+        try:
+            case = Case(read(frame), choices)
+        except UnreadError as unread:
+            return Outcome("pass", frame, str(unread))
+        try:
+            self._route(case)
+            out = self._send(case)
+        except RefusedError as refused:
+            return self._refused(case, str(refused))
+        if case.read.is_first and case.read.ident:
+            self.first_fragments[case.read.ident] = First(case, self.now)
+        goes_elsewhere = not case.is_reply and case.member and case.member.is_elsewhere
+        return Outcome("redirect" if goes_elsewhere else "tx", out)
+
+    def _refused(self, case: Case, reason: str) -> Outcome:
+        if reason in PASSED:
+            return Outcome("pass", case.read.frame, reason)
+        own = case.read.dst
+        # nat: to a backend we are the VIP, not the client that it has talked to
+        if case.is_reply and case.to and self.ports.number_of(own) is None:
+            own = case.to.src
+        told = answers.answer(case.read, reason, case.target, case.member, own)
+        return Outcome("tx" if told else "drop", told or b"", reason, told is not None)
+
+    # -- where it goes
+
+    def _route(self, case: Case) -> None:
+        found = case.read
+        if found.is_later and not found.is_endless and self._follows(case):
+            return
+        if found.ends is None:
+            is_vip = self.directory.vip_of(found.dst) is not None
+            ours = "extension" if found.is_endless else "fragment"
+            raise RefusedError(ours if is_vip else "not-vip")
+        case.target = self.directory.find(found.ends.dst, found.ends.dport, found.ends.protocol)
+        if case.target:
+            self._from_client(case, case.target, found.ends)
+        else:
+            self._from_backend(case, found.ends)
+
+    def _follows(self, case: Case) -> bool:
+        """A later fragment goes after the first."""
+        first = self.first_fragments.get(case.read.ident or ())
+        if first is None or first.seen != self.now:  # a tick is longer than it is remembered
+            return False
+        told = first.case
+        if told.is_reply and told.flow:
+            case.flow = self.flows.slots.get(told.flow.place)
+            if not told.flow.is_flow(case.flow):
+                return False
+        if not case.read.at <= case.read.total <= len(case.read.packet):
+            raise RefusedError("malformed")
+        case.target, case.member = told.target, told.member
+        case.to, case.is_reply = told.to, told.is_reply
+        if not case.is_reply and case.member and not case.member.is_alive:
+            raise RefusedError("no-backend")
+        return True
+
+    def _from_client(self, case: Case, target: Target, ends: Ends) -> None:
+        if not is_sound(case.read):
+            raise RefusedError("malformed")
+        flow = self.flows.find(target, ends)
+        if case.read.quote:
+            self._quoted(case, target, flow)
+        elif flow and flow.stands(case.read.flags, self.now):
+            case.flow, case.member = flow, flow.member
+            flow.sent(case.read, self.now)
+        else:
+            self._new_flow(case, target, ends)
+        if target.is_nat:
+            self._bind(case, target, ends)
+
+    def _quoted(self, case: Case, target: Target, flow: Flow | None) -> None:
+        """An ICMP error goes where the flow is; without one, where it would be."""
+        case.flow = flow
+        if flow:
+            case.member = flow.member
+        elif target.scheduler == "maglev" and not target.is_nat and case.read.ends:
+            case.member = self._pick(target, case.read.ends)
+        if case.member is None or not case.member.is_alive:
+            raise RefusedError("no-flow")
+
+    def _pick(self, target: Target, ends: Ends) -> Member | None:
+        client = packed(ends.src)
+        if target.scheduler == "source":
+            client = masked(client, target.source_bits)
+            return draw(target.ring, tuple_hash(client, 0, 0, KEY ^ target.seed))
+        return draw(target.ring, tuple_hash(client, ends.sport, ends.dport, KEY ^ target.seed))
+
+    def _new_flow(self, case: Case, target: Target, ends: Ends) -> None:
+        is_free = target.scheduler == "any"
+        usable = [member for member in target.members if member.is_usable]
+        member = next(iter(usable), None) if is_free else self._pick(target, ends)
+        if member is None:
+            raise RefusedError("no-backend")
+        if not case.read.flags & (FIN | RST):
+            case.flow = self.flows.record(target, ends, member, self.now)
+            if case.flow is None and target.is_nat:
+                raise RefusedError("no-room")
+        elif target.is_nat:  # the end of a connection that nobody knows opens nothing
+            raise RefusedError("no-flow")
+        if is_free:
+            member = case.choices.member(target, case.flow)
+            if member not in usable:
+                raise IllegalError(f"{member.name} is not usable for {target.name}")
+        if case.flow:
+            case.flow.member = member
+        case.member = member
+
+    def _bind(self, case: Case, target: Target, ends: Ends) -> None:
+        """nat, fullnat: as from and to whom the packet goes on, and how the answers come back."""
+        flow, member = case.flow, case.member
+        if flow is None or member is None:
+            raise RefusedError("no-flow")
+        if not case.read.quote:
+            frame = case.read.frame
+            flow.back = frame[6:12] + frame[:6] + frame[12 : case.read.l3 - 2]
+        src, sport = ends.src, ends.sport
+        if target.forward == "fullnat":
+            if not self.ports.keeps(flow):
+                chosen = case.choices.port(flow)
+                if not self.ports.give(flow, chosen, self.now):
+                    raise IllegalError(f"the port {chosen} is not free for {flow.ends}")
+            if flow.port is None:
+                raise RefusedError("no-port")
+            src, sport = self.ports.sources[flow.port[0]], flow.port[1]
+        case.to = Ends(src, sport, member.address, member.port or ends.dport, ends.protocol)
+
+    def _from_backend(self, case: Case, ends: Ends) -> None:
+        """nat, fullnat: an answer, which goes back as from the VIP; else it is the host's."""
+        number = self.ports.number_of(ends.dst)
+        if number is not None:
+            flow = self._answered_by_fullnat((number, ends.dport), ends)
+        else:
+            flow = self._answered_by_nat(ends)
+        case.is_reply, case.flow, case.member, case.target = True, flow, flow.member, flow.target
+        if not is_sound(case.read):
+            raise RefusedError("malformed")
+        if not case.read.quote:
+            flow.replied(case.read, self.now)
+        own = flow.ends
+        case.to = Ends(own.dst, own.dport, own.src, own.sport, own.protocol)
+
+    def _answered_by_fullnat(self, port: tuple[int, int], ends: Ends) -> Flow:
+        flow = self.ports.flow_at(port)
+        if flow and flow.ends.protocol == ends.protocol:
+            member = flow.member
+            if (ends.src, ends.sport) == (member.address, member.port or flow.ends.dport):
+                return flow
+        raise RefusedError("not-vip")
+
+    def _answered_by_nat(self, ends: Ends) -> Flow:
+        origin = self.directory.origin_of(ends.src, ends.sport, ends.protocol)
+        if origin and self.directory.vip_of(ends.dst) is None:
+            target, member, port = origin
+            vip = str(target.network.network_address)
+            asked = Ends(ends.dst, ends.dport, vip, port, ends.protocol)
+            flow = self.flows.find(target, asked)
+            if flow and flow.member is member:
+                return flow
+        raise RefusedError("not-vip")
+
+    # -- as what
+
+    def _send(self, case: Case) -> bytes:
+        found, target, member = case.read, case.target, case.member
+        assert target is not None
+        assert member is not None
+        if target.forward == "dsr":
+            return write.plain(found, member.head)
+        if found.ttl <= 1:
+            raise RefusedError("ttl-exceeded")
+        more = write.outer_length(member, target.forward)
+        if not case.is_reply and found.total + more > member.mtu:
+            raise RefusedError("too-big")
+        if not target.is_nat:
+            return write.tunnelled(found, member, target.forward)
+        assert case.to is not None
+        head = case.flow.back if case.is_reply and case.flow else member.head
+        if found.quote:
+            hides = target.forward == "fullnat" and not case.is_reply
+            return write.requoted(found, case.to, head, hides_source=hides)
+        return write.rewritten(found, case.to, head)

@@ -1,0 +1,215 @@
+"""least-conn and least-load, decision by decision, against what their words say: worked out from
+the ring and the numbers in the tables, not by the code that chooses.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent.dataplane import flowhash, pins
+from agent.model import Config, Scheduler, Tables
+from tests.packet import harness
+from tests.packet.frames import ACK, FIN, SYN, random_clients
+from tests.packet.harness import Rig, backend, service
+from tests.packet.scheduling import SEGMENTS, chosen, draws, loads, named, opened, ring, row
+from tests.packet.wires import Packet
+
+WIDE = Tables(65_536, 4, 512, 4099)
+
+
+@pytest.fixture(scope="module")
+def many_backends() -> Iterator[harness.Dataplane]:
+    """Room for more backends than are compared one by one."""
+    harness.require_root()
+    config = Config(harness.instance_name("wide"), "lo", tables=WIDE)
+    dataplane = harness.load(config, harness.all_features())
+    yield dataplane
+    dataplane.tables.close()
+    pins.remove(dataplane.pins)
+
+
+@pytest.fixture
+def wide(many_backends: harness.Dataplane) -> Iterator[Rig]:
+    rig = Rig(many_backends)
+    rig.config = replace(rig.config, tables=WIDE)
+    yield rig
+    rig.reset()
+
+
+# -- least-conn
+
+
+def test_least_conn_keeps_open_flows_even_by_weight(rig: Rig):
+    rig.serve(service(backend("a"), backend("b", weight=300), scheduler=Scheduler.LEAST_CONN))
+    # A third one in a bucket would push out the first.
+    clients = rig.clients_in_buckets(range(400), 1)
+    for address, port in clients:
+        rig.send(SEGMENTS.frame(address.packed, port, SYN))
+    assert loads(rig, "a", "b") == [100, 300]
+    for address, port in clients:
+        rig.send(SEGMENTS.frame(address.packed, port, FIN | ACK))
+    assert loads(rig, "a", "b") == [0, 0]
+    assert [rig.counts(n).closed for n in "ab"] == [100, 300]
+
+
+def test_least_conn_gives_to_whoever_has_fewest(rig: Rig):
+    rig.serve(service(*(backend(n) for n in "abc"), scheduler=Scheduler.LEAST_CONN))
+    first = opened(rig, 30)
+    for (address, port), name in zip(random_clients(1, 30), first, strict=True):
+        if name == "b":
+            rig.send(SEGMENTS.frame(address.packed, port, FIN | ACK))
+    assert set(opened(rig, 10, seed=2)) == {"b"}
+    assert loads(rig, *"abc") == [10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("count", "weights", "flows"),
+    [(1, [100], 5), (3, [100], 300), (3, [1, 100, 1000], 600), (33, [10, 20], 400),
+     (255, [100], 600), (256, [100, 50], 700)],
+)  # fmt: skip
+def test_least_conn_takes_the_fewest_by_weight_every_time(wide: Rig, count, weights, flows):
+    members = named(count, weights)
+    wide.serve(service(*members, scheduler=Scheduler.LEAST_CONN))
+    assert sorted(ring(wide)) == sorted(wide.backend_id(m.name) for m in members)
+    weight = {wide.backend_id(m.name): m.weight for m in members}
+    for address, port in random_clients(3, flows):
+        held = wide.tables.backend_load["open"].copy()
+        done = wide.send(SEGMENTS.frame(address.packed, port, SYN))
+        took = wide.backend_id(wide.name_of_mac(done.data[:6]))
+        scores = {i: (int(held[i]) + 1) * round(2**20 / weight[i]) for i in weight}
+        assert scores[took] == min(scores.values())
+    for member in members:
+        held = wide.load_of(member.name)["open"]
+        assert held == wide.open_slots(member.name)
+
+
+def test_least_conn_compares_hundreds_of_backends(rig: Rig):
+    names = [f"b{n:03}" for n in range(250)]
+    members = [backend(name, f"10.2.{n}.1") for n, name in enumerate(names)]
+    rig.serve(service(*members, scheduler=Scheduler.LEAST_CONN))
+    opened(rig, 2500)
+    found = loads(rig, *names)
+    assert max(found) - min(found) <= 1, "all of 250 are compared"
+
+
+def test_equals_take_turns_by_the_flow(wide: Rig):
+    """Connections that end at once must not all go to one backend."""
+    wide.serve(service(*named(64, [100]), scheduler=Scheduler.LEAST_CONN))
+    found: Counter[str] = Counter()
+    for address, port in random_clients(4, 1280):
+        done = wide.send(SEGMENTS.frame(address.packed, port, SYN))
+        found[wide.name_of_mac(done.data[:6])] += 1
+        wide.send(SEGMENTS.frame(address.packed, port, 4))
+    assert len(found) == 64
+    assert max(found.values()) < 3 * 1280 / 64
+
+
+def test_more_backends_than_can_be_looked_at_are_drawn_from(wide: Rig):
+    members = named(300, [100])
+    wide.serve(service(*members, scheduler=Scheduler.LEAST_CONN))
+    assert len(ring(wide)) == 300
+    seed = int(row(wide)["pick_seed"])
+    for address, port in random_clients(5, 3000):
+        drawn = draws(wide, flowhash.pick_hash(seed, address, port, 80), 16)
+        held = wide.tables.backend_load["open"].copy()
+        done = wide.send(SEGMENTS.frame(address.packed, port, SYN))
+        took = wide.backend_id(wide.name_of_mac(done.data[:6]))
+        assert took in drawn
+        assert held[took] == min(held[drawn])
+    assert max(wide.tables.backend_load["open"]) <= 12, "ten each is the mean"
+
+
+# -- least-load
+
+load_rows = st.fixed_dictionaries(
+    {
+        "open": st.integers(-3, 5000),
+        "open_fix": st.integers(-50, 50),
+        "waiting": st.integers(-100, 2**32),
+        "waiting_fix": st.integers(-1000, 1000),
+        "report_open": st.integers(0, 5000),
+        "queue": st.integers(0, 2**20),
+        "kappa": st.sampled_from([0, 128, 256, 1024]),
+        "per_byte": st.sampled_from([0, 1, 167, 16_777, 2**24]),
+        "weight": st.integers(1, 1000),
+    }
+)
+
+
+def load_score(load: dict[str, int]) -> Fraction:
+    """By the words of abi.h: (queue + kappa * max(0, open - report_open) + waiting / beta + 1)
+    / weight.
+    """
+    grown = max(0, load["open"] + load["open_fix"] - load["report_open"])
+    waiting = max(0, load["waiting"] + load["waiting_fix"])
+    return (
+        Fraction(load["queue"], 256)
+        + Fraction(load["kappa"], 256) * grown
+        + Fraction(waiting * load["per_byte"], 2**24)
+        + 1
+    ) / load["weight"]
+
+
+@pytest.mark.parametrize("count", range(2, 9))
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rows=st.lists(load_rows, min_size=6, max_size=6), port=st.integers(1, 65_535))
+def test_least_load_takes_the_lowest_score_of_its_draws(rig: Rig, count: int, rows, port: int):
+    rig.reset()
+    rig.serve(service(*named(6, [100]), scheduler=Scheduler.LEAST_LOAD, draws=count))
+    ids = [rig.backend_id(f"b{n:03}") for n in range(6)]
+    for ident, load in zip(ids, rows, strict=True):
+        for field, value in load.items():
+            rig.tables.backend_load[field][ident] = value
+        rig.tables.backend_load["inverse_weight"][ident] = round(2**20 / load["weight"])
+    packet = Packet(sport=port)
+    pick = flowhash.pick_hash(int(row(rig)["pick_seed"]), ip_address(packet.src), port, 80)
+    scores = {i: load_score(load) for i, load in zip(ids, rows, strict=True)}
+    drawn = draws(rig, pick, count)
+    took = chosen(rig, packet)
+    assert took in drawn
+    assert scores[took] <= min(scores[i] for i in drawn) * Fraction(1001, 1000) + Fraction(1, 256)
+
+
+def test_what_the_agent_writes_makes_a_byte_weigh_what_it_is_told_to(rig: Rig):
+    rig.serve(service(backend("a", weight=10), backend("b", weight=1000),
+                      scheduler=Scheduler.LEAST_LOAD, bytes_per_connection=400))  # fmt: skip
+    for name, weight in (("a", 10), ("b", 1000)):
+        held = rig.load_of(name)
+        assert held["per_byte"] == round(2**24 / 400)
+        assert (held["inverse_weight"], held["weight"]) == (round(2**20 / weight), weight)
+        assert (held["kappa"], held["queue"], held["report_open"]) == (256, 0, 0)
+
+
+@pytest.mark.parametrize("draws", [2, 8])
+def test_least_load_prefers_the_idle_by_so_many_draws(rig: Rig, draws: int):
+    rig.serve(
+        service(*(backend(f"b{n}") for n in range(10)), scheduler=Scheduler.LEAST_LOAD, draws=draws)
+    )
+    for n in range(5):
+        rig.tables.backend_load["open_fix"][rig.backend_id(f"b{n}")] = 1_000_000
+    busy = sum(int(name[1:]) < 5 for name in opened(rig, 4000)) / 4000
+    assert busy == pytest.approx(0.5**draws, rel=0.3), "all draws have to fall on a busy one"
+
+
+def test_waiting_bytes_weigh_as_connections(rig: Rig):
+    rig.serve(
+        service(backend("a"), backend("b"), scheduler=Scheduler.LEAST_LOAD, draws=8,
+                bytes_per_connection=1000)
+    )  # fmt: skip
+    rig.tables.backend_load["waiting_fix"][rig.backend_id("a")] = 50_000
+    rig.tables.backend_load["open_fix"][rig.backend_id("b")] = 40
+    first = Counter(opened(rig, 9))
+    assert first["b"] > first["a"], "40 connections are less than 50,000 bytes"
+    rig.tables.backend_load["open_fix"][rig.backend_id("b")] = 80
+    second = Counter(opened(rig, 9, seed=2))
+    assert second["a"] > second["b"]
