@@ -129,7 +129,7 @@ END
 # --- what is installed --------------------------------------------------------------------
 
 packages=(python3 python3-bpfcc python3-venv ethtool iproute2)
-dev_packages=(ca-certificates curl git make nginx openssl procps python3-grpcio)
+dev_packages=(ca-certificates curl git iperf3 iputils-ping make nginx openssl procps python3-grpcio)
 
 missing_packages() {
 	local package

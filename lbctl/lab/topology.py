@@ -32,6 +32,9 @@ LAST_VLAN = 4094
 CLIENT_MTU = 1500
 TUNNEL_MTU = 1600
 
+# Thousands of short connections a second find room: their flows stay for half a minute.
+FLOWS = 262_144
+
 # Third part of the addresses: the network of clients and VIPs, and in nat and fullnat another
 # one for the backends. Each has its bridge if the balancers have an arm for it.
 _FRONT, _BACK = 0, 1
@@ -272,7 +275,7 @@ def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
         "state_dir": str(lab.run_dir / "state"),
         "metrics": "127.0.0.1:9117",
         "manage_vips": answers_for_vips(balancer) and lab.vlan is None,
-        "tables": {"flows": 65536},
+        "tables": {"flows": FLOWS},
         "defaults": {
             "forward": lab.forward.value,
             "scheduler": lab.scheduler.value,

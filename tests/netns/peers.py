@@ -12,15 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from typing import Any
 
 from lbctl.lab import netns
-from lbctl.lab.topology import Lab, Node, Role
+from lbctl.lab.topology import Lab, Node, Role, backend_document
 
 TALK_PORT = 9000
 STICKY_PORT = 9001
 MIXED_PORT = 9002
 ECHO_PORT = 5300
 CLOSED_PORT = 5301
+REFUSED_PORT = 82  # no usable backend, and clients are told
+SILENT_PORT = 83
+
+# Counters; that of IPv4 is of errors of every kind.
+_TOO_BIG = {4: "Icmp.InDestUnreachs", 6: "Icmp6InPktTooBigs"}
 
 type Address = IPv4Address | IPv6Address
 
@@ -110,6 +116,45 @@ def serving(lab: Lab) -> Iterator[Servers]:
         yield servers
     finally:
         servers.stop()
+
+
+def backend_of(lab: Lab, node: Node, family: int) -> dict[str, Any]:
+    """In the configuration, without a port of its own: packets keep theirs, in nat too."""
+    document = backend_document(lab, node, family)
+    return {key: value for key, value in document.items() if key != "port"}
+
+
+def services(lab: Lab) -> list[dict[str, Any]]:
+    """In the configuration: what these servers offer, and what nobody does."""
+    found = []
+    for family, vip in zip((4, 6), lab.vips, strict=True):
+        servers, others = (
+            [backend_of(lab, node, of) for node in lab.nodes(Role.BACKEND)]
+            for of in (family, 10 - family)
+        )
+        mixed = others if lab.forward.is_tunnel else servers
+        away = [server | {"state": "maintenance"} for server in servers]
+        for name, port, protocol, more in (
+            ("talk", TALK_PORT, "tcp", {"scheduler": "least-conn", "backends": servers}),
+            ("sticky", STICKY_PORT, "tcp", {"scheduler": "source", "backends": servers}),
+            ("mixed", MIXED_PORT, "tcp", {"scheduler": "maglev", "backends": mixed}),
+            ("echo", ECHO_PORT, "udp", {"scheduler": "round-robin", "backends": servers}),
+            ("closed", CLOSED_PORT, "udp", {"backends": servers}),
+            ("refused", REFUSED_PORT, "tcp", {"no_backend": "reset", "backends": away}),
+            ("refused-udp", REFUSED_PORT, "udp", {"no_backend": "reset", "backends": away}),
+            ("silent", SILENT_PORT, "tcp", {"backends": away}),
+        ):
+            found.append(
+                {
+                    "name": f"{name}{family}",
+                    "vip": str(vip),
+                    "port": port,
+                    "protocol": protocol,
+                    "health": {"type": "none"},
+                    **more,
+                }
+            )
+    return found
 
 
 class Talk:
@@ -220,6 +265,11 @@ def snmp(node: Node) -> dict[str, int]:
         for name, value in zip(names.split()[1:], values.split()[1:], strict=True):
             found[f"{prefix}.{name}"] = int(value)
     return found
+
+
+def too_big_heard(node: Node, family: int) -> int:
+    """How many ICMP errors have told a host that a packet does not fit."""
+    return snmp(node)[_TOO_BIG[family]]
 
 
 def checksum_errors(lab: Lab) -> dict[str, int]:
