@@ -27,8 +27,8 @@ demo: setup ## the whole story on real traffic in network namespaces, in a minut
 
 test: setup ## everything: lint, types, documentation, all tests, the kernel's included (root)
 	@$(MAKE) lint types docs-check
-	@echo "test: pytest"
-	@$(BIN)/pytest
+	@echo "test: pytest, two files at a time"
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(STAMP) ## ruff, clang-format, import rules
 	@echo "lint: ruff"

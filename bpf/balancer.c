@@ -88,8 +88,13 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 	const struct service *service = walk->service;
 	struct happening what = { .service = service->id };
 
+	if (!(p->tcp_flags & (TCP_FIN | TCP_RST)))
+		flow_reserve(&walk->flow);
+	step_ends();
 	if (!walk->route->backend)
-		walk->route->backend = select_backend(p, service);
+		walk->route->backend =
+			select_backend(p, service, select_scheduler(p, service, walk->flow.at));
+	step_ends();
 	walk->backend = backends.lookup(&walk->route->backend);
 	if (!walk->route->backend || !walk->backend)
 		return REASON_NO_BACKEND;
@@ -117,7 +122,7 @@ static __always_inline int find_quoted(const struct packet *p, struct walk *walk
 		/* Unless the packet itself tells, as it would have told then. */
 		if (walk->service->scheduler != SCHEDULER_MAGLEV)
 			return REASON_NO_FLOW;
-		walk->route->backend = select_backend(p, walk->service);
+		walk->route->backend = select_backend(p, walk->service, SCHEDULER_MAGLEV);
 	}
 	walk->backend = backends.lookup(&walk->route->backend);
 	if (!walk->route->backend || !walk->backend || !(walk->backend->flags & BACKEND_F_ALIVE))

@@ -83,8 +83,9 @@ static __always_inline bool slot_is_expired(__u64 word, __u32 now)
 	return slot_idle_ticks(word, now) > backend->timeout_ticks[slot_state(word)];
 }
 
-/* The way to record a new flow in: a free or expired one, or, where embryonic
- * flows hold their share already, the oldest of those.  FLOW_WAYS: no room.
+/* The way to record a new flow in: a free or expired one, or one that gives way, or,
+ * where embryonic flows hold their share already, the oldest of those.  FLOW_WAYS: no
+ * room.
  * flow->at->word becomes what the decision was made on: if it has changed by the
  * time of the swap, the slot may hold a flow that must stay.
  */
@@ -122,7 +123,8 @@ static __always_inline __u32 flow_room(struct flow *flow)
 	}
 	for (int way = 0; way < FLOW_WAYS; way++) {
 		flow->at->word = flow->bucket->slot[way & (FLOW_WAYS - 1)];
-		if (slot_is_expired(flow->at->word, flow->at->now))
+		if (slot_is_expired(flow->at->word, flow->at->now) ||
+		    slot_gives_way(flow->at->word, flow->at->now))
 			return way;
 	}
 	return FLOW_WAYS;
@@ -150,17 +152,25 @@ static __always_inline void flow_replaced(__u64 word, const struct flow_warm *wa
 		waiting_drop((struct flow_warm *)warm, slot_backend(word));
 }
 
-/* Records a new flow at its backend; true if there was room.  The slot that it
- * already has (a new connection with old ports, a backend that is gone) goes
- * before any other.
+/* Finds a place for a new flow, if there is room: flow->at->way.  The slot that it
+ * already has (a new connection with old ports, a backend that is gone) goes before any
+ * other.
+ */
+static __always_inline void flow_reserve(struct flow *flow)
+{
+	if (flow->at->way >= FLOW_WAYS)
+		flow->at->way = flow_room(flow);
+}
+
+/* Records a new flow at its backend, in the place that it has; true unless another CPU
+ * was there first.
  */
 static __always_inline bool flow_record(struct flow *flow, __u32 backend)
 {
-	__u32 way = flow->at->way < FLOW_WAYS ? flow->at->way : flow_room(flow);
+	__u32 way = flow->at->way;
 	__u64 word = slot_word(flow->at->tag, backend, FLOW_EMBRYONIC, flow->at->now);
 	__u64 old = flow->at->word;
 
-	flow->at->way = way;
 	if (way >= FLOW_WAYS || !flow_swap(flow, way, old, word)) {
 		flow->at->way = FLOW_WAYS;
 		return false;
@@ -171,9 +181,10 @@ static __always_inline bool flow_record(struct flow *flow, __u32 backend)
 	return true;
 }
 
-/* Moves a recorded flow to another state, and its stamp to now; what it held.  A
- * packet of the other direction may do the same at this moment, so it is tried
- * again; a slot that has gone to another flow stays.
+/* Moves a recorded flow to another state, and its stamp to now; the state that it had,
+ * or `next` if nothing was changed.  A packet of the other direction may do the same at
+ * this moment, so it is tried again; a slot that has gone to another flow stays, and a
+ * flow that has been closed is not opened again, as it no longer counts as open.
  */
 static __always_inline __u32 flow_move(struct flow *flow, __u32 next)
 {
@@ -192,6 +203,8 @@ static __always_inline __u32 flow_move(struct flow *flow, __u32 next)
 		word = flow->bucket->slot[flow->at->way & (FLOW_WAYS - 1)];
 		if (slot_tag(word) != flow->at->tag ||
 		    slot_backend(word) != slot_backend(flow->at->word))
+			return next;
+		if (slot_base(slot_state(word)) == FLOW_CLOSING && slot_base(next) != FLOW_CLOSING)
 			return next;
 		flow->at->word = word;
 	}

@@ -135,19 +135,35 @@ static __always_inline __u32 select_lowest(const struct service *service, __u64 
 	return best;
 }
 
+/* A packet that is not recorded has to go the same way each time, and so has one that
+ * goes on with a connection: whatever the scheduler, by the hash.  Without a branch, of
+ * which the verifier would follow both ends through all of a scheduler.
+ */
+static __always_inline __u32 select_scheduler(const struct packet *p, const struct service *service,
+					      const struct flow_place *place)
+{
+	__u64 goes_on = mask_equal(p->l4_proto, L4_TCP) & mask_equal(p->tcp_flags & TCP_SYN, 0);
+	__u64 has_no_room = mask_less(FLOW_WAYS - 1, place->way);
+	__u64 is_source = mask_equal(service->scheduler, SCHEDULER_SOURCE);
+
+	return mask_choose((goes_on | has_no_room) & ~is_source, SCHEDULER_MAGLEV,
+			   service->scheduler);
+}
+
 /* The backend's id, 0 if none is usable. */
-static __always_inline __u32 select_backend(const struct packet *p, const struct service *service)
+static __always_inline __u32 select_backend(const struct packet *p, const struct service *service,
+					    __u32 scheduler)
 {
 	__u64 hash = pick_hash(p, service->pick_seed);
 	__u32 id = 0;
 
-	if (LB_SOURCE && service->scheduler == SCHEDULER_SOURCE)
+	if (LB_SOURCE && scheduler == SCHEDULER_SOURCE)
 		hash = source_hash(p, service->source_bits, service->pick_seed);
-	else if (LB_ROUND_ROBIN && service->scheduler == SCHEDULER_ROUND_ROBIN)
+	else if (LB_ROUND_ROBIN && scheduler == SCHEDULER_ROUND_ROBIN)
 		id = select_in_turn(service);
-	else if (LB_LEAST_LOAD && service->scheduler == SCHEDULER_LEAST_LOAD)
+	else if (LB_LEAST_LOAD && scheduler == SCHEDULER_LEAST_LOAD)
 		id = select_lowest(service, hash, service->draws, true);
-	else if (LB_LEAST_CONN && service->scheduler == SCHEDULER_LEAST_CONN)
+	else if (LB_LEAST_CONN && scheduler == SCHEDULER_LEAST_CONN)
 		id = service->ring_slots <= LEAST_CONN_ALL ?
 			     select_fewest(service, hash) :
 			     select_lowest(service, hash, LEAST_CONN_DRAWS, false);

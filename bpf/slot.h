@@ -49,6 +49,16 @@ static __always_inline bool slot_is_open(__u32 state)
 	return state != FLOW_FREE && slot_base(state) != FLOW_CLOSING;
 }
 
+/* Both ends have closed, or one has and nothing follows: what the flow holds is only
+ * for late packets, and goes to who wants it.
+ */
+#define CLOSING_TICKS 2
+
+static __always_inline bool slot_gives_way(__u64 word, __u32 now)
+{
+	return slot_state(word) == FLOW_CLOSING && slot_idle_ticks(word, now) >= CLOSING_TICKS;
+}
+
 /* After a packet of the client.  It is all that dsr and the tunnels see, and a
  * sender could forge both of two packets: so the second one makes a flow acked,
  * with a short timeout, and payload makes it established.

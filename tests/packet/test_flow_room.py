@@ -11,7 +11,7 @@ import pytest
 
 from agent.dataplane import libbpf, survey
 from agent.dataplane.abi import FLOW_WAYS, FlowState
-from agent.model import DownFlows, Timeouts
+from agent.model import DownFlows, Scheduler, Timeouts
 from tests.packet.frames import ACK, FIN, RST, SYN, Segments, tcp
 from tests.packet.harness import Rig, Verdict, backend, service
 
@@ -114,14 +114,34 @@ def test_an_established_flow_is_evicted_only_past_its_timeout(rig: Rig):
     assert rig.open_slots("a") == FLOW_WAYS
 
 
-def test_a_full_bucket_takes_a_new_flow_when_one_has_closed_and_timed_out(rig: Rig):
-    rig.serve(service(A))
+@pytest.mark.parametrize(
+    "scheduler", [Scheduler.ROUND_ROBIN, Scheduler.LEAST_CONN, Scheduler.LEAST_LOAD]
+)
+def test_what_is_not_recorded_goes_the_same_way_whatever_the_loads(rig: Rig, scheduler: Scheduler):
+    rig.serve(service(A, B, scheduler=scheduler))
+    _, late = full_bucket(rig, 8)
+    elsewhere = iter(rig.clients_in_bucket(BUCKET + 1, 40))
+    chosen = {}
+    for flags, segment in ((SYN, SEGMENT), (ACK, SEGMENT), (ACK, DATA), (FIN | ACK, SEGMENT)):
+        for client in late:
+            chosen.setdefault(client, set()).add(
+                rig.backend_of(segment.frame(client[0].packed, client[1], flags))
+            )
+            syn(rig, next(elsewhere))
+    assert all(len(names) == 1 for names in chosen.values())
+    assert set.union(*chosen.values()) == {"a", "b"}
+
+
+def test_a_full_bucket_takes_a_new_flow_when_one_has_closed_and_is_silent(rig: Rig):
+    rig.serve(service(A, count_waiting=False))
     held, (late, *_) = full_bucket(rig, 1)
     rig.avoid_tick()
     rig.send(SEGMENT.frame(held[0][0].packed, held[0][1], FIN | ACK))
     syn(rig, late)
-    assert state(rig, late) is FlowState.FREE, "TIME_WAIT of the other end"
-    rig.make_idle(index(rig, held[0]), rig.clock.ticks(30) + 1)
+    rig.make_idle(index(rig, held[0]), 1)
+    syn(rig, late)
+    assert state(rig, late) is FlowState.FREE, "late packets come"
+    rig.make_idle(index(rig, held[0]), 2)
     syn(rig, late)
     assert state(rig, late) is FlowState.EMBRYONIC
     assert rig.counts("a").closed == 1, "closed once, at its FIN"

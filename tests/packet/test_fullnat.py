@@ -155,7 +155,7 @@ def test_without_a_source_address_there_is_no_port(few: Rig, family: int):
 
 
 @pytest.mark.parametrize(
-    ("last", "state_s"), [([], 30), (["A"], 60), (["PA"], 900), (["A", "FA"], 30)],
+    ("last", "state_s"), [([], 30), (["A"], 60), (["PA"], 900), (["A", "FA"], 4)],
     ids=["embryonic", "acked", "established", "closing"],
 )  # fmt: skip
 def test_a_port_is_free_again_when_its_flow_is_over_and_not_before(few: Rig, last, state_s: int):

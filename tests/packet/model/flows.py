@@ -1,7 +1,7 @@
 """Who is remembered, in which state, and for how long: what DESIGN.md promises of the flow table.
 
 Eight flows a bucket. At most two of them are embryonic; any other gives its place up only when it
-is idle past its timeout or its backend is gone.
+is idle past its timeout, has closed and been silent for two ticks, or its backend is gone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tests.packet.model.services import Member, Target
 from tests.packet.wires import packed
 
 WAYS, EMBRYONIC_WAYS = 8, 2
+CLOSING_TICKS = 2  # after so long a closed flow gives way to who wants its place or port
 FIN, SYN, RST = 1, 2, 4
 
 
@@ -42,6 +43,11 @@ class Flow:
 
     def is_expired(self, now: int) -> bool:
         return not self.member.is_alive or now - self.stamp > self.target.timeouts[self.state]
+
+    def is_in_the_way(self, now: int) -> bool:
+        """Whether nobody else may have its place."""
+        has_closed = self.state == "closing" and now - self.stamp >= CLOSING_TICKS
+        return not has_closed and not self.is_expired(now)
 
     def is_flow(self, other: Flow | None) -> bool:
         """The same client talks to the same port of the same service."""
@@ -123,4 +129,4 @@ class FlowTable:
         free = [place for place in places if place not in held]
         if free:
             return free[-1]
-        return next((place for place in places if held[place].is_expired(now)), None)
+        return next((place for place in places if not held[place].is_in_the_way(now)), None)

@@ -45,7 +45,7 @@ class Ports:
             return False
         flow = self.table.slots.get(holder.flow.place)
         is_same = flow and flow.is_flow(holder.flow) and flow.port == port
-        return bool(flow and is_same and not flow.is_expired(now))
+        return bool(flow and is_same and flow.is_in_the_way(now))
 
     def keeps(self, flow: Flow) -> bool:
         """Has the flow a port that it must keep?"""
