@@ -267,7 +267,7 @@ def test_a_vip_that_cannot_be_added_stops_no_start_and_refuses_no_reload(lab: Si
 def test_an_interface_that_is_made_anew_balances_again(lab: Site) -> None:
     switch, balancer = f"{lab.lab.name}-switch", lab.balancer
     # As after a driver is loaded again: another MAC would have to be learned by everybody.
-    mac = lab.run(balancer.name, "cat", "/sys/class/net/eth0/address").stdout.strip()
+    mac = lab.run(balancer.name, "ip", "-br", "link", "show", "eth0").stdout.split()[2]
     lab.run(balancer.name, "ip", "link", "del", "eth0")
     wait_until("it is missed", lambda: not lab.get("/v1/status")["dataplane"]["attached"])
     commands = (
