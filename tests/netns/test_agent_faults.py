@@ -271,13 +271,12 @@ def test_an_interface_that_is_made_anew_balances_again(lab: Site) -> None:
     lab.run(balancer.name, "ip", "link", "del", "eth0")
     wait_until("it is missed", lambda: not lab.get("/v1/status")["dataplane"]["attached"])
     commands = (
-        f"ip -n {switch} link add lb1 type veth peer name eth0 address {mac}"
-        f" netns {balancer.namespace}",
+        f"ip -n {switch} link add lb1 type veth peer name eth0 netns {balancer.namespace}",
         f"ip -n {switch} link set lb1 master br0 up",
         f"ip addr add {balancer.ipv4}/24 dev eth0",
         f"ip addr add {balancer.ipv6}/64 dev eth0 nodad",
         "ethtool -K eth0 tx off",
-        "ip link set eth0 up",
+        f"ip link set eth0 address {mac} up",
     )
     done = lab.run(balancer.name, "sh", "-ec", "\n".join(commands))
     assert done.returncode == 0, done.stderr
