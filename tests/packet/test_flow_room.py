@@ -12,7 +12,7 @@ import pytest
 from agent.dataplane import libbpf, survey
 from agent.dataplane.abi import FLOW_WAYS, FlowState
 from agent.model import DownFlows, Scheduler, Timeouts
-from tests.packet.frames import ACK, FIN, RST, SYN, Segments, tcp
+from tests.packet.frames import ACK, FIN, RST, SYN, Segments, random_clients, tcp
 from tests.packet.harness import Rig, Verdict, backend, service
 
 BUCKET = 4711
@@ -119,8 +119,8 @@ def test_an_established_flow_is_evicted_only_past_its_timeout(rig: Rig):
 )
 def test_what_is_not_recorded_goes_the_same_way_whatever_the_loads(rig: Rig, scheduler: Scheduler):
     rig.serve(service(A, B, scheduler=scheduler))
-    _, late = full_bucket(rig, 8)
-    elsewhere = iter(rig.clients_in_bucket(BUCKET + 1, 40))
+    _, late = full_bucket(rig, 24)
+    elsewhere = iter(random_clients(7, 4 * len(late)))
     chosen = {}
     for flags, segment in ((SYN, SEGMENT), (ACK, SEGMENT), (ACK, DATA), (FIN | ACK, SEGMENT)):
         for client in late:
