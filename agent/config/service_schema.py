@@ -51,7 +51,9 @@ class TimeoutsSection(Section):
         "the longest silence of a live connection.",
     )
     closing: kinds.IdleTime | None = Field(
-        None, description="A FIN or RST was seen. Default: `30s`."
+        None,
+        description="A FIN or RST was seen. A new flow may take the place of a silent one after "
+        "8 s. Default: `30s`.",
     )
 
 

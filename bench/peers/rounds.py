@@ -31,7 +31,7 @@ def plan(quick: bool) -> Plan:
     """The whole measurement, or one round of a fifth of it.
 
     All short connections of a round must find a free port in fullnat's default pool, 22,528 for
-    one source address, where a port rests for half a minute after its connection.
+    one source address, where a port rests for some seconds after its connection.
     """
     part = 5 if quick else 1
     return Plan(

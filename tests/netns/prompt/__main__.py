@@ -43,7 +43,7 @@ def measure(times: int) -> Errors:
 
 def _cell(errors: list[float]) -> str:
     if not errors:
-        return ""
+        return "–"  # noqa: RUF001 (as in the page)
     worst = max(errors, key=abs)
     return f"{statistics.median(errors):.1f}, {worst:.1f} ({len(errors)})"
 
