@@ -28,7 +28,7 @@ from agent.metrics import collector
 from agent.metrics.observer import AgentFacts
 from agent.model import Config, KernelHeaders
 from agent.network.driver import driver_name
-from agent.notify import Notifier
+from agent.notify import Notifier, feed_watchdog
 
 log = structlog.get_logger()
 
@@ -105,7 +105,7 @@ async def _serve(
 ) -> None:
     stop = signals.stop
     async with asyncio.TaskGroup() as group:
-        work = core.tasks() | {"watchdog": _watchdog(notifier)}
+        work = core.tasks() | {"watchdog": feed_watchdog(notifier)}
         running = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
         try:
             await _unless(stop, core.start())
@@ -161,13 +161,6 @@ async def _reload_on(hangup: asyncio.Event, control: AgentControl) -> None:
             await control.reload()
         except (SteelyardError, OSError):
             continue  # logged by the control, and shown by status
-
-
-async def _watchdog(notifier: Notifier) -> None:
-    interval = notifier.watchdog_interval_s
-    while interval is not None:
-        notifier.watchdog()
-        await asyncio.sleep(interval)
 
 
 def _log_ready(core: Core) -> None:

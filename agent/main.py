@@ -1,4 +1,4 @@
-"""The command ``lb-agent``: run, check, detach, and the two programs beside the balancer."""
+"""The command ``lb-agent``: run, check, detach, and what runs beside the balancer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import click
 
 from agent import __version__
+from agent.config.durations import parse_duration
 from agent.errors import ConfigError, SteelyardError
 from agent.logs import LogFormat, LogLevel, configure
 from agent.model import GUE_PORT, Address
+from agent.node.settings import Check, Settings
 
 DEFAULT_CONFIG = Path("/etc/steelyard/agent.yaml")
 
@@ -32,6 +35,21 @@ _interface_option = click.option(
 )
 
 
+_log_level_option = click.option(
+    "--log-level",
+    type=click.Choice([level.value for level in LogLevel]),
+    default=LogLevel.INFO.value,
+    show_default=True,
+)
+_log_format_option = click.option(
+    "--log-format",
+    type=click.Choice([kind.value for kind in LogFormat]),
+    default=LogFormat.AUTO.value,
+    show_default=True,
+    help="auto: console on a terminal, JSON otherwise.",
+)
+
+
 class _Address(click.ParamType[Address]):
     name = "address"
 
@@ -42,6 +60,55 @@ class _Address(click.ParamType[Address]):
             return ip_address(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class _Listen(click.ParamType[tuple[str, int]]):
+    name = "address:port"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        host, _, port = str(value).rpartition(":")
+        try:
+            address = ip_address(host.removeprefix("[").removesuffix("]"))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(address), _port(self, port, param, ctx)
+
+
+class _AgentCheck(click.ParamType[Check]):
+    name = "port[=gpu,…]"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Check:
+        port, _, gpus = str(value).partition("=")
+        named = tuple(gpu.strip() for gpu in gpus.split(",") if gpu.strip())
+        if "=" in str(value) and not named:
+            self.fail("no GPU is named after '='", param, ctx)
+        return Check(_port(self, port, param, ctx), named)
+
+
+class _Interval(click.ParamType[float]):
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = parse_duration(value)
+        if seconds is None or not 0.1 <= seconds <= 10:
+            self.fail(f"{value!r} is not a duration from 100ms to 10s", param, ctx)
+        return seconds
+
+
+def _port(
+    kind: click.ParamType[Any], text: str, param: click.Parameter | None, ctx: click.Context | None
+) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 65_536:
+        kind.fail(f"{text!r} is not a port", param, ctx)
+    return int(text)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,19 +122,8 @@ def cli() -> None:
 
 @cli.command()
 @_config_option
-@click.option(
-    "--log-level",
-    type=click.Choice([level.value for level in LogLevel]),
-    default=LogLevel.INFO.value,
-    show_default=True,
-)
-@click.option(
-    "--log-format",
-    type=click.Choice([kind.value for kind in LogFormat]),
-    default=LogFormat.AUTO.value,
-    show_default=True,
-    help="auto: console on a terminal, JSON otherwise.",
-)
+@_log_level_option
+@_log_format_option
 @click.option(
     "--kernel-headers",
     is_flag=True,
@@ -180,6 +236,57 @@ def pass_(interface: str) -> None:
         require_root()
         mode = attach_pass(interface)
         click.echo(f"{interface}: passing, {mode.value} XDP")
+
+    _guarded(work)
+
+
+@cli.command()
+@click.option(
+    "--listen",
+    type=_Listen(),
+    default=("0.0.0.0", 9118),
+    show_default="0.0.0.0:9118",
+    help="Where /metrics and /health are served over HTTP. There is no authentication.",
+)
+@click.option(
+    "--agent-check",
+    "checks",
+    type=_AgentCheck(),
+    multiple=True,
+    default=("9119",),
+    show_default=True,
+    help="A port for HAProxy's agent check, on the same address; with GPUs, by number or uuid, "
+    "it speaks of the engine that runs on these. Repeatable.",
+)
+@click.option(
+    "--interval",
+    "interval_s",
+    type=_Interval(),
+    default="1s",
+    show_default=True,
+    help="How often the GPUs are read.",
+)
+@_log_level_option
+@_log_format_option
+def node(
+    listen: tuple[str, int],
+    checks: tuple[Check, ...],
+    interval_s: float,
+    log_level: str,
+    log_format: str,
+) -> None:
+    """On a GPU host: tell how its GPUs are, to Prometheus, Steelyard and HAProxy.
+
+    Needs neither BPF nor root. Without a GPU it tells about the host.
+
+    Example: lb-agent node --agent-check 9119 --agent-check 9120=0,1
+    """
+    configure(LogLevel(log_level), LogFormat(log_format))
+
+    def work() -> None:
+        from agent.node.run import run as tell
+
+        asyncio.run(tell(Settings(*listen, checks, interval_s)))
 
     _guarded(work)
 

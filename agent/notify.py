@@ -5,6 +5,7 @@ See sd_notify(3). Without NOTIFY_SOCKET every call does nothing.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
@@ -68,6 +69,14 @@ class Notifier:
         except OSError as error:
             # Balancing matters more than telling about it.
             log.warning("notify_failed", socket=self.address, error=str(error))
+
+
+async def feed_watchdog(notifier: Notifier) -> None:
+    """Tell the service manager that the event loop runs, for as long as it does."""
+    interval = notifier.watchdog_interval_s
+    while interval is not None:
+        notifier.watchdog()
+        await asyncio.sleep(interval)
 
 
 def _socket_address(name: str) -> bytes:

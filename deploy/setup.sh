@@ -22,6 +22,8 @@ Installs what Steelyard needs, and Steelyard, into a virtual environment.
   --dev                   for development: an editable install, with the tools of `make test`
   --service               also install lbctl and lb-agent into /usr/local/bin, the systemd
                           unit, and /etc/steelyard/agent.yaml if there is none
+  --node                  for a GPU host that only runs the node agent: neither BCC nor BPF
+                          is needed; with --service the unit lb-agent-node
   --offline               never use the network: Python packages come from the directories
                           in PIP_FIND_LINKS, the distribution's must be installed already
   --force-distribution    try it on another distribution with apt
@@ -30,6 +32,7 @@ Installs what Steelyard needs, and Steelyard, into a virtual environment.
 The settings of pip (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf) and of apt are respected.
 Examples:
   sudo deploy/setup.sh --service
+  sudo deploy/setup.sh --node --service
   sudo PIP_FIND_LINKS=/srv/wheels deploy/setup.sh --offline
 END
 }
@@ -246,18 +249,19 @@ place() {
 }
 
 install_service() {
-	local command unit=/etc/systemd/system/lb-agent.service
+	local command name=lb-agent${node:+-node}
+	local unit=/etc/systemd/system/$name.service
 	for command in lbctl lb-agent; do
 		[[ "$(readlink "/usr/local/bin/$command")" != "$prefix/bin/$command" ]] || continue
 		say "linking /usr/local/bin/$command"
 		ln -sfn "$prefix/bin/$command" "/usr/local/bin/$command"
 		acted=1
 	done
-	if [[ ! -e /etc/steelyard/agent.yaml ]]; then
+	if [[ -z "$node" && ! -e /etc/steelyard/agent.yaml ]]; then
 		place "$repository/deploy/agent.example.yaml" /etc/steelyard/agent.yaml
 	fi
-	cmp -s "$repository/deploy/lb-agent.service" "$unit" && return
-	place "$repository/deploy/lb-agent.service" "$unit"
+	cmp -s "$repository/deploy/$name.service" "$unit" && return
+	place "$repository/deploy/$name.service" "$unit"
 	if [[ -d /run/systemd/system ]]; then
 		systemctl daemon-reload
 	else
@@ -267,7 +271,7 @@ install_service() {
 
 # --- the walk -----------------------------------------------------------------------------
 
-dev="" service="" offline="" force_distribution="" prefix="" acted=""
+dev="" service="" node="" offline="" force_distribution="" prefix="" acted=""
 
 arguments() {
 	while (($#)); do
@@ -280,6 +284,7 @@ arguments() {
 		--prefix=?*) prefix="${1#*=}" ;;
 		--dev) dev=1 ;;
 		--service) service=1 ;;
+		--node) node=1 ;;
 		--offline) offline=1 ;;
 		--force-distribution) force_distribution=1 ;;
 		-h | --help)
@@ -290,6 +295,9 @@ arguments() {
 		esac
 		shift
 	done
+	[[ -z "$dev" || -z "$node" ]] || fail "--dev and --node exclude each other" \
+		"developing needs BCC and BPF: $0 --dev"
+	[[ -z "$node" ]] || packages=(python3 python3-venv)
 	[[ -z "$dev" ]] || packages+=("${dev_packages[@]}")
 	if [[ -z "$prefix" ]]; then
 		prefix=/opt/steelyard
@@ -303,15 +311,19 @@ main() {
 	require_root "$@"
 	require_distribution
 	require_architecture
-	require_bpffs
+	[[ -n "$node" ]] || require_bpffs
 	install_packages
 	require_python
-	require_bpf
+	[[ -n "$node" ]] || require_bpf
 	install_project
-	require_bcc
+	[[ -n "$node" ]] || require_bcc
 	[[ -z "$service" ]] || install_service
 	if [[ -z "$acted" ]]; then
 		say "nothing to do: $prefix is complete"
+	elif [[ -n "$node" && -n "$service" ]]; then
+		say "done; now: systemctl enable --now lb-agent-node"
+	elif [[ -n "$node" ]]; then
+		say "done: $prefix/bin/lb-agent node --help"
 	elif [[ -n "$service" ]]; then
 		say "done; now edit /etc/steelyard/agent.yaml, then: systemctl enable --now lb-agent"
 	else

@@ -1,13 +1,15 @@
 """systemd hears what happens; without systemd nothing happens."""
 
+import asyncio
 import contextlib
 import os
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
-from agent.notify import Notifier
+from agent.notify import Notifier, feed_watchdog
 
 
 @contextlib.contextmanager
@@ -86,6 +88,19 @@ def test_manager_that_is_gone_does_not_stop_the_agent(tmp_path):
 def test_watchdog_is_fed_twice_per_period():
     environ = {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "42"}
     assert Notifier.from_environment(environ, 42).watchdog_interval_s == 15.0
+
+
+def test_a_watchdog_is_fed_from_the_start_and_without_one_there_is_nothing_to_do(heard):
+    sock, notifier = heard
+
+    async def feed(one):
+        async with asyncio.timeout(0.05):
+            await feed_watchdog(one)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(feed(replace(notifier, watchdog_s=60.0)))
+    assert received(sock) == ["WATCHDOG=1"]
+    asyncio.run(feed(notifier))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""Owns the HTTP port of the node agent: ``/metrics`` and ``/health``.
+
+``?gpu=0,1`` asks for the GPUs of one engine only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+
+from agent.errors import ListenError
+
+MOST_CONNECTIONS = 128
+_SHUTDOWN_S = 2.0
+_MOST_NAMES = 64
+_LONGEST_NAME = 64
+
+type Engine = tuple[str, ...]  # the GPUs asked for; none: all
+
+
+class Pages:
+    """Serves ``metrics(engine)`` and ``health(engine)``: whether all is well, and a line."""
+
+    def __init__(
+        self,
+        metrics: Callable[[Engine], bytes],
+        content_type: str,
+        health: Callable[[Engine], tuple[bool, str]],
+    ) -> None:
+        self._metrics = metrics
+        self._content_type = content_type
+        self._health = health
+        self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and say on which port; raises ListenError when it is taken."""
+        app = web.Application(client_max_size=1024)
+        app.add_routes([web.get("/metrics", self._page), web.get("/health", self._well)])
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+        await self._runner.setup()
+        server = self._runner.server
+        assert server is not None  # noqa: S101 (setup made it)
+
+        def connection() -> asyncio.Protocol:
+            # Bounded, so that idle connections cannot use up what the agent check needs.
+            return server() if len(server.connections) < MOST_CONNECTIONS else _Refusal()
+
+        try:
+            self._listener = await asyncio.get_running_loop().create_server(connection, host, port)
+        except OSError as error:
+            await self._runner.cleanup()
+            raise ListenError(
+                f"cannot listen for scrapes: {error.strerror or error}",
+                where=f"{host}:{port}",
+                remedy="choose a free local address with --listen",
+            ) from error
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Take no more requests, and let those in progress end."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _page(self, request: web.Request) -> web.Response:
+        body = self._metrics(_engine(request))
+        return web.Response(body=body, headers={"Content-Type": self._content_type})
+
+    async def _well(self, request: web.Request) -> web.Response:
+        well, text = self._health(_engine(request))
+        return web.Response(status=200 if well else 503, text=f"{text}\n")
+
+
+def _engine(request: web.Request) -> Engine:
+    if set(request.query) - {"gpu"}:
+        raise web.HTTPBadRequest(text="the only parameter is gpu\n")
+    names = tuple(filter(None, ",".join(request.query.getall("gpu", [])).split(",")))
+    if len(names) > _MOST_NAMES or any(len(name) > _LONGEST_NAME for name in names):
+        raise web.HTTPBadRequest(text="too many GPUs, or too long a name\n")
+    return names
+
+
+class _Refusal(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()

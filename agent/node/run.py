@@ -1,0 +1,142 @@
+"""Wires the node agent together and runs it until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from agent.errors import SteelyardError
+from agent.node import amd, page
+from agent.node.agentcheck import AgentCheck
+from agent.node.host import Host
+from agent.node.http import Pages
+from agent.node.nvml import Nvml
+from agent.node.reading import GpuReading, HostReading, NodeReading, merged
+from agent.node.sampler import Sampler
+from agent.node.settings import Check, Settings
+from agent.node.verdict import Verdict, Word, mean_clock_shares, verdict, worth_telling
+from agent.notify import Notifier, feed_watchdog
+
+log = structlog.get_logger()
+
+_SMOOTH_S = 10.0  # clocks of throttled GPUs come and go within a second
+_MOST_KEPT = 100
+
+
+class Node:
+    """The sources of one host, each with its thread."""
+
+    def __init__(self, gpus: Sequence[Sampler[GpuReading]], host: Sampler[HostReading]) -> None:
+        self._gpus = gpus
+        self._host = host
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._host.start()
+        for sampler in self._gpus:
+            sampler.start()
+
+    def stop(self) -> None:
+        """Read no more."""
+        self._host.stop()
+        for sampler in self._gpus:
+            sampler.stop()
+
+    def now(self) -> NodeReading:
+        """What is known at this moment."""
+        shares: dict[str, float] = {}
+        for sampler in self._gpus:
+            shares |= mean_clock_shares(sampler.readings)
+        return NodeReading(
+            gpus=merged(sampler.last for sampler in self._gpus),
+            gpu_age_s=max(sampler.age_s for sampler in self._gpus),
+            clock_shares=shares,
+            host=self._host.last,
+        )
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ListenError when it cannot."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    node = _node(settings.interval_s)
+    node.start()
+    try:
+        await serve(settings, node, stop, Notifier.from_environment(os.environ, os.getpid()))
+    finally:
+        node.stop()
+
+
+async def serve(settings: Settings, node: Node, stop: asyncio.Event, notifier: Notifier) -> None:
+    """Answer on every port, until ``stop``."""
+    pages = Pages(
+        lambda engine: page.render(node.now(), engine),
+        page.CONTENT_TYPE,
+        lambda engine: _health(verdict(node.now(), engine)),
+    )
+    checks = [AgentCheck(_line(node, check)) for check in settings.checks]
+    try:
+        port = await pages.start(settings.host, settings.port)
+        ports = [
+            await server.start(settings.host, check.port)
+            for server, check in zip(checks, settings.checks, strict=True)
+        ]
+        log.info("ready", host=settings.host, metrics=port, agent_checks=ports)
+        notifier.ready()
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(_report(node, settings.interval_s, notifier), name="report"),
+                group.create_task(feed_watchdog(notifier), name="watchdog"),
+            ]
+            await stop.wait()
+            notifier.stopping()
+            log.info("stopping")
+            for task in tasks:
+                task.cancel()
+    finally:
+        for server in checks:
+            await server.stop()
+        await pages.stop()
+
+
+def _node(interval_s: float) -> Node:
+    keep = max(1, min(_MOST_KEPT, round(_SMOOTH_S / interval_s)))
+    gpus = [Sampler[GpuReading]("nvidia", Nvml().read, interval_s, keep)]
+    binding = amd.library()
+    if binding is not None:
+        gpus.append(Sampler[GpuReading]("amd", amd.Amd(binding).read, interval_s, keep))
+    return Node(gpus, Sampler[HostReading]("host", Host().read, interval_s))
+
+
+def _line(node: Node, check: Check) -> Callable[[], str]:
+    return lambda: verdict(node.now(), check.gpus).line
+
+
+def _health(said: Verdict) -> tuple[bool, str]:
+    """Whether work should come here, and why."""
+    return said.word is not Word.DOWN and said.percent != 0, said.line.strip()
+
+
+async def _report(node: Node, interval_s: float, notifier: Notifier) -> None:
+    """One log line for each change of what is said of the whole host, and systemd's status."""
+    before: Verdict | None = None
+    while True:
+        reading = node.now()
+        if reading.gpus is not None and reading.gpus.replaced:
+            raise SteelyardError(
+                "another NVIDIA driver was loaded, which this process cannot talk to",
+                remedy="start it again; systemd does",
+            )
+        said = verdict(reading)
+        if before is None or worth_telling(before, said):
+            old = None if before is None else before.line.strip()
+            log.info("verdict", old=old, new=said.line.strip())
+            notifier.status(said.line)
+            before = said
+        await asyncio.sleep(interval_s)

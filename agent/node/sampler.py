@@ -1,0 +1,80 @@
+"""Owns the thread that reads one source again and again, and what it read last.
+
+A driver can hang for seconds, or for ever: then the last readings stay, and only grow old. The
+thread is a daemon, so that the process can still end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+
+log = structlog.get_logger()
+
+
+class Sampler[Reading]:
+    """Calls ``read`` every ``interval_s``, and keeps the last ``keep`` readings."""
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], Reading],
+        interval_s: float,
+        keep: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read = read
+        self._interval_s = interval_s
+        self._clock = clock
+        self._stop = threading.Event()
+        self._readings: deque[Reading] = deque(maxlen=keep)
+        self._read_at = clock()
+        self._problem = ""
+        self._thread = threading.Thread(target=self._run, name=f"read-{name}", daemon=True)
+        self._name = name
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read no more; does not wait for a reading that hangs."""
+        self._stop.set()
+
+    @property
+    def last(self) -> Reading | None:
+        """The last reading; None before the first."""
+        readings = self.readings
+        return readings[-1] if readings else None
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The last ones, the newest at the end."""
+        return tuple(self._readings)
+
+    @property
+    def age_s(self) -> float:
+        """Of the last reading; before the first, since when one is waited for."""
+        return self._clock() - self._read_at
+
+    def sample(self) -> None:
+        """One reading; a source that fails is left for the next time."""
+        try:
+            reading = self._read()
+        except Exception as error:
+            if str(error) != self._problem:
+                log.exception("reading_failed", source=self._name)
+            self._problem = str(error)
+            return
+        self._problem = ""
+        self._readings.append(reading)
+        self._read_at = self._clock()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.sample()
+            self._stop.wait(self._interval_s)
