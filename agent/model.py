@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 type Address = IPv4Address | IPv6Address
 
 ANY_PORT = 0
 MAX_WEIGHT = 1000
+MAX_PRIORITY = 7
 GUE_PORT = 6080
 
 
@@ -111,6 +112,37 @@ class CheckKind(enum.Enum):
     HTTPS = "https"
 
 
+class TelemetryKind(enum.Enum):
+    """What an engine's report is read from."""
+
+    NONE = "none"
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    TGI = "tgi"
+    TRITON = "triton"
+    TRTLLM = "trtllm"  # trtllm-serve
+    RAY_SERVE = "ray-serve"
+    OLLAMA = "ollama"
+    PROMETHEUS = "prometheus"  # any page, by expressions
+    AGENT_CHECK = "agent-check"  # HAProxy's text protocol
+
+
+class NodeKind(enum.Enum):
+    """What the state of a backend's GPUs is read from."""
+
+    NONE = "none"
+    NODE_AGENT = "node-agent"  # `lb-agent node`
+    DCGM = "dcgm"  # NVIDIA's dcgm-exporter
+
+
+class ModelSource(enum.Enum):
+    """Which list tells what models a backend has loaded."""
+
+    OPENAI = "openai"  # GET /v1/models
+    OLLAMA = "ollama"  # GET /api/ps
+    TRITON = "triton"  # POST /v2/repository/index
+
+
 class Hook(enum.Enum):
     """Where the program hooks in."""
 
@@ -178,6 +210,69 @@ class Backend:
     port: int | None = None  # nat, fullnat: its own port; None: the packet's
     backup: bool = False  # gets new flows only when no other backend is usable
     quic_server_id: bytes | None = None
+    priority: int = 0  # lower ones get new flows first, 0 to MAX_PRIORITY
+    zone: str | None = None  # where it is: clients of that zone are sent there first
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """Where and how often the engine of each backend of a service is asked for its load.
+
+    ``port`` None: the port that health checks use. ``path`` None: the engine's usual one.
+    The expressions are for PROMETHEUS alone.
+    """
+
+    kind: TelemetryKind = TelemetryKind.NONE
+    port: int | None = None
+    path: str | None = None
+    tls: bool = False
+    interval_s: float = 0.2
+    timeout_s: float = 0.4
+    running: str | None = None
+    waiting: str | None = None
+    kv_usage: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTelemetry:
+    """Where and how often the GPUs of each backend are asked about; port None: the usual one."""
+
+    kind: NodeKind = NodeKind.NONE
+    port: int | None = None
+    path: str = "/metrics"
+    interval_s: float = 2.0
+    timeout_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded:
+    """Only backends that have loaded this model get new flows; port None: as health checks."""
+
+    name: str
+    source: ModelSource = ModelSource.OPENAI
+    port: int | None = None
+    interval_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """Idle flows of overloaded backends are reset, so that clients connect anew.
+
+    ``rate_per_s``: flows reset a second at most; 0: never. ``skew``: the busy connections of a
+    backend, beside the mean by weight, from which on it is overloaded.
+    """
+
+    rate_per_s: float = 0.0
+    idle_s: float = 30.0
+    skew: float = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A place, and the clients that are near it: the longest prefix wins."""
+
+    name: str
+    clients: tuple[IPv4Network | IPv6Network, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +314,20 @@ class Service:
     down_flows: DownFlows = DownFlows.KEEP
     health: HealthCheck = HealthCheck()
     backends: tuple[Backend, ...] = ()
-    draws: int = 4  # least-load: backends compared, 2 to 8
-    bytes_per_connection: int = 1000  # least-load: waiting bytes that weigh as one connection
+    draws: int = 8  # least-load: backends compared, 2 to 8
+    bytes_per_connection: int = 250  # least-load: waiting bytes that weigh as one connection
     count_waiting: bool = True  # tcp: count the request bytes that wait for their answer
     source_bits: int | None = None  # source: of the client's address; None: all
     source_bound: float = 1.25  # source: of the mean load that a backend may have; 0: no bound
     slow_start_s: float = 0.0  # a backend that comes up reaches its weight in this time
     no_backend: NoBackend = NoBackend.DROP
     quic_id_bytes: int | None = None  # udp: length of the server id in QUIC connection ids
+    telemetry: Telemetry = Telemetry()
+    node: NodeTelemetry = NodeTelemetry()
+    model: ModelLoaded | None = None
+    learn_speed: bool = True  # least-load of tcp: weights follow how fast backends answer
+    rtt_per_connection_s: float = 0.0  # round trip that weighs as one connection; 0: none does
+    rebalance: Rebalance = Rebalance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +348,7 @@ class Tables:
     services: int = 128
     backends: int = 4096
     ring_slots: int = 65_537  # slots of one ring, prime
+    zone_rings: int = 64  # rings for clients of a zone, of all services together
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +372,7 @@ class Config:
     kernel_headers: KernelHeaders = KernelHeaders.SHIPPED
     tables: Tables = field(default_factory=Tables)
     services: tuple[Service, ...] = ()
+    zones: tuple[Zone, ...] = ()
 
     @property
     def interfaces(self) -> tuple[str, ...]:

@@ -46,13 +46,13 @@ async def probe(check: HealthCheck, address: Address, default_port: int) -> Prob
         async with asyncio.timeout(check.timeout_s):
             ok, detail = await talk(check, address, port)
     except TimeoutError:
-        ok, detail = False, f"no answer within {_duration(check.timeout_s)}"
+        ok, detail = False, f"no answer within {duration(check.timeout_s)}"
     except aiohttp.ClientConnectorCertificateError as error:
-        ok, detail = False, _tls_words(error.certificate_error)
+        ok, detail = False, tls_words(error.certificate_error)
     except aiohttp.ClientSSLError as error:
-        ok, detail = False, _tls_words(error.os_error)
+        ok, detail = False, tls_words(error.os_error)
     except ssl.SSLError as error:
-        ok, detail = False, _tls_words(error)
+        ok, detail = False, tls_words(error)
     except aiohttp.ServerDisconnectedError:
         ok, detail = False, "connection closed before an answer"
     except OSError as error:  # also aiohttp's ClientConnectorError and ClientOSError
@@ -83,7 +83,7 @@ async def _http(check: HealthCheck, address: Address, port: int) -> tuple[bool, 
     connector = aiohttp.TCPConnector(
         force_close=True,
         limit=1,
-        ssl=_tls_context(check.verify_tls) if check.kind is CheckKind.HTTPS else True,
+        ssl=tls_context(check.verify_tls) if check.kind is CheckKind.HTTPS else True,
         resolver=aiohttp.ThreadedResolver(),  # never used: the address is one
     )
     async with (
@@ -109,7 +109,8 @@ async def _http(check: HealthCheck, address: Address, port: int) -> tuple[bool, 
 
 
 @cache
-def _tls_context(verify: bool) -> ssl.SSLContext:
+def tls_context(verify: bool) -> ssl.SSLContext:
+    """One context for all connections that verify certificates, one for those that do not."""
     context = ssl.create_default_context()
     if not verify:
         context.check_hostname = False
@@ -129,7 +130,8 @@ def _os_words(error: OSError) -> str:
     return WORDS.get(number) or (os.strerror(number).lower() if number else "connection failed")
 
 
-def _tls_words(error: Exception) -> str:
+def tls_words(error: Exception) -> str:
+    """What went wrong with TLS, as an operator reads it."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS certificate not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:
@@ -146,5 +148,6 @@ def _milliseconds(started: float) -> str:
     return f"{elapsed_ms:.0f} ms" if elapsed_ms >= 1 else "under 1 ms"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time limit, as an operator reads it."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:g} s"

@@ -1,0 +1,274 @@
+"""Decides how busy an engine is from its own page: which metrics, and what is summed.
+
+Requests are summed over engines, models and data-parallel ranks. Tensor-, pipeline- and
+expert-parallel ranks work on the same requests and each reports all of them: the largest counts.
+KV use is the largest of all: a request that lands on the full engine waits, however empty the
+others are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from agent.model import TelemetryKind
+from agent.telemetry.exposition import Hints, Sample, TooManySamplesError, labels_of, samples
+from agent.telemetry.report import MOST_REQUESTS, EngineReport, Failure, plausible, share
+
+USUAL_PATHS = {
+    TelemetryKind.VLLM: "/metrics",
+    TelemetryKind.SGLANG: "/metrics",
+    TelemetryKind.TGI: "/metrics",
+    TelemetryKind.TRITON: "/metrics",
+    TelemetryKind.TRTLLM: "/prometheus/metrics",
+    TelemetryKind.RAY_SERVE: "/metrics",
+    TelemetryKind.OLLAMA: "/api/ps",
+    TelemetryKind.PROMETHEUS: "/metrics",
+}
+# Where the page has a port of its own; the others answer where they serve.
+USUAL_PORTS = {
+    TelemetryKind.TRITON: 8002,
+    TelemetryKind.RAY_SERVE: 8080,
+    TelemetryKind.AGENT_CHECK: 9119,  # our node agent's
+}
+
+MOST_JSON_BYTES = 2 * 2**20
+
+_SAME_REQUESTS = frozenset(("tp_rank", "pp_rank", "ep_rank", "moe_ep_rank", "cp_rank"))
+
+
+class Page:
+    """One page being read: finds metrics by name, and counts what could not be true."""
+
+    def __init__(self, text: bytes, hints: Hints | None) -> None:
+        self.text = text
+        self.hints = hints
+        self.dropped = 0
+
+    def all(self, *names: bytes) -> list[Sample]:
+        """The samples of the first of these names that is there: the newest name first."""
+        for name in names:
+            if found := samples(self.text, name, self.hints):
+                return found
+        return []
+
+    def total(self, *names: bytes) -> float | None:
+        """Requests, summed; None where there are none of these names."""
+        return self.sum(self.all(*names))
+
+    def sum(self, found: Sequence[Sample]) -> float | None:
+        """Requests of these samples, summed."""
+        if len(found) > 1 and any(b"_rank=" in sample.labels for sample in found):
+            return self._sum_of_groups(found)
+        kept = [sample.value for sample in found if plausible(sample.value, MOST_REQUESTS)]
+        self.dropped += len(found) - len(kept)
+        return sum(kept) if kept else None
+
+    def fullest(self, *names: bytes) -> float | None:
+        """The largest of shares."""
+        found = [share(sample.value) for sample in self.all(*names)]
+        kept = [value for value in found if value is not None]
+        self.dropped += len(found) - len(kept)
+        return max(kept, default=None)
+
+    def _sum_of_groups(self, found: Sequence[Sample]) -> float | None:
+        groups: dict[frozenset[tuple[str, str]], float] = {}
+        for sample in found:
+            if not plausible(sample.value, MOST_REQUESTS):
+                self.dropped += 1
+                continue
+            labels = labels_of(sample.labels)
+            group = frozenset(item for item in labels.items() if item[0] not in _SAME_REQUESTS)
+            groups[group] = max(groups.get(group, 0.0), sample.value)
+        return sum(groups.values()) if groups else None
+
+
+type Reader = Callable[[Page], EngineReport | Failure]
+
+
+def read_engine(
+    kind: TelemetryKind, text: bytes, hints: Hints | None = None
+) -> EngineReport | Failure:
+    """What the page of an engine of this kind says; Failure where it is no such page."""
+    page = Page(text, hints)
+    try:
+        report = _READERS[kind](page)
+    except TooManySamplesError as error:
+        return Failure(str(error))
+    # Ollama says nothing while no model is loaded, and that is an answer.
+    if report == EngineReport(dropped=page.dropped) and kind is not TelemetryKind.OLLAMA:
+        if page.dropped:
+            return Failure(f"none of the {page.dropped} values on the page can be true")
+        return Failure(f"{looks_like(text)}none of the metrics of {kind.value} is on the page")
+    return report
+
+
+def looks_like(text: bytes) -> str:
+    """What the text is instead of metrics, as the start of a sentence; empty if unclear."""
+    start = text[:64].lstrip().lower()
+    if start.startswith(b"<"):
+        return "the page is HTML: "
+    if start.startswith((b"{", b"[")):
+        return "the page is JSON: "
+    return "" if start else "the page is empty: "
+
+
+def _vllm(page: Page, prefix: bytes = b"vllm:") -> EngineReport:
+    running = page.total(prefix + b"num_requests_running")
+    waiting = page.total(prefix + b"num_requests_waiting")
+    kv_usage = page.fullest(prefix + b"kv_cache_usage_perc")
+    if kv_usage is None:  # before 0.10: another name, and requests swapped out that wait to go on
+        kv_usage = page.fullest(prefix + b"gpu_cache_usage_perc")
+        swapped = page.total(prefix + b"num_requests_swapped")
+        if waiting is not None and swapped is not None:
+            waiting += swapped
+    return EngineReport(running, waiting, kv_usage, dropped=page.dropped)
+
+
+def _sglang(page: Page) -> EngineReport:
+    def requests(*names: bytes) -> float | None:
+        found = page.all(*names)
+        # Priorities are parts of the sample that names none.
+        whole = [s for s in found if b"priority=" not in s.labels or b'priority=""' in s.labels]
+        return page.sum(whole or found)
+
+    return EngineReport(
+        requests(b"sglang:num_running_reqs", b"sglang_num_running_reqs"),
+        requests(b"sglang:num_queue_reqs", b"sglang_num_queue_reqs"),
+        page.fullest(b"sglang:token_usage", b"sglang_token_usage"),
+        dropped=page.dropped,
+    )
+
+
+def _tgi(page: Page) -> EngineReport:
+    running = page.total(b"tgi_batch_current_size")
+    return EngineReport(running, page.total(b"tgi_queue_size"), dropped=page.dropped)
+
+
+def _triton(page: Page) -> EngineReport:
+    pending = page.total(b"nv_inference_pending_request_count")
+    requests = _by_label(page.all(b"nv_trt_llm_request_metrics"), "request_type")
+    active = page.sum(requests["active"])
+    scheduled = page.sum(requests["scheduled"])
+    waiting = page.sum(requests["waiting"])
+    if waiting is None and active is not None and scheduled is not None:
+        waiting = max(0.0, active - scheduled)
+    if pending is not None:  # not handed to the model yet
+        waiting = pending + (waiting or 0.0)
+    running = active if scheduled is None else scheduled
+    return EngineReport(running, waiting, _triton_kv(page), dropped=page.dropped)
+
+
+def _triton_kv(page: Page) -> float | None:
+    blocks = _by_label(page.all(b"nv_trt_llm_kv_cache_block_metrics"), "kv_cache_block_type")
+    used, most = page.sum(blocks["used"]), page.sum(blocks["max"])
+    if used is not None and most:
+        return share(used / most)
+    told = [share(sample.value) for sample in blocks["fraction"]]
+    return max((value for value in told if value is not None), default=None)
+
+
+def _trtllm(page: Page) -> EngineReport | Failure:
+    if page.text[:64].lstrip().startswith(b"["):
+        return _trtllm_iterations(page)
+    return EngineReport(
+        page.total(b"trtllm_num_requests_running", b"trtllm:num_requests_running"),
+        page.total(b"trtllm_num_requests_waiting", b"trtllm:num_requests_waiting"),
+        page.fullest(b"trtllm_kv_cache_utilization", b"trtllm:kv_cache_utilization"),
+        dropped=page.dropped,
+    )
+
+
+def _trtllm_iterations(page: Page) -> EngineReport | Failure:
+    """The list of iterations that ``/metrics`` of trtllm-serve gives, the latest last."""
+    found = parsed(page.text)
+    if isinstance(found, Failure):
+        return found
+    if not isinstance(found, list) or not found or not isinstance(found[-1], dict):
+        return Failure("no iteration since it was asked before; /prometheus/metrics tells more")
+    latest = found[-1]
+    waiting = _number(latest, "numQueuedRequests")
+    paused = _number(latest.get("inflightBatchingStats"), "numPausedRequests")
+    cache = latest.get("kvCacheStats")
+    used, most = _number(cache, "usedNumBlocks"), _number(cache, "maxNumBlocks")
+    return EngineReport(
+        _number(latest, "numActiveRequests"),
+        waiting if waiting is None else waiting + (paused or 0.0),
+        share(used / most) if used is not None and most else None,
+    )
+
+
+def _ray_serve(page: Page) -> EngineReport:
+    """The engine below, where Ray Serve runs vLLM; otherwise what its replicas process."""
+    queued = page.total(b"ray_serve_deployment_queued_queries")
+    for prefix in (b"ray_vllm_", b"ray_vllm:"):
+        engine = _vllm(page, prefix)
+        if engine.queue is not None:
+            waiting = (engine.waiting or 0.0) + (queued or 0.0)
+            return EngineReport(engine.running, waiting, engine.kv_usage, dropped=page.dropped)
+    running = _of_applications(page, page.all(b"ray_serve_replica_processing_queries"))
+    return EngineReport(running, queued, dropped=page.dropped)
+
+
+def _of_applications(page: Page, found: Sequence[Sample]) -> float | None:
+    """A request is in every deployment on its way, so the busiest counts for the application."""
+    deployments: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for sample in found:
+        labels = labels_of(sample.labels)
+        deployments[labels.get("application", ""), labels.get("deployment", "")].append(sample)
+    busiest: dict[str, float] = {}
+    for (application, _), of_it in deployments.items():
+        if (total := page.sum(of_it)) is not None:
+            busiest[application] = max(busiest.get(application, 0.0), total)
+    return sum(busiest.values()) if busiest else None
+
+
+def _ollama(page: Page) -> EngineReport | Failure:
+    """Ollama tells neither requests nor queue: only what is loaded, and how much on the GPU."""
+    found = parsed(page.text)
+    if isinstance(found, Failure):
+        return found
+    loaded = found.get("models") if isinstance(found, dict) else None
+    if not isinstance(loaded, list):
+        return Failure("the answer is not that of Ollama's /api/ps")
+    sizes = [_number(model, "size") or 0.0 for model in loaded]
+    on_gpu = [_number(model, "size_vram") or 0.0 for model in loaded]
+    return EngineReport(gpu_share=share(sum(on_gpu) / sum(sizes)) if sum(sizes) else None)
+
+
+def parsed(text: bytes) -> Any:
+    """The JSON of an answer, or Failure."""
+    if len(text) > MOST_JSON_BYTES:  # reading it would hold up everyone else's reports
+        return Failure(f"the answer is longer than {MOST_JSON_BYTES >> 20} MiB of JSON")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        kind = "HTML" if text[:64].lstrip().startswith(b"<") else "no JSON"
+        return Failure(f"the answer is {kind}")
+
+
+def _number(of: object, key: str) -> float | None:
+    value = of.get(key) if isinstance(of, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if plausible(value, 1e18) else None
+
+
+def _by_label(found: Sequence[Sample], label: str) -> dict[str, list[Sample]]:
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for sample in found:
+        groups[labels_of(sample.labels).get(label, "")].append(sample)
+    return groups
+
+
+_READERS: dict[TelemetryKind, Reader] = {
+    TelemetryKind.VLLM: _vllm,
+    TelemetryKind.SGLANG: _sglang,
+    TelemetryKind.TGI: _tgi,
+    TelemetryKind.TRITON: _triton,
+    TelemetryKind.TRTLLM: _trtllm,
+    TelemetryKind.RAY_SERVE: _ray_serve,
+    TelemetryKind.OLLAMA: _ollama,
+}

@@ -1,0 +1,185 @@
+"""Owns the connection to one target: asks over it, and hands back the whole answer or a reason.
+
+One request is under way at a time; the connection is kept between them. What arrives goes into
+one buffer that all links share, and is copied only while an answer is not complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Callable, Coroutine
+from typing import cast
+
+from agent.health.probe import WORDS, tls_context, tls_words
+from agent.telemetry.asks import Target
+from agent.telemetry.framing import Answer, HttpAnswer, LineAnswer
+from agent.telemetry.report import Failure
+
+_RECEIVED_AT_ONCE = 256 * 1024
+
+type Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
+
+# A link's bytes are taken out before the event loop can read for another.
+_received = bytearray(_RECEIVED_AT_ONCE)
+_room = memoryview(_received)
+
+
+class Link:
+    """A connection to a target, made when it is first asked and after each failure.
+
+    ``on_ask()`` is called right before the request is written; ``on_done(answer)`` once for each
+    ``ask``, unless it is given up by ``close``.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        request: bytes,
+        spawn: Spawn,
+        on_ask: Callable[[], None],
+        on_done: Callable[[bytes | Failure], None],
+    ) -> None:
+        self._target = target
+        self._request = request
+        self._spawn = spawn
+        self._on_ask = on_ask
+        self._on_done = on_done
+        self._wire: _Wire | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._answer: Answer | None = None  # None: nothing is asked
+        self._partial = bytearray()
+        self._reused = False  # the present request went over a connection that had served before
+
+    def ask(self) -> None:
+        """Ask. Not while an answer is awaited."""
+        if self._wire is None:
+            self._connect()
+        else:
+            self._reused = True
+            self._send(self._wire)
+
+    def close(self) -> None:
+        """Give up what is under way, and the connection."""
+        self._answer = None
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._wire is not None:
+            self._wire.drop()
+            self._wire = None
+        self._partial = bytearray()
+
+    def opened(self, wire: _Wire) -> None:
+        """A connection is there. A server that speaks first may do so right away."""
+        self._wire = wire
+        self._send(wire)
+
+    def received(self, data: memoryview) -> None:
+        """Bytes came."""
+        if self._answer is None:
+            self.close()  # it speaks without being asked
+            return
+        arrived: bytes | bytearray
+        if self._partial:
+            self._partial += data
+            arrived = self._partial
+        else:
+            arrived = bytes(data)
+        result = self._answer.more(arrived)
+        if result is not None:
+            self._done(result, self._answer.reusable)
+        elif arrived is not self._partial:
+            self._partial = bytearray(arrived)
+
+    def lost(self, error: Exception | None) -> None:
+        """The connection is gone; no error: the server closed it."""
+        self._wire = None
+        if self._answer is None:
+            return
+        if self._reused and not self._partial:
+            # The server had closed an idle connection, as it may: that is no failure.
+            self._answer = None
+            self._connect()
+        elif error is None:
+            self._done(self._answer.closed(self._partial), reusable=False)
+        else:
+            self._done(Failure(failure_words(error)), reusable=False)
+
+    def _connect(self) -> None:
+        self._reused = False
+        self._connecting = self._spawn(self._open())
+
+    async def _open(self) -> None:
+        target = self._target
+        try:
+            context = tls_context(target.verify_tls) if target.tls else None
+            await asyncio.get_running_loop().create_connection(
+                lambda: _Wire(self),
+                str(target.address),
+                target.port,
+                ssl=context,
+                server_hostname=str(target.address) if context else None,
+            )
+        except OSError as error:  # ssl.SSLError is one too
+            self._connecting = None
+            self._done(Failure(failure_words(error)), reusable=False)
+            return
+        self._connecting = None
+
+    def _send(self, wire: _Wire) -> None:
+        self._answer = HttpAnswer() if self._request else LineAnswer()
+        self._on_ask()
+        if self._request:
+            wire.write(self._request)
+
+    def _done(self, result: bytes | Failure, reusable: bool) -> None:
+        if not reusable or isinstance(result, Failure):
+            self.close()
+        else:
+            self._answer = None
+            if self._partial:
+                self._partial = bytearray()
+        self._on_done(result)
+
+
+class _Wire(asyncio.BufferedProtocol):
+    """One connection of a link; once dropped, whatever still comes of it is nothing to the link."""
+
+    def __init__(self, link: Link) -> None:
+        self._link: Link | None = link
+        self._transport: asyncio.Transport | None = None
+
+    def write(self, request: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(request)
+
+    def drop(self) -> None:
+        self._link = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        if self._link is not None:
+            self._link.opened(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        return _room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._link is not None:
+            self._link.received(_room[:nbytes])
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._link is not None:
+            self._link.lost(exc)
+
+
+def failure_words(error: Exception) -> str:
+    """What happened to a connection, as an operator reads it."""
+    if isinstance(error, ssl.SSLError):
+        return tls_words(error)
+    number = getattr(error, "errno", None) or 0
+    return WORDS.get(number) or (os.strerror(number).lower() if number else "connection failed")

@@ -1,0 +1,107 @@
+"""What a scrape can tell, as values: of an engine, a node's GPUs, the models loaded."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+# A server with more requests than this, or a page that says so, does not exist.
+MOST_REQUESTS = 1e6
+
+
+class AgentState(enum.Enum):
+    """What an agent-check answer asks for."""
+
+    UP = "up"
+    DOWN = "down"
+    DRAIN = "drain"
+    MAINT = "maint"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """How busy an engine is; None: it does not say.
+
+    ``kv_usage`` and ``gpu_share`` are shares from 0 to 1; ``gpu_share`` is how much of the
+    loaded models lies in GPU memory (Ollama alone says so). ``dropped`` counts the values that
+    could not be true and were taken as missing.
+    """
+
+    running: float | None = None
+    waiting: float | None = None
+    kv_usage: float | None = None
+    gpu_share: float | None = None
+    dropped: int = 0
+
+    @property
+    def queue(self) -> float | None:
+        """Requests in the engine, running and waiting; None where it tells neither."""
+        if self.running is None and self.waiting is None:
+            return None
+        return (self.running or 0.0) + (self.waiting or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentCheck:
+    """An answer of HAProxy's agent-check protocol; ``weight_share`` is from 0 to 1."""
+
+    weight_share: float | None = None
+    state: AgentState | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReport:
+    """One GPU; None: not told.
+
+    ``throttled`` names what slows it without its owner's wish; a power cap, which many set on
+    purpose, is ``power_capped``. ``xid`` is an error that blames the hardware.
+    """
+
+    name: str
+    uuid: str = ""
+    lost: bool = False
+    clock_share: float | None = None  # SM clock beside its maximum
+    throttled: tuple[str, ...] = ()
+    power_capped: bool = False
+    xid: int | None = None
+    recovery_action: str | None = None  # None: none is needed, or not told
+    utilization: float | None = None
+    memory_used_share: float | None = None
+    temperature_c: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """The GPUs of one host; ``dropped`` as in EngineReport."""
+
+    gpus: tuple[GpuReport, ...] = ()
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models that a server has ready."""
+
+    names: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no report, as an operator reads it."""
+
+    reason: str
+
+
+type Report = EngineReport | AgentCheck | NodeReport | Models
+
+
+def plausible(value: float, most: float) -> bool:
+    """A number from 0 to ``most``: not NaN, not a sentinel, not a counter that went below 0."""
+    return 0 <= value <= most
+
+
+def share(value: float) -> float | None:
+    """A share, forgiving what rounding adds; None where it cannot be one."""
+    return min(value, 1.0) if plausible(value, 1.01) else None

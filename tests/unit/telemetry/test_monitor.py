@@ -1,0 +1,144 @@
+"""When targets are asked, and what is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+from ipaddress import ip_address
+from itertools import pairwise
+
+from agent.model import BackendRef, Telemetry, TelemetryKind
+from agent.telemetry.asks import Target, Topic
+from agent.telemetry.monitor import Key, TelemetryMonitor
+from agent.telemetry.report import EngineReport, Failure, Report
+from tests.unit.telemetry.scraped import FAST, KEY, Engine, Scrapes, page, scrape
+
+TGI = page(b"tgi_batch_current_size 4\ntgi_queue_size 6\n")
+LOOPBACK = ip_address("127.0.0.1")
+
+
+def key(number: int) -> Key:
+    return BackendRef("chat", f"gpu-{number}"), Topic.ENGINE
+
+
+def test_the_ask_is_told_before_the_answer_and_both_are_timed() -> None:
+    scrapes = asyncio.run(scrape(Engine(TGI), 3))
+    assert scrapes.asked[:3] == [KEY] * 3
+    asked = [told[2] for told in scrapes.told]
+    assert asked == sorted(asked)
+    assert all(asked_at <= got_at for _, _, asked_at, got_at in scrapes.told)
+
+
+def test_a_failing_target_is_asked_ever_less_and_after_success_as_before() -> None:
+    broken = page(b"", status=b"500 Oops")
+    answers = [broken] * 5 + [TGI, TGI, broken, TGI]
+    told = asyncio.run(scrape(Engine(*answers), 9)).told
+    assert [isinstance(report, Failure) for _, report, _, _ in told] == [
+        *[True] * 5,
+        *[False] * 2,
+        True,
+        False,
+    ]
+    gaps = [later[2] - earlier[2] for earlier, later in pairwise(told)]
+    assert gaps[4] > 0.2  # 16 intervals of 20 ms, and no timer comes early by a third
+    assert max(gaps[5:]) < gaps[4]
+
+
+def test_targets_can_be_changed_while_it_runs() -> None:
+    async def run() -> None:
+        engines = [Engine(page(b"tgi_queue_size %d\n" % number)) for number in (1, 2)]
+        servers = [await asyncio.start_server(engine, "127.0.0.1", 0) for engine in engines]
+        targets = [Target(LOOPBACK, server.sockets[0].getsockname()[1], FAST) for server in servers]
+        scrapes = Scrapes()
+        running = asyncio.create_task(scrapes.monitor.run())
+        await asyncio.sleep(0)
+        scrapes.monitor.set_targets({key(1): targets[0]})
+        await scrapes.until(lambda: len(scrapes.told) >= 2)
+        scrapes.monitor.set_targets({key(1): targets[0], key(2): targets[1]})
+        await scrapes.until(lambda: any(told[0] == key(2) for told in scrapes.told))
+        assert engines[0].connections == 1  # what is as before is not disturbed
+        scrapes.monitor.set_targets({key(2): targets[0]})
+        scrapes.told.clear()
+        await scrapes.until(lambda: len(scrapes.told) >= 3)
+        assert {told[0] for told in scrapes.told} == {key(2)}
+        assert set(scrapes.reports) == {EngineReport(waiting=1)}
+        scrapes.monitor.set_targets({})
+        scrapes.told.clear()
+        await asyncio.sleep(0.1)
+        assert scrapes.told == []
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        for server in servers:
+            server.close()
+
+    asyncio.run(run())
+
+
+def test_a_hundred_targets_are_spread_over_the_interval() -> None:
+    async def run() -> list[float]:
+        server = await asyncio.start_server(Engine(TGI), "127.0.0.1", 0)
+        target = Target(
+            LOOPBACK,
+            server.sockets[0].getsockname()[1],
+            Telemetry(TelemetryKind.TGI, interval_s=0.5, timeout_s=5.0),
+        )
+        scrapes = Scrapes()
+        scrapes.monitor.set_targets({key(number): target for number in range(100)})
+        running = asyncio.create_task(scrapes.monitor.run())
+        await scrapes.until(lambda: len({told[0] for told in scrapes.told}) == 100)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        server.close()
+        return [told[2] for told in scrapes.told]
+
+    asked = asyncio.run(run())
+    assert len({int((at - min(asked)) * 20) for at in asked}) >= 4  # of ten tenths
+
+
+def test_a_defect_of_the_listener_does_not_end_the_scrapes() -> None:
+    async def run() -> int:
+        server = await asyncio.start_server(Engine(TGI), "127.0.0.1", 0)
+        calls = 0
+        enough = asyncio.Event()
+
+        def on_report(_key: Key, _report: Report | Failure, _asked: float, _got: float) -> None:
+            nonlocal calls
+            calls += 1
+            if calls >= 3:
+                enough.set()
+            raise ZeroDivisionError
+
+        monitor = TelemetryMonitor(lambda _key: None, on_report)
+        port = server.sockets[0].getsockname()[1]
+        monitor.set_targets({KEY: Target(LOOPBACK, port, FAST)})
+        running = asyncio.create_task(monitor.run())
+        async with asyncio.timeout(10):
+            await enough.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        server.close()
+        return calls
+
+    assert asyncio.run(run()) >= 3
+
+
+def test_what_is_off_is_not_asked() -> None:
+    async def run() -> list[Key]:
+        scrapes = Scrapes()
+        scrapes.monitor.set_targets({KEY: Target(LOOPBACK, 1, Telemetry())})
+        running = asyncio.create_task(scrapes.monitor.run())
+        await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return [told[0] for told in scrapes.told]
+
+    assert asyncio.run(run()) == []
+
+
+def test_a_page_that_takes_long_to_read_is_asked_for_less_often() -> None:
+    labels = ",".join(f'l{n}="v"' for n in range(100))
+    lines = [f'sglang:num_queue_reqs{{tp_rank="{n}",{labels}}} 1' for n in range(150)]
+    question = Telemetry(TelemetryKind.SGLANG, interval_s=0.001, timeout_s=5.0)
+    engine = Engine(page("\n".join(lines).encode()))
+    told = asyncio.run(scrape(engine, 3, question)).told
+    gaps = [later[2] - earlier[3] for earlier, later in pairwise(told)]
+    assert min(gaps) > 0.05  # reading takes some 7 ms, and the pause is 20 times that
