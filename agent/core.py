@@ -25,6 +25,7 @@ from agent.model import Address, BackendRef, Config, Health, HealthStatus, Hook,
 from agent.network.nexthop import NextHops
 from agent.network.tags import Tags
 from agent.network.vips import Vips
+from agent.rebalancing import Rebalancer
 from agent.reconcile.adopt import Adopted, adopt
 from agent.reconcile.reconciler import Reconciler
 from agent.state import slowstart
@@ -33,6 +34,7 @@ from agent.state.eligibility import Eligibility
 from agent.state.identities import Identities, Member, member_of
 from agent.state.situation import Past, Situation, situation, verdicts
 from agent.state.tables import TableContents
+from agent.weighing.weigher import Weigher
 
 log = structlog.get_logger()
 
@@ -73,13 +75,15 @@ class Core:
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()
         self._reconciler: Reconciler
-        self._adopted = Adopted({}, {}, frozenset())
+        self._adopted = Adopted({}, {}, frozenset(), {})
         self._history = History(config.state_dir, config.name)
         self._past = self._history.load()
         self._adopted_until = 0.0
         self._survey_at = 0.0
         self._surveys = 0
         self._trueup: TrueUp
+        self.weigher: Weigher
+        self.rebalancer: Rebalancer
         self._up_since: dict[Member, float] = {}  # on the monotonic clock
         self._next_step: asyncio.TimerHandle | None = None
 
@@ -90,6 +94,7 @@ class Core:
         await asyncio.to_thread(self.dataplane.load, self.config.services)
         self._reconciler = Reconciler(self.dataplane.tables, time.monotonic)
         self._trueup = TrueUp(self.dataplane.tables)
+        self.weigher = Weigher(self.dataplane, self._wake)
         self.tracer = Tracer(
             self.dataplane.tables.trace,
             lambda: rings_of(self.dataplane.program),
@@ -97,6 +102,7 @@ class Core:
         )
         self._adopted = adopt(self.config, self._reconciler.read(), time.time())
         self._up_since = dict.fromkeys(self._adopted.up, slowstart.ALWAYS)
+        self.weigher.adopt(self.config, self._adopted.weights, time.monotonic())
         self._adopted_until = time.monotonic() + ADOPTED_HOP_S
         asyncio.get_running_loop().call_later(ADOPTED_HOP_S, self._wake)
         self._aim(self._adopted.health)
@@ -108,7 +114,7 @@ class Core:
             "next hops": self._hops.run(),
             "reconcile": self._reconcile(),
             "sample": self._sample(),
-        }
+        } | self.weigher.tasks()
 
     async def start(self) -> None:
         """From adopted tables to a running data plane; no packet sees a worse state on the way."""
@@ -116,7 +122,8 @@ class Core:
         if self.dataplane.takes_over and not self._adopted.health:
             await self._first_checks()
         await self._pass()
-        self.observer = Observer(self.dataplane)
+        self.rebalancer = Rebalancer(self.dataplane)
+        self.observer = Observer(self.dataplane, self.weigher, self.rebalancer)
         self.observer.sample(self.now.situation, time.monotonic())
         await asyncio.to_thread(self.dataplane.attach)
         for attachment in self.dataplane.attachments:
@@ -234,17 +241,29 @@ class Core:
     async def _sample_once(self, now: float) -> None:
         self.observer.sample(self.now.situation, now)
         self.tracer.refresh()
+        self._sample_loads(now)
         if now >= self._survey_at:
             found = await self.observer.look_at_flows()
             self._survey_at = now + SURVEY_SHARE * self.observer.survey_cpu_s
             self._surveys += 1
             self._trueup.take(found)
+            await self.rebalancer.take(self.now.situation, found, now)
             if self._surveys % SWEEP_EVERY == 0:
                 self._reconciler.sweep(found)
         if self.dataplane.is_attached():
             self._attach_problem = ""
         else:
             await self._attach_again()
+
+    def _sample_loads(self, now: float) -> None:
+        """Learned speeds, and round trips as the health checks measured them."""
+        last = self.now.situation
+        usable = [ref for ref, verdict in last.verdicts.items() if verdict.usable]
+        rtts = {
+            ref: None if status.latency_ms is None else status.latency_ms / 1000
+            for ref, status in self.health().items()
+        }
+        self.weigher.sample(last.config, usable, rtts, now)
 
     async def _attach_again(self) -> None:
         """Somebody took the program off: put it back, unless another one sits there now."""
@@ -272,6 +291,7 @@ class Core:
                 port = check_port(service, backend)
                 targets[ref] = Target(service.health, backend.address, port, initial.get(ref))
         self._monitor.set_targets(targets)
+        self.weigher.aim(self.config, time.monotonic())
         self._hops.set_addresses(self._addresses())
 
     def _hop(self, address: Address) -> NextHop:
@@ -287,17 +307,21 @@ class Core:
             config = self.config
             hops = {address: self._hop(address) for address in self._addresses()}
             health = self._monitor.statuses()
-            found = self._weighted(config, verdicts(config, health, hops))
+            now = time.monotonic()
+            influences = self.weigher.influences(config, now)
+            found = self._weighted(config, verdicts(config, health, hops, influences))
             ticks = self.dataplane.clock.ticks
             if self._started.is_set():
                 await asyncio.to_thread(self.dataplane.ensure_features, config.services)
-            around = Surroundings(found, hops, self.dataplane.ifindex, ticks)
+            draws = self.weigher.draws(config, now)
+            around = Surroundings(found, hops, self.dataplane.ifindex, ticks, draws)
             done = await self._reconciler.run(config, around)
             fresh = situation(self._past, config, done.ids, health, hops, found, time.time())
             _log_transitions(self._past, fresh)
             self._past = fresh.past
             self._history.save(self._past)
             self.now = Now(fresh, done.contents)
+            self.weigher.place(config, done.ids)
             self.tracer.refresh()
 
     def _weighted(
@@ -333,8 +357,10 @@ class Core:
         health = self.health()
         if health.keys() != last.health.keys():
             return last  # a change is under way
-        found = verdicts(last.config, health, last.hops)
-        found = slowstart.slowed(last.config, found, self._up_since, time.monotonic())
+        now = time.monotonic()
+        influences = self.weigher.influences(last.config, now)
+        found = verdicts(last.config, health, last.hops, influences)
+        found = slowstart.slowed(last.config, found, self._up_since, now)
         return replace(last, health=health, verdicts=found)
 
 

@@ -15,6 +15,7 @@ type Address = IPv4Address | IPv6Address
 ANY_PORT = 0
 MAX_WEIGHT = 1000
 MAX_PRIORITY = 7
+MAX_ZONE_PREFIXES = 65_536  # of clients, of each family
 GUE_PORT = 6080
 
 

@@ -17,6 +17,7 @@
 #include "guard.h"
 #include "flow.h"
 #include "quic.h"
+#include "zone.h"
 #include "select.h"
 #include "forward.h"
 #include "wayback.h"
@@ -92,8 +93,9 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 		flow_reserve(&walk->flow);
 	step_ends();
 	if (!walk->route->backend)
-		walk->route->backend =
-			select_backend(p, service, select_scheduler(p, service, walk->flow.at));
+		walk->route->backend = select_backend(p, service,
+						      select_scheduler(p, service, walk->flow.at),
+						      &walk->route->ring);
 	step_ends();
 	walk->backend = backends.lookup(&walk->route->backend);
 	if (!walk->route->backend || !walk->backend)
@@ -122,7 +124,8 @@ static __always_inline int find_quoted(const struct packet *p, struct walk *walk
 		/* Unless the packet itself tells, as it would have told then. */
 		if (walk->service->scheduler != SCHEDULER_MAGLEV)
 			return REASON_NO_FLOW;
-		walk->route->backend = select_backend(p, walk->service, SCHEDULER_MAGLEV);
+		walk->route->backend =
+			select_backend(p, walk->service, SCHEDULER_MAGLEV, &walk->route->ring);
 	}
 	walk->backend = backends.lookup(&walk->route->backend);
 	if (!walk->route->backend || !walk->backend || !(walk->backend->flags & BACKEND_F_ALIVE))

@@ -34,6 +34,16 @@ BPF_TABLE_PINNED7("lpm_trie", struct vip_prefix6, struct vip_prefix, prefixes6, 
 BPF_TABLE_PINNED7("lpm_trie", struct port_range_key, struct port_range, ranges, LB_PORT_RANGES,
 		  LB_PINNED(ranges), BPF_F_NO_PREALLOC);
 
+/* A client's address -> its zone; (service, zone) -> the ring for it.  The agent
+ * writes.
+ */
+BPF_TABLE_PINNED7("lpm_trie", struct zone_key4, struct zone, zones4, LB_ZONE_PREFIXES,
+		  LB_PINNED(zones4), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED7("lpm_trie", struct zone_key6, struct zone, zones6, LB_ZONE_PREFIXES,
+		  LB_PINNED(zones6), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED7("hash", struct zone_ring_key, struct zone_ring, zone_rings, LB_ZONE_RINGS,
+		  LB_PINNED(zone_rings), BPF_F_NO_PREALLOC);
+
 /* nat: (backend, port, protocol) -> whose answer it is.  The agent writes. */
 BPF_TABLE_PINNED7("hash", struct service_key4, struct origin, origins4, LB_ORIGINS,
 		  LB_PINNED(origins4), BPF_F_NO_PREALLOC);
@@ -76,7 +86,19 @@ struct syn_time {
 };
 BPF_ARRAY(syn_times, struct syn_time, SYN_TIMES);
 
-/* line -> 32 backend ids.  The agent writes, only to regions no service names. */
+/* What a request met when it came, by the tag of its flow, until it is answered.
+ * Newer ones take the place of older; not pinned.
+ */
+#define REQUEST_MARKS 8192
+struct request_mark {
+	__u32 tag;
+	__u32 ahead; /* request bytes that waited at its backend */
+	__u32 open;  /* connections of its backend */
+	__u32 pad;
+};
+BPF_ARRAY(request_marks, struct request_mark, REQUEST_MARKS);
+
+/* line -> 32 backend ids.  The agent writes, only to regions nothing names. */
 BPF_TABLE_PINNED7("array", u32, struct ring_line, rings, LB_RING_LINES, LB_PINNED(rings),
 		  BPF_F_MMAPABLE);
 
@@ -88,7 +110,11 @@ BPF_TABLE_PINNED7("array", u32, struct backend, backends, LB_BACKENDS, LB_PINNED
 BPF_TABLE_PINNED7("array", u32, struct backend_load, backend_load, LB_BACKENDS,
 		  LB_PINNED(backend_load), BPF_F_MMAPABLE);
 
-/* service id -> likewise, for a bounded `source` scheduler. */
+/* backend id * SAMPLES + n -> what a request met.  The packet path writes. */
+BPF_TABLE_PINNED7("array", u32, struct backend_sample, backend_samples, LB_BACKENDS *SAMPLES,
+		  LB_PINNED(backend_samples), BPF_F_MMAPABLE);
+
+/* service id -> what its backends have together, for a bounded `source` scheduler. */
 BPF_TABLE_PINNED7("array", u32, struct service_load, service_load, LB_SERVICES,
 		  LB_PINNED(service_load), BPF_F_MMAPABLE);
 

@@ -157,7 +157,8 @@ static __always_inline void reply_refresh(CTX *ctx, const struct packet *p, stru
 	if (LB_WAITING && state == FLOW_EMBRYONIC && next != state)
 		waiting_begin(warm, p->ack, p->seq + p->payload_len);
 	if (LB_WAITING && slot_awaits(state) && slot_base(next) >= FLOW_ESTABLISHED &&
-	    waiting_server(ctx, p, warm, reply->route->backend, state, &answer))
+	    waiting_server(ctx, p, warm, reply->route->backend, reply->flow.at->tag, state,
+			   &answer))
 		next |= FLOW_AWAITING;
 	state = flow_move(&reply->flow, next);
 	if (state == FLOW_EMBRYONIC && next != state && slot_base(next) != FLOW_CLOSING)

@@ -15,16 +15,21 @@ static __always_inline __u64 score_connections(const struct backend_load *load)
 }
 
 /* The load score (abi.h, struct backend_load), in 256ths of a connection times
- * 2^20 / weight.
+ * 2^20 / weight.  Of two backends one of which is hot, the other wins.  What was
+ * reported counts until it is old, since nobody may be there to take it back; then all
+ * open connections count one each.
  */
-static __always_inline __u64 score_load(const struct backend_load *load)
+static __always_inline __u64 score_load(const struct backend_load *load, __u32 now)
 {
-	__u64 work;
+	__s64 left = (__s32)(load->report_until - now);
+	__u64 counts, kappa, work;
 
-	work = 256 + load->queue;
-	work += load->kappa * not_negative(load->open + load->open_fix - load->report_open);
+	counts = mask_less(-left, 0);
+	work = 256 + (load->queue & counts);
+	kappa = mask_choose(counts, load->kappa, 256);
+	work += kappa * not_negative(load->open + load->open_fix - (load->report_open & counts));
 	work += (not_negative(load->waiting + load->waiting_fix) * load->per_byte) >> 16;
-	return work * load->inverse_weight;
+	return ((load->is_hot & counts) << 62) + work * load->inverse_weight;
 }
 
 /* Bounded load (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded

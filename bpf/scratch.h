@@ -47,6 +47,8 @@ struct route {
 	__u32 ifindex;     /* 0: out where it came in */
 	__u32 service;     /* ids; 0: none */
 	__u32 backend;
+	/* of a new flow: from where its backend is drawn; copied as one word */
+	struct zone_ring ring __attribute__((aligned(8)));
 	__u8 forward;     /* enum forward */
 	__u8 is_reply;    /* of the backend, to the client */
 	__u8 hide_source; /* fullnat, an ICMP error: nor may it show who has noticed it */

@@ -20,11 +20,13 @@
 #include "mask.h"
 #include "score.h"
 #include "scratch.h"
+#include "zone.h"
 
 /* With three of four backends down and the ring not yet rebuilt, 32 draws miss
  * one flow in 10,000.
  */
 #define HASH_DRAWS 32
+#define NEAR_DRAWS 8 /* of them in the ring of a zone: whoever these miss is elsewhere, too */
 #define LEAST_CONN_ALL 256
 #define LEAST_CONN_DRAWS 16
 
@@ -33,12 +35,12 @@ static __always_inline __u32 ring_slot(__u64 hash, __u32 slots)
 	return ((hash >> 32) * slots) >> 32;
 }
 
-static __always_inline __u32 ring_backend(const struct service *service, __u32 slot)
+static __always_inline __u32 ring_backend(const struct zone_ring *ring, __u32 slot)
 {
-	__u32 line = service->ring_line + slot / RING_LINE_SLOTS;
-	struct ring_line *ring = rings.lookup(&line);
+	__u32 index = ring->ring_line + slot / RING_LINE_SLOTS;
+	struct ring_line *line = rings.lookup(&index);
 
-	return ring ? ring->backend[slot % RING_LINE_SLOTS] : 0;
+	return line ? line->backend[slot % RING_LINE_SLOTS] : 0;
 }
 
 static __always_inline bool is_usable(__u32 id)
@@ -48,15 +50,30 @@ static __always_inline bool is_usable(__u32 id)
 	return id && backend && backend->flags & BACKEND_F_USABLE;
 }
 
+/* What the hash names: of the ring of a zone, after some draws of the service's own. */
+static __always_inline __u32 drawn_backend(const struct service *service,
+					   const struct zone_ring *ring, __u32 draw, __u64 hash)
+{
+	__u64 near = mask_less(draw, NEAR_DRAWS);
+	struct zone_ring from = {};
+
+	if (!LB_ZONES)
+		return ring_backend(ring, ring_slot(hash, ring->ring_slots));
+	from.ring_line = mask_choose(near, ring->ring_line, service->ring_line);
+	from.ring_slots = mask_choose(near, ring->ring_slots, service->ring_slots);
+	return ring_backend(&from, ring_slot(hash, from.ring_slots));
+}
+
 /* The first usable backend of the slots that the hash names.  With a bound
  * (source), the first that would be over it is passed over.
  */
-static __always_inline __u32 select_hash(const struct service *service, __u64 hash)
+static __always_inline __u32 select_hash(const struct service *service,
+					 const struct zone_ring *ring, __u64 hash)
 {
 	bool may_pass_over = LB_SOURCE && service->bound;
 
 	for (int draw = 0; draw < HASH_DRAWS; draw++) {
-		__u32 id = ring_backend(service, ring_slot(hash, service->ring_slots));
+		__u32 id = drawn_backend(service, ring, draw, hash);
 
 		hash = pick_again(hash);
 		if (!is_usable(id))
@@ -68,44 +85,65 @@ static __always_inline __u32 select_hash(const struct service *service, __u64 ha
 	return 0;
 }
 
-static __always_inline __u32 select_in_turn(const struct service *service)
+/* Whose turn it is in the ring of a zone: each ring has a turn of its own, or clients of
+ * two zones that come one after the other would pass each other's backends over.  Two
+ * rings may share one; it is no more than that.
+ */
+#define ZONE_TURNS_LOG 10
+BPF_PERCPU_ARRAY(zone_turns, u64, 1 << ZONE_TURNS_LOG);
+
+static __always_inline __u64 *turn_of(const struct service *service, const struct zone_ring *ring)
 {
 	struct service_counters *counters = service_counters_of(service->id);
-	__u32 slots = service->ring_slots;
-	__u64 turn;
+	__u32 line = ring->ring_line, index;
 
-	if (!counters || !slots)
+	if (!LB_ZONES || line == service->ring_line)
+		return counters ? &counters->turn : NULL;
+	index = line * (__u32)PICK_MUL0 >> (32 - ZONE_TURNS_LOG);
+	return zone_turns.lookup(&index);
+}
+
+static __always_inline __u32 select_in_turn(const struct service *service,
+					    const struct zone_ring *ring)
+{
+	__u64 *own = turn_of(service, ring), turn;
+	__u32 slots = ring->ring_slots;
+
+	if (!own || !slots)
 		return 0;
 	/* CPUs start far from each other, so that they do not go hand in hand. */
 	turn = (__u64)bpf_get_smp_processor_id() * slots / (LB_ROWS - 1);
-	return ring_backend(service, (turn + counters->turn++) % slots);
+	return ring_backend(ring, (turn + (*own)++) % slots);
 }
 
 /* All of a ring that holds every backend once.  No look at their flags: one that
  * is not usable has no weight, so the worst score.  Equals are told apart by where
  * the flow's hash points, so it is not always the first.
  */
-static __always_inline __u32 select_fewest(const struct service *service, __u64 hash)
+static __always_inline __u32 select_fewest(const struct zone_ring *ring, __u64 hash)
 {
 	__u64 best_rank = SCORE_WORST, best = 0;
 
 	for (__u32 first = 0; first < LEAST_CONN_ALL; first += RING_LINE_SLOTS) {
-		__u32 line = service->ring_line + first / RING_LINE_SLOTS;
-		struct ring_line *ring = rings.lookup(&line);
+		__u32 index = ring->ring_line + first / RING_LINE_SLOTS;
+		struct ring_line *line = rings.lookup(&index);
 
-		if (first >= service->ring_slots || !ring)
+		if (first >= ring->ring_slots || !line)
 			break;
 		for (__u32 i = 0; i < RING_LINE_SLOTS; i++) {
-			__u32 id = ring->backend[i];
+			__u32 id = line->backend[i];
 			struct backend_load *load = backend_load.lookup(&id);
 			__u64 better, rank;
 
+			/* Never so.  To leave here, with what is best so far, would be one way
+			 * more for the verifier in each round (Argument list too long).
+			 */
 			if (!load)
-				return best;
+				continue;
 			rank = score_connections(load) << 8;
 			rank |= ((((first + i) * PICK_MUL0) ^ hash) * PICK_MUL1) >> 56;
 			better = mask_less(rank, best_rank) &
-				 mask_less(first + i, service->ring_slots);
+				 mask_less(first + i, ring->ring_slots);
 			best_rank = mask_choose(better, rank, best_rank);
 			best = mask_choose(better, id, best);
 		}
@@ -113,24 +151,39 @@ static __always_inline __u32 select_fewest(const struct service *service, __u64 
 	return best;
 }
 
+/* Where a ring has levels (SERVICE_F_ZONES), they lie in it one after the other, each as
+ * long as its share.  What is compared comes from one part in 64, so from one level: else
+ * whoever has less to do would draw more to its level than its share.
+ */
+#define LEVEL_PART (63ULL << 58)
+
+static __always_inline __u64 level_part(const struct service *service)
+{
+	return LB_ZONES ?
+		       mask_equal(service->flags & SERVICE_F_ZONES, SERVICE_F_ZONES) & LEVEL_PART :
+		       0;
+}
+
 /* The lowest score of so many draws. */
-static __always_inline __u32 select_lowest(const struct service *service, __u64 hash, __u32 draws,
+static __always_inline __u32 select_lowest(const struct service *service,
+					   const struct zone_ring *ring, __u64 hash, __u32 draws,
 					   bool by_load)
 {
-	__u64 best_score = SCORE_WORST, best = 0;
+	__u64 best_score = SCORE_WORST, best = 0, same = level_part(service);
+	__u32 now = by_load ? bpf_jiffies64() : 0;
 
 	for (__u32 draw = 0; draw < LEAST_CONN_DRAWS; draw++) {
-		__u32 id = ring_backend(service, ring_slot(hash, service->ring_slots));
+		__u32 id = ring_backend(ring, ring_slot(hash, ring->ring_slots));
 		struct backend_load *load = backend_load.lookup(&id);
 		__u64 score, better;
 
 		if (!load || draw >= draws)
 			break;
-		score = by_load ? score_load(load) : score_connections(load);
+		score = by_load ? score_load(load, now) : score_connections(load);
 		better = mask_less(score, best_score);
 		best_score = mask_choose(better, score, best_score);
 		best = mask_choose(better, id, best);
-		hash = pick_again(hash);
+		hash = mask_choose(same, hash, pick_again(hash));
 	}
 	return best;
 }
@@ -150,27 +203,30 @@ static __always_inline __u32 select_scheduler(const struct packet *p, const stru
 			   service->scheduler);
 }
 
-/* The backend's id, 0 if none is usable. */
+/* The backend's id, 0 if none is usable.  `room`: to note the ring down. */
 static __always_inline __u32 select_backend(const struct packet *p, const struct service *service,
-					    __u32 scheduler)
+					    __u32 scheduler, struct zone_ring *room)
 {
+	const struct zone_ring *ring = ring_for_client(p, service, room);
 	__u64 hash = pick_hash(p, service->pick_seed);
 	__u32 id = 0;
 
+	if (LB_ZONES)
+		step_ends();
 	if (LB_SOURCE && scheduler == SCHEDULER_SOURCE)
 		hash = source_hash(p, service->source_bits, service->pick_seed);
 	else if (LB_ROUND_ROBIN && scheduler == SCHEDULER_ROUND_ROBIN)
-		id = select_in_turn(service);
+		id = select_in_turn(service, ring);
 	else if (LB_LEAST_LOAD && scheduler == SCHEDULER_LEAST_LOAD)
-		id = select_lowest(service, hash, service->draws, true);
+		id = select_lowest(service, ring, hash, service->draws, true);
 	else if (LB_LEAST_CONN && scheduler == SCHEDULER_LEAST_CONN)
-		id = service->ring_slots <= LEAST_CONN_ALL ?
-			     select_fewest(service, hash) :
-			     select_lowest(service, hash, LEAST_CONN_DRAWS, false);
+		id = ring->ring_slots <= LEAST_CONN_ALL ?
+			     select_fewest(ring, hash) :
+			     select_lowest(service, ring, hash, LEAST_CONN_DRAWS, false);
 	step_ends();
 	/* maglev and source; and what the others chose may have gone just now. */
 	if (!is_usable(id))
-		id = select_hash(service, hash);
+		id = select_hash(service, ring, hash);
 	/* Where there is no ring, another one may have been, or is.  Asked last: known any
 	 * sooner, it doubles what the verifier follows (Argument list too long).
 	 */

@@ -25,6 +25,7 @@
 
 #include "count.h"
 #include "ctx.h"
+#include "mask.h"
 #include "packet.h"
 #include "slot.h"
 #include "talk.h"
@@ -41,12 +42,59 @@
 /* A jump of the sequence number beyond this is no request. */
 #define FRESH_MAX (1 << 24)
 
-static __always_inline void waiting_add(struct flow_warm *warm, __u32 backend, __u32 bytes)
+static __always_inline struct request_mark *request_mark_of(__u32 tag)
+{
+	__u32 index = tag & (REQUEST_MARKS - 1);
+
+	return request_marks.lookup(&index);
+}
+
+/* A request has come: what it meets. */
+static __always_inline void waiting_mark(const struct backend_load *load, __u32 tag)
+{
+	struct request_mark *mark = request_mark_of(tag);
+
+	if (!mark)
+		return;
+	mark->ahead = not_negative(load->waiting + load->waiting_fix);
+	mark->open = not_negative(load->open + load->open_fix);
+	mark->tag = tag;
+}
+
+/* It has been answered: what became of what it met.  Two at once on two CPUs may meet in
+ * one element, and leave a mixture of two requests of one moment.
+ */
+static __always_inline void waiting_sample(__u32 backend, __u32 tag, __u32 bytes, __u32 us)
+{
+	struct backend_latency *latency = backend_latency.lookup(&backend);
+	struct request_mark *mark = request_mark_of(tag);
+	struct backend_sample *sample;
+	__u32 index;
+
+	if (!latency || !mark || mark->tag != tag)
+		return;
+	mark->tag = 0;
+	index = backend * SAMPLES + (latency->samples & (SAMPLES - 1));
+	__sync_fetch_and_add(&latency->samples, 1);
+	sample = backend_samples.lookup(&index);
+	if (!sample)
+		return;
+	sample->us = 0;
+	sample->ahead = mark->ahead;
+	sample->bytes = bytes;
+	sample->open = mark->open;
+	sample->us = us | !us;
+}
+
+static __always_inline void waiting_add(struct flow_warm *warm, __u32 backend, __u32 tag,
+					__u32 bytes, bool is_first)
 {
 	struct backend_load *load = backend_load.lookup(&backend);
 
 	if (!load)
 		return;
+	if (is_first)
+		waiting_mark(load, tag);
 	__sync_fetch_and_add(&warm->waiting, (__u64)bytes);
 	__sync_fetch_and_add(&load->waiting, (__s64)bytes);
 }
@@ -149,10 +197,21 @@ static __always_inline bool waiting_is_interim(CTX *ctx, const struct packet *p,
 	       bytes <= talk_allowance(warm->talk);
 }
 
+/* What of the time passed at the backend: where the client's acknowledgement tells of the
+ * answer, it has come all the way that a handshake goes.
+ */
+static __always_inline __u32 waiting_at_backend(const struct flow_warm *warm, __u32 us,
+						bool is_reply)
+{
+	if (is_reply)
+		return us;
+	return us > warm->rtt_us ? us - warm->rtt_us : 1;
+}
+
 /* The server has come to `position`; what waited for it if that is the answer. */
 static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, struct flow_warm *warm,
-					   __u32 backend, __u32 position, bool is_closing,
-					   bool is_reply, struct answer *answer)
+					   __u32 backend, __u32 tag, __u32 position,
+					   bool is_closing, bool is_reply, struct answer *answer)
 {
 	__u64 waited;
 
@@ -173,8 +232,10 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 	answer->us = waited / 1000;
 	warm->interim = 0;
 	warm->talk = talk_answered(warm->talk);
-	if (answer->bytes)
-		count_first_byte(backend, answer->us);
+	if (!answer->bytes)
+		return;
+	count_first_byte(backend, answer->us);
+	waiting_sample(backend, tag, answer->bytes, waiting_at_backend(warm, answer->us, is_reply));
 }
 
 /* A request begins, or goes on.  Session tickets come right after the handshake:
@@ -309,7 +370,7 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 	if (state == FLOW_EMBRYONIC)
 		waiting_open(p, warm, backend, tag);
 	if (awaits && !sees_replies && p->tcp_flags & TCP_ACK) {
-		waiting_answer(ctx, p, warm, backend, p->ack, slot_base(state) == FLOW_CLOSING,
+		waiting_answer(ctx, p, warm, backend, tag, p->ack, slot_base(state) == FLOW_CLOSING,
 			       false, answer);
 		awaits = warm->waiting != 0;
 	}
@@ -331,7 +392,7 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 		if (!awaits || p->tcp_flags & TCP_PSH)
 			waiting_clock(warm, awaits);
 		warm->interim = 0;
-		waiting_add(warm, backend, fresh);
+		waiting_add(warm, backend, tag, fresh, !awaits);
 		awaits = true;
 	}
 	/* It has got something and hangs up: it waits for no more. */
@@ -346,10 +407,11 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
  * on waiting.
  */
 static __always_inline bool waiting_server(CTX *ctx, const struct packet *p, struct flow_warm *warm,
-					   __u32 backend, __u32 state, struct answer *answer)
+					   __u32 backend, __u32 tag, __u32 state,
+					   struct answer *answer)
 {
 	if (p->payload_len) {
-		waiting_answer(ctx, p, warm, backend, p->seq + p->payload_len,
+		waiting_answer(ctx, p, warm, backend, tag, p->seq + p->payload_len,
 			       slot_base(state) == FLOW_CLOSING, true, answer);
 		if (!warm->waiting)
 			return false;

@@ -9,21 +9,27 @@ from typing import Any
 import click
 
 from agent.model import (
+    MAX_PRIORITY,
     MAX_WEIGHT,
     CheckKind,
     DownFlows,
     Forward,
+    ModelSource,
     NoBackend,
+    NodeKind,
     Protocol,
     Scheduler,
+    TelemetryKind,
 )
 from lbctl.options import ADDRESS, PORT, SERVER_ID, VIP, Decorator, WordType
 from lbctl.suggest import did_you_mean
 
 FLOW_STATES = ("embryonic", "acked", "established", "closing")
+# Options that begin with one of these go under that key of the configuration.
+_SECTIONS = ("health", "telemetry", "node", "model", "rebalance")
 # Options that 0 puts back to their default.
 _ZERO_IS_DEFAULT = frozenset({"source_prefix", "quic_server_id_bytes"})
-_BACKEND = "NAME=ADDRESS[,weight=N][,port=N][,backup][,quic-server-id=HEX]"
+_BACKEND = "NAME=ADDRESS[,weight=N][,port=N][,backup][,priority=N][,zone=NAME][,quic-server-id=HEX]"
 
 
 def _timeouts(
@@ -57,7 +63,6 @@ def _statuses(_ctx: click.Context, _param: click.Parameter, given: str | None) -
     return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts
 
 
-# Options whose name starts with health_ go under the key "health" of the configuration.
 _SETTINGS = (
     click.option(
         "--vip", type=VIP, help="The address that clients connect to, or a prefix: 192.0.2.0/24."
@@ -168,6 +173,74 @@ _SETTINGS = (
         default=None,
         help="Whether the certificate must be valid.",
     ),
+    click.option(
+        "--telemetry",
+        "telemetry_type",
+        type=WordType(TelemetryKind),
+        help="Whose queues are read, as in vllm; none: the engines are not asked.",
+    ),
+    click.option(
+        "--telemetry-port",
+        type=click.IntRange(1, 65_535),
+        metavar="PORT",
+        help="Port of the engine's metrics.",
+    ),
+    click.option(
+        "--telemetry-interval",
+        metavar="DURATION",
+        callback=_duration,
+        help="Time from one report to the next, as in 200ms.",
+    ),
+    click.option(
+        "--node",
+        "node_type",
+        type=WordType(NodeKind),
+        help="What tells of the GPUs; none: nobody is asked.",
+    ),
+    click.option(
+        "--node-port",
+        type=click.IntRange(1, 65_535),
+        metavar="PORT",
+        help="Another port than the usual one.",
+    ),
+    click.option(
+        "--learn-speed/--no-learn-speed",
+        default=None,
+        help="least-load of tcp: whether weights follow how fast backends answer.",
+    ),
+    click.option(
+        "--rtt-per-connection",
+        metavar="DURATION",
+        callback=_duration,
+        help="least-load: round trip that weighs as much as one connection; 0: none does.",
+    ),
+    click.option(
+        "--model",
+        "model_name",
+        metavar="NAME",
+        help="Only backends that have loaded this model get new flows.",
+    ),
+    click.option(
+        "--model-source",
+        type=WordType(ModelSource),
+        help="Which list tells what is loaded.",
+    ),
+    click.option(
+        "--any-model", is_flag=True, help="Backends get new flows whatever they have loaded."
+    ),
+    click.option(
+        "--rebalance-rate",
+        type=click.FloatRange(0, 1000),
+        metavar="N",
+        help="tcp: idle connections of overloaded backends that are reset, a second at most; "
+        "0: none.",
+    ),
+    click.option(
+        "--rebalance-idle",
+        metavar="DURATION",
+        callback=_duration,
+        help="Only connections that are silent for so long are reset, as in 30s.",
+    ),
 )
 
 
@@ -180,16 +253,22 @@ def service_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def document(options: Mapping[str, object]) -> dict[str, object]:
     """The options given, in the shape of a service in the configuration."""
-    given = {key: value for key, value in options.items() if value not in (None, {}, ())}
-    values = {key: value for key, value in given.items() if not key.startswith("health_")}
-    for key in _ZERO_IS_DEFAULT & values.keys():
-        values[key] = values[key] or None
-    health = {
-        key.removeprefix("health_"): value
-        for key, value in given.items()
-        if key.startswith("health_")
-    }
-    return values | {"health": health} if health else values
+    any_model = options.get("any_model", False)
+    values: dict[str, object] = {}
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in options.items():
+        if value in (None, {}, ()) or key == "any_model":
+            continue
+        section, _, inner = key.partition("_")
+        if section in _SECTIONS:
+            sections.setdefault(section, {})[inner] = value
+        else:
+            values[key] = (value or None) if key in _ZERO_IS_DEFAULT else value
+    if any_model and "model" in sections:
+        raise click.UsageError(
+            "--any-model contradicts --model and --model-source", click.get_current_context()
+        )
+    return values | sections | ({"model": None} if any_model else {})
 
 
 def _backends(
@@ -218,6 +297,8 @@ _OF_BACKEND: dict[str, click.ParamType[Any]] = {
     "weight": click.IntRange(0, MAX_WEIGHT),
     "port": click.IntRange(1, 65_535),
     "backup": click.BOOL,
+    "priority": click.IntRange(0, MAX_PRIORITY),
+    "zone": click.STRING,
     "quic-server-id": SERVER_ID,
 }
 
@@ -240,6 +321,15 @@ backup_option: Decorator = click.option(
     "--backup/--no-backup",
     default=None,
     help="Whether it gets new flows only while no other backend is usable.",
+)
+priority_option: Decorator = click.option(
+    "--priority",
+    type=_OF_BACKEND["priority"],
+    metavar="N",
+    help=f"Those of the lowest number get the new flows, 0 to {MAX_PRIORITY}.",
+)
+zone_option: Decorator = click.option(
+    "--zone", metavar="NAME", help="Where it is: clients of that zone are sent there first."
 )
 server_id_option: Decorator = click.option(
     "--quic-server-id",

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from lbctl import humanise
+from lbctl import humanise, loadviews
 from lbctl.layout import Cell, Column, Table
 
 type Row = Mapping[str, Any]
@@ -120,6 +120,9 @@ def scheduler(row: Row) -> str:
         for name, value in row["scheduler_settings"].items()
         if value is not None
     ]
+    draws = row["draws_in_use"]
+    if draws is not None and draws != row["scheduler_settings"].get("draws"):
+        shown.append(f"{draws} draws for now")
     return f"{row['scheduler']} ({', '.join(shown)})" if shown else str(row["scheduler"])
 
 
@@ -179,12 +182,15 @@ BACKEND_COLUMNS = (
 # Where nobody counts requests, there is nothing to say in these.
 WAITING_COLUMN = Column("WAITING B", right=True, drop=2)
 REQUEST_COLUMNS = (WAITING_COLUMN, Column("1ST BYTE p50/p99", right=True, drop=4))
+# Requests that run + wait, as the engines report.
+QUEUE_COLUMN = Column("QUEUE", right=True, drop=2)
 
 
 def backend_table(backends: Iterable[Row], *, with_service: bool = True) -> Table:
     """The table of backends."""
     backends = list(backends)
     asked = any(backend["waiting_bytes"] is not None for backend in backends)
+    told = any(loadviews.queue(backend) != "-" for backend in backends)
     rows = [
         (
             Cell(backend["service"]),
@@ -200,12 +206,17 @@ def backend_table(backends: Iterable[Row], *, with_service: bool = True) -> Tabl
             Cell(humanise.count(backend["flows_established"])),
             *rate_cells(backend["rates"]),
             Cell(share(backend)),
+            *((Cell(loadviews.queue(backend), "red" if backend["hot"] else ""),) if told else ()),
             *((Cell(waiting(backend)), Cell(quantiles(backend["first_byte"]))) if asked else ()),
         )
         for backend in backends
     ]
     first = 0 if with_service else 1
-    columns = (*BACKEND_COLUMNS, *(REQUEST_COLUMNS if asked else ()))
+    columns = (
+        *BACKEND_COLUMNS,
+        *((QUEUE_COLUMN,) if told else ()),
+        *(REQUEST_COLUMNS if asked else ()),
+    )
     return Table(columns[first:], tuple(row[first:] for row in rows), prose_under="STATE")
 
 

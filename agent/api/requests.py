@@ -22,7 +22,7 @@ from agent.state.queries import FiveTuple, FlowQuery
 MAX_FLOWS = 10_000
 FLOW_STATES = ("embryonic", "acked", "established", "closing", "awaiting")
 EDIT_FIELDS = ("op", "service", "backend", "values", "dry_run")
-FLOW_PARAMETERS = ("service", "backend", "client", "state", "limit")
+FLOW_PARAMETERS = ("service", "backend", "client", "state", "limit", "hottest")
 TRACE_PARAMETERS = ("kind", "service", "sample", "filter")
 TRACE_KINDS = frozenset(kind for kind in EventKind if not kind.is_sampled)
 EXPLAIN_PARAMETERS = ("protocol", "client", "client_port", "vip", "port")
@@ -61,7 +61,14 @@ def flow_query(given: Mapping[str, str], config: Config) -> FlowQuery:
         )
     client = _prefix(given["client"]) if "client" in given else None
     limit = _number(given, "limit", 1, MAX_FLOWS) if "limit" in given else 100
-    return FlowQuery(service, backend, client, state, limit)
+    hottest = given.get("hottest", "false")
+    if hottest not in ("true", "false"):
+        raise RequestError(
+            f"{hottest!r} is neither true nor false",
+            where="parameter hottest",
+            remedy="use hottest=true",
+        )
+    return FlowQuery(service, backend, client, state, limit, hottest == "true")
 
 
 def trace_query(given: Mapping[str, str], config: Config) -> TraceQuery:

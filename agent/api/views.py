@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from agent.api import loadviews
 from agent.config.defaults import check_port
 from agent.config.plan import Change
 from agent.errors import ConfigError, SteelyardError
@@ -21,7 +22,7 @@ from agent.model import (
     Service,
     ServiceState,
 )
-from agent.state.loads import counts_waiting
+from agent.state.loads import counts_waiting, learns_speed
 from agent.state.queries import Explanation, FlowPage, FlowView
 from agent.state.snapshot import (
     BackendCounts,
@@ -76,11 +77,17 @@ def service(view: ServiceSnapshot, at: float) -> Json:
         "forward": configured.forward.value,
         "scheduler": configured.scheduler.value,
         "scheduler_settings": _scheduler_settings(configured),
+        "draws_in_use": view.draws,
+        "spill_over": list(view.spill_over),
         "no_backend": configured.no_backend.value,
         "down_flows": configured.down_flows.value,
         "slow_start_s": configured.slow_start_s,
         "quic_id_bytes": configured.quic_id_bytes,
         "counts_waiting_bytes": counts_waiting(configured),
+        "learns_speed": learns_speed(configured),
+        "telemetry": configured.telemetry.kind.value,
+        "node_telemetry": configured.node.kind.value,
+        "model": configured.model.name if configured.model else None,
         "state": view.state.value,
         "reason": view.reason,
         "since": rfc3339(view.since),
@@ -89,6 +96,9 @@ def service(view: ServiceSnapshot, at: float) -> Json:
         "backends_total": len(view.backends),
         "flows_established": sum(b.flows for b in view.backends),
         "open_connections": sum(b.load.open for b in view.backends),
+        "busy_connections": sum(b.load.busy for b in view.backends),
+        "skew": loadviews.skew(view.skew),
+        "idle_resets_total": sum(b.load.idle_resets for b in view.backends),
         "waiting_bytes": _sum(b.load.waiting_bytes for b in view.backends),
         "waiting_requests": _sum(b.load.awaiting for b in view.backends),
         "rates": _rates(view.rates),
@@ -103,7 +113,7 @@ def service(view: ServiceSnapshot, at: float) -> Json:
             "closing": configured.timeouts.closing_s,
         },
         "health_check": _health_check(configured),
-        "backends": [_backend(configured.name, backend, at) for backend in view.backends],
+        "backends": [_backend(configured, backend, at) for backend in view.backends],
     }
 
 
@@ -209,14 +219,16 @@ def _dataplane(view: DataplaneSnapshot) -> Json:
     }
 
 
-def _backend(service_name: str, view: BackendSnapshot, at: float) -> Json:
+def _backend(service: Service, view: BackendSnapshot, at: float) -> Json:
     health = view.health
     return {
-        "service": service_name,
+        "service": service.name,
         "name": view.backend.name,
         "address": str(view.backend.address),
         "port": view.backend.port,
         "backup": view.backend.backup,
+        "priority": view.backend.priority,
+        "zone": view.backend.zone,
         "state": view.state.value,
         "reason": view.reason,
         "since": rfc3339(view.since),
@@ -234,9 +246,14 @@ def _backend(service_name: str, view: BackendSnapshot, at: float) -> Json:
         "share_actual": None if view.share_actual is None else round(view.share_actual, 6),
         "flows_established": view.flows,
         "open_connections": view.load.open,
+        "busy_connections": view.load.busy,
+        "idle_resets_total": view.load.idle_resets,
         "waiting_bytes": view.load.waiting_bytes,
         "waiting_requests": view.load.awaiting,
         "load_score": None if view.load.score is None else round(view.load.score, 3),
+        "hot": view.load.hot,
+        "reported": loadviews.reported(service, view.load.reported),
+        "learned": loadviews.learned(view.load.learned),
         "first_byte": _latency(view.load.first_byte),
         "handshake": _latency(view.load.handshake),
         "rates": _rates(view.rates),

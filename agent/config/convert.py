@@ -47,12 +47,14 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
             services=tables.services,
             backends=tables.backends,
             ring_slots=tables.ring_slots,
+            zone_rings=tables.zone_rings,
         ),
         services=tuple(
             _service(candidate.section, candidate.backends)
             for candidate in services
             if candidate.section is not None
         ),
+        zones=globals_.zones,
     )
 
 
@@ -74,6 +76,12 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         slow_start_s=section.slow_start,
         no_backend=section.no_backend,
         quic_id_bytes=section.quic_server_id_bytes,
+        telemetry=section.telemetry.model(),
+        node=section.node.model(),
+        model=section.model.model() if section.model else None,
+        learn_speed=section.learn_speed,
+        rtt_per_connection_s=section.rtt_per_connection,
+        rebalance=section.rebalance.model(),
     )
 
 
@@ -85,6 +93,8 @@ def _backend(section: BackendSection) -> Backend:
         admin=section.state,
         port=section.port,
         backup=section.backup,
+        priority=section.priority,
+        zone=section.zone,
         quic_server_id=section.quic_server_id,
     )
 

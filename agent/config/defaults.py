@@ -32,12 +32,15 @@ CHECK_KEYS: dict[CheckKind, frozenset[str]] = {
 SCHEDULER_KEYS: dict[str, Scheduler] = {
     "draws": Scheduler.LEAST_LOAD,
     "bytes_per_connection": Scheduler.LEAST_LOAD,
+    "learn_speed": Scheduler.LEAST_LOAD,
+    "rtt_per_connection": Scheduler.LEAST_LOAD,
     "source_prefix": Scheduler.SOURCE,
     "source_bound": Scheduler.SOURCE,
 }
 PROTOCOL_KEYS: dict[str, Protocol] = {
     "bytes_per_connection": Protocol.TCP,
     "count_waiting": Protocol.TCP,
+    "learn_speed": Protocol.TCP,
     "quic_server_id_bytes": Protocol.UDP,
 }
 DEFAULT_SCHEDULER = Scheduler.LEAST_LOAD
@@ -57,6 +60,11 @@ def default_check_kind(protocol: Protocol) -> CheckKind:
 def default_check_timeout(interval_s: float) -> float:
     """A check never outlives its interval."""
     return min(_CHECK.timeout_s, interval_s)
+
+
+def default_report_timeout(interval_s: float) -> float:
+    """A report that comes after the next but one is of no use."""
+    return min(2 * interval_s, 1.0)
 
 
 def default_waiting(protocol: Protocol) -> bool:

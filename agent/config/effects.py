@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.config.durations import format_duration
+from agent.config.load_effects import load_changed
 from agent.model import (
     AdminState,
     Backend,
@@ -46,7 +47,9 @@ class Traffic:
 
 
 def traffic(service: Service) -> Traffic:
-    """Where the new flows of a service go: to backups only if nothing else would get any."""
+    """Where the new flows of a service go: to backups only if nothing else would get any, and
+    to the first priority. Clients of a zone may see other shares.
+    """
     weights = {
         backend.name: backend.weight if backend.admin is AdminState.ACTIVE else 0
         for backend in service.backends
@@ -54,6 +57,8 @@ def traffic(service: Service) -> Traffic:
     backups = {backend.name for backend in service.backends if backend.backup}
     if any(weight for name, weight in weights.items() if name not in backups):
         weights |= dict.fromkeys(backups, 0)
+    first = min((b.priority for b in service.backends if weights[b.name]), default=0)
+    weights |= {b.name: 0 for b in service.backends if b.priority > first}
     total = sum(weights.values())
     shares = {name: weight / total if total else 0.0 for name, weight in weights.items()}
     return Traffic(service, shares)
@@ -84,6 +89,7 @@ def service_changed(old: Service, new: Service) -> str:
     if old.forward is not new.forward:
         parts.append(_forward_changed(old, new))
     parts += _placing_changed(old, new)
+    parts += load_changed(old, new)
     if old.health != new.health:
         parts.append(_health(new))
     if old.timeouts != new.timeouts:
@@ -150,6 +156,7 @@ def _scheduler_settings(service: Service) -> tuple[object, ...]:
     return (
         service.draws,
         service.bytes_per_connection,
+        service.rtt_per_connection_s,
         service.source_bits,
         service.source_bound,
     )
@@ -192,6 +199,14 @@ def backend_changed(old: Traffic, new: Traffic, before: Backend, after: Backend)
         parts.append(_quic_id_changed(after))
     if before.backup is not after.backup:
         parts.append(_backup_changed(new.service, after, share_after))
+    if before.priority != after.priority:
+        parts.append(f"its priority is {after.priority}: {_priority(after, share_after)}; {_STAY}")
+    if before.zone != after.zone:
+        parts.append(
+            f"clients of zone {after.zone} are sent there first; {_STAY}"
+            if after.zone
+            else f"it is in no zone: clients of none prefer it; {_STAY}"
+        )
     if before.admin is not after.admin:
         parts.append(_state_changed(new.service, before, after, share_after))
     elif before.weight != after.weight:
@@ -231,6 +246,12 @@ def _backup_changed(service: Service, after: Backend, share: float) -> str:
     if share > 0:
         return f"{_once_healthy(service)}about {percent(share)} of new flows go to it; {_STAY}"
     return f"it gets no new flow: {_idle_reason(after)}; {_STAY}"
+
+
+def _priority(after: Backend, share: float) -> str:
+    if share > 0:
+        return f"about {percent(share)} of new flows go to it"
+    return f"it gets no new flow: {_idle_reason(after)}"
 
 
 def _state_changed(service: Service, before: Backend, after: Backend, share: float) -> str:
@@ -288,6 +309,8 @@ def _idle_reason(backend: Backend) -> str:
         return f"its state is {backend.admin.value}"
     if backend.weight == 0:
         return "its weight is 0"
+    if not backend.backup:
+        return f"its priority is {backend.priority}, and backends of a lower one are there"
     return "it is a backup, for when no other backend is usable"
 
 

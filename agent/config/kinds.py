@@ -17,7 +17,7 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from agent.config.durations import format_duration, parse_duration
-from agent.model import MAX_WEIGHT
+from agent.model import MAX_PRIORITY, MAX_WEIGHT
 
 # sun_path holds 108 bytes, one of them the final NUL.
 _MAX_SOCKET_PATH = 107
@@ -79,6 +79,18 @@ def _share(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         refuse(f"{shown(value)} is not a share", "give a number from 0 to 1, such as 0.1")
     return float(value)
+
+
+def _number(low: float, high: float) -> Callable[[object], float]:
+    def check(value: object) -> float:
+        remedy = f"give a number from {low:g} to {high:g}"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            refuse(f"{shown(value)} is not a number", remedy)
+        if not low <= value <= high:
+            refuse(f"{shown(value)} is out of range", remedy)
+        return float(value)
+
+    return check
 
 
 def _bound(value: object) -> float:
@@ -223,6 +235,10 @@ def _status_ranges(value: object) -> StatusRanges:
 Weight = Annotated[
     int, BeforeValidator(whole(0, MAX_WEIGHT)), Kind(f"whole number, 0 to {MAX_WEIGHT}")
 ]
+Priority = Annotated[
+    int, BeforeValidator(whole(0, MAX_PRIORITY)), Kind(f"whole number, 0 to {MAX_PRIORITY}")
+]
+ZoneRings = Annotated[int, BeforeValidator(whole(0, 4096)), Kind("whole number, 0 to 4096")]
 Count = Annotated[int, BeforeValidator(whole(1, 100)), Kind("whole number, 1 to 100")]
 Seed = Annotated[int, BeforeValidator(whole(0, 2**32 - 1)), Kind("whole number, 0 to 4294967295")]
 TableSize = Annotated[int, BeforeValidator(whole(2, 65_535)), Kind("whole number, 2 to 65535")]
@@ -246,6 +262,13 @@ QuicId = Annotated[bytes, BeforeValidator(_quic_id), Kind("text: 1 to 8 bytes in
 SlowStart = Annotated[float, BeforeValidator(_duration(0, 3600)), Kind("duration, 0s to 1h")]
 IdleTime = Annotated[float, BeforeValidator(_duration(4, 7 * 3600)), Kind("duration, 4s to 7h")]
 Interval = Annotated[float, BeforeValidator(_duration(0.1, 3600)), Kind("duration, 100ms to 1h")]
+ReportInterval = Annotated[
+    float, BeforeValidator(_duration(0.05, 3600)), Kind("duration, 50ms to 1h")
+]
+ReportTimeout = Annotated[float, BeforeValidator(_duration(0.01, 60)), Kind("duration, 10ms to 1m")]
+RoundTrip = Annotated[float, BeforeValidator(_duration(0, 10)), Kind("duration, 0s to 10s")]
+ResetRate = Annotated[float, BeforeValidator(_number(0, 1000)), Kind("number, 0 to 1000")]
+Skew = Annotated[float, BeforeValidator(_number(1, 100)), Kind("number, 1 to 100")]
 CheckTimeout = Annotated[
     float, BeforeValidator(_duration(0.01, 3600)), Kind("duration, 10ms to 1h, at most `interval`")
 ]
@@ -310,6 +333,19 @@ RequestPath = Annotated[
     ),
     Kind("text, starts with `/`"),
 ]
+ModelName = Annotated[
+    str,
+    BeforeValidator(
+        matching(
+            r"[\x21-\x7e]+",
+            "a model's name",
+            "write it as the server lists it, such as meta-llama/Llama-3.1-8B-Instruct",
+            256,
+        )
+    ),
+    Kind("text"),
+]
+Expression = Annotated[str, BeforeValidator(text), Kind("expression")]
 HostName = Annotated[
     str,
     BeforeValidator(

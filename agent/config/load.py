@@ -35,18 +35,39 @@ from agent.config.schema import (
     TablesSection,
     TunnelSourceSection,
 )
+from agent.config.section import Section
 from agent.config.service_schema import (
     BackendSection,
     DefaultsSection,
     HealthSection,
-    Section,
     ServiceSection,
     TimeoutsSection,
+)
+from agent.config.telemetry_schema import (
+    ModelSection,
+    NodeSection,
+    RebalanceSection,
+    TelemetrySection,
 )
 from agent.errors import ConfigError
 from agent.model import Config
 
-_MERGED = ("timeouts", "health")
+# What a service inherits key by key, and what sections there are besides.
+_MERGED: dict[str, type[Section]] = {
+    "timeouts": TimeoutsSection,
+    "health": HealthSection,
+    "telemetry": TelemetrySection,
+    "node": NodeSection,
+    "rebalance": RebalanceSection,
+}
+_NESTED: dict[str, type[Section]] = {
+    "tables": TablesSection,
+    "tunnel_source": TunnelSourceSection,
+    "gue": GueSection,
+    "nat": NatSection,
+    "model": ModelSection,
+    **_MERGED,
+}
 # Global keys of earlier versions, and what they are called now.
 _RENAMED = {"xdp_mode": "hook", "ipip_source": "tunnel_source"}
 
@@ -112,15 +133,15 @@ def build(data: object, place: Place, problems: tuple[Problem, ...] = ()) -> Con
 
 
 def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, object]:
-    """``above`` over ``below``; timeouts and health key by key.
+    """``above`` over ``below``; its sections key by key.
 
     A change of the health type, scheduler or protocol leaves behind what the new one has no use
-    for.
+    for; from one telemetry or node type to another, all but the times.
     """
     result = copy.deepcopy(below) | copy.deepcopy(above)
     for key in _left_behind(below, result) - above.keys():
         result.pop(key, None)
-    for key in _MERGED:
+    for key in (*_MERGED, "model"):
         low, high = below.get(key), above.get(key)
         if not (isinstance(low, dict) and isinstance(high, dict)):
             continue
@@ -130,6 +151,12 @@ def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, objec
             useful = {kind.value: keys for kind, keys in CHECK_KEYS.items()}
             names = useful.get(str(wanted), COMMON_CHECK_KEYS)
             kept = {name: value for name, value in low.items() if name in names}
+        if (
+            key in ("telemetry", "node")
+            and "type" in low
+            and high.get("type", low["type"]) != low["type"]
+        ):
+            kept = {name: value for name, value in low.items() if name in ("interval", "timeout")}
         result[key] = copy.deepcopy(kept | high)
     return result
 
@@ -160,7 +187,7 @@ def _defaults(raw: dict[str, object], found: list[Problem]) -> dict[str, object]
         return {}
     # What is unknown here has its problem already; it must not give one in every service too.
     known = {key: given[key] for key in given if key in DefaultsSection.model_fields}
-    for key, section in (("timeouts", TimeoutsSection), ("health", HealthSection)):
+    for key, section in _MERGED.items():
         inner = known.get(key)
         if isinstance(inner, dict):
             known[key] = {name: inner[name] for name in inner if name in section.model_fields}
@@ -238,7 +265,14 @@ def _section[S: Section](
 def _without_nulls(data: object) -> object:
     if not isinstance(data, dict):
         return data
-    return {str(key): _without_nulls(value) for key, value in data.items() if value is not None}
+    return {str(key): _without_nulls(value) for key, value in data.items() if not _is_null(value)}
+
+
+def _is_null(value: object) -> bool:
+    """Nothing, or a mapping of nothing else."""
+    if isinstance(value, dict) and value:
+        return all(_is_null(inner) for inner in value.values())
+    return value is None
 
 
 def _problem(section: type[Section], details: ErrorDetails, path: doc.Path) -> Problem:
@@ -272,15 +306,7 @@ def _problem(section: type[Section], details: ErrorDetails, path: doc.Path) -> P
 def _section_at(section: type[Section], location: tuple[int | str, ...]) -> type[Section]:
     if section is GlobalSection and not location:
         return DocumentSection
-    nested: dict[str, type[Section]] = {
-        "tables": TablesSection,
-        "tunnel_source": TunnelSourceSection,
-        "gue": GueSection,
-        "nat": NatSection,
-        "timeouts": TimeoutsSection,
-        "health": HealthSection,
-    }
-    return nested[str(location[0])] if location else section
+    return _NESTED[str(location[0])] if location else section
 
 
 def _at_origin(problem: Problem, raw: dict[str, object]) -> Problem:

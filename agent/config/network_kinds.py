@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from agent.config.kinds import Kind, matching, refuse, shown, text, whole
-from agent.model import ANY_PORT, Address
+from agent.model import ANY_PORT, MAX_ZONE_PREFIXES, Address, Zone
 
 type Network = IPv4Network | IPv6Network
 # First and last port of a range; one port, or ANY_PORT, has no last one.
@@ -154,6 +154,39 @@ def _listed[T](
     return check
 
 
+def _clients(value: object) -> Network:
+    """A prefix of clients; an address is one, too."""
+    written = text(value)
+    try:
+        network = ip_network(written, strict=False)
+    except ValueError:
+        remedy = "give a prefix such as 10.1.0.0/16 or 2001:db8::/32"
+        refuse(f"{shown(value)} is not a prefix", remedy)
+    first = written.partition("/")[0]
+    if first != str(network.network_address) and ip_address(first) != network.network_address:
+        refuse(f"{value} is an address inside of {network}", f"write {network}, or {first} alone")
+    return network
+
+
+def _zones(value: object) -> tuple[Zone, ...]:
+    if not isinstance(value, dict):
+        refuse(
+            f"{shown(value)} is not a mapping",
+            "write each zone with the prefixes of its clients: east: [10.1.0.0/16]",
+        )
+    zones: list[Zone] = []
+    owner: dict[Network, str] = {}
+    for key, prefixes in value.items():
+        name = _zone_name(key)
+        clients = _zone_clients(prefixes)
+        for network in clients:
+            if network in owner:
+                refuse(f"{network} is of {owner[network]} and of {name}", "remove one of the two")
+            owner[network] = name
+        zones.append(Zone(name, clients))
+    return tuple(sorted(zones, key=lambda zone: zone.name))
+
+
 def _listen(value: object) -> tuple[str, int] | None:
     # YAML 1.1 readers in front of the API may have made a boolean of `off`.
     if value == "off" or value is False:
@@ -179,6 +212,14 @@ _interface = matching(
     15,
 )
 
+_zone_name = matching(
+    r"[a-z0-9][a-z0-9._-]*",
+    "a zone's name",
+    "use lower-case letters, digits, and . _ - after the first, such as eu-1",
+    64,
+)
+_zone_clients = _listed(_clients, MAX_ZONE_PREFIXES, "prefixes")
+
 UnicastAddress = Annotated[Address, BeforeValidator(_address), Kind("IPv4 or IPv6 address")]
 AddressV4 = Annotated[IPv4Address, BeforeValidator(_address_v4), Kind("IPv4 address")]
 AddressV6 = Annotated[IPv6Address, BeforeValidator(_address_v6), Kind("IPv6 address")]
@@ -203,6 +244,9 @@ NatSourcesV6 = Annotated[
     Kind(f"list of up to {MAX_NAT_SOURCES} IPv6 addresses"),
 ]
 Listen = Annotated[tuple[str, int] | None, BeforeValidator(_listen), Kind("address:port, or `off`")]
+Zones = Annotated[
+    tuple[Zone, ...], BeforeValidator(_zones), Kind("mapping of names to lists of prefixes")
+]
 InterfaceName = Annotated[str, BeforeValidator(_interface), Kind("text")]
 InterfaceNames = Annotated[
     tuple[str, ...],

@@ -28,12 +28,20 @@ LIVE_FIELDS = frozenset(
         "tunnel_source.ipv6",
         "nat.sources_ipv4",
         "nat.sources_ipv6",
+        "zones",
     }
 )
 
 # What the pinned tables are made for: other values need other tables.
 TABLE_FIELDS = frozenset(
-    {"tables.flows", "tables.services", "tables.backends", "tables.ring_slots", "nat.ports"}
+    {
+        "tables.flows",
+        "tables.services",
+        "tables.backends",
+        "tables.ring_slots",
+        "tables.zone_rings",
+        "nat.ports",
+    }
 )
 
 
@@ -175,8 +183,9 @@ def _set_fields(service: Service) -> dict[str, object]:
 
 def _set_backend_fields(backend: Backend) -> dict[str, object]:
     """Address, weight and state of any backend, and what else is set."""
-    fields = backend_fields(backend)
-    return {key: value for key, value in fields.items() if value is not None and value is not False}
+    fields, default = backend_fields(backend), backend_fields(Backend("any", backend.address))
+    always = {"address", "weight", "state"}
+    return {key: value for key, value in fields.items() if key in always or value != default[key]}
 
 
 def _flat(document: dict[str, object]) -> set[str]:

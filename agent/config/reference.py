@@ -21,13 +21,19 @@ from agent.config.schema import (
     TablesSection,
     TunnelSourceSection,
 )
+from agent.config.section import Section
 from agent.config.service_schema import (
     BackendSection,
     DefaultsSection,
     HealthSection,
-    Section,
     ServiceSection,
     TimeoutsSection,
+)
+from agent.config.telemetry_schema import (
+    ModelSection,
+    NodeSection,
+    RebalanceSection,
+    TelemetrySection,
 )
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +87,13 @@ _RULES = """\
 - `method`, `path`, `host` and `expect_status` are for http and https checks, `verify_tls` for
   https. A check of type `none` may keep them.
 - VIPs and backends are unicast addresses, not those of the loopback interface.
+- The `zone` of a backend is one of `zones`, and each prefix of clients belongs to one zone. The
+  zones that the backends of each service are in, together, fit into `tables.zone_rings`.
+- `telemetry` of type `prometheus` has `running`, `waiting` or both; another one has neither.
+- With `telemetry` or `model`, a service for any port says on which `port` its servers are asked,
+  there or in `health`, unless all its backends have a `port`.
+- Connections are reset (`rebalance.rate`) where a service is tcp, counts what waits
+  (`count_waiting`), and has another scheduler than `source`.
 
 ## Changes while connections are open
 
@@ -101,6 +114,10 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`services[].backends[]`", BackendSection),
     ("`services[].health`", HealthSection),
     ("`services[].timeouts`", TimeoutsSection),
+    ("`services[].telemetry`", TelemetrySection),
+    ("`services[].node`", NodeSection),
+    ("`services[].model`", ModelSection),
+    ("`services[].rebalance`", RebalanceSection),
     ("`defaults`", DefaultsSection),
 )
 _SERVICE_ORDER = ("name", "vip", "port", "protocol", "backends")

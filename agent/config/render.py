@@ -6,8 +6,14 @@ thing flat, every value present, under dotted names: what plans compare.
 
 from __future__ import annotations
 
-from agent.config.defaults import default_service
+from agent.config.defaults import default_report_timeout, default_service
 from agent.config.durations import format_duration
+from agent.config.load_fields import (
+    model_fields,
+    node_fields,
+    rebalance_fields,
+    telemetry_fields,
+)
 from agent.model import ANY_PORT, Backend, Config, HealthCheck, Service
 
 type Fields = dict[str, object]
@@ -31,6 +37,9 @@ def service_document(service: Service) -> dict[str, object]:
         default_service(service.name, service.key, interval_s=service.health.interval_s)
     )
     default["health.interval"] = format_duration(HealthCheck().interval_s)
+    # It follows the interval, too.
+    report_timeout_s = default_report_timeout(service.telemetry.interval_s)
+    default["telemetry.timeout"] = format_duration(report_timeout_s)
     result: dict[str, object] = {"name": service.name}
     result |= _nested(
         {key: value for key, value in fields.items() if key in _IDENTITY or value != default[key]}
@@ -73,12 +82,21 @@ def global_fields(config: Config) -> Fields:
         "tables.services": config.tables.services,
         "tables.backends": config.tables.backends,
         "tables.ring_slots": config.tables.ring_slots,
+        "tables.zone_rings": config.tables.zone_rings,
+        "zones": {zone.name: [str(prefix) for prefix in zone.clients] for zone in config.zones},
     }
 
 
 def service_fields(service: Service) -> Fields:
     """Everything of a service but its name and backends."""
     timeouts, key = service.timeouts, service.key
+    sections = {
+        "health": health_fields(service.health),
+        "telemetry": telemetry_fields(service.telemetry),
+        "node": node_fields(service.node),
+        "model": model_fields(service.model),
+        "rebalance": rebalance_fields(service.rebalance),
+    }
     one_port = key.port != ANY_PORT and key.port_last is None
     return {
         "vip": key.address,
@@ -92,6 +110,8 @@ def service_fields(service: Service) -> Fields:
         "source_prefix": service.source_bits,
         "source_bound": service.source_bound,
         "slow_start": format_duration(service.slow_start_s),
+        "learn_speed": service.learn_speed,
+        "rtt_per_connection": format_duration(service.rtt_per_connection_s),
         "no_backend": service.no_backend.value,
         "quic_server_id_bytes": service.quic_id_bytes,
         "down_flows": service.down_flows.value,
@@ -99,7 +119,11 @@ def service_fields(service: Service) -> Fields:
         "timeouts.acked": format_duration(timeouts.acked_s),
         "timeouts.established": format_duration(timeouts.established_s),
         "timeouts.closing": format_duration(timeouts.closing_s),
-    } | {f"health.{key}": value for key, value in health_fields(service.health).items()}
+    } | {
+        f"{section}.{key}": value
+        for section, fields in sections.items()
+        for key, value in fields.items()
+    }
 
 
 def health_fields(check: HealthCheck) -> Fields:
@@ -128,6 +152,8 @@ def backend_fields(backend: Backend) -> Fields:
         "port": backend.port,
         "weight": backend.weight,
         "backup": backend.backup,
+        "priority": backend.priority,
+        "zone": backend.zone,
         "quic_server_id": quic_id.hex() if quic_id else None,
         "state": backend.admin.value,
     }

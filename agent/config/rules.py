@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.config import nat_rules, vip_rules
+from agent.config import load_rules, nat_rules, vip_rules
 from agent.config.candidate import Candidate, Where
 from agent.config.defaults import (
     CHECK_KEYS,
@@ -35,6 +35,7 @@ def check(
             yield from _quic(service, service.section, where)
             yield from _health(service, service.section)
     yield from nat_rules.check(services, where)
+    yield from load_rules.check(services, globals_)
     if globals_ is not None:
         yield from _interfaces(globals_)
         yield from _capacity(services, globals_)

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from agent.config import kinds
 from agent.config import network_kinds as net
-from agent.config.service_schema import DefaultsSection, Section, ServiceSection
+from agent.config.section import Section
+from agent.config.service_schema import DefaultsSection, ServiceSection
 from agent.model import Config, Hook, KernelHeaders, Nat, Tables
 
 _TABLES = Tables()
@@ -45,6 +46,11 @@ class TablesSection(Section):
         _TABLES.ring_slots,
         description="Slots of each service's ring. At least 100 for every backend of the largest "
         "service keeps the shares within 1 % of the weights.",
+    )
+    zone_rings: kinds.ZoneRings = Field(
+        _TABLES.zone_rings,
+        description="How many rings for clients of a zone there can be, those of all services "
+        "together: a service takes one for each zone that its backends are in.",
     )
 
 
@@ -157,6 +163,11 @@ class GlobalSection(Section):
         KernelHeaders.SHIPPED,
         description="What the program is compiled with: the few headers that come with "
         "Steelyard and serve every kernel, or the host's own below `/lib/modules`.",
+    )
+    zones: net.Zones = Field(
+        _CONFIG.zones,
+        description="Places, and the prefixes of the clients that are near: `{east: "
+        "[10.1.0.0/16, 2001:db8:1::/48]}`. The longest prefix wins. See `zone` of a backend.",
     )
     tables: TablesSection = Field(
         default_factory=lambda: TablesSection.model_validate({}), description="Sizes of tables."

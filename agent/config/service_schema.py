@@ -5,12 +5,19 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from agent.config import kinds
 from agent.config import network_kinds as net
 from agent.config.defaults import DEFAULT_PROTOCOL, default_check_timeout, default_service
 from agent.config.durations import format_duration
+from agent.config.section import Section
+from agent.config.telemetry_schema import (
+    ModelSection,
+    NodeSection,
+    RebalanceSection,
+    TelemetrySection,
+)
 from agent.model import (
     AdminState,
     CheckKind,
@@ -25,12 +32,6 @@ from agent.model import (
 
 _CHECK = HealthCheck()
 _SERVICE = default_service("default", ServiceKey(IPv4Address("192.0.2.1"), 1, Protocol.TCP))
-
-
-class Section(BaseModel):
-    """A mapping of the document. Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
 class TimeoutsSection(Section):
@@ -126,8 +127,9 @@ class HealthSection(Section):
 class DefaultsSection(Section):
     """What holds for every service that does not say otherwise.
 
-    `timeouts` and `health` are merged key by key. A service whose health type, scheduler or
-    protocol is another one than that of the defaults does not inherit what it has no use for.
+    `timeouts`, `health`, `telemetry`, `node` and `rebalance` are merged key by key. A service
+    whose health type, telemetry type, scheduler or protocol is another one than that of the
+    defaults does not inherit what it has no use for.
     """
 
     forward: Annotated[Forward, *kinds.choice(Forward)] = Field(
@@ -150,8 +152,10 @@ class DefaultsSection(Section):
     )
     draws: kinds.Draws = Field(
         _SERVICE.draws,
-        description="For `least-load`: how many backends are compared. More find a better one; "
-        "fewer keep balancers that do not see each other's flows from choosing the same one.",
+        description="For `least-load`: how many backends are compared, at most. More find a better "
+        "one; fewer keep balancers that do not see each other's flows from choosing the same one. "
+        "With telemetry fewer are compared by themselves, the more requests reach the servers by "
+        "another way; without, set it to 8 divided by the number of balancers, at least 2.",
     )
     bytes_per_connection: kinds.RequestBytes = Field(
         _SERVICE.bytes_per_connection,
@@ -192,6 +196,29 @@ class DefaultsSection(Section):
         "on going there, and survive if it comes back. `reroute`: they go to other backends at "
         "once, which reset TCP connections that they do not know.",
     )
+    learn_speed: bool = Field(
+        _SERVICE.learn_speed,
+        description="For `least-load` of tcp: whether weights follow how fast backends answer, as "
+        "the packet path sees it: what a waiting byte and a connection cost in time. At most four "
+        "times as much or as little as `weight` says; one that throttles is noticed in seconds.",
+    )
+    rtt_per_connection: kinds.RoundTrip = Field(
+        _SERVICE.rtt_per_connection_s,
+        description="For `least-load`: the round trip to a backend, as health checks measure it, "
+        "that weighs as much as one connection. `0s`: how far a backend is does not matter.",
+    )
+    telemetry: TelemetrySection = Field(
+        default_factory=lambda: TelemetrySection.model_validate({}),
+        description="What the engines report of their queues.",
+    )
+    node: NodeSection = Field(
+        default_factory=lambda: NodeSection.model_validate({}),
+        description="What the hosts report of their GPUs.",
+    )
+    rebalance: RebalanceSection = Field(
+        default_factory=lambda: RebalanceSection.model_validate({}),
+        description="Whether idle connections of overloaded backends are reset.",
+    )
     timeouts: TimeoutsSection = Field(
         default_factory=lambda: TimeoutsSection.model_validate({}),
         description="Idle timeouts of flows.",
@@ -223,6 +250,16 @@ class BackendSection(Section):
     backup: bool = Field(
         False,
         description="Whether it gets new flows only while no other backend is usable.",
+    )
+    priority: kinds.Priority = Field(
+        0,
+        description="Backends of the lowest number get the new flows. Where less than 72 % of "
+        "their weight is usable, the next take over what they lack.",
+    )
+    zone: kinds.Name | None = Field(
+        None,
+        description="Where it is, a name of `zones`. Among those of one priority, backends of the "
+        "client's zone come before the others.",
     )
     quic_server_id: kinds.QuicId | None = Field(
         None,
@@ -260,6 +297,10 @@ class ServiceSection(DefaultsSection):
         "bytes, follows the first byte of its connection id (draft-ietf-quic-load-balancers, not "
         "encrypted). So a client keeps its backend when its address changes. Default: connection "
         "ids mean nothing.",
+    )
+    model: ModelSection | None = Field(
+        None,
+        description="The model that a backend must have loaded. Default: any, or none.",
     )
     backends: tuple[BackendSection, ...] = Field((), description="The servers.")
 

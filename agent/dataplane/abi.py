@@ -12,7 +12,7 @@ import numpy as np
 from agent.dataplane.btf import Btf
 from agent.errors import AbiMismatchError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 FLOW_TAG_SHIFT = 32
 FLOW_BACKEND_SHIFT = 16
@@ -29,10 +29,12 @@ SERVICE_F_PREFIX = 0x4
 SERVICE_F_RANGES = 0x8
 SERVICE_F_ANY_PORT = 0x10
 SERVICE_F_NAT_SOURCE = 0x20
+SERVICE_F_ZONES = 0x40
 NAT_SOURCES = 8
 FILTER_WORDS = 1024
 FILTER_MULS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 LATENCY_BUCKETS = 44
+SAMPLES = 32  # of each backend, the newest
 FLOW_AWAITING = 4
 
 
@@ -176,6 +178,11 @@ PORT_RANGE_KEY = np.dtype(
     ]
 )
 PORT_RANGE = np.dtype([("first", ">u2"), ("pad", "u2")])
+ZONE_KEY4 = np.dtype([("prefix_len", "u4"), ("addr", ">u4")])
+ZONE_KEY6 = np.dtype([("prefix_len", "u4"), ("addr", ">u4", (4,))])
+ZONE = np.dtype([("id", "u4")])
+ZONE_RING_KEY = np.dtype([("service", "u4"), ("zone", "u4")])
+ZONE_RING = np.dtype([("ring_line", "u4"), ("ring_slots", "u4")])
 SERVICE = np.dtype(
     [
         ("pick_seed", "u8"),
@@ -224,13 +231,15 @@ BACKEND_LOAD = np.dtype(
         ("waiting_fix", "i8"),
         ("report_open", "i8"),
         ("queue", "u4"),
-        ("kappa", "u4"),
+        ("kappa", "u2"),
+        ("is_hot", "u2"),
         ("per_byte", "u4"),
         ("inverse_weight", "u4"),
         ("weight", "u4"),
-        ("pad", "u4"),
+        ("report_until", "u4"),
     ]
 )
+BACKEND_SAMPLE = np.dtype([("ahead", "u4"), ("bytes", "u4"), ("open", "u4"), ("us", "u4")])
 SERVICE_LOAD = np.dtype([("open", "i8"), ("open_fix", "i8"), ("weight", "u8"), ("pad", "u8", (5,))])
 BACKEND_LATENCY = np.dtype(
     [
@@ -238,7 +247,8 @@ BACKEND_LATENCY = np.dtype(
         ("handshake", "u8", (LATENCY_BUCKETS,)),
         ("first_byte_us", "u8"),
         ("handshake_us", "u8"),
-        ("pad", "u8", (6,)),
+        ("samples", "u8"),
+        ("pad", "u8", (5,)),
     ]
 )
 NAT_SLOT = np.dtype(
@@ -358,10 +368,16 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "vip_prefix": VIP_PREFIX,
     "port_range_key": PORT_RANGE_KEY,
     "port_range": PORT_RANGE,
+    "zone_key4": ZONE_KEY4,
+    "zone_key6": ZONE_KEY6,
+    "zone": ZONE,
+    "zone_ring_key": ZONE_RING_KEY,
+    "zone_ring": ZONE_RING,
     "service": SERVICE,
     "ring_line": RING_LINE,
     "backend": BACKEND,
     "backend_load": BACKEND_LOAD,
+    "backend_sample": BACKEND_SAMPLE,
     "service_load": SERVICE_LOAD,
     "backend_latency": BACKEND_LATENCY,
     "nat_slot": NAT_SLOT,

@@ -12,6 +12,7 @@ from pathlib import Path
 from agent.dataplane.abi import FLOW_WAYS, NAT_SOURCES, RING_LINE_SLOTS
 from agent.model import (
     ANY_PORT,
+    MAX_ZONE_PREFIXES,
     Forward,
     Nat,
     NoBackend,
@@ -21,6 +22,7 @@ from agent.model import (
 )
 from agent.state.loads import counts_waiting
 from agent.state.ranges import MOST_BLOCKS
+from agent.state.zones import has_levels
 
 TARGET_TICK_S = 4.0
 SPARE_RINGS = 2  # a new ring is written beside the ones in use
@@ -46,6 +48,7 @@ class Features:
     waiting: bool = False
     quic: bool = False
     reset: bool = False
+    zones: bool = False
 
     def covers(self, other: Features) -> bool:
         return self | other == self
@@ -85,6 +88,7 @@ def needed_features(services: tuple[Service, ...]) -> Features:
         waiting=any(counts_waiting(s) for s in services),
         quic=any(s.quic_id_bytes is not None for s in services),
         reset=any(s.no_backend is NoBackend.RESET for s in services),
+        zones=any(has_levels(s) for s in services),
     )
 
 
@@ -98,6 +102,8 @@ class Sizes:
     port_ranges: int
     origins: int
     quic_ids: int
+    zone_prefixes: int
+    zone_rings: int
     backends: int
     flow_buckets: int
     ring_lines: int
@@ -128,9 +134,11 @@ def sizes(tables: Tables, cpus: int, nat: Nat | None = None) -> Sizes:
         port_ranges=2 * MOST_BLOCKS * tables.services,
         origins=2 * tables.backends,
         quic_ids=2 * tables.backends,
+        zone_prefixes=MAX_ZONE_PREFIXES,
+        zone_rings=2 * tables.zone_rings,
         backends=tables.backends,
         flow_buckets=tables.flows // FLOW_WAYS,
-        ring_lines=lines * (tables.services + SPARE_RINGS),
+        ring_lines=lines * (tables.services + tables.zone_rings + SPARE_RINGS),
         lines_per_ring=lines,
         nat_first_port=nat.first_port,
         nat_ports=nat.last_port - nat.first_port + 1,
@@ -188,6 +196,8 @@ def definitions(
         "LB_PORT_RANGES": str(size.port_ranges),
         "LB_ORIGINS": str(size.origins),
         "LB_QUIC_IDS": str(size.quic_ids),
+        "LB_ZONE_PREFIXES": str(size.zone_prefixes),
+        "LB_ZONE_RINGS": str(size.zone_rings),
         "LB_FRAGMENTS": str(FRAGMENTS),
         "LB_BACKENDS": str(size.backends),
         "LB_FLOW_BUCKETS": str(size.flow_buckets),

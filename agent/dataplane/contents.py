@@ -22,6 +22,7 @@ from agent.state.tables import (
     ServiceEntry,
     ServiceSlot,
     TableContents,
+    ZoneRingKey,
 )
 
 FORWARD_IDS = {forward: abi.ForwardId[forward.name] for forward in Forward}
@@ -66,7 +67,27 @@ def read(tables: SharedTables) -> TableContents:
             for key, value in tables.items("quic_ids")
         },
         nat_sources=_nat_sources(tables),
+        zones={
+            keys.prefix_of(key): int.from_bytes(value, "little")
+            for name in ("zones4", "zones6")
+            for key, value in tables.items(name)
+        },
+        zone_rings={
+            key: _ring(tables, int(row["ring_line"]), int(row["ring_slots"]))
+            for key, row in zone_ring_rows(tables)
+        },
     )
+
+
+def zone_ring_rows(tables: SharedTables) -> Iterator[tuple[ZoneRingKey, Table]]:
+    """The place of every zone's ring."""
+    for key, value in tables.items("zone_rings"):
+        yield keys.zone_ring_of(key), np.frombuffer(value, dtype=abi.ZONE_RING)[0]
+
+
+def _ring(tables: SharedTables, line: int, slots: int) -> bytes:
+    first = line * abi.RING_LINE_SLOTS
+    return tables.rings[first : first + slots].tobytes()
 
 
 def service_rows(tables: SharedTables) -> Iterator[tuple[ServiceSlot, Table]]:
@@ -86,7 +107,6 @@ def _mark_entry(row: Table) -> MarkEntry:
 
 
 def _service_entry(tables: SharedTables, row: Table) -> ServiceEntry:
-    first, slots = int(row["ring_line"]) * abi.RING_LINE_SLOTS, int(row["ring_slots"])
     ident, flags, bound = int(row["id"]), int(row["flags"]), int(row["bound"])
     return ServiceEntry(
         id=ident,
@@ -94,7 +114,7 @@ def _service_entry(tables: SharedTables, row: Table) -> ServiceEntry:
         forward=_FORWARDS[int(row["forward"])],
         scheduler=_SCHEDULERS[int(row["scheduler"])],
         pick_seed=int(row["pick_seed"]),
-        ring=tables.rings[first : first + slots].tobytes(),
+        ring=_ring(tables, int(row["ring_line"]), int(row["ring_slots"])),
         draws=int(row["draws"]),
         source_bits=int(row["source_bits"]),
         bound=bound,
@@ -104,6 +124,7 @@ def _service_entry(tables: SharedTables, row: Table) -> ServiceEntry:
         quic_id_bytes=int(row["quic_id_len"]),
         port_last=int(row["port_last"]),
         vip_bits=int(row["vip_bits"]) if flags & abi.SERVICE_F_PREFIX else None,
+        zones=bool(flags & abi.SERVICE_F_ZONES),
     )
 
 
@@ -234,6 +255,7 @@ def service_row(entry: ServiceEntry, ring_line: int) -> Table:
         entry.waiting * abi.SERVICE_F_WAITING
         | entry.reset * abi.SERVICE_F_RESET
         | (entry.vip_bits is not None) * abi.SERVICE_F_PREFIX
+        | entry.zones * abi.SERVICE_F_ZONES
     )
     row["draws"] = entry.draws
     row["source_bits"] = entry.source_bits
@@ -241,6 +263,13 @@ def service_row(entry: ServiceEntry, ring_line: int) -> Table:
     row["bound"] = entry.bound
     row["port_last"] = entry.port_last
     row["vip_bits"] = entry.vip_bits or 0
+    return row
+
+
+def zone_ring_row(ring: bytes, ring_line: int) -> Table:
+    """The value of the zones' rings, for a ring that starts at ``ring_line``."""
+    row = np.zeros(1, dtype=abi.ZONE_RING)
+    row["ring_line"], row["ring_slots"] = ring_line, len(ring) // 2
     return row
 
 

@@ -6,8 +6,8 @@ answers with the kernel's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
 
 from agent.dataplane import abi, flowhash
 from agent.dataplane.constants import Clock, HashKeys
@@ -17,9 +17,15 @@ from agent.dataplane.tables import SharedTables
 from agent.model import ANY_PORT, Address, Forward, Protocol
 from agent.state.queries import Explanation, FiveTuple, FlowView
 from agent.state.ranges import covers
-from agent.state.tables import BackendEntry, ServiceEntry, ServiceSlot, TableContents
+from agent.state.tables import (
+    BackendEntry,
+    Network,
+    ServiceEntry,
+    ServiceSlot,
+    TableContents,
+    ZoneRingKey,
+)
 
-_ADDRESS_BITS = {4: 32, 6: 128}
 _REASONS = {
     None: "picked from the ring",
     LOAD: "the lowest of those compared; depends on the load of the moment",
@@ -81,11 +87,15 @@ def _picked(
     view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, base: Explanation
 ) -> Explanation:
     """What a flow without a place gets."""
-    found = select(Ring(entry, view.contents, view.tables, view.names.backends.get), flow)
-    steps = [*base.steps, *found.steps]
+    ring = Ring(entry, view.contents, view.tables, view.names.backends.get)
+    steps = [*base.steps]
+    if entry.zones:
+        ring = _near(view, flow, entry, ring, steps)
+    found = select(ring, flow)
+    steps += found.steps
     if entry.id in view.names.failing_open:
         steps.append("no backend is up: all get new flows (no_backend: any)")
-    base = replace(base, draws=found.draws, depends_on=found.depends_on)
+    base = replace(base, draws=found.draws, depends_on=found.depends_on, ring_slots=ring.slots)
     if not found.chosen and not found.any_of:
         verdict, end = _nobody(entry, flow)
         steps.append(f"no usable backend: {end}")
@@ -97,6 +107,22 @@ def _picked(
         base, backend=_name(view.names, found), reason=_REASONS[found.depends_on],
         steps=tuple(steps),
     )  # fmt: skip
+
+
+def _near(
+    view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, ring: Ring, steps: list[str]
+) -> Ring:
+    """The ring for the client's zone, where there is one."""
+    prefix = _longest(view.contents.zones, flow.client)
+    if prefix is None:
+        steps.append(f"client {flow.client} is in no zone: the service's own ring")
+        return ring
+    ident = view.contents.zones[prefix]
+    zone = view.names.zones.get(ident, f"id {ident}")
+    near = view.contents.zone_rings.get(ZoneRingKey(entry.id, ident), b"")
+    whose = f"ring of {zone}" if near else "no backend is near it: the service's own ring"
+    steps.append(f"client {flow.client} is in zone {zone} ({prefix}): {whose}")
+    return replace(ring, near=near, zone=zone)
 
 
 def _name(names: Names, found: Selection) -> str | None:
@@ -175,9 +201,14 @@ _PASSED = "the packet is passed to the host, untouched"
 
 def _prefix(contents: TableContents, address: Address) -> Address | None:
     """First address of the longest prefix VIP that an address is below."""
-    own = ip_network((address, _ADDRESS_BITS[address.version]))
-    there = [net for net in contents.prefixes if net.version == own.version and address in net]
-    return max(there, key=lambda net: net.prefixlen).network_address if there else None
+    found = _longest(contents.prefixes, address)
+    return found.network_address if found else None
+
+
+def _longest(prefixes: Iterable[Network], address: Address) -> Network | None:
+    """The longest prefix that an address is below."""
+    there = [net for net in prefixes if net.version == address.version and address in net]
+    return max(there, key=lambda net: net.prefixlen, default=None)
 
 
 def _beyond(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import numpy as np
@@ -47,6 +47,7 @@ class Names:
     prefixes: frozenset[int] = frozenset()  # service ids of prefix VIPs
     counting: frozenset[int] = frozenset()  # service ids that count waiting bytes
     failing_open: frozenset[int] = frozenset()  # service ids: no backend is up, all get flows
+    zones: Mapping[int, str] = field(default_factory=dict)  # by zone id
 
 
 def names_of(now: Situation) -> Names:
@@ -68,6 +69,7 @@ def names_of(now: Situation) -> Names:
         prefixes=those(lambda service: service.key.vip_bits is not None),
         counting=those(counts_waiting),
         failing_open=those(lambda service: service.name in open_ones),
+        zones={ident: name for name, ident in ids.zones.items()},
     )
 
 
@@ -79,7 +81,7 @@ def query_flows(
     clock: Clock,
     jiffies: int,
 ) -> FlowPage:
-    """The flows that match, the most recently active first.
+    """The flows that match, the most recently active first, or the hottest.
 
     Embryonic flows have no addresses yet and are not listed. A record whose hash is not its
     slot's (it was being replaced as we read) is left out.
@@ -92,16 +94,32 @@ def query_flows(
     keep &= _matches_backend(survey.backend_of(words), names, query)
     used, words = used[keep], words[keep]
     cold = tables.flows_cold[used]
-    keep = _is_whole(words, used, cold, names, keys, tables.size.flow_buckets)
+    keep = is_whole(words, used, cold, names, keys, tables.size.flow_buckets)
     if query.client is not None:
         keep &= _matches_client(cold, query.client)
     used, words, cold = used[keep], words[keep], cold[keep]
     idle = survey.idle_ticks(words, now)
-    shown = np.argsort(idle, kind="stable")[: query.limit]
+    order = np.argsort(idle, kind="stable")
+    if query.hottest:
+        order = _hottest_first(words, tables.flows_warm[used], idle, cold, jiffies)
+    shown = order[: query.limit]
     flows = tuple(
-        _view(tables, names, clock, jiffies, int(used[i]), int(words[i]), cold[i]) for i in shown
+        view(tables, names, clock, jiffies, int(used[i]), int(words[i]), cold[i]) for i in shown
     )
     return FlowPage(flows, matched=len(used))
+
+
+def _hottest_first(
+    words: survey.Slots, warm: Table, idle: npt.NDArray[np.uint16], cold: Table, jiffies: int
+) -> npt.NDArray[np.int64]:
+    """Those with most bytes that wait for an answer, then those that were busy last, of these
+    the longest open.
+    """
+    awaits = survey.state_of(words) >= abi.FlowState.ESTABLISHED_AWAITING
+    waiting = np.where(awaits, warm["waiting"].astype(np.int64), -1)
+    age = (jiffies - cold["start"].astype(np.int64)) % 2**32
+    order: npt.NDArray[np.int64] = np.lexsort((-age, idle, -waiting))
+    return order
 
 
 def _matches_state(state: npt.NDArray[np.int64], wanted: str | None) -> npt.NDArray[np.bool_]:
@@ -133,7 +151,7 @@ def _matches_client(cold: Table, network: IPv4Network | IPv6Network) -> npt.NDAr
     return same
 
 
-def _is_whole(
+def is_whole(
     words: survey.Slots,
     index: npt.NDArray[np.int64],
     cold: Table,
@@ -141,6 +159,7 @@ def _is_whole(
     keys: HashKeys,
     buckets: int,
 ) -> npt.NDArray[np.bool_]:
+    """Which records of the cold array are those of their slots."""
     salts = np.zeros(1 << 16, dtype=np.uint64)
     is_prefix = np.zeros(1 << 16, dtype=bool)
     is_prefix[list(names.prefixes)] = True
@@ -163,7 +182,7 @@ def _is_whole(
     return whole
 
 
-def _view(
+def view(
     tables: SharedTables,
     names: Names,
     clock: Clock,

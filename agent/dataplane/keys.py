@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from agent.model import Address
-from agent.state.tables import Network, PortBlock, QuicId, ServiceSlot
+from agent.state.tables import Network, PortBlock, QuicId, ServiceSlot, ZoneRingKey
 
+_CACHED_PREFIXES = 65_536  # zones can have many, and each pass reads them
 _BITS_BEFORE_PORT = 160  # of struct port_range_key: address, padding, protocol
 
 
@@ -28,16 +30,30 @@ def origins_table(slot: ServiceSlot) -> str:
 
 
 def packed_prefix(network: Network) -> bytes:
-    """struct vip_prefix4 or vip_prefix6."""
+    """struct vip_prefix4 or vip_prefix6, zone_key4 or zone_key6."""
     return network.prefixlen.to_bytes(4, "little") + network.network_address.packed
 
 
+@lru_cache(maxsize=_CACHED_PREFIXES)
 def prefix_of(key: bytes) -> Network:
     return ip_network((_address(key[4:]), int.from_bytes(key[:4], "little")))
 
 
 def prefixes_table(network: Network) -> str:
     return f"prefixes{network.version}"
+
+
+def zones_table(network: Network) -> str:
+    return f"zones{network.version}"
+
+
+def packed_zone_ring(key: ZoneRingKey) -> bytes:
+    """struct zone_ring_key."""
+    return key.service_id.to_bytes(4, "little") + key.zone.to_bytes(4, "little")
+
+
+def zone_ring_of(key: bytes) -> ZoneRingKey:
+    return ZoneRingKey(int.from_bytes(key[:4], "little"), int.from_bytes(key[4:], "little"))
 
 
 def packed_block(block: PortBlock) -> bytes:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from agent.dataplane.tables import Table
 from agent.model import Scheduler
+from agent.state.loads import KAPPA
 
 _CONNECTION = 256  # of the load score
 _WEIGHT_ONE = 1 << 20
+_HOT_SHIFT = 62  # a hot backend loses against one that is not
 
 
 def open_connections(row: Table) -> int:
@@ -19,17 +23,27 @@ def waiting_bytes(row: Table) -> int:
     return max(0, int(row["waiting"]) + int(row["waiting_fix"]))
 
 
+def as_of(rows: Table, now: int) -> Table:
+    """A copy of loads, without the reports that are old; ``now`` in jiffies."""
+    fresh = rows.copy()
+    left = (fresh["report_until"] - np.uint32(now & 0xFFFFFFFF)).astype(np.int32)
+    for field in ("queue", "report_open", "is_hot"):
+        fresh[field] = np.where(left > 0, fresh[field], 0)
+    fresh["kappa"] = np.where(left > 0, fresh["kappa"], KAPPA)
+    return fresh
+
+
 def of_connections(row: Table) -> int:
     """``score_connections``."""
     return (open_connections(row) + 1) * int(row["inverse_weight"])
 
 
 def of_load(row: Table) -> int:
-    """``score_load``."""
+    """``score_load``, of a load as it is now (``as_of``)."""
     since = int(row["open"]) + int(row["open_fix"]) - int(row["report_open"])
     work = _CONNECTION + int(row["queue"]) + int(row["kappa"]) * max(0, since)
     work += waiting_bytes(row) * int(row["per_byte"]) >> 16
-    return work * int(row["inverse_weight"])
+    return (int(row["is_hot"]) << _HOT_SHIFT) + work * int(row["inverse_weight"])
 
 
 def most_open(service_row: Table, row: Table, bound: int) -> int | None:
@@ -48,6 +62,7 @@ def shown(scheduler: Scheduler, row: Table) -> float | None:
         case Scheduler.LEAST_CONN:
             return of_connections(row) * 100 / _WEIGHT_ONE
         case Scheduler.LEAST_LOAD:
-            return of_load(row) * 100 / (_WEIGHT_ONE * _CONNECTION)
+            plain = of_load(row) & ((1 << _HOT_SHIFT) - 1)
+            return plain * 100 / (_WEIGHT_ONE * _CONNECTION)
         case _:
             return None

@@ -13,27 +13,35 @@ from agent.state.queries import Draw, FiveTuple
 from agent.state.tables import ServiceEntry, TableContents
 
 HASH_DRAWS = 32
+NEAR_DRAWS = 8
 LEAST_CONN_ALL = 256
 COMPARED_DRAWS = 16
+_LEVEL_PART = 63 << 58
 SHOWN = 8  # CPUs, or backends
 LOAD, TURN = "load", "turn"
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """One service's ring, its backends, and what is known of them."""
+    """One service's ring, its backends, and what is known of them.
+
+    ``near``: the ring for clients of the client's zone, which is drawn from instead, in words
+    its ``zone``; empty: there is none.
+    """
 
     entry: ServiceEntry
     contents: TableContents
     tables: SharedTables
     names: Callable[[int], BackendRef | None]
+    near: bytes = b""
+    zone: str = ""
 
     @property
     def slots(self) -> int:
-        return len(self.entry.ring) // 2
+        return len(self.near or self.entry.ring) // 2
 
     def backend(self, slot: int) -> int:
-        return int.from_bytes(self.entry.ring[2 * slot : 2 * slot + 2], "little")
+        return int.from_bytes((self.near or self.entry.ring)[2 * slot : 2 * slot + 2], "little")
 
     def is_usable(self, ident: int) -> bool:
         held = self.contents.backends.get(ident)
@@ -60,7 +68,7 @@ class Selection:
 
 def select(ring: Ring, flow: FiveTuple) -> Selection:
     """What the scheduler would choose."""
-    if not ring.slots:
+    if not ring.entry.ring:
         return Selection(0, (), ())
     match ring.entry.scheduler:
         case Scheduler.MAGLEV:
@@ -80,15 +88,30 @@ def _first_pick(ring: Ring, flow: FiveTuple) -> int:
 
 
 def _picks(ring: Ring, pick: int, number: int) -> Iterator[tuple[int, Draw]]:
-    """So many draws from this one on, whatever they name."""
+    """So many draws from this one on, whatever they name. After some from the ring of a zone,
+    the rest are from the service's own.
+    """
+    for turn in range(number):
+        if turn == NEAR_DRAWS:
+            ring = replace(ring, near=b"")
+        yield ring.draw(flowhash.ring_slot(pick, ring.slots))
+        pick = flowhash.pick_again(pick)
+
+
+def _picks_of_one_level(ring: Ring, pick: int, number: int) -> Iterator[tuple[int, Draw]]:
+    """So many draws from the part of the ring that the first is in."""
+    part = pick & (_LEVEL_PART if ring.entry.zones else 0)
     for _ in range(number):
         yield ring.draw(flowhash.ring_slot(pick, ring.slots))
         pick = flowhash.pick_again(pick)
+        if ring.entry.zones:
+            pick = pick & ~_LEVEL_PART | part
 
 
 def _by_hash(ring: Ring, pick: int) -> Selection:
     draws, steps, chosen = [], [], 0
     for number, (ident, draw) in enumerate(_picks(ring, pick, HASH_DRAWS), 1):
+        steps += _dry(ring, number)
         draws.append(draw)
         use = "usable" if draw.usable else "not usable, next draw"
         steps.append(f"draw {number}: slot {draw.slot} names {draw.backend}, {use}")
@@ -98,6 +121,13 @@ def _by_hash(ring: Ring, pick: int) -> Selection:
     return Selection(chosen, tuple(draws), tuple(steps))
 
 
+def _dry(ring: Ring, number: int) -> list[str]:
+    """What is to say before that draw."""
+    if not ring.near or number != NEAR_DRAWS + 1:
+        return []
+    return [f"no draw from the ring of {ring.zone} found anybody: on from the service's own ring"]
+
+
 def _by_source(ring: Ring, flow: FiveTuple) -> Selection:
     entry, loads = ring.entry, ring.tables.backend_load
     whole = ring.tables.service_load[entry.id]
@@ -105,6 +135,7 @@ def _by_source(ring: Ring, flow: FiveTuple) -> Selection:
     steps = [f"drawn by the first {entry.source_bits} bits of {flow.client} alone"]
     draws, chosen, passed_over = [], 0, False
     for number, (ident, draw) in enumerate(_picks(ring, pick, HASH_DRAWS), 1):
+        steps += _dry(ring, number)
         said = f"draw {number}: slot {draw.slot} names {draw.backend}, "
         if not draw.usable:
             draws.append(draw)
@@ -128,6 +159,8 @@ def _by_source(ring: Ring, flow: FiveTuple) -> Selection:
 
 def _in_turn(ring: Ring, flow: FiveTuple) -> Selection:
     """The next of each CPU's turn: which CPU gets the packet is not known."""
+    if ring.near:
+        return _in_turn_of_zone(ring, flow)
     cpus = ring.tables.size.rows - 1
     turns = ring.tables.service_count["turn"][:cpus, ring.entry.id]
     next_ones = [
@@ -144,6 +177,19 @@ def _in_turn(ring: Ring, flow: FiveTuple) -> Selection:
         chosen |= {otherwise.chosen} - {0}
     only = next(iter(chosen)) if len(chosen) == 1 else 0
     return Selection(only, draws[:SHOWN], tuple(steps), TURN, frozenset(chosen))
+
+
+def _in_turn_of_zone(ring: Ring, flow: FiveTuple) -> Selection:
+    """Its turns are known to the packet path alone."""
+    every = {ring.backend(slot) for slot in range(ring.slots)}
+    usable = {ident for ident in every if ring.is_usable(ident)}
+    steps = [f"each CPU takes its own turn among {len(every)} backends in the ring of {ring.zone}"]
+    if usable != every:
+        otherwise = _by_hash(ring, _first_pick(ring, flow))
+        steps += ["where the next is not usable, it is drawn from the ring", *otherwise.steps]
+        usable |= {otherwise.chosen} - {0}
+    only = next(iter(usable)) if len(usable) == 1 else 0
+    return Selection(only, (), tuple(steps), TURN, frozenset(usable))
 
 
 def _least_conn(ring: Ring, flow: FiveTuple) -> Selection:
@@ -168,7 +214,7 @@ def _lowest(ring: Ring, pick: int, number: int, how: str) -> Selection:
     """The lowest score of so many draws; of equals, the one drawn first."""
     is_conn = ring.entry.scheduler is Scheduler.LEAST_CONN
     exact = score.of_connections if is_conn else score.of_load
-    drawn = list(_picks(ring, pick, number))
+    drawn = list(_picks_of_one_level(ring, pick, number))
     ranks = [exact(ring.tables.backend_load[ident]) for ident, _ in drawn]
     return _compared(ring, drawn, ranks, pick, how)
 

@@ -17,6 +17,7 @@ from agent.dataplane import abi
 from agent.dataplane.tables import SharedTables, Table
 
 type Slots = npt.NDArray[np.uint64]
+type Lows = npt.NDArray[np.uint16]  # of slots: state and stamp
 type Counts = npt.NDArray[np.int64]
 
 OPEN = (
@@ -27,6 +28,8 @@ OPEN = (
 )
 _AWAITING = np.uint64(abi.FlowState.ESTABLISHED_AWAITING << abi.FLOW_STATE_SHIFT)
 _IDS = 1 << 16  # that a slot can name
+BUSY_TICKS = 2  # an established flow with a packet in the last 8 to 12 s is busy
+_LATELY = 4  # counted as a state of its own, which the packet path does not use: busy
 # A request of which a head has been seen and so long no more: the head was all of the answer.
 ANSWERED_NS = 30 * 10**9
 _CHUNK = 1 << 15  # slots read at once: small enough to stay in a cache
@@ -68,7 +71,8 @@ class Survey:
 
     ``by_state`` has 8 counts; by backend id: ``live`` (acked and established), ``open``
     (embryonic ones too), ``awaiting`` (a request waits for its answer) and ``waiting`` (bytes
-    of those requests), without those that count as answered. ``expired``: indices of slots idle
+    of those requests), without those that count as answered; ``busy`` (awaiting, or established
+    with a packet in the last ``BUSY_TICKS``). ``expired``: indices of slots idle
     past their timeout or of a backend that is gone, ``words`` what they held. ``service``: whose
     the backends were, 0 nobody's. ``nat_used``: ports that flows have of each source address of
     fullnat, by its number.
@@ -79,6 +83,7 @@ class Survey:
     open: Counts
     awaiting: Counts
     waiting: Counts
+    busy: Counts
     expired: Counts
     words: Slots
     service: Counts
@@ -108,9 +113,9 @@ def _known(ids: Counts, size: int) -> Counts:
     return np.where(ids < size, ids, 0)
 
 
-def idle_ticks(words: Slots, now: int) -> npt.NDArray[np.uint16]:
+def idle_ticks(words: Slots | Lows, now: int) -> Lows:
     """Ticks since the last packet, modulo those that a stamp can hold."""
-    stamps = words.astype(np.uint16)
+    stamps = words.astype(np.uint16, copy=False)
     return (np.uint16(now & abi.FLOW_STAMP_MASK) - stamps) & np.uint16(abi.FLOW_STAMP_MASK)
 
 
@@ -144,6 +149,19 @@ def _waits(warm: Table, now_ns: int) -> npt.NDArray[np.bool_]:
     return waits
 
 
+def _lately(low: Lows, idle: Lows) -> npt.NDArray[np.uint8]:
+    """What to add to the state of an established flow that had a packet in the last ticks.
+
+    A flow in which a request waits is counted by that.
+    """
+    state = low >> np.uint16(abi.FLOW_STATE_SHIFT)
+    recent = (idle <= BUSY_TICKS) & (state == abi.FlowState.ESTABLISHED)
+    more: npt.NDArray[np.uint8] = recent.view(np.uint8) * np.uint8(
+        _LATELY - abi.FlowState.ESTABLISHED
+    )
+    return more
+
+
 def survey(tables: SharedTables, now: int, now_ns: int | None = None) -> Survey:
     """Read the whole table; ``now`` in ticks, ``now_ns`` of the clock that requests are timed
     by, if not of this moment.
@@ -158,22 +176,33 @@ def survey(tables: SharedTables, now: int, now_ns: int | None = None) -> Survey:
     after = Sums.read(tables, ids)
     # A backend and a state are one number in the slot, and one in these tables of all of them.
     each = ((words >> np.uint64(abi.FLOW_STATE_SHIFT)) & np.uint64(_IDS * 8 - 1)).view(np.int64)
+    low = words.astype(np.uint16)
+    idle = idle_ticks(low, now)
+    each += _lately(low, idle)
     counts = np.bincount(each, minlength=_IDS * 8).reshape(_IDS, 8)
     limits = np.full((_IDS, 8), -1, dtype=np.int32)  # of nobody: over at once
     limits[ids] = backends["timeout_ticks"][ids]
-    over = idle_ticks(words, now) > limits.reshape(-1)[each]
+    limits[ids, _LATELY] = limits[ids, abi.FlowState.ESTABLISHED]
+    over = idle > limits.reshape(-1)[each]
     of_backends = np.where(service[:, np.newaxis] != 0, counts[: len(backends)], 0)
+    lately = of_backends[:, _LATELY].copy()
+    by_state = counts.sum(axis=0)
+    for those in (by_state, of_backends):
+        those[..., abi.FlowState.ESTABLISHED] += those[..., _LATELY]
+        those[..., _LATELY] = 0
     waits = _waits(warm, time.monotonic_ns() if now_ns is None else now_ns)
     owner = each[awaits][waits] >> 3
     awaiting = np.bincount(owner, minlength=_IDS)[: len(backends)]
     waiting = np.bincount(owner, weights=warm["waiting"][waits], minlength=_IDS)[: len(backends)]
+    awaiting = np.where(service != 0, awaiting, 0)
     is_open = of_backends[:, OPEN].sum(axis=1)
     return Survey(
-        by_state=counts.sum(axis=0),
+        by_state=by_state,
         live=is_open - of_backends[:, abi.FlowState.EMBRYONIC],
         open=is_open,
-        awaiting=np.where(service != 0, awaiting, 0),
+        awaiting=awaiting,
         waiting=np.where(service != 0, waiting, 0).astype(np.int64),
+        busy=lately + awaiting,
         expired=used[over],
         words=words[over],
         service=service,

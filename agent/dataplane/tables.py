@@ -50,6 +50,9 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
         "prefixes4": by_key(abi.VIP_PREFIX4, abi.VIP_PREFIX, size.vip_prefixes, longest),
         "prefixes6": by_key(abi.VIP_PREFIX6, abi.VIP_PREFIX, size.vip_prefixes, longest),
         "ranges": by_key(abi.PORT_RANGE_KEY, abi.PORT_RANGE, size.port_ranges, longest),
+        "zones4": by_key(abi.ZONE_KEY4, abi.ZONE, size.zone_prefixes, longest),
+        "zones6": by_key(abi.ZONE_KEY6, abi.ZONE, size.zone_prefixes, longest),
+        "zone_rings": by_key(abi.ZONE_RING_KEY, abi.ZONE_RING, size.zone_rings),
         "origins4": by_key(abi.SERVICE_KEY4, abi.ORIGIN, size.origins),
         "origins6": by_key(abi.SERVICE_KEY6, abi.ORIGIN, size.origins),
         "quic_ids": by_key(abi.QUIC_KEY, abi.QUIC_SERVER, size.quic_ids),
@@ -60,6 +63,7 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
         "rings": array(abi.RING_LINE, size.ring_lines),
         "backends": array(abi.BACKEND, size.backends),
         "backend_load": array(abi.BACKEND_LOAD, size.backends),
+        "backend_samples": array(abi.BACKEND_SAMPLE, size.backends * abi.SAMPLES),
         "service_load": array(abi.SERVICE_LOAD, size.services),
         "backend_latency": array(abi.BACKEND_LATENCY, size.backends),
         "nat_slots": array(abi.NAT_SLOT, size.nat_slots),
@@ -118,6 +122,9 @@ class SharedTables:
         self.rings = self._array("rings", abi.RING_LINE)["backend"].reshape(-1)
         self.backends = self._array("backends", abi.BACKEND)
         self.backend_load = self._array("backend_load", abi.BACKEND_LOAD)
+        self.backend_samples = self._array("backend_samples", abi.BACKEND_SAMPLE).reshape(
+            size.backends, abi.SAMPLES
+        )
         self.service_load = self._array("service_load", abi.SERVICE_LOAD)
         self.backend_latency = self._array("backend_latency", abi.BACKEND_LATENCY)
         self.nat_slots = self._array("nat_slots", abi.NAT_SLOT)

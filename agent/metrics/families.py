@@ -20,6 +20,7 @@ from agent.metrics.family import (
     one,
 )
 from agent.metrics.load import LOAD_FAMILIES
+from agent.metrics.reports import REPORT_FAMILIES
 from agent.model import BackendState, ServiceState
 from agent.state.snapshot import BackendCounts, Snapshot
 
@@ -381,4 +382,5 @@ FAMILIES: tuple[Family, ...] = (
     *_SERVICE_FAMILIES,
     *_BACKEND_FAMILIES,
     *LOAD_FAMILIES,
+    *REPORT_FAMILIES,
 )

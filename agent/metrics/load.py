@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from agent.metrics.family import Family, Kind, each_backend
+from collections.abc import Iterator
+
+from agent.metrics.family import Family, Kind, Sample, each_backend
+from agent.state.snapshot import Snapshot
 
 _BACKEND = ("service", "backend")
 _COUNTED = "Absent where the service does not count waiting bytes."
+
+
+def _skews(snapshot: Snapshot) -> Iterator[Sample]:
+    for service in snapshot.services:
+        if service.skew is not None:
+            yield (service.service.name,), service.skew.value
+
 
 LOAD_FAMILIES: tuple[Family, ...] = (
     Family(
@@ -57,5 +67,27 @@ LOAD_FAMILIES: tuple[Family, ...] = (
         f"From a client's SYN to the ACK with which it ends the handshake. {_COUNTED}",
         _BACKEND,
         each_backend(lambda b: b.load.handshake),
+    ),
+    Family(
+        "steelyard_busy_connections",
+        Kind.GAUGE,
+        "Flows of the backend that await an answer, or had a packet in the last 8 to 12 seconds.",
+        _BACKEND,
+        each_backend(lambda b: b.load.busy),
+    ),
+    Family(
+        "steelyard_service_skew_ratio",
+        Kind.GAUGE,
+        "Busy connections of the backend that has most by its weight, beside the mean: 1 is even. "
+        "Absent where there are too few to say.",
+        ("service",),
+        _skews,
+    ),
+    Family(
+        "steelyard_idle_resets_total",
+        Kind.COUNTER,
+        "Idle connections of the backend that were reset to rebalance.",
+        _BACKEND,
+        each_backend(lambda b: b.load.idle_resets),
     ),
 )

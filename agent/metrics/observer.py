@@ -14,7 +14,9 @@ from agent.dataplane.abi import FlowState, Reason
 from agent.dataplane.latency import LatencyWindow
 from agent.dataplane.program import Dataplane
 from agent.model import BackendRef, Scheduler, Service
+from agent.rebalancing import Rebalancer
 from agent.rings.maglev import shares
+from agent.state import zones
 from agent.state.assemble import BackendParts, ServiceParts, backend_snapshot, service_snapshot
 from agent.state.identities import slot_of
 from agent.state.loads import counts_waiting
@@ -30,6 +32,7 @@ from agent.state.snapshot import (
     Snapshot,
 )
 from agent.state.tables import TableContents
+from agent.weighing.weigher import Weigher
 
 _STATES = {
     state.name.lower(): state
@@ -66,8 +69,10 @@ class _Sampled:
 class Observer:
     """Reads one data plane. ``sample`` is called about once a second."""
 
-    def __init__(self, dataplane: Dataplane) -> None:
+    def __init__(self, dataplane: Dataplane, weigher: Weigher, rebalancer: Rebalancer) -> None:
         self._dataplane = dataplane
+        self._weigher = weigher
+        self._rebalancer = rebalancer
         self._sampled = _Sampled()
         self._window = OpenedWindow()
         self._latencies = LatencyWindow()
@@ -153,8 +158,10 @@ class Observer:
         entry = contents.services.get(slot_of(service.key))
         expected = shares(np.frombuffer(entry.ring, dtype=np.uint16)) if entry else {}
         ids = _backend_ids(situation, service)
+        found = [situation.verdicts[ref] for ref in ids]
         if service.scheduler is Scheduler.LEAST_CONN:  # its ring has every backend once
-            expected = _shares_by_weight(situation, ids)
+            by_name = zones.expected(zones.levels(service, found, None))
+            expected = {ids[BackendRef(service.name, n)]: one for n, one in by_name.items()}
         backends: list[BackendSnapshot] = []
         came = any(actual.get(ref) for ref in ids)  # any new flow in the last minute
         for backend in service.backends:
@@ -170,7 +177,7 @@ class Observer:
                 flows=int(self.survey.live[ids[ref]]),
                 counts=readings.of_backend(ids[ref]),
                 rates=self._sampled.backend_rates.get(ref, Rates()),
-                load=self._load(service, ids[ref]),
+                load=self._load(service, ref, ids[ref]),
             )
             backends.append(backend_snapshot(backend, parts))
         counts = readings.services[service_id].gone
@@ -185,14 +192,26 @@ class Observer:
             not_recorded=readings.services[service_id].not_recorded,
             rates=total([*(one.rates for one in backends), lost]),
             replied=readings.services[service_id].replied,
+            skew=self._rebalancer.skews.get(service.name),
+            draws=entry.draws if entry and entry.draws else None,
+            spill_over=zones.spills(situation.config.zones, service, found),
         )
         return service_snapshot(service, of_service, tuple(backends))
 
-    def _load(self, service: Service, ident: int) -> Load:
+    def _load(self, service: Service, ref: BackendRef, ident: int) -> Load:
         """What a backend has in front of it, and how long it takes."""
         tables, seen = self._dataplane.tables, self.survey
-        row = tables.backend_load[ident]
-        load = Load(open=int(seen.open[ident]), score=score.shown(service.scheduler, row))
+        now = self._dataplane.now_jiffies()
+        row = score.as_of(tables.backend_load[ident : ident + 1], now)[0]
+        load = Load(
+            open=int(seen.open[ident]),
+            score=score.shown(service.scheduler, row),
+            busy=int(seen.busy[ident]),
+            idle_resets=self._rebalancer.resets[ref],
+            hot=bool(row["is_hot"]),
+            reported=self._weigher.reported(service, ref, time.monotonic()),
+            learned=self._weigher.learned(ref),
+        )
         if not counts_waiting(service):
             return load
         times = tables.backend_latency[ident]
@@ -241,13 +260,6 @@ class Observer:
             nat_sources=self._nat_sources(contents),
             events_lost=int(dataplane.tables.trace["lost"][0]),
         )
-
-
-def _shares_by_weight(situation: Situation, ids: Mapping[BackendRef, int]) -> dict[int, float]:
-    """Shares of new flows that are expected of a scheduler that compares by weight."""
-    weights = {ident: situation.verdicts[ref].weight for ref, ident in ids.items()}
-    whole = sum(weights.values())
-    return {ident: weight / whole for ident, weight in weights.items() if weight}
 
 
 def _backend_ids(situation: Situation, service: Service) -> dict[BackendRef, int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from agent.metrics.families import FAMILIES
 from agent.metrics.family import Family
 from agent.metrics.load import LOAD_FAMILIES
+from agent.metrics.reports import REPORT_FAMILIES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
@@ -34,7 +35,10 @@ _SECTIONS = (
     ("Services", ("steelyard_service_",)),
     ("Backends", ("steelyard_backend_",)),
     ("Load and times", tuple(family.name for family in LOAD_FAMILIES)),
+    ("Reports and learned speed", tuple(family.name for family in REPORT_FAMILIES)),
 )
+
+_GROUPED = frozenset(family.name for family in (*LOAD_FAMILIES, *REPORT_FAMILIES))
 
 _INTRODUCTION = """\
 <!-- Made by `python -m agent.metrics.reference`; do not edit. -->
@@ -55,9 +59,13 @@ def page() -> str:
     """The whole page."""
     parts = [_INTRODUCTION]
     for title, prefixes in _SECTIONS:
-        rows = "\n".join(_row(f) for f in FAMILIES if f.name.startswith(prefixes))
+        rows = "\n".join(_row(f) for f in FAMILIES if _belongs(f.name, prefixes))
         parts.append(f"## {title}\n\n| Metric | Type | Labels | Meaning |\n|-|-|-|-|\n{rows}\n")
     return "\n".join(parts)
+
+
+def _belongs(name: str, prefixes: tuple[str, ...]) -> bool:
+    return name in prefixes if name in _GROUPED else name.startswith(prefixes)
 
 
 def _row(family: Family) -> str:

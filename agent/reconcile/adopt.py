@@ -17,12 +17,13 @@ class Adopted:
     health: dict[BackendRef, HealthStatus]
     hops: dict[Address, NextHop]
     up: frozenset[Member]  # got new flows
+    weights: dict[BackendRef, int]  # effective, of those that got new flows
 
 
 def adopt(config: Config, held: TableContents, now: float) -> Adopted:
     """What ``held`` says of the configured backends; nothing of those that it does not have."""
     rows = {entry.identity: entry for entry in held.backends.values()}
-    health, hops, up = {}, {}, set()
+    health, hops, up, weights = {}, {}, set(), {}
     for service in config.services:
         entry = held.services.get(slot_of(service.key))
         for backend in service.backends:
@@ -37,7 +38,8 @@ def adopt(config: Config, held: TableContents, now: float) -> Adopted:
                 health[ref] = rules.adopted(Health.UP if row.usable else Health.DOWN, now)
             if row.usable:
                 up.add(member_of(service, backend))
-    return Adopted(health, hops, frozenset(up))
+                weights[BackendRef(service.name, backend.name)] = row.weight
+    return Adopted(health, hops, frozenset(up), weights)
 
 
 def _hop(row: BackendEntry) -> NextHop:

@@ -20,6 +20,8 @@ from agent.reconcile.diff import (
     DeleteQuicId,
     DeleteRange,
     DeleteService,
+    DeleteZonePrefix,
+    DeleteZoneRing,
     PutBackend,
     PutMark,
     PutOrigin,
@@ -27,13 +29,21 @@ from agent.reconcile.diff import (
     PutQuicId,
     PutRange,
     PutService,
+    PutZonePrefix,
+    PutZoneRing,
     SetNatSources,
     Step,
 )
-from agent.state.tables import BackendEntry, ServiceEntry, ServiceSlot, TableContents
+from agent.state.tables import (
+    BackendEntry,
+    ServiceEntry,
+    ServiceSlot,
+    TableContents,
+    ZoneRingKey,
+)
 
 _GONE = ("packets", "bytes", "opened", "closed", "established", "reply_packets", "reply_bytes")
-_LOAD_WORDS = slice(6, 8)  # of struct backend_load: what the agent writes with a backend
+_LOAD_WORD = 6  # of struct backend_load: what a byte and the weight are worth
 
 
 class Applier:
@@ -65,6 +75,11 @@ class Applier:
             case PutRange(block, first_port):
                 value = keys.packed_first(first_port, block.vip.version)
                 tables.put("ranges", keys.packed_block(block), value)
+            case PutZoneRing(key, ring):
+                self._put_zone_ring(key, ring)
+            case PutZonePrefix(prefix, zone):
+                packed = keys.packed_prefix(prefix)
+                tables.put(keys.zones_table(prefix), packed, zone.to_bytes(4, "little"))
             case PutQuicId(quic_id, ident):
                 tables.put("quic_ids", keys.packed_quic(quic_id), ident.to_bytes(4, "little"))
             case SetNatSources(sources):
@@ -101,6 +116,11 @@ class Applier:
                 tables.delete(keys.prefixes_table(prefix), keys.packed_prefix(prefix))
             case DeleteRange(block):
                 tables.delete("ranges", keys.packed_block(block))
+            case DeleteZoneRing(key):
+                self._last_freed = self._regions()[key]
+                tables.delete("zone_rings", keys.packed_zone_ring(key))
+            case DeleteZonePrefix(prefix):
+                tables.delete(keys.zones_table(prefix), keys.packed_prefix(prefix))
             case DeleteQuicId(quic_id):
                 tables.delete("quic_ids", keys.packed_quic(quic_id))
 
@@ -119,8 +139,8 @@ class Applier:
             target[0] = row[0]
         load = self._tables.backend_load[ident : ident + 1]
         given = contents.load_row(entry)
-        load["kappa"] = given["kappa"]
-        load.view(np.uint64)[_LOAD_WORDS] = given.view(np.uint64)[_LOAD_WORDS]
+        load["kappa"], load["weight"] = given["kappa"], given["weight"]
+        load.view(np.uint64)[_LOAD_WORD] = given.view(np.uint64)[_LOAD_WORD]
         changed = np.flatnonzero(target[1:] != row[1:]) + 1
         target[changed] = row[changed]
         target[0] = row[0]
@@ -130,6 +150,7 @@ class Applier:
         tables.backend_count[:, ident] = np.zeros((), dtype=abi.BACKEND_COUNTERS)
         tables.backend_load[ident] = np.zeros((), dtype=abi.BACKEND_LOAD)
         tables.backend_latency[ident] = np.zeros((), dtype=abi.BACKEND_LATENCY)
+        tables.backend_samples[ident] = np.zeros((), dtype=abi.BACKEND_SAMPLE)
 
     def _put_service(
         self, slot: ServiceSlot, entry: ServiceEntry, ring_changed: bool, fresh: bool
@@ -138,12 +159,20 @@ class Applier:
         if fresh:
             tables.service_count[:, entry.id] = np.zeros((), dtype=abi.SERVICE_COUNTERS)
             tables.service_load[entry.id] = np.zeros((), dtype=abi.SERVICE_LOAD)
-        old = self._region_of(slot)
+        old = self._regions().get(slot)
         region = self._write_ring(entry.ring) if ring_changed or old is None else old
         tables.service_load["weight"][entry.id] = entry.load_weight
         line = region * tables.size.lines_per_ring
         self._put(keys.services_table(slot), slot, contents.service_row(entry, line))
         if old is not None and old != region:
+            self._last_freed = old
+
+    def _put_zone_ring(self, key: ZoneRingKey, ring: bytes) -> None:
+        old = self._regions().get(key)
+        region = self._write_ring(ring)
+        row = contents.zone_ring_row(ring, region * self._tables.size.lines_per_ring)
+        self._tables.put("zone_rings", keys.packed_zone_ring(key), row.tobytes())
+        if old is not None:
             self._last_freed = old
 
     def _set_nat_sources(self, sources: dict[int, Address]) -> None:
@@ -158,19 +187,20 @@ class Applier:
                 rows["addr"][number] = contents.words(address)
             rows["count"][first] = len(own)
 
-    def _regions(self) -> dict[ServiceSlot, int]:
+    def _regions(self) -> dict[ServiceSlot | ZoneRingKey, int]:
+        """Where the rings are: of services, and of their clients in zones."""
         lines = self._tables.size.lines_per_ring
-        return {
+        found: dict[ServiceSlot | ZoneRingKey, int] = {
             slot: int(row["ring_line"]) // lines
             for slot, row in contents.service_rows(self._tables)
             if not slot.is_mark
         }
-
-    def _region_of(self, slot: ServiceSlot) -> int | None:
-        return self._regions().get(slot)
+        for key, row in contents.zone_ring_rows(self._tables):
+            found[key] = int(row["ring_line"]) // lines
+        return found
 
     def _write_ring(self, ring: bytes) -> int:
-        """Fill a region that no service names, and not the one given up last: a packet that
+        """Fill a region that nothing names, and not the one given up last: a packet that
         read its service before the last flip may still be drawing there.
         """
         size = self._tables.size

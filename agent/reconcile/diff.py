@@ -10,6 +10,9 @@ while something still leads to it:
 * a ring is whole before a service names it;
 * the last usable backends of a ring stay usable until another ring is there (a backup that
   hands back to the primaries): a draw finds somebody at any moment;
+* a service is there before the rings that clients of zones have of it, and they are there
+  before the prefixes that lead clients to their zone; prefixes and rings that are not wanted go
+  before all else, to make room: without them, the service's own ring is drawn from;
 * a service is there before the port blocks and prefixes that lead to it, and goes after them.
 """
 
@@ -31,6 +34,7 @@ from agent.state.tables import (
     ServiceEntry,
     ServiceSlot,
     TableContents,
+    ZoneRingKey,
 )
 
 
@@ -74,6 +78,22 @@ class PutRange:
 
     block: PortBlock
     first: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutZoneRing:
+    """Give the clients of a zone a ring of their own of a service, or another one."""
+
+    key: ZoneRingKey
+    ring: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PutZonePrefix:
+    """Say that clients below a prefix are in a zone."""
+
+    prefix: Network
+    zone: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +148,20 @@ class DeleteRange:
 
 
 @dataclass(frozen=True, slots=True)
+class DeleteZoneRing:
+    """The clients of a zone have no ring of their own of a service."""
+
+    key: ZoneRingKey
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteZonePrefix:
+    """Clients below a prefix are in no zone, or in that of a shorter prefix."""
+
+    prefix: Network
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteOrigin:
     """Packets from there are no answers."""
 
@@ -155,6 +189,8 @@ type Step = (
     | PutMark
     | PutPrefix
     | PutRange
+    | PutZoneRing
+    | PutZonePrefix
     | PutOrigin
     | PutQuicId
     | SetNatSources
@@ -162,6 +198,8 @@ type Step = (
     | DeleteMark
     | DeletePrefix
     | DeleteRange
+    | DeleteZoneRing
+    | DeleteZonePrefix
     | DeleteOrigin
     | DeleteQuicId
     | ClearBackend
@@ -185,13 +223,17 @@ def diff(actual: TableContents, wanted: TableContents) -> tuple[Step, ...]:
     puts = tuple(_put_backends(actual, wanted))
     sources_changed = actual.nat_sources != wanted.nat_sources
     return (
+        *(DeleteZonePrefix(prefix) for prefix in actual.zones if prefix not in wanted.zones),
+        *(DeleteZoneRing(key) for key in actual.zone_rings if key not in wanted.zone_rings),
         *(step for step in puts if step.id not in last),
         *(PutOrigin(s, e) for s, e in _changed(actual.origins, wanted.origins)),
         *(PutQuicId(q, i) for q, i in _changed(actual.quic_ids, wanted.quic_ids)),
         *(PutMark(slot, mark) for slot, mark in early.items()),
         *((SetNatSources(wanted.nat_sources),) if sources_changed else ()),
         *_put_services(actual, wanted),
+        *(PutZoneRing(k, ring) for k, ring in _changed(actual.zone_rings, wanted.zone_rings)),
         *(step for step in puts if step.id in last),
+        *(PutZonePrefix(p, zone) for p, zone in _changed(actual.zones, wanted.zones)),
         *(PutRange(b, first) for b, first in _changed(actual.ranges, wanted.ranges)),
         *(PutMark(s, e) for s, e in _changed(actual.marks | early, wanted.marks)),
         *(PutPrefix(prefix) for prefix in sorted(wanted.prefixes - actual.prefixes, key=str)),
@@ -279,6 +321,10 @@ def after(contents: TableContents, step: Step) -> TableContents:
             return replace(contents, prefixes=contents.prefixes | {prefix})
         case PutRange(block, first):
             return replace(contents, ranges=contents.ranges | {block: first})
+        case PutZoneRing(key, ring):
+            return replace(contents, zone_rings=contents.zone_rings | {key: ring})
+        case PutZonePrefix(prefix, zone):
+            return replace(contents, zones=contents.zones | {prefix: zone})
         case PutOrigin(slot, origin):
             return replace(contents, origins=contents.origins | {slot: origin})
         case PutQuicId(quic_id, ident):
@@ -299,6 +345,10 @@ def _without(contents: TableContents, step: Step) -> TableContents:
             return replace(contents, prefixes=contents.prefixes - {prefix})
         case DeleteRange(block):
             return replace(contents, ranges=_less(contents.ranges, block))
+        case DeleteZoneRing(key):
+            return replace(contents, zone_rings=_less(contents.zone_rings, key))
+        case DeleteZonePrefix(prefix):
+            return replace(contents, zones=_less(contents.zones, prefix))
         case DeleteOrigin(slot):
             return replace(contents, origins=_less(contents.origins, slot))
         case DeleteQuicId(quic_id):

@@ -51,9 +51,12 @@ class Reconciler:
 
     def identities(self, config: Config) -> Identities:
         """The ids that a configuration would get; DataplaneError when a table is full."""
+        return self._identities(config, self.read())
+
+    def _identities(self, config: Config, held: TableContents) -> Identities:
         return assign(
             config,
-            self.read(),
+            held,
             frozenset(self._resting),
             lambda: secrets.randbits(32),
         )
@@ -64,7 +67,7 @@ class Reconciler:
         are there, the last that a ring leads to stay usable.
         """
         held = self.read()
-        ids = self.identities(config)
+        ids = self._identities(config, held)
         early = at_once(held, desired_backends(config, ids, around))
         first = self._do(diff(held, early))
         wanted = await asyncio.to_thread(desired, config, ids, around)

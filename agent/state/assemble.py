@@ -13,6 +13,7 @@ from agent.model import (
     ServiceState,
 )
 from agent.state.eligibility import FAIL_OPEN, Eligibility, service_state
+from agent.state.skew import Skew
 from agent.state.snapshot import BackendCounts, BackendSnapshot, Load, Rates, ServiceSnapshot
 
 
@@ -59,6 +60,9 @@ class ServiceParts:
     not_recorded: int
     rates: Rates
     replied: int = 0
+    skew: Skew | None = None
+    draws: int | None = None
+    spill_over: tuple[str, ...] = ()
 
 
 def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
@@ -102,4 +106,7 @@ def service_snapshot(
         not_recorded=parts.not_recorded,
         rates=parts.rates,
         replied=parts.replied,
+        skew=parts.skew,
+        draws=parts.draws,
+        spill_over=parts.spill_over,
     )

@@ -5,7 +5,7 @@ table contents out. A pure function, so it can be run as often as anything chang
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.model import (
     Address,
@@ -19,11 +19,12 @@ from agent.model import (
     Service,
     Timeouts,
 )
-from agent.rings import maglev, smooth
 from agent.state import loads, lookups
 from agent.state.eligibility import Eligibility
 from agent.state.identities import Identities, slot_of
+from agent.state.rings import Rings, rings_of
 from agent.state.tables import BackendEntry, ServiceEntry, TableContents
+from agent.state.zones import has_levels
 
 NO_MAC = "00:00:00:00:00:00"
 _ADDRESS_BITS = {4: 32, 6: 128}
@@ -37,17 +38,18 @@ class Surroundings:
     hops: Mapping[Address, NextHop]
     ifindex: int  # of the balancer's interface
     ticks: Callable[[float], int]  # seconds to ticks of the flow table
+    draws: Mapping[str, int] = field(default_factory=dict)  # by service, if not as configured
 
 
 def desired(config: Config, ids: Identities, around: Surroundings) -> TableContents:
     """The tables for this configuration in these surroundings."""
-    backends = desired_backends(config, ids, around)
     sources = lookups.nat_sources(config, around.hops, ids.nat_sources)
+    rings = [(service, _rings(config, service, ids, around)) for service in config.services]
     return TableContents(
-        backends=backends,
+        backends=desired_backends(config, ids, around),
         services={
-            slot_of(service.key): _service_entry(config, service, ids, backends)
-            for service in config.services
+            slot_of(service.key): _service_entry(config, service, ids, found, around)
+            for service, found in rings
         },
         marks=lookups.marks(config.services, sources),
         prefixes=lookups.prefixes(config.services),
@@ -55,7 +57,14 @@ def desired(config: Config, ids: Identities, around: Surroundings) -> TableConte
         origins=lookups.origins(config.services, ids),
         quic_ids=lookups.quic_ids(config.services, ids),
         nat_sources=sources,
+        zones=lookups.client_zones(config.zones, ids),
+        zone_rings={key: ring for _, found in rings for key, ring in found.by_zone.items()},
     )
+
+
+def _rings(config: Config, service: Service, ids: Identities, around: Surroundings) -> Rings:
+    verdicts = [around.eligibility[BackendRef(service.name, b.name)] for b in service.backends]
+    return rings_of(config, service, ids, verdicts)
 
 
 def desired_backends(
@@ -72,53 +81,30 @@ def desired_backends(
 
 
 def _service_entry(
-    config: Config, service: Service, ids: Identities, backends: Mapping[int, BackendEntry]
+    config: Config, service: Service, ids: Identities, rings: Rings, around: Surroundings
 ) -> ServiceEntry:
-    members = []
-    for backend in service.backends:
-        ident = ids.backend_id(service, backend)
-        if backends[ident].usable:
-            members.append(maglev.Member(_name(backend), backends[ident].weight, ident))
     key, scheduler = service.key, service.scheduler
     is_source, is_least_load = scheduler is Scheduler.SOURCE, scheduler is Scheduler.LEAST_LOAD
     bound = loads.bound(service.source_bound) if is_source else 0
+    draws = around.draws.get(service.name, service.draws)
     return ServiceEntry(
         id=ids.service_id(service),
         salt=ids.salt(service),
         forward=service.forward,
         scheduler=scheduler,
         pick_seed=config.hash_seed,
-        ring=_ring(scheduler, tuple(sorted(members)), config.tables.ring_slots),
-        draws=service.draws if is_least_load else 0,
+        ring=rings.own,
+        draws=draws if is_least_load else 0,
         source_bits=(service.source_bits or _ADDRESS_BITS[key.vip.version]) if is_source else 0,
         bound=bound,
-        load_weight=sum(member.weight for member in members) if bound else 0,
+        load_weight=rings.weight if bound else 0,
         waiting=loads.counts_waiting(service),
         reset=service.no_backend is NoBackend.RESET,
         quic_id_bytes=service.quic_id_bytes or 0,
         port_last=key.port_last or 0,
         vip_bits=key.vip_bits,
+        zones=has_levels(service),
     )
-
-
-def _name(backend: Backend) -> bytes:
-    """What a backend's place in the ring hangs on: the same on every balancer."""
-    port = backend.port.to_bytes(2, "big") if backend.port else b""
-    return backend.address.packed + port
-
-
-def _ring(scheduler: Scheduler, members: tuple[maglev.Member, ...], slots: int) -> bytes:
-    """The ring that a scheduler draws from; empty where nobody is usable."""
-    if not members:
-        return b""
-    match scheduler:
-        case Scheduler.ROUND_ROBIN:
-            ring = smooth.build(members, slots)
-        case Scheduler.LEAST_CONN:
-            ring = smooth.each_once(members)
-        case Scheduler.MAGLEV | Scheduler.SOURCE | Scheduler.LEAST_LOAD:
-            ring = maglev.build(members, slots)
-    return ring.tobytes()
 
 
 def outer_source(config: Config, address: Address, hop: NextHop | None) -> Address | None:
@@ -157,7 +143,7 @@ def _backend_entry(
         vlans=hop.vlans if hop else (),
         counts_load=loads.compares_connections(service),
         weight=verdict.weight,
-        bytes_per_connection=loads.bytes_held(service),
+        bytes_per_connection=loads.bytes_held(service, verdict.bytes_per_connection),
     )
 
 

@@ -18,6 +18,7 @@ from agent.model import (
     Service,
     ServiceState,
 )
+from agent.weights.influence import Influence
 
 CONFIGURED, BACKUP, FAIL_OPEN = "configured", "backup", "fail open"
 
@@ -27,6 +28,8 @@ class Eligibility:
     """``usable``: new flows may go there; ``alive``: its recorded flows stay there.
 
     ``weight``: the effective one, 0 where not usable; ``weight_reason`` says why it is that.
+    ``bytes_per_connection``: learned, None: as configured. ``learned``: the factor of the weight
+    that follows the learned speed: a slow server is no ill one.
     """
 
     state: BackendState
@@ -35,6 +38,8 @@ class Eligibility:
     alive: bool
     weight: int
     weight_reason: str
+    bytes_per_connection: int | None = None
+    learned: float = 1.0
 
 
 def eligibility(
@@ -65,6 +70,21 @@ def eligibility(
 def _out(state: BackendState, reason: str, alive: bool) -> Eligibility:
     """No new flows."""
     return Eligibility(state, reason, False, alive, 0, state.value)
+
+
+def influenced(verdict: Eligibility, influence: Influence) -> Eligibility:
+    """What reports and learned speed make of a backend that would get new flows."""
+    if not verdict.usable:
+        return verdict
+    if influence.out:
+        return _out(influence.state, influence.out, alive=True)
+    return replace(
+        verdict,
+        weight=influence.weight(verdict.weight),
+        weight_reason=", ".join(influence.reasons) or verdict.weight_reason,
+        bytes_per_connection=influence.bytes_per_connection,
+        learned=influence.learned,
+    )
 
 
 def unreachable(reason: str) -> Eligibility:

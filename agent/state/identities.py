@@ -6,12 +6,15 @@ until no recorded flow names it any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from agent.errors import DataplaneError
-from agent.model import Address, Backend, Config, Service, ServiceKey
+from agent.model import Address, Backend, Config, Service, ServiceKey, Zone
 from agent.state.tables import ServiceSlot, TableContents
+from agent.state.zones import zones_of
 
 type BackendPlace = tuple[int, Address, int]  # service id, address, port (0: the packet's)
 type Member = tuple[ServiceSlot, Address, int]  # likewise, where the service has no id yet
@@ -22,11 +25,13 @@ class Identities:
     """``services``: id and flow salt by slot; ``backends``: id by place.
 
     ``nat_sources``: the numbers that source addresses of fullnat have in the tables.
+    ``zones``: id by name, of those that have clients.
     """
 
     services: dict[ServiceSlot, tuple[int, int]]
     backends: dict[BackendPlace, int]
     nat_sources: dict[int, Address] = field(default_factory=dict)
+    zones: dict[str, int] = field(default_factory=dict)
 
     def service_id(self, service: Service) -> int:
         return self.services[slot_of(service.key)][0]
@@ -81,7 +86,42 @@ def assign(
             if place not in known_backends:
                 known_backends[place] = _take(free_backends, "backends", config)
             backends[place] = known_backends[place]
-    return Identities(services, backends, actual.nat_sources)
+    _check_zone_rings(config)
+    return Identities(services, backends, actual.nat_sources, zone_ids(config.zones, actual))
+
+
+def zone_ids(zones: Sequence[Zone], actual: TableContents) -> dict[str, int]:
+    """The id of each zone that has clients: that under which the tables have most of its
+    prefixes, or else one that nothing there names. So no prefix leads to a zone that it is not
+    in, whatever becomes of names and prefixes.
+    """
+    found: dict[str, int] = {}
+    overlaps: Counter[tuple[str, int]] = Counter(
+        (zone.name, actual.zones[prefix])
+        for zone in zones
+        for prefix in zone.clients
+        if prefix in actual.zones
+    )
+    for (name, ident), _ in sorted(overlaps.items(), key=lambda item: (-item[1], item[0])):
+        if name not in found and ident not in found.values():
+            found[name] = ident
+    named = {*actual.zones.values(), *(key.zone for key in actual.zone_rings)}
+    free = (ident for ident in count(1) if ident not in named)
+    for name in sorted(zone.name for zone in zones if zone.clients):
+        if name not in found:
+            found[name] = next(free)
+    return found
+
+
+def _check_zone_rings(config: Config) -> None:
+    wanted = sum(len(zones_of(config.zones, service)) for service in config.services)
+    if wanted > config.tables.zone_rings:
+        raise DataplaneError(
+            f"the table is full: {wanted} rings for clients of a zone are needed, "
+            f"{config.tables.zone_rings} fit",
+            where="tables.zone_rings",
+            remedy=_remedy("zone_rings"),
+        )
 
 
 def _free(size: int, taken: set[int]) -> Iterator[int]:
@@ -94,6 +134,10 @@ def _take(free: Iterator[int], table: str, config: Config) -> int:
         raise DataplaneError(
             f"the table is full: {getattr(config.tables, table) - 1} {table} fit",
             where=f"tables.{table}",
-            remedy=f"raise `tables: {{{table}: …}}`; new sizes need `lb-agent detach` and a start",
+            remedy=_remedy(table),
         )
     return ident
+
+
+def _remedy(table: str) -> str:
+    return f"raise `tables: {{{table}: …}}`; new sizes need `lb-agent detach` and a start"

@@ -45,11 +45,17 @@ def bytes_per_connection(of_byte: int) -> int:
     return round(_BYTE_ONE / of_byte) if of_byte else 0
 
 
-def bytes_held(service: Service) -> int:
+def bytes_held(service: Service, learned: int | None = None) -> int:
     """Bytes that weigh as one connection, as nearly as the tables can say it; 0: none do."""
     if not counts_waiting(service):
         return 0
-    return bytes_per_connection(per_byte(service.bytes_per_connection))
+    return bytes_per_connection(per_byte(learned or service.bytes_per_connection))
+
+
+def learns_speed(service: Service) -> bool:
+    """Whether weights follow how fast backends answer."""
+    is_least_load = service.scheduler is Scheduler.LEAST_LOAD
+    return service.learn_speed and is_least_load and counts_waiting(service)
 
 
 def inverse_weight(weight: int) -> int:

@@ -1,5 +1,6 @@
 """Decides what leads packets to a service besides its exact key: marks, prefixes, port ranges,
-the answers of nat backends, QUIC ids and the source addresses of fullnat. Pure.
+the answers of nat backends, QUIC ids and the source addresses of fullnat; and what leads a client
+to its zone. Pure.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_network
 
-from agent.model import ANY_PORT, Address, Config, Forward, NextHop, Service
+from agent.model import ANY_PORT, Address, Config, Forward, NextHop, Service, Zone
 from agent.state.identities import Identities
 from agent.state.ranges import blocks
 from agent.state.tables import (
@@ -100,6 +101,11 @@ def quic_ids(services: Iterable[Service], ids: Identities) -> dict[QuicId, int]:
         for backend in service.backends
         if backend.quic_server_id is not None
     }
+
+
+def client_zones(zones: Iterable[Zone], ids: Identities) -> dict[Network, int]:
+    """The zone of each prefix of clients."""
+    return {prefix: ids.zones[zone.name] for zone in zones for prefix in zone.clients}
 
 
 def nat_source(config: Config, hop: NextHop | None, family: int) -> Address | None:

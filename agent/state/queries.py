@@ -24,6 +24,8 @@ class FlowQuery:
     """Filters for the flow table; None matches all.
 
     ``state`` is a flow's, or ``awaiting``: those in which a request waits for its answer.
+    ``hottest``: first those with most bytes waiting, then those that were busy last; otherwise
+    the most recently active first.
     """
 
     service: str | None = None
@@ -31,6 +33,7 @@ class FlowQuery:
     client: IPv4Network | IPv6Network | None = None
     state: str | None = None
     limit: int = 100
+    hottest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

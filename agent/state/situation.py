@@ -21,12 +21,14 @@ from agent.state.eligibility import (
     FAIL_OPEN,
     Eligibility,
     eligibility,
+    influenced,
     service_state,
     together,
     unreachable,
 )
 from agent.state.identities import Identities
 from agent.state.lookups import nat_source
+from agent.weights.influence import NOTHING, Influence
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,13 @@ class Situation:
 
 
 def verdicts(
-    config: Config, health: Mapping[BackendRef, HealthStatus], hops: Mapping[Address, NextHop]
+    config: Config,
+    health: Mapping[BackendRef, HealthStatus],
+    hops: Mapping[Address, NextHop],
+    influences: Mapping[BackendRef, Influence] | None = None,
 ) -> dict[BackendRef, Eligibility]:
-    """What every backend is for the data plane, at its full weight (see ``slowstart``)."""
+    """What every backend is for the data plane, before ``slowstart``."""
+    influences = influences or {}
     found = {}
     for service in config.services:
         alone = []
@@ -69,7 +75,7 @@ def verdicts(
             missing = _missing_source(config, service.forward, backend.address, hop)
             if verdict.alive and missing:
                 verdict = unreachable(missing)
-            alone.append(verdict)
+            alone.append(influenced(verdict, influences.get(ref, NOTHING)))
         for backend, verdict in zip(service.backends, together(service, alone), strict=True):
             found[BackendRef(service.name, backend.name)] = verdict
     return found

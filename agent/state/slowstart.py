@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from agent.model import BackendRef, BackendState, Config, Service
-from agent.state.eligibility import CONFIGURED, Eligibility
+from agent.state.eligibility import CONFIGURED, FAIL_OPEN, Eligibility
 from agent.state.identities import Member, member_of
 
 STEPS = 10
@@ -81,14 +81,20 @@ def slowed(
                 ),
             )
             for member, ref, verdict in _members(service, found)
-            if verdict.usable and verdict.weight_reason == CONFIGURED
+            if verdict.usable and verdict.weight_reason != FAIL_OPEN
         }
         furthest = max((weight / full for full, weight in weights.values()), default=1.0)
         for ref, (full, weight) in weights.items():
             scaled = min(round(weight / furthest), full)
             if scaled < full:
-                result[ref] = replace(found[ref], weight=scaled, weight_reason=SLOW_START)
+                result[ref] = replace(
+                    found[ref], weight=scaled, weight_reason=_reason(found[ref].weight_reason)
+                )
     return result
+
+
+def _reason(before: str) -> str:
+    return SLOW_START if before == CONFIGURED else f"{SLOW_START}, {before}"
 
 
 def next_step_s(

@@ -13,6 +13,8 @@ from agent.model import (
     Service,
     ServiceState,
 )
+from agent.state.skew import Skew
+from agent.telemetry.report import GpuReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +58,61 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Reported:
+    """What a backend's engine and GPUs say of themselves; None: not told.
+
+    ``fresh``: the engine's report counts; ages are of the newest reports.
+    """
+
+    asked: bool = True  # the engine; False: the GPUs alone
+    fresh: bool = False
+    age_s: float | None = None
+    running: float | None = None  # requests
+    waiting: float | None = None
+    kv_usage: float | None = None  # share of the KV cache, 0 to 1
+    gpu_share: float | None = None  # of the loaded models, what lies in GPU memory
+    dropped: int = 0  # values of the newest reports that cannot be true
+    problem: str = ""  # why there was no report the last time; empty: there was
+    gpus: tuple[GpuReport, ...] = ()
+    gpus_age_s: float | None = None
+    gpus_problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedSpeed:
+    """How fast a backend has turned out to be; ``confidence`` is from 0, nothing known, to 1.
+
+    ``weight_share``: what its weight is multiplied by. ``bytes_per_connection`` None: as
+    configured. ``samples``: answers by age, one of a minute counts half.
+    """
+
+    weight_share: float
+    bytes_per_connection: int | None
+    confidence: float
+    seconds_per_byte: float
+    seconds_per_connection: float
+    base_seconds: float
+    samples: float
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """What a backend has in front of it, and how long it takes.
 
-    All but ``open`` and ``score`` are None where the service does not count waiting bytes.
+    Waiting bytes and requests, and the times, are None where the service does not count them.
     """
 
     open: int = 0  # flows embryonic, acked or established
+    busy: int = 0  # flows that await an answer, or had a packet in the last 8 to 12 s
+    idle_resets: int = 0  # flows that were reset to rebalance, since the agent began
     score: float | None = None  # what its scheduler compares, lower is better; None: nothing
     waiting_bytes: int | None = None  # of requests that wait for their answer
     awaiting: int | None = None  # those requests; of one flow, one
     first_byte: Latency | None = None  # from a request to the first byte of its answer
     handshake: Latency | None = None  # from SYN to ACK
+    hot: bool = False  # it reports more than it can take
+    reported: Reported | None = None  # None: nobody asks it
+    learned: LearnedSpeed | None = None  # None: its speed is not learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +151,9 @@ class ServiceSnapshot:
     not_recorded: int
     rates: Rates
     replied: int = 0  # packets that the balancer answered itself
+    skew: Skew | None = None  # of busy connections; None: too few to say
+    draws: int | None = None  # least-load: backends compared now
+    spill_over: tuple[str, ...] = ()  # where new flows go beyond their first level, and why
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ class ServiceEntry:
     quic_id_bytes: int = 0
     port_last: int = 0  # of a range
     vip_bits: int | None = None  # of a prefix
+    zones: bool = False  # its rings have levels, and clients of some zone have one of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,14 @@ class QuicId:
 
 
 @dataclass(frozen=True, slots=True)
+class ZoneRingKey:
+    """Whose ring it is: a service's, for the clients of a zone."""
+
+    service_id: int
+    zone: int
+
+
+@dataclass(frozen=True, slots=True)
 class TableContents:
     """Everything that reconcile looks after."""
 
@@ -124,3 +133,5 @@ class TableContents:
     origins: dict[ServiceSlot, OriginEntry] = field(default_factory=dict)
     quic_ids: dict[QuicId, int] = field(default_factory=dict)  # backend id
     nat_sources: dict[int, Address] = field(default_factory=dict)  # by number
+    zones: dict[Network, int] = field(default_factory=dict)  # zone id by prefix of its clients
+    zone_rings: dict[ZoneRingKey, bytes] = field(default_factory=dict)

@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define STEELYARD_ABI 2
+#define STEELYARD_ABI 3
 
 /* Why a packet was not forwarded.  Steps return 0 to go on, or one of these;
  * the entry function alone turns it into an XDP action and counts it.
@@ -209,12 +209,44 @@ struct port_range {
 };
 _Static_assert(sizeof(struct port_range) == 4, "port_range");
 
+/* Longest prefix match: a client's address -> the zone that it is in. */
+struct zone_key4 {
+	__u32 prefix_len;
+	__be32 addr;
+};
+_Static_assert(sizeof(struct zone_key4) == 8, "zone_key4");
+
+struct zone_key6 {
+	__u32 prefix_len;
+	__be32 addr[4];
+};
+_Static_assert(sizeof(struct zone_key6) == 20, "zone_key6");
+
+struct zone {
+	__u32 id; /* from 1 */
+};
+_Static_assert(sizeof(struct zone) == 4, "zone");
+
+/* A service's ring for the clients of a zone; without one, the service's own. */
+struct zone_ring_key {
+	__u32 service;
+	__u32 zone;
+};
+_Static_assert(sizeof(struct zone_ring_key) == 8, "zone_ring_key");
+
+struct zone_ring {
+	__u32 ring_line;
+	__u32 ring_slots;
+};
+_Static_assert(sizeof(struct zone_ring) == 8, "zone_ring");
+
 #define SERVICE_F_WAITING 0x1     /* count the request bytes that wait */
 #define SERVICE_F_RESET 0x2       /* without a usable backend: RST, or ICMP unreachable */
 #define SERVICE_F_PREFIX 0x4      /* the VIP is a prefix: the address is part of the flow */
 #define SERVICE_F_RANGES 0x8      /* of a mark: this VIP has port ranges */
 #define SERVICE_F_ANY_PORT 0x10   /* of a mark: this VIP has an any-port service */
 #define SERVICE_F_NAT_SOURCE 0x20 /* of a mark: no VIP, but a source address of fullnat */
+#define SERVICE_F_ZONES 0x40      /* its rings have levels, and zones may have rings of their own */
 
 struct service {
 	__u64 pick_seed; /* the same on every balancer of a group */
@@ -275,6 +307,8 @@ _Static_assert(sizeof(struct backend) == 128, "two cache lines");
  * all CPUs: the packet path adds and subtracts atomically, and only on the
  * opening and closing of a flow and on requests.  Lower is better:
  *   (queue + kappa * max(0, open - report_open) + waiting / beta + 1) / weight
+ * and without a report that counts, each open connection as one:
+ *   (max(0, open) + waiting / beta + 1) / weight
  */
 struct backend_load {
 	/* packet path */
@@ -284,14 +318,27 @@ struct backend_load {
 	__s64 open_fix;       /* what the flow table says beyond that: it is the truth */
 	__s64 waiting_fix;    /* likewise */
 	__s64 report_open;    /* open + open_fix when the queue was reported */
-	__u32 queue;          /* reported requests, running and waiting, in 256ths */
-	__u32 kappa;          /* weight of a connection since the report, in 256ths */
+	__u32 queue;          /* requests, running and waiting, in 256ths: reported, or guessed */
+	__u16 kappa;          /* weight of a connection since the report, in 256ths */
+	__u16 is_hot;         /* 1: it has more than it can take; only if all drawn are hot */
 	__u32 per_byte;       /* 2^24 / beta, beta the bytes that weigh as one connection */
 	__u32 inverse_weight; /* 2^20 / effective weight */
 	__u32 weight;         /* effective */
-	__u32 pad;
+	__u32 report_until; /* jiffies: from then on the report is old, from report_open to is_hot */
 };
 _Static_assert(sizeof(struct backend_load) == 64, "one cache line");
+
+/* What a request met and how long it took, the newest of each backend: element
+ * id * SAMPLES + n % SAMPLES, n of backend_latency.  The agent learns a backend's speed from them.
+ */
+#define SAMPLES 32
+struct backend_sample {
+	__u32 ahead; /* request bytes that waited at the backend when it came */
+	__u32 bytes; /* its own */
+	__u32 open;  /* connections, its own included */
+	__u32 us;    /* to the first byte of the answer; 0: being written */
+};
+_Static_assert(sizeof(struct backend_sample) == 16, "backend_sample");
 
 /* Of a service with a bounded `source` scheduler: what its backends have together. */
 struct service_load {
@@ -312,7 +359,8 @@ struct backend_latency {
 	__u64 handshake[LATENCY_BUCKETS];  /* SYN to ACK */
 	__u64 first_byte_us;               /* sums */
 	__u64 handshake_us;
-	__u64 pad[6];
+	__u64 samples; /* how many there have been (backend_sample) */
+	__u64 pad[5];
 };
 _Static_assert(sizeof(struct backend_latency) == 768, "twelve cache lines");
 

@@ -25,7 +25,13 @@ from lbctl.options import (
     yes_option,
 )
 from lbctl.output import facts, render, watch
-from lbctl.settings import backup_option, server_id_option, weight_option
+from lbctl.settings import (
+    backup_option,
+    priority_option,
+    server_id_option,
+    weight_option,
+    zone_option,
+)
 from lbctl.suggest import did_you_mean
 
 COUNTED_EVERY_S = 4.0  # the agent counts flows once a second, more rarely in huge tables
@@ -122,7 +128,7 @@ def get_backend(env: Environment, ref: BackendRef) -> dict[str, Any]:
 
 
 def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
-    from lbctl import views
+    from lbctl import loadviews, views
     from lbctl.humanise import age, exact
 
     latency = data["health_latency_ms"]
@@ -135,7 +141,7 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
             ("backend", f"{data['service']}/{data['name']}"),
             ("address", views.server(data)),
             ("state", views.state_text(data)),
-            ("wanted", data["admin_state"] + (", as a backup" if data["backup"] else "")),
+            ("wanted", _wanted(data)),
             (
                 "health",
                 f"{data['health']}: {data['health_reason']}{checked}, since {data['health_since']}",
@@ -145,6 +151,9 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
             ("share", views.shares(data)),
             ("flows", f"{exact(data['flows_established'])} established"),
             ("load", views.load(data)),
+            ("engine", loadviews.engine(data)),
+            ("GPUs", loadviews.gpus(data)),
+            ("learned", loadviews.learned(data)),
             ("first byte", views.times(data["first_byte"])),
             ("handshake", views.times(data["handshake"])),
             ("traffic", views.rates_line(data["rates"])),
@@ -152,6 +161,17 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
             ("since", f"{data['since']} ({age(data['since_s'])} ago)"),
         ],
     )
+
+
+def _wanted(data: Mapping[str, Any]) -> str:
+    parts = [str(data["admin_state"])]
+    if data["backup"]:
+        parts.append("as a backup")
+    if data["priority"]:
+        parts.append(f"priority {data['priority']}")
+    if data["zone"]:
+        parts.append(f"in zone {data['zone']}")
+    return ", ".join(parts)
 
 
 def _next_hop(hop: Mapping[str, Any] | None) -> str:
@@ -182,6 +202,8 @@ _state_option = click.option(
 )
 @weight_option
 @backup_option
+@priority_option
+@zone_option
 @server_id_option
 @_state_option
 @dry_run_option
@@ -194,6 +216,7 @@ def add_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: 
     Examples:
       lbctl backend add chat/gpu-3 --address 10.0.0.23 --weight 50
       lbctl backend add api/b --address 10.0.1.22 --port 8443 --backup
+      lbctl backend add chat/west-1 --address 10.2.0.21 --zone west --priority 1
     """
     change(env, _order("backend.add", ref, _given(**options)), dry_run=dry_run)
 
@@ -202,12 +225,17 @@ def add_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: 
 @click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
 @weight_option
 @backup_option
+@priority_option
+@zone_option
+@click.option("--no-zone", is_flag=True, help="It is in no zone.")
 @server_id_option
 @_state_option
 @dry_run_option
 @agent_options
 @pass_environment
-def set_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: object) -> None:
+def set_backend(
+    env: Environment, /, ref: BackendRef, no_zone: bool, dry_run: bool, **options: object
+) -> None:
     """Change settings of a backend; what is not named stays.
 
     Its address and port are what it is: for others, add another backend.
@@ -216,8 +244,15 @@ def set_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: 
     Examples:
       lbctl backend set chat/gpu-1 --weight 50
       lbctl backend set chat/gpu-2 --backup
+      lbctl backend set chat/gpu-3 --zone east --priority 0
     """
     values = _given(**options)
+    if no_zone:
+        if "zone" in values:
+            raise click.UsageError(
+                "--zone and --no-zone contradict each other", click.get_current_context()
+            )
+        values["zone"] = None
     require(values, click.get_current_context())
     change(env, _order("backend.set", ref, values), dry_run=dry_run)
 

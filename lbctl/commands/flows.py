@@ -30,6 +30,11 @@ STATES = ("embryonic", "acked", "established", "closing", "awaiting")
     help="Only in this state; awaiting: a request waits for its answer.",
 )
 @click.option(
+    "--hottest",
+    is_flag=True,
+    help="Those with most request bytes waiting first, then those that were busy last.",
+)
+@click.option(
     "--limit",
     type=click.IntRange(1, 10_000),
     metavar="N",
@@ -45,6 +50,7 @@ def flows(
     backend: BackendRef | None,
     client: str | None,
     state: str | None,
+    hottest: bool,
     limit: int,
 ) -> None:
     """Recorded flows, by service, backend, client or state.
@@ -58,6 +64,7 @@ def flows(
       lbctl flows --service chat --limit 20
       lbctl flows --service chat --state awaiting
       lbctl flows --backend chat/gpu-1 --client 198.51.100.0/24
+      lbctl flows --backend chat/gpu-1 --hottest --limit 5
     """
     named = backend.service if backend else ""
     if service and named and service != named:
@@ -69,6 +76,7 @@ def flows(
             "backend": backend.backend if backend else None,
             "client": client,
             "state": state,
+            "hottest": "true" if hottest else None,
             "limit": limit,
         },
     )

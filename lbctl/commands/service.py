@@ -66,10 +66,27 @@ def show_service(env: Environment, name: str, watch_s: float | None) -> None:
       lbctl service show chat
     """
 
+    from lbctl.loadviews import SHOWN_SKEW
+
     def once() -> str:
-        return render(env, get_service(env, name), lambda data: _show_view(env, data))
+        data = get_service(env, name) | {"hottest_flows": []}
+        if data["skew"] is not None and data["skew"]["ratio"] >= SHOWN_SKEW:
+            data["hottest_flows"] = _hottest(env, name, data["skew"]["backend"])
+        return render(env, data, lambda data: _show_view(env, data))
 
     watch(env, watch_s, once)
+
+
+def _hottest(env: Environment, service: str, backend: str) -> list[dict[str, Any]]:
+    """The flows that the backend with most busy connections has most work with."""
+    wanted: dict[str, str | int | None] = {
+        "service": service,
+        "backend": backend,
+        "hottest": "true",
+        "limit": HOTTEST,
+    }
+    found: list[dict[str, Any]] = env.agent().get("/v1/flows", wanted)["flows"]
+    return found
 
 
 def get_service(env: Environment, name: str) -> dict[str, Any]:
@@ -85,7 +102,7 @@ def get_service(env: Environment, name: str) -> dict[str, Any]:
 
 
 def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
-    from lbctl import views
+    from lbctl import loadviews, views
     from lbctl.humanise import duration, exact, plural
 
     timeouts = data["timeouts_s"]
@@ -100,12 +117,21 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("down flows", _DOWN_FLOWS.get(data["down_flows"], data["down_flows"])),
         ("no backend", _NO_BACKEND.get(data["no_backend"], data["no_backend"])),
         ("load", views.load(data)),
+        ("telemetry", loadviews.telemetry(data)),
+        ("weights", loadviews.weights(data)),
+        ("busy", loadviews.skew(data)),
         ("traffic", views.rates_line(data["rates"])),
         ("totals", views.totals(data)),
         ("drops", views.reasons(data["drops_total"])),
     ]
+    if data["spill_over"]:
+        pairs.append(("spill-over", "; ".join(data["spill_over"])))
+    if data["hottest_flows"]:
+        pairs.append(("hottest", loadviews.hottest(data["hottest_flows"])))
     if data["slow_start_s"]:
         pairs.append(("slow start", f"a backend that comes up: {duration(data['slow_start_s'])}"))
+    if data["model"]:
+        pairs.append(("model", f"only backends that have loaded {data['model']}"))
     if data["quic_id_bytes"]:
         pairs.append(("QUIC", f"server ids of {plural(data['quic_id_bytes'], 'byte')}"))
     if data["flows_not_recorded_total"]:
@@ -116,6 +142,8 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         return [*pieces, "", f"no backends: lbctl backend add {data['name']}/NAME --address …"]
     return [*pieces, "", views.backend_table(data["backends"], with_service=False)]
 
+
+HOTTEST = 3  # flows
 
 _DOWN_FLOWS = {
     "keep": "keep (established flows stay with a backend that goes down)",
@@ -172,6 +200,9 @@ def add_service(env: Environment, /, name: str, dry_run: bool, **options: object
           --backend a=10.0.1.21,port=8443 --backend b=10.0.1.22,port=8443,backup
       lbctl service add edge --vip 192.0.2.0/24 --port 8000-8100 --forward gue \\
           --scheduler source --source-prefix 24
+      lbctl service add llm --vip 10.0.0.12 --port 8000 --telemetry vllm --node node-agent \\
+          --model meta-llama/Llama-3.1-8B-Instruct \\
+          --backend a=10.0.1.21,zone=east --backend b=10.0.2.21,zone=west
     """
     missing = [f"--{key}" for key in ("vip", "port") if options[key] is None]
     if missing:
@@ -198,6 +229,8 @@ def set_service(env: Environment, /, name: str, dry_run: bool, **options: object
       lbctl service set chat --health-interval 1s --health-fall 2
       lbctl service set chat --forward ipip --dry-run
       lbctl service set chat --scheduler least-load --draws 2 --slow-start 30s
+      lbctl service set chat --telemetry vllm --telemetry-interval 100ms
+      lbctl service set chat --no-learn-speed --rebalance-rate 5
 
     A service with open flows keeps its way of forwarding where the flows could not go on:
     into, out of, and between nat and fullnat.

@@ -79,7 +79,8 @@ def all_features() -> tuple[Service, ...]:
     tcp, udp = Protocol.TCP, Protocol.UDP
     services = (
         Service("any", ServiceKey(vip6, 0, tcp), Forward.IPIP, Scheduler.SOURCE),
-        Service("v4", ServiceKey(vip4, 80, tcp), Forward.GUE, Scheduler.ROUND_ROBIN),
+        Service("v4", ServiceKey(vip4, 80, tcp), Forward.GUE, Scheduler.ROUND_ROBIN,
+                backends=(Backend("near", IPv4Address("10.0.0.7"), zone="east"),)),
         Service("range", ServiceKey(vip4, 8000, tcp, port_last=8010), Forward.NAT,
                 Scheduler.LEAST_CONN, no_backend=NoBackend.RESET),
         Service("prefix", ServiceKey(IPv4Address("203.0.113.0"), 80, tcp, vip_bits=28),
@@ -231,7 +232,8 @@ class Rig(Records):
             for member in each.backends:
                 ref = BackendRef(each.name, member.name)
                 backends[self.ids.backend_id(each, member)] = ref
-        return Names(services, backends, salts)
+        zones = {ident: name for name, ident in self.ids.zones.items()}
+        return Names(services, backends, salts, zones=zones)
 
     def view(self) -> DataplaneView:
         dataplane = self.dataplane

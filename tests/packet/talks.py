@@ -10,11 +10,12 @@ import pytest
 
 from agent.dataplane.abi import FlowState, Talk
 from agent.model import Forward
-from tests.packet.frames import CLIENT4, VIP4
+from tests.packet.frames import CLIENT4, CLIENT6, VIP4, VIP6
 from tests.packet.harness import Rig, Verdict, backend, service
 from tests.packet.wires import Packet
 
 SERVER = "10.1.2.3"
+SERVER6 = "fd00::1:2:3"
 RTT_US = 1000
 
 MODES = pytest.mark.parametrize("forward", [Forward.DSR, Forward.NAT], ids=["dsr", "nat"])
@@ -36,6 +37,11 @@ def serve(rig: Rig, forward: Forward, **more: object) -> None:
     rig.serve(service(backend("a", SERVER), forward=forward, **more))
 
 
+def serve6(rig: Rig, forward: Forward, **more: object) -> None:
+    """The same over IPv6."""
+    rig.serve(service(backend("a", SERVER6), vip=VIP6, forward=forward, **more))
+
+
 def opened(rig: Rig, forward: Forward, **wire: int) -> Wire:
     """A connection whose handshake is done."""
     serve(rig, forward)
@@ -55,6 +61,8 @@ class Wire:
         self.acked = sent  # by the client
         forward = rig.config.services[0].forward
         self.is_nat = forward is Forward.NAT
+        is_v6 = rig.config.services[0].key.vip.version == 6
+        self.ends = (CLIENT6, VIP6, SERVER6) if is_v6 else (CLIENT4, VIP4, SERVER)
 
     # -- packets
 
@@ -63,8 +71,9 @@ class Wire:
         ack: int | None = None,
     ) -> None:  # fmt: skip
         """A packet of the client's: the next, unless ``seq`` says which."""
+        client, vip, _ = self.ends
         packet = Packet(
-            CLIENT4, VIP4, self.sport, 80, payload, flags,
+            client, vip, self.sport, 80, payload, flags,
             self.seq if seq is None else seq, (self.acked if ack is None else ack)
             if "A" in flags else 0,
         )  # fmt: skip
@@ -75,8 +84,9 @@ class Wire:
     def server(self, payload: bytes = b"", flags: str = "PA", *, seq: int | None = None) -> None:
         """A packet of the server's: seen where answers pass."""
         if self.is_nat:
+            client, _, server = self.ends
             packet = Packet(
-                SERVER, CLIENT4, 80, self.sport, payload, flags,
+                server, client, 80, self.sport, payload, flags,
                 self.sent if seq is None else seq, self.seq,
             )  # fmt: skip
             assert self.rig.verdict(packet.frame()) == Verdict.TX
@@ -121,7 +131,7 @@ class Wire:
 
     @property
     def index(self) -> int:
-        found = self.rig.slot(CLIENT4, self.sport)
+        found = self.rig.slot(self.ends[0], self.sport)
         assert found is not None, "the flow is not recorded"
         return found.index
 
@@ -130,14 +140,14 @@ class Wire:
         """Bytes that wait: of the flow, which are those of the backend."""
         held = int(self.rig.tables.flows_warm["waiting"][self.index])
         assert self.rig.load_of("a")["waiting"] == held
-        found = self.rig.slot(CLIENT4, self.sport)
+        found = self.rig.slot(self.ends[0], self.sport)
         assert found is not None
         assert found.awaits == bool(held)
         return held
 
     @property
     def state(self) -> FlowState:
-        return self.rig.state(CLIENT4, self.sport)
+        return self.rig.state(self.ends[0], self.sport)
 
     @property
     def talk(self) -> Talk:

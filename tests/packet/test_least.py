@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.dataplane import flowhash, pins
+from agent.dataplane import flowhash, pins, score
 from agent.model import Config, Scheduler, Tables
 from tests.packet import harness
 from tests.packet.frames import ACK, FIN, SYN, random_clients
@@ -129,6 +129,7 @@ def test_more_backends_than_can_be_looked_at_are_drawn_from(wide: Rig):
 
 # -- least-load
 
+LONG = 2**30  # jiffies
 load_rows = st.fixed_dictionaries(
     {
         "open": st.integers(-3, 5000),
@@ -137,25 +138,42 @@ load_rows = st.fixed_dictionaries(
         "waiting_fix": st.integers(-1000, 1000),
         "report_open": st.integers(0, 5000),
         "queue": st.integers(0, 2**20),
-        "kappa": st.sampled_from([0, 128, 256, 1024]),
+        "is_hot": st.integers(0, 1),
+        # From now, in jiffies: no test takes so long that it matters.
+        "left": st.integers(10_000, 2**30) | st.integers(-(2**30), 0),
+        "kappa": st.sampled_from([0, 128, 256, 1024, 201 * 256]),
         "per_byte": st.sampled_from([0, 1, 167, 16_777, 2**24]),
         "weight": st.integers(1, 1000),
     }
 )
 
 
-def load_score(load: dict[str, int]) -> Fraction:
-    """By the words of abi.h: (queue + kappa * max(0, open - report_open) + waiting / beta + 1)
-    / weight.
+def load_score(load: dict[str, int]) -> tuple[int, Fraction]:
+    """Whether it is hot, and by the words of abi.h: (queue + kappa * max(0, open - report_open)
+    + waiting / beta + 1) / weight. What was reported counts until it is old; then all open
+    connections count one each.
     """
-    grown = max(0, load["open"] + load["open_fix"] - load["report_open"])
+    told = load["left"] > 0
+    grown = max(0, load["open"] + load["open_fix"] - told * load["report_open"])
     waiting = max(0, load["waiting"] + load["waiting_fix"])
-    return (
-        Fraction(load["queue"], 256)
-        + Fraction(load["kappa"], 256) * grown
+    work = (
+        Fraction(told * load["queue"], 256)
+        + Fraction(load["kappa"] if told else 256, 256) * grown
         + Fraction(waiting * load["per_byte"], 2**24)
         + 1
-    ) / load["weight"]
+    )
+    return told * load["is_hot"], work / load["weight"]
+
+
+def put_loads(rig: Rig, rows: dict[int, dict[str, int]]) -> None:
+    """Loads of backends by their id."""
+    now = rig.dataplane.now_jiffies()
+    for ident, load in rows.items():
+        for field, value in load.items():
+            if field != "left":
+                rig.tables.backend_load[field][ident] = value
+        rig.tables.backend_load["report_until"][ident] = (now + load["left"]) & 0xFFFFFFFF
+        rig.tables.backend_load["inverse_weight"][ident] = round(2**20 / load["weight"])
 
 
 @pytest.mark.parametrize("count", range(2, 9))
@@ -167,17 +185,19 @@ def test_least_load_takes_the_lowest_score_of_its_draws(rig: Rig, count: int, ro
     rig.reset()
     rig.serve(service(*named(6, [100]), scheduler=Scheduler.LEAST_LOAD, draws=count))
     ids = [rig.backend_id(f"b{n:03}") for n in range(6)]
-    for ident, load in zip(ids, rows, strict=True):
-        for field, value in load.items():
-            rig.tables.backend_load[field][ident] = value
-        rig.tables.backend_load["inverse_weight"][ident] = round(2**20 / load["weight"])
+    put_loads(rig, dict(zip(ids, rows, strict=True)))
     packet = Packet(sport=port)
     pick = flowhash.pick_hash(int(row(rig)["pick_seed"]), ip_address(packet.src), port, 80)
     scores = {i: load_score(load) for i, load in zip(ids, rows, strict=True)}
     drawn = draws(rig, pick, count)
+    mirrored = score.as_of(rig.tables.backend_load, rig.dataplane.now_jiffies())
     took = chosen(rig, packet)
     assert took in drawn
-    assert scores[took] <= min(scores[i] for i in drawn) * Fraction(1001, 1000) + Fraction(1, 256)
+    best_tier, best = min(scores[i] for i in drawn)
+    assert scores[took][0] == best_tier
+    assert scores[took][1] <= best * Fraction(1001, 1000) + Fraction(1, 256)
+    exact = {i: score.of_load(mirrored[i]) for i in drawn}
+    assert exact[took] == min(exact.values()), "what the agent shows is what decided"
 
 
 def test_what_the_agent_writes_makes_a_byte_weigh_what_it_is_told_to(rig: Rig):
@@ -213,3 +233,57 @@ def test_waiting_bytes_weigh_as_connections(rig: Rig):
     rig.tables.backend_load["open_fix"][rig.backend_id("b")] = 80
     second = Counter(opened(rig, 9, seed=2))
     assert second["a"] > second["b"]
+
+
+# -- reports
+
+
+def report(rig: Rig, name: str, left: int, **words: int) -> None:
+    """An engine's report that counts for so many jiffies yet."""
+    ident = rig.backend_id(name)
+    for word, value in words.items():
+        rig.tables.backend_load[word][ident] = value
+    until = rig.dataplane.now_jiffies() + left
+    rig.tables.backend_load["report_until"][ident] = until & 0xFFFFFFFF
+
+
+def test_a_hot_backend_loses_against_one_that_is_not(rig: Rig):
+    rig.serve(service(backend("a"), backend("b"), scheduler=Scheduler.LEAST_LOAD, draws=8))
+    rig.tables.backend_load["open_fix"][rig.backend_id("b")] = 100_000
+    report(rig, "a", LONG, is_hot=1)
+    drawn = Counter(opened(rig, 400))
+    assert drawn["a"] <= 10, "only where all eight draws fall on it"
+
+
+def test_among_hot_backends_the_score_decides(rig: Rig):
+    rig.serve(service(backend("a"), backend("b"), scheduler=Scheduler.LEAST_LOAD, draws=8))
+    report(rig, "a", LONG, is_hot=1, queue=5000 * 256)
+    report(rig, "b", LONG, is_hot=1, queue=2000 * 256)
+    assert Counter(opened(rig, 400))["a"] <= 10
+
+
+@pytest.mark.parametrize(("left", "busy"), [(LONG, "a"), (0, "b"), (-1, "b"), (-LONG, "b")])
+def test_a_report_counts_until_it_is_old(rig: Rig, left: int, busy: str):
+    rig.serve(service(backend("a"), backend("b"), scheduler=Scheduler.LEAST_LOAD, draws=8))
+    rig.tables.backend_load["open_fix"][rig.backend_id("b")] = 1000
+    report(rig, "a", left, queue=2000 * 256, is_hot=1)
+    assert Counter(opened(rig, 400))[busy] <= 10
+
+
+def test_connections_since_the_report_count_on_top(rig: Rig):
+    rig.serve(service(backend("a"), backend("b"), scheduler=Scheduler.LEAST_LOAD, draws=8))
+    rig.tables.backend_load["open_fix"][rig.backend_id("a")] = 5000
+    report(rig, "a", LONG, queue=256, report_open=5000)
+    rig.tables.backend_load["open_fix"][rig.backend_id("b")] = 1000
+    assert Counter(opened(rig, 400))["b"] <= 10
+    rig.tables.backend_load["open_fix"][rig.backend_id("a")] = 9000
+    assert Counter(opened(rig, 400, seed=2))["a"] <= 10
+
+
+@pytest.mark.parametrize(("left", "busy"), [(LONG, "a"), (-1, "b")])
+def test_what_a_connection_since_the_report_weighs_is_old_with_it(rig: Rig, left: int, busy: str):
+    rig.serve(service(backend("a"), backend("b"), scheduler=Scheduler.LEAST_LOAD, draws=8))
+    rig.tables.backend_load["open_fix"][rig.backend_id("a")] = 1000
+    rig.tables.backend_load["open_fix"][rig.backend_id("b")] = 3000
+    report(rig, "a", left, kappa=10 * 256)
+    assert Counter(opened(rig, 400))[busy] <= 10

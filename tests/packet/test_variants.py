@@ -45,7 +45,7 @@ VARIANTS = [
 
 
 def combinations(count: int) -> list[Features]:
-    """Some of the 32,768, always the same ones: of any three features every way is likely in."""
+    """Some of the 65,536, always the same ones: of any three features every way is likely in."""
     draw = random.Random(2)
     names = [field.name for field in fields(Features)]
     return [Features(**{n: draw.random() < 0.5 for n in names}) for _ in range(count)]
@@ -65,10 +65,11 @@ def services_for(features: Features) -> tuple[Service, ...]:
           if features.prefix else ()),
         *([ServiceKey(IPv6Address(VIP6), 80, Protocol.TCP)] if features.ipv6 else ()),
     ]  # fmt: skip
+    near = (backend("near", zone="east"),) if features.zones else ()
     services = tuple(
         Service(
             f"s{n}", keys[n % len(keys)], forwards[n % len(forwards)],
-            schedulers[n % len(schedulers)], count_waiting=features.waiting,
+            schedulers[n % len(schedulers)], backends=near, count_waiting=features.waiting,
             no_backend=NoBackend.RESET if features.reset else NoBackend.DROP,
         )
         for n in range(max(len(keys), len(forwards), len(schedulers)))
@@ -109,6 +110,25 @@ def test_any_combination_of_features_is_small_enough_for_the_verifier(
     config = Config(instance, "lo", hook=hook, tables=harness.SMALL)
     program = harness.load(config, services_for(features)).program
     assert program.info.verified_insns < 900_000, "of a million; leave room for other compilers"
+
+
+@pytest.mark.parametrize(
+    ("hook", "features"),
+    [
+        *((Hook.AUTO, Features(**{way: True})) for way in ("ipip", "gue", "nat", "fullnat")),
+        (Hook.TC, Features(ipv6=True, nat=True)),
+        (Hook.TC, Features(ipv6=True, nat=True, waiting=True)),
+    ],
+    ids=lambda value: "+".join(value.names) if isinstance(value, Features) else None,
+)
+def test_least_conn_is_small_enough_with_each_way_of_forwarding(
+    instance: str, hook: Hook, features: Features
+):
+    """Each of these was refused once, while larger ones were taken."""
+    config = Config(instance, "lo", hook=hook, tables=harness.SMALL)
+    wanted = features | Features(least_conn=True, waiting=hook is Hook.AUTO)
+    program = harness.load(config, services_for(wanted)).program
+    assert program.info.verified_insns < 900_000
 
 
 def test_a_program_without_ipv6_passes_it_untouched(instance: str):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
 from hypothesis import strategies as st
 
+from agent.config.defaults import default_report_timeout, default_service
 from agent.model import (
+    MAX_PRIORITY,
     AdminState,
     Backend,
     CheckKind,
@@ -18,14 +20,22 @@ from agent.model import (
     HealthCheck,
     Hook,
     KernelHeaders,
+    ModelLoaded,
+    ModelSource,
     Nat,
     NoBackend,
+    NodeKind,
+    NodeTelemetry,
     Protocol,
+    Rebalance,
     Scheduler,
     Service,
     ServiceKey,
     Tables,
+    Telemetry,
+    TelemetryKind,
     Timeouts,
+    Zone,
 )
 
 # Names that YAML takes for something else are names all the same.
@@ -64,6 +74,20 @@ vips = st.integers(1, 30).flatmap(
 spans = st.tuples(st.integers(1, 65535), st.integers(1, 65535)).filter(lambda t: t[0] != t[1])
 ports = (st.integers(0, 65535) | st.integers(80, 83)).map(lambda port: (port, None)) | spans.map(
     lambda span: (min(span), max(span))
+)
+PLAIN = default_service("any", ServiceKey(IPv4Address("192.0.2.1"), 1, Protocol.TCP))
+ZONES = ("east", "west", "null", "1.5")
+KNOWN_ZONES = tuple(Zone(name, ()) for name in sorted(ZONES))
+some_port = st.none() | st.integers(1, 65535)
+report_intervals = st.integers(1, 3600).map(float) | st.floats(0.05, 3600)
+expressions = st.sampled_from(
+    [
+        "my_running",
+        'my_running{queue="main",zone!="x: y #"}',
+        "max(a) + min(b, 2) * 0.5",
+        "avg(c) / (d - 1)",
+        "1e3",
+    ]
 )
 statuses = st.tuples(st.integers(100, 599), st.integers(100, 599)).map(lambda t: (min(t), max(t)))
 
@@ -135,9 +159,56 @@ def backends(
             port=port,
             backup=draw(st.booleans()),
             quic_server_id=quic_id,
+            priority=draw(st.integers(0, MAX_PRIORITY)),
+            zone=draw(st.none() | st.sampled_from(ZONES)),
         )
         for (name, address, port), quic_id in zip(found, ids, strict=True)
     )
+
+
+@st.composite
+def telemetries(draw: st.DrawFn, needs_port: bool) -> Telemetry:
+    kind = draw(st.sampled_from(TelemetryKind))
+    interval_s = draw(report_intervals)
+    expressed = kind is TelemetryKind.PROMETHEUS
+    return Telemetry(
+        kind=kind,
+        port=draw(st.integers(1, 65535) if needs_port else some_port),
+        path=draw(st.none() | st.sampled_from(["/metrics", "/a?b=c#d"])),
+        tls=draw(st.booleans()),
+        interval_s=interval_s,
+        timeout_s=draw(st.just(default_report_timeout(interval_s)) | st.floats(0.01, 60)),
+        running=draw(expressions) if expressed else None,
+        waiting=draw(st.none() | expressions) if expressed else None,
+        kv_usage=draw(st.none() | expressions) if expressed else None,
+    )
+
+
+nodes = st.builds(
+    NodeTelemetry,
+    st.sampled_from(NodeKind),
+    some_port,
+    st.sampled_from(["/metrics", "/gpus"]),
+    report_intervals,
+    st.floats(0.01, 60),
+)
+
+
+@st.composite
+def models(draw: st.DrawFn, needs_port: bool) -> ModelLoaded | None:
+    if draw(st.booleans()):
+        return None
+    return ModelLoaded(
+        name=draw(st.sampled_from(["m", "null", "1.5", "org/Model-8B:latest", "a#b:c"])),
+        source=draw(st.sampled_from(ModelSource)),
+        port=draw(st.integers(1, 65535) if needs_port else some_port),
+        interval_s=draw(st.integers(1, 3600).map(float) | st.floats(0.1, 3600)),
+    )
+
+
+def rebalances(sees_idle: bool) -> st.SearchStrategy[Rebalance]:
+    rates = st.floats(0, 1000) | st.integers(0, 1000).map(float)
+    return st.builds(Rebalance, rates if sees_idle else st.just(0.0), idle, st.floats(1, 100))
 
 
 @st.composite
@@ -147,6 +218,8 @@ def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service
     scheduler = draw(st.sampled_from(Scheduler))
     tcp, by_load = key.protocol is Protocol.TCP, scheduler is Scheduler.LEAST_LOAD
     quic = draw(st.none() | st.integers(1, 8)) if not tcp else None
+    asked_elsewhere = key.port == 0
+    waiting = draw(st.booleans()) if tcp else False
     service = Service(
         name=name,
         key=key,
@@ -156,12 +229,20 @@ def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service
         down_flows=draw(st.sampled_from(DownFlows)),
         health=draw(checks(key)),
         backends=draw(backends(index, key, forward, quic)),
-        draws=draw(st.integers(2, 8)) if by_load else 4,
-        bytes_per_connection=draw(st.integers(1, 1_000_000)) if by_load and tcp else 1000,
-        count_waiting=draw(st.booleans()) if tcp else False,
+        draws=draw(st.integers(2, 8)) if by_load else PLAIN.draws,
+        bytes_per_connection=draw(st.integers(1, 1_000_000))
+        if by_load and tcp
+        else PLAIN.bytes_per_connection,
+        count_waiting=waiting,
         slow_start_s=draw(st.integers(0, 3600).map(float) | st.floats(0, 3600)),
         no_backend=draw(st.sampled_from(NoBackend)),
         quic_id_bytes=quic,
+        telemetry=draw(telemetries(asked_elsewhere)),
+        node=draw(nodes),
+        model=draw(models(asked_elsewhere)),
+        learn_speed=draw(st.booleans()) if by_load and tcp else PLAIN.learn_speed,
+        rtt_per_connection_s=draw(st.just(0.0) | st.floats(0, 10)) if by_load else 0.0,
+        rebalance=draw(rebalances(waiting and scheduler is not Scheduler.SOURCE)),
     )
     if scheduler is not Scheduler.SOURCE:
         return service
@@ -209,6 +290,28 @@ service_lists = (
         )
     )
 )
+prefixes = st.sampled_from(
+    [
+        ip_network(written)
+        for written in (
+            "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/24", "10.1.0.7/32",
+            "::/0", "2001:db8::/32", "2001:db8:1::/48", "2001:db8:1::7/128",
+        )
+    ]
+)  # fmt: skip
+
+
+@st.composite
+def _zones(draw: st.DrawFn) -> tuple[Zone, ...]:
+    """Of IPv4 and IPv6 clients, some zones without any; no prefix is of two."""
+    owners = draw(st.dictionaries(prefixes, st.sampled_from(ZONES)))
+    return tuple(
+        Zone(name, tuple(prefix for prefix, owner in owners.items() if owner == name))
+        for name in sorted(ZONES)
+    )
+
+
+zones = _zones()
 configs = st.builds(
     Config,
     name=st.from_regex(r"[a-z0-9][a-z0-9-]{0,10}", fullmatch=True),
@@ -242,6 +345,8 @@ configs = st.builds(
         services=st.integers(10, 65535),
         backends=st.integers(100, 65535),
         ring_slots=st.sampled_from([251, 65537]),
+        zone_rings=st.integers(4 * len(ZONES), 4096),
     ),
     services=service_lists,
+    zones=zones,
 )

@@ -18,7 +18,7 @@ from agent.config.plan import Action, Change, plan
 from agent.config.render import document, service_fields
 from agent.errors import ConfigError
 from agent.model import CheckKind, Config, Service
-from tests.property.configurations import configs, service_lists
+from tests.property.configurations import KNOWN_ZONES, configs, service_lists
 
 settings.register_profile("config", max_examples=60, deadline=None)
 settings.load_profile("config")
@@ -37,7 +37,7 @@ def test_nothing_lies_between_a_configuration_and_itself(config: Config) -> None
 
 @given(service_lists, service_lists)
 def test_a_plan_leads_all_the_way(before: tuple[Service, ...], after: tuple[Service, ...]) -> None:
-    old = Config(name="default", interface="eth0", services=before)
+    old = Config(name="default", interface="eth0", services=before, zones=KNOWN_ZONES)
     new = dataclasses.replace(old, services=after)
     changes = plan(old, new)
     assert all(change.effect for change in changes)
@@ -49,7 +49,7 @@ def test_a_plan_leads_all_the_way(before: tuple[Service, ...], after: tuple[Serv
 def test_applying_services_makes_them_equal(
     before: tuple[Service, ...], after: tuple[Service, ...]
 ) -> None:
-    old = Config(name="default", interface="eth0", services=before)
+    old = Config(name="default", interface="eth0", services=before, zones=KNOWN_ZONES)
     new = dataclasses.replace(old, services=after)
     edit = Edit(EditOp.SERVICES_APPLY, values={"services": document(new)["services"]})
     assert apply_edit(old, edit) == new

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from agent.model import AdminState, NoBackend, Scheduler
 from agent.state import ranges
 from agent.state.desired import desired
-from agent.state.eligibility import FAIL_OPEN
+from agent.state.eligibility import CONFIGURED, FAIL_OPEN
 from agent.state.identities import slot_of
 from agent.state.lookups import mark_of
-from agent.state.tables import TableContents
+from agent.state.slowstart import SLOW_START
+from agent.state.tables import TableContents, ZoneRingKey
 from tests.property.worlds import ids_for, verdict_of, worlds
 
 
@@ -31,27 +32,57 @@ def test_everything_configured_is_there_once_and_nothing_else(world):
     assert len(found.prefixes) == sum(s.key.vip_bits is not None for s in config.services)
 
 
+def in_ring(ring: bytes) -> set[int]:
+    return set(np.frombuffer(ring, dtype=np.uint16).tolist())
+
+
 @settings(deadline=None)
 @given(worlds())
-def test_rings_hold_exactly_the_usable_backends(world):
+def test_rings_hold_usable_backends_whoever_the_client_is(world):
     config, around = world
     ids = ids_for(config, TableContents())
     found = desired(config, ids, around)
     for service in config.services:
         entry = found.services[slot_of(service.key)]
+        near = [ring for key, ring in found.zone_rings.items() if key.service_id == entry.id]
         usable = {
             ids.backend_id(service, b)
             for b in service.backends
             if verdict_of(around, service, b).usable
         }
         ring = np.frombuffer(entry.ring, dtype=np.uint16)
-        assert set(ring.tolist()) == usable
-        if service.scheduler is Scheduler.LEAST_CONN:
-            assert len(ring) == len(usable)
-        elif service.scheduler is Scheduler.ROUND_ROBIN or not usable:
+        assert in_ring(entry.ring) <= usable
+        assert bool(usable) == bool(len(ring))
+        for other in near:
+            assert other
+            assert in_ring(other) <= usable
+        if not entry.zones:
+            assert in_ring(entry.ring) == usable
+            assert not near
+            if service.scheduler is Scheduler.LEAST_CONN:
+                assert len(ring) == len(usable)
+        if service.scheduler in (Scheduler.ROUND_ROBIN, Scheduler.LEAST_CONN) or not usable:
             assert len(ring) <= config.tables.ring_slots
         else:
             assert len(ring) == config.tables.ring_slots
+
+
+@settings(deadline=None, max_examples=50)
+@given(worlds())
+def test_clients_of_a_zone_have_rings_where_somebody_is_near_them(world):
+    config, around = world
+    ids = ids_for(config, TableContents())
+    found = desired(config, ids, around)
+    wanted = {
+        ZoneRingKey(ids.service_id(service), ids.zones[zone.name])
+        for service in config.services
+        for zone in config.zones
+        if zone.clients
+        and zone.name in {backend.zone for backend in service.backends}
+        and any(verdict_of(around, service, b).usable for b in service.backends)
+    }
+    assert set(found.zone_rings) == wanted
+    assert found.zones == {p: ids.zones[zone.name] for zone in config.zones for p in zone.clients}
 
 
 @settings(deadline=None)
@@ -76,7 +107,7 @@ def test_a_port_leads_to_the_range_that_has_it(world, port: int):
 
 @settings(deadline=None)
 @given(worlds())
-def test_only_who_gets_new_flows_weighs_and_never_more_than_configured(world):
+def test_only_who_gets_new_flows_weighs_and_one_has_all_of_its_weight(world):
     config, around = world
     ids = ids_for(config, TableContents())
     found = desired(config, ids, around)
@@ -84,11 +115,14 @@ def test_only_who_gets_new_flows_weighs_and_never_more_than_configured(world):
         for backend in service.backends:
             entry = found.backends[ids.backend_id(service, backend)]
             assert (entry.weight > 0) == entry.usable
-            assert entry.weight <= max(backend.weight, 1)
+            if verdict_of(around, service, backend).weight_reason == CONFIGURED:
+                assert entry.weight == backend.weight
+            if not verdict_of(around, service, backend).weight_reason.count("learned"):
+                assert entry.weight <= max(backend.weight, 1)
         usable = [b for b in service.backends if verdict_of(around, service, b).usable]
-        weights = [found.backends[ids.backend_id(service, b)].weight for b in usable]
+        reasons = [verdict_of(around, service, b).weight_reason for b in usable]
         if usable:
-            full = any(w >= b.weight for w, b in zip(weights, usable, strict=True))
+            full = any(not reason.startswith(SLOW_START) for reason in reasons)
             assert full, "slow start: the one that is furthest has all of its weight"
         backups = {b.backup for b in usable}
         failing_open = any(

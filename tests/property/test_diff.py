@@ -33,6 +33,11 @@ def check_safe(held: TableContents) -> None:
         assert ServiceSlot(block.vip, first, block.protocol) in held.services
     for prefix in held.prefixes:
         assert mark_of(prefix.network_address) in held.marks
+    owners = {entry.id for entry in held.services.values()}
+    for key, ring in held.zone_rings.items():
+        assert key.service_id in owners
+        for ident in np.unique(np.frombuffer(ring, dtype=np.uint16)):
+            assert held.backends[int(ident)].service_id == key.service_id
     for number, address in held.nat_sources.items():
         assert number < 16
         assert held.marks[mark_of(address)].nat_source is not None
@@ -49,6 +54,16 @@ def check_answers(held: TableContents) -> None:
                 assert int(ident) in answering
             if entry.forward is backend.forward is Forward.FULLNAT and backend.usable:
                 assert backend.address.version in families
+
+
+def check_zones(held: TableContents, before: TableContents, wanted: TableContents) -> None:
+    """No client is led to the ring of another zone: where a prefix has come to another id, the
+    rings of that are all there, and no others.
+    """
+    came = {zone for prefix, zone in held.zones.items() if before.zones.get(prefix) != zone}
+    for key in {*held.zone_rings, *wanted.zone_rings}:
+        if key.zone in came:
+            assert held.zone_rings.get(key) == wanted.zone_rings.get(key)
 
 
 histories = st.lists(worlds(), min_size=1, max_size=4)
@@ -73,9 +88,11 @@ def test_the_steps_lead_from_the_one_to_the_other_and_then_there_are_none(histor
 def test_every_prefix_is_safe(history):
     held = TableContents()
     for config, around in history:
-        for step in diff(held, desired(config, ids_for(config, held), around)):
+        wanted, before = desired(config, ids_for(config, held), around), held
+        for step in diff(held, wanted):
             held = after(held, step)
             check_safe(held)
+            check_zones(held, before, wanted)
         check_answers(held)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from hypothesis import strategies as st
 
@@ -23,11 +23,13 @@ from agent.model import (
     Scheduler,
     Service,
     ServiceKey,
+    Zone,
 )
 from agent.state import slowstart
 from agent.state.desired import Surroundings
 from agent.state.identities import Identities, assign, member_of
 from agent.state.tables import TableContents
+from agent.weights.influence import Influence
 from tests.unit.state.world import TABLES, hop, surroundings
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
@@ -43,6 +45,9 @@ KEYS = [
     [ServiceKey(V6, 443, UDP, 500), ServiceKey(V6, 443, UDP)],
 ]
 ADDRESSES = [ip_address(a) for a in ("10.0.0.21", "10.0.0.22", "10.0.0.23", "fd00::21", "fd00::22")]
+ZONES = ["east", "west", "north"]
+PREFIXES = [ip_network(p) for p in ("10.1.0.0/16", "10.1.2.0/24", "10.2.0.0/16", "2001:db8:1::/48",
+                                    "0.0.0.0/0", "::/0")]  # fmt: skip
 SOURCES = [ip_address(f"10.0.0.{n}") for n in range(1, 5)]
 
 
@@ -62,6 +67,8 @@ def backends(draw: st.DrawFn, key: ServiceKey, forward: Forward) -> tuple[Backen
                 port=draw(st.sampled_from([None, 8080])) if forward.is_nat else None,
                 backup=draw(st.booleans()),
                 quic_server_id=draw(st.sampled_from([None, quic])),
+                priority=draw(st.sampled_from([0, 0, 1])),
+                zone=draw(st.sampled_from([None, *ZONES])),
             )
         )
     return tuple(found)
@@ -91,6 +98,16 @@ def services(draw: st.DrawFn, name: str, key: ServiceKey) -> Service:
 
 
 @st.composite
+def zones(draw: st.DrawFn) -> tuple[Zone, ...]:
+    """Each prefix in at most one of them; some may have none."""
+    names = draw(st.lists(st.sampled_from(ZONES), unique=True))
+    whose = {prefix: draw(st.sampled_from([None, *names])) for prefix in PREFIXES}
+    return tuple(
+        Zone(name, tuple(prefix for prefix in PREFIXES if whose[prefix] == name)) for name in names
+    )
+
+
+@st.composite
 def next_hops(draw: st.DrawFn, address: str) -> NextHop | None:
     plain = hop(address)
     return draw(
@@ -106,6 +123,14 @@ def next_hops(draw: st.DrawFn, address: str) -> NextHop | None:
     )
 
 
+influences = st.builds(
+    Influence,
+    out=st.sampled_from(["", "", "", "GPU 0 is lost"]),
+    factors=st.sampled_from([(), (("learned", 0.25),), (("learned", 4.0), ("throttled", 0.5))]),
+    bytes_per_connection=st.none() | st.integers(1, 10_000),
+)
+
+
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[Config, Surroundings]:
     """A configuration, and health, next hops and times for its backends."""
@@ -116,6 +141,7 @@ def worlds(draw: st.DrawFn) -> tuple[Config, Surroundings]:
     names = sorted({b.name: str(b.address) for s in chosen for b in s.backends}.items())
     config = Config(
         "test", "eth0", tables=TABLES, services=tuple(chosen), hash_seed=draw(st.integers(0, 3)),
+        zones=draw(zones()),
         tunnel_source_v4=draw(st.sampled_from([None, SOURCES[0]])),
         nat=draw(st.sampled_from([Nat(), Nat(sources_v4=(SOURCES[2], SOURCES[0]))])),
     )  # fmt: skip
@@ -123,14 +149,16 @@ def worlds(draw: st.DrawFn) -> tuple[Config, Surroundings]:
         config,
         {name: draw(st.sampled_from(Health)) for name, _ in names},
         {name: draw(next_hops(address)) for name, address in names},
+        {BackendRef(s.name, b.name): draw(influences) for s in chosen for b in s.backends},
     )
+    draws = {service.name: draw(st.integers(1, 8)) for service in chosen}
     up_since = {
         member_of(s, b): draw(st.sampled_from([slowstart.ALWAYS, 0.0, 30.0]))
         for s in chosen
         for b in s.backends
     }
     weighted = slowstart.slowed(config, around.eligibility, up_since, now=40.0)
-    return config, replace(around, eligibility=weighted)
+    return config, replace(around, eligibility=weighted, draws=draws)
 
 
 def _with_answers_told_apart(services: list[Service]) -> list[Service]:

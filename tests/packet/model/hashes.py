@@ -10,6 +10,7 @@ from tests.packet.wires import packed
 
 KEY, MUL0, MUL1 = 0x243F6A8885A308D3, 0x9E3779B97F4A7C15, 0xB7E151628AED2A6B
 DRAWS = 32  # until a usable backend is found
+NEAR_DRAWS = 8  # of them in the ring for the client's zone
 _MASK = 2**64 - 1
 
 
@@ -52,9 +53,12 @@ def masked(address: bytes, bits: int) -> bytes:
     return kept.to_bytes(len(address))
 
 
-def draw(ring: list[Member], pick: int) -> Member | None:
-    """The first usable backend of the slots that a hash names."""
-    for _ in range(DRAWS if ring else 0):
+def draw(own: list[Member], near: list[Member], pick: int) -> Member | None:
+    """The first usable backend of the slots that a hash names: some of the ring for the client's
+    zone, if there is one, and the rest of the service's own.
+    """
+    for turn in range(DRAWS if own else 0):
+        ring = near if near and turn < NEAR_DRAWS else own
         member = ring[(pick >> 32) * len(ring) >> 32]
         if member.is_usable:
             return member

@@ -18,7 +18,7 @@ from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.libbpf import TestRun
 from agent.dataplane.program import Dataplane
 from agent.dataplane.tables import BootSettings
-from agent.model import NoBackend, Scheduler, Service, Timeouts
+from agent.model import NoBackend, Scheduler, Service, Timeouts, Zone
 from tests.packet.frames import BALANCER4, BALANCER6, BALANCER_MAC
 from tests.packet.harness import Rig, Verdict, mac_of
 from tests.packet.model.flows import Flow, Keys
@@ -68,6 +68,7 @@ class Surroundings:
     mtu: int = 1500
     elsewhere: Collection[str] = ()
     vlans: Mapping[str, Tags] | None = None
+    zones: tuple[Zone, ...] = ()
 
 
 class Mirror:
@@ -105,6 +106,7 @@ class Mirror:
             {number: str(address) for number, address in sources.items()},
             self._ports,
             Keys(keys.key, keys.mul0, keys.mul1, size.flow_buckets),
+            self.around.zones,
         )  # fmt: skip
         self._read_rings(down)
 
@@ -113,7 +115,7 @@ class Mirror:
     def _serve(self, down: Collection[str]) -> None:
         around = self.around
         self.rig.serve(
-            *self.services, down=down, mtu=around.mtu, vlans=around.vlans,
+            *self.services, down=down, mtu=around.mtu, vlans=around.vlans, zones=around.zones,
             ifindexes=dict.fromkeys(around.elsewhere, self.rig.dataplane.ifindex + 1),
         )  # fmt: skip
 
@@ -163,10 +165,17 @@ class Mirror:
         rows = {int(row["id"]): row for slot, row in contents.service_rows(self.rig.tables)
                 if not slot.is_mark}  # fmt: skip
         for target in self.targets:
-            row = rows[self.rig.service_id(target.name)]
-            first = int(row["ring_line"]) * abi.RING_LINE_SLOTS
-            ring = self.rig.tables.rings[first : first + int(row["ring_slots"])]
-            target.ring = [self.members[self._names[int(ident)]] for ident in ring]
+            target.ring = self._ring(rows[self.rig.service_id(target.name)])
+            target.near = {}
+        names = {ident: name for name, ident in self.rig.ids.zones.items()}
+        owners = {self.rig.service_id(target.name): target for target in self.targets}
+        for key, row in contents.zone_ring_rows(self.rig.tables):
+            owners[key.service_id].near[names[key.zone]] = self._ring(row)
+
+    def _ring(self, row: np.void) -> list[Member]:
+        first = int(row["ring_line"]) * abi.RING_LINE_SLOTS
+        ring = self.rig.tables.rings[first : first + int(row["ring_slots"])]
+        return [self.members[self._names[int(ident)]] for ident in ring]
 
     def reconfigure(self, down: Collection[str]) -> None:
         """Health checks have failed for these, and the agent has built new rings."""

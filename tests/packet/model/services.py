@@ -49,6 +49,7 @@ class Target:
     salt: int  # of its flows
     timeouts: dict[str, int]  # by state, in ticks
     ring: list[Member] = field(default_factory=list)
+    near: dict[str, list[Member]] = field(default_factory=dict)  # rings by zone
 
     @property
     def is_prefix(self) -> bool:

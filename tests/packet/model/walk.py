@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Protocol
 
+from agent.model import Zone
 from tests.packet.model import answers, write
 from tests.packet.model.flows import FIN, RST, Flow, FlowTable, Keys
 from tests.packet.model.hashes import KEY, draw, masked, tuple_hash
@@ -66,11 +69,17 @@ class Model:
     """A balancer. ``now`` is in ticks, and only the caller moves it."""
 
     def __init__(
-        self, targets: tuple[Target, ...], sources: dict[int, str], ports: range, keys: Keys
+        self,
+        targets: tuple[Target, ...],
+        sources: dict[int, str],
+        ports: range,
+        keys: Keys,
+        zones: Sequence[Zone] = (),
     ) -> None:
         self.directory = Directory(targets)
         self.flows = FlowTable(keys)
         self.ports = Ports(sources, ports, self.flows)
+        self.zones = zones
         self.first_fragments: dict[tuple[object, ...], First] = {}
         self.now = 0
 
@@ -162,8 +171,17 @@ class Model:
         client = packed(ends.src)
         if target.scheduler == "source":
             client = masked(client, target.source_bits)
-            return draw(target.ring, tuple_hash(client, 0, 0, KEY ^ target.seed))
-        return draw(target.ring, tuple_hash(client, ends.sport, ends.dport, KEY ^ target.seed))
+            pick = tuple_hash(client, 0, 0, KEY ^ target.seed)
+        else:
+            pick = tuple_hash(client, ends.sport, ends.dport, KEY ^ target.seed)
+        return draw(target.ring, target.near.get(self._zone_of(ends.src), []), pick)
+
+    def _zone_of(self, client: str) -> str:
+        """By the narrowest prefix that the address is in."""
+        address = ip_address(client)
+        around = [(net.prefixlen, zone.name) for zone in self.zones for net in zone.clients
+                  if net.version == address.version and address in net]  # fmt: skip
+        return max(around, default=(0, ""))[1]
 
     def _new_flow(self, case: Case, target: Target, ends: Ends) -> None:
         is_free = target.scheduler == "any"

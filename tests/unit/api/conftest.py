@@ -52,7 +52,16 @@ services:
 """
 
 TIMES = Latency(((0.5, 3),), count=4, sum_s=1.5, recent_count=2, recent_p50_ms=250.1234)
-LOAD = Load(6, 7.5678, waiting_bytes=4096, awaiting=2, first_byte=TIMES, handshake=Latency())
+LOAD = Load(
+    open=6,
+    busy=5,
+    idle_resets=2,
+    score=7.5678,
+    waiting_bytes=4096,
+    awaiting=2,
+    first_byte=TIMES,
+    handshake=Latency(),
+)
 FLOW = FlowView(
     "chat",
     FiveTuple(Protocol.TCP, ip_address("192.0.2.7"), 1234, ip_address("10.0.0.10"), 80),

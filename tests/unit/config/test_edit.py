@@ -72,12 +72,12 @@ def test_another_scheduler_or_protocol_leaves_behind_what_it_has_no_use_for() ->
     few = edit(EditOp.SERVICE_SET, "chat", draws=2, bytes_per_connection=10, count_waiting=False)
     maglev = apply_edit(few, Edit(EditOp.SERVICE_SET, "chat", None, {"scheduler": "maglev"}))
     chat = named(maglev, "chat")
-    assert (chat.draws, chat.bytes_per_connection, chat.count_waiting) == (4, 1000, False)
+    assert (chat.draws, chat.bytes_per_connection, chat.count_waiting) == (8, 250, False)
     udp = apply_edit(
         few, Edit(EditOp.SERVICE_SET, "chat", None, {"protocol": "udp", "health": {"type": "none"}})
     )
     chat = named(udp, "chat")
-    assert (chat.draws, chat.bytes_per_connection, chat.count_waiting) == (2, 1000, False)
+    assert (chat.draws, chat.bytes_per_connection, chat.count_waiting) == (2, 250, False)
 
 
 def test_a_setting_can_come_with_the_scheduler_that_uses_it() -> None:

@@ -82,7 +82,7 @@ def test_what_the_scheduler_or_protocol_has_no_use_for_is_not_inherited() -> Non
         defaults={"draws": 6, "bytes_per_connection": 500, "count_waiting": False},
     )
     found = [(s.draws, s.bytes_per_connection, s.count_waiting) for s in config.services]
-    assert found == [(6, 500, False), (4, 1000, False), (6, 1000, False)]
+    assert found == [(6, 500, False), (8, 250, False), (6, 250, False)]
 
 
 def test_a_setting_that_the_default_scheduler_has_no_use_for_is_one_of_the_defaults() -> None:

@@ -32,6 +32,7 @@ class FakeTables:
         self.backend_load = np.zeros(size.backends, dtype=abi.BACKEND_LOAD)
         self.service_load = np.zeros(size.services, dtype=abi.SERVICE_LOAD)
         self.backend_latency = np.zeros(size.backends, dtype=abi.BACKEND_LATENCY)
+        self.backend_samples = np.zeros((size.backends, abi.SAMPLES), dtype=abi.BACKEND_SAMPLE)
         self.nat_sources = np.zeros(2 * abi.NAT_SOURCES, dtype=abi.NAT_SOURCE)
         self.trace = np.zeros(1, dtype=abi.TRACE_CONTROL)
         self.backend_count = np.zeros((size.rows, size.backends), dtype=abi.BACKEND_COUNTERS)

@@ -1,6 +1,6 @@
 """What is compiled in, from the configuration."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from agent.dataplane.constants import (
     sizes,
 )
 from agent.model import (
+    Backend,
     Forward,
     Nat,
     NoBackend,
@@ -29,6 +30,7 @@ from agent.model import (
     Tables,
 )
 
+A = Backend("a", ip_address("10.0.0.21"))
 features = st.builds(Features, *[st.booleans() for _ in fields(Features)])
 
 
@@ -68,6 +70,9 @@ def one(
         ((one(protocol=Protocol.UDP, quic_id_bytes=4),), Features(quic=True)),
         ((one(no_backend=NoBackend.RESET),), Features(reset=True)),
         ((one(no_backend=NoBackend.ANY),), Features()),
+        ((one(backends=(A, replace(A, name="b", zone="east"))),), Features(zones=True)),
+        ((one(backends=(A, replace(A, name="b", priority=1))),), Features(zones=True)),
+        ((one(backends=(replace(A, priority=1),)),), Features()),
         (
             (one(), one("2001:db8::1", 0, Forward.IPIP)),
             Features(ipv6=True, any_port=True, ipip=True),
@@ -105,9 +110,10 @@ def test_ticks_are_no_shorter_than_the_seconds_and_fit_the_stamp(hz: int, second
 
 
 def test_sizes_leave_room_for_every_ring_and_a_flip():
-    size = sizes(Tables(flows=1024, services=8, backends=32, ring_slots=101), cpus=3)
+    tables = Tables(flows=1024, services=8, backends=32, ring_slots=101, zone_rings=5)
+    size = sizes(tables, cpus=3)
     assert size.lines_per_ring * 32 >= 101
-    assert size.ring_lines == size.lines_per_ring * 10
+    assert size.ring_lines == size.lines_per_ring * 15
     assert size.flow_buckets * 8 == 1024
     assert size.rows == 4
     assert size.service_keys >= 16

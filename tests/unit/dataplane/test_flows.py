@@ -112,6 +112,23 @@ def test_the_limit_cuts_what_is_shown_not_what_matched(tables: FakeTables):
     assert page.matched == 6
 
 
+def test_the_hottest_have_most_bytes_waiting_then_were_busy_last_then_are_old():
+    tables = FakeTables()
+    for host, state, idle_s, age_s, waiting in (
+        (1, FlowState.ESTABLISHED, 0, 10, 9000),  # left over: nothing waits
+        (2, FlowState.ESTABLISHED, 60, 900, 0),
+        (3, FlowState.ESTABLISHED_AWAITING, 60, 100, 20),
+        (4, FlowState.ESTABLISHED_AWAITING, 0, 100, 5000),
+        (5, FlowState.ESTABLISHED, 0, 500, 0),
+    ):
+        flow = five(f"198.51.100.{host}")
+        index = put(tables, flow, state=state, idle_s=idle_s, age_s=age_s)
+        tables.flows_warm["waiting"][index] = waiting
+    hosts = [int(name.rpartition(".")[2]) for name in clients(ask(tables, hottest=True))]
+    assert hosts == [4, 3, 5, 1, 2]
+    assert len(clients(ask(tables, hottest=True, limit=2))) == 2
+
+
 def test_a_flow_says_all_of_itself(tables: FakeTables):
     (flow,) = ask(tables, service="dns").flows
     assert (flow.service, flow.backend, flow.state) == ("dns", "a", "established")

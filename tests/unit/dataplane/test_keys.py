@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agent.dataplane import abi, keys
-from agent.state.tables import PortBlock, QuicId, ServiceSlot
+from agent.state.tables import PortBlock, QuicId, ServiceSlot, ZoneRingKey
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,18 @@ def test_a_prefix_is_a_key_of_a_trie(network: str, dtype: np.dtype):
     assert row["addr"].tobytes() == prefix.network_address.packed
     assert keys.prefix_of(packed) == prefix
     assert keys.prefixes_table(prefix) == f"prefixes{prefix.version}"
+    assert keys.zones_table(prefix) == f"zones{prefix.version}"
+    row = np.frombuffer(packed, dtype=abi.ZONE_KEY4 if prefix.version == 4 else abi.ZONE_KEY6)
+    assert row["prefix_len"] == prefix.prefixlen
+    assert row["addr"].tobytes() == prefix.network_address.packed
+
+
+def test_the_ring_of_a_zone_is_under_its_service_and_zone():
+    key = ZoneRingKey(7, 70_000)
+    packed = keys.packed_zone_ring(key)
+    row = np.frombuffer(packed, dtype=abi.ZONE_RING_KEY)
+    assert (row["service"], row["zone"]) == (7, 70_000)
+    assert keys.zone_ring_of(packed) == key
 
 
 @pytest.mark.parametrize("vip", ["203.0.113.10", "2001:db8::10", "2001:db8::", "::"])

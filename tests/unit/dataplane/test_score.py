@@ -83,3 +83,24 @@ def test_a_bound_is_a_share_of_the_mean_rounded_up(open_: int, weight: int, expe
 def test_no_bound_or_no_weight_is_no_limit():
     assert score.most_open(whole(open_=5, weight=200), load(), 0) is None
     assert score.most_open(whole(open_=5, weight=0), load(), 320) is None
+
+
+def test_a_hot_backend_is_worse_than_any_that_is_not():
+    hot, busy = load(is_hot=1), load(weight=1, open=2_000_000, waiting=2**40)
+    assert score.of_load(hot) > score.of_load(busy)
+    assert score.of_load(load(is_hot=1, open=3)) > score.of_load(hot), "among them the score counts"
+    assert score.shown(Scheduler.LEAST_LOAD, hot) == pytest.approx(1, rel=1e-3)
+    assert score.of_connections(hot) == score.of_connections(load())
+
+
+@pytest.mark.parametrize("now", [0, 1000, 2**31, 2**32 - 3, 2**40 + 7])
+def test_a_report_counts_until_it_is_old(now: int):
+    words = {"queue": 512, "report_open": 9, "is_hot": 1, "kappa": 900}
+    rows = np.array([load(**words) for _ in range(4)])
+    rows["report_until"] = [(now + left) & 0xFFFFFFFF for left in (1, 0, -1, 2**30)]
+    found = score.as_of(rows, now)
+    assert list(found["queue"]) == [512, 0, 0, 512]
+    assert list(found["report_open"]) == [9, 0, 0, 9]
+    assert list(found["is_hot"]) == [1, 0, 0, 1]
+    assert list(found["kappa"]) == [900, loads.KAPPA, loads.KAPPA, 900]
+    assert list(rows["queue"]) == [512] * 4, "the table is left alone"

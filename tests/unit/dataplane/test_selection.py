@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agent.dataplane import flowhash, score
-from agent.dataplane.selection import HASH_DRAWS, LOAD, SHOWN, TURN, Ring, select
+from agent.dataplane.selection import HASH_DRAWS, LOAD, NEAR_DRAWS, SHOWN, TURN, Ring, select
 from agent.model import BackendRef, Forward, Scheduler
 from agent.rings import maglev, smooth
 from agent.state import loads
@@ -237,3 +237,39 @@ def test_nobody_usable_is_nobody():
         ring = ring_of(scheduler, {5: 100, 6: 100}, down=whole, draws=4, source_bits=32, bound=320)
         found = select(ring, FLOW)
         assert (found.chosen, found.any_of) == (0, frozenset())
+
+
+def near(ring: Ring, ids: list[int], zone: str = "east") -> Ring:
+    """The clients' zone has a ring of these."""
+    return replace(ring, near=np.array(ids, dtype=np.uint16).tobytes(), zone=zone)
+
+
+def test_the_ring_of_the_zone_is_drawn_from_and_then_the_services_own():
+    whole = ring_of(Scheduler.MAGLEV, dict.fromkeys(range(1, 7), 100), down=frozenset({1, 2}))
+    found = select(near(whole, [3, 4, 4]), FLOW)
+    assert (found.chosen in (3, 4), len(found.draws)) == (True, 1)
+    dry = select(near(whole, [1, 2, 1]), FLOW)
+    assert dry.chosen in (3, 4, 5, 6)
+    assert len(dry.draws) > NEAR_DRAWS
+    assert {draw.backend for draw in dry.draws[:NEAR_DRAWS]} <= {"b1", "b2"}
+    assert [step for step in dry.steps if "service's own ring" in step] == [
+        "no draw from the ring of east found anybody: on from the service's own ring"
+    ]
+
+
+def test_turns_in_the_ring_of_a_zone_are_not_known():
+    whole = ring_of(Scheduler.ROUND_ROBIN, dict.fromkeys(range(1, 7), 100))
+    found = select(near(whole, [3, 4]), FLOW)
+    assert (found.chosen, found.any_of, found.depends_on) == (0, frozenset({3, 4}), TURN)
+    assert select(near(whole, [3]), FLOW).chosen == 3
+
+
+def test_what_is_compared_is_of_one_part_of_a_ring_with_levels():
+    """Of two levels, each half of the ring, one is idle; it draws nobody from the other."""
+    ring = np.array([1] * 64 + [2] * 64, dtype=np.uint16).tobytes()
+    halves = ring_of(Scheduler.LEAST_LOAD, {1: 100, 2: 100}, ring=ring, draws=8)
+    halves.tables.backend_load["open"][1] = 50
+    with_levels = replace(halves, entry=replace(halves.entry, zones=True))
+    flows = [five("198.51.100.7", client_port=port) for port in range(1, 200)]
+    assert {select(with_levels, flow).chosen for flow in flows} == {1, 2}
+    assert Counter(select(halves, flow).chosen for flow in flows)[2] > 190

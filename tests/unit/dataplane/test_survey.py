@@ -57,6 +57,34 @@ def test_flows_are_counted_by_state_and_by_backend():
     assert len(found.expired) == 0
 
 
+@pytest.mark.parametrize("now", [NOW, 0, 1, abi.FLOW_STAMP_MASK])
+def test_busy_are_flows_that_await_an_answer_or_had_a_packet_lately(now: int):
+    lately, before = survey.BUSY_TICKS, survey.BUSY_TICKS + 1
+    tables = tables_with(
+        word(1, FlowState.ESTABLISHED, now),
+        word(1, FlowState.ESTABLISHED, now - lately),
+        word(1, FlowState.ESTABLISHED, now - before),
+        word(1, FlowState.ESTABLISHED_AWAITING, now - 100),
+        word(2, FlowState.CLOSING_AWAITING, now - before),
+        word(2, FlowState.ACKED, now),
+        word(2, FlowState.EMBRYONIC, now),
+        word(2, FlowState.CLOSING, now),
+        word(2, FlowState.ESTABLISHED, now),
+        word(9, FlowState.ESTABLISHED, now),
+    )
+    found = survey.survey(tables, now)
+    assert list(found.busy[:3]) == [0, 3, 2]
+    assert found.busy[9] == 0, "nobody's"
+    assert found.state_count(FlowState.ESTABLISHED) == 6, "busy ones are established"
+    assert (found.live[1], found.open[1]) == (4, 4)
+
+
+def test_busy_flows_expire_as_established_ones_do():
+    tables = tables_with(word(1, FlowState.ESTABLISHED, NOW - 1))
+    tables.backends["timeout_ticks"][1][FlowState.ESTABLISHED] = 0
+    assert list(survey.survey(tables, NOW).expired) == [0]
+
+
 def test_waiting_bytes_are_those_of_slots_in_which_a_request_waits():
     tables = tables_with(
         word(1, FlowState.ESTABLISHED_AWAITING, NOW),

@@ -13,11 +13,13 @@ from agent.dataplane import abi
 from agent.dataplane.abi import FlowState, ForwardId
 from agent.metrics.observer import AgentFacts, Observer
 from agent.model import Config, Forward, Hook, Scheduler
+from agent.rebalancing import Rebalancer
 from agent.state.desired import desired
 from agent.state.identities import Identities, assign
 from agent.state.situation import Past, Situation, situation
 from agent.state.snapshot import BackendSnapshot, Snapshot
 from agent.state.tables import TableContents
+from agent.weighing.weigher import Weigher
 from tests.unit.dataplane.fakes import CLOCK, FakeTables, word
 from tests.unit.state.world import TABLES, A, B, hop, status, surroundings, web
 
@@ -66,6 +68,8 @@ class World:
     dataplane: FakeDataplane = field(default_factory=FakeDataplane)
 
     def __post_init__(self) -> None:
+        self.weigher = Weigher(self.dataplane, lambda: None)
+        self.rebalancer = Rebalancer(self.dataplane)
         around = surroundings(self.config)
         self.ids: Identities = assign(self.config, TableContents(), frozenset(), lambda: 77)
         self.contents = desired(self.config, self.ids, around)
@@ -86,8 +90,11 @@ class World:
         (service,) = self.config.services
         return next(self.ids.backend_id(service, b) for b in service.backends if b.name == name)
 
+    def observer(self) -> Observer:
+        return Observer(self.dataplane, self.weigher, self.rebalancer)
+
     def look(self) -> Snapshot:
-        observer = Observer(self.dataplane)
+        observer = self.observer()
         observer.sample(self.situation, 100.0)
         return observer.snapshot(self.situation, self.contents, FACTS, 1000.0)
 
@@ -142,11 +149,28 @@ def test_a_score_is_there_where_the_scheduler_has_one(scheduler: Scheduler, expe
     assert found == (None if expected is None else pytest.approx(expected, rel=1e-3))
 
 
+def test_a_report_that_is_old_is_no_part_of_the_score():
+    here = world(scheduler=Scheduler.LEAST_LOAD)
+    row = here.tables.backend_load[here.backend_id("a") : here.backend_id("a") + 1]
+    row["queue"], row["is_hot"], row["inverse_weight"] = 5 * 256, 1, round(2**20 / 100)
+    row["report_until"] = JIFFIES + 1
+    load = here.backend("a").load
+    assert (load.hot, load.score) == (True, pytest.approx(6.0, rel=1e-3))
+    row["report_until"] = JIFFIES
+    load = here.backend("a").load
+    assert (load.hot, load.score) == (False, pytest.approx(1.0, rel=1e-3))
+
+
+def test_nothing_is_reported_where_nobody_is_asked_and_learned_where_nobody_learns():
+    load = world(learn_speed=False).backend("a").load
+    assert (load.reported, load.learned) == (None, None)
+
+
 def test_times_are_told_of_the_last_minute_and_of_all():
     here = world()
     times = here.tables.backend_latency[here.backend_id("a") : here.backend_id("a") + 1]
     times["first_byte"][0, 11] = 8  # 2.0 to 3.1 ms
-    observer = Observer(here.dataplane)
+    observer = here.observer()
     observer.sample(here.situation, 100.0)
     times["first_byte"][0, 21] = 2  # 65 to 98 ms
     times["handshake"][0, 3] = 5

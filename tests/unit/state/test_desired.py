@@ -198,7 +198,7 @@ def test_ranges_and_prefixes_are_in_the_services_entry(config: Config):
 def test_backends_have_what_the_schedulers_compare(config: Config):
     least = replace(config, services=(web(A, B, scheduler=Scheduler.LEAST_LOAD),))
     a, b = tables(least, health={"b": Health.DOWN}).backends.values()
-    assert (a.counts_load, a.weight, a.bytes_per_connection) == (True, 100, 1000)
+    assert (a.counts_load, a.weight, a.bytes_per_connection) == (True, 100, 250)
     assert (b.counts_load, b.weight) == (True, 0)
     a, _ = tables(config).backends.values()
     assert not a.counts_load

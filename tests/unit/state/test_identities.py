@@ -2,15 +2,15 @@
 
 import itertools
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
 from agent.errors import DataplaneError
-from agent.model import Backend, Config
+from agent.model import Backend, Config, Zone
 from agent.state.desired import desired
 from agent.state.identities import Identities, assign, slot_of
-from agent.state.tables import TableContents
+from agent.state.tables import TableContents, ZoneRingKey
 from tests.unit.state.world import TABLES, A, B, surroundings, web
 
 
@@ -109,3 +109,48 @@ def test_a_full_table_is_refused_with_the_setting_that_helps(config: Config):
     services = tuple(web(name=f"s{n}", vip=f"203.0.113.{n}") for n in range(1, TABLES.services + 1))
     with pytest.raises(DataplaneError, match="7 services fit"):
         ids_of(replace(config, services=services))
+
+
+def in_zones(config: Config, *zones: Zone) -> Config:
+    """Each zone has a backend."""
+    members = [Backend(z.name, ip_address(f"10.0.1.{n}"), zone=z.name) for n, z in enumerate(zones)]
+    return replace(config, services=(web(*members),), zones=zones)
+
+
+P, Q, R = (ip_network(f"10.{n}.0.0/16") for n in (1, 2, 3))
+
+
+def test_zones_with_clients_have_ids(config: Config):
+    one = in_zones(config, Zone("west", (P,)), Zone("east", (Q, R)), Zone("nobody", ()))
+    assert ids_of(one).zones == {"east": 1, "west": 2}
+    assert ids_of(one, held(one, ids_of(one))).zones == {"east": 1, "west": 2}
+
+
+def test_a_zone_is_where_its_prefixes_are_whatever_it_is_called(config: Config):
+    one = in_zones(config, Zone("a", (P,)), Zone("b", (Q, R)))
+    actual = held(one, ids_of(one))
+    swapped = in_zones(config, Zone("a", (Q,)), Zone("b", (P,)))
+    assert ids_of(swapped, actual).zones == {"a": 2, "b": 1}
+    split = in_zones(config, Zone("a", (Q,)), Zone("b", (R, P)), Zone("c", ()))
+    assert ids_of(split, actual).zones == {"a": 2, "b": 1}
+    merged = in_zones(config, Zone("all", (P, Q, R)))
+    assert ids_of(merged, actual).zones == {"all": 2}, "most of its prefixes are there"
+
+
+def test_a_new_zone_gets_an_id_that_nothing_names(config: Config):
+    one = in_zones(config, Zone("a", (P,)))
+    actual = held(one, ids_of(one))
+    other = in_zones(config, Zone("b", (Q,)))
+    assert ids_of(other, actual).zones == {"b": 2}
+    leftover = replace(actual, zones={}, zone_rings={ZoneRingKey(1, 2): b"\1\0"})
+    assert ids_of(other, leftover).zones == {"b": 1}
+
+
+def test_more_rings_for_zones_than_fit_name_the_key(config: Config):
+    small = replace(config, tables=replace(TABLES, zone_rings=1))
+    zones = (Zone("a", (P,)), Zone("b", (Q,)))
+    assert ids_of(in_zones(small, zones[0])).zones == {"a": 1}
+    with pytest.raises(DataplaneError, match="2 rings for clients of a zone") as caught:
+        ids_of(in_zones(small, *zones))
+    assert caught.value.where == "tables.zone_rings"
+    assert "zone_rings" in caught.value.remedy

@@ -9,6 +9,7 @@ from agent.model import AdminState, Backend, BackendRef, Config, Health
 from agent.state import slowstart
 from agent.state.identities import member_of
 from agent.state.slowstart import ALWAYS, effective_weight, follow, next_step_s, slowed
+from agent.weights.influence import Influence
 from tests.unit.state.world import TABLES, A, B, surroundings, web
 
 C = Backend("c", ip_address("10.0.0.23"))
@@ -134,3 +135,15 @@ def test_the_steps_that_are_announced_are_those_that_are_made():
     assert seen == sorted(seen)
     assert set(seen) == {10, 20, 30, 40, 50, 60, 70, 80, 90, 100}
     assert slowstart.STEPS <= len(seen) <= 2 * slowstart.STEPS
+
+
+def test_who_comes_up_with_a_weight_of_another_reason_starts_slowly_too():
+    learned = Influence(factors=(("learned", 2.0),))
+    influences = {BackendRef("web", "c"): learned}
+    found = surroundings(CONFIG, influences=influences).eligibility
+    up_since = {MEMBERS["a"]: ALWAYS, MEMBERS["b"]: ALWAYS, MEMBERS["c"]: 1000.0}
+    slow = slowed(CONFIG, found, up_since, 1000.0)[BackendRef("web", "c")]
+    assert (slow.weight, slow.weight_reason) == (20, "slow start, learned")
+    assert next_step_s(CONFIG, found, up_since, 1000.0) == pytest.approx(6.0)
+    warm = slowed(CONFIG, found, up_since, 1060.0)[BackendRef("web", "c")]
+    assert (warm.weight, warm.weight_reason) == (200, "learned")

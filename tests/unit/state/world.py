@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -19,6 +20,7 @@ from agent.model import (
 )
 from agent.state.desired import Surroundings
 from agent.state.situation import verdicts
+from agent.weights.influence import Influence
 
 TABLES = Tables(flows=1024, services=8, backends=32, ring_slots=101)
 OUR_IFINDEX = 2
@@ -54,6 +56,7 @@ def surroundings(
     config: Config,
     health: dict[str, Health] | None = None,
     hops: dict[str, NextHop | None] | None = None,
+    influences: Mapping[BackendRef, Influence] | None = None,
 ) -> Surroundings:
     """All up and on the segment, but for what is said by backend name."""
     refs = {BackendRef(s.name, b.name): b.address for s in config.services for b in s.backends}
@@ -64,5 +67,8 @@ def surroundings(
         if each is not None:
             found[address] = replace(each, address=address)
     return Surroundings(
-        verdicts(config, statuses, found), found, OUR_IFINDEX, lambda seconds: int(seconds // 4)
+        verdicts(config, statuses, found, influences),
+        found,
+        OUR_IFINDEX,
+        lambda seconds: int(seconds // 4),
     )

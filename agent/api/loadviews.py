@@ -1,0 +1,78 @@
+"""Decides how what is reported and learned of a backend reads in JSON."""
+
+from __future__ import annotations
+
+from agent.model import Service
+from agent.state.skew import Skew
+from agent.state.snapshot import LearnedSpeed, Reported
+from agent.telemetry.report import GpuReport
+
+type Json = dict[str, object]
+
+
+def reported(service: Service, view: Reported | None) -> Json | None:
+    """What the engine and the GPUs say; None: nobody asks them."""
+    if view is None:
+        return None
+    return {
+        "source": service.telemetry.kind.value,
+        "fresh": view.fresh,
+        "age_s": _rounded(view.age_s, 3),
+        "requests_running": view.running,
+        "requests_waiting": view.waiting,
+        "kv_cache_used_ratio": _rounded(view.kv_usage, 4),
+        "models_in_gpu_memory_ratio": _rounded(view.gpu_share, 4),
+        "values_dropped": view.dropped,
+        "problem": view.problem,
+        "gpus_source": service.node.kind.value,
+        "gpus_age_s": _rounded(view.gpus_age_s, 3),
+        "gpus_problem": view.gpus_problem,
+        "gpus": [_gpu(gpu) for gpu in view.gpus],
+    }
+
+
+def _gpu(gpu: GpuReport) -> Json:
+    return {
+        "gpu": gpu.name,
+        "uuid": gpu.uuid,
+        "lost": gpu.lost,
+        "clock_ratio": _rounded(gpu.clock_share, 3),
+        "throttled_by": list(gpu.throttled),
+        "power_capped": gpu.power_capped,
+        "xid": gpu.xid,
+        "recovery_action": gpu.recovery_action,
+        "utilization_ratio": _rounded(gpu.utilization, 3),
+        "memory_used_ratio": _rounded(gpu.memory_used_share, 3),
+        "temperature_c": gpu.temperature_c,
+    }
+
+
+def skew(view: Skew | None) -> Json | None:
+    """How unevenly the busy connections lie; None: too few to say."""
+    if view is None:
+        return None
+    return {
+        "ratio": round(view.value, 3),
+        "backend": view.backend,
+        "busy_connections": view.busy,
+        "busy_connections_at_the_mean": round(view.fair, 2),
+    }
+
+
+def learned(view: LearnedSpeed | None) -> Json | None:
+    """What the speed was found to be; None: it is not learned."""
+    if view is None:
+        return None
+    return {
+        "weight_ratio": round(view.weight_share, 3),
+        "bytes_per_connection": view.bytes_per_connection,
+        "confidence": round(view.confidence, 3),
+        "samples": round(view.samples, 1),
+        "us_per_byte": round(view.seconds_per_byte * 1e6, 4),
+        "ms_per_connection": round(view.seconds_per_connection * 1e3, 4),
+        "base_ms": round(view.base_seconds * 1e3, 3),
+    }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -1,0 +1,51 @@
+"""Says what a change of telemetry, learning, models or rebalancing does, for its operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.config.durations import format_duration
+from agent.model import NodeKind, Service, TelemetryKind
+
+
+def load_changed(old: Service, new: Service) -> Iterator[str]:
+    """What concerns how busy backends are taken to be."""
+    if old.telemetry != new.telemetry:
+        yield _telemetry(new)
+    if old.node != new.node:
+        yield (
+            "throttled and failing GPUs no longer change weights"
+            if new.node.kind is NodeKind.NONE
+            else f"throttled GPUs lower the weight of their backend ({new.node.kind.value} every "
+            f"{format_duration(new.node.interval_s)}), failing ones drain it"
+        )
+    if old.model != new.model:
+        yield (
+            "backends get new flows whatever models they have loaded"
+            if new.model is None
+            else f"only backends that have loaded {new.model.name} get new flows"
+        )
+    if old.learn_speed is not new.learn_speed:
+        yield (
+            "weights follow how fast backends answer"
+            if new.learn_speed
+            else "weights are as configured, however fast backends answer"
+        )
+    if old.rebalance != new.rebalance:
+        yield (
+            f"idle connections of overloaded backends are reset, {new.rebalance.rate_per_s:g} a "
+            "second at most"
+            if new.rebalance.rate_per_s
+            else "no connection is reset to rebalance"
+        )
+
+
+def _telemetry(new: Service) -> str:
+    match new.telemetry.kind:
+        case TelemetryKind.NONE:
+            return "the engines are no longer asked: the connections that are open count"
+        case TelemetryKind.AGENT_CHECK:
+            return "the servers' agents are asked for a share of their weight, and their state"
+        case kind:
+            every = format_duration(new.telemetry.interval_s)
+            return f"new flows go by the queues that the engines report ({kind.value}, {every})"

@@ -1,0 +1,53 @@
+"""Writes what a service says of load as fields, the inverse of ``telemetry_schema``."""
+
+from __future__ import annotations
+
+from agent.config.durations import format_duration
+from agent.model import ModelLoaded, NodeTelemetry, Rebalance, Telemetry
+
+
+def telemetry_fields(telemetry: Telemetry) -> dict[str, object]:
+    """The keys of ``telemetry``."""
+    return {
+        "type": telemetry.kind.value,
+        "port": telemetry.port,
+        "path": telemetry.path,
+        "tls": telemetry.tls,
+        "interval": format_duration(telemetry.interval_s),
+        "timeout": format_duration(telemetry.timeout_s),
+        "running": telemetry.running,
+        "waiting": telemetry.waiting,
+        "kv_usage": telemetry.kv_usage,
+    }
+
+
+def node_fields(node: NodeTelemetry) -> dict[str, object]:
+    """The keys of ``node``."""
+    return {
+        "type": node.kind.value,
+        "port": node.port,
+        "path": node.path,
+        "interval": format_duration(node.interval_s),
+        "timeout": format_duration(node.timeout_s),
+    }
+
+
+def model_fields(model: ModelLoaded | None) -> dict[str, object]:
+    """The keys of ``model``."""
+    if model is None:
+        return dict.fromkeys(("name", "source", "port", "interval"))
+    return {
+        "name": model.name,
+        "source": model.source.value,
+        "port": model.port,
+        "interval": format_duration(model.interval_s),
+    }
+
+
+def rebalance_fields(rebalance: Rebalance) -> dict[str, object]:
+    """The keys of ``rebalance``."""
+    return {
+        "rate": rebalance.rate_per_s,
+        "idle": format_duration(rebalance.idle_s),
+        "skew": rebalance.skew,
+    }

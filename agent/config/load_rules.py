@@ -1,0 +1,123 @@
+"""Decides whether what is said of load and locality fits together: ports, expressions, zones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.config.candidate import Candidate
+from agent.config.document import Path, Problem
+from agent.config.schema import GlobalSection
+from agent.config.service_schema import ServiceSection
+from agent.config.telemetry_schema import EXPRESSIONS
+from agent.model import ANY_PORT, MAX_ZONE_PREFIXES, Protocol, Scheduler, TelemetryKind
+from agent.telemetry.expression import parse
+
+
+def check(services: list[Candidate], globals_: GlobalSection | None) -> Iterator[Problem]:
+    """Every problem between values that are right by themselves."""
+    for service in services:
+        if service.section is not None:
+            yield from _expressions(service, service.section)
+            yield from _ports(service, service.section)
+            yield from _rebalance(service, service.section)
+        if globals_ is not None:
+            yield from _zones(service, globals_)
+    if globals_ is not None:
+        yield from _rings(services, globals_)
+        yield from _prefixes(globals_)
+
+
+def _expressions(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
+    for name in EXPRESSIONS:
+        written = getattr(section.telemetry, name)
+        if written is None:
+            continue
+        try:
+            parse(written)
+        except ValueError as error:
+            yield Problem(
+                (*service.path, "telemetry", name),
+                str(error),
+                'write a metric with its labels, such as my_running{queue="main"}; + - * / ( ) '
+                "and max(…), min(…), avg(…) are known",
+            )
+
+
+def _ports(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
+    """What is asked where health checks are needs to know where that is."""
+    own = section.forward.is_nat and all(b.port is not None for _, b in service.backends)
+    if section.health.port is not None or own or section.key.port != ANY_PORT:
+        return
+    askers: list[tuple[Path, bool]] = [
+        (
+            ("telemetry",),
+            section.telemetry.type is not TelemetryKind.NONE and section.telemetry.port is None,
+        ),
+        (("model",), section.model is not None and section.model.port is None),
+    ]
+    for place, needs in askers:
+        if needs:
+            yield Problem(
+                (*service.path, *place),
+                "the servers of a service for any port are asked on a port of their own",
+                f"add {place[0]}.port",
+            )
+
+
+def _rebalance(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
+    if section.rebalance.rate and section.protocol is not Protocol.TCP:
+        yield Problem(
+            (*service.path, "rebalance", "rate"),
+            "means nothing for a udp service",
+            "remove it: only tcp connections can be reset",
+        )
+    elif section.rebalance.rate and not section.count_waiting:
+        yield Problem(
+            (*service.path, "rebalance", "rate"),
+            "needs count_waiting: without it, nobody knows which connections are idle",
+            "set count_waiting to true, or remove it",
+        )
+    elif section.rebalance.rate and section.scheduler is Scheduler.SOURCE:
+        yield Problem(
+            (*service.path, "rebalance", "rate"),
+            "means nothing for scheduler source: a client comes back to the same backend",
+            "set another scheduler, or remove it",
+        )
+
+
+def _zones(service: Candidate, globals_: GlobalSection) -> Iterator[Problem]:
+    known = [zone.name for zone in globals_.zones]
+    for index, backend in service.backends:
+        if backend.zone is not None and backend.zone not in known:
+            listed = f"known: {', '.join(known)}; or add" if known else "add"
+            yield Problem(
+                (*service.backend_path(index), "zone"),
+                f"there is no zone {backend.zone!r}",
+                f"{listed} it with the prefixes of its clients: "
+                f"zones: {{{backend.zone}: [10.1.0.0/16]}}",
+            )
+
+
+def _prefixes(globals_: GlobalSection) -> Iterator[Problem]:
+    for version in (4, 6):
+        clients = (client for zone in globals_.zones for client in zone.clients)
+        count = sum(client.version == version for client in clients)
+        if count > MAX_ZONE_PREFIXES:
+            yield Problem(
+                ("zones",),
+                f"{count} IPv{version} prefixes are too many",
+                f"give at most {MAX_ZONE_PREFIXES} of each family, all zones together",
+            )
+
+
+def _rings(services: list[Candidate], globals_: GlobalSection) -> Iterator[Problem]:
+    rings = sum(
+        len({backend.zone for _, backend in service.backends if backend.zone is not None})
+        for service in services
+    )
+    if rings > globals_.tables.zone_rings:
+        yield Problem(
+            ("tables", "zone_rings"),
+            f"{rings} rings for zones do not fit into {globals_.tables.zone_rings}",
+            f"set tables.zone_rings to at least {rings}",
+        )

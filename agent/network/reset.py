@@ -1,0 +1,61 @@
+"""Owns the raw sockets: sends frames and packets that no socket of the host belongs to."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address
+from types import TracebackType
+from typing import Self
+
+from agent.errors import NetworkError
+from agent.model import Address
+
+
+class RawSender:
+    """Sends what it is given. Use as ``with``; a send that fails raises NetworkError."""
+
+    def __init__(self) -> None:
+        try:
+            self._frames = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # 0: hears nothing
+            self._packets = {
+                4: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW),
+                6: socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW),
+            }
+        except OSError as error:
+            raise NetworkError(
+                f"no raw socket: {error}",
+                where="rebalance",
+                remedy="run the agent as root, or with CAP_NET_RAW",
+            ) from error
+        for each in (self._frames, *self._packets.values()):
+            each.setblocking(False)
+
+    def frame(self, ifindex: int, data: bytes) -> None:
+        """A whole frame, out of that interface."""
+        try:
+            self._frames.sendto(data, (socket.if_indextoname(ifindex), 0))
+        except OSError as error:
+            raise NetworkError(f"a frame cannot be sent: {error}", where="rebalance") from error
+
+    def packet(self, to: Address, data: bytes) -> None:
+        """A whole IP packet, by the host's routes."""
+        where = (str(to), 0) if isinstance(to, IPv4Address) else (str(to), 0, 0, 0)
+        try:
+            self._packets[to.version].sendto(data, where)
+        except OSError as error:
+            raise NetworkError(f"{to} cannot be told: {error}", where="rebalance") from error
+
+    def close(self) -> None:
+        for each in (self._frames, *self._packets.values()):
+            each.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,184 @@
+"""Owns the watch over long-lived connections: how skewed services are, and the resets.
+
+After each survey the skews are read; where a service wants it, idle connections of overloaded
+backends are closed in the tables, their backends are told by a frame, and their clients are made
+to say where they stand. What a client says reaches the backend, which does not know the connection
+any more and answers with an RST that is exact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from agent.dataplane.flows import Names, names_of, query_flows
+from agent.dataplane.idle import Closer, Frame, IdleFlow, Wanted, idle_flows
+from agent.dataplane.program import Dataplane
+from agent.dataplane.survey import Survey
+from agent.errors import SteelyardError
+from agent.model import BackendRef, Service
+from agent.network.reset import RawSender
+from agent.state.queries import FlowQuery, FlowView
+from agent.state.rebalance import Budget, excess, portion, rebalances
+from agent.state.situation import Situation
+from agent.state.skew import Lasting, Skew, Standing, Turn, follow, skew
+from agent.state.zones import has_levels
+
+log = structlog.get_logger()
+
+HOTTEST = 3  # flows that are named
+TELLINGS = 3  # in as many surveys; frames and probes can get lost
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A closed flow whose ends have been told so many times."""
+
+    flow: IdleFlow
+    frame: Frame
+    times: int
+
+
+class Rebalancer:
+    """Give it every survey, in the thread that writes the tables."""
+
+    def __init__(self, dataplane: Dataplane) -> None:
+        self._dataplane = dataplane
+        self._closer = Closer(
+            dataplane.tables,
+            lambda: (dataplane.program.fd, dataplane.program.kind),
+            lambda: dataplane.ifindex,
+        )
+        self._lasting: dict[str, Lasting] = {}
+        self._budgets: dict[str, Budget] = {}
+        self._told: list[_Told] = []
+        self._problem = ""
+        self.skews: Mapping[str, Skew | None] = {}  # by service; None: too few to say
+        self.resets: Counter[BackendRef] = Counter()  # since the agent began
+
+    async def take(self, situation: Situation, found: Survey, now: float) -> None:
+        """Read the skews of a survey and do what follows; ``now`` only goes forward."""
+        services = situation.config.services
+        standings = {one.name: standings_of(situation, one, found) for one in services}
+        self.skews = {name: skew(those) for name, those in standings.items()}
+        thresholds = {one.name: one.rebalance.skew for one in services}
+        self._lasting, turns = follow(self._lasting, self.skews, thresholds, now)
+        for turn in turns:
+            _log_turn(turn, await self._hottest(situation, turn))
+        wanted = self._wanted(situation, standings, now)
+        chosen = await asyncio.to_thread(self._choose, situation, wanted) if wanted else ()
+        if not chosen and not self._told:
+            return
+        try:
+            with RawSender() as sender:
+                self._tell_again(sender)
+                self._reset(sender, chosen)
+        except (SteelyardError, OSError) as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """Once in a row: the next survey tries again."""
+        if str(error) != self._problem:
+            log.error("connections cannot be reset", problem=str(error))
+        self._problem = str(error)
+
+    def _wanted(
+        self, situation: Situation, standings: Mapping[str, tuple[Standing, ...]], now: float
+    ) -> dict[int, Wanted]:
+        """By backend id: how many flows may be reset now."""
+        budgets, wanted = {}, {}
+        for service in situation.config.services:
+            if not rebalances(service):
+                continue
+            settings, before = service.rebalance, self._budgets.get(service.name, Budget())
+            budget = budgets[service.name] = before.refilled(settings.rate_per_s, now)
+            over = excess(settings, standings[service.name])
+            ids = {b.name: situation.ids.backend_id(service, b) for b in service.backends}
+            for name, count in portion(over, budget).items():
+                wanted[ids[name]] = Wanted(count, settings.idle_s)
+        self._budgets = budgets
+        return wanted
+
+    def _choose(self, situation: Situation, wanted: Mapping[int, Wanted]) -> tuple[IdleFlow, ...]:
+        plane, names = self._dataplane, names_of(situation)
+        return idle_flows(plane.tables, names, wanted, plane.keys, plane.clock, plane.now_jiffies())
+
+    def _reset(self, sender: RawSender, chosen: tuple[IdleFlow, ...]) -> None:
+        for flow in chosen:
+            frame = self._closer.close(flow)
+            if frame is None:
+                continue  # it is not idle any more
+            service = flow.view.service
+            self._budgets[service] = self._budgets[service].spent(1)
+            self.resets[flow.ref] += 1
+            told = _Told(flow, frame, 1)
+            self._told.append(told)
+            self._tell(sender, told)
+
+    def _tell_again(self, sender: RawSender) -> None:
+        """Whoever has not heard hears it now; from who has heard, nothing changes."""
+        left = [told for told in self._told if self._closer.is_left(told.flow)]
+        again = [_Told(told.flow, told.frame, told.times + 1) for told in left]
+        self._told = [told for told in again if told.times < TELLINGS]
+        for told in again:
+            self._tell(sender, told)
+
+    def _tell(self, sender: RawSender, told: _Told) -> None:
+        """The backend, which must have heard when the client's word arrives; and the client."""
+        try:
+            sender.frame(told.frame.ifindex, told.frame.data)
+            sender.packet(told.flow.view.tuple5.client, told.flow.probe().packet())
+        except SteelyardError as error:
+            self._failed(error)  # of this client alone, it may be
+        else:
+            self._problem = ""
+
+    async def _hottest(self, situation: Situation, turn: Turn) -> tuple[FlowView, ...]:
+        if not turn.skewed:
+            return ()
+        ref = BackendRef(turn.service, turn.backend)
+        return await asyncio.to_thread(hottest, self._dataplane, names_of(situation), ref)
+
+
+def standings_of(situation: Situation, service: Service, found: Survey) -> tuple[Standing, ...]:
+    """What the backends of a service have, by the newest survey."""
+    standings = []
+    for backend in service.backends:
+        ident = situation.ids.backend_id(service, backend)
+        weight = situation.verdicts[BackendRef(service.name, backend.name)].weight
+        level = f"{backend.priority} {backend.zone}" if has_levels(service) else ""
+        busy, live = int(found.busy[ident]), int(found.live[ident])
+        standings.append(Standing(backend.name, weight, busy, live, level))
+    return tuple(standings)
+
+
+def hottest(dataplane: Dataplane, names: Names, ref: BackendRef) -> tuple[FlowView, ...]:
+    """The flows that keep a backend busy most."""
+    query = FlowQuery(service=ref.service, backend=ref.backend, limit=HOTTEST, hottest=True)
+    jiffies = dataplane.now_jiffies()
+    page = query_flows(dataplane.tables, names, query, dataplane.keys, dataplane.clock, jiffies)
+    return page.flows
+
+
+def flow_words(flow: FlowView) -> str:
+    """A hot flow in few words, for the log."""
+    five = flow.tuple5
+    client = f"[{five.client}]" if five.client.version == 6 else str(five.client)
+    text = f"{client}:{five.client_port} open for {flow.age_s:.0f} s"
+    if flow.requests is not None and flow.requests.awaiting:
+        return f"{text}, {flow.requests.waiting_bytes} bytes wait"
+    return f"{text}, idle for {flow.idle_s:.0f} s"
+
+
+def _log_turn(turn: Turn, flows: tuple[FlowView, ...]) -> None:
+    old, new = ("even", "skewed") if turn.skewed else ("skewed", "even")
+    facts: dict[str, object] = {"backend": f"{turn.service}/{turn.backend}"}
+    if turn.skew is not None:
+        facts["skew"] = round(turn.skew.value, 2)
+    if flows:
+        facts["hottest"] = [flow_words(flow) for flow in flows]
+    log.info("connections", service=turn.service, old=old, new=new, **facts)

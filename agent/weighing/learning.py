@@ -1,0 +1,181 @@
+"""Owns the learned speeds: reads the packet path's samples, and moves shares of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+
+from agent.dataplane import abi
+from agent.dataplane.tables import SharedTables
+from agent.model import BackendRef, Config, NodeKind, Service, TelemetryKind
+from agent.state.identities import Identities
+from agent.state.loads import counts_waiting, learns_speed
+from agent.weights.learn import UNKNOWN, Estimate, Learner, Samples, learn
+from agent.weights.score import is_scored
+from agent.weights.speeds import LEAST, MOST, Learned, advance, speeds
+
+log = structlog.get_logger()
+
+MOVE_EVERY_S = 3.0
+ADOPTED_S = 30.0  # what a restart found in the tables holds so long without samples
+USUAL_REQUEST_BYTES = 5000.0  # 1,000 tokens
+SIZES_REMEMBERED = 256  # requests
+AS_CONFIGURED = Learned(1.0, None, 0.0)
+
+
+@dataclass(slots=True)
+class _Pupil:
+    """One backend: what is known, and where its samples are read on."""
+
+    ident: int
+    read: int  # samples taken so far
+    learner: Learner = field(default_factory=Learner)
+    learned: Learned = AS_CONFIGURED
+
+
+class Learning:
+    """Call ``sample`` about once a second; what it has learned is in ``learned``."""
+
+    def __init__(self, tables: SharedTables) -> None:
+        self._tables = tables
+        self._pupils: dict[BackendRef, _Pupil] = {}
+        self._services: tuple[Service, ...] = ()
+        self._moved_at = 0.0
+        self._request_bytes: dict[str, float] = {}
+        self._adopted: dict[BackendRef, Learned] = {}
+        self._adopted_until = 0.0
+
+    def place(self, config: Config, ids: Identities) -> None:
+        """After a pass: whose samples are where. A backend with another id starts anew."""
+        before, self._pupils = self._pupils, {}
+        self._services = tuple(filter(learns_speed, config.services))
+        for service in filter(_reads_samples, config.services):
+            for backend in service.backends:
+                ref = BackendRef(service.name, backend.name)
+                ident = ids.backend_id(service, backend)
+                pupil = before.get(ref)
+                if pupil is None or pupil.ident != ident:
+                    learned = self._adopted.pop(ref, AS_CONFIGURED)
+                    pupil = _Pupil(ident, self._count(ident), learned=learned)
+                self._pupils[ref] = pupil
+
+    def adopt(self, config: Config, weights: Mapping[BackendRef, int], now: float) -> None:
+        """Start from the effective weights that the tables hold."""
+        self._adopted_until = now + ADOPTED_S
+        for service in filter(_only_learns, config.services):
+            for backend in service.backends:
+                ref = BackendRef(service.name, backend.name)
+                if backend.weight and weights.get(ref):
+                    share = min(max(weights[ref] / backend.weight, LEAST), MOST)
+                    self._adopted[ref] = Learned(share, None, 0.0)
+
+    def request_bytes(self, service: str) -> float:
+        """Of a usual request of a service."""
+        return self._request_bytes.get(service, USUAL_REQUEST_BYTES)
+
+    def learned(self, ref: BackendRef) -> Learned:
+        """What holds for a backend now."""
+        pupil = self._pupils.get(ref)
+        return pupil.learned if pupil else self._adopted.get(ref, AS_CONFIGURED)
+
+    def estimate(self, ref: BackendRef) -> Estimate:
+        """What is known of a backend's speed."""
+        pupil = self._pupils.get(ref)
+        return pupil.learner.estimate if pupil else UNKNOWN
+
+    def learns(self, ref: BackendRef) -> bool:
+        """Whether its service learns."""
+        return any(service.name == ref.service for service in self._services)
+
+    def sample(self, usable: Iterable[BackendRef], now: float) -> bool:
+        """Take in the samples of the last second; whether any weight is to change."""
+        learning = {service.name for service in self._services}
+        for ref, pupil in self._pupils.items():
+            samples = self._new_samples(pupil)
+            self._see_sizes(ref.service, samples)
+            if ref.service in learning:
+                pupil.learner = learn(pupil.learner, samples, now)
+        if now - self._moved_at < MOVE_EVERY_S:
+            return False
+        self._moved_at = now
+        return self._move(frozenset(usable), now)
+
+    def _see_sizes(self, service: str, samples: Samples) -> None:
+        if not len(samples.bytes):
+            return
+        before = self._request_bytes.get(service, float(samples.bytes.mean()))
+        part = min(1.0, len(samples.bytes) / SIZES_REMEMBERED)
+        self._request_bytes[service] = before + part * (float(samples.bytes.mean()) - before)
+
+    def _move(self, usable: frozenset[BackendRef], now: float) -> bool:
+        moved = False
+        for service in self._services:
+            weights = {
+                ref: backend.weight
+                for backend in service.backends
+                if (ref := BackendRef(service.name, backend.name)) in usable
+            }
+            estimates = {ref: self._pupils[ref].learner.estimate for ref in weights}
+            wanted = speeds(estimates, weights, service.bytes_per_connection)
+            for ref, target in wanted.items():
+                moved |= self._move_one(ref, target, service.bytes_per_connection, now)
+        return moved
+
+    def _move_one(self, ref: BackendRef, target: Learned, configured: int, now: float) -> bool:
+        pupil = self._pupils[ref]
+        before = pupil.learned
+        if not target.confidence and now < self._adopted_until:
+            return False
+        share = advance(before.weight_share, target.weight_share, target.confidence)
+        worth = advance(
+            before.bytes_per_connection or configured,
+            target.bytes_per_connection or configured,
+            target.confidence,
+        )
+        pupil.learned = Learned(
+            share, round(worth) if worth != configured else None, target.confidence
+        )
+        changed = (share, pupil.learned.bytes_per_connection) != (
+            before.weight_share,
+            before.bytes_per_connection,
+        )
+        if share != before.weight_share:
+            log.info(
+                "learned speed",
+                backend=str(ref),
+                old=round(before.weight_share, 2),
+                new=round(share, 2),
+                confidence=round(target.confidence, 2),
+            )
+        return changed
+
+    def _count(self, ident: int) -> int:
+        return int(self._tables.backend_latency["samples"][ident])
+
+    def _new_samples(self, pupil: _Pupil) -> Samples:
+        """Those since the last time, as far as they are still there, oldest first."""
+        count = self._count(pupil.ident)
+        fresh = min(max(count - pupil.read, 0), abi.SAMPLES)
+        pupil.read = count
+        places = np.arange(count - fresh, count) % abi.SAMPLES
+        rows = self._tables.backend_samples[pupil.ident][places]
+        rows = rows[rows["us"] > 0]  # the others are being written
+        return Samples(
+            ahead=rows["ahead"].astype(float),
+            bytes=rows["bytes"].astype(float),
+            open=rows["open"].astype(float),
+            seconds=rows["us"] / 1e6,
+        )
+
+
+def _reads_samples(service: Service) -> bool:
+    return counts_waiting(service) and is_scored(service)
+
+
+def _only_learns(service: Service) -> bool:
+    """Whether nothing but the learned speed makes its weights other than configured."""
+    by_agent = service.telemetry.kind is TelemetryKind.AGENT_CHECK
+    return learns_speed(service) and service.node.kind is NodeKind.NONE and not by_agent

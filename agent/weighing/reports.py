@@ -1,0 +1,130 @@
+"""Owns what the servers reported: asks them, and keeps the newest words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import structlog
+
+from agent.config.defaults import check_port
+from agent.model import (
+    Backend,
+    BackendRef,
+    Config,
+    NodeKind,
+    Service,
+    TelemetryKind,
+)
+from agent.telemetry.asks import Target, Topic, usual_port
+from agent.telemetry.monitor import Key, TelemetryMonitor
+from agent.telemetry.report import EngineReport, Failure, Report
+from agent.weighing.scores import Scores
+from agent.weights import score
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The newest report of one target, and what went wrong since.
+
+    Times are of the monotonic clock; ``fresh_s``: how long a report counts.
+    """
+
+    report: Report | None = None
+    asked_at: float = 0.0
+    failure: str = ""  # why there was none since; empty: there was
+    fresh_s: float = 0.0
+
+    def is_fresh(self, now: float) -> bool:
+        return self.report is not None and now - self.asked_at <= self.fresh_s
+
+
+SILENT = Heard()
+
+
+class Reports:
+    """Asks while ``run`` runs. ``on_word`` is called when a report may change weights or
+    eligibility: not for queues, which go to the scores at once.
+    """
+
+    def __init__(self, scores: Scores, on_word: Callable[[], None]) -> None:
+        self._scores = scores
+        self._on_word = on_word
+        self._monitor = TelemetryMonitor(self._ask, self._take)
+        self._heard: dict[Key, Heard] = {}
+        self._targets: dict[Key, Target] = {}
+        self._fresh_s: dict[Key, float] = {}
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        await self._monitor.run()
+
+    def aim(self, config: Config) -> None:
+        """Ask about exactly the configured backends."""
+        targets = {
+            (BackendRef(service.name, backend.name), topic): target
+            for service in config.services
+            for backend in service.backends
+            for topic, target in _targets(service, backend)
+        }
+        self._fresh_s = {
+            key: score.FRESH_PERIODS * target.question.interval_s for key, target in targets.items()
+        }
+        self._heard = {
+            key: heard
+            for key, heard in self._heard.items()
+            if key in targets and _kind(targets[key]) is _kind(self._targets[key])
+        }
+        self._targets = targets
+        self._monitor.set_targets(targets)
+
+    def heard(self, ref: BackendRef, topic: Topic) -> Heard:
+        """The newest word of one backend."""
+        heard = self._heard.get((ref, topic), SILENT)
+        return replace(heard, fresh_s=self._fresh_s.get((ref, topic), 0.0))
+
+    # -- what the monitor calls
+
+    def _ask(self, key: Key) -> None:
+        ref, topic = key
+        if topic is Topic.ENGINE:
+            self._scores.asked(ref)
+
+    def _take(self, key: Key, report: Report | Failure, asked_at: float, _got_at: float) -> None:
+        before = self._heard.get(key, SILENT)
+        if isinstance(report, Failure):
+            if not before.failure:
+                log.warning("no report", backend=str(key[0]), of=key[1].value, why=report.reason)
+            self._heard[key] = replace(before, failure=report.reason)
+            return
+        if before.failure:
+            log.info("reports again", backend=str(key[0]), of=key[1].value)
+        self._heard[key] = Heard(report, asked_at)
+        if isinstance(report, EngineReport):
+            self._scores.reported(key[0], report, asked_at)
+        elif report != before.report:
+            self._on_word()
+
+
+def _kind(target: Target) -> object:
+    """Who speaks there: what another kind said must not go on counting."""
+    return getattr(target.question, "kind", None)
+
+
+def _targets(service: Service, backend: Backend) -> list[tuple[Topic, Target]]:
+    """What one backend is asked."""
+    usual = check_port(service, backend)
+    found = []
+    if service.telemetry.kind is not TelemetryKind.NONE:
+        port = service.telemetry.port or usual_port(service.telemetry) or usual
+        question = Target(backend.address, port, service.telemetry, verify_tls=False)
+        found.append((Topic.ENGINE, question))
+    if service.node.kind is not NodeKind.NONE:
+        port = service.node.port or usual_port(service.node) or usual
+        found.append((Topic.NODE, Target(backend.address, port, service.node)))
+    if service.model is not None:
+        port = service.model.port or usual
+        found.append((Topic.MODELS, Target(backend.address, port, service.model)))
+    return found

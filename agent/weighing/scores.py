@@ -1,0 +1,149 @@
+"""Owns what the agent writes of the load scores: engines' reports, and what stands in for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.dataplane.program import Dataplane
+from agent.model import BackendRef, Config, Service
+from agent.state.identities import Identities
+from agent.state.loads import KAPPA, bytes_held
+from agent.telemetry.report import EngineReport
+from agent.weights import score
+
+STAND_IN_EVERY_S = 0.2
+_STAND_IN_PERIODS = 5  # so long one counts, should the agent be gone
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where the load of a backend is, and what was reported of it."""
+
+    ident: int
+    service: Service
+    open_when_asked: int = 0
+    waiting_when_asked: int = 0  # bytes
+    queue: float = 0.0  # requests, as last reported
+    until: float = 0.0  # when that is old
+    rtt_s: float | None = None
+
+    @property
+    def away(self) -> float:
+        """What the way to it weighs, in connections."""
+        return score.rtt_connections(self.rtt_s, self.service.rtt_per_connection_s)
+
+
+class Scores:
+    """Of one data plane. Times are of the event loop's clock."""
+
+    def __init__(self, dataplane: Dataplane, request_bytes: Callable[[str], float]) -> None:
+        """``request_bytes``: of a usual request of a service."""
+        self._dataplane = dataplane
+        self._request_bytes = request_bytes
+        self._places: dict[BackendRef, _Place] = {}
+        self._ratios: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Stand in for reports until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self.stand_in(loop.time())
+            await asyncio.sleep(STAND_IN_EVERY_S)
+
+    def place(self, config: Config, ids: Identities) -> None:
+        """After a pass: where the loads of the backends are."""
+        before, self._places = self._places, {}
+        rows = self._dataplane.tables.backend_load
+        for service in config.services:
+            if not score.is_scored(service):
+                # Maybe it was until now, and connections weighed something else.
+                rows["kappa"][[ids.backend_id(service, b) for b in service.backends]] = KAPPA
+                continue
+            for backend in service.backends:
+                ref = BackendRef(service.name, backend.name)
+                ident, old = ids.backend_id(service, backend), before.get(ref)
+                if old is None or old.ident != ident:
+                    old = _Place(ident, service)
+                elif old.service.telemetry.kind is not service.telemetry.kind:
+                    old.until = 0.0
+                old.service = service
+                self._places[ref] = old
+
+    def asked(self, ref: BackendRef) -> None:
+        """A report is being asked for: what it will say is of this moment."""
+        place = self._places.get(ref)
+        if place is not None:
+            row = self._dataplane.tables.backend_load[place.ident]
+            place.open_when_asked = int(row["open"]) + int(row["open_fix"])
+            place.waiting_when_asked = int(row["waiting"]) + int(row["waiting_fix"])
+
+    def reported(self, ref: BackendRef, report: EngineReport, asked_at: float) -> None:
+        """An engine's report; the packet path gives it up by itself when it is old."""
+        place = self._places.get(ref)
+        if place is None or report.queue is None:
+            return
+        fresh_s = score.FRESH_PERIODS * place.service.telemetry.interval_s
+        place.queue, place.until = report.queue, asked_at + fresh_s
+        beta, usual = bytes_held(place.service), self._request_bytes(ref.service)
+        hidden = score.hidden_connections(report, usual, place.waiting_when_asked, beta)
+        row = self._dataplane.tables.backend_load[place.ident : place.ident + 1]
+        row["report_open"] = place.open_when_asked
+        row["queue"] = score.fixed(report.queue + hidden + place.away)
+        row["is_hot"] = score.is_hot(report)
+        row["kappa"] = score.kappa(usual, beta)
+        row["report_until"] = self._jiffies_in(fresh_s)
+
+    def tick(self, rtts: Mapping[BackendRef, float | None], now: float) -> None:
+        """About once a second: round trips, and what part of the requests is our own."""
+        told: dict[str, tuple[float, int]] = {}
+        rows = self._dataplane.tables.backend_load
+        for ref, place in self._places.items():
+            place.rtt_s = rtts.get(ref)
+            if place.until > now:
+                queue, open_ = told.get(ref.service, (0.0, 0))
+                row = rows[place.ident]
+                open_ += max(0, int(row["open"]) + int(row["open_fix"]))
+                told[ref.service] = (queue + place.queue, open_)
+        self._ratios = {
+            service: score.smoothed(self._ratios.get(service), queue, open_)
+            for service, (queue, open_) in told.items()
+        }
+
+    def stand_in(self, now: float) -> None:
+        """What backends without a report that counts would report: their connections, each as
+        many requests as one of the others turns out to be.
+
+        So the connections opened since then weigh more there, too (``score.kappa``).
+        """
+        rows = self._dataplane.tables.backend_load
+        until = self._jiffies_in(_STAND_IN_PERIODS * STAND_IN_EVERY_S)
+        silent: dict[str, list[_Place]] = {}
+        for ref, place in self._places.items():
+            if place.until <= now:
+                silent.setdefault(ref.service, []).append(place)
+        for service, places in silent.items():
+            ids = np.array([place.ident for place in places])
+            away = np.array([place.away for place in places])
+            open_ = np.maximum(rows["open"][ids] + rows["open_fix"][ids], 0)
+            queue = open_ * score.requests_each(self._ratios.get(service)) + away
+            rows["report_open"][ids] = open_
+            rows["queue"][ids] = np.minimum(queue * score.ONE, score.MOST)
+            rows["is_hot"][ids] = 0
+            beta = bytes_held(places[0].service)
+            rows["kappa"][ids] = score.kappa(self._request_bytes(service), beta)
+            rows["report_until"][ids] = until
+
+    def ratio(self, service: str) -> float | None:
+        """Requests in a service's engines by connections of this balancer, of the last half
+        minute; None: nothing is told.
+        """
+        return self._ratios.get(service)
+
+    def _jiffies_in(self, seconds: float) -> int:
+        """The moment so many seconds from now, as the packet path counts."""
+        jiffies = max(2, round(seconds * self._dataplane.clock.hz))
+        return (self._dataplane.now_jiffies() + jiffies) & 0xFFFFFFFF

@@ -1,0 +1,226 @@
+"""Owns what is known of the backends' load beside the packet path's own sums: what they report
+and how fast they turn out to be. Gives the passes their influences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any
+
+from agent.dataplane.program import Dataplane
+from agent.model import BackendRef, Config, NodeKind, Scheduler, Service, TelemetryKind
+from agent.state.identities import Identities
+from agent.state.loads import counts_waiting
+from agent.state.snapshot import LearnedSpeed, Reported
+from agent.telemetry.asks import Topic
+from agent.telemetry.report import AgentCheck, EngineReport, Models, NodeReport
+from agent.weighing.learning import Learning
+from agent.weighing.reports import Heard, Reports
+from agent.weighing.scores import Scores
+from agent.weights import influence, score
+from agent.weights.influence import Influence, Verdict
+from agent.weights.speeds import advance
+
+CAPACITY_EVERY_S = 10.0
+# A GPU that wanted a reset may take its host's exporter along: its last word holds so long.
+CONDEMNED_S = 300.0
+
+
+class Weigher:
+    """One data plane's. ``wake`` is called when weights or eligibility may have changed."""
+
+    def __init__(self, dataplane: Dataplane, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._learning = Learning(dataplane.tables)
+        self._scores = Scores(dataplane, self._learning.request_bytes)
+        self._reports = Reports(self._scores, wake)
+        self._draws: dict[str, int] = {}
+        self._clocks: dict[BackendRef, float] = {}  # shares that throttling leaves
+        self._clocks_at = 0.0
+        self._words: dict[BackendRef, tuple[str, tuple[str, ...]]] = {}  # of the last second
+        self._asked_since: dict[BackendRef, float] = {}  # about their models
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What has to run, by name."""
+        return {"telemetry": self._reports.run(), "scores": self._scores.run()}
+
+    def adopt(self, config: Config, weights: Mapping[BackendRef, int], now: float) -> None:
+        """After a restart: what the last agent had found holds until there are new samples."""
+        self._learning.adopt(config, weights, now)
+
+    def aim(self, config: Config, now: float) -> None:
+        """Look after exactly these backends from now on."""
+        self._reports.aim(config)
+        before = self._asked_since
+        self._asked_since = {
+            ref: before.get(ref, now)
+            for service, ref in _nodes(config)
+            if service.model is not None
+        }
+
+    def place(self, config: Config, ids: Identities) -> None:
+        """After a pass: where in the tables they are."""
+        self._scores.place(config, ids)
+        self._learning.place(config, ids)
+
+    def sample(
+        self,
+        config: Config,
+        usable: Iterable[BackendRef],
+        rtts: Mapping[BackendRef, float | None],
+        now: float,
+    ) -> None:
+        """About once a second."""
+        self._scores.tick(rtts, now)
+        draws = self._draws
+        moved = self._learning.sample(usable, now) | self._follow_words(config, now)
+        moved |= draws != self.draws(config, now)
+        if now - self._clocks_at >= CAPACITY_EVERY_S:
+            self._clocks_at = now
+            moved |= self._follow_clocks(config, now)
+        if moved:
+            self._wake()
+
+    def _follow_words(self, config: Config, now: float) -> bool:
+        """Whether reports that came, or grew old, say other things than before."""
+        before = self._words
+        self._words = {
+            ref: (found.out, found.notes) for ref, found in self.influences(config, now).items()
+        }
+        return before != self._words
+
+    def _follow_clocks(self, config: Config, now: float) -> bool:
+        """Small steps towards what throttling leaves of each backend."""
+        before, self._clocks = self._clocks, {}
+        for service, ref in _nodes(config):
+            if service.node.kind is NodeKind.NONE:
+                continue
+            heard = self._reports.heard(ref, Topic.NODE)
+            wanted = 1.0
+            if isinstance(heard.report, NodeReport) and heard.is_fresh(now):
+                wanted = influence.clock_share(heard.report)
+            share = advance(before.get(ref, 1.0), wanted)
+            if share != 1.0:
+                self._clocks[ref] = share
+        return before != self._clocks
+
+    # -- what passes want to know
+
+    def influences(self, config: Config, now: float) -> dict[BackendRef, Influence]:
+        """What reports and learned speed do to every backend."""
+        return {ref: self._influence(service, ref, now) for service, ref in _nodes(config)}
+
+    def _influence(self, service: Service, ref: BackendRef, now: float) -> Influence:
+        out = self._out(service, ref, now)
+        engine = self._reports.heard(ref, Topic.ENGINE)
+        share = 1.0
+        if isinstance(engine.report, AgentCheck) and engine.report.weight_share is not None:
+            share = engine.report.weight_share
+            if share == 0 and not out.out:
+                because = f": {engine.report.reason}" if engine.report.reason else ""
+                out = Verdict(f"agent-check says weight 0 %{because}")
+        learned = self._learning.learned(ref)
+        factors, notes = influence.factors(
+            learned.weight_share, learned.confidence, self._clocks.get(ref, 1.0), share
+        )
+        if service.telemetry.kind is not TelemetryKind.NONE and not engine.is_fresh(now):
+            notes = (*notes, influence.STALE)
+        return Influence(out.out, out.state, factors, notes, learned.bytes_per_connection)
+
+    def _out(self, service: Service, ref: BackendRef, now: float) -> Verdict:
+        """Why it gets no new flows, if anything says so."""
+        node = self._reports.heard(ref, Topic.NODE)
+        if isinstance(node.report, NodeReport) and now - node.asked_at < CONDEMNED_S:
+            verdict = influence.of_gpus(node.report)
+            if verdict.out:
+                return verdict
+        engine = self._reports.heard(ref, Topic.ENGINE)
+        if isinstance(engine.report, AgentCheck):
+            verdict = influence.of_agent_check(engine.report)
+            if verdict.out:
+                return verdict
+        if service.model is not None:
+            said = self._reports.heard(ref, Topic.MODELS).report
+            models = said if isinstance(said, Models) else None
+            waited_s = now - self._asked_since.get(ref, now)
+            return influence.of_models(service.model, models, waited_s)
+        return Verdict()
+
+    def draws(self, config: Config, now: float) -> dict[str, int]:
+        """How many backends are compared, by service of least-load.
+
+        One is by the weights alone: so where telemetry is mostly lost and no request bytes are
+        seen, as scores say little then.
+        """
+        before, self._draws = self._draws, {}
+        for service in config.services:
+            if service.scheduler is not Scheduler.LEAST_LOAD:
+                continue
+            if self._is_blind(service, now):
+                self._draws[service.name] = 1
+                continue
+            ratio = self._scores.ratio(service.name)
+            last = before.get(service.name, service.draws)
+            self._draws[service.name] = score.draws(service.draws, ratio, last)
+        return self._draws
+
+    def _is_blind(self, service: Service, now: float) -> bool:
+        return (
+            not counts_waiting(service)
+            and score.tells_queues(service)
+            and 2 * self._silent(service, now) > len(service.backends)
+        )
+
+    def _silent(self, service: Service, now: float) -> int:
+        refs = (BackendRef(service.name, backend.name) for backend in service.backends)
+        return sum(not self._reports.heard(ref, Topic.ENGINE).is_fresh(now) for ref in refs)
+
+    # -- what people want to know
+
+    def reported(self, service: Service, ref: BackendRef, now: float) -> Reported | None:
+        """What a backend's engine and GPUs say; None: nobody asks them."""
+        if service.telemetry.kind is TelemetryKind.NONE and service.node.kind is NodeKind.NONE:
+            return None
+        engine = self._reports.heard(ref, Topic.ENGINE)
+        node = self._reports.heard(ref, Topic.NODE)
+        queue = engine.report if isinstance(engine.report, EngineReport) else EngineReport()
+        host = node.report if isinstance(node.report, NodeReport) else NodeReport()
+        return Reported(
+            asked=service.telemetry.kind is not TelemetryKind.NONE,
+            fresh=engine.is_fresh(now),
+            age_s=_age(engine, now),
+            running=queue.running,
+            waiting=queue.waiting,
+            kv_usage=queue.kv_usage,
+            gpu_share=queue.gpu_share,
+            dropped=queue.dropped + host.dropped,
+            problem=engine.failure,
+            gpus=host.gpus,
+            gpus_problem=node.failure,
+            gpus_age_s=_age(node, now),
+        )
+
+    def learned(self, ref: BackendRef) -> LearnedSpeed | None:
+        """What has been learned of a backend; None: its service does not learn."""
+        if not self._learning.learns(ref):
+            return None
+        learned, estimate = self._learning.learned(ref), self._learning.estimate(ref)
+        return LearnedSpeed(
+            weight_share=learned.weight_share,
+            bytes_per_connection=learned.bytes_per_connection,
+            confidence=estimate.confidence,
+            seconds_per_byte=estimate.seconds_per_byte,
+            seconds_per_connection=estimate.seconds_per_connection,
+            base_seconds=estimate.base_seconds,
+            samples=estimate.samples,
+        )
+
+
+def _nodes(config: Config) -> Iterable[tuple[Service, BackendRef]]:
+    for service in config.services:
+        for backend in service.backends:
+            yield service, BackendRef(service.name, backend.name)
+
+
+def _age(heard: Heard, now: float) -> float | None:
+    return now - heard.asked_at if heard.report is not None else None

@@ -1,0 +1,158 @@
+"""How what is reported and learned of a backend reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lbctl import humanise
+
+type Row = Mapping[str, Any]
+
+SHOWN_SKEW = 1.5  # a service with less is called even
+
+
+def queue(row: Row) -> str:
+    """Requests that run + wait in the engine; a dash where nothing is told, or it is old."""
+    told = row["reported"]
+    if told is None or told["age_s"] is None:
+        return "-"
+    if not told["fresh"]:
+        return "stale"
+    parts = (told["requests_running"], told["requests_waiting"])
+    shown = "+".join("?" if part is None else f"{part:g}" for part in parts)
+    if parts == (None, None):
+        return "-"
+    return f"{shown} hot" if row["hot"] else shown
+
+
+def telemetry(service: Row) -> str:
+    """Who is asked about the backends of a service, and how many have answered."""
+    asked = []
+    if service["telemetry"] != "none":
+        told = [backend["reported"] for backend in service["backends"]]
+        fresh = sum(bool(report and report["fresh"]) for report in told)
+        asked.append(f"{service['telemetry']}, {fresh} of {len(told)} backends report")
+    if service["node_telemetry"] != "none":
+        asked.append(f"GPUs by {service['node_telemetry']}")
+    return "; ".join(asked) or "none"
+
+
+def weights(service: Row) -> str:
+    """What the effective weights follow."""
+    follow = []
+    if service["learns_speed"]:
+        told = [backend["learned"] for backend in service["backends"]]
+        known = sum(bool(learned and learned["confidence"]) for learned in told)
+        follow.append(f"the learned speed, known of {known} of {len(told)} backends")
+    if service["telemetry"] == "agent-check":
+        follow.append("agent-check")
+    if service["node_telemetry"] != "none":
+        follow.append("throttled GPUs")
+    return f"follow {', and '.join(follow)}" if follow else "as configured"
+
+
+def engine(row: Row) -> str:
+    """What the engine says, in a sentence."""
+    told = row["reported"]
+    if told is None or told["source"] == "none":
+        return "not asked"
+    problem = f"; no answer since: {told['problem']}" if told["problem"] else ""
+    if told["age_s"] is None:
+        return f"{told['source']}: nothing yet{problem}"
+    parts = []
+    if told["requests_running"] is not None:
+        parts.append(f"{told['requests_running']:g} running")
+    if told["requests_waiting"] is not None:
+        parts.append(f"{told['requests_waiting']:g} waiting")
+    if told["kv_cache_used_ratio"] is not None:
+        parts.append(f"{humanise.percent(told['kv_cache_used_ratio'])}% of the KV cache in use")
+    if told["models_in_gpu_memory_ratio"] is not None:
+        share = humanise.percent(told["models_in_gpu_memory_ratio"])
+        parts.append(f"{share}% of the loaded models in GPU memory")
+    if told["values_dropped"]:
+        parts.append(humanise.plural(told["values_dropped"], "impossible value") + " ignored")
+    if row["hot"]:
+        parts.append("hot: chosen only where all that are compared are")
+    age = humanise.milliseconds(told["age_s"] * 1000)
+    stale = "" if told["fresh"] else ", too old to count"
+    return f"{told['source']}: {', '.join(parts) or 'no queue told'} ({age} ago{stale}){problem}"
+
+
+def gpus(row: Row) -> str:
+    """The GPUs, in a sentence; those in trouble first."""
+    told = row["reported"]
+    if told is None or told["gpus_source"] == "none":
+        return "not asked"
+    problem = f"; no answer since: {told['gpus_problem']}" if told["gpus_problem"] else ""
+    if told["gpus_age_s"] is None:
+        return f"{told['gpus_source']}: nothing yet{problem}"
+    if not told["gpus"]:
+        return f"{told['gpus_source']}: the host has none{problem}"
+    ordered = sorted(told["gpus"], key=lambda gpu: not _trouble(gpu))
+    shown = [_gpu(gpu) for gpu in ordered[:8]]
+    more = len(ordered) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "") + problem
+
+
+def learned(row: Row) -> str:
+    """What the packet path's samples say of its speed, in a sentence."""
+    told = row["learned"]
+    if told is None:
+        return "off"
+    if not told["confidence"]:
+        return "nothing yet: too few answers"
+    worth = told["bytes_per_connection"]
+    as_connection = f"; {worth} bytes weigh as a connection" if worth else ""
+    return (
+        f"weight x {told['weight_ratio']:.2f}{as_connection}"
+        f" ({told['us_per_byte']:.2f} µs a waiting byte, {told['ms_per_connection']:.2f} ms a"
+        f" connection, {told['base_ms']:.0f} ms at least; confidence"
+        f" {humanise.percent(told['confidence'])}%, {told['samples']:.0f} samples)"
+    )
+
+
+def skew(service: Row) -> str:
+    """How unevenly the busy connections lie, in a sentence."""
+    told = service["skew"]
+    busy = humanise.plural(service["busy_connections"], "busy connection")
+    if told is None:
+        return f"{busy}: too few to say"
+    if told["ratio"] < SHOWN_SKEW:
+        return f"{busy}, evenly"
+    return (
+        f"{busy}; {told['backend']} has {told['busy_connections']}, {told['ratio']:.1f} times its"
+        f" share ({told['busy_connections_at_the_mean']:.0f})"
+    )
+
+
+def hottest(flows: Sequence[Row]) -> str:
+    """The flows that a backend has most work with."""
+    shown = []
+    for flow in flows:
+        waits = flow["awaiting_answer"] and flow["waiting_bytes"]
+        waiting = f", {humanise.quantity(flow['waiting_bytes'], 'B')} waiting" if waits else ""
+        client = humanise.endpoint(flow["client"], flow["client_port"])
+        shown.append(f"{client} (open for {humanise.age(flow['age_s'])}{waiting})")
+    return ", ".join(shown)
+
+
+def _trouble(gpu: Row) -> str:
+    if gpu["lost"]:
+        return "lost"
+    if gpu["recovery_action"] is not None:
+        return f"wants {gpu['recovery_action']}"
+    if gpu["xid"] is not None:
+        return f"XID {gpu['xid']}"
+    return f"throttled ({', '.join(gpu['throttled_by'])})" if gpu["throttled_by"] else ""
+
+
+def _gpu(gpu: Row) -> str:
+    parts = [_trouble(gpu)]
+    if gpu["utilization_ratio"] is not None:
+        parts.append(f"{humanise.percent(gpu['utilization_ratio'])}% busy")
+    if gpu["clock_ratio"] is not None:
+        parts.append(f"clock {humanise.percent(gpu['clock_ratio'])}%")
+    if gpu["temperature_c"] is not None:
+        parts.append(f"{gpu['temperature_c']:g} °C")
+    return f"GPU {gpu['gpu']}: {', '.join(part for part in parts if part) or 'no figures'}"

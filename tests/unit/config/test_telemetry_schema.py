@@ -1,0 +1,259 @@
+"""What a service says of load and locality: read, merged with the defaults, refused with words."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+import pytest
+
+from agent.config.document import write_yaml
+from agent.config.edit import Edit, EditOp, apply_edit
+from agent.config.load import parse
+from agent.config.load_rules import check
+from agent.config.render import document
+from agent.errors import ConfigError
+from agent.model import (
+    ModelLoaded,
+    ModelSource,
+    NodeKind,
+    NodeTelemetry,
+    Rebalance,
+    Telemetry,
+    TelemetryKind,
+    Zone,
+)
+from tests.unit.config.documents import backend, load, problems, service
+
+VLLM = {"type": "vllm"}
+STATS = {"type": "prometheus", "running": 'my_running{queue="main"}', "path": "/stats"}
+
+
+def test_everything_becomes_the_model() -> None:
+    config = load(
+        service(
+            telemetry={**STATS, "waiting": "w", "kv_usage": "max(kv)", "tls": True, "port": 9000,
+                       "interval": "100ms", "timeout": "50ms"},
+            node={"type": "dcgm", "port": 9401, "path": "/gpus", "interval": "5s", "timeout": 1},
+            model={"name": "org/model:7b", "source": "ollama", "port": 11434, "interval": "10s"},
+            learn_speed=False,
+            rtt_per_connection="2ms",
+            rebalance={"rate": 2.5, "idle": "1m", "skew": 2},
+            backends=[backend(1, zone="east", priority=3)],
+        ),
+        zones={"west": [], "east": ["10.1.0.0/16", "2001:db8:1::/48", "192.0.2.7"]},
+        tables={"zone_rings": 3},
+    )  # fmt: skip
+    (chat,) = config.services
+    assert chat.telemetry == Telemetry(
+        TelemetryKind.PROMETHEUS, 9000, "/stats", True, 0.1, 0.05, 'my_running{queue="main"}',
+        "w", "max(kv)",
+    )  # fmt: skip
+    assert chat.node == NodeTelemetry(NodeKind.DCGM, 9401, "/gpus", 5.0, 1.0)
+    assert chat.model == ModelLoaded("org/model:7b", ModelSource.OLLAMA, 11434, 10.0)
+    assert (chat.learn_speed, chat.rtt_per_connection_s) == (False, 0.002)
+    assert chat.rebalance == Rebalance(2.5, 60.0, 2.0)
+    assert (chat.backends[0].zone, chat.backends[0].priority) == ("east", 3)
+    clients = ("10.1.0.0/16", "2001:db8:1::/48", "192.0.2.7/32")
+    assert config.zones == (Zone("east", tuple(map(ip_network, clients))), Zone("west", ()))
+    assert config.tables.zone_rings == 3
+
+
+def test_a_report_may_take_twice_its_interval_but_no_more_than_a_second() -> None:
+    for interval, timeout_s in (("100ms", 0.2), ("2s", 1.0)):
+        (chat,) = load(service(telemetry={**VLLM, "interval": interval})).services
+        assert chat.telemetry.timeout_s == timeout_s
+
+
+def test_a_timeout_that_another_interval_would_have_is_written() -> None:
+    config = load(service(telemetry={**VLLM, "interval": "1s", "timeout": "400ms"}))
+    assert parse(write_yaml(document(config)), "f") == config
+
+
+def test_a_model_without_keys_is_none() -> None:
+    (chat,) = load(service(model={"name": None, "port": None})).services
+    assert chat.model is None
+
+
+# -- defaults
+
+
+def inherited(defaults: dict[str, object], **own: object) -> Telemetry:
+    (chat,) = load(service(telemetry=own), defaults={"telemetry": defaults}).services
+    return chat.telemetry
+
+
+def test_defaults_are_merged_key_by_key() -> None:
+    found = inherited({**VLLM, "port": 8000, "interval": "1s"}, interval="500ms", path="/m")
+    assert (found.kind, found.port) == (TelemetryKind.VLLM, 8000)
+    assert (found.interval_s, found.path) == (0.5, "/m")
+    given = {"node": {"type": "dcgm", "interval": "9s"}, "rebalance": {"rate": 3}}
+    own = service(node={"port": 9401}, rebalance={"idle": "10s"})
+    (chat,) = load(own, defaults=given).services
+    assert (chat.node.kind, chat.node.port, chat.node.interval_s) == (NodeKind.DCGM, 9401, 9.0)
+    assert (chat.rebalance.rate_per_s, chat.rebalance.idle_s) == (3.0, 10.0)
+
+
+def test_defaults_without_a_type_hold_for_every_type() -> None:
+    assert inherited({"port": 8000}, type="vllm").port == 8000
+
+
+def test_another_type_leaves_all_but_the_times_behind() -> None:
+    found = inherited({**STATS, "port": 9000, "interval": "1s", "timeout": "20ms"}, type="vllm")
+    assert found == Telemetry(TelemetryKind.VLLM, interval_s=1.0, timeout_s=0.02)
+    own = service(node={"type": "node-agent"})
+    (chat,) = load(own, defaults={"node": {"type": "dcgm", "port": 9401, "path": "/g"}}).services
+    assert chat.node == NodeTelemetry(NodeKind.NODE_AGENT)
+
+
+def test_what_is_changed_at_run_time_leaves_the_rest_as_it_is() -> None:
+    model = {"name": "m", "port": 8001}
+    before = load(service(telemetry={**VLLM, "port": 8000}, model=model))
+    values = {"telemetry": {"interval": "1s"}, "model": {"source": "triton"}}
+    (chat,) = apply_edit(before, Edit(EditOp.SERVICE_SET, "chat", values=values)).services
+    assert (chat.telemetry.port, chat.telemetry.interval_s) == (8000, 1.0)
+    assert chat.model == ModelLoaded("m", ModelSource.TRITON, 8001)
+    gone = apply_edit(before, Edit(EditOp.SERVICE_SET, "chat", values={"model": None}))
+    assert gone.services[0].model is None
+    assert parse(write_yaml(document(gone)), "f") == gone
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"telemetry": {"type": "vlm"}}, "telemetry.type: 'vlm' is not known"),
+        ({"telemetry": {"type": "prometheus"}}, "type prometheus needs an expression"),
+        ({"telemetry": {**VLLM, "running": "x"}}, "running means nothing for type vllm"),
+        ({"telemetry": {**VLLM, "interval": "1ms"}}, "interval: '1ms' is "),
+        ({"telemetry": {**VLLM, "path": "metrics"}}, "path: 'metrics' is "),
+        ({"node": {"type": "nvml"}}, "node.type: 'nvml' is "),
+        ({"model": {"source": "openai"}}, "model.name: is missing"),
+        ({"model": {"name": "a b"}}, "'a b' is not a model's name"),
+        ({"model": {"name": "x" * 257}}, "is too long for a model's name"),
+        ({"rebalance": {"rate": -1}}, "rate: -1 is out of range"),
+        ({"rebalance": {"rate": "fast"}}, "rate: 'fast' is not a number"),
+        ({"rebalance": {"skew": 0.5}}, "skew: 0.5 is out of range"),
+        ({"rtt_per_connection": "11s"}, "rtt_per_connection: '11s' is "),
+        ({"telemetry": "vllm"}, "telemetry: 'vllm' is not a mapping"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_by_itself(values: dict[str, object], words: str) -> None:
+    (found,) = problems(service(**values))
+    assert words in found
+
+
+def test_learned_speed_is_for_least_load_of_tcp() -> None:
+    udp, other = {"protocol": "udp", "health": {"type": "none"}}, {"scheduler": "maglev"}
+    for changed in (udp, other):
+        for key, value in (("learn_speed", True), ("rtt_per_connection", "1ms")):
+            if changed is udp and key == "rtt_per_connection":
+                continue
+            (found,) = problems(service(**changed, **{key: value}))
+            assert f"{key}: means nothing" in found
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("my_running{", "at the end: the name of a label"),
+        ("", "at the end"),
+        ("a +", "at the end"),
+        ("nope(a)", "nope"),
+        ("a b", "'b'"),
+    ],
+)
+def test_a_wrong_expression_says_where(written: str, words: str) -> None:
+    (found,) = problems(service(telemetry={"type": "prometheus", "running": written}))
+    assert found.startswith("services[0].telemetry.running: ")
+    assert words in found.removeprefix("services[0].telemetry.running: ")
+
+
+def test_a_service_for_any_port_says_where_its_servers_are_asked() -> None:
+    asked = service(port="any", telemetry=VLLM, model={"name": "m"}, health={"type": "none"})
+    places = {text.partition(":")[0] for text in problems(asked)}
+    assert places == {"services[0].telemetry", "services[0].model"}
+    ports = {"telemetry": {**VLLM, "port": 8000}, "model": {"name": "m", "port": 8000}}
+    assert load(asked | ports).services
+    assert load(asked | {"health": {"type": "http", "port": 8000}}).services
+    own = {"forward": "fullnat", "backends": [backend(1, port=8000)]}
+    assert load(asked | own).services
+    assert load(asked | {"telemetry": {"type": "none"}, "model": None}).services
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"protocol": "udp", "health": {"type": "none"}}, "means nothing for a udp service"),
+        ({"count_waiting": False}, "needs count_waiting"),
+        ({"scheduler": "source"}, "means nothing for scheduler source"),
+    ],
+)
+def test_connections_are_reset_where_it_helps(changes: dict[str, object], words: str) -> None:
+    (found,) = problems(service(**changes, rebalance={"rate": 1}))
+    assert found.startswith(f"services[0].rebalance.rate: {words}")
+    assert load(service(**changes, rebalance={"rate": 0})).services
+
+
+# -- zones
+
+
+def test_a_zone_that_is_not_there_is_named_with_those_that_are() -> None:
+    own = service(backends=[backend(1, zone="east"), backend(2, zone="estuary")])
+    (found,) = problems(own, zones={"east": [], "west": []})
+    assert found.startswith("services[0].backends[1].zone: there is no zone 'estuary'")
+    with pytest.raises(ConfigError, match="known: east, west; or add it"):
+        load(own, zones={"east": [], "west": []})
+    with pytest.raises(ConfigError, match=r"add it with the prefixes"):
+        load(own)
+
+
+@pytest.mark.parametrize(
+    ("zones", "words"),
+    [
+        (["east"], "is not a mapping"),
+        ({"East": []}, "'East' is not a zone's name"),
+        ({"east": "10.0.0.0/8"}, "is not a list"),
+        ({"east": ["10.0.0.0/33"]}, "'10.0.0.0/33' is not a prefix"),
+        ({"east": ["10.0.0.1/8"]}, "10.0.0.1/8 is an address inside of 10.0.0.0/8"),
+        ({"east": ["10.0.0.0/8"], "west": ["10.0.0.0/8"]}, "10.0.0.0/8 is of east and of west"),
+        ({"east": ["10.0.0.0/8", "10.0.0.0/8"]}, "10.0.0.0/8"),
+    ],
+)
+def test_zones_that_cannot_be(zones: object, words: str) -> None:
+    (found,) = problems(zones=zones)
+    assert found.startswith("zones")
+    assert words in found
+
+
+def test_a_prefix_may_lie_within_that_of_another_zone() -> None:
+    config = load(zones={"east": ["10.0.0.0/8", "::/0"], "west": ["10.1.0.0/16", "0.0.0.0/0"]})
+    assert len(config.zones) == 2
+
+
+def test_rings_of_zones_must_fit() -> None:
+    own = [
+        service(name=f"s{n}", port=n, backends=[backend(1, zone="a"), backend(2, zone="b"),
+                                                backend(3, zone="a")])
+        for n in (1, 2)
+    ]  # fmt: skip
+    zones = {"a": [], "b": []}
+    (found,) = problems(*own, zones=zones, tables={"zone_rings": 3})
+    assert found == "tables.zone_rings: 4 rings for zones do not fit into 3"
+    assert load(*own, zones=zones, tables={"zone_rings": 4})
+
+
+def test_problems_name_their_line() -> None:
+    own = "name: a, vip: 10.0.0.1, port: 1"
+    asked = "\n    type: prometheus,\n    running: 'x{'"
+    text = f"interface: eth0\nservices:\n- {{{own}, telemetry: {{{asked}}}}}\n"
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "agent.yaml")
+    (problem,) = caught.value.problems
+    assert problem.where == "agent.yaml:5"
+    assert problem.remedy.startswith("write a metric with its labels")
+
+
+def test_nothing_is_checked_of_what_could_not_be_read() -> None:
+    assert list(check([], None)) == []

@@ -1,0 +1,270 @@
+"""Samples are read once each, and weights follow them in steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from agent.dataplane import abi
+from agent.model import (
+    BackendRef,
+    NodeKind,
+    NodeTelemetry,
+    Scheduler,
+    Telemetry,
+    TelemetryKind,
+)
+from agent.weighing import learning
+from agent.weighing.learning import ADOPTED_S, AS_CONFIGURED, MOVE_EVERY_S, Learning
+from agent.weights.learn import Learner, Samples
+from tests.unit.state.world import A, B, web
+from tests.unit.weighing.world import A_REF, B_REF, World
+
+BOTH = (A_REF, B_REF)
+
+
+class Here(World):
+    """With learning."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.learning = Learning(self.plane.tables)
+        self.place()
+
+    def place(self) -> None:
+        self.learning.place(self.config, self.ids)
+
+    def answers(self, name: str, *rows: tuple[int, int, int, int]) -> None:
+        """Samples as the packet path leaves them: ahead, bytes, open, us."""
+        tables, ident = self.plane.tables, self.ident(name)
+        for row in rows:
+            place = int(tables.backend_latency["samples"][ident]) % abi.SAMPLES
+            tables.backend_samples[ident, place] = row
+            tables.backend_latency["samples"][ident] += 1
+
+
+def here(**fields: object) -> Here:
+    plain = {"scheduler": Scheduler.LEAST_LOAD}
+    return Here(web(A, replace(B, weight=100), **(plain | fields)))
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Samples]:
+    """What learners get, as it comes."""
+    found: list[Samples] = []
+
+    def learn(learner: Learner, samples: Samples, _now: float) -> Learner:
+        found.append(samples)
+        return learner
+
+    monkeypatch.setattr(learning, "learn", learn)
+    return found
+
+
+def us(samples: Samples) -> list[int]:
+    return [round(seconds * 1e6) for seconds in samples.seconds]
+
+
+# -- reading
+
+
+def test_each_sample_is_read_once_in_its_order(taken: list[Samples]):
+    world = here()
+    world.answers("a", (1, 2, 3, 4000), (5, 6, 7, 8000))
+    world.learning.sample(BOTH, 1.0)
+    first, nothing = taken
+    assert (list(first.ahead), list(first.bytes), list(first.open)) == ([1, 5], [2, 6], [3, 7])
+    assert (us(first), us(nothing)) == ([4000, 8000], [])
+    world.answers("a", (0, 0, 0, 9))
+    world.learning.sample(BOTH, 2.0)
+    assert us(taken[2]) == [9]
+
+
+def test_the_ring_goes_round(taken: list[Samples]):
+    world = here()
+    world.answers("a", *((0, 1, 1, n) for n in range(1, 31)))
+    world.learning.sample(BOTH, 1.0)
+    world.answers("a", *((0, 1, 1, n) for n in range(31, 41)))
+    world.learning.sample(BOTH, 2.0)
+    assert us(taken[0]) == list(range(1, 31))
+    assert us(taken[2]) == list(range(31, 41))
+    world.answers("a", *((0, 1, 1, n) for n in range(100, 200)))
+    world.learning.sample(BOTH, 3.0)
+    assert us(taken[4]) == list(range(200 - abi.SAMPLES, 200)), "the newest are still there"
+
+
+def test_a_sample_that_is_being_written_is_left_out(taken: list[Samples]):
+    world = here()
+    world.answers("a", (1, 1, 1, 10), (2, 2, 2, 0), (3, 3, 3, 30))
+    world.learning.sample(BOTH, 1.0)
+    assert us(taken[0]) == [10, 30]
+    assert list(taken[0].ahead) == [1, 3]
+
+
+def test_what_was_there_before_is_of_somebody_else(taken: list[Samples]):
+    world = here()
+    world.answers("a", (1, 1, 1, 10))
+    world.learning = Learning(world.plane.tables)
+    world.place()
+    world.learning.sample(BOTH, 1.0)
+    assert us(taken[0]) == []
+
+
+def test_a_table_that_was_cleared_starts_anew(taken: list[Samples]):
+    world = here()
+    world.answers("a", *((0, 1, 1, n) for n in range(1, 9)))
+    world.learning.sample(BOTH, 1.0)
+    world.plane.tables.backend_latency["samples"] = 0
+    world.learning.sample(BOTH, 2.0)
+    world.answers("a", (0, 1, 1, 77))
+    world.learning.sample(BOTH, 3.0)
+    assert [us(samples) for samples in taken[2::2]] == [[], [77]]
+
+
+# -- who learns
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"learn_speed": False}, {"scheduler": Scheduler.MAGLEV}, {"count_waiting": False}],
+)
+def test_who_does_not_learn_is_as_configured(fields: dict):
+    world = here(**fields)
+    assert not world.learning.learns(A_REF)
+    assert world.learning.learned(A_REF) == AS_CONFIGURED
+    assert not world.learning.sample(BOTH, 1.0)
+
+
+def test_another_id_forgets_and_the_same_one_does_not(taken: list[Samples]):
+    world = here()
+    world.answers("a", (1, 1, 1, 10))
+    world.place()
+    world.learning.sample(BOTH, 1.0)
+    assert us(taken[0]) == [10], "a pass changes nothing"
+    place = next(p for p, ident in world.ids.backends.items() if ident == world.ident("a"))
+    world.ids = replace(world.ids, backends=world.ids.backends | {place: 9})
+    world.answers("a", (1, 1, 1, 20))
+    world.place()
+    world.answers("a", (1, 1, 1, 30))
+    world.learning.sample(BOTH, 2.0)
+    assert us(taken[2]) == [30]
+
+
+# -- moving
+
+
+def serve(world: Here, seconds: int, *, slow: float, at: float = 0.0) -> list[bool]:
+    """A second of answers at a time: ``b`` takes so much longer than ``a``."""
+    draw, moved = np.random.default_rng(1), []
+    for second in range(1, seconds + 1):
+        for name, factor in (("a", 1.0), ("b", slow)):
+            rows = []
+            for _ in range(4):
+                ahead, size, open_ = draw.integers(0, 8000), draw.integers(500, 3000), 4
+                took_s = factor * (0.05 + 40e-6 * (ahead + size)) * draw.uniform(0.9, 1.1)
+                rows.append((int(ahead), int(size), open_, round(took_s * 1e6)))
+            world.answers(name, *rows)
+        moved.append(world.learning.sample(BOTH, at + second))
+    return moved
+
+
+def test_the_slow_one_weighs_less_and_every_step_is_logged():
+    world = here()
+    with capture_logs() as logs:
+        moved = serve(world, 60, slow=2.0)
+    fast, slow = (world.learning.learned(ref).weight_share for ref in BOTH)
+    assert 1.4 < fast / slow < 2.2
+    assert world.learning.estimate(A_REF).confidence > 0.5
+    steps = [log for log in logs if log["event"] == "learned speed"]
+    assert {step["backend"] for step in steps} == {str(A_REF), str(B_REF)}
+    for step in steps:
+        assert step["old"] / 1.26 - 0.01 <= step["new"] <= step["old"] * 1.26 + 0.01
+    assert 1 <= sum(moved) <= 60 / MOVE_EVERY_S
+
+
+def test_equals_stay_as_configured():
+    world = here()
+    serve(world, 60, slow=1.0)
+    assert [world.learning.learned(ref).weight_share for ref in BOTH] == [1.0, 1.0]
+
+
+def test_weights_stay_between_the_moves():
+    world = here()
+    serve(world, 20, slow=3.0)
+    before = world.learning.learned(B_REF)
+    assert not world.learning.sample(BOTH, 20.0 + MOVE_EVERY_S / 100)
+    assert world.learning.learned(B_REF) == before
+
+
+def test_who_is_out_moves_nowhere():
+    world = here()
+    serve(world, 30, slow=3.0)
+    before = world.learning.learned(B_REF)
+    for second in range(31, 61):
+        world.learning.sample((A_REF,), float(second))
+    assert world.learning.learned(B_REF) == before
+
+
+def test_a_backend_without_weight_does_not_disturb():
+    world = Here(web(A, replace(B, weight=0), scheduler=Scheduler.LEAST_LOAD))
+    serve(world, 30, slow=3.0)
+    assert [world.learning.learned(ref).weight_share for ref in BOTH] == [1.0, 1.0]
+
+
+# -- after a restart
+
+
+def restarted(weights: dict[BackendRef, int], **fields: object) -> Here:
+    world = here(**fields)
+    world.learning = Learning(world.plane.tables)
+    world.learning.adopt(world.config, weights, 0.0)
+    return world
+
+
+def test_a_restart_goes_on_with_the_weights_that_the_tables_hold():
+    world = restarted({A_REF: 150, B_REF: 40})
+    for _ in range(2):
+        shares = [world.learning.learned(ref).weight_share for ref in BOTH]
+        assert shares == [1.5, 0.4]
+        world.place()
+    for second in range(1, round(ADOPTED_S)):
+        assert not world.learning.sample(BOTH, float(second))
+    assert world.learning.learned(B_REF).weight_share == 0.4
+
+
+def test_what_no_sample_confirms_is_given_up_in_steps():
+    world = restarted({B_REF: 40})
+    world.place()
+    found = []
+    for n in range(10):
+        world.learning.sample(BOTH, ADOPTED_S + n * MOVE_EVERY_S)
+        found.append(world.learning.learned(B_REF).weight_share)
+    assert found == sorted(found)
+    assert 0.4 < found[0] <= 0.5 + 1e-9
+    assert found[-1] == 1.0
+
+
+def test_weights_of_other_reasons_are_bounded_or_none():
+    world = restarted({A_REF: 4000, B_REF: 0})
+    assert [world.learning.learned(ref).weight_share for ref in BOTH] == [4.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 0.4),
+        ({"telemetry": Telemetry(TelemetryKind.VLLM)}, 0.4),
+        ({"telemetry": Telemetry(TelemetryKind.AGENT_CHECK)}, 1.0),
+        ({"node": NodeTelemetry(NodeKind.DCGM)}, 1.0),
+        ({"learn_speed": False}, 1.0),
+    ],
+)
+def test_weights_that_somebody_else_may_have_lowered_are_not_taken_for_learned(fields, expected):
+    """The agent-check's share, or a throttled GPU's, would be counted twice."""
+    world = restarted({B_REF: 40}, **fields)
+    assert world.learning.learned(B_REF).weight_share == expected
+    world.place()
+    assert world.learning.learned(B_REF).weight_share == expected

@@ -1,0 +1,189 @@
+"""Servers are asked, their newest words are kept, and scores get the queues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from structlog.testing import capture_logs
+
+from agent.model import (
+    BackendRef,
+    ModelLoaded,
+    NodeKind,
+    NodeTelemetry,
+    Scheduler,
+    Telemetry,
+    TelemetryKind,
+)
+from agent.telemetry.asks import Topic
+from agent.telemetry.report import (
+    AgentCheck,
+    AgentState,
+    EngineReport,
+    Failure,
+    GpuReport,
+    NodeReport,
+)
+from agent.weighing.reports import Reports
+from tests.unit.state.world import A, B, web
+from tests.unit.weighing.world import A_REF, B_REF, FakeMonitor, World
+
+VLLM = Telemetry(TelemetryKind.VLLM, interval_s=0.2)
+NODE = NodeTelemetry(NodeKind.DCGM)
+
+
+@dataclass
+class FakeScores:
+    """Remembers what it was told."""
+
+    asks: list[BackendRef] = field(default_factory=list)
+    reports: list[tuple[BackendRef, EngineReport, float]] = field(default_factory=list)
+
+    def asked(self, ref: BackendRef) -> None:
+        self.asks.append(ref)
+
+    def reported(self, ref: BackendRef, report: EngineReport, asked_at: float) -> None:
+        self.reports.append((ref, report, asked_at))
+
+
+class Here(World):
+    """With reports, and how often they asked for a pass."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.words = 0
+        self.scores = FakeScores()
+        self.reports = Reports(self.scores, self._word)
+        self.monitor = FakeMonitor.last
+        self.aim()
+
+    def _word(self) -> None:
+        self.words += 1
+
+    def aim(self) -> None:
+        self.reports.aim(self.config)
+
+
+def here(**fields: object) -> Here:
+    return Here(web(A, B, **({"telemetry": VLLM, "scheduler": Scheduler.LEAST_LOAD} | fields)))
+
+
+# -- who is asked what
+
+
+def test_each_backend_is_asked_about_all_that_its_service_wants():
+    model = ModelLoaded("m")
+    world = here(node=NODE, model=model)
+    targets = world.monitor.targets
+    assert len(targets) == 6
+    assert targets[A_REF, Topic.ENGINE].question == VLLM
+    assert (targets[A_REF, Topic.ENGINE].port, targets[A_REF, Topic.ENGINE].address) == (
+        80,
+        A.address,
+    )
+    assert (targets[B_REF, Topic.NODE].port, targets[B_REF, Topic.NODE].question) == (9400, NODE)
+    assert (targets[B_REF, Topic.MODELS].port, targets[B_REF, Topic.MODELS].question) == (80, model)
+
+
+def test_a_port_that_is_given_is_asked():
+    ports = {"telemetry": replace(VLLM, port=1), "node": replace(NODE, port=2)}
+    targets = here(**ports, model=ModelLoaded("m", port=3)).monitor.targets
+    assert [targets[A_REF, topic].port for topic in (Topic.ENGINE, Topic.NODE, Topic.MODELS)] == [
+        1,
+        2,
+        3,
+    ]
+
+
+def test_nobody_is_asked_where_nothing_is_wanted():
+    assert here(telemetry=Telemetry()).monitor.targets == {}
+
+
+# -- what scores get
+
+
+def test_scores_get_the_queues_and_when_they_were_asked_for():
+    world = here(node=NODE)
+    world.monitor.asks(A_REF, Topic.NODE)
+    assert world.scores.asks == []
+    world.monitor.asks(A_REF)
+    assert world.scores.asks == [A_REF]
+    report = EngineReport(running=3.5)
+    world.monitor.hears(A_REF, report, 10.0)
+    assert world.scores.reports == [(A_REF, report, 10.0)]
+    assert world.words == 0, "queues ask for no pass"
+
+
+@pytest.mark.parametrize(
+    ("report", "topic"),
+    [
+        (Failure("no answer"), Topic.ENGINE),
+        (AgentCheck(0.5), Topic.ENGINE),
+        (NodeReport((GpuReport("0"),)), Topic.NODE),
+    ],
+)
+def test_scores_get_nothing_but_queues(report, topic: Topic):
+    world = here(node=NODE)
+    world.monitor.hears(A_REF, report, 10.0, topic)
+    assert world.scores.reports == []
+
+
+# -- freshness
+
+
+def test_a_report_counts_for_three_intervals_from_the_asking():
+    world = here()
+    assert not world.reports.heard(A_REF, Topic.ENGINE).is_fresh(0.0)
+    world.monitor.hears(A_REF, EngineReport(running=3), 10.0)
+    heard = world.reports.heard(A_REF, Topic.ENGINE)
+    assert heard.is_fresh(10.6 - 1e-6)
+    assert not heard.is_fresh(10.61)
+
+
+def test_a_failure_keeps_the_last_word_and_is_logged_once():
+    world = here()
+    report = EngineReport(running=3)
+    world.monitor.hears(A_REF, report, 10.0)
+    with capture_logs() as logs:
+        for at in (10.2, 10.4):
+            world.monitor.hears(A_REF, Failure("connection refused"), at)
+        heard = world.reports.heard(A_REF, Topic.ENGINE)
+        assert (heard.report, heard.asked_at) == (report, 10.0)
+        assert heard.failure == "connection refused"
+        world.monitor.hears(A_REF, report, 10.8)
+    assert [(log["event"], log["log_level"]) for log in logs] == [
+        ("no report", "warning"),
+        ("reports again", "info"),
+    ]
+    assert world.reports.heard(A_REF, Topic.ENGINE).failure == ""
+
+
+def test_other_words_ask_for_a_pass_when_they_change():
+    world = here(node=NODE)
+    well, lost = NodeReport((GpuReport("0"),)), NodeReport((GpuReport("0", lost=True),))
+    for report, expected in ((well, 1), (well, 1), (lost, 2), (Failure("gone"), 2), (lost, 2)):
+        world.monitor.hears(A_REF, report, 10.0, Topic.NODE)
+        assert world.words == expected
+
+
+def test_what_is_no_longer_asked_is_forgotten():
+    world = here()
+    world.monitor.hears(A_REF, EngineReport(running=3), 10.0)
+    world.config = replace(world.config, services=(web(A, B),))
+    world.aim()
+    assert world.reports.heard(A_REF, Topic.ENGINE).report is None
+
+
+def test_what_another_kind_said_is_forgotten():
+    world = here(telemetry=replace(VLLM, kind=TelemetryKind.AGENT_CHECK))
+    world.monitor.hears(A_REF, AgentCheck(state=AgentState.DRAIN), 10.0)
+    world.service = replace(world.service, telemetry=VLLM)
+    world.config = replace(world.config, services=(world.service,))
+    world.aim()
+    assert world.reports.heard(A_REF, Topic.ENGINE).report is None
+    world.monitor.hears(A_REF, EngineReport(running=3), 10.0)
+    slower = replace(world.service, telemetry=replace(VLLM, interval_s=1.0))
+    world.config = replace(world.config, services=(slower,))
+    world.aim()
+    assert world.reports.heard(A_REF, Topic.ENGINE).is_fresh(12.9), "the same one, asked less often"
