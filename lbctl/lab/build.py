@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import SteelyardError
-from lbctl.lab import netns, processes, topology, wiring
+from lbctl.lab import netns, processes, statefile, topology, wiring
 from lbctl.lab.interrupt import Guard
 from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Node, Role, lab_command
 
 STATE_FILE = "lab.json"
 READY_TIMEOUT_S = 30.0
+# In one event of an engine's stream, so that time to first token and not writing costs time here.
+_EVENT_TOKENS = 2
 _TOOLS = {"ip": "iproute2", "nsenter": "util-linux"}
 
 type Report = Callable[[str], None]
@@ -64,7 +66,7 @@ def read(name: str) -> tuple[Lab, Owner] | None:
     try:
         document = json.loads((topology.RUN_ROOT / name / STATE_FILE).read_text())
         owner = Owner(bool(document["owner"]["demo"]), int(document["owner"]["pid"]))
-        return topology.from_document(document["lab"]), owner
+        return statefile.from_document(document["lab"]), owner
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -108,13 +110,13 @@ def _silent(_text: str) -> None:
 def _build(lab: Lab, owner: Owner, report: Report) -> None:
     lab.run_dir.mkdir(parents=True)
     document = {
-        "lab": topology.to_document(lab),
+        "lab": statefile.to_document(lab),
         "owner": {"demo": owner.demo, "pid": owner.pid},
     }
     (lab.run_dir / STATE_FILE).write_text(json.dumps(document, indent=2) + "\n")
     report(f"network: {len(lab.nodes())} hosts on a bridge, as namespaces {lab.name}-…")
     build_network(lab)
-    report(f"HTTP servers: {lab.backends + lab.spares}")
+    report(f"{'engines' if lab.engines else 'HTTP servers'}: {lab.backends + lab.spares}")
     for backend in lab.nodes(Role.BACKEND):
         start_server(lab, backend)
     prepare_paths(lab)
@@ -152,10 +154,22 @@ def build_network(lab: Lab) -> None:
             netns.checksum_in_software(node.namespace, link.interface)
 
 
+def server_command(lab: Lab, backend: Node) -> list[str]:
+    """How the HTTP server, or the engine, of a backend is started."""
+    hardware = lab.engine(backend)
+    module = "lbctl.lab.engine.server" if hardware else "lbctl.lab.server"
+    command = [sys.executable, "-m", module, "--name", backend.name]
+    command += ["--port", str(lab.server_port)]
+    if hardware:
+        chunk = max(1, round(_EVENT_TOKENS * lab.time_scale))
+        command += ["--port", str(topology.ENGINE_PORT), "--hardware", hardware]
+        command += ["--time-scale", str(lab.time_scale), "--chunk-tokens", str(chunk)]
+    return command
+
+
 def start_server(lab: Lab, backend: Node) -> None:
     """Start the HTTP server of a backend."""
-    command = [sys.executable, "-m", "lbctl.lab.server", "--name", backend.name]
-    command += ["--port", str(lab.server_port)]
+    command = server_command(lab, backend)
     processes.start(lab.run_dir, backend.name, backend.namespace, command)
 
 
@@ -228,11 +242,13 @@ def await_answers(lab: Lab, timeout_s: float = 10.0) -> None:
     deadline = time.monotonic() + timeout_s
     client = lab.nodes(Role.CLIENT)[0]
     with netns.inside(client.namespace):
-        for vip in lab.vips:
-            while problem := _ask(str(vip)):
+        for service in lab.services:
+            while problem := _ask(str(service.vip), service.port):
                 if time.monotonic() > deadline:
+                    host = f"[{service.vip}]" if service.vip.version == 6 else service.vip
                     raise LabError(
-                        f"the backends are up, but http://{vip}/ does not answer: {problem}",
+                        "the backends are up, but"
+                        f" http://{host}:{service.port}/ does not answer: {problem}",
                         where=f"namespace {client.namespace}",
                         remedy="try it without native XDP:"
                         f" {lab_command(lab.name)} up --hook generic",
@@ -240,9 +256,9 @@ def await_answers(lab: Lab, timeout_s: float = 10.0) -> None:
                 time.sleep(0.05)
 
 
-def _ask(address: str) -> str:
+def _ask(address: str, port: int = topology.PORT) -> str:
     """Send one request; what is wrong with the answer, empty for nothing."""
-    connection = http.client.HTTPConnection(address, topology.PORT, timeout=2)
+    connection = http.client.HTTPConnection(address, port, timeout=2)
     try:
         connection.request("GET", "/health")
         status = connection.getresponse().status

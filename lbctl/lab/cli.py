@@ -15,7 +15,7 @@ from lbctl.options import agent_options
 
 if TYPE_CHECKING:
     from lbctl.lab.build import Owner
-    from lbctl.lab.topology import Lab
+    from lbctl.lab.topology import Lab, Node
 
 DEFAULT_NAME = "lab"
 # Words of agent.model, which --help need not wait for; a test compares them.
@@ -114,6 +114,19 @@ def lab() -> None:
     metavar="ID",
     help="All hosts speak in frames with this VLAN tag.",
 )
+@click.option(
+    "--engines",
+    metavar="GPU,…",
+    default="",
+    help="The servers behave like engines on these GPUs (h100, a100), given out in turn.",
+)
+@click.option(
+    "--time-scale",
+    type=click.FloatRange(0.01, 100),
+    default=1.0,
+    show_default=True,
+    help="So many times faster than real GPUs the engines are.",
+)
 @click.option("--replace", is_flag=True, help="Remove a lab that exists already.")
 @_late_name_option
 @pass_environment
@@ -123,6 +136,7 @@ def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
     \b
     Example:
       sudo lbctl lab up --backends 5 --forward ipip
+      sudo lbctl lab up --engines h100,a100 --forward nat
     """
     from agent.model import Forward, Hook, Scheduler
     from lbctl.lab import build, interrupt, topology
@@ -137,6 +151,8 @@ def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
         hook=Hook(options["hook"]),
         arms=options["arms"],
         vlan=options["vlan"],
+        engines=tuple(options["engines"].split(",")) if options["engines"] else (),
+        time_scale=options["time_scale"],
     )
     build.check_machine()
     try:
@@ -159,12 +175,21 @@ def _what_next(built: Lab) -> str:
         [
             f"the lab is up: http://{vip4}/ and http://[{vip6}]/ on {built.backends} backends; try",
             f"  {this_lab} exec client -- curl -s http://{vip4}/ 'http://[{vip6}]/'",
+            *([_prompt_command(built)] if built.engines else []),
             f"  lbctl --socket {socket} backend list",
             f"  lbctl --socket {socket} status",
             f"  {this_lab} status",
             f"  {this_lab} down",
         ]
     )
+
+
+def _prompt_command(built: Lab) -> str:
+    from lbctl.lab.topology import ENGINE_PORT, lab_command
+
+    url = f"http://{built.vips[0]}:{ENGINE_PORT}/v1/completions"
+    body = """'{"prompt": "Why is the sky blue?", "stream": true}'"""
+    return f"  {lab_command(built.name)} exec client -- curl -sN {url} -d {body}"
 
 
 @lab.command()
@@ -222,13 +247,11 @@ def status(env: Environment) -> None:
       sudo lbctl lab status
     """
     from lbctl.lab import build
-    from lbctl.lab.topology import Role
     from lbctl.output import emit
 
     build.check_machine()  # only root sees whose processes run
     built, owner = _existing()
     pids = {node.name: pid for node, pid in build.node_processes(built)}
-    runs = {Role.BALANCER: "agent", Role.BACKEND: "http server"}
     data = {
         "lab": {
             "name": built.name,
@@ -236,6 +259,7 @@ def status(env: Environment) -> None:
             "scheduler": built.scheduler.value,
             "hook": built.hook.value,
             "vlan": built.vlan,
+            "time_scale": built.time_scale,
             "run_dir": str(built.run_dir),
             "made_by": "demo" if owner.demo else "lab up",
             "vips": [str(vip) for vip in built.vips],
@@ -253,7 +277,7 @@ def status(env: Environment) -> None:
                     for link in node.links
                 ],
                 "gateways": [str(gateway) for gateway in node.gateways],
-                "process": runs.get(node.role),
+                "process": _process(built, node),
                 "pid": pids.get(node.name),
                 "log": str(built.run_dir / f"{node.name}.log") if node.name in pids else None,
             }
@@ -261,6 +285,20 @@ def status(env: Environment) -> None:
         ],
     }
     emit(env, data, _status_page)
+
+
+def _process(built: Lab, node: Node) -> str | None:
+    """What runs on a host."""
+    from lbctl.lab.topology import Role
+
+    match node.role:
+        case Role.BALANCER:
+            return "agent"
+        case Role.BACKEND:
+            hardware = built.engine(node)
+            return f"engine {hardware}" if hardware else "http server"
+        case _:
+            return None
 
 
 def _status_page(data: Mapping[str, Any]) -> list[object]:

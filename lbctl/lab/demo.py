@@ -18,7 +18,7 @@ from lbctl.lab.judge import Figure, Outcome
 from lbctl.lab.netns import LabError
 from lbctl.lab.story import Stage
 from lbctl.lab.topology import Lab, lab_command
-from lbctl.lab.traffic import Traffic
+from lbctl.lab.traffic import PromptTraffic, Traffic
 
 RATE_PER_S = 250
 KEEP_ALIVE = 12
@@ -48,6 +48,8 @@ def run(env: Environment, name: str, forward: Forward, hook: Hook) -> int:
         forward=forward,
         hook=hook,
         weights=tuple(story.WEIGHTS.values()),
+        engines=story.ENGINES,
+        time_scale=story.TIME_SCALE,
     )
     console = _console(env)
     build.check_machine()
@@ -55,18 +57,19 @@ def run(env: Environment, name: str, forward: Forward, hook: Hook) -> int:
     started_s = time.monotonic()
     outcomes: Outcomes = []
     traffic = Traffic(lab)
+    prompts = PromptTraffic(lab, lab.services[-1])
     problems: list[str] = []
     with Guard() as guard:
         try:
             with guard.interruptible():
-                problems = _play(lab, traffic, console, outcomes)
+                problems = _play(Stage(lab, traffic, prompts), console, outcomes)
         except Interrupted as interruption:
             console.print(f"demo: interrupted by {interruption}; the lab is removed")
             return interruption.exit_code
         except SteelyardError as error:
             problems = [str(error)]
         finally:
-            _clean_up(lab, traffic)
+            _clean_up(lab, traffic, prompts)
     _conclude(env, console, outcomes, problems, traffic, time.monotonic() - started_s)
     return 1 if problems else 0
 
@@ -91,8 +94,12 @@ def make_room(name: str) -> None:
         )
 
 
-def _play(lab: Lab, traffic: Traffic, console: Console, outcomes: Outcomes) -> list[str]:
-    console.print("A client, a balancer and four HTTP servers, in network namespaces", style="bold")
+def _play(stage: Stage, console: Console, outcomes: Outcomes) -> list[str]:
+    lab, traffic = stage.lab, stage.traffic
+    console.print(
+        "A client, a balancer and four servers that behave like GPU engines, in network namespaces",
+        style="bold",
+    )
     with console.status("building the lab"):
         started_s = time.monotonic()
         build.up(lab, build.Owner(demo=True, pid=os.getpid()), lambda _text: None)
@@ -101,8 +108,9 @@ def _play(lab: Lab, traffic: Traffic, console: Console, outcomes: Outcomes) -> l
     console.print(f"  built in {took_s:.1f} s; http://{vip4}/ and http://[{vip6}]/ answer")
     held = f"{KEEP_ALIVE} keep-alive connections and {STREAMS} streams"
     console.print(f"  load: {RATE_PER_S} new connections per second, {held} held open")
+    console.print(f"        {story.PROMPTS_PER_S:.0f} prompts per second to the engines")
     traffic.start(RATE_PER_S, KEEP_ALIVE, STREAMS, story.STREAM_S)
-    stage = Stage(lab, traffic)
+    stage.prompts.start(story.PROMPTS_PER_S, story.PROMPT_TOKENS, story.ANSWER_TOKENS)
     problems: list[str] = []
     for number, step in enumerate(story.STEPS, 1):
         console.print(f"{number}/{len(story.STEPS)} {step.title}", style="bold")
@@ -130,8 +138,9 @@ def _late_failures(stage: Stage) -> list[str]:
     return [f"{len(failed)} requests failed outside of the kill"] if failed else []
 
 
-def _clean_up(lab: Lab, traffic: Traffic) -> None:
+def _clean_up(lab: Lab, traffic: Traffic, prompts: PromptTraffic) -> None:
     try:
+        prompts.stop()
         traffic.stop()
     finally:
         build.down(lab.name, lambda _text: None)

@@ -46,28 +46,46 @@ class Held:
     error: str | None
 
 
-type Record = Request | Held
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request to an engine, streamed; ``error`` None: all its tokens came.
+
+    Times are from when the connection was asked for, to the first token and to the last.
+    """
+
+    at_s: float
+    started_s: float
+    target: str
+    backend: str | None
+    error: str | None
+    prompt_tokens: int
+    answer_tokens: int
+    first_token_ms: float | None
+    done_ms: float | None
+
+
+type Record = Request | Held | Prompt
+_KINDS: dict[str, type[Record]] = {"request": Request, "held": Held, "prompt": Prompt}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def to_line(record: Record) -> str:
     """A record as one line of JSON."""
-    kind = "request" if isinstance(record, Request) else "held"
-    return json.dumps({"record": kind, **asdict(record)})
+    return json.dumps({"record": _NAMES[type(record)], **asdict(record)})
 
 
 def from_line(line: str) -> Record | None:
     """The record that ``to_line`` wrote; None for any other line."""
     try:
         document = json.loads(line)
-        kind = document.pop("record")
-        if kind == "request":
-            return Request(**document)
-        return Held(**document) if kind == "held" else None
+        return _KINDS[document.pop("record")](**document)
     except (ValueError, TypeError, AttributeError, KeyError):
         return None
 
 
-def started_in(requests: Iterable[Request], start_s: float, end_s: float) -> list[Request]:
+def started_in[T: (Request, Prompt)](
+    requests: Iterable[T], start_s: float, end_s: float
+) -> list[T]:
     """The requests whose connection was asked for in that time."""
     return [request for request in requests if start_s <= request.started_s < end_s]
 
@@ -77,7 +95,7 @@ def failures(requests: Iterable[Request]) -> list[Request]:
     return [request for request in requests if request.failed]
 
 
-def answered_by(requests: Iterable[Request]) -> Counter[str]:
+def answered_by(requests: Iterable[Request | Prompt]) -> Counter[str]:
     """How many requests each backend answered."""
     return Counter(request.backend for request in requests if request.backend is not None)
 
@@ -112,7 +130,17 @@ def first_answer_ms(requests: Iterable[Request], backend: str, since_s: float) -
 
 def latency_ms(requests: Iterable[Request], share: float) -> float:
     """The latency that this share (0 to 1) of the answered requests stayed within."""
-    values = sorted(request.latency_ms for request in requests if not request.failed)
+    return _quantile((request.latency_ms for request in requests if not request.failed), share)
+
+
+def first_token_ms(prompts: Iterable[Prompt], share: float) -> float:
+    """The time to first token that this share (0 to 1) of the prompts stayed within."""
+    found = (prompt.first_token_ms for prompt in prompts)
+    return _quantile((value for value in found if value is not None), share)
+
+
+def _quantile(found: Iterable[float], share: float) -> float:
+    values = sorted(found)
     return values[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
 

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lbctl.lab import figures
-from lbctl.lab.figures import Held, Request
+from lbctl.lab.figures import Held, Prompt, Request
 
 # Of the shares: four standard deviations of what a thousand requests give.
 TOLERANCE = 0.06
+# A throttled engine gets at most this part of its former share. By its speed it is a quarter;
+# the rest is room for chance, and for what least-load sends to engines that have nothing to do.
+LESS = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,56 @@ def spread(window: Window, weights: Mapping[str, int]) -> Outcome:
     outcome.require_no_failure(window.failed)
     outcome.require(len(families) == 2, "IPv4 and IPv6 did not both carry traffic")
     outcome.require(gap <= TOLERANCE, f"a share is {100 * gap:.1f} points off")
+    return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """The prompts of before and after an engine became slow.
+
+    ``adapted``: when the balancer had had time to notice. ``by_weight``: with the engine as
+    slow, through a service that looks at weights alone.
+    """
+
+    before: Sequence[Prompt]
+    right_after: Sequence[Prompt]
+    adapted: Sequence[Prompt]
+    by_weight: Sequence[Prompt]
+
+
+def throttle(phases: Throttled, backend: str) -> Outcome:
+    """The slow engine gets less than before, and prompts wait less than by weight alone."""
+    outcome = Outcome()
+    named = {
+        "before": phases.before,
+        "right after": phases.right_after,
+        "once adapted": phases.adapted,
+        "by weight alone": phases.by_weight,
+    }
+    shares, slowest = {}, {}
+    for name, prompts in named.items():
+        median_ms = figures.first_token_ms(prompts, 0.5)
+        slowest[name] = figures.first_token_ms(prompts, 0.99)
+        shares[name] = figures.shares(figures.answered_by(prompts)).get(backend, 0.0)
+        outcome.say(
+            f"{name:15}: {100 * shares[name]:2.0f} % of the prompts to {backend},"
+            f" first token after {median_ms:,.0f} ms (p50), {slowest[name]:,.0f} ms (p99)"
+        )
+        outcome.count(f"GPU throttled: first token, median, {name}", median_ms, "ms")
+        outcome.count(f"GPU throttled: first token, 99 %, {name}", slowest[name], "ms")
+        outcome.count(f"GPU throttled: share of prompts to it, {name}", 100 * shares[name], "%")
+        # The last answers by weight alone may still be computed: they are left out, in its favour.
+        failed = [prompt for prompt in prompts if prompt.error]
+        kinds = ", ".join(sorted({str(prompt.error) for prompt in failed}))
+        outcome.require(not failed, f"{name}: {len(failed)} prompts failed ({kinds})")
+        outcome.require(bool(prompts), f"{name}: no prompt was answered")
+    outcome.require(
+        shares["once adapted"] <= LESS * shares["before"], f"{backend} still gets as many prompts"
+    )
+    outcome.require(
+        slowest["once adapted"] < slowest["by weight alone"],
+        "prompts wait as long as by weight alone",
+    )
     return outcome
 
 

@@ -10,34 +10,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import json
-import os
 import random
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from ipaddress import ip_address
 
-from lbctl.lab.figures import Held, Record, Request, to_line
+from lbctl.lab.client import (
+    FAILURES,
+    Connection,
+    Head,
+    Target,
+    describe,
+    leaving_on_signals,
+    parse_target,
+    run,
+    within,
+    write,
+)
+from lbctl.lab.figures import Held, Record, Request
 
-MAX_HEADER_BYTES = 16_384
 REOPEN_PAUSE_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """An address and port to connect to."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,115 +47,6 @@ class Plan:
     every_s: float = 0.2  # between the requests of a keep-alive connection
     stream_s: float = 3.0
     timeout_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The head of an answer."""
-
-    status: int
-    backend: str | None
-    length: int | None  # None: chunked
-
-
-class ProtocolError(Exception):
-    """The answer is not what the server of the lab sends."""
-
-
-def parse_target(text: str) -> Target:
-    """Read ``10.99.0.100:80`` or ``[fd99::100]:80``; raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon:
-        raise ValueError(f"{text!r} has no port")
-    ip_address(host)
-    return Target(host, int(port))
-
-
-def parse_head(head: bytes) -> Head:
-    """Read the head of an answer; raises ProtocolError."""
-    status_line, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
-    headers = {
-        name.strip().lower(): value.strip()
-        for name, _, value in (line.partition(":") for line in lines)
-    }
-    chunked = headers.get("transfer-encoding") == "chunked"
-    try:
-        status = int(status_line.split(" ")[1])
-        length = None if chunked else int(headers["content-length"])
-    except (IndexError, KeyError, ValueError) as error:
-        raise ProtocolError(f"unreadable answer {status_line[:60]!r}") from error
-    return Head(status, headers.get("x-backend"), length)
-
-
-class Connection:
-    """One connection to a target; every step is bounded by the timeout."""
-
-    def __init__(self, target: Target, timeout_s: float) -> None:
-        self._target = target
-        self._timeout_s = timeout_s
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
-
-    async def __aenter__(self) -> Connection:
-        async with asyncio.timeout(self._timeout_s):
-            self._reader, self._writer = await asyncio.open_connection(
-                self._target.host, self._target.port, limit=MAX_HEADER_BYTES
-            )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(self._timeout_s):
-                    await self._writer.wait_closed()
-
-    async def ask(self, path: str) -> Head:
-        """Send a request and read the head of the answer."""
-        reader, writer = self._streams()
-        async with asyncio.timeout(self._timeout_s):
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: {self._target}\r\n\r\n".encode())
-            await writer.drain()
-            return parse_head(await reader.readuntil(b"\r\n\r\n"))
-
-    async def get(self, path: str) -> Head:
-        """Send a request and read the whole answer."""
-        head = await self.ask(path)
-        reader, _ = self._streams()
-        async with asyncio.timeout(self._timeout_s):
-            await reader.readexactly(head.length or 0)
-        return head
-
-    async def read_chunk(self) -> bytes:
-        """The next chunk of a chunked answer; empty: it was the last."""
-        reader, _ = self._streams()
-        async with asyncio.timeout(self._timeout_s):
-            size = int(await reader.readuntil(b"\r\n"), 16)
-            return (await reader.readexactly(size + 2))[:-2]
-
-    def _streams(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._reader is None or self._writer is None:
-            raise ProtocolError("the connection is not open")
-        return self._reader, self._writer
-
-
-FAILURES = (OSError, TimeoutError, asyncio.IncompleteReadError, ProtocolError, ValueError)
-
-
-def describe(error: BaseException) -> str:
-    """An exception as a word or two: refused, reset, timeout, closed."""
-    match error:
-        case TimeoutError():
-            return "timeout"
-        case ConnectionRefusedError():
-            return "refused"
-        case ConnectionResetError() | BrokenPipeError():
-            return "reset"
-        case asyncio.IncompleteReadError():
-            return "closed"
-        case _:
-            return str(error) or type(error).__name__
 
 
 class Generator:
@@ -201,9 +87,7 @@ class Generator:
         period_s = self._plan.workers / self._plan.rate_per_s
         due = time.monotonic() + period_s * index / self._plan.workers
         for turn in itertools.count(index):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, due - time.monotonic())):
-                    await self._leaving.wait()
+            await within(due - time.monotonic(), self._leaving.wait())
             if self._leaving.is_set():
                 return
             await self._request(self._plan.targets[turn % len(self._plan.targets)])
@@ -304,16 +188,16 @@ class Tally:
         self._requests = 0
 
     def emit(self, record: Record) -> None:
-        """Write one record; flushed, since somebody may be reading along."""
+        """Write one record."""
         if isinstance(record, Held):
             self._held[record.event] += 1
-        else:
+        elif isinstance(record, Request):
             self._requests += 1
             if record.backend is not None:
                 self._backends[record.backend] += 1
             if record.failed:
                 self._errors[record.error or f"status {record.status}"] += 1
-        print(to_line(record), flush=True)
+        write(record)
 
     def summary(self) -> str:
         """The last line."""
@@ -331,10 +215,7 @@ class Tally:
 
 async def generate(plan: Plan, tally: Tally, duration_s: float | None) -> None:
     """Make the load until the time is over, or until SIGTERM or SIGINT."""
-    leaving = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, leaving.set)
+    leaving = leaving_on_signals()
     generator = Generator(plan, tally.emit)
     running = asyncio.create_task(generator.run(), name="load")
     ending = asyncio.create_task(leaving.wait(), name="leaving")
@@ -342,6 +223,7 @@ async def generate(plan: Plan, tally: Tally, duration_s: float | None) -> None:
     ending.cancel()
     generator.leave()
     await running
+    print(tally.summary(), flush=True)
 
 
 def main() -> None:
@@ -366,13 +248,7 @@ def main() -> None:
         stream_s=options.stream_seconds,
         timeout_s=options.timeout,
     )
-    tally = Tally()
-    try:
-        asyncio.run(generate(plan, tally, options.duration))
-        print(tally.summary(), flush=True)
-    except* BrokenPipeError:
-        # The reader went away; without this, Python would complain again as it leaves.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    run(generate(plan, Tally(), options.duration))
 
 
 if __name__ == "__main__":

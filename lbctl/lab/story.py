@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import http.client
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.api.client import Client
-from lbctl.lab import build, figures, judge, processes, topology
+from lbctl.lab import build, figures, judge, netns, processes, topology
 from lbctl.lab.judge import Outcome, Window
 from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Node, Role
-from lbctl.lab.traffic import Traffic
+from lbctl.lab.traffic import PromptTraffic, Traffic
 
-SERVICES = ("web", "web6")
 WEIGHTS = {"be1": 100, "be2": 100, "be3": 50}
-KILLED, DRAINED, ADDED = "be1", "be2", "be4"
+ENGINES = ("h100", "h100", "a100", "h100")
+TIME_SCALE = 10.0  # so that a few seconds have enough prompts for a p99
+KILLED, DRAINED, ADDED, THROTTLED = "be1", "be2", "be4", "be1"
+SLOW = 4.0
+# Half of what the engines can do, and of the throttled one more than it can by its weight.
+PROMPTS_PER_S, PROMPT_TOKENS, ANSWER_TOKENS = 60.0, 800, 40
 STREAM_S = 3.0
 AWAY_S = 2.0
 RELOADS = 10
@@ -28,6 +33,7 @@ class Stage:
 
     lab: Lab
     traffic: Traffic
+    prompts: PromptTraffic  # by load; they end with the step that is about them
     forgiven: list[tuple[float, float]] = field(default_factory=list)
 
     @property
@@ -89,6 +95,46 @@ def spread(stage: Stage) -> Outcome:
     return judge.spread(stage.window(start_s, time.monotonic()), WEIGHTS)
 
 
+def throttle(stage: Stage) -> Outcome:
+    """Slow an engine down under a load of prompts; then the same load split by weight alone."""
+    before_s = time.monotonic()
+    _throttle(stage.lab, SLOW)
+    throttled_s = time.monotonic()
+    time.sleep(8.0)
+    end_s = time.monotonic()
+    stage.prompts.leave()
+    by_weight = PromptTraffic(stage.lab, stage.lab.services[0])
+    by_weight.start(PROMPTS_PER_S, PROMPT_TOKENS, ANSWER_TOKENS)
+    stage.wait(lambda: bool(by_weight.prompts()), timeout_s=5)
+    time.sleep(3.0)
+    by_weight.leave()
+    # From here on what waits is served fast again: their times are at least what is measured.
+    _throttle(stage.lab, 1.0)
+    stage.prompts.stop()
+    by_weight.stop()
+    prompts = stage.prompts.prompts
+    phases = judge.Throttled(
+        before=prompts(before_s - 4.0, before_s),
+        right_after=prompts(throttled_s, throttled_s + 2.0),
+        adapted=prompts(throttled_s + 3.0, end_s),
+        by_weight=by_weight.prompts(),
+    )
+    return judge.throttle(phases, THROTTLED)
+
+
+def _throttle(lab: Lab, slow: float) -> None:
+    """Have an engine run so many times slower than its GPU can."""
+    node = lab.node(THROTTLED)
+    with netns.inside(node.namespace):
+        connection = http.client.HTTPConnection("127.0.0.1", lab.server_port, timeout=5)
+        connection.request("POST", f"/throttle?slow={slow}")
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+    if answer.status != 200:
+        raise LabError(f"{node.name} cannot be throttled: status {answer.status}")
+
+
 def kill(stage: Stage) -> Outcome:
     """Kill a backend, wait until nothing fails any more, and start it again."""
     killed_s = processes.kill(stage.lab.run_dir, KILLED)
@@ -109,12 +155,13 @@ def kill(stage: Stage) -> Outcome:
 
 def drain(stage: Stage) -> Outcome:
     """Drain a backend until its streams have ended, then let it serve again."""
-    for service in SERVICES:
+    services = [service.name for service in stage.lab.services]
+    for service in services:
         stage.lbctl("backend", "drain", f"{service}/{DRAINED}")
     drained_s = time.monotonic()
     time.sleep(STREAM_S + 0.5)
     window = stage.window(drained_s, time.monotonic())
-    for service in SERVICES:
+    for service in services:
         stage.lbctl("backend", "enable", f"{service}/{DRAINED}")
     return judge.drain(window, DRAINED)
 
@@ -123,10 +170,10 @@ def add(stage: Stage) -> Outcome:
     """Add the backend that runs already but that no service names."""
     node = stage.lab.node(ADDED)
     asked_s = time.monotonic()
-    for service, family in zip(SERVICES, (4, 6), strict=True):
-        about = topology.backend_document(stage.lab, node, family)
+    for service in stage.lab.services:
+        about = topology.backend_document(stage.lab, node, service.vip.version, service.port)
         words = [w for key in ("address", "port") if key in about for w in (f"--{key}", about[key])]
-        stage.lbctl("backend", "add", f"{service}/{ADDED}", *map(str, words))
+        stage.lbctl("backend", "add", f"{service.name}/{ADDED}", *map(str, words))
     stage.first_answer_ms(ADDED, asked_s)
     time.sleep(0.5)
     return judge.add(stage.window(asked_s, time.monotonic()), ADDED)
@@ -163,6 +210,7 @@ def reload(stage: Stage) -> Outcome:
 
 STEPS = (
     Step("traffic flows, on IPv4 and IPv6, by weight", spread),
+    Step(f"the GPU of {THROTTLED} is throttled, {SLOW:.0f} times slower", throttle),
     Step(f"{KILLED} is killed (SIGKILL)", kill),
     Step(f"{DRAINED} is drained (lbctl backend drain)", drain),
     Step(f"{ADDED} is added (lbctl backend add)", add),

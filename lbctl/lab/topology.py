@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
+from typing import NamedTuple
 
 from agent.errors import ConfigError
-from agent.model import Forward, Hook, Scheduler
+from agent.model import Address, Forward, Hook, Scheduler
+from lbctl.lab.engine.model import HARDWARE
 
 RUN_ROOT = Path("/run/steelyard")
 DEFAULT_NAME = "lab"
@@ -22,11 +23,14 @@ NODE_INTERFACE = "eth0"
 BACK_INTERFACE = "eth1"  # of a balancer with two arms
 PORT = 80
 MAPPED_PORT = 8080  # where the servers of nat listen
+# The service for prompts, by the load of engines. All others are as without engines.
+PROMPTS, ENGINE_PORT = "chat", 8000
 
 MAX_BALANCERS = 8
 MAX_CLIENTS = 9
 MAX_BACKENDS = 100
 LAST_VLAN = 4094
+MAX_TIME_SCALE = 100.0
 
 # Room for outer IPv6 and UDP headers between balancer and backends; clients keep the usual MTU.
 CLIENT_MTU = 1500
@@ -98,6 +102,14 @@ class Node:
         return self.links[0].mtu
 
 
+class Service(NamedTuple):
+    """A service of the lab's balancers."""
+
+    name: str
+    vip: Address
+    port: int
+
+
 @dataclass(frozen=True, slots=True)
 class Lab:
     """The options of a lab, and everything that follows from them.
@@ -105,6 +117,8 @@ class Lab:
     ``spares`` are backends that run but that no service names yet. ``weights`` are those of
     the first backends, the others have 100. ``arms`` 2: the balancers reach the backends of nat
     and fullnat by a second interface. ``vlan``: all hosts speak in frames with that tag.
+    ``engines``: the servers behave like engines on these GPUs, given out in turn, ``time_scale``
+    times faster than real ones.
     """
 
     name: str = DEFAULT_NAME
@@ -118,6 +132,8 @@ class Lab:
     weights: tuple[int, ...] = ()
     arms: int = 1
     vlan: int | None = None
+    engines: tuple[str, ...] = ()
+    time_scale: float = 1.0
 
     def __post_init__(self) -> None:
         # The name is the start of namespace names and the name of a folder under /run.
@@ -140,6 +156,18 @@ class Lab:
                 where="lab",
                 remedy="leave it at one; in nat and fullnat there can be two",
             )
+        if strange := sorted(set(self.engines) - HARDWARE.keys()):
+            raise ConfigError(
+                f"there is no engine {strange[0]!r}",
+                where="lab",
+                remedy=f"use one of: {', '.join(sorted(HARDWARE))}",
+            )
+        if not 0.01 <= self.time_scale <= MAX_TIME_SCALE:
+            raise ConfigError(
+                f"engines cannot be {self.time_scale:g} times faster than real ones",
+                where="lab",
+                remedy=f"use 0.01 to {MAX_TIME_SCALE:.0f}",
+            )
 
     @property
     def run_dir(self) -> Path:
@@ -161,6 +189,18 @@ class Lab:
     def server_port(self) -> int:
         """Where the HTTP servers listen; in nat it is another port than the VIPs'."""
         return MAPPED_PORT if self.forward is Forward.NAT else PORT
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        """The services of the balancers; with engines, one more, for prompts."""
+        vip4, vip6 = self.vips
+        web = (Service("web", vip4, PORT), Service("web6", vip6, PORT))
+        return (*web, Service(PROMPTS, vip4, ENGINE_PORT)) if self.engines else web
+
+    def engine(self, backend: Node) -> str | None:
+        """The GPU of a backend's engine; None: it has the small server."""
+        index = self.nodes(Role.BACKEND).index(backend)
+        return self.engines[index % len(self.engines)] if self.engines else None
 
     def nodes(self, *roles: Role) -> tuple[Node, ...]:
         """The hosts of the given roles; of all roles if none is given."""
@@ -266,7 +306,6 @@ def owned_namespace(lab_name: str, namespace: str) -> bool:
 
 def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
     """The configuration document of a balancer's agent."""
-    vip4, vip6 = lab.vips
     document: dict[str, object] = {
         "name": balancer.namespace,
         "interface": NODE_INTERFACE,
@@ -288,10 +327,7 @@ def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
                 "fall": 2,
             },
         },
-        "services": [
-            {"name": "web", "vip": str(vip4), "port": PORT, "backends": _backends(lab, 4)},
-            {"name": "web6", "vip": str(vip6), "port": PORT, "backends": _backends(lab, 6)},
-        ],
+        "services": [_service_document(lab, service) for service in lab.services],
     }
     if lab.forward.is_tunnel:
         document["tunnel_source"] = {"ipv4": str(balancer.ipv4), "ipv6": str(balancer.ipv6)}
@@ -300,59 +336,43 @@ def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
     return document
 
 
+def _service_document(lab: Lab, service: Service) -> dict[str, object]:
+    document: dict[str, object] = {
+        "name": service.name,
+        "vip": str(service.vip),
+        "port": service.port,
+    }
+    if service.name == PROMPTS:
+        document |= {
+            "scheduler": Scheduler.LEAST_LOAD.value,
+            "telemetry": {"type": "vllm", "interval": "200ms"},
+        }
+    return document | {"backends": _backends(lab, service)}
+
+
 def answers_for_vips(balancer: Node) -> bool:
     """One balancer answers for the VIPs; the others stand by with the same tables."""
     return balancer.name == "lb1"
 
 
-def backend_document(lab: Lab, node: Node, family: int) -> dict[str, object]:
-    """A backend in the configuration of a service of that family, 4 or 6."""
+def backend_document(lab: Lab, node: Node, family: int, vip_port: int = PORT) -> dict[str, object]:
+    """A backend in the configuration of a service of that family, 4 or 6, and port."""
     document: dict[str, object] = {
         "name": node.name,
         "address": str(node.ipv4 if family == 4 else node.ipv6),
     }
-    if lab.server_port != PORT:
-        document["port"] = lab.server_port
+    if lab.forward is Forward.NAT:
+        # Answers are told apart by their port, so no two services have the same.
+        document["port"] = vip_port if vip_port != PORT else lab.server_port
     return document
 
 
-def _backends(lab: Lab, family: int) -> list[dict[str, object]]:
+def _backends(lab: Lab, service: Service) -> list[dict[str, object]]:
     return [
-        backend_document(lab, node, family) | {"weight": lab.weight(index)}
+        backend_document(lab, node, service.vip.version, service.port)
+        | {"weight": lab.weight(index)}
         for index, node in enumerate(lab.nodes(Role.BACKEND)[: lab.backends])
     ]
-
-
-def to_document(lab: Lab) -> dict[str, object]:
-    """The options of a lab as JSON values; ``from_document`` reads them back."""
-    return {
-        key: value.value if isinstance(value, enum.Enum) else value
-        for key, value in asdict(lab).items()
-    }
-
-
-def from_document(document: Mapping[str, object]) -> Lab:
-    """A lab from what ``to_document`` wrote; raises ConfigError on anything else."""
-    try:
-        return Lab(
-            name=str(document["name"]),
-            backends=int(str(document["backends"])),
-            spares=int(str(document["spares"])),
-            balancers=int(str(document["balancers"])),
-            clients=int(str(document["clients"])),
-            forward=Forward(document["forward"]),
-            scheduler=Scheduler(document["scheduler"]),
-            hook=Hook(document["hook"]),
-            weights=tuple(int(weight) for weight in document["weights"]),  # type: ignore[attr-defined]
-            arms=int(str(document["arms"])),
-            vlan=None if document["vlan"] is None else int(str(document["vlan"])),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the options of the lab cannot be read: {error!r}",
-            where="lab.json",
-            remedy="remove what is left of it: `lbctl lab down`, with --name if it has one",
-        ) from error
 
 
 def lab_command(name: str) -> str:

@@ -8,9 +8,9 @@ import signal
 import pytest
 
 from lbctl.lab import figures, judge
-from lbctl.lab.figures import Held, Request
+from lbctl.lab.figures import Held, Prompt, Request
 from lbctl.lab.interrupt import Guard, Interrupted
-from lbctl.lab.judge import Window
+from lbctl.lab.judge import Throttled, Window
 
 V4, V6 = "10.99.0.100:80", "[fd99::100]:80"
 
@@ -28,12 +28,16 @@ def held(connection: int, event: str, backend: str, at_s: float, kind: str = "st
     return Held(at_s, connection, kind, event, V4, backend, None)
 
 
+def prompt(backend: str, first_token_ms: float | None, error: str | None = None) -> Prompt:
+    return Prompt(2.0, 1.0, V4, backend, error, 800, 40, first_token_ms, first_token_ms)
+
+
 def window(requests: list[Request], events: list[Held] | None = None) -> Window:
     return Window(10.0, 20.0, requests, events or [])
 
 
 def test_records_survive_their_line() -> None:
-    for record in (answered("be1", 1.0), held(3, "broke", "be2", 2.0)):
+    for record in (answered("be1", 1.0), held(3, "broke", "be2", 2.0), prompt("be1", 9.0)):
         assert figures.from_line(figures.to_line(record)) == record
 
 
@@ -69,6 +73,33 @@ def test_shares_as_promised_are_good_and_others_are_a_problem() -> None:
 def test_traffic_of_one_family_only_is_a_problem() -> None:
     only_v4 = [answered("be1", 11.0, V4)] * 10
     assert "IPv6" in judge.spread(window(only_v4), {"be1": 100}).problems[0]
+
+
+def to_slow_one(percent: int, slow_ms: float = 50.0) -> list[Prompt]:
+    """A hundred prompts, so many of them to the throttled engine."""
+    slow = [prompt("be1", slow_ms)] * percent
+    return slow + [prompt("be2", 20.0)] * (100 - percent)
+
+
+def throttled(
+    adapted: list[Prompt], by_weight: list[Prompt], right_after: list[Prompt] | None = None
+) -> list[str]:
+    after = to_slow_one(30) if right_after is None else right_after
+    return judge.throttle(Throttled(to_slow_one(40), after, adapted, by_weight), "be1").problems
+
+
+def test_a_throttled_engine_has_to_get_less_and_prompts_to_wait_less_than_by_weight() -> None:
+    by_weight = to_slow_one(40, slow_ms=900.0)
+    assert throttled(to_slow_one(20), by_weight) == []
+    assert "as many" in throttled(to_slow_one(38), by_weight)[0]
+    assert "by weight" in throttled(to_slow_one(20, slow_ms=900.0), by_weight)[0]
+
+
+def test_a_throttled_engine_may_not_fail_prompts_and_without_prompts_nothing_is_proven() -> None:
+    by_weight = to_slow_one(40, slow_ms=900.0)
+    failing = [*to_slow_one(20), prompt("be1", None, error="reset")]
+    assert "1 prompts failed (reset)" in throttled(failing, by_weight)[0]
+    assert "right after: no prompt" in throttled(to_slow_one(20), by_weight, [])[0]
 
 
 def test_kill_counts_until_the_last_failure_and_forgives_the_dead_backend() -> None:

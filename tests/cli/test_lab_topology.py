@@ -11,8 +11,8 @@ import pytest
 
 from agent.config.load import parse
 from agent.errors import ConfigError
-from agent.model import AdminState, CheckKind, Forward, Hook, Scheduler
-from lbctl.lab import build, cli, load, server, topology, wiring
+from agent.model import AdminState, CheckKind, Forward, Hook, Scheduler, TelemetryKind
+from lbctl.lab import build, cli, client, http, server, statefile, topology, wiring
 from lbctl.lab.topology import Lab, Role, lab_command
 
 
@@ -50,6 +50,8 @@ def test_addresses_are_unique_and_show_the_same_digits_in_both_families() -> Non
         {"arms": 2},
         {"arms": 2, "forward": Forward.GUE},
         {"arms": 3, "forward": Forward.NAT},
+        {"engines": ("h100", "abacus")},
+        {"time_scale": 0.0},
     ],
 )
 def test_a_lab_that_cannot_be_is_refused_with_a_remedy(options: dict[str, object]) -> None:
@@ -95,6 +97,36 @@ def test_the_agent_accepts_the_configuration_of_a_lab(forward: Forward, vlan: in
         assert {backend.admin for backend in service.backends} == {AdminState.ACTIVE}
         ports = {backend.port for backend in service.backends}
         assert ports == ({8080} if forward is Forward.NAT else {None})
+
+
+@pytest.mark.parametrize("forward", Forward)
+def test_engines_have_a_service_for_prompts_that_is_balanced_by_their_load(
+    forward: Forward,
+) -> None:
+    lab = Lab(forward=forward, engines=("h100", "a100"), scheduler=Scheduler.MAGLEV)
+    import yaml
+
+    config = parse(yaml.safe_dump(topology.agent_document(lab, lab.node("lb1"))), "lab")
+    web, _, chat = config.services
+    assert (chat.key.vip, chat.key.port) == (lab.vips[0], 8000)
+    assert (chat.scheduler, chat.telemetry.kind) == (Scheduler.LEAST_LOAD, TelemetryKind.VLLM)
+    assert (web.scheduler, web.telemetry.kind) == (Scheduler.MAGLEV, TelemetryKind.NONE)
+    commands = [" ".join(build.server_command(lab, node)) for node in lab.nodes(Role.BACKEND)]
+    assert [command.split("--hardware ")[1].split()[0] for command in commands] == [
+        "h100",
+        "a100",
+        "h100",
+    ]
+    for command in commands:
+        asked = {backend.port or 8000 for backend in chat.backends}
+        asked |= {backend.port or 80 for backend in web.backends}
+        assert all(f"--port {port}" in command for port in asked)
+
+
+def test_a_lab_without_engines_has_the_small_server() -> None:
+    command = build.server_command(Lab(), Lab().node("be1"))
+    assert "lbctl.lab.server" in command
+    assert len(Lab().services) == 2
 
 
 def test_only_the_first_balancer_answers_for_the_vips() -> None:
@@ -238,12 +270,14 @@ def test_options_survive_the_state_file() -> None:
         weights=(1, 2),
         arms=2,
         vlan=7,
+        engines=("h100", "a100"),
+        time_scale=2.5,
     )
     for each in (lab, Lab()):
-        assert topology.from_document(topology.to_document(each)) == each
-    broken = topology.to_document(lab) | {"forward": "pigeon"}
+        assert statefile.from_document(statefile.to_document(each)) == each
+    broken = statefile.to_document(lab) | {"forward": "pigeon"}
     with pytest.raises(ConfigError):
-        topology.from_document(broken)
+        statefile.from_document(broken)
 
 
 @pytest.mark.parametrize(
@@ -263,11 +297,11 @@ def test_only_namespaces_of_the_lab_are_its_own(namespace: str, owned: bool) -> 
 
 
 def test_server_reads_requests_and_refuses_nonsense() -> None:
-    request = server.parse_request(b"GET /slow?seconds=2&chunks=4 HTTP/1.1\r\nHost: x\r\n\r\n")
+    request = http.parse_request(b"GET /slow?seconds=2&chunks=4 HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (request.method, request.path, request.keep_alive) == ("GET", "/slow", True)
     assert server.slow_parameters(request.query) == (2.0, 4)
-    assert not server.parse_request(b"GET / HTTP/1.0\r\n\r\n").keep_alive
-    assert not server.parse_request(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").keep_alive
+    assert not http.parse_request(b"GET / HTTP/1.0\r\n\r\n").keep_alive
+    assert not http.parse_request(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").keep_alive
 
 
 @pytest.mark.parametrize(
@@ -285,32 +319,31 @@ def test_server_reads_requests_and_refuses_nonsense() -> None:
     ],
 )
 def test_server_answers_a_bad_request_with_its_status(head: bytes, status: int) -> None:
-    with pytest.raises(server.BadRequestError) as caught:
-        server.parse_request(head)
+    with pytest.raises(http.BadRequestError) as caught:
+        http.parse_request(head)
     assert caught.value.status == status
 
 
 @pytest.mark.parametrize("query", [{"seconds": ["nan"]}, {"chunks": ["0"]}, {"seconds": ["-1"]}])
 def test_server_refuses_streams_out_of_bounds(query: dict[str, list[str]]) -> None:
-    with pytest.raises(server.BadRequestError):
+    with pytest.raises(http.BadRequestError):
         server.slow_parameters(query)
 
 
 def test_load_targets_are_addresses_of_both_families() -> None:
-    assert load.parse_target("10.99.0.100:80") == load.Target("10.99.0.100", 80)
-    assert str(load.parse_target("[fd99::100]:80")) == "[fd99::100]:80"
+    assert client.parse_target("10.99.0.100:80") == client.Target("10.99.0.100", 80)
+    assert str(client.parse_target("[fd99::100]:80")) == "[fd99::100]:80"
     for text in ("10.99.0.100", "example.org:80", "10.99.0.100:http"):
         with pytest.raises(ValueError, match=r".+"):
-            load.parse_target(text)
+            client.parse_target(text)
 
 
 def test_load_understands_what_the_server_sends() -> None:
-    answer = server.Server("be7")
-    whole = answer._answer(200, b"be7\n", keep_alive=True)
-    head = load.parse_head(whole.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+    whole = http.answer("be7", 200, b"be7\n", keep_alive=True)
+    head = client.parse_head(whole.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
     assert dataclasses.astuple(head) == (200, "be7", 4)
-    with pytest.raises(load.ProtocolError):
-        load.parse_head(b"SSH-2.0-OpenSSH\r\n\r\n")
+    with pytest.raises(client.ProtocolError):
+        client.parse_head(b"SSH-2.0-OpenSSH\r\n\r\n")
 
 
 def test_remedies_name_the_lab_that_they_are_about() -> None:

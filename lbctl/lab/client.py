@@ -1,0 +1,172 @@
+"""Owns a connection to a server of the lab as its clients have it; every step is bounded.
+
+What the load generators share: they write one JSON line per record to whoever reads along, and
+leave on SIGTERM and SIGINT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Coroutine
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+from lbctl.lab.figures import Record, to_line
+from lbctl.lab.http import MAX_HEADER_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An address and port to connect to."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of an answer."""
+
+    status: int
+    backend: str | None
+    length: int | None  # None: chunked
+
+
+class ProtocolError(Exception):
+    """The answer is not what the server of the lab sends."""
+
+
+def parse_target(text: str) -> Target:
+    """Read ``10.99.0.100:80`` or ``[fd99::100]:80``; raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon:
+        raise ValueError(f"{text!r} has no port")
+    ip_address(host)
+    return Target(host, int(port))
+
+
+def parse_head(head: bytes) -> Head:
+    """Read the head of an answer; raises ProtocolError."""
+    status_line, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    headers = {
+        name.strip().lower(): value.strip()
+        for name, _, value in (line.partition(":") for line in lines)
+    }
+    chunked = headers.get("transfer-encoding") == "chunked"
+    try:
+        status = int(status_line.split(" ")[1])
+        length = None if chunked else int(headers["content-length"])
+    except (IndexError, KeyError, ValueError) as error:
+        raise ProtocolError(f"unreadable answer {status_line[:60]!r}") from error
+    return Head(status, headers.get("x-backend"), length)
+
+
+class Connection:
+    """One connection to a target; every step is bounded by the timeout."""
+
+    def __init__(self, target: Target, timeout_s: float) -> None:
+        self._target = target
+        self._timeout_s = timeout_s
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def __aenter__(self) -> Connection:
+        async with asyncio.timeout(self._timeout_s):
+            self._reader, self._writer = await asyncio.open_connection(
+                self._target.host, self._target.port, limit=MAX_HEADER_BYTES
+            )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(self._timeout_s):
+                    await self._writer.wait_closed()
+
+    async def ask(self, path: str, body: bytes | None = None) -> Head:
+        """Send a request, a POST if there is a body, and read the head of the answer."""
+        reader, writer = self._streams()
+        method = "GET" if body is None else "POST"
+        framing = "" if body is None else f"Content-Length: {len(body)}\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self._target}\r\n{framing}\r\n"
+        async with asyncio.timeout(self._timeout_s):
+            writer.write(head.encode() + (body or b""))
+            await writer.drain()
+            return parse_head(await reader.readuntil(b"\r\n\r\n"))
+
+    async def get(self, path: str) -> Head:
+        """Send a request and read the whole answer."""
+        head = await self.ask(path)
+        reader, _ = self._streams()
+        async with asyncio.timeout(self._timeout_s):
+            await reader.readexactly(head.length or 0)
+        return head
+
+    async def read_chunk(self) -> bytes:
+        """The next chunk of a chunked answer; empty: it was the last."""
+        reader, _ = self._streams()
+        async with asyncio.timeout(self._timeout_s):
+            size = int(await reader.readuntil(b"\r\n"), 16)
+            return (await reader.readexactly(size + 2))[:-2]
+
+    def _streams(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._reader is None or self._writer is None:
+            raise ProtocolError("the connection is not open")
+        return self._reader, self._writer
+
+
+FAILURES = (OSError, TimeoutError, asyncio.IncompleteReadError, ProtocolError, ValueError)
+
+
+def describe(error: BaseException) -> str:
+    """An exception as a word or two: refused, reset, timeout, closed."""
+    match error:
+        case TimeoutError():
+            return "timeout"
+        case ConnectionRefusedError():
+            return "refused"
+        case ConnectionResetError() | BrokenPipeError():
+            return "reset"
+        case asyncio.IncompleteReadError():
+            return "closed"
+        case _:
+            return str(error) or type(error).__name__
+
+
+def write(record: Record) -> None:
+    """Write one record; flushed, since somebody may be reading along."""
+    print(to_line(record), flush=True)
+
+
+def leaving_on_signals() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT."""
+    leaving = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, leaving.set)
+    return leaving
+
+
+async def within(timeout_s: float, event: Awaitable[object]) -> None:
+    """Wait for an event, but no longer than that."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, timeout_s)):
+            await event
+
+
+def run(load: Coroutine[Any, Any, None]) -> None:
+    """Make load; a reader that goes away ends it quietly."""
+    try:
+        asyncio.run(load)
+    except* BrokenPipeError:
+        # Without this, Python would complain again as it leaves.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

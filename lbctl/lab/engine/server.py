@@ -1,0 +1,155 @@
+"""Serves the stand-in engine over HTTP, with the API and the metrics page of vLLM.
+
+``/v1/completions`` and ``/v1/chat/completions``, streamed or whole, ``/v1/models``, ``/health``,
+``/metrics``; ``/`` and ``/slow`` as every server of the lab. ``X-Backend`` names the server. The
+head of a streamed answer goes out at once, as from real engines, and the first token when the
+prompt is done. A client that hangs up ends its request.
+
+``POST /throttle?slow=3`` makes the engine three times slower until it is told otherwise. No
+engine has that: it is the lab's, for showing what a throttled GPU does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from lbctl.lab import server
+from lbctl.lab.engine import openai, page
+from lbctl.lab.engine.model import HARDWARE, Engine
+from lbctl.lab.engine.openai import Completion, Wording
+from lbctl.lab.engine.runner import Runner
+from lbctl.lab.http import (
+    CHUNKED,
+    JSON,
+    LAST_CHUNK,
+    BadRequestError,
+    Request,
+    answer,
+    answer_head,
+    chunk,
+)
+
+COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
+MAX_SLOW = 1000.0
+
+
+class _Answer:
+    """Writes the tokens of one request as they come."""
+
+    def __init__(
+        self,
+        asked: Completion,
+        write: Callable[[bytes], None],
+        whole: Callable[[bytes], bytes],
+    ) -> None:
+        self.ended = asyncio.get_running_loop().create_future()
+        self._asked = asked
+        self._wording = Wording(asked)
+        self._write = write
+        self._whole = whole  # puts the head before an answer that is no stream
+
+    def tokens(self, start: int, count: int, last: bool) -> None:
+        """Write so many tokens."""
+        if self._asked.stream:
+            data = chunk(self._wording.events(start, count, last))
+            self._write(data + LAST_CHUNK if last else data)
+        elif last:
+            self._write(self._whole(self._wording.whole(start + count)))
+        if last:
+            self.end()
+
+    def end(self) -> None:
+        """Nothing more is to come."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+class EngineServer(server.Server):
+    """Answers what an engine answers, at the engine's pace."""
+
+    def __init__(self, name: str, engine: Engine, chunk_tokens: int, time_scale: float) -> None:
+        super().__init__(name)
+        self._engine = engine
+        self._time_scale = time_scale
+        self._page = page.Page()
+        self._runner = Runner(engine, chunk_tokens, self._page)
+        self.throttle(1.0)
+
+    def throttle(self, slow: float) -> None:
+        """Make everything so many times slower than the hardware is."""
+        self._engine.slow = slow / self._time_scale
+
+    def refusal(self, error: BadRequestError) -> bytes:
+        """An error as engines word it."""
+        return answer(self.name, error.status, openai.refusal(error), False, JSON)
+
+    async def respond(self, request: Request, body: bytes, writer: asyncio.StreamWriter) -> None:
+        """Answer one request; raises BadRequestError."""
+        path = request.path
+        if path in COMPLETIONS:
+            if request.method != "POST":
+                raise BadRequestError(405)
+            await self._complete(request, openai.read_completion(path, body), writer)
+        elif path == "/throttle":
+            writer.write(self._say(request, self._throttle(request)))
+        elif path == "/metrics":
+            writer.write(self._say(request, self._page.text(self._engine), page.CONTENT_TYPE))
+        elif path == "/v1/models":
+            writer.write(self._say(request, openai.models(), JSON))
+        else:
+            await super().respond(request, body, writer)
+
+    def _say(self, request: Request, body: bytes, content_type: str = "text/plain") -> bytes:
+        return answer(self.name, 200, body, request.keep_alive, content_type)
+
+    def _throttle(self, request: Request) -> bytes:
+        if request.method != "POST":
+            raise BadRequestError(405)
+        try:
+            slow = float(request.query["slow"][0])
+        except (KeyError, ValueError) as error:
+            raise BadRequestError(400, "say how slow: POST /throttle?slow=3") from error
+        if not 1 / MAX_SLOW <= slow <= MAX_SLOW:
+            raise BadRequestError(400, f"slow is from {1 / MAX_SLOW} to {MAX_SLOW:.0f}")
+        self.throttle(slow)
+        return f"{self.name} is {slow:g} times slower than its hardware\n".encode()
+
+    async def _complete(
+        self, request: Request, asked: Completion, writer: asyncio.StreamWriter
+    ) -> None:
+        connection = writer.transport.get_protocol()
+        if writer.is_closing() or not isinstance(connection, server.Connection):
+            raise ConnectionResetError
+        if asked.stream:
+            head = answer_head(self.name, 200, CHUNKED, request.keep_alive, openai.EVENT_STREAM)
+            writer.write(head)
+        made = _Answer(asked, writer.write, lambda body: self._say(request, body, JSON))
+        job = self._runner.submit(asked.prompt_tokens, asked.max_tokens, made)
+        connection.on_gone = made.end
+        try:
+            await made.ended
+        finally:
+            connection.on_gone = None
+            if job.done_s is None:
+                self._runner.cancel(job)
+                writer.close()
+
+
+def main() -> None:
+    """The command line."""
+    parser = server.parser("lbctl.lab.engine.server", __doc__)
+    add = parser.add_argument
+    add("--hardware", choices=sorted(HARDWARE), default="h100", help="whose speed it has")
+    add("--slow", type=float, default=1.0, help="so many times slower than the hardware")
+    add("--time-scale", type=float, default=1.0, help="10: everything ten times faster than real")
+    add("--chunk-tokens", type=int, default=1, help="tokens per event, after the first")
+    options = parser.parse_args()
+    engine = Engine(HARDWARE[options.hardware])
+    made = EngineServer(options.name, engine, max(1, options.chunk_tokens), options.time_scale)
+    made.throttle(options.slow)
+    asyncio.run(server.serve(made, options.host, options.port or [80]))
+
+
+if __name__ == "__main__":
+    main()
