@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench bench-peers docs docs-check format clean
+.PHONY: help setup demo test lint types bench bench-peers bench-ai docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -55,6 +55,9 @@ bench: setup ## measure: tables and JSON in bench/results (root)
 
 bench-peers: setup ## CPU per connection beside HAProxy, nginx and nftables (root, a quiet machine)
 	@$(PYTHON) -m bench.peers
+
+bench-ai: setup ## time to first token beside HAProxy and nginx, 40 minutes (root, a quiet machine)
+	@$(PYTHON) -m bench.ai
 
 format: $(STAMP) ## put Python and C into our format
 	@$(BIN)/ruff check --quiet --select I --fix

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from agent.dataplane import libbpf
 from agent.dataplane.compile import Compiled
-from agent.model import Forward, Protocol
+from agent.model import Address, Forward, Protocol
 from bench import frames, setting
 from bench.setting import Bench
 from bench.timing import Flows, Timing, Wrapped
@@ -82,6 +82,7 @@ def cases() -> Iterator[Case]:
         if forward in (Forward.DSR, Forward.IPIP):
             yield from _of_many(family, forward)
     yield from _of_schedulers()
+    yield _new_flows("v4 dsr, client in a zone of 1,024 prefixes", setting.ZONES_VIP, "zones")
     yield Case(
         "v4 dsr: UDP, one flow",
         _frame(4, Forward.DSR, protocol=Protocol.UDP),
@@ -218,15 +219,13 @@ def _of_many(family: int, forward: Forward) -> Iterator[Case]:
 def _of_schedulers() -> Iterator[Case]:
     """A new flow with each packet, of a service with 100 backends."""
     for scheduler, vip in setting.SCHEDULER_VIPS.items():
-        yield Case(
-            f"v4 dsr, {scheduler.value}: all new flows (SYN flood)",
-            frames.frame(
-                setting.CLIENTS[4], vip, setting.PORT, flags=frames.TCP_SYN, payload=False
-            ),
-            (scheduler.value,),
-            Table.EMPTY,
-            Flows(frames.client_offset(vip), 0),
-        )
+        yield _new_flows(f"v4 dsr, {scheduler.value}", vip, scheduler.value)
+
+
+def _new_flows(name: str, vip: Address, needs: str) -> Case:
+    syn = frames.frame(setting.CLIENTS[4], vip, setting.PORT, flags=frames.TCP_SYN, payload=False)
+    flows = Flows(frames.client_offset(vip), 0)
+    return Case(f"{name}: all new flows (SYN flood)", syn, (needs,), Table.EMPTY, flows)
 
 
 def measure(bench: Bench, case: Case, runs: int, repeat: int) -> Result:

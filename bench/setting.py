@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from agent.model import (
     Service,
     ServiceKey,
     Tables,
+    Zone,
 )
 from agent.reconcile.apply import Applier
 from agent.reconcile.diff import diff
@@ -51,6 +52,9 @@ CLIENTS: dict[int, Address] = {4: IPv4Address("192.168.1.1"), 6: IPv6Address("fc
 SOURCES: dict[int, Address] = {4: IPv4Address("10.0.0.2"), 6: IPv6Address("fd00::2")}
 UDP_PORT = 53
 ANY_PORT_VIP = IPv4Address("10.200.1.100")
+ZONES_VIP = IPv4Address("10.200.1.102")
+# Every client is in it, each below one of 1,024 prefixes.
+ZONE = Zone("near", tuple(IPv4Network("0.0.0.0/0").subnets(10)))
 UNCOUNTED_VIP = IPv4Address("10.200.1.101")
 SCHEDULER_VIPS: dict[Scheduler, IPv4Address] = {
     scheduler: IPv4Address("10.200.1.110") + n
@@ -86,6 +90,9 @@ def services() -> dict[str, Service]:
     found["any port"] = _service(len(found), ANY_PORT_VIP, 0, Protocol.TCP, Forward.DSR)
     plain = _service(len(found), UNCOUNTED_VIP, PORT, Protocol.TCP, Forward.DSR)
     found["uncounted"] = replace(plain, count_waiting=False)
+    near = _service(len(found), ZONES_VIP, PORT, Protocol.TCP, Forward.DSR)
+    members = (replace(backend, zone=ZONE.name) for backend in near.backends)
+    found["zones"] = replace(near, backends=tuple(members))
     for scheduler, vip in SCHEDULER_VIPS.items():
         plain = _service(len(found), vip, PORT, Protocol.TCP, Forward.DSR)
         found[scheduler.value] = replace(plain, scheduler=scheduler)
@@ -102,6 +109,7 @@ def config(name: str, slots: int = DEFAULT_SLOTS) -> Config:
         nat=Nat((IPv4Address(str(SOURCES[4])),), (IPv6Address(str(SOURCES[6])),)),
         tables=Tables(flows=slots),
         services=tuple(services().values()),
+        zones=(ZONE,),
     )
 
 

@@ -1,0 +1,247 @@
+"""Owns the requests of a run: sends each when it is due, however long the others take.
+
+``python -m bench.ai.client --plan FILE --result FILE``, in the lab's client. One process: plain
+protocols and no streams, so that the client is no bottleneck; its own share of a processor and
+how late it sent are part of the result. The time to first token is that to the first event with
+a token: the head of the answer comes before it, and at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from bench.ai import plan as plans
+from bench.ai.plan import Answer, Ask, Plan, Played, Throttle
+from bench.ai.trace import BYTES_PER_TOKEN
+
+_PATH = "/v1/completions"
+_EVENT = b"data: {"
+_LAST_CHUNK = b"0\r\n\r\n"
+_BACKEND = re.compile(rb"\r\nX-Backend: ([^\r]*)\r\n")
+_LONGEST = 40_000  # prompt tokens
+_WORDS = b"load " * (_LONGEST * BYTES_PER_TOKEN // 5)
+_LEAD_S = 0.5  # between start and the first request
+
+
+def request_bytes(host: str, prompt_tokens: int, answer_tokens: int, keeps: bool) -> bytes:
+    """A streamed completion request whose prompt has so many tokens."""
+    prompt = _WORDS[: prompt_tokens * BYTES_PER_TOKEN]
+    body = b'{"prompt":"%b","max_tokens":%d,"stream":true}' % (prompt, answer_tokens)
+    connection = "keep-alive" if keeps else "close"
+    head = (
+        f"POST {_PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Connection: {connection}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A request under way; times are the loop's."""
+
+    number: int
+    due_s: float
+    late_s: float
+    first_s: float | None = None
+    done_s: float | None = None
+    backend: str = ""
+    error: str = ""
+
+    def answer(self) -> Answer:
+        def since(at_s: float | None) -> float | None:
+            return None if at_s is None else at_s - self.due_s
+
+        return Answer(
+            since(self.first_s), since(self.done_s), self.late_s, self.backend, self.error
+        )
+
+
+class _Connection(asyncio.Protocol):
+    """One connection; one request at a time."""
+
+    def __init__(self, player: _Player, key: tuple[int, int], sent: _Sent, data: bytes) -> None:
+        self.key = key
+        self.used = 0
+        self.is_open = False
+        self._player = player
+        self._sent: _Sent | None = sent
+        self._first = data  # goes out the moment that the connection is there
+        self._tail = b""
+        self._transport: asyncio.WriteTransport | None = None
+        self._clock = player.loop.time
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        self.is_open = True
+        if self._sent is not None:
+            self.ask(self._sent, self._first)
+        self._first = b""
+
+    def ask(self, sent: _Sent, data: bytes) -> None:
+        """Send a request; the player hears of its end."""
+        assert self._transport is not None
+        self._sent, self._tail = sent, b""
+        self.used += 1
+        self._transport.write(data)
+
+    def data_received(self, data: bytes) -> None:
+        sent = self._sent
+        if sent is None:
+            return
+        if not sent.backend:
+            found = _BACKEND.search(data)
+            sent.backend = found[1].decode() if found else "?"
+            if not data.startswith(b"HTTP/1.1 200 "):
+                sent.error = data[:40].decode("latin-1").split("\r\n")[0]
+        seen = self._tail + data
+        if sent.first_s is None and _EVENT in seen:
+            sent.first_s = self._clock()
+        self._tail = seen[-len(_EVENT) :]
+        if seen.endswith(_LAST_CHUNK) or sent.error:
+            sent.done_s = self._clock()
+            self._sent = None
+            self._player.ended(sent, self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_open = False
+        if (sent := self._sent) is not None:
+            self._sent = None
+            sent.error = f"lost: {type(error).__name__}" if error else "closed early"
+            self._player.ended(sent, self)
+
+    def close(self) -> None:
+        """Say goodbye."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+@dataclass(slots=True)
+class _Player:
+    """Plays a plan."""
+
+    plan: Plan
+    loop: asyncio.AbstractEventLoop
+    answers: list[Answer | None] = field(init=False)
+    _idle: defaultdict[tuple[int, int], deque[_Connection]] = field(
+        default_factory=lambda: defaultdict(deque)
+    )
+    _under_way: int = 0
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _all_ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.answers = [None] * len(self.plan.asks)
+
+    async def play(self) -> None:
+        """Send everything, and wait for the answers as long as the plan's patience lasts."""
+        start_s = self.loop.time() + _LEAD_S
+        self._under_way = len(self.plan.asks)
+        events: list[tuple[float, int, Ask | Throttle]] = [
+            *((ask.at_s, number, ask) for number, ask in enumerate(self.plan.asks)),
+            *((throttle.at_s, -1, throttle) for throttle in self.plan.throttles),
+        ]
+        for at_s, number, what in sorted(events, key=lambda event: event[0]):
+            due_s = start_s + at_s
+            if (wait_s := due_s - self.loop.time()) > 0:
+                await asyncio.sleep(wait_s)
+            if isinstance(what, Throttle):
+                self._spawn(_throttle(self.plan.targets[what.target], what.slow))
+            else:
+                self._begin(number, what, due_s)
+        try:
+            async with asyncio.timeout(self.plan.patience_s):
+                await self._all_ended.wait()
+        except TimeoutError:
+            pass  # what has no answer yet counts as unanswered
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
+
+    def _begin(self, number: int, ask: Ask, due_s: float) -> None:
+        sent = _Sent(number, due_s, self.loop.time() - due_s)
+        key = (ask.client, ask.target)
+        target = self.plan.targets[ask.target]
+        keeps = self.plan.keep_alive_s > 0
+        data = request_bytes(target, ask.prompt_tokens, ask.answer_tokens, keeps)
+        idle = self._idle[key] if keeps else ()
+        while idle:
+            connection = idle.pop()
+            if connection.is_open:
+                connection.ask(sent, data)
+                return
+        self._spawn(self._connect(target, key, sent, data))
+
+    def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, target: str, key: tuple[int, int], sent: _Sent, data: bytes) -> None:
+        host, _, port = target.rpartition(":")
+        connection = _Connection(self, key, sent, data)
+        try:
+            await self.loop.create_connection(lambda: connection, host, int(port))
+        except OSError as error:
+            sent.error = f"no connection: {error.strerror or error}"
+            self.ended(sent, connection)
+
+    def ended(self, sent: _Sent, connection: _Connection) -> None:
+        """A request has its answer, or never will."""
+        self.answers[sent.number] = sent.answer()
+        self._under_way -= 1
+        if not self._under_way:
+            self._all_ended.set()
+        if self.plan.keep_alive_s <= 0 or sent.error:
+            connection.close()
+            return
+        self._idle[connection.key].append(connection)
+        self.loop.call_later(self.plan.keep_alive_s, self._expire, connection, connection.used)
+
+    def _expire(self, connection: _Connection, used: int) -> None:
+        idle = self._idle[connection.key]
+        if connection.used == used and connection in idle:
+            idle.remove(connection)
+            connection.close()
+
+
+async def _throttle(target: str, slow: float) -> None:
+    host, _, port = target.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /throttle?slow={slow} HTTP/1.1\r\nHost: {target}\r\n"
+    writer.write(f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
+    await reader.read()
+    writer.close()
+
+
+_NEVER = Answer(None, None, 0.0, "", "no answer in time")
+
+
+async def play(plan: Plan) -> Played:
+    """Play a plan with this process."""
+    player = _Player(plan, asyncio.get_running_loop())
+    began_s, cpu_s = time.monotonic(), time.process_time()
+    gc.disable()  # a collection would be a lag
+    await player.play()
+    answers = tuple(answer or _NEVER for answer in player.answers)
+    return Played(answers, time.monotonic() - began_s, time.process_time() - cpu_s)
+
+
+@click.command()
+@click.option("--plan", "source", type=click.Path(path_type=Path), required=True)
+@click.option("--result", type=click.Path(path_type=Path), required=True)
+def main(source: Path, result: Path) -> None:
+    """Send what a plan says, and write what came of it."""
+    plans.write(result, asyncio.run(play(plans.read_plan(source))))
+
+
+if __name__ == "__main__":
+    main()

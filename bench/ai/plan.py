@@ -1,0 +1,113 @@
+"""Owns the file between the bench and its client: what to send when, and what came of it.
+
+Times are the machine's, so engine time divided by the time scale.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench.ai.simulator import Scenario, chances
+
+TAIL_S = 60.0  # engine time within which the last answers must have come, at the least
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request; ``target`` is an index of ``Plan.targets``, 0: the balancer."""
+
+    at_s: float
+    prompt_tokens: int
+    answer_tokens: int
+    client: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """At that time a server becomes so many times slower than its hardware."""
+
+    at_s: float
+    target: int
+    slow: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All of a case; ``keep_alive_s`` 0: each request has a connection of its own."""
+
+    targets: tuple[str, ...]  # host:port
+    asks: tuple[Ask, ...]
+    throttles: tuple[Throttle, ...]
+    keep_alive_s: float
+    patience_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one request, in its plan's order; seconds since it was due."""
+
+    first_token_s: float | None
+    done_s: float | None
+    late_s: float  # how late it was sent
+    backend: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What came of a plan."""
+
+    answers: tuple[Answer, ...]
+    wall_s: float
+    cpu_s: float  # of the client itself
+
+
+def make(scenario: Scenario, targets: Sequence[str], time_scale: float) -> Plan:
+    """What the lab's client does for a scenario; ``targets``: the balancer, then each server."""
+    drawn = chances(scenario)
+    asks = tuple(
+        Ask(
+            request.at_s / time_scale,
+            request.prompt_tokens,
+            request.answer_tokens,
+            drawn.client[number],
+            1 + drawn.target[number] if drawn.bypasses[number] else 0,
+        )
+        for number, request in enumerate(scenario.requests)
+    )
+    throttles: tuple[Throttle, ...] = ()
+    if slow := scenario.slowdown:
+        throttles = (
+            Throttle(slow.from_s / time_scale, 1 + slow.server, slow.factor),
+            Throttle(slow.until_s / time_scale, 1 + slow.server, 1.0),
+        )
+    keep_alive_s = scenario.keep_alive_s / time_scale if scenario.clients else 0.0
+    return Plan(tuple(targets), asks, throttles, keep_alive_s, TAIL_S / time_scale)
+
+
+def write(path: Path, plan: Plan | Played) -> None:
+    """As JSON."""
+    path.write_text(json.dumps(asdict(plan)))
+
+
+def read_plan(path: Path) -> Plan:
+    """What ``write`` wrote."""
+    document = json.loads(path.read_text())
+    return Plan(
+        tuple(document["targets"]),
+        tuple(Ask(**ask) for ask in document["asks"]),
+        tuple(Throttle(**throttle) for throttle in document["throttles"]),
+        document["keep_alive_s"],
+        document["patience_s"],
+    )
+
+
+def read_played(path: Path) -> Played:
+    """What ``write`` wrote."""
+    document = json.loads(path.read_text())
+    answers = tuple(Answer(**answer) for answer in document["answers"])
+    return Played(answers, document["wall_s"], document["cpu_s"])

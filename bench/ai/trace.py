@@ -1,0 +1,105 @@
+"""Decides what is asked and when: lengths from the Azure traces, arrivals of a given burstiness.
+
+Lengths are pairs (prompt, answer) drawn from the trace as they are: the two are related, and no
+simple distribution fits them. Where the traces are absent, they are drawn from the published
+quantiles, each alone. Arrivals are a renewal process with Gamma gaps: the trace's have a
+coefficient of variation of 1.09; 3.6 stands for bursts.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+TRACE_CV = 1.09
+BURSTY_CV = 3.6
+BYTES_PER_TOKEN = 5  # of English text and the usual tokenizers, JSON around it included
+PLACE = "STEELYARD_TRACES"
+_DEFAULT_PLACE = Path(__file__).parents[3] / "shared" / "traces"
+_FILE = "AzureLLMInferenceTrace_{name}.csv"
+
+type Floats = npt.NDArray[np.float64]
+type Pairs = npt.NDArray[np.int64]
+
+# Of the conversation trace: quantiles of prompt and answer tokens, with means of 1155 and 211.
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+_PROMPT = (20.0, 181.0, 396.0, 1020.0, 1189.0, 2735.0, 4142.0, 5000.0)
+_ANSWER = (7.0, 41.0, 85.0, 129.0, 395.0, 424.0, 601.0, 1000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Pairs of prompt and answer tokens to draw from, and where they are from."""
+
+    pairs: Pairs
+    source: str
+
+    @property
+    def mean_prompt(self) -> float:
+        return float(self.pairs[:, 0].mean())
+
+    @property
+    def mean_answer(self) -> float:
+        return float(self.pairs[:, 1].mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a client."""
+
+    at_s: float
+    prompt_tokens: int
+    answer_tokens: int
+
+    @property
+    def prompt_bytes(self) -> int:
+        return self.prompt_tokens * BYTES_PER_TOKEN
+
+
+def folder() -> Path:
+    """Where the traces lie: as the environment says, or beside the repository."""
+    return Path(os.environ.get(PLACE) or _DEFAULT_PLACE)
+
+
+def lengths(name: str = "conv", place: Path | None = None) -> Lengths:
+    """The pairs of a trace (``conv`` or ``code``), or generated ones where it is absent."""
+    path = (place or folder()) / _FILE.format(name=name)
+    if not path.exists():
+        return generated()
+    pairs = np.loadtxt(path, delimiter=",", skiprows=1, usecols=(1, 2), dtype=np.int64)
+    return Lengths(np.maximum(pairs, 1), f"Azure LLM inference trace 2023, {name}")
+
+
+def generated(count: int = 20_000, seed: int = 1) -> Lengths:
+    """Pairs with the published quantiles of the conversation trace."""
+    rng = np.random.default_rng(seed)
+    columns = [
+        np.interp(rng.random(count), _QUANTILES, values).round() for values in (_PROMPT, _ANSWER)
+    ]
+    pairs = np.column_stack(columns).astype(np.int64)
+    return Lengths(pairs, "generated from the trace's published quantiles")
+
+
+def gaps(rng: np.random.Generator, count: int, rate_per_s: float, cv: float) -> Floats:
+    """Seconds between arrivals: Gamma with this mean rate and coefficient of variation."""
+    shape = 1.0 / cv**2
+    return rng.gamma(shape, 1.0 / (rate_per_s * shape), count)
+
+
+def requests(
+    of: Lengths, count: int, rate_per_s: float, cv: float, seed: int
+) -> tuple[Request, ...]:
+    """The same for the same seed, whoever serves them."""
+    rng = np.random.default_rng(seed)
+    at_s = np.cumsum(gaps(rng, count, rate_per_s, cv))
+    # A sample this small has a rate of its own: all of it comes in the time that it should.
+    at_s *= count / rate_per_s / at_s[-1]
+    pairs = of.pairs[rng.integers(0, len(of.pairs), count)]
+    return tuple(
+        Request(float(at), int(prompt), int(answer))
+        for at, (prompt, answer) in zip(at_s, pairs, strict=True)
+    )

@@ -1,0 +1,293 @@
+"""``python -m bench.learning``: what learned speeds come to, in the simulator."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from agent.model import BackendRef
+from agent.weights.learn import Learner, Samples, learn
+from agent.weights.speeds import advance, speeds
+from bench.ai import trace
+from bench.ai.fleet import total_capacity_per_s
+from bench.ai.simulator import Report, Scenario, Slowdown, percentiles, simulate
+from lbctl.lab.engine.model import A100, H100, Hardware
+
+FLEET = (H100,) * 4 + (A100,) * 4
+RIGHT = (180,) * 4 + (100,) * 4
+EQUAL = (100,) * 8
+BETA = 1000
+DRAWS = 4
+BYTES_SCATTER = 0.5  # sigma of the lognormal by which bytes per token differ
+SAMPLE_S, MOVE_S = 1.0, 3.0
+KEPT_BY_KERNEL = 32
+START_S, DURATION_S = 90.0, 600.0
+SLOW_FROM_S, SLOW_UNTIL_S = 200.0, 350.0
+SEEDS = (1, 2, 3)
+
+
+@dataclass(slots=True)
+class _Backend:
+    """As the packet path and the agent know it."""
+
+    waiting: int = 0
+    open: int = 0
+    share: float = 1.0
+    worth: float = BETA
+    came: list[tuple[float, float, float, float]] = field(default_factory=list)
+    learner: Learner = field(default_factory=Learner)
+
+
+class LeastLoad:
+    """The scheduler ``least-load`` as the simulator wants it, with learned speeds or without."""
+
+    def __init__(self, weights: Sequence[int], seed: int, learns: bool) -> None:
+        self.moves: list[tuple[float, int]] = []  # when, and of which backend
+        self.changes: list[tuple[float, int]] = []  # sudden ones that were noticed
+        self.shares: list[tuple[float, tuple[float, ...]]] = []
+        self._configured = tuple(weights)
+        self._refs = [BackendRef("simulated", str(n)) for n in range(len(weights))]
+        self._backends = [_Backend() for _ in weights]
+        self._draw = random.Random(seed)
+        self._scatter = random.Random(seed + 1)
+        self._learns = learns
+        self._next_sample_s = SAMPLE_S
+        self._next_move_s = MOVE_S
+        self._ring = list(itertools.accumulate(self._configured))
+
+    def choose(self, pick: int, now_s: float) -> int:
+        del pick
+        while self._learns and now_s >= self._next_sample_s:
+            self._sample(self._next_sample_s)
+            self._next_sample_s += SAMPLE_S
+        everyone = range(len(self._backends))
+        return min(self._draw.choices(everyone, cum_weights=self._ring, k=DRAWS), key=self._score)
+
+    def opened(self, server: int) -> None:
+        self._backends[server].open += 1
+
+    def closed(self, server: int) -> None:
+        self._backends[server].open -= 1
+
+    def asked(self, server: int, request_bytes: int, now_s: float) -> object:
+        del now_s
+        by = self._scatter.lognormvariate(-(BYTES_SCATTER**2) / 2, BYTES_SCATTER)
+        backend, size = self._backends[server], max(64, round(request_bytes * by))
+        met = (backend.waiting, size, backend.open)
+        backend.waiting += size
+        return met
+
+    def answered(self, server: int, asked: object, waited_s: float, now_s: float) -> None:
+        del now_s
+        assert isinstance(asked, tuple)
+        self._backends[server].waiting -= asked[1]
+        self._backends[server].came.append((*asked, waited_s))
+
+    def reported(self, server: int, report: Report, now_s: float) -> None:
+        """It learns from answers alone."""
+
+    def _score(self, server: int) -> float:
+        backend = self._backends[server]
+        work = backend.waiting / backend.worth + backend.open + 1
+        return work / (self._configured[server] * backend.share)
+
+    def _sample(self, now_s: float) -> None:
+        for server, backend in enumerate(self._backends):
+            columns = np.array(backend.came[-KEPT_BY_KERNEL:], dtype=float).reshape(-1, 4).T
+            backend.came.clear()
+            before = backend.learner.changed_s
+            backend.learner = learn(backend.learner, Samples(*columns), now_s)
+            if backend.learner.changed_s != before:
+                self.changes.append((now_s, server))
+        if now_s >= self._next_move_s:
+            self._next_move_s += MOVE_S
+            self._move(now_s)
+
+    def _move(self, now_s: float) -> None:
+        estimates = {
+            ref: backend.learner.estimate
+            for ref, backend in zip(self._refs, self._backends, strict=True)
+        }
+        wanted = speeds(estimates, dict(zip(self._refs, self._configured, strict=True)), BETA)
+        for server, (ref, backend) in enumerate(zip(self._refs, self._backends, strict=True)):
+            one = wanted[ref]
+            share = advance(backend.share, one.weight_share, one.confidence)
+            if share != backend.share:
+                self.moves.append((now_s, server))
+            backend.share = share
+            worth = one.bytes_per_connection or BETA
+            backend.worth = advance(backend.worth, worth, one.confidence)
+        shares = tuple(backend.share for backend in self._backends)
+        self.shares.append((now_s, shares))
+        each = zip(self._configured, shares, strict=True)
+        self._ring = list(itertools.accumulate(round(weight * share) for weight, share in each))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A load, and what the operator configured."""
+
+    name: str
+    utilisation: float = 0.75
+    cv: float = trace.TRACE_CV
+    fleet: tuple[Hardware, ...] = FLEET
+    weights: tuple[int, ...] = EQUAL
+    lengths: str = "conv"
+    bypass: float = 0.0
+    slowdown: Slowdown | None = None
+
+
+_SLOW = Slowdown(0, 3.0, SLOW_FROM_S, SLOW_UNTIL_S)
+CASES = (
+    Case("equal weights, utilisation 0.7", 0.7),
+    Case("equal weights, 0.85", 0.85),
+    Case("equal weights, 0.8, bursts (cv 3.6)", 0.8, trace.BURSTY_CV),
+    Case("equal weights, 0.1", 0.1),
+    Case("right weights (180 : 100)", weights=RIGHT),
+    Case("wrong weights (100 : 400), 0.6", 0.6, weights=(100,) * 4 + (400,) * 4),
+    Case("servers all alike (the other four too: H100)", fleet=(H100,) * 8),
+    Case("half of the load passes by", bypass=0.5),
+    Case("prompts of the code trace, 0.6", 0.6, lengths="code"),
+    Case("overload, 1.1", 1.1),
+)
+THROTTLED = (
+    Case("0.7", 0.7, slowdown=_SLOW),
+    Case("0.7, bursts (cv 3.6)", 0.7, trace.BURSTY_CV, slowdown=_SLOW),
+    Case("0.3", 0.3, slowdown=_SLOW),
+    Case("0.7, ten times slower", 0.7, slowdown=replace(_SLOW, factor=10.0)),
+)
+
+
+def _scenario(case: Case, seed: int) -> Scenario:
+    lengths = trace.lengths(case.lengths)
+    rate_per_s = case.utilisation * total_capacity_per_s(case.fleet, lengths)
+    count = round(rate_per_s * DURATION_S)
+    requests = trace.requests(lengths, count, rate_per_s, case.cv, seed)
+    return Scenario(case.fleet, requests, seed, bypass=case.bypass, slowdown=case.slowdown)
+
+
+def _run(
+    case: Case, weights: Sequence[int], learns: bool, begin_s: float = START_S
+) -> tuple[list[LeastLoad], tuple[float, ...]]:
+    """The balancers of all seeds, and the percentiles in seconds of what began after that."""
+    balancers: list[LeastLoad] = []
+    waits: list[np.ndarray] = []
+
+    def make(seed: int) -> Callable[[int], LeastLoad]:
+        def balancer(_: int) -> LeastLoad:
+            balancers.append(LeastLoad(weights, seed, learns))
+            return balancers[-1]
+
+        return balancer
+
+    for seed in SEEDS:
+        scenario = _scenario(case, seed)
+        outcome = simulate(scenario, make(seed))
+        late = np.array([request.at_s >= begin_s for request in scenario.requests])
+        waits.append(outcome.first_token_s[late & ~outcome.bypassed])
+    return balancers, percentiles(np.concatenate(waits))
+
+
+def _settled(balancer: LeastLoad) -> np.ndarray:
+    return np.array([shares for at, shares in balancer.shares if START_S <= at < DURATION_S])
+
+
+def _ratio(case: Case, balancers: Sequence[LeastLoad]) -> tuple[float, float, float]:
+    """Weights of the first half of the servers by those of the second: mean, least, most."""
+    weights = np.concatenate([_settled(balancer) for balancer in balancers]) * case.weights
+    half = len(case.weights) // 2
+    ratios = weights[:, :half].mean(axis=1) / weights[:, half:].mean(axis=1)
+    return float(ratios.mean()), float(ratios.min()), float(ratios.max())
+
+
+def _milliseconds(waits_s: Sequence[float]) -> str:
+    return ", ".join(f"{1e3 * wait:.0f}" for wait in waits_s)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _head(*cells: str) -> Iterator[str]:
+    yield _row(*cells)
+    yield f"|{'-|' * len(cells)}"
+
+
+def _weights_table() -> Iterator[str]:
+    yield from _head(
+        "case",
+        "first : second four (range)",
+        "changes a minute, of all eight",
+        "learned",
+        "as configured",
+        "180 : 100",
+    )
+    for case in CASES:
+        learned, waits = _run(case, case.weights, True)
+        mean, least, most = _ratio(case, learned)
+        moves = sum(at >= START_S for one in learned for at, _ in one.moves)
+        a_minute = moves / len(SEEDS) / (DURATION_S - START_S) * 60
+        yield _row(
+            case.name,
+            f"{mean:.2f} ({least:.2f} to {most:.2f})",
+            f"{a_minute:.1f}",
+            _milliseconds(waits),
+            _milliseconds(_run(case, case.weights, False)[1]),
+            _milliseconds(_run(case, RIGHT, False)[1]),
+        )
+
+
+def _first(times: Sequence[tuple[float, float]], after_s: float, below: float, above: float) -> str:
+    """How long after that a value is below the one or above the other."""
+    for at, value in times:
+        if at > after_s and (value < below or value > above):
+            return f"{at - after_s:.0f}"
+    return "never"
+
+
+def _throttled_table() -> Iterator[str]:
+    yield from _head(
+        "utilisation",
+        "noticed",
+        "a quarter less",
+        "least",
+        "three quarters again",
+        "learned",
+        "180 : 100",
+    )
+    for case in THROTTLED:
+        learned, waits = _run(case, case.weights, True, SLOW_FROM_S)
+        noticed, less, least, back = [], [], [], []
+        for one in learned:
+            changes = [(at, 1.0) for at, server in one.changes if server == 0]
+            shares = [(at, shares[0]) for at, shares in one.shares]
+            before = float(np.mean([share for at, share in shares if START_S < at < SLOW_FROM_S]))
+            slow = [share for at, share in shares if SLOW_FROM_S < at < SLOW_UNTIL_S]
+            noticed.append(_first(changes, SLOW_FROM_S, 2.0, 2.0))
+            less.append(_first(shares, SLOW_FROM_S, 0.75 * before, np.inf))
+            least.append(f"{min(slow) / before:.2f}")
+            back.append(_first(shares, SLOW_UNTIL_S, 0.0, 0.75 * before))
+        yield _row(
+            case.name,
+            *(", ".join(cells) for cells in (noticed, less, least, back)),
+            _milliseconds(waits),
+            _milliseconds(_run(case, RIGHT, False, SLOW_FROM_S)[1]),
+        )
+
+
+def main() -> None:
+    """Both tables of docs/learning.md; some minutes."""
+    print(f"Lengths: {trace.lengths().source}.\n")
+    for line in _weights_table():
+        print(line, flush=True)
+    print()
+    for line in _throttled_table():
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
