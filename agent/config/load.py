@@ -285,8 +285,7 @@ def _problem(section: type[Section], details: ErrorDetails, path: doc.Path) -> P
             return Problem(here, str(context["message"]), str(context["remedy"]))
         case "missing":
             key = str(location[-1])
-            field = section.model_fields[key] if len(location) == 1 else None
-            description = field.description if field else ""
+            description = _section_at(section, location[:-1]).model_fields[key].description or ""
             return Problem(here, "is missing", f"add `{key}:`. {description}".strip())
         case "extra_forbidden":
             fresh = _RENAMED.get(str(here[0])) if len(here) == 1 else None
