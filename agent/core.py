@@ -239,6 +239,10 @@ class Core:
                 log.exception("sampling broke")
 
     async def _sample_once(self, now: float) -> None:
+        if self.dataplane.is_attached():
+            self._attach_problem = ""
+        else:
+            await self._attach_again()
         self.observer.sample(self.now.situation, now)
         self.tracer.refresh()
         self._sample_loads(now)
@@ -247,13 +251,9 @@ class Core:
             self._survey_at = now + SURVEY_SHARE * self.observer.survey_cpu_s
             self._surveys += 1
             self._trueup.take(found)
-            await self.rebalancer.take(self.now.situation, found, now)
             if self._surveys % SWEEP_EVERY == 0:
                 self._reconciler.sweep(found)
-        if self.dataplane.is_attached():
-            self._attach_problem = ""
-        else:
-            await self._attach_again()
+            await self.rebalancer.take(self.now.situation, found, now)
 
     def _sample_loads(self, now: float) -> None:
         """Learned speeds, and round trips as the health checks measured them."""
@@ -313,7 +313,7 @@ class Core:
             ticks = self.dataplane.clock.ticks
             if self._started.is_set():
                 await asyncio.to_thread(self.dataplane.ensure_features, config.services)
-            draws = self.weigher.draws(config, now)
+            draws = self.weigher.draws
             around = Surroundings(found, hops, self.dataplane.ifindex, ticks, draws)
             done = await self._reconciler.run(config, around)
             fresh = situation(self._past, config, done.ids, health, hops, found, time.time())

@@ -71,11 +71,10 @@ class _Listen(click.ParamType[tuple[str, int]]):
         if isinstance(value, tuple):
             return value
         host, _, port = str(value).rpartition(":")
-        try:
-            address = ip_address(host.removeprefix("[").removesuffix("]"))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return str(address), _port(self, port, param, ctx)
+        address = host.removeprefix("[").removesuffix("]")
+        if not port or not _is_address(address):
+            self.fail(f"{value!r} is not ADDRESS:PORT, as in 127.0.0.1:9118", param, ctx)
+        return str(ip_address(address)), _port(self, port, param, ctx)
 
 
 class _AgentCheck(click.ParamType[Check]):
@@ -101,6 +100,14 @@ class _Interval(click.ParamType[float]):
         if seconds is None or not 0.1 <= seconds <= 10:
             self.fail(f"{value!r} is not a duration from 100ms to 10s", param, ctx)
         return seconds
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _port(
@@ -244,8 +251,8 @@ def pass_(interface: str) -> None:
 @click.option(
     "--listen",
     type=_Listen(),
-    default=("0.0.0.0", 9118),
-    show_default="0.0.0.0:9118",
+    default="0.0.0.0:9118",
+    show_default=True,
     help="Where /metrics and /health are served over HTTP. There is no authentication.",
 )
 @click.option(

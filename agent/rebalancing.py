@@ -176,7 +176,10 @@ def flow_words(flow: FlowView) -> str:
 
 def _log_turn(turn: Turn, flows: tuple[FlowView, ...]) -> None:
     old, new = ("even", "skewed") if turn.skewed else ("skewed", "even")
-    facts: dict[str, object] = {"backend": f"{turn.service}/{turn.backend}"}
+    facts: dict[str, object] = {
+        "backend": f"{turn.service}/{turn.backend}",
+        "lasted_s": round(turn.lasted_s),
+    }
     if turn.skew is not None:
         facts["skew"] = round(turn.skew.value, 2)
     if flows:

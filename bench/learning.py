@@ -2,129 +2,63 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agent.model import BackendRef
-from agent.weights.learn import Learner, Samples, learn
-from agent.weights.speeds import advance, speeds
 from bench.ai import trace
+from bench.ai.balancers import LeastLoad
+from bench.ai.contenders import DEFAULT
 from bench.ai.fleet import total_capacity_per_s
-from bench.ai.simulator import Report, Scenario, Slowdown, percentiles, simulate
+from bench.ai.simulator import Scenario, Slowdown, percentiles, simulate
 from lbctl.lab.engine.model import A100, H100, Hardware
 
 FLEET = (H100,) * 4 + (A100,) * 4
 RIGHT = (180,) * 4 + (100,) * 4
 EQUAL = (100,) * 8
-BETA = 1000
-DRAWS = 4
 BYTES_SCATTER = 0.5  # sigma of the lognormal by which bytes per token differ
-SAMPLE_S, MOVE_S = 1.0, 3.0
-KEPT_BY_KERNEL = 32
 START_S, DURATION_S = 90.0, 600.0
 SLOW_FROM_S, SLOW_UNTIL_S = 200.0, 350.0
 SEEDS = (1, 2, 3)
 
 
-@dataclass(slots=True)
-class _Backend:
-    """As the packet path and the agent know it."""
-
-    waiting: int = 0
-    open: int = 0
-    share: float = 1.0
-    worth: float = BETA
-    came: list[tuple[float, float, float, float]] = field(default_factory=list)
-    learner: Learner = field(default_factory=Learner)
-
-
-class LeastLoad:
-    """The scheduler ``least-load`` as the simulator wants it, with learned speeds or without."""
+class Watched(LeastLoad):
+    """The scheduler as it ships, for clients whose tokens are not all of the same size; it writes
+    down what it learned.
+    """
 
     def __init__(self, weights: Sequence[int], seed: int, learns: bool) -> None:
+        super().__init__(
+            weights,
+            draws=DEFAULT.draws,
+            bytes_per_connection=DEFAULT.bytes_per_connection,
+            learns=learns,
+        )
         self.moves: list[tuple[float, int]] = []  # when, and of which backend
         self.changes: list[tuple[float, int]] = []  # sudden ones that were noticed
         self.shares: list[tuple[float, tuple[float, ...]]] = []
-        self._configured = tuple(weights)
-        self._refs = [BackendRef("simulated", str(n)) for n in range(len(weights))]
-        self._backends = [_Backend() for _ in weights]
-        self._draw = random.Random(seed)
         self._scatter = random.Random(seed + 1)
-        self._learns = learns
-        self._next_sample_s = SAMPLE_S
-        self._next_move_s = MOVE_S
-        self._ring = list(itertools.accumulate(self._configured))
-
-    def choose(self, pick: int, now_s: float) -> int:
-        del pick
-        while self._learns and now_s >= self._next_sample_s:
-            self._sample(self._next_sample_s)
-            self._next_sample_s += SAMPLE_S
-        everyone = range(len(self._backends))
-        return min(self._draw.choices(everyone, cum_weights=self._ring, k=DRAWS), key=self._score)
-
-    def opened(self, server: int) -> None:
-        self._backends[server].open += 1
-
-    def closed(self, server: int) -> None:
-        self._backends[server].open -= 1
 
     def asked(self, server: int, request_bytes: int, now_s: float) -> object:
-        del now_s
         by = self._scatter.lognormvariate(-(BYTES_SCATTER**2) / 2, BYTES_SCATTER)
-        backend, size = self._backends[server], max(64, round(request_bytes * by))
-        met = (backend.waiting, size, backend.open)
-        backend.waiting += size
-        return met
+        return super().asked(server, max(64, round(request_bytes * by)), now_s)
 
-    def answered(self, server: int, asked: object, waited_s: float, now_s: float) -> None:
-        del now_s
-        assert isinstance(asked, tuple)
-        self._backends[server].waiting -= asked[1]
-        self._backends[server].came.append((*asked, waited_s))
-
-    def reported(self, server: int, report: Report, now_s: float) -> None:
-        """It learns from answers alone."""
-
-    def _score(self, server: int) -> float:
-        backend = self._backends[server]
-        work = backend.waiting / backend.worth + backend.open + 1
-        return work / (self._configured[server] * backend.share)
-
-    def _sample(self, now_s: float) -> None:
-        for server, backend in enumerate(self._backends):
-            columns = np.array(backend.came[-KEPT_BY_KERNEL:], dtype=float).reshape(-1, 4).T
-            backend.came.clear()
-            before = backend.learner.changed_s
-            backend.learner = learn(backend.learner, Samples(*columns), now_s)
-            if backend.learner.changed_s != before:
+    def _learn(self, now_s: float) -> None:
+        before = [pupil.changed_s for pupil in self._pupils]
+        super()._learn(now_s)
+        for server, (pupil, changed_s) in enumerate(zip(self._pupils, before, strict=True)):
+            if pupil.changed_s != changed_s:
                 self.changes.append((now_s, server))
-        if now_s >= self._next_move_s:
-            self._next_move_s += MOVE_S
-            self._move(now_s)
 
     def _move(self, now_s: float) -> None:
-        estimates = {
-            ref: backend.learner.estimate
-            for ref, backend in zip(self._refs, self._backends, strict=True)
-        }
-        wanted = speeds(estimates, dict(zip(self._refs, self._configured, strict=True)), BETA)
-        for server, (ref, backend) in enumerate(zip(self._refs, self._backends, strict=True)):
-            one = wanted[ref]
-            share = advance(backend.share, one.weight_share, one.confidence)
-            if share != backend.share:
+        before = tuple(self._shares)
+        super()._move(now_s)
+        self.shares.append((now_s, tuple(self._shares)))
+        for server, (share, was) in enumerate(zip(self._shares, before, strict=True)):
+            if share != was:
                 self.moves.append((now_s, server))
-            backend.share = share
-            worth = one.bytes_per_connection or BETA
-            backend.worth = advance(backend.worth, worth, one.confidence)
-        shares = tuple(backend.share for backend in self._backends)
-        self.shares.append((now_s, shares))
-        each = zip(self._configured, shares, strict=True)
-        self._ring = list(itertools.accumulate(round(weight * share) for weight, share in each))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +106,14 @@ def _scenario(case: Case, seed: int) -> Scenario:
 
 def _run(
     case: Case, weights: Sequence[int], learns: bool, begin_s: float = START_S
-) -> tuple[list[LeastLoad], tuple[float, ...]]:
+) -> tuple[list[Watched], tuple[float, ...]]:
     """The balancers of all seeds, and the percentiles in seconds of what began after that."""
-    balancers: list[LeastLoad] = []
+    balancers: list[Watched] = []
     waits: list[np.ndarray] = []
 
-    def make(seed: int) -> Callable[[int], LeastLoad]:
-        def balancer(_: int) -> LeastLoad:
-            balancers.append(LeastLoad(weights, seed, learns))
+    def make(seed: int) -> Callable[[int], Watched]:
+        def balancer(_: int) -> Watched:
+            balancers.append(Watched(weights, seed, learns))
             return balancers[-1]
 
         return balancer
@@ -192,11 +126,11 @@ def _run(
     return balancers, percentiles(np.concatenate(waits))
 
 
-def _settled(balancer: LeastLoad) -> np.ndarray:
+def _settled(balancer: Watched) -> np.ndarray:
     return np.array([shares for at, shares in balancer.shares if START_S <= at < DURATION_S])
 
 
-def _ratio(case: Case, balancers: Sequence[LeastLoad]) -> tuple[float, float, float]:
+def _ratio(case: Case, balancers: Sequence[Watched]) -> tuple[float, float, float]:
     """Weights of the first half of the servers by those of the second: mean, least, most."""
     weights = np.concatenate([_settled(balancer) for balancer in balancers]) * case.weights
     half = len(case.weights) // 2

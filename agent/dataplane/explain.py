@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from agent.dataplane import abi, flowhash
+from agent.dataplane import abi, flowhash, score
 from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.flows import STATE_NAMES, Names, address_of, nat_source, requests
 from agent.dataplane.selection import LOAD, TURN, Ring, Selection, select
@@ -87,7 +87,8 @@ def _picked(
     view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, base: Explanation
 ) -> Explanation:
     """What a flow without a place gets."""
-    ring = Ring(entry, view.contents, view.tables, view.names.backends.get)
+    loads = score.as_of(view.tables.backend_load, view.jiffies)
+    ring = Ring(entry, view.contents, view.tables, view.names.backends.get, loads)
     steps = [*base.steps]
     if entry.zones:
         ring = _near(view, flow, entry, ring, steps)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from agent.dataplane import flowhash, score
-from agent.dataplane.tables import SharedTables
+from agent.dataplane.tables import SharedTables, Table
 from agent.model import BackendRef, Scheduler
 from agent.state.queries import Draw, FiveTuple
 from agent.state.tables import ServiceEntry, TableContents
@@ -25,14 +25,15 @@ LOAD, TURN = "load", "turn"
 class Ring:
     """One service's ring, its backends, and what is known of them.
 
-    ``near``: the ring for clients of the client's zone, which is drawn from instead, in words
-    its ``zone``; empty: there is none.
+    ``loads``: of the backends, as they are now (``score.as_of``). ``near``: the ring for clients of
+    the client's zone, which is drawn from instead, in words its ``zone``; empty: there is none.
     """
 
     entry: ServiceEntry
     contents: TableContents
     tables: SharedTables
     names: Callable[[int], BackendRef | None]
+    loads: Table
     near: bytes = b""
     zone: str = ""
 
@@ -129,7 +130,7 @@ def _dry(ring: Ring, number: int) -> list[str]:
 
 
 def _by_source(ring: Ring, flow: FiveTuple) -> Selection:
-    entry, loads = ring.entry, ring.tables.backend_load
+    entry, loads = ring.entry, ring.loads
     whole = ring.tables.service_load[entry.id]
     pick = flowhash.source_hash(entry.pick_seed, flow.client, entry.source_bits)
     steps = [f"drawn by the first {entry.source_bits} bits of {flow.client} alone"]
@@ -199,7 +200,7 @@ def _least_conn(ring: Ring, flow: FiveTuple) -> Selection:
     every = [ring.draw(slot) for slot in range(ring.slots)]
     # Equals are told apart by where the hash points.
     ranks = [
-        score.of_connections(ring.tables.backend_load[ident]) << 8 | flowhash.tie(slot, pick)
+        score.of_connections(ring.loads[ident]) << 8 | flowhash.tie(slot, pick)
         for slot, (ident, _) in enumerate(every)
     ]
     return _compared(ring, every, ranks, pick, "all backends compared")
@@ -215,7 +216,7 @@ def _lowest(ring: Ring, pick: int, number: int, how: str) -> Selection:
     is_conn = ring.entry.scheduler is Scheduler.LEAST_CONN
     exact = score.of_connections if is_conn else score.of_load
     drawn = list(_picks_of_one_level(ring, pick, number))
-    ranks = [exact(ring.tables.backend_load[ident]) for ident, _ in drawn]
+    ranks = [exact(ring.loads[ident]) for ident, _ in drawn]
     return _compared(ring, drawn, ranks, pick, how)
 
 
@@ -226,19 +227,22 @@ def _compared(
     wins all the same, the ring is drawn from by the hash.
     """
     best = min(range(len(drawn)), key=ranks.__getitem__)
-    scheduler, loads = ring.entry.scheduler, ring.tables.backend_load
+    scheduler, loads = ring.entry.scheduler, ring.loads
+    is_load = scheduler is Scheduler.LEAST_LOAD
     draws = tuple(
         replace(draw, score=score.shown(scheduler, loads[ident])) if draw.usable else draw
         for ident, draw in drawn
     )
     scores = {draw.backend: draw.score for draw in draws}
     shown = sorted(scores.items(), key=lambda item: inf if item[1] is None else item[1])
+    hot = {draw.backend for ident, draw in drawn if is_load and loads[ident]["is_hot"]}
     listed = ", ".join(
-        f"{name} {'not usable' if value is None else f'{value:.2f}'}"
+        f"{name} {'not usable' if value is None else f'{value:.2f}'}{' (hot)' * (name in hot)}"
         for name, value in shown[:SHOWN]
     )
     more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-    step = f"{how}, lowest wins: {listed}{more}"
+    rule = "of those that are not hot the lowest wins" if hot else "lowest wins"
+    step = f"{how}, {rule}: {listed}{more}"
     ident, draw = drawn[best]
     if draw.usable:
         return Selection(ident, draws, (step,), LOAD)

@@ -11,6 +11,7 @@ from agent.telemetry.report import GpuReport
 _BACKEND = ("service", "backend")
 _GPU = (*_BACKEND, "gpu", "uuid")
 _REPORTED = "Absent where it is not reported, and while the report is too old to count."
+_TOLD = "Absent without a report of the last five minutes."
 _LEARNED = "Absent where the speed is not learned."
 
 
@@ -95,21 +96,21 @@ REPORT_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_gpu_clock_ratio",
         Kind.GAUGE,
-        "SM clock of a GPU of the backend beside its maximum.",
+        f"SM clock of a GPU of the backend beside its maximum. {_TOLD}",
         _GPU,
         _gpus(lambda gpu: gpu.clock_share),
     ),
     Family(
         "steelyard_gpu_throttled",
         Kind.GAUGE,
-        "Whether something but its owner's wish slows a GPU of the backend.",
+        f"Whether something but its owner's wish slows a GPU of the backend. {_TOLD}",
         _GPU,
         _gpus(lambda gpu: float(bool(gpu.throttled))),
     ),
     Family(
         "steelyard_gpu_failing",
         Kind.GAUGE,
-        "Whether a GPU of the backend is lost, wants a reset or had a hardware error.",
+        f"Whether a GPU of the backend is lost, wants a reset or had a hardware error. {_TOLD}",
         _GPU,
         _gpus(lambda g: float(g.lost or g.recovery_action is not None or g.xid is not None)),
     ),

@@ -15,20 +15,8 @@ class RawSender:
     """Sends what it is given. Use as ``with``; a send that fails raises NetworkError."""
 
     def __init__(self) -> None:
-        try:
-            self._frames = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # 0: hears nothing
-            self._packets = {
-                4: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW),
-                6: socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW),
-            }
-        except OSError as error:
-            raise NetworkError(
-                f"no raw socket: {error}",
-                where="rebalance",
-                remedy="run the agent as root, or with CAP_NET_RAW",
-            ) from error
-        for each in (self._frames, *self._packets.values()):
-            each.setblocking(False)
+        self._frames = _raw(socket.AF_PACKET, 0)  # 0: hears nothing
+        self._packets: dict[int, socket.socket] = {}  # by IP version, as they are needed
 
     def frame(self, ifindex: int, data: bytes) -> None:
         """A whole frame, out of that interface."""
@@ -40,6 +28,9 @@ class RawSender:
     def packet(self, to: Address, data: bytes) -> None:
         """A whole IP packet, by the host's routes."""
         where = (str(to), 0) if isinstance(to, IPv4Address) else (str(to), 0, 0, 0)
+        if to.version not in self._packets:
+            family = socket.AF_INET if to.version == 4 else socket.AF_INET6
+            self._packets[to.version] = _raw(family, socket.IPPROTO_RAW)
         try:
             self._packets[to.version].sendto(data, where)
         except OSError as error:
@@ -59,3 +50,16 @@ class RawSender:
         _traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _raw(family: socket.AddressFamily, protocol: int) -> socket.socket:
+    try:
+        opened = socket.socket(family, socket.SOCK_RAW, protocol)
+    except OSError as error:
+        raise NetworkError(
+            f"no raw socket: {error}",
+            where="rebalance",
+            remedy="run the agent as root, or with CAP_NET_RAW",
+        ) from error
+    opened.setblocking(False)
+    return opened

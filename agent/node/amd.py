@@ -61,8 +61,11 @@ class Amd:
         except self._smi.AmdSmiException as error:
             self._open = False
             self._quietly("amdsmi_shut_down")
+            if self._driver is not Driver.UP:  # one that was up is tried at the next reading, once
+                self._retry_at = self._clock() + RETRY_S
             self._tell(Driver.UNREADABLE, f"the AMD driver does not answer: {_text(error)}")
             return self._without()
+        self._tell_up()
         return GpuReading(Driver.UP, "", self._known.complete(gpus, self._clock()))
 
     def _without(self) -> GpuReading:
@@ -85,8 +88,6 @@ class Amd:
             self._tell(driver, f"no AMD driver: {_text(error)}")
             return False
         self._open = self._was_open = True
-        self._problem = ""
-        log.info("gpu_driver_up", vendor="amd")
         return True
 
     def _tell(self, driver: Driver, problem: str) -> None:
@@ -95,6 +96,13 @@ class Amd:
         if problem != self._problem:
             log.warning("gpu_driver_down", vendor="amd", problem=problem)
         self._problem = problem
+
+    def _tell_up(self) -> None:
+        """Once for every change; after a whole reading: one that only starts may not answer."""
+        if self._driver is Driver.UP:
+            return
+        self._driver, self._problem = Driver.UP, ""
+        log.info("gpu_driver_up", vendor="amd")
 
     def _gpus(self) -> Iterator[Gpu]:
         for number, device in enumerate(self._smi.amdsmi_get_processor_handles()):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from agent.node.reading import Fault, Gpu
-from agent.node.xid import Blames, blames
+from agent.telemetry.xid import Blames, blames
 
 MISSES = 3  # readings that a GPU may be absent from before it is lost
 _MOST_GPUS = 64

@@ -72,7 +72,7 @@ class Nvml:
 
     def read(self) -> GpuReading:
         """One reading. A driver that is not there is looked for again now and then."""
-        for _ in range(2):  # a driver that went away is tried again at once, once
+        for again in (False, True):  # a driver that went away is tried again at once, once
             if not self._open and not self._start():
                 break
             try:
@@ -81,7 +81,10 @@ class Nvml:
             except self._nvml.NVMLError as error:
                 self._stop()
                 self._tell(Driver.UNREADABLE, f"the NVIDIA driver does not answer: {error}")
+                if again:
+                    self._retry_at = self._clock() + RETRY_S
             else:
+                self._tell_up()
                 return GpuReading(Driver.UP, "", self._known.complete(gpus, self._clock()))
         return self._without()
 
@@ -112,9 +115,6 @@ class Nvml:
             self._tell(Driver.UNREADABLE, f"the NVIDIA driver does not answer: {error}")
             return False
         self._open = self._was_open = True
-        self._driver, self._problem = Driver.UP, ""
-        version = self._quietly("nvmlSystemGetDriverVersion")
-        log.info("gpu_driver_up", vendor="nvidia", version=version)
         self._watch()
         return True
 
@@ -129,6 +129,14 @@ class Nvml:
         if problem != self._problem:
             log.warning("gpu_driver_down", vendor="nvidia", problem=problem)
         self._problem = problem
+
+    def _tell_up(self) -> None:
+        """Once for every change; after a whole reading: one that only starts may not answer."""
+        if self._driver is Driver.UP:
+            return
+        self._driver, self._problem = Driver.UP, ""
+        version = self._quietly("nvmlSystemGetDriverVersion")
+        log.info("gpu_driver_up", vendor="nvidia", version=version)
 
     # --- devices --------------------------------------------------------------------------------
 

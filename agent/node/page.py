@@ -13,7 +13,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from agent.node import xid
 from agent.node.reading import Driver, Gpu, HostReading, NodeReading, Recovery, Throttle
 from agent.node.verdict import (
     SILENT_S,
@@ -24,6 +23,7 @@ from agent.node.verdict import (
     missing_of,
     verdict,
 )
+from agent.telemetry import xid
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

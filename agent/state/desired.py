@@ -86,7 +86,7 @@ def _service_entry(
     key, scheduler = service.key, service.scheduler
     is_source, is_least_load = scheduler is Scheduler.SOURCE, scheduler is Scheduler.LEAST_LOAD
     bound = loads.bound(service.source_bound) if is_source else 0
-    draws = around.draws.get(service.name, service.draws)
+    draws = min(around.draws.get(service.name, service.draws), service.draws)
     return ServiceEntry(
         id=ids.service_id(service),
         salt=ids.salt(service),

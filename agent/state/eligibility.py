@@ -72,12 +72,14 @@ def _out(state: BackendState, reason: str, alive: bool) -> Eligibility:
     return Eligibility(state, reason, False, alive, 0, state.value)
 
 
-def influenced(verdict: Eligibility, influence: Influence) -> Eligibility:
+def influenced(service: Service, verdict: Eligibility, influence: Influence) -> Eligibility:
     """What reports and learned speed make of a backend that would get new flows."""
     if not verdict.usable:
         return verdict
     if influence.out:
-        return _out(influence.state, influence.out, alive=True)
+        is_down = influence.state is BackendState.DOWN
+        alive = service.down_flows is DownFlows.KEEP or not is_down
+        return _out(influence.state, influence.out, alive)
     return replace(
         verdict,
         weight=influence.weight(verdict.weight),

@@ -75,7 +75,7 @@ def verdicts(
             missing = _missing_source(config, service.forward, backend.address, hop)
             if verdict.alive and missing:
                 verdict = unreachable(missing)
-            alone.append(influenced(verdict, influences.get(ref, NOTHING)))
+            alone.append(influenced(service, verdict, influences.get(ref, NOTHING)))
         for backend, verdict in zip(service.backends, together(service, alone), strict=True):
             found[BackendRef(service.name, backend.name)] = verdict
     return found

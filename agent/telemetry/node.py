@@ -9,6 +9,7 @@ from agent.model import NodeKind
 from agent.telemetry.engines import Page, looks_like
 from agent.telemetry.exposition import Hints, TooManySamplesError, labels_of
 from agent.telemetry.report import Failure, GpuReport, NodeReport, plausible, share
+from agent.telemetry.xid import Blames, blames
 
 USUAL_PORTS = {NodeKind.NODE_AGENT: 9118, NodeKind.DCGM: 9400}
 MOST_GPUS = 1024  # MIG instances counted
@@ -16,10 +17,6 @@ MOST_BYTES = 1e15
 MOST_CELSIUS = 200.0
 MOST_HERTZ = 1e11
 
-# XIDs that are no fault of the GPU: of an application (the next one runs as well as ever), and
-# notes of what was repaired or contained. Our own node agent says itself whom an XID blames.
-_APPLICATION_XIDS = frozenset((13, 31, 43, 45, 68, 109))
-HARMLESS_XIDS = _APPLICATION_XIDS | {63, 92, 94, 154}
 FALLEN_OFF_THE_BUS = 79
 
 POWER_CAP = "sw-power-cap"
@@ -165,7 +162,7 @@ def _dcgm(node: _Node) -> None:
     for gpu, _, value in node.each(_DCGM + b"XID_ERRORS"):
         if not plausible(value, 9999):
             node.page.dropped += 1
-        elif value and int(value) not in HARMLESS_XIDS:
+        elif value and blames(int(value)) is Blames.HARDWARE:
             gpu.xids.append(int(value))
 
 

@@ -52,6 +52,8 @@ class Learning:
         """After a pass: whose samples are where. A backend with another id starts anew."""
         before, self._pupils = self._pupils, {}
         self._services = tuple(filter(learns_speed, config.services))
+        names = {service.name for service in config.services}
+        self._request_bytes = {n: size for n, size in self._request_bytes.items() if n in names}
         for service in filter(_reads_samples, config.services):
             for backend in service.backends:
                 ref = BackendRef(service.name, backend.name)
@@ -60,6 +62,9 @@ class Learning:
                 if pupil is None or pupil.ident != ident:
                     learned = self._adopted.pop(ref, AS_CONFIGURED)
                     pupil = _Pupil(ident, self._count(ident), learned=learned)
+                elif not learns_speed(service):
+                    # Maybe it did until now.
+                    pupil.learner, pupil.learned = Learner(), AS_CONFIGURED
                 self._pupils[ref] = pupil
 
     def adopt(self, config: Config, weights: Mapping[BackendRef, int], now: float) -> None:
@@ -90,18 +95,17 @@ class Learning:
         """Whether its service learns."""
         return any(service.name == ref.service for service in self._services)
 
-    def sample(self, usable: Iterable[BackendRef], now: float) -> bool:
-        """Take in the samples of the last second; whether any weight is to change."""
+    def sample(self, usable: Iterable[BackendRef], now: float) -> None:
+        """Take in the samples of the last second, and now and then move the shares by them."""
         learning = {service.name for service in self._services}
         for ref, pupil in self._pupils.items():
             samples = self._new_samples(pupil)
             self._see_sizes(ref.service, samples)
             if ref.service in learning:
                 pupil.learner = learn(pupil.learner, samples, now)
-        if now - self._moved_at < MOVE_EVERY_S:
-            return False
-        self._moved_at = now
-        return self._move(frozenset(usable), now)
+        if now - self._moved_at >= MOVE_EVERY_S:
+            self._moved_at = now
+            self._move(frozenset(usable), now)
 
     def _see_sizes(self, service: str, samples: Samples) -> None:
         if not len(samples.bytes):
@@ -110,8 +114,7 @@ class Learning:
         part = min(1.0, len(samples.bytes) / SIZES_REMEMBERED)
         self._request_bytes[service] = before + part * (float(samples.bytes.mean()) - before)
 
-    def _move(self, usable: frozenset[BackendRef], now: float) -> bool:
-        moved = False
+    def _move(self, usable: frozenset[BackendRef], now: float) -> None:
         for service in self._services:
             weights = {
                 ref: backend.weight
@@ -121,14 +124,13 @@ class Learning:
             estimates = {ref: self._pupils[ref].learner.estimate for ref in weights}
             wanted = speeds(estimates, weights, service.bytes_per_connection)
             for ref, target in wanted.items():
-                moved |= self._move_one(ref, target, service.bytes_per_connection, now)
-        return moved
+                self._move_one(ref, target, service.bytes_per_connection, now)
 
-    def _move_one(self, ref: BackendRef, target: Learned, configured: int, now: float) -> bool:
+    def _move_one(self, ref: BackendRef, target: Learned, configured: int, now: float) -> None:
         pupil = self._pupils[ref]
         before = pupil.learned
         if not target.confidence and now < self._adopted_until:
-            return False
+            return
         share = advance(before.weight_share, target.weight_share, target.confidence)
         worth = advance(
             before.bytes_per_connection or configured,
@@ -138,10 +140,6 @@ class Learning:
         pupil.learned = Learned(
             share, round(worth) if worth != configured else None, target.confidence
         )
-        changed = (share, pupil.learned.bytes_per_connection) != (
-            before.weight_share,
-            before.bytes_per_connection,
-        )
         if share != before.weight_share:
             log.info(
                 "learned speed",
@@ -150,7 +148,6 @@ class Learning:
                 new=round(share, 2),
                 confidence=round(target.confidence, 2),
             )
-        return changed
 
     def _count(self, ident: int) -> int:
         return int(self._tables.backend_latency["samples"][ident])
@@ -178,4 +175,5 @@ def _reads_samples(service: Service) -> bool:
 def _only_learns(service: Service) -> bool:
     """Whether nothing but the learned speed makes its weights other than configured."""
     by_agent = service.telemetry.kind is TelemetryKind.AGENT_CHECK
-    return learns_speed(service) and service.node.kind is NodeKind.NONE and not by_agent
+    by_clocks, in_time = service.node.kind is not NodeKind.NONE, service.slow_start_s > 0
+    return learns_speed(service) and not (by_agent or by_clocks or in_time)

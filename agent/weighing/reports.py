@@ -12,15 +12,16 @@ from agent.model import (
     Backend,
     BackendRef,
     Config,
+    ModelLoaded,
     NodeKind,
     Service,
     TelemetryKind,
 )
 from agent.telemetry.asks import Target, Topic, usual_port
 from agent.telemetry.monitor import Key, TelemetryMonitor
-from agent.telemetry.report import EngineReport, Failure, Report
+from agent.telemetry.report import EngineReport, Failure, NodeReport, Report
 from agent.weighing.scores import Scores
-from agent.weights import score
+from agent.weights import influence, score
 
 log = structlog.get_logger()
 
@@ -55,35 +56,43 @@ class Reports:
         self._monitor = TelemetryMonitor(self._ask, self._take)
         self._heard: dict[Key, Heard] = {}
         self._targets: dict[Key, Target] = {}
-        self._fresh_s: dict[Key, float] = {}
+        self._since: dict[Key, float] = {}  # when each was first asked
 
     async def run(self) -> None:
         """Ask until cancelled."""
         await self._monitor.run()
 
-    def aim(self, config: Config) -> None:
-        """Ask about exactly the configured backends."""
+    def aim(self, config: Config, now: float) -> None:
+        """Ask about exactly the configured backends. What another server or another kind of
+        source said does not go on counting.
+        """
         targets = {
             (BackendRef(service.name, backend.name), topic): target
             for service in config.services
             for backend in service.backends
             for topic, target in _targets(service, backend)
         }
-        self._fresh_s = {
-            key: score.FRESH_PERIODS * target.question.interval_s for key, target in targets.items()
+        kept = {
+            key
+            for key, target in targets.items()
+            if key in self._targets and _speaker(target) == _speaker(self._targets[key])
         }
+        self._since = {key: self._since[key] if key in kept else now for key in targets}
         self._heard = {
-            key: heard
+            key: replace(heard, fresh_s=_fresh_s(targets[key]))
             for key, heard in self._heard.items()
-            if key in targets and _kind(targets[key]) is _kind(self._targets[key])
+            if key in kept
         }
         self._targets = targets
         self._monitor.set_targets(targets)
 
     def heard(self, ref: BackendRef, topic: Topic) -> Heard:
         """The newest word of one backend."""
-        heard = self._heard.get((ref, topic), SILENT)
-        return replace(heard, fresh_s=self._fresh_s.get((ref, topic), 0.0))
+        return self._heard.get((ref, topic), SILENT)
+
+    def asked_since(self, ref: BackendRef, topic: Topic) -> float | None:
+        """Since when this one has been asked; None: it is not."""
+        return self._since.get((ref, topic))
 
     # -- what the monitor calls
 
@@ -101,16 +110,27 @@ class Reports:
             return
         if before.failure:
             log.info("reports again", backend=str(key[0]), of=key[1].value)
-        self._heard[key] = Heard(report, asked_at)
+        self._heard[key] = Heard(report, asked_at, fresh_s=_fresh_s(self._targets[key]))
         if isinstance(report, EngineReport):
             self._scores.reported(key[0], report, asked_at)
-        elif report != before.report:
+        elif _word(report) != _word(before.report):
             self._on_word()
 
 
-def _kind(target: Target) -> object:
-    """Who speaks there: what another kind said must not go on counting."""
-    return getattr(target.question, "kind", None)
+def _fresh_s(target: Target) -> float:
+    return score.FRESH_PERIODS * target.question.interval_s
+
+
+def _speaker(target: Target) -> tuple[object, ...]:
+    """Who speaks there, and of what."""
+    question = target.question
+    what = question.source if isinstance(question, ModelLoaded) else question.kind
+    return target.address, target.port, what
+
+
+def _word(report: Report | None) -> object:
+    """What of a report asks for a pass at once; clocks of GPUs are followed in time."""
+    return influence.of_gpus(report) if isinstance(report, NodeReport) else report
 
 
 def _targets(service: Service, backend: Backend) -> list[tuple[Topic, Target]]:

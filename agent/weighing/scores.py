@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 
 from agent.dataplane.program import Dataplane
 from agent.model import BackendRef, Config, Service
@@ -15,7 +16,10 @@ from agent.state.loads import KAPPA, bytes_held
 from agent.telemetry.report import EngineReport
 from agent.weights import score
 
+log = structlog.get_logger()
+
 STAND_IN_EVERY_S = 0.2
+RATIO_HELD_S = 30.0  # while nobody reports
 _STAND_IN_PERIODS = 5  # so long one counts, should the agent be gone
 
 
@@ -45,23 +49,31 @@ class Scores:
         self._dataplane = dataplane
         self._request_bytes = request_bytes
         self._places: dict[BackendRef, _Place] = {}
-        self._ratios: dict[str, float] = {}
+        self._ratios: dict[str, tuple[float, float]] = {}  # and when it was told
 
     async def run(self) -> None:
         """Stand in for reports until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            self.stand_in(loop.time())
+            try:
+                self.stand_in(loop.time())
+            except Exception:  # this task's root: it must not end the balancing
+                log.exception("standing in for reports broke")
             await asyncio.sleep(STAND_IN_EVERY_S)
 
     def place(self, config: Config, ids: Identities) -> None:
         """After a pass: where the loads of the backends are."""
         before, self._places = self._places, {}
+        telling = {service.name for service in config.services if score.tells_queues(service)}
+        self._ratios = {name: one for name, one in self._ratios.items() if name in telling}
         rows = self._dataplane.tables.backend_load
         for service in config.services:
             if not score.is_scored(service):
-                # Maybe it was until now, and connections weighed something else.
-                rows["kappa"][[ids.backend_id(service, b) for b in service.backends]] = KAPPA
+                # Maybe it was until now; jiffies go round, and then old words would count anew.
+                own = [ids.backend_id(service, backend) for backend in service.backends]
+                rows["kappa"][own] = KAPPA
+                for word in ("queue", "report_open", "is_hot", "report_until"):
+                    rows[word][own] = 0
                 continue
             for backend in service.backends:
                 ref = BackendRef(service.name, backend.name)
@@ -108,9 +120,14 @@ class Scores:
                 row = rows[place.ident]
                 open_ += max(0, int(row["open"]) + int(row["open_fix"]))
                 told[ref.service] = (queue + place.queue, open_)
+        for service, (queue, open_) in told.items():
+            ratio = score.smoothed(self.ratio(service), queue, open_)
+            if ratio is not None:
+                self._ratios[service] = ratio, now
         self._ratios = {
-            service: score.smoothed(self._ratios.get(service), queue, open_)
-            for service, (queue, open_) in told.items()
+            service: (ratio, at)
+            for service, (ratio, at) in self._ratios.items()
+            if now - at < RATIO_HELD_S
         }
 
     def stand_in(self, now: float) -> None:
@@ -129,7 +146,7 @@ class Scores:
             ids = np.array([place.ident for place in places])
             away = np.array([place.away for place in places])
             open_ = np.maximum(rows["open"][ids] + rows["open_fix"][ids], 0)
-            queue = open_ * score.requests_each(self._ratios.get(service)) + away
+            queue = open_ * score.requests_each(self.ratio(service)) + away
             rows["report_open"][ids] = open_
             rows["queue"][ids] = np.minimum(queue * score.ONE, score.MOST)
             rows["is_hot"][ids] = 0
@@ -141,7 +158,8 @@ class Scores:
         """Requests in a service's engines by connections of this balancer, of the last half
         minute; None: nothing is told.
         """
-        return self._ratios.get(service)
+        held = self._ratios.get(service)
+        return held[0] if held else None
 
     def _jiffies_in(self, seconds: float) -> int:
         """The moment so many seconds from now, as the packet path counts."""

@@ -37,8 +37,8 @@ class Weigher:
         self._draws: dict[str, int] = {}
         self._clocks: dict[BackendRef, float] = {}  # shares that throttling leaves
         self._clocks_at = 0.0
-        self._words: dict[BackendRef, tuple[str, tuple[str, ...]]] = {}  # of the last second
-        self._asked_since: dict[BackendRef, float] = {}  # about their models
+        self._last: tuple[Mapping[BackendRef, Influence], Mapping[str, int]] = ({}, {})
+        self._usable: frozenset[BackendRef] = frozenset()  # as of the last sample
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What has to run, by name."""
@@ -50,13 +50,7 @@ class Weigher:
 
     def aim(self, config: Config, now: float) -> None:
         """Look after exactly these backends from now on."""
-        self._reports.aim(config)
-        before = self._asked_since
-        self._asked_since = {
-            ref: before.get(ref, now)
-            for service, ref in _nodes(config)
-            if service.model is not None
-        }
+        self._reports.aim(config, now)
 
     def place(self, config: Config, ids: Identities) -> None:
         """After a pass: where in the tables they are."""
@@ -70,26 +64,22 @@ class Weigher:
         rtts: Mapping[BackendRef, float | None],
         now: float,
     ) -> None:
-        """About once a second."""
+        """About once a second. Whatever changes by itself, by learning or as reports grow old,
+        asks for a pass here.
+        """
+        self._usable = frozenset(usable)
         self._scores.tick(rtts, now)
-        draws = self._draws
-        moved = self._learning.sample(usable, now) | self._follow_words(config, now)
-        moved |= draws != self.draws(config, now)
+        self._learning.sample(self._usable, now)
+        self._follow_draws(config, now)
         if now - self._clocks_at >= CAPACITY_EVERY_S:
             self._clocks_at = now
-            moved |= self._follow_clocks(config, now)
-        if moved:
+            self._follow_clocks(config, now)
+        found = (self.influences(config, now), self._draws)
+        if found != self._last:
+            self._last = found
             self._wake()
 
-    def _follow_words(self, config: Config, now: float) -> bool:
-        """Whether reports that came, or grew old, say other things than before."""
-        before = self._words
-        self._words = {
-            ref: (found.out, found.notes) for ref, found in self.influences(config, now).items()
-        }
-        return before != self._words
-
-    def _follow_clocks(self, config: Config, now: float) -> bool:
+    def _follow_clocks(self, config: Config, now: float) -> None:
         """Small steps towards what throttling leaves of each backend."""
         before, self._clocks = self._clocks, {}
         for service, ref in _nodes(config):
@@ -102,7 +92,6 @@ class Weigher:
             share = advance(before.get(ref, 1.0), wanted)
             if share != 1.0:
                 self._clocks[ref] = share
-        return before != self._clocks
 
     # -- what passes want to know
 
@@ -116,9 +105,6 @@ class Weigher:
         share = 1.0
         if isinstance(engine.report, AgentCheck) and engine.report.weight_share is not None:
             share = engine.report.weight_share
-            if share == 0 and not out.out:
-                because = f": {engine.report.reason}" if engine.report.reason else ""
-                out = Verdict(f"agent-check says weight 0 %{because}")
         learned = self._learning.learned(ref)
         factors, notes = influence.factors(
             learned.weight_share, learned.confidence, self._clocks.get(ref, 1.0), share
@@ -142,15 +128,19 @@ class Weigher:
         if service.model is not None:
             said = self._reports.heard(ref, Topic.MODELS).report
             models = said if isinstance(said, Models) else None
-            waited_s = now - self._asked_since.get(ref, now)
+            since = self._reports.asked_since(ref, Topic.MODELS)
+            waited_s = 0.0 if since is None else now - since
             return influence.of_models(service.model, models, waited_s)
         return Verdict()
 
-    def draws(self, config: Config, now: float) -> dict[str, int]:
-        """How many backends are compared, by service of least-load.
+    @property
+    def draws(self) -> Mapping[str, int]:
+        """How many backends are compared, by service of least-load, as of the last sample."""
+        return self._draws
 
-        One is by the weights alone: so where telemetry is mostly lost and no request bytes are
-        seen, as scores say little then.
+    def _follow_draws(self, config: Config, now: float) -> None:
+        """One is by the weights alone: so where telemetry is mostly lost and no request bytes
+        are seen, as scores say little then.
         """
         before, self._draws = self._draws, {}
         for service in config.services:
@@ -162,18 +152,19 @@ class Weigher:
             ratio = self._scores.ratio(service.name)
             last = before.get(service.name, service.draws)
             self._draws[service.name] = score.draws(service.draws, ratio, last)
-        return self._draws
 
     def _is_blind(self, service: Service, now: float) -> bool:
         return (
             not counts_waiting(service)
             and score.tells_queues(service)
-            and 2 * self._silent(service, now) > len(service.backends)
+            and self._most_are_silent(service, now)
         )
 
-    def _silent(self, service: Service, now: float) -> int:
-        refs = (BackendRef(service.name, backend.name) for backend in service.backends)
-        return sum(not self._reports.heard(ref, Topic.ENGINE).is_fresh(now) for ref in refs)
+    def _most_are_silent(self, service: Service, now: float) -> bool:
+        """Of those that get new flows: the others may be off."""
+        refs = [ref for ref in self._usable if ref.service == service.name]
+        heard = [self._reports.heard(ref, Topic.ENGINE).is_fresh(now) for ref in refs]
+        return 2 * sum(heard) < len(heard)
 
     # -- what people want to know
 
@@ -184,7 +175,9 @@ class Weigher:
         engine = self._reports.heard(ref, Topic.ENGINE)
         node = self._reports.heard(ref, Topic.NODE)
         queue = engine.report if isinstance(engine.report, EngineReport) else EngineReport()
-        host = node.report if isinstance(node.report, NodeReport) else NodeReport()
+        host = NodeReport()
+        if isinstance(node.report, NodeReport) and now - node.asked_at < CONDEMNED_S:
+            host = node.report
         return Reported(
             asked=service.telemetry.kind is not TelemetryKind.NONE,
             fresh=engine.is_fresh(now),

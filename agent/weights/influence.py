@@ -78,9 +78,11 @@ def of_gpus(report: NodeReport) -> Verdict:
 
 def of_agent_check(report: AgentCheck) -> Verdict:
     """HAProxy's words: ``maint`` and ``drain`` keep new flows away, ``down`` is down."""
-    said = f"agent-check says {report.state.value}" if report.state else ""
-    if report.reason:
-        said += f": {report.reason}"
+    nothing = report.weight_share == 0 and report.state in (None, AgentState.UP, AgentState.READY)
+    said = "weight 0 %" if nothing else report.state.value if report.state else ""
+    said = f"agent-check says {said}" + (f": {report.reason}" if report.reason else "")
+    if nothing:
+        return Verdict(said)
     match report.state:
         case AgentState.DOWN:
             return Verdict(said, BackendState.DOWN)

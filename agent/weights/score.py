@@ -95,13 +95,13 @@ def hidden_connections(
     return max(0.0, report.waiting * request_bytes - own_bytes) / bytes_per_connection
 
 
-def smoothed(before: float | None, queue: float, connections: float) -> float:
+def smoothed(before: float | None, queue: float, connections: float) -> float | None:
     """The ratio of requests to connections, a second on; few of either say nothing."""
+    if queue + connections < TELLING:
+        return before
     now = (queue + 1) / (connections + 1)
     if before is None:
         return now
-    if queue + connections < TELLING:
-        return before
     return before + (now - before) / _SMOOTHED_S
 
 

@@ -21,6 +21,7 @@ from bench.ai.report import Found
 from bench.ai.results import PERCENTILES, Health, Row
 from bench.ai.simulations import LARGE, Site
 from bench.ai.trace import Lengths
+from bench.peers import wiring
 
 _RESULTS = Path(__file__).parents[1] / "results"
 _TOOLS = {"haproxy": "haproxy", "nginx": "nginx libnginx-mod-stream", "nft": "nftables"}
@@ -95,15 +96,18 @@ def _real(
         if not mine:
             continue
         try:
-            measured = run.run(contender, mine, weights, sizes.time_scale, warm_up)
+            found = run.run(contender, mine, weights, sizes.time_scale, warm_up)
+            measured = [
+                results.measured(contender.name, name, mine[name], one, sizes.time_scale)
+                for name, one in found.items()
+            ]
         except SteelyardError as error:
             # The others' half an hour must not be lost.
             _progress(f"  failed: {error}")
             failed.append(contender.name)
             continue
-        for name, found in measured.items():
-            row, kept = results.measured(contender.name, name, mine[name], found, sizes.time_scale)
-            _progress(f"  {name}: " + ", ".join(f"{1000 * s:.0f}" for s in row.percentiles_s))
+        for row, kept in measured:
+            _progress(f"  {row.case}: " + ", ".join(f"{1000 * s:.0f}" for s in row.percentiles_s))
             rows.append(row)
             health.append(kept)
     return _in_order(_with_lost(rows, chosen), contenders, chosen), health, failed
@@ -160,13 +164,38 @@ def _plots(found: Found, folder: Path) -> None:
             (folder / f"{kind}-tail-{name}.svg").write_text(plot.tails(f"{name} ({kind})", waits))
 
 
+def _lengths(traces: Path | None) -> Lengths:
+    """Who names a folder means what is in it, and not what stands in for it."""
+    if traces and not (path := trace.path(place=traces)).exists():
+        raise click.BadParameter(f"there is no {path.name} in it", param_hint="--traces")
+    return trace.lengths(place=traces)
+
+
+def _contenders(only: str | None) -> list[Contender]:
+    """All, or those whose name has that text in it, with the reference."""
+    wanted = {one.name for one in everybody() if only is None or only in one.name}
+    if not wanted:
+        raise click.BadParameter(f"no contender's name contains {only!r}", param_hint="--only")
+    return [one for one in everybody() if one.name in wanted | {REFERENCE}]
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="A part of the load; nothing is kept.")
 @click.option("--only", metavar="TEXT", help="Only contenders whose name contains it.")
-@click.option("--case", "one_case", metavar="NAME", help="Only that case.")
+@click.option(
+    "--case", "one_case", type=click.Choice([case.name for case in CASES]), help="Only that case."
+)
 @click.option("--simulate", is_flag=True, help="The simulator alone; needs no root.")
-@click.option("--traces", type=click.Path(path_type=Path), help="Folder of the Azure traces.")
-@click.option("--keep", type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option(
+    "--traces",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the Azure traces.",
+)
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the results, whole or not.",
+)
 def main(
     quick: bool,
     only: str | None,
@@ -177,13 +206,12 @@ def main(
 ) -> None:
     """Compare the time to first token through Steelyard, HAProxy and nginx. Needs root.
 
-    A whole run is kept in bench/results/ai.{md,json} and bench/results/ai/*.svg.
+    A whole run in which nobody failed is kept in bench/results/ai.{md,json} and
+    bench/results/ai/*.svg.
     """
     sizes = QUICK if quick else WHOLE
-    of = trace.lengths(place=traces)
-    contenders = [
-        one for one in everybody() if only is None or only in one.name or one.name == REFERENCE
-    ]
+    of = _lengths(traces)
+    contenders = _contenders(only)
     chosen = [case for case in CASES if one_case in (None, case.name)]
     try:
         real: list[Row] = []
@@ -192,20 +220,22 @@ def main(
         if not simulate:
             require_root()
             _check_tools()
+            wiring.refuse_second(setups.LAB_NAME)
             real, health, failed = _real(contenders, chosen, of, sizes)
-        found = _simulated(contenders, chosen, of, sizes, real, health)
+        found = _simulated(contenders, chosen, of, sizes, real, health, failed)
     except SteelyardError as error:
         raise click.ClickException(str(error)) from error
     page = report.markdown(found)
     print(page)
-    whole = not (quick or only or one_case or simulate)
+    whole = not (quick or only or one_case or simulate or failed)
     if folder := keep or (_RESULTS if whole else None):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "ai.md").write_text(page)
         (folder / "ai.json").write_text(report.as_json(found) + "\n")
         _plots(found, folder / "ai")
     if failed:
-        raise click.ClickException(f"could not be measured: {', '.join(failed)}")
+        kept = f"written to {folder}" if folder else "nothing was kept"
+        raise click.ClickException(f"could not be measured: {', '.join(failed)}; {kept}")
 
 
 def _simulated(
@@ -215,6 +245,7 @@ def _simulated(
     sizes: Sizes,
     real: Sequence[Row],
     health: Sequence[Health],
+    failed: Sequence[str],
 ) -> Found:
     site = Site(_SERVERS)
     same = []
@@ -247,6 +278,7 @@ def _simulated(
         tuple(simulated),
         sizes.simulated * len(sizes.seeds),
         large,
+        tuple(failed),
     )
 
 

@@ -21,7 +21,7 @@ from agent.rings import maglev, smooth
 from agent.rings.maglev import Member, Ring
 from agent.state import loads
 from agent.telemetry.report import EngineReport
-from agent.weighing.learning import SIZES_REMEMBERED, USUAL_REQUEST_BYTES
+from agent.weighing.learning import MOVE_EVERY_S, SIZES_REMEMBERED, USUAL_REQUEST_BYTES
 from agent.weighing.scores import STAND_IN_EVERY_S
 from agent.weights import score as words
 from agent.weights.learn import Learner, Samples, learn
@@ -29,7 +29,7 @@ from agent.weights.speeds import advance, speeds
 from bench.ai.simulator import Report
 
 RING_SLOTS = 65_537
-TICK_S, MOVE_EVERY_S = 1.0, 3.0
+TICK_S = 1.0
 _HAPROXY_WEIGHT_ONE = 256
 
 
@@ -294,9 +294,10 @@ class LeastLoad:
             self._pupils[server] = learn(self._pupils[server], Samples(*columns), now_s)
         if now_s >= self._move_at_s:
             self._move_at_s += MOVE_EVERY_S
-            self._move()
+            self._move(now_s)
 
-    def _move(self) -> None:
+    def _move(self, now_s: float) -> None:
+        del now_s
         estimates = {
             ref: pupil.estimate for ref, pupil in zip(self._refs, self._pupils, strict=True)
         }

@@ -18,17 +18,24 @@ from pathlib import Path
 
 import click
 
+from agent.errors import SteelyardError
 from bench.ai import plan as plans
 from bench.ai.plan import Answer, Ask, Plan, Played, Throttle
 from bench.ai.trace import BYTES_PER_TOKEN
 
 _PATH = "/v1/completions"
+_OK = b"HTTP/1.1 200 "
 _EVENT = b"data: {"
 _LAST_CHUNK = b"0\r\n\r\n"
 _BACKEND = re.compile(rb"\r\nX-Backend: ([^\r]*)\r\n")
 _LONGEST = 40_000  # prompt tokens
 _WORDS = b"load " * (_LONGEST * BYTES_PER_TOKEN // 5)
 _LEAD_S = 0.5  # between start and the first request
+_THROTTLE_TIMEOUT_S = 5.0
+
+
+class ClientError(SteelyardError):
+    """The plan could not be played as it stands."""
 
 
 def request_bytes(host: str, prompt_tokens: int, answer_tokens: int, keeps: bool) -> bytes:
@@ -100,7 +107,7 @@ class _Connection(asyncio.Protocol):
         if not sent.backend:
             found = _BACKEND.search(data)
             sent.backend = found[1].decode() if found else "?"
-            if not data.startswith(b"HTTP/1.1 200 "):
+            if not data.startswith(_OK):
                 sent.error = data[:40].decode("latin-1").split("\r\n")[0]
         seen = self._tail + data
         if sent.first_s is None and _EVENT in seen:
@@ -142,9 +149,12 @@ class _Player:
         self.answers = [None] * len(self.plan.asks)
 
     async def play(self) -> None:
-        """Send everything, and wait for the answers as long as the plan's patience lasts."""
+        """Send everything, and wait for the answers as long as the plan's patience lasts; raises
+        ClientError if a server could not be throttled.
+        """
         start_s = self.loop.time() + _LEAD_S
         self._under_way = len(self.plan.asks)
+        throttles: list[asyncio.Task[None]] = []
         events: list[tuple[float, int, Ask | Throttle]] = [
             *((ask.at_s, number, ask) for number, ask in enumerate(self.plan.asks)),
             *((throttle.at_s, -1, throttle) for throttle in self.plan.throttles),
@@ -154,7 +164,8 @@ class _Player:
             if (wait_s := due_s - self.loop.time()) > 0:
                 await asyncio.sleep(wait_s)
             if isinstance(what, Throttle):
-                self._spawn(_throttle(self.plan.targets[what.target], what.slow))
+                work = throttle(self.plan.targets[what.target], what.slow)
+                throttles.append(self.loop.create_task(work))
             else:
                 self._begin(number, what, due_s)
         try:
@@ -165,6 +176,8 @@ class _Player:
         for connections in self._idle.values():
             for connection in connections:
                 connection.close()
+        # Without them the figures would be those of another case.
+        await asyncio.gather(*throttles)
 
     def _begin(self, number: int, ask: Ask, due_s: float) -> None:
         sent = _Sent(number, due_s, self.loop.time() - due_s)
@@ -213,13 +226,21 @@ class _Player:
             connection.close()
 
 
-async def _throttle(target: str, slow: float) -> None:
+async def throttle(target: str, slow: float) -> None:
+    """Make an engine so many times slower; raises ClientError unless it says that it is."""
     host, _, port = target.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
     head = f"POST /throttle?slow={slow} HTTP/1.1\r\nHost: {target}\r\n"
-    writer.write(f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
-    await reader.read()
-    writer.close()
+    try:
+        async with asyncio.timeout(_THROTTLE_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
+            said = await reader.read()
+            writer.close()
+    except OSError as error:  # also a timeout
+        raise ClientError(f"could not be throttled: {error!r}", where=target) from error
+    if not said.startswith(_OK):
+        status = said.split(b"\r\n", 1)[0].decode("latin-1")
+        raise ClientError(f"was not throttled: {status!r}", where=target)
 
 
 _NEVER = Answer(None, None, 0.0, "", "no answer in time")
@@ -240,7 +261,11 @@ async def play(plan: Plan) -> Played:
 @click.option("--result", type=click.Path(path_type=Path), required=True)
 def main(source: Path, result: Path) -> None:
     """Send what a plan says, and write what came of it."""
-    plans.write(result, asyncio.run(play(plans.read_plan(source))))
+    try:
+        played = asyncio.run(play(plans.read_plan(source)))
+    except SteelyardError as error:
+        raise click.ClickException(str(error)) from error
+    plans.write(result, played)
 
 
 if __name__ == "__main__":

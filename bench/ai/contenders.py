@@ -17,7 +17,7 @@ from lbctl.lab import topology
 REFERENCE = "HAProxy leastconn"
 COMPLETE = "least-load, telemetry and learned"
 # What a service has where nothing is configured.
-_DEFAULT = Service("defaults", ServiceKey(ip_address("192.0.2.1"), 80, Protocol.TCP))
+DEFAULT = Service("defaults", ServiceKey(ip_address("192.0.2.1"), 80, Protocol.TCP))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ def _least_load(
 ) -> Balancer:
     return LeastLoad(
         weights,
-        draws=_DEFAULT.draws,
-        bytes_per_connection=_DEFAULT.bytes_per_connection if counts_bytes else 0,
+        draws=DEFAULT.draws,
+        bytes_per_connection=DEFAULT.bytes_per_connection if counts_bytes else 0,
         telemetry=telemetry,
         learns=learns,
         time_scale=time_scale,

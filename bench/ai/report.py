@@ -33,6 +33,7 @@ class Found:
     simulated: tuple[Row, ...]
     simulated_requests: int
     large: Mapping[str, tuple[Row, ...]]  # by site
+    failed: tuple[str, ...] = ()  # contenders that could not be measured by real connections
 
 
 def by_case(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
@@ -67,6 +68,8 @@ def markdown(found: Found) -> str:
         f"{REFERENCE} with the right weights has."
     )
     parts = ["# Time to first token, beside HAProxy and nginx", setup, units]
+    if found.failed:
+        parts.append(f"Could not be measured by real connections: {', '.join(found.failed)}.")
     if found.real:
         parts += [
             f"## Real connections: {found.requests:,} requests a case",
@@ -181,6 +184,7 @@ def as_json(found: Found) -> str:
             "machine": asdict(found.machine),
             "lengths": found.lengths,
             "time_scale": found.time_scale,
+            "failed": found.failed,
             "reference": REFERENCE,
             "judged": COMPLETE,
             "targets_real": [asdict(v) | {"reached": v.reached} for v in judged(found.real)],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.ai.cases import WORSE, Case
-from bench.ai.run import Measured
+from bench.ai.run import Measured, RunError
 from bench.ai.simulator import PREFILL_SHARE, Outcome, Scenario, chances, percentiles
 
 PERCENTILES = ("p50", "p95", "p99", "p99.9")
@@ -63,7 +63,7 @@ def simulated(contender: str, case: str, outcomes: Sequence[Outcome]) -> Row:
 def measured(
     contender: str, case: str, scenario: Scenario, found: Measured, time_scale: float
 ) -> tuple[Row, Health]:
-    """Of one real run."""
+    """Of one real run; raises RunError if nobody whom a balancer decided about got an answer."""
     answers, bypasses = found.played.answers, chances(scenario).bypasses
     first = int(PREFILL_SHARE * len(answers))
     waits_s = tuple(
@@ -71,6 +71,8 @@ def measured(
         for number, answer in enumerate(answers)
         if answer.first_token_s is not None and number >= first and not bypasses[number]
     )
+    if not waits_s:
+        raise RunError("no request was answered", where=f"{contender}, {case}")
     done = [
         (request.at_s + answer.done_s * time_scale, request.answer_tokens)
         for request, answer in zip(scenario.requests, answers, strict=True)

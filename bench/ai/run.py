@@ -16,6 +16,7 @@ from bench.ai import setups
 from bench.ai.contenders import Contender
 from bench.ai.plan import Played
 from bench.ai.simulator import Scenario
+from bench.peers import wiring
 from bench.peers.wiring import Cores, Wired
 from lbctl.lab import build, netns, topology
 
@@ -60,21 +61,17 @@ def run(
 @contextmanager
 def _network(servers: int, weights: Sequence[int], time_scale: float) -> Iterator[Wired]:
     """Built with its engines, and removed with the block."""
-    lab = setups.lab(servers, weights, time_scale)
-    build.check_machine()
-    build.down(lab.name, _silent)  # of a run that was killed
     cpus = sorted(os.sched_getaffinity(0))
-    try:
-        lab.run_dir.mkdir(parents=True)
-        build.build_network(lab)
-        wired = Wired(lab, Cores(cpus[-1], frozenset(cpus)), Path())
-        _let_bypass(wired)
-        for backend in wired.backends:
-            build.start_server(lab, backend)
-        _await_engines(wired)
+    lab = setups.lab(servers, weights, time_scale)
+    with wiring.wired(Wired(lab, Cores(cpus[-1], frozenset(cpus))), _start_engines) as wired:
         yield wired
-    finally:
-        build.down(lab.name, _silent)
+
+
+def _start_engines(wired: Wired) -> None:
+    _let_bypass(wired)
+    for backend in wired.backends:
+        build.start_server(wired.lab, backend)
+    _await_engines(wired)
 
 
 def _let_bypass(wired: Wired) -> None:
@@ -93,10 +90,6 @@ def _await_engines(wired: Wired) -> None:
             if time.monotonic() > deadline:
                 raise RunError("an engine does not listen", where=node.namespace)
             time.sleep(0.05)
-
-
-def _silent(_text: str) -> None:
-    """What the lab says of its steps; here nobody wants to know."""
 
 
 @contextmanager

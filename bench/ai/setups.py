@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import yaml
-
 from agent.model import Forward, Hook, Scheduler
 from bench.peers.wiring import Wired
-from lbctl.lab import build, processes, topology
+from lbctl.lab import topology
 from lbctl.lab.topology import Lab
 
 LAB_NAME = "bench-ai"
@@ -41,16 +39,7 @@ class Steelyard:
     options: Mapping[str, object] = field(default_factory=dict)
 
     def __call__(self, wired: Wired) -> None:
-        wanted, balancer = wired.lab, wired.balancer
-        build.prepare_paths(wanted)
-        document = topology.agent_document(wanted, balancer)
-        del document["tables"]  # the lab's are small; these are the default's
-        document["services"] = [self._service(wired)]
-        wanted.config_path(balancer).write_text(yaml.safe_dump(document, sort_keys=False))
-        program = processes.program("lb-agent", "agent.main")
-        command = [*program, "run", "--config", str(wanted.config_path(balancer))]
-        wired.start(balancer, balancer.name, command)
-        build.await_backends(wanted, balancer, wanted.backends)
+        wired.start_agent([self._service(wired)])
 
     def _service(self, wired: Wired) -> dict[str, object]:
         return {

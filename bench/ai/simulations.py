@@ -15,9 +15,6 @@ from bench.ai.results import Row, simulated
 from bench.ai.simulator import Scenario, simulate
 from bench.ai.trace import Lengths
 
-# Between a connection's SYN and its request, and about what it is with the lab's client.
-HANDSHAKE_S = 0.002
-
 
 @dataclass(frozen=True, slots=True)
 class Site:

@@ -78,7 +78,6 @@ class Scenario:
     bypass: float = 0.0  # share of the requests that go straight to a server, evenly
     slowdown: Slowdown | None = None
     poll_s: float = 0.2
-    handshake_s: float = 0.0  # from the choice for a connection to the bytes of its request
     lost: frozenset[int] = frozenset()  # servers whose telemetry cannot be had
 
 
@@ -196,13 +195,7 @@ class _Simulation:
         requests = self._scenario.requests
         if number + 1 < len(requests):
             self._at(requests[number + 1].at_s, lambda: self._arrive(number + 1))
-        connection = self._connect(number)
-        if connection.used or not self._scenario.handshake_s:
-            self._ask(number, connection)
-        else:
-            self._at(
-                self.now_s + self._scenario.handshake_s, partial(self._ask, number, connection)
-            )
+        self._ask(number, self._connect(number))
 
     def _ask(self, number: int, connection: _Connection) -> None:
         """The bytes of a request pass, and reach the server."""

@@ -65,12 +65,17 @@ def folder() -> Path:
     return Path(os.environ.get(PLACE) or _DEFAULT_PLACE)
 
 
+def path(name: str = "conv", place: Path | None = None) -> Path:
+    """The file of a trace (``conv`` or ``code``), in that folder or where they lie."""
+    return (place or folder()) / _FILE.format(name=name)
+
+
 def lengths(name: str = "conv", place: Path | None = None) -> Lengths:
-    """The pairs of a trace (``conv`` or ``code``), or generated ones where it is absent."""
-    path = (place or folder()) / _FILE.format(name=name)
-    if not path.exists():
+    """The pairs of a trace, or generated ones where it is absent."""
+    file = path(name, place)
+    if not file.exists():
         return generated()
-    pairs = np.loadtxt(path, delimiter=",", skiprows=1, usecols=(1, 2), dtype=np.int64)
+    pairs = np.loadtxt(file, delimiter=",", skiprows=1, usecols=(1, 2), dtype=np.int64)
     return Lengths(np.maximum(pairs, 1), f"Azure LLM inference trace 2023, {name}")
 
 

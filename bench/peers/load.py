@@ -45,6 +45,13 @@ def compile_tool(folder: Path) -> Path:
     return tool
 
 
+def serve(wired: Wired) -> None:
+    """Start the servers that answer it."""
+    for backend in wired.backends:
+        command = [str(wired.tool), "serve", str(wired.lab.server_port)]
+        wired.start(backend, backend.name, command)
+
+
 def send(wired: Wired, load: Load, targets: Sequence[str]) -> float:
     """Seconds that it took; raises PeersError if a connection failed: it would be too cheap."""
     said = wired.run(

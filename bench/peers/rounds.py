@@ -89,7 +89,7 @@ def _measure(
     contender: Contender, plan: Plan, number: int, on: wiring.Cores, tool: Path
 ) -> tuple[Running, list[Measurement]]:
     taken = []
-    with wiring.wired(contender.lab, on, tool) as wired:
+    with wiring.wired(wiring.Wired(contender.lab, on, tool), load.serve) as wired:
         running = contender.start(wired)
         data = (wired.divide(contender.by_xdp), *running.data)
         targets = running.targets or (f"{wired.vip}:{topology.PORT}",)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import psutil
-import yaml
 
 from agent.model import Forward, Hook, Scheduler
 from bench.peers.contender import BACKENDS, LAB_NAME, SHORT_TARGET_US, Contender, Running
 from bench.peers.wiring import Wired
-from lbctl.lab import build, processes, topology
 from lbctl.lab.topology import Lab
 
 
@@ -18,18 +16,11 @@ class Steelyard(Contender):
     __slots__ = ()
 
     def start(self, wired: Wired) -> Running:
-        lab, balancer = wired.lab, wired.balancer
-        build.prepare_paths(lab)
-        document = topology.agent_document(lab, balancer)
-        del document["tables"]  # the lab's are small; these are the default's
-        path = lab.config_path(balancer)
-        path.write_text(yaml.safe_dump(document, sort_keys=False))
-        command = ["lb-agent", "run", "--config", str(path)]
-        program = processes.program("lb-agent", "agent.main")
-        pid = wired.start(balancer, balancer.name, [*program, *command[1:]])
-        build.await_backends(lab, balancer, lab.backends)
+        pid = wired.start_agent()
         family = (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True)))
-        return Running(control=family, command=" ".join(command), configuration=path.read_text())
+        path = wired.lab.config_path(wired.balancer)
+        command = f"lb-agent run --config {path}"
+        return Running(control=family, command=command, configuration=path.read_text())
 
 
 def contenders() -> list[Contender]:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from agent.errors import SteelyardError
 from bench.peers import accounting
 from lbctl.lab import build, netns, processes, topology
+from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Node, Role
 
 _PATIENCE_S = 10.0
@@ -52,7 +55,7 @@ class Wired:
 
     lab: Lab
     cores: Cores
-    tool: Path  # load.c, compiled
+    tool: Path = Path()  # load.c, compiled, where it is what loads
 
     @property
     def client(self) -> Node:
@@ -102,6 +105,21 @@ class Wired:
             self.lab.run_dir, name, node.namespace, [*self._on(where), *command]
         )
         return started.pid
+
+    def start_agent(self, services: Sequence[Mapping[str, object]] | None = None) -> int:
+        """The agent with the lab's configuration, or with other services in it; its pid."""
+        lab, balancer = self.lab, self.balancer
+        build.prepare_paths(lab)
+        document = topology.agent_document(lab, balancer)
+        del document["tables"]  # the lab's are small; these are the default's
+        if services is not None:
+            document["services"] = services
+        path = lab.config_path(balancer)
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        program = processes.program("lb-agent", "agent.main")
+        pid = self.start(balancer, balancer.name, [*program, "run", "--config", str(path)])
+        build.await_backends(lab, balancer, lab.backends)
+        return pid
 
     def _on(self, cpus: set[int] | frozenset[int]) -> list[str]:
         return ["taskset", "--cpu-list", ",".join(map(str, sorted(cpus)))]
@@ -177,17 +195,31 @@ class Wired:
         self.run(namespace, "ip", "netns", "exec", namespace, "sh", "-c", f"echo {value} >{path}")
 
 
+def refuse_second(name: str) -> None:
+    """Raise PeersError if there is a network of that name: another run's, or a killed one's."""
+    try:
+        build.refuse_second(name)
+    except LabError as error:
+        raise PeersError(
+            error.message,
+            where=error.where,
+            remedy="wait until the other run has ended; what a killed one left,"
+            f" `{topology.lab_command(name)} down` removes",
+        ) from error
+
+
 @contextmanager
-def wired(lab: Lab, on: Cores, tool: Path) -> Iterator[Wired]:
-    """Built with its servers, and removed with the block; refused if there is one already."""
+def wired(made: Wired, serve: Callable[[Wired], None]) -> Iterator[Wired]:
+    """Built, with servers as ``serve`` starts them, and removed with the block; refused if there
+    is one already.
+    """
+    lab = made.lab
     build.check_machine()
-    build.refuse_second(lab.name)
+    refuse_second(lab.name)
     try:
         lab.run_dir.mkdir(parents=True)
         build.build_network(lab)
-        made = Wired(lab, on, tool)
-        for backend in made.backends:
-            made.start(backend, backend.name, [str(tool), "serve", str(lab.server_port)])
+        serve(made)
         yield made
     finally:
         build.down(lab.name, _silent)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from lbctl.environment import Environment, pass_environment
 from lbctl.groups import SuggestingGroup
@@ -28,6 +29,21 @@ _NAME = "lbctl.lab.name"
 def _set_name(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
     if value is not None:
         ctx.meta[_NAME] = value
+
+
+def _split_engines(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> tuple[str, ...]:
+    """The GPUs, none if the option is left out; an unset variable is not that."""
+    if value is None:
+        return ()
+    engines = tuple(part.strip() for part in value.split(","))
+    if not all(engines):
+        from lbctl.lab.engine.model import HARDWARE
+
+        known = ", ".join(sorted(HARDWARE))
+        raise click.BadParameter(f"{value!r} leaves a GPU empty; there are {known}")
+    return engines
 
 
 # The group's option may also stand after the command, where one looks for it.
@@ -117,7 +133,7 @@ def lab() -> None:
 @click.option(
     "--engines",
     metavar="GPU,…",
-    default="",
+    callback=_split_engines,
     help="The servers behave like engines on these GPUs (h100, a100), given out in turn.",
 )
 @click.option(
@@ -141,6 +157,9 @@ def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
     from agent.model import Forward, Hook, Scheduler
     from lbctl.lab import build, interrupt, topology
 
+    asked = click.get_current_context().get_parameter_source("time_scale")
+    if asked is not ParameterSource.DEFAULT and not options["engines"]:
+        raise click.UsageError("--time-scale goes with --engines")
     wanted = topology.Lab(
         name=_lab_name(),
         backends=options["backends"],
@@ -151,7 +170,7 @@ def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
         hook=Hook(options["hook"]),
         arms=options["arms"],
         vlan=options["vlan"],
-        engines=tuple(options["engines"].split(",")) if options["engines"] else (),
+        engines=options["engines"],
         time_scale=options["time_scale"],
     )
     build.check_machine()

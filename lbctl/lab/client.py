@@ -1,23 +1,27 @@
 """Owns a connection to a server of the lab as its clients have it; every step is bounded.
 
-What the load generators share: they write one JSON line per record to whoever reads along, and
-leave on SIGTERM and SIGINT.
+What the load generators share: the options that say where to and how long, and that they write
+one JSON line per record to whoever reads along, and leave on SIGTERM and SIGINT.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
 from lbctl.lab.figures import Record, to_line
 from lbctl.lab.http import MAX_HEADER_BYTES
+
+LAST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +49,51 @@ class ProtocolError(Exception):
 
 
 def parse_target(text: str) -> Target:
-    """Read ``10.99.0.100:80`` or ``[fd99::100]:80``; raises ValueError."""
-    host, colon, port = text.rpartition(":")
+    """Read ``10.99.0.100:80`` or ``[fd99::100]:80``; raises ArgumentTypeError."""
+    host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon:
-        raise ValueError(f"{text!r} has no port")
-    ip_address(host)
-    return Target(host, int(port))
+    try:
+        ip_address(host)
+        target = Target(host, int(port))
+    except ValueError:
+        target = None
+    if target is None or not 1 <= target.port <= LAST_PORT:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not ADDRESS:PORT, as in 10.99.0.100:80 or [fd99::100]:80"
+        )
+    return target
+
+
+def number[N: (int, float)](kind: type[N], *, or_zero: bool = False) -> Callable[[str], N]:
+    """An option's type: a finite number above zero, or zero, too."""
+    wanted = f"a {'whole ' if kind is int else ''}number {'of 0 or more' if or_zero else 'above 0'}"
+
+    def read(text: str) -> N:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(-1)
+        # Also false for what is no number (nan).
+        if not (0 < value < math.inf or (or_zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return read
+
+
+def parser(module: str, about: str | None, timeout_s: float) -> argparse.ArgumentParser:
+    """The options that every load generator has; ``timeout_s`` is a default."""
+    made = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
+    add = made.add_argument
+    add("--target", action="append", required=True, type=parse_target, help="ADDRESS:PORT")
+    add(
+        "--timeout",
+        type=number(float),
+        default=timeout_s,
+        help="seconds without an answer, or its next part: it has failed",
+    )
+    add("--duration", type=number(float), help="seconds; default: until interrupted")
+    return made
 
 
 def parse_head(head: bytes) -> Head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -139,11 +140,11 @@ def _late_failures(stage: Stage) -> list[str]:
 
 
 def _clean_up(lab: Lab, traffic: Traffic, prompts: PromptTraffic) -> None:
-    try:
-        prompts.stop()
-        traffic.stop()
-    finally:
-        build.down(lab.name, lambda _text: None)
+    # From the last to the first, each of them also if one before it fails.
+    with contextlib.ExitStack() as left:
+        left.callback(build.down, lab.name, lambda _text: None)
+        left.callback(traffic.stop)
+        left.callback(prompts.stop)
 
 
 def _conclude(

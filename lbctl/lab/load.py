@@ -8,7 +8,6 @@ a summary at the end. Run it in a client of the lab:
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
 import json
@@ -25,7 +24,8 @@ from lbctl.lab.client import (
     Target,
     describe,
     leaving_on_signals,
-    parse_target,
+    number,
+    parser,
     run,
     within,
     write,
@@ -228,17 +228,15 @@ async def generate(plan: Plan, tally: Tally, duration_s: float | None) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m lbctl.lab.load", description=__doc__)
-    add = parser.add_argument
-    add("--target", action="append", required=True, type=parse_target, help="ADDRESS:PORT")
-    add("--rate", type=float, default=100.0, help="new connections per second, all together")
-    add("--workers", type=int, default=16, help="how many requests may be open at once")
-    add("--keep-alive", type=int, default=0, help="connections held open, asking again")
-    add("--streams", type=int, default=0, help="connections held open, reading a long answer")
-    add("--stream-seconds", type=float, default=3.0, help="length of the long answers")
-    add("--timeout", type=float, default=5.0, help="seconds until a request counts as failed")
-    add("--duration", type=float, default=None, help="seconds; default: until interrupted")
-    options = parser.parse_args()
+    command_line = parser("lbctl.lab.load", __doc__, timeout_s=5.0)
+    add = command_line.add_argument
+    count, amount = number(int, or_zero=True), number(float, or_zero=True)
+    add("--rate", type=amount, default=100.0, help="new connections per second, all together")
+    add("--workers", type=number(int), default=16, help="how many requests may be open at once")
+    add("--keep-alive", type=count, default=0, help="connections held open, asking again")
+    add("--streams", type=count, default=0, help="connections held open, reading a long answer")
+    add("--stream-seconds", type=amount, default=3.0, help="length of the long answers")
+    options = command_line.parse_args()
     plan = Plan(
         targets=tuple(options.target),
         rate_per_s=options.rate,

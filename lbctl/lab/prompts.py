@@ -9,7 +9,6 @@ it in a client of a lab with engines:
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import math
@@ -25,7 +24,8 @@ from lbctl.lab.client import (
     Target,
     describe,
     leaving_on_signals,
-    parse_target,
+    number,
+    parser,
     run,
     within,
     write,
@@ -134,15 +134,12 @@ async def generate(plan: Plan, emit: Callable[[Prompt], None], duration_s: float
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m lbctl.lab.prompts", description=__doc__)
-    add = parser.add_argument
-    add("--target", action="append", required=True, type=parse_target, help="ADDRESS:PORT")
-    add("--rate", type=float, default=10.0, help="prompts per second")
-    add("--prompt-tokens", type=int, default=800, help="median length of a prompt")
-    add("--answer-tokens", type=int, default=100, help="median length of an answer")
-    add("--timeout", type=float, default=30.0, help="seconds without a token: it has failed")
-    add("--duration", type=float, default=None, help="seconds; default: until interrupted")
-    options = parser.parse_args()
+    command_line = parser("lbctl.lab.prompts", __doc__, timeout_s=30.0)
+    add = command_line.add_argument
+    add("--rate", type=number(float), default=10.0, help="prompts per second")
+    add("--prompt-tokens", type=number(int), default=800, help="median length of a prompt")
+    add("--answer-tokens", type=number(int), default=100, help="median length of an answer")
+    options = command_line.parse_args()
     plan = Plan(
         targets=tuple(options.target),
         rate_per_s=options.rate,

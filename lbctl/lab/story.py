@@ -125,14 +125,18 @@ def throttle(stage: Stage) -> Outcome:
 def _throttle(lab: Lab, slow: float) -> None:
     """Have an engine run so many times slower than its GPU can."""
     node = lab.node(THROTTLED)
-    with netns.inside(node.namespace):
-        connection = http.client.HTTPConnection("127.0.0.1", lab.server_port, timeout=5)
-        connection.request("POST", f"/throttle?slow={slow}")
-        answer = connection.getresponse()
-        answer.read()
+    connection = http.client.HTTPConnection("127.0.0.1", lab.server_port, timeout=5)
+    try:
+        with netns.inside(node.namespace):
+            connection.request("POST", f"/throttle?slow={slow}")
+            status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        problem = str(error) or type(error).__name__
+        raise LabError(f"{node.name} cannot be throttled: {problem}") from error
+    finally:
         connection.close()
-    if answer.status != 200:
-        raise LabError(f"{node.name} cannot be throttled: status {answer.status}")
+    if status != 200:
+        raise LabError(f"{node.name} cannot be throttled: status {status}")
 
 
 def kill(stage: Stage) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from agent.config.load import parse
 from agent.errors import ConfigError
 from agent.model import AdminState, CheckKind, Forward, Hook, Scheduler, TelemetryKind
-from lbctl.lab import build, cli, client, http, server, statefile, topology, wiring
+from lbctl.lab import build, cli, http, server, statefile, topology, wiring
 from lbctl.lab.topology import Lab, Role, lab_command
 
 
@@ -330,22 +329,6 @@ def test_server_refuses_streams_out_of_bounds(query: dict[str, list[str]]) -> No
         server.slow_parameters(query)
 
 
-def test_load_targets_are_addresses_of_both_families() -> None:
-    assert client.parse_target("10.99.0.100:80") == client.Target("10.99.0.100", 80)
-    assert str(client.parse_target("[fd99::100]:80")) == "[fd99::100]:80"
-    for text in ("10.99.0.100", "example.org:80", "10.99.0.100:http"):
-        with pytest.raises(ValueError, match=r".+"):
-            client.parse_target(text)
-
-
-def test_load_understands_what_the_server_sends() -> None:
-    whole = http.answer("be7", 200, b"be7\n", keep_alive=True)
-    head = client.parse_head(whole.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
-    assert dataclasses.astuple(head) == (200, "be7", 4)
-    with pytest.raises(client.ProtocolError):
-        client.parse_head(b"SSH-2.0-OpenSSH\r\n\r\n")
-
-
 def test_remedies_name_the_lab_that_they_are_about() -> None:
     assert lab_command("lab") == "lbctl lab"
     assert lab_command("other") == "lbctl lab --name other"
@@ -362,3 +345,43 @@ def test_the_name_of_a_lab_stands_before_or_after_the_command(
     assert "there is no lab called other\n  remedy: build it: sudo lbctl lab --name other up" in (
         result.err
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--engines", ""], "'' leaves a GPU empty; there are a100, h100"),
+        (["--engines", "h100,"], "'h100,' leaves a GPU empty; there are a100, h100"),
+        (["--engines", "h100, ,a100"], "leaves a GPU empty; there are a100, h100"),
+        (["--time-scale", "10"], "--time-scale goes with --engines"),
+    ],
+)
+def test_engines_are_asked_for_in_full_or_not_at_all(
+    words: list[str], said: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "up", lambda *_: pytest.fail("a lab was built"))
+    result = run("lab", "up", *words)
+    assert result.code == 2
+    assert said in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "engines", "time_scale"),
+    [
+        ([], (), 1.0),
+        (["--engines", "h100, a100"], ("h100", "a100"), 1.0),
+        (["--engines", "a100", "--time-scale", "10"], ("a100",), 10.0),
+    ],
+)
+def test_lab_up_builds_the_engines_that_are_asked_for(
+    words: list[str],
+    engines: tuple[str, ...],
+    time_scale: float,
+    run: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built: list[Lab] = []
+    monkeypatch.setattr(build, "check_machine", lambda: None)
+    monkeypatch.setattr(build, "up", lambda lab, *_: built.append(lab))
+    assert run("lab", "up", *words).code == 0
+    assert [(lab.engines, lab.time_scale) for lab in built] == [(engines, time_scale)]

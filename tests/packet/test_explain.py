@@ -73,6 +73,22 @@ def test_the_least_loaded_of_the_moment(rig: Rig, scheduler: Scheduler, vip: str
     assert len(got) > 10, "the load changed whom they got"
 
 
+def test_reports_count_in_it_as_long_as_they_do_in_the_kernel(rig: Rig):
+    rig.serve(service(*many(20), scheduler=Scheduler.LEAST_LOAD))
+    draw, segments, loads = random.Random(5), Segments(), rig.tables.backend_load
+    told_hot = 0
+    for address, port in random_clients(14, 400):
+        ident = rig.backend_id(f"b{draw.randrange(20)}")
+        loads["queue"][ident], loads["is_hot"][ident] = draw.randrange(30_000), draw.random() < 0.3
+        left_s = draw.choice([-60, 60])
+        now = rig.dataplane.now_jiffies()
+        loads["report_until"][ident] = (now + left_s * rig.clock.hz) & 0xFFFFFFFF
+        said = explain(rig.view(), flow_of(VIP4, address, port))
+        told_hot += any("(hot)" in step for step in said.steps)
+        assert said.backend == taken(rig, segments.frame(address.packed, port, SYN))
+    assert told_hot > 50
+
+
 @pytest.mark.parametrize("vip", VIPS)
 @pytest.mark.parametrize("draws", [2, 8])
 def test_so_many_draws_as_are_configured(rig: Rig, vip: str, draws: int):

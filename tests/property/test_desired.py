@@ -16,6 +16,8 @@ from agent.state.identities import slot_of
 from agent.state.lookups import mark_of
 from agent.state.slowstart import SLOW_START
 from agent.state.tables import TableContents, ZoneRingKey
+from agent.state.zones import levels
+from agent.weights.speeds import MOST
 from tests.property.worlds import ids_for, verdict_of, worlds
 
 
@@ -36,6 +38,17 @@ def in_ring(ring: bytes) -> set[int]:
     return set(np.frombuffer(ring, dtype=np.uint16).tolist())
 
 
+def taking(around, service, zone: str | None, ids) -> set[int]:
+    """The backends that have a share of the clients of a zone."""
+    verdicts = [verdict_of(around, service, backend) for backend in service.backends]
+    return {
+        ids.backend_id(service, backend)
+        for level in levels(service, verdicts, zone)
+        if level.share > 0
+        for backend, _ in level.members
+    }
+
+
 @settings(deadline=None)
 @given(worlds())
 def test_rings_hold_usable_backends_whoever_the_client_is(world):
@@ -51,11 +64,13 @@ def test_rings_hold_usable_backends_whoever_the_client_is(world):
             if verdict_of(around, service, b).usable
         }
         ring = np.frombuffer(entry.ring, dtype=np.uint16)
-        assert in_ring(entry.ring) <= usable
+        assert in_ring(entry.ring) == taking(around, service, None, ids) <= usable
         assert bool(usable) == bool(len(ring))
-        for other in near:
-            assert other
-            assert in_ring(other) <= usable
+        for zone in config.zones:
+            key = ZoneRingKey(entry.id, ids.zones.get(zone.name, 0))
+            if key in found.zone_rings:
+                drawn = in_ring(found.zone_rings[key])
+                assert drawn == taking(around, service, zone.name, ids) <= usable
         if not entry.zones:
             assert in_ring(entry.ring) == usable
             assert not near
@@ -117,8 +132,8 @@ def test_only_who_gets_new_flows_weighs_and_one_has_all_of_its_weight(world):
             assert (entry.weight > 0) == entry.usable
             if verdict_of(around, service, backend).weight_reason == CONFIGURED:
                 assert entry.weight == backend.weight
-            if not verdict_of(around, service, backend).weight_reason.count("learned"):
-                assert entry.weight <= max(backend.weight, 1)
+            most = MOST if "learned" in verdict_of(around, service, backend).weight_reason else 1
+            assert entry.weight <= max(round(most * backend.weight), 1)
         usable = [b for b in service.backends if verdict_of(around, service, b).usable]
         reasons = [verdict_of(around, service, b).weight_reason for b in usable]
         if usable:

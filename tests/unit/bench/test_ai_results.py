@@ -14,7 +14,7 @@ from bench.ai.cases import CASES
 from bench.ai.contenders import COMPLETE, REFERENCE
 from bench.ai.plan import Answer, Played
 from bench.ai.results import Row
-from bench.ai.run import Measured
+from bench.ai.run import Measured, RunError
 from lbctl.lab.engine.openai import read_completion
 
 LENGTHS = trace.generated(500)
@@ -57,6 +57,13 @@ def test_errors_are_counted_by_kind() -> None:
     found = Measured(Played(answers, 1.0, 0.1), 1.0, 0.5)
     measured, _ = results.measured("it", "trace", scenario, found, 1.0)
     assert measured.errors == {"reset": 3}
+
+
+def test_a_case_without_any_answer_has_no_row() -> None:
+    scenario = cases.scenario(TRACE, fleet.servers(2), LENGTHS, 20, seed=1)
+    found = Measured(Played((Answer(None, None, 0.0, "", "reset"),) * 20, 1.0, 0.1), 1.0, 0.5)
+    with pytest.raises(RunError, match="no request was answered"):
+        results.measured("it", "trace", scenario, found, 1.0)
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:

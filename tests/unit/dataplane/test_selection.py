@@ -55,6 +55,7 @@ def ring_of(
         TableContents(backends=backends),
         tables,
         lambda ident: BackendRef("web", f"b{ident}"),
+        tables.backend_load,
     )
 
 

@@ -295,6 +295,27 @@ def test_a_driver_that_forgot_us_is_asked_anew_at_once():
     assert driver.inits == 2
 
 
+@pytest.mark.parametrize("answered", [False, True], ids=["from-the-start", "later"])
+def test_a_driver_that_starts_and_does_not_answer_is_down_once(clock, answered):
+    driver = FakeNvml(FakeGpu("GPU-a"))
+    source = Nvml(driver, clock)
+    if answered:
+        source.read()
+    driver.inits, driver.count_error = 0, pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+    with capture_logs() as logs:
+        for _ in range(50):
+            reading = source.read()
+            clock.now += RETRY_S / 10
+        assert (reading.driver, reading.gpus) == (Driver.UNREADABLE, ())
+        assert reading.problem == "the NVIDIA driver does not answer: Unknown Error"
+        driver.count_error = None
+        clock.now += RETRY_S
+        assert source.read().driver is Driver.UP
+        source.read()
+    assert [entry["event"] for entry in logs] == ["gpu_driver_down", "gpu_driver_up"]
+    assert driver.inits <= 2 * 5 + 1
+
+
 def test_a_library_of_another_version_tells_nothing_about_the_gpus():
     driver = FakeNvml(FakeGpu("GPU-a"))
     driver.init_error = MISMATCH

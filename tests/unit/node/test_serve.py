@@ -18,6 +18,7 @@ from agent.node.http import MOST_CONNECTIONS as MOST_HTTP
 from agent.node.http import Pages
 
 HERE = "127.0.0.1"
+NO_LISTEN = "is not ADDRESS:PORT, as in 127.0.0.1:9118"
 
 
 async def ask(port, send=b""):
@@ -158,8 +159,11 @@ def test_a_port_that_is_taken_is_an_error_with_a_remedy():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--listen", "somewhere:1"], "does not appear to be"),
-        (["--listen", "127.0.0.1"], "does not appear to be"),
+        (["--listen", "somewhere:1"], f"'somewhere:1' {NO_LISTEN}"),
+        (["--listen", "x"], f"'x' {NO_LISTEN}"),
+        (["--listen", "127.0.0.1"], f"'127.0.0.1' {NO_LISTEN}"),
+        (["--listen", "127.0.0.1:"], f"'127.0.0.1:' {NO_LISTEN}"),
+        (["--listen", "[::1]"], f"'[::1]' {NO_LISTEN}"),
         (["--listen", "127.0.0.1:99999"], "'99999' is not a port"),
         (["--agent-check", "9119="], "no GPU is named"),
         (["--agent-check", "x"], "'x' is not a port"),
@@ -170,6 +174,31 @@ def test_the_command_says_what_it_does_not_understand(arguments, message):
     result = CliRunner().invoke(cli, ["node", *arguments])
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        ([], ("0.0.0.0", 9118)),
+        (["--listen", "127.0.0.1:9118"], ("127.0.0.1", 9118)),
+        (["--listen", "[::1]:9118"], ("::1", 9118)),
+    ],
+)
+def test_where_the_command_listens(arguments, where, monkeypatch):
+    told = []
+
+    async def run(settings):
+        told.append((settings.host, settings.port))
+
+    monkeypatch.setattr("agent.node.run.run", run)
+    monkeypatch.setattr("agent.main.configure", lambda *_: None)
+    assert CliRunner().invoke(cli, ["node", *arguments]).exit_code == 0
+    assert told == [where]
+
+
+def test_the_help_says_where_the_command_listens_as_it_is_written():
+    result = CliRunner().invoke(cli, ["node", "--help"], terminal_width=200)
+    assert "[default: 0.0.0.0:9118]" in result.output
 
 
 def free_ports(count):

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,7 @@ class FakeAmdsmi:
     AmdSmiTemperatureMetric = SimpleNamespace(CURRENT=0)
 
     def __init__(self, **changed):
+        self.calls = Counter()
         self.answers = {
             "init": None,
             "shut_down": None,
@@ -59,12 +61,14 @@ class FakeAmdsmi:
         } | changed
 
     def __getattr__(self, name):
+        short = name.removeprefix("amdsmi_")
         try:
-            answer = self.answers[name.removeprefix("amdsmi_")]
+            answer = self.answers[short]
         except KeyError:
             raise AttributeError(name) from None
 
         def call(*arguments):
+            self.calls[short] += 1
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -123,6 +127,41 @@ def test_an_amd_driver_that_is_unloaded_loses_its_gpus():
         reading = source.read()
     assert (reading.driver, reading.gpus[0].up) == (Driver.ABSENT, False)
     assert reading.problem == "no AMD driver: Error code: 34"
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["from-the-start", "later"])
+def test_an_amd_driver_that_starts_and_does_not_answer_is_down_once(answered):
+    now = [1000.0]
+    smi = FakeAmdsmi()
+    source = amd.Amd(smi, lambda: now[0])
+    if answered:
+        source.read()
+    handles = smi.answers["get_processor_handles"]
+    smi.answers["get_processor_handles"] = AmdSmiError(32)
+    smi.calls.clear()
+    with capture_logs() as logs:
+        for _ in range(50):
+            reading = source.read()
+            now[0] += amd.RETRY_S / 10
+        assert (reading.driver, reading.gpus) == (Driver.UNREADABLE, ())
+        assert reading.problem == "the AMD driver does not answer: Error code: 32"
+        smi.answers["get_processor_handles"] = handles
+        now[0] += amd.RETRY_S
+        assert source.read().driver is Driver.UP
+        source.read()
+    assert [entry["event"] for entry in logs] == ["gpu_driver_down", "gpu_driver_up"]
+    assert smi.calls["init"] <= 5 + 1
+
+
+def test_an_amd_driver_that_forgot_us_is_asked_anew_at_the_next_reading():
+    smi = FakeAmdsmi()
+    source = amd.Amd(smi)
+    source.read()
+    handles = smi.answers["get_processor_handles"]
+    smi.answers["get_processor_handles"] = AmdSmiError(32)
+    assert source.read().driver is Driver.UNREADABLE
+    smi.answers["get_processor_handles"] = handles
+    assert source.read().driver is Driver.UP
 
 
 def test_without_rocm_there_is_no_binding():

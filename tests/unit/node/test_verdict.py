@@ -15,7 +15,7 @@ from agent.node.verdict import (
     verdict,
     worth_telling,
 )
-from agent.node.xid import Blames, blames
+from agent.telemetry.xid import Blames, blames
 
 WELL = Gpu("0", "GPU-0", sm_clock_hertz=2e9, sm_clock_max_hertz=2e9, recovery=Recovery.NONE)
 HOT = replace(WELL, sm_clock_hertz=1e9, throttles=frozenset({Throttle.HW_THERMAL}))

@@ -180,29 +180,42 @@ def test_a_service_is_what_its_backends_are(states, expected: ServiceState, reas
 
 # -- what reports and learned speed say
 
+SERVICE = web(A)
 USABLE = Eligibility(BackendState.UP, "", True, True, 100, "configured")
 
 
 def test_a_factor_changes_the_weight_and_says_so():
-    found = influenced(USABLE, Influence(factors=(("learned", 0.5),), bytes_per_connection=400))
+    found = influenced(
+        SERVICE, USABLE, Influence(factors=(("learned", 0.5),), bytes_per_connection=400)
+    )
     assert (found.weight, found.weight_reason, found.usable) == (50, "learned", True)
     assert found.bytes_per_connection == 400
-    assert influenced(USABLE, NOTHING) == USABLE
+    assert influenced(SERVICE, USABLE, NOTHING) == USABLE
 
 
 def test_a_note_is_told_and_changes_nothing():
-    found = influenced(USABLE, Influence(notes=("stale",)))
+    found = influenced(SERVICE, USABLE, Influence(notes=("stale",)))
     assert (found.weight, found.weight_reason) == (100, "stale")
 
 
 @pytest.mark.parametrize("state", [BackendState.DRAIN, BackendState.DOWN])
 def test_what_is_out_keeps_its_flows(state: BackendState):
-    found = influenced(USABLE, Influence("GPU 0 is lost", state, (("learned", 2.0),)))
+    found = influenced(SERVICE, USABLE, Influence("GPU 0 is lost", state, (("learned", 2.0),)))
     assert (found.state, found.reason) == (state, "GPU 0 is lost")
     assert (found.usable, found.alive, found.weight) == (False, True, 0)
+
+
+@pytest.mark.parametrize("state", [BackendState.DRAIN, BackendState.DOWN])
+def test_where_flows_of_what_is_down_move_those_of_what_drains_stay(state: BackendState):
+    moving = web(A, down_flows=DownFlows.REROUTE)
+    assert influenced(moving, USABLE, Influence("it says so", state)).alive is (
+        state is BackendState.DRAIN
+    )
 
 
 @pytest.mark.parametrize("health", [Health.DOWN, Health.CHECKING])
 def test_who_is_out_already_stays_so_for_its_own_reason(health: Health):
     alone = eligibility(web(A), A, status(health), HOP)
-    assert influenced(alone, Influence("GPU 0 is lost", factors=(("learned", 2.0),))) == alone
+    assert (
+        influenced(SERVICE, alone, Influence("GPU 0 is lost", factors=(("learned", 2.0),))) == alone
+    )

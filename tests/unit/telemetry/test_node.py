@@ -9,7 +9,7 @@ import pytest
 from agent.model import NodeKind
 from agent.node.page import render
 from agent.node.reading import Driver, Fault, Gpu, GpuReading, NodeReading, Recovery, Throttle
-from agent.telemetry.node import HARMLESS_XIDS, read_node
+from agent.telemetry.node import read_node
 from agent.telemetry.report import Failure, GpuReport, NodeReport
 
 PAGES = Path(__file__).with_name("pages")
@@ -90,7 +90,7 @@ def test_dcgms_page_is_read_and_its_sentinels_are_dropped() -> None:
     assert report.dropped == 2
 
 
-@pytest.mark.parametrize("xid", sorted(HARMLESS_XIDS))
+@pytest.mark.parametrize("xid", [13, 31, 43, 45, 63, 68, 92, 94, 109, 154])
 def test_an_xid_of_the_application_and_a_note_are_no_fault(xid: int) -> None:
     assert read(NodeKind.DCGM, f'DCGM_FI_DEV_XID_ERRORS{{gpu="0"}} {xid}\n'.encode()).gpus == (
         GpuReport(name="0"),

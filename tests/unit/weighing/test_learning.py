@@ -135,7 +135,20 @@ def test_who_does_not_learn_is_as_configured(fields: dict):
     world = here(**fields)
     assert not world.learning.learns(A_REF)
     assert world.learning.learned(A_REF) == AS_CONFIGURED
-    assert not world.learning.sample(BOTH, 1.0)
+    world.learning.sample(BOTH, 1.0)
+    assert world.learning.learned(A_REF) == AS_CONFIGURED
+
+
+def test_who_learns_no_more_is_as_configured_again():
+    world = here()
+    serve(world, 30, slow=3.0)
+    assert world.learning.learned(B_REF).weight_share < 1
+    world.service = replace(world.service, learn_speed=False)
+    world.config = replace(world.config, services=(world.service,))
+    world.place()
+    assert world.learning.learned(B_REF) == AS_CONFIGURED
+    world.learning.sample(BOTH, 40.0)
+    assert world.learning.learned(B_REF) == AS_CONFIGURED
 
 
 def test_another_id_forgets_and_the_same_one_does_not(taken: list[Samples]):
@@ -156,9 +169,11 @@ def test_another_id_forgets_and_the_same_one_does_not(taken: list[Samples]):
 # -- moving
 
 
-def serve(world: Here, seconds: int, *, slow: float, at: float = 0.0) -> list[bool]:
-    """A second of answers at a time: ``b`` takes so much longer than ``a``."""
-    draw, moved = np.random.default_rng(1), []
+def serve(world: Here, seconds: int, *, slow: float, at: float = 0.0) -> int:
+    """A second of answers at a time: ``b`` takes so much longer than ``a``. How often a share
+    moved.
+    """
+    draw, moved = np.random.default_rng(1), 0
     for second in range(1, seconds + 1):
         for name, factor in (("a", 1.0), ("b", slow)):
             rows = []
@@ -167,7 +182,9 @@ def serve(world: Here, seconds: int, *, slow: float, at: float = 0.0) -> list[bo
                 took_s = factor * (0.05 + 40e-6 * (ahead + size)) * draw.uniform(0.9, 1.1)
                 rows.append((int(ahead), int(size), open_, round(took_s * 1e6)))
             world.answers(name, *rows)
-        moved.append(world.learning.sample(BOTH, at + second))
+        before = [world.learning.learned(ref).weight_share for ref in BOTH]
+        world.learning.sample(BOTH, at + second)
+        moved += before != [world.learning.learned(ref).weight_share for ref in BOTH]
     return moved
 
 
@@ -182,7 +199,7 @@ def test_the_slow_one_weighs_less_and_every_step_is_logged():
     assert {step["backend"] for step in steps} == {str(A_REF), str(B_REF)}
     for step in steps:
         assert step["old"] / 1.26 - 0.01 <= step["new"] <= step["old"] * 1.26 + 0.01
-    assert 1 <= sum(moved) <= 60 / MOVE_EVERY_S
+    assert 1 <= moved <= 60 / MOVE_EVERY_S
 
 
 def test_equals_stay_as_configured():
@@ -195,7 +212,7 @@ def test_weights_stay_between_the_moves():
     world = here()
     serve(world, 20, slow=3.0)
     before = world.learning.learned(B_REF)
-    assert not world.learning.sample(BOTH, 20.0 + MOVE_EVERY_S / 100)
+    world.learning.sample(BOTH, 20.0 + MOVE_EVERY_S / 100)
     assert world.learning.learned(B_REF) == before
 
 
@@ -231,7 +248,7 @@ def test_a_restart_goes_on_with_the_weights_that_the_tables_hold():
         assert shares == [1.5, 0.4]
         world.place()
     for second in range(1, round(ADOPTED_S)):
-        assert not world.learning.sample(BOTH, float(second))
+        world.learning.sample(BOTH, float(second))
     assert world.learning.learned(B_REF).weight_share == 0.4
 
 
@@ -259,11 +276,12 @@ def test_weights_of_other_reasons_are_bounded_or_none():
         ({"telemetry": Telemetry(TelemetryKind.VLLM)}, 0.4),
         ({"telemetry": Telemetry(TelemetryKind.AGENT_CHECK)}, 1.0),
         ({"node": NodeTelemetry(NodeKind.DCGM)}, 1.0),
+        ({"slow_start_s": 30.0}, 1.0),
         ({"learn_speed": False}, 1.0),
     ],
 )
 def test_weights_that_somebody_else_may_have_lowered_are_not_taken_for_learned(fields, expected):
-    """The agent-check's share, or a throttled GPU's, would be counted twice."""
+    """The agent-check's share, a throttled GPU's, or what a slow start left, would count twice."""
     world = restarted({B_REF: 40}, **fields)
     assert world.learning.learned(B_REF).weight_share == expected
     world.place()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 
 import pytest
 from structlog.testing import capture_logs
@@ -10,6 +11,7 @@ from structlog.testing import capture_logs
 from agent.model import (
     BackendRef,
     ModelLoaded,
+    ModelSource,
     NodeKind,
     NodeTelemetry,
     Scheduler,
@@ -23,6 +25,7 @@ from agent.telemetry.report import (
     EngineReport,
     Failure,
     GpuReport,
+    Models,
     NodeReport,
 )
 from agent.weighing.reports import Reports
@@ -62,7 +65,7 @@ class Here(World):
         self.words += 1
 
     def aim(self) -> None:
-        self.reports.aim(self.config)
+        self.reports.aim(self.config, 10.0)
 
 
 def here(**fields: object) -> Here:
@@ -162,7 +165,10 @@ def test_a_failure_keeps_the_last_word_and_is_logged_once():
 def test_other_words_ask_for_a_pass_when_they_change():
     world = here(node=NODE)
     well, lost = NodeReport((GpuReport("0"),)), NodeReport((GpuReport("0", lost=True),))
-    for report, expected in ((well, 1), (well, 1), (lost, 2), (Failure("gone"), 2), (lost, 2)):
+    warm = NodeReport((GpuReport("0", temperature_c=71.0, utilization=0.9),))
+    for report, expected in (
+        (well, 1), (well, 1), (warm, 1), (lost, 2), (Failure("gone"), 2), (lost, 2)
+    ):  # fmt: skip
         world.monitor.hears(A_REF, report, 10.0, Topic.NODE)
         assert world.words == expected
 
@@ -173,6 +179,27 @@ def test_what_is_no_longer_asked_is_forgotten():
     world.config = replace(world.config, services=(web(A, B),))
     world.aim()
     assert world.reports.heard(A_REF, Topic.ENGINE).report is None
+
+
+@pytest.mark.parametrize("fields", [{"address": ip_address("10.0.0.99")}, {}])
+def test_what_another_server_said_is_forgotten(fields: dict):
+    world = here(node=NODE)
+    world.monitor.hears(A_REF, NodeReport((GpuReport("0", lost=True),)), 10.0, Topic.NODE)
+    backends = (replace(A, **fields), B)
+    world.config = replace(world.config, services=(replace(world.service, backends=backends),))
+    world.reports.aim(world.config, 20.0)
+    kept = world.reports.heard(A_REF, Topic.NODE).report is not None
+    assert kept is not bool(fields)
+    assert world.reports.asked_since(A_REF, Topic.NODE) == (20.0 if fields else 10.0)
+
+
+def test_what_another_list_of_models_said_is_forgotten():
+    world = here(model=ModelLoaded("m"))
+    world.monitor.hears(A_REF, Models(frozenset({"m"})), 10.0, Topic.MODELS)
+    for source, kept in ((ModelSource.OPENAI, True), (ModelSource.OLLAMA, False)):
+        service = replace(world.service, model=ModelLoaded("m", source))
+        world.reports.aim(replace(world.config, services=(service,)), 20.0)
+        assert (world.reports.heard(A_REF, Topic.MODELS).report is not None) is kept
 
 
 def test_what_another_kind_said_is_forgotten():

@@ -13,7 +13,7 @@ from agent.state.loads import KAPPA
 from agent.state.tables import TableContents
 from agent.telemetry.report import EngineReport
 from agent.weighing import scores
-from agent.weighing.scores import Scores
+from agent.weighing.scores import RATIO_HELD_S, Scores
 from tests.unit.dataplane.fakes import CLOCK
 from tests.unit.state.world import A, B, web
 from tests.unit.weighing.world import A_REF, B_REF, World
@@ -171,6 +171,15 @@ def test_the_ratio_of_requests_to_connections_is_that_of_those_who_report():
     world.scores.tick({}, 10.3)
     assert 2.9 < world.scores.ratio("web") < 3.0, "slowly"
     world.scores.tick({}, 20.0)
+    assert 2.9 < world.scores.ratio("web") < 3.0, "over a gap"
+    world.scores.tick({}, 11.0 + RATIO_HELD_S)
+    assert world.scores.ratio("web") is None
+
+
+def test_few_requests_tell_no_ratio():
+    world = here()
+    world.scores.reported(A_REF, EngineReport(running=3), 10.0)
+    world.scores.tick({}, 10.1)
     assert world.scores.ratio("web") is None
 
 
@@ -236,6 +245,30 @@ def test_it_stands_in_again_and_again(monkeypatch: pytest.MonkeyPatch):
     asyncio.run(follow())
 
 
+def test_a_defect_does_not_end_the_standing_in(monkeypatch: pytest.MonkeyPatch):
+    world = here(telemetry=Telemetry())
+    monkeypatch.setattr(scores, "STAND_IN_EVERY_S", 0.0)
+    broken = iter([RuntimeError("a defect")])
+    stand_in = world.scores.stand_in
+
+    def once(now: float) -> None:
+        for error in broken:
+            raise error
+        stand_in(now)
+
+    monkeypatch.setattr(world.scores, "stand_in", once)
+
+    async def follow() -> None:
+        world.put_load("a", open=3)
+        run = asyncio.create_task(world.scores.run())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert world.load("a")["report_open"] == 3
+        run.cancel()
+
+    asyncio.run(follow())
+
+
 def test_nothing_stands_in_for_a_report_that_counts():
     world = here()
     world.put_load("a", open=5)
@@ -259,8 +292,8 @@ def test_connections_of_the_silent_are_what_requests_they_are_elsewhere(running,
     world.scores.tick({}, 10.1)
     world.scores.stand_in(10.1)
     assert world.words("b", "queue", "report_open") == (round(12 * requests * 256), 12)
-    world.scores.tick({}, 20.0)
-    world.scores.stand_in(20.0)
+    world.scores.tick({}, 11.0 + RATIO_HELD_S)
+    world.scores.stand_in(11.0 + RATIO_HELD_S)
     assert world.words("b", "queue", "report_open") == (12 * 256, 12), "nobody tells any more"
 
 

@@ -66,7 +66,7 @@ class Here(World):
         return self.weigher.influences(self.config, at)[ref]
 
     def verdict(self, at: float) -> Eligibility:
-        return influenced(UP, self.influence(at))
+        return influenced(self.service, UP, self.influence(at))
 
 
 def here(**fields: object) -> Here:
@@ -264,10 +264,16 @@ def test_silence_about_models_asks_for_a_pass():
 def test_a_service_that_sees_little_goes_by_the_weights():
     """Most telemetry is lost, and no bytes are seen."""
     world = here(telemetry=VLLM, count_waiting=False, draws=4)
-    assert world.weigher.draws(world.config, T) == {"web": 1}
+    world.sample(T)
+    assert world.weigher.draws == {"web": 1}
     world.monitor.hears(A_REF, EngineReport(running=1), T)
-    assert world.weigher.draws(world.config, T) == {"web": 4}, "half is enough"
-    assert world.weigher.draws(world.config, T + 1) == {"web": 1}
+    world.sample(T)
+    assert world.weigher.draws == {"web": 4}, "half is enough"
+    world.sample(T + 1)
+    assert world.weigher.draws == {"web": 1}
+    world.monitor.hears(A_REF, EngineReport(running=1), T + 1)
+    world.sample(T + 1, A_REF)
+    assert world.weigher.draws == {"web": 4}, "who is out is not missed"
 
 
 @pytest.mark.parametrize(
@@ -280,9 +286,11 @@ def test_a_service_that_sees_little_goes_by_the_weights():
 )
 def test_others_compare_as_configured(fields: dict):
     world = here(draws=3, **fields)
-    assert world.weigher.draws(world.config, T) == {"web": 3}
+    world.sample(T)
+    assert world.weigher.draws == {"web": 3}
     other = here(scheduler=Scheduler.MAGLEV)
-    assert other.weigher.draws(other.config, T) == {}
+    other.sample(T)
+    assert other.weigher.draws == {}
 
 
 def test_who_is_not_alone_compares_fewer():
@@ -290,7 +298,7 @@ def test_who_is_not_alone_compares_fewer():
     world.put_load("a", open=9)
     world.monitor.hears(A_REF, EngineReport(running=39), T)
     world.sample(T + 0.1)
-    assert world.weigher.draws(world.config, T + 0.1) == {"web": 2}
+    assert world.weigher.draws == {"web": 2}
 
 
 # -- for people
@@ -327,4 +335,4 @@ def test_a_backend_that_is_out_for_another_reason_stays_out():
     world = here(telemetry=AGENT)
     world.monitor.hears(A_REF, AgentCheck(0.5), T)
     down = replace(UP, state=BackendState.DOWN, usable=False, weight=0)
-    assert influenced(down, world.influence(T)) == down
+    assert influenced(world.service, down, world.influence(T)) == down
