@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
+from agent.failover.model import Failover
+
 type Address = IPv4Address | IPv6Address
 
 ANY_PORT = 0
@@ -374,6 +376,7 @@ class Config:
     tables: Tables = field(default_factory=Tables)
     services: tuple[Service, ...] = ()
     zones: tuple[Zone, ...] = ()
+    failover: Failover = field(default_factory=Failover)
 
     @property
     def interfaces(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agent.config.candidate import Candidate
 from agent.config.defaults import default_check_kind, default_timeouts, default_waiting
+from agent.config.failover_convert import to_failover
 from agent.config.schema import GlobalSection
 from agent.config.service_schema import (
     BackendSection,
@@ -55,6 +56,7 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
             if candidate.section is not None
         ),
         zones=globals_.zones,
+        failover=to_failover(globals_.failover),
     )
 
 

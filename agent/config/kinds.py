@@ -102,7 +102,9 @@ def _bound(value: object) -> float:
     return float(value)
 
 
-def _duration(low_s: float, high_s: float) -> Callable[[object], float]:
+def duration(low_s: float, high_s: float) -> Callable[[object], float]:
+    """Checks for a duration from ``low_s`` to ``high_s`` seconds."""
+
     def check(value: object) -> float:
         bounds = f"from {format_duration(low_s)} to {format_duration(high_s)}"
         seconds = parse_duration(value)
@@ -259,18 +261,18 @@ PrefixBits = Annotated[
 Bound = Annotated[float, BeforeValidator(_bound), Kind("number, 1 to 100, or 0")]
 QuicIdBytes = Annotated[int, BeforeValidator(whole(1, 8)), Kind("whole number, 1 to 8")]
 QuicId = Annotated[bytes, BeforeValidator(_quic_id), Kind("text: 1 to 8 bytes in hexadecimal")]
-SlowStart = Annotated[float, BeforeValidator(_duration(0, 3600)), Kind("duration, 0s to 1h")]
-IdleTime = Annotated[float, BeforeValidator(_duration(4, 7 * 3600)), Kind("duration, 4s to 7h")]
-Interval = Annotated[float, BeforeValidator(_duration(0.1, 3600)), Kind("duration, 100ms to 1h")]
+SlowStart = Annotated[float, BeforeValidator(duration(0, 3600)), Kind("duration, 0s to 1h")]
+IdleTime = Annotated[float, BeforeValidator(duration(4, 7 * 3600)), Kind("duration, 4s to 7h")]
+Interval = Annotated[float, BeforeValidator(duration(0.1, 3600)), Kind("duration, 100ms to 1h")]
 ReportInterval = Annotated[
-    float, BeforeValidator(_duration(0.05, 3600)), Kind("duration, 50ms to 1h")
+    float, BeforeValidator(duration(0.05, 3600)), Kind("duration, 50ms to 1h")
 ]
-ReportTimeout = Annotated[float, BeforeValidator(_duration(0.01, 60)), Kind("duration, 10ms to 1m")]
-RoundTrip = Annotated[float, BeforeValidator(_duration(0, 10)), Kind("duration, 0s to 10s")]
+ReportTimeout = Annotated[float, BeforeValidator(duration(0.01, 60)), Kind("duration, 10ms to 1m")]
+RoundTrip = Annotated[float, BeforeValidator(duration(0, 10)), Kind("duration, 0s to 10s")]
 ResetRate = Annotated[float, BeforeValidator(_number(0, 1000)), Kind("number, 0 to 1000")]
 Skew = Annotated[float, BeforeValidator(_number(1, 100)), Kind("number, 1 to 100")]
 CheckTimeout = Annotated[
-    float, BeforeValidator(_duration(0.01, 3600)), Kind("duration, 10ms to 1h, at most `interval`")
+    float, BeforeValidator(duration(0.01, 3600)), Kind("duration, 10ms to 1h, at most `interval`")
 ]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute), Kind("absolute path")]
 SocketPath = Annotated[Path, BeforeValidator(_socket_path), Kind("absolute path")]

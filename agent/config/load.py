@@ -10,6 +10,7 @@ import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol as Interface
+from typing import get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -30,10 +31,6 @@ from agent.config.document import Problem
 from agent.config.schema import (
     DocumentSection,
     GlobalSection,
-    GueSection,
-    NatSection,
-    TablesSection,
-    TunnelSourceSection,
 )
 from agent.config.section import Section
 from agent.config.service_schema import (
@@ -44,7 +41,6 @@ from agent.config.service_schema import (
     TimeoutsSection,
 )
 from agent.config.telemetry_schema import (
-    ModelSection,
     NodeSection,
     RebalanceSection,
     TelemetrySection,
@@ -52,21 +48,13 @@ from agent.config.telemetry_schema import (
 from agent.errors import ConfigError
 from agent.model import Config
 
-# What a service inherits key by key, and what sections there are besides.
+# What a service inherits key by key.
 _MERGED: dict[str, type[Section]] = {
     "timeouts": TimeoutsSection,
     "health": HealthSection,
     "telemetry": TelemetrySection,
     "node": NodeSection,
     "rebalance": RebalanceSection,
-}
-_NESTED: dict[str, type[Section]] = {
-    "tables": TablesSection,
-    "tunnel_source": TunnelSourceSection,
-    "gue": GueSection,
-    "nat": NatSection,
-    "model": ModelSection,
-    **_MERGED,
 }
 # Global keys of earlier versions, and what they are called now.
 _RENAMED = {"xdp_mode": "hook", "ipip_source": "tunnel_source"}
@@ -305,7 +293,19 @@ def _problem(section: type[Section], details: ErrorDetails, path: doc.Path) -> P
 def _section_at(section: type[Section], location: tuple[int | str, ...]) -> type[Section]:
     if section is GlobalSection and not location:
         return DocumentSection
-    return _NESTED[str(location[0])] if location else section
+    for part in location:
+        if isinstance(part, str):
+            inner = _inner(section.model_fields[part].annotation)
+            assert inner is not None  # noqa: S101 (only sections have keys below them)
+            section = inner
+    return section
+
+
+def _inner(annotation: object) -> type[Section] | None:
+    """The section that a field holds, or lists."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_inner, get_args(annotation))), None)
 
 
 def _at_origin(problem: Problem, raw: dict[str, object]) -> Problem:

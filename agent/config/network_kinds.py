@@ -247,6 +247,11 @@ Listen = Annotated[tuple[str, int] | None, BeforeValidator(_listen), Kind("addre
 Zones = Annotated[
     tuple[Zone, ...], BeforeValidator(_zones), Kind("mapping of names to lists of prefixes")
 ]
+Addresses = Annotated[
+    tuple[Address, ...],
+    BeforeValidator(_listed(_address, 64, "addresses")),
+    Kind("list of addresses"),
+]
 InterfaceName = Annotated[str, BeforeValidator(_interface), Kind("text")]
 InterfaceNames = Annotated[
     tuple[str, ...],

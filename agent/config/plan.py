@@ -29,6 +29,7 @@ LIVE_FIELDS = frozenset(
         "nat.sources_ipv4",
         "nat.sources_ipv6",
         "zones",
+        "failover",
     }
 )
 

@@ -13,6 +13,15 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from agent.config.durations import format_duration
+from agent.config.failover_schema import (
+    AnnouncementsSection,
+    FailoverSection,
+    InstanceSection,
+    SyncSection,
+    TrackedInterfaceSection,
+    TrackedScriptSection,
+    TrackSection,
+)
 from agent.config.kinds import Kind
 from agent.config.schema import (
     GlobalSection,
@@ -92,6 +101,11 @@ _RULES = """\
 - `telemetry` of type `prometheus` has `running`, `waiting` or both; another one has neither.
 - With `telemetry` or `model`, a service for any port says on which `port` its servers are asked,
   there or in `health`, unless all its backends have a `port`.
+- Names of instances of `failover` are unique, an address is in one of them, and no backend's; at
+  most one leaves out `vips`. On an interface, a `vrid` is one instance's for each family. Version 2
+  has IPv4 VIPs only, and with `peers` each family of the VIPs has one. Instances of a `group` have
+  the same `method` and `priority`. `sync` and
+  `authentication: hmac` need a `key_file`.
 - Connections are reset (`rebalance.rate`) where a service is tcp, counts what waits
   (`count_waiting`), and has another scheduler than `source`.
 
@@ -110,6 +124,13 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`tunnel_source`", TunnelSourceSection),
     ("`gue`", GueSection),
     ("`nat`", NatSection),
+    ("`failover`", FailoverSection),
+    ("`failover.instances[]`", InstanceSection),
+    ("`failover.instances[].announcements`", AnnouncementsSection),
+    ("`failover.instances[].track`", TrackSection),
+    ("`failover.instances[].track.interfaces[]`", TrackedInterfaceSection),
+    ("`failover.instances[].track.scripts[]`", TrackedScriptSection),
+    ("`failover.sync`", SyncSection),
     ("`services[]`", ServiceSection),
     ("`services[].backends[]`", BackendSection),
     ("`services[].health`", HealthSection),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from agent.config.defaults import default_report_timeout, default_service
 from agent.config.durations import format_duration
+from agent.config.failover_fields import failover_document
 from agent.config.load_fields import (
     model_fields,
     node_fields,
@@ -84,6 +85,7 @@ def global_fields(config: Config) -> Fields:
         "tables.ring_slots": config.tables.ring_slots,
         "tables.zone_rings": config.tables.zone_rings,
         "zones": {zone.name: [str(prefix) for prefix in zone.clients] for zone in config.zones},
+        "failover": failover_document(config.failover),
     }
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from agent.config import kinds
 from agent.config import network_kinds as net
+from agent.config.failover_schema import FailoverSection
 from agent.config.section import Section
 from agent.config.service_schema import DefaultsSection, ServiceSection
 from agent.model import Config, Hook, KernelHeaders, Nat, Tables
@@ -25,8 +26,8 @@ _CONFIG = Config(name="default", interface="")
 class TablesSection(Section):
     """Sizes of the tables that the kernel and the agent share.
 
-    A change takes effect at the next start of the agent, which makes new tables then: flows that
-    are open at that moment are not remembered.
+    A change takes effect at the next start of the agent, which makes new tables then and carries
+    the recorded flows over. For that moment there are both, the old and the new ones.
     """
 
     flows: kinds.FlowSlots = Field(
@@ -140,7 +141,8 @@ class GlobalSection(Section):
     manage_vips: bool = Field(
         True,
         description="Whether the agent adds the VIPs to the interface and removes them. Addresses "
-        "that somebody else has added are left alone, and prefixes are never added.",
+        "that somebody else has added are left alone, and prefixes are never added. Those of an "
+        "instance of `failover` are the failover process's in any case.",
     )
     hash_seed: kinds.Seed = Field(
         0,
@@ -171,6 +173,10 @@ class GlobalSection(Section):
     )
     tables: TablesSection = Field(
         default_factory=lambda: TablesSection.model_validate({}), description="Sizes of tables."
+    )
+    failover: FailoverSection = Field(
+        default_factory=lambda: FailoverSection.model_validate({}),
+        description="What makes several balancers behave as one.",
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from agent.config.load import build, parse
 from agent.config.plan import Change, plan
 from agent.config.render import document
 from agent.errors import ConfigError
+from agent.files import sync_folder, write_atomically
 from agent.model import Config
 
 _HEADER = """\
@@ -175,38 +175,12 @@ class RunningStore:
         # If it cannot be moved, the next save replaces it: not worth refusing to start for.
         with contextlib.suppress(OSError):
             self.path.replace(target)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
 
 def file_digest(text: str) -> str:
     """The digest by which a running configuration knows its file."""
     return _sha256(text)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's content so that a crash leaves the old content or the new one."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # A fixed name: what a crash leaves behind is replaced by the next write.
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(text: str) -> str:

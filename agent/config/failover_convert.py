@@ -1,0 +1,84 @@
+"""Makes the model of `failover` from sections that passed every check."""
+
+from __future__ import annotations
+
+from agent.config.failover_schema import FailoverSection, InstanceSection, TrackSection
+from agent.failover.model import (
+    Announcements,
+    Failover,
+    FlowSync,
+    Instance,
+    Track,
+    TrackedInterface,
+    TrackedScript,
+)
+
+# The master hands over long before that, when it is asked.
+SYNCED_PREEMPT_DELAY_S = 2.0
+
+
+def to_failover(section: FailoverSection) -> Failover:
+    """The model of a section."""
+    sync = section.sync
+    return Failover(
+        socket=section.socket,
+        key_file=section.key_file,
+        instances=tuple(_instance(instance, bool(sync.peers)) for instance in section.instances),
+        sync=FlowSync(
+            peers=sync.peers,
+            listen=sync.listen,
+            port=sync.port,
+            interval_s=sync.interval,
+            rate_bytes_per_s=sync.rate,
+        ),
+    )
+
+
+def _instance(section: InstanceSection, synced: bool) -> Instance:
+    announced, delay_s = section.announcements, section.preempt_delay
+    if delay_s is None:
+        delay_s = SYNCED_PREEMPT_DELAY_S if synced and section.preempt else 0.0
+    return Instance(
+        name=section.name,
+        method=section.method,
+        vrid=section.vrid,
+        interface=section.interface,
+        version=section.version,
+        priority=section.priority,
+        interval_s=section.advert_interval,
+        preempt=section.preempt,
+        preempt_delay_s=delay_s,
+        accept=section.accept,
+        vips=section.vips,
+        group=section.group,
+        peers=section.peers,
+        source=section.source,
+        authentication=section.authentication,
+        password=section.password,
+        checksum=section.checksum,
+        virtual_mac=section.virtual_mac,
+        announcements=Announcements(announced.repeat, announced.delay, announced.refresh),
+        track=_track(section.track),
+    )
+
+
+def _track(section: TrackSection) -> Track:
+    return Track(
+        interfaces=tuple(TrackedInterface(i.name, i.weight) for i in section.interfaces),
+        scripts=tuple(
+            TrackedScript(
+                name=script.name,
+                command=script.command,
+                interval_s=script.interval,
+                timeout_s=script.timeout,
+                rise=script.rise,
+                fall=script.fall,
+                weight=script.weight,
+            )
+            for script in section.scripts
+        ),
+        services=section.services,
+        dataplane=section.dataplane,
+        agent=section.agent,
+        agent_grace_s=section.agent_grace,
+    )

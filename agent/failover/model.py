@@ -1,0 +1,172 @@
+"""The words of failover as types: what is configured, and what each node of a pair is.
+
+Everything here is a frozen value. Addresses are ``ipaddress`` objects, times are seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+type Address = IPv4Address | IPv6Address
+
+OWNER = 255  # priority of the node whose own addresses the VIPs are (RFC 9568, section 5.2.4)
+PROMOTED = 254  # what a promoted node advertises
+HANDED_OVER = 1  # what a node that has handed over advertises
+LEAVING = 0  # what a master advertises that stops
+DEFAULT_SYNC_PORT = 9118
+
+
+class Role(enum.Enum):
+    """What a node is for one instance."""
+
+    INIT = "init"  # not started
+    BACKUP = "backup"
+    MASTER = "master"  # it has the VIPs
+    FAULT = "fault"  # it may not be master
+
+
+class Mode(enum.Enum):
+    """What the operator wants of this node, beyond its priority."""
+
+    NORMAL = "normal"
+    PROMOTED = "promoted"  # master until it is released
+    HANDED_OVER = "handed-over"  # behind all others until it is released
+
+
+class Method(enum.Enum):
+    """How it is settled which node has the VIPs."""
+
+    VRRP = "vrrp"
+    ANNOUNCE = "announce"  # every node that is fit has them, a routing daemon announces them
+
+
+class Authentication(enum.Enum):
+    """How adverts are authenticated."""
+
+    NONE = "none"
+    PASSWORD = "password"  # noqa: S105 (v2: the first 8 bytes of the password, in the clear)
+    AH = "ah"  # v2: IPsec authentication header, HMAC-MD5-96
+    HMAC = "hmac"  # v3, between balancers of ours: HMAC-SHA-256 after the advert
+
+
+class Checksum(enum.Enum):
+    """What the checksum of a v3 advert over IPv4 covers."""
+
+    V3 = "v3"  # the pseudo-header too (RFC 9568)
+    V2 = "v2"  # the advert alone: keepalived's v3_checksum_as_v2
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedInterface:
+    """An interface that has to be up. ``weight`` 0: else FAULT; not 0: that much priority less."""
+
+    name: str
+    weight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedScript:
+    """A command whose exit status 0 says that all is well.
+
+    ``weight`` 0: FAULT while it fails; below 0: added while it fails; above 0: added while it
+    succeeds (as keepalived's vrrp_script).
+    """
+
+    name: str
+    command: tuple[str, ...]
+    interval_s: float = 1.0
+    timeout_s: float = 1.0
+    rise: int = 1
+    fall: int = 1
+    weight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """What a node's priority depends on. The own interface is always tracked, with weight 0.
+
+    ``services``: priority lost while no backend at all, of the services whose VIPs the instance
+    has, is up; 0: not tracked. ``dataplane``: FAULT while the agent's program is not attached.
+    ``agent``: priority lost once the agent has been away for ``agent_grace_s``.
+    """
+
+    interfaces: tuple[TrackedInterface, ...] = ()
+    scripts: tuple[TrackedScript, ...] = ()
+    services: int = 50
+    dataplane: bool = True
+    agent: int = 20
+    agent_grace_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Announcements:
+    """Gratuitous ARP and unsolicited NA of a master, for each of its VIPs.
+
+    ``repeat`` of them at once, ``repeat`` more after ``delay_s``, then one every ``refresh_s``;
+    0: none.
+    """
+
+    repeat: int = 5
+    delay_s: float = 5.0
+    refresh_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """VIPs that move together, and how it is settled who has them.
+
+    ``vips`` empty: those of all services that no other instance names. With VIPs of both
+    families it is one virtual router for each, which move together.
+    """
+
+    name: str
+    method: Method = Method.VRRP
+    vrid: int = 1  # 1 to 255
+    interface: str | None = None  # None: the configuration's; announce: lo
+    version: int = 3  # 2 or 3
+    priority: int = 100  # 1 to 254, or OWNER
+    interval_s: float = 1.0  # v3: 0.01 to 40.95; v2: whole seconds
+    preempt: bool = True
+    preempt_delay_s: float = 0.0
+    accept: bool = True  # packets to the VIPs themselves are answered by the master's host
+    vips: tuple[Address, ...] = ()
+    group: str | None = None  # instances of a group move together
+    peers: tuple[Address, ...] = ()  # unicast; none: multicast
+    source: Address | None = None  # of adverts; None: the interface's first, v6: link-local
+    authentication: Authentication = Authentication.NONE
+    password: str | None = field(default=None, repr=False)  # password, ah
+    checksum: Checksum = Checksum.V3
+    virtual_mac: bool = False
+    announcements: Announcements = Announcements()
+    track: Track = Track()
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSync:
+    """Where the flows are exchanged with the other balancers. ``peers`` empty: nowhere."""
+
+    peers: tuple[Address, ...] = ()
+    listen: Address | None = None  # None: all addresses
+    port: int = DEFAULT_SYNC_PORT
+    interval_s: float = 0.2  # between two looks at the flow table
+    rate_bytes_per_s: int = 50_000_000  # at most, to each peer
+
+
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """The section ``failover``."""
+
+    socket: Path | None = None  # None: beside the agent's, see ``socket_of``
+    key_file: Path | None = None  # the secret that the balancers share: flow sync, hmac
+    instances: tuple[Instance, ...] = ()
+    sync: FlowSync = FlowSync()
+
+
+def socket_of(failover: Failover, agent_socket: Path) -> Path:
+    """Where the failover process listens: ``agent.sock`` has ``agent-failover.sock`` beside it."""
+    if failover.socket is not None:
+        return failover.socket
+    return agent_socket.with_name(f"{agent_socket.stem}-failover.sock")

@@ -1,0 +1,93 @@
+"""Decides from the configuration which virtual routers a node takes part in, and with which VIPs.
+
+VRRP knows one family for each virtual router: an instance with VIPs of both is two, in a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+
+from agent.failover.model import Instance, Method
+from agent.model import Address, Config
+
+ANNOUNCE_INTERFACE = "lo"
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualRouter:
+    """One VRID on one interface, of one family; for `announce`, one set of VIPs of both."""
+
+    name: str  # web, or web/ipv6 if the instance has both families
+    instance: Instance
+    interface: str
+    family: int  # 4 or 6; 0: announce
+    vips: tuple[Address, ...]  # IPv6 of vrrp: a link-local one first (RFC 9568, section 5.2.9)
+    group: str  # routers of the same group move together; of its own: its name
+    services: tuple[str, ...] = ()  # whose VIPs these are
+
+    @property
+    def peers(self) -> tuple[Address, ...]:
+        """Unicast, of its family; none: multicast."""
+        return tuple(peer for peer in self.instance.peers if peer.version == self.family)
+
+    @property
+    def source(self) -> Address | None:
+        """Configured source of adverts, of its family."""
+        source = self.instance.source
+        return source if source is not None and source.version == self.family else None
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverPlan:
+    """What the failover process does."""
+
+    routers: tuple[VirtualRouter, ...]
+
+
+def plan(config: Config) -> FailoverPlan:
+    """The virtual routers of a configuration, in its order."""
+    routers: list[VirtualRouter] = []
+    for instance in config.failover.instances:
+        vips = vips_of(config, instance)
+        services = tuple(s.name for s in config.services if s.key.vip in vips)
+        interface = instance.interface or config.interface
+        if instance.method is Method.ANNOUNCE:
+            place = instance.interface or ANNOUNCE_INTERFACE
+            group = instance.group or instance.name
+            routers.append(VirtualRouter(instance.name, instance, place, 0, vips, group, services))
+            continue
+        families = sorted({vip.version for vip in vips})
+        for family in families:
+            name = instance.name if len(families) == 1 else f"{instance.name}/ipv{family}"
+            own = tuple(vip for vip in vips if vip.version == family)
+            if family == 6:
+                own = _link_local_first(own, instance.vrid)
+            group = instance.group or instance.name
+            routers.append(VirtualRouter(name, instance, interface, family, own, group, services))
+    return FailoverPlan(tuple(routers))
+
+
+def vips_of(config: Config, instance: Instance) -> tuple[Address, ...]:
+    """What the instance names, or else all VIPs and sources of fullnat that no other names."""
+    if instance.vips:
+        return instance.vips
+    claimed = {vip for other in config.failover.instances for vip in other.vips}
+    every: list[Address] = [s.key.vip for s in config.services if s.key.vip_bits is None]
+    every += [*config.nat.sources_v4, *config.nat.sources_v6]
+    return tuple(vip for vip in dict.fromkeys(every) if vip not in claimed)
+
+
+def claimed_vips(config: Config) -> frozenset[Address]:
+    """The addresses that the failover process puts on interfaces, and the agent does not."""
+    return frozenset(
+        vip for instance in config.failover.instances for vip in vips_of(config, instance)
+    )
+
+
+def _link_local_first(vips: tuple[Address, ...], vrid: int) -> tuple[Address, ...]:
+    local = tuple(vip for vip in vips if vip.is_link_local)
+    others = tuple(vip for vip in vips if not vip.is_link_local)
+    # The interface identifier of the virtual MAC 00-00-5E-00-02-{VRID}, as EUI-64.
+    made = IPv6Address(f"fe80::200:5eff:fe00:2{vrid:02x}")
+    return (local or (made,)) + others
