@@ -1,4 +1,5 @@
-"""Owns the locks that keep a second agent off an instance or an interface."""
+"""Owns the locks that keep a second agent off an instance or an interface, and a second failover
+process off a network namespace."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ class InstanceLocks:
 
     def __init__(self, name: str, *interfaces: str) -> None:
         RUN_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
-        namespace = Path("/proc/self/ns/net").stat().st_ino
+        namespace = _namespace()
         instance = RUN_FOLDER / f"instance-{name}.lock"
         self._held: dict[Path, int] = {}
         try:
-            self._held[instance] = _lock(instance, f"instance {name}", "`name:`")
+            self._held[instance] = _lock(instance, f"instance {name}", _another("name"))
             for interface in interfaces:
                 own = RUN_FOLDER / f"interface-{namespace}-{interface}.lock"
-                self._held[own] = _lock(own, f"interface {interface}", "`interface:`")
+                self._held[own] = _lock(own, f"interface {interface}", _another("interface"))
         except SteelyardError:
             self.release()
             raise
@@ -36,7 +37,33 @@ class InstanceLocks:
         self._held.clear()
 
 
-def _lock(path: Path, what: str, key: str) -> int:
+class FailoverLock:
+    """Held until ``release``, or until the process ends, however it ends.
+
+    The VIPs of all failover processes look alike: one removes what another has put there.
+    """
+
+    def __init__(self) -> None:
+        RUN_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._path = RUN_FOLDER / f"failover-{_namespace()}.lock"
+        remedy = "stop that one; one process takes care of all instances of a configuration"
+        self._fd = _lock(self._path, "failover", remedy, "failover process")
+
+    def release(self) -> None:
+        """Let another process take it."""
+        self._path.unlink(missing_ok=True)  # before the lock goes: whoever waits looks again
+        os.close(self._fd)
+
+
+def _namespace() -> int:
+    return Path("/proc/self/ns/net").stat().st_ino
+
+
+def _another(key: str) -> str:
+    return f"stop that agent, or give this one another `{key}:`"
+
+
+def _lock(path: Path, what: str, remedy: str, who: str = "agent") -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -45,9 +72,9 @@ def _lock(path: Path, what: str, key: str) -> int:
             holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
             os.close(fd)
             raise SteelyardError(
-                f"another agent runs it, process {holder}",
+                f"another {who} runs it, process {holder}",
                 where=what,
-                remedy=f"stop that agent, or give this one another {key}",
+                remedy=remedy,
             ) from error
         if _is_at(fd, path):
             break

@@ -1,4 +1,4 @@
-"""The command ``lb-agent``: run, check, detach, and what runs beside the balancer."""
+"""The command ``lb-agent``: run, check, detach, failover, and what runs beside the balancer."""
 
 from __future__ import annotations
 
@@ -196,6 +196,32 @@ def detach(path: Path) -> None:
             locks.release()
         what = "detached" if removed else "nothing was attached"
         click.echo(f"{', '.join(config.interfaces)}: {what}")
+
+    _guarded(work)
+
+
+@cli.command()
+@_config_option
+@_log_level_option
+@_log_format_option
+def failover(path: Path, log_level: str, log_format: str) -> None:
+    """Have the VIPs on this node or leave them to another, until SIGTERM; SIGHUP reloads.
+
+    Runs beside `lb-agent run`, and goes on while that one restarts. When it ends, the VIPs are
+    off and another node takes over.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is read yet that could be read again
+
+    def work() -> None:
+        from agent.failover.process.logwriter import LogWriter
+        from agent.failover.process.realtime import claim
+
+        standing = claim()  # first: on a busy host the rest would take seconds
+        with LogWriter(sys.stderr) as stream:
+            configure(LogLevel(log_level), LogFormat(log_format), stream)
+            from agent.failover.process.run import run as take_part
+
+            asyncio.run(take_part(path, standing))
 
     _guarded(work)
 

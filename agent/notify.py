@@ -22,10 +22,14 @@ _SEND_TIMEOUT_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Where to send notifications; ``watchdog_s`` None: no watchdog waits for ours."""
+    """Where to send notifications; ``watchdog_s`` None: no watchdog waits for ours.
+
+    ``patience_s``: how long a manager that does not read is waited for.
+    """
 
     address: str | None = None
     watchdog_s: float | None = None
+    patience_s: float = _SEND_TIMEOUT_S
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], pid: int) -> Self:
@@ -64,7 +68,7 @@ class Notifier:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(_SEND_TIMEOUT_S)
+                sock.settimeout(self.patience_s)
                 sock.sendto("\n".join(assignments).encode(), _socket_address(self.address))
         except OSError as error:
             # Balancing matters more than telling about it.

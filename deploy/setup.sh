@@ -132,7 +132,11 @@ END
 # --- what is installed --------------------------------------------------------------------
 
 packages=(python3 python3-bpfcc python3-venv ethtool iproute2)
-dev_packages=(ca-certificates curl git iperf3 iputils-ping make nginx openssl procps python3-grpcio)
+dev_packages=(bird2 ca-certificates curl git iperf3 iputils-ping keepalived make nginx openssl
+	procps python3-grpcio)
+# These start a service, now and at every boot; the tests only want the programs. Whoever has one
+# installed already keeps theirs as it is.
+declare -A services=([bird2]=bird [keepalived]=keepalived [nginx]=nginx)
 
 missing_packages() {
 	local package
@@ -147,17 +151,27 @@ apt() {
 		-o DPkg::Lock::Timeout=300 -o Acquire::Retries=2 "$@"
 }
 
-# The package nginx starts a web server, now and at every boot; the tests only want the program.
-# Whoever has it installed already keeps theirs as it is.
-forbid_nginx() {
+# unwanted_services PACKAGE...: what they would start.
+unwanted_services() {
+	local package
+	for package in "$@"; do
+		[[ -z "${services[$package]:-}" ]] || printf '%s ' "${services[$package]}"
+	done
+}
+
+# forbid_start SERVICE...: until we end.
+forbid_start() {
 	[[ ! -e /usr/sbin/policy-rc.d ]] || return 0 # this host has its own rules, as containers do
 	policy=/usr/sbin/policy-rc.d # asked before a package starts a service; gone when we end
-	printf '#!/bin/sh\n[ "$1" != nginx ] || exit 101\n' >"$policy"
+	{
+		printf '#!/bin/sh\n'
+		printf '[ "${1%%%%.service}" != %s ] || exit 101\n' "$@"
+	} >"$policy"
 	chmod 0755 "$policy"
 }
 
 install_packages() {
-	local missing
+	local missing unwanted service
 	missing="$(missing_packages)"
 	[[ -n "$missing" ]] || return 0
 	[[ -z "$offline" ]] || fail "--offline, and these packages are not installed: $missing" \
@@ -165,7 +179,10 @@ install_packages() {
 	say "installing the distribution's packages: $missing"
 	# The lists may be old or absent: an update that fails matters only if the install does.
 	apt update || true
-	[[ " $missing" != *" nginx "* ]] || forbid_nginx
+	# shellcheck disable=SC2086 # one argument per package
+	unwanted="$(unwanted_services $missing)"
+	# shellcheck disable=SC2086 # one argument per service
+	[[ -z "$unwanted" ]] || forbid_start $unwanted
 	# shellcheck disable=SC2086 # one argument per package
 	apt install --no-install-recommends $missing || {
 		show_log
@@ -174,7 +191,9 @@ install_packages() {
 			"Ubuntu: python3-bpfcc is in universe: add-apt-repository universe" \
 			"without a network: install these packages by hand, then: $0 --offline"
 	}
-	[[ " $missing" != *" nginx "* ]] || logged update-rc.d nginx disable || true
+	for service in $unwanted; do
+		logged update-rc.d "$service" disable || true
+	done
 	acted=1
 }
 

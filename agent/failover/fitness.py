@@ -1,0 +1,133 @@
+"""Decides a node's effective priority, and whether it may be master at all. Pure.
+
+The rule for the agent: its data plane goes on when it dies, so mastership stays; once it has been
+away for long, the priority drops. Its last word counts until the next one, also over a restart of
+the failover process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from agent.failover.model import OWNER, Instance, Method, TrackedScript
+from agent.failover.vrrp.states import Fitness
+
+LEAST, MOST = 1, 254
+UNHEARD = "the agent has not reported yet"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentWord:
+    """What the agent says with every heartbeat."""
+
+    attached: bool
+    why: str = ""  # if it is not attached
+    services: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # backends: up, all
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptState:
+    """Where a tracked script stands; ``ok`` None: it has not ended yet."""
+
+    ok: bool | None = None
+    run: int = 0  # results in a row against ``ok``
+    detail: str = ""  # of the last result: exit status 1, no answer within 1 s, …
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """What is known now. Missing interfaces and scripts: do not exist, have not ended yet."""
+
+    interfaces: Mapping[str, bool] = field(default_factory=dict)  # up, with carrier
+    scripts: Mapping[str, ScriptState] = field(default_factory=dict)
+    word: AgentWord | None = None  # the agent's last one, of before a restart too
+    agent_away_s: float = 0.0  # since it was heard last, or since this process started
+    program: bool | None = None  # where the agent had its XDP programs they are; None: not known
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """For the machine, and for the operator."""
+
+    fitness: Fitness
+    reasons: tuple[str, ...]  # what makes the priority other than the configured one, or FAULT
+
+
+def judged(script: TrackedScript, before: ScriptState, ok: bool, detail: str) -> ScriptState:
+    """One more result: the first one decides, later ones need ``rise`` or ``fall`` in a row."""
+    if before.ok is None or before.ok is ok:
+        return ScriptState(ok, 0, detail)
+    run = before.run + 1
+    if run >= (script.rise if ok else script.fall):
+        return ScriptState(ok, 0, detail)
+    return ScriptState(before.ok, run, detail)
+
+
+def fitness(
+    instance: Instance, interface: str, services: Iterable[str], observed: Observations
+) -> Judgement:
+    """``interface`` and ``services``: those of the virtual router."""
+    found = [
+        *_interfaces(instance, interface, observed),
+        *_scripts(instance, observed),
+        *_services(instance, services, observed),
+        *_agent(instance, observed),
+    ]
+    faults = tuple(dict.fromkeys(why for weight, why in found if not weight))
+    if instance.priority == OWNER:
+        return Judgement(Fitness(OWNER, "; ".join(faults)), faults)
+    priority = instance.priority + sum(weight for weight, _ in found)
+    changes = tuple(f"{why}: {weight:+d}" for weight, why in found if weight)
+    effective = Fitness(max(LEAST, min(MOST, priority)), "; ".join(faults))
+    return Judgement(effective, faults + changes)
+
+
+# What was found: how much it changes the priority, 0: it is a fault; and what it is.
+type Found = Iterator[tuple[int, str]]
+
+
+def _interfaces(instance: Instance, interface: str, observed: Observations) -> Found:
+    weights = {tracked.name: -abs(tracked.weight) for tracked in instance.track.interfaces}
+    for name, weight in {**weights, interface: 0}.items():
+        if name not in observed.interfaces:
+            yield weight, f"there is no {name}"
+        elif not observed.interfaces[name]:
+            yield weight, f"{name} is down"
+
+
+def _scripts(instance: Instance, observed: Observations) -> Found:
+    for script in instance.track.scripts:
+        state = observed.scripts.get(script.name, ScriptState())
+        if state.ok is False and script.weight <= 0:
+            detail = f" ({state.detail})" if state.detail else ""
+            yield script.weight, f"script {script.name} fails{detail}"
+        elif state.ok and script.weight > 0:
+            yield script.weight, f"script {script.name} succeeds"
+
+
+def _services(instance: Instance, services: Iterable[str], observed: Observations) -> Found:
+    if observed.word is None or not instance.track.services:
+        return
+    told = observed.word.services
+    known = {name: told[name] for name in services if name in told and told[name][1]}
+    if not known or any(up for up, _ in known.values()):
+        return
+    names = ", ".join(sorted(known))
+    who = f"service {names} has" if len(known) == 1 else f"services {names} have"
+    # Without elections a lower priority says nothing: the other nodes are left to serve.
+    weight = 0 if instance.method is Method.ANNOUNCE else -instance.track.services
+    yield weight, f"{who} no backend up"
+
+
+def _agent(instance: Instance, observed: Observations) -> Found:
+    track, word = instance.track, observed.word
+    if track.dataplane:
+        if word is None:
+            yield 0, UNHEARD
+        elif not word.attached:
+            yield 0, "the agent's program is not attached" + (f": {word.why}" if word.why else "")
+        elif observed.program is False:
+            yield 0, "the agent's XDP program is gone"
+    if track.agent and observed.agent_away_s >= track.agent_grace_s:
+        yield -track.agent, f"the agent is away for more than {track.agent_grace_s:g} s"

@@ -1,0 +1,191 @@
+"""Owns the VIPs on interfaces: puts them on, takes them off, and notices when somebody else does.
+
+Every address is marked with our own number (IFA_PROTO), so that what an operator or another
+program put there is told from ours, and never touched. All calls are synchronous and take some
+ten microseconds for each VIP.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from agent.failover.host import rtnetlink
+from agent.failover.host.kernel import RECEIVE_BYTES, Kernel, Request, index_of, open_socket
+from agent.failover.host.rtnetlink import Entry
+from agent.model import Address
+
+PROTO = 0x56  # "V"; free in rt_addrprotos. The agent's own is another: neither removes the other's
+
+_GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a call for some VIPs. A VIP that was as wanted already is in none."""
+
+    changed: tuple[Address, ...] = ()  # put on, or taken off, by this call
+    theirs: tuple[Address, ...] = ()  # on the interface by somebody else's hand: left alone
+    failed: tuple[tuple[Address, str], ...] = ()  # and why, with the remedy
+
+
+class Addresses:
+    """The VIPs of one virtual router, on one interface.
+
+    Readable (``fileno``) when addresses of this host have changed; ``lost`` says whether any of
+    ours was removed by somebody else.
+    """
+
+    def __init__(self, interface: str) -> None:
+        self._interface = interface
+        self._kernel = Kernel()
+        self._events = open_socket(_GROUPS)
+        self._wanted: frozenset[Address] = frozenset()
+
+    def take(self, vips: Iterable[Address]) -> Outcome:
+        """Put these on, and keep an eye on them."""
+        wanted = tuple(dict.fromkeys(vips))
+        self._wanted |= frozenset(wanted)
+        ifindex = index_of(self._interface)
+        if not ifindex:
+            return self._failed(wanted, self._reason(errno.ENODEV))
+        try:
+            present = self._present(ifindex)
+            missing = [vip for vip in wanted if vip not in present]
+            errors = self._kernel.change(missing, _adding(ifindex))
+        except OSError as error:
+            return self._failed(wanted, str(error))
+        # EEXIST: somebody was faster than we, just now.
+        theirs = {vip for vip in wanted if errors.get(vip) == errno.EEXIST}
+        theirs |= {vip for vip in wanted if not present.get(vip, True)}
+        return self._outcome(errors, theirs, harmless=errno.EEXIST)
+
+    def drop(self, vips: Iterable[Address]) -> Outcome:
+        """Take these off, those that are ours."""
+        unwanted = tuple(dict.fromkeys(vips))
+        self._wanted -= frozenset(unwanted)
+        ifindex = index_of(self._interface)
+        if not ifindex:
+            return Outcome()
+        try:
+            present = self._present(ifindex)
+            ours = [vip for vip in unwanted if present.get(vip)]
+            errors = self._kernel.change(ours, _removing(ifindex))
+        except OSError as error:
+            return self._failed(unwanted, str(error))
+        theirs = {vip for vip in unwanted if not present.get(vip, True)}
+        return self._outcome(errors, theirs, harmless=errno.EADDRNOTAVAIL)
+
+    def lost(self) -> tuple[Address, ...]:
+        """Read all events; the taken VIPs that are on the interface no more, to be taken again."""
+        if not self._wanted.intersection(self._removed()):
+            return ()
+        ifindex = index_of(self._interface)
+        try:
+            present = self._present(ifindex) if ifindex else {}
+        except OSError:
+            present = {}  # to take what is there already does no harm
+        return tuple(sorted(self._wanted - present.keys(), key=_order))
+
+    def fileno(self) -> int:
+        """To wait for events with."""
+        return self._events.fileno()
+
+    def close(self) -> None:
+        """Give the sockets back; what is on the interface stays."""
+        self._events.close()
+        self._kernel.close()
+
+    def _removed(self) -> Iterable[Address]:
+        removed: set[Address] = set()
+        while True:
+            try:
+                data = self._events.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                return removed
+            except OSError:  # events were lost, so any of them may be
+                removed |= self._wanted
+            else:
+                found = rtnetlink.parse(data)
+                removed |= {e.address for e in found if isinstance(e, Entry) and e.removed}
+
+    def _present(self, ifindex: int) -> dict[Address, bool]:
+        """The interface's addresses, and whether they are ours."""
+        present: dict[Address, bool] = {}
+        for entry in self._kernel.addresses(ifindex):
+            # Of an IPv4 address that is there twice, with two masks, ours can be one.
+            present[entry.address] = present.get(entry.address, False) or _is_ours(entry)
+        return present
+
+    def _outcome(self, errors: dict[Address, int], theirs: set[Address], harmless: int) -> Outcome:
+        return Outcome(
+            changed=tuple(vip for vip, error in errors.items() if not error),
+            theirs=tuple(sorted(theirs, key=_order)),
+            failed=tuple(
+                (vip, self._reason(error))
+                for vip, error in errors.items()
+                if error not in (0, harmless)
+            ),
+        )
+
+    def _failed(self, vips: Iterable[Address], why: str) -> Outcome:
+        return Outcome(failed=tuple((vip, why) for vip in vips))
+
+    def _reason(self, error: int) -> str:
+        return rtnetlink.reason(error, self._interface)
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """An address of ours that nobody wants any more."""
+
+    interface: str
+    address: Address
+    problem: str = ""  # why it could not be removed
+
+
+def remove_stale(keep: Collection[tuple[str, Address]] = ()) -> tuple[Stale, ...]:
+    """Remove our addresses from all interfaces, but those in ``keep``; say which these were.
+
+    What a failover process that was killed leaves behind, and what a changed configuration names
+    no more.
+    """
+    kernel = Kernel()
+    try:
+        removed: list[Stale] = []
+        for entry in kernel.addresses():
+            interface = _name(entry.ifindex)
+            if not _is_ours(entry) or (interface, entry.address) in keep:
+                continue
+            error = kernel.change([entry.address], _removing(entry.ifindex))[entry.address]
+            gone = error in (0, errno.EADDRNOTAVAIL, errno.ENODEV)
+            problem = "" if gone else rtnetlink.reason(error, interface)
+            removed.append(Stale(interface, entry.address, problem))
+        return tuple(removed)
+    finally:
+        kernel.close()
+
+
+def _adding(ifindex: int) -> Request[Address]:
+    return lambda sequence, vip: rtnetlink.add_address(sequence, ifindex, vip, PROTO)
+
+
+def _removing(ifindex: int) -> Request[Address]:
+    return lambda sequence, vip: rtnetlink.remove_address(sequence, ifindex, vip)
+
+
+def _is_ours(entry: Entry) -> bool:
+    return entry.proto == PROTO and entry.prefix_length == entry.address.max_prefixlen
+
+
+def _name(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:  # it goes away just now
+        return f"interface {ifindex}"
+
+
+def _order(address: Address) -> tuple[int, int]:
+    return address.version, int(address)

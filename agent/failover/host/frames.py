@@ -1,0 +1,89 @@
+"""Decides the bytes that tell a segment who has a VIP: to everybody, and to those who ask.
+
+The announcements are keepalived's: an ARP *request* for the address by the address (RFC 5227 calls
+it an announcement; hosts that ignore replies they did not ask for still learn from it), and a
+neighbour advertisement that overrides what is cached.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv6Address
+
+from agent.model import Address
+from agent.state.segment import checksum
+
+ETH_P_ARP, ETH_P_IPV6 = 0x0806, 0x86DD
+MAC_BYTES = 6
+_BROADCAST = b"\xff" * MAC_BYTES
+_ALL_NODES, _ALL_NODES_MAC = IPv6Address("ff02::1"), bytes.fromhex("333300000001")
+_ARPHRD_ETHER, _ETH_P_IP = 1, 0x0800
+_ARP_REQUEST, _ARP_REPLY = 1, 2
+_ARP_QUESTION = struct.Struct("!12xHHHBBH6s4s6x4s")  # an Ethernet frame, from its type on
+_ICMPV6, _HOP_LIMIT = 58, 255  # another hop limit is no neighbour's (RFC 4861, section 7.1.2)
+_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT = 135, 136
+_ND_QUESTION = struct.Struct("!6x6sHB5xBB16s16xBB6x16s")  # an Ethernet frame, from its sender on
+_ROUTER, _SOLICITED, _OVERRIDE = 0x80000000, 0x40000000, 0x20000000
+_TARGET_MAC_OPTION = bytes((2, 1))
+
+
+def announcement(mac: bytes, vip: Address, *, router: bool) -> bytes:
+    """The Ethernet frame that says: ``vip`` is at ``mac``.
+
+    ``router``: this host forwards IPv6. To say otherwise would take it from its neighbours' lists
+    of default routers (RFC 4861, section 7.2.5).
+    """
+    if isinstance(vip, IPv4Address):
+        return _arp(_ARP_REQUEST, _BROADCAST, mac, vip, _BROADCAST, vip.packed)
+    return _advertisement(_ALL_NODES_MAC, _ALL_NODES, mac, vip, _flags(router))
+
+
+def answer(frame: bytes, mac: bytes, vips: Collection[Address], *, router: bool) -> bytes | None:
+    """The answer to an ARP request or a neighbour solicitation for a VIP; None: it is no such."""
+    if len(frame) >= _ARP_QUESTION.size:
+        *kind, sender_mac, sender, target = _ARP_QUESTION.unpack_from(frame)
+        if kind == [ETH_P_ARP, _ARPHRD_ETHER, _ETH_P_IP, MAC_BYTES, 4, _ARP_REQUEST]:
+            vip = IPv4Address(target)
+            if vip not in vips or sender == target:  # an announcement is no question
+                return None
+            return _arp(_ARP_REPLY, sender_mac, mac, vip, sender_mac, sender)
+    if len(frame) >= _ND_QUESTION.size:
+        asking, ethertype, first, protocol, hops, sender, kind, code, target = (
+            _ND_QUESTION.unpack_from(frame)
+        )
+        asked = ethertype == ETH_P_IPV6 and first >> 4 == 6 and protocol == _ICMPV6
+        if asked and (hops, kind, code) == (_HOP_LIMIT, _NEIGHBOUR_SOLICITATION, 0):
+            vip6, to = IPv6Address(target), IPv6Address(sender)
+            return _answer_to(asking, to, mac, vip6, router) if vip6 in vips else None
+    return None
+
+
+def _answer_to(asking: bytes, to: IPv6Address, mac: bytes, vip: IPv6Address, router: bool) -> bytes:
+    if to.is_unspecified:  # it asks whether it may have the address itself: everybody is told
+        return _advertisement(_ALL_NODES_MAC, _ALL_NODES, mac, vip, _flags(router))
+    return _advertisement(asking, to, mac, vip, _flags(router) | _SOLICITED)
+
+
+def _flags(router: bool) -> int:
+    return _OVERRIDE | (_ROUTER if router else 0)
+
+
+def _arp(
+    operation: int, to_mac: bytes, mac: bytes, vip: IPv4Address, target_mac: bytes, target: bytes
+) -> bytes:
+    head = struct.pack("!HHBBH", _ARPHRD_ETHER, _ETH_P_IP, MAC_BYTES, len(vip.packed), operation)
+    ethernet = to_mac + mac + struct.pack("!H", ETH_P_ARP)
+    return ethernet + head + mac + vip.packed + target_mac + target
+
+
+def _advertisement(
+    to_mac: bytes, to: IPv6Address, mac: bytes, vip: IPv6Address, flags: int
+) -> bytes:
+    rest = struct.pack("!I", flags) + vip.packed + _TARGET_MAC_OPTION + mac
+    bare = struct.pack("!BBH", _NEIGHBOUR_ADVERTISEMENT, 0, 0) + rest
+    ends = vip.packed + to.packed
+    check = checksum(ends + struct.pack("!II", len(bare), _ICMPV6) + bare)
+    message = struct.pack("!BBH", _NEIGHBOUR_ADVERTISEMENT, 0, check) + rest
+    ip = struct.pack("!IHBB", 6 << 28, len(message), _ICMPV6, _HOP_LIMIT) + ends
+    return to_mac + mac + struct.pack("!H", ETH_P_IPV6) + ip + message

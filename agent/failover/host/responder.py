@@ -1,0 +1,100 @@
+"""Owns the answers to ARP and neighbour discovery for VIPs that this host itself does not have.
+
+For a master that does not accept packets to its VIPs (RFC 9568, Accept_Mode): the kernel answers
+for addresses that it has and only for them, but then it also takes what is sent to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import socket
+import struct
+from collections.abc import Collection
+
+from agent.failover.host.announcer import forwards, interface_mac
+from agent.failover.host.frames import ETH_P_ARP, ETH_P_IPV6, answer
+from agent.model import Address
+
+_RECEIVE_BYTES = 256  # no question is longer, and the rest of a longer packet is of no interest
+_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0
+_PACKET_OTHERHOST = 3  # for another MAC, or in a VLAN that is not ours
+_SO_ATTACH_FILTER = 26
+# Classic BPF: let pass what is ICMPv6 (byte 20 of the frame) and a solicitation (byte 54).
+_LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x30, 0x15, 0x06
+_SOLICITATIONS = (
+    (_LOAD_BYTE, 0, 0, 20),
+    (_JUMP_EQUAL, 0, 3, 58),
+    (_LOAD_BYTE, 0, 0, 54),
+    (_JUMP_EQUAL, 0, 1, 135),
+    (_RETURN, 0, 0, _RECEIVE_BYTES),
+    (_RETURN, 0, 0, 0),
+)
+
+
+class Responder:
+    """Answers for VIPs on one interface, by default with that interface's own MAC.
+
+    ``start`` when the node becomes master, ``stop`` when it is master no more. OSError from
+    ``start``: it cannot.
+    """
+
+    def __init__(
+        self, interface: str, vips: Collection[Address], source_mac: bytes | None = None
+    ) -> None:
+        self._interface = interface
+        self._vips = frozenset(vips)
+        self._source_mac = source_mac
+        self._sockets: list[socket.socket] = []
+        self.answered = 0
+
+    def start(self) -> None:
+        """Answer from now on; also when it does already."""
+        self.stop()
+        families = {vip.version for vip in self._vips}
+        if 4 in families:
+            self._listen(ETH_P_ARP, [])
+        if 6 in families:
+            self._listen(ETH_P_IPV6, [vip for vip in self._vips if vip.version == 6])
+
+    def stop(self) -> None:
+        """Answer no more."""
+        for opened in self._sockets:
+            asyncio.get_running_loop().remove_reader(opened)
+            opened.close()
+        self._sockets.clear()
+
+    def _listen(self, protocol: int, groups_of: list[Address]) -> None:
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # 0: hears nothing yet
+        self._sockets.append(opened)
+        opened.setblocking(False)
+        if groups_of:
+            _attach_filter(opened)
+        opened.bind((self._interface, protocol))
+        ifindex = socket.if_nametoindex(self._interface)
+        for vip in groups_of:
+            # Solicited-node multicast: 33:33 and the last four bytes of ff02::1:ffXX:XXXX.
+            mac = b"\x33\x33\xff" + vip.packed[-3:]
+            request = struct.pack("=iHH8s", ifindex, _PACKET_MR_MULTICAST, len(mac), mac)
+            opened.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
+        asyncio.get_running_loop().add_reader(opened, self._answer, opened)
+
+    def _answer(self, asked: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # nothing more to read, or the interface went down
+            while True:
+                frame, (_, protocol, kind, *_) = asked.recvfrom(_RECEIVE_BYTES)
+                if kind == _PACKET_OTHERHOST:
+                    continue
+                mac = self._source_mac or interface_mac(self._interface)
+                router = protocol == ETH_P_IPV6 and forwards(self._interface)
+                if (told := answer(frame, mac, self._vips, router=router)) is not None:
+                    asked.sendto(told, (self._interface, protocol))
+                    self.answered += 1
+
+
+def _attach_filter(opened: socket.socket) -> None:
+    program = b"".join(struct.pack("=HBBI", *each) for each in _SOLICITATIONS)
+    held = ctypes.create_string_buffer(program, len(program))
+    request = struct.pack("@HP", len(_SOLICITATIONS), ctypes.addressof(held))
+    opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, request)

@@ -1,0 +1,192 @@
+"""Decides the bytes of the rtnetlink messages of failover, and reads the kernel's. Pure.
+
+By hand, because pyroute2's synchronous calls start an event loop each and take milliseconds: a
+VIP has to be on or off before the next advert is due.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from agent.model import Address
+
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
+NLM_F_DUMP_INTR = 0x10
+RTM_NEWLINK, RTM_DELLINK = 16, 17
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 6, 8, 11
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 5, 18
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_MACVLAN_MODE = 1, 2, 1
+_MACVLAN_MODE_PRIVATE = 1
+_IFF_UP = 0x1
+_IFA_F_NODAD = 0x02
+_IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x08, 0x40
+_FOREVER = 0xFFFFFFFF
+
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence number, port
+_LINK = struct.Struct("=BxHIII")  # ifinfomsg: family, type, ifindex, flags, mask of the flags
+_ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, ifindex
+_ATTRIBUTE = struct.Struct("=HH")
+_TYPE_MASK = 0x3FFF  # the upper two bits of an attribute's type are flags
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An address on an interface, or one that was just ``removed``."""
+
+    ifindex: int
+    address: Address
+    prefix_length: int
+    proto: int  # who put it there, IFA_PROTO
+    usable: bool  # duplicate detection is over, and found none
+    removed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The end of a request: ``error`` is an errno, 0 if it was done."""
+
+    sequence: int
+    error: int
+    interrupted: bool = False  # a dump during which something changed
+
+
+def add_address(sequence: int, ifindex: int, address: Address, proto: int) -> bytes:
+    """Put a /32 or /128 on an interface; refused (EEXIST) if the interface has it so.
+
+    An IPv6 one comes without duplicate detection: the former master may have it for a moment yet.
+    It is deprecated: served, but never chosen as the source of what this host sends by itself. It
+    has its prefix route: by that, FRR knows of an address.
+    """
+    body = _address_body(ifindex, address)
+    body += attribute(_IFA_PROTO, bytes((proto,)))
+    if address.version == 6:
+        body += attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
+        body += attribute(_IFA_CACHEINFO, struct.pack("=IIII", 0, _FOREVER, 0, 0))
+    return message(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sequence, body)
+
+
+def remove_address(sequence: int, ifindex: int, address: Address) -> bytes:
+    """Take a /32 or /128 from an interface."""
+    return message(RTM_DELADDR, NLM_F_ACK, sequence, _address_body(ifindex, address))
+
+
+def add_macvlan(sequence: int, parent: int, name: str, mac: bytes) -> bytes:
+    """Make a macvlan, private as keepalived's, down."""
+    mode = attribute(_IFLA_MACVLAN_MODE, struct.pack("=I", _MACVLAN_MODE_PRIVATE))
+    kind = attribute(_IFLA_INFO_KIND, b"macvlan") + attribute(_IFLA_INFO_DATA, mode)
+    body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    body += attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    body += attribute(_IFLA_LINK, struct.pack("=I", parent))
+    body += attribute(_IFLA_ADDRESS, mac)
+    body += attribute(_IFLA_LINKINFO, kind)
+    return message(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sequence, body)
+
+
+def bring_up(sequence: int, ifindex: int) -> bytes:
+    """Set an interface up."""
+    body = _LINK.pack(socket.AF_UNSPEC, 0, ifindex, _IFF_UP, _IFF_UP)
+    return message(RTM_NEWLINK, NLM_F_ACK, sequence, body)
+
+
+def remove_link(sequence: int, ifindex: int) -> bytes:
+    """Remove an interface."""
+    body = _LINK.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0)
+    return message(RTM_DELLINK, NLM_F_ACK, sequence, body)
+
+
+def dump_addresses(sequence: int, ifindex: int = 0) -> bytes:
+    """Ask for the addresses of an interface; 0: of all."""
+    body = _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, ifindex)
+    return message(RTM_GETADDR, NLM_F_DUMP, sequence, body)
+
+
+def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    """A request with its header."""
+    length = _HEADER.size + len(body)
+    return _HEADER.pack(length, kind, NLM_F_REQUEST | flags, sequence, 0) + body
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """A netlink attribute, padded as the next one needs it."""
+    padding = b"\0" * (-len(value) % 4)
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
+
+
+def parse(data: bytes) -> Iterator[Entry | Answer]:
+    """Read what one receive call brought; what is of no interest is left out."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        if not _HEADER.size <= length <= len(data) - offset:
+            return  # the buffer was too small for it
+        body = data[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+        if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+            error = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
+            yield Answer(sequence, error, bool(flags & NLM_F_DUMP_INTR))
+        elif kind in (RTM_NEWADDR, RTM_DELADDR):
+            entry = _parse_entry(body, removed=kind == RTM_DELADDR)
+            if entry is not None:
+                yield entry
+
+
+def _address_body(ifindex: int, address: Address) -> bytes:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    body = _ADDRESS.pack(family, address.max_prefixlen, 0, 0, ifindex)
+    local = attribute(_IFA_LOCAL, address.packed)
+    return body + local + attribute(_IFA_ADDRESS, address.packed)
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    offset = 0
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind & _TYPE_MASK] = data[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def _parse_entry(body: bytes, *, removed: bool) -> Entry | None:
+    if len(body) < _ADDRESS.size:
+        return None
+    family, prefix_length, flags, _, ifindex = _ADDRESS.unpack_from(body)
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    attributes = _attributes(body[_ADDRESS.size :])
+    packed = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
+    if packed is None:
+        return None
+    if (wide := attributes.get(_IFA_FLAGS)) is not None:
+        flags = struct.unpack("=I", wide)[0]
+    return Entry(
+        ifindex=ifindex,
+        address=ip_address(packed),
+        prefix_length=prefix_length,
+        proto=attributes.get(_IFA_PROTO, b"\0")[0],
+        usable=not flags & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED),
+        removed=removed,
+    )
+
+
+def reason(error: int, interface: str) -> str:
+    """What an errno of the kernel means to an operator, and the remedy where there is one."""
+    if error == errno.EPERM:
+        return "not allowed: run as root, or with CAP_NET_ADMIN"
+    if error == errno.EACCES:
+        return f"IPv6 is off there: set net.ipv6.conf.{interface}.disable_ipv6=0"
+    if error == errno.ENODEV:
+        return f"{interface} does not exist"
+    return os.strerror(error)

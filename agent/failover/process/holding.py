@@ -1,0 +1,131 @@
+"""Owns the VIPs of one virtual router on this host: on and announced while it is master."""
+
+from __future__ import annotations
+
+import structlog
+
+from agent.failover.host.addresses import Addresses, Outcome
+from agent.failover.host.announcer import Announcer
+from agent.failover.host.vmac import VirtualMac
+from agent.failover.model import OWNER
+from agent.failover.plan import VirtualRouter
+from agent.model import Address
+
+log = structlog.get_logger()
+
+
+class Holding:
+    """Nothing here raises but ``__init__``, which raises NetworkError or OSError.
+
+    ``problem`` says what of the last take or drop could not be done.
+    """
+
+    def __init__(self, router: VirtualRouter) -> None:
+        instance = router.instance
+        self._router = router
+        self._mac: VirtualMac | None = None
+        self._interface = router.interface
+        if instance.virtual_mac and router.family:
+            self._mac = VirtualMac(router.interface, instance.vrid, router.family)
+            self._mac.make()
+            self._interface = self._mac.interface
+        self._addresses = Addresses(self._interface)
+        self._announcer = self._new_announcer()
+        self._sent = 0  # by announcers of before
+        self._held = False
+        self.problem = ""
+
+    @property
+    def announced(self) -> int:
+        """Frames sent so far."""
+        return self._sent + (self._announcer.sent if self._announcer else 0)
+
+    def fileno(self) -> int:
+        """Readable when addresses have changed: call ``look``."""
+        return self._addresses.fileno()
+
+    def take(self) -> None:
+        """VIPs on, and then announced: nobody is sent here who would not be served."""
+        self._held = True
+        self._note(self._addresses.take(self._on_interface(self._router)), "on")
+        self.announce(anew=True)
+
+    def drop(self) -> bool:
+        """VIPs off; whether there were any."""
+        if self._announcer is not None:
+            self._announcer.stop()
+        self._held = False
+        outcome = self._addresses.drop(self._router.vips)
+        self._note(outcome, "off")
+        return bool(outcome.changed)
+
+    def announce(self, *, anew: bool = False) -> None:
+        """Announce at once; ``anew``: with the repetitions of a new master."""
+        if self._announcer is None or not self._held:
+            return
+        if anew:
+            self._announcer.start()
+        else:
+            self._announcer.burst()
+
+    def look(self) -> None:
+        """After events: what somebody else took off while they are ours is put back."""
+        lost = self._addresses.lost()
+        if not lost or not self._held:
+            return
+        log.warning(
+            "VIPs were removed by somebody else, and are put back",
+            router=self._router.name,
+            vips=_words(lost),
+        )
+        self.take()
+
+    def change(self, router: VirtualRouter) -> None:
+        """Other VIPs or announcements of the same virtual router, on the same interface."""
+        before, self._router = self._router, router
+        gone = tuple(vip for vip in before.vips if vip not in self._on_interface(router))
+        if gone:
+            self._note(self._addresses.drop(gone), "off")
+        if self._announcer is not None:
+            self._sent += self._announcer.sent
+            self._announcer.close()
+        self._announcer = self._new_announcer()
+        if self._held:
+            self.take()
+
+    def close(self) -> None:
+        """VIPs off, and everything given back."""
+        self.drop()
+        self._addresses.close()
+        if self._announcer is not None:
+            self._announcer.close()
+        if self._mac is not None:
+            self._mac.remove()
+
+    def _new_announcer(self) -> Announcer | None:
+        if not self._router.family:
+            return None  # a routing daemon tells
+        instance = self._router.instance
+        return Announcer(self._interface, self._router.vips, instance.announcements)
+
+    @staticmethod
+    def _on_interface(router: VirtualRouter) -> tuple[Address, ...]:
+        return router.vips if router.instance.accept else ()
+
+    def _note(self, outcome: Outcome, what: str) -> None:
+        problem = ""
+        if outcome.failed:
+            failed = "; ".join(f"{vip}: {why}" for vip, why in outcome.failed)
+            problem = f"VIPs cannot be put {what} {self._interface}: {failed}"
+        elif outcome.theirs and self._router.instance.priority != OWNER:
+            problem = (
+                f"somebody else has put {_words(outcome.theirs)} on {self._interface}: it is there "
+                "also while another node is master; remove it (`ip address del`)"
+            )
+        if problem and problem != self.problem:
+            log.error("addresses", router=self._router.name, problem=problem)
+        self.problem = problem
+
+
+def _words(vips: tuple[Address, ...]) -> str:
+    return ", ".join(map(str, vips))

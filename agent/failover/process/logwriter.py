@@ -1,0 +1,70 @@
+"""Owns the way of log lines to standard error: who reads them slowly, or never, delays nobody."""
+
+from __future__ import annotations
+
+import io
+import queue
+import threading
+from types import TracebackType
+from typing import Self, TextIO
+
+MAX_LINES = 1_000
+_CLOSE_S = 1.0  # for the last lines, in the end
+_STACK_BYTES = 256 * 1024
+
+
+class LogWriter(io.StringIO):
+    """A stream whose lines a thread writes to another one; lost are those that it cannot keep up
+    with. Use as ``with``.
+
+    The thread runs in real time if its maker does: it must not hold the interpreter and wait for
+    a CPU.
+    """
+
+    def __init__(self, target: TextIO) -> None:
+        super().__init__()
+        self._target = target
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES)
+        self._lost = 0
+        before = threading.stack_size(_STACK_BYTES)  # all of it would be locked memory
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+        threading.stack_size(before)
+
+    def write(self, text: str) -> int:
+        """Never waits."""
+        try:
+            self._lines.put_nowait(text)
+        except queue.Full:
+            self._lost += 1
+        return len(text)
+
+    def isatty(self) -> bool:
+        """As the other one."""
+        return self._target.isatty()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._lines.put(None, timeout=_CLOSE_S)
+        except queue.Full:
+            return
+        self._thread.join(_CLOSE_S)
+
+    def _run(self) -> None:
+        while (text := self._lines.get()) is not None:
+            lost, self._lost = self._lost, 0
+            if lost:
+                text += f"{lost} more lines were lost: nobody read them\n"
+            try:
+                self._target.write(text)
+                self._target.flush()
+            except (OSError, ValueError):
+                continue  # closed, or its reader is gone

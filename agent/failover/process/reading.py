@@ -1,0 +1,110 @@
+"""Reads the configuration for the failover process: in a child, because it takes tens of
+milliseconds, in which no advert would go out.
+
+``python -m agent.failover.process.reading FILE`` writes what it made of the file to its output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import ConfigError, SteelyardError
+from agent.failover.model import socket_of
+from agent.failover.plan import FailoverPlan, plan
+from agent.failover.process.realtime import be_ordinary, start_child
+
+_TIMEOUT_S = 60.0  # on a host that is very busy
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the failover process has to know of the configuration."""
+
+    name: str
+    interfaces: tuple[str, ...]  # those that have the agent's program
+    socket: Path
+    socket_group: str | None
+    state_dir: Path
+    plan: FailoverPlan
+    key: bytes | None = None
+    problem: str = ""  # why runtime changes are not in it
+
+
+async def read_orders(path: Path, *, at_once: bool = False) -> Orders:
+    """The orders in a file; raises ConfigError. ``at_once``: in real time, as this process is."""
+    # -P: modules come from where this one does, not from the working folder.
+    command: tuple[str, ...] = (
+        sys.executable,
+        "-P",
+        "-m",
+        "agent.failover.process.reading",
+        str(path),
+    )
+    command += ("at-once",) if at_once else ()
+    child = start_child(command, stdout=subprocess.PIPE)
+    try:
+        answer, _ = await asyncio.to_thread(child.communicate, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        child.kill()
+        raise ConfigError(f"reading takes more than {_TIMEOUT_S:g} s", where=str(path)) from error
+    try:
+        found = pickle.loads(answer)  # noqa: S301 (our own child's)
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise ConfigError(
+            f"its reader ended with status {child.returncode}",
+            where=str(path),
+            remedy="see the log: journalctl -u lb-agent-failover",
+        ) from error
+    if isinstance(found, Orders):
+        return found
+    problems = tuple(ConfigError(message, where=w, remedy=r) for message, w, r in found)
+    first = problems[0]
+    raise ConfigError(first.message, where=first.where, remedy=first.remedy, problems=problems)
+
+
+def orders_in(path: Path) -> Orders:
+    """The orders in a file, read here and now; raises ConfigError."""
+    # Only the child needs these: they take longer to import than all the rest.
+    from agent.config.load import parse, read_text
+    from agent.config.store import RunningStore
+    from agent.failover.secret import read_secret
+
+    text = read_text(path)
+    file_config = parse(text, str(path))
+    loaded = RunningStore(file_config.state_dir, file_config.name).load(text, str(path))
+    config = loaded.config
+    key_file = config.failover.key_file
+    return Orders(
+        name=config.name,
+        interfaces=config.interfaces,
+        socket=socket_of(config.failover, config.socket),
+        socket_group=config.socket_group,
+        state_dir=config.state_dir,
+        plan=plan(config),
+        key=None if key_file is None else read_secret(key_file),
+        problem=loaded.problem,
+    )
+
+
+def _main() -> None:
+    if sys.argv[2:] != ["at-once"]:
+        be_ordinary(niceness=-10)  # somebody waits for it
+    found: Orders | list[tuple[str, str, str]]
+    try:
+        found = orders_in(Path(sys.argv[1]))
+    except SteelyardError as error:
+        problems = error.problems if isinstance(error, ConfigError) else (error,)
+        found = [(each.message, each.where, each.remedy) for each in problems]
+    sys.stdout.buffer.write(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    # Not as __main__: the parent has to know the class by its module's name.
+    from agent.failover.process import reading
+
+    reading._main()

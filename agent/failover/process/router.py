@@ -1,0 +1,399 @@
+"""Runs one virtual router: the state machine with its sockets, its timer and its VIPs.
+
+What has come in is always read before a timer counts, so a node that was frozen, or had no CPU,
+does not take its own sleep for its master's silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+
+import structlog
+
+from agent.errors import NetworkError
+from agent.failover.fitness import Judgement
+from agent.failover.model import HANDED_OVER, LEAVING, Mode, Role
+from agent.failover.plan import VirtualRouter
+from agent.failover.process.holding import Holding
+from agent.failover.process.ledger import Ledger
+from agent.failover.process.links import Interface
+from agent.failover.process.telling import lasting, told
+from agent.failover.status import RouterStatus
+from agent.failover.vrrp import machine
+from agent.failover.vrrp.advert import Advert, Refusal
+from agent.failover.vrrp.channel import Channel
+from agent.failover.vrrp.compare import problems
+from agent.failover.vrrp.machine import Announce, Drop, Effect, Event, Send, Settings, State, Take
+from agent.failover.vrrp.source import choose
+from agent.failover.vrrp.states import Due, Fitness, Follow, Heard, Operator, Start, Stop
+from agent.model import Address
+
+log = structlog.get_logger()
+
+_UNKNOWN: dict[int, Address] = {4: IPv4Address(0), 6: IPv6Address(0)}
+# The soonest that the timer is set to: a machine that always wants more must not have the core
+# for itself.
+_LEAST_WAIT_S = 0.0005
+
+type Moved = Callable[["Router", Role], None]
+
+
+class Router:
+    """``moved`` is called after a step that may concern its group, with the role before."""
+
+    def __init__(
+        self, router: VirtualRouter, key: bytes | None, *, grouped: bool, mode: Mode, moved: Moved
+    ) -> None:
+        self.router = router
+        self._key = key
+        self._grouped = grouped
+        self._moved = moved
+        self._loop = asyncio.get_running_loop()
+        self._channel: Channel | None = None
+        self._bound: tuple[int, Address] | None = None  # what the channel was opened for
+        self._holding: Holding | None = None
+        self._place = 0  # ifindex below the virtual MAC's interface
+        self._timer: asyncio.TimerHandle | None = None
+        self._judgement = Judgement(Fitness(router.instance.priority), ())
+        self._fault = ""  # of our own: no socket, no address
+        self._inherited = False  # the VIPs are on from before a restart
+        self._leaving: asyncio.Event | None = None  # set when another node is master
+        self._ledger = Ledger(router.instance.interval_s)
+        self._send_problem = ""
+        self._sent = self._received = 0
+        self._discarded: Counter[str] = Counter()
+        self._transitions: Counter[str] = Counter()
+        self._settings = self._new_settings(_UNKNOWN[router.family])
+        self.state = machine.initial(self._settings, mode, self._loop.time())
+
+    @property
+    def role(self) -> Role:
+        """As of now."""
+        return self.state.role
+
+    def start(self, interface: Interface | None, judgement: Judgement, *, inherited: bool) -> None:
+        """Take part. ``inherited``: a former process has left the VIPs on.
+
+        They stay until another master is heard, or this node is master itself: who restarts
+        before anybody has missed it then has not been away.
+        """
+        self._inherited = inherited
+        self.observe(interface, judgement)
+        self.handle(Start(inherited=inherited))
+
+    async def leave(self) -> None:
+        """Say that this node stops being master, and serve until another one is heard.
+
+        The others take over within a skew, which is below an interval (version 2: a second).
+        """
+        if self.state.role is not Role.MASTER or self._holding is None:
+            return
+        self._leaving = asyncio.Event()
+        self.handle(Stop())
+        interval_s = self._settings.interval_s
+        skew_s = interval_s if self._settings.version == 3 else 1.0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(skew_s + interval_s):
+                await self._leaving.wait()
+
+    def stop(self) -> None:
+        """Leave at once, and give everything back."""
+        self._leaving = None
+        self.handle(Stop())
+        self._disarm()
+        self._close_channel()
+        self._close_holding()
+
+    def change(self, router: VirtualRouter, key: bytes | None, *, grouped: bool) -> None:
+        """Other settings of the same virtual router; ``observe`` opens what has to be anew."""
+        if router == self.router and key == self._key and grouped == self._grouped:
+            return
+        anew = router != self.router or key != self._key
+        self.router, self._key, self._grouped = router, key, grouped
+        self._settings = self._new_settings(self._settings.own)
+        if anew:
+            self._bound = None
+            if self._holding is not None:
+                self._holding.change(router)
+
+    def observe(self, interface: Interface | None, judgement: Judgement) -> None:
+        """What is known now of the interface, and what follows from all that is tracked."""
+        self._fault = self._bind(interface)
+        self._judgement = judgement
+        self.handle(Fitness(judgement.fitness.priority, judgement.fitness.fault or self._fault))
+
+    def set_mode(self, mode: Mode) -> None:
+        """What the operator wants."""
+        self.handle(Operator(mode))
+
+    def handle(self, event: Event) -> None:
+        """One step of the machine, and what it asks for."""
+        was = self.state
+        try:
+            self.state, effects = machine.step(self._settings, was, event, self._loop.time())
+        except Exception:
+            log.exception("the state machine failed", router=self.router.name, on=str(event))
+            self._arm(self._loop.time() + self._settings.interval_s)
+            return
+        for effect in effects:
+            self._do(effect)
+        self._arm()
+        if self.state.role is not was.role:
+            self._transition(was)
+        if not isinstance(event, Follow) and _in_group(self.state) != _in_group(was):
+            self._moved(self, was.role)
+
+    def _do(self, effect: Effect) -> None:
+        try:
+            match effect:
+                case Send():
+                    self._send(effect.priority)
+                case Take():
+                    self._inherited = False
+                    if self._holding is not None:
+                        self._holding.take()
+                case Drop():
+                    if self._holding is not None and self._leaving is None:
+                        self._holding.drop()
+                case Announce():
+                    if self._holding is not None:
+                        self._holding.announce()
+        except Exception:  # the others still count
+            log.exception("an effect failed", router=self.router.name, effect=str(effect))
+
+    def _send(self, priority: int) -> None:
+        if self._channel is None:
+            return
+        try:
+            self._channel.send(priority)
+        except OSError as error:
+            if priority == LEAVING:
+                return  # mostly by a link that is down, which is why it leaves
+            problem = f"adverts cannot be sent from {self._settings.own}: {error.strerror}"
+            if problem != self._send_problem:
+                log.warning("adverts", router=self.router.name, problem=problem)
+            self._send_problem = problem
+            return
+        self._sent += 1
+        if self._send_problem:
+            log.info("adverts are sent again", router=self.router.name)
+            self._send_problem = ""
+
+    def _transition(self, was: State) -> None:
+        state = self.state
+        self._transitions[state.role.value] += 1
+        log.info(
+            "role",
+            router=self.router.name,
+            old=was.role.value,
+            new=state.role.value,
+            why=state.why,
+            priority=state.priority,
+        )
+        if state.role is Role.FAULT:
+            self._let_go()
+
+    # Timer
+
+    def _arm(self, at_s: float | None = None) -> None:
+        due_s = at_s if at_s is not None else self.state.due_s
+        timer = self._timer
+        if due_s is None:
+            self._disarm()
+        elif timer is None or timer.when() > due_s:
+            # One that is earlier stays: it finds then that it is too early, and is set anew.
+            self._disarm()
+            at_s = max(due_s, self._loop.time() + _LEAST_WAIT_S)
+            self._timer = self._loop.call_at(at_s, self._fire)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fire(self) -> None:
+        self._disarm()
+        self._drain()
+        if self.state.due_s is not None and self.state.due_s <= self._loop.time():
+            self.handle(Due())
+        if self._timer is None:
+            self._arm()
+
+    # What is heard
+
+    def _drain(self) -> None:
+        if self._channel is None:
+            return
+        try:
+            found = self._channel.receive()
+        except OSError as error:
+            log.warning("adverts cannot be read", router=self.router.name, error=str(error))
+            return
+        # Of a node that said much meanwhile the last word counts: it is answered once.
+        latest: dict[Address, Advert] = {}
+        for heard in found:
+            self._note(heard)
+            if isinstance(heard, Advert):
+                latest.pop(heard.source, None)
+                latest[heard.source] = heard
+        for advert in latest.values():
+            if advert.priority > 0:
+                self._other_is_master()
+            self.handle(Heard(advert))
+
+    def _note(self, heard: Advert | Refusal) -> None:
+        if isinstance(heard, Refusal):
+            self._discarded[heard.reason.value] += 1
+        else:
+            self._received += 1
+        wrong = problems(self.router, self._settings.own, self.state.priority, heard)
+        if wrong:
+            for news in self._ledger.note(wrong, time.time()):
+                log.warning("mismatch", router=self.router.name, kind=news.kind, text=news.text)
+
+    def _other_is_master(self) -> None:
+        """VIPs that are on without this node being master go."""
+        if self._leaving is not None and self._holding is not None:
+            self._holding.drop()
+            self._leaving.set()
+        elif self.state.role is Role.BACKUP:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Another node is master, or this one may not be: what a former process left goes."""
+        if not self._inherited:
+            return
+        self._inherited = False
+        if self._holding is not None and self._holding.drop():
+            # Whoever is master hears of a lower one, and announces again.
+            self._send(HANDED_OVER)
+
+    # What is watched
+
+    def _bind(self, interface: Interface | None) -> str:
+        """Have sockets for the interface as it is; why there are none, or empty."""
+        try:
+            self._hold(interface)
+        except (OSError, NetworkError) as error:
+            self._close_channel()
+            return f"{self.router.interface} cannot have the VIPs: {error}"
+        if interface is None:
+            self._close_channel()
+            return f"{self.router.interface} does not exist"
+        source = choose(self.router, interface.addresses)
+        if source is None or source not in interface.addresses:
+            self._close_channel()
+            if source is None:
+                return (
+                    f"{self.router.interface} has no IPv{self.router.family} address to send from"
+                )
+            return f"{self.router.interface} has not the address {source}, the source of adverts"
+        if self._bound == (interface.ifindex, source):
+            return ""
+        try:
+            self._open(source)
+        except (OSError, NetworkError) as error:
+            self._close_channel()
+            return f"{self.router.interface} cannot be used: {error}"
+        self._bound = interface.ifindex, source
+        return ""
+
+    def _hold(self, interface: Interface | None) -> None:
+        """Be able to have VIPs; a virtual MAC's interface comes and goes with the one below it."""
+        if self.router.instance.virtual_mac:
+            place = interface.ifindex if interface else 0
+            if self._place != place:
+                self._close_holding()
+                self._place = place
+            if not place:
+                return
+        if self._holding is None:
+            self._holding = Holding(self.router)
+            self._loop.add_reader(self._holding.fileno(), self._look)
+
+    def _open(self, source: Address) -> None:
+        channel = Channel(self.router, source, self._key)
+        self._close_channel()  # only now: nothing that is said meanwhile is missed
+        self._channel = channel
+        for each in channel.sockets:
+            self._loop.add_reader(each, self._drain)
+        self._settings = self._new_settings(source)
+
+    def _close_channel(self) -> None:
+        self._bound = None
+        if self._channel is not None:
+            for each in self._channel.sockets:
+                self._loop.remove_reader(each)
+            self._channel.close()
+        self._channel = None
+
+    def _close_holding(self) -> None:
+        if self._holding is not None:
+            self._loop.remove_reader(self._holding.fileno())
+            self._holding.close()
+        self._holding = None
+
+    def _look(self) -> None:
+        try:
+            if self._holding is not None:
+                self._holding.look()
+        except OSError as error:
+            log.warning("addresses", router=self.router.name, problem=str(error))
+
+    def _new_settings(self, own: Address) -> Settings:
+        instance = self.router.instance
+        return Settings(
+            own=own,
+            priority=instance.priority,
+            interval_s=instance.interval_s,
+            version=instance.version,
+            family=self.router.family,
+            preempt=instance.preempt,
+            preempt_delay_s=instance.preempt_delay_s,
+            grouped=self._grouped,
+        )
+
+    # What is told
+
+    def status(self) -> RouterStatus:
+        """As of now."""
+        state, now = self.state, time.time()
+        reasons = self._judgement.reasons
+        if self._fault and not self._judgement.fitness.fault:
+            reasons = (self._fault, *reasons)
+        on_host = self._holding.problem if self._holding else ""
+        own = ("addresses", on_host), ("send", self._send_problem)
+        common = told(
+            self.router,
+            role=state.role,
+            since=now - (self._loop.time() - state.since),
+            why=state.why,
+            mode=state.mode,
+            priority=state.priority,
+            reasons=reasons,
+            problems=(*self._ledger.current(now), *lasting(own, now)),
+            transitions=self._transitions,
+        )
+        master = (str(state.master.source), state.master.priority) if state.master else (None, None)
+        if state.role is Role.MASTER:
+            master = str(self._settings.own), state.priority
+        return replace(
+            common,
+            master=master[0],
+            master_priority=master[1],
+            adverts_sent=self._sent,
+            adverts_received=self._received,
+            adverts_discarded=dict(self._discarded),
+            announcements=self._holding.announced if self._holding else 0,
+        )
+
+
+def _in_group(state: State) -> tuple[object, ...]:
+    """What the others of a group look at."""
+    return state.role, state.fault, state.group_fault, state.wish

@@ -1,0 +1,137 @@
+"""Wires the failover process together and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+
+from agent.api.listen import listen_unix
+from agent.api.peer import access, group_id
+from agent.errors import SteelyardError
+from agent.failover.host.addresses import remove_stale
+from agent.failover.process import control, realtime
+from agent.failover.process.reading import Orders, read_orders
+from agent.failover.process.team import Team
+from agent.lock import FailoverLock
+from agent.notify import Notifier, feed_watchdog
+
+log = structlog.get_logger()
+
+_LOOK_S = 1.0  # between two looks at what comes without an event
+_AGAIN_S = 1.0  # after a task that failed
+
+
+@dataclass(frozen=True, slots=True)
+class _Signals:
+    stop: asyncio.Event
+    hangup: asyncio.Event
+
+
+async def run(path: Path, standing: realtime.Standing) -> None:
+    """Take part in failover as the file says until SIGTERM or SIGINT; SIGHUP reloads.
+
+    Raises SteelyardError when it cannot start; no VIP of a former process is left then.
+    """
+    signals = _signals()
+    lock = FailoverLock()
+    try:
+        try:
+            orders = await read_orders(path, at_once=True)
+            gid = None if orders.socket_group is None else group_id(orders.socket_group)
+            listener = listen_unix(orders.socket, gid)
+        except SteelyardError:
+            remove_stale()  # nobody would take care of them
+            raise
+        try:
+            door = control.Door(listener, access(gid))
+            await _run_locked(path, standing, orders, door, signals)
+        finally:
+            listener.close()
+    finally:
+        lock.release()
+
+
+async def _run_locked(
+    path: Path,
+    standing: realtime.Standing,
+    orders: Orders,
+    door: control.Door,
+    signals: _Signals,
+) -> None:
+    for refused in standing.refused:
+        log.warning("not all that was wanted", problem=refused)
+    # It must not wait for a service manager that hangs.
+    notifier = replace(Notifier.from_environment(os.environ, os.getpid()), patience_s=0.0)
+    team = Team(path, orders, standing, notifier)
+    work: dict[str, Callable[[], Coroutine[None, None, None]]] = {
+        "control": lambda: control.serve(door, team),
+        "saved": team.keep_saved,
+        "interfaces": team.tracking.run,
+        "scripts": team.tracking.scripts.run,
+        "look": lambda: _look(team),
+        "reload": lambda: _reload_on(signals.hangup, team),
+        "watchdog": lambda: feed_watchdog(notifier),
+    }
+    async with asyncio.TaskGroup() as group:
+        try:
+            team.start()
+            tasks = [
+                group.create_task(_guarded(name, each), name=name) for name, each in work.items()
+            ]
+            realtime.settle(standing)
+            notifier.ready(team.status_line())
+            log.info("ready", realtime=standing.realtime, memory_locked=standing.memory_locked)
+            await signals.stop.wait()
+            notifier.stopping()
+            await team.leave()
+        finally:
+            team.stop()
+            for task in tasks:
+                task.cancel()
+    await team.save()
+
+
+async def _guarded(name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Do it, again if it fails: no task may end the others."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a task failed", task=name)
+            await asyncio.sleep(_AGAIN_S)
+        else:
+            return
+
+
+async def _look(team: Team) -> None:
+    """What no event tells: a program taken off, an agent that says nothing, garbage."""
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        team.tracking.look_soon()
+        team.judge()
+        realtime.collect()
+
+
+async def _reload_on(hangup: asyncio.Event, team: Team) -> None:
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        try:
+            await team.reload()
+        except SteelyardError:
+            continue  # logged, and shown by status
+
+
+def _signals() -> _Signals:
+    signals = _Signals(asyncio.Event(), asyncio.Event())
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, signals.stop.set)
+    loop.add_signal_handler(signal.SIGINT, signals.stop.set)
+    loop.add_signal_handler(signal.SIGHUP, signals.hangup.set)
+    return signals

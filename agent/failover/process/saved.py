@@ -1,0 +1,97 @@
+"""Owns what the failover process keeps over a restart: the operator's modes, the agent's word.
+
+The word of the agent is about the kernel's tables, so that of another boot is void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from agent.failover.model import Mode
+from agent.files import write_atomically
+
+log = structlog.get_logger()
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """``attached`` and ``why``: the agent's word; None: it was not heard since the host booted."""
+
+    modes: Mapping[str, Mode] = field(default_factory=dict)  # by instance, those not NORMAL
+    attached: bool | None = None
+    why: str = ""
+    programs: frozenset[str] = frozenset()  # interfaces that had an XDP program then
+
+
+class SavedFile:
+    """``<name>.failover.json`` in the state folder."""
+
+    def __init__(self, state_dir: Path, name: str) -> None:
+        self._path = state_dir / f"{name}.failover.json"
+        self._writing = asyncio.Lock()
+        self._written: Saved | None = None
+
+    def load(self) -> Saved:
+        """What was saved; a damaged file is said and counts as none."""
+        try:
+            self._written = _parse(self._path.read_text(encoding="utf-8"), _boot_id())
+        except FileNotFoundError:
+            return Saved()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning(
+                "the saved modes cannot be used: all are normal",
+                path=str(self._path),
+                error=str(error) or type(error).__name__,
+            )
+            return Saved()
+        return self._written
+
+    async def save(self, saved: Saved) -> None:
+        """Write it if it is news; what cannot be written is said, and holds for this process."""
+        async with self._writing:
+            if saved == self._written:
+                return
+            try:
+                # In a thread: a disk may take seconds to sync.
+                await asyncio.to_thread(write_atomically, self._path, _text(saved))
+            except OSError as error:
+                log.warning(
+                    "modes and the agent's word are not saved, a restart forgets them",
+                    path=str(self._path),
+                    error=error.strerror,
+                )
+                return
+            self._written = saved
+
+
+def _text(saved: Saved) -> str:
+    modes = {name: mode.value for name, mode in saved.modes.items()}
+    data = {
+        "modes": modes,
+        "boot": _boot_id(),
+        "attached": saved.attached,
+        "why": saved.why,
+        "programs": sorted(saved.programs),
+    }
+    return json.dumps(data) + "\n"
+
+
+def _parse(text: str, boot_id: str) -> Saved:
+    data = json.loads(text)
+    modes = {str(name): Mode(mode) for name, mode in data["modes"].items()}
+    if data["boot"] != boot_id or data["attached"] is None:
+        return Saved(modes)
+    programs = frozenset(map(str, data["programs"]))
+    return Saved(modes, bool(data["attached"]), str(data["why"]), programs)
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip()

@@ -1,0 +1,100 @@
+"""Knows how the tracked scripts are doing, from what the runner tells."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from typing import IO
+
+import structlog
+
+from agent.failover.fitness import ScriptState, judged
+from agent.failover.model import TrackedScript
+from agent.failover.process.realtime import start_child
+from agent.failover.process.runner import MAX_LINE_BYTES
+
+log = structlog.get_logger()
+
+_AGAIN_S = 1.0  # after a runner that ended
+
+
+class Scripts:
+    """The scripts of all virtual routers; one that two of them track runs once."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._wanted: tuple[TrackedScript, ...] = ()
+        self._states: dict[TrackedScript, ScriptState] = {}
+        self._news = asyncio.Event()
+
+    def watch(self, scripts: Iterable[TrackedScript]) -> None:
+        """These from now on; what is known of them stays known."""
+        wanted = tuple(dict.fromkeys(scripts))
+        if set(wanted) != set(self._wanted):
+            self._wanted = wanted
+            self._states = {each: self._states.get(each, ScriptState()) for each in wanted}
+            self._news.set()
+
+    def state(self, script: TrackedScript) -> ScriptState:
+        """Where it stands."""
+        return self._states.get(script, ScriptState())
+
+    async def run(self) -> None:
+        """Keep a runner for as long as there is a script."""
+        while True:
+            await self._news.wait()
+            if not self._wanted:
+                self._news.clear()
+                continue
+            try:
+                await self._with_runner()
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.error("the runner of scripts failed", error=str(error))
+            await asyncio.sleep(_AGAIN_S)
+            self._news.set()
+
+    async def _with_runner(self) -> None:
+        command = [sys.executable, "-P", "-m", "agent.failover.process.runner"]
+        process = start_child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdin is not None  # noqa: S101 (both are pipes)
+        assert process.stdout is not None  # noqa: S101
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(MAX_LINE_BYTES)
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), process.stdout
+        )
+        asking = asyncio.create_task(self._ask(process.stdin), name="scripts ask")
+        try:
+            while line := await reader.readline():
+                number, ok, detail = json.loads(line)
+                self._take(number, ok, detail)
+        finally:
+            asking.cancel()
+            transport.close()
+            process.stdin.close()  # which ends it
+            process.poll()
+
+    async def _ask(self, writer: IO[bytes]) -> None:
+        """Tell the runner what to run, now and at every change."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            sets = [
+                (number, each.command, each.interval_s, each.timeout_s)
+                for number, each in enumerate(self._wanted)
+            ]
+            writer.write(json.dumps(sets).encode() + b"\n")
+            writer.flush()
+
+    def _take(self, number: int, ok: bool, detail: str) -> None:
+        if number >= len(self._wanted):
+            return
+        script = self._wanted[number]
+        before = self._states[script]
+        after = self._states[script] = judged(script, before, ok, detail)
+        if after.ok is not before.ok:
+            log.info("script", script=script.name, ok=after.ok, detail=detail)
+            self._changed()

@@ -1,0 +1,282 @@
+"""Owns the virtual routers of this node: makes them as configured, has groups move together, and
+answers what is asked of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from agent import __version__
+from agent.errors import ConfigError, RequestError, SteelyardError
+from agent.failover.fitness import AgentWord
+from agent.failover.host.addresses import remove_stale
+from agent.failover.model import Method, Mode, Role
+from agent.failover.plan import VirtualRouter
+from agent.failover.process.announced import Announced
+from agent.failover.process.reading import Orders, read_orders
+from agent.failover.process.realtime import Standing
+from agent.failover.process.router import Router
+from agent.failover.process.saved import SavedFile
+from agent.failover.process.tracking import Tracking
+from agent.failover.status import FailoverStatus, to_json
+from agent.failover.vrrp.groups import follows
+from agent.failover.vrrp.states import Claim
+from agent.model import Address
+from agent.notify import Notifier
+
+log = structlog.get_logger()
+
+# What of the configuration the process itself stands on.
+_FIXED = ("name", "socket", "socket_group", "state_dir")
+
+type Member = Router | Announced
+
+
+class Team:
+    """All routers of this node. ``start`` first, ``stop`` last."""
+
+    def __init__(self, path: Path, orders: Orders, standing: Standing, notifier: Notifier) -> None:
+        self._path = path
+        self._orders = orders
+        self._notifier = notifier
+        self._changing = asyncio.Lock()  # one reload at a time
+        self._standing = standing
+        self._started = time.time()
+        self._members: dict[str, Member] = {}
+        self._file = SavedFile(orders.state_dir, orders.name)
+        self._saved = self._file.load()
+        self.tracking = Tracking(self._saved, self.judge)
+        self._to_save = asyncio.Event()
+        self.config_problem = orders.problem
+
+    def start(self) -> None:
+        """Take part in all that is configured; what a former process left and is not is removed."""
+        wanted = {(r.interface, vip) for r in self._orders.plan.routers for vip in r.vips}
+        kept = frozenset(_remove_stale(wanted))
+        self._watch()
+        for router in self._orders.plan.routers:
+            with _guarded(router.name):
+                self._add(router, inherited=kept)
+
+    def take(self, orders: Orders) -> None:
+        """Other orders: what is the same in them goes on untouched."""
+        self._orders = orders
+        self.config_problem = orders.problem
+        self._watch()
+        wanted = {router.name: router for router in orders.plan.routers}
+        for name, member in list(self._members.items()):
+            if name not in wanted or _identity(wanted[name]) != _identity(member.router):
+                log.info("router removed", router=name)
+                del self._members[name]
+                with _guarded(name):
+                    member.stop()
+        for name, router in wanted.items():
+            with _guarded(name):
+                if name in self._members:
+                    self._change(router)
+                else:
+                    self._add(router, inherited=frozenset())
+        for name, member in tuple(self._members.items()):
+            if isinstance(member, Router):
+                with _guarded(name):
+                    self._moved(member, member.role)  # its group may be another one
+        # In the order of the configuration, for whoever reads the status.
+        self._members = {name: self._members[name] for name in wanted if name in self._members}
+
+    async def leave(self) -> None:
+        """Before ``stop``: have the other nodes take over."""
+        routers = (member for member in self._members.values() if isinstance(member, Router))
+        await asyncio.gather(*(each.leave() for each in routers), return_exceptions=True)
+
+    def stop(self) -> None:
+        """No VIP is on any more, nothing is watched."""
+        for name, member in self._members.items():
+            with _guarded(name):
+                member.stop()
+        self._members.clear()
+        self.tracking.close()
+
+    def judge(self) -> None:
+        """Something that is tracked has changed, or time has passed."""
+        for name, member in tuple(self._members.items()):
+            with _guarded(name):
+                self._observe(member)
+
+    def status_line(self) -> str:
+        """One line for the service manager."""
+        roles = [(m.router.name, m.role.value) for m in self._members.values()]
+        return ", ".join(f"{name}: {role}" for name, role in roles) or "no instance is configured"
+
+    def status(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return to_json(
+            FailoverStatus(
+                pid=os.getpid(),
+                started=self._started,
+                version=__version__,
+                realtime=self._standing.realtime,
+                memory_locked=self._standing.memory_locked,
+                agent_seen=self.tracking.agent_seen,
+                config_problem=self.config_problem,
+                routers=tuple(member.status() for member in self._members.values()),
+            )
+        )
+
+    def agent_says(self, word: AgentWord) -> None:
+        """The agent's heartbeat."""
+        if self.tracking.heard(word):
+            self.judge()
+            self._to_save.set()
+
+    async def set_mode(self, mode: Mode, instance: str | None) -> None:
+        """What the operator wants of an instance and those of its group; None: of all."""
+        members = self._named(instance)
+        names = {member.router.instance.name for member in members}
+        modes = {name: m for name, m in self._saved.modes.items() if name not in names}
+        if mode is not Mode.NORMAL:
+            modes |= dict.fromkeys(names, mode)
+        self._saved = replace(self._saved, modes=modes)
+        for member in members:
+            member.set_mode(mode)
+        log.info("mode", mode=mode.value, instances=", ".join(sorted(names)))
+        await self.save()
+
+    def claim(self, instance: str | None) -> None:
+        """Be master now, of an instance and those of its group; None: of all."""
+        for member in self._named(instance):
+            if isinstance(member, Router):
+                member.handle(Claim())
+
+    async def reload(self) -> None:
+        """Read the configuration again. A bad one changes nothing, and status says so."""
+        async with self._changing:
+            self._notifier.reloading()
+            try:
+                self.take(await self._acceptable())
+            except SteelyardError as error:
+                self.config_problem = str(error)
+                log.error("reload refused; the last good one stays", problem=str(error))
+                raise
+            finally:
+                self._notifier.ready(self.status_line())
+
+    async def keep_saved(self) -> None:
+        """Write what has changed, for ever."""
+        while True:
+            await self._to_save.wait()
+            self._to_save.clear()
+            await self.save()
+
+    async def save(self) -> None:
+        """Write it now, if it is news."""
+        await self._file.save(self.tracking.to_save(self._saved))
+
+    async def _acceptable(self) -> Orders:
+        orders = await read_orders(self._path)
+        fixed = [key for key in _FIXED if getattr(orders, key) != getattr(self._orders, key)]
+        if fixed:
+            raise ConfigError(
+                f"a reload cannot change {', '.join(fixed)}",
+                where=str(self._path),
+                remedy="restart lb-agent-failover: another node takes over meanwhile",
+            )
+        return orders
+
+    def _named(self, instance: str | None) -> tuple[Member, ...]:
+        members = tuple(self._members.values())
+        if instance is None:
+            return members
+        groups = {m.router.group for m in members if m.router.instance.name == instance}
+        if not groups:
+            there = ", ".join(dict.fromkeys(m.router.instance.name for m in members))
+            raise RequestError(
+                f"there is no instance {instance!r}",
+                where="failover",
+                remedy=f"name one of: {there}" if there else "configure `failover.instances`",
+            )
+        return tuple(member for member in members if member.router.group in groups)
+
+    def _watch(self) -> None:
+        self.tracking.watch(self._orders.plan.routers, self._orders.interfaces)
+
+    def _add(self, router: VirtualRouter, inherited: frozenset[tuple[str, Address]]) -> None:
+        mode = self._saved.modes.get(router.instance.name, Mode.NORMAL)
+        judgement = self.tracking.judge(router)
+        log.info("router", router=router.name, interface=router.interface, vips=len(router.vips))
+        if router.instance.method is Method.ANNOUNCE:
+            announced = self._members[router.name] = Announced(router, mode=mode)
+            announced.start(judgement)
+            return
+        key, grouped = self._orders.key, self._is_grouped(router)
+        made = Router(router, key, grouped=grouped, mode=mode, moved=self._moved)
+        self._members[router.name] = made
+        left = any((router.interface, vip) in inherited for vip in router.vips)
+        made.start(self.tracking.interface(router.interface), judgement, inherited=left)
+
+    def _change(self, router: VirtualRouter) -> None:
+        member = self._members[router.name]
+        if isinstance(member, Router):
+            member.change(router, self._orders.key, grouped=self._is_grouped(router))
+        else:
+            member.change(router)
+        self._observe(member)
+
+    def _observe(self, member: Member) -> None:
+        judgement = self.tracking.judge(member.router)
+        if isinstance(member, Router):
+            member.observe(self.tracking.interface(member.router.interface), judgement)
+        else:
+            member.observe(judgement)
+
+    def _is_grouped(self, router: VirtualRouter) -> bool:
+        others = (each for each in self._orders.plan.routers if each.family)
+        return sum(other.group == router.group for other in others) > 1
+
+    def _moved(self, router: Router, was: Role) -> None:
+        """A router has made a step: its group follows."""
+        if self._members.get(router.router.name) is not router:
+            return  # it is just being removed
+        group = {
+            name: member
+            for name, member in self._members.items()
+            if isinstance(member, Router) and member.router.group == router.router.group
+        }
+        states = {name: member.state for name, member in group.items()}
+        for name, follow in follows(states, router.router.name, was):
+            group[name].handle(follow)
+
+
+@contextlib.contextmanager
+def _guarded(name: str) -> Iterator[None]:
+    """What goes wrong with one router is no matter of the others."""
+    try:
+        yield
+    except Exception:
+        log.exception("a router failed", router=name)
+
+
+def _identity(router: VirtualRouter) -> tuple[object, ...]:
+    """What another virtual router differs in; all else can change while it is master."""
+    instance = router.instance
+    return router.interface, router.family, instance.vrid, instance.method, instance.virtual_mac
+
+
+def _remove_stale(wanted: Iterable[tuple[str, Address]]) -> Iterator[tuple[str, Address]]:
+    """Remove what a former process left and nobody wants; which of the wanted may be there."""
+    wanted = frozenset(wanted)
+    for stale in remove_stale(wanted):
+        log.warning(
+            "a stale VIP was removed" if not stale.problem else "a stale VIP cannot be removed",
+            interface=stale.interface,
+            address=str(stale.address),
+            problem=stale.problem,
+        )
+    return iter(wanted)

@@ -1,0 +1,95 @@
+"""What the failover process tells of itself, as values and as the JSON of its socket."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from agent.failover.model import Method, Mode, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A mismatch with another node that can make two masters, or something refused."""
+
+    kind: str  # bounded, a metric's label: version, authentication, addressing, checksum, …
+    text: str  # what is wrong, with whom, and the remedy
+    since: float  # seconds since the epoch
+    last: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStatus:
+    """One virtual router; times are seconds since the epoch."""
+
+    name: str
+    instance: str
+    method: Method
+    group: str
+    interface: str
+    family: int
+    vrid: int
+    version: int
+    role: Role
+    since: float
+    why: str
+    mode: Mode
+    priority: int  # effective
+    configured_priority: int
+    priority_reasons: tuple[str, ...]  # what makes it other than the configured one, or FAULT
+    interval_s: float
+    vips: tuple[str, ...]
+    peers: tuple[str, ...]  # unicast
+    master: str | None  # address of the master as far as known; None: nobody
+    master_priority: int | None
+    problems: tuple[Problem, ...] = ()
+    transitions: Mapping[str, int] = field(default_factory=dict)  # by role
+    adverts_sent: int = 0
+    adverts_received: int = 0
+    adverts_discarded: Mapping[str, int] = field(default_factory=dict)  # by reason, bounded
+    announcements: int = 0  # gratuitous ARP and unsolicited NA frames
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverStatus:
+    """The whole process."""
+
+    pid: int
+    started: float
+    version: str  # of the project
+    realtime: bool  # scheduled before everything else
+    memory_locked: bool
+    agent_seen: float | None  # the last word of the agent
+    config_problem: str  # a configuration that could not be taken; empty: none
+    routers: tuple[RouterStatus, ...]
+
+
+def to_json(status: FailoverStatus) -> dict[str, Any]:
+    """Plain data: enums as their words."""
+    data: dict[str, Any] = asdict(status)
+    for router in data["routers"]:
+        for key in ("method", "role", "mode"):
+            router[key] = router[key].value
+    return data
+
+
+def from_json(data: Mapping[str, Any]) -> FailoverStatus:
+    """The inverse of ``to_json``."""
+    routers = tuple(
+        RouterStatus(
+            **(
+                router
+                | {
+                    "method": Method(router["method"]),
+                    "role": Role(router["role"]),
+                    "mode": Mode(router["mode"]),
+                    "problems": tuple(Problem(**problem) for problem in router["problems"]),
+                }
+                | {key: tuple(router[key]) for key in ("priority_reasons", "vips", "peers")}
+            )
+        )
+        for router in data["routers"]
+    )
+    return FailoverStatus(**(dict(data) | {"routers": routers}))

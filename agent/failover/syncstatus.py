@@ -1,0 +1,72 @@
+"""What the flow sync tells of itself, as values."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from agent.failover.model import Address
+
+
+class LinkState(enum.Enum):
+    """How it stands with one peer."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    REFUSED = "refused"  # by it or by us, until somebody changes something; tried on
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSync:
+    """One peer; times are seconds since the epoch, counts since the agent's start."""
+
+    address: Address
+    name: str  # as it calls itself; empty: not known
+    version: str  # of the project there; empty: not known
+    state: LinkState
+    why: str
+    since: float
+    lag_s: float | None  # how old the newest state is that the peer has entirely; None: no state
+    behind_s: float | None  # likewise, of the peer's state that we have, as the peer says
+    rtt_ms: float | None
+    flows_sent: int = 0
+    gone_sent: int = 0
+    flows_received: int = 0
+    gone_received: int = 0
+    flows_installed: int = 0  # of those received
+    flows_dropped: Mapping[str, int] = field(default_factory=dict)  # of those received, by reason
+    peer_installed: int = 0  # of those sent, as the peer says
+    peer_dropped: Mapping[str, int] = field(default_factory=dict)
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    full_sent: int = 0  # full resyncs
+    full_received: int = 0
+    connections: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)  # streams and frames, by reason
+    last_error: str = ""
+
+
+def unknown(address: Address) -> PeerSync:
+    """A peer with which nothing has begun yet."""
+    why = "the exchange has not begun"
+    return PeerSync(address, "", "", LinkState.CONNECTING, why, time.time(), None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class FlushResult:
+    """What came of sending all that had changed at once."""
+
+    done: bool  # every connected peer has installed it, and there was one
+    text: str
+    flows: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeResult:
+    """What came of asking a peer to be master, or to have this node be it."""
+
+    done: bool
+    peer: str  # its address; empty: nobody was there
+    text: str

@@ -1,0 +1,15 @@
+"""Decides how long a backup waits for its master (RFC 9568, section 6.1; RFC 3768, section 6.1)."""
+
+from __future__ import annotations
+
+MISSED = 3  # adverts of the master that are waited for
+
+
+def skew_s(version: int, priority: int, interval_s: float) -> float:
+    """The higher the priority, the sooner: so that of several backups the best one takes over."""
+    return (256 - priority) / 256 * (interval_s if version == 3 else 1.0)
+
+
+def master_down_s(version: int, priority: int, interval_s: float) -> float:
+    """How long after its last advert a master counts as gone."""
+    return MISSED * interval_s + skew_s(version, priority, interval_s)

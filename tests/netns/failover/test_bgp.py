@@ -1,0 +1,92 @@
+"""Two balancers behind an ECMP router: reached by both, and one of them goes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agent.failover.model import Mode
+from tests.netns.failover.routed import EXAMPLES, Routed, ask, frames_to_vips, routed
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Routed]:
+    with routed("bgp") as made:
+        yield made
+
+
+def assert_unharmed(load: dict[str, Any]) -> None:
+    """Requests were answered, all of them, and no held connection broke."""
+    assert load["requests"] > 0
+    assert (load["failed"], load["broken"]) == (0, []), load
+
+
+def both(net: Routed) -> None:
+    for balancer in ("lb1", "lb2"):
+        net.set_mode(balancer, Mode.NORMAL)
+    net.await_ways("lb1", "lb2")
+
+
+def test_both_balancers_are_announced_and_each_has_a_share(net: Routed) -> None:
+    both(net)
+    with net.tap("lb1") as first, net.tap("lb2") as second:
+        connections = net.connect(32)
+        assert {ask(connection) for connection in connections} == {"be1", "be2", "be3"}
+        # Four packets or more for each connection: not even two of 32 would be no share.
+        assert min(frames_to_vips(first), frames_to_vips(second)) >= 12
+
+
+def test_a_balancer_that_is_handed_over_gets_nothing_more_and_nobody_notices(net: Routed) -> None:
+    both(net)
+    connections = net.connect(32)
+    backends = [ask(connection) for connection in connections]
+    with net.load() as load:
+        net.set_mode("lb1", Mode.HANDED_OVER)
+        net.await_ways("lb2")
+        with net.tap("lb1") as heard:
+            assert [ask(connection) for connection in connections] == backends
+            assert frames_to_vips(heard) == 0
+        net.set_mode("lb1", Mode.NORMAL)
+        net.await_ways("lb1", "lb2")
+        assert [ask(connection) for connection in connections] == backends
+    assert_unharmed(load)
+
+
+def test_a_balancer_without_its_program_is_withdrawn_until_it_has_it_again(net: Routed) -> None:
+    both(net)
+    connections = net.connect(16)
+    backends = [ask(connection) for connection in connections]
+    net.kill("lb1", "agent")  # or it would attach it again at once
+    assert net.ways(4) == {"lb1", "lb2"}
+    net.run("lb1", "ip", "link", "set", "eth0", "xdp", "off")
+    net.await_ways("lb2")
+    assert [ask(connection) for connection in connections] == backends
+    net.start_agent("lb1")
+    net.await_ways("lb1", "lb2")
+    assert [ask(connection) for connection in connections] == backends
+
+
+def test_connections_go_on_when_a_balancer_dies(net: Routed) -> None:
+    both(net)
+    connections = net.connect(32)
+    backends = [ask(connection) for connection in connections]
+    with net.load() as load:
+        net.cut("lb2")  # its kernel says goodbye to nobody
+        for process in ("bird", "failover", "agent"):
+            net.kill("lb2", process)
+        net.await_ways("lb1")  # by BFD
+        assert [ask(connection) for connection in connections] == backends
+    assert_unharmed(load)
+
+
+@pytest.mark.parametrize("example", ["bird.conf", "router.conf"])
+def test_the_examples_are_what_bird_reads(example: str) -> None:
+    command = ["bird", "-p", "-c", str(EXAMPLES / example)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    assert done.returncode == 0, done.stderr

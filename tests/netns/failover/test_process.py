@@ -1,0 +1,292 @@
+"""The failover process as a whole: takes over, lets go, and stands what hosts do to it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+
+from agent.errors import ApiError
+from lbctl.lab import netns
+from tests.netns.failover import keepalived
+from tests.netns.failover.node import Ours, ours
+from tests.netns.failover.switched import VIP, VIP6, Switched, switched
+from tests.netns.site import wait_until
+
+pytestmark = pytest.mark.kernel
+
+BOTH = {"vips": [str(VIP), str(VIP6)]}
+HIGH, LOW = {"priority": 150}, {"priority": 100}
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Switched]:
+    with switched("st-process") as made:
+        yield made
+
+
+@contextlib.contextmanager
+def pair(net: Switched) -> Iterator[tuple[Ours, Ours]]:
+    """The first is master, the second is backup."""
+    with ours(net, "a", "b") as (first, second):
+        first.configure(HIGH)
+        second.configure(LOW)
+        first.start()
+        first.await_role("master")
+        second.start()
+        second.await_role("backup")
+        yield first, second
+
+
+@contextlib.contextmanager
+def one(net: Switched, *instances: dict[str, object]) -> Iterator[Ours]:
+    """One that is master."""
+    with ours(net, "a") as (alone,):
+        alone.configure(*instances)
+        alone.start()
+        alone.await_role("master")
+        yield alone
+
+
+def test_the_vip_is_where_the_master_is_whatever_becomes_of_it(net: Switched) -> None:
+    with pair(net) as (first, second):
+        assert net.has("a", VIP)
+        assert not net.has("b", VIP)
+
+        first.end(signal.SIGTERM)
+        assert not net.has("a", VIP)
+        second.await_role("master")
+        first.start()
+        first.await_role("master")
+        second.await_role("backup")
+
+        net.cut("a")
+        second.await_role("master")
+        first.await_role("fault")
+        first.await_vip(False)
+        net.mend("a")
+        first.await_role("master")
+        second.await_role("backup")
+
+        first.tell(signal.SIGSTOP)
+        second.await_role("master")
+        first.tell(signal.SIGCONT)
+        second.await_role("backup")
+        second.await_vip(False)
+        first.await_vip(True)
+        assert first.router()["problems"] == second.router()["problems"] == []
+
+
+def test_a_keepalived_takes_over_and_is_taken_over_from(net: Switched) -> None:
+    other = keepalived.instance([VIP], priority=120, interval_s=0.02)
+    with one(net, HIGH) as alone, keepalived.keepalived(net.name("b"), other) as peer:
+        peer.wait_state("BACKUP")
+        alone.end(signal.SIGTERM)
+        peer.wait_state("MASTER")
+        alone.start()
+        alone.await_role("master")
+        peer.wait_state("BACKUP")
+        assert not net.has("b", VIP)
+
+        alone.reload(LOW)
+        alone.await_role("backup")
+        alone.await_vip(False)
+        assert alone.router()["master"] == "10.73.0.2"
+        peer.kill()
+        alone.await_role("master")
+        assert alone.router()["problems"] == []
+
+
+def test_a_frozen_backup_does_not_take_its_sleep_for_the_masters(net: Switched) -> None:
+    with pair(net) as (first, second):
+        before = first.router()["adverts_sent"]
+        second.tell(signal.SIGSTOP)
+        wait_until("adverts", lambda: first.router()["adverts_sent"] > before + 20)
+        second.tell(signal.SIGCONT)
+        heard = second.router()["adverts_received"]
+        wait_until("adverts", lambda: second.router()["adverts_received"] > heard + 5)
+        assert second.roles() == ["backup"]
+        assert first.roles() == ["backup", "master"]
+
+
+def test_one_that_was_killed_and_comes_back_soon_was_never_away(net: Switched) -> None:
+    with ours(net, "a") as (alone,):
+        alone.configure({"advert_interval": "500ms"})
+        alone.start()
+        alone.await_role("master")
+        alone.end(signal.SIGKILL)
+        assert net.has("a", VIP)
+        alone.start()
+        alone.await_role("backup")
+        assert net.has("a", VIP)  # nobody else is heard
+        alone.await_role("master")
+        assert net.has("a", VIP)
+
+
+def test_one_that_was_killed_lets_go_when_it_hears_the_new_master(net: Switched) -> None:
+    with pair(net) as (first, second):
+        first.configure(HIGH | {"preempt": False})
+        first.end(signal.SIGKILL)
+        second.await_role("master")
+        assert net.has("a", VIP)
+        announced = second.router()["announcements"]
+        first.start()
+        first.await_role("backup")
+        first.await_vip(False)
+        # The new master heard of it, and told the segment again.
+        wait_until("announcements", lambda: second.router()["announcements"] > announced)
+
+
+def test_vips_of_a_former_process_that_nobody_wants_any_more_are_removed(net: Switched) -> None:
+    with one(net) as alone:
+        alone.end(signal.SIGKILL)
+        alone.configure({"vips": ["10.73.0.101"]})
+        alone.start()
+        alone.await_role("master")
+        assert not net.has("a", VIP)
+        assert net.has("a", ip_address("10.73.0.101"))
+        alone.end(signal.SIGKILL)
+        alone.path.write_text("failover: 3\n")
+        alone.start()
+        assert alone.process is not None
+        assert alone.process.wait(20) == 1
+        assert "remedy" in alone.log()
+        assert not net.has("a", ip_address("10.73.0.101"))
+
+
+def test_only_one_process_runs_in_a_namespace(net: Switched) -> None:
+    with one(net) as first, ours(net, "a") as (second,):
+        second.configure()
+        second.start()
+        assert second.process is not None
+        assert second.process.wait(20) == 1
+        assert "another failover process runs it" in second.log()
+        assert first.role() == "master"
+        assert net.has("a", VIP)
+
+
+def test_interfaces_and_addresses_that_come_and_go(net: Switched) -> None:
+    with one(net, BOTH) as alone:
+        netns.ip(["link del eth0"], net.name("a"))
+        alone.await_role("fault")
+        assert "eth0" in alone.router("web/ipv4")["why"]
+        net.cable("a")
+        alone.await_role("master")
+        alone.await_vip(True)
+        alone.await_vip(True, VIP6)
+
+        netns.ip(["link set eth0 down", "link set eth0 name other"], net.name("a"))
+        alone.await_role("fault")
+        netns.ip(["link set other name eth0", "link set eth0 up"], net.name("a"))
+        alone.await_role("master")
+        alone.await_vip(True, VIP6)
+
+        netns.ip(["address del 10.73.0.1/24 dev eth0"], net.name("a"))
+        alone.await_role("fault")
+        netns.ip(["address add 10.73.0.77/24 dev eth0"], net.name("a"))
+        alone.await_role("master")
+        assert alone.router("web/ipv4")["master"] == "10.73.0.77"
+        netns.ip(
+            ["address add 10.73.0.1/24 dev eth0", "address del 10.73.0.77/24 dev eth0"],
+            net.name("a"),
+        )
+    netns.ip(["address replace 10.73.0.1/24 dev eth0"], net.name("a"))
+
+
+def test_a_vip_that_somebody_removes_is_put_back(net: Switched) -> None:
+    with one(net) as alone:
+        netns.ip([f"address del {VIP}/32 dev eth0"], net.name("a"))
+        alone.await_vip(True)
+        assert alone.roles() == ["backup", "master"]
+
+
+def test_a_reload_changes_what_differs_and_nothing_else(net: Switched) -> None:
+    other = {"name": "other", "vrid": 52, "vips": ["10.73.0.102"]}
+    with one(net, HIGH, other) as alone:
+        together = {"group": "both"}
+        alone.reload(HIGH | together, other | HIGH | together | {"interface": "none"})
+        alone.await_role("fault")
+        alone.reload(HIGH | together)  # the one that held it back is gone
+        alone.await_role("master")
+        alone.reload(HIGH, other)
+        alone.await_role("master")
+        before = alone.router()["transitions"]
+
+        more = HIGH | {"vips": [str(VIP), "10.73.0.101"]}
+        alone.reload(more, other | LOW)
+        alone.await_vip(True, "10.73.0.101")
+        assert alone.router("other")["priority"] == 100
+        assert alone.router()["transitions"] == before
+
+        alone.reload({"vips": ["10.73.0.101"]})
+        alone.await_vip(False)
+        alone.await_vip(False, "10.73.0.102")
+        assert alone.router()["transitions"] == before
+
+        alone.path.write_text("failover: 3\n")
+        with pytest.raises(ApiError):
+            alone.ask(do="reload")
+        assert "interface" in alone.ask(do="status")["config_problem"]
+        assert alone.role() == "master"
+
+        alone.configure({"vips": ["10.73.0.101"], "vrid": 53})
+        alone.tell(signal.SIGHUP)
+        wait_until("the other vrid", lambda: alone.router()["vrid"] == 53)
+        alone.await_role("master")
+        assert alone.ask(do="status")["config_problem"] == ""
+
+
+def test_modes_move_the_vip_and_outlive_a_restart(net: Switched) -> None:
+    with pair(net) as (first, second):
+        first.ask(do="mode", mode="handed-over", instance="web")
+        second.await_role("master")
+        first.await_role("backup")
+        first.end()
+        first.start()
+        first.await_role("backup")
+        assert first.router()["mode"] == "handed-over"
+        assert first.router()["priority"] == 1
+        first.ask(do="mode", mode="normal")
+        first.await_role("master")
+        second.await_role("backup")
+        second.ask(do="mode", mode="promoted")
+        second.await_role("master")
+        assert second.router()["priority"] == 254
+
+
+def test_the_agents_word_decides_and_is_kept_over_a_restart(net: Switched) -> None:
+    with ours(net, "a") as (alone,):
+        alone.configure({"track": {"services": 50}})
+        alone.start()
+        alone.await_role("fault")
+        assert "has not reported" in alone.router()["why"]
+        alone.ask(do="agent", attached=True, why="", services={})
+        alone.await_role("master")
+        alone.end(signal.SIGKILL)
+        alone.start()
+        alone.await_role("master")
+        alone.ask(do="agent", attached=False, why="by hand", services={})
+        alone.await_role("fault")
+        assert "by hand" in alone.router()["why"]
+
+
+def test_an_announced_vip_is_on_while_the_node_is_fit(net: Switched) -> None:
+    announced = {"method": "announce", "track": {"agent": 0}}
+    with ours(net, "a") as (alone,):
+        alone.configure(announced | {"vips": [str(VIP), str(VIP6)]})
+        alone.start()
+        alone.await_role("fault")
+        alone.ask(do="agent", attached=True)
+        alone.await_role("master")
+        assert f"{VIP}/32" in net.run("a", "ip", "address", "show", "dev", "lo")
+        assert f"{VIP6}/128" in net.run("a", "ip", "address", "show", "dev", "lo")
+        alone.ask(do="mode", mode="handed-over")
+        alone.await_role("backup")
+        assert not net.has("a", VIP)
+        alone.ask(do="mode", mode="normal")
+        alone.await_vip(True)
+        alone.end()
+        assert not net.has("a", VIP)

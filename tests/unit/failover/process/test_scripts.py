@@ -1,0 +1,60 @@
+"""Tracked scripts: what the runner tells of them, and what is made of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from agent.failover.fitness import ScriptState
+from agent.failover.model import TrackedScript
+from agent.failover.process import runner
+from agent.failover.process.scripts import Scripts
+
+TRUE = TrackedScript("true", ("/bin/true",), interval_s=0.05)
+FALSE = TrackedScript("false", ("/bin/false",), interval_s=0.05)
+NONE = TrackedScript("none", ("/nonexistent/command",), interval_s=0.05)
+
+
+async def until(so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not so():  # noqa: ASYNC110 (the runner is another process)
+            await asyncio.sleep(0.01)
+
+
+def test_the_runner_tells_how_each_script_ended() -> None:
+    changes: list[None] = []
+
+    async def work() -> dict[str, ScriptState]:
+        scripts = Scripts(lambda: changes.append(None))
+        task = asyncio.create_task(scripts.run())
+        scripts.watch([TRUE])
+        await until(lambda: scripts.state(TRUE).ok is not None)
+        scripts.watch([TRUE, FALSE, NONE, FALSE])
+        assert scripts.state(TRUE).ok  # what is known stays known
+        await until(lambda: None not in {scripts.state(each).ok for each in (FALSE, NONE)})
+        task.cancel()
+        return {each.name: scripts.state(each) for each in (TRUE, FALSE, NONE)}
+
+    found = asyncio.run(work())
+    assert found["true"] == ScriptState(True, 0, "")
+    assert found["false"] == ScriptState(False, 0, "exit status 1")
+    assert found["none"].ok is False
+    assert "No such file" in found["none"].detail
+    assert len(changes) == 3
+
+
+def test_a_script_that_takes_too_long_has_failed() -> None:
+    async def work() -> tuple[bool, str]:
+        return await runner.result(["/bin/sh", "-c", "sleep 60 & sleep 60"], 0.01)
+
+    assert asyncio.run(work()) == (False, "no answer within 0.01 s")
+
+
+def test_one_that_is_no_longer_tracked_is_not_known() -> None:
+    async def work() -> ScriptState:
+        scripts = Scripts(lambda: None)
+        scripts.watch([TRUE])
+        scripts.watch([])
+        return scripts.state(TRUE)
+
+    assert asyncio.run(work()) == ScriptState()
