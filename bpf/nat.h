@@ -41,8 +41,11 @@ static __always_inline __u64 nat_held(__u32 index, __u64 owner, __u32 now, bool 
 	held &= ~mask_equal(backend->flags & BACKEND_F_ALIVE, 0);
 	held &= ~(mask_equal(slot_state(word), FLOW_CLOSING) &
 		  mask_less(CLOSING_TICKS - 1, slot_idle_ticks(word, now)));
-	return held & mask_less(slot_idle_ticks(word, now),
-				(__u64)backend->timeout_ticks[slot_state(word)] + 1);
+	/* One more on both sides: another CPU may have stamped it since `now` was read, a tick
+	 * later, and that is no idle time of nine hours.
+	 */
+	return held & mask_less(slot_idle_ticks(word, now + 1),
+				(__u64)backend->timeout_ticks[slot_state(word)] + 2);
 }
 
 static __always_inline void nat_fill(struct nat_slot *slot, const struct packet *p,

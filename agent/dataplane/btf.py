@@ -20,6 +20,14 @@ class StructLayout:
     size: int
     offsets: dict[str, int]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each member, if no member is followed by padding without a name."""
+        ends = [*sorted(self.offsets.values()), self.size]
+        return {
+            name: ends[ends.index(offset) + 1] - offset for name, offset in self.offsets.items()
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Btf:

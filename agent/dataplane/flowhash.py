@@ -6,19 +6,24 @@ tests/packet compares both hashes with the kernel's decisions.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.dataplane import abi
 from agent.dataplane.constants import HashKeys
+from agent.dataplane.tables import Table
 from agent.model import Address
 
 PICK_KEY = 0x243F6A8885A308D3
 PICK_MUL0 = 0x9E3779B97F4A7C15
 PICK_MUL1 = 0xB7E151628AED2A6B
 _MASK = 2**64 - 1
+_SERVICES = 1 << 16  # ids that a record can name
 
 type Words = npt.NDArray[np.uint64]
 
@@ -59,6 +64,68 @@ def address_keys(daddr: npt.NDArray[np.uint32], ipv6: npt.NDArray[np.bool_]) -> 
     """What the n addresses below prefix VIPs, (n, 4), add to the keys of their services."""
     keys = _mix(daddr[:, 0].astype(np.uint64), PICK_MUL1)
     return np.where(ipv6, keys ^ _folds6(daddr, PICK_KEY, PICK_MUL0, PICK_MUL1), keys)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceKeys:
+    """Under which keys the flows of each service are hashed, by its id."""
+
+    keys: HashKeys
+    own: Words
+    is_prefix: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, keys: HashKeys, salts: Mapping[int, int], prefixes: Collection[int]) -> Self:
+        """``salts`` by service id; ``prefixes``: ids of services with a prefix VIP."""
+        own, is_prefix = np.zeros(_SERVICES, dtype=np.uint64), np.zeros(_SERVICES, dtype=bool)
+        for ident, salt in salts.items():
+            own[ident] = flow_key(keys, salt)
+        is_prefix[list(prefixes)] = True
+        return cls(keys, own, is_prefix)
+
+    def hashes(
+        self,
+        service: npt.NDArray[np.integer],
+        wire: Wire,
+        daddr: npt.NDArray[np.uint32],
+    ) -> Words:
+        """``flow_hash`` of n flows to ``daddr``, (n, 4)."""
+        below = np.where(self.is_prefix[service], address_keys(daddr, wire.ipv6), np.uint64(0))
+        return tuple_hashes(wire, self.own[service] ^ below, self.keys.mul0, self.keys.mul1)
+
+
+def wire_of(cold: Table) -> Wire:
+    """The hashed part of records of the cold array."""
+    return Wire(
+        np.ascontiguousarray(cold["saddr"]).view(np.uint32),
+        np.ascontiguousarray(cold["sport"]).view(np.uint16),
+        np.ascontiguousarray(cold["dport"]).view(np.uint16),
+        cold["family"] == 6,
+    )
+
+
+def daddr_of(cold: Table) -> npt.NDArray[np.uint32]:
+    """The addresses that the flows of records of the cold array go to, (n, 4)."""
+    return np.ascontiguousarray(cold["daddr"]).view(np.uint32)
+
+
+def tags_of(hashes: Words) -> Words:
+    """What a slot holds of its flow's hash."""
+    return hashes & np.uint64(0xFFFFFFFF)
+
+
+def buckets_of(hashes: Words, buckets: int) -> npt.NDArray[np.int64]:
+    """Which of so many buckets the flows are in."""
+    return ((hashes >> np.uint64(32)) & np.uint64(buckets - 1)).astype(np.int64)
+
+
+def is_at(
+    hashes: Words, words: Words, index: npt.NDArray[np.int64], buckets: int
+) -> npt.NDArray[np.bool_]:
+    """Whether slots ``index``, which hold ``words``, hold the flows with these hashes."""
+    here: npt.NDArray[np.bool_] = tags_of(hashes) == words >> np.uint64(abi.FLOW_TAG_SHIFT)
+    here &= buckets_of(hashes, buckets) == index // abi.FLOW_WAYS
+    return here
 
 
 def _words(address: Address) -> npt.NDArray[np.uint32]:

@@ -160,26 +160,9 @@ def is_whole(
     buckets: int,
 ) -> npt.NDArray[np.bool_]:
     """Which records of the cold array are those of their slots."""
-    salts = np.zeros(1 << 16, dtype=np.uint64)
-    is_prefix = np.zeros(1 << 16, dtype=bool)
-    is_prefix[list(names.prefixes)] = True
-    for service_id, salt in names.salts.items():
-        salts[service_id] = flowhash.flow_key(keys, salt)
-    wire = flowhash.Wire(
-        np.ascontiguousarray(cold["saddr"]).view(np.uint32),
-        np.ascontiguousarray(cold["sport"]).view(np.uint16),
-        np.ascontiguousarray(cold["dport"]).view(np.uint16),
-        cold["family"] == 6,
-    )
-    daddr = np.ascontiguousarray(cold["daddr"]).view(np.uint32)
-    below = np.where(is_prefix[cold["service"]], flowhash.address_keys(daddr, wire.ipv6), 0)
-    key = salts[cold["service"]] ^ below
-    hashes = flowhash.tuple_hashes(wire, key, keys.mul0, keys.mul1)
-    tags = hashes & np.uint64(0xFFFFFFFF)
-    bucket = (hashes >> np.uint64(32)) & np.uint64(buckets - 1)
-    place = (index // abi.FLOW_WAYS).astype(np.uint64)
-    whole: npt.NDArray[np.bool_] = (tags == words >> np.uint64(32)) & (bucket == place)
-    return whole
+    known = flowhash.ServiceKeys.of(keys, names.salts, names.prefixes)
+    hashes = known.hashes(cold["service"], flowhash.wire_of(cold), flowhash.daddr_of(cold))
+    return flowhash.is_at(hashes, words, index, buckets)
 
 
 def view(

@@ -1,7 +1,8 @@
 """Owns the names below /sys/fs/bpf: where an instance's tables and program are pinned.
 
 ``/sys/fs/bpf/steelyard/<name>/abi<N>/``: the ABI version is part of the path, so a table
-of another layout is never opened by mistake. Beside it ``entry``, which outlives ABIs.
+of another layout is never opened by mistake. ``abi<N>-<n>``: of other sizes, until its flows have
+been carried over. Beside them ``entry``, which outlives ABIs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import ctypes
 import os
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from agent.dataplane.abi import ABI_VERSION
@@ -35,6 +37,11 @@ class Pins:
         return self.folder / "program_next"
 
     @property
+    def last_program(self) -> Path | None:
+        """The program that uses these tables, or has; None: none has come so far."""
+        return next((one for one in (self.program, self.next_program) if one.exists()), None)
+
+    @property
     def entry(self) -> Path:
         """The array whose slot 0 holds the program for `hook: external`, whatever the ABI."""
         return self.folder.parent / "entry"
@@ -43,9 +50,17 @@ class Pins:
         return self.folder / name
 
     def of_other_versions(self) -> tuple[Pins, ...]:
-        """What agents with another ABI have left of the same instance."""
+        """What agents with another ABI, or with other sizes, have left of the same instance."""
         folders = sorted(self.folder.parent.glob("abi*"))
         return tuple(Pins(folder) for folder in folders if folder != self.folder)
+
+
+def set_aside(pins: Pins) -> Pins:
+    """Keep what is pinned under another name, and leave the folder's own to new tables."""
+    names = (pins.folder.with_name(f"{pins.folder.name}-{n}") for n in count(1))
+    aside = next(folder for folder in names if not folder.exists())
+    pins.folder.rename(aside)
+    return Pins(aside)
 
 
 def pins_of(name: str, root: Path = BPFFS) -> Pins:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from agent.dataplane import abi, attach, libbpf, pins, sources
@@ -21,11 +23,13 @@ from agent.dataplane.constants import (
 )
 from agent.dataplane.hooks.place import PROGRAM_TYPES
 from agent.dataplane.libbpf import ProgramType
+from agent.dataplane.old import OldTables, find
+from agent.dataplane.pins import Pins
 from agent.dataplane.tables import (
     BootSettings,
     SharedTables,
     boot_settings,
-    check_pinned,
+    fits_pinned,
     fresh_keys,
 )
 from agent.errors import DataplaneError
@@ -84,8 +88,11 @@ class Dataplane:
         self.interface = config.interface
         self.ifindex = 0
         self.takes_over = False  # another program of this instance is balancing
+        self.old: OldTables | None = None  # of another ABI or other sizes, with flows
+        self.around_attach: Callable[[], AbstractContextManager[None]] = nullcontext
         self.abi_version = abi.ABI_VERSION
         self._is_new = False  # nothing was pinned, and nothing is attached yet
+        self._aside: Pins | None = None  # what was pinned under the name of the new tables
         self._changing = threading.Lock()  # one change of program and attachments at a time
 
     def load(self, services: tuple[Service, ...]) -> None:
@@ -95,16 +102,31 @@ class Dataplane:
         held = attach.check_free(config.interfaces, config.hook, self.pins)
         self.takes_over = held is not None
         pins.ensure_bpffs()
+        self._make_way()
+        self.old = find(self.pins, self.size, config.nat)
         self._is_new = not self.pins.folder.exists()
         self.pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        check_pinned(self.pins, self.size)
-        boot = boot_settings(self.pins, self._fresh_settings)
+        boot = boot_settings(self.pins, self._first_settings)
         self.keys, self.clock = boot.keys, boot.clock
         first = attach.order(config.hook, held)[0]
         self._compile(needed_features(services), PROGRAM_TYPES[first])
         self.tables = SharedTables(self.pins, self.size)
 
-    def _fresh_settings(self) -> BootSettings:
+    def _make_way(self) -> None:
+        """Tables of other sizes are set aside, if a program uses them, until new ones are full."""
+        if fits_pinned(self.pins, self.size):
+            return
+        if self.pins.last_program is not None:
+            self._aside = pins.set_aside(self.pins)
+        else:
+            pins.remove(self.pins)
+
+    def _first_settings(self) -> BootSettings:
+        """Of new tables: those of the tables from which flows are carried over, if there are any,
+        because the hash of a flow is all that some slots have.
+        """
+        if self.old is not None:
+            return self.old.boot
         return BootSettings(fresh_keys(), clock_for(self.clock_source.measure_hz()))
 
     def _compile(self, features: Features, kind: ProgramType) -> None:
@@ -136,14 +158,23 @@ class Dataplane:
     def _attach(self) -> None:
         config = self._config
         before = {there.interface: there for there in self.attachments}
-        placed = attach.attach(config.interfaces, config.hook, self.pins, self._program_of)
+        with self.around_attach():
+            placed = attach.attach(config.interfaces, config.hook, self.pins, self._program_of)
+        self._give_up_old()
         self.attachments = tuple(
             attach.with_reason(new, before.get(new.interface)) for new in placed
         )
         self.ifindex = self.attachment.ifindex  # another, if the interface was made anew
-        self._is_new = False
+
+    def _give_up_old(self) -> None:
+        """Nothing reads the tables of the last program any more."""
+        self._is_new, self._aside = False, None
+        self.around_attach = nullcontext
+        if self.old is not None:
+            self.old.close()
+            self.old = None
         for old in self.pins.of_other_versions():
-            pins.remove(old)  # nothing reads them any more
+            pins.remove(old)
 
     def _program_of(self, kind: ProgramType) -> int:
         if self.program.kind is not kind:
@@ -155,6 +186,8 @@ class Dataplane:
         if self._is_new:
             pins.remove(self.pins)
             self._is_new = False
+            if self._aside is not None:
+                self._aside.folder.rename(self.pins.folder)
 
     def ensure_features(self, services: tuple[Service, ...]) -> bool:
         """Recompile and swap if these services need what the program lacks; true if so."""

@@ -32,6 +32,7 @@ BUSY_TICKS = 2  # an established flow with a packet in the last 8 to 12 s is bus
 _LATELY = 4  # counted as a state of its own, which the packet path does not use: busy
 # A request of which a head has been seen and so long no more: the head was all of the answer.
 ANSWERED_NS = 30 * 10**9
+_AHEAD_TICKS = 16  # a minute: far more than a reading of the table takes
 _CHUNK = 1 << 15  # slots read at once: small enough to stay in a cache
 
 
@@ -114,9 +115,15 @@ def _known(ids: Counts, size: int) -> Counts:
 
 
 def idle_ticks(words: Slots | Lows, now: int) -> Lows:
-    """Ticks since the last packet, modulo those that a stamp can hold."""
+    """Ticks since the last packet, modulo those that a stamp can hold.
+
+    A packet that came after ``now`` was read, in the next tick, is of this moment: it must not
+    look as if it had come all the way round.
+    """
     stamps = words.astype(np.uint16, copy=False)
-    return (np.uint16(now & abi.FLOW_STAMP_MASK) - stamps) & np.uint16(abi.FLOW_STAMP_MASK)
+    idle = (np.uint16(now & abi.FLOW_STAMP_MASK) - stamps) & np.uint16(abi.FLOW_STAMP_MASK)
+    idle[idle > abi.FLOW_STAMP_MASK - _AHEAD_TICKS] = 0
+    return idle
 
 
 def used_slots(flows: Slots) -> tuple[Counts, Slots]:

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,6 @@ import numpy.typing as npt
 from agent.dataplane import abi, libbpf
 from agent.dataplane.constants import FRAGMENTS, Clock, HashKeys, Sizes
 from agent.dataplane.pins import Pins
-from agent.errors import DataplaneError
 
 type Table = npt.NDArray[np.void]
 
@@ -75,29 +75,29 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
     }
 
 
-def check_pinned(pins: Pins, size: Sizes) -> None:
-    """Refuse tables that were pinned with other sizes: BCC would open them silently."""
+def fits_pinned(pins: Pins, size: Sizes) -> bool:
+    """Whether the tables that are pinned, if any, are of these sizes: BCC would open others
+    silently.
+    """
     for name, shape in shapes(size).items():
         path = pins.table(name)
-        if not path.exists():
-            continue
-        fd = libbpf.object_get(path)
-        try:
-            info = libbpf.map_info(fd)
-        finally:
-            os.close(fd)
-        found = TableShape(info.type, info.key_size, info.value_size, info.max_entries)
-        if found != shape:
-            raise DataplaneError(
-                f"the pinned table has {found.entries} elements of {found.value} bytes, the "
-                f"configuration asks for {shape.entries} of {shape.value}",
-                where=str(path),
-                remedy="restore the old `tables:` and `nat:`, or give up the recorded flows with "
-                "`lb-agent detach` and start again",
-            )
+        if path.exists() and shape_of(path) != shape:
+            return False
+    return True
 
 
-def _map(fd: int, dtype: np.dtype[np.void], entries: int) -> tuple[mmap.mmap, Table]:
+def shape_of(path: Path) -> TableShape:
+    """What a pinned map is."""
+    fd = libbpf.object_get(path)
+    try:
+        info = libbpf.map_info(fd)
+    finally:
+        os.close(fd)
+    return TableShape(info.type, info.key_size, info.value_size, info.max_entries)
+
+
+def mapped(fd: int, dtype: np.dtype[np.void], entries: int) -> tuple[mmap.mmap, Table]:
+    """An array of the kernel as memory and as what is in it."""
     length = -(-entries * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     return memory, np.frombuffer(memory, dtype=dtype, count=entries)
@@ -138,9 +138,15 @@ class SharedTables:
         self.trace = self._array("trace", abi.TRACE_CONTROL)
 
     def _array(self, name: str, dtype: np.dtype[np.void]) -> Table:
-        memory, array = _map(self._fds[name], dtype, self._shapes[name].entries)
+        memory, array = mapped(self._fds[name], dtype, self._shapes[name].entries)
         self._memory.append(memory)
         return array
+
+    @property
+    def ident(self) -> str:
+        """What tells these tables from all others, on this host and elsewhere."""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{libbpf.map_info(self._fds['flows']).id}"
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """Insert or replace in a table by key; a packet sees the old value or the new one."""
@@ -183,7 +189,7 @@ def boot_settings(pins: Pins, make: Callable[[], BootSettings]) -> BootSettings:
         fd = libbpf.array_create("settings", size, 1, libbpf.BPF_F_MMAPABLE)
         libbpf.object_pin(fd, path)
     try:
-        _, table = _map(fd, abi.SETTINGS, 1)
+        _, table = mapped(fd, abi.SETTINGS, 1)
     finally:
         os.close(fd)
     row = table[0:1]

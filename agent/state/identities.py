@@ -140,4 +140,4 @@ def _take(free: Iterator[int], table: str, config: Config) -> int:
 
 
 def _remedy(table: str) -> str:
-    return f"raise `tables: {{{table}: …}}`; new sizes need `lb-agent detach` and a start"
+    return f"raise `tables: {{{table}: …}}` in the file and restart the agent: no flow moves"

@@ -334,7 +334,6 @@ def test_a_program_taken_off_by_hand_is_put_back(lab: Site) -> None:
     [
         ({"interface": "eth9"}, ["eth9", "there is no such interface", "eth0"]),
         ({"socket_group": "nobody-has-it"}, ["nobody-has-it", "groupadd"]),
-        ({"tables": {"flows": 131072}}, ["flows", "lb-agent detach"]),
     ],
 )
 def test_a_start_that_cannot_work_says_why_and_changes_nothing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from agent.dataplane import pins
 from agent.dataplane.program import Dataplane, require_root
 from agent.model import Config, Hook
-from tests.packet import harness
+from tests.packet import harness, nodes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,6 +71,28 @@ def hooked(request: pytest.FixtureRequest) -> Iterator[harness.Rig]:
         hooked = harness.Rig(request.getfixturevalue("loaded"))
     yield hooked
     hooked.reset()
+
+
+@pytest.fixture(scope="session")
+def loaded_other() -> Iterator[Dataplane]:
+    """A second node: other keys, other sizes."""
+    require_root()
+    config = Config(harness.instance_name("other"), "lo", tables=nodes.OTHER, nat=nodes.NAT)
+    dataplane = harness.load(config, harness.all_features())
+    try:
+        yield dataplane
+    finally:
+        dataplane.tables.close()
+        pins.remove(dataplane.pins)
+
+
+@pytest.fixture
+def other(loaded_other: Dataplane) -> Iterator[harness.Rig]:
+    """The second node, empty; it draws from other rings."""
+    rig = harness.Rig(loaded_other)
+    rig.config = replace(rig.config, tables=nodes.OTHER, nat=nodes.NAT, hash_seed=7)
+    yield rig
+    rig.reset()
 
 
 @pytest.fixture

@@ -175,6 +175,18 @@ def test_a_port_is_free_again_when_its_flow_is_over_and_not_before(few: Rig, las
     assert few.reasons() == {"no-port": 1}
 
 
+def test_a_flow_that_another_cpu_stamped_a_tick_later_keeps_its_port(few: Rig):
+    # `now` was read before that CPU's packet: the difference must not count as nine hours.
+    serve(few)
+    few.avoid_tick()
+    sources = [taken(few, Packet(sport=n)) for n in range(1, 9)]
+    slot = few.slot(CLIENT4, 3)
+    assert slot is not None
+    few.make_idle(slot.index, -1)
+    assert few.verdict(Packet(sport=9).frame()) == Verdict.DROP
+    assert receiver(few, sources[2]) == (CLIENT4, 3)
+
+
 def test_a_flow_that_is_swept_gives_its_port_back(few: Rig):
     serve(few)
     sources = [taken(few, Packet(sport=n)) for n in range(1, 9)]

@@ -50,6 +50,7 @@ SKIPPED = b"".join(
 def test_structs_and_enums_are_found_among_everything_else(pair: bytes):
     found = btf.parse(blob(INT + SKIPPED + pair + SKIPPED + COLOUR, NAMES))
     assert found.structs["pair"] == StructLayout(8, {"first": 0, "second": 4})
+    assert found.structs["pair"].sizes == {"first": 4, "second": 4}
     assert found.enums == {"colour": {"RED": -1, "BLUE": 5}}
 
 

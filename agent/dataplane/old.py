@@ -1,0 +1,214 @@
+"""Reads the tables that an agent of another ABI, or with other sizes, has left pinned.
+
+What lies where is told by the BTF of the program that is pinned beside them: fields are found by
+name, so any ABI can be read that means the same by the same names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import structlog
+
+from agent.dataplane import abi, btf, libbpf
+from agent.dataplane.btf import Btf
+from agent.dataplane.constants import Clock, HashKeys, Sizes
+from agent.dataplane.pins import Pins
+from agent.dataplane.survey import Slots
+from agent.dataplane.tables import BootSettings, Table, mapped, shape_of
+from agent.errors import DataplaneError
+from agent.model import Nat
+
+log = structlog.get_logger()
+
+_SERVICES = ("services4", "services6")
+_NEEDED = {
+    "flow_bucket": ("slot",),
+    "flow_cold": ("saddr", "daddr", "sport", "dport", "service", "l4_proto", "family", "start"),
+    "flow_warm": ("nat", "mac", "source_mac", "ifindex"),
+    "nat_slot": ("owner", "client", "vip", "client_port", "vip_port", "service", "l4_proto",
+                 "family"),
+    "backend": ("flags", "service", "port", "family", "addr", "timeout_ticks"),
+    "service": ("id", "flow_salt", "flags"),
+    "settings": ("flow_key", "flow_mul0", "flow_mul1", "tick_shift", "hz"),
+}  # fmt: skip
+
+
+class OldTables:
+    """The flows of such tables, and what belongs to them; as ``contents.read`` takes it."""
+
+    def __init__(self, pins: Pins, size: Sizes, nat: Nat) -> None:
+        """``size`` and ``nat``: as configured now. DataplaneError: they cannot be read."""
+        self.pins = pins
+        self._layout = _layout(pins)
+        _check(self._layout, pins)
+        self._fds = {
+            name: libbpf.object_get(pins.table(name))
+            for name in ("flows", "flows_cold", "flows_warm", "nat_slots", "nat_sources",
+                         "backends", "backend_load", "settings", *_SERVICES)
+            if pins.table(name).exists()
+        }  # fmt: skip
+        self.flows: Slots = self._array("flows", "flow_bucket")["slot"].reshape(-1)
+        self.flows_cold = self._array("flows_cold", "flow_cold")
+        self.flows_warm = self._array("flows_warm", "flow_warm")
+        self.nat_slots = self._array("nat_slots", "nat_slot")
+        first_port = _first_port(len(self.nat_slots), nat)
+        if first_port is None:
+            self.nat_slots = np.zeros(len(self.nat_slots), dtype=abi.NAT_SLOT)  # nobody's
+        self._backends = self._array("backends", "backend")
+        self.backends = _as_now(self._backends, abi.BACKEND)
+        self.backend_load = _as_now(self._array("backend_load", "backend_load"), abi.BACKEND_LOAD)
+        self.nat_sources = _as_now(self._array("nat_sources", "nat_source"), abi.NAT_SOURCE)
+        self.service_load = np.zeros(1 << 16, dtype=abi.SERVICE_LOAD)
+        self.rings = np.zeros(0, dtype=np.uint16)
+        self.size = replace(
+            size,
+            flow_buckets=len(self.flows) // abi.FLOW_WAYS,
+            nat_ports=len(self.nat_slots) // (2 * abi.NAT_SOURCES),
+            nat_first_port=first_port or 0,
+        )
+
+    @property
+    def ident(self) -> str:
+        return str(self.pins.folder)
+
+    @property
+    def boot(self) -> BootSettings:
+        """Under which keys the flows are hashed, and by which clock they are stamped."""
+        row = self._array("settings", "settings")[0]
+        keys = HashKeys(int(row["flow_key"]), int(row["flow_mul0"]), int(row["flow_mul1"]))
+        return BootSettings(keys, Clock(int(row["hz"]), int(row["tick_shift"])))
+
+    def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        """The services as they would be written now; of what else is looked up by key, nothing."""
+        for key, value in self._raw(table):
+            row = np.frombuffer(value, dtype=self._like("service", abi.SERVICE))
+            yield key, _as_now(row, abi.SERVICE).tobytes()
+
+    @contextlib.contextmanager
+    def new_flows_held(self) -> Iterator[None]:
+        """The old program takes no new flow, and tells nobody. It must be the only one that is
+        told so: passes of an agent would undo it.
+        """
+        kind, flags = self._like("service", abi.SERVICE), self._backends["flags"]
+        before, silenced = flags.copy(), []
+        for table in _SERVICES:
+            for key, value in list(self._raw(table)):
+                row = np.frombuffer(bytearray(value), dtype=kind)
+                row["flags"] &= np.uint8(~abi.SERVICE_F_RESET & 0xFF)
+                libbpf.map_update(self._fds[table], key, row.tobytes())
+                silenced.append((table, key, value))
+        flags &= np.uint32(~abi.BACKEND_F_USABLE & 0xFFFFFFFF)
+        try:
+            yield
+        finally:
+            flags[:] = before
+            for table, key, value in silenced:
+                libbpf.map_update(self._fds[table], key, value)
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+    def _raw(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        if table not in _SERVICES or table not in self._fds:
+            return iter(())
+        shape = shape_of(self.pins.table(table))
+        return libbpf.map_items(self._fds[table], shape.key, shape.value)
+
+    def _like(self, struct: str, dtype: np.dtype[np.void]) -> np.dtype[np.void]:
+        """Our fields where that struct has them."""
+        there = self._layout.structs[struct]
+        names = [
+            name for name in dtype.names or () if there.sizes.get(name) == dtype[name].itemsize
+        ]
+        return np.dtype(
+            {
+                "names": names,
+                "formats": [dtype[name] for name in names],
+                "offsets": [there.offsets[name] for name in names],
+                "itemsize": there.size,
+            }
+        )
+
+    def _array(self, name: str, struct: str) -> Table:
+        if name not in self._fds:
+            return np.zeros(0, dtype=abi.STRUCTS[struct])
+        entries = libbpf.map_info(self._fds[name]).max_entries
+        return mapped(self._fds[name], self._like(struct, abi.STRUCTS[struct]), entries)[1]
+
+
+def find(pins: Pins, size: Sizes, nat: Nat) -> OldTables | None:
+    """The tables, other than those that will be used, that the last program of an instance has
+    used; None: there are none, or they cannot be read, which is logged.
+    """
+    # Without a program somebody began, and did not come to balancing.
+    found = [old for old in pins.of_other_versions() if old.last_program is not None]
+    for old in sorted(found, key=_program_id, reverse=True):
+        try:
+            return OldTables(old, size, nat)
+        except (DataplaneError, OSError, ValueError) as error:
+            log.warning("flows are not carried over", tables=str(old.folder), problem=str(error))
+    return None
+
+
+def _program_id(pins: Pins) -> int:
+    """The newer of two programs has the higher one."""
+    return _program(pins).id
+
+
+def _program(pins: Pins) -> libbpf.ProgramInfo:
+    path = pins.last_program
+    if path is None:
+        raise FileNotFoundError(pins.program)
+    fd = libbpf.object_get(path)
+    try:
+        return libbpf.program_info(fd)
+    finally:
+        os.close(fd)
+
+
+def _layout(pins: Pins) -> Btf:
+    return btf.parse(libbpf.btf_data(_program(pins).btf_id))
+
+
+def _check(layout: Btf, pins: Pins) -> None:
+    """Raise DataplaneError if something is missing without which flows mean nothing."""
+    for struct, fields in _NEEDED.items():
+        there = layout.structs.get(struct)
+        for name in fields:
+            if there is None or there.sizes.get(name) != abi.STRUCTS[struct][name].itemsize:
+                raise DataplaneError(
+                    f"the last agent's flows cannot be read: struct {struct} has another {name}",
+                    where=str(pins.folder),
+                )
+    states = {f"FLOW_{state.name}": int(state) for state in abi.FlowState}
+    theirs = layout.enums.get("flow_state", {})
+    if any(theirs.get(name) != value for name, value in states.items()):
+        raise DataplaneError(
+            "the last agent's flows cannot be read: their states are others",
+            where=str(pins.folder),
+        )
+
+
+def _as_now(rows: Table, dtype: np.dtype[np.void]) -> Table:
+    """A copy with today's fields; those that were not there are 0."""
+    found = np.zeros(len(rows), dtype=dtype)
+    for name in rows.dtype.names or ():
+        found[name] = rows[name]
+    return found
+
+
+def _first_port(nat_slots: int, nat: Nat) -> int | None:
+    """The first port of fullnat, which the tables do not tell: as configured now, or else as it
+    is where nothing is configured. None: it is not known.
+    """
+    for known in (nat, Nat()):
+        if nat_slots == 2 * abi.NAT_SOURCES * (known.last_port - known.first_port + 1):
+            return known.first_port
+    return None

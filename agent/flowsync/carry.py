@@ -1,0 +1,174 @@
+"""Carries the recorded flows over from tables of another ABI or of other sizes, on one node.
+
+The old program balances until the new one takes its place, so flows are brought in four steps:
+all of them while packets run; what has changed since; then, for a moment in which the old program
+takes no new flow (their first packets are dropped, and sent again), the rest, those included of
+which only a SYN has been seen; and once more after the change, what was under way in it.
+
+Keys, salts and ids are those of the old tables. So a flow without addresses, of which the table
+has but its hash, can be carried too: its tag stays, and its bucket follows from the old one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import structlog
+
+from agent.dataplane import abi, contents, survey
+from agent.dataplane.abi import FlowState
+from agent.dataplane.constants import Sizes
+from agent.dataplane.old import OldTables
+from agent.dataplane.program import Dataplane
+from agent.dataplane.survey import Slots
+from agent.dataplane.tables import SharedTables
+from agent.flowsync.export import ALL, CHUNK, Exporter, records_of
+from agent.flowsync.identity import IdMap, id_map
+from agent.flowsync.install import Arrival, Installer, Outcome, account
+from agent.flowsync.ledger import Ledger
+from agent.flowsync.plan import Plan, Refusal, plan
+from agent.flowsync.records import Records
+from agent.flowsync.view import View, view_of
+from agent.reconcile.apply import Applier
+from agent.reconcile.diff import diff
+from agent.state.tables import TableContents
+
+log = structlog.get_logger()
+
+_LOOKS = 5  # while the old program takes new flows
+_FEW = 256  # changes of one look that leave little for the moment in which it does not
+_SETTLE_S = 0.003  # for packets that chose their backend just before
+_YOUNG = (FlowState.EMBRYONIC, FlowState.ACKED)
+_MOST_COPIES = 16
+
+
+def prepare(dataplane: Dataplane) -> None:
+    """Have the loaded data plane take over what older tables hold, if there are any: ids, salts
+    and backends now, flows when its program takes the place of the old one.
+    """
+    if dataplane.old is None:
+        return
+    carry = Carry(dataplane.old, dataplane.tables, dataplane.now_jiffies)
+    there = contents.read(dataplane.tables)
+    if not there.services:  # else somebody began, and has come so far
+        applier = Applier(dataplane.tables)
+        for step in diff(there, kept(carry.held, dataplane.size)):
+            applier.apply(step)
+    dataplane.around_attach = carry.around
+
+
+def kept(held: TableContents, size: Sizes) -> TableContents:
+    """What the new tables begin with: who has which id, which backends were up. The next pass
+    adds the rest.
+    """
+    services = {s: replace(e, ring=b"") for s, e in held.services.items() if e.id < size.services}
+    ids = {entry.id for entry in services.values()}
+    backends = {
+        ident: entry
+        for ident, entry in held.backends.items()
+        if ident < size.backends and entry.service_id in ids
+    }
+    return TableContents(services=services, backends=backends, nat_sources=held.nat_sources)
+
+
+class Carry:
+    """The flows of the old tables on their way into the new ones."""
+
+    def __init__(self, old: OldTables, tables: SharedTables, jiffies: Callable[[], int]) -> None:
+        self._old, self._tables, self._jiffies = old, tables, jiffies
+        self.held = contents.read(cast("SharedTables", old))  # it has what is read
+        boot = old.boot
+        self._from = view_of(old, self.held, boot.keys, boot.clock)
+        self._exporter = Exporter(Ledger(len(old.flows)))
+        self._ledger = Ledger(len(tables.flows))
+        # The way back to each client: it is the same node.
+        self._arrival = Arrival(old.flows_warm["ifindex"], old.flows_warm["source_mac"])
+        self._installed = 0
+        self._refused: Counter[Refusal] = Counter()
+
+    @contextlib.contextmanager
+    def around(self) -> Iterator[None]:
+        """Within it the new program takes the place of the old one; the new tables are complete
+        but for the flows.
+        """
+        begun = time.monotonic()
+        boot = self._old.boot
+        into = view_of(self._tables, contents.read(self._tables), boot.keys, boot.clock)
+        installer = Installer(self._ledger, id_map(self._from.ids, into.ids))
+        for told in self._exporter.everything(self._from, self._jiffies(), ALL):
+            self._install(installer, into, told)
+        for _ in range(_LOOKS):
+            if self._bring(installer, into) < _FEW:
+                break
+        with self._old.new_flows_held():
+            held = time.monotonic()
+            time.sleep(_SETTLE_S)
+            self._bring(installer, into)
+            self._bring_young(installer, into)
+            yield
+            held_s = time.monotonic() - held
+            self._bring(installer, into)
+            self._bring_young(installer, into)
+        log.info(
+            "flows carried over",
+            tables=str(self._old.pins.folder),
+            slots=self._installed,
+            seconds=round(time.monotonic() - begun, 3),
+            new_flows_held_ms=round(held_s * 1000),
+            **{reason.value: number for reason, number in self._refused.items()},
+        )
+
+    def _bring(self, installer: Installer, into: View) -> int:
+        """What has changed since the last look; how many."""
+        number = len(self._old.flows)
+        told = self._exporter.changed(self._from, self._jiffies(), number)
+        for first in range(0, len(told), CHUNK):
+            self._install(installer, into, told[first : first + CHUNK])
+        return len(told)
+
+    def _bring_young(self, installer: Installer, into: View) -> None:
+        """The flows that carry no payload yet."""
+        slots, words = survey.used_slots(self._old.flows)
+        is_young = np.isin(survey.state_of(words), _YOUNG)
+        told, whole = records_of(self._from, self._jiffies(), slots[is_young], words[is_young])
+        known = told[whole]
+        planned, refused = plan(into, installer.ids, known, self._jiffies())
+        self._refused.update(refused)
+        self._count(installer.place(into, known, planned, self._jiffies(), self._arrival))
+        bare, tags = told[~whole], words[is_young][~whole] >> np.uint64(abi.FLOW_TAG_SHIFT)
+        bare["client"], bare["vip"], bare["client_port"], bare["vip_port"] = 0, 0, 0, 0
+        for planned in self._by_tag(installer.ids, into, bare, tags):
+            self._count(installer.place(into, bare, planned, self._jiffies(), self._arrival))
+
+    def _by_tag(self, ids: IdMap, into: View, told: Records, tags: Slots) -> Iterator[Plan]:
+        """Where flows without addresses can be: in a larger table in one of several buckets."""
+        owner = self._old.backends["service"][told["backend"]]
+        service, backend = ids.services[owner], ids.backends[told["backend"]]
+        tables = into.tables
+        good = (backend != 0) & (tables.backends["service"][backend] == service)
+        good &= into.keys.own[service] == self._from.keys.own[owner]
+        rows = np.flatnonzero(good)
+        idle = np.round(told["idle_ms"] / (into.clock.tick_s * 1000)).astype(np.int64)
+        stamp = (self._jiffies() >> into.clock.shift) - idle & abi.FLOW_STAMP_MASK
+        low = backend << abi.FLOW_BACKEND_SHIFT | stamp
+        low |= told["state"].astype(np.int64) << abi.FLOW_STATE_SHIFT
+        word = tags << np.uint64(abi.FLOW_TAG_SHIFT) | low.astype(np.uint64)
+        old, new = self._old.size.flow_buckets, tables.size.flow_buckets
+        nat = np.full(len(rows), -1)
+        for copy in range(min(max(new // old, 1), _MOST_COPIES)):
+            bucket = (told["slot"].astype(np.int64)[rows] // abi.FLOW_WAYS + copy * old) & (new - 1)
+            yield Plan(rows, bucket, word[rows], service[rows], backend[rows], nat)
+
+    def _install(self, installer: Installer, into: View, told: Records) -> None:
+        self._count(installer.install(into, told, self._jiffies(), self._arrival))
+
+    def _count(self, done: Outcome) -> None:
+        account(self._tables, done)
+        self._installed += done.installed
+        self._refused.update(done.refused)

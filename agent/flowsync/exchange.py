@@ -1,0 +1,150 @@
+"""Owns what is exchanged with one peer: its ledger, and which ids both sides have told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.flowsync import records
+from agent.flowsync.export import ALL, MOST, SYNCED, Exporter
+from agent.flowsync.flows import Installed, Look
+from agent.flowsync.identity import Identities, from_plain, id_map, to_plain
+from agent.flowsync.install import Arrival, Installer, Outcome
+from agent.flowsync.kept import Kept
+from agent.flowsync.ledger import Ledger
+from agent.flowsync.plan import Refusal
+from agent.flowsync.records import GONE, RECORD, Records
+from agent.flowsync.view import View
+
+# What is dropped for one of these may be taken once our ids are others.
+_FOR_LACK = (Refusal.NO_SERVICE, Refusal.NO_BACKEND, Refusal.NO_NAT_SOURCE)
+_NOT_DROPPED = Refusal.KNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """This node's tables, as of the call. ``view`` gives the same object while nothing changes.
+
+    ``account`` counts what was installed; it is called from the event loop.
+    """
+
+    view: Callable[[], View]
+    jiffies: Callable[[], int]
+    arrival: Callable[[], Arrival]
+    account: Callable[[Outcome], None]
+
+
+class Exchange:
+    """With one peer, over all its connections (``flows.Flows``)."""
+
+    record_bytes = RECORD.itemsize
+
+    def __init__(self, node: Node, kept: Kept | None = None) -> None:
+        self._node = node
+        self._lock = threading.Lock()  # a ledger is for one thread at a time
+        self._ledger = Ledger(len(node.view().tables.flows), kept)
+        self._exporter = Exporter(self._ledger)
+        self._installer: Installer | None = None  # until the peer has said who is who
+        self._parts: Iterator[Records] = iter(())
+        self._told: Identities | None = None  # what the peer knows of our ids
+        self._theirs: Identities | None = None
+        self._ours: Identities | None = None  # for which the installer reads them
+        self._lacks = False  # flows were dropped that other ids might have had room for
+
+    # -- what goes
+
+    def begin(self) -> bytes:
+        with self._lock:
+            view = self._node.view()
+            self._parts = self._exporter.everything(view, self._node.jiffies())
+            return self._tell(view.ids)
+
+    def part(self) -> Look | None:
+        with self._lock:
+            told = next(self._parts, None)
+        return None if told is None else _look(None, told, complete=True)
+
+    def changed(self, *, unfinished: bool = False) -> Look:
+        with self._lock:
+            view = self._node.view()
+            identities = None if self._knows(view.ids) else self._tell(view.ids)
+            states = ALL if unfinished else SYNCED
+            told = self._exporter.changed(view, self._node.jiffies(), MOST, states)
+            wants = self._follow(view) and self._lacks
+            self._lacks = self._lacks and not wants
+        return _look(identities, told, complete=len(told) < MOST, wants_resync=wants)
+
+    def _knows(self, ids: Identities) -> bool:
+        return ids is self._told or ids == self._told
+
+    def _tell(self, ids: Identities) -> bytes:
+        self._told = ids
+        return json.dumps(to_plain(ids), separators=(",", ":")).encode()
+
+    # -- what comes
+
+    def meet(self, identities: bytes) -> None:
+        theirs = from_plain(json.loads(identities))
+        with self._lock:
+            self._theirs, self._ours = theirs, None
+            self._follow(self._node.view())
+
+    def begin_full(self) -> None:
+        with self._lock:
+            self._taker().begin_full()
+            self._lacks = False
+
+    def end_full(self) -> Installed:
+        with self._lock:
+            outcome = self._taker().end_full(self._node.view())
+        return self._installed(records.joined([]), outcome)
+
+    def install(self, data: bytes) -> Installed:
+        told = records.from_bytes(data)
+        with self._lock:
+            view = self._node.view()
+            self._follow(view)
+            jiffies, arrival = self._node.jiffies(), self._node.arrival()
+            outcome = self._taker().install(view, told, jiffies, arrival)
+            self._lacks |= any(reason in outcome.refused for reason in _FOR_LACK)
+        return self._installed(told, outcome)
+
+    def _follow(self, view: View) -> bool:
+        """Read the peer's ids as ours are now; whether they were others before."""
+        if self._theirs is None or view.ids is self._ours or view.ids == self._ours:
+            return False
+        ids = id_map(self._theirs, view.ids)
+        was_others = self._ours is not None
+        self._ours = view.ids
+        if self._installer is None:
+            self._installer = Installer(self._ledger, ids)
+        else:
+            self._installer.map(ids)
+        return was_others
+
+    def _taker(self) -> Installer:
+        if self._installer is None:
+            raise ValueError("records came before the ids that they name")
+        return self._installer
+
+    def _installed(self, told: Records, outcome: Outcome) -> Installed:
+        gone = int(np.count_nonzero(told["state"] == GONE))
+        dropped = {
+            reason.value: number
+            for reason, number in outcome.refused.items()
+            if number and reason is not _NOT_DROPPED
+        }
+        done = outcome.installed + outcome.refreshed + outcome.refused.get(_NOT_DROPPED, 0)
+        return Installed(len(told) - gone, gone, done, dropped, lambda: self._node.account(outcome))
+
+
+def _look(
+    identities: bytes | None, told: Records, *, complete: bool, wants_resync: bool = False
+) -> Look:
+    gone = int(np.count_nonzero(told["state"] == GONE))
+    data = records.to_bytes(told)
+    return Look(identities, data, len(told) - gone, gone, complete, wants_resync)

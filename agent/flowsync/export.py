@@ -1,0 +1,213 @@
+"""Decides which flows a peer is to be told of, and says them as records.
+
+A pass compares the flow table with what was told, slot by slot: established and closing flows
+that are new or have changed, flows that are over, and of those that merely go on the time of the
+last packet, when it is a quarter of its timeout newer than the peer knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.dataplane import abi, flowhash, survey
+from agent.dataplane.abi import FlowState
+from agent.dataplane.survey import Slots
+from agent.dataplane.tables import Table
+from agent.flowsync import records
+from agent.flowsync.ledger import TOLD, Ledger
+from agent.flowsync.nat import owners
+from agent.flowsync.records import RECORD, Records
+from agent.flowsync.view import FlowTables, View, limits_of
+
+CHUNK = 1 << 15  # slots looked at at once: small enough to stay in a cache
+MOST = 1 << 15  # records of one look, unless said otherwise
+REFRESH = 4  # a stamp is told again when a quarter of the timeout has passed
+SYNCED = frozenset({FlowState.ESTABLISHED, FlowState.CLOSING})
+ALL = SYNCED | {FlowState.EMBRYONIC, FlowState.ACKED}  # for a planned handover
+
+_STAMP = np.uint64(abi.FLOW_STAMP_MASK)
+_SYNCED_BIT = np.uint64(FlowState.ESTABLISHED << abi.FLOW_STATE_SHIFT)  # and of closing
+_AWAITING = np.uint64(FlowState.ESTABLISHED_AWAITING << abi.FLOW_STATE_SHIFT)
+_MOST_MS = 2**32 - 1
+_OF_WARM = ("rtt_us", "seq", "talk", "mac", "vlan", "tags")  # that an older ABI may not have
+
+type Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is new of a part of the table: slots whose flow is over, and flows to be told."""
+
+    over: Indices
+    slots: Indices
+    words: Slots
+
+
+class Exporter:
+    """Tells one peer; the ledger is that of the installer that takes what the peer tells."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._next = 0  # where the next look begins
+
+    def changed(
+        self,
+        view: View,
+        jiffies: int,
+        most: int = MOST,
+        states: frozenset[FlowState] = SYNCED,
+    ) -> Records:
+        """What the peer does not know yet, in one look over the table; ``states``: SYNCED or ALL.
+
+        Once there are ``most`` records or more the look ends, and the next one goes on there.
+        """
+        size = len(view.tables.flows)
+        looks: list[_Look] = []
+        number, start = 0, self._next
+        for offset in range(0, size, CHUNK):
+            first = (start + offset) % size
+            self._next = (first + CHUNK) % size
+            look = self._look(view.tables, first, unfinished=states == ALL)
+            if look is not None:
+                looks.append(look)
+                number += len(look.over) + len(look.slots)
+            if number >= most:
+                break
+        if not looks:
+            return records.joined(())
+        gone = self._gone(np.concatenate([look.over for look in looks]))
+        slots = np.concatenate([look.slots for look in looks])
+        words = np.concatenate([look.words for look in looks])
+        return records.joined((gone, self._tell(view, jiffies, slots, words)))
+
+    def everything(
+        self, view: View, jiffies: int, states: frozenset[FlowState] = SYNCED
+    ) -> Iterator[Records]:
+        """All flows in these states, in parts; those that the peer told of itself are left out.
+
+        What changes meanwhile ``changed`` tells afterwards.
+        """
+        ledger, flows = self._ledger, view.tables.flows
+        wanted = np.zeros(abi.FLOW_STATES, dtype=bool)
+        wanted[list(states)] = True
+        for first in range(0, len(flows), CHUNK):
+            words = _without_waiting(flows[first : first + CHUNK])
+            slots = np.flatnonzero(words)
+            words, slots = words[slots], slots + first
+            theirs = ledger.is_untouched(words, slots)
+            ledger.sent[first : first + CHUNK] = 0
+            ledger.sent[slots[theirs]] = words[theirs]
+            chosen = wanted[survey.state_of(words)] & ~theirs
+            told = self._tell(view, jiffies, slots[chosen], words[chosen])
+            if len(told):
+                yield told
+
+    def _look(self, tables: FlowTables, first: int, *, unfinished: bool) -> _Look | None:
+        """What is new of the slots from ``first`` on, with flows whose handshake is unfinished or
+        without; None: nothing.
+        """
+        raw = tables.flows[first : first + CHUNK].copy()
+        words = raw & TOLD
+        known = self._ledger.sent[first : first + CHUNK]
+        moved = np.flatnonzero(words ^ known)
+        if not len(moved):
+            return None
+        words, known, slots = words[moved], known[moved], moved + first
+        is_other = (words ^ known) > _STAMP
+        is_told = words != 0 if unfinished else words & _SYNCED_BIT != 0
+        is_over = is_other & ~is_told & (known != 0)
+        is_new = is_told & (is_other | _is_due(tables, words, known))
+        return _Look(slots[is_over], slots[is_new], _without_waiting(raw[moved[is_new]]))
+
+    def _gone(self, slots: Indices) -> Records:
+        self._ledger.sent[slots] = 0
+        gone = np.zeros(len(slots), dtype=RECORD)
+        gone["slot"] = slots
+        return gone
+
+    def _tell(self, view: View, jiffies: int, slots: Indices, words: Slots) -> Records:
+        """Records of those flows that are whole; the others wait for the next look."""
+        told, whole = records_of(view, jiffies, slots, words)
+        self._ledger.sent[slots[whole]] = words[whole] & TOLD
+        return told[whole]
+
+
+def _without_waiting(words: Slots) -> Slots:
+    """The words of slots with the awaiting bit taken off, where it is one."""
+    awaits = words & _AWAITING == _AWAITING
+    bare: Slots = np.where(awaits, words & TOLD, words)
+    return bare
+
+
+def _is_due(tables: FlowTables, words: Slots, known: Slots) -> npt.NDArray[np.bool_]:
+    """Which of these flows have gone on for so long that the peer should know."""
+    gone_on = ((words - known) & _STAMP).astype(np.int64)
+    limit = limits_of(tables, survey.backend_of(words), survey.state_of(words))
+    return gone_on >= np.maximum(limit // REFRESH, 1)
+
+
+def records_of(
+    view: View, jiffies: int, slots: Indices, words: Slots
+) -> tuple[Records, npt.NDArray[np.bool_]]:
+    """The flows in these slots as records, and which of them are true: a slot may have changed
+    since, and an embryonic flow has no addresses.
+    """
+    tables = view.tables
+    cold, warm = tables.flows_cold[slots], tables.flows_warm[slots]
+    held, nat = _nat_of(tables, slots, words, warm)
+    _ends_of_new(tables, cold, held & (survey.state_of(words) == FlowState.EMBRYONIC), nat)
+    service = cold["service"]
+    backend = survey.backend_of(words)
+    hashes = view.keys.hashes(service, flowhash.wire_of(cold), flowhash.daddr_of(cold))
+    whole = flowhash.is_at(hashes, words, slots, tables.size.flow_buckets)
+    known = np.where(backend < len(tables.backends), backend, 0)
+    whole &= (service != 0) & (tables.backends["service"][known] == service)
+    told = np.zeros(len(slots), dtype=RECORD)
+    told["slot"], told["state"] = slots, survey.state_of(words)
+    told["family"], told["l4_proto"] = cold["family"], cold["l4_proto"]
+    told["client"], told["vip"] = _bytes(cold["saddr"]), _bytes(cold["daddr"])
+    told["client_port"], told["vip_port"] = cold["sport"], cold["dport"]
+    told["service"], told["backend"] = service, backend
+    age = (np.uint32(jiffies % 2**32) - cold["start"].astype(np.uint32)).astype(np.float64)
+    told["age_ms"] = np.minimum(age * 1000 / view.clock.hz, _MOST_MS)
+    idle = survey.idle_ticks(words, jiffies >> view.clock.shift)
+    told["idle_ms"] = np.round(idle * (view.clock.tick_s * 1000))
+    for name in _OF_WARM:
+        if name in (warm.dtype.names or ()):
+            told[name] = warm[name]
+    number, port = np.divmod(nat, tables.size.nat_ports)
+    told["nat_source"] = np.where(held, number, 0)
+    told["nat_port"] = np.where(held, port + tables.size.nat_first_port, 0)
+    return told, whole
+
+
+def _bytes(addresses: Table) -> npt.NDArray[np.uint8]:
+    """(n, 4) words of addresses as (n, 16) bytes."""
+    return np.ascontiguousarray(addresses).view(np.uint8)
+
+
+def _nat_of(
+    tables: FlowTables, slots: Indices, words: Slots, warm: Table
+) -> tuple[npt.NDArray[np.bool_], Indices]:
+    """Which flows have a source and port of fullnat, and the index of the NAT slot."""
+    nat = warm["nat"].astype(np.int64) - 1
+    held = (nat >= 0) & (nat < len(tables.nat_slots))
+    nat = np.where(held, nat, 0)
+    held &= tables.nat_slots["owner"][nat] == owners(slots, words)
+    return held, nat
+
+
+def _ends_of_new(
+    tables: FlowTables, cold: Table, those: npt.NDArray[np.bool_], nat: Indices
+) -> None:
+    """The addresses of embryonic flows, which the cold array has not, where NAT slots have them."""
+    rows = tables.nat_slots[nat[those]]
+    for name, there in (
+        ("saddr", "client"), ("daddr", "vip"), ("sport", "client_port"), ("dport", "vip_port"),
+        ("service", "service"), ("l4_proto", "l4_proto"), ("family", "family"),
+    ):  # fmt: skip
+        cold[name][those] = rows[there]

@@ -1,0 +1,79 @@
+"""Owns the handshake on a new connection: a stream that both ends believe, or why there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+from agent.flowsync import handshake
+from agent.flowsync.handshake import PREFIX, Hello, Refused, Session, Why
+from agent.flowsync.sockets import Streams
+
+TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Greeter:
+    """How this process presents itself."""
+
+    secret: bytes
+    own: Hello  # with an empty nonce
+
+    async def initiate(self, streams: Streams) -> Session:
+        """Of a connection that we have opened. Raises Refused, OSError, TimeoutError."""
+        hello = replace(self.own, nonce=secrets.token_bytes(32))
+        async with asyncio.timeout(TIMEOUT_S), _telling(streams[1]):
+            streams[1].write(hello.pack())
+            prefix, body = await _message(streams[0])
+            peer = handshake.read_hello(prefix, body)
+            handshake.check(hello, peer)
+            transcript = hello.pack() + prefix + body
+            streams[1].write(handshake.pack_proof(self.secret, transcript, initiator=True))
+            proof = await _message(streams[0])
+            handshake.check_proof(self.secret, transcript, *proof, initiator=False)
+            return handshake.agree(self.secret, transcript, peer, initiator=True)
+
+    async def accept(self, streams: Streams) -> tuple[Session, bytes]:
+        """Of a connection that a peer has opened: the session, and the proof that completes it
+        once it is sent.
+        """
+        hello = replace(self.own, nonce=secrets.token_bytes(32))
+        async with asyncio.timeout(TIMEOUT_S), _telling(streams[1]):
+            prefix, body = await _message(streams[0])
+            peer = handshake.read_hello(prefix, body)
+            # Before what we think of it, so that it can say with which version it has met.
+            streams[1].write(hello.pack())
+            handshake.check(hello, peer)
+            transcript = prefix + body + hello.pack()
+            proof = await _message(streams[0])
+            handshake.check_proof(self.secret, transcript, *proof, initiator=True)
+            session = handshake.agree(self.secret, transcript, peer, initiator=False)
+            return session, handshake.pack_proof(self.secret, transcript, initiator=False)
+
+
+def refuse(writer: asyncio.StreamWriter, why: Why) -> None:
+    """Say why, as far as it goes without waiting, and close."""
+    writer.write(handshake.pack_refusal(why))
+    writer.close()
+
+
+@contextlib.asynccontextmanager
+async def _telling(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Whom we refuse learns why."""
+    try:
+        yield
+    except Refused as refused:
+        if not refused.told:
+            writer.write(handshake.pack_refusal(refused.why))
+        raise
+
+
+async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    try:
+        prefix = await reader.readexactly(PREFIX.size)
+        return prefix, await reader.readexactly(handshake.rest_bytes(prefix))
+    except asyncio.IncompleteReadError as error:
+        raise ConnectionError("the peer closed the connection in the handshake") from error

@@ -1,0 +1,318 @@
+"""Decides where the flows that a peer tells of go in this node's table, and puts them there.
+
+The packet path writes the same table meanwhile. A flow takes the place that it has, or a free
+one, or one that is over by the packet path's own rules: never that of a flow that lives. The
+packet path takes the last free place of a bucket and the first that is over, this module the
+first and the last, so they meet only where one is left; a slot is looked at again right before
+it is written.
+
+What is carried leaves no request waiting: the answer, and what came before it, were another
+node's to see.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.dataplane import abi, survey
+from agent.dataplane.survey import OPEN, Counts, Slots
+from agent.dataplane.tables import SharedTables, Table
+from agent.flowsync import nat
+from agent.flowsync.identity import IdMap
+from agent.flowsync.ledger import Ledger
+from agent.flowsync.places import places, rounds
+from agent.flowsync.plan import Mask, Plan, Refusal, cold_of, plan
+from agent.flowsync.records import GONE, Records
+from agent.flowsync.view import FlowTables, View
+
+# Of the sequence number that is carried: so far back that the next segment counts as a jump, all
+# of it new and no byte more (FRESH_MAX in bpf/waiting.h), whatever was sent since.
+_SEQ_BACK = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Where and at which MAC address clients' packets come in here: nat and fullnat send answers
+    back that way until the client's next packet. One for all flows, or by the sender's slot.
+    """
+
+    ifindex: int | Counts
+    source_mac: npt.NDArray[np.uint8]
+
+    def of(self, slots: Counts) -> tuple[int | Counts, npt.NDArray[np.uint8]]:
+        """Of the flows in these slots of the sender's."""
+        if self.source_mac.ndim == 1:
+            return self.ifindex, self.source_mac
+        return np.asarray(self.ifindex)[slots], self.source_mac[slots]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What has become of records. ``opened`` and ``closed``: slots by backend id, to be counted
+    (``account``).
+    """
+
+    installed: int
+    refreshed: int
+    removed: int
+    refused: dict[Refusal, int]
+    opened: Counts
+    closed: Counts
+
+
+@dataclass(slots=True)
+class _Tally:
+    """An outcome in the making."""
+
+    backends: int
+    installed: int = 0
+    refreshed: int = 0
+    removed: int = 0
+    refused: Counter[Refusal] = field(default_factory=Counter)
+    opened: list[Counts] = field(default_factory=list)
+    closed: list[Counts] = field(default_factory=list)
+
+    def outcome(self) -> Outcome:
+        return Outcome(
+            self.installed,
+            self.refreshed,
+            self.removed,
+            {reason: number for reason, number in self.refused.items() if number},
+            self._by_backend(self.opened),
+            self._by_backend(self.closed),
+        )
+
+    def _by_backend(self, parts: list[Counts]) -> Counts:
+        ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        return np.bincount(ids[ids < self.backends], minlength=self.backends)
+
+    def closes(self, words: Slots) -> None:
+        """These words are no longer in the table."""
+        self.closed.append(survey.backend_of(words[np.isin(survey.state_of(words), OPEN)]))
+
+    def opens(self, words: Slots) -> None:
+        """These are."""
+        self.opened.append(survey.backend_of(words[np.isin(survey.state_of(words), OPEN)]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Records that are being taken, and what they are read with."""
+
+    view: View
+    told: Records
+    cold: Table  # of each record
+    warm: Table
+    now: int
+    tally: _Tally
+    young_ways: int
+
+
+class Installer:
+    """Takes what one peer tells; the ledger is that of the exporter that tells the peer."""
+
+    def __init__(self, ledger: Ledger, ids: IdMap) -> None:
+        self._ledger = ledger
+        self.ids = ids
+        self._unconfirmed: Mask | None = None
+        ledger.meet(ids.tables, ids.slots)
+
+    def map(self, ids: IdMap) -> None:
+        """From now on the records have these ids, theirs or ours being others."""
+        self.ids = ids
+        self._ledger.meet(ids.tables, ids.slots)
+
+    def begin_full(self) -> None:
+        """The peer begins to tell everything."""
+        self._unconfirmed = self._ledger.holder != 0
+
+    def end_full(self, view: View) -> Outcome:
+        """It has: what it told earlier and not again is over there, and goes unless it has had a
+        packet here.
+        """
+        tally = _Tally(len(view.tables.backends))
+        if self._unconfirmed is not None:
+            self._remove(view.tables, np.flatnonzero(self._unconfirmed), tally)
+        self._unconfirmed = None
+        return tally.outcome()
+
+    def install(self, view: View, told: Records, jiffies: int, arrival: Arrival) -> Outcome:
+        """Take records in the order in which they were told."""
+        tally = _Tally(len(view.tables.backends))
+        told = self._newest(told, tally)
+        is_gone = told["state"] == GONE
+        self._remove(view.tables, self._held_by(told["slot"][is_gone]), tally)
+        told = told[~is_gone]
+        planned, refused = plan(view, self.ids, told, jiffies)
+        tally.refused.update(refused)
+        self._leave_old_places(view.tables, told, planned, tally)
+        self._place(view, told, planned, jiffies, arrival, tally)
+        return tally.outcome()
+
+    def place(
+        self, view: View, told: Records, planned: Plan, jiffies: int, arrival: Arrival
+    ) -> Outcome:
+        """Take records of which is known already where they hash to. Embryonic flows may take
+        more than their share: they had it, in a larger table.
+        """
+        tally = _Tally(len(view.tables.backends))
+        self._place(view, told, planned, jiffies, arrival, tally, abi.FLOW_WAYS)
+        return tally.outcome()
+
+    def _place(
+        self,
+        view: View,
+        told: Records,
+        planned: Plan,
+        jiffies: int,
+        arrival: Arrival,
+        tally: _Tally,
+        young_ways: int = abi.FLOW_EMBRYONIC_WAYS,
+    ) -> None:
+        cold, warm = _beside(view, self.ids, told, jiffies, arrival)
+        batch = _Batch(view, told, cold, warm, jiffies >> view.clock.shift, tally, young_ways)
+        left = len(planned)
+        for chosen in rounds(planned.bucket):
+            self._take(batch, planned.take(chosen))
+            left -= len(chosen)
+        tally.refused[Refusal.NO_ROOM] += left
+
+    def _newest(self, told: Records, tally: _Tally) -> Records:
+        """The last record of each of the peer's slots."""
+        is_slot = told["slot"] < len(self._ledger.place)
+        if not is_slot.all():
+            tally.refused[Refusal.MALFORMED] += int(np.count_nonzero(~is_slot))
+            told = told[is_slot]
+        backwards = np.unique(told["slot"][::-1], return_index=True)[1]
+        return told[len(told) - 1 - backwards]
+
+    # -- what goes
+
+    def _held_by(self, theirs: npt.NDArray[np.integer]) -> Counts:
+        """Our slots that hold what the peer told of these slots of its."""
+        place = self._ledger.place[theirs].astype(np.int64)
+        told = np.flatnonzero(place)
+        ours: Counts = place[told] - 1
+        is_still: Mask = self._ledger.holder[ours] == theirs[told].astype(np.int64) + 1
+        return ours[is_still]
+
+    def _leave_old_places(
+        self, tables: FlowTables, told: Records, planned: Plan, tally: _Tally
+    ) -> None:
+        """A slot of the peer's that has gone to another flow: the one before is over."""
+        theirs = told["slot"].astype(np.int64)
+        ours = self._ledger.place[theirs].astype(np.int64) - 1
+        wanted = np.zeros(len(told), dtype=np.uint64)  # tags; of refused records none
+        bucket = np.full(len(told), -1)
+        wanted[planned.row] = planned.word >> np.uint64(abi.FLOW_TAG_SHIFT)
+        bucket[planned.row] = planned.bucket
+        is_told = (ours >= 0) & (self._ledger.holder[ours] == theirs + 1)
+        there = tables.flows[ours] >> np.uint64(abi.FLOW_TAG_SHIFT)
+        is_other = (there != wanted) | (bucket != ours // abi.FLOW_WAYS)
+        self._remove(tables, ours[is_told & is_other], tally)
+
+    def _remove(self, tables: FlowTables, slots: Counts, tally: _Tally) -> None:
+        """Free slots of the peer's flows, those that nothing has touched here."""
+        words = tables.flows[slots]
+        untouched = self._ledger.is_untouched(words, slots)
+        self._ledger.holder[slots] = 0
+        slots, words = slots[untouched], words[untouched]
+        still = tables.flows[slots] == words
+        slots, words = slots[still], words[still]
+        tables.flows[slots] = 0
+        self._ledger.received[slots] = 0
+        self._ledger.sent[slots] = 0
+        tally.removed += len(slots)
+        tally.closes(words)
+
+    # -- what comes
+
+    def _take(self, batch: _Batch, planned: Plan) -> None:
+        """Flows of different buckets."""
+        tables, ledger, tally = batch.view.tables, self._ledger, batch.tally
+        found = places(batch.view, ledger, planned, batch.now, batch.young_ways)
+        for reason, those in found.refused.items():
+            tally.refused[reason] += int(np.count_nonzero(those))
+        fits = found.fits
+        can = nat.can_have(batch.view, ledger, planned, found.slots, batch.now)
+        tally.refused[Refusal.NAT_TAKEN] += int(np.count_nonzero(fits & ~can))
+        fits &= can
+        slots, words, goes_on = found.slots[fits], found.words[fits], found.goes_on[fits]
+        planned = planned.take(fits)
+        _write_beside(batch, planned, slots, goes_on)
+        stored = _store(tables, planned.word, slots, words)
+        kept = nat.is_kept(batch.view, planned, slots)
+        _take_back(tables, planned.word, slots, stored & ~kept)
+        stored &= kept
+        tally.refused[Refusal.RACED] += int(np.count_nonzero(~stored))
+        slots, words, planned = slots[stored], words[stored], planned.take(stored)
+        self._note(slots, batch.told["slot"][planned.row].astype(np.int64), planned.word)
+        tally.closes(words)
+        tally.opens(planned.word)
+        refreshed = int(np.count_nonzero(goes_on & stored))
+        tally.refreshed += refreshed
+        tally.installed += len(slots) - refreshed
+
+    def _note(self, slots: Counts, theirs: Counts, words: Slots) -> None:
+        ledger = self._ledger
+        ledger.sent[slots] = ledger.received[slots] = words
+        ledger.holder[slots], ledger.place[theirs] = theirs + 1, slots + 1
+        if self._unconfirmed is not None:
+            self._unconfirmed[slots] = False
+
+
+def _beside(
+    view: View, ids: IdMap, told: Records, jiffies: int, arrival: Arrival
+) -> tuple[Table, Table]:
+    """What of these flows is beside the flow table; without NAT slots."""
+    cold = cold_of(told, ids.services[told["service"]])
+    age = told["age_ms"].astype(np.int64) * view.clock.hz // 1000
+    cold["start"] = (jiffies - age) % 2**32
+    warm = np.zeros(len(told), dtype=abi.FLOW_WARM)
+    for name in ("mac", "vlan", "tags", "talk", "rtt_us"):
+        warm[name] = told[name]
+    warm["seq"] = told["seq"].astype(np.uint32) - _SEQ_BACK
+    warm["ifindex"], warm["source_mac"] = arrival.of(told["slot"].astype(np.int64))
+    return cold, warm
+
+
+def _write_beside(batch: _Batch, planned: Plan, slots: Counts, goes_on: Mask) -> None:
+    """What belongs to the flows, before they are in their slots."""
+    tables = batch.view.tables
+    old = planned.row[goes_on]
+    for name in ("seq", "talk"):
+        tables.flows_warm[name][slots[goes_on]] = batch.warm[name][old]
+    fresh = planned.take(~goes_on)
+    slots = slots[~goes_on]
+    cold, warm = batch.cold[fresh.row], batch.warm[fresh.row]
+    warm["nat"] = fresh.nat + 1
+    tables.flows_cold[slots], tables.flows_warm[slots] = cold, warm
+    nat.take(batch.view, fresh, slots, cold)
+
+
+def _store(tables: FlowTables, words: Slots, slots: Counts, expected: Slots) -> Mask:
+    """Store the words where the slots are as expected; where that was."""
+    still: Mask = tables.flows[slots] == expected
+    tables.flows[slots[still]] = words[still]
+    return still
+
+
+def _take_back(tables: FlowTables, words: Slots, slots: Counts, those: Mask) -> None:
+    """Free slots that have just been stored."""
+    slots, words = slots[those], words[those]
+    tables.flows[slots[tables.flows[slots] == words]] = 0
+
+
+def account(tables: SharedTables, outcome: Outcome) -> None:
+    """Count what an outcome has opened and closed; in the thread that writes the tables."""
+    opened, closed = outcome.opened, outcome.closed
+    more = opened - closed
+    tables.backend_load["open_fix"] += more
+    np.add.at(tables.service_load["open_fix"], tables.backends["service"], more)
+    mine = tables.backend_count[-1]
+    mine["opened"] += opened.astype(np.uint64)
+    mine["closed"] += closed.astype(np.uint64)

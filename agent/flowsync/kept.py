@@ -1,0 +1,78 @@
+"""Owns what outlives the agent of a ledger: pinned beside the tables that it is about.
+
+Without it, an agent that comes back could not tell flows that a peer has told it of, and that
+have ended there since, from flows of its own, and would tell the peer of them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.dataplane import libbpf
+from agent.dataplane.pins import Pins
+from agent.dataplane.survey import Slots
+from agent.dataplane.tables import Table, mapped
+from agent.failover.model import Address
+
+_MOST_BYTES = 256  # of what the peer's tables are called
+_ROW = np.dtype([("received", "u8"), ("holder", "u4"), ("pad", "u4")])
+_NAME = np.dtype([("name", "u1", (_MOST_BYTES,))])
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Of the ledger with one peer: two of its arrays, and the peer's tables (in UTF-8)."""
+
+    received: Slots
+    holder: npt.NDArray[np.uint32]
+    name: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, pins: Pins, peer: Address, slots: int) -> Self:
+        """As the last agent left it, or empty."""
+
+        # BPF's file system wants no dots in names.
+        name = f"peer_{int(peer):x}"
+        rows = _pinned(pins.table(name), _ROW, slots)
+        tables = _pinned(pins.table(f"{name}_tables"), _NAME, 1)
+        return cls(rows["received"], rows["holder"], tables["name"][0])
+
+    @classmethod
+    def nowhere(cls, slots: int) -> Self:
+        """For as long as the process lives."""
+        return cls(
+            np.zeros(slots, dtype=np.uint64),
+            np.zeros(slots, dtype=np.uint32),
+            np.zeros(_MOST_BYTES, dtype=np.uint8),
+        )
+
+    @property
+    def tables(self) -> str:
+        """Which tables of the peer the rest is about."""
+        return self.name.tobytes().rstrip(b"\0").decode()
+
+    def meet(self, tables: str) -> None:
+        """The rest is to be about these."""
+        self.name[:] = 0  # so that one that was interrupted here is about none
+        self.received[:] = 0
+        self.holder[:] = 0
+        text = np.frombuffer(tables.encode()[:_MOST_BYTES], dtype=np.uint8)
+        self.name[: len(text)] = text
+
+
+def _pinned(path: Path, dtype: np.dtype[np.void], entries: int) -> Table:
+    if path.exists():
+        fd = libbpf.object_get(path)
+    else:
+        fd = libbpf.array_create("peer", dtype.itemsize, entries, libbpf.BPF_F_MMAPABLE)
+        libbpf.object_pin(fd, path)
+    try:
+        return mapped(fd, dtype, entries)[1]
+    finally:
+        os.close(fd)

@@ -1,0 +1,251 @@
+"""Owns one stream between two balancers, from the handshake's end to its own.
+
+Reading never waits for the flow table: what has come waits in ``incoming``, bounded, and what
+goes is paced by the peer's acknowledgements, so a peer that is slow still hears that we live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from agent.errors import SteelyardError
+from agent.failover.model import FlowSync
+from agent.flowsync import messages
+from agent.flowsync.flows import Flows
+from agent.flowsync.framing import DATA, HEADER, Fault, Frame, FrameError, Kind
+from agent.flowsync.handshake import Session
+from agent.flowsync.incoming import Incoming
+from agent.flowsync.messages import Answer, Ask, Heartbeat
+from agent.flowsync.outgoing import Outgoing
+from agent.flowsync.sockets import Streams
+from agent.flowsync.tally import Tally
+
+log = structlog.get_logger()
+
+HEARTBEAT_S = 0.5
+SILENCE_S = 4.0  # without a byte of the peer: it is gone
+_STALL_S = 1.0  # a heartbeat that is so late says that we were away, not the peer
+_ASKED_S = 30.0  # for what the agent does when it is asked to take or to give
+_MOST_ASKS = 8  # of a peer at once
+
+type Callback = Callable[[str | None], Awaitable[str]]  # of an instance, or all; the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What is done when the peer asks for it; SteelyardError if it is not done."""
+
+    take: Callback
+    give: Callback
+
+
+class Ended(Exception):  # noqa: N818 (every stream ends)
+    """The stream is over. ``fault``: what the peer did that it must not."""
+
+    def __init__(self, text: str, fault: Fault | None = None) -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
+class Link:
+    """A stream of which both ends are proven."""
+
+    def __init__(
+        self, streams: Streams, session: Session, flows: Flows, tally: Tally, callbacks: Callbacks
+    ) -> None:
+        self.peer = session.peer
+        self.rtt_s: float | None = None
+        self._reader, self._writer = streams
+        self._opener = session.opener
+        self._tally = tally
+        self._callbacks = callbacks
+        self._out = Outgoing(self._writer, session.sealer, flows, tally)
+        self._in = Incoming(flows, tally, lambda ack: self._out.write(Kind.ACK, messages.pack(ack)))
+        self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._heard_s = time.monotonic()
+        self._heartbeat: Heartbeat | None = None  # the peer's newest
+        self._heartbeat_s = 0.0
+        self._ids = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[Answer]] = {}
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> Ended:
+        """Until it ends; why it did."""
+        loops = [self._read(), self._in.run(), self._out.run(), self._beat(), self._say_goodbye()]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        ended = Ended("this agent stops")
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            ended = _reason(tasks)
+        except asyncio.CancelledError:
+            self._out.write(Kind.BYE)
+            raise
+        finally:
+            await _end([*tasks, *self._serving])
+            self._out.close(ended)
+            for answer in self._asked.values():
+                if not answer.done():
+                    answer.set_exception(ended)
+            self._writer.close()
+        return ended
+
+    def configure(self, config: FlowSync) -> None:
+        """How often to look, and how much to send, from now on."""
+        self._out.configure(config)
+
+    def stop(self, why: str) -> None:
+        """Say goodbye and end."""
+        if not self._stopped.done():
+            self._stopped.set_result(why)
+
+    def lag_s(self) -> float | None:
+        """How old the newest state is that the peer has entirely."""
+        return self._out.window.lag_s(time.monotonic())
+
+    def behind_s(self) -> float | None:
+        """How old the newest state of the peer is that we have entirely, as it says."""
+        if self._heartbeat is None or self._heartbeat.lag_s is None:
+            return None
+        return self._heartbeat.lag_s + time.monotonic() - self._heartbeat_s
+
+    async def flush(self) -> int:
+        """Tell the peer all that it does not know, and wait until it has it: how many flows.
+        Ended if the stream does before.
+        """
+        return await self._out.flush()
+
+    async def ask(self, kind: Kind, instance: str | None = None) -> Answer:
+        """A TAKE or GIVE, and what the peer says to it. Ended if it cannot say any more."""
+        ask = Ask(next(self._ids), instance)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._asked[ask.id] = answer
+        self._out.write(kind, messages.pack(ask))
+        try:
+            return await answer
+        finally:
+            del self._asked[ask.id]
+
+    # -- what comes
+
+    async def _read(self) -> None:
+        while True:
+            header = await self._exactly(HEADER.size)
+            rest = await self._exactly(self._opener.rest_bytes(header), inside=True)
+            self._tally.bytes_received += len(header) + len(rest)
+            self._take(self._opener.open(header, rest))
+
+    async def _exactly(self, size: int, *, inside: bool = False) -> bytes:
+        try:
+            data = await self._reader.readexactly(size)
+        except asyncio.IncompleteReadError as error:
+            if inside or error.partial:
+                raise FrameError(Fault.TRUNCATED, "the stream ended within a frame") from error
+            raise Ended("the peer closed the stream") from error
+        self._heard_s = time.monotonic()
+        return data
+
+    def _take(self, frame: Frame) -> None:
+        kind, payload = frame.kind, frame.payload
+        if kind in DATA:
+            self._in.put(frame)
+        elif kind is Kind.ACK:
+            self._out.acknowledge(messages.unpack_ack(payload))
+        elif kind is Kind.HEARTBEAT:
+            self._hear(messages.unpack_heartbeat(payload))
+        elif kind is Kind.RESYNC:
+            self._out.resync()
+        elif kind is Kind.ANSWER:
+            answer = messages.unpack_answer(payload)
+            waiting = self._asked.get(answer.id)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(answer)
+        elif kind is Kind.BYE:
+            raise Ended("the peer has stopped")
+        else:
+            self._serve(kind, messages.unpack_ask(payload))
+
+    def _hear(self, heartbeat: Heartbeat) -> None:
+        now = time.monotonic()
+        self._heartbeat, self._heartbeat_s = heartbeat, now
+        if heartbeat.echo_s is not None:
+            self.rtt_s = max(0.0, now - heartbeat.echo_s - heartbeat.kept_s)
+
+    def _serve(self, kind: Kind, ask: Ask) -> None:
+        if len(self._serving) >= _MOST_ASKS:
+            busy = Answer(ask.id, False, "too many requests at once")
+            self._out.write(Kind.ANSWER, messages.pack(busy))
+            return
+        task = asyncio.create_task(self._answer(kind, ask))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _answer(self, kind: Kind, ask: Ask) -> None:
+        do = self._callbacks.take if kind is Kind.TAKE else self._callbacks.give
+        try:
+            async with asyncio.timeout(_ASKED_S):
+                answer = Answer(ask.id, True, await do(ask.instance))
+        except SteelyardError as error:
+            answer = Answer(ask.id, False, f"{error.message}; {error.remedy}")
+        except TimeoutError:
+            answer = Answer(ask.id, False, f"not done within {_ASKED_S:g} s")
+        except Exception:  # a defect there must not end the stream
+            log.exception("what the peer asked for broke", what=kind.name.lower())
+            answer = Answer(ask.id, False, "it broke there: see its log")
+        self._out.write(Kind.ANSWER, messages.pack(answer))
+
+    # -- that we live, and that we end
+
+    async def _beat(self) -> None:
+        while True:
+            now, newest = time.monotonic(), self._heartbeat
+            beat = Heartbeat(
+                now,
+                None if newest is None else newest.sent_s,
+                now - self._heartbeat_s if newest is not None else 0.0,
+                self.lag_s(),
+            )
+            self._out.write(Kind.HEARTBEAT, messages.pack(beat))
+            await asyncio.sleep(HEARTBEAT_S)
+            away_s = time.monotonic() - now - HEARTBEAT_S
+            if away_s > _STALL_S:
+                self._heard_s += away_s  # what has come meanwhile is still to be read
+            elif time.monotonic() - self._heard_s > SILENCE_S:
+                raise Ended(f"the peer has said nothing for {SILENCE_S:g} s")
+
+    async def _say_goodbye(self) -> None:
+        why = await self._stopped
+        self._out.write(Kind.BYE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HEARTBEAT_S):
+                await self._writer.drain()
+        raise Ended(why)
+
+
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _reason(tasks: list[asyncio.Task[None]]) -> Ended:
+    """Why the first of these tasks ended."""
+    for task in tasks:
+        error = task.exception() if task.done() and not task.cancelled() else None
+        if isinstance(error, Ended):
+            return error
+        if isinstance(error, FrameError):
+            return Ended(str(error), error.fault)
+        if isinstance(error, OSError):
+            return Ended(f"the connection broke: {error.strerror or error}")
+        if error is not None:
+            log.error("the flow sync broke", exc_info=error)
+            return Ended(f"a defect here: {error!r}")
+    return Ended("it ended")

@@ -1,0 +1,124 @@
+"""Decides what the small frames say, and which of them make sense."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from agent.flowsync.framing import Fault, FrameError
+from agent.flowsync.handshake import printable
+
+_LONGEST_TEXT = 1000
+_MOST_REASONS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Data frames up to ``sequence`` are installed; what came of the flows in the newest ones."""
+
+    sequence: int
+    installed: int
+    dropped: Mapping[str, int]  # by reason
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The sender lives. Times are of its monotonic clock, but for ``echo_s``: of the receiver's.
+
+    ``echo_s``: the newest heartbeat that it has, which it got ``kept_s`` ago. ``lag_s``: how old
+    the newest state is that it knows the receiver to have of it.
+    """
+
+    sent_s: float
+    echo_s: float | None
+    kept_s: float
+    lag_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A TAKE or a GIVE, of an instance or all."""
+
+    id: int
+    instance: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To the ask with that id."""
+
+    id: int
+    done: bool
+    text: str
+
+
+def pack(message: Ack | Heartbeat | Ask | Answer) -> bytes:
+    """As the payload of a frame."""
+    if isinstance(message, Answer):
+        message = replace(message, text=message.text[:_LONGEST_TEXT])
+    return json.dumps(asdict(message)).encode()
+
+
+def unpack_ack(payload: bytes) -> Ack:
+    def read(said: Mapping[str, Any]) -> Ack:
+        dropped = dict(said["dropped"])
+        if len(dropped) > _MOST_REASONS:
+            raise ValueError("too many reasons")
+        return Ack(
+            _count(said["sequence"]),
+            _count(said["installed"]),
+            {printable(str(reason)): _count(number) for reason, number in dropped.items()},
+        )
+
+    return _read(payload, read)
+
+
+def unpack_heartbeat(payload: bytes) -> Heartbeat:
+    def read(said: Mapping[str, Any]) -> Heartbeat:
+        echo, lag = said["echo_s"], said["lag_s"]
+        return Heartbeat(
+            _time(said["sent_s"]),
+            None if echo is None else _time(echo),
+            _time(said["kept_s"]),
+            None if lag is None else _time(lag),
+        )
+
+    return _read(payload, read)
+
+
+def unpack_ask(payload: bytes) -> Ask:
+    def read(said: Mapping[str, Any]) -> Ask:
+        instance = said["instance"]
+        return Ask(_count(said["id"]), None if instance is None else printable(str(instance)))
+
+    return _read(payload, read)
+
+
+def unpack_answer(payload: bytes) -> Answer:
+    def read(said: Mapping[str, Any]) -> Answer:
+        text = printable(str(said["text"]), _LONGEST_TEXT)
+        return Answer(_count(said["id"]), said["done"] is True, text)
+
+    return _read(payload, read)
+
+
+def _read[T](payload: bytes, read: Callable[[Mapping[str, Any]], T]) -> T:
+    try:
+        return read(json.loads(payload))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FrameError(Fault.CONTENT, f"a frame that makes no sense: {error!r}") from error
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**64:
+        raise ValueError("no count")
+    return value
+
+
+def _time(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError("no time")
+    return float(value)

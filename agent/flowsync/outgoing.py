@@ -1,0 +1,162 @@
+"""Owns what goes to one peer: everything at first, then what changes, as fast as it may.
+
+What cannot go yet is not queued: the next look at the table finds it as it is then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from agent.failover.model import FlowSync
+from agent.flowsync.flows import Flows, Look
+from agent.flowsync.framing import RECORDS_BYTES, Fault, FrameError, Kind, Sealer
+from agent.flowsync.messages import Ack
+from agent.flowsync.rate import TokenBucket
+from agent.flowsync.tally import Tally
+from agent.flowsync.threads import in_thread
+from agent.flowsync.window import Window
+
+_PIECES_PER_S = 20  # frames are so small that the bandwidth lets so many pass in a second
+_LEAST_PIECE = 4096
+
+
+class Outgoing:
+    """The sending half of a stream."""
+
+    def __init__(
+        self, writer: asyncio.StreamWriter, sealer: Sealer, flows: Flows, tally: Tally
+    ) -> None:
+        self.window = Window()
+        self._writer = writer
+        self._sealer = sealer
+        self._flows = flows
+        self._tally = tally
+        self._config = FlowSync()
+        self._bucket = TokenBucket(self._config.rate_bytes_per_s, time.monotonic())
+        self._wake = asyncio.Event()
+        self._credit = asyncio.Event()
+        self._resync = False
+        self._flushes: list[asyncio.Future[int]] = []
+        self._flushing: list[asyncio.Future[int]] = []
+        self._held: list[tuple[int, int, asyncio.Future[int]]] = []  # sequence, flows, who waits
+
+    def configure(self, config: FlowSync) -> None:
+        """How often to look, and how much to send, from now on."""
+        self._config = config
+        self._bucket.bytes_per_s = config.rate_bytes_per_s
+
+    def write(self, kind: Kind, payload: bytes = b"") -> int:
+        """Hand a frame to the socket; how long it is. Nothing may wait between its number and
+        the socket.
+        """
+        frame = self._sealer.seal(kind, payload)
+        self._writer.write(frame)
+        self._tally.bytes_sent += len(frame)
+        return len(frame)
+
+    async def flush(self) -> int:
+        """Tell all that the peer does not know, flows with an unfinished handshake too; returns
+        when it has them, with their number.
+        """
+        flush: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._flushes.append(flush)
+        self._wake.set()
+        return await flush
+
+    def resync(self) -> None:
+        """The peer wants everything again."""
+        self._resync = True
+        self._wake.set()
+
+    def acknowledge(self, ack: Ack) -> None:
+        """The peer has installed frames."""
+        if not self.window.acknowledged(ack.sequence):
+            raise FrameError(Fault.CONTENT, "the peer acknowledges what was not sent")
+        self._tally.peer_installed += ack.installed
+        self._tally.peer_dropped.update(ack.dropped)
+        if self.window.has_credit:
+            self._credit.set()
+        self._settle()
+
+    def close(self, reason: Exception) -> None:
+        """Nobody needs to wait any more."""
+        for future in (*self._flushes, *self._flushing, *(held[2] for held in self._held)):
+            if not future.done():
+                future.set_exception(reason)
+
+    async def run(self) -> None:
+        """Send, for ever."""
+        await self._tell_everything()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.interval_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            if self._resync:
+                await self._tell_everything()
+            await self._tell_changes()
+
+    async def _tell_everything(self) -> None:
+        self._resync = False
+        began_s = time.monotonic()
+        identities = await in_thread(self._flows.begin)
+        await self._tell(Kind.IDENTITIES, identities)
+        await self._tell(Kind.FULL_BEGIN)
+        while (part := await in_thread(self._flows.part)) is not None:
+            await self._tell_look(part)
+        await self._tell(Kind.FULL_END)
+        self.window.looked(began_s)
+        self._tally.full_sent += 1
+
+    async def _tell_changes(self) -> None:
+        self._flushing, self._flushes = self._flushes, []
+        unfinished = bool(self._flushing)
+        flows = 0
+        while True:
+            began_s = time.monotonic()
+            look = await in_thread(lambda: self._flows.changed(unfinished=unfinished))
+            if look.wants_resync:
+                self.write(Kind.RESYNC)
+            await self._tell_look(look)
+            flows += look.flows
+            if look.complete:
+                break
+        self.window.looked(began_s)
+        self._held += [(self.window.newest, flows, flush) for flush in self._flushing]
+        self._flushing = []
+        self._settle()
+
+    async def _tell_look(self, look: Look) -> None:
+        if look.identities is not None:
+            await self._tell(Kind.IDENTITIES, look.identities)
+        size = self._piece_bytes()
+        for first in range(0, len(look.records), size):
+            await self._tell(Kind.RECORDS, look.records[first : first + size])
+        self._tally.flows_sent += look.flows
+        self._tally.gone_sent += look.gone
+
+    def _piece_bytes(self) -> int:
+        """How much goes in one frame: whole records."""
+        wanted = max(_LEAST_PIECE, self._config.rate_bytes_per_s // _PIECES_PER_S)
+        record = self._flows.record_bytes
+        return int(min(RECORDS_BYTES, wanted) // record * record)
+
+    async def _tell(self, kind: Kind, payload: bytes = b"") -> None:
+        """Send data, as soon as credit and bandwidth let it."""
+        while not self.window.has_credit:
+            self._credit.clear()
+            await self._credit.wait()
+        size = self.write(kind, payload)
+        self.window.sent(self._sealer.sequence, size)
+        await self._writer.drain()
+        await asyncio.sleep(self._bucket.take(size, time.monotonic()))
+
+    def _settle(self) -> None:
+        """Tell those who wait that the peer has what they wait for."""
+        waiting = [held for held in self._held if held[0] > self.window.acknowledged_to]
+        for held in self._held:
+            if held not in waiting and not held[2].done():
+                held[2].set_result(held[1])
+        self._held = waiting

@@ -1,0 +1,288 @@
+"""Owns the life with one peer: one stream at a time, and what is said of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from agent.errors import SteelyardError
+from agent.failover.model import Address, FlowSync
+from agent.failover.syncstatus import LinkState, PeerSync
+from agent.flowsync import greet, pairing, sockets
+from agent.flowsync.flows import Flows
+from agent.flowsync.greet import Greeter
+from agent.flowsync.handshake import Refused, Session, Why
+from agent.flowsync.link import Callbacks, Link
+from agent.flowsync.sockets import Streams
+from agent.flowsync.tally import Tally
+
+log = structlog.get_logger()
+
+_SETTLED_S = 10.0  # a stream that lived so long was a good one
+
+
+@dataclass(frozen=True, slots=True)
+class _Proven:
+    """A connection after its handshake."""
+
+    streams: Streams
+    session: Session
+    by_us: bool
+    proof: bytes = b""  # that completes the handshake, where the peer has begun it
+
+    def refuse(self, why: Why) -> None:
+        greet.refuse(self.streams[1], why)
+
+
+class Peer:
+    """One configured peer; ``run`` runs until it is cancelled."""
+
+    def __init__(
+        self,
+        address: Address,
+        config: FlowSync,
+        greeter: Greeter,
+        flows: Flows,
+        callbacks: Callbacks,
+    ) -> None:
+        self.address = address
+        self.link: Link | None = None
+        self.tally = Tally()
+        self._config = config
+        self._greeter = greeter
+        self._flows = flows
+        self._callbacks = callbacks
+        self._state, self._why, self._since = LinkState.CONNECTING, "just started", time.time()
+        self._name = self._version = self._last_error = ""
+        # Of which moment the peer has everything, and we of the peer, when the stream ended.
+        self._held_s: float | None = None
+        self._behind_s: float | None = None
+        self._by_us = False
+        self._connecting = False
+        self._failures = 0
+        self._offered: _Proven | None = None
+        self._arrived = asyncio.Event()
+        self._said: set[str] = set()
+
+    def configure(self, config: FlowSync, greeter: Greeter) -> None:
+        """Go on with these; another secret or name ends the stream."""
+        is_other = greeter != self._greeter
+        self._config, self._greeter = config, greeter
+        if self.link is not None:
+            self.link.configure(config)
+            if is_other:
+                self.link.stop("the configuration has changed here")
+
+    async def run(self) -> None:
+        """Keep a stream with the peer."""
+        try:
+            while True:
+                await self._talk(await self._next())
+        finally:
+            if self._offered is not None:
+                self._offered.refuse(Why.STRANGER)
+
+    async def meet(self, streams: Streams) -> None:
+        """The peer has connected. Returns when its stream is taken or refused."""
+        try:
+            session, proof = await self._greeter.accept(streams)
+            self._offer(_Proven(streams, session, False, proof))
+        except Refused as refused:
+            self._refused(refused, incoming=True)
+            streams[1].close()
+        except (OSError, TimeoutError) as error:
+            self._broke(error, incoming=True)
+            streams[1].close()
+
+    def status(self) -> PeerSync:
+        """As of now."""
+        link, now = self.link, time.monotonic()
+        if link is not None:
+            lag_s, behind_s = link.lag_s(), link.behind_s()
+        else:
+            lag_s, behind_s = (
+                None if at is None else now - at for at in (self._held_s, self._behind_s)
+            )
+        return PeerSync(
+            address=self.address,
+            name=self._name,
+            version=self._version,
+            state=self._state,
+            why=self._why,
+            since=self._since,
+            lag_s=lag_s,
+            behind_s=behind_s,
+            rtt_ms=None if link is None or link.rtt_s is None else link.rtt_s * 1000,
+            last_error=self._last_error,
+            **self.tally.snapshot(),
+        )
+
+    # -- where a stream comes from
+
+    def _offer(self, proven: _Proven) -> None:
+        """The peer's stream takes the place of what there is, or is refused."""
+        if not pairing.accepts(
+            our_turn=self._is_our_turn(),
+            connecting=self._connecting,
+            connected=self.link is not None,
+            by_us=self._by_us,
+        ):
+            proven.refuse(Why.ALREADY)
+            self.tally.refused[Why.ALREADY.label] += 1
+            return
+        if self._offered is not None:
+            self._offered.refuse(Why.ALREADY)
+        self._offered = proven
+        self._arrived.set()
+        if self.link is not None:
+            self.link.stop("the peer has connected anew")
+
+    def _is_our_turn(self) -> bool:
+        try:
+            return pairing.connects(sockets.own_address(self._config, self.address), self.address)
+        except SteelyardError:
+            return True  # no way to it now: the attempt will say so
+
+    async def _next(self) -> _Proven:
+        """The next stream, the peer's or ours."""
+        while True:
+            if self._offered is None:
+                await self._arrival(self._wait_s())
+            if self._offered is None:
+                await self._attempt()
+            if (proven := self._offered) is not None:
+                self._offered = None
+                self._arrived.clear()
+                return proven
+
+    def _wait_s(self) -> float:
+        if not self._is_our_turn():
+            if self._failures:
+                return pairing.PATIENCE_S
+            self._become(LinkState.CONNECTING, "the peer has to connect: its address is lower")
+            return pairing.FIRST_PATIENCE_S
+        if not self._failures:
+            return 0.0
+        return pairing.retry_s(self._failures, random.random())  # noqa: S311
+
+    async def _arrival(self, wait_s: float) -> None:
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._arrived.wait()
+        except TimeoutError:
+            return
+
+    async def _attempt(self) -> None:
+        """Try to connect, unless the peer does meanwhile."""
+        self._connecting = True
+        attempt = asyncio.create_task(self._connect())
+        arrival = asyncio.create_task(self._arrived.wait())
+        try:
+            await asyncio.wait({attempt, arrival}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._connecting = False
+            arrival.cancel()
+            if not attempt.done():
+                attempt.cancel()
+                await asyncio.wait({attempt})
+        if attempt.cancelled():
+            return
+        try:
+            proven = attempt.result()
+        except Refused as refused:
+            self._failures += 1
+            self._refused(refused)
+        except (OSError, TimeoutError, SteelyardError) as error:
+            self._failures += 1
+            self._broke(error)
+        else:
+            if self._offered is not None:
+                proven.refuse(Why.ALREADY)
+            else:
+                self._offered = proven
+
+    async def _connect(self) -> _Proven:
+        sockets.own_address(self._config, self.address)  # says what is wrong with the routes
+        streams = await sockets.connect(self._config, self.address)
+        try:
+            return _Proven(streams, await self._greeter.initiate(streams), True)
+        except BaseException:
+            streams[1].close()
+            raise
+
+    # -- with a stream
+
+    async def _talk(self, proven: _Proven) -> None:
+        hello = proven.session.peer
+        if proven.proof:
+            proven.streams[1].write(proven.proof)
+        self._name, self._version, self._by_us = hello.name, hello.project, proven.by_us
+        self._said.clear()
+        self.tally.connections += 1
+        began = time.monotonic()
+        link = Link(proven.streams, proven.session, self._flows, self.tally, self._callbacks)
+        link.configure(self._config)
+        self.link = link
+        who = "this node" if proven.by_us else "the peer"
+        self._become(LinkState.CONNECTED, f"{who} has connected")
+        try:
+            ended = await link.run()
+        finally:
+            self.link = None
+            self._remember(link)
+        if time.monotonic() - began >= _SETTLED_S:
+            self._failures = 0
+        self._failures += 1
+        if ended.fault is not None:
+            self.tally.refused[ended.fault.value] += 1
+        self._last_error = str(ended)
+        self._become(LinkState.CONNECTING, str(ended))
+
+    def _remember(self, link: Link) -> None:
+        """Both ages go on growing while there is no stream."""
+        now = time.monotonic()
+        if (lag_s := link.lag_s()) is not None:
+            self._held_s = now - lag_s
+        if (behind_s := link.behind_s()) is not None:
+            self._behind_s = now - behind_s
+
+    # -- what is said of it
+
+    def _refused(self, refused: Refused, *, incoming: bool = False) -> None:
+        self.tally.refused[refused.why.label] += 1
+        lasting = refused.why is not Why.ALREADY
+        self._failed(str(refused), LinkState.REFUSED if lasting else LinkState.CONNECTING, incoming)
+
+    def _broke(self, error: Exception, *, incoming: bool = False) -> None:
+        if isinstance(error, TimeoutError):
+            text = "the peer does not answer"
+        elif isinstance(error, SteelyardError):
+            text = error.message
+        elif isinstance(error, OSError) and error.errno is not None:
+            text = os.strerror(error.errno)
+        else:
+            text = str(error)
+        self._failed(text, LinkState.CONNECTING, incoming)
+
+    def _failed(self, text: str, state: LinkState, incoming: bool) -> None:
+        self._last_error = text
+        if self.link is None:
+            self._become(state, text)
+        elif incoming and text not in self._said:  # somebody else on the peer's host
+            self._said.add(text)
+            log.warning("flow sync: a second stream failed", peer=str(self.address), why=text)
+
+    def _become(self, state: LinkState, why: str) -> None:
+        old, self._state, self._why = self._state, state, why
+        if state is not old:
+            self._since = time.time()
+        if state is old and why in self._said:
+            return
+        self._said.add(why)
+        say = log.warning if self._failures and state is not LinkState.CONNECTED else log.info
+        say("flow sync", peer=str(self.address), old=old.value, new=state.value, why=why)

@@ -1,0 +1,155 @@
+"""Decides what each record of a peer means here: whose flow it is, where it hashes to, which word
+its slot gets; or why it is refused. Looks at no slot of this node's table.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.dataplane import abi, flowhash
+from agent.dataplane.abi import FlowState
+from agent.dataplane.survey import Counts, Slots
+from agent.dataplane.tables import Table
+from agent.flowsync.identity import IdMap
+from agent.flowsync.records import MOST_TAGS, Records
+from agent.flowsync.view import View, limits_of
+from agent.model import Protocol
+
+# A received flow looks a tick older than it is, so that the first packet here shows.
+OLDER_TICKS = 1
+_STATES = (FlowState.EMBRYONIC, FlowState.ESTABLISHED, FlowState.CLOSING, FlowState.ACKED)
+_PROTOCOLS = tuple(protocol.number for protocol in Protocol)
+_FAMILIES = (4, 6)
+
+type Mask = npt.NDArray[np.bool_]
+
+
+class Refusal(enum.Enum):
+    """Why a flow of the peer's is not in our table; the names of metrics."""
+
+    MALFORMED = "malformed"
+    NO_SERVICE = "no-service"  # we do not have its service
+    NO_BACKEND = "no-backend"  # or its backend, or that is gone
+    OVER = "over"  # idle past its timeout
+    KNOWN = "known"  # no refusal: it lives here, and its last packet came here
+    OURS = "ours"  # it lives here, at another backend
+    NO_ROOM = "no-room"
+    NO_NAT_SOURCE = "no-nat-source"  # fullnat: we do not have its address or port
+    NAT_TAKEN = "nat-taken"  # a flow of ours has them
+    RACED = "raced"  # a packet came first
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Flows that can be taken, an element each.
+
+    ``row``: of the record. ``word``: of the slot. ``nat``: index of the NAT slot; -1: none.
+    """
+
+    row: Counts
+    bucket: Counts
+    word: Slots
+    service: Counts
+    backend: Counts
+    nat: Counts
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def take(self, chosen: Counts | Mask) -> Self:
+        """Some of them."""
+        return type(self)(
+            self.row[chosen],
+            self.bucket[chosen],
+            self.word[chosen],
+            self.service[chosen],
+            self.backend[chosen],
+            self.nat[chosen],
+        )
+
+
+def plan(view: View, ids: IdMap, told: Records, jiffies: int) -> tuple[Plan, dict[Refusal, int]]:
+    """The flows of these records that can be taken, and how many cannot, by reason."""
+    service = ids.services[told["service"]]
+    backend = ids.backends[told["backend"]]
+    state = told["state"].astype(np.int64)
+    is_well = _is_well_formed(told)
+    limit = limits_of(view.tables, backend, np.where(is_well, state, 0))
+    ticks = _ticks(view, told)
+    nat, has_source = _nat_index(view, ids, told, backend)
+    owner = view.tables.backends["service"][backend]
+    word, bucket = _place(
+        view, told, service, backend, state, (jiffies >> view.clock.shift) - ticks
+    )
+    refused: dict[Refusal, int] = {}
+    good = np.ones(len(told), dtype=bool)
+    for reason, passes in (
+        (Refusal.MALFORMED, is_well),
+        (Refusal.NO_SERVICE, service != 0),
+        (Refusal.NO_BACKEND, (backend != 0) & (owner == service) & (limit >= 0)),
+        (Refusal.OVER, ticks <= np.minimum(limit, abi.FLOW_STAMP_MASK)),
+        (Refusal.NO_NAT_SOURCE, has_source),
+    ):
+        number = int(np.count_nonzero(good & ~passes))
+        if number:
+            refused[reason] = number
+        good &= passes
+    rows = np.arange(len(told))
+    return Plan(rows, bucket, word, service, backend, nat).take(good), refused
+
+
+def cold_of(told: Records, service: Counts) -> Table:
+    """What people see of these flows, without their start."""
+    cold = np.zeros(len(told), dtype=abi.FLOW_COLD)
+    cold["saddr"] = np.ascontiguousarray(told["client"]).view(">u4")
+    cold["daddr"] = np.ascontiguousarray(told["vip"]).view(">u4")
+    cold["sport"], cold["dport"] = told["client_port"], told["vip_port"]
+    cold["service"] = service
+    cold["l4_proto"], cold["family"] = told["l4_proto"], told["family"]
+    return cold
+
+
+def _is_well_formed(told: Records) -> Mask:
+    well: Mask = np.isin(told["state"], _STATES) & np.isin(told["family"], _FAMILIES)
+    well &= np.isin(told["l4_proto"], _PROTOCOLS) & (told["tags"] <= MOST_TAGS)
+    is_short = ~told["client"][:, 4:].any(axis=1) & ~told["vip"][:, 4:].any(axis=1)
+    well &= (told["family"] == 6) | is_short
+    return well
+
+
+def _ticks(view: View, told: Records) -> Counts:
+    """How long the flows have been idle."""
+    ticks = np.round(told["idle_ms"] / (view.clock.tick_s * 1000)).astype(np.int64)
+    return ticks + OLDER_TICKS
+
+
+def _place(
+    view: View, told: Records, service: Counts, backend: Counts, state: Counts, stamp: Counts
+) -> tuple[Slots, Counts]:
+    """The word of each flow, and its bucket."""
+    cold = cold_of(told, service)
+    hashes = view.keys.hashes(service, flowhash.wire_of(cold), flowhash.daddr_of(cold))
+    low = backend << abi.FLOW_BACKEND_SHIFT | state << abi.FLOW_STATE_SHIFT
+    low |= stamp & abi.FLOW_STAMP_MASK
+    word = flowhash.tags_of(hashes) << np.uint64(abi.FLOW_TAG_SHIFT) | low.astype(np.uint64)
+    return word, flowhash.buckets_of(hashes, view.tables.size.flow_buckets)
+
+
+def _nat_index(view: View, ids: IdMap, told: Records, backend: Counts) -> tuple[Counts, Mask]:
+    """The NAT slot of each flow of fullnat, and which flows need none or have one here.
+
+    A flow of fullnat without a port gets one with its next packet.
+    """
+    size = view.tables.size
+    is_fullnat = view.tables.backends["forward"][backend] == abi.ForwardId.FULLNAT
+    needs = is_fullnat & (told["nat_port"] != 0)
+    number = ids.nat_sources[told["nat_source"]]
+    port = told["nat_port"].astype(np.int64) - size.nat_first_port
+    is_here: Mask = (number >= 0) & (port >= 0) & (port < size.nat_ports)
+    index = np.where(needs & is_here, number * size.nat_ports + port, -1)
+    return index, is_here | ~needs

@@ -1,0 +1,22 @@
+"""Decides how long sending has to wait so that a link stays within its bandwidth."""
+
+from __future__ import annotations
+
+BURST_S = 0.05  # so much of a second's bytes may go at once
+
+
+class TokenBucket:
+    """Bytes that may go now. It may be overdrawn by one frame, which the next one waits for."""
+
+    def __init__(self, bytes_per_s: float, now_s: float) -> None:
+        self.bytes_per_s = bytes_per_s
+        self._tokens = bytes_per_s * BURST_S
+        self._at_s = now_s
+
+    def take(self, size: int, now_s: float) -> float:
+        """Account for ``size`` bytes; how long to wait before the next."""
+        full = self.bytes_per_s * BURST_S
+        elapsed_s = max(0.0, now_s - self._at_s)
+        self._tokens = min(full, self._tokens + elapsed_s * self.bytes_per_s) - size
+        self._at_s = now_s
+        return max(0.0, -self._tokens / self.bytes_per_s)

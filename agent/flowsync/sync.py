@@ -1,0 +1,224 @@
+"""Owns the exchange of flows with all other balancers of a group."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from agent import __version__
+from agent.errors import SteelyardError
+from agent.failover.model import Address
+from agent.failover.model import FlowSync as Settings
+from agent.failover.syncstatus import FlushResult, PeerSync, TakeResult, unknown
+from agent.flowsync import greet, handshake, records, sockets
+from agent.flowsync.flows import Flows
+from agent.flowsync.framing import Kind
+from agent.flowsync.greet import Greeter
+from agent.flowsync.handshake import Hello, Why
+from agent.flowsync.link import Callback, Callbacks, Ended
+from agent.flowsync.peer import Peer
+
+log = structlog.get_logger()
+
+ASK_TIMEOUT_S = 10.0
+_LISTEN_RETRY_S = 2.0
+_MOST_GREETINGS = 8  # handshakes that others have begun, at once
+_MOST_STRANGERS = 64  # that the log tells apart
+
+
+class FlowSync:
+    """Tells every peer of this node's flows, and takes theirs, while its task runs.
+
+    ``flows`` makes what is exchanged with one peer. ``on_take`` is called when a peer asks this
+    node to be master of an instance (None: of all), ``on_give`` when a peer wants to be; both
+    answer in words, or raise SteelyardError.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        key: bytes,
+        name: str,
+        flows: Callable[[Address], Flows],
+        on_take: Callback,
+        on_give: Callback,
+    ) -> None:
+        self.problem = ""  # why nobody can connect to us; empty: nothing
+        self.strangers: Counter[str] = Counter()  # connections refused at once, by reason
+        self._settings = settings
+        self._process = secrets.token_hex(16)
+        self._greeter = self._greeter_of(key, name)
+        self._flows = flows
+        self._callbacks = Callbacks(on_take, on_give)
+        self._peers: dict[Address, Peer] = {}
+        self._running: dict[Address, asyncio.Task[None]] = {}
+        self._servers: list[asyncio.Server] = []
+        self._listening: tuple[tuple[Address, ...], int] = ((), 0)
+        self._greetings = 0
+        self._said: set[Address] = set()
+        self._changed = asyncio.Event()
+
+    # -- what the agent asks
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What has to run, by name."""
+        return {"flow sync": self._run()}
+
+    async def reconfigure(self, settings: Settings, key: bytes, name: str) -> None:
+        """Go on with other settings; streams with peers that stay are kept if the key does."""
+        self._settings = settings
+        self._greeter = self._greeter_of(key, name)
+        self._changed.set()
+
+    def status(self) -> tuple[PeerSync, ...]:
+        """How it stands with each configured peer, as of now."""
+        return tuple(
+            self._peers[address].status() if address in self._peers else unknown(address)
+            for address in self._settings.peers
+        )
+
+    async def flush(self, timeout_s: float) -> FlushResult:
+        """Have every connected peer know every flow, those with an unfinished handshake too."""
+        asked = [(peer, peer.link) for peer in self._peers.values() if peer.link is not None]
+        if not asked:
+            return FlushResult(False, "no other balancer is connected", 0)
+        tasks = [asyncio.create_task(link.flush()) for _, link in asked]
+        try:
+            await asyncio.wait(tasks, timeout=timeout_s)
+        finally:
+            for task in tasks:
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        failed, flows = [], 0
+        for (peer, _), task in zip(asked, tasks, strict=True):
+            if task.cancelled():
+                failed.append(f"{peer.address}: not within {timeout_s:g} s")
+            elif (error := task.exception()) is not None:
+                failed.append(f"{peer.address}: {error}")
+            else:
+                flows += task.result()
+        if failed:
+            return FlushResult(False, "; ".join(failed), flows)
+        return FlushResult(True, f"told to {len(asked)}", flows)
+
+    async def ask_take(self, instance: str | None, timeout_s: float = ASK_TIMEOUT_S) -> TakeResult:
+        """Ask the peers in turn to be master, until one says that it is."""
+        return await self._ask(Kind.TAKE, instance, timeout_s)
+
+    async def ask_give(self, instance: str | None, timeout_s: float = ASK_TIMEOUT_S) -> TakeResult:
+        """Ask the peers in turn to have this node be master, until one that is master has."""
+        return await self._ask(Kind.GIVE, instance, timeout_s)
+
+    async def _ask(self, kind: Kind, instance: str | None, timeout_s: float) -> TakeResult:
+        result = TakeResult(False, "", "no other balancer is connected")
+        for peer in self._peers.values():
+            if peer.link is None:
+                continue
+            try:
+                async with asyncio.timeout(timeout_s):
+                    answer = await peer.link.ask(kind, instance)
+                result = TakeResult(answer.done, str(peer.address), answer.text)
+            except TimeoutError:
+                text = f"no answer within {timeout_s:g} s"
+                result = TakeResult(False, str(peer.address), text)
+            except Ended as ended:
+                result = TakeResult(False, str(peer.address), str(ended))
+            if result.done:
+                break
+        return result
+
+    # -- its task
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    self._changed.clear()
+                    self._follow(group)
+                    listens = await self._listen()
+                    try:
+                        async with asyncio.timeout(None if listens else _LISTEN_RETRY_S):
+                            await self._changed.wait()
+                    except TimeoutError:
+                        continue
+        finally:
+            self._close_servers()
+
+    def _follow(self, group: asyncio.TaskGroup) -> None:
+        """Have the configured peers, and those as configured."""
+        wanted = self._settings.peers
+        for address in [address for address in self._peers if address not in wanted]:
+            self._running.pop(address).cancel()
+            del self._peers[address]
+        for address in wanted:
+            if address in self._peers:
+                self._peers[address].configure(self._settings, self._greeter)
+                continue
+            peer = Peer(
+                address, self._settings, self._greeter, self._flows(address), self._callbacks
+            )
+            self._peers[address] = peer
+            self._running[address] = group.create_task(peer.run(), name=f"flow sync: {address}")
+
+    async def _listen(self) -> bool:
+        """Listen as configured; whether that is so."""
+        wanted = (sockets.addresses_to_listen_at(self._settings), self._settings.port)
+        if wanted == self._listening:
+            return True
+        self._close_servers()
+        try:
+            for address in wanted[0]:
+                sock = sockets.listen(address, wanted[1])
+                self._servers.append(await sockets.serve(sock, self._met))
+        except SteelyardError as error:
+            self._close_servers()
+            if str(error) != self.problem:
+                log.error("flow sync: nobody can connect", problem=str(error))
+            self.problem = str(error)
+            return False
+        self.problem, self._listening = "", wanted
+        return True
+
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        self._listening = ((), 0)
+
+    async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Somebody has connected: a peer, or nobody that we know."""
+        try:
+            address = sockets.peer_address(writer)
+            sockets.tune(writer)
+        except OSError:
+            writer.close()
+            return
+        peer = self._peers.get(address)
+        if peer is None:
+            self._refuse(writer, Why.STRANGER, address)
+        elif self._greetings >= _MOST_GREETINGS:
+            self._refuse(writer, Why.BUSY, address)
+        else:
+            self._greetings += 1
+            try:
+                await peer.meet((reader, writer))
+            finally:
+                self._greetings -= 1
+
+    def _refuse(self, writer: asyncio.StreamWriter, why: Why, address: Address) -> None:
+        greet.refuse(writer, why)
+        self.strangers[why.label] += 1
+        if address not in self._said and len(self._said) < _MOST_STRANGERS:
+            self._said.add(address)
+            log.warning("flow sync: refused a connection", address=str(address), why=why.label)
+
+    def _greeter_of(self, key: bytes, name: str) -> Greeter:
+        own = Hello(
+            __version__, handshake.PROTOCOL, records.VERSION, name, self._process, nonce=b""
+        )
+        return Greeter(key, own)

@@ -1,0 +1,185 @@
+"""Flow sync between two agents under load: what breaks between them, and what is held after it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agent.model import Scheduler
+from lbctl.lab import netns
+from lbctl.lab.topology import PORT
+from tests.netns.site import Site, assert_unharmed, site, wait_until
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
+
+SYNC_PORT = 9118
+REQUEST = b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Site]:
+    name = f"st-sync-{os.getpid()}"
+    with site(name=name, balancers=2, backends=3, scheduler=Scheduler.LEAST_LOAD) as built:
+        yield built
+
+
+@contextlib.contextmanager
+def connections(here: Site, count: int) -> Iterator[list[socket.socket]]:
+    """Connections of the client that have had an answer, to the VIPs in turn."""
+    held: list[socket.socket] = []
+    try:
+        with netns.inside(here.lab.node("client").namespace):
+            for number in range(count):
+                vip = here.lab.vips[number % len(here.lab.vips)]
+                held.append(socket.create_connection((str(vip), PORT), timeout=10))
+        for sock in held:
+            sock.sendall(REQUEST)
+        for sock in held:
+            assert sock.recv(65536)
+        yield held
+    finally:
+        for sock in held:
+            sock.close()
+
+
+def ends(sock: socket.socket) -> tuple[str, int]:
+    address, port = sock.getsockname()[:2]
+    return str(address), int(port)
+
+
+def flows(here: Site, balancer: str) -> dict[tuple[str, int], tuple[str, str]]:
+    """The backend of every open flow that a balancer knows, by the client's end."""
+    listed = here.on(balancer).get("/v1/flows", state="established", limit="10000")["flows"]
+    return {
+        (flow["client"], flow["client_port"]): (flow["service"], flow["backend"]) for flow in listed
+    }
+
+
+def peer(here: Site, balancer: str) -> Any:
+    (found,) = here.on(balancer).get("/v1/failover")["flow_sync"]["peers"]
+    return found
+
+
+def are_connected(here: Site) -> bool:
+    return all(peer(here, at)["state"] == "connected" for at in ("lb1", "lb2"))
+
+
+def holds(here: Site, balancer: str, held: list[socket.socket]) -> bool:
+    """Whether a balancer knows these connections, as the first one does."""
+    theirs, ours = flows(here, "lb1"), flows(here, balancer)
+    return all(ends(sock) in theirs and ours.get(ends(sock)) == theirs[ends(sock)] for sock in held)
+
+
+def await_copies(here: Site, held: list[socket.socket]) -> None:
+    wait_until("lb2 has the flows of lb1", lambda: holds(here, "lb2", held))
+
+
+@contextlib.contextmanager
+def apart(here: Site) -> Iterator[None]:
+    """Nothing of the flow sync gets from lb1 to lb2 meanwhile; all else does."""
+    rule = ["rule", "{}", "ipproto", "tcp", "dport", str(SYNC_PORT), "blackhole"]
+
+    def do(what: str) -> None:
+        done = here.run("lb1", "ip", *(word.format(what) for word in rule))
+        assert done.returncode == 0, done.stderr
+
+    do("add")
+    try:
+        yield
+    finally:
+        do("del")
+
+
+def test_the_backup_holds_the_masters_flows_at_the_same_backends(here: Site) -> None:
+    with here.load(rate=100, keep_alive=50, streams=3) as load, connections(here, 60) as held:
+        await_copies(here, held)
+        assert peer(here, "lb2")["name"].endswith("lb1")
+        assert peer(here, "lb1")["peer_dropped_total"] == {}
+        assert len({backend for _, backend in flows(here, "lb2").values()}) == 3
+    assert_unharmed(load)
+
+
+def test_what_has_ended_is_no_open_flow_there_either(here: Site) -> None:
+    with connections(here, 20) as held:
+        await_copies(here, held)
+        gone = [ends(sock) for sock in held]
+    wait_until("they have ended there too", lambda: not set(gone) & flows(here, "lb2").keys())
+
+
+def test_a_cut_and_healed_link_leaves_no_difference(here: Site) -> None:
+    with connections(here, 20) as before:
+        await_copies(here, before)
+        full = peer(here, "lb2")["full_resyncs_received_total"]
+        with apart(here):
+            wait_until("it is noticed", lambda: not are_connected(here))
+            with connections(here, 20) as during:
+                gone = [ends(sock) for sock in before[:10]]
+                for sock in before[:10]:
+                    sock.close()
+                lag_s = peer(here, "lb1")["lag_s"]
+                wait_until("the lag grows", lambda: peer(here, "lb1")["lag_s"] > lag_s)
+        with connections(here, 20) as after:
+            wait_until("it is healed", lambda: are_connected(here))
+            await_copies(here, before[10:] + after)
+            ours = flows(here, "lb2").keys()
+            assert not set(gone) & ours
+            assert not {ends(sock) for sock in during if sock.fileno() >= 0} & ours
+        assert peer(here, "lb2")["full_resyncs_received_total"] > full
+
+
+def test_flows_of_a_backend_that_the_other_one_gets_to_know_later(here: Site) -> None:
+    document, less = here.on("lb2").config(), here.on("lb2").config()
+    known = [backend["name"] for backend in document["services"][0]["backends"]]
+    for service in less["services"]:
+        service["backends"] = service["backends"][:1]
+    here.on("lb2").reload(less)
+    with connections(here, 30) as held:
+        wait_until(
+            "some are dropped", lambda: "no-backend" in peer(here, "lb2")["flows_dropped_total"]
+        )
+        assert not holds(here, "lb2", held)
+        here.on("lb2").reload(document)
+        await_copies(here, held)
+        assert {backend for _, backend in flows(here, "lb2").values()} == set(known)
+
+
+def test_a_wrong_secret_is_told_apart_from_a_dead_peer(here: Site) -> None:
+    document = here.on("lb2").config()
+    right, wrong = document["failover"]["key_file"], here.lab.run_dir / "wrong.key"
+    wrong.touch(mode=0o600)
+    wrong.write_text("a secret that only one of the two has\n")
+    document["failover"]["key_file"] = str(wrong)
+    here.on("lb2").reload(document)
+    for at in ("lb1", "lb2"):
+        wait_until("it is refused", lambda at=at: peer(here, at)["state"] == "refused")
+        assert "key_file" in peer(here, at)["why"]
+        assert peer(here, at)["refused_total"]["key"]
+    document["failover"]["key_file"] = right
+    here.on("lb2").reload(document)
+    wait_until("they have met", lambda: are_connected(here))
+
+
+def test_strangers_and_garbage_change_nothing(here: Site) -> None:
+    before = {at: peer(here, at)["connections_total"] for at in ("lb1", "lb2")}
+    addresses = [str(here.lab.node(at).ipv4) for at in ("lb1", "lb2")]
+    with connections(here, 10) as held:
+        for source, address in (
+            ("client", addresses[0]),
+            ("client", addresses[1]),
+            ("lb1", addresses[1]),
+        ):
+            with netns.inside(here.lab.node(source).namespace):
+                sock = socket.create_connection((address, SYNC_PORT), timeout=10)
+            with sock, contextlib.suppress(ConnectionError):
+                sock.sendall(b"GET / HTTP/1.1\r\n\r\n" + b"\0" * 10_000)
+                while sock.recv(65536):
+                    pass
+        wait_until("it is counted", lambda: peer(here, "lb2")["refused_total"].get("garbage"))
+        await_copies(here, held)
+    assert are_connected(here)
+    assert before == {at: peer(here, at)["connections_total"] for at in ("lb1", "lb2")}

@@ -1,0 +1,118 @@
+"""Flow sync: a flow that one node has recorded goes on through another one as if through the
+first, though that has other keys, sizes, ids and rings.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from ipaddress import ip_address
+
+import numpy as np
+import pytest
+
+from agent.flowsync.plan import Refusal
+from agent.model import Forward
+from tests.packet.frames import BALANCER_MAC, ROUTER_MAC
+from tests.packet.harness import Rig, Verdict
+from tests.packet.nodes import FLOWS, case, opened, serve, where
+from tests.packet.wires import Packet
+
+CASES = [
+    *((forward, family, "port") for forward in Forward for family in (4, 6)),
+    *((Forward.DSR, family, form) for form in ("any", "range", "prefix") for family in (4, 6)),
+    *((Forward.NAT, family, "range") for family in (4, 6)),
+    (Forward.FULLNAT, 4, "prefix"),
+    (Forward.FULLNAT, 6, "udp"),
+    (Forward.NAT, 4, "udp"),
+    (Forward.GUE, 4, "udp"),
+]
+
+
+@pytest.mark.parametrize(("forward", "family", "form"), CASES)
+def test_flows_go_on_at_their_backends_through_the_other_node(
+    rig: Rig, other: Rig, forward, family, form
+):
+    it = case(forward, family, form)
+    a, b = serve(rig, other, it)
+    there = opened(rig, it)
+    alone = where(other, it, range(FLOWS))
+    assert sum(alone[number] != there[number] for number in there) > FLOWS / 3, (
+        "or it shows nothing"
+    )
+    other.tables.flows[:] = 0
+    done = b.take(a.changed())
+    assert (done.installed, done.refused) == (FLOWS, {})
+    assert where(other, it, range(FLOWS)) == there
+    assert len(np.flatnonzero(other.tables.flows)) == FLOWS
+
+
+def answer(sent: Packet, out: bytes, is_ipv4: bool) -> Packet:
+    """What the backend answers to what it got."""
+    l3 = out[14:]
+    ends = (l3[12:16], l3[16:20]) if is_ipv4 else (l3[8:24], l3[24:40])
+    l4 = l3[20:] if is_ipv4 else l3[40:]
+    src, dst = (str(ip_address(end)) for end in ends)
+    sport, dport = int.from_bytes(l4[:2]), int.from_bytes(l4[2:4])
+    flags = None if sent.flags is None else "PA"
+    return Packet(dst, src, dport, sport, b"answer", flags)
+
+
+@pytest.mark.parametrize(("forward", "family", "form"), [each for each in CASES if each[0].is_nat])
+def test_answers_find_their_clients_through_the_other_node(
+    rig: Rig, other: Rig, forward, family, form
+):
+    """Before any packet of the client, and by the same source port afterwards."""
+    it = case(forward, family, form)
+    a, b = serve(rig, other, it)
+    opened(rig, it)
+    got = {n: rig.send(it.goes_on(n).frame()).data for n in range(FLOWS)}
+    assert b.take(a.changed()).installed == FLOWS
+    for number, out in got.items():
+        asked = it.goes_on(number)
+        back = answer(asked, out, family == 4)
+        done = other.send(back.frame())
+        expected = replace(back, src=it.vip, dst=asked.src, sport=it.port, dport=asked.sport,
+                           ttl=back.ttl - 1)  # fmt: skip
+        assert (done.verdict, done.data) == (Verdict.TX, expected.frame(ROUTER_MAC, BALANCER_MAC))
+    assert {n: other.send(it.goes_on(n).frame()).data for n in range(FLOWS)} == got
+
+
+def test_a_new_flow_of_the_other_node_leaves_the_ports_of_what_was_told_alone(rig: Rig, other: Rig):
+    it = case(Forward.FULLNAT, 4)
+    a, b = serve(rig, other, it)
+    opened(rig, it)
+    b.take(a.changed())
+    taken = np.flatnonzero(other.tables.nat_slots["owner"])
+    assert len(taken) == FLOWS
+    for number in range(FLOWS, 4 * FLOWS):
+        other.send(it.client(number).frame())
+    assert len(np.flatnonzero(other.tables.nat_slots["owner"])) == 4 * FLOWS
+
+
+def test_flows_that_come_while_others_are_told_stay_where_they_are(rig: Rig, other: Rig):
+    """Packets of the other node's own clients, in buckets that fill up meanwhile."""
+    it = case(Forward.FULLNAT, 4)
+    a, b = serve(rig, other, it)
+    opened(rig, it, 400)
+    told = a.everything()
+    own = range(2000, 2400)
+    got: dict[int, bytes] = {}
+
+    def clients() -> None:
+        for number in own:
+            other.send(it.client(number).frame())
+            got[number] = other.send(it.goes_on(number).frame()).data
+
+    busy = threading.Thread(target=clients)
+    busy.start()
+    done = []
+    while busy.is_alive():
+        done.append(b.take(told[len(done) * 20 : (len(done) + 1) * 20]))
+    busy.join()
+    done.append(b.take(told[len(done) * 20 :]))
+    assert {n: other.send(it.goes_on(n).frame()).data for n in own} == got
+    ports = np.flatnonzero(other.tables.nat_slots["owner"])
+    taken = sum(each.refused.get(Refusal.NAT_TAKEN, 0) for each in done)
+    assert len(ports) == len(own) + 400 - taken
+    assert sum(each.installed for each in done) == 400 - taken

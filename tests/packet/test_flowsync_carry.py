@@ -1,0 +1,114 @@
+"""A start with other table sizes: flows go on at their backends, those included of which only a
+SYN has been seen.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from agent.dataplane import libbpf
+from agent.dataplane.pins import pins_of
+from agent.dataplane.program import remove_instance
+from agent.flowsync import carry
+from agent.model import Config, Forward, Scheduler, Service, Tables
+from tests.packet import harness
+from tests.packet.frames import CLIENT4, VIP4
+from tests.packet.harness import Rig, Verdict, backend, service
+from tests.packet.wires import Packet
+
+pytestmark = pytest.mark.usefixtures("network")
+
+OLD = Tables(flows=16_384, services=8, backends=64, ring_slots=251)
+LARGER = Tables(flows=65_536, services=8, backends=64, ring_slots=251)
+SMALLER = Tables(flows=4096, services=4, backends=32, ring_slots=127)
+FLOWS = 60
+
+
+def services() -> tuple[Service, ...]:
+    return tuple(
+        service(*(backend(f"{name}{n}", f"10.1.{port}.{n}") for n in range(1, 5)), name=name,
+                port=port, forward=forward, scheduler=Scheduler.ROUND_ROBIN)
+        for name, port, forward in (
+            ("web", 80, Forward.DSR), ("nat", 81, Forward.NAT), ("full", 82, Forward.FULLNAT)
+        )
+    )  # fmt: skip
+
+
+def started(instance: str, tables: Tables) -> Rig:
+    """As the agent does it: tables and program, what was there, a pass, the attachment."""
+    config = Config(instance, "here", tables=tables)
+    dataplane = harness.load(config, services())
+    carry.prepare(dataplane)
+    rig = object.__new__(Rig)
+    rig.dataplane, rig.tables, rig.clock = dataplane, dataplane.tables, dataplane.clock
+    rig.config = config
+    rig.reconciler = harness.Reconciler(rig.tables, lambda: 1000.0)
+    rig.serve(*services())
+    return rig
+
+
+def client(number: int, port: int, flags: str = "S") -> Packet:
+    data = b"" if flags == "S" else b"GET /"
+    seq = 1000 if flags == "S" else 1001
+    return Packet(CLIENT4, VIP4, 20_000 + number, port, data, flags, seq)
+
+
+def sent(rig: Rig, packet: Packet) -> bytes:
+    done = rig.send(packet.frame())
+    assert done.verdict == Verdict.TX, Verdict(done.verdict).name
+    return done.data[:6] + done.data[26:38]  # next hop, addresses and ports
+
+
+@pytest.mark.parametrize("tables", [LARGER, SMALLER], ids=["larger", "smaller"])
+def test_flows_go_on_in_tables_of_another_size(instance: str, tables: Tables):
+    before = started(instance, OLD)
+    before.dataplane.attach()
+    for number in range(FLOWS):
+        for port in (80, 81, 82):
+            sent(before, client(number, port))
+            if number % 3:
+                sent(before, client(number, port, "PA"))
+    went = {}
+    after = started(instance, tables)
+    assert after.dataplane.takes_over
+    for number in range(FLOWS, FLOWS + 10):  # before the new program is there
+        for port in (80, 81, 82):
+            sent(before, client(number, port))
+    for number in range(FLOWS + 10):
+        for port in (80, 81, 82):
+            went[number, port] = sent(before, client(number, port))
+    after.dataplane.attach()
+    assert not after.dataplane.pins.of_other_versions()
+    assert {
+        (number, port): sent(after, client(number, port, "PA")) for number, port in went
+    } == went
+    assert after.counts("web1").opened >= FLOWS // 4
+    remove_instance(instance)
+
+
+def test_tables_that_nobody_can_read_stop_no_start(instance: str):
+    """A program without BTF; the flows are lost, and the log says so."""
+    strange = pins_of(instance).folder.with_name("abi1")
+    strange.mkdir(parents=True)
+    fd = libbpf.load_pass_program()
+    libbpf.object_pin(fd, strange / "program")
+    os.close(fd)
+    rig = started(instance, OLD)
+    assert rig.dataplane.old is None
+    rig.dataplane.attach()
+    assert not rig.dataplane.pins.of_other_versions()
+    remove_instance(instance)
+
+
+def test_a_start_that_is_given_up_leaves_the_old_tables(instance: str):
+    before = started(instance, OLD)
+    before.dataplane.attach()
+    sent(before, client(1, 80))
+    there = sorted(path.name for path in before.dataplane.pins.folder.iterdir())
+    after = started(instance, LARGER)
+    after.dataplane.undo_load()
+    assert not before.dataplane.pins.of_other_versions()
+    assert sorted(path.name for path in before.dataplane.pins.folder.iterdir()) == there
+    remove_instance(instance)

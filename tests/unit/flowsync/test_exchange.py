@@ -1,0 +1,189 @@
+"""What one agent tells another of its table, over restarts and changes of ids on either side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from agent.flowsync.exchange import Exchange, Node
+from agent.flowsync.install import Arrival, Outcome
+from agent.flowsync.kept import Kept
+from agent.flowsync.records import joined
+from tests.property.flowsync.fakes import BACKENDS, JIFFIES, SERVICES, FakeFlow, FakeNode
+
+IDS = list(range(1, 1 + BACKENDS * len(SERVICES)))
+SLOTS = 4096
+
+
+@dataclass
+class Side:
+    """A node, what its agent knows of its peer, and what was counted."""
+
+    fake: FakeNode
+    exchange: Exchange
+    kept: Kept
+    outcomes: list[Outcome]
+
+    @classmethod
+    def of(cls, seed: int, ids: list[int] = IDS) -> Side:
+        kept = Kept.nowhere(SLOTS)
+        side = cls(FakeNode(seed, ids, SLOTS), None, kept, [])  # type: ignore[arg-type]
+        side.restart()
+        return side
+
+    def restart(self) -> None:
+        """Another agent comes to the same tables."""
+        node = Node(
+            lambda: self.fake.view,
+            lambda: JIFFIES,
+            lambda: Arrival(1, np.zeros(6, dtype=np.uint8)),
+            self.outcomes.append,
+        )
+        self.exchange = Exchange(node, self.kept)
+
+    def lose(self, seed: int) -> None:
+        """The host starts again: other tables, empty."""
+        self.fake = FakeNode(seed, IDS, SLOTS)
+        self.kept = Kept.nowhere(SLOTS)
+        self.restart()
+
+    def hold(self, count: int) -> None:
+        """Flows of its own."""
+        source = FakeNode(99, IDS)
+        flows = [FakeFlow(0, n % BACKENDS, 1000 + n, 2000 + n, 2, 0, 5, 0) for n in range(count)]
+        told = joined([flow.record(source, number) for number, flow in enumerate(flows)])
+        self.fake.meet(source)
+        self.fake.take(told)
+
+    def end(self) -> None:
+        self.fake.tables.flows[:] = 0
+
+    @property
+    def count(self) -> int:
+        return int(np.count_nonzero(self.fake.tables.flows))
+
+    def hear(self, data: bytes) -> None:
+        self.exchange.install(data).account()
+
+
+def tell_all(one: Side, two: Side) -> int:
+    """Everything; how many flows."""
+    two.exchange.meet(one.exchange.begin())
+    two.exchange.begin_full()
+    flows = 0
+    while (part := one.exchange.part()) is not None:
+        flows += part.flows
+        two.hear(part.records)
+    two.exchange.end_full().account()
+    return flows
+
+
+def connect(one: Side, two: Side) -> tuple[int, int]:
+    """Both tell everything, then what is left."""
+    told = tell_all(one, two), tell_all(two, one)
+    tell_changes(one, two)
+    tell_changes(two, one)
+    return told
+
+
+def tell_changes(one: Side, two: Side) -> tuple[int, int]:
+    look = one.exchange.changed()
+    if look.identities is not None:
+        two.exchange.meet(look.identities)
+    two.hear(look.records)
+    return look.flows, look.gone
+
+
+@pytest.fixture
+def one() -> Side:
+    return Side.of(1)
+
+
+@pytest.fixture
+def two() -> Side:
+    return Side.of(2, IDS[::-1])
+
+
+def test_everything_is_told_and_nothing_of_it_comes_back(one: Side, two: Side) -> None:
+    one.hold(20)
+    assert connect(one, two) == (20, 0)
+    assert sum(outcome.refreshed for outcome in two.outcomes) == 0, "nothing is told twice"
+    assert (one.count, two.count) == (20, 20)
+    assert tell_changes(one, two) == tell_changes(two, one) == (0, 0)
+
+
+def test_what_ends_is_told(one: Side, two: Side) -> None:
+    one.hold(20)
+    connect(one, two)
+    one.end()
+    assert tell_changes(one, two) == (0, 20)
+    assert two.count == 0
+    assert sum(outcome.closed.sum() for outcome in two.outcomes) == 20
+
+
+def test_an_agent_that_comes_back_does_not_tell_what_has_ended_at_its_peer(
+    one: Side, two: Side
+) -> None:
+    one.hold(20)
+    connect(one, two)
+    one.end()
+    two.restart()
+    tell_all(two, one)  # before it has heard anything
+    assert one.count == 0
+    connect(one, two)
+    assert (one.count, two.count) == (0, 0)
+
+
+def test_a_peer_that_has_lost_its_tables_gets_its_flows_back(one: Side, two: Side) -> None:
+    one.hold(20)
+    connect(one, two)
+    one.lose(7)
+    two.restart()  # and nobody remembers
+    connect(one, two)
+    assert (one.count, two.count) == (20, 20)
+
+
+def test_flows_of_a_backend_that_is_known_later_are_asked_for(one: Side, two: Side) -> None:
+    one.hold(21)
+    whole = two.fake.view
+    gone = two.fake.backend_ids(0)[0]
+    less = {i: place for i, place in whole.ids.backends.items() if i != gone}
+    two.fake.view = replace(whole, ids=replace(whole.ids, backends=less))
+    connect(one, two)
+    assert two.count == 14
+    assert not two.exchange.changed().wants_resync
+    two.fake.view = whole
+    assert two.exchange.changed().wants_resync
+    assert not two.exchange.changed().wants_resync, "once is enough"
+    connect(one, two)
+    assert two.count == 21
+
+
+def test_ids_that_change_where_nothing_was_lacking_cost_nothing(one: Side, two: Side) -> None:
+    one.hold(20)
+    connect(one, two)
+    ids = two.fake.view.ids
+    two.fake.view = replace(two.fake.view, ids=replace(ids, nat_sources={}))
+    look = two.exchange.changed()
+    assert look.identities is not None
+    assert not look.wants_resync
+
+
+def test_records_before_ids_and_halves_of_records_are_refused(one: Side, two: Side) -> None:
+    one.hold(2)
+    one.exchange.begin()
+    part = one.exchange.part()
+    assert part is not None
+    with pytest.raises(ValueError, match="before the ids"):
+        two.exchange.install(part.records)
+    connect(one, two)
+    with pytest.raises(ValueError, match="no records"):
+        two.exchange.install(part.records[:-1])
+
+
+@pytest.mark.parametrize("said", [b"", b"{", b"[]", b"{}", b'{"tables": 5}', b"\xff"])
+def test_ids_that_make_no_sense_are_refused(two: Side, said: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (whatever the text)
+        two.exchange.meet(said)

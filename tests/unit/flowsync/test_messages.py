@@ -1,0 +1,61 @@
+"""What small frames say, and what they cannot say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from agent.flowsync import messages
+from agent.flowsync.framing import Fault, FrameError, Kind, Sealer, most_bytes
+from agent.flowsync.messages import Ack, Answer, Ask, Heartbeat
+
+SAMPLES: list[tuple[Any, Callable[[bytes], Any]]] = [
+    (Ack(7, 5, {"no-room": 2}), messages.unpack_ack),
+    (Heartbeat(1.5, None, 0.0, None), messages.unpack_heartbeat),
+    (Heartbeat(1.5, 0.25, 0.125, 3.5), messages.unpack_heartbeat),
+    (Ask(1), messages.unpack_ask),
+    (Ask(2, "web"), messages.unpack_ask),
+    (Answer(2, True, "taken"), messages.unpack_answer),
+]
+
+MANY = [str(number) for number in range(99)]
+
+
+@pytest.mark.parametrize(("message", "unpack"), SAMPLES)
+def test_messages_come_out_as_they_went_in(message: Any, unpack: Callable[[bytes], Any]) -> None:
+    assert unpack(messages.pack(message)) == message
+
+
+@pytest.mark.parametrize("unpack", list(dict.fromkeys(unpack for _, unpack in SAMPLES)))
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(b"", b"{", b"{}", b"[]", b"null", b"7", b"\xff", b"[" * 15_000),
+        b'{"sequence": -1, "installed": 0, "dropped": {}}',
+        b'{"sequence": 1, "installed": true, "dropped": {}}',
+        json.dumps({"sequence": 1, "installed": 0, "dropped": dict.fromkeys(MANY, 1)}).encode(),
+        b'{"sent_s": NaN, "echo_s": null, "kept_s": 0, "lag_s": null}',
+        b'{"id": 1.5, "instance": null}',
+        b'{"id": "1", "done": true, "text": ""}',
+    ],
+)
+def test_what_makes_no_sense_ends_the_stream(
+    payload: bytes, unpack: Callable[[bytes], Any]
+) -> None:
+    with pytest.raises(FrameError) as caught:
+        unpack(payload)
+    assert caught.value.fault is Fault.CONTENT
+
+
+def test_words_of_a_peer_cannot_write_to_a_terminal() -> None:
+    told = messages.unpack_answer(messages.pack(Answer(1, False, "no\x1b[2J\nroot: fine")))
+    assert told.text == "no?[2J?root: fine"
+
+
+def test_the_longest_answer_fits_its_frame() -> None:
+    told = messages.pack(Answer(1, False, "\x00" * 100_000))
+    assert len(told) < most_bytes(Kind.ANSWER)
+    Sealer(b"k" * 32).seal(Kind.ANSWER, told)
