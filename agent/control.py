@@ -23,6 +23,7 @@ from agent.metrics.observer import AgentFacts
 from agent.model import Config
 from agent.notify import Notifier
 from agent.state.events import TraceQuery
+from agent.state.moves import Moved, MoveOrder
 from agent.state.queries import Explanation, FiveTuple, FlowPage, FlowQuery
 from agent.state.situation import Situation
 from agent.state.snapshot import Snapshot
@@ -53,7 +54,7 @@ class AgentControl:
     def snapshot(self) -> Snapshot:
         """Everything, as of now."""
         core = self._core
-        facts = replace(self._facts, reconcile_problem=core.problem)
+        facts = replace(self._facts, reconcile_problem=core.problem, failover=core.pair.view())
         return core.observer.snapshot(core.refreshed(), core.now.contents, facts, time.time())
 
     def config(self) -> Config:
@@ -77,6 +78,10 @@ class AgentControl:
                 self._facts = replace(self._facts, changes_since_file=len(since_file))
                 await self._core.take(new, changes)
             return changes
+
+    async def move(self, order: MoveOrder) -> Moved:
+        """Have the VIPs move as the operator says, or with ``dry_run`` only say how."""
+        return await self._core.pair.move(order)
 
     async def reload(self) -> tuple[Change, ...]:
         """Read the configuration file again. A bad one changes nothing, and status says so."""
@@ -106,8 +111,7 @@ class AgentControl:
             raise ConfigError(
                 f"a reload cannot change {', '.join(needs_restart)}",
                 where=str(self._path),
-                remedy="stop the agent, `lb-agent detach`, and start it: new tables are made, and "
-                "recorded flows are lost"
+                remedy="restart the agent: new tables are made, and recorded flows are carried over"
                 if TABLE_FIELDS.intersection(needs_restart)
                 else "restart the agent: no flow moves meanwhile",
             )

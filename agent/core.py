@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,17 +14,22 @@ import structlog
 from agent.config.defaults import check_port
 from agent.config.plan import Change
 from agent.dataplane.events import lexicon_of
+from agent.dataplane.hold import new_flows_held
 from agent.dataplane.program import Dataplane
 from agent.dataplane.trace import Tracer, rings_of
 from agent.dataplane.trueup import TrueUp
 from agent.errors import SteelyardError
+from agent.failover.plan import claimed_vips
+from agent.flowsync import carry
 from agent.health.monitor import HealthMonitor, Target
-from agent.history import History
+from agent.history import History, log_transitions
 from agent.metrics.observer import Observer
 from agent.model import Address, BackendRef, Config, Health, HealthStatus, Hook, NextHop
 from agent.network.nexthop import NextHops
 from agent.network.tags import Tags
 from agent.network.vips import Vips
+from agent.pair.pair import Pair
+from agent.pair.word import Word, word_of
 from agent.rebalancing import Rebalancer
 from agent.reconcile.adopt import Adopted, adopt
 from agent.reconcile.reconciler import Reconciler
@@ -32,7 +37,7 @@ from agent.state import slowstart
 from agent.state.desired import Surroundings
 from agent.state.eligibility import Eligibility
 from agent.state.identities import Identities, Member, member_of
-from agent.state.situation import Past, Situation, situation, verdicts
+from agent.state.situation import Situation, situation, verdicts
 from agent.state.tables import TableContents
 from agent.weighing.weigher import Weigher
 
@@ -83,6 +88,7 @@ class Core:
         self._surveys = 0
         self._trueup: TrueUp
         self.weigher: Weigher
+        self.pair: Pair
         self.rebalancer: Rebalancer
         self._up_since: dict[Member, float] = {}  # on the monotonic clock
         self._next_step: asyncio.TimerHandle | None = None
@@ -92,6 +98,7 @@ class Core:
     async def load(self) -> None:
         """Make or adopt tables and program; attaches nothing."""
         await asyncio.to_thread(self.dataplane.load, self.config.services)
+        await asyncio.to_thread(carry.prepare, self.dataplane)
         self._reconciler = Reconciler(self.dataplane.tables, time.monotonic)
         self._trueup = TrueUp(self.dataplane.tables)
         self.weigher = Weigher(self.dataplane, self._wake)
@@ -100,8 +107,10 @@ class Core:
             lambda: rings_of(self.dataplane.program),
             lexicon_of(lambda: self.now.situation),
         )
+        self.pair = Pair(self.dataplane, self._word, lambda: self.now.contents, self._hold)
         self._adopted = adopt(self.config, self._reconciler.read(), time.time())
         self._up_since = dict.fromkeys(self._adopted.up, slowstart.ALWAYS)
+        await self.pair.aim(self.config)
         self.weigher.adopt(self.config, self._adopted.weights, time.monotonic())
         self._adopted_until = time.monotonic() + ADOPTED_HOP_S
         asyncio.get_running_loop().call_later(ADOPTED_HOP_S, self._wake)
@@ -114,7 +123,14 @@ class Core:
             "next hops": self._hops.run(),
             "reconcile": self._reconcile(),
             "sample": self._sample(),
-        } | self.weigher.tasks()
+        } | {
+            name: self._once_started(work)
+            for name, work in (self.weigher.tasks() | self.pair.tasks()).items()
+        }
+
+    async def _once_started(self, work: Coroutine[Any, Any, None]) -> None:
+        await self._started.wait()
+        await work
 
     async def start(self) -> None:
         """From adopted tables to a running data plane; no packet sees a worse state on the way."""
@@ -158,6 +174,7 @@ class Core:
         self.config = config
         for change in changes:
             log.info("change", change=str(change))
+        await self.pair.aim(config)
         self._aim(
             {
                 BackendRef(service.name, backend.name): known[member]
@@ -172,6 +189,8 @@ class Core:
         except (SteelyardError, OSError):
             self._wake()
             raise
+        finally:
+            await self.pair.mastership.reload()
 
     # -- what others ask
 
@@ -317,12 +336,13 @@ class Core:
             around = Surroundings(found, hops, self.dataplane.ifindex, ticks, draws)
             done = await self._reconciler.run(config, around)
             fresh = situation(self._past, config, done.ids, health, hops, found, time.time())
-            _log_transitions(self._past, fresh)
+            log_transitions(self._past, fresh)
             self._past = fresh.past
             self._history.save(self._past)
             self.now = Now(fresh, done.contents)
             self.weigher.place(config, done.ids)
             self.tracer.refresh()
+            self.pair.mastership.wake()
 
     def _weighted(
         self, config: Config, found: dict[BackendRef, Eligibility]
@@ -349,7 +369,23 @@ class Core:
         """Have the VIPs on the interface; the addresses of a prefix are routed here instead."""
         if self.config.manage_vips:
             keys = (service.key for service in self.config.services)
-            await self._vips.sync(frozenset(key.vip for key in keys if key.vip_bits is None))
+            vips = frozenset(key.vip for key in keys if key.vip_bits is None)
+            await self._vips.sync(vips - claimed_vips(self.config))
+
+    # -- for the other balancers
+
+    def _word(self) -> Word:
+        """What the failover process depends on."""
+        attached = self.dataplane.is_attached()
+        why = "" if attached else self.problem or "not attached"
+        return word_of(self.now.situation, attached, why)
+
+    @contextlib.asynccontextmanager
+    async def _hold(self) -> AsyncIterator[None]:
+        """Nobody gets a new flow meanwhile; the tables stay as they are."""
+        async with self._passing:
+            with new_flows_held(self.dataplane.tables):
+                yield
 
     def refreshed(self) -> Situation:
         """The situation with the newest words of the checks."""
@@ -362,20 +398,3 @@ class Core:
         found = verdicts(last.config, health, last.hops, influences)
         found = slowstart.slowed(last.config, found, self._up_since, now)
         return replace(last, health=health, verdicts=found)
-
-
-def _log_transitions(before: Past, after: Situation) -> None:
-    for ref, tracked in after.backends.items():
-        old = before.backends.get(ref)
-        if old is not None and old.state is not tracked.state:
-            log.info(
-                "backend",
-                backend=str(ref),
-                old=old.state.value,
-                new=tracked.state.value,
-                why=after.verdicts[ref].reason,
-            )
-    for name, state in after.services.items():
-        was = before.services.get(name)
-        if was is not None and was.state is not state.state:
-            log.info("service", service=name, old=was.state.value, new=state.state.value)

@@ -36,6 +36,13 @@ COMMANDS = (
         SEE,
     ),
     LazyCommand(
+        "failover",
+        "lbctl.commands.failover",
+        "failover",
+        "Failover: status, handover, promote, release.",
+        SEE,
+    ),
+    LazyCommand(
         "flows",
         "lbctl.commands.flows",
         "flows",

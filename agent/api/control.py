@@ -9,6 +9,7 @@ from agent.config.edit import Edit
 from agent.config.plan import Change
 from agent.model import Config
 from agent.state.events import Event, Lost, TraceQuery
+from agent.state.moves import Moved, MoveOrder
 from agent.state.queries import Explanation, FiveTuple, FlowPage, FlowQuery
 from agent.state.snapshot import Snapshot
 
@@ -59,6 +60,10 @@ class Control(Protocol):
 
     async def reload(self) -> tuple[Change, ...]:
         """Read the configuration file again, as SIGHUP does."""
+        ...
+
+    async def move(self, order: MoveOrder) -> Moved:
+        """Have the VIPs move as the operator says, or with ``dry_run`` only say how."""
         ...
 
     def flows(self, query: FlowQuery) -> FlowPage:

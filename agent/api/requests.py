@@ -17,11 +17,13 @@ from agent.config.edit import Edit, EditOp
 from agent.errors import NotFoundError, RequestError
 from agent.model import Address, Config, Protocol
 from agent.state.events import DEFAULT_SAMPLE, MAX_SAMPLE, EventKind, TraceQuery
+from agent.state.moves import MoveOrder, MoveVerb
 from agent.state.queries import FiveTuple, FlowQuery
 
 MAX_FLOWS = 10_000
 FLOW_STATES = ("embryonic", "acked", "established", "closing", "awaiting")
 EDIT_FIELDS = ("op", "service", "backend", "values", "dry_run")
+MOVE_FIELDS = ("instance", "force", "dry_run")
 FLOW_PARAMETERS = ("service", "backend", "client", "state", "limit", "hottest")
 TRACE_PARAMETERS = ("kind", "service", "sample", "filter")
 TRACE_KINDS = frozenset(kind for kind in EventKind if not kind.is_sampled)
@@ -178,11 +180,7 @@ def edit_request(body: Mapping[str, object]) -> tuple[Edit, bool]:
             where="field op",
             remedy=f"use one of {', '.join(operations)}",
         )
-    dry_run = body.get("dry_run", False)
-    if not isinstance(dry_run, bool):
-        raise RequestError(
-            f"{dry_run!r} is not true or false", where="field dry_run", remedy="use true or false"
-        )
+    dry_run = _flag(body, "dry_run")
     values = body.get("values")
     if values is None:
         values = {}
@@ -191,6 +189,31 @@ def edit_request(body: Mapping[str, object]) -> tuple[Edit, bool]:
             "is not an object", where="field values", remedy='send an object, like {"weight": 50}'
         )
     return Edit(EditOp(op), _name(body, "service"), _name(body, "backend"), values), dry_run
+
+
+def move_order(verb: str, body: Mapping[str, object]) -> MoveOrder:
+    """What POST /v1/failover/VERB asks for."""
+    for name in body:
+        if name not in MOVE_FIELDS:
+            raise _unknown("field", name, MOVE_FIELDS)
+    verbs = {each.value: each for each in MoveVerb}
+    if verb not in verbs:
+        raise NotFoundError(
+            f"{verb!r} is not something that failover does",
+            where="path",
+            remedy=_nearest(verb, verbs),
+        )
+    flags = {name: _flag(body, name) for name in ("force", "dry_run")}
+    return MoveOrder(verbs[verb], _name(body, "instance"), **flags)
+
+
+def _flag(body: Mapping[str, object], name: str) -> bool:
+    value = body.get(name, False)
+    if not isinstance(value, bool):
+        raise RequestError(
+            f"{value!r} is not true or false", where=f"field {name}", remedy="use true or false"
+        )
+    return value
 
 
 def _check_service(name: str, config: Config, where: str) -> None:

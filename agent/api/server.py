@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from agent.api import listen, peer, requests, trace, views
+from agent.api import failoverviews, listen, peer, requests, trace, views
 from agent.api.control import Control, Following
 from agent.config.render import document
 from agent.errors import (
@@ -143,6 +143,8 @@ class ApiServer:
                 web.get("/v1/trace", self._trace),
                 web.post("/v1/edit", self._edit),
                 web.post("/v1/reload", self._reload),
+                web.get("/v1/failover", self._failover),
+                web.post("/v1/failover/{verb}", self._move),
                 web.get("/metrics", self._metrics),
                 web.get("/healthz", self._healthz),
             ]
@@ -247,6 +249,21 @@ class ApiServer:
         made = await self._control.reload()
         _log_use(caller, "api_reload", changes=len(made))
         return _json({"changes": views.changes(made)})
+
+    async def _failover(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        snapshot = self._control.snapshot()
+        return _json(failoverviews.failover(snapshot.failover, snapshot.at))
+
+    async def _move(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        caller = _peer(request)
+        body = requests.json_object(await request.read())
+        order = requests.move_order(request.match_info["verb"], body)
+        moved = await self._control.move(order)
+        if not order.dry_run:
+            _log_use(caller, "api_failover", verb=order.verb.value, instance=order.instance)
+        return _json({"text": moved.text, "flows_sent": moved.flows, "applied": not order.dry_run})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         _parameters(request)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
-from agent.api import loadviews
+from agent.api import failoverviews, loadviews
+from agent.api.times import age_s, rfc3339
 from agent.config.defaults import check_port
 from agent.config.plan import Change
 from agent.errors import ConfigError, SteelyardError
@@ -46,7 +46,7 @@ def status(snapshot: Snapshot) -> Json:
             "name": snapshot.name,
             "version": snapshot.version,
             "pid": snapshot.pid,
-            "uptime_s": _age_s(snapshot.started, snapshot.at),
+            "uptime_s": age_s(snapshot.started, snapshot.at),
             "started_at": rfc3339(snapshot.started),
             "config_file": snapshot.config_path,
             "config_problem": snapshot.config_problem,
@@ -63,6 +63,7 @@ def status(snapshot: Snapshot) -> Json:
             **{state.value: backends[state] for state in BackendState},
         },
         "rates": _rates(snapshot.rates),
+        "failover": failoverviews.summary(snapshot.failover, snapshot.at),
     }
 
 
@@ -91,7 +92,7 @@ def service(view: ServiceSnapshot, at: float) -> Json:
         "state": view.state.value,
         "reason": view.reason,
         "since": rfc3339(view.since),
-        "since_s": _age_s(view.since, at),
+        "since_s": age_s(view.since, at),
         "backends_up": sum(1 for b in view.backends if b.state is BackendState.UP),
         "backends_total": len(view.backends),
         "flows_established": sum(b.flows for b in view.backends),
@@ -178,12 +179,6 @@ def error(problem: SteelyardError) -> Json:
     return {"error": body}
 
 
-def rfc3339(at: float) -> str:
-    """Seconds since the epoch as RFC 3339 in UTC."""
-    text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
-
-
 def _problem(problem: SteelyardError) -> Json:
     return {"message": problem.message, "where": problem.where, "remedy": problem.remedy}
 
@@ -232,7 +227,7 @@ def _backend(service: Service, view: BackendSnapshot, at: float) -> Json:
         "state": view.state.value,
         "reason": view.reason,
         "since": rfc3339(view.since),
-        "since_s": _age_s(view.since, at),
+        "since_s": age_s(view.since, at),
         "admin_state": view.backend.admin.value,
         "health": health.health.value,
         "health_reason": health.reason,
@@ -386,8 +381,3 @@ def _flow(flow: FlowView) -> Json:
         "handshake_ms": None if asked is None else _rounded(asked.handshake_ms),
         "talk": None if asked is None else asked.talk,
     }
-
-
-def _age_s(since: float, at: float) -> float:
-    # A clock set back must not make an age negative.
-    return round(max(0.0, at - since), 3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from agent.metrics.failover import FAILOVER_FAMILIES
 from agent.metrics.family import (
     Family,
     Kind,
@@ -383,4 +384,5 @@ FAMILIES: tuple[Family, ...] = (
     *_BACKEND_FAMILIES,
     *LOAD_FAMILIES,
     *REPORT_FAMILIES,
+    *FAILOVER_FAMILIES,
 )

@@ -25,6 +25,7 @@ from agent.state.situation import Situation
 from agent.state.snapshot import (
     BackendSnapshot,
     DataplaneSnapshot,
+    FailoverView,
     Load,
     NatSource,
     Rates,
@@ -53,6 +54,7 @@ class AgentFacts:
     config_problem: str = ""
     changes_since_file: int = 0
     reconcile_problem: str = ""
+    failover: FailoverView = field(default_factory=FailoverView)
 
 
 @dataclass(slots=True)
@@ -141,6 +143,7 @@ class Observer:
             config_problem=facts.config_problem,
             changes_since_file=facts.changes_since_file,
             reconcile_problem=facts.reconcile_problem,
+            failover=facts.failover,
             dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed, contents),
             services=services,
             rates=total(service.rates for service in services),

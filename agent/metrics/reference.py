@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent.metrics.failover import FAILOVER_FAMILIES
 from agent.metrics.families import FAMILIES
 from agent.metrics.family import Family
 from agent.metrics.load import LOAD_FAMILIES
@@ -36,9 +37,12 @@ _SECTIONS = (
     ("Backends", ("steelyard_backend_",)),
     ("Load and times", tuple(family.name for family in LOAD_FAMILIES)),
     ("Reports and learned speed", tuple(family.name for family in REPORT_FAMILIES)),
+    ("Failover and flow sync", tuple(family.name for family in FAILOVER_FAMILIES)),
 )
 
-_GROUPED = frozenset(family.name for family in (*LOAD_FAMILIES, *REPORT_FAMILIES))
+_GROUPED = frozenset(
+    family.name for family in (*LOAD_FAMILIES, *REPORT_FAMILIES, *FAILOVER_FAMILIES)
+)
 
 _INTRODUCTION = """\
 <!-- Made by `python -m agent.metrics.reference`; do not edit. -->

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from agent.failover.status import FailoverStatus
+from agent.failover.syncstatus import PeerSync
 from agent.model import (
     Address,
     Backend,
@@ -191,6 +193,17 @@ class DataplaneSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class FailoverView:
+    """What the agent knows of failover. ``process`` is the last answer of the failover process."""
+
+    configured: bool = False
+    process: FailoverStatus | None = None
+    problem: str = ""  # why there is no answer; empty: there is
+    sync: tuple[PeerSync, ...] = ()
+    sync_problem: str = ""  # why flows are not exchanged though they should be
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything, at one moment."""
 
@@ -206,3 +219,4 @@ class Snapshot:
     dataplane: DataplaneSnapshot
     services: tuple[ServiceSnapshot, ...] = field(default=())
     rates: Rates = Rates()
+    failover: FailoverView = FailoverView()

@@ -43,6 +43,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("services", _tally(data["services"])),
         ("backends", _tally(data["backends"])),
         ("traffic", rates_line(data["rates"])),
+        *_failover(data["failover"]),
         ("flow table", _flow_table(plane["flow_table"])),
         *_nat(plane["nat_sources"]),
         ("passed", _passed(plane["passed_packets"])),
@@ -105,6 +106,17 @@ def _flow_table(table: Mapping[str, Any]) -> str:
         if table[state] or state == "established"
     )
     return f"{states}; {percent(table['used_share'])}% of {count(table['slots'])} slots in use"
+
+
+def _failover(data: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Who has the VIPs, and how it stands with the flows; nothing without any instance."""
+    if not data["configured"]:
+        return []
+    from lbctl.failoverviews import summary_lines
+
+    return [
+        ("failover" if number == 0 else "", line) for number, line in enumerate(summary_lines(data))
+    ]
 
 
 def _nat(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, object]]:

@@ -221,6 +221,7 @@ STATUS: dict[str, Any] = {
         "unreachable": 0,
     },
     "rates": RATES,
+    "failover": {"configured": False, "problem": "", "instances": [], "flow_sync": []},
 }
 
 CONFIG: dict[str, Any] = {
@@ -306,6 +307,9 @@ class FakeAgent:
     refuse_edits: tuple[int, dict[str, Any]] | None = None
     edits: list[dict[str, Any]] = field(default_factory=list)
     queries: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    failover: dict[str, Any] = field(default_factory=dict)
+    moves: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    refuse_moves: str = ""
     raw: bytes | None = None  # what to answer instead of JSON
     traces: list[list[dict[str, Any]]] = field(default_factory=list)  # lines, answer by answer
 
@@ -323,6 +327,8 @@ class FakeAgent:
             case ["services", name]:
                 found = [view for view in self.services if view["name"] == unquote(name)]
                 return (200, found[0]) if found else (404, refusal(f"there is no service {name!r}"))
+            case ["failover"]:
+                return 200, self.failover
             case ["config"]:
                 return 200, {"config": self.config, "changes_since_file": self.since_file}
             case ["flows"]:
@@ -333,6 +339,11 @@ class FakeAgent:
         return 404, refusal("there is no such path")
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if path.startswith("/v1/failover/"):
+            if self.refuse_moves:
+                return 409, refusal(self.refuse_moves)
+            self.moves.append((path.rsplit("/", 1)[1], body))
+            return 200, {"text": "handed over", "flows_sent": 3, "applied": not body["dry_run"]}
         self.edits.append(body)
         if self.refuse_edits is not None:
             return self.refuse_edits

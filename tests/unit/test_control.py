@@ -19,6 +19,7 @@ from agent.errors import ConfigError, ConflictError
 from agent.metrics.observer import AgentFacts
 from agent.model import Config, Forward
 from agent.notify import Notifier
+from agent.state.snapshot import FailoverView
 
 TEXT = """\
 interface: eth0
@@ -40,6 +41,7 @@ class FakeCore:
         self.now = SimpleNamespace(contents=None, situation=None)
         self.problem = ""
         self.observer = self
+        self.pair = SimpleNamespace(view=FailoverView)
         self._flows, self._seen = flows, 0
 
     async def look_at_flows(self) -> None:
@@ -108,8 +110,8 @@ def test_open_flows_go_on_in_a_tunnel(make: Make) -> None:
 @pytest.mark.parametrize(
     ("key", "remedy"),
     [
-        ("nat: {ports: 20000-30000}", "lb-agent detach"),
-        ("tables: {flows: 2048}", "lb-agent detach"),
+        ("nat: {ports: 20000-30000}", "carried over"),
+        ("tables: {flows: 2048}", "carried over"),
         ("gue: {port: 6081}", "restart the agent"),
     ],
 )

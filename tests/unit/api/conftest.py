@@ -16,6 +16,7 @@ from agent.config.load import parse
 from agent.config.plan import plan
 from agent.model import BackendState, Health, HealthStatus, NextHop, Protocol, ServiceState
 from agent.state.events import Lost
+from agent.state.moves import Moved
 from agent.state.queries import Draw, Explanation, FiveTuple, FlowPage, FlowRequests, FlowView
 from agent.state.snapshot import (
     BackendCounts,
@@ -211,6 +212,10 @@ class FakeControl:
         changes = plan(self.running, self.file)
         self.running = self.file
         return changes
+
+    async def move(self, order):
+        self._called("move", order)
+        return Moved("handed over", 12)
 
     def flows(self, query):
         self._called("flows", query)

@@ -23,6 +23,7 @@ from agent.errors import (
     NotFoundError,
     SteelyardError,
 )
+from agent.state.moves import MoveOrder, MoveVerb
 from agent.state.queries import FlowQuery
 
 
@@ -144,6 +145,27 @@ def test_reload(api, control):
     status, body = api.post("/v1/reload")
     assert status == 200
     assert [change["action"] for change in body["changes"]] == ["add", "add"]
+
+
+def test_failover_is_told_and_moved(api, control):
+    status, body = api.get("/v1/failover")
+    assert (status, body["configured"]) == (200, False)
+    control.asked.clear()
+    status, body = api.post("/v1/failover/handover", instance="web", force=True)
+    assert (status, body) == (200, {"text": "handed over", "flows_sent": 12, "applied": True})
+    assert control.asked == [("move", MoveOrder(MoveVerb.HANDOVER, "web", force=True))]
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "status"),
+    [("hand", {}, 404), ("promote", {"forse": True}, 400), ("release", {"force": 1}, 400),
+     ("promote", {"instance": 3}, 400)],
+)  # fmt: skip
+def test_moves_that_make_no_sense(api, control, verb, body, status):
+    got, answer = api.post(f"/v1/failover/{verb}", **body)
+    assert got == status
+    assert answer["error"]["remedy"]
+    assert control.asked == []
 
 
 def test_flows_are_filtered_as_asked(api, control):

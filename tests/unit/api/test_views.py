@@ -66,6 +66,7 @@ def test_status_has_the_keys_of_the_contract(snapshot):
             "bits_per_s": 3.0,
             "drops_per_s": 4.0,
         },
+        "failover": {"configured": False, "problem": "", "instances": [], "flow_sync": []},
     }
 
 

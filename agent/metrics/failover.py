@@ -1,0 +1,207 @@
+"""Decides the metrics of failover: roles, adverts, mismatches, the exchange of flows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from agent.failover.model import Role
+from agent.failover.status import RouterStatus
+from agent.failover.syncstatus import LinkState, PeerSync
+from agent.metrics.family import Family, Kind, Sample, Samples
+from agent.state.snapshot import Snapshot
+
+_INSTANCE = ("instance",)
+_PEER = ("peer",)
+
+
+def _routers(snapshot: Snapshot) -> tuple[RouterStatus, ...]:
+    process = snapshot.failover.process
+    return process.routers if process else ()
+
+
+def _each_router(value: Callable[[RouterStatus], float]) -> Samples:
+    return lambda snapshot: [((router.name,), value(router)) for router in _routers(snapshot)]
+
+
+def _router_labels(value: Callable[[RouterStatus], Mapping[str, float]]) -> Samples:
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for router in _routers(snapshot):
+            for label, number in value(router).items():
+                yield (router.name, label), float(number)
+
+    return samples
+
+
+def _each_peer(value: Callable[[PeerSync], float | None]) -> Samples:
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for peer in snapshot.failover.sync:
+            found = value(peer)
+            if found is not None:
+                yield (str(peer.address),), found
+
+    return samples
+
+
+def _peer_labels(value: Callable[[PeerSync], Mapping[str, float]]) -> Samples:
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for peer in snapshot.failover.sync:
+            for label, number in value(peer).items():
+                yield (str(peer.address), label), float(number)
+
+    return samples
+
+
+def _process_up(snapshot: Snapshot) -> Iterator[Sample]:
+    if snapshot.failover.configured:
+        yield (), float(snapshot.failover.process is not None)
+
+
+_ROUTER_FAMILIES: tuple[Family, ...] = (
+    Family(
+        "steelyard_failover_process_up",
+        Kind.GAUGE,
+        "Whether the failover process answers. Absent without instances of failover.",
+        (),
+        _process_up,
+    ),
+    Family(
+        "steelyard_failover_role",
+        Kind.GAUGE,
+        "1 for the role of this node, 0 for the others. `web/ipv4` is the IPv4 side of an instance "
+        "with VIPs of both families.",
+        (*_INSTANCE, "role"),
+        _router_labels(lambda r: {role.value: float(r.role is role) for role in Role}),
+    ),
+    Family(
+        "steelyard_failover_priority",
+        Kind.GAUGE,
+        "Effective priority.",
+        _INSTANCE,
+        _each_router(lambda r: r.priority),
+    ),
+    Family(
+        "steelyard_failover_transitions_total",
+        Kind.COUNTER,
+        "Changes of role, by the new one.",
+        (*_INSTANCE, "role"),
+        _router_labels(lambda r: r.transitions),
+    ),
+    Family(
+        "steelyard_failover_adverts_sent_total",
+        Kind.COUNTER,
+        "Adverts sent.",
+        _INSTANCE,
+        _each_router(lambda r: r.adverts_sent),
+    ),
+    Family(
+        "steelyard_failover_adverts_received_total",
+        Kind.COUNTER,
+        "Adverts of others that were accepted.",
+        _INSTANCE,
+        _each_router(lambda r: r.adverts_received),
+    ),
+    Family(
+        "steelyard_failover_adverts_discarded_total",
+        Kind.COUNTER,
+        "Adverts of others that were refused, by reason.",
+        (*_INSTANCE, "reason"),
+        _router_labels(lambda r: r.adverts_discarded),
+    ),
+    Family(
+        "steelyard_failover_announcements_total",
+        Kind.COUNTER,
+        "Gratuitous ARP and unsolicited neighbour advertisements sent.",
+        _INSTANCE,
+        _each_router(lambda r: r.announcements),
+    ),
+    Family(
+        "steelyard_failover_mismatch",
+        Kind.GAUGE,
+        "1 while another node differs in something that can make two masters; absent otherwise.",
+        (*_INSTANCE, "kind"),
+        _router_labels(lambda r: {problem.kind: 1.0 for problem in r.problems}),
+    ),
+)
+
+_SYNC_FAMILIES: tuple[Family, ...] = (
+    Family(
+        "steelyard_flow_sync_connected",
+        Kind.GAUGE,
+        "Whether flows are exchanged with the other balancer.",
+        _PEER,
+        _each_peer(lambda p: float(p.state is LinkState.CONNECTED)),
+    ),
+    Family(
+        "steelyard_flow_sync_lag_seconds",
+        Kind.GAUGE,
+        "How old the newest state is that the other balancer has entirely. Absent before one.",
+        _PEER,
+        _each_peer(lambda p: p.lag_s),
+    ),
+    Family(
+        "steelyard_flow_sync_behind_seconds",
+        Kind.GAUGE,
+        "How old the newest state of the other balancer is that this one has entirely. Absent "
+        "before one.",
+        _PEER,
+        _each_peer(lambda p: p.behind_s),
+    ),
+    Family(
+        "steelyard_flow_sync_flows_sent_total",
+        Kind.COUNTER,
+        "Records of flows sent: new, changed and refreshed ones.",
+        _PEER,
+        _each_peer(lambda p: p.flows_sent),
+    ),
+    Family(
+        "steelyard_flow_sync_flows_received_total",
+        Kind.COUNTER,
+        "Records of flows received.",
+        _PEER,
+        _each_peer(lambda p: p.flows_received),
+    ),
+    Family(
+        "steelyard_flow_sync_flows_installed_total",
+        Kind.COUNTER,
+        "Of those received, how many are in the flow table now or were already.",
+        _PEER,
+        _each_peer(lambda p: p.flows_installed),
+    ),
+    Family(
+        "steelyard_flow_sync_flows_dropped_total",
+        Kind.COUNTER,
+        "Of those received, how many could not be taken, by reason.",
+        (*_PEER, "reason"),
+        _peer_labels(lambda p: p.flows_dropped),
+    ),
+    Family(
+        "steelyard_flow_sync_sent_bytes_total",
+        Kind.COUNTER,
+        "Bytes sent.",
+        _PEER,
+        _each_peer(lambda p: p.bytes_sent),
+    ),
+    Family(
+        "steelyard_flow_sync_received_bytes_total",
+        Kind.COUNTER,
+        "Bytes received.",
+        _PEER,
+        _each_peer(lambda p: p.bytes_received),
+    ),
+    Family(
+        "steelyard_flow_sync_full_resyncs_total",
+        Kind.COUNTER,
+        "How often all flows were sent anew.",
+        _PEER,
+        _each_peer(lambda p: p.full_sent),
+    ),
+    Family(
+        "steelyard_flow_sync_refused_total",
+        Kind.COUNTER,
+        "Streams and frames of that address that were refused, by reason.",
+        (*_PEER, "reason"),
+        _peer_labels(lambda p: p.refused),
+    ),
+)
+
+FAILOVER_FAMILIES: tuple[Family, ...] = (*_ROUTER_FAMILIES, *_SYNC_FAMILIES)

@@ -1,0 +1,155 @@
+"""Decides the order of a planned move of the VIPs, so that no connection is lost by it.
+
+While the other balancer gets what it must know, new flows are held back for some milliseconds:
+their clients send the first packet again. Then the other one takes the VIPs, and only then does
+this one give them up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import structlog
+
+from agent.errors import ConflictError, SteelyardError
+from agent.failover.model import Mode, Role
+from agent.failover.syncstatus import FlushResult
+from agent.pair.mastership import Mastership
+from agent.state.moves import Moved
+
+log = structlog.get_logger()
+
+FLUSH_S = 2.0
+# A flow of which only the SYN was seen has no addresses that the peer could be told. Its client
+# answers the server within a round trip; whoever is held back meanwhile waits a second anyway.
+HANDSHAKE_S = 0.1
+HELD_S = 0.5  # new flows wait for the other one no longer than that
+_MASTER_DOWN = 4  # intervals after which a peer that only hears our adverts has taken over
+_LONGEST_S = 8.0  # below the time that lbctl waits for an answer
+_LOOK_S = 0.005
+_LATE_S = 0.05  # packets of clients that have not heard yet come here a little longer
+
+type Hold = Callable[[], AbstractAsyncContextManager[None]]
+
+
+class Peers(Protocol):
+    """The exchange of flows with the other balancers."""
+
+    async def flush(self, timeout_s: float) -> FlushResult:
+        """Send all that has changed, new flows too; returns when the peers have it."""
+        ...
+
+    async def ask_take(self, instance: str | None) -> str:
+        """Have the peer become master; what it says. Raises SteelyardError if it will not."""
+        ...
+
+    async def ask_give(self, instance: str | None) -> str:
+        """Have the peer that is master hand over to this node; what it says. Likewise."""
+        ...
+
+
+async def hand_over(
+    mastership: Mastership,
+    peers: Peers | None,
+    hold: Hold,
+    instance: str | None,
+    *,
+    force: bool = False,
+    stay: bool = True,
+) -> Moved:
+    """Give the VIPs to the other balancer; with ``stay``, be behind it until released.
+
+    Raises SteelyardError, with this node as it was, if there is nobody who knows the flows,
+    unless ``force``, or nobody who takes the VIPs.
+    """
+    mastership.check(instance)
+    if not mastership.has_role(Role.MASTER, instance):
+        if not stay:
+            raise ConflictError(
+                "this node is not master", where="failover", remedy="ask the one that is"
+            )
+        await mastership.set_mode(Mode.HANDED_OVER, instance)
+        return Moved("this node is not master; it stays behind until it is released")
+    flows, told = 0, ""
+    async with hold() if peers is not None else contextlib.nullcontext():
+        if peers is not None:
+            await asyncio.sleep(HANDSHAKE_S)
+            flows = await _flush(peers, force)
+        await mastership.set_mode(Mode.HANDED_OVER, instance)
+        if peers is not None:
+            told = await _ask(peers, instance)
+        taken = await _taken(mastership, instance, HELD_S)
+        await asyncio.sleep(_LATE_S)
+    patience_s = min(_MASTER_DOWN * mastership.slowest_interval_s() + 1, _LONGEST_S)
+    if not taken and not await _taken(mastership, instance, patience_s):
+        await mastership.set_mode(Mode.NORMAL, instance)
+        raise ConflictError(
+            f"nobody took the VIPs within {patience_s:.1f} s, so this node is still master"
+            + (f": {told}" if told else ""),
+            where="failover",
+            remedy="see `lbctl failover status` on the other balancer",
+        )
+    if peers is not None:
+        await peers.flush(FLUSH_S)  # what came in last
+    if not stay:
+        await mastership.set_mode(Mode.NORMAL, instance)
+    log.info("handed over", instance=instance or "all", flows=flows)
+    end = "; this node stays behind until it is released" if stay else ""
+    return Moved(f"handed over{end}", flows)
+
+
+async def take_over(
+    mastership: Mastership, peers: Peers | None, instance: str | None, mode: Mode
+) -> Moved:
+    """Make this node what ``mode`` says, and where that makes it master, by a handover of the
+    one that is, if it can be asked.
+    """
+    mastership.check(instance)
+    if peers is not None and mastership.masters_elsewhere(instance):
+        try:
+            told = await peers.ask_give(instance)
+        except SteelyardError as error:
+            log.warning("the other balancer did not hand over", problem=str(error))
+        else:
+            await mastership.set_mode(mode, instance)
+            return Moved(f"the other balancer says: {told}")
+    await mastership.set_mode(mode, instance)
+    return Moved("done")
+
+
+async def _flush(peers: Peers, force: bool) -> int:
+    result = await peers.flush(FLUSH_S)
+    if not result.done and not force:
+        raise ConflictError(
+            f"the other balancer does not have the flows: {result.text}",
+            where="failover.sync",
+            remedy="wait for it (`lbctl failover status`), or hand over with --force: open "
+            "connections may be cut then",
+        )
+    return result.flows
+
+
+async def _ask(peers: Peers, instance: str | None) -> str:
+    """Have the peer take over at once; one that cannot be asked hears of it by our adverts."""
+    try:
+        return await peers.ask_take(instance)
+    except SteelyardError as error:
+        log.warning("the other balancer was not told of the handover", problem=str(error))
+        return str(error)
+
+
+async def _taken(mastership: Mastership, instance: str | None, patience_s: float) -> bool:
+    """Wait until the other one is master."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience_s
+    while True:
+        await mastership.order({"do": "status"})
+        if not mastership.has_role(Role.MASTER, instance):
+            return True
+        if loop.time() >= until:
+            return False
+        await asyncio.sleep(_LOOK_S)

@@ -1,0 +1,189 @@
+"""Owns the agent's side of failover: tells the failover process what it depends on, and knows it.
+
+The process goes on without the agent; what it needs to know of it is said every half second, and
+at once when it changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+
+from agent.errors import ConflictError, NotFoundError, SteelyardError
+from agent.failover.client import ask_async
+from agent.failover.model import HANDED_OVER, Failover, Mode, Role, socket_of
+from agent.failover.status import FailoverStatus, RouterStatus, from_json
+from agent.pair.word import Word
+
+log = structlog.get_logger()
+
+WORD_S = 0.5
+_ANSWER_S = 2.0
+
+
+class Mastership:
+    """The failover process of this node, as far as it answers."""
+
+    def __init__(self, word: Callable[[], Word], ready: Callable[[], bool]) -> None:
+        self._word = word
+        self._ready = ready
+        self._path: Path | None = None
+        self._preempting: set[str] = set()
+        self._wake = asyncio.Event()
+        self.news = asyncio.Event()  # the process has answered
+        self.status: FailoverStatus | None = None
+        self.problem = ""
+
+    def aim(self, failover: Failover, agent_socket: Path) -> None:
+        """Follow the process that this configuration is for, or none."""
+        before = self._path
+        self._path = socket_of(failover, agent_socket) if failover.instances else None
+        self._preempting = {instance.name for instance in failover.instances if instance.preempt}
+        if self._path is None:
+            self.status, self.problem = None, ""
+        elif before is None:
+            self.problem = "it has not answered yet"
+        self._wake.set()
+
+    @property
+    def configured(self) -> bool:
+        """There are instances."""
+        return self._path is not None
+
+    def wake(self) -> None:
+        """Something that the process depends on may have changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Speak to the process for as long as the agent runs.
+
+        Before this node is ready it asks only, and says nothing: a node that comes back does not
+        take its place before it knows the flows. One that is master has its place.
+        """
+        said: Word | None = None
+        while True:
+            word = self._word()
+            # A pass that changed nothing is no news, and passes can be many.
+            if self._path is not None and (word != said or not self._wake.is_set()):
+                said = word
+                await self._tell(word)
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WORD_S):
+                    await self._wake.wait()
+
+    async def _tell(self, word: Word) -> None:
+        try:
+            if not self._ready():
+                await self.order({"do": "status"})
+            if self._ready() or self.has_role(Role.MASTER, None):
+                await self.say(word)
+        except (SteelyardError, OSError) as error:
+            if str(error) != self.problem:
+                log.error("the failover process does not answer", problem=str(error))
+            self.status, self.problem = None, str(error)
+        except Exception:  # this task's root: it must not end the balancing
+            log.exception("the failover process could not be told")
+
+    async def say(self, word: Word | None = None) -> None:
+        """Tell the process how this node is, ready or not."""
+        word = word or self._word()
+        services = {name: list(counts) for name, counts in word.services.items()}
+        await self.order(
+            {"do": "agent", "attached": word.attached, "why": word.why, "services": services}
+        )
+
+    async def order(self, request: Mapping[str, object]) -> FailoverStatus:
+        """One request to the process, and what it is afterwards; raises SteelyardError."""
+        if self._path is None:
+            raise ConflictError(
+                "there is no instance of failover",
+                where="failover",
+                remedy="add one to the agent's file: docs/failover.md",
+            )
+        answer = from_json(await ask_async(self._path, request, _ANSWER_S))
+        if self.problem:
+            log.info("the failover process answers")
+        self.status, self.problem = answer, ""
+        self.news.set()
+        return answer
+
+    async def set_mode(self, mode: Mode, instance: str | None) -> FailoverStatus:
+        """Tell the process what the operator wants of an instance, or of all."""
+        self.check(instance)
+        return await self.order({"do": "mode", "mode": mode.value, "instance": instance})
+
+    async def claim(self, instance: str | None) -> FailoverStatus:
+        """Have this node be master now: the other one hands over."""
+        self.check(instance)
+        return await self.order({"do": "claim", "instance": instance})
+
+    async def reload(self) -> None:
+        """Have the process read the configuration again; it says itself what it cannot take."""
+        if self._path is not None:
+            with contextlib.suppress(SteelyardError):  # `run` says that it does not answer
+                await self.order({"do": "reload"})
+
+    def check(self, instance: str | None) -> None:
+        """Raise NotFoundError for an instance that the process does not have."""
+        known = list(dict.fromkeys(router.instance for router in self._routers()))
+        if instance is not None and instance not in known:
+            raise NotFoundError(
+                f"there is no instance {instance!r}",
+                where="failover",
+                remedy=f"use one of: {', '.join(known)}" if known else "lbctl failover status",
+            )
+
+    def has_role(self, role: Role, instance: str | None) -> bool:
+        """Whether any virtual router of the instance, or of all, has this role now."""
+        return any(
+            router.role is role for router in self._routers() if instance in (None, router.instance)
+        )
+
+    def masters_elsewhere(self, instance: str | None) -> bool:
+        """Whether some virtual router of the instance has another node as master now."""
+        return any(
+            router.role is not Role.MASTER and router.master is not None
+            for router in self._routers()
+            if instance in (None, router.instance)
+        )
+
+    def would_win(self, instance: str | None) -> bool:
+        """Whether this node would take some virtual router of the instance by its priority."""
+        return any(
+            _is_better(router) and router.instance in self._preempting
+            for router in self._routers()
+            if instance in (None, router.instance)
+        )
+
+    def waiting_for(self) -> set[str]:
+        """Instances that this node is about to take from a master of lower priority.
+
+        Not from one that is handed over: it has asked already, and must stay behind.
+        """
+        return {
+            router.instance
+            for router in self._routers()
+            if _is_better(router)
+            and router.mode is Mode.NORMAL
+            and router.priority > (router.master_priority or 0)
+            and router.master_priority != HANDED_OVER
+            and router.instance in self._preempting
+        }
+
+    def slowest_interval_s(self) -> float:
+        """Of the adverts."""
+        return max((router.interval_s for router in self._routers()), default=1.0)
+
+    def _routers(self) -> tuple[RouterStatus, ...]:
+        return self.status.routers if self.status else ()
+
+
+def _is_better(router: RouterStatus) -> bool:
+    """It is behind a master of lower priority than it is configured with."""
+    has_master = router.role is Role.BACKUP and router.master is not None
+    return has_master and router.configured_priority > (router.master_priority or 0)

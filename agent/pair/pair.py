@@ -1,0 +1,179 @@
+"""Owns what makes this node one of several: its failover process, and the exchange of flows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import structlog
+
+from agent.dataplane.program import Dataplane
+from agent.errors import SteelyardError
+from agent.failover.model import FlowSync as SyncSettings
+from agent.failover.model import Mode, Role
+from agent.failover.secret import read_secret
+from agent.flowsync.exchange import Exchange
+from agent.flowsync.kept import Kept
+from agent.flowsync.sync import FlowSync
+from agent.model import Address, Config
+from agent.pair.handover import Peers, hand_over, take_over
+from agent.pair.mastership import Mastership
+from agent.pair.node import node_of
+from agent.pair.peers import SyncPeers
+from agent.pair.word import Word
+from agent.state.moves import Moved, MoveOrder, MoveVerb
+from agent.state.snapshot import FailoverView
+from agent.state.tables import TableContents
+
+log = structlog.get_logger()
+
+# A node that comes back waits so long for the flows of the others: they may be gone.
+READY_S = 5.0
+_PREEMPT_PAUSE_S = 1.0  # before the next one is asked for
+
+
+class Pair:
+    """The others, and this node's place among them. ``contents``: what the tables hold now;
+    ``hold``: nobody gets a new flow meanwhile.
+    """
+
+    def __init__(
+        self,
+        dataplane: Dataplane,
+        word: Callable[[], Word],
+        contents: Callable[[], TableContents],
+        hold: Callable[[], AbstractAsyncContextManager[None]],
+    ) -> None:
+        self._hold = hold
+        self._started_at = time.monotonic()
+        self._taking: Mode | None = None  # what this node will be once it has taken over
+        self._sync_problem = ""
+        self.mastership = Mastership(word, self._is_ready)
+        node = node_of(dataplane, contents)
+
+        def flows(peer: Address) -> Exchange:
+            slots = len(dataplane.tables.flows)
+            return Exchange(node, Kept.of(dataplane.pins, peer, slots))
+
+        self._sync = FlowSync(SyncSettings(), b"", "", flows, self._take, self._give)
+        self._peers: Peers | None = None
+
+    async def aim(self, config: Config) -> None:
+        """Follow a configuration, the first one or another."""
+        failover = config.failover
+        self.mastership.aim(failover, config.socket)
+        settings, secret = failover.sync, b""
+        self._sync_problem = ""
+        if settings.peers and failover.key_file is not None:
+            try:
+                secret = read_secret(failover.key_file)
+            except SteelyardError as error:
+                self._sync_problem = str(error)
+                log.error("flows are not exchanged", problem=str(error))
+        if not secret:
+            settings = SyncSettings()
+        await self._sync.reconfigure(settings, secret, config.name)
+        self._peers = SyncPeers(self._sync) if settings.peers else None
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What has to run, by name."""
+        own = {"failover": self.mastership.run(), "preemption": self._preempt()}
+        return own | self._sync.tasks()
+
+    def view(self) -> FailoverView:
+        """What is known now."""
+        mastership = self.mastership
+        return FailoverView(
+            configured=mastership.configured,
+            process=mastership.status,
+            problem=mastership.problem,
+            sync=self._sync.status(),
+            sync_problem=self._sync_problem or self._sync.problem,
+        )
+
+    async def move(self, order: MoveOrder) -> Moved:
+        """Do what the operator wants of the VIPs; raises SteelyardError if it cannot be done."""
+        mastership, instance = self.mastership, order.instance
+        await mastership.order({"do": "status"})
+        mastership.check(instance)
+        if order.dry_run:
+            return Moved(self._outlook(order))
+        if order.verb is MoveVerb.HANDOVER:
+            return await hand_over(mastership, self._peers, self._hold, instance, force=order.force)
+        mode = Mode.PROMOTED if order.verb is MoveVerb.PROMOTE else Mode.NORMAL
+        if mode is Mode.NORMAL and not mastership.would_win(instance):
+            await mastership.set_mode(mode, instance)
+            return Moved("released: priorities decide again")
+        async with self._as(mode):
+            return await take_over(mastership, self._peers, instance, mode)
+
+    def _outlook(self, order: MoveOrder) -> str:
+        """What an order would do, in words."""
+        is_master = self.mastership.has_role(Role.MASTER, order.instance)
+        match order.verb:
+            case MoveVerb.HANDOVER if not is_master:
+                return "this node is not master: it would stay behind until it is released"
+            case MoveVerb.HANDOVER:
+                return "the other balancer would become master, this node would stay behind it"
+            case MoveVerb.PROMOTE if is_master:
+                return "this node is master: it would stay so until it is released"
+            case MoveVerb.PROMOTE:
+                return "this node would become master, until it is released"
+            case _ if self.mastership.would_win(order.instance):
+                return "priorities would decide: this node would become master"
+            case _:
+                return "priorities would decide again"
+
+    async def _preempt(self) -> None:
+        """Take this node's place from a master of lower priority by a handover of that one.
+
+        The failover process would do it by itself, after its preempt_delay, but then what the
+        other one got last is not known here.
+        """
+        while True:
+            await self.mastership.news.wait()
+            self.mastership.news.clear()
+            if self._peers is None or self._taking is not None or not self._is_ready():
+                continue
+            for instance in self.mastership.waiting_for():
+                try:
+                    await take_over(self.mastership, self._peers, instance, Mode.NORMAL)
+                except SteelyardError as error:
+                    log.warning("not preempted", instance=instance, problem=str(error))
+                except Exception:  # this task's root
+                    log.exception("preemption broke", instance=instance)
+                await asyncio.sleep(_PREEMPT_PAUSE_S)
+
+    def _is_ready(self) -> bool:
+        """This node has the flows of the others, as far as they are there."""
+        if time.monotonic() - self._started_at > READY_S:
+            return True
+        return all(peer.full_received for peer in self._sync.status())
+
+    @contextlib.asynccontextmanager
+    async def _as(self, mode: Mode) -> AsyncIterator[None]:
+        """Meanwhile, when the other one hands over, this node becomes that."""
+        self._taking = mode
+        try:
+            yield
+        finally:
+            self._taking = None
+
+    async def _take(self, instance: str | None) -> str:
+        """The other node hands over to this one."""
+        if self._taking is not None:
+            await self.mastership.set_mode(self._taking, instance)
+        await self.mastership.say()
+        await self.mastership.claim(instance)
+        return "taken"
+
+    async def _give(self, instance: str | None) -> str:
+        """The other node wants to be master."""
+        moved = await hand_over(
+            self.mastership, self._peers, self._hold, instance, force=True, stay=False
+        )
+        return moved.text

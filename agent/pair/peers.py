@@ -1,0 +1,33 @@
+"""Asks the other balancers what a planned move of the VIPs needs of them."""
+
+from __future__ import annotations
+
+from agent.errors import ConflictError
+from agent.failover.syncstatus import FlushResult, TakeResult
+from agent.flowsync.sync import FlowSync
+
+
+class SyncPeers:
+    """The peers of flow sync (``handover.Peers``)."""
+
+    def __init__(self, sync: FlowSync) -> None:
+        self._sync = sync
+
+    async def flush(self, timeout_s: float) -> FlushResult:
+        """Send all that has changed, new flows too; returns when the peers have it."""
+        return await self._sync.flush(timeout_s)
+
+    async def ask_take(self, instance: str | None) -> str:
+        """Have a peer become master; what it says. Raises ConflictError if none does."""
+        return _text(await self._sync.ask_take(instance))
+
+    async def ask_give(self, instance: str | None) -> str:
+        """Have the peer that is master hand over to this node; likewise."""
+        return _text(await self._sync.ask_give(instance))
+
+
+def _text(result: TakeResult) -> str:
+    if not result.done:
+        where = f"peer {result.peer}" if result.peer else "failover.sync"
+        raise ConflictError(result.text, where=where, remedy="lbctl failover status, there too")
+    return result.text

@@ -1,0 +1,31 @@
+"""Decides what the agent says of itself to the failover process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent.state.situation import Situation
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Whether the program is attached, why not, and how many backends of each service are up, of
+    how many.
+    """
+
+    attached: bool
+    why: str
+    services: Mapping[str, tuple[int, int]]
+
+
+def word_of(now: Situation, attached: bool, why: str) -> Word:
+    """As of the last pass."""
+    services = {
+        service.name: (
+            sum(v.usable for ref, v in now.verdicts.items() if ref.service == service.name),
+            len(service.backends),
+        )
+        for service in now.config.services
+    }
+    return Word(attached, why, services)

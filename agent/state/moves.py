@@ -1,0 +1,32 @@
+"""What an operator may want of failover, as values."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class MoveVerb(enum.Enum):
+    """What is to happen to the VIPs."""
+
+    HANDOVER = "handover"  # this node gives them up, and stays behind
+    PROMOTE = "promote"  # this node takes them, and stays in front
+    RELEASE = "release"  # neither: priorities decide again
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOrder:
+    """An order; ``instance`` None: all. ``force``: without the flows, if need be."""
+
+    verb: MoveVerb
+    instance: str | None = None
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How it went, in the operator's words; ``flows`` were sent last."""
+
+    text: str
+    flows: int = 0

@@ -1,0 +1,153 @@
+"""``lbctl failover``: which balancer has the VIPs and why, and moving them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from lbctl.environment import Environment, pass_environment
+from lbctl.groups import SuggestingGroup
+from lbctl.options import Decorator, agent_options, dry_run_option, watch_option
+from lbctl.output import emit, render, watch
+
+PATIENCE_S = 20.0  # a handover to a peer that only hears of it by adverts takes a while
+
+_instance_argument: Decorator = click.argument("instance", required=False)
+_force_option: Decorator = click.option(
+    "--force", is_flag=True, help="Even if the other balancer does not have the flows."
+)
+
+
+@click.group(cls=SuggestingGroup)
+def failover() -> None:
+    """Failover: status, handover, promote, release.
+
+    Without INSTANCE, a verb is for all instances of the node that is asked.
+
+    \b
+    Examples:
+      lbctl failover status
+      lbctl failover handover
+    """
+
+
+@failover.command("status")
+@watch_option
+@agent_options
+@pass_environment
+def failover_status(env: Environment, watch_s: float | None) -> None:
+    """Who is master of what, since when and why; mismatches; the exchange of flows.
+
+    PRIORITY is the configured one, and after an arrow the effective one where it is another.
+    Without an agent, what the failover process says is shown, and the exit code is 3.
+
+    \b
+    Examples:
+      lbctl failover status
+      lbctl failover status -o json | jq '.instances[] | {name, role, why}'
+    """
+    from agent.errors import AgentUnreachableError
+
+    try:
+        watch(env, watch_s, lambda: render(env, env.agent().get("/v1/failover"), _view))
+    except AgentUnreachableError as error:
+        answer = _without_agent(env)
+        if answer is None:
+            raise
+        emit(env, answer, _view)
+        raise AgentUnreachableError(
+            f"{error.message}; this is what the failover process says",
+            where=error.where,
+            remedy=error.remedy,
+        ) from error
+
+
+def _without_agent(env: Environment) -> dict[str, Any] | None:
+    """The answer of the failover process itself, at its usual place; None: it has none."""
+    from agent.api import failoverviews
+    from agent.errors import SteelyardError
+    from agent.failover.client import ask
+    from agent.failover.model import Failover, socket_of
+    from agent.failover.status import from_json
+    from agent.state.snapshot import FailoverView
+
+    try:
+        process = from_json(ask(socket_of(Failover(), env.socket), {"do": "status"}))
+    except SteelyardError:
+        return None
+    view = FailoverView(configured=True, process=process, sync_problem="the agent is away")
+    return failoverviews.failover(view, time.time())
+
+
+def _view(data: Mapping[str, Any]) -> list[object]:
+    from lbctl import failoverviews as views
+
+    if not data["configured"]:
+        return ["no instance of failover is configured (docs/failover.md says how)"]
+    rows = data["instances"]
+    pieces: list[object] = [views.instance_table(rows)] if rows else []
+    return [
+        *pieces,
+        *views.problem_lines(rows),
+        views.process_line(data),
+        *views.sync_lines(data["flow_sync"]),
+    ]
+
+
+@failover.command("handover")
+@_instance_argument
+@_force_option
+@dry_run_option
+@agent_options
+@pass_environment
+def handover(env: Environment, instance: str | None, force: bool, dry_run: bool) -> None:
+    """Give the VIPs to the other balancer; no connection is lost.
+
+    For work on this node. It stays behind all others until `lbctl failover release`, but takes
+    over if nobody else is there.
+
+    \b
+    Examples:
+      lbctl failover handover
+      lbctl failover handover web --dry-run
+    """
+    _move(env, "handover", instance, force=force, dry_run=dry_run)
+
+
+@failover.command("promote")
+@_instance_argument
+@dry_run_option
+@agent_options
+@pass_environment
+def promote(env: Environment, instance: str | None, dry_run: bool) -> None:
+    """Take the VIPs to this node, whatever the priorities, until `lbctl failover release`.
+
+    \b
+    Example:
+      lbctl failover promote
+    """
+    _move(env, "promote", instance, force=False, dry_run=dry_run)
+
+
+@failover.command("release")
+@_instance_argument
+@dry_run_option
+@agent_options
+@pass_environment
+def release(env: Environment, instance: str | None, dry_run: bool) -> None:
+    """End a handover or a promotion: priorities decide again.
+
+    \b
+    Example:
+      lbctl failover release
+    """
+    _move(env, "release", instance, force=False, dry_run=dry_run)
+
+
+def _move(env: Environment, verb: str, instance: str | None, *, force: bool, dry_run: bool) -> None:
+    body = {"instance": instance, "force": force, "dry_run": dry_run}
+    answer = env.agent(PATIENCE_S).post(f"/v1/failover/{verb}", body)
+    emit(env, answer, lambda data: [data["text"]])

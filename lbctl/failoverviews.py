@@ -1,0 +1,137 @@
+"""How failover reads: who is master and why, mismatches, the exchange of flows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.text import Text
+
+from lbctl import humanise
+from lbctl.layout import Cell, Column, Table
+
+type Row = Mapping[str, Any]
+
+ROLE_STYLES = {"master": "bold green", "backup": "cyan", "fault": "bold red", "init": "yellow"}
+_SYNC_STYLES = {"connected": "green", "connecting": "yellow", "refused": "bold red"}
+_SLOW_LAG_S = 1.0
+
+
+def summary_lines(data: Row) -> Iterator[Text]:
+    """One line for each instance and each peer of flow sync, as part of `lbctl status`."""
+    if data["problem"]:
+        yield Text(data["problem"], "bold red")
+    for row in data["instances"]:
+        line = Text.assemble(f"{row['name']}: ", role(row["role"]))
+        line.append(f" for {humanise.age(row['since_s'])}: {row['why']}")
+        if row["mode"] != "normal":
+            line.append(f" ({row['mode']})", "yellow")
+        yield line
+        for problem in row["problems"]:
+            yield Text(problem, "bold red")
+    for peer in data["flow_sync"]:
+        yield _peer_line(peer["peer"], peer["state"], peer["lag_s"])
+
+
+def role(word: str) -> Text:
+    """A role, coloured."""
+    return Text(word, ROLE_STYLES.get(word, ""))
+
+
+def instance_table(rows: list[Row]) -> Table:
+    """The virtual routers."""
+    columns = (
+        Column("INSTANCE"),
+        Column("ROLE"),
+        Column("FOR", right=True, drop=2),
+        Column("PRIORITY", right=True, drop=1),
+        Column("MASTER", drop=3),
+        Column("VIPS", drop=4),
+        Column("WHY", prose=True),
+    )
+    return Table(columns, tuple(_instance_cells(row) for row in rows), prose_under="INSTANCE")
+
+
+def _instance_cells(row: Row) -> tuple[Cell, ...]:
+    return (
+        Cell(row["name"]),
+        Cell(row["role"], ROLE_STYLES.get(row["role"], "")),
+        Cell(humanise.age(row["since_s"])),
+        Cell(_priority(row)),
+        Cell("this node" if row["role"] == "master" else row["master"] or "-"),
+        Cell(" ".join(row["vips"])),
+        Cell(_why(row)),
+    )
+
+
+def _priority(row: Row) -> str:
+    """The configured priority, and the effective one where it is another."""
+    if row["method"] == "announce":
+        return "-"
+    configured, effective = row["priority_configured"], row["priority_effective"]
+    return str(configured) if configured == effective else f"{configured}→{effective}"
+
+
+def _why(row: Row) -> str:
+    reasons = [row["why"], *row["priority_reasons"]]
+    if row["mode"] != "normal":
+        reasons.append(f"{row['mode']} by the operator")
+    return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+
+
+def problem_lines(rows: list[Row]) -> list[Text]:
+    """The mismatches with other nodes."""
+    return [
+        Text.assemble(
+            ("MISMATCH ", "bold red"),
+            f"{row['name']}: {problem['text']} ({problem['count']} times,"
+            f" last {humanise.age(problem['last_s'])} ago)",
+        )
+        for row in rows
+        for problem in row["problems"]
+    ]
+
+
+def process_line(data: Row) -> Text:
+    """The failover process itself."""
+    process = data["process"]
+    if process is None:
+        return Text(f"failover process: {data['problem'] or 'unknown'}", "bold red")
+    kind = "scheduled in real time" if process["realtime"] else "NOT scheduled in real time"
+    parts = [f"pid {process['pid']}", f"up {humanise.age(process['uptime_s'])}", kind]
+    if not process["memory_locked"]:
+        parts.append("memory not locked")
+    line = Text(f"failover process: {', '.join(parts)}")
+    if process["config_problem"]:
+        line.append(f"\nPROBLEM {process['config_problem']}", "bold red")
+    return line
+
+
+def sync_lines(data: Row) -> list[Text]:
+    """The exchange of flows with each peer."""
+    lines = [_sync_line(peer) for peer in data["peers"]]
+    if data["problem"]:
+        lines.insert(0, Text(f"flow sync: {data['problem']}", "bold red"))
+    return lines or [Text("flow sync: no peers")]
+
+
+def _sync_line(peer: Row) -> Text:
+    who = f"{peer['address']} ({peer['name']})" if peer["name"] else peer["address"]
+    line = _peer_line(who, peer["state"], peer["lag_s"])
+    if peer["state"] != "connected":
+        line.append(f" for {humanise.age(peer['since_s'])}: {peer['why']}")
+    line.append(
+        f"; {humanise.count(peer['flows_sent_total'])} flows sent,"
+        f" {humanise.count(peer['flows_installed_total'])} taken"
+    )
+    if dropped := sum(peer["flows_dropped_total"].values()):
+        line.append(f", {humanise.count(dropped)} could not be taken", "yellow")
+    return line
+
+
+def _peer_line(who: str, state: str, lag_s: float | None) -> Text:
+    line = Text.assemble(f"flow sync with {who}: ", (state, _SYNC_STYLES.get(state, "")))
+    if lag_s is not None and state == "connected":
+        shown = f", lag {humanise.duration(lag_s)}"
+        line.append(shown, "yellow" if lag_s > _SLOW_LAG_S else "")
+    return line

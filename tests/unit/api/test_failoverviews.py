@@ -1,0 +1,61 @@
+"""How failover reads in JSON."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from agent.api.failoverviews import failover, summary
+from agent.state.snapshot import FailoverView
+from tests.unit.failover.samples import NOW, VIEW
+
+
+def test_everything_is_told_with_ages_and_words() -> None:
+    body = failover(VIEW, NOW)
+    assert (body["configured"], body["problem"]) == (True, "")
+    assert body["process"] == {
+        "pid": 77,
+        "version": "0.5.0",
+        "uptime_s": 3600.0,
+        "realtime": True,
+        "memory_locked": False,
+        "agent_seen_s": 0.25,
+        "config_problem": "",
+    }
+    first, second = body["instances"]
+    assert (first["role"], first["mode"], first["since_s"]) == ("backup", "handed-over", 90.0)
+    assert (first["priority_effective"], first["priority_configured"]) == (1, 100)
+    assert first["problems"] == [
+        {"kind": "vips", "text": "10.0.0.2 has other VIPs", "since_s": 60.0, "last_s": 2.0,
+         "count": 580}
+    ]  # fmt: skip
+    assert first["adverts_discarded_total"] == {"checksum": 3}
+    assert (second["family"], second["unicast_peers"]) == (6, ["fd00::2"])
+    (peer,) = body["flow_sync"]["peers"]
+    assert (peer["address"], peer["state"], peer["lag_s"]) == ("10.0.0.2", "connected", 0.21)
+    assert peer["flows_dropped_total"] == {"no-backend": 100}
+
+
+def test_the_summary_has_what_status_shows() -> None:
+    body = summary(VIEW, NOW)
+    assert body["instances"][0] == {
+        "name": "web/ipv4",
+        "role": "backup",
+        "since_s": 90.0,
+        "why": "10.0.0.2 has priority 150",
+        "master": "10.0.0.2",
+        "mode": "handed-over",
+        "problems": ["10.0.0.2 has other VIPs"],
+    }
+    assert body["flow_sync"] == [{"peer": "10.0.0.2", "state": "connected", "lag_s": 0.21}]
+
+
+def test_a_process_that_does_not_answer_is_told_as_such() -> None:
+    body = failover(replace(VIEW, process=None, problem="no failover process"), NOW)
+    assert (body["process"], body["instances"]) == (None, [])
+    assert body["problem"] == "no failover process"
+
+
+def test_nothing_is_configured() -> None:
+    assert summary(FailoverView(), NOW) == {
+        "configured": False, "problem": "", "instances": [], "flow_sync": [],
+    }  # fmt: skip

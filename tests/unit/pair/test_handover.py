@@ -1,0 +1,171 @@
+"""The order of a planned move of the VIPs, and what is left when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from agent.errors import ConflictError, NotFoundError
+from agent.failover.model import Mode, Role
+from agent.failover.status import FailoverStatus
+from agent.failover.syncstatus import FlushResult
+from agent.pair import handover
+from agent.pair.handover import hand_over, take_over
+from agent.pair.mastership import Mastership
+from tests.unit.failover.samples import MASTER, STATUS
+
+ONE = replace(MASTER, interval_s=0.01, master_priority=100)
+
+
+class Node(Mastership):
+    """A failover process of one virtual router; with ``taker``, the peer takes what it is given."""
+
+    def __init__(self, steps: list[str], role: Role = Role.MASTER, *, taker: bool = True) -> None:
+        super().__init__(lambda: None, lambda: True)
+        self.steps, self.taker = steps, taker
+        self.mode = Mode.NORMAL
+        self._become(role)
+
+    def _become(self, role: Role) -> None:
+        master = "fe80::2" if role is Role.BACKUP else "fe80::1"
+        self.status = replace(STATUS, routers=(replace(ONE, role=role, master=master),))
+
+    async def order(self, request) -> FailoverStatus:
+        if request["do"] == "mode":
+            self.mode = Mode(request["mode"])
+            self.steps.append(f"mode {self.mode.value}")
+        return self.status
+
+    def taken(self) -> None:
+        if self.taker and self.mode is Mode.HANDED_OVER:
+            self._become(Role.BACKUP)
+
+
+class Others:
+    """The peers: they have the flows if ``know``, and take or give when asked."""
+
+    def __init__(self, node: Node, *, know: bool = True, gives: bool = True) -> None:
+        self.node, self.know, self.gives = node, know, gives
+
+    async def flush(self, timeout_s: float) -> FlushResult:
+        self.node.steps.append("flush")
+        return FlushResult(self.know, "no other balancer is connected", 7)
+
+    async def ask_take(self, instance: str | None) -> str:
+        self.node.steps.append("take")
+        self.node.taken()
+        return "taken"
+
+    async def ask_give(self, instance: str | None) -> str:
+        self.node.steps.append("give")
+        if not self.gives:
+            raise ConflictError("busy", where="peer", remedy="wait")
+        return "handed over"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr(handover, "HANDSHAKE_S", 0.0)
+    monkeypatch.setattr(handover, "HELD_S", 0.02)
+    monkeypatch.setattr(handover, "_LONGEST_S", 0.05)
+    monkeypatch.setattr(handover, "_LATE_S", 0.0)
+
+
+def holding(steps: list[str]):
+    @contextlib.asynccontextmanager
+    async def hold() -> AsyncIterator[None]:
+        steps.append("hold")
+        try:
+            yield
+        finally:
+            steps.append("let go")
+
+    return hold
+
+
+def give(node: Node, others: Others | None, **how: bool):
+    return asyncio.run(hand_over(node, others, holding(node.steps), None, **how))
+
+
+def test_the_peer_has_the_flows_before_it_is_asked_and_takes_before_new_flows_go_on() -> None:
+    node = Node([])
+    moved = give(node, Others(node))
+    assert node.steps == ["hold", "flush", "mode handed-over", "take", "let go", "flush"]
+    assert (moved.flows, node.mode) == (7, Mode.HANDED_OVER)
+
+
+def test_one_that_gives_is_as_it_was_afterwards() -> None:
+    node = Node([])
+    give(node, Others(node), stay=False)
+    assert node.steps[-2:] == ["flush", "mode normal"]
+
+
+def test_nothing_is_given_away_without_the_flows() -> None:
+    node = Node([])
+    with pytest.raises(ConflictError, match="does not have the flows"):
+        give(node, Others(node, know=False))
+    assert node.steps == ["hold", "flush", "let go"]
+
+
+def test_force_gives_without_the_flows() -> None:
+    node = Node([])
+    give(node, Others(node, know=False), force=True)
+    assert node.mode is Mode.HANDED_OVER
+
+
+def test_a_node_that_nobody_relieves_is_master_as_before() -> None:
+    node = Node([], taker=False)
+    with pytest.raises(ConflictError, match="nobody took the VIPs"):
+        give(node, Others(node))
+    assert node.steps[-1] == "mode normal"
+    assert "let go" in node.steps
+
+
+def test_without_flow_sync_nothing_is_held_back() -> None:
+    node = Node([])
+    with pytest.raises(ConflictError, match="nobody took"):
+        give(node, None)
+    assert node.steps == ["mode handed-over", "mode normal"]
+
+
+def test_a_backup_only_stays_behind() -> None:
+    node = Node([], Role.BACKUP)
+    assert "stays behind" in give(node, Others(node)).text
+    assert node.steps == ["mode handed-over"]
+
+
+def test_who_is_not_master_has_nothing_to_give() -> None:
+    node = Node([], Role.BACKUP)
+    with pytest.raises(ConflictError, match="not master"):
+        give(node, Others(node), stay=False)
+    assert node.steps == []
+
+
+def test_an_unknown_instance_changes_nothing() -> None:
+    node = Node([])
+    with pytest.raises(NotFoundError, match="'dns'"):
+        asyncio.run(hand_over(node, None, holding(node.steps), "dns"))
+    assert node.steps == []
+
+
+def test_promotion_is_a_handover_of_the_master() -> None:
+    node = Node([], Role.BACKUP)
+    moved = asyncio.run(take_over(node, Others(node), None, Mode.PROMOTED))
+    assert node.steps == ["give", "mode promoted"]
+    assert "handed over" in moved.text
+
+
+def test_promotion_goes_on_without_the_master() -> None:
+    node = Node([], Role.BACKUP)
+    asyncio.run(take_over(node, Others(node, gives=False), None, Mode.PROMOTED))
+    assert node.steps == ["give", "mode promoted"]
+
+
+def test_a_master_is_promoted_without_asking_anybody() -> None:
+    node = Node([])
+    asyncio.run(take_over(node, Others(node), None, Mode.PROMOTED))
+    assert node.steps == ["mode promoted"]
