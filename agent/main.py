@@ -219,9 +219,11 @@ def failover(path: Path, log_level: str, log_format: str) -> None:
         standing = claim()  # first: on a busy host the rest would take seconds
         with LogWriter(sys.stderr) as stream:
             configure(LogLevel(log_level), LogFormat(log_format), stream)
+            from agent.failover.process.clockwork import new_loop
             from agent.failover.process.run import run as take_part
 
-            asyncio.run(take_part(path, standing))
+            with asyncio.Runner(loop_factory=new_loop) as runner:
+                runner.run(take_part(path, standing))
 
     _guarded(work)
 

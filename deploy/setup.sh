@@ -21,7 +21,8 @@ Installs what Steelyard needs, and Steelyard, into a virtual environment.
                           (default /opt/steelyard; with --dev: .venv in the checkout)
   --dev                   for development: an editable install, with the tools of `make test`
   --service               also install lbctl and lb-agent into /usr/local/bin, the systemd
-                          unit, and /etc/steelyard/agent.yaml if there is none
+                          units lb-agent and lb-agent-failover, and
+                          /etc/steelyard/agent.yaml if there is none
   --node                  for a GPU host that only runs the node agent: neither BCC nor BPF
                           is needed; with --service the unit lb-agent-node
   --offline               never use the network: Python packages come from the directories
@@ -268,8 +269,9 @@ place() {
 }
 
 install_service() {
-	local command name=lb-agent${node:+-node}
-	local unit=/etc/systemd/system/$name.service
+	local command name changed=""
+	local units=(lb-agent lb-agent-failover)
+	[[ -z "$node" ]] || units=(lb-agent-node)
 	for command in lbctl lb-agent; do
 		[[ "$(readlink "/usr/local/bin/$command")" != "$prefix/bin/$command" ]] || continue
 		say "linking /usr/local/bin/$command"
@@ -279,12 +281,16 @@ install_service() {
 	if [[ -z "$node" && ! -e /etc/steelyard/agent.yaml ]]; then
 		place "$repository/deploy/agent.example.yaml" /etc/steelyard/agent.yaml
 	fi
-	cmp -s "$repository/deploy/$name.service" "$unit" && return
-	place "$repository/deploy/$name.service" "$unit"
+	for name in "${units[@]}"; do
+		cmp -s "$repository/deploy/$name.service" "/etc/systemd/system/$name.service" && continue
+		place "$repository/deploy/$name.service" "/etc/systemd/system/$name.service"
+		changed=1
+	done
+	[[ -n "$changed" ]] || return 0
 	if [[ -d /run/systemd/system ]]; then
 		systemctl daemon-reload
 	else
-		say "systemd does not run here: the unit waits for the next boot"
+		say "systemd does not run here: the units wait for the next boot"
 	fi
 }
 
@@ -345,6 +351,7 @@ main() {
 		say "done: $prefix/bin/lb-agent node --help"
 	elif [[ -n "$service" ]]; then
 		say "done; now edit /etc/steelyard/agent.yaml, then: systemctl enable --now lb-agent"
+		say "with a section failover in it: systemctl enable --now lb-agent lb-agent-failover"
 	else
 		say "done: $prefix/bin/lbctl --help"
 	fi

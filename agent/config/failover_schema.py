@@ -172,8 +172,9 @@ class InstanceSection(Section):
     )
     accept: bool = Field(
         _INSTANCE.accept,
-        description="Whether the master's host itself has the VIPs, as it must to answer ARP; "
-        "`false`: something else answers for them.",
+        description="Whether the master's host itself takes what is sent to the VIPs and is for no "
+        "service, pings among it. `false`: it does not have them, and only answers ARP and "
+        "neighbour discovery for them.",
     )
     group: kinds.Name | None = Field(
         _INSTANCE.group,

@@ -52,6 +52,7 @@ class Judgement:
 
     fitness: Fitness
     reasons: tuple[str, ...]  # what makes the priority other than the configured one, or FAULT
+    may_preempt: bool = True  # else it leaves a master of lower priority alone
 
 
 def judged(script: TrackedScript, before: ScriptState, ok: bool, detail: str) -> ScriptState:

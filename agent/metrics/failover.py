@@ -10,7 +10,8 @@ from agent.failover.syncstatus import LinkState, PeerSync
 from agent.metrics.family import Family, Kind, Sample, Samples
 from agent.state.snapshot import Snapshot
 
-_INSTANCE = ("instance",)
+# Not `instance`, which Prometheus calls the target.
+_ROUTER = ("router",)
 _PEER = ("peer",)
 
 
@@ -69,56 +70,56 @@ _ROUTER_FAMILIES: tuple[Family, ...] = (
         Kind.GAUGE,
         "1 for the role of this node, 0 for the others. `web/ipv4` is the IPv4 side of an instance "
         "with VIPs of both families.",
-        (*_INSTANCE, "role"),
+        (*_ROUTER, "role"),
         _router_labels(lambda r: {role.value: float(r.role is role) for role in Role}),
     ),
     Family(
         "steelyard_failover_priority",
         Kind.GAUGE,
         "Effective priority.",
-        _INSTANCE,
+        _ROUTER,
         _each_router(lambda r: r.priority),
     ),
     Family(
         "steelyard_failover_transitions_total",
         Kind.COUNTER,
         "Changes of role, by the new one.",
-        (*_INSTANCE, "role"),
+        (*_ROUTER, "role"),
         _router_labels(lambda r: r.transitions),
     ),
     Family(
         "steelyard_failover_adverts_sent_total",
         Kind.COUNTER,
         "Adverts sent.",
-        _INSTANCE,
+        _ROUTER,
         _each_router(lambda r: r.adverts_sent),
     ),
     Family(
         "steelyard_failover_adverts_received_total",
         Kind.COUNTER,
         "Adverts of others that were accepted.",
-        _INSTANCE,
+        _ROUTER,
         _each_router(lambda r: r.adverts_received),
     ),
     Family(
         "steelyard_failover_adverts_discarded_total",
         Kind.COUNTER,
         "Adverts of others that were refused, by reason.",
-        (*_INSTANCE, "reason"),
+        (*_ROUTER, "reason"),
         _router_labels(lambda r: r.adverts_discarded),
     ),
     Family(
         "steelyard_failover_announcements_total",
         Kind.COUNTER,
         "Gratuitous ARP and unsolicited neighbour advertisements sent.",
-        _INSTANCE,
+        _ROUTER,
         _each_router(lambda r: r.announcements),
     ),
     Family(
         "steelyard_failover_mismatch",
         Kind.GAUGE,
         "1 while another node differs in something that can make two masters; absent otherwise.",
-        (*_INSTANCE, "kind"),
+        (*_ROUTER, "kind"),
         _router_labels(lambda r: {problem.kind: 1.0 for problem in r.problems}),
     ),
 )

@@ -15,8 +15,9 @@ import structlog
 
 from agent.errors import ConflictError, NotFoundError, SteelyardError
 from agent.failover.client import ask_async
-from agent.failover.model import HANDED_OVER, Failover, Mode, Role, socket_of
+from agent.failover.model import Failover, Instance, Mode, Role, socket_of
 from agent.failover.status import FailoverStatus, RouterStatus, from_json
+from agent.pair.preemption import is_behind
 from agent.pair.word import Word
 
 log = structlog.get_logger()
@@ -32,7 +33,7 @@ class Mastership:
         self._word = word
         self._ready = ready
         self._path: Path | None = None
-        self._preempting: set[str] = set()
+        self.instances: Mapping[str, Instance] = {}
         self._wake = asyncio.Event()
         self.news = asyncio.Event()  # the process has answered
         self.status: FailoverStatus | None = None
@@ -42,7 +43,7 @@ class Mastership:
         """Follow the process that this configuration is for, or none."""
         before = self._path
         self._path = socket_of(failover, agent_socket) if failover.instances else None
-        self._preempting = {instance.name for instance in failover.instances if instance.preempt}
+        self.instances = {instance.name: instance for instance in failover.instances}
         if self._path is None:
             self.status, self.problem = None, ""
         elif before is None:
@@ -130,7 +131,7 @@ class Mastership:
 
     def check(self, instance: str | None) -> None:
         """Raise NotFoundError for an instance that the process does not have."""
-        known = list(dict.fromkeys(router.instance for router in self._routers()))
+        known = list(dict.fromkeys(router.instance for router in self.routers))
         if instance is not None and instance not in known:
             raise NotFoundError(
                 f"there is no instance {instance!r}",
@@ -141,49 +142,32 @@ class Mastership:
     def has_role(self, role: Role, instance: str | None) -> bool:
         """Whether any virtual router of the instance, or of all, has this role now."""
         return any(
-            router.role is role for router in self._routers() if instance in (None, router.instance)
+            router.role is role for router in self.routers if instance in (None, router.instance)
         )
 
     def masters_elsewhere(self, instance: str | None) -> bool:
         """Whether some virtual router of the instance has another node as master now."""
         return any(
             router.role is not Role.MASTER and router.master is not None
-            for router in self._routers()
+            for router in self.routers
             if instance in (None, router.instance)
         )
 
     def would_win(self, instance: str | None) -> bool:
         """Whether this node would take some virtual router of the instance by its priority."""
         return any(
-            _is_better(router) and router.instance in self._preempting
-            for router in self._routers()
+            is_behind(router)
+            and router.instance in self.instances
+            and self.instances[router.instance].preempt
+            for router in self.routers
             if instance in (None, router.instance)
         )
 
-    def waiting_for(self) -> set[str]:
-        """Instances that this node is about to take from a master of lower priority.
-
-        Not from one that is handed over: it has asked already, and must stay behind.
-        """
-        return {
-            router.instance
-            for router in self._routers()
-            if _is_better(router)
-            and router.mode is Mode.NORMAL
-            and router.priority > (router.master_priority or 0)
-            and router.master_priority != HANDED_OVER
-            and router.instance in self._preempting
-        }
-
     def slowest_interval_s(self) -> float:
         """Of the adverts."""
-        return max((router.interval_s for router in self._routers()), default=1.0)
+        return max((router.interval_s for router in self.routers), default=1.0)
 
-    def _routers(self) -> tuple[RouterStatus, ...]:
+    @property
+    def routers(self) -> tuple[RouterStatus, ...]:
+        """The virtual routers, as of the last answer."""
         return self.status.routers if self.status else ()
-
-
-def _is_better(router: RouterStatus) -> bool:
-    """It is behind a master of lower priority than it is configured with."""
-    has_master = router.role is Role.BACKUP and router.master is not None
-    return has_master and router.configured_priority > (router.master_priority or 0)

@@ -20,6 +20,7 @@ from agent.flowsync.exchange import Exchange
 from agent.flowsync.kept import Kept
 from agent.flowsync.sync import FlowSync
 from agent.model import Address, Config
+from agent.pair import preemption
 from agent.pair.handover import Peers, hand_over, take_over
 from agent.pair.mastership import Mastership
 from agent.pair.node import node_of
@@ -134,14 +135,18 @@ class Pair:
         The failover process would do it by itself, after its preempt_delay, but then what the
         other one got last is not known here.
         """
+        mastership, waiting = self.mastership, dict[str, float]()
         while True:
-            await self.mastership.news.wait()
-            self.mastership.news.clear()
+            await mastership.news.wait()
+            mastership.news.clear()
+            instances, now_s = mastership.instances, time.monotonic()
+            wanted = preemption.candidates(mastership.routers, instances)
+            waiting = preemption.since(waiting, wanted, now_s)
             if self._peers is None or self._taking is not None or not self._is_ready():
                 continue
-            for instance in self.mastership.waiting_for():
+            for instance in preemption.due(waiting, instances, now_s):
                 try:
-                    await take_over(self.mastership, self._peers, instance, Mode.NORMAL)
+                    await take_over(mastership, self._peers, instance, Mode.NORMAL)
                 except SteelyardError as error:
                     log.warning("not preempted", instance=instance, problem=str(error))
                 except Exception:  # this task's root

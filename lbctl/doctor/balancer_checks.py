@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from agent.failover.plan import claimed_vips
 from agent.model import Address
 from lbctl.doctor.facts import Facts, Finding, Question, Verdict
 
@@ -56,9 +57,10 @@ def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def vips(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Whether the host answers for the VIPs."""
+    """Whether the host answers for the VIPs; where those of failover are is another's decision."""
     link = facts.link(ask.interface)
-    wanted = ask.vips or _configured(facts)
+    moving = claimed_vips(facts.failover.config) if facts.failover else frozenset()
+    wanted = ask.vips or tuple(vip for vip in _configured(facts) if vip not in moving)
     if link is None or not wanted:
         return
     missing = [vip for vip in wanted if vip not in link.addresses]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from lbctl.doctor import (
     backend_checks,
     balancer_checks,
+    failover_checks,
     hook_checks,
     host_checks,
     interface_checks,
@@ -46,6 +47,7 @@ BALANCER: tuple[Check, ...] = (
     balancer_checks.rp_filter,
     balancer_checks.vips,
     balancer_checks.agent,
+    failover_checks.failover,
 )
 BACKEND: tuple[Check, ...] = (
     interface_checks.exists,

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.model import Address, Forward
+from agent.failover.status import FailoverStatus
+from agent.model import Address, Config, Forward
 
 
 class Role(enum.Enum):
@@ -162,6 +163,42 @@ class AgentFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Firewall:
+    """A chain of nftables that drops what comes in unless a rule lets it; what rules name."""
+
+    chain: str
+    words: frozenset[str]  # protocols and ports
+    ranges: tuple[tuple[int, int], ...] = ()  # of ports
+
+    def names(self, *words: str) -> bool:
+        """Whether a rule names one of these."""
+        return any(
+            word in self.words
+            or (word.isdigit() and any(low <= int(word) <= high for low, high in self.ranges))
+            for word in words
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverFacts:
+    """Of a balancer whose configuration has instances of failover.
+
+    ``problem`` and ``remedy`` when the failover process did not answer, ``key_problem`` and
+    ``key_remedy`` of the file with the secret.
+    """
+
+    config: Config
+    status: FailoverStatus | None = None
+    problem: str = ""
+    remedy: str = ""
+    denied: bool = False
+    key_problem: str | None = ""
+    key_remedy: str = ""
+    macvlan: bool | None = None  # whether the kernel has it
+    firewall: Firewall | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything that was found; ``sysctl`` by name with dots, as ``sysctl`` prints them."""
 
@@ -171,6 +208,7 @@ class Facts:
     sysctl: Mapping[str, int] = field(default_factory=dict)
     pinned: frozenset[int] = frozenset()  # ids of the programs pinned by agents of this host
     entry: Entry | None = None  # of the running agent, with `hook: external`
+    failover: FailoverFacts | None = None
     gue_ports: frozenset[int] = frozenset()  # UDP ports whose packets the kernel unpacks
 
     @property

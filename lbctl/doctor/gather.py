@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import AgentUnreachableError, SteelyardError
-from lbctl.doctor import bpf, netdev
+from lbctl.doctor import bpf, gather_failover, netdev
 from lbctl.doctor.facts import (
     AgentFacts,
     Bcc,
@@ -61,6 +61,9 @@ def gather(env: Environment, interface: str | None) -> tuple[Facts, tuple[str, .
         sysctl=_sysctls(["all", *(link.name for link in links)]),
         pinned=_pinned(),
         entry=_entry(agent),
+        failover=gather_failover.gather(
+            agent.config, env.socket, _run("nft", "-j", "list", "ruleset")
+        ),
         gue_ports=gue_ports(_run("ip", "fou", "show") or ""),
     )
     return facts, tuple(names)
@@ -254,6 +257,7 @@ def _read_sysctls(names: list[str]) -> Iterator[tuple[str, int]]:
     for interface in names:
         for key in _PER_INTERFACE:
             paths[f"net.ipv4.conf.{interface}.{key}"] = f"net/ipv4/conf/{interface}/{key}"
+        paths[f"net.ipv6.conf.{interface}.disable_ipv6"] = f"net/ipv6/conf/{interface}/disable_ipv6"
     for name, path in paths.items():
         number = _number(Path("/proc/sys", path))
         if number is not None:

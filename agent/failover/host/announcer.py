@@ -63,13 +63,13 @@ class Announcer:
 
     def burst(self) -> None:
         """``repeat`` frames for each VIP: the first before this returns, the others soon."""
+        if self._plan.repeat:
+            self._announce()
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         self._timers = [timer for timer in self._timers if timer.when() > now_s]
         for turn in range(1, self._plan.repeat):
             self._timers.append(loop.call_later(turn * ROUND_GAP_S, self._announce))
-        if self._plan.repeat:
-            self._announce()
 
     def stop(self) -> None:
         """Announce no more."""
@@ -101,7 +101,7 @@ class Announcer:
         except OSError as error:
             self._note(error, len(self._vips))
             return
-        router = forwards(self._interface)
+        router = any(vip.version == 6 for vip in self._vips) and forwards(self._interface)
         for vip in self._vips:
             protocol = ETH_P_ARP if vip.version == 4 else ETH_P_IPV6
             try:

@@ -26,7 +26,7 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 6, 8, 11
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 5, 18
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_MACVLAN_MODE = 1, 2, 1
-_MACVLAN_MODE_PRIVATE = 1
+_MACVLAN_MODE_VEPA = 2
 _IFF_UP = 0x1
 _IFA_F_NODAD = 0x02
 _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x08, 0x40
@@ -81,8 +81,12 @@ def remove_address(sequence: int, ifindex: int, address: Address) -> bytes:
 
 
 def add_macvlan(sequence: int, parent: int, name: str, mac: bytes) -> bytes:
-    """Make a macvlan, private as keepalived's, down."""
-    mode = attribute(_IFLA_MACVLAN_MODE, struct.pack("=I", _MACVLAN_MODE_PRIVATE))
+    """Make a macvlan, down.
+
+    Not a private one: such a one takes the multicast that comes with its own MAC as the source,
+    and that is what the adverts of another node are. The interface below it would hear none.
+    """
+    mode = attribute(_IFLA_MACVLAN_MODE, struct.pack("=I", _MACVLAN_MODE_VEPA))
     kind = attribute(_IFLA_INFO_KIND, b"macvlan") + attribute(_IFLA_INFO_DATA, mode)
     body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     body += attribute(_IFLA_IFNAME, name.encode() + b"\0")

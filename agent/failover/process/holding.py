@@ -6,6 +6,7 @@ import structlog
 
 from agent.failover.host.addresses import Addresses, Outcome
 from agent.failover.host.announcer import Announcer
+from agent.failover.host.responder import Responder
 from agent.failover.host.vmac import VirtualMac
 from agent.failover.model import OWNER
 from agent.failover.plan import VirtualRouter
@@ -31,6 +32,7 @@ class Holding:
             self._interface = self._mac.interface
         self._addresses = Addresses(self._interface)
         self._announcer = self._new_announcer()
+        self._responder = self._new_responder()
         self._sent = 0  # by announcers of before
         self._held = False
         self.problem = ""
@@ -48,12 +50,15 @@ class Holding:
         """VIPs on, and then announced: nobody is sent here who would not be served."""
         self._held = True
         self._note(self._addresses.take(self._on_interface(self._router)), "on")
+        self._respond()
         self.announce(anew=True)
 
     def drop(self) -> bool:
         """VIPs off; whether there were any."""
         if self._announcer is not None:
             self._announcer.stop()
+        if self._responder is not None:
+            self._responder.stop()
         self._held = False
         outcome = self._addresses.drop(self._router.vips)
         self._note(outcome, "off")
@@ -90,6 +95,9 @@ class Holding:
             self._sent += self._announcer.sent
             self._announcer.close()
         self._announcer = self._new_announcer()
+        if self._responder is not None:
+            self._responder.stop()
+        self._responder = self._new_responder()
         if self._held:
             self.take()
 
@@ -108,6 +116,21 @@ class Holding:
         instance = self._router.instance
         return Announcer(self._interface, self._router.vips, instance.announcements)
 
+    def _new_responder(self) -> Responder | None:
+        if not self._router.family or self._router.instance.accept:
+            return None  # the kernel answers
+        return Responder(self._interface, self._router.vips)
+
+    def _respond(self) -> None:
+        if self._responder is None:
+            return
+        try:
+            self._responder.start()
+        except OSError as error:
+            self._responder.stop()
+            why = error.strerror or str(error)
+            self._tell(f"nobody answers for the VIPs on {self._interface}: {why}")
+
     @staticmethod
     def _on_interface(router: VirtualRouter) -> tuple[Address, ...]:
         return router.vips if router.instance.accept else ()
@@ -122,6 +145,9 @@ class Holding:
                 f"somebody else has put {_words(outcome.theirs)} on {self._interface}: it is there "
                 "also while another node is master; remove it (`ip address del`)"
             )
+        self._tell(problem)
+
+    def _tell(self, problem: str) -> None:
         if problem and problem != self.problem:
             log.error("addresses", router=self._router.name, problem=problem)
         self.problem = problem

@@ -124,19 +124,21 @@ class Router:
 
     def observe(self, interface: Interface | None, judgement: Judgement) -> None:
         """What is known now of the interface, and what follows from all that is tracked."""
-        self._fault = self._bind(interface)
         self._judgement = judgement
+        self._fault = self._bind(interface)
+        self._settings = self._new_settings(self._settings.own)
         self.handle(Fitness(judgement.fitness.priority, judgement.fitness.fault or self._fault))
 
     def set_mode(self, mode: Mode) -> None:
         """What the operator wants."""
         self.handle(Operator(mode))
 
-    def handle(self, event: Event) -> None:
-        """One step of the machine, and what it asks for."""
+    def handle(self, event: Event, now_s: float | None = None) -> None:
+        """One step of the machine, and what it asks for; ``now_s``: when, if not just now."""
         was = self.state
+        now_s = self._loop.time() if now_s is None else now_s
         try:
-            self.state, effects = machine.step(self._settings, was, event, self._loop.time())
+            self.state, effects = machine.step(self._settings, was, event, now_s)
         except Exception:
             log.exception("the state machine failed", router=self.router.name, on=str(event))
             self._arm(self._loop.time() + self._settings.interval_s)
@@ -230,6 +232,7 @@ class Router:
     def _drain(self) -> None:
         if self._channel is None:
             return
+        now_s = self._loop.time()  # the wait for the next advert does not begin with our reading
         try:
             found = self._channel.receive()
         except OSError as error:
@@ -245,7 +248,7 @@ class Router:
         for advert in latest.values():
             if advert.priority > 0:
                 self._other_is_master()
-            self.handle(Heard(advert))
+            self.handle(Heard(advert), now_s)
 
     def _note(self, heard: Advert | Refusal) -> None:
         if isinstance(heard, Refusal):
@@ -354,7 +357,7 @@ class Router:
             interval_s=instance.interval_s,
             version=instance.version,
             family=self.router.family,
-            preempt=instance.preempt,
+            preempt=instance.preempt and self._judgement.may_preempt,
             preempt_delay_s=instance.preempt_delay_s,
             grouped=self._grouped,
         )

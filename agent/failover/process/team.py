@@ -59,8 +59,7 @@ class Team:
 
     def start(self) -> None:
         """Take part in all that is configured; what a former process left and is not is removed."""
-        wanted = {(r.interface, vip) for r in self._orders.plan.routers for vip in r.vips}
-        kept = frozenset(_remove_stale(wanted))
+        kept = frozenset(_remove_stale(_places(self._orders.plan.routers)))
         self._watch()
         for router in self._orders.plan.routers:
             with _guarded(router.name):
@@ -267,6 +266,13 @@ def _identity(router: VirtualRouter) -> tuple[object, ...]:
     """What another virtual router differs in; all else can change while it is master."""
     instance = router.instance
     return router.interface, router.family, instance.vrid, instance.method, instance.virtual_mac
+
+
+def _places(routers: Iterable[VirtualRouter]) -> Iterator[tuple[str, Address]]:
+    """Where a former process's VIPs can stay. The interface of a virtual MAC is made anew."""
+    for router in routers:
+        if router.instance.accept and not router.instance.virtual_mac:
+            yield from ((router.interface, vip) for vip in router.vips)
 
 
 def _remove_stale(wanted: Iterable[tuple[str, Address]]) -> Iterator[tuple[str, Address]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import structlog
 
@@ -121,7 +122,11 @@ class Tracking:
             agent_away_s=self._loop.time() - self._heard_s,
             program=self._has_programs(),
         )
-        return fitness(router.instance, router.interface, router.services, observed)
+        judged = fitness(router.instance, router.interface, router.services, observed)
+        # An agent reports once it has the flows of the others: without them, the connections of
+        # a master that is well would be cut.
+        known = self.agent_seen is not None and observed.agent_away_s < _RESTARTED_S
+        return replace(judged, may_preempt=known or not router.instance.track.dataplane)
 
     def to_save(self, saved: Saved) -> Saved:
         """With the agent's word."""

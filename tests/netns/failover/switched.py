@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from lbctl.lab import netns
+from lbctl.lab.build import remove_locks
 
 type Address = IPv4Address | IPv6Address
 
@@ -103,8 +104,20 @@ class Switched:
         """Whether the node has the VIP on an interface."""
         return f" {vip}/" in self.run(node, "ip", "-o", "address", "show")
 
+    def reaches(self, vip: object, patience_s: float = 0.2) -> bool:
+        """Whether the client's ping is answered."""
+        command = ["ping", "-c1", f"-W{patience_s}", str(vip)]
+        done = subprocess.run(
+            [*netns.entering(self.name("client")), *command],
+            capture_output=True,
+            check=False,
+            timeout=20,
+        )
+        return done.returncode == 0
+
     def remove(self) -> None:
         for node in ("switch", *NODES):
+            remove_locks(self.name(node))
             subprocess.run(
                 ["ip", "netns", "del", self.name(node)], capture_output=True, check=False
             )

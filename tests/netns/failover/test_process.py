@@ -13,7 +13,7 @@ from agent.errors import ApiError
 from lbctl.lab import netns
 from tests.netns.failover import keepalived
 from tests.netns.failover.node import Ours, ours
-from tests.netns.failover.switched import VIP, VIP6, Switched, switched
+from tests.netns.failover.switched import VIP, VIP6, Switched, mac, switched
 from tests.netns.site import wait_until
 
 pytestmark = pytest.mark.kernel
@@ -201,6 +201,58 @@ def test_a_vip_that_somebody_removes_is_put_back(net: Switched) -> None:
         netns.ip([f"address del {VIP}/32 dev eth0"], net.name("a"))
         alone.await_vip(True)
         assert alone.roles() == ["backup", "master"]
+
+
+def test_vips_that_are_not_accepted_are_answered_for_where_the_master_is(net: Switched) -> None:
+    def resolves_to(node: str, *vips: object) -> None:
+        for vip in vips:
+            net.run("client", "ip", "neighbour", "flush", "to", str(vip))
+            assert not net.reaches(vip)
+            told = net.run("client", "ip", "neighbour", "show", str(vip))
+            assert mac(node) in told, told
+
+    def nobody_has(vip: object) -> None:
+        net.run("client", "ip", "neighbour", "flush", "to", str(vip))
+        net.reaches(vip)
+        assert "lladdr" not in net.run("client", "ip", "neighbour", "show", str(vip))
+
+    for node in ("a", "b"):  # a keepalived that was killed leaves its VIP
+        netns.ip([f"address flush dev eth0 to {VIP}"], net.name(node))
+    silent = BOTH | {"accept": False}
+    with ours(net, "a", "b") as (first, second):
+        first.configure(silent | HIGH)
+        second.configure(silent | LOW)
+        first.start()
+        first.await_role("master")
+        second.start()
+        second.await_role("backup")
+        assert not net.has("a", VIP)
+        resolves_to("a", VIP, VIP6)
+        first.end()
+        second.await_role("master")
+        resolves_to("b", VIP, VIP6)
+        second.reload(silent | LOW | {"vips": [str(VIP6), "10.73.0.101"]})
+        resolves_to("b", "10.73.0.101", VIP6)
+        nobody_has(VIP)
+        second.reload(BOTH | LOW)
+        second.await_vip(True)
+        assert net.reaches(VIP)
+        second.reload(silent | LOW)
+        second.await_vip(False)
+        resolves_to("b", VIP, VIP6)
+        second.end()
+        nobody_has(VIP)
+
+
+def test_a_vip_that_a_killed_process_left_goes_if_the_host_shall_not_have_it(net: Switched) -> None:
+    for changed in ({"accept": False}, {"virtual_mac": True}):
+        with one(net) as alone:
+            assert net.has("a", VIP)
+            alone.end(signal.SIGKILL)
+            alone.configure(changed)
+            alone.start()
+            alone.await_role("master")
+            assert f" {VIP}/" not in net.run("a", "ip", "-o", "address", "show", "dev", "eth0")
 
 
 def test_a_reload_changes_what_differs_and_nothing_else(net: Switched) -> None:

@@ -83,15 +83,20 @@ def test_rounds_make_all_repetitions_and_begin_with_another_pairing() -> None:
     tasks = plan.tasks([series], seed=1)
     assert [task.pairing for task in tasks[:4]] == [OURS, THEIRS, THEIRS, OURS]
     for pairing in series.pairings:
-        mine = [task for task in tasks if task.pairing == pairing]
+        mine = [dict(task.repetitions) for task in tasks if task.pairing == pairing]
         for name, count in series.repetitions.items():
-            assert sum(dict(task.repetitions).get(name, 0) for task in mine) == count
+            assert sum(len(of.get(name, ())) for of in mine) == count
 
 
-def test_both_pairings_meet_the_same_moments() -> None:
+def test_both_pairings_meet_the_same_moments_all_over_an_interval() -> None:
     tasks = plan.tasks([WHOLE[0]], seed=1)
-    seeds = {pairing: [t.seed for t in tasks if t.pairing == pairing] for pairing in (OURS, THEIRS)}
-    assert seeds[OURS] == seeds[THEIRS]
+    met = {
+        pairing.name: [task.repetitions for task in tasks if task.pairing == pairing]
+        for pairing in (OURS, THEIRS)
+    }
+    assert met[OURS.name] == met[THEIRS.name]
+    moments = sorted(m for of in met[OURS.name] for m in dict(of)["kill"])
+    assert moments == [(number + 0.5) / 20 for number in range(20)]
 
 
 def test_the_asked_for_heals_are_in_the_whole_run() -> None:

@@ -88,6 +88,24 @@ def test_the_last_word_of_a_node_counts(monkeypatch: pytest.MonkeyPatch) -> None
     run(monkeypatch, work)
 
 
+def test_who_may_not_preempt_leaves_a_master_of_lower_priority_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work(router: Router, found: Host) -> None:
+        due_s = router.state.due_s
+        router.observe(UP, replace(FIT, may_preempt=False))
+        hear(router, found, advert(50))
+        assert router.state.due_s is not None
+        assert due_s is not None
+        assert router.state.due_s > due_s, "it waits for that master to be silent"
+        waits_s = router.state.due_s
+        router.observe(UP, FIT)
+        hear(router, found, advert(50))
+        assert router.state.due_s == waits_s, "its adverts count no more"
+
+    run(monkeypatch, work)
+
+
 def test_inherited_vips_stay_until_another_master_is_heard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
