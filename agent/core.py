@@ -19,7 +19,7 @@ from agent.dataplane.program import Dataplane
 from agent.dataplane.trace import Tracer, rings_of
 from agent.dataplane.trueup import TrueUp
 from agent.errors import SteelyardError
-from agent.failover.plan import claimed_vips
+from agent.failover.plan import claimed_vips, concerns
 from agent.flowsync import carry
 from agent.health.monitor import HealthMonitor, Target
 from agent.history import History, log_transitions
@@ -171,6 +171,7 @@ class Core:
         After an error the configuration stands all the same, and passes go on trying.
         """
         known = self._known_health()
+        moves_vips = concerns(self.config) != concerns(config)
         self.config = config
         for change in changes:
             log.info("change", change=str(change))
@@ -190,7 +191,8 @@ class Core:
             self._wake()
             raise
         finally:
-            await self.pair.mastership.reload()
+            if moves_vips:
+                await self.pair.mastership.reload()
 
     # -- what others ask
 

@@ -24,6 +24,8 @@ class AgentWord:
     attached: bool
     why: str = ""  # if it is not attached
     services: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # backends: up, all
+    ready: bool = True  # to take its place from a master that is well
+    cut_off: bool = False  # it reaches neither a backend nor another balancer
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ def fitness(
         *_interfaces(instance, interface, observed),
         *_scripts(instance, observed),
         *_services(instance, services, observed),
+        *_reach(instance, observed),
         *_agent(instance, observed),
     ]
     faults = tuple(dict.fromkeys(why for weight, why in found if not weight))
@@ -119,6 +122,13 @@ def _services(instance: Instance, services: Iterable[str], observed: Observation
     # Without elections a lower priority says nothing: the other nodes are left to serve.
     weight = 0 if instance.method is Method.ANNOUNCE else -instance.track.services
     yield weight, f"{who} no backend up"
+
+
+def _reach(instance: Instance, observed: Observations) -> Found:
+    """Behind everybody: when the network is whole again, the clients are with another node."""
+    is_asked = instance.track.services and instance.method is Method.VRRP
+    if is_asked and observed.word is not None and observed.word.cut_off:
+        yield -MOST, "neither a backend nor another balancer is reached"
 
 
 def _agent(instance: Instance, observed: Observations) -> Found:

@@ -85,6 +85,13 @@ def claimed_vips(config: Config) -> frozenset[Address]:
     )
 
 
+def concerns(config: Config) -> tuple[object, ...]:
+    """All of a configuration that the failover process goes by: equal for two that are the same
+    to it.
+    """
+    return config.failover, config.name, config.interfaces, plan(config)
+
+
 def _link_local_first(vips: tuple[Address, ...], vrid: int) -> tuple[Address, ...]:
     local = tuple(vip for vip in vips if vip.is_link_local)
     others = tuple(vip for vip in vips if not vip.is_link_local)

@@ -38,10 +38,13 @@ _SEQ_BACK = 1 << 30
 class Arrival:
     """Where and at which MAC address clients' packets come in here: nat and fullnat send answers
     back that way until the client's next packet. One for all flows, or by the sender's slot.
+
+    ``elsewhere``: they come to the peer now, so what it tells is newer than what is here.
     """
 
     ifindex: int | Counts
     source_mac: npt.NDArray[np.uint8]
+    elsewhere: bool = False
 
     def of(self, slots: Counts) -> tuple[int | Counts, npt.NDArray[np.uint8]]:
         """Of the flows in these slots of the sender's."""
@@ -110,6 +113,7 @@ class _Batch:
     now: int
     tally: _Tally
     young_ways: int
+    yields: bool  # to what the peer tells
 
 
 class Installer:
@@ -174,7 +178,16 @@ class Installer:
         young_ways: int = abi.FLOW_EMBRYONIC_WAYS,
     ) -> None:
         cold, warm = _beside(view, self.ids, told, jiffies, arrival)
-        batch = _Batch(view, told, cold, warm, jiffies >> view.clock.shift, tally, young_ways)
+        batch = _Batch(
+            view,
+            told,
+            cold,
+            warm,
+            jiffies >> view.clock.shift,
+            tally,
+            young_ways,
+            arrival.elsewhere,
+        )
         left = len(planned)
         for chosen in rounds(planned.bucket):
             self._take(batch, planned.take(chosen))
@@ -234,11 +247,13 @@ class Installer:
     def _take(self, batch: _Batch, planned: Plan) -> None:
         """Flows of different buckets."""
         tables, ledger, tally = batch.view.tables, self._ledger, batch.tally
-        found = places(batch.view, ledger, planned, batch.now, batch.young_ways)
+        found = places(
+            batch.view, ledger, planned, batch.now, batch.young_ways, yields=batch.yields
+        )
         for reason, those in found.refused.items():
             tally.refused[reason] += int(np.count_nonzero(those))
         fits = found.fits
-        can = nat.can_have(batch.view, ledger, planned, found.slots, batch.now)
+        can = nat.can_have(batch.view, ledger, planned, found.slots, batch.now, yields=batch.yields)
         tally.refused[Refusal.NAT_TAKEN] += int(np.count_nonzero(fits & ~can))
         fits &= can
         slots, words, goes_on = found.slots[fits], found.words[fits], found.goes_on[fits]

@@ -22,8 +22,13 @@ def owners(slots: Counts, words: Slots) -> Slots:
     return named | words >> np.uint64(abi.FLOW_TAG_SHIFT)
 
 
-def can_have(view: View, ledger: Ledger, planned: Plan, slots: Counts, now: int) -> Mask:
-    """Which of these flows, for these slots, can have the NAT slots that they need."""
+def can_have(
+    view: View, ledger: Ledger, planned: Plan, slots: Counts, now: int, *, yields: bool
+) -> Mask:
+    """Which of these flows, for these slots, can have the NAT slots that they need.
+
+    ``yields``: whatever flow of ours has one gives it up; it was the peer's to give since.
+    """
     tables = view.tables
     index = np.maximum(planned.nat, 0)
     owner = tables.nat_slots["owner"][index]
@@ -34,6 +39,7 @@ def can_have(view: View, ledger: Ledger, planned: Plan, slots: Counts, now: int)
     held = named & (owner == owners(holder, words)) & (words != 0)
     held &= tables.flows_warm["nat"][holder] == index + 1
     held &= ~over(tables, words, now) & ~ledger.is_untouched(words, holder)
+    held &= not yields
     free: Mask = ~held | (owner == owners(slots, planned.word)) | (planned.nat < 0)
     return free & _is_first(planned.nat)
 

@@ -53,8 +53,13 @@ def rounds(bucket: Counts) -> Iterator[Counts]:
         left = np.delete(left, first)
 
 
-def places(view: View, ledger: Ledger, planned: Plan, now: int, young_ways: int) -> Places:
-    """Places for flows of different buckets, of which embryonic ones take so many ways at most."""
+def places(
+    view: View, ledger: Ledger, planned: Plan, now: int, young_ways: int, *, yields: bool
+) -> Places:
+    """Places for flows of different buckets, of which embryonic ones take so many ways at most.
+
+    ``yields``: what is here of the same flow is older than what is told.
+    """
     each = np.arange(len(planned))
     words: Slots = view.tables.flows.reshape(-1, abi.FLOW_WAYS)[planned.bucket]
     state = survey.state_of(words)
@@ -69,7 +74,7 @@ def places(view: View, ledger: Ledger, planned: Plan, now: int, young_ways: int)
     theirs = ledger.is_untouched(found, slots) | is_over[each, way]
     # The flow has moved to the peer, if its last packet was there.
     idle, told = survey.idle_ticks(found, now), survey.idle_ticks(planned.word, now)
-    theirs |= is_same & (idle > told)
+    theirs |= is_same & (idle > told) | yields
     is_new = survey.state_of(planned.word) == FlowState.EMBRYONIC
     embryonic = np.count_nonzero(state == FlowState.EMBRYONIC, axis=1)
     no_share = is_new & (embryonic >= young_ways)

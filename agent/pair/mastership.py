@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import structlog
@@ -29,9 +30,8 @@ _ANSWER_S = 2.0
 class Mastership:
     """The failover process of this node, as far as it answers."""
 
-    def __init__(self, word: Callable[[], Word], ready: Callable[[], bool]) -> None:
+    def __init__(self, word: Callable[[], Word]) -> None:
         self._word = word
-        self._ready = ready
         self._path: Path | None = None
         self.instances: Mapping[str, Instance] = {}
         self._wake = asyncio.Event()
@@ -60,11 +60,7 @@ class Mastership:
         self._wake.set()
 
     async def run(self) -> None:
-        """Speak to the process for as long as the agent runs.
-
-        Before this node is ready it asks only, and says nothing: a node that comes back does not
-        take its place before it knows the flows. One that is master has its place.
-        """
+        """Speak to the process for as long as the agent runs."""
         said: Word | None = None
         while True:
             word = self._word()
@@ -79,10 +75,7 @@ class Mastership:
 
     async def _tell(self, word: Word) -> None:
         try:
-            if not self._ready():
-                await self.order({"do": "status"})
-            if self._ready() or self.has_role(Role.MASTER, None):
-                await self.say(word)
+            await self.say(word)
         except (SteelyardError, OSError) as error:
             if str(error) != self.problem:
                 log.error("the failover process does not answer", problem=str(error))
@@ -91,12 +84,10 @@ class Mastership:
             log.exception("the failover process could not be told")
 
     async def say(self, word: Word | None = None) -> None:
-        """Tell the process how this node is, ready or not."""
-        word = word or self._word()
-        services = {name: list(counts) for name, counts in word.services.items()}
-        await self.order(
-            {"do": "agent", "attached": word.attached, "why": word.why, "services": services}
-        )
+        """Tell the process how this node is."""
+        said = asdict(word or self._word())
+        said["services"] = {name: list(counts) for name, counts in said["services"].items()}
+        await self.order({"do": "agent", **said})
 
     async def order(self, request: Mapping[str, object]) -> FailoverStatus:
         """One request to the process, and what it is afterwards; raises SteelyardError."""
@@ -145,10 +136,17 @@ class Mastership:
             router.role is role for router in self.routers if instance in (None, router.instance)
         )
 
+    def is_behind(self) -> bool:
+        """Another node is master of all there is."""
+        routers = self.routers
+        return bool(routers) and all(
+            router.role is Role.BACKUP and router.master is not None for router in routers
+        )
+
     def masters_elsewhere(self, instance: str | None) -> bool:
         """Whether some virtual router of the instance has another node as master now."""
         return any(
-            router.role is not Role.MASTER and router.master is not None
+            router.role is Role.BACKUP and router.master is not None
             for router in self.routers
             if instance in (None, router.instance)
         )

@@ -14,8 +14,12 @@ from agent.flowsync.view import View, view_of
 from agent.state.tables import TableContents
 
 
-def node_of(dataplane: Dataplane, contents: Callable[[], TableContents]) -> Node:
-    """``contents``: what the tables hold, the same object while nothing changes."""
+def node_of(
+    dataplane: Dataplane, contents: Callable[[], TableContents], elsewhere: Callable[[], bool]
+) -> Node:
+    """``contents``: what the tables hold, the same object while nothing changes. ``elsewhere``:
+    whether another node gets the clients' packets now.
+    """
     seen: list[tuple[TableContents, View]] = []
 
     def view() -> View:
@@ -28,7 +32,7 @@ def node_of(dataplane: Dataplane, contents: Callable[[], TableContents]) -> Node
         # Clients come in by the first interface, whatever the arms.
         text = Path(f"/sys/class/net/{dataplane.interface}/address").read_text().strip()
         mac = np.frombuffer(bytes.fromhex(text.replace(":", "")), dtype=np.uint8)
-        return Arrival(dataplane.ifindex, mac)
+        return Arrival(dataplane.ifindex, mac, elsewhere())
 
     return Node(
         view,

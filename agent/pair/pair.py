@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -19,12 +20,13 @@ from agent.failover.secret import read_secret
 from agent.flowsync.exchange import Exchange
 from agent.flowsync.kept import Kept
 from agent.flowsync.sync import FlowSync
-from agent.model import Address, Config
+from agent.model import Address, CheckKind, Config
 from agent.pair import preemption
 from agent.pair.handover import Peers, hand_over, take_over
 from agent.pair.mastership import Mastership
 from agent.pair.node import node_of
 from agent.pair.peers import SyncPeers
+from agent.pair.readiness import Standing, follow, is_cut_off, is_ready, is_synced, settle_s
 from agent.pair.word import Word
 from agent.state.moves import Moved, MoveOrder, MoveVerb
 from agent.state.snapshot import FailoverView
@@ -32,8 +34,6 @@ from agent.state.tables import TableContents
 
 log = structlog.get_logger()
 
-# A node that comes back waits so long for the flows of the others: they may be gone.
-READY_S = 5.0
 _PREEMPT_PAUSE_S = 1.0  # before the next one is asked for
 
 
@@ -50,11 +50,14 @@ class Pair:
         hold: Callable[[], AbstractAsyncContextManager[None]],
     ) -> None:
         self._hold = hold
-        self._started_at = time.monotonic()
+        self._word = word
+        self._standing = Standing()
+        self._settle_s = 0.0
+        self._checked: set[str] = set()  # services of which is known whether a backend is up
         self._taking: Mode | None = None  # what this node will be once it has taken over
         self._sync_problem = ""
-        self.mastership = Mastership(word, self._is_ready)
-        node = node_of(dataplane, contents)
+        self.mastership = Mastership(self._whole_word)
+        node = node_of(dataplane, contents, self.mastership.is_behind)
 
         def flows(peer: Address) -> Exchange:
             slots = len(dataplane.tables.flows)
@@ -66,6 +69,8 @@ class Pair:
     async def aim(self, config: Config) -> None:
         """Follow a configuration, the first one or another."""
         failover = config.failover
+        self._settle_s = settle_s(config.services)
+        self._checked = {s.name for s in config.services if s.health.kind is not CheckKind.NONE}
         self.mastership.aim(failover, config.socket)
         settings, secret = failover.sync, b""
         self._sync_problem = ""
@@ -142,7 +147,7 @@ class Pair:
             instances, now_s = mastership.instances, time.monotonic()
             wanted = preemption.candidates(mastership.routers, instances)
             waiting = preemption.since(waiting, wanted, now_s)
-            if self._peers is None or self._taking is not None or not self._is_ready():
+            if self._peers is None or self._taking is not None or not self._look():
                 continue
             for instance in preemption.due(waiting, instances, now_s):
                 try:
@@ -153,11 +158,23 @@ class Pair:
                     log.exception("preemption broke", instance=instance)
                 await asyncio.sleep(_PREEMPT_PAUSE_S)
 
-    def _is_ready(self) -> bool:
-        """This node has the flows of the others, as far as they are there."""
-        if time.monotonic() - self._started_at > READY_S:
-            return True
-        return all(peer.full_received for peer in self._sync.status())
+    def _whole_word(self) -> Word:
+        """What the failover process depends on, of this agent and its peers."""
+        word = self._word()
+        known = {name: word.services[name] for name in self._checked & word.services.keys()}
+        cut_off = is_cut_off(self._sync.status(), known)
+        return replace(word, ready=self._look(), cut_off=cut_off)
+
+    def _look(self) -> bool:
+        """Whether this node may take its place now."""
+        now_s = time.monotonic()
+        self._standing = follow(
+            self._standing,
+            synced=is_synced(self._sync.status()),
+            behind=self.mastership.masters_elsewhere(None),
+            now_s=now_s,
+        )
+        return is_ready(self._standing, self._settle_s, now_s)
 
     @contextlib.asynccontextmanager
     async def _as(self, mode: Mode) -> AsyncIterator[None]:

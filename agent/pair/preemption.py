@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from agent.failover.model import Instance, Mode, Role
+from agent.failover.model import HANDED_OVER, Instance, Mode, Role
 from agent.failover.status import RouterStatus
 
 # So long before its preempt_delay is over, after which adverts would settle it.
@@ -25,6 +25,7 @@ def candidates(
         router.instance
         for router in routers
         if is_behind(router)
+        and router.master_priority != HANDED_OVER  # that one is handing over already
         and router.mode is Mode.NORMAL
         and router.priority > (router.master_priority or 0)
         and router.instance in instances

@@ -11,12 +11,15 @@ from agent.state.situation import Situation
 @dataclass(frozen=True, slots=True)
 class Word:
     """Whether the program is attached, why not, and how many backends of each service are up, of
-    how many.
+    how many. ``ready``: this node may take its place from a master that is well. ``cut_off``: it
+    reaches nobody.
     """
 
     attached: bool
     why: str
     services: Mapping[str, tuple[int, int]]
+    ready: bool = True
+    cut_off: bool = False
 
 
 def word_of(now: Situation, attached: bool, why: str) -> Word:

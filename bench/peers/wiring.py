@@ -18,7 +18,7 @@ import yaml
 
 from agent.errors import SteelyardError
 from bench.peers import accounting
-from lbctl.lab import build, netns, processes, topology
+from lbctl.lab import build, documents, netns, processes, topology
 from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Node, Role
 
@@ -110,7 +110,7 @@ class Wired:
         """The agent with the lab's configuration, or with other services in it; its pid."""
         lab, balancer = self.lab, self.balancer
         build.prepare_paths(lab)
-        document = topology.agent_document(lab, balancer)
+        document = documents.agent_document(lab, balancer)
         del document["tables"]  # the lab's are small; these are the default's
         if services is not None:
             document["services"] = services

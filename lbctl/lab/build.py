@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import SteelyardError
-from lbctl.lab import netns, processes, statefile, topology, wiring
+from lbctl.lab import documents, failover, netns, processes, statefile, topology, wiring
 from lbctl.lab.interrupt import Guard
 from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Node, Role, lab_command
@@ -121,11 +121,16 @@ def _build(lab: Lab, owner: Owner, report: Report) -> None:
         start_server(lab, backend)
     prepare_paths(lab)
     report("agent: compiling and attaching the balancer, checking the backends")
+    if lab.paired:
+        failover.make_key(lab)
     for balancer in lab.nodes(Role.BALANCER):
         write_config(lab, balancer)
         start_agent(lab, balancer)
     for balancer in lab.nodes(Role.BALANCER):
         await_backends(lab, balancer, lab.backends)
+    if lab.paired:
+        report("failover: the first balancer becomes master, the others stand by")
+        failover.settle(lab)
     report("first requests through the balancer")
     await_answers(lab)
 
@@ -193,7 +198,7 @@ def write_config(lab: Lab, balancer: Node) -> None:
     """Write the configuration file of a balancer's agent."""
     import yaml
 
-    document = topology.agent_document(lab, balancer)
+    document = documents.agent_document(lab, balancer)
     lab.config_path(balancer).write_text(yaml.safe_dump(document, sort_keys=False))
 
 
@@ -202,6 +207,18 @@ def start_agent(lab: Lab, balancer: Node) -> None:
     agent = processes.program("lb-agent", "agent.main")
     command = [*agent, "run", "--config", str(lab.config_path(balancer))]
     processes.start(lab.run_dir, balancer.name, balancer.namespace, command)
+
+
+def revive(lab: Lab, balancer: Node) -> None:
+    """Start all of a balancer that was killed and cut off, and mend its cables, as after a boot.
+
+    The kernel of this dead balancer still has the VIPs, as that of one that boots has not: first
+    of all its failover process takes them off, and only then there is a cable again.
+    """
+    failover.start(lab, balancer)
+    failover.await_answer(lab, balancer)
+    start_agent(lab, balancer)
+    failover.mend(lab, balancer)
 
 
 def await_backends(
@@ -309,7 +326,7 @@ def down(name: str, report: Report) -> bool:
         report("removing namespaces and files")
         for namespace in netns.names():
             if topology.owned_namespace(name, namespace):
-                _remove_locks(namespace)
+                remove_locks(namespace)
                 netns.ip([f"netns del {namespace}"])
         shutil.rmtree(run_dir, ignore_errors=True)
         # What was being started while we were stopping: its folder is gone, its mark is not.
@@ -335,16 +352,25 @@ def _detach(name: str, config: Path) -> None:
         )
 
 
-def _remove_locks(namespace: str) -> None:
-    """The agent leaves its lock files; where the namespace goes, nobody can want them again."""
+def remove_locks(namespace: str) -> None:
+    """What is killed leaves its lock files; where the namespace goes, nobody wants them again."""
     with contextlib.suppress(FileNotFoundError):
         inode = netns.path(namespace).stat().st_ino
         for lock in topology.RUN_ROOT.glob(f"interface-{inode}-*.lock"):
             lock.unlink(missing_ok=True)
+        (topology.RUN_ROOT / f"failover-{inode}.lock").unlink(missing_ok=True)
     (topology.RUN_ROOT / f"instance-{namespace}.lock").unlink(missing_ok=True)
 
 
-def node_processes(lab: Lab) -> Iterator[tuple[Node, int | None]]:
-    """Every host that should run a process, and its pid; None: it does not run."""
-    for node in lab.nodes(Role.BALANCER, Role.BACKEND):
-        yield node, processes.pid_of(lab.run_dir, node.name)
+def node_processes(lab: Lab, node: Node) -> Iterator[tuple[str, str, int | None]]:
+    """What runs on a host: in words, the process's name, and its pid; None: it ended."""
+    named: dict[str, str] = {}
+    if node.role is Role.BALANCER:
+        named[node.name] = "agent"
+        if lab.paired:
+            named[failover.process_of(node)] = failover.PROCESS
+    elif node.role is Role.BACKEND:
+        hardware = lab.engine(node)
+        named[node.name] = f"engine {hardware}" if hardware else "http server"
+    for name, what in named.items():
+        yield what, name, processes.pid_of(lab.run_dir, name)

@@ -99,7 +99,7 @@ def lab() -> None:
     type=click.IntRange(1, 8),
     default=1,
     show_default=True,
-    help="How many balancers; the first answers for the VIPs, the others stand by.",
+    help="How many balancers; one is master and has the VIPs, the others take its place.",
 )
 @click.option(
     "--clients",
@@ -153,6 +153,7 @@ def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
     Example:
       sudo lbctl lab up --backends 5 --forward ipip
       sudo lbctl lab up --engines h100,a100 --forward nat
+      sudo lbctl lab up --balancers 2
     """
     from agent.model import Forward, Hook, Scheduler
     from lbctl.lab import build, interrupt, topology
@@ -270,7 +271,6 @@ def status(env: Environment) -> None:
 
     build.check_machine()  # only root sees whose processes run
     built, owner = _existing()
-    pids = {node.name: pid for node, pid in build.node_processes(built)}
     data = {
         "lab": {
             "name": built.name,
@@ -296,9 +296,7 @@ def status(env: Environment) -> None:
                     for link in node.links
                 ],
                 "gateways": [str(gateway) for gateway in node.gateways],
-                "process": _process(built, node),
-                "pid": pids.get(node.name),
-                "log": str(built.run_dir / f"{node.name}.log") if node.name in pids else None,
+                **_running(built, node),
             }
             for node in built.nodes()
         ],
@@ -306,18 +304,19 @@ def status(env: Environment) -> None:
     emit(env, data, _status_page)
 
 
-def _process(built: Lab, node: Node) -> str | None:
-    """What runs on a host."""
-    from lbctl.lab.topology import Role
+def _running(built: Lab, node: Node) -> dict[str, Any]:
+    """What runs on a host; a balancer of several has a failover process, too."""
+    from lbctl.lab import build, failover
 
-    match node.role:
-        case Role.BALANCER:
-            return "agent"
-        case Role.BACKEND:
-            hardware = built.engine(node)
-            return f"engine {hardware}" if hardware else "http server"
-        case _:
-            return None
+    found: dict[str, Any] = {"process": None, "pid": None, "log": None, "failover": None}
+    for what, name, pid in build.node_processes(built, node):
+        log = str(built.run_dir / f"{name}.log")
+        if what == failover.PROCESS:
+            role = failover.summary(failover.roles(built, node))
+            found["failover"] = {"role": role, "pid": pid, "log": log}
+        else:
+            found |= {"process": what, "pid": pid, "log": log}
+    return found
 
 
 def _status_page(data: Mapping[str, Any]) -> list[object]:
@@ -327,6 +326,9 @@ def _status_page(data: Mapping[str, Any]) -> list[object]:
     rows = []
     for node in data["nodes"]:
         state = f"{node['process']}, pid {node['pid']}" if node["pid"] else "nothing: it ended"
+        if other := node["failover"]:
+            state += f"; failover, pid {other['pid']}" if other["pid"] else "; no failover process"
+            state += f": {other['role']}" if other["role"] else ""
         runs = Cell(state if node["process"] else "-", "" if node["pid"] else "dim")
         texts = (node["name"], node["namespace"], node["ipv4"], node["ipv6"])
         rows.append((*map(Cell, texts), runs))

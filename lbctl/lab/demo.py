@@ -46,6 +46,7 @@ def run(env: Environment, name: str, forward: Forward, hook: Hook) -> int:
         name=name,
         backends=len(story.WEIGHTS),
         spares=1,
+        balancers=story.BALANCERS,
         forward=forward,
         hook=hook,
         weights=tuple(story.WEIGHTS.values()),
@@ -98,7 +99,7 @@ def make_room(name: str) -> None:
 def _play(stage: Stage, console: Console, outcomes: Outcomes) -> list[str]:
     lab, traffic = stage.lab, stage.traffic
     console.print(
-        "A client, a balancer and four servers that behave like GPU engines, in network namespaces",
+        "A client, two balancers and four servers that behave like GPU engines, in namespaces",
         style="bold",
     )
     with console.status("building the lab"):
@@ -136,7 +137,7 @@ def _late_failures(stage: Stage) -> list[str]:
         for request in figures.failures(stage.traffic.requests())
         if not any(start <= request.started_s < end for start, end in stage.forgiven)
     ]
-    return [f"{len(failed)} requests failed outside of the kill"] if failed else []
+    return [f"{len(failed)} requests failed outside of the kills"] if failed else []
 
 
 def _clean_up(lab: Lab, traffic: Traffic, prompts: PromptTraffic) -> None:
@@ -168,7 +169,7 @@ def _conclude(
     else:
         console.print(
             f"demo: ok ({len(outcomes)} steps in {took_s:.0f} s, {len(requests):,} requests,"
-            f" {failed} failed: on the killed backend, before its death was noticed)",
+            f" {failed} failed: before the deaths of a backend and of the master were noticed)",
             style="green",
         )
 

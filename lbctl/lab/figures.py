@@ -6,9 +6,13 @@ Times are seconds of the machine's monotonic clock, which all its processes shar
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+
+# TCP asks again after 200 ms at the earliest, for a connection after a second.
+AT_ONCE_MS = 190.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,26 @@ def first_answer_ms(requests: Iterable[Request], backend: str, since_s: float) -
         if r.backend == backend and not r.failed and r.started_s >= since_s
     ]
     return 1000 * (min(started) - since_s) if started else None
+
+
+def outage_ms(requests: Iterable[Request], since_s: float) -> float | None:
+    """Milliseconds from ``since_s`` until every target answered at once; None: not yet.
+
+    A request that waited for the end of an outage is answered too, but after its client asked
+    again, which no client does at once.
+    """
+    again_s: dict[str, float] = {}
+    for request in requests:
+        at_s = again_s.setdefault(request.target, math.inf)
+        if not request.failed and request.latency_ms < AT_ONCE_MS and request.started_s >= since_s:
+            again_s[request.target] = min(at_s, request.started_s)
+    last_s = max(again_s.values(), default=math.inf)
+    return 1000 * (last_s - since_s) if last_s < math.inf else None
+
+
+def waited(requests: Iterable[Request]) -> list[Request]:
+    """The requests that were answered, but not at once."""
+    return [r for r in requests if not r.failed and r.latency_ms >= AT_ONCE_MS]
 
 
 def latency_ms(requests: Iterable[Request], share: float) -> float:

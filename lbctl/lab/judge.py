@@ -177,8 +177,11 @@ def kill(window: Window, backend: str, calm: bool, back_ms: float | None) -> Out
     return outcome
 
 
-def drain(window: Window, backend: str) -> Outcome:
-    """What was open at the start ends well or is still served, and nothing new comes."""
+def drain(window: Window, backend: str, drained_s: float) -> Outcome:
+    """What was open ends well or is still served, and nothing new comes once it is drained.
+
+    ``window`` begins with the command; ``drained_s``: it was done.
+    """
     theirs = {
         number
         for number, name in figures.open_at(window.held, window.start_s).items()
@@ -186,8 +189,8 @@ def drain(window: Window, backend: str) -> Outcome:
     }
     finished = theirs & {event.connection for event in window.events("finished")}
     broken = theirs & {e.connection for e in (*window.events("broke"), *window.events("moved"))}
-    new = sum(request.backend == backend for request in window.requests)
-    new += sum(event.backend == backend for event in window.events("opened"))
+    new = sum(r.backend == backend and r.started_s >= drained_s for r in window.requests)
+    new += sum(e.backend == backend and e.at_s >= drained_s for e in window.events("opened"))
     kept = len(theirs - finished - broken)
     outcome = Outcome()
     outcome.say(
@@ -257,3 +260,65 @@ def reload(window: Window, times: int) -> Outcome:
     outcome.require_no_failure(window.failed)
     outcome.require(not lost, f"{lost} open connections broke or moved")
     return outcome
+
+
+def die(
+    window: Window, outage_ms: float | None, roles: Mapping[str, str | None], successor: str
+) -> Outcome:
+    """Requests fail only while nobody is master, and what is open goes on at its backend.
+
+    ``window`` begins as the master's cable was cut; ``outage_ms``: until the VIPs answered.
+    """
+    outcome = Outcome()
+    outcome.require(outage_ms is not None, "no balancer took the VIPs over")
+    end_s = window.start_s + (outage_ms or 0.0) / 1000
+    late = [request for request in window.failed if request.started_s >= end_s]
+    waiting = figures.waited(window.requests)
+    if outage_ms is not None:
+        outcome.say(
+            f"the VIPs answered again after {outage_ms:,.0f} ms; {len(window.failed)} requests"
+            f" failed, {len(waiting)} waited (at most {figures.slowest_ms(waiting):,.0f} ms)"
+        )
+        outcome.count("master killed: outage", outage_ms, "ms")
+    _held_on(outcome, window, "master killed")
+    outcome.count("master killed: requests failed in the outage", len(window.failed) - len(late))
+    outcome.count("master killed: requests failed after it", len(late))
+    outcome.require(not late, f"{len(late)} requests failed after the outage")
+    _only_master(outcome, roles, successor)
+    return outcome
+
+
+def come_back(
+    window: Window, back_s: float, roles: Mapping[str, str | None], master: str
+) -> Outcome:
+    """Nobody notices that a balancer takes its place again; ``window`` begins with its start."""
+    back_ms = 1000 * (back_s - window.start_s)
+    outcome = Outcome()
+    outcome.say(f"it was master {back_ms:,.0f} ms after its start, with the flows of the other")
+    outcome.say(f"{len(window.requests):,} requests meanwhile, {len(window.failed)} failed")
+    _held_on(outcome, window, "master back")
+    outcome.count("master back: requests failed", len(window.failed))
+    slowest_ms = figures.slowest_ms(window.requests)
+    outcome.count("master back: slowest request", slowest_ms, "ms")
+    outcome.require_no_failure(window.failed)
+    _only_master(outcome, roles, master)
+    return outcome
+
+
+def _held_on(outcome: Outcome, window: Window, what: str) -> None:
+    """What was open as the window began may neither break nor move."""
+    held = len(figures.open_at(window.held, window.start_s))
+    broken, moved = window.events("broke"), window.events("moved")
+    outcome.say(f"of {held} open connections {len(broken)} broke, {len(moved)} moved")
+    outcome.count(f"{what}: open connections broken", len(broken))
+    outcome.count(f"{what}: flows moved to another backend", len(moved))
+    outcome.require(bool(window.requests) and bool(held), "there was no traffic meanwhile")
+    outcome.require(not broken, f"{len(broken)} open connections broke")
+    outcome.require(not moved, f"{len(moved)} flows moved to another backend")
+
+
+def _only_master(outcome: Outcome, roles: Mapping[str, str | None], wanted: str) -> None:
+    said = ", ".join(f"{name} {role or 'does not answer'}" for name, role in roles.items())
+    outcome.say(f"now: {said}")
+    masters = {name for name, role in roles.items() if role and "master" in role}
+    outcome.require(masters == {wanted}, f"{wanted} should be the master: {said}")

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from lbctl.lab import netns
@@ -103,19 +104,47 @@ def stop(run_dir: Path, pids: Iterable[int], grace_s: float = 3.0) -> None:
             os.close(handle)
 
 
-def kill(run_dir: Path, name: str) -> float:
-    """SIGKILL the lab's process of that name; returns the moment (monotonic seconds)."""
-    handles = _open_handles(run_dir, filter(None, [pid_of(run_dir, name)]))
-    if not handles:
-        raise netns.LabError(
-            f"{name} does not run", where=str(run_dir), remedy=f"see {run_dir / name}.log"
-        )
+def kill(run_dir: Path, *names: str) -> float:
+    """SIGKILL the lab's processes of these names; returns the moment (monotonic seconds)."""
+    with _handles(run_dir, names) as handles:
+        at_s = _send_all(handles, signal.SIGKILL)
+        _await_end(handles, 5.0)
+    return at_s
+
+
+def freeze(run_dir: Path, *names: str) -> float:
+    """Stop the lab's processes where they are, until ``thaw``; returns the moment."""
+    with _handles(run_dir, names) as handles:
+        return _send_all(handles, signal.SIGSTOP)
+
+
+def thaw(run_dir: Path, *names: str) -> float:
+    """Let frozen processes go on; returns the moment (monotonic seconds)."""
+    with _handles(run_dir, names) as handles:
+        return _send_all(handles, signal.SIGCONT)
+
+
+@contextmanager
+def _handles(run_dir: Path, names: Sequence[str]) -> Iterator[dict[int, int]]:
+    """The processes of these names, opened; raises LabError if one does not run."""
+    pids = {name: pid_of(run_dir, name) for name in names}
+    handles = _open_handles(run_dir, filter(None, pids.values()))
+    try:
+        for name, pid in pids.items():
+            if pid not in handles:
+                raise netns.LabError(
+                    f"{name} does not run", where=str(run_dir), remedy=f"see {run_dir / name}.log"
+                )
+        yield handles
+    finally:
+        for handle in handles.values():
+            os.close(handle)
+
+
+def _send_all(handles: Mapping[int, int], number: signal.Signals) -> float:
     at_s = time.monotonic()
     for handle in handles.values():
-        _send(handle, signal.SIGKILL)
-    _await_end(handles, 5.0)
-    for handle in handles.values():
-        os.close(handle)
+        _send(handle, number)
     return at_s
 
 

@@ -6,10 +6,11 @@ import http.client
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from agent.api.client import Client
-from lbctl.lab import build, figures, judge, netns, processes, topology
+from lbctl.lab import build, documents, failover, figures, judge, netns, processes
 from lbctl.lab.judge import Outcome, Window
 from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Node, Role
@@ -24,7 +25,9 @@ SLOW = 4.0
 PROMPTS_PER_S, PROMPT_TOKENS, ANSWER_TOKENS = 60.0, 800, 40
 STREAM_S = 3.0
 AWAY_S = 2.0
-RELOADS = 10
+RELOADS = 6
+BALANCERS = 2
+MASTER, SUCCESSOR = "lb1", "lb2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +40,24 @@ class Stage:
     forgiven: list[tuple[float, float]] = field(default_factory=list)
 
     @property
-    def balancer(self) -> Node:
-        """The one balancer."""
-        return self.lab.nodes(Role.BALANCER)[0]
+    def balancers(self) -> tuple[Node, ...]:
+        """The balancers, the master first."""
+        return self.lab.nodes(Role.BALANCER)
 
     def lbctl(self, *words: str) -> None:
-        """Run ``lbctl`` on the lab's agent; raises LabError with what it said."""
+        """Run ``lbctl`` on every agent; raises LabError with what it said."""
+        self.everywhere(self._lbctl, *words)
+
+    def everywhere[*T](self, act: Callable[[Node, *T], None], *about: *T) -> None:
+        """Do something to every balancer, side by side."""
+        with ThreadPoolExecutor() as pool:
+            for done in [pool.submit(act, node, *about) for node in self.balancers]:
+                done.result()
+
+    def _lbctl(self, balancer: Node, *words: str) -> None:
         command = processes.program("lbctl", "lbctl.main")
         result = subprocess.run(
-            [*command, "--socket", str(self.lab.socket(self.balancer)), *words],
+            [*command, "--socket", str(self.lab.socket(balancer)), *words],
             capture_output=True,
             text=True,
             check=False,
@@ -53,7 +65,9 @@ class Stage:
             env=processes.environment(),
         )
         if result.returncode != 0:
-            raise LabError(f"`lbctl {' '.join(words)}` failed: {result.stderr.strip()}")
+            raise LabError(
+                f"`lbctl {' '.join(words)}` failed: {result.stderr.strip()}", where=balancer.name
+            )
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Look again and again until the condition holds; False: it did not in that time."""
@@ -100,7 +114,7 @@ def throttle(stage: Stage) -> Outcome:
     before_s = time.monotonic()
     _throttle(stage.lab, SLOW)
     throttled_s = time.monotonic()
-    time.sleep(8.0)
+    time.sleep(7.0)
     end_s = time.monotonic()
     stage.prompts.leave()
     by_weight = PromptTraffic(stage.lab, stage.lab.services[0])
@@ -160,14 +174,15 @@ def kill(stage: Stage) -> Outcome:
 def drain(stage: Stage) -> Outcome:
     """Drain a backend until its streams have ended, then let it serve again."""
     services = [service.name for service in stage.lab.services]
+    asked_s = time.monotonic()
     for service in services:
         stage.lbctl("backend", "drain", f"{service}/{DRAINED}")
     drained_s = time.monotonic()
     time.sleep(STREAM_S + 0.5)
-    window = stage.window(drained_s, time.monotonic())
+    window = stage.window(asked_s, time.monotonic())
     for service in services:
         stage.lbctl("backend", "enable", f"{service}/{DRAINED}")
-    return judge.drain(window, DRAINED)
+    return judge.drain(window, DRAINED, drained_s)
 
 
 def add(stage: Stage) -> Outcome:
@@ -175,7 +190,7 @@ def add(stage: Stage) -> Outcome:
     node = stage.lab.node(ADDED)
     asked_s = time.monotonic()
     for service in stage.lab.services:
-        about = topology.backend_document(stage.lab, node, service.vip.version, service.port)
+        about = documents.backend_document(stage.lab, node, service.vip.version, service.port)
         words = [w for key in ("address", "port") if key in about for w in (f"--{key}", about[key])]
         stage.lbctl("backend", "add", f"{service.name}/{ADDED}", *map(str, words))
     stage.first_answer_ms(ADDED, asked_s)
@@ -184,8 +199,8 @@ def add(stage: Stage) -> Outcome:
 
 
 def restart(stage: Stage) -> Outcome:
-    """Kill the agent, leave the data plane alone for a while, and start a new agent."""
-    lab, balancer = stage.lab, stage.balancer
+    """Kill the master's agent, leave the data plane alone for a while, and start a new agent."""
+    lab, balancer = stage.lab, stage.lab.node(MASTER)
     killed_s = processes.kill(lab.run_dir, balancer.name)
     time.sleep(AWAY_S)
     away_s = time.monotonic() - killed_s
@@ -196,20 +211,62 @@ def restart(stage: Stage) -> Outcome:
 
 
 def reload(stage: Stage) -> Outcome:
-    """Write a new configuration file and reload it, again and again."""
+    """Write new configuration files and reload them, again and again."""
     import yaml
 
-    client = Client(stage.lab.socket(stage.balancer))
-    document = client.get("/v1/config")["config"]
-    path = stage.lab.config_path(stage.balancer)
+    clients = {node: Client(stage.lab.socket(node)) for node in stage.balancers}
+    documents = {node: client.get("/v1/config")["config"] for node, client in clients.items()}
+
+    def take(node: Node, weight: int) -> None:
+        document = documents[node]
+        for service in document["services"]:
+            service["backends"][0]["weight"] = weight
+        stage.lab.config_path(node).write_text(yaml.safe_dump(document, sort_keys=False))
+        clients[node].post("/v1/reload")
+
     start_s = time.monotonic()
     for turn in range(RELOADS):
-        for service in document["services"]:
-            service["backends"][0]["weight"] = 60 + 10 * turn
-        path.write_text(yaml.safe_dump(document, sort_keys=False))
-        client.post("/v1/reload")
+        stage.everywhere(take, 60 + 10 * turn)
         time.sleep(0.15)
     return judge.reload(stage.window(start_s, time.monotonic()), RELOADS)
+
+
+def die(stage: Stage) -> Outcome:
+    """Kill all of the master and cut its cable; then somebody else has to be it."""
+    lab, master = stage.lab, stage.lab.node(MASTER)
+    cut_s = failover.strike(lab, master)
+    failover.await_role(lab, lab.node(SUCCESSOR), failover.MASTER)
+
+    def outage_ms() -> float | None:
+        return figures.outage_ms(stage.traffic.requests(cut_s), cut_s)
+
+    stage.wait(lambda: outage_ms() is not None, timeout_s=10)
+    # A client asks again after a second, and what is held open is heard of in that time.
+    time.sleep(2.0)
+    window = stage.window(cut_s, time.monotonic())
+    lasted_ms = outage_ms()
+    # A request that was under way as the cable was cut may fail, too.
+    stage.forgiven.append((cut_s - 0.2, cut_s + (lasted_ms or 0.0) / 1000))
+    return judge.die(window, lasted_ms, _roles(stage), SUCCESSOR)
+
+
+def come_back(stage: Stage) -> Outcome:
+    """Start the dead balancer again; it learns the flows, and takes its place by its priority."""
+    lab, master = stage.lab, stage.lab.node(MASTER)
+    started_s = time.monotonic()
+    build.revive(lab, master)
+    build.await_backends(lab, master, lab.backends + lab.spares)
+    back_s = failover.await_role(lab, master, failover.MASTER)
+    time.sleep(1.0)
+    window = stage.window(started_s, time.monotonic())
+    return judge.come_back(window, back_s, _roles(stage), MASTER)
+
+
+def _roles(stage: Stage) -> dict[str, str | None]:
+    """The role of each balancer."""
+    return {
+        node.name: failover.summary(failover.roles(stage.lab, node)) for node in stage.balancers
+    }
 
 
 STEPS = (
@@ -218,6 +275,8 @@ STEPS = (
     Step(f"{KILLED} is killed (SIGKILL)", kill),
     Step(f"{DRAINED} is drained (lbctl backend drain)", drain),
     Step(f"{ADDED} is added (lbctl backend add)", add),
-    Step(f"the agent is killed (SIGKILL) and started again {AWAY_S:.0f} s later", restart),
+    Step(f"the master's agent is killed (SIGKILL) and started again {AWAY_S:.0f} s later", restart),
     Step(f"the configuration is changed and reloaded {RELOADS} times", reload),
+    Step(f"the master, {MASTER}, dies: agent and failover process killed, its cable cut", die),
+    Step(f"{MASTER} is back", come_back),
 )

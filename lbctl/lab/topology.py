@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.errors import ConfigError
+from agent.failover.model import Failover, socket_of
 from agent.model import Address, Forward, Hook, Scheduler
 from lbctl.lab.engine.model import HARDWARE
 
@@ -36,15 +37,12 @@ MAX_TIME_SCALE = 100.0
 CLIENT_MTU = 1500
 TUNNEL_MTU = 1600
 
-# Thousands of short connections a second find room: their flows stay for half a minute.
-FLOWS = 262_144
-
 # Third part of the addresses: the network of clients and VIPs, and in nat and fullnat another
 # one for the backends. Each has its bridge if the balancers have an arm for it.
 _FRONT, _BACK = 0, 1
 
 # Last part of the addresses. The IPv6 ones show the same digits: 10.99.0.101 and fd99::101.
-_VIP = 100
+_VIP = 100  # and what balancers share in the network of the backends
 _FIRST_BALANCER = 11
 _FIRST_CLIENT = 21
 _FIRST_BACKEND = 101
@@ -186,6 +184,20 @@ class Lab:
         return vip4.ip, vip6.ip
 
     @property
+    def paired(self) -> bool:
+        """Whether there is more than one balancer, so that one can take another's place."""
+        return self.balancers > 1
+
+    @property
+    def inside(self) -> tuple[Address, ...]:
+        """What backends know balancers by that take each other's place: it moves with the VIPs.
+
+        In nat it is their gateway, in fullnat the source of what they are sent.
+        """
+        back = tuple(address.ip for address in _addresses(_BACK, _VIP))
+        return back if self.paired and self.forward.is_nat else ()
+
+    @property
     def server_port(self) -> int:
         """Where the HTTP servers listen; in nat it is another port than the VIPs'."""
         return MAPPED_PORT if self.forward is Forward.NAT else PORT
@@ -246,6 +258,15 @@ class Lab:
         """The configuration file of a balancer's agent."""
         return self.run_dir / f"{balancer.name}.yaml"
 
+    def failover_socket(self, balancer: Node) -> Path:
+        """The socket of a balancer's failover process."""
+        return socket_of(Failover(), self.socket(balancer))
+
+    @property
+    def key_file(self) -> Path:
+        """The secret that the balancers share."""
+        return self.run_dir / "failover.key"
+
     def _node(self, name: str, role: Role, number: int) -> Node:
         front, back = _addresses(_FRONT, number), _addresses(_BACK, number)
         gateways: tuple[IPv4Address | IPv6Address, ...] = ()
@@ -254,7 +275,8 @@ class Lab:
         elif role is Role.BACKEND:
             links = [self._link(NODE_INTERFACE, name, role, _BACK, back)]
             if self.forward is Forward.NAT:
-                gateways = tuple(address.ip for address in _addresses(_BACK, _FIRST_BALANCER))
+                first = tuple(address.ip for address in _addresses(_BACK, _FIRST_BALANCER))
+                gateways = self.inside or first
         elif self.arms == 1:
             links = [self._link(NODE_INTERFACE, name, role, _FRONT, front + back)]
         else:
@@ -302,77 +324,6 @@ def _addresses(network: int, number: int) -> tuple[IPv4Interface, IPv6Interface]
 def owned_namespace(lab_name: str, namespace: str) -> bool:
     """Whether a namespace of that name is one that a lab called ``lab_name`` makes."""
     return bool(re.fullmatch(rf"{re.escape(lab_name)}-(switch|client\d*|lb\d+|be\d+)", namespace))
-
-
-def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
-    """The configuration document of a balancer's agent."""
-    document: dict[str, object] = {
-        "name": balancer.namespace,
-        "interface": NODE_INTERFACE,
-        "hook": lab.hook.value,
-        "socket": str(lab.socket(balancer)),
-        "state_dir": str(lab.run_dir / "state"),
-        "metrics": "127.0.0.1:9117",
-        "manage_vips": answers_for_vips(balancer) and lab.vlan is None,
-        "tables": {"flows": FLOWS},
-        "defaults": {
-            "forward": lab.forward.value,
-            "scheduler": lab.scheduler.value,
-            "health": {
-                "type": "http",
-                "path": "/health",
-                "interval": "500ms",
-                "timeout": "500ms",
-                "rise": 2,
-                "fall": 2,
-            },
-        },
-        "services": [_service_document(lab, service) for service in lab.services],
-    }
-    if lab.forward.is_tunnel:
-        document["tunnel_source"] = {"ipv4": str(balancer.ipv4), "ipv6": str(balancer.ipv6)}
-    if others := [link.interface for link in balancer.links[1:]]:
-        document["backend_interfaces"] = others
-    return document
-
-
-def _service_document(lab: Lab, service: Service) -> dict[str, object]:
-    document: dict[str, object] = {
-        "name": service.name,
-        "vip": str(service.vip),
-        "port": service.port,
-    }
-    if service.name == PROMPTS:
-        document |= {
-            "scheduler": Scheduler.LEAST_LOAD.value,
-            "telemetry": {"type": "vllm", "interval": "200ms"},
-        }
-    return document | {"backends": _backends(lab, service)}
-
-
-def answers_for_vips(balancer: Node) -> bool:
-    """One balancer answers for the VIPs; the others stand by with the same tables."""
-    return balancer.name == "lb1"
-
-
-def backend_document(lab: Lab, node: Node, family: int, vip_port: int = PORT) -> dict[str, object]:
-    """A backend in the configuration of a service of that family, 4 or 6, and port."""
-    document: dict[str, object] = {
-        "name": node.name,
-        "address": str(node.ipv4 if family == 4 else node.ipv6),
-    }
-    if lab.forward is Forward.NAT:
-        # Answers are told apart by their port, so no two services have the same.
-        document["port"] = vip_port if vip_port != PORT else lab.server_port
-    return document
-
-
-def _backends(lab: Lab, service: Service) -> list[dict[str, object]]:
-    return [
-        backend_document(lab, node, service.vip.version, service.port)
-        | {"weight": lab.weight(index)}
-        for index, node in enumerate(lab.nodes(Role.BACKEND)[: lab.backends])
-    ]
 
 
 def lab_command(name: str) -> str:

@@ -80,7 +80,9 @@ class Traffic:
         vip4, vip6 = self._lab.vips
         self._generator.start(
             *("--target", f"{vip4}:{topology.PORT}", "--target", f"[{vip6}]:{topology.PORT}"),
-            *("--rate", str(rate_per_s), "--keep-alive", str(keep_alive)),
+            # As many at once as begin in a second: an outage is felt by those that begin in it.
+            *("--rate", str(rate_per_s), "--workers", str(rate_per_s)),
+            *("--keep-alive", str(keep_alive)),
             *("--streams", str(streams), "--stream-seconds", str(stream_s)),
         )
 

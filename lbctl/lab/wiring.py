@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.model import Hook
-from lbctl.lab.topology import CLIENT_MTU, Lab, Node, Role, answers_for_vips
+from lbctl.lab.topology import CLIENT_MTU, Lab, Link, Node, Role
 
 
 def sysctls(role: Role) -> dict[str, str]:
@@ -57,9 +57,32 @@ def switch_commands(lab: Lab) -> list[str]:
         far_end = f"peer name {link.interface} mtu {link.mtu} netns {node.namespace}"
         commands += [
             f"link add {link.port} mtu {widest} type veth {far_end}",
-            f"link set {link.port} master {link.bridge} up",
+            *_join(lab, node, link),
         ]
     return commands
+
+
+def _join(lab: Lab, node: Node, link: Link) -> list[str]:
+    commands = [f"link set {link.port} master {link.bridge} up"]
+    if node.role is Role.BALANCER and lab.paired:
+        # A card drops frames for another MAC, XDP on a veth sees them: without this, what
+        # the bridge floods for a dead balancer would be balanced by the one beside it.
+        commands.append(f"link set {link.port} type bridge_slave flood off")
+    return commands
+
+
+def cut_commands(node: Node, *, silent: bool) -> list[str]:
+    """``ip`` commands, run in the switch's namespace, that cut the cables of a host.
+
+    ``silent``: the host sees them as they were, but the switch carries nothing.
+    """
+    how = "nomaster" if silent else "down"
+    return [f"link set {link.port} {how}" for link in node.links]
+
+
+def mend_commands(lab: Lab, node: Node) -> list[str]:
+    """``ip`` commands that undo either way of cutting."""
+    return [command for link in node.links for command in _join(lab, node, link)]
 
 
 def node_commands(lab: Lab, node: Node) -> list[str]:
@@ -86,7 +109,7 @@ def node_commands(lab: Lab, node: Node) -> list[str]:
         commands.append(f"route add {everything} via {gateway}")
     if node.role is Role.BACKEND and not lab.forward.is_nat:
         commands += _host_addresses(lab, "lo")
-    if node.role is Role.BALANCER and answers_for_vips(node) and lab.vlan is not None:
+    if node.role is Role.BALANCER and lab.vlan is not None and not lab.paired:
         # The agent puts VIPs on the interface, and neighbour discovery asks on the VLAN.
         commands += _host_addresses(lab, node.links[0].device)
     return commands

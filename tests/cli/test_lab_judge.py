@@ -125,11 +125,11 @@ def drained(requests: list[Request], *events: Held) -> list[str]:
         held(2, "opened", "be2", 9.0, "keep-alive"),
         held(1, "finished", "be2", 12.0),
     ]
-    return judge.drain(window(requests, [*before, *events]), "be2").problems
+    return judge.drain(window(requests, [*before, *events]), "be2", 10.5).problems
 
 
 def test_drain_lets_open_connections_end_and_brings_no_new_ones() -> None:
-    assert drained([answered("be1", 11.0)]) == []
+    assert drained([answered("be1", 11.0), answered("be2", 10.4)]) == []
     assert drained([answered("be2", 11.0)])
     assert drained([], held(3, "opened", "be2", 11.0))
     assert drained([], held(2, "broke", "be2", 11.0, "keep-alive"))
@@ -137,7 +137,7 @@ def test_drain_lets_open_connections_end_and_brings_no_new_ones() -> None:
 
 
 def test_drain_without_open_connections_proves_nothing() -> None:
-    assert judge.drain(window([]), "be2").problems
+    assert judge.drain(window([]), "be2", 10.5).problems
 
 
 def test_added_backend_has_to_get_a_request() -> None:
@@ -160,6 +160,48 @@ def test_restart_and_reload_may_break_and_move_nothing(event: str) -> None:
 
 def test_restart_without_traffic_proves_nothing() -> None:
     assert judge.restart(window([]), ready_s=13.0, away_s=2.0).problems
+
+
+def died(requests: list[Request], *events: Held, outage_ms: float | None = 400.0) -> list[str]:
+    opened = held(1, "opened", "be1", 9.0)
+    roles = {"lb1": None, "lb2": "master"}
+    return judge.die(window(requests, [opened, *events]), outage_ms, roles, "lb2").problems
+
+
+def test_requests_may_fail_in_an_outage_and_neither_after_it_nor_what_is_open() -> None:
+    good = [refused(10.1), refused(10.39), answered("be1", 10.4), answered("be1", 12.0, V6)]
+    assert died(good) == []
+    assert died([*good, refused(10.41)]) == ["1 requests failed after the outage"]
+    assert "broke" in died(good, held(1, "broke", "be1", 12.0))[0]
+    assert "moved" in died(good, held(1, "moved", "be2", 12.0))[0]
+    assert "no balancer took" in died([refused(10.1)], outage_ms=None)[0]
+
+
+def test_a_master_that_is_back_takes_its_place_and_nobody_notices() -> None:
+    opened = held(1, "opened", "be1", 9.0)
+    back = {"lb1": "master", "lb2": "backup"}
+
+    def problems(requests: list[Request], roles: dict[str, str | None] = back) -> list[str]:  # type: ignore[assignment]
+        return judge.come_back(window(requests, [opened]), 14.0, roles, "lb1").problems
+
+    assert problems([answered("be1", 11.0)]) == []
+    assert "1 requests failed" in problems([answered("be1", 11.0), refused(12.0)])[0]
+    assert problems([]) == ["there was no traffic meanwhile"]
+    for others in ({"lb1": "master", "lb2": "master"}, {"lb1": None, "lb2": "master"}):
+        said = problems([answered("be1", 11.0)], others)  # type: ignore[arg-type]
+        assert "lb1 should be the master" in said[0]
+
+
+def test_an_outage_lasts_until_every_target_answers_at_once() -> None:
+    waiting = answered("be1", 10.05, latency_ms=1002.0)
+    early = answered("be1", 9.9)
+    assert figures.outage_ms([early, waiting, answered("be1", 10.3)], 10.0) == pytest.approx(300)
+    both = [waiting, answered("be1", 10.3), answered("be1", 10.5, V6), answered("be1", 11.0, V6)]
+    assert figures.outage_ms(both, 10.0) == pytest.approx(500)
+    assert figures.outage_ms([waiting, answered("be1", 10.3), refused(10.4)], 10.0) is not None
+    assert figures.outage_ms([waiting], 10.0) is None
+    assert figures.outage_ms([], 10.0) is None
+    assert figures.waited([early, waiting, refused(10.1)]) == [waiting]
 
 
 def send(number: signal.Signals) -> None:

@@ -10,8 +10,10 @@ import pytest
 
 from agent.config.load import parse
 from agent.errors import ConfigError
+from agent.failover.model import socket_of
+from agent.failover.plan import claimed_vips
 from agent.model import AdminState, CheckKind, Forward, Hook, Scheduler, TelemetryKind
-from lbctl.lab import build, cli, http, server, statefile, topology, wiring
+from lbctl.lab import build, cli, documents, http, server, statefile, topology, wiring
 from lbctl.lab.topology import Lab, Role, lab_command
 
 
@@ -83,7 +85,7 @@ def test_the_agent_accepts_the_configuration_of_a_lab(forward: Forward, vlan: in
     balancer = lab.node("lb1")
     import yaml
 
-    config = parse(yaml.safe_dump(topology.agent_document(lab, balancer)), "lab")
+    config = parse(yaml.safe_dump(documents.agent_document(lab, balancer)), "lab")
     assert config.name == "lab-lb1"
     assert config.hook is Hook.GENERIC
     assert config.backend_interfaces == (("eth1",) if arms == 2 else ())
@@ -105,7 +107,7 @@ def test_engines_have_a_service_for_prompts_that_is_balanced_by_their_load(
     lab = Lab(forward=forward, engines=("h100", "a100"), scheduler=Scheduler.MAGLEV)
     import yaml
 
-    config = parse(yaml.safe_dump(topology.agent_document(lab, lab.node("lb1"))), "lab")
+    config = parse(yaml.safe_dump(documents.agent_document(lab, lab.node("lb1"))), "lab")
     web, _, chat = config.services
     assert (chat.key.vip, chat.key.port) == (lab.vips[0], 8000)
     assert (chat.scheduler, chat.telemetry.kind) == (Scheduler.LEAST_LOAD, TelemetryKind.VLLM)
@@ -128,13 +130,73 @@ def test_a_lab_without_engines_has_the_small_server() -> None:
     assert len(Lab().services) == 2
 
 
-def test_only_the_first_balancer_answers_for_the_vips() -> None:
-    lab = Lab(balancers=2)
-    managed = [
-        topology.agent_document(lab, balancer)["manage_vips"]
+def test_one_balancer_has_the_vips_by_its_agent_and_no_failover() -> None:
+    document = documents.agent_document(Lab(), Lab().node("lb1"))
+    assert document["manage_vips"] is True
+    assert "failover" not in document
+
+
+@pytest.mark.parametrize("forward", Forward)
+@pytest.mark.parametrize("arms", [1, 2])
+def test_two_balancers_share_all_that_others_know_them_by(forward: Forward, arms: int) -> None:
+    lab = Lab(forward=forward, balancers=2, arms=arms if forward.is_nat else 1)
+    import yaml
+
+    first, second = (
+        parse(yaml.safe_dump(documents.agent_document(lab, balancer)), "lab")
+        for balancer in lab.nodes(Role.BALANCER)
+    )
+    assert first.failover.sync.peers == (lab.node("lb2").ipv4,)
+    assert second.failover.sync.peers == (lab.node("lb1").ipv4,)
+    assert claimed_vips(first) == claimed_vips(second) == {*lab.vips, *lab.inside}
+    for config, priority in ((first, 150), (second, 100)):
+        assert {i.priority for i in config.failover.instances} == {priority}
+        assert {i.interval_s for i in config.failover.instances} == {0.1}
+        assert len({i.group or i.name for i in config.failover.instances}) == 1, "all move together"
+        assert socket_of(config.failover, config.socket) == lab.failover_socket(
+            lab.node(config.name)
+        )
+    assert first.failover.key_file == second.failover.key_file
+    if not forward.is_nat:
+        assert not lab.inside
+        return
+    # Of no host, in the backends' network, on the arm that leads there.
+    own = [a.ip for node in lab.nodes() for link in node.links for a in link.addresses]
+    assert not set(lab.inside) & set(own)
+    arm = lab.node("lb1").links[-1]
+    networks = [address.network for address in arm.addresses]
+    assert all(any(address in network for network in networks) for address in lab.inside)
+    assert first.failover.instances[1].interface == arm.interface
+    if forward is Forward.NAT:
+        assert lab.node("be1").gateways == lab.inside
+    else:
+        assert (*first.nat.sources_v4, *first.nat.sources_v6) == lab.inside
+
+
+def test_more_balancers_have_lower_priorities_one_below_the_other() -> None:
+    lab = Lab(balancers=topology.MAX_BALANCERS)
+    found = [
+        documents.agent_document(lab, balancer)["failover"]["instances"][0]["priority"]  # type: ignore[index]
         for balancer in lab.nodes(Role.BALANCER)
     ]
-    assert managed == [True, False]
+    assert found[:3] == [150, 100, 99]
+    assert found == sorted(set(found), reverse=True)
+
+
+def test_a_cut_cable_and_a_mended_one_are_the_hosts_own() -> None:
+    lab = Lab(forward=Forward.NAT, arms=2, balancers=2)
+    lb1 = lab.node("lb1")
+    assert wiring.cut_commands(lb1, silent=False) == [
+        "link set lb1 down",
+        "link set lb1-back down",
+    ]
+    assert wiring.cut_commands(lb1, silent=True)[0] == "link set lb1 nomaster"
+    # What was said of a port as it was plugged in is forgotten with it.
+    assert wiring.mend_commands(lab, lb1)[:2] == [
+        "link set lb1 master br0 up",
+        "link set lb1 type bridge_slave flood off",
+    ]
+    assert set(wiring.mend_commands(lab, lb1)) <= set(wiring.switch_commands(lab))
 
 
 @pytest.mark.parametrize("forward", [Forward.IPIP, Forward.GUE])
@@ -208,7 +270,7 @@ def test_only_native_xdp_needs_help_at_the_far_end(hook: Hook) -> None:
 
 
 def test_with_a_vlan_all_addresses_are_on_it_and_the_lab_places_the_vips() -> None:
-    lab = Lab(vlan=100, balancers=2)
+    lab = Lab(vlan=100)
     for node in lab.nodes():
         commands = wiring.node_commands(lab, node)
         assert "link add link eth0 name eth0.100 type vlan id 100" in commands
@@ -217,7 +279,12 @@ def test_with_a_vlan_all_addresses_are_on_it_and_the_lab_places_the_vips() -> No
         placed = f"address add {lab.vips[0]}/32 dev eth0.100" in commands
         assert placed is (node.name == "lb1")
         if node.role is Role.BALANCER:
-            assert topology.agent_document(lab, node)["manage_vips"] is False
+            assert documents.agent_document(lab, node)["manage_vips"] is False
+    pair = Lab(vlan=100, balancers=2)
+    commands = wiring.node_commands(pair, pair.node("lb1"))
+    assert not any(str(vip) in command for vip in pair.vips for command in commands)
+    failover = documents.agent_document(pair, pair.node("lb1"))["failover"]
+    assert failover["instances"][0]["interface"] == "eth0.100"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lbctl.lab import netns
-from lbctl.lab.topology import Lab, Node, Role, backend_document
+from lbctl.lab.documents import backend_document
+from lbctl.lab.topology import Lab, Node, Role
 
 TALK_PORT = 9000
 STICKY_PORT = 9001

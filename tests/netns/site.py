@@ -18,7 +18,7 @@ import yaml
 
 from agent.api.client import Client
 from lbctl.lab import build, netns, processes
-from lbctl.lab.topology import Lab, Node, Role
+from lbctl.lab.topology import Lab, Node
 
 
 def wait_until(what: str, condition: Any, timeout_s: float = 15.0) -> None:
@@ -31,13 +31,18 @@ def wait_until(what: str, condition: Any, timeout_s: float = 15.0) -> None:
 
 @dataclass
 class Site:
-    """A running lab and what tests do to it."""
+    """A running lab and what tests do to it, by one of its balancers."""
 
     lab: Lab
+    at: str = "lb1"
 
     @property
     def balancer(self) -> Node:
-        return self.lab.nodes(Role.BALANCER)[0]
+        return self.lab.node(self.at)
+
+    def on(self, balancer: str) -> Site:
+        """The same, by another balancer."""
+        return Site(self.lab, balancer)
 
     @property
     def api(self) -> Client:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lbctl.lab import build, netns, processes, statefile, topology
+from lbctl.lab import build, failover, netns, processes, statefile, topology
 from lbctl.lab.build import Owner
 from lbctl.lab.interrupt import Interrupted
 from lbctl.lab.netns import LabError
@@ -165,14 +165,30 @@ def test_up_carries_traffic_of_both_families_and_down_leaves_nothing(options: st
     assert traces() == []
 
 
-def test_replace_builds_anew_and_a_second_balancer_stands_by() -> None:
+def test_replace_builds_anew_and_a_second_balancer_takes_the_firsts_place() -> None:
     assert lbctl("up", "--backends", "1").returncode == 0
+    alone = json.loads(lbctl("status", "-o", "json").stdout)
+    assert {node["failover"] for node in alone["nodes"]} == {None}
     result = lbctl("up", "--backends", "1", "--balancers", "2", "--clients", "2", "--replace")
     assert result.returncode == 0, result.stderr
-    held = lbctl("exec", "lb2", "--", "ip", "-o", "address").stdout
-    assert "10.99.0.100" not in held
-    held = lbctl("exec", "lb1", "--", "ip", "-o", "address").stdout
-    assert "10.99.0.100" in held
+    assert roles() == {"lb1": "master", "lb2": "backup"}
+    assert "failover, pid" in lbctl("status").stdout
+    for host, has in (("lb1", True), ("lb2", False)):
+        held = lbctl("exec", host, "--", "ip", "-o", "address").stdout
+        assert ("10.99.0.100/" in held, "fd99::100/" in held) == (has, has)
+    found = build.read(NAME)
+    assert found is not None
+    lab = found[0]
+    failover.cut(lab, lab.node("lb1"), silent=True)
+    failover.await_role(lab, lab.node("lb2"), failover.MASTER)
+    failover.mend(lab, lab.node("lb1"))
+    failover.await_role(lab, lab.node("lb2"), failover.BACKUP)
+    assert roles() == {"lb1": "master", "lb2": "backup"}
+
+
+def roles() -> dict[str, str]:
+    status = json.loads(lbctl("status", "-o", "json").stdout)
+    return {n["name"]: n["failover"]["role"] for n in status["nodes"] if n["failover"]}
 
 
 def has_vlan_devices() -> bool:
@@ -256,6 +272,23 @@ def test_stop_ends_the_labs_processes_and_no_others() -> None:
         finally:
             bystander.kill()
             bystander.wait()
+
+
+def test_a_frozen_process_is_there_but_does_nothing_until_it_is_thawed() -> None:
+    lab = Lab(name=NAME, backends=1)
+    with bare_network(lab):
+        wait_for_servers(lab)
+        processes.freeze(lab.run_dir, "be1")
+        pid = processes.pid_of(lab.run_dir, "be1")
+        assert pid is not None
+        deadline = time.monotonic() + 10
+        while "State:\tT" not in Path(f"/proc/{pid}/status").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        processes.thaw(lab.run_dir, "be1")
+        wait_for_servers(lab)
+        with pytest.raises(LabError, match="lb1 does not run"):
+            processes.freeze(lab.run_dir, "be1", "lb1")
 
 
 def test_demo_leaves_a_lab_of_the_operator_alone() -> None:

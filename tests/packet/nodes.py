@@ -50,10 +50,10 @@ class Node:
     def everything(self, states: frozenset[int] = SYNCED) -> Records:
         return joined(list(self.exporter.everything(view(self.rig), self.jiffies(), states)))
 
-    def take(self, told: Records) -> Outcome:
-        """Take records as they come over the wire."""
+    def take(self, told: Records, *, elsewhere: bool = False) -> Outcome:
+        """Take records as they come over the wire; ``elsewhere``: the other node has the VIPs."""
         rig = self.rig
-        arrival = Arrival(rig.dataplane.ifindex, MAC)
+        arrival = Arrival(rig.dataplane.ifindex, MAC, elsewhere)
         told = from_bytes(to_bytes(told))
         done = self.installer.install(view(rig), told, self.jiffies(), arrival)
         account(rig.tables, done)

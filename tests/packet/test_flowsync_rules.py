@@ -13,7 +13,7 @@ from agent.flowsync.export import ALL
 from agent.flowsync.plan import OLDER_TICKS, Refusal
 from agent.model import Forward, Scheduler
 from tests.packet.frames import CLIENT4, VIP4
-from tests.packet.harness import Rig
+from tests.packet.harness import Rig, Verdict
 from tests.packet.nodes import FLOWS, Case, case, opened, serve, view, where
 from tests.packet.wires import Packet
 
@@ -81,6 +81,39 @@ def test_a_flow_that_lives_here_at_another_backend_stays(rig: Rig, other: Rig):
     differ = sum(here[number] != there[number] for number in here)
     assert done.refused == {Refusal.OURS: differ, Refusal.KNOWN: FLOWS - differ}
     assert where(other, it, range(FLOWS)) == here
+
+
+def test_a_node_that_has_not_the_vips_believes_the_one_that_has(rig: Rig, other: Rig):
+    it = case(Forward.DSR, 4)
+    a, b = serve(rig, other, it)
+    there = opened(rig, it)
+    here = opened(other, it)
+    assert here != there
+    done = b.take(a.changed(), elsewhere=True)
+    assert not done.refused
+    assert where(other, it, range(FLOWS)) == there
+
+
+def test_a_port_of_fullnat_goes_with_the_vips(rig: Rig, other: Rig):
+    """What was open here when the other node took over, and ended there, has no port any more."""
+    it = case(Forward.FULLNAT, 4)
+    a, b = serve(rig, other, it)
+    opened(other, it)
+    for number in range(100, 100 + FLOWS):
+        rig.send(it.client(number).frame())
+        rig.send(it.goes_on(number).frame())
+    told, size = a.changed(), other.tables.size
+    own = other.tables.nat_slots["owner"].nonzero()[0]
+    theirs = {ours: n for n, ours in enumerate(b.installer.ids.nat_sources) if ours >= 0}
+    told["nat_source"] = [theirs[number] for number in own // size.nat_ports]
+    told["nat_port"] = own % size.nat_ports + size.nat_first_port
+    assert b.take(told).refused == {Refusal.NAT_TAKEN: FLOWS}
+    done = b.take(told, elsewhere=True)
+    assert (done.installed, done.refused) == (FLOWS, {})
+    clients = sorted(other.tables.nat_slots["client_port"][own])
+    assert clients == [20_100 + n for n in range(FLOWS)]
+    assert all(other.verdict(it.goes_on(100 + n).frame()) == Verdict.TX for n in range(FLOWS))
+    assert (other.tables.nat_slots["client_port"][own] >= 20_100).all(), "they keep their ports"
 
 
 def test_live_flows_of_a_full_bucket_are_not_evicted(rig: Rig, other: Rig):

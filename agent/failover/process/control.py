@@ -139,7 +139,15 @@ async def _do(request: Mapping[str, Any], office: Office) -> None:
             pass
         case {"do": "agent", "attached": bool(attached)}:
             services = _services(request.get("services", {}))
-            office.agent_says(AgentWord(attached, str(request.get("why", "")), services))
+            office.agent_says(
+                AgentWord(
+                    attached,
+                    str(request.get("why", "")),
+                    services,
+                    ready=request.get("ready", True) is True,
+                    cut_off=request.get("cut_off", False) is True,
+                )
+            )
         case {"do": "mode", "mode": str(word)}:
             await office.set_mode(_mode(word), _instance(request))
         case {"do": "claim"}:

@@ -123,9 +123,14 @@ class Tracking:
             program=self._has_programs(),
         )
         judged = fitness(router.instance, router.interface, router.services, observed)
-        # An agent reports once it has the flows of the others: without them, the connections of
-        # a master that is well would be cut.
-        known = self.agent_seen is not None and observed.agent_away_s < _RESTARTED_S
+        # Its agent says whether it has the flows of the others: without them, the connections of
+        # a master that is well would be cut. One of before a restart may be another node by now.
+        known = (
+            self.agent_seen is not None
+            and observed.agent_away_s < _RESTARTED_S
+            and self._word is not None
+            and self._word.ready
+        )
         return replace(judged, may_preempt=known or not router.instance.track.dataplane)
 
     def to_save(self, saved: Saved) -> Saved:

@@ -23,7 +23,7 @@ from agent.failover.model import (
     TrackedInterface,
     TrackedScript,
 )
-from agent.failover.plan import claimed_vips, plan
+from agent.failover.plan import claimed_vips, concerns, plan
 from agent.model import Config
 from tests.unit.config.documents import backend, load, problems, service
 
@@ -150,6 +150,21 @@ def test_adverts_go_to_the_peers_of_their_family() -> None:
     four, six = plan(config).routers
     assert (four.peers, four.source) == ((ip_address(peers[0]),), None)
     assert (six.peers, six.source) == ((ip_address(peers[1]),), ip_address("fd00::1"))
+
+
+def test_the_failover_process_is_told_of_what_concerns_it_alone() -> None:
+    with_one = load(service(), failover={"instances": [instance()]})
+    assert concerns(with_one) == concerns(
+        load(
+            service(backends=[backend(1)], scheduler="maglev"), failover={"instances": [instance()]}
+        )
+    )
+    for other in (
+        load(service(vip="10.0.0.11"), failover={"instances": [instance()]}),
+        load(service(), failover={"instances": [instance(priority=9)]}),
+        load(service(), failover={"instances": [instance()]}, interface="eth1"),
+    ):
+        assert concerns(with_one) != concerns(other)
 
 
 def test_announced_vips_are_on_lo_and_need_no_election() -> None:

@@ -109,6 +109,13 @@ def test_services_cost_once_none_of_them_has_a_backend() -> None:
     assert judge(tracking(services=0), dead) == (Fitness(100), ())
 
 
+def test_a_node_that_reaches_nobody_is_behind_all_others_and_still_fit() -> None:
+    word = AgentWord(True, services={"web": (1, 2)}, cut_off=True)  # one without checks is "up"
+    found, reasons = judge(observed=replace(WELL, word=word))
+    assert found == Fitness(1)
+    assert reasons == ("neither a backend nor another balancer is reached: -254",)
+
+
 def test_services_without_backends_and_unknown_ones_cost_nothing() -> None:
     assert judge(services=("dns", "new")) == (Fitness(100), ())
 

@@ -25,7 +25,7 @@ class Node(Mastership):
     """A failover process of one virtual router; with ``taker``, the peer takes what it is given."""
 
     def __init__(self, steps: list[str], role: Role = Role.MASTER, *, taker: bool = True) -> None:
-        super().__init__(lambda: None, lambda: True)
+        super().__init__(lambda: None)
         self.steps, self.taker = steps, taker
         self.mode = Mode.NORMAL
         self._become(role)

@@ -31,6 +31,7 @@ def test_a_master_of_lower_priority_is_to_hand_over() -> None:
         {"role": Role.FAULT},
         {"master": None},
         {"master_priority": 150},
+        {"master_priority": 1},  # it is handing over already
         {"master_priority": 254},
         {"mode": Mode.HANDED_OVER, "priority": 1},
         {"priority": 100},  # no backend is up here

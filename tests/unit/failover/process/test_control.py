@@ -62,6 +62,10 @@ def answer(line: str, office: Office) -> dict[str, Any]:
             '{"do": "agent", "attached": true, "why": "", "services": {"web": [2, 3]}}',
             [AgentWord(True, "", {"web": (2, 3)})],
         ),
+        (
+            '{"do": "agent", "attached": true, "ready": false, "cut_off": true}',
+            [AgentWord(True, ready=False, cut_off=True)],
+        ),
         ('{"do": "agent", "attached": false, "why": "off"}', [AgentWord(False, "off")]),
     ],
 )

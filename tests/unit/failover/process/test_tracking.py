@@ -70,6 +70,17 @@ def test_a_node_whose_agent_was_never_heard_is_not_fit(monkeypatch: pytest.Monke
     run(monkeypatch, work)
 
 
+def test_a_node_that_is_not_ready_leaves_a_master_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(tracking: Tracking, kernel: Kernel) -> None:
+        assert not tracking.judge(ROUTER).may_preempt
+        tracking.heard(ATTACHED)
+        assert tracking.judge(ROUTER).may_preempt
+        assert tracking.heard(replace(ATTACHED, ready=False))
+        assert not tracking.judge(ROUTER).may_preempt
+
+    run(monkeypatch, work)
+
+
 def test_the_last_word_counts_over_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(tracking: Tracking, kernel: Kernel) -> None:
         assert not fault(tracking)
