@@ -14,10 +14,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench bench-peers bench-ai docs docs-check format clean
+.PHONY: help setup demo test lint types bench bench-peers bench-ai bench-failover docs docs-check format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 setup: ## install what is missing on this host, and the environment in .venv (root)
 	@deploy/setup.sh --dev
@@ -58,6 +58,10 @@ bench-peers: setup ## CPU per connection beside HAProxy, nginx and nftables (roo
 
 bench-ai: setup ## time to first token beside HAProxy and nginx, 40 minutes (root, a quiet machine)
 	@$(PYTHON) -m bench.ai
+
+bench-failover: setup ## outages beside keepalived, 20 minutes, and 10 of every core busy (root, a quiet machine)
+	@$(PYTHON) -m bench.failover
+	@$(PYTHON) -m bench.failover steady
 
 format: $(STAMP) ## put Python and C into our format
 	@$(BIN)/ruff check --quiet --select I --fix
