@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench bench-peers bench-ai bench-failover docs docs-check format clean
+.PHONY: help setup demo test soak lint types bench bench-peers bench-ai bench-failover docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -29,6 +29,9 @@ test: setup ## everything: lint, types, documentation, all tests, the kernel's i
 	@$(MAKE) lint types docs-check
 	@echo "test: pytest, two files at a time"
 	@$(BIN)/pytest -n 2 --dist loadfile
+
+soak: setup ## pairs of balancers in trouble under load, two minutes beyond the tests (root)
+	@$(BIN)/pytest -m soak
 
 lint: $(STAMP) ## ruff, clang-format, import rules
 	@echo "lint: ruff"

@@ -211,6 +211,8 @@ def failover(path: Path, log_level: str, log_format: str) -> None:
     off and another node takes over.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is read yet that could be read again
+    # Later: VIPs that a killed process has left are taken off first.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def work() -> None:
         from agent.failover.process.logwriter import LogWriter

@@ -188,7 +188,7 @@ def _low(state: abi.FlowState, clock: Clock) -> int:
     return state << abi.FLOW_STATE_SHIFT | (jiffies() >> clock.shift) & abi.FLOW_STAMP_MASK
 
 
-async def _none(_instance: str | None) -> str:
+async def _none(_instance: str | None, **_: object) -> str:
     return ""
 
 

@@ -21,6 +21,7 @@ def failover(view: FailoverView, at: float) -> Json:
         "flow_sync": {
             "problem": view.sync_problem,
             "peers": [_peer(peer, at) for peer in view.sync],
+            "strangers_total": dict(view.sync_strangers),
         },
     }
 

@@ -22,7 +22,7 @@ def check(services: list[Candidate], globals_: GlobalSection, where: Where) -> I
     yield from _virtual_routers(section, services, globals_, where)
     yield from _groups(section)
     for index, instance in enumerate(section.instances):
-        yield from _families(instance, (*_PATH, index), _all_vips(instance, section, services))
+        yield from _families(instance, (*_PATH, index), _all_vips(instance, globals_, services))
     yield from _key(section)
 
 
@@ -70,13 +70,15 @@ def _vips(section: FailoverSection, services: list[Candidate], where: Where) -> 
 
 
 def _all_vips(
-    instance: InstanceSection, section: FailoverSection, services: list[Candidate]
+    instance: InstanceSection, globals_: GlobalSection, services: list[Candidate]
 ) -> tuple[Address, ...]:
+    """Those that ``plan.vips_of`` gives it."""
     if instance.vips:
         return instance.vips
-    claimed = {vip for other in section.instances for vip in other.vips}
-    keys = [s.key for s in services if s.key is not None and s.key.vip_bits is None]
-    return tuple(key.vip for key in keys if key.vip not in claimed)
+    claimed = {vip for other in globals_.failover.instances for vip in other.vips}
+    every: list[Address] = [*globals_.nat.sources_ipv4, *globals_.nat.sources_ipv6]
+    every += [s.key.vip for s in services if s.key is not None and s.key.vip_bits is None]
+    return tuple(vip for vip in every if vip not in claimed)
 
 
 def _virtual_routers(
@@ -88,7 +90,7 @@ def _virtual_routers(
             continue
         path = (*_PATH, index)
         interface = instance.interface or globals_.interface
-        for family in {vip.version for vip in _all_vips(instance, section, services)}:
+        for family in {vip.version for vip in _all_vips(instance, globals_, services)}:
             first = known.setdefault((interface, instance.vrid, family), path)
             if first != path:
                 yield Problem(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from agent.errors import ApiError
 from agent.failover.model import Method, Mode, Role
 
 
@@ -76,20 +77,37 @@ def to_json(status: FailoverStatus) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> FailoverStatus:
-    """The inverse of ``to_json``."""
-    routers = tuple(
-        RouterStatus(
-            **(
-                router
-                | {
-                    "method": Method(router["method"]),
-                    "role": Role(router["role"]),
-                    "mode": Mode(router["mode"]),
-                    "problems": tuple(Problem(**problem) for problem in router["problems"]),
-                }
-                | {key: tuple(router[key]) for key in ("priority_reasons", "vips", "peers")}
-            )
+    """The inverse of ``to_json``. What a newer process tells beyond it is left out; ApiError if
+    one of another version does not tell enough.
+    """
+    try:
+        routers = tuple(_router(router) for router in data["routers"])
+        return FailoverStatus(**(_known(FailoverStatus, data) | {"routers": routers}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ApiError(
+            f"the failover process is of another version, it tells too little: {error}",
+            where="failover",
+            remedy="restart it: lbctl failover handover; systemctl restart lb-agent-failover; "
+            "lbctl failover release",
+        ) from error
+
+
+def _router(data: Mapping[str, Any]) -> RouterStatus:
+    return RouterStatus(
+        **(
+            _known(RouterStatus, data)
+            | {
+                "method": Method(data["method"]),
+                "role": Role(data["role"]),
+                "mode": Mode(data["mode"]),
+                "problems": tuple(
+                    Problem(**_known(Problem, problem)) for problem in data["problems"]
+                ),
+            }
+            | {key: tuple(data[key]) for key in ("priority_reasons", "vips", "peers")}
         )
-        for router in data["routers"]
     )
-    return FailoverStatus(**(dict(data) | {"routers": routers}))
+
+
+def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: data[field.name] for field in fields(kind) if field.name in data}

@@ -54,7 +54,14 @@ def prepare(dataplane: Dataplane) -> None:
     """
     if dataplane.old is None:
         return
-    carry = Carry(dataplane.old, dataplane.tables, dataplane.now_jiffies)
+    try:
+        _prepare(dataplane, dataplane.old)
+    except Exception:  # whatever old tables hold, the balancing begins
+        log.exception("flows are not carried over", tables=dataplane.old.ident)
+
+
+def _prepare(dataplane: Dataplane, old: OldTables) -> None:
+    carry = Carry(old, dataplane.tables, dataplane.now_jiffies)
     there = contents.read(dataplane.tables)
     if not there.services:  # else somebody began, and has come so far
         applier = Applier(dataplane.tables)

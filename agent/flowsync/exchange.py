@@ -54,6 +54,7 @@ class Exchange:
         self._theirs: Identities | None = None
         self._ours: Identities | None = None  # for which the installer reads them
         self._lacks = False  # flows were dropped that other ids might have had room for
+        self._wants_resync = False  # and now they have, theirs or ours
 
     # -- what goes
 
@@ -74,12 +75,15 @@ class Exchange:
             identities = None if self._knows(view.ids) else self._tell(view.ids)
             states = ALL if unfinished else SYNCED
             told = self._exporter.changed(view, self._node.jiffies(), MOST, states)
-            wants = self._follow(view) and self._lacks
-            self._lacks = self._lacks and not wants
-        return _look(identities, told, complete=len(told) < MOST, wants_resync=wants)
+            complete = self._exporter.round_ended
+            self._follow(view)
+            wants, self._wants_resync = self._wants_resync, False
+        return _look(identities, told, complete=complete, wants_resync=wants)
 
     def _knows(self, ids: Identities) -> bool:
-        return ids is self._told or ids == self._told
+        if ids is not self._told and ids == self._told:
+            self._told = ids  # comparing takes long where there are many, and there are many looks
+        return ids is self._told
 
     def _tell(self, ids: Identities) -> bytes:
         self._told = ids
@@ -96,7 +100,7 @@ class Exchange:
     def begin_full(self) -> None:
         with self._lock:
             self._taker().begin_full()
-            self._lacks = False
+            self._lacks = self._wants_resync = False
 
     def end_full(self) -> Installed:
         with self._lock:
@@ -113,18 +117,21 @@ class Exchange:
             self._lacks |= any(reason in outcome.refused for reason in _FOR_LACK)
         return self._installed(told, outcome)
 
-    def _follow(self, view: View) -> bool:
-        """Read the peer's ids as ours are now; whether they were others before."""
-        if self._theirs is None or view.ids is self._ours or view.ids == self._ours:
-            return False
+    def _follow(self, view: View) -> None:
+        """Read the peer's ids as theirs and ours are now."""
+        if self._theirs is None or view.ids is self._ours:
+            return
+        if view.ids == self._ours:
+            self._ours = view.ids  # as in `_knows`
+            return
         ids = id_map(self._theirs, view.ids)
-        was_others = self._ours is not None
         self._ours = view.ids
         if self._installer is None:
             self._installer = Installer(self._ledger, ids)
-        else:
-            self._installer.map(ids)
-        return was_others
+            return
+        if self._lacks and ids.has_more_than(self._installer.ids):
+            self._wants_resync, self._lacks = True, False
+        self._installer.map(ids)
 
     def _taker(self) -> Installer:
         if self._installer is None:

@@ -53,6 +53,14 @@ class Exporter:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._next = 0  # where the next look begins
+        self._left = 0  # slots that this round of looks has still to see; 0: none is begun
+
+    @property
+    def round_ended(self) -> bool:
+        """The last looks have seen the whole table. A look may end early with few records, or
+        none: it counts what it finds, of which what is not whole is not told.
+        """
+        return self._left == 0
 
     def changed(
         self,
@@ -63,14 +71,16 @@ class Exporter:
     ) -> Records:
         """What the peer does not know yet, in one look over the table; ``states``: SYNCED or ALL.
 
-        Once there are ``most`` records or more the look ends, and the next one goes on there.
+        Once it has found ``most`` or more the look ends, and the next one of the round goes on
+        there.
         """
         size = len(view.tables.flows)
         looks: list[_Look] = []
-        number, start = 0, self._next
-        for offset in range(0, size, CHUNK):
-            first = (start + offset) % size
+        number, self._left = 0, self._left or size
+        while self._left:
+            first = self._next
             self._next = (first + CHUNK) % size
+            self._left = max(self._left - CHUNK, 0)
             look = self._look(view.tables, first, unfinished=states == ALL)
             if look is not None:
                 looks.append(look)
@@ -92,6 +102,7 @@ class Exporter:
         What changes meanwhile ``changed`` tells afterwards.
         """
         ledger, flows = self._ledger, view.tables.flows
+        self._left = 0  # of a round that a stream's end has cut off
         wanted = np.zeros(abi.FLOW_STATES, dtype=bool)
         wanted[list(states)] = True
         for first in range(0, len(flows), CHUNK):

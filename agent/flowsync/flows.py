@@ -12,8 +12,8 @@ class Look:
     """What one look at the flow table found for the peer.
 
     ``identities``: what the ids in the records stand for, if the peer has to know first.
-    ``complete``: the whole table was looked at. ``wants_resync``: what the peer told before may
-    mean something only now.
+    ``complete``: the whole table was looked at, by this look and those before it.
+    ``wants_resync``: what the peer told before may mean something only now.
     """
 
     identities: bytes | None

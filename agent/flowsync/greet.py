@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from agent.flowsync import handshake
 from agent.flowsync.handshake import PREFIX, Hello, Refused, Session, Why
@@ -19,7 +19,7 @@ TIMEOUT_S = 3.0
 class Greeter:
     """How this process presents itself."""
 
-    secret: bytes
+    secret: bytes = field(repr=False)
     own: Hello  # with an empty nonce
 
     async def initiate(self, streams: Streams) -> Session:

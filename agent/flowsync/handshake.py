@@ -110,8 +110,8 @@ def read_hello(prefix: bytes, body: bytes) -> Hello:
             process=printable(str(said.get("process", ""))),
             nonce=bytes.fromhex(said.get("nonce", "")),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        hello = None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        hello = None  # OverflowError: JSON has an Infinity here
     if magic != _HELLO or hello is None:
         raise Refused(Why.GARBAGE, "what came is no hello of a balancer")
     return hello

@@ -104,6 +104,14 @@ class IdMap:
     tables: str  # of the sender
     slots: int
 
+    def has_more_than(self, other: IdMap) -> bool:
+        """An id means something that meant something else, or nothing, by the other map."""
+        return bool(
+            ((self.services != other.services) & (self.services != 0)).any()
+            or ((self.backends != other.backends) & (self.backends != 0)).any()
+            or ((self.nat_sources != other.nat_sources) & (self.nat_sources >= 0)).any()
+        )
+
 
 def id_map(theirs: Identities, ours: Identities) -> IdMap:
     """How the records of a sender are to be read."""

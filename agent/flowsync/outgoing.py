@@ -113,9 +113,8 @@ class Outgoing:
     async def _tell_changes(self) -> None:
         self._flushing, self._flushes = self._flushes, []
         unfinished = bool(self._flushing)
-        flows = 0
+        flows, began_s = 0, time.monotonic()
         while True:
-            began_s = time.monotonic()
             look = await in_thread(lambda: self._flows.changed(unfinished=unfinished))
             if look.wants_resync:
                 self.write(Kind.RESYNC)

@@ -82,7 +82,12 @@ class Peer:
         """Keep a stream with the peer."""
         try:
             while True:
-                await self._talk(await self._next())
+                try:
+                    await self._talk(await self._next())
+                except Exception as error:  # this task's root: it must not end the balancing
+                    log.exception("the flow sync broke", peer=str(self.address))
+                    self._failures += 1
+                    self._failed(f"a defect here: {error!r}", LinkState.CONNECTING, incoming=False)
         finally:
             if self._offered is not None:
                 self._offered.refuse(Why.STRANGER)

@@ -6,7 +6,8 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import structlog
 
@@ -31,12 +32,18 @@ _MOST_GREETINGS = 8  # handshakes that others have begun, at once
 _MOST_STRANGERS = 64  # that the log tells apart
 
 
+class Give(Protocol):
+    """Have the asker be master of an instance, or of all; what came of it."""
+
+    async def __call__(self, instance: str | None, /, *, asker: Address) -> str: ...
+
+
 class FlowSync:
     """Tells every peer of this node's flows, and takes theirs, while its task runs.
 
     ``flows`` makes what is exchanged with one peer. ``on_take`` is called when a peer asks this
-    node to be master of an instance (None: of all), ``on_give`` when a peer wants to be; both
-    answer in words, or raise SteelyardError.
+    node to be master of an instance (None: of all), ``on_give`` when a peer, which is named, wants
+    to be; both answer in words, or raise SteelyardError.
     """
 
     def __init__(
@@ -46,7 +53,7 @@ class FlowSync:
         name: str,
         flows: Callable[[Address], Flows],
         on_take: Callback,
-        on_give: Callback,
+        on_give: Give,
     ) -> None:
         self.problem = ""  # why nobody can connect to us; empty: nothing
         self.strangers: Counter[str] = Counter()  # connections refused at once, by reason
@@ -54,7 +61,7 @@ class FlowSync:
         self._process = secrets.token_hex(16)
         self._greeter = self._greeter_of(key, name)
         self._flows = flows
-        self._callbacks = Callbacks(on_take, on_give)
+        self._on_take, self._on_give = on_take, on_give
         self._peers: dict[Address, Peer] = {}
         self._running: dict[Address, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server] = []
@@ -106,18 +113,25 @@ class FlowSync:
             return FlushResult(False, "; ".join(failed), flows)
         return FlushResult(True, f"told to {len(asked)}", flows)
 
-    async def ask_take(self, instance: str | None, timeout_s: float = ASK_TIMEOUT_S) -> TakeResult:
-        """Ask the peers in turn to be master, until one says that it is."""
-        return await self._ask(Kind.TAKE, instance, timeout_s)
+    async def ask_take(
+        self,
+        instance: str | None,
+        only: Address | None = None,
+        timeout_s: float = ASK_TIMEOUT_S,
+    ) -> TakeResult:
+        """Ask the peers in turn, or only that one, to be master, until one says that it is."""
+        return await self._ask(Kind.TAKE, instance, only, timeout_s)
 
     async def ask_give(self, instance: str | None, timeout_s: float = ASK_TIMEOUT_S) -> TakeResult:
         """Ask the peers in turn to have this node be master, until one that is master has."""
-        return await self._ask(Kind.GIVE, instance, timeout_s)
+        return await self._ask(Kind.GIVE, instance, None, timeout_s)
 
-    async def _ask(self, kind: Kind, instance: str | None, timeout_s: float) -> TakeResult:
+    async def _ask(
+        self, kind: Kind, instance: str | None, only: Address | None, timeout_s: float
+    ) -> TakeResult:
         result = TakeResult(False, "", "no other balancer is connected")
-        for peer in self._peers.values():
-            if peer.link is None:
+        for peer in tuple(self._peers.values()):  # which may be others meanwhile
+            if peer.link is None or only not in (None, peer.address):
                 continue
             try:
                 async with asyncio.timeout(timeout_s):
@@ -159,9 +173,8 @@ class FlowSync:
             if address in self._peers:
                 self._peers[address].configure(self._settings, self._greeter)
                 continue
-            peer = Peer(
-                address, self._settings, self._greeter, self._flows(address), self._callbacks
-            )
+            callbacks = Callbacks(self._on_take, partial(self._on_give, asker=address))
+            peer = Peer(address, self._settings, self._greeter, self._flows(address), callbacks)
             self._peers[address] = peer
             self._running[address] = group.create_task(peer.run(), name=f"flow sync: {address}")
 

@@ -57,6 +57,11 @@ def _process_up(snapshot: Snapshot) -> Iterator[Sample]:
         yield (), float(snapshot.failover.process is not None)
 
 
+def _strangers(snapshot: Snapshot) -> Iterator[Sample]:
+    for reason, number in snapshot.failover.sync_strangers.items():
+        yield (reason,), float(number)
+
+
 _ROUTER_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_failover_process_up",
@@ -202,6 +207,14 @@ _SYNC_FAMILIES: tuple[Family, ...] = (
         "Streams and frames of that address that were refused, by reason.",
         (*_PEER, "reason"),
         _peer_labels(lambda p: p.refused),
+    ),
+    Family(
+        "steelyard_flow_sync_strangers_total",
+        Kind.COUNTER,
+        "Connections to the port of flow sync that were closed at once, by reason: `stranger`, not "
+        "from a peer's address; `busy`, too many handshakes.",
+        ("reason",),
+        _strangers,
     ),
 )
 

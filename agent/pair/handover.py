@@ -1,15 +1,15 @@
 """Decides the order of a planned move of the VIPs, so that no connection is lost by it.
 
-While the other balancer gets what it must know, new flows are held back for some milliseconds:
-their clients send the first packet again. Then the other one takes the VIPs, and only then does
-this one give them up.
+The other balancer gets the flows; for what is new since, new flows are held back for some tenths
+of a second: their clients send the first packet again. Then the other one takes the VIPs, and only
+then does this one give them up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -27,7 +27,7 @@ FLUSH_S = 2.0
 # A flow of which only the SYN was seen has no addresses that the peer could be told. Its client
 # answers the server within a round trip; whoever is held back meanwhile waits a second anyway.
 HANDSHAKE_S = 0.1
-HELD_S = 0.5  # new flows wait for the other one no longer than that
+HELD_S = 0.5  # new flows wait for each thing that the other one does no longer than that
 _MASTER_DOWN = 4  # intervals after which a peer that only hears our adverts has taken over
 _LONGEST_S = 8.0  # below the time that lbctl waits for an answer
 _LOOK_S = 0.005
@@ -64,7 +64,7 @@ async def hand_over(
     """Give the VIPs to the other balancer; with ``stay``, be behind it until released.
 
     Raises SteelyardError, with this node as it was, if there is nobody who knows the flows,
-    unless ``force``, or nobody who takes the VIPs.
+    unless ``force``, or nobody who takes the VIPs. It is as it was, too, if this is cancelled.
     """
     mastership.check(instance)
     if not mastership.has_role(Role.MASTER, instance):
@@ -74,11 +74,33 @@ async def hand_over(
             )
         await mastership.set_mode(Mode.HANDED_OVER, instance)
         return Moved("this node is not master; it stays behind until it is released")
+    flows = 0 if peers is None else await _flush(peers, FLUSH_S, force)
+    before = mastership.modes(instance)
+    try:
+        flows += await _give(mastership, peers, hold, instance, force)
+    except BaseException:
+        await _put_back(mastership, before)
+        raise
+    try:
+        if peers is not None:
+            await peers.flush(FLUSH_S)  # what came in last
+    finally:
+        if not stay:
+            await _put_back(mastership, _afterwards(before))
+    log.info("handed over", instance=instance or "all", flows=flows)
+    end = "; this node stays behind until it is released" if stay else ""
+    return Moved(f"handed over{end}", flows)
+
+
+async def _give(
+    mastership: Mastership, peers: Peers | None, hold: Hold, instance: str | None, force: bool
+) -> int:
+    """Have the other one be master, with all that it must know; how many flows were told."""
     flows, told = 0, ""
     async with hold() if peers is not None else contextlib.nullcontext():
         if peers is not None:
             await asyncio.sleep(HANDSHAKE_S)
-            flows = await _flush(peers, force)
+            flows = await _flush(peers, HELD_S, force)
         await mastership.set_mode(Mode.HANDED_OVER, instance)
         if peers is not None:
             told = await _ask(peers, instance)
@@ -86,20 +108,32 @@ async def hand_over(
         await asyncio.sleep(_LATE_S)
     patience_s = min(_MASTER_DOWN * mastership.slowest_interval_s() + 1, _LONGEST_S)
     if not taken and not await _taken(mastership, instance, patience_s):
-        await mastership.set_mode(Mode.NORMAL, instance)
+        left = ", ".join(mastership.names(Role.MASTER, instance))
         raise ConflictError(
-            f"nobody took the VIPs within {patience_s:.1f} s, so this node is still master"
-            + (f": {told}" if told else ""),
+            f"nobody took the VIPs of {left} within {patience_s:.1f} s, so this node is still"
+            " their master" + (f": {told}" if told else ""),
             where="failover",
             remedy="see `lbctl failover status` on the other balancer",
         )
-    if peers is not None:
-        await peers.flush(FLUSH_S)  # what came in last
-    if not stay:
-        await mastership.set_mode(Mode.NORMAL, instance)
-    log.info("handed over", instance=instance or "all", flows=flows)
-    end = "; this node stays behind until it is released" if stay else ""
-    return Moved(f"handed over{end}", flows)
+    return flows
+
+
+def _afterwards(before: Mapping[str, Mode]) -> dict[str, Mode]:
+    """What instances are that another node wanted: behind it by the operator's word alone."""
+    behind = Mode.HANDED_OVER
+    return {name: behind if mode is behind else Mode.NORMAL for name, mode in before.items()}
+
+
+async def _put_back(mastership: Mastership, modes: Mapping[str, Mode]) -> None:
+    for name, mode in modes.items():
+        try:
+            await mastership.set_mode(mode, name)
+        except SteelyardError as error:
+            log.error(
+                "this node may stay behind the others: lbctl failover release",
+                instance=name,
+                problem=str(error),
+            )
 
 
 async def take_over(
@@ -109,20 +143,21 @@ async def take_over(
     one that is, if it can be asked.
     """
     mastership.check(instance)
+    text = "done"
     if peers is not None and mastership.masters_elsewhere(instance):
         try:
-            told = await peers.ask_give(instance)
+            text = f"the other balancer says: {await peers.ask_give(instance)}"
         except SteelyardError as error:
             log.warning("the other balancer did not hand over", problem=str(error))
-        else:
-            await mastership.set_mode(mode, instance)
-            return Moved(f"the other balancer says: {told}")
+            text = f"left to the adverts, the other balancer did not hand over: {error.message}"
     await mastership.set_mode(mode, instance)
-    return Moved("done")
+    if cannot := mastership.names(Role.FAULT, instance):
+        text += f"; in fault here, see `lbctl failover status`: {', '.join(cannot)}"
+    return Moved(text)
 
 
-async def _flush(peers: Peers, force: bool) -> int:
-    result = await peers.flush(FLUSH_S)
+async def _flush(peers: Peers, timeout_s: float, force: bool) -> int:
+    result = await peers.flush(timeout_s)
     if not result.done and not force:
         raise ConflictError(
             f"the other balancer does not have the flows: {result.text}",
@@ -136,10 +171,14 @@ async def _flush(peers: Peers, force: bool) -> int:
 async def _ask(peers: Peers, instance: str | None) -> str:
     """Have the peer take over at once; one that cannot be asked hears of it by our adverts."""
     try:
-        return await peers.ask_take(instance)
+        async with asyncio.timeout(HELD_S):
+            return await peers.ask_take(instance)
     except SteelyardError as error:
-        log.warning("the other balancer was not told of the handover", problem=str(error))
-        return str(error)
+        told = error.message
+    except TimeoutError:
+        told = f"the other balancer did not answer within {HELD_S:g} s"
+    log.warning("the other balancer did not take over when it was asked", problem=told)
+    return told
 
 
 async def _taken(mastership: Mastership, instance: str | None, patience_s: float) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -62,15 +63,17 @@ class Mastership:
     async def run(self) -> None:
         """Speak to the process for as long as the agent runs."""
         said: Word | None = None
+        due_s = 0.0
         while True:
-            word = self._word()
-            # A pass that changed nothing is no news, and passes can be many.
-            if self._path is not None and (word != said or not self._wake.is_set()):
-                said = word
-                await self._tell(word)
             self._wake.clear()
+            word, now_s = self._word(), time.monotonic()
+            # A pass that changed nothing is no news, and passes can be many.
+            if self._path is not None and (word != said or now_s >= due_s):
+                said, due_s = word, now_s + WORD_S
+                await self._tell(word)
+            wait_s = WORD_S if self._path is None else max(due_s - time.monotonic(), 0.0)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WORD_S):
+                async with asyncio.timeout(wait_s):
                     await self._wake.wait()
 
     async def _tell(self, word: Word) -> None:
@@ -132,9 +135,23 @@ class Mastership:
 
     def has_role(self, role: Role, instance: str | None) -> bool:
         """Whether any virtual router of the instance, or of all, has this role now."""
-        return any(
-            router.role is role for router in self.routers if instance in (None, router.instance)
+        return bool(self.names(role, instance))
+
+    def names(self, role: Role, instance: str | None) -> tuple[str, ...]:
+        """The virtual routers of the instance, or of all, that have this role now."""
+        return tuple(
+            router.name
+            for router in self.routers
+            if router.role is role and instance in (None, router.instance)
         )
+
+    def modes(self, instance: str | None) -> dict[str, Mode]:
+        """What the operator wants of the instance, or of each, by name."""
+        return {
+            router.instance: router.mode
+            for router in self.routers
+            if instance in (None, router.instance)
+        }
 
     def is_behind(self) -> bool:
         """Another node is master of all there is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from agent.dataplane.program import Dataplane
-from agent.errors import SteelyardError
+from agent.errors import ConflictError, SteelyardError
 from agent.failover.model import FlowSync as SyncSettings
 from agent.failover.model import Mode, Role
 from agent.failover.secret import read_secret
@@ -54,7 +54,9 @@ class Pair:
         self._standing = Standing()
         self._settle_s = 0.0
         self._checked: set[str] = set()  # services of which is known whether a backend is up
-        self._taking: Mode | None = None  # what this node will be once it has taken over
+        self._moving = asyncio.Lock()  # one move at a time; who comes second is refused
+        # What this node will be, of which instance or all, once it has taken over.
+        self._taking: tuple[Mode, str | None] | None = None
         self._sync_problem = ""
         self.mastership = Mastership(self._whole_word)
         node = node_of(dataplane, contents, self.mastership.is_behind)
@@ -83,7 +85,8 @@ class Pair:
         if not secret:
             settings = SyncSettings()
         await self._sync.reconfigure(settings, secret, config.name)
-        self._peers = SyncPeers(self._sync) if settings.peers else None
+        # Without the secret too: nobody knows the flows then, and a handover has to say so.
+        self._peers = SyncPeers(self._sync) if failover.sync.peers else None
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What has to run, by name."""
@@ -99,6 +102,7 @@ class Pair:
             problem=mastership.problem,
             sync=self._sync.status(),
             sync_problem=self._sync_problem or self._sync.problem,
+            sync_strangers=dict(self._sync.strangers),
         )
 
     async def move(self, order: MoveOrder) -> Moved:
@@ -108,14 +112,17 @@ class Pair:
         mastership.check(instance)
         if order.dry_run:
             return Moved(self._outlook(order))
-        if order.verb is MoveVerb.HANDOVER:
-            return await hand_over(mastership, self._peers, self._hold, instance, force=order.force)
-        mode = Mode.PROMOTED if order.verb is MoveVerb.PROMOTE else Mode.NORMAL
-        if mode is Mode.NORMAL and not mastership.would_win(instance):
-            await mastership.set_mode(mode, instance)
-            return Moved("released: priorities decide again")
-        async with self._as(mode):
-            return await take_over(mastership, self._peers, instance, mode)
+        async with self._alone():
+            if order.verb is MoveVerb.HANDOVER:
+                return await hand_over(
+                    mastership, self._peers, self._hold, instance, force=order.force
+                )
+            mode = Mode.PROMOTED if order.verb is MoveVerb.PROMOTE else Mode.NORMAL
+            if mode is Mode.NORMAL and not mastership.would_win(instance):
+                await mastership.set_mode(mode, instance)
+                return Moved("released: priorities decide again")
+            with self._as(mode, instance):
+                return await take_over(mastership, self._peers, instance, mode)
 
     def _outlook(self, order: MoveOrder) -> str:
         """What an order would do, in words."""
@@ -147,11 +154,12 @@ class Pair:
             instances, now_s = mastership.instances, time.monotonic()
             wanted = preemption.candidates(mastership.routers, instances)
             waiting = preemption.since(waiting, wanted, now_s)
-            if self._peers is None or self._taking is not None or not self._look():
+            if self._peers is None or self._moving.locked() or not self._look():
                 continue
             for instance in preemption.due(waiting, instances, now_s):
                 try:
-                    await take_over(mastership, self._peers, instance, Mode.NORMAL)
+                    async with self._alone():
+                        await take_over(mastership, self._peers, instance, Mode.NORMAL)
                 except SteelyardError as error:
                     log.warning("not preempted", instance=instance, problem=str(error))
                 except Exception:  # this task's root
@@ -170,16 +178,28 @@ class Pair:
         now_s = time.monotonic()
         self._standing = follow(
             self._standing,
-            synced=is_synced(self._sync.status()),
+            synced=is_synced(self._sync.status(), was=self._standing.synced_since is not None),
             behind=self.mastership.masters_elsewhere(None),
             now_s=now_s,
         )
         return is_ready(self._standing, self._settle_s, now_s)
 
     @contextlib.asynccontextmanager
-    async def _as(self, mode: Mode) -> AsyncIterator[None]:
+    async def _alone(self) -> AsyncIterator[None]:
+        """Nobody waits here: two nodes that want something of each other would for ever."""
+        if self._moving.locked():
+            raise ConflictError(
+                "the VIPs are being moved already",
+                where="failover",
+                remedy="try again in some seconds",
+            )
+        async with self._moving:
+            yield
+
+    @contextlib.contextmanager
+    def _as(self, mode: Mode, instance: str | None) -> Iterator[None]:
         """Meanwhile, when the other one hands over, this node becomes that."""
-        self._taking = mode
+        self._taking = mode, instance
         try:
             yield
         finally:
@@ -187,15 +207,25 @@ class Pair:
 
     async def _take(self, instance: str | None) -> str:
         """The other node hands over to this one."""
-        if self._taking is not None:
-            await self.mastership.set_mode(self._taking, instance)
-        await self.mastership.say()
-        await self.mastership.claim(instance)
+        mastership = self.mastership
+        if self._taking is not None and self._taking[1] == instance:
+            await mastership.set_mode(self._taking[0], instance)
+        await mastership.say()
+        await mastership.claim(instance)
+        faults = mastership.names(Role.FAULT, instance)
+        if faults and not any(mastership.has_role(r, instance) for r in (Role.MASTER, Role.BACKUP)):
+            raise ConflictError(
+                f"it cannot be master of {', '.join(faults)}",
+                where="failover",
+                remedy="`lbctl failover status` there says why",
+            )
         return "taken"
 
-    async def _give(self, instance: str | None) -> str:
+    async def _give(self, instance: str | None, *, asker: Address) -> str:
         """The other node wants to be master."""
-        moved = await hand_over(
-            self.mastership, self._peers, self._hold, instance, force=True, stay=False
-        )
+        peers = SyncPeers(self._sync, asker)
+        async with self._alone():
+            moved = await hand_over(
+                self.mastership, peers, self._hold, instance, force=True, stay=False
+            )
         return moved.text

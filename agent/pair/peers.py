@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from agent.errors import ConflictError
+from agent.failover.model import Address
 from agent.failover.syncstatus import FlushResult, TakeResult
 from agent.flowsync.sync import FlowSync
 
 
 class SyncPeers:
-    """The peers of flow sync (``handover.Peers``)."""
+    """The peers of flow sync (``handover.Peers``). ``taker``: the only one that is to be master."""
 
-    def __init__(self, sync: FlowSync) -> None:
+    def __init__(self, sync: FlowSync, taker: Address | None = None) -> None:
         self._sync = sync
+        self._taker = taker
 
     async def flush(self, timeout_s: float) -> FlushResult:
         """Send all that has changed, new flows too; returns when the peers have it."""
@@ -19,7 +21,7 @@ class SyncPeers:
 
     async def ask_take(self, instance: str | None) -> str:
         """Have a peer become master; what it says. Raises ConflictError if none does."""
-        return _text(await self._sync.ask_take(instance))
+        return _text(await self._sync.ask_take(instance, self._taker))
 
     async def ask_give(self, instance: str | None) -> str:
         """Have the peer that is master hand over to this node; likewise."""

@@ -13,6 +13,7 @@ from agent.failover.syncstatus import LinkState, PeerSync
 from agent.model import CheckKind, Service
 
 FRESH_S = 1.5  # a state of the other one's flows that is older is not its present one
+_STALE_S = 2.5  # what was present once may be that old: hosts are busy at times
 # A master that does not tell its flows for so long does not do it at all: keepalived, or a node
 # whose agent is dead.
 PATIENCE_S = 15.0
@@ -40,13 +41,14 @@ def _since(before: float | None, holds: bool, now_s: float) -> float | None:
     return now_s if before is None else before
 
 
-def is_synced(peers: Iterable[PeerSync]) -> bool:
-    """All that the other balancers have is known here; true without any."""
+def is_synced(peers: Iterable[PeerSync], *, was: bool) -> bool:
+    """All that the other balancers have is known here; true without any. ``was``: until now."""
+    oldest_s = _STALE_S if was else FRESH_S
     return all(
         peer.state is LinkState.CONNECTED
         and peer.full_received > 0
         and peer.behind_s is not None
-        and peer.behind_s < FRESH_S
+        and peer.behind_s < oldest_s
         for peer in peers
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.failover.status import FailoverStatus
@@ -201,6 +202,7 @@ class FailoverView:
     problem: str = ""  # why there is no answer; empty: there is
     sync: tuple[PeerSync, ...] = ()
     sync_problem: str = ""  # why flows are not exchanged though they should be
+    sync_strangers: Mapping[str, int] = field(default_factory=dict)  # refused at once, by reason
 
 
 @dataclass(frozen=True, slots=True)

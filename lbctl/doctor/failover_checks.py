@@ -9,6 +9,8 @@ from agent.failover.plan import plan
 from agent.model import Forward
 from lbctl.doctor.facts import Facts, FailoverFacts, Finding, Question, Verdict
 
+_MARKS_ADDRESSES = (5, 18)  # IFA_PROTO
+
 
 def failover(facts: Facts, _ask: Question) -> Iterator[Finding]:
     """Everything about failover; nothing where no instance is configured."""
@@ -102,6 +104,18 @@ def _key(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
         yield Finding("failover key", Verdict.PROBLEM, found.key_problem, found.key_remedy)
     elif found.config.failover.key_file is not None:
         yield Finding("failover key", Verdict.OK, "only its owner can read it")
+
+
+def _kernel(_found: FailoverFacts, facts: Facts) -> Iterator[Finding]:
+    """Whether a VIP is still known as ours by the next process."""
+    if facts.host.kernel < _MARKS_ADDRESSES:
+        yield Finding(
+            "failover kernel",
+            Verdict.PROBLEM,
+            f"Linux {facts.host.kernel_release} does not keep who put an address on: the VIPs of a"
+            " failover process that was killed stay for good",
+            "install Linux 5.18 or newer (Debian 12 and Ubuntu 24.04 have one)",
+        )
 
 
 def _macvlan(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
@@ -218,6 +232,7 @@ _CHECKS: tuple[Callable[[FailoverFacts, Facts], Iterable[Finding]], ...] = (
     _process,
     _standing,
     _key,
+    _kernel,
     _macvlan,
     _ipv6,
     _firewall,

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from agent.config.load import parse
-from agent.errors import AgentUnreachableError, SteelyardError
+from agent.errors import SteelyardError
 from agent.failover import client
 from agent.failover.host import rtnetlink
 from agent.failover.host.kernel import Kernel
-from agent.failover.host.vmac import virtual_mac
 from agent.failover.model import socket_of
 from agent.failover.secret import read_secret
 from agent.failover.status import FailoverStatus, from_json
+from agent.failover.vrrp.headers import virtual_mac
 from agent.model import Config
 from lbctl.doctor.facts import FailoverFacts, Firewall
 
@@ -59,9 +59,6 @@ def _ask(socket: Path) -> tuple[FailoverStatus | None, SteelyardError | None]:
         return from_json(client.ask(socket, {"do": "status"}, _ANSWER_TIMEOUT_S)), None
     except SteelyardError as error:
         return None, error
-    except (KeyError, TypeError, ValueError):
-        remedy = "systemctl restart lb-agent-failover"
-        return None, AgentUnreachableError("it is of another version", remedy=remedy)
 
 
 def _key(path: Path | None) -> tuple[str | None, str]:
@@ -93,7 +90,7 @@ def _has_macvlan() -> bool | None:
 
 
 def _impossible(sequence: int, parent: int) -> bytes:
-    return rtnetlink.add_macvlan(sequence, parent, "vrrp4.0", virtual_mac(0, 4))
+    return rtnetlink.add_macvlan(sequence, parent, "vrrp4.0", virtual_mac(4, 0))
 
 
 def firewall(rules: str | None) -> Firewall | None:

@@ -12,7 +12,7 @@ from agent.failover.model import Method, Mode, Role
 from agent.failover.status import FailoverStatus, Problem, RouterStatus
 from lbctl.doctor import gather_failover
 from lbctl.doctor.facts import FailoverFacts, Firewall
-from tests.cli.doctor_facts import CARD, RUNNING, STATUS, VIP, VIP6, facts, verdicts
+from tests.cli.doctor_facts import CARD, HOST, RUNNING, STATUS, VIP, VIP6, facts, verdicts
 
 SERVICES = [
     {
@@ -92,6 +92,12 @@ FULLNAT = {
 VIRTUAL = configured({"virtual_mac": True})
 WALL = Firewall("inet filter input", frozenset({"22"}), ((9000, 9100),))
 MISMATCH = Problem("vips", "10.0.0.2 has other VIPs; have the same on both", 0.0, 0.0, 1)
+
+
+def test_a_kernel_that_marks_no_addresses_is_a_problem():
+    old = dataclasses.replace(HOST, kernel=(5, 15), kernel_release="5.15.0-1")
+    found = verdicts(dataclasses.replace(with_failover(), host=old))["failover kernel"]
+    assert (found.verdict.value, "5.18" in found.fix) == ("problem", True)
 
 
 def test_a_failover_in_order_has_no_complaint_wherever_its_vips_are():

@@ -43,6 +43,7 @@ class Addresses:
         self._kernel = Kernel()
         self._events = open_socket(_GROUPS)
         self._wanted: frozenset[Address] = frozenset()
+        self._put: set[Address] = set()  # by us: kernels before 5.18 keep no IFA_PROTO
 
     def take(self, vips: Iterable[Address]) -> Outcome:
         """Put these on, and keep an eye on them."""
@@ -60,6 +61,7 @@ class Addresses:
         # EEXIST: somebody was faster than we, just now.
         theirs = {vip for vip in wanted if errors.get(vip) == errno.EEXIST}
         theirs |= {vip for vip in wanted if not present.get(vip, True)}
+        self._put |= {vip for vip, error in errors.items() if not error}
         return self._outcome(errors, theirs, harmless=errno.EEXIST)
 
     def drop(self, vips: Iterable[Address]) -> Outcome:
@@ -76,6 +78,7 @@ class Addresses:
         except OSError as error:
             return self._failed(unwanted, str(error))
         theirs = {vip for vip in unwanted if not present.get(vip, True)}
+        self._put -= {vip for vip, error in errors.items() if not error}
         return self._outcome(errors, theirs, harmless=errno.EADDRNOTAVAIL)
 
     def lost(self) -> tuple[Address, ...]:
@@ -116,7 +119,8 @@ class Addresses:
         present: dict[Address, bool] = {}
         for entry in self._kernel.addresses(ifindex):
             # Of an IPv4 address that is there twice, with two masks, ours can be one.
-            present[entry.address] = present.get(entry.address, False) or _is_ours(entry)
+            ours = _is_ours(entry) or entry.address in self._put
+            present[entry.address] = present.get(entry.address, False) or ours
         return present
 
     def _outcome(self, errors: dict[Address, int], theirs: set[Address], harmless: int) -> Outcome:
@@ -166,6 +170,16 @@ def remove_stale(keep: Collection[tuple[str, Address]] = ()) -> tuple[Stale, ...
         return tuple(removed)
     finally:
         kernel.close()
+
+
+def left_behind(places: Collection[tuple[str, Address]]) -> frozenset[tuple[str, Address]]:
+    """Those of these that have an address of ours, by a process of before."""
+    kernel = Kernel()
+    try:
+        entries = [entry for entry in kernel.addresses() if _is_ours(entry)]
+    finally:
+        kernel.close()
+    return frozenset(places) & {(_name(entry.ifindex), entry.address) for entry in entries}
 
 
 def _adding(ifindex: int) -> Request[Address]:

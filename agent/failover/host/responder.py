@@ -18,6 +18,7 @@ from agent.failover.host.frames import ETH_P_ARP, ETH_P_IPV6, answer
 from agent.model import Address
 
 _RECEIVE_BYTES = 256  # no question is longer, and the rest of a longer packet is of no interest
+_ONE_READING = 256  # frames; then the caller has its turn, also under a flood
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0
 _PACKET_OTHERHOST = 3  # for another MAC, or in a VLAN that is not ours
 _SO_ATTACH_FILTER = 26
@@ -82,7 +83,7 @@ class Responder:
 
     def _answer(self, asked: socket.socket) -> None:
         with contextlib.suppress(OSError):  # nothing more to read, or the interface went down
-            while True:
+            for _ in range(_ONE_READING):
                 frame, (_, protocol, kind, *_) = asked.recvfrom(_RECEIVE_BYTES)
                 if kind == _PACKET_OTHERHOST:
                     continue

@@ -13,6 +13,7 @@ from pathlib import Path
 from agent.errors import NetworkError
 from agent.failover.host import rtnetlink
 from agent.failover.host.kernel import Kernel, index_of
+from agent.failover.vrrp.headers import virtual_mac
 
 # Parent and macvlan answer ARP only for what is on them, and the parent does not ask in a VIP's
 # name, which would tell everybody its own MAC. The macvlan takes what this host itself sends. It
@@ -28,7 +29,7 @@ class VirtualMac:
     """The macvlan of a virtual router; ``interface`` is its name."""
 
     def __init__(self, parent: str, vrid: int, family: int) -> None:
-        self.mac = virtual_mac(vrid, family)
+        self.mac = virtual_mac(family, vrid)
         self.interface = f"vrrp{family}.{vrid}"
         self._parent = parent
 
@@ -70,11 +71,6 @@ class VirtualMac:
             where=self._parent,
             remedy="set `virtual_mac: false`, or see `ip -d link`",
         )
-
-
-def virtual_mac(vrid: int, family: int) -> bytes:
-    """The MAC of a virtual router (RFC 9568, section 7.3)."""
-    return bytes((0x00, 0x00, 0x5E, 0x00, 0x01 if family == 4 else 0x02, vrid))
 
 
 def _change(request: Callable[[int, int], bytes], ifindex: int) -> int:

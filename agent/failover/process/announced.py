@@ -69,6 +69,7 @@ class Announced:
     def observe(self, judgement: Judgement) -> None:
         """What follows from all that is tracked."""
         self._judgement = judgement
+        self._holding.again()
         self._settle()
 
     def set_mode(self, mode: Mode) -> None:

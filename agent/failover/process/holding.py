@@ -35,6 +35,7 @@ class Holding:
         self._responder = self._new_responder()
         self._sent = 0  # by announcers of before
         self._held = False
+        self._failed = False  # the last take or drop, in part
         self.problem = ""
 
     @property
@@ -63,6 +64,18 @@ class Holding:
         outcome = self._addresses.drop(self._router.vips)
         self._note(outcome, "off")
         return bool(outcome.changed)
+
+    def again(self) -> None:
+        """If the last take or drop was not all done, once more."""
+        if not self._failed:
+            return
+        if not self._held:
+            self.drop()
+            return
+        outcome = self._addresses.take(self._on_interface(self._router))
+        self._note(outcome, "on")
+        if outcome.changed:
+            self.announce()
 
     def announce(self, *, anew: bool = False) -> None:
         """Announce at once; ``anew``: with the repetitions of a new master."""
@@ -136,7 +149,7 @@ class Holding:
         return router.vips if router.instance.accept else ()
 
     def _note(self, outcome: Outcome, what: str) -> None:
-        problem = ""
+        problem, self._failed = "", bool(outcome.failed)
         if outcome.failed:
             failed = "; ".join(f"{vip}: {why}" for vip, why in outcome.failed)
             problem = f"VIPs cannot be put {what} {self._interface}: {failed}"

@@ -10,6 +10,7 @@ import itertools
 import select
 import socket
 import struct
+import threading
 from dataclasses import dataclass
 
 from agent.failover.host import rtnetlink
@@ -55,6 +56,7 @@ class Links:
         self._ready = select.poll()
         self._ready.register(self._asking, select.POLLIN)
         self._sequence = itertools.count(1)
+        self._one = threading.Lock()  # asked from a thread too: each gets its own answer
 
     def fileno(self) -> int:
         """To wait for events with."""
@@ -72,6 +74,10 @@ class Links:
 
     def interface(self, name: str) -> Interface | None:
         """An interface as it is now; None if there is none. OSError if it cannot be told."""
+        with self._one:
+            return self._ask(name)
+
+    def _ask(self, name: str) -> Interface | None:
         number = next(self._sequence)
         body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
         body += rtnetlink.attribute(_IFLA_IFNAME, name.encode() + b"\0")

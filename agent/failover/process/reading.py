@@ -10,12 +10,19 @@ import asyncio
 import pickle
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from agent.errors import ConfigError, SteelyardError
-from agent.failover.model import socket_of
-from agent.failover.plan import FailoverPlan, plan
+from agent.failover.model import (
+    Announcements,
+    Instance,
+    Track,
+    TrackedInterface,
+    TrackedScript,
+    socket_of,
+)
+from agent.failover.plan import FailoverPlan, VirtualRouter, plan
 from agent.failover.process.realtime import be_ordinary, start_child
 
 _TIMEOUT_S = 60.0  # on a host that is very busy
@@ -33,6 +40,18 @@ class Orders:
     plan: FailoverPlan
     key: bytes | None = None
     problem: str = ""  # why runtime changes are not in it
+
+
+# What a child of another version would write otherwise: its values would come into wrong fields.
+_SHAPE = repr(
+    [
+        (made.__name__, [field.name for field in fields(made)])
+        for made in (
+            *(Orders, FailoverPlan, VirtualRouter, Instance),
+            *(Track, TrackedInterface, TrackedScript, Announcements),
+        )
+    ]
+)
 
 
 async def read_orders(path: Path, *, at_once: bool = False) -> Orders:
@@ -53,13 +72,21 @@ async def read_orders(path: Path, *, at_once: bool = False) -> Orders:
         child.kill()
         raise ConfigError(f"reading takes more than {_TIMEOUT_S:g} s", where=str(path)) from error
     try:
-        found = pickle.loads(answer)  # noqa: S301 (our own child's)
+        shape, found = pickle.loads(answer)  # noqa: S301 (our own child's)
+        if shape == _SHAPE:
+            found = pickle.loads(found)  # noqa: S301
     except (EOFError, pickle.UnpicklingError) as error:
         raise ConfigError(
             f"its reader ended with status {child.returncode}",
             where=str(path),
             remedy="see the log: journalctl -u lb-agent-failover",
         ) from error
+    if shape != _SHAPE:
+        raise ConfigError(
+            "the program was replaced by another version since this process started",
+            where=str(path),
+            remedy="restart lb-agent-failover: another node takes over meanwhile",
+        )
     if isinstance(found, Orders):
         return found
     problems = tuple(ConfigError(message, where=w, remedy=r) for message, w, r in found)
@@ -100,7 +127,7 @@ def _main() -> None:
     except SteelyardError as error:
         problems = error.problems if isinstance(error, ConfigError) else (error,)
         found = [(each.message, each.where, each.remedy) for each in problems]
-    sys.stdout.buffer.write(pickle.dumps(found))
+    sys.stdout.buffer.write(pickle.dumps((_SHAPE, pickle.dumps(found))))
 
 
 if __name__ == "__main__":

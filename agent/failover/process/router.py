@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
@@ -25,13 +25,13 @@ from agent.failover.process.ledger import Ledger
 from agent.failover.process.links import Interface
 from agent.failover.process.telling import lasting, told
 from agent.failover.status import RouterStatus
-from agent.failover.vrrp import machine
+from agent.failover.vrrp import groups, machine, timers
 from agent.failover.vrrp.advert import Advert, Refusal
 from agent.failover.vrrp.channel import Channel
 from agent.failover.vrrp.compare import problems
 from agent.failover.vrrp.machine import Announce, Drop, Effect, Event, Send, Settings, State, Take
 from agent.failover.vrrp.source import choose
-from agent.failover.vrrp.states import Due, Fitness, Follow, Heard, Operator, Start, Stop
+from agent.failover.vrrp.states import Due, Fitness, Heard, Operator, Start, Stop
 from agent.model import Address
 
 log = structlog.get_logger()
@@ -41,22 +41,23 @@ _UNKNOWN: dict[int, Address] = {4: IPv4Address(0), 6: IPv6Address(0)}
 # for itself.
 _LEAST_WAIT_S = 0.0005
 
-type Moved = Callable[["Router", Role], None]
+type Group = Callable[["Router"], Mapping[str, "Router"]]
 
 
 class Router:
-    """``moved`` is called after a step that may concern its group, with the role before."""
+    """``group`` tells by name which routers move together with one, itself among them."""
 
     def __init__(
-        self, router: VirtualRouter, key: bytes | None, *, grouped: bool, mode: Mode, moved: Moved
+        self, router: VirtualRouter, key: bytes | None, *, grouped: bool, mode: Mode, group: Group
     ) -> None:
         self.router = router
         self._key = key
         self._grouped = grouped
-        self._moved = moved
+        self._group = group
         self._loop = asyncio.get_running_loop()
         self._channel: Channel | None = None
         self._bound: tuple[int, Address] | None = None  # what the channel was opened for
+        self._counters: dict[Address, int] = {}  # against replays, also by another channel
         self._holding: Holding | None = None
         self._place = 0  # ifindex below the virtual MAC's interface
         self._timer: asyncio.TimerHandle | None = None
@@ -88,18 +89,14 @@ class Router:
         self.handle(Start(inherited=inherited))
 
     async def leave(self) -> None:
-        """Say that this node stops being master, and serve until another one is heard.
-
-        The others take over within a skew, which is below an interval (version 2: a second).
-        """
+        """Say that this node stops being master, and serve until another one is heard."""
         if self.state.role is not Role.MASTER or self._holding is None:
             return
         self._leaving = asyncio.Event()
         self.handle(Stop())
-        interval_s = self._settings.interval_s
-        skew_s = interval_s if self._settings.version == 3 else 1.0
+        patience_s = timers.leave_s(self._settings.version, self._settings.interval_s)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(skew_s + interval_s):
+            async with asyncio.timeout(patience_s):
                 await self._leaving.wait()
 
     def stop(self) -> None:
@@ -134,22 +131,26 @@ class Router:
         self.handle(Operator(mode))
 
     def handle(self, event: Event, now_s: float | None = None) -> None:
-        """One step of the machine, and what it asks for; ``now_s``: when, if not just now."""
-        was = self.state
+        """One step of the machine and its group, and what it asks for. ``now_s``: None is now."""
         now_s = self._loop.time() if now_s is None else now_s
+        group = self._group(self) if self._grouped else {self.router.name: self}
+        settings = {name: member._settings for name, member in group.items()}
+        before = {name: member.state for name, member in group.items()}
         try:
-            self.state, effects = machine.step(self._settings, was, event, now_s)
+            after, effects = groups.step(settings, before, self.router.name, event, now_s)
         except Exception:
             log.exception("the state machine failed", router=self.router.name, on=str(event))
             self._arm(self._loop.time() + self._settings.interval_s)
             return
-        for effect in effects:
-            self._do(effect)
-        self._arm()
-        if self.state.role is not was.role:
-            self._transition(was)
-        if not isinstance(event, Follow) and _in_group(self.state) != _in_group(was):
-            self._moved(self, was.role)
+        for name, member in group.items():
+            member.state = after[name]
+        for name, effect in effects:
+            group[name]._do(effect)
+        for name, member in group.items():
+            if member is self or member.state is not before[name]:
+                member._arm()
+            if member.state.role is not before[name].role:
+                member._transition(before[name])
 
     def _do(self, effect: Effect) -> None:
         try:
@@ -235,8 +236,8 @@ class Router:
         now_s = self._loop.time()  # the wait for the next advert does not begin with our reading
         try:
             found = self._channel.receive()
-        except OSError as error:
-            log.warning("adverts cannot be read", router=self.router.name, error=str(error))
+        except Exception:  # whatever somebody sends: the timer behind this goes on
+            log.exception("adverts cannot be read", router=self.router.name)
             return
         # Of a node that said much meanwhile the last word counts: it is answered once.
         latest: dict[Address, Advert] = {}
@@ -281,29 +282,28 @@ class Router:
 
     def _bind(self, interface: Interface | None) -> str:
         """Have sockets for the interface as it is; why there are none, or empty."""
+        name = self.router.interface
         try:
             self._hold(interface)
         except (OSError, NetworkError) as error:
             self._close_channel()
-            return f"{self.router.interface} cannot have the VIPs: {error}"
+            return f"{name} cannot have the VIPs: {error}"
         if interface is None:
             self._close_channel()
-            return f"{self.router.interface} does not exist"
+            return f"{name} does not exist"
         source = choose(self.router, interface.addresses)
         if source is None or source not in interface.addresses:
             self._close_channel()
             if source is None:
-                return (
-                    f"{self.router.interface} has no IPv{self.router.family} address to send from"
-                )
-            return f"{self.router.interface} has not the address {source}, the source of adverts"
+                return f"{name} has no IPv{self.router.family} address to send from"
+            return f"{name} has not the address {source}, the source of adverts"
         if self._bound == (interface.ifindex, source):
             return ""
         try:
             self._open(source)
         except (OSError, NetworkError) as error:
             self._close_channel()
-            return f"{self.router.interface} cannot be used: {error}"
+            return f"{name} cannot be used: {error}"
         self._bound = interface.ifindex, source
         return ""
 
@@ -319,9 +319,10 @@ class Router:
         if self._holding is None:
             self._holding = Holding(self.router)
             self._loop.add_reader(self._holding.fileno(), self._look)
+        self._holding.again()
 
     def _open(self, source: Address) -> None:
-        channel = Channel(self.router, source, self._key)
+        channel = Channel(self.router, source, self._key, self._counters)
         self._close_channel()  # only now: nothing that is said meanwhile is missed
         self._channel = channel
         for each in channel.sockets:
@@ -371,7 +372,8 @@ class Router:
         if self._fault and not self._judgement.fitness.fault:
             reasons = (self._fault, *reasons)
         on_host = self._holding.problem if self._holding else ""
-        own = ("addresses", on_host), ("send", self._send_problem)
+        unsent = self._send_problem if state.role is Role.MASTER else ""
+        own = ("addresses", on_host), ("send", unsent)
         common = told(
             self.router,
             role=state.role,
@@ -395,8 +397,3 @@ class Router:
             adverts_discarded=dict(self._discarded),
             announcements=self._holding.announced if self._holding else 0,
         )
-
-
-def _in_group(state: State) -> tuple[object, ...]:
-    """What the others of a group look at."""
-    return state.role, state.fault, state.group_fault, state.wish

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Coroutine
@@ -36,23 +37,23 @@ class _Signals:
 async def run(path: Path, standing: realtime.Standing) -> None:
     """Take part in failover as the file says until SIGTERM or SIGINT; SIGHUP reloads.
 
-    Raises SteelyardError when it cannot start; no VIP of a former process is left then.
+    Raises SteelyardError when it cannot start; no VIP is left then, whatever the reason.
     """
     signals = _signals()
     lock = FailoverLock()
     try:
-        try:
-            orders = await read_orders(path, at_once=True)
-            gid = None if orders.socket_group is None else group_id(orders.socket_group)
-            listener = listen_unix(orders.socket, gid)
-        except SteelyardError:
-            remove_stale()  # nobody would take care of them
-            raise
+        orders = await read_orders(path, at_once=True)
+        gid = None if orders.socket_group is None else group_id(orders.socket_group)
+        listener = listen_unix(orders.socket, gid)
         try:
             door = control.Door(listener, access(gid))
             await _run_locked(path, standing, orders, door, signals)
         finally:
             listener.close()
+    except Exception:
+        with contextlib.suppress(OSError, SteelyardError):
+            remove_stale()  # nobody would take care of them
+        raise
     finally:
         lock.release()
 
@@ -78,10 +79,15 @@ async def _run_locked(
         "reload": lambda: _reload_on(signals.hangup, team),
         "watchdog": lambda: feed_watchdog(notifier),
     }
+    try:
+        team.start()
+    except BaseException:
+        team.stop()
+        raise
     async with asyncio.TaskGroup() as group:
+        tasks: list[asyncio.Task[None]] = []
         try:
-            team.start()
-            tasks = [
+            tasks += [
                 group.create_task(_guarded(name, each), name=name) for name, each in work.items()
             ]
             realtime.settle(standing)
@@ -134,4 +140,5 @@ def _signals() -> _Signals:
     loop.add_signal_handler(signal.SIGTERM, signals.stop.set)
     loop.add_signal_handler(signal.SIGINT, signals.stop.set)
     loop.add_signal_handler(signal.SIGHUP, signals.hangup.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked since the first moment
     return signals

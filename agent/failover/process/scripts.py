@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
@@ -28,6 +29,9 @@ class Scripts:
         self._changed = changed
         self._wanted: tuple[TrackedScript, ...] = ()
         self._states: dict[TrackedScript, ScriptState] = {}
+        # Never given twice: the runner may still tell of a set of before.
+        self._numbers: dict[int, TrackedScript] = {}
+        self._next = itertools.count(1)
         self._news = asyncio.Event()
 
     def watch(self, scripts: Iterable[TrackedScript]) -> None:
@@ -36,6 +40,8 @@ class Scripts:
         if set(wanted) != set(self._wanted):
             self._wanted = wanted
             self._states = {each: self._states.get(each, ScriptState()) for each in wanted}
+            before = {script: number for number, script in self._numbers.items()}
+            self._numbers = {before.get(each) or next(self._next): each for each in wanted}
             self._news.set()
 
     def state(self, script: TrackedScript) -> ScriptState:
@@ -84,15 +90,14 @@ class Scripts:
             self._news.clear()
             sets = [
                 (number, each.command, each.interval_s, each.timeout_s)
-                for number, each in enumerate(self._wanted)
+                for number, each in self._numbers.items()
             ]
             writer.write(json.dumps(sets).encode() + b"\n")
             writer.flush()
 
     def _take(self, number: int, ok: bool, detail: str) -> None:
-        if number >= len(self._wanted):
+        if (script := self._numbers.get(number)) is None:
             return
-        script = self._wanted[number]
         before = self._states[script]
         after = self._states[script] = judged(script, before, ok, detail)
         if after.ok is not before.ok:

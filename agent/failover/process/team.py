@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import structlog
 from agent import __version__
 from agent.errors import ConfigError, RequestError, SteelyardError
 from agent.failover.fitness import AgentWord
-from agent.failover.host.addresses import remove_stale
-from agent.failover.model import Method, Mode, Role
+from agent.failover.host.addresses import left_behind, remove_stale
+from agent.failover.model import Method, Mode
 from agent.failover.plan import VirtualRouter
 from agent.failover.process.announced import Announced
 from agent.failover.process.reading import Orders, read_orders
@@ -27,7 +27,6 @@ from agent.failover.process.router import Router
 from agent.failover.process.saved import SavedFile
 from agent.failover.process.tracking import Tracking
 from agent.failover.status import FailoverStatus, to_json
-from agent.failover.vrrp.groups import follows
 from agent.failover.vrrp.states import Claim
 from agent.model import Address
 from agent.notify import Notifier
@@ -59,11 +58,9 @@ class Team:
 
     def start(self) -> None:
         """Take part in all that is configured; what a former process left and is not is removed."""
-        kept = frozenset(_remove_stale(_places(self._orders.plan.routers)))
+        kept = _remove_stale(_places(self._orders.plan.routers))
         self._watch()
-        for router in self._orders.plan.routers:
-            with _guarded(router.name):
-                self._add(router, inherited=kept)
+        self._add(self._orders.plan.routers, inherited=kept)
 
     def take(self, orders: Orders) -> None:
         """Other orders: what is the same in them goes on untouched."""
@@ -77,16 +74,12 @@ class Team:
                 del self._members[name]
                 with _guarded(name):
                     member.stop()
-        for name, router in wanted.items():
-            with _guarded(name):
-                if name in self._members:
-                    self._change(router)
-                else:
-                    self._add(router, inherited=frozenset())
+        new = [router for name, router in wanted.items() if name not in self._members]
         for name, member in tuple(self._members.items()):
-            if isinstance(member, Router):
-                with _guarded(name):
-                    self._moved(member, member.role)  # its group may be another one
+            with _guarded(name):
+                self._change(member, wanted[name])
+        self._add(new, inherited=frozenset())
+        self.judge()  # once more, all being there: the group of a router may be another one
         # In the order of the configuration, for whoever reads the status.
         self._members = {name: self._members[name] for name in wanted if name in self._members}
 
@@ -206,22 +199,38 @@ class Team:
     def _watch(self) -> None:
         self.tracking.watch(self._orders.plan.routers, self._orders.interfaces)
 
-    def _add(self, router: VirtualRouter, inherited: frozenset[tuple[str, Address]]) -> None:
-        mode = self._saved.modes.get(router.instance.name, Mode.NORMAL)
-        judgement = self.tracking.judge(router)
-        log.info("router", router=router.name, interface=router.interface, vips=len(router.vips))
-        if router.instance.method is Method.ANNOUNCE:
-            announced = self._members[router.name] = Announced(router, mode=mode)
-            announced.start(judgement)
-            return
-        key, grouped = self._orders.key, self._is_grouped(router)
-        made = Router(router, key, grouped=grouped, mode=mode, moved=self._moved)
-        self._members[router.name] = made
-        left = any((router.interface, vip) in inherited for vip in router.vips)
-        made.start(self.tracking.interface(router.interface), judgement, inherited=left)
+    def _add(
+        self, routers: Iterable[VirtualRouter], inherited: frozenset[tuple[str, Address]]
+    ) -> None:
+        """Make all, then start all: none of a group moves before the others are there."""
+        made: list[Member] = []
+        for router in routers:
+            with _guarded(router.name):
+                made.append(self._make(router))
+        for member in made:
+            router = member.router
+            with _guarded(router.name):
+                judgement = self.tracking.judge(router)
+                if isinstance(member, Announced):
+                    member.start(judgement)
+                    continue
+                interface = self.tracking.interface(router.interface)
+                left = any((router.interface, vip) in inherited for vip in router.vips)
+                member.start(interface, judgement, inherited=left)
 
-    def _change(self, router: VirtualRouter) -> None:
-        member = self._members[router.name]
+    def _make(self, router: VirtualRouter) -> Member:
+        mode = self._saved.modes.get(router.instance.name, Mode.NORMAL)
+        log.info("router", router=router.name, interface=router.interface, vips=len(router.vips))
+        made: Member
+        if router.instance.method is Method.ANNOUNCE:
+            made = Announced(router, mode=mode)
+        else:
+            key, grouped = self._orders.key, self._is_grouped(router)
+            made = Router(router, key, grouped=grouped, mode=mode, group=self._group)
+        self._members[router.name] = made
+        return made
+
+    def _change(self, member: Member, router: VirtualRouter) -> None:
         if isinstance(member, Router):
             member.change(router, self._orders.key, grouped=self._is_grouped(router))
         else:
@@ -239,18 +248,15 @@ class Team:
         others = (each for each in self._orders.plan.routers if each.family)
         return sum(other.group == router.group for other in others) > 1
 
-    def _moved(self, router: Router, was: Role) -> None:
-        """A router has made a step: its group follows."""
+    def _group(self, router: Router) -> Mapping[str, Router]:
+        """The routers that move together with one."""
         if self._members.get(router.router.name) is not router:
-            return  # it is just being removed
-        group = {
+            return {router.router.name: router}  # it is just being removed
+        return {
             name: member
             for name, member in self._members.items()
             if isinstance(member, Router) and member.router.group == router.router.group
         }
-        states = {name: member.state for name, member in group.items()}
-        for name, follow in follows(states, router.router.name, was):
-            group[name].handle(follow)
 
 
 @contextlib.contextmanager
@@ -275,8 +281,8 @@ def _places(routers: Iterable[VirtualRouter]) -> Iterator[tuple[str, Address]]:
             yield from ((router.interface, vip) for vip in router.vips)
 
 
-def _remove_stale(wanted: Iterable[tuple[str, Address]]) -> Iterator[tuple[str, Address]]:
-    """Remove what a former process left and nobody wants; which of the wanted may be there."""
+def _remove_stale(wanted: Iterable[tuple[str, Address]]) -> frozenset[tuple[str, Address]]:
+    """Remove what a former process left and nobody wants; which of the wanted it left."""
     wanted = frozenset(wanted)
     for stale in remove_stale(wanted):
         log.warning(
@@ -285,4 +291,4 @@ def _remove_stale(wanted: Iterable[tuple[str, Address]]) -> Iterator[tuple[str, 
             address=str(stale.address),
             problem=stale.problem,
         )
-    return iter(wanted)
+    return left_behind(wanted)

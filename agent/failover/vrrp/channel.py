@@ -39,10 +39,17 @@ class Channel:
     """Of one virtual router, in the network namespace of the caller.
 
     Opening and sending raise OSError: no such interface, no permission, the link is down. After
-    the interface was made anew, open another one.
+    the interface was made anew, open another one. ``counters``: the last one of each sender, for
+    as long as somebody may repeat what an earlier channel heard.
     """
 
-    def __init__(self, router: VirtualRouter, source: Address, key: bytes | None = None) -> None:
+    def __init__(
+        self,
+        router: VirtualRouter,
+        source: Address,
+        key: bytes | None = None,
+        counters: dict[Address, int] | None = None,
+    ) -> None:
         instance = router.instance
         if instance.authentication is Authentication.HMAC and not key:
             raise NetworkError(
@@ -58,7 +65,7 @@ class Channel:
         virtual = instance.virtual_mac and not router.peers
         self._frame_head = headers.ethernet_header(router.family, instance.vrid) if virtual else b""
         self._counter, self._identifier = 0, 0
-        self._heard: dict[Address, int] = {}  # the last counter of each sender
+        self._heard = {} if counters is None else counters
         self._opened = contextlib.ExitStack()
         try:
             self._out = self._open_out()

@@ -38,7 +38,7 @@ def step(
         was = found[member].role
         found[member], wanted = machine.step(settings[member], found[member], next_event, now_s)
         effects.setdefault(member, []).extend(wanted)
-        if not events and len(found) > 1:
+        if not events:
             events += follows(found, member, was)
     rounds = zip_longest(*effects.values())
     ordered = [

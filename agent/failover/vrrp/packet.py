@@ -137,7 +137,7 @@ def _foreign(own: Own, heard: Datagram, payload: bytes) -> Refusal | None:
     """Another virtual router's advert: it only matters if it has our VIPs."""
     if heard.source == own.source or payload[0] & 0xF != _ADVERTISEMENT:
         return None
-    theirs = _vips(own.router.family, payload, payload[3])
+    theirs = frozenset(_vips(own.router.family, payload, payload[3]))
     shared = [vip for vip in own.router.vips if vip in theirs and not vip.is_link_local]
     if not shared:
         return None

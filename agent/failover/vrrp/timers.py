@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 MISSED = 3  # adverts of the master that are waited for
+MOST_LEAVE_S = 60.0  # the service manager kills who takes longer, and its VIPs would stay
 
 
 def skew_s(version: int, priority: int, interval_s: float) -> float:
     """The higher the priority, the sooner: so that of several backups the best one takes over."""
     return (256 - priority) / 256 * (interval_s if version == 3 else 1.0)
+
+
+def leave_s(version: int, interval_s: float) -> float:
+    """How long a master that leaves waits for a successor: for the longest skew and an advert."""
+    return min(skew_s(version, 0, interval_s) + interval_s, MOST_LEAVE_S)
 
 
 def master_down_s(version: int, priority: int, interval_s: float) -> float:

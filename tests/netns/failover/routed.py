@@ -185,7 +185,7 @@ def routed(name: str) -> Iterator[Routed]:
             pool.map(made.detach, BALANCERS)
         for node in (ROUTER, CLIENT, *BALANCERS, *BACKENDS):
             with contextlib.suppress(OSError):
-                build._remove_locks(made.namespace(node))
+                build.remove_locks(made.namespace(node))
             subprocess.run(
                 ["ip", "netns", "del", made.namespace(node)], capture_output=True, check=False
             )

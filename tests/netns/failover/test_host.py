@@ -15,12 +15,20 @@ from ipaddress import ip_address
 import pytest
 
 from agent.errors import NetworkError
+from agent.failover.host import addresses as module
 from agent.failover.host import announcer
-from agent.failover.host.addresses import PROTO, Addresses, Outcome, Stale, remove_stale
+from agent.failover.host.addresses import (
+    PROTO,
+    Addresses,
+    Outcome,
+    Stale,
+    left_behind,
+    remove_stale,
+)
 from agent.failover.host.announcer import Announcer
 from agent.failover.host.frames import announcement
 from agent.failover.host.responder import Responder
-from agent.failover.host.vmac import VirtualMac, virtual_mac
+from agent.failover.host.vmac import VirtualMac
 from agent.failover.model import Announcements
 from agent.model import Address
 from tests.netns.cable import OURS_MAC, Net, run_in, wired
@@ -185,6 +193,24 @@ def test_ipv6_that_is_switched_off_is_named_with_the_remedy(net: Net) -> None:
         net.sysctl(net.us, net__ipv6__conf__lo__disable_ipv6=0)
 
 
+def test_a_kernel_that_keeps_no_marks_is_enough_to_let_go(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux before 5.18 does not tell who put an address on."""
+
+    async def story() -> None:
+        with addresses() as made:
+            assert made.take(BOTH).changed == BOTH
+            assert made.take(BOTH) == Outcome()
+            assert made.drop(BOTH).changed == BOTH
+            net.ours(f"addr add {VIP}/32 dev eth0")
+            assert made.drop(BOTH) == Outcome(theirs=(VIP,))
+            net.ours(f"addr del {VIP}/32 dev eth0")
+
+    monkeypatch.setattr(module, "_is_ours", lambda entry: False)
+    run_in(net.us, story)
+
+
 def test_stale_vips_are_removed_from_all_interfaces_but_those_to_be_kept(net: Net) -> None:
     async def story() -> None:
         for interface, vips in (("eth0", BOTH), ("lo", BOTH)):
@@ -194,6 +220,7 @@ def test_stale_vips_are_removed_from_all_interfaces_but_those_to_be_kept(net: Ne
         stale = remove_stale(keep={("lo", VIP), ("eth0", ip_address("10.1.1.1"))})
         assert set(stale) == {Stale("eth0", VIP), Stale("eth0", VIP6), Stale("lo", VIP6)}
         assert f"inet {VIP}/32" in shown(net, VIP)
+        assert left_behind({("lo", VIP), ("eth0", VIP), ("lo", VIP6)}) == {("lo", VIP)}
         assert remove_stale() == (Stale("lo", VIP),)
         assert "proto 0x56" not in net.ours("addr show")
 
@@ -342,7 +369,7 @@ def test_a_virtual_mac_answers_for_its_vips_and_the_interface_does_not(net: Net)
             VirtualMac("eth7", 51, 4).make()
 
     run_in(net.us, story)
-    assert virtual_mac(51, 6).hex(":") == "00:00:5e:00:02:33"
+    assert VirtualMac("eth7", 51, 6).mac.hex(":") == "00:00:5e:00:02:33"
 
 
 def test_vips_that_are_not_accepted_are_answered_for_all_the_same(net: Net) -> None:

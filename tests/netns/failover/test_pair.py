@@ -70,6 +70,7 @@ def test_a_thousand_connections_outlive_the_master_and_new_ones_fail_in_the_outa
         assert people.backends() == {"be1", "be2", "be3"}
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("silent", [False, True], ids=["carrier-lost", "silent"])
 def test_connections_outlive_a_cable_that_is_cut_and_mended(here: Pair, silent: bool) -> None:
     """Who was cut off knows neither the flows nor the backends when it is back."""
@@ -159,6 +160,7 @@ def recompile(here: Pair, node: Node) -> None:
 type Trouble = Callable[[Pair, Node], None]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "troubles",
     [(restart_agent, kill_agent), (restart_failover,), (reweigh, recompile)],
@@ -169,6 +171,7 @@ def test_nobody_notices(here: Pair, troubles: tuple[Trouble, ...]) -> None:
     befall(here, troubles)
 
 
+@pytest.mark.soak
 def test_nobody_notices_a_failover_process_that_is_killed_and_started_again(here: Pair) -> None:
     """With adverts each second, as by default, it is back before it is missed."""
     here.settle()
@@ -179,6 +182,7 @@ def test_nobody_notices_a_failover_process_that_is_killed_and_started_again(here
     here.set_instances(advert_interval="100ms")
 
 
+@pytest.mark.soak
 def test_open_connections_outlive_a_failover_process_that_is_stopped(here: Pair) -> None:
     here.settle()
     with crowd.held(here.lab, 200) as people:
@@ -204,6 +208,7 @@ def befall(here: Pair, troubles: tuple[Trouble, ...]) -> None:
     assert not moved, moved[:3]
 
 
+@pytest.mark.soak
 def test_connections_that_are_rewritten_outlive_the_master_and_its_return() -> None:
     """What backends know the balancer by, their gateway or who asks them, moves with the VIPs."""
     options = {"backends": 2, "forward": Forward.NAT, "arms": 2}

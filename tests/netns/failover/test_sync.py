@@ -82,11 +82,12 @@ def await_copies(here: Site, held: list[socket.socket]) -> None:
 @contextlib.contextmanager
 def apart(here: Site) -> Iterator[None]:
     """Nothing of the flow sync gets from lb1 to lb2 meanwhile; all else does."""
-    rule = ["rule", "{}", "ipproto", "tcp", "dport", str(SYNC_PORT), "blackhole"]
 
     def do(what: str) -> None:
-        done = here.run("lb1", "ip", *(word.format(what) for word in rule))
-        assert done.returncode == 0, done.stderr
+        for end in ("dport", "sport"):  # whoever of the two has connected
+            rule = ["rule", what, "ipproto", "tcp", end, str(SYNC_PORT), "blackhole"]
+            done = here.run("lb1", "ip", *rule)
+            assert done.returncode == 0, done.stderr
 
     do("add")
     try:

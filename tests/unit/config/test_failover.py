@@ -211,5 +211,19 @@ def test_what_is_refused(instances: list[dict[str, object]], words: str) -> None
     assert [words in problem for problem in found] == [True]
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"version": 2}, "version 2 is for IPv4 only"),
+        ({"peers": ["10.0.0.2"]}, "no peer has an IPv6 address"),
+    ],
+)
+def test_sources_of_nat_are_vips_too(given: dict[str, object], words: str) -> None:
+    """Else that router of IPv6 would be one of version 2, or say everything by multicast."""
+    nat = {"sources_ipv6": ["fd00::77"]}
+    found = problems(failover={"instances": [instance(**given)]}, nat=nat)
+    assert [words in problem for problem in found] == [True]
+
+
 def test_sync_needs_a_key() -> None:
     assert "sync needs the secret" in problems(failover={"sync": {"peers": ["10.0.0.2"]}})[0]

@@ -88,4 +88,6 @@ PEER = PeerSync(
     full_sent=1,
     full_received=1,
 )
-VIEW = FailoverView(configured=True, process=STATUS, problem="", sync=(PEER,))
+VIEW = FailoverView(
+    configured=True, process=STATUS, problem="", sync=(PEER,), sync_strangers={"stranger": 3}
+)

@@ -150,8 +150,8 @@ class Node:
         self.taken.append(instance)
         return self.take(instance)
 
-    async def _on_give(self, instance: str | None) -> str:
-        return f"no longer master of {instance}"
+    async def _on_give(self, instance: str | None, *, asker: object) -> str:
+        return f"no longer master of {instance}, which {asker} is"
 
     @property
     def peer(self) -> PeerSync:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from agent.dataplane import abi
+from agent.dataplane.abi import FlowState
 from agent.flowsync.exchange import Exchange, Node
+from agent.flowsync.export import CHUNK
 from agent.flowsync.install import Arrival, Outcome
 from agent.flowsync.kept import Kept
 from agent.flowsync.records import joined
@@ -27,9 +30,9 @@ class Side:
     outcomes: list[Outcome]
 
     @classmethod
-    def of(cls, seed: int, ids: list[int] = IDS) -> Side:
-        kept = Kept.nowhere(SLOTS)
-        side = cls(FakeNode(seed, ids, SLOTS), None, kept, [])  # type: ignore[arg-type]
+    def of(cls, seed: int, ids: list[int] = IDS, slots: int = SLOTS) -> Side:
+        kept = Kept.nowhere(slots)
+        side = cls(FakeNode(seed, ids, slots), None, kept, [])  # type: ignore[arg-type]
         side.restart()
         return side
 
@@ -161,6 +164,38 @@ def test_flows_of_a_backend_that_is_known_later_are_asked_for(one: Side, two: Si
     assert two.count == 21
 
 
+def test_flows_that_named_a_backend_before_its_name_was_told_are_asked_for(
+    one: Side, two: Side
+) -> None:
+    """A pass has put a backend into the sender's table, and has not ended yet."""
+    one.hold(21)
+    whole = one.fake.view
+    early = one.fake.backend_ids(0)[0]
+    told = {i: place for i, place in whole.ids.backends.items() if i != early}
+    one.fake.view = replace(whole, ids=replace(whole.ids, backends=told))
+    connect(one, two)
+    assert two.count == 14
+    one.fake.view = whole
+    tell_changes(one, two)
+    assert two.exchange.changed().wants_resync
+    assert not two.exchange.changed().wants_resync, "once is enough"
+    connect(one, two)
+    assert two.count == 21
+
+
+def test_a_look_that_finds_much_and_tells_little_is_not_the_whole_table() -> None:
+    """A flood of SYNs: none of them has addresses that could be told, and they end the look."""
+    one, two = Side.of(1, slots=4 * CHUNK), Side.of(2)
+    embryonic = np.uint64(1 << abi.FLOW_TAG_SHIFT | FlowState.EMBRYONIC << abi.FLOW_STATE_SHIFT)
+    one.hold(20)
+    connect(one, two)
+    flows = one.fake.tables.flows
+    flows[:] = np.where(flows == 0, embryonic, flows)
+    looks = [one.exchange.changed(unfinished=True).complete for _ in range(4)]
+    assert not looks[0]
+    assert any(looks), "four pieces have been looked at"
+
+
 def test_ids_that_change_where_nothing_was_lacking_cost_nothing(one: Side, two: Side) -> None:
     one.hold(20)
     connect(one, two)
@@ -169,6 +204,24 @@ def test_ids_that_change_where_nothing_was_lacking_cost_nothing(one: Side, two: 
     look = two.exchange.changed()
     assert look.identities is not None
     assert not look.wants_resync
+
+
+def test_ids_that_are_the_same_are_compared_once_a_pass(one: Side, two: Side) -> None:
+    connect(one, two)
+    compared: list[object] = []
+
+    class Services(dict):  # type: ignore[type-arg]
+        def __eq__(self, other: object) -> bool:
+            compared.append(other)
+            return super().__eq__(other)
+
+        __hash__ = None  # type: ignore[assignment]
+
+    ids = two.fake.view.ids
+    two.fake.view = replace(two.fake.view, ids=replace(ids, services=Services(ids.services)))
+    for _ in range(3):
+        assert two.exchange.changed().identities is None
+    assert len(compared) == 2, "one for what is told, one for what is read"
 
 
 def test_records_before_ids_and_halves_of_records_are_refused(one: Side, two: Side) -> None:

@@ -15,6 +15,7 @@ from agent.failover.syncstatus import LinkState
 from agent.flowsync import handshake, records, sockets
 from agent.flowsync.framing import HEADER, TAG_BYTES
 from agent.flowsync.handshake import PREFIX
+from agent.flowsync.link import Link
 from tests.unit.flowsync.pairs import HIGH, LOW, Node, nodes, running, until
 
 STRANGER = "127.0.0.3"
@@ -68,6 +69,7 @@ def test_a_stranger_is_said_once_in_the_log(capsys: pytest.CaptureFixture[str]) 
         b"\xff" * 3,
         PREFIX.pack(b"STEELYHI", 1, 900),
         PREFIX.pack(b"STEELYHI", 1, 2) + b"{}",
+        PREFIX.pack(b"STEELYHI", 1, 34) + b'{"project": "0", "records": 1e999}',
         PREFIX.pack(b"STEELYOK", 0, 32) + b"x" * 32,
     ],
 )
@@ -81,6 +83,49 @@ def test_garbage_from_the_peers_host_harms_nothing(garbage: bytes) -> None:
             await until("told", lambda: two.table.heard == {1: 1})
             assert two.is_connected
             assert two.peer.connections == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [PREFIX.pack(b"STEELYHI", 1, 34) + b'{"project": "0", "records": 1e999}', b"\0" * 99],
+    ids=["infinity", "zeros"],
+)
+def test_garbage_at_the_peers_port_ends_nothing(hello: bytes) -> None:
+    async def run() -> None:
+        one, two = nodes()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(hello)
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(answer, str(HIGH), two.settings.port)
+        async with running(one, connected=False):
+            await until("refused", lambda: one.peer.refused.get("garbage", 0) > 1)
+            server.close()
+            async with running(two):
+                await until("they meet", lambda: one.is_connected)
+
+    asyncio.run(run())
+
+
+def test_a_defect_with_one_peer_does_not_end_the_balancing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def broken(link: Link) -> None:
+        monkeypatch.undo()
+        link._writer.close()
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Link, "run", broken)
+
+    async def run() -> None:
+        one, two = nodes()
+        one.table.flows, two.table.flows = {1: 1}, {2: 2}
+        async with running(one, two, connected=False):
+            await until("told", lambda: two.table.heard == {1: 1} and one.table.heard == {2: 2})
 
     asyncio.run(run())
 

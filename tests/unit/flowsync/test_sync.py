@@ -13,7 +13,7 @@ import pytest
 from agent.errors import ConflictError
 from agent.failover.syncstatus import LinkState
 from agent.flowsync.sync import FlowSync
-from tests.unit.flowsync.pairs import Node, nodes, running, until
+from tests.unit.flowsync.pairs import HIGH, LOW, Node, nodes, running, until
 
 
 def test_both_have_the_others_flows() -> None:
@@ -175,7 +175,10 @@ def test_the_peer_is_asked_to_take_an_instance() -> None:
             assert (result.done, result.text) == (True, "master of web")
             assert (await one.sync.ask_take(None)).done
             assert two.taken == ["web", None]
-            assert (await two.sync.ask_give("web")).text == "no longer master of web"
+            gave = await two.sync.ask_give("web")
+            assert gave.text == f"no longer master of web, which {HIGH} is"
+            assert not (await one.sync.ask_take("web", LOW)).done, "it is no peer"
+            assert (await one.sync.ask_take("web", HIGH)).done
 
     asyncio.run(run())
 
@@ -351,7 +354,7 @@ def test_a_peer_is_there_before_anything_runs() -> None:
     asyncio.run(run())
 
 
-async def _never(_instance: str | None) -> str:
+async def _never(_instance: str | None, **_: object) -> str:
     raise AssertionError
 
 

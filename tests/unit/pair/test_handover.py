@@ -27,29 +27,32 @@ class Node(Mastership):
     def __init__(self, steps: list[str], role: Role = Role.MASTER, *, taker: bool = True) -> None:
         super().__init__(lambda: None)
         self.steps, self.taker = steps, taker
-        self.mode = Mode.NORMAL
-        self._become(role)
+        self.become(role, Mode.NORMAL)
 
-    def _become(self, role: Role) -> None:
+    def become(self, role: Role = Role.MASTER, mode: Mode | None = None) -> None:
+        self.mode = mode or self.mode
         master = "fe80::2" if role is Role.BACKUP else "fe80::1"
-        self.status = replace(STATUS, routers=(replace(ONE, role=role, master=master),))
+        router = replace(ONE, role=role, master=master, mode=self.mode)
+        self.status = replace(STATUS, routers=(router,))
 
     async def order(self, request) -> FailoverStatus:
         if request["do"] == "mode":
-            self.mode = Mode(request["mode"])
+            self.become(self.routers[0].role, Mode(request["mode"]))
             self.steps.append(f"mode {self.mode.value}")
         return self.status
 
     def taken(self) -> None:
         if self.taker and self.mode is Mode.HANDED_OVER:
-            self._become(Role.BACKUP)
+            self.become(Role.BACKUP)
 
 
 class Others:
     """The peers: they have the flows if ``know``, and take or give when asked."""
 
-    def __init__(self, node: Node, *, know: bool = True, gives: bool = True) -> None:
-        self.node, self.know, self.gives = node, know, gives
+    def __init__(
+        self, node: Node, *, know: bool = True, gives: bool = True, answers: bool = True
+    ) -> None:
+        self.node, self.know, self.gives, self.answers = node, know, gives, answers
 
     async def flush(self, timeout_s: float) -> FlushResult:
         self.node.steps.append("flush")
@@ -57,6 +60,8 @@ class Others:
 
     async def ask_take(self, instance: str | None) -> str:
         self.node.steps.append("take")
+        if not self.answers:
+            await asyncio.Event().wait()
         self.node.taken()
         return "taken"
 
@@ -94,8 +99,8 @@ def give(node: Node, others: Others | None, **how: bool):
 def test_the_peer_has_the_flows_before_it_is_asked_and_takes_before_new_flows_go_on() -> None:
     node = Node([])
     moved = give(node, Others(node))
-    assert node.steps == ["hold", "flush", "mode handed-over", "take", "let go", "flush"]
-    assert (moved.flows, node.mode) == (7, Mode.HANDED_OVER)
+    assert node.steps == ["flush", "hold", "flush", "mode handed-over", "take", "let go", "flush"]
+    assert (moved.flows, node.mode) == (14, Mode.HANDED_OVER)
 
 
 def test_one_that_gives_is_as_it_was_afterwards() -> None:
@@ -108,7 +113,54 @@ def test_nothing_is_given_away_without_the_flows() -> None:
     node = Node([])
     with pytest.raises(ConflictError, match="does not have the flows"):
         give(node, Others(node, know=False))
-    assert node.steps == ["hold", "flush", "let go"]
+    assert node.steps == ["flush"], "and nobody's new flow waits for it"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Mode.NORMAL, Mode.NORMAL),
+        (Mode.PROMOTED, Mode.NORMAL),  # the other one was asked last
+        (Mode.HANDED_OVER, Mode.HANDED_OVER),  # as the operator wants it: somebody works on it
+    ],
+)
+def test_one_that_gives_stays_behind_by_the_operators_word_alone(before, after) -> None:
+    node = Node([])
+    node.become(mode=before)
+    give(node, Others(node), stay=False)
+    assert node.mode is after
+
+
+def test_a_failed_handover_leaves_a_promoted_node_promoted() -> None:
+    node = Node([], taker=False)
+    node.become(mode=Mode.PROMOTED)
+    with pytest.raises(ConflictError, match="nobody took"):
+        give(node, Others(node))
+    assert node.mode is Mode.PROMOTED
+
+
+def test_one_that_is_cancelled_is_as_it_was() -> None:
+    """The stream that asked for it has ended."""
+    node = Node([])
+    others = Others(node, answers=False)
+
+    async def run() -> None:
+        work = asyncio.create_task(hand_over(node, others, holding(node.steps), None, stay=False))
+        async with asyncio.timeout(10):
+            while "take" not in node.steps:  # noqa: ASYNC110 (there is nothing to wait for)
+                await asyncio.sleep(0)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+    asyncio.run(run())
+    assert node.steps[-2:] == ["let go", "mode normal"]
+
+
+def test_new_flows_do_not_wait_for_one_that_does_not_answer() -> None:
+    node = Node([], taker=False)
+    with pytest.raises(ConflictError, match="did not answer within"):
+        give(node, Others(node, answers=False))
+    assert "let go" in node.steps
 
 
 def test_force_gives_without_the_flows() -> None:
@@ -161,8 +213,15 @@ def test_promotion_is_a_handover_of_the_master() -> None:
 
 def test_promotion_goes_on_without_the_master() -> None:
     node = Node([], Role.BACKUP)
-    asyncio.run(take_over(node, Others(node, gives=False), None, Mode.PROMOTED))
+    moved = asyncio.run(take_over(node, Others(node, gives=False), None, Mode.PROMOTED))
     assert node.steps == ["give", "mode promoted"]
+    assert "did not hand over: busy" in moved.text
+
+
+def test_a_promotion_in_fault_says_so() -> None:
+    node = Node([], Role.FAULT)
+    moved = asyncio.run(take_over(node, None, None, Mode.PROMOTED))
+    assert "in fault here" in moved.text
 
 
 def test_a_master_is_promoted_without_asking_anybody() -> None:

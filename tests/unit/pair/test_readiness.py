@@ -43,7 +43,14 @@ def service(**check: object) -> Service:
     ],
 )
 def test_synced_is_who_knows_what_all_the_others_have(peers, synced) -> None:
-    assert is_synced(peers) is synced
+    assert is_synced(peers, was=False) is synced
+
+
+def test_a_busy_host_does_not_begin_anew() -> None:
+    late = (replace(PEER, behind_s=FRESH_S + 0.5),)
+    assert is_synced(late, was=True)
+    assert not is_synced(late, was=False)
+    assert not is_synced((replace(PEER, behind_s=2 * FRESH_S),), was=True)
 
 
 def looks(*seen: tuple[float, bool, bool]) -> Standing:

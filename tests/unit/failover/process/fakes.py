@@ -39,6 +39,7 @@ class Host:
     incoming: list[Advert | Refusal] = field(default_factory=list)
     on: bool = False  # VIPs
     broken: set[str] = field(default_factory=set)  # calls that fail
+    counters: dict[Address, int] = field(default_factory=dict)
 
     def do(self, what: str) -> None:
         self.done.append(what)
@@ -51,6 +52,13 @@ class Host:
         return done
 
 
+class Content:
+    """Puts VIPs on and takes them off without fail."""
+
+    def again(self) -> None:
+        pass
+
+
 @contextmanager
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """Instead of the kernel."""
@@ -58,8 +66,15 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     read, write = os.pipe()  # readable never, but watched
 
     class Channel:
-        def __init__(self, router: VirtualRouter, source: Address, key: bytes | None) -> None:
+        def __init__(
+            self,
+            router: VirtualRouter,
+            source: Address,
+            key: bytes | None,
+            counters: dict[Address, int],
+        ) -> None:
             found.do(f"open {source}")
+            found.counters = counters
             self.sockets = ()
 
         def send(self, priority: int) -> None:
@@ -72,7 +87,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         def close(self) -> None:
             found.do("close")
 
-    class Holding:
+    class Holding(Content):
         problem, announced = "", 0
 
         def __init__(self, router: VirtualRouter) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import ConfigError
+from agent.failover.process import reading
 from agent.failover.process.reading import orders_in, read_orders
 
 GOOD = """
@@ -45,6 +46,16 @@ def test_all_that_is_wrong_comes_back(tmp_path: Path) -> None:
     assert len(said) > 1
     assert any("vrid" in text for text in said)
     assert all(str(path) in text for text in said)
+
+
+def test_a_child_of_another_version_is_not_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text("interface: eth0\n")
+    monkeypatch.setattr(reading, "_SHAPE", "an older one")
+    with pytest.raises(ConfigError, match="restart lb-agent-failover"):
+        asyncio.run(read_orders(path, at_once=True))
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:

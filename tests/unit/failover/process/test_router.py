@@ -35,7 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, work: Work, *, inherited: bool = False)
     """A started router, backup; what its start did is forgotten."""
 
     async def started(found: Host) -> None:
-        router = Router(ROUTER, None, grouped=False, mode=Mode.NORMAL, moved=lambda *_: None)
+        router = Router(ROUTER, None, grouped=False, mode=Mode.NORMAL, group=lambda each: {})
         found.on = inherited
         router.start(UP, FIT, inherited=inherited)
         assert found.taken() == ["hold", f"open {OWN}"]
@@ -176,6 +176,34 @@ def test_no_effect_that_fails_keeps_the_others_from_being_done(
         found.broken = set()
         hear(router, found, advert(50))
         assert router.status().problems == ()
+        found.broken = {"send"}
+        hear(router, found, advert(200))
+        assert router.role is Role.BACKUP
+        assert router.status().problems == (), "a backup sends none"
+
+    run(monkeypatch, work)
+
+
+def test_no_packet_stops_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(router: Router, found: Host) -> None:
+        def fails(_: object) -> Any:
+            raise ValueError("a bug")
+
+        router.handle(Claim())
+        with monkeypatch.context() as broken:
+            broken.setattr(type(router._channel), "receive", fails)
+            router._fire()
+        assert router._timer is not None
+
+    run(monkeypatch, work)
+
+
+def test_another_channel_of_the_router_knows_the_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(router: Router, found: Host) -> None:
+        found.counters[OTHER] = 7
+        router.observe(None, FIT)
+        router.observe(UP, FIT)
+        assert found.counters == {OTHER: 7}
 
     run(monkeypatch, work)
 

@@ -50,6 +50,21 @@ def test_a_script_that_takes_too_long_has_failed() -> None:
     assert asyncio.run(work()) == (False, "no answer within 0.01 s")
 
 
+def test_a_late_word_of_a_former_set_is_of_none_of_the_new_one() -> None:
+    async def work() -> None:
+        scripts = Scripts(lambda: None)
+        scripts.watch([NONE, TRUE])
+        scripts._take(1, ok=False, detail="as it was")
+        assert scripts.state(NONE).ok is False
+        scripts.watch([TRUE, FALSE])
+        scripts._take(1, ok=False, detail="of what is tracked no more")
+        assert scripts.state(TRUE).ok is None
+        scripts._take(2, ok=True, detail="")
+        assert scripts.state(TRUE).ok
+
+    asyncio.run(work())
+
+
 def test_one_that_is_no_longer_tracked_is_not_known() -> None:
     async def work() -> ScriptState:
         scripts = Scripts(lambda: None)

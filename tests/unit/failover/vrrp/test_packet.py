@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
 import pytest
 
@@ -203,6 +203,27 @@ def test_other_virtual_routers_are_none_of_ours_unless_they_have_our_vips() -> N
     local = frames.own(other, vips=(frames.SIX[0], ip_address("fd73::200")), here=frames.THERE)
     heard = frames.heard(packet.ip_packet(local, PRIORITY, ip_address("ff02::12")))
     assert packet.decode(frames.own(frames.V3, vips=frames.SIX), heard, {}) is None
+
+
+def test_hundreds_of_vips_of_others_are_looked_through_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many = [[ip_address(f"10.{half}.{n}.1") for n in range(200)] for half in (1, 2)]
+    other = frames.own(replace(frames.V3, vrid=52), vips=tuple(many[1]), here=THERE)
+    heard = frames.heard(packet.ip_packet(other, PRIORITY, ip_address("224.0.0.18")))
+    compared = 0
+    equal = IPv4Address.__eq__
+
+    def counted(one: IPv4Address, another: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return equal(one, another)
+
+    own = frames.own(frames.V3, vips=tuple(many[0]))
+    with monkeypatch.context() as counting:
+        counting.setattr(IPv4Address, "__eq__", counted)
+        assert packet.decode(own, heard, {}) is None
+    assert compared < 1000
 
 
 def test_ipsec_of_others_is_none_of_ours() -> None:

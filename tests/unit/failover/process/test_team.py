@@ -1,0 +1,124 @@
+"""All virtual routers of a node: how they start, and that groups move together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.failover.model import OWNER, Role, Track
+from agent.failover.plan import FailoverPlan, VirtualRouter
+from agent.failover.process import team as module
+from agent.failover.process.links import Interface
+from agent.failover.process.reading import Orders
+from agent.failover.process.realtime import Standing
+from agent.failover.process.router import Router
+from agent.failover.process.team import Team
+from agent.model import Address
+from agent.notify import Notifier
+from tests.unit.failover.process.fakes import INSTANCE, ROUTER, UP, VIP, Host, host
+
+type Work = Callable[[Team, Host, dict[str, Interface]], None]
+ALONE = replace(ROUTER, instance=replace(INSTANCE, track=Track(dataplane=False, agent=0)))
+DOWN = replace(UP, carrier=False)
+
+
+def owners(*interfaces: str) -> tuple[VirtualRouter, ...]:
+    """A group of owners, each on its interface."""
+    owner = replace(ALONE.instance, priority=OWNER)
+    return tuple(
+        replace(ALONE, name=name, interface=name, instance=replace(owner, name=name))
+        for name in interfaces
+    )
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    routers: tuple[VirtualRouter, ...],
+    work: Work,
+    *,
+    left: frozenset[tuple[str, Address]] = frozenset(),
+) -> None:
+    interfaces = {"eth0": UP, "eth1": UP}
+
+    async def started(found: Host) -> None:
+        orders = Orders("lb", (), folder / "x", None, folder, FailoverPlan(routers))
+        team = Team(folder / "x.yaml", orders, Standing(False, False), Notifier())
+        monkeypatch.setattr(team.tracking, "interface", interfaces.get)
+        monkeypatch.setattr(team.tracking, "_read", lambda names: {n: interfaces[n] for n in names})
+        team.start()
+        work(team, found, interfaces)
+        team.stop()
+
+    monkeypatch.setattr(module, "remove_stale", lambda keep: ())
+    monkeypatch.setattr(module, "left_behind", lambda places: left)
+    with host(monkeypatch) as found:
+        asyncio.run(started(found))
+
+
+def roles(team: Team) -> list[Role]:
+    return [member.role for member in team._members.values()]
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_only_who_was_master_a_moment_ago_waits_less(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, was_on: bool
+) -> None:
+    def work(team: Team, found: Host, _: dict[str, Interface]) -> None:
+        (router,) = team._members.values()
+        assert isinstance(router, Router)
+        due_s, since_s = router.state.due_s, router.state.since
+        assert due_s is not None
+        assert (due_s - since_s > 3 * INSTANCE.interval_s) is not was_on
+
+    left = frozenset({("eth0", VIP)} if was_on else ())
+    run(monkeypatch, tmp_path, (ALONE,), work, left=left)
+
+
+def test_a_group_of_owners_is_master_again_after_a_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def work(team: Team, _: Host, interfaces: dict[str, Interface]) -> None:
+        assert roles(team) == [Role.MASTER] * 2
+        for broken in (("eth0",), ("eth1",), ("eth0", "eth1")):
+            interfaces |= dict.fromkeys(broken, DOWN)
+            team.tracking.look()
+            team.judge()
+            assert roles(team) == [Role.FAULT] * 2
+            interfaces |= dict.fromkeys(broken, UP)
+            team.tracking.look()
+            team.judge()
+            assert roles(team) == [Role.MASTER] * 2
+
+    run(monkeypatch, tmp_path, owners("eth0", "eth1"), work)
+
+
+def test_none_of_a_group_moves_before_all_are_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def work(team: Team, found: Host, _: dict[str, Interface]) -> None:
+        assert roles(team) == [Role.MASTER] * 2
+        done = found.taken()
+        assert done.index("take") > max(at for at, what in enumerate(done) if "open" in what)
+
+    run(monkeypatch, tmp_path, owners("eth0", "eth1"), work)
+
+
+def test_who_is_left_of_a_group_goes_on_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    both = owners("eth0", "eth1")
+
+    def work(team: Team, _: Host, interfaces: dict[str, Interface]) -> None:
+        interfaces["eth1"] = DOWN
+        team.tracking.look()
+        team.judge()
+        assert roles(team) == [Role.FAULT] * 2
+        team.take(replace(team._orders, plan=FailoverPlan(both[:1])))
+        assert roles(team) == [Role.MASTER]
+
+    run(monkeypatch, tmp_path, both, work)

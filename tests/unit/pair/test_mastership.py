@@ -1,0 +1,98 @@
+"""What the agent tells the failover process, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from agent.failover.model import Failover, Instance
+from agent.failover.status import FailoverStatus
+from agent.pair import mastership
+from agent.pair.mastership import Mastership
+from agent.pair.word import Word
+from tests.unit.failover.samples import STATUS
+
+PATIENCE_S = 10.0
+
+
+class Told(Mastership):
+    """A failover process that only hears, as long as it is not ``busy``."""
+
+    def __init__(self) -> None:
+        self.word = Word(True, "", {"web": (2, 2)})
+        super().__init__(lambda: self.word)
+        self.heard: list[object] = []
+        self.free = asyncio.Event()
+        self.free.set()
+        self.aim(Failover(instances=(Instance("web"),)), Path("/none"))
+
+    async def order(self, request) -> FailoverStatus:
+        self.heard.append(request["services"])
+        await self.free.wait()
+        return STATUS
+
+    async def hears(self, number: int) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.heard) < number:  # noqa: ASYNC110 (there is nothing to wait for)
+                await asyncio.sleep(0.001)
+
+
+def run(work) -> None:
+    async def main() -> None:
+        told = Told()
+        task = asyncio.create_task(told.run())
+        try:
+            await work(told)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_the_heartbeat_goes_on_while_one_pass_follows_the_other(monkeypatch) -> None:
+    monkeypatch.setattr(mastership, "WORD_S", 0.05)
+
+    async def work(told: Told) -> None:
+        async def passes() -> None:
+            while True:
+                told.wake()
+                await asyncio.sleep(0.002)
+
+        busy = asyncio.create_task(passes())
+        await told.hears(3)
+        busy.cancel()
+
+    run(work)
+
+
+def test_a_change_while_the_process_is_told_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mastership, "WORD_S", 10 * PATIENCE_S)
+
+    async def work(told: Told) -> None:
+        told.free.clear()
+        await told.hears(1)
+        told.word = Word(True, "", {"web": (0, 2)})
+        told.wake()
+        told.free.set()
+        await told.hears(2)
+        assert told.heard == [{"web": [2, 2]}, {"web": [0, 2]}]
+
+    run(work)
+
+
+def test_passes_that_change_nothing_are_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mastership, "WORD_S", 10 * PATIENCE_S)
+
+    async def work(told: Told) -> None:
+        await told.hears(1)
+        for _ in range(20):
+            told.wake()
+            await asyncio.sleep(0)
+        assert len(told.heard) == 1
+
+    run(work)
