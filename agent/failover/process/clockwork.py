@@ -9,12 +9,14 @@ import asyncio
 import select
 import selectors
 
+_FD_SETSIZE = 1024  # select knows no descriptors from here on
+
 
 class _Selector(selectors.EpollSelector):
     """epoll_wait counts in milliseconds, select in microseconds; an epoll can be selected on."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is not None and timeout > 0:
+        if timeout is not None and timeout > 0 and self.fileno() < _FD_SETSIZE:
             select.select((self.fileno(),), (), (), timeout)
             timeout = 0
         return super().select(timeout)

@@ -281,6 +281,7 @@ def test_a_stream_that_somebody_meddles_with_ends_and_installs_nothing(what: str
         }[what]
         writer.write(told)
         if what == "cut":
+            writer.close()
             return
         await straight(reader, writer)
 
