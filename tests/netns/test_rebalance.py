@@ -23,7 +23,8 @@ from agent.dataplane.program import possible_cpus
 from agent.dataplane.tables import SharedTables
 from agent.model import Forward, Hook, Scheduler, Tables
 from lbctl.lab import netns
-from lbctl.lab.topology import FLOWS, PORT
+from lbctl.lab.documents import FLOWS
+from lbctl.lab.topology import PORT
 from tests.netns.site import Site, site, wait_until
 
 pytestmark = [pytest.mark.timeout(120)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import time
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from tests.netns.failover.switched import (
     mac,
     switched,
 )
+from tests.netns.failover.waiting import readable
 
 pytestmark = pytest.mark.kernel
 
@@ -72,7 +72,7 @@ def hear(of: Channel, count: int = 1) -> list[Advert | Refusal]:
     while len(found) < count:
         left = end - time.monotonic()
         assert left > 0, f"only {len(found)} of {count} were heard"
-        select.select(of.sockets, [], [], left)
+        readable(of.sockets, left)
         found += of.receive()
     return found
 
@@ -244,7 +244,7 @@ def test_other_interfaces_and_other_ipsec_are_not_heard(wire: Switched) -> None:
         raw.sendto(sealed[:20] + b"\x06" + sealed[21:], (str(address("a")), 0))
         here.send(100)
         _, sealed_adverts = one.sockets
-        select.select([sealed_adverts], [], [], 10)
+        readable([sealed_adverts], 10)
         assert sealed_adverts.recv(2048)[20] == 112, "the kernel gives us nothing else"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -32,6 +31,7 @@ from agent.failover.host.vmac import VirtualMac
 from agent.failover.model import Announcements
 from agent.model import Address
 from tests.netns.cable import OURS_MAC, Net, run_in, wired
+from tests.netns.failover.waiting import readable
 from tests.netns.site import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
@@ -128,9 +128,9 @@ def test_what_somebody_removes_is_told_and_can_be_taken_again(net: Net) -> None:
             others.take([ip_address("10.9.0.102")])
             assert ours.lost() == ()
             for vip in BOTH:
-                assert select.select([ours], [], [], 0)[0] == []
+                assert readable([ours], 0) == []
                 net.ours(f"addr del {vip}/{vip.max_prefixlen} dev eth0")
-                assert select.select([ours], [], [], 5)[0] == [ours]
+                assert readable([ours], 5) == [ours]
                 assert ours.lost() == (vip,)
                 assert ours.take([vip]) == Outcome(changed=(vip,))
                 assert ours.lost() == ()

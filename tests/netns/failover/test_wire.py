@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from tests.netns.failover.switched import (
     link_local,
     switched,
 )
+from tests.netns.failover.waiting import readable
 
 pytestmark = pytest.mark.kernel
 
@@ -173,7 +173,7 @@ def hear(channel: Channel, timeout_s: float = 5) -> list[Advert | Refusal]:
     while not (found := channel.receive()):
         left = end - time.monotonic()
         assert left > 0, "nothing was heard"
-        select.select(channel.sockets, [], [], left)
+        readable(channel.sockets, left)
     return found
 
 

@@ -37,7 +37,7 @@ class StillDataplane(Dataplane):
     same history meets the same buckets each time.
     """
 
-    def _fresh_settings(self) -> BootSettings:
+    def _first_settings(self) -> BootSettings:
         return BootSettings(KEYS, Clock(self.clock_source.measure_hz(), NO_TICK))
 
 
