@@ -19,15 +19,14 @@ from agent.dataplane.program import Dataplane
 from agent.dataplane.trace import Tracer, rings_of
 from agent.dataplane.trueup import TrueUp
 from agent.errors import SteelyardError
-from agent.failover.plan import claimed_vips, concerns
+from agent.failover.plan import concerns
 from agent.flowsync import carry
 from agent.health.monitor import HealthMonitor, Target
 from agent.history import History, log_transitions
 from agent.metrics.observer import Observer
-from agent.model import Address, BackendRef, Config, Health, HealthStatus, Hook, NextHop
+from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop
+from agent.network.host import Host
 from agent.network.nexthop import NextHops
-from agent.network.tags import Tags
-from agent.network.vips import Vips
 from agent.pair.pair import Pair
 from agent.pair.word import Word, word_of
 from agent.rebalancing import Rebalancer
@@ -74,8 +73,7 @@ class Core:
         self.dataplane = Dataplane(config)
         self._monitor = HealthMonitor(self._health_changed)
         self._hops = NextHops(config.interfaces, self._wake)
-        self._vips = Vips(config.interface)
-        self._tags = Tags(config.interfaces)
+        self._host = Host(config)
         self._dirty = asyncio.Event()
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()
@@ -362,17 +360,7 @@ class Core:
         return slowstart.slowed(config, found, self._up_since, now)
 
     async def _sync_host(self) -> None:
-        """Have this host's interfaces hold the VIPs, and show VLAN tags to XDP."""
-        await self._sync_vips()
-        if self.dataplane.attachment.mode is not Hook.TC:
-            await self._tags.sync()
-
-    async def _sync_vips(self) -> None:
-        """Have the VIPs on the interface; the addresses of a prefix are routed here instead."""
-        if self.config.manage_vips:
-            keys = (service.key for service in self.config.services)
-            vips = frozenset(key.vip for key in keys if key.vip_bits is None)
-            await self._vips.sync(vips - claimed_vips(self.config))
+        await self._host.sync(self.config, self.dataplane.attachment.mode)
 
     # -- for the other balancers
 

@@ -87,6 +87,17 @@ tunnels_up() {
 	fi
 }
 
+# on_tunnels VIP: also there. On a device without any address the kernel's rp_filter drops every
+# IPv4 packet, at 2 as at 1.
+on_tunnels() {
+	case "$1" in *:*) return ;; esac
+	for device in sy-ipip sy-ip6tnl; do
+		if has_device "$device"; then
+			run ip -4 address replace "$1/32" dev "$device" preferred_lft 0
+		fi
+	done
+}
+
 tunnels_down() {
 	for device in sy-ipip sy-ip6tnl; do
 		if has_device "$device"; then run ip link delete dev "$device"; fi
@@ -175,7 +186,10 @@ up)
 	settings_up # first: the VIP must not answer ARP for a moment
 	if [ "$mode" != dsr ]; then tunnels_up; fi
 	if [ "$mode" = gue ]; then gue_up "$gue_port"; fi
-	for vip in "$@"; do vip_up "$vip"; done
+	for vip in "$@"; do
+		vip_up "$vip"
+		if [ "$mode" != dsr ]; then on_tunnels "$vip"; fi
+	done
 	if [ -n "$advmss" ]; then advmss_up "$advmss"; fi
 	;;
 down)

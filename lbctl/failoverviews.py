@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from agent.failover.status import OWN
 from lbctl import humanise
 from lbctl.layout import Cell, Column, Table
 
@@ -80,16 +81,18 @@ def _why(row: Row) -> str:
 
 
 def problem_lines(rows: list[Row]) -> list[Text]:
-    """The mismatches with other nodes."""
-    return [
-        Text.assemble(
-            ("MISMATCH ", "bold red"),
-            f"{row['name']}: {problem['text']} ({problem['count']} times,"
-            f" last {humanise.age(problem['last_s'])} ago)",
-        )
-        for row in rows
-        for problem in row["problems"]
-    ]
+    """The mismatches with other nodes, and what this one cannot do."""
+    return [_problem_line(row["name"], problem) for row in rows for problem in row["problems"]]
+
+
+def _problem_line(name: str, problem: Row) -> Text:
+    if problem["kind"] in OWN:
+        return Text.assemble(("PROBLEM ", "bold red"), f"{name}: {problem['text']}")
+    return Text.assemble(
+        ("MISMATCH ", "bold red"),
+        f"{name}: {problem['text']} ({problem['count']} times,"
+        f" last {humanise.age(problem['last_s'])} ago)",
+    )
 
 
 def process_line(data: Row) -> Text:

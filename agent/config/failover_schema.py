@@ -129,7 +129,10 @@ class InstanceSection(Section):
     then.
     """
 
-    name: kinds.Name = Field(description="What it is called; unique.")
+    name: kinds.Name = Field(
+        description="What it is called; unique, and the same on all balancers, which ask each "
+        "other for it by its name."
+    )
     method: Annotated[Method, *kinds.choice(Method)] = Field(
         _INSTANCE.method, description="How it is settled which balancer has the VIPs."
     )

@@ -64,7 +64,7 @@ another. `systemctl reload lb-agent` (SIGHUP) makes it read the file again.
 - What `lbctl` changes at run time goes through the same checks and survives restarts. It holds
   until the file changes: then the file is applied whole, the log names the runtime changes that
   were dropped, and they are kept in `<state_dir>/<name>.running.yaml.previous`.
-  `lbctl export` prints the running configuration in the form of this file.
+  `lbctl export` prints the running configuration in the form of this file, passwords included.
 
 ## Example
 

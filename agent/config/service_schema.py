@@ -78,7 +78,8 @@ class HealthSection(Section):
     )
     timeout: kinds.CheckTimeout | None = Field(
         None,
-        description="A check that takes longer has failed. Default: `1s`, or `interval` if that "
+        description="A check that takes longer has failed; time in which the agent has no CPU "
+        "does not count, for up to four times as long. Default: `1s`, or `interval` if that "
         "is shorter.",
     )
     rise: kinds.Count = Field(

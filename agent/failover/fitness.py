@@ -26,6 +26,7 @@ class AgentWord:
     services: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # backends: up, all
     ready: bool = True  # to take its place from a master that is well
     cut_off: bool = False  # it reaches neither a backend nor another balancer
+    hands_over: bool = False  # asked before this process leaves, it hands over
 
 
 @dataclass(frozen=True, slots=True)

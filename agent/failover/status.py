@@ -9,10 +9,13 @@ from typing import Any
 from agent.errors import ApiError
 from agent.failover.model import Method, Mode, Role
 
+# Problems of this node's own, by kind: VIPs on its interface, their announcements, its adverts.
+OWN = frozenset({"addresses", "announcements", "send"})
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A mismatch with another node that can make two masters, or something refused."""
+    """A mismatch with another node that can make two masters, or what this one cannot do."""
 
     kind: str  # bounded, a metric's label: version, authentication, addressing, checksum, …
     text: str  # what is wrong, with whom, and the remedy
@@ -65,6 +68,7 @@ class FailoverStatus:
     agent_seen: float | None  # the last word of the agent
     config_problem: str  # a configuration that could not be taken; empty: none
     routers: tuple[RouterStatus, ...]
+    leaving: bool = False  # it was told to stop, and waits for the agent to hand over
 
 
 def to_json(status: FailoverStatus) -> dict[str, Any]:
@@ -87,8 +91,7 @@ def from_json(data: Mapping[str, Any]) -> FailoverStatus:
         raise ApiError(
             f"the failover process is of another version, it tells too little: {error}",
             where="failover",
-            remedy="restart it: lbctl failover handover; systemctl restart lb-agent-failover; "
-            "lbctl failover release",
+            remedy="restart it: systemctl restart lb-agent-failover",
         ) from error
 
 

@@ -46,12 +46,16 @@ class PeerSync:
     connections: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)  # streams and frames, by reason
     last_error: str = ""
+    instances: tuple[str, ...] | None = None  # of failover, that it has; None: not known
 
 
-def unknown(address: Address) -> PeerSync:
+def unknown(
+    address: Address,
+    state: LinkState = LinkState.CONNECTING,
+    why: str = "the exchange has not begun",
+) -> PeerSync:
     """A peer with which nothing has begun yet."""
-    why = "the exchange has not begun"
-    return PeerSync(address, "", "", LinkState.CONNECTING, why, time.time(), None, None, None)
+    return PeerSync(address, "", "", state, why, time.time(), None, None, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ have ended there since, from flows of its own, and would tell the peer of them.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,7 @@ from agent.dataplane.survey import Slots
 from agent.dataplane.tables import Table, mapped
 from agent.failover.model import Address
 
+_PREFIX = "peer_"
 _MOST_BYTES = 256  # of what the peer's tables are called
 _ROW = np.dtype([("received", "u8"), ("holder", "u4"), ("pad", "u4")])
 _NAME = np.dtype([("name", "u1", (_MOST_BYTES,))])
@@ -36,11 +38,9 @@ class Kept:
     @classmethod
     def of(cls, pins: Pins, peer: Address, slots: int) -> Self:
         """As the last agent left it, or empty."""
-
-        # BPF's file system wants no dots in names.
-        name = f"peer_{int(peer):x}"
-        rows = _pinned(pins.table(name), _ROW, slots)
-        tables = _pinned(pins.table(f"{name}_tables"), _NAME, 1)
+        rows_name, tables_name = _names(peer)
+        rows = _pinned(pins.table(rows_name), _ROW, slots)
+        tables = _pinned(pins.table(tables_name), _NAME, 1)
         return cls(rows["received"], rows["holder"], tables["name"][0])
 
     @classmethod
@@ -64,6 +64,20 @@ class Kept:
         self.holder[:] = 0
         text = np.frombuffer(tables.encode()[:_MOST_BYTES], dtype=np.uint8)
         self.name[: len(text)] = text
+
+
+def forget_all_but(pins: Pins, peers: Iterable[Address]) -> None:
+    """Unpin what is kept of balancers that are no peers any more."""
+    wanted = {name for peer in peers for name in _names(peer)}
+    for path in pins.folder.glob(f"{_PREFIX}*"):
+        if path.name not in wanted:
+            path.unlink(missing_ok=True)
+
+
+def _names(peer: Address) -> tuple[str, str]:
+    """Of the two tables; BPF's file system wants no dots in them."""
+    name = f"{_PREFIX}{int(peer):x}"
+    return name, f"{name}_tables"
 
 
 def _pinned(path: Path, dtype: np.dtype[np.void], entries: int) -> Table:

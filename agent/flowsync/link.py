@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +41,13 @@ type Callback = Callable[[str | None], Awaitable[str]]  # of an instance, or all
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """What is done when the peer asks for it; SteelyardError if it is not done."""
+    """What is done when the peer asks for it, SteelyardError if it is not done; and the names of
+    this node's instances, which the peer asks by.
+    """
 
     take: Callback
     give: Callback
+    instances: Callable[[], Iterable[str]]
 
 
 class Ended(Exception):  # noqa: N818 (every stream ends)
@@ -115,6 +118,11 @@ class Link:
         if self._heartbeat is None or self._heartbeat.lag_s is None:
             return None
         return self._heartbeat.lag_s + time.monotonic() - self._heartbeat_s
+
+    @property
+    def instances(self) -> tuple[str, ...] | None:
+        """The peer's, of failover; None: not told."""
+        return None if self._heartbeat is None else self._heartbeat.instances
 
     async def flush(self) -> int:
         """Tell the peer all that it does not know, and wait until it has it: how many flows.
@@ -211,6 +219,7 @@ class Link:
                 None if newest is None else newest.sent_s,
                 now - self._heartbeat_s if newest is not None else 0.0,
                 self.lag_s(),
+                messages.tellable(self._callbacks.instances()),
             )
             self._out.write(Kind.HEARTBEAT, messages.pack(beat))
             await asyncio.sleep(HEARTBEAT_S)

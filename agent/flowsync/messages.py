@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from agent.flowsync.handshake import printable
 
 _LONGEST_TEXT = 1000
 _MOST_REASONS = 32
+_MOST_INSTANCES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,15 @@ class Heartbeat:
     """The sender lives. Times are of its monotonic clock, but for ``echo_s``: of the receiver's.
 
     ``echo_s``: the newest heartbeat that it has, which it got ``kept_s`` ago. ``lag_s``: how old
-    the newest state is that it knows the receiver to have of it.
+    the newest state is that it knows the receiver to have of it. ``instances``: of failover, that
+    it has; None: too many, or it is of a version that does not tell.
     """
 
     sent_s: float
     echo_s: float | None
     kept_s: float
     lag_s: float | None
+    instances: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,12 @@ class Answer:
     id: int
     done: bool
     text: str
+
+
+def tellable(instances: Iterable[str]) -> tuple[str, ...] | None:
+    """As a heartbeat has room for them."""
+    names = tuple(instances)
+    return names if len(names) <= _MOST_INSTANCES else None
 
 
 def pack(message: Ack | Heartbeat | Ask | Answer) -> bytes:
@@ -84,6 +93,7 @@ def unpack_heartbeat(payload: bytes) -> Heartbeat:
             None if echo is None else _time(echo),
             _time(said["kept_s"]),
             None if lag is None else _time(lag),
+            _names(said.get("instances")),
         )
 
     return _read(payload, read)
@@ -116,6 +126,14 @@ def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**64:
         raise ValueError("no count")
     return value
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) > _MOST_INSTANCES:
+        raise ValueError("no names")
+    return tuple(printable(str(name)) for name in value)
 
 
 def _time(value: Any) -> float:

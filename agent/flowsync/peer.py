@@ -124,6 +124,7 @@ class Peer:
             behind_s=behind_s,
             rtt_ms=None if link is None or link.rtt_s is None else link.rtt_s * 1000,
             last_error=self._last_error,
+            instances=None if link is None else link.instances,
             **self.tally.snapshot(),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -43,7 +43,7 @@ class FlowSync:
 
     ``flows`` makes what is exchanged with one peer. ``on_take`` is called when a peer asks this
     node to be master of an instance (None: of all), ``on_give`` when a peer, which is named, wants
-    to be; both answer in words, or raise SteelyardError.
+    to be; both answer in words, or raise SteelyardError. ``instances`` names those of this node.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class FlowSync:
         flows: Callable[[Address], Flows],
         on_take: Callback,
         on_give: Give,
+        instances: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self.problem = ""  # why nobody can connect to us; empty: nothing
         self.strangers: Counter[str] = Counter()  # connections refused at once, by reason
@@ -61,7 +62,7 @@ class FlowSync:
         self._process = secrets.token_hex(16)
         self._greeter = self._greeter_of(key, name)
         self._flows = flows
-        self._on_take, self._on_give = on_take, on_give
+        self._on_take, self._on_give, self._instances = on_take, on_give, instances
         self._peers: dict[Address, Peer] = {}
         self._running: dict[Address, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server] = []
@@ -173,7 +174,8 @@ class FlowSync:
             if address in self._peers:
                 self._peers[address].configure(self._settings, self._greeter)
                 continue
-            callbacks = Callbacks(self._on_take, partial(self._on_give, asker=address))
+            on_give = partial(self._on_give, asker=address)
+            callbacks = Callbacks(self._on_take, on_give, self._instances)
             peer = Peer(address, self._settings, self._greeter, self._flows(address), callbacks)
             self._peers[address] = peer
             self._running[address] = group.create_task(peer.run(), name=f"flow sync: {address}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from agent.errors import NetworkError
+from agent.health.patience import Patience
 from agent.health.probe import probe as probe_server
 from agent.health.rules import (
     ProbeResult,
@@ -35,7 +36,7 @@ log = structlog.get_logger()
 MAX_PROBES_AT_ONCE = 512
 
 type OnChange = Callable[[BackendRef, HealthStatus, HealthStatus], None]
-type Probe = Callable[[HealthCheck, Address, int], Awaitable[ProbeResult]]
+type Probe = Callable[[HealthCheck, Address, int, Patience], Awaitable[ProbeResult]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class HealthMonitor:
     def __init__(self, on_change: OnChange, *, probe: Probe = probe_server) -> None:
         self._on_change = on_change
         self._probe = probe
+        self._patience = Patience()
         self._targets: dict[BackendRef, Target] = {}
         self._statuses: dict[BackendRef, HealthStatus] = {}
         self._tasks: dict[BackendRef, asyncio.Task[None]] = {}
@@ -99,10 +101,11 @@ class HealthMonitor:
     async def run(self) -> None:
         """Check until cancelled."""
         try:
-            async with asyncio.TaskGroup() as self._group:
-                for ref in self._targets:
-                    self._start(ref)
-                await asyncio.Event().wait()  # for ever
+            with self._patience.watching():
+                async with asyncio.TaskGroup() as self._group:
+                    for ref in self._targets:
+                        self._start(ref)
+                    await asyncio.Event().wait()  # for ever
         finally:
             self._group = None
             self._tasks.clear()
@@ -126,7 +129,9 @@ class HealthMonitor:
             try:
                 async with self._slots:
                     started = loop.time()
-                    result = await self._probe(target.check, target.address, target.port)
+                    result = await self._probe(
+                        target.check, target.address, target.port, self._patience
+                    )
                 self._complained = False
                 self._take(ref, target, result)
             except NetworkError as error:

@@ -14,6 +14,7 @@ import aiohttp
 from yarl import URL
 
 from agent.errors import NetworkError
+from agent.health.patience import Patience
 from agent.health.rules import ProbeResult
 from agent.model import Address, CheckKind, HealthCheck
 
@@ -33,8 +34,10 @@ WORDS = {
 }
 
 
-async def probe(check: HealthCheck, address: Address, default_port: int) -> ProbeResult:
-    """Check ``address`` once, within the check's timeout.
+async def probe(
+    check: HealthCheck, address: Address, default_port: int, patience: Patience
+) -> ProbeResult:
+    """Check ``address`` once, within the check's timeout by the clock of ``patience``.
 
     Whatever the server or the network does is a result. NetworkError is raised only where this
     host could not ask at all (out of file descriptors, memory or ports).
@@ -43,10 +46,12 @@ async def probe(check: HealthCheck, address: Address, default_port: int) -> Prob
     talk = _tcp if check.kind is CheckKind.TCP else _http
     started = time.monotonic()
     try:
-        async with asyncio.timeout(check.timeout_s):
+        async with patience.timeout(check.timeout_s) as wait:
             ok, detail = await talk(check, address, port)
     except TimeoutError:
         ok, detail = False, f"no answer within {duration(check.timeout_s)}"
+        if wait.granted_s:
+            detail += f" and {duration(round(wait.granted_s, 1))} in which this agent had no CPU"
     except aiohttp.ClientConnectorCertificateError as error:
         ok, detail = False, tls_words(error.certificate_error)
     except aiohttp.ClientSSLError as error:

@@ -37,6 +37,8 @@ class Mastership:
         self.instances: Mapping[str, Instance] = {}
         self._wake = asyncio.Event()
         self.news = asyncio.Event()  # the process has answered
+        self.leaving = asyncio.Event()  # it was told to stop, and waits for ``excuse``
+        self._leaver = 0  # pid of the one that has said so
         self.status: FailoverStatus | None = None
         self.problem = ""
 
@@ -105,6 +107,9 @@ class Mastership:
             log.info("the failover process answers")
         self.status, self.problem = answer, ""
         self.news.set()
+        if answer.leaving and answer.pid != self._leaver:
+            self._leaver = answer.pid
+            self.leaving.set()
         return answer
 
     async def set_mode(self, mode: Mode, instance: str | None) -> FailoverStatus:
@@ -116,6 +121,11 @@ class Mastership:
         """Have this node be master now: the other one hands over."""
         self.check(instance)
         return await self.order({"do": "claim", "instance": instance})
+
+    async def excuse(self) -> None:
+        """A process that was told to stop need wait no longer."""
+        with contextlib.suppress(SteelyardError):  # it is gone
+            await self.order({"do": "leave"})
 
     async def reload(self) -> None:
         """Have the process read the configuration again; it says itself what it cannot take."""

@@ -17,11 +17,13 @@ from agent.errors import ConflictError, SteelyardError
 from agent.failover.model import FlowSync as SyncSettings
 from agent.failover.model import Mode, Role
 from agent.failover.secret import read_secret
+from agent.failover.status import Problem
+from agent.failover.syncstatus import LinkState, PeerSync, unknown
 from agent.flowsync.exchange import Exchange
-from agent.flowsync.kept import Kept
+from agent.flowsync.kept import Kept, forget_all_but
 from agent.flowsync.sync import FlowSync
 from agent.model import Address, CheckKind, Config
-from agent.pair import preemption
+from agent.pair import naming, preemption
 from agent.pair.handover import Peers, hand_over, take_over
 from agent.pair.mastership import Mastership
 from agent.pair.node import node_of
@@ -58,6 +60,9 @@ class Pair:
         # What this node will be, of which instance or all, once it has taken over.
         self._taking: tuple[Mode, str | None] | None = None
         self._sync_problem = ""
+        self._unkeyed: tuple[PeerSync, ...] = ()  # the peers, while the secret cannot be read
+        self._unshared: dict[str, Problem] = {}  # instances that the others do not have
+        self._pins = dataplane.pins
         self.mastership = Mastership(self._whole_word)
         node = node_of(dataplane, contents, self.mastership.is_behind)
 
@@ -65,7 +70,15 @@ class Pair:
             slots = len(dataplane.tables.flows)
             return Exchange(node, Kept.of(dataplane.pins, peer, slots))
 
-        self._sync = FlowSync(SyncSettings(), b"", "", flows, self._take, self._give)
+        self._sync = FlowSync(
+            SyncSettings(),
+            b"",
+            "",
+            flows,
+            self._take,
+            self._give,
+            lambda: self.mastership.instances,
+        )
         self._peers: Peers | None = None
 
     async def aim(self, config: Config) -> None:
@@ -75,22 +88,29 @@ class Pair:
         self._checked = {s.name for s in config.services if s.health.kind is not CheckKind.NONE}
         self.mastership.aim(failover, config.socket)
         settings, secret = failover.sync, b""
-        self._sync_problem = ""
+        self._sync_problem, self._unkeyed = "", ()
         if settings.peers and failover.key_file is not None:
             try:
                 secret = read_secret(failover.key_file)
             except SteelyardError as error:
-                self._sync_problem = str(error)
-                log.error("flows are not exchanged", problem=str(error))
+                why = self._sync_problem = str(error)
+                log.error("flows are not exchanged", problem=why)
+                refused = LinkState.REFUSED
+                self._unkeyed = tuple(unknown(peer, refused, why) for peer in settings.peers)
         if not secret:
             settings = SyncSettings()
         await self._sync.reconfigure(settings, secret, config.name)
+        forget_all_but(self._pins, failover.sync.peers)
         # Without the secret too: nobody knows the flows then, and a handover has to say so.
         self._peers = SyncPeers(self._sync) if failover.sync.peers else None
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What has to run, by name."""
-        own = {"failover": self.mastership.run(), "preemption": self._preempt()}
+        own = {
+            "failover": self.mastership.run(),
+            "preemption": self._preempt(),
+            "leaving": self._leave(),
+        }
         return own | self._sync.tasks()
 
     def view(self) -> FailoverView:
@@ -98,9 +118,9 @@ class Pair:
         mastership = self.mastership
         return FailoverView(
             configured=mastership.configured,
-            process=mastership.status,
+            process=mastership.status and naming.shown(mastership.status, self._unshared),
             problem=mastership.problem,
-            sync=self._sync.status(),
+            sync=self._others(),
             sync_problem=self._sync_problem or self._sync.problem,
             sync_strangers=dict(self._sync.strangers),
         )
@@ -156,6 +176,8 @@ class Pair:
             waiting = preemption.since(waiting, wanted, now_s)
             if self._peers is None or self._moving.locked() or not self._look():
                 continue
+            if mastership.status is None or mastership.status.leaving:
+                continue
             for instance in preemption.due(waiting, instances, now_s):
                 try:
                     async with self._alone():
@@ -166,19 +188,51 @@ class Pair:
                     log.exception("preemption broke", instance=instance)
                 await asyncio.sleep(_PREEMPT_PAUSE_S)
 
+    async def _leave(self) -> None:
+        """A failover process that is stopped gives the VIPs away: to one that knows the flows."""
+        mastership = self.mastership
+        while True:
+            await mastership.leaving.wait()
+            mastership.leaving.clear()
+            try:
+                async with self._alone():
+                    await hand_over(mastership, self._peers, self._hold, None, stay=False)
+            except SteelyardError as error:
+                log.warning("no handover before the failover process stops", problem=str(error))
+            except Exception:  # this task's root
+                log.exception("the handover before a stop broke")
+            await mastership.excuse()
+
     def _whole_word(self) -> Word:
         """What the failover process depends on, of this agent and its peers."""
         word = self._word()
         known = {name: word.services[name] for name in self._checked & word.services.keys()}
-        cut_off = is_cut_off(self._sync.status(), known)
-        return replace(word, ready=self._look(), cut_off=cut_off)
+        peers = self._others()
+        self._compare_names(peers)
+        return replace(
+            word,
+            ready=self._look(),
+            cut_off=is_cut_off(peers, known),
+            hands_over=any(peer.state is LinkState.CONNECTED for peer in peers),
+        )
+
+    def _others(self) -> tuple[PeerSync, ...]:
+        """How it stands with each of the other balancers."""
+        return self._unkeyed or self._sync.status()
+
+    def _compare_names(self, peers: tuple[PeerSync, ...]) -> None:
+        """Whether the others can be asked for this node's instances."""
+        found = naming.unshared(self.mastership.instances, peers)
+        for name in found.keys() - self._unshared.keys():
+            log.warning("mismatch", instance=name, kind=naming.KIND, text=found[name])
+        self._unshared = naming.follow(self._unshared, found, time.time())
 
     def _look(self) -> bool:
         """Whether this node may take its place now."""
         now_s = time.monotonic()
         self._standing = follow(
             self._standing,
-            synced=is_synced(self._sync.status(), was=self._standing.synced_since is not None),
+            synced=is_synced(self._others(), was=self._standing.synced_since is not None),
             behind=self.mastership.masters_elsewhere(None),
             now_s=now_s,
         )

@@ -12,7 +12,7 @@ from agent.state.situation import Situation
 class Word:
     """Whether the program is attached, why not, and how many backends of each service are up, of
     how many. ``ready``: this node may take its place from a master that is well. ``cut_off``: it
-    reaches nobody.
+    reaches nobody. ``hands_over``: before this node leaves, the agent can hand over.
     """
 
     attached: bool
@@ -20,6 +20,7 @@ class Word:
     services: Mapping[str, tuple[int, int]]
     ready: bool = True
     cut_off: bool = False
+    hands_over: bool = False
 
 
 def word_of(now: Situation, attached: bool, why: str) -> Word:

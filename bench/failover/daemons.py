@@ -80,7 +80,9 @@ def steelyard_document(pair: Pair, node: Node, folder: Path) -> dict[str, object
         "version": pair.variant.version,
         "advert_interval": f"{round(1000 * pair.variant.interval_s)}ms",
         "vips": [pair.variant.vip],
-        "track": {"dataplane": False},  # there is no agent
+        # There is no agent, and its absence would lower the priority: a backup would wait longer
+        # than keepalived's of the same configured priority.
+        "track": {"dataplane": False, "agent": 0},
     }
     return {
         "name": node.name,

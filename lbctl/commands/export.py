@@ -18,7 +18,9 @@ from lbctl.output import to_yaml
 def export(env: Environment, services_only: bool) -> None:
     """Print the running configuration as a configuration file.
 
-    What was changed at run time is in it, so that it can become the agent's file.
+    What was changed at run time is in it, so that it can become the agent's file. So is a
+    password of VRRP, if there is one: let nobody read it who may not. Secrets in files of their
+    own are named, not shown.
 
     \b
     Examples:

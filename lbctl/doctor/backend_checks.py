@@ -9,7 +9,8 @@ from lbctl.doctor.facts import Facts, Finding, Link, Question, Verdict
 
 # deploy/backend-setup.sh does all of this at once.
 SETUP = "deploy/backend-setup.sh"
-QUIET_KINDS = ("dummy",)
+# ARP does not ask there.
+QUIET_KINDS = ("dummy", "ipip", "ip6tnl", "sit")
 
 
 def vip(facts: Facts, ask: Question) -> Iterator[Finding]:
@@ -74,16 +75,26 @@ def arp(facts: Facts, ask: Question) -> Iterator[Finding]:
 def rp_filter(facts: Facts, ask: Question) -> Iterator[Finding]:
     """Strict filtering drops what comes out of a tunnel, and clients behind another interface."""
     tunnelled = ask.forward is not None and ask.forward.is_tunnel
-    tunnels = [link.name for link in _tunnels(facts, ask.vips)] if tunnelled else []
+    tunnels = _tunnels(facts, ask.vips) if tunnelled else []
     found = {
         name: value
-        for name in (ask.interface, *tunnels)
+        for name in (ask.interface, *(tunnel.name for tunnel in tunnels))
         if (value := _effective(facts, name, "rp_filter")) is not None
     }
+    bare = [tunnel for tunnel in tunnels if found.get(tunnel.name) and not _has_ipv4(tunnel)]
     strict = [name for name, value in found.items() if value == 1]
     fix = "sysctl -w net.ipv4.conf.all.rp_filter=2"
     if not found:
         yield Finding("rp_filter", Verdict.UNKNOWN, "net.ipv4.conf.all.rp_filter cannot be read")
+    elif not strict and (vips := [vip for vip in ask.vips if vip.version == 4 and bare]):
+        # fib_validate_source: on a device without an address each filter is a strict one.
+        yield Finding(
+            "rp_filter",
+            Verdict.PROBLEM,
+            f"{found[bare[0].name]}, and {bare[0].name} has no IPv4 address: what comes out of it"
+            " is dropped",
+            f"ip address add {vips[0]}/32 dev {bare[0].name}",
+        )
     elif not strict:
         yield Finding("rp_filter", Verdict.OK, f"{max(found.values())}")
     elif tunnelled:
@@ -169,6 +180,10 @@ def _tunnels(facts: Facts, vips: tuple[Address, ...]) -> list[Link]:
     if any(address.version == 6 for address in vips):
         kinds.add("sit")
     return [link for link in facts.links if link.kind in kinds]
+
+
+def _has_ipv4(link: Link) -> bool:
+    return any(address.version == 4 for address in link.addresses)
 
 
 def _effective(facts: Facts, interface: str, key: str) -> int | None:

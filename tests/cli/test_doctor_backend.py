@@ -24,7 +24,7 @@ GOOD_BACKEND = {
     "net.ipv4.conf.eth0.rp_filter": 1,
 }
 LO_WITH_VIP = dataclasses.replace(LOOPBACK, addresses=frozenset({VIP}))
-TUNNEL = Link("sy-ipip", kind="ipip")
+TUNNEL = Link("sy-ipip", kind="ipip", addresses=frozenset({VIP}))
 
 
 def backend(*links, sysctl=None):
@@ -84,6 +84,17 @@ def test_strict_rp_filter_breaks_ipip_and_may_break_dsr():
     found = backend(LO_WITH_VIP, TUNNEL, sysctl=strict)
     assert verdicts(found, ask_backend(Forward.IPIP))["rp_filter"].verdict is Verdict.PROBLEM
     assert verdicts(found, ask_backend())["rp_filter"].verdict is Verdict.WARNING
+
+
+def test_what_comes_out_of_a_tunnel_without_an_address_is_dropped_by_a_loose_filter_too():
+    """Seen on Debian 13, whose rp_filter is 2 everywhere: TcpExtIPReversePathFilter rose."""
+    bare = dataclasses.replace(TUNNEL, addresses=frozenset())
+    finding = verdicts(backend(LO_WITH_VIP, bare), ask_backend(Forward.IPIP))["rp_filter"]
+    assert finding.verdict is Verdict.PROBLEM
+    assert finding.fix == "ip address add 10.0.0.10/32 dev sy-ipip"
+    off = {f"net.ipv4.conf.{name}.rp_filter": 0 for name in ("all", "eth0")}
+    assert verdicts(backend(LO_WITH_VIP, bare, sysctl=off), ask_backend(Forward.IPIP)) == {}
+    assert verdicts(backend(LO_WITH_VIP, bare), ask_backend(Forward.IPIP, VIP6)).keys() <= {"vip"}
 
 
 def test_ipip_backend_needs_somebody_to_decapsulate():

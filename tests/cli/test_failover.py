@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from agent.api.failoverviews import failover, summary
+from agent.failover.status import Problem
 from agent.state.snapshot import FailoverView
-from tests.unit.failover.samples import NOW, VIEW
+from tests.unit.failover.samples import MASTER, NOW, STATUS, VIEW
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,16 @@ def test_status_names_mismatches_the_process_and_the_flows(run) -> None:
     assert "failover process: pid 77, up 1h00m, scheduled in real time, memory not locked" in out
     assert "flow sync with 10.0.0.2 (edge-2): connected, lag 210ms; 1.0k flows sent" in out
     assert "100 could not be taken" in out
+
+
+def test_what_this_node_cannot_do_is_no_mismatch(run, agent) -> None:
+    unheard = Problem("announcements", "VIPs cannot be announced on eth0", NOW, NOW, 1)
+    routers = (replace(MASTER, problems=(unheard,)),)
+    view = replace(VIEW, process=replace(STATUS, routers=routers))
+    agent.failover = failover(view, NOW)
+    out = run("failover", "status").out
+    assert "PROBLEM web/ipv6: VIPs cannot be announced on eth0\n" in out
+    assert "MISMATCH" not in out
 
 
 def test_status_as_json_is_the_agents_answer(run, agent) -> None:

@@ -100,15 +100,8 @@ class Records:
 
         ``below_prefix``: the address that the client talks to, where the VIP is a prefix.
         """
-        value = flowhash.flow_hash(
-            self.dataplane.keys,
-            self.salt(service),
-            ip_address(client),
-            client_port,
-            port,
-            ip_address(below_prefix) if below_prefix else None,
-        )
-        bucket = (value >> 32) & (self.dataplane.size.flow_buckets - 1)
+        value = self._hash(client, client_port, port, service, below_prefix)
+        bucket = self._bucket(value)
         for index in range(bucket * abi.FLOW_WAYS, (bucket + 1) * abi.FLOW_WAYS):
             word = self.tables.flows[index : index + 1]
             if word[0] and int(word[0]) >> 32 == value & 0xFFFFFFFF:
@@ -122,6 +115,30 @@ class Records:
                     int(survey.idle_ticks(word, self.now_ticks())[0]),
                 )
         return None
+
+    def lone_ports(self, client: str, count: int, service: str = "web") -> list[int]:
+        """Ports of a client whose flows are each in a bucket of its own: none evicts another."""
+        found: dict[int, int] = {}  # by bucket
+        port = 0
+        while len(found) < count:
+            port += 1
+            found.setdefault(self._bucket(self._hash(client, port, 80, service)), port)
+        return list(found.values())
+
+    def _hash(
+        self, client: str, client_port: int, port: int, service: str, below: str | None = None
+    ) -> int:
+        return flowhash.flow_hash(
+            self.dataplane.keys,
+            self.salt(service),
+            ip_address(client),
+            client_port,
+            port,
+            ip_address(below) if below else None,
+        )
+
+    def _bucket(self, value: int) -> int:
+        return (value >> 32) & (self.dataplane.size.flow_buckets - 1)
 
     def state(self, client: str, client_port: int = 40_000, **where: object) -> abi.FlowState:
         """The state of a flow, whether or not a request waits in it."""

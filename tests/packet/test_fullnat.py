@@ -136,13 +136,14 @@ def test_the_port_is_the_number_of_the_slot(rig: Rig, vip, client, server, own):
 
 def test_all_ports_of_all_sources_are_given_once_and_then_no_more(few: Rig):
     serve(few, nat=replace(FEW, sources_v4=SOURCES))
-    sources = [taken(few, Packet(sport=n)) for n in range(1, 25)]
+    *clients, late = few.lone_ports(CLIENT4, 25)
+    sources = [taken(few, Packet(sport=port)) for port in clients]
     assert set(sources) == {(str(s), FIRST + n) for s in SOURCES for n in range(PORTS)}
     for flags in ("S", "A"):
-        assert few.verdict(Packet(sport=25, flags=flags).frame()) == Verdict.DROP
+        assert few.verdict(Packet(sport=late, flags=flags).frame()) == Verdict.DROP
     assert few.service_counts().drops["no-port"] == 2
-    for n, source in enumerate(sources, 1):
-        assert receiver(few, source) == (CLIENT4, n)
+    for port, source in zip(clients, sources, strict=True):
+        assert receiver(few, source) == (CLIENT4, port)
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -161,17 +162,19 @@ def test_without_a_source_address_there_is_no_port(few: Rig, family: int):
 def test_a_port_is_free_again_when_its_flow_is_over_and_not_before(few: Rig, last, state_s: int):
     serve(few)
     few.avoid_tick()
-    sources = [taken(few, Packet(sport=n)) for n in range(1, 9)]
+    *clients, last_port = few.lone_ports(CLIENT4, 9)
+    sources = [taken(few, Packet(sport=port)) for port in clients]
     for flags in last:
-        few.send(Packet(sport=3, flags=flags, payload=b"x" if flags == "PA" else b"").frame())
-    late = Packet(sport=9)
-    slot = few.slot(CLIENT4, 3)
+        payload = b"x" if flags == "PA" else b""
+        few.send(Packet(sport=clients[2], flags=flags, payload=payload).frame())
+    late = Packet(sport=last_port)
+    slot = few.slot(CLIENT4, clients[2])
     assert slot is not None
     few.make_idle(slot.index, few.clock.ticks(state_s))
     assert few.verdict(late.frame()) == Verdict.DROP
     few.make_idle(slot.index, few.clock.ticks(state_s) + 1)
     assert taken(few, late) == sources[2]
-    assert receiver(few, sources[2]) == (CLIENT4, 9)
+    assert receiver(few, sources[2]) == (CLIENT4, last_port)
     assert few.reasons() == {"no-port": 1}
 
 
@@ -179,35 +182,38 @@ def test_a_flow_that_another_cpu_stamped_a_tick_later_keeps_its_port(few: Rig):
     # `now` was read before that CPU's packet: the difference must not count as nine hours.
     serve(few)
     few.avoid_tick()
-    sources = [taken(few, Packet(sport=n)) for n in range(1, 9)]
-    slot = few.slot(CLIENT4, 3)
+    *clients, late = few.lone_ports(CLIENT4, 9)
+    sources = [taken(few, Packet(sport=port)) for port in clients]
+    slot = few.slot(CLIENT4, clients[2])
     assert slot is not None
     few.make_idle(slot.index, -1)
-    assert few.verdict(Packet(sport=9).frame()) == Verdict.DROP
-    assert receiver(few, sources[2]) == (CLIENT4, 3)
+    assert few.verdict(Packet(sport=late).frame()) == Verdict.DROP
+    assert receiver(few, sources[2]) == (CLIENT4, clients[2])
 
 
 def test_a_flow_that_is_swept_gives_its_port_back(few: Rig):
     serve(few)
-    sources = [taken(few, Packet(sport=n)) for n in range(1, 9)]
-    slot = few.slot(CLIENT4, 5)
+    *clients, late = few.lone_ports(CLIENT4, 9)
+    sources = [taken(few, Packet(sport=port)) for port in clients]
+    slot = few.slot(CLIENT4, clients[4])
     assert slot is not None
     few.tables.flows[slot.index] = 0
     assert receiver(few, sources[4]) is None
-    assert taken(few, Packet(sport=9)) == sources[4]
+    assert taken(few, Packet(sport=late)) == sources[4]
 
 
 def test_a_flow_that_was_without_a_port_gets_one_with_its_next_packet(few: Rig):
     serve(few)
-    for n in range(1, 9):
-        taken(few, Packet(sport=n))
-    late = Packet(sport=9)
+    *clients, last = few.lone_ports(CLIENT4, 9)
+    for port in clients:
+        taken(few, Packet(sport=port))
+    late = Packet(sport=last)
     assert few.verdict(late.frame()) == Verdict.DROP
-    slot = few.slot(CLIENT4, 1)
+    slot = few.slot(CLIENT4, clients[0])
     assert slot is not None
     few.tables.flows[slot.index] = 0
     source = taken(few, late)
-    assert receiver(few, source) == (CLIENT4, 9)
+    assert receiver(few, source) == (CLIENT4, last)
     assert few.counts("a").opened == 9, "it was recorded the first time"
 
 
@@ -345,7 +351,7 @@ class Model:
                 assert receiver(self.rig, source) == (CLIENT4, held[source])
 
 
-ACTIONS = st.tuples(st.sampled_from(["syn", "syn", "data", "close", "expire"]), st.integers(1, 24))
+ACTIONS = st.tuples(st.sampled_from(["syn", "syn", "data", "close", "expire"]), st.integers(0, 23))
 
 
 @settings(
@@ -355,9 +361,9 @@ ACTIONS = st.tuples(st.sampled_from(["syn", "syn", "data", "close", "expire"]), 
 def test_every_answer_reaches_exactly_its_client(few: Rig, actions):
     few.reset()
     serve(few, nat=replace(FEW, sources_v4=SOURCES[:2]))
-    model = Model(few)
-    for action, port in actions:
-        getattr(model, action)(port)
+    model, ports = Model(few), few.lone_ports(CLIENT4, 24)
+    for action, client in actions:
+        getattr(model, action)(ports[client])
         model.check()
 
 

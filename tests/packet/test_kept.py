@@ -10,7 +10,7 @@ import pytest
 
 from agent.dataplane import pins
 from agent.dataplane.pins import Pins
-from agent.flowsync.kept import Kept
+from agent.flowsync.kept import Kept, forget_all_but
 from tests.packet import harness
 
 PEERS = (ip_address("10.0.0.2"), ip_address("fd00::2"))
@@ -52,3 +52,18 @@ def test_it_goes_with_the_tables(mine: Pins) -> None:
     Kept.of(mine, PEERS[0], 4096)
     pins.remove(mine)
     assert not mine.folder.exists()
+
+
+def test_what_is_kept_of_who_is_no_peer_any_more_goes(mine: Pins) -> None:
+    for peer in PEERS:
+        Kept.of(mine, peer, 4096).meet("tables")
+    (mine.folder / "flows").mkdir()  # not a peer's
+    forget_all_but(mine, PEERS)
+    assert len(list(mine.folder.iterdir())) == 2 * len(PEERS) + 1
+    forget_all_but(mine, PEERS[1:])
+    (mine.folder / "flows").rmdir()
+    assert len(list(mine.folder.iterdir())) == 2
+    assert Kept.of(mine, PEERS[1], 4096).tables == "tables"
+    assert Kept.of(mine, PEERS[0], 4096).tables == "", "it would be met anew"
+    forget_all_but(mine, ())
+    assert list(mine.folder.iterdir()) == []

@@ -1,6 +1,6 @@
 """Owns the announcements of a master: now, some more a little later, and one every now and then.
 
-Nothing here fails its caller: a frame that cannot be sent is counted, and ``problem`` says why.
+Nothing here fails its caller: ``problem`` says why frames cannot be sent, and the log, once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+import structlog
+
 from agent.failover.host.frames import ETH_P_ARP, ETH_P_IPV6, MAC_BYTES, announcement
 from agent.failover.model import Announcements
 from agent.model import Address
+
+log = structlog.get_logger()
 
 ROUND_GAP_S = 0.02  # between the frames of a burst for one VIP: not all are lost by one mishap
 _SIOCGIFHWADDR = 0x8927
@@ -45,8 +49,7 @@ class Announcer:
         self._timers: list[asyncio.TimerHandle] = []
         self._refresh: asyncio.TimerHandle | None = None
         self.sent = 0  # frames
-        self.failed = 0
-        self.problem = ""  # why the last frame that failed did
+        self.problem = ""  # what of the last round could not be sent, and why
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # 0: hears nothing
         self._socket.setblocking(False)
         with contextlib.suppress(PermissionError):  # a user namespace: the default has to do
@@ -99,8 +102,9 @@ class Announcer:
         try:
             mac = self._source_mac or interface_mac(self._interface)
         except OSError as error:
-            self._note(error, len(self._vips))
+            self._note(error)
             return
+        failure: OSError | None = None
         router = any(vip.version == 6 for vip in self._vips) and forwards(self._interface)
         for vip in self._vips:
             protocol = ETH_P_ARP if vip.version == 4 else ETH_P_IPV6
@@ -109,13 +113,23 @@ class Announcer:
                     announcement(mac, vip, router=router), (self._interface, protocol)
                 )
             except OSError as error:
-                self._note(error, 1)
+                failure = error
             else:
                 self.sent += 1
+        self._note(failure)
 
-    def _note(self, error: OSError, frames: int) -> None:
-        self.failed += frames
-        self.problem = f"{self._interface}: {error.strerror or error}"
+    def _note(self, failure: OSError | None) -> None:
+        """What came of a round."""
+        problem = ""
+        if failure is not None:
+            why = failure.strerror or failure
+            problem = f"VIPs cannot be announced on {self._interface} ({why}): neighbours may go on"
+            problem += " sending to the node that had them before"
+        if problem and problem != self.problem:
+            log.warning("announcements", interface=self._interface, problem=problem)
+        elif self.problem and not problem:
+            log.info("announcements are sent again", interface=self._interface)
+        self.problem = problem
 
 
 def interface_mac(interface: str) -> bytes:

@@ -6,6 +6,7 @@ does.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import select
 import socket
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from agent.errors import NetworkError
 from agent.failover.host import rtnetlink
-from agent.failover.host.rtnetlink import Answer, Entry
+from agent.failover.host.rtnetlink import Answer, Entry, Link
 
 RECEIVE_BYTES = 1 << 16
 
@@ -58,6 +59,20 @@ class Kernel:
                 break
         return entries
 
+    def link(self, name: str) -> Link | None:
+        """An interface; None: there is none of that name."""
+        number = next(self._sequence)
+        self._socket.send(rtnetlink.get_link(number, name))
+        while True:
+            for found in self._receive():
+                if isinstance(found, Entry) or found.sequence != number:
+                    continue  # the late answer to a question that was given up
+                if isinstance(found, Link):
+                    return found
+                if found.error == errno.ENODEV:
+                    return None
+                raise OSError(found.error, rtnetlink.reason(found.error, name))
+
     def close(self) -> None:
         """Give the socket back."""
         self._socket.close()
@@ -70,12 +85,12 @@ class Kernel:
             for found in self._receive():
                 if isinstance(found, Entry):
                     entries.append(found)
-                elif found.sequence == number:
+                elif isinstance(found, Answer) and found.sequence == number:
                     if found.error:
                         raise OSError(found.error, "the addresses cannot be read")
                     return entries, found.interrupted
 
-    def _receive(self) -> Iterable[Entry | Answer]:
+    def _receive(self) -> Iterable[Entry | Link | Answer]:
         if not self._ready.poll(_ANSWER_TIMEOUT_MS):
             raise TimeoutError("the kernel does not answer on netlink")
         return rtnetlink.parse(self._socket.recv(RECEIVE_BYTES))

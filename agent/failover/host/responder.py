@@ -48,7 +48,6 @@ class Responder:
         self._vips = frozenset(vips)
         self._source_mac = source_mac
         self._sockets: list[socket.socket] = []
-        self.answered = 0
 
     def start(self) -> None:
         """Answer from now on; also when it does already."""
@@ -91,7 +90,6 @@ class Responder:
                 router = protocol == ETH_P_IPV6 and forwards(self._interface)
                 if (told := answer(frame, mac, self._vips, router=router)) is not None:
                     asked.sendto(told, (self._interface, protocol))
-                    self.answered += 1
 
 
 def _attach_filter(opened: socket.socket) -> None:

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -19,15 +20,16 @@ from agent.model import Address
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 NLM_F_DUMP_INTR = 0x10
-RTM_NEWLINK, RTM_DELLINK = 16, 17
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 6, 8, 11
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 5, 18
+_IFLA_XDP, _IFLA_XDP_PROG_ID = 43, 4
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_MACVLAN_MODE = 1, 2, 1
 _MACVLAN_MODE_VEPA = 2
-_IFF_UP = 0x1
+_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _IFA_F_NODAD = 0x02
 _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x08, 0x40
 _FOREVER = 0xFFFFFFFF
@@ -49,6 +51,17 @@ class Entry:
     proto: int  # who put it there, IFA_PROTO
     usable: bool  # duplicate detection is over, and found none
     removed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface, in answer to a request."""
+
+    sequence: int
+    ifindex: int
+    up: bool
+    carrier: bool
+    program: int  # id of the XDP program on it; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +102,7 @@ def add_macvlan(sequence: int, parent: int, name: str, mac: bytes) -> bytes:
     mode = attribute(_IFLA_MACVLAN_MODE, struct.pack("=I", _MACVLAN_MODE_VEPA))
     kind = attribute(_IFLA_INFO_KIND, b"macvlan") + attribute(_IFLA_INFO_DATA, mode)
     body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    body += attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    body += _name(name)
     body += attribute(_IFLA_LINK, struct.pack("=I", parent))
     body += attribute(_IFLA_ADDRESS, mac)
     body += attribute(_IFLA_LINKINFO, kind)
@@ -106,6 +119,12 @@ def remove_link(sequence: int, ifindex: int) -> bytes:
     """Remove an interface."""
     body = _LINK.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0)
     return message(RTM_DELLINK, NLM_F_ACK, sequence, body)
+
+
+def get_link(sequence: int, name: str) -> bytes:
+    """Ask for an interface; refused (ENODEV) if there is none of that name."""
+    body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    return message(RTM_GETLINK, 0, sequence, body + _name(name))
 
 
 def dump_addresses(sequence: int, ifindex: int = 0) -> bytes:
@@ -126,7 +145,7 @@ def attribute(kind: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
 
 
-def parse(data: bytes) -> Iterator[Entry | Answer]:
+def parse(data: bytes) -> Iterator[Entry | Link | Answer]:
     """Read what one receive call brought; what is of no interest is left out."""
     offset = 0
     while offset + _HEADER.size <= len(data):
@@ -142,6 +161,12 @@ def parse(data: bytes) -> Iterator[Entry | Answer]:
             entry = _parse_entry(body, removed=kind == RTM_DELADDR)
             if entry is not None:
                 yield entry
+        elif kind == RTM_NEWLINK and len(body) >= _LINK.size:
+            yield _parse_link(sequence, body)
+
+
+def _name(interface: str) -> bytes:
+    return attribute(_IFLA_IFNAME, interface.encode() + b"\0")
 
 
 def _address_body(ifindex: int, address: Address) -> bytes:
@@ -161,6 +186,19 @@ def _attributes(data: bytes) -> dict[int, bytes]:
         found[kind & _TYPE_MASK] = data[offset + _ATTRIBUTE.size : offset + length]
         offset += (length + 3) & ~3
     return found
+
+
+def _parse_link(sequence: int, body: bytes) -> Link:
+    _, _, ifindex, flags, _ = _LINK.unpack_from(body)
+    xdp = _attributes(_attributes(body[_LINK.size :]).get(_IFLA_XDP, b""))
+    program = xdp.get(_IFLA_XDP_PROG_ID, b"")
+    return Link(
+        sequence,
+        ifindex,
+        up=bool(flags & _IFF_UP),
+        carrier=bool(flags & _IFF_LOWER_UP),
+        program=int.from_bytes(program, sys.byteorder),
+    )
 
 
 def _parse_entry(body: bytes, *, removed: bool) -> Entry | None:

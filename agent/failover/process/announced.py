@@ -108,6 +108,6 @@ class Announced:
             mode=self._mode,
             priority=self._judgement.fitness.priority,
             reasons=self._judgement.reasons,
-            problems=lasting([("addresses", self._holding.problem)], time.time()),
+            problems=lasting(self._holding.problems, time.time()),
             transitions=self._transitions,
         )

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 MAX_CLIENTS = 32
 MAX_LINE_BYTES = 1 << 18  # a heartbeat with some thousand services
 _IDLE_S = 60.0  # a client that says nothing, or does not read its answer
-_VERBS = "status, agent, mode, claim, reload"
+_VERBS = "status, agent, mode, claim, leave, reload"
 
 
 class Office(Protocol):
@@ -41,6 +41,10 @@ class Office(Protocol):
 
     def claim(self, instance: str | None) -> None:
         """Be master now, of an instance; None: of all."""
+        ...
+
+    def excuse(self) -> None:
+        """If this process is to leave: the agent has done what it can, nobody is waited for."""
         ...
 
     async def reload(self) -> None:
@@ -146,12 +150,15 @@ async def _do(request: Mapping[str, Any], office: Office) -> None:
                     services,
                     ready=request.get("ready", True) is True,
                     cut_off=request.get("cut_off", False) is True,
+                    hands_over=request.get("hands_over", False) is True,
                 )
             )
         case {"do": "mode", "mode": str(word)}:
             await office.set_mode(_mode(word), _instance(request))
         case {"do": "claim"}:
             office.claim(_instance(request))
+        case {"do": "leave"}:
+            office.excuse()
         case {"do": "reload"}:
             await office.reload()
         case _:

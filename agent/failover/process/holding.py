@@ -43,6 +43,12 @@ class Holding:
         """Frames sent so far."""
         return self._sent + (self._announcer.sent if self._announcer else 0)
 
+    @property
+    def problems(self) -> tuple[tuple[str, str], ...]:
+        """What is wrong now, by kind; without text: nothing."""
+        announcing = self._announcer.problem if self._announcer and self._held else ""
+        return ("addresses", self.problem), ("announcements", announcing)
+
     def fileno(self) -> int:
         """Readable when addresses have changed: call ``look``."""
         return self._addresses.fileno()

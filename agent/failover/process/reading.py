@@ -16,6 +16,8 @@ from pathlib import Path
 from agent.errors import ConfigError, SteelyardError
 from agent.failover.model import (
     Announcements,
+    Authentication,
+    Failover,
     Instance,
     Track,
     TrackedInterface,
@@ -99,13 +101,11 @@ def orders_in(path: Path) -> Orders:
     # Only the child needs these: they take longer to import than all the rest.
     from agent.config.load import parse, read_text
     from agent.config.store import RunningStore
-    from agent.failover.secret import read_secret
 
     text = read_text(path)
     file_config = parse(text, str(path))
     loaded = RunningStore(file_config.state_dir, file_config.name).load(text, str(path))
     config = loaded.config
-    key_file = config.failover.key_file
     return Orders(
         name=config.name,
         interfaces=config.interfaces,
@@ -113,9 +113,19 @@ def orders_in(path: Path) -> Orders:
         socket_group=config.socket_group,
         state_dir=config.state_dir,
         plan=plan(config),
-        key=None if key_file is None else read_secret(key_file),
+        key=_key(config.failover),
         problem=loaded.problem,
     )
+
+
+def _key(failover: Failover) -> bytes | None:
+    """For adverts. Flow sync needs it too, but is the agent's: without it, VRRP goes on."""
+    from agent.failover.secret import read_secret
+
+    by_hmac = any(i.authentication is Authentication.HMAC for i in failover.instances)
+    if failover.key_file is None or not by_hmac:
+        return None
+    return read_secret(failover.key_file)
 
 
 def _main() -> None:

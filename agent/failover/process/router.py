@@ -18,7 +18,7 @@ import structlog
 
 from agent.errors import NetworkError
 from agent.failover.fitness import Judgement
-from agent.failover.model import HANDED_OVER, LEAVING, Mode, Role
+from agent.failover.model import HANDED_OVER, LEAVING, OWNER, Mode, Role
 from agent.failover.plan import VirtualRouter
 from agent.failover.process.holding import Holding
 from agent.failover.process.ledger import Ledger
@@ -248,7 +248,7 @@ class Router:
                 latest[heard.source] = heard
         for advert in latest.values():
             if advert.priority > 0:
-                self._other_is_master()
+                self._other_is_master(advert.priority)
             self.handle(Heard(advert), now_s)
 
     def _note(self, heard: Advert | Refusal) -> None:
@@ -261,22 +261,23 @@ class Router:
             for news in self._ledger.note(wrong, time.time()):
                 log.warning("mismatch", router=self.router.name, kind=news.kind, text=news.text)
 
-    def _other_is_master(self) -> None:
+    def _other_is_master(self, priority: int) -> None:
         """VIPs that are on without this node being master go."""
         if self._leaving is not None and self._holding is not None:
             self._holding.drop()
             self._leaving.set()
         elif self.state.role is Role.BACKUP:
-            self._let_go()
+            self._let_go(priority)
 
-    def _let_go(self) -> None:
-        """Another node is master, or this one may not be: what a former process left goes."""
+    def _let_go(self, priority: int = OWNER) -> None:
+        """Another one is master, of that priority, or this one may not: what was inherited goes."""
         if not self._inherited:
             return
         self._inherited = False
         if self._holding is not None and self._holding.drop():
-            # Whoever is master hears of a lower one, and announces again.
-            self._send(HANDED_OVER)
+            # Whoever is master hears of a lower one, and announces again. One whose priority is
+            # the lowest itself would stop for an equal, but not for one that leaves.
+            self._send(HANDED_OVER if priority > HANDED_OVER else LEAVING)
 
     # What is watched
 
@@ -371,9 +372,8 @@ class Router:
         reasons = self._judgement.reasons
         if self._fault and not self._judgement.fitness.fault:
             reasons = (self._fault, *reasons)
-        on_host = self._holding.problem if self._holding else ""
-        unsent = self._send_problem if state.role is Role.MASTER else ""
-        own = ("addresses", on_host), ("send", unsent)
+        on_host = self._holding.problems if self._holding else ()
+        own = (*on_host, ("send", self._send_problem if state.role is Role.MASTER else ""))
         common = told(
             self.router,
             role=state.role,

@@ -18,7 +18,7 @@ from agent import __version__
 from agent.errors import ConfigError, RequestError, SteelyardError
 from agent.failover.fitness import AgentWord
 from agent.failover.host.addresses import left_behind, remove_stale
-from agent.failover.model import Method, Mode
+from agent.failover.model import Method, Mode, Role
 from agent.failover.plan import VirtualRouter
 from agent.failover.process.announced import Announced
 from agent.failover.process.reading import Orders, read_orders
@@ -35,6 +35,10 @@ log = structlog.get_logger()
 
 # What of the configuration the process itself stands on.
 _FIXED = ("name", "socket", "socket_group", "state_dir")
+
+# The longest handover takes less (agent/pair/handover.py); the service manager waits longer.
+_HANDOVER_S = 20.0
+_LOOK_S = 0.1
 
 type Member = Router | Announced
 
@@ -54,6 +58,8 @@ class Team:
         self._saved = self._file.load()
         self.tracking = Tracking(self._saved, self.judge)
         self._to_save = asyncio.Event()
+        self._leaving = False
+        self._excused = asyncio.Event()
         self.config_problem = orders.problem
 
     def start(self) -> None:
@@ -84,9 +90,27 @@ class Team:
         self._members = {name: self._members[name] for name in wanted if name in self._members}
 
     async def leave(self) -> None:
-        """Before ``stop``: have the other nodes take over."""
-        routers = (member for member in self._members.values() if isinstance(member, Router))
+        """Before ``stop``: have the other nodes take over.
+
+        By a handover if the agent can do one: it sees in the next answer that this process leaves,
+        and ends the wait. Otherwise a connection that the other one was not told of yet would be
+        lost.
+        """
+        self._leaving = True
+        routers = [member for member in self._members.values() if isinstance(member, Router)]
+        if any(each.role is Role.MASTER for each in routers) and self.tracking.hands_over():
+            log.info("leaving: the agent is to hand over first")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HANDOVER_S):
+                    await self._until_excused()
         await asyncio.gather(*(each.leave() for each in routers), return_exceptions=True)
+
+    async def _until_excused(self) -> None:
+        """Or until the agent has gone, too."""
+        while self.tracking.hands_over() and not self._excused.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._excused.wait()
 
     def stop(self) -> None:
         """No VIP is on any more, nothing is watched."""
@@ -119,6 +143,7 @@ class Team:
                 agent_seen=self.tracking.agent_seen,
                 config_problem=self.config_problem,
                 routers=tuple(member.status() for member in self._members.values()),
+                leaving=self._leaving,
             )
         )
 
@@ -131,6 +156,10 @@ class Team:
     async def set_mode(self, mode: Mode, instance: str | None) -> None:
         """What the operator wants of an instance and those of its group; None: of all."""
         members = self._named(instance)
+        if self._leaving:  # that of a handover: the next process is to have the operator's
+            for member in members:
+                member.set_mode(mode)
+            return
         names = {member.router.instance.name for member in members}
         modes = {name: m for name, m in self._saved.modes.items() if name not in names}
         if mode is not Mode.NORMAL:
@@ -146,6 +175,10 @@ class Team:
         for member in self._named(instance):
             if isinstance(member, Router):
                 member.handle(Claim())
+
+    def excuse(self) -> None:
+        """If this process is to leave: the agent has done what it can, nobody is waited for."""
+        self._excused.set()
 
     async def reload(self) -> None:
         """Read the configuration again. A bad one changes nothing, and status says so."""

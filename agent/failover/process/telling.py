@@ -50,5 +50,7 @@ def told(
 
 
 def lasting(found: Iterable[tuple[str, str]], now: float) -> Iterable[Problem]:
-    """Problems of this node's own, by kind, that are so until they are not; without text: none."""
+    """Problems of this node's own (``status.OWN``), that are so until they are not; without text:
+    none.
+    """
     return (Problem(kind, text, now, now, 1) for kind, text in found if text)

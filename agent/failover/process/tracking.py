@@ -22,6 +22,7 @@ from agent.failover.process.scripts import Scripts
 log = structlog.get_logger()
 
 _RESTARTED_S = 2.0  # an agent that said nothing for so long may be another one
+_PRESENT_S = 1.2  # one that is there says something every half second
 
 
 class Tracking:
@@ -59,10 +60,6 @@ class Tracking:
         new = self._names - self._interfaces.keys()
         self._learn(self._read(new))
         self.look_soon()
-
-    def look(self) -> bool:
-        """Ask the kernel anew, and wait for it; whether anything differs."""
-        return self._learn(self._read(self._names))
 
     def look_soon(self) -> None:
         """Ask the kernel anew; ``run`` does it."""
@@ -125,19 +122,23 @@ class Tracking:
         judged = fitness(router.instance, router.interface, router.services, observed)
         # Its agent says whether it has the flows of the others: without them, the connections of
         # a master that is well would be cut. One of before a restart may be another node by now.
-        known = (
-            self.agent_seen is not None
-            and observed.agent_away_s < _RESTARTED_S
-            and self._word is not None
-            and self._word.ready
-        )
+        known = (word := self._fresh_word(_RESTARTED_S)) is not None and word.ready
         return replace(judged, may_preempt=known or not router.instance.track.dataplane)
+
+    def hands_over(self) -> bool:
+        """Whether the agent, asked now, would hand over to another balancer."""
+        return (word := self._fresh_word(_PRESENT_S)) is not None and word.hands_over
 
     def to_save(self, saved: Saved) -> Saved:
         """With the agent's word."""
         if self._word is None:
             return saved
         return Saved(saved.modes, self._word.attached, self._word.why, self._programs_seen)
+
+    def _fresh_word(self, most_s: float) -> AgentWord | None:
+        """The agent's last one, if it is not older than that, nor of before our start."""
+        away_s = self._loop.time() - self._heard_s
+        return self._word if self.agent_seen is not None and away_s < most_s else None
 
     def _event(self) -> None:
         try:

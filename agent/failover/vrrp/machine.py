@@ -92,9 +92,6 @@ def _start(settings: Settings, state: State, event: Start, now_s: float) -> Outc
     if state.role is not Role.INIT:
         return state, ()
     new, effects = _ready(settings, state, now_s, "started")
-    if event.stale and new.role is not Role.MASTER:
-        # Whoever is master hears of a lower one and announces: the VIPs are no longer here.
-        effects = (Send(HANDED_OVER), *effects)
     if event.inherited and new.role is Role.BACKUP:
         # A master that is there is heard within an interval; without one, this node goes on
         # before the others miss it.
@@ -267,13 +264,13 @@ def _take(settings: Settings, state: State, now_s: float, why: str) -> Outcome:
     new = replace(new, advert_s=now_s + settings.interval_s)
     if new.mode is Mode.HANDED_OVER:
         new = replace(new, patience_s=now_s + PATIENCE * _down_s(settings, new))
-    if old is None:
-        return new, (Send(new.priority), Take(why))
-    # The old master lives: it keeps the VIPs until they are here, and may answer for them once
-    # more after they were announced.
-    pending = announcing.taken(now_s, settings.interval_s)
-    settled_s = now_s + settings.interval_s / 2
-    new = replace(new, announcing=pending, taken_from=old.source, settled_s=settled_s)
+    if old is not None:
+        # It lives, and may answer for the VIPs once more after they were announced.
+        pending = announcing.taken(now_s, settings.interval_s)
+        settled_s = now_s + settings.interval_s / 2
+        new = replace(new, announcing=pending, taken_from=old.source, settled_s=settled_s)
+    # The RFC says so the other way round. A master that lives keeps the VIPs until they are here;
+    # and if it is dead, clients wait for the VIPs, and nobody for the advert.
     return new, (Take(why), Send(new.priority))
 
 

@@ -68,11 +68,9 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The process takes part from now on. ``stale``: it has just removed VIPs that an earlier
-    process left, and for which this host has answered until now. ``inherited``: these are still
-    on, so this node was master a moment ago."""
+    """The process takes part from now on. ``inherited``: the VIPs are on, by a process of before,
+    so this node was master a moment ago."""
 
-    stale: bool = False
     inherited: bool = False
 
 

@@ -1,7 +1,7 @@
 """A network with an ECMP router: BIRD on it and on two balancers, clients on its other side.
 
-The addresses are those of the examples in deploy/bird, which is what the daemons run with; only
-what tells the second balancer from the first is changed.
+The addresses are those of the examples in deploy/bird, which is what the daemons run with; changed
+is only what tells the second balancer from the first, and how soon BFD takes a peer for dead.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Routed:
 
     def await_ways(self, *balancers: str) -> None:
         wanted = [set(balancers)] * 2
-        wait_until(f"routes to {balancers}", lambda: [self.ways(4), self.ways(6)] == wanted, 20.0)
+        # A session that a busy machine has cost, or an agent that compiles there, takes long.
+        wait_until(f"routes to {balancers}", lambda: [self.ways(4), self.ways(6)] == wanted, 60.0)
 
     @contextlib.contextmanager
     def tap(self, balancer: str) -> Iterator[socket.socket]:
@@ -307,7 +308,16 @@ def bird_config(balancer: str) -> str:
 
 def start_bird(made: Routed, node: str, text: str) -> None:
     config = made.run_dir / f"{node}-bird.conf"
+    assert "multiplier 3;" in text
+    # After 1 s instead of 0.3: the machine of the tests can be very busy.
+    text = text.replace("multiplier 3;", "multiplier 10;")
     config.write_text(text.replace("log syslog all;", "log stderr all;"))
-    # BFD gives up after 0.3 s, however busy the machine of the tests is.
-    command = ["nice", "-n", "-15", "bird", "-f", "-c", str(config)]
+    command = [*_urgently(), "bird", "-f", "-c", str(config)]
     made.start(node, "bird", *command, "-s", str(made.run_dir / f"{node}.ctl"))
+
+
+def _urgently() -> list[str]:
+    """What has a command run before all that is ordinary."""
+    first = ["chrt", "--fifo", "10"]
+    allowed = subprocess.run([*first, "true"], capture_output=True, check=False).returncode == 0
+    return first if allowed else ["nice", "-n", "-15"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agent.dataplane.pins import pins_of
 from agent.model import Scheduler
 from lbctl.lab import netns
 from lbctl.lab.topology import PORT
@@ -160,9 +161,44 @@ def test_a_wrong_secret_is_told_apart_from_a_dead_peer(here: Site) -> None:
         wait_until("it is refused", lambda at=at: peer(here, at)["state"] == "refused")
         assert "key_file" in peer(here, at)["why"]
         assert peer(here, at)["refused_total"]["key"]
+    wrong.chmod(0o644)
+    here.on("lb2").reload(document)
+    assert peer(here, "lb2")["state"] == "refused"
+    assert "everybody on this host can read" in peer(here, "lb2")["why"]
     document["failover"]["key_file"] = right
     here.on("lb2").reload(document)
     wait_until("they have met", lambda: are_connected(here))
+
+
+def test_an_instance_of_another_name_on_the_other_balancer_is_named(here: Site) -> None:
+    def kinds(at: str) -> set[str]:
+        rows = here.on(at).get("/v1/failover")["instances"]
+        return {problem["kind"] for row in rows for problem in row["problems"]}
+
+    document = here.on("lb2").config()
+    (instance,) = document["failover"]["instances"]
+    right = instance["name"]
+    instance["name"] = "another"
+    here.on("lb2").reload(document)
+    for at in ("lb1", "lb2"):
+        wait_until(f"{at} says so", lambda at=at: "name" in kinds(at))
+    instance["name"] = right
+    here.on("lb2").reload(document)
+    for at in ("lb1", "lb2"):
+        wait_until(f"{at} is content", lambda at=at: "name" not in kinds(at))
+
+
+def test_nothing_is_kept_of_who_is_no_peer_any_more(here: Site) -> None:
+    document = here.on("lb2").config()
+    peers, folder = document["failover"]["sync"].pop("peers"), pins_of(document["name"]).folder
+    assert len(list(folder.glob("peer_*"))) == 2 * len(peers)
+    here.on("lb2").reload(document)
+    assert not list(folder.glob("peer_*"))
+    document["failover"]["sync"]["peers"] = peers
+    here.on("lb2").reload(document)
+    with connections(here, 10) as held:
+        await_copies(here, held)
+    assert len(list(folder.glob("peer_*"))) == 2 * len(peers)
 
 
 def test_strangers_and_garbage_change_nothing(here: Site) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from agent.failover.model import Mode, Role
+from agent.failover.model import HANDED_OVER, LEAVING, OWNER, Mode, Role
 from agent.failover.vrrp import groups, machine, timers
 from agent.failover.vrrp.advert import Advert
 from agent.failover.vrrp.states import (
@@ -139,6 +139,7 @@ class Node:
     fitness: dict[str, Fitness] = field(default_factory=dict)
     states: dict[str, State] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)  # of these, on since before a restart
     running: bool = False
     frozen: bool = False
     inbox: list[tuple[str, Event]] = field(default_factory=list)
@@ -167,26 +168,32 @@ class Node:
             return
         self.running, self.frozen, self.inbox = True, False, []
         now = self.clock()
-        stale = set(self.held)
-        for router in stale:
-            self.drop(router)
+        for router in set(self.held):
+            if self.ours:
+                self.left.add(router)
+                self.network.held_changed(router)
+            else:
+                self.drop(router)
         self.states = {n: machine.initial(s, self.mode, now) for n, s in self.settings.items()}
         for router in self.settings:
             if router in self.fitness:
                 self.step(router, self.fitness[router])
         for router in self.settings:
-            self.step(router, Start(stale=router in stale))
+            self.step(router, Start(inherited=router in self.left))
 
     def stop(self) -> None:
         if self.running:
             self.thaw()
             for router in self.settings:
                 self.step(router, Stop())
+                if router in self.left:
+                    self.drop(router)
             self.running = False
 
     def kill(self) -> None:
         """The kernel keeps the VIPs."""
         self.running = False
+        self.left.clear()
         self.wakes += 1
         for router in self.settings:
             self.network.held_changed(router)
@@ -222,6 +229,8 @@ class Node:
             self.step(router, event)
 
     def step(self, router: str, event: Event) -> None:
+        if isinstance(event, Heard) and event.advert.priority and self.role(router) is Role.BACKUP:
+            self.let_go(router, event.advert.priority)
         now = self.clock()
         before = self.states
         if self.ours:
@@ -236,7 +245,9 @@ class Node:
         for name, effect in effects:
             self.do(name, effect)
         for name, state in self.states.items():
-            assert (name in self.held) == (state.role is Role.MASTER)
+            if state.role is Role.FAULT:
+                self.let_go(name)
+            assert (name in self.held) == (state.role is Role.MASTER or name in self.left)
         self.arm()
 
     def check_group(self) -> None:
@@ -252,7 +263,8 @@ class Node:
                 advert = Advert(version, 51, priority, interval_s, (), settings.own)
                 network.carry(self, router, advert)
             case Take():
-                assert router not in self.held
+                assert router not in self.held or router in self.left
+                self.left.discard(router)
                 self.held.add(router)
                 self.announced.setdefault(router, []).append(network.now)
                 network.held_changed(router)
@@ -263,8 +275,15 @@ class Node:
                 assert router in self.held
                 self.announced[router].append(network.now)
 
+    def let_go(self, router: str, priority: int = OWNER) -> None:
+        """Another node is master, or this one may not be: as ``process.router`` does it."""
+        if router in self.left:
+            self.drop(router)
+            self.do(router, Send(HANDED_OVER if priority > HANDED_OVER else LEAVING))
+
     def drop(self, router: str) -> None:
         self.held.discard(router)
+        self.left.discard(router)
         self.dropped[router] = self.network.now
         self.network.held_changed(router)
 

@@ -215,6 +215,34 @@ def test_the_winner_of_a_split_brain_announces_once_the_loser_is_gone(
                 assert heard[0] - gone <= wait_s + EPSILON_S
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(networks(), UP_TO, st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.1, 3.0]))
+def test_who_was_killed_and_comes_back_keeps_the_vips_only_if_no_other_has_them(
+    network: Network, phase: float, away: float
+):
+    for node in network.nodes:
+        node.start()
+    wait_s = longest_wait_s(network)
+    network.run(12 * wait_s)
+    master = network.holders("v4")[0]
+    if not master.ours:
+        return
+    network.run(network.now + phase * master.settings["v4"].interval_s)
+    master.kill()
+    network.run(network.now + away * wait_s)
+    missed = bool(network.holders("v4"))
+    network.calm()
+    began = network.now
+    master.start()
+    assert master.held == set(master.settings), "until it hears another master"
+    network.run(began + 12 * wait_s)
+    for router in master.settings:
+        assert len(network.holders(router)) == 1
+        assert not master.left
+        if not missed:
+            assert not network.gaps_after(router, began), "it goes on as if it had not been away"
+
+
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(networks(foreign=False), st.sampled_from(ROUTERS))
 def test_a_group_stays_where_it_is_while_one_router_is_not_heard(network: Network, mute: str):

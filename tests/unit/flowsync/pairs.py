@@ -124,6 +124,7 @@ class Node:
     table: Table = field(default_factory=Table)
     taken: list[str | None] = field(default_factory=list)
     take: Callable[[str | None], str] = lambda instance: f"master of {instance}"
+    instances: tuple[str, ...] = ()
     sync: FlowSync | None = None
     task: asyncio.Task[None] | None = None
 
@@ -135,6 +136,7 @@ class Node:
             lambda _peer: self.table,
             self._on_take,
             self._on_give,
+            lambda: self.instances,
         )
         (work,) = self.sync.tasks().values()
         self.task = asyncio.create_task(work)

@@ -16,11 +16,14 @@ SAMPLES: list[tuple[Any, Callable[[bytes], Any]]] = [
     (Ack(7, 5, {"no-room": 2}), messages.unpack_ack),
     (Heartbeat(1.5, None, 0.0, None), messages.unpack_heartbeat),
     (Heartbeat(1.5, 0.25, 0.125, 3.5), messages.unpack_heartbeat),
+    (Heartbeat(1.5, None, 0.0, None, ()), messages.unpack_heartbeat),
+    (Heartbeat(1.5, None, 0.0, None, ("api", "web")), messages.unpack_heartbeat),
     (Ask(1), messages.unpack_ask),
     (Ask(2, "web"), messages.unpack_ask),
     (Answer(2, True, "taken"), messages.unpack_answer),
 ]
 
+BEAT = {"sent_s": 1.5, "echo_s": None, "kept_s": 0, "lag_s": None}
 MANY = [str(number) for number in range(99)]
 
 
@@ -38,6 +41,8 @@ def test_messages_come_out_as_they_went_in(message: Any, unpack: Callable[[bytes
         b'{"sequence": 1, "installed": true, "dropped": {}}',
         json.dumps({"sequence": 1, "installed": 0, "dropped": dict.fromkeys(MANY, 1)}).encode(),
         b'{"sent_s": NaN, "echo_s": null, "kept_s": 0, "lag_s": null}',
+        b'{"sent_s": 1, "echo_s": null, "kept_s": 0, "lag_s": null, "instances": "web"}',
+        json.dumps(BEAT | {"instances": ["web"] * 129}).encode(),
         b'{"id": 1.5, "instance": null}',
         b'{"id": "1", "done": true, "text": ""}',
     ],
@@ -59,3 +64,16 @@ def test_the_longest_answer_fits_its_frame() -> None:
     told = messages.pack(Answer(1, False, "\x00" * 100_000))
     assert len(told) < most_bytes(Kind.ANSWER)
     Sealer(b"k" * 32).seal(Kind.ANSWER, told)
+
+
+def test_a_balancer_of_before_does_not_tell_its_instances() -> None:
+    assert messages.unpack_heartbeat(json.dumps(BEAT).encode()).instances is None
+
+
+def test_as_many_instances_are_told_as_a_heartbeat_has_room_for() -> None:
+    names = [f"{number:064}" for number in range(129)]
+    assert messages.tellable(names) is None
+    told = messages.tellable(names[:128])
+    beat = messages.pack(Heartbeat(1.5, None, 0.0, None, told))
+    assert len(beat) < most_bytes(Kind.HEARTBEAT)
+    assert messages.unpack_heartbeat(beat).instances == told

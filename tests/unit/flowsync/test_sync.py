@@ -183,6 +183,24 @@ def test_the_peer_is_asked_to_take_an_instance() -> None:
     asyncio.run(run())
 
 
+def test_the_peer_knows_by_which_names_it_can_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.flowsync.link.HEARTBEAT_S", 0.02)
+
+    async def run() -> None:
+        one, two = nodes()
+        one.instances = ("web",)
+        async with running(one, two):
+            await until(
+                "both know", lambda: (one.peer.instances, two.peer.instances) == ((), ("web",))
+            )
+            one.instances = ("api", "web")
+            await until("it is told anew", lambda: two.peer.instances == ("api", "web"))
+            await one.stop()
+            await until("nothing is known of who is away", lambda: two.peer.instances is None)
+
+    asyncio.run(run())
+
+
 def test_a_peer_that_cannot_take_says_why() -> None:
     def refuse(_instance: str | None) -> str:
         raise ConflictError("it is in fault", remedy="bring eth0 up")

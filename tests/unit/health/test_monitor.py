@@ -8,6 +8,7 @@ from ipaddress import ip_address
 
 from agent.errors import NetworkError
 from agent.health.monitor import HealthMonitor, Target
+from agent.health.patience import Patience
 from agent.health.rules import ProbeResult, adopted
 from agent.model import Address, BackendRef, CheckKind, Health, HealthCheck, HealthStatus
 
@@ -24,7 +25,9 @@ class Servers:
         self.probes: dict[Address, int] = {}
         self.error: Exception | None = None
 
-    async def probe(self, _check: HealthCheck, address: Address, _port: int) -> ProbeResult:
+    async def probe(
+        self, _check: HealthCheck, address: Address, _port: int, _: Patience
+    ) -> ProbeResult:
         await asyncio.sleep(0)
         self.probes[address] = self.probes.get(address, 0) + 1
         if self.error is not None:

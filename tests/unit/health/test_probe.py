@@ -15,6 +15,7 @@ from aiohttp import web
 
 from agent.errors import NetworkError
 from agent.health import probe as probe_module
+from agent.health.patience import Patience
 from agent.health.probe import probe
 from agent.health.rules import ProbeResult
 from agent.model import CheckKind, HealthCheck
@@ -60,7 +61,7 @@ def status_of(status: int) -> Handler:
 def ask(check: HealthCheck, handler: Handler) -> ProbeResult:
     async def run() -> ProbeResult:
         async with http_server(handler) as port:
-            return await probe(check, LOOPBACK, port)
+            return await probe(check, LOOPBACK, port, Patience())
 
     return asyncio.run(run())
 
@@ -68,7 +69,7 @@ def ask(check: HealthCheck, handler: Handler) -> ProbeResult:
 def ask_raw(check: HealthCheck, client: Client) -> ProbeResult:
     async def run() -> ProbeResult:
         async with raw_server(client) as port:
-            return await probe(check, LOOPBACK, port)
+            return await probe(check, LOOPBACK, port, Patience())
 
     return asyncio.run(run())
 
@@ -99,7 +100,7 @@ def test_tcp_says_connection_refused() -> None:
     async def run() -> ProbeResult:
         async with raw_server(silent) as port:
             pass
-        return await probe(TCP, LOOPBACK, port)
+        return await probe(TCP, LOOPBACK, port, Patience())
 
     result = asyncio.run(run())
     assert (result.ok, result.detail) == (False, "connection refused")
@@ -113,7 +114,7 @@ def test_checks_over_ipv6() -> None:
 
     async def run() -> ProbeResult:
         async with raw_server(answer, host="::1") as port:
-            return await probe(HTTP, ip_address("::1"), port)
+            return await probe(HTTP, ip_address("::1"), port, Patience())
 
     result = asyncio.run(run())
     assert result.ok
@@ -124,7 +125,7 @@ def test_the_check_s_own_port_goes_before_the_service_s() -> None:
     async def run() -> ProbeResult:
         async with raw_server(silent) as port:
             check = HealthCheck(kind=CheckKind.TCP, port=port)
-            return await probe(check, LOOPBACK, 1)
+            return await probe(check, LOOPBACK, 1, Patience())
 
     assert asyncio.run(run()).ok
 
@@ -198,7 +199,7 @@ def test_out_of_descriptors_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(probe_module, "_tcp", full)
     with pytest.raises(NetworkError, match="Too many open files"):
-        asyncio.run(probe(TCP, LOOPBACK, 1))
+        asyncio.run(probe(TCP, LOOPBACK, 1, Patience()))
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +222,7 @@ def ask_tls(check: HealthCheck, tls: ssl.SSLContext) -> tuple[ProbeResult, list[
 
     async def run() -> ProbeResult:
         async with http_server(status_of(200), tls) as port:
-            return await probe(check, LOOPBACK, port)
+            return await probe(check, LOOPBACK, port, Patience())
 
     return asyncio.run(run()), names
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from agent.failover.model import Failover, Instance
-from agent.failover.status import FailoverStatus
+from agent.failover.status import FailoverStatus, to_json
 from agent.pair import mastership
 from agent.pair.mastership import Mastership
 from agent.pair.word import Word
@@ -96,3 +98,29 @@ def test_passes_that_change_nothing_are_no_news(monkeypatch: pytest.MonkeyPatch)
         assert len(told.heard) == 1
 
     run(work)
+
+
+def test_a_process_that_leaves_is_heard_of_once() -> None:
+    """Its answers say so until it is gone."""
+
+    async def answer(_: object, request: dict[str, object], __: float) -> dict[str, object]:
+        asked.append(request["do"])
+        return to_json(replace(STATUS, pid=pid, leaving=True))
+
+    async def work() -> None:
+        nonlocal pid
+        told = Mastership(lambda: Word(True, "", {}))
+        told.aim(Failover(instances=(Instance("web"),)), Path("/none"))
+        await told.say()
+        assert told.leaving.is_set()
+        told.leaving.clear()
+        await told.excuse()
+        assert (asked, told.leaving.is_set()) == (["agent", "leave"], False)
+        pid = 2  # the next one, much later
+        await told.say()
+        assert told.leaving.is_set()
+
+    asked: list[object] = []
+    pid = 1
+    with mock.patch.object(mastership, "ask_async", answer):
+        asyncio.run(work())

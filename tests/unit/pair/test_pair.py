@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from structlog.testing import capture_logs
 
+from agent.dataplane.pins import Pins
 from agent.errors import ConflictError
-from agent.failover.model import Failover, FlowSync, Mode, Role
+from agent.failover.model import Failover, FlowSync, Instance, Mode, Role
 from agent.failover.status import FailoverStatus
+from agent.failover.syncstatus import LinkState
 from agent.model import Config
 from agent.pair.pair import Pair
+from agent.pair.word import Word
 from agent.state.moves import MoveOrder, MoveVerb
 from tests.unit.failover.samples import PEER
-from tests.unit.pair.test_handover import Node
+from tests.unit.pair.test_handover import Node, Others
 
 
 class Heard(Node):
@@ -30,8 +35,8 @@ class Heard(Node):
 
 
 def made(role: Role = Role.BACKUP) -> tuple[Pair, Heard]:
-    tables = SimpleNamespace(now_jiffies=None)  # nobody looks at them
-    pair = Pair(tables, lambda: None, lambda: None, contextlib.nullcontext)
+    tables = SimpleNamespace(now_jiffies=None, pins=Pins(Path("/none")))  # nobody looks at them
+    pair = Pair(tables, lambda: Word(True, "", {}), lambda: None, contextlib.nullcontext)
     node = Heard([], role)
     pair.mastership = node
     return pair, node
@@ -77,11 +82,81 @@ def test_without_the_secret_nobody_knows_the_flows(tmp_path: Path) -> None:
         with pytest.raises(ConflictError, match="does not have the flows"):
             await pair.move(MoveOrder(MoveVerb.HANDOVER))
         assert node.mode is Mode.NORMAL
+        (peer,), problem = pair.view().sync, pair.view().sync_problem
+        assert (peer.address, peer.state, peer.why) == (PEER.address, LinkState.REFUSED, problem)
+        assert "secret cannot be read" in problem
+        assert not pair._whole_word().ready, "it does not know the flows of a master that is well"
+        await pair.aim(Config("lb1", "eth0"))
+        assert (pair.view().sync, pair.view().sync_problem) == ((), "")
+        assert pair._whole_word().ready
 
     asyncio.run(run())
+
+
+def test_an_instance_of_another_name_elsewhere_is_a_mismatch() -> None:
+    pair, node = made()
+    elsewhere = replace(PEER, instances=("edge",))
+    pair._unkeyed = (elsewhere,)  # instead of a stream
+    node.instances = {"web": Instance("web")}
+    with capture_logs() as said:
+        pair._whole_word()
+        pair._whole_word()
+    assert [(line["event"], line["instance"]) for line in said] == [("mismatch", "web")]
+    process = pair.view().process
+    assert process is not None
+    (problem,) = process.routers[0].problems
+    assert (problem.kind, "10.0.0.2 has edge" in problem.text) == ("name", True)
+    pair._unkeyed = (replace(elsewhere, instances=("edge", "web")),)
+    pair._whole_word()
+    process = pair.view().process
+    assert process is not None
+    assert process.routers[0].problems == ()
 
 
 def test_a_node_in_fault_does_not_say_that_it_has_taken() -> None:
     pair, _ = made(Role.FAULT)
     with pytest.raises(ConflictError, match="cannot be master of web"):
         asyncio.run(pair._take(None))
+
+
+@pytest.mark.parametrize("know", [True, False])
+def test_a_failover_process_that_leaves_is_let_go_after_a_handover_or_without_one(
+    know: bool,
+) -> None:
+    async def run() -> list[str]:
+        pair, node = made(Role.MASTER)
+        pair._peers = Others(node, know=know)
+        task = asyncio.create_task(pair._leave())
+        node.leaving.set()
+        async with asyncio.timeout(10):
+            while "leave" not in node.steps:  # noqa: ASYNC110 (there is nothing to wait for)
+                await asyncio.sleep(0.001)
+        task.cancel()
+        return node.steps
+
+    steps = asyncio.run(run())
+    handed = ["mode handed-over", "take", "mode normal"]
+    assert [step for step in steps if step in handed] == (handed if know else [])
+    assert steps[-1] == "leave"
+
+
+def test_who_leaves_takes_nothing_back() -> None:
+    """Right after its handover its priority is the higher one."""
+
+    async def run(leaving: bool) -> list[str]:
+        pair, node = made(Role.BACKUP)
+        pair._peers = Others(node)
+        pair._look = lambda: True
+        instance = Instance(node.routers[0].instance, preempt_delay_s=0.0)
+        node.instances = {instance.name: instance}
+        behind = replace(node.routers[0], configured_priority=150, priority=150)
+        node.status = replace(node.status, routers=(behind,), leaving=leaving)
+        task = asyncio.create_task(pair._preempt())
+        node.news.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        return node.steps
+
+    assert asyncio.run(run(leaving=True)) == []
+    assert "give" in asyncio.run(run(leaving=False))

@@ -30,4 +30,3 @@ def test_a_flood_of_questions_does_not_keep_the_adverts_waiting(
     made = Responder("eth0", [ip_address("10.0.0.10")], mac)
     made._answer(flood)  # type: ignore[arg-type]
     assert flood.read
-    assert made.answered == 0

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from agent.failover.host.rtnetlink import Answer, Entry, add_address, parse, reason
+from agent.failover.host.rtnetlink import Answer, Entry, Link, add_address, parse, reason
 
 DUMP = bytes.fromhex(
     "4c00000014000200070000008d6d0000020880fe01000000080001007f000001080002007f00000107000300"
@@ -18,6 +18,11 @@ DUMP = bytes.fromhex(
     "14000600ffffffffffffffff7c7224007c722400080008008000000005000b0056000000"
 )
 END_OF_DUMP = bytes.fromhex("1400000003000200070000008d6d000000000000")
+# eth0 with an XDP program, without the attributes that nobody reads.
+LINK = bytes.fromhex(
+    "4800000010000000070000008d6d00000000010003000000431001000000000009000300657468300000000"
+    "01c002b00080005006300000005000200010000000800040063000000"
+)
 REFUSAL = bytes.fromhex("2400000002000001090000008d6d00009dffffff28000000150005000900000000000000")
 
 
@@ -46,6 +51,21 @@ def test_a_removed_address_says_so() -> None:
     assert list(parse(event)) == [
         Entry(1, ip_address("10.77.7.1"), 32, 0x56, usable=True, removed=True)
     ]
+
+
+def test_an_interface_is_read_with_the_program_that_is_on_it() -> None:
+    assert list(parse(LINK)) == [Link(7, 3, up=True, carrier=True, program=99)]
+    down = LINK.replace(bytes.fromhex("43100100"), bytes.fromhex("02100000"))
+    assert list(parse(down)) == [Link(7, 3, up=False, carrier=False, program=99)]
+    without = bytes.fromhex("2c") + LINK[1:0x2C]
+    assert list(parse(without)) == [Link(7, 3, up=True, carrier=True, program=0)]
+
+
+@pytest.mark.parametrize("length", range(0, len(LINK), 3))
+def test_an_interface_cut_short_is_no_disaster(length: int) -> None:
+    whole_length = LINK[:length] + b"\0" * (len(LINK) - length)
+    assert len(list(parse(LINK[:length]))) <= 1
+    assert len(list(parse(whole_length))) <= 1
 
 
 @pytest.mark.parametrize("length", range(0, len(DUMP), 3))

@@ -15,6 +15,7 @@ from agent.failover.model import Instance
 from agent.failover.plan import VirtualRouter
 from agent.failover.process import router as module
 from agent.failover.process.links import Interface
+from agent.failover.process.tracking import Tracking
 from agent.failover.vrrp.advert import Advert, Refusal
 from agent.failover.vrrp.states import Fitness
 from agent.model import Address
@@ -59,6 +60,11 @@ class Content:
         pass
 
 
+def look(tracking: Tracking) -> bool:
+    """Have it ask the kernel anew, here and now; whether anything differs."""
+    return tracking._learn(tracking._read(tracking._names))
+
+
 @contextmanager
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """Instead of the kernel."""
@@ -88,7 +94,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
             found.do("close")
 
     class Holding(Content):
-        problem, announced = "", 0
+        problems, announced = (), 0
 
         def __init__(self, router: VirtualRouter) -> None:
             found.do("hold")

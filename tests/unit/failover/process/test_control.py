@@ -41,6 +41,9 @@ class Office:
     def claim(self, instance: str | None) -> None:
         self.done.append(("claim", instance))
 
+    def excuse(self) -> None:
+        self.done.append("excuse")
+
     async def reload(self) -> None:
         self.done.append("reload")
 
@@ -56,6 +59,7 @@ def answer(line: str, office: Office) -> dict[str, Any]:
         ('{"do": "reload"}', ["reload"]),
         ('{"do": "claim", "instance": "web"}', [("claim", "web")]),
         ('{"do": "claim"}', [("claim", None)]),
+        ('{"do": "leave"}', ["excuse"]),
         ('{"do": "mode", "mode": "promoted", "instance": null}', [(Mode.PROMOTED, None)]),
         ('{"do": "mode", "mode": "handed-over", "instance": "w"}', [(Mode.HANDED_OVER, "w")]),
         (
@@ -65,6 +69,10 @@ def answer(line: str, office: Office) -> dict[str, Any]:
         (
             '{"do": "agent", "attached": true, "ready": false, "cut_off": true}',
             [AgentWord(True, ready=False, cut_off=True)],
+        ),
+        (
+            '{"do": "agent", "attached": true, "hands_over": true}',
+            [AgentWord(True, hands_over=True)],
         ),
         ('{"do": "agent", "attached": false, "why": "off"}', [AgentWord(False, "off")]),
     ],

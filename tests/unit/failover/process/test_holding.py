@@ -37,6 +37,7 @@ class Addresses:
 class Announcer:
     def __init__(self, *_: object) -> None:
         self.sent = 0
+        self.problem = "the network is down"
 
     def start(self) -> None:
         self.sent += 1
@@ -87,3 +88,13 @@ def test_vips_that_were_not_put_on_are_announced_when_they_are(
     assert (holding.announced, holding.problem) == (announced + 1, "")
     holding.again()
     assert addresses.asked == ["take"] * 3
+
+
+def test_announcements_are_a_problem_of_who_has_the_vips(held: tuple[Holding, Addresses]) -> None:
+    holding, _ = held
+    quiet = (("addresses", ""), ("announcements", ""))
+    assert holding.problems == quiet
+    holding.take()
+    assert holding.problems == (("addresses", ""), ("announcements", "the network is down"))
+    holding.drop()
+    assert holding.problems == quiet

@@ -37,6 +37,15 @@ def test_the_child_says_what_is_to_be_done(tmp_path: Path) -> None:
     assert orders.problem == ""
 
 
+def test_a_secret_that_cannot_be_read_is_a_matter_of_those_who_need_it(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(GOOD.format(folder=tmp_path))
+    with pytest.raises(ConfigError, match="secret cannot be read"):
+        orders_in(path)
+    path.write_text(GOOD.format(folder=tmp_path).replace("hmac", "none"))
+    assert orders_in(path).key is None, "for flow sync it is the agent's to say"
+
+
 def test_all_that_is_wrong_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "agent.yaml"
     path.write_text("interfac: eth0\nfailover: {instances: [{name: web, vrid: 0}]}\n")

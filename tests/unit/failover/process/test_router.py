@@ -121,6 +121,16 @@ def test_inherited_vips_stay_until_another_master_is_heard(
     run(monkeypatch, work, inherited=True)
 
 
+def test_a_master_of_the_lowest_priority_does_not_stop_for_who_lets_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work(router: Router, found: Host) -> None:
+        hear(router, found, advert(1))
+        assert found.taken() == ["drop", "send 0"]
+
+    run(monkeypatch, work, inherited=True)
+
+
 def test_inherited_vips_go_with_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(router: Router, found: Host) -> None:
         router.observe(UP, Judgement(Fitness(100, "a fault"), ("a fault",)))
@@ -283,5 +293,15 @@ def test_what_is_refused_is_counted_by_its_reason_and_shown(
         status = router.status()
         assert status.adverts_discarded == {"checksum": 3}
         assert [(each.kind, each.count) for each in status.problems] == [("checksum", 3)]
+
+    run(monkeypatch, work)
+
+
+def test_what_cannot_be_done_on_this_host_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(router: Router, found: Host) -> None:
+        problems = (("addresses", ""), ("announcements", "the network is down"))
+        monkeypatch.setattr(type(router._holding), "problems", problems)
+        shown = [(each.kind, each.text) for each in router.status().problems]
+        assert shown == [("announcements", "the network is down")]
 
     run(monkeypatch, work)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.failover.model import OWNER, Role, Track
+from agent.failover.fitness import AgentWord
+from agent.failover.model import OWNER, Mode, Role, Track
 from agent.failover.plan import FailoverPlan, VirtualRouter
 from agent.failover.process import team as module
 from agent.failover.process.links import Interface
@@ -19,9 +20,10 @@ from agent.failover.process.router import Router
 from agent.failover.process.team import Team
 from agent.model import Address
 from agent.notify import Notifier
-from tests.unit.failover.process.fakes import INSTANCE, ROUTER, UP, VIP, Host, host
+from tests.unit.failover.process.fakes import INSTANCE, ROUTER, UP, VIP, Host, host, look
 
 type Work = Callable[[Team, Host, dict[str, Interface]], None]
+type AsyncWork = Callable[[Team, Host, dict[str, Interface]], Awaitable[None]]
 ALONE = replace(ROUTER, instance=replace(INSTANCE, track=Track(dataplane=False, agent=0)))
 DOWN = replace(UP, carrier=False)
 
@@ -43,6 +45,20 @@ def run(
     *,
     left: frozenset[tuple[str, Address]] = frozenset(),
 ) -> None:
+    async def at_once(team: Team, found: Host, interfaces: dict[str, Interface]) -> None:
+        work(team, found, interfaces)
+
+    run_async(monkeypatch, folder, routers, at_once, left=left)
+
+
+def run_async(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    routers: tuple[VirtualRouter, ...],
+    work: AsyncWork,
+    *,
+    left: frozenset[tuple[str, Address]] = frozenset(),
+) -> None:
     interfaces = {"eth0": UP, "eth1": UP}
 
     async def started(found: Host) -> None:
@@ -51,7 +67,7 @@ def run(
         monkeypatch.setattr(team.tracking, "interface", interfaces.get)
         monkeypatch.setattr(team.tracking, "_read", lambda names: {n: interfaces[n] for n in names})
         team.start()
-        work(team, found, interfaces)
+        await work(team, found, interfaces)
         team.stop()
 
     monkeypatch.setattr(module, "remove_stale", lambda keep: ())
@@ -86,11 +102,11 @@ def test_a_group_of_owners_is_master_again_after_a_fault(
         assert roles(team) == [Role.MASTER] * 2
         for broken in (("eth0",), ("eth1",), ("eth0", "eth1")):
             interfaces |= dict.fromkeys(broken, DOWN)
-            team.tracking.look()
+            look(team.tracking)
             team.judge()
             assert roles(team) == [Role.FAULT] * 2
             interfaces |= dict.fromkeys(broken, UP)
-            team.tracking.look()
+            look(team.tracking)
             team.judge()
             assert roles(team) == [Role.MASTER] * 2
 
@@ -115,10 +131,55 @@ def test_who_is_left_of_a_group_goes_on_alone(
 
     def work(team: Team, _: Host, interfaces: dict[str, Interface]) -> None:
         interfaces["eth1"] = DOWN
-        team.tracking.look()
+        look(team.tracking)
         team.judge()
         assert roles(team) == [Role.FAULT] * 2
         team.take(replace(team._orders, plan=FailoverPlan(both[:1])))
         assert roles(team) == [Role.MASTER]
 
     run(monkeypatch, tmp_path, both, work)
+
+
+@pytest.mark.parametrize(
+    ("word", "waits"),
+    [
+        (AgentWord(True, hands_over=True), True),
+        (AgentWord(True), False),
+        (None, False),
+    ],
+)
+def test_who_is_told_to_stop_lets_its_agent_hand_over_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: AgentWord | None, waits: bool
+) -> None:
+    async def work(team: Team, found: Host, _: dict[str, Interface]) -> None:
+        if word is not None:
+            team.agent_says(word)
+        (router,) = team._members.values()
+        assert isinstance(router, Router)
+        monkeypatch.setattr(router, "leave", lambda: asyncio.sleep(0, found.do("leave")))
+        leaving = asyncio.create_task(team.leave())
+        await asyncio.sleep(3 * module._LOOK_S)
+        assert ("leave" not in found.done, team.status()["leaving"]) == (waits, True)
+        # The agent's handover; what the operator wants is another thing, and is what is kept.
+        await team.set_mode(Mode.HANDED_OVER, None)
+        assert router.state.mode is Mode.HANDED_OVER
+        assert not team._saved.modes
+        team.excuse()
+        await leaving
+        assert "leave" in found.done
+
+    run_async(monkeypatch, tmp_path, owners("eth0"), work)
+
+
+def test_an_agent_that_has_gone_too_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work(team: Team, _: Host, __: dict[str, Interface]) -> None:
+        team.agent_says(AgentWord(True, hands_over=True))
+        leaving = asyncio.create_task(team.leave())
+        await asyncio.sleep(2 * module._LOOK_S)
+        assert not leaving.done()
+        team.tracking._heard_s -= 2.0  # it was heard so long ago
+        await leaving
+
+    run_async(monkeypatch, tmp_path, owners("eth0"), work)

@@ -14,7 +14,7 @@ from agent.failover.process import tracking as module
 from agent.failover.process.links import Interface
 from agent.failover.process.saved import Saved
 from agent.failover.process.tracking import Tracking
-from tests.unit.failover.process.fakes import ROUTER, UP
+from tests.unit.failover.process.fakes import ROUTER, UP, look
 
 WITH_PROGRAM = replace(UP, program=7)
 ATTACHED = AgentWord(True)
@@ -85,7 +85,7 @@ def test_the_last_word_counts_over_a_restart(monkeypatch: pytest.MonkeyPatch) ->
     def work(tracking: Tracking, kernel: Kernel) -> None:
         assert not fault(tracking)
         kernel.interfaces["eth0"] = UP
-        assert tracking.look()
+        assert look(tracking)
         assert "XDP program" in fault(tracking)
 
     run(monkeypatch, work, Saved({}, True, "", frozenset({"eth0"})))
@@ -98,11 +98,11 @@ def test_a_program_that_is_taken_off_is_missed_whatever_the_agent_said(
         tracking.heard(ATTACHED)
         assert tracking.to_save(Saved()).programs == {"eth0"}
         kernel.interfaces["eth0"] = UP
-        tracking.look()
+        look(tracking)
         tracking.heard(ATTACHED)
         assert "XDP program" in fault(tracking)
         kernel.interfaces["eth0"] = replace(UP, program=8)
-        tracking.look()
+        look(tracking)
         assert not fault(tracking)
 
     run(monkeypatch, work)
@@ -111,7 +111,7 @@ def test_a_program_that_is_taken_off_is_missed_whatever_the_agent_said(
 def test_an_agent_that_is_attached_by_tc_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(tracking: Tracking, kernel: Kernel) -> None:
         kernel.interfaces["eth0"] = UP
-        tracking.look()
+        look(tracking)
         tracking.heard(ATTACHED)
         assert not fault(tracking)
 
@@ -125,7 +125,7 @@ def test_one_that_attached_anew_may_be_attached_in_another_way(
         tracking.heard(ATTACHED)
         tracking.heard(AgentWord(False, "the hook is changed"))
         kernel.interfaces["eth0"] = UP
-        tracking.look()
+        look(tracking)
         tracking.heard(ATTACHED)
         assert not fault(tracking)
 
@@ -139,7 +139,7 @@ def test_an_interface_that_is_not_there_is_a_fault(monkeypatch: pytest.MonkeyPat
             kernel.interfaces.pop("eth0", None)
             if found is not None:
                 kernel.interfaces["eth0"] = found
-            assert tracking.look()
+            assert look(tracking)
             assert "eth0" in fault(tracking)
 
     run(monkeypatch, work)

@@ -1,0 +1,93 @@
+"""Servers are not blamed for a host without time; and dead ones are found all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from agent.health import patience as module
+from agent.health.patience import MOST, Patience
+
+LIMIT_S = 0.1
+
+
+def play(story: Callable[[Patience], Awaitable[None]]) -> None:
+    async def run() -> None:
+        patience = Patience()
+        with patience.watching():
+            await story(patience)
+
+    asyncio.run(run())
+
+
+async def overrun(seconds: float, turns: int = 1) -> None:
+    """Nobody else has the event loop."""
+    for _ in range(turns):
+        time.sleep(seconds)  # noqa: ASYNC251
+        await asyncio.sleep(0)
+
+
+def test_a_server_that_never_answers_is_given_up() -> None:
+    async def story(patience: Patience) -> None:
+        try:
+            async with patience.timeout(LIMIT_S) as wait:
+                await asyncio.Event().wait()
+        except TimeoutError:
+            return
+        raise AssertionError(wait)
+
+    play(story)
+
+
+def test_an_answer_that_came_while_this_host_was_held_up_counts() -> None:
+    async def story(patience: Patience) -> None:
+        answer = asyncio.get_running_loop().create_future()
+        async with patience.timeout(LIMIT_S) as wait:
+            await overrun(2 * LIMIT_S)
+            asyncio.get_running_loop().call_later(LIMIT_S / 2, answer.set_result, True)
+            assert await answer
+        assert wait.granted_s > 0
+
+    play(story)
+
+
+def test_without_anybody_who_watches_it_is_an_ordinary_limit() -> None:
+    async def run() -> None:
+        try:
+            async with Patience().timeout(LIMIT_S) as wait:
+                await overrun(2 * LIMIT_S)
+                await asyncio.Event().wait()
+        except TimeoutError:
+            assert not wait.granted_s
+            return
+        raise AssertionError(wait)
+
+    asyncio.run(run())
+
+
+def test_on_a_host_that_is_always_held_up_a_dead_server_is_found_too() -> None:
+    async def story(patience: Patience) -> None:
+        busy = asyncio.create_task(overrun(2 * module.LOOK_S, 1000))
+        try:
+            async with patience.timeout(LIMIT_S) as wait:
+                await asyncio.Event().wait()
+        except TimeoutError:
+            assert 0 < wait.granted_s <= (MOST - 1) * LIMIT_S + 1e-9
+        else:
+            raise AssertionError(wait)
+        finally:
+            busy.cancel()
+
+    play(story)
+
+
+def test_what_was_held_up_before_the_wait_gives_it_nothing() -> None:
+    async def story(patience: Patience) -> None:
+        time.sleep(5 * LIMIT_S)  # noqa: ASYNC251
+        async with patience.timeout(LIMIT_S) as wait:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert wait.granted_s <= module.LOOK_S + 1e-9
+
+    play(story)
