@@ -219,7 +219,12 @@ def _settle(settings: Settings, old: State, new: State, now_s: float) -> Outcome
         new = replace(new, advert_s=now_s + settings.interval_s)
         handed = new.mode is Mode.HANDED_OVER
         patience_s = now_s + PATIENCE * _down_s(settings, new) if handed else None
-        return replace(new, patience_s=patience_s), (Send(new.priority),)
+        effects: tuple[Effect, ...] = (Send(new.priority),)
+        if new.fitness > old.fitness:
+            # It saw no backend, say: it may have been cut off, and another node, which does not
+            # say so when it gives up, master.
+            effects += (Announce("what lowered the priority is over"),)
+        return replace(new, patience_s=patience_s), effects
     if new.mode is Mode.PROMOTED and old.mode is not Mode.PROMOTED:
         return _claim(settings, new, now_s, "promoted")
     return new, ()

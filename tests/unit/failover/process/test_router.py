@@ -279,7 +279,7 @@ def test_other_settings_of_the_same_router_change_it_while_it_is_master(
         other = replace(ROUTER, instance=replace(INSTANCE, priority=120))
         router.change(other, None, grouped=False)
         router.observe(UP, Judgement(Fitness(120), ()))
-        assert found.taken() == ["change", f"open {OWN}", "close", "send 120"]
+        assert found.taken() == ["change", f"open {OWN}", "close", "send 120", "announce"]
         assert router.status().transitions == {"backup": 1, "master": 1}
 
     run(monkeypatch, work)

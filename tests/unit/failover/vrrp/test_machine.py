@@ -270,6 +270,13 @@ def test_a_master_says_at_once_that_its_priority_has_changed() -> None:
     assert router.tell(Fitness(50), 10.5).effects == ()
 
 
+def test_a_master_announces_once_what_lowered_its_priority_is_over() -> None:
+    """It may have been cut off, and a keepalived that was master meanwhile gives up in silence."""
+    router = master().tell(Fitness(50), 10.4).tell(Fitness(100), 12)
+    assert router.kinds() == ["100", "Announce"]
+    assert "Announce" not in router.tell(Operator(Mode.HANDED_OVER), 13).kinds()
+
+
 def test_a_frozen_master_sends_one_advert_for_all_it_has_missed() -> None:
     router = master().tell(Due(), 1000.0)
     assert (router.effects, router.state.due_s) == ((Send(100),), 1001.0)
