@@ -141,5 +141,6 @@ def _agent(instance: Instance, observed: Observations) -> Found:
             yield 0, "the agent's program is not attached" + (f": {word.why}" if word.why else "")
         elif observed.program is False:
             yield 0, "the agent's XDP program is gone"
-    if track.agent and observed.agent_away_s >= track.agent_grace_s:
+    unheard = track.dataplane and word is None  # that is worse
+    if track.agent and not unheard and observed.agent_away_s >= track.agent_grace_s:
         yield -track.agent, f"the agent is away for more than {track.agent_grace_s:g} s"

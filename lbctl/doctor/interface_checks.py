@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lbctl.doctor.facts import Facts, Finding, Question, Verdict
+from lbctl.doctor.facts import Facts, Finding, Link, Question, Verdict
 from lbctl.suggest import did_you_mean
 
 # A page less the headroom and the kernel's own data at its end: what one buffer can hold.
@@ -99,6 +99,9 @@ def queues(facts: Facts, ask: Question) -> Iterator[Finding]:
             f"ena needs half of its {maximum} queues free to send from XDP, {current} are in use",
             f"ethtool -L {link.name} combined {max(1, maximum // 2)}",
         )
+    elif _is_native_virtio(link) and current > cpus:
+        # The driver counts those to send from XDP as used ones once the program is there.
+        yield Finding("queues", Verdict.OK, f"{current} queues, of them {cpus} to send from XDP")
     elif link.driver == "virtio_net" and current + cpus > maximum:
         yield Finding(
             "queues",
@@ -128,6 +131,10 @@ def offloads(facts: Facts, ask: Question) -> Iterator[Finding]:
             "offloads", Verdict.UNKNOWN, "ethtool is not there to ask", "apt-get install ethtool"
         )
         return
+    if _is_native_virtio(link):
+        # Whatever its features say: the driver has the hypervisor stop merging while it is there.
+        yield Finding("offloads", Verdict.OK, "packets arrive unmerged with native XDP on virtio")
+        return
     bad = False
     for feature, option, why in (
         ("large-receive-offload", "lro", "LRO merges packets before the program sees them"),
@@ -147,6 +154,11 @@ def offloads(facts: Facts, ask: Question) -> Iterator[Finding]:
             )
     if not bad:
         yield Finding("offloads", Verdict.OK, "packets arrive unmerged")
+
+
+def _is_native_virtio(link: Link) -> bool:
+    native = link.program is not None and link.program.mode == "native"
+    return native and link.driver == "virtio_net"
 
 
 def vlan(facts: Facts, ask: Question) -> Iterator[Finding]:

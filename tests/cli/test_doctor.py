@@ -13,6 +13,7 @@ from lbctl.doctor.facts import (
     Attempt,
     Bcc,
     Feature,
+    Program,
     Question,
     Queues,
     Role,
@@ -114,6 +115,18 @@ def test_interface_that_is_not_there_is_guessed():
 
 def test_known_driver_of_an_old_kernel_is_trusted():
     assert "native XDP" not in verdicts(card(xdp_features=None))
+
+
+def test_virtio_with_the_native_program_has_what_it_wants():
+    """Seen with 2 CPUs and 4 queues: all are in use once it is attached, and a feature says GRO."""
+    merging = {"rx-gro-hw": Feature(on=True, fixed=True)}
+    wanted = {"driver": "virtio_net", "queues": Queues(8, 8), "features": merging}
+    native = card(**wanted, program=Program(9, "balance", "native"))
+    assert not verdicts(native, BALANCER).keys() & {"queues", "offloads"}
+    generic = card(**wanted, program=Program(9, "balance", "generic"))
+    assert verdicts(generic, BALANCER).keys() >= {"queues", "offloads"}
+    shared = card(**wanted | {"queues": Queues(4, 4)}, program=Program(9, "balance", "native"))
+    assert "queues" in verdicts(shared, BALANCER)
 
 
 def test_tunnels_need_room_for_their_headers():

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.failover.fitness import AgentWord, Observations, ScriptState, fitness, judged
+from agent.failover.fitness import UNHEARD, AgentWord, Observations, ScriptState, fitness, judged
 from agent.failover.model import (
     OWNER,
     Instance,
@@ -153,6 +153,10 @@ def test_an_agent_that_is_away_for_long_costs_its_weight_and_no_more() -> None:
         ("the agent is away for more than 30 s: -20",),
     )
     assert judge(tracking(agent=0), replace(WELL, agent_away_s=99.0)) == (Fitness(100), ())
+    # Since the boot, it compiles: that it cannot be master is all there is to say.
+    never = replace(WELL, word=None, agent_away_s=99.0)
+    assert judge(observed=never) == (Fitness(100, UNHEARD), (UNHEARD,))
+    assert judge(tracking(dataplane=False), never)[0] == Fitness(80)
 
 
 @pytest.mark.parametrize(("configured", "weight", "left"), [(10, -50, 1), (250, 50, 254)])
