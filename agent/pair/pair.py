@@ -176,8 +176,6 @@ class Pair:
             waiting = preemption.since(waiting, wanted, now_s)
             if self._peers is None or self._moving.locked() or not self._look():
                 continue
-            if mastership.status is None or mastership.status.leaving:
-                continue
             for instance in preemption.due(waiting, instances, now_s):
                 try:
                     async with self._alone():
@@ -196,7 +194,8 @@ class Pair:
             mastership.leaving.clear()
             try:
                 async with self._alone():
-                    await hand_over(mastership, self._peers, self._hold, None, stay=False)
+                    # It stays behind until its end, and keeps nothing of this.
+                    await hand_over(mastership, self._peers, self._hold, None)
             except SteelyardError as error:
                 log.warning("no handover before the failover process stops", problem=str(error))
             except Exception:  # this task's root

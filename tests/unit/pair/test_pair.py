@@ -135,28 +135,6 @@ def test_a_failover_process_that_leaves_is_let_go_after_a_handover_or_without_on
         return node.steps
 
     steps = asyncio.run(run())
-    handed = ["mode handed-over", "take", "mode normal"]
-    assert [step for step in steps if step in handed] == (handed if know else [])
+    moves = [step for step in steps if step == "take" or step.startswith("mode")]
+    assert moves == (["mode handed-over", "take"] if know else [])
     assert steps[-1] == "leave"
-
-
-def test_who_leaves_takes_nothing_back() -> None:
-    """Right after its handover its priority is the higher one."""
-
-    async def run(leaving: bool) -> list[str]:
-        pair, node = made(Role.BACKUP)
-        pair._peers = Others(node)
-        pair._look = lambda: True
-        instance = Instance(node.routers[0].instance, preempt_delay_s=0.0)
-        node.instances = {instance.name: instance}
-        behind = replace(node.routers[0], configured_priority=150, priority=150)
-        node.status = replace(node.status, routers=(behind,), leaving=leaving)
-        task = asyncio.create_task(pair._preempt())
-        node.news.set()
-        for _ in range(20):
-            await asyncio.sleep(0)
-        task.cancel()
-        return node.steps
-
-    assert asyncio.run(run(leaving=True)) == []
-    assert "give" in asyncio.run(run(leaving=False))
