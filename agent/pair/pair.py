@@ -37,6 +37,7 @@ from agent.state.tables import TableContents
 log = structlog.get_logger()
 
 _PREEMPT_PAUSE_S = 1.0  # before the next one is asked for
+_GOODBYE_S = 0.5
 
 
 class Pair:
@@ -63,6 +64,7 @@ class Pair:
         self._unkeyed: tuple[PeerSync, ...] = ()  # the peers, while the secret cannot be read
         self._unshared: dict[str, Problem] = {}  # instances that the others do not have
         self._pins = dataplane.pins
+        self._ends = False
         self.mastership = Mastership(self._whole_word)
         node = node_of(dataplane, contents, self.mastership.is_behind)
 
@@ -212,8 +214,15 @@ class Pair:
             word,
             ready=self._look(),
             cut_off=is_cut_off(peers, known),
-            hands_over=any(peer.state is LinkState.CONNECTED for peer in peers),
+            hands_over=not self._ends and any(p.state is LinkState.CONNECTED for p in peers),
         )
+
+    async def say_goodbye(self) -> None:
+        """This agent ends: a failover process that is to leave too need not wait for it."""
+        self._ends = True
+        with contextlib.suppress(SteelyardError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_S):
+                await self.mastership.say()
 
     def _others(self) -> tuple[PeerSync, ...]:
         """How it stands with each of the other balancers."""

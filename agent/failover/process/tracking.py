@@ -22,7 +22,7 @@ from agent.failover.process.scripts import Scripts
 log = structlog.get_logger()
 
 _RESTARTED_S = 2.0  # an agent that said nothing for so long may be another one
-_PRESENT_S = 1.2  # one that is there says something every half second
+_PRESENT_S = 5.0  # one that ends says so; one that is there may be on a host that is very busy
 
 
 class Tracking:

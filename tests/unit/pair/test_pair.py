@@ -138,3 +138,22 @@ def test_a_failover_process_that_leaves_is_let_go_after_a_handover_or_without_on
     moves = [step for step in steps if step == "take" or step.startswith("mode")]
     assert moves == (["mode handed-over", "take"] if know else [])
     assert steps[-1] == "leave"
+
+
+def test_an_agent_that_ends_hands_nothing_over_any_more() -> None:
+    async def run() -> list[bool]:
+        pair, node = made()
+        words: list[bool] = []
+
+        async def say(_: object = None) -> None:
+            words.append(pair._whole_word().hands_over)
+
+        node.say = say
+        pair._word = lambda: Word(True, "", {})
+        connected = replace(PEER, state=LinkState.CONNECTED)
+        pair._sync = SimpleNamespace(status=lambda: (connected,))
+        await node.say()
+        await pair.say_goodbye()
+        return words
+
+    assert asyncio.run(run()) == [True, False]

@@ -179,7 +179,7 @@ def test_an_agent_that_has_gone_too_is_not_waited_for(
         leaving = asyncio.create_task(team.leave())
         await asyncio.sleep(2 * module._LOOK_S)
         assert not leaving.done()
-        team.tracking._heard_s -= 2.0  # it was heard so long ago
+        team.tracking._heard_s -= 6.0  # it was heard so long ago
         await leaving
 
     run_async(monkeypatch, tmp_path, owners("eth0"), work)
