@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint types bench bench-peers bench-ai bench-failover docs docs-check format clean
+.PHONY: help setup demo test soak lint types bench bench-peers bench-ai bench-failover vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -65,6 +65,18 @@ bench-ai: setup ## time to first token beside HAProxy and nginx, 40 minutes (roo
 bench-failover: setup ## outages beside keepalived, 20 minutes, and 10 of every core busy (root, a quiet machine)
 	@$(PYTHON) -m bench.failover
 	@$(PYTHON) -m bench.failover steady
+
+vagrant-up: setup ## a client, two balancers and three backends in virtual machines (vagrant/README.md)
+	@$(PYTHON) -m vagrant.smoke up
+
+vagrant-down: setup ## remove them
+	@$(PYTHON) -m vagrant.smoke down
+
+vagrant-test: setup ## everything that befalls balancers and backends, in virtual machines
+	@$(PYTHON) -m vagrant.smoke
+
+vagrant-peers: setup ## CPU per connection beside keepalived with IPVS, in the same machines
+	@$(PYTHON) -m vagrant.peers
 
 format: $(STAMP) ## put Python and C into our format
 	@$(BIN)/ruff check --quiet --select I --fix

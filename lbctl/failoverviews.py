@@ -15,6 +15,7 @@ type Row = Mapping[str, Any]
 
 ROLE_STYLES = {"master": "bold green", "backup": "cyan", "fault": "bold red", "init": "yellow"}
 _SYNC_STYLES = {"connected": "green", "connecting": "yellow", "refused": "bold red"}
+_ENDED = "over"  # why a flow that was told was not taken: no trouble
 _SLOW_LAG_S = 1.0
 
 
@@ -127,7 +128,8 @@ def _sync_line(peer: Row) -> Text:
         f"; {humanise.count(peer['flows_sent_total'])} flows sent,"
         f" {humanise.count(peer['flows_installed_total'])} taken"
     )
-    if dropped := sum(peer["flows_dropped_total"].values()):
+    dropped = sum(n for reason, n in peer["flows_dropped_total"].items() if reason != _ENDED)
+    if dropped:
         line.append(f", {humanise.count(dropped)} could not be taken", "yellow")
     return line
 

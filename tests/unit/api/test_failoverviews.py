@@ -32,7 +32,7 @@ def test_everything_is_told_with_ages_and_words() -> None:
     assert (second["family"], second["unicast_peers"]) == (6, ["fd00::2"])
     (peer,) = body["flow_sync"]["peers"]
     assert (peer["address"], peer["state"], peer["lag_s"]) == ("10.0.0.2", "connected", 0.21)
-    assert peer["flows_dropped_total"] == {"no-backend": 100}
+    assert peer["flows_dropped_total"] == {"no-backend": 100, "over": 7}
 
 
 def test_the_summary_has_what_status_shows() -> None:
