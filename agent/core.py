@@ -364,6 +364,11 @@ class Core:
 
     # -- for the other balancers
 
+    async def say_goodbye(self) -> None:
+        """This agent ends."""
+        if self._started.is_set():  # else nobody has heard of it yet
+            await self.pair.say_goodbye()
+
     def _word(self) -> Word:
         """What the failover process depends on."""
         attached = self.dataplane.is_attached()

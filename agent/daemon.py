@@ -118,7 +118,7 @@ async def _serve(
             await stop.wait()
             notifier.stopping("the data plane goes on")
             log.info("stopping; the data plane goes on")
-            await core.pair.say_goodbye()
+            await core.say_goodbye()
         finally:
             await server.stop()
             for task in running:

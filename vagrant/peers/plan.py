@@ -34,5 +34,5 @@ class Plan:
     warm_up_s: float
 
 
-EMULATED = Plan(rate_per_s=100.0, seconds=12.0, warm_up_s=2.0)
+EMULATED = Plan(rate_per_s=100.0, seconds=10.0, warm_up_s=2.0)
 REAL = Plan(rate_per_s=1000.0, seconds=20.0, warm_up_s=2.0)

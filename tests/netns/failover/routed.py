@@ -209,7 +209,9 @@ def _network(made: Routed) -> None:
             "ipv6/fib_multipath_hash_policy": "1",
         },
     )
-    cables = ["link set lo up", "link add br0 type bridge stp_state 0 mcast_snooping 0"]
+    # With an address of its own: else it has a port's, and another one once that port is cut.
+    bridge = "link add br0 address 02:00:5e:00:53:01 type bridge stp_state 0 mcast_snooping 0"
+    cables = ["link set lo up", bridge]
     for node in (*BALANCERS, *BACKENDS):
         namespace = made.namespace(node)
         cables.append(f"link add {node} type veth peer name eth0 netns {namespace}")
