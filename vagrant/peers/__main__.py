@@ -46,7 +46,7 @@ def main(rounds: int, add: bool, results: Path, keep: bool) -> None:
     """Measure keepalived with IPVS and Steelyard on the same balancer, one after the other.
 
     The virtual machines are brought up if they do not run, and are afterwards as they were
-    before. It takes some four minutes a round with emulated machines, and as much at the end.
+    before. It takes some four minutes a round with emulated machines, and two more.
 
     \b
     Examples:

@@ -70,26 +70,23 @@ def cost(idle: Spent, loaded: Spent, connections: int) -> Cost:
 
 
 def guest(text: str) -> tuple[float, float]:
-    """The guest's clock and its busy seconds, from the answer to ``GUEST_QUESTION``.
-
-    A kernel without a tick knows exactly how long its CPUs slept, but what they did when they did
-    not it only samples, and misses interrupts that end a sleep. So busy is what was not idle.
-    """
+    """The guest's clock and its busy seconds, from the answer to ``GUEST_QUESTION``."""
     uptime, stat = text.split("\n", 1)
     wall_s = float(uptime.split()[0])
+    return wall_s, busy_s(stat, wall_s)
+
+
+def busy_s(stat: str, wall_s: float) -> float:
+    """Seconds of all CPUs but idle and iowait, from the text of /proc/stat; differences count.
+
+    A kernel that has no tick while it sleeps knows exactly how long that was. What its CPUs did
+    when they were awake it samples, and misses interrupts that end a sleep.
+    """
     lines = [line.split() for line in stat.splitlines() if line.startswith("cpu")]
-    idle_s = sum(int(field) for field in lines[0][4:6]) / _TICKS_PER_S
-    return wall_s, wall_s * (len(lines) - 1) - idle_s
-
-
-def busy_s(stat: str) -> float:
-    """Seconds in which a CPU was neither idle nor waiting, from the text of /proc/stat."""
-    name, *fields = stat.split("\n", 1)[0].split()
-    if name != "cpu":
+    if not lines or lines[0][0] != "cpu":
         raise ValueError("/proc/stat does not begin with all CPUs")
-    # user and nice hold the time of guests, so what follows steal is left out.
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
-    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
+    asleep_s = sum(int(field) for field in lines[0][4:6]) / _TICKS_PER_S
+    return wall_s * (len(lines) - 1) - asleep_s
 
 
 def split(threads: Iterable[tuple[str, str]]) -> tuple[float, float, float]:
@@ -124,12 +121,13 @@ class Host:
             ran_s, _, rest_s = split(_threads(pid))
             machines_s += ran_s + rest_s
         guest_wall_s, guest_busy_s = guest(guest_text)
+        wall_s = time.monotonic()
         return Moment(
-            wall_s=time.monotonic(),
+            wall_s=wall_s,
             vcpu_s=vcpu_s,
             vcpu_waited_s=waited_s,
             device_s=device_s,
-            others_s=busy_s(Path("/proc/stat").read_text()) - machines_s,
+            others_s=busy_s(Path("/proc/stat").read_text(), wall_s) - machines_s,
             guest_wall_s=guest_wall_s,
             guest_busy_s=guest_busy_s,
         )

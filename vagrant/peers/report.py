@@ -241,13 +241,29 @@ def _said(found: Sequence[Row], kept: Kept) -> Iterator[str]:
     disturbed = sum(
         share > DISTURBED or m.held_up for share, m in zip(shares, kept.measurements, strict=True)
     )
+    yield _uncertainty(found, kept.measurements)
     waited = statistics.median(m.loaded.vcpu_waited_s / m.loaded.wall_s for m in kept.measurements)
     yield (
         f"Disturbed, because others than the virtual machines had over {DISTURBED:.0%} of the"
         f" host's processors, or the guest's clock was held up: {disturbed} of {len(shares)}"
-        f" measurements (most that others had: {max(shares):.0%}). Under load, the balancer's"
+        f" measurements (most that others had: {max(0.0, *shares):.0%}). Under load, the balancer's"
         f" processors waited for the host's {waited:.0%} of the time, which their guest takes for"
         " work (median)."
+    )
+
+
+def _uncertainty(found: Sequence[Row], taken: Sequence[Measurement]) -> str:
+    """How much one figure of the host's column may be wrong, by how the idling varied."""
+    said = []
+    for contender in dict.fromkeys(row.contender for row in found):
+        mine = [m for m in taken if m.contender == contender]
+        idle = [m.idle.vcpu_s / m.idle.wall_s for m in mine]
+        # What each second more or less of it makes of a cost.
+        each = statistics.median(10_000 * m.loaded.wall_s / m.asked.begun for m in mine)
+        said.append(f"{(max(idle) - min(idle)) / 2 * each:.1f} s for {contender}")
+    return (
+        "How much the idling differed between measurements is what one of them may be wrong by, in"
+        f" the host's column: {', '.join(said)}. More rounds (`--rounds`, `--add`) narrow it."
     )
 
 

@@ -31,20 +31,20 @@ def spent(**seconds: float) -> Spent:
     return Spent(**{name: seconds.get(name, 0.0) for name in names})
 
 
-def test_idle_and_waiting_and_the_time_of_guests_are_not_busy() -> None:
-    # 1000 user (guests' 40 among them), 50 nice, 300 system, 20 + 130 interrupts, 7 stolen.
-    assert accounting.busy_s(STAT) == pytest.approx(15.07)
+def test_what_is_not_idle_or_waiting_is_busy() -> None:
+    # Two CPUs, which slept 900 and waited 7 seconds together: what they did else is not asked.
+    assert accounting.busy_s(STAT, 812.5) == pytest.approx(2 * 812.5 - 907)
 
 
 def test_a_stat_without_its_first_line_is_refused() -> None:
-    with pytest.raises(ValueError, match="all CPUs"):
-        accounting.busy_s("cpu0 1 2 3 4 5 6 7 8\n")
+    for text in ("cpu0 1 2 3 4 5 6 7 8\n", ""):
+        with pytest.raises(ValueError, match="all CPUs"):
+            accounting.busy_s(text, 1.0)
 
 
 def test_the_guest_tells_its_clock_and_its_busy_time() -> None:
     clock_s, busy_s = accounting.guest(f"812.50 1500.11\n{STAT}")
     assert clock_s == pytest.approx(812.5)
-    # Two CPUs, which slept 900 and waited 7 seconds together: what they did else is not asked.
     assert busy_s == pytest.approx(2 * 812.5 - 907)
 
 

@@ -104,6 +104,12 @@ def test_measurements_are_disturbed_by_others_on_the_host() -> None:
     assert "1 of 1 measurements" in report.markdown(kept(loud))
 
 
+def test_the_page_says_what_a_measurement_may_be_wrong_by() -> None:
+    restless = replace(TAKEN[0], idle=replace(IDLE, vcpu_s=1.4))
+    # The idling was 10 % and 14 % of a processor: 2 % to either side, of 10 s for 1,000.
+    assert "2.0 s for Steelyard, 0.0 s for IPVS" in report.markdown(kept(*TAKEN, restless))
+
+
 def test_a_guest_whose_clock_stood_still_disturbs_too() -> None:
     held_up = replace(TAKEN[0], idle=replace(IDLE, guest_wall_s=8))
     assert held_up.held_up
