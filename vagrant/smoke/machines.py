@@ -145,6 +145,7 @@ class Machines:
         self.leave()
         self._progress("removing the machines")
         try:
+            self._libvirt("start")  # without it Vagrant does not even say that there are none
             self._vagrant("destroy", "--force", timeout_s=bounds.DOWN_S)
         finally:
             self._libvirt("stop")

@@ -67,7 +67,7 @@ def notes(place: Path) -> list[str]:
 
 
 BEGIN = ["libvirt start", "vagrant status --machine-readable", "build-box", "vagrant up"]
-END = ["vagrant destroy --force", "libvirt stop"]
+END = ["libvirt start", "vagrant destroy --force", "libvirt stop"]
 
 
 def test_machines_that_do_not_come_up_are_removed_and_the_reason_is_kept(place: Path) -> None:
