@@ -139,9 +139,8 @@ def _everywhere(stage: Stage, verb: str, backend: str) -> None:
 
 
 def upgrade(stage: Stage) -> Outcome:
-    """Install another version over the running one and restart both units, the backup first.
-
-    The master's agent goes and comes with the program at work; its failover process hands over.
+    """Install another version over the running one and restart the units, as docs/operations.md
+    says: the backup's first, and the failover process once the new agent is there to hand over.
     """
     with stage.load("upgrade") as running:
         running.await_requests(bounds.AFTERWARDS)
@@ -166,7 +165,8 @@ def upgrade(stage: Stage) -> Outcome:
 
 
 def _restart(stage: Stage, balancer: str) -> None:
-    stage.run(balancer, "systemctl", "restart", *UNITS, timeout_s=bounds.RESTART_S)
+    for unit in UNITS:
+        stage.run(balancer, "systemctl", "restart", unit, timeout_s=bounds.RESTART_S)
 
 
 def next_version(text: str, stamp: str) -> tuple[str, str]:

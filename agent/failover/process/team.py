@@ -97,6 +97,7 @@ class Team:
         lost.
         """
         self._leaving = True
+        self._excused.clear()
         routers = [member for member in self._members.values() if isinstance(member, Router)]
         if any(each.role is Role.MASTER for each in routers) and self.tracking.hands_over():
             log.info("leaving: the agent is to hand over first")
