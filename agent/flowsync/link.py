@@ -252,6 +252,8 @@ def _reason(tasks: list[asyncio.Task[None]]) -> Ended:
             return error
         if isinstance(error, FrameError):
             return Ended(str(error), error.fault)
+        if isinstance(error, SteelyardError):
+            return Ended(f"this node cannot go on: {error.where}: {error.message}")
         if isinstance(error, OSError):
             return Ended(f"the connection broke: {error.strerror or error}")
         if error is not None:

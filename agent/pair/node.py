@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from agent.dataplane.program import Dataplane
+from agent.errors import NetworkError
+from agent.failover.host.announcer import interface_mac
 from agent.flowsync.exchange import Node
 from agent.flowsync.install import Arrival, account
 from agent.flowsync.view import View, view_of
@@ -30,9 +31,15 @@ def node_of(
 
     def arrival() -> Arrival:
         # Clients come in by the first interface, whatever the arms.
-        text = Path(f"/sys/class/net/{dataplane.interface}/address").read_text().strip()
-        mac = np.frombuffer(bytes.fromhex(text.replace(":", "")), dtype=np.uint8)
-        return Arrival(dataplane.ifindex, mac, elsewhere())
+        try:
+            mac = interface_mac(dataplane.interface)
+        except OSError as error:
+            raise NetworkError(
+                f"its MAC address cannot be read: {error.strerror or error}",
+                where=dataplane.interface,
+                remedy="flows of the other balancer are taken once the interface is back",
+            ) from error
+        return Arrival(dataplane.ifindex, np.frombuffer(mac, dtype=np.uint8), elsewhere())
 
     return Node(
         view,

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from agent.errors import ConflictError
+from agent.errors import ConflictError, NetworkError
 from agent.failover.syncstatus import LinkState
 from agent.flowsync.sync import FlowSync
 from tests.unit.flowsync.pairs import HIGH, LOW, Node, nodes, running, until
@@ -402,5 +402,25 @@ def test_whatever_happens_they_agree_in_the_end(seed: int) -> None:
                 await until(
                     "they agree", lambda n=node, o=other: o.table.heard == n.table.flows, 20.0
                 )
+
+    asyncio.run(run())
+
+
+def test_what_is_wrong_with_this_node_is_not_put_on_the_connection() -> None:
+    def refuse() -> None:
+        raise NetworkError("its MAC address cannot be read", where="wan0")
+
+    async def run() -> None:
+        one, two = nodes()
+        two.table.before_install = refuse
+        async with running(one, two):
+            one.table.flows = {1: 10}
+            await until("said", lambda: bool(two.peer.last_error))
+            assert (
+                two.peer.last_error
+                == "this node cannot go on: wan0: its MAC address cannot be read"
+            )
+            two.table.before_install = lambda: None
+            await until("told", lambda: two.table.heard == {1: 10})
 
     asyncio.run(run())
