@@ -71,8 +71,8 @@ class Core:
         self._pass_problem = ""  # what the last pass could not do
         self._attach_problem = ""
         self.dataplane = Dataplane(config)
-        self._monitor = HealthMonitor(self._health_changed)
         self._hops = NextHops(config.interfaces, self._wake)
+        self._monitor = HealthMonitor(self._health_changed, self._hops.doubt)
         self._host = Host(config)
         self._dirty = asyncio.Event()
         self._passing = asyncio.Lock()

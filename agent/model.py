@@ -386,7 +386,10 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class HealthStatus:
-    """Health of one backend, why, and since when (seconds since the epoch)."""
+    """Health of one backend, why, and since when (seconds since the epoch).
+
+    ``silent``: the last check failed, and nothing at all came back from the server's host.
+    """
 
     health: Health
     reason: str
@@ -394,6 +397,7 @@ class HealthStatus:
     latency_ms: float | None = None
     passes: int = 0  # consecutive
     failures: int = 0  # consecutive
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

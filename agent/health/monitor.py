@@ -54,10 +54,18 @@ class HealthMonitor:
 
     ``on_change(ref, old, new)`` is called from the event loop when a result changes a backend's
     health; ``set_targets`` calls it for nobody, so read the statuses after it.
+    ``on_silence(address)`` is called likewise for each check to which nothing came back.
     """
 
-    def __init__(self, on_change: OnChange, *, probe: Probe = probe_server) -> None:
+    def __init__(
+        self,
+        on_change: OnChange,
+        on_silence: Callable[[Address], None] = lambda _: None,
+        *,
+        probe: Probe = probe_server,
+    ) -> None:
         self._on_change = on_change
+        self._on_silence = on_silence
         self._probe = probe
         self._patience = Patience()
         self._targets: dict[BackendRef, Target] = {}
@@ -145,6 +153,8 @@ class HealthMonitor:
         old = self._statuses[ref]
         new = observe(target.check, old, result, time.time())
         self._statuses[ref] = new
+        if result.silent:
+            self._on_silence(target.address)
         if new.health is not old.health:
             self._on_change(ref, old, new)
 

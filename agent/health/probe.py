@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -24,6 +28,8 @@ USER_AGENT = "steelyard-health-check"
 LOCAL_ERRNOS = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 )
+# Nothing came back from the server's host itself.
+SILENT_ERRNOS = frozenset((errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ETIMEDOUT))
 WORDS = {
     errno.ECONNREFUSED: "connection refused",
     errno.ECONNRESET: "connection reset",
@@ -45,10 +51,12 @@ async def probe(
     port = check.port or default_port
     talk = _tcp if check.kind is CheckKind.TCP else _http
     started = time.monotonic()
+    line, silent = _Line(), False
     try:
         async with patience.timeout(check.timeout_s) as wait:
-            ok, detail = await talk(check, address, port)
+            ok, detail = await talk(check, address, port, line)
     except TimeoutError:
+        silent = not line.is_connected()
         ok, detail = False, f"no answer within {duration(check.timeout_s)}"
         if wait.granted_s:
             detail += f" and {duration(round(wait.granted_s, 1))} in which this agent had no CPU"
@@ -61,23 +69,56 @@ async def probe(
     except aiohttp.ServerDisconnectedError:
         ok, detail = False, "connection closed before an answer"
     except OSError as error:  # also aiohttp's ClientConnectorError and ClientOSError
+        silent = error.errno in SILENT_ERRNOS
         ok, detail = False, _os_words(error)
     except aiohttp.ClientError:
         ok, detail = False, "the answer is not HTTP"
-    return ProbeResult(ok, detail, (time.monotonic() - started) * 1000)
+    return ProbeResult(ok, detail, (time.monotonic() - started) * 1000, silent)
 
 
-type Talk = Callable[[HealthCheck, Address, int], Awaitable[tuple[bool, str]]]
+class _Socket(socket.socket):
+    """A socket of which is known, after its end too, whether the other side has answered."""
+
+    was_connected = False
+
+    def is_connected(self) -> bool:
+        with contextlib.suppress(OSError):  # not connected, or closed
+            self.getpeername()
+            self.was_connected = True
+        return self.was_connected
+
+    def close(self) -> None:
+        self.is_connected()
+        super().close()
 
 
-async def _tcp(_check: HealthCheck, address: Address, port: int) -> tuple[bool, str]:
+@dataclass(slots=True)
+class _Line:
+    """The connection of one probe: a host that takes it lives, however late its answer is."""
+
+    end: _Socket | None = None
+
+    def open(self, where: tuple[Any, ...]) -> socket.socket:
+        """A socket for an address as ``getaddrinfo`` has it."""
+        family, kind, protocol = where[:3]
+        self.end = _Socket(family, kind, protocol)
+        return self.end
+
+    def is_connected(self) -> bool:
+        return self.end is not None and self.end.is_connected()
+
+
+type Talk = Callable[[HealthCheck, Address, int, _Line], Awaitable[tuple[bool, str]]]
+
+
+async def _tcp(_check: HealthCheck, address: Address, port: int, _line: _Line) -> tuple[bool, str]:
     started = time.monotonic()
     _, writer = await asyncio.open_connection(str(address), port)
     writer.transport.abort()  # nothing was written, so this is an ordinary close, only at once
     return True, f"connected in {_milliseconds(started)}"
 
 
-async def _http(check: HealthCheck, address: Address, port: int) -> tuple[bool, str]:
+async def _http(check: HealthCheck, address: Address, port: int, line: _Line) -> tuple[bool, str]:
     started = time.monotonic()
     literal = f"[{address}]" if address.version == 6 else str(address)
     # The path goes out exactly as the operator wrote it.
@@ -90,6 +131,7 @@ async def _http(check: HealthCheck, address: Address, port: int) -> tuple[bool, 
         limit=1,
         ssl=tls_context(check.verify_tls) if check.kind is CheckKind.HTTPS else True,
         resolver=aiohttp.ThreadedResolver(),  # never used: the address is one
+        socket_factory=line.open,
     )
     async with (
         aiohttp.ClientSession(

@@ -13,11 +13,15 @@ SHORTEST_DELAY_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What one probe saw; ``detail`` is what an operator reads."""
+    """What one probe saw; ``detail`` is what an operator reads.
+
+    ``silent``: nothing at all came back, not even a refusal. So the server's host may be gone.
+    """
 
     ok: bool
     detail: str
     latency_ms: float
+    silent: bool = False
 
 
 def checking(now: float) -> HealthStatus:
@@ -54,6 +58,7 @@ def observe(
         latency_ms=result.latency_ms if result.ok else None,
         passes=passes,
         failures=failures,
+        silent=result.silent,
     )
 
 
@@ -68,7 +73,7 @@ def rechecked(old: HealthCheck, new: HealthCheck, status: HealthStatus, now: flo
         return status if status.health is Health.UNCHECKED else unchecked(now)
     if status.health is Health.UNCHECKED:
         return HealthStatus(Health.UP, "unchecked until now; the first check is on its way", now)
-    return replace(status, passes=0, failures=0)
+    return replace(status, passes=0, failures=0, silent=False)
 
 
 def next_delay_s(check: HealthCheck, status: HealthStatus, rnd: float) -> float:

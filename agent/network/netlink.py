@@ -174,6 +174,25 @@ class Netlink:
             return False
         return True
 
+    async def doubt_neighbour(self, ifindex: int, address: Address) -> None:
+        """Have the kernel ask a neighbour whether its MAC is still true, however sure it is.
+
+        The MAC stays in use meanwhile. Never for a foreign entry: it would lose its permanence.
+        """
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await self._requests.neigh(
+                    "change",
+                    dst=str(address),
+                    family=family(address),
+                    ifindex=ifindex,
+                    state=ndmsg.NUD_PROBE,
+                )
+        except NetlinkError as error:
+            # The entry, its MAC or the interface went away just now: then it is asked for anyway.
+            if error.code not in (errno.ENOENT, errno.EINVAL, errno.ENETDOWN, errno.ENODEV):
+                raise
+
     async def addresses(self, ifindex: int) -> list[InterfaceAddress]:
         """Read an interface's addresses, of both families."""
         async with asyncio.timeout(REQUEST_TIMEOUT_S):

@@ -29,9 +29,11 @@ from agent.network.messages import (
 )
 from agent.network.netlink import Netlink
 from agent.network.resolve import (
+    DOUBT_EVERY_S,
     Memory,
     Outlook,
     ask_delay_s,
+    can_doubt,
     neighbour_of,
     next_hop,
     remember,
@@ -72,6 +74,8 @@ class NextHops:
         self._routes: dict[Address, Route] = {}
         self._memory: dict[Key, Memory] = {}  # by neighbour, as _asks
         self._asks: dict[Key, _Ask] = {}
+        self._doubted: set[Address] = set()  # their neighbours are to be asked now
+        self._doubted_at: dict[Key, float] = {}
         self._reread_at = 0.0
         self._unrouted: set[Address] = set()
         self._outdated = False  # _hops no longer says what the rest says
@@ -91,6 +95,14 @@ class NextHops:
     def get(self, address: Address) -> NextHop:
         """The next hop as known now; ``mac`` None and a reason if there is none."""
         return self._hops.get(address) or unresolved(address, "not looked up yet")
+
+    def doubt(self, address: Address) -> None:
+        """Nothing comes back from there: the neighbour may have another MAC by now, or be gone.
+
+        The kernel believes a MAC for half a minute and more before it asks by itself.
+        """
+        self._doubted.add(address)
+        self._wake.set()
 
     async def ready(self) -> None:
         """Wait until every route was looked up and every known neighbour read, once.
@@ -187,6 +199,7 @@ class NextHops:
             self._unrouted |= self._wanted
         await self._look_up_routes(netlink)
         await self._read_neighbours(netlink, everyone=reread)
+        await self._ask_doubted(netlink)
         await self._ask_due(netlink)
         if self._outdated:
             self._outdated = False
@@ -231,6 +244,20 @@ class NextHops:
             link = self._interfaces.get(key[0])
             if link is not None and link.up:
                 self._note(await netlink.neighbour(*key))
+
+    async def _ask_doubted(self, netlink: Netlink) -> None:
+        """A gateway is asked once for all that are behind it."""
+        now = asyncio.get_running_loop().time()
+        doubted, self._doubted = self._doubted, set()
+        keys = {key for address in doubted if (key := self._key_of(address)) is not None}
+        recent = {k: at for k, at in self._doubted_at.items() if at > now - DOUBT_EVERY_S}
+        self._doubted_at = recent | dict.fromkeys(keys - recent.keys(), now)
+        for key in (keys - recent.keys()) & self._memory.keys():
+            if not self._interfaces.can_ask(key[0]):
+                continue
+            self._note(await netlink.neighbour(*key))  # it may have become static just now
+            if can_doubt(self._memory[key]):
+                await netlink.doubt_neighbour(*key)
 
     async def _ask_due(self, netlink: Netlink) -> None:
         now = asyncio.get_running_loop().time()

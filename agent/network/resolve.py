@@ -11,6 +11,7 @@ from agent.network.messages import Neighbour, Reach, Route
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 10.0
 CONFIRM_AFTER_S = 10.0  # how long a MAC stays stale before it is asked for again
+DOUBT_EVERY_S = 2.0  # a neighbour is doubted that often at most, however many checks fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,11 @@ def ask_delay_s(memory: Memory, attempts: int, rnd: float) -> float | None:
         return 0.0
     backoff = FIRST_RETRY_S * 2.0 ** min(attempts - 1, 16)
     return min(backoff, LAST_RETRY_S) * (0.75 + rnd / 2)
+
+
+def can_doubt(memory: Memory) -> bool:
+    """Whether there is a MAC that the kernel would go on to believe without asking."""
+    return not memory.foreign and memory.reach in (Reach.CONFIRMED, Reach.STALE)
 
 
 def neighbour_of(address: Address, route: Route | None, way: Way | None) -> Address | None:

@@ -22,6 +22,7 @@ class Servers:
 
     def __init__(self) -> None:
         self.broken: set[Address] = set()
+        self.silent: set[Address] = set()
         self.probes: dict[Address, int] = {}
         self.error: Exception | None = None
 
@@ -32,7 +33,8 @@ class Servers:
         self.probes[address] = self.probes.get(address, 0) + 1
         if self.error is not None:
             raise self.error
-        return ProbeResult(address not in self.broken, "scripted", 1.0)
+        ok = address not in self.broken | self.silent
+        return ProbeResult(ok, "scripted", 1.0, address in self.silent)
 
 
 class Watch:
@@ -41,7 +43,8 @@ class Watch:
     def __init__(self) -> None:
         self.servers = Servers()
         self.changes: list[tuple[BackendRef, Health, Health]] = []
-        self.monitor = HealthMonitor(self._note, probe=self.servers.probe)
+        self.silences: list[Address] = []
+        self.monitor = HealthMonitor(self._note, self.silences.append, probe=self.servers.probe)
 
     def _note(self, ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
         self.changes.append((ref, old.health, new.health))
@@ -88,6 +91,28 @@ def test_tells_of_each_change_once() -> None:
         (REF, Health.UP, Health.DOWN),
         (REF, Health.DOWN, Health.UP),
     ]
+
+
+def test_tells_of_silence_at_once_and_not_of_refusals() -> None:
+    other = BackendRef("chat", "gpu-2")
+    refusing = Target(CHECK, ip_address("10.0.0.22"), 80)
+
+    async def story(watch: Watch) -> None:
+        watch.servers.broken.add(refusing.address)
+        watch.monitor.set_targets({REF: TARGET, other: refusing})
+        await watch.until_health(REF, Health.UP)
+        await watch.until_health(other, Health.DOWN)
+        assert watch.silences == []
+        watch.servers.silent.add(TARGET.address)
+        await watch.until(lambda: bool(watch.silences))
+        assert watch.monitor.status(REF).silent
+        await watch.until_health(REF, Health.DOWN)
+        watch.servers.silent.clear()
+        await watch.until_health(REF, Health.UP)
+        assert not watch.monitor.status(REF).silent
+
+    watch = play(story)
+    assert set(watch.silences) == {TARGET.address}
 
 
 def test_targets_set_before_it_runs_are_checked() -> None:

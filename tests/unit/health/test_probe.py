@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -172,6 +175,37 @@ def test_a_slow_server_is_named_by_the_timeout() -> None:
     check = HealthCheck(kind=CheckKind.HTTP, timeout_s=0.1)
     result = ask_raw(check, silent)
     assert (result.ok, result.detail) == (False, "no answer within 100 ms")
+
+
+@pytest.mark.parametrize("check", [HTTP, HTTPS], ids=["http", "https"])
+def test_a_host_that_takes_the_connection_is_not_silent_however_late_its_answer(
+    check: HealthCheck,
+) -> None:
+    result = ask_raw(replace(check, timeout_s=0.2), silent)
+    assert (result.ok, result.silent) == (False, False)
+
+
+@pytest.mark.parametrize("check", [TCP, HTTP, HTTPS], ids=["tcp", "http", "https"])
+def test_a_host_that_takes_no_connection_is_silent(check: HealthCheck) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        # As many as are queued although nobody accepts them: what comes then is dropped.
+        with contextlib.ExitStack() as waiting:
+            for _ in range(4):
+                one = waiting.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(address)
+            result = asyncio.run(
+                probe(replace(check, timeout_s=0.2), LOOPBACK, address[1], Patience())
+            )
+    assert (result.ok, result.silent) == (False, True)
+
+
+@pytest.mark.parametrize("check", [TCP, HTTP], ids=["tcp", "http"])
+def test_a_refusal_is_no_silence(check: HealthCheck) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    assert not asyncio.run(probe(check, LOOPBACK, port, Patience())).silent
 
 
 def test_a_body_without_end_is_not_waited_for() -> None:

@@ -14,6 +14,7 @@ from agent.network.resolve import (
     Memory,
     Outlook,
     ask_delay_s,
+    can_doubt,
     neighbour_of,
     next_hop,
     remember,
@@ -212,3 +213,13 @@ def test_stale_neighbours_are_confirmed_at_a_slow_pace() -> None:
 )
 def test_neighbours_that_need_no_help_are_left_alone(memory: Memory) -> None:
     assert ask_delay_s(memory, 0, 0.5) is None
+
+
+def test_only_what_the_kernel_would_go_on_to_believe_is_doubted() -> None:
+    assert can_doubt(Memory(MAC, Reach.CONFIRMED))
+    assert can_doubt(Memory(MAC, Reach.STALE))
+    assert not can_doubt(Memory(MAC, Reach.CONFIRMED, foreign=True))  # it would not stay static
+    assert not any(
+        can_doubt(Memory(MAC, reach))
+        for reach in (Reach.NONE, Reach.WAITING, Reach.CHECKING, Reach.FAILED)
+    )
