@@ -21,13 +21,13 @@ from agent.config.store import RunningStore
 from agent.control import AgentControl, settle, status_line
 from agent.core import Core
 from agent.dataplane.attach import interface_index
+from agent.dataplane.driver import driver_name
 from agent.dataplane.program import require_root
 from agent.errors import SteelyardError
 from agent.lock import InstanceLocks
 from agent.metrics import collector
 from agent.metrics.observer import AgentFacts
 from agent.model import Config, KernelHeaders
-from agent.network.driver import driver_name
 from agent.notify import Notifier, feed_watchdog
 
 log = structlog.get_logger()

@@ -120,7 +120,8 @@ class GlobalSection(Section):
         Hook.AUTO,
         description="`native`: XDP in the driver, fast. `tc`: at the ingress of traffic control, "
         "with every driver and MTU. `generic`: XDP in the kernel's network stack. `auto`: the best "
-        "of these that works, in this order. `external`: the agent attaches nothing, another "
+        "of these that works, in this order; on a veth not `native`, which loses packets there. "
+        "`external`: the agent attaches nothing, another "
         "program, as a dispatcher, calls ours.",
     )
     socket: kinds.SocketPath = Field(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from agent.dataplane import libbpf
+from agent.dataplane.driver import is_veth
 from agent.dataplane.hooks.external import EntryPlace
 from agent.dataplane.hooks.own import Owned
 from agent.dataplane.hooks.place import PROGRAM_TYPES, Place
@@ -28,6 +29,9 @@ from agent.model import Hook
 log = structlog.get_logger()
 
 BEST_FIRST = (Hook.NATIVE, Hook.TC, Hook.GENERIC)  # what `auto` tries
+# Native XDP on a veth loses every packet that it sends, unless the far end has a program, too,
+# and senders make whole checksums. None of this shows at this end, and tc costs less there.
+VETH_BEST_FIRST = (Hook.TC, Hook.GENERIC)
 _XDP = (Hook.NATIVE, Hook.GENERIC)
 
 
@@ -93,7 +97,7 @@ def check_free(interfaces: Iterable[str], wanted: Hook, pins: Pins) -> Hook | No
     spots = _spots(interfaces)
     owned = Owned(pins)
     held = _held(spots, owned, pins)
-    _refuse_strangers(spots, order(wanted, held)[0], owned)
+    _refuse_strangers(spots, order(wanted, held, veth_among(spot.name for spot in spots))[0], owned)
     return held
 
 
@@ -105,15 +109,16 @@ def attach(
 ) -> tuple[Attachment, ...]:
     """Put the program on all interfaces, atomically in the place of our last one.
 
-    ``auto`` keeps the hook of our last one; on free interfaces it takes the best that all of
-    them accept. ``program`` gives the descriptor of the program of a type. When no hook takes
+    ``auto`` keeps the hook of our last one, if it would take that hook at all; on free interfaces
+    it takes the best that all of them accept. ``program`` gives the descriptor of the program of a type. When no hook takes
     it, what ran goes on, and DataplaneError tells what each refused.
     """
     spots = _spots(interfaces)
     owned = Owned(pins)
     held = _held(spots, owned, pins)
+    veth = veth_among(spot.name for spot in spots)
     refusals: list[str] = []
-    for hook in order(wanted, held):
+    for hook in order(wanted, held, veth):
         _refuse_strangers(spots, hook, owned)
         try:
             fd = program(PROGRAM_TYPES[hook])
@@ -126,6 +131,8 @@ def attach(
         _clear_elsewhere(spots, hook, owned, pins)
         _pin(fd, pins)
         reason = _reason(hook, wanted, held, refusals, pins)
+        if veth and wanted is Hook.AUTO:
+            reason = _veth_reason(veth, refusals)
         return tuple(Attachment(spot.name, spot.ifindex, hook, reason) for spot in spots)
     raise _all_refused(spots, wanted, refusals)
 
@@ -148,12 +155,19 @@ def _held(spots: list[_Spot], owned: Owned, pins: Pins) -> Hook | None:
     return None
 
 
-def order(wanted: Hook, held: Hook | None) -> tuple[Hook, ...]:
+def veth_among(interfaces: Iterable[str]) -> str:
+    """The first of the interfaces that is a veth; one is enough, as all get the same hook."""
+    return next(filter(is_veth, interfaces), "")
+
+
+def order(wanted: Hook, held: Hook | None, veth: str = "") -> tuple[Hook, ...]:
+    """The hooks to try, the best first; ``veth`` names an interface that is one."""
     if wanted is not Hook.AUTO:
         return (wanted,)
-    if held is None or held is Hook.EXTERNAL:
-        return BEST_FIRST
-    return (held, *(hook for hook in BEST_FIRST if hook is not held))
+    best = VETH_BEST_FIRST if veth else BEST_FIRST
+    if held not in best:
+        return best
+    return (held, *(hook for hook in best if hook is not held))
 
 
 def _reason(hook: Hook, wanted: Hook, held: Hook | None, refusals: list[str], pins: Pins) -> str:
@@ -164,6 +178,16 @@ def _reason(hook: Hook, wanted: Hook, held: Hook | None, refusals: list[str], pi
     if refusals:
         return "; ".join(refusals)
     return "the fastest" if wanted is Hook.AUTO else "configured"
+
+
+def _veth_reason(veth: str, refusals: list[str]) -> str:
+    return "; ".join(
+        (
+            f"native: {veth} is a veth, where native XDP loses what it sends unless the far end "
+            "is prepared",
+            *refusals,
+        )
+    )
 
 
 def _all_refused(spots: list[_Spot], wanted: Hook, refusals: list[str]) -> DataplaneError:

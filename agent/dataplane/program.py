@@ -108,7 +108,7 @@ class Dataplane:
         self.pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         boot = boot_settings(self.pins, self._first_settings)
         self.keys, self.clock = boot.keys, boot.clock
-        first = attach.order(config.hook, held)[0]
+        first = attach.order(config.hook, held, attach.veth_among(config.interfaces))[0]
         self._compile(needed_features(services), PROGRAM_TYPES[first])
         self.tables = SharedTables(self.pins, self.size)
 

@@ -49,8 +49,8 @@ NATIVE_DRIVERS = frozenset(
 def native_xdp(facts: Facts, ask: Question) -> Iterator[Finding]:
     """Whether the program can run in the driver."""
     link = facts.link(ask.interface)
-    if link is None or facts.hook in ("tc", "external"):
-        return
+    if link is None or facts.hook in ("tc", "external") or link.kind == "veth":
+        return  # of a veth, interface_checks.veth tells more
     where = "hook: auto goes to tc there, which takes somewhat longer for a packet"
     if link.kind in {"vlan", "macvlan", "bridge"}:
         fix = f"use {link.parent}, or another card" if link.parent else "use a network card"

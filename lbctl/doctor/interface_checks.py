@@ -202,15 +202,18 @@ def veth(facts: Facts, ask: Question) -> Iterator[Finding]:
     link = facts.link(ask.interface)
     if link is None or link.kind != "veth" or not facts.is_xdp:
         return
-    if facts.hook != "generic":
+    if facts.hook == "native":
         yield Finding(
             "veth",
-            Verdict.UNKNOWN,
-            "native XDP on veth delivers only if the other end has an XDP program, too, and"
-            " senders have checksum offload off; both are not seen from here",
-            "at the other end: lb-agent pass --interface PEER; ethtool -K PEER tx off"
-            " (lbctl lab up does both); or hook: tc",
+            Verdict.PROBLEM,
+            "native XDP on a veth loses every packet that it sends, unless the other end has an"
+            " XDP program, too, and senders have checksum offload off; neither is seen from here,"
+            " and tc costs less on a veth",
+            "hook: auto, which takes tc here; or at the other end: lb-agent pass --interface PEER;"
+            " ethtool -K PEER tx off (lbctl lab up --hook native does both)",
         )
+    elif facts.hook == "auto":
+        yield Finding("veth", Verdict.OK, "hook: auto takes tc on a veth")
     if any(other.parent == link.name and other.kind == "vlan" for other in facts.links):
         yield Finding(
             "veth vlan",

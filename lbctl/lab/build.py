@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import SteelyardError
+from agent.model import Hook
 from lbctl.lab import documents, failover, netns, processes, statefile, topology, wiring
 from lbctl.lab.interrupt import Guard
 from lbctl.lab.netns import LabError
@@ -254,6 +255,14 @@ def await_backends(
     )
 
 
+def _without_answers(lab: Lab) -> str:
+    command = lab_command(lab.name)
+    if lab.hook is Hook.NATIVE:
+        return f"try it without native XDP: {command} up --replace --hook tc"
+    balancer = lab.nodes(Role.BALANCER)[0].name
+    return f"see what becomes of the packets: {command} exec {balancer} -- lbctl trace"
+
+
 def await_answers(lab: Lab, timeout_s: float = 10.0) -> None:
     """Wait until a client's request to each VIP is answered."""
     deadline = time.monotonic() + timeout_s
@@ -267,8 +276,7 @@ def await_answers(lab: Lab, timeout_s: float = 10.0) -> None:
                         "the backends are up, but"
                         f" http://{host}:{service.port}/ does not answer: {problem}",
                         where=f"namespace {client.namespace}",
-                        remedy="try it without native XDP:"
-                        f" {lab_command(lab.name)} up --hook generic",
+                        remedy=_without_answers(lab),
                     )
                 time.sleep(0.05)
 

@@ -130,7 +130,7 @@ def _address_command(address: str, device: str) -> str:
 
 def ports_with_xdp(lab: Lab) -> list[str]:
     """The switch's ports that need an XDP program, or what XDP sends to them is lost."""
-    if lab.hook in (Hook.GENERIC, Hook.TC):
+    if lab.hook is not Hook.NATIVE:
         return []
     return [link.port for node in lab.nodes(Role.BALANCER) for link in node.links]
 
@@ -142,7 +142,8 @@ def ports_with_tags_in_frames(lab: Lab) -> list[str]:
     """
     if lab.vlan is None:
         return []
-    xdp = [] if lab.hook is Hook.TC else lab.nodes(Role.BALANCER)
+    # On a veth the agent takes auto for tc.
+    xdp = [] if lab.hook in (Hook.TC, Hook.AUTO) else lab.nodes(Role.BALANCER)
     if lab.forward.is_tunnel:
         xdp = [*xdp, *lab.nodes(Role.BACKEND)]  # their decap is an XDP program
     return [link.port for node in xdp for link in node.links]

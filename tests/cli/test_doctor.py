@@ -32,6 +32,7 @@ from tests.cli.doctor_facts import (
     facts,
     host,
     verdicts,
+    with_hook,
 )
 
 
@@ -92,9 +93,14 @@ def test_good_host_has_no_complaint():
             "rxvlan off; ethtool -K eth0 rx-vlan-stag-hw-parse off",
         ),
         (facts(FIXED_TAGS, TAGGED), "vlan", "warning", "hook: tc"),
-        (card(kind="veth", driver="veth"), "veth", "unknown", "lbctl lab up"),
         (
-            facts(dataclasses.replace(CARD, kind="veth"), TAGGED),
+            with_hook("native", dataclasses.replace(CARD, kind="veth", driver="veth")),
+            "veth",
+            "problem",
+            "hook: auto",
+        ),
+        (
+            with_hook("native", dataclasses.replace(CARD, kind="veth"), TAGGED),
             "veth vlan",
             "unknown",
             "ethtool -K PEER txvlan off",

@@ -261,10 +261,11 @@ def test_a_second_arm_has_a_bridge_of_its_own() -> None:
     ]
     assert two.node("be1").links[0].bridge == "br1"
     assert two.node("client").links[0].bridge == "br0"
-    assert wiring.ports_with_xdp(two) == ["lb1", "lb1-back"]
+    native = Lab(forward=Forward.NAT, arms=2, hook=Hook.NATIVE)
+    assert wiring.ports_with_xdp(native) == ["lb1", "lb1-back"]
 
 
-@pytest.mark.parametrize("hook", [Hook.TC, Hook.GENERIC])
+@pytest.mark.parametrize("hook", [Hook.AUTO, Hook.TC, Hook.GENERIC])
 def test_only_native_xdp_needs_help_at_the_far_end(hook: Hook) -> None:
     assert wiring.ports_with_xdp(Lab(hook=hook)) == []
 
@@ -290,11 +291,16 @@ def test_with_a_vlan_all_addresses_are_on_it_and_the_lab_places_the_vips() -> No
 @pytest.mark.parametrize(
     ("options", "ports"),
     [
-        ({"vlan": None}, []),
-        ({"vlan": 100}, ["lb1"]),
+        ({"vlan": None, "hook": Hook.NATIVE}, []),
+        ({"vlan": 100, "hook": Hook.NATIVE}, ["lb1"]),
+        ({"vlan": 100, "hook": Hook.GENERIC}, ["lb1"]),
         ({"vlan": 100, "hook": Hook.TC}, []),
-        ({"vlan": 100, "forward": Forward.NAT, "arms": 2}, ["lb1", "lb1-back"]),
-        ({"vlan": 100, "forward": Forward.GUE}, ["lb1", "be1"]),
+        ({"vlan": 100}, []),
+        (
+            {"vlan": 100, "forward": Forward.NAT, "arms": 2, "hook": Hook.NATIVE},
+            ["lb1", "lb1-back"],
+        ),
+        ({"vlan": 100, "forward": Forward.GUE, "hook": Hook.NATIVE}, ["lb1", "be1"]),
         ({"vlan": 100, "forward": Forward.IPIP, "hook": Hook.TC}, ["be1"]),
     ],
 )

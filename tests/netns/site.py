@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from agent.api.client import Client
+from agent.model import Hook
 from lbctl.lab import build, netns, processes
 from lbctl.lab.topology import Lab, Node
 
@@ -148,8 +149,8 @@ def assert_unharmed(load: Any) -> None:
 
 @contextlib.contextmanager
 def site(**options: Any) -> Iterator[Site]:
-    """Build a lab, give it to a test, remove it."""
-    lab = Lab(**options)
+    """Build a lab, give it to a test, remove it; with native XDP, as network cards have it."""
+    lab = Lab(**{"hook": Hook.NATIVE} | options)
     build.down(lab.name, lambda _text: None)
     build.up(lab, build.Owner(), lambda _text: None)
     try:

@@ -262,6 +262,7 @@ def agent_document(made: Routed, balancer: str) -> dict[str, Any]:
     return {
         "name": made.namespace(balancer),
         "interface": "eth0",
+        "hook": "native",
         "socket": str(made.run_dir / f"{balancer}.sock"),
         "state_dir": str(made.run_dir / balancer),
         "metrics": None,
