@@ -110,8 +110,8 @@ def attach(
     """Put the program on all interfaces, atomically in the place of our last one.
 
     ``auto`` keeps the hook of our last one, if it would take that hook at all; on free interfaces
-    it takes the best that all of them accept. ``program`` gives the descriptor of the program of a type. When no hook takes
-    it, what ran goes on, and DataplaneError tells what each refused.
+    it takes the best that all of them accept. ``program`` gives the descriptor of the program of a
+    type. When no hook takes it, what ran goes on, and DataplaneError tells what each refused.
     """
     spots = _spots(interfaces)
     owned = Owned(pins)
@@ -165,7 +165,7 @@ def order(wanted: Hook, held: Hook | None, veth: str = "") -> tuple[Hook, ...]:
     if wanted is not Hook.AUTO:
         return (wanted,)
     best = VETH_BEST_FIRST if veth else BEST_FIRST
-    if held not in best:
+    if held is None or held not in best:
         return best
     return (held, *(hook for hook in best if hook is not held))
 
@@ -181,13 +181,11 @@ def _reason(hook: Hook, wanted: Hook, held: Hook | None, refusals: list[str], pi
 
 
 def _veth_reason(veth: str, refusals: list[str]) -> str:
-    return "; ".join(
-        (
-            f"native: {veth} is a veth, where native XDP loses what it sends unless the far end "
-            "is prepared",
-            *refusals,
-        )
+    why = (
+        f"native: {veth} is a veth, where native XDP loses what it sends unless the far end is "
+        "prepared"
     )
+    return "; ".join((why, *refusals))
 
 
 def _all_refused(spots: list[_Spot], wanted: Hook, refusals: list[str]) -> DataplaneError:
