@@ -32,21 +32,28 @@ static __always_inline __u64 score_load(const struct backend_load *load, __u32 n
 	return ((load->is_hot & counts) << 62) + work * load->inverse_weight;
 }
 
+/* So many open flows a backend may have whatever the others have: with fewer there is
+ * nothing to balance, and a client that comes alone (with a control and a data
+ * connection, or with a few at once) must find the server that it has talked to.
+ */
+#define BOUND_FROM 16
+
 /* Bounded load (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded
- * Loads): would one more open flow be more than the backend's share of
- * `bound` / 256 of the mean, rounded up?
+ * Loads): would one more open flow be more than BOUND_FROM, and more than the backend's
+ * share of `bound` / 256 of the mean, rounded up?
  */
 static __always_inline bool score_is_over(__u32 service_id, __u32 id, __u32 bound)
 {
 	struct service_load *all = service_load.lookup(&service_id);
 	struct backend_load *load = backend_load.lookup(&id);
-	__u64 mean, most;
+	__u64 mean, most, with_it;
 
 	if (!all || !load || !bound || !all->weight)
 		return false;
 	mean = 256 * all->weight;
 	most = bound * (not_negative(all->open + all->open_fix) + 1) * load->weight;
-	return not_negative(load->open + load->open_fix) + 1 > (most + mean - 1) / mean;
+	with_it = not_negative(load->open + load->open_fix) + 1;
+	return with_it > BOUND_FROM && with_it > (most + mean - 1) / mean;
 }
 
 #endif

@@ -178,7 +178,7 @@ class DefaultsSection(Section):
     source_bound: kinds.Bound = Field(
         _SERVICE.source_bound,
         description="For `source`: a backend with more than this times its share of the open "
-        "connections is passed over for new ones. 0: never.",
+        "connections, and with 16 or more of them, is passed over for new ones. 0: never.",
     )
     slow_start: kinds.SlowStart = Field(
         _SERVICE.slow_start_s,

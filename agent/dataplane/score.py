@@ -10,6 +10,7 @@ from agent.state.loads import KAPPA
 
 _CONNECTION = 256  # of the load score
 _WEIGHT_ONE = 1 << 20
+_BOUND_FROM = 16  # open connections that a bounded ``source`` never counts as too many
 _HOT_SHIFT = 62  # a hot backend loses against one that is not
 
 
@@ -53,7 +54,7 @@ def most_open(service_row: Table, row: Table, bound: int) -> int | None:
         return None
     mean = 256 * weight
     most = bound * (open_connections(service_row) + 1) * int(row["weight"])
-    return -(-most // mean)
+    return max(_BOUND_FROM, -(-most // mean))
 
 
 def shown(scheduler: Scheduler, row: Table) -> float | None:

@@ -69,8 +69,9 @@ def whole(*, open_: int, weight: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("open_", "weight", "expected"),
     [
-        (0, 200, 1),  # the first flow: 1.25 * 1 / 2, rounded up
-        (7, 200, 5),  # 1.25 * 8 / 2
+        (0, 200, 16),  # the first flow: 1.25 * 1 / 2, but with fewer there is nothing to balance
+        (7, 200, 16),
+        (25, 200, 17),  # 1.25 * 26 / 2 = 16.25, rounded up
         (99, 200, 63),  # 1.25 * 100 / 2 = 62.5
         (99, 400, 32),
     ],

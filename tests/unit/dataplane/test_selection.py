@@ -108,14 +108,14 @@ def test_a_bounded_source_passes_over_one_that_is_full_once():
     pick = flowhash.source_hash(SEED, FLOW.client, 32)
     first, second = drawn(ring, pick, 2)
     assert select(ring, FLOW).chosen == first
-    ring.tables.backend_load["open"][first] = 5
-    ring.tables.service_load["open"][SERVICE] = 7
-    # 1.25 * 8 / 2: at most 5
+    ring.tables.backend_load["open"][first] = 25
+    ring.tables.service_load["open"][SERVICE] = 39
+    # 1.25 * 40 / 2: at most 25
     found = select(ring, FLOW)
     assert (found.chosen, found.depends_on) == (second, LOAD)
-    assert (found.draws[0].open, found.draws[0].most_open) == (5, 5)
-    assert "5 open connections of at most 5, passed over once" in found.steps[1]
-    ring.tables.backend_load["open"][first] = 4
+    assert (found.draws[0].open, found.draws[0].most_open) == (25, 25)
+    assert "25 open connections of at most 25, passed over once" in found.steps[1]
+    ring.tables.backend_load["open"][first] = 24
     assert select(ring, FLOW).chosen == first
 
 
