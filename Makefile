@@ -28,7 +28,7 @@ demo: setup ## the whole story on real traffic in network namespaces, in a minut
 test: setup ## everything: lint, types, documentation, all tests, the kernel's included (root)
 	@$(MAKE) lint types docs-check
 	@echo "test: pytest, three files at a time"
-	@$(BIN)/pytest -n 3 --dist loadfile
+	@$(BIN)/pytest -n 3 --dist loadfile --durations 20
 
 soak: setup ## pairs of balancers in trouble under load, two minutes beyond the tests (root)
 	@$(BIN)/pytest -m soak

@@ -26,7 +26,7 @@ from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Node, Role, lab_command
 
 STATE_FILE = "lab.json"
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 90.0
 # In one event of an engine's stream, so that time to first token and not writing costs time here.
 _EVENT_TOKENS = 2
 _TOOLS = {"ip": "iproute2", "nsenter": "util-linux"}

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 SHORT_PORT = 9100
 UPLOAD_PORT = 9101
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 _AT_ONCE = 16
 _BLOCK_BYTES = 999_983  # divides nothing: blocks begin anywhere in a segment
 

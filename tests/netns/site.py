@@ -12,7 +12,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import yaml
 
@@ -22,12 +23,40 @@ from lbctl.lab import build, netns, processes
 from lbctl.lab.topology import Lab, Node
 
 
-def wait_until(what: str, condition: Any, timeout_s: float = 15.0) -> None:
-    """Poll until it is so; fail with ``what`` otherwise."""
+def wait_until(what: str, condition: Any, timeout_s: float = 90.0) -> None:
+    """Poll until it is so; fail with ``what`` otherwise.
+
+    The limit ends a test that would wait for ever; it says nothing about how fast a host is.
+    """
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         time.sleep(0.05)
+
+
+class Load(dict[str, Any]):
+    """Traffic on its way; the generator's summary and ``records`` once it has ended."""
+
+    def __init__(self, written: IO[str]) -> None:
+        super().__init__(records=[])
+        self._written = written
+
+    def requests(self) -> int:
+        """Those that have ended, well or not."""
+        return self._text().count('"record": "request"')
+
+    def wait(self, more: int = 50) -> None:
+        """Until so many more requests have ended: what happens next happens under load."""
+        wanted = self.requests() + more
+        wait_until(f"{wanted} requests have ended", lambda: self.requests() >= wanted)
+
+    def close(self) -> None:
+        *records, summary = [json.loads(line) for line in self._text().splitlines()]
+        self.update(summary, records=records)
+
+    def _text(self) -> str:
+        # Not by reading the file itself: its offset is shared with the generator that writes.
+        return Path(f"/proc/self/fd/{self._written.fileno()}").read_text()
 
 
 @dataclass
@@ -47,9 +76,9 @@ class Site:
 
     @property
     def api(self) -> Client:
-        return Client(self.lab.socket(self.balancer), timeout_s=10.0)
+        return Client(self.lab.socket(self.balancer), timeout_s=60.0)
 
-    def run(self, node: str, *command: str, timeout_s: float = 30.0) -> Any:
+    def run(self, node: str, *command: str, timeout_s: float = 120.0) -> Any:
         """A command in a node's namespace."""
         return subprocess.run(
             [*netns.entering(self.lab.node(node).namespace), *command],
@@ -60,7 +89,7 @@ class Site:
             env=processes.environment(self.lab.run_dir),
         )
 
-    def agent(self, *arguments: str, timeout_s: float = 30.0) -> Any:
+    def agent(self, *arguments: str, timeout_s: float = 120.0) -> Any:
         """``lb-agent`` in the balancer's namespace."""
         program = processes.program("lb-agent", "agent.main")
         return self.run(self.balancer.name, *program, *arguments, timeout_s=timeout_s)
@@ -112,36 +141,33 @@ class Site:
         return int(links[0].get("xdp", {}).get("prog", {}).get("id", 0))
 
     @contextlib.contextmanager
-    def load(self, rate: int = 200, keep_alive: int = 10, streams: int = 5) -> Iterator[dict]:
-        """Traffic from the client while the block runs; afterwards the summary is in the dict."""
+    def load(self, rate: int = 200, keep_alive: int = 10, streams: int = 5) -> Iterator[Load]:
+        """Traffic from the client before, while and after the block runs."""
         command = [*netns.entering(self.lab.node("client").namespace), sys.executable]
-        command += ["-m", "lbctl.lab.load", "--rate", str(rate)]
+        command += ["-m", "lbctl.lab.load", "--rate", str(rate), "--timeout", "60"]
         command += ["--keep-alive", str(keep_alive), "--streams", str(streams)]
         for vip in self.lab.vips:
             host = f"[{vip}]" if vip.version == 6 else str(vip)
             command += ["--target", f"{host}:80"]
-        result: dict = {"records": []}
         # A file: the load would stand still once a pipe that nobody reads is full.
         with tempfile.TemporaryFile("w+") as out:
             process = subprocess.Popen(
                 command, stdout=out, env=processes.environment(self.lab.run_dir)
             )
-            time.sleep(0.5)
+            load = Load(out)
             try:
-                yield result
+                load.wait()
+                yield load
+                load.wait()
             finally:
-                time.sleep(0.3)
                 process.send_signal(signal.SIGTERM)
-                process.wait(timeout=20)
-                out.seek(0)
-                lines = [json.loads(line) for line in out]
-                result["records"] = lines[:-1]
-                result.update(lines[-1])
+                process.wait(timeout=120)
+            load.close()
 
 
-def assert_unharmed(load: Any) -> None:
+def assert_unharmed(load: Load) -> None:
     """No request failed, and no held connection broke."""
-    assert load["requests"] > 50
+    assert load["requests"] >= 100
     assert load["failed"] == 0, load["errors"]
     broke = [r for r in load["records"] if r.get("event") in ("broke", "refused")]
     assert not broke, broke[:3]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from agent.model import Scheduler
 from lbctl.lab import build, processes
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
-pytestmark = [pytest.mark.timeout(180)]
 NAME = "st-carry"
 PINS = Path(f"/sys/fs/bpf/steelyard/{NAME}-lb1")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -53,7 +51,7 @@ def test_other_table_sizes_cost_no_request_and_no_flow(lab: Site) -> None:
         wait_until("new tables beside the old", lambda: len(list(PINS.iterdir())) == 2)
         lab.stop_agent(signal.SIGKILL)
         lab.start_agent()
-        time.sleep(0.5)
+        load.wait()
         after = flow_backends(lab)
     assert_unharmed(load)
     assert before.keys() & after.keys()
@@ -119,7 +117,7 @@ def test_another_abi_costs_no_request_and_no_flow(lab: Site, tmp_path: Path) -> 
         before = flow_backends(lab)
         lab.stop_agent(signal.SIGTERM)
         lab.start_agent()
-        time.sleep(0.5)
+        load.wait()
         after = flow_backends(lab)
     assert_unharmed(load)
     assert before.keys() & after.keys()

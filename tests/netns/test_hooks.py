@@ -17,8 +17,6 @@ from tests.netns.segment import inside
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 from tests.packet.test_swap import CALLER
 
-pytestmark = pytest.mark.timeout(180)
-
 
 def status(on: Site) -> Any:
     return on.get("/v1/status")["dataplane"]

@@ -299,7 +299,6 @@ def test_demo_leaves_a_lab_of_the_operator_alone() -> None:
     assert build.read(NAME) is not None
 
 
-@pytest.mark.timeout(120)
 def test_demo_tells_its_story_and_leaves_nothing() -> None:
     result = lbctl("demo", timeout_s=100)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -33,8 +33,6 @@ from tests.netns.peers import (
 )
 from tests.netns.site import Site, site, wait_until
 
-pytestmark = [pytest.mark.timeout(120)]
-
 FAMILIES = (4, 6)
 # The balancers of nat have an arm to each side, those of fullnat one for both.
 MODES: dict[Forward, dict[str, Any]] = {

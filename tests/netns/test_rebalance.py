@@ -27,8 +27,6 @@ from lbctl.lab.documents import FLOWS
 from lbctl.lab.topology import PORT
 from tests.netns.site import Site, site, wait_until
 
-pytestmark = [pytest.mark.timeout(120)]
-
 RATE = 4.0
 IDLE, BUSY = 20, 10
 STREAM_S = 4
@@ -51,7 +49,7 @@ def here() -> Iterator[Site]:
 
 
 def connected(here: Site, vip: Any) -> Connection:
-    connection = http.client.HTTPConnection(str(vip), PORT, timeout=5)
+    connection = http.client.HTTPConnection(str(vip), PORT, timeout=60)
     with netns.inside(here.lab.node("client").namespace):
         connection.connect()
     return connection

@@ -19,8 +19,6 @@ from agent.dataplane import abi, libbpf, pins
 from lbctl.lab import processes
 from tests.netns.site import Site, site, wait_until
 
-pytestmark = [pytest.mark.timeout(180)]
-
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Site]:

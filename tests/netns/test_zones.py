@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from lbctl.lab.topology import Role
 from tests.netns.site import Site, assert_unharmed, site
-
-pytestmark = [pytest.mark.timeout(90)]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +34,7 @@ def test_clients_get_the_backend_of_their_zone_and_the_others_when_it_drains(lab
     here = [f"{client.ipv4}/32", f"{client.ipv6}/128"]
     lab.reload(with_zones(lab, "be2", here))
     with lab.load(keep_alive=0, streams=0) as load:
-        time.sleep(0.5)
+        load.wait(100)
     assert_unharmed(load)
     assert set(load["backends"]) == {"be2"}
 
@@ -55,7 +52,7 @@ def test_clients_get_the_backend_of_their_zone_and_the_others_when_it_drains(lab
     for service in ("web", "web6"):
         lab.edit("backend.set", service=service, backend="be2", values={"state": "drain"})
     with lab.load(keep_alive=0, streams=0) as load:
-        time.sleep(0.3)
+        load.wait(100)
     assert_unharmed(load)
     assert set(load["backends"]) == {"be1", "be3"}
 
@@ -64,9 +61,8 @@ def test_a_restarted_agent_goes_on_with_zones_and_rings_as_they_are(lab: Site) -
     client = lab.lab.nodes(Role.CLIENT)[0]
     lab.reload(with_zones(lab, "be3", [f"{client.ipv4}/32", f"{client.ipv6}/128"]))
     with lab.load() as load:
-        time.sleep(0.3)
         lab.stop_agent(signal.SIGKILL)
-        time.sleep(0.3)
+        load.wait()
         lab.start_agent()
     assert_unharmed(load)
     assert set(load["backends"]) == {"be3"}

@@ -22,8 +22,6 @@ from tests.netns.failover.crowd import Crowd
 from tests.netns.failover.pair import Pair, pair
 from tests.netns.site import assert_unharmed, wait_until
 
-pytestmark = [pytest.mark.timeout(120)]
-
 CROWD = 1000
 RUSH_PER_S = 10_000
 

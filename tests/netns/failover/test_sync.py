@@ -16,7 +16,7 @@ from lbctl.lab import netns
 from lbctl.lab.topology import PORT
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.kernel]
 
 SYNC_PORT = 9118
 REQUEST = b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n"

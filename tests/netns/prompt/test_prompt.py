@@ -20,8 +20,6 @@ from tests.netns.prompt.judge import (
 )
 from tests.netns.prompt.stage import Played, Show, perform
 
-pytestmark = [pytest.mark.timeout(150)]
-
 CASES = (*cases_http.CASES, *cases_tls.CASES)
 MODES = (Forward.DSR, Forward.NAT, Forward.IPIP, Forward.FULLNAT, Forward.GUE)
 PLAYS = [(mode, case.name) for mode in MODES for case in cases_for(mode, CASES)]
