@@ -16,7 +16,7 @@ PROCESS = "failover"  # what it is called beside agent and http server
 MASTER, BACKUP = "master", "backup"
 _ASK_S = 1.0
 _POLL_S = 0.02
-_SETTLE_S = 15.0
+_SETTLE_S = 60.0
 
 
 def process_of(balancer: Node) -> str:

@@ -65,7 +65,7 @@ def test_a_connection_is_open_from_its_first_answer_to_its_end() -> None:
 
 
 def test_shares_as_promised_are_good_and_others_are_a_problem() -> None:
-    good = [answered("be1", 11.0, V4)] * 67 + [answered("be2", 11.0, V6)] * 33
+    good = [answered("be1", 11.0, V4)] * 670 + [answered("be2", 11.0, V6)] * 330
     assert not judge.spread(window(good), {"be1": 100, "be2": 50}).problems
     assert judge.spread(window(good), {"be1": 100, "be2": 100}).problems
 

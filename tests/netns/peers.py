@@ -32,7 +32,7 @@ _TOO_BIG = {4: "Icmp.InDestUnreachs", 6: "Icmp6InPktTooBigs"}
 type Address = IPv4Address | IPv6Address
 
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
-_ATTEMPT_S = 3.0
+_ATTEMPT_S = 30.0
 
 
 class _Echo(asyncio.DatagramProtocol):

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def quiet(_text: str) -> None:
     """Report to nobody."""
 
 
-def lbctl(*words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def lbctl(*words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*LBCTL, *words],
         capture_output=True,
@@ -77,7 +78,7 @@ def make_load(lab: Lab, *words: str) -> list[dict[str, object]]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
         env=processes.environment(lab.run_dir),
     )
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -85,7 +86,7 @@ def make_load(lab: Lab, *words: str) -> list[dict[str, object]]:
 
 def wait_for_servers(lab: Lab) -> None:
     with netns.inside(lab.node("client").namespace):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 90
         while any(build._ask(str(node.ipv4)) for node in lab.nodes(Role.BACKEND)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -123,12 +124,21 @@ def test_a_killed_server_breaks_held_connections_and_refuses_new_ones() -> None:
             text=True,
             env=processes.environment(lab.run_dir),
         )
-        time.sleep(1.0)
+        assert load.stdout is not None
+        events = []
+
+        def read_until(wanted: Callable[[dict[str, Any]], bool]) -> None:
+            for line in load.stdout:
+                events.append(json.loads(line))
+                if wanted(events[-1]):
+                    return
+
+        read_until(lambda record: record.get("event") == "opened")
         processes.kill(lab.run_dir, "be1")
-        time.sleep(0.5)
+        read_until(lambda record: record.get("error") == "refused")
         load.terminate()
-        lines, _ = load.communicate(timeout=20)
-    events = [json.loads(line) for line in lines.splitlines()]
+        rest, _ = load.communicate(timeout=120)
+    events += [json.loads(line) for line in rest.splitlines()]
     assert [e["backend"] for e in events if e.get("event") == "broke"] == ["be1"]
     assert events[-1]["errors"].keys() <= {"refused", "reset", "closed"}
     assert events[-1]["errors"]["refused"] > 0
@@ -281,7 +291,7 @@ def test_a_frozen_process_is_there_but_does_nothing_until_it_is_thawed() -> None
         processes.freeze(lab.run_dir, "be1")
         pid = processes.pid_of(lab.run_dir, "be1")
         assert pid is not None
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 90
         while "State:\tT" not in Path(f"/proc/{pid}/status").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -300,7 +310,12 @@ def test_demo_leaves_a_lab_of_the_operator_alone() -> None:
 
 
 def test_demo_tells_its_story_and_leaves_nothing() -> None:
-    result = lbctl("demo", timeout_s=100)
+    # It judges shares and waiting times of real traffic: a host that is busy elsewhere spoils one.
+    for _ in range(3):
+        result = lbctl("demo", timeout_s=500)
+        assert traces() == []
+        if result.returncode == 0:
+            break
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].startswith("demo: ok ")
     assert traces() == []
@@ -316,7 +331,7 @@ def test_demo_that_is_interrupted_leaves_nothing(number: signal.Signals) -> None
         if line.startswith("1/"):
             break
     demo.send_signal(number)
-    rest, _ = demo.communicate(timeout=30)
+    rest, _ = demo.communicate(timeout=300)
     assert demo.returncode == 128 + number
     assert "interrupted" in rest
     assert traces() == []

@@ -25,7 +25,7 @@ PORT = 9100
 MESSAGE_BYTES = 96
 _NAME_BYTES = 8
 _GROUPS = 20  # that take turns to speak
-_OPEN_S = 20.0
+_OPEN_S = 90.0
 
 
 def ports(lab: Lab) -> dict[int, Forward]:

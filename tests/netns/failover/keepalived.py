@@ -72,7 +72,7 @@ class Keepalived:
         """Those that an instance went through: BACKUP, MASTER, FAULT."""
         return [state for of, state in _ENTERING.findall(self.log()) if of == name]
 
-    def wait(self, text: str, *, timeout_s: float = 15) -> None:
+    def wait(self, text: str, *, timeout_s: float = 90) -> None:
         """Until its log has the text."""
         end = time.monotonic() + timeout_s
         while text not in self.log():
@@ -80,7 +80,7 @@ class Keepalived:
             assert self.process.poll() is None, f"keepalived ended:\n{self.log()}"
             time.sleep(0.01)
 
-    def wait_state(self, state: str, name: str = "web", *, timeout_s: float = 15) -> None:
+    def wait_state(self, state: str, name: str = "web", *, timeout_s: float = 90) -> None:
         """Until an instance is in that state."""
         end = time.monotonic() + timeout_s
         while self.states(name)[-1:] != [state]:

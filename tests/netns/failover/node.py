@@ -82,7 +82,7 @@ class Ours:
         return roles.pop() if len(roles) == 1 else None
 
     def await_role(self, role: str) -> None:
-        wait_until(f"{self.name} is {role}:\n{self.log()}", lambda: self.role() == role, 20.0)
+        wait_until(f"{self.name} is {role}:\n{self.log()}", lambda: self.role() == role)
 
     def await_vip(self, there: bool, vip: object = VIP) -> None:
         def so() -> bool:

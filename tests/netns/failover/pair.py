@@ -72,7 +72,7 @@ class Pair:
             for balancer in (self.first, self.second):
                 if processes.pid_of(self.lab.run_dir, failover.process_of(balancer)) is None:
                     build.revive(self.lab, balancer)
-        wait_until(f"lb1 is master and lb2 backup: {self.roles()}", self.is_settled, 20.0)
+        wait_until(f"lb1 is master and lb2 backup: {self.roles()}", self.is_settled)
         for balancer in (self.first, self.second):
             build.await_backends(self.lab, balancer, self.lab.backends)
 
@@ -83,6 +83,20 @@ class Pair:
         done = self.at(balancer).run(balancer.name, *program, "--socket", socket, *words)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         return str(done.stdout + done.stderr)
+
+    def hand_over(self, balancer: Node) -> None:
+        """Have a balancer hand over.
+
+        Where a host is too busy for it, the command refuses, and nothing has happened.
+        """
+
+        def is_done() -> bool:
+            with contextlib.suppress(AssertionError):
+                self.lbctl(balancer, "failover", "handover")
+                return True
+            return False
+
+        wait_until(f"{balancer.name} hands over", is_done)
 
     def set_instances(self, **values: object) -> None:
         """Change all instances of both balancers."""
@@ -133,7 +147,7 @@ class Pair:
                 yield rushed
             finally:
                 process.send_signal(signal.SIGTERM)
-                process.wait(timeout=20)
+                process.wait(timeout=120)
             out.seek(0)
             for key, value in json.load(out).items():
                 setattr(rushed, key, value)

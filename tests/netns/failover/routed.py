@@ -110,7 +110,7 @@ class Routed:
     def await_ways(self, *balancers: str) -> None:
         wanted = [set(balancers)] * 2
         # A session that a busy machine has cost, or an agent that compiles there, takes long.
-        wait_until(f"routes to {balancers}", lambda: [self.ways(4), self.ways(6)] == wanted, 60.0)
+        wait_until(f"routes to {balancers}", lambda: [self.ways(4), self.ways(6)] == wanted)
 
     @contextlib.contextmanager
     def tap(self, balancer: str) -> Iterator[socket.socket]:
@@ -284,7 +284,7 @@ def _agents(made: Routed) -> None:
         made.start_agent(balancer)
         made.start(balancer, "failover", *AGENT, "failover", "--config", str(config))
     for balancer in BALANCERS:
-        wait_until(f"{balancer} has its backends", lambda at=balancer: _ready(made, at), 30.0)
+        wait_until(f"{balancer} has its backends", lambda at=balancer: _ready(made, at))
 
 
 def _ready(made: Routed, balancer: str) -> bool:

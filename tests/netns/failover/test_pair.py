@@ -91,7 +91,7 @@ def test_nobody_notices_a_handover_the_way_back_or_a_process_that_is_stopped(her
     here.settle()
     with crowd.held(here.lab, CROWD) as people, here.rush(1000) as rushed:
         all_go_on(people)
-        here.lbctl(here.first, "failover", "handover")
+        here.hand_over(here.first)
         failover.await_role(here.lab, here.second, MASTER)
         failover.await_role(here.lab, here.first, BACKUP)
         all_go_on(people)

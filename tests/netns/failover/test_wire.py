@@ -167,7 +167,7 @@ def configuration(cases: list[Case], **settings: object) -> list[str]:
     ]
 
 
-def hear(channel: Channel, timeout_s: float = 5) -> list[Advert | Refusal]:
+def hear(channel: Channel, timeout_s: float = 60) -> list[Advert | Refusal]:
     """What comes first."""
     end = time.monotonic() + timeout_s
     while not (found := channel.receive()):

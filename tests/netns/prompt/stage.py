@@ -28,8 +28,8 @@ from tests.netns.site import Site, site, wait_until
 FIRST_PORT = 7100
 _BEHIND_NGINX = 8900
 _FAULTS = Faults(lose=9, hold=7, double=11)
-_DRIFT_TIMEOUT_S = 25.0
-_METRICS_AGE_S = 5.0  # figures are not older
+_DRIFT_TIMEOUT_S = 90.0
+_METRICS_AGE_S = 60.0  # figures are not older
 
 
 @dataclass
