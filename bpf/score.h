@@ -7,11 +7,31 @@
 #include "mask.h"
 
 #define SCORE_WORST (~0ULL >> 1)
+#define NO_WEIGHT 0xffffffff /* the inverse weight of a backend that gets nothing */
 
 /* Open connections by weight. */
 static __always_inline __u64 score_connections(const struct backend_load *load)
 {
 	return (not_negative(load->open + load->open_fix) + 1) * load->inverse_weight;
+}
+
+/* Exponential with mean 256, from the low 16 bits of a draw's hash (the high ones name the
+ * slot of the ring): -ln of a number between 0 and 1.  The
+ * logarithm is linear between powers of two, which is within 6 % of a connection.
+ */
+#define CHANCE_MEAN 171 /* 256 / 1.5, the mean of what is multiplied, in units of 2^15 */
+static __always_inline __u64 chance(__u64 hash)
+{
+	__u64 x = (hash & 0xffff) | 1, zeros = 0;
+
+#pragma unroll
+	for (__u32 step = 8; step; step /= 2) {
+		__u64 shift = mask_less(x, 1 << (16 - step)) & step;
+
+		x <<= shift;
+		zeros += shift;
+	}
+	return (((zeros + 2) << 15) - x) * CHANCE_MEAN >> 15;
 }
 
 /* The load score (abi.h, struct backend_load), in 256ths of a connection times
@@ -25,11 +45,25 @@ static __always_inline __u64 score_load(const struct backend_load *load, __u32 n
 	__u64 counts, kappa, work;
 
 	counts = mask_less(-left, 0);
-	work = 256 + (load->queue & counts);
+	work = load->queue & counts;
 	kappa = mask_choose(counts, load->kappa, 256);
 	work += kappa * not_negative(load->open + load->open_fix - (load->report_open & counts));
 	work += (not_negative(load->waiting + load->waiting_fix) * load->per_byte) >> 16;
 	return ((load->is_hot & counts) << 62) + work * load->inverse_weight;
+}
+
+/* The score of a draw: the load, and chance on top.  Draws come by weight, so chance is by
+ * the same `scale` for all of a flow: then each of them is as likely to have the least of
+ * it, and without load backends get flows by their weights.  The scale is the first drawn
+ * backend's, so that a connection's worth of chance is one of a usual backend.
+ */
+static __always_inline __u64 score_draw(const struct backend_load *load, __u32 now, __u64 hash,
+					__u64 *scale)
+{
+	__u64 none = mask_equal(load->inverse_weight, NO_WEIGHT);
+
+	*scale = mask_choose(mask_equal(*scale, 0) & ~none, load->inverse_weight, *scale);
+	return mask_choose(none, SCORE_WORST, score_load(load, now) + chance(hash) * *scale);
 }
 
 /* So many open flows a backend may have whatever the others have: with fewer there is

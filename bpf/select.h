@@ -164,12 +164,12 @@ static __always_inline __u64 level_part(const struct service *service)
 		       0;
 }
 
-/* The lowest score of so many draws. */
+/* The lowest score of so many draws.  By load none is chosen if none has a weight. */
 static __always_inline __u32 select_lowest(const struct service *service,
 					   const struct zone_ring *ring, __u64 hash, __u32 draws,
 					   bool by_load)
 {
-	__u64 best_score = SCORE_WORST, best = 0, same = level_part(service);
+	__u64 best_score = SCORE_WORST, best = 0, same = level_part(service), scale = 0;
 	__u32 now = by_load ? bpf_jiffies64() : 0;
 
 	for (__u32 draw = 0; draw < LEAST_CONN_DRAWS; draw++) {
@@ -179,7 +179,7 @@ static __always_inline __u32 select_lowest(const struct service *service,
 
 		if (!load || draw >= draws)
 			break;
-		score = by_load ? score_load(load, now) : score_connections(load);
+		score = by_load ? score_draw(load, now, hash, &scale) : score_connections(load);
 		better = mask_less(score, best_score);
 		best_score = mask_choose(better, score, best_score);
 		best = mask_choose(better, id, best);

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from agent.dataplane.tables import Table
 from agent.model import Scheduler
-from agent.state.loads import KAPPA
+from agent.state.loads import KAPPA, NO_WEIGHT
 
+WORST = (1 << 63) - 1
 _CONNECTION = 256  # of the load score
+_CHANCE_MEAN = 171
 _WEIGHT_ONE = 1 << 20
 _BOUND_FROM = 16  # open connections that a bounded ``source`` never counts as too many
 _HOT_SHIFT = 62  # a hot backend loses against one that is not
@@ -42,9 +46,26 @@ def of_connections(row: Table) -> int:
 def of_load(row: Table) -> int:
     """``score_load``, of a load as it is now (``as_of``)."""
     since = int(row["open"]) + int(row["open_fix"]) - int(row["report_open"])
-    work = _CONNECTION + int(row["queue"]) + int(row["kappa"]) * max(0, since)
+    work = int(row["queue"]) + int(row["kappa"]) * max(0, since)
     work += waiting_bytes(row) * int(row["per_byte"]) >> 16
     return (int(row["is_hot"]) << _HOT_SHIFT) + work * int(row["inverse_weight"])
+
+
+def chance(pick: int) -> int:
+    """``chance``: exponential with mean 256, from the hash of a draw."""
+    x = pick & 0xFFFF | 1
+    zeros = 16 - x.bit_length()
+    return ((zeros + 2 << 15) - (x << zeros)) * _CHANCE_MEAN >> 15
+
+
+def of_draws(rows: Sequence[Table], picks: Sequence[int]) -> list[int]:
+    """``score_draw`` of one flow's draws, in their order; loads as they are now (``as_of``)."""
+    weighing = (int(row["inverse_weight"]) for row in rows)
+    scale = next((inverse for inverse in weighing if inverse != NO_WEIGHT), 0)
+    return [
+        WORST if row["inverse_weight"] == NO_WEIGHT else of_load(row) + chance(pick) * scale
+        for row, pick in zip(rows, picks, strict=True)
+    ]
 
 
 def most_open(service_row: Table, row: Table, bound: int) -> int | None:
@@ -58,12 +79,20 @@ def most_open(service_row: Table, row: Table, bound: int) -> int | None:
 
 
 def shown(scheduler: Scheduler, row: Table) -> float | None:
-    """What a scheduler compares, as connections a weight of 100 would have; None: nothing."""
+    """What a scheduler compares, as connections a weight of 100 would have; None: nothing. Of
+    ``least-load`` without what chance adds to each draw.
+    """
     match scheduler:
         case Scheduler.LEAST_CONN:
-            return of_connections(row) * 100 / _WEIGHT_ONE
+            return in_connections(scheduler, of_connections(row))
         case Scheduler.LEAST_LOAD:
-            plain = of_load(row) & ((1 << _HOT_SHIFT) - 1)
-            return plain * 100 / (_WEIGHT_ONE * _CONNECTION)
+            return in_connections(scheduler, of_load(row))
         case _:
             return None
+
+
+def in_connections(scheduler: Scheduler, exact: int) -> float:
+    """A score, of a hot backend or not, as connections a weight of 100 would have."""
+    if scheduler is Scheduler.LEAST_CONN:
+        return exact * 100 / _WEIGHT_ONE
+    return (exact & ((1 << _HOT_SHIFT) - 1)) * 100 / (_WEIGHT_ONE * _CONNECTION)

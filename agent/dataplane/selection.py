@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -99,11 +99,11 @@ def _picks(ring: Ring, pick: int, number: int) -> Iterator[tuple[int, Draw]]:
         pick = flowhash.pick_again(pick)
 
 
-def _picks_of_one_level(ring: Ring, pick: int, number: int) -> Iterator[tuple[int, Draw]]:
+def _picks_of_one_level(ring: Ring, pick: int, number: int) -> Iterator[int]:
     """So many draws from the part of the ring that the first is in."""
     part = pick & (_LEVEL_PART if ring.entry.zones else 0)
     for _ in range(number):
-        yield ring.draw(flowhash.ring_slot(pick, ring.slots))
+        yield pick
         pick = flowhash.pick_again(pick)
         if ring.entry.zones:
             pick = pick & ~_LEVEL_PART | part
@@ -208,16 +208,35 @@ def _least_conn(ring: Ring, flow: FiveTuple) -> Selection:
 
 def _least_load(ring: Ring, flow: FiveTuple) -> Selection:
     number = min(ring.entry.draws, COMPARED_DRAWS)
-    return _lowest(ring, _first_pick(ring, flow), number, f"{number} draws compared")
+    how = f"{number} draws compared by load and chance"
+    return _lowest(ring, _first_pick(ring, flow), number, how)
 
 
 def _lowest(ring: Ring, pick: int, number: int, how: str) -> Selection:
     """The lowest score of so many draws; of equals, the one drawn first."""
-    is_conn = ring.entry.scheduler is Scheduler.LEAST_CONN
-    exact = score.of_connections if is_conn else score.of_load
-    drawn = list(_picks_of_one_level(ring, pick, number))
-    ranks = [exact(ring.loads[ident]) for ident, _ in drawn]
+    picks = list(_picks_of_one_level(ring, pick, number))
+    drawn = [ring.draw(flowhash.ring_slot(each, ring.slots)) for each in picks]
+    rows = [ring.loads[ident] for ident, _ in drawn]
+    if ring.entry.scheduler is Scheduler.LEAST_CONN:
+        ranks = [score.of_connections(row) for row in rows]
+    else:
+        ranks = score.of_draws(rows, picks)
     return _compared(ring, drawn, ranks, pick, how)
+
+
+def _shown(scheduler: Scheduler, row: Table, rank: int) -> float | None:
+    """What was compared: of ``least-load`` with the chance of the draw."""
+    if scheduler is Scheduler.LEAST_LOAD:
+        return score.in_connections(scheduler, rank)
+    return score.shown(scheduler, row)
+
+
+def _first_of_each(draws: Sequence[Draw]) -> list[Draw]:
+    """Each backend once, as it comes first."""
+    found: dict[str, Draw] = {}
+    for draw in draws:
+        found.setdefault(draw.backend, draw)
+    return list(found.values())
 
 
 def _compared(
@@ -230,11 +249,11 @@ def _compared(
     scheduler, loads = ring.entry.scheduler, ring.loads
     is_load = scheduler is Scheduler.LEAST_LOAD
     draws = tuple(
-        replace(draw, score=score.shown(scheduler, loads[ident])) if draw.usable else draw
-        for ident, draw in drawn
+        replace(draw, score=_shown(scheduler, loads[ident], rank)) if draw.usable else draw
+        for (ident, draw), rank in zip(drawn, ranks, strict=True)
     )
-    scores = {draw.backend: draw.score for draw in draws}
-    shown = sorted(scores.items(), key=lambda item: inf if item[1] is None else item[1])
+    by_score = sorted(draws, key=lambda draw: inf if draw.score is None else draw.score)
+    shown = [(draw.backend, draw.score) for draw in _first_of_each(by_score)]
     hot = {draw.backend for ident, draw in drawn if is_load and loads[ident]["is_hot"]}
     listed = ", ".join(
         f"{name} {'not usable' if value is None else f'{value:.2f}'}{' (hot)' * (name in hot)}"

@@ -28,8 +28,8 @@ LOAD_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_load_score",
         Kind.GAUGE,
-        "What the scheduler compares; the lowest gets the next flow. Absent where it compares "
-        "nothing.",
+        "What the scheduler compares, without the random part that least-load adds to each draw; "
+        "the lower, the more new flows. Absent where it compares nothing.",
         _BACKEND,
         each_backend(lambda b: b.load.score),
     ),

@@ -217,14 +217,12 @@ class LeastLoad:
         while now_s / self._time_scale >= self._tick_at_s:
             self._tick(self._tick_at_s)
             self._tick_at_s += TICK_S
-        best, least = -1, 0
-        for _ in range(self._draws):
-            drawn = int(self._ring[flowhash.ring_slot(pick, RING_SLOTS)]) - 1
-            load = score.of_load(self._row[drawn])
-            if best < 0 or load < least:
-                best, least = drawn, load
-            pick = flowhash.pick_again(pick)
-        return best
+        picks = [pick]
+        while len(picks) < self._draws:
+            picks.append(flowhash.pick_again(picks[-1]))
+        drawn = [int(self._ring[flowhash.ring_slot(each, RING_SLOTS)]) - 1 for each in picks]
+        scores = score.of_draws([self._row[server] for server in drawn], picks)
+        return drawn[scores.index(min(scores))]
 
     def opened(self, server: int) -> None:
         self._row[server]["open"] += 1

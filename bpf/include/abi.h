@@ -306,9 +306,10 @@ _Static_assert(sizeof(struct backend) == 128, "two cache lines");
 /* How much a backend has in front of it; what the schedulers compare.  One for
  * all CPUs: the packet path adds and subtracts atomically, and only on the
  * opening and closing of a flow and on requests.  Lower is better:
- *   (queue + kappa * max(0, open - report_open) + waiting / beta + 1) / weight
+ *   (queue + kappa * max(0, open - report_open) + waiting / beta) / weight
  * and without a report that counts, each open connection as one:
- *   (max(0, open) + waiting / beta + 1) / weight
+ *   (max(0, open) + waiting / beta) / weight
+ * and to that, for each draw, chance is added (score.h).
  */
 struct backend_load {
 	/* packet path */

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from ipaddress import ip_address
+from math import exp, log, sqrt
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from agent.dataplane import flowhash, pins, score
 from agent.model import Config, Scheduler, Tables
 from tests.packet import harness
-from tests.packet.frames import ACK, FIN, SYN, random_clients
+from tests.packet.frames import ACK, FIN, RST, SYN, random_clients
 from tests.packet.harness import Rig, backend, service
 from tests.packet.scheduling import SEGMENTS, chosen, draws, loads, named, opened, ring, row
 from tests.packet.wires import Packet
@@ -150,7 +152,7 @@ load_rows = st.fixed_dictionaries(
 
 def load_score(load: dict[str, int]) -> tuple[int, Fraction]:
     """Whether it is hot, and by the words of abi.h: (queue + kappa * max(0, open - report_open)
-    + waiting / beta + 1) / weight. What was reported counts until it is old; then all open
+    + waiting / beta) / weight. What was reported counts until it is old; then all open
     connections count one each.
     """
     told = load["left"] > 0
@@ -160,7 +162,6 @@ def load_score(load: dict[str, int]) -> tuple[int, Fraction]:
         Fraction(told * load["queue"], 256)
         + Fraction(load["kappa"] if told else 256, 256) * grown
         + Fraction(waiting * load["per_byte"], 2**24)
-        + 1
     )
     return told * load["is_hot"], work / load["weight"]
 
@@ -190,14 +191,62 @@ def test_least_load_takes_the_lowest_score_of_its_draws(rig: Rig, count: int, ro
     pick = flowhash.pick_hash(int(row(rig)["pick_seed"]), ip_address(packet.src), port, 80)
     scores = {i: load_score(load) for i, load in zip(ids, rows, strict=True)}
     drawn = draws(rig, pick, count)
+    picks = picks_from(pick, count)
     mirrored = score.as_of(rig.tables.backend_load, rig.dataplane.now_jiffies())
     took = chosen(rig, packet)
     assert took in drawn
-    best_tier, best = min(scores[i] for i in drawn)
-    assert scores[took][0] == best_tier
-    assert scores[took][1] <= best * Fraction(1001, 1000) + Fraction(1, 256)
-    exact = {i: score.of_load(mirrored[i]) for i in drawn}
-    assert exact[took] == min(exact.values()), "what the agent shows is what decided"
+    scale = dict(zip(ids, rows, strict=True))[drawn[0]]["weight"]
+    with_chance = [
+        (scores[i][0], float(scores[i][1]) + chance(each) / scale)
+        for i, each in zip(drawn, picks, strict=True)
+    ]
+    best_tier, best = min(with_chance)
+    own = min(found for i, found in zip(drawn, with_chance, strict=True) if i == took)
+    assert own[0] == best_tier
+    assert own[1] <= best * 1.06 + 0.15 / scale + 1 / 256
+    exact = score.of_draws([mirrored[i] for i in drawn], picks)
+    assert drawn[exact.index(min(exact))] == took, "what the agent shows is what decided"
+
+
+def picks_from(pick: int, count: int) -> list[int]:
+    """The hashes of so many draws."""
+    found = [pick]
+    while len(found) < count:
+        found.append(flowhash.pick_again(found[-1]))
+    return found
+
+
+def chance(pick: int) -> float:
+    """What the words of score.h say: -ln of a number between 0 and 1, here to the digit."""
+    return -log(((pick & 0xFFFF) + 0.5) / 65_536)
+
+
+def test_chance_is_exponential_with_mean_one():
+    every = np.array([score.chance(pick) for pick in range(65_536)]) / 256
+    assert every.mean() == pytest.approx(1, rel=0.005)
+    for time in (0.1, 0.5, 1, 2, 4):
+        assert (every > time).mean() == pytest.approx(exp(-time), rel=0.07, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("weights", "count"),
+    [({"a": 100, "b": 50}, 8), ({"a": 100, "b": 50}, 2), ({"a": 10, "b": 200, "c": 90}, 4)],
+)
+def test_without_load_shares_follow_the_weights(rig: Rig, weights: dict[str, int], count: int):
+    """One request after the other, each gone before the next comes."""
+    rig.serve(
+        service(*(backend(name, weight=weight) for name, weight in weights.items()),
+                scheduler=Scheduler.LEAST_LOAD, draws=count)
+    )  # fmt: skip
+    found: Counter[str] = Counter()
+    for address, port in random_clients(7, 3000):
+        done = rig.send(SEGMENTS.frame(address.packed, port, SYN))
+        found[rig.name_of_mac(done.data[:6])] += 1
+        rig.send(SEGMENTS.frame(address.packed, port, RST))
+    for name, weight in weights.items():
+        share = weight / sum(weights.values())
+        deviation = sqrt(3000 * share * (1 - share))
+        assert abs(found[name] - 3000 * share) < 4 * deviation, found
 
 
 def test_what_the_agent_writes_makes_a_byte_weigh_what_it_is_told_to(rig: Rig):
