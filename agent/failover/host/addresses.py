@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -44,9 +45,29 @@ class Addresses:
         self._events = open_socket(_GROUPS)
         self._wanted: frozenset[Address] = frozenset()
         self._put: set[Address] = set()  # by us: kernels before 5.18 keep no IFA_PROTO
+        self._one = threading.Lock()  # a retry comes from a thread
+        self.turn = 0  # of calls that change something
+
+    def again(self, turn: int, on: bool, vips: Iterable[Address]) -> Outcome:
+        """Take or drop these once more, from any thread, unless something was called since."""
+        with self._one:
+            if turn != self.turn:
+                return Outcome()
+            return self._take(vips) if on else self._drop(vips)
 
     def take(self, vips: Iterable[Address]) -> Outcome:
         """Put these on, and keep an eye on them."""
+        with self._one:
+            self.turn += 1
+            return self._take(vips)
+
+    def drop(self, vips: Iterable[Address]) -> Outcome:
+        """Take these off, those that are ours."""
+        with self._one:
+            self.turn += 1
+            return self._drop(vips)
+
+    def _take(self, vips: Iterable[Address]) -> Outcome:
         wanted = tuple(dict.fromkeys(vips))
         self._wanted |= frozenset(wanted)
         ifindex = index_of(self._interface)
@@ -64,8 +85,7 @@ class Addresses:
         self._put |= {vip for vip, error in errors.items() if not error}
         return self._outcome(errors, theirs, harmless=errno.EEXIST)
 
-    def drop(self, vips: Iterable[Address]) -> Outcome:
-        """Take these off, those that are ours."""
+    def _drop(self, vips: Iterable[Address]) -> Outcome:
         unwanted = tuple(dict.fromkeys(vips))
         self._wanted -= frozenset(unwanted)
         ifindex = index_of(self._interface)
@@ -85,11 +105,15 @@ class Addresses:
         """Read all events; the taken VIPs that are on the interface no more, to be taken again."""
         if not self._wanted.intersection(self._removed()):
             return ()
-        ifindex = index_of(self._interface)
+        if not self._one.acquire(blocking=False):
+            return ()  # a retry is at it
         try:
+            ifindex = index_of(self._interface)
             present = self._present(ifindex) if ifindex else {}
         except OSError:
             present = {}  # to take what is there already does no harm
+        finally:
+            self._one.release()
         return tuple(sorted(self._wanted - present.keys(), key=_order))
 
     def fileno(self) -> int:
@@ -98,8 +122,10 @@ class Addresses:
 
     def close(self) -> None:
         """Give the sockets back; what is on the interface stays."""
-        self._events.close()
-        self._kernel.close()
+        with self._one:
+            self.turn += 1
+            self._events.close()
+            self._kernel.close()
 
     def _removed(self) -> Iterable[Address]:
         removed: set[Address] = set()

@@ -12,7 +12,7 @@ import structlog
 from agent.failover.fitness import Judgement
 from agent.failover.model import Mode, Role
 from agent.failover.plan import VirtualRouter
-from agent.failover.process.holding import Holding
+from agent.failover.process.holding import Holding, in_thread
 from agent.failover.process.telling import lasting, told
 from agent.failover.status import RouterStatus
 from agent.failover.vrrp.states import Fitness
@@ -69,7 +69,7 @@ class Announced:
     def observe(self, judgement: Judgement) -> None:
         """What follows from all that is tracked."""
         self._judgement = judgement
-        self._holding.again()
+        self._holding.again(in_thread)
         self._settle()
 
     def set_mode(self, mode: Mode) -> None:

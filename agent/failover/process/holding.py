@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 import structlog
 
 from agent.failover.host.addresses import Addresses, Outcome
@@ -13,6 +16,14 @@ from agent.failover.plan import VirtualRouter
 from agent.model import Address
 
 log = structlog.get_logger()
+
+type Run = Callable[[Callable[[], Outcome], Callable[[Outcome], None]], None]
+
+
+def in_thread(work: Callable[[], Outcome], done: Callable[[Outcome], None]) -> None:
+    """Do the work in a thread, and then call ``done`` with what it gave, here."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    future.add_done_callback(lambda ready: None if ready.cancelled() else done(ready.result()))
 
 
 class Holding:
@@ -36,6 +47,7 @@ class Holding:
         self._sent = 0  # by announcers of before
         self._held = False
         self._failed = False  # the last take or drop, in part
+        self._trying = False
         self.problem = ""
 
     @property
@@ -71,17 +83,27 @@ class Holding:
         self._note(outcome, "off")
         return bool(outcome.changed)
 
-    def again(self) -> None:
-        """If the last take or drop was not all done, once more."""
-        if not self._failed:
+    def again(self, run: Run) -> None:
+        """If the last take or drop was not all done, once more.
+
+        In a thread: while it fails, the kernel mostly answers late, and adverts cannot wait so
+        long.
+        """
+        if not self._failed or self._trying:
             return
-        if not self._held:
-            self.drop()
-            return
-        outcome = self._addresses.take(self._on_interface(self._router))
-        self._note(outcome, "on")
-        if outcome.changed:
-            self.announce()
+        self._trying = True
+        held, turn = self._held, self._addresses.turn
+        vips = self._on_interface(self._router) if held else self._router.vips
+
+        def done(outcome: Outcome) -> None:
+            self._trying = False
+            if self._addresses.turn != turn:
+                return  # something else was wanted meanwhile
+            self._note(outcome, "on" if held else "off")
+            if held and outcome.changed:
+                self.announce()
+
+        run(lambda: self._addresses.again(turn, held, vips), done)
 
     def announce(self, *, anew: bool = False) -> None:
         """Announce at once; ``anew``: with the repetitions of a new master."""

@@ -1,13 +1,15 @@
 """Decides which problems with other nodes are shown, and when one is worth a line in the log.
 
 A problem comes with every advert: it is logged when it is new or its text changes, and forgotten
-after a while without it. What a stranger sends is bounded in memory and in lines.
+after a while without it. What a stranger sends is bounded in memory and in lines: of each kind a
+few a minute, and the next line tells how many were left out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.failover.status import Problem
 from agent.failover.vrrp.compare import Mismatch
@@ -15,6 +17,7 @@ from agent.model import Address
 
 MAX_PROBLEMS = 16  # of one virtual router: more come only from somebody who forges sources
 _LOG_AGAIN_S = 10.0  # at the earliest, for a text that keeps changing
+_MOST_LINES, _LINES_S = 4, 60.0  # of one kind, and in how long
 _FORGET_S = 5.0  # at the earliest, and not before so many intervals
 _FORGET_INTERVALS = 10
 
@@ -35,9 +38,11 @@ class Ledger:
     def __init__(self, interval_s: float) -> None:
         self._forget_s = max(_FORGET_S, _FORGET_INTERVALS * interval_s)
         self._entries: dict[tuple[str, Address], _Entry] = {}
+        # By kind: when it was logged of late, and how often it was not since.
+        self._lines: dict[str, tuple[tuple[float, ...], int]] = {}
 
-    def note(self, found: Iterable[Mismatch], now: float) -> list[Mismatch]:
-        """Take in what came with one advert; what of it is to be logged."""
+    def note(self, found: Iterable[Mismatch], now: float, count: int = 1) -> list[Mismatch]:
+        """Take in what came with one advert, or with some alike; what of it is to be logged."""
         news: list[Mismatch] = []
         for mismatch in found:
             key = (mismatch.kind, mismatch.source)
@@ -46,15 +51,23 @@ class Ledger:
                 self._expire(now)
                 if len(self._entries) >= MAX_PROBLEMS:
                     continue
-                text = mismatch.text
-                self._entries[key] = _Entry(text, now, now, 1, now, text)
-                news.append(mismatch)
-                continue
-            entry.text, entry.last, entry.count = mismatch.text, now, entry.count + 1
+                entry = self._entries[key] = _Entry(mismatch.text, now, now, 0, -math.inf, "")
+            entry.text, entry.last, entry.count = mismatch.text, now, entry.count + count
             if entry.text != entry.logged_text and now - entry.logged >= _LOG_AGAIN_S:
                 entry.logged, entry.logged_text = now, entry.text
-                news.append(mismatch)
+                news += self._said(mismatch, now)
         return news
+
+    def _said(self, mismatch: Mismatch, now: float) -> list[Mismatch]:
+        """It, unless there were enough lines of its kind just now."""
+        recent, left_out = self._lines.get(mismatch.kind, ((), 0))
+        recent = tuple(when for when in recent if 0 <= now - when < _LINES_S)
+        if len(recent) >= _MOST_LINES:
+            self._lines[mismatch.kind] = recent, left_out + 1
+            return []
+        self._lines[mismatch.kind] = (*recent, now), 0
+        more = f" ({left_out} such lines were left out before this one)" if left_out else ""
+        return [replace(mismatch, text=mismatch.text + more)]
 
     def current(self, now: float) -> tuple[Problem, ...]:
         """What is still so, oldest first."""

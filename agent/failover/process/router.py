@@ -18,18 +18,19 @@ import structlog
 
 from agent.errors import NetworkError
 from agent.failover.fitness import Judgement
-from agent.failover.model import HANDED_OVER, LEAVING, OWNER, Mode, Role
+from agent.failover.model import HANDED_OVER, LEAVING, OWNER, Authentication, Mode, Role
 from agent.failover.plan import VirtualRouter
-from agent.failover.process.holding import Holding
-from agent.failover.process.ledger import Ledger
+from agent.failover.process.hearing import Hearing
+from agent.failover.process.holding import Holding, in_thread
+from agent.failover.process.inbox import Inbox
 from agent.failover.process.links import Interface
 from agent.failover.process.telling import lasting, told
 from agent.failover.status import RouterStatus
 from agent.failover.vrrp import groups, machine, timers
-from agent.failover.vrrp.advert import Advert, Refusal
 from agent.failover.vrrp.channel import Channel
-from agent.failover.vrrp.compare import problems
+from agent.failover.vrrp.listener import Listener
 from agent.failover.vrrp.machine import Announce, Drop, Effect, Event, Send, Settings, State, Take
+from agent.failover.vrrp.replay import Guard
 from agent.failover.vrrp.source import choose
 from agent.failover.vrrp.states import Due, Fitness, Heard, Operator, Start, Stop
 from agent.model import Address
@@ -40,15 +41,28 @@ _UNKNOWN: dict[int, Address] = {4: IPv4Address(0), 6: IPv6Address(0)}
 # The soonest that the timer is set to: a machine that always wants more must not have the core
 # for itself.
 _LEAST_WAIT_S = 0.0005
+# How much later a backup takes over while a flood hides whether its master is well.
+_FLOODED_INTERVALS = 20
 
 type Group = Callable[["Router"], Mapping[str, "Router"]]
 
 
 class Router:
-    """``group`` tells by name which routers move together with one, itself among them."""
+    """``group`` tells by name which routers move together with one, itself among them.
+
+    ``before``: the last counter that an earlier process heard of each sender.
+    """
 
     def __init__(
-        self, router: VirtualRouter, key: bytes | None, *, grouped: bool, mode: Mode, group: Group
+        self,
+        router: VirtualRouter,
+        key: bytes | None,
+        hearing: Hearing,
+        *,
+        grouped: bool,
+        mode: Mode,
+        group: Group,
+        before: Mapping[Address, int] | None = None,
     ) -> None:
         self.router = router
         self._key = key
@@ -56,8 +70,11 @@ class Router:
         self._group = group
         self._loop = asyncio.get_running_loop()
         self._channel: Channel | None = None
+        self._listener: Listener | None = None
         self._bound: tuple[int, Address] | None = None  # what the channel was opened for
-        self._counters: dict[Address, int] = {}  # against replays, also by another channel
+        self._hearing = hearing
+        self._guard = Guard(before or {})  # also of another channel
+        self._put_off = 0  # how often a master's silence did not count, for a flood
         self._holding: Holding | None = None
         self._place = 0  # ifindex below the virtual MAC's interface
         self._timer: asyncio.TimerHandle | None = None
@@ -65,10 +82,9 @@ class Router:
         self._fault = ""  # of our own: no socket, no address
         self._inherited = False  # the VIPs are on from before a restart
         self._leaving: asyncio.Event | None = None  # set when another node is master
-        self._ledger = Ledger(router.instance.interval_s)
+        self._inbox = Inbox(router.instance.interval_s)
         self._send_problem = ""
-        self._sent = self._received = 0
-        self._discarded: Counter[str] = Counter()
+        self._sent = 0
         self._transitions: Counter[str] = Counter()
         self._settings = self._new_settings(_UNKNOWN[router.family])
         self.state = machine.initial(self._settings, mode, self._loop.time())
@@ -77,6 +93,11 @@ class Router:
     def role(self) -> Role:
         """As of now."""
         return self.state.role
+
+    def counters(self) -> dict[Address, int]:
+        """The last ones heard of each sender of HMAC, to be saved."""
+        is_hmac = self.router.instance.authentication is Authentication.HMAC
+        return self._guard.to_save() if is_hmac else {}
 
     def start(self, interface: Interface | None, judgement: Judgement, *, inherited: bool) -> None:
         """Take part. ``inherited``: a former process has left the VIPs on.
@@ -222,44 +243,56 @@ class Router:
 
     def _fire(self) -> None:
         self._disarm()
-        self._drain()
-        if self.state.due_s is not None and self.state.due_s <= self._loop.time():
-            self.handle(Due())
+        if self._is_due():
+            self._listen()
+        if self._is_due():
+            if self._is_deafened():
+                self._arm(self._loop.time() + self._settings.interval_s)
+            else:
+                self.handle(Due())
         if self._timer is None:
             self._arm()
 
+    def _is_due(self) -> bool:
+        return self.state.due_s is not None and self.state.due_s <= self._loop.time()
+
     # What is heard
+
+    def _is_deafened(self) -> bool:
+        """Whether a master's silence may be a flood's doing: then it lasts longer before it counts.
+
+        Adverts come through now and then, and one is enough.
+        """
+        if self.state.role is not Role.BACKUP or self._listener is None:
+            return False
+        if not self._listener.is_flooded or self._put_off >= _FLOODED_INTERVALS:
+            return False
+        self._put_off += 1
+        return True
+
+    def _listen(self) -> None:
+        """Read what has come, to whomever, before a timer counts."""
+        if self._listener is not None:
+            try:
+                self._listener.read()
+            except Exception:  # whatever somebody sends: the timer behind this goes on
+                log.exception("adverts cannot be read", router=self.router.name)
+        self._drain()
+
+    def _wake(self) -> None:
+        self._hearing.tell(self._drain)
 
     def _drain(self) -> None:
         if self._channel is None:
             return
         now_s = self._loop.time()  # the wait for the next advert does not begin with our reading
-        try:
-            found = self._channel.receive()
-        except Exception:  # whatever somebody sends: the timer behind this goes on
-            log.exception("adverts cannot be read", router=self.router.name)
-            return
-        # Of a node that said much meanwhile the last word counts: it is answered once.
-        latest: dict[Address, Advert] = {}
-        for heard in found:
-            self._note(heard)
-            if isinstance(heard, Advert):
-                latest.pop(heard.source, None)
-                latest[heard.source] = heard
-        for advert in latest.values():
+        found = self._channel.taken()
+        own, priority = self._settings.own, self.state.priority
+        for advert in self._inbox.take(found, self.router, own, priority):
             if advert.priority > 0:
                 self._other_is_master(advert.priority)
+            self._put_off = 0
             self.handle(Heard(advert), now_s)
-
-    def _note(self, heard: Advert | Refusal) -> None:
-        if isinstance(heard, Refusal):
-            self._discarded[heard.reason.value] += 1
-        else:
-            self._received += 1
-        wrong = problems(self.router, self._settings.own, self.state.priority, heard)
-        if wrong:
-            for news in self._ledger.note(wrong, time.time()):
-                log.warning("mismatch", router=self.router.name, kind=news.kind, text=news.text)
 
     def _other_is_master(self, priority: int) -> None:
         """VIPs that are on without this node being master go."""
@@ -301,7 +334,7 @@ class Router:
         if self._bound == (interface.ifindex, source):
             return ""
         try:
-            self._open(source)
+            self._open(interface.ifindex, source)
         except (OSError, NetworkError) as error:
             self._close_channel()
             return f"{name} cannot be used: {error}"
@@ -320,23 +353,22 @@ class Router:
         if self._holding is None:
             self._holding = Holding(self.router)
             self._loop.add_reader(self._holding.fileno(), self._look)
-        self._holding.again()
+        self._holding.again(in_thread)
 
-    def _open(self, source: Address) -> None:
-        channel = Channel(self.router, source, self._key, self._counters)
+    def _open(self, ifindex: int, source: Address) -> None:
+        listener = self._hearing.listener(self.router.interface, ifindex, self.router.family)
+        channel = Channel(self.router, source, self._key, self._guard, listener, self._wake)
         self._close_channel()  # only now: nothing that is said meanwhile is missed
-        self._channel = channel
-        for each in channel.sockets:
-            self._loop.add_reader(each, self._drain)
+        self._channel, self._listener = channel, listener
+        self._hearing.tidy()
         self._settings = self._new_settings(source)
 
     def _close_channel(self) -> None:
         self._bound = None
         if self._channel is not None:
-            for each in self._channel.sockets:
-                self._loop.remove_reader(each)
             self._channel.close()
-        self._channel = None
+        self._channel = self._listener = None
+        self._hearing.tidy()
 
     def _close_holding(self) -> None:
         if self._holding is not None:
@@ -382,7 +414,7 @@ class Router:
             mode=state.mode,
             priority=state.priority,
             reasons=reasons,
-            problems=(*self._ledger.current(now), *lasting(own, now)),
+            problems=(*self._inbox.ledger.current(now), *lasting(own, now)),
             transitions=self._transitions,
         )
         master = (str(state.master.source), state.master.priority) if state.master else (None, None)
@@ -393,7 +425,7 @@ class Router:
             master=master[0],
             master_priority=master[1],
             adverts_sent=self._sent,
-            adverts_received=self._received,
-            adverts_discarded=dict(self._discarded),
+            adverts_received=self._inbox.received,
+            adverts_discarded=dict(self._inbox.discarded),
             announcements=self._holding.announced if self._holding else 0,
         )

@@ -73,6 +73,7 @@ async def _run_locked(
     work: dict[str, Callable[[], Coroutine[None, None, None]]] = {
         "control": lambda: control.serve(door, team),
         "saved": team.keep_saved,
+        "counters": team.keep_counters,
         "interfaces": team.tracking.run,
         "scripts": team.tracking.scripts.run,
         "look": lambda: _look(team),

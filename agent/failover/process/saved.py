@@ -1,4 +1,5 @@
-"""Owns what the failover process keeps over a restart: the operator's modes, the agent's word.
+"""Owns what the failover process keeps over a restart: the operator's modes, the agent's word, and
+the counters that guard against recordings of adverts.
 
 The word of the agent is about the kernel's tables, so that of another boot is void.
 """
@@ -9,12 +10,14 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 import structlog
 
 from agent.failover.model import Mode
 from agent.files import write_atomically
+from agent.model import Address
 
 log = structlog.get_logger()
 
@@ -29,6 +32,7 @@ class Saved:
     attached: bool | None = None
     why: str = ""
     programs: frozenset[str] = frozenset()  # interfaces that had an XDP program then
+    counters: Mapping[str, Mapping[Address, int]] = field(default_factory=dict)  # by router, sender
 
 
 class SavedFile:
@@ -80,6 +84,10 @@ def _text(saved: Saved) -> str:
         "attached": saved.attached,
         "why": saved.why,
         "programs": sorted(saved.programs),
+        "counters": {
+            name: {str(source): counter for source, counter in of.items()}
+            for name, of in saved.counters.items()
+        },
     }
     return json.dumps(data) + "\n"
 
@@ -87,10 +95,14 @@ def _text(saved: Saved) -> str:
 def _parse(text: str, boot_id: str) -> Saved:
     data = json.loads(text)
     modes = {str(name): Mode(mode) for name, mode in data["modes"].items()}
+    counters = {
+        str(name): {ip_address(source): int(counter) for source, counter in of.items()}
+        for name, of in data.get("counters", {}).items()  # a file of before has none
+    }
     if data["boot"] != boot_id or data["attached"] is None:
-        return Saved(modes)
+        return Saved(modes, counters=counters)
     programs = frozenset(map(str, data["programs"]))
-    return Saved(modes, bool(data["attached"]), str(data["why"]), programs)
+    return Saved(modes, bool(data["attached"]), str(data["why"]), programs, counters)
 
 
 def _boot_id() -> str:

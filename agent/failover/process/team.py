@@ -21,6 +21,7 @@ from agent.failover.host.addresses import left_behind, remove_stale
 from agent.failover.model import Method, Mode, Role
 from agent.failover.plan import VirtualRouter
 from agent.failover.process.announced import Announced
+from agent.failover.process.hearing import Hearing
 from agent.failover.process.reading import Orders, read_orders
 from agent.failover.process.realtime import Standing
 from agent.failover.process.router import Router
@@ -39,6 +40,7 @@ _FIXED = ("name", "socket", "socket_group", "state_dir")
 # The longest handover takes less (agent/pair/handover.py); the service manager waits longer.
 _HANDOVER_S = 20.0
 _LOOK_S = 0.1
+_COUNTERS_S = 15.0  # between two times that counters of adverts are saved
 
 type Member = Router | Announced
 
@@ -53,6 +55,7 @@ class Team:
         self._changing = asyncio.Lock()  # one reload at a time
         self._standing = standing
         self._started = time.time()
+        self._hearing = Hearing()
         self._members: dict[str, Member] = {}
         self._file = SavedFile(orders.state_dir, orders.name)
         self._saved = self._file.load()
@@ -115,6 +118,7 @@ class Team:
 
     def stop(self) -> None:
         """No VIP is on any more, nothing is watched."""
+        self._saved = replace(self._saved, counters=self._counters())  # for the last ``save``
         for name, member in self._members.items():
             with _guarded(name):
                 member.stop()
@@ -203,7 +207,20 @@ class Team:
 
     async def save(self) -> None:
         """Write it now, if it is news."""
+        self._saved = replace(self._saved, counters=self._counters())
         await self._file.save(self.tracking.to_save(self._saved))
+
+    async def keep_counters(self) -> None:
+        """Save now and then what guards against recordings, for ever."""
+        while True:
+            await asyncio.sleep(_COUNTERS_S)
+            self._to_save.set()
+
+    def _counters(self) -> dict[str, Mapping[Address, int]]:
+        """Of each virtual router, the last one of each sender; of those not here any more, too."""
+        routers = (each for each in self._members.values() if isinstance(each, Router))
+        heard = {each.router.name: each.counters() for each in routers}
+        return {**self._saved.counters, **{name: c for name, c in heard.items() if c}}
 
     async def _acceptable(self) -> Orders:
         orders = await read_orders(self._path)
@@ -260,7 +277,15 @@ class Team:
             made = Announced(router, mode=mode)
         else:
             key, grouped = self._orders.key, self._is_grouped(router)
-            made = Router(router, key, grouped=grouped, mode=mode, group=self._group)
+            made = Router(
+                router,
+                key,
+                self._hearing,
+                grouped=grouped,
+                mode=mode,
+                group=self._group,
+                before=self._saved.counters.get(router.name),
+            )
         self._members[router.name] = made
         return made
 

@@ -133,7 +133,8 @@ class Tracking:
         """With the agent's word."""
         if self._word is None:
             return saved
-        return Saved(saved.modes, self._word.attached, self._word.why, self._programs_seen)
+        word = self._word
+        return replace(saved, attached=word.attached, why=word.why, programs=self._programs_seen)
 
     def _fresh_word(self, most_s: float) -> AgentWord | None:
         """The agent's last one, if it is not older than that, nor of before our start."""

@@ -81,6 +81,11 @@ def trailer(
     return count + hmac.digest(key, text, "sha256")
 
 
+def counter_of(payload: bytes) -> int:
+    """What the trailer says of its counter, before anything is verified."""
+    return int(_COUNTER.unpack_from(payload, len(payload) - TRAILER_BYTES)[0])
+
+
 def open_trailer(
     payload: bytes, source: Address, destination: Address, key: bytes
 ) -> tuple[bytes, int] | None:

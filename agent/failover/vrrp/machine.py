@@ -159,11 +159,12 @@ def _backup_heard(settings: Settings, state: State, advert: Advert, now_s: float
         return _sooner(new, down_s), ()
     if advert.priority < state.priority and _another_lives(settings, state, advert, now_s):
         return state, ()  # it has just lost against the master
-    state = replace(state, master=advert, heard_s=now_s, leaver=None)
+    preempt_s = None if advert.priority >= state.priority else state.preempt_s
+    state = replace(state, master=advert, heard_s=now_s, leaver=None, preempt_s=preempt_s)
     if now_s < state.claim_s and _beats(settings, state, advert):
         return _wish(settings, state, now_s, f"handed over by {advert.source}")
     if advert.priority >= state.priority:
-        return _waiting(settings, replace(state, preempt_s=None), now_s), ()
+        return _waiting(settings, state, now_s), ()
     if not _preempts(settings, state):
         return _waiting(settings, state, now_s), ()
     if advert.priority == HANDED_OVER:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -14,6 +14,7 @@ from agent.failover.vrrp.advert import Advert, Reason, Refusal
 from agent.failover.vrrp.auth import IPPROTO_AH, TRAILER_BYTES
 from agent.failover.vrrp.checksum import IPPROTO_VRRP, of_advert, other_variant
 from agent.failover.vrrp.headers import HOPS, Datagram
+from agent.failover.vrrp.replay import Guard
 from agent.model import Address
 
 _HEAD = struct.Struct("!BBBBHH")
@@ -82,13 +83,34 @@ def ip_packet(
     return head + auth.seal_ah(head, advert, instance.password, counter)
 
 
-def decode(own: Own, heard: Datagram, counters: Mapping[Address, int]) -> Advert | Refusal | None:
-    """What was heard; None: it is none of ours. ``counters``: the last of each sender."""
-    payload = heard.payload
-    if heard.protocol == IPPROTO_AH:
-        if not auth.is_vrrp(payload):
-            return None
-        payload = payload[auth.ah_bytes() :]
+def advert_in(heard: Datagram) -> bytes | None:
+    """What is an advert in it, or would be one; None: AH of something else."""
+    if heard.protocol != IPPROTO_AH:
+        return heard.payload
+    return heard.payload[auth.ah_bytes() :] if auth.is_vrrp(heard.payload) else None
+
+
+def named(family: int, advert: bytes) -> Iterator[bytes]:
+    """The VIPs that any bytes name as an advert, as far as they are there."""
+    if len(advert) < _HEAD.size:
+        return
+    size = 4 if family == 4 else 16
+    end = min(len(advert), _HEAD.size + size * advert[3])
+    for at in range(_HEAD.size, end - size + 1, size):
+        yield advert[at : at + size]
+
+
+def hops_of(owns: Iterable[Own]) -> frozenset[int]:
+    """With which TTL or hop limit adverts to any of these may arrive."""
+    unicast = any(own.router.family == 6 and own.router.peers for own in owns)
+    return frozenset({HOPS, _KEEPALIVED_V6_HOPS} if unicast else {HOPS})
+
+
+def decode(own: Own, heard: Datagram, guard: Guard) -> Advert | Refusal | None:
+    """What was heard; None: it is none of ours."""
+    payload = advert_in(heard)
+    if payload is None:
+        return None
     if len(payload) < _HEAD.size:
         return _refused(heard, Reason.DAMAGED, f"sends {len(payload)} bytes, which is no advert")
     if payload[1] != own.router.instance.vrid or _is_of_others(own, heard):
@@ -96,20 +118,20 @@ def decode(own: Own, heard: Datagram, counters: Mapping[Address, int]) -> Advert
     return (
         _check_sender(own, heard)
         or _check_version(own, heard, payload)
-        or _decode_ours(own, heard, payload, counters.get(heard.source, -1))
+        or _decode_ours(own, heard, payload, guard)
     )
 
 
-def _decode_ours(own: Own, heard: Datagram, payload: bytes, last: int) -> Advert | Refusal:
-    opened = _authenticate(own, heard, payload)
+def _decode_ours(own: Own, heard: Datagram, payload: bytes, guard: Guard) -> Advert | Refusal:
+    opened = _authenticate(own, heard, payload, guard)
     if isinstance(opened, Refusal):
         return opened
     advert, counter = opened
     if (refusal := _check_body(own, heard, advert)) is not None:
         return refusal
-    if counter and counter <= last:
-        text = f"sends an advert with the counter {counter}, after one with {last}"
-        return _refused(heard, Reason.REPLAY, text)
+    # HMAC's counter was looked at before.
+    if counter and (why := guard.refuses(heard.source, counter)):
+        return _refused(heard, Reason.REPLAY, why)
     first, vrid, priority, count, timing, _ = _HEAD.unpack_from(advert)
     version = first >> 4
     interval_s = float(timing & 0xFF) if version == 2 else (timing & 0xFFF) / 100
@@ -182,10 +204,12 @@ def _check_version(own: Own, heard: Datagram, payload: bytes) -> Refusal | None:
     return None
 
 
-def _authenticate(own: Own, heard: Datagram, payload: bytes) -> tuple[bytes, int] | Refusal:
+def _authenticate(
+    own: Own, heard: Datagram, payload: bytes, guard: Guard
+) -> tuple[bytes, int] | Refusal:
     """The advert without what proves it, and its counter."""
     if own.router.instance.version == 3:
-        return _authenticate_v3(own, heard, payload)
+        return _authenticate_v3(own, heard, payload, guard)
     instance = own.router.instance
     theirs, ours = payload[4], _V2_TYPES.get(instance.authentication, 0)
     if theirs != ours:
@@ -204,7 +228,9 @@ def _authenticate(own: Own, heard: Datagram, payload: bytes) -> tuple[bytes, int
     return payload, 0
 
 
-def _authenticate_v3(own: Own, heard: Datagram, payload: bytes) -> tuple[bytes, int] | Refusal:
+def _authenticate_v3(
+    own: Own, heard: Datagram, payload: bytes, guard: Guard
+) -> tuple[bytes, int] | Refusal:
     wanted = own.router.instance.authentication is Authentication.HMAC
     found = len(payload) == _bare_length(own, payload) + TRAILER_BYTES
     if wanted != found:
@@ -213,6 +239,9 @@ def _authenticate_v3(own: Own, heard: Datagram, payload: bytes) -> tuple[bytes, 
         return _refused(heard, Reason.AUTHENTICATION, text)
     if not wanted:
         return payload, 0
+    # Before what it costs to verify it: a flood of recordings is refused cheaply.
+    if why := guard.refuses(heard.source, auth.counter_of(payload), in_ns=True):
+        return _refused(heard, Reason.REPLAY, why)
     opened = auth.open_trailer(payload, heard.source, heard.destination, own.key)
     if opened is None:
         return _refused(heard, Reason.AUTHENTICATION, "sends adverts made with another key")

@@ -13,6 +13,7 @@ from agent.failover.plan import VirtualRouter
 from agent.failover.vrrp import headers, packet
 from agent.failover.vrrp.advert import Advert, Refusal
 from agent.failover.vrrp.headers import Datagram
+from agent.failover.vrrp.replay import Guard
 from agent.model import Address
 
 AUTHENTICATIONS = {
@@ -67,7 +68,7 @@ def test_adverts_survive_the_wire(router: VirtualRouter, priority: int, counter:
     own, heard = carried(router, priority, counter)
     instance = router.instance
     sealed = instance.authentication in (Authentication.AH, Authentication.HMAC)
-    assert packet.decode(own, heard, {}) == Advert(
+    assert packet.decode(own, heard, Guard(clock_ns=lambda: 0)) == Advert(
         version=instance.version,
         vrid=instance.vrid,
         priority=priority,
@@ -86,7 +87,7 @@ def test_damage_is_never_listened_to(router: VirtualRouter, data: st.DataObject)
     bit = data.draw(st.integers(0, 7))
     changed = bytearray(heard.payload)
     changed[at] ^= 1 << bit
-    found = packet.decode(own, replace(heard, payload=bytes(changed)), {})
+    found = packet.decode(own, replace(heard, payload=bytes(changed)), Guard(clock_ns=lambda: 0))
     assert not isinstance(found, Advert)
 
 
@@ -95,5 +96,7 @@ def test_damage_is_never_listened_to(router: VirtualRouter, data: st.DataObject)
 def test_any_bytes_are_refused_or_let_be(router: VirtualRouter, data: bytes, protocol: int) -> None:
     own, heard = carried(router, 100, 9)
     for payload in (data, heard.payload[:2] + data, heard.payload[: len(data)] + data):
-        found = packet.decode(own, replace(heard, payload=payload, protocol=protocol), {})
+        found = packet.decode(
+            own, replace(heard, payload=payload, protocol=protocol), Guard(clock_ns=lambda: 0)
+        )
         assert found is None or isinstance(found, Refusal)

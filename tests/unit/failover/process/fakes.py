@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -13,10 +13,12 @@ import pytest
 from agent.failover.fitness import Judgement
 from agent.failover.model import Instance
 from agent.failover.plan import VirtualRouter
+from agent.failover.process import hearing
 from agent.failover.process import router as module
 from agent.failover.process.links import Interface
 from agent.failover.process.tracking import Tracking
 from agent.failover.vrrp.advert import Advert, Refusal
+from agent.failover.vrrp.replay import Guard
 from agent.failover.vrrp.states import Fitness
 from agent.model import Address
 
@@ -40,7 +42,8 @@ class Host:
     incoming: list[Advert | Refusal] = field(default_factory=list)
     on: bool = False  # VIPs
     broken: set[str] = field(default_factory=set)  # calls that fail
-    counters: dict[Address, int] = field(default_factory=dict)
+    guard: Guard = field(default_factory=Guard)
+    flooded: bool = False
 
     def do(self, what: str) -> None:
         self.done.append(what)
@@ -56,13 +59,31 @@ class Host:
 class Content:
     """Puts VIPs on and takes them off without fail."""
 
-    def again(self) -> None:
+    def again(self, run: object) -> None:
         pass
 
 
 def look(tracking: Tracking) -> bool:
     """Have it ask the kernel anew, here and now; whether anything differs."""
     return tracking._learn(tracking._read(tracking._names))
+
+
+class Listener:
+    """Has no socket; its flood is the host's."""
+
+    sockets = ()
+    is_used = True
+
+    def __init__(self, found: Host) -> None:
+        self._found = found
+
+    @property
+    def is_flooded(self) -> bool:
+        return self._found.flooded
+
+    def read(self) -> None:
+        if "read" in self._found.broken:
+            raise ValueError("a bug")
 
 
 @contextmanager
@@ -77,16 +98,17 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
             router: VirtualRouter,
             source: Address,
             key: bytes | None,
-            counters: dict[Address, int],
+            guard: Guard,
+            listener: object,
+            wake: Callable[[], None],
         ) -> None:
             found.do(f"open {source}")
-            found.counters = counters
-            self.sockets = ()
+            found.guard = guard
 
         def send(self, priority: int) -> None:
             found.do(f"send {priority}")
 
-        def receive(self) -> list[Advert | Refusal]:
+        def taken(self) -> list[Advert | Refusal]:
             heard, found.incoming = found.incoming, []
             return heard
 
@@ -120,6 +142,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         def close(self) -> None:
             found.on = False
 
+    monkeypatch.setattr(hearing, "Listener", lambda *_: Listener(found))
     monkeypatch.setattr(module, "Channel", Channel)
     monkeypatch.setattr(module, "Holding", Holding)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
@@ -19,12 +19,19 @@ class Addresses:
     def __init__(self, interface: str) -> None:
         self.outcomes: list[Outcome] = []
         self.asked: list[str] = []
+        self.turn = 0
 
     def take(self, vips: Iterable[Address]) -> Outcome:
+        self.turn += 1
         return self._do("take")
 
     def drop(self, vips: Iterable[Address]) -> Outcome:
+        self.turn += 1
         return self._do("drop")
+
+    def again(self, turn: int, on: bool, vips: Iterable[Address]) -> Outcome:
+        assert turn == self.turn
+        return self._do("take" if on else "drop")
 
     def _do(self, what: str) -> Outcome:
         self.asked.append(what)
@@ -52,6 +59,10 @@ class Announcer:
         pass
 
 
+def at_once(work: Callable[[], Outcome], done: Callable[[Outcome], None]) -> None:
+    done(work())
+
+
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Holding, Addresses]]:
     monkeypatch.setattr(module, "Announcer", Announcer)
@@ -67,10 +78,10 @@ def test_vips_that_did_not_go_are_taken_off_once_more(held: tuple[Holding, Addre
     holding.take()
     addresses.outcomes = [FAILED, FAILED, Outcome(changed=(VIP,))]
     assert not holding.drop()
-    holding.again()
+    holding.again(at_once)
     assert "no memory" in holding.problem
-    holding.again()
-    holding.again()
+    holding.again(at_once)
+    holding.again(at_once)
     assert addresses.asked == ["take", "drop", "drop", "drop"]
     assert holding.problem == ""
 
@@ -82,11 +93,11 @@ def test_vips_that_were_not_put_on_are_announced_when_they_are(
     addresses.outcomes = [FAILED, FAILED, Outcome(changed=(VIP,))]
     holding.take()
     announced = holding.announced
-    holding.again()
+    holding.again(at_once)
     assert (holding.announced, "no memory" in holding.problem) == (announced, True)
-    holding.again()
+    holding.again(at_once)
     assert (holding.announced, holding.problem) == (announced + 1, "")
-    holding.again()
+    holding.again(at_once)
     assert addresses.asked == ["take"] * 3
 
 
@@ -98,3 +109,21 @@ def test_announcements_are_a_problem_of_who_has_the_vips(held: tuple[Holding, Ad
     assert holding.problems == (("addresses", ""), ("announcements", "the network is down"))
     holding.drop()
     assert holding.problems == quiet
+
+
+def test_a_retry_is_left_to_the_kernel_and_counts_no_more_after_something_else(
+    held: tuple[Holding, Addresses],
+) -> None:
+    """Nothing waits for it; and a node that is backup by then does not announce."""
+    holding, addresses = held
+    addresses.outcomes = [FAILED]
+    holding.take()
+    waiting: list[tuple[Callable[[], Outcome], Callable[[Outcome], None]]] = []
+    for _ in range(3):
+        holding.again(lambda work, done: waiting.append((work, done)))
+    ((_, done),) = waiting
+    assert addresses.asked == ["take"]
+    holding.drop()
+    announced = holding.announced
+    done(Outcome(changed=(VIP,)))
+    assert holding.announced == announced

@@ -52,6 +52,19 @@ def test_a_clock_that_is_set_back_leaves_no_problem_for_ever() -> None:
 def test_forged_sources_are_bounded_in_memory_and_in_lines() -> None:
     ledger = Ledger(interval_s=1.0)
     lines = [ledger.note([mismatch(source=f"10.0.1.{n}")], 100.0) for n in range(200)]
-    assert sum(map(len, lines)) == MAX_PROBLEMS
+    assert sum(map(len, lines)) == 4
     assert len(ledger.current(100.0)) == MAX_PROBLEMS
-    assert ledger.note([mismatch()], 200.0) == [mismatch()]  # the forged ones are forgotten
+    (news,) = ledger.note([mismatch()], 200.0)  # the forged ones are forgotten
+    assert news.text == "other VIPs (12 such lines were left out before this one)"
+    assert ledger.current(200.0)[0].text == "other VIPs"
+
+
+def test_sources_that_are_forged_for_an_hour_make_a_few_lines_a_minute() -> None:
+    ledger = Ledger(interval_s=1.0)
+    lines = 0
+    for second in range(3600):
+        for n in range(20):
+            forged = mismatch(source=f"10.{second % 250}.{n}.1")
+            lines += len(ledger.note([forged], 100.0 + second))
+    assert lines <= 4 * 61
+    assert ledger.note([mismatch(kind="ttl")], 3720.0) == [mismatch(kind="ttl")]

@@ -11,6 +11,7 @@ import pytest
 
 from agent.failover.fitness import Judgement
 from agent.failover.model import Mode, Role
+from agent.failover.process.hearing import Hearing
 from agent.failover.process.router import Router
 from agent.failover.vrrp import machine
 from agent.failover.vrrp.advert import Reason, Refusal
@@ -35,7 +36,8 @@ def run(monkeypatch: pytest.MonkeyPatch, work: Work, *, inherited: bool = False)
     """A started router, backup; what its start did is forgotten."""
 
     async def started(found: Host) -> None:
-        router = Router(ROUTER, None, grouped=False, mode=Mode.NORMAL, group=lambda each: {})
+        hearing, mode = Hearing(), Mode.NORMAL
+        router = Router(ROUTER, None, hearing, grouped=False, mode=mode, group=lambda each: {})
         found.on = inherited
         router.start(UP, FIT, inherited=inherited)
         assert found.taken() == ["hold", f"open {OWN}"]
@@ -196,13 +198,9 @@ def test_no_effect_that_fails_keeps_the_others_from_being_done(
 
 def test_no_packet_stops_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(router: Router, found: Host) -> None:
-        def fails(_: object) -> Any:
-            raise ValueError("a bug")
-
         router.handle(Claim())
-        with monkeypatch.context() as broken:
-            broken.setattr(type(router._channel), "receive", fails)
-            router._fire()
+        found.broken = {"read"}
+        router._fire()
         assert router._timer is not None
 
     run(monkeypatch, work)
@@ -210,10 +208,47 @@ def test_no_packet_stops_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_channel_of_the_router_knows_the_counters(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(router: Router, found: Host) -> None:
-        found.counters[OTHER] = 7
+        found.guard.accept(OTHER, 7)
         router.observe(None, FIT)
         router.observe(UP, FIT)
-        assert found.counters == {OTHER: 7}
+        assert found.guard.heard == {OTHER: 7}
+
+    run(monkeypatch, work)
+
+
+def test_silence_in_a_flood_counts_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(router: Router, found: Host) -> None:
+        def silence() -> Role:
+            router.state = replace(router.state, down_s=router._loop.time())
+            router._fire()
+            return router.role
+
+        found.flooded = True
+        assert {silence() for _ in range(20)} == {Role.BACKUP}
+        hear(router, found, advert(200))
+        assert {silence() for _ in range(20)} == {Role.BACKUP}, "it has come through"
+        assert silence() is Role.MASTER, "but not for ever"
+
+    run(monkeypatch, work)
+
+
+def test_a_master_advertises_in_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(router: Router, found: Host) -> None:
+        router.handle(Claim())
+        found.flooded = True
+        found.taken()
+        router.state = replace(router.state, advert_s=router._loop.time())
+        router._fire()
+        assert "send 100" in found.taken()
+
+    run(monkeypatch, work)
+
+
+def test_silence_without_a_flood_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(router: Router, found: Host) -> None:
+        router.state = replace(router.state, down_s=router._loop.time())
+        router._fire()
+        assert router.role is Role.MASTER
 
     run(monkeypatch, work)
 

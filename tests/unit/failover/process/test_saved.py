@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from agent.failover.model import Mode
 from agent.failover.process import saved
 from agent.failover.process.saved import Saved, SavedFile
 
-EVERYTHING = Saved({"web": Mode.PROMOTED}, False, "detached by hand", frozenset({"eth0"}))
+COUNTERS = {"web": {ip_address("10.0.0.2"): 2**60, ip_address("fe80::2"): 7}}
+EVERYTHING = Saved({"web": Mode.PROMOTED}, False, "detached", frozenset({"eth0"}), COUNTERS)
 
 
 def keep(folder: Path, what: Saved) -> None:
@@ -32,6 +34,12 @@ def test_the_word_of_another_boot_is_void_and_the_modes_are_not(
 ) -> None:
     keep(tmp_path, EVERYTHING)
     monkeypatch.setattr(saved, "_boot_id", lambda: "another")
+    assert SavedFile(tmp_path, "lb").load() == Saved({"web": Mode.PROMOTED}, counters=COUNTERS)
+
+
+def test_a_file_of_before_counters_were_saved_is_good(tmp_path: Path) -> None:
+    text = '{"modes": {"web": "promoted"}, "boot": "", "attached": null, "why": "", "programs": []}'
+    (tmp_path / "lb.failover.json").write_text(text)
     assert SavedFile(tmp_path, "lb").load() == Saved({"web": Mode.PROMOTED})
 
 

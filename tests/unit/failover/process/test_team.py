@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.failover.fitness import AgentWord
-from agent.failover.model import OWNER, Mode, Role, Track
+from agent.failover.model import OWNER, Authentication, Mode, Role, Track
 from agent.failover.plan import FailoverPlan, VirtualRouter
 from agent.failover.process import team as module
 from agent.failover.process.links import Interface
@@ -20,7 +20,7 @@ from agent.failover.process.router import Router
 from agent.failover.process.team import Team
 from agent.model import Address
 from agent.notify import Notifier
-from tests.unit.failover.process.fakes import INSTANCE, ROUTER, UP, VIP, Host, host, look
+from tests.unit.failover.process.fakes import INSTANCE, OTHER, ROUTER, UP, VIP, Host, host, look
 
 type Work = Callable[[Team, Host, dict[str, Interface]], None]
 type AsyncWork = Callable[[Team, Host, dict[str, Interface]], Awaitable[None]]
@@ -122,6 +122,25 @@ def test_none_of_a_group_moves_before_all_are_there(
         assert done.index("take") > max(at for at, what in enumerate(done) if "open" in what)
 
     run(monkeypatch, tmp_path, owners("eth0", "eth1"), work)
+
+
+def test_a_process_that_was_restarted_knows_the_last_counters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hmac = replace(ALONE, instance=replace(ALONE.instance, authentication=Authentication.HMAC))
+    kept: list[Team] = []
+
+    async def first(team: Team, found: Host, _: dict[str, Interface]) -> None:
+        found.guard.accept(OTHER, 2**60)
+        kept.append(team)
+
+    def second(team: Team, found: Host, _: dict[str, Interface]) -> None:
+        assert found.guard.refuses(OTHER, 2**60, in_ns=True)
+        assert not found.guard.refuses(OTHER, 2**60 + 1)
+
+    run_async(monkeypatch, tmp_path, (hmac,), first)
+    asyncio.run(kept[0].save())  # as at its end
+    run(monkeypatch, tmp_path, (hmac,), second)
 
 
 def test_who_is_left_of_a_group_goes_on_alone(

@@ -12,6 +12,8 @@ from agent.failover.model import Checksum, Instance
 from agent.failover.vrrp import packet
 from agent.failover.vrrp.advert import Advert, Reason, Refusal
 from agent.failover.vrrp.headers import Datagram, virtual_mac
+from agent.failover.vrrp.replay import Guard
+from agent.model import Address
 from tests.unit.failover.vrrp import frames
 from tests.unit.failover.vrrp.frames import PRIORITY, THERE, VARIANTS, VRID, Variant, datagram
 
@@ -27,8 +29,13 @@ def sent(
     return frames.heard(packet.ip_packet(own, PRIORITY, ip_address(to), counter=counter))
 
 
+def guard(before: dict[Address, int] | None = None) -> Guard:
+    """For a clock that has just begun: no counter is of long ago."""
+    return Guard(before or {}, clock_ns=lambda: 0)
+
+
 def refusal(own: packet.Own, heard: Datagram, last: int = -1) -> Refusal:
-    found = packet.decode(own, heard, {THERE[4]: last})
+    found = packet.decode(own, heard, guard({THERE[4]: last}))
     assert isinstance(found, Refusal), found
     return found
 
@@ -57,7 +64,7 @@ def test_adverts_are_keepaliveds_byte_for_byte(variant: Variant) -> None:
 def test_keepaliveds_adverts_are_understood(variant: Variant) -> None:
     for frame, priority in [*((each, PRIORITY) for each in variant.adverts), (variant.leaving, 0)]:
         heard = datagram(frame)
-        found = packet.decode(variant.here(), heard, {})
+        found = packet.decode(variant.here(), heard, guard())
         assert isinstance(found, Advert), found
         instance = variant.instance
         assert found == Advert(
@@ -78,7 +85,7 @@ def test_any_changed_byte_of_an_advert_is_noticed(variant: Variant) -> None:
     for at in range(len(heard.payload)):
         changed = bytearray(heard.payload)
         changed[at] ^= 0x01
-        found = packet.decode(variant.here(), replace(heard, payload=bytes(changed)), {})
+        found = packet.decode(variant.here(), replace(heard, payload=bytes(changed)), guard())
         assert not isinstance(found, Advert), f"byte {at}"
 
 
@@ -87,9 +94,9 @@ def test_shorter_and_longer_adverts_are_refused() -> None:
         heard = datagram(variant.adverts[0])
         for size in range(len(heard.payload)):
             cut = replace(heard, payload=heard.payload[:size])
-            assert not isinstance(packet.decode(variant.here(), cut, {}), Advert)
+            assert not isinstance(packet.decode(variant.here(), cut, guard()), Advert)
         longer = replace(heard, payload=heard.payload + b"\0")
-        assert isinstance(packet.decode(variant.here(), longer, {}), Refusal)
+        assert isinstance(packet.decode(variant.here(), longer, guard()), Refusal)
 
 
 def test_adverts_that_came_through_a_router_are_refused() -> None:
@@ -102,7 +109,7 @@ def test_only_unicast_ipv6_of_a_peer_may_have_keepaliveds_hop_limit() -> None:
     unicast = BY_NAME["v3_ip6_ucast"]
     heard = datagram(unicast.adverts[0])
     assert heard.hops == 64
-    assert isinstance(packet.decode(unicast.here(), heard, {}), Advert)
+    assert isinstance(packet.decode(unicast.here(), heard, guard()), Advert)
     stranger = replace(heard, source=ip_address("fd73::66"))
     assert refusal(unicast.here(), stranger).reason is Reason.TTL
     multicast = BY_NAME["v3_ip6"]
@@ -176,7 +183,7 @@ def test_multicast_of_others_does_not_matter_to_a_unicast_pair_unless_it_has_our
     stranger = {4: ip_address("10.73.0.66")}
     elsewhere = frames.own(frames.V3, vips=(ip_address("10.73.0.200"),), here=stranger)
     heard = frames.heard(packet.ip_packet(elsewhere, PRIORITY, ip_address("224.0.0.18")))
-    assert packet.decode(unicast, heard, {}) is None
+    assert packet.decode(unicast, heard, guard()) is None
 
 
 def test_who_is_no_peer_is_not_listened_to() -> None:
@@ -199,10 +206,10 @@ def test_other_virtual_routers_are_none_of_ours_unless_they_have_our_vips() -> N
     assert refusal(own, sent(other)).reason is Reason.VRID
     elsewhere = frames.own(other, vips=(ip_address("10.73.0.200"),), here=THERE)
     heard = frames.heard(packet.ip_packet(elsewhere, PRIORITY, ip_address("224.0.0.18")))
-    assert packet.decode(own, heard, {}) is None
+    assert packet.decode(own, heard, guard()) is None
     local = frames.own(other, vips=(frames.SIX[0], ip_address("fd73::200")), here=frames.THERE)
     heard = frames.heard(packet.ip_packet(local, PRIORITY, ip_address("ff02::12")))
-    assert packet.decode(frames.own(frames.V3, vips=frames.SIX), heard, {}) is None
+    assert packet.decode(frames.own(frames.V3, vips=frames.SIX), heard, guard()) is None
 
 
 def test_hundreds_of_vips_of_others_are_looked_through_once(
@@ -222,37 +229,39 @@ def test_hundreds_of_vips_of_others_are_looked_through_once(
     own = frames.own(frames.V3, vips=tuple(many[0]))
     with monkeypatch.context() as counting:
         counting.setattr(IPv4Address, "__eq__", counted)
-        assert packet.decode(own, heard, {}) is None
+        assert packet.decode(own, heard, guard()) is None
     assert compared < 1000
 
 
 def test_ipsec_of_others_is_none_of_ours() -> None:
     heard = datagram(BY_NAME["v2_mcast_ah"].adverts[0])
     tcp = replace(heard, payload=b"\x06" + heard.payload[1:])
-    assert packet.decode(frames.own(frames.V2_AH), tcp, {}) is None
-    assert packet.decode(frames.own(frames.V2_AH), replace(heard, payload=b""), {}) is None
+    assert packet.decode(frames.own(frames.V2_AH), tcp, guard()) is None
+    assert packet.decode(frames.own(frames.V2_AH), replace(heard, payload=b""), guard()) is None
 
 
 def test_replayed_adverts_are_refused() -> None:
     for instance in (frames.V2_AH, frames.V3_HMAC):
         own = frames.own(instance)
         heard = sent(instance, counter=1000)
-        assert isinstance(packet.decode(own, heard, {THERE[4]: 999}), Advert)
+        assert isinstance(packet.decode(own, heard, guard({THERE[4]: 999})), Advert)
         assert refusal(own, heard, last=1000).reason is Reason.REPLAY
         assert refusal(own, heard, last=1001).reason is Reason.REPLAY
-        assert isinstance(packet.decode(own, heard, {HERE: 5000}), Advert), "of another sender"
+        assert isinstance(packet.decode(own, heard, guard({HERE: 5000})), Advert), (
+            "of another sender"
+        )
 
 
 def test_hmac_covers_the_addresses_and_every_byte() -> None:
     own, heard = frames.own(frames.V3_HMAC), sent(frames.V3_HMAC, counter=7)
     assert len(heard.payload) == 12 + 8 + 32
-    assert isinstance(packet.decode(own, heard, {}), Advert)
+    assert isinstance(packet.decode(own, heard, guard()), Advert)
     moved = replace(heard, source=ip_address("10.73.0.3"))
-    assert isinstance(packet.decode(own, moved, {}), Refusal)
+    assert isinstance(packet.decode(own, moved, guard()), Refusal)
     for at in range(len(heard.payload)):
         changed = bytearray(heard.payload)
         changed[at] ^= 0x80
-        found = packet.decode(own, replace(heard, payload=bytes(changed)), {})
+        found = packet.decode(own, replace(heard, payload=bytes(changed)), guard())
         assert not isinstance(found, Advert), f"byte {at}"
     stranger = replace(own, key=b"another key")
     assert refusal(stranger, heard).reason is Reason.AUTHENTICATION
@@ -277,7 +286,7 @@ def test_an_advert_without_vips_or_interval_is_refused() -> None:
 def test_the_longest_interval_and_the_shortest_go_over_the_wire() -> None:
     for interval_s in (0.01, 0.29, 40.95):
         instance = replace(frames.V3, interval_s=interval_s)
-        found = packet.decode(frames.own(instance), sent(instance), {})
+        found = packet.decode(frames.own(instance), sent(instance), guard())
         assert isinstance(found, Advert)
         assert found.interval_s == interval_s
 
@@ -298,7 +307,7 @@ def test_more_vips_than_an_advert_can_name_are_cut_alike_on_both_nodes() -> None
 def test_the_checksum_variant_is_for_ipv4_alone() -> None:
     instance = replace(frames.V3, checksum=Checksum.V2)
     variant = replace(BY_NAME["v3_ip6"], instance=instance)
-    assert isinstance(packet.decode(variant.here(), datagram(variant.adverts[0]), {}), Advert)
+    assert isinstance(packet.decode(variant.here(), datagram(variant.adverts[0]), guard()), Advert)
 
 
 def test_a_virtual_mac_names_family_and_vrid() -> None:

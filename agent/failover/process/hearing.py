@@ -1,0 +1,71 @@
+"""Owns the listeners of this process: one for an interface and a family, open while it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import structlog
+
+from agent.failover.vrrp.listener import Listener
+
+log = structlog.get_logger()
+
+type _Place = tuple[str, int, int]  # interface, its number, family
+
+
+class Hearing:
+    """Reads the listeners' sockets when there is something, but those that rest."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listeners: dict[_Place, Listener] = {}
+        self._is_reading = False
+        self._news: list[Callable[[], None]] = []
+
+    def listener(self, interface: str, ifindex: int, family: int) -> Listener:
+        """The one of this interface; ``ifindex`` tells it from one of the same name before."""
+        place = interface, ifindex, family
+        found = self._listeners.get(place)
+        if found is None:
+            found = self._listeners[place] = Listener(interface, family)
+            for each in found.sockets:
+                self._watch(found, each)
+        return found
+
+    def tidy(self) -> None:
+        """Close those that nobody uses any more."""
+        for place, listener in list(self._listeners.items()):
+            if not listener.is_used:
+                del self._listeners[place]
+                for each in listener.sockets:
+                    self._loop.remove_reader(each)
+                listener.close()
+
+    def _watch(self, listener: Listener, one: socket.socket) -> None:
+        if listener in self._listeners.values():
+            self._loop.add_reader(one, self._read, listener, one)
+
+    def _read(self, listener: Listener, one: socket.socket) -> None:
+        self._is_reading = True
+        try:
+            listener.read(one)
+        except Exception:  # whatever somebody sends
+            log.exception("adverts cannot be read")
+        finally:
+            self._is_reading = False
+        rest_s = listener.rests_s(one)
+        if rest_s > 0:  # readable it stays, and would have the loop for itself
+            self._loop.remove_reader(one)
+            self._loop.call_later(rest_s, self._watch, listener, one)
+        news, self._news = self._news, []
+        for told in news:
+            told()
+
+    def tell(self, told: Callable[[], None]) -> None:
+        """Call this when what is being read is read."""
+        if self._is_reading:
+            self._news.append(told)
+        else:  # by somebody who acts first on what it has read itself
+            self._loop.call_soon(told)

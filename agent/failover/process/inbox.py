@@ -1,0 +1,63 @@
+"""Decides what of much that one virtual router hears at once is acted upon, counted and logged."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+
+import structlog
+
+from agent.failover.plan import VirtualRouter
+from agent.failover.process.ledger import Ledger
+from agent.failover.vrrp.advert import Advert, Reason, Refusal
+from agent.failover.vrrp.compare import problems
+from agent.model import Address
+
+log = structlog.get_logger()
+
+
+class Inbox:
+    """``received`` adverts, ``discarded`` ones by reason; ``ledger``: what is wrong with them."""
+
+    def __init__(self, interval_s: float) -> None:
+        self.ledger = Ledger(interval_s)
+        self.received = 0
+        self.discarded: Counter[str] = Counter()
+
+    def take(
+        self, found: Iterable[Advert | Refusal], router: VirtualRouter, own: Address, priority: int
+    ) -> list[Advert]:
+        """The last advert of each node: one that said much meanwhile is answered once.
+
+        Of what is refused for the same reason, the last one is looked at, and all are counted.
+        """
+        latest: dict[Address, Advert] = {}
+        refused: dict[Reason, tuple[Refusal, int]] = {}
+        for heard in found:
+            if isinstance(heard, Refusal):
+                refused[heard.reason] = heard, refused.get(heard.reason, (heard, 0))[1] + 1
+            else:
+                self.received += 1
+                latest.pop(heard.source, None)
+                latest[heard.source] = heard
+        adverts = list(latest.values())
+        for refusal, count in refused.values():
+            self.discarded[refusal.reason.value] += count
+            self._note(router, own, priority, refusal, count)
+        for advert in adverts:
+            self._note(router, own, priority, advert, 1)
+        return adverts
+
+    def _note(
+        self,
+        router: VirtualRouter,
+        own: Address,
+        priority: int,
+        heard: Advert | Refusal,
+        count: int,
+    ) -> None:
+        wrong = problems(router, own, priority, heard)
+        if wrong:
+            for news in self.ledger.note(wrong, time.time(), count):
+                log.warning("mismatch", router=router.name, kind=news.kind, text=news.text)

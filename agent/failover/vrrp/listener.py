@@ -1,0 +1,252 @@
+"""Owns the raw sockets by which adverts come in: one set for an interface and a family, shared by
+all its virtual routers.
+
+Reading is bounded: after some packets that are no adverts for us a socket rests, so that a flood
+costs a small share of the processor, and no timer waits for its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import socket
+import struct
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from typing import Protocol
+
+from agent.failover.model import Authentication
+from agent.failover.vrrp import headers, packet, sieve
+from agent.failover.vrrp.auth import IPPROTO_AH
+from agent.failover.vrrp.checksum import IPPROTO_VRRP
+from agent.failover.vrrp.headers import Datagram
+from agent.failover.vrrp.sieve import Lane
+
+_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33  # the socket module does not name them
+_PACKET_BYTES = 2048
+_ANCILLARY_BYTES = socket.CMSG_SPACE(20) + socket.CMSG_SPACE(4)
+_ONE_TURN = 256  # packets; then the timers have theirs
+# A node that was frozen finds what came meanwhile: more than two thousand adverts.
+_EXPECTED_BYTES, _OTHER_BYTES = 1 << 21, 1 << 16
+_MOST_PARSED = 1024
+_BACKLOG = 6000  # more than the larger buffer holds
+
+
+@dataclass(slots=True)
+class _Source:
+    """A socket, and how much of what is no advert for us it may bring before it rests."""
+
+    socket: socket.socket
+    lane: Lane
+    protocol: int
+    most_refused: int
+    rest_s: float
+    awake_s: float = 0.0  # it rests until then
+    sifted: object = None  # what its filter was made for
+
+
+class Member(Protocol):
+    """A virtual router that listens."""
+
+    own: packet.Own
+
+    def hear(self, heard: Datagram) -> bool | None:
+        """Whether it is an advert to this virtual router; None: it is none of its business."""
+
+
+class Listener:
+    """In the network namespace of the caller. Opening raises OSError."""
+
+    def __init__(self, interface: str, family: int) -> None:
+        self._interface, self._family = interface, family
+        self._members: dict[int, Member] = {}  # by VRID
+        self._by_vip: dict[bytes, Member] = {}
+        self._parsed: dict[bytes, Datagram] = {}
+        self._opened = contextlib.ExitStack()
+        protocols = (IPPROTO_VRRP,) if family == 6 else (IPPROTO_VRRP, IPPROTO_AH)
+        try:
+            self._sources = tuple(self._open(each, lane) for lane in Lane for each in protocols)
+            self._join_group()
+        except BaseException:
+            self._opened.close()
+            raise
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """To be watched for reading, but not while they rest."""
+        return tuple(source.socket for source in self._sources)
+
+    @property
+    def is_used(self) -> bool:
+        return bool(self._members)
+
+    def rests_s(self, one: socket.socket) -> float:
+        """For how long this socket is not read; at most 0: it is."""
+        (source,) = (source for source in self._sources if source.socket is one)
+        return source.awake_s - time.monotonic() if source.awake_s else 0.0
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether adverts may wait, or be lost, behind what only looks like them."""
+        now_s = time.monotonic()
+        return any(s.lane is Lane.EXPECTED and s.awake_s > now_s for s in self._sources)
+
+    def join(self, member: Member) -> None:
+        """It hears from now on, instead of whoever had its VRID before."""
+        self._members[member.own.router.instance.vrid] = member
+        self._changed()
+
+    def leave(self, member: Member) -> None:
+        """It hears no more."""
+        vrid = member.own.router.instance.vrid
+        if self._members.get(vrid) is member:
+            del self._members[vrid]
+            self._changed()
+
+    def read(self, only: socket.socket | None = None) -> None:
+        """Give the members all that came before this call; or some of what came by one socket."""
+        now_s = time.monotonic()
+        for source in self._sources:
+            if source.awake_s <= now_s and only in (None, source.socket):
+                self._read(source, now_s, _BACKLOG if only is None else _ONE_TURN)
+
+    def close(self) -> None:
+        """Leave the group and close the sockets."""
+        self._opened.close()
+
+    def _read(self, source: _Source, now_s: float, most: int) -> None:
+        refused = 0
+        for _ in range(most):
+            try:
+                datagram = self._receive(source.socket)
+            except BlockingIOError:
+                return
+            except OSError:  # of the past: the link went down; reading took the error away
+                continue
+            if datagram is None or not self._dispatch(datagram):
+                refused += 1
+            if refused >= source.most_refused:
+                source.awake_s = now_s + source.rest_s
+                return
+
+    def _receive(self, of: socket.socket) -> Datagram | None:
+        if self._family == 4:
+            return self._parse(of.recv(_PACKET_BYTES))
+        data, ancillary, _, sender = of.recvmsg(_PACKET_BYTES, _ANCILLARY_BYTES)
+        destination, hops = b"", 0
+        for level, kind, value in ancillary:
+            if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+                destination = value[:16]
+            elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT):
+                (hops,) = struct.unpack("@i", value)
+        source = IPv6Address(sender[0].partition("%")[0])
+        return Datagram(source, IPv6Address(destination), hops, data)
+
+    def _parse(self, data: bytes) -> Datagram | None:
+        """The same object for the same packet: a master says the same again and again."""
+        key = data[8:10] + data[12:]  # all but what numbers a packet
+        found = self._parsed.get(key)
+        if found is None and (found := headers.parse_ipv4(data)) is not None:
+            if len(self._parsed) >= _MOST_PARSED:
+                self._parsed.clear()
+            self._parsed[key] = found
+        return found
+
+    def _dispatch(self, heard: Datagram) -> bool:
+        """Whether it was an advert to one of the members."""
+        advert = packet.advert_in(heard)
+        if advert is None or len(advert) < 2:
+            return False
+        member = self._members.get(advert[1])
+        found = None if member is None else member.hear(heard)
+        if found is not None:
+            return found
+        # Not to us; but it may have our VIPs.
+        told = {id(member)}
+        for vip in packet.named(self._family, advert):
+            other = self._by_vip.get(vip)
+            if other is not None and id(other) not in told:
+                told.add(id(other))
+                other.hear(heard)
+        return False
+
+    def _changed(self) -> None:
+        self._by_vip = {
+            vip.packed: member
+            for member in self._members.values()
+            for vip in member.own.router.vips
+            if not vip.is_link_local
+        }
+        for source in self._sources:
+            self._sift(source)
+
+    def _sift(self, source: _Source) -> None:
+        """Have the kernel give us what the members want by this socket."""
+        owns = [member.own for member in self._members.values()]
+        is_sealed = source.protocol == IPPROTO_AH
+        instances = [own.router.instance for own in owns]
+        vrids = frozenset(
+            each.vrid
+            for each in instances
+            if (each.authentication is Authentication.AH) == is_sealed
+        )
+        wanted = bool(owns), vrids, packet.hops_of(owns)
+        if wanted == source.sifted:
+            return
+        for sums in (True, False):
+            steps = sieve.nothing()
+            if owns:
+                steps = sieve.program(
+                    source.lane,
+                    source.protocol,
+                    self._family,
+                    vrids,
+                    hops=wanted[2],
+                    sums=sums,
+                )
+            try:
+                _attach(source.socket, steps)
+                break
+            except OSError as error:
+                # Kernels before 6.8 have less room for options of a socket, this one among them.
+                if error.errno != errno.ENOMEM or not sums:
+                    raise
+        source.sifted = wanted
+
+    def _open(self, protocol: int, lane: Lane) -> _Source:
+        kind = socket.AF_INET if self._family == 4 else socket.AF_INET6
+        opened = self._opened.enter_context(socket.socket(kind, socket.SOCK_RAW, protocol))
+        _attach(opened, sieve.nothing())
+        opened.setblocking(False)
+        if self._family == 6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface.encode())
+        size = _EXPECTED_BYTES if lane is Lane.EXPECTED else _OTHER_BYTES
+        with contextlib.suppress(PermissionError):  # in a user namespace: the default does
+            opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+        with contextlib.suppress(BlockingIOError):  # what came by other interfaces before
+            while True:
+                opened.recv(_PACKET_BYTES)
+        most, rest_s = (64, 0.01) if lane is Lane.EXPECTED else (32, 0.1)
+        return _Source(opened, lane, protocol, most, rest_s)
+
+    def _join_group(self) -> None:
+        ifindex = socket.if_nametoindex(self._interface)
+        group, heard = headers.group(self._family).packed, self._sources[0].socket
+        if len(group) == 4:
+            request = struct.pack("@4s4si", group, bytes(4), ifindex)
+            heard.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+        else:
+            request = struct.pack("@16si", group, ifindex)
+            heard.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
+
+
+def _attach(to: socket.socket, steps: Iterable[sieve.Step]) -> None:
+    code = sieve.packed(steps)
+    buffer = ctypes.create_string_buffer(code)
+    option = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))
+    to.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
