@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from agent.config import live
-from agent.config.edit import Edit, apply_edit
+from agent.config.edit import Edit, EditOp, apply_edit
 from agent.config.load import read_text
 from agent.config.plan import TABLE_FIELDS, Change, global_changes, plan
 from agent.config.store import LoadedRunning, RunningStore
@@ -20,7 +21,7 @@ from agent.dataplane.flows import names_of, query_flows
 from agent.dataplane.trace import Follower
 from agent.errors import ConfigError, SteelyardError
 from agent.metrics.observer import AgentFacts
-from agent.model import Config
+from agent.model import BackendRef, Config
 from agent.notify import Notifier
 from agent.state.events import TraceQuery
 from agent.state.moves import Moved, MoveOrder
@@ -65,13 +66,18 @@ class AgentControl:
         """What the running configuration has that the file does not."""
         return plan(self._loaded.file_config, self._core.config)
 
-    async def edit(self, edit: Edit, dry_run: bool) -> tuple[Change, ...]:
+    async def edit(
+        self, edit: Edit, dry_run: bool, *, confirmed: bool = False
+    ) -> tuple[Change, ...]:
         """Change the running configuration, or say what would change."""
         async with self._changing:
             new = apply_edit(self._core.config, edit)
             changes = plan(self._core.config, new)
             self._core.identities(new)  # refuses what the tables cannot hold
             await self._keep_flows(new)
+            # What removes by name is meant.
+            if edit.op is EditOp.SERVICES_APPLY and not (confirmed or dry_run):
+                await self._ask_to_cut(new, "lbctl apply --yes")
             if changes and not dry_run:
                 since_file = plan(self._loaded.file_config, new)
                 self._store.save(new, self._loaded.file_digest, since_file)
@@ -83,13 +89,15 @@ class AgentControl:
         """Have the VIPs move as the operator says, or with ``dry_run`` only say how."""
         return await self._core.pair.move(order)
 
-    async def reload(self) -> tuple[Change, ...]:
+    async def reload(self, *, dry_run: bool = False, confirmed: bool = False) -> tuple[Change, ...]:
         """Read the configuration file again. A bad one changes nothing, and status says so."""
         async with self._changing:
+            if dry_run:
+                return (await self._wanted())[1]
             self._notifier.reloading()
             try:
                 try:
-                    config, changes = await self._accept()
+                    config, changes = await self._accept(confirmed)
                 except SteelyardError as error:
                     self._facts = replace(self._facts, config_problem=str(error))
                     log.error(
@@ -101,7 +109,8 @@ class AgentControl:
             finally:
                 self._notifier.ready(status_line(self._core.now.situation))
 
-    async def _accept(self) -> tuple[Config, tuple[Change, ...]]:
+    async def _wanted(self) -> tuple[LoadedRunning, tuple[Change, ...]]:
+        """What the file asks for now, if it can be had; touches nothing."""
         text = read_text(self._path)
         loaded = self._store.load(text, str(self._path))
         running = self._core.config
@@ -118,7 +127,13 @@ class AgentControl:
         changes = plan(running, loaded.config)
         self._core.identities(loaded.config)
         await self._keep_flows(loaded.config)
-        settle(self._store, loaded)
+        return loaded, changes
+
+    async def _accept(self, confirmed: bool) -> tuple[Config, tuple[Change, ...]]:
+        loaded, changes = await self._wanted()
+        if not confirmed:
+            await self._ask_to_cut(loaded.config, "lbctl reload --yes")
+        await settle(self._store, loaded)
         self._loaded = loaded
         self._facts = replace(
             self._facts,
@@ -131,11 +146,24 @@ class AgentControl:
         """Raise ConflictError for a change that open flows, if there are any, would not survive."""
         found = live.threats(self._core.config, new)
         if found:
-            await self._core.observer.look_at_flows()
-            services = self.snapshot().services
-            live.refuse_to_cut(
-                found, {s.service.name: sum(b.flows for b in s.backends) for s in services}
-            )
+            flows: Counter[str] = Counter()
+            for backend, number in (await self._open_flows()).items():
+                flows[backend.service] += number
+            live.refuse_to_cut(found, flows)
+
+    async def _ask_to_cut(self, new: Config, confirm: str) -> None:
+        """Raise UnconfirmedError for a change that takes away what has open flows."""
+        found = live.losses(self._core.config, new)
+        if found:
+            live.refuse_unconfirmed(found, await self._open_flows(), confirm)
+
+    async def _open_flows(self) -> dict[BackendRef, int]:
+        await self._core.observer.look_at_flows()
+        return {
+            BackendRef(each.service.name, backend.backend.name): backend.flows
+            for each in self.snapshot().services
+            for backend in each.backends
+        }
 
     def flows(self, query: FlowQuery) -> FlowPage:
         """Recorded flows that match."""
@@ -168,9 +196,19 @@ class AgentControl:
         return explain(view, tuple5)
 
 
-def settle(store: RunningStore, loaded: LoadedRunning) -> None:
-    """Accept what was loaded: put aside what it replaces, and say so."""
-    store.settle(loaded)
+async def settle(store: RunningStore, loaded: LoadedRunning) -> None:
+    """Accept what was loaded: put aside what it replaces, and say so; keep it as the last good."""
+    if loaded.file_problem:
+        log.error(
+            "the configuration file is unusable; the last good configuration is used",
+            problem=loaded.file_problem,
+        )
+        return
+    await asyncio.to_thread(store.settle, loaded)
+    try:
+        await asyncio.to_thread(store.save, loaded.config, loaded.file_digest, loaded.changes)
+    except ConfigError as error:
+        log.warning("a start with a broken file would find no last good one", problem=str(error))
     for dropped in loaded.dropped:
         log.warning(
             "the file changed, so a runtime change is dropped",

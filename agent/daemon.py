@@ -16,8 +16,7 @@ import structlog
 from agent import __version__
 from agent.api.peer import group_id
 from agent.api.server import ApiServer
-from agent.config.load import load_file, read_text
-from agent.config.store import RunningStore
+from agent.config.boot import boot
 from agent.control import AgentControl, settle, status_line
 from agent.core import Core
 from agent.dataplane.attach import interface_index
@@ -49,20 +48,18 @@ async def run(path: Path, host_headers: bool = False) -> None:
     """
     signals = _signals()  # first: what is asked for during the start is done after it
     require_root()
-    file_config = load_file(path)
-    check_host(file_config)
-    locks = InstanceLocks(file_config.name, *file_config.interfaces)
+    config = boot(path).loaded.config
+    check_host(config)
+    locks = InstanceLocks(config.name, *config.interfaces)
     try:
-        await _run_locked(path, file_config, host_headers, signals)
+        await _run_locked(path, host_headers, signals)
     finally:
         locks.release()
 
 
-async def _run_locked(
-    path: Path, file_config: Config, host_headers: bool, signals: _Signals
-) -> None:
-    store = RunningStore(file_config.state_dir, file_config.name)
-    loaded = store.load(read_text(path), str(path))
+async def _run_locked(path: Path, host_headers: bool, signals: _Signals) -> None:
+    begun = boot(path)
+    store, loaded = begun.store, begun.loaded
     facts = AgentFacts(
         version=__version__,
         name=loaded.config.name,
@@ -70,7 +67,7 @@ async def _run_locked(
         started=time.time(),
         config_path=str(path),
         driver=driver_name(loaded.config.interface),
-        config_problem=loaded.problem,
+        config_problem=loaded.file_problem or loaded.problem,
         changes_since_file=len(loaded.changes),
     )
     config = loaded.config
@@ -89,7 +86,7 @@ async def _run_locked(
     server.listen()  # before anything is changed: it may be refused
     try:
         await core.load()
-        settle(store, loaded)
+        await settle(store, loaded)
         await _serve(core, control, server, notifier, signals)
     finally:
         await server.stop()

@@ -47,6 +47,10 @@ class ConflictError(ConfigError):
     """What was asked for does not go with what is there: a name that is taken, open flows."""
 
 
+class UnconfirmedError(ConflictError):
+    """A change that ends open flows, which has to be asked for twice."""
+
+
 class DataplaneError(SteelyardError):
     """The kernel side refused: compile, load, attach, pin or map."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from agent.api.client import ApiNotFoundError
+from agent.api.client import ApiNotFoundError, ApiUnconfirmedError
 from agent.errors import SteelyardError
 from lbctl.environment import Agent, Environment, Output
 from lbctl.output import Data, emit, page
@@ -66,6 +66,22 @@ def remove(env: Environment, order: Order, *, dry_run: bool, yes: bool) -> None:
     show_plan(env, _post(agent, order, dry_run=True))
     ask(env, f"Remove {order.target}?")
     report_done(env, _post(agent, order, dry_run=False))
+
+
+def order_cut(
+    env: Environment, agent: Agent, path: str, body: Mapping[str, object], *, yes: bool
+) -> dict[str, Any]:
+    """Give an order that may turn out to cut open flows: then it is asked for, unless ``yes``."""
+    if not yes:
+        try:
+            return agent.post(path, body)
+        except ApiUnconfirmedError as refusal:
+            if not env.interactive:
+                raise
+            for problem in refusal.problems:
+                env.note(f"{problem.where}: {problem.message}")
+            ask(env, "Cut them?")
+    return agent.post(path, {**body, "confirmed": True})
 
 
 def ask(env: Environment, question: str) -> None:

@@ -71,6 +71,13 @@ COMMANDS = (
         CHANGE,
     ),
     LazyCommand(
+        "reload",
+        "lbctl.commands.reload",
+        "reload",
+        "Have the agent read its configuration file again.",
+        CHANGE,
+    ),
+    LazyCommand(
         "diff",
         "lbctl.commands.diff",
         "diff",

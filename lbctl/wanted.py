@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.config.load import parse
+from agent.config.load import check_end, parse
 from agent.config.plan import global_changes
 from agent.config.render import document
 from agent.errors import ConfigError
@@ -33,6 +33,7 @@ def read(env: Environment, agent: Agent, path: Path) -> Wanted:
     cannot change them, and says so.
     """
     name, text = _text(env, path)
+    check_end(text, name)
     running = agent.get("/v1/config")["config"]
     complete = _states_interface(text)
     config = parse(text if complete else _with_interface(text, running["interface"]), name)

@@ -32,6 +32,10 @@ class ApiRefusedError(ApiError):
         self.problems = problems
 
 
+class ApiUnconfirmedError(ApiRefusedError):
+    """What was asked for cuts open flows, and has to be confirmed."""
+
+
 class ApiNotFoundError(ApiRefusedError):
     """The agent knows no service or backend of that name."""
 
@@ -149,7 +153,7 @@ def _answer(status: int, content: bytes, asked: str, path: Path) -> dict[str, An
         error = {"message": f"{asked} was answered with HTTP {status}", "where": str(path)}
     listed = error.get("problems")
     problems = listed if isinstance(listed, list) and listed else [error]
-    kind = ApiNotFoundError if status == 404 else ApiRefusedError
+    kind = {404: ApiNotFoundError, 428: ApiUnconfirmedError}.get(status, ApiRefusedError)
     raise kind(status, tuple(_problem(each) for each in problems))
 
 

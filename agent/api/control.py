@@ -54,12 +54,17 @@ class Control(Protocol):
         """What the running configuration has that the file does not."""
         ...
 
-    async def edit(self, edit: Edit, dry_run: bool) -> tuple[Change, ...]:
-        """Change the running configuration, or with ``dry_run`` only say what would change."""
+    async def edit(
+        self, edit: Edit, dry_run: bool, *, confirmed: bool = False
+    ) -> tuple[Change, ...]:
+        """Change the running configuration, or with ``dry_run`` only say what would change.
+
+        ``confirmed``: whoever asks knows that open flows are cut.
+        """
         ...
 
-    async def reload(self) -> tuple[Change, ...]:
-        """Read the configuration file again, as SIGHUP does."""
+    async def reload(self, *, dry_run: bool = False, confirmed: bool = False) -> tuple[Change, ...]:
+        """Read the configuration file again, as SIGHUP does, or only say what would change."""
         ...
 
     async def move(self, order: MoveOrder) -> Moved:

@@ -10,6 +10,7 @@ import ipaddress
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 from agent.api import filters, tracefilter
@@ -22,7 +23,8 @@ from agent.state.queries import FiveTuple, FlowQuery
 
 MAX_FLOWS = 10_000
 FLOW_STATES = ("embryonic", "acked", "established", "closing", "awaiting")
-EDIT_FIELDS = ("op", "service", "backend", "values", "dry_run")
+EDIT_FIELDS = ("op", "service", "backend", "values", "dry_run", "confirmed")
+RELOAD_FIELDS = ("dry_run", "confirmed")
 MOVE_FIELDS = ("instance", "force", "dry_run")
 FLOW_PARAMETERS = ("service", "backend", "client", "state", "limit", "hottest")
 TRACE_PARAMETERS = ("kind", "service", "sample", "filter")
@@ -167,8 +169,28 @@ def json_object(body: bytes) -> dict[str, object]:
     return value
 
 
-def edit_request(body: Mapping[str, object]) -> tuple[Edit, bool]:
-    """The change that POST /v1/edit asks for, and whether it is a dry run."""
+@dataclass(frozen=True, slots=True)
+class How:
+    """Whether a change is only to be told, and whether it may cut open flows."""
+
+    dry_run: bool
+    confirmed: bool
+
+
+def _how(body: Mapping[str, object]) -> How:
+    return How(_flag(body, "dry_run"), _flag(body, "confirmed"))
+
+
+def reload_request(body: Mapping[str, object]) -> How:
+    """What POST /v1/reload asks for."""
+    for name in body:
+        if name not in RELOAD_FIELDS:
+            raise _unknown("field", name, RELOAD_FIELDS)
+    return _how(body)
+
+
+def edit_request(body: Mapping[str, object]) -> tuple[Edit, How]:
+    """The change that POST /v1/edit asks for, and how it is to be made."""
     for name in body:
         if name not in EDIT_FIELDS:
             raise _unknown("field", name, EDIT_FIELDS)
@@ -180,7 +202,6 @@ def edit_request(body: Mapping[str, object]) -> tuple[Edit, bool]:
             where="field op",
             remedy=f"use one of {', '.join(operations)}",
         )
-    dry_run = _flag(body, "dry_run")
     values = body.get("values")
     if values is None:
         values = {}
@@ -188,7 +209,7 @@ def edit_request(body: Mapping[str, object]) -> tuple[Edit, bool]:
         raise RequestError(
             "is not an object", where="field values", remedy='send an object, like {"weight": 50}'
         )
-    return Edit(EditOp(op), _name(body, "service"), _name(body, "backend"), values), dry_run
+    return Edit(EditOp(op), _name(body, "service"), _name(body, "backend"), values), _how(body)
 
 
 def move_order(verb: str, body: Mapping[str, object]) -> MoveOrder:

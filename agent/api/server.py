@@ -27,6 +27,7 @@ from agent.errors import (
     NotFoundError,
     RequestError,
     SteelyardError,
+    UnconfirmedError,
 )
 from agent.state.snapshot import Snapshot
 
@@ -41,6 +42,7 @@ type _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # The first that matches; the order is from the special to the general.
 _STATUS: tuple[tuple[type[SteelyardError], int], ...] = (
     (NotFoundError, 404),
+    (UnconfirmedError, 428),
     (ConflictError, 409),
     (ConfigError, 400),
     (RequestError, 400),
@@ -235,20 +237,23 @@ class ApiServer:
     async def _edit(self, request: web.Request) -> web.Response:
         _parameters(request)
         caller = _peer(request)  # it may have left when the change is made
-        edit, dry_run = requests.edit_request(requests.json_object(await request.read()))
-        made = await self._control.edit(edit, dry_run)
-        if not dry_run:
+        edit, how = requests.edit_request(requests.json_object(await request.read()))
+        made = await self._control.edit(edit, how.dry_run, confirmed=how.confirmed)
+        if not how.dry_run:
             _log_use(
                 caller, "api_edit", op=edit.op.value, service=edit.service, backend=edit.backend
             )
-        return _json({"changes": views.changes(made), "applied": not dry_run})
+        return _json({"changes": views.changes(made), "applied": not how.dry_run})
 
     async def _reload(self, request: web.Request) -> web.Response:
         _parameters(request)
         caller = _peer(request)
-        made = await self._control.reload()
-        _log_use(caller, "api_reload", changes=len(made))
-        return _json({"changes": views.changes(made)})
+        body = await request.read()
+        how = requests.reload_request(requests.json_object(body) if body else {})
+        made = await self._control.reload(dry_run=how.dry_run, confirmed=how.confirmed)
+        if not how.dry_run:
+            _log_use(caller, "api_reload", changes=len(made), confirmed=how.confirmed)
+        return _json({"changes": views.changes(made), "applied": not how.dry_run})
 
     async def _failover(self, request: web.Request) -> web.Response:
         _parameters(request)

@@ -1,4 +1,4 @@
-"""Decides which changes must wait for open flows to end: those after which they could not go on.
+"""Decides which changes must wait for open flows to end, or be confirmed because they end them.
 
 Between ``dsr``, ``ipip`` and ``gue`` only the way to the backend changes. With ``nat`` and
 ``fullnat`` a flow has addresses of its own on the backend's side: another mode, or another set of
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from agent.errors import ConflictError
-from agent.model import Address, Config, Forward, Service, ServiceKey
+from agent.errors import ConflictError, UnconfirmedError
+from agent.model import Address, BackendRef, Config, Forward, Service, ServiceKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,60 @@ class Threat:
     service: str  # as it is called before the change
     setting: str
     change: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A service, or most backends of one, that a change takes away: perhaps by mistake."""
+
+    service: str  # as it is called before the change
+    what: str
+    backends: tuple[BackendRef, ...]  # whose flows end
+
+
+def losses(old: Config, new: Config) -> tuple[Loss, ...]:
+    """What goes in such numbers that the new configuration may not be what was meant.
+
+    Names do not count: a service that is called otherwise, or a backend, keeps its flows.
+    """
+    return tuple(_losses(old, new))
+
+
+def refuse_unconfirmed(
+    found: tuple[Loss, ...], flows: Mapping[BackendRef, int], confirm: str
+) -> None:
+    """Raises UnconfirmedError if there are open flows in it; ``confirm``: how to say yes."""
+    problems = []
+    for loss in found:
+        number = sum(flows.get(backend, 0) for backend in loss.backends)
+        if number:
+            problems.append(
+                UnconfirmedError(
+                    f"the change takes away {loss.what} and cuts {_flows(number)}",
+                    where=f"service {loss.service}",
+                    remedy=f"if that is meant: {confirm}; to cut none, drain first "
+                    f"(lbctl backend drain --wait {loss.service}/…)",
+                )
+            )
+    if problems:
+        first = problems[0]
+        raise UnconfirmedError(
+            first.message, where=first.where, remedy=first.remedy, problems=tuple(problems)
+        )
+
+
+def _losses(old: Config, new: Config) -> Iterator[Loss]:
+    after = {_known_by(service.key): service for service in new.services}
+    for service in old.services:
+        refs = {each: BackendRef(service.name, each.name) for each in service.backends}
+        later = after.get(_known_by(service.key))
+        if later is None:
+            yield Loss(service.name, f"the service at {service.key}", tuple(refs.values()))
+            continue
+        stay = {(backend.address, backend.port) for backend in later.backends}
+        gone = tuple(ref for each, ref in refs.items() if (each.address, each.port) not in stay)
+        if 2 * len(gone) > len(refs):
+            yield Loss(service.name, f"{len(gone)} of its {len(refs)} backends", gone)
 
 
 def threats(old: Config, new: Config) -> tuple[Threat, ...]:

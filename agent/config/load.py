@@ -97,11 +97,27 @@ def parse(text: str, where: str, below: Mapping[str, object] | None = None) -> C
     ``below`` has the top-level keys for a text that leaves them out, as one that is to be
     applied to a running agent may.
     """
+    check_end(text, where)
     document = doc.read_yaml(text, where)
     data = {} if document.data is None else document.data
     if below and isinstance(data, dict):
         data = dict(below) | data
     return build(data, document, tuple(document.problems))
+
+
+def check_end(text: str, where: str) -> None:
+    """Raises ConfigError for a text whose last line does not end.
+
+    What was cut off within a line may well be valid, with another address or port in it. Of what
+    begins with a brace (JSON) only the whole is valid.
+    """
+    if text and not text.endswith("\n") and not text.lstrip().startswith("{"):
+        line = text.count("\n") + 1
+        raise ConfigError(
+            "the last line does not end: the text may have been cut off there",
+            where=f"{where}:{line}",
+            remedy="if the text is whole, end its last line with a line feed",
+        )
 
 
 def build(data: object, place: Place, problems: tuple[Problem, ...] = ()) -> Config:

@@ -58,7 +58,11 @@ The agent reads one YAML file, `/etc/steelyard/agent.yaml` unless `lb-agent --co
 another. `systemctl reload lb-agent` (SIGHUP) makes it read the file again.
 
 - Everything wrong in it is reported at once, each problem with file, line and remedy; nothing is
-  applied then. At a reload the last good configuration stays, and `lbctl status` says so.
+  applied then. At a reload the last good configuration stays, at a start the last good one is
+  used (from `<state_dir>/<name>.running.yaml`), and `lbctl status` says so.
+- The last line has to end, and what does not is refused: the file may have been cut off there.
+- A reload that removes a service, or more than half of the backends of one, while they have open
+  flows is refused, with their number, until `lbctl reload --yes` confirms it.
 - Unknown and duplicate keys are refused. A key without a value means its default.
 - Durations are a number of seconds, or a text: `500ms`, `2s`, `15m`, `1h`.
 - What `lbctl` changes at run time goes through the same checks and survives restarts. It holds

@@ -1,5 +1,5 @@
 """Owns the running configuration on disk: what operators changed at run time, until the file says
-otherwise.
+otherwise, and what ran last, for a start with a file that cannot be used.
 
 It is valid for one text of the operator's file, named by digest. A checksum tells a whole file
 from a damaged one; every write is a new file, synced, renamed over the old one, so at any moment
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ format: 1
 file_sha256: {file_digest}
 body_sha256: {body_digest}
 """
+_NO_CHANGES = "runtime_changes: []\n"  # how the body of a configuration without any begins
 _SPLIT = re.compile(
     r"(?:#[^\n]*\n)*format: (\d+)\nfile_sha256: ([0-9a-f]{64})\nbody_sha256: ([0-9a-f]{64})\n"
 )
@@ -41,7 +43,8 @@ class LoadedRunning:
     ``changes``: what ``config`` has that the operator's file does not. ``dropped``: runtime
     changes that are given up because the file changed, one line each; ``settle`` keeps them in
     ``<name>.running.yaml.previous``. ``problem``: why a running configuration that is there
-    cannot be used; ``settle`` keeps it in ``<name>.running.yaml.damaged``.
+    cannot be used; ``settle`` keeps it in ``<name>.running.yaml.damaged``. ``file_problem``: why
+    the operator's file cannot be used; the last good configuration takes its place then.
     """
 
     config: Config
@@ -50,20 +53,23 @@ class LoadedRunning:
     changes: tuple[Change, ...] = ()
     dropped: tuple[str, ...] = ()
     problem: str = ""
+    file_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
+    file: str  # the path of the operator's file
     file_digest: str
     config: Config
     changes: tuple[str, ...]
 
 
 class RunningStore:
-    """The running configuration of one instance."""
+    """The running configuration of one instance, whose operator writes ``file``."""
 
-    def __init__(self, state_dir: Path, name: str) -> None:
+    def __init__(self, state_dir: Path, name: str, file: Path | None = None) -> None:
         self._name = name
+        self._file = "" if file is None else os.path.realpath(file)
         self.path = state_dir / f"{name}.running.yaml"
         self.previous_path = state_dir / f"{name}.running.yaml.previous"
         self.damaged_path = state_dir / f"{name}.running.yaml.damaged"
@@ -85,6 +91,8 @@ class RunningStore:
             return loaded
         if saved.file_digest != digest:
             return replace(loaded, dropped=saved.changes)
+        if not saved.changes:
+            return loaded
         config = replace(file_config, services=saved.config.services)
         return replace(loaded, config=config, changes=plan(file_config, config))
 
@@ -95,13 +103,17 @@ class RunningStore:
         else:
             self._put_aside_unless(loaded.file_digest)
 
-    def last_good(self) -> Config | None:
-        """The configuration that was saved last, whatever the operator's file says now.
+    def last_good(self, file_problem: str) -> LoadedRunning | None:
+        """The configuration that was saved last for the operator's file, whatever that says now.
 
         For a start with a file that cannot be used. Raises ConfigError if it is damaged.
         """
         saved = self._read()
-        return saved.config if saved else None
+        if saved is None or saved.file != self._file:
+            return None
+        return LoadedRunning(
+            saved.config, saved.config, saved.file_digest, file_problem=file_problem
+        )
 
     def save(self, config: Config, file_digest: str, changes: tuple[Change, ...] = ()) -> None:
         """Makes ``config`` what the next start runs with, as long as the file is the same.
@@ -111,7 +123,9 @@ class RunningStore:
         """
         self._put_aside_unless(file_digest)
         lines = [str(change) for change in changes]
-        body = write_yaml({"runtime_changes": lines, "config": document(config)})
+        body = write_yaml(
+            {"runtime_changes": lines, "file": self._file, "config": document(config)}
+        )
         header = _HEADER.format(name=self._name, file_digest=file_digest, body_digest=_sha256(body))
         try:
             write_atomically(self.path, header + body)
@@ -149,10 +163,11 @@ class RunningStore:
     def _parsed(self, digest: str, body: str) -> _Saved:
         loaded = read_yaml(body, str(self.path))
         match loaded.data:
-            case {"runtime_changes": list(changes), "config": dict(data)}:
+            case {"runtime_changes": list(changes), "config": dict(data), **more}:
                 # Line numbers would be those of the body, without the header.
                 config = build(data, Document(str(self.path)), tuple(loaded.problems))
-                return _Saved(digest, config, tuple(str(change) for change in changes))
+                file = str(more.get("file", ""))  # former releases left it out
+                return _Saved(file, digest, config, tuple(str(change) for change in changes))
         raise self._damaged("runtime_changes and config are not both in it")
 
     def _damaged(self, why: str) -> ConfigError:
@@ -168,7 +183,7 @@ class RunningStore:
         except ConfigError:
             self._move(self.damaged_path)
             return
-        if whole and whole[0] != file_digest:
+        if whole and whole[0] != file_digest and not whole[1].startswith(_NO_CHANGES):
             self._move(self.previous_path)
 
     def _move(self, target: Path) -> None:

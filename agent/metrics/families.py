@@ -134,7 +134,8 @@ _AGENT_FAMILIES = (
     Family(
         "steelyard_config_reload_problem",
         Kind.GAUGE,
-        "1 when the last reload was refused and the last good configuration is in force.",
+        "1 when the file was refused, by a reload or at the start, and the last good configuration "
+        "is in force.",
         (),
         one(lambda s: bool(s.config_problem)),
     ),

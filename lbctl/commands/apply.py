@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from lbctl.changes import Order, RefusedError, ask, counted, report, report_done, show_plan
+from lbctl.changes import (
+    Order,
+    RefusedError,
+    ask,
+    counted,
+    order_cut,
+    report,
+    report_done,
+    show_plan,
+)
 from lbctl.environment import Environment, pass_environment
 from lbctl.options import agent_options, dry_run_option, yes_option
 
@@ -49,15 +58,16 @@ def apply(env: Environment, path: Path, dry_run: bool, yes: bool) -> None:
     if dry_run or not plan["changes"]:
         report(env, plan if dry_run else plan | {"applied": True})
         return
+    body = order.body(dry_run=False)
     if yes:
-        report(env, agent.post("/v1/edit", order.body(dry_run=False)))
+        report(env, order_cut(env, agent, "/v1/edit", body, yes=True))
         return
     removals = [change for change in plan["changes"] if change["action"] == "remove"]
     # Standard input cannot be the file and the answer, too.
     if env.interactive and path != STDIN:
         show_plan(env, plan)
         ask(env, f"Apply: {counted(plan['changes'])}?")
-        report_done(env, agent.post("/v1/edit", order.body(dry_run=False)))
+        report_done(env, order_cut(env, agent, "/v1/edit", body, yes=False))
         return
     if removals:
         show_plan(env, plan)
@@ -65,4 +75,4 @@ def apply(env: Environment, path: Path, dry_run: bool, yes: bool) -> None:
             f"not applying unasked, with {counted(removals)}: there is no terminal to ask on",
             remedy="--yes applies without asking",
         )
-    report(env, agent.post("/v1/edit", order.body(dry_run=False)))
+    report(env, order_cut(env, agent, "/v1/edit", body, yes=False))

@@ -305,6 +305,7 @@ class FakeAgent:
     matched: int = 1
     explanation: dict[str, Any] = field(default_factory=dict)
     refuse_edits: tuple[int, dict[str, Any]] | None = None
+    refuse_unconfirmed: dict[str, Any] | None = None
     edits: list[dict[str, Any]] = field(default_factory=list)
     queries: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     failover: dict[str, Any] = field(default_factory=dict)
@@ -347,7 +348,9 @@ class FakeAgent:
         self.edits.append(body)
         if self.refuse_edits is not None:
             return self.refuse_edits
-        return 200, {"changes": self.changes, "applied": not body["dry_run"]}
+        if self.refuse_unconfirmed is not None and not body.get("confirmed"):
+            return 428, self.refuse_unconfirmed
+        return 200, {"changes": self.changes, "applied": not body.get("dry_run")}
 
 
 class _Server(ThreadingMixIn, UnixStreamServer):

@@ -201,3 +201,10 @@ def test_diff_exit_code_is_for_scripts(agent, run, file):
     assert run("diff", "--exit-code").code == 0
     assert run("diff").out == "no difference\n"
     assert run("diff", "-f", str(file), "--exit-code").code == 1
+
+
+def test_services_from_a_text_that_was_cut_off_are_not_applied(agent, run, file):
+    file.write_text(SERVICES.rstrip()[:-2])  # 10.0.0.2 is an address, too
+    refused = run("apply", "-f", str(file), "--yes")
+    assert (refused.code, agent.applied) == (1, [])
+    assert "services.yaml:6: the last line does not end" in refused.err

@@ -113,7 +113,7 @@ class Site:
     def reload(self, document: Any) -> None:
         """Write the configuration and have the agent take it over."""
         self.write_config(document)
-        self.api.post("/v1/reload", {})
+        self.api.post("/v1/reload", {"confirmed": True})
 
     def agent_pid(self) -> int | None:
         return processes.pid_of(self.lab.run_dir, self.balancer.name)

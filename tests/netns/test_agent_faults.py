@@ -285,3 +285,21 @@ def test_an_interface_that_is_made_anew_balances_again(lab: Site) -> None:
     status = lab.get("/v1/status")
     assert status["dataplane"]["attached"]
     wait_until("all is well", lambda: not lab.get("/v1/status")["agent"]["reconcile_problem"])
+
+
+def test_a_start_with_a_broken_file_goes_on_with_the_last_good_one(lab: Site) -> None:
+    good = lab.lab.config_path(lab.balancer).read_text()
+    lab.stop_agent(signal.SIGTERM)
+    lab.write_config(good.rstrip())
+    try:
+        lab.start_agent()
+        wait_until("all up", lambda: lab.get("/v1/services/web")["backends_up"] == 2, 60.0)
+        assert answers(lab)
+        problem = lab.get("/v1/status")["agent"]["config_problem"]
+        assert "the last good configuration runs" in problem
+        with pytest.raises(SteelyardError, match="the last line does not end"):
+            lab.api.post("/v1/reload", {})
+    finally:
+        lab.write_config(good)
+    assert lab.api.post("/v1/reload", {})["changes"] == []
+    assert lab.get("/v1/status")["agent"]["config_problem"] == ""

@@ -12,10 +12,11 @@ import pytest
 
 from agent.config.edit import Edit, EditOp
 from agent.config.plan import Change
+from agent.config.render import document
 from agent.config.store import RunningStore
 from agent.control import AgentControl
 from agent.core import Core
-from agent.errors import ConfigError, ConflictError
+from agent.errors import ConfigError, ConflictError, UnconfirmedError
 from agent.metrics.observer import AgentFacts
 from agent.model import Config, Forward
 from agent.notify import Notifier
@@ -53,7 +54,11 @@ class FakeCore:
     def snapshot(self, *_: object) -> SimpleNamespace:
         views = [
             SimpleNamespace(
-                service=service, backends=[SimpleNamespace(flows=self._seen) for _ in range(2)]
+                service=service,
+                backends=[
+                    SimpleNamespace(backend=backend, flows=self._seen)
+                    for backend in service.backends
+                ],
             )
             for service in self.config.services
         ]
@@ -133,3 +138,80 @@ def test_a_reload_that_would_cut_open_flows_is_refused(make: Make) -> None:
     path.write_text(TEXT.replace("port: 80", "port: 80\n    forward: ipip"))
     asyncio.run(control.reload())
     assert core.config.services[0].forward is Forward.IPIP
+
+
+CHAT_AND_WEB = f"""\
+{TEXT}\
+  - name: web
+    vip: 10.0.0.11
+    port: 80
+    backends:
+      - {{name: web-1, address: 10.0.0.31}}
+      - {{name: web-2, address: 10.0.0.32}}
+      - {{name: web-3, address: 10.0.0.33}}
+"""
+CUTS = [
+    (TEXT, "the service at tcp://10.0.0.11:80 and cuts 9 open flows"),
+    (CHAT_AND_WEB.rsplit("      - ", 2)[0], "2 of its 3 backends and cuts 6 open flows"),
+]
+
+
+def _with_web(make: Make, flows: int) -> tuple[AgentControl, FakeCore, Path]:
+    control, core, path = make(flows)
+    path.write_text(CHAT_AND_WEB)
+    asyncio.run(control.reload())
+    core.taken.clear()
+    return control, core, path
+
+
+@pytest.mark.parametrize(("text", "said"), CUTS)
+def test_a_reload_that_takes_away_what_has_flows_must_be_confirmed(
+    make: Make, text: str, said: str
+) -> None:
+    """As after a file that was cut off at the end of a line."""
+    control, core, path = _with_web(make, 3)
+    path.write_text(text)
+    with pytest.raises(UnconfirmedError, match=f"takes away {said}") as caught:
+        asyncio.run(control.reload())
+    assert (caught.value.where, core.taken) == ("service web", [])
+    assert "lbctl reload --yes" in caught.value.remedy
+    assert [str(change) for change in asyncio.run(control.reload(dry_run=True))]
+    assert core.taken == []
+    asyncio.run(control.reload(confirmed=True))
+    assert len(core.taken) == 1
+
+
+@pytest.mark.parametrize("text", [text for text, _ in CUTS])
+def test_without_open_flows_a_reload_takes_away_what_it_likes(make: Make, text: str) -> None:
+    control, core, path = _with_web(make, 0)
+    path.write_text(text)
+    asyncio.run(control.reload())
+    assert len(core.taken) == 1
+
+
+def test_less_than_half_of_the_backends_and_new_names_need_no_confirmation(make: Make) -> None:
+    control, core, path = _with_web(make, 3)
+    named_anew = CHAT_AND_WEB.replace("web-", "node-").replace("name: web", "name: www")
+    for text in (CHAT_AND_WEB.rsplit("      - ", 1)[0], CHAT_AND_WEB, named_anew):
+        path.write_text(text)
+        asyncio.run(control.reload())
+    assert len(core.taken) == 3
+
+
+def test_an_apply_that_takes_away_a_service_with_flows_must_be_confirmed(make: Make) -> None:
+    control, core, _ = _with_web(make, 3)
+    services = document(core.config)["services"]
+    assert isinstance(services, list)
+    edit = Edit(EditOp.SERVICES_APPLY, None, None, {"services": services[:1]})
+    assert asyncio.run(control.edit(edit, dry_run=True))
+    with pytest.raises(UnconfirmedError, match="cuts 9 open flows"):
+        asyncio.run(control.edit(edit, dry_run=False))
+    assert core.taken == []
+    asyncio.run(control.edit(edit, dry_run=False, confirmed=True))
+    assert [service.name for service in core.config.services] == ["chat"]
+
+
+def test_a_service_that_is_removed_by_name_is_meant(make: Make) -> None:
+    control, core, _ = _with_web(make, 3)
+    asyncio.run(control.edit(Edit(EditOp.SERVICE_REMOVE, "web", None, {}), dry_run=False))
+    assert [service.name for service in core.config.services] == ["chat"]

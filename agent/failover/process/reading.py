@@ -57,7 +57,9 @@ _SHAPE = repr(
 
 
 async def read_orders(path: Path, *, at_once: bool = False) -> Orders:
-    """The orders in a file; raises ConfigError. ``at_once``: in real time, as this process is."""
+    """The orders in a file; raises ConfigError. ``at_once``: for a start, in real time,
+    as this process is.
+    """
     # -P: modules come from where this one does, not from the working folder.
     command: tuple[str, ...] = (
         sys.executable,
@@ -96,15 +98,15 @@ async def read_orders(path: Path, *, at_once: bool = False) -> Orders:
     raise ConfigError(first.message, where=first.where, remedy=first.remedy, problems=problems)
 
 
-def orders_in(path: Path) -> Orders:
-    """The orders in a file, read here and now; raises ConfigError."""
-    # Only the child needs these: they take longer to import than all the rest.
-    from agent.config.load import parse, read_text
-    from agent.config.store import RunningStore
+def orders_in(path: Path, *, at_start: bool = False) -> Orders:
+    """The orders in a file, read here and now; raises ConfigError.
 
-    text = read_text(path)
-    file_config = parse(text, str(path))
-    loaded = RunningStore(file_config.state_dir, file_config.name).load(text, str(path))
+    ``at_start``: where the file cannot be used, those of the last good configuration.
+    """
+    # Only the child needs these: they take longer to import than all the rest.
+    from agent.config.boot import boot
+
+    loaded = boot(path, fall_back=at_start).loaded
     config = loaded.config
     return Orders(
         name=config.name,
@@ -114,7 +116,7 @@ def orders_in(path: Path) -> Orders:
         state_dir=config.state_dir,
         plan=plan(config),
         key=_key(config.failover),
-        problem=loaded.problem,
+        problem=loaded.file_problem or loaded.problem,
     )
 
 
@@ -129,11 +131,12 @@ def _key(failover: Failover) -> bytes | None:
 
 
 def _main() -> None:
-    if sys.argv[2:] != ["at-once"]:
+    at_start = sys.argv[2:] == ["at-once"]
+    if not at_start:
         be_ordinary(niceness=-10)  # somebody waits for it
     found: Orders | list[tuple[str, str, str]]
     try:
-        found = orders_in(Path(sys.argv[1]))
+        found = orders_in(Path(sys.argv[1]), at_start=at_start)
     except SteelyardError as error:
         problems = error.problems if isinstance(error, ConfigError) else (error,)
         found = [(each.message, each.where, each.remedy) for each in problems]

@@ -199,7 +199,7 @@ class FakeControl:
     def file_changes(self):
         return plan(self.file, self.running)
 
-    async def edit(self, edit, dry_run):
+    async def edit(self, edit, dry_run, *, confirmed=False):
         self._called("edit", edit, dry_run)
         changed = apply_edit(self.running, edit)
         changes = plan(self.running, changed)
@@ -207,10 +207,11 @@ class FakeControl:
             self.running = changed
         return changes
 
-    async def reload(self):
-        self._called("reload")
+    async def reload(self, *, dry_run=False, confirmed=False):
+        self._called("reload", dry_run, confirmed)
         changes = plan(self.running, self.file)
-        self.running = self.file
+        if not dry_run:
+            self.running = self.file
         return changes
 
     async def move(self, order):

@@ -145,6 +145,10 @@ def test_reload(api, control):
     status, body = api.post("/v1/reload")
     assert status == 200
     assert [change["action"] for change in body["changes"]] == ["add", "add"]
+    assert control.asked[-1] == ("reload", False, False)
+    status, body = api.post("/v1/reload", dry_run=True, confirmed=True)
+    assert (status, body["applied"]) == (200, False)
+    assert control.asked[-1] == ("reload", True, True)
 
 
 def test_failover_is_told_and_moved(api, control):
@@ -358,7 +362,7 @@ def test_stopping_lets_a_change_in_progress_end(api, control):
     async def story():
         started, finish = asyncio.Event(), asyncio.Event()
 
-        async def slow_reload():
+        async def slow_reload(**_):
             started.set()
             await finish.wait()
             return ()
@@ -384,7 +388,7 @@ def test_client_that_leaves_does_not_break_off_a_change(api, control):
     async def story():
         started, finish, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-        async def slow_reload():
+        async def slow_reload(**_):
             started.set()
             await finish.wait()
             done.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_interface_alone_is_a_configuration() -> None:
-    assert parse("interface: eth0", "f") == Config(name="default", interface="eth0")
+    assert parse("interface: eth0\n", "f") == Config(name="default", interface="eth0")
 
 
 def test_a_full_document_becomes_the_model() -> None:
@@ -341,3 +342,41 @@ def test_braces_in_a_value_do_not_disturb_the_message() -> None:
     assert problems(service(name="{x} {message}")) == [
         "services[0].name: '{x} {message}' is not a name"
     ]
+
+
+WHOLE = """\
+interface: eth0
+services:
+  - name: chat
+    vip: 10.0.0.10
+    port: 8000
+    backends:
+      - address: 10.0.0.121
+        name: gpu-1
+      - address: 10.0.0.122
+        name: gpu-2
+        weight: 100
+"""
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_text_that_was_cut_off_within_a_line_is_never_taken(ending: str) -> None:
+    whole = WHOLE.replace("\n", ending)
+    parse(whole, "agent.yaml")
+    taken = []
+    for length in range(1, len(whole)):
+        with contextlib.suppress(ConfigError):
+            parse(whole[:length], "agent.yaml")
+            taken.append(whole[:length])
+    assert all(text.endswith("\n") for text in taken)
+
+
+def test_a_last_line_that_does_not_end_is_named() -> None:
+    with pytest.raises(ConfigError, match="the last line does not end") as caught:
+        parse(WHOLE[: WHOLE.index("22") + 1], "agent.yaml")
+    assert caught.value.where == "agent.yaml:9"
+    assert "line feed" in caught.value.remedy
+
+
+def test_json_says_itself_where_it_ends() -> None:
+    assert parse('{"interface": "eth0"}', "agent.json").interface == "eth0"

@@ -42,7 +42,7 @@ def test_without_a_running_configuration_the_file_is_used(store: RunningStore) -
     assert loaded.config == loaded.file_config
     assert (loaded.changes, loaded.dropped, loaded.problem) == ((), (), "")
     assert loaded.file_digest == file_digest(FILE)
-    assert store.last_good() is None
+    assert store.last_good("") is None
 
 
 def test_runtime_changes_stand_while_the_file_is_the_same(store: RunningStore) -> None:
@@ -51,7 +51,9 @@ def test_runtime_changes_stand_while_the_file_is_the_same(store: RunningStore) -
     assert [str(change) for change in loaded.changes] == [
         "change backend chat/gpu-1: state active → drain"
     ]
-    assert store.last_good() == loaded.config
+    found = store.last_good("why")
+    assert found is not None
+    assert (found.config, found.file_problem) == (loaded.config, "why")
 
 
 def test_a_changed_file_wins_and_the_dropped_changes_are_named_and_kept(
@@ -129,7 +131,7 @@ def test_a_damaged_running_configuration_is_never_run(store: RunningStore, damag
     assert callable(damage)
     store.path.write_text(damage(store.path.read_text()))
     with pytest.raises(ConfigError):
-        store.last_good()
+        store.last_good("")
     assert store.load(FILE).problem
 
 
@@ -162,13 +164,14 @@ _WRITER = """
 import sys
 from pathlib import Path
 from agent.config.load import parse
+from agent.config.plan import plan
 from agent.config.store import RunningStore, file_digest
 text = Path(sys.argv[2]).read_text()
 store = RunningStore(Path(sys.argv[1]), "edge-1")
 configs = [parse(text.replace("21", str(n)), "f") for n in (21, 22)]
 while True:
     for config in configs:
-        store.save(config, file_digest(text))
+        store.save(config, file_digest(text), plan(configs[0], config))
         print(flush=True)
 """
 
@@ -191,4 +194,5 @@ def test_a_kill_at_any_moment_leaves_a_whole_running_configuration(
         process.stdout.close()
         loaded = store.load(FILE)
         assert loaded.problem == ""
-        assert store.last_good() == loaded.config
+        found = store.last_good("")
+        assert (found.config if found else loaded.file_config) == loaded.config

@@ -1,0 +1,80 @@
+"""Decides what a start runs with: the operator's file, or the last good configuration if that
+file is there and cannot be used.
+
+A file that is not there is no such case: whoever removed it wants nothing to run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.config.load import parse, read_text
+from agent.config.store import LoadedRunning, RunningStore
+from agent.errors import ConfigError
+from agent.model import Config
+
+_SUFFIX = ".running.yaml"
+_USUAL_FOLDER = Config("default", "").state_dir
+_STATE_DIR = re.compile(
+    r"""^state_dir:[ \t]*["']?(/[^"'#\r\n]*?)["']?[ \t]*(?:#.*)?\r?$""", re.MULTILINE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What to run, and where its running configuration is kept."""
+
+    store: RunningStore
+    loaded: LoadedRunning
+
+
+def boot(path: Path, *, fall_back: bool = True) -> Boot:
+    """What a start with this file runs with.
+
+    Raises ConfigError if the file cannot be used, and no good configuration was saved for it or
+    none is wanted.
+    """
+    text = ""
+    try:
+        text = read_text(path)
+        config = parse(text, str(path))
+    except ConfigError as error:
+        found = _last_good(path, text, error) if fall_back and path.is_file() else None
+        if found is None:
+            raise
+        return found
+    store = RunningStore(config.state_dir, config.name, path)
+    return Boot(store, store.load(text, str(path)))
+
+
+def _last_good(path: Path, text: str, error: ConfigError) -> Boot | None:
+    """The newest that was saved for this file; its name and folder may be illegible.
+
+    A folder of its own that the file does not tell any more is not found.
+    """
+    named = (Path(match[1]) for match in _STATE_DIR.finditer(text))
+    folders = dict.fromkeys((*named, _USUAL_FOLDER))
+    saved = [path for folder in folders for path in folder.glob(f"*{_SUFFIX}")]
+    for state in sorted(saved, key=_written, reverse=True):
+        store = RunningStore(state.parent, state.name.removesuffix(_SUFFIX), path)
+        with contextlib.suppress(ConfigError):  # damaged: an older one may be whole
+            loaded = store.last_good(_problem(error))
+            if loaded is not None:
+                return Boot(store, loaded)
+    return None
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _problem(error: ConfigError) -> str:
+    more = len(error.problems) - 1
+    others = f" (and {more} more; lb-agent check lists them)" if more else ""
+    return f"the last good configuration runs, because the file cannot be used: {error}{others}"
