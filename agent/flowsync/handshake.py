@@ -26,6 +26,7 @@ PROOF_BYTES = 32
 MOST_BYTES = 1024  # that follow a prefix
 _NONCE_BYTES = 32
 _LONGEST_NAME = 128
+_LONGEST_VERSION = 32  # it stands in the log before anything is proven
 _HELLO, _PROOF, _REFUSAL = b"STEELYHI", b"STEELYOK", b"STEELYNO"
 
 
@@ -103,7 +104,7 @@ def read_hello(prefix: bytes, body: bytes) -> Hello:
     try:
         said = json.loads(body)
         hello = Hello(
-            project=printable(str(said["project"])),
+            project=printable(str(said["project"]), _LONGEST_VERSION),
             protocol=number,
             records=int(said.get("records", 0)),
             name=printable(str(said.get("name", ""))),

@@ -18,6 +18,7 @@ from agent.flowsync.flows import Flows
 from agent.flowsync.greet import Greeter
 from agent.flowsync.handshake import Refused, Session, Why
 from agent.flowsync.link import Callbacks, Link
+from agent.flowsync.quiet import Quiet
 from agent.flowsync.sockets import Streams
 from agent.flowsync.tally import Tally
 
@@ -67,7 +68,7 @@ class Peer:
         self._failures = 0
         self._offered: _Proven | None = None
         self._arrived = asyncio.Event()
-        self._said: set[str] = set()
+        self._quiet = Quiet()
 
     def configure(self, config: FlowSync, greeter: Greeter) -> None:
         """Go on with these; another secret or name ends the stream."""
@@ -87,7 +88,7 @@ class Peer:
                 except Exception as error:  # this task's root: it must not end the balancing
                     log.exception("the flow sync broke", peer=str(self.address))
                     self._failures += 1
-                    self._failed(f"a defect here: {error!r}", LinkState.CONNECTING, incoming=False)
+                    self._failed("defect", f"a defect here: {error!r}", LinkState.CONNECTING)
         finally:
             if self._offered is not None:
                 self._offered.refuse(Why.STRANGER)
@@ -170,7 +171,8 @@ class Peer:
         if not self._is_our_turn():
             if self._failures:
                 return pairing.PATIENCE_S
-            self._become(LinkState.CONNECTING, "the peer has to connect: its address is lower")
+            why = "the peer has to connect: its address is lower"
+            self._become(LinkState.CONNECTING, "its turn", why)
             return pairing.FIRST_PATIENCE_S
         if not self._failures:
             return 0.0
@@ -228,14 +230,14 @@ class Peer:
         if proven.proof:
             proven.streams[1].write(proven.proof)
         self._name, self._version, self._by_us = hello.name, hello.project, proven.by_us
-        self._said.clear()
+        self._quiet.clear()
         self.tally.connections += 1
         began = time.monotonic()
         link = Link(proven.streams, proven.session, self._flows, self.tally, self._callbacks)
         link.configure(self._config)
         self.link = link
         who = "this node" if proven.by_us else "the peer"
-        self._become(LinkState.CONNECTED, f"{who} has connected")
+        self._become(LinkState.CONNECTED, "connected", f"{who} has connected")
         try:
             ended = await link.run()
         finally:
@@ -247,7 +249,7 @@ class Peer:
         if ended.fault is not None:
             self.tally.refused[ended.fault.value] += 1
         self._last_error = str(ended)
-        self._become(LinkState.CONNECTING, str(ended))
+        self._become(LinkState.CONNECTING, "ended", str(ended))
 
     def _remember(self, link: Link) -> None:
         """Both ages go on growing while there is no stream."""
@@ -262,33 +264,49 @@ class Peer:
     def _refused(self, refused: Refused, *, incoming: bool = False) -> None:
         self.tally.refused[refused.why.label] += 1
         lasting = refused.why is not Why.ALREADY
-        self._failed(str(refused), LinkState.REFUSED if lasting else LinkState.CONNECTING, incoming)
+        state = LinkState.REFUSED if lasting else LinkState.CONNECTING
+        self._failed(refused.why.label, str(refused), state, incoming=incoming)
 
     def _broke(self, error: Exception, *, incoming: bool = False) -> None:
+        kind = type(error).__name__
         if isinstance(error, TimeoutError):
             text = "the peer does not answer"
         elif isinstance(error, SteelyardError):
             text = error.message
         elif isinstance(error, OSError) and error.errno is not None:
-            text = os.strerror(error.errno)
+            kind = text = os.strerror(error.errno)
         else:
             text = str(error)
-        self._failed(text, LinkState.CONNECTING, incoming)
+        self._failed(kind, text, LinkState.CONNECTING, incoming=incoming)
 
-    def _failed(self, text: str, state: LinkState, incoming: bool) -> None:
+    def _failed(self, kind: str, text: str, state: LinkState, *, incoming: bool = False) -> None:
         self._last_error = text
         if self.link is None:
-            self._become(state, text)
-        elif incoming and text not in self._said:  # somebody else on the peer's host
-            self._said.add(text)
-            log.warning("flow sync: a second stream failed", peer=str(self.address), why=text)
+            self._become(state, kind, text)
+        elif incoming:  # somebody else on the peer's host
+            left_out = self._quiet.left_out(kind, time.monotonic())
+            if left_out is not None:
+                log.warning(
+                    "flow sync: a second stream failed",
+                    peer=str(self.address),
+                    why=text,
+                    left_out=left_out,
+                )
 
-    def _become(self, state: LinkState, why: str) -> None:
+    def _become(self, state: LinkState, kind: str, why: str) -> None:
+        """``kind`` tells what is alike: who has proven nothing chooses the words of ``why``."""
         old, self._state, self._why = self._state, state, why
         if state is not old:
             self._since = time.time()
-        if state is old and why in self._said:
+        left_out = self._quiet.left_out(kind, time.monotonic())
+        if left_out is None and LinkState.CONNECTED not in (state, old):
             return
-        self._said.add(why)
         say = log.warning if self._failures and state is not LinkState.CONNECTED else log.info
-        say("flow sync", peer=str(self.address), old=old.value, new=state.value, why=why)
+        say(
+            "flow sync",
+            peer=str(self.address),
+            old=old.value,
+            new=state.value,
+            why=why,
+            left_out=left_out or 0,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from ipaddress import ip_address
@@ -59,6 +60,30 @@ def test_a_stranger_is_said_once_in_the_log(capsys: pytest.CaptureFixture[str]) 
 
     asyncio.run(run())
     assert capsys.readouterr().out.count("refused a connection") == 1
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_hellos_of_ever_new_versions_are_said_once_in_the_log(
+    capsys: pytest.CaptureFixture[str], is_connected: bool
+) -> None:
+    """From the peer's host, where anybody may run something."""
+
+    async def run() -> None:
+        one, two = nodes()
+        async with running(*(one, two) if is_connected else (two,), connected=is_connected):
+            capsys.readouterr()
+            for number in range(50):
+                body = json.dumps({"project": f"9.{number}" + "x" * 500}).encode()
+                hello = PREFIX.pack(b"STEELYHI", 99, len(body)) + body
+                await say(two, hello, str(LOW))
+            assert two.sync
+            (peer,) = two.sync.status()
+            assert peer.refused["protocol"] == 50
+
+    asyncio.run(run())
+    lines = [line for line in capsys.readouterr().out.splitlines() if "speak protocols" in line]
+    assert len(lines) == 1
+    assert "x" * 40 not in lines[0]
 
 
 @pytest.mark.parametrize(
