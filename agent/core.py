@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,6 @@ import structlog
 from agent.config.defaults import check_port
 from agent.config.plan import Change
 from agent.dataplane.events import lexicon_of
-from agent.dataplane.hold import new_flows_held
 from agent.dataplane.program import Dataplane
 from agent.dataplane.trace import Tracer, rings_of
 from agent.dataplane.trueup import TrueUp
@@ -105,7 +104,7 @@ class Core:
             lambda: rings_of(self.dataplane.program),
             lexicon_of(lambda: self.now.situation),
         )
-        self.pair = Pair(self.dataplane, self._word, lambda: self.now.contents, self._hold)
+        self.pair = Pair(self.dataplane, self._word, lambda: self.now.contents)
         self._adopted = adopt(self.config, self._reconciler.read(), time.time())
         self._up_since = dict.fromkeys(self._adopted.up, slowstart.ALWAYS)
         await self.pair.aim(self.config)
@@ -374,13 +373,6 @@ class Core:
         attached = self.dataplane.is_attached()
         why = "" if attached else self.problem or "not attached"
         return word_of(self.now.situation, attached, why)
-
-    @contextlib.asynccontextmanager
-    async def _hold(self) -> AsyncIterator[None]:
-        """Nobody gets a new flow meanwhile; the tables stay as they are."""
-        async with self._passing:
-            with new_flows_held(self.dataplane.tables):
-                yield
 
     def refreshed(self) -> Situation:
         """The situation with the newest words of the checks."""

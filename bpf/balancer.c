@@ -15,6 +15,7 @@
 #include "parse.h"
 #include "service.h"
 #include "guard.h"
+#include "hold.h"
 #include "flow.h"
 #include "quic.h"
 #include "zone.h"
@@ -83,12 +84,14 @@ static __always_inline void open_flow(const struct packet *p, const struct walk 
 		waiting_syn(walk->flow.at->tag);
 }
 
-/* A backend for a new flow, and its record. */
+/* A backend for a new flow, and its record, unless new flows are held back. */
 static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *walk)
 {
 	const struct service *service = walk->service;
 	struct happening what = { .service = service->id };
 
+	if (hold_is_on())
+		return REASON_HELD;
 	if (!(p->tcp_flags & (TCP_FIN | TCP_RST)))
 		flow_reserve(&walk->flow);
 	step_ends();

@@ -12,6 +12,7 @@
 
 #include "count.h"
 #include "hash.h"
+#include "hold.h"
 #include "maps.h"
 #include "scratch.h"
 #include "slot.h"
@@ -256,7 +257,7 @@ static __always_inline bool flow_stands(const struct packet *p, const struct flo
 		return true;
 	if (slot_base(state) == FLOW_CLOSING)
 		return false;
-	if (state == FLOW_EMBRYONIC && !(backend->flags & BACKEND_F_USABLE))
+	if (state == FLOW_EMBRYONIC && (!(backend->flags & BACKEND_F_USABLE) || hold_is_on()))
 		return false;
 	return slot_idle_ticks(flow->at->word, flow->at->now) <= backend->timeout_ticks[state];
 }

@@ -146,7 +146,7 @@ BPF_TABLE_PINNED7("array", u32, struct trace_control, trace, 1, LB_PINNED(trace)
 /* What is followed, for the agent to read.  Not pinned: the program's own. */
 BPF_RINGBUF_OUTPUT(events, 64);
 
-/* One element that the agent writes; the program has it compiled in. */
+/* One element that the agent writes; all but `held_until` is compiled into the program. */
 BPF_TABLE_PINNED7("array", u32, struct settings, settings, 1, LB_PINNED(settings), BPF_F_MMAPABLE);
 
 /* Never read: the compiler describes in BTF only what some map holds, and the

@@ -22,6 +22,7 @@ REASONS = {
     "too-big": "does not fit the way to the backend",
     "no-headroom": "the driver left no room for the outer header",
     "internal": "a table is missing or inconsistent",
+    "held": "new flows are held back during a handover",
 }
 _FATES = {"passed": "passed to the host"}
 TIME_STYLES = 5  # as many as tcpdump has

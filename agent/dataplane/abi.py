@@ -12,7 +12,7 @@ import numpy as np
 from agent.dataplane.btf import Btf
 from agent.errors import AbiMismatchError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 FLOW_TAG_SHIFT = 32
 FLOW_BACKEND_SHIFT = 16
@@ -38,6 +38,7 @@ FILTER_MULS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 LATENCY_BUCKETS = 44
 SAMPLES = 32  # of each backend, the newest
 FLOW_AWAITING = 4
+HOLD_MAX_NS = 1_000_000_000
 
 
 class Reason(enum.IntEnum):
@@ -57,6 +58,7 @@ class Reason(enum.IntEnum):
     TOO_BIG = 11
     NO_HEADROOM = 12
     INTERNAL = 13
+    HELD = 14
 
     @property
     def label(self) -> str:
@@ -321,6 +323,7 @@ SERVICE_COUNTERS = np.dtype(
         ("gone_established", "u8"),
         ("gone_reply_packets", "u8"),
         ("gone_reply_bytes", "u8"),
+        ("pad", "u8", (7,)),
     ]
 )
 EVENT = np.dtype(
@@ -354,7 +357,9 @@ SETTINGS = np.dtype(
         ("abi", "u4"),
         ("tick_shift", "u4"),
         ("hz", "u4"),
-        ("pad", "u4", (7,)),
+        ("pad", "u4"),
+        ("held_until", "u8"),
+        ("pad2", "u4", (4,)),
     ]
 )
 

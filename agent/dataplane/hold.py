@@ -1,47 +1,50 @@
 """Holds new flows back for a moment: their first packets are dropped, and clients send them again.
 
 For a planned handover: what is recorded goes on, and nothing comes in that the other balancer
-would not know. It is in the shared tables alone, so whatever happens to the agent meanwhile, its
-next pass puts it right.
+would not know. The packet path knows the moment at which this ends, so an agent that dies or is
+stopped meanwhile leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
-import numpy as np
-
 from agent.dataplane import abi
-from agent.dataplane.tables import SharedTables
+from agent.dataplane.tables import Table
 
-_SERVICES = ("services4", "services6")
+HOLD_S = abi.HOLD_MAX_NS / 1e9  # it ends by itself so long after it was last renewed
+
+
+class Hold:
+    """New flows are held back until a deadline in the settings of a set of tables."""
+
+    def __init__(self, settings: Table) -> None:
+        self._settings = settings
+        self._until_ns = 0
+
+    def renew(self) -> bool:
+        """Move the deadline; false if it was over already, so that new flows may have come in."""
+        now_ns = time.monotonic_ns()
+        stood = now_ns < self._until_ns
+        self._until_ns = now_ns + abi.HOLD_MAX_NS
+        self._settings["held_until"] = self._until_ns
+        return stood
+
+    def end(self) -> None:
+        """Let new flows in."""
+        self._settings["held_until"] = 0
 
 
 @contextlib.contextmanager
-def new_flows_held(tables: SharedTables) -> Iterator[None]:
-    """No backend takes new flows, and nobody is told so. The caller keeps passes away."""
-    silenced = _answer_nobody(tables)
-    flags = tables.backends["flags"]
-    before = flags.copy()
+def new_flows_held(settings: Table) -> Iterator[Hold]:
+    """No new flow gets a backend, and nobody is told so; never longer than ``HOLD_S`` after the
+    last ``renew``.
+    """
+    hold = Hold(settings)
+    hold.renew()
     try:
-        flags &= np.uint32(~abi.BACKEND_F_USABLE & 0xFFFFFFFF)
-        yield
+        yield hold
     finally:
-        flags[:] = before
-        for table, key, value in silenced:
-            tables.put(table, key, value)
-
-
-def _answer_nobody(tables: SharedTables) -> list[tuple[str, bytes, bytes]]:
-    """Take the services' resets away; what they were."""
-    silenced = []
-    for table in _SERVICES:
-        for key, value in list(tables.items(table)):
-            quiet = bytearray(value)
-            flags = np.frombuffer(quiet, dtype=abi.SERVICE)["flags"]
-            if flags[0] & abi.SERVICE_F_RESET:
-                flags &= np.uint8(~abi.SERVICE_F_RESET & 0xFF)
-                tables.put(table, key, bytes(quiet))
-                silenced.append((table, key, value))
-    return silenced
+        hold.end()

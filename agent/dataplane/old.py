@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import structlog
 
-from agent.dataplane import abi, btf, libbpf
+from agent.dataplane import abi, btf, hold, libbpf
 from agent.dataplane.btf import Btf
 from agent.dataplane.constants import Clock, HashKeys, Sizes
 from agent.dataplane.pins import Pins
@@ -90,10 +90,21 @@ class OldTables:
             yield key, _as_now(row, abi.SERVICE).tobytes()
 
     @contextlib.contextmanager
-    def new_flows_held(self) -> Iterator[None]:
-        """The old program takes no new flow, and tells nobody. It must be the only one that is
-        told so: passes of an agent would undo it.
+    def new_flows_held(self) -> Iterator[Callable[[], object]]:
+        """The old program takes no new flow, and tells nobody, until a moment that what is
+        yielded moves (``hold.Hold.renew``). A program of an ABI before 4 knows no such moment.
         """
+        settings = self._array("settings", "settings")
+        if "held_until" not in (settings.dtype.names or ()):
+            with self._backends_unusable():
+                yield lambda: None
+            return
+        with hold.new_flows_held(settings) as held:
+            yield held.renew
+
+    @contextlib.contextmanager
+    def _backends_unusable(self) -> Iterator[None]:
+        """No other agent may run: its passes would undo it."""
         kind, flags = self._like("service", abi.SERVICE), self._backends["flags"]
         before, silenced = flags.copy(), []
         for table in _SERVICES:

@@ -136,6 +136,7 @@ class SharedTables:
             size.rows, size.services
         )
         self.trace = self._array("trace", abi.TRACE_CONTROL)
+        self.settings = self._array("settings", abi.SETTINGS)
 
     def _array(self, name: str, dtype: np.dtype[np.void]) -> Table:
         memory, array = mapped(self._fds[name], dtype, self._shapes[name].entries)

@@ -113,11 +113,12 @@ class Carry:
         for _ in range(_LOOKS):
             if self._bring(installer, into) < _FEW:
                 break
-        with self._old.new_flows_held():
+        with self._old.new_flows_held() as renew:
             held = time.monotonic()
             time.sleep(_SETTLE_S)
             self._bring(installer, into)
             self._bring_young(installer, into)
+            renew()
             yield
             held_s = time.monotonic() - held
             self._bring(installer, into)

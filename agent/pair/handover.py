@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import structlog
@@ -33,7 +33,15 @@ _LONGEST_S = 8.0  # below the time that lbctl waits for an answer
 _LOOK_S = 0.005
 _LATE_S = 0.05  # packets of clients that have not heard yet come here a little longer
 
-type Hold = Callable[[], AbstractAsyncContextManager[None]]
+type Hold = Callable[[], AbstractContextManager[Held]]
+
+
+class Held(Protocol):
+    """New flows are held back, until a moment after which they come in by themselves."""
+
+    def renew(self) -> bool:
+        """Move that moment; false if it was over already."""
+        ...
 
 
 class Peers(Protocol):
@@ -97,10 +105,12 @@ async def _give(
 ) -> int:
     """Have the other one be master, with all that it must know; how many flows were told."""
     flows, told = 0, ""
-    async with hold() if peers is not None else contextlib.nullcontext():
-        if peers is not None:
+    with hold() if peers is not None else contextlib.nullcontext() as held:
+        if peers is not None and held is not None:
             await asyncio.sleep(HANDSHAKE_S)
             flows = await _flush(peers, HELD_S, force)
+            if not held.renew() and not force:
+                raise _held_up()
         await mastership.set_mode(Mode.HANDED_OVER, instance)
         if peers is not None:
             told = await _ask(peers, instance)
@@ -116,6 +126,15 @@ async def _give(
             remedy="see `lbctl failover status` on the other balancer",
         )
     return flows
+
+
+def _held_up() -> ConflictError:
+    """The hold was over before the flows were told: there are new ones since."""
+    return ConflictError(
+        "this agent was held up, so new flows came in that the other balancer does not have",
+        where="failover",
+        remedy="try again; if it stays so, the host has too little CPU",
+    )
 
 
 def _afterwards(before: Mapping[str, Mode]) -> dict[str, Mode]:

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from agent.dataplane.hold import new_flows_held
 from agent.dataplane.program import Dataplane
 from agent.errors import ConflictError, SteelyardError
 from agent.failover.model import FlowSync as SyncSettings
@@ -41,18 +41,16 @@ _GOODBYE_S = 0.5
 
 
 class Pair:
-    """The others, and this node's place among them. ``contents``: what the tables hold now;
-    ``hold``: nobody gets a new flow meanwhile.
-    """
+    """The others, and this node's place among them. ``contents``: what the tables hold now."""
 
     def __init__(
         self,
         dataplane: Dataplane,
         word: Callable[[], Word],
         contents: Callable[[], TableContents],
-        hold: Callable[[], AbstractAsyncContextManager[None]],
     ) -> None:
-        self._hold = hold
+        # Nobody gets a new flow meanwhile.
+        self._hold = lambda: new_flows_held(dataplane.tables.settings)
         self._word = word
         self._standing = Standing()
         self._settle_s = 0.0

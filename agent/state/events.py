@@ -22,6 +22,7 @@ DROP_REASONS = (
     "too-big",
     "no-headroom",
     "internal",
+    "held",
 )
 DEFAULT_SAMPLE = 1024
 MAX_SAMPLE = 65_536

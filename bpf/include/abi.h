@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define STEELYARD_ABI 3
+#define STEELYARD_ABI 4
 
 /* Why a packet was not forwarded.  Steps return 0 to go on, or one of these;
  * the entry function alone turns it into an XDP action and counts it.
@@ -36,7 +36,8 @@ enum reason {
 	REASON_TOO_BIG = 11,     /* does not fit the path once encapsulated */
 	REASON_NO_HEADROOM = 12, /* the driver left no room for the outer header */
 	REASON_INTERNAL = 13,    /* a table is missing or inconsistent */
-	REASON_COUNT = 14,
+	REASON_HELD = 14,        /* a new flow while new flows are held back (hold.h) */
+	REASON_COUNT = 15,
 };
 #define REASON_DROP REASON_MALFORMED
 
@@ -467,8 +468,9 @@ struct service_counters {
 	__u64 gone_established;
 	__u64 gone_reply_packets;
 	__u64 gone_reply_bytes;
+	__u64 pad[7];
 };
-_Static_assert(sizeof(struct service_counters) == 192, "three cache lines");
+_Static_assert(sizeof(struct service_counters) == 256, "four cache lines");
 
 /* What `lbctl trace` follows. */
 enum event_kind {
@@ -512,7 +514,8 @@ struct trace_control {
 };
 _Static_assert(sizeof(struct trace_control) == 24, "trace_control");
 
-/* One element, written by the agent before the first attach. */
+/* One element, written by the agent before the first attach; `held_until` at any time. */
+#define HOLD_MAX_NS 1000000000
 struct settings {
 	__u64 flow_key; /* of the flow table's hash, secret, per boot */
 	__u64 flow_mul0;
@@ -520,7 +523,9 @@ struct settings {
 	__u32 abi;
 	__u32 tick_shift; /* a tick is 2^tick_shift jiffies */
 	__u32 hz;         /* jiffies per second */
-	__u32 pad[7];
+	__u32 pad;
+	__u64 held_until; /* ns, monotonic: new flows are held back until then */
+	__u32 pad2[4];
 };
 _Static_assert(sizeof(struct settings) == 64, "settings");
 

@@ -154,6 +154,7 @@ class Rig(Records):
         tables.backend_load[:] = np.zeros((), dtype=abi.BACKEND_LOAD)
         tables.service_load[:] = np.zeros((), dtype=abi.SERVICE_LOAD)
         tables.trace[:] = np.zeros((), dtype=abi.TRACE_CONTROL)
+        tables.settings["held_until"] = 0
         if tables.nat_slots["owner"].any():
             tables.nat_slots[:] = np.zeros((), dtype=abi.NAT_SLOT)
         for key, _ in list(tables.items("fragments")):

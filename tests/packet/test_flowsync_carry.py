@@ -9,10 +9,11 @@ import os
 import pytest
 
 from agent.dataplane import libbpf
+from agent.dataplane.old import OldTables
 from agent.dataplane.pins import pins_of
 from agent.dataplane.program import remove_instance
 from agent.flowsync import carry
-from agent.model import Config, Forward, Scheduler, Service, Tables
+from agent.model import Config, Forward, Nat, Scheduler, Service, Tables
 from tests.packet import harness
 from tests.packet.frames import CLIENT4, VIP4
 from tests.packet.harness import Rig, Verdict, backend, service
@@ -85,6 +86,25 @@ def test_flows_go_on_in_tables_of_another_size(instance: str, tables: Tables):
         (number, port): sent(after, client(number, port, "PA")) for number, port in went
     } == went
     assert after.counts("web1").opened >= FLOWS // 4
+    remove_instance(instance)
+
+
+@pytest.mark.parametrize("reason", ["held", "no-backend"])
+def test_the_old_program_takes_no_new_flow_while_the_last_are_carried(instance: str, reason: str):
+    """Nor does one of an ABI that has no deadline."""
+    rig = started(instance, OLD)
+    rig.dataplane.attach()
+    old = OldTables(rig.dataplane.pins, rig.dataplane.size, Nat())
+    if reason == "no-backend":
+        fields = old._layout.structs["settings"].offsets
+        fields["pad3"] = fields.pop("held_until")
+    port = 0
+    while not rig.service_counts().drops.get(reason):  # it is over in a second, on any host
+        with old.new_flows_held() as renew:
+            renew()
+            rig.send(client(port := port + 1, 80).frame())
+    sent(rig, client(0, 80))
+    old.close()
     remove_instance(instance)
 
 

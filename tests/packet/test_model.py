@@ -54,7 +54,7 @@ BUDGET_S = 5.0
 OFTEN = ("dsr4", "dsr6", "ipip4", "ipip6", "gue4", "gue6", "nat4", "nat6", "fullnat4", "fullnat6",
          "reply", "fragment", "client-error", "backend-error", "answered", "not-ip", "not-vip",
          "malformed", "no-backend", "no-flow", "ttl-exceeded", "too-big")  # fmt: skip
-SELDOM = ("extension", "no-port", "no-room")
+SELDOM = ("extension", "no-port", "no-room", "held")
 
 
 def services(clock: Clock) -> tuple[Service, ...]:

@@ -53,11 +53,13 @@ class Flow:
         """The same client talks to the same port of the same service."""
         return other is not None and (self.target, self.ends) == (other.target, other.ends)
 
-    def stands(self, flags: int, now: int) -> bool:
+    def stands(self, flags: int, now: int, held: bool) -> bool:
         """Does it decide? Not for a SYN that begins a new connection or can go elsewhere."""
         if not self.member.is_alive or not flags & SYN:
             return self.member.is_alive
-        if self.state == "closing" or (self.state == "embryonic" and not self.member.is_usable):
+        if self.state == "closing" or (
+            self.state == "embryonic" and (held or not self.member.is_usable)
+        ):
             return False
         return not self.is_expired(now)
 

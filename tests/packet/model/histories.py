@@ -80,7 +80,7 @@ class History:
         self._events: dict[Callable[[], None], float] = {
             self._client: 36, self._reply: 24, self._client_error: 8, self._backend_error: 8,
             self._piece: 12, self._pieces: 3, self._zero: 1, self._mutant: 10, self._backend: 2,
-            self._service: 0.5, self._time: 0.1, self._reconfigure: 0.05,
+            self._service: 0.5, self._hold: 0.5, self._time: 0.1, self._reconfigure: 0.05,
         }  # fmt: skip
 
     def play(self, packets: int) -> None:
@@ -281,6 +281,10 @@ class History:
         for member in self.draw.choice(self.mirror.targets).members:
             if member.name not in self._down:
                 self.mirror.set_backend(member.name, alive=True, usable=usable)
+
+    def _hold(self) -> None:
+        """A handover begins or ends."""
+        self.mirror.held = self._one(0.1)
 
     def _time(self) -> None:
         self.mirror.pass_time(self.draw.choice((1, 1, 2, 3)))

@@ -82,6 +82,7 @@ class Model:
         self.zones = zones
         self.first_fragments: dict[tuple[object, ...], First] = {}
         self.now = 0
+        self.held = False  # nobody gets a new flow
 
     def judge(self, frame: bytes, choices: Choices) -> Outcome:
         """What becomes of an Ethernet frame."""
@@ -149,7 +150,7 @@ class Model:
         flow = self.flows.find(target, ends)
         if case.read.quote:
             self._quoted(case, target, flow)
-        elif flow and flow.stands(case.read.flags, self.now):
+        elif flow and flow.stands(case.read.flags, self.now, self.held):
             case.flow, case.member = flow, flow.member
             flow.sent(case.read, self.now)
         else:
@@ -184,6 +185,8 @@ class Model:
         return max(around, default=(0, ""))[1]
 
     def _new_flow(self, case: Case, target: Target, ends: Ends) -> None:
+        if self.held:
+            raise RefusedError("held")
         is_free = target.scheduler == "any"
         usable = [member for member in target.members if member.is_usable]
         member = next(iter(usable), None) if is_free else self._pick(target, ends)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -80,12 +80,23 @@ def impatient(monkeypatch) -> None:
     monkeypatch.setattr(handover, "_LATE_S", 0.0)
 
 
-def holding(steps: list[str]):
-    @contextlib.asynccontextmanager
-    async def hold() -> AsyncIterator[None]:
+class Held:
+    """New flows are held back; with ``stands`` false they have come in again meanwhile."""
+
+    def __init__(self, steps: list[str], stands: bool) -> None:
+        self.steps, self.stands = steps, stands
+
+    def renew(self) -> bool:
+        self.steps.append("renew")
+        return self.stands
+
+
+def holding(steps: list[str], stands: bool = True):
+    @contextlib.contextmanager
+    def hold() -> Iterator[Held]:
         steps.append("hold")
         try:
-            yield
+            yield Held(steps, stands)
         finally:
             steps.append("let go")
 
@@ -99,7 +110,8 @@ def give(node: Node, others: Others | None, **how: bool):
 def test_the_peer_has_the_flows_before_it_is_asked_and_takes_before_new_flows_go_on() -> None:
     node = Node([])
     moved = give(node, Others(node))
-    assert node.steps == ["flush", "hold", "flush", "mode handed-over", "take", "let go", "flush"]
+    told = ["flush", "hold", "flush", "renew"]
+    assert node.steps == [*told, "mode handed-over", "take", "let go", "flush"]
     assert (moved.flows, node.mode) == (14, Mode.HANDED_OVER)
 
 
@@ -167,6 +179,14 @@ def test_force_gives_without_the_flows() -> None:
     node = Node([])
     give(node, Others(node, know=False), force=True)
     assert node.mode is Mode.HANDED_OVER
+
+
+def test_who_was_held_up_so_that_new_flows_came_in_gives_nothing_away() -> None:
+    node = Node([])
+    with pytest.raises(ConflictError, match="held up"):
+        asyncio.run(hand_over(node, Others(node), holding(node.steps, stands=False), None))
+    assert node.steps[-3:] == ["renew", "let go", "mode normal"]
+    assert "mode handed-over" not in node.steps
 
 
 def test_a_node_that_nobody_relieves_is_master_as_before() -> None:

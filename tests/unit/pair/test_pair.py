@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from agent.dataplane import abi
 from agent.dataplane.pins import Pins
 from agent.errors import ConflictError
 from agent.failover.model import Failover, FlowSync, Instance, Mode, Role
@@ -35,8 +36,9 @@ class Heard(Node):
 
 
 def made(role: Role = Role.BACKUP) -> tuple[Pair, Heard]:
-    tables = SimpleNamespace(now_jiffies=None, pins=Pins(Path("/none")))  # nobody looks at them
-    pair = Pair(tables, lambda: Word(True, "", {}), lambda: None, contextlib.nullcontext)
+    tables = SimpleNamespace(settings=np.zeros(1, dtype=abi.SETTINGS))
+    dataplane = SimpleNamespace(now_jiffies=None, pins=Pins(Path("/none")), tables=tables)
+    pair = Pair(dataplane, lambda: Word(True, "", {}), lambda: None)
     node = Heard([], role)
     pair.mastership = node
     return pair, node
