@@ -13,7 +13,7 @@ from agent.dataplane.old import OldTables
 from agent.dataplane.pins import pins_of
 from agent.dataplane.program import remove_instance
 from agent.flowsync import carry
-from agent.model import Config, Forward, Nat, Scheduler, Service, Tables
+from agent.model import Config, Forward, Hook, Nat, Scheduler, Service, Tables
 from tests.packet import harness
 from tests.packet.frames import CLIENT4, VIP4
 from tests.packet.harness import Rig, Verdict, backend, service
@@ -39,7 +39,7 @@ def services() -> tuple[Service, ...]:
 
 def started(instance: str, tables: Tables) -> Rig:
     """As the agent does it: tables and program, what was there, a pass, the attachment."""
-    config = Config(instance, "here", tables=tables)
+    config = Config(instance, "here", hook=Hook.NATIVE, tables=tables)
     dataplane = harness.load(config, services())
     carry.prepare(dataplane)
     rig = object.__new__(Rig)
