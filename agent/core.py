@@ -72,7 +72,7 @@ class Core:
         self.dataplane = Dataplane(config)
         self._hops = NextHops(config.interfaces, self._wake)
         self._monitor = HealthMonitor(self._health_changed, self._hops.doubt)
-        self._host = Host(config)
+        self._host = Host(config, self._wake)
         self._dirty = asyncio.Event()
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()

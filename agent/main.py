@@ -183,6 +183,7 @@ def detach(path: Path) -> None:
         from agent.config.load import load_file
         from agent.dataplane.program import remove_instance, require_root
         from agent.lock import InstanceLocks
+        from agent.network.guard import remove_guard
         from agent.network.vips import Vips
 
         require_root()
@@ -192,6 +193,7 @@ def detach(path: Path) -> None:
             if config.manage_vips:
                 asyncio.run(Vips(config.interface).sync(frozenset()))
             removed = remove_instance(config.name)
+            remove_guard(config.name)
         finally:
             locks.release()
         what = "detached" if removed else "nothing was attached"

@@ -1,9 +1,14 @@
-"""Owns what the balancing changes on this host's interfaces: VIPs on, VLAN tags visible to XDP."""
+"""Owns what the balancing changes on this host: VIPs on its interfaces, VLAN tags visible to XDP,
+and the guard below the program.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from agent.failover.plan import claimed_vips
 from agent.model import Config, Hook
+from agent.network.guard import Guard
 from agent.network.tags import Tags
 from agent.network.vips import Vips
 
@@ -11,12 +16,15 @@ from agent.network.vips import Vips
 class Host:
     """The interfaces of one instance; which they are does not change while it runs."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, changed: Callable[[], None]) -> None:
+        """``changed`` is called when somebody else has changed what is kept here."""
         self._vips = Vips(config.interface)
         self._tags = Tags(config.interfaces)
+        self._guard = Guard(config.name, changed)
 
     async def sync(self, config: Config, hook: Hook) -> None:
         """Make them as this configuration and the way that the program is attached want them."""
+        await self._guard.sync(config)  # before the VIPs that it guards
         if config.manage_vips:
             # The addresses of a prefix are routed here instead.
             keys = (service.key for service in config.services)

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 from agent.failover.plan import claimed_vips
 from agent.model import Address
+from agent.state.guard import table_name
 from lbctl.doctor.facts import Facts, Finding, Question, Verdict
 
 
@@ -54,6 +55,25 @@ def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
         )
     if content:
         yield Finding("agent", Verdict.OK, f"{about['name']}, version {about['version']}, answers")
+
+
+def guard(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """Whether a moment without the program costs a retransmission, or connections."""
+    if facts.agent.status is None:
+        return
+    table = table_name(facts.agent.status["agent"]["name"])
+    cost = "a moment without the program resets connections, because this host answers for the VIPs"
+    if not facts.nft_installed:
+        fix = "apt-get install nftables, then systemctl restart lb-agent"
+        yield Finding("guard", Verdict.WARNING, f"nftables is not installed: {cost}", fix)
+    elif facts.nft_tables is None:
+        message = f"whether the table {table} is there cannot be seen"
+        yield Finding("guard", Verdict.UNKNOWN, message, "sudo lbctl doctor")
+    elif table not in facts.nft_tables:
+        fix = "journalctl -u lb-agent tells why"
+        yield Finding("guard", Verdict.WARNING, f"there is no table inet {table}: {cost}", fix)
+    else:
+        yield Finding("guard", Verdict.OK, f"the table inet {table} stands in for the program")
 
 
 def vips(facts: Facts, ask: Question) -> Iterator[Finding]:

@@ -47,6 +47,7 @@ BALANCER: tuple[Check, ...] = (
     balancer_checks.rp_filter,
     balancer_checks.vips,
     balancer_checks.agent,
+    balancer_checks.guard,
     failover_checks.failover,
 )
 BACKEND: tuple[Check, ...] = (

@@ -210,6 +210,8 @@ class Facts:
     entry: Entry | None = None  # of the running agent, with `hook: external`
     failover: FailoverFacts | None = None
     gue_ports: frozenset[int] = frozenset()  # UDP ports whose packets the kernel unpacks
+    nft_installed: bool = True
+    nft_tables: frozenset[str] | None = None  # of the family inet; None: they cannot be seen
 
     @property
     def hook(self) -> str:

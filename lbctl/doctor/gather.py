@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,7 @@ def gather(env: Environment, interface: str | None) -> tuple[Facts, tuple[str, .
     names = [str(first or "")]
     if first and first == running.get("interface"):
         names += running.get("backend_interfaces", ())
+    rules = _run("nft", "-j", "list", "ruleset")
     facts = Facts(
         host=_host(),
         links=tuple(_with_details(link) if link.name in names else link for link in links),
@@ -61,10 +63,10 @@ def gather(env: Environment, interface: str | None) -> tuple[Facts, tuple[str, .
         sysctl=_sysctls(["all", *(link.name for link in links)]),
         pinned=_pinned(),
         entry=_entry(agent),
-        failover=gather_failover.gather(
-            agent.config, env.socket, _run("nft", "-j", "list", "ruleset")
-        ),
+        failover=gather_failover.gather(agent.config, env.socket, rules),
         gue_ports=gue_ports(_run("ip", "fou", "show") or ""),
+        nft_installed=shutil.which("nft") is not None,
+        nft_tables=nft_tables(rules),
     )
     return facts, tuple(names)
 
@@ -199,6 +201,14 @@ def tc_filters(answer: list[Mapping[str, Any]]) -> tuple[Filter, ...]:
             name = program.get("name") or options.get("bpf_name") or ""
             found[key] = Filter(key[0], key[1], name, program.get("id"))
     return tuple(sorted(found.values(), key=lambda one: one.priority))
+
+
+def nft_tables(rules: str | None) -> frozenset[str] | None:
+    """The tables of the family inet in the output of ``nft -j list ruleset``."""
+    if rules is None:
+        return None
+    found = (entry.get("table") or {} for entry in json.loads(rules).get("nftables", []))
+    return frozenset(str(table["name"]) for table in found if table.get("family") == "inet")
 
 
 def gue_ports(text: str) -> frozenset[int]:

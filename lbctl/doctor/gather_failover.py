@@ -18,6 +18,7 @@ from agent.failover.secret import read_secret
 from agent.failover.status import FailoverStatus, from_json
 from agent.failover.vrrp.headers import virtual_mac
 from agent.model import Config
+from agent.state.guard import table_name
 from lbctl.doctor.facts import FailoverFacts, Firewall
 
 _ANSWER_TIMEOUT_S = 3.0
@@ -99,6 +100,7 @@ def firewall(rules: str | None) -> Firewall | None:
         found = json.loads(rules or "{}").get("nftables", [])
     except ValueError:
         return None
+    found = [entry for entry in found if not any(map(_is_guard, entry.values()))]
     for entry in found:
         chain = entry.get("chain") or {}
         if chain.get("hook") == "input" and chain.get("policy") == "drop":
@@ -110,6 +112,11 @@ def firewall(rules: str | None) -> Firewall | None:
                 tuple(value for value in values if isinstance(value, tuple)),
             )
     return None
+
+
+def _is_guard(entry: Mapping[str, Any]) -> bool:
+    """Whether it belongs to the guard of a balancer: what that names is no exception."""
+    return str(entry.get("table", "")).startswith(table_name(""))
 
 
 def _leaves(value: object) -> Iterator[str | tuple[int, int]]:

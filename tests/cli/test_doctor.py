@@ -36,6 +36,10 @@ from tests.cli.doctor_facts import (
 )
 
 
+def changed(**given):
+    return dataclasses.replace(facts(), **given)
+
+
 def test_good_host_has_no_complaint():
     assert verdicts(facts()) == {}
 
@@ -57,6 +61,9 @@ def test_good_host_has_no_complaint():
         (host(bcc=Bcc(found=False, usable=False)), "bcc", "problem", "python3-bpfcc"),
         (host(bcc=Bcc(found=True, usable=False)), "bcc", "problem", "pip uninstall bcc"),
         (host(bcc=Bcc(found=True, usable=False, problem="x")), "bcc", "problem", "--reinstall"),
+        (changed(nft_installed=False), "guard", "warning", "apt-get install nftables"),
+        (changed(nft_tables=frozenset({"filter"})), "guard", "warning", "journalctl"),
+        (changed(nft_tables=None), "guard", "unknown", "sudo lbctl doctor"),
         (card(up=False), "interface", "problem", "ip link set dev eth0 up"),
         (card(xdp_features=frozenset()), "native XDP", "warning", "hook: auto"),
         (card(xdp_features=None, driver="e1000"), "native XDP", "warning", "hook: auto"),

@@ -216,6 +216,10 @@ def test_the_rules_of_a_firewall_are_understood():
     assert wall.names("vrrp")
     assert wall.names("9118")
     assert not wall.names("9201")
+    guard = {"rule": {"table": "steelyard-lb1", "expr": [{"match": {"right": "9201"}}]}}
+    wall = gather_failover.firewall(json.dumps({"nftables": [*rules, guard]}))
+    assert wall is not None
+    assert not wall.names("9201"), "the balancer's own guard lets nothing in"
     rules[0] = {"chain": chain | {"policy": "accept"}}
     assert gather_failover.firewall(json.dumps({"nftables": rules})) is None
     assert gather_failover.firewall(None) is None

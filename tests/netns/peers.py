@@ -178,12 +178,23 @@ class Talk:
 
     def say(self, data: bytes) -> bytes:
         """Send a message; what comes back."""
-        head = struct.pack("!I", len(data))
-        self._socket.sendall(head + data)
-        answer = self._stream.read(len(head) + len(data))
-        if answer is None or len(answer) < len(head) + len(data):
+        self.send(data)
+        return self.hear(len(data))
+
+    def send(self, data: bytes) -> None:
+        """A message whose answer is not read yet."""
+        self._socket.sendall(struct.pack("!I", len(data)) + data)
+
+    def hear(self, size: int) -> bytes:
+        """The answer to a message of that size."""
+        answer = self._stream.read(4 + size)
+        if answer is None or len(answer) < 4 + size:
             raise ConnectionError("the connection ended in mid-answer")
-        return answer[len(head) :]
+        return answer[4:]
+
+    def wait_up_to(self, timeout_s: float) -> None:
+        """From now on, for what is sent and heard."""
+        self._socket.settimeout(timeout_s)
 
     def close(self) -> None:
         self._stream.close()

@@ -57,6 +57,7 @@ def assert_no_trace(lab: Site) -> None:
     assert not PINS.exists()
     assert lab.xdp_program_id() == 0
     assert str(lab.lab.vips[0]) not in addresses(lab)
+    assert not lab.run(lab.balancer.name, "nft", "list", "ruleset").stdout
 
 
 @pytest.mark.parametrize("taken", ["socket", "metrics", "descriptors"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import json
 import os
 import signal
 from collections import Counter
@@ -289,6 +290,60 @@ def test_connections_survive_the_agents_death_and_a_new_program(here: Site) -> N
         here.start_agent()
         assert here.xdp_program_id() != program, "another feature is another program"
         all_go_on()
+
+
+def test_a_moment_without_the_program_breaks_no_connection(here: Site) -> None:
+    """Neither the client's packets nor the answers are reset by this host's own stack."""
+    data, flood = b"still there?", os.urandom(3 << 20)
+    with contextlib.ExitStack() as stack:
+        quiet = [stack.enter_context(Talk(client(here), vip)) for _, vip in vips(here)]
+        quiet += [stack.enter_context(Talk(client(here), vip)) for _, vip in vips(here)]
+        full = [stack.enter_context(Talk(client(here), vip)) for _, vip in vips(here)]
+        for talk in quiet + full:
+            talk.wait_up_to(60)
+        for talk in full:  # the server has more to say than its client takes
+            talk.send(flood)
+        here.signal_agent(signal.SIGSTOP)
+        try:
+            take_off(here)
+            for talk in quiet:
+                talk.send(data)
+            wait_until("it drops", lambda: guarded(here)["dropped"] > len(quiet), 60)
+            if here.lab.forward is Forward.FULLNAT:
+                wait_until("it drops answers", lambda: guarded(here)["answers"] > len(full), 60)
+        finally:
+            here.signal_agent(signal.SIGCONT)
+        wait_until("it is put back", lambda: here.xdp_program_id() != 0, 60)
+        assert [talk.hear(len(data)) for talk in quiet] == [data] * len(quiet)
+        assert [talk.hear(len(flood)) for talk in full] == [flood] * len(full)
+
+
+def take_off(here: Site) -> None:
+    for link in here.balancer.links:
+        here.run(here.balancer.name, "ip", "link", "set", "dev", link.device, "xdp", "off")
+    assert here.xdp_program_id() == 0
+
+
+def guarded(here: Site) -> Counter[str]:
+    """Packets that the guard below the program has dropped, and the answers that it has seen."""
+    listed = here.run(here.balancer.name, "nft", "-j", "list", "table", "inet", table(here))
+    found: Counter[str] = Counter()
+    for entry in json.loads(listed.stdout)["nftables"]:
+        for part in entry.get("rule", {}).get("expr", ()):
+            name = "dropped" if entry["rule"]["chain"] == "unheard" else "served"
+            name = "answers" if "@answers" in str(entry) else name
+            found[name] += part.get("counter", {}).get("packets", 0)
+    return found
+
+
+def table(here: Site) -> str:
+    return f"steelyard-{here.balancer.namespace}"
+
+
+def test_a_guard_that_somebody_removed_is_put_back(here: Site) -> None:
+    here.run(here.balancer.name, "nft", "flush", "ruleset")
+    listing = ("nft", "list", "table", "inet", table(here))
+    wait_until("it is there", lambda: here.run(here.balancer.name, *listing).returncode == 0, 60)
 
 
 def test_a_drained_backend_keeps_its_connections_and_gets_no_new_ones(here: Site) -> None:

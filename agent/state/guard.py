@@ -1,0 +1,177 @@
+"""Decides what the guard below the program drops: packets of flows that only the program knows.
+
+A packet for a VIP that the program did not take would come to this host's own stack, which has
+no socket for it and answers with a reset. These rules drop it instead, so a moment without the
+program costs a retransmission and no connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
+
+from agent.model import ANY_PORT, Address, Backend, Config, Forward, Service
+
+type Network = IPv4Network | IPv6Network
+type Json = dict[str, Any]
+
+FAMILY = "inet"
+_LAST_PORT = 65_535
+# Before the rules of anybody's firewall, which could answer with a reset as well.
+_PRIORITY = -160
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of flows: addresses, protocol, and ports from the first to the last."""
+
+    network: Network
+    protocol: str
+    first: int
+    last: int
+
+    @property
+    def is_exact(self) -> bool:
+        """One address and one port, as most are: looked up in a set, however many there are."""
+        return self.network.num_addresses == 1 and self.first == self.last
+
+
+def table_name(instance: str) -> str:
+    """The nftables table of an instance."""
+    return f"steelyard-{instance}"
+
+
+def removal(table: str) -> list[Json]:
+    """The commands that remove the table, whether or not it is there."""
+    named = {"table": {"family": FAMILY, "name": table}}
+    return [{"add": named}, {"delete": named}]
+
+
+def ruleset(table: str, config: Config) -> list[Json]:
+    """The commands that put the table of this configuration in the place of the last one."""
+    named = {"family": FAMILY, "table": table}
+    hook = {"type": "filter", "hook": "input", "prio": _PRIORITY, "policy": "accept"}
+    served = _sorted(_served(service) for service in config.services)
+    answers = _sorted(
+        _answers(service, backend)
+        for service in config.services
+        if service.forward is Forward.FULLNAT
+        for backend in service.backends
+    )
+    ports = _between("dport", config.nat.first_port, config.nat.last_port)
+    return [
+        *removal(table),
+        {"add": {"table": {"family": FAMILY, "name": table}}},
+        *_sets(named, "served", served),
+        *_sets(named, "answers", answers),
+        {"add": {"chain": named | {"name": "unheard"}}},
+        # A flow of the host's own has a socket: a health check, a server that listens here.
+        _rule(named, "unheard", _has_socket(), {"return": None}),
+        _rule(named, "unheard", {"counter": None}, {"drop": None}),
+        {"add": {"chain": named | {"name": "input"} | hook}},
+        # Who asks from this host itself has its refusal at once.
+        _rule(named, "input", _is(_meta("iifname"), "lo"), {"return": None}),
+        *_lookups(named, "served", served, "daddr", "dport", []),
+        *_lookups(named, "answers", answers, "saddr", "sport", [ports]),
+    ]
+
+
+def _served(service: Service) -> End:
+    key = service.key
+    network = ip_network((key.vip, key.vip_bits or key.vip.max_prefixlen))
+    first, last = (0, _LAST_PORT) if key.port == ANY_PORT else (key.port, key.port_last or key.port)
+    return End(network, key.protocol.value, first, last)
+
+
+def _answers(service: Service, backend: Backend) -> End:
+    """Where a backend of ``fullnat`` sends from."""
+    served = _served(service)
+    first, last = (backend.port,) * 2 if backend.port else (served.first, served.last)
+    return End(_host(backend.address), served.protocol, first, last)
+
+
+def _host(address: Address) -> Network:
+    return ip_network((address, address.max_prefixlen))
+
+
+def _sorted(ends: Iterable[End]) -> list[End]:
+    """Each once, in an order of its own: the same configuration makes the same rules."""
+    return sorted(
+        set(ends),
+        key=lambda end: (
+            end.network.version,
+            int(end.network.network_address),
+            end.network.prefixlen,
+            end.protocol,
+            end.first,
+            end.last,
+        ),
+    )
+
+
+def _sets(named: Json, name: str, ends: list[End]) -> Iterator[Json]:
+    for version in (4, 6):
+        elements = [
+            {"concat": [str(end.network.network_address), end.protocol, end.first]}
+            for end in ends
+            if end.is_exact and end.network.version == version
+        ]
+        if elements:
+            kind = [f"ipv{version}_addr", "inet_proto", "inet_service"]
+            yield {
+                "add": {"set": named | {"name": f"{name}{version}", "type": kind, "elem": elements}}
+            }
+
+
+def _lookups(
+    named: Json, name: str, ends: list[End], address: str, port: str, more: list[Json]
+) -> Iterator[Json]:
+    """Send what matches to the chain that decides."""
+    decide = ({"counter": None}, {"goto": {"target": "unheard"}})
+    for version in sorted({end.network.version for end in ends if end.is_exact}):
+        fields = [_address(version, address), _meta("l4proto"), _port(port)]
+        yield _rule(named, "input", _is({"concat": fields}, f"@{name}{version}"), *more, *decide)
+    for end in ends:
+        if not end.is_exact:
+            network = end.network
+            prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+            yield _rule(
+                named,
+                "input",
+                _is(_address(network.version, address), prefix),
+                _is(_meta("l4proto"), end.protocol),
+                _between(port, end.first, end.last),
+                *more,
+                *decide,
+            )
+
+
+def _rule(named: Json, chain: str, *expr: Json) -> Json:
+    return {"add": {"rule": named | {"chain": chain, "expr": list(expr)}}}
+
+
+def _address(version: int, field: str) -> Json:
+    return {"payload": {"protocol": "ip" if version == 4 else "ip6", "field": field}}
+
+
+def _port(field: str) -> Json:
+    return {"payload": {"protocol": "th", "field": field}}
+
+
+def _meta(key: str) -> Json:
+    return {"meta": {"key": key}}
+
+
+def _is(left: Json, right: object) -> Json:
+    return {"match": {"op": "==", "left": left, "right": right}}
+
+
+def _between(field: str, first: int, last: int) -> Json:
+    return _is(_port(field), {"range": [first, last]})
+
+
+def _has_socket() -> Json:
+    # Every socket is transparent or is not: the match fails only where there is none.
+    return {"match": {"op": "<=", "left": {"socket": {"key": "transparent"}}, "right": 1}}
