@@ -55,7 +55,12 @@ class AgentControl:
     def snapshot(self) -> Snapshot:
         """Everything, as of now."""
         core = self._core
-        facts = replace(self._facts, reconcile_problem=core.problem, failover=core.pair.view())
+        facts = replace(
+            self._facts,
+            reconcile_problem=core.problem,
+            defects=core.passes.defects,
+            failover=core.pair.view(),
+        )
         return core.observer.snapshot(core.refreshed(), core.now.contents, facts, time.time())
 
     def config(self) -> Config:
@@ -80,7 +85,7 @@ class AgentControl:
                 await self._ask_to_cut(new, "lbctl apply --yes")
             if changes and not dry_run:
                 since_file = plan(self._loaded.file_config, new)
-                self._store.save(new, self._loaded.file_digest, since_file)
+                await asyncio.to_thread(self._store.save, new, self._loaded.file_digest, since_file)
                 self._facts = replace(self._facts, changes_since_file=len(since_file))
                 await self._core.take(new, changes)
             return changes
@@ -109,10 +114,16 @@ class AgentControl:
             finally:
                 self._notifier.ready(status_line(self._core.now.situation))
 
+    def met_defect(self, error: Exception) -> None:
+        """A reload has ended with an error that no code expects: what ran goes on."""
+        problem = f"a defect of the agent: {type(error).__name__}: {error}"
+        self._facts = replace(self._facts, config_problem=problem)
+        self._core.passes.defect("a reload met a defect; what ran goes on", error)
+
     async def _wanted(self) -> tuple[LoadedRunning, tuple[Change, ...]]:
         """What the file asks for now, if it can be had; touches nothing."""
         text = read_text(self._path)
-        loaded = self._store.load(text, str(self._path))
+        loaded = await asyncio.to_thread(self._store.load, text, str(self._path))
         running = self._core.config
         fixed = global_changes(running, loaded.file_config)
         needs_restart = [change.field for change in fixed if change.needs_restart]
@@ -165,11 +176,12 @@ class AgentControl:
             for backend in each.backends
         }
 
-    def flows(self, query: FlowQuery) -> FlowPage:
-        """Recorded flows that match."""
+    async def flows(self, query: FlowQuery) -> FlowPage:
+        """Recorded flows that match; looked for in a thread, because there may be millions."""
         dataplane = self._core.dataplane
         names = names_of(self._core.now.situation)
-        return query_flows(
+        return await asyncio.to_thread(
+            query_flows,
             dataplane.tables,
             names,
             query,

@@ -17,7 +17,7 @@ from agent.dataplane.events import lexicon_of
 from agent.dataplane.program import Dataplane
 from agent.dataplane.trace import Tracer, rings_of
 from agent.dataplane.trueup import TrueUp
-from agent.errors import SteelyardError
+from agent.errors import DataplaneError, SteelyardError
 from agent.failover.plan import concerns
 from agent.flowsync import carry
 from agent.health.monitor import HealthMonitor, Target
@@ -30,6 +30,7 @@ from agent.pair.pair import Pair
 from agent.pair.word import Word, word_of
 from agent.rebalancing import Rebalancer
 from agent.reconcile.adopt import Adopted, adopt
+from agent.reconcile.passes import Passes
 from agent.reconcile.reconciler import Reconciler
 from agent.state import slowstart
 from agent.state.desired import Surroundings
@@ -44,7 +45,6 @@ log = structlog.get_logger()
 SAMPLE_S = 1.0
 SWEEP_EVERY = 10  # surveys
 SURVEY_SHARE = 20  # surveys take at most one in so many seconds of a CPU
-RETRY_S = (0.2, 1.0, 5.0)
 FIRST_CHECKS_S = 3.0
 SLOW_START_S = 0.5  # at least, between passes that only make weights grow
 ADOPTED_HOP_S = 10.0  # for neighbours that the kernel forgot while the agent was away
@@ -67,13 +67,12 @@ class Core:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._pass_problem = ""  # what the last pass could not do
+        self.passes = Passes(self._pass_and_host)
         self._attach_problem = ""
         self.dataplane = Dataplane(config)
         self._hops = NextHops(config.interfaces, self._wake)
         self._monitor = HealthMonitor(self._health_changed, self._hops.doubt)
         self._host = Host(config, self._wake)
-        self._dirty = asyncio.Event()
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()
         self._reconciler: Reconciler
@@ -120,6 +119,7 @@ class Core:
             "next hops": self._hops.run(),
             "reconcile": self._reconcile(),
             "sample": self._sample(),
+            "history": self._keep_history(),
         } | {
             name: self._once_started(work)
             for name, work in (self.weigher.tasks() | self.pair.tasks()).items()
@@ -150,7 +150,7 @@ class Core:
         try:
             await self._sync_host()
         except (SteelyardError, OSError) as error:  # it balances, and goes on trying
-            self._failed(error, RETRY_S[0])
+            self.passes.failed(error)
 
     async def _first_checks(self) -> None:
         """The tables are new (another ABI), the old program balances: let it, until the checks
@@ -159,8 +159,7 @@ class Core:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_CHECKS_S):
                 while any(s.health is Health.CHECKING for s in self.health().values()):
-                    await self._dirty.wait()
-                    self._dirty.clear()
+                    await self.passes.woken()
 
     async def take(self, config: Config, changes: tuple[Change, ...]) -> None:
         """Run with another configuration; returns when the tables hold it.
@@ -182,11 +181,17 @@ class Core:
             }
         )
         try:
-            await self._pass()
-            await self._sync_host()
-        except (SteelyardError, OSError):
-            self._wake()
+            await self._pass_and_host()
+        except (SteelyardError, OSError) as error:
+            self.passes.failed(error)
             raise
+        except Exception as error:
+            self.passes.failed(error)
+            raise DataplaneError(
+                self.passes.problem,
+                where="the new configuration",
+                remedy="it stands, and is tried again; the log has the traceback",
+            ) from error
         finally:
             if moves_vips:
                 await self.pair.mastership.reload()
@@ -196,7 +201,7 @@ class Core:
     @property
     def problem(self) -> str:
         """What cannot be made as it should be, for now; empty: nothing."""
-        return self._attach_problem or self._pass_problem
+        return self._attach_problem or self.passes.problem
 
     def identities(self, config: Config) -> Identities:
         """The ids of a configuration; DataplaneError if the tables cannot hold it."""
@@ -218,7 +223,7 @@ class Core:
     # -- its tasks
 
     def _wake(self) -> None:
-        self._dirty.set()
+        self.passes.wake()
 
     def _health_changed(self, ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
         log.info(
@@ -228,24 +233,20 @@ class Core:
 
     async def _reconcile(self) -> None:
         await self._started.wait()
-        failures = 0
-        while True:
-            await self._dirty.wait()
-            self._dirty.clear()
-            try:
-                await self._pass()
-                await self._sync_host()
-            except (SteelyardError, OSError) as error:
-                self._failed(error, RETRY_S[min(failures, len(RETRY_S) - 1)])
-                failures += 1
-            else:
-                failures, self._pass_problem = 0, ""
+        await self.passes.run()
 
-    def _failed(self, error: Exception, retry_s: float) -> None:
-        if str(error) != self._pass_problem:
-            log.error("reconcile failed", problem=str(error), retry_s=retry_s)
-        self._pass_problem = str(error)
-        asyncio.get_running_loop().call_later(retry_s, self._wake)
+    async def _pass_and_host(self) -> None:
+        await self._pass()
+        await self._sync_host()
+
+    async def _keep_history(self) -> None:
+        """Apart from the passes, and not on the loop: a disk may take its time."""
+        try:
+            while True:
+                await asyncio.sleep(SAMPLE_S)
+                await asyncio.to_thread(self._history.save, self._past)
+        finally:
+            self._history.save(self._past)
 
     async def _sample(self) -> None:
         await self._started.wait()
@@ -262,7 +263,9 @@ class Core:
         else:
             await self._attach_again()
         self.observer.sample(self.now.situation, now)
-        self.tracer.refresh()
+        self.tracer.refresh()  # which reads no ring of a replaced program from now on
+        if self.dataplane.replaced:
+            await asyncio.to_thread(self.dataplane.release_replaced)
         self._sample_loads(now)
         if now >= self._survey_at:
             found = await self.observer.look_at_flows()
@@ -337,7 +340,6 @@ class Core:
             fresh = situation(self._past, config, done.ids, health, hops, found, time.time())
             log_transitions(self._past, fresh)
             self._past = fresh.past
-            self._history.save(self._past)
             self.now = Now(fresh, done.contents)
             self.weigher.place(config, done.ids)
             self.tracer.refresh()
@@ -359,7 +361,7 @@ class Core:
         return slowstart.slowed(config, found, self._up_since, now)
 
     async def _sync_host(self) -> None:
-        await self._host.sync(self.config, self.dataplane.attachment.mode)
+        await self._host.sync(lambda: (self.config, self.dataplane.attachment.mode))
 
     # -- for the other balancers
 

@@ -159,6 +159,8 @@ async def _reload_on(hangup: asyncio.Event, control: AgentControl) -> None:
             await control.reload()
         except (SteelyardError, OSError):
             continue  # logged by the control, and shown by status
+        except Exception as error:  # noqa: BLE001 (this task's root, logged there)
+            control.met_defect(error)
 
 
 def _log_ready(core: Core) -> None:

@@ -71,7 +71,7 @@ class Control(Protocol):
         """Have the VIPs move as the operator says, or with ``dry_run`` only say how."""
         ...
 
-    def flows(self, query: FlowQuery) -> FlowPage:
+    async def flows(self, query: FlowQuery) -> FlowPage:
         """Recorded flows that match."""
         ...
 

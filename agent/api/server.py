@@ -211,7 +211,8 @@ class ApiServer:
     async def _flows(self, request: web.Request) -> web.Response:
         given = _parameters(request, requests.FLOW_PARAMETERS)
         query = requests.flow_query(given, self._control.config())
-        return _json(views.flows(self._control.flows(query)))
+        page = await self._control.flows(query)
+        return await asyncio.to_thread(lambda: _json(views.flows(page)))  # of thousands, maybe
 
     async def _explain(self, request: web.Request) -> web.Response:
         asked = requests.five_tuple(_parameters(request, requests.EXPLAIN_PARAMETERS))

@@ -18,6 +18,8 @@ from agent.state.loads import counts_waiting
 from agent.state.queries import FiveTuple, FlowPage, FlowQuery, FlowRequests, FlowView
 from agent.state.situation import Situation
 
+type Ranks = npt.NDArray[np.int64]
+
 STATE_NAMES = {
     int(abi.FlowState.EMBRYONIC): "embryonic",
     int(abi.FlowState.ESTABLISHED): "established",
@@ -86,8 +88,76 @@ def query_flows(
     Embryonic flows have no addresses yet and are not listed. A record whose hash is not its
     slot's (it was being replaced as we read) is left out.
     """
-    now = jiffies >> clock.shift
-    used, words = survey.used_slots(tables.flows)
+    best = _Best(query.limit)
+    # Piece by piece: a thread that works on a million slots at once would hold up all others.
+    for used, words in survey.used_chunks(tables.flows):
+        found = _matching(tables, names, query, keys, used, words)
+        ranks = _hottest_first if query.hottest else _latest_first
+        best.add(found, ranks(tables, found, jiffies, clock))
+    flows = tuple(
+        view(tables, names, clock, jiffies, int(index), int(word), cold)
+        for index, word, cold in zip(
+            best.found.used, best.found.words, best.found.cold, strict=True
+        )
+    )
+    return FlowPage(flows, matched=best.matched)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Flows: their slots, what is in these, and their records."""
+
+    used: npt.NDArray[np.int64]
+    words: survey.Slots
+    cold: Table
+
+    def and_also(self, more: _Found) -> _Found:
+        return _Found(
+            np.concatenate((self.used, more.used)),
+            np.concatenate((self.words, more.words)),
+            # As they lie in memory: numpy would bring the fields into another order of bytes.
+            np.concatenate((_raw(self.cold), _raw(more.cold))).view(abi.FLOW_COLD),
+        )
+
+    def at(self, order: npt.NDArray[np.int64]) -> _Found:
+        return _Found(self.used[order], self.words[order], self.cold[order])
+
+
+def _raw(rows: Table) -> Table:
+    return rows.view(np.dtype((np.void, rows.dtype.itemsize)))
+
+
+class _Best:
+    """Those that rank first, of all that were added; of equals the first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._ranks: Ranks | None = None
+        self.found = _Found(
+            np.zeros(0, dtype=np.int64),
+            np.zeros(0, dtype=np.uint64),
+            np.zeros(0, dtype=abi.FLOW_COLD),
+        )
+        self.matched = 0
+
+    def add(self, found: _Found, ranks: Ranks) -> None:
+        """``ranks``: a row for each, which is compared from the left."""
+        self.matched += len(found.used)
+        together = self.found.and_also(found)
+        ranks = ranks if self._ranks is None else np.concatenate((self._ranks, ranks))
+        order = np.lexsort(ranks.T[::-1])[: self._limit]
+        self._ranks, self.found = ranks[order], together.at(order)
+
+
+def _matching(
+    tables: SharedTables,
+    names: Names,
+    query: FlowQuery,
+    keys: HashKeys,
+    used: npt.NDArray[np.int64],
+    words: survey.Slots,
+) -> _Found:
+    """Of these slots, those whose flows are listed and match."""
     state = survey.state_of(words)
     keep = state != abi.FlowState.EMBRYONIC
     keep &= _matches_state(state, query.state)
@@ -97,29 +167,25 @@ def query_flows(
     keep = is_whole(words, used, cold, names, keys, tables.size.flow_buckets)
     if query.client is not None:
         keep &= _matches_client(cold, query.client)
-    used, words, cold = used[keep], words[keep], cold[keep]
-    idle = survey.idle_ticks(words, now)
-    order = np.argsort(idle, kind="stable")
-    if query.hottest:
-        order = _hottest_first(words, tables.flows_warm[used], idle, cold, jiffies)
-    shown = order[: query.limit]
-    flows = tuple(
-        view(tables, names, clock, jiffies, int(used[i]), int(words[i]), cold[i]) for i in shown
-    )
-    return FlowPage(flows, matched=len(used))
+    return _Found(used[keep], words[keep], cold[keep])
 
 
-def _hottest_first(
-    words: survey.Slots, warm: Table, idle: npt.NDArray[np.uint16], cold: Table, jiffies: int
-) -> npt.NDArray[np.int64]:
+def _latest_first(_tables: SharedTables, found: _Found, jiffies: int, clock: Clock) -> Ranks:
+    """Those that had a packet last."""
+    idle = survey.idle_ticks(found.words, jiffies >> clock.shift)
+    return idle.astype(np.int64).reshape(-1, 1)
+
+
+def _hottest_first(tables: SharedTables, found: _Found, jiffies: int, clock: Clock) -> Ranks:
     """Those with most bytes that wait for an answer, then those that were busy last, of these
     the longest open.
     """
-    awaits = survey.state_of(words) >= abi.FlowState.ESTABLISHED_AWAITING
-    waiting = np.where(awaits, warm["waiting"].astype(np.int64), -1)
-    age = (jiffies - cold["start"].astype(np.int64)) % 2**32
-    order: npt.NDArray[np.int64] = np.lexsort((-age, idle, -waiting))
-    return order
+    awaits = survey.state_of(found.words) >= abi.FlowState.ESTABLISHED_AWAITING
+    warm = tables.flows_warm["waiting"][found.used]
+    waiting = np.where(awaits, warm.astype(np.int64), -1)
+    idle = survey.idle_ticks(found.words, jiffies >> clock.shift).astype(np.int64)
+    age = (jiffies - found.cold["start"].astype(np.int64)) % 2**32
+    return np.stack((-waiting, idle, -age), axis=1)
 
 
 def _matches_state(state: npt.NDArray[np.int64], wanted: str | None) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,6 @@ import errno
 import functools
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ XDP_REPLACE = 0x10
 _HELPER_JIFFIES64 = 118
 _TC_INGRESS = 1
 _PROG_INFO_BYTES = 232
+_READS = 5  # of a table that changes while it is read
 
 
 class ProgramType(enum.IntEnum):
@@ -330,15 +330,33 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
     return value.raw
 
 
-def map_items(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
-    """All keys and values of a hash map."""
+def map_items(fd: int, key_size: int, value_size: int) -> list[tuple[bytes, bytes]]:
+    """All keys and values of a hash map, or OSError: never some of them.
+
+    The kernel begins anew at a key that is gone, so what changes meanwhile shows as a key that
+    comes twice or has no value. Then it is read again.
+    """
+    for _ in range(_READS):
+        found = _read_items(fd, key_size, value_size)
+        if found is not None:
+            return found
+    raise OSError(errno.EAGAIN, "the table changes faster than it can be read", f"fd {fd}")
+
+
+def _read_items(fd: int, key_size: int, value_size: int) -> list[tuple[bytes, bytes]] | None:
+    """One reading; None: the map changed meanwhile."""
+    found: dict[bytes, bytes] = {}
     key: bytes | None = None
     following = ctypes.create_string_buffer(key_size)
-    value = ctypes.create_string_buffer(value_size)
-    while _lib().bpf_map_get_next_key(fd, key, following) == 0:
+    while (result := _lib().bpf_map_get_next_key(fd, key, following)) == 0:
         key = following.raw
-        if _lib().bpf_map_lookup_elem(fd, key, value) == 0:
-            yield key, value.raw
+        value = map_lookup(fd, key, value_size)
+        if value is None or key in found:
+            return None
+        found[key] = value
+    if result != -errno.ENOENT:
+        _checked(result, "map keys")
+    return list(found.items())
 
 
 def program_fd(ident: int) -> int:

@@ -108,7 +108,7 @@ class OldTables:
         kind, flags = self._like("service", abi.SERVICE), self._backends["flags"]
         before, silenced = flags.copy(), []
         for table in _SERVICES:
-            for key, value in list(self._raw(table)):
+            for key, value in self._raw(table):
                 row = np.frombuffer(bytearray(value), dtype=kind)
                 row["flags"] &= np.uint8(~abi.SERVICE_F_RESET & 0xFF)
                 libbpf.map_update(self._fds[table], key, row.tobytes())
@@ -126,9 +126,9 @@ class OldTables:
             os.close(fd)
         self._fds.clear()
 
-    def _raw(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+    def _raw(self, table: str) -> list[tuple[bytes, bytes]]:
         if table not in _SERVICES or table not in self._fds:
-            return iter(())
+            return []
         shape = shape_of(self.pins.table(table))
         return libbpf.map_items(self._fds[table], shape.key, shape.value)
 

@@ -81,6 +81,8 @@ class Dataplane:
         self.tables: SharedTables
         self.attachments: tuple[attach.Attachment, ...] = ()
         self.program: Compiled
+        self._has_program = False
+        self.replaced: list[Compiled] = []  # programs that are compiled and not used any more
         self.features = Features()
         self.keys: HashKeys
         self.clock: Clock
@@ -143,7 +145,16 @@ class Dataplane:
         text = sources.joined("balancer.c")
         compiled = compile_program(text, "balancer", constants, config.kernel_headers, kind)
         abi.check(compiled.layout)
+        if self._has_program:
+            self.replaced.append(self.program)
         self.program, self.features = compiled, features
+        self._has_program = True
+
+    def release_replaced(self) -> None:
+        """Close the programs that later ones have replaced, once nothing reads their rings."""
+        with self._changing:
+            while self.replaced:
+                self.replaced.pop().close()
 
     @property
     def attachment(self) -> attach.Attachment:

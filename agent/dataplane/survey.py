@@ -7,6 +7,7 @@ milliseconds.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -126,22 +127,26 @@ def idle_ticks(words: Slots | Lows, now: int) -> Lows:
     return idle
 
 
-def used_slots(flows: Slots) -> tuple[Counts, Slots]:
-    """The slots that hold a flow: indices and words.
+def used_chunks(flows: Slots) -> Iterator[tuple[Counts, Slots]]:
+    """The slots that hold a flow, indices and words, piece by piece.
 
     Every slot is read once: a flow that moves while the table is read, by ending in one slot
     and beginning in another, is counted once on average, and numpy, which counts the non-zeros
     of an array before it lists them, never sees one change in between.
     """
-    indices, words = [], []
     for first in range(0, len(flows), _CHUNK):
         chunk = flows[first : first + _CHUNK].copy()
         used = np.flatnonzero(chunk)
         if len(used):
-            indices.append(used + first)
-            words.append(chunk[used])
-    if not indices:
+            yield used + first, chunk[used]
+
+
+def used_slots(flows: Slots) -> tuple[Counts, Slots]:
+    """The same, all of them at once."""
+    pieces = list(used_chunks(flows))
+    if not pieces:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
+    indices, words = zip(*pieces, strict=True)
     return np.concatenate(indices), np.concatenate(words)
 
 

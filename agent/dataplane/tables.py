@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,8 +157,8 @@ class SharedTables:
         """Remove a key; one that is not there is no error."""
         libbpf.map_delete(self._fds[table], key)
 
-    def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        """Every key and value of a table by key, in any order."""
+    def items(self, table: str) -> list[tuple[bytes, bytes]]:
+        """Every key and value of a table by key, in any order; OSError: it cannot be read whole."""
         shape = self._shapes[table]
         return libbpf.map_items(self._fds[table], shape.key, shape.value)
 

@@ -153,6 +153,13 @@ _AGENT_FAMILIES = (
         (),
         one(lambda s: bool(s.reconcile_problem)),
     ),
+    Family(
+        "steelyard_agent_defects_total",
+        Kind.COUNTER,
+        "Passes and reloads that an error of the agent's own has ended; they are tried again.",
+        (),
+        one(lambda s: s.defects),
+    ),
 )
 
 _PROGRAM_FAMILIES = (

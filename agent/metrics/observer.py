@@ -54,6 +54,7 @@ class AgentFacts:
     config_problem: str = ""
     changes_since_file: int = 0
     reconcile_problem: str = ""
+    defects: int = 0
     failover: FailoverView = field(default_factory=FailoverView)
 
 
@@ -143,6 +144,7 @@ class Observer:
             config_problem=facts.config_problem,
             changes_since_file=facts.changes_since_file,
             reconcile_problem=facts.reconcile_problem,
+            defects=facts.defects,
             failover=facts.failover,
             dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed, contents),
             services=services,

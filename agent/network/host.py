@@ -4,6 +4,7 @@ and the guard below the program.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from agent.failover.plan import claimed_vips
@@ -20,10 +21,19 @@ class Host:
         """``changed`` is called when somebody else has changed what is kept here."""
         self._vips = Vips(config.interface)
         self._tags = Tags(config.interfaces)
+        self._changing = asyncio.Lock()
         self._guard = Guard(config.name, changed)
 
-    async def sync(self, config: Config, hook: Hook) -> None:
-        """Make them as this configuration and the way that the program is attached want them."""
+    async def sync(self, wanted: Callable[[], tuple[Config, Hook]]) -> None:
+        """Make them as the configuration and the way that the program is attached want them.
+
+        One change at a time, and ``wanted`` is asked when its turn has come: a sync that waited
+        knows what changed meanwhile, so it puts nothing back that another has just removed.
+        """
+        async with self._changing:
+            await self._sync(*wanted())
+
+    async def _sync(self, config: Config, hook: Hook) -> None:
         await self._guard.sync(config)  # before the VIPs that it guards
         if config.manage_vips:
             # The addresses of a prefix are routed here instead.

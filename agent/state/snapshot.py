@@ -218,6 +218,7 @@ class Snapshot:
     config_problem: str  # why the last reload was refused; empty: it was not
     changes_since_file: int  # runtime changes that the file does not have
     reconcile_problem: str  # what the last pass could not do; empty: nothing
+    defects: int  # passes and reloads that an error of the agent's own has ended
     dataplane: DataplaneSnapshot
     services: tuple[ServiceSnapshot, ...] = field(default=())
     rates: Rates = Rates()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,12 @@ from agent.config.render import document
 from agent.config.store import RunningStore
 from agent.control import AgentControl
 from agent.core import Core
+from agent.daemon import _reload_on
 from agent.errors import ConfigError, ConflictError, UnconfirmedError
 from agent.metrics.observer import AgentFacts
 from agent.model import Config, Forward
 from agent.notify import Notifier
+from agent.state.queries import FlowQuery
 from agent.state.snapshot import FailoverView
 
 TEXT = """\
@@ -41,6 +44,7 @@ class FakeCore:
         self.taken: list[Config] = []
         self.now = SimpleNamespace(contents=None, situation=None)
         self.problem = ""
+        self.passes = SimpleNamespace(defects=0)
         self.observer = self
         self.pair = SimpleNamespace(view=FailoverView)
         self._flows, self._seen = flows, 0
@@ -215,3 +219,53 @@ def test_a_service_that_is_removed_by_name_is_meant(make: Make) -> None:
     control, core, _ = _with_web(make, 3)
     asyncio.run(control.edit(Edit(EditOp.SERVICE_REMOVE, "web", None, {}), dry_run=False))
     assert [service.name for service in core.config.services] == ["chat"]
+
+
+def test_files_are_written_and_flows_looked_for_beside_the_loop(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may take seconds for a sync, and a million flows take their time: health checks,
+    passes and the API go on meanwhile.
+    """
+    control, core, path = make(0)
+    on_loop, synced = threading.get_ident(), []
+    monkeypatch.setattr("os.fsync", lambda _: synced.append(threading.get_ident()))
+    asyncio.run(control.edit(Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"weight": 7}), False))
+    path.write_text(TEXT.replace("gpu-2", "gpu-3"))
+    asyncio.run(control.reload())
+    assert len(core.taken) == 2
+    assert synced
+    assert on_loop not in synced
+
+    looked: list[int] = []
+    monkeypatch.setattr("agent.control.names_of", lambda _: None)
+    monkeypatch.setattr(
+        "agent.control.query_flows", lambda *_: looked.append(threading.get_ident())
+    )
+    core.dataplane = SimpleNamespace(tables=0, keys=0, clock=0, now_jiffies=lambda: 0)
+    asyncio.run(control.flows(FlowQuery()))
+    assert looked
+    assert on_loop not in looked
+
+
+def test_a_defect_in_a_reload_is_said_and_counted_and_what_ran_goes_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, core, _ = make(0)
+    met: asyncio.Queue[Exception] = asyncio.Queue()
+    core.passes.defect = lambda _what, error: met.put_nowait(error)
+    monkeypatch.setattr("agent.control.plan", lambda *_: [][0])
+
+    async def story() -> None:
+        hangup = asyncio.Event()
+        task = asyncio.create_task(_reload_on(hangup, control))
+        for _ in range(2):
+            hangup.set()
+            error = await asyncio.wait_for(met.get(), 60)
+            assert isinstance(error, IndexError)
+            assert not task.done()
+        task.cancel()
+
+    asyncio.run(story())
+    assert core.taken == []
+    assert "IndexError" in control._facts.config_problem

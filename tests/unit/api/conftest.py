@@ -110,6 +110,7 @@ def make_snapshot(config):
         config_problem="",
         changes_since_file=1,
         reconcile_problem="",
+        defects=0,
         dataplane=DataplaneSnapshot(
             interface="eth0",
             ifindex=2,
@@ -218,7 +219,7 @@ class FakeControl:
         self._called("move", order)
         return Moved("handed over", 12)
 
-    def flows(self, query):
+    async def flows(self, query):
         self._called("flows", query)
         return FlowPage((FLOW,), matched=17)
 

@@ -1,5 +1,6 @@
 """The JSON that scripts rely on."""
 
+import asyncio
 import json
 from dataclasses import replace
 
@@ -310,7 +311,11 @@ def test_flows_and_explanation(control):
         "handshake_ms": 0.731,
         "talk": "http2",
     }
-    assert views.flows(control.flows(None)) == {"flows": [flow], "matched": 17, "shown": 1}
+    assert views.flows(asyncio.run(control.flows(None))) == {
+        "flows": [flow],
+        "matched": 17,
+        "shown": 1,
+    }
     explained = control.explain(None)
     assert views.explanation(explained) == {
         "verdict": "forward",
@@ -340,7 +345,7 @@ def test_flows_and_explanation(control):
 
 
 def test_a_flow_of_which_little_is_known_has_nulls(control):
-    page = control.flows(None)
+    page = asyncio.run(control.flows(None))
     plain = replace(page.flows[0], nat_source=None, requests=None)
     (flow,) = views.flows(replace(page, flows=(plain,)))["flows"]
     unknown = {"nat_source", "nat_source_port", "awaiting_answer", "waiting_bytes", "talk"}

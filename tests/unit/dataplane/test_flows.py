@@ -1,11 +1,13 @@
 """Which recorded flows answer a query."""
 
+import random
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import numpy as np
 import pytest
 
+from agent.dataplane import survey
 from agent.dataplane.abi import NAT_SOURCES, FlowState, ForwardId, Talk
 from agent.dataplane.flows import Names, names_of, query_flows
 from agent.model import BackendRef, Config, Health, NoBackend, Protocol, Service, ServiceKey
@@ -127,6 +129,22 @@ def test_the_hottest_have_most_bytes_waiting_then_were_busy_last_then_are_old():
     hosts = [int(name.rpartition(".")[2]) for name in clients(ask(tables, hottest=True))]
     assert hosts == [4, 3, 5, 1, 2]
     assert len(clients(ask(tables, hottest=True, limit=2))) == 2
+
+
+@pytest.mark.parametrize("hottest", [True, False])
+def test_read_in_pieces_the_answer_is_the_same(
+    hottest: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million slots in one step would hold up everything else that the agent does."""
+    tables, chance = FakeTables(), random.Random(4)
+    for host in range(200):
+        state = chance.choice((FlowState.ESTABLISHED, FlowState.ESTABLISHED_AWAITING))
+        flow, idle_s = five(f"198.51.100.{host}"), chance.randrange(0, 40, 8)
+        index = put(tables, flow, state=state, idle_s=idle_s, age_s=chance.randrange(40, 90))
+        tables.flows_warm["waiting"][index] = chance.randrange(5)
+    whole = [ask(tables, hottest=hottest, limit=limit) for limit in (7, 1000)]
+    monkeypatch.setattr(survey, "_CHUNK", 16)
+    assert [ask(tables, hottest=hottest, limit=limit) for limit in (7, 1000)] == whole
 
 
 def test_a_flow_says_all_of_itself(tables: FakeTables):

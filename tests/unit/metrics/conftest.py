@@ -78,6 +78,7 @@ def snapshot():
         config_problem="agent.yaml:3: bad",
         changes_since_file=2,
         reconcile_problem="",
+        defects=0,
         dataplane=DataplaneSnapshot(
             interface="eth0",
             ifindex=2,

@@ -1,0 +1,79 @@
+"""Decides when passes run: when something woke them, and again after one that failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from agent.errors import SteelyardError
+
+log = structlog.get_logger()
+
+RETRY_S = (0.2, 1.0, 5.0)
+
+
+class Passes:
+    """Runs one pass after the other, never two at once.
+
+    A pass that fails is run again after a pause that grows, and so is one that meets a defect of
+    ours: what balances must not end for it.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._work = work
+        self._due = asyncio.Event()
+        self._retry: asyncio.TimerHandle | None = None
+        self._failures = 0  # in a row
+        self.problem = ""  # what the last pass could not do; empty: nothing
+        self.defects = 0  # passes and reloads that an error of ours has ended
+
+    def wake(self) -> None:
+        """A pass is due, however often it is said."""
+        self._due.set()
+
+    async def woken(self) -> None:
+        """Wait until a pass is due, and take it as done."""
+        await self._due.wait()
+        self._due.clear()
+
+    async def run(self) -> None:
+        """Passes as they become due, for ever."""
+        while True:
+            await self.woken()
+            try:
+                await self._work()
+            except Exception as error:  # noqa: BLE001 (this task's root, logged there)
+                self.failed(error)
+            else:
+                self.succeeded()
+
+    def succeeded(self) -> None:
+        """A pass has made everything as it should be."""
+        self._failures, self.problem = 0, ""
+        self._cancel()
+
+    def failed(self, error: Exception) -> None:
+        """A pass could not; there is one retry to come, however many have failed."""
+        retry_s = RETRY_S[min(self._failures, len(RETRY_S) - 1)]
+        self._failures += 1
+        problem = str(error)
+        if not isinstance(error, SteelyardError | OSError):
+            problem = f"a defect of the agent: {type(error).__name__}: {error}"
+            self.defect("a pass met a defect; it is tried again", error)
+        elif problem != self.problem:
+            log.error("reconcile failed", problem=problem, retry_s=retry_s)
+        self.problem = problem
+        self._cancel()
+        self._retry = asyncio.get_running_loop().call_later(retry_s, self.wake)
+
+    def defect(self, what: str, error: Exception) -> None:
+        """Count an error that no code of ours expects, and say where it came from."""
+        self.defects += 1
+        log.error(what, exc_info=error)
+
+    def _cancel(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
