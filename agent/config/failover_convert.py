@@ -30,6 +30,7 @@ def to_failover(section: FailoverSection) -> Failover:
             port=sync.port,
             interval_s=sync.interval,
             rate_bytes_per_s=sync.rate,
+            witness=sync.witness,
         ),
     )
 

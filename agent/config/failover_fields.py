@@ -112,6 +112,7 @@ def _sync(sync: FlowSync) -> _Document:
         "port": sync.port,
         "interval": format_duration(sync.interval_s),
         "rate": sync.rate_bytes_per_s,
+        "witness": sync.witness,
     }
 
 

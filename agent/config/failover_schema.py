@@ -293,6 +293,11 @@ class SyncSection(Section):
     rate: own.Rate = Field(
         _SYNC.rate_bytes_per_s, description="Bytes a second to each peer, at most."
     )
+    witness: bool = Field(
+        _SYNC.witness,
+        description="A backup that hears by flow sync that the master is well does not take over "
+        "because adverts are lost.",
+    )
 
 
 class FailoverSection(Section):

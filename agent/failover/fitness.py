@@ -27,6 +27,9 @@ class AgentWord:
     ready: bool = True  # to take its place from a master that is well
     cut_off: bool = False  # it reaches neither a backend nor another balancer
     hands_over: bool = False  # asked before this process leaves, it hands over
+    # By virtual router: when another node was master of it last, and well, as flow sync says. On
+    # the monotonic clock; it changes with every word, and no priority depends on it.
+    vouchers: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

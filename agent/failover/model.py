@@ -146,13 +146,17 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class FlowSync:
-    """Where the flows are exchanged with the other balancers. ``peers`` empty: nowhere."""
+    """Where the flows are exchanged with the other balancers. ``peers`` empty: nowhere.
+
+    ``witness``: who hears by it that the master is well takes nothing over for lost adverts alone.
+    """
 
     peers: tuple[Address, ...] = ()
     listen: Address | None = None  # None: all addresses
     port: int = DEFAULT_SYNC_PORT
     interval_s: float = 0.2  # between two looks at the flow table
     rate_bytes_per_s: int = 50_000_000  # at most, to each peer
+    witness: bool = True
 
 
 @dataclass(frozen=True, slots=True)

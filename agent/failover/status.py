@@ -54,6 +54,7 @@ class RouterStatus:
     adverts_received: int = 0
     adverts_discarded: Mapping[str, int] = field(default_factory=dict)  # by reason, bounded
     announcements: int = 0  # gratuitous ARP and unsolicited NA frames
+    vouched: bool = False  # no adverts of the master are heard, but flow sync says that it is well
 
 
 @dataclass(frozen=True, slots=True)

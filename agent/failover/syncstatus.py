@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agent.failover.model import Address
+from agent.failover.model import Address, Method, Role
 
 
 class LinkState(enum.Enum):
@@ -16,6 +16,28 @@ class LinkState(enum.Enum):
     CONNECTING = "connecting"
     CONNECTED = "connected"
     REFUSED = "refused"  # by it or by us, until somebody changes something; tried on
+
+
+@dataclass(frozen=True, slots=True)
+class RouterWord:
+    """What a balancer says of one of its virtual routers to the others.
+
+    ``well``: it is master, and nothing speaks against that. ``vouched``: it hears no adverts of
+    the master, and leaves the VIPs there for the word of flow sync. ``vips``: a digest.
+    """
+
+    instance: str
+    family: int  # 4 or 6; 0: announce
+    method: Method
+    role: Role
+    priority: int
+    well: bool
+    vouched: bool
+    vrid: int
+    version: int
+    interval_s: float
+    authentication: str
+    vips: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +69,10 @@ class PeerSync:
     refused: Mapping[str, int] = field(default_factory=dict)  # streams and frames, by reason
     last_error: str = ""
     instances: tuple[str, ...] | None = None  # of failover, that it has; None: not known
+    # What its virtual routers are, and at which moment of this host's monotonic clock they were
+    # that; None: not known.
+    routers: tuple[RouterWord, ...] | None = None
+    routers_s: float | None = None
 
 
 def unknown(

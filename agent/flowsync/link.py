@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from agent.errors import SteelyardError
 from agent.failover.model import FlowSync
+from agent.failover.syncstatus import RouterWord
 from agent.flowsync import messages
 from agent.flowsync.flows import Flows
 from agent.flowsync.framing import DATA, HEADER, Fault, Frame, FrameError, Kind
@@ -35,19 +37,32 @@ SILENCE_S = 4.0  # without a byte of the peer: it is gone
 _STALL_S = 1.0  # a heartbeat that is so late says that we were away, not the peer
 _ASKED_S = 30.0  # for what the agent does when it is asked to take or to give
 _MOST_ASKS = 8  # of a peer at once
+_CLOCKS = 20  # heartbeats that tell how the peer's clock and this one differ
 
 type Callback = Callable[[str | None], Awaitable[str]]  # of an instance, or all; the answer
 
 
 @dataclass(frozen=True, slots=True)
+class Presence:
+    """What this node tells of its failover: the names of its instances, which the peer asks by, and
+    what its virtual routers were at a moment of the monotonic clock; None: that is not known.
+    """
+
+    instances: tuple[str, ...] = ()
+    routers: tuple[RouterWord, ...] | None = None
+    routers_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Callbacks:
-    """What is done when the peer asks for it, SteelyardError if it is not done; and the names of
-    this node's instances, which the peer asks by.
+    """What is done when the peer asks for it, SteelyardError if it is not done; what it is told of
+    this node; and what is done whenever a heartbeat of it has come.
     """
 
     take: Callback
     give: Callback
-    instances: Callable[[], Iterable[str]]
+    presence: Callable[[], Presence] = field(default=Presence)
+    heard: Callable[[], None] = field(default=lambda: None)
 
 
 class Ended(Exception):  # noqa: N818 (every stream ends)
@@ -76,6 +91,10 @@ class Link:
         self._heard_s = time.monotonic()
         self._heartbeat: Heartbeat | None = None  # the peer's newest
         self._heartbeat_s = 0.0
+        self._news = asyncio.Event()  # the next heartbeat is due at once
+        # How much later than the peer's clock says heartbeats came. The least of them is how the
+        # clocks differ, with a delay that is near none: whoever is busy hears of a moment late.
+        self._late_s: deque[float] = deque(maxlen=_CLOCKS)
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Answer]] = {}
         self._serving: set[asyncio.Task[None]] = set()
@@ -123,6 +142,23 @@ class Link:
     def instances(self) -> tuple[str, ...] | None:
         """The peer's, of failover; None: not told."""
         return None if self._heartbeat is None else self._heartbeat.instances
+
+    @property
+    def routers(self) -> tuple[RouterWord, ...] | None:
+        """What the peer's virtual routers were at ``routers_s``; None: not told."""
+        return None if self._heartbeat is None else self._heartbeat.routers
+
+    @property
+    def routers_s(self) -> float | None:
+        """When that was so, on this host's monotonic clock."""
+        newest = self._heartbeat
+        if newest is None or newest.routers is None:
+            return None
+        return newest.sent_s - newest.routers_age_s + min(self._late_s)
+
+    def beat(self) -> None:
+        """Have the next heartbeat go at once."""
+        self._news.set()
 
     async def flush(self) -> int:
         """Tell the peer all that it does not know, and wait until it has it: how many flows.
@@ -183,8 +219,10 @@ class Link:
     def _hear(self, heartbeat: Heartbeat) -> None:
         now = time.monotonic()
         self._heartbeat, self._heartbeat_s = heartbeat, now
+        self._late_s.append(now - heartbeat.sent_s)
         if heartbeat.echo_s is not None:
             self.rtt_s = max(0.0, now - heartbeat.echo_s - heartbeat.kept_s)
+        self._callbacks.heard()
 
     def _serve(self, kind: Kind, ask: Ask) -> None:
         if len(self._serving) >= _MOST_ASKS:
@@ -213,16 +251,22 @@ class Link:
 
     async def _beat(self) -> None:
         while True:
+            self._news.clear()
             now, newest = time.monotonic(), self._heartbeat
+            present = self._callbacks.presence()
             beat = Heartbeat(
                 now,
                 None if newest is None else newest.sent_s,
                 now - self._heartbeat_s if newest is not None else 0.0,
                 self.lag_s(),
-                messages.tellable(self._callbacks.instances()),
+                messages.tellable(present.instances),
+                present.routers and messages.tellable(present.routers),
+                now - present.routers_s if present.routers else 0.0,
             )
             self._out.write(Kind.HEARTBEAT, messages.pack(beat))
-            await asyncio.sleep(HEARTBEAT_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._news.wait()
             away_s = time.monotonic() - now - HEARTBEAT_S
             if away_s > _STALL_S:
                 self._heard_s += away_s  # what has come meanwhile is still to be read

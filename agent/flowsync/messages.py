@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
-from agent.flowsync.framing import Fault, FrameError
+from agent.failover.model import Method, Role
+from agent.failover.syncstatus import RouterWord
+from agent.flowsync.framing import Fault, FrameError, Kind, most_bytes
 from agent.flowsync.handshake import printable
 
 _LONGEST_TEXT = 1000
@@ -31,7 +33,8 @@ class Heartbeat:
 
     ``echo_s``: the newest heartbeat that it has, which it got ``kept_s`` ago. ``lag_s``: how old
     the newest state is that it knows the receiver to have of it. ``instances``: of failover, that
-    it has; None: too many, or it is of a version that does not tell.
+    it has; None: too many, or it is of a version that does not tell. ``routers``: what its virtual
+    routers were ``routers_age_s`` before it was sent; None: likewise, or it is not known there.
     """
 
     sent_s: float
@@ -39,6 +42,8 @@ class Heartbeat:
     kept_s: float
     lag_s: float | None
     instances: tuple[str, ...] | None = None
+    routers: tuple[RouterWord, ...] | None = None
+    routers_age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +63,24 @@ class Answer:
     text: str
 
 
-def tellable(instances: Iterable[str]) -> tuple[str, ...] | None:
-    """As a heartbeat has room for them."""
-    names = tuple(instances)
-    return names if len(names) <= _MOST_INSTANCES else None
+def tellable[T](those: Iterable[T]) -> tuple[T, ...] | None:
+    """As a heartbeat has room for them: names of instances, or virtual routers."""
+    found = tuple(those)
+    return found if len(found) <= _MOST_INSTANCES else None
 
 
 def pack(message: Ack | Heartbeat | Ask | Answer) -> bytes:
     """As the payload of a frame."""
     if isinstance(message, Answer):
         message = replace(message, text=message.text[:_LONGEST_TEXT])
-    return json.dumps(asdict(message)).encode()
+    data = asdict(message)
+    if isinstance(message, Heartbeat) and message.routers is not None:
+        # Without the names of the fields, so that there is room for many.
+        data["routers"] = [astuple(router) for router in message.routers]
+    packed = json.dumps(data, default=lambda word: word.value).encode()
+    if isinstance(message, Heartbeat) and len(packed) > most_bytes(Kind.HEARTBEAT):
+        return pack(replace(message, routers=None))
+    return packed
 
 
 def unpack_ack(payload: bytes) -> Ack:
@@ -94,6 +106,8 @@ def unpack_heartbeat(payload: bytes) -> Heartbeat:
             _time(said["kept_s"]),
             None if lag is None else _time(lag),
             _names(said.get("instances")),
+            _routers(said.get("routers")),
+            max(0.0, _time(said.get("routers_age_s", 0.0))),
         )
 
     return _read(payload, read)
@@ -134,6 +148,39 @@ def _names(value: Any) -> tuple[str, ...] | None:
     if not isinstance(value, list) or len(value) > _MOST_INSTANCES:
         raise ValueError("no names")
     return tuple(printable(str(name)) for name in value)
+
+
+def _routers(value: Any) -> tuple[RouterWord, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) > _MOST_INSTANCES:
+        raise ValueError("no virtual routers")
+    words = (_router(each) for each in value)
+    return tuple(word for word in words if word is not None)
+
+
+def _router(said: list[Any]) -> RouterWord | None:
+    """None: of a kind that only a later version knows, which may also say more of each."""
+    instance, family, method, role, priority, well, vouched, *rest = said
+    vrid, version, interval_s, authentication, vips, *_ = rest
+    try:
+        what, is_now = Method(method), Role(role)
+    except ValueError:
+        return None
+    return RouterWord(
+        printable(str(instance)),
+        _count(family),
+        what,
+        is_now,
+        _count(priority),
+        well is True,
+        vouched is True,
+        _count(vrid),
+        _count(version),
+        _time(interval_s),
+        printable(str(authentication)),
+        printable(str(vips)),
+    )
 
 
 def _time(value: Any) -> float:

@@ -126,6 +126,8 @@ class Peer:
             rtt_ms=None if link is None or link.rtt_s is None else link.rtt_s * 1000,
             last_error=self._last_error,
             instances=None if link is None else link.instances,
+            routers=None if link is None else link.routers,
+            routers_s=None if link is None else link.routers_s,
             **self.tally.snapshot(),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from agent.flowsync.flows import Flows
 from agent.flowsync.framing import Kind
 from agent.flowsync.greet import Greeter
 from agent.flowsync.handshake import Hello, Why
-from agent.flowsync.link import Callback, Callbacks, Ended
+from agent.flowsync.link import Callback, Callbacks, Ended, Presence
 from agent.flowsync.peer import Peer
 
 log = structlog.get_logger()
@@ -43,7 +43,8 @@ class FlowSync:
 
     ``flows`` makes what is exchanged with one peer. ``on_take`` is called when a peer asks this
     node to be master of an instance (None: of all), ``on_give`` when a peer, which is named, wants
-    to be; both answer in words, or raise SteelyardError. ``instances`` names those of this node.
+    to be; both answer in words, or raise SteelyardError. ``presence`` is what the peers are told of
+    this node, and ``heard`` is called when one of them has told of itself.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class FlowSync:
         flows: Callable[[Address], Flows],
         on_take: Callback,
         on_give: Give,
-        instances: Callable[[], Iterable[str]] = tuple,
+        presence: Callable[[], Presence] = Presence,
+        heard: Callable[[], None] = lambda: None,
     ) -> None:
         self.problem = ""  # why nobody can connect to us; empty: nothing
         self.strangers: Counter[str] = Counter()  # connections refused at once, by reason
@@ -62,7 +64,8 @@ class FlowSync:
         self._process = secrets.token_hex(16)
         self._greeter = self._greeter_of(key, name)
         self._flows = flows
-        self._on_take, self._on_give, self._instances = on_take, on_give, instances
+        self._on_take, self._on_give = on_take, on_give
+        self._presence, self._heard = presence, heard
         self._peers: dict[Address, Peer] = {}
         self._running: dict[Address, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server] = []
@@ -89,6 +92,12 @@ class FlowSync:
             self._peers[address].status() if address in self._peers else unknown(address)
             for address in self._settings.peers
         )
+
+    def beat(self) -> None:
+        """Have the next heartbeat to each peer go at once: there is news of this node."""
+        for peer in self._peers.values():
+            if peer.link is not None:
+                peer.link.beat()
 
     async def flush(self, timeout_s: float) -> FlushResult:
         """Have every connected peer know every flow, those with an unfinished handshake too."""
@@ -175,7 +184,7 @@ class FlowSync:
                 self._peers[address].configure(self._settings, self._greeter)
                 continue
             on_give = partial(self._on_give, asker=address)
-            callbacks = Callbacks(self._on_take, on_give, self._instances)
+            callbacks = Callbacks(self._on_take, on_give, self._presence, self._heard)
             peer = Peer(address, self._settings, self._greeter, self._flows(address), callbacks)
             self._peers[address] = peer
             self._running[address] = group.create_task(peer.run(), name=f"flow sync: {address}")

@@ -123,9 +123,10 @@ _ROUTER_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_failover_problem",
         Kind.GAUGE,
-        "1 while another node differs in something that can make two masters or is in the way of "
-        "a handover (name), or this one has trouble with its VIPs (addresses), their announcements "
-        "or its adverts (send); absent otherwise.",
+        "1 while another node is master too (two-masters), adverts of the master are not heard and "
+        "flow sync alone says that it is well (unheard), another node differs in something that "
+        "can make two masters or is in the way of a handover (name), or this one has trouble with "
+        "its VIPs (addresses), their announcements or its adverts (send); absent otherwise.",
         (*_ROUTER, "kind"),
         _router_labels(lambda r: {problem.kind: 1.0 for problem in r.problems}),
     ),

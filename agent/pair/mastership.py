@@ -20,6 +20,7 @@ from agent.failover.client import ask_async
 from agent.failover.model import Failover, Instance, Mode, Role, socket_of
 from agent.failover.status import FailoverStatus, RouterStatus, from_json
 from agent.pair.preemption import is_behind
+from agent.pair.witness import period_s
 from agent.pair.word import Word
 
 log = structlog.get_logger()
@@ -29,10 +30,14 @@ _ANSWER_S = 2.0
 
 
 class Mastership:
-    """The failover process of this node, as far as it answers."""
+    """The failover process of this node, as far as it answers. ``told``: it has answered the word
+    of ``run``.
+    """
 
-    def __init__(self, word: Callable[[], Word]) -> None:
+    def __init__(self, word: Callable[[], Word], told: Callable[[], None] = lambda: None) -> None:
         self._word = word
+        self._told = told
+        self._period_s: float | None = None  # from one word to the next, if not WORD_S
         self._path: Path | None = None
         self.instances: Mapping[str, Instance] = {}
         self._wake = asyncio.Event()
@@ -40,6 +45,7 @@ class Mastership:
         self.leaving = asyncio.Event()  # it was told to stop, and waits for ``excuse``
         self._leaver = 0  # pid of the one that has said so
         self.status: FailoverStatus | None = None
+        self.status_s = 0.0  # the moment that it is of at least, on the monotonic clock
         self.problem = ""
 
     def aim(self, failover: Failover, agent_socket: Path) -> None:
@@ -47,6 +53,8 @@ class Mastership:
         before = self._path
         self._path = socket_of(failover, agent_socket) if failover.instances else None
         self.instances = {instance.name: instance for instance in failover.instances}
+        with_witness = failover.sync.peers and failover.sync.witness
+        self._period_s = period_s(failover.instances, WORD_S) if with_witness else None
         if self._path is None:
             self.status, self.problem = None, ""
         elif before is None:
@@ -71,7 +79,7 @@ class Mastership:
             word, now_s = self._word(), time.monotonic()
             # A pass that changed nothing is no news, and passes can be many.
             if self._path is not None and (word != said or now_s >= due_s):
-                said, due_s = word, now_s + WORD_S
+                said, due_s = word, now_s + (self._period_s or WORD_S)
                 await self._tell(word)
             wait_s = WORD_S if self._path is None else max(due_s - time.monotonic(), 0.0)
             with contextlib.suppress(TimeoutError):
@@ -81,6 +89,7 @@ class Mastership:
     async def _tell(self, word: Word) -> None:
         try:
             await self.say(word)
+            self._told()
         except (SteelyardError, OSError) as error:
             if str(error) != self.problem:
                 log.error("the failover process does not answer", problem=str(error))
@@ -102,10 +111,11 @@ class Mastership:
                 where="failover",
                 remedy="add one to the agent's file: docs/failover.md",
             )
+        asked_s = time.monotonic()
         answer = from_json(await ask_async(self._path, request, _ANSWER_S))
         if self.problem:
             log.info("the failover process answers")
-        self.status, self.problem = answer, ""
+        self.status, self.status_s, self.problem = answer, asked_s, ""
         self.news.set()
         if answer.leaving and answer.pid != self._leaver:
             self._leaver = answer.pid

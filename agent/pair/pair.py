@@ -21,9 +21,10 @@ from agent.failover.status import Problem
 from agent.failover.syncstatus import LinkState, PeerSync, unknown
 from agent.flowsync.exchange import Exchange
 from agent.flowsync.kept import Kept, forget_all_but
+from agent.flowsync.link import Presence
 from agent.flowsync.sync import FlowSync
 from agent.model import Address, CheckKind, Config
-from agent.pair import naming, preemption
+from agent.pair import comparing, naming, preemption, witness
 from agent.pair.handover import Peers, hand_over, take_over
 from agent.pair.mastership import Mastership
 from agent.pair.node import node_of
@@ -60,10 +61,12 @@ class Pair:
         self._taking: tuple[Mode, str | None] | None = None
         self._sync_problem = ""
         self._unkeyed: tuple[PeerSync, ...] = ()  # the peers, while the secret cannot be read
-        self._unshared: dict[str, Problem] = {}  # instances that the others do not have
+        self._mismatches: dict[comparing.Place, Problem] = {}  # with the others, by flow sync
+        self._said: frozenset[comparing.Place] = frozenset()  # of them, in the log
+        self._has_witness = False
         self._pins = dataplane.pins
         self._ends = False
-        self.mastership = Mastership(self._whole_word)
+        self.mastership = Mastership(self._whole_word, lambda: self._sync.beat())
         node = node_of(dataplane, contents, self.mastership.is_behind)
 
         def flows(peer: Address) -> Exchange:
@@ -77,7 +80,8 @@ class Pair:
             flows,
             self._take,
             self._give,
-            lambda: self.mastership.instances,
+            self._presence,
+            self._heard,
         )
         self._peers: Peers | None = None
 
@@ -88,6 +92,7 @@ class Pair:
         self._checked = {s.name for s in config.services if s.health.kind is not CheckKind.NONE}
         self.mastership.aim(failover, config.socket)
         settings, secret = failover.sync, b""
+        self._has_witness = settings.witness
         self._sync_problem, self._unkeyed = "", ()
         if settings.peers and failover.key_file is not None:
             try:
@@ -118,7 +123,7 @@ class Pair:
         mastership = self.mastership
         return FailoverView(
             configured=mastership.configured,
-            process=mastership.status and naming.shown(mastership.status, self._unshared),
+            process=mastership.status and comparing.shown(mastership.status, self._lasting()),
             problem=mastership.problem,
             sync=self._others(),
             sync_problem=self._sync_problem or self._sync.problem,
@@ -207,13 +212,28 @@ class Pair:
         word = self._word()
         known = {name: word.services[name] for name in self._checked & word.services.keys()}
         peers = self._others()
-        self._compare_names(peers)
+        self._compare(peers)
         return replace(
             word,
             ready=self._look(),
             cut_off=is_cut_off(peers, known),
             hands_over=not self._ends and any(p.state is LinkState.CONNECTED for p in peers),
+            vouchers=witness.vouchers(self.mastership.routers, peers) if self._has_witness else {},
         )
+
+    def _presence(self) -> Presence:
+        """What the other balancers are told of this one."""
+        mastership = self.mastership
+        names = tuple(mastership.instances)
+        if mastership.status is None:
+            return Presence(names)
+        words = witness.words(mastership.status, mastership.instances)
+        return Presence(names, words, mastership.status_s)
+
+    def _heard(self) -> None:
+        """One of the others has told of itself: what it says may vouch for a master."""
+        if self._has_witness:
+            self.mastership.wake()
 
     async def say_goodbye(self) -> None:
         """This agent ends: a failover process that is to leave too need not wait for it."""
@@ -226,12 +246,22 @@ class Pair:
         """How it stands with each of the other balancers."""
         return self._unkeyed or self._sync.status()
 
-    def _compare_names(self, peers: tuple[PeerSync, ...]) -> None:
-        """Whether the others can be asked for this node's instances."""
-        found = naming.unshared(self.mastership.instances, peers)
-        for name in found.keys() - self._unshared.keys():
-            log.warning("mismatch", instance=name, kind=naming.KIND, text=found[name])
-        self._unshared = naming.follow(self._unshared, found, time.time())
+    def _compare(self, peers: tuple[PeerSync, ...]) -> None:
+        """What is wrong between this node and the others, as flow sync tells."""
+        mastership = self.mastership
+        found = naming.unshared(mastership.instances, peers)
+        if mastership.status is not None:
+            own = witness.words(mastership.status, mastership.instances)
+            found |= comparing.compare(own, peers, time.monotonic())
+        self._mismatches = comparing.follow(self._mismatches, found, time.time())
+        shown = self._lasting()
+        for place in shown.keys() - self._said:
+            text = shown[place].text
+            log.warning("mismatch", instance=place.instance, kind=place.kind, text=text)
+        self._said = frozenset(shown)
+
+    def _lasting(self) -> dict[comparing.Place, Problem]:
+        return comparing.lasting(self._mismatches, self.mastership.slowest_interval_s())
 
     def _look(self) -> bool:
         """Whether this node may take its place now."""

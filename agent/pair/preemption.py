@@ -26,6 +26,7 @@ def candidates(
         for router in routers
         if is_behind(router)
         and router.master_priority != HANDED_OVER  # that one is handing over already
+        and not router.vouched  # it would not be heard either, and there would be two masters
         and router.mode is Mode.NORMAL
         and router.priority > (router.master_priority or 0)
         and router.instance in instances

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.state.situation import Situation
 
@@ -12,7 +12,9 @@ from agent.state.situation import Situation
 class Word:
     """Whether the program is attached, why not, and how many backends of each service are up, of
     how many. ``ready``: this node may take its place from a master that is well. ``cut_off``: it
-    reaches nobody. ``hands_over``: before this node leaves, the agent can hand over.
+    reaches nobody. ``hands_over``: before this node leaves, the agent can hand over. ``vouchers``:
+    for virtual routers, by name, the last moment (monotonic) of which flow sync says that another
+    node was their master, and well.
     """
 
     attached: bool
@@ -21,6 +23,7 @@ class Word:
     ready: bool = True
     cut_off: bool = False
     hands_over: bool = False
+    vouchers: Mapping[str, float] = field(default_factory=dict)
 
 
 def word_of(now: Situation, attached: bool, why: str) -> Word:

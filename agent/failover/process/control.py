@@ -151,6 +151,7 @@ async def _do(request: Mapping[str, Any], office: Office) -> None:
                     ready=request.get("ready", True) is True,
                     cut_off=request.get("cut_off", False) is True,
                     hands_over=request.get("hands_over", False) is True,
+                    vouchers=_vouchers(request.get("vouchers", {})),
                 )
             )
         case {"do": "mode", "mode": str(word)}:
@@ -195,6 +196,12 @@ def _services(value: object) -> dict[str, tuple[int, int]]:
                     remedy='write {"name": [up, all]}',
                 )
     return found
+
+
+def _vouchers(value: object) -> dict[str, float]:
+    """What makes no sense vouches for nobody."""
+    told = value if isinstance(value, dict) else {}
+    return {str(name): at for name, at in told.items() if isinstance(at, float)}
 
 
 def _error(error: SteelyardError) -> dict[str, Any]:

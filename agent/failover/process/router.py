@@ -32,7 +32,7 @@ from agent.failover.vrrp.listener import Listener
 from agent.failover.vrrp.machine import Announce, Drop, Effect, Event, Send, Settings, State, Take
 from agent.failover.vrrp.replay import Guard
 from agent.failover.vrrp.source import choose
-from agent.failover.vrrp.states import Due, Fitness, Heard, Operator, Start, Stop
+from agent.failover.vrrp.states import Due, Fitness, Heard, Operator, Start, Stop, Vouched
 from agent.model import Address
 
 log = structlog.get_logger()
@@ -43,6 +43,8 @@ _UNKNOWN: dict[int, Address] = {4: IPv4Address(0), 6: IPv6Address(0)}
 _LEAST_WAIT_S = 0.0005
 # How much later a backup takes over while a flood hides whether its master is well.
 _FLOODED_INTERVALS = 20
+
+_UNHEARD = "the master is not heard, but flow sync says that it is well"
 
 type Group = Callable[["Router"], Mapping[str, "Router"]]
 
@@ -151,6 +153,10 @@ class Router:
         """What the operator wants."""
         self.handle(Operator(mode))
 
+    def vouch(self, at_s: float) -> None:
+        """Flow sync says that another node was master at that moment, and well."""
+        self.handle(Vouched(at_s))
+
     def handle(self, event: Event, now_s: float | None = None) -> None:
         """One step of the machine and its group, and what it asks for. ``now_s``: None is now."""
         now_s = self._loop.time() if now_s is None else now_s
@@ -250,6 +256,8 @@ class Router:
                 self._arm(self._loop.time() + self._settings.interval_s)
             else:
                 self.handle(Due())
+                if self.state.vouched:  # another one is master, though it is not heard
+                    self._let_go()
         if self._timer is None:
             self._arm()
 
@@ -410,7 +418,7 @@ class Router:
             self.router,
             role=state.role,
             since=now - (self._loop.time() - state.since),
-            why=state.why,
+            why=_UNHEARD if state.vouched else state.why,
             mode=state.mode,
             priority=state.priority,
             reasons=reasons,
@@ -428,4 +436,5 @@ class Router:
             adverts_received=self._inbox.received,
             adverts_discarded=dict(self._inbox.discarded),
             announcements=self._holding.announced if self._holding else 0,
+            vouched=state.vouched,
         )

@@ -157,6 +157,10 @@ class Team:
         if self.tracking.heard(word):
             self.judge()
             self._to_save.set()
+        for name, at_s in word.vouchers.items():
+            if isinstance(member := self._members.get(name), Router):
+                with _guarded(name):
+                    member.vouch(at_s)
 
     async def set_mode(self, mode: Mode, instance: str | None) -> None:
         """What the operator wants of an instance and those of its group; None: of all."""

@@ -2,7 +2,7 @@
 
 What goes beyond the RFCs: after a split brain the winner announces at once and the loser says once
 more that it was there; modes; planned handover, in which the old master keeps the VIPs until it
-hears the new one; groups (``groups.py``).
+hears the new one; groups (``groups.py``); flow sync as a second witness of a master's death.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from agent.failover.vrrp.states import (
     State,
     Stop,
     Take,
+    Vouched,
 )
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "State",
     "Stop",
     "Take",
+    "Vouched",
     "initial",
     "step",
 ]
@@ -59,6 +61,10 @@ type Outcome = tuple[State, tuple[Effect, ...]]
 PATIENCE = 2
 # Intervals without an advert after the priority 0 of a handed-over master: a skew is below one.
 SILENCE = 2
+# Intervals after the last advert from which on a word for the master says that adverts are lost:
+# one that has died since its last advert had said nothing by then.
+MISSED = 1.5
+VOUCH_S = 1.5  # an older word vouches for nobody
 
 
 def initial(settings: Settings, mode: Mode, now_s: float) -> State:
@@ -86,6 +92,9 @@ def step(settings: Settings, state: State, event: Event, now_s: float) -> Outcom
             return _claim(settings, state, now_s, "handed over to this node")
         case Follow():
             return _follow(settings, state, event, now_s)
+        case Vouched():
+            is_past = event.at_s <= now_s  # or the clocks are not one clock
+            return (replace(state, vouched_s=event.at_s) if is_past else state), ()
 
 
 def _start(settings: Settings, state: State, event: Start, now_s: float) -> Outcome:
@@ -179,7 +188,11 @@ def _backup_heard(settings: Settings, state: State, advert: Advert, now_s: float
 
 def _due(settings: Settings, state: State, now_s: float) -> Outcome:
     if state.down_s is not None and state.down_s <= now_s:
-        return _wish(settings, state, now_s, _gone(settings, state, now_s))
+        until_s = _vouched_until_s(settings, state, now_s)
+        if until_s is not None and now_s < until_s:
+            return replace(state, vouched=True, down_s=until_s), ()
+        new = replace(state, vouched=False)
+        return _wish(settings, new, now_s, _gone(settings, state, now_s))
     if state.role is not Role.MASTER:
         return state, ()
     effects: list[Effect] = []
@@ -296,7 +309,7 @@ def _enter(state: State, role: Role, now_s: float, why: str) -> State:
 
 
 def _waiting(settings: Settings, state: State, now_s: float) -> State:
-    return replace(state, down_s=now_s + _down_s(settings, state), wish="")
+    return replace(state, down_s=now_s + _down_s(settings, state), wish="", vouched=False)
 
 
 def _sooner(state: State, down_s: float) -> State:
@@ -323,6 +336,21 @@ def _lives(settings: Settings, state: State, now_s: float) -> bool:
     """The master was heard a moment ago."""
     unheard_s = now_s - state.heard_s
     return state.master is not None and unheard_s < 2 * _interval_s(settings, state.master)
+
+
+def _vouched_until_s(settings: Settings, state: State, now_s: float) -> float | None:
+    """Until when the word of flow sync says that the master is well, and nothing but lost adverts
+    speaks against it; None: not at all.
+    """
+    if state.vouched_s is None or state.leaver is not None or now_s < state.claim_s:
+        return None
+    if state.mode is Mode.PROMOTED or state.priority == OWNER or _lives(settings, state, now_s):
+        return None
+    if state.master is not None:
+        lost_s = state.heard_s + MISSED * _interval_s(settings, state.master)
+        if state.vouched_s < lost_s:
+            return None
+    return state.vouched_s + VOUCH_S
 
 
 def _another_lives(settings: Settings, state: State, advert: Advert, now_s: float) -> bool:

@@ -49,6 +49,9 @@ class State:
     taken_from: Address | None = None  # master: who was it before, while its adverts may be late
     settled_s: float = 0.0  # until when that is
     announcing: Announcing = field(default_factory=Announcing)
+    # The last moment of which flow sync says that another one was master; None: it does not.
+    vouched_s: float | None = None
+    vouched: bool = False  # that is why this node is still backup
 
     @property
     def priority(self) -> int:
@@ -122,7 +125,14 @@ class Follow:
     why: str
 
 
-type Event = Start | Stop | Heard | Due | Fitness | Operator | Claim | Follow
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """Flow sync says that another node was master at that moment, and well."""
+
+    at_s: float
+
+
+type Event = Start | Stop | Heard | Due | Fitness | Operator | Claim | Follow | Vouched
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,27 @@ class Pair:
                 instance |= values
             self.at(balancer).reload(document)
 
+    def set_witness(self, on: bool) -> None:
+        """Whether flow sync keeps a backup from taking over, on both balancers."""
+        for balancer in (self.first, self.second):
+            document = self.at(balancer).config()
+            document["failover"]["sync"]["witness"] = on
+            self.at(balancer).reload(document)
+
+    def problems(self, balancer: Node) -> set[str]:
+        """By kind, of all virtual routers of a balancer."""
+        instances = self.at(balancer).get("/v1/failover")["instances"]
+        return {problem["kind"] for each in instances for problem in each["problems"]}
+
+    def await_problems(self, *kinds: str) -> None:
+        """Until both balancers name these, and nothing else."""
+        for balancer in (self.first, self.second):
+            wait_until(
+                f"{balancer.name} names {kinds}: {self.problems(balancer)}",
+                lambda at=balancer: self.problems(at) == set(kinds),
+                60.0,
+            )
+
     def times_master(self, balancer: Node) -> int:
         """How often a balancer's virtual routers have become master since its process started."""
         instances = self.at(balancer).get("/v1/failover")["instances"]
@@ -197,3 +218,22 @@ def _rush_services(lab: Lab) -> list[dict[str, Any]]:
         }
         for vip in lab.vips
     ]
+
+
+@contextlib.contextmanager
+def deaf(here: Pair) -> Iterator[None]:
+    """No advert gets from one balancer to the other meanwhile; all else does."""
+    ports = [link.port for node in (here.first, here.second) for link in node.links]
+    hook = f"type filter hook ingress devices = {{ {', '.join(ports)} }} priority 0"
+    rules = (hook, "ip protocol 112 drop", "ip6 nexthdr 112 drop")
+    _nft(here, "\n".join(["table netdev deaf {", "chain adverts {", *rules, "}", "}"]))
+    try:
+        yield
+    finally:
+        _nft(here, "delete table netdev deaf")
+
+
+def _nft(here: Pair, rules: str) -> None:
+    command = [*netns.entering(here.lab.switch), "nft", "-f", "-"]
+    done = subprocess.run(command, input=f"{rules}\n", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (rules, done.stderr)

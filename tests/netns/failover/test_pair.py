@@ -19,7 +19,7 @@ from lbctl.lab.failover import BACKUP, MASTER
 from lbctl.lab.topology import Node
 from tests.netns.failover import crowd
 from tests.netns.failover.crowd import Crowd
-from tests.netns.failover.pair import Pair, pair
+from tests.netns.failover.pair import Pair, deaf, pair
 from tests.netns.site import assert_unharmed, wait_until
 
 CROWD = 1000
@@ -106,6 +106,46 @@ def test_nobody_notices_a_handover_the_way_back_or_a_process_that_is_stopped(her
         all_go_on(people)
     assert rushed.started > 0
     assert not rushed.failed, rushed.failed[:3]
+
+
+def test_lost_adverts_alone_make_no_second_master(here: Pair) -> None:
+    here.settle()
+    before = here.times_master(here.second)
+    with deaf(here):
+        here.await_problems("unheard")
+        assert here.is_settled()
+    here.await_problems()
+    assert here.is_settled()
+    assert here.times_master(here.second) == before
+
+
+@pytest.mark.soak
+def test_a_master_that_is_not_heard_and_dies_is_succeeded(here: Pair) -> None:
+    here.settle()
+    with crowd.held(here.lab, 100) as people:
+        with deaf(here):
+            here.await_problems("unheard")
+            all_go_on(people)
+            here.await_flows(here.second, people)
+            failover.strike(here.lab, here.first)
+            failover.await_role(here.lab, here.second, MASTER, 60.0)
+            all_go_on(people)
+        build.revive(here.lab, here.first)
+        here.settle()
+        here.await_problems()
+        all_go_on(people)
+
+
+@pytest.mark.soak
+def test_two_masters_are_named_on_both(here: Pair) -> None:
+    here.settle()
+    here.set_witness(False)
+    with deaf(here):
+        failover.await_role(here.lab, here.second, MASTER, 60.0)
+        here.await_problems("two-masters")
+    here.settle()
+    here.await_problems()
+    here.set_witness(True)
 
 
 def restart_agent(here: Pair, node: Node) -> None:

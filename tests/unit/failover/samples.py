@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 from agent.failover.model import Method, Mode, Role
 from agent.failover.status import FailoverStatus, Problem, RouterStatus
-from agent.failover.syncstatus import LinkState, PeerSync
+from agent.failover.syncstatus import LinkState, PeerSync, RouterWord
 from agent.state.snapshot import FailoverView
 
 NOW = 1_700_000_000.0
@@ -87,6 +87,20 @@ PEER = PeerSync(
     bytes_sent=123_456,
     full_sent=1,
     full_received=1,
+)
+WORD = RouterWord(
+    instance="web",
+    family=4,
+    method=Method.VRRP,
+    role=Role.MASTER,
+    priority=150,
+    well=True,
+    vouched=False,
+    vrid=51,
+    version=3,
+    interval_s=0.1,
+    authentication="none",
+    vips="0a33",
 )
 VIEW = FailoverView(
     configured=True, process=STATUS, problem="", sync=(PEER,), sync_strangers={"stranger": 3}

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from agent.failover.model import FlowSync as Settings
 from agent.failover.syncstatus import LinkState, PeerSync
 from agent.flowsync.flows import Installed, Look
+from agent.flowsync.link import Presence
 from agent.flowsync.sync import FlowSync
 
 SECRET = b"a secret of the two balancers"
@@ -124,7 +125,8 @@ class Node:
     table: Table = field(default_factory=Table)
     taken: list[str | None] = field(default_factory=list)
     take: Callable[[str | None], str] = lambda instance: f"master of {instance}"
-    instances: tuple[str, ...] = ()
+    presence: Presence = field(default_factory=Presence)
+    heard: Callable[[], None] = lambda: None
     sync: FlowSync | None = None
     task: asyncio.Task[None] | None = None
 
@@ -136,7 +138,8 @@ class Node:
             lambda _peer: self.table,
             self._on_take,
             self._on_give,
-            lambda: self.instances,
+            lambda: self.presence,
+            lambda: self.heard(),
         )
         (work,) = self.sync.tasks().values()
         self.task = asyncio.create_task(work)

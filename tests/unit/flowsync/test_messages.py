@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
 
+from agent.failover.model import Method, Role
 from agent.flowsync import messages
 from agent.flowsync.framing import Fault, FrameError, Kind, Sealer, most_bytes
 from agent.flowsync.messages import Ack, Answer, Ask, Heartbeat
+from tests.unit.failover.samples import WORD
 
+OTHER = replace(WORD, method=Method.ANNOUNCE, role=Role.FAULT, family=0, well=False, vouched=True)
 SAMPLES: list[tuple[Any, Callable[[bytes], Any]]] = [
     (Ack(7, 5, {"no-room": 2}), messages.unpack_ack),
     (Heartbeat(1.5, None, 0.0, None), messages.unpack_heartbeat),
     (Heartbeat(1.5, 0.25, 0.125, 3.5), messages.unpack_heartbeat),
     (Heartbeat(1.5, None, 0.0, None, ()), messages.unpack_heartbeat),
     (Heartbeat(1.5, None, 0.0, None, ("api", "web")), messages.unpack_heartbeat),
+    (Heartbeat(1.5, None, 0.0, None, ("web",), (WORD, OTHER), 0.25), messages.unpack_heartbeat),
     (Ask(1), messages.unpack_ask),
     (Ask(2, "web"), messages.unpack_ask),
     (Answer(2, True, "taken"), messages.unpack_answer),
 ]
 
 BEAT = {"sent_s": 1.5, "echo_s": None, "kept_s": 0, "lag_s": None}
+ROW = [getattr(value, "value", value) for value in astuple(WORD)]
 MANY = [str(number) for number in range(99)]
 
 
@@ -43,6 +49,10 @@ def test_messages_come_out_as_they_went_in(message: Any, unpack: Callable[[bytes
         b'{"sent_s": NaN, "echo_s": null, "kept_s": 0, "lag_s": null}',
         b'{"sent_s": 1, "echo_s": null, "kept_s": 0, "lag_s": null, "instances": "web"}',
         json.dumps(BEAT | {"instances": ["web"] * 129}).encode(),
+        json.dumps(BEAT | {"routers": [["web", 4]]}).encode(),
+        json.dumps(BEAT | {"routers": {"web": 4}}).encode(),
+        json.dumps(BEAT | {"routers": [ROW] * 129}).encode(),
+        json.dumps(BEAT | {"routers": [], "routers_age_s": "now"}).encode(),
         b'{"id": 1.5, "instance": null}',
         b'{"id": "1", "done": true, "text": ""}',
     ],
@@ -67,7 +77,26 @@ def test_the_longest_answer_fits_its_frame() -> None:
 
 
 def test_a_balancer_of_before_does_not_tell_its_instances() -> None:
-    assert messages.unpack_heartbeat(json.dumps(BEAT).encode()).instances is None
+    heard = messages.unpack_heartbeat(json.dumps(BEAT).encode())
+    assert (heard.instances, heard.routers) == (None, None)
+
+
+def test_a_later_version_may_say_more_of_its_virtual_routers() -> None:
+    later = [*ROW, "more"]
+    unknown = [*ROW[:3], "resting", *ROW[4:]]
+    told = json.dumps(BEAT | {"routers": [later, unknown], "more": 1}).encode()
+    assert messages.unpack_heartbeat(told).routers == (WORD,)
+
+
+def test_virtual_routers_that_have_no_room_are_not_told() -> None:
+    names = tuple(f"{number:064}" for number in range(128))
+    routers = tuple(replace(WORD, instance=name) for name in names)
+    beat = messages.pack(Heartbeat(1.5, None, 0.0, None, names, routers))
+    assert len(beat) < most_bytes(Kind.HEARTBEAT)
+    assert messages.unpack_heartbeat(beat).routers is None
+    assert messages.unpack_heartbeat(beat).instances == names
+    beat = messages.pack(Heartbeat(1.5, None, 0.0, None, names[:60], routers[:60]))
+    assert messages.unpack_heartbeat(beat).routers == routers[:60]
 
 
 def test_as_many_instances_are_told_as_a_heartbeat_has_room_for() -> None:

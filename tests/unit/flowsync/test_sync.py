@@ -12,7 +12,9 @@ import pytest
 
 from agent.errors import ConflictError, NetworkError
 from agent.failover.syncstatus import LinkState
+from agent.flowsync.link import Presence
 from agent.flowsync.sync import FlowSync
+from tests.unit.failover.samples import WORD
 from tests.unit.flowsync.pairs import HIGH, LOW, Node, nodes, running, until
 
 
@@ -188,15 +190,44 @@ def test_the_peer_knows_by_which_names_it_can_ask(monkeypatch: pytest.MonkeyPatc
 
     async def run() -> None:
         one, two = nodes()
-        one.instances = ("web",)
+        one.presence = Presence(("web",))
         async with running(one, two):
             await until(
                 "both know", lambda: (one.peer.instances, two.peer.instances) == ((), ("web",))
             )
-            one.instances = ("api", "web")
+            one.presence = Presence(("api", "web"))
             await until("it is told anew", lambda: two.peer.instances == ("api", "web"))
+            assert (two.peer.routers, two.peer.routers_s) == (None, None)
             await one.stop()
             await until("nothing is known of who is away", lambda: two.peer.instances is None)
+
+    asyncio.run(run())
+
+
+def test_news_of_a_node_go_at_once_with_their_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever hears of it late, being busy, still knows when it was so."""
+    monkeypatch.setattr("agent.flowsync.link.HEARTBEAT_S", 1000.0)
+
+    async def run() -> None:
+        one, two = nodes()
+        heard: list[float] = []
+        two.heard = lambda: heard.append(time.monotonic())
+        async with running(one, two):
+            assert one.sync is not None
+            for age_s in (0.0, 0.75, 30.0):
+                at_s = time.monotonic() - age_s
+                one.presence = Presence(("web",), (WORD,), at_s)
+                before = len(heard)
+                one.sync.beat()
+                time.sleep(0.05)  # noqa: ASYNC251 (both are busy)
+                await until("told", lambda n=before: len(heard) > n)
+                assert two.peer.routers == (WORD,)
+                assert two.peer.routers_s is not None
+                late_s = two.peer.routers_s - at_s
+                assert late_s >= -0.001, "it is never taken for earlier by more than the clocks say"
+                assert late_s < time.monotonic() - at_s
+            await one.stop()
+            await until("nothing is known of who is away", lambda: two.peer.routers is None)
 
     asyncio.run(run())
 

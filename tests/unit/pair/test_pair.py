@@ -115,6 +115,33 @@ def test_an_instance_of_another_name_elsewhere_is_a_mismatch() -> None:
     assert process.routers[0].problems == ()
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_what_flow_sync_says_of_a_master_goes_to_the_failover_process(on: bool) -> None:
+    async def run() -> tuple[dict[str, float], bool]:
+        pair, node = made(Role.BACKUP)
+        sync = FlowSync(peers=(PEER.address,), witness=on)
+        await pair.aim(Config("lb1", "eth0", failover=Failover(sync=sync)))
+        node.become(Role.BACKUP)
+        (own,) = pair._presence().routers or ()
+        theirs = replace(own, role=Role.MASTER, well=True)
+        pair._unkeyed = (replace(PEER, routers=(theirs,), routers_s=7.0),)
+        node._wake.clear()
+        pair._heard()
+        return dict(pair._whole_word().vouchers), node._wake.is_set()
+
+    assert asyncio.run(run()) == (({"web/ipv6": 7.0}, True) if on else ({}, False))
+
+
+def test_a_process_that_does_not_answer_says_nothing_of_its_routers() -> None:
+    pair, node = made()
+    node.instances = {"web": Instance("web")}
+    node.status_s = 5.0
+    told = pair._presence()
+    assert (told.instances, len(told.routers or ()), told.routers_s) == (("web",), 1, 5.0)
+    node.status = None
+    assert (pair._presence().instances, pair._presence().routers) == (("web",), None)
+
+
 def test_a_node_in_fault_does_not_say_that_it_has_taken() -> None:
     pair, _ = made(Role.FAULT)
     with pytest.raises(ConflictError, match="cannot be master of web"):

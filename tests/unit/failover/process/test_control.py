@@ -84,6 +84,24 @@ def test_every_request_is_done_and_answered_with_the_status(line: str, done: lis
 
 
 @pytest.mark.parametrize(
+    ("told", "taken"),
+    [
+        ({"web": 7.5, "api": 8.5}, {"web": 7.5, "api": 8.5}),
+        ({"web": 7, "api": True, "dns": None}, {}),
+        ([], {}),
+        (None, {}),
+    ],
+)
+def test_vouchers_that_make_no_sense_vouch_for_nobody(told: object, taken: object) -> None:
+    office = Office()
+    answer(json.dumps({"do": "agent", "attached": True, "vouchers": told}), office)
+    (word,) = office.done
+    assert isinstance(word, AgentWord)
+    assert word.vouchers == taken
+    assert word == AgentWord(True), "no priority depends on it"
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "",

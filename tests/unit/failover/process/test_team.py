@@ -190,6 +190,29 @@ def test_who_is_told_to_stop_lets_its_agent_hand_over_first(
     run_async(monkeypatch, tmp_path, owners("eth0"), work)
 
 
+def test_a_master_that_flow_sync_vouches_for_is_left_alone_and_what_was_inherited_goes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def work(team: Team, found: Host, _: dict[str, Interface]) -> None:
+        (router,) = team._members.values()
+        assert isinstance(router, Router)
+        found.on = True  # as a former process has left it
+        due_s = router.state.due_s
+        assert due_s is not None
+        monkeypatch.setattr(router._loop, "time", lambda: due_s)
+        team.agent_says(AgentWord(True, vouchers={"web": due_s - 0.1, "gone": due_s}))
+        router._fire()
+        assert (router.role, found.on) == (Role.BACKUP, False)
+        assert router.status().vouched
+        assert "flow sync says that it is well" in router.status().why
+        monkeypatch.setattr(router._loop, "time", lambda: due_s + 2)
+        router._fire()
+        assert (router.role, found.on) == (Role.MASTER, True)
+        assert not router.status().vouched
+
+    run(monkeypatch, tmp_path, (ALONE,), work, left=frozenset({("eth0", VIP)}))
+
+
 def test_an_agent_that_has_gone_too_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
