@@ -59,6 +59,7 @@ class AgentControl:
             self._facts,
             reconcile_problem=core.problem,
             defects=core.passes.defects,
+            link_problems=core.link_problems,
             failover=core.pair.view(),
         )
         return core.observer.snapshot(core.refreshed(), core.now.contents, facts, time.time())

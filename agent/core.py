@@ -70,8 +70,8 @@ class Core:
         self.passes = Passes(self._pass_and_host)
         self._attach_problem = ""
         self.dataplane = Dataplane(config)
-        self._hops = NextHops(config.interfaces, self._wake)
-        self._monitor = HealthMonitor(self._health_changed, self._hops.doubt)
+        self._hops = NextHops(config.interfaces, self._wake, self._way_back)
+        self._monitor = HealthMonitor(self._health_changed, self._hops.doubt, self._hops.blocked)
         self._host = Host(config, self._wake)
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()
@@ -203,6 +203,11 @@ class Core:
         """What cannot be made as it should be, for now; empty: nothing."""
         return self._attach_problem or self.passes.problem
 
+    @property
+    def link_problems(self) -> tuple[str, ...]:
+        """Interfaces that take no packets, in words."""
+        return self._hops.troubles()
+
     def identities(self, config: Config) -> Identities:
         """The ids of a configuration; DataplaneError if the tables cannot hold it."""
         return self._reconciler.identities(config)
@@ -224,6 +229,10 @@ class Core:
 
     def _wake(self) -> None:
         self.passes.wake()
+
+    def _way_back(self) -> None:
+        log.info("an interface takes packets again: everybody is checked soon")
+        self._monitor.resume()
 
     def _health_changed(self, ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
         log.info(
@@ -374,7 +383,17 @@ class Core:
         """What the failover process depends on."""
         attached = self.dataplane.is_attached()
         why = "" if attached else self.problem or "not attached"
-        return word_of(self.now.situation, attached, why)
+        return word_of(self.now.situation, attached, why, self._blocked())
+
+    def _blocked(self) -> frozenset[BackendRef]:
+        """Backends that nothing can be sent to now, for an interface of this host."""
+        now_s = asyncio.get_running_loop().time()
+        return frozenset(
+            BackendRef(service.name, backend.name)
+            for service in self.now.situation.config.services
+            for backend in service.backends
+            if self._hops.blocked(backend.address, now_s)
+        )
 
     def refreshed(self) -> Situation:
         """The situation with the newest words of the checks."""

@@ -53,7 +53,8 @@ def status(snapshot: Snapshot) -> Json:
             "changes_since_file": snapshot.changes_since_file,
             "reconcile_problem": snapshot.reconcile_problem,
         },
-        "dataplane": _dataplane(snapshot.dataplane),
+        "dataplane": _dataplane(snapshot.dataplane)
+        | {"link_problems": list(snapshot.link_problems)},
         "services": {
             "total": services.total(),
             **{state.value: services[state] for state in ServiceState},

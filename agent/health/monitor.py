@@ -19,6 +19,7 @@ from agent.health.rules import (
     next_delay_s,
     observe,
     rechecked,
+    suspended,
     unchecked,
 )
 from agent.model import (
@@ -32,6 +33,8 @@ from agent.model import (
 
 log = structlog.get_logger()
 
+RESUME_WITHIN_S = 0.2  # after a link is up again
+LINK_NEWS_S = 0.1  # that the kernel's word of a link may come after what it does
 # Enough for 4096 dead servers at a check every few seconds, within the usual 1024 descriptors.
 MAX_PROBES_AT_ONCE = 512
 
@@ -55,17 +58,22 @@ class HealthMonitor:
     ``on_change(ref, old, new)`` is called from the event loop when a result changes a backend's
     health; ``set_targets`` calls it for nobody, so read the statuses after it.
     ``on_silence(address)`` is called likewise for each check to which nothing came back.
+    ``blocked(address, since_s)`` says why nothing could leave for there at some time since, by the
+    monotonic clock, or is empty: what fails then says nothing of the server.
     """
 
     def __init__(
         self,
         on_change: OnChange,
         on_silence: Callable[[Address], None] = lambda _: None,
+        blocked: Callable[[Address, float], str] = lambda *_: "",
         *,
         probe: Probe = probe_server,
     ) -> None:
         self._on_change = on_change
         self._on_silence = on_silence
+        self._blocked = blocked
+        self._resumed = asyncio.Event()  # another one each time
         self._probe = probe
         self._patience = Patience()
         self._targets: dict[BackendRef, Target] = {}
@@ -106,6 +114,11 @@ class HealthMonitor:
         """The status of every target."""
         return dict(self._statuses)
 
+    def resume(self) -> None:
+        """A link is up again: check everybody soon."""
+        self._resumed.set()
+        self._resumed = asyncio.Event()
+
     async def run(self) -> None:
         """Check until cancelled."""
         try:
@@ -133,7 +146,7 @@ class HealthMonitor:
         started = loop.time()
         while True:
             delay = next_delay_s(target.check, self._statuses[ref], random.random())  # noqa: S311
-            await asyncio.sleep(max(0.0, started + delay - loop.time()))
+            await self._pause(max(0.0, started + delay - loop.time()))
             try:
                 async with self._slots:
                     started = loop.time()
@@ -141,7 +154,9 @@ class HealthMonitor:
                         target.check, target.address, target.port, self._patience
                     )
                 self._complained = False
-                self._take(ref, target, result)
+                if result.unsent and not self._blocked(target.address, started):
+                    await asyncio.sleep(LINK_NEWS_S)
+                self._take(ref, target, result, started)
             except NetworkError as error:
                 self._complain(str(error))
                 await asyncio.sleep(target.check.interval_s)
@@ -149,8 +164,20 @@ class HealthMonitor:
                 log.exception("health check broke", backend=str(ref))
                 await asyncio.sleep(target.check.interval_s)
 
-    def _take(self, ref: BackendRef, target: Target, result: ProbeResult) -> None:
+    async def _pause(self, delay_s: float) -> None:
+        """Until the next check is due, or a link is up again."""
+        try:
+            async with asyncio.timeout(delay_s):
+                await self._resumed.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(random.random() * RESUME_WITHIN_S)  # noqa: S311
+
+    def _take(self, ref: BackendRef, target: Target, result: ProbeResult, since_s: float) -> None:
         old = self._statuses[ref]
+        if not result.ok and (why := self._blocked(target.address, since_s)):
+            self._statuses[ref] = suspended(old, why)
+            return
         new = observe(target.check, old, result, time.time())
         self._statuses[ref] = new
         if result.silent:

@@ -30,12 +30,15 @@ LOCAL_ERRNOS = frozenset(
 )
 # Nothing came back from the server's host itself.
 SILENT_ERRNOS = frozenset((errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ETIMEDOUT))
+# There is no way to the server: mostly because this host's link is down.
+UNSENT_ERRNOS = frozenset((errno.ENETUNREACH, errno.ENETDOWN))
 WORDS = {
     errno.ECONNREFUSED: "connection refused",
     errno.ECONNRESET: "connection reset",
     errno.EPIPE: "connection closed before an answer",
     errno.EHOSTUNREACH: "no route to host",
     errno.ENETUNREACH: "network unreachable",
+    errno.ENETDOWN: "network is down",
     errno.ETIMEDOUT: "connection timed out",
 }
 
@@ -51,7 +54,7 @@ async def probe(
     port = check.port or default_port
     talk = _tcp if check.kind is CheckKind.TCP else _http
     started = time.monotonic()
-    line, silent = _Line(), False
+    line, silent, unsent = _Line(), False, False
     try:
         async with patience.timeout(check.timeout_s) as wait:
             ok, detail = await talk(check, address, port, line)
@@ -69,11 +72,11 @@ async def probe(
     except aiohttp.ServerDisconnectedError:
         ok, detail = False, "connection closed before an answer"
     except OSError as error:  # also aiohttp's ClientConnectorError and ClientOSError
-        silent = error.errno in SILENT_ERRNOS
+        silent, unsent = error.errno in SILENT_ERRNOS, error.errno in UNSENT_ERRNOS
         ok, detail = False, _os_words(error)
     except aiohttp.ClientError:
         ok, detail = False, "the answer is not HTTP"
-    return ProbeResult(ok, detail, (time.monotonic() - started) * 1000, silent)
+    return ProbeResult(ok, detail, (time.monotonic() - started) * 1000, silent, unsent)
 
 
 class _Socket(socket.socket):

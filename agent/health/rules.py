@@ -16,12 +16,14 @@ class ProbeResult:
     """What one probe saw; ``detail`` is what an operator reads.
 
     ``silent``: nothing at all came back, not even a refusal. So the server's host may be gone.
+    ``unsent``: this host knew no way, so maybe its own link is down.
     """
 
     ok: bool
     detail: str
     latency_ms: float
     silent: bool = False
+    unsent: bool = False
 
 
 def checking(now: float) -> HealthStatus:
@@ -60,6 +62,12 @@ def observe(
         failures=failures,
         silent=result.silent,
     )
+
+
+def suspended(status: HealthStatus, why: str) -> HealthStatus:
+    """Nothing can be told of the server, for a reason that is this host's: all stays as it was."""
+    reason = f"not checked: {why}"
+    return replace(status, reason=reason, latency_ms=None, passes=0, failures=0, silent=False)
 
 
 def rechecked(old: HealthCheck, new: HealthCheck, status: HealthStatus, now: float) -> HealthStatus:

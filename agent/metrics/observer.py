@@ -55,6 +55,7 @@ class AgentFacts:
     changes_since_file: int = 0
     reconcile_problem: str = ""
     defects: int = 0
+    link_problems: tuple[str, ...] = ()
     failover: FailoverView = field(default_factory=FailoverView)
 
 
@@ -145,6 +146,7 @@ class Observer:
             changes_since_file=facts.changes_since_file,
             reconcile_problem=facts.reconcile_problem,
             defects=facts.defects,
+            link_problems=facts.link_problems,
             failover=facts.failover,
             dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed, contents),
             services=services,

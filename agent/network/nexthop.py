@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import structlog
@@ -33,6 +34,7 @@ from agent.network.resolve import (
     Memory,
     Outlook,
     ask_delay_s,
+    blocked_by,
     can_doubt,
     neighbour_of,
     next_hop,
@@ -62,12 +64,20 @@ class NextHops:
 
     Routes may leave by VLAN devices on these interfaces, too. ``on_change`` is called, without
     arguments and from the event loop, whenever an answer of ``get`` differs from what it was,
-    and whenever an interface got or lost an address or a VLAN device.
+    and whenever an interface got or lost an address or a VLAN device; ``on_way_back`` whenever an
+    interface that was down takes packets again.
     """
 
-    def __init__(self, names: tuple[str, ...], on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        on_change: Callable[[], None],
+        on_way_back: Callable[[], None] = lambda: None,
+    ) -> None:
         self._on_change = on_change
+        self._on_way_back = on_way_back
         self._wanted: frozenset[Address] = frozenset()
+        self._blocked: dict[Address, tuple[str, float]] = {}  # by what, and until when
         self._hops: dict[Address, NextHop] = {}
         self._left_by: dict[Address, int] = {}  # the device of the route of each next hop
         self._interfaces = Interfaces(names)
@@ -95,6 +105,18 @@ class NextHops:
     def get(self, address: Address) -> NextHop:
         """The next hop as known now; ``mac`` None and a reason if there is none."""
         return self._hops.get(address) or unresolved(address, "not looked up yet")
+
+    def blocked(self, address: Address, since_s: float) -> str:
+        """Why nothing could leave for there at some time since, by the event loop's clock.
+
+        Empty: it was not for an interface of this host.
+        """
+        why, until_s = self._blocked.get(address, ("", 0.0))
+        return why if since_s <= until_s else ""
+
+    def troubles(self) -> tuple[str, ...]:
+        """What is wrong with the interfaces."""
+        return tuple(self._interfaces.troubles()) if self._ready.is_set() else ()
 
     def doubt(self, address: Address) -> None:
         """Nothing comes back from there: the neighbour may have another MAC by now, or be gone.
@@ -276,7 +298,9 @@ class NextHops:
 
     def _publish(self) -> None:
         """Derive the next hops anew, and tell if any differs."""
-        hops = {address: self._derive(address) for address in self._wanted}
+        seen = {address: self._outlook(address) for address in self._wanted}
+        self._note_blocked(seen)
+        hops = {address: self._derive(address, seen[address]) for address in self._wanted}
         self._left_by = {a: device for a, device in self._left_by.items() if a in hops}
         for address, hop in hops.items():
             previous = self._hops.get(address)
@@ -286,10 +310,21 @@ class NextHops:
             self._hops = hops
             self._on_change()
 
-    def _derive(self, address: Address) -> NextHop:
+    def _note_blocked(self, seen: Mapping[Address, Outlook]) -> None:
+        now, before = asyncio.get_running_loop().time(), self._blocked
+        found = {address: blocked_by(one) for address, one in seen.items()}
+        self._blocked = {address: (why, math.inf) for address, why in found.items() if why}
+        was = {address: each for address, each in before.items() if address in seen}
+        for address, (why, until_s) in was.items():
+            if address not in self._blocked:
+                self._blocked[address] = why, min(until_s, now)
+        if any(was[a][1] == math.inf and self._blocked[a][1] < math.inf for a in was):
+            self._on_way_back()
+
+    def _outlook(self, address: Address) -> Outlook:
         route, key = self._routes.get(address), self._key_of(address)
         named = self._interfaces.get(route.ifindex) if route else None
-        seen = Outlook(
+        return Outlook(
             names=self._interfaces.names,
             troubles=tuple(self._interfaces.troubles()),
             route=route,
@@ -299,7 +334,9 @@ class NextHops:
             previous=self._hops.get(address),
             before=self._interfaces.way(self._left_by.get(address, 0)),
         )
-        hop = next_hop(address, seen)
+
+    def _derive(self, address: Address, seen: Outlook) -> NextHop:
+        hop, key = next_hop(address, seen), self._key_of(address)
         if seen.way is not None and not seen.way.trouble and key is not None:
             self._left_by[address] = key[0]
         return hop

@@ -117,6 +117,17 @@ def next_hop(address: Address, seen: Outlook) -> NextHop:
     )
 
 
+def blocked_by(seen: Outlook) -> str:
+    """Which trouble of this host's interfaces keeps packets for an address here; empty: none."""
+    if seen.way is not None:
+        return seen.way.trouble
+    if seen.before is not None and seen.before.trouble:
+        return seen.before.trouble  # which took the route away
+    if len(seen.troubles) == len(seen.names):
+        return "; ".join(seen.troubles)
+    return ""
+
+
 def _no_way(address: Address, seen: Outlook) -> str:
     troubles = "; ".join(seen.troubles)
     if len(seen.troubles) == len(seen.names):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from agent.model import BackendRef
 from agent.state.situation import Situation
 
 
@@ -26,11 +27,18 @@ class Word:
     vouchers: Mapping[str, float] = field(default_factory=dict)
 
 
-def word_of(now: Situation, attached: bool, why: str) -> Word:
-    """As of the last pass."""
+def word_of(now: Situation, attached: bool, why: str, blocked: Collection[BackendRef] = ()) -> Word:
+    """As of the last pass. ``blocked``: backends that an interface of this node keeps from it.
+
+    They may be up, but another node serves them better.
+    """
     services = {
         service.name: (
-            sum(v.usable for ref, v in now.verdicts.items() if ref.service == service.name),
+            sum(
+                verdict.usable and ref not in blocked
+                for ref, verdict in now.verdicts.items()
+                if ref.service == service.name
+            ),
             len(service.backends),
         )
         for service in now.config.services

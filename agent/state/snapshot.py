@@ -223,3 +223,4 @@ class Snapshot:
     services: tuple[ServiceSnapshot, ...] = field(default=())
     rates: Rates = Rates()
     failover: FailoverView = FailoverView()
+    link_problems: tuple[str, ...] = ()  # interfaces that take no packets

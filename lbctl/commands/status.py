@@ -75,6 +75,12 @@ def _headline(agent: Mapping[str, Any], plane: Mapping[str, Any]) -> object:
     if not plane["attached"]:
         return Text(f"{agent['name']}: NOT attached to {where}", "bold red")
     hook = HOOKS.get(plane["hook"], plane["hook"])
+    if troubles := plane.get("link_problems"):
+        return Text.assemble(
+            f"{agent['name']}: ",
+            ("; ".join(troubles), "bold red"),
+            f", attached to {where} ({hook}, driver {plane['driver']})",
+        )
     return Text.assemble(
         f"{agent['name']}: ",
         ("balancing", "green"),

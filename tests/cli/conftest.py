@@ -187,6 +187,7 @@ STATUS: dict[str, Any] = {
     "dataplane": {
         "interface": "eth0",
         "backend_interfaces": [],
+        "link_problems": [],
         "attached": True,
         "hook": "native",
         "hook_reason": "the fastest",

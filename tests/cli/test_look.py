@@ -218,6 +218,13 @@ def test_status_says_how_many_ports_fullnat_has_left(agent, run):
     assert "            2001:db8::200: 0 of 22.5k ports in use (0.0%)\n" in out
 
 
+def test_status_does_not_say_that_it_balances_where_no_packet_comes(agent, run):
+    agent.status["dataplane"]["link_problems"] = ["eth0 has no carrier"]
+    out = run("status").out
+    assert "edge-1: eth0 has no carrier, attached to eth0 (native XDP, driver mlx5_core)" in out
+    assert "balancing" not in out
+
+
 def test_status_names_every_interface(agent, run):
     agent.status["dataplane"]["backend_interfaces"] = ["eth1", "bond0.7"]
     assert "balancing on eth0, eth1, bond0.7 (" in run("status").out

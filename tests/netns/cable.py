@@ -119,10 +119,14 @@ class Watch:
     names: tuple[str, ...] = ("eth0",)
     hops: NextHops = field(init=False)
     changes: int = 0
+    ways_back: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.hops = NextHops(self.names, self._note)
+        self.hops = NextHops(self.names, self._note, self._note_way_back)
+
+    def _note_way_back(self) -> None:
+        self.ways_back += 1
 
     def _note(self) -> None:
         self.changes += 1

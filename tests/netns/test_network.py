@@ -261,6 +261,30 @@ def test_a_link_that_flaps_keeps_the_mac_and_says_what_happens(net: Net) -> None
     follow(net, {PEER}, story)
 
 
+def test_what_an_interface_of_this_host_blocks_is_told_from_what_others_do(net: Net) -> None:
+    async def story(watch: Watch) -> None:
+        loop = asyncio.get_running_loop()
+        await watch.until_mac(PEER, PEER_MAC)
+        begun = loop.time()
+        assert watch.hops.blocked(PEER, begun) == ""
+        net.ours("link set eth0 down")  # the route goes with it
+        await watch.until_reason(PEER, "eth0 is down")
+        assert watch.hops.blocked(PEER, loop.time()) == "eth0 is down"
+        assert watch.hops.troubles() == ("eth0 is down",)
+        net.ours("link set eth0 up")
+        await watch.until(PEER, lambda hop: not hop.reason)
+        assert watch.hops.troubles() == ()
+        assert watch.hops.blocked(PEER, begun) == "eth0 is down", "for what was begun before"
+        assert watch.hops.blocked(PEER, loop.time()) == ""
+        assert watch.ways_back == 1
+        net.peers(f"address del {PEER}/24 dev eth0")
+        net.ours(f"neighbour del {PEER} dev eth0")
+        await watch.until(PEER, lambda hop: hop.reason.startswith("no ARP answer"))
+        assert watch.hops.blocked(PEER, loop.time()) == "", "that is the server's"
+
+    follow(net, {PEER}, story)
+
+
 def test_a_change_of_the_interface_s_own_mac_and_mtu_is_told(net: Net) -> None:
     async def story(watch: Watch) -> None:
         await watch.until_mac(PEER, PEER_MAC)

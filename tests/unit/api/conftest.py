@@ -111,6 +111,7 @@ def make_snapshot(config):
         changes_since_file=1,
         reconcile_problem="",
         defects=0,
+        link_problems=("eth0 has no carrier",),
         dataplane=DataplaneSnapshot(
             interface="eth0",
             ifindex=2,

@@ -50,6 +50,7 @@ def test_status_has_the_keys_of_the_contract(snapshot):
             "nat_sources": [{"address": "198.51.100.200", "used_ports": 5, "ports": 22_528}],
             "passed_packets": {"not-vip": 12},
             "trace_events_lost_total": 9,
+            "link_problems": ["eth0 has no carrier"],
         },
         "services": {"total": 2, "up": 0, "degraded": 1, "down": 1},
         "backends": {

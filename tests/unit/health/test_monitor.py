@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from ipaddress import ip_address
 
 from agent.errors import NetworkError
@@ -44,7 +45,10 @@ class Watch:
         self.servers = Servers()
         self.changes: list[tuple[BackendRef, Health, Health]] = []
         self.silences: list[Address] = []
-        self.monitor = HealthMonitor(self._note, self.silences.append, probe=self.servers.probe)
+        self.down = ""  # the link, why
+        self.monitor = HealthMonitor(
+            self._note, self.silences.append, lambda *_: self.down, probe=self.servers.probe
+        )
 
     def _note(self, ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
         self.changes.append((ref, old.health, new.health))
@@ -224,3 +228,70 @@ def test_thousands_of_backends_get_their_first_verdict() -> None:
         await watch.until(lambda: len(watch.changes) == len(targets))
 
     play(story)
+
+
+def test_a_link_that_is_down_is_no_verdict_on_who_is_behind_it() -> None:
+    async def story(watch: Watch) -> None:
+        watch.monitor.set_targets({REF: TARGET})
+        await watch.until_health(REF, Health.UP)
+        since = watch.monitor.status(REF).since
+        watch.down = "eth0 has no carrier"
+        watch.servers.silent.add(TARGET.address)
+        await watch.until_probed(10 * CHECK.fall)
+        status = watch.monitor.status(REF)
+        assert (status.health, status.since, status.failures) == (Health.UP, since, 0)
+        assert status.reason == "not checked: eth0 has no carrier"
+        assert watch.silences == [], "nobody's MAC is doubted for it"
+        watch.down = ""
+        await watch.until_health(REF, Health.DOWN)
+
+    assert play(story).changes == [
+        (REF, Health.CHECKING, Health.UP),
+        (REF, Health.UP, Health.DOWN),
+    ]
+
+
+def test_an_answer_counts_whatever_is_said_of_the_link() -> None:
+    async def story(watch: Watch) -> None:
+        watch.down = "eth0 has no carrier"
+        watch.monitor.set_targets({REF: TARGET})
+        await watch.until_health(REF, Health.UP)
+
+    play(story)
+
+
+def test_everybody_is_checked_as_soon_as_the_link_is_up() -> None:
+    """Not at the end of an interval, here an hour."""
+    slow = replace(TARGET, check=replace(CHECK, interval_s=3600.0))
+
+    async def story(watch: Watch) -> None:
+        watch.monitor.set_targets({REF: slow})
+        await watch.until_health(REF, Health.UP)
+        watch.servers.probes.clear()
+        watch.monitor.resume()
+        await watch.until_probed(1)
+
+    play(story)
+
+
+def test_the_kernel_s_word_of_a_link_may_come_after_the_failure() -> None:
+    async def unsent(*_: object) -> ProbeResult:
+        watch.down = ""
+        asyncio.get_running_loop().call_later(0.01, setattr, watch, "down", "eth0 is down")
+        return ProbeResult(False, "network unreachable", 0.1, silent=True, unsent=True)
+
+    watch = Watch()
+
+    async def story() -> None:
+        monitor = HealthMonitor(
+            watch._note, watch.silences.append, lambda *_: watch.down, probe=unsent
+        )
+        initial = adopted(Health.UP, 0.0)
+        monitor.set_targets({REF: replace(TARGET, initial=initial)})
+        runner = asyncio.create_task(monitor.run())
+        await watch.until(lambda: monitor.status(REF).reason == "not checked: eth0 is down")
+        runner.cancel()
+        await asyncio.gather(runner, return_exceptions=True)
+
+    asyncio.run(story())
+    assert watch.changes == []

@@ -1,0 +1,29 @@
+"""What the failover process hears of the backends."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from agent.model import BackendRef
+from agent.pair.word import word_of
+
+A, B = BackendRef("web", "a"), BackendRef("web", "b")
+
+
+def now(**usable: bool) -> Any:
+    web = SimpleNamespace(name="web", backends=(0, 0))
+    return SimpleNamespace(
+        config=SimpleNamespace(services=(web,)),
+        verdicts={ref: SimpleNamespace(usable=usable[ref.backend]) for ref in (A, B)},
+    )
+
+
+def test_backends_that_are_up_are_counted() -> None:
+    assert word_of(now(a=True, b=False), True, "").services == {"web": (1, 2)}
+
+
+def test_what_an_interface_of_this_node_keeps_from_it_does_not_count() -> None:
+    """Their checks say nothing then, and another node may well reach them."""
+    assert word_of(now(a=True, b=True), True, "", {A}).services == {"web": (1, 2)}
+    assert word_of(now(a=True, b=True), True, "", {A, B}).services == {"web": (0, 2)}
