@@ -268,6 +268,18 @@ place() {
 	acted=1
 }
 
+# An example that nothing reads: started unedited it would take addresses that others have. A
+# configuration may hold a password; whoever writes it need not think of that.
+install_configuration() {
+	local configuration="$configuration_folder/agent.yaml"
+	place "$repository/deploy/agent.example.yaml" "$configuration.example"
+	if [[ -e "$configuration" && -n "$(find "$configuration" -perm /o=rwx)" ]]; then
+		say "taking $configuration from the eyes of other users"
+		chmod o-rwx "$configuration"
+		acted=1
+	fi
+}
+
 install_service() {
 	local command name changed=""
 	local units=(lb-agent lb-agent-failover)
@@ -278,9 +290,7 @@ install_service() {
 		ln -sfn "$prefix/bin/$command" "/usr/local/bin/$command"
 		acted=1
 	done
-	if [[ -z "$node" && ! -e /etc/steelyard/agent.yaml ]]; then
-		place "$repository/deploy/agent.example.yaml" /etc/steelyard/agent.yaml
-	fi
+	[[ -n "$node" ]] || install_configuration
 	for name in "${units[@]}"; do
 		cmp -s "$repository/deploy/$name.service" "/etc/systemd/system/$name.service" && continue
 		place "$repository/deploy/$name.service" "/etc/systemd/system/$name.service"
@@ -296,6 +306,7 @@ install_service() {
 
 # --- the walk -----------------------------------------------------------------------------
 
+readonly configuration_folder="${STEELYARD_CONFIGURATION_FOLDER:-/etc/steelyard}"
 dev="" service="" node="" offline="" force_distribution="" prefix="" acted=""
 
 arguments() {
@@ -332,6 +343,7 @@ arguments() {
 }
 
 main() {
+	local start
 	arguments "$@"
 	require_root "$@"
 	require_distribution
@@ -350,11 +362,17 @@ main() {
 	elif [[ -n "$node" ]]; then
 		say "done: $prefix/bin/lb-agent node --help"
 	elif [[ -n "$service" ]]; then
-		say "done; now edit /etc/steelyard/agent.yaml, then: systemctl enable --now lb-agent"
-		say "with a section failover in it: systemctl enable --now lb-agent lb-agent-failover"
+		start="systemctl enable --now lb-agent"
+		if [[ -e "$configuration_folder/agent.yaml" ]]; then
+			say "done; now: lb-agent check && $start"
+		else
+			say "done; now: install -m 0640 $configuration_folder/agent.yaml.example $configuration_folder/agent.yaml"
+			say "edit that file (until it is there, the units do not start), then: lb-agent check && $start"
+		fi
+		say "with a section failover in it: $start lb-agent-failover"
 	else
 		say "done: $prefix/bin/lbctl --help"
 	fi
 }
 
-main "$@"
+[[ "${BASH_SOURCE[0]}" != "$0" ]] || main "$@" # a test takes single functions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -178,6 +179,36 @@ def test_setup_refuses_what_it_does_not_know_and_says_what_it_does() -> None:
     assert refused.returncode == 1
     assert "--nonsense" in refused.stderr
     assert "remedy:" in refused.stderr
+
+
+def install_configuration(folder: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", "source deploy/setup.sh; install_configuration"],
+        cwd=ROOT,
+        env=os.environ | {"STEELYARD_CONFIGURATION_FOLDER": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_setup_installs_an_example_that_nothing_reads(tmp_path: Path) -> None:
+    """Started unedited, it would take addresses that others may have."""
+    for _ in range(2):
+        install_configuration(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["agent.yaml.example"]
+    for unit in ("lb-agent", "lb-agent-failover"):
+        text = (ROOT / "deploy" / f"{unit}.service").read_text()
+        assert "\nConditionPathExists=/etc/steelyard/agent.yaml\n" in text
+
+
+def test_setup_hides_a_configuration_from_other_users(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text("interface: eth0\n")
+    path.chmod(0o644)
+    install_configuration(tmp_path)
+    assert (path.stat().st_mode & 0o777, path.read_text()) == (0o640, "interface: eth0\n")
 
 
 def test_setup_help_names_every_option() -> None:

@@ -23,7 +23,7 @@ if [[ -d /opt/wheels ]]; then offline=(--offline); fi
 "$tree/deploy/setup.sh" --service "${offline[@]}"
 
 changed=""
-place "$configuration" </tmp/agent.yaml
+place "$configuration" 0640 </tmp/agent.yaml
 lb-agent check
 units=(lb-agent)
 if grep -q '^failover:' "$configuration"; then units+=(lb-agent-failover); fi
