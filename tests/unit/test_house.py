@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     *(".ci/run", "deploy/setup.sh", "deploy/backend-setup.sh"),
-    *("vagrant/build-box", "vagrant/libvirt"),
+    *("vagrant/build-box", "vagrant/kvm", "vagrant/libvirt"),
     *(f"vagrant/provision/{role}.sh" for role in ("balancer", "backend", "client")),
 )
 BPF_LICENCE = "GPL-2.0-only OR BSD-2-Clause"

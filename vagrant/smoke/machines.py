@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vagrant.smoke import bounds, children
+from vagrant.smoke import bounds, children, needs
 from vagrant.smoke.children import VagrantError
 from vagrant.smoke.ssh import Ssh
 
@@ -74,6 +74,11 @@ def named(names: Iterable[str], prefix: str) -> tuple[str, ...]:
     return tuple(sorted(mine, key=lambda name: (len(name), name)))
 
 
+def _installed(program: str) -> bool:
+    # Not everybody has the administrator's programs in the search path.
+    return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is not None
+
+
 class Machines:
     """The machines of the Vagrantfile, from ``up`` to ``down``."""
 
@@ -82,7 +87,7 @@ class Machines:
         self.scratch = scratch
         self.log = scratch / "vagrant.log"
         self._progress = progress
-        self._provider = provider(os.environ, lambda program: shutil.which(program) is not None)
+        self._provider = provider(os.environ, _installed)
         self._states: tuple[State, ...] = ()
         self._ssh: Ssh | None = None
         self._found_running = False
@@ -121,6 +126,7 @@ class Machines:
 
     def up(self) -> None:
         """Bring up what does not run: the box, libvirt and the machines."""
+        needs.require(self._provider, _installed, builds_box=BOX not in os.environ)
         self._libvirt("start")
         self._look()
         self._found_running = bool(self._states) and all(s.state == RUNNING for s in self._states)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from vagrant.smoke import needs
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -33,7 +35,12 @@ esac
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with programs that note how they were called."""
-    for name, body in (("vagrant", VAGRANT), ("build-box", ""), ("libvirt", ""), ("virsh", "")):
+    bodies = dict.fromkeys(needs.PROGRAMS, "") | {
+        "vagrant": VAGRANT,
+        "build-box": "",
+        "libvirt": "",
+    }
+    for name, body in bodies.items():
         (tmp_path / name).write_text(NOTE + body)
         (tmp_path / name).chmod(0o755)
     (tmp_path / "tmp").mkdir()
