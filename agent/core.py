@@ -69,6 +69,7 @@ class Core:
         self.config = config
         self.passes = Passes(self._pass_and_host)
         self._attach_problem = ""
+        self._pin_problem = ""  # why what somebody unpinned cannot be pinned again
         self.dataplane = Dataplane(config)
         self._hops = NextHops(config.interfaces, self._wake, self._way_back)
         self._monitor = HealthMonitor(self._health_changed, self._hops.doubt, self._hops.blocked)
@@ -201,7 +202,7 @@ class Core:
     @property
     def problem(self) -> str:
         """What cannot be made as it should be, for now; empty: nothing."""
-        return self._attach_problem or self.passes.problem
+        return self._attach_problem or self._pin_problem or self.passes.problem
 
     @property
     def link_problems(self) -> tuple[str, ...]:
@@ -267,6 +268,9 @@ class Core:
                 log.exception("sampling broke")
 
     async def _sample_once(self, now: float) -> None:
+        # First: at `hook: external` they are how the program is called.
+        lacking = self.dataplane.lacks_pins
+        self._pin_problem = await asyncio.to_thread(self.dataplane.keep_pins) if lacking else ""
         if self.dataplane.is_attached():
             self._attach_problem = ""
         else:

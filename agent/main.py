@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,13 @@ from typing import Any
 import click
 
 from agent import __version__
+from agent.clitools import config_option, guarded
 from agent.config.durations import parse_duration
-from agent.errors import ConfigError, SteelyardError
 from agent.logs import LogFormat, LogLevel, configure
 from agent.model import GUE_PORT, Address
 from agent.node.settings import Check, Settings
+from agent.upkeep import rollback_check, take_over
 
-DEFAULT_CONFIG = Path("/etc/steelyard/agent.yaml")
-
-_config_option = click.option(
-    "--config",
-    "-c",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    help="The configuration file.",
-)
 _interface_option = click.option(
     "--interface", "-i", required=True, metavar="NAME", help="The interface to attach to."
 )
@@ -128,7 +117,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_config_option
+@config_option
 @_log_level_option
 @_log_format_option
 @click.option(
@@ -151,11 +140,11 @@ def run(path: Path, log_level: str, log_format: str, kernel_headers: bool) -> No
 
         asyncio.run(balance(path, kernel_headers))
 
-    _guarded(work)
+    guarded(work)
 
 
 @cli.command()
-@_config_option
+@config_option
 def check(path: Path) -> None:
     """Check a configuration file and say what is wrong with it."""
 
@@ -168,11 +157,11 @@ def check(path: Path) -> None:
         backends = sum(len(service.backends) for service in config.services)
         click.echo(f"{path}: good; services: {len(config.services)}, backends: {backends}")
 
-    _guarded(work)
+    guarded(work)
 
 
 @cli.command()
-@_config_option
+@config_option
 def detach(path: Path) -> None:
     """Take the balancer off: program, tables, recorded flows and VIP addresses.
 
@@ -199,11 +188,11 @@ def detach(path: Path) -> None:
         what = "detached" if removed else "nothing was attached"
         click.echo(f"{', '.join(config.interfaces)}: {what}")
 
-    _guarded(work)
+    guarded(work)
 
 
 @cli.command()
-@_config_option
+@config_option
 @_log_level_option
 @_log_format_option
 def failover(path: Path, log_level: str, log_format: str) -> None:
@@ -229,7 +218,7 @@ def failover(path: Path, log_level: str, log_format: str) -> None:
             with asyncio.Runner(loop_factory=new_loop) as runner:
                 runner.run(take_part(path, standing))
 
-    _guarded(work)
+    guarded(work)
 
 
 @cli.command()
@@ -260,7 +249,7 @@ def decap(interface: str, vips: tuple[Address, ...], gue_port: int) -> None:
         mode = attach_decap(interface, vips, gue_port)
         click.echo(f"{interface}: decapsulating, {mode.value} XDP")
 
-    _guarded(work)
+    guarded(work)
 
 
 @cli.command("pass")
@@ -276,7 +265,7 @@ def pass_(interface: str) -> None:
         mode = attach_pass(interface)
         click.echo(f"{interface}: passing, {mode.value} XDP")
 
-    _guarded(work)
+    guarded(work)
 
 
 @cli.command()
@@ -327,30 +316,11 @@ def node(
 
         asyncio.run(tell(Settings(*listen, checks, interval_s)))
 
-    _guarded(work)
+    guarded(work)
 
 
-def _guarded(work: Callable[[], object]) -> None:
-    """Errors that we made on purpose become a message and exit status 1."""
-    try:
-        work()
-    except* SteelyardError as group:
-        for error in _leaves(group):
-            problems = error.problems if isinstance(error, ConfigError) else (error,)
-            for problem in problems:
-                click.echo(f"lb-agent: {problem}", err=True)
-        sys.exit(1)
-    except* OSError as group:
-        for failure in _leaves(group):
-            click.echo(f"lb-agent: {failure}", err=True)
-        sys.exit(1)
-
-
-def _leaves[E: BaseException](group: BaseExceptionGroup[E]) -> list[E]:
-    found: list[E] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
+cli.add_command(take_over)
+cli.add_command(rollback_check)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from agent.dataplane import libbpf
+from agent.dataplane import instance, libbpf
 from agent.dataplane.driver import is_veth
 from agent.dataplane.hooks.external import EntryPlace
 from agent.dataplane.hooks.own import Owned
@@ -97,6 +97,7 @@ def check_free(interfaces: Iterable[str], wanted: Hook, pins: Pins) -> Hook | No
     spots = _spots(interfaces)
     owned = Owned(pins)
     held = _held(spots, owned, pins)
+    _refuse_siblings(spots, owned, pins)
     _refuse_strangers(spots, order(wanted, held, veth_among(spot.name for spot in spots))[0], owned)
     return held
 
@@ -129,7 +130,7 @@ def attach(
             refusals.append(f"{hook.value}: {refusal}")
             continue
         _clear_elsewhere(spots, hook, owned, pins)
-        _pin(fd, pins)
+        pin(fd, pins)
         reason = _reason(hook, wanted, held, refusals, pins)
         if veth and wanted is Hook.AUTO:
             reason = _veth_reason(veth, refusals)
@@ -217,6 +218,22 @@ def _refuse_strangers(spots: list[_Spot], hook: Hook, owned: Owned) -> None:
             ident = TcPlace(spot.ifindex).current()
             if ident and ident not in owned:
                 raise _tc_stranger(spot.name, ident)
+
+
+def _refuse_siblings(spots: list[_Spot], owned: Owned, pins: Pins) -> None:
+    """Another instance of this host, or this one under its former name, at whatever hook."""
+    for spot in spots:
+        for hook in BEST_FIRST:
+            ident = place(hook, spot.ifindex, pins).current()
+            owner = instance.owner_of(ident) if ident and ident not in owned else None
+            if owner is not None:
+                raise DataplaneError(
+                    f"the program of the instance {owner!r} is attached",
+                    where=f"interface {spot.name}",
+                    remedy=f"if that is the former name of this one: `lb-agent take-over --from "
+                    f"{owner} --config FILE`, which costs no connection; if it is another one: "
+                    "stop its agent, then `lb-agent detach` with its configuration",
+                )
 
 
 def _xdp_stranger(interface: str, ident: int) -> DataplaneError:
@@ -326,7 +343,7 @@ def _clear(where: Place, owned: Owned, name: str) -> bool:
     return False
 
 
-def _pin(fd: int, pins: Pins) -> None:
+def pin(fd: int, pins: Pins) -> None:
     """For people and `lbctl doctor`: which program is this instance's."""
     pins.next_program.unlink(missing_ok=True)
     libbpf.object_pin(fd, pins.next_program)

@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -362,6 +363,36 @@ def _read_items(fd: int, key_size: int, value_size: int) -> list[tuple[bytes, by
 def program_fd(ident: int) -> int:
     """A new file descriptor of a loaded program."""
     return _checked(_lib().bpf_prog_get_fd_by_id(ident), f"program {ident}")
+
+
+def map_fd(ident: int) -> int:
+    """A new file descriptor of a map."""
+    return _checked(_lib().bpf_map_get_fd_by_id(ident), f"map {ident}")
+
+
+def program_ids() -> list[int]:
+    """The programs that are loaded on this host."""
+    return _ids(_lib().bpf_prog_get_next_id)
+
+
+def map_ids() -> list[int]:
+    """The maps of this host."""
+    return _ids(_lib().bpf_map_get_next_id)
+
+
+def _ids(following: Callable[[int, object], int]) -> list[int]:
+    found: list[int] = []
+    ident = ctypes.c_uint32(0)
+    while (result := following(ident.value, ctypes.byref(ident))) == 0:
+        found.append(ident.value)
+    if result != -errno.ENOENT:
+        _checked(result, "ids")
+    return found
+
+
+def program_bind_map(program: int, table: int) -> None:
+    """Have a map live as long as a program that does not use it; both are descriptors."""
+    _checked(_lib().bpf_prog_bind_map(program, table, None), "bind map")
 
 
 def xdp_attach(ifindex: int, fd: int, flags: int, old_fd: int | None = None) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from agent.dataplane import abi, attach, libbpf, pins, sources
+import structlog
+
+from agent.dataplane import abi, attach, instance, libbpf, pins, sources
 from agent.dataplane.compile import Compiled, compile_program
 from agent.dataplane.constants import (
     Clock,
@@ -31,9 +33,12 @@ from agent.dataplane.tables import (
     boot_settings,
     fits_pinned,
     fresh_keys,
+    shapes,
 )
 from agent.errors import DataplaneError
-from agent.model import Config, Service
+from agent.model import Config, Hook, Service
+
+log = structlog.get_logger()
 
 _HZ_CHOICES = (100, 250, 300, 1000)  # kernel/Kconfig.hz
 _HZ_WINDOW_S = 0.12
@@ -82,6 +87,7 @@ class Dataplane:
         self.attachments: tuple[attach.Attachment, ...] = ()
         self.program: Compiled
         self._has_program = False
+        self._pin_problem = ""
         self.replaced: list[Compiled] = []  # programs that are compiled and not used any more
         self.features = Features()
         self.keys: HashKeys
@@ -101,9 +107,10 @@ class Dataplane:
         """Make or adopt the tables and compile for these services; attaches nothing."""
         config = self._config
         self.ifindex = attach.interface_index(config.interface)
+        pins.ensure_bpffs()
+        self._rescue()
         held = attach.check_free(config.interfaces, config.hook, self.pins)
         self.takes_over = held is not None
-        pins.ensure_bpffs()
         self._make_way()
         self.old = find(self.pins, self.size, config.nat)
         self._is_new = not self.pins.folder.exists()
@@ -113,6 +120,51 @@ class Dataplane:
         first = attach.order(config.hook, held, attach.veth_among(config.interfaces))[0]
         self._compile(needed_features(services), PROGRAM_TYPES[first])
         self.tables = SharedTables(self.pins, self.size)
+
+    def _rescue(self) -> None:
+        """A program of ours may be attached of which somebody has unpinned what it uses."""
+        wanted = frozenset(shapes(self.size))
+        if all(self.pins.table(name).exists() for name in wanted):
+            return
+        found = instance.rescue(self._config.name, wanted)
+        if found:
+            log.warning("pins were gone; pinned again", pins=", ".join(sorted(found)))
+
+    @property
+    def lacks_pins(self) -> bool:
+        """Whether somebody has unpinned something of what runs."""
+        wanted = [self.pins.table(name) for name in (*shapes(self.size), instance.TABLE)]
+        if self.attachments and self.attachment.mode is Hook.EXTERNAL:
+            wanted.append(self.pins.entry)
+        return self.pins.last_program is None or not all(path.exists() for path in wanted)
+
+    def keep_pins(self) -> str:
+        """Pin what runs again, if somebody has unpinned it: a restart finds it by its pins, and
+        the next program opens its tables by them. Returns what hinders; empty: nothing.
+        """
+        try:
+            with self._changing:
+                self._restore_pins()
+        except (DataplaneError, OSError) as error:
+            if str(error) != self._pin_problem:
+                log.error("pins are gone and cannot be put back", problem=str(error))
+            self._pin_problem = str(error)
+        else:
+            self._pin_problem = ""
+        return self._pin_problem
+
+    def _restore_pins(self) -> None:
+        if not self.attachments or not self.lacks_pins:
+            return
+        pins.ensure_bpffs()
+        self.pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        gone = instance.rescue(self._config.name, frozenset(shapes(self.size)))
+        gone += self.tables.pin_again(self.pins)  # those that the program does not use
+        if self.pins.last_program is None:
+            attach.pin(self.program.fd, self.pins)
+        if not self.pins.table(instance.TABLE).exists():
+            instance.write_name(self.pins, self._config.name)
+        log.warning("pins were gone; pinned again", pins=", ".join(sorted(gone)))
 
     def _make_way(self) -> None:
         """Tables of other sizes are set aside, if a program uses them, until new ones are full."""
@@ -133,6 +185,7 @@ class Dataplane:
 
     def _compile(self, features: Features, kind: ProgramType) -> None:
         config = self._config
+        self._restore_pins()  # or BCC would make tables anew
         constants = definitions(
             self.pins.folder,
             self.size,
@@ -145,6 +198,7 @@ class Dataplane:
         text = sources.joined("balancer.c")
         compiled = compile_program(text, "balancer", constants, config.kernel_headers, kind)
         abi.check(compiled.layout)
+        instance.mark(compiled.fd, self.pins, config.name)
         if self._has_program:
             self.replaced.append(self.program)
         self.program, self.features = compiled, features

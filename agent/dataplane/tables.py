@@ -149,6 +149,13 @@ class SharedTables:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{libbpf.map_info(self._fds['flows']).id}"
 
+    def pin_again(self, pins: Pins) -> list[str]:
+        """Pin those that somebody has unpinned; their names."""
+        gone = [name for name in self._fds if not pins.table(name).exists()]
+        for name in gone:
+            libbpf.object_pin(self._fds[name], pins.table(name))
+        return gone
+
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """Insert or replace in a table by key; a packet sees the old value or the new one."""
         libbpf.map_update(self._fds[table], key, value)

@@ -96,6 +96,12 @@ class Guard:
             asyncio.get_running_loop().call_later(_SETTLE_S, self._changed)
 
 
+def put_guard(config: Config) -> None:
+    """The table of this configuration, if nftables is installed."""
+    with contextlib.suppress(NetworkError):
+        _run(ruleset(table_name(config.name), config))
+
+
 def remove_guard(instance: str) -> None:
     """Remove the table of an instance, if there is any and nftables is installed."""
     with contextlib.suppress(NetworkError):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import http.client
 import random
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -304,3 +306,80 @@ def test_a_start_with_a_broken_file_goes_on_with_the_last_good_one(lab: Site) ->
         lab.write_config(good)
     assert lab.api.post("/v1/reload", {})["changes"] == []
     assert lab.get("/v1/status")["agent"]["config_problem"] == ""
+
+
+@contextlib.contextmanager
+def held_connection(lab: Site) -> Iterator[Callable[[], int]]:
+    """A connection of the client's; each call is a request on it, and says the status."""
+    with netns.inside(lab.lab.node("client").namespace):
+        connection = http.client.HTTPConnection(str(lab.lab.vips[0]), 80, timeout=60)
+        connection.connect()
+    with contextlib.closing(connection):
+        connected = connection.sock
+
+        def request() -> int:
+            connection.request("GET", "/")
+            answer = connection.getresponse()
+            answer.read()
+            assert connection.sock is connected, "still the same connection"
+            return answer.status
+
+        yield request
+
+
+def test_pins_that_somebody_removes_under_the_agent_come_back(lab: Site) -> None:
+    with held_connection(lab) as request:
+        assert request() == 200
+        flows = len(list(PINS.iterdir()))
+        shutil.rmtree(PINS)
+        wait_until("they are pinned again", lambda: len(list(PINS.glob("*"))) == flows)
+        wait_until("it is said", lambda: "pins were gone; pinned again" in log_text(lab))
+        lab.stop_agent(signal.SIGKILL)
+        shutil.rmtree(PINS)
+        lab.start_agent()
+        assert request() == 200
+        assert len(list(PINS.iterdir())) == flows
+
+
+def log_text(lab: Site) -> str:
+    return (lab.lab.run_dir / "lb1.log").read_text()
+
+
+@pytest.mark.soak
+def test_under_a_new_name_an_agent_takes_over_what_it_was(lab: Site, tmp_path: Path) -> None:
+    good, path = lab.config(), str(lab.lab.config_path(lab.balancer))
+    former, name = good["name"], "another-name"
+    with held_connection(lab) as request:
+        assert request() == 200
+        refused = lab.agent("take-over", "--from", former, "--config", path)
+        assert refused.returncode == 1, "the agent runs"
+        lab.stop_agent(signal.SIGTERM)
+        lab.write_config(good | {"name": name})
+        refused = lab.agent("run", "--config", path)
+        assert refused.returncode == 1
+        assert f"lb-agent take-over --from {former}" in refused.stderr
+        assert request() == 200
+        assert lab.agent("take-over", "--from", former, "--config", path).returncode == 0
+        assert request() == 200
+        lab.start_agent()
+        assert request() == 200
+        assert lab.get("/v1/status")["agent"]["name"] == name
+        tables = lab.run(lab.balancer.name, "nft", "list", "tables").stdout.split()
+        assert f"steelyard-{name}" in tables
+        assert f"steelyard-{former}" not in tables
+        costs = lab.agent("rollback-check", "--to", str(of_abi(2, tmp_path)), "--config", path)
+        assert costs.returncode == 0, costs.stderr
+        assert "of dsr with maglev stay" in costs.stdout
+        lab.stop_agent(signal.SIGTERM)
+        lab.write_config(good)
+        assert lab.agent("take-over", "--from", name, "--config", path).returncode == 0
+        lab.start_agent()
+        assert request() == 200
+
+
+def of_abi(version: int, folder: Path) -> Path:
+    """What matters of a former release."""
+    code = folder / "agent" / "dataplane"
+    code.mkdir(parents=True)
+    (code / "abi.py").write_text(f"ABI_VERSION = {version}\n")
+    return folder

@@ -1,0 +1,154 @@
+"""Tells whose a loaded program is, also when nothing of it is pinned any more.
+
+Every program keeps two small tables alive besides those that it uses: the name of its instance,
+and the settings with which its flows are hashed. So who finds a program finds its tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from agent.dataplane import abi, libbpf
+from agent.dataplane.hooks.own import Owned
+from agent.dataplane.pins import BPFFS, Pins, pins_of
+
+PROGRAM = "balancer"
+TABLE = "instance"
+_NAME_BYTES = 64
+_FIRST = bytes(4)
+_ENTRY = "entry"  # where others call the program, with `hook: external`
+
+
+def mark(program: int, pins: Pins, name: str) -> None:
+    """Have the program with this descriptor keep the name and the settings of its instance."""
+    write_name(pins, name)
+    for table in (TABLE, "settings"):
+        fd = libbpf.object_get(pins.table(table))
+        try:
+            # Kernels before 5.10 cannot: there, only what is pinned tells.
+            with contextlib.suppress(OSError):
+                libbpf.program_bind_map(program, fd)
+        finally:
+            os.close(fd)
+
+
+def write_name(pins: Pins, name: str) -> None:
+    """Whose the tables are."""
+    path = pins.table(TABLE)
+    if path.exists():
+        fd = libbpf.object_get(path)
+    else:
+        fd = libbpf.array_create(TABLE, _NAME_BYTES, 1, 0)
+        libbpf.object_pin(fd, path)
+    try:
+        libbpf.map_update(fd, _FIRST, name.encode().ljust(_NAME_BYTES, b"\0"))
+    finally:
+        os.close(fd)
+
+
+def owner_of(ident: int, root: Path = BPFFS) -> str | None:
+    """The name of the instance that a loaded program belongs to; None: it is not Steelyard's."""
+    try:
+        name = _name_in(_tables_of(ident))
+    except OSError:  # it has gone meanwhile
+        return None
+    if name is not None:
+        return name
+    folders = (root / "steelyard").glob("*/")
+    return next((one.name for one in folders if ident in Owned(pins_of(one.name, root))), None)
+
+
+def rescue(name: str, wanted: frozenset[str], root: Path = BPFFS) -> list[str]:
+    """Pin again what the last program of an instance uses and is not pinned any more; the names
+    of what was. ``wanted``: the tables that are pinned.
+    """
+    found = [(ident, maps) for ident, maps in _marked() if _name_in(maps) == name]
+    if not found:
+        return []
+    ident, maps = max(found)
+    version = _abi_in(maps)
+    if version is None:
+        return []
+    pins = Pins(pins_of(name, root).folder.with_name(f"abi{version}"))
+    pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    rescued = [
+        table
+        for table, number in maps.items()
+        if table in wanted | {TABLE} and _pin(libbpf.map_fd(number), pins.table(table))
+    ]
+    if rescued and pins.last_program is None and _pin(libbpf.program_fd(ident), pins.program):
+        rescued.append(pins.program.name)
+    return rescued + rescue_entry(name, pins)
+
+
+def rescue_entry(name: str, pins: Pins) -> list[str]:
+    """Pin again the array of programs that others call: they have opened that one, no other."""
+    if pins.entry.exists():
+        return []
+    for number in libbpf.map_ids():
+        with contextlib.suppress(OSError), _descriptor(libbpf.map_fd(number)) as fd:
+            info = libbpf.map_info(fd)
+            if info.name != _ENTRY or info.type != libbpf.MAP_TYPE_PROG_ARRAY:
+                continue
+            value = libbpf.map_lookup(fd, _FIRST, 4)
+            if value and owner_of(int.from_bytes(value, "little")) == name:
+                libbpf.object_pin(fd, pins.entry)
+                return [_ENTRY]
+    return []
+
+
+def _pin(fd: int, path: Path) -> bool:
+    """Pin what the descriptor stands for, unless something is there; closes it."""
+    with _descriptor(fd):
+        if path.exists():
+            return False
+        libbpf.object_pin(fd, path)
+        return True
+
+
+def _marked() -> Iterator[tuple[int, dict[str, int]]]:
+    """The balancers that are loaded, each with the ids of its tables by name."""
+    for ident in libbpf.program_ids():
+        with contextlib.suppress(OSError), _descriptor(libbpf.program_fd(ident)) as fd:
+            if libbpf.program_info(fd).name == PROGRAM:
+                yield ident, _tables_of(ident)
+
+
+def _tables_of(ident: int) -> dict[str, int]:
+    found = {}
+    with _descriptor(libbpf.program_fd(ident)) as program:
+        for number in libbpf.program_maps(program):
+            with _descriptor(libbpf.map_fd(number)) as fd:
+                found[libbpf.map_info(fd).name] = number
+    return found
+
+
+def _name_in(maps: dict[str, int]) -> str | None:
+    value = _value(maps, TABLE, _NAME_BYTES)
+    return value.rstrip(b"\0").decode(errors="replace") if value else None
+
+
+def _abi_in(maps: dict[str, int]) -> int | None:
+    value = _value(maps, "settings", abi.SETTINGS.itemsize)
+    return int(np.frombuffer(value, dtype=abi.SETTINGS)["abi"][0]) if value else None
+
+
+def _value(maps: dict[str, int], table: str, size: int) -> bytes | None:
+    if table not in maps:
+        return None
+    with _descriptor(libbpf.map_fd(maps[table])) as fd:
+        fits = libbpf.map_info(fd).value_size == size
+        return libbpf.map_lookup(fd, _FIRST, size) if fits else None
+
+
+@contextlib.contextmanager
+def _descriptor(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,66 @@
+"""Gives what an instance has left, under its former name, to the name that it has now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent.dataplane import instance
+from agent.dataplane.pins import BPFFS, Pins, pins_of
+from agent.errors import DataplaneError
+from agent.lock import InstanceLocks
+from agent.model import Config
+from agent.network.guard import put_guard, remove_guard
+
+_STATE = (
+    "running.yaml",
+    "running.yaml.previous",
+    "running.yaml.damaged",
+    "states.json",
+    "failover.json",
+)
+
+
+def take_over(config: Config, former: str) -> None:
+    """The program, its tables with the recorded flows, the guard and the state files. Nothing
+    changes for packets. Raises SteelyardError if an agent runs, or the new name has tables.
+    """
+    own = InstanceLocks(config.name, *config.interfaces)
+    try:
+        other = InstanceLocks(former)
+        try:
+            move_tables(former, config.name)
+            put_guard(config)
+            remove_guard(former)
+            _move_state(config.state_dir, former, config.name)
+        finally:
+            other.release()
+    finally:
+        own.release()
+
+
+def move_tables(former: str, name: str, root: Path = BPFFS) -> None:
+    """All that is pinned of an instance, of whatever ABI; programs learn the new name."""
+    source, target = (pins_of(one, root).folder.parent for one in (former, name))
+    if not source.is_dir():
+        there = ", ".join(sorted(folder.name for folder in source.parent.glob("*/"))) or "none"
+        raise DataplaneError(
+            f"no instance {former!r} has left anything on this host",
+            where=str(source),
+            remedy=f"choose one of: {there}",
+        )
+    if target.exists():
+        raise DataplaneError(
+            f"the instance {name!r} has tables of its own",
+            where=str(target),
+            remedy="`lb-agent detach` gives them up, with their recorded flows",
+        )
+    source.rename(target)
+    for folder in target.glob("abi*/"):
+        instance.write_name(Pins(folder), name)
+
+
+def _move_state(folder: Path, former: str, name: str) -> None:
+    for suffix in _STATE:
+        source, target = folder / f"{former}.{suffix}", folder / f"{name}.{suffix}"
+        if source.exists() and not target.exists():
+            source.rename(target)

@@ -1,0 +1,142 @@
+"""What is attached is known again by what it keeps, when pins are gone or the name is another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.dataplane import instance, libbpf, pins
+from agent.dataplane.pins import Pins
+from agent.dataplane.program import Dataplane
+from agent.dataplane.tables import shapes
+from agent.errors import DataplaneError
+from agent.model import Config, Hook, Tables
+from agent.takeover import move_tables
+from tests.packet.harness import instance_name, load, service
+
+pytestmark = pytest.mark.usefixtures("network")
+
+SERVICES = (service(),)
+
+
+@pytest.fixture
+def config(instance: str) -> Config:
+    return Config(instance, "here", hook=Hook.NATIVE, tables=Tables(1024, 16, 32, 101))
+
+
+@pytest.fixture
+def renamed(config: Config) -> Iterator[Config]:
+    name = instance_name("renamed")
+    pins.remove(pins.pins_of(name))
+    yield replace(config, name=name)
+    pins.remove(pins.pins_of(name))
+
+
+def running(config: Config) -> Dataplane:
+    dataplane = load(config, SERVICES)
+    dataplane.attach()
+    return dataplane
+
+
+def end(dataplane: Dataplane) -> None:
+    """As when the agent's process ends."""
+    dataplane.program.close()
+    dataplane.tables.close()
+
+
+def unpin(found: Pins) -> None:
+    """As ``rm -r /sys/fs/bpf/steelyard/NAME``."""
+    for path in found.folder.iterdir():
+        path.unlink()
+    found.folder.rmdir()
+    found.folder.parent.rmdir()
+
+
+def map_id(path: Path) -> int:
+    fd = libbpf.object_get(path)
+    try:
+        return libbpf.map_info(fd).id
+    finally:
+        os.close(fd)
+
+
+def map_ids(found: Pins) -> dict[str, int]:
+    return {path.name: map_id(path) for path in found.folder.iterdir() if path != found.program}
+
+
+def test_pins_that_went_under_a_running_agent_come_back_and_a_restart_finds_its_own(
+    config: Config,
+) -> None:
+    first = running(config)
+    first.tables.flows[7] = 4711
+    before, keys, program = map_ids(first.pins), first.keys, first.program.info.id
+    assert before.keys() == {*shapes(first.size), instance.TABLE}
+    assert not first.lacks_pins
+    unpin(first.pins)
+    assert first.lacks_pins
+    assert first.keep_pins() == ""
+    assert map_ids(first.pins) == before
+    assert not first.lacks_pins
+
+    unpin(first.pins)  # and nobody is there who would notice
+    end(first)
+    again = load(config, SERVICES)
+    assert again.takes_over, "the program that is attached is its own"
+    assert again.keys == keys, "or no flow would be found again"
+    used = {name: ident for name, ident in map_ids(again.pins).items() if before[name] == ident}
+    assert used.keys() >= {"flows", "backends", "services4", "rings", "settings", instance.TABLE}
+    assert again.tables.flows[7] == 4711
+    again.attach()
+    assert again.is_attached()
+    assert again.program.info.id != program
+    end(again)
+
+
+def test_some_pins_that_are_gone_are_pinned_again_before_another_program_is_compiled(
+    config: Config,
+) -> None:
+    dataplane = running(config)
+    before = map_ids(dataplane.pins)
+    for name in ("flows", "settings", instance.TABLE):
+        dataplane.pins.table(name).unlink()
+    dataplane.ensure_features((*SERVICES, service(name="six", vip="2001:db8::1")))
+    assert map_ids(dataplane.pins) == before
+    assert dataplane.is_attached()
+    end(dataplane)
+
+
+def test_a_renamed_instance_is_told_who_is_there_and_takes_it_over(
+    config: Config, renamed: Config
+) -> None:
+    first = running(config)
+    first.tables.flows[7] = 4711
+    keys = first.keys
+    end(first)
+    for hook in (Hook.NATIVE, Hook.TC):
+        with pytest.raises(DataplaneError, match=f"of the instance '{config.name}'") as refused:
+            Dataplane(replace(renamed, hook=hook)).load(SERVICES)
+        assert f"lb-agent take-over --from {config.name}" in refused.value.remedy
+    move_tables(config.name, renamed.name)
+    assert not pins.pins_of(config.name).folder.parent.exists()
+    again = load(renamed, SERVICES)
+    assert again.takes_over
+    assert again.keys == keys
+    assert again.tables.flows[7] == 4711
+    assert instance.owner_of(again.program.info.id) == renamed.name
+    again.attach()
+    end(again)
+
+
+def test_only_what_is_there_is_taken_over_and_never_over_what_has_tables(
+    config: Config, renamed: Config
+) -> None:
+    with pytest.raises(DataplaneError, match="has left anything"):
+        move_tables("nobody-of-that-name", renamed.name)
+    for one in (config, renamed):
+        pins.pins_of(one.name).folder.mkdir(parents=True)
+    with pytest.raises(DataplaneError, match="tables of its own"):
+        move_tables(config.name, renamed.name)
