@@ -94,7 +94,8 @@ class Core:
 
     async def load(self) -> None:
         """Make or adopt tables and program; attaches nothing."""
-        await asyncio.to_thread(self.dataplane.load, self.config.services)
+        sync = self.config.failover.sync.is_on
+        await asyncio.to_thread(self.dataplane.load, self.config.services, sync=sync)
         await asyncio.to_thread(carry.prepare, self.dataplane)
         self._reconciler = Reconciler(self.dataplane.tables, time.monotonic)
         self._trueup = TrueUp(self.dataplane.tables)
@@ -277,6 +278,7 @@ class Core:
             await self._attach_again()
         self.observer.sample(self.now.situation, now)
         self.tracer.refresh()  # which reads no ring of a replaced program from now on
+        self.pair.refresh()  # nor does this
         if self.dataplane.replaced:
             await asyncio.to_thread(self.dataplane.release_replaced)
         self._sample_loads(now)
@@ -346,7 +348,8 @@ class Core:
             found = self._weighted(config, verdicts(config, health, hops, influences))
             ticks = self.dataplane.clock.ticks
             if self._started.is_set():
-                await asyncio.to_thread(self.dataplane.ensure_features, config.services)
+                ensure = self.dataplane.ensure_features
+                await asyncio.to_thread(ensure, config.services, sync=config.failover.sync.is_on)
             draws = self.weigher.draws
             around = Surroundings(found, hops, self.dataplane.ifindex, ticks, draws)
             done = await self._reconciler.run(config, around)
@@ -356,6 +359,7 @@ class Core:
             self.now = Now(fresh, done.contents)
             self.weigher.place(config, done.ids)
             self.tracer.refresh()
+            self.pair.refresh()
             self.pair.mastership.wake()
 
     def _weighted(

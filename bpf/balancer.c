@@ -65,7 +65,7 @@ static __always_inline void refresh(CTX *ctx, const struct packet *p, struct wal
 	state = flow_move(&walk->flow, next);
 	if (state == FLOW_EMBRYONIC && next != state && slot_base(next) != FLOW_CLOSING)
 		flow_write_cold(p, &ends, service->id, &walk->flow);
-	flow_moved(state, next, walk->route->backend, counters);
+	flow_moved(&walk->flow, state, next, walk->route->backend, counters);
 	what.state = state;
 	what.waited_bytes = answer.bytes;
 	what.waited_us = answer.us;

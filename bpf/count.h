@@ -40,6 +40,13 @@ static __always_inline void count_not_recorded(__u32 service)
 		c->not_recorded++;
 }
 
+static __always_inline struct sync_counters *sync_counters_here(void)
+{
+	__u32 index = bpf_get_smp_processor_id();
+
+	return sync_count.lookup(&index);
+}
+
 /* One more open flow of a backend, or one less. */
 static __always_inline void load_open(const struct backend *backend, __u32 id, __s64 by)
 {

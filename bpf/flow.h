@@ -230,12 +230,30 @@ static __always_inline void flow_write_cold(const struct packet *p, const struct
 	cold->start = bpf_jiffies64();
 }
 
-/* Counts what a move has changed. */
-static __always_inline void flow_moved(__u32 state, __u32 next, __u32 id,
+/* A flow that has just been established: the other balancers are to know it before this
+ * one can be gone.  One that does not fit into the ring is found when the agent next
+ * looks at the table.
+ */
+static __always_inline void flow_tell(const struct flow *flow)
+{
+	__u32 slot = flow_slot(flow);
+	struct sync_counters *c;
+
+	if (!established.ringbuf_output(&slot, sizeof(slot), 0))
+		return;
+	c = sync_counters_here();
+	if (c)
+		c->untold++;
+}
+
+/* Counts what a move has changed, and tells of a flow that it has established. */
+static __always_inline void flow_moved(const struct flow *flow, __u32 state, __u32 next, __u32 id,
 				       struct backend_counters *counters)
 {
 	if (next == state)
 		return;
+	if (LB_SYNC && slot_base(next) == FLOW_ESTABLISHED && slot_base(state) != FLOW_ESTABLISHED)
+		flow_tell(flow);
 	if (state == FLOW_EMBRYONIC && slot_base(next) != FLOW_CLOSING && counters)
 		counters->established++;
 	if (slot_base(next) == FLOW_CLOSING && slot_is_open(state))

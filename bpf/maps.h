@@ -146,6 +146,15 @@ BPF_TABLE_PINNED7("array", u32, struct trace_control, trace, 1, LB_PINNED(trace)
 /* What is followed, for the agent to read.  Not pinned: the program's own. */
 BPF_RINGBUF_OUTPUT(events, 64);
 
+/* Slots of flows that have just been established, for the agent to tell the other
+ * balancers.  Not pinned: the program's own.
+ */
+BPF_RINGBUF_OUTPUT(established, LB_SYNC ? 64 : 1);
+
+/* cpu -> counters of what is exchanged with other balancers.  The packet path writes. */
+BPF_TABLE_PINNED7("array", u32, struct sync_counters, sync_count, LB_ROWS, LB_PINNED(sync_count),
+		  BPF_F_MMAPABLE);
+
 /* One element that the agent writes; all but `held_until` is compiled into the program. */
 BPF_TABLE_PINNED7("array", u32, struct settings, settings, 1, LB_PINNED(settings), BPF_F_MMAPABLE);
 

@@ -163,7 +163,7 @@ static __always_inline void reply_refresh(CTX *ctx, const struct packet *p, stru
 	state = flow_move(&reply->flow, next);
 	if (state == FLOW_EMBRYONIC && next != state && slot_base(next) != FLOW_CLOSING)
 		flow_write_cold(p, &ends, reply->route->service, &reply->flow);
-	flow_moved(state, next, reply->route->backend, counters);
+	flow_moved(&reply->flow, state, next, reply->route->backend, counters);
 	if (counters) {
 		counters->reply_packets++;
 		counters->reply_bytes += p->len;

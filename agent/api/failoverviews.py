@@ -22,6 +22,7 @@ def failover(view: FailoverView, at: float) -> Json:
             "problem": view.sync_problem,
             "peers": [_peer(peer, at) for peer in view.sync],
             "strangers_total": dict(view.sync_strangers),
+            **{f"{name}_total": count for name, count in view.sync_counts.items()},
         },
     }
 

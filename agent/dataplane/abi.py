@@ -326,6 +326,7 @@ SERVICE_COUNTERS = np.dtype(
         ("pad", "u8", (7,)),
     ]
 )
+SYNC_COUNTERS = np.dtype([("untold", "u8"), ("pad", "u8", (7,))])
 EVENT = np.dtype(
     [
         ("time", "u8"),
@@ -396,6 +397,7 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "fragment": FRAGMENT,
     "backend_counters": BACKEND_COUNTERS,
     "service_counters": SERVICE_COUNTERS,
+    "sync_counters": SYNC_COUNTERS,
     "event": EVENT,
     "trace_control": TRACE_CONTROL,
     "settings": SETTINGS,

@@ -49,6 +49,7 @@ class Features:
     quic: bool = False
     reset: bool = False
     zones: bool = False
+    sync: bool = False
 
     def covers(self, other: Features) -> bool:
         return self | other == self
@@ -68,8 +69,8 @@ class Features:
 ALL_FEATURES = Features(**{f.name: True for f in fields(Features)})
 
 
-def needed_features(services: tuple[Service, ...]) -> Features:
-    """The least that serves these services."""
+def needed_features(services: tuple[Service, ...], *, sync: bool = False) -> Features:
+    """The least that serves these services; ``sync``: flows are exchanged with other balancers."""
     forwards = {s.forward for s in services}
     schedulers = {s.scheduler for s in services}
     return Features(
@@ -89,6 +90,7 @@ def needed_features(services: tuple[Service, ...]) -> Features:
         quic=any(s.quic_id_bytes is not None for s in services),
         reset=any(s.no_backend is NoBackend.RESET for s in services),
         zones=any(has_levels(s) for s in services),
+        sync=sync,
     )
 
 

@@ -40,6 +40,12 @@ class Readings:
         return self.backends.get(ident, _NONE)
 
 
+def of_sync(tables: SharedTables) -> dict[str, int]:
+    """What the packet path counts of the exchange with other balancers, by name."""
+    names = abi.SYNC_COUNTERS.names or ()
+    return {name: _sum(tables.sync_count, name) for name in names if name != "pad"}
+
+
 def _sum(rows: Table, name: str) -> int:
     return int(rows[name].sum())
 

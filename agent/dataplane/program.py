@@ -103,8 +103,10 @@ class Dataplane:
         self._aside: Pins | None = None  # what was pinned under the name of the new tables
         self._changing = threading.Lock()  # one change of program and attachments at a time
 
-    def load(self, services: tuple[Service, ...]) -> None:
-        """Make or adopt the tables and compile for these services; attaches nothing."""
+    def load(self, services: tuple[Service, ...], *, sync: bool = False) -> None:
+        """Make or adopt the tables and compile for these services; attaches nothing. ``sync``:
+        and for the exchange of flows with other balancers.
+        """
         config = self._config
         self.ifindex = attach.interface_index(config.interface)
         pins.ensure_bpffs()
@@ -118,7 +120,7 @@ class Dataplane:
         boot = boot_settings(self.pins, self._first_settings)
         self.keys, self.clock = boot.keys, boot.clock
         first = attach.order(config.hook, held, attach.veth_among(config.interfaces))[0]
-        self._compile(needed_features(services), PROGRAM_TYPES[first])
+        self._compile(needed_features(services, sync=sync), PROGRAM_TYPES[first])
         self.tables = SharedTables(self.pins, self.size)
 
     def _rescue(self) -> None:
@@ -254,9 +256,11 @@ class Dataplane:
             if self._aside is not None:
                 self._aside.folder.rename(self.pins.folder)
 
-    def ensure_features(self, services: tuple[Service, ...]) -> bool:
-        """Recompile and swap if these services need what the program lacks; true if so."""
-        needed = needed_features(services)
+    def ensure_features(self, services: tuple[Service, ...], *, sync: bool = False) -> bool:
+        """Recompile and swap if these services, or the exchange of flows (``sync``), need what the
+        program lacks; true if so.
+        """
+        needed = needed_features(services, sync=sync)
         with self._changing:
             if self.features.covers(needed):
                 return False

@@ -71,6 +71,7 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
         "backend_count": array(abi.BACKEND_COUNTERS, size.backends * size.rows),
         "service_count": array(abi.SERVICE_COUNTERS, size.services * size.rows),
         "trace": array(abi.TRACE_CONTROL, 1),
+        "sync_count": array(abi.SYNC_COUNTERS, size.rows),
         "settings": array(abi.SETTINGS, 1),
     }
 
@@ -137,6 +138,7 @@ class SharedTables:
         )
         self.trace = self._array("trace", abi.TRACE_CONTROL)
         self.settings = self._array("settings", abi.SETTINGS)
+        self.sync_count = self._array("sync_count", abi.SYNC_COUNTERS)
 
     def _array(self, name: str, dtype: np.dtype[np.void]) -> Table:
         memory, array = mapped(self._fds[name], dtype, self._shapes[name].entries)

@@ -158,6 +158,11 @@ class FlowSync:
     rate_bytes_per_s: int = 50_000_000  # at most, to each peer
     witness: bool = True
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anybody to exchange them with."""
+        return bool(self.peers)
+
 
 @dataclass(frozen=True, slots=True)
 class Failover:

@@ -11,7 +11,7 @@ import numpy as np
 
 from agent.flowsync import records
 from agent.flowsync.export import ALL, MOST, SYNCED, Exporter
-from agent.flowsync.flows import Installed, Look
+from agent.flowsync.flows import Installed, Look, SlotNumbers
 from agent.flowsync.identity import Identities, from_plain, id_map, to_plain
 from agent.flowsync.install import Arrival, Installer, Outcome
 from agent.flowsync.kept import Kept
@@ -79,6 +79,13 @@ class Exchange:
             self._follow(view)
             wants, self._wants_resync = self._wants_resync, False
         return _look(identities, told, complete=complete, wants_resync=wants)
+
+    def named(self, slots: SlotNumbers) -> Look:
+        with self._lock:
+            view = self._node.view()
+            identities = None if self._knows(view.ids) else self._tell(view.ids)
+            told = self._exporter.named(view, self._node.jiffies(), slots)
+        return _look(identities, told, complete=False)
 
     def _knows(self, ids: Identities) -> bool:
         if ids is not self._told and ids == self._told:

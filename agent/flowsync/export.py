@@ -2,7 +2,8 @@
 
 A pass compares the flow table with what was told, slot by slot: established and closing flows
 that are new or have changed, flows that are over, and of those that merely go on the time of the
-last packet, when it is a quarter of its timeout newer than the peer knows.
+last packet, when it is a quarter of its timeout newer than the peer knows. Slots that somebody
+names are compared at once, in the same way.
 """
 
 from __future__ import annotations
@@ -87,12 +88,14 @@ class Exporter:
                 number += len(look.over) + len(look.slots)
             if number >= most:
                 break
-        if not looks:
-            return records.joined(())
-        gone = self._gone(np.concatenate([look.over for look in looks]))
-        slots = np.concatenate([look.slots for look in looks])
-        words = np.concatenate([look.words for look in looks])
-        return records.joined((gone, self._tell(view, jiffies, slots, words)))
+        return self._told(view, jiffies, looks)
+
+    def named(self, view: View, jiffies: int, slots: Indices) -> Records:
+        """What the peer does not know yet of these slots, in whatever order they are."""
+        flows = view.tables.flows
+        slots = np.unique(slots[slots < len(flows)])
+        look = self._news(view.tables, flows[slots], slots, unfinished=False)
+        return self._told(view, jiffies, [] if look is None else [look])
 
     def everything(
         self, view: View, jiffies: int, states: frozenset[FlowState] = SYNCED
@@ -122,17 +125,30 @@ class Exporter:
         without; None: nothing.
         """
         raw = tables.flows[first : first + CHUNK].copy()
-        words = raw & TOLD
-        known = self._ledger.sent[first : first + CHUNK]
-        moved = np.flatnonzero(words ^ known)
-        if not len(moved):
+        moved = np.flatnonzero((raw & TOLD) ^ self._ledger.sent[first : first + CHUNK])
+        return self._news(tables, raw[moved], moved + first, unfinished=unfinished)
+
+    def _news(
+        self, tables: FlowTables, raw: Slots, slots: Indices, *, unfinished: bool
+    ) -> _Look | None:
+        """What is new of these slots, which held ``raw``; None: nothing."""
+        if not len(slots):
             return None
-        words, known, slots = words[moved], known[moved], moved + first
+        words, known = raw & TOLD, self._ledger.sent[slots]
         is_other = (words ^ known) > _STAMP
         is_told = words != 0 if unfinished else words & _SYNCED_BIT != 0
         is_over = is_other & ~is_told & (known != 0)
         is_new = is_told & (is_other | _is_due(tables, words, known))
-        return _Look(slots[is_over], slots[is_new], _without_waiting(raw[moved[is_new]]))
+        return _Look(slots[is_over], slots[is_new], _without_waiting(raw[is_new]))
+
+    def _told(self, view: View, jiffies: int, looks: list[_Look]) -> Records:
+        """Records of what these looks have found."""
+        if not looks:
+            return records.joined(())
+        gone = self._gone(np.concatenate([look.over for look in looks]))
+        slots = np.concatenate([look.slots for look in looks])
+        words = np.concatenate([look.words for look in looks])
+        return records.joined((gone, self._tell(view, jiffies, slots, words)))
 
     def _gone(self, slots: Indices) -> Records:
         self._ledger.sent[slots] = 0

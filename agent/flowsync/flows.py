@@ -6,6 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+type SlotNumbers = npt.NDArray[np.int64]  # indices in the flow table
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -48,6 +53,9 @@ class Flows(Protocol):
 
     def changed(self, *, unfinished: bool = False) -> Look:
         """What the peer does not know yet; with those whose handshake is unfinished, or without."""
+
+    def named(self, slots: SlotNumbers) -> Look:
+        """What the peer does not know yet of the flows in these slots."""
 
     def meet(self, identities: bytes) -> None:
         """What the peer's ids stand for. ValueError if it makes no sense."""

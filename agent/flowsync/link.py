@@ -21,7 +21,7 @@ from agent.errors import SteelyardError
 from agent.failover.model import FlowSync
 from agent.failover.syncstatus import RouterWord
 from agent.flowsync import messages
-from agent.flowsync.flows import Flows
+from agent.flowsync.flows import Flows, SlotNumbers
 from agent.flowsync.framing import DATA, HEADER, Fault, Frame, FrameError, Kind
 from agent.flowsync.handshake import Session
 from agent.flowsync.incoming import Incoming
@@ -127,6 +127,10 @@ class Link:
         """Say goodbye and end."""
         if not self._stopped.done():
             self._stopped.set_result(why)
+
+    def name(self, slots: SlotNumbers) -> None:
+        """Tell the peer at once of the new flows in these slots."""
+        self._out.name(slots)
 
     def lag_s(self) -> float | None:
         """How old the newest state is that the peer has entirely."""

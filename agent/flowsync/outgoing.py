@@ -1,6 +1,7 @@
 """Owns what goes to one peer: everything at first, then what changes, as fast as it may.
 
-What cannot go yet is not queued: the next look at the table finds it as it is then.
+What cannot go yet is not queued: the next look at the table finds it as it is then. Flows that
+have just been established are named by their slots, and told without waiting for that look.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import asyncio
 import contextlib
 import time
 
+import numpy as np
+
 from agent.failover.model import FlowSync
-from agent.flowsync.flows import Flows, Look
+from agent.flowsync.flows import Flows, Look, SlotNumbers
 from agent.flowsync.framing import RECORDS_BYTES, Fault, FrameError, Kind, Sealer
 from agent.flowsync.messages import Ack
 from agent.flowsync.rate import TokenBucket
@@ -20,6 +23,7 @@ from agent.flowsync.window import Window
 
 _PIECES_PER_S = 20  # frames are so small that the bandwidth lets so many pass in a second
 _LEAST_PIECE = 4096
+_MOST_NAMED = 1 << 15  # slots that wait to be told; what is beyond, the next look finds
 
 
 class Outgoing:
@@ -38,6 +42,7 @@ class Outgoing:
         self._wake = asyncio.Event()
         self._credit = asyncio.Event()
         self._resync = False
+        self._named: list[SlotNumbers] = []
         self._flushes: list[asyncio.Future[int]] = []
         self._flushing: list[asyncio.Future[int]] = []
         self._held: list[tuple[int, int, asyncio.Future[int]]] = []  # sequence, flows, who waits
@@ -65,6 +70,12 @@ class Outgoing:
         self._wake.set()
         return await flush
 
+    def name(self, slots: SlotNumbers) -> None:
+        """The flows in these slots are new: the peer is to know at once."""
+        if sum(map(len, self._named)) < _MOST_NAMED:
+            self._named.append(slots)
+            self._wake.set()
+
     def resync(self) -> None:
         """The peer wants everything again."""
         self._resync = True
@@ -89,14 +100,19 @@ class Outgoing:
     async def run(self) -> None:
         """Send, for ever."""
         await self._tell_everything()
+        looked_s = time.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._config.interval_s):
+                async with asyncio.timeout(looked_s + self._config.interval_s - time.monotonic()):
                     await self._wake.wait()
             self._wake.clear()
+            await self._tell_named()
             if self._resync:
                 await self._tell_everything()
+            elif not self._flushes and time.monotonic() < looked_s + self._config.interval_s:
+                continue  # woken for those that were named
             await self._tell_changes()
+            looked_s = time.monotonic()
 
     async def _tell_everything(self) -> None:
         self._resync = False
@@ -106,9 +122,16 @@ class Outgoing:
         await self._tell(Kind.FULL_BEGIN)
         while (part := await in_thread(self._flows.part)) is not None:
             await self._tell_look(part)
+            await self._tell_named()
         await self._tell(Kind.FULL_END)
         self.window.looked(began_s)
         self._tally.full_sent += 1
+
+    async def _tell_named(self) -> None:
+        if not self._named:
+            return
+        slots, self._named = np.concatenate(self._named), []
+        await self._tell_look(await in_thread(lambda: self._flows.named(slots)))
 
     async def _tell_changes(self) -> None:
         self._flushing, self._flushes = self._flushes, []

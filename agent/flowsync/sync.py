@@ -17,7 +17,7 @@ from agent.failover.model import Address
 from agent.failover.model import FlowSync as Settings
 from agent.failover.syncstatus import FlushResult, PeerSync, TakeResult, unknown
 from agent.flowsync import greet, handshake, records, sockets
-from agent.flowsync.flows import Flows
+from agent.flowsync.flows import Flows, SlotNumbers
 from agent.flowsync.framing import Kind
 from agent.flowsync.greet import Greeter
 from agent.flowsync.handshake import Hello, Why
@@ -98,6 +98,12 @@ class FlowSync:
         for peer in self._peers.values():
             if peer.link is not None:
                 peer.link.beat()
+
+    def name(self, slots: SlotNumbers) -> None:
+        """Have every connected peer know at once of the new flows in these slots."""
+        for peer in self._peers.values():
+            if peer.link is not None:
+                peer.link.name(slots)
 
     async def flush(self, timeout_s: float) -> FlushResult:
         """Have every connected peer know every flow, those with an unfinished handshake too."""

@@ -62,6 +62,17 @@ def _strangers(snapshot: Snapshot) -> Iterator[Sample]:
         yield (reason,), float(number)
 
 
+def _counted(name: str) -> Samples:
+    """What the packet path counts of the exchange with other balancers."""
+
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        counts = snapshot.failover.sync_counts
+        if name in counts:
+            yield (), float(counts[name])
+
+    return samples
+
+
 _ROUTER_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_failover_process_up",
@@ -210,6 +221,14 @@ _SYNC_FAMILIES: tuple[Family, ...] = (
         "Streams and frames of that address that were refused, by reason.",
         (*_PEER, "reason"),
         _peer_labels(lambda p: p.refused),
+    ),
+    Family(
+        "steelyard_flow_sync_untold_total",
+        Kind.COUNTER,
+        "Flows that were established while the ring to the agent had no room: they were told after "
+        "the next look at the flow table. Absent without peers.",
+        (),
+        _counted("untold"),
     ),
     Family(
         "steelyard_flow_sync_strangers_total",

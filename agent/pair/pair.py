@@ -11,6 +11,8 @@ from typing import Any
 
 import structlog
 
+from agent.dataplane import counters
+from agent.dataplane.established import Established, ring_of
 from agent.dataplane.hold import new_flows_held
 from agent.dataplane.program import Dataplane
 from agent.errors import ConflictError, SteelyardError
@@ -64,7 +66,7 @@ class Pair:
         self._mismatches: dict[comparing.Place, Problem] = {}  # with the others, by flow sync
         self._said: frozenset[comparing.Place] = frozenset()  # of them, in the log
         self._has_witness = False
-        self._pins = dataplane.pins
+        self._dataplane = dataplane
         self._ends = False
         self.mastership = Mastership(self._whole_word, lambda: self._sync.beat())
         node = node_of(dataplane, contents, self.mastership.is_behind)
@@ -83,6 +85,7 @@ class Pair:
             self._presence,
             self._heard,
         )
+        self._new_flows = Established(lambda: ring_of(dataplane), self._sync.name)
         self._peers: Peers | None = None
 
     async def aim(self, config: Config) -> None:
@@ -105,7 +108,7 @@ class Pair:
         if not secret:
             settings = SyncSettings()
         await self._sync.reconfigure(settings, secret, config.name)
-        forget_all_but(self._pins, failover.sync.peers)
+        forget_all_but(self._dataplane.pins, failover.sync.peers)
         # Without the secret too: nobody knows the flows then, and a handover has to say so.
         self._peers = SyncPeers(self._sync) if failover.sync.peers else None
 
@@ -118,6 +121,10 @@ class Pair:
         }
         return own | self._sync.tasks()
 
+    def refresh(self) -> None:
+        """Follow the program that runs now: it may be another one than before."""
+        self._new_flows.refresh()
+
     def view(self) -> FailoverView:
         """What is known now."""
         mastership = self.mastership
@@ -128,6 +135,7 @@ class Pair:
             sync=self._others(),
             sync_problem=self._sync_problem or self._sync.problem,
             sync_strangers=dict(self._sync.strangers),
+            sync_counts=counters.of_sync(self._dataplane.tables) if self._peers is not None else {},
         )
 
     async def move(self, order: MoveOrder) -> Moved:

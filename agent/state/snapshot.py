@@ -203,6 +203,7 @@ class FailoverView:
     sync: tuple[PeerSync, ...] = ()
     sync_problem: str = ""  # why flows are not exchanged though they should be
     sync_strangers: Mapping[str, int] = field(default_factory=dict)  # refused at once, by reason
+    sync_counts: Mapping[str, int] = field(default_factory=dict)  # of the packet path; else empty
 
 
 @dataclass(frozen=True, slots=True)

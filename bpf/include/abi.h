@@ -472,6 +472,13 @@ struct service_counters {
 };
 _Static_assert(sizeof(struct service_counters) == 256, "four cache lines");
 
+/* Of what is exchanged with other balancers, per CPU: element cpu. */
+struct sync_counters {
+	__u64 untold; /* flows that were established while the ring had no room */
+	__u64 pad[7];
+};
+_Static_assert(sizeof(struct sync_counters) == 64, "one cache line");
+
 /* What `lbctl trace` follows. */
 enum event_kind {
 	EVENT_NONE = 0,

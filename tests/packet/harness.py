@@ -74,7 +74,7 @@ def remove_leftovers() -> None:
 
 
 def all_features() -> tuple[Service, ...]:
-    """Services that between them need every feature."""
+    """Services that between them need every feature but that for flow sync."""
     vip4, vip6 = IPv4Address(VIP4), IPv6Address(VIP6)
     tcp, udp = Protocol.TCP, Protocol.UDP
     services = (
@@ -87,15 +87,15 @@ def all_features() -> tuple[Service, ...]:
                 Forward.FULLNAT, Scheduler.LEAST_LOAD),
         Service("quic", ServiceKey(vip4, 443, udp), quic_id_bytes=4),
     )  # fmt: skip
-    assert needed_features(services) == ALL_FEATURES
+    assert needed_features(services, sync=True) == ALL_FEATURES
     return services
 
 
-def load(config: Config, services: tuple[Service, ...]) -> Dataplane:
+def load(config: Config, services: tuple[Service, ...], *, sync: bool = True) -> Dataplane:
     """Tables and program, attached to nothing. Fails where there is no root or no BPF."""
     require_root()
     dataplane = Dataplane(config)
-    dataplane.load(services)
+    dataplane.load(services, sync=sync)
     return dataplane
 
 

@@ -47,6 +47,9 @@ class Node:
     def changed(self) -> Records:
         return self.exporter.changed(view(self.rig), self.jiffies())
 
+    def named(self, slots: np.ndarray) -> Records:
+        return self.exporter.named(view(self.rig), self.jiffies(), slots)
+
     def everything(self, states: frozenset[int] = SYNCED) -> Records:
         return joined(list(self.exporter.everything(view(self.rig), self.jiffies(), states)))
 

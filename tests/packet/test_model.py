@@ -118,7 +118,7 @@ def loaded(what: str, hook: Hook) -> Iterator[StillDataplane]:
     harness.require_root()
     config = Config(harness.instance_name(what), "lo", hook=hook, tables=TINY, nat=NAT)
     dataplane = StillDataplane(config)
-    dataplane.load(harness.all_features())
+    dataplane.load(harness.all_features(), sync=True)
     try:
         yield dataplane
     finally:

@@ -45,14 +45,14 @@ VARIANTS = [
 
 
 def combinations(count: int) -> list[Features]:
-    """Some of the 65,536, always the same ones: of any three features every way is likely in."""
+    """Some of the 131,072, always the same ones: of any three features every way is likely in."""
     draw = random.Random(2)
     names = [field.name for field in fields(Features)]
     return [Features(**{n: draw.random() < 0.5 for n in names}) for _ in range(count)]
 
 
 def services_for(features: Features) -> tuple[Service, ...]:
-    """Services that need exactly these features."""
+    """Services that need exactly these features, but that for flow sync."""
     vip = IPv4Address(VIP4)
     forwards = [f for f in Forward if getattr(features, f.value, False)] or [Forward.DSR]
     schedulers = [s for s in Scheduler if getattr(features, s.value.replace("-", "_"), False)] or [
@@ -76,13 +76,13 @@ def services_for(features: Features) -> tuple[Service, ...]:
     )  # fmt: skip
     if features.quic:
         services += (Service("quic", ServiceKey(vip, 443, Protocol.UDP), quic_id_bytes=4),)
-    assert needed_features(services) == features
+    assert needed_features(services, sync=features.sync) == features
     return services
 
 
 def loaded(instance: str, features: Features) -> Rig:
     config = Config(instance, "lo", tables=harness.SMALL)
-    return Rig(harness.load(config, services_for(features)))
+    return Rig(harness.load(config, services_for(features), sync=features.sync))
 
 
 @pytest.mark.parametrize("features", VARIANTS, ids=lambda f: "+".join(f.names))
@@ -108,7 +108,7 @@ def test_any_combination_of_features_is_small_enough_for_the_verifier(
 ):
     """It follows every path, so that it can refuse one program and take a larger one."""
     config = Config(instance, "lo", hook=hook, tables=harness.SMALL)
-    program = harness.load(config, services_for(features)).program
+    program = harness.load(config, services_for(features), sync=features.sync).program
     assert program.info.verified_insns < 900_000, "of a million; leave room for other compilers"
 
 
@@ -127,7 +127,7 @@ def test_least_conn_is_small_enough_with_each_way_of_forwarding(
     """Each of these was refused once, while larger ones were taken."""
     config = Config(instance, "lo", hook=hook, tables=harness.SMALL)
     wanted = features | Features(least_conn=True, waiting=hook is Hook.AUTO)
-    program = harness.load(config, services_for(wanted)).program
+    program = harness.load(config, services_for(wanted), sync=False).program
     assert program.info.verified_insns < 900_000
 
 
@@ -212,6 +212,6 @@ def test_the_programs_compile_for_both_architectures(
 def test_the_same_settings_and_keys_are_found_again(instance: str):
     first = loaded(instance, Features()).dataplane
     config = Config(instance, "lo", tables=harness.SMALL)
-    again: Dataplane = harness.load(config, services_for(Features()))
+    again: Dataplane = harness.load(config, services_for(Features()), sync=False)
     assert (again.keys, again.clock) == (first.keys, first.clock)
     assert again.program.info.tag == first.program.info.tag

@@ -106,6 +106,32 @@ def test_the_backup_holds_the_masters_flows_at_the_same_backends(here: Site) -> 
     assert_unharmed(load)
 
 
+def arrive_between_two_looks(here: Site) -> bool:
+    """Whether new flows of lb1 got to lb2 while lb1 has not looked at its table. The lag is the age
+    of the last look, so it falls when there is one.
+    """
+    before = peer(here, "lb1")["lag_s"]
+    with connections(here, 10) as held:
+        await_copies(here, held)
+        return bool(peer(here, "lb1")["lag_s"] > before)
+
+
+def test_new_flows_are_told_at_once(here: Site) -> None:
+    """Looks are ten seconds apart; one may fall into an attempt, not into each of four."""
+    document = here.on("lb1").config()
+    sync = document["failover"]["sync"]
+    usual = sync.get("interval")
+    sync["interval"] = "10s"
+    here.on("lb1").reload(document)
+    try:
+        assert any(arrive_between_two_looks(here) for _ in range(4))
+    finally:
+        del sync["interval"]
+        if usual is not None:
+            sync["interval"] = usual
+        here.on("lb1").reload(document)
+
+
 def test_what_has_ended_is_no_open_flow_there_either(here: Site) -> None:
     with connections(here, 20) as held:
         await_copies(here, held)

@@ -103,5 +103,6 @@ WORD = RouterWord(
     vips="0a33",
 )
 VIEW = FailoverView(
-    configured=True, process=STATUS, problem="", sync=(PEER,), sync_strangers={"stranger": 3}
-)
+    configured=True, process=STATUS, problem="", sync=(PEER,), sync_strangers={"stranger": 3},
+    sync_counts={"untold": 5},
+)  # fmt: skip

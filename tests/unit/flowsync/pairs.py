@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
+import numpy as np
+
 from agent.failover.model import FlowSync as Settings
 from agent.failover.syncstatus import LinkState, PeerSync
 from agent.flowsync.flows import Installed, Look
@@ -48,6 +50,7 @@ class Table:
     record_bytes: int = 8
     part_flows: int = 1000
     accounted: int = 0
+    named_slots: list[list[int]] = field(default_factory=list)
     _told: dict[int, int] = field(default_factory=dict)
     _told_name: str = ""
     _parts: Iterator[dict[int, int]] = field(default_factory=lambda: iter(()))
@@ -78,6 +81,13 @@ class Table:
         wants, self.wants_resync = self.wants_resync, False
         told = pack(gone | fresh, self.record_bytes)
         return Look(name, told, len(fresh), len(gone), True, wants)
+
+    def named(self, slots: np.ndarray) -> Look:
+        self.named_slots.append(slots.tolist())
+        flows = {slot: self.flows[slot] for slot in slots.tolist() if slot in self.flows}
+        fresh = {slot: value for slot, value in flows.items() if self._told.get(slot) != value}
+        self._told |= fresh
+        return Look(None, pack(fresh, self.record_bytes), len(fresh), 0, complete=False)
 
     def meet(self, identities: bytes) -> None:
         self.heard_names.append(json.loads(identities))

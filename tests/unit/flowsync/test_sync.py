@@ -8,10 +8,12 @@ import time
 from dataclasses import replace
 from random import Random
 
+import numpy as np
 import pytest
 
 from agent.errors import ConflictError, NetworkError
 from agent.failover.syncstatus import LinkState
+from agent.flowsync.flows import Look
 from agent.flowsync.link import Presence
 from agent.flowsync.sync import FlowSync
 from tests.unit.failover.samples import WORD
@@ -453,5 +455,78 @@ def test_what_is_wrong_with_this_node_is_not_put_on_the_connection() -> None:
             )
             two.table.before_install = lambda: None
             await until("told", lambda: two.table.heard == {1: 10})
+
+    asyncio.run(run())
+
+
+def test_flows_that_are_named_are_told_before_the_next_look() -> None:
+    async def run() -> None:
+        one, two = nodes(interval_s=3600.0)
+        async with running(one, two):
+            await until("all told", lambda: two.peer.full_received == 1)
+            one.table.flows = {1: 10, 2: 20, 3: 30}
+            one.sync.name(np.array([1, 3, 99]))
+            await until("told", lambda: two.table.heard == {1: 10, 3: 30})
+            assert one.peer.flows_sent == 2
+
+    asyncio.run(run())
+
+
+def test_what_nobody_names_is_told_however_much_is_named() -> None:
+    async def run() -> None:
+        one, two = nodes(interval_s=0.05)
+        named = dict.fromkeys(range(1000), 1)
+        async with running(one, two):
+            await until("all told", lambda: two.peer.full_received == 1)
+            one.table.flows = named | {5000: 7}
+
+            def go_on() -> bool:
+                one.sync.name(np.arange(1000))
+                return 5000 in two.table.heard
+
+            await until("looked", go_on, timeout_s=60)
+
+    asyncio.run(run())
+
+
+def test_flows_that_are_named_while_everything_is_told_do_not_wait_for_its_end() -> None:
+    async def run() -> None:
+        one, two = nodes(interval_s=3600.0)
+        one.table.part_flows = 10
+        one.table.flows = dict.fromkeys(range(200), 1)
+        begun, named, told = (threading.Event() for _ in range(3))
+        parts = one.table.part
+
+        def part() -> Look | None:
+            if one.table.named_slots:
+                told.wait(60)
+            elif len(two.table.heard) >= 20:
+                begun.set()
+                named.wait(60)
+            return parts()
+
+        one.table.part = part
+        async with running(one, two, connected=False):
+            await until("begun", begun.is_set)
+            one.table.flows |= {1000: 5}
+            one.sync.name(np.array([1000]))
+            named.set()
+            await until("told", lambda: 1000 in two.table.heard, timeout_s=60)
+            assert two.peer.full_received == 0
+            told.set()
+            await until("all told", lambda: len(two.table.heard) == 201, timeout_s=60)
+
+    asyncio.run(run())
+
+
+def test_more_named_flows_than_one_can_tell_are_left_to_the_next_look() -> None:
+    async def run() -> None:
+        one, two = nodes(interval_s=3600.0)
+        async with running(one, two):
+            await until("all told", lambda: two.peer.full_received == 1)
+            for _ in range(20):
+                one.sync.name(np.arange(10_000))
+            await until("taken", lambda: bool(one.table.named_slots))
+            assert [len(each) for each in one.table.named_slots] == [40_000]
 
     asyncio.run(run())

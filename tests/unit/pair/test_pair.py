@@ -36,7 +36,9 @@ class Heard(Node):
 
 
 def made(role: Role = Role.BACKUP) -> tuple[Pair, Heard]:
-    tables = SimpleNamespace(settings=np.zeros(1, dtype=abi.SETTINGS))
+    tables = SimpleNamespace(
+        settings=np.zeros(1, dtype=abi.SETTINGS), sync_count=np.zeros(1, dtype=abi.SYNC_COUNTERS)
+    )
     dataplane = SimpleNamespace(now_jiffies=None, pins=Pins(Path("/none")), tables=tables)
     pair = Pair(dataplane, lambda: Word(True, "", {}), lambda: None)
     node = Heard([], role)

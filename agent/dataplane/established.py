@@ -1,0 +1,110 @@
+"""Owns the reading of the flows that the packet path has just established."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from agent.dataplane import libbpf, ringbuf
+from agent.dataplane.program import Dataplane
+
+log = structlog.get_logger()
+
+BATCH = 4096  # taken from the ring at once; what is there besides waits for the next time
+PAUSE_S = 0.005  # between two batches, so that many flows cost little more than a few
+_SLOT = np.dtype("u4")
+
+
+def ring_of(dataplane: Dataplane) -> tuple[int, int] | None:
+    """The ring buffer of the program that runs: the id of its map, and the descriptor. None: this
+    program tells nothing.
+    """
+    if not dataplane.features.sync:
+        return None
+    fd: int = dataplane.program.handle[b"established"].map_fd
+    return libbpf.map_info(fd).id, fd
+
+
+class _Ring(Protocol):
+    """What is needed of ``ringbuf.Ring``."""
+
+    fd: int
+
+    def take(self, limit: int) -> list[bytes]: ...
+
+    def close(self) -> None: ...
+
+
+class Established:
+    """Hands slots of newly established flows to ``tell``, in batches, in the event loop.
+
+    ``ring`` tells which ring the program that runs now fills, None: none. What is lost when a
+    program is replaced, or while nobody reads, is no harm: whoever is told has to look at the
+    whole table from time to time all the same.
+    """
+
+    def __init__(
+        self,
+        ring: Callable[[], tuple[int, int] | None],
+        tell: Callable[[npt.NDArray[np.int64]], None],
+        open_ring: Callable[[int], _Ring] = ringbuf.Ring,
+    ) -> None:
+        self._wanted = ring
+        self._tell = tell
+        self._open_ring = open_ring
+        self._ring: _Ring | None = None
+        self._ident = 0  # of the map
+        self._pausing: asyncio.TimerHandle | None = None
+
+    def refresh(self) -> None:
+        """Read the ring of the program that runs now: it may be another one than before."""
+        wanted = self._wanted()
+        if (wanted[0] if wanted else 0) == self._ident:
+            return
+        self.close()
+        if wanted is None:
+            return
+        try:
+            self._ring = self._open_ring(wanted[1])
+        except OSError as error:  # the next call tries again
+            log.error("new flows are told later", problem=str(error))
+            return
+        self._ident = wanted[0]
+        self._listen()
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._pausing is not None:
+            self._pausing.cancel()
+            self._pausing = None
+        if self._ring is not None:
+            asyncio.get_running_loop().remove_reader(self._ring.fd)
+            self._ring.close()
+        self._ring, self._ident = None, 0
+
+    def _listen(self) -> None:
+        self._pausing = None
+        if self._ring is not None:
+            asyncio.get_running_loop().add_reader(self._ring.fd, self._readable)
+
+    def _readable(self) -> None:
+        """Take a batch, then leave the ring alone for a moment."""
+        ring = self._ring
+        if ring is None:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(ring.fd)
+        try:
+            slots = np.frombuffer(b"".join(ring.take(BATCH)), dtype=_SLOT).astype(np.int64)
+            if len(slots):
+                self._tell(slots)
+        except Exception:  # the root of this callback: the next look at the table finds the flows
+            log.exception("reading new flows broke")
+            self.close()
+            return
+        self._pausing = loop.call_later(PAUSE_S, self._listen)
