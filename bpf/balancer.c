@@ -235,6 +235,12 @@ static __always_inline int find_route(CTX *ctx, struct packet *p, struct scratch
 	reason = service_find(p, &walk->service);
 	step_ends();
 	if (!reason) {
+		/* Of which map it is, the verifier would follow through all of the walk. */
+		if (LB_IPV6) {
+			room->service = *walk->service;
+			walk->service = &room->service;
+			step_ends();
+		}
 		walk->route->service = walk->service->id;
 		return from_client(ctx, p, walk);
 	}

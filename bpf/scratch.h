@@ -55,6 +55,7 @@ struct route {
 };
 
 struct scratch {
+	struct service service; /* that the packet is for */
 	struct packet packet;
 	struct flow_place place;
 	struct route route;
