@@ -31,6 +31,8 @@ from agent.state.snapshot import Snapshot
 
 log = structlog.get_logger()
 
+SAVE_AGAIN_S = 2.0
+
 
 class AgentControl:
     """Reads and changes one running agent."""
@@ -58,6 +60,7 @@ class AgentControl:
         facts = replace(
             self._facts,
             reconcile_problem=core.problem,
+            unsaved_problem=self._store.problem,
             defects=core.passes.defects,
             link_problems=core.link_problems,
             failover=core.pair.view(),
@@ -86,10 +89,32 @@ class AgentControl:
                 await self._ask_to_cut(new, "lbctl apply --yes")
             if changes and not dry_run:
                 since_file = plan(self._loaded.file_config, new)
-                await asyncio.to_thread(self._store.save, new, self._loaded.file_digest, since_file)
+                await self._keep(new, since_file)
                 self._facts = replace(self._facts, changes_since_file=len(since_file))
                 await self._core.take(new, changes)
             return changes
+
+    async def _keep(self, new: Config, since_file: tuple[Change, ...]) -> None:
+        """A disk that is full must keep nobody from taking a server out."""
+        was = self._store.problem
+        digest = self._loaded.file_digest
+        problem = await asyncio.to_thread(self._store.keep, new, digest, since_file)
+        if problem and problem != was:
+            log.error("changes are in memory only: a restart forgets them", problem=problem)
+
+    def unsaved(self) -> str:
+        """Why changes are in memory only; empty: they are saved."""
+        return self._store.problem
+
+    async def keep_saved(self) -> None:
+        """Save what could not be saved, as soon as it can, for ever."""
+        while True:
+            await asyncio.sleep(SAVE_AGAIN_S)
+            if not self._store.problem:
+                continue
+            async with self._changing:
+                if await asyncio.to_thread(self._store.write_held):
+                    log.info("the changes that were in memory only are saved")
 
     async def move(self, order: MoveOrder) -> Moved:
         """Have the VIPs move as the operator says, or with ``dry_run`` only say how."""
@@ -218,10 +243,9 @@ async def settle(store: RunningStore, loaded: LoadedRunning) -> None:
         )
         return
     await asyncio.to_thread(store.settle, loaded)
-    try:
-        await asyncio.to_thread(store.save, loaded.config, loaded.file_digest, loaded.changes)
-    except ConfigError as error:
-        log.warning("a start with a broken file would find no last good one", problem=str(error))
+    problem = await asyncio.to_thread(store.keep, loaded.config, loaded.file_digest, loaded.changes)
+    if problem:
+        log.warning("a start with a broken file would find no last good one", problem=problem)
     for dropped in loaded.dropped:
         log.warning(
             "the file changed, so a runtime change is dropped",

@@ -31,6 +31,8 @@ from agent.notify import Notifier, feed_watchdog
 
 log = structlog.get_logger()
 
+_LOOK_S = 1.0  # between two looks at files of ours in /run
+
 
 @dataclass(frozen=True, slots=True)
 class _Signals:
@@ -52,12 +54,14 @@ async def run(path: Path, host_headers: bool = False) -> None:
     check_host(config)
     locks = InstanceLocks(config.name, *config.interfaces)
     try:
-        await _run_locked(path, host_headers, signals)
+        await _run_locked(path, host_headers, signals, locks)
     finally:
         locks.release()
 
 
-async def _run_locked(path: Path, host_headers: bool, signals: _Signals) -> None:
+async def _run_locked(
+    path: Path, host_headers: bool, signals: _Signals, locks: InstanceLocks
+) -> None:
     begun = boot(path)
     store, loaded = begun.store, begun.loaded
     facts = AgentFacts(
@@ -87,7 +91,7 @@ async def _run_locked(path: Path, host_headers: bool, signals: _Signals) -> None
     try:
         await core.load()
         await settle(store, loaded)
-        await _serve(core, control, server, notifier, signals)
+        await _serve(core, control, server, notifier, signals, locks)
     finally:
         await server.stop()
         core.dataplane.undo_load()
@@ -99,10 +103,15 @@ async def _serve(
     server: ApiServer,
     notifier: Notifier,
     signals: _Signals,
+    locks: InstanceLocks,
 ) -> None:
     stop = signals.stop
     async with asyncio.TaskGroup() as group:
-        work = core.tasks() | {"watchdog": feed_watchdog(notifier)}
+        work = core.tasks() | {
+            "watchdog": feed_watchdog(notifier),
+            "unsaved": control.keep_saved(),
+            "files": _keep_files(server, locks),
+        }
         running = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
         try:
             await _unless(stop, core.start())
@@ -120,6 +129,22 @@ async def _serve(
             await server.stop()
             for task in running:
                 task.cancel()
+
+
+async def _keep_files(server: ApiServer, locks: InstanceLocks) -> None:
+    """Put the socket and the locks back where somebody removes them, for ever."""
+    said = ""
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        try:
+            for path in locks.put_back():
+                log.warning("a lock was removed by somebody else, and is put back", path=path)
+            await server.put_back()
+            said = ""
+        except (SteelyardError, OSError) as error:
+            if str(error) != said:
+                log.error("what was removed cannot be put back yet", problem=str(error))
+            said = str(error)
 
 
 def check_host(config: Config) -> None:

@@ -1,39 +1,53 @@
 """Owns the locks that keep a second agent off an instance or an interface, and a second failover
-process off a network namespace."""
+process off a network namespace.
+
+A lock is a file, and for what belongs to a network namespace a name in it, too: files in /run can
+be removed under whoever holds them. ``put_back`` makes them again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import socket
+import struct
 from pathlib import Path
 
 from agent.errors import SteelyardError
 
 RUN_FOLDER = Path("/run/steelyard")
+_BACKLOG = 128
+_PEER = struct.Struct("@iII")  # of SO_PEERCRED: process, user, group
 
 
 class InstanceLocks:
     """Held until ``release``, or until the process ends, however it ends."""
 
     def __init__(self, name: str, *interfaces: str) -> None:
-        RUN_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._held: list[_Lock] = []
         namespace = _namespace()
-        instance = RUN_FOLDER / f"instance-{name}.lock"
-        self._held: dict[Path, int] = {}
         try:
-            self._held[instance] = _lock(instance, f"instance {name}", _another("name"))
+            what, path = f"instance {name}", RUN_FOLDER / f"instance-{name}.lock"
+            self._held.append(_Lock(path, what, _another("name")))
             for interface in interfaces:
-                own = RUN_FOLDER / f"interface-{namespace}-{interface}.lock"
-                self._held[own] = _lock(own, f"interface {interface}", _another("interface"))
+                what = f"interface {interface}"
+                path = RUN_FOLDER / f"interface-{namespace}-{interface}.lock"
+                self._held.append(
+                    _Lock(path, what, _another("interface"), name=f"interface-{interface}")
+                )
         except SteelyardError:
             self.release()
             raise
 
+    def put_back(self) -> tuple[str, ...]:
+        """Make again what somebody has removed; which it was. Raises SteelyardError."""
+        return tuple(str(lock.path) for lock in self._held if lock.put_back())
+
     def release(self) -> None:
         """Let another agent take them."""
-        for path, fd in self._held.items():
-            path.unlink(missing_ok=True)  # before the lock goes: whoever waits looks again
-            os.close(fd)
+        for lock in self._held:
+            lock.release()
         self._held.clear()
 
 
@@ -44,15 +58,118 @@ class FailoverLock:
     """
 
     def __init__(self) -> None:
-        RUN_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._path = RUN_FOLDER / f"failover-{_namespace()}.lock"
         remedy = "stop that one; one process takes care of all instances of a configuration"
-        self._fd = _lock(self._path, "failover", remedy, "failover process")
+        path = RUN_FOLDER / f"failover-{_namespace()}.lock"
+        self._lock = _Lock(path, "failover", remedy, "failover process", name="failover")
+
+    def put_back(self) -> bool:
+        """Make it again if somebody has removed it; whether that was so. Raises SteelyardError."""
+        return self._lock.put_back()
 
     def release(self) -> None:
         """Let another process take it."""
-        self._path.unlink(missing_ok=True)  # before the lock goes: whoever waits looks again
+        self._lock.release()
+
+
+class _Lock:
+    """One of them. ``name``: also taken in the network namespace."""
+
+    def __init__(
+        self, path: Path, what: str, remedy: str, who: str = "agent", *, name: str = ""
+    ) -> None:
+        self.path = path
+        self._what, self._remedy, self._who = what, remedy, who
+        self._fd = self._take_file()
+        try:
+            self._name = self._take_name(name) if name else None
+        except SteelyardError:
+            self._release_file()
+            raise
+
+    def put_back(self) -> bool:
+        self._hang_up()
+        if _is_at(self._fd, self.path):
+            return False
+        fresh = self._take_file()
         os.close(self._fd)
+        self._fd = fresh
+        return True
+
+    def release(self) -> None:
+        self._release_file()
+        if self._name is not None:
+            self._name.close()
+
+    def _release_file(self) -> None:
+        if _is_at(self._fd, self.path):  # else it is somebody else's by now
+            self.path.unlink(missing_ok=True)  # before the lock goes: whoever waits looks again
+        os.close(self._fd)
+
+    def _refused(self, holder: str) -> SteelyardError:
+        return SteelyardError(
+            f"another {self._who} runs it, process {holder}",
+            where=self._what,
+            remedy=self._remedy,
+        )
+
+    def _take_file(self) -> int:
+        try:
+            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            while True:
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+                    os.close(fd)
+                    raise self._refused(holder) from error
+                if _is_at(fd, self.path):
+                    break
+                os.close(fd)  # its last holder removed the file between our two calls
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise SteelyardError(
+                f"no lock can be made: {error.strerror}",
+                where=str(self.path),
+                remedy=f"make {self.path.parent} writable",
+            ) from error
+        return fd
+
+    def _take_name(self, name: str) -> socket.socket | None:
+        """It listens, so that who finds it taken can ask by whom."""
+        taken = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        taken.setblocking(False)
+        try:
+            taken.bind(f"\0steelyard-{name}")
+            taken.listen(_BACKLOG)
+        except OSError:
+            taken.close()
+            holder = _holder_of(name)
+            if holder is not None:
+                raise self._refused(str(holder)) from None
+            return None  # another user's, to keep us from it: the file is enough
+        return taken
+
+    def _hang_up(self) -> None:
+        """On those who have asked."""
+        if self._name is not None:
+            with contextlib.suppress(OSError):
+                while True:
+                    self._name.accept()[0].close()
+
+
+def _holder_of(name: str) -> int | None:
+    """The process that has a name, if it is one of root's or ours."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(f"\0steelyard-{name}")
+            told = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        except OSError:
+            return None
+    pid, uid, _ = _PEER.unpack(told)
+    return int(pid) if uid in (0, os.geteuid()) else None
 
 
 def _namespace() -> int:
@@ -61,27 +178,6 @@ def _namespace() -> int:
 
 def _another(key: str) -> str:
     return f"stop that agent, or give this one another `{key}:`"
-
-
-def _lock(path: Path, what: str, remedy: str, who: str = "agent") -> int:
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
-            os.close(fd)
-            raise SteelyardError(
-                f"another {who} runs it, process {holder}",
-                where=what,
-                remedy=remedy,
-            ) from error
-        if _is_at(fd, path):
-            break
-        os.close(fd)  # its last holder removed the file between our two calls
-    os.ftruncate(fd, 0)
-    os.write(fd, f"{os.getpid()}\n".encode())
-    return fd
 
 
 def _is_at(fd: int, path: Path) -> bool:

@@ -134,6 +134,8 @@ def _summary(env: Environment, result: Data) -> None:
     if result["changes"]:
         if result["applied"]:
             env.note(f"done: {counted(result['changes'])}")
+            if problem := result.get("unsaved_problem"):
+                env.note(f"in memory only, a restart of the agent forgets it: {problem}")
         else:
             env.note(f"dry run, nothing was changed: {counted(result['changes'], PLANNED)}")
 

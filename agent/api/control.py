@@ -54,6 +54,10 @@ class Control(Protocol):
         """What the running configuration has that the file does not."""
         ...
 
+    def unsaved(self) -> str:
+        """Why changes are in memory only; empty: they are saved."""
+        ...
+
     async def edit(
         self, edit: Edit, dry_run: bool, *, confirmed: bool = False
     ) -> tuple[Change, ...]:

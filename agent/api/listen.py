@@ -30,6 +30,10 @@ class UnixListener:
     path: Path
     inode: tuple[int, int]
 
+    def is_gone(self) -> bool:
+        """Whether nobody can connect any more: the file was removed, and by nobody replaced."""
+        return not os.path.lexists(self.path)
+
     def close(self) -> None:
         """Close, and remove the file unless another process has replaced it."""
         with contextlib.suppress(OSError):

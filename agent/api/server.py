@@ -17,6 +17,7 @@ from aiohttp import web
 
 from agent.api import failoverviews, listen, peer, requests, trace, views
 from agent.api.control import Control, Following
+from agent.config.plan import Change
 from agent.config.render import document
 from agent.errors import (
     ConfigError,
@@ -76,6 +77,7 @@ class ApiServer:
         self._unix: listen.UnixListener | None = None
         self._port: socket.socket | None = None
         self._runners: list[web.AppRunner] = []
+        self._api_site: web.SockSite | None = None
         self._following: set[Following] = set()
         self.metrics_address: tuple[str, int] | None = None  # once started
 
@@ -103,7 +105,7 @@ class ApiServer:
             self.listen()
         try:
             if self._unix is not None:
-                await self._serve(self._api(), self._unix.sock)
+                self._api_site = await self._serve(self._api(), self._unix.sock)
             if self._port is not None:
                 await self._serve(self._metrics_only(), self._port)
         except BaseException:
@@ -111,9 +113,22 @@ class ApiServer:
             raise
         log.info("api_listening", socket=str(self._path), metrics=self.metrics_address)
 
+    async def put_back(self) -> None:
+        """If somebody has removed the socket's file: take the path again. Raises ListenError."""
+        lost, former = self._unix, self._api_site
+        if lost is None or former is None or not lost.is_gone():
+            return
+        gid = None if self._group is None else peer.group_id(self._group)
+        self._unix = await asyncio.to_thread(listen.listen_unix, self._path, gid)
+        self._api_site = web.SockSite(self._runners[0], self._unix.sock)
+        await self._api_site.start()
+        await former.stop()  # who is connected stays so
+        lost.close()
+        log.warning("the API's socket was removed by somebody else, and is put back")
+
     async def stop(self) -> None:
         """Stop taking requests, let those in progress end, and remove the socket."""
-        runners, self._runners = self._runners, []
+        runners, self._runners, self._api_site = self._runners, [], None
         for runner in reversed(runners):
             await runner.cleanup()
         if self._unix is not None:
@@ -124,11 +139,13 @@ class ApiServer:
             self._port = None
         self.metrics_address = None
 
-    async def _serve(self, app: web.Application, sock: socket.socket) -> None:
+    async def _serve(self, app: web.Application, sock: socket.socket) -> web.SockSite:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         self._runners.append(runner)
         await runner.setup()
-        await web.SockSite(runner, sock).start()
+        site = web.SockSite(runner, sock)
+        await site.start()
+        return site
 
     def _api(self) -> web.Application:
         app = web.Application(
@@ -244,7 +261,7 @@ class ApiServer:
             _log_use(
                 caller, "api_edit", op=edit.op.value, service=edit.service, backend=edit.backend
             )
-        return _json({"changes": views.changes(made), "applied": not how.dry_run})
+        return self._made(made, applied=not how.dry_run)
 
     async def _reload(self, request: web.Request) -> web.Response:
         _parameters(request)
@@ -254,7 +271,13 @@ class ApiServer:
         made = await self._control.reload(dry_run=how.dry_run, confirmed=how.confirmed)
         if not how.dry_run:
             _log_use(caller, "api_reload", changes=len(made), confirmed=how.confirmed)
-        return _json({"changes": views.changes(made), "applied": not how.dry_run})
+        return self._made(made, applied=not how.dry_run)
+
+    def _made(self, changes: tuple[Change, ...], *, applied: bool) -> web.Response:
+        unsaved = self._control.unsaved() if applied else ""
+        return _json(
+            {"changes": views.changes(changes), "applied": applied, "unsaved_problem": unsaved}
+        )
 
     async def _failover(self, request: web.Request) -> web.Response:
         _parameters(request)

@@ -52,6 +52,7 @@ def status(snapshot: Snapshot) -> Json:
             "config_problem": snapshot.config_problem,
             "changes_since_file": snapshot.changes_since_file,
             "reconcile_problem": snapshot.reconcile_problem,
+            "unsaved_problem": snapshot.unsaved_problem,
         },
         "dataplane": _dataplane(snapshot.dataplane)
         | {"link_problems": list(snapshot.link_problems)},

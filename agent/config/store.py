@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,6 +71,8 @@ class RunningStore:
     def __init__(self, state_dir: Path, name: str, file: Path | None = None) -> None:
         self._name = name
         self._file = "" if file is None else os.path.realpath(file)
+        self._held: _Saved | None = None  # what could not be written
+        self.problem = ""  # why; empty: everything is on disk
         self.path = state_dir / f"{name}.running.yaml"
         self.previous_path = state_dir / f"{name}.running.yaml.previous"
         self.damaged_path = state_dir / f"{name}.running.yaml.damaged"
@@ -115,7 +118,27 @@ class RunningStore:
             saved.config, saved.config, saved.file_digest, file_problem=file_problem
         )
 
-    def save(self, config: Config, file_digest: str, changes: tuple[Change, ...] = ()) -> None:
+    def keep(self, config: Config, file_digest: str, changes: Iterable[Change | str] = ()) -> str:
+        """As ``save``, but what cannot be written is held in memory. Why it was not, or empty.
+
+        What is held counts as saved for this process, and ``write_held`` tries again.
+        """
+        lines = tuple(str(change) for change in changes)
+        try:
+            self.save(config, file_digest, lines)
+        except ConfigError as error:
+            self._held = _Saved(self._file, file_digest, config, lines)
+            self.problem = str(error)
+        else:
+            self._held, self.problem = None, ""
+        return self.problem
+
+    def write_held(self) -> bool:
+        """Write what is held; whether that is done now."""
+        held = self._held
+        return held is not None and not self.keep(held.config, held.file_digest, held.changes)
+
+    def save(self, config: Config, file_digest: str, changes: Iterable[Change | str] = ()) -> None:
         """Makes ``config`` what the next start runs with, as long as the file is the same.
 
         ``changes`` is what it has that the file does not. Raises ConfigError if it cannot be
@@ -138,6 +161,8 @@ class RunningStore:
             ) from error
 
     def _read(self) -> _Saved | None:
+        if self._held is not None:
+            return self._held
         whole = self._verified()
         return self._parsed(*whole) if whole else None
 

@@ -54,6 +54,7 @@ class AgentFacts:
     config_problem: str = ""
     changes_since_file: int = 0
     reconcile_problem: str = ""
+    unsaved_problem: str = ""
     defects: int = 0
     link_problems: tuple[str, ...] = ()
     failover: FailoverView = field(default_factory=FailoverView)
@@ -145,6 +146,7 @@ class Observer:
             config_problem=facts.config_problem,
             changes_since_file=facts.changes_since_file,
             reconcile_problem=facts.reconcile_problem,
+            unsaved_problem=facts.unsaved_problem,
             defects=facts.defects,
             link_problems=facts.link_problems,
             failover=facts.failover,

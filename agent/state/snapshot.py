@@ -225,3 +225,4 @@ class Snapshot:
     rates: Rates = Rates()
     failover: FailoverView = FailoverView()
     link_problems: tuple[str, ...] = ()  # interfaces that take no packets
+    unsaved_problem: str = ""  # why changes are in memory only; empty: they are saved

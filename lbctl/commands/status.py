@@ -57,6 +57,9 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         if agent[key]:
             label = "PROBLEM"
             pairs.append((label, Text(agent[key], "bold red")))
+    if problem := agent.get("unsaved_problem"):
+        text = f"changes are in memory only, and a restart forgets them: {problem}"
+        pairs.append(("PROBLEM", Text(text, "bold red")))
     return facts(env, pairs)
 
 

@@ -37,6 +37,14 @@ def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
                 if key == "config_problem"
                 else "journalctl -u lb-agent",
             )
+    if problem := about.get("unsaved_problem"):
+        content = False
+        yield Finding(
+            "agent",
+            Verdict.PROBLEM,
+            f"changes are in memory only, and a restart forgets them: {problem}",
+            "free space on that file system, or make it writable; the agent saves them then",
+        )
     interfaces = [plane["interface"], *plane.get("backend_interfaces", ())]
     if not plane["attached"]:
         content = False

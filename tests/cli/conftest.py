@@ -183,6 +183,7 @@ STATUS: dict[str, Any] = {
         "config_problem": "",
         "changes_since_file": 2,
         "reconcile_problem": "",
+        "unsaved_problem": "",
     },
     "dataplane": {
         "interface": "eth0",
@@ -307,6 +308,7 @@ class FakeAgent:
     explanation: dict[str, Any] = field(default_factory=dict)
     refuse_edits: tuple[int, dict[str, Any]] | None = None
     refuse_unconfirmed: dict[str, Any] | None = None
+    unsaved: str = ""
     edits: list[dict[str, Any]] = field(default_factory=list)
     queries: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     failover: dict[str, Any] = field(default_factory=dict)
@@ -351,7 +353,8 @@ class FakeAgent:
             return self.refuse_edits
         if self.refuse_unconfirmed is not None and not body.get("confirmed"):
             return 428, self.refuse_unconfirmed
-        return 200, {"changes": self.changes, "applied": not body.get("dry_run")}
+        unsaved = {"unsaved_problem": self.unsaved} if self.unsaved else {}
+        return 200, {"changes": self.changes, "applied": not body.get("dry_run")} | unsaved
 
 
 class _Server(ThreadingMixIn, UnixStreamServer):

@@ -202,6 +202,13 @@ def test_dry_run_changes_nothing(agent, run):
     assert result.err == "dry run, nothing was changed: 1 backend would be changed\n"
 
 
+def test_a_change_that_is_in_memory_only_is_said(agent, run):
+    agent.unsaved = "no space left"
+    result = run("backend", "drain", "chat/gpu-1")
+    assert (result.code, len(agent.applied)) == (0, 1)
+    assert "in memory only, a restart of the agent forgets it: no space left\n" in result.err
+
+
 def test_json_of_a_change_is_the_agents_answer(agent, run):
     result = run("backend", "drain", "chat/gpu-1", "-o", "json")
     assert result.json == {"changes": agent.changes, "applied": True}

@@ -218,6 +218,12 @@ def test_status_says_how_many_ports_fullnat_has_left(agent, run):
     assert "            2001:db8::200: 0 of 22.5k ports in use (0.0%)\n" in out
 
 
+def test_status_says_what_a_restart_would_forget(agent, run):
+    agent.status["agent"]["unsaved_problem"] = "no space left"
+    text = "PROBLEM     changes are in memory only, and a restart forgets them: no space left\n"
+    assert text in run("status").out
+
+
 def test_status_does_not_say_that_it_balances_where_no_packet_comes(agent, run):
     agent.status["dataplane"]["link_problems"] = ["eth0 has no carrier"]
     out = run("status").out

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from agent.errors import SteelyardError
 from lbctl.lab import build, netns, processes
@@ -383,3 +384,54 @@ def of_abi(version: int, folder: Path) -> Path:
     code.mkdir(parents=True)
     (code / "abi.py").write_text(f"ABI_VERSION = {version}\n")
     return folder
+
+
+def test_a_state_folder_that_cannot_be_written_keeps_nobody_from_draining(lab: Site) -> None:
+    """And the socket and the locks are put back when they are removed."""
+
+    def lbctl(*words: str) -> str:
+        done = lab.run(
+            lab.balancer.name,
+            *processes.program("lbctl", "lbctl.main"),
+            "--socket",
+            str(lab.lab.socket(lab.balancer)),
+            *words,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    first = next(iter(weights(lab)))
+    state = Path(lab.config()["state_dir"])
+    aside = state.with_name(state.name + ".aside")
+    state.rename(aside)
+    state.write_text("in the way")
+    try:
+        assert "in memory only" in lbctl("backend", "drain", f"web/{first}")
+        assert "in memory only" in lbctl("status")
+        assert "drain" in lbctl("backend", "list", "web")
+    finally:
+        state.unlink()
+        aside.rename(state)
+    wait_until("it is saved", lambda: not lab.get("/v1/status")["agent"]["unsaved_problem"], 60.0)
+    lbctl("backend", "enable", f"web/{first}")
+
+    lab.lab.socket(lab.balancer).unlink()
+    locks = list(Path("/run/steelyard").glob("*.lock"))
+    for lock in locks:
+        lock.unlink()
+    second = yaml.safe_dump(
+        lab.config() | {"name": "second", "socket": f"{state}/s", "metrics": "off"}
+    )
+    path = lab.lab.run_dir / "second.yaml"
+    path.write_text(second)
+    agent = [*processes.program("lb-agent", "agent.main"), "run", "--config", str(path)]
+    done = lab.run(lab.balancer.name, *agent)
+    path.unlink()
+    assert done.returncode == 1
+    assert "another agent runs it, process" in done.stderr
+    wait_until(
+        "all is back",
+        lambda: lab.lab.socket(lab.balancer).exists() and all(lock.exists() for lock in locks),
+        60.0,
+    )
+    assert "in memory only" not in lbctl("status")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from agent.config import store as store_module
 from agent.config.edit import Edit, EditOp
 from agent.config.plan import Change
 from agent.config.render import document
@@ -19,8 +21,9 @@ from agent.control import AgentControl
 from agent.core import Core
 from agent.daemon import _reload_on
 from agent.errors import ConfigError, ConflictError, UnconfirmedError
+from agent.files import write_atomically
 from agent.metrics.observer import AgentFacts
-from agent.model import Config, Forward
+from agent.model import AdminState, Config, Forward
 from agent.notify import Notifier
 from agent.state.queries import FlowQuery
 from agent.state.snapshot import FailoverView
@@ -43,7 +46,7 @@ class FakeCore:
         self.config = config
         self.taken: list[Config] = []
         self.now = SimpleNamespace(contents=None, situation=None)
-        self.problem = ""
+        self.problem, self.link_problems = "", ()
         self.passes = SimpleNamespace(defects=0)
         self.observer = self
         self.pair = SimpleNamespace(view=FailoverView)
@@ -269,3 +272,71 @@ def test_a_defect_in_a_reload_is_said_and_counted_and_what_ran_goes_on(
     asyncio.run(story())
     assert core.taken == []
     assert "IndexError" in control._facts.config_problem
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """Full while ``full`` is true."""
+    state = {"full": True}
+
+    def write(path: Path, text: str) -> None:
+        if state["full"]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomically(path, text)
+
+    monkeypatch.setattr(store_module, "write_atomically", write)
+    return state
+
+
+DRAIN = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"state": "drain"})
+
+
+def _admin(core: FakeCore) -> AdminState:
+    return core.config.services[0].backends[0].admin
+
+
+def test_a_full_disk_keeps_nobody_from_draining(make: Make, disk: dict[str, bool]) -> None:
+    control, core, _ = make(0)
+    asyncio.run(control.edit(DRAIN, dry_run=False))
+    assert _admin(core) is AdminState.DRAIN
+    assert "No space left" in control.unsaved()
+
+
+def test_a_reload_keeps_what_is_in_memory_only(make: Make, disk: dict[str, bool]) -> None:
+    control, core, _ = make(0)
+    asyncio.run(control.edit(DRAIN, dry_run=False))
+    asyncio.run(control.reload())
+    assert _admin(core) is AdminState.DRAIN
+    assert control.unsaved()
+
+
+def test_what_was_in_memory_only_is_saved_when_there_is_room(
+    make: Make, disk: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, core, path = make(0)
+    asyncio.run(control.edit(DRAIN, dry_run=False))
+    monkeypatch.setattr("agent.control.SAVE_AGAIN_S", 0.001)
+
+    async def until_saved() -> None:
+        saving = asyncio.create_task(control.keep_saved())
+        await asyncio.sleep(0.01)
+        assert control.unsaved()
+        disk["full"] = False
+        async with asyncio.timeout(60):
+            while control.unsaved():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        saving.cancel()
+
+    asyncio.run(until_saved())
+    anew = RunningStore(path.parent, "default").load(TEXT)
+    assert anew.config == core.config
+
+
+def test_another_change_saves_the_one_before(make: Make, disk: dict[str, bool]) -> None:
+    control, core, path = make(0)
+    asyncio.run(control.edit(DRAIN, dry_run=False))
+    disk["full"] = False
+    edit = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"weight": 7})
+    asyncio.run(control.edit(edit, dry_run=False))
+    assert control.unsaved() == ""
+    assert RunningStore(path.parent, "default").load(TEXT).config == core.config

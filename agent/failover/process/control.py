@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from agent.api.listen import UnixListener
+from agent.api.listen import UnixListener, listen_unix
 from agent.api.peer import Access, peer_of
 from agent.errors import RequestError, SteelyardError
 from agent.failover.fitness import AgentWord
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 MAX_CLIENTS = 32
 MAX_LINE_BYTES = 1 << 18  # a heartbeat with some thousand services
 _IDLE_S = 60.0  # a client that says nothing, or does not read its answer
+_LOOK_S = 1.0  # between two looks whether the socket's file is there
 _VERBS = "status, agent, mode, claim, leave, reload"
 
 
@@ -52,12 +53,13 @@ class Office(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Door:
     """Where requests come in, and who is let in."""
 
     listener: UnixListener
     access: Access
+    gid: int | None = None  # the group of the socket's file
 
 
 async def serve(door: Door, office: Office) -> None:
@@ -75,10 +77,29 @@ async def serve(door: Door, office: Office) -> None:
             clients.discard(writer)
             writer.close()
 
-    server = await asyncio.start_unix_server(talk, sock=door.listener.sock, limit=MAX_LINE_BYTES)
+    async def serving() -> asyncio.Server:
+        return await asyncio.start_unix_server(talk, sock=door.listener.sock, limit=MAX_LINE_BYTES)
+
+    server, said = await serving(), ""
     try:
-        await server.serve_forever()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if not door.listener.is_gone():
+                continue
+            try:
+                lost = door.listener
+                door.listener = await asyncio.to_thread(listen_unix, lost.path, door.gid)
+            except SteelyardError as error:
+                if str(error) != said:
+                    log.error("the socket was removed and cannot be put back", problem=str(error))
+                said = str(error)
+                continue
+            former, server, said = server, await serving(), ""
+            former.close()  # who is connected stays so
+            lost.close()
+            log.warning("the socket was removed by somebody else, and is put back")
     finally:
+        server.close()
         for writer in clients:
             writer.close()
 

@@ -45,11 +45,11 @@ async def run(path: Path, standing: realtime.Standing) -> None:
         orders = await read_orders(path, at_once=True)
         gid = None if orders.socket_group is None else group_id(orders.socket_group)
         listener = listen_unix(orders.socket, gid)
+        door = control.Door(listener, access(gid), gid)
         try:
-            door = control.Door(listener, access(gid))
-            await _run_locked(path, standing, orders, door, signals)
+            await _run_locked(path, standing, orders, door, signals, lock)
         finally:
-            listener.close()
+            door.listener.close()
     except Exception:
         with contextlib.suppress(OSError, SteelyardError):
             remove_stale()  # nobody would take care of them
@@ -64,6 +64,7 @@ async def _run_locked(
     orders: Orders,
     door: control.Door,
     signals: _Signals,
+    lock: FailoverLock,
 ) -> None:
     for refused in standing.refused:
         log.warning("not all that was wanted", problem=refused)
@@ -76,7 +77,7 @@ async def _run_locked(
         "counters": team.keep_counters,
         "interfaces": team.tracking.run,
         "scripts": team.tracking.scripts.run,
-        "look": lambda: _look(team),
+        "look": lambda: _look(team, lock),
         "reload": lambda: _reload_on(signals.hangup, team),
         "watchdog": lambda: feed_watchdog(notifier),
     }
@@ -116,10 +117,20 @@ async def _guarded(name: str, work: Callable[[], Coroutine[None, None, None]]) -
             return
 
 
-async def _look(team: Team) -> None:
-    """What no event tells: a program taken off, an agent that says nothing, garbage."""
+async def _look(team: Team, lock: FailoverLock) -> None:
+    """What no event tells: a program taken off, an agent that says nothing, garbage, a lock that
+    was removed."""
+    said = ""
     while True:
         await asyncio.sleep(_LOOK_S)
+        try:
+            if lock.put_back():
+                log.warning("the lock was removed by somebody else, and is put back")
+            said = ""
+        except SteelyardError as error:
+            if str(error) != said:
+                log.error("the lock was removed and cannot be put back", problem=str(error))
+            said = str(error)
         team.tracking.look_soon()
         team.judge()
         realtime.collect()

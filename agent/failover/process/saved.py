@@ -42,6 +42,7 @@ class SavedFile:
         self._path = state_dir / f"{name}.failover.json"
         self._writing = asyncio.Lock()
         self._written: Saved | None = None
+        self._problem = ""
 
     def load(self) -> Saved:
         """What was saved; a damaged file is said and counts as none."""
@@ -67,13 +68,17 @@ class SavedFile:
                 # In a thread: a disk may take seconds to sync.
                 await asyncio.to_thread(write_atomically, self._path, _text(saved))
             except OSError as error:
-                log.warning(
-                    "modes and the agent's word are not saved, a restart forgets them",
-                    path=str(self._path),
-                    error=error.strerror,
-                )
+                if str(error) != self._problem:  # it is tried again and again
+                    log.warning(
+                        "modes and the agent's word are not saved, a restart forgets them",
+                        path=str(self._path),
+                        error=error.strerror,
+                    )
+                self._problem = str(error)
                 return
-            self._written = saved
+            if self._problem:
+                log.info("modes and the agent's word are saved again", path=str(self._path))
+            self._written, self._problem = saved, ""
 
 
 def _text(saved: Saved) -> str:

@@ -182,6 +182,7 @@ class FakeControl:
         self.failure = None
         self.asked = []
         self.attached = True
+        self.problem_of_saving = ""
         self.followers = []
 
     def _called(self, *what):
@@ -200,6 +201,9 @@ class FakeControl:
 
     def file_changes(self):
         return plan(self.file, self.running)
+
+    def unsaved(self):
+        return self.problem_of_saving
 
     async def edit(self, edit, dry_run, *, confirmed=False):
         self._called("edit", edit, dry_run)

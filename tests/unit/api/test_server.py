@@ -72,6 +72,15 @@ def test_edit_changes_and_says_what(api, control):
     assert control.asked == [("edit", edit, False)]
 
 
+def test_a_change_that_is_in_memory_only_says_so(api, control):
+    order = {"op": "service.remove", "service": "chat"}
+    control.problem_of_saving = "the disk is full"
+    _, body = api.post("/v1/edit", dry_run=True, **order)
+    assert body["unsaved_problem"] == ""
+    _, body = api.post("/v1/edit", **order)
+    assert (body["applied"], body["unsaved_problem"]) == (True, "the disk is full")
+
+
 def test_dry_run_changes_nothing(api, control):
     before = control.running
     status, body = api.post("/v1/edit", op="service.remove", service="chat", dry_run=True)
@@ -292,6 +301,36 @@ def test_socket_is_for_owner_and_group_only_and_goes_with_the_server(api):
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o660
     assert not api.path.exists()
+
+
+@pytest.mark.parametrize("with_folder", [False, True])
+def test_a_socket_that_somebody_removes_is_put_back(api, with_folder):
+    async def status(session):
+        async with session.get("http://agent/v1/status") as answer:
+            return answer.status
+
+    def session():
+        return aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(api.path)))
+
+    async def story():
+        server = api.server()
+        await server.start()
+        async with session() as before:
+            assert await status(before) == 200
+            await server.put_back()
+            inode = api.path.stat().st_ino
+            api.path.unlink()
+            if with_folder:
+                api.path.parent.rmdir()
+            await server.put_back()
+            assert api.path.stat().st_ino != inode
+            async with session() as after:
+                assert await status(after) == 200
+            assert await status(before) == 200, "who was connected stays so"
+        await server.stop()
+        assert not api.path.exists()
+
+    asyncio.run(story())
 
 
 def test_second_agent_is_refused_and_the_first_goes_on(api):

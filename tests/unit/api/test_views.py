@@ -24,6 +24,7 @@ def test_status_has_the_keys_of_the_contract(snapshot):
             "config_problem": "",
             "changes_since_file": 1,
             "reconcile_problem": "",
+            "unsaved_problem": "",
         },
         "dataplane": {
             "interface": "eth0",

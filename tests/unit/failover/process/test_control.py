@@ -137,13 +137,13 @@ def test_a_request_that_fails_is_answered_too(monkeypatch: pytest.MonkeyPatch) -
 
 def serving(path: Path, office: Office, who: Access, work: Callable[[], Awaitable[Any]]) -> Any:
     async def both() -> Any:
-        listener = listen_unix(path, None)
-        task = asyncio.create_task(control.serve(control.Door(listener, who), office))
+        door = control.Door(listen_unix(path, None), who)
+        task = asyncio.create_task(control.serve(door, office))
         try:
             return await work()
         finally:
             task.cancel()
-            listener.close()
+            door.listener.close()
 
     return asyncio.run(both())
 
@@ -252,3 +252,19 @@ def test_one_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
             client.ask(path, {"do": "status"}, timeout_s=0.01)
         with pytest.raises(AgentUnreachableError, match="did not answer"):
             asyncio.run(client.ask_async(path, {"do": "status"}, timeout_s=0.01))
+
+
+def test_a_socket_that_somebody_removes_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_LOOK_S", 0.001)
+    path = tmp_path / "failover.sock"
+
+    async def work() -> Any:
+        path.unlink()
+        async with asyncio.timeout(60):
+            while not path.exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        return await asyncio.to_thread(client.ask, path, {"do": "status"})
+
+    assert serving(path, Office(), access(None), work) == {"pid": 1}
