@@ -23,6 +23,7 @@ from agent.dataplane.attach import interface_index
 from agent.dataplane.driver import driver_name
 from agent.dataplane.program import require_root
 from agent.errors import SteelyardError
+from agent.here import check_memory
 from agent.lock import InstanceLocks
 from agent.metrics import collector
 from agent.metrics.observer import AgentFacts
@@ -151,6 +152,7 @@ def check_host(config: Config) -> None:
     """Raise SteelyardError for names in the configuration that this host does not have."""
     for interface in config.interfaces:
         interface_index(interface)
+    check_memory(config)
     if config.socket_group is not None:
         group_id(config.socket_group)
 

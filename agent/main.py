@@ -146,16 +146,26 @@ def run(path: Path, log_level: str, log_format: str, kernel_headers: bool) -> No
 @cli.command()
 @config_option
 def check(path: Path) -> None:
-    """Check a configuration file and say what is wrong with it."""
+    """Check a configuration file and say what is wrong with it.
+
+    Needs neither root nor the interface, so it works on another host, too. What can be meant, but
+    often is not, is a warning: a VIP that this host itself has, a service without backends or
+    with all weights 0, a dsr backend in no network of this host.
+    """
 
     def work() -> None:
         from agent.config.load import load_file
-        from agent.daemon import check_host
+        from agent.here import warnings
 
         config = load_file(path)
-        check_host(config)
+        warned = warnings(config)
         backends = sum(len(service.backends) for service in config.services)
-        click.echo(f"{path}: good; services: {len(config.services)}, backends: {backends}")
+        click.echo(
+            f"{path}: good; services: {len(config.services)}, backends: {backends}"
+            + (f", warnings: {len(warned)}" if warned else "")
+        )
+        for each in warned:
+            click.echo(f"warning: {each}")
 
     guarded(work)
 

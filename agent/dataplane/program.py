@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from agent.config.memory import parts, too_much
 from agent.dataplane import abi, attach, instance, libbpf, pins, sources
 from agent.dataplane.compile import Compiled, compile_program
 from agent.dataplane.constants import (
@@ -33,6 +34,7 @@ from agent.dataplane.tables import (
     boot_settings,
     fits_pinned,
     fresh_keys,
+    room_for,
     shapes,
 )
 from agent.errors import DataplaneError
@@ -198,7 +200,17 @@ class Dataplane:
             tc=kind is ProgramType.SCHED_CLS,
         )
         text = sources.joined("balancer.c")
-        compiled = compile_program(text, "balancer", constants, config.kernel_headers, kind)
+        try:
+            compiled = compile_program(text, "balancer", constants, config.kernel_headers, kind)
+        except DataplaneError as error:
+            # The compiler makes the tables, too, and does not tell why it could not.
+            if self._is_new and not room_for(self.size):
+                needed = parts(config.tables, config.nat, possible_cpus())
+                short = too_much(needed, "the kernel says that there is not so much left")
+                raise DataplaneError(
+                    short.message, where=short.where, remedy=short.remedy
+                ) from error
+            raise
         abi.check(compiled.layout)
         instance.mark(compiled.fd, self.pins, config.name)
         if self._has_program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import secrets
@@ -84,6 +85,22 @@ def fits_pinned(pins: Pins, size: Sizes) -> bool:
         path = pins.table(name)
         if path.exists() and shape_of(path) != shape:
             return False
+    return True
+
+
+def room_for(size: Sizes) -> bool:
+    """Whether the kernel has the memory for all arrays at once; they are given back."""
+    made: list[int] = []
+    try:
+        for name, shape in shapes(size).items():
+            if shape.kind == libbpf.MAP_TYPE_ARRAY:
+                flags = libbpf.BPF_F_MMAPABLE
+                made.append(libbpf.array_create(name, shape.value, shape.entries, flags))
+    except OSError as error:
+        return error.errno != errno.ENOMEM
+    finally:
+        for fd in made:
+            os.close(fd)
     return True
 
 

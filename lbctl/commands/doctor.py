@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from lbctl.environment import Environment, pass_environment
 from lbctl.options import ADDRESS, agent_options
 from lbctl.output import emit
 
+DEFAULT_CONFIG = Path("/etc/steelyard/agent.yaml")
 MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("FAIL", "bold red")}
 
 
@@ -40,6 +42,15 @@ MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("FAIL
     type=click.Choice([forward.value for forward in Forward]),
     help="How packets reach the backends.  [default: as the agent's services are, else dsr]",
 )
+@click.option(
+    "-c",
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The agent's file, which is read where no agent answers.",
+)
 @click.option("--problems", "only_bad", is_flag=True, help="Leave out what is well.")
 @agent_options
 @pass_environment
@@ -49,11 +60,13 @@ def doctor(
     interface: str | None,
     vips: tuple[str, ...],
     forward: str | None,
+    file: Path,
     only_bad: bool,
 ) -> None:
     """Check this host, and name the command that fixes what is wrong.
 
-    Changes nothing, and works without an agent. Exits with 1 if there is a problem.
+    Changes nothing, and works without an agent: before its first start, it reads the agent's
+    configuration file. Exits with 1 if there is a problem.
 
     \b
     Examples:
@@ -64,7 +77,7 @@ def doctor(
     from lbctl.doctor.facts import Question, Role, Verdict
     from lbctl.doctor.gather import gather
 
-    facts, names = gather(env, interface)
+    facts, names = gather(env, interface, file if role == "balancer" else None)
     question = Question(
         Role(role),
         names[0],

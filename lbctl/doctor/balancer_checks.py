@@ -84,6 +84,21 @@ def guard(facts: Facts, _ask: Question) -> Iterator[Finding]:
         yield Finding("guard", Verdict.OK, f"the table inet {table} stands in for the program")
 
 
+def file(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """Before the agent's start: what its file says, and what of it does not fit this host."""
+    found = facts.agent.file
+    if found is None:
+        return
+    for problem in found.problems:
+        message = f"{problem.where}: {problem.message}"
+        yield Finding("configuration", Verdict.PROBLEM, message, problem.remedy)
+    for each in found.advice:
+        message = f"{each.where}: {each.message}"
+        yield Finding("configuration", Verdict.WARNING, message, each.remedy)
+    if not found.problems and not found.advice:
+        yield Finding("configuration", Verdict.OK, f"{found.path} is good")
+
+
 def vips(facts: Facts, ask: Question) -> Iterator[Finding]:
     """Whether the host answers for the VIPs; where those of failover are is another's decision."""
     link = facts.link(ask.interface)
@@ -92,6 +107,16 @@ def vips(facts: Facts, ask: Question) -> Iterator[Finding]:
     if link is None or not wanted:
         return
     missing = [vip for vip in wanted if vip not in link.addresses]
+    config = facts.agent.config or {}
+    if (
+        missing
+        and facts.agent.file is not None
+        and not ask.vips
+        and config.get("manage_vips", True)
+    ):
+        names = ", ".join(map(str, missing))
+        yield Finding("vip", Verdict.OK, f"the agent puts on {link.name} at its start: {names}")
+        return
     for vip in missing:
         yield Finding(
             "vip",

@@ -45,6 +45,7 @@ BALANCER: tuple[Check, ...] = (
     hook_checks.external,
     balancer_checks.forwarding,
     balancer_checks.rp_filter,
+    balancer_checks.file,
     balancer_checks.vips,
     balancer_checks.agent,
     balancer_checks.guard,

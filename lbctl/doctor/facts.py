@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.config.advice import Advice
+from agent.errors import SteelyardError
 from agent.failover.status import FailoverStatus
 from agent.model import Address, Config, Forward
 
@@ -150,8 +152,20 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """The agent's configuration file: what is wrong with it, and what deserves a look."""
+
+    path: str
+    problems: tuple[SteelyardError, ...] = ()
+    advice: tuple[Advice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AgentFacts:
-    """What the agent answered; ``problem`` and ``remedy`` when it did not."""
+    """What the agent answered; ``problem`` and ``remedy`` when it did not.
+
+    ``config`` is that of the file then, if there is a good one.
+    """
 
     socket: str
     status: Mapping[str, Any] | None = None
@@ -160,6 +174,7 @@ class AgentFacts:
     remedy: str = ""
     denied: bool = False
     open_files: int | None = None
+    file: ConfigFile | None = None  # where no agent answers, and there is one
 
 
 @dataclass(frozen=True, slots=True)

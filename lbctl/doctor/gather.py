@@ -16,11 +16,15 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from agent.errors import AgentUnreachableError, SteelyardError
+from agent.config.load import load_file
+from agent.config.render import document
+from agent.errors import AgentUnreachableError, ConfigError, SteelyardError
+from agent.here import warnings
 from lbctl.doctor import bpf, gather_failover, netdev
 from lbctl.doctor.facts import (
     AgentFacts,
     Bcc,
+    ConfigFile,
     Entry,
     Facts,
     Feature,
@@ -43,14 +47,19 @@ _BCC_PROBE = (
 _PER_INTERFACE = ("rp_filter", "arp_ignore", "arp_announce", "forwarding")
 
 
-def gather(env: Environment, interface: str | None) -> tuple[Facts, tuple[str, ...]]:
+def gather(
+    env: Environment, interface: str | None, file: Path | None = None
+) -> tuple[Facts, tuple[str, ...]]:
     """The facts, and the interfaces they are about: the one given, the agent's, or the default.
 
-    The agent's are all that it balances on, the first one first.
+    The agent's are all that it balances on, the first one first. Where no agent answers, ``file``
+    tells what it is going to do.
     """
     agent = _agent(env)
+    if agent.status is None and file is not None and file.exists():
+        agent = with_file(agent, file)
     links = _links()
-    running = (agent.status or {}).get("dataplane", {})
+    running = (agent.status or {}).get("dataplane", {}) or agent.config or {}
     first = interface or running.get("interface") or _default_interface() or only_interface(links)
     names = [str(first or "")]
     if first and first == running.get("interface"):
@@ -300,6 +309,16 @@ def _agent(env: Environment) -> AgentFacts:
     limits = _read(Path("/proc", str(status["agent"]["pid"]), "limits")) or ""
     match = re.search(r"^Max open files\s+(\d+)", limits, re.MULTILINE)
     return AgentFacts(str(env.socket), status, config, open_files=int(match[1]) if match else None)
+
+
+def with_file(agent: AgentFacts, path: Path) -> AgentFacts:
+    """The same with what the configuration file of an agent that does not answer says."""
+    try:
+        config = load_file(path)
+        found = ConfigFile(str(path), advice=warnings(config))
+    except ConfigError as error:
+        return replace(agent, file=ConfigFile(str(path), problems=error.problems))
+    return replace(agent, config=document(config), file=found)
 
 
 def _ip(*arguments: str) -> list[dict[str, Any]]:

@@ -6,8 +6,10 @@ import dataclasses
 
 import pytest
 
+from agent.config.advice import Here
 from agent.model import Forward
 from lbctl.doctor import gather
+from lbctl.doctor.checks import examine
 from lbctl.doctor.facts import (
     AgentFacts,
     Attempt,
@@ -193,12 +195,14 @@ def test_missing_vip_is_told():
 
 def test_command_reports_and_exits_by_the_problems(run, monkeypatch):
     found = card(up=False)
-    monkeypatch.setattr(gather, "gather", lambda env, interface: (found, (interface or "eth0",)))
+    monkeypatch.setattr(
+        gather, "gather", lambda env, interface, file: (found, (interface or "eth0",))
+    )
     result = run("doctor")
     assert result.code == 1
     assert "ip link set dev eth0 up" in result.out
     assert "balancer on eth0: 1 problem, 0 warnings, 0 unknown" in result.out
-    monkeypatch.setattr(gather, "gather", lambda env, interface: (facts(), ("eth0",)))
+    monkeypatch.setattr(gather, "gather", lambda env, interface, file: (facts(), ("eth0",)))
     assert run("doctor").code == 0
     answer = run("doctor", "--problems", "-o", "json").json
     assert (answer["problems"], answer["findings"]) == (0, [])
@@ -216,3 +220,54 @@ def test_command_takes_the_interface_of_the_agent(agent, run):
     agent.status["dataplane"]["interface"] = "lo"
     assert run("doctor", "-o", "json").json["interface"] == "lo"
     assert run("doctor", "-i", "nope0").code == 1
+
+
+FILE = """\
+interface: not-here0
+services:
+  - {name: chat, vip: 10.0.0.10, port: 80}
+"""
+
+
+def test_before_the_first_start_the_file_is_looked_at(run, tmp_path):
+    path = tmp_path / "agent.yaml"
+    path.write_text(FILE)
+    result = run("doctor", "--config", str(path), "-o", "json")
+    found = [(each["check"], each["verdict"], each["message"]) for each in result.json["findings"]]
+    assert result.json["interface"] == "not-here0", "the file tells which"
+    assert ("interface", "problem", "there is no interface 'not-here0' here") in found
+    assert ("configuration", "warning", "service chat: has no backend: nothing is served") in found
+
+
+def test_a_broken_file_is_a_problem_before_the_first_start(run, tmp_path):
+    path = tmp_path / "agent.yaml"
+    path.write_text(FILE + "  - {}\n")
+    result = run("doctor", "--config", str(path), "-o", "json")
+    broken = [each for each in result.json["findings"] if each["check"] == "configuration"]
+    assert result.code == 1
+    assert all(each["verdict"] == "problem" and f"{path}:4" in each["message"] for each in broken)
+    assert broken
+
+
+def test_vips_and_backends_of_the_file_are_compared_with_this_host(tmp_path, monkeypatch):
+    here = Here(frozenset({"lo"}), frozenset({VIP}), frozenset())
+    monkeypatch.setattr("agent.here.look", lambda _: here)
+    path = tmp_path / "agent.yaml"
+    path.write_text(
+        "interface: lo\nservices:\n"
+        "  - name: chat\n    vip: 10.0.0.10\n    port: 22\n"
+        "    backends: [{name: gpu-1, address: 192.0.2.250}]\n"
+    )
+    silent = AgentFacts("/x.sock", problem="no agent", remedy="start it")
+    agent = gather.with_file(silent, path)
+    said = [str(finding) for finding in examine(facts(agent=agent), BALANCER)]
+    assert any("10.0.0.10 is an address of this host itself" in text for text in said)
+    assert any("backend gpu-1" in text and "192.0.2.250" in text for text in said)
+    assert any("the agent puts on eth0 at its start: 10.0.0.10" in text for text in said)
+
+
+def test_a_running_agent_is_asked_and_not_its_file(agent, run, tmp_path):
+    path = tmp_path / "agent.yaml"
+    path.write_text("broken")
+    result = run("doctor", "--config", str(path), "-o", "json")
+    assert "configuration" not in {each["check"] for each in result.json["findings"]}

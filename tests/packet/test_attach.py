@@ -5,13 +5,16 @@ What each hook does with programs is in test_hooks.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
 from agent.dataplane import attach, helpers, libbpf, pins
+from agent.dataplane.compile import Compiled
 from agent.dataplane.libbpf import ProgramType
 from agent.dataplane.program import Dataplane, remove_instance
 from agent.errors import DataplaneError, NetworkError
@@ -291,3 +294,40 @@ def test_pass_and_decap_attach_and_replace_only_themselves():
     first = on_interface("lo").id
     assert helpers.attach_decap("lo", vips) is Hook.GENERIC
     assert on_interface("lo").id != first
+
+
+# -- tables and memory
+
+
+def test_no_rings_for_zones_are_a_size_like_any_other(instance: str):
+    tables = replace(harness.SMALL, zone_rings=0)
+    web = service(backend("a"))
+    rig = Rig(harness.load(Config(instance, "lo", tables=tables), (web,)))
+    rig.config = replace(rig.config, tables=tables)
+    rig.serve(web)
+    assert rig.backend_of(tcp("S")) == "a"
+
+
+def test_memory_that_the_kernel_does_not_have_is_said_with_sizes_and_keys(
+    instance: str, monkeypatch: pytest.MonkeyPatch
+):
+    make = libbpf.array_create
+
+    def short(name: str, *rest: int) -> int:
+        if name == "flows_cold":
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), name)
+        return make(name, *rest)
+
+    def refuse(*_: object) -> Compiled:
+        raise DataplaneError("the program does not compile or load: Failed to compile BPF module")
+
+    monkeypatch.setattr("agent.dataplane.tables.libbpf.array_create", short)
+    monkeypatch.setattr("agent.dataplane.program.compile_program", refuse)
+    config = Config(instance, "lo", tables=replace(harness.SMALL, flows=2**20))
+    with pytest.raises(DataplaneError, match=r"not so much left: tables\.flows 143 MB") as caught:
+        harness.load(config, (service(),))
+    assert "lower tables.flows" in caught.value.remedy
+    monkeypatch.setattr("agent.dataplane.tables.libbpf.array_create", make)
+    pins.remove(pins.pins_of(instance))
+    with pytest.raises(DataplaneError, match="does not compile or load"):
+        harness.load(config, (service(),))

@@ -1,0 +1,102 @@
+"""Decides what in a valid configuration deserves a warning: it can be meant, and often is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+from agent.config.effects import traffic
+from agent.model import Address, Config, Forward, Service
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What a host has that matters to a configuration."""
+
+    interfaces: frozenset[str]
+    addresses: frozenset[Address]  # those that no balancer has put there
+    networks: frozenset[IPv4Network | IPv6Network]  # reached without a router
+    unreachable: frozenset[Address] = frozenset()  # of those that were asked for: no route
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A warning, and what to do about it."""
+
+    where: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}\n  remedy: {self.remedy}"
+
+
+def advice(config: Config, here: Here) -> tuple[Advice, ...]:
+    """Everything that is worth a look before this configuration runs on this host.
+
+    Where the host has not all interfaces the file seems to be for another one: then only what
+    does not depend on the host is said, and that.
+    """
+    missing = [name for name in config.interfaces if name not in here.interfaces]
+    if missing:
+        found = tuple(_elsewhere(name) for name in missing)
+        return (*found, *(one for service in config.services for one in _of_service(service)))
+    return tuple(
+        one
+        for service in config.services
+        for one in (*_of_service(service), *_of_service_here(service, config, here))
+    )
+
+
+def _elsewhere(name: str) -> Advice:
+    return Advice(
+        f"interface {name}",
+        "this host has no such interface, so nothing was compared with this host",
+        "on the balancer, `ip -br link` shows the names; on another host this is as it should be",
+    )
+
+
+def _of_service(service: Service) -> Iterator[Advice]:
+    where = f"service {service.name}"
+    if not service.backends:
+        yield Advice(
+            where,
+            "has no backend: nothing is served",
+            f"add one: lbctl backend add {service.name}/NAME --address ADDRESS, or in the file",
+        )
+    elif traffic(service).nowhere:
+        weighed = any(backend.weight for backend in service.backends)
+        yield Advice(
+            where,
+            "no backend gets new flows: "
+            + ("none with a weight is active" if weighed else "all weights are 0"),
+            "give one that is active a weight above 0",
+        )
+
+
+def _of_service_here(service: Service, config: Config, here: Here) -> Iterator[Advice]:
+    where, vip = f"service {service.name}", service.key.vip
+    if config.manage_vips and service.key.vip_bits is None and vip in here.addresses:
+        yield Advice(
+            where,
+            f"the VIP {vip} is an address of this host itself: what the host serves there on the "
+            "same port, its SSH perhaps, is cut off",
+            "take an address that nothing else uses",
+        )
+    for backend in service.backends:
+        if backend.address in here.unreachable:
+            yield Advice(
+                f"{where}, backend {backend.name}",
+                f"this host has no route to {backend.address}",
+                f"correct the address, or add a route: ip route get {backend.address}",
+            )
+        elif service.forward is Forward.DSR and not any(
+            backend.address in network for network in here.networks
+        ):
+            yield Advice(
+                f"{where}, backend {backend.name}",
+                f"{backend.address} is in none of this host's networks, and dsr reaches only "
+                "backends in the same network",
+                "forward: ipip or gue goes through routers; or correct the address",
+            )

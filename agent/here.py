@@ -1,0 +1,122 @@
+"""Looks at this host for a configuration: its interfaces, addresses and memory; imports little."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_network
+from pathlib import Path
+
+from agent.config.advice import Advice, Here, advice
+from agent.config.memory import Room, parts, refuse_too_much
+from agent.failover.host.addresses import PROTO as FAILOVER_PROTO
+from agent.failover.host.kernel import Kernel
+from agent.model import Address, Config
+
+AGENT_PROTO = 0x53  # IFA_PROTO of the VIPs that the agent adds (agent/network/vips.py)
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+def look(wanted: Iterable[Address] = ()) -> Here:
+    """What this host has, and to which of the addresses wanted it has no route.
+
+    No address is seen where netlink cannot be asked.
+    """
+    entries = []
+    with contextlib.suppress(OSError):
+        kernel = Kernel()
+        try:
+            entries = kernel.addresses()
+        finally:
+            kernel.close()
+    theirs = [entry for entry in entries if entry.proto not in (AGENT_PROTO, FAILOVER_PROTO)]
+    return Here(
+        frozenset(name for _, name in socket.if_nameindex()),
+        frozenset(entry.address for entry in theirs),
+        frozenset(
+            ip_network(f"{entry.address}/{entry.prefix_length}", strict=False) for entry in theirs
+        ),
+        frozenset(address for address in wanted if not _has_route(address)),
+    )
+
+
+def _has_route(address: Address) -> bool:
+    """Whether the kernel would send there; nothing is sent."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((str(address), 9))
+    except OSError as error:
+        return error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
+    return True
+
+
+def cpus() -> int:
+    """CPUs that the kernel may ever bring up, or else those that are up."""
+    with contextlib.suppress(OSError, ValueError):
+        text = Path("/sys/devices/system/cpu/possible").read_text()
+        return int(re.split("[-,]", text.strip())[-1]) + 1
+    return os.cpu_count() or 1
+
+
+def memory() -> Room | None:
+    """The most memory that this process can ever have; None: it cannot be told."""
+    rooms = [*_of_host(), *_of_cgroup()]
+    return min(rooms, key=lambda room: room.size, default=None)
+
+
+def check_memory(config: Config) -> None:
+    """Raises ConfigError for tables that this host, or our cgroup, could never hold."""
+    room = memory()
+    if room is not None:
+        refuse_too_much(parts(config.tables, config.nat, cpus()), room)
+
+
+def warnings(config: Config) -> tuple[Advice, ...]:
+    """What deserves a look; raises ConfigError for what cannot run on this host.
+
+    A file for another host, by its interfaces, may ask for more memory than there is here.
+    """
+    here = look({backend.address for s in config.services for backend in s.backends})
+    found = advice(config, here)
+    if here.interfaces.issuperset(config.interfaces):
+        check_memory(config)
+    if config.socket_group is not None:
+        try:
+            grp.getgrnam(config.socket_group)
+        except KeyError:
+            found += (
+                Advice(
+                    f"socket_group {config.socket_group}",
+                    "this host has no such group",
+                    f"where the agent is to run: groupadd {config.socket_group}",
+                ),
+            )
+    return found
+
+
+def _of_host() -> Iterator[Room]:
+    with contextlib.suppress(OSError):
+        match = re.search(r"^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        if match:
+            yield Room(1024 * int(match[1]), "all memory of this host")
+
+
+def _of_cgroup() -> Iterator[Room]:
+    # A limit counts for everything below it, and the kernel charges tables to their maker.
+    with contextlib.suppress(OSError):
+        text = _OWN_CGROUP.read_text()
+        match = re.search(r"^0::/(.*)$", text, re.MULTILINE)
+        folder = _CGROUPS / match[1] if match else _CGROUPS
+        for each in (folder, *folder.parents):
+            if each == _CGROUPS or _CGROUPS not in each.parents:
+                return
+            with contextlib.suppress(OSError, ValueError):
+                limit = int((each / "memory.max").read_text())
+                yield Room(limit, f"the limit of the cgroup {each}")
