@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import structlog
 from agent.config import live
 from agent.config.edit import Edit, EditOp, apply_edit
 from agent.config.load import read_text
-from agent.config.plan import TABLE_FIELDS, Change, global_changes, plan
+from agent.config.plan import TABLE_FIELDS, Action, Change, global_changes, plan
 from agent.config.store import LoadedRunning, RunningStore
 from agent.core import Core
 from agent.dataplane.explain import DataplaneView, explain
@@ -91,7 +92,7 @@ class AgentControl:
                 since_file = plan(self._loaded.file_config, new)
                 await self._keep(new, since_file)
                 self._facts = replace(self._facts, changes_since_file=len(since_file))
-                await self._core.take(new, changes)
+                return with_resets(changes, await self._core.take(new, changes))
             return changes
 
     async def _keep(self, new: Config, since_file: tuple[Change, ...]) -> None:
@@ -135,8 +136,7 @@ class AgentControl:
                         "reload refused; the last good configuration stays", problem=str(error)
                     )
                     raise
-                await self._core.take(config, changes)
-                return changes
+                return with_resets(changes, await self._core.take(config, changes))
             finally:
                 self._notifier.ready(status_line(self._core.now.situation))
 
@@ -232,6 +232,22 @@ class AgentControl:
             dataplane.now_jiffies(),
         )
         return explain(view, tuple5)
+
+
+def with_resets(changes: tuple[Change, ...], reset: Mapping[BackendRef, int]) -> tuple[Change, ...]:
+    """Changes that say, too, how many flows of the backends that they removed were reset."""
+    told = []
+    for change in changes:
+        count = sum(
+            number
+            for ref, number in reset.items()
+            if ref.service == change.service and change.backend in (None, ref.backend)
+        )
+        if count and change.action is not Action.ADD:
+            what = "1 open connection was" if count == 1 else f"{count} open connections were"
+            change = replace(change, effect=f"{change.effect}; {what} reset".removeprefix("; "))
+        told.append(change)
+    return tuple(told)
 
 
 async def settle(store: RunningStore, loaded: LoadedRunning) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections import Counter
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from agent.rebalancing import Rebalancer
 from agent.reconcile.adopt import Adopted, adopt
 from agent.reconcile.passes import Passes
 from agent.reconcile.reconciler import Reconciler
+from agent.resetting import Mine, Resetter
 from agent.state import slowstart
 from agent.state.desired import Surroundings
 from agent.state.eligibility import Eligibility
@@ -84,6 +86,7 @@ class Core:
         self._survey_at = 0.0
         self._surveys = 0
         self._trueup: TrueUp
+        self._resetter: Resetter
         self.weigher: Weigher
         self.pair: Pair
         self.rebalancer: Rebalancer
@@ -106,6 +109,8 @@ class Core:
             lexicon_of(lambda: self.now.situation),
         )
         self.pair = Pair(self.dataplane, self._word, lambda: self.now.contents)
+        mine = Mine(self.pair.serves, self.pair.others)
+        self._resetter = Resetter(self.dataplane, mine)
         self._adopted = adopt(self.config, self._reconciler.read(), time.time())
         self._up_since = dict.fromkeys(self._adopted.up, slowstart.ALWAYS)
         await self.pair.aim(self.config)
@@ -124,7 +129,9 @@ class Core:
             "history": self._keep_history(),
         } | {
             name: self._once_started(work)
-            for name, work in (self.weigher.tasks() | self.pair.tasks()).items()
+            for name, work in (
+                self.weigher.tasks() | self.pair.tasks() | {"resets": self._resetter.run()}
+            ).items()
         }
 
     async def _once_started(self, work: Coroutine[Any, Any, None]) -> None:
@@ -138,7 +145,8 @@ class Core:
             await self._first_checks()
         await self._pass()
         self.rebalancer = Rebalancer(self.dataplane)
-        self.observer = Observer(self.dataplane, self.weigher, self.rebalancer)
+        resets = self._resetter.resets
+        self.observer = Observer(self.dataplane, self.weigher, self.rebalancer, resets)
         self.observer.sample(self.now.situation, time.monotonic())
         await asyncio.to_thread(self.dataplane.attach)
         for attachment in self.dataplane.attachments:
@@ -163,8 +171,9 @@ class Core:
                 while any(s.health is Health.CHECKING for s in self.health().values()):
                     await self.passes.woken()
 
-    async def take(self, config: Config, changes: tuple[Change, ...]) -> None:
-        """Run with another configuration; returns when the tables hold it.
+    async def take(self, config: Config, changes: tuple[Change, ...]) -> Mapping[BackendRef, int]:
+        """Run with another configuration; returns when the tables hold it. How many flows were
+        reset, by the backend that was removed.
 
         After an error the configuration stands all the same, and passes go on trying.
         """
@@ -182,8 +191,11 @@ class Core:
                 if (member := member_of(service, backend)) in known
             }
         )
+        before, reset = self.now.situation, Counter[BackendRef]()
         try:
+            reset.update(await self._resetter.remove(before, config))
             await self._pass_and_host()
+            reset.update(await self._resetter.remove(before, config))
         except (SteelyardError, OSError) as error:
             self.passes.failed(error)
             raise
@@ -197,6 +209,7 @@ class Core:
         finally:
             if moves_vips:
                 await self.pair.mastership.reload()
+        return reset
 
     # -- what others ask
 
@@ -287,6 +300,7 @@ class Core:
             self._survey_at = now + SURVEY_SHARE * self.observer.survey_cpu_s
             self._surveys += 1
             self._trueup.take(found)
+            await self._resetter.take(self.refreshed(), found, now)
             if self._surveys % SWEEP_EVERY == 0:
                 self._reconciler.sweep(found)
             await self.rebalancer.take(self.now.situation, found, now)

@@ -166,8 +166,10 @@ class KernelHeaders(enum.Enum):
 class DownFlows(enum.Enum):
     """What happens to the established flows of a backend that goes down."""
 
+    AUTO = "auto"  # reset if its host is gone, kept if it answers
     KEEP = "keep"
-    REROUTE = "reroute"
+    RESET = "reset"
+    REROUTE = "reroute"  # their packets go to others at once; silent ones are reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +316,8 @@ class Service:
     forward: Forward = Forward.DSR
     scheduler: Scheduler = Scheduler.MAGLEV
     timeouts: Timeouts = TCP_TIMEOUTS
-    down_flows: DownFlows = DownFlows.KEEP
+    down_flows: DownFlows = DownFlows.AUTO
+    reset_after_s: float = 5.0  # that a backend must be gone before its flows are reset
     health: HealthCheck = HealthCheck()
     backends: tuple[Backend, ...] = ()
     draws: int = 8  # least-load: backends compared, 2 to 8
@@ -405,7 +408,7 @@ class NextHop:
     """Where packets for an address go: the MAC of the next hop, and out of which interface.
 
     ``on_link`` says that the address itself is on the segment (what dsr needs).
-    ``mac`` None: not resolved, ``reason`` says why.
+    ``mac`` None: not resolved, ``reason`` says why. ``ours``: because of this host's interface.
     """
 
     address: Address
@@ -417,6 +420,7 @@ class NextHop:
     source: Address | None = None  # the address that the kernel would send from
     reason: str = ""
     vlans: tuple[tuple[int, int], ...] = ()  # tags to put on: protocol and id, outer first
+    ours: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -294,8 +294,12 @@ static __always_inline bool answer(CTX *ctx, struct packet *p, const struct serv
 		return !answer_too_big(ctx, p, backend);
 	if ((LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TTL_EXCEEDED)
 		return !answer_ttl(ctx, p, route);
+	if (p->is_fragment)
+		return false;
+	if (reason == REASON_NO_FLOW && route->is_over && p->l4_proto == L4_TCP)
+		return !(p->tcp_flags & TCP_RST) && !answer_reset(ctx, p);
 	if (!LB_RESET || reason != REASON_NO_BACKEND || !service ||
-	    !(service->flags & SERVICE_F_RESET) || p->is_fragment)
+	    !(service->flags & SERVICE_F_RESET))
 		return false;
 	if (p->l4_proto == L4_UDP)
 		return !answer_icmp(

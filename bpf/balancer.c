@@ -158,6 +158,10 @@ static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct
 			named = 0;
 	}
 	if (flow_is_recorded(&walk->flow)) {
+		if (slot_is_reset(walk->flow.at->word) && !(p->tcp_flags & TCP_SYN)) {
+			walk->route->is_over = 1;
+			return REASON_NO_FLOW;
+		}
 		walk->route->backend = slot_backend(walk->flow.at->word);
 		walk->backend = backends.lookup(&walk->route->backend);
 		if (walk->backend && flow_stands(p, &walk->flow, walk->backend) &&
@@ -275,6 +279,7 @@ int balancer(CTX *ctx)
 	__builtin_memset(p, 0, sizeof(*p));
 	route->service = 0;
 	route->backend = 0;
+	route->is_over = 0;
 	walk.route = route;
 	walk.flow.at = &room->place;
 	ctx_pull(ctx, HEADERS_MAX);

@@ -4,7 +4,9 @@
  *
  * Whose answer it is: in fullnat the destination port names the NAT slot, and
  * the slot the flow; in nat the backend's own address and port name the service,
- * and the client's the flow.  What belongs to no flow is the host's own.
+ * and the client's the flow.  What belongs to no flow is the host's own; but what a backend
+ * sends to a port that it has answered before, to a flow that is over, is answered with RST:
+ * the host's stack would know neither of them.
  */
 #ifndef STEELYARD_REPLY_H
 #define STEELYARD_REPLY_H
@@ -29,7 +31,20 @@ static __always_inline bool is_address(__u8 family, const __be32 *a, const __be3
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
 }
 
-static __always_inline bool reply_of_fullnat(const struct packet *p, struct reply *reply)
+/* Of a flow that is over: only the backend that had it, which has told its address and port,
+ * gets an answer, so that nobody is made to send to strangers.
+ */
+static __always_inline int reply_is_over(const struct packet *p, struct reply *reply, __u32 service)
+{
+	if (p->quote_off)
+		return REASON_NOT_VIP;
+	reply->route->service = service;
+	reply->route->is_over = 1;
+	return REASON_NO_FLOW;
+}
+
+/* 0, or why there is no flow. */
+static __always_inline int reply_of_fullnat(const struct packet *p, struct reply *reply)
 {
 	__u32 port = bswap16(p->dport), index = 0, bucket, id;
 	struct backend *backend;
@@ -37,11 +52,11 @@ static __always_inline bool reply_of_fullnat(const struct packet *p, struct repl
 	__u64 word;
 
 	if (port < LB_NAT_FIRST_PORT || port >= LB_NAT_FIRST_PORT + LB_NAT_PORTS)
-		return false;
+		return REASON_NOT_VIP;
 	index = (p->nat_source - 1) * LB_NAT_PORTS + port - LB_NAT_FIRST_PORT;
 	slot = nat_slots.lookup(&index);
 	if (!slot || !slot->owner || slot->l4_proto != p->l4_proto)
-		return false;
+		return REASON_NOT_VIP;
 	index = (slot->owner >> 32) - 1;
 	bucket = index / FLOW_WAYS;
 	reply->flow.at->index = bucket;
@@ -50,16 +65,15 @@ static __always_inline bool reply_of_fullnat(const struct packet *p, struct repl
 	reply->flow.at->now = flow_clock();
 	reply->flow.bucket = flows.lookup(&bucket);
 	if (!reply->flow.bucket)
-		return false;
-	word = reply->flow.bucket->slot[index % FLOW_WAYS];
-	id = slot_backend(word);
+		return REASON_NOT_VIP;
+	id = slot->backend;
 	backend = backends.lookup(&id);
-	if (slot_tag(word) != reply->flow.at->tag || !slot_state(word) || id != slot->backend ||
-	    !backend)
-		return false;
-	if (!is_address(p->family, p->saddr, backend->addr) ||
+	if (!backend || !is_address(p->family, p->saddr, backend->addr) ||
 	    p->sport != (backend->port ? backend->port : slot->vip_port))
-		return false;
+		return REASON_NOT_VIP;
+	word = reply->flow.bucket->slot[index % FLOW_WAYS];
+	if (slot_tag(word) != reply->flow.at->tag || !slot_state(word) || slot_backend(word) != id)
+		return reply_is_over(p, reply, slot->service);
 	reply->flow.at->word = word;
 	reply->route->service = slot->service;
 	reply->route->backend = id;
@@ -67,7 +81,7 @@ static __always_inline bool reply_of_fullnat(const struct packet *p, struct repl
 	__builtin_memcpy(reply->route->to.daddr, slot->client, sizeof(reply->route->to.daddr));
 	reply->route->to.sport = slot->vip_port;
 	reply->route->to.dport = slot->client_port;
-	return true;
+	return 0;
 }
 
 /* Keys in whole words: see service_at(). */
@@ -97,7 +111,7 @@ static __always_inline struct origin *origin_at(const struct packet *p, __be16 p
 	return origin;
 }
 
-static __always_inline bool reply_of_nat(const struct packet *p, struct reply *reply)
+static __always_inline int reply_of_nat(const struct packet *p, struct reply *reply)
 {
 	struct origin *origin = origin_at(p, p->sport);
 	__be16 port;
@@ -106,22 +120,25 @@ static __always_inline bool reply_of_nat(const struct packet *p, struct reply *r
 	if (!origin && (LB_ANY_PORT || LB_RANGES))
 		origin = origin_at(p, 0);
 	if (!origin)
-		return false;
+		return REASON_NOT_VIP;
 	port = origin->port ? origin->port : p->sport;
 	hash = tuple_hash(p->family, p->daddr, ports_word(p->dport, port),
 			  LB_FLOW_KEY ^ (__u64)origin->flow_salt * PICK_MUL0, LB_FLOW_MUL0,
 			  LB_FLOW_MUL1);
 	flow_find(hash, &reply->flow);
-	if (!reply->flow.bucket || !flow_is_recorded(&reply->flow) ||
-	    slot_backend(reply->flow.at->word) != origin->backend)
-		return false;
+	if (!reply->flow.bucket || !flow_is_recorded(&reply->flow))
+		return REASON_NOT_VIP;
+	if (slot_is_reset(reply->flow.at->word))
+		return reply_is_over(p, reply, origin->service);
+	if (slot_backend(reply->flow.at->word) != origin->backend)
+		return REASON_NOT_VIP;
 	reply->route->service = origin->service;
 	reply->route->backend = origin->backend;
 	__builtin_memcpy(reply->route->to.saddr, origin->vip, sizeof(reply->route->to.saddr));
 	__builtin_memcpy(reply->route->to.daddr, p->daddr, sizeof(reply->route->to.daddr));
 	reply->route->to.sport = port;
 	reply->route->to.dport = p->dport;
-	return true;
+	return 0;
 }
 
 static __always_inline void reply_trace(const struct packet *p, const struct ends *ends,
@@ -176,19 +193,23 @@ static __always_inline void reply_refresh(CTX *ctx, const struct packet *p, stru
 static __always_inline int reply_find(CTX *ctx, struct packet *p, struct reply *reply)
 {
 	struct flow_warm *warm;
-	int reason;
+	int reason, over;
 
-	if (LB_FULLNAT && p->nat_source) {
-		if (!reply_of_fullnat(p, reply))
-			return REASON_NOT_VIP;
-	} else if (!LB_NAT || p->is_vip || !p->may_be_reply || !reply_of_nat(p, reply)) {
+	if (LB_FULLNAT && p->nat_source)
+		over = reply_of_fullnat(p, reply);
+	else if (LB_NAT && !p->is_vip && p->may_be_reply)
+		over = reply_of_nat(p, reply);
+	else
 		return REASON_NOT_VIP;
-	}
+	if (over == REASON_NOT_VIP)
+		return over;
 	step_ends();
 	reason = guard(ctx, p);
 	step_ends();
 	if (reason)
 		return reason;
+	if (over)
+		return over;
 	warm = flow_warm_of(&reply->flow);
 	if (!warm)
 		return REASON_INTERNAL;

@@ -52,6 +52,7 @@ struct route {
 	__u8 forward;     /* enum forward */
 	__u8 is_reply;    /* of the backend, to the client */
 	__u8 hide_source; /* fullnat, an ICMP error: nor may it show who has noticed it */
+	__u8 is_over;     /* REASON_NO_FLOW: the sender is to learn that its connection is over */
 };
 
 struct scratch {

@@ -32,6 +32,14 @@ static __always_inline __u32 slot_idle_ticks(__u64 word, __u32 now)
 	return (now - (__u32)word) & FLOW_STAMP_MASK;
 }
 
+/* The agent has ended the flow: its slot is closing, and names no backend.  Whatever comes
+ * of either end is answered with RST.
+ */
+static __always_inline bool slot_is_reset(__u64 word)
+{
+	return slot_state(word) && !slot_backend(word);
+}
+
 /* With the awaiting bit taken off. */
 static __always_inline __u32 slot_base(__u32 state)
 {

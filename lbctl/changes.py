@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,19 +52,31 @@ def change(env: Environment, order: Order, *, dry_run: bool) -> None:
     report(env, _post(env.agent(), order, dry_run=dry_run))
 
 
-def remove(env: Environment, order: Order, *, dry_run: bool, yes: bool) -> None:
-    """Carry out a removal: shown, and asked for, unless ``yes``."""
+def remove(
+    env: Environment,
+    order: Order,
+    *,
+    dry_run: bool,
+    yes: bool,
+    first: Callable[[], None] = lambda: None,
+) -> None:
+    """Carry out a removal: shown, and asked for, unless ``yes``. ``first`` is called before it."""
     if not (dry_run or yes or env.interactive):
         raise RefusedError(
             f"not removing {order.target} unasked: there is no terminal to ask on",
             remedy="--yes removes without asking, --dry-run shows what would happen",
         )
     agent = env.agent()
-    if dry_run or yes:
-        report(env, _post(agent, order, dry_run=dry_run))
+    if dry_run:
+        report(env, _post(agent, order, dry_run=True))
+        return
+    if yes:
+        first()
+        report(env, _post(agent, order, dry_run=False))
         return
     show_plan(env, _post(agent, order, dry_run=True))
     ask(env, f"Remove {order.target}?")
+    first()
     report_done(env, _post(agent, order, dry_run=False))
 
 
@@ -82,6 +94,11 @@ def order_cut(
                 env.note(f"{problem.where}: {problem.message}")
             ask(env, "Cut them?")
     return agent.post(path, {**body, "confirmed": True})
+
+
+def change_silently(env: Environment, order: Order) -> None:
+    """Carry out an order that is part of another one."""
+    _post(env.agent(), order, dry_run=False)
 
 
 def ask(env: Environment, question: str) -> None:

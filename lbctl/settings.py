@@ -128,6 +128,12 @@ _SETTINGS = (
         help="What happens to the flows of a backend that goes down.",
     ),
     click.option(
+        "--reset-after",
+        metavar="DURATION",
+        callback=_duration,
+        help="How long a backend is down before its flows are reset, as in 5s.",
+    ),
+    click.option(
         "--timeout",
         "timeouts",
         multiple=True,

@@ -84,6 +84,7 @@ def service(view: ServiceSnapshot, at: float) -> Json:
         "spill_over": list(view.spill_over),
         "no_backend": configured.no_backend.value,
         "down_flows": configured.down_flows.value,
+        "reset_after_s": configured.reset_after_s,
         "slow_start_s": configured.slow_start_s,
         "quic_id_bytes": configured.quic_id_bytes,
         "counts_waiting_bytes": counts_waiting(configured),

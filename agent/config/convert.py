@@ -68,6 +68,7 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         scheduler=section.scheduler,
         timeouts=_timeouts(section.timeouts, section.protocol),
         down_flows=section.down_flows,
+        reset_after_s=section.reset_after,
         health=_health(section.health, section.protocol),
         backends=tuple(_backend(backend) for _, backend in backends),
         draws=section.draws,

@@ -3,7 +3,8 @@
 A recorded flow belongs to its backend's address and port and its service's VIP, port and
 protocol: names can change without a connection noticing. What is no longer there, or in
 maintenance, gives its flows up: their next packets go to other backends, which reset TCP
-connections they do not know.
+connections they do not know. In nat and fullnat, where the answers of a backend that was removed
+could not come through, both ends are reset.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ _WITHOUT_BACKEND = {
     NoBackend.DROP: "they are dropped",
     NoBackend.RESET: "they are answered with a reset",
     NoBackend.ANY: "they go to any that can be reached and is not in maintenance",
+}
+_DOWN_FLOWS = {
+    DownFlows.AUTO: "are reset if nothing comes back from it, else they stay with it",
+    DownFlows.KEEP: "stay with it",
+    DownFlows.RESET: "are reset",
+    DownFlows.REROUTE: "move to others at once",
 }
 
 
@@ -94,12 +101,11 @@ def service_changed(old: Service, new: Service) -> str:
         parts.append(_health(new))
     if old.timeouts != new.timeouts:
         parts.append("the new idle timeouts count for open flows too")
+    if old.reset_after_s != new.reset_after_s:
+        after = format_duration(new.reset_after_s)
+        parts.append(f"a backend is down for {after} before flows are reset")
     if old.down_flows is not new.down_flows:
-        parts.append(
-            "open flows of a backend that goes down stay with it"
-            if new.down_flows is DownFlows.KEEP
-            else "open flows of a backend that goes down move to others at once"
-        )
+        parts.append(f"open flows of a backend that goes down {_DOWN_FLOWS[new.down_flows]}")
     return "; ".join(parts)
 
 

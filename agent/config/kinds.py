@@ -262,6 +262,7 @@ Bound = Annotated[float, BeforeValidator(_bound), Kind("number, 1 to 100, or 0")
 QuicIdBytes = Annotated[int, BeforeValidator(whole(1, 8)), Kind("whole number, 1 to 8")]
 QuicId = Annotated[bytes, BeforeValidator(_quic_id), Kind("text: 1 to 8 bytes in hexadecimal")]
 SlowStart = Annotated[float, BeforeValidator(duration(0, 3600)), Kind("duration, 0s to 1h")]
+ResetAfter = Annotated[float, BeforeValidator(duration(0, 3600)), Kind("duration, 0s to 1h")]
 IdleTime = Annotated[float, BeforeValidator(duration(4, 7 * 3600)), Kind("duration, 4s to 7h")]
 Interval = Annotated[float, BeforeValidator(duration(0.1, 3600)), Kind("duration, 100ms to 1h")]
 ReportInterval = Annotated[

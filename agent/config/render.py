@@ -117,6 +117,7 @@ def service_fields(service: Service) -> Fields:
         "no_backend": service.no_backend.value,
         "quic_server_id_bytes": service.quic_id_bytes,
         "down_flows": service.down_flows.value,
+        "reset_after": format_duration(service.reset_after_s),
         "timeouts.embryonic": format_duration(timeouts.embryonic_s),
         "timeouts.acked": format_duration(timeouts.acked_s),
         "timeouts.established": format_duration(timeouts.established_s),

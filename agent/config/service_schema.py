@@ -192,10 +192,21 @@ class DefaultsSection(Section):
         "reached and is not in maintenance, its health notwithstanding.",
     )
     down_flows: Annotated[DownFlows, *kinds.choice(DownFlows)] = Field(
-        DownFlows.KEEP,
-        description="What happens to the open flows of a backend that goes down. `keep`: they go "
-        "on going there, and survive if it comes back. `reroute`: they go to other backends at "
-        "once, which reset TCP connections that they do not know.",
+        _SERVICE.down_flows,
+        description="What happens to the open flows of a backend that goes down. `auto`: they are "
+        "reset at the client, after `reset_after`, if nothing at all comes back from the server "
+        "(connections time out, nobody answers ARP or neighbour discovery, there is no route); a "
+        "server that answers, although its check fails, keeps them. `keep`: they go on going "
+        "there, and survive if it comes back. `reset`: they are reset after `reset_after`, "
+        "whatever the reason. `reroute`: their packets go to other backends at once, which reset "
+        "TCP connections that they do not know; clients that only wait are reset after "
+        "`reset_after`.",
+    )
+    reset_after: kinds.ResetAfter = Field(
+        _SERVICE.reset_after_s,
+        description="How long a backend is down before its flows are reset. When more than half of "
+        "several servers fall silent together, at least a minute: it is more likely the network "
+        "than all of them, and they may come back.",
     )
     learn_speed: bool = Field(
         _SERVICE.learn_speed,

@@ -78,6 +78,8 @@ def explain(view: DataplaneView, flow: FiveTuple) -> Explanation:
                 recorded=recorded,
             )
         steps.append("its backend gives its flows up, so it is picked for anew")
+    elif backend_id == _ENDED:
+        steps.append("it was reset, and so is who goes on with it; a new connection is picked for")
     else:
         steps.append("the flow table does not have it, so a backend is picked")
     return _picked(view, flow, entry, replace(base, steps=tuple(steps), recorded=recorded))
@@ -197,6 +199,7 @@ def _service(contents: TableContents, flow: FiveTuple, steps: list[str]) -> Serv
     return entry
 
 
+_ENDED = -1
 _PASSED = "the packet is passed to the host, untouched"
 
 
@@ -234,7 +237,9 @@ def _beyond(
 def _recorded(
     view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, service: str
 ) -> tuple[FlowView | None, int]:
-    """The flow's slot as people see it, and the backend id in it."""
+    """The flow's slot as people see it, and the backend id in it; _ENDED: the agent has reset
+    the flow.
+    """
     below_prefix = flow.vip if entry.vip_bits is not None else None
     value = flowhash.flow_hash(
         view.keys, entry.salt, flow.client, flow.client_port, flow.port, below_prefix
@@ -248,6 +253,8 @@ def _recorded(
         ident = (word >> abi.FLOW_BACKEND_SHIFT) & 0xFFFF
         if word >> abi.FLOW_TAG_SHIFT != tag or state not in STATE_NAMES:
             continue
+        if not ident:
+            return None, _ENDED
         ref = view.names.backends.get(ident)
         if ref is None or ident not in view.contents.backends:
             return None, 0

@@ -30,6 +30,8 @@ OPEN = (
 _AWAITING = np.uint64(abi.FlowState.ESTABLISHED_AWAITING << abi.FLOW_STATE_SHIFT)
 _IDS = 1 << 16  # that a slot can name
 BUSY_TICKS = 2  # an established flow with a packet in the last 8 to 12 s is busy
+# The packet path remembers so long what the agent has ended (agent.dataplane.ending).
+ENDED_TICKS = 16
 _LATELY = 4  # counted as a state of its own, which the packet path does not use: busy
 # A request of which a head has been seen and so long no more: the head was all of the answer.
 ANSWERED_NS = 30 * 10**9
@@ -194,6 +196,7 @@ def survey(tables: SharedTables, now: int, now_ns: int | None = None) -> Survey:
     counts = np.bincount(each, minlength=_IDS * 8).reshape(_IDS, 8)
     limits = np.full((_IDS, 8), -1, dtype=np.int32)  # of nobody: over at once
     limits[ids] = backends["timeout_ticks"][ids]
+    limits[0, abi.FlowState.CLOSING] = ENDED_TICKS
     limits[ids, _LATELY] = limits[ids, abi.FlowState.ESTABLISHED]
     over = idle > limits.reshape(-1)[each]
     of_backends = np.where(service[:, np.newaxis] != 0, counts[: len(backends)], 0)
@@ -245,14 +248,21 @@ def sweep(tables: SharedTables, found: Survey) -> int:
     same = tables.flows[found.expired] == found.words
     index, words = found.expired[same], found.words[same]
     tables.flows[index] = 0
-    size = len(found.service)
+    count_closed(tables, words, found.service)
+    return len(index)
+
+
+def count_closed(tables: SharedTables, words: Slots, service: Counts) -> None:
+    """Take flows that the agent has closed out of the sums; ``words``: what their slots held,
+    ``service``: whose the backends were.
+    """
+    size = len(service)
     was_open = words[np.isin(state_of(words), OPEN)]
     closed = np.bincount(_known(backend_of(was_open), size), minlength=size)
     ids = np.flatnonzero(closed)
     tables.backend_count["closed"][-1, ids] += closed[ids].astype(np.uint64)
     tables.backend_load["open_fix"][ids] -= closed[ids]
-    np.subtract.at(tables.service_load["open_fix"], found.service[ids], closed[ids])
-    return len(index)
+    np.subtract.at(tables.service_load["open_fix"], service[ids], closed[ids])
 
 
 def named_backends(flows: Slots) -> frozenset[int]:

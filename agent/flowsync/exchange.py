@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from agent.dataplane.survey import Counts, Slots
 from agent.flowsync import records
 from agent.flowsync.export import ALL, MOST, SYNCED, Exporter
 from agent.flowsync.flows import Installed, Look, SlotNumbers
@@ -55,6 +57,10 @@ class Exchange:
         self._ours: Identities | None = None  # for which the installer reads them
         self._lacks = False  # flows were dropped that other ids might have had room for
         self._wants_resync = False  # and now they have, theirs or ours
+
+    def is_untouched(self, words: Slots, slots: Counts) -> npt.NDArray[np.bool_]:
+        """Which of these slots hold, with these words, a flow of the peer's as it was told."""
+        return self._ledger.is_untouched(words, slots)
 
     # -- what goes
 

@@ -33,6 +33,8 @@ ALL = SYNCED | {FlowState.EMBRYONIC, FlowState.ACKED}  # for a planned handover
 _STAMP = np.uint64(abi.FLOW_STAMP_MASK)
 _SYNCED_BIT = np.uint64(FlowState.ESTABLISHED << abi.FLOW_STATE_SHIFT)  # and of closing
 _AWAITING = np.uint64(FlowState.ESTABLISHED_AWAITING << abi.FLOW_STATE_SHIFT)
+_PLACE = np.uint64((1 << abi.FLOW_TAG_SHIFT) - (1 << abi.FLOW_STATE_SHIFT))  # backend and state
+_ENDED = np.uint64(FlowState.CLOSING << abi.FLOW_STATE_SHIFT)
 _MOST_MS = 2**32 - 1
 _OF_WARM = ("rtt_us", "seq", "talk", "mac", "vlan", "tags")  # that an older ABI may not have
 
@@ -125,7 +127,7 @@ class Exporter:
         without; None: nothing.
         """
         raw = tables.flows[first : first + CHUNK].copy()
-        moved = np.flatnonzero((raw & TOLD) ^ self._ledger.sent[first : first + CHUNK])
+        moved = np.flatnonzero(_told_of(raw) ^ self._ledger.sent[first : first + CHUNK])
         return self._news(tables, raw[moved], moved + first, unfinished=unfinished)
 
     def _news(
@@ -134,7 +136,7 @@ class Exporter:
         """What is new of these slots, which held ``raw``; None: nothing."""
         if not len(slots):
             return None
-        words, known = raw & TOLD, self._ledger.sent[slots]
+        words, known = _told_of(raw), self._ledger.sent[slots]
         is_other = (words ^ known) > _STAMP
         is_told = words != 0 if unfinished else words & _SYNCED_BIT != 0
         is_over = is_other & ~is_told & (known != 0)
@@ -161,6 +163,14 @@ class Exporter:
         told, whole = records_of(view, jiffies, slots, words)
         self._ledger.sent[slots[whole]] = words[whole] & TOLD
         return told[whole]
+
+
+def _told_of(raw: Slots) -> Slots:
+    """What a peer is to know of slots: of flows that the agent has ended, which are at no backend,
+    that they are over.
+    """
+    told: Slots = np.where(raw & _PLACE == _ENDED, np.uint64(0), raw & TOLD)
+    return told
 
 
 def _without_waiting(words: Slots) -> Slots:

@@ -90,4 +90,12 @@ LOAD_FAMILIES: tuple[Family, ...] = (
         _BACKEND,
         each_backend(lambda b: b.load.idle_resets),
     ),
+    Family(
+        "steelyard_resets_total",
+        Kind.COUNTER,
+        "Connections of the backend that were reset because they could not go on: it was gone, or "
+        "they expired in nat or fullnat.",
+        _BACKEND,
+        each_backend(lambda b: b.load.resets),
+    ),
 )

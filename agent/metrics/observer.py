@@ -74,10 +74,17 @@ class _Sampled:
 class Observer:
     """Reads one data plane. ``sample`` is called about once a second."""
 
-    def __init__(self, dataplane: Dataplane, weigher: Weigher, rebalancer: Rebalancer) -> None:
+    def __init__(
+        self,
+        dataplane: Dataplane,
+        weigher: Weigher,
+        rebalancer: Rebalancer,
+        resets: Mapping[BackendRef, int],
+    ) -> None:
         self._dataplane = dataplane
         self._weigher = weigher
         self._rebalancer = rebalancer
+        self._resets = resets
         self._sampled = _Sampled()
         self._window = OpenedWindow()
         self._latencies = LatencyWindow()
@@ -217,6 +224,7 @@ class Observer:
             score=score.shown(service.scheduler, row),
             busy=int(seen.busy[ident]),
             idle_resets=self._rebalancer.resets[ref],
+            resets=self._resets.get(ref, 0),
             hot=bool(row["is_hot"]),
             reported=self._weigher.reported(service, ref, time.monotonic()),
             learned=self._weigher.learned(ref),

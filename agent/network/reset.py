@@ -23,7 +23,7 @@ class RawSender:
         try:
             self._frames.sendto(data, (socket.if_indextoname(ifindex), 0))
         except OSError as error:
-            raise NetworkError(f"a frame cannot be sent: {error}", where="rebalance") from error
+            raise NetworkError(f"a frame cannot be sent: {error}", where="resets") from error
 
     def packet(self, to: Address, data: bytes) -> None:
         """A whole IP packet, by the host's routes."""
@@ -34,7 +34,7 @@ class RawSender:
         try:
             self._packets[to.version].sendto(data, where)
         except OSError as error:
-            raise NetworkError(f"{to} cannot be told: {error}", where="rebalance") from error
+            raise NetworkError(f"{to} cannot be told: {error}", where="resets") from error
 
     def close(self) -> None:
         for each in (self._frames, *self._packets.values()):
@@ -58,7 +58,7 @@ def _raw(family: socket.AddressFamily, protocol: int) -> socket.socket:
     except OSError as error:
         raise NetworkError(
             f"no raw socket: {error}",
-            where="rebalance",
+            where="resets",
             remedy="run the agent as root, or with CAP_NET_RAW",
         ) from error
     opened.setblocking(False)

@@ -98,12 +98,13 @@ def next_hop(address: Address, seen: Outlook) -> NextHop:
     way, before, previous = seen.way, seen.before, seen.previous
     works = way is not None and not way.trouble
     if previous is not None and before is not None and before.trouble and not works:
-        return replace(previous, source_mac=before.device.mac or "", reason=before.trouble)
+        mac = before.device.mac or ""
+        return replace(previous, source_mac=mac, reason=before.trouble, ours=True)
     route = seen.route
     if way is None or route is None or route.problem:
-        return unresolved(address, _no_way(address, seen))
+        return unresolved(address, _no_way(address, seen), ours=bool(seen.troubles))
     if way.trouble:
-        return unresolved(address, way.trouble)
+        return unresolved(address, way.trouble, ours=True)
     return NextHop(
         address=address,
         ifindex=way.base.ifindex,
@@ -140,10 +141,17 @@ def _no_way(address: Address, seen: Outlook) -> str:
     return f"route to {address} leaves by {seen.leaves_by}, not {ours}"
 
 
-def unresolved(address: Address, reason: str) -> NextHop:
+def unresolved(address: Address, reason: str, *, ours: bool = False) -> NextHop:
     """A next hop that is none, because of ``reason``."""
     return NextHop(
-        address=address, ifindex=0, mac=None, source_mac="", mtu=0, on_link=False, reason=reason
+        address=address,
+        ifindex=0,
+        mac=None,
+        source_mac="",
+        mtu=0,
+        on_link=False,
+        reason=reason,
+        ours=ours,
     )
 
 

@@ -9,15 +9,19 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from agent.dataplane import counters
 from agent.dataplane.established import Established, ring_of
 from agent.dataplane.hold import new_flows_held
 from agent.dataplane.program import Dataplane
+from agent.dataplane.survey import Counts, Slots
 from agent.errors import ConflictError, SteelyardError
 from agent.failover.model import FlowSync as SyncSettings
-from agent.failover.model import Mode, Role
+from agent.failover.model import Method, Mode, Role
+from agent.failover.plan import claimed_vips
 from agent.failover.secret import read_secret
 from agent.failover.status import Problem
 from agent.failover.syncstatus import LinkState, PeerSync, unknown
@@ -25,8 +29,8 @@ from agent.flowsync.exchange import Exchange
 from agent.flowsync.kept import Kept, forget_all_but
 from agent.flowsync.link import Presence
 from agent.flowsync.sync import FlowSync
-from agent.model import Address, CheckKind, Config
-from agent.pair import comparing, naming, preemption, witness
+from agent.model import Address, CheckKind, Config, Service
+from agent.pair import comparing, mine, naming, preemption, witness
 from agent.pair.handover import Peers, hand_over, take_over
 from agent.pair.mastership import Mastership
 from agent.pair.node import node_of
@@ -68,12 +72,17 @@ class Pair:
         self._has_witness = False
         self._dataplane = dataplane
         self._ends = False
+        self._claimed: frozenset[Address] = frozenset()
+        self._shares = False  # some flows here can be another node's at the same time
+        self._exchanges: dict[Address, Exchange] = {}  # by peer
         self.mastership = Mastership(self._whole_word, lambda: self._sync.beat())
         node = node_of(dataplane, contents, self.mastership.is_behind)
 
         def flows(peer: Address) -> Exchange:
             slots = len(dataplane.tables.flows)
-            return Exchange(node, Kept.of(dataplane.pins, peer, slots))
+            exchange = Exchange(node, Kept.of(dataplane.pins, peer, slots))
+            self._exchanges[peer] = exchange
+            return exchange
 
         self._sync = FlowSync(
             SyncSettings(),
@@ -94,6 +103,10 @@ class Pair:
         self._settle_s = settle_s(config.services)
         self._checked = {s.name for s in config.services if s.health.kind is not CheckKind.NONE}
         self.mastership.aim(failover, config.socket)
+        self._claimed = claimed_vips(config)
+        self._shares = any(i.method is Method.ANNOUNCE for i in failover.instances) or any(
+            s.key.vip_bits is not None for s in config.services
+        )
         settings, secret = failover.sync, b""
         self._has_witness = settings.witness
         self._sync_problem, self._unkeyed = "", ()
@@ -137,6 +150,20 @@ class Pair:
             sync_strangers=dict(self._sync.strangers),
             sync_counts=counters.of_sync(self._dataplane.tables) if self._peers is not None else {},
         )
+
+    def serves(self, service: Service) -> bool:
+        """Whether the clients of a service come to this node."""
+        return mine.serves(service, self._claimed, self.mastership.routers)
+
+    def others(self, slots: Counts, words: Slots) -> npt.NDArray[np.bool_] | None:
+        """Where several nodes serve at once: which flows another one has told of and have had no
+        packet here. None: no flow can be another node's.
+        """
+        if not self._shares or not self._exchanges:
+            return None
+        masks = [one.is_untouched(words, slots) for one in self._exchanges.values()]
+        theirs: npt.NDArray[np.bool_] = np.any(np.stack(masks), axis=0)
+        return theirs
 
     async def move(self, order: MoveOrder) -> Moved:
         """Do what the operator wants of the VIPs; raises SteelyardError if it cannot be done."""

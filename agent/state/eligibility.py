@@ -48,14 +48,15 @@ def eligibility(
     """The operator's word first, then whether packets can get there, then the checks.
 
     A backend in maintenance gives its flows up; one that drains or has weight 0 keeps them;
-    one that is down keeps them unless the service says ``down_flows: reroute``.
+    one that is down keeps them unless the service says ``down_flows: reroute``. Those that are
+    reset are so some time later (``agent.state.deaths``).
     """
     if backend.admin is AdminState.MAINTENANCE:
         return _out(BackendState.MAINTENANCE, "disabled by the operator", alive=False)
     unreached = _unreached(service, hop)
     if unreached:
         return unreachable(unreached)
-    alive = service.down_flows is DownFlows.KEEP or health.health is not Health.DOWN
+    alive = service.down_flows is not DownFlows.REROUTE or health.health is not Health.DOWN
     if backend.admin is AdminState.DRAIN:
         return _out(BackendState.DRAIN, "drained by the operator", alive)
     if health.health is Health.DOWN:
@@ -78,7 +79,7 @@ def influenced(service: Service, verdict: Eligibility, influence: Influence) -> 
         return verdict
     if influence.out:
         is_down = influence.state is BackendState.DOWN
-        alive = service.down_flows is DownFlows.KEEP or not is_down
+        alive = service.down_flows is not DownFlows.REROUTE or not is_down
         return _out(influence.state, influence.out, alive)
     return replace(
         verdict,

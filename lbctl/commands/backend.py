@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from agent.config.durations import parse_duration
 from agent.errors import ApiError
 from agent.model import AdminState, BackendRef, BackendState
-from lbctl.changes import Order, RefusedError, change, remove, require
+from lbctl.changes import Order, RefusedError, change, change_silently, remove, require
 from lbctl.commands.service import get_service
 from lbctl.environment import Environment, pass_environment
 from lbctl.groups import SuggestingGroup
@@ -335,21 +336,57 @@ def disable_backend(env: Environment, refs: tuple[BackendRef, ...], dry_run: boo
     _set_state(env, refs, AdminState.MAINTENANCE, dry_run=dry_run)
 
 
+def _seconds(ctx: click.Context, param: click.Parameter, given: str | None) -> float | None:
+    if given is None:
+        return None
+    found = parse_duration(given)
+    if found is None:
+        raise click.BadParameter(f"{given!r} is no duration, as in 90s or 5m", ctx, param)
+    return found
+
+
 @backend.command("remove")
 @click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
+@click.option(
+    "--drain",
+    "drain_s",
+    metavar="DURATION",
+    callback=_seconds,
+    help="First send it no new flows, and wait so long, as in 5m, for its last one to end.",
+)
 @dry_run_option
 @yes_option
 @agent_options
 @pass_environment
-def remove_backend(env: Environment, ref: BackendRef, dry_run: bool, yes: bool) -> None:
-    """Remove a backend; asks first. Drain it before, if its flows matter.
+def remove_backend(
+    env: Environment, ref: BackendRef, drain_s: float | None, dry_run: bool, yes: bool
+) -> None:
+    """Remove a backend; asks first. In nat and fullnat, its open connections are reset.
 
     \b
     Examples:
       lbctl backend remove chat/gpu-1 --dry-run
-      lbctl backend remove chat/gpu-1 --yes
+      lbctl backend remove chat/gpu-1 --drain 5m
     """
-    remove(env, _order("backend.remove", ref, {}), dry_run=dry_run, yes=yes)
+
+    def drain_it() -> None:
+        if drain_s is not None:
+            _drain_for(env, ref, drain_s)
+
+    order = _order("backend.remove", ref, {})
+    remove(env, order, dry_run=dry_run, yes=yes, first=drain_it)
+
+
+def _drain_for(env: Environment, ref: BackendRef, limit_s: float) -> None:
+    """Send it no new flows, and wait for its last one, but no longer than that."""
+    get_backend(env, ref)
+    change_silently(env, _order("backend.set", ref, {"state": AdminState.DRAIN.value}))
+    counted_s = min(COUNTED_EVERY_S, limit_s)
+    env.sleep(counted_s)
+    try:
+        _wait_until_empty(env, ref, limit_s - counted_s)
+    except RefusedError as error:
+        env.note(error.message)
 
 
 def _set_state(

@@ -146,7 +146,9 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
 HOTTEST = 3  # flows
 
 _DOWN_FLOWS = {
+    "auto": "auto (reset if nothing comes back from the server, else kept)",
     "keep": "keep (established flows stay with a backend that goes down)",
+    "reset": "reset (established flows of a backend that goes down are reset)",
     "reroute": "reroute (established flows of a backend that goes down move)",
 }
 

@@ -104,6 +104,7 @@ def service_view() -> dict[str, Any]:
         "scheduler_settings": {"draws": 8, "bytes_per_connection": 250},
         "no_backend": "drop",
         "down_flows": "keep",
+        "reset_after_s": 5.0,
         "slow_start_s": 0.0,
         "quic_id_bytes": None,
         "counts_waiting_bytes": True,

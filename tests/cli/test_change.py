@@ -268,6 +268,43 @@ def test_drain_waits_for_the_last_flow(agent, run):
     assert "chat/gpu-1 has no established flows" in result.err
 
 
+def test_a_removal_can_drain_first(agent, run):
+    agent.changes = [REMOVAL]
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        assert [edit["op"] for edit in agent.edits] == ["backend.set"]
+        naps.append(seconds)
+        if len(naps) == 3:
+            agent.services[0]["backends"][0]["flows_established"] = 0
+
+    result = run("backend", "remove", "chat/gpu-1", "--drain", "5m", "--yes", "-o", "json",
+                 sleep=sleep)  # fmt: skip
+    assert result.code == 0
+    assert len(naps) == 3
+    assert [edit["op"] for edit in agent.edits] == ["backend.set", "backend.remove"]
+    assert agent.edits[0]["values"] == {"state": "drain"}
+    assert result.json["applied"] is True
+
+
+def test_a_removal_waits_no_longer_than_it_was_told(agent, run):
+    agent.changes = [REMOVAL]
+    naps: list[float] = []
+    result = run("backend", "remove", "chat/gpu-1", "--drain", "6s", "--yes", sleep=naps.append)
+    assert result.code == 0
+    assert sum(naps) == 6
+    assert "still has 321 established flows" in result.err
+    assert agent.edits[-1]["op"] == "backend.remove"
+
+
+def test_a_dry_run_of_a_removal_drains_nothing(agent, run):
+    agent.changes = [REMOVAL]
+    result = run("backend", "remove", "chat/gpu-1", "--drain", "6s", "--dry-run")
+    assert result.code == 0
+    assert [edit["dry_run"] for edit in agent.edits] == [True]
+    assert run("backend", "remove", "chat/gpu-1", "--drain", "soon").code == 2
+
+
 def test_interrupted_command_exits_as_shells_expect(agent, run):
     def interrupted(_seconds: float) -> None:
         raise KeyboardInterrupt

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from agent.model import Forward, Hook
-from lbctl.lab import build, netns, processes
+from lbctl.lab import build, failover, netns, processes
 from lbctl.lab.topology import PORT, Node, Role
 from tests.netns import peers, tags
 from tests.netns.peers import (
@@ -32,6 +32,7 @@ from tests.netns.peers import (
     Talk,
 )
 from tests.netns.site import Site, site, wait_until
+from tests.netns.waiting import waiting
 
 FAMILIES = (4, 6)
 # The balancers of nat have an arm to each side, those of fullnat one for both.
@@ -442,3 +443,79 @@ def short_check(here: Site) -> None:
             told = datagrams.provoke(b"anybody?")
             assert told is not None
             assert (told.kind, told.offender) == (PORT_UNREACHABLE[family][0], vip)
+
+
+TOLD = pytest.mark.parametrize(
+    "here",
+    [Forward.DSR, Forward.FULLNAT]
+    + [pytest.param(m, marks=pytest.mark.soak) for m in (Forward.IPIP, Forward.GUE, Forward.NAT)],
+    ids=lambda mode: mode.value,
+    indirect=True,
+)
+
+
+def set_both(here: Site, **values: Any) -> None:
+    for service in ("web", "web6"):
+        here.edit("service.set", service=service, values=values)
+
+
+@TOLD
+def test_clients_that_wait_for_a_server_whose_cable_is_cut_are_reset(here: Site) -> None:
+    set_both(here, reset_after="500ms")
+    with waiting(client(here), here.lab.vips, 10) as held:
+        theirs = {name: [one for one in held if one.backend == name] for name in ("be1", "be2")}
+        assert min(len(those) for those in theirs.values()) >= 2, theirs
+        failover.cut(here.lab, here.lab.node("be1"))
+        try:
+            assert all(one.is_reset() for one in theirs["be1"])
+            assert all(one.is_silent() for one in theirs["be2"])
+        finally:
+            failover.mend(here.lab, here.lab.node("be1"))
+    for service in ("web", "web6"):
+        wait_until(f"{service}: be1 is up", lambda s=service: state(here, s) == "up", 60)  # type: ignore[misc]
+    set_both(here, reset_after=None)
+
+
+@pytest.mark.parametrize(
+    "here",
+    [Forward.FULLNAT, pytest.param(Forward.NAT, marks=pytest.mark.soak)],
+    ids=lambda mode: mode.value,
+    indirect=True,
+)
+def test_clients_of_a_backend_that_is_removed_are_reset_where_answers_could_not_come(
+    here: Site,
+) -> None:
+    with waiting(client(here), here.lab.vips[:1], 10) as held:
+        theirs = [one for one in held if one.backend == "be1"]
+        assert theirs
+        was = next(s for s in here.config()["services"] if s["name"] == "web")
+        values = next(b for b in was["backends"] if b["name"] == "be1")
+        (change,) = here.edit("backend.remove", service="web", backend="be1")["changes"]
+        assert f"{len(theirs)} open connection" in change["effect"]
+        assert all(one.is_reset() for one in theirs)
+        assert all(one.is_silent() for one in held if one not in theirs)
+        values = {key: value for key, value in values.items() if key != "name"}
+        here.edit("backend.add", service="web", backend="be1", values=values)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "here", [Forward.FULLNAT, Forward.NAT], ids=lambda mode: mode.value, indirect=True
+)
+def test_both_ends_of_a_flow_that_expires_are_reset(here: Site) -> None:
+    before = {name: open_at(here, name) for name in ("be1", "be2")}
+    set_both(here, timeouts={"established": "4s"})
+    try:
+        with waiting(client(here), here.lab.vips, 5) as held:
+            assert all(one.is_reset() for one in held)
+        for name in ("be1", "be2"):
+            wait_until(f"{name} is told", lambda n=name: open_at(here, n) <= before[n], 60)  # type: ignore[misc]
+    finally:
+        set_both(here, timeouts=None)
+
+
+def open_at(here: Site, name: str) -> int:
+    """Connections of the HTTP server there."""
+    port = here.lab.server_port
+    listed = here.run(name, "ss", "-Htn", "state", "established", f"( sport = :{port} )").stdout
+    return len(listed.splitlines())

@@ -23,7 +23,7 @@ from agent.daemon import _reload_on
 from agent.errors import ConfigError, ConflictError, UnconfirmedError
 from agent.files import write_atomically
 from agent.metrics.observer import AgentFacts
-from agent.model import AdminState, Config, Forward
+from agent.model import AdminState, BackendRef, Config, Forward
 from agent.notify import Notifier
 from agent.state.queries import FlowQuery
 from agent.state.snapshot import FailoverView
@@ -48,6 +48,7 @@ class FakeCore:
         self.now = SimpleNamespace(contents=None, situation=None)
         self.problem, self.link_problems = "", ()
         self.passes = SimpleNamespace(defects=0)
+        self.reset: dict[BackendRef, int] = {}
         self.observer = self
         self.pair = SimpleNamespace(view=FailoverView)
         self._flows, self._seen = flows, 0
@@ -74,9 +75,10 @@ class FakeCore:
     def identities(self, config: Config) -> None:
         pass
 
-    async def take(self, config: Config, changes: tuple[Change, ...]) -> None:
+    async def take(self, config: Config, changes: tuple[Change, ...]) -> dict[BackendRef, int]:
         self.taken.append(config)
         self.config = config
+        return self.reset
 
 
 type Make = Callable[[int], tuple[AgentControl, FakeCore, Path]]
@@ -340,3 +342,13 @@ def test_another_change_saves_the_one_before(make: Make, disk: dict[str, bool]) 
     asyncio.run(control.edit(edit, dry_run=False))
     assert control.unsaved() == ""
     assert RunningStore(path.parent, "default").load(TEXT).config == core.config
+
+
+def test_a_removal_says_how_many_connections_were_reset(make: Make) -> None:
+    control, core, _ = make(0)
+    remove = Edit(EditOp.BACKEND_REMOVE, "chat", "gpu-1", {})
+    (planned,) = asyncio.run(control.edit(remove, True))
+    assert "reset" not in planned.effect
+    core.reset = {BackendRef("chat", "gpu-1"): 3, BackendRef("embed", "gpu-1"): 7}
+    (made,) = asyncio.run(control.edit(remove, False))
+    assert made.effect == f"{planned.effect}; 3 open connections were reset"

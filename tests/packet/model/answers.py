@@ -29,15 +29,25 @@ def _is_due(read: Reading) -> bool:
 
 
 def answer(
-    read: Reading, reason: str, target: Target | None, member: Member | None, own: str
+    read: Reading,
+    reason: str,
+    target: Target | None,
+    member: Member | None,
+    own: str,
+    *,
+    is_over: bool = False,
 ) -> bytes | None:
-    """The frame that the sender gets; ``own``: from which address it is told."""
+    """The frame that the sender gets; ``own``: from which address it is told, ``is_over``: it
+    was sent on a connection that is over.
+    """
     if not _is_due(read):
         return None
     if reason == "ttl-exceeded":
         return _icmp(read, own, TIME_EXCEEDED, 0)
     if reason == "too-big" and member and target:
         return _icmp(read, own, TOO_BIG, member.mtu - outer_length(member, target.forward))
+    if is_over and read.protocol == TCP_NUMBER and read.ident is None:
+        return None if read.flags & RST else _reset(read)
     if reason != "no-backend" or target is None or not target.resets or read.ident is not None:
         return None
     if read.protocol == UDP_NUMBER:

@@ -16,6 +16,8 @@ class Holder:
 
     flow: Flow
     member: Member
+    protocol: int
+    vip_port: int
 
 
 class Ports:
@@ -65,5 +67,5 @@ class Ports:
         is_own = holder is not None and holder.flow.is_flow(flow)
         is_legal = is_family and (is_own or not self._is_held(port, now))
         flow.port = port
-        self.holders[port] = Holder(flow, flow.member)
+        self.holders[port] = Holder(flow, flow.member, flow.ends.protocol, flow.ends.dport)
         return is_legal

@@ -55,6 +55,7 @@ class Case:
     flow: Flow | None = None
     to: Ends | None = None  # nat, fullnat: as from and to whom it goes on
     is_reply: bool = False
+    is_over: bool = False  # its sender is to learn that the connection is
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,9 @@ class Model:
         # nat: to a backend we are the VIP, not the client that it has talked to
         if case.is_reply and case.to and self.ports.number_of(own) is None:
             own = case.to.src
-        told = answers.answer(case.read, reason, case.target, case.member, own)
+        told = answers.answer(
+            case.read, reason, case.target, case.member, own, is_over=case.is_over
+        )
         return Outcome("tx" if told else "drop", told or b"", reason, told is not None)
 
     # -- where it goes
@@ -229,7 +232,7 @@ class Model:
         """nat, fullnat: an answer, which goes back as from the VIP; else it is the host's."""
         number = self.ports.number_of(ends.dst)
         if number is not None:
-            flow = self._answered_by_fullnat((number, ends.dport), ends)
+            flow = self._answered_by_fullnat(case, (number, ends.dport), ends)
         else:
             flow = self._answered_by_nat(ends)
         case.is_reply, case.flow, case.member, case.target = True, flow, flow.member, flow.target
@@ -240,13 +243,23 @@ class Model:
         own = flow.ends
         case.to = Ends(own.dst, own.dport, own.src, own.sport, own.protocol)
 
-    def _answered_by_fullnat(self, port: tuple[int, int], ends: Ends) -> Flow:
+    def _answered_by_fullnat(self, case: Case, port: tuple[int, int], ends: Ends) -> Flow:
+        """A backend may send to the ports that it was sent from, whatever became of the flow."""
+        holder = self.ports.holders.get(port)
+        if holder is None or holder.protocol != ends.protocol:
+            raise RefusedError("not-vip")
+        member = holder.member
+        if (ends.src, ends.sport) != (member.address, member.port or holder.vip_port):
+            raise RefusedError("not-vip")
         flow = self.ports.flow_at(port)
-        if flow and flow.ends.protocol == ends.protocol:
-            member = flow.member
-            if (ends.src, ends.sport) == (member.address, member.port or flow.ends.dport):
-                return flow
-        raise RefusedError("not-vip")
+        if flow:
+            return flow
+        if case.read.quote:
+            raise RefusedError("not-vip")
+        if not is_sound(case.read):
+            raise RefusedError("malformed")
+        case.is_over = True
+        raise RefusedError("no-flow")
 
     def _answered_by_nat(self, ends: Ends) -> Flow:
         origin = self.directory.origin_of(ends.src, ends.sport, ends.protocol)

@@ -1,0 +1,175 @@
+"""Decides which recorded flows have to end, takes them out of the flow table, and says it to
+both ends.
+
+A flow that is ended keeps its slot for a while, closing and at no backend: the packet path
+answers whatever comes of either end with an RST of exactly the right number (bpf/slot.h). So
+each end is told in two ways: by an RST with the number that was recorded, which is right where
+the other side has been silent since; and by a probe, as keep-alive has them, which makes an end
+say where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.dataplane import abi, flows, survey
+from agent.dataplane.constants import HashKeys
+from agent.dataplane.flows import Names
+from agent.dataplane.survey import Counts, Slots
+from agent.dataplane.tables import SharedTables, Table
+from agent.model import Address, Protocol
+from agent.state.segment import ACK, RST, Segment
+
+# Both ends take such a flow for open.
+OPEN = (abi.FlowState.ACKED, abi.FlowState.ESTABLISHED, abi.FlowState.ESTABLISHED_AWAITING)
+# And a client that has said its last word still hopes for the answer.
+HOPING = (*OPEN, abi.FlowState.CLOSING_AWAITING)
+_NAT = (abi.ForwardId.NAT, abi.ForwardId.FULLNAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """Slots of the flow table, and what they held."""
+
+    slots: Counts
+    words: Slots
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def those(self, chosen: npt.NDArray[np.bool_] | slice) -> Flows:
+        return Flows(self.slots[chosen], self.words[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Flows that were ended: ``marks``, what their slots hold since, and the backends that they
+    were at, by id, as the table had them then.
+    """
+
+    flows: Flows
+    marks: Slots
+    backends: Mapping[int, Table]
+
+    def __len__(self) -> int:
+        return len(self.flows)
+
+    def by_backend(self) -> dict[int, int]:
+        """How many, by the id of the backend."""
+        ids, counts = np.unique(survey.backend_of(self.flows.words), return_counts=True)
+        return {int(ident): int(count) for ident, count in zip(ids, counts, strict=True)}
+
+    def those(self, chosen: npt.NDArray[np.bool_] | slice) -> Ended:
+        return Ended(self.flows.those(chosen), self.marks[chosen], self.backends)
+
+
+def at_backends(tables: SharedTables, ids: Counts, states: tuple[abi.FlowState, ...]) -> Flows:
+    """The flows in these states at these backends."""
+    used, words = survey.used_slots(tables.flows)
+    keep = np.isin(survey.state_of(words), states)
+    keep &= np.isin(survey.backend_of(words), ids)
+    return Flows(used[keep], words[keep])
+
+
+def expired(tables: SharedTables, found: survey.Survey, services: Counts) -> Flows:
+    """The tcp flows of nat and fullnat that a survey has found to be idle past their timeout while
+    both ends take them for open, of these services. Their answers could not come through.
+    """
+    ids = survey.backend_of(found.words)
+    known = np.where(ids < len(tables.backends), ids, 0)
+    keep = np.isin(survey.state_of(found.words), OPEN)
+    keep &= np.isin(tables.backends["forward"][known], _NAT)
+    keep &= np.isin(tables.backends["service"][known], services)
+    keep[keep] = tables.flows_cold["l4_proto"][found.expired[keep]] == Protocol.TCP.number
+    return Flows(found.expired[keep], found.words[keep])
+
+
+def whole_tcp(tables: SharedTables, chosen: Flows, names: Names, keys: HashKeys) -> Flows:
+    """Those of tcp of which is known whose they are."""
+    cold = tables.flows_cold[chosen.slots]
+    keep = cold["l4_proto"] == Protocol.TCP.number
+    buckets = tables.size.flow_buckets
+    keep &= flows.is_whole(chosen.words, chosen.slots, cold, names, keys, buckets)
+    return chosen.those(keep)
+
+
+def end(tables: SharedTables, chosen: Flows, now: int) -> Ended:
+    """End the flows that nothing has changed since; in the thread that writes the tables.
+
+    ``now`` is in ticks. A packet that moves a slot in between is overtaken: the flow ends.
+    """
+    chosen = chosen.those(tables.flows[chosen.slots] == chosen.words)
+    tags = chosen.words >> np.uint64(abi.FLOW_TAG_SHIFT)
+    low = abi.FlowState.CLOSING << abi.FLOW_STATE_SHIFT | now & abi.FLOW_STAMP_MASK
+    marks = tags << np.uint64(abi.FLOW_TAG_SHIFT) | np.uint64(low)
+    ids = np.unique(survey.backend_of(chosen.words))
+    rows = {int(ident): tables.backends[ident].copy() for ident in ids}
+    tables.flows[chosen.slots] = marks
+    survey.count_closed(tables, chosen.words, tables.backends["service"].astype(np.int64))
+    return Ended(chosen, marks, rows)
+
+
+def segments(tables: SharedTables, ended: Ended) -> Iterator[Segment]:
+    """What tells the ends of these flows that they are over. Flows whose slots have gone to
+    others since are left out.
+    """
+    ended = ended.those(tables.flows[ended.flows.slots] == ended.marks)
+    cold, warm = tables.flows_cold[ended.flows.slots], tables.flows_warm[ended.flows.slots]
+    for i in range(len(ended)):
+        to_client = _ends(cold[i])
+        # What the client wants next, if the server has been silent; and what the server wants.
+        clients, servers = int(warm[i]["ack"]), int(warm[i]["seq"])
+        yield from _told(to_client, clients, servers)
+        slot, word = int(ended.flows.slots[i]), int(ended.flows.words[i])
+        to_server = _server_ends(tables, slot, word, cold[i], warm[i], ended)
+        if to_server is not None:
+            yield from _told(to_server, servers, clients)
+
+
+type Ends = tuple[Address, int, Address, int]  # from address and port to address and port
+
+
+def _told(ends: Ends, seq: int, ack: int) -> tuple[Segment, Segment]:
+    """A reset, and a probe: a byte that the receiver has had long since."""
+    before = (seq - 1) % 2**32
+    return (
+        Segment(*ends, seq=seq, ack=0, flags=RST),
+        Segment(*ends, seq=before, ack=ack, flags=ACK),
+    )
+
+
+def _ends(cold: Table) -> Ends:
+    """From the VIP to the client."""
+    family = int(cold["family"])
+    vip, client = (flows.address_of(cold[name], family) for name in ("daddr", "saddr"))
+    return vip, int(cold["dport"]), client, int(cold["sport"])
+
+
+def _server_ends(
+    tables: SharedTables, slot: int, word: int, cold: Table, warm: Table, ended: Ended
+) -> Ends | None:
+    """From what the server takes for its client, where packets reach it with its own address;
+    None: they do not, or the port has gone to another flow.
+    """
+    ident = (word >> abi.FLOW_BACKEND_SHIFT) & 0xFFFF
+    backend = ended.backends[ident]
+    family, port = int(cold["family"]), int(backend["port"]) or int(cold["dport"])
+    server = flows.address_of(backend["addr"], family)
+    if backend["forward"] == abi.ForwardId.NAT:
+        return flows.address_of(cold["saddr"], family), int(cold["sport"]), server, port
+    if backend["forward"] != abi.ForwardId.FULLNAT:
+        return None
+    owner = (slot + 1) << 32 | word >> abi.FLOW_TAG_SHIFT
+    nat = int(warm["nat"]) - 1
+    if not 0 <= nat < len(tables.nat_slots):
+        return None
+    row = tables.nat_slots[nat]
+    if int(row["owner"]) != owner or int(row["backend"]) != ident:
+        return None
+    number, offset = divmod(nat, tables.size.nat_ports)
+    source = flows.address_of(tables.nat_sources[number]["addr"], family)
+    return source, tables.size.nat_first_port + offset, server, port

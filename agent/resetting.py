@@ -1,0 +1,177 @@
+"""Owns the end of flows that cannot go on: of dead and removed backends, and those that expire in
+nat and fullnat. Each end that is known is told, so that nobody waits for what cannot come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from agent.dataplane import abi, ending
+from agent.dataplane.ending import Ended, Flows
+from agent.dataplane.flows import Names, names_of
+from agent.dataplane.program import Dataplane
+from agent.dataplane.survey import Counts, Slots, Survey
+from agent.errors import NetworkError
+from agent.model import BackendRef, Config, Service
+from agent.network.reset import RawSender
+from agent.state import deaths
+from agent.state.identities import member_of
+from agent.state.situation import Situation
+
+log = structlog.get_logger()
+
+# At most so many flows are told of at a time, which takes some milliseconds, and then a pause:
+# some thousands a second. Ended at once are more: that is only a store each.
+TOLD_AT_ONCE = 32
+TELL_PAUSE_S = 0.008
+ENDED_AT_ONCE = 2048
+TELLINGS = 3  # packets can get lost
+TELL_AGAIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Telling:
+    ended: Ended
+    times: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mine:
+    """Which flows are this node's to end: another balancer may serve them, and know better.
+
+    ``serves``: whether clients of a service come here. ``others``: of flows that this node is one
+    of several to serve, those that another one has told of and that have had no packet here.
+    """
+
+    serves: Callable[[Service], bool]
+    others: Callable[[Counts, Slots], npt.NDArray[np.bool_] | None]
+
+
+class Resetter:
+    """Its methods are for the thread that writes the tables; ``run`` tells the ends."""
+
+    def __init__(self, dataplane: Dataplane, mine: Mine) -> None:
+        self._dataplane = dataplane
+        self._mine = mine
+        self._deaths = deaths.NOBODY
+        self._tellings: asyncio.Queue[_Telling] = asyncio.Queue()
+        self._problem = ""
+        self.resets: Counter[BackendRef] = Counter()  # since the agent began
+
+    async def take(self, now: Situation, found: Survey, now_s: float) -> None:
+        """After each survey, and before what has expired is swept."""
+        before, config = self._deaths, now.config
+        self._deaths = deaths.follow(before, config, now.health, now.hops, now.verdicts, now_s)
+        await self._end_expired(now, found)
+        if not self._deaths.due:
+            return
+        for service in config.services:
+            for backend in service.backends if self._mine.serves(service) else ():
+                ref = BackendRef(service.name, backend.name)
+                ident = now.ids.backend_id(service, backend)
+                if ref in self._deaths.due and (ref not in before.due or found.live[ident]):
+                    names, why = names_of(now), now.verdicts[ref].reason
+                    done = await self._end_of(names, [ident], ending.HOPING)
+                    self._say(names, done, f"the backend is down: {why}")
+
+    async def remove(self, now: Situation, new: Config) -> Mapping[BackendRef, int]:
+        """Before backends go from the tables, and again after it, for what came meanwhile: reset
+        what cannot go on without them, the flows of nat and fullnat. How many, by backend.
+        ``now`` is from before.
+        """
+        left = {member_of(s, b): s.forward for s in new.services for b in s.backends}
+        gone = {
+            now.ids.backend_id(service, backend)
+            for service in now.config.services
+            for backend in service.backends
+            if service.forward.is_nat
+            and left.get(member_of(service, backend)) is not service.forward
+            and self._mine.serves(service)
+        }
+        if not gone:
+            return {}
+        names = names_of(now)
+        done = await self._end_of(names, gone, ending.HOPING)
+        return self._say(names, done, "the backend was removed")
+
+    def tell(self, ended: Ended) -> None:
+        """Have the ends of these flows told."""
+        self._tellings.put_nowait(_Telling(ended))
+
+    async def run(self) -> None:
+        """Tell the ends of what was ended, a bounded number a second."""
+        loop = asyncio.get_running_loop()
+        while True:
+            telling = await self._tellings.get()
+            try:
+                with RawSender() as sender:
+                    for first in range(0, len(telling.ended), TOLD_AT_ONCE):
+                        self._tell(sender, telling.ended.those(slice(first, first + TOLD_AT_ONCE)))
+                        await asyncio.sleep(TELL_PAUSE_S)
+            except (NetworkError, OSError) as error:
+                self._failed(error)
+            except Exception:  # this task's root
+                log.exception("flows could not be reset")
+            if telling.times + 1 < TELLINGS:
+                again = _Telling(telling.ended, telling.times + 1)
+                loop.call_later(TELL_AGAIN_S, self._tellings.put_nowait, again)
+
+    async def _end_expired(self, now: Situation, found: Survey) -> None:
+        ours = [now.ids.service_id(s) for s in now.config.services if self._mine.serves(s)]
+        flows = ending.expired(self._dataplane.tables, found, np.array(ours, dtype=np.int64))
+        if len(flows):
+            names = names_of(now)
+            self._say(names, await self._end(names, flows), "no packet came for too long")
+
+    async def _end_of(
+        self, names: Names, ids: Collection[int], states: tuple[abi.FlowState, ...]
+    ) -> Counter[int]:
+        wanted = np.array(sorted(ids), dtype=np.int64)
+        tables = self._dataplane.tables
+        return await self._end(
+            names, await asyncio.to_thread(ending.at_backends, tables, wanted, states)
+        )
+
+    async def _end(self, names: Names, flows: Flows) -> Counter[int]:
+        """End flows; how many of each backend."""
+        plane, done = self._dataplane, Counter[int]()
+        flows = await asyncio.to_thread(ending.whole_tcp, plane.tables, flows, names, plane.keys)
+        others = self._mine.others(flows.slots, flows.words)
+        if others is not None:
+            flows = flows.those(~others)
+        for first in range(0, len(flows), ENDED_AT_ONCE):
+            part = flows.those(slice(first, first + ENDED_AT_ONCE))
+            ended = ending.end(plane.tables, part, plane.now_jiffies() >> plane.clock.shift)
+            done.update(ended.by_backend())
+            self.tell(ended)
+            await asyncio.sleep(0)
+        return done
+
+    def _say(self, names: Names, done: Counter[int], why: str) -> dict[BackendRef, int]:
+        found = {names.backends[i]: count for i, count in done.items() if i in names.backends}
+        for ref, count in found.items():
+            self.resets[ref] += count
+            log.warning("flows reset", backend=str(ref), flows=count, why=why)
+        return found
+
+    def _tell(self, sender: RawSender, ended: Ended) -> None:
+        for segment in ending.segments(self._dataplane.tables, ended):
+            try:
+                sender.packet(segment.to, segment.packet())
+            except NetworkError as error:
+                self._failed(error)  # of this end alone, it may be
+            else:
+                self._problem = ""
+
+    def _failed(self, error: Exception) -> None:
+        """Once in a row."""
+        if str(error) != self._problem:
+            log.error("connections cannot be reset", problem=str(error))
+        self._problem = str(error)

@@ -1,0 +1,124 @@
+"""Decides which backends are dead, so that their flows are to be reset. Pure.
+
+A dead server says nothing to anybody, its clients included: they would wait for their answers
+until their own time limits end. A server that answers, if only by refusing, resets its
+connections itself, or goes on with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from agent.model import (
+    Address,
+    BackendRef,
+    BackendState,
+    Config,
+    DownFlows,
+    Health,
+    HealthStatus,
+    NextHop,
+    Service,
+)
+from agent.state.eligibility import Eligibility
+
+# When more than half of several servers fall silent together, it is more likely that something
+# between them and us has failed, and that all come back: so long they are waited for.
+MANY_WAIT_S = 60.0
+TOGETHER_S = 10.0  # and by the checks, which do not all ask at the same moment
+
+
+@dataclass(frozen=True, slots=True)
+class Deaths:
+    """Since when servers have been silent, and backends have been such that their flows are to
+    go. On the monotonic clock.
+    """
+
+    silent: Mapping[Address, float]
+    down: Mapping[BackendRef, float]
+    due: frozenset[BackendRef] = frozenset()
+
+
+NOBODY = Deaths({}, {})
+
+
+def is_silent(status: HealthStatus, hop: NextHop | None) -> bool:
+    """Whether nothing comes back from a server, and that is not because of this host.
+
+    Without a check, ARP and neighbour discovery have to tell.
+    """
+    if hop is None or hop.ours:
+        return False
+    if status.health is Health.UNCHECKED:
+        return hop.reason != ""
+    return status.silent
+
+
+def goes(service: Service, status: HealthStatus, hop: NextHop | None, found: Eligibility) -> bool:
+    """Whether the flows of a backend are to be reset, once it has been so for long enough."""
+    if service.down_flows is DownFlows.KEEP:
+        return False
+    if is_silent(status, hop) and status.health in (Health.DOWN, Health.UNCHECKED):
+        return True
+    is_out = found.state in (BackendState.DOWN, BackendState.UNREACHABLE)
+    return is_out and service.down_flows is not DownFlows.AUTO and hop is not None and not hop.ours
+
+
+def follow(
+    before: Deaths,
+    config: Config,
+    health: Mapping[BackendRef, HealthStatus],
+    hops: Mapping[Address, NextHop],
+    verdicts: Mapping[BackendRef, Eligibility],
+    now_s: float,
+) -> Deaths:
+    """What is known now. ``due``: backends whose flows are to be reset now."""
+    suspects = [ref for ref, found in verdicts.items() if not _is_well(health[ref], found)]
+    if not suspects:
+        return NOBODY
+    members = {BackendRef(s.name, b.name): (s, b) for s in config.services for b in s.backends}
+    silent: set[Address] = set()
+    down: dict[BackendRef, float] = {}
+    for ref in suspects:
+        service, backend = members[ref]
+        hop = hops.get(backend.address)
+        if is_silent(health[ref], hop):
+            silent.add(backend.address)
+        if goes(service, health[ref], hop, verdicts[ref]):
+            down[ref] = before.down.get(ref, now_s)
+    since = {address: before.silent.get(address, now_s) for address in silent}
+    servers = {backend.address for _, backend in members.values()}
+    together_s = max([TOGETHER_S, *(s.health.interval_s * s.health.fall for s in config.services)])
+
+    def wait_s(ref: BackendRef) -> float:
+        service, backend = members[ref]
+        at = backend.address
+        is_many = at in since and is_one_of_many(at, since, servers, together_s)
+        return max(service.reset_after_s, MANY_WAIT_S if is_many else 0.0)
+
+    due = frozenset(ref for ref, at in down.items() if now_s - at >= wait_s(ref))
+    return Deaths(since, down, due)
+
+
+def _is_well(status: HealthStatus, found: Eligibility) -> bool:
+    """Nothing speaks against it: most are so, and there can be thousands."""
+    is_up = status.health is Health.UP and found.state is BackendState.UP
+    return is_up and not status.silent
+
+
+def is_one_of_many(
+    server: Address,
+    silent: Mapping[Address, float],
+    servers: Iterable[Address],
+    together_s: float = TOGETHER_S,
+) -> bool:
+    """Whether more than half of several servers have fallen silent together with this one.
+
+    Those that had been silent before then do not count, on either side.
+    """
+    begin = silent[server] - together_s
+    before = {address for address, at in silent.items() if at < begin}
+    left = set(servers) - before
+    together = [a for a in left if a in silent and silent[a] <= silent[server] + together_s]
+    return len(left) > 1 and 2 * len(together) > len(left)
