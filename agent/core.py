@@ -108,7 +108,7 @@ class Core:
             lambda: rings_of(self.dataplane.program),
             lexicon_of(lambda: self.now.situation),
         )
-        self.pair = Pair(self.dataplane, self._word, lambda: self.now.contents)
+        self.pair = Pair(self.dataplane, self._word, lambda: self.now.contents, self._is_complete)
         mine = Mine(self.pair.serves, self.pair.others)
         self._resetter = Resetter(self.dataplane, mine)
         self._adopted = adopt(self.config, self._reconciler.read(), time.time())
@@ -415,6 +415,13 @@ class Core:
             for service in self.now.situation.config.services
             for backend in service.backends
             if self._hops.blocked(backend.address, now_s)
+        )
+
+    def _is_complete(self) -> bool:
+        """The last pass knew what the checks know now."""
+        found, known = self.health(), self.now.situation.health
+        return found.keys() == known.keys() and all(
+            status.health is known[ref].health for ref, status in found.items()
         )
 
     def refreshed(self) -> Situation:

@@ -24,7 +24,8 @@ class AgentWord:
     attached: bool
     why: str = ""  # if it is not attached
     services: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # backends: up, all
-    ready: bool = True  # to take its place from a master that is well
+    ready: bool = True  # to take its place from a master that is well, or to announce itself
+    waits_for: str = ""  # if it is not ready
     cut_off: bool = False  # it reaches neither a backend nor another balancer
     hands_over: bool = False  # asked before this process leaves, it hands over
     # By virtual router: when another node was master of it last, and well, as flow sync says. On
@@ -58,7 +59,14 @@ class Judgement:
 
     fitness: Fitness
     reasons: tuple[str, ...]  # what makes the priority other than the configured one, or FAULT
-    may_preempt: bool = True  # else it leaves a master of lower priority alone
+    # What it waits for: it leaves a master of lower priority alone, and does not begin to announce
+    # itself; empty: nothing.
+    waits_for: str = ""
+
+    @property
+    def may_preempt(self) -> bool:
+        """A master of lower priority."""
+        return not self.waits_for
 
 
 def judged(script: TrackedScript, before: ScriptState, ok: bool, detail: str) -> ScriptState:

@@ -35,7 +35,15 @@ from agent.pair.handover import Peers, hand_over, take_over
 from agent.pair.mastership import Mastership
 from agent.pair.node import node_of
 from agent.pair.peers import SyncPeers
-from agent.pair.readiness import Standing, follow, is_cut_off, is_ready, is_synced, settle_s
+from agent.pair.readiness import (
+    Standing,
+    follow,
+    is_cut_off,
+    is_reaching,
+    settle_s,
+    untold,
+    waits_for,
+)
 from agent.pair.word import Word
 from agent.state.moves import Moved, MoveOrder, MoveVerb
 from agent.state.snapshot import FailoverView
@@ -48,18 +56,23 @@ _GOODBYE_S = 0.5
 
 
 class Pair:
-    """The others, and this node's place among them. ``contents``: what the tables hold now."""
+    """The others, and this node's place among them. ``contents``: what the tables hold now;
+    ``complete``: they have all backends that the checks have found.
+    """
 
     def __init__(
         self,
         dataplane: Dataplane,
         word: Callable[[], Word],
         contents: Callable[[], TableContents],
+        complete: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._complete = complete
         # Nobody gets a new flow meanwhile.
         self._hold = lambda: new_flows_held(dataplane.tables.settings)
         self._word = word
         self._standing = Standing()
+        self._waits_for = "the agent has just started"
         self._settle_s = 0.0
         self._checked: set[str] = set()  # services of which is known whether a backend is up
         self._moving = asyncio.Lock()  # one move at a time; who comes second is refused
@@ -214,7 +227,7 @@ class Pair:
             instances, now_s = mastership.instances, time.monotonic()
             wanted = preemption.candidates(mastership.routers, instances)
             waiting = preemption.since(waiting, wanted, now_s)
-            if self._peers is None or self._moving.locked() or not self._look():
+            if self._peers is None or self._moving.locked() or self._look():
                 continue
             for instance in preemption.due(waiting, instances, now_s):
                 try:
@@ -245,13 +258,14 @@ class Pair:
     def _whole_word(self) -> Word:
         """What the failover process depends on, of this agent and its peers."""
         word = self._word()
-        known = {name: word.services[name] for name in self._checked & word.services.keys()}
         peers = self._others()
+        waits = self._look(word)
         self._compare(peers)
         return replace(
             word,
-            ready=self._look(),
-            cut_off=is_cut_off(peers, known),
+            ready=not waits,
+            waits_for=waits,
+            cut_off=is_cut_off(peers, self._known(word)),
             hands_over=not self._ends and any(p.state is LinkState.CONNECTED for p in peers),
             vouchers=witness.vouchers(self.mastership.routers, peers) if self._has_witness else {},
         )
@@ -298,16 +312,28 @@ class Pair:
     def _lasting(self) -> dict[comparing.Place, Problem]:
         return comparing.lasting(self._mismatches, self.mastership.slowest_interval_s())
 
-    def _look(self) -> bool:
-        """Whether this node may take its place now."""
-        now_s = time.monotonic()
+    def _known(self, word: Word) -> dict[str, tuple[int, int]]:
+        """How many backends are up, of the services of which that is known."""
+        return {name: word.services[name] for name in self._checked & word.services.keys()}
+
+    def _look(self, word: Word | None = None) -> str:
+        """What this node waits for before it may serve; empty: it may."""
+        now_s, before = time.monotonic(), self._waits_for
+        lacks = untold(self._others(), was=self._standing.synced_since is not None)
         self._standing = follow(
             self._standing,
-            synced=is_synced(self._others(), was=self._standing.synced_since is not None),
+            synced=not lacks,
             behind=self.mastership.masters_elsewhere(None),
+            reaches=is_reaching(self._known(word or self._word())),
             now_s=now_s,
         )
-        return is_ready(self._standing, self._settle_s, now_s)
+        waits = waits_for(self._standing, self._settle_s, now_s, lacks)
+        if before and not waits and not self._complete():
+            waits = "the tables lack backends that the checks have found"
+        if before and not waits and lacks:
+            log.warning("ready without all flows: the wait is over", lacks="; ".join(lacks))
+        self._waits_for = waits
+        return waits
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:

@@ -1,7 +1,8 @@
-"""Decides whether a node may take its place from a master that is well, and whether it is cut off.
+"""Decides whether a node may serve: take its place from a master that is well, or announce itself.
 
 A node that was away does not know the connections that were opened meanwhile, and its checks not
-which backends are up: it waits for both. Pure; moments are of one clock that only goes forward.
+which backends are up: it waits for both. It is one rule for VRRP and for announcements. Pure;
+moments are of one clock that only goes forward.
 """
 
 from __future__ import annotations
@@ -14,24 +15,31 @@ from agent.model import CheckKind, Service
 
 FRESH_S = 1.5  # a state of the other one's flows that is older is not its present one
 _STALE_S = 2.5  # what was present once may be that old: hosts are busy at times
-# A master that does not tell its flows for so long does not do it at all: keepalived, or a node
-# whose agent is dead.
+# A balancer that does not tell its flows for so long does not do it at all: it is dead, or
+# keepalived, or a node whose agent is dead.
 PATIENCE_S = 15.0
 _MOST_SETTLE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Since when this node knows the others' flows, and is behind another master; None: not."""
+    """Since when this node knows the others' flows, is behind another master, and reaches a
+    backend; None: not.
+    """
 
     synced_since: float | None = None
     behind_since: float | None = None
+    reaches_since: float | None = None
 
 
-def follow(before: Standing, *, synced: bool, behind: bool, now_s: float) -> Standing:
+def follow(
+    before: Standing, *, synced: bool, behind: bool, reaches: bool, now_s: float
+) -> Standing:
     """One more look."""
     return Standing(
-        _since(before.synced_since, synced, now_s), _since(before.behind_since, behind, now_s)
+        _since(before.synced_since, synced, now_s),
+        _since(before.behind_since, behind, now_s),
+        _since(before.reaches_since, reaches, now_s),
     )
 
 
@@ -41,16 +49,28 @@ def _since(before: float | None, holds: bool, now_s: float) -> float | None:
     return now_s if before is None else before
 
 
-def is_synced(peers: Iterable[PeerSync], *, was: bool) -> bool:
-    """All that the other balancers have is known here; true without any. ``was``: until now."""
+def untold(peers: Iterable[PeerSync], *, was: bool) -> tuple[str, ...]:
+    """The other balancers of which not all flows are known here, and why; none: this node is
+    synced. ``was``: it was until now.
+    """
     oldest_s = _STALE_S if was else FRESH_S
-    return all(
-        peer.state is LinkState.CONNECTED
-        and peer.full_received > 0
-        and peer.behind_s is not None
-        and peer.behind_s < oldest_s
-        for peer in peers
-    )
+    return tuple(why for peer in peers if (why := _untold(peer, oldest_s)))
+
+
+def _untold(peer: PeerSync, oldest_s: float) -> str:
+    if peer.state is not LinkState.CONNECTED:
+        return f"{peer.address} is not connected"
+    if peer.full_received == 0 or peer.behind_s is None:
+        return f"{peer.address} has not told all of its flows yet"
+    if peer.behind_s >= oldest_s:
+        return f"{peer.address} was not heard lately"
+    return ""
+
+
+def is_reaching(services: Mapping[str, tuple[int, int]]) -> bool:
+    """A backend is up of the services that are checked, or none is checked."""
+    counts = [up for up, total in services.values() if total]
+    return any(counts) or not counts
 
 
 def settle_s(services: Iterable[Service]) -> float:
@@ -60,12 +80,20 @@ def settle_s(services: Iterable[Service]) -> float:
     return min(longest, _MOST_SETTLE_S)
 
 
-def is_ready(standing: Standing, settling_s: float, now_s: float) -> bool:
-    """Whether the node may take its place."""
+def waits_for(
+    standing: Standing, settling_s: float, now_s: float, without: Iterable[str] = ()
+) -> str:
+    """What the node waits for before it serves; empty: it may. ``without``: ``untold``."""
+    reached = standing.reaches_since
+    if reached is None:
+        return "no backend is up"
     synced, behind = standing.synced_since, standing.behind_since
-    if synced is not None and now_s - synced >= settling_s:
-        return True
-    return behind is not None and now_s - behind >= PATIENCE_S
+    if now_s - max(reached, synced or reached) < settling_s:
+        return "the checks settle"
+    # While it reaches nobody, nothing is told: that time does not count.
+    if synced is None and now_s - max(reached, behind or reached) < PATIENCE_S:
+        return f"the flows of other balancers are not known: {', '.join(without)}"
+    return ""
 
 
 def is_cut_off(peers: Iterable[PeerSync], services: Mapping[str, tuple[int, int]]) -> bool:

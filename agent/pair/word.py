@@ -12,7 +12,8 @@ from agent.state.situation import Situation
 @dataclass(frozen=True, slots=True)
 class Word:
     """Whether the program is attached, why not, and how many backends of each service are up, of
-    how many. ``ready``: this node may take its place from a master that is well. ``cut_off``: it
+    how many. ``ready``: this node may take its place from a master that is well, or announce
+    itself; ``waits_for``: else, what it waits for. ``cut_off``: it
     reaches nobody. ``hands_over``: before this node leaves, the agent can hand over. ``vouchers``:
     for virtual routers, by name, the last moment (monotonic) of which flow sync says that another
     node was their master, and well.
@@ -22,6 +23,7 @@ class Word:
     why: str
     services: Mapping[str, tuple[int, int]]
     ready: bool = True
+    waits_for: str = ""
     cut_off: bool = False
     hands_over: bool = False
     vouchers: Mapping[str, float] = field(default_factory=dict)

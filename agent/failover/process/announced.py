@@ -1,5 +1,6 @@
 """Runs an instance without elections: its VIPs are on while this node is fit, and a routing daemon
-tells the routers of them. MASTER is a node whose VIPs are on, BACKUP one that was handed over."""
+tells the routers of them. MASTER is a node whose VIPs are on, BACKUP one that was handed over, or
+waits until it knows the flows and the backends: it would break connections that others have."""
 
 from __future__ import annotations
 
@@ -20,12 +21,16 @@ from agent.failover.vrrp.states import Fitness
 log = structlog.get_logger()
 
 
-def role_of(mode: Mode, fault: str) -> tuple[Role, str]:
-    """What a node is, and why."""
-    if fault:
+def role_of(mode: Mode, judgement: Judgement, *, serves: bool) -> tuple[Role, str]:
+    """What a node is, and why. One that ``serves`` goes on: others may have died, and their flows
+    are what it waits for.
+    """
+    if fault := judgement.fitness.fault:
         return Role.FAULT, fault
     if mode is Mode.HANDED_OVER:
         return Role.BACKUP, "handed over"
+    if judgement.waits_for and not serves:
+        return Role.BACKUP, f"not announced yet: {judgement.waits_for}"
     return Role.MASTER, "fit"
 
 
@@ -41,6 +46,7 @@ class Announced:
         self._judgement = Judgement(Fitness(router.instance.priority), ())
         self._transitions: Counter[str] = Counter()
         self._role, self._why = Role.INIT, "not started yet"
+        self._serves = False
         self._since = time.time()
 
     @property
@@ -48,8 +54,9 @@ class Announced:
         """As of now."""
         return self._role
 
-    def start(self, judgement: Judgement) -> None:
-        """Take part."""
+    def start(self, judgement: Judgement, *, inherited: bool) -> None:
+        """Take part. ``inherited``: a former process has left the VIPs on, and served until now."""
+        self._serves = inherited
         self.observe(judgement)
         if self._role is not Role.MASTER:
             self._holding.drop()  # what a former process left
@@ -78,7 +85,8 @@ class Announced:
         self._settle()
 
     def _settle(self) -> None:
-        self._enter(*role_of(self._mode, self._judgement.fitness.fault))
+        self._enter(*role_of(self._mode, self._judgement, serves=self._serves))
+        self._serves = self._role is Role.MASTER
 
     def _enter(self, role: Role, why: str) -> None:
         before, self._role, self._why = self._role, role, why

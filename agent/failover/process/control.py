@@ -170,6 +170,7 @@ async def _do(request: Mapping[str, Any], office: Office) -> None:
                     str(request.get("why", "")),
                     services,
                     ready=request.get("ready", True) is True,
+                    waits_for=str(request.get("waits_for", "")),
                     cut_off=request.get("cut_off", False) is True,
                     hands_over=request.get("hands_over", False) is True,
                     vouchers=_vouchers(request.get("vouchers", {})),

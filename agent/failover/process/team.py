@@ -266,11 +266,11 @@ class Team:
             router = member.router
             with _guarded(router.name):
                 judgement = self.tracking.judge(router)
+                left = any((router.interface, vip) in inherited for vip in router.vips)
                 if isinstance(member, Announced):
-                    member.start(judgement)
+                    member.start(judgement, inherited=left)
                     continue
                 interface = self.tracking.interface(router.interface)
-                left = any((router.interface, vip) in inherited for vip in router.vips)
                 member.start(interface, judgement, inherited=left)
 
     def _make(self, router: VirtualRouter) -> Member:

@@ -122,8 +122,13 @@ class Tracking:
         judged = fitness(router.instance, router.interface, router.services, observed)
         # Its agent says whether it has the flows of the others: without them, the connections of
         # a master that is well would be cut. One of before a restart may be another node by now.
-        known = (word := self._fresh_word(_RESTARTED_S)) is not None and word.ready
-        return replace(judged, may_preempt=known or not router.instance.track.dataplane)
+        tracked = router.instance.track.dataplane
+        return replace(judged, waits_for=self._waits_for() if tracked else "")
+
+    def _waits_for(self) -> str:
+        if (word := self._fresh_word(_RESTARTED_S)) is None:
+            return "the agent has not reported lately"
+        return "" if word.ready else word.waits_for or "the agent is not ready"
 
     def hands_over(self) -> bool:
         """Whether the agent, asked now, would hand over to another balancer."""

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -39,6 +40,8 @@ BALANCERS = {"lb1": 11, "lb2": 12}
 BACKENDS = {"be1": 101, "be2": 102, "be3": 103}
 AGENT = processes.program("lb-agent", "agent.main")
 ETH_P_ALL = 3
+# Not as the host of the tests may call its own.
+INTERFACE = "wan0"
 ROUTER, CLIENT = "router", "client"
 
 
@@ -72,6 +75,16 @@ class Routed:
 
     def config_path(self, balancer: str) -> Path:
         return self.run_dir / f"{balancer}.yaml"
+
+    @property
+    def key_file(self) -> Path:
+        """The secret that the balancers share."""
+        return self.run_dir / "key"
+
+    def role(self, balancer: str) -> str:
+        """Whether a balancer has the VIPs, or why not."""
+        (found,) = self.api(balancer).get("/v1/failover")["instances"]
+        return str(found["role"])
 
     def start_agent(self, balancer: str) -> None:
         config = str(self.config_path(balancer))
@@ -214,12 +227,12 @@ def _network(made: Routed) -> None:
     cables = ["link set lo up", bridge]
     for node in (*BALANCERS, *BACKENDS):
         namespace = made.namespace(node)
-        cables.append(f"link add {node} type veth peer name eth0 netns {namespace}")
+        cables.append(f"link add {node} type veth peer name {INTERFACE} netns {namespace}")
         cables.append(f"link set {node} master br0 up")
     cables += [
         # A card drops frames for another MAC, XDP on a veth sees them.
         *(f"link set {node} type bridge_slave flood off" for node in BALANCERS),
-        f"link add {CLIENT} type veth peer name eth0 netns {made.namespace(CLIENT)}",
+        f"link add {CLIENT} type veth peer name {INTERFACE} netns {made.namespace(CLIENT)}",
         f"link set {CLIENT} up",
         "link set br0 up",
         "address add 192.0.2.1/24 dev br0",
@@ -230,17 +243,17 @@ def _network(made: Routed) -> None:
     netns.ip(cables, made.namespace(ROUTER))
     for node, number in (BALANCERS | BACKENDS | {CLIENT: 21}).items():
         near4, near6 = ("198.51.100", "2001:db8:c:") if node == CLIENT else ("192.0.2", "2001:db8:")
-        commands = ["link set lo up", "link set eth0 up"]
+        commands = ["link set lo up", f"link set {INTERFACE} up"]
         commands += [
-            f"address add {near4}.{number}/24 dev eth0",
-            f"address add {near6}:{number}/64 dev eth0 nodad",
+            f"address add {near4}.{number}/24 dev {INTERFACE}",
+            f"address add {near6}:{number}/64 dev {INTERFACE} nodad",
             f"route add default via {near4}.1",
             f"route add ::/0 via {near6}:1",
         ]
         if node in BACKENDS:
             commands += [f"address add {vip}/{vip.max_prefixlen} dev lo" for vip in VIPS]
         netns.ip(commands, made.namespace(node))
-        netns.checksum_in_software(made.namespace(node), "eth0")
+        netns.checksum_in_software(made.namespace(node), INTERFACE)
 
 
 def _servers(made: Routed) -> None:
@@ -261,7 +274,7 @@ def agent_document(made: Routed, balancer: str) -> dict[str, Any]:
         services.append({"name": name, "vip": str(vip), "port": 80, "backends": backends})
     return {
         "name": made.namespace(balancer),
-        "interface": "eth0",
+        "interface": INTERFACE,
         "hook": "native",
         "socket": str(made.run_dir / f"{balancer}.sock"),
         "state_dir": str(made.run_dir / balancer),
@@ -273,11 +286,19 @@ def agent_document(made: Routed, balancer: str) -> dict[str, Any]:
             "health": {"type": "http", "interval": "500ms", "timeout": "500ms", "rise": 1},
         },
         "services": services,
-        "failover": {"instances": [{"name": "anycast", "method": "announce"}]},
+        "failover": {
+            "key_file": str(made.key_file),
+            "instances": [{"name": "anycast", "method": "announce"}],
+            "sync": {
+                "peers": [f"192.0.2.{n}" for name, n in BALANCERS.items() if name != balancer]
+            },
+        },
     }
 
 
 def _agents(made: Routed) -> None:
+    made.key_file.touch(mode=0o600)
+    made.key_file.write_text(f"{secrets.token_urlsafe(32)}\n")
     for balancer in BALANCERS:
         config = made.config_path(balancer)
         config.write_text(yaml.safe_dump(agent_document(made, balancer)))

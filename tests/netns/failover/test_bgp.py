@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
 
 from agent.failover.model import Mode
-from tests.netns.failover.routed import EXAMPLES, Routed, ask, frames_to_vips, routed
+from tests.netns.failover.routed import EXAMPLES, INTERFACE, Routed, ask, frames_to_vips, routed
+from tests.netns.site import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 
@@ -31,6 +33,21 @@ def both(net: Routed) -> None:
     for balancer in ("lb1", "lb2"):
         net.set_mode(balancer, Mode.NORMAL)
     net.await_ways("lb1", "lb2")
+
+
+def goes_on(
+    net: Routed, connections: list[HTTPConnection], backends: list[str], *balancers: str
+) -> None:
+    """The same backends answer on all connections until these balancers are used, and after it."""
+    ways = [set(balancers)] * 2
+
+    def nothing_breaks() -> bool:
+        assert [ask(connection) for connection in connections] == backends
+        return [net.ways(4), net.ways(6)] == ways
+
+    wait_until(f"routes to {balancers}", nothing_breaks, 60.0)
+    for _ in range(3):
+        assert nothing_breaks()
 
 
 def test_both_balancers_are_announced_and_each_has_a_share(net: Routed) -> None:
@@ -58,13 +75,27 @@ def test_a_balancer_that_is_handed_over_gets_nothing_more_and_nobody_notices(net
     assert_unharmed(load)
 
 
+def test_a_balancer_that_was_cut_off_silently_breaks_nothing_when_it_is_back(net: Routed) -> None:
+    """It knows neither the flows of meanwhile nor, at first, the backends."""
+    both(net)
+    connections = net.connect(16)
+    backends = [ask(connection) for connection in connections]
+    net.cut("lb1")
+    net.await_ways("lb2")
+    wait_until("lb1 has taken its VIPs off", lambda: net.role("lb1") == "fault", 60.0)
+    connections += net.connect(64)
+    backends = backends + [ask(connection) for connection in connections[16:]]
+    net.mend("lb1")
+    goes_on(net, connections, backends, "lb1", "lb2")
+
+
 def test_a_balancer_without_its_program_is_withdrawn_until_it_has_it_again(net: Routed) -> None:
     both(net)
     connections = net.connect(16)
     backends = [ask(connection) for connection in connections]
     net.kill("lb1", "agent")  # or it would attach it again at once
     assert net.ways(4) == {"lb1", "lb2"}
-    net.run("lb1", "ip", "link", "set", "eth0", "xdp", "off")
+    net.run("lb1", "ip", "link", "set", INTERFACE, "xdp", "off")
     net.await_ways("lb2")
     assert [ask(connection) for connection in connections] == backends
     net.start_agent("lb1")

@@ -339,6 +339,7 @@ def test_an_announced_vip_is_on_while_the_node_is_fit(net: Switched) -> None:
         alone.await_role("backup")
         assert not net.has("a", VIP)
         alone.ask(do="mode", mode="normal")
+        alone.ask(do="agent", attached=True)  # it says so twice a second
         alone.await_vip(True)
         alone.end()
         assert not net.has("a", VIP)

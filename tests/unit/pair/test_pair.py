@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,6 +143,34 @@ def test_a_process_that_does_not_answer_says_nothing_of_its_routers() -> None:
     assert (told.instances, len(told.routers or ()), told.routers_s) == (("web",), 1, 5.0)
     node.status = None
     assert (pair._presence().instances, pair._presence().routers) == (("web",), None)
+
+
+def test_a_node_is_ready_once_its_tables_have_what_its_checks_found() -> None:
+    pair, _ = made()
+    complete = False
+    pair._complete = lambda: complete
+    assert pair._whole_word().waits_for == "the tables lack backends that the checks have found"
+    complete = True
+    assert pair._whole_word().ready
+    complete = False
+    assert pair._whole_word().ready, "a pass is always under way somewhere"
+
+
+def test_who_serves_without_the_flows_of_the_others_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair, _ = made()
+    pair._unkeyed = (replace(PEER, state=LinkState.CONNECTING),)
+    now_s = 100.0
+    clock = SimpleNamespace(monotonic=lambda: now_s, time=time.time)
+    monkeypatch.setattr("agent.pair.pair.time", clock)
+    word = pair._whole_word()
+    assert (word.ready, "10.0.0.2 is not connected" in word.waits_for) == (False, True)
+    now_s += 60.0
+    with capture_logs() as said:
+        assert pair._whole_word().ready
+        assert pair._whole_word().ready
+    assert [line["event"] for line in said] == ["ready without all flows: the wait is over"]
 
 
 def test_a_node_in_fault_does_not_say_that_it_has_taken() -> None:

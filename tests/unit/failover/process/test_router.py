@@ -95,7 +95,7 @@ def test_who_may_not_preempt_leaves_a_master_of_lower_priority_alone(
 ) -> None:
     async def work(router: Router, found: Host) -> None:
         due_s = router.state.due_s
-        router.observe(UP, replace(FIT, may_preempt=False))
+        router.observe(UP, replace(FIT, waits_for="the flows"))
         hear(router, found, advert(50))
         assert router.state.due_s is not None
         assert due_s is not None

@@ -75,7 +75,10 @@ def test_a_node_that_is_not_ready_leaves_a_master_alone(monkeypatch: pytest.Monk
         assert not tracking.judge(ROUTER).may_preempt
         tracking.heard(ATTACHED)
         assert tracking.judge(ROUTER).may_preempt
-        assert tracking.heard(replace(ATTACHED, ready=False))
+        assert tracking.heard(replace(ATTACHED, ready=False, waits_for="the checks settle"))
+        assert not tracking.judge(ROUTER).may_preempt
+        assert tracking.judge(ROUTER).waits_for == "the checks settle"
+        assert tracking.heard(replace(ATTACHED, ready=False)), "an agent of before"
         assert not tracking.judge(ROUTER).may_preempt
 
     run(monkeypatch, work)
