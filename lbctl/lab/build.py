@@ -259,8 +259,8 @@ def _without_answers(lab: Lab) -> str:
     command = lab_command(lab.name)
     if lab.hook is Hook.NATIVE:
         return f"try it without native XDP: {command} up --replace --hook tc"
-    balancer = lab.nodes(Role.BALANCER)[0].name
-    return f"see what becomes of the packets: {command} exec {balancer} -- lbctl trace"
+    socket = lab.socket(lab.nodes(Role.BALANCER)[0])
+    return f"see what becomes of the packets: lbctl --socket {socket} trace"
 
 
 def await_answers(lab: Lab, timeout_s: float = 10.0) -> None:

@@ -327,6 +327,46 @@ def test_demo_tells_its_story_and_leaves_nothing() -> None:
     assert traces() == []
 
 
+_PAIR = """
+mount -t sysfs sysfs /sys
+mount -t bpf bpf /sys/fs/bpf
+ip link set lo up
+trap '"$@" down' EXIT
+"$@" up --balancers 2 --backends 1
+"$@" exec client -- "$PYTHON" -c "
+import socket, time
+held = socket.create_connection(('$VIP', 80))
+time.sleep(600)" &
+client=$!
+while ! "$PYTHON" -m lbctl.main --socket "$SOCKET" flows -o json | grep -q '"matched": [1-9]'; do
+    kill -0 $client
+    sleep 0.5
+done
+kill $client
+"""
+
+
+@pytest.mark.soak
+def test_a_pair_exchanges_flows_on_a_host_that_has_no_interface_of_that_name() -> None:
+    """What is asked of the balancer's interface is not asked of the host's, in /sys."""
+    lab = Lab(name=NAME, balancers=2)
+    told = {
+        "PYTHON": sys.executable,
+        "VIP": str(lab.vips[0]),
+        "SOCKET": str(lab.socket(lab.node("lb2"))),
+    }
+    done = subprocess.run(
+        ["unshare", "--mount", "--net", "sh", "-ec", _PAIR, "-", *LBCTL],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env=processes.environment() | told,
+    )
+    assert done.returncode == 0, done.stderr
+    assert traces() == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_that_is_interrupted_leaves_nothing(number: signal.Signals) -> None:
     demo = subprocess.Popen(
