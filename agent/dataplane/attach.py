@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import structlog
@@ -84,10 +84,10 @@ def place(hook: Hook, ifindex: int, pins: Pins) -> Place:
     return TcPlace(ifindex) if hook is Hook.TC else XdpPlace(ifindex, hook)
 
 
-def sits(attachment: Attachment, ident: int, pins: Pins) -> bool:
-    """Whether the program with that id is where it was put."""
+def sits(attachment: Attachment, idents: Container[int], pins: Pins) -> bool:
+    """Whether a program with one of these ids is where it was put."""
     try:
-        return place(attachment.mode, attachment.ifindex, pins).current() == ident
+        return place(attachment.mode, attachment.ifindex, pins).current() in idents
     except OSError:  # the interface is gone
         return False
 

@@ -103,6 +103,8 @@ class Dataplane:
         self.abi_version = abi.ABI_VERSION
         self._is_new = False  # nothing was pinned, and nothing is attached yet
         self._aside: Pins | None = None  # what was pinned under the name of the new tables
+        # Ids of what was put on the interfaces: two while one takes the other's place.
+        self._put: frozenset[int] = frozenset()
         self._changing = threading.Lock()  # one change of program and attachments at a time
 
     def load(self, services: tuple[Service, ...], *, sync: bool = False) -> None:
@@ -237,8 +239,20 @@ class Dataplane:
     def _attach(self) -> None:
         config = self._config
         before = {there.interface: there for there in self.attachments}
-        with self.around_attach():
-            placed = attach.attach(config.interfaces, config.hook, self.pins, self._program_of)
+        last = self._put
+
+        def program_of(kind: ProgramType) -> int:
+            fd = self._program_of(kind)
+            self._put = last | {self.program.info.id}
+            return fd
+
+        try:
+            with self.around_attach():
+                placed = attach.attach(config.interfaces, config.hook, self.pins, program_of)
+        except BaseException:
+            self._put = last
+            raise
+        self._put = frozenset({self.program.info.id})
         self._give_up_old()
         self.attachments = tuple(
             attach.with_reason(new, before.get(new.interface)) for new in placed
@@ -270,21 +284,23 @@ class Dataplane:
 
     def ensure_features(self, services: tuple[Service, ...], *, sync: bool = False) -> bool:
         """Recompile and swap if these services, or the exchange of flows (``sync``), need what the
-        program lacks; true if so.
+        program lacks; true if so. A swap that failed is tried again.
         """
         needed = needed_features(services, sync=sync)
         with self._changing:
-            if self.features.covers(needed):
+            if not self.features.covers(needed):
+                self._compile(self.features | needed, self.program.kind)
+            elif self._put == {self.program.info.id}:
                 return False
-            self._compile(self.features | needed, self.program.kind)
             self._attach()
             return True
 
     def is_attached(self) -> bool:
-        """Whether the program is where it was put, on every interface."""
-        ident = self.program.info.id
+        """Whether every interface has our program where it was put; while another one is compiled
+        and put there, that is the last one.
+        """
         return bool(self.attachments) and all(
-            attach.sits(attachment, ident, self.pins) for attachment in self.attachments
+            attach.sits(attachment, self._put, self.pins) for attachment in self.attachments
         )
 
     def now_jiffies(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +53,9 @@ log = structlog.get_logger()
 
 _PREEMPT_PAUSE_S = 1.0  # before the next one is asked for
 _GOODBYE_S = 0.5
+# In half a second both processes are told to stop, if they are stopped together.
+_LOOKS, _LOOK_S = 10, 0.05
+_OUTLAST_S = 8.0  # then a handover may take so long: container managers kill after ten seconds
 
 
 class Pair:
@@ -88,6 +91,7 @@ class Pair:
         self._claimed: frozenset[Address] = frozenset()
         self._shares = False  # some flows here can be another node's at the same time
         self._exchanges: dict[Address, Exchange] = {}  # by peer
+        self._left = asyncio.Event()  # what could be done before the failover process stops is done
         self.mastership = Mastership(self._whole_word, lambda: self._sync.beat())
         node = node_of(dataplane, contents, self.mastership.is_behind)
 
@@ -254,6 +258,7 @@ class Pair:
             except Exception:  # this task's root
                 log.exception("the handover before a stop broke")
             await mastership.excuse()
+            self._left.set()
 
     def _whole_word(self) -> Word:
         """What the failover process depends on, of this agent and its peers."""
@@ -266,7 +271,7 @@ class Pair:
             ready=not waits,
             waits_for=waits,
             cut_off=is_cut_off(peers, self._known(word)),
-            hands_over=not self._ends and any(p.state is LinkState.CONNECTED for p in peers),
+            hands_over=not self._ends and _is_connected(peers),
             vouchers=witness.vouchers(self.mastership.routers, peers) if self._has_witness else {},
         )
 
@@ -285,11 +290,31 @@ class Pair:
             self.mastership.wake()
 
     async def say_goodbye(self) -> None:
-        """This agent ends: a failover process that is to leave too need not wait for it."""
+        """This agent ends: a failover process that is to leave later need not wait for it. One
+        that is stopped at the same moment, as a container is, has the VIPs handed over first.
+        """
+        with contextlib.suppress(SteelyardError, TimeoutError):
+            await self._leave_together()
         self._ends = True
         with contextlib.suppress(SteelyardError, TimeoutError):
             async with asyncio.timeout(_GOODBYE_S):
                 await self.mastership.say()
+
+    async def _leave_together(self) -> None:
+        """See whether the failover process is stopped, too, and until its VIPs are elsewhere."""
+        mastership = self.mastership
+        if not (mastership.has_role(Role.MASTER, None) and _is_connected(self._others())):
+            return
+        # Looks are counted, not time: an agent that gets no CPU has not looked.
+        for _ in range(_LOOKS):
+            if (await mastership.order({"do": "status"})).leaving:
+                break
+            await asyncio.sleep(_LOOK_S)
+        else:
+            return
+        log.info("the failover process is stopped too: the VIPs are handed over first")
+        async with asyncio.timeout(_OUTLAST_S):
+            await self._left.wait()
 
     def _others(self) -> tuple[PeerSync, ...]:
         """How it stands with each of the other balancers."""
@@ -380,3 +405,8 @@ class Pair:
                 self.mastership, peers, self._hold, instance, force=True, stay=False
             )
         return moved.text
+
+
+def _is_connected(peers: Iterable[PeerSync]) -> bool:
+    """Whether somebody is there to hand over to."""
+    return any(peer.state is LinkState.CONNECTED for peer in peers)

@@ -13,8 +13,10 @@ from ipaddress import ip_address
 
 import pytest
 
-from agent.dataplane import attach, helpers, libbpf, pins
+from agent.dataplane import attach, helpers, libbpf, pins, program
 from agent.dataplane.compile import Compiled
+from agent.dataplane.hooks.tc import TcPlace
+from agent.dataplane.hooks.xdp import XdpPlace
 from agent.dataplane.libbpf import ProgramType
 from agent.dataplane.program import Dataplane, remove_instance
 from agent.errors import DataplaneError, NetworkError
@@ -219,6 +221,58 @@ def test_a_new_feature_swaps_the_program_under_the_same_tables(instance: str, ho
     assert {attachment.mode for attachment in rig.dataplane.attachments} == {hook}
     rig.send(tcp("A"))
     assert (rig.counts("a").opened, rig.counts("a").packets) == (1, 2)
+
+
+@pytest.mark.parametrize("hook", [Hook.NATIVE, Hook.TC])
+def test_the_last_program_is_attached_until_another_one_is(
+    monkeypatch: pytest.MonkeyPatch, instance: str, hook: Hook
+):
+    """Whoever asks at any moment of a swap: a master that says otherwise gives its VIPs up."""
+    web = service(backend("a"))
+    dataplane = start(instance, "here", hook, web, more=("there",))
+    found: list[bool] = []
+
+    def asked(module: object, name: str) -> None:
+        work = getattr(module, name)
+
+        def around(*arguments: object) -> object:
+            found.append(dataplane.is_attached())
+            done = work(*arguments)
+            found.append(dataplane.is_attached())
+            return done
+
+        monkeypatch.setattr(module, name, around)
+
+    asked(program, "compile_program")
+    asked(attach, "attach")
+    asked(TcPlace if hook is Hook.TC else XdpPlace, "put")
+    before = dataplane.program.info.id
+    assert dataplane.ensure_features((web, service(name="six", vip=VIP6)))
+    assert dataplane.program.info.id != before
+    assert len(found) >= 6
+    assert all(found)
+    assert dataplane.is_attached()
+
+
+def test_a_swap_that_failed_leaves_the_last_program_and_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, instance: str
+):
+    web, six = service(backend("a")), service(name="six", vip=VIP6)
+    dataplane = start(instance, "here", Hook.NATIVE, web)
+    with monkeypatch.context() as broken:
+        broken.setattr(XdpPlace, "put", refusing)
+        with pytest.raises(DataplaneError):
+            dataplane.ensure_features((web, six))
+    assert dataplane.is_attached(), "the last one"
+    assert on_interface("here").id != dataplane.program.info.id
+    assert dataplane.ensure_features((web, six))
+    assert on_interface("here").id == dataplane.program.info.id
+    assert dataplane.is_attached()
+    assert not dataplane.ensure_features((web, six))
+
+
+def refusing(*_: object) -> None:
+    raise OSError(errno.EBUSY, "busy")
 
 
 def test_a_program_that_somebody_took_off_is_missed(instance: str):

@@ -148,6 +148,35 @@ def test_two_masters_are_named_on_both(here: Pair) -> None:
     here.set_witness(True)
 
 
+def test_a_master_stays_master_while_its_agent_swaps_the_program(here: Pair) -> None:
+    here.settle()
+    before = [here.times_master(node) for node in (here.first, here.second)]
+    with here.rush(1000) as rushed:
+        recompile(here, here.first, "gue")
+    assert [here.times_master(node) for node in (here.first, here.second)] == before
+    assert here.is_settled()
+    assert rushed.started > 0
+    assert not rushed.failed, rushed.failed[:3]
+
+
+def test_nobody_notices_that_both_processes_are_stopped_at_one_moment(here: Pair) -> None:
+    """As when a container is stopped."""
+    here.settle()
+    node = here.first
+    names = [node.name, failover.process_of(node)]
+    pids = [pid for name in names if (pid := processes.pid_of(here.lab.run_dir, name))]
+    assert len(pids) == len(names)
+    with crowd.held(here.lab, 100) as people, here.rush(500) as rushed:
+        all_go_on(people)
+        processes.stop(here.lab.run_dir, pids, grace_s=60.0)
+        failover.await_role(here.lab, here.second, MASTER)
+        all_go_on(people)
+    assert rushed.started > 0
+    assert not rushed.failed, rushed.failed[:3]
+    log = (here.lab.run_dir / f"{node.name}.log").read_text()
+    assert "the VIPs are handed over first" in log
+
+
 def restart_agent(here: Pair, node: Node) -> None:
     here.at(node).stop_agent(signal.SIGTERM)
     here.at(node).start_agent()
@@ -185,14 +214,19 @@ def reweigh(here: Pair, node: Node) -> None:
     here.at(node).reload(document)
 
 
-def recompile(here: Pair, node: Node) -> None:
+def recompile(here: Pair, node: Node, forward: str = "ipip") -> None:
     """A feature that the running program lacks, so that it is compiled anew."""
-    before = here.at(node).xdp_program_id()
+    before = program_id(here, node)
     document = here.at(node).config()
-    own = next(s for s in document["services"] if s["name"] == "crowd4-dsr")
-    document["services"].append(own | {"name": "other", "port": 9300, "forward": "ipip"})
+    services = [s for s in document["services"] if s["name"] != "other"]
+    own = next(s for s in services if s["name"] == "crowd4-dsr")
+    document["services"] = [*services, own | {"name": "other", "port": 9300, "forward": forward}]
     here.at(node).reload(document)
-    wait_until("another program", lambda: here.at(node).xdp_program_id() != before)
+    wait_until("another program", lambda: program_id(here, node) != before)
+
+
+def program_id(here: Pair, node: Node) -> int:
+    return int(here.at(node).get("/v1/status")["dataplane"]["program_id"])
 
 
 type Trouble = Callable[[Pair, Node], None]

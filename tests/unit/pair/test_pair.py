@@ -32,6 +32,12 @@ class Heard(Node):
             self.steps.append(request["do"])
         return await super().order(request)
 
+    def stop(self) -> None:
+        """The failover process is told to stop."""
+        assert self.status is not None
+        self.status = replace(self.status, leaving=True)
+        self.leaving.set()
+
     async def say(self, word: object = None) -> None:
         self.steps.append("say")
 
@@ -198,6 +204,29 @@ def test_a_failover_process_that_leaves_is_let_go_after_a_handover_or_without_on
     moves = [step for step in steps if step == "take" or step.startswith("mode")]
     assert moves == (["mode handed-over", "take"] if know else [])
     assert steps[-1] == "leave"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_agent_that_ends_with_its_failover_process_hands_over_first(together: bool) -> None:
+    """As when a container is stopped; alone, it need not: what it leaves goes on."""
+
+    async def run() -> list[str]:
+        pair, node = made(Role.MASTER)
+        pair._peers = Others(node)
+        connected = replace(PEER, state=LinkState.CONNECTED)
+        pair._sync = SimpleNamespace(status=lambda: (connected,))
+        if together:
+            asyncio.get_running_loop().call_later(0.05, node.stop)
+        task = asyncio.create_task(pair._leave())
+        async with asyncio.timeout(60):
+            await pair.say_goodbye()
+        task.cancel()
+        return [step for step in node.steps if step != "status"]
+
+    steps = asyncio.run(run())
+    assert steps[-1] == "say"
+    assert ("take" in steps) is together
+    assert not together or steps.index("take") < steps.index("say")
 
 
 def test_an_agent_that_ends_hands_nothing_over_any_more() -> None:
