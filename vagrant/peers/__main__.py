@@ -20,7 +20,7 @@ from vagrant.peers.report import Balancer, Kept
 from vagrant.peers.rounds import Measurement, Rounds
 from vagrant.peers.setting import Setting
 from vagrant.smoke.children import VagrantError
-from vagrant.smoke.machines import Machines
+from vagrant.smoke.machines import Machines, require
 from vagrant.smoke.report import Guests
 from vagrant.smoke.stage import EMULATED, Stage
 
@@ -65,6 +65,7 @@ def main(rounds: int, add: bool, results: Path, keep: bool) -> None:
 
 
 def _compare(guard: Guard, rounds: int, results: Path, add: bool, keep: bool) -> None:
+    require()
     scratch = Path(tempfile.mkdtemp(prefix="steelyard-peers-"))
     machines = Machines(scratch, _progress)
     taken: list[Measurement] = []

@@ -18,7 +18,7 @@ from lbctl.lab.interrupt import Guard, Interrupted
 from lbctl.lab.judge import Outcome
 from vagrant.smoke import report, rows
 from vagrant.smoke.children import VagrantError
-from vagrant.smoke.machines import Machines
+from vagrant.smoke.machines import Machines, require
 from vagrant.smoke.report import Guests, Result
 from vagrant.smoke.rows import Row
 from vagrant.smoke.ssh import CONFIG
@@ -83,6 +83,7 @@ def main(
 
 
 def _test(guard: Guard, wanted: Sequence[Row], keep: bool, keep_results: Path | None) -> None:
+    require()
     machines = _machines()
     results: list[Result] = []
     begun_s = time.monotonic()
@@ -177,8 +178,9 @@ def _write(folder: Path, found: report.Document) -> None:
 @main.command()
 def up() -> None:
     """Bring the machines up for people, and wait until the VIPs answer."""
-    machines, well = _machines(), True
     with _guarded() as guard:
+        require()
+        machines, well = _machines(), True
         try:
             with guard.interruptible():
                 guests = _bring_up(machines)

@@ -79,6 +79,11 @@ def _installed(program: str) -> bool:
     return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is not None
 
 
+def require() -> None:
+    """Raises VagrantError for all that this host lacks; before anything is begun."""
+    needs.require(provider(os.environ, _installed), _installed, builds_box=BOX not in os.environ)
+
+
 class Machines:
     """The machines of the Vagrantfile, from ``up`` to ``down``."""
 
@@ -126,7 +131,6 @@ class Machines:
 
     def up(self) -> None:
         """Bring up what does not run: the box, libvirt and the machines."""
-        needs.require(self._provider, _installed, builds_box=BOX not in os.environ)
         self._libvirt("start")
         self._look()
         self._found_running = bool(self._states) and all(s.state == RUNNING for s in self._states)

@@ -88,6 +88,25 @@ def test_machines_that_do_not_come_up_are_removed_and_the_reason_is_kept(place: 
     assert "no room" in log.read_text()
 
 
+@pytest.mark.parametrize("words", [(), ("up",)])
+def test_what_a_host_lacks_is_one_refusal_before_anything_is_begun(
+    place: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("PATH", "/none")
+    for name in ("rsync", "virtlogd"):
+        (place / name).unlink()
+    command = start(place, "fails", *words)
+    out, _ = command.communicate(timeout=60)
+    assert command.returncode == 1
+    (line,) = out.splitlines()
+    assert line.startswith(
+        "vagrant: FAILED: not installed: rsync, virtlogd remedy: apt-get install"
+    )
+    assert line.endswith("rsync libvirt-daemon-system")
+    assert notes(place) == []
+    assert list((place / "tmp").iterdir()) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_lets_vagrant_clean_up_and_leaves_nothing(
     place: Path, number: signal.Signals

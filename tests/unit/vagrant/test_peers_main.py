@@ -39,6 +39,7 @@ class World:
         ):
             monkeypatch.setattr(main, name, lambda *_, made=made: made)
         monkeypatch.setattr(main, "_write", self.write)
+        monkeypatch.setattr(main, "require", lambda: None)
 
     def undone_by(self, undo: ExitStack) -> None:
         undo.callback(self.undo, "compare")
