@@ -24,6 +24,8 @@ class Inbox:
         self.ledger = Ledger(interval_s)
         self.received = 0
         self.discarded: Counter[str] = Counter()
+        # The last advert with which nothing was wrong: a master says the same again and again.
+        self._well: tuple[Advert, VirtualRouter, Address, int] | None = None
 
     def take(
         self, found: Iterable[Advert | Refusal], router: VirtualRouter, own: Address, priority: int
@@ -46,8 +48,18 @@ class Inbox:
             self.discarded[refusal.reason.value] += count
             self._note(router, own, priority, refusal, count)
         for advert in adverts:
-            self._note(router, own, priority, advert, 1)
+            if not self._is_known(advert, router, own, priority):
+                self._note(router, own, priority, advert, 1)
         return adverts
+
+    def _is_known(self, advert: Advert, router: VirtualRouter, own: Address, priority: int) -> bool:
+        if self._well is None:
+            return False
+        heard, for_router, for_own, for_priority = self._well
+        # The same objects: comparing all that is in them costs as much as looking anew.
+        return (
+            heard is advert and for_router is router and (for_own, for_priority) == (own, priority)
+        )
 
     def _note(
         self,
@@ -58,6 +70,8 @@ class Inbox:
         count: int,
     ) -> None:
         wrong = problems(router, own, priority, heard)
+        if not wrong and isinstance(heard, Advert):
+            self._well = heard, router, own, priority
         if wrong:
             for news in self.ledger.note(wrong, time.time(), count):
                 log.warning("mismatch", router=router.name, kind=news.kind, text=news.text)

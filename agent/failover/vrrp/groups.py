@@ -30,6 +30,10 @@ def step(
     First what each member wants done first, and so on: all have their VIPs before the old master
     hears of the first one, and drops them all.
     """
+    alone = states[name]
+    if len(states) == 1 and not (settings[name].grouped or alone.group_fault or alone.wish):
+        new, own = machine.step(settings[name], alone, event, now_s)
+        return {name: new}, tuple((name, effect) for effect in own)
     found = dict(states)
     effects: dict[str, list[Effect]] = {}
     events: list[tuple[str, Event]] = [(name, event)]

@@ -65,6 +65,7 @@ class Listener:
         self._members: dict[int, Member] = {}  # by VRID
         self._by_vip: dict[bytes, Member] = {}
         self._parsed: dict[bytes, Datagram] = {}
+        self.interval_s = 1.0  # the shortest between adverts of a member's
         self._opened = contextlib.ExitStack()
         protocols = (IPPROTO_VRRP,) if family == 6 else (IPPROTO_VRRP, IPPROTO_AH)
         try:
@@ -174,6 +175,8 @@ class Listener:
         return False
 
     def _changed(self) -> None:
+        intervals = (member.own.router.instance.interval_s for member in self._members.values())
+        self.interval_s = min(intervals, default=1.0)
         self._by_vip = {
             vip.packed: member
             for member in self._members.values()

@@ -73,6 +73,7 @@ class Listener:
 
     sockets = ()
     is_used = True
+    interval_s = 10.0
 
     def __init__(self, found: Host) -> None:
         self._found = found
