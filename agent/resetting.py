@@ -67,19 +67,28 @@ class Resetter:
 
     async def take(self, now: Situation, found: Survey, now_s: float) -> None:
         """After each survey, and before what has expired is swept."""
-        before, config = self._deaths, now.config
-        self._deaths = deaths.follow(before, config, now.health, now.hops, now.verdicts, now_s)
+        before = self._deaths
+        self._deaths = deaths.follow(before, now.config, now.health, now.hops, now.verdicts, now_s)
         await self._end_expired(now, found)
-        if not self._deaths.due:
-            return
-        for service in config.services:
+        dead = self._dead(now, found, before) if self._deaths.due else frozenset()
+        if dead:
+            names = names_of(now)
+            for ident, count in (await self._end_of(names, dead, ending.HOPING)).items():
+                why = now.verdicts[names.backends[ident]].reason
+                self._say(names, Counter({ident: count}), f"the backend is down: {why}")
+
+    def _dead(self, now: Situation, found: Survey, before: deaths.Deaths) -> frozenset[int]:
+        """The ids of dead backends that have open flows, or may have some of which only the end
+        is to come.
+        """
+        dead = set()
+        for service in now.config.services:
             for backend in service.backends if self._mine.serves(service) else ():
                 ref = BackendRef(service.name, backend.name)
                 ident = now.ids.backend_id(service, backend)
                 if ref in self._deaths.due and (ref not in before.due or found.live[ident]):
-                    names, why = names_of(now), now.verdicts[ref].reason
-                    done = await self._end_of(names, [ident], ending.HOPING)
-                    self._say(names, done, f"the backend is down: {why}")
+                    dead.add(ident)
+        return frozenset(dead)
 
     async def remove(self, now: Situation, new: Config) -> Mapping[BackendRef, int]:
         """Before backends go from the tables, and again after it, for what came meanwhile: reset

@@ -7,7 +7,8 @@ connections itself, or goes on with them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.model import (
@@ -88,13 +89,13 @@ def follow(
         if goes(service, health[ref], hop, verdicts[ref]):
             down[ref] = before.down.get(ref, now_s)
     since = {address: before.silent.get(address, now_s) for address in silent}
-    servers = {backend.address for _, backend in members.values()}
+    onsets, servers = sorted(since.values()), len({b.address for _, b in members.values()})
     together_s = max([TOGETHER_S, *(s.health.interval_s * s.health.fall for s in config.services)])
 
     def wait_s(ref: BackendRef) -> float:
         service, backend = members[ref]
-        at = backend.address
-        is_many = at in since and is_one_of_many(at, since, servers, together_s)
+        at_s = since.get(backend.address)
+        is_many = at_s is not None and is_one_of_many(at_s, onsets, servers, together_s)
         return max(service.reset_after_s, MANY_WAIT_S if is_many else 0.0)
 
     due = frozenset(ref for ref, at in down.items() if now_s - at >= wait_s(ref))
@@ -108,17 +109,14 @@ def _is_well(status: HealthStatus, found: Eligibility) -> bool:
 
 
 def is_one_of_many(
-    server: Address,
-    silent: Mapping[Address, float],
-    servers: Iterable[Address],
-    together_s: float = TOGETHER_S,
+    at_s: float, onsets: Sequence[float], servers: int, together_s: float = TOGETHER_S
 ) -> bool:
-    """Whether more than half of several servers have fallen silent together with this one.
+    """Whether more than half of several servers have fallen silent together with one that did at
+    ``at_s``. ``onsets``: of all that are silent, in order.
 
     Those that had been silent before then do not count, on either side.
     """
-    begin = silent[server] - together_s
-    before = {address for address, at in silent.items() if at < begin}
-    left = set(servers) - before
-    together = [a for a in left if a in silent and silent[a] <= silent[server] + together_s]
-    return len(left) > 1 and 2 * len(together) > len(left)
+    before = bisect_left(onsets, at_s - together_s)
+    together = bisect_right(onsets, at_s + together_s) - before
+    left = servers - before
+    return left > 1 and 2 * together > left
