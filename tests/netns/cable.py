@@ -98,7 +98,7 @@ def run_in(namespace: str, main: Callable[[], Awaitable[None]]) -> None:
                 os.setns(handle.fileno(), os.CLONE_NEWNET)
 
             async def limited() -> None:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(300):
                     await main()
 
             asyncio.run(limited())
@@ -135,7 +135,7 @@ class Watch:
     async def until(self, address: Address, condition: Callable[[NextHop], bool]) -> NextHop:
         """Wait for a change that brings the condition about; changes must be told of."""
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while not condition(hop := self.hops.get(address)):
                     self._changed.clear()
                     await self._changed.wait()
@@ -146,7 +146,7 @@ class Watch:
     async def until_told(self) -> None:
         """Wait for the next time that it tells of a change."""
         told = self.changes
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while self.changes == told:
                 self._changed.clear()
                 await self._changed.wait()

@@ -109,7 +109,7 @@ class Watch:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while not condition():
                     self._changed.clear()
                     await self._changed.wait()

@@ -33,7 +33,7 @@ FORBIDDEN = {
 }
 
 
-def run(*command: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def run(*command: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
     )

@@ -16,7 +16,7 @@ from agent.notify import Notifier, feed_watchdog
 def manager(address):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(address)
-        sock.settimeout(5)
+        sock.settimeout(90)
         yield sock
 
 

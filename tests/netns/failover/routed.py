@@ -94,7 +94,7 @@ class Routed:
         self.run(balancer, *AGENT, "detach", "--config", str(self.config_path(balancer)))
 
     def api(self, balancer: str) -> Client:
-        return Client(self.run_dir / f"{balancer}.sock", timeout_s=10.0)
+        return Client(self.run_dir / f"{balancer}.sock", timeout_s=60.0)
 
     def set_mode(self, balancer: str, mode: Mode) -> None:
         """What the operator wants of a balancer."""

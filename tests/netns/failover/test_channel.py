@@ -69,7 +69,7 @@ def channel(
 def hear(of: Channel, count: int = 1) -> list[Advert | Refusal]:
     """At least so many."""
     found: list[Advert | Refusal] = []
-    end = time.monotonic() + 10
+    end = time.monotonic() + 90
     while len(found) < count:
         left = end - time.monotonic()
         assert left > 0, f"only {len(found)} of {count} were heard"
@@ -94,7 +94,7 @@ def tapped(wire: Switched, node: str) -> Iterator[socket.socket]:
     with netns.inside(wire.name(node)):
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
     with tap:
-        tap.settimeout(10)
+        tap.settimeout(90)
         tap.bind(("eth0", ETH_P_ALL))
         yield tap
 

@@ -37,7 +37,7 @@ def connections(here: Site, count: int) -> Iterator[list[socket.socket]]:
         with netns.inside(here.lab.node("client").namespace):
             for number in range(count):
                 vip = here.lab.vips[number % len(here.lab.vips)]
-                held.append(socket.create_connection((str(vip), PORT), timeout=10))
+                held.append(socket.create_connection((str(vip), PORT), timeout=60))
         for sock in held:
             sock.sendall(REQUEST)
         for sock in held:
@@ -237,7 +237,7 @@ def test_strangers_and_garbage_change_nothing(here: Site) -> None:
             ("lb1", addresses[1]),
         ):
             with netns.inside(here.lab.node(source).namespace):
-                sock = socket.create_connection((address, SYNC_PORT), timeout=10)
+                sock = socket.create_connection((address, SYNC_PORT), timeout=60)
             with sock, contextlib.suppress(ConnectionError):
                 sock.sendall(b"GET / HTTP/1.1\r\n\r\n" + b"\0" * 10_000)
                 while sock.recv(65536):

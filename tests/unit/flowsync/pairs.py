@@ -189,7 +189,7 @@ def nodes(*, interval_s: float = 0.01, rate: int = 1_000_000_000) -> tuple[Node,
     return Node(LOW, settings, name="lb1"), Node(HIGH, other, name="lb2")
 
 
-async def until(what: str, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(what: str, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     """Wait for it; fail with ``what`` otherwise."""
     try:
         async with asyncio.timeout(timeout_s):

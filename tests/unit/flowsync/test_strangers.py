@@ -32,7 +32,7 @@ async def say(node: Node, data: bytes, source: str = STRANGER) -> bytes:
     writer.write_eof()
     answer = b""
     with contextlib.suppress(ConnectionError):
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), 120)
     writer.close()
     return answer
 
@@ -164,7 +164,7 @@ def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
             reader, writer = await asyncio.open_connection(
                 str(HIGH), two.settings.port, local_addr=(str(LOW), 0)
             )
-            assert await asyncio.wait_for(reader.read(), 10) == b""
+            assert await asyncio.wait_for(reader.read(), 120) == b""
             writer.close()
 
     asyncio.run(run())

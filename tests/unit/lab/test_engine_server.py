@@ -16,7 +16,7 @@ from lbctl.lab.engine.model import H100, Engine
 from lbctl.lab.engine.server import EngineServer
 
 FAST = 1000.0  # times faster than a GPU
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 @asynccontextmanager

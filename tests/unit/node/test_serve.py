@@ -25,7 +25,7 @@ async def ask(port, send=b""):
     reader, writer = await asyncio.open_connection(HERE, port)
     writer.write(send)
     try:
-        return await asyncio.wait_for(reader.read(), 5)
+        return await asyncio.wait_for(reader.read(), 120)
     finally:
         writer.close()
 
@@ -79,7 +79,7 @@ def test_clients_that_do_not_leave_are_few():
     async def work(port):
         idle = [await asyncio.open_connection(HERE, port) for _ in range(MOST_CONNECTIONS)]
         for reader, _ in idle:
-            await asyncio.wait_for(reader.readline(), 5)
+            await asyncio.wait_for(reader.readline(), 120)
         reader, late = await asyncio.open_connection(HERE, port)
         refused = await all_of(reader)
         for _, writer in (*idle, (reader, late)):
@@ -104,7 +104,7 @@ def test_a_client_that_does_not_leave_is_cut_off():
 
 async def all_of(reader):
     try:
-        return await asyncio.wait_for(reader.read(), 5)
+        return await asyncio.wait_for(reader.read(), 120)
     except ConnectionResetError:
         return b""
 
@@ -139,7 +139,7 @@ def test_idle_http_connections_are_few():
     async def work(port):
         idle = [await asyncio.open_connection(HERE, port) for _ in range(MOST_HTTP)]
         reader, writer = await asyncio.open_connection(HERE, port)
-        refused = await asyncio.wait_for(reader.read(), 5)
+        refused = await asyncio.wait_for(reader.read(), 120)
         for _, other in (*idle, (reader, writer)):
             other.close()
         return refused

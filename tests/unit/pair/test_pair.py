@@ -194,7 +194,7 @@ def test_a_failover_process_that_leaves_is_let_go_after_a_handover_or_without_on
         pair._peers = Others(node, know=know)
         task = asyncio.create_task(pair._leave())
         node.leaving.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while "leave" not in node.steps:  # noqa: ASYNC110 (there is nothing to wait for)
                 await asyncio.sleep(0.001)
         task.cancel()

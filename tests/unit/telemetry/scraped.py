@@ -72,7 +72,7 @@ class Scrapes:
 
     async def until(self, enough: Callable[[], bool]) -> None:
         """Until enough was told; the test fails if that takes long."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while not enough():
                 self._more.clear()
                 await self._more.wait()

@@ -69,7 +69,7 @@ def test_who_is_stopped_while_it_starts_ends_in_good_order(
 
     async def handled() -> bool:
         signals = module._signals()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             return await signals.stop.wait()
 
     monkeypatch.setattr(realtime, "claim", claim)

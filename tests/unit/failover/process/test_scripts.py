@@ -16,7 +16,7 @@ NONE = TrackedScript("none", ("/nonexistent/command",), interval_s=0.05)
 
 
 async def until(so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while not so():  # noqa: ASYNC110 (the runner is another process)
             await asyncio.sleep(0.01)
 
