@@ -126,7 +126,7 @@ class Core:
             "next hops": self._hops.run(),
             "reconcile": self._reconcile(),
             "sample": self._sample(),
-            "history": self._keep_history(),
+            "history": self._history.keep(lambda: self._past),
         } | {
             name: self._once_started(work)
             for name, work in (
@@ -159,7 +159,7 @@ class Core:
         self._started.set()
         try:
             await self._sync_host()
-        except (SteelyardError, OSError) as error:  # it balances, and goes on trying
+        except Exception as error:  # noqa: BLE001 (it balances, and goes on trying)
             self.passes.failed(error)
 
     async def _first_checks(self) -> None:
@@ -263,15 +263,6 @@ class Core:
         await self._pass()
         await self._sync_host()
 
-    async def _keep_history(self) -> None:
-        """Apart from the passes, and not on the loop: a disk may take its time."""
-        try:
-            while True:
-                await asyncio.sleep(SAMPLE_S)
-                await asyncio.to_thread(self._history.save, self._past)
-        finally:
-            self._history.save(self._past)
-
     async def _sample(self) -> None:
         await self._started.wait()
         while True:
@@ -302,7 +293,7 @@ class Core:
             self._trueup.take(found)
             await self._resetter.take(self.refreshed(), found, now)
             if self._surveys % SWEEP_EVERY == 0:
-                self._reconciler.sweep(found)
+                await self._reconciler.sweep(found)
             await self.rebalancer.take(self.now.situation, found, now)
 
     def _sample_loads(self, now: float) -> None:

@@ -6,7 +6,9 @@ cannot be read is as if it were not there, and what cannot be written is logged 
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -17,6 +19,8 @@ from agent.state.assemble import Tracked
 from agent.state.situation import Past, Situation
 
 log = structlog.get_logger()
+
+KEEP_S = 1.0
 
 
 class History:
@@ -44,6 +48,18 @@ class History:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return Past({}, {})
         return self._saved
+
+    async def keep(self, past: Callable[[], Past]) -> None:
+        """Save what ``past`` tells, for ever; in a thread, because a disk may take its time."""
+        try:
+            while True:
+                await asyncio.sleep(KEEP_S)
+                try:
+                    await asyncio.to_thread(self.save, past())
+                except Exception:  # this task's root: it is only for people
+                    log.exception("keeping the states broke")
+        finally:
+            self.save(past())
 
     def save(self, past: Past) -> None:
         """Remember these states, if they are others than the last."""

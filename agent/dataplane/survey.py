@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -238,6 +238,13 @@ def _nat_used(tables: SharedTables, slots: Counts, backend: Counts) -> Counts:
     return np.bincount(number, minlength=2 * abi.NAT_SOURCES)[: 2 * abi.NAT_SOURCES]
 
 
+def pieces(found: Survey) -> Iterator[Survey]:
+    """The same survey, with some of the expired slots at a time."""
+    for first in range(0, len(found.expired), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        yield replace(found, expired=found.expired[part], words=found.words[part])
+
+
 def sweep(tables: SharedTables, found: Survey) -> int:
     """Free the expired slots of a survey that nothing has changed since; how many.
 
@@ -267,4 +274,7 @@ def count_closed(tables: SharedTables, words: Slots, service: Counts) -> None:
 
 def named_backends(flows: Slots) -> frozenset[int]:
     """Ids of the backends that any slot names."""
-    return frozenset(int(i) for i in np.unique(backend_of(used_slots(flows)[1])))
+    seen = np.zeros(_IDS, dtype=np.bool_)
+    for _, words in used_chunks(flows):
+        seen[backend_of(words)] = True
+    return frozenset(np.flatnonzero(seen).tolist())

@@ -34,7 +34,12 @@ class Host:
             await self._sync(*wanted())
 
     async def _sync(self, config: Config, hook: Hook) -> None:
-        await self._guard.sync(config)  # before the VIPs that it guards
+        try:
+            await self._sync_interfaces(config, hook)
+        finally:
+            await self._guard.sync(config)  # last: it runs another program, which may hang
+
+    async def _sync_interfaces(self, config: Config, hook: Hook) -> None:
         if config.manage_vips:
             # The addresses of a prefix are routed here instead.
             keys = (service.key for service in config.services)

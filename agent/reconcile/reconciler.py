@@ -85,12 +85,18 @@ class Reconciler:
                     self._resting.pop(ident, None)
         return steps
 
-    def sweep(self, found: survey.Survey) -> int:
-        """Free the expired slots of a survey, and the ids that nothing names any more."""
-        freed = survey.sweep(self._tables, found)
+    async def sweep(self, found: survey.Survey) -> int:
+        """Free the expired slots of a survey, and the ids that nothing names any more.
+
+        A million slots at once would hold up everything else for a third of a second.
+        """
+        freed = 0
+        for piece in survey.pieces(found):
+            freed += survey.sweep(self._tables, piece)
+            await asyncio.sleep(0)  # others have their turn
         if self._resting:
-            named = survey.named_backends(self._tables.flows)
             before = self._now() - REST_S
+            named = await asyncio.to_thread(survey.named_backends, self._tables.flows)
             self._resting = {
                 ident: at for ident, at in self._resting.items() if ident in named or at > before
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 
@@ -49,7 +50,7 @@ def test_no_packet_is_lost_or_goes_astray_while_the_tables_change(rig: Rig):
             down = draw.choice(((), ("c", "d"), ("e",)))
             rig.serve(service(first, b, *drained), stable, down=down)
             rig.now_s += 1
-            rig.reconciler.sweep(rig.survey())
+            asyncio.run(rig.reconciler.sweep(rig.survey()))
     finally:
         stop.set()
         for thread in threads:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from agent.dataplane.abi import FlowState
@@ -261,10 +263,10 @@ def test_a_removed_backends_id_is_not_reused_while_flows_name_it(rig: Rig):
     rig.serve(service(B, C))
     assert rig.backend_id("c") != old
     rig.now_s += 100
-    rig.reconciler.sweep(rig.survey())
+    asyncio.run(rig.reconciler.sweep(rig.survey()))
     assert rig.state(CLIENT4, min(ports)) is FlowState.FREE, "its flows are swept"
     rig.now_s += 100
-    rig.reconciler.sweep(rig.survey())
+    asyncio.run(rig.reconciler.sweep(rig.survey()))
     rig.serve(service(B, C, D))
     assert rig.backend_id("d") == old, "then it is free again"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from ipaddress import IPv4Address
@@ -211,7 +212,7 @@ def test_opened_minus_closed_is_what_is_open_whatever_happens(rig: Rig, seed: in
                 for slot in draw.sample(list(used), len(used) // 2):
                     rig.make_idle(int(slot), draw.randrange(400))
             case 2:
-                rig.reconciler.sweep(rig.survey(later_ticks=draw.randrange(10)))
+                asyncio.run(rig.reconciler.sweep(rig.survey(later_ticks=draw.randrange(10))))
         check_open_slots(rig)
 
 

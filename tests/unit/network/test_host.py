@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
+
 from agent.model import Config, Hook, Protocol, Service, ServiceKey
 from agent.network.host import Host
 
@@ -56,3 +58,23 @@ def test_a_sync_on_its_way_does_not_put_back_what_an_edit_has_removed() -> None:
         assert there.vips == {ONE}
 
     asyncio.run(story())
+
+
+def test_the_guard_stands_though_vips_cannot_be_put_on_and_does_not_hold_them_up() -> None:
+    order: list[str] = []
+
+    class Part:
+        def __init__(self, name: str, error: Exception | None = None) -> None:
+            self.name, self.error = name, error
+
+        async def sync(self, *_: object) -> None:
+            order.append(self.name)
+            if self.error is not None:
+                raise self.error
+
+    host = Host(serving(), lambda: None)
+    host._vips = Part("vips", OSError("refused"))  # type: ignore[assignment]
+    host._guard = Part("guard")  # type: ignore[assignment]
+    with pytest.raises(OSError, match="refused"):
+        asyncio.run(host.sync(lambda: (serving(ONE), Hook.TC)))
+    assert order == ["vips", "guard"]
