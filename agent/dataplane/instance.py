@@ -19,6 +19,7 @@ from agent.dataplane.pins import BPFFS, Pins, pins_of
 
 PROGRAM = "balancer"
 TABLE = "instance"
+FLOWS = "flows"  # which every program uses
 _NAME_BYTES = 64
 _FIRST = bytes(4)
 _ENTRY = "entry"  # where others call the program, with `hook: external`

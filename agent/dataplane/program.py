@@ -311,6 +311,8 @@ def remove_instance(name: str) -> bool:
     """Detach the instance's program from all interfaces of this network namespace, and give its
     tables up; true if there was anything.
     """
+    pins.ensure_bpffs()
+    instance.rescue(name, frozenset({instance.FLOWS}))  # by which it is known for ours
     mine = pins.pins_of(name)
     folders = [one for one in (mine, *mine.of_other_versions()) if one.folder.exists()]
     if not folders:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from agent.dataplane import instance, libbpf, pins
+from agent.dataplane.attach import interface_index
 from agent.dataplane.pins import Pins
-from agent.dataplane.program import Dataplane
+from agent.dataplane.program import Dataplane, remove_instance
 from agent.dataplane.tables import shapes
 from agent.errors import DataplaneError
 from agent.model import Config, Hook, Tables
@@ -93,7 +94,12 @@ def test_pins_that_went_under_a_running_agent_come_back_and_a_restart_finds_its_
     again.attach()
     assert again.is_attached()
     assert again.program.info.id != program
+
+    unpin(again.pins)
     end(again)
+    assert remove_instance(config.name), "it is found to be taken off, too"
+    assert libbpf.xdp_query(interface_index("here")).id == 0
+    assert not again.pins.folder.exists()
 
 
 def test_some_pins_that_are_gone_are_pinned_again_before_another_program_is_compiled(
