@@ -145,6 +145,18 @@ def detach(pins: Pins) -> bool:
     return _clear_elsewhere([], None, Owned(pins), pins)
 
 
+def attached_to(interfaces: Iterable[str]) -> frozenset[int]:
+    """The ids of all programs on these interfaces, whosever they are."""
+    found: set[int] = set()
+    for name in interfaces:
+        with contextlib.suppress(OSError):  # it is gone
+            ifindex = socket.if_nametoindex(name)
+            found.add(TcPlace(ifindex).current())
+            there = libbpf.xdp_query(ifindex)
+            found |= {there.native, there.generic, there.offloaded}
+    return frozenset(found - {0})
+
+
 def _spots(interfaces: Iterable[str]) -> list[_Spot]:
     return [_Spot(name, interface_index(name)) for name in interfaces]
 

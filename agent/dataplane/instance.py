@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,11 @@ from agent.dataplane import abi, libbpf
 from agent.dataplane.hooks.own import Owned
 from agent.dataplane.pins import BPFFS, Pins, pins_of
 
-PROGRAM = "balancer"
 TABLE = "instance"
 FLOWS = "flows"  # which every program uses
 _NAME_BYTES = 64
 _FIRST = bytes(4)
-_ENTRY = "entry"  # where others call the program, with `hook: external`
+ENTRY = "entry"  # where others call the program, with `hook: external`
 
 
 def mark(program: int, pins: Pins, name: str) -> None:
@@ -64,43 +63,54 @@ def owner_of(ident: int, root: Path = BPFFS) -> str | None:
     return next((one.name for one in folders if ident in Owned(pins_of(one.name, root))), None)
 
 
-def rescue(name: str, wanted: frozenset[str], root: Path = BPFFS) -> list[str]:
-    """Pin again what the last program of an instance uses and is not pinned any more; the names
-    of what was. ``wanted``: the tables that are pinned.
+def rescue(
+    name: str, wanted: frozenset[str], attached: Collection[int], root: Path = BPFFS
+) -> list[str]:
+    """Pin again what a program of this instance uses and is not pinned any more; the names of
+    what was. ``wanted``: the tables that are pinned. ``attached``: the ids of the programs on our
+    interfaces. Only there: elsewhere on the host, a container may have an instance of that name.
     """
-    found = [(ident, maps) for ident, maps in _marked() if _name_in(maps) == name]
-    if not found:
+    callers = {ident: _tables(ident) for ident in attached}
+    entries = {maps[ENTRY]: _called(maps[ENTRY]) for maps in callers.values() if ENTRY in maps}
+    found = callers | {ident: _tables(ident) for ident in entries.values() if ident}
+    ours = {ident: maps for ident, maps in found.items() if _name_in(maps) == name}
+    if not ours:
         return []
-    ident, maps = max(found)
-    version = _abi_in(maps)
+    ident = max(ours)
+    version = _abi_in(ours[ident])
     if version is None:
         return []
     pins = Pins(pins_of(name, root).folder.with_name(f"abi{version}"))
     pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     rescued = [
         table
-        for table, number in maps.items()
+        for table, number in ours[ident].items()
         if table in wanted | {TABLE} and _pin(libbpf.map_fd(number), pins.table(table))
     ]
     if rescued and pins.last_program is None and _pin(libbpf.program_fd(ident), pins.program):
         rescued.append(pins.program.name)
-    return rescued + rescue_entry(name, pins)
+    # Callers have opened that array of programs, and would never see another one.
+    entry = next((number for number, called in entries.items() if called in ours), None)
+    if entry is not None and _pin(libbpf.map_fd(entry), pins.entry):
+        rescued.append(ENTRY)
+    return rescued
 
 
-def rescue_entry(name: str, pins: Pins) -> list[str]:
-    """Pin again the array of programs that others call: they have opened that one, no other."""
-    if pins.entry.exists():
-        return []
-    for number in libbpf.map_ids():
-        with contextlib.suppress(OSError), _descriptor(libbpf.map_fd(number)) as fd:
-            info = libbpf.map_info(fd)
-            if info.name != _ENTRY or info.type != libbpf.MAP_TYPE_PROG_ARRAY:
-                continue
+def _called(number: int) -> int:
+    """The id of the program in the first slot of an array of programs; 0: none."""
+    with contextlib.suppress(OSError), _descriptor(libbpf.map_fd(number)) as fd:
+        info = libbpf.map_info(fd)
+        if info.type == libbpf.MAP_TYPE_PROG_ARRAY:
             value = libbpf.map_lookup(fd, _FIRST, 4)
-            if value and owner_of(int.from_bytes(value, "little")) == name:
-                libbpf.object_pin(fd, pins.entry)
-                return [_ENTRY]
-    return []
+            return int.from_bytes(value, "little") if value else 0
+    return 0
+
+
+def _tables(ident: int) -> dict[str, int]:
+    """The ids of a program's tables by name; empty if it has gone."""
+    with contextlib.suppress(OSError):
+        return _tables_of(ident)
+    return {}
 
 
 def _pin(fd: int, path: Path) -> bool:
@@ -110,14 +120,6 @@ def _pin(fd: int, path: Path) -> bool:
             return False
         libbpf.object_pin(fd, path)
         return True
-
-
-def _marked() -> Iterator[tuple[int, dict[str, int]]]:
-    """The balancers that are loaded, each with the ids of its tables by name."""
-    for ident in libbpf.program_ids():
-        with contextlib.suppress(OSError), _descriptor(libbpf.program_fd(ident)) as fd:
-            if libbpf.program_info(fd).name == PROGRAM:
-                yield ident, _tables_of(ident)
 
 
 def _tables_of(ident: int) -> dict[str, int]:

@@ -11,7 +11,6 @@ import errno
 import functools
 import os
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -368,26 +367,6 @@ def program_fd(ident: int) -> int:
 def map_fd(ident: int) -> int:
     """A new file descriptor of a map."""
     return _checked(_lib().bpf_map_get_fd_by_id(ident), f"map {ident}")
-
-
-def program_ids() -> list[int]:
-    """The programs that are loaded on this host."""
-    return _ids(_lib().bpf_prog_get_next_id)
-
-
-def map_ids() -> list[int]:
-    """The maps of this host."""
-    return _ids(_lib().bpf_map_get_next_id)
-
-
-def _ids(following: Callable[[int, object], int]) -> list[int]:
-    found: list[int] = []
-    ident = ctypes.c_uint32(0)
-    while (result := following(ident.value, ctypes.byref(ident))) == 0:
-        found.append(ident.value)
-    if result != -errno.ENOENT:
-        _checked(result, "ids")
-    return found
 
 
 def program_bind_map(program: int, table: int) -> None:

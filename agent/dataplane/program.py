@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -130,9 +131,12 @@ class Dataplane:
     def _rescue(self) -> None:
         """A program of ours may be attached of which somebody has unpinned what it uses."""
         wanted = frozenset(shapes(self.size))
-        if all(self.pins.table(name).exists() for name in wanted):
+        called = self._config.hook is Hook.EXTERNAL
+        there = [self.pins.table(name) for name in wanted] + [self.pins.entry] * called
+        if all(path.exists() for path in there):
             return
-        found = instance.rescue(self._config.name, wanted)
+        attached = attach.attached_to(self._config.interfaces)
+        found = instance.rescue(self._config.name, wanted, attached)
         if found:
             log.warning("pins were gone; pinned again", pins=", ".join(sorted(found)))
 
@@ -164,7 +168,8 @@ class Dataplane:
             return
         pins.ensure_bpffs()
         self.pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        gone = instance.rescue(self._config.name, frozenset(shapes(self.size)))
+        attached = attach.attached_to(self._config.interfaces)
+        gone = instance.rescue(self._config.name, frozenset(shapes(self.size)), attached)
         gone += self.tables.pin_again(self.pins)  # those that the program does not use
         if self.pins.last_program is None:
             attach.pin(self.program.fd, self.pins)
@@ -312,7 +317,8 @@ def remove_instance(name: str) -> bool:
     tables up; true if there was anything.
     """
     pins.ensure_bpffs()
-    instance.rescue(name, frozenset({instance.FLOWS}))  # by which it is known for ours
+    everywhere = attach.attached_to(interface for _, interface in socket.if_nameindex())
+    instance.rescue(name, frozenset({instance.FLOWS}), everywhere)  # by which it is known for ours
     mine = pins.pins_of(name)
     folders = [one for one in (mine, *mine.of_other_versions()) if one.folder.exists()]
     if not folders:

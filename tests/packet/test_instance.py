@@ -146,3 +146,17 @@ def test_only_what_is_there_is_taken_over_and_never_over_what_has_tables(
         pins.pins_of(one.name).folder.mkdir(parents=True)
     with pytest.raises(DataplaneError, match="tables of its own"):
         move_tables(config.name, renamed.name)
+
+
+def test_an_instance_of_that_name_elsewhere_on_the_host_is_left_alone(config: Config) -> None:
+    """A container may have one, on its own interfaces and with its own BPF file system."""
+    theirs = running(config)
+    theirs.tables.flows[7] = 4711
+    before = map_ids(theirs.pins)
+    unpin(theirs.pins)  # as seen from another BPF file system
+    ours = load(replace(config, interface="there"), SERVICES)
+    assert not ours.takes_over
+    assert not before.items() & map_ids(ours.pins).items()
+    assert ours.tables.flows[7] == 0
+    end(ours)
+    end(theirs)
