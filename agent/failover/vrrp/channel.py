@@ -52,8 +52,10 @@ class Channel:
         # Unicast comes from the interface's own MAC: which one a peer has, the kernel knows.
         virtual = instance.virtual_mac and not router.peers
         self._frame_head = headers.ethernet_header(router.family, instance.vrid) if virtual else b""
-        self._counter, self._identifier = 0, 0
+        self._identifier = 0
         self._guard = Guard() if guard is None else guard
+        # The others remember us as we do them: if a clock was once far ahead, all go on from there
+        self._counter = max(self._guard.to_save().values(), default=0)
         self._found: list[Advert | Refusal] = []
         self._last: tuple[Datagram | None, Advert | Refusal | None] = (None, None)  # and what it is
         self._wake = wake

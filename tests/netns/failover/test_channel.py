@@ -216,6 +216,23 @@ def test_a_node_whose_clock_was_set_back_goes_on_from_what_it_hears(
             assert advert(hear(other)[0]).priority == 100
 
 
+def test_after_a_clock_that_was_far_ahead_both_restart_and_still_hear_each_other(
+    wire: Switched,
+) -> None:
+    """What each has saved of the other is of the future: neither may begin with the time."""
+    instance = replace(WEB, authentication=Authentication.HMAC)
+    ahead = time.time_ns() + 10**18
+    saved = {of: Guard({address(of): ahead}) for of in ("a", "b")}
+    with (
+        channel(wire, "a", instance, guard=saved["b"]) as one,
+        channel(wire, "b", instance, guard=saved["a"]) as other,
+    ):
+        one.send(100)
+        assert advert(hear(other)[0]).counter > ahead
+        other.send(50)
+        assert advert(hear(one)[0]).priority == 50
+
+
 def test_who_was_frozen_finds_every_advert_of_seconds(wire: Switched) -> None:
     with channel(wire, "a") as one, channel(wire, "b") as other:
         for _ in range(500):  # 5 s of one each 10 ms
