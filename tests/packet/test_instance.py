@@ -11,6 +11,7 @@ import pytest
 
 from agent.dataplane import instance, libbpf, pins
 from agent.dataplane.attach import interface_index
+from agent.dataplane.compile import compile_program
 from agent.dataplane.pins import Pins
 from agent.dataplane.program import Dataplane, remove_instance
 from agent.dataplane.tables import shapes
@@ -18,6 +19,7 @@ from agent.errors import DataplaneError
 from agent.model import Config, Hook, Tables
 from agent.takeover import move_tables
 from tests.packet.harness import instance_name, load, service
+from tests.packet.test_swap import CALLER
 
 pytestmark = pytest.mark.usefixtures("network")
 
@@ -160,3 +162,24 @@ def test_an_instance_of_that_name_elsewhere_on_the_host_is_left_alone(config: Co
     assert ours.tables.flows[7] == 0
     end(ours)
     end(theirs)
+
+
+def test_a_caller_finds_the_program_again_though_its_entry_was_unpinned(config: Config) -> None:
+    dataplane = running(replace(config, hook=Hook.EXTERNAL))
+    entry = dataplane.pins.entry
+    caller = compile_program(CALLER.replace("PATH", str(entry)), "caller", {})
+    libbpf.xdp_attach(interface_index("here"), caller.fd, libbpf.XDP_SKB_MODE)
+    before = map_id(entry)
+    entry.unlink()
+    assert dataplane.lacks_pins
+    assert dataplane.keep_pins() == ""
+    assert map_id(entry) == before, "the caller has opened that one"
+    entry.unlink()
+    unpin(dataplane.pins)
+    end(dataplane)
+    again = load(replace(config, hook=Hook.EXTERNAL), SERVICES)
+    assert again.takes_over
+    again.attach()
+    assert map_id(entry) == before
+    end(again)
+    caller.close()
