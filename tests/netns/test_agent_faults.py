@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from agent.errors import SteelyardError
-from lbctl.lab import build, netns, processes
+from lbctl.lab import build, failover, netns, processes
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
 PINS = Path("/sys/fs/bpf/steelyard/st-faults-lb1")
@@ -384,6 +384,32 @@ def of_abi(version: int, folder: Path) -> Path:
     code.mkdir(parents=True)
     (code / "abi.py").write_text(f"ABI_VERSION = {version}\n")
     return folder
+
+
+def test_its_own_link_without_carrier_takes_no_backend_out(lab: Site) -> None:
+    def reasons() -> list[str]:
+        return [each["reason"] for each in lab.get("/v1/services/web")["backends"]]
+
+    def since() -> list[tuple[str, str]]:
+        backends = lab.get("/v1/services/web")["backends"]
+        return [(each["state"], each["since"]) for each in backends]
+
+    before = since()
+    assert {state for state, _ in before} == {"up"}
+    failover.cut(lab.lab, lab.balancer)
+    try:
+        wait_until(
+            "every check says why it says nothing",
+            lambda: set(reasons()) == {"not checked: eth0 has no carrier"},
+            60.0,
+        )
+        assert lab.get("/v1/status")["dataplane"]["link_problems"] == ["eth0 has no carrier"]
+    finally:
+        failover.mend(lab.lab, lab.balancer)
+    wait_until("they are checked again", lambda: all("HTTP" in each for each in reasons()), 60.0)
+    assert lab.get("/v1/status")["dataplane"]["link_problems"] == []
+    assert since() == before
+    assert answers(lab)
 
 
 def test_a_state_folder_that_cannot_be_written_keeps_nobody_from_draining(lab: Site) -> None:
