@@ -27,6 +27,7 @@ from agent.metrics.observer import Observer
 from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop
 from agent.network.host import Host
 from agent.network.nexthop import NextHops
+from agent.pair import detour
 from agent.pair.pair import Pair
 from agent.pair.word import Word, word_of
 from agent.rebalancing import Rebalancer
@@ -108,7 +109,13 @@ class Core:
             lambda: rings_of(self.dataplane.program),
             lexicon_of(lambda: self.now.situation),
         )
-        self.pair = Pair(self.dataplane, self._word, lambda: self.now.contents, self._is_complete)
+        self.pair = Pair(
+            self.dataplane,
+            self._word,
+            lambda: self.now.contents,
+            self._hops.get,
+            self._is_complete,
+        )
         mine = Mine(self.pair.serves, self.pair.others)
         self._resetter = Resetter(self.dataplane, mine)
         self._adopted = adopt(self.config, self._reconciler.read(), time.time())
@@ -333,7 +340,7 @@ class Core:
                 targets[ref] = Target(service.health, backend.address, port, initial.get(ref))
         self._monitor.set_targets(targets)
         self.weigher.aim(self.config, time.monotonic())
-        self._hops.set_addresses(self._addresses())
+        self._hops.set_addresses(self._addresses() | detour.addresses(self.config))
 
     def _hop(self, address: Address) -> NextHop:
         """What netlink says; shortly after a restart, what the tables had."""

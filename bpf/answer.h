@@ -250,8 +250,7 @@ static __always_inline int answer_too_big(CTX *ctx, struct packet *p, const stru
 	if (is_tunnel(backend->forward))
 		mtu -= backend->family == 4 ? sizeof(struct ipv4_header) :
 					      sizeof(struct ipv6_header);
-	if (LB_GUE && backend->forward == FORWARD_GUE)
-		mtu -= sizeof(struct udp_header);
+	mtu -= udp_len_of(backend->forward);
 	return p->family == 4 ?
 		       answer_icmp(ctx, p, ICMP_UNREACHABLE, ICMP_UNREACHABLE_FRAG, be32(mtu)) :
 		       answer_icmp(ctx, p, ICMPV6_TOO_BIG, 0, be32(mtu));
@@ -290,9 +289,12 @@ static __always_inline bool answer(CTX *ctx, struct packet *p, const struct serv
 {
 	if (p->quote_off || p->is_later_fragment || ctx_is_super(ctx) || !answer_is_due(ctx, p))
 		return false;
-	if ((LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TOO_BIG && backend)
+	if (LB_SYNC && p->from_peer) /* its frame came from a balancer, not from the client */
+		return false;
+	if ((LB_SYNC || LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TOO_BIG &&
+	    backend)
 		return !answer_too_big(ctx, p, backend);
-	if ((LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TTL_EXCEEDED)
+	if ((LB_SYNC || LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TTL_EXCEEDED)
 		return !answer_ttl(ctx, p, route);
 	if (p->is_fragment)
 		return false;

@@ -26,9 +26,7 @@
 #include "fragment.h"
 #include "answer.h"
 #include "trace.h"
-
-/* Under tc a packet is a super-frame of many, and its headers may lie further off. */
-#define HEADERS_MAX 192
+#include "peer.h"
 
 /* The walk of one packet of a client. */
 struct walk {
@@ -171,6 +169,12 @@ static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct
 			goto count;
 		}
 	}
+	if (LB_SYNC && !flow_is_recorded(&walk->flow)) {
+		walk->backend = peer_for(p, &walk->flow);
+		if (walk->backend)
+			return 0;
+		step_ends();
+	}
 	walk->route->backend = named;
 	reason = pick(ctx, p, walk);
 	if (reason)
@@ -194,7 +198,7 @@ static __always_inline int bind(CTX *ctx, const struct packet *p, struct walk *w
 	warm = flow_warm_of(&walk->flow);
 	if (!warm)
 		return REASON_INTERNAL;
-	if (!p->quote_off)
+	if (!p->quote_off && !(LB_SYNC && p->from_peer && !walk->flow.at->is_new))
 		way_back_remember(ctx, p, warm);
 	route_rewrite(walk->route, p, walk->backend);
 	if (LB_FULLNAT && walk->backend->forward == FORWARD_FULLNAT)
@@ -283,6 +287,12 @@ int balancer(CTX *ctx)
 	walk.route = route;
 	walk.flow.at = &room->place;
 	ctx_pull(ctx, HEADERS_MAX);
+	if (LB_SYNC) {
+		reason = peer_unwrap(ctx, p);
+		step_ends();
+		if (reason)
+			goto out;
+	}
 	reason = parse(ctx, p);
 	step_ends();
 	if (reason)
@@ -301,7 +311,7 @@ out:
 			replied = answer(ctx, p, walk.service, walk.backend, route, reason);
 		}
 		count_reason(route->service, reason, replied);
-		if (reason < REASON_DROP)
+		if (reason < REASON_DROP && !(LB_SYNC && p->from_peer))
 			return VERDICT_PASS;
 		if (!replied)
 			return VERDICT_DROP;

@@ -75,6 +75,9 @@ static __always_inline bool ctx_is_super(const CTX *ctx)
 #endif
 }
 
+/* Under tc a packet is a super-frame of many, and its headers may lie further off. */
+#define HEADERS_MAX 192
+
 /* Headers have to lie in the first page to be read. */
 static __always_inline void ctx_pull(CTX *ctx, __u32 len)
 {

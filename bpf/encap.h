@@ -18,6 +18,17 @@
 #define OUTER_TTL 64
 #define GUE_SPORT_FIRST 0xc000 /* the dynamic ports (RFC 6335): entropy for ECMP and RSS */
 
+/* GUE of variant 0, with a word of private data. */
+struct gue_header {
+	__u8 version_hlen; /* variant:2, control:1, words behind the first one:5 */
+	__u8 l4_proto;
+	__be16 flags;
+	__be32 mark;
+};
+
+#define GUE_VERSION_HLEN 1
+#define GUE_MARK 0x5354594c /* a balancer has passed it on: never again */
+
 /* TTL or hop limit; the packet has one to lose. */
 static __always_inline int ttl_decrement(void *l3, void *data_end, __u8 family)
 {
@@ -102,9 +113,31 @@ static __always_inline __u64 inner_sum(void *l3, void *data_end, const struct pa
 	return sum;
 }
 
+/* Between the outer IP header and the packet. */
+static __always_inline __u32 udp_len_of(__u8 forward)
+{
+	if (LB_SYNC && forward == FORWARD_PEER)
+		return sizeof(struct udp_header) + sizeof(struct gue_header);
+	return LB_GUE && forward == FORWARD_GUE ? sizeof(struct udp_header) : 0;
+}
+
+/* Where there is room for a peer's GUE header, it is written. */
+static __always_inline void put_mark(struct udp_header *udp, void *data_end, __u8 family)
+{
+	struct gue_header *gue = (void *)(udp + 1);
+
+	if ((void *)(gue + 1) > data_end)
+		return;
+	gue->version_hlen = GUE_VERSION_HLEN;
+	gue->l4_proto = family == 4 ? L4_IPIP : L4_IPV6;
+	gue->flags = 0;
+	gue->mark = be32(GUE_MARK);
+}
+
 static __always_inline void put_gue(struct udp_header *udp, void *data_end, const struct packet *p,
 				    const struct backend *backend)
 {
+	bool is_peer = LB_SYNC && backend->forward == FORWARD_PEER;
 	/* Of the fragments of a datagram only the first has ports, and all go one way. */
 	__u64 entropy = tuple_hash(p->family, p->saddr,
 				   p->is_fragment ? 0 : ports_word(p->sport, p->dport), PICK_KEY,
@@ -113,8 +146,10 @@ static __always_inline void put_gue(struct udp_header *udp, void *data_end, cons
 
 	udp->sport = bswap16(GUE_SPORT_FIRST | (entropy >> 50));
 	udp->dport = be16(LB_GUE_PORT);
-	udp->len = bswap16(p->len + sizeof(*udp));
+	udp->len = bswap16(p->len + udp_len_of(backend->forward));
 	udp->check = 0;
+	if (is_peer) /* which does not look at the checksum */
+		return put_mark(udp, data_end, p->family);
 	if (backend->family == 4)
 		return; /* optional, and the inner packet has its own */
 	/* RFC 6935 allows zero, most receivers do not. */
@@ -151,10 +186,11 @@ static __always_inline bool is_too_big(const CTX *ctx, const struct packet *p,
 static __always_inline int encapsulate(CTX *ctx, struct packet *p, const struct backend *backend,
 				       const struct hop *hop)
 {
-	bool is_gue = LB_GUE && backend->forward == FORWARD_GUE;
+	__u32 udp_len = udp_len_of(backend->forward);
+	bool is_gue = udp_len;
 	__u32 ip_len = backend->family == 4 ? sizeof(struct ipv4_header) :
 					      sizeof(struct ipv6_header);
-	__u32 outer = ip_len + (is_gue ? sizeof(struct udp_header) : 0);
+	__u32 outer = ip_len + udp_len;
 	__u8 l4_proto = is_gue ? L4_UDP : p->family == 4 ? L4_IPIP : L4_IPV6;
 	void *l3, *data_end;
 	int reason;
@@ -181,7 +217,7 @@ static __always_inline int encapsulate(CTX *ctx, struct packet *p, const struct 
 		put_ipv6(l3, p, backend, l4_proto, p->len + outer - ip_len);
 		l3 += sizeof(struct ipv6_header);
 	}
-	reason = ttl_decrement(is_gue ? l3 + sizeof(struct udp_header) : l3, data_end, p->family);
+	reason = ttl_decrement(l3 + udp_len, data_end, p->family);
 	if (is_gue && !reason)
 		put_gue(l3, data_end, p, backend);
 	return reason;

@@ -56,6 +56,8 @@ static __always_inline void flow_find(__u64 hash, struct flow *flow)
 	flow->at->tag = hash;
 	flow->at->way = FLOW_WAYS;
 	flow->at->now = flow_clock();
+	if (LB_SYNC)
+		flow->at->is_new = 0;
 	flow->bucket = flows.lookup(&index);
 	if (!flow->bucket)
 		return;
@@ -177,6 +179,8 @@ static __always_inline bool flow_record(struct flow *flow, __u32 backend)
 		return false;
 	}
 	flow->at->word = word;
+	if (LB_SYNC)
+		flow->at->is_new = 1;
 	if (old)
 		flow_replaced(old, LB_WAITING ? flow_warm_of(flow) : NULL);
 	return true;

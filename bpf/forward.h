@@ -17,7 +17,8 @@ static __always_inline bool is_nat(__u8 forward)
 
 static __always_inline bool is_tunnel(__u8 forward)
 {
-	return (LB_IPIP && forward == FORWARD_IPIP) || (LB_GUE && forward == FORWARD_GUE);
+	return (LB_IPIP && forward == FORWARD_IPIP) || (LB_GUE && forward == FORWARD_GUE) ||
+	       (LB_SYNC && forward == FORWARD_PEER);
 }
 
 /* The route of a client's packet. */

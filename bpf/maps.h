@@ -102,9 +102,13 @@ BPF_ARRAY(request_marks, struct request_mark, REQUEST_MARKS);
 BPF_TABLE_PINNED7("array", u32, struct ring_line, rings, LB_RING_LINES, LB_PINNED(rings),
 		  BPF_F_MMAPABLE);
 
-/* id -> backend.  The agent writes. */
-BPF_TABLE_PINNED7("array", u32, struct backend, backends, LB_BACKENDS, LB_PINNED(backends),
-		  BPF_F_MMAPABLE);
+/* id -> backend, and behind them the other balancers.  The agent writes. */
+BPF_TABLE_PINNED7("array", u32, struct backend, backends, LB_BACKENDS + PEER_ROWS,
+		  LB_PINNED(backends), BPF_F_MMAPABLE);
+
+/* (another balancer's address, ours) -> that it is one.  The agent writes. */
+BPF_TABLE_PINNED7("hash", struct peer_key, struct peer, peers, LB_PEERS, LB_PINNED(peers),
+		  BPF_F_NO_PREALLOC);
 
 /* backend id -> what it has in front of it.  Both write, each its fields. */
 BPF_TABLE_PINNED7("array", u32, struct backend_load, backend_load, LB_BACKENDS,

@@ -23,9 +23,10 @@ struct rewrite {
 struct flow_place {
 	__u32 index; /* of the bucket */
 	__u32 tag;
-	__u32 way;  /* FLOW_WAYS: not recorded */
-	__u32 now;  /* ticks */
-	__u64 word; /* what the slot held when we looked */
+	__u32 way;    /* FLOW_WAYS: not recorded */
+	__u32 now;    /* ticks */
+	__u64 word;   /* what the slot held when we looked */
+	__u64 is_new; /* this packet has it recorded */
 };
 
 /* The next hop, and how its segment is tagged: as in struct backend and flow_warm,

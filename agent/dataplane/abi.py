@@ -33,6 +33,7 @@ SERVICE_F_ANY_PORT = 0x10
 SERVICE_F_NAT_SOURCE = 0x20
 SERVICE_F_ZONES = 0x40
 NAT_SOURCES = 8
+PEER_ROWS = 8
 FILTER_WORDS = 1024
 FILTER_MULS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 LATENCY_BUCKETS = 44
@@ -79,6 +80,7 @@ class ForwardId(enum.IntEnum):
     GUE = 3
     NAT = 4
     FULLNAT = 5
+    PEER = 6
 
 
 class SchedulerId(enum.IntEnum):
@@ -224,9 +226,12 @@ BACKEND = np.dtype(
         ("pad", "u1", (11,)),
         ("addr", ">u4", (4,)),
         ("source_addr", ">u4", (4,)),
-        ("pad2", "u1", (32,)),
+        ("until", "u4"),
+        ("pad2", "u1", (28,)),
     ]
 )
+PEER_KEY = np.dtype([("addr", ">u4", (4,)), ("own", ">u4", (4,))])
+PEER = np.dtype([("known", "u4")])
 BACKEND_LOAD = np.dtype(
     [
         ("open", "i8"),
@@ -326,7 +331,18 @@ SERVICE_COUNTERS = np.dtype(
         ("pad", "u8", (7,)),
     ]
 )
-SYNC_COUNTERS = np.dtype([("untold", "u8"), ("pad", "u8", (7,))])
+SYNC_COUNTERS = np.dtype(
+    [
+        ("untold", "u8"),
+        ("passed_on", "u8"),
+        ("not_passed", "u8"),
+        ("taken", "u8"),
+        ("strangers", "u8"),
+        ("window", "u4"),
+        ("in_window", "u4"),
+        ("pad", "u8", (2,)),
+    ]
+)
 EVENT = np.dtype(
     [
         ("time", "u8"),
@@ -384,6 +400,8 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "service": SERVICE,
     "ring_line": RING_LINE,
     "backend": BACKEND,
+    "peer_key": PEER_KEY,
+    "peer": PEER,
     "backend_load": BACKEND_LOAD,
     "backend_sample": BACKEND_SAMPLE,
     "service_load": SERVICE_LOAD,

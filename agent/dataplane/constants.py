@@ -27,6 +27,7 @@ from agent.state.zones import has_levels
 TARGET_TICK_S = 4.0
 SPARE_RINGS = 2  # a new ring is written beside the ones in use
 FRAGMENTS = 16_384  # datagrams in pieces that are remembered
+PEERS = 64  # addresses of other balancers from which packets are taken
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -202,6 +203,7 @@ def definitions(
         "LB_ZONE_RINGS": str(size.zone_rings),
         "LB_FRAGMENTS": str(FRAGMENTS),
         "LB_BACKENDS": str(size.backends),
+        "LB_PEERS": str(PEERS),
         "LB_FLOW_BUCKETS": str(size.flow_buckets),
         "LB_RING_LINES": str(size.ring_lines),
         "LB_NAT_SLOTS": str(size.nat_slots),

@@ -13,6 +13,7 @@ from agent.state.snapshot import BackendCounts
 _FIELDS = tuple(field.name for field in fields(BackendCounts))
 _GONE = tuple(name for name in _FIELDS if f"gone_{name}" in (abi.SERVICE_COUNTERS.names or ()))
 _NONE = BackendCounts()
+_SYNC = ("untold", "passed_on", "not_passed", "taken", "strangers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,7 @@ class Readings:
 
 def of_sync(tables: SharedTables) -> dict[str, int]:
     """What the packet path counts of the exchange with other balancers, by name."""
-    names = abi.SYNC_COUNTERS.names or ()
-    return {name: _sum(tables.sync_count, name) for name in names if name != "pad"}
+    return {name: _sum(tables.sync_count, name) for name in _SYNC}
 
 
 def _sum(rows: Table, name: str) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.dataplane import abi, libbpf
-from agent.dataplane.constants import FRAGMENTS, Clock, HashKeys, Sizes
+from agent.dataplane.constants import FRAGMENTS, PEERS, Clock, HashKeys, Sizes
 from agent.dataplane.pins import Pins
 
 type Table = npt.NDArray[np.void]
@@ -62,7 +62,8 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
         "flows_cold": array(abi.FLOW_COLD, slots),
         "flows_warm": array(abi.FLOW_WARM, slots),
         "rings": array(abi.RING_LINE, size.ring_lines),
-        "backends": array(abi.BACKEND, size.backends),
+        "backends": array(abi.BACKEND, size.backends + abi.PEER_ROWS),
+        "peers": by_key(abi.PEER_KEY, abi.PEER, PEERS),
         "backend_load": array(abi.BACKEND_LOAD, size.backends),
         "backend_samples": array(abi.BACKEND_SAMPLE, size.backends * abi.SAMPLES),
         "service_load": array(abi.SERVICE_LOAD, size.services),
@@ -138,7 +139,8 @@ class SharedTables:
         self.flows_warm = self._array("flows_warm", abi.FLOW_WARM)
         self.addresses = self._array("addresses", abi.ADDRESS_FILTER)[0]
         self.rings = self._array("rings", abi.RING_LINE)["backend"].reshape(-1)
-        self.backends = self._array("backends", abi.BACKEND)
+        rows = self._array("backends", abi.BACKEND)
+        self.backends, self.peers = rows[: size.backends], rows[size.backends :]
         self.backend_load = self._array("backend_load", abi.BACKEND_LOAD)
         self.backend_samples = self._array("backend_samples", abi.BACKEND_SAMPLE).reshape(
             size.backends, abi.SAMPLES

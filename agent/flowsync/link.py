@@ -46,11 +46,13 @@ type Callback = Callable[[str | None], Awaitable[str]]  # of an instance, or all
 class Presence:
     """What this node tells of its failover: the names of its instances, which the peer asks by, and
     what its virtual routers were at a moment of the monotonic clock; None: that is not known.
+    ``takes_at``: the port at which it takes packets of flows that the peer does not know, 0: none.
     """
 
     instances: tuple[str, ...] = ()
     routers: tuple[RouterWord, ...] | None = None
     routers_s: float = 0.0
+    takes_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,16 @@ class Link:
             return None
         return newest.sent_s - newest.routers_age_s + min(self._late_s)
 
+    @property
+    def takes_at(self) -> int:
+        """The port at which the peer takes packets of flows that we do not know; 0: none."""
+        return 0 if self._heartbeat is None else self._heartbeat.takes_at
+
+    @property
+    def heard_s(self) -> float:
+        """When the peer's last byte came, on the monotonic clock."""
+        return self._heard_s
+
     def beat(self) -> None:
         """Have the next heartbeat go at once."""
         self._news.set()
@@ -266,6 +278,7 @@ class Link:
                 messages.tellable(present.instances),
                 present.routers and messages.tellable(present.routers),
                 now - present.routers_s if present.routers else 0.0,
+                present.takes_at,
             )
             self._out.write(Kind.HEARTBEAT, messages.pack(beat))
             with contextlib.suppress(TimeoutError):

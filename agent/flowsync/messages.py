@@ -35,6 +35,8 @@ class Heartbeat:
     the newest state is that it knows the receiver to have of it. ``instances``: of failover, that
     it has; None: too many, or it is of a version that does not tell. ``routers``: what its virtual
     routers were ``routers_age_s`` before it was sent; None: likewise, or it is not known there.
+    ``takes_at``: the port at which it takes packets of flows that the receiver does not know; 0:
+    it does not, or it is of a version that does not tell.
     """
 
     sent_s: float
@@ -44,6 +46,7 @@ class Heartbeat:
     instances: tuple[str, ...] | None = None
     routers: tuple[RouterWord, ...] | None = None
     routers_age_s: float = 0.0
+    takes_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ def unpack_heartbeat(payload: bytes) -> Heartbeat:
             _names(said.get("instances")),
             _routers(said.get("routers")),
             max(0.0, _time(said.get("routers_age_s", 0.0))),
+            _count(said.get("takes_at", 0)),
         )
 
     return _read(payload, read)

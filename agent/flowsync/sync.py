@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -36,6 +38,19 @@ class Give(Protocol):
     """Have the asker be master of an instance, or of all; what came of it."""
 
     async def __call__(self, instance: str | None, /, *, asker: Address) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A peer, and the address that it knows this node by. ``takes_at``: the port at which it takes
+    packets of flows that are not known here, 0: it is not connected, or takes none; ``heard_s``:
+    when its last word came, on the monotonic clock.
+    """
+
+    address: Address
+    own: Address
+    takes_at: int
+    heard_s: float
 
 
 class FlowSync:
@@ -92,6 +107,17 @@ class FlowSync:
             self._peers[address].status() if address in self._peers else unknown(address)
             for address in self._settings.peers
         )
+
+    def others(self) -> tuple[Other, ...]:
+        """The configured peers to which there is a way, as of now."""
+        found = []
+        for address in self._settings.peers:
+            link = self._peers[address].link if address in self._peers else None
+            with contextlib.suppress(SteelyardError):
+                own = sockets.own_address(self._settings, address)
+                takes_at, heard_s = (link.takes_at, link.heard_s) if link else (0, 0.0)
+                found.append(Other(address, own, takes_at, heard_s))
+        return tuple(found)
 
     def beat(self) -> None:
         """Have the next heartbeat to each peer go at once: there is news of this node."""

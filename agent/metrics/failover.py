@@ -73,6 +73,12 @@ def _counted(name: str) -> Samples:
     return samples
 
 
+def _packets(snapshot: Snapshot) -> Iterator[Sample]:
+    for name, number in snapshot.failover.sync_counts.items():
+        if name != "untold":
+            yield (name,), float(number)
+
+
 _ROUTER_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_failover_process_up",
@@ -229,6 +235,16 @@ _SYNC_FAMILIES: tuple[Family, ...] = (
         "the next look at the flow table. Absent without peers.",
         (),
         _counted("untold"),
+    ),
+    Family(
+        "steelyard_flow_sync_packets_total",
+        Kind.COUNTER,
+        "Packets in mid-connection of a flow that the balancer they came to does not know: "
+        "`passed_on` to another balancer, `not_passed` because there were too many, `taken` from "
+        "another balancer, `strangers`: from somebody else who made them look so. Absent without "
+        "peers.",
+        ("what",),
+        _packets,
     ),
     Family(
         "steelyard_flow_sync_strangers_total",

@@ -29,8 +29,9 @@ from agent.flowsync.exchange import Exchange
 from agent.flowsync.kept import Kept, forget_all_but
 from agent.flowsync.link import Presence
 from agent.flowsync.sync import FlowSync
-from agent.model import Address, CheckKind, Config, Service
+from agent.model import Address, CheckKind, Config, NextHop, Service
 from agent.pair import comparing, mine, naming, preemption, witness
+from agent.pair.detour import Detour
 from agent.pair.handover import Peers, hand_over, take_over
 from agent.pair.mastership import Mastership
 from agent.pair.node import node_of
@@ -60,7 +61,8 @@ _OUTLAST_S = 8.0  # then a handover may take so long: container managers kill af
 
 class Pair:
     """The others, and this node's place among them. ``contents``: what the tables hold now;
-    ``complete``: they have all backends that the checks have found.
+    ``hop_of``: the next hop to an address; ``complete``: they have all backends that the checks
+    have found.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Pair:
         dataplane: Dataplane,
         word: Callable[[], Word],
         contents: Callable[[], TableContents],
+        hop_of: Callable[[Address], NextHop],
         complete: Callable[[], bool] = lambda: True,
     ) -> None:
         self._complete = complete
@@ -112,6 +115,7 @@ class Pair:
             self._heard,
         )
         self._new_flows = Established(lambda: ring_of(dataplane), self._sync.name)
+        self._detour = Detour(dataplane, self._sync.others, hop_of)
         self._peers: Peers | None = None
 
     async def aim(self, config: Config) -> None:
@@ -120,6 +124,7 @@ class Pair:
         self._settle_s = settle_s(config.services)
         self._checked = {s.name for s in config.services if s.health.kind is not CheckKind.NONE}
         self.mastership.aim(failover, config.socket)
+        self._detour.aim(config)
         self._claimed = claimed_vips(config)
         self._shares = any(i.method is Method.ANNOUNCE for i in failover.instances) or any(
             s.key.vip_bits is not None for s in config.services
@@ -148,6 +153,7 @@ class Pair:
             "failover": self.mastership.run(),
             "preemption": self._preempt(),
             "leaving": self._leave(),
+            "detour": self._detour.run(),
         }
         return own | self._sync.tasks()
 
@@ -280,9 +286,9 @@ class Pair:
         mastership = self.mastership
         names = tuple(mastership.instances)
         if mastership.status is None:
-            return Presence(names)
+            return Presence(names, takes_at=self._detour.takes_at)
         words = witness.words(mastership.status, mastership.instances)
-        return Presence(names, words, mastership.status_s)
+        return Presence(names, words, mastership.status_s, self._detour.takes_at)
 
     def _heard(self) -> None:
         """One of the others has told of itself: what it says may vouch for a master."""

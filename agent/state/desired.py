@@ -133,7 +133,7 @@ def _backend_entry(
         usable=verdict.usable,
         alive=verdict.alive,
         forward=service.forward,
-        ifindex=_out_of(config, hop, around.ifindex),
+        ifindex=out_of(config, hop, around.ifindex),
         mac=(hop.mac if hop else None) or NO_MAC,
         source_mac=(hop.source_mac if hop else None) or NO_MAC,
         mtu=min(hop.mtu, 0xFFFF) if hop else 0,
@@ -147,7 +147,7 @@ def _backend_entry(
     )
 
 
-def _out_of(config: Config, hop: NextHop | None, own: int) -> int:
+def out_of(config: Config, hop: NextHop | None, own: int) -> int:
     """The interface to send out of; 0, the fastest: where the packet came in.
 
     That is known only where packets come in on one interface.

@@ -48,6 +48,7 @@ enum forward {
 	FORWARD_GUE = 3,     /* draft-ietf-intarea-gue, variant 1: outer IP and UDP */
 	FORWARD_NAT = 4,     /* destination rewritten; the backend answers through us */
 	FORWARD_FULLNAT = 5, /* source rewritten too */
+	FORWARD_PEER = 6,    /* to another balancer (peer.h): GUE, variant 0 */
 };
 
 enum scheduler {
@@ -300,9 +301,28 @@ struct backend {
 	/* second line: encapsulation and identity */
 	__be32 addr[4];
 	__be32 source_addr[4]; /* of the outer header */
-	__u8 pad2[32];
+	__u32 until;           /* of another balancer: jiffies until which it counts as alive */
+	__u8 pad2[28];
 };
 _Static_assert(sizeof(struct backend) == 128, "two cache lines");
+
+/* Other balancers, which get packets of flows that are not known here, stand in so many
+ * rows behind the backends: which row, the flow's tag says, so each row is in use, and
+ * several may be the same balancer.  `until` 0: nobody.
+ */
+#define PEER_ROWS 8
+
+/* From whom such packets are taken: the other balancer's address, and ours. */
+struct peer_key {
+	__be32 addr[4]; /* IPv4: word 0, the rest 0 */
+	__be32 own[4];
+};
+_Static_assert(sizeof(struct peer_key) == 32, "peer_key");
+
+struct peer {
+	__u32 known; /* 1 */
+};
+_Static_assert(sizeof(struct peer) == 4, "peer");
 
 /* How much a backend has in front of it; what the schedulers compare.  One for
  * all CPUs: the packet path adds and subtracts atomically, and only on the
@@ -474,8 +494,14 @@ _Static_assert(sizeof(struct service_counters) == 256, "four cache lines");
 
 /* Of what is exchanged with other balancers, per CPU: element cpu. */
 struct sync_counters {
-	__u64 untold; /* flows that were established while the ring had no room */
-	__u64 pad[7];
+	__u64 untold;     /* flows that were established while the ring had no room */
+	__u64 passed_on;  /* packets of unknown flows that went to another balancer */
+	__u64 not_passed; /* that did not, because there were too many */
+	__u64 taken;      /* packets that another balancer has passed on */
+	__u64 strangers;  /* that somebody else has made look like that */
+	__u32 window;     /* jiffies: when the time began in which `in_window` went on */
+	__u32 in_window;
+	__u64 pad[2];
 };
 _Static_assert(sizeof(struct sync_counters) == 64, "one cache line");
 

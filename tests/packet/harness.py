@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import numpy as np
 
-from agent.dataplane import abi, contents, libbpf, pins
+from agent.dataplane import abi, contents, libbpf, peers, pins
 from agent.dataplane.constants import ALL_FEATURES, needed_features
 from agent.dataplane.explain import DataplaneView
 from agent.dataplane.flows import Names
@@ -155,6 +155,9 @@ class Rig(Records):
         tables.service_load[:] = np.zeros((), dtype=abi.SERVICE_LOAD)
         tables.trace[:] = np.zeros((), dtype=abi.TRACE_CONTROL)
         tables.settings["held_until"] = 0
+        tables.sync_count[:] = np.zeros((), dtype=abi.SYNC_COUNTERS)
+        peers.accept(tables, ())
+        peers.pass_on(tables, ())
         if tables.nat_slots["owner"].any():
             tables.nat_slots[:] = np.zeros((), dtype=abi.NAT_SLOT)
         for key, _ in list(tables.items("fragments")):

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from agent.dataplane import abi, libbpf
 from agent.dataplane.pins import pins_of
+from agent.dataplane.tables import mapped
 from agent.model import Scheduler
 from lbctl.lab import netns
 from lbctl.lab.topology import PORT
@@ -106,6 +108,22 @@ def test_the_backup_holds_the_masters_flows_at_the_same_backends(here: Site) -> 
     assert_unharmed(load)
 
 
+@contextlib.contextmanager
+def seldom_looks(here: Site) -> Iterator[None]:
+    """lb1 looks at its flow table every ten seconds only."""
+    document = here.on("lb1").config()
+    sync = document["failover"]["sync"]
+    usual = dict(sync)
+    here.on("lb1").reload(
+        document | {"failover": document["failover"] | {"sync": sync | {"interval": "10s"}}}
+    )
+    try:
+        yield
+    finally:
+        document["failover"]["sync"] = usual
+        here.on("lb1").reload(document)
+
+
 def arrive_between_two_looks(here: Site) -> bool:
     """Whether new flows of lb1 got to lb2 while lb1 has not looked at its table. The lag is the age
     of the last look, so it falls when there is one.
@@ -118,18 +136,46 @@ def arrive_between_two_looks(here: Site) -> bool:
 
 def test_new_flows_are_told_at_once(here: Site) -> None:
     """Looks are ten seconds apart; one may fall into an attempt, not into each of four."""
-    document = here.on("lb1").config()
-    sync = document["failover"]["sync"]
-    usual = sync.get("interval")
-    sync["interval"] = "10s"
-    here.on("lb1").reload(document)
-    try:
+    with seldom_looks(here):
         assert any(arrive_between_two_looks(here) for _ in range(4))
+
+
+def forget_all(here: Site, balancer: str) -> None:
+    """As if the balancer had never had any flow."""
+    fd = libbpf.object_get(pins_of(here.on(balancer).config()["name"]).table("flows"))
+    try:
+        _, table = mapped(fd, abi.FLOW_BUCKET, libbpf.map_info(fd).max_entries)
     finally:
-        del sync["interval"]
-        if usual is not None:
-            sync["interval"] = usual
-        here.on("lb1").reload(document)
+        os.close(fd)
+    table["slot"][:] = 0
+
+
+def is_answered(sock: socket.socket) -> bool:
+    try:
+        sock.sendall(REQUEST)
+        return bool(sock.recv(65536))
+    except ConnectionError:
+        return False
+
+
+def go_on_through_the_other(here: Site) -> bool:
+    """Whether connections of which lb1 knows nothing any more go on at their servers."""
+    with connections(here, 10) as held:
+        await_copies(here, held)
+        forget_all(here, "lb1")
+        return all(is_answered(sock) for sock in held)
+
+
+def counted(here: Site, balancer: str, what: str) -> int:
+    return int(here.on(balancer).get("/v1/failover")["flow_sync"][f"{what}_total"])
+
+
+def test_connections_that_only_the_other_balancer_knows_go_on(here: Site) -> None:
+    """A look that falls into an attempt tells lb2 that they are over."""
+    with seldom_looks(here):
+        assert any(go_on_through_the_other(here) for _ in range(4))
+    assert counted(here, "lb1", "passed_on") >= 10
+    assert counted(here, "lb2", "taken") >= 10
 
 
 def test_what_has_ended_is_no_open_flow_there_either(here: Site) -> None:

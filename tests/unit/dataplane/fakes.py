@@ -35,6 +35,7 @@ class FakeTables:
         self.backend_samples = np.zeros((size.backends, abi.SAMPLES), dtype=abi.BACKEND_SAMPLE)
         self.nat_sources = np.zeros(2 * abi.NAT_SOURCES, dtype=abi.NAT_SOURCE)
         self.trace = np.zeros(1, dtype=abi.TRACE_CONTROL)
+        self.peers = np.zeros(abi.PEER_ROWS, dtype=abi.BACKEND)
         self.sync_count = np.zeros(size.rows, dtype=abi.SYNC_COUNTERS)
         self.backend_count = np.zeros((size.rows, size.backends), dtype=abi.BACKEND_COUNTERS)
         self.service_count = np.zeros((size.rows, size.services), dtype=abi.SERVICE_COUNTERS)

@@ -104,5 +104,5 @@ WORD = RouterWord(
 )
 VIEW = FailoverView(
     configured=True, process=STATUS, problem="", sync=(PEER,), sync_strangers={"stranger": 3},
-    sync_counts={"untold": 5},
+    sync_counts={"untold": 5, "passed_on": 7},
 )  # fmt: skip

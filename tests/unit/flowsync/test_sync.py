@@ -530,3 +530,18 @@ def test_more_named_flows_than_one_can_tell_are_left_to_the_next_look() -> None:
             assert [len(each) for each in one.table.named_slots] == [40_000]
 
     asyncio.run(run())
+
+
+def test_each_knows_the_address_and_the_port_that_the_other_takes_packets_at() -> None:
+    async def run() -> None:
+        one, two = nodes()
+        two.presence = Presence(takes_at=6080)
+        async with running(one, two):
+            await until("told", lambda: [o.takes_at for o in one.sync.others()] == [6080])
+            (theirs,), (ours,) = one.sync.others(), two.sync.others()
+            assert (theirs.address, theirs.own, ours.address, ours.own) == (HIGH, LOW, LOW, HIGH)
+            assert ours.takes_at == 0
+            await two.stop()
+            await until("gone", lambda: [o.takes_at for o in one.sync.others()] == [0])
+
+    asyncio.run(run())

@@ -41,6 +41,7 @@ def values(snapshot: Snapshot, view: FailoverView) -> dict[str, dict[tuple[str, 
         ("flow_sync_full_resyncs_total", ("10.0.0.2",), 1),
         ("flow_sync_strangers_total", ("stranger",), 3),
         ("flow_sync_untold_total", (), 5),
+        ("flow_sync_packets_total", ("passed_on",), 7),
     ],
 )
 def test_every_figure_is_there(snapshot, name, labels, value) -> None:

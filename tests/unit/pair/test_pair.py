@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.dataplane import abi
+from agent.dataplane.constants import Features
 from agent.dataplane.pins import Pins
 from agent.errors import ConflictError
 from agent.failover.model import Failover, FlowSync, Instance, Mode, Role
@@ -47,7 +48,8 @@ def made(role: Role = Role.BACKUP) -> tuple[Pair, Heard]:
         settings=np.zeros(1, dtype=abi.SETTINGS), sync_count=np.zeros(1, dtype=abi.SYNC_COUNTERS)
     )
     dataplane = SimpleNamespace(now_jiffies=None, pins=Pins(Path("/none")), tables=tables)
-    pair = Pair(dataplane, lambda: Word(True, "", {}), lambda: None)
+    dataplane.features = Features()
+    pair = Pair(dataplane, lambda: Word(True, "", {}), lambda: None, lambda address: None)
     node = Heard([], role)
     pair.mastership = node
     return pair, node

@@ -1,0 +1,101 @@
+"""Decides to which balancers packets go of flows that are not known here, and says so to the packet
+path, again and again: what it was told last soon ends by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from agent.dataplane import peers
+from agent.dataplane.peers import Way
+from agent.dataplane.program import Dataplane
+from agent.flowsync.sync import Other
+from agent.model import Address, Config, NextHop
+from agent.state.desired import out_of
+
+log = structlog.get_logger()
+
+EVERY_S = 0.25
+ALIVE_S = 1.5  # after its last word: three heartbeats
+
+
+def addresses(config: Config) -> set[Address]:
+    """For which next hops are needed."""
+    return {peer for peer in config.failover.sync.peers if not peer.is_link_local}
+
+
+def ways(
+    config: Config,
+    others: Iterable[Other],
+    hop_of: Callable[[Address], NextHop],
+    ifindex: int,
+    now_s: float,
+) -> list[tuple[Way, float]]:
+    """To those that live and take such packets, and how many seconds from now they count as alive.
+
+    ``ifindex``: of the interface that packets come in by.
+    """
+    found = []
+    for other in others:
+        left_s = other.heard_s + ALIVE_S - now_s
+        if other.takes_at != config.gue_port or left_s <= 0 or other.address.is_link_local:
+            continue
+        hop = hop_of(other.address)
+        if hop.mac is not None:
+            way = Way(other.address, other.own, hop, out_of(config, hop, ifindex))
+            found.append((way, min(left_s, ALIVE_S)))
+    return found
+
+
+class Detour:
+    """``others``: the peers, as of now; ``hop_of``: the next hop to an address."""
+
+    def __init__(
+        self,
+        dataplane: Dataplane,
+        others: Callable[[], tuple[Other, ...]],
+        hop_of: Callable[[Address], NextHop],
+    ) -> None:
+        self._dataplane = dataplane
+        self._others = others
+        self._hop_of = hop_of
+        self._config: Config | None = None
+
+    def aim(self, config: Config) -> None:
+        """Follow a configuration."""
+        self._config = config
+
+    @property
+    def takes_at(self) -> int:
+        """The port at which this node takes such packets from the others; 0: it does not. They
+        have to come in where the program is, which is where the ways to the others go out.
+        """
+        config = self._config
+        if config is None or not self._dataplane.features.sync:
+            return 0
+        hops = [self._hop_of(peer) for peer in config.failover.sync.peers]
+        return config.gue_port if all(hop.mac is not None for hop in hops) else 0
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                self.tell(time.monotonic())
+            except Exception:  # this task's root: without a word all goes on as without peers
+                log.exception("the packet path was not told of the other balancers")
+            await asyncio.sleep(EVERY_S)
+
+    def tell(self, now_s: float) -> None:
+        """Say how it is now."""
+        config, dataplane = self._config, self._dataplane
+        if config is None or not dataplane.features.sync:
+            return
+        others, tables = self._others(), dataplane.tables
+        peers.accept(tables, {(other.address, other.own) for other in others})
+        found = ways(config, others, self._hop_of, dataplane.ifindex, now_s)
+        now, hz = dataplane.now_jiffies(), dataplane.clock.hz
+        peers.pass_on(tables, [(way, now + round(left_s * hz)) for way, left_s in found])
