@@ -116,6 +116,15 @@ def sync_lines(data: Row) -> list[Text]:
     lines = [_sync_line(peer) for peer in data["peers"]]
     if data["problem"]:
         lines.insert(0, Text(f"flow sync: {data['problem']}", "bold red"))
+    if last := data.get("last_move_lacking_flows"):  # an agent of before this has none
+        number = humanise.plural(data["moves_lacking_flows_total"], "move")
+        lines.append(
+            Text(
+                f"PROBLEM {number} from here before the other balancer had all flows, the last"
+                f" {humanise.age(last['age_s'])} ago: {last['why']}",
+                "yellow",
+            )
+        )
     return lines or [Text("flow sync: no peers")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agent.api.times import age_s, rfc3339
 from agent.failover.status import FailoverStatus, Problem, RouterStatus
 from agent.failover.syncstatus import PeerSync
+from agent.state.moves import Lacking
 from agent.state.snapshot import FailoverView
 
 type Json = dict[str, object]
@@ -22,9 +23,15 @@ def failover(view: FailoverView, at: float) -> Json:
             "problem": view.sync_problem,
             "peers": [_peer(peer, at) for peer in view.sync],
             "strangers_total": dict(view.sync_strangers),
+            "moves_lacking_flows_total": view.lacking.total,
+            "last_move_lacking_flows": _lacking(view.lacking, at),
             **{f"{name}_total": count for name, count in view.sync_counts.items()},
         },
     }
+
+
+def _lacking(lacking: Lacking, at: float) -> Json | None:
+    return {"why": lacking.why, "age_s": age_s(lacking.at, at)} if lacking.total else None
 
 
 def summary(view: FailoverView, at: float) -> Json:

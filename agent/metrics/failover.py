@@ -57,6 +57,11 @@ def _process_up(snapshot: Snapshot) -> Iterator[Sample]:
         yield (), float(snapshot.failover.process is not None)
 
 
+def _lacking(snapshot: Snapshot) -> Iterator[Sample]:
+    if snapshot.failover.configured:
+        yield (), float(snapshot.failover.lacking.total)
+
+
 def _strangers(snapshot: Snapshot) -> Iterator[Sample]:
     for reason, number in snapshot.failover.sync_strangers.items():
         yield (reason,), float(number)
@@ -108,6 +113,14 @@ _ROUTER_FAMILIES: tuple[Family, ...] = (
         "Changes of role, by the new one.",
         (*_ROUTER, "role"),
         _router_labels(lambda r: r.transitions),
+    ),
+    Family(
+        "steelyard_failover_moves_lacking_flows_total",
+        Kind.COUNTER,
+        "Moves of the VIPs from this node that went on though the other balancer may not have "
+        "known all flows: connections may have been cut.",
+        (),
+        _lacking,
     ),
     Family(
         "steelyard_failover_adverts_sent_total",

@@ -33,6 +33,9 @@ _LONGEST_S = 8.0  # below the time that lbctl waits for an answer
 _LOOK_S = 0.005
 _LATE_S = 0.05  # packets of clients that have not heard yet come here a little longer
 
+# The hold was over before it was to end: there are new flows since.
+_HELD_UP = "this agent was held up, so new flows came in that the other balancer does not have"
+
 type Hold = Callable[[], AbstractContextManager[Held]]
 
 
@@ -82,39 +85,89 @@ async def hand_over(
             )
         await mastership.set_mode(Mode.HANDED_OVER, instance)
         return Moved("this node is not master; it stays behind until it is released")
-    flows = 0 if peers is None else await _flush(peers, FLUSH_S, force)
+    telling = _Telling(peers, force)
+    await telling.flush(FLUSH_S)
+    telling.lacking = ""  # there is another chance
     before = mastership.modes(instance)
     try:
-        flows += await _give(mastership, peers, hold, instance, force)
+        await _give(mastership, telling, hold, instance)
     except BaseException:
         await _put_back(mastership, before)
         raise
     try:
-        if peers is not None:
-            await peers.flush(FLUSH_S)  # what came in last
+        await telling.flush_last()
     finally:
         if not stay:
             await _put_back(mastership, _afterwards(before))
+    flows, lacking = telling.flows, telling.lacking
     log.info("handed over", instance=instance or "all", flows=flows)
+    if lacking:
+        log.warning("the other balancer may not have all flows", why=lacking)
     end = "; this node stays behind until it is released" if stay else ""
-    return Moved(f"handed over{end}", flows)
+    less = f", but connections may be cut: {lacking}" if lacking else ""
+    return Moved(f"handed over{less}{end}", flows, lacking)
+
+
+class _Telling:
+    """What the other balancer was told, and in ``lacking`` why that may not have been all."""
+
+    def __init__(self, peers: Peers | None, force: bool) -> None:
+        self.peers = peers
+        self._force = force
+        self.flows = 0
+        self.lacking = ""
+
+    async def flush(self, timeout_s: float) -> None:
+        """Raises ConflictError, unless forced, if it was not told in time."""
+        if self.peers is None:
+            return
+        result = await self.peers.flush(timeout_s)
+        self.flows += result.flows
+        if not result.done:
+            self.lack(
+                f"the other balancer does not have the flows: {result.text}",
+                "wait for it (`lbctl failover status`), or hand over with --force: open "
+                "connections may be cut then",
+                "failover.sync",
+            )
+
+    async def flush_last(self) -> None:
+        """What came in since; it is master, so there is no way back."""
+        if self.peers is not None:
+            result = await self.peers.flush(FLUSH_S)
+            if not result.done:
+                self.lacking = self.lacking or f"it was not told the last flows: {result.text}"
+
+    def lack(self, why: str, remedy: str, where: str = "failover") -> None:
+        """It does not know all; an error unless forced."""
+        if not self._force:
+            raise ConflictError(why, where=where, remedy=remedy)
+        self.lacking = why
 
 
 async def _give(
-    mastership: Mastership, peers: Peers | None, hold: Hold, instance: str | None, force: bool
-) -> int:
-    """Have the other one be master, with all that it must know; how many flows were told."""
-    flows, told = 0, ""
+    mastership: Mastership, telling: _Telling, hold: Hold, instance: str | None
+) -> None:
+    """Have the other one be master, with all that it must know."""
+    peers, told = telling.peers, ""
     with hold() if peers is not None else contextlib.nullcontext() as held:
+
+        def go_on() -> None:
+            if held is not None and not held.renew():
+                telling.lacking = telling.lacking or _HELD_UP
+
         if peers is not None and held is not None:
             await asyncio.sleep(HANDSHAKE_S)
-            flows = await _flush(peers, HELD_S, force)
-            if not held.renew() and not force:
-                raise _held_up()
+            await telling.flush(HELD_S)
+            if not held.renew():
+                telling.lack(_HELD_UP, "try again; if it stays so, the host has too little CPU")
         await mastership.set_mode(Mode.HANDED_OVER, instance)
+        go_on()
         if peers is not None:
             told = await _ask(peers, instance)
+        go_on()
         taken = await _taken(mastership, instance, HELD_S)
+        go_on()
         await asyncio.sleep(_LATE_S)
     patience_s = min(_MASTER_DOWN * mastership.slowest_interval_s() + 1, _LONGEST_S)
     if not taken and not await _taken(mastership, instance, patience_s):
@@ -125,16 +178,6 @@ async def _give(
             where="failover",
             remedy="see `lbctl failover status` on the other balancer",
         )
-    return flows
-
-
-def _held_up() -> ConflictError:
-    """The hold was over before the flows were told: there are new ones since."""
-    return ConflictError(
-        "this agent was held up, so new flows came in that the other balancer does not have",
-        where="failover",
-        remedy="try again; if it stays so, the host has too little CPU",
-    )
 
 
 def _afterwards(before: Mapping[str, Mode]) -> dict[str, Mode]:
@@ -173,18 +216,6 @@ async def take_over(
     if cannot := mastership.names(Role.FAULT, instance):
         text += f"; in fault here, see `lbctl failover status`: {', '.join(cannot)}"
     return Moved(text)
-
-
-async def _flush(peers: Peers, timeout_s: float, force: bool) -> int:
-    result = await peers.flush(timeout_s)
-    if not result.done and not force:
-        raise ConflictError(
-            f"the other balancer does not have the flows: {result.text}",
-            where="failover.sync",
-            remedy="wait for it (`lbctl failover status`), or hand over with --force: open "
-            "connections may be cut then",
-        )
-    return result.flows
 
 
 async def _ask(peers: Peers, instance: str | None) -> str:

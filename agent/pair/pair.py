@@ -46,7 +46,7 @@ from agent.pair.readiness import (
     waits_for,
 )
 from agent.pair.word import Word
-from agent.state.moves import Moved, MoveOrder, MoveVerb
+from agent.state.moves import Lacking, Moved, MoveOrder, MoveVerb
 from agent.state.snapshot import FailoverView
 from agent.state.tables import TableContents
 
@@ -90,6 +90,7 @@ class Pair:
         self._said: frozenset[comparing.Place] = frozenset()  # of them, in the log
         self._has_witness = False
         self._dataplane = dataplane
+        self._lacking = Lacking()
         self._ends = False
         self._claimed: frozenset[Address] = frozenset()
         self._shares = False  # some flows here can be another node's at the same time
@@ -171,6 +172,7 @@ class Pair:
             sync=self._others(),
             sync_problem=self._sync_problem or self._sync.problem,
             sync_strangers=dict(self._sync.strangers),
+            lacking=self._lacking,
             sync_counts=counters.of_sync(self._dataplane.tables) if self._peers is not None else {},
         )
 
@@ -197,9 +199,7 @@ class Pair:
             return Moved(self._outlook(order))
         async with self._alone():
             if order.verb is MoveVerb.HANDOVER:
-                return await hand_over(
-                    mastership, self._peers, self._hold, instance, force=order.force
-                )
+                return await self._hand_over(self._peers, instance, force=order.force)
             mode = Mode.PROMOTED if order.verb is MoveVerb.PROMOTE else Mode.NORMAL
             if mode is Mode.NORMAL and not mastership.would_win(instance):
                 await mastership.set_mode(mode, instance)
@@ -258,7 +258,7 @@ class Pair:
             try:
                 async with self._alone():
                     # It stays behind until its end, and keeps nothing of this.
-                    await hand_over(mastership, self._peers, self._hold, None)
+                    await self._hand_over(self._peers, None)
             except SteelyardError as error:
                 log.warning("no handover before the failover process stops", problem=str(error))
             except Exception:  # this task's root
@@ -407,10 +407,18 @@ class Pair:
         """The other node wants to be master."""
         peers = SyncPeers(self._sync, asker)
         async with self._alone():
-            moved = await hand_over(
-                self.mastership, peers, self._hold, instance, force=True, stay=False
-            )
+            moved = await self._hand_over(peers, instance, force=True, stay=False)
         return moved.text
+
+    async def _hand_over(
+        self, peers: Peers | None, instance: str | None, *, force: bool = False, stay: bool = True
+    ) -> Moved:
+        moved = await hand_over(
+            self.mastership, peers, self._hold, instance, force=force, stay=stay
+        )
+        if moved.lacking:
+            self._lacking = self._lacking.and_one(moved.lacking, time.time())
+        return moved
 
 
 def _is_connected(peers: Iterable[PeerSync]) -> bool:

@@ -26,7 +26,23 @@ class MoveOrder:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How it went, in the operator's words; ``flows`` were sent last."""
+    """How it went, in the operator's words; ``flows`` were sent last. ``lacking``: why the other
+    balancer may not have known all flows when it became master; empty: it did.
+    """
 
     text: str
     flows: int = 0
+    lacking: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """How many moves went on though the other balancer may not have known all flows; the last."""
+
+    total: int = 0
+    why: str = ""
+    at: float = 0.0  # seconds since the epoch
+
+    def and_one(self, why: str, at: float) -> Lacking:
+        """With one more."""
+        return Lacking(self.total + 1, why, at)

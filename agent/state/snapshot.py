@@ -16,6 +16,7 @@ from agent.model import (
     Service,
     ServiceState,
 )
+from agent.state.moves import Lacking
 from agent.state.skew import Skew
 from agent.telemetry.report import GpuReport
 
@@ -205,6 +206,7 @@ class FailoverView:
     sync_problem: str = ""  # why flows are not exchanged though they should be
     sync_strangers: Mapping[str, int] = field(default_factory=dict)  # refused at once, by reason
     sync_counts: Mapping[str, int] = field(default_factory=dict)  # of the packet path; else empty
+    lacking: Lacking = field(default_factory=Lacking)
 
 
 @dataclass(frozen=True, slots=True)

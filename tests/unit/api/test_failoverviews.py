@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.api.failoverviews import failover, summary
+from agent.state.moves import Lacking
 from agent.state.snapshot import FailoverView
 from tests.unit.failover.samples import NOW, VIEW
 
@@ -33,6 +34,14 @@ def test_everything_is_told_with_ages_and_words() -> None:
     (peer,) = body["flow_sync"]["peers"]
     assert (peer["address"], peer["state"], peer["lag_s"]) == ("10.0.0.2", "connected", 0.21)
     assert peer["flows_dropped_total"] == {"no-backend": 100, "over": 7}
+
+
+def test_a_move_that_lacked_flows_is_told_with_its_reason() -> None:
+    assert failover(VIEW, NOW)["flow_sync"]["last_move_lacking_flows"] is None
+    lacking = Lacking().and_one("it was slow", NOW - 5)
+    told = failover(replace(VIEW, lacking=lacking), NOW)["flow_sync"]
+    assert told["moves_lacking_flows_total"] == 1
+    assert told["last_move_lacking_flows"] == {"why": "it was slow", "age_s": 5.0}
 
 
 def test_the_summary_has_what_status_shows() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.errors import ConflictError, NotFoundError
 from agent.failover.model import Mode, Role
@@ -87,7 +88,6 @@ class Held:
         self.steps, self.stands = steps, stands
 
     def renew(self) -> bool:
-        self.steps.append("renew")
         return self.stands
 
 
@@ -110,8 +110,8 @@ def give(node: Node, others: Others | None, **how: bool):
 def test_the_peer_has_the_flows_before_it_is_asked_and_takes_before_new_flows_go_on() -> None:
     node = Node([])
     moved = give(node, Others(node))
-    told = ["flush", "hold", "flush", "renew"]
-    assert node.steps == [*told, "mode handed-over", "take", "let go", "flush"]
+    assert node.steps == ["flush", "hold", "flush", "mode handed-over", "take", "let go", "flush"]
+    assert moved.lacking == ""
     assert (moved.flows, node.mode) == (14, Mode.HANDED_OVER)
 
 
@@ -175,18 +175,42 @@ def test_new_flows_do_not_wait_for_one_that_does_not_answer() -> None:
     assert "let go" in node.steps
 
 
-def test_force_gives_without_the_flows() -> None:
+@pytest.mark.parametrize("stay", [True, False], ids=["by an operator", "for who asked"])
+def test_force_gives_without_the_flows_and_says_so(stay: bool) -> None:
     node = Node([])
-    give(node, Others(node, know=False), force=True)
-    assert node.mode is Mode.HANDED_OVER
+    with capture_logs() as said:
+        moved = give(node, Others(node, know=False), force=True, stay=stay)
+    assert node.mode is (Mode.HANDED_OVER if stay else Mode.NORMAL)
+    assert "no other balancer is connected" in moved.lacking
+    assert moved.lacking in moved.text
+    (warning,) = (line for line in said if line["log_level"] == "warning")
+    assert warning["why"] == moved.lacking
+
+
+def test_a_forced_move_in_which_new_flows_came_in_says_so() -> None:
+    node = Node([])
+    hold = holding(node.steps, stands=False)
+    moved = asyncio.run(hand_over(node, Others(node), hold, None, force=True))
+    assert "held up" in moved.lacking
+
+
+def test_what_could_not_be_told_last_is_said() -> None:
+    node = Node([])
+    others = Others(node)
+
+    async def ask_take(instance: str | None) -> str:
+        others.know = False
+        return await Others.ask_take(others, instance)
+
+    others.ask_take = ask_take
+    assert "the last flows" in give(node, others).lacking
 
 
 def test_who_was_held_up_so_that_new_flows_came_in_gives_nothing_away() -> None:
     node = Node([])
     with pytest.raises(ConflictError, match="held up"):
         asyncio.run(hand_over(node, Others(node), holding(node.steps, stands=False), None))
-    assert node.steps[-3:] == ["renew", "let go", "mode normal"]
-    assert "mode handed-over" not in node.steps
+    assert node.steps == ["flush", "hold", "flush", "let go", "mode normal"]
 
 
 def test_a_node_that_nobody_relieves_is_master_as_before() -> None:

@@ -106,6 +106,18 @@ def test_without_the_secret_nobody_knows_the_flows(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_move_that_lacked_flows_is_counted_and_shown() -> None:
+    async def run() -> Pair:
+        pair, node = made(Role.MASTER)
+        pair._peers = Others(node, know=False)
+        await pair.move(MoveOrder(MoveVerb.HANDOVER, force=True))
+        return pair
+
+    lacking = asyncio.run(run())._lacking
+    assert lacking.total == 1
+    assert "no other balancer is connected" in lacking.why
+
+
 def test_an_instance_of_another_name_elsewhere_is_a_mismatch() -> None:
     pair, node = made()
     elsewhere = replace(PEER, instances=("edge",))
