@@ -51,6 +51,7 @@ class Routed:
 
     run_dir: Path
     prefix: str
+    _port: int = 10_000  # of the client's newest connection; all else uses lower ones
 
     def namespace(self, node: str) -> str:
         return f"{self.prefix}-{node}"
@@ -85,6 +86,34 @@ class Routed:
         """Whether a balancer has the VIPs, or why not."""
         (found,) = self.api(balancer).get("/v1/failover")["instances"]
         return str(found["role"])
+
+    def hand_over(self, balancer: str) -> None:
+        """As an operator does before some work: the others get the flows first."""
+        self.api(balancer).post("/v1/failover/handover", {})
+
+    def release(self, balancer: str) -> None:
+        """Undo ``hand_over``."""
+        self.api(balancer).post("/v1/failover/release", {})
+
+    def await_flows(self, connections: list[HTTPConnection]) -> None:
+        """Until both balancers know all of these."""
+        ends = {connection.sock.getsockname()[1] for connection in connections if connection.sock}
+
+        def known(balancer: str) -> bool:
+            query = {"state": "established", "limit": "10000"}
+            flows = self.api(balancer).get("/v1/flows", query)["flows"]
+            return ends <= {flow["client_port"] for flow in flows}
+
+        for balancer in BALANCERS:
+            wait_until(f"{balancer} knows {len(ends)} flows", lambda at=balancer: known(at), 60.0)
+
+    def set_scheduler(self, scheduler: str) -> None:
+        """Of all services, on both balancers."""
+        for balancer in BALANCERS:
+            document = yaml.safe_load(self.config_path(balancer).read_text())
+            document["defaults"]["scheduler"] = scheduler
+            self.config_path(balancer).write_text(yaml.safe_dump(document))
+            self.api(balancer).post("/v1/reload", {})
 
     def start_agent(self, balancer: str) -> None:
         config = str(self.config_path(balancer))
@@ -158,11 +187,19 @@ class Routed:
         summary["broken"] = [r for r in records if r.get("event") in ("broke", "refused")]
 
     def connect(self, count: int) -> list[HTTPConnection]:
-        """Connections of the client to both VIPs, in turn; they stay open."""
+        """Connections of the client to both VIPs, in turn; they stay open.
+
+        Each from a port that none had before: what balancers remember of former ones is another
+        matter.
+        """
+        made: list[HTTPConnection] = []
         with netns.inside(self.namespace(CLIENT)):
-            made = [HTTPConnection(str(VIPS[n % 2]), 80, timeout=20) for n in range(count)]
-            for connection in made:
-                connection.connect()
+            for number in range(count):
+                vip = VIPS[number % 2]
+                self._port += 1
+                own = ("::" if vip.version == 6 else "0.0.0.0", self._port)
+                made.append(HTTPConnection(str(vip), 80, timeout=20, source_address=own))
+                made[-1].connect()
         return made
 
 
@@ -212,6 +249,7 @@ def _network(made: Routed) -> None:
     netns.ip([f"netns add {made.namespace(node)}" for node in nodes])
     for node, role in nodes.items():
         netns.write_sysctls(made.namespace(node), wiring.sysctls(role))
+    netns.write_sysctls(made.namespace(CLIENT), {"ipv4/ip_local_port_range": "1024 9999"})
     netns.write_sysctls(
         made.namespace(ROUTER),
         {

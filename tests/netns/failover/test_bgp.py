@@ -121,3 +121,42 @@ def test_the_examples_are_what_bird_reads(example: str) -> None:
     command = ["bird", "-p", "-c", str(EXAMPLES / example)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def busy() -> Iterator[Routed]:
+    """Of a scheduler that would not choose the same backend again."""
+    with routed("bgps") as made:
+        made.set_scheduler("least-conn")
+        yield made
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("how", ["handed-over", "cut-off"])
+def test_twenty_times_away_and_back_break_none_of_a_thousand_connections(
+    busy: Routed, how: str
+) -> None:
+    """What is open when a balancer goes silently may break with it; nothing breaks by a return."""
+    both(busy)
+    for _ in range(20):
+        connections = busy.connect(500)
+        backends = [ask(connection) for connection in connections]
+        busy.await_flows(connections)
+        if how == "cut-off":
+            busy.cut("lb1")
+            busy.await_ways("lb2")
+            wait_until("lb1 has taken its VIPs off", lambda: busy.role("lb1") == "fault", 60.0)
+        else:
+            busy.hand_over("lb1")
+            busy.await_ways("lb2")
+        assert [ask(connection) for connection in connections] == backends
+        more = busy.connect(500)
+        connections, backends = connections + more, backends + [ask(each) for each in more]
+        if how == "cut-off":
+            busy.mend("lb1")
+        else:
+            busy.release("lb1")
+        goes_on(busy, connections, backends, "lb1", "lb2")
+        for connection in connections:
+            connection.close()
