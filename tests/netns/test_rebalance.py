@@ -140,7 +140,8 @@ def test_idle_connections_move_at_the_stated_rate_and_busy_ones_stay(here: Site)
             assert len(answer.read().splitlines()) == 100, "a request in flight is never cut"
         stayed = {one: backend for one in those if (backend := answered_if_open(one))}
         assert set(stayed.values()) == {"be1"}, "they stay"
-        moved = [one for one in those if one not in stayed]
+        # Few enough that the other one still has fewest when the last of them is back.
+        moved = [one for one in those if one not in stayed][: BUSY // 2]
         with contextlib.ExitStack() as stack:
             again = [stack.enter_context(contextlib.closing(connected(here, vip))) for _ in moved]
             assert {answered(one) for one in again} == {"be2"}, "where there is room"
