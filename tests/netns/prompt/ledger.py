@@ -95,7 +95,7 @@ class Ledger:
     def counted(self, backend: int) -> Counted:
         """What was counted of it so far."""
         latency = self._latency[backend]
-        rows = self._count.reshape(-1, len(self._backends))
+        rows = self._count.reshape(-1, len(self._backends) - abi.PEER_ROWS)
         return Counted(
             tuple(int(n) for n in latency["first_byte"]),
             int(latency["first_byte_us"]),
