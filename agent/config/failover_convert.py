@@ -12,9 +12,7 @@ from agent.failover.model import (
     TrackedInterface,
     TrackedScript,
 )
-
-# The master hands over long before that, when it is asked.
-SYNCED_PREEMPT_DELAY_S = 2.0
+from agent.failover.times import SYNCED_PREEMPT_DELAY_S
 
 
 def to_failover(section: FailoverSection) -> Failover:

@@ -115,7 +115,8 @@ class TrackSection(Section):
         "goes on without it, but nobody checks the backends. 0: not looked at.",
     )
     agent_grace: own.Delay = Field(
-        _TRACK.agent_grace_s, description="How long a restart of the agent may take."
+        _TRACK.agent_grace_s,
+        description="How long a restart of the agent may take. Less than 2s counts as 2s.",
     )
 
 

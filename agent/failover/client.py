@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import AgentUnreachableError, ApiError
+from agent.failover.times import CLIENT_S
 
-DEFAULT_TIMEOUT_S = 5.0
 MAX_LINE_BYTES = 1 << 20
 _START = "start it (systemctl start lb-agent-failover)"
 
 
-def ask(
-    path: Path, request: Mapping[str, object], timeout_s: float = DEFAULT_TIMEOUT_S
-) -> dict[str, Any]:
+def ask(path: Path, request: Mapping[str, object], timeout_s: float = CLIENT_S) -> dict[str, Any]:
     """The answer to one request; blocks."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -36,7 +34,7 @@ def ask(
 
 
 async def ask_async(
-    path: Path, request: Mapping[str, object], timeout_s: float = DEFAULT_TIMEOUT_S
+    path: Path, request: Mapping[str, object], timeout_s: float = CLIENT_S
 ) -> dict[str, Any]:
     """The answer to one request."""
     try:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from agent.failover.model import OWNER, Instance, Method, TrackedScript
+from agent.failover.times import RESTARTED_S
 from agent.failover.vrrp.states import Fitness
 
 LEAST, MOST = 1, 254
@@ -153,5 +154,6 @@ def _agent(instance: Instance, observed: Observations) -> Found:
         elif observed.program is False:
             yield 0, "the agent's XDP program is gone"
     unheard = track.dataplane and word is None  # that is worse
-    if track.agent and not unheard and observed.agent_away_s >= track.agent_grace_s:
-        yield -track.agent, f"the agent is away for more than {track.agent_grace_s:g} s"
+    grace_s = max(track.agent_grace_s, RESTARTED_S)  # between two words it is not away
+    if track.agent and not unheard and observed.agent_away_s >= grace_s:
+        yield -track.agent, f"the agent is away for more than {grace_s:g} s"

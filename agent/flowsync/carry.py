@@ -28,6 +28,7 @@ from agent.dataplane.old import OldTables
 from agent.dataplane.program import Dataplane
 from agent.dataplane.survey import Slots
 from agent.dataplane.tables import SharedTables
+from agent.failover.times import CARRY_SETTLE_S
 from agent.flowsync.export import ALL, CHUNK, Exporter, records_of
 from agent.flowsync.identity import IdMap, id_map
 from agent.flowsync.install import Arrival, Installer, Outcome, account
@@ -43,7 +44,6 @@ log = structlog.get_logger()
 
 _LOOKS = 5  # while the old program takes new flows
 _FEW = 256  # changes of one look that leave little for the moment in which it does not
-_SETTLE_S = 0.003  # for packets that chose their backend just before
 _YOUNG = (FlowState.EMBRYONIC, FlowState.ACKED)
 _MOST_COPIES = 16
 
@@ -115,7 +115,7 @@ class Carry:
                 break
         with self._old.new_flows_held() as renew:
             held = time.monotonic()
-            time.sleep(_SETTLE_S)
+            time.sleep(CARRY_SETTLE_S)
             self._bring(installer, into)
             self._bring_young(installer, into)
             renew()

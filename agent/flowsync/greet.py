@@ -8,11 +8,10 @@ import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
+from agent.failover.times import GREETING_S
 from agent.flowsync import handshake
 from agent.flowsync.handshake import PREFIX, Hello, Refused, Session, Why
 from agent.flowsync.sockets import Streams
-
-TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Greeter:
     async def initiate(self, streams: Streams) -> Session:
         """Of a connection that we have opened. Raises Refused, OSError, TimeoutError."""
         hello = replace(self.own, nonce=secrets.token_bytes(32))
-        async with asyncio.timeout(TIMEOUT_S), _telling(streams[1]):
+        async with asyncio.timeout(GREETING_S), _telling(streams[1]):
             streams[1].write(hello.pack())
             prefix, body = await _message(streams[0])
             peer = handshake.read_hello(prefix, body)
@@ -41,7 +40,7 @@ class Greeter:
         once it is sent.
         """
         hello = replace(self.own, nonce=secrets.token_bytes(32))
-        async with asyncio.timeout(TIMEOUT_S), _telling(streams[1]):
+        async with asyncio.timeout(GREETING_S), _telling(streams[1]):
             prefix, body = await _message(streams[0])
             peer = handshake.read_hello(prefix, body)
             # Before what we think of it, so that it can say with which version it has met.

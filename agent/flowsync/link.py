@@ -20,6 +20,7 @@ import structlog
 from agent.errors import SteelyardError
 from agent.failover.model import FlowSync
 from agent.failover.syncstatus import RouterWord
+from agent.failover.times import ASKED_S, HEARTBEAT_S, SILENCE_S, STALL_S
 from agent.flowsync import messages
 from agent.flowsync.flows import Flows, SlotNumbers
 from agent.flowsync.framing import DATA, HEADER, Fault, Frame, FrameError, Kind
@@ -32,10 +33,6 @@ from agent.flowsync.tally import Tally
 
 log = structlog.get_logger()
 
-HEARTBEAT_S = 0.5
-SILENCE_S = 4.0  # without a byte of the peer: it is gone
-_STALL_S = 1.0  # a heartbeat that is so late says that we were away, not the peer
-_ASKED_S = 30.0  # for what the agent does when it is asked to take or to give
 _MOST_ASKS = 8  # of a peer at once
 _CLOCKS = 20  # heartbeats that tell how the peer's clock and this one differ
 
@@ -252,12 +249,12 @@ class Link:
     async def _answer(self, kind: Kind, ask: Ask) -> None:
         do = self._callbacks.take if kind is Kind.TAKE else self._callbacks.give
         try:
-            async with asyncio.timeout(_ASKED_S):
+            async with asyncio.timeout(ASKED_S):
                 answer = Answer(ask.id, True, await do(ask.instance))
         except SteelyardError as error:
             answer = Answer(ask.id, False, f"{error.message}; {error.remedy}")
         except TimeoutError:
-            answer = Answer(ask.id, False, f"not done within {_ASKED_S:g} s")
+            answer = Answer(ask.id, False, f"not done within {ASKED_S:g} s")
         except Exception:  # a defect there must not end the stream
             log.exception("what the peer asked for broke", what=kind.name.lower())
             answer = Answer(ask.id, False, "it broke there: see its log")
@@ -285,7 +282,7 @@ class Link:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self._news.wait()
             away_s = time.monotonic() - now - HEARTBEAT_S
-            if away_s > _STALL_S:
+            if away_s > STALL_S:
                 self._heard_s += away_s  # what has come meanwhile is still to be read
             elif time.monotonic() - self._heard_s > SILENCE_S:
                 raise Ended(f"the peer has said nothing for {SILENCE_S:g} s")

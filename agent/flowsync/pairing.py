@@ -8,11 +8,8 @@ as well, and of two streams both keep the same one.
 from __future__ import annotations
 
 from agent.failover.model import Address
+from agent.failover.times import FIRST_RETRY_S, LONGEST_RETRY_S
 
-PATIENCE_S = 10.0  # of the one that waits to be connected to
-FIRST_PATIENCE_S = 0.2  # likewise, when it has just started: the other may not notice for seconds
-FIRST_RETRY_S = 0.2
-LONGEST_RETRY_S = 3.0
 _JITTER = 0.3
 
 

@@ -13,6 +13,7 @@ import structlog
 from agent.errors import SteelyardError
 from agent.failover.model import Address, FlowSync
 from agent.failover.syncstatus import LinkState, PeerSync
+from agent.failover.times import FIRST_PATIENCE_S, STREAM_SETTLED_S, TURN_PATIENCE_S
 from agent.flowsync import greet, pairing, sockets
 from agent.flowsync.flows import Flows
 from agent.flowsync.greet import Greeter
@@ -23,8 +24,6 @@ from agent.flowsync.sockets import Streams
 from agent.flowsync.tally import Tally
 
 log = structlog.get_logger()
-
-_SETTLED_S = 10.0  # a stream that lived so long was a good one
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +171,10 @@ class Peer:
     def _wait_s(self) -> float:
         if not self._is_our_turn():
             if self._failures:
-                return pairing.PATIENCE_S
+                return TURN_PATIENCE_S
             why = "the peer has to connect: its address is lower"
             self._become(LinkState.CONNECTING, "its turn", why)
-            return pairing.FIRST_PATIENCE_S
+            return FIRST_PATIENCE_S
         if not self._failures:
             return 0.0
         return pairing.retry_s(self._failures, random.random())  # noqa: S311
@@ -245,7 +244,7 @@ class Peer:
         finally:
             self.link = None
             self._remember(link)
-        if time.monotonic() - began >= _SETTLED_S:
+        if time.monotonic() - began >= STREAM_SETTLED_S:
             self._failures = 0
         self._failures += 1
         if ended.fault is not None:

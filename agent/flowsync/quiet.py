@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-AGAIN_S = 60.0
+from agent.failover.times import LOGGED_AGAIN_S
 
 
 class Quiet:
@@ -14,7 +14,7 @@ class Quiet:
     def left_out(self, kind: str, now_s: float) -> int | None:
         """How many of this kind were not said before this one, which is to be; None: nor is it."""
         said_s, count = self._kinds.get(kind, (None, 0))
-        if said_s is not None and now_s - said_s < AGAIN_S:
+        if said_s is not None and now_s - said_s < LOGGED_AGAIN_S:
             self._kinds[kind] = said_s, count + 1
             return None
         self._kinds[kind] = now_s, 0

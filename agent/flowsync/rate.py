@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-BURST_S = 0.05  # so much of a second's bytes may go at once
+from agent.failover.times import BURST_S
 
 
 class TokenBucket:

@@ -9,10 +9,14 @@ from ipaddress import IPv6Address, ip_address
 
 from agent.errors import ListenError, NetworkError
 from agent.failover.model import Address, FlowSync
+from agent.failover.times import CONNECT_S, KEEPALIVE_S, SILENCE_S
 
-CONNECT_TIMEOUT_S = 3.0
-_USER_TIMEOUT_MS = 4000  # unacknowledged by the peer's kernel for so long: it is dead
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3))
+_PROBES = 3  # of a peer's kernel that does not answer
+_KEEPALIVE = (
+    (socket.TCP_KEEPIDLE, KEEPALIVE_S),
+    (socket.TCP_KEEPINTVL, KEEPALIVE_S),
+    (socket.TCP_KEEPCNT, _PROBES),
+)
 _READ_BYTES = 256 * 1024  # twice as much is buffered before reading from the socket pauses
 _WRITE_BYTES = 512 * 1024  # are buffered before sending pauses
 _BACKLOG = 64
@@ -46,7 +50,7 @@ async def connect(config: FlowSync, peer: Address) -> Streams:
     local = None
     if listen is not None and listen.version == peer.version:
         local = (str(listen), 0)
-    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+    async with asyncio.timeout(CONNECT_S):
         streams = await asyncio.open_connection(
             str(peer), config.port, local_addr=local, limit=_READ_BYTES
         )
@@ -104,7 +108,7 @@ def tune(writer: asyncio.StreamWriter) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(SILENCE_S * 1000))
     writer.transport.set_write_buffer_limits(high=_WRITE_BYTES)
 
 

@@ -18,6 +18,7 @@ from agent.errors import SteelyardError
 from agent.failover.model import Address
 from agent.failover.model import FlowSync as Settings
 from agent.failover.syncstatus import FlushResult, PeerSync, TakeResult, unknown
+from agent.failover.times import ASK_S, LISTEN_RETRY_S
 from agent.flowsync import greet, handshake, records, sockets
 from agent.flowsync.flows import Flows, SlotNumbers
 from agent.flowsync.framing import Kind
@@ -28,8 +29,6 @@ from agent.flowsync.peer import Peer
 
 log = structlog.get_logger()
 
-ASK_TIMEOUT_S = 10.0
-_LISTEN_RETRY_S = 2.0
 _MOST_GREETINGS = 8  # handshakes that others have begun, at once
 _MOST_STRANGERS = 64  # that the log tells apart
 
@@ -159,12 +158,12 @@ class FlowSync:
         self,
         instance: str | None,
         only: Address | None = None,
-        timeout_s: float = ASK_TIMEOUT_S,
+        timeout_s: float = ASK_S,
     ) -> TakeResult:
         """Ask the peers in turn, or only that one, to be master, until one says that it is."""
         return await self._ask(Kind.TAKE, instance, only, timeout_s)
 
-    async def ask_give(self, instance: str | None, timeout_s: float = ASK_TIMEOUT_S) -> TakeResult:
+    async def ask_give(self, instance: str | None, timeout_s: float = ASK_S) -> TakeResult:
         """Ask the peers in turn to have this node be master, until one that is master has."""
         return await self._ask(Kind.GIVE, instance, None, timeout_s)
 
@@ -198,7 +197,7 @@ class FlowSync:
                     self._follow(group)
                     listens = await self._listen()
                     try:
-                        async with asyncio.timeout(None if listens else _LISTEN_RETRY_S):
+                        async with asyncio.timeout(None if listens else LISTEN_RETRY_S):
                             await self._changed.wait()
                     except TimeoutError:
                         continue

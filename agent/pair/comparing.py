@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from agent.failover.model import HANDED_OVER, Method, Role
 from agent.failover.status import FailoverStatus, Problem
 from agent.failover.syncstatus import PeerSync, RouterWord
+from agent.failover.times import PASSING_INTERVALS, PASSING_S, ROLES_FRESH_S
 
 TWO_MASTERS, UNHEARD = "two-masters", "unheard"
 # Ordinary for a moment, while the VIPs move.
 _PASSING = frozenset({TWO_MASTERS, UNHEARD, "priority"})
-_PASSING_S = 2.0
-_PASSING_INTERVALS = 4
-_PRESENT_S = 3.0  # an older word says nothing of now
 
 _GET_THROUGH = (
     "see what keeps VRRP (IP protocol 112, to 224.0.0.18 and ff02::12 or to the `peers`) from"
@@ -65,7 +63,7 @@ def _between(own: RouterWord, peer: PeerSync, now_s: float) -> Iterator[tuple[st
     if other is None or own.method is Method.ANNOUNCE:
         return
     yield from _settings(own, other, who)
-    if peer.routers_s is not None and now_s - peer.routers_s < _PRESENT_S:
+    if peer.routers_s is not None and now_s - peer.routers_s < ROLES_FRESH_S:
         yield from _roles(own, other, who)
 
 
@@ -115,7 +113,7 @@ def follow(before: Problems, found: Found, now: float) -> dict[Place, Problem]:
 
 def lasting(problems: Problems, interval_s: float) -> dict[Place, Problem]:
     """Without what may pass by itself. ``interval_s``: of the slowest adverts."""
-    patience_s = _PASSING_S + _PASSING_INTERVALS * interval_s
+    patience_s = PASSING_S + PASSING_INTERVALS * interval_s
     return {
         place: problem
         for place, problem in problems.items()

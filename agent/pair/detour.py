@@ -13,14 +13,12 @@ import structlog
 from agent.dataplane import peers
 from agent.dataplane.peers import Way
 from agent.dataplane.program import Dataplane
+from agent.failover.times import ALIVE_S, WAYS_TOLD_S
 from agent.flowsync.sync import Other
 from agent.model import Address, Config, NextHop
 from agent.state.desired import out_of
 
 log = structlog.get_logger()
-
-EVERY_S = 0.25
-ALIVE_S = 1.5  # after its last word: three heartbeats
 
 
 def addresses(config: Config) -> set[Address]:
@@ -87,7 +85,7 @@ class Detour:
                 self.tell(time.monotonic())
             except Exception:  # this task's root: without a word all goes on as without peers
                 log.exception("the packet path was not told of the other balancers")
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(WAYS_TOLD_S)
 
     def tell(self, now_s: float) -> None:
         """Say how it is now."""

@@ -18,20 +18,20 @@ import structlog
 from agent.errors import ConflictError, SteelyardError
 from agent.failover.model import Mode, Role
 from agent.failover.syncstatus import FlushResult
+from agent.failover.times import (
+    FLUSH_S,
+    HANDSHAKE_S,
+    HELD_S,
+    LATE_S,
+    LONGEST_TAKER_S,
+    TAKEN_LOOK_S,
+    TAKER_INTERVALS,
+    TAKER_MORE_S,
+)
 from agent.pair.mastership import Mastership
 from agent.state.moves import Moved
 
 log = structlog.get_logger()
-
-FLUSH_S = 2.0
-# A flow of which only the SYN was seen has no addresses that the peer could be told. Its client
-# answers the server within a round trip; whoever is held back meanwhile waits a second anyway.
-HANDSHAKE_S = 0.1
-HELD_S = 0.5  # new flows wait for each thing that the other one does no longer than that
-_MASTER_DOWN = 4  # intervals after which a peer that only hears our adverts has taken over
-_LONGEST_S = 8.0  # below the time that lbctl waits for an answer
-_LOOK_S = 0.005
-_LATE_S = 0.05  # packets of clients that have not heard yet come here a little longer
 
 # The hold was over before it was to end: there are new flows since.
 _HELD_UP = "this agent was held up, so new flows came in that the other balancer does not have"
@@ -157,6 +157,8 @@ async def _give(
                 telling.lacking = telling.lacking or _HELD_UP
 
         if peers is not None and held is not None:
+            # Of a flow with nothing but a SYN the peer could be told no addresses. Its client
+            # answers the server within a round trip; who is held back waits a second anyway.
             await asyncio.sleep(HANDSHAKE_S)
             await telling.flush(HELD_S)
             if not held.renew():
@@ -168,8 +170,8 @@ async def _give(
         go_on()
         taken = await _taken(mastership, instance, HELD_S)
         go_on()
-        await asyncio.sleep(_LATE_S)
-    patience_s = min(_MASTER_DOWN * mastership.slowest_interval_s() + 1, _LONGEST_S)
+        await asyncio.sleep(LATE_S)
+    patience_s = taker_s(mastership.slowest_interval_s())
     if not taken and not await _taken(mastership, instance, patience_s):
         left = ", ".join(mastership.names(Role.MASTER, instance))
         raise ConflictError(
@@ -178,6 +180,11 @@ async def _give(
             where="failover",
             remedy="see `lbctl failover status` on the other balancer",
         )
+
+
+def taker_s(interval_s: float) -> float:
+    """How long a balancer may take that hears of it by adverts alone."""
+    return min(TAKER_INTERVALS * interval_s + TAKER_MORE_S, LONGEST_TAKER_S)
 
 
 def _afterwards(before: Mapping[str, Mode]) -> dict[str, Mode]:
@@ -241,4 +248,4 @@ async def _taken(mastership: Mastership, instance: str | None, patience_s: float
             return True
         if loop.time() >= until:
             return False
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(TAKEN_LOOK_S)

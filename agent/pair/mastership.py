@@ -19,14 +19,12 @@ from agent.errors import ConflictError, NotFoundError, SteelyardError
 from agent.failover.client import ask_async
 from agent.failover.model import Failover, Instance, Mode, Role, socket_of
 from agent.failover.status import FailoverStatus, RouterStatus, from_json
+from agent.failover.times import ANSWER_S, WORD_S
 from agent.pair.preemption import is_behind
 from agent.pair.witness import period_s
 from agent.pair.word import Word
 
 log = structlog.get_logger()
-
-WORD_S = 0.5
-_ANSWER_S = 2.0
 
 
 class Mastership:
@@ -112,7 +110,7 @@ class Mastership:
                 remedy="add one to the agent's file: docs/failover.md",
             )
         asked_s = time.monotonic()
-        answer = from_json(await ask_async(self._path, request, _ANSWER_S))
+        answer = from_json(await ask_async(self._path, request, ANSWER_S))
         if self.problem:
             log.info("the failover process answers")
         self.status, self.status_s, self.problem = answer, asked_s, ""

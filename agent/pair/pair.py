@@ -25,6 +25,7 @@ from agent.failover.plan import claimed_vips
 from agent.failover.secret import read_secret
 from agent.failover.status import Problem
 from agent.failover.syncstatus import LinkState, PeerSync, unknown
+from agent.failover.times import GOODBYE_S, OUTLAST_S, PREEMPT_PAUSE_S, STOPPED_TOO_LOOK_S
 from agent.flowsync.exchange import Exchange
 from agent.flowsync.kept import Kept, forget_all_but
 from agent.flowsync.link import Presence
@@ -52,11 +53,8 @@ from agent.state.tables import TableContents
 
 log = structlog.get_logger()
 
-_PREEMPT_PAUSE_S = 1.0  # before the next one is asked for
-_GOODBYE_S = 0.5
 # In half a second both processes are told to stop, if they are stopped together.
-_LOOKS, _LOOK_S = 10, 0.05
-_OUTLAST_S = 8.0  # then a handover may take so long: container managers kill after ten seconds
+_LOOKS = 10
 
 
 class Pair:
@@ -89,6 +87,7 @@ class Pair:
         self._mismatches: dict[comparing.Place, Problem] = {}  # with the others, by flow sync
         self._said: frozenset[comparing.Place] = frozenset()  # of them, in the log
         self._has_witness = False
+        self._interval_s = SyncSettings().interval_s  # the others', too, as far as is known
         self._dataplane = dataplane
         self._lacking = Lacking()
         self._ends = False
@@ -131,7 +130,7 @@ class Pair:
             s.key.vip_bits is not None for s in config.services
         )
         settings, secret = failover.sync, b""
-        self._has_witness = settings.witness
+        self._has_witness, self._interval_s = settings.witness, settings.interval_s
         self._sync_problem, self._unkeyed = "", ()
         if settings.peers and failover.key_file is not None:
             try:
@@ -247,7 +246,7 @@ class Pair:
                     log.warning("not preempted", instance=instance, problem=str(error))
                 except Exception:  # this task's root
                     log.exception("preemption broke", instance=instance)
-                await asyncio.sleep(_PREEMPT_PAUSE_S)
+                await asyncio.sleep(PREEMPT_PAUSE_S)
 
     async def _leave(self) -> None:
         """A failover process that is stopped gives the VIPs away: to one that knows the flows."""
@@ -276,7 +275,7 @@ class Pair:
             word,
             ready=not waits,
             waits_for=waits,
-            cut_off=is_cut_off(peers, self._known(word)),
+            cut_off=is_cut_off(peers, self._known(word), self._interval_s),
             hands_over=not self._ends and _is_connected(peers),
             vouchers=witness.vouchers(self.mastership.routers, peers) if self._has_witness else {},
         )
@@ -303,7 +302,7 @@ class Pair:
             await self._leave_together()
         self._ends = True
         with contextlib.suppress(SteelyardError, TimeoutError):
-            async with asyncio.timeout(_GOODBYE_S):
+            async with asyncio.timeout(GOODBYE_S):
                 await self.mastership.say()
 
     async def _leave_together(self) -> None:
@@ -315,11 +314,11 @@ class Pair:
         for _ in range(_LOOKS):
             if (await mastership.order({"do": "status"})).leaving:
                 break
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(STOPPED_TOO_LOOK_S)
         else:
             return
         log.info("the failover process is stopped too: the VIPs are handed over first")
-        async with asyncio.timeout(_OUTLAST_S):
+        async with asyncio.timeout(OUTLAST_S):
             await self._left.wait()
 
     def _others(self) -> tuple[PeerSync, ...]:
@@ -350,7 +349,9 @@ class Pair:
     def _look(self, word: Word | None = None) -> str:
         """What this node waits for before it may serve; empty: it may."""
         now_s, before = time.monotonic(), self._waits_for
-        lacks = untold(self._others(), was=self._standing.synced_since is not None)
+        lacks = untold(
+            self._others(), self._interval_s, was=self._standing.synced_since is not None
+        )
         self._standing = follow(
             self._standing,
             synced=not lacks,

@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from agent.failover.model import HANDED_OVER, Instance, Mode, Role
 from agent.failover.status import RouterStatus
-
-# So long before its preempt_delay is over, after which adverts would settle it.
-AHEAD_S = 1.5
+from agent.failover.times import AHEAD_S
 
 
 def is_behind(router: RouterStatus) -> bool:

@@ -11,14 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from agent.failover.syncstatus import LinkState, PeerSync
+from agent.failover.times import FRESH_S, HEARTBEAT_S, MOST_SETTLE_S, READY_PATIENCE_S, STALE_S
 from agent.model import CheckKind, Service
-
-FRESH_S = 1.5  # a state of the other one's flows that is older is not its present one
-_STALE_S = 2.5  # what was present once may be that old: hosts are busy at times
-# A balancer that does not tell its flows for so long does not do it at all: it is dead, or
-# keepalived, or a node whose agent is dead.
-PATIENCE_S = 15.0
-_MOST_SETTLE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +43,17 @@ def _since(before: float | None, holds: bool, now_s: float) -> float | None:
     return now_s if before is None else before
 
 
-def untold(peers: Iterable[PeerSync], *, was: bool) -> tuple[str, ...]:
+def untold(peers: Iterable[PeerSync], interval_s: float, *, was: bool) -> tuple[str, ...]:
     """The other balancers of which not all flows are known here, and why; none: this node is
-    synced. ``was``: it was until now.
+    synced. ``interval_s``: from one look at the flows to the next; ``was``: it was until now.
     """
-    oldest_s = _STALE_S if was else FRESH_S
+    oldest_s = (STALE_S if was else FRESH_S) + _more_s(interval_s)
     return tuple(why for peer in peers if (why := _untold(peer, oldest_s)))
+
+
+def _more_s(interval_s: float) -> float:
+    """How much older than with short intervals a state is that is the newest one."""
+    return max(0.0, interval_s - HEARTBEAT_S)
 
 
 def _untold(peer: PeerSync, oldest_s: float) -> str:
@@ -77,7 +76,7 @@ def settle_s(services: Iterable[Service]) -> float:
     """How long checks take to find all backends up that are."""
     checks = [s.health for s in services if s.health.kind is not CheckKind.NONE]
     longest = max((c.rise * c.interval_s + c.timeout_s for c in checks), default=0.0)
-    return min(longest, _MOST_SETTLE_S)
+    return min(longest, MOST_SETTLE_S)
 
 
 def waits_for(
@@ -90,22 +89,25 @@ def waits_for(
     synced, behind = standing.synced_since, standing.behind_since
     if now_s - max(reached, synced or reached) < settling_s:
         return "the checks settle"
+    # Who tells no flows for so long is dead, or keepalived, or a node whose agent is dead.
     # While it reaches nobody, nothing is told: that time does not count.
-    if synced is None and now_s - max(reached, behind or reached) < PATIENCE_S:
+    if synced is None and now_s - max(reached, behind or reached) < READY_PATIENCE_S:
         return f"the flows of other balancers are not known: {', '.join(without)}"
     return ""
 
 
-def is_cut_off(peers: Iterable[PeerSync], services: Mapping[str, tuple[int, int]]) -> bool:
+def is_cut_off(
+    peers: Iterable[PeerSync], services: Mapping[str, tuple[int, int]], interval_s: float
+) -> bool:
     """It reaches neither a backend nor another balancer: if there is a master elsewhere, clients
-    are better off with that one.
+    are better off with that one. ``interval_s``: as in ``untold``.
     """
-    heard = [_is_heard(peer) for peer in peers]
+    heard = [_is_heard(peer, FRESH_S + _more_s(interval_s)) for peer in peers]
     counts = [up for up, total in services.values() if total]
     return bool(heard) and not any(heard) and bool(counts) and not any(counts)
 
 
-def _is_heard(peer: PeerSync) -> bool:
+def _is_heard(peer: PeerSync, fresh_s: float) -> bool:
     """Its stream outlives a cut by some seconds, its heartbeats do not."""
-    lately = peer.behind_s is None or peer.behind_s < FRESH_S
+    lately = peer.behind_s is None or peer.behind_s < fresh_s
     return peer.state is LinkState.CONNECTED and lately

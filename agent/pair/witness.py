@@ -14,19 +14,18 @@ from ipaddress import ip_address
 from agent.failover.model import Instance, Method, Mode, Role
 from agent.failover.status import FailoverStatus, RouterStatus
 from agent.failover.syncstatus import PeerSync, RouterWord
-
-# How often the failover process is asked, and the others are told: once in the interval of the
-# fastest adverts, so that a word comes between the first one that is missed and the takeover.
-# More often than this, or with many virtual routers, it would cost too much.
-_LEAST_S = 0.1
-_ROUTER_S = 0.02
+from agent.failover.times import LEAST_WORD_S, WORD_PER_ROUTER_S
 
 
 def period_s(instances: Iterable[Instance], most_s: float) -> float:
-    """How long to wait from one word to the next."""
+    """How long to wait from one word to the next.
+
+    One interval of the fastest adverts, so that a word comes between the first one that is missed
+    and the takeover, if that does not cost too much.
+    """
     elected = [each for each in instances if each.method is Method.VRRP]
     fastest_s = min((each.interval_s for each in elected), default=most_s)
-    return min(most_s, max(fastest_s, _LEAST_S, _ROUTER_S * len(elected)))
+    return min(most_s, max(fastest_s, LEAST_WORD_S, WORD_PER_ROUTER_S * len(elected)))
 
 
 def words(status: FailoverStatus, instances: Mapping[str, Instance]) -> tuple[RouterWord, ...]:

@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 
+from agent.failover.times import LBCTL_MOVE_S
 from lbctl.environment import Environment, pass_environment
 from lbctl.groups import SuggestingGroup
 from lbctl.options import Decorator, agent_options, dry_run_option, watch_option
 from lbctl.output import emit, render, watch
-
-PATIENCE_S = 20.0  # a handover to a peer that only hears of it by adverts takes a while
 
 _instance_argument: Decorator = click.argument("instance", required=False)
 _force_option: Decorator = click.option(
@@ -149,5 +148,5 @@ def release(env: Environment, instance: str | None, dry_run: bool) -> None:
 
 def _move(env: Environment, verb: str, instance: str | None, *, force: bool, dry_run: bool) -> None:
     body = {"instance": instance, "force": force, "dry_run": dry_run}
-    answer = env.agent(PATIENCE_S).post(f"/v1/failover/{verb}", body)
+    answer = env.agent(LBCTL_MOVE_S).post(f"/v1/failover/{verb}", body)
     emit(env, answer, lambda data: [data["text"]])

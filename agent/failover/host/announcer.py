@@ -17,11 +17,11 @@ import structlog
 
 from agent.failover.host.frames import ETH_P_ARP, ETH_P_IPV6, MAC_BYTES, announcement
 from agent.failover.model import Announcements
+from agent.failover.times import ANNOUNCE_GAP_S
 from agent.model import Address
 
 log = structlog.get_logger()
 
-ROUND_GAP_S = 0.02  # between the frames of a burst for one VIP: not all are lost by one mishap
 _SIOCGIFHWADDR = 0x8927
 _ARPHRD_ETHER = 1
 _SO_SNDBUFFORCE = 32  # x86 and arm alike; the socket module does not name it
@@ -72,7 +72,7 @@ class Announcer:
         now_s = loop.time()
         self._timers = [timer for timer in self._timers if timer.when() > now_s]
         for turn in range(1, self._plan.repeat):
-            self._timers.append(loop.call_later(turn * ROUND_GAP_S, self._announce))
+            self._timers.append(loop.call_later(turn * ANNOUNCE_GAP_S, self._announce))
 
     def stop(self) -> None:
         """Announce no more."""

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable
 from agent.errors import NetworkError
 from agent.failover.host import rtnetlink
 from agent.failover.host.rtnetlink import Answer, Entry, Link
+from agent.failover.times import KERNEL_ANSWER_S
 
 RECEIVE_BYTES = 1 << 16
 
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK, _NETLINK_GET_STRICT_CHK = 10, 12
 _BATCH = 64  # requests whose answers fit the receive buffer
-_ANSWER_TIMEOUT_MS = 1000
 _DUMP_ATTEMPTS = 5
 
 type Request[T] = Callable[[int, T], bytes]  # of a sequence number and what it is about
@@ -91,7 +91,7 @@ class Kernel:
                     return entries, found.interrupted
 
     def _receive(self) -> Iterable[Entry | Link | Answer]:
-        if not self._ready.poll(_ANSWER_TIMEOUT_MS):
+        if not self._ready.poll(round(KERNEL_ANSWER_S * 1000)):
             raise TimeoutError("the kernel does not answer on netlink")
         return rtnetlink.parse(self._socket.recv(RECEIVE_BYTES))
 

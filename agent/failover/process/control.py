@@ -15,13 +15,12 @@ from agent.api.peer import Access, peer_of
 from agent.errors import RequestError, SteelyardError
 from agent.failover.fitness import AgentWord
 from agent.failover.model import Mode
+from agent.failover.times import CLIENT_IDLE_S, LOOK_S
 
 log = structlog.get_logger()
 
 MAX_CLIENTS = 32
 MAX_LINE_BYTES = 1 << 18  # a heartbeat with some thousand services
-_IDLE_S = 60.0  # a client that says nothing, or does not read its answer
-_LOOK_S = 1.0  # between two looks whether the socket's file is there
 _VERBS = "status, agent, mode, claim, leave, reload"
 
 
@@ -83,7 +82,7 @@ async def serve(door: Door, office: Office) -> None:
     server, said = await serving(), ""
     try:
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(LOOK_S)
             if not door.listener.is_gone():
                 continue
             try:
@@ -115,7 +114,7 @@ async def _talk(
     loop = asyncio.get_running_loop()
     refusal = _refusal(writer, access, clients)
     while True:
-        patience.reschedule(loop.time() + _IDLE_S)
+        patience.reschedule(loop.time() + CLIENT_IDLE_S)
         line = await reader.readline()
         if not line:
             return

@@ -9,12 +9,10 @@ from collections.abc import Callable
 
 import structlog
 
+from agent.failover.times import LONGEST_READ_PAUSE_S, READ_PAUSE_INTERVALS
 from agent.failover.vrrp.listener import Listener
 
 log = structlog.get_logger()
-
-_PAUSE = 0.05  # of the shortest interval between adverts
-_LONGEST_PAUSE_S = 0.005
 
 type _Place = tuple[str, int, int]  # interface, its number, family
 
@@ -84,7 +82,7 @@ class Hearing:
         now_s = self._loop.time()
         before_s = self._read_at.get(one, -math.inf)
         self._read_at[one] = now_s
-        pause_s = min(listener.interval_s * _PAUSE, _LONGEST_PAUSE_S)
+        pause_s = min(listener.interval_s * READ_PAUSE_INTERVALS, LONGEST_READ_PAUSE_S)
         return pause_s if now_s - before_s <= 2 * pause_s else 0.0
 
     def tell(self, told: Callable[[], None]) -> None:

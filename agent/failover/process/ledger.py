@@ -12,14 +12,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from agent.failover.status import Problem
+from agent.failover.times import (
+    PROBLEM_KEPT_INTERVALS,
+    PROBLEM_KEPT_S,
+    PROBLEM_LINES_S,
+    PROBLEM_LOGGED_AGAIN_S,
+)
 from agent.failover.vrrp.compare import Mismatch
 from agent.model import Address
 
 MAX_PROBLEMS = 16  # of one virtual router: more come only from somebody who forges sources
-_LOG_AGAIN_S = 10.0  # at the earliest, for a text that keeps changing
-_MOST_LINES, _LINES_S = 4, 60.0  # of one kind, and in how long
-_FORGET_S = 5.0  # at the earliest, and not before so many intervals
-_FORGET_INTERVALS = 10
+_MOST_LINES = 4  # of one kind, in PROBLEM_LINES_S
 
 
 @dataclass(slots=True)
@@ -36,7 +39,7 @@ class Ledger:
     """The problems of one virtual router. All times are seconds since the epoch."""
 
     def __init__(self, interval_s: float) -> None:
-        self._forget_s = max(_FORGET_S, _FORGET_INTERVALS * interval_s)
+        self._forget_s = max(PROBLEM_KEPT_S, PROBLEM_KEPT_INTERVALS * interval_s)
         self._entries: dict[tuple[str, Address], _Entry] = {}
         # By kind: when it was logged of late, and how often it was not since.
         self._lines: dict[str, tuple[tuple[float, ...], int]] = {}
@@ -53,7 +56,7 @@ class Ledger:
                     continue
                 entry = self._entries[key] = _Entry(mismatch.text, now, now, 0, -math.inf, "")
             entry.text, entry.last, entry.count = mismatch.text, now, entry.count + count
-            if entry.text != entry.logged_text and now - entry.logged >= _LOG_AGAIN_S:
+            if entry.text != entry.logged_text and now - entry.logged >= PROBLEM_LOGGED_AGAIN_S:
                 entry.logged, entry.logged_text = now, entry.text
                 news += self._said(mismatch, now)
         return news
@@ -61,7 +64,7 @@ class Ledger:
     def _said(self, mismatch: Mismatch, now: float) -> list[Mismatch]:
         """It, unless there were enough lines of its kind just now."""
         recent, left_out = self._lines.get(mismatch.kind, ((), 0))
-        recent = tuple(when for when in recent if 0 <= now - when < _LINES_S)
+        recent = tuple(when for when in recent if 0 <= now - when < PROBLEM_LINES_S)
         if len(recent) >= _MOST_LINES:
             self._lines[mismatch.kind] = recent, left_out + 1
             return []

@@ -8,8 +8,9 @@ import threading
 from types import TracebackType
 from typing import Self, TextIO
 
+from agent.failover.times import LOG_CLOSE_S
+
 MAX_LINES = 1_000
-_CLOSE_S = 1.0  # for the last lines, in the end
 _STACK_BYTES = 256 * 1024
 
 
@@ -53,10 +54,10 @@ class LogWriter(io.StringIO):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._lines.put(None, timeout=_CLOSE_S)
+            self._lines.put(None, timeout=LOG_CLOSE_S)
         except queue.Full:
             return
-        self._thread.join(_CLOSE_S)
+        self._thread.join(LOG_CLOSE_S)
 
     def _run(self) -> None:
         while (text := self._lines.get()) is not None:

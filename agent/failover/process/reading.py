@@ -26,8 +26,7 @@ from agent.failover.model import (
 )
 from agent.failover.plan import FailoverPlan, VirtualRouter, plan
 from agent.failover.process.realtime import be_ordinary, start_child
-
-_TIMEOUT_S = 60.0  # on a host that is very busy
+from agent.failover.times import READING_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +70,10 @@ async def read_orders(path: Path, *, at_once: bool = False) -> Orders:
     command += ("at-once",) if at_once else ()
     child = start_child(command, stdout=subprocess.PIPE)
     try:
-        answer, _ = await asyncio.to_thread(child.communicate, timeout=_TIMEOUT_S)
+        answer, _ = await asyncio.to_thread(child.communicate, timeout=READING_S)
     except subprocess.TimeoutExpired as error:
         child.kill()
-        raise ConfigError(f"reading takes more than {_TIMEOUT_S:g} s", where=str(path)) from error
+        raise ConfigError(f"reading takes more than {READING_S:g} s", where=str(path)) from error
     try:
         shape, found = pickle.loads(answer)  # noqa: S301 (our own child's)
         if shape == _SHAPE:

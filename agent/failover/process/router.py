@@ -26,6 +26,7 @@ from agent.failover.process.inbox import Inbox
 from agent.failover.process.links import Interface
 from agent.failover.process.telling import lasting, told
 from agent.failover.status import RouterStatus
+from agent.failover.times import FLOODED_INTERVALS, LEAST_TIMER_S
 from agent.failover.vrrp import groups, machine, timers
 from agent.failover.vrrp.channel import Channel
 from agent.failover.vrrp.listener import Listener
@@ -38,11 +39,6 @@ from agent.model import Address
 log = structlog.get_logger()
 
 _UNKNOWN: dict[int, Address] = {4: IPv4Address(0), 6: IPv6Address(0)}
-# The soonest that the timer is set to: a machine that always wants more must not have the core
-# for itself.
-_LEAST_WAIT_S = 0.0005
-# How much later a backup takes over while a flood hides whether its master is well.
-_FLOODED_INTERVALS = 20
 
 _UNHEARD = "the master is not heard, but flow sync says that it is well"
 
@@ -239,7 +235,7 @@ class Router:
         elif timer is None or timer.when() > due_s:
             # One that is earlier stays: it finds then that it is too early, and is set anew.
             self._disarm()
-            at_s = max(due_s, self._loop.time() + _LEAST_WAIT_S)
+            at_s = max(due_s, self._loop.time() + LEAST_TIMER_S)
             self._timer = self._loop.call_at(at_s, self._fire)
 
     def _disarm(self) -> None:
@@ -273,7 +269,7 @@ class Router:
         """
         if self.state.role is not Role.BACKUP or self._listener is None:
             return False
-        if not self._listener.is_flooded or self._put_off >= _FLOODED_INTERVALS:
+        if not self._listener.is_flooded or self._put_off >= FLOODED_INTERVALS:
             return False
         self._put_off += 1
         return True

@@ -19,13 +19,11 @@ from agent.failover.host.addresses import remove_stale
 from agent.failover.process import control, realtime
 from agent.failover.process.reading import Orders, read_orders
 from agent.failover.process.team import Team
+from agent.failover.times import LOOK_S, TASK_AGAIN_S
 from agent.lock import FailoverLock
 from agent.notify import Notifier, feed_watchdog
 
 log = structlog.get_logger()
-
-_LOOK_S = 1.0  # between two looks at what comes without an event
-_AGAIN_S = 1.0  # after a task that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,7 @@ async def _guarded(name: str, work: Callable[[], Coroutine[None, None, None]]) -
             await work()
         except Exception:
             log.exception("a task failed", task=name)
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(TASK_AGAIN_S)
         else:
             return
 
@@ -122,7 +120,7 @@ async def _look(team: Team, lock: FailoverLock) -> None:
     was removed."""
     said = ""
     while True:
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(LOOK_S)
         try:
             if lock.put_back():
                 log.warning("the lock was removed by somebody else, and is put back")

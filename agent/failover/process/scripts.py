@@ -16,10 +16,9 @@ from agent.failover.fitness import ScriptState, judged
 from agent.failover.model import TrackedScript
 from agent.failover.process.realtime import start_child
 from agent.failover.process.runner import MAX_LINE_BYTES
+from agent.failover.times import TASK_AGAIN_S
 
 log = structlog.get_logger()
-
-_AGAIN_S = 1.0  # after a runner that ended
 
 
 class Scripts:
@@ -59,7 +58,7 @@ class Scripts:
                 await self._with_runner()
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.error("the runner of scripts failed", error=str(error))
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(TASK_AGAIN_S)
             self._news.set()
 
     async def _with_runner(self) -> None:

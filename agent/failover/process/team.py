@@ -28,6 +28,7 @@ from agent.failover.process.router import Router
 from agent.failover.process.saved import SavedFile
 from agent.failover.process.tracking import Tracking
 from agent.failover.status import FailoverStatus, to_json
+from agent.failover.times import COUNTERS_SAVED_S, EXCUSED_LOOK_S, STOP_HANDOVER_S
 from agent.failover.vrrp.states import Claim
 from agent.model import Address
 from agent.notify import Notifier
@@ -36,11 +37,6 @@ log = structlog.get_logger()
 
 # What of the configuration the process itself stands on.
 _FIXED = ("name", "socket", "socket_group", "state_dir")
-
-# The longest handover takes less (agent/pair/handover.py); the service manager waits longer.
-_HANDOVER_S = 20.0
-_LOOK_S = 0.1
-_COUNTERS_S = 15.0  # between two times that counters of adverts are saved
 
 type Member = Router | Announced
 
@@ -105,7 +101,7 @@ class Team:
         if any(each.role is Role.MASTER for each in routers) and self.tracking.hands_over():
             log.info("leaving: the agent is to hand over first")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_HANDOVER_S):
+                async with asyncio.timeout(STOP_HANDOVER_S):
                     await self._until_excused()
         await asyncio.gather(*(each.leave() for each in routers), return_exceptions=True)
 
@@ -113,7 +109,7 @@ class Team:
         """Or until the agent has gone, too."""
         while self.tracking.hands_over() and not self._excused.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
+                async with asyncio.timeout(EXCUSED_LOOK_S):
                     await self._excused.wait()
 
     def stop(self) -> None:
@@ -217,7 +213,7 @@ class Team:
     async def keep_counters(self) -> None:
         """Save now and then what guards against recordings, for ever."""
         while True:
-            await asyncio.sleep(_COUNTERS_S)
+            await asyncio.sleep(COUNTERS_SAVED_S)
             self._to_save.set()
 
     def _counters(self) -> dict[str, Mapping[Address, int]]:

@@ -18,11 +18,9 @@ from agent.failover.plan import VirtualRouter
 from agent.failover.process.links import Interface, Links
 from agent.failover.process.saved import Saved
 from agent.failover.process.scripts import Scripts
+from agent.failover.times import PRESENT_S, RESTARTED_S
 
 log = structlog.get_logger()
-
-_RESTARTED_S = 2.0  # an agent that said nothing for so long may be another one
-_PRESENT_S = 5.0  # one that ends says so; one that is there may be on a host that is very busy
 
 
 class Tracking:
@@ -100,7 +98,7 @@ class Tracking:
         """The agent's heartbeat; whether it says anything new."""
         now_s = self._loop.time()
         before, self._word = self._word, word
-        if before is None or not before.attached or now_s - self._heard_s > _RESTARTED_S:
+        if before is None or not before.attached or now_s - self._heard_s > RESTARTED_S:
             self._programs_seen = frozenset()  # it may be attached in another way now
         self._heard_s, self.agent_seen = now_s, time.time()
         self._note_programs()
@@ -126,13 +124,13 @@ class Tracking:
         return replace(judged, waits_for=self._waits_for() if tracked else "")
 
     def _waits_for(self) -> str:
-        if (word := self._fresh_word(_RESTARTED_S)) is None:
+        if (word := self._fresh_word(RESTARTED_S)) is None:
             return "the agent has not reported lately"
         return "" if word.ready else word.waits_for or "the agent is not ready"
 
     def hands_over(self) -> bool:
         """Whether the agent, asked now, would hand over to another balancer."""
-        return (word := self._fresh_word(_PRESENT_S)) is not None and word.hands_over
+        return (word := self._fresh_word(PRESENT_S)) is not None and word.hands_over
 
     def to_save(self, saved: Saved) -> Saved:
         """With the agent's word."""

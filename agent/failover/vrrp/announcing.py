@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-ROW = 4  # announcements at most
-ROW_S = 0.1  # within this time
+from agent.failover.times import ANNOUNCE_ROW_S
+
+ROW = 4  # announcements at most, in ANNOUNCE_ROW_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +57,4 @@ def _made(announcing: Announcing, now_s: float) -> Announcing:
 def _free_s(announcing: Announcing) -> float:
     """From when on one more is allowed."""
     made_s = announcing.made_s
-    return made_s[0] + ROW_S if len(made_s) == ROW else float("-inf")
+    return made_s[0] + ANNOUNCE_ROW_S if len(made_s) == ROW else float("-inf")

@@ -19,6 +19,7 @@ from ipaddress import IPv6Address
 from typing import Protocol
 
 from agent.failover.model import Authentication
+from agent.failover.times import EXPECTED_REST_S, OTHER_REST_S
 from agent.failover.vrrp import headers, packet, sieve
 from agent.failover.vrrp.auth import IPPROTO_AH
 from agent.failover.vrrp.checksum import IPPROTO_VRRP
@@ -234,7 +235,7 @@ class Listener:
         with contextlib.suppress(BlockingIOError):  # what came by other interfaces before
             while True:
                 opened.recv(_PACKET_BYTES)
-        most, rest_s = (64, 0.01) if lane is Lane.EXPECTED else (32, 0.1)
+        most, rest_s = (64, EXPECTED_REST_S) if lane is Lane.EXPECTED else (32, OTHER_REST_S)
         return _Source(opened, lane, protocol, most, rest_s)
 
     def _join_group(self) -> None:

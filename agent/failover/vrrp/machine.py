@@ -10,6 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.failover.model import HANDED_OVER, LEAVING, OWNER, Mode, Role
+from agent.failover.times import (
+    ALIVE_INTERVALS,
+    HANDED_OVER_DOWNS,
+    LEFT_INTERVALS,
+    LOST_INTERVALS,
+    OVERTAKEN_INTERVALS,
+    VOUCH_S,
+)
 from agent.failover.vrrp import announcing, timers
 from agent.failover.vrrp.advert import Advert
 from agent.failover.vrrp.states import (
@@ -55,16 +63,6 @@ __all__ = [
 ]
 
 type Outcome = tuple[State, tuple[Effect, ...]]
-
-# Master-down intervals that a handed-over master waits for a preempting node, and that a claim
-# stays open: one for the other to take over, one for what gets lost on the way.
-PATIENCE = 2
-# Intervals without an advert after the priority 0 of a handed-over master: a skew is below one.
-SILENCE = 2
-# Intervals after the last advert from which on a word for the master says that adverts are lost:
-# one that has died since its last advert had said nothing by then.
-MISSED = 1.5
-VOUCH_S = 1.5  # an older word vouches for nobody
 
 
 def initial(settings: Settings, mode: Mode, now_s: float) -> State:
@@ -199,7 +197,7 @@ def _due(settings: Settings, state: State, now_s: float) -> Outcome:
     if state.patience_s is not None and state.patience_s <= now_s:
         # A peer that does not preempt waits for a master to leave. The VIPs stay until it is heard.
         why = "handed over, but no other node has taken over yet"
-        silent_s = now_s + SILENCE * settings.interval_s
+        silent_s = now_s + LEFT_INTERVALS * settings.interval_s
         state = replace(state, patience_s=None, advert_s=silent_s, why=why)
         effects.append(Send(LEAVING))
     elif state.advert_s is not None and state.advert_s <= now_s:
@@ -232,7 +230,7 @@ def _settle(settings: Settings, old: State, new: State, now_s: float) -> Outcome
         # At once: who has the higher priority now need not wait for the next advert.
         new = replace(new, advert_s=now_s + settings.interval_s)
         handed = new.mode is Mode.HANDED_OVER
-        patience_s = now_s + PATIENCE * _down_s(settings, new) if handed else None
+        patience_s = now_s + HANDED_OVER_DOWNS * _down_s(settings, new) if handed else None
         effects: tuple[Effect, ...] = (Send(new.priority),)
         if new.fitness > old.fitness:
             # It saw no backend, say: it may have been cut off, and another node, which does not
@@ -249,7 +247,7 @@ def _claim(settings: Settings, state: State, now_s: float, why: str) -> Outcome:
         return state, ()
     if state.master is None or _beats(settings, state, state.master):
         return _wish(settings, state, now_s, why)
-    return replace(state, claim_s=now_s + PATIENCE * _down_s(settings, state)), ()
+    return replace(state, claim_s=now_s + HANDED_OVER_DOWNS * _down_s(settings, state)), ()
 
 
 def _follow(settings: Settings, state: State, event: Follow, now_s: float) -> Outcome:
@@ -282,11 +280,11 @@ def _take(settings: Settings, state: State, now_s: float, why: str) -> Outcome:
     new = replace(_enter(state, Role.MASTER, now_s, why), master=None)
     new = replace(new, advert_s=now_s + settings.interval_s)
     if new.mode is Mode.HANDED_OVER:
-        new = replace(new, patience_s=now_s + PATIENCE * _down_s(settings, new))
+        new = replace(new, patience_s=now_s + HANDED_OVER_DOWNS * _down_s(settings, new))
     if old is not None:
         # It lives, and may answer for the VIPs once more after they were announced.
         pending = announcing.taken(now_s, settings.interval_s)
-        settled_s = now_s + settings.interval_s / 2
+        settled_s = now_s + OVERTAKEN_INTERVALS * settings.interval_s
         new = replace(new, announcing=pending, taken_from=old.source, settled_s=settled_s)
     # The RFC says so the other way round. A master that lives keeps the VIPs until they are here;
     # and if it is dead, clients wait for the VIPs, and nobody for the advert.
@@ -334,8 +332,8 @@ def _gone(settings: Settings, state: State, now_s: float) -> str:
 
 def _lives(settings: Settings, state: State, now_s: float) -> bool:
     """The master was heard a moment ago."""
-    unheard_s = now_s - state.heard_s
-    return state.master is not None and unheard_s < 2 * _interval_s(settings, state.master)
+    alive_s = ALIVE_INTERVALS * _interval_s(settings, state.master)
+    return state.master is not None and now_s - state.heard_s < alive_s
 
 
 def _vouched_until_s(settings: Settings, state: State, now_s: float) -> float | None:
@@ -347,7 +345,7 @@ def _vouched_until_s(settings: Settings, state: State, now_s: float) -> float | 
     if state.mode is Mode.PROMOTED or state.priority == OWNER or _lives(settings, state, now_s):
         return None
     if state.master is not None:
-        lost_s = state.heard_s + MISSED * _interval_s(settings, state.master)
+        lost_s = state.heard_s + LOST_INTERVALS * _interval_s(settings, state.master)
         if state.vouched_s < lost_s:
             return None
     return state.vouched_s + VOUCH_S

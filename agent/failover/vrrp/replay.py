@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from agent.failover.times import OLDEST_COUNTER_S
 from agent.model import Address
 
-OLDEST_S = 3600.0
 _NANOSECONDS = 10**9
 
 
@@ -31,7 +31,7 @@ class Guard:
         if counter <= last:
             return f"sends an advert with the counter {counter}, after one with {last}"
         # A peer whose clock is wrong goes on from what it hears, so it may lag behind the time.
-        oldest = self.clock_ns() - round(OLDEST_S * _NANOSECONDS)
+        oldest = self.clock_ns() - round(OLDEST_COUNTER_S * _NANOSECONDS)
         if in_ns and source not in self.heard and counter < oldest:
             return "sends an advert that was made more than an hour ago by this node's clock"
         return ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-MISSED = 3  # adverts of the master that are waited for
-MOST_LEAVE_S = 60.0  # the service manager kills who takes longer, and its VIPs would stay
+from agent.failover.times import MASTER_DOWN_INTERVALS, MOST_LEAVE_S
 
 
 def skew_s(version: int, priority: int, interval_s: float) -> float:
@@ -18,4 +17,4 @@ def leave_s(version: int, interval_s: float) -> float:
 
 def master_down_s(version: int, priority: int, interval_s: float) -> float:
     """How long after its last advert a master counts as gone."""
-    return MISSED * interval_s + skew_s(version, priority, interval_s)
+    return MASTER_DOWN_INTERVALS * interval_s + skew_s(version, priority, interval_s)

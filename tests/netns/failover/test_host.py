@@ -262,7 +262,7 @@ def frames(*vips: Address, router: bool = False, mac: bytes = MAC) -> list[bytes
 def test_a_burst_tells_all_vips_before_it_repeats_any(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announcer, "ROUND_GAP_S", 0.0)
+    monkeypatch.setattr(announcer, "ANNOUNCE_GAP_S", 0.0)
 
     async def story() -> None:
         made = Announcer("eth0", BOTH, Announcements(3, 0.0, 0.0))
@@ -295,7 +295,7 @@ def test_more_announcements_follow_after_the_delay_and_then_for_ever(
 
 
 def test_nothing_is_announced_once_it_stops(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announcer, "ROUND_GAP_S", 0.01)
+    monkeypatch.setattr(announcer, "ANNOUNCE_GAP_S", 0.01)
 
     async def story() -> None:
         made = Announcer("eth0", [VIP], Announcements(3, 0.02, 0.02))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.failover.model import OWNER, Mode, Role
-from agent.failover.vrrp.announcing import ROW_S
+from agent.failover.times import ANNOUNCE_ROW_S
 from agent.failover.vrrp.states import Claim, Fitness, Operator, Settings
 from tests.property.failover.network import EPSILON_S, Network, Node, address, longest_wait_s
 
@@ -210,7 +210,7 @@ def test_the_winner_of_a_split_brain_announces_once_the_loser_is_gone(
                 assert gone >= began
                 heard = [when for when in winner.announced[router] if when > gone]
                 # At once, not at the next refresh nor with the next advert.
-                wait_s = 2 * network.delay_s + (1.02 * ROW_S if len(losers) > 1 else 0.0)
+                wait_s = 2 * network.delay_s + (1.02 * ANNOUNCE_ROW_S if len(losers) > 1 else 0.0)
                 assert heard
                 assert heard[0] - gone <= wait_s + EPSILON_S
 

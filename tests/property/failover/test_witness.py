@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from agent.failover.model import LEAVING, Mode, Role
+from agent.failover.times import VOUCH_S
 from agent.failover.vrrp import machine
 from agent.failover.vrrp.advert import Advert
-from agent.failover.vrrp.machine import VOUCH_S
 from agent.failover.vrrp.states import Claim, Due, Heard, Operator, Settings, Start, State, Vouched
 
 OWN, MASTER = IPv4Address("10.73.0.5"), IPv4Address("10.73.0.6")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agent.flowsync.quiet import AGAIN_S, Quiet
+from agent.failover.times import LOGGED_AGAIN_S
+from agent.flowsync.quiet import Quiet
 
 
 def test_of_a_kind_one_a_minute_is_said_and_the_others_counted() -> None:
@@ -10,8 +11,8 @@ def test_of_a_kind_one_a_minute_is_said_and_the_others_counted() -> None:
     assert quiet.left_out("key", 0.0) == 0
     assert [quiet.left_out("key", 1.0 + n / 1000) for n in range(8000)] == [None] * 8000
     assert quiet.left_out("protocol", 2.0) == 0, "another kind"
-    assert quiet.left_out("key", AGAIN_S) == 8000
-    assert quiet.left_out("key", AGAIN_S + 1) is None
+    assert quiet.left_out("key", LOGGED_AGAIN_S) == 8000
+    assert quiet.left_out("key", LOGGED_AGAIN_S + 1) is None
 
 
 def test_after_a_good_stream_everything_is_news() -> None:

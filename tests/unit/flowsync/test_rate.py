@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.flowsync.rate import BURST_S, TokenBucket
+from agent.failover.times import BURST_S
+from agent.flowsync.rate import TokenBucket
 
 
 def test_what_is_sent_stays_within_the_bandwidth() -> None:

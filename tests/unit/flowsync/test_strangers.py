@@ -156,7 +156,7 @@ def test_a_defect_with_one_peer_does_not_end_the_balancing(
 
 
 def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.flowsync.greet.TIMEOUT_S", 0.05)
+    monkeypatch.setattr("agent.flowsync.greet.GREETING_S", 0.05)
 
     async def run() -> None:
         _, two = nodes()
@@ -220,7 +220,7 @@ def test_a_node_that_has_itself_as_peer_is_told() -> None:
 
 
 def test_a_port_that_is_taken_is_said_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.flowsync.sync._LISTEN_RETRY_S", 0.02)
+    monkeypatch.setattr("agent.flowsync.sync.LISTEN_RETRY_S", 0.02)
 
     async def run() -> None:
         one, two = nodes()

@@ -13,10 +13,11 @@ import pytest
 from agent.dataplane import abi
 from agent.dataplane.constants import Clock, Features
 from agent.failover.model import Failover, FlowSync
+from agent.failover.times import ALIVE_S
 from agent.flowsync.sync import Other
 from agent.model import Config, NextHop
 from agent.pair import detour
-from agent.pair.detour import ALIVE_S, Detour, addresses, ways
+from agent.pair.detour import Detour, addresses, ways
 
 ONE, TWO, OWN = map(ip_address, ("10.0.0.2", "10.0.0.3", "10.0.0.1"))
 CONFIG = Config("st", "eth0", failover=Failover(sync=FlowSync(peers=(ONE, TWO))))
@@ -114,7 +115,7 @@ def test_a_node_takes_packets_only_where_its_program_sees_them() -> None:
 
 
 def test_a_defect_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detour, "EVERY_S", 0.001)
+    monkeypatch.setattr(detour, "WAYS_TOLD_S", 0.001)
     world = World()
     told = asyncio.Event()
 

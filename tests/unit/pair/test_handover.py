@@ -77,8 +77,8 @@ class Others:
 def impatient(monkeypatch) -> None:
     monkeypatch.setattr(handover, "HANDSHAKE_S", 0.0)
     monkeypatch.setattr(handover, "HELD_S", 0.02)
-    monkeypatch.setattr(handover, "_LONGEST_S", 0.05)
-    monkeypatch.setattr(handover, "_LATE_S", 0.0)
+    monkeypatch.setattr(handover, "LONGEST_TAKER_S", 0.05)
+    monkeypatch.setattr(handover, "LATE_S", 0.0)
 
 
 class Held:

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.failover.syncstatus import LinkState
+from agent.failover.times import FRESH_S, READY_PATIENCE_S
 from agent.model import CheckKind, HealthCheck, Protocol, Service, ServiceKey
 from agent.pair.readiness import (
-    FRESH_S,
-    PATIENCE_S,
     Standing,
     follow,
     is_cut_off,
@@ -46,20 +45,28 @@ def service(**check: object) -> Service:
     ],
 )
 def test_synced_is_who_knows_what_all_the_others_have(peers, synced) -> None:
-    assert (untold(peers, was=False) == ()) is synced
+    assert (untold(peers, 0.2, was=False) == ()) is synced
 
 
 def test_a_busy_host_does_not_begin_anew() -> None:
     late = (replace(PEER, behind_s=FRESH_S + 0.5),)
-    assert not untold(late, was=True)
-    assert untold(late, was=False)
-    assert untold((replace(PEER, behind_s=2 * FRESH_S),), was=True)
+    assert not untold(late, 0.2, was=True)
+    assert untold(late, 0.2, was=False)
+    assert untold((replace(PEER, behind_s=2 * FRESH_S),), 0.2, was=True)
+
+
+def test_who_is_told_at_long_intervals_knows_the_flows_in_between() -> None:
+    """Otherwise a node with `sync.interval: 10s` would not know them for most of the time."""
+    before_the_next_look = (replace(PEER, behind_s=10.5),)
+    assert not untold(before_the_next_look, 10.0, was=False)
+    assert not is_cut_off(before_the_next_look, {"web": (0, 3)}, 10.0)
+    assert untold((replace(PEER, behind_s=10.0 + FRESH_S),), 10.0, was=False)
 
 
 def test_it_is_said_which_balancer_has_not_told_its_flows() -> None:
     silent = replace(PEER, address=ip_address("10.0.0.3"), behind_s=None)
     old = replace(PEER, address=ip_address("10.0.0.4"), behind_s=60.0)
-    assert untold((PEER, AWAY, silent, old), was=False) == (
+    assert untold((PEER, AWAY, silent, old), 0.2, was=False) == (
         "10.0.0.2 is not connected",
         "10.0.0.3 has not told all of its flows yet",
         "10.0.0.4 was not heard lately",
@@ -109,15 +116,15 @@ def test_a_cut_begins_it_anew() -> None:
 
 def test_a_master_that_tells_no_flows_is_not_waited_for_for_ever() -> None:
     standing = looks((10, False, True), (20, False, True))
-    said = waits_for(standing, 5.0, 10 + PATIENCE_S - 0.1, ("10.0.0.2 is not connected",))
+    said = waits_for(standing, 5.0, 10 + READY_PATIENCE_S - 0.1, ("10.0.0.2 is not connected",))
     assert said == "the flows of other balancers are not known: 10.0.0.2 is not connected"
-    assert not waits_for(standing, 5.0, 10 + PATIENCE_S)
+    assert not waits_for(standing, 5.0, 10 + READY_PATIENCE_S)
 
 
 def test_nor_is_one_that_is_dead_where_nobody_is_master() -> None:
     standing = looks((10, False, False))
-    assert waits_for(standing, 5.0, 10 + PATIENCE_S - 0.1)
-    assert not waits_for(standing, 5.0, 10 + PATIENCE_S)
+    assert waits_for(standing, 5.0, 10 + READY_PATIENCE_S - 0.1)
+    assert not waits_for(standing, 5.0, 10 + READY_PATIENCE_S)
 
 
 def test_patience_begins_when_a_master_is_heard_and_not_with_the_cut() -> None:
@@ -128,7 +135,7 @@ def test_patience_begins_when_a_master_is_heard_and_not_with_the_cut() -> None:
 def test_patience_begins_with_the_first_backend_and_not_with_the_cut() -> None:
     standing = looks((10, False, False), up=False)
     standing = follow(standing, synced=False, behind=False, reaches=True, now_s=100.0)
-    assert waits_for(standing, 5.0, 100 + PATIENCE_S - 0.1)
+    assert waits_for(standing, 5.0, 100 + READY_PATIENCE_S - 0.1)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -151,8 +158,8 @@ def test_nobody_serves_on_a_whim_and_nobody_waits_for_ever(seen, settling_s) -> 
             assert since["reaches"] is not None
             assert now_s - since["reaches"] >= settling_s
             known = since["synced"] is not None and now_s - since["synced"] >= settling_s
-            assert known or now_s - since["reaches"] >= PATIENCE_S
-    late_s = now_s + max(PATIENCE_S, settling_s) + 0.001
+            assert known or now_s - since["reaches"] >= READY_PATIENCE_S
+    late_s = now_s + max(READY_PATIENCE_S, settling_s) + 0.001
     assert bool(waits_for(standing, settling_s, late_s)) is (since["reaches"] is None)
 
 
@@ -178,4 +185,4 @@ def test_checks_need_their_rise_and_a_timeout() -> None:
     ],
 )
 def test_cut_off_is_who_reaches_nobody(peers, services, cut_off) -> None:
-    assert is_cut_off(peers, services) is cut_off
+    assert is_cut_off(peers, services, 0.2) is cut_off

@@ -257,7 +257,7 @@ def test_one_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
 def test_a_socket_that_somebody_removes_is_put_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "_LOOK_S", 0.001)
+    monkeypatch.setattr(control, "LOOK_S", 0.001)
     path = tmp_path / "failover.sock"
 
     async def work() -> Any:

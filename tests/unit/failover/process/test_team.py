@@ -177,7 +177,7 @@ def test_who_is_told_to_stop_lets_its_agent_hand_over_first(
         assert isinstance(router, Router)
         monkeypatch.setattr(router, "leave", lambda: asyncio.sleep(0, found.do("leave")))
         leaving = asyncio.create_task(team.leave())
-        await asyncio.sleep(3 * module._LOOK_S)
+        await asyncio.sleep(3 * module.EXCUSED_LOOK_S)
         assert ("leave" not in found.done, team.status()["leaving"]) == (waits, True)
         # The agent's handover; what the operator wants is another thing, and is what is kept.
         await team.set_mode(Mode.HANDED_OVER, None)
@@ -219,7 +219,7 @@ def test_an_agent_that_has_gone_too_is_not_waited_for(
     async def work(team: Team, _: Host, __: dict[str, Interface]) -> None:
         team.agent_says(AgentWord(True, hands_over=True))
         leaving = asyncio.create_task(team.leave())
-        await asyncio.sleep(2 * module._LOOK_S)
+        await asyncio.sleep(2 * module.EXCUSED_LOOK_S)
         assert not leaving.done()
         team.tracking._heard_s -= 6.0  # it was heard so long ago
         await leaving

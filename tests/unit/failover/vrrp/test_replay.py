@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from agent.failover.vrrp.replay import OLDEST_S, Guard
+from agent.failover.times import OLDEST_COUNTER_S
+from agent.failover.vrrp.replay import Guard
 from agent.model import Address
 
 PEER, OTHER = ip_address("10.0.0.2"), ip_address("10.0.0.3")
 NOW_NS = 1_800_000_000 * 10**9
-HOUR_NS = round(OLDEST_S * 10**9)
+HOUR_NS = round(OLDEST_COUNTER_S * 10**9)
 
 
 def guard(before: dict[Address, int] | None = None) -> Guard:
