@@ -20,7 +20,7 @@ from agent.flowsync.kept import Kept
 from agent.flowsync.ledger import Ledger
 from agent.flowsync.plan import Refusal
 from agent.flowsync.records import GONE, RECORD, Records
-from agent.flowsync.view import View
+from agent.flowsync.view import View, takes_flows
 
 # What is dropped for one of these may be taken once our ids are others.
 _FOR_LACK = (Refusal.NO_SERVICE, Refusal.NO_BACKEND, Refusal.NO_NAT_SOURCE)
@@ -56,7 +56,10 @@ class Exchange:
         self._theirs: Identities | None = None
         self._ours: Identities | None = None  # for which the installer reads them
         self._lacks = False  # flows were dropped that other ids might have had room for
-        self._wants_resync = False  # and now they have, theirs or ours
+        # Backends of ours that took no flows when some were told: a next hop that is not known
+        # yet, maintenance.
+        self._barred: set[int] = set()
+        self._wants_resync = False  # what was dropped may be taken now
 
     def is_untouched(self, words: Slots, slots: Counts) -> npt.NDArray[np.bool_]:
         """Which of these slots hold, with these words, a flow of the peer's as it was told."""
@@ -83,6 +86,7 @@ class Exchange:
             told = self._exporter.changed(view, self._node.jiffies(), MOST, states)
             complete = self._exporter.round_ended
             self._follow(view)
+            self._see_who_is_back(view)
             wants, self._wants_resync = self._wants_resync, False
         return _look(identities, told, complete=complete, wants_resync=wants)
 
@@ -114,6 +118,7 @@ class Exchange:
         with self._lock:
             self._taker().begin_full()
             self._lacks = self._wants_resync = False
+            self._barred.clear()
 
     def end_full(self) -> Installed:
         with self._lock:
@@ -126,8 +131,16 @@ class Exchange:
             view = self._node.view()
             self._follow(view)
             jiffies, arrival = self._node.jiffies(), self._node.arrival()
-            outcome = self._taker().install(view, told, jiffies, arrival)
+            taker, before = self._taker(), takes_flows(view.tables)
+            outcome = taker.install(view, told, jiffies, arrival)
             self._lacks |= any(reason in outcome.refused for reason in _FOR_LACK)
+            if Refusal.NO_BACKEND in outcome.refused:
+                named = np.unique(taker.ids.backends[told["backend"]])
+                # Changed meanwhile, it may have been either.
+                takes = before & takes_flows(view.tables)
+                self._barred.update(
+                    n for n in named.tolist() if 0 < n < len(takes) and not takes[n]
+                )
         return self._installed(told, outcome)
 
     def _follow(self, view: View) -> None:
@@ -145,6 +158,14 @@ class Exchange:
         if self._lacks and ids.has_more_than(self._installer.ids):
             self._wants_resync, self._lacks = True, False
         self._installer.map(ids)
+
+    def _see_who_is_back(self, view: View) -> None:
+        """Flows that were dropped because their backend took none are not told again by
+        themselves, and its id stays the same when it takes some.
+        """
+        if self._barred and takes_flows(view.tables)[list(self._barred)].any():
+            self._wants_resync = True
+            self._barred.clear()
 
     def _taker(self) -> Installer:
         if self._installer is None:

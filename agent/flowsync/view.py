@@ -50,6 +50,14 @@ def view_of(tables: FlowTables, held: TableContents, keys: HashKeys, clock: Cloc
     return View(tables, ServiceKeys.of(keys, salts, prefixes), clock, ids)
 
 
+def takes_flows(tables: FlowTables) -> npt.NDArray[np.bool_]:
+    """Whether recorded flows go to a backend, by its id. Not so: it is gone, in maintenance, or
+    cannot be reached.
+    """
+    alive: npt.NDArray[np.bool_] = tables.backends["flags"] & abi.BACKEND_F_ALIVE != 0
+    return alive
+
+
 def limits_of(
     tables: FlowTables, backend: npt.NDArray[np.int64], state: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:

@@ -206,20 +206,38 @@ def test_a_cut_and_healed_link_leaves_no_difference(here: Site) -> None:
         assert peer(here, "lb2")["full_resyncs_received_total"] > full
 
 
+def dropped(here: Site) -> int:
+    """How many flows lb2 has dropped for want of a backend."""
+    return int(peer(here, "lb2")["flows_dropped_total"].get("no-backend", 0))
+
+
 def test_flows_of_a_backend_that_the_other_one_gets_to_know_later(here: Site) -> None:
     document, less = here.on("lb2").config(), here.on("lb2").config()
     known = [backend["name"] for backend in document["services"][0]["backends"]]
     for service in less["services"]:
         service["backends"] = service["backends"][:1]
     here.on("lb2").reload(less)
+    before = dropped(here)
     with connections(here, 30) as held:
-        wait_until(
-            "some are dropped", lambda: "no-backend" in peer(here, "lb2")["flows_dropped_total"]
-        )
+        wait_until("some are dropped", lambda: dropped(here) > before)
         assert not holds(here, "lb2", held)
         here.on("lb2").reload(document)
         await_copies(here, held)
         assert {backend for _, backend in flows(here, "lb2").values()} == set(known)
+
+
+def test_flows_of_a_backend_that_the_other_one_has_in_maintenance_come_after_it(here: Site) -> None:
+    """So do those of one whose next hop is found after a reload has added it."""
+    document, less = here.on("lb2").config(), here.on("lb2").config()
+    for service in less["services"]:
+        service["backends"][0]["state"] = "maintenance"
+    here.on("lb2").reload(less)
+    before = dropped(here)
+    with connections(here, 30) as held:
+        wait_until("some are dropped", lambda: dropped(here) > before)
+        assert not holds(here, "lb2", held)
+        here.on("lb2").reload(document)
+        await_copies(here, held)
 
 
 def test_a_wrong_secret_is_told_apart_from_a_dead_peer(here: Site) -> None:

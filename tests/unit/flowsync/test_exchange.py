@@ -164,6 +164,26 @@ def test_flows_of_a_backend_that_is_known_later_are_asked_for(one: Side, two: Si
     assert two.count == 21
 
 
+def test_flows_of_a_backend_that_takes_them_later_are_asked_for(one: Side, two: Side) -> None:
+    """Its id is there from the first pass on; its next hop is found later."""
+    one.hold(21)
+    away, other = two.fake.backend_ids(0)[:2]
+    flags = two.fake.tables.backends["flags"]
+    flags[away] ^= abi.BACKEND_F_ALIVE
+    connect(one, two)
+    assert two.count == 14
+    assert not two.exchange.changed().wants_resync
+    flags[other] ^= abi.BACKEND_F_ALIVE
+    two.exchange.changed()
+    flags[other] |= abi.BACKEND_F_ALIVE
+    assert not two.exchange.changed().wants_resync, "none of its flows was dropped"
+    flags[away] |= abi.BACKEND_F_ALIVE
+    assert two.exchange.changed().wants_resync
+    assert not two.exchange.changed().wants_resync, "once is enough"
+    connect(one, two)
+    assert two.count == 21
+
+
 def test_flows_that_named_a_backend_before_its_name_was_told_are_asked_for(
     one: Side, two: Side
 ) -> None:
