@@ -72,6 +72,15 @@ def way_by(ifindex: int, links: Mapping[int, Link], bases: Iterable[int]) -> Way
     return None
 
 
+async def _learn(netlink: Netlink, ifindex: int, links: dict[int, Link]) -> None:
+    while ifindex and ifindex not in links:
+        link = await netlink.link_at(ifindex)
+        if link is None:
+            return
+        links[ifindex] = link
+        ifindex = link.vlan.parent if link.vlan else 0
+
+
 class Interfaces:
     """What is known of the interfaces named, and of every device that a route has named."""
 
@@ -79,25 +88,26 @@ class Interfaces:
         self.names = names
         self._bases: dict[str, Link] = {}
         self._links: dict[int, Link] = {}  # by number, the bases included
+        self._reading = False
 
     async def read(self, netlink: Netlink) -> bool:
         """Read everything that is known again; true if anything differs."""
         before = self._links
-        found = [(name, await netlink.link(name)) for name in self.names]
-        self._bases = {name: link for name, link in found if link is not None}
-        self._links = {link.ifindex: link for link in self._bases.values()}
-        for ifindex in before:
-            await self.learn(netlink, ifindex)
-        return self._links != before
+        self._reading = True
+        try:
+            found = [(name, await netlink.link(name)) for name in self.names]
+            bases = {name: link for name, link in found if link is not None}
+            links = {link.ifindex: link for link in bases.values()}
+            for ifindex in before:
+                await _learn(netlink, ifindex, links)
+        finally:
+            self._reading = False
+        self._bases, self._links = bases, links
+        return links != before
 
     async def learn(self, netlink: Netlink, ifindex: int) -> None:
         """Get to know a device, and what is below it."""
-        while ifindex and ifindex not in self._links:
-            link = await netlink.link_at(ifindex)
-            if link is None:
-                return
-            self._links[ifindex] = link
-            ifindex = link.vlan.parent if link.vlan else 0
+        await _learn(netlink, ifindex, self._links)
 
     def forget(self, needed: Iterable[int]) -> None:
         """Forget all but the interfaces named, and the devices needed with what is below them."""
@@ -123,9 +133,10 @@ class Interfaces:
         return link is not None and link.up and link.carrier
 
     def differs(self, link: Link) -> bool:
-        """Whether what an event tells of an interface is news that concerns us."""
+        """Whether what an event tells of an interface is, or may be, news that concerns us."""
         if link.ifindex in self._links:
-            return self._links[link.ifindex] != link
+            # What is being read may be older than the event, and is what counts afterwards.
+            return self._reading or self._links[link.ifindex] != link
         return link.name in self.names
 
     def is_stacked(self, link: Link) -> bool:

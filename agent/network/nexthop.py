@@ -83,6 +83,7 @@ class NextHops:
         self._interfaces = Interfaces(names)
         self._routes: dict[Address, Route] = {}
         self._memory: dict[Key, Memory] = {}  # by neighbour, as _asks
+        self._reading: Key | None = None  # of it no event came since it was asked for
         self._asks: dict[Key, _Ask] = {}
         self._doubted: set[Address] = set()  # their neighbours are to be asked now
         self._doubted_at: dict[Key, float] = {}
@@ -154,6 +155,8 @@ class NextHops:
     def _apply(self, event: Event) -> None:
         match event:
             case Neighbour():
+                if self._reading == (event.ifindex, event.address):
+                    self._reading = None
                 self._note(event)
                 return
             case Link():
@@ -217,7 +220,9 @@ class NextHops:
         reread = now >= self._reread_at
         if reread:
             self._reread_at = now + REREAD_S
-            self._outdated |= await self._interfaces.read(netlink)
+            # Not "|= await": that reads first, and undoes what an event sets meanwhile.
+            if await self._interfaces.read(netlink):
+                self._outdated = True
             self._unrouted |= self._wanted
         await self._look_up_routes(netlink)
         await self._read_neighbours(netlink, everyone=reread)
@@ -265,7 +270,20 @@ class NextHops:
                 self._outdated = True
             link = self._interfaces.get(key[0])
             if link is not None and link.up:
-                self._note(await netlink.neighbour(*key))
+                await self._read_neighbour(netlink, key)
+
+    async def _read_neighbour(self, netlink: Netlink, key: Key) -> None:
+        """Take in what the kernel's table says now.
+
+        Events come by another socket, so an event that is newer than the answer may be taken in
+        before it. The answer is out of date then and nothing would tell so: it is read again.
+        """
+        while True:
+            self._reading = key
+            seen = await netlink.neighbour(*key)
+            if self._reading == key:
+                break
+        self._note(seen)
 
     async def _ask_doubted(self, netlink: Netlink) -> None:
         """A gateway is asked once for all that are behind it."""
@@ -277,7 +295,7 @@ class NextHops:
         for key in (keys - recent.keys()) & self._memory.keys():
             if not self._interfaces.can_ask(key[0]):
                 continue
-            self._note(await netlink.neighbour(*key))  # it may have become static just now
+            await self._read_neighbour(netlink, key)  # it may have become static just now
             if can_doubt(self._memory[key]):
                 await netlink.doubt_neighbour(*key)
 
@@ -288,7 +306,7 @@ class NextHops:
                 continue
             # Read again first: only what is still unknown is asked for, and never a static
             # entry that an event has not told us of yet.
-            self._note(await netlink.neighbour(*key))
+            await self._read_neighbour(netlink, key)
             if key in self._asks:
                 asked = await netlink.ask_neighbour(*key)
                 if not asked and not self._memory[key].no_room:
