@@ -355,6 +355,7 @@ class Tables:
     backends: int = 4096
     ring_slots: int = 65_537  # slots of one ring, prime
     zone_rings: int = 64  # rings for clients of a zone, of all services together
+    nat_blocks: int = 32  # fullnat: of ports, one for each source and server
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def open_flows(config: Config) -> Counter[Kind]:
     tables = SharedTables(pins, size)
     clock = JiffiesClock()
     try:
-        ticks = boot_settings(pins, _none).clock.shift
+        ticks = boot_settings(pins, size, _none).clock.shift
         return count(tables, survey.survey(tables, clock.jiffies() >> ticks).live)
     finally:
         clock.close()

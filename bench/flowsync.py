@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from agent.dataplane import abi, flowhash
 from agent.dataplane.constants import Clock, HashKeys, clock_for, sizes
@@ -30,10 +31,11 @@ from agent.failover.model import FlowSync as Settings
 from agent.flowsync.exchange import Exchange, Node
 from agent.flowsync.identity import Identities
 from agent.flowsync.install import Arrival
+from agent.flowsync.natplaces import nat_places
 from agent.flowsync.sync import FlowSync
 from agent.flowsync.view import View
 from agent.model import Tables
-from agent.state.tables import ServiceSlot
+from agent.state.tables import ServiceSlot, TableContents
 from bench import machine
 
 SENDER, TAKER = ip_address("127.0.0.1"), ip_address("127.0.0.2")
@@ -99,6 +101,10 @@ class MemoryTables:
         mine["timeout_ticks"] = 225
         self.ident = f"bench/{service}"
 
+    def nat_sources_of(self, nat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Nobody has any."""
+        return nat
+
 
 def node_of(tables: MemoryTables, service: int) -> Node:
     """``service``: its id; the two nodes do not have the same."""
@@ -111,7 +117,8 @@ def node_of(tables: MemoryTables, service: int) -> Node:
         backends={n: (service, ip_address("10.1.0.0") + n, PORT) for n in range(1, BACKENDS + 1)},
         nat_sources={},
     )
-    view = View(tables, ServiceKeys.of(keys, {service: 7 * service}, ()), clock, ids)
+    nowhere = nat_places(TableContents(), len(tables.backends))
+    view = View(tables, ServiceKeys.of(keys, {service: 7 * service}, ()), clock, ids, nowhere)
     arrival = Arrival(1, np.zeros(6, dtype=np.uint8))
     return Node(lambda: view, jiffies, lambda: arrival, lambda _outcome: None)
 

@@ -203,7 +203,7 @@ static __always_inline int bind(CTX *ctx, const struct packet *p, struct walk *w
 	route_rewrite(walk->route, p, walk->backend);
 	if (LB_FULLNAT && walk->backend->forward == FORWARD_FULLNAT)
 		return nat_bind(p, walk->service, &walk->flow, warm, walk->route->backend,
-				&walk->route->to);
+				walk->backend, &walk->route->to);
 	return 0;
 }
 

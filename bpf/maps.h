@@ -44,7 +44,9 @@ BPF_TABLE_PINNED7("lpm_trie", struct zone_key6, struct zone, zones6, LB_ZONE_PRE
 BPF_TABLE_PINNED7("hash", struct zone_ring_key, struct zone_ring, zone_rings, LB_ZONE_RINGS,
 		  LB_PINNED(zone_rings), BPF_F_NO_PREALLOC);
 
-/* nat: (backend, port, protocol) -> whose answer it is.  The agent writes. */
+/* (backend, port, protocol) -> nat: whose answer it is; fullnat: where its ports are.  The
+ * agent writes.
+ */
 BPF_TABLE_PINNED7("hash", struct service_key4, struct origin, origins4, LB_ORIGINS,
 		  LB_PINNED(origins4), BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED7("hash", struct service_key6, struct origin, origins6, LB_ORIGINS,
@@ -126,7 +128,7 @@ BPF_TABLE_PINNED7("array", u32, struct service_load, service_load, LB_SERVICES,
 BPF_TABLE_PINNED7("array", u32, struct backend_latency, backend_latency, LB_BACKENDS,
 		  LB_PINNED(backend_latency), BPF_F_MMAPABLE);
 
-/* fullnat: source and port -> whose they are.  The packet path writes. */
+/* fullnat: block and port -> whose they are.  The packet path writes. */
 BPF_TABLE_PINNED7("array", u32, struct nat_slot, nat_slots, LB_NAT_SLOTS, LB_PINNED(nat_slots),
 		  BPF_F_MMAPABLE);
 

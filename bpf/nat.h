@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* nat and fullnat: addresses and ports rewritten in place, and their checksums
- * with them.  The balancer is a router here: TTL goes down by one.
+ * with them.  The balancer is a router here: TTL goes down by one.  In fullnat each
+ * source address has all its ports towards each address and port of a backend.
  */
 #ifndef STEELYARD_NAT_H
 #define STEELYARD_NAT_H
@@ -11,8 +12,54 @@
 #include "frame.h"
 #include "mask.h"
 #include "scratch.h"
+#include "service.h"
 
 #define NAT_TRIES 32
+
+/* Keys in whole words: see service_at(). */
+static __always_inline struct origin *origin_at(__u8 family, const __be32 *addr, __be16 port,
+						__u8 l4_proto)
+{
+	struct origin *origin;
+
+	if (!LB_IPV6 || family == 4) {
+		union {
+			struct service_key4 key;
+			__u64 word;
+		} at = { .word = (__u64)key_tail(port, l4_proto) << 32 | addr[0] };
+
+		origin = origins4.lookup(&at.key);
+		apart(4, origin);
+	} else {
+		union {
+			struct service_key6 key;
+			__u32 word[5];
+		} at;
+
+		__builtin_memcpy(at.word, addr, sizeof(__be32[4]));
+		at.word[4] = key_tail(port, l4_proto);
+		origin = origins6.lookup(&at.key);
+		apart(6, origin);
+	}
+	return origin;
+}
+
+/* Where the ports of a source address to a backend's address and port are; NULL: nowhere. */
+static __always_inline struct origin *nat_origin(__u8 family, const __be32 *addr, __be16 port,
+						 __u8 l4_proto, __u32 number)
+{
+	struct origin *origin = origin_at(family, addr, port, l4_proto);
+
+	number %= NAT_SOURCES;
+	if ((!origin || !origin->block[number]) && (LB_ANY_PORT || LB_RANGES))
+		origin = origin_at(family, addr, 0, l4_proto);
+	return origin && origin->block[number] ? origin : NULL;
+}
+
+static __always_inline __u32 nat_index(const struct origin *origin, __u32 number, __u32 port)
+{
+	return (origin->block[number % NAT_SOURCES] - 1) * LB_NAT_PORTS + port;
+}
 
 /* All ones if the NAT slot is still that flow's, 0 if it is free: the flow has left
  * the table, is idle past its timeout, has got another slot, or gives way
@@ -49,7 +96,7 @@ static __always_inline __u64 nat_held(__u32 index, __u64 owner, __u32 now, bool 
 }
 
 static __always_inline void nat_fill(struct nat_slot *slot, const struct packet *p,
-				     const struct service *service, __u32 backend)
+				     const struct service *service, __u32 backend, __u32 source)
 {
 	__builtin_memcpy(slot->client, p->saddr, sizeof(slot->client));
 	__builtin_memcpy(slot->vip, p->daddr, sizeof(slot->vip));
@@ -59,6 +106,7 @@ static __always_inline void nat_fill(struct nat_slot *slot, const struct packet 
 	slot->service = service->id;
 	slot->l4_proto = p->l4_proto;
 	slot->family = p->family;
+	slot->source = source;
 }
 
 /* A source and port for a flow: the next in turn that nobody holds, so that one
@@ -67,24 +115,34 @@ static __always_inline void nat_fill(struct nat_slot *slot, const struct packet 
  */
 static __always_inline int nat_take(const struct packet *p, const struct service *service,
 				    const struct flow *flow, struct flow_warm *warm, __u32 backend,
-				    __u64 owner)
+				    const struct backend *to, __u64 owner)
 {
 	__u32 first = p->family == 4 ? 0 : NAT_SOURCES;
 	struct nat_source *source = nat_sources.lookup(&first);
 	struct service_counters *counters = service_counters_of(0);
+	__be16 port = to->port ? to->port : p->dport;
+	__u32 count, start, number, index = 0;
 	struct nat_slot *taken = NULL;
-	__u32 count, start, index = 0;
+	struct origin *origin;
 	bool broken = false;
 	__u64 was = 0, held;
 
 	if (!source || !counters || !source->count)
+		return REASON_NO_PORT;
+	/* The first has ports wherever another one has. */
+	origin = nat_origin(p->family, to->addr, port, p->l4_proto, 0);
+	if (!origin)
 		return REASON_NO_PORT;
 	count = source->count * LB_NAT_PORTS;
 	start = (__u64)bpf_get_smp_processor_id() * count / (LB_ROWS - 1);
 	for (int i = 0; i < NAT_TRIES; i++) {
 		struct nat_slot *slot;
 
-		index = first * LB_NAT_PORTS + (start + counters->turn++) % count;
+		index = (start + counters->turn++) % count;
+		number = index / LB_NAT_PORTS;
+		if (!origin->block[number % NAT_SOURCES])
+			continue;
+		index = nat_index(origin, number, index % LB_NAT_PORTS);
 		slot = nat_slots.lookup(&index);
 		if (!slot)
 			break;
@@ -110,14 +168,14 @@ static __always_inline int nat_take(const struct packet *p, const struct service
 		warm->nat = 0;
 		return REASON_NO_PORT;
 	}
-	nat_fill(taken, p, service, backend);
+	nat_fill(taken, p, service, backend, first + number);
 	return 0;
 }
 
 /* Sees to it that a recorded flow of fullnat has a source and a port. */
 static __always_inline int nat_bind(const struct packet *p, const struct service *service,
 				    const struct flow *flow, struct flow_warm *warm, __u32 backend,
-				    struct rewrite *to)
+				    const struct backend *chosen, struct rewrite *to)
 {
 	__u64 owner = (__u64)(flow_slot(flow) + 1) << 32 | flow->at->tag;
 	__u32 index = warm->nat - 1, number;
@@ -126,12 +184,15 @@ static __always_inline int nat_bind(const struct packet *p, const struct service
 	int reason;
 
 	if (!warm->nat || !slot || slot->owner != owner || slot->backend != backend) {
-		reason = nat_take(p, service, flow, warm, backend, owner);
+		reason = nat_take(p, service, flow, warm, backend, chosen, owner);
 		if (reason)
 			return reason;
 		index = warm->nat - 1;
+		slot = nat_slots.lookup(&index);
+		if (!slot)
+			return REASON_INTERNAL;
 	}
-	number = index / LB_NAT_PORTS;
+	number = slot->source;
 	source = nat_sources.lookup(&number);
 	if (!source)
 		return REASON_INTERNAL;

@@ -2,8 +2,8 @@
 /* nat and fullnat: what a backend answers goes back to the client, as from the
  * VIP, the way that the client's packets came.
  *
- * Whose answer it is: in fullnat the destination port names the NAT slot, and
- * the slot the flow; in nat the backend's own address and port name the service,
+ * Whose answer it is: in fullnat the backend's address and port and the destination
+ * port name the NAT slot, and the slot the flow; in nat the backend's own address and port name the service,
  * and the client's the flow.  What belongs to no flow is the host's own; but what a backend
  * sends to a port that it has answered before, to a flow that is over, is answered with RST:
  * the host's stack would know neither of them.
@@ -46,16 +46,20 @@ static __always_inline int reply_is_over(const struct packet *p, struct reply *r
 /* 0, or why there is no flow. */
 static __always_inline int reply_of_fullnat(const struct packet *p, struct reply *reply)
 {
-	__u32 port = bswap16(p->dport), index = 0, bucket, id;
+	__u32 port = bswap16(p->dport), number = p->nat_source - 1, index = 0, bucket, id;
 	struct backend *backend;
+	struct origin *origin;
 	struct nat_slot *slot;
 	__u64 word;
 
 	if (port < LB_NAT_FIRST_PORT || port >= LB_NAT_FIRST_PORT + LB_NAT_PORTS)
 		return REASON_NOT_VIP;
-	index = (p->nat_source - 1) * LB_NAT_PORTS + port - LB_NAT_FIRST_PORT;
+	origin = nat_origin(p->family, p->saddr, p->sport, p->l4_proto, number);
+	if (!origin)
+		return REASON_NOT_VIP;
+	index = nat_index(origin, number, port - LB_NAT_FIRST_PORT);
 	slot = nat_slots.lookup(&index);
-	if (!slot || !slot->owner || slot->l4_proto != p->l4_proto)
+	if (!slot || !slot->owner || slot->l4_proto != p->l4_proto || slot->source != number)
 		return REASON_NOT_VIP;
 	index = (slot->owner >> 32) - 1;
 	bucket = index / FLOW_WAYS;
@@ -84,42 +88,15 @@ static __always_inline int reply_of_fullnat(const struct packet *p, struct reply
 	return 0;
 }
 
-/* Keys in whole words: see service_at(). */
-static __always_inline struct origin *origin_at(const struct packet *p, __be16 port)
-{
-	struct origin *origin;
-
-	if (!LB_IPV6 || p->family == 4) {
-		union {
-			struct service_key4 key;
-			__u64 word;
-		} at = { .word = (__u64)key_tail(port, p->l4_proto) << 32 | p->saddr[0] };
-
-		origin = origins4.lookup(&at.key);
-		apart(4, origin);
-	} else {
-		union {
-			struct service_key6 key;
-			__u32 word[5];
-		} at;
-
-		__builtin_memcpy(at.word, p->saddr, sizeof(p->saddr));
-		at.word[4] = key_tail(port, p->l4_proto);
-		origin = origins6.lookup(&at.key);
-		apart(6, origin);
-	}
-	return origin;
-}
-
 static __always_inline int reply_of_nat(const struct packet *p, struct reply *reply)
 {
-	struct origin *origin = origin_at(p, p->sport);
+	struct origin *origin = origin_at(p->family, p->saddr, p->sport, p->l4_proto);
 	__be16 port;
 	__u64 hash;
 
-	if (!origin && (LB_ANY_PORT || LB_RANGES))
-		origin = origin_at(p, 0);
-	if (!origin)
+	if ((!origin || !origin->backend) && (LB_ANY_PORT || LB_RANGES))
+		origin = origin_at(p->family, p->saddr, 0, p->l4_proto);
+	if (!origin || !origin->backend)
 		return REASON_NOT_VIP;
 	port = origin->port ? origin->port : p->sport;
 	hash = tuple_hash(p->family, p->daddr, ports_word(p->dport, port),

@@ -23,6 +23,7 @@ from agent.model import (
     ServiceState,
 )
 from agent.state.loads import counts_waiting, learns_speed
+from agent.state.nat_blocks import described
 from agent.state.queries import Explanation, FlowPage, FlowView
 from agent.state.snapshot import (
     BackendCounts,
@@ -208,10 +209,16 @@ def _dataplane(view: DataplaneSnapshot) -> Json:
             **{s: states.get(s, 0) for s in ("established", "acked", "embryonic", "closing")},
             "used_share": round(used / view.flow_slots, 6) if view.flow_slots else 0.0,
         },
-        "nat_sources": [
-            {"address": str(nat.address), "used_ports": nat.used, "ports": nat.ports}
-            for nat in view.nat_sources
+        "nat_ports": [
+            {
+                "source": str(nat.source),
+                "server": described(nat.server),
+                "used_ports": nat.used,
+                "ports": nat.ports,
+            }
+            for nat in view.nat_ports
         ],
+        "nat_problems": list(view.nat_problems),
         "passed_packets": dict(view.passed),
         "trace_events_lost_total": view.events_lost,
     }

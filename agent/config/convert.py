@@ -49,6 +49,7 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
             backends=tables.backends,
             ring_slots=tables.ring_slots,
             zone_rings=tables.zone_rings,
+            nat_blocks=tables.nat_blocks,
         ),
         services=tuple(
             _service(candidate.section, candidate.backends)

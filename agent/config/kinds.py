@@ -241,6 +241,7 @@ Priority = Annotated[
     int, BeforeValidator(whole(0, MAX_PRIORITY)), Kind(f"whole number, 0 to {MAX_PRIORITY}")
 ]
 ZoneRings = Annotated[int, BeforeValidator(whole(0, 4096)), Kind("whole number, 0 to 4096")]
+NatBlocks = Annotated[int, BeforeValidator(whole(1, 65_535)), Kind("whole number, 1 to 65535")]
 Count = Annotated[int, BeforeValidator(whole(1, 100)), Kind("whole number, 1 to 100")]
 Seed = Annotated[int, BeforeValidator(whole(0, 2**32 - 1)), Kind("whole number, 0 to 4294967295")]
 TableSize = Annotated[int, BeforeValidator(whole(2, 65_535)), Kind("whole number, 2 to 65535")]

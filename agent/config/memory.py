@@ -17,7 +17,7 @@ _FLOW = 136
 _SERVICE, _SERVICE_ROW = 64, 256  # a row: counters of one CPU
 _BACKEND, _BACKEND_ROW = 1472, 64
 _RING_SLOT = 2
-_PORT = 1024  # 16 slots of 64, one for each source address
+_PORT = 64
 _SPARE_RINGS = 2
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -50,7 +50,10 @@ def parts(tables: Tables, nat: Nat, cpus: int) -> tuple[Part, ...]:
         ),
         Part("tables.services", tables.services * (_SERVICE + rows * _SERVICE_ROW)),
         Part("tables.backends", tables.backends * (_BACKEND + rows * _BACKEND_ROW)),
-        Part("nat.ports", (nat.last_port - nat.first_port + 1) * _PORT),
+        Part(
+            "tables.nat_blocks (for each of nat.ports)",
+            tables.nat_blocks * (nat.last_port - nat.first_port + 1) * _PORT,
+        ),
     )
     return tuple(sorted(found, key=lambda part: -part.size))
 

@@ -41,6 +41,7 @@ TABLE_FIELDS = frozenset(
         "tables.backends",
         "tables.ring_slots",
         "tables.zone_rings",
+        "tables.nat_blocks",
         "nat.ports",
     }
 )

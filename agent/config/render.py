@@ -84,6 +84,7 @@ def global_fields(config: Config) -> Fields:
         "tables.backends": config.tables.backends,
         "tables.ring_slots": config.tables.ring_slots,
         "tables.zone_rings": config.tables.zone_rings,
+        "tables.nat_blocks": config.tables.nat_blocks,
         "zones": {zone.name: [str(prefix) for prefix in zone.clients] for zone in config.zones},
         "failover": failover_document(config.failover),
     }

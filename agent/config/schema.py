@@ -53,6 +53,13 @@ class TablesSection(Section):
         description="How many rings for clients of a zone there can be, those of all services "
         "together: a service takes one for each zone that its backends are in.",
     )
+    nat_blocks: kinds.NatBlocks = Field(
+        _TABLES.nat_blocks,
+        description="How many blocks of `nat.ports` there are. In `fullnat` each source address "
+        "has a block for each server (address, port and protocol of a backend), so that all of "
+        "`nat.ports` can be used towards each server. When there are more, some share a block. A "
+        "block takes 64 bytes a port, 1.4 MB by default.",
+    )
 
 
 class TunnelSourceSection(Section):
@@ -79,9 +86,9 @@ class GueSection(Section):
 class NatSection(Section):
     """From where `forward: fullnat` speaks to the backends.
 
-    Each open flow of `fullnat` takes one source address and port, whatever its backend: 22,528
-    flows for each address with the ports of the default. When none is free, new flows are dropped
-    and counted as `no-port`.
+    Each open flow of `fullnat` takes one source address and port towards its server: with the
+    ports of the default, 22,528 flows for each source address and server. When none is free, new
+    flows to that server are dropped and counted as `no-port`.
     """
 
     sources_ipv4: net.NatSourcesV4 = Field(

@@ -271,7 +271,8 @@ NAT_SLOT = np.dtype(
         ("service", "u2"),
         ("l4_proto", "u1"),
         ("family", "u1"),
-        ("pad", "u1", (14,)),
+        ("source", "u1"),
+        ("pad", "u1", (13,)),
     ]
 )
 NAT_SOURCE = np.dtype([("addr", ">u4", (4,)), ("count", "u4"), ("pad", "u4", (3,))])
@@ -283,6 +284,7 @@ ORIGIN = np.dtype(
         ("backend", "u2"),
         ("port", ">u2"),
         ("pad", "u2", (3,)),
+        ("block", "u2", (NAT_SOURCES,)),
     ]
 )
 QUIC_KEY = np.dtype([("id", "u1", (8,)), ("service", "u4"), ("pad", "u4")])
@@ -374,7 +376,8 @@ SETTINGS = np.dtype(
         ("abi", "u4"),
         ("tick_shift", "u4"),
         ("hz", "u4"),
-        ("pad", "u4"),
+        ("nat_first_port", "u2"),
+        ("nat_ports", "u2"),
         ("held_until", "u8"),
         ("pad2", "u4", (4,)),
     ]

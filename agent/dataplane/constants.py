@@ -112,13 +112,14 @@ class Sizes:
     ring_lines: int
     lines_per_ring: int
     nat_first_port: int
-    nat_ports: int
+    nat_ports: int  # of a block
+    nat_blocks: int
     rows: int  # CPUs, and one for the agent
 
     @property
     def nat_slots(self) -> int:
-        """One for each source address of either family and port."""
-        return 2 * NAT_SOURCES * self.nat_ports
+        """One for each port of each block."""
+        return self.nat_blocks * self.nat_ports
 
 
 def sizes(tables: Tables, cpus: int, nat: Nat | None = None) -> Sizes:
@@ -145,6 +146,7 @@ def sizes(tables: Tables, cpus: int, nat: Nat | None = None) -> Sizes:
         lines_per_ring=lines,
         nat_first_port=nat.first_port,
         nat_ports=nat.last_port - nat.first_port + 1,
+        nat_blocks=tables.nat_blocks,
         rows=cpus + 1,
     )
 

@@ -10,11 +10,13 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 import numpy as np
+import numpy.typing as npt
 
 from agent.dataplane import abi, keys
 from agent.dataplane.tables import SharedTables, Table
 from agent.model import Address, Forward, Scheduler
 from agent.state import loads
+from agent.state.snapshot import NatPorts
 from agent.state.tables import (
     BackendEntry,
     MarkEntry,
@@ -173,6 +175,7 @@ def _origin_entry(value: bytes, family: int) -> OriginEntry:
         service_id=int(row["service"]),
         backend_id=int(row["backend"]),
         port=int(row["port"]),
+        blocks=tuple(row["block"].tolist()) if row["block"].any() else (),
     )
 
 
@@ -184,6 +187,20 @@ def _nat_sources(tables: SharedTables) -> dict[int, Address]:
             address = _address(tables.nat_sources["addr"][number].tobytes(), family)
             found[number] = address or IPv4Address(0)
     return found
+
+
+def nat_ports(tables: SharedTables, used: npt.NDArray[np.int64]) -> tuple[NatPorts, ...]:
+    """What flows have of the ports of fullnat towards each server; ``used``: by block."""
+    sources = _nat_sources(tables)
+    found = [
+        NatPorts(sources[number], server, int(used[block - 1]), tables.size.nat_ports)
+        for family, first in ((4, 0), (6, abi.NAT_SOURCES))
+        for key, value in (tables.items(f"origins{family}") if sources else ())
+        for server in (keys.slot_of(key),)
+        for number, block in enumerate(_origin_entry(value, family).blocks, first)
+        if number in sources and 0 < block <= len(used)
+    ]
+    return tuple(sorted(found, key=lambda one: (str(one.source), str(one.server))))
 
 
 def _address(raw: bytes, family: int | None = None) -> Address | None:
@@ -293,4 +310,6 @@ def origin_row(entry: OriginEntry) -> Table:
     row["service"] = entry.service_id
     row["backend"] = entry.backend_id
     row["port"] = entry.port
+    if entry.blocks:
+        row["block"] = entry.blocks
     return row

@@ -170,6 +170,5 @@ def _server_ends(
     row = tables.nat_slots[nat]
     if int(row["owner"]) != owner or int(row["backend"]) != ident:
         return None
-    number, offset = divmod(nat, tables.size.nat_ports)
-    source = flows.address_of(tables.nat_sources[number]["addr"], family)
-    return source, tables.size.nat_first_port + offset, server, port
+    source = flows.address_of(tables.nat_sources[int(row["source"])]["addr"], family)
+    return source, tables.size.nat_first_port + nat % tables.size.nat_ports, server, port

@@ -269,12 +269,14 @@ def nat_source(tables: SharedTables, index: int, backend: int) -> tuple[Address,
     nat = int(tables.flows_warm[index]["nat"])
     if tables.backends[backend]["forward"] != abi.ForwardId.FULLNAT or not nat:
         return None
-    number, port = divmod(nat - 1, tables.size.nat_ports)
+    if nat > len(tables.nat_slots):
+        return None
+    number = int(tables.nat_slots[nat - 1]["source"])
     if number >= len(tables.nat_sources):
         return None
     family = 4 if number < abi.NAT_SOURCES else 6
     address = address_of(tables.nat_sources[number]["addr"], family)
-    return address, tables.size.nat_first_port + port
+    return address, tables.size.nat_first_port + (nat - 1) % tables.size.nat_ports
 
 
 def requests(

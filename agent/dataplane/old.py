@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 
 from agent.dataplane import abi, btf, hold, libbpf
@@ -56,8 +57,8 @@ class OldTables:
         self.flows_cold = self._array("flows_cold", "flow_cold")
         self.flows_warm = self._array("flows_warm", "flow_warm")
         self.nat_slots = self._array("nat_slots", "nat_slot")
-        first_port = _first_port(len(self.nat_slots), nat)
-        if first_port is None:
+        first_port, ports = self._ports(nat)
+        if not first_port:
             self.nat_slots = np.zeros(len(self.nat_slots), dtype=abi.NAT_SLOT)  # nobody's
         self._backends = self._array("backends", "backend")
         self.backends = _as_now(self._backends, abi.BACKEND)
@@ -68,13 +69,33 @@ class OldTables:
         self.size = replace(
             size,
             flow_buckets=len(self.flows) // abi.FLOW_WAYS,
-            nat_ports=len(self.nat_slots) // (2 * abi.NAT_SOURCES),
-            nat_first_port=first_port or 0,
+            nat_ports=ports,
+            nat_first_port=first_port,
+            nat_blocks=len(self.nat_slots) // max(ports, 1),
         )
 
     @property
     def ident(self) -> str:
         return str(self.pins.folder)
+
+    def nat_sources_of(self, nat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The numbers of the source addresses whose ports these NAT slots are; before ABI 4 the
+        blocks were the sources'.
+        """
+        if "source" in (self.nat_slots.dtype.names or ()):
+            return self.nat_slots["source"][nat].astype(np.int64)
+        return nat // self.size.nat_ports
+
+    def _ports(self, nat: Nat) -> tuple[int, int]:
+        """The first port of fullnat and how many there are in a block. Before ABI 4 the tables do
+        not tell the first: it is as configured now, or else as it is where nothing is configured;
+        0: it is not known.
+        """
+        row = self._array("settings", "settings")[0]
+        if "nat_ports" in (row.dtype.names or ()):
+            return int(row["nat_first_port"]), int(row["nat_ports"])
+        slots = len(self.nat_slots)
+        return _first_port(slots, nat) or 0, max(slots // (2 * abi.NAT_SOURCES), 1)
 
     @property
     def boot(self) -> BootSettings:

@@ -122,7 +122,7 @@ class Dataplane:
         self.old = find(self.pins, self.size, config.nat)
         self._is_new = not self.pins.folder.exists()
         self.pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        boot = boot_settings(self.pins, self._first_settings)
+        boot = boot_settings(self.pins, self.size, self._first_settings)
         self.keys, self.clock = boot.keys, boot.clock
         first = attach.order(config.hook, held, attach.veth_among(config.interfaces))[0]
         self._compile(needed_features(services, sync=sync), PROGRAM_TYPES[first])

@@ -228,14 +228,14 @@ def survey(tables: SharedTables, now: int, now_ns: int | None = None) -> Survey:
 
 
 def _nat_used(tables: SharedTables, slots: Counts, backend: Counts) -> Counts:
-    """Ports of fullnat that the flows in these slots have."""
+    """Ports of fullnat that the flows in these slots have, by block."""
     is_fullnat = np.zeros(_IDS, dtype=bool)
     is_fullnat[: len(tables.backends)] = tables.backends["forward"] == abi.ForwardId.FULLNAT
     if not is_fullnat.any():
-        return np.zeros(2 * abi.NAT_SOURCES, dtype=np.int64)
+        return np.zeros(tables.size.nat_blocks, dtype=np.int64)
     held = tables.flows_warm["nat"][slots[is_fullnat[backend]]].astype(np.int64)
-    number = (held[held > 0] - 1) // tables.size.nat_ports
-    return np.bincount(number, minlength=2 * abi.NAT_SOURCES)[: 2 * abi.NAT_SOURCES]
+    block = (held[held > 0] - 1) // tables.size.nat_ports
+    return np.bincount(block, minlength=tables.size.nat_blocks)[: tables.size.nat_blocks]
 
 
 def pieces(found: Survey) -> Iterator[Survey]:

@@ -86,7 +86,19 @@ def fits_pinned(pins: Pins, size: Sizes) -> bool:
         path = pins.table(name)
         if path.exists() and shape_of(path) != shape:
             return False
-    return True
+    return not pins.table("settings").exists() or _has_ports(pins.table("settings"), size)
+
+
+def _has_ports(path: Path, size: Sizes) -> bool:
+    """Whether the NAT slots are those of the same ports."""
+    fd = libbpf.object_get(path)
+    try:
+        row = mapped(fd, abi.SETTINGS, 1)[1][0]
+    finally:
+        os.close(fd)
+    if not row["abi"]:
+        return True  # of tables that are in the making
+    return (row["nat_first_port"], row["nat_ports"]) == (size.nat_first_port, size.nat_ports)
 
 
 def room_for(size: Sizes) -> bool:
@@ -170,6 +182,10 @@ class SharedTables:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{libbpf.map_info(self._fds['flows']).id}"
 
+    def nat_sources_of(self, nat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The numbers of the source addresses whose ports these NAT slots are."""
+        return self.nat_slots["source"][nat].astype(np.int64)
+
     def pin_again(self, pins: Pins) -> list[str]:
         """Pin those that somebody has unpinned; their names."""
         gone = [name for name in self._fds if not pins.table(name).exists()]
@@ -205,7 +221,7 @@ class BootSettings:
     clock: Clock
 
 
-def boot_settings(pins: Pins, make: Callable[[], BootSettings]) -> BootSettings:
+def boot_settings(pins: Pins, size: Sizes, make: Callable[[], BootSettings]) -> BootSettings:
     """The settings of the pinned tables; ``make`` draws them for fresh ones.
 
     The program has them compiled in, so this table exists before BCC makes the others.
@@ -214,8 +230,7 @@ def boot_settings(pins: Pins, make: Callable[[], BootSettings]) -> BootSettings:
     if path.exists():
         fd = libbpf.object_get(path)
     else:
-        size = abi.SETTINGS.itemsize
-        fd = libbpf.array_create("settings", size, 1, libbpf.BPF_F_MMAPABLE)
+        fd = libbpf.array_create("settings", abi.SETTINGS.itemsize, 1, libbpf.BPF_F_MMAPABLE)
         libbpf.object_pin(fd, path)
     try:
         _, table = mapped(fd, abi.SETTINGS, 1)
@@ -227,6 +242,7 @@ def boot_settings(pins: Pins, make: Callable[[], BootSettings]) -> BootSettings:
         row["flow_key"] = boot.keys.key
         row["flow_mul0"], row["flow_mul1"] = boot.keys.mul0, boot.keys.mul1
         row["hz"], row["tick_shift"] = boot.clock.hz, boot.clock.shift
+        row["nat_first_port"], row["nat_ports"] = size.nat_first_port, size.nat_ports
         row["abi"] = abi.ABI_VERSION  # last: it says that the rest is there
     keys = HashKeys(int(row["flow_key"][0]), int(row["flow_mul0"][0]), int(row["flow_mul1"][0]))
     return BootSettings(keys, Clock(int(row["hz"][0]), int(row["tick_shift"][0])))

@@ -168,10 +168,10 @@ class Carry:
         low |= told["state"].astype(np.int64) << abi.FLOW_STATE_SHIFT
         word = tags << np.uint64(abi.FLOW_TAG_SHIFT) | low.astype(np.uint64)
         old, new = self._old.size.flow_buckets, tables.size.flow_buckets
-        nat = np.full(len(rows), -1)
+        nat, source = np.full(len(rows), -1), np.zeros(len(rows), dtype=np.int64)
         for copy in range(min(max(new // old, 1), _MOST_COPIES)):
             bucket = (told["slot"].astype(np.int64)[rows] // abi.FLOW_WAYS + copy * old) & (new - 1)
-            yield Plan(rows, bucket, word[rows], service[rows], backend[rows], nat)
+            yield Plan(rows, bucket, word[rows], service[rows], backend[rows], nat, source)
 
     def _install(self, installer: Installer, into: View, told: Records) -> None:
         self._count(installer.install(into, told, self._jiffies(), self._arrival))

@@ -216,8 +216,8 @@ def records_of(
     for name in _OF_WARM:
         if name in (warm.dtype.names or ()):
             told[name] = warm[name]
-    number, port = np.divmod(nat, tables.size.nat_ports)
-    told["nat_source"] = np.where(held, number, 0)
+    port = nat % tables.size.nat_ports
+    told["nat_source"] = np.where(held, tables.nat_sources_of(nat), 0)
     told["nat_port"] = np.where(held, port + tables.size.nat_first_port, 0)
     return told, whole
 

@@ -62,6 +62,7 @@ def take(view: View, planned: Plan, slots: Counts, cold: Table) -> None:
     rows["client_port"], rows["vip_port"] = of["sport"], of["dport"]
     rows["backend"], rows["service"] = mine.backend, mine.service
     rows["l4_proto"], rows["family"] = of["l4_proto"], of["family"]
+    rows["source"] = mine.source
     view.tables.nat_slots[mine.nat] = rows
     view.tables.nat_slots["owner"][mine.nat] = owners(slots[has], mine.word)
 

@@ -49,6 +49,7 @@ class Plan:
     """Flows that can be taken, an element each.
 
     ``row``: of the record. ``word``: of the slot. ``nat``: index of the NAT slot; -1: none.
+    ``source``: the number of the source address of fullnat.
     """
 
     row: Counts
@@ -57,6 +58,7 @@ class Plan:
     service: Counts
     backend: Counts
     nat: Counts
+    source: Counts
 
     def __len__(self) -> int:
         return len(self.row)
@@ -70,6 +72,7 @@ class Plan:
             self.service[chosen],
             self.backend[chosen],
             self.nat[chosen],
+            self.source[chosen],
         )
 
 
@@ -100,7 +103,8 @@ def plan(view: View, ids: IdMap, told: Records, jiffies: int) -> tuple[Plan, dic
             refused[reason] = number
         good &= passes
     rows = np.arange(len(told))
-    return Plan(rows, bucket, word, service, backend, nat).take(good), refused
+    source = ids.nat_sources[told["nat_source"]]
+    return Plan(rows, bucket, word, service, backend, nat, source).take(good), refused
 
 
 def cold_of(told: Records, service: Counts) -> Table:
@@ -149,7 +153,8 @@ def _nat_index(view: View, ids: IdMap, told: Records, backend: Counts) -> tuple[
     is_fullnat = view.tables.backends["forward"][backend] == abi.ForwardId.FULLNAT
     needs = is_fullnat & (told["nat_port"] != 0)
     number = ids.nat_sources[told["nat_source"]]
+    block = view.nat_places.blocks(backend, told["vip_port"], number)
     port = told["nat_port"].astype(np.int64) - size.nat_first_port
-    is_here: Mask = (number >= 0) & (port >= 0) & (port < size.nat_ports)
-    index = np.where(needs & is_here, number * size.nat_ports + port, -1)
+    is_here: Mask = (block >= 0) & (block < size.nat_blocks) & (port >= 0) & (port < size.nat_ports)
+    index = np.where(needs & is_here, block * size.nat_ports + port, -1)
     return index, is_here | ~needs

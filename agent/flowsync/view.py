@@ -14,6 +14,7 @@ from agent.dataplane.flowhash import ServiceKeys
 from agent.dataplane.survey import Slots
 from agent.dataplane.tables import Table
 from agent.flowsync.identity import Identities, identities_of
+from agent.flowsync.natplaces import NatPlaces, nat_places
 from agent.state.tables import TableContents
 
 
@@ -31,6 +32,9 @@ class FlowTables(Protocol):
     def ident(self) -> str:
         """What tells these tables from all others."""
 
+    def nat_sources_of(self, nat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The numbers of the source addresses whose ports these NAT slots are."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -40,6 +44,7 @@ class View:
     keys: ServiceKeys
     clock: Clock
     ids: Identities
+    nat_places: NatPlaces
 
 
 def view_of(tables: FlowTables, held: TableContents, keys: HashKeys, clock: Clock) -> View:
@@ -47,7 +52,8 @@ def view_of(tables: FlowTables, held: TableContents, keys: HashKeys, clock: Cloc
     salts = {entry.id: entry.salt for entry in held.services.values()}
     prefixes = [entry.id for entry in held.services.values() if entry.vip_bits is not None]
     ids = identities_of(held, tables.ident, len(tables.flows))
-    return View(tables, ServiceKeys.of(keys, salts, prefixes), clock, ids)
+    places = nat_places(held, len(tables.backends))
+    return View(tables, ServiceKeys.of(keys, salts, prefixes), clock, ids, places)
 
 
 def takes_flows(tables: FlowTables) -> npt.NDArray[np.bool_]:

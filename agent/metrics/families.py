@@ -23,9 +23,14 @@ from agent.metrics.family import (
 from agent.metrics.load import LOAD_FAMILIES
 from agent.metrics.reports import REPORT_FAMILIES
 from agent.model import BackendState, ServiceState
-from agent.state.snapshot import BackendCounts, Snapshot
+from agent.state.nat_blocks import described
+from agent.state.snapshot import BackendCounts, NatPorts, Snapshot
 
 type _EachCounts = Callable[[Callable[[BackendCounts], float]], Samples]
+
+
+def _ends(ports: NatPorts) -> tuple[str, str]:
+    return str(ports.source), described(ports.server)
 
 
 def _latencies(snapshot: Snapshot) -> Iterator[Sample]:
@@ -237,16 +242,16 @@ _PROGRAM_FAMILIES = (
     Family(
         "steelyard_nat_ports",
         Kind.GAUGE,
-        "Source ports that fullnat has at each of its source addresses.",
-        ("source",),
-        lambda s: [((str(nat.address),), nat.ports) for nat in s.dataplane.nat_sources],
+        "Source ports that each source address of fullnat has towards a server.",
+        ("source", "server"),
+        lambda s: [(_ends(nat), nat.ports) for nat in s.dataplane.nat_ports],
     ),
     Family(
         "steelyard_nat_used_ports",
         Kind.GAUGE,
-        "Source ports of fullnat that recorded flows have.",
-        ("source",),
-        lambda s: [((str(nat.address),), nat.used) for nat in s.dataplane.nat_sources],
+        "Source ports of fullnat towards a server that recorded flows have.",
+        ("source", "server"),
+        lambda s: [(_ends(nat), nat.used) for nat in s.dataplane.nat_ports],
     ),
     Family(
         "steelyard_trace_lost_events_total",

@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import structlog
 
 from agent.dataplane import counters, latency, score, survey
 from agent.dataplane.abi import FlowState, Reason
+from agent.dataplane.contents import nat_ports
 from agent.dataplane.latency import LatencyWindow
 from agent.dataplane.program import Dataplane
 from agent.model import BackendRef, Scheduler, Service
 from agent.rebalancing import Rebalancer
 from agent.rings.maglev import shares
-from agent.state import zones
+from agent.state import nat_blocks, zones
 from agent.state.assemble import BackendParts, ServiceParts, backend_snapshot, service_snapshot
 from agent.state.identities import slot_of
 from agent.state.loads import counts_waiting
@@ -27,13 +29,15 @@ from agent.state.snapshot import (
     DataplaneSnapshot,
     FailoverView,
     Load,
-    NatSource,
+    NatPorts,
     Rates,
     ServiceSnapshot,
     Snapshot,
 )
-from agent.state.tables import TableContents
+from agent.state.tables import ServiceSlot, TableContents
 from agent.weighing.weigher import Weigher
+
+log = structlog.get_logger()
 
 _STATES = {
     state.name.lower(): state
@@ -89,6 +93,8 @@ class Observer:
         self._window = OpenedWindow()
         self._latencies = LatencyWindow()
         self.survey_cpu_s = 0.0  # of the last survey
+        self._nat_ports: tuple[NatPorts, ...] = ()
+        self._nat_problems: dict[ServiceSlot, str] = {}
         self.survey = self._read_survey()
 
     def _read_survey(self) -> survey.Survey:
@@ -96,13 +102,24 @@ class Observer:
         tables, clock = self._dataplane.tables, self._dataplane.clock
         now = self._dataplane.now_jiffies() >> clock.shift
         found = survey.survey(tables, now)
+        self._nat_ports = nat_ports(tables, found.nat_used)
         self.survey_cpu_s = time.thread_time() - started
         return found
 
     async def look_at_flows(self) -> survey.Survey:
         """Read the whole flow table; in a thread, because it takes milliseconds."""
         self.survey = await asyncio.to_thread(self._read_survey)
+        self._look_at_ports()
         return self.survey
+
+    def _look_at_ports(self) -> None:
+        """Say once of each server that its ports are running out, and once that it is over."""
+        problems = nat_blocks.exhausted(self._nat_ports, self._nat_problems)
+        for server in problems.keys() - self._nat_problems.keys():
+            log.warning("fullnat is short of ports", problem=problems[server])
+        for server in self._nat_problems.keys() - problems.keys():
+            log.info("fullnat has ports again", server=nat_blocks.described(server))
+        self._nat_problems = problems
 
     def sample(self, situation: Situation, at: float) -> None:
         """Take one reading of the counters; ``at`` is a clock that only goes forward."""
@@ -157,7 +174,7 @@ class Observer:
             defects=facts.defects,
             link_problems=facts.link_problems,
             failover=facts.failover,
-            dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed, contents),
+            dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed),
             services=services,
             rates=total(service.rates for service in services),
         )
@@ -243,16 +260,7 @@ class Observer:
             handshake=handshake,
         )
 
-    def _nat_sources(self, contents: TableContents) -> tuple[NatSource, ...]:
-        ports = self._dataplane.size.nat_ports
-        return tuple(
-            NatSource(address, int(self.survey.nat_used[number]), ports)
-            for number, address in sorted(contents.nat_sources.items())
-        )
-
-    def _dataplane_snapshot(
-        self, driver: str, passed: dict[str, int], contents: TableContents
-    ) -> DataplaneSnapshot:
+    def _dataplane_snapshot(self, driver: str, passed: dict[str, int]) -> DataplaneSnapshot:
         dataplane, seen = self._dataplane, self.survey
         attached = dataplane.is_attached()
         program = dataplane.program
@@ -274,7 +282,8 @@ class Observer:
             flows_by_state={name: seen.state_count(state) for name, state in _STATES.items()},
             passed={name: n for name, n in passed.items() if name != Reason.NONE.label},
             backend_interfaces=tuple(one.interface for one in dataplane.attachments[1:]),
-            nat_sources=self._nat_sources(contents),
+            nat_ports=self._nat_ports,
+            nat_problems=tuple(self._nat_problems.values()),
             events_lost=int(dataplane.tables.trace["lost"][0]),
         )
 

@@ -19,7 +19,7 @@ from agent.model import (
     Service,
     Timeouts,
 )
-from agent.state import loads, lookups
+from agent.state import loads, lookups, nat_blocks
 from agent.state.eligibility import Eligibility
 from agent.state.identities import Identities, slot_of
 from agent.state.rings import Rings, rings_of
@@ -44,6 +44,7 @@ class Surroundings:
 def desired(config: Config, ids: Identities, around: Surroundings) -> TableContents:
     """The tables for this configuration in these surroundings."""
     sources = lookups.nat_sources(config, around.hops, ids.nat_sources)
+    blocks = nat_blocks.assign(config.services, sources, ids.nat_blocks, config.tables.nat_blocks)
     rings = [(service, _rings(config, service, ids, around)) for service in config.services]
     return TableContents(
         backends=desired_backends(config, ids, around),
@@ -54,7 +55,7 @@ def desired(config: Config, ids: Identities, around: Surroundings) -> TableConte
         marks=lookups.marks(config.services, sources),
         prefixes=lookups.prefixes(config.services),
         ranges=lookups.port_blocks(config.services),
-        origins=lookups.origins(config.services, ids),
+        origins=lookups.origins(config.services, ids, blocks),
         quic_ids=lookups.quic_ids(config.services, ids),
         nat_sources=sources,
         zones=lookups.client_zones(config.zones, ids),

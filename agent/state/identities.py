@@ -13,7 +13,7 @@ from itertools import count
 
 from agent.errors import DataplaneError
 from agent.model import Address, Backend, Config, Service, ServiceKey, Zone
-from agent.state.tables import ServiceSlot, TableContents
+from agent.state.tables import Blocks, ServiceSlot, TableContents
 from agent.state.zones import zones_of
 
 type BackendPlace = tuple[int, Address, int]  # service id, address, port (0: the packet's)
@@ -24,7 +24,8 @@ type Member = tuple[ServiceSlot, Address, int]  # likewise, where the service ha
 class Identities:
     """``services``: id and flow salt by slot; ``backends``: id by place.
 
-    ``nat_sources``: the numbers that source addresses of fullnat have in the tables.
+    ``nat_sources``: the numbers that source addresses of fullnat have in the tables;
+    ``nat_blocks``: the blocks that they have towards servers.
     ``zones``: id by name, of those that have clients.
     """
 
@@ -32,6 +33,7 @@ class Identities:
     backends: dict[BackendPlace, int]
     nat_sources: dict[int, Address] = field(default_factory=dict)
     zones: dict[str, int] = field(default_factory=dict)
+    nat_blocks: dict[ServiceSlot, Blocks] = field(default_factory=dict)
 
     def service_id(self, service: Service) -> int:
         return self.services[slot_of(service.key)][0]
@@ -87,7 +89,13 @@ def assign(
                 known_backends[place] = _take(free_backends, "backends", config)
             backends[place] = known_backends[place]
     _check_zone_rings(config)
-    return Identities(services, backends, actual.nat_sources, zone_ids(config.zones, actual))
+    return Identities(
+        services,
+        backends,
+        actual.nat_sources,
+        zone_ids(config.zones, actual),
+        {slot: origin.blocks for slot, origin in actual.origins.items() if origin.blocks},
+    )
 
 
 def zone_ids(zones: Sequence[Zone], actual: TableContents) -> dict[str, int]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from agent.model import ANY_PORT, Address, Config, Forward, NextHop, Service, Zone
 from agent.state.identities import Identities
 from agent.state.ranges import blocks
 from agent.state.tables import (
+    NAT_SOURCES,
+    Blocks,
     MarkEntry,
     Network,
     OriginEntry,
@@ -21,7 +23,6 @@ from agent.state.tables import (
     ServiceSlot,
 )
 
-NAT_SOURCES = 8  # of each family; as in bpf/include/abi.h
 QUIC_ID_BYTES = 8
 
 
@@ -67,8 +68,10 @@ def port_blocks(services: Iterable[Service]) -> dict[PortBlock, int]:
     }
 
 
-def origins(services: Iterable[Service], ids: Identities) -> dict[ServiceSlot, OriginEntry]:
-    """Whose answer a packet from a nat backend is.
+def origins(
+    services: Iterable[Service], ids: Identities, blocks: Mapping[ServiceSlot, Blocks]
+) -> dict[ServiceSlot, OriginEntry]:
+    """Whose answer a packet from a nat backend is, and where the ports of fullnat are.
 
     One address and port answers for one service: ``agent.config.nat_rules`` sees to it.
     """
@@ -87,6 +90,9 @@ def origins(services: Iterable[Service], ids: Identities) -> dict[ServiceSlot, O
                 backend_id=ids.backend_id(service, backend),
                 port=key.port if slot.port else 0,
             )
+    for slot, own_blocks in blocks.items():
+        nobody = OriginEntry(IPv4Address(0) if slot.vip.version == 4 else IPv6Address(0))
+        found[slot] = replace(found.get(slot, nobody), blocks=own_blocks)
     return found
 
 

@@ -18,6 +18,7 @@ from agent.model import (
 )
 from agent.state.moves import Lacking
 from agent.state.skew import Skew
+from agent.state.tables import ServiceSlot
 from agent.telemetry.report import GpuReport
 
 
@@ -162,10 +163,13 @@ class ServiceSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class NatSource:
-    """A source address of fullnat, and how many of its ports flows have."""
+class NatPorts:
+    """The ports of a source address of fullnat towards a server: how many there are, and how many
+    flows have. Servers that share a block have the same ports.
+    """
 
-    address: Address
+    source: Address
+    server: ServiceSlot  # address, port (0: several) and protocol of backends
     used: int
     ports: int
 
@@ -191,7 +195,8 @@ class DataplaneSnapshot:
     flows_by_state: dict[str, int]
     passed: dict[str, int]  # packets for no service, by reason
     backend_interfaces: tuple[str, ...] = ()  # more on which packets come in
-    nat_sources: tuple[NatSource, ...] = ()
+    nat_ports: tuple[NatPorts, ...] = ()
+    nat_problems: tuple[str, ...] = ()  # servers towards which nearly all ports are in use
     events_lost: int = 0  # that `lbctl trace` missed
 
 

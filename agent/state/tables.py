@@ -8,6 +8,9 @@ from ipaddress import IPv4Network, IPv6Network
 from agent.model import Address, Forward, Scheduler
 
 type Network = IPv4Network | IPv6Network
+type Blocks = tuple[int, ...]  # fullnat: block + 1 by number of the source in its family; 0: none
+
+NAT_SOURCES = 8  # source addresses of fullnat of each family; as in bpf/include/abi.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +99,14 @@ class PortBlock:
 
 @dataclass(frozen=True, slots=True)
 class OriginEntry:
-    """Whose answer a packet of a backend is (nat)."""
+    """Whose answer a packet of a backend is (nat), and where its ports are (fullnat)."""
 
     vip: Address
-    salt: int
-    service_id: int
-    backend_id: int
-    port: int  # that clients know; 0: the backend's
+    salt: int = 0
+    service_id: int = 0
+    backend_id: int = 0  # 0: nobody's of nat
+    port: int = 0  # that clients know; 0: the backend's
+    blocks: Blocks = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -386,8 +386,9 @@ struct backend_latency {
 };
 _Static_assert(sizeof(struct backend_latency) == 768, "twelve cache lines");
 
-/* fullnat: the source port names the slot.  A slot is free when the flow that
- * `owner` names is no longer in the flow table, or has another slot.
+/* fullnat: the ports of each source address to each backend's address and port have a block
+ * of slots, a slot each.  A slot is free when the flow that `owner` names is no longer in the
+ * flow table, or has another slot.
  */
 struct nat_slot {
 	__u64 owner; /* (flow slot + 1) << 32 | flow tag; 0: none */
@@ -399,7 +400,8 @@ struct nat_slot {
 	__u16 service;
 	__u8 l4_proto;
 	__u8 family;
-	__u8 pad[14];
+	__u8 source; /* number of the source address: blocks may be shared */
+	__u8 pad[13];
 };
 _Static_assert(sizeof(struct nat_slot) == 64, "one cache line");
 
@@ -412,16 +414,19 @@ struct nat_source {
 };
 _Static_assert(sizeof(struct nat_source) == 32, "nat_source");
 
-/* nat: a backend's (address, port, protocol), a service_key, -> whose answer it is. */
+/* A backend's (address, port, protocol), a service_key, -> nat: whose answer it is; fullnat:
+ * which block of nat_slots each source address has there.
+ */
 struct origin {
 	__be32 vip[4];
 	__u32 flow_salt;
 	__u16 service;
-	__u16 backend;
-	__be16 port; /* that clients know; 0: the backend's */
+	__u16 backend; /* 0: none of nat */
+	__be16 port;   /* that clients know; 0: the backend's */
 	__u16 pad[3];
+	__u16 block[NAT_SOURCES]; /* + 1, by number of the source in its family; 0: none */
 };
-_Static_assert(sizeof(struct origin) == 32, "origin");
+_Static_assert(sizeof(struct origin) == 48, "origin");
 
 /* QUIC (draft-ietf-quic-load-balancers): a server id, per service, -> backend. */
 struct quic_key {
@@ -556,7 +561,8 @@ struct settings {
 	__u32 abi;
 	__u32 tick_shift; /* a tick is 2^tick_shift jiffies */
 	__u32 hz;         /* jiffies per second */
-	__u32 pad;
+	__u16 nat_first_port;
+	__u16 nat_ports;  /* of a block of nat_slots */
 	__u64 held_until; /* ns, monotonic: new flows are held back until then */
 	__u32 pad2[4];
 };

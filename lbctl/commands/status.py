@@ -45,7 +45,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("traffic", rates_line(data["rates"])),
         *_failover(data["failover"]),
         ("flow table", _flow_table(plane["flow_table"])),
-        *_nat(plane["nat_sources"]),
+        *_nat(plane["nat_ports"]),
         ("passed", _passed(plane["passed_packets"])),
         ("hook", _hook(plane)),
         ("program", _program(plane)),
@@ -60,6 +60,9 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     if problem := agent.get("unsaved_problem"):
         text = f"changes are in memory only, and a restart forgets them: {problem}"
         pairs.append(("PROBLEM", Text(text, "bold red")))
+    pairs += [
+        ("PROBLEM", Text(f"fullnat: {problem}", "bold red")) for problem in plane["nat_problems"]
+    ]
     return facts(env, pairs)
 
 
@@ -128,14 +131,19 @@ def _failover(data: Mapping[str, Any]) -> list[tuple[str, object]]:
     ]
 
 
-def _nat(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, object]]:
-    """How many ports of each source address of fullnat are in use; nothing without any."""
+def _nat(ports: Sequence[Mapping[str, Any]]) -> list[tuple[str, object]]:
+    """The server towards which each source address of fullnat has the most ports in use."""
     from lbctl.humanise import count, percent
 
+    fullest: dict[str, Mapping[str, Any]] = {}
+    for one in ports:
+        held = fullest.setdefault(one["source"], one)
+        if one["used_ports"] > held["used_ports"]:
+            fullest[one["source"]] = one
     lines = [
-        f"{source['address']}: {count(source['used_ports'])} of {count(source['ports'])} ports in"
-        f" use ({percent(source['used_ports'] / source['ports'])}%)"
-        for source in sources
+        f"{source}: {count(one['used_ports'])} of {count(one['ports'])} ports in use"
+        f" ({percent(one['used_ports'] / one['ports'])}%) towards {one['server']}"
+        for source, one in fullest.items()
     ]
     return [("nat" if number == 0 else "", line) for number, line in enumerate(lines)]
 

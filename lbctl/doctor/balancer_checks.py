@@ -45,6 +45,14 @@ def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
             f"changes are in memory only, and a restart forgets them: {problem}",
             "free space on that file system, or make it writable; the agent saves them then",
         )
+    for problem in plane.get("nat_problems", ()):
+        content = False
+        yield Finding(
+            "agent",
+            Verdict.PROBLEM,
+            f"fullnat: {problem}",
+            "add addresses of this host to nat.sources_ipv4 or nat.sources_ipv6, or more backends",
+        )
     interfaces = [plane["interface"], *plane.get("backend_interfaces", ())]
     if not plane["attached"]:
         content = False

@@ -15,7 +15,7 @@ from agent.dataplane.constants import sizes
 from agent.dataplane.pins import pins_of
 from agent.dataplane.program import Dataplane, possible_cpus
 from agent.errors import AbiMismatchError
-from agent.model import Config, Tables
+from agent.model import Config, Nat, Tables
 from tests.abi import header
 from tests.packet import harness
 
@@ -181,6 +181,17 @@ def test_tables_pinned_with_other_sizes_give_way_to_new_ones(instance: str, othe
     assert tables.fits_pinned(pins_of(instance), sizes(other, possible_cpus()))
     assert not tables.fits_pinned(pins_of(instance), sizes(harness.SMALL, possible_cpus()))
     assert not pins_of(instance).of_other_versions()
+
+
+def test_tables_of_other_ports_of_fullnat_do_not_fit(instance: str):
+    """There are as many, but a slot is another port."""
+    harness.load(Config(instance, "lo", tables=harness.SMALL), (harness.service(),))
+    same, other = (
+        sizes(harness.SMALL, possible_cpus(), Nat(first_port=first, last_port=first + 22_527))
+        for first in (10_240, 10_241)
+    )
+    assert tables.fits_pinned(pins_of(instance), same)
+    assert not tables.fits_pinned(pins_of(instance), other)
 
 
 def test_a_table_with_another_value_does_not_fit(instance: str):

@@ -172,6 +172,14 @@ def test_agent_with_a_problem_is_a_problem():
     assert "line 3: unknown key" in finding.message
 
 
+def test_servers_that_run_out_of_ports_are_a_problem():
+    bad = STATUS | {"dataplane": STATUS["dataplane"] | {"nat_problems": ["22,000 of 22,528 …"]}}
+    finding = verdicts(facts(agent=dataclasses.replace(RUNNING, status=bad)))["agent"]
+    assert finding.verdict is Verdict.PROBLEM
+    assert finding.message == "fullnat: 22,000 of 22,528 …"
+    assert "nat.sources_ipv4" in finding.fix
+
+
 def test_agent_with_few_files_is_told():
     assert (
         "LimitNOFILE"

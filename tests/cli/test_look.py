@@ -209,13 +209,21 @@ def test_status_says_what_the_program_is_and_what_it_has(agent, run):
 
 
 def test_status_says_how_many_ports_fullnat_has_left(agent, run):
-    agent.status["dataplane"]["nat_sources"] = [
-        {"address": "198.51.100.200", "used_ports": 5632, "ports": 22_528},
-        {"address": "2001:db8::200", "used_ports": 0, "ports": 22_528},
+    agent.status["dataplane"]["nat_ports"] = [
+        {"source": source, "server": server, "used_ports": used, "ports": 22_528}
+        for source, server, used in (
+            ("198.51.100.200", "192.0.2.1:80/tcp", 7),
+            ("198.51.100.200", "192.0.2.2:80/tcp", 5632),
+            ("2001:db8::200", "[2001:db8::1]:80/tcp", 0),
+        )
     ]
+    agent.status["dataplane"]["nat_problems"] = ["nearly all are in use"]
     out = run("status").out
-    assert "nat         198.51.100.200: 5.6k of 22.5k ports in use (25.0%)\n" in out
-    assert "            2001:db8::200: 0 of 22.5k ports in use (0.0%)\n" in out
+    expected = "198.51.100.200: 5.6k of 22.5k ports in use (25.0%) towards 192.0.2.2:80/tcp\n"
+    assert f"nat         {expected}" in out
+    expected = "2001:db8::200: 0 of 22.5k ports in use (0.0%) towards [2001:db8::1]:80/tcp\n"
+    assert f"            {expected}" in out
+    assert "PROBLEM     fullnat: nearly all are in use\n" in out
 
 
 def test_status_says_what_a_restart_would_forget(agent, run):

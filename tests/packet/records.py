@@ -160,9 +160,12 @@ class Records:
         return self.tables.backend_latency[self.backend_id(name, service)].copy()
 
     def nat_slot(self, source: int, port: int) -> np.void:
-        """The NAT slot of a source port, the source by its number."""
-        size = self.dataplane.size
-        return self.tables.nat_slots[source * size.nat_ports + port - size.nat_first_port].copy()
+        """The NAT slot that a flow has of a source port, the source by its number."""
+        size, slots = self.dataplane.size, self.tables.nat_slots
+        ports = np.arange(len(slots)) % size.nat_ports + size.nat_first_port
+        (index,) = np.flatnonzero((slots["owner"] != 0) & (slots["source"] == source)
+                                  & (ports == port))  # fmt: skip
+        return slots[index].copy()
 
     def make_idle(self, index: int, ticks: int) -> None:
         """As if the last packet of the flow had come so many ticks ago."""

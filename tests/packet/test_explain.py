@@ -269,9 +269,9 @@ def test_ports_of_closed_and_forgotten_flows_are_not_in_use(rig: Rig):
     segments = Segments()
     for address, port in random_clients(16, 50):
         rig.send(segments.frame(address.packed, port, SYN))
-    assert list(rig.survey().nat_used[:2]) == [50, 0]
+    assert sorted(rig.survey().nat_used)[-2:] == [0, 50]
     for number, (address, port) in enumerate(random_clients(16, 50)):
         if number < 20:
             rig.send(segments.frame(address.packed, port, FIN | ACK))
-    assert rig.survey().nat_used[0] == 50, "a closing flow has its port"
-    assert rig.survey(later_ticks=100).nat_used[0] == 0, "all are idle past their timeout"
+    assert rig.survey().nat_used.sum() == 50, "a closing flow has its port"
+    assert rig.survey(later_ticks=100).nat_used.sum() == 0, "all are idle past their timeout"

@@ -22,7 +22,7 @@ from tests.packet.wires import Packet
 pytestmark = pytest.mark.usefixtures("network")
 
 OLD = Tables(flows=16_384, services=8, backends=64, ring_slots=251)
-LARGER = Tables(flows=65_536, services=8, backends=64, ring_slots=251)
+LARGER = Tables(flows=65_536, services=8, backends=64, ring_slots=251, nat_blocks=40)
 SMALLER = Tables(flows=4096, services=4, backends=32, ring_slots=127)
 FLOWS = 60
 

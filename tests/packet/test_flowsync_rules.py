@@ -104,8 +104,11 @@ def test_a_port_of_fullnat_goes_with_the_vips(rig: Rig, other: Rig):
         rig.send(it.goes_on(number).frame())
     told, size = a.changed(), other.tables.size
     own = other.tables.nat_slots["owner"].nonzero()[0]
+    held = other.tables.nat_slots[own]
     theirs = {ours: n for n, ours in enumerate(b.installer.ids.nat_sources) if ours >= 0}
-    told["nat_source"] = [theirs[number] for number in own // size.nat_ports]
+    told["nat_source"] = [theirs[number] for number in held["source"]]
+    theirs = {ours: n for n, ours in enumerate(b.installer.ids.backends) if ours}
+    told["backend"] = [theirs[ident] for ident in held["backend"]]
     told["nat_port"] = own % size.nat_ports + size.nat_first_port
     assert b.take(told).refused == {Refusal.NAT_TAKEN: FLOWS}
     done = b.take(told, elsewhere=True)

@@ -1,4 +1,4 @@
-"""fullnat: the source port is the slot, and every answer reaches exactly its client."""
+"""fullnat: server and source port name the slot; every answer reaches exactly its client."""
 
 from __future__ import annotations
 
@@ -59,6 +59,20 @@ def few(few_ports: harness.Dataplane) -> Iterator[Rig]:
     rig.config = replace(rig.config, tables=Tables(4096, 4, 8, 251), nat=FEW)
     yield rig
     rig.reset()
+
+
+@pytest.fixture
+def few_blocks() -> Iterator[Rig]:
+    """Two blocks of eight ports."""
+    harness.require_root()
+    tables = Tables(4096, 4, 8, 251, nat_blocks=2)
+    config = Config(harness.instance_name("blocks"), "lo", tables=tables, nat=FEW)
+    dataplane = harness.load(config, harness.all_features())
+    rig = Rig(dataplane)
+    rig.config = replace(rig.config, tables=tables, nat=FEW)
+    yield rig
+    dataplane.tables.close()
+    pins.remove(dataplane.pins)
 
 
 def serve(rig: Rig, server: str = SERVER4, vip: str = VIP4, port: int | None = None,
@@ -128,9 +142,9 @@ def test_the_port_is_the_number_of_the_slot(rig: Rig, vip, client, server, own):
     sport = int.from_bytes(done.data[at : at + 2])
     held = np.flatnonzero(rig.tables.nat_slots["owner"])
     size = rig.dataplane.size
-    number = 0 if vip == VIP4 else NAT_SOURCES
-    assert list(held) == [number * size.nat_ports + sport - size.nat_first_port]
+    assert held[0] % size.nat_ports + size.nat_first_port == sport
     slot, found = rig.tables.nat_slots[held[0]], rig.slot(client)
+    assert slot["source"] == (0 if vip == VIP4 else NAT_SOURCES)
     assert found is not None
     assert int(slot["owner"]) == (found.index + 1) << 32 | found.word >> 32
     assert rig.tables.flows_warm["nat"][found.index] == held[0] + 1
@@ -146,6 +160,47 @@ def test_all_ports_of_all_sources_are_given_once_and_then_no_more(few: Rig):
     assert few.service_counts().drops["no-port"] == 2
     for port, source in zip(clients, sources, strict=True):
         assert receiver(few, source) == (CLIENT4, port)
+
+
+def test_every_server_has_all_ports(few: Rig):
+    """As with NAT in the kernel: the same source and port towards two servers is two flows."""
+    servers = [("10.1.2.3", 80), ("10.1.2.4", 80), ("10.1.2.3", 8080)]
+    vips = [str(ip_address(VIP4) + n) for n in range(3)]
+    few.serve(*(service(backend("a", server, port=port), name=vip, vip=vip,
+                        forward=Forward.FULLNAT)
+                for vip, (server, port) in zip(vips, servers, strict=True)))  # fmt: skip
+    given: dict[tuple[str, int], dict[tuple[str, int], int]] = {}
+    for vip, server in zip(vips, servers, strict=True):
+        *clients, late = few.lone_ports(CLIENT4, PORTS + 1, vip)
+        given[server] = {taken(few, Packet(dst=vip, sport=port)): port for port in clients}
+        assert few.verdict(Packet(dst=vip, sport=late).frame()) == Verdict.DROP
+    assert [sorted(sources) for sources in given.values()] == [
+        [(BALANCER4, FIRST + n) for n in range(PORTS)]
+    ] * 3
+    for (server, port), sources in given.items():
+        for source, client in sources.items():
+            frame = answer(source, "A", server, port).frame(src=SERVER_MAC)
+            done = few.send(frame)
+            assert done.verdict == Verdict.TX
+            assert int.from_bytes(done.data[36:38]) == client
+    assert few.reasons() == {"no-port": 3}
+
+
+def test_servers_that_share_a_block_share_its_ports(few_blocks: Rig):
+    members = [backend(f"b{n}", f"10.1.2.{n}") for n in range(1, 7)]
+    few_blocks.serve(service(*members, forward=Forward.FULLNAT))
+    held: dict[tuple[str, tuple[str, int]], int] = {}
+    for client in few_blocks.lone_ports(CLIENT4, 40):
+        done = few_blocks.send(Packet(sport=client).frame())
+        if done.verdict == Verdict.TX:
+            ends_there = str(ip_address(done.data[30:34])), ends(done.data)
+            assert ends_there not in held
+            held[ends_there] = client
+    assert 2 * PORTS >= len(held) > PORTS
+    for (server, source), client in held.items():
+        done = few_blocks.send(answer(source, "A", server).frame())
+        assert done.verdict == Verdict.TX
+        assert int.from_bytes(done.data[36:38]) == client
 
 
 @pytest.mark.parametrize("family", [4, 6])

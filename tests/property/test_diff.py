@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from agent.reconcile.apply import Applier
 from agent.reconcile.diff import after, at_once, diff
 from agent.state.desired import desired, desired_backends
 from agent.state.lookups import mark_of
-from agent.state.tables import ServiceSlot, TableContents
+from agent.state.tables import BackendEntry, ServiceEntry, ServiceSlot, TableContents
 from tests.property.worlds import ids_for, worlds
 from tests.unit.dataplane.fakes import FakeTables
 from tests.unit.state.world import TABLES
@@ -26,7 +28,8 @@ def check_safe(held: TableContents) -> None:
     ids = [entry.id for entry in held.services.values()]
     assert len(ids) == len(set(ids))
     for origin in held.origins.values():
-        assert held.backends[origin.backend_id].service_id == origin.service_id
+        if origin.backend_id:
+            assert held.backends[origin.backend_id].service_id == origin.service_id
     for quic_id, ident in held.quic_ids.items():
         assert held.backends[ident].service_id == quic_id.service_id
     for block, first in held.ranges.items():
@@ -54,6 +57,15 @@ def check_answers(held: TableContents) -> None:
                 assert int(ident) in answering
             if entry.forward is backend.forward is Forward.FULLNAT and backend.usable:
                 assert backend.address.version in families
+                assert finds_ports(held, entry, backend)
+
+
+def finds_ports(held: TableContents, entry: ServiceEntry, backend: BackendEntry) -> bool:
+    """As the packet path looks, for every port that the service's packets can have."""
+    (service,) = (slot for slot, one in held.services.items() if one is entry)
+    server = ServiceSlot(backend.address, backend.port or service.port, service.protocol)
+    found = [held.origins[s] for s in (server, replace(server, port=0)) if s in held.origins]
+    return any(origin.blocks and origin.blocks[0] for origin in found)
 
 
 def check_zones(held: TableContents, before: TableContents, wanted: TableContents) -> None:

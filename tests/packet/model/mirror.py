@@ -238,8 +238,8 @@ class Mirror:
         index = int(self.rig.tables.flows_warm[place]["nat"]) - 1
         if index < 0:
             return None
-        number, port = divmod(index, len(self._ports))
-        return number, self._ports[port]
+        number = int(self.rig.tables.nat_slots["source"][index])
+        return number, self._ports[index % len(self._ports)]
 
     # -- afterwards
 

@@ -79,7 +79,14 @@ class Model:
     ) -> None:
         self.directory = Directory(targets)
         self.flows = FlowTable(keys)
-        self.ports = Ports(sources, ports, self.flows)
+        several = {
+            (member.address, target.protocol)
+            for target in targets
+            if target.forward == "fullnat" and (not target.first or target.first != target.last)
+            for member in target.members
+            if member.port is None
+        }
+        self.ports = Ports(sources, ports, self.flows, frozenset(several))
         self.zones = zones
         self.first_fragments: dict[tuple[object, ...], First] = {}
         self.now = 0
@@ -245,13 +252,14 @@ class Model:
 
     def _answered_by_fullnat(self, case: Case, port: tuple[int, int], ends: Ends) -> Flow:
         """A backend may send to the ports that it was sent from, whatever became of the flow."""
-        holder = self.ports.holders.get(port)
+        server = self.ports.server_of(ends.src, ends.sport, ends.protocol)
+        holder = self.ports.holders.get((server, port))
         if holder is None or holder.protocol != ends.protocol:
             raise RefusedError("not-vip")
         member = holder.member
         if (ends.src, ends.sport) != (member.address, member.port or holder.vip_port):
             raise RefusedError("not-vip")
-        flow = self.ports.flow_at(port)
+        flow = self.ports.flow_at(server, port)
         if flow:
             return flow
         if case.read.quote:

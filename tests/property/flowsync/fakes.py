@@ -14,6 +14,7 @@ from agent.flowsync.export import SYNCED, Exporter
 from agent.flowsync.identity import Identities, id_map
 from agent.flowsync.install import Arrival, Installer, Outcome
 from agent.flowsync.ledger import Ledger
+from agent.flowsync.natplaces import NatPlaces
 from agent.flowsync.records import RECORD, Records, joined
 from agent.flowsync.view import View
 from agent.model import Nat, Tables
@@ -49,6 +50,9 @@ class FakeTables:
         self.nat_slots = np.zeros(self.size.nat_slots, dtype=abi.NAT_SLOT)
         self.backends = np.zeros(self.size.backends, dtype=abi.BACKEND)
 
+    def nat_sources_of(self, nat: np.ndarray) -> np.ndarray:
+        return self.nat_slots["source"][nat].astype(np.int64)
+
 
 class FakeNode:
     """One end. ``order``: the ids of services and backends, permuted: a list of distinct numbers
@@ -76,7 +80,12 @@ class FakeNode:
         mine = {SERVICES.index(slot): ident for ident, slot in services.items()}
         prefixes = [mine[n] for n in PREFIXES]
         keys = flowhash.ServiceKeys.of(HashKeys(key, mul0 | 1, mul1 | 1), salts, prefixes)
-        self.view = View(self.tables, keys, CLOCK, self.ids)
+        blocks = iter(draw.permutation(32) + 1)
+        every = np.zeros((64, 16), dtype=np.int64)
+        for ident, (owner, address, _) in backends.items():
+            if services[owner] in [SERVICES[n] for n in FULLNAT]:
+                every[ident, 8 * (address.version == 6) :][:2] = next(blocks), next(blocks)
+        self.view = View(self.tables, keys, CLOCK, self.ids, NatPlaces(every, {}))
         for ident, (owner, _, _) in backends.items():
             row = self.tables.backends[ident : ident + 1]
             row["flags"] = abi.BACKEND_F_ALIVE | abi.BACKEND_F_USABLE

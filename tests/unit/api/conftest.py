@@ -24,11 +24,14 @@ from agent.state.snapshot import (
     DataplaneSnapshot,
     Latency,
     Load,
-    NatSource,
+    NatPorts,
     Rates,
     ServiceSnapshot,
     Snapshot,
 )
+from agent.state.tables import ServiceSlot
+
+SERVER = ServiceSlot(ip_address("192.0.2.1"), 80, 6)
 
 NOW = 1_700_000_000.0
 
@@ -130,7 +133,7 @@ def make_snapshot(config):
             flows_by_state={"established": 50, "acked": 25, "embryonic": 20, "closing": 5},
             passed={"not-vip": 12},
             backend_interfaces=("eth1",),
-            nat_sources=(NatSource(ip_address("198.51.100.200"), 5, 22_528),),
+            nat_ports=(NatPorts(ip_address("198.51.100.200"), SERVER, 5, 22_528),),
             events_lost=9,
         ),
         services=(

@@ -48,7 +48,15 @@ def test_status_has_the_keys_of_the_contract(snapshot):
                 "closing": 5,
                 "used_share": 0.1,
             },
-            "nat_sources": [{"address": "198.51.100.200", "used_ports": 5, "ports": 22_528}],
+            "nat_ports": [
+                {
+                    "source": "198.51.100.200",
+                    "server": "192.0.2.1:80/tcp",
+                    "used_ports": 5,
+                    "ports": 22_528,
+                }
+            ],
+            "nat_problems": [],
             "passed_packets": {"not-vip": 12},
             "trace_events_lost_total": 9,
             "link_problems": ["eth0 has no carrier"],

@@ -119,8 +119,8 @@ def test_sizes_leave_room_for_every_ring_and_a_flip():
     assert size.service_keys >= 16
 
 
-@pytest.mark.parametrize(("first", "last", "slots"), [(10_240, 32_767, 360_448), (5, 5, 16)])
-def test_every_port_of_every_source_has_a_nat_slot(first: int, last: int, slots: int):
+@pytest.mark.parametrize(("first", "last", "slots"), [(10_240, 32_767, 720_896), (5, 5, 32)])
+def test_every_port_of_every_block_has_a_nat_slot(first: int, last: int, slots: int):
     size = sizes(Tables(), cpus=2, nat=Nat(first_port=first, last_port=last))
     assert size.nat_slots == slots
     assert (size.nat_first_port, size.nat_ports) == (first, last - first + 1)

@@ -100,9 +100,10 @@ def test_a_service_comes_back_with_all_that_it_says():
 
 
 @pytest.mark.parametrize("vip", ["203.0.113.10", "2001:db8::10"])
-def test_an_origin_comes_back_as_it_went(vip: str):
+@pytest.mark.parametrize("blocks", [(), (1, 2, 3, 4, 5, 6, 7, 65_535)])
+def test_an_origin_comes_back_as_it_went(vip: str, blocks: tuple[int, ...]):
     tables = FakeTables()
-    value = OriginEntry(ip_address(vip), 0xFFFFFFFF, 65_535, 65_534, 443)
+    value = OriginEntry(ip_address(vip), 0xFFFFFFFF, 65_535, 65_534, 443, blocks)
     slot = ServiceSlot(ip_address(vip), 8080, 6)
     row = contents.origin_row(value)
     tables.put(keys.origins_table(slot), keys.packed_slot(slot), row.tobytes())

@@ -203,7 +203,8 @@ def test_a_flow_of_fullnat_says_what_the_backend_sees(number: int, address: str)
     index = put(tables, five("198.51.100.1"))
     words = np.frombuffer(ip_address(address).packed.ljust(16, b"\0"), dtype=">u4")
     tables.nat_sources["addr"][number] = words
-    tables.flows_warm["nat"][index] = number * tables.size.nat_ports + 5 + 1
+    nat = 3 * tables.size.nat_ports + 5
+    tables.flows_warm["nat"][index], tables.nat_slots["source"][nat] = nat + 1, number
     assert ask(tables).flows[0].nat_source is None, "not what its backend is for"
     tables.backends["forward"][3] = ForwardId.FULLNAT
     assert ask(tables).flows[0].nat_source == (

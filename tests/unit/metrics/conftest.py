@@ -20,11 +20,14 @@ from agent.state.snapshot import (
     DataplaneSnapshot,
     Latency,
     Load,
-    NatSource,
+    NatPorts,
     Rates,
     ServiceSnapshot,
     Snapshot,
 )
+from agent.state.tables import ServiceSlot
+
+SERVER = ServiceSlot(ip_address("192.0.2.1"), 80, 6)
 
 
 def backend(name, address, state, latency_ms, load):
@@ -96,7 +99,7 @@ def snapshot():
             flow_slots=1024,
             flows_by_state={"established": 6, "embryonic": 2},
             passed={"not-vip": 12},
-            nat_sources=(NatSource(ip_address("198.51.100.200"), 5, 22_528),),
+            nat_ports=(NatPorts(ip_address("198.51.100.200"), SERVER, 5, 22_528),),
             events_lost=9,
         ),
         services=(

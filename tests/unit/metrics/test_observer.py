@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
-from agent.dataplane import abi
+from agent.dataplane import abi, contents, keys
 from agent.dataplane.abi import FlowState, ForwardId
 from agent.metrics.observer import AgentFacts, Observer
 from agent.model import Config, Forward, Hook, Scheduler
@@ -17,8 +19,8 @@ from agent.rebalancing import Rebalancer
 from agent.state.desired import desired
 from agent.state.identities import Identities, assign
 from agent.state.situation import Past, Situation, situation
-from agent.state.snapshot import BackendSnapshot, Snapshot
-from agent.state.tables import TableContents
+from agent.state.snapshot import BackendSnapshot, NatPorts, Snapshot
+from agent.state.tables import OriginEntry, ServiceSlot, TableContents
 from agent.weighing.weigher import Weigher
 from tests.unit.dataplane.fakes import CLOCK, FakeTables, word
 from tests.unit.state.world import TABLES, A, B, hop, status, surroundings, web
@@ -201,16 +203,52 @@ def test_shares_are_expected_by_weight_where_the_ring_does_not_say():
     assert ring.backend("a").share_expected == pytest.approx(0.25, abs=0.01)
 
 
-def test_ports_of_fullnat_are_counted_by_source():
+SERVER = ServiceSlot(ip_address("10.0.0.21"), 80, 6)
+
+
+def fullnat_world() -> World:
+    """Towards the server, its source address has block 3."""
     here = world(forward=Forward.FULLNAT)
     ident = here.backend_id("a")
     here.tables.backends["forward"][ident] = ForwardId.FULLNAT
-    here.tables.flows[:3] = word(ident, FlowState.CLOSING, 5000)
-    here.tables.flows_warm["nat"][:3] = [1, 2, 0]
-    (source,) = here.look().dataplane.nat_sources
-    assert source.address == ip_address("10.0.0.1")
-    assert (source.used, source.ports) == (2, here.dataplane.size.nat_ports)
-    assert world().look().dataplane.nat_sources == ()
+    here.tables.nat_sources["addr"][0] = contents.words(ip_address("10.0.0.1"))
+    here.tables.nat_sources["count"][0] = 1
+    origin = OriginEntry(ip_address("0.0.0.0"), blocks=(4, 0, 0, 0, 0, 0, 0, 0))
+    key, row = keys.packed_slot(SERVER), contents.origin_row(origin).tobytes()
+    here.tables.put("origins4", key, row)
+    return here
+
+
+def take_ports(here: World, number: int) -> None:
+    ports = here.dataplane.size.nat_ports
+    here.tables.flows[:number] = word(here.backend_id("a"), FlowState.CLOSING, 5000)
+    here.tables.flows_warm["nat"][:number] = 3 * ports + 1 + np.arange(number)
+
+
+def test_ports_of_fullnat_are_counted_by_source_and_server():
+    here = fullnat_world()
+    take_ports(here, 2)
+    here.tables.flows[2] = here.tables.flows[0]  # without a port
+    ports = here.dataplane.size.nat_ports
+    expected = NatPorts(ip_address("10.0.0.1"), SERVER, 2, ports)
+    assert here.look().dataplane.nat_ports == (expected,)
+    assert world().look().dataplane.nat_ports == ()
+
+
+def test_a_server_that_runs_out_of_ports_is_told_once():
+    here = fullnat_world()
+    here.tables.size = replace(here.tables.size, nat_ports=100)
+    observer = here.observer()
+    with capture_logs() as logs:
+        for number in (94, 95, 100, 81, 79, 0):
+            here.tables.flows[:] = 0
+            take_ports(here, number)
+            asyncio.run(observer.look_at_flows())
+    assert [line["event"] for line in logs] == [
+        "fullnat is short of ports", "fullnat has ports again",
+    ]  # fmt: skip
+    assert "95 of 100 source ports towards 10.0.0.21:80/tcp" in logs[0]["problem"]
+    assert logs[1]["server"] == "10.0.0.21:80/tcp"
 
 
 def test_the_program_is_described():

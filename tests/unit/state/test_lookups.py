@@ -92,13 +92,23 @@ def origin(port: int, backend_id: int = 1) -> OriginEntry:
 )
 def test_answers_are_known_by_where_they_come_from(key, own, slot, known_as):
     some = service(key, replace(A, port=own), forward=Forward.NAT)
-    assert lookups.origins([some], ids_of(some)) == {slot: origin(known_as)}
+    assert lookups.origins([some], ids_of(some), {}) == {slot: origin(known_as)}
 
 
 def test_only_nat_has_answers_to_find_by_the_backend():
     for forward in set(Forward) - {Forward.NAT}:
         some = service(ServiceKey(VIP, 80, TCP), A, forward=forward)
-        assert lookups.origins([some], ids_of(some)) == {}
+        assert lookups.origins([some], ids_of(some), {}) == {}
+
+
+def test_a_server_of_both_has_both():
+    some = service(ServiceKey(VIP, 80, TCP), A, forward=Forward.NAT)
+    slot, six = ServiceSlot(A.address, 80, 6), ServiceSlot(ip_address("fd00::1"), 0, 17)
+    blocks = {slot: (3, 0, 0, 0, 0, 0, 0, 0), six: (1, 2, 0, 0, 0, 0, 0, 0)}
+    assert lookups.origins([some], ids_of(some), blocks) == {
+        slot: replace(origin(80), blocks=blocks[slot]),
+        six: OriginEntry(ip_address("::"), blocks=blocks[six]),
+    }
 
 
 def test_quic_ids_name_their_backend():
