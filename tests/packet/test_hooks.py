@@ -38,6 +38,12 @@ def program(mine: pins.Pins) -> Iterator[Maker]:
         yield made
 
 
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interfaces are taken for network cards: there is none here with native XDP."""
+    monkeypatch.setattr(attach, "is_veth", lambda _interface: False)
+
+
 def sh(command: str) -> str:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)  # noqa: S602
     assert done.returncode == 0, f"{command}: {done.stderr}"
@@ -95,8 +101,8 @@ def test_a_program_goes_where_it_was_asked_for_and_nowhere_else(
     assert (attachment.interface, attachment.mode) == ("here", hook)
     assert attachment.reason.startswith("configured")
     assert found(mine) == {where(hook): program.last}
-    assert attach.sits(attachment, program.last, mine)
-    assert not attach.sits(attachment, program.last + 1, mine)
+    assert attach.sits(attachment, {program.last}, mine)
+    assert not attach.sits(attachment, {program.last + 1}, mine)
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -118,6 +124,7 @@ def test_a_change_of_the_hook_leaves_nothing_at_the_old_one(
     assert found(mine) == {where(second): program.last}
 
 
+@pytest.mark.usefixtures("cards")
 @pytest.mark.parametrize("held", [Hook.NATIVE, Hook.TC, Hook.GENERIC])
 def test_auto_keeps_the_hook_of_the_last_program(mine: pins.Pins, program: Maker, held: Hook):
     put(mine, program, held)
@@ -127,6 +134,7 @@ def test_auto_keeps_the_hook_of_the_last_program(mine: pins.Pins, program: Maker
     assert len(program.asked) == 1, "compiled for that hook alone"
 
 
+@pytest.mark.usefixtures("cards")
 def test_auto_after_external_takes_the_best(mine: pins.Pins, program: Maker):
     put(mine, program, Hook.EXTERNAL)
     (attachment,) = put(mine, program, Hook.AUTO)
@@ -141,11 +149,23 @@ def test_auto_goes_to_tc_where_the_driver_has_no_xdp_and_says_so(mine: pins.Pins
     assert program.asked == [ProgramType.XDP, ProgramType.SCHED_CLS]
 
 
+@pytest.mark.usefixtures("cards")
 def test_auto_goes_to_tc_where_packets_are_too_large_for_xdp(mine: pins.Pins, program: Maker):
     sh("ip link set here mtu 9000; ip link set there mtu 9000")
     (attachment,) = put(mine, program, Hook.AUTO)
     assert attachment.mode is Hook.TC
     assert "MTU" in attachment.reason
+
+
+@pytest.mark.parametrize("held", [None, Hook.NATIVE, Hook.TC, Hook.EXTERNAL])
+def test_auto_goes_to_tc_on_a_veth_and_says_why(mine: pins.Pins, program: Maker, held: Hook | None):
+    if held is not None:
+        put(mine, program, held)
+    (attachment,) = put(mine, program, Hook.AUTO)
+    assert attachment.mode is Hook.TC
+    if held is not Hook.TC:
+        assert attachment.reason.startswith("native: here is a veth, where native XDP loses")
+    assert found(mine) == {where(Hook.TC): program.last}
 
 
 def test_auto_goes_to_generic_at_last_and_tells_both_refusals(mine: pins.Pins, program: Maker):
@@ -193,7 +213,7 @@ def test_a_hook_that_refuses_leaves_what_ran(
 def test_a_program_that_was_taken_off_is_missed_and_put_back(mine: pins.Pins, program: Maker):
     (attachment,) = put(mine, program, Hook.TC)
     sh("tc qdisc del dev here clsact")
-    assert not attach.sits(attachment, program.last, mine)
+    assert not attach.sits(attachment, {program.last}, mine)
     put(mine, program, Hook.TC)
     assert found(mine) == {where(Hook.TC): program.last}
 
@@ -201,6 +221,7 @@ def test_a_program_that_was_taken_off_is_missed_and_put_back(mine: pins.Pins, pr
 # -- several interfaces
 
 
+@pytest.mark.usefixtures("cards")
 def test_every_interface_gets_the_program(mine: pins.Pins, program: Maker):
     both = put(mine, program, Hook.AUTO, "here", "there")
     assert [(a.interface, a.mode) for a in both] == [
@@ -215,6 +236,7 @@ def test_every_interface_gets_the_program(mine: pins.Pins, program: Maker):
     assert set(found(mine, "here", "there").values()) == {program.last}
 
 
+@pytest.mark.usefixtures("cards")
 def test_one_hook_serves_all_so_the_best_that_all_accept_is_taken(mine: pins.Pins, program: Maker):
     both = put(mine, program, Hook.AUTO, "here", "lo")
     assert {a.mode for a in both} == {Hook.TC}
@@ -253,6 +275,7 @@ def test_detaching_takes_it_off_everywhere(mine: pins.Pins, program: Maker, hook
 # -- strangers
 
 
+@pytest.mark.usefixtures("cards")
 @pytest.mark.parametrize("mode", [libbpf.XDP_DRV_MODE, libbpf.XDP_SKB_MODE])
 @pytest.mark.parametrize("wanted", [Hook.AUTO, Hook.NATIVE, Hook.GENERIC])
 def test_anothers_xdp_program_is_refused_with_the_ways_out(
