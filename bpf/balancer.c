@@ -202,8 +202,7 @@ static __always_inline int bind(CTX *ctx, const struct packet *p, struct walk *w
 		way_back_remember(ctx, p, warm);
 	route_rewrite(walk->route, p, walk->backend);
 	if (LB_FULLNAT && walk->backend->forward == FORWARD_FULLNAT)
-		return nat_bind(p, walk->service, &walk->flow, warm, walk->route->backend,
-				walk->backend, &walk->route->to);
+		return nat_bind(p, walk->service, &walk->flow, warm, walk->route);
 	return 0;
 }
 

@@ -44,21 +44,27 @@ static __always_inline struct origin *origin_at(__u8 family, const __be32 *addr,
 	return origin;
 }
 
-/* Where the ports of a source address to a backend's address and port are; NULL: nowhere. */
-static __always_inline struct origin *nat_origin(__u8 family, const __be32 *addr, __be16 port,
-						 __u8 l4_proto, __u32 number)
+/* Notes down in `blocks`, which is no memory of the stack, where the ports of our source
+ * addresses to a backend's address and port are; false: nowhere.
+ */
+static __always_inline bool nat_blocks_find(__u8 family, const __be32 *addr, __be16 port,
+					    __u8 l4_proto, __u16 *blocks)
 {
 	struct origin *origin = origin_at(family, addr, port, l4_proto);
 
-	number %= NAT_SOURCES;
-	if ((!origin || !origin->block[number]) && (LB_ANY_PORT || LB_RANGES))
+	/* The first source has a block wherever another one has. */
+	if ((LB_ANY_PORT || LB_RANGES) && (!origin || !origin->block[0]))
 		origin = origin_at(family, addr, 0, l4_proto);
-	return origin && origin->block[number] ? origin : NULL;
+	blocks[0] = 0;
+	if (origin)
+		__builtin_memcpy(blocks, origin->block, sizeof(origin->block));
+	step_ends();
+	return blocks[0];
 }
 
-static __always_inline __u32 nat_index(const struct origin *origin, __u32 number, __u32 port)
+static __always_inline __u32 nat_index(const __u16 *blocks, __u32 number, __u32 port)
 {
-	return (origin->block[number % NAT_SOURCES] - 1) * LB_NAT_PORTS + port;
+	return (blocks[number % NAT_SOURCES] - 1) * LB_NAT_PORTS + port;
 }
 
 /* All ones if the NAT slot is still that flow's, 0 if it is free: the flow has left
@@ -114,24 +120,21 @@ static __always_inline void nat_fill(struct nat_slot *slot, const struct packet 
  * connection in TIME_WAIT).
  */
 static __always_inline int nat_take(const struct packet *p, const struct service *service,
-				    const struct flow *flow, struct flow_warm *warm, __u32 backend,
-				    const struct backend *to, __u64 owner)
+				    const struct flow *flow, struct flow_warm *warm,
+				    struct route *route, __u64 owner)
 {
 	__u32 first = p->family == 4 ? 0 : NAT_SOURCES;
 	struct nat_source *source = nat_sources.lookup(&first);
 	struct service_counters *counters = service_counters_of(0);
-	__be16 port = to->port ? to->port : p->dport;
 	__u32 count, start, number, index = 0;
+	__u16 *blocks = route->nat_blocks;
 	struct nat_slot *taken = NULL;
-	struct origin *origin;
 	bool broken = false;
 	__u64 was = 0, held;
 
 	if (!source || !counters || !source->count)
 		return REASON_NO_PORT;
-	/* The first has ports wherever another one has. */
-	origin = nat_origin(p->family, to->addr, port, p->l4_proto, 0);
-	if (!origin)
+	if (!nat_blocks_find(p->family, route->to.daddr, route->to.dport, p->l4_proto, blocks))
 		return REASON_NO_PORT;
 	count = source->count * LB_NAT_PORTS;
 	start = (__u64)bpf_get_smp_processor_id() * count / (LB_ROWS - 1);
@@ -140,9 +143,7 @@ static __always_inline int nat_take(const struct packet *p, const struct service
 
 		index = (start + counters->turn++) % count;
 		number = index / LB_NAT_PORTS;
-		if (!origin->block[number % NAT_SOURCES])
-			continue;
-		index = nat_index(origin, number, index % LB_NAT_PORTS);
+		index = nat_index(blocks, number, index % LB_NAT_PORTS);
 		slot = nat_slots.lookup(&index);
 		if (!slot)
 			break;
@@ -168,14 +169,16 @@ static __always_inline int nat_take(const struct packet *p, const struct service
 		warm->nat = 0;
 		return REASON_NO_PORT;
 	}
-	nat_fill(taken, p, service, backend, first + number);
+	nat_fill(taken, p, service, route->backend, first + number);
 	return 0;
 }
 
-/* Sees to it that a recorded flow of fullnat has a source and a port. */
+/* Sees to it that a recorded flow of fullnat, whose route is known but for that, has a source
+ * and a port.
+ */
 static __always_inline int nat_bind(const struct packet *p, const struct service *service,
-				    const struct flow *flow, struct flow_warm *warm, __u32 backend,
-				    const struct backend *chosen, struct rewrite *to)
+				    const struct flow *flow, struct flow_warm *warm,
+				    struct route *route)
 {
 	__u64 owner = (__u64)(flow_slot(flow) + 1) << 32 | flow->at->tag;
 	__u32 index = warm->nat - 1, number;
@@ -183,8 +186,8 @@ static __always_inline int nat_bind(const struct packet *p, const struct service
 	struct nat_source *source;
 	int reason;
 
-	if (!warm->nat || !slot || slot->owner != owner || slot->backend != backend) {
-		reason = nat_take(p, service, flow, warm, backend, chosen, owner);
+	if (!warm->nat || !slot || slot->owner != owner || slot->backend != route->backend) {
+		reason = nat_take(p, service, flow, warm, route, owner);
 		if (reason)
 			return reason;
 		index = warm->nat - 1;
@@ -196,8 +199,8 @@ static __always_inline int nat_bind(const struct packet *p, const struct service
 	source = nat_sources.lookup(&number);
 	if (!source)
 		return REASON_INTERNAL;
-	__builtin_memcpy(to->saddr, source->addr, sizeof(to->saddr));
-	to->sport = bswap16(LB_NAT_FIRST_PORT + index % LB_NAT_PORTS);
+	__builtin_memcpy(route->to.saddr, source->addr, sizeof(route->to.saddr));
+	route->to.sport = bswap16(LB_NAT_FIRST_PORT + index % LB_NAT_PORTS);
 	return 0;
 }
 

@@ -48,16 +48,15 @@ static __always_inline int reply_of_fullnat(const struct packet *p, struct reply
 {
 	__u32 port = bswap16(p->dport), number = p->nat_source - 1, index = 0, bucket, id;
 	struct backend *backend;
-	struct origin *origin;
+	__u16 *blocks = reply->route->nat_blocks;
 	struct nat_slot *slot;
 	__u64 word;
 
 	if (port < LB_NAT_FIRST_PORT || port >= LB_NAT_FIRST_PORT + LB_NAT_PORTS)
 		return REASON_NOT_VIP;
-	origin = nat_origin(p->family, p->saddr, p->sport, p->l4_proto, number);
-	if (!origin)
+	if (!nat_blocks_find(p->family, p->saddr, p->sport, p->l4_proto, blocks))
 		return REASON_NOT_VIP;
-	index = nat_index(origin, number, port - LB_NAT_FIRST_PORT);
+	index = nat_index(blocks, number, port - LB_NAT_FIRST_PORT);
 	slot = nat_slots.lookup(&index);
 	if (!slot || !slot->owner || slot->l4_proto != p->l4_proto || slot->source != number)
 		return REASON_NOT_VIP;

@@ -45,8 +45,10 @@ _Static_assert(sizeof(struct hop) == 24, "three words");
 struct route {
 	struct hop hop;
 	struct rewrite to; /* nat, fullnat */
-	__u32 ifindex;     /* 0: out where it came in */
-	__u32 service;     /* ids; 0: none */
+	/* fullnat: of the backend's address and port (struct origin); copied as two words */
+	__u16 nat_blocks[NAT_SOURCES] __attribute__((aligned(8)));
+	__u32 ifindex; /* 0: out where it came in */
+	__u32 service; /* ids; 0: none */
 	__u32 backend;
 	/* of a new flow: from where its backend is drawn; copied as one word */
 	struct zone_ring ring __attribute__((aligned(8)));

@@ -66,8 +66,10 @@ class Ports:
         if holder is None:
             return False
         flow = self.table.slots.get(holder.flow.place)
-        is_same = flow and flow.is_flow(holder.flow) and flow.port == port
-        return bool(flow and is_same and flow.is_in_the_way(now))
+        if not flow or not flow.is_flow(holder.flow) or not flow.is_in_the_way(now):
+            return False
+        # It may have moved to another backend, where it has the same port.
+        return flow.port == port and self._server(flow) == server
 
     def keeps(self, flow: Flow) -> bool:
         """Has the flow a port that it must keep?"""
