@@ -137,6 +137,7 @@ class Rig(Records):
         self.config = Config(dataplane.pins.folder.parent.name, dataplane.interface, tables=SMALL)
         self.now_s = 1000.0
         self.ids = Identities({}, {})
+        self.begin()
         self.reset()
 
     # -- what is configured

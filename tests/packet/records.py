@@ -43,6 +43,8 @@ class Records:
     clock: Clock
     config: Config
     ids: Identities
+    has_paused: bool  # the host, between two packets (tests.packet.pauses)
+    _tick: int | None  # the one that a test has to end in
 
     # -- ids
 
@@ -87,6 +89,16 @@ class Records:
         left = 2**self.clock.shift - self.dataplane.now_jiffies() % 2**self.clock.shift
         if left / self.clock.hz < margin_s:
             time.sleep(left / self.clock.hz + 0.01)
+        self._tick = self.now_ticks()
+
+    def begin(self) -> None:
+        """From now on it is noted whether the host disturbs a test."""
+        self.has_paused, self._tick = False, None
+
+    @property
+    def is_disturbed(self) -> bool:
+        """The host has paused, or a tick has fallen where none was to."""
+        return self.has_paused or self._tick not in (None, self.now_ticks())
 
     def slot(
         self,

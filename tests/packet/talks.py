@@ -12,6 +12,7 @@ from agent.dataplane.abi import FlowState, Talk
 from agent.model import Forward
 from tests.packet.frames import CLIENT4, CLIENT6, VIP4, VIP6
 from tests.packet.harness import Rig, Verdict, backend, service
+from tests.packet.pauses import packet_sent
 from tests.packet.wires import Packet
 
 SERVER = "10.1.2.3"
@@ -59,6 +60,7 @@ class Wire:
         self.seq = seq
         self.sent = sent
         self.acked = sent  # by the client
+        self.at_ns = time.monotonic_ns()  # of the newest packet
         forward = rig.config.services[0].forward
         self.is_nat = forward is Forward.NAT
         is_v6 = rig.config.services[0].key.vip.version == 6
@@ -77,7 +79,7 @@ class Wire:
             self.seq if seq is None else seq, (self.acked if ack is None else ack)
             if "A" in flags else 0,
         )  # fmt: skip
-        assert self.rig.verdict(packet.frame()) == Verdict.TX
+        self.send(packet)
         if seq is None:
             self.seq = (self.seq + len(payload) + ("S" in flags) + ("F" in flags)) % 2**32
 
@@ -89,9 +91,13 @@ class Wire:
                 server, client, 80, self.sport, payload, flags,
                 self.sent if seq is None else seq, self.seq,
             )  # fmt: skip
-            assert self.rig.verdict(packet.frame()) == Verdict.TX
+            self.send(packet)
         if seq is None:
             self.sent = (self.sent + len(payload) + ("S" in flags) + ("F" in flags)) % 2**32
+
+    def send(self, packet: Packet) -> None:
+        assert self.rig.verdict(packet.frame()) == Verdict.TX
+        self.at_ns = packet_sent(self.rig, self.at_ns)
 
     def acknowledge(self) -> None:
         """The client has got all that the server has sent, and says so."""
@@ -123,7 +129,8 @@ class Wire:
 
     def after(self, ms: float) -> Wire:
         """As if the newest request byte had come so long ago."""
-        self.warm_set("request", time.monotonic_ns() - round(ms * 1e6))
+        self.at_ns = time.monotonic_ns()
+        self.warm_set("request", self.at_ns - round(ms * 1e6))
         self.warm_set("request_jiffies", 0)
         return self
 

@@ -10,6 +10,7 @@ from agent.dataplane.abi import FlowState
 from agent.model import AdminState, DownFlows, Protocol, Timeouts
 from tests.packet.frames import CLIENT4, CLIENT6, VIP4, VIP6, tcp, udp
 from tests.packet.harness import Rig, Verdict, backend, service
+from tests.packet.pauses import undisturbed
 
 both = pytest.mark.parametrize(("vip", "client"), [(VIP4, CLIENT4), (VIP6, CLIENT6)])
 A, B, C, D = (backend(name) for name in "abcd")
@@ -126,6 +127,7 @@ def test_a_syn_in_an_established_flow_does_not_move_it(rig: Rig):
     assert rig.state(CLIENT4) is FlowState.ESTABLISHED
 
 
+@undisturbed
 def test_a_syn_after_the_timeout_is_a_new_flow(rig: Rig):
     rig.serve(service(A))
     for frame in (tcp("S"), tcp("A", payload=b"x")):

@@ -15,6 +15,7 @@ from agent.dataplane.abi import FLOW_WAYS, FlowState
 from agent.model import DownFlows, Scheduler, Timeouts
 from tests.packet.frames import ACK, FIN, RST, SYN, Segments, random_clients, tcp
 from tests.packet.harness import Rig, Verdict, backend, service
+from tests.packet.pauses import undisturbed
 
 BUCKET = 4711
 A, B = backend("a"), backend("b")
@@ -62,6 +63,7 @@ def test_embryonic_flows_hold_two_slots_of_a_bucket(rig: Rig):
     assert rig.service_counts().not_recorded == 0
 
 
+@undisturbed
 def test_the_oldest_embryonic_flow_makes_room(rig: Rig):
     rig.serve(service(A))
     rig.avoid_tick()
@@ -98,6 +100,7 @@ def test_a_full_bucket_of_live_flows_records_nothing_and_says_so(rig: Rig):
     assert sum(rig.counts(name).opened for name in "ab") == FLOW_WAYS
 
 
+@undisturbed
 def test_an_established_flow_is_evicted_only_past_its_timeout(rig: Rig):
     rig.serve(service(A))
     held, (late, *_) = full_bucket(rig, 1)
@@ -133,6 +136,7 @@ def test_what_is_not_recorded_goes_the_same_way_whatever_the_loads(rig: Rig, sch
     assert set.union(*chosen.values()) == {"a", "b"}
 
 
+@undisturbed
 def test_a_full_bucket_takes_a_new_flow_when_one_has_closed_and_is_silent(rig: Rig):
     rig.serve(service(A, count_waiting=False))
     held, (late, *_) = full_bucket(rig, 1)
@@ -160,6 +164,7 @@ def test_flows_of_a_backend_that_gave_them_up_make_room(rig: Rig):
     assert state(rig, late) is FlowState.EMBRYONIC
 
 
+@undisturbed
 def test_each_slot_times_out_by_its_own_service(rig: Rig):
     short = Timeouts(embryonic_s=8, acked_s=8, established_s=20, closing_s=4)
     rig.serve(service(A), service(B, name="short", port=81, timeouts=short))

@@ -28,6 +28,7 @@ from tests.packet.frames import (
     VIP6,
 )
 from tests.packet.harness import Rig, Verdict, backend, mac_of, service
+from tests.packet.pauses import undisturbed
 from tests.packet.wires import Packet
 
 SERVER4, SERVER6 = "10.1.2.3", "fd00:1::2:3"
@@ -216,6 +217,7 @@ def test_without_a_source_address_there_is_no_port(few: Rig, family: int):
     ("last", "state_s"), [([], 30), (["A"], 60), (["PA"], 900), (["A", "FA"], 4)],
     ids=["embryonic", "acked", "established", "closing"],
 )  # fmt: skip
+@undisturbed
 def test_a_port_is_free_again_when_its_flow_is_over_and_not_before(few: Rig, last, state_s: int):
     serve(few)
     few.avoid_tick()
@@ -235,6 +237,7 @@ def test_a_port_is_free_again_when_its_flow_is_over_and_not_before(few: Rig, las
     assert few.reasons() == {"no-port": 1}
 
 
+@undisturbed
 def test_a_flow_that_another_cpu_stamped_a_tick_later_keeps_its_port(few: Rig):
     # `now` was read before that CPU's packet: the difference must not count as nine hours.
     serve(few)

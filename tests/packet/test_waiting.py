@@ -10,6 +10,7 @@ import pytest
 from agent.dataplane.abi import FlowState, Talk
 from agent.model import AdminState, Forward, Protocol
 from tests.packet.harness import Rig, backend, service
+from tests.packet.pauses import undisturbed
 from tests.packet.talks import (
     ANSWER,
     CONTINUE,
@@ -238,12 +239,14 @@ def test_anything_else_is_the_answer_at_once(hooked: Rig, answer: bytes, late_ms
     [(512, 80, False), (512, 100, True), (513, 1, True), (128, 95, False), (128, 115, True),
      (129, 95, True), (2, 1, False)],
 )  # fmt: skip
+@undisturbed
 def test_in_dsr_size_and_time_tell_a_head_from_an_answer(hooked: Rig, size, ms, is_answer):
     wire = opened(hooked, Forward.DSR).ask(POST)
     wire.after(ms).gets(bytes(size))
     assert (wire.waiting, wire.answers) == ((0, 1) if is_answer else (len(POST), 0))
 
 
+@undisturbed
 def test_in_dsr_small_pieces_add_up(hooked: Rig):
     wire = opened(hooked, Forward.DSR).ask(POST)
     for _ in range(2):
@@ -253,6 +256,7 @@ def test_in_dsr_small_pieces_add_up(hooked: Rig):
     assert (wire.waiting, wire.answers) == (0, 1)
 
 
+@undisturbed
 def test_a_slow_round_trip_makes_time_for_a_head(hooked: Rig):
     wire = opened(hooked, Forward.DSR).ask(POST)
     wire.warm_set("rtt_us", 200_000)
@@ -263,6 +267,7 @@ def test_a_slow_round_trip_makes_time_for_a_head(hooked: Rig):
 
 
 @MODES
+@undisturbed
 def test_a_head_alone_was_all_of_the_answer_if_the_client_asks_again(hooked: Rig, forward):
     wire = opened(hooked, forward).ask(POST)
     wire.after(1).gets(HEAD)
@@ -296,6 +301,7 @@ def test_the_last_request_may_come_with_the_fin(hooked: Rig, forward):
 
 
 @MODES
+@undisturbed
 def test_a_client_that_has_got_something_and_hangs_up_waits_no_more(hooked: Rig, forward):
     wire = opened(hooked, forward).ask(POST)
     wire.after(1).gets(HEAD)

@@ -9,6 +9,7 @@ import pytest
 from agent.dataplane.abi import Talk
 from agent.model import Forward
 from tests.packet.harness import Rig
+from tests.packet.pauses import undisturbed
 from tests.packet.talks import ANSWER, LATE_MS, MODES, POST, Wire, opened
 from tests.packet.tls import ANSWER as TLS_ANSWER
 from tests.packet.tls import (
@@ -42,6 +43,7 @@ def swapped(wire: Wire, first: bytes, second: bytes) -> None:
 
 @MODES
 @pytest.mark.parametrize("first", [b"\x17\x03\x03\x00", b"PRI ", b"\x5a\x5a\x5a\x5a"])
+@undisturbed
 def test_a_hello_whose_beginning_was_overtaken_is_a_handshake(hooked: Rig, forward, first: bytes):
     wire = opened(hooked, forward)
     swapped(wire, LONG_HELLO[:1448], first + LONG_HELLO[1452:])
@@ -79,6 +81,7 @@ def test_what_is_neither_waits_on_and_is_plain(hooked: Rig, forward):
     "finished", [FINISHED_13, FINISHED_13_384, CHANGE + record(HANDSHAKE, 45)], ids=len
 )
 @pytest.mark.parametrize("first", [b"\x17\x03", b"\x5a\x5a"], ids=["record", "middle"])
+@undisturbed
 def test_a_request_may_overtake_the_finished(hooked: Rig, forward, finished: bytes, first: bytes):
     wire = hello(hooked, forward)
     swapped(wire, finished, first + REQUEST[2:])
@@ -104,6 +107,7 @@ def test_a_farewell_that_overtakes_the_finished_is_no_request(hooked: Rig, forwa
 
 
 @MODES
+@undisturbed
 def test_the_tickets_follow_a_finished_that_came_long_after_the_request(hooked: Rig, forward):
     wire = hello(hooked, forward)
     start = wire.seq
@@ -147,6 +151,7 @@ def test_so_may_control_frames_that_follow_it(hooked: Rig, forward):
 
 
 @MODES
+@undisturbed
 def test_the_clock_starts_with_the_segment_that_was_missing(hooked: Rig, forward):
     wire = opened(hooked, forward)
     start = wire.seq

@@ -9,6 +9,7 @@ import pytest
 from agent.dataplane.abi import FlowState, Talk
 from agent.model import Forward
 from tests.packet.harness import Rig
+from tests.packet.pauses import undisturbed
 from tests.packet.talks import LATE_MS, MODES, Wire, delayed_ms, opened
 from tests.packet.tls import (
     ALERT,
@@ -43,6 +44,7 @@ def test_a_tls_13_handshake_is_no_request(hooked: Rig, forward, finished: bytes)
 
 @MODES
 @pytest.mark.parametrize("length", [58, 74])
+@undisturbed
 def test_a_finished_without_a_change_of_ciphers_is_no_request(hooked: Rig, forward, length: int):
     wire = hello(hooked, forward).ask(record(DATA, length))
     assert wire.waiting == 0
@@ -59,6 +61,7 @@ def test_a_change_of_ciphers_alone_is_no_request(hooked: Rig, forward):
 
 
 @MODES
+@undisturbed
 def test_a_tls_12_handshake_is_no_request(hooked: Rig, forward):
     wire = hello(hooked, forward).ask(FINISHED_12)
     assert wire.waiting == 0
@@ -155,6 +158,7 @@ def test_a_tls_connection_that_is_closed_in_order_leaves_nothing(hooked: Rig, fo
 
 
 @MODES
+@undisturbed
 def test_session_tickets_are_no_answer(hooked: Rig, forward):
     wire = shaken(hooked, forward).ask(REQUEST)
     wire.after(2).gets(TICKETS)
@@ -179,6 +183,7 @@ def test_tickets_that_came_before_the_request_are_behind_it(hooked: Rig, forward
     ("size", "ms", "is_answer"),
     [(2048, 40, False), (2048, 60, True), (2049, 1, True), (128, 95, False), (128, 115, True)],
 )
+@undisturbed
 def test_size_and_time_tell_a_ticket_from_an_answer(hooked: Rig, forward, size, ms, is_answer):
     wire = shaken(hooked, forward).ask(REQUEST)
     wire.after(ms + delayed_ms(forward, size)).gets(record(DATA, size))
@@ -199,6 +204,7 @@ def test_a_first_request_long_after_the_handshake_meets_no_tickets(hooked: Rig, 
 @pytest.mark.parametrize(
     ("size", "ms", "is_answer"), [(512, 40, False), (512, 60, True), (513, 1, True)]
 )
+@undisturbed
 def test_the_head_of_a_later_answer_is_small_and_early(hooked: Rig, forward, size, ms, is_answer):
     wire = answered(hooked, forward).ask(REQUEST)
     wire.after(ms + delayed_ms(forward, size)).gets(record(DATA, size))
@@ -206,6 +212,7 @@ def test_the_head_of_a_later_answer_is_small_and_early(hooked: Rig, forward, siz
 
 
 @MODES
+@undisturbed
 def test_records_that_are_no_answer_add_up(hooked: Rig, forward):
     wire = answered(hooked, forward).ask(REQUEST)
     for size in (171, 35, 39):
@@ -216,6 +223,7 @@ def test_records_that_are_no_answer_add_up(hooked: Rig, forward):
 
 
 @MODES
+@undisturbed
 def test_new_request_bytes_begin_the_sum_anew(hooked: Rig, forward):
     """WINDOW_UPDATE frames of an upload."""
     wire = answered(hooked, forward)
@@ -303,6 +311,7 @@ def test_any_message_is_a_request(hooked: Rig, forward, request_: bytes):
 
 @MODES
 @controls
+@undisturbed
 def test_control_frames_of_the_server_are_no_answer(hooked: Rig, forward, control: bytes):
     wire = called(hooked, forward)
     wire.after(1).gets(control)
@@ -335,6 +344,7 @@ def test_where_frames_are_read_a_message_is_the_answer_at_once(hooked: Rig, answ
     ("size", "ms", "is_answer"),
     [(256, 80, False), (256, 100, True), (257, 1, True), (128, 95, False), (128, 115, True)],
 )
+@undisturbed
 def test_in_dsr_size_and_time_tell_frames_from_an_answer(hooked: Rig, size, ms, is_answer):
     wire = called(hooked, Forward.DSR)
     wire.after(ms).gets(bytes(size))

@@ -8,6 +8,7 @@ from agent.dataplane.abi import LATENCY_BUCKETS
 from agent.model import Forward
 from tests.packet.frames import CLIENT4
 from tests.packet.harness import Rig
+from tests.packet.pauses import undisturbed
 from tests.packet.talks import ANSWER, MODES, POST, Wire, opened, serve
 
 
@@ -21,20 +22,35 @@ def bucket_of(us: float) -> int:
     return 0
 
 
+def bucket_taken(rig: Rig, wire: Wire, least_us: int) -> int:
+    """The bucket that the time of an answer is put in, which begins so long after its request or,
+    where the host pauses, later.
+    """
+    before = rig.latency("a")
+    wire.ask(POST)
+    start_ns = time.monotonic_ns()
+    wire.after(least_us / 1000).gets(ANSWER)
+    most_us = least_us + (time.monotonic_ns() - start_ns) / 1000
+    after = rig.latency("a")
+    us = int(after["first_byte_us"] - before["first_byte_us"])
+    assert least_us <= us <= most_us
+    more = after["first_byte"] - before["first_byte"]
+    expected = [0] * LATENCY_BUCKETS
+    expected[bucket_of(us)] = 1
+    assert list(more) == expected
+    return bucket_of(us)
+
+
 @MODES
 def test_the_time_to_the_first_byte_is_in_its_bucket(rig: Rig, forward):
     wire = opened(rig, forward)
-    expected = [0] * LATENCY_BUCKETS
-    total = 0
-    for k in range(7, 22):  # from 8 ms on, so that the test's own time does not matter
+    seen = set()
+    for k in range(7, 22):
         for us in (64 * 2**k + 2000, 96 * 2**k + 2000):
-            wire.ask(POST).after(us / 1000).gets(ANSWER)
-            expected[bucket_of(us)] += 1
-            total += us
-    found = rig.latency("a")
-    assert list(found["first_byte"]) == expected
-    assert total <= found["first_byte_us"] < total + 30 * 2000
-    assert len([n for n in expected if n]) == 29, "the last one has no end"
+            while (bucket := bucket_taken(rig, wire, us)) != bucket_of(us):
+                pass  # the host has paused; this bucket is to be seen, too
+            seen.add(bucket)
+    assert len(seen) == 29, "the last one has no end"
 
 
 def test_an_answer_at_once_is_in_the_first_buckets(rig: Rig):
@@ -45,6 +61,7 @@ def test_an_answer_at_once_is_in_the_first_buckets(rig: Rig):
     assert found["first_byte"][bucket_of(int(found["first_byte_us"]))] == 1
 
 
+@undisturbed
 def test_the_clock_starts_with_the_last_segment_of_a_request(rig: Rig):
     wire = opened(rig, Forward.NAT).ask(POST, "A")
     wire.after(5000).ask(POST, "A")
@@ -57,13 +74,15 @@ def test_the_clock_starts_with_the_last_segment_of_a_request(rig: Rig):
 def test_the_handshake_takes_from_syn_to_ack(rig: Rig, forward):
     serve(rig, forward)
     wire = Wire(rig)
+    start_ns = time.monotonic_ns()
     wire.client("S")
     time.sleep(0.02)
     wire.client("S", seq=1000)
     wire.server(flags="SA")
     wire.acknowledge()
+    most_us = (time.monotonic_ns() - start_ns) / 1000 + 1
     found, taken_us = rig.latency("a"), int(rig.warm(CLIENT4)["rtt_us"])
-    assert 20_000 <= taken_us < 2_000_000
+    assert 20_000 <= taken_us <= most_us
     assert found["handshake_us"] == taken_us
     assert found["handshake"][bucket_of(taken_us)] == found["handshake"].sum() == 1
     wire.ask(POST)
