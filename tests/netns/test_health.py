@@ -45,7 +45,7 @@ asyncio.run(main())
 
 
 def ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
 
 
@@ -69,7 +69,7 @@ class Net:
     def kill(self) -> None:
         if self.server is not None:
             self.server.kill()
-            self.server.communicate(timeout=10)
+            self.server.communicate(timeout=60)
             self.server = None
 
 

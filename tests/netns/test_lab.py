@@ -168,7 +168,7 @@ def test_up_carries_traffic_of_both_families_and_down_leaves_nothing(options: st
     for host in ("10.99.0.100", "[fd99::100]"):
         # Full-sized segments too: this is what an MTU without room for a header breaks.
         body = "x" * 200_000
-        code = f"import http.client; c = http.client.HTTPConnection('{host}', timeout=5)"
+        code = f"import http.client; c = http.client.HTTPConnection('{host}', timeout=60)"
         code += f"; c.request('POST', '/', body='x' * {len(body)}); print(c.getresponse().read())"
         answer = lbctl("exec", "client", "--", sys.executable, "-c", code)
         assert answer.stdout.strip() in {r"b'be1\n'", r"b'be2\n'"}, answer.stderr

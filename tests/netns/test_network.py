@@ -340,7 +340,7 @@ def storm(net: Net) -> None:
         for high, low in places
     )
     command = ["ip", "-n", net.us, "-batch", "-"]
-    subprocess.run(command, input=batch, text=True, check=True, timeout=20)
+    subprocess.run(command, input=batch, text=True, check=True, timeout=60)
 
 
 @pytest.mark.parametrize("buffer_bytes", [4 << 20, 4096], ids=["held", "overflowing"])

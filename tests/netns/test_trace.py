@@ -61,7 +61,7 @@ def following(lab: Site, folder: Path, *arguments: str) -> Iterator[Following]:
         yield followed
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def fetch(lab: Site, path: str = "/") -> str:

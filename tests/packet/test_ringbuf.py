@@ -174,5 +174,5 @@ def test_the_event_loop_is_woken_and_a_flood_is_read_to_its_end(program: Compile
                 ports += [event.client_port or 0 for event in events]
             return ports
 
-    ports = asyncio.run(asyncio.wait_for(story(), 20))
+    ports = asyncio.run(asyncio.wait_for(story(), 60))
     assert ports == list(range(3, 3 * BATCH_EVENTS + 3))

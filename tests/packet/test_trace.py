@@ -100,7 +100,7 @@ def told(
             assert await follower.next(0.02, 1) == ()
         return events
 
-    return asyncio.run(asyncio.wait_for(story(), 30))
+    return asyncio.run(asyncio.wait_for(story(), 60))
 
 
 def test_a_pick_is_told(rig: Rig) -> None:

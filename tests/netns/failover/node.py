@@ -63,7 +63,7 @@ class Ours:
             )
 
     def ask(self, **request: Any) -> Any:
-        return client.ask(self.folder / f"{self.name}-failover.sock", request, timeout_s=30)
+        return client.ask(self.folder / f"{self.name}-failover.sock", request, timeout_s=60)
 
     def reload(self, *instances: dict[str, Any]) -> None:
         self.configure(*instances)
@@ -97,7 +97,7 @@ class Ours:
     def end(self, number: int = signal.SIGTERM) -> None:
         self.tell(number)
         assert self.process is not None
-        self.process.wait(20)
+        self.process.wait(60)
 
     def log(self) -> str:
         return (self.folder / f"{self.name}.log").read_text()

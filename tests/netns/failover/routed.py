@@ -62,7 +62,7 @@ class Routed:
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=60,
             env=processes.environment(self.run_dir),
         )
         assert done.returncode == 0, f"{node}: {' '.join(command)}: {done.stderr or done.stdout}"
@@ -180,7 +180,7 @@ class Routed:
                 yield summary
             finally:
                 process.send_signal(signal.SIGTERM)
-                process.wait(timeout=20)
+                process.wait(timeout=60)
             out.seek(0)
             records = [json.loads(line) for line in out]
         summary.update(records[-1])

@@ -111,7 +111,7 @@ class Switched:
             [*netns.entering(self.name("client")), *command],
             capture_output=True,
             check=False,
-            timeout=20,
+            timeout=60,
         )
         return done.returncode == 0
 

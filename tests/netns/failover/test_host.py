@@ -66,7 +66,7 @@ def shown(net: Net, address: Address) -> str:
 
 def reaches(net: Net, address: Address, patience_s: float = 2.0) -> bool:
     command = ["ip", "netns", "exec", net.peer, "ping", "-c1", f"-W{patience_s}", str(address)]
-    return subprocess.run(command, capture_output=True, check=False, timeout=5).returncode == 0
+    return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
 
 def test_what_is_taken_is_there_at_once_and_dropped_it_is_gone(net: Net) -> None:

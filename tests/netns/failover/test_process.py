@@ -152,7 +152,7 @@ def test_vips_of_a_former_process_that_nobody_wants_any_more_are_removed(net: Sw
         alone.path.write_text("failover: 3\n")
         alone.start()
         assert alone.process is not None
-        assert alone.process.wait(20) == 1
+        assert alone.process.wait(60) == 1
         assert "remedy" in alone.log()
         assert not net.has("a", ip_address("10.73.0.101"))
 
@@ -162,7 +162,7 @@ def test_only_one_process_runs_in_a_namespace(net: Switched) -> None:
         second.configure()
         second.start()
         assert second.process is not None
-        assert second.process.wait(20) == 1
+        assert second.process.wait(60) == 1
         assert "another failover process runs it" in second.log()
         assert first.role() == "master"
         assert net.has("a", VIP)

@@ -320,7 +320,7 @@ class Api:
             finally:
                 await server.stop()
 
-        return asyncio.run(asyncio.wait_for(ask(), 20))
+        return asyncio.run(asyncio.wait_for(ask(), 60))
 
     def request(self, method, target, body=None):
         """Status and JSON of one answer."""

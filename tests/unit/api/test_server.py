@@ -420,7 +420,7 @@ def test_stopping_lets_a_change_in_progress_end(api, control):
             await stopping
             return answer.status
 
-    assert asyncio.run(asyncio.wait_for(story(), 20)) == 200
+    assert asyncio.run(asyncio.wait_for(story(), 60)) == 200
 
 
 def test_client_that_leaves_does_not_break_off_a_change(api, control):
@@ -445,7 +445,7 @@ def test_client_that_leaves_does_not_break_off_a_change(api, control):
         await done.wait()
         await server.stop()
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    asyncio.run(asyncio.wait_for(story(), 60))
 
 
 def test_views_of_a_changed_snapshot_are_made_per_request(api, control, snapshot):

@@ -48,7 +48,7 @@ def follow(api, story, target="/v1/trace"):
         finally:
             await server.stop()
 
-    asyncio.run(asyncio.wait_for(ask(), 20))
+    asyncio.run(asyncio.wait_for(ask(), 60))
 
 
 async def line(answer):

@@ -190,7 +190,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_running_configuration(
         process.stdout.readline()
         time.sleep(attempt * 0.0037)
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         process.stdout.close()
         loaded = store.load(FILE)
         assert loaded.problem == ""

@@ -89,7 +89,7 @@ def tell(story: Story) -> World:
         await story(world)
         return world
 
-    return asyncio.run(asyncio.wait_for(run(), 20))
+    return asyncio.run(asyncio.wait_for(run(), 60))
 
 
 async def got(follower: Follower, count: int = 1) -> list[str]:

@@ -138,7 +138,7 @@ def test_flush_gives_up_on_a_peer_that_installs_nothing() -> None:
         go_on = threading.Event()
         async with running(one, two):
             await until("first", lambda: two.peer.full_received == 1)
-            two.table.before_install = lambda: (go_on.wait(20), None)[1]
+            two.table.before_install = lambda: (go_on.wait(60), None)[1]
             one.table.flows = {1: 1}
             assert one.sync
             result = await one.sync.flush(0.05)
@@ -155,7 +155,7 @@ def test_a_flush_ends_with_the_stream() -> None:
         go_on = threading.Event()
         async with running(one, two):
             await until("first", lambda: two.peer.full_received == 1)
-            two.table.before_install = lambda: (go_on.wait(20), None)[1]
+            two.table.before_install = lambda: (go_on.wait(60), None)[1]
             one.table.flows = {1: 1}
             assert one.sync
             flush = asyncio.create_task(one.sync.flush(20.0))
@@ -274,7 +274,7 @@ def test_a_slow_peer_is_not_taken_for_dead_and_memory_is_bounded() -> None:
     async def run() -> None:
         one, two = nodes()
         go_on = threading.Event()
-        two.table.before_install = lambda: (go_on.wait(20), None)[1]
+        two.table.before_install = lambda: (go_on.wait(60), None)[1]
         for table in (one.table, two.table):
             table.record_bytes = 1000
         one.table.flows = dict.fromkeys(range(12_000), 1)

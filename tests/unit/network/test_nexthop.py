@@ -90,7 +90,7 @@ class Watch:
         self.ways_back += 1
 
     async def until(self, condition: Callable[[NextHop], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition(self.hops.get(SERVER)):
                 self._changed.clear()
                 await self._changed.wait()

@@ -214,7 +214,7 @@ def test_the_whole_command(tmp_path):
     page, check = free_ports(2)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(20)
+        manager.settimeout(60)
         command = [sys.executable, "-m", "agent.main", "node", "--listen", f"{HERE}:{page}"]
         running = subprocess.Popen(
             [*command, "--agent-check", str(check), "--interval", "100ms"],
@@ -229,7 +229,7 @@ def test_the_whole_command(tmp_path):
             assert "steelyard_node_memory_total_bytes" in text
             assert asyncio.run(ask(check)).endswith(b"\n")
             running.send_signal(signal.SIGTERM)
-            assert running.wait(20) == 0
+            assert running.wait(60) == 0
             while b"STOPPING=1" not in manager.recv(4096):
                 pass
         finally:

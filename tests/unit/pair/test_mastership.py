@@ -16,7 +16,7 @@ from agent.pair.mastership import Mastership
 from agent.pair.word import Word
 from tests.unit.failover.samples import STATUS
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class Told(Mastership):

@@ -17,7 +17,7 @@ class Stuck(io.StringIO):
         self.go = threading.Event()
 
     def write(self, text: str) -> int:
-        self.go.wait(20)
+        self.go.wait(60)
         return super().write(text)
 
 
