@@ -40,6 +40,7 @@ class Flow:
     state: str = "embryonic"
     back: bytes = b""  # the head of a frame to the client
     port: tuple[int, int] | None = None  # fullnat: number of the source, port
+    port_towards: tuple[str, int, int] | None = None  # and of which server (see Ports)
 
     def is_expired(self, now: int) -> bool:
         return not self.member.is_alive or now - self.stamp > self.target.timeouts[self.state]

@@ -68,12 +68,14 @@ class Ports:
         flow = self.table.slots.get(holder.flow.place)
         if not flow or not flow.is_flow(holder.flow) or not flow.is_in_the_way(now):
             return False
-        # It may have moved to another backend, where it has the same port.
-        return flow.port == port and self._server(flow) == server
+        # It may have moved to another backend, where it can have the same port.
+        return flow.port == port and flow.port_towards == server
 
     def keeps(self, flow: Flow) -> bool:
         """Has the flow a port that it must keep?"""
-        return flow.port is not None and self.flow_at(self._server(flow), flow.port) is flow
+        if flow.port is None or flow.port_towards != self._server(flow):
+            return False
+        return self.flow_at(flow.port_towards, flow.port) is flow
 
     def give(self, flow: Flow, port: Port | None, now: int) -> bool:
         """Note down the port that was chosen (None: none is free); whether that is legal."""
@@ -90,6 +92,6 @@ class Ports:
         holder = self.holders.get((server, port))
         is_own = holder is not None and holder.flow.is_flow(flow)
         is_legal = is_family and (is_own or not self._is_held(server, port, now))
-        flow.port = port
+        flow.port, flow.port_towards = port, server
         self.holders[server, port] = Holder(flow, flow.member, flow.ends.protocol, flow.ends.dport)
         return is_legal

@@ -93,16 +93,17 @@ def test_what_a_host_lacks_is_one_refusal_before_anything_is_begun(
     place: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("PATH", "/none")
-    for name in ("rsync", "virtlogd"):
+    # Not of /usr/sbin, which is looked at whatever PATH says.
+    for name in ("rsync", "qemu-img"):
         (place / name).unlink()
     command = start(place, "fails", *words)
     out, _ = command.communicate(timeout=60)
     assert command.returncode == 1
     (line,) = out.splitlines()
     assert line.startswith(
-        "vagrant: FAILED: not installed: rsync, virtlogd remedy: apt-get install"
+        "vagrant: FAILED: not installed: rsync, qemu-img remedy: apt-get install"
     )
-    assert line.endswith("rsync libvirt-daemon-system")
+    assert line.endswith("rsync qemu-utils")
     assert notes(place) == []
     assert list((place / "tmp").iterdir()) == []
 
