@@ -70,6 +70,14 @@ class Net:
         self.ours("link set eth0 up")
         self.peers("link set eth0 up")
 
+    def without_ipv6(self) -> None:
+        """Take IPv6 from our eth0, for tests that count what is told of.
+
+        The kernel adds IPv6 addresses some time after the command that causes them, the
+        link-local one once there is a carrier. Each is told of, though no next hop differs.
+        """
+        self.sysctl(self.us, net__ipv6__conf__eth0__disable_ipv6=1)
+
 
 @contextlib.contextmanager
 def wired(name: str) -> Iterator[Net]:

@@ -115,6 +115,7 @@ def test_stale_macs_are_confirmed_and_a_failed_one_is_kept_with_a_reason(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resolve, "CONFIRM_AFTER_S", 0.2)
+    net.without_ipv6()
 
     async def story(watch: Watch) -> None:
         await watch.until_mac(PEER, PEER_MAC)
@@ -152,6 +153,8 @@ def test_a_static_neighbour_is_used_and_stays_static(
 
 
 def test_a_flushed_neighbour_table_moves_nothing(net: Net) -> None:
+    net.without_ipv6()
+
     async def story(watch: Watch) -> None:
         await watch.until_mac(PEER, PEER_MAC)
         told = watch.changes
