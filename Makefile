@@ -30,7 +30,7 @@ test: setup ## everything: lint, types, documentation, all tests, the kernel's i
 	@echo "test: pytest, three files at a time"
 	@$(BIN)/pytest -n 3 --dist loadfile --durations 20
 
-soak: setup ## pairs of balancers in trouble under load, two minutes beyond the tests (root)
+soak: setup ## tests that take long: pairs of balancers in trouble under load, and more (root)
 	@$(BIN)/pytest -m soak
 
 lint: $(STAMP) ## ruff, clang-format, import rules
