@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from agent.errors import SteelyardError
 from vagrant.smoke import bounds
 
 _TAIL_LINES = 12
+_RUBY_FRAME = re.compile(r"(/|<internal:)\S+:\d+:in ")
 
 
 class VagrantError(SteelyardError):
@@ -82,6 +84,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def tail(text: str) -> str:
-    """The end of what a program said, on one line."""
+    """The end of what a program said, on one line; without where in Ruby it was said."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not _RUBY_FRAME.match(line)]
     return " / ".join(lines[-_TAIL_LINES:]) or "it said nothing"

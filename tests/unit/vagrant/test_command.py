@@ -25,7 +25,10 @@ NOTE = '#!/bin/sh\necho "$(basename "$0") $*" >>"$NOTES"\n'
 VAGRANT = """
 case "$1 $STATE" in
 status*) echo "1,lb1,provider-name,libvirt"; echo "1,lb1,state,$STATE" ;;
-"up fails") echo "no room on the host" >&2; exit 1 ;;
+"up fails")
+	echo "no room on the host" >&2
+	for n in $(seq 20); do echo "/usr/lib/v/warden.rb:48:in 'call'" >&2; done
+	exit 1 ;;
 "up hangs") trap 'echo interrupted >>"$NOTES"; exit 1' INT; sleep 60 & wait ;;
 "destroy stuck") exit 1 ;;
 esac
