@@ -180,7 +180,8 @@ def test_a_server_that_goes_silent_is_named_by_the_timeout(net: Net) -> None:
         await watch.until_health(Health.UP)
         net.peers("link set eth0 down")
         silent = await watch.until_health(Health.DOWN)
-        assert silent.reason == "no answer within 200 ms"
+        # On a busy host it goes on: "and 50 ms in which this agent had no CPU".
+        assert silent.reason.startswith("no answer within 200 ms")
         net.peers("link set eth0 up")
         await watch.until_health(Health.UP)
 
