@@ -110,7 +110,7 @@ def test_a_program_that_somebody_took_off_at_tc_is_put_back() -> None:
         wait_until("attached", lambda: status(on)["attached"])
 
 
-@pytest.mark.parametrize("hook", [Hook.NATIVE, Hook.TC])
+@pytest.mark.parametrize("hook", [Hook.NATIVE, pytest.param(Hook.TC, marks=pytest.mark.soak)])
 def test_two_interfaces_carry_the_two_directions_of_nat(hook: Hook) -> None:
     with site(name="st-hook", backends=2, forward=Forward.NAT, arms=2, hook=hook) as on:
         assert status(on)["backend_interfaces"] == ["eth1"]

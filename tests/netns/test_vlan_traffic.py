@@ -135,18 +135,25 @@ def show_tags(on: Segment, hook: Hook) -> None:
             helpers.attach_pass("balancer")
 
 
-@pytest.mark.parametrize("hook", [Hook.NATIVE, Hook.TC, Hook.GENERIC])
+WAYS = {
+    "one": (Forward.DSR, Tags(10), Tags(10)),
+    "two": (Forward.DSR, Tags(5, 7), Tags(5, 7)),
+    "other": (Forward.FULLNAT, Tags(10), Tags(20)),
+    "one-to-two": (Forward.FULLNAT, Tags(10), Tags(5, 7)),
+    "two-to-one": (Forward.FULLNAT, Tags(5, 7), Tags(20)),
+}
+
+
 @pytest.mark.parametrize(
-    ("forward", "client", "backend_tags"),
+    ("forward", "client", "backend_tags", "hook"),
     [
-        (Forward.DSR, Tags(10), Tags(10)),
-        (Forward.DSR, Tags(5, 7), Tags(5, 7)),
-        (Forward.FULLNAT, Tags(10), Tags(20)),
-        (Forward.FULLNAT, Tags(10), Tags(5, 7)),
-        (Forward.FULLNAT, Tags(5, 7), Tags(20)),
+        # Every way at some hook, and every hook with several ways; the others take long.
+        pytest.param(*way, hook, id=f"{name}-{hook.value}",
+                     marks=[pytest.mark.soak] if (n + m) % 2 else [])
+        for n, (name, way) in enumerate(WAYS.items())
+        for m, hook in enumerate((Hook.NATIVE, Hook.TC, Hook.GENERIC))
     ],
-    ids=["one", "two", "other", "one-to-two", "two-to-one"],
-)
+)  # fmt: skip
 def test_a_flow_goes_on_with_the_tags_of_the_way_to_its_backend(
     forward: Forward, client: Tags, backend_tags: Tags, hook: Hook
 ):

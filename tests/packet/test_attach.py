@@ -33,6 +33,12 @@ def on_interface(name: str) -> libbpf.XdpAttachment:
 
 
 HOOKS = (Hook.NATIVE, Hook.TC, Hook.GENERIC, Hook.EXTERNAL)
+MOST = (
+    Hook.NATIVE,
+    Hook.TC,
+    pytest.param(Hook.GENERIC, marks=pytest.mark.soak),
+    pytest.param(Hook.EXTERNAL, marks=pytest.mark.soak),
+)
 
 
 def start(
@@ -205,7 +211,7 @@ def test_auto_keeps_the_mode_that_our_last_program_had(instance: str):
     assert start(instance, "lo", Hook.AUTO).attachment.mode is Hook.GENERIC
 
 
-@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("hook", MOST)
 def test_a_new_feature_swaps_the_program_under_the_same_tables(instance: str, hook: Hook):
     web = service(backend("a"))
     rig = Rig(start(instance, "here", hook, web, more=("there",)))
@@ -307,7 +313,7 @@ def test_one_interface_without_the_program_is_missed(instance: str):
     assert on_interface("here").id == on_interface("there").id == dataplane.program.info.id
 
 
-@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("hook", MOST)
 def test_removing_an_instance_leaves_neither_program_nor_pins(instance: str, hook: Hook):
     dataplane = start(instance, "here", hook, more=("there",))
     assert remove_instance(instance)
