@@ -40,6 +40,7 @@ def test_traffic_reaches_every_backend_over_both_families(lab: Site) -> None:
 
 def test_kill_9_and_restart_lose_no_packet_and_move_no_flow(lab: Site) -> None:
     with lab.load() as load:
+        load.wait()
         before = flow_backends(lab)
         program = lab.xdp_program_id()
         lab.stop_agent(signal.SIGKILL)
