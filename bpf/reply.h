@@ -3,8 +3,8 @@
  * VIP, the way that the client's packets came.
  *
  * Whose answer it is: in fullnat the backend's address and port and the destination
- * port name the NAT slot, and the slot the flow; in nat the backend's own address and port name the service,
- * and the client's the flow.  What belongs to no flow is the host's own; but what a backend
+ * port name the NAT slot, and the slot the flow; in nat the backend's own address and
+ * port name the service, and the client's the flow.  What belongs to no flow is the host's own; but what a backend
  * sends to a port that it has answered before, to a flow that is over, is answered with RST:
  * the host's stack would know neither of them.
  */

@@ -58,7 +58,7 @@ def page() -> str:
     parts, event = [HEAD], ""
     for group, name, text in rows():
         if group != event:
-            parts.append(f"\n## {group}\n\n| | | |\n|-|-|-|\n")
+            parts.append(f"\n## {group}\n\n| name | value | meaning |\n|-|-|-|\n")
             event = group
         parts.append(f"| `{name}` | {value(name)} | {text} |\n")
     return "".join(parts)
