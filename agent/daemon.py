@@ -199,4 +199,5 @@ def _log_ready(core: Core) -> None:
         services=len(core.config.services),
         features=",".join(core.dataplane.features.names),
         compile_ms=round(program.compile_s * 1000),
+        program=program.origin,
     )

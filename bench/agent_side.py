@@ -8,6 +8,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ def cases() -> Iterator[AgentCase]:
     yield AgentCase("survey of a full table, 1M slots", _survey)
     yield AgentCase("survey of a full table, 4M slots", _survey, slots=LARGE_SLOTS)
     yield AgentCase("data plane from nothing to attached, 1M slots", _start, 1000)
+    yield AgentCase("the same, compiled before", _start_again, 800)
     yield AgentCase("lbctl --help", _help, 300)
 
 
@@ -83,9 +85,23 @@ def _survey(bench: Bench) -> float:
 
 
 def _start(_bench: Bench) -> float:
+    """With nothing kept."""
+    with tempfile.TemporaryDirectory() as empty:
+        return _started(empty)
+
+
+def _start_again(_bench: Bench) -> float:
+    """With the program kept, as after a boot."""
+    with tempfile.TemporaryDirectory() as kept:
+        _started(kept)
+        return _started(kept)
+
+
+def _started(kept: str) -> float:
     """In a process and a network namespace of its own, which end with it."""
     command = [sys.executable, "-c", "from bench.agent_side import start; start()"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = os.environ | {"CACHE_DIRECTORY": kept}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return float(json.loads(done.stdout))
 
 

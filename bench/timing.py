@@ -55,7 +55,7 @@ class Wrapped:
         definitions = _definitions(self.frame, self._flows, restore)
         wrapper = compile_program(self._text, "bench", definitions)
         key, value = struct.pack("=I", 0), struct.pack("=I", program.fd)
-        libbpf.map_update(wrapper.handle["target"].map_fd, key, value)
+        libbpf.map_update(wrapper.tables["target"], key, value)
         return wrapper
 
     def _changed(self, programs: Sequence[Compiled]) -> str:

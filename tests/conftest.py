@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import tempfile
+
+import pytest
 
 
-def pytest_configure() -> None:
-    """Signals as a terminal delivers them.
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for the programs that this run compiles, and signals as a terminal delivers them.
+
+    What one test has compiled, another one loads, also in another process; what an earlier run
+    compiled is not used, so that each run compiles everything once.
 
     A shell starts what it runs in the background with SIGINT ignored, `nohup` with SIGHUP, and
     the processes that tests start would inherit that: no signal of a test would end them.
@@ -15,3 +23,10 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if not hasattr(config, "workerinput"):
+        os.environ["CACHE_DIRECTORY"] = tempfile.mkdtemp(prefix="steelyard-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["CACHE_DIRECTORY"])

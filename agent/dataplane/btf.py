@@ -1,6 +1,7 @@
-"""Reads the struct and enum layouts out of BTF (Documentation/bpf/btf.rst of the kernel).
+"""Reads layouts and functions out of BTF (Documentation/bpf/btf.rst of the kernel).
 
-Only what the ABI check needs: sizes, member offsets and enum values by name.
+Only what the ABI check needs: sizes, member offsets and enum values by name; and the ids of
+functions, without which the kernel keeps no BTF of a program.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 
 _MAGIC = 0xEB9F
 _KIND_INT, _KIND_ARRAY, _KIND_STRUCT, _KIND_UNION, _KIND_ENUM = 1, 3, 4, 5, 6
-_KIND_FUNC_PROTO, _KIND_VAR, _KIND_DATASEC, _KIND_DECL_TAG, _KIND_ENUM64 = 13, 14, 15, 17, 19
+_KIND_FUNC, _KIND_FUNC_PROTO, _KIND_VAR, _KIND_DATASEC = 12, 13, 14, 15
+_KIND_DECL_TAG, _KIND_ENUM64 = 17, 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,11 @@ class StructLayout:
 
 @dataclass(frozen=True, slots=True)
 class Btf:
-    """Named structs and enums of one program."""
+    """Named structs and enums of one program, and the type ids of its functions."""
 
     structs: dict[str, StructLayout]
     enums: dict[str, dict[str, int]]
+    functions: dict[str, int]
 
 
 def _trailer_size(kind: int, vlen: int) -> int:
@@ -67,11 +70,14 @@ def parse(data: bytes) -> Btf:
 
     structs: dict[str, StructLayout] = {}
     enums: dict[str, dict[str, int]] = {}
+    functions: dict[str, int] = {}
+    number = 0  # of void
     at, end = hdr_len + type_off, hdr_len + type_off + type_len
     while at < end:
         name_off, info, size = struct.unpack_from("=III", data, at)
         vlen, kind, bitfields = info & 0xFFFF, (info >> 24) & 0x1F, info >> 31
         at += 12
+        number += 1
         if kind == _KIND_STRUCT:
             offsets = {}
             for i in range(vlen):
@@ -83,5 +89,7 @@ def parse(data: bytes) -> Btf:
                 name_at(label): value
                 for label, value in struct.iter_unpack("=Ii", data[at : at + 8 * vlen])
             }
+        elif kind == _KIND_FUNC:
+            functions[name_at(name_off)] = number
         at += _trailer_size(kind, vlen)
-    return Btf(structs, enums)
+    return Btf(structs, enums, functions)

@@ -8,8 +8,9 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,39 @@ _BCC_REMEDY = (
 )
 
 
+class Origin(StrEnum):
+    """Where a loaded program comes from."""
+
+    COMPILED = "compiled"
+    KEPT = "kept"  # compiled before, and loaded
+    RUNNING = "running"  # loaded before
+
+
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A loaded program. It lives as long as ``handle`` or an attachment or a pin does."""
+    """A loaded program. It lives as long as it is not closed, or an attachment or a pin does.
+
+    ``tables``: the descriptors of the maps that it uses, by name. ``code``: the instructions as
+    the compiler made them; empty if it has not compiled them now. ``key``: of what it is made
+    (``objects.key_of``); empty: it is not kept.
+    """
 
     fd: int
-    handle: Any
+    tables: Mapping[str, int]
     info: libbpf.ProgramInfo
     layout: btf.Btf
     compile_s: float
     kind: ProgramType
+    release: Callable[[], None]
+    origin: Origin = Origin.COMPILED
+    code: bytes = b""
+    key: str = ""
 
     def close(self) -> None:
         """Give back its descriptors, and what the compiler needed for it. A program that is
         attached or pinned goes on in the kernel.
         """
-        # BCC keeps every program to the end of the process, for probes that it would detach.
-        atexit.unregister(self.handle.cleanup)
-        self.handle.cleanup()
-        _give_back_memory()
+        self.release()
 
 
 def _give_back_memory() -> None:
@@ -99,6 +114,7 @@ def compile_program(
     try:
         handle = bpf(text=text.encode(), cflags=flags)
         fd = handle.load_func(function.encode(), int(kind)).fd
+        code = handle.dump_func(function.encode())
     except Exception as error:
         raise DataplaneError(
             f"the program does not compile or load: {error}",
@@ -113,4 +129,22 @@ def compile_program(
             remedy="use a kernel with CONFIG_DEBUG_INFO_BTF (Debian 13, Ubuntu 24.04 have it)",
         )
     layout = btf.parse(libbpf.btf_data(info.btf_id))
-    return Compiled(fd, handle, info, layout, time.monotonic() - started, kind)
+    tables = {libbpf.map_info(table).name: table for table in _tables(handle)}
+
+    def release() -> None:
+        # BCC keeps every program to the end of the process, for probes that it would detach.
+        atexit.unregister(handle.cleanup)
+        handle.cleanup()
+        _give_back_memory()
+
+    seconds = time.monotonic() - started
+    return Compiled(fd, tables, info, layout, seconds, kind, release, code=code)
+
+
+def _tables(handle: Any) -> list[int]:
+    """The descriptors of the maps that BCC has opened or made for a program."""
+    from bcc import lib
+
+    module = ctypes.c_void_p(handle.module)  # BCC's own bindings may not say that it is a pointer
+    count = lib.bpf_num_tables(module)
+    return [lib.bpf_table_fd_id(module, ctypes.c_size_t(number)) for number in range(count)]

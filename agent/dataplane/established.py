@@ -26,7 +26,7 @@ def ring_of(dataplane: Dataplane) -> tuple[int, int] | None:
     """
     if not dataplane.features.sync:
         return None
-    fd: int = dataplane.program.handle[b"established"].map_fd
+    fd = dataplane.program.tables["established"]
     return libbpf.map_info(fd).id, fd
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from agent.dataplane import attach, libbpf, sources
-from agent.dataplane.compile import Compiled, compile_program
+from agent.dataplane.compile import Compiled
+from agent.dataplane.objects import load_program
 from agent.model import GUE_PORT, Address, Hook
 
 
@@ -17,8 +18,8 @@ def attach_decap(interface: str, vips: tuple[Address, ...], gue_port: int = GUE_
 def load_decap(vips: tuple[Address, ...], gue_port: int) -> Compiled:
     """The program that ``attach_decap`` attaches; ``gue_port`` is a UDP destination port."""
     definitions = {"LB_GUE_PORT": str(gue_port)}
-    compiled = compile_program(sources.joined("decap.c"), "decap", definitions)
-    fd = compiled.handle[b"decap_vips"].map_fd
+    compiled = load_program(sources.joined("decap.c"), "decap", definitions)
+    fd = compiled.tables["decap_vips"]
     for vip in vips:
         libbpf.map_update(fd, vip.packed.ljust(16, b"\0"), b"\1")
     return compiled

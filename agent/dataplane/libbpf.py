@@ -111,6 +111,35 @@ class _MapCreateOpts(ctypes.Structure):
     )
 
 
+class _ProgramLoadOpts(ctypes.Structure):
+    """The first fields; libbpf takes the size for the rest."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_int),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """The BTF of a program that is one function: raw, and which type the function is."""
+
+    btf: bytes
+    function: int
+
+
 class _XdpAttachOpts(ctypes.Structure):
     _fields_ = (("sz", ctypes.c_size_t), ("old_prog_fd", ctypes.c_int))
 
@@ -242,12 +271,26 @@ def btf_data(btf_id: int) -> bytes:
         os.close(fd)
 
 
-def program_load(name: str, instructions: bytes, kind: ProgramType = ProgramType.XDP) -> int:
-    """Load a program given as machine code."""
-    fd: int = _lib().bpf_prog_load(
-        kind, name.encode(), b"GPL", instructions, len(instructions) // 8, None
-    )
-    return _checked(fd, name)
+def program_load(
+    name: str, instructions: bytes, kind: ProgramType = ProgramType.XDP, types: Types | None = None
+) -> int:
+    """Load a program given as machine code; the kernel keeps its ``types``."""
+    opts = _ProgramLoadOpts(sz=ctypes.sizeof(_ProgramLoadOpts))
+    if types is not None:
+        # struct bpf_func_info: the first instruction, the type
+        where = ctypes.create_string_buffer(struct.pack("=II", 0, types.function), 8)
+        opts.func_info, opts.func_info_cnt = ctypes.addressof(where), 1
+        opts.func_info_rec_size = len(where)
+        loaded: int = _lib().bpf_btf_load(types.btf, len(types.btf), None)
+        opts.prog_btf_fd = _checked(loaded, "BTF")
+    try:
+        fd: int = _lib().bpf_prog_load(
+            kind, name.encode(), b"GPL", instructions, len(instructions) // 8, ctypes.byref(opts)
+        )
+        return _checked(fd, name)
+    finally:
+        if types is not None:
+            os.close(opts.prog_btf_fd)
 
 
 def _instruction(code: int, immediate: int) -> bytes:
@@ -295,18 +338,26 @@ test_run.__test__ = False  # type: ignore[attr-defined]
 
 def array_create(name: str, value_size: int, entries: int, flags: int) -> int:
     """A new array map with 4-byte keys."""
-    return _map_create(MAP_TYPE_ARRAY, name, value_size, entries, flags)
+    return map_create(MapInfo(MAP_TYPE_ARRAY, 0, 4, value_size, entries, flags, name))
 
 
 def program_array_create(name: str, entries: int) -> int:
     """A new array of programs, for tail calls."""
-    return _map_create(MAP_TYPE_PROG_ARRAY, name, 4, entries, 0)
+    return map_create(MapInfo(MAP_TYPE_PROG_ARRAY, 0, 4, 4, entries, 0, name))
 
 
-def _map_create(kind: int, name: str, value_size: int, entries: int, flags: int) -> int:
-    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags)
-    fd: int = _lib().bpf_map_create(kind, name.encode(), 4, value_size, entries, ctypes.byref(opts))
-    return _checked(fd, name)
+def map_create(wanted: MapInfo) -> int:
+    """A new map; its id is the kernel's to give."""
+    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=wanted.flags)
+    fd: int = _lib().bpf_map_create(
+        wanted.type,
+        wanted.name.encode(),
+        wanted.key_size,
+        wanted.value_size,
+        wanted.max_entries,
+        ctypes.byref(opts),
+    )
+    return _checked(fd, wanted.name)
 
 
 def map_update(fd: int, key: bytes, value: bytes) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import structlog
 
 from agent.config.memory import parts, too_much
-from agent.dataplane import abi, attach, instance, libbpf, pins, sources
-from agent.dataplane.compile import Compiled, compile_program
+from agent.dataplane import abi, attach, instance, libbpf, pins, running, sources
+from agent.dataplane.compile import Compiled
 from agent.dataplane.constants import (
     Clock,
     Features,
@@ -27,6 +27,7 @@ from agent.dataplane.constants import (
 )
 from agent.dataplane.hooks.place import PROGRAM_TYPES
 from agent.dataplane.libbpf import ProgramType
+from agent.dataplane.objects import load_program
 from agent.dataplane.old import OldTables, find
 from agent.dataplane.pins import Pins
 from agent.dataplane.tables import (
@@ -125,7 +126,7 @@ class Dataplane:
         boot = boot_settings(self.pins, self.size, self._first_settings)
         self.keys, self.clock = boot.keys, boot.clock
         first = attach.order(config.hook, held, attach.veth_among(config.interfaces))[0]
-        self._compile(needed_features(services, sync=sync), PROGRAM_TYPES[first])
+        self._compile(needed_features(services, sync=sync), PROGRAM_TYPES[first], adopt=True)
         self.tables = SharedTables(self.pins, self.size)
 
     def _rescue(self) -> None:
@@ -175,6 +176,7 @@ class Dataplane:
             attach.pin(self.program.fd, self.pins)
         if not self.pins.table(instance.TABLE).exists():
             instance.write_name(self.pins, self._config.name)
+        running.note(self.pins, self.program.info.id, self.program.key)
         log.warning("pins were gone; pinned again", pins=", ".join(sorted(gone)))
 
     def _make_way(self) -> None:
@@ -194,8 +196,13 @@ class Dataplane:
             return self.old.boot
         return BootSettings(fresh_keys(), clock_for(self.clock_source.measure_hz()))
 
-    def _compile(self, features: Features, kind: ProgramType) -> None:
+    def _compile(self, features: Features, kind: ProgramType, *, adopt: bool = False) -> None:
+        """``adopt``: or take over the program that runs, if it is the same."""
         config = self._config
+
+        def running_one(key: str) -> Compiled | None:
+            return running.adopt(self.pins, key, kind, shapes(self.size)) if adopt else None
+
         self._restore_pins()  # or BCC would make tables anew
         constants = definitions(
             self.pins.folder,
@@ -208,7 +215,9 @@ class Dataplane:
         )
         text = sources.joined("balancer.c")
         try:
-            compiled = compile_program(text, "balancer", constants, config.kernel_headers, kind)
+            compiled = load_program(
+                text, "balancer", constants, config.kernel_headers, kind, running_one
+            )
         except DataplaneError as error:
             # The compiler makes the tables, too, and does not tell why it could not.
             if self._is_new and not room_for(self.size):
@@ -258,6 +267,7 @@ class Dataplane:
             self._put = last
             raise
         self._put = frozenset({self.program.info.id})
+        running.note(self.pins, self.program.info.id, self.program.key)
         self._give_up_old()
         self.attachments = tuple(
             attach.with_reason(new, before.get(new.interface)) for new in placed

@@ -31,7 +31,7 @@ CPU_SHARE = 0.25  # of a CPU that reading takes at most; beyond that, the ring o
 
 def rings_of(program: Compiled) -> dict[int, int]:
     """The ring buffer of a program: its descriptor by the id of its map."""
-    fd: int = program.handle[b"events"].map_fd
+    fd = program.tables["events"]
     return {libbpf.map_info(fd).id: fd}
 
 

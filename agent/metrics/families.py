@@ -185,7 +185,7 @@ _PROGRAM_FAMILIES = (
     Family(
         "steelyard_program_compile_seconds",
         Kind.GAUGE,
-        "How long the program took to compile.",
+        "How long the program took to compile and load; a kept one, to load.",
         (),
         one(lambda s: s.dataplane.compile_ms / 1000),
     ),

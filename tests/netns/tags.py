@@ -100,7 +100,7 @@ def tagged(lab: Lab, client: Node, balancer: Node, *, double: bool) -> Iterator[
                 run(client, "filter", "add", "dev", device, hook, "bpf", "da", "object-pinned", pin)
             finally:
                 pin.unlink()
-        yield Tagged(compiled[1].handle[b"popped"].map_fd)
+        yield Tagged(compiled[1].tables["popped"])
     finally:
         run(client, "qdisc", "del", "dev", device, "clsact")
 

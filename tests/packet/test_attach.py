@@ -13,7 +13,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from agent.dataplane import attach, helpers, libbpf, pins, program
+from agent.dataplane import attach, helpers, libbpf, pins, program, running
 from agent.dataplane.compile import Compiled
 from agent.dataplane.hooks.tc import TcPlace
 from agent.dataplane.hooks.xdp import XdpPlace
@@ -166,6 +166,7 @@ def test_a_restart_takes_the_place_of_the_last_program_and_moves_no_flow(instanc
     rig = Rig(start(instance, "here", Hook.NATIVE, web))
     rig.serve(web)
     before = {port: rig.backend_of(tcp("S", client_port=port)) for port in range(2000, 2050)}
+    pins.pins_of(instance).table(running.TABLE).unlink()  # as if it were another program
     again = start(instance, "here", Hook.NATIVE, web)
     assert on_interface("here").id == again.program.info.id != rig.dataplane.program.info.id
     assert again.attachment.reason.startswith("took the place of the last program")
@@ -249,7 +250,7 @@ def test_the_last_program_is_attached_until_another_one_is(
 
         monkeypatch.setattr(module, name, around)
 
-    asked(program, "compile_program")
+    asked(program, "load_program")
     asked(attach, "attach")
     asked(TcPlace if hook is Hook.TC else XdpPlace, "put")
     before = dataplane.program.info.id
@@ -384,7 +385,7 @@ def test_memory_that_the_kernel_does_not_have_is_said_with_sizes_and_keys(
         raise DataplaneError("the program does not compile or load: Failed to compile BPF module")
 
     monkeypatch.setattr("agent.dataplane.tables.libbpf.array_create", short)
-    monkeypatch.setattr("agent.dataplane.program.compile_program", refuse)
+    monkeypatch.setattr("agent.dataplane.program.load_program", refuse)
     config = Config(instance, "lo", tables=replace(harness.SMALL, flows=2**20))
     with pytest.raises(DataplaneError, match=r"not so much left: tables\.flows 143 MB") as caught:
         harness.load(config, (service(),))

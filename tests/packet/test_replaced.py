@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.dataplane.program import remove_instance
 from agent.model import Config, Forward, Hook, Tables
 from tests.packet.harness import load, service
 
@@ -26,7 +27,18 @@ def held() -> Counter[str]:
     return found
 
 
-def test_descriptors_do_not_grow_with_swaps(instance: str) -> None:
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "kept"])
+def test_descriptors_do_not_grow_with_swaps(
+    instance: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, compiled: bool
+) -> None:
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
+    if not compiled:
+        swaps(instance)
+        assert remove_instance(instance)
+    swaps(instance)
+
+
+def swaps(instance: str) -> None:
     config = Config(instance, "here", hook=Hook.NATIVE, tables=Tables(1024, 16, 32, 101))
     services = (service(),)
     dataplane = load(config, services)

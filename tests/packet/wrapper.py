@@ -83,5 +83,5 @@ def in_front_of(target: int, text: str, function: str, **definitions: str) -> Co
     """The program of ``text``, which goes on to the program ``target``."""
     compiled = compile_program(text, function, definitions)
     first = (0).to_bytes(4, "little")
-    libbpf.map_update(compiled.handle[b"next"].map_fd, first, target.to_bytes(4, "little"))
+    libbpf.map_update(compiled.tables["next"], first, target.to_bytes(4, "little"))
     return compiled

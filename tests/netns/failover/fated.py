@@ -29,7 +29,7 @@ from agent.pair.mastership import Mastership
 from agent.pair.peers import SyncPeers
 
 STEPS = ("held", "told", "behind", "taken")
-_compile, _covers = program.compile_program, Features.covers
+_compile, _covers = program.load_program, Features.covers
 _flush, _ask_take, _set_mode = SyncPeers.flush, SyncPeers.ask_take, Mastership.set_mode
 
 
@@ -55,7 +55,8 @@ class Fate:
                 os.kill(os.getpid(), signal.Signals[name])
 
     def compile(self, text: str, function: str, constants: dict[str, str], *more: Any) -> Any:
-        """The one of the two programs that was not used last."""
+        """The one of the two programs that was not used last. What runs is never taken over."""
+        more = more[:2]
         if (constants, more) != self._of:
             self._of, self._programs = (constants, more), []
         if len(self._programs) == 2:
@@ -98,7 +99,7 @@ class Fate:
 def run(fate: Fate) -> None:
     """The agent, with its steps led past its fate."""
     changes: list[tuple[object, str, Any]] = [
-        (program, "compile_program", fate.compile),
+        (program, "load_program", fate.compile),
         (Features, "covers", lambda *given: fate.covers(*given)),
         (program.Dataplane, "release_replaced", lambda plane: plane.replaced.clear()),
         (pair, "new_flows_held", fate.hold),

@@ -54,6 +54,11 @@ def test_structs_and_enums_are_found_among_everything_else(pair: bytes):
     assert found.enums == {"colour": {"RED": -1, "BLUE": 5}}
 
 
+def test_functions_have_the_numbers_of_their_types():
+    function = struct.pack("=III", at(b"first"), kind(12), 1)
+    assert btf.parse(blob(INT + PAIR + function, NAMES)).functions == {"first": 3}
+
+
 def test_other_bytes_are_refused():
     with pytest.raises(ValueError, match="not BTF"):
         btf.parse(b"\x9f\xeb" + bytes(22) if struct.pack("=H", 1) == b"\0\1" else bytes(24))
@@ -66,6 +71,7 @@ def agreeing() -> Btf:
             for name, dtype in abi.STRUCTS.items()
         },
         {name: dict(values) for name, values in abi.ENUMS.items()},
+        {},
     )
 
 

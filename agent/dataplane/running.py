@@ -1,0 +1,102 @@
+"""Takes over the program that runs, if it is what would be loaded: a restart with nothing changed
+compiles nothing, loads nothing and swaps nothing.
+
+Beside the tables is noted of what the program was made (``objects.key_of``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import time
+from collections.abc import Collection
+from dataclasses import replace
+
+from agent.dataplane import btf, libbpf
+from agent.dataplane.compile import Compiled, Origin
+from agent.dataplane.libbpf import ProgramType
+from agent.dataplane.pins import Pins
+
+TABLE = "made_of"
+_NOTE = struct.Struct("=I64s")  # the program's id; the key
+_FIRST = bytes(4)
+
+
+def note(pins: Pins, ident: int, key: str) -> None:
+    """Note of what the pinned program is made."""
+    path = pins.table(TABLE)
+    if path.exists():
+        fd = libbpf.object_get(path)
+    else:
+        fd = libbpf.array_create(TABLE, _NOTE.size, 1, 0)
+        libbpf.object_pin(fd, path)
+    try:
+        libbpf.map_update(fd, _FIRST, _NOTE.pack(ident, key.encode()))
+    finally:
+        os.close(fd)
+
+
+def adopt(pins: Pins, key: str, kind: ProgramType, wanted: Collection[str]) -> Compiled | None:
+    """The pinned program, if it is made of that, and all ``wanted`` tables are pinned and those
+    that it uses.
+    """
+    started = time.monotonic()
+    if not all(pins.table(name).exists() for name in wanted):
+        return None
+    with contextlib.suppress(OSError):
+        fd = libbpf.object_get(pins.program)
+        info = libbpf.program_info(fd)
+        tables = _tables(fd)
+        compiled = _compiled(fd, info, tables, kind, started)
+        if _noted(pins) == (info.id, key) and _pinned(pins, tables) and info.type == kind:
+            return replace(compiled, key=key)
+        compiled.close()
+    return None
+
+
+def _compiled(
+    fd: int, info: libbpf.ProgramInfo, tables: dict[str, int], kind: ProgramType, started: float
+) -> Compiled:
+    def release() -> None:
+        for descriptor in (fd, *tables.values()):
+            os.close(descriptor)
+
+    layout = btf.parse(libbpf.btf_data(info.btf_id))
+    seconds = time.monotonic() - started
+    return Compiled(fd, tables, info, layout, seconds, kind, release, Origin.RUNNING)
+
+
+def _tables(program: int) -> dict[str, int]:
+    descriptors = [libbpf.map_fd(number) for number in libbpf.program_maps(program)]
+    return {libbpf.map_info(fd).name: fd for fd in descriptors}
+
+
+def _noted(pins: Pins) -> tuple[int, str] | None:
+    path = pins.table(TABLE)
+    if not path.exists():
+        return None
+    fd = libbpf.object_get(path)
+    try:
+        value = libbpf.map_lookup(fd, _FIRST, _NOTE.size)
+    finally:
+        os.close(fd)
+    if value is None:
+        return None
+    ident, key = _NOTE.unpack(value)
+    return ident, key.decode()
+
+
+def _pinned(pins: Pins, tables: dict[str, int]) -> bool:
+    """Whether what is pinned under the tables' names are these tables."""
+    for name, table in tables.items():
+        path = pins.table(name)
+        if not path.exists():
+            continue
+        fd = libbpf.object_get(path)
+        try:
+            if libbpf.map_info(fd).id != libbpf.map_info(table).id:
+                return False
+        finally:
+            os.close(fd)
+    return True

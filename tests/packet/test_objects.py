@@ -1,0 +1,144 @@
+"""A program that was compiled before is loaded without the compiler, and is the same program."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.dataplane import btf, helpers, libbpf, objects, pins
+from agent.dataplane.compile import Compiled
+from agent.dataplane.program import Dataplane
+from agent.errors import DataplaneError
+from agent.model import Config, Hook
+from tests.packet import harness
+from tests.packet.frames import tcp
+from tests.packet.harness import Rig, backend, service
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is kept yet."""
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
+    return tmp_path / "programs"
+
+
+def start(instance: str, hook: Hook = Hook.AUTO) -> Dataplane:
+    config = Config(instance, "lo", hook=hook, tables=harness.SMALL)
+    return harness.load(config, harness.all_features())
+
+
+def told(program: Compiled) -> tuple[object, ...]:
+    """What the kernel says of a program, but for its number and that of its types."""
+    return (
+        replace(program.info, id=0, btf_id=0),
+        libbpf.btf_data(program.info.btf_id),
+        [info(fd) for fd in program.tables.values()],
+    )
+
+
+def info(fd: int) -> libbpf.MapInfo:
+    return libbpf.map_info(fd)
+
+
+@pytest.mark.parametrize("hook", [Hook.AUTO, Hook.TC])
+def test_it_is_the_program_that_the_compiler_made(
+    instance: str, hook: Hook, monkeypatch: pytest.MonkeyPatch
+):
+    """The tag is a hash of all instructions, the secrets in them included."""
+    first = start(instance, hook).program
+    assert first.code
+    monkeypatch.setattr(objects, "compile_program", refused)
+    again = start(instance, hook).program
+    assert not again.code
+    assert told(again)[:2] == told(first)[:2]
+    pinned = {table.name: table for table in map(info, first.tables.values())}
+    for name, fd in again.tables.items():
+        assert replace(info(fd), id=0) == replace(pinned[name], id=0)
+        lasting = pins.pins_of(instance).table(name).exists()
+        assert (info(fd).id == pinned[name].id) is lasting, name
+
+
+def refused(*_: object) -> Compiled:
+    raise DataplaneError("nothing is compiled here")
+
+
+@pytest.mark.parametrize("hook", [Hook.AUTO, Hook.TC])
+def test_the_same_is_kept_whatever_the_secrets_are(instance: str, hook: Hook, folder: Path):
+    """Or the compiler made something of them that is not found in its code."""
+    config = Config(instance, "lo", hook=hook, tables=harness.SMALL)
+    found = []
+    for _ in range(2):
+        dataplane = harness.load(config, harness.all_features())
+        (file,) = folder.iterdir()
+        found.append((dataplane.keys, objects.unpacked(file.read_bytes())))
+        file.unlink()
+        dataplane.program.close()
+        dataplane.tables.close()
+        pins.remove(dataplane.pins)
+    assert found[0][0] != found[1][0]
+    (keys, one), (_, other) = found
+    assert replace(one, btf=b"") == replace(other, btf=b"")
+    assert btf.parse(one.btf).structs == btf.parse(other.btf).structs
+    for value in (keys.key, keys.mul0, keys.mul1):
+        assert f"{value:x}".encode() not in one.btf, "nor is it in a line of the source"
+
+
+def test_another_instance_shares_it_and_has_tables_of_its_own(
+    instance: str, monkeypatch: pytest.MonkeyPatch
+):
+    start(instance).program.close()
+    monkeypatch.setattr(objects, "compile_program", refused)
+    name = f"{instance}-2"
+    try:
+        rig = Rig(start(name))
+        rig.serve(service(backend("a"), backend("b")))
+        sent = {port: rig.backend_of(tcp("S", client_port=port)) for port in range(1000, 1050)}
+        assert set(sent.values()) == {"a", "b"}
+        assert (rig.tables.flows != 0).sum() == 50
+        assert {port: rig.backend_of(tcp("A", client_port=port)) for port in sent} == sent
+    finally:
+        pins.remove(pins.pins_of(name))
+
+
+def test_what_the_kernel_refuses_is_compiled_anew(
+    instance: str, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    start(instance).program.close()
+    (file,) = folder.iterdir()
+    whole = objects.unpacked(file.read_bytes())
+    file.write_bytes(objects.packed(replace(whole, instructions=whole.instructions[:-8])))
+    assert start(instance).program.code
+    assert "compiling it" in capsys.readouterr().out
+    assert objects.unpacked(file.read_bytes()) == whole
+
+
+def test_it_is_compiled_in_a_thread_as_well(instance: str):
+    """As the agent does: there, what BCC allocates has addresses of more than 32 bits."""
+    with ThreadPoolExecutor(1) as pool:
+        program = pool.submit(start, instance).result().program
+    assert program.code
+    assert program.tables.keys() >= {"flows", "events"}
+
+
+def test_decap_is_kept_too():
+    first = helpers.load_decap((), 6080)
+    again = helpers.load_decap((), 6080)
+    assert (bool(first.code), bool(again.code)) == (True, False)
+    assert again.info.tag == first.info.tag
+    assert helpers.load_decap((), 6081).code, "another port is another program"
+
+
+def test_what_is_kept_runs_without_the_compiler_in_memory(instance: str):
+    start(instance).program.close()
+    text = f"""
+import sys
+from tests.packet.test_objects import start
+print(start("{instance}").program.info.name, "bcc" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["balancer", "False"]
