@@ -99,7 +99,7 @@ require_bpffs() {
 		"boot a distribution's kernel: apt-get install linux-image-amd64 (Debian), linux-image-generic (Ubuntu)"
 	[[ "$(stat -f -c %T "$bpffs" 2>/dev/null)" != bpf_fs ]] || return 0
 	say "mounting the BPF file system on $bpffs (systemd does it at every boot)"
-	logged mount -t bpf bpf "$bpffs" || {
+	logged mount -t bpf -o mode=0700 bpf "$bpffs" || {
 		show_log
 		fail "the BPF file system cannot be mounted on $bpffs" \
 			"in a container: run setup on the host, or start the container with --privileged"

@@ -15,7 +15,7 @@ import numpy as np
 
 from agent.dataplane import abi, libbpf
 from agent.dataplane.hooks.own import Owned
-from agent.dataplane.pins import BPFFS, Pins, pins_of
+from agent.dataplane.pins import BPFFS, Pins, make, pins_of
 
 TABLE = "instance"
 FLOWS = "flows"  # which every program uses
@@ -81,7 +81,7 @@ def rescue(
     if version is None:
         return []
     pins = Pins(pins_of(name, root).folder.with_name(f"abi{version}"))
-    pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make(pins)
     rescued = [
         table
         for table, number in ours[ident].items()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import stat
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,7 @@ from agent.errors import DataplaneError
 
 BPFFS = Path("/sys/fs/bpf")
 _BPFFS_TYPE = b"bpf"
+_BPFFS_MODE = b"mode=0700"  # as systemd mounts it; else everybody may make folders there
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +78,46 @@ def ensure_bpffs(root: Path = BPFFS) -> None:
     ):
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"bpf", os.fsencode(root), _BPFFS_TYPE, 0, None) != 0:
+    if libc.mount(b"bpf", os.fsencode(root), _BPFFS_TYPE, 0, _BPFFS_MODE) != 0:
         code = ctypes.get_errno()
         raise DataplaneError(
             f"the BPF file system cannot be mounted: {os.strerror(code)}",
             where=str(root),
-            remedy=f"run as root: mount -t bpf bpf {root}",
+            remedy=f"run as root: mount -t bpf -o mode=0700 bpf {root}",
         )
+
+
+def make(pins: Pins) -> None:
+    """Make the folder of the instance, if it is not there, and see that it is ours alone."""
+    for folder in _folders(pins):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    check_owner(pins)
+
+
+def check_owner(pins: Pins) -> None:
+    """Raise DataplaneError if a folder of the instance, or a link in its place, is somebody else's:
+    they could lead us elsewhere, and have us delete what is there.
+    """
+    for folder in _folders(pins):
+        try:
+            found = folder.lstat()
+        except FileNotFoundError:
+            return
+        is_open = found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not is_open:
+            continue
+        raise DataplaneError(
+            "the folder of the tables is not root's alone, so somebody else could put other tables "
+            "there",
+            where=str(folder),
+            remedy=f"see whose it is with `ls -ld {folder}`, and move it away: `mv {folder} "
+            f"{folder}.not-ours`",
+        )
+
+
+def _folders(pins: Pins) -> tuple[Path, Path, Path]:
+    """From the one of all instances down."""
+    return pins.folder.parent.parent, pins.folder.parent, pins.folder
 
 
 def remove(pins: Pins) -> None:

@@ -116,13 +116,14 @@ class Dataplane:
         config = self._config
         self.ifindex = attach.interface_index(config.interface)
         pins.ensure_bpffs()
+        pins.check_owner(self.pins)
         self._rescue()
         held = attach.check_free(config.interfaces, config.hook, self.pins)
         self.takes_over = held is not None
         self._make_way()
         self.old = find(self.pins, self.size, config.nat)
         self._is_new = not self.pins.folder.exists()
-        self.pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        pins.make(self.pins)
         boot = boot_settings(self.pins, self.size, self._first_settings)
         self.keys, self.clock = boot.keys, boot.clock
         first = attach.order(config.hook, held, attach.veth_among(config.interfaces))[0]
@@ -168,7 +169,7 @@ class Dataplane:
         if not self.attachments or not self.lacks_pins:
             return
         pins.ensure_bpffs()
-        self.pins.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        pins.make(self.pins)
         attached = attach.attached_to(self._config.interfaces)
         gone = instance.rescue(self._config.name, frozenset(shapes(self.size)), attached)
         gone += self.tables.pin_again(self.pins)  # those that the program does not use
@@ -327,6 +328,7 @@ def remove_instance(name: str) -> bool:
     tables up; true if there was anything.
     """
     pins.ensure_bpffs()
+    pins.check_owner(pins.pins_of(name))
     everywhere = attach.attached_to(interface for _, interface in socket.if_nameindex())
     instance.rescue(name, frozenset({instance.FLOWS}), everywhere)  # by which it is known for ours
     mine = pins.pins_of(name)

@@ -122,7 +122,7 @@ def bpffs(facts: Facts, _ask: Question) -> Iterator[Finding]:
             Verdict.WARNING,
             "not mounted at /sys/fs/bpf; the agent mounts it when it starts (it cannot under a"
             " hardened unit)",
-            "mount -t bpf bpf /sys/fs/bpf",
+            "mount -t bpf -o mode=0700 bpf /sys/fs/bpf",
         )
 
 

@@ -59,7 +59,7 @@ def test_good_host_has_no_complaint():
         (host(jit=0), "jit", "problem", "sysctl -w net.core.bpf_jit_enable=1"),
         (host(jit=2), "jit", "warning", "sysctl -w net.core.bpf_jit_enable=1"),
         (host(jit=None), "jit", "unknown", ""),
-        (host(bpffs=False), "bpffs", "warning", "mount -t bpf bpf /sys/fs/bpf"),
+        (host(bpffs=False), "bpffs", "warning", "mount -t bpf -o mode=0700 bpf /sys/fs/bpf"),
         (host(bcc=Bcc(found=False, usable=False)), "bcc", "problem", "python3-bpfcc"),
         (host(bcc=Bcc(found=True, usable=False)), "bcc", "problem", "pip uninstall bcc"),
         (host(bcc=Bcc(found=True, usable=False, problem="x")), "bcc", "problem", "--reinstall"),
