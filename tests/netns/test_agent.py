@@ -190,6 +190,7 @@ UDP_ECHO = """
 import socket, sys
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sock.bind((sys.argv[1], 5353))
+print("ready", flush=True)
 sock.settimeout(300)
 while True:
     data, peer = sock.recvfrom(2048)
@@ -217,7 +218,9 @@ def test_udp_flows_stay_at_one_backend_and_spread_over_all(lab: Site) -> None:
                 UDP_ECHO,
                 vip,
                 name,
-            ]
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for name in ("be1", "be2", "be3")
     ]
@@ -226,6 +229,7 @@ def test_udp_flows_stay_at_one_backend_and_spread_over_all(lab: Site) -> None:
     ]
     values = {"vip": vip, "port": 5353, "protocol": "udp", "backends": backends}
     try:
+        assert [echo.stdout.readline() for echo in echoes if echo.stdout] == ["ready\n"] * 3
         lab.edit("service.add", service="dns", values=values)
         seen = set()
         for _ in range(20):
@@ -238,7 +242,7 @@ def test_udp_flows_stay_at_one_backend_and_spread_over_all(lab: Site) -> None:
     finally:
         for echo in echoes:
             echo.kill()
-            echo.wait()
+            echo.communicate()
         lab.edit("service.remove", service="dns")
 
 

@@ -18,6 +18,7 @@ from agent.failover.process.reading import Orders
 from agent.failover.process.realtime import Standing
 from agent.failover.process.router import Router
 from agent.failover.process.team import Team
+from agent.failover.times import PRESENT_S
 from agent.model import Address
 from agent.notify import Notifier
 from tests.unit.failover.process.fakes import INSTANCE, OTHER, ROUTER, UP, VIP, Host, host, look
@@ -219,12 +220,17 @@ def test_a_master_that_flow_sync_vouches_for_is_left_alone_and_what_was_inherite
 def test_an_agent_that_has_gone_too_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    async def work(team: Team, _: Host, __: dict[str, Interface]) -> None:
+    monkeypatch.setattr(module, "STOP_HANDOVER_S", 3600.0)  # it is no end of this wait
+
+    async def work(team: Team, found: Host, _: dict[str, Interface]) -> None:
+        (router,) = team._members.values()
+        monkeypatch.setattr(router, "leave", lambda: asyncio.sleep(0, found.do("leave")))
         team.agent_says(AgentWord(True, hands_over=True))
         leaving = asyncio.create_task(team.leave())
         await asyncio.sleep(2 * module.EXCUSED_LOOK_S)
         assert not leaving.done()
-        team.tracking._heard_s -= 6.0  # it was heard so long ago
+        team.tracking._heard_s -= PRESENT_S  # it was heard so long ago
         await leaving
+        assert "leave" in found.done
 
     run_async(monkeypatch, tmp_path, owners("eth0"), work)
