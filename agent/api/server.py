@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
+from agent import guarded
 from agent.api import failoverviews, listen, peer, requests, trace, views
 from agent.api.control import Control, Following
 from agent.config.plan import Change
@@ -78,6 +79,7 @@ class ApiServer:
         self._port: socket.socket | None = None
         self._runners: list[web.AppRunner] = []
         self._api_site: web.SockSite | None = None
+        self._metrics_server: asyncio.Server | None = None
         self._following: set[Following] = set()
         self.metrics_address: tuple[str, int] | None = None  # once started
 
@@ -107,7 +109,7 @@ class ApiServer:
             if self._unix is not None:
                 self._api_site = await self._serve(self._api(), self._unix.sock)
             if self._port is not None:
-                await self._serve(self._metrics_only(), self._port)
+                self._metrics_server = await self._serve_strangers(self._port)
         except BaseException:
             await self.stop()
             raise
@@ -129,6 +131,9 @@ class ApiServer:
     async def stop(self) -> None:
         """Stop taking requests, let those in progress end, and remove the socket."""
         runners, self._runners, self._api_site = self._runners, [], None
+        if self._metrics_server is not None:
+            self._metrics_server.close()
+            self._metrics_server = None
         for runner in reversed(runners):
             await runner.cleanup()
         if self._unix is not None:
@@ -146,6 +151,15 @@ class ApiServer:
         site = web.SockSite(runner, sock)
         await site.start()
         return site
+
+    async def _serve_strangers(self, sock: socket.socket) -> asyncio.Server:
+        """The metrics' port, which whoever reaches it can fill."""
+        runner = guarded.runner(self._metrics_only(), _SHUTDOWN_S)
+        self._runners.append(runner)
+        await runner.setup()
+        server = runner.server
+        assert server is not None  # noqa: S101 (setup made it)
+        return await asyncio.get_running_loop().create_server(guarded.Guarded(server), sock=sock)
 
     def _api(self) -> web.Application:
         app = web.Application(
@@ -319,6 +333,11 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
         return _json(views.error(error), status)
     except web.HTTPException as error:
         return _http_refusal(request, error)
+    except (ConnectionError, web.RequestPayloadError):
+        # Whoever asked has gone.
+        return _refusal(
+            400, "the request did not come whole", where=request.path, remedy="ask again"
+        )
     except Exception:
         log.exception("api_request_failed", method=request.method, path=request.path)
         return _refusal(

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from agent import guarded
 from agent.errors import ListenError
 
-MOST_CONNECTIONS = 128
 _SHUTDOWN_S = 2.0
 _MOST_NAMES = 64
 _LONGEST_NAME = 64
@@ -39,15 +39,11 @@ class Pages:
         """Listen, and say on which port; raises ListenError when it is taken."""
         app = web.Application(client_max_size=1024)
         app.add_routes([web.get("/metrics", self._page), web.get("/health", self._well)])
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+        self._runner = guarded.runner(app, _SHUTDOWN_S)
         await self._runner.setup()
         server = self._runner.server
         assert server is not None  # noqa: S101 (setup made it)
-
-        def connection() -> asyncio.Protocol:
-            # Bounded, so that idle connections cannot use up what the agent check needs.
-            return server() if len(server.connections) < MOST_CONNECTIONS else _Refusal()
-
+        connection = guarded.Guarded(server)
         try:
             self._listener = await asyncio.get_running_loop().create_server(connection, host, port)
         except OSError as error:
@@ -82,8 +78,3 @@ def _engine(request: web.Request) -> Engine:
     if len(names) > _MOST_NAMES or any(len(name) > _LONGEST_NAME for name in names):
         raise web.HTTPBadRequest(text="too many GPUs, or too long a name\n")
     return names
-
-
-class _Refusal(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from agent.errors import ListenError
+from agent.guarded import MOST_OF_A_SOURCE
 from agent.main import cli
 from agent.node.agentcheck import MOST_CONNECTIONS, AgentCheck
-from agent.node.http import MOST_CONNECTIONS as MOST_HTTP
 from agent.node.http import Pages
 
 HERE = "127.0.0.1"
@@ -137,9 +137,9 @@ def test_health_says_what_is_wrong():
 
 def test_idle_http_connections_are_few():
     async def work(port):
-        idle = [await asyncio.open_connection(HERE, port) for _ in range(MOST_HTTP)]
+        idle = [await asyncio.open_connection(HERE, port) for _ in range(MOST_OF_A_SOURCE)]
         reader, writer = await asyncio.open_connection(HERE, port)
-        refused = await asyncio.wait_for(reader.read(), 120)
+        refused = await all_of(reader)
         for _, other in (*idle, (reader, writer)):
             other.close()
         return refused

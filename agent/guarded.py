@@ -1,0 +1,116 @@
+"""Guards what listens for strangers: few connections in all and of a source, and no patience for
+those who say nothing.
+
+Who holds connections open must not use up the descriptors that the agent needs, nor the places of
+honest scrapers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+MOST_CONNECTIONS = 64
+MOST_OF_A_SOURCE = 8
+HEAD_S = 5.0  # until all of a request's head has come
+_HEAD_ENDS = b"\r\n\r\n"
+
+
+class Guarded:
+    """Makes the protocols of a listener, which are ``make``'s while there is room for them."""
+
+    def __init__(self, make: Callable[[], asyncio.Protocol]) -> None:
+        self.make = make
+        self.held: Counter[str] = Counter()  # connections by source
+
+    def __call__(self) -> asyncio.Protocol:
+        return _Connection(self)
+
+    def has_room(self, source: str) -> bool:
+        return self.held.total() < MOST_CONNECTIONS and self.held[source] < MOST_OF_A_SOURCE
+
+
+class _Connection(asyncio.Protocol):
+    """One connection; only what ``Guarded`` has room for gets to the server."""
+
+    def __init__(self, guarded: Guarded) -> None:
+        self._guarded = guarded
+        self._inner: asyncio.Protocol | None = None
+        self._source = ""
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._last = b""  # bytes of the head that has begun
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (of a stream)
+        peer = transport.get_extra_info("peername")
+        self._source = str(peer[0]) if peer else ""
+        if not self._guarded.has_room(self._source):
+            transport.abort()
+            return
+        self._guarded.held[self._source] += 1
+        self._transport, self._inner = transport, self._guarded.make()
+        self._inner.connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        if self._inner is None:
+            return
+        seen = self._last + data
+        if _HEAD_ENDS in seen:
+            self._wait_no_more()
+        else:
+            self._last = seen[-len(_HEAD_ENDS) + 1 :]
+            if self._deadline is None:
+                self._wait()
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received() if self._inner is not None else None
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait_no_more()
+        if self._inner is None:
+            return
+        self._guarded.held[self._source] -= 1
+        self._guarded.held += Counter()  # forget those who have none
+        self._inner.connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._deadline = asyncio.get_running_loop().call_later(HEAD_S, self._give_up)
+
+    def _wait_no_more(self) -> None:
+        self._last = b""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def runner(app: web.Application, shutdown_s: float) -> web.AppRunner:
+    """For an application that strangers reach: what is no HTTP leaves no traceback in the log."""
+    logger = logging.getLogger("aiohttp.server")
+    if _is_worth_a_line not in logger.filters:
+        logger.addFilter(_is_worth_a_line)
+    return web.AppRunner(app, access_log=None, shutdown_timeout=shutdown_s)
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | ConnectionError)

@@ -1,0 +1,140 @@
+"""Strangers at a port: few of them, and none who says nothing for long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from aiohttp import web
+
+from agent import guarded
+from agent.guarded import MOST_CONNECTIONS, MOST_OF_A_SOURCE
+
+ASKS = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
+type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[int]:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="here")
+
+    app = web.Application()
+    app.add_routes([web.get("/page", page)])
+    runner = guarded.runner(app, 0.1)
+    await runner.setup()
+    assert runner.server is not None
+    listener = await asyncio.get_running_loop().create_server(
+        guarded.Guarded(runner.server), "127.0.0.1", 0
+    )
+    try:
+        yield int(listener.sockets[0].getsockname()[1])
+    finally:
+        listener.close()
+        await runner.cleanup()
+
+
+async def connect(port: int, source: int = 1) -> Streams:
+    local = (f"127.0.0.{source}", 0)
+    return await asyncio.open_connection("127.0.0.1", port, local_addr=local)
+
+
+async def answer(streams: Streams, asks: bytes = ASKS) -> bytes:
+    """The head of what comes; empty: the connection was closed."""
+    reader, writer = streams
+    try:
+        writer.write(asks)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return b""
+    return head
+
+
+def run(work: Callable[[int], Awaitable[None]]) -> None:
+    async def around() -> None:
+        async with serving() as port:
+            await work(port)
+
+    asyncio.run(around())
+
+
+def test_one_source_has_few_connections_and_the_others_are_served() -> None:
+    async def work(port: int) -> None:
+        idle = [await connect(port) for _ in range(MOST_OF_A_SOURCE)]
+        assert await answer(await connect(port)) == b""
+        assert b"200" in await answer(await connect(port, source=2))
+        idle[0][1].close()
+        while not await answer(await connect(port)):  # until the end has come through
+            pass
+        assert b"200" in await answer(idle[1])
+
+    run(work)
+
+
+def test_in_all_there_are_few() -> None:
+    async def work(port: int) -> None:
+        sources = [1 + n // MOST_OF_A_SOURCE for n in range(MOST_CONNECTIONS)]
+        idle = [await connect(port, source) for source in sources]
+        assert await answer(await connect(port, source=200)) == b""
+        assert b"200" in await answer(idle[-1])
+
+    run(work)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /page HTTP/1.1\r\nHost:"])
+def test_who_does_not_say_what_he_wants_is_left(
+    monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(guarded, "HEAD_S", 0.05)
+
+    async def work(port: int) -> None:
+        reader, writer = await connect(port)
+        writer.write(said)
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 60) == b""
+        kept = await connect(port)
+        assert b"200" in await answer(kept)
+        await asyncio.sleep(0.2)
+        assert b"200" in await answer(kept), "between two requests there is time"
+        kept[1].write(said or b"G")
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(kept[0].read(), 60) == b""
+
+    run(work)
+
+
+def test_a_head_that_comes_in_pieces_is_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded, "HEAD_S", 60.0)
+
+    async def work(port: int) -> None:
+        streams = await connect(port)
+        for at in range(len(ASKS) - 1):
+            streams[1].write(ASKS[at : at + 1])
+            await streams[1].drain()
+        assert b"200" in await answer(streams, ASKS[-1:])
+        monkeypatch.setattr(guarded, "HEAD_S", 0.0)
+        assert b"200" in await answer(streams)
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    "said", [b"\x16\x03\x01 hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\0\r\n\r\n"]
+)
+def test_what_is_no_http_leaves_nothing_in_the_log(
+    caplog: pytest.LogCaptureFixture, said: bytes
+) -> None:
+    async def work(port: int) -> None:
+        for _ in range(3):
+            reader, writer = await connect(port)
+            writer.write(said)
+            writer.write_eof()
+            with contextlib.suppress(ConnectionError):
+                await asyncio.wait_for(reader.read(), 60)
+            writer.close()
+
+    run(work)
+    assert caplog.records == []
