@@ -168,6 +168,13 @@ class Bench:
         words |= np.uint64(abi.FlowState.ESTABLISHED << abi.FLOW_STATE_SHIFT | now)
         tables.flows[:] = words
 
+    def answer_clients(self) -> None:
+        """As if the servers had answered all new flows: `nat` and `fullnat` believe no other."""
+        flows = self.main.tables.flows
+        new = survey.state_of(flows) == abi.FlowState.EMBRYONIC
+        change = abi.FlowState.EMBRYONIC ^ abi.FlowState.ESTABLISHED
+        flows[new] ^= np.uint64(change << abi.FLOW_STATE_SHIFT)
+
     def established(self) -> int:
         """Established flows in the table, also those of which a request waits."""
         states = survey.state_of(self.main.tables.flows)

@@ -42,15 +42,29 @@ static __always_inline void refresh(CTX *ctx, const struct packet *p, struct wal
 {
 	const struct service *service = walk->service;
 	__u32 state = slot_state(walk->flow.at->word);
-	__u32 next = slot_next_state(slot_base(state), p);
+	bool is_proven = state != FLOW_EMBRYONIC || !is_nat(walk->backend->forward) ||
+			 flow_is_proven(p, &walk->flow);
+	__u32 next = slot_next_state(slot_base(state), p, is_proven);
 	struct happening what = { .service = service->id, .backend = walk->route->backend };
 	struct ends ends = { p->saddr, p->daddr, p->sport, p->dport };
 	struct answer answer = {};
 	struct flow_warm *warm;
 
+	/* Through memory: the verifier would follow each way to `next` to the end. */
+	walk->flow.at->next = next;
+	step_ends();
+	next = walk->flow.at->next;
+	if (LB_WAITING && service->flags & SERVICE_F_WAITING &&
+	    p->tcp_flags & (TCP_FIN | TCP_RST) && state != FLOW_EMBRYONIC) {
+		warm = flow_warm_of(&walk->flow);
+		if (warm && waiting_is_stray(p, warm)) {
+			next = state;
+			goto move;
+		}
+	}
 	/* Most packets neither ask nor are waited for. */
 	if (LB_WAITING && service->flags & SERVICE_F_WAITING && p->l4_proto == L4_TCP &&
-	    (p->payload_len || slot_awaits(state) || state == FLOW_EMBRYONIC)) {
+	    is_proven && (p->payload_len || slot_awaits(state) || state == FLOW_EMBRYONIC)) {
 		warm = flow_warm_of(&walk->flow);
 		if (warm &&
 		    waiting_client(ctx, p, warm, walk->route->backend, walk->flow.at->tag, state,
@@ -60,6 +74,7 @@ static __always_inline void refresh(CTX *ctx, const struct packet *p, struct wal
 		if (counters)
 			counters->answers += answer.bytes != 0;
 	}
+move:
 	state = flow_move(&walk->flow, next);
 	if (state == FLOW_EMBRYONIC && next != state && slot_base(next) != FLOW_CLOSING)
 		flow_write_cold(p, &ends, service->id, &walk->flow);
@@ -200,6 +215,8 @@ static __always_inline int bind(CTX *ctx, const struct packet *p, struct walk *w
 		return REASON_INTERNAL;
 	if (!p->quote_off && !(LB_SYNC && p->from_peer && !walk->flow.at->is_new))
 		way_back_remember(ctx, p, warm);
+	if (walk->flow.at->is_new)
+		warm->ack = 0; /* the server has said nothing so far: flow_is_proven() */
 	route_rewrite(walk->route, p, walk->backend);
 	if (LB_FULLNAT && walk->backend->forward == FORWARD_FULLNAT)
 		return nat_bind(p, walk->service, &walk->flow, warm, walk->route);

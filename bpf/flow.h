@@ -56,8 +56,7 @@ static __always_inline void flow_find(__u64 hash, struct flow *flow)
 	flow->at->tag = hash;
 	flow->at->way = FLOW_WAYS;
 	flow->at->now = flow_clock();
-	if (LB_SYNC)
-		flow->at->is_new = 0;
+	flow->at->is_new = 0;
 	flow->bucket = flows.lookup(&index);
 	if (!flow->bucket)
 		return;
@@ -179,8 +178,7 @@ static __always_inline bool flow_record(struct flow *flow, __u32 backend)
 		return false;
 	}
 	flow->at->word = word;
-	if (LB_SYNC)
-		flow->at->is_new = 1;
+	flow->at->is_new = 1;
 	if (old)
 		flow_replaced(old, LB_WAITING ? flow_warm_of(flow) : NULL);
 	return true;
@@ -248,6 +246,19 @@ static __always_inline void flow_tell(const struct flow *flow)
 	c = sync_counters_here();
 	if (c)
 		c->untold++;
+}
+
+/* nat, fullnat: does the client of an embryonic flow acknowledge what the server has said last, a
+ * SYN-ACK as a rule, the number of which no stranger knows?  Of UDP, only the server's answer tells.
+ */
+static __always_inline bool flow_is_proven(const struct packet *p, const struct flow *flow)
+{
+	struct flow_warm *warm = flow_warm_of(flow);
+
+	if (!warm)
+		return false;
+	return mask_equal(p->l4_proto, L4_TCP) & ~mask_equal(warm->ack, 0) &
+	       mask_equal(warm->ack, p->ack) & 1;
 }
 
 /* Counts what a move has changed, and tells of a flow that it has established. */

@@ -68,8 +68,8 @@ static __always_inline __u32 nat_index(const __u16 *blocks, __u32 number, __u32 
 }
 
 /* All ones if the NAT slot is still that flow's, 0 if it is free: the flow has left
- * the table, is idle past its timeout, has got another slot, or gives way
- * (slot_gives_way()); `broken` if a table is missing.
+ * the table, is idle past its timeout, has got another slot, or gives way: it is not proven
+ * (a stranger's SYN costs nobody a port), or slot_gives_way(); `broken` if a table is missing.
  */
 static __always_inline __u64 nat_held(__u32 index, __u64 owner, __u32 now, bool *broken)
 {
@@ -91,6 +91,7 @@ static __always_inline __u64 nat_held(__u32 index, __u64 owner, __u32 now, bool 
 	*broken = false;
 	held = mask_equal(slot_tag(word), (__u32)owner) & mask_equal(warm->nat, index + 1);
 	held &= ~mask_equal(owner, 0) & ~mask_equal(slot_state(word), FLOW_FREE);
+	held &= ~mask_equal(slot_state(word), FLOW_EMBRYONIC);
 	held &= ~mask_equal(backend->flags & BACKEND_F_ALIVE, 0);
 	held &= ~(mask_equal(slot_state(word), FLOW_CLOSING) &
 		  mask_less(CLOSING_TICKS - 1, slot_idle_ticks(word, now)));

@@ -146,9 +146,8 @@ static __always_inline void reply_refresh(CTX *ctx, const struct packet *p, stru
 	struct answer answer = {};
 
 	next = slot_replied_state(slot_base(state), p);
-	/* The flow's second packet is the server's: it hangs up. */
-	if (LB_WAITING && state == FLOW_EMBRYONIC && next != state)
-		waiting_begin(warm, p->ack, p->seq + p->payload_len);
+	if (state == FLOW_EMBRYONIC && p->l4_proto == L4_TCP)
+		warm->ack = p->seq + p->payload_len + !!(p->tcp_flags & (TCP_SYN | TCP_FIN));
 	if (LB_WAITING && slot_awaits(state) && slot_base(next) >= FLOW_ESTABLISHED &&
 	    waiting_server(ctx, p, warm, reply->route->backend, reply->flow.at->tag, state,
 			   &answer))

@@ -27,6 +27,7 @@ struct flow_place {
 	__u32 now;    /* ticks */
 	__u64 word;   /* what the slot held when we looked */
 	__u64 is_new; /* this packet has it recorded */
+	__u64 next;   /* the state that it is to have */
 };
 
 /* The next hop, and how its segment is tagged: as in struct backend and flow_warm,

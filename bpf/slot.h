@@ -69,10 +69,13 @@ static __always_inline bool slot_gives_way(__u64 word, __u32 now)
 
 /* After a packet of the client.  It is all that dsr and the tunnels see, and a
  * sender could forge both of two packets: so the second one makes a flow acked,
- * with a short timeout, and payload makes it established.
+ * with a short timeout, and payload makes it established.  In nat and fullnat nothing
+ * counts before the client has seen what the server says (`is_proven`).
  */
-static __always_inline __u32 slot_next_state(__u32 base, const struct packet *p)
+static __always_inline __u32 slot_next_state(__u32 base, const struct packet *p, bool is_proven)
 {
+	if (base == FLOW_EMBRYONIC && !is_proven)
+		return base;
 	if (p->tcp_flags & (TCP_FIN | TCP_RST))
 		return FLOW_CLOSING;
 	if (p->tcp_flags & TCP_SYN || base == FLOW_CLOSING)
@@ -82,16 +85,18 @@ static __always_inline __u32 slot_next_state(__u32 base, const struct packet *p)
 	return base == FLOW_EMBRYONIC ? FLOW_ACKED : base;
 }
 
-/* After a packet of the backend (nat, fullnat).  A SYN-ACK, or a datagram, can be
+/* After a packet of the backend (nat, fullnat).  A SYN-ACK, a RST or a datagram can be
  * the answer to a forged packet and proves nothing; what follows the client's
  * acknowledgement does.
  */
 static __always_inline __u32 slot_replied_state(__u32 base, const struct packet *p)
 {
-	if (p->tcp_flags & (TCP_FIN | TCP_RST))
-		return FLOW_CLOSING;
 	if (p->l4_proto != L4_TCP)
 		return base == FLOW_EMBRYONIC ? FLOW_ACKED : base;
+	if (base == FLOW_EMBRYONIC)
+		return base;
+	if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		return FLOW_CLOSING;
 	return base == FLOW_ACKED ? FLOW_ESTABLISHED : base;
 }
 

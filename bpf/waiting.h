@@ -39,8 +39,13 @@
 #define GRACE_FEW_NS 100000000ULL
 #define GRACE_FEW 128
 #define GRACE_UNKNOWN_RTT_US 20000
-/* A jump of the sequence number beyond this is no request. */
-#define FRESH_MAX (1 << 24)
+/* A client says by itself how many bytes have gone missing before a segment, and a
+ * stranger can say it for a client.  So little of a gap is believed, and of a flow in all;
+ * a segment that is farther away, forwards or back, tells where the flow is now.
+ */
+#define GAP_MAX (1 << 16)
+#define GAP_STRAY (1 << 20)
+#define FLOW_WAITING_MAX (1 << 20)
 
 static __always_inline struct request_mark *request_mark_of(__u32 tag)
 {
@@ -91,12 +96,22 @@ static __always_inline void waiting_add(struct flow_warm *warm, __u32 backend, _
 {
 	struct backend_load *load = backend_load.lookup(&backend);
 
-	if (!load)
+	__u64 there = warm->waiting;
+
+	if (!load || there >= FLOW_WAITING_MAX)
 		return;
+	if (bytes > FLOW_WAITING_MAX - there)
+		bytes = FLOW_WAITING_MAX - there;
 	if (is_first)
 		waiting_mark(load, tag);
 	__sync_fetch_and_add(&warm->waiting, (__u64)bytes);
 	__sync_fetch_and_add(&load->waiting, (__s64)bytes);
+}
+
+/* Of a request that is larger than what counts, the time tells nothing of the speed. */
+static __always_inline bool waiting_is_whole(__u32 bytes)
+{
+	return bytes < FLOW_WAITING_MAX;
 }
 
 /* Takes a flow's bytes out of its backend's sum; how many they were. */
@@ -235,7 +250,9 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 	if (!answer->bytes)
 		return;
 	count_first_byte(backend, answer->us);
-	waiting_sample(backend, tag, answer->bytes, waiting_at_backend(warm, answer->us, is_reply));
+	if (waiting_is_whole(answer->bytes))
+		waiting_sample(backend, tag, answer->bytes,
+			       waiting_at_backend(warm, answer->us, is_reply));
 }
 
 /* A request begins, or goes on.  Session tickets come right after the handshake:
@@ -275,20 +292,35 @@ static __always_inline void waiting_late(CTX *ctx, const struct packet *p, struc
 		waiting_drop(warm, backend);
 }
 
+/* Is a FIN or RST not where the client is?  A stranger who knows the ports says so for a client,
+ * and the server does not believe it either (RFC 5961, section 3: a RST has to be at the next byte; a
+ * FIN may overtake what comes before it).  After a failover nothing is known.
+ */
+static __always_inline bool waiting_is_stray(const struct packet *p, const struct flow_warm *warm)
+{
+	__u32 near = p->tcp_flags & TCP_RST ? 1 : GAP_MAX;
+	__u32 away = p->seq - warm->seq + near;
+
+	return warm->ack && away > 2 * near;
+}
+
 /* A segment of the client's: request bytes that are new. */
 static __always_inline __u32 waiting_fresh(CTX *ctx, const struct packet *p, struct flow_warm *warm,
 					   __u32 backend)
 {
 	__u32 end = p->seq + p->payload_len;
 	__u32 fresh = end - warm->seq;
+	__s32 gap = p->seq - warm->seq;
 	bool is_handshake, is_ahead;
 
-	if ((__s32)fresh <= 0) {
+	if (fresh + GAP_STRAY <= GAP_STRAY) { /* as signed numbers: up to 0 */
 		waiting_late(ctx, p, warm, backend);
 		return 0;
 	}
-	if (fresh >= FRESH_MAX)
+	if (gap > GAP_STRAY || gap < -GAP_STRAY)
 		fresh = p->payload_len;
+	else if (gap > GAP_MAX)
+		fresh = p->payload_len + GAP_MAX;
 	warm->seq = end;
 	is_handshake = warm->talk == TALK_TLS_HANDSHAKE;
 	is_ahead = fresh > p->payload_len;
@@ -320,27 +352,21 @@ static __always_inline void waiting_syn(__u32 tag)
 	syn->ns = bpf_ktime_get_ns();
 }
 
-/* A flow is followed from its second packet on; the next bytes of the client and of
- * the server are these.
+/* A flow is followed from its client's second packet on, that ends the handshake as a rule; the next
+ * bytes of the client and of the server are these.
  */
-static __always_inline void waiting_begin(struct flow_warm *warm, __u32 seq, __u32 ack)
-{
-	warm->waiting = 0;
-	warm->request = 0;
-	warm->seq = seq;
-	warm->ack = ack;
-	warm->rtt_us = 0;
-	warm->talk = TALK_UNKNOWN;
-	warm->interim = 0;
-}
-
-/* The second packet is the client's, as it is after a handshake. */
 static __always_inline void waiting_open(const struct packet *p, struct flow_warm *warm,
 					 __u32 backend, __u32 tag)
 {
 	struct syn_time *syn = syn_time_of(tag);
 
-	waiting_begin(warm, p->seq, p->ack);
+	warm->waiting = 0;
+	warm->request = 0;
+	warm->seq = p->seq;
+	warm->ack = p->ack;
+	warm->rtt_us = 0;
+	warm->talk = TALK_UNKNOWN;
+	warm->interim = 0;
 	if (!syn || syn->tag != tag)
 		return;
 	warm->request = bpf_ktime_get_ns();

@@ -48,11 +48,12 @@ def tcp(
     client: str = "",
     client_port: int = 40_000,
     payload: bytes = b"",
+    ack: int = 0,
     **fields: object,
 ) -> bytes:
     """A TCP segment from a client to a VIP; ``fields`` are of the IP header."""
     ip = network_layer(client or _client_for(vip), vip, **fields)
-    segment = TCP(sport=client_port, dport=port, flags=flags, seq=1000)
+    segment = TCP(sport=client_port, dport=port, flags=flags, seq=1000, ack=ack)
     return bytes(ether() / ip / segment / Raw(payload))
 
 
@@ -72,9 +73,9 @@ def udp(
 class Segments:
     """TCP segments to one VIP and port by the hundred thousand; their checksums are not kept."""
 
-    def __init__(self, vip: str = VIP4, port: int = 80, payload: bytes = b"") -> None:
+    def __init__(self, vip: str = VIP4, port: int = 80, payload: bytes = b"", ack: int = 0) -> None:
         self.ipv6 = ip_address(vip).version == 6
-        self._bytes = bytearray(tcp(vip=vip, port=port, payload=payload))
+        self._bytes = bytearray(tcp(vip=vip, port=port, payload=payload, ack=ack))
 
     def frame(self, client: bytes, client_port: int, flags: int) -> bytes:
         """``client`` packed: 4 or 16 bytes."""

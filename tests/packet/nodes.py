@@ -16,7 +16,7 @@ from agent.flowsync.records import Records, from_bytes, joined, to_bytes
 from agent.flowsync.view import View, view_of
 from agent.model import Forward, Nat, Protocol, Scheduler, Service, Tables
 from tests.packet.frames import BALANCER_MAC, CLIENT4, CLIENT6, VIP4, VIP6
-from tests.packet.harness import Rig, backend, service
+from tests.packet.harness import Rig, Verdict, backend, service
 from tests.packet.wires import Packet
 
 MAC = np.frombuffer(bytes.fromhex(BALANCER_MAC.replace(":", "")), dtype=np.uint8)
@@ -98,7 +98,42 @@ class Case:
 
     def goes_on(self, number: int) -> Packet:
         first = self.client(number)
-        return first if self.is_udp else replace(first, flags="A", payload=b"GET /", seq=1001)
+        if self.is_udp:
+            return first
+        return replace(first, flags="A", payload=b"GET /", seq=1001, ack=7001)
+
+    def begin(self, rig: Rig, number: int) -> bytes:
+        """A client's first packet, which is given back as its backend gets it; where answers
+        pass, one follows.
+        """
+        first = self.client(number)
+        out = rig.send(first.frame()).data
+        if self.service.forward.is_nat:
+            more = {} if self.is_udp else {"flags": "SA", "payload": b"", "seq": 7000}
+            assert rig.verdict(answer(first, out, **more).frame()) == Verdict.TX
+        return out
+
+
+def answer(sent: Packet, out: bytes, **changes: object) -> Packet:
+    """What the backend answers to what it got."""
+    l3 = out[14:]
+    is_ipv4 = l3[0] >> 4 == 4
+    ends = (l3[12:16], l3[16:20]) if is_ipv4 else (l3[8:24], l3[24:40])
+    l4 = l3[20:] if is_ipv4 else l3[40:]
+    src, dst = (str(ip_address(end)) for end in ends)
+    sport, dport = int.from_bytes(l4[:2]), int.from_bytes(l4[2:4])
+    flags = None if sent.flags is None else "PA"
+    whole = Packet(dst, src, dport, sport, b"answer", flags)
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def connected(rig: Rig, first: Packet) -> Packet:
+    """Send a client's SYN, and the SYN-ACK where answers pass; returns the client's next packet."""
+    out = rig.send(first.frame()).data
+    if rig.config.services[0].forward.is_nat:
+        syn_ack = answer(first, out, flags="SA", payload=b"", seq=7000)
+        assert rig.verdict(syn_ack.frame()) == Verdict.TX
+    return replace(first, flags="A", seq=first.seq + 1, ack=7001)
 
 
 def case(forward: Forward, family: int, form: str = "port") -> Case:
@@ -140,7 +175,7 @@ def serve(rig: Rig, other: Rig, *cases: Case) -> tuple[Node, Node]:
 def opened(rig: Rig, case: Case, count: int = FLOWS) -> dict[int, str]:
     """Flows that have carried payload; the backend of each."""
     for number in range(count):
-        rig.send(case.client(number).frame())
+        case.begin(rig, number)
         rig.send(case.goes_on(number).frame())
     return where(rig, case, range(count))
 

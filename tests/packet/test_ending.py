@@ -34,7 +34,11 @@ class Talk:
         self.client, self.own = (CLIENT4, BALANCER4) if is_v4 else (CLIENT6, BALANCER6)
         self.server = SERVER4 if is_v4 else SERVER6
         rig.serve(service(backend("a", self.server), vip=vip, forward=forward))
-        self.says("S", b"", SEQ - 1, 0)
+        out = self.says("S", b"", SEQ - 1, 0)
+        if forward.is_nat:
+            asked = self.packet("S", b"", SEQ - 1, 0)
+            syn_ack = nodes.answer(asked, out, flags="SA", payload=b"", seq=ACK - 1)
+            assert rig.verdict(syn_ack.frame()) == Verdict.TX
         self.says("A", b"", SEQ, ACK)
         sent = self.says("PA", ASKED, SEQ, ACK)
         at = 14 + (20 if is_v4 else 40)

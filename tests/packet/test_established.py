@@ -13,8 +13,7 @@ from agent.dataplane.established import ring_of
 from agent.dataplane.ringbuf import Ring
 from agent.model import Forward
 from tests.packet.harness import Rig, Verdict
-from tests.packet.nodes import case, serve
-from tests.packet.test_flowsync import answer
+from tests.packet.nodes import answer, case, serve
 
 ROOM = 16_000  # records of 4 bytes, with 8 of the ring's own each, rounded up, in 256 KiB
 
@@ -67,12 +66,10 @@ def test_a_flow_is_told_when_the_backend_sends_first(rig: Rig, other: Rig, ring:
     it = case(forward, 4)
     serve(rig, other, it)
     first = it.client(1)
-    out = rig.send(first.frame()).data
-    syn_ack = replace(answer(first, out, is_ipv4=True), flags="SA", payload=b"")
-    assert rig.verdict(syn_ack.frame()) == Verdict.TX
-    rig.send(replace(first, flags="A", seq=1001).frame())
+    out = it.begin(rig, 1)
+    rig.send(replace(first, flags="A", seq=1001, ack=7001).frame())
     assert told(ring) == []
-    assert rig.verdict(answer(first, out, is_ipv4=True).frame()) == Verdict.TX
+    assert rig.verdict(answer(first, out).frame()) == Verdict.TX
     assert told(ring) == slots(rig)
     rig.send(it.goes_on(1).frame())
     assert told(ring) == []
@@ -115,7 +112,7 @@ def test_the_other_node_needs_no_more_than_the_ring_tells(rig: Rig, other: Rig, 
     it = case(Forward.FULLNAT, 4)
     a, b = serve(rig, other, it)
     for number in range(24):
-        rig.send(it.client(number).frame())
+        it.begin(rig, number)
         rig.send(it.goes_on(number).frame())
     there = {n: rig.backend_of(it.goes_on(n).frame()) for n in range(24)}
     records = a.named(np.array(told(ring)))

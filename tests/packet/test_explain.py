@@ -14,6 +14,7 @@ from agent.dataplane.explain import explain
 from agent.dataplane.flows import query_flows
 from agent.model import BackendRef, Forward, Protocol, Scheduler
 from agent.state.queries import Explanation, FiveTuple, FlowQuery, FlowView
+from tests.packet import nodes
 from tests.packet.frames import (
     ACK,
     FIN,
@@ -26,6 +27,7 @@ from tests.packet.frames import (
     udp,
 )
 from tests.packet.harness import Rig, Verdict, backend, service
+from tests.packet.wires import Packet
 
 COMPARING = [Scheduler.LEAST_CONN, Scheduler.LEAST_LOAD]
 VIPS = [VIP4, VIP6]
@@ -202,10 +204,10 @@ def answered(rig: Rig, flow: FiveTuple) -> Explanation:
 @pytest.mark.parametrize("forward", list(Forward))
 def test_a_recorded_flow_is_told_with_its_requests(rig: Rig, forward: Forward):
     rig.serve(service(backend("a"), forward=forward))
-    rig.send(tcp("S"))
-    rig.send(tcp("A"))
+    goes_on = nodes.connected(rig, Packet())
+    rig.send(goes_on.frame())
     request = b"GET / HTTP/1.1\r\n\r\n"
-    rig.send(tcp("PA", payload=request))
+    rig.send(replace(goes_on, flags="PA", payload=request).frame())
     said = answered(rig, flow_of(VIP4, ip_address("198.51.100.7"), 40_000))
     assert (said.backend, said.reason) == ("a", "recorded flow")
     assert said.recorded.state == "established"
@@ -255,8 +257,8 @@ def test_flows_below_a_prefix_are_listed_each_with_its_address(
 
 def test_the_address_that_fullnat_gave_is_listed(rig: Rig):
     rig.serve(service(backend("a"), forward=Forward.FULLNAT))
-    out = rig.send(tcp("S")).data
-    rig.send(tcp("A", payload=b"x"))
+    goes_on = nodes.connected(rig, Packet())
+    out = rig.send(replace(goes_on, payload=b"x").frame()).data
     (flow,) = listed(rig)
     address, port = flow.nat_source
     assert (address.packed, port.to_bytes(2, "big")) == (out[26:30], out[34:36])

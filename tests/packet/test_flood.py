@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from agent.dataplane import libbpf, survey
 from agent.dataplane.abi import FLOW_WAYS, FlowState
-from tests.packet import wrapper
-from tests.packet.frames import ACK, SYN, Segments, random_clients, tcp
+from agent.dataplane.compile import Compiled
+from agent.model import Forward
+from tests.packet import nodes, wrapper
+from tests.packet.frames import ACK, CLIENT4, SYN, Segments, random_clients, tcp
 from tests.packet.harness import Rig, Verdict, backend, service
+from tests.packet.wires import Packet
 
 SOURCES = 10_000_000
+STRANGERS = 200_000
 FIRST_SOURCE = 0x0B000000  # 11.0.0.0
 BUCKET = 1234
 RACE_S = 2.0
@@ -32,15 +38,19 @@ def establish(rig: Rig, count: int) -> dict[tuple, str]:
     return flows
 
 
+def flood_of(rig: Rig, each: int = 1) -> Compiled:
+    """So many packets of each source, before the balancer."""
+    first = f"{FIRST_SOURCE:#x}"
+    fd = rig.dataplane.program.fd
+    return wrapper.in_front_of(fd, wrapper.FLOOD, "flood", LB_FIRST=first, LB_EACH=str(each))
+
+
 def test_syn_flood_keeps_established_flows(rig: Rig):
     rig.serve(service(*(backend(name) for name in "abcd")))
     flows = establish(rig, 1000)
     slots = {client: rig.slot(str(client[0]), client[1]) for client in flows}
     assert {slot.state for slot in slots.values()} == {FlowState.ESTABLISHED}
-    flood = wrapper.in_front_of(
-        rig.dataplane.program.fd, wrapper.FLOOD, "flood", LB_FIRST=f"{FIRST_SOURCE:#x}"
-    )
-    done = libbpf.test_run(flood.fd, tcp("S"), repeat=SOURCES)
+    done = libbpf.test_run(flood_of(rig).fd, tcp("S"), repeat=SOURCES)
     assert done.verdict == Verdict.TX
     assert rig.tables.backend_count["packets"].sum() == SOURCES + 2 * len(flows)
     for slot in slots.values():
@@ -52,6 +62,39 @@ def test_syn_flood_keeps_established_flows(rig: Rig):
     for name in "abcd":
         counts = rig.counts(name)
         assert counts.opened - counts.closed == rig.open_slots(name)
+
+
+def asks(rig: Rig, port: int) -> None:
+    """An honest client connects and asks; every packet is forwarded."""
+    goes_on = nodes.connected(rig, Packet(sport=port))
+    for packet in (goes_on, replace(goes_on, flags="PA", payload=b"GET /")):
+        assert rig.verdict(packet.frame()) == Verdict.TX
+    assert rig.state(CLIENT4, port) is FlowState.ESTABLISHED
+
+
+@pytest.mark.parametrize("forward", [Forward.NAT, Forward.FULLNAT])
+def test_strangers_who_send_data_take_no_room_of_honest_clients(rig: Rig, forward: Forward):
+    """Three packets of each, and more strangers than there are slots: they were established once,
+    and had the table for a quarter of an hour.
+    """
+    rig.serve(service(*(backend(name) for name in "abcd"), forward=forward))
+    before = range(1000, 1100)
+    for port in before:
+        asks(rig, port)
+    held = {port: where(rig, port) for port in before}
+    flood = flood_of(rig, each=3)
+    done = libbpf.test_run(flood.fd, tcp("PA", payload=b"x" * 100), repeat=3 * STRANGERS)
+    assert done.verdict == Verdict.TX
+    for port in range(2000, 2200):
+        asks(rig, port)
+    assert rig.reasons() == {}
+    assert {port: where(rig, port) for port in before} == held
+
+
+def where(rig: Rig, port: int) -> tuple[int, int, FlowState]:
+    slot = rig.slot(CLIENT4, port)
+    assert slot is not None
+    return slot.index, slot.backend_id, slot.state
 
 
 def send_for_ever(fd: int, frames: list[bytes]) -> None:

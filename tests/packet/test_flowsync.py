@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from ipaddress import ip_address
 
 import numpy as np
 import pytest
@@ -15,8 +14,7 @@ from agent.flowsync.plan import Refusal
 from agent.model import Forward
 from tests.packet.frames import BALANCER_MAC, ROUTER_MAC
 from tests.packet.harness import Rig, Verdict
-from tests.packet.nodes import FLOWS, case, opened, serve, where
-from tests.packet.wires import Packet
+from tests.packet.nodes import FLOWS, answer, case, opened, serve, where
 
 CASES = [
     *((forward, family, "port") for forward in Forward for family in (4, 6)),
@@ -47,17 +45,6 @@ def test_flows_go_on_at_their_backends_through_the_other_node(
     assert len(np.flatnonzero(other.tables.flows)) == FLOWS
 
 
-def answer(sent: Packet, out: bytes, is_ipv4: bool) -> Packet:
-    """What the backend answers to what it got."""
-    l3 = out[14:]
-    ends = (l3[12:16], l3[16:20]) if is_ipv4 else (l3[8:24], l3[24:40])
-    l4 = l3[20:] if is_ipv4 else l3[40:]
-    src, dst = (str(ip_address(end)) for end in ends)
-    sport, dport = int.from_bytes(l4[:2]), int.from_bytes(l4[2:4])
-    flags = None if sent.flags is None else "PA"
-    return Packet(dst, src, dport, sport, b"answer", flags)
-
-
 @pytest.mark.parametrize(("forward", "family", "form"), [each for each in CASES if each[0].is_nat])
 def test_answers_find_their_clients_through_the_other_node(
     rig: Rig, other: Rig, forward, family, form
@@ -70,7 +57,7 @@ def test_answers_find_their_clients_through_the_other_node(
     assert b.take(a.changed()).installed == FLOWS
     for number, out in got.items():
         asked = it.goes_on(number)
-        back = answer(asked, out, family == 4)
+        back = answer(asked, out)
         done = other.send(back.frame())
         expected = replace(back, src=it.vip, dst=asked.src, sport=it.port, dport=asked.sport,
                            ttl=back.ttl - 1)  # fmt: skip
@@ -101,7 +88,7 @@ def test_flows_that_come_while_others_are_told_stay_where_they_are(rig: Rig, oth
 
     def clients() -> None:
         for number in own:
-            other.send(it.client(number).frame())
+            it.begin(other, number)
             got[number] = other.send(it.goes_on(number).frame()).data
 
     busy = threading.Thread(target=clients)

@@ -100,7 +100,7 @@ def test_a_port_of_fullnat_goes_with_the_vips(rig: Rig, other: Rig):
     a, b = serve(rig, other, it)
     opened(other, it)
     for number in range(100, 100 + FLOWS):
-        rig.send(it.client(number).frame())
+        it.begin(rig, number)
         rig.send(it.goes_on(number).frame())
     told, size = a.changed(), other.tables.size
     own = other.tables.nat_slots["owner"].nonzero()[0]
@@ -122,7 +122,7 @@ def test_a_port_of_fullnat_goes_with_the_vips(rig: Rig, other: Rig):
 def test_live_flows_of_a_full_bucket_are_not_evicted(rig: Rig, other: Rig):
     it = case(Forward.DSR, 4)
     a, b = serve(rig, other, it)
-    rig.send(replace(it.client(0)).frame())
+    it.begin(rig, 0)
     rig.send(it.goes_on(0).frame())
     told = a.changed()
     other.send(it.client(0).frame())
@@ -156,8 +156,8 @@ def test_embryonic_flows_hold_no_more_than_their_share(rig: Rig, other: Rig):
 def test_a_handover_tells_of_flows_that_have_only_been_answered(rig: Rig, other: Rig):
     it = case(Forward.DSR, 4)
     a, b = serve(rig, other, it)
-    rig.send(it.client(0).frame())
-    rig.send(replace(it.client(0), flags="A", seq=1001).frame())
+    it.begin(rig, 0)
+    rig.send(replace(it.client(0), flags="A", seq=1001, ack=7001).frame())
     assert rig.state(CLIENT4, 20_000) is FlowState.ACKED
     assert len(a.changed()) == 0
     assert b.take(a.everything(ALL)).installed == 1

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.dataplane import libbpf, pins
-from agent.dataplane.abi import NAT_SOURCES
+from agent.dataplane.abi import NAT_SOURCES, FlowState
 from agent.model import Config, Forward, Nat, Protocol, Tables
 from tests.packet import harness
 from tests.packet.frames import (
@@ -95,6 +95,17 @@ def taken(rig: Rig, packet: Packet) -> tuple[str, int]:
     return ends(done.data)
 
 
+def connected(rig: Rig, packet: Packet, server: str = SERVER4, port: int = 80) -> tuple[str, int]:
+    """The source of a client that has seen the server's SYN-ACK: the port is its own now."""
+    source = taken(rig, packet)
+    for sent in (
+        answer(source, "SA", server, port, seq=7000, ack=packet.seq + 1).frame(src=SERVER_MAC),
+        replace(packet, flags="A", seq=packet.seq + 1, ack=7001).frame(),
+    ):
+        assert rig.verdict(sent) == Verdict.TX
+    return source
+
+
 def answer(source: tuple[str, int], flags: str | None = "SA", server: str = SERVER4,
            port: int = 80, **more: object) -> Packet:  # fmt: skip
     """What the backend answers to that source."""
@@ -154,7 +165,7 @@ def test_the_port_is_the_number_of_the_slot(rig: Rig, vip, client, server, own):
 def test_all_ports_of_all_sources_are_given_once_and_then_no_more(few: Rig):
     serve(few, nat=replace(FEW, sources_v4=SOURCES))
     *clients, late = few.lone_ports(CLIENT4, 25)
-    sources = [taken(few, Packet(sport=port)) for port in clients]
+    sources = [connected(few, Packet(sport=port)) for port in clients]
     assert set(sources) == {(str(s), FIRST + n) for s in SOURCES for n in range(PORTS)}
     for flags in ("S", "A"):
         assert few.verdict(Packet(sport=late, flags=flags).frame()) == Verdict.DROP
@@ -173,7 +184,9 @@ def test_every_server_has_all_ports(few: Rig):
     given: dict[tuple[str, int], dict[tuple[str, int], int]] = {}
     for vip, server in zip(vips, servers, strict=True):
         *clients, late = few.lone_ports(CLIENT4, PORTS + 1, vip)
-        given[server] = {taken(few, Packet(dst=vip, sport=port)): port for port in clients}
+        given[server] = {
+            connected(few, Packet(dst=vip, sport=port), *server): port for port in clients
+        }
         assert few.verdict(Packet(dst=vip, sport=late).frame()) == Verdict.DROP
     assert [sorted(sources) for sources in given.values()] == [
         [(BALANCER4, FIRST + n) for n in range(PORTS)]
@@ -196,6 +209,7 @@ def test_servers_that_share_a_block_share_its_ports(few_blocks: Rig):
         if done.verdict == Verdict.TX:
             ends_there = str(ip_address(done.data[30:34])), ends(done.data)
             assert ends_there not in held
+            connected(few_blocks, Packet(sport=client), ends_there[0])
             held[ends_there] = client
     assert 2 * PORTS >= len(held) > PORTS
     for (server, source), client in held.items():
@@ -214,18 +228,18 @@ def test_without_a_source_address_there_is_no_port(few: Rig, family: int):
 
 
 @pytest.mark.parametrize(
-    ("last", "state_s"), [([], 30), (["A"], 60), (["PA"], 900), (["A", "FA"], 4)],
-    ids=["embryonic", "acked", "established", "closing"],
+    ("last", "state_s"), [(["A"], 60), (["PA"], 900), (["A", "FA"], 4)],
+    ids=["acked", "established", "closing"],
 )  # fmt: skip
 @undisturbed
 def test_a_port_is_free_again_when_its_flow_is_over_and_not_before(few: Rig, last, state_s: int):
     serve(few)
     few.avoid_tick()
     *clients, last_port = few.lone_ports(CLIENT4, 9)
-    sources = [taken(few, Packet(sport=port)) for port in clients]
+    sources = [connected(few, Packet(sport=port)) for port in clients]
     for flags in last:
         payload = b"x" if flags == "PA" else b""
-        few.send(Packet(sport=clients[2], flags=flags, payload=payload).frame())
+        few.send(Packet(sport=clients[2], flags=flags, payload=payload, seq=1001).frame())
     late = Packet(sport=last_port)
     slot = few.slot(CLIENT4, clients[2])
     assert slot is not None
@@ -237,13 +251,47 @@ def test_a_port_is_free_again_when_its_flow_is_over_and_not_before(few: Rig, las
     assert few.reasons() == {"no-port": 1}
 
 
+def test_a_strangers_syn_costs_nobody_a_port(few: Rig):
+    """Nor do its data, a FIN or RST, or the RST that the server answers with."""
+    serve(few)
+    mine, *strangers = few.lone_ports(CLIENT4, 200)
+    source = connected(few, Packet(sport=mine))
+    for port in strangers:
+        assert taken(few, Packet(sport=port)) != source
+        for flags in ("PA", "PA", "FA", "RA"):
+            payload = b"x" * 100 if "P" in flags else b""
+            stranger = Packet(sport=port, flags=flags, payload=payload, seq=1001, ack=4711)
+            found = taken(few, stranger)
+            assert found != source
+        assert few.verdict(answer(found, "RA", seq=0, ack=1101).frame()) == Verdict.TX
+        assert state_of(few, port) is FlowState.EMBRYONIC
+    assert receiver(few, source) == (CLIENT4, mine)
+    assert few.reasons() == {}
+
+
+def test_a_port_goes_to_another_flow_while_the_first_is_not_answered(few: Rig):
+    """And the first takes another one, if it is somebody after all."""
+    serve(few)
+    first, *others = few.lone_ports(CLIENT4, 9)
+    source = taken(few, Packet(sport=first))
+    assert source in [connected(few, Packet(sport=port)) for port in others]
+    assert few.verdict(Packet(sport=first).frame()) == Verdict.DROP, "now all are held"
+    assert few.reasons() == {"no-port": 1}
+
+
+def state_of(rig: Rig, port: int) -> FlowState:
+    slot = rig.slot(CLIENT4, port)
+    assert slot is not None
+    return slot.state
+
+
 @undisturbed
 def test_a_flow_that_another_cpu_stamped_a_tick_later_keeps_its_port(few: Rig):
     # `now` was read before that CPU's packet: the difference must not count as nine hours.
     serve(few)
     few.avoid_tick()
     *clients, late = few.lone_ports(CLIENT4, 9)
-    sources = [taken(few, Packet(sport=port)) for port in clients]
+    sources = [connected(few, Packet(sport=port)) for port in clients]
     slot = few.slot(CLIENT4, clients[2])
     assert slot is not None
     few.make_idle(slot.index, -1)
@@ -254,7 +302,7 @@ def test_a_flow_that_another_cpu_stamped_a_tick_later_keeps_its_port(few: Rig):
 def test_a_flow_that_is_swept_gives_its_port_back(few: Rig):
     serve(few)
     *clients, late = few.lone_ports(CLIENT4, 9)
-    sources = [taken(few, Packet(sport=port)) for port in clients]
+    sources = [connected(few, Packet(sport=port)) for port in clients]
     slot = few.slot(CLIENT4, clients[4])
     assert slot is not None
     few.tables.flows[slot.index] = 0
@@ -266,7 +314,7 @@ def test_a_flow_that_was_without_a_port_gets_one_with_its_next_packet(few: Rig):
     serve(few)
     *clients, last = few.lone_ports(CLIENT4, 9)
     for port in clients:
-        taken(few, Packet(sport=port))
+        connected(few, Packet(sport=port))
     late = Packet(sport=last)
     assert few.verdict(late.frame()) == Verdict.DROP
     slot = few.slot(CLIENT4, clients[0])
@@ -374,6 +422,7 @@ class Model:
         return {source: port for held in (self.open, self.closing) for port, source in held.items()}
 
     def syn(self, port: int) -> None:
+        """A client connects; it has its port once the server has answered."""
         done = self.rig.send(Packet(sport=port).frame())
         if done.verdict == Verdict.DROP:
             assert len(self.sources()) == 2 * PORTS, "dropped, though a port was free"
@@ -382,17 +431,22 @@ class Model:
         source = ends(done.data)
         assert self.sources().get(source, port) == port, "that source is another client's"
         assert self.open.get(port, source) == source, "a flow keeps its source"
+        if port not in self.open:
+            assert connected(self.rig, Packet(sport=port)) == source
         self.closing.pop(port, None)
         self.open[port] = source
 
     def data(self, port: int) -> None:
         if port in self.open:
-            assert taken(self.rig, Packet(sport=port, flags="PA", payload=b"x")) == self.open[port]
+            assert (
+                taken(self.rig, Packet(sport=port, flags="PA", payload=b"x", seq=1001))
+                == self.open[port]
+            )
 
     def close(self, port: int) -> None:
         if port in self.open:
             source = self.open.pop(port)
-            assert taken(self.rig, Packet(sport=port, flags="FA")) == source
+            assert taken(self.rig, Packet(sport=port, flags="FA", seq=1001)) == source
             self.closing[port] = source
 
     def expire(self, port: int) -> None:
@@ -435,6 +489,11 @@ def test_two_cpus_at_a_time_give_no_port_twice(few: Rig):
     fd = few.dataplane.program.fd
     clients = few.clients_in_buckets(range(16), 1)
     asked = [Packet(str(address), sport=port).frame() for address, port in clients]
+    acked = [
+        Packet(str(address), sport=port, flags="A", seq=1001, ack=7001).frame()
+        for address, port in clients
+    ]
+    proven = (FlowState.ACKED, FlowState.ESTABLISHED)
     slots = []
     for frame, (address, port) in zip(asked, clients, strict=True):
         few.send(frame)
@@ -445,13 +504,23 @@ def test_two_cpus_at_a_time_give_no_port_twice(few: Rig):
     got = [0, 0]
     start = threading.Barrier(2)
 
+    def connect(who: int) -> libbpf.TestRun:
+        """Until the server has answered, another flow may take the port."""
+        done = libbpf.test_run(fd, asked[who])
+        if done.verdict == Verdict.TX:
+            libbpf.test_run(fd, answer(ends(done.data), "SA", seq=7000).frame())
+        return libbpf.test_run(fd, acked[who])
+
+    def state(who: int) -> int:
+        return int(few.tables.flows[slots[who]]) >> 13 & 7
+
     def traffic(half: int, cpu: int) -> None:
         os.sched_setaffinity(0, {cpu})
         start.wait()
         for n in range(6000):
             who = 2 * (n % 8) + half
-            done = libbpf.test_run(fd, asked[who])
-            if done.verdict != Verdict.TX:
+            done = connect(who)
+            if done.verdict != Verdict.TX or state(who) not in proven:
                 continue
             got[half] += 1
             seen = libbpf.test_run(fd, answer(ends(done.data), "A").frame())
@@ -471,6 +540,6 @@ def test_two_cpus_at_a_time_give_no_port_twice(few: Rig):
         thread.join()
     assert wrong == []
     assert min(got) > 100
-    done = [few.send(frame) for frame in asked]
+    done = [connect(who) for who in range(len(clients))]
     sources = [ends(each.data) for each in done if each.verdict == Verdict.TX]
     assert len(set(sources)) == len(sources) == PORTS

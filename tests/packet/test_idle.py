@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scapy.layers.inet import IP, TCP
@@ -12,9 +14,10 @@ from agent.dataplane import abi
 from agent.dataplane.abi import FlowState
 from agent.dataplane.idle import Closer, IdleFlow, Wanted, idle_flows
 from agent.model import Forward
-from tests.packet import frames
+from tests.packet import frames, nodes
 from tests.packet.harness import Rig, backend, mac_of, service
 from tests.packet.talks import ANSWER, LATE_MS, MODES, POST, SERVER, Wire, opened
+from tests.packet.wires import Packet
 
 IDLE_S = 30.0
 FORWARDS = pytest.mark.parametrize("forward", list(Forward), ids=lambda forward: forward.value)
@@ -89,8 +92,10 @@ def test_the_backend_is_told_what_the_client_would_tell_it(hooked: Rig, forward)
 def test_every_way_of_forwarding_carries_it(rig: Rig, forward: Forward, vip: str):
     address = "10.1.2.3" if vip == frames.VIP4 else "fd00:1::3"
     rig.serve(service(backend("a", address), vip=vip, forward=forward))
-    for flags, payload in (("S", b""), ("A", b""), ("PA", POST)):
-        rig.send(frames.tcp(flags, vip=vip, payload=payload))
+    client = frames.CLIENT4 if vip == frames.VIP4 else frames.CLIENT6
+    goes_on = nodes.connected(rig, Packet(client, vip))
+    for packet in (goes_on, replace(goes_on, flags="PA", payload=POST)):
+        rig.send(packet.frame())
     used = np.flatnonzero(rig.tables.flows)
     assert len(used) == 1
     rig.tables.flows[used] &= ~np.uint64(abi.FLOW_AWAITING << abi.FLOW_STATE_SHIFT)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.dataplane.abi import FLOW_WAYS, FlowState
+from agent.dataplane.abi import FLOW_EMBRYONIC_WAYS, FLOW_WAYS, FlowState
 from agent.model import AdminState, Forward, Protocol
+from tests.packet import nodes
 from tests.packet.frames import (
     BALANCER_MAC,
     CLIENT4,
@@ -247,9 +248,15 @@ def test_a_server_proves_nothing_before_its_client_has_acknowledged(hooked: Rig)
     asked = Packet()
     hooked.send(asked.frame())
     for flags in ("SA", "SA", "A"):
-        assert hooked.verdict(answer(asked, flags=flags).frame()) == Verdict.TX
+        assert hooked.verdict(answer(asked, flags=flags, seq=7000).frame()) == Verdict.TX
         assert hooked.state(CLIENT4) is FlowState.EMBRYONIC
-    hooked.send(replace(asked, flags="A").frame())
+    hooked.send(answer(asked, flags="SA", seq=7000).frame())
+    for ack in (0, 1000, 7000, 7002):  # guessed
+        for flags, payload in (("A", b""), ("PA", b"GET /")):
+            guess = replace(asked, flags=flags, payload=payload, seq=1001, ack=ack)
+            assert hooked.verdict(guess.frame()) == Verdict.TX
+            assert hooked.state(CLIENT4) is FlowState.EMBRYONIC
+    hooked.send(replace(asked, flags="A", seq=1001, ack=7001).frame())
     assert hooked.state(CLIENT4) is FlowState.ACKED
     for _ in range(2):
         hooked.send(answer(asked, flags="A").frame())
@@ -261,7 +268,7 @@ def test_a_server_proves_nothing_before_its_client_has_acknowledged(hooked: Rig)
 def test_the_answer_to_an_acked_flow_establishes_it(rig: Rig):
     serve(rig)
     asked = Packet()
-    for frame in (asked, answer(asked), replace(asked, flags="A")):
+    for frame in (asked, answer(asked, seq=7000), replace(asked, flags="A", seq=1001, ack=7001)):
         rig.send(frame.frame())
     assert rig.state(CLIENT4) is FlowState.ACKED
     rig.send(answer(asked, flags="PA", payload=b"220 hello").frame())
@@ -297,12 +304,13 @@ def test_a_flow_that_its_answer_makes_known_is_written_down(hooked: Rig):
 
 
 @pytest.mark.parametrize("flags", ["FA", "R", "RA"])
-@pytest.mark.parametrize("before", [[], ["A"], ["A", "PA"]], ids=["embryonic", "acked", "open"])
+@pytest.mark.parametrize("before", [["A"], ["A", "PA"]], ids=["acked", "open"])
 def test_fin_and_rst_of_the_server_close_a_flow_once(rig: Rig, flags: str, before: list[str]):
     serve(rig)
     asked = Packet()
-    for each in ["S", *before]:
-        rig.send(replace(asked, flags=each, payload=b"x" if each == "PA" else b"").frame())
+    goes_on = nodes.connected(rig, asked)
+    for each in before:
+        rig.send(replace(goes_on, flags=each, payload=b"x" if each == "PA" else b"").frame())
     for _ in range(2):
         assert rig.verdict(answer(asked, flags=flags).frame()) == Verdict.TX
         assert rig.state(CLIENT4) is FlowState.CLOSING
@@ -338,19 +346,44 @@ def test_the_last_packet_of_an_unknown_flow_is_no_flow(hooked: Rig, vip, client,
     assert hooked.counts("a").opened == 0
 
 
+def request(rig: Rig, address: str, port: int) -> None:
+    """A client that connects and asks; the server has answered its SYN."""
+    there = rig.send(Packet(address, sport=port).frame()).data
+    source = str(ip_address(there[26:30])), int.from_bytes(there[34:36])
+    syn_ack = Packet(SERVER4, source[0], 80, source[1], flags="SA", seq=7000, ack=1001)
+    asks = Packet(address, sport=port, flags="PA", payload=b"GET /", seq=1001, ack=7001)
+    for sent in (syn_ack, asks):
+        assert rig.verdict(sent.frame()) == Verdict.TX
+
+
+@pytest.mark.parametrize("forward", [Forward.NAT, Forward.FULLNAT])
+def test_strangers_who_send_data_take_no_room_of_anybody(hooked: Rig, forward: Forward):
+    """Two packets made a flow established for a quarter of an hour, with no word of the server."""
+    hooked.serve(service(backend("a", SERVER4), forward=forward))
+    (mine, port), *strangers = hooked.clients_in_bucket(99, 40)
+    request(hooked, str(mine), port)
+    for address, theirs in strangers:
+        for _ in range(3):
+            forged = Packet(str(address), sport=theirs, flags="PA", payload=b"x", ack=4711)
+            assert hooked.verdict(forged.frame()) == Verdict.TX
+    held = [hooked.slot(str(address), theirs) for address, theirs in strangers]
+    assert len([slot for slot in held if slot]) == FLOW_EMBRYONIC_WAYS
+    assert hooked.state(str(mine), port) is FlowState.ESTABLISHED
+    assert hooked.reasons() == {}
+
+
 @pytest.mark.parametrize("forward", [Forward.NAT, Forward.FULLNAT])
 def test_a_flow_without_room_in_the_table_is_dropped(hooked: Rig, forward: Forward):
     hooked.serve(service(backend("a", SERVER4), forward=forward))
     *held, late = hooked.clients_in_bucket(99, FLOW_WAYS + 1)
     for address, port in held:
-        for flags, payload in (("S", b""), ("PA", b"GET /")):
-            hooked.send(Packet(str(address), sport=port, flags=flags, payload=payload).frame())
+        request(hooked, str(address), port)
     for flags in ("S", "A"):
         frame = Packet(str(late[0]), sport=late[1], flags=flags).frame()
         assert hooked.verdict(frame) == Verdict.DROP
     assert hooked.service_counts().drops["no-room"] == 2
     assert hooked.service_counts().not_recorded == 2
-    rst = Packet(str(held[0][0]), sport=held[0][1], flags="R").frame()
+    rst = Packet(str(held[0][0]), sport=held[0][1], flags="R", seq=1006).frame()
     assert hooked.verdict(rst) == Verdict.TX
     slot = hooked.slot(str(held[0][0]), held[0][1])
     hooked.make_idle(slot.index, hooked.clock.ticks(30) + 1)

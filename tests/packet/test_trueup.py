@@ -12,10 +12,12 @@ import pytest
 from agent.dataplane import survey
 from agent.dataplane.trueup import SURVEYS, TrueUp
 from agent.model import Forward, Scheduler
+from tests.packet import nodes
 from tests.packet.frames import ACK, FIN, PSH, RST, SYN, VIP4, VIP6, Segments, random_clients
-from tests.packet.harness import Rig, backend, service
+from tests.packet.harness import Rig, Verdict, backend, service
 from tests.packet.pauses import undisturbed
 from tests.packet.talks import ANSWER, HEAD, MODES, POST, opened
+from tests.packet.wires import Packet
 
 ASK = PSH | ACK
 
@@ -39,21 +41,28 @@ NONE = {"open": 0, "waiting": 0, "counted": 0, "service_open": 0}
 
 
 class Traffic:
-    """Clients that connect, ask, ask again, close and reset, at random."""
+    """Clients that connect, ask, ask again, close and reset, at random; where answers pass, a SYN
+    is answered.
+    """
 
     def __init__(self, rig: Rig, seed: int, vip: str = VIP4, clients: int = 400) -> None:
+        self.answered = rig.config.services[0].forward.is_nat
+        ack = 7001 if self.answered else 0
         self.rig = rig
         self.draw = random.Random(seed)
         self.clients = list(random_clients(seed, clients, ipv6=vip == VIP6))
-        self.bare = Segments(vip)
-        self.asking = Segments(vip, payload=b"x" * self.draw.randrange(100, 900))
+        self.bare = Segments(vip, ack=ack)
+        self.asking = Segments(vip, payload=b"x" * self.draw.randrange(100, 900), ack=ack)
 
     def run(self, packets: int) -> None:
         for _ in range(packets):
             address, port = self.draw.choice(self.clients)
             flags = self.draw.choice([SYN, SYN, ACK, ASK, ASK, ASK, FIN | ACK, RST])
             segments = self.asking if flags == ASK else self.bare
-            self.rig.send(segments.frame(address.packed, port, flags))
+            done = self.rig.send(segments.frame(address.packed, port, flags))
+            if self.answered and flags == SYN and done.verdict == Verdict.TX:
+                told = nodes.answer(Packet(), done.data, flags="SA", payload=b"", seq=7000)
+                self.rig.send(told.frame())
 
 
 @pytest.mark.parametrize("vip", [VIP4, VIP6])
@@ -61,7 +70,8 @@ class Traffic:
 def test_the_packet_path_keeps_its_sums_true_by_itself(rig: Rig, forward: Forward, vip: str):
     rig.serve(
         service(
-            *(backend(f"b{n}") for n in range(5)), vip=vip, forward=forward,
+            *(backend(f"b{n}", f"fd00:1::{n + 1}" if vip == VIP6 else "") for n in range(5)),
+            vip=vip, forward=forward,
             scheduler=Scheduler.LEAST_LOAD,
         )
     )  # fmt: skip

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 
 from agent.dataplane.abi import FlowState, Talk
-from agent.model import AdminState, Forward, Protocol
+from agent.model import AdminState, Forward, Protocol, Scheduler
+from tests.packet.frames import tcp
 from tests.packet.harness import Rig, backend, service
 from tests.packet.pauses import undisturbed
 from tests.packet.talks import (
@@ -94,10 +95,69 @@ def test_sequence_numbers_go_round(hooked: Rig, forward):
 
 
 @MODES
-def test_a_jump_of_the_sequence_number_is_no_request_of_that_size(hooked: Rig, forward):
+@pytest.mark.parametrize(
+    ("gap", "counted"),
+    [
+        (0, 9),
+        (2**16, 9 + 2**16),
+        (2**16 + 1, 9 + 2**16),  # a client says itself what is missing: so much is believed
+        (2**20, 9 + 2**16),
+        (2**20 + 1, 9),
+        (2**24 - 2, 9),  # once weighed as 67,000 connections, for a quarter of an hour
+        (2**30, 9),
+        (2**31 + 5, 9),
+        (-(2**20) - 10, 9),
+        (-(2**30), 9),
+    ],
+)
+def test_a_jump_of_the_sequence_number_is_no_request_of_that_size(
+    hooked: Rig, forward, gap: int, counted: int
+):
     wire = opened(hooked, forward)
-    wire.client("PA", b"x" * 9, seq=wire.seq + 2**30)
-    assert wire.waiting == 9
+    wire.client("PA", b"x" * 9, seq=wire.seq + gap)
+    assert wire.waiting == counted
+
+
+@MODES
+@pytest.mark.parametrize(
+    "gap", [2**20 + 1000, 2**24, 2**31 - 100, -(2**20) - 1000, -(2**31) + 1000]
+)
+def test_a_stranger_who_jumps_ahead_hides_no_request_of_the_client(hooked: Rig, forward, gap: int):
+    wire = opened(hooked, forward)
+    start = wire.seq
+    wire.client("PA", b"x", seq=start + gap)
+    assert wire.waiting == 1
+    wire.client("PA", POST, seq=start)
+    assert wire.waiting == 1 + len(POST)
+    wire.client("PA", POST, seq=start + len(POST))
+    assert wire.waiting == 1 + 2 * len(POST)
+
+
+@pytest.mark.parametrize("gap", [2**24 - 2, 2**30])
+def test_one_packet_takes_no_backend_out_of_the_draws(rig: Rig, gap: int):
+    """It weighed as 67,000 connections: 2 of 300 new ones went to that backend."""
+    members = [backend(name) for name in "abc"]
+    rig.serve(service(*members, scheduler=Scheduler.LEAST_LOAD))
+    wire = Wire(rig).open()
+    wire.client("PA", b"x", seq=wire.seq + gap)
+    for port in range(1000, 1300):
+        rig.send(tcp("S", client_port=port))
+    assert min(rig.counts(each.name).opened for each in members) > 60
+
+
+@MODES
+@pytest.mark.parametrize("step", [1, 2**16, 2**20, 2**22])
+def test_a_flow_holds_a_mebibyte_at_most(hooked: Rig, forward, step: int):
+    """Whatever is sent; and all of it goes when the answer begins."""
+    wire = opened(hooked, forward)
+    start = wire.seq
+    for n in range(1, 800):
+        wire.client("A", b"x" * 1400, seq=start + n * (1400 + step - 1))
+    assert wire.waiting == 2**20
+    assert hooked.load_of("a")["waiting"] == 2**20
+    wire.after(LATE_MS).gets(ANSWER)
+    assert (wire.waiting, wire.answers) == (0, 1)
+    assert hooked.load_of("a")["waiting"] == 0
 
 
 @MODES
@@ -135,9 +195,8 @@ def test_what_a_syn_carries_cannot_stay_behind(hooked: Rig, forward):
     assert hooked.load_of("a")["waiting"] == 0
 
 
-@MODES
-def test_a_flow_that_began_elsewhere_counts_from_its_second_segment(hooked: Rig, forward):
-    serve(hooked, forward)
+def test_a_flow_that_began_elsewhere_counts_from_its_second_segment(hooked: Rig):
+    serve(hooked, Forward.DSR)
     wire = Wire(hooked).ask(POST)
     assert wire.waiting == 0
     wire.ask(b"x")
@@ -145,6 +204,19 @@ def test_a_flow_that_began_elsewhere_counts_from_its_second_segment(hooked: Rig,
     wire.after(LATE_MS).gets(ANSWER)
     assert (wire.waiting, wire.answers) == (0, 1)
     assert hooked.latency("a")["handshake"].sum() == 0
+
+
+def test_where_answers_pass_it_counts_from_when_the_client_has_seen_one(hooked: Rig):
+    """nat: before that it may be a stranger's, and its bytes weigh nothing."""
+    serve(hooked, Forward.NAT)
+    wire = Wire(hooked).ask(POST).ask(POST)
+    assert (wire.waiting, wire.state) == (0, FlowState.EMBRYONIC)
+    wire.server(ANSWER)
+    wire.ask(POST)
+    assert (wire.waiting, wire.state) == (0, FlowState.EMBRYONIC)
+    wire.acknowledge()
+    wire.ask(POST)
+    assert (wire.waiting, wire.state) == (len(POST), FlowState.ESTABLISHED)
 
 
 @pytest.mark.parametrize("hangs_up", [False, True])
@@ -156,8 +228,9 @@ def test_a_flow_that_began_elsewhere_may_be_answered_first(hooked: Rig, *, hangs
         wire.warm_set(field, value)
     if hangs_up:
         wire.server(flags="FA")
+        wire.acknowledge()
     else:
-        wire.server(ANSWER)
+        wire.gets(ANSWER)
     wire.ask(POST)
     assert (wire.waiting, wire.talk) == (len(POST), Talk.PLAIN)
     wire.after(LATE_MS).gets(ANSWER)
@@ -365,6 +438,8 @@ def test_a_slot_that_is_taken_over_gives_its_bytes_back(hooked: Rig, forward, *,
             seq = 1000 + ("S" not in flags) + len(POST) * (flags in ("FA", "A") and bool(payload))
             hooked.send(Packet(str(address), sport=port, flags=flags, seq=seq, ack=1,
                                payload=payload).frame())  # fmt: skip
+            if flags == "S":
+                hooked.send(Packet(SERVER, str(address), 80, port, flags="SA", seq=0).frame())
     assert hooked.load_of("a")["waiting"] == 8 * len(POST)
     slot = hooked.slot(str(clients[3][0]), clients[3][1])
     assert slot is not None

@@ -25,21 +25,31 @@ int squeeze(struct xdp_md *ctx)
 }
 """
 
-# Every packet from another source: an IPv4 address and a port that count up.
+# LB_EACH packets of each source: an IPv4 address and a port that count up. The rest of the headers
+# is that of the first packet, whatever the balancer has made of it.
 FLOOD = """
+struct headers {
+	u8 bytes[54];
+};
 BPF_PROG_ARRAY(next, 1);
 BPF_ARRAY(sent, u64, 1);
+BPF_ARRAY(first, struct headers, 1);
 
 int flood(struct xdp_md *ctx)
 {
 	u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	u32 zero = 0;
 	u64 *count = sent.lookup(&zero);
+	struct headers *headers = first.lookup(&zero);
 
-	if (data + 54 > end || !count)
+	if (data + 54 > end || !count || !headers)
 		return XDP_ABORTED;
-	*(u32 *)(data + 26) = __builtin_bswap32(LB_FIRST + (u32)*count);
-	*(u16 *)(data + 34) = __builtin_bswap16(1024 + *count % 60000);
+	if (*count)
+		__builtin_memcpy(data, headers->bytes, sizeof(headers->bytes));
+	else
+		__builtin_memcpy(headers->bytes, data, sizeof(headers->bytes));
+	*(u32 *)(data + 26) = __builtin_bswap32(LB_FIRST + (u32)*count / LB_EACH);
+	*(u16 *)(data + 34) = __builtin_bswap16(1024 + *count / LB_EACH % 60000);
 	(*count)++;
 	next.call(ctx, 0);
 	return XDP_ABORTED;

@@ -16,6 +16,8 @@ from tests.packet.wires import packed
 WAYS, EMBRYONIC_WAYS = 8, 2
 CLOSING_TICKS = 2  # after so long a closed flow gives way to who wants its place or port
 FIN, SYN, RST = 1, 2, 4
+WINDOW = 2**16  # a FIN may be so far from where the client is
+FAR = 2**20  # what is so far behind is no old segment: it tells where the client is
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Flow:
     back: bytes = b""  # the head of a frame to the client
     port: tuple[int, int] | None = None  # fullnat: number of the source, port
     port_towards: tuple[str, int, int] | None = None  # and of which server (see Ports)
+    seq: int | None = None  # one past the client's highest byte; None: not known
+    told: int | None = None  # nat, fullnat: what acknowledges all that the server has said
 
     def is_expired(self, now: int) -> bool:
         return not self.member.is_alive or now - self.stamp > self.target.timeouts[self.state]
@@ -67,6 +71,12 @@ class Flow:
     def sent(self, read: Reading, now: int) -> None:
         """A packet of the client's."""
         self.stamp = now
+        if self._is_stray(read):
+            return
+        if not self._is_believed(read):
+            return
+        if not read.flags & (RST | SYN):
+            self._follow(read)
         if read.flags & (FIN | RST):
             self.state = "closing"
         elif not read.flags & SYN and self.state != "closing":
@@ -75,13 +85,41 @@ class Flow:
             elif self.state == "embryonic":
                 self.state = "acked"
 
+    def _is_believed(self, read: Reading) -> bool:
+        """nat, fullnat: not before the server has answered to what this client says."""
+        if not self.target.is_nat or self.state != "embryonic":
+            return True
+        return self.ends.protocol == TCP_NUMBER and self.told == read.ack
+
+    def _is_stray(self, read: Reading) -> bool:
+        """A FIN or RST that is not where the client is (RFC 5961)."""
+        if not read.flags & (FIN | RST) or self.seq is None or self.state == "embryonic":
+            return False
+        near = 1 if read.flags & RST else WINDOW
+        return (read.seq - self.seq + near) % 2**32 > 2 * near
+
+    def _follow(self, read: Reading) -> None:
+        """Where the client is now."""
+        if self.ends.protocol != TCP_NUMBER:
+            return
+        if self.state == "embryonic":
+            self.seq = read.seq
+        end = (read.seq + read.payload) % 2**32
+        is_old = self.seq is not None and (end - self.seq + FAR) % 2**32 <= FAR
+        if self.seq is not None and read.payload and not is_old:
+            self.seq = end
+
     def replied(self, read: Reading, now: int) -> None:
-        """A packet of the backend's. A SYN-ACK or a datagram can be the answer to a forgery."""
+        """A packet of the backend's. A SYN-ACK, RST or datagram can be the answer to a forgery; who
+        acknowledges it has seen it.
+        """
         self.stamp = now
-        if read.flags & (FIN | RST):
-            self.state = "closing"
-        elif self.ends.protocol != TCP_NUMBER:
+        if self.ends.protocol != TCP_NUMBER:
             self.state = "acked" if self.state == "embryonic" else self.state
+        elif self.state == "embryonic":
+            self.told = (read.seq + read.payload + bool(read.flags & (SYN | FIN))) % 2**32 or None
+        elif read.flags & (FIN | RST):
+            self.state = "closing"
         elif self.state == "acked":
             self.state = "established"
 
@@ -114,7 +152,8 @@ class FlowTable:
         """A new flow, in the place of its last connection if it has one; None: no room."""
         flow = self.find(target, ends)
         if flow:
-            flow.member, flow.stamp, flow.state = member, now, "embryonic"
+            flow.member, flow.stamp, flow.state, flow.told = member, now, "embryonic", None
+            flow.seq = None
             return flow
         place = self._room(self._first_of(target, ends), now)
         if place is None:

@@ -121,7 +121,22 @@ class History:
             )
         is_tcp = target.protocol == TCP_NUMBER
         packet = replace(packet, flags=draw.choice(FLAGS) if is_tcp else None, **self._fields())
+        if is_tcp and self._one(0.7):
+            packet = self._in_place(target, packet)
         return target, self._filled(packet)
+
+    def _in_place(self, target: Target, packet: Packet) -> Packet:
+        """Where its connection is, if it is known: at the next byte, or near it, and with what the
+        server has said last.
+        """
+        ends = Ends(packet.src, packet.sport, packet.dst, packet.dport, TCP_NUMBER)
+        flow = self.mirror.model.flows.find(target, ends)
+        if flow and flow.seq is not None:
+            away = self.draw.choice((0, 0, 0, 1, 2, -1, 1000, 2**16, 2**16 + 1, 2**20))
+            packet = replace(packet, seq=(flow.seq + away) % 2**32)
+        if flow and flow.told is not None:
+            packet = replace(packet, ack=flow.told)
+        return packet
 
     def _fields(self) -> dict[str, Any]:
         draw = self.draw

@@ -68,6 +68,8 @@ class Ports:
         flow = self.table.slots.get(holder.flow.place)
         if not flow or not flow.is_flow(holder.flow) or not flow.is_in_the_way(now):
             return False
+        if flow.state == "embryonic":
+            return False  # it may be a stranger's
         # It may have moved to another backend, where it can have the same port.
         return flow.port == port and flow.port_towards == server
 
