@@ -126,10 +126,10 @@ def test_a_swap_under_load(instance: str, hook: Hook, verdicts: dict[ProgramType
     mine = pins.pins_of(instance)
     with maker(mine, verdicts) as program:
         prepare(mine, program, hook)
-        stream = Stream()
+        stream, swaps = Stream(), 0
         with stream.running():
-            for _ in range(SWAPS):
+            while swaps < SWAPS or stream.sent <= 500:  # on a busy host the load takes its time
                 attach.attach(("here",), hook, mine, program)
-        assert len(set(program.made)) == SWAPS + 1
-        assert stream.sent > 500
+                swaps += 1
+        assert len(set(program.made)) == swaps + 1
         assert stream.received == (stream.sent if verdicts is PASS else 0)
