@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 MOST_CONNECTIONS = 64
 MOST_OF_A_SOURCE = 8
 HEAD_S = 5.0  # until all of a request's head has come
+READ_S = 30.0  # until somebody who is sent an answer has read on
 _HEAD_ENDS = b"\r\n\r\n"
 
 
@@ -43,7 +44,8 @@ class _Connection(asyncio.Protocol):
         self._inner: asyncio.Protocol | None = None
         self._source = ""
         self._transport: asyncio.Transport | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None  # of a request's head
+        self._unread: asyncio.TimerHandle | None = None  # of an answer that is too much at once
         self._last = b""  # bytes of the head that has begun
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -75,14 +77,22 @@ class _Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         if self._inner is not None:
+            self._unread = asyncio.get_running_loop().call_later(READ_S, self._give_up)
             self._inner.pause_writing()
 
     def resume_writing(self) -> None:
+        self._reads_on()
         if self._inner is not None:
             self._inner.resume_writing()
 
+    def _reads_on(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
+        self._reads_on()
         if self._inner is None:
             return
         self._guarded.held[self._source] -= 1

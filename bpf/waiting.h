@@ -95,7 +95,6 @@ static __always_inline void waiting_add(struct flow_warm *warm, __u32 backend, _
 					__u32 bytes, bool is_first)
 {
 	struct backend_load *load = backend_load.lookup(&backend);
-
 	__u64 there = warm->waiting;
 
 	if (!load || there >= FLOW_WAITING_MAX)
@@ -106,12 +105,6 @@ static __always_inline void waiting_add(struct flow_warm *warm, __u32 backend, _
 		waiting_mark(load, tag);
 	__sync_fetch_and_add(&warm->waiting, (__u64)bytes);
 	__sync_fetch_and_add(&load->waiting, (__s64)bytes);
-}
-
-/* Of a request that is larger than what counts, the time tells nothing of the speed. */
-static __always_inline bool waiting_is_whole(__u32 bytes)
-{
-	return bytes < FLOW_WAITING_MAX;
 }
 
 /* Takes a flow's bytes out of its backend's sum; how many they were. */
@@ -250,7 +243,8 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 	if (!answer->bytes)
 		return;
 	count_first_byte(backend, answer->us);
-	if (waiting_is_whole(answer->bytes))
+	/* Of a larger request not all bytes are counted, so its time does not tell the speed. */
+	if (answer->bytes < FLOW_WAITING_MAX)
 		waiting_sample(backend, tag, answer->bytes,
 			       waiting_at_backend(warm, answer->us, is_reply));
 }

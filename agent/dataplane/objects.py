@@ -337,7 +337,11 @@ def _table(wanted: libbpf.MapInfo, path: Path | None) -> int:
     if path is None or not path.exists():
         fd = libbpf.map_create(wanted)
         if path is not None:
-            libbpf.object_pin(fd, path)
+            try:
+                libbpf.object_pin(fd, path)
+            except OSError:
+                os.close(fd)
+                raise
         return fd
     fd = libbpf.object_get(path)
     if replace(libbpf.map_info(fd), id=0) != wanted:

@@ -11,7 +11,6 @@ import os
 import struct
 import time
 from collections.abc import Collection
-from dataclasses import replace
 
 from agent.dataplane import btf, libbpf
 from agent.dataplane.compile import Compiled, Origin
@@ -44,32 +43,25 @@ def adopt(pins: Pins, key: str, kind: ProgramType, wanted: Collection[str]) -> C
     started = time.monotonic()
     if not all(pins.table(name).exists() for name in wanted):
         return None
-    with contextlib.suppress(OSError):
-        fd = libbpf.object_get(pins.program)
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+
+        def keep(fd: int) -> int:
+            opened.callback(os.close, fd)
+            return fd
+
+        fd = keep(libbpf.object_get(pins.program))
         info = libbpf.program_info(fd)
-        tables = _tables(fd)
-        compiled = _compiled(fd, info, tables, kind, started)
-        if _noted(pins) == (info.id, key) and _pinned(pins, tables) and info.type == kind:
-            return replace(compiled, key=key)
-        compiled.close()
+        if _noted(pins) != (info.id, key) or info.type != kind:
+            return None
+        descriptors = [keep(libbpf.map_fd(number)) for number in libbpf.program_maps(fd)]
+        tables = {libbpf.map_info(table).name: table for table in descriptors}
+        if not _pinned(pins, tables):
+            return None
+        layout = btf.parse(libbpf.btf_data(info.btf_id))
+        seconds = time.monotonic() - started
+        release = opened.pop_all().close
+        return Compiled(fd, tables, info, layout, seconds, kind, release, Origin.RUNNING, key=key)
     return None
-
-
-def _compiled(
-    fd: int, info: libbpf.ProgramInfo, tables: dict[str, int], kind: ProgramType, started: float
-) -> Compiled:
-    def release() -> None:
-        for descriptor in (fd, *tables.values()):
-            os.close(descriptor)
-
-    layout = btf.parse(libbpf.btf_data(info.btf_id))
-    seconds = time.monotonic() - started
-    return Compiled(fd, tables, info, layout, seconds, kind, release, Origin.RUNNING)
-
-
-def _tables(program: int) -> dict[str, int]:
-    descriptors = [libbpf.map_fd(number) for number in libbpf.program_maps(program)]
-    return {libbpf.map_info(fd).name: fd for fd in descriptors}
 
 
 def _noted(pins: Pins) -> tuple[int, str] | None:

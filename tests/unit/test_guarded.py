@@ -21,8 +21,11 @@ async def serving() -> AsyncIterator[int]:
     async def page(_: web.Request) -> web.Response:
         return web.Response(text="here")
 
+    async def large(_: web.Request) -> web.Response:
+        return web.Response(body=bytes(64 << 20))
+
     app = web.Application()
-    app.add_routes([web.get("/page", page)])
+    app.add_routes([web.get("/page", page), web.get("/large", large)])
     runner = guarded.runner(app, 0.1)
     await runner.setup()
     assert runner.server is not None
@@ -102,6 +105,21 @@ def test_who_does_not_say_what_he_wants_is_left(
         kept[1].write(said or b"G")
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(kept[0].read(), 60) == b""
+
+    run(work)
+
+
+def test_who_does_not_read_his_answer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded, "READ_S", 0.05)
+
+    async def work(port: int) -> None:
+        held = [await connect(port) for _ in range(MOST_OF_A_SOURCE)]
+        for _, writer in held:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(ASKS.replace(b"page", b"large"))
+        while not await answer(await connect(port)):  # noqa: ASYNC110 (until they are cut off)
+            await asyncio.sleep(0.01)
+        assert held  # which would be closed if nobody had them
 
     run(work)
 
