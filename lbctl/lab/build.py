@@ -354,7 +354,7 @@ def _detach(name: str, config: Path) -> None:
             [*command, "detach", "--config", str(config)],
             capture_output=True,
             check=False,
-            timeout=20,
+            timeout=60,
             env=processes.environment(),
             start_new_session=True,  # a second Ctrl-C is not for it
         )

@@ -25,6 +25,7 @@ SLOW = 4.0
 PROMPTS_PER_S, PROMPT_TOKENS, ANSWER_TOKENS = 60.0, 800, 40
 STREAM_S = 3.0
 AWAY_S = 2.0
+PATIENCE_S = 60.0  # a busy host takes its time
 RELOADS = 6
 BALANCERS = 2
 MASTER, SUCCESSOR = "lb1", "lb2"
@@ -61,7 +62,7 @@ class Stage:
             capture_output=True,
             text=True,
             check=False,
-            timeout=20,
+            timeout=60,
             env=processes.environment(),
         )
         if result.returncode != 0:
@@ -89,7 +90,7 @@ class Stage:
         def first() -> float | None:
             return figures.first_answer_ms(self.traffic.requests(since_s), backend, since_s)
 
-        self.wait(lambda: first() is not None, timeout_s=10)
+        self.wait(lambda: first() is not None, timeout_s=PATIENCE_S)
         return first()
 
 
@@ -139,7 +140,7 @@ def throttle(stage: Stage) -> Outcome:
 def _throttle(lab: Lab, slow: float) -> None:
     """Have an engine run so many times slower than its GPU can."""
     node = lab.node(THROTTLED)
-    connection = http.client.HTTPConnection("127.0.0.1", lab.server_port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", lab.server_port, timeout=PATIENCE_S)
     try:
         with netns.inside(node.namespace):
             connection.request("POST", f"/throttle?slow={slow}")
@@ -162,7 +163,7 @@ def kill(stage: Stage) -> Outcome:
         recent = stage.traffic.requests(now_s - 1.2, now_s)
         return now_s > killed_s + 1.5 and not figures.failures(recent)
 
-    is_calm = stage.wait(calm, timeout_s=10)
+    is_calm = stage.wait(calm, timeout_s=PATIENCE_S)
     window = stage.window(killed_s, time.monotonic())
     # A request that was under way at the kill fails, too.
     stage.forgiven.append((killed_s - 0.2, window.end_s))
@@ -240,7 +241,7 @@ def die(stage: Stage) -> Outcome:
     def outage_ms() -> float | None:
         return figures.outage_ms(stage.traffic.requests(cut_s), cut_s)
 
-    stage.wait(lambda: outage_ms() is not None, timeout_s=10)
+    stage.wait(lambda: outage_ms() is not None, timeout_s=PATIENCE_S)
     # A client asks again after a second, and what is held open is heard of in that time.
     time.sleep(2.0)
     window = stage.window(cut_s, time.monotonic())

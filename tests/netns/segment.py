@@ -38,7 +38,7 @@ with socket.create_server(("0.0.0.0", 80), reuse_port=True) as listening:
 UPLOAD = """
 import hashlib, random, socket, sys
 text = random.Random(1).randbytes(BYTES)
-with socket.create_connection(("VIP", 80), timeout=20) as talk:
+with socket.create_connection(("VIP", 80), timeout=120) as talk:
     talk.sendall(text)
     talk.shutdown(socket.SHUT_WR)
     answer = talk.makefile("rb").read().decode()

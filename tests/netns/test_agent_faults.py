@@ -20,6 +20,7 @@ from agent.errors import SteelyardError
 from lbctl.lab import build, failover, netns, processes
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
+MANY = 500  # packets of a service, more than come between two requests
 PINS = Path("/sys/fs/bpf/steelyard/st-faults-lb1")
 
 
@@ -225,12 +226,12 @@ def test_a_service_removed_and_made_anew_inherits_nothing(lab: Site) -> None:
     before = lab.get("/v1/config")["config"]["services"]
     web = next(service for service in before if service["name"] == "web")
     with lab.load():
-        assert lab.get("/v1/services/web")["packets_total"] > 0
+        wait_until("packets", lambda: lab.get("/v1/services/web")["packets_total"] > MANY)
         lab.edit("service.remove", service="web")
         backends = [web["backends"][1] | {"name": "only"}]
         begun = time.monotonic()
         lab.edit("service.add", service="new", values=web | {"name": "new", "backends": backends})
-        assert lab.get("/v1/services/new")["packets_total"] < 20
+        assert lab.get("/v1/services/new")["packets_total"] < MANY
         flows = lab.get("/v1/flows", limit="1000", service="new")["flows"]
         # Those that have come since are its own.
         assert all(flow["age_s"] <= time.monotonic() - begun for flow in flows), flows

@@ -198,7 +198,7 @@ class Routed:
                 vip = VIPS[number % 2]
                 self._port += 1
                 own = ("::" if vip.version == 6 else "0.0.0.0", self._port)
-                made.append(HTTPConnection(str(vip), 80, timeout=20, source_address=own))
+                made.append(HTTPConnection(str(vip), 80, timeout=120, source_address=own))
                 made[-1].connect()
         return made
 

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
-TIMEOUT_S = 30.0
+TIMEOUT_S = 120.0
 AT_ONCE_S = 0.19  # TCP asks again after 200 ms at the earliest
 MAX_OPEN = 15_000
 

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from lbctl.lab import netns
 from lbctl.lab.build import remove_locks
+from tests.netns.site import wait_until
 
 type Address = IPv4Address | IPv6Address
 
@@ -104,8 +105,14 @@ class Switched:
         """Whether the node has the VIP on an interface."""
         return f" {vip}/" in self.run(node, "ip", "-o", "address", "show")
 
-    def reaches(self, vip: object, patience_s: float = 0.2) -> bool:
-        """Whether the client's ping is answered."""
+    def await_answer(self, vip: object) -> None:
+        """Ping until it is answered, as clients ask again: what is on its way when the VIP moves
+        is lost.
+        """
+        wait_until(f"{vip} answers", lambda: self.answers(vip, 1.0))
+
+    def answers(self, vip: object, patience_s: float = 0.2) -> bool:
+        """Whether the client's one ping is answered."""
         command = ["ping", "-c1", f"-W{patience_s}", str(vip)]
         done = subprocess.run(
             [*netns.entering(self.name("client")), *command],

@@ -64,7 +64,7 @@ def shown(net: Net, address: Address) -> str:
     return " ".join(net.ours(f"addr show to {address}").split())
 
 
-def reaches(net: Net, address: Address, patience_s: float = 2.0) -> bool:
+def reaches(net: Net, address: Address, patience_s: float = 20.0) -> bool:
     command = ["ip", "netns", "exec", net.peer, "ping", "-c1", f"-W{patience_s}", str(address)]
     return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from functools import partial
 from ipaddress import ip_address
 
 import pytest
@@ -204,16 +205,18 @@ def test_a_vip_that_somebody_removes_is_put_back(net: Switched) -> None:
 
 
 def test_vips_that_are_not_accepted_are_answered_for_where_the_master_is(net: Switched) -> None:
+    def is_known(node: str, vip: object) -> bool:
+        return mac(node) in net.run("client", "ip", "neighbour", "show", str(vip))
+
     def resolves_to(node: str, *vips: object) -> None:
         for vip in vips:
             net.run("client", "ip", "neighbour", "flush", "to", str(vip))
-            assert not net.reaches(vip)
-            told = net.run("client", "ip", "neighbour", "show", str(vip))
-            assert mac(node) in told, told
+            assert not net.answers(vip)
+            wait_until(f"{node} answers for {vip}", partial(is_known, node, vip))
 
     def nobody_has(vip: object) -> None:
         net.run("client", "ip", "neighbour", "flush", "to", str(vip))
-        net.reaches(vip)
+        net.answers(vip)
         assert "lladdr" not in net.run("client", "ip", "neighbour", "show", str(vip))
 
     for node in ("a", "b"):  # a keepalived that was killed leaves its VIP
@@ -236,7 +239,7 @@ def test_vips_that_are_not_accepted_are_answered_for_where_the_master_is(net: Sw
         nobody_has(VIP)
         second.reload(BOTH | LOW)
         second.await_vip(True)
-        assert net.reaches(VIP)
+        net.await_answer(VIP)
         second.reload(silent | LOW)
         second.await_vip(False)
         resolves_to("b", VIP, VIP6)

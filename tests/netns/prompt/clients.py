@@ -20,7 +20,7 @@ from typing import Any
 from lbctl.lab import netns, processes
 from tests.netns.prompt.nginx import SERVER_NAME
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 120.0
 _TCP_REPAIR = 19
 
 

@@ -34,9 +34,9 @@ def main() -> None:
         def call(message: dict[str, Any]) -> None:
             data = json.dumps(message).encode()
             if plan["method"] == "Unary":
-                answers.append(channel.unary_unary("/prompt/Unary")(data, timeout=20))
+                answers.append(channel.unary_unary("/prompt/Unary")(data, timeout=120))
             else:
-                answers.extend(channel.unary_stream("/prompt/Stream")(data, timeout=20))
+                answers.extend(channel.unary_stream("/prompt/Stream")(data, timeout=120))
 
         started = time.monotonic()
         threads = [threading.Thread(target=call, args=(message,)) for message in plan["calls"]]
