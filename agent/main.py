@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from agent import __version__
 from agent.clitools import config_option, guarded
 from agent.config.durations import parse_duration
 from agent.logs import LogFormat, LogLevel, configure
-from agent.model import GUE_PORT, Address
+from agent.model import GUE_PORT, Address, Network
 from agent.node.settings import Check, Settings
 from agent.upkeep import rollback_check, take_over
 
@@ -47,6 +47,18 @@ class _Address(click.ParamType[Address]):
     ) -> Address:
         try:
             return ip_address(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Prefix(click.ParamType[Network]):
+    name = "prefix"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Network:
+        try:
+            return ip_network(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -243,12 +255,23 @@ def failover(path: Path, log_level: str, log_format: str) -> None:
     show_default=True,
     help="The UDP destination port of `forward: gue`, as in the balancers' `gue.port`.",
 )
-def decap(interface: str, vips: tuple[Address, ...], gue_port: int) -> None:
+@click.option(
+    "--from",
+    "senders",
+    multiple=True,
+    type=_Prefix(),
+    help="A balancer's address, or a prefix that the balancers are in; repeatable. Tunnel packets "
+    "of others are left to the host.  [default: anybody]",
+)
+def decap(
+    interface: str, vips: tuple[Address, ...], gue_port: int, senders: tuple[Network, ...]
+) -> None:
     """On a backend: take the outer header off what `ipip` and `gue` balancers send.
 
-    For kernels without a tunnel device. Stays until `ip link set dev NAME xdp off`.
+    For kernels without a tunnel device. Stays until `ip link set dev NAME xdp off`. Without
+    `--from`, anybody who reaches this host can send packets that seem to come from clients.
 
-    Example: lb-agent decap --interface eth0 --vip 10.0.0.10
+    Example: lb-agent decap --interface eth0 --vip 10.0.0.10 --from 10.0.0.1
     """
 
     def work() -> None:
@@ -256,7 +279,7 @@ def decap(interface: str, vips: tuple[Address, ...], gue_port: int) -> None:
         from agent.dataplane.program import require_root
 
         require_root()
-        mode = attach_decap(interface, vips, gue_port)
+        mode = attach_decap(interface, vips, gue_port, senders)
         click.echo(f"{interface}: decapsulating, {mode.value} XDP")
 
     guarded(work)

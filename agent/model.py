@@ -13,6 +13,7 @@ from pathlib import Path
 from agent.failover.model import Failover
 
 type Address = IPv4Address | IPv6Address
+type Network = IPv4Network | IPv6Network
 
 ANY_PORT = 0
 MAX_WEIGHT = 1000
@@ -277,7 +278,7 @@ class Zone:
     """A place, and the clients that are near it: the longest prefix wins."""
 
     name: str
-    clients: tuple[IPv4Network | IPv6Network, ...]
+    clients: tuple[Network, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,10 @@
  * what a balancer has encapsulated (ipip, or gue: an outer UDP header too), and
  * passes the inner packet to the host.  VLAN tags stay in front of it.
  *
- * Only packets whose inner destination is one of our VIPs are touched; anything
- * else, other tunnels included, passes as it came: what cannot be taken apart is
- * the host's to judge.  LB_GUE_PORT is the UDP destination port of gue.
+ * Only packets whose inner destination is one of our VIPs are touched, with
+ * LB_DECAP_FROM only those of the balancers; anything else, other tunnels included,
+ * passes as it came: what is not taken apart is the host's to judge.  LB_GUE_PORT is
+ * the UDP destination port of gue.
  */
 #include "wire.h"
 
@@ -27,6 +28,16 @@ struct vip_key {
 /* VIP -> 1.  `lb-agent decap` writes before it attaches. */
 BPF_HASH(decap_vips, struct vip_key, u8, 256);
 
+/* Longest prefix match: who may send tunnel packets -> 1. */
+struct sender_key {
+	__u32 prefix_len; /* 32 + bits of the address */
+	__u32 family;     /* 4 or 6 */
+	__be32 addr[4];
+};
+
+/* `lb-agent decap` writes before it attaches. */
+BPF_F_TABLE("lpm_trie", struct sender_key, u8, decap_senders, 256, BPF_F_NO_PREALLOC);
+
 struct decap_tag {
 	__be16 tci;
 	__be16 eth_proto; /* of what follows */
@@ -42,6 +53,7 @@ struct tunnel {
 	__u8 inner_ecn;
 	__be16 inner_proto; /* as an Ethernet type */
 	struct vip_key vip;
+	struct sender_key sender;
 };
 
 /* The MACs and the tags: all that stands before the last Ethernet type. */
@@ -126,6 +138,8 @@ static __always_inline bool find_tunnel(struct xdp_md *ctx, struct tunnel *tun)
 		    ip->frag & be16(IPV4_MF | IPV4_OFFSET))
 			return false;
 		tun->outer_ecn = ip->tos & ECN_MASK;
+		tun->sender.family = 4;
+		tun->sender.addr[0] = ip->saddr;
 		return find_payload(data, data_end, ip->l4_proto, off + sizeof(*ip), tun);
 	}
 	if (eth_proto == be16(ETH_P_IPV6)) {
@@ -134,6 +148,8 @@ static __always_inline bool find_tunnel(struct xdp_md *ctx, struct tunnel *tun)
 		if ((void *)(ip + 1) > data_end || *(__u8 *)ip >> 4 != 6)
 			return false;
 		tun->outer_ecn = ((__u8 *)ip)[1] >> 4 & ECN_MASK;
+		tun->sender.family = 6;
+		__builtin_memcpy(tun->sender.addr, ip->saddr, sizeof(tun->sender.addr));
 		return find_payload(data, data_end, ip->next_header, off + sizeof(*ip), tun);
 	}
 	return false;
@@ -206,13 +222,19 @@ static __always_inline bool write_link_header(struct xdp_md *ctx, const struct t
 	return true;
 }
 
+static __always_inline bool is_of_balancer(struct tunnel *tun)
+{
+	tun->sender.prefix_len = 32 + 128;
+	return !LB_DECAP_FROM || decap_senders.lookup(&tun->sender);
+}
+
 int decap(struct xdp_md *ctx)
 {
 	struct link_header link = {};
 	struct tunnel tun = {};
 	__u8 ecn;
 
-	if (!find_tunnel(ctx, &tun) || !decap_vips.lookup(&tun.vip))
+	if (!find_tunnel(ctx, &tun) || !decap_vips.lookup(&tun.vip) || !is_of_balancer(&tun))
 		return XDP_PASS;
 	/* Congestion that a sender could not be told of by a mark: RFC 6040 says drop. */
 	if (tun.outer_ecn == ECN_CE && tun.inner_ecn == ECN_NOT_ECT)

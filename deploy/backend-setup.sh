@@ -7,7 +7,7 @@ set -eu
 
 usage() {
 	cat <<'END'
-Usage: backend-setup.sh up|down dsr|ipip|gue [--advmss BYTES] [--gue-port PORT] VIP...
+Usage: backend-setup.sh up|down dsr|ipip|gue [OPTION...] VIP...
 
   dsr     the balancer is on the same segment: the VIP goes on lo, and ARP is told to be silent
   ipip    as dsr, and the balancer's tunnel packets are unpacked
@@ -19,13 +19,17 @@ Usage: backend-setup.sh up|down dsr|ipip|gue [--advmss BYTES] [--gue-port PORT] 
           (IPv6 in IPv6). gue adds 8 more: 1432, 1412 or 1392
   --gue-port PORT
           the UDP port of gue, as in the balancer's gue.port; without it 6080
+  --from PREFIX
+          ipip and gue: a balancer's address, or a prefix that the balancers are in; repeatable.
+          nftables then drops the tunnel packets of all others, who else could send packets that
+          seem to come from clients
 
 nat and fullnat need nothing of the VIP: for nat, the backend's default route is the balancer.
 
 Examples:
   backend-setup.sh up dsr 10.0.0.10 fd00::10
-  backend-setup.sh up ipip --advmss 1440 10.0.0.10
-  backend-setup.sh up gue --advmss 1432 10.0.0.10
+  backend-setup.sh up ipip --advmss 1440 --from 10.0.0.1 --from 10.0.0.2 10.0.0.10
+  backend-setup.sh up gue --advmss 1432 --from 10.0.0.0/28 10.0.0.10
   backend-setup.sh down ipip 10.0.0.10
 END
 }
@@ -127,6 +131,37 @@ gue_down() {
 	done
 }
 
+# senders_up PORT SENDER...: packets that the tunnel devices would take, from these alone.
+senders_up() {
+	table="inet steelyard_tunnels" port="$1" v4='' v6=''
+	shift
+	for sender in "$@"; do
+		case "$sender" in
+		*:*) v6="${v6:+$v6, }$sender" ;;
+		*) v4="${v4:+$v4, }$sender" ;;
+		esac
+	done
+	rules="add table $table; flush table $table;"
+	rules="$rules add chain $table input { type filter hook input priority filter; };"
+	rules="$rules add chain $table tunnel;"
+	rules="$rules add rule $table input meta l4proto { 4, 41 } jump tunnel;"
+	if [ -n "$port" ]; then rules="$rules add rule $table input udp dport $port jump tunnel;"; fi
+	if [ -n "$v4" ]; then rules="$rules add rule $table tunnel ip saddr { $v4 } return;"; fi
+	if [ -n "$v6" ]; then rules="$rules add rule $table tunnel ip6 saddr { $v6 } return;"; fi
+	rules="$rules add rule $table tunnel counter drop"
+	# One transaction: there is no moment without the rules.
+	echo "+ nft '$rules'"
+	nft "$rules" || fail \
+		"nftables does not take these rules" \
+		"give each --from as an address or a prefix such as 10.0.0.0/28"
+}
+
+senders_down() {
+	if nft list table inet steelyard_tunnels >/dev/null 2>&1; then
+		run nft delete table inet steelyard_tunnels
+	fi
+}
+
 # advmss_up BYTES: every default route announces smaller segments.
 advmss_up() {
 	for family in -4 -6; do
@@ -149,7 +184,7 @@ done
 	usage >&2
 	exit 2
 }
-action="$1" mode="$2" advmss="" gue_port=6080
+action="$1" mode="$2" advmss="" gue_port=6080 senders=""
 shift 2
 case "$action" in up | down) ;; *) fail "unknown action $action" "up or down: $0 --help" ;; esac
 case "$mode" in
@@ -161,13 +196,19 @@ while :; do
 	case "$1" in
 	--advmss) example=1432 ;;
 	--gue-port) example=6080 ;;
+	--from) example=10.0.0.1 ;;
 	*) break ;;
 	esac
-	[ $# -ge 3 ] || fail "$1 needs a number, and a VIP must follow" "$0 up gue $1 $example VIP"
-	case "$2" in "" | *[!0-9]*) fail "$1 $2 is not a number" "$1 $example" ;; esac
+	[ $# -ge 3 ] || fail "$1 needs a value, and a VIP must follow" "$0 up gue $1 $example VIP"
+	case "$1 $2" in
+	--from\ | --from\ *[!0-9a-fA-F:./]*) fail "$1 $2 is neither an address nor a prefix" "$1 $example" ;;
+	--from\ *) ;;
+	*\ | *\ *[!0-9]*) fail "$1 $2 is not a number" "$1 $example" ;;
+	esac
 	case "$1" in
 	--advmss) advmss="$2" ;;
 	--gue-port) gue_port="$2" ;;
+	--from) senders="$senders $2" ;;
 	esac
 	shift 2
 done
@@ -179,11 +220,21 @@ for vip in "$@"; do
 	"" | *[!0-9.]*) fail "'$vip' is not an address" "give the VIP as in 10.0.0.10 or fd00::10" ;;
 	esac
 done
+if [ -n "$senders" ] && [ "$action" = up ]; then
+	[ "$mode" != dsr ] || fail "--from is of ipip and gue" "leave it out: dsr has no tunnel"
+	command -v nft >/dev/null || fail "--from needs nft" "apt-get install nftables"
+fi
 [ "$(id -u)" = 0 ] || fail "not root" "sudo $0 …"
 
 case "$action" in
 up)
 	settings_up # first: the VIP must not answer ARP for a moment
+	if [ -n "$senders" ]; then # before there is a tunnel
+		port=''
+		if [ "$mode" = gue ]; then port="$gue_port"; fi
+		# shellcheck disable=SC2086 # each sender is an argument
+		senders_up "$port" $senders
+	fi
 	if [ "$mode" != dsr ]; then tunnels_up; fi
 	if [ "$mode" = gue ]; then gue_up "$gue_port"; fi
 	for vip in "$@"; do
@@ -195,7 +246,10 @@ up)
 down)
 	for vip in "$@"; do vip_down "$vip"; done
 	if [ "$mode" = gue ]; then gue_down "$gue_port"; fi
-	if [ "$mode" != dsr ]; then tunnels_down; fi
+	if [ "$mode" != dsr ]; then
+		tunnels_down
+		senders_down
+	fi
 	echo "left as they are: the sysctl settings, and the routes' advmss"
 	;;
 esac

@@ -6,9 +6,7 @@ import re
 from collections.abc import Callable
 from ipaddress import (
     IPv4Address,
-    IPv4Network,
     IPv6Address,
-    IPv6Network,
     ip_address,
     ip_network,
 )
@@ -17,9 +15,8 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from agent.config.kinds import Kind, matching, refuse, shown, text, whole
-from agent.model import ANY_PORT, MAX_ZONE_PREFIXES, Address, Zone
+from agent.model import ANY_PORT, MAX_ZONE_PREFIXES, Address, Network, Zone
 
-type Network = IPv4Network | IPv6Network
 # First and last port of a range; one port, or ANY_PORT, has no last one.
 type Ports = tuple[int, int | None]
 

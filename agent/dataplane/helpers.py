@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import os
+import struct
 
 from agent.dataplane import attach, libbpf, sources
 from agent.dataplane.compile import Compiled
 from agent.dataplane.objects import load_program
-from agent.model import GUE_PORT, Address, Hook
+from agent.model import GUE_PORT, Address, Hook, Network
 
 
-def attach_decap(interface: str, vips: tuple[Address, ...], gue_port: int = GUE_PORT) -> Hook:
-    """Take the outer header off what balancers send for ``vips``; stays until detached."""
-    return attach.attach_helper(interface, load_decap(vips, gue_port).fd)
+def attach_decap(
+    interface: str,
+    vips: tuple[Address, ...],
+    gue_port: int = GUE_PORT,
+    senders: tuple[Network, ...] = (),
+) -> Hook:
+    """Take the outer header off what balancers send for ``vips``; stays until detached.
+
+    ``senders``: the balancers, the only ones from whom tunnel packets are taken; none: anybody.
+    """
+    return attach.attach_helper(interface, load_decap(vips, gue_port, senders).fd)
 
 
-def load_decap(vips: tuple[Address, ...], gue_port: int) -> Compiled:
+def load_decap(
+    vips: tuple[Address, ...], gue_port: int, senders: tuple[Network, ...] = ()
+) -> Compiled:
     """The program that ``attach_decap`` attaches; ``gue_port`` is a UDP destination port."""
-    definitions = {"LB_GUE_PORT": str(gue_port)}
+    definitions = {"LB_GUE_PORT": str(gue_port), "LB_DECAP_FROM": str(int(bool(senders)))}
     compiled = load_program(sources.joined("decap.c"), "decap", definitions)
     fd = compiled.tables["decap_vips"]
     for vip in vips:
         libbpf.map_update(fd, vip.packed.ljust(16, b"\0"), b"\1")
+    for sender in senders:
+        libbpf.map_update(compiled.tables["decap_senders"], _sender_key(sender), b"\1")
     return compiled
+
+
+def _sender_key(sender: Network) -> bytes:
+    """``struct sender_key``."""
+    return struct.pack("=II16s", 32 + sender.prefixlen, sender.version,
+                       sender.network_address.packed)  # fmt: skip
 
 
 def attach_pass(interface: str) -> Hook:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from agent.model import Address
-from agent.state.tables import Network, PortBlock, QuicId, ServiceSlot, ZoneRingKey
+from agent.model import Address, Network
+from agent.state.tables import PortBlock, QuicId, ServiceSlot, ZoneRingKey
 
 _CACHED_PREFIXES = 65_536  # zones can have many, and each pass reads them
 _BITS_BEFORE_PORT = 160  # of struct port_range_key: address, padding, protocol

@@ -5,14 +5,12 @@ from __future__ import annotations
 import enum
 import socket
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from pyroute2.netlink.rtnl import ndmsg
 
-from agent.model import Address
-
-type Network = IPv4Network | IPv6Network
+from agent.model import Address, Network
 
 IFF_UP = 0x1
 IFF_LOWER_UP = 0x10000

@@ -23,11 +23,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agent.model import Address
+from agent.model import Address, Network
 from agent.state.tables import (
     BackendEntry,
     MarkEntry,
-    Network,
     OriginEntry,
     PortBlock,
     QuicId,

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 from typing import Any
 
-from agent.model import ANY_PORT, Address, Backend, Config, Forward, Service
+from agent.model import ANY_PORT, Address, Backend, Config, Forward, Network, Service
 
-type Network = IPv4Network | IPv6Network
 type Json = dict[str, Any]
 
 FAMILY = "inet"

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from agent.model import ANY_PORT, Address, Config, Forward, NextHop, Service, Zone
+from agent.model import ANY_PORT, Address, Config, Forward, Network, NextHop, Service, Zone
 from agent.state.identities import Identities
 from agent.state.ranges import blocks
 from agent.state.tables import (
     NAT_SOURCES,
     Blocks,
     MarkEntry,
-    Network,
     OriginEntry,
     PortBlock,
     QuicId,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
 
-from agent.model import Address, Forward, Scheduler
+from agent.model import Address, Forward, Network, Scheduler
 
-type Network = IPv4Network | IPv6Network
 type Blocks = tuple[int, ...]  # fullnat: block + 1 by number of the source in its family; 0: none
 
 NAT_SOURCES = 8  # source addresses of fullnat of each family; as in bpf/include/abi.h

@@ -9,6 +9,7 @@ from lbctl.doctor.facts import Facts, Finding, Link, Question, Verdict
 
 # deploy/backend-setup.sh does all of this at once.
 SETUP = "deploy/backend-setup.sh"
+SENDERS_TABLE = "steelyard_tunnels"  # of deploy/backend-setup.sh --from
 # ARP does not ask there.
 QUIET_KINDS = ("dummy", "ipip", "ip6tnl", "sit")
 
@@ -154,6 +155,25 @@ def decapsulation(facts: Facts, ask: Question) -> Iterator[Finding]:
             f"{setup}; where the kernel has no tunnel device, the decapsulation program"
             " (docs/operations.md)",
         )
+
+
+def tunnel_senders(facts: Facts, ask: Question) -> Iterator[Finding]:
+    """A tunnel device takes packets from anybody, in the name of any client."""
+    if ask.forward is None or not ask.forward.is_tunnel or facts.nft_tables is None:
+        return
+    if not any(tunnel.up for tunnel in _tunnels(facts, ask.vips)):
+        return  # the decapsulation program has its own `--from`
+    if SENDERS_TABLE in facts.nft_tables:
+        yield Finding("tunnel senders", Verdict.OK, "nftables takes tunnel packets from balancers")
+        return
+    mode, vips = ask.forward.value, " ".join(map(str, ask.vips)) or "VIP"
+    yield Finding(
+        "tunnel senders",
+        Verdict.WARNING,
+        "unless your network filters them, tunnel packets of anybody are taken, in the name of any"
+        " client",
+        f"{SETUP} up {mode} --from BALANCER {vips}",
+    )
 
 
 def gateway(_facts: Facts, ask: Question) -> Iterator[Finding]:

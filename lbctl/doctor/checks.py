@@ -57,6 +57,7 @@ BACKEND: tuple[Check, ...] = (
     backend_checks.arp,
     backend_checks.rp_filter,
     backend_checks.decapsulation,
+    backend_checks.tunnel_senders,
     backend_checks.gateway,
 )
 

@@ -187,7 +187,14 @@ def prepare_paths(lab: Lab) -> None:
     ]
     if lab.forward.is_tunnel:
         vips = [word for vip in lab.vips for word in ("--vip", str(vip))]
-        decap = [*agent, "decap", "--interface", topology.NODE_INTERFACE, *vips]
+        balancers = [
+            word
+            for balancer in lab.nodes(Role.BALANCER)
+            for link in balancer.links
+            for address in link.addresses
+            for word in ("--from", str(address.ip))
+        ]
+        decap = [*agent, "decap", "--interface", topology.NODE_INTERFACE, *vips, *balancers]
         commands += [(backend.namespace, decap) for backend in lab.nodes(Role.BACKEND)]
     # Each of them compiles a program: side by side, as far as there are processors.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

@@ -122,6 +122,22 @@ def test_gue_backend_needs_a_port_and_a_tunnel_device():
     assert "no tunnel device" in verdicts(bare, ask)["decapsulation"].message
 
 
+@pytest.mark.parametrize("forward", [Forward.IPIP, Forward.GUE])
+def test_a_tunnel_device_should_take_packets_of_balancers_only(forward: Forward):
+    ask = ask_backend(forward)
+    ready = dataclasses.replace(backend(LO_WITH_VIP, TUNNEL), gue_ports=frozenset({6080}))
+    open_to_all = dataclasses.replace(ready, nft_tables=frozenset({"filter"}))
+    finding = verdicts(open_to_all, ask)["tunnel senders"]
+    assert finding.verdict is Verdict.WARNING
+    assert f"up {forward.value} --from BALANCER 10.0.0.10" in finding.fix
+    guarded = dataclasses.replace(ready, nft_tables=frozenset({"steelyard_tunnels"}))
+    assert verdicts(guarded, ask) == {}
+    assert verdicts(ready, ask) == {}, "nobody can see the rules"
+    without = dataclasses.replace(backend(LO_WITH_VIP), nft_tables=frozenset())
+    assert "tunnel senders" not in verdicts(without, ask)
+    assert verdicts(open_to_all, ask_backend(Forward.DSR)) == {}
+
+
 def test_nat_backend_needs_its_route_and_no_vip():
     loud = {"net.ipv4.conf.all.arp_ignore": 0}
     found = verdicts(backend(LOOPBACK, sysctl=loud), ask_backend(Forward.NAT))

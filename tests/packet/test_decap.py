@@ -6,7 +6,7 @@ import itertools
 import random
 import struct
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from scapy.layers.inet import GRE, IP, UDP
@@ -310,3 +310,40 @@ def test_what_the_balancer_wraps_the_backend_unwraps(
     )
     out = rig.send(frame).data
     assert decap(out).data == out[:12] + hop_later[12:]
+
+
+# -- --from
+
+
+SENDERS = tuple(map(ip_network, ("10.0.0.0/30", "10.9.9.9/32", "fd00::/64", "2001:db8::9/128")))
+BALANCERS = ("10.0.0.0", "10.0.0.3", "10.9.9.9", "fd00::1", "fd00::ffff", "2001:db8::9")
+STRANGERS = ("10.0.0.4", "10.9.9.8", "9.255.255.255", "fd00:0:0:1::1", "2001:db8::8",
+             "::ffff:10.0.0.1", "::10.0.0.1")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def choosy() -> Iterator[Compiled]:
+    return helpers.load_decap(tuple(map(ip_address, VIPS)), GUE_PORT, SENDERS)
+
+
+@pytest.mark.parametrize("tunnel", TUNNELS)
+@pytest.mark.parametrize("vip", VIPS)
+@pytest.mark.parametrize("sender", BALANCERS)
+def test_the_balancers_packets_are_taken(choosy: Compiled, sender: str, vip: str, tunnel: str):
+    inner = tcp(vip=vip)
+    outer = wrapped(ip_address(sender).version, inner, tunnel, src=sender)
+    done = libbpf.test_run(choosy.fd, outer)
+    assert (done.verdict, done.data[L3:]) == (Verdict.PASS, inner[L3:])
+
+
+@pytest.mark.parametrize("tunnel", TUNNELS)
+@pytest.mark.parametrize("vip", VIPS)
+@pytest.mark.parametrize("sender", STRANGERS)
+def test_those_of_strangers_stay_as_they_came(
+    choosy: Compiled, decap: Decap, sender: str, vip: str, tunnel: str
+):
+    """Else whoever reaches a backend speaks to it in the name of any client."""
+    outer = wrapped(ip_address(sender).version, tcp(vip=vip), tunnel, src=sender)
+    done = libbpf.test_run(choosy.fd, outer)
+    assert (done.verdict, done.data) == (Verdict.PASS, outer)
+    assert decap(outer).data != outer, "without --from it is taken"
