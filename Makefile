@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint types bench bench-peers bench-ai bench-failover vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test soak attack lint types bench bench-peers bench-ai bench-failover vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -52,6 +52,9 @@ docs: $(STAMP) ## write the generated references in docs/ anew
 docs-check: $(STAMP)
 	@echo "docs: the generated references are up to date"
 	@for module in $(REFERENCES); do $(PYTHON) -m $$module --check || exit 1; done
+
+attack: setup ## honest clients beside attackers, in every mode (root)
+	@$(PYTHON) -m tests.packet.attack
 
 bench: setup ## measure: tables and JSON in bench/results (root)
 	@$(PYTHON) -m bench

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Packets that the balancer itself answers, at the place of the one that it drops:
  * RST, ICMP port unreachable, packet too big, time exceeded.  Each answer is
- * smaller than its cause or little larger, and there is one a packet.
+ * smaller than its cause or little larger, there is one a packet, and strangers get
+ * so many (limit.h).
  */
 #ifndef STEELYARD_ANSWER_H
 #define STEELYARD_ANSWER_H
@@ -9,6 +10,8 @@
 #include "csum.h"
 #include "ctx.h"
 #include "forward.h"
+#include "guard.h"
+#include "limit.h"
 #include "packet.h"
 #include "scratch.h"
 
@@ -262,13 +265,10 @@ static __always_inline int answer_too_big(CTX *ctx, struct packet *p, const stru
 static __always_inline bool answer_is_due(CTX *ctx, const struct packet *p)
 {
 	struct eth_header *eth = ctx_data(ctx);
-	__u8 first = p->saddr[0];
 
 	if ((void *)(eth + 1) > ctx_end(ctx) || eth->dest[0] & 1)
 		return false;
-	if (p->family == 4)
-		return first && first != 127 && first < 224;
-	return first != 0xff && (p->saddr[0] || p->saddr[1] || p->saddr[2] || p->saddr[3]);
+	return !is_no_host(p);
 }
 
 static __always_inline int answer_ttl(CTX *ctx, struct packet *p, const struct route *route)
@@ -278,6 +278,18 @@ static __always_inline int answer_ttl(CTX *ctx, struct packet *p, const struct r
 		__builtin_memcpy(p->daddr, route->to.saddr, sizeof(p->daddr));
 	return answer_icmp(ctx, p, p->family == 4 ? ICMP_TIME_EXCEEDED : ICMPV6_TIME_EXCEEDED, 0,
 			   0);
+}
+
+/* Two answers are not limited: that a packet is too big, as in Linux, because it is far
+ * larger than its answer; and that a connection is over, because nobody but its two ends
+ * can ask for it.
+ */
+static __always_inline bool answer_is_allowed(const struct packet *p, const struct route *route)
+{
+	if (limit_allows(p))
+		return true;
+	count_not_replied(route->service);
+	return false;
 }
 
 /* Answers the packet that is dropped for `reason`; true if it did.  Never an ICMP
@@ -295,19 +307,21 @@ static __always_inline bool answer(CTX *ctx, struct packet *p, const struct serv
 	    backend)
 		return !answer_too_big(ctx, p, backend);
 	if ((LB_SYNC || LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TTL_EXCEEDED)
-		return !answer_ttl(ctx, p, route);
+		return answer_is_allowed(p, route) && !answer_ttl(ctx, p, route);
 	if (p->is_fragment)
 		return false;
 	if (reason == REASON_NO_FLOW && route->is_over && p->l4_proto == L4_TCP)
 		return !(p->tcp_flags & TCP_RST) && !answer_reset(ctx, p);
 	if (!LB_RESET || reason != REASON_NO_BACKEND || !service ||
-	    !(service->flags & SERVICE_F_RESET))
+	    !(service->flags & SERVICE_F_RESET) || p->tcp_flags & TCP_RST)
+		return false;
+	if (!answer_is_allowed(p, route))
 		return false;
 	if (p->l4_proto == L4_UDP)
 		return !answer_icmp(
 			ctx, p, p->family == 4 ? ICMP_UNREACHABLE : ICMPV6_UNREACHABLE,
 			p->family == 4 ? ICMP_UNREACHABLE_PORT : ICMPV6_UNREACHABLE_PORT, 0);
-	return !(p->tcp_flags & TCP_RST) && !answer_reset(ctx, p);
+	return !answer_reset(ctx, p);
 }
 
 #endif

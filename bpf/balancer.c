@@ -102,7 +102,12 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 {
 	const struct service *service = walk->service;
 	struct happening what = { .service = service->id };
+	int reason;
 
+	reason = guard_first(ctx, p);
+	step_ends();
+	if (reason)
+		return reason;
 	if (hold_is_on())
 		return REASON_HELD;
 	if (!(p->tcp_flags & (TCP_FIN | TCP_RST)))

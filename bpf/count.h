@@ -40,6 +40,14 @@ static __always_inline void count_not_recorded(__u32 service)
 		c->not_recorded++;
 }
 
+static __always_inline void count_not_replied(__u32 service)
+{
+	struct service_counters *c = service_counters_of(service);
+
+	if (c)
+		c->not_replied++;
+}
+
 static __always_inline struct sync_counters *sync_counters_here(void)
 {
 	__u32 index = bpf_get_smp_processor_id();

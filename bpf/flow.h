@@ -3,8 +3,9 @@
  *
  * Eight slots a bucket, one cache line.  A slot changes by one compare-and-swap,
  * so a reader never sees half of one and two CPUs never overwrite each other.
- * - embryonic flows hold at most two of the eight, so that a flood of SYNs
- *   cannot evict an established flow;
+ * - embryonic flows hold at most four of the eight, so that a flood of SYNs
+ *   cannot evict an established flow; of these the first goes first, so that an
+ *   honest client has the time until four more come to its bucket;
  * - any other live slot is reused only when idle past its timeout.
  */
 #ifndef STEELYARD_FLOW_H
@@ -85,16 +86,28 @@ static __always_inline bool slot_is_expired(__u64 word, __u32 now)
 	return slot_idle_ticks(word, now) > backend->timeout_ticks[slot_state(word)];
 }
 
+/* Which way of the bucket a flow was recorded in last. */
+static __always_inline __u8 *flow_last_way(const struct flow *flow)
+{
+	__u32 row = flow->at->index / FLOW_LAST_ROW;
+	struct flow_last *last = flows_last.lookup(&row);
+
+	return last ? &last->way[flow->at->index % FLOW_LAST_ROW] : NULL;
+}
+
 /* The way to record a new flow in: a free or expired one, or one that gives way, or,
- * where embryonic flows hold their share already, the oldest of those.  FLOW_WAYS: no
- * room.
+ * where embryonic flows hold their share already, the oldest of those.  Stamps are
+ * seconds apart: of equal ones the next in turn, as ways are filled from the last.
+ * FLOW_WAYS: no room.
  * flow->at->word becomes what the decision was made on: if it has changed by the
  * time of the swap, the slot may hold a flow that must stay.
  */
 static __always_inline __u32 flow_room(struct flow *flow)
 {
-	__u32 embryonic = 0, oldest = FLOW_WAYS, oldest_idle = 0, room = FLOW_WAYS;
+	__u32 embryonic = 0, oldest = FLOW_WAYS, oldest_age = 0, room = FLOW_WAYS;
 	__u64 oldest_word = 0, room_word = 0;
+	__u8 *last_way = flow_last_way(flow);
+	__u32 last = last_way ? *last_way : 0;
 
 #pragma unroll
 	for (int way = 0; way < FLOW_WAYS; way++) {
@@ -105,11 +118,12 @@ static __always_inline __u32 flow_room(struct flow *flow)
 			room = way;
 			room_word = word;
 		} else if (state == FLOW_EMBRYONIC) {
-			__u32 idle = slot_idle_ticks(word, flow->at->now);
+			__u32 age = slot_idle_ticks(word, flow->at->now) * FLOW_WAYS +
+				    ((way - last) & (FLOW_WAYS - 1));
 
 			embryonic++;
-			if (idle >= oldest_idle) {
-				oldest_idle = idle;
+			if (age >= oldest_age) {
+				oldest_age = age;
 				oldest = way;
 				oldest_word = word;
 			}
@@ -172,6 +186,7 @@ static __always_inline bool flow_record(struct flow *flow, __u32 backend)
 	__u32 way = flow->at->way;
 	__u64 word = slot_word(flow->at->tag, backend, FLOW_EMBRYONIC, flow->at->now);
 	__u64 old = flow->at->word;
+	__u8 *last = flow_last_way(flow);
 
 	if (way >= FLOW_WAYS || !flow_swap(flow, way, old, word)) {
 		flow->at->way = FLOW_WAYS;
@@ -179,6 +194,8 @@ static __always_inline bool flow_record(struct flow *flow, __u32 backend)
 	}
 	flow->at->word = word;
 	flow->at->is_new = 1;
+	if (last)
+		*last = way;
 	if (old)
 		flow_replaced(old, LB_WAITING ? flow_warm_of(flow) : NULL);
 	return true;

@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Step 3: is it a packet that a sender can have meant?  What a backend's stack
- * would refuse is refused here, before it can cost a flow slot.
+ * would refuse is refused here, before it can cost a flow slot: guard() looks at
+ * every packet, guard_first() at those that a new flow would begin with.
  */
 #ifndef STEELYARD_GUARD_H
 #define STEELYARD_GUARD_H
 
 #include "abi.h"
 #include "ctx.h"
+#include "filter.h"
 #include "packet.h"
+#include "scratch.h"
+#include "service.h"
 
 static __always_inline int guard_tcp(void *l4, void *data_end, struct packet *p)
 {
@@ -67,6 +71,87 @@ static __always_inline int guard(CTX *ctx, struct packet *p)
 	if (p->l4_proto == L4_TCP)
 		return guard_tcp(l4, data_end, p);
 	return guard_udp(l4, data_end, p);
+}
+
+/* Addresses that are no host's: RFC 1122, section 3.2.1.3, RFC 1112, section 4 and
+ * what is reserved after it, RFC 4291, section 2.5 and 2.7.
+ */
+static __always_inline bool is_no_host(const struct packet *p)
+{
+	__u8 first = p->saddr[0];
+
+	if (!LB_IPV6 || p->family == 4)
+		return !first || first == 127 || first >= 224;
+	/* ::, ::1 and what holds an IPv4 address */
+	if (!p->saddr[0] && !p->saddr[1] && (!p->saddr[2] || p->saddr[2] == be32(0xffff)))
+		return true;
+	return first == 0xff;
+}
+
+/* A VIP, or a source of fullnat: ours alone. */
+static __always_inline bool is_own(const struct packet *p)
+{
+	struct address_filter *filter;
+	__u32 zero = 0;
+
+	filter = addresses.lookup(&zero);
+	if (!filter)
+		return false;
+	if (filter_has(filter, p->family, p->saddr) && service_at(p->family, p->saddr, 0, 0))
+		return true;
+	return LB_PREFIX && filter_has_prefix(filter, p->saddr) && prefix_of(p->family, p->saddr);
+}
+
+/* As many as nobody sends in earnest; four octets that only pad count as one. */
+#define IPV4_OPTIONS 8
+
+/* RFC 7126, section 4.3 and 4.4: whoever sends such a packet chooses the way of the
+ * answers too, and so can be anybody.  What has too many options counts as one.
+ */
+static __always_inline bool is_source_routed(CTX *ctx, const struct packet *p)
+{
+	struct scratch *room = scratch_room();
+	void *data_end = ctx_end(ctx);
+	void *l3 = packet_l3(ctx_data(ctx), p);
+
+	if (!room)
+		return false;
+	room->option = sizeof(struct ipv4_header);
+	for (int i = 0; i < IPV4_OPTIONS; i++) {
+		__u8 *option = l3 + bounded(room->option, L4_OFF_MAX);
+		__u8 kind, len;
+
+		if (room->option >= p->l4_off || (void *)(option + 4) > data_end)
+			return false;
+		kind = option[0];
+		len = option[1];
+		if (kind == IPV4_OPTION_LSRR || kind == IPV4_OPTION_SSRR)
+			return true;
+		if (kind == IPV4_OPTION_END)
+			return false;
+		if (kind == IPV4_OPTION_NOP || !len)
+			len = *(__u32 *)option == IPV4_OPTION_NOP * 0x01010101 ? 4 : 1;
+		room->option += len;
+		step_ends();
+	}
+	return true;
+}
+
+/* What no client begins a flow with. */
+static __always_inline int guard_first(CTX *ctx, const struct packet *p)
+{
+	struct eth_header *eth = ctx_data(ctx);
+
+	if (!p->sport || !p->dport)
+		return REASON_PORT_ZERO;
+	if (is_no_host(p) || is_own(p))
+		return REASON_MARTIAN;
+	/* RFC 1122, section 3.3.6 */
+	if ((void *)(eth + 1) > ctx_end(ctx) || eth->dest[0] & 1)
+		return REASON_BROADCAST;
+	if (p->family == 4 && p->l4_off > sizeof(struct ipv4_header) && is_source_routed(ctx, p))
+		return REASON_SOURCE_ROUTE;
+	return 0;
 }
 
 #endif

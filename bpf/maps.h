@@ -68,6 +68,16 @@ BPF_TABLE_PINNED7("lru_hash", struct fragment_key, struct fragment, fragments, L
 BPF_TABLE_PINNED7("array", u32, struct flow_bucket, flows, LB_FLOW_BUCKETS, LB_PINNED(flows),
 		  BPF_F_MMAPABLE);
 
+/* bucket -> the way in which a flow was recorded last, a row of buckets each.  The
+ * packet path's; not pinned.
+ */
+#define FLOW_LAST_ROW 64
+struct flow_last {
+	__u8 way[FLOW_LAST_ROW];
+};
+BPF_F_TABLE("array", u32, struct flow_last, flows_last,
+	    (LB_FLOW_BUCKETS + FLOW_LAST_ROW - 1) / FLOW_LAST_ROW, BPF_F_MMAPABLE);
+
 /* bucket * 8 + way -> what people want to see of it.  The packet path writes. */
 BPF_TABLE_PINNED7("array", u32, struct flow_cold, flows_cold, LB_FLOW_BUCKETS *FLOW_WAYS,
 		  LB_PINNED(flows_cold), BPF_F_MMAPABLE);
@@ -99,6 +109,12 @@ struct request_mark {
 	__u32 pad;
 };
 BPF_ARRAY(request_marks, struct request_mark, REQUEST_MARKS);
+
+/* When the next answer is due (ns, monotonic) if all come evenly: of all together, and
+ * of the sources of each hash (limit.h).  Not pinned.
+ */
+#define LIMIT_SOURCES 4096
+BPF_F_TABLE("array", u32, u64, limit_times, 1 + LIMIT_SOURCES, BPF_F_MMAPABLE);
 
 /* line -> 32 backend ids.  The agent writes, only to regions nothing names. */
 BPF_TABLE_PINNED7("array", u32, struct ring_line, rings, LB_RING_LINES, LB_PINNED(rings),

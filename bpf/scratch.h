@@ -67,6 +67,7 @@ struct scratch {
 	struct event event;
 	struct fragment_key fragment_key;
 	struct fragment fragment;
+	__u64 option; /* guard.h: the offset of the next IPv4 option */
 };
 
 /* One element of each CPU, for the packet in hand. */

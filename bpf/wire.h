@@ -24,6 +24,10 @@
 #define IPV4_DF 0x4000
 #define IPV4_MF 0x2000
 #define IPV4_OFFSET 0x1fff
+#define IPV4_OPTION_END 0
+#define IPV4_OPTION_NOP 1
+#define IPV4_OPTION_LSRR 131
+#define IPV4_OPTION_SSRR 137
 #define IPV6_FRAG_OFFSET 0xfff8
 #define IPV6_FRAG_MORE 0x0001
 

@@ -23,6 +23,10 @@ REASONS = {
     "no-headroom": "the driver left no room for the outer header",
     "internal": "a table is missing or inconsistent",
     "held": "new flows are held back during a handover",
+    "martian": "no client has its source address",
+    "broadcast": "a new flow in a frame to more than one host",
+    "source-route": "a new flow with an IPv4 source route",
+    "port-zero": "a new flow from or to port 0",
 }
 _FATES = {"passed": "passed to the host"}
 TIME_STYLES = 5  # as many as tcpdump has

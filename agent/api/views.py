@@ -109,6 +109,7 @@ def service(view: ServiceSnapshot, at: float) -> Json:
         "rates": _rates(view.rates),
         **_counts(view.counts),
         "replied_packets_total": view.replied,
+        "not_replied_packets_total": view.not_replied,
         "flows_not_recorded_total": view.not_recorded,
         "drops_total": dict(view.drops),
         "timeouts_s": {

@@ -12,14 +12,14 @@ import numpy as np
 from agent.dataplane.btf import Btf
 from agent.errors import AbiMismatchError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 FLOW_TAG_SHIFT = 32
 FLOW_BACKEND_SHIFT = 16
 FLOW_STATE_SHIFT = 13
 FLOW_STAMP_MASK = 0x1FFF
 FLOW_WAYS = 8
-FLOW_EMBRYONIC_WAYS = 2
+FLOW_EMBRYONIC_WAYS = 4
 CLOSING_TICKS = 2  # bpf/slot.h: a closed flow gives way after so many
 RING_LINE_SLOTS = 32
 BACKEND_F_ALIVE = 0x1
@@ -60,6 +60,10 @@ class Reason(enum.IntEnum):
     NO_HEADROOM = 12
     INTERNAL = 13
     HELD = 14
+    MARTIAN = 15
+    BROADCAST = 16
+    SOURCE_ROUTE = 17
+    PORT_ZERO = 18
 
     @property
     def label(self) -> str:
@@ -322,6 +326,7 @@ SERVICE_COUNTERS = np.dtype(
         ("reason", "u8", (REASON_COUNT,)),
         ("not_recorded", "u8"),
         ("replied", "u8"),
+        ("not_replied", "u8"),
         ("turn", "u8"),
         ("gone_packets", "u8"),
         ("gone_bytes", "u8"),
@@ -330,7 +335,7 @@ SERVICE_COUNTERS = np.dtype(
         ("gone_established", "u8"),
         ("gone_reply_packets", "u8"),
         ("gone_reply_bytes", "u8"),
-        ("pad", "u8", (7,)),
+        ("pad", "u8", (2,)),
     ]
 )
 SYNC_COUNTERS = np.dtype(

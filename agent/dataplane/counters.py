@@ -20,13 +20,15 @@ _SYNC = ("untold", "passed_on", "not_passed", "taken", "strangers")
 class ServiceCounts:
     """``gone``: what the backends that were removed had counted, but for answers.
 
-    ``replied``: packets that the packet path answered itself.
+    ``replied``: packets that the packet path answered itself; ``not_replied``: that it would have
+    answered, but there were too many.
     """
 
     drops: dict[str, int]
     passed: dict[str, int]
     not_recorded: int
     replied: int
+    not_replied: int
     gone: BackendCounts
 
 
@@ -73,7 +75,10 @@ def _service(rows: Table) -> ServiceCounts:
             kind = drops if reason >= abi.FIRST_DROP else passed
             kind[reason.label] = int(by_reason[reason])
     gone = BackendCounts(**{name: _sum(rows, f"gone_{name}") for name in _GONE})
-    return ServiceCounts(drops, passed, _sum(rows, "not_recorded"), _sum(rows, "replied"), gone)
+    return ServiceCounts(
+        drops, passed, _sum(rows, "not_recorded"), _sum(rows, "replied"), _sum(rows, "not_replied"),
+        gone,
+    )  # fmt: skip
 
 
 def add(one: BackendCounts, other: BackendCounts) -> BackendCounts:

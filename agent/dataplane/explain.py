@@ -8,24 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 
 from agent.dataplane import abi, flowhash, score
 from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.flows import STATE_NAMES, Names, address_of, nat_source, requests
 from agent.dataplane.selection import LOAD, TURN, Ring, Selection, select
 from agent.dataplane.tables import SharedTables
-from agent.model import ANY_PORT, Address, Forward, Protocol
+from agent.model import ANY_PORT, Address, Forward, Network, Protocol
 from agent.state.queries import Explanation, FiveTuple, FlowView
 from agent.state.ranges import covers
 from agent.state.tables import (
     BackendEntry,
-    Network,
     ServiceEntry,
     ServiceSlot,
     TableContents,
     ZoneRingKey,
 )
 
+# Addresses of no host (bpf/guard.h).
+NO_HOSTS: tuple[tuple[str, Network], ...] = (
+    ("this network", ip_network("0.0.0.0/8")),
+    ("loopback", ip_network("127.0.0.0/8")),
+    ("multicast and reserved", ip_network("224.0.0.0/3")),
+    ("unspecified, loopback, IPv4-compatible", ip_network("::/96")),
+    ("IPv4-mapped", ip_network("::ffff:0:0/96")),
+    ("multicast", ip_network("ff00::/8")),
+)
 _REASONS = {
     None: "picked from the ring",
     LOAD: "the lowest of those compared; depends on the load of the moment",
@@ -89,6 +98,12 @@ def _picked(
     view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, base: Explanation
 ) -> Explanation:
     """What a flow without a place gets."""
+    martian = _martian(view.contents, flow.client)
+    if martian:
+        dropped = f"{flow.client} is {martian}: dropped, no client has it"
+        return replace(
+            base, verdict="drop", reason=abi.Reason.MARTIAN.label, steps=(*base.steps, dropped)
+        )
     loads = score.as_of(view.tables.backend_load, view.jiffies)
     ring = Ring(entry, view.contents, view.tables, view.names.backends.get, loads)
     steps = [*base.steps]
@@ -110,6 +125,17 @@ def _picked(
         base, backend=_name(view.names, found), reason=_REASONS[found.depends_on],
         steps=tuple(steps),
     )  # fmt: skip
+
+
+def _martian(contents: TableContents, client: Address) -> str | None:
+    """``guard_first``, as far as an address tells: why no client begins a flow with it."""
+    for kind, network in NO_HOSTS:
+        if network.version == client.version and client in network:
+            return f"in {network} ({kind})"
+    mark = contents.marks.get(ServiceSlot(client, 0, 0))
+    if mark is not None and mark.nat_source is not None:
+        return "a source address of fullnat"
+    return "a VIP" if mark is not None or _prefix(contents, client) is not None else None
 
 
 def _near(

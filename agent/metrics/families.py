@@ -308,6 +308,14 @@ _SERVICE_FAMILIES = (
         each_service(lambda s: s.replied),
     ),
     Family(
+        "steelyard_service_not_replied_packets_total",
+        Kind.COUNTER,
+        "Packets that the balancer would have answered itself, but there were too many: 100 a "
+        "second of a source, 10,000 in all.",
+        _SERVICE,
+        each_service(lambda s: s.not_replied),
+    ),
+    Family(
         "steelyard_service_flows",
         Kind.GAUGE,
         "Flows that are acked or established now.",

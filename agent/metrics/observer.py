@@ -225,6 +225,7 @@ class Observer:
             not_recorded=readings.services[service_id].not_recorded,
             rates=total([*(one.rates for one in backends), lost]),
             replied=readings.services[service_id].replied,
+            not_replied=readings.services[service_id].not_replied,
             skew=self._rebalancer.skews.get(service.name),
             draws=entry.draws if entry and entry.draws else None,
             spill_over=zones.spills(situation.config.zones, service, found),

@@ -60,6 +60,7 @@ class ServiceParts:
     not_recorded: int
     rates: Rates
     replied: int = 0
+    not_replied: int = 0
     skew: Skew | None = None
     draws: int | None = None
     spill_over: tuple[str, ...] = ()
@@ -106,6 +107,7 @@ def service_snapshot(
         not_recorded=parts.not_recorded,
         rates=parts.rates,
         replied=parts.replied,
+        not_replied=parts.not_replied,
         skew=parts.skew,
         draws=parts.draws,
         spill_over=parts.spill_over,

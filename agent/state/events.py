@@ -23,6 +23,10 @@ DROP_REASONS = (
     "no-headroom",
     "internal",
     "held",
+    "martian",
+    "broadcast",
+    "source-route",
+    "port-zero",
 )
 DEFAULT_SAMPLE = 1024
 MAX_SAMPLE = 65_536

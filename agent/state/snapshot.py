@@ -157,6 +157,7 @@ class ServiceSnapshot:
     not_recorded: int
     rates: Rates
     replied: int = 0  # packets that the balancer answered itself
+    not_replied: int = 0  # that it would have answered, had there not been too many
     skew: Skew | None = None  # of busy connections; None: too few to say
     draws: int | None = None  # least-load: backends compared now
     spill_over: tuple[str, ...] = ()  # where new flows go beyond their first level, and why

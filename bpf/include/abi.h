@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define STEELYARD_ABI 4
+#define STEELYARD_ABI 5
 
 /* Why a packet was not forwarded.  Steps return 0 to go on, or one of these;
  * the entry function alone turns it into an XDP action and counts it.
@@ -37,7 +37,12 @@ enum reason {
 	REASON_NO_HEADROOM = 12, /* the driver left no room for the outer header */
 	REASON_INTERNAL = 13,    /* a table is missing or inconsistent */
 	REASON_HELD = 14,        /* a new flow while new flows are held back (hold.h) */
-	REASON_COUNT = 15,
+	/* what no client begins a flow with (guard.h) */
+	REASON_MARTIAN = 15,      /* from an address that no client has */
+	REASON_BROADCAST = 16,    /* in a frame to more than one host */
+	REASON_SOURCE_ROUTE = 17, /* IPv4: a loose or strict source route */
+	REASON_PORT_ZERO = 18,
+	REASON_COUNT = 19,
 };
 #define REASON_DROP REASON_MALFORMED
 
@@ -83,7 +88,7 @@ enum flow_state {
 #define FLOW_STATE_SHIFT 13
 #define FLOW_STAMP_MASK 0x1fff
 #define FLOW_WAYS 8
-#define FLOW_EMBRYONIC_WAYS 2
+#define FLOW_EMBRYONIC_WAYS 4
 
 struct flow_bucket {
 	__u64 slot[FLOW_WAYS];
@@ -484,6 +489,7 @@ struct service_counters {
 	__u64 reason[REASON_COUNT]; /* packets by reason */
 	__u64 not_recorded;         /* new flows for which the table had no room */
 	__u64 replied;              /* packets answered by us: RST, ICMP errors */
+	__u64 not_replied;          /* that would have been, but for the limits of answers */
 	__u64 turn;                 /* round-robin; of service 0: where fullnat looks for a port */
 	/* the agent's row only: what the backends that were removed had counted */
 	__u64 gone_packets;
@@ -493,7 +499,7 @@ struct service_counters {
 	__u64 gone_established;
 	__u64 gone_reply_packets;
 	__u64 gone_reply_bytes;
-	__u64 pad[7];
+	__u64 pad[2];
 };
 _Static_assert(sizeof(struct service_counters) == 256, "four cache lines");
 

@@ -130,6 +130,7 @@ def service_view() -> dict[str, Any]:
         "rates": RATES,
         **TOTALS,
         "replied_packets_total": 0,
+        "not_replied_packets_total": 0,
         "flows_not_recorded_total": 0,
         "drops_total": {"no_backend": 0, "malformed": 17},
         "timeouts_s": {"embryonic": 30.0, "acked": 60.0, "established": 900.0, "closing": 30.0},

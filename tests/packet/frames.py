@@ -92,13 +92,14 @@ class Segments:
 def random_clients(
     seed: int, count: int, *, ipv6: bool = False
 ) -> Iterator[tuple[IPv4Address | IPv6Address, int]]:
-    """Addresses and ports, the same for the same seed."""
+    """Addresses of hosts, and ports; the same for the same seed."""
     draw = random.Random(seed)
     for _ in range(count):
-        if ipv6:
-            address: IPv4Address | IPv6Address = IPv6Address(draw.getrandbits(128))
+        if ipv6:  # 2000::/3
+            address: IPv4Address | IPv6Address = IPv6Address(1 << 125 | draw.getrandbits(125))
         else:
-            address = IPv4Address(draw.getrandbits(32))
+            first = draw.choice([n for n in range(1, 224) if n != 127])
+            address = IPv4Address(first << 24 | draw.getrandbits(24))
         yield address, draw.randrange(1, 65_536)
 
 

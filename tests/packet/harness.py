@@ -19,6 +19,7 @@ from agent.dataplane.constants import ALL_FEATURES, needed_features
 from agent.dataplane.explain import DataplaneView
 from agent.dataplane.flows import Names
 from agent.dataplane.program import Dataplane, require_root
+from agent.dataplane.tables import mapped
 from agent.model import (
     Address,
     Backend,
@@ -46,6 +47,8 @@ from tests.packet.frames import BALANCER4, BALANCER6, BALANCER_MAC, VIP4, VIP6
 from tests.packet.records import Records
 
 PREFIX = "st-packet"
+LIMIT_TIME, LIMIT_TIMES = np.dtype("u8"), 1 + 4096  # bpf/limit.h: of all answers, of sources
+LAST_ROW = np.dtype("V64")  # struct flow_last
 SMALL = Tables(flows=65_536, services=16, backends=256, ring_slots=4099)
 
 
@@ -137,6 +140,9 @@ class Rig(Records):
         self.config = Config(dataplane.pins.folder.parent.name, dataplane.interface, tables=SMALL)
         self.now_s = 1000.0
         self.ids = Identities({}, {})
+        own, rows = dataplane.program.tables, -(-dataplane.size.flow_buckets // LAST_ROW.itemsize)
+        self._memory, self.limits = mapped(own["limit_times"], LIMIT_TIME, LIMIT_TIMES)
+        self._more_memory, self.last_ways = mapped(own["flows_last"], LAST_ROW, rows)
         self.begin()
         self.reset()
 
@@ -156,6 +162,8 @@ class Rig(Records):
         tables.service_load[:] = np.zeros((), dtype=abi.SERVICE_LOAD)
         tables.trace[:] = np.zeros((), dtype=abi.TRACE_CONTROL)
         tables.settings["held_until"] = 0
+        self.limits[:] = 0
+        self.last_ways[:] = bytes(LAST_ROW.itemsize)
         tables.sync_count[:] = np.zeros((), dtype=abi.SYNC_COUNTERS)
         peers.accept(tables, ())
         peers.pass_on(tables, ())

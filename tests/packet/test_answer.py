@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
+import time
 from dataclasses import replace
 from ipaddress import ip_address
 
+import numpy as np
 import pytest
 
 from agent.model import Forward, NoBackend, Protocol, Scheduler
@@ -29,6 +31,7 @@ TUNNELS = [Forward.IPIP, Forward.GUE]
 OUTER = {Forward.IPIP: 0, Forward.GUE: 8}  # besides the IP header
 QUOTE = 128
 PAYLOAD = bytes(range(100)) * 7
+RECORD_ROUTE = bytes((7, 39, 4)).ljust(40, b"\0")
 TAGS: list[Tags] = [(), ((0x8100, 0x6005),), ((0x88A8, 7), (0x8100, 100))]
 
 
@@ -164,7 +167,7 @@ def test_a_servers_packet_at_the_end_of_its_ttl_is_answered_as_by_whom_it_talks_
 
 def test_options_and_extension_headers_are_quoted(rig: Rig):
     serve(rig, V4, Forward.IPIP)
-    plain = Packet(ttl=1, ip_options=b"\x01" * 40)
+    plain = Packet(ttl=1, ip_options=RECORD_ROUTE)
     answered(rig, plain.ip, exceeded(V4, plain.ip), "ttl-exceeded")
     rig.reset()
     serve(rig, V6, Forward.IPIP)
@@ -380,12 +383,9 @@ def test_nothing_is_said_to_what_is_no_single_host(hooked: Rig, source: str):
     """RFC 1122, section 3.2.2; RFC 4443, section 2.4 (e.6)."""
     at = V4 if "." in source else V6
     for packet in nobody(source):
-        for forward, down, reason in (
-            (Forward.IPIP, [], "ttl-exceeded"),
-            (Forward.DSR, ["a"], "no-backend"),
-        ):
+        for forward, down in ((Forward.IPIP, []), (Forward.DSR, ["a"])):
             serve(hooked, at, forward, packet.flags, no_backend=NoBackend.RESET, down=down)
-            dropped(hooked, packet.ip, reason)
+            dropped(hooked, packet.ip, "martian")
             hooked.reset()
 
 
@@ -393,9 +393,12 @@ def test_nothing_is_said_to_what_is_no_single_host(hooked: Rig, source: str):
 @pytest.mark.parametrize("mac", ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "33:33:00:00:00:01"])
 def test_nothing_is_said_to_what_came_to_many(hooked: Rig, at: Place, mac: str):
     """RFC 1122, section 3.2.2."""
-    serve_none(hooked, at)
-    assert hooked.verdict(Packet(at.client, at.vip).frame(dst=mac)) == Verdict.DROP
-    assert hooked.reasons() == {"no-backend": 1}
+    serve(hooked, at, Forward.IPIP)
+    asked = Packet(at.client, at.vip)
+    assert hooked.verdict(asked.frame()) == Verdict.TX
+    at_its_end = replace(asked, flags="A", ttl=1)
+    assert hooked.verdict(at_its_end.frame(dst=mac)) == Verdict.DROP
+    assert hooked.reasons() == {"ttl-exceeded": 1}
     assert hooked.service_counts().replied == 0
 
 
@@ -410,3 +413,86 @@ def test_a_client_next_to_those_is_answered(rig: Rig):
         asked = Packet(source, V6.vip, seq=7)
         answered(rig, asked.ip, reset(asked, 0, 8, "RA"), "no-backend")
         rig.reset()
+
+
+# -- how many
+
+
+def asks(rig: Rig, packet: Packet, times: int) -> list[Verdict]:
+    return [rig.verdict(packet.frame()) for _ in range(times)]
+
+
+def spent(rig: Rig, of_all: float, of_source: float) -> None:
+    """As if so much of a second's answers had been sent at this moment; 1: all of it."""
+    now = time.monotonic_ns()
+    rig.limits[0] = now + int(of_all * 1e9)
+    rig.limits[1:] = now + int(of_source * 1e9)
+
+
+@PLACES
+@pytest.mark.parametrize("flags", ["S", "PA", None])
+def test_a_source_is_refused_a_hundred_times_a_second(rig: Rig, at: Place, flags: str | None):
+    """Nobody has us send more than that to whom he names as the sender."""
+    serve_none(rig, at, flags)
+    packet = Packet(at.client, at.vip, flags=flags)
+    assert asks(rig, packet, 100) == [Verdict.TX] * 100
+    spent(rig, 0.5, 1.1)
+    assert asks(rig, packet, 20) == [Verdict.DROP] * 20
+    counts = rig.service_counts()
+    assert (counts.replied, counts.not_replied) == (100, 20)
+    assert rig.reasons() == {"no-backend": 120}
+
+
+@PLACES
+def test_the_end_of_a_ttl_is_told_a_hundred_times_a_second(rig: Rig, at: Place):
+    serve(rig, at, Forward.NAT)
+    packet = Packet(at.client, at.vip, ttl=1)
+    assert asks(rig, packet, 1) == [Verdict.TX]
+    spent(rig, 0.5, 1.1)
+    assert asks(rig, packet, 3) == [Verdict.DROP] * 3
+    assert rig.service_counts().not_replied == 3
+
+
+def test_each_source_has_its_own_and_all_together_ten_thousand_a_second(rig: Rig):
+    serve_none(rig, V4)
+    sources = [Packet(f"198.51.100.{n}") for n in range(1, 200)]
+    spent(rig, 0.5, 0.5)
+    held = rig.limits.copy()
+    assert {rig.verdict(packet.frame()) for packet in sources} == {Verdict.TX}
+    assert int((rig.limits[1:] > held[1:]).sum()) > 150, "of few another's hash is the same"
+    assert rig.limits[0] >= held[0] + len(sources) * 100_000
+    spent(rig, 1.1, 0.0)
+    assert {rig.verdict(packet.frame()) for packet in sources} == {Verdict.DROP}
+    assert not rig.limits[1:][rig.limits[1:] > held[1:].max()].any(), "a source did not pay for all"
+
+
+def test_an_ipv6_source_is_the_first_64_bits(rig: Rig):
+    serve_none(rig, V6)
+    net = "2001:db8:c:1:"
+    for n in range(1, 30):
+        rig.send(Packet(f"{net}:{n}", V6.vip).frame())
+    assert np.count_nonzero(rig.limits[1:]) == 1
+    rig.send(Packet("2001:db8:c:2::1", V6.vip).frame())
+    assert np.count_nonzero(rig.limits[1:]) == 2
+
+
+def test_what_was_not_used_does_not_gather(rig: Rig):
+    """A second's worth at most, however long nobody was answered."""
+    serve_none(rig, V4)
+    rig.limits[:] = 1
+    before = time.monotonic_ns()
+    rig.send(Packet().frame())
+    now = time.monotonic_ns()
+    used = rig.limits[rig.limits > 1]
+    assert len(used) == 2
+    assert ((before < used) & (used <= now + 10_000_000)).all()
+
+
+@pytest.mark.parametrize("forward", ROUTED)
+def test_that_a_packet_is_too_big_is_always_told(rig: Rig, forward: Forward):
+    """Else whoever spends the answers of all takes the path's MTU away from everybody."""
+    serve(rig, V4, forward, mtu=600)
+    packet = Packet(flags="PA", payload=PAYLOAD)
+    spent(rig, 1.1, 1.1)
+    assert asks(rig, packet, 3) == [Verdict.TX] * 3
+    assert rig.reasons() == {"too-big": 3}

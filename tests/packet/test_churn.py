@@ -28,7 +28,7 @@ def test_no_packet_is_lost_or_goes_astray_while_the_tables_change(rig: Rig):
         draw = random.Random(seed)
         segments, at_stable = Segments(), Segments(port=81)
         while not stop.is_set():
-            client, port = draw.randbytes(4), draw.randrange(1, 65_536)
+            client, port = bytes([10]) + draw.randbytes(3), draw.randrange(1, 65_536)
             flags = draw.choice((SYN, ACK, FIN | ACK))
             for which, macs in ((segments, known), (at_stable, {mac_z})):
                 done = libbpf.test_run(fd, which.frame(client, port, flags))
@@ -67,6 +67,6 @@ def test_a_hundred_services_come_and_go_under_traffic(rig: Rig):
     for n in range(100):
         others = [service(backend(f"x{m}"), name=f"s{m}", port=1000 + m) for m in range(n % 10)]
         rig.serve(stable, *others)
-        frame = segments.frame(random.Random(n).randbytes(4), 1024 + n, SYN)
+        frame = segments.frame(bytes([10]) + random.Random(n).randbytes(3), 1024 + n, SYN)
         assert rig.backend_of(frame) == "z"
     assert rig.counts("z").packets == 100

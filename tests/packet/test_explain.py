@@ -12,7 +12,7 @@ import pytest
 
 from agent.dataplane.explain import explain
 from agent.dataplane.flows import query_flows
-from agent.model import BackendRef, Forward, Protocol, Scheduler
+from agent.model import BackendRef, Forward, Nat, Protocol, Scheduler
 from agent.state.queries import Explanation, FiveTuple, FlowQuery, FlowView
 from tests.packet import nodes
 from tests.packet.frames import (
@@ -169,6 +169,26 @@ def test_nobody_usable_is_a_drop(rig: Rig, scheduler: Scheduler):
     said = explain(rig.view(), flow_of(VIP4, ip_address("198.51.100.7"), 1))
     assert (said.verdict, said.backend) == ("drop", None)
     assert rig.verdict(tcp(client_port=1)) == Verdict.DROP
+
+
+@pytest.mark.parametrize(
+    ("client", "kind"),
+    [("127.0.0.1", "loopback"), ("224.0.0.5", "multicast"), (VIP4, "a VIP"), ("::1", "loopback"),
+     ("203.0.112.7", "a VIP"), ("10.0.0.5", "a source address of fullnat"), (VIP6, "a VIP")],
+)  # fmt: skip
+def test_a_martian_is_a_drop(rig: Rig, client: str, kind: str):
+    rig.serve(
+        service(backend("a")),
+        service(backend("b", "fd00:1::1"), name="web6", vip=VIP6),
+        service(backend("c"), name="below", vip="203.0.112.0", vip_bits=24, port=81),
+        service(backend("d"), name="full", port=82, forward=Forward.FULLNAT),
+        nat=Nat(sources_v4=(ip_address("10.0.0.5"),)),
+    )
+    vip = VIP4 if "." in client else VIP6
+    said = explain(rig.view(), flow_of(vip, ip_address(client), 4711))
+    assert (said.verdict, said.reason, said.backend) == ("drop", "martian", None)
+    assert kind in said.steps[-1]
+    assert rig.verdict(tcp(vip=vip, client=client, client_port=4711)) == Verdict.DROP
 
 
 def test_ranges_prefixes_and_any_port_are_found_as_the_kernel_finds_them(rig: Rig):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agent.dataplane import libbpf, survey
-from agent.dataplane.abi import FLOW_WAYS, FlowState
+from agent.dataplane.abi import FLOW_EMBRYONIC_WAYS, FLOW_WAYS, FlowState
 from agent.model import DownFlows, Scheduler, Timeouts
 from tests.packet.frames import ACK, FIN, RST, SYN, Segments, random_clients, tcp
 from tests.packet.harness import Rig, Verdict, backend, service
@@ -50,16 +50,16 @@ def full_bucket(rig: Rig, more: int) -> tuple[list, list]:
     return clients[:FLOW_WAYS], clients[FLOW_WAYS:]
 
 
-def test_embryonic_flows_hold_two_slots_of_a_bucket(rig: Rig):
+def test_embryonic_flows_hold_half_of_a_bucket(rig: Rig):
     rig.serve(service(A))
     clients = rig.clients_in_bucket(BUCKET, 10)
     for client in clients:
         syn(rig, client)
     held = rig.tables.flows[BUCKET * FLOW_WAYS : (BUCKET + 1) * FLOW_WAYS]
-    assert np.count_nonzero(held) == 2
+    assert np.count_nonzero(held) == FLOW_EMBRYONIC_WAYS
     assert state(rig, clients[-1]) is FlowState.EMBRYONIC, "the newest is in"
     counts = rig.counts("a")
-    assert (counts.opened, counts.closed) == (10, 8)
+    assert (counts.opened, counts.closed) == (10, 10 - FLOW_EMBRYONIC_WAYS)
     assert rig.service_counts().not_recorded == 0
 
 
@@ -67,13 +67,33 @@ def test_embryonic_flows_hold_two_slots_of_a_bucket(rig: Rig):
 def test_the_oldest_embryonic_flow_makes_room(rig: Rig):
     rig.serve(service(A))
     rig.avoid_tick()
-    first, second, third = rig.clients_in_bucket(BUCKET, 3)
-    syn(rig, first)
-    syn(rig, second)
-    rig.make_idle(index(rig, second), 1)
-    syn(rig, third)
-    assert state(rig, first) is FlowState.EMBRYONIC
-    assert state(rig, second) is FlowState.FREE
+    *some, late = rig.clients_in_bucket(BUCKET, FLOW_EMBRYONIC_WAYS + 1)
+    for client in some:
+        syn(rig, client)
+    rig.make_idle(index(rig, some[2]), 1)
+    syn(rig, late)
+    held = [state(rig, client) for client in some]
+    assert held == [FlowState.FREE if n == 2 else FlowState.EMBRYONIC for n in range(len(some))]
+
+
+@undisturbed
+@pytest.mark.parametrize("established", range(FLOW_WAYS - FLOW_EMBRYONIC_WAYS + 1))
+def test_of_one_tick_the_first_embryonic_flow_makes_room(rig: Rig, established: int):
+    """Ticks are seconds, and a handshake is over in less: it must outlast the next strangers. The
+    newest went first once, so a single one was enough.
+    """
+    rig.serve(service(A))
+    rig.avoid_tick()
+    clients = rig.clients_in_bucket(BUCKET, 40)
+    for client in clients[:established]:
+        syn(rig, client)
+        data(rig, client)
+    later = clients[established:]
+    for number, client in enumerate(later):
+        syn(rig, client)
+        since = max(0, number + 1 - FLOW_EMBRYONIC_WAYS)
+        assert {state(rig, one) for one in later[since : number + 1]} == {FlowState.EMBRYONIC}
+        assert all(state(rig, one) is FlowState.FREE for one in later[:since])
 
 
 def test_a_flood_leaves_six_established_flows_of_a_bucket_alone(rig: Rig):

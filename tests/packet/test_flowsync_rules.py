@@ -139,7 +139,9 @@ def test_live_flows_of_a_full_bucket_are_not_evicted(rig: Rig, other: Rig):
 
 
 def test_embryonic_flows_hold_no_more_than_their_share(rig: Rig, other: Rig):
-    """Nobody tells of any without addresses; of one that has them no third is taken."""
+    """Nobody tells of any without addresses; of those that have them none beyond the share is
+    taken.
+    """
     it = case(Forward.DSR, 4)
     a, b = serve(rig, other, it)
     opened(rig, it, 1)
@@ -148,7 +150,7 @@ def test_embryonic_flows_hold_no_more_than_their_share(rig: Rig, other: Rig):
     other.send(it.client(0).frame())
     bucket = int(np.flatnonzero(other.tables.flows)[0]) // abi.FLOW_WAYS
     other.tables.flows[:] = 0
-    for address, port in other.clients_in_bucket(bucket, 2):
+    for address, port in other.clients_in_bucket(bucket, abi.FLOW_EMBRYONIC_WAYS):
         other.send(Packet(str(address), VIP4, port, 80).frame())
     assert b.take(told).refused == {Refusal.NO_ROOM: 1}
 

@@ -133,12 +133,12 @@ def test_the_fragments_of_an_answer_find_back(
 
 def test_the_rest_of_an_answer_does_not_go_to_who_has_the_place_of_its_flow(rig: Rig):
     serve(rig, Forward.NAT)
-    (client, port), *others = rig.clients_in_bucket(5, 3)
+    (client, port), *others = rig.clients_in_bucket(5, 1 + abi.FLOW_EMBRYONIC_WAYS)
     rig.send(Packet(str(client), sport=port).frame())
     answered = Packet(SERVER4, str(client), 80, port, bytes(90), "SA")
     first, *rest = fragments(answered.ip, 64)
     sent(rig, [first])
-    for other, its_port in others:  # two embryonic flows a bucket
+    for other, its_port in others:
         rig.send(Packet(str(other), sport=its_port).frame(src="02:00:00:00:00:66"))
     assert rig.state(str(client), port) == abi.FlowState.FREE
     assert all(passes(rig, piece) for piece in rest)

@@ -67,7 +67,7 @@ def test_ip_options_do_not_hide_the_ports(rig: Rig, words: int):
         + plain[L3 + 1 : L3 + 2]
         + (40 + 4 * words).to_bytes(2, "big")
         + plain[L3 + 4 : L3 + 20]
-        + b"\x01" * 4 * words
+        + bytes((7, 4 * words - 1, 4)).ljust(4 * words, b"\0")  # record route
         + plain[L3 + 20 :]
     )
     done = rig.send(frame)

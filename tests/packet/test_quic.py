@@ -182,7 +182,7 @@ def test_it_is_so_in_every_way_to_a_server(rig: Rig, forward: Forward):
 
 def test_behind_ip_options_and_tags_the_id_is_found(rig: Rig):
     serve(rig, members(4))
-    asked = replace(packet(short(id_of(3, 4))), ip_options=b"\1" * 40)
+    asked = replace(packet(short(id_of(3, 4))), ip_options=bytes((7, 39, 4)).ljust(40, b"\0"))
     assert rig.name_of_mac(rig.send(asked.frame(tags=((0x88A8, 1), (0x8100, 2)))).data[:6]) == "b2"
 
 

@@ -109,7 +109,7 @@ def test_a_bound_passes_on_what_is_too_much_for_one_to_the_next(rig: Rig):
     fix=st.lists(st.integers(-20, 20), min_size=5, max_size=5),
     weights=st.lists(st.integers(1, 1000), min_size=5, max_size=5),
     bound=st.sampled_from([1.0, 1.25, 1.5, 2.0, 10.0]),
-    host=st.integers(1, 2**32 - 1),
+    host=st.integers(1 << 24, (127 << 24) - 1),
 )
 def test_who_is_over_the_bound_is_passed_over_once(rig: Rig, is_open, fix, weights, bound, host):
     rig.reset()

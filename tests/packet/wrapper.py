@@ -25,8 +25,9 @@ int squeeze(struct xdp_md *ctx)
 }
 """
 
-# LB_EACH packets of each source: an IPv4 address and a port that count up. The rest of the headers
-# is that of the first packet, whatever the balancer has made of it.
+# LB_EACH packets of each stranger, whose ports count up, and whose IPv4 addresses do after LB_PORTS
+# of them; IP ids count up, too. The rest is that of the first packet, whatever the balancer has
+# made of it.
 FLOOD = """
 struct headers {
 	u8 bytes[54];
@@ -34,22 +35,34 @@ struct headers {
 BPF_PROG_ARRAY(next, 1);
 BPF_ARRAY(sent, u64, 1);
 BPF_ARRAY(first, struct headers, 1);
+BPF_ARRAY(length, u64, 1);
 
 int flood(struct xdp_md *ctx)
 {
-	u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	long now = (long)ctx->data_end - (long)ctx->data;
+	u8 *data, *end;
 	u32 zero = 0;
-	u64 *count = sent.lookup(&zero);
+	u64 *count = sent.lookup(&zero), *whole = length.lookup(&zero), stranger;
 	struct headers *headers = first.lookup(&zero);
 
-	if (data + 54 > end || !count || !headers)
+	if (!count || !headers || !whole)
+		return XDP_ABORTED;
+	if (!*count)
+		*whole = now;
+	else if (now != *whole && bpf_xdp_adjust_head(ctx, now - (long)*whole))
+		return XDP_ABORTED;
+	data = (u8 *)(long)ctx->data;
+	end = (u8 *)(long)ctx->data_end;
+	if (data + 54 > end)
 		return XDP_ABORTED;
 	if (*count)
 		__builtin_memcpy(data, headers->bytes, sizeof(headers->bytes));
 	else
 		__builtin_memcpy(headers->bytes, data, sizeof(headers->bytes));
-	*(u32 *)(data + 26) = __builtin_bswap32(LB_FIRST + (u32)*count / LB_EACH);
-	*(u16 *)(data + 34) = __builtin_bswap16(1024 + *count / LB_EACH % 60000);
+	stranger = *count / LB_EACH;
+	*(u16 *)(data + 18) = __builtin_bswap16(*count);
+	*(u32 *)(data + 26) = __builtin_bswap32(LB_FIRST + (u32)(stranger / LB_PORTS));
+	*(u16 *)(data + 34) = __builtin_bswap16(1024 + stranger % 60000);
 	(*count)++;
 	next.call(ctx, 0);
 	return XDP_ABORTED;

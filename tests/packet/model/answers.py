@@ -5,11 +5,18 @@ from __future__ import annotations
 import struct
 
 from tests.packet.model.flows import FIN, RST, SYN
-from tests.packet.model.read import ICMP_NUMBER, ICMPV6_NUMBER, TCP_NUMBER, UDP_NUMBER, Reading
+from tests.packet.model.read import (
+    ICMP_NUMBER,
+    ICMPV6_NUMBER,
+    TCP_NUMBER,
+    UDP_NUMBER,
+    Reading,
+    is_host,
+)
 from tests.packet.model.services import Member, Target
 from tests.packet.model.write import outer_length
 from tests.packet.pieces import header
-from tests.packet.wires import checksum, packed, pseudo_header
+from tests.packet.wires import checksum, pseudo_header
 
 ACK = 16
 QUOTED = 128  # bytes of a packet, at most; whole words
@@ -20,12 +27,7 @@ TOO_BIG = {4: (3, 4), 6: (2, 0)}
 
 def _is_due(read: Reading) -> bool:
     """RFC 1122, section 3.2.2; RFC 4443, section 2.4."""
-    if read.quote or read.is_later or read.frame[0] & 1:
-        return False
-    first = packed(read.src)[0]
-    if read.version == 6:
-        return first != 0xFF and any(packed(read.src))
-    return first not in (0, 127) and first < 224
+    return not (read.quote or read.is_later or read.frame[0] & 1) and is_host(read.src)
 
 
 def answer(

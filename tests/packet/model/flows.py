@@ -13,7 +13,7 @@ from tests.packet.model.read import TCP_NUMBER, Ends, Reading
 from tests.packet.model.services import Member, Target
 from tests.packet.wires import packed
 
-WAYS, EMBRYONIC_WAYS = 8, 2
+WAYS, EMBRYONIC_WAYS = 8, 4
 CLOSING_TICKS = 2  # after so long a closed flow gives way to who wants its place or port
 FIN, SYN, RST = 1, 2, 4
 WINDOW = 2**16  # a FIN may be so far from where the client is
@@ -130,6 +130,7 @@ class FlowTable:
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
         self.slots: dict[int, Flow] = {}  # by place
+        self.last: dict[int, int] = {}  # by bucket: where a flow was recorded last
 
     def _first_of(self, target: Target, ends: Ends) -> int:
         """Where the bucket begins that a flow belongs to."""
@@ -154,20 +155,23 @@ class FlowTable:
         if flow:
             flow.member, flow.stamp, flow.state, flow.told = member, now, "embryonic", None
             flow.seq = None
+            self.last[flow.place // WAYS] = flow.place
             return flow
         place = self._room(self._first_of(target, ends), now)
         if place is None:
             return None
+        self.last[place // WAYS] = place
         self.slots[place] = Flow(target, ends, member, place, now)
         return self.slots[place]
 
     def _room(self, first: int, now: int) -> int | None:
-        """Free places are taken from the last; of equally old flows the last one goes."""
+        """Free places are taken from the last; of equally old flows the next in turn goes."""
         places = range(first, first + WAYS)
         held = {place: self.slots[place] for place in places if place in self.slots}
         young = [place for place in held if held[place].state == "embryonic"]
         if len(young) >= EMBRYONIC_WAYS:
-            return min(young, key=lambda place: (held[place].stamp, -place))
+            last = self.last.get(first // WAYS, 0)
+            return min(young, key=lambda place: (held[place].stamp, (last - place - 1) % WAYS))
         free = [place for place in places if place not in held]
         if free:
             return free[-1]

@@ -40,6 +40,11 @@ TTLS = (64,) * 25 + (255, 2, 1, 0)
 LENGTHS = (0, 0, 1, 9, 10, 100, 101, 500, 700)
 ERRORS = {4: ((3, 1), (3, 3), (3, 4), (4, 0), (11, 0), (12, 0), (5, 0), (8, 0)),
           6: ((1, 0), (1, 4), (2, 0), (3, 0), (4, 0), (5, 0), (128, 0))}  # fmt: skip
+# RFC 791, section 3.1: nothing, more of it, the end, record route, loose and strict source route
+OPTIONS = (b"\1" * 4, b"\1" * 4, b"\1" * 12, b"\1" * 40, bytes(4), b"\7\7\4\0\0\0\0\0",
+           b"\1\x83\3\4", b"\7\7\4\0\0\0\0\1\x89\7\4\x0a\0\0\1\0")  # fmt: skip
+STRANGE = {4: ("127.0.0.1", "0.1.2.3", "224.0.0.1", "255.255.255.255"),
+           6: ("::1", "::ffff:192.0.2.1", "ff02::1")}  # fmt: skip
 MOST = 40  # of each kind are remembered
 
 
@@ -114,7 +119,7 @@ class History:
             target = draw.choice(self.mirror.targets)
             net = target.network
             packet = Packet(
-                draw.choice(CLIENTS[net.version]),
+                self._source(net.version),
                 str(net[draw.randrange(min(4, net.num_addresses))]),
                 draw.choice(PORTS),
                 draw.choice((target.first or 7, min(target.last, (target.first or 7) + 3))),
@@ -124,6 +129,14 @@ class History:
         if is_tcp and self._one(0.7):
             packet = self._in_place(target, packet)
         return target, self._filled(packet)
+
+    def _source(self, version: int) -> str:
+        """A client's address, rarely one that no client has."""
+        draw = self.draw
+        if not self._one(0.02):
+            return draw.choice(CLIENTS[version])
+        networks = [t.network for t in self.mirror.targets if t.network.version == version]
+        return draw.choice((*STRANGE[version], *(str(net[0]) for net in networks)))
 
     def _in_place(self, target: Target, packet: Packet) -> Packet:
         """Where its connection is, if it is known: at the next byte, or near it, and with what the
@@ -154,7 +167,7 @@ class History:
         packet = replace(packet, payload=draw.randbytes(length), unsummed=False, trailer=b"",
                          ip_options=b"")  # fmt: skip
         if packet.is_ipv4 and self._one(0.06):
-            packet = replace(packet, ip_options=b"\x01" * draw.choice((4, 12, 40)))
+            packet = replace(packet, ip_options=draw.choice(OPTIONS))
         if packet.flags is None:
             match draw.randrange(12):
                 case 0:

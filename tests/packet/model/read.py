@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -225,3 +227,33 @@ def _is_segment(found: Reading, tcp: TCP) -> bool:
     found.flags, found.seq, found.ack = int(flags), tcp.seq, tcp.ack
     found.payload = found.total - found.at - header
     return bool((flags.S or flags.R or flags.A) and not (flags.S and (flags.F or flags.R)))
+
+
+NO_HOSTS = tuple(map(ip_network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::/96",
+                                  "::ffff:0:0/96", "ff00::/8")))  # fmt: skip
+MOST_OPTIONS = 8  # so many are one too many; four that only pad are one
+END, NOTHING, LOOSE, STRICT = 0, 1, 131, 137  # RFC 791, section 3.1
+
+
+@cache
+def is_host(src: str) -> bool:
+    """Can a packet come from it?"""
+    address = ip_address(src)
+    return not any(address.version == net.version and address in net for net in NO_HOSTS)
+
+
+def is_source_routed(found: Reading) -> bool:
+    """Has it an IPv4 source route, or so many options that nobody looks for one?"""
+    if found.version != 4:
+        return False
+    options, at = found.packet[20 : found.at + 4], 0
+    for _ in range(MOST_OPTIONS):
+        if at >= found.at - 20 or options[at] == END:
+            return False
+        if options[at] in (LOOSE, STRICT):
+            return True
+        if options[at] == NOTHING or not options[at + 1]:
+            at += 4 if options[at : at + 4] == bytes([NOTHING] * 4) else 1
+        else:
+            at += options[at + 1]
+    return True

@@ -12,7 +12,15 @@ from tests.packet.model import answers, write
 from tests.packet.model.flows import FIN, RST, Flow, FlowTable, Keys
 from tests.packet.model.hashes import KEY, draw, masked, tuple_hash
 from tests.packet.model.ports import Ports
-from tests.packet.model.read import Ends, Reading, UnreadError, is_sound, read
+from tests.packet.model.read import (
+    Ends,
+    Reading,
+    UnreadError,
+    is_host,
+    is_sound,
+    is_source_routed,
+    read,
+)
 from tests.packet.model.services import Directory, Member, Target
 from tests.packet.wires import packed
 
@@ -168,6 +176,18 @@ class Model:
         if target.is_nat:
             self._bind(case, target, ends)
 
+    def _guard(self, found: Reading, ends: Ends) -> None:
+        """What no client begins a flow with."""
+        if not ends.sport or not ends.dport:
+            raise RefusedError("port-zero")
+        is_own = self.directory.vip_of(ends.src) or self.ports.number_of(ends.src) is not None
+        if is_own or not is_host(ends.src):
+            raise RefusedError("martian")
+        if found.frame[0] & 1:
+            raise RefusedError("broadcast")
+        if is_source_routed(found):
+            raise RefusedError("source-route")
+
     def _quoted(self, case: Case, target: Target, flow: Flow | None) -> None:
         """An ICMP error goes where the flow is; without one, where it would be."""
         case.flow = flow
@@ -195,6 +215,7 @@ class Model:
         return max(around, default=(0, ""))[1]
 
     def _new_flow(self, case: Case, target: Target, ends: Ends) -> None:
+        self._guard(case.read, ends)
         if self.held:
             raise RefusedError("held")
         is_free = target.scheduler == "any"

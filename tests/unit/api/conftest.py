@@ -157,6 +157,7 @@ def make_snapshot(config):
                 not_recorded=1,
                 rates=Rates(1.0, 2.0, 3.0, 4.0),
                 replied=6,
+                not_replied=2,
             ),
             ServiceSnapshot(
                 service=dns,

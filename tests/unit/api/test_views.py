@@ -132,6 +132,7 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "reply_packets_total": 16,
         "reply_bytes_total": 1600,
         "replied_packets_total": 6,
+        "not_replied_packets_total": 2,
         "flows_not_recorded_total": 1,
         "drops_total": {"no-backend": 3, "malformed": 0},
         "timeouts_s": {"embryonic": 30, "acked": 60, "established": 900, "closing": 30},

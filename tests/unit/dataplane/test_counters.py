@@ -34,9 +34,10 @@ def test_what_removed_backends_counted_is_kept_apart():
     tables.service_count["gone_reply_packets"][-1, 1] = 5
     tables.service_count["not_recorded"][0, 1] = 3
     tables.service_count["replied"][:, 1] = 2
+    tables.service_count["not_replied"][:, 1] = 1
     found = counters.read(tables, [], [1]).services[1]
     assert found.gone == BackendCounts(bytes=7, reply_packets=5)
-    assert (found.not_recorded, found.replied) == (3, 6)
+    assert (found.not_recorded, found.replied, found.not_replied) == (3, 6, 3)
 
 
 def test_big_counters_stay_exact():

@@ -115,6 +115,7 @@ def snapshot():
                 not_recorded=1,
                 rates=Rates(),
                 replied=4,
+                not_replied=1,
             ),
         ),
     )

@@ -75,6 +75,7 @@ def samples(snapshot):
         ("steelyard_service_reply_packets_total", ODD, 16),
         ("steelyard_service_reply_bytes_total", ODD, 1600),
         ("steelyard_service_replied_packets_total", ODD, 4),
+        ("steelyard_service_not_replied_packets_total", ODD, 1),
         ("steelyard_backend_reply_packets_total", GPU1, 8),
         ("steelyard_backend_reply_bytes_total", GPU1, 800),
         ("steelyard_program_jited_bytes", {}, 5000),

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* How many packets of strangers are answered, so that nobody can flood a third party
+ * through us by forging its address.  Virtual scheduling (ITU-T I.371, annex A), with a
+ * second's worth at once.  CPUs do not wait for each other: two that look at the same
+ * moment may both answer.
+ */
+#ifndef STEELYARD_LIMIT_H
+#define STEELYARD_LIMIT_H
+
+#include "hash.h"
+#include "maps.h"
+
+#define LIMIT_SECOND 1000000000ULL
+/* A second.  Linux sends 1,000 ICMP messages (icmp_msgs_per_sec), and RST without limit. */
+#define LIMIT_OF_ALL 10000
+#define LIMIT_OF_SOURCE 100
+
+static __always_inline bool limit_is_reached(__u64 due, __u64 now, __u64 interval)
+{
+	return (__s64)(due - now) > (__s64)(LIMIT_SECOND - interval);
+}
+
+static __always_inline __u64 limit_next(__u64 due, __u64 now, __u64 interval)
+{
+	return (due > now ? due : now) + interval;
+}
+
+/* IPv6: the first 64 bits are one source. */
+static __always_inline __u32 limit_source(const struct packet *p)
+{
+	__u64 word = (__u64)p->saddr[0] << 32 | (p->family == 6 ? p->saddr[1] : 0), hash;
+
+	hash = mix(mix(word ^ LB_FLOW_KEY, LB_FLOW_MUL0), LB_FLOW_MUL1);
+	/* The secrets are put in when the program is loaded: the compiler would cut them to
+	 * the bits that matter for what follows.
+	 */
+	asm volatile("" : "+r"(hash));
+	return 1 + (hash >> 32) % LIMIT_SOURCES;
+}
+
+/* Whether one more answer to the packet's source may be sent; then it counts. */
+static __always_inline bool limit_allows(const struct packet *p)
+{
+	__u32 index = limit_source(p), zero = 0;
+	__u64 now = bpf_ktime_get_ns(), *source, *all;
+
+	source = limit_times.lookup(&index);
+	all = limit_times.lookup(&zero);
+	if (!source || !all || limit_is_reached(*source, now, LIMIT_SECOND / LIMIT_OF_SOURCE) ||
+	    limit_is_reached(*all, now, LIMIT_SECOND / LIMIT_OF_ALL))
+		return false;
+	*source = limit_next(*source, now, LIMIT_SECOND / LIMIT_OF_SOURCE);
+	*all = limit_next(*all, now, LIMIT_SECOND / LIMIT_OF_ALL);
+	return true;
+}
+
+#endif

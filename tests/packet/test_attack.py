@@ -1,0 +1,29 @@
+"""Under each attack, at a density that fills a line with a table of the usual size, honest clients
+are served, and established connections stay. `make attack` tries all modes, and denser ones.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.model import Forward
+from tests.packet import attack
+from tests.packet.harness import Rig
+
+# The tunnels' packets take the same way as dsr's, but for their headers.
+SEVERAL = [
+    *((name, mode) for name in attack.ATTACKS for mode in (Forward.DSR, Forward.FULLNAT)),
+    *((name, mode) for name in ("SYN", "ACK", "data, three packets each")
+      for mode in (Forward.IPIP, Forward.GUE, Forward.NAT)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "forward"), SEVERAL)
+def test_honest_clients_are_served_and_established_ones_stay(rig: Rig, name: str, forward: Forward):
+    attack.serve(rig, forward)
+    here = attack.happen(
+        rig, attack.ATTACKS[name], density=attack.DENSITY, round_trips=40, clients=8
+    )
+    assert here.goodput >= attack.LEAST[forward], rig.reasons()
+    assert here.moved == 0
+    assert all(attack.is_kept(rig, one) for one in here.established)
