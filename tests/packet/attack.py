@@ -300,13 +300,11 @@ def main() -> int:
     """Every attack in every mode, for ``make attack``; 1: not as many are served as should be."""
     config = Config(instance_name("attack"), "lo", tables=SMALL)
     dataplane = load(config, all_features())
-    is_well = True
+    is_well, largest = True, {}
     modes = [mode.value for mode in Forward]
     print("Honest clients that are served, of a hundred; in brackets packets of established")
-    print(
-        "connections that went elsewhere. Columns: the mode, and how many packets of the attackers"
-    )
-    print("come to each bucket of the flow table within a round trip.")
+    print("connections that went elsewhere. Columns: the mode, and how many packets of the")
+    print("attackers come to each bucket of the flow table within a round trip.")
     print(f"{'':32}", *(f"{mode:>22}" for mode in modes))
     print(f"{'':32}", *(f"{' '.join(f'{d:>6g}' for d in DENSITIES):>22}" for _ in modes))
     try:
@@ -319,6 +317,8 @@ def main() -> int:
                     here = happen(rig, attack, density=density, round_trips=100, clients=10)
                     kept = all(is_kept(rig, one) for one in here.established)
                     is_well &= not here.moved and kept
+                    if density == DENSITY:
+                        largest[name, mode] = max(here.shares.values())
                     is_well &= density > DENSITY or here.goodput >= LEAST[mode]
                     lost = f"[{here.moved}]" if here.moved or not kept else ""
                     cells.append(f"{100 * here.goodput:.1f}{lost}")
@@ -330,6 +330,11 @@ def main() -> int:
     finally:
         dataplane.tables.close()
         pins.remove(dataplane.pins)
+    print("\nOf these clients the share of the busiest of three equal backends, in percent, where")
+    print(f"{DENSITY:g} packets of the attackers come to each bucket.")
+    print(f"{'':32}", *(f"{mode:>8}" for mode in modes))
+    for name in ATTACKS:
+        print(f"{name:32}", *(f"{100 * largest[name, mode]:8.0f}" for mode in Forward))
     return not is_well
 
 
