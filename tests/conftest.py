@@ -8,6 +8,16 @@ import signal
 import tempfile
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples on every host, and no bound on their time: 200 ms is hypothesis' default outside
+# of a CI. `make soak` draws others.
+settings.register_profile(
+    "same", deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.register_profile("any", settings.get_profile("same"), derandomize=False, print_blob=True)
+settings.load_profile("same")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -20,21 +20,23 @@ from agent.errors import ConfigError
 from agent.model import CheckKind, Config, Service
 from tests.property.configurations import KNOWN_ZONES, configs, service_lists
 
-settings.register_profile("config", max_examples=60, deadline=None)
-settings.load_profile("config")
+some = settings(max_examples=60)
 
 
+@some
 @given(configs)
 def test_what_is_written_is_read_again(config: Config) -> None:
     assert parse(write_yaml(document(config)), "f") == config
     assert parse(yaml.dump(document(config)), "f") == config
 
 
+@some
 @given(configs)
 def test_nothing_lies_between_a_configuration_and_itself(config: Config) -> None:
     assert plan(config, config) == ()
 
 
+@some
 @given(service_lists, service_lists)
 def test_a_plan_leads_all_the_way(before: tuple[Service, ...], after: tuple[Service, ...]) -> None:
     old = Config(name="default", interface="eth0", services=before, zones=KNOWN_ZONES)
@@ -45,6 +47,7 @@ def test_a_plan_leads_all_the_way(before: tuple[Service, ...], after: tuple[Serv
     assert (changes == ()) == (_sorted(old) == _sorted(new))
 
 
+@some
 @given(service_lists, service_lists)
 def test_applying_services_makes_them_equal(
     before: tuple[Service, ...], after: tuple[Service, ...]
@@ -82,6 +85,7 @@ _keys = st.sampled_from(
 )
 
 
+@some
 @given(configs, st.sampled_from(EditOp), st.dictionaries(_keys, _values, max_size=4), st.data())
 def test_an_edit_never_touches_what_it_was_given(
     config: Config, op: EditOp, values: dict[str, object], data: st.DataObject
@@ -97,6 +101,7 @@ def test_an_edit_never_touches_what_it_was_given(
     assert repr(values) == repr(values_before)
 
 
+@some
 @given(
     st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="replace"))
 )
