@@ -89,7 +89,7 @@ def test_connections_outlive_a_cable_that_is_cut_and_mended(here: Pair, silent: 
 
 def test_nobody_notices_a_handover_the_way_back_or_a_process_that_is_stopped(here: Pair) -> None:
     here.settle()
-    with crowd.held(here.lab, CROWD) as people, here.rush(1000) as rushed:
+    with crowd.held(here.lab, CROWD) as people, here.unnoticed(1000):
         all_go_on(people)
         here.hand_over(here.first)
         failover.await_role(here.lab, here.second, MASTER)
@@ -104,8 +104,6 @@ def test_nobody_notices_a_handover_the_way_back_or_a_process_that_is_stopped(her
         failover.start(here.lab, here.first)
         here.settle()
         all_go_on(people)
-    assert rushed.started > 0
-    assert not rushed.failed, rushed.failed[:3]
 
 
 def test_lost_adverts_alone_make_no_second_master(here: Pair) -> None:
@@ -166,13 +164,11 @@ def test_nobody_notices_that_both_processes_are_stopped_at_one_moment(here: Pair
     names = [node.name, failover.process_of(node)]
     pids = [pid for name in names if (pid := processes.pid_of(here.lab.run_dir, name))]
     assert len(pids) == len(names)
-    with crowd.held(here.lab, 100) as people, here.rush(500) as rushed:
+    with crowd.held(here.lab, 100) as people, here.unnoticed(500):
         all_go_on(people)
         processes.stop(here.lab.run_dir, pids, grace_s=60.0)
         failover.await_role(here.lab, here.second, MASTER)
         all_go_on(people)
-    assert rushed.started > 0
-    assert not rushed.failed, rushed.failed[:3]
     log = (here.lab.run_dir / f"{node.name}.log").read_text()
     assert "the VIPs are handed over first" in log
 
