@@ -58,9 +58,14 @@ class _Prefix(click.ParamType[Network]):
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> Network:
         try:
-            return ip_network(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+            network = ip_network(str(value), strict=False)
+        except ValueError:
+            example = "10.0.0.1 or 10.0.0.0/28"
+            self.fail(f"{value!r} is neither an address nor a prefix, as in {example}", param, ctx)
+        address = str(value).partition("/")[0]
+        if ip_address(address) != network.network_address:
+            self.fail(f"{value} is inside of {network}; give that, or {address} alone", param, ctx)
+        return network
 
 
 class _Listen(click.ParamType[tuple[str, int]]):

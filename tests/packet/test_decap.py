@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
+from click.testing import CliRunner
 from scapy.layers.inet import GRE, IP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 from scapy.layers.l2 import Dot1AD, Dot1Q
@@ -16,6 +17,7 @@ from scapy.packet import Packet, Raw
 
 from agent.dataplane import helpers, libbpf
 from agent.dataplane.compile import Compiled
+from agent.main import cli
 from agent.model import Forward
 from tests.packet.frames import L3, VIP4, VIP6, ether, tcp, udp
 from tests.packet.harness import Rig, Verdict, backend, service
@@ -347,3 +349,18 @@ def test_those_of_strangers_stay_as_they_came(
     done = libbpf.test_run(choosy.fd, outer)
     assert (done.verdict, done.data) == (Verdict.PASS, outer)
     assert decap(outer).data != outer, "without --from it is taken"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("10.0.0.1/24", "10.0.0.1/24 is inside of 10.0.0.0/24; give that, or 10.0.0.1 alone"),
+        ("lb1", "'lb1' is neither an address nor a prefix, as in 10.0.0.1 or 10.0.0.0/28"),
+        ("", "'' is neither an address nor a prefix"),
+    ],
+)
+def test_a_sender_that_is_none_is_named_with_what_to_give(given: str, message: str):
+    words = ["decap", "--interface", "lo", "--vip", VIP4, "--from", given]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 2
+    assert message in done.output
