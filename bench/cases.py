@@ -258,7 +258,7 @@ def _prepare(bench: Bench, case: Case, program: Compiled) -> bytes:
 
 def _establish(bench: Bench, case: Case, program: Compiled) -> None:
     """Each flow sends two packets in a row: what one packet opens, the next one's payload
-    establishes. In `nat` and `fullnat` it waits for the server: of a bucket, two a round.
+    establishes. In `nat` and `fullnat` it waits for the server: of a bucket, four a round.
     """
     frame, flows = case.opening or case.frame, case.flows
     if flows is None or not flows.count:

@@ -234,6 +234,8 @@ up)
 		if [ "$mode" = gue ]; then port="$gue_port"; fi
 		# shellcheck disable=SC2086 # each sender is an argument
 		senders_up "$port" $senders
+	elif [ "$mode" != dsr ] && nft list table inet steelyard_tunnels >/dev/null 2>&1; then
+		echo "left as they are: the rules of an earlier --from; down removes them"
 	fi
 	if [ "$mode" != dsr ]; then tunnels_up; fi
 	if [ "$mode" = gue ]; then gue_up "$gue_port"; fi

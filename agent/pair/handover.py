@@ -34,7 +34,7 @@ from agent.state.moves import Moved
 log = structlog.get_logger()
 
 # The hold was over before it was to end: there are new flows since.
-_HELD_UP = "this agent was held up, so new flows came in that the other balancer does not have"
+HELD_UP = "this agent was held up, so new flows came in that the other balancer does not have"
 
 type Hold = Callable[[], AbstractContextManager[Held]]
 
@@ -154,7 +154,7 @@ async def _give(
 
         def go_on() -> None:
             if held is not None and not held.renew():
-                telling.lacking = telling.lacking or _HELD_UP
+                telling.lacking = telling.lacking or HELD_UP
 
         if peers is not None and held is not None:
             # Of a flow with nothing but a SYN the peer could be told no addresses. Its client
@@ -162,7 +162,7 @@ async def _give(
             await asyncio.sleep(HANDSHAKE_S)
             await telling.flush(HELD_S)
             if not held.renew():
-                telling.lack(_HELD_UP, "try again; if it stays so, the host has too little CPU")
+                telling.lack(HELD_UP, "try again; if it stays so, the host has too little CPU")
         await mastership.set_mode(Mode.HANDED_OVER, instance)
         go_on()
         if peers is not None:

@@ -118,6 +118,8 @@ def test_only_the_balancers_tunnel_packets_come_in_until_it_is_undone(net: Net) 
     assert exchanged(net) == of(PEER, PEER6)
     setup(net, "up", "gue", "--from", STRANGER, VIP)
     assert exchanged(net) == of(STRANGER), "the last command holds"
+    assert "left as they are: the rules of an earlier --from" in setup(net, "up", "gue", VIP)
+    assert exchanged(net) == of(STRANGER)
     setup(net, "up", "ipip", "--from", str(PEER), VIP)
     others = {("gue", str(s)) for s in (STRANGER, PEER6, STRANGER6)}
     assert exchanged(net) == of(PEER) | others, "the port of gue is somebody else's"

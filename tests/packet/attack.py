@@ -184,7 +184,11 @@ def _volley(rig: Rig, attack: Flood | Act, packets: int) -> Callable[[Field], No
         rig.dataplane.program.fd, wrapper.FLOOD, "flood",
         LB_FIRST=f"{STRANGERS:#x}", LB_EACH=str(attack.each), LB_PORTS=str(attack.ports),
     )  # fmt: skip
-    return lambda _here: (libbpf.test_run(flood.fd, attack.frame, repeat=packets), None)[1]
+
+    def send(_here: Field) -> None:
+        libbpf.test_run(flood.fd, attack.frame, repeat=packets)
+
+    return send
 
 
 def _step(rig: Rig, here: Field) -> None:
@@ -284,16 +288,24 @@ ATTACKS: dict[str, Flood | Act] = {
     "acknowledgements of the unsent": _acknowledges_the_unsent,
     "martians": _martians,
 }
+# A blind FIN is within 64 KiB of a client's next byte once in 32,768 times, and is believed then.
+LOST_BY_CHANCE = 3
 LEAST = {mode: 0.97 if mode.is_nat else 0.99 for mode in Forward}
 DENSITY = 0.1
 DENSITIES = (0.1, 1.0, 4.0)  # with 1M flows and round trips of 10 ms: 1.3M, 13M, 52M packets/s
 
 
-def is_kept(rig: Rig, one: Connection) -> bool:
-    """Whether an established connection is recorded, and where it was."""
-    slot = rig.slot(one.packet.src, one.packet.sport)
-    is_open = slot is not None and slot.state in (FlowState.ESTABLISHED, FlowState.CLOSING)
-    return slot is not None and is_open and slot.backend_id == rig.backend_id(one.backend)
+def lost(rig: Rig, here: Field) -> int:
+    """How many of the established connections are not recorded as established any more, or not
+    where they were.
+    """
+
+    def is_kept(one: Connection) -> bool:
+        slot = rig.slot(one.packet.src, one.packet.sport)
+        is_open = slot is not None and slot.state is FlowState.ESTABLISHED
+        return is_open and slot.backend_id == rig.backend_id(one.backend)
+
+    return sum(not is_kept(one) for one in here.established)
 
 
 def main() -> int:
@@ -302,9 +314,12 @@ def main() -> int:
     dataplane = load(config, all_features())
     is_well, largest = True, {}
     modes = [mode.value for mode in Forward]
-    print("Honest clients that are served, of a hundred; in brackets packets of established")
-    print("connections that went elsewhere. Columns: the mode, and how many packets of the")
-    print("attackers come to each bucket of the flow table within a round trip.")
+    print("Honest clients that are served, of a hundred; in brackets, if there are any, packets of")
+    print("established connections that went elsewhere, and such connections that are recorded no")
+    print(
+        "more. Columns: the mode, and how many packets of the attackers come to each bucket of the"
+    )
+    print("flow table within a round trip.")
     print(f"{'':32}", *(f"{mode:>22}" for mode in modes))
     print(f"{'':32}", *(f"{' '.join(f'{d:>6g}' for d in DENSITIES):>22}" for _ in modes))
     try:
@@ -315,13 +330,13 @@ def main() -> int:
                     rig = Rig(dataplane)
                     serve(rig, mode)
                     here = happen(rig, attack, density=density, round_trips=100, clients=10)
-                    kept = all(is_kept(rig, one) for one in here.established)
-                    is_well &= not here.moved and kept
+                    gone = lost(rig, here)
+                    is_well &= not here.moved and gone <= LOST_BY_CHANCE
                     if density == DENSITY:
                         largest[name, mode] = max(here.shares.values())
                     is_well &= density > DENSITY or here.goodput >= LEAST[mode]
-                    lost = f"[{here.moved}]" if here.moved or not kept else ""
-                    cells.append(f"{100 * here.goodput:.1f}{lost}")
+                    harm = f"[{here.moved}/{gone}]" if here.moved or gone else ""
+                    cells.append(f"{100 * here.goodput:.1f}{harm}")
                     rig.reset()
                 cells += [""] * ((len(DENSITIES) - len(cells)) % len(DENSITIES))
             rows = [cells[n : n + len(DENSITIES)] for n in range(0, len(cells), len(DENSITIES))]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from agent.pair.handover import HELD_UP
 from bench.peers import load
 from lbctl.lab import build, documents, failover, netns, processes
 from lbctl.lab.failover import BACKUP, MASTER
@@ -23,7 +24,6 @@ from tests.netns.failover.crowd import Crowd
 from tests.netns.site import Site, site, wait_until
 
 RUSH_PORT = 9200
-HELD_UP = "this agent was held up, so new flows came in that the other balancer does not have"
 PREEMPT_DELAY = "300ms"  # so that tests are short
 
 
