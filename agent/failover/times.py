@@ -278,8 +278,13 @@ STOPPED_TOO_LOOK_S = 0.05
 """An agent that is stopped looks ten times, so long apart, whether the failover process is stopped
 too ..."""
 
-OUTLAST_S = 8.0
+OUTLAST_S = 6.5
 """... and then waits so long until the VIPs are handed over."""
+
+STRAGGLERS_S = 1.5
+"""An agent that has handed over stays at least so long: handshakes that take longer than new flows
+are held back come back to it by way of the other balancer. A client's answer may take half a
+second, and a server that does not get it asks again after one second (RFC 6298)."""
 
 GOODBYE_S = 0.5
 """In the end it tells the failover process that it is going, and waits so long for the answer."""

@@ -25,7 +25,13 @@ from agent.failover.plan import claimed_vips
 from agent.failover.secret import read_secret
 from agent.failover.status import Problem
 from agent.failover.syncstatus import LinkState, PeerSync, unknown
-from agent.failover.times import GOODBYE_S, OUTLAST_S, PREEMPT_PAUSE_S, STOPPED_TOO_LOOK_S
+from agent.failover.times import (
+    GOODBYE_S,
+    OUTLAST_S,
+    PREEMPT_PAUSE_S,
+    STOPPED_TOO_LOOK_S,
+    STRAGGLERS_S,
+)
 from agent.flowsync.exchange import Exchange
 from agent.flowsync.kept import Kept, forget_all_but
 from agent.flowsync.link import Presence
@@ -95,6 +101,7 @@ class Pair:
         self._shares = False  # some flows here can be another node's at the same time
         self._exchanges: dict[Address, Exchange] = {}  # by peer
         self._left = asyncio.Event()  # what could be done before the failover process stops is done
+        self._handed_s = -STRAGGLERS_S  # when this node has handed over last
         self.mastership = Mastership(self._whole_word, lambda: self._sync.beat())
         node = node_of(dataplane, contents, self.mastership.is_behind)
 
@@ -300,6 +307,8 @@ class Pair:
         """
         with contextlib.suppress(SteelyardError, TimeoutError):
             await self._leave_together()
+        # The other balancer sends back what it does not know, as long as this agent lives.
+        await asyncio.sleep(self._handed_s + STRAGGLERS_S - time.monotonic())
         self._ends = True
         with contextlib.suppress(SteelyardError, TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
@@ -417,6 +426,7 @@ class Pair:
         moved = await hand_over(
             self.mastership, peers, self._hold, instance, force=force, stay=stay
         )
+        self._handed_s = time.monotonic()
         if moved.lacking:
             self._lacking = self._lacking.and_one(moved.lacking, time.time())
         return moved

@@ -175,6 +175,22 @@ class Pair:
                 setattr(rushed, key, value)
 
     @contextlib.contextmanager
+    def far(self, delay_s: float) -> Iterator[None]:
+        """The client is so far away meanwhile: its packets to the VIPs come that much later."""
+        client = self.lab.node("client")
+        command = [*netns.entering(client.namespace), sys.executable]
+        command += ["-m", "tests.netns.failover.far", "--delay", str(delay_s)]
+        command += [client.links[0].device, *map(str, self.lab.vips)]
+        environment = processes.environment(self.lab.run_dir)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline()
+                yield
+            finally:
+                process.terminate()
+
+    @contextlib.contextmanager
     def unnoticed(self, rate_per_s: int) -> Iterator[None]:
         """Short connections, none of which fails while the balancers hand over; unless an agent
         says itself that the host held it up, for longer than new flows are held back.

@@ -157,14 +157,19 @@ def test_a_master_stays_master_while_its_agent_swaps_the_program(here: Pair) -> 
     assert not rushed.failed, rushed.failed[:3]
 
 
-def test_nobody_notices_that_both_processes_are_stopped_at_one_moment(here: Pair) -> None:
-    """As when a container is stopped."""
+@pytest.mark.parametrize("delay_s", [0.0, 0.7], ids=["near", "far"])
+def test_nobody_notices_that_both_processes_are_stopped_at_one_moment(
+    here: Pair, delay_s: float
+) -> None:
+    """As when a container is stopped. A handshake with a client that is far away takes longer than
+    new flows are held back before the rest is told.
+    """
     here.settle()
     node = here.first
     names = [node.name, failover.process_of(node)]
     pids = [pid for name in names if (pid := processes.pid_of(here.lab.run_dir, name))]
     assert len(pids) == len(names)
-    with crowd.held(here.lab, 100) as people, here.unnoticed(500):
+    with here.far(delay_s), crowd.held(here.lab, 20) as people, here.unnoticed(500):
         all_go_on(people)
         processes.stop(here.lab.run_dir, pids, grace_s=60.0)
         failover.await_role(here.lab, here.second, MASTER)

@@ -564,7 +564,8 @@ def test_an_agent_ends_before_the_service_manager_kills_it() -> None:
 
 def stop_s() -> float:
     """What the agent waits for at most before its server stops."""
-    return pair._LOOKS * times.STOPPED_TOO_LOOK_S + times.OUTLAST_S + times.GOODBYE_S
+    looks_s = pair._LOOKS * times.STOPPED_TOO_LOOK_S
+    return looks_s + times.OUTLAST_S + times.STRAGGLERS_S + times.GOODBYE_S
 
 
 @LAWS
