@@ -8,6 +8,9 @@
 
 #include "maps.h"
 
+/* Whether any scheduler compares what backends have. */
+#define COUNTS_LOADS (LB_LEAST_CONN || LB_LEAST_LOAD || LB_SOURCE)
+
 static __always_inline struct backend_counters *backend_counters_of(__u32 backend)
 {
 	__u32 index = bpf_get_smp_processor_id() * LB_BACKENDS + backend;
@@ -55,24 +58,27 @@ static __always_inline struct sync_counters *sync_counters_here(void)
 	return sync_count.lookup(&index);
 }
 
-/* One more open flow of a backend, or one less. */
-static __always_inline void load_open(const struct backend *backend, __u32 id, __s64 by)
+/* So many more open flows of a backend, and embryonic ones of those; -1: one less. */
+static __always_inline void load_flows(const struct backend *backend, __u32 id, __s64 open,
+				       __s32 embryonic)
 {
 	struct backend_load *load;
 	struct service_load *all;
 	__u32 service;
 
-	if (!(LB_LEAST_CONN || LB_LEAST_LOAD || LB_SOURCE) || !(backend->flags & BACKEND_F_LOAD))
+	if (!COUNTS_LOADS || !(backend->flags & BACKEND_F_LOAD))
 		return;
 	load = backend_load.lookup(&id);
-	if (load)
-		__sync_fetch_and_add(&load->open, by);
+	if (load) {
+		__sync_fetch_and_add(&load->open, open);
+		__sync_fetch_and_add(&load->embryonic, embryonic);
+	}
 	if (!LB_SOURCE)
 		return;
 	service = backend->service;
 	all = service_load.lookup(&service);
 	if (all)
-		__sync_fetch_and_add(&all->open, by);
+		__sync_fetch_and_add(&all->open, open);
 }
 
 static __always_inline void count_opened(const struct backend *backend, __u32 id)
@@ -81,18 +87,19 @@ static __always_inline void count_opened(const struct backend *backend, __u32 id
 
 	if (c)
 		c->opened++;
-	load_open(backend, id, 1);
+	load_flows(backend, id, 1, 1);
 }
 
-static __always_inline void count_closed(__u32 id)
+/* A flow is open no more, or embryonic no more, or neither (1 or 0 each). */
+static __always_inline void count_left(__u32 id, __u32 open, __u32 embryonic)
 {
 	struct backend_counters *c = backend_counters_of(id);
 	struct backend *backend = backends.lookup(&id);
 
 	if (c)
-		c->closed++;
+		c->closed += open;
 	if (backend)
-		load_open(backend, id, -1);
+		load_flows(backend, id, -(__s64)open, -(__s32)embryonic);
 }
 
 #endif

@@ -163,7 +163,7 @@ static __always_inline void flow_replaced(__u64 word, const struct flow_warm *wa
 	__u32 state = slot_state(word);
 
 	if (slot_is_open(state))
-		count_closed(slot_backend(word));
+		count_left(slot_backend(word), 1, state == FLOW_EMBRYONIC);
 	if (LB_WAITING && slot_awaits(state) && warm)
 		waiting_drop((struct flow_warm *)warm, slot_backend(word));
 }
@@ -282,14 +282,17 @@ static __always_inline bool flow_is_proven(const struct packet *p, const struct 
 static __always_inline void flow_moved(const struct flow *flow, __u32 state, __u32 next, __u32 id,
 				       struct backend_counters *counters)
 {
+	__u32 closes = slot_base(next) == FLOW_CLOSING && slot_is_open(state);
+	__u32 was_embryonic = state == FLOW_EMBRYONIC;
+
 	if (next == state)
 		return;
 	if (LB_SYNC && slot_base(next) == FLOW_ESTABLISHED && slot_base(state) != FLOW_ESTABLISHED)
 		flow_tell(flow);
-	if (state == FLOW_EMBRYONIC && slot_base(next) != FLOW_CLOSING && counters)
+	if (was_embryonic && !closes && counters)
 		counters->established++;
-	if (slot_base(next) == FLOW_CLOSING && slot_is_open(state))
-		count_closed(id);
+	if (closes || (COUNTS_LOADS && was_embryonic))
+		count_left(id, closes, was_embryonic);
 }
 
 /* Does the slot that was found decide?  Not if its backend is gone; not for a

@@ -9,10 +9,25 @@
 #define SCORE_WORST (~0ULL >> 1)
 #define NO_WEIGHT 0xffffffff /* the inverse weight of a backend that gets nothing */
 
-/* Open connections by weight. */
+/* Open connections, as far as they count.  Anybody can open embryonic flows, with senders that
+ * do not exist, so of those no more count than EMBRYONIC_FROM and a part of the others: so many
+ * handshakes are under way where connections are short or clients far away.
+ */
+#define EMBRYONIC_FROM 16
+#define EMBRYONIC_PART_LOG 3
+static __always_inline __u64 score_counted(const struct backend_load *load)
+{
+	__s64 open = load->open + load->open_fix;
+	__s64 embryonic = (__s64)load->embryonic + load->embryonic_fix;
+	__s64 most = EMBRYONIC_FROM + ((open - embryonic) >> EMBRYONIC_PART_LOG);
+
+	return not_negative(open - not_negative(embryonic - most));
+}
+
+/* Connections by weight. */
 static __always_inline __u64 score_connections(const struct backend_load *load)
 {
-	return (not_negative(load->open + load->open_fix) + 1) * load->inverse_weight;
+	return (score_counted(load) + 1) * load->inverse_weight;
 }
 
 /* Exponential with mean 256, from the low 16 bits of a draw's hash (the high ones name the
@@ -36,8 +51,8 @@ static __always_inline __u64 chance(__u64 hash)
 
 /* The load score (abi.h, struct backend_load), in 256ths of a connection times
  * 2^20 / weight.  Of two backends one of which is hot, the other wins.  What was
- * reported counts until it is old, since nobody may be there to take it back; then all
- * open connections count one each.
+ * reported counts until it is old, since nobody may be there to take it back; then
+ * connections count one each.
  */
 static __always_inline __u64 score_load(const struct backend_load *load, __u32 now)
 {
@@ -47,7 +62,7 @@ static __always_inline __u64 score_load(const struct backend_load *load, __u32 n
 	counts = mask_less(-left, 0);
 	work = load->queue & counts;
 	kappa = mask_choose(counts, load->kappa, 256);
-	work += kappa * not_negative(load->open + load->open_fix - (load->report_open & counts));
+	work += kappa * not_negative(score_counted(load) - (load->report_open & counts));
 	work += (not_negative(load->waiting + load->waiting_fix) * load->per_byte) >> 16;
 	return ((load->is_hot & counts) << 62) + work * load->inverse_weight;
 }
@@ -66,15 +81,16 @@ static __always_inline __u64 score_draw(const struct backend_load *load, __u32 n
 	return mask_choose(none, SCORE_WORST, score_load(load, now) + chance(hash) * *scale);
 }
 
-/* So many open flows a backend may have whatever the others have: with fewer there is
+/* So many connections a backend may have whatever the others have: with fewer there is
  * nothing to balance, and a client that comes alone (with a control and a data
  * connection, or with a few at once) must find the server that it has talked to.
  */
 #define BOUND_FROM 16
 
 /* Bounded load (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded
- * Loads): would one more open flow be more than BOUND_FROM, and more than the backend's
- * share of `bound` / 256 of the mean, rounded up?
+ * Loads): would one more connection be more than BOUND_FROM, and more than the backend's
+ * share of `bound` / 256 of the mean, rounded up?  All embryonic flows are in the mean, so
+ * that a flood has nobody passed over.
  */
 static __always_inline bool score_is_over(__u32 service_id, __u32 id, __u32 bound)
 {
@@ -86,7 +102,7 @@ static __always_inline bool score_is_over(__u32 service_id, __u32 id, __u32 boun
 		return false;
 	mean = 256 * all->weight;
 	most = bound * (not_negative(all->open + all->open_fix) + 1) * load->weight;
-	with_it = not_negative(load->open + load->open_fix) + 1;
+	with_it = score_counted(load) + 1;
 	return with_it > BOUND_FROM && with_it > (most + mean - 1) / mean;
 }
 

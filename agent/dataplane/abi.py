@@ -12,7 +12,7 @@ import numpy as np
 from agent.dataplane.btf import Btf
 from agent.errors import AbiMismatchError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 FLOW_TAG_SHIFT = 32
 FLOW_BACKEND_SHIFT = 16
@@ -240,9 +240,11 @@ BACKEND_LOAD = np.dtype(
     [
         ("open", "i8"),
         ("waiting", "i8"),
-        ("open_fix", "i8"),
+        ("embryonic", "i4"),
+        ("embryonic_fix", "i4"),
         ("waiting_fix", "i8"),
-        ("report_open", "i8"),
+        ("open_fix", "i4"),
+        ("report_open", "i4"),
         ("queue", "u4"),
         ("kappa", "u2"),
         ("is_hot", "u2"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from agent.dataplane.survey import Counts
 from agent.dataplane.tables import Table
 from agent.model import Scheduler
 from agent.state.loads import KAPPA, NO_WEIGHT
@@ -14,13 +15,18 @@ WORST = (1 << 63) - 1
 _CONNECTION = 256  # of the load score
 _CHANCE_MEAN = 171
 _WEIGHT_ONE = 1 << 20
-_BOUND_FROM = 16  # open connections that a bounded ``source`` never counts as too many
+_EMBRYONIC_FROM, _EMBRYONIC_PART_LOG = 16, 3
+_BOUND_FROM = 16  # connections that a bounded ``source`` never counts as too many
 _HOT_SHIFT = 62  # a hot backend loses against one that is not
 
 
-def open_connections(row: Table) -> int:
-    """Of a backend's or a service's load."""
-    return max(0, int(row["open"]) + int(row["open_fix"]))
+def counted(rows: Table) -> Counts:
+    """``score_counted``, of loads of backends: connections, embryonic ones up to a point."""
+    is_open = rows["open"] + rows["open_fix"]
+    embryonic = rows["embryonic"].astype(np.int64) + rows["embryonic_fix"]
+    most = _EMBRYONIC_FROM + ((is_open - embryonic) >> _EMBRYONIC_PART_LOG)
+    found: Counts = np.maximum(is_open - np.maximum(embryonic - most, 0), 0)
+    return found
 
 
 def waiting_bytes(row: Table) -> int:
@@ -40,12 +46,12 @@ def as_of(rows: Table, now: int) -> Table:
 
 def of_connections(row: Table) -> int:
     """``score_connections``."""
-    return (open_connections(row) + 1) * int(row["inverse_weight"])
+    return (int(counted(row)) + 1) * int(row["inverse_weight"])
 
 
 def of_load(row: Table) -> int:
     """``score_load``, of a load as it is now (``as_of``)."""
-    since = int(row["open"]) + int(row["open_fix"]) - int(row["report_open"])
+    since = int(counted(row)) - int(row["report_open"])
     work = int(row["queue"]) + int(row["kappa"]) * max(0, since)
     work += waiting_bytes(row) * int(row["per_byte"]) >> 16
     return (int(row["is_hot"]) << _HOT_SHIFT) + work * int(row["inverse_weight"])
@@ -69,12 +75,13 @@ def of_draws(rows: Sequence[Table], picks: Sequence[int]) -> list[int]:
 
 
 def most_open(service_row: Table, row: Table, bound: int) -> int | None:
-    """How many open connections a bounded ``source`` leaves the backend; None: any number."""
+    """How many connections a bounded ``source`` leaves the backend; None: any number."""
     weight = int(service_row["weight"])
     if not bound or not weight:
         return None
     mean = 256 * weight
-    most = bound * (open_connections(service_row) + 1) * int(row["weight"])
+    whole = max(0, int(service_row["open"]) + int(service_row["open_fix"]))
+    most = bound * (whole + 1) * int(row["weight"])
     return max(_BOUND_FROM, -(-most // mean))
 
 

@@ -143,7 +143,7 @@ def _by_source(ring: Ring, flow: FiveTuple) -> Selection:
             steps.append(f"{said}not usable, next draw")
             continue
         most = score.most_open(whole, loads[ident], entry.bound)
-        is_open = score.open_connections(loads[ident])
+        is_open = int(score.counted(loads[ident]))
         if most is None:
             draws.append(draw)
             steps.append(f"{said}usable")

@@ -43,13 +43,15 @@ _CHUNK = 1 << 15  # slots read at once: small enough to stay in a cache
 class Sums:
     """What had been added up at one moment, by the packet path and by the agent.
 
-    By backend id, ``service_open`` by service id. ``opened`` and ``closed`` are of all rows;
-    what is ``open`` and ``waiting`` has the agent's own fix in it.
+    By backend id, ``service_open`` by service id. ``opened``, ``established`` and ``closed`` are
+    of all rows; what is ``open``, ``embryonic`` and ``waiting`` has the agent's own fix in it.
     """
 
     opened: Counts
+    established: Counts
     closed: Counts
     open: Counts
+    embryonic: Counts
     waiting: Counts
     service_open: Counts
 
@@ -58,15 +60,30 @@ class Sums:
         """The sums of these backends, 0 for all others. What is counted is read first, so
         that whatever happens meanwhile is counted as happening later.
         """
-        opened, closed, is_open, waiting = np.zeros((4, len(tables.backends)), dtype=np.int64)
         rows = tables.backend_count[:, ids]
-        opened[ids] = rows["opened"].sum(axis=0, dtype=np.int64)
-        closed[ids] = rows["closed"].sum(axis=0, dtype=np.int64)
         load, of_services = tables.backend_load[ids], tables.service_load
-        is_open[ids] = load["open"] + load["open_fix"]
-        waiting[ids] = load["waiting"] + load["waiting_fix"]
+
+        def of_all(values: Counts) -> Counts:
+            found = np.zeros(len(tables.backends), dtype=np.int64)
+            found[ids] = values
+            return found
+
+        def counted(name: str) -> Counts:
+            return of_all(rows[name].sum(axis=0, dtype=np.int64))
+
+        def summed(name: str) -> Counts:
+            return of_all(load[name].astype(np.int64) + load[f"{name}_fix"])
+
         service_open = of_services["open"] + of_services["open_fix"]
-        return cls(opened, closed, is_open, waiting, service_open)
+        return cls(
+            opened=counted("opened"),
+            established=counted("established"),
+            closed=counted("closed"),
+            open=summed("open"),
+            embryonic=summed("embryonic"),
+            waiting=summed("waiting"),
+            service_open=service_open,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +127,12 @@ def backend_of(words: Slots) -> Counts:
 
 def state_of(words: Slots) -> Counts:
     return ((words >> np.uint64(abi.FLOW_STATE_SHIFT)) & np.uint64(7)).astype(np.int64)
+
+
+def open_backends(words: Slots) -> tuple[Counts, Counts]:
+    """The backends of the slots that hold open flows, and of those that hold embryonic ones."""
+    states, backends = state_of(words), backend_of(words)
+    return backends[np.isin(states, OPEN)], backends[states == abi.FlowState.EMBRYONIC]
 
 
 def _known(ids: Counts, size: int) -> Counts:
@@ -264,11 +287,13 @@ def count_closed(tables: SharedTables, words: Slots, service: Counts) -> None:
     ``service``: whose the backends were.
     """
     size = len(service)
-    was_open = words[np.isin(state_of(words), OPEN)]
-    closed = np.bincount(_known(backend_of(was_open), size), minlength=size)
+    closed, embryonic = (
+        np.bincount(_known(ids, size), minlength=size) for ids in open_backends(words)
+    )
     ids = np.flatnonzero(closed)
     tables.backend_count["closed"][-1, ids] += closed[ids].astype(np.uint64)
     tables.backend_load["open_fix"][ids] -= closed[ids]
+    tables.backend_load["embryonic_fix"][ids] -= embryonic[ids]
     np.subtract.at(tables.service_load["open_fix"], service[ids], closed[ids])
 
 

@@ -3,8 +3,9 @@
 The packet path adds and subtracts as flows open and close and as requests come and are
 answered. What it can miss (a flow whose slot the agent freed, a scheduler that began to count
 in mid-life) would stay in a sum for ever. So after each survey every sum is compared with the
-table, and the agent writes the difference beside it: ``open_fix``, ``waiting_fix``, and its own
-row of the counters. The packet path's fields are its own and are never written.
+table, and the agent writes the difference beside it: ``open_fix``, ``embryonic_fix``,
+``waiting_fix``, and its own row of the counters. The packet path's fields are its own and are
+never written.
 
 Flows open and close while the table is read. Each comparison therefore gives a range, and the
 part of it that is certain (the end nearer to zero); only what several surveys running say with
@@ -30,6 +31,7 @@ class Corrections:
     """What to add: by backend id, ``service_open`` by service id."""
 
     open: Counts
+    embryonic: Counts
     waiting: Counts
     counted: Counts  # to opened - closed
     service_open: Counts
@@ -68,8 +70,10 @@ def certain(found: Survey) -> Corrections:
     before, after = found.before, found.after
     # What the survey counted is what was open when it began, with some of those opened since
     # and without some of those closed since.
-    least = found.open - (after.opened - before.opened)
-    most = found.open + (after.closed - before.closed)
+    opened, closed = after.opened - before.opened, after.closed - before.closed
+    least, most = found.open - opened, found.open + closed
+    embryonic = found.open - found.live
+    left = closed + after.established - before.established
     services = len(before.service_open)
 
     def by_service(values: Counts) -> Counts:
@@ -81,6 +85,9 @@ def certain(found: Survey) -> Corrections:
     waiting = (before.waiting, after.waiting)
     return Corrections(
         open=_nearer(least - before.open, most - before.open),
+        embryonic=_nearer(
+            embryonic - opened - before.embryonic, embryonic + left - before.embryonic
+        ),
         waiting=_nearer(found.waiting - np.maximum(*waiting), found.waiting - np.minimum(*waiting)),
         # opened is read before closed: each end takes what it cannot have missed
         counted=_nearer(
@@ -123,6 +130,7 @@ class TrueUp:
 def apply(tables: SharedTables, corrections: Corrections) -> None:
     """Add the corrections to what is the agent's."""
     tables.backend_load["open_fix"] += corrections.open
+    tables.backend_load["embryonic_fix"] += corrections.embryonic
     tables.backend_load["waiting_fix"] += corrections.waiting
     tables.service_load["open_fix"] += corrections.service_open
     counted = corrections.counted

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.dataplane import abi, survey
-from agent.dataplane.survey import OPEN, Counts, Slots
+from agent.dataplane.survey import Counts, Slots
 from agent.dataplane.tables import SharedTables, Table
 from agent.flowsync import nat
 from agent.flowsync.identity import IdMap
@@ -65,6 +65,7 @@ class Outcome:
     refused: dict[Refusal, int]
     opened: Counts
     closed: Counts
+    embryonic: Counts  # how many more of these there are
 
 
 @dataclass(slots=True)
@@ -76,8 +77,8 @@ class _Tally:
     refreshed: int = 0
     removed: int = 0
     refused: Counter[Refusal] = field(default_factory=Counter)
-    opened: list[Counts] = field(default_factory=list)
-    closed: list[Counts] = field(default_factory=list)
+    opened: list[tuple[Counts, Counts]] = field(default_factory=list)
+    closed: list[tuple[Counts, Counts]] = field(default_factory=list)
 
     def outcome(self) -> Outcome:
         return Outcome(
@@ -85,8 +86,10 @@ class _Tally:
             self.refreshed,
             self.removed,
             {reason: number for reason, number in self.refused.items() if number},
-            self._by_backend(self.opened),
-            self._by_backend(self.closed),
+            self._by_backend([ids for ids, _ in self.opened]),
+            self._by_backend([ids for ids, _ in self.closed]),
+            self._by_backend([ids for _, ids in self.opened])
+            - self._by_backend([ids for _, ids in self.closed]),
         )
 
     def _by_backend(self, parts: list[Counts]) -> Counts:
@@ -95,11 +98,11 @@ class _Tally:
 
     def closes(self, words: Slots) -> None:
         """These words are no longer in the table."""
-        self.closed.append(survey.backend_of(words[np.isin(survey.state_of(words), OPEN)]))
+        self.closed.append(survey.open_backends(words))
 
     def opens(self, words: Slots) -> None:
         """These are."""
-        self.opened.append(survey.backend_of(words[np.isin(survey.state_of(words), OPEN)]))
+        self.opened.append(survey.open_backends(words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +330,7 @@ def account(tables: SharedTables, outcome: Outcome) -> None:
     opened, closed = outcome.opened, outcome.closed
     more = opened - closed
     tables.backend_load["open_fix"] += more
+    tables.backend_load["embryonic_fix"] += outcome.embryonic
     np.add.at(tables.service_load["open_fix"], tables.backends["service"], more)
     mine = tables.backend_count[-1]
     mine["opened"] += opened.astype(np.uint64)

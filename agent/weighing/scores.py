@@ -10,6 +10,7 @@ import numpy as np
 import structlog
 
 from agent.dataplane.program import Dataplane
+from agent.dataplane.score import counted
 from agent.model import BackendRef, Config, Service
 from agent.state.identities import Identities
 from agent.state.loads import KAPPA, bytes_held
@@ -90,7 +91,7 @@ class Scores:
         place = self._places.get(ref)
         if place is not None:
             row = self._dataplane.tables.backend_load[place.ident]
-            place.open_when_asked = int(row["open"]) + int(row["open_fix"])
+            place.open_when_asked = int(counted(row))
             place.waiting_when_asked = int(row["waiting"]) + int(row["waiting_fix"])
 
     def reported(self, ref: BackendRef, report: EngineReport, asked_at: float) -> None:
@@ -118,7 +119,7 @@ class Scores:
             if place.until > now:
                 queue, open_ = told.get(ref.service, (0.0, 0))
                 row = rows[place.ident]
-                open_ += max(0, int(row["open"]) + int(row["open_fix"]))
+                open_ += int(counted(row))
                 told[ref.service] = (queue + place.queue, open_)
         for service, (queue, open_) in told.items():
             ratio = score.smoothed(self.ratio(service), queue, open_)
@@ -145,7 +146,7 @@ class Scores:
         for service, places in silent.items():
             ids = np.array([place.ident for place in places])
             away = np.array([place.away for place in places])
-            open_ = np.maximum(rows["open"][ids] + rows["open_fix"][ids], 0)
+            open_ = counted(rows[ids])
             queue = open_ * score.requests_each(self.ratio(service)) + away
             rows["report_open"][ids] = open_
             rows["queue"][ids] = np.minimum(queue * score.ONE, score.MOST)

@@ -6,7 +6,7 @@ import numpy as np
 
 from agent.dataplane import contents, flowhash
 from agent.model import Backend
-from tests.packet.frames import SYN, VIP4, VIP6, Segments, random_clients
+from tests.packet.frames import ACK, SYN, VIP4, VIP6, Segments, random_clients
 from tests.packet.harness import Rig, Verdict, backend
 from tests.packet.wires import Packet
 
@@ -14,12 +14,13 @@ SEGMENTS = Segments()
 
 
 def opened(rig: Rig, count: int, seed: int = 1, vip: str = VIP4) -> list[str]:
-    """Backends of so many new flows, in their order."""
+    """Backends of so many new connections, in their order; the clients go on after the SYN."""
     segments = Segments(vip)
     found = []
     for address, port in random_clients(seed, count, ipv6=vip == VIP6):
         done = rig.send(segments.frame(address.packed, port, SYN))
         found.append(rig.name_of_mac(done.data[:6]))
+        rig.send(segments.frame(address.packed, port, ACK))
     return found
 
 

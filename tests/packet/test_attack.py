@@ -26,4 +26,5 @@ def test_honest_clients_are_served_and_established_ones_stay(rig: Rig, name: str
     )
     assert here.goodput >= attack.LEAST[forward], rig.reasons()
     assert here.moved == 0
+    assert attack.is_even(here, name, forward), here.shares
     assert attack.lost(rig, here) <= attack.LOST_BY_CHANCE

@@ -128,6 +128,7 @@ def test_the_clients_prefix_and_the_bound(rig: Rig, vip: str, bits: int):
         said = explain(rig.view(), flow_of(vip, address, port))
         passed_over += any("passed over" in step for step in said.steps)
         assert said.backend == taken(rig, segments.frame(address.packed, port, SYN))
+        rig.send(segments.frame(address.packed, port, ACK))
     assert passed_over > 2
     assert passed_over < 300
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.dataplane import flowhash, pins, score
+from agent.dataplane import flowhash, pins, score, survey
 from agent.model import Config, Scheduler, Tables
 from tests.packet import harness
 from tests.packet.frames import ACK, FIN, RST, SYN, random_clients
@@ -55,6 +55,7 @@ def test_least_conn_keeps_open_flows_even_by_weight(rig: Rig):
     clients = rig.clients_in_buckets(range(400), 1)
     for address, port in clients:
         rig.send(SEGMENTS.frame(address.packed, port, SYN))
+        rig.send(SEGMENTS.frame(address.packed, port, ACK))
     assert loads(rig, "a", "b") == [100, 300]
     for address, port in clients:
         rig.send(SEGMENTS.frame(address.packed, port, FIN | ACK))
@@ -88,6 +89,7 @@ def test_least_conn_takes_the_fewest_by_weight_every_time(wide: Rig, count, weig
         took = wide.backend_id(wide.name_of_mac(done.data[:6]))
         scores = {i: (int(held[i]) + 1) * round(2**20 / weight[i]) for i in weight}
         assert scores[took] == min(scores.values())
+        wide.send(SEGMENTS.frame(address.packed, port, ACK))
     for member in members:
         held = wide.load_of(member.name)["open"]
         assert held == wide.open_slots(member.name)
@@ -114,6 +116,43 @@ def test_equals_take_turns_by_the_flow(wide: Rig):
     assert max(found.values()) < 3 * 1280 / 64
 
 
+def test_first_packets_of_strangers_count_up_to_16_and_an_eighth_of_the_others(wide: Rig):
+    """A backend that takes a flood does not get fewer clients than one with as many."""
+    wide.serve(service(*named(2, [100]), scheduler=Scheduler.LEAST_CONN))
+    first, second = (wide.tables.backend_load[wide.backend_id(f"b{n:03}")] for n in range(2))
+    for load, others, embryonic in ((first, 80, 500), (second, 90, 16 + 90 // 8)):
+        load["open"], load["embryonic"] = others + embryonic, embryonic
+    assert (score.counted(first), score.counted(second)) == (80 + 26, 90 + 27)
+    assert set(opened(wide, 11)) == {"b000"}, "106 against 117"
+    first["embryonic"] -= 500  # they were clients: each of them counts
+    assert set(opened(wide, 30, seed=2)) == {"b001"}
+
+
+def test_who_goes_on_or_is_gone_is_embryonic_no_more(rig: Rig):
+    rig.serve(service(backend("a"), scheduler=Scheduler.LEAST_CONN))
+    clients = rig.clients_in_buckets(range(40), 1)
+    for address, port in clients:
+        rig.send(SEGMENTS.frame(address.packed, port, SYN))
+    assert sums(rig, "a") == (40, 40)
+    for address, port in clients[:10]:
+        rig.send(SEGMENTS.frame(address.packed, port, ACK))
+    assert sums(rig, "a") == (40, 30)
+    for address, port in clients[5:15]:
+        rig.send(SEGMENTS.frame(address.packed, port, RST))
+    assert sums(rig, "a") == (30, 25)
+    survey.sweep(rig.tables, rig.survey(later_ticks=9))
+    assert sums(rig, "a") == (5, 0), "what the agent sweeps, too"
+
+
+def sums(rig: Rig, name: str) -> tuple[int, int]:
+    """A backend's open flows, and the embryonic ones of them."""
+    load = rig.load_of(name)
+    return (
+        int(load["open"] + load["open_fix"]),
+        int(load["embryonic"] + load["embryonic_fix"]),
+    )
+
+
 def test_more_backends_than_can_be_looked_at_are_drawn_from(wide: Rig):
     members = named(300, [100])
     wide.serve(service(*members, scheduler=Scheduler.LEAST_CONN))
@@ -124,6 +163,7 @@ def test_more_backends_than_can_be_looked_at_are_drawn_from(wide: Rig):
         held = wide.tables.backend_load["open"].copy()
         done = wide.send(SEGMENTS.frame(address.packed, port, SYN))
         took = wide.backend_id(wide.name_of_mac(done.data[:6]))
+        wide.send(SEGMENTS.frame(address.packed, port, ACK))
         assert took in drawn
         assert held[took] == min(held[drawn])
     assert max(wide.tables.backend_load["open"]) <= 12, "ten each is the mean"
@@ -136,6 +176,8 @@ load_rows = st.fixed_dictionaries(
     {
         "open": st.integers(-3, 5000),
         "open_fix": st.integers(-50, 50),
+        "embryonic": st.integers(-3, 6000),
+        "embryonic_fix": st.integers(-50, 50),
         "waiting": st.integers(-100, 2**32),
         "waiting_fix": st.integers(-1000, 1000),
         "report_open": st.integers(0, 5000),
@@ -150,13 +192,21 @@ load_rows = st.fixed_dictionaries(
 )
 
 
+def counted(load: dict[str, int]) -> int:
+    """Connections, of which embryonic ones up to 16 and an eighth of the others."""
+    is_open = load["open"] + load["open_fix"]
+    embryonic = load["embryonic"] + load["embryonic_fix"]
+    others = is_open - embryonic  # below 0 if a packet is being counted
+    return max(0, others + embryonic - max(0, embryonic - 16 - others // 8))
+
+
 def load_score(load: dict[str, int]) -> tuple[int, Fraction]:
-    """Whether it is hot, and by the words of abi.h: (queue + kappa * max(0, open - report_open)
-    + waiting / beta) / weight. What was reported counts until it is old; then all open
-    connections count one each.
+    """Whether it is hot, and by the words of abi.h: (queue + kappa * max(0, counted - report_open)
+    + waiting / beta) / weight. What was reported counts until it is old; then each connection
+    that counts does as one.
     """
     told = load["left"] > 0
-    grown = max(0, load["open"] + load["open_fix"] - told * load["report_open"])
+    grown = max(0, counted(load) - told * load["report_open"])
     waiting = max(0, load["waiting"] + load["waiting_fix"])
     work = (
         Fraction(told * load["queue"], 256)

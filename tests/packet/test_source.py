@@ -93,6 +93,7 @@ def test_a_bound_passes_on_what_is_too_much_for_one_to_the_next(rig: Rig):
     assert max(before) <= 1.25 * sum(before) / 4 + 1
     for port in range(1000, 1400):
         rig.send(tcp(client="198.51.100.9", client_port=port))
+        rig.send(tcp(client="198.51.100.9", client_port=port, flags="A"))
     after = loads(rig, *"abcd")
     # a SYN may push an older one out of its bucket, so others may have fewer
     grown = {name: n for name, n in zip("abcd", np.subtract(after, before), strict=True) if n > 0}
@@ -107,18 +108,22 @@ def test_a_bound_passes_on_what_is_too_much_for_one_to_the_next(rig: Rig):
 @given(
     is_open=st.lists(st.integers(0, 400), min_size=5, max_size=5),
     fix=st.lists(st.integers(-20, 20), min_size=5, max_size=5),
+    embryonic=st.lists(st.integers(0, 400), min_size=5, max_size=5),
     weights=st.lists(st.integers(1, 1000), min_size=5, max_size=5),
     bound=st.sampled_from([1.0, 1.25, 1.5, 2.0, 10.0]),
     host=st.integers(1 << 24, (127 << 24) - 1),
 )
-def test_who_is_over_the_bound_is_passed_over_once(rig: Rig, is_open, fix, weights, bound, host):
+def test_who_is_over_the_bound_is_passed_over_once(
+    rig: Rig, is_open, fix, embryonic, weights, bound, host
+):
     rig.reset()
     members = [backend(f"b{n:03}", f"10.0.{n}.1", w) for n, w in enumerate(weights)]
     rig.serve(service(*members, scheduler=Scheduler.SOURCE, source_bound=bound))
     ids = [rig.backend_id(m.name) for m in members]
-    for ident, n, f in zip(ids, is_open, fix, strict=True):
+    for ident, n, f, e in zip(ids, is_open, fix, embryonic, strict=True):
         rig.tables.backend_load["open"][ident] = n
         rig.tables.backend_load["open_fix"][ident] = f
+        rig.tables.backend_load["embryonic"][ident] = e
     whole = rig.service_id()
     rig.tables.service_load["open"][whole] = sum(is_open)
     rig.tables.service_load["open_fix"][whole] = sum(fix)
@@ -129,7 +134,9 @@ def test_who_is_over_the_bound_is_passed_over_once(rig: Rig, is_open, fix, weigh
     own = ids.index(first)
     total = max(0, sum(is_open) + sum(fix))
     share = Fraction(bound) * (total + 1) * weights[own] / sum(weights)
-    is_over = max(0, is_open[own] + fix[own]) + 1 > max(NEVER_TOO_MANY, ceil(share))
+    others = is_open[own] + fix[own] - embryonic[own]
+    counted = others + embryonic[own] - max(0, embryonic[own] - 16 - others // 8)
+    is_over = max(0, counted) + 1 > max(NEVER_TOO_MANY, ceil(share))
     assert chosen(rig, Packet(client)) == (second if is_over else first)
 
 

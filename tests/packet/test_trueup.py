@@ -30,6 +30,7 @@ def errors(rig: Rig) -> dict[str, int]:
         name: int(np.abs(difference).max())
         for name, difference in (
             ("open", found.before.open - found.open),
+            ("embryonic", found.before.embryonic - (found.open - found.live)),
             ("waiting", found.before.waiting - found.waiting),
             ("counted", found.before.opened - found.before.closed - found.open),
             ("service_open", found.before.service_open - services.astype(np.int64)),
@@ -37,7 +38,7 @@ def errors(rig: Rig) -> dict[str, int]:
     }
 
 
-NONE = {"open": 0, "waiting": 0, "counted": 0, "service_open": 0}
+NONE = {"open": 0, "embryonic": 0, "waiting": 0, "counted": 0, "service_open": 0}
 
 
 class Traffic:

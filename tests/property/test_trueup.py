@@ -52,15 +52,21 @@ class PacketPath:
         there = np.flatnonzero(np.isin(survey.state_of(self.slots), states) & (self.slots != 0))
         return int(self.draw.choice(there)) if len(there) else None
 
-    def _count(self, ident: int, opened: int, waiting: int) -> None:
+    def _count(self, ident: int, opened: int, waiting: int, embryonic: int = 0) -> None:
+        """``embryonic``: so many more of the open ones."""
         if self.draw.random() < self.missing:
             return
         load, service = self.tables.backend_load, BACKENDS[ident]
         load["waiting"][ident] += waiting
         load["open"][ident] += opened
+        load["embryonic"][ident] += embryonic
         self.tables.service_load["open"][service] += opened
-        counter = {1: "opened", -1: "closed"}.get(opened)
-        if counter:
+        counters = {
+            (1, 1): ("opened",), (1, 0): ("opened", "established"),
+            (0, -1): ("established",),
+            (-1, 0): ("closed",), (-1, -1): ("closed",),
+        }  # fmt: skip
+        for counter in counters.get((opened, embryonic), ()):
             self.tables.backend_count[counter][self.draw.randrange(2), ident] += 1
 
     def _set(self, place: int, state: FlowState) -> None:
@@ -70,16 +76,18 @@ class PacketPath:
     def open(self) -> None:
         ident = self.draw.choice(list(BACKENDS))
         place = self.draw.choice(np.flatnonzero(self.slots == 0))
-        self.slots[place] = word(ident, self.draw.choice(OPEN), NOW)
-        self._count(ident, 1, 0)
+        state = self.draw.choice(OPEN)
+        self.slots[place] = word(ident, state, NOW)
+        self._count(ident, 1, 0, int(state == FlowState.EMBRYONIC))
 
     def ask(self) -> None:
         place = self._some(*OPEN, FlowState.ESTABLISHED_AWAITING)
         if place is not None:
+            was_embryonic = self._state(place) == FlowState.EMBRYONIC
             self._set(place, FlowState.ESTABLISHED_AWAITING)
             size = self.draw.randrange(1, 9000)
             self.tables.flows_warm["waiting"][place] += size
-            self._count(self._backend(place), 0, size)
+            self._count(self._backend(place), 0, size, -int(was_embryonic))
 
     def _answered(self, place: int) -> int:
         size = int(self.tables.flows_warm["waiting"][place])
@@ -95,9 +103,10 @@ class PacketPath:
     def close(self) -> None:
         place = self._some(*OPEN, FlowState.ESTABLISHED_AWAITING)
         if place is not None:
-            awaits = self._state(place) == FlowState.ESTABLISHED_AWAITING
+            state = self._state(place)
+            awaits = state == FlowState.ESTABLISHED_AWAITING
             self._set(place, FlowState.CLOSING_AWAITING if awaits else FlowState.CLOSING)
-            self._count(self._backend(place), -1, 0)
+            self._count(self._backend(place), -1, 0, -int(state == FlowState.EMBRYONIC))
 
     def forget(self) -> None:
         place = self._some(FlowState.CLOSING, FlowState.CLOSING_AWAITING)
@@ -119,6 +128,7 @@ class PacketPath:
         services = np.bincount(found.service, weights=found.open, minlength=8).astype(np.int64)
         return {
             "open": found.before.open - found.open,
+            "embryonic": found.before.embryonic - (found.open - found.live),
             "waiting": found.before.waiting - found.waiting,
             "counted": found.before.opened - found.before.closed - found.open,
             "service_open": found.before.service_open - services,

@@ -44,7 +44,7 @@ def test_a_reported_queue_takes_the_place_of_connections_before_it():
 
 def test_sums_below_zero_count_as_none():
     row = load(open=-4, waiting=-9000)
-    assert (score.open_connections(row), score.waiting_bytes(row)) == (0, 0)
+    assert (score.counted(row), score.waiting_bytes(row)) == (0, 0)
     assert score.shown(Scheduler.LEAST_LOAD, row) == 0
 
 
