@@ -14,6 +14,7 @@ import structlog
 
 from agent.config.defaults import check_port
 from agent.config.plan import Change
+from agent.config.seed import pick_seed
 from agent.dataplane.events import lexicon_of
 from agent.dataplane.program import Dataplane
 from agent.dataplane.trace import Tracer, rings_of
@@ -86,6 +87,7 @@ class Core:
         self._adopted_until = 0.0
         self._survey_at = 0.0
         self._surveys = 0
+        self._pick_seed = 0
         self._trueup: TrueUp
         self._resetter: Resetter
         self.weigher: Weigher
@@ -121,6 +123,7 @@ class Core:
         self._adopted = adopt(self.config, self._reconciler.read(), time.time())
         self._up_since = dict.fromkeys(self._adopted.up, slowstart.ALWAYS)
         await self.pair.aim(self.config)
+        self._pick_seed = await asyncio.to_thread(pick_seed, self.config)
         self.weigher.adopt(self.config, self._adopted.weights, time.monotonic())
         self._adopted_until = time.monotonic() + ADOPTED_HOP_S
         asyncio.get_running_loop().call_later(ADOPTED_HOP_S, self._wake)
@@ -190,6 +193,7 @@ class Core:
         for change in changes:
             log.info("change", change=str(change))
         await self.pair.aim(config)
+        self._pick_seed = await asyncio.to_thread(pick_seed, config)
         self._aim(
             {
                 BackendRef(service.name, backend.name): known[member]
@@ -363,7 +367,8 @@ class Core:
                 ensure = self.dataplane.ensure_features
                 await asyncio.to_thread(ensure, config.services, sync=config.failover.sync.is_on)
             draws = self.weigher.draws
-            around = Surroundings(found, hops, self.dataplane.ifindex, ticks, draws)
+            seed = self._pick_seed
+            around = Surroundings(found, hops, self.dataplane.ifindex, ticks, draws, seed)
             done = await self._reconciler.run(config, around)
             fresh = situation(self._past, config, done.ids, health, hops, found, time.time())
             log_transitions(self._past, fresh)

@@ -372,7 +372,7 @@ class Config:
     state_dir: Path = Path("/var/lib/steelyard")
     metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9117)
     manage_vips: bool = True
-    hash_seed: int = 0
+    hash_seed: int | None = None
     tunnel_source_v4: IPv4Address | None = None
     tunnel_source_v6: IPv6Address | None = None
     gue_port: int = GUE_PORT  # UDP destination port

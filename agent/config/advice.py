@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from agent.config.effects import traffic
+from agent.config.seed import is_public
 from agent.model import Address, Config, Forward, Service
 
 
@@ -42,11 +43,12 @@ def advice(config: Config, here: Here) -> tuple[Advice, ...]:
     if missing:
         found = tuple(_elsewhere(name) for name in missing)
         return (*found, *(one for service in config.services for one in _of_service(service)))
-    return tuple(
+    of_services = (
         one
         for service in config.services
         for one in (*_of_service(service), *_of_service_here(service, config, here))
     )
+    return (*_of_seed(config), *of_services)
 
 
 def _elsewhere(name: str) -> Advice:
@@ -55,6 +57,15 @@ def _elsewhere(name: str) -> Advice:
         "this host has no such interface, so nothing was compared with this host",
         "on the balancer, `ip -br link` shows the names; on another host this is as it should be",
     )
+
+
+def _of_seed(config: Config) -> Iterator[Advice]:
+    if is_public(config):
+        yield Advice(
+            "hash_seed",
+            "backends are chosen with a seed that everybody knows, so strangers can aim at one",
+            "set `failover.key_file`, or one secret number as `hash_seed` on all balancers",
+        )
 
 
 def _of_service(service: Service) -> Iterator[Advice]:

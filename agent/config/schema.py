@@ -152,10 +152,13 @@ class GlobalSection(Section):
         "that somebody else has added are left alone, and prefixes are never added. Those of an "
         "instance of `failover` are the failover process's in any case.",
     )
-    hash_seed: kinds.Seed = Field(
-        0,
+    hash_seed: kinds.Seed | None = Field(
+        None,
         description="Seed of the choice of backends. Balancers with the same seed and services "
-        "choose the same backends.",
+        "choose the same backends; who knows it can compute which clients get which backend. "
+        "Default: made of `failover.key_file`; without that, of the host's machine id; but 0, "
+        "which everybody knows, where other balancers may have the same clients: with instances or "
+        "peers of `failover`, a VIP that is a prefix, or `manage_vips: false`.",
     )
     tunnel_source: TunnelSourceSection = Field(
         default_factory=lambda: TunnelSourceSection.model_validate({}),

@@ -39,6 +39,7 @@ class Surroundings:
     ifindex: int  # of the balancer's interface
     ticks: Callable[[float], int]  # seconds to ticks of the flow table
     draws: Mapping[str, int] = field(default_factory=dict)  # by service, if not as configured
+    pick_seed: int = 0
 
 
 def desired(config: Config, ids: Identities, around: Surroundings) -> TableContents:
@@ -49,7 +50,7 @@ def desired(config: Config, ids: Identities, around: Surroundings) -> TableConte
     return TableContents(
         backends=desired_backends(config, ids, around),
         services={
-            slot_of(service.key): _service_entry(config, service, ids, found, around)
+            slot_of(service.key): _service_entry(service, ids, found, around)
             for service, found in rings
         },
         marks=lookups.marks(config.services, sources),
@@ -82,7 +83,7 @@ def desired_backends(
 
 
 def _service_entry(
-    config: Config, service: Service, ids: Identities, rings: Rings, around: Surroundings
+    service: Service, ids: Identities, rings: Rings, around: Surroundings
 ) -> ServiceEntry:
     key, scheduler = service.key, service.scheduler
     is_source, is_least_load = scheduler is Scheduler.SOURCE, scheduler is Scheduler.LEAST_LOAD
@@ -93,7 +94,7 @@ def _service_entry(
         salt=ids.salt(service),
         forward=service.forward,
         scheduler=scheduler,
-        pick_seed=config.hash_seed,
+        pick_seed=around.pick_seed,
         ring=rings.own,
         draws=draws if is_least_load else 0,
         source_bits=(service.source_bits or _ADDRESS_BITS[key.vip.version]) if is_source else 0,

@@ -204,7 +204,9 @@ class Rig(Records):
                     vlans=(vlans or {}).get(member.name, ()),
                 )
         found = verdicts(self.config, health, hops)
-        around = Surroundings(found, hops, self.dataplane.ifindex, self.clock.ticks)
+        seed = self.config.hash_seed or 0
+        ifindex, ticks = self.dataplane.ifindex, self.clock.ticks
+        around = Surroundings(found, hops, ifindex, ticks, pick_seed=seed)
         done = asyncio.run(self.reconciler.run(self.config, around))
         self.ids = done.ids
         return done

@@ -136,7 +136,7 @@ class Mirror:
             resets=each.no_backend is NoBackend.RESET,
             scheduler=each.scheduler.value if is_known else "any",
             source_bits=each.source_bits or width,
-            seed=self.rig.config.hash_seed,
+            seed=self.rig.config.hash_seed or 0,
             salt=self.rig.salt(each.name),
             timeouts={
                 state: self.rig.clock.ticks(getattr(each.timeouts, f"{state}_s"))

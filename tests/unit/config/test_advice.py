@@ -36,6 +36,13 @@ def test_of_what_is_well_nothing_is_said() -> None:
     assert said(GOOD.replace("10.0.0.", "fd00::")) == []
 
 
+def test_a_group_without_a_secret_chooses_as_everybody_can_compute() -> None:
+    group = "failover: {instances: [{name: a, vrid: 51}]}\n"
+    (found,) = said(GOOD + group)
+    assert found.startswith("hash_seed: ")
+    assert said(GOOD + group + "hash_seed: 7\n") == []
+
+
 @pytest.mark.parametrize(
     ("text", "where", "what"),
     [

@@ -87,7 +87,7 @@ def test_our_own_interface_is_zero_and_another_is_named(config: Config):
     assert (found.backends[1].ifindex, found.backends[2].ifindex) == (0, 9)
 
 
-def test_the_hash_seed_is_the_groups(config: Config):
+def test_the_seed_is_that_of_the_surroundings(config: Config):
     (entry,) = tables(replace(config, hash_seed=2**63)).services.values()
     assert entry.pick_seed == 2**63
 

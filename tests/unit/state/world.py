@@ -71,4 +71,5 @@ def surroundings(
         found,
         OUR_IFINDEX,
         lambda seconds: int(seconds // 4),
+        pick_seed=config.hash_seed or 0,
     )
