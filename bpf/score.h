@@ -9,25 +9,39 @@
 #define SCORE_WORST (~0ULL >> 1)
 #define NO_WEIGHT 0xffffffff /* the inverse weight of a backend that gets nothing */
 
-/* Open connections, as far as they count.  Anybody can open embryonic flows, with senders that
- * do not exist, so of those no more count than EMBRYONIC_FROM and a part of the others: so many
- * handshakes are under way where connections are short or clients far away.
+/* How much of a connection an embryonic flow is, in 2^32ths.  Anybody can open such flows, with
+ * senders that do not exist, so those of a backend count as no more than EMBRYONIC_FROM and a
+ * part of its others: so many handshakes are under way where connections are short or clients
+ * far away.  One share for all that are compared, that of the first: each flow more still
+ * counts for something, so a burst of new ones does not all go to one backend, and where a
+ * flood went by chance counts for next to nothing.
  */
 #define EMBRYONIC_FROM 16
 #define EMBRYONIC_PART_LOG 3
-static __always_inline __u64 score_counted(const struct backend_load *load)
+#define EMBRYONIC_ONE (1ULL << 32)
+static __always_inline __u64 score_share(const struct backend_load *load)
 {
-	__s64 open = load->open + load->open_fix;
-	__s64 embryonic = (__s64)load->embryonic + load->embryonic_fix;
-	__s64 most = EMBRYONIC_FROM + ((open - embryonic) >> EMBRYONIC_PART_LOG);
+	__u64 embryonic = not_negative((__s64)load->embryonic + load->embryonic_fix);
+	__s64 others = load->open + load->open_fix - (__s64)embryonic;
+	__u64 most = EMBRYONIC_FROM + (not_negative(others) >> EMBRYONIC_PART_LOG);
 
-	return not_negative(open - not_negative(embryonic - most));
+	return mask_choose(mask_less(most, embryonic), (most << 32) / (embryonic | 1),
+			   EMBRYONIC_ONE);
+}
+
+/* Open connections, with embryonic ones by their share. */
+static __always_inline __u64 score_counted(const struct backend_load *load, __u64 share)
+{
+	__u64 embryonic = not_negative((__s64)load->embryonic + load->embryonic_fix);
+	__s64 others = load->open + load->open_fix - (__s64)embryonic;
+
+	return not_negative(others + (__s64)(embryonic * share >> 32));
 }
 
 /* Connections by weight. */
-static __always_inline __u64 score_connections(const struct backend_load *load)
+static __always_inline __u64 score_connections(const struct backend_load *load, __u64 share)
 {
-	return (score_counted(load) + 1) * load->inverse_weight;
+	return (score_counted(load, share) + 1) * load->inverse_weight;
 }
 
 /* Exponential with mean 256, from the low 16 bits of a draw's hash (the high ones name the
@@ -54,7 +68,7 @@ static __always_inline __u64 chance(__u64 hash)
  * reported counts until it is old, since nobody may be there to take it back; then
  * connections count one each.
  */
-static __always_inline __u64 score_load(const struct backend_load *load, __u32 now)
+static __always_inline __u64 score_load(const struct backend_load *load, __u32 now, __u64 share)
 {
 	__s64 left = (__s32)(load->report_until - now);
 	__u64 counts, kappa, work;
@@ -62,7 +76,7 @@ static __always_inline __u64 score_load(const struct backend_load *load, __u32 n
 	counts = mask_less(-left, 0);
 	work = load->queue & counts;
 	kappa = mask_choose(counts, load->kappa, 256);
-	work += kappa * not_negative(score_counted(load) - (load->report_open & counts));
+	work += kappa * not_negative(score_counted(load, share) - (load->report_open & counts));
 	work += (not_negative(load->waiting + load->waiting_fix) * load->per_byte) >> 16;
 	return ((load->is_hot & counts) << 62) + work * load->inverse_weight;
 }
@@ -72,13 +86,13 @@ static __always_inline __u64 score_load(const struct backend_load *load, __u32 n
  * it, and without load backends get flows by their weights.  The scale is the first drawn
  * backend's, so that a connection's worth of chance is one of a usual backend.
  */
-static __always_inline __u64 score_draw(const struct backend_load *load, __u32 now, __u64 hash,
-					__u64 *scale)
+static __always_inline __u64 score_draw(const struct backend_load *load, __u32 now, __u64 share,
+					__u64 hash, __u64 *scale)
 {
 	__u64 none = mask_equal(load->inverse_weight, NO_WEIGHT);
 
 	*scale = mask_choose(mask_equal(*scale, 0) & ~none, load->inverse_weight, *scale);
-	return mask_choose(none, SCORE_WORST, score_load(load, now) + chance(hash) * *scale);
+	return mask_choose(none, SCORE_WORST, score_load(load, now, share) + chance(hash) * *scale);
 }
 
 /* So many connections a backend may have whatever the others have: with fewer there is
@@ -102,7 +116,7 @@ static __always_inline bool score_is_over(__u32 service_id, __u32 id, __u32 boun
 		return false;
 	mean = 256 * all->weight;
 	most = bound * (not_negative(all->open + all->open_fix) + 1) * load->weight;
-	with_it = score_counted(load) + 1;
+	with_it = score_counted(load, score_share(load)) + 1;
 	return with_it > BOUND_FROM && with_it > (most + mean - 1) / mean;
 }
 

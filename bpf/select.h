@@ -122,8 +122,13 @@ static __always_inline __u32 select_in_turn(const struct service *service,
  */
 static __always_inline __u32 select_fewest(const struct zone_ring *ring, __u64 hash)
 {
-	__u64 best_rank = SCORE_WORST, best = 0;
+	__u64 best_rank = SCORE_WORST, best = 0, share;
+	__u32 any = ring_backend(ring, ring_slot(hash, ring->ring_slots));
+	struct backend_load *load = backend_load.lookup(&any);
 
+	if (!load)
+		return 0;
+	share = score_share(load);
 	for (__u32 first = 0; first < LEAST_CONN_ALL; first += RING_LINE_SLOTS) {
 		__u32 index = ring->ring_line + first / RING_LINE_SLOTS;
 		struct ring_line *line = rings.lookup(&index);
@@ -132,15 +137,15 @@ static __always_inline __u32 select_fewest(const struct zone_ring *ring, __u64 h
 			break;
 		for (__u32 i = 0; i < RING_LINE_SLOTS; i++) {
 			__u32 id = line->backend[i];
-			struct backend_load *load = backend_load.lookup(&id);
 			__u64 better, rank;
 
+			load = backend_load.lookup(&id);
 			/* Never so.  To leave here, with what is best so far, would be one way
 			 * more for the verifier in each round (Argument list too long).
 			 */
 			if (!load)
 				continue;
-			rank = score_connections(load) << 8;
+			rank = score_connections(load, share) << 8;
 			rank |= ((((first + i) * PICK_MUL0) ^ hash) * PICK_MUL1) >> 56;
 			better = mask_less(rank, best_rank) &
 				 mask_less(first + i, ring->ring_slots);
@@ -169,17 +174,24 @@ static __always_inline __u32 select_lowest(const struct service *service,
 					   const struct zone_ring *ring, __u64 hash, __u32 draws,
 					   bool by_load)
 {
-	__u64 best_score = SCORE_WORST, best = 0, same = level_part(service), scale = 0;
-	__u32 now = by_load ? bpf_jiffies64() : 0;
+	__u64 best_score = SCORE_WORST, best = 0, same = level_part(service), scale = 0, share;
+	__u32 now = by_load ? bpf_jiffies64() : 0, any;
+	struct backend_load *load;
 
+	any = ring_backend(ring, ring_slot(hash, ring->ring_slots));
+	load = backend_load.lookup(&any);
+	if (!load)
+		return 0;
+	share = score_share(load);
 	for (__u32 draw = 0; draw < LEAST_CONN_DRAWS; draw++) {
 		__u32 id = ring_backend(ring, ring_slot(hash, ring->ring_slots));
-		struct backend_load *load = backend_load.lookup(&id);
 		__u64 score, better;
 
+		load = backend_load.lookup(&id);
 		if (!load || draw >= draws)
 			break;
-		score = by_load ? score_draw(load, now, hash, &scale) : score_connections(load);
+		score = by_load ? score_draw(load, now, share, hash, &scale) :
+				  score_connections(load, share);
 		better = mask_less(score, best_score);
 		best_score = mask_choose(better, score, best_score);
 		best = mask_choose(better, id, best);

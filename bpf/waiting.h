@@ -27,6 +27,7 @@
 #include "ctx.h"
 #include "mask.h"
 #include "packet.h"
+#include "score.h"
 #include "slot.h"
 #include "talk.h"
 
@@ -62,7 +63,7 @@ static __always_inline void waiting_mark(const struct backend_load *load, __u32 
 	if (!mark)
 		return;
 	mark->ahead = not_negative(load->waiting + load->waiting_fix);
-	mark->open = not_negative(load->open + load->open_fix);
+	mark->open = score_counted(load, score_share(load));
 	mark->tag = tag;
 }
 

@@ -15,18 +15,33 @@ WORST = (1 << 63) - 1
 _CONNECTION = 256  # of the load score
 _CHANCE_MEAN = 171
 _WEIGHT_ONE = 1 << 20
-_EMBRYONIC_FROM, _EMBRYONIC_PART_LOG = 16, 3
+_EMBRYONIC_FROM, _EMBRYONIC_PART_LOG, _EMBRYONIC_ONE = 16, 3, 1 << 32
 _BOUND_FROM = 16  # connections that a bounded ``source`` never counts as too many
 _HOT_SHIFT = 62  # a hot backend loses against one that is not
 
 
-def counted(rows: Table) -> Counts:
-    """``score_counted``, of loads of backends: connections, embryonic ones up to a point."""
-    is_open = rows["open"] + rows["open_fix"]
-    embryonic = rows["embryonic"].astype(np.int64) + rows["embryonic_fix"]
-    most = _EMBRYONIC_FROM + ((is_open - embryonic) >> _EMBRYONIC_PART_LOG)
-    found: Counts = np.maximum(is_open - np.maximum(embryonic - most, 0), 0)
+def share(rows: Table) -> Counts:
+    """``score_share``, of loads: how much of a connection an embryonic flow is, in 2^32ths."""
+    embryonic, others = _embryonic_and_others(rows)
+    most = _EMBRYONIC_FROM + (np.maximum(others, 0) >> _EMBRYONIC_PART_LOG)
+    found: Counts = np.where(embryonic > most, (most << 32) // (embryonic | 1), _EMBRYONIC_ONE)
     return found
+
+
+def counted(rows: Table, shares: Counts | int | None = None) -> Counts:
+    """``score_counted``, of loads of backends: connections, with embryonic ones by their share; by
+    default each backend's own.
+    """
+    embryonic, others = _embryonic_and_others(rows)
+    found: Counts = np.maximum(
+        others + (embryonic * (share(rows) if shares is None else shares) >> 32), 0
+    )
+    return found
+
+
+def _embryonic_and_others(rows: Table) -> tuple[Counts, Counts]:
+    embryonic = np.maximum(rows["embryonic"].astype(np.int64) + rows["embryonic_fix"], 0)
+    return embryonic, rows["open"] + rows["open_fix"] - embryonic
 
 
 def waiting_bytes(row: Table) -> int:
@@ -44,14 +59,14 @@ def as_of(rows: Table, now: int) -> Table:
     return fresh
 
 
-def of_connections(row: Table) -> int:
+def of_connections(row: Table, shares: Counts | None = None) -> int:
     """``score_connections``."""
-    return (int(counted(row)) + 1) * int(row["inverse_weight"])
+    return (int(counted(row, shares)) + 1) * int(row["inverse_weight"])
 
 
-def of_load(row: Table) -> int:
+def of_load(row: Table, shares: Counts | None = None) -> int:
     """``score_load``, of a load as it is now (``as_of``)."""
-    since = int(counted(row)) - int(row["report_open"])
+    since = int(counted(row, shares)) - int(row["report_open"])
     work = int(row["queue"]) + int(row["kappa"]) * max(0, since)
     work += waiting_bytes(row) * int(row["per_byte"]) >> 16
     return (int(row["is_hot"]) << _HOT_SHIFT) + work * int(row["inverse_weight"])
@@ -68,8 +83,11 @@ def of_draws(rows: Sequence[Table], picks: Sequence[int]) -> list[int]:
     """``score_draw`` of one flow's draws, in their order; loads as they are now (``as_of``)."""
     weighing = (int(row["inverse_weight"]) for row in rows)
     scale = next((inverse for inverse in weighing if inverse != NO_WEIGHT), 0)
+    of_first = share(rows[0])
     return [
-        WORST if row["inverse_weight"] == NO_WEIGHT else of_load(row) + chance(pick) * scale
+        WORST
+        if row["inverse_weight"] == NO_WEIGHT
+        else of_load(row, of_first) + chance(pick) * scale
         for row, pick in zip(rows, picks, strict=True)
     ]
 

@@ -199,8 +199,10 @@ def _least_conn(ring: Ring, flow: FiveTuple) -> Selection:
         return _lowest(ring, pick, COMPARED_DRAWS, f"{COMPARED_DRAWS} draws compared")
     every = [ring.draw(slot) for slot in range(ring.slots)]
     # Equals are told apart by where the hash points.
+    any_one, _ = ring.draw(flowhash.ring_slot(pick, ring.slots))
+    share = score.share(ring.loads[any_one])
     ranks = [
-        score.of_connections(ring.loads[ident]) << 8 | flowhash.tie(slot, pick)
+        score.of_connections(ring.loads[ident], share) << 8 | flowhash.tie(slot, pick)
         for slot, (ident, _) in enumerate(every)
     ]
     return _compared(ring, every, ranks, pick, "all backends compared")
@@ -218,7 +220,7 @@ def _lowest(ring: Ring, pick: int, number: int, how: str) -> Selection:
     drawn = [ring.draw(flowhash.ring_slot(each, ring.slots)) for each in picks]
     rows = [ring.loads[ident] for ident, _ in drawn]
     if ring.entry.scheduler is Scheduler.LEAST_CONN:
-        ranks = [score.of_connections(row) for row in rows]
+        ranks = [score.of_connections(row, score.share(rows[0])) for row in rows]
     else:
         ranks = score.of_draws(rows, picks)
     return _compared(ring, drawn, ranks, pick, how)

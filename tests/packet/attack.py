@@ -292,7 +292,7 @@ ATTACKS: dict[str, Flood | Act] = {
 LOST_BY_CHANCE = 3
 LEAST = {mode: 0.97 if mode.is_nat else 0.99 for mode in Forward}
 # A third, and what chance adds to some hundred clients.
-MOST_SHARE = 0.42
+MOST_SHARE = 0.46
 # Where strangers look like clients: the server is not seen, or the connections are known to them.
 WEIGHTY = {
     "data, three packets each": (Forward.DSR, Forward.IPIP, Forward.GUE),

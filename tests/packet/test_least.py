@@ -116,16 +116,29 @@ def test_equals_take_turns_by_the_flow(wide: Rig):
     assert max(found.values()) < 3 * 1280 / 64
 
 
-def test_first_packets_of_strangers_count_up_to_16_and_an_eighth_of_the_others(wide: Rig):
-    """A backend that takes a flood does not get fewer clients than one with as many."""
+def test_in_a_flood_first_packets_of_strangers_count_for_next_to_nothing(wide: Rig):
+    """Whichever backend more of them happen to go to."""
     wide.serve(service(*named(2, [100]), scheduler=Scheduler.LEAST_CONN))
     first, second = (wide.tables.backend_load[wide.backend_id(f"b{n:03}")] for n in range(2))
-    for load, others, embryonic in ((first, 80, 500), (second, 90, 16 + 90 // 8)):
+    for load, others, embryonic in ((first, 80, 170_600), (second, 90, 170_000)):
         load["open"], load["embryonic"] = others + embryonic, embryonic
-    assert (score.counted(first), score.counted(second)) == (80 + 26, 90 + 27)
-    assert set(opened(wide, 11)) == {"b000"}, "106 against 117"
-    first["embryonic"] -= 500  # they were clients: each of them counts
-    assert set(opened(wide, 30, seed=2)) == {"b001"}
+    assert (score.counted(first), score.counted(second)) == (80 + 25, 90 + 26)
+    assert set(opened(wide, 9)) == {"b000"}
+    first["embryonic"] -= 600  # they were clients: each of them counts
+    assert set(opened(wide, 500, seed=2)) == {"b001"}
+
+
+@pytest.mark.parametrize("scheduler", [Scheduler.LEAST_CONN, Scheduler.LEAST_LOAD])
+def test_a_burst_is_spread_before_any_of_it_has_gone_on(wide: Rig, scheduler: Scheduler):
+    """However many come within a round trip, and though one backend has more of others."""
+    members = named(3, [100])
+    wide.serve(service(*members, scheduler=scheduler))
+    wide.tables.backend_load["open"][wide.backend_id("b000")] = 3
+    found: Counter[str] = Counter()
+    for address, port in random_clients(9, 600):
+        done = wide.send(SEGMENTS.frame(address.packed, port, SYN))
+        found[wide.name_of_mac(done.data[:6])] += 1
+    assert min(found.values()) > 150, found
 
 
 def test_who_goes_on_or_is_gone_is_embryonic_no_more(rig: Rig):
@@ -192,21 +205,27 @@ load_rows = st.fixed_dictionaries(
 )
 
 
-def counted(load: dict[str, int]) -> int:
-    """Connections, of which embryonic ones up to 16 and an eighth of the others."""
-    is_open = load["open"] + load["open_fix"]
-    embryonic = load["embryonic"] + load["embryonic_fix"]
-    others = is_open - embryonic  # below 0 if a packet is being counted
-    return max(0, others + embryonic - max(0, embryonic - 16 - others // 8))
+def embryonic_and_others(load: dict[str, int]) -> tuple[int, int]:
+    embryonic = max(0, load["embryonic"] + load["embryonic_fix"])
+    return embryonic, load["open"] + load["open_fix"] - embryonic
 
 
-def load_score(load: dict[str, int]) -> tuple[int, Fraction]:
+def share(load: dict[str, int]) -> int:
+    """In 2^32ths: so that a backend's embryonic flows count as 16 and an eighth of its others."""
+    embryonic, others = embryonic_and_others(load)
+    most = 16 + max(0, others) // 8
+    return 2**32 if embryonic <= most else most * 2**32 // (embryonic | 1)
+
+
+def load_score(load: dict[str, int], of_first: int) -> tuple[int, Fraction]:
     """Whether it is hot, and by the words of abi.h: (queue + kappa * max(0, counted - report_open)
     + waiting / beta) / weight. What was reported counts until it is old; then each connection
-    that counts does as one.
+    that counts does as one, and embryonic ones by the share that they have at the first drawn.
     """
     told = load["left"] > 0
-    grown = max(0, counted(load) - told * load["report_open"])
+    embryonic, others = embryonic_and_others(load)
+    counted = max(0, others + (embryonic * of_first >> 32))
+    grown = max(0, counted - told * load["report_open"])
     waiting = max(0, load["waiting"] + load["waiting_fix"])
     work = (
         Fraction(told * load["queue"], 256)
@@ -239,8 +258,9 @@ def test_least_load_takes_the_lowest_score_of_its_draws(rig: Rig, count: int, ro
     put_loads(rig, dict(zip(ids, rows, strict=True)))
     packet = Packet(sport=port)
     pick = flowhash.pick_hash(int(row(rig)["pick_seed"]), ip_address(packet.src), port, 80)
-    scores = {i: load_score(load) for i, load in zip(ids, rows, strict=True)}
     drawn = draws(rig, pick, count)
+    of_first = share(dict(zip(ids, rows, strict=True))[drawn[0]])
+    scores = {i: load_score(load, of_first) for i, load in zip(ids, rows, strict=True)}
     picks = picks_from(pick, count)
     mirrored = score.as_of(rig.tables.backend_load, rig.dataplane.now_jiffies())
     took = chosen(rig, packet)

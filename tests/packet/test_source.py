@@ -135,8 +135,9 @@ def test_who_is_over_the_bound_is_passed_over_once(
     total = max(0, sum(is_open) + sum(fix))
     share = Fraction(bound) * (total + 1) * weights[own] / sum(weights)
     others = is_open[own] + fix[own] - embryonic[own]
-    counted = others + embryonic[own] - max(0, embryonic[own] - 16 - others // 8)
-    is_over = max(0, counted) + 1 > max(NEVER_TOO_MANY, ceil(share))
+    most = 16 + max(0, others) // 8
+    each = 2**32 if embryonic[own] <= most else most * 2**32 // (embryonic[own] | 1)
+    is_over = max(0, others + (embryonic[own] * each >> 32)) + 1 > max(NEVER_TOO_MANY, ceil(share))
     assert chosen(rig, Packet(client)) == (second if is_over else first)
 
 
