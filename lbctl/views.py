@@ -160,6 +160,9 @@ def load(row: Row) -> str:
         requests = humanise.plural(row["waiting_requests"], "request")
         size = humanise.quantity(row["waiting_bytes"], "B")
         parts.append(f"{requests} ({size}) waiting for an answer")
+    if row.get("unanswered_bytes"):
+        unanswered = humanise.quantity(row["unanswered_bytes"], "B")
+        parts.append(f"{unanswered} of requests that waited too long to weigh anything")
     if row.get("load_score") is not None:
         parts.append(f"load score {row['load_score']:.2f}")
     return ", ".join(parts)

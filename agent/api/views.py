@@ -256,6 +256,7 @@ def _backend(service: Service, view: BackendSnapshot, at: float) -> Json:
         "idle_resets_total": view.load.idle_resets,
         "waiting_bytes": view.load.waiting_bytes,
         "waiting_requests": view.load.awaiting,
+        "unanswered_bytes": view.load.unanswered_bytes,
         "load_score": None if view.load.score is None else round(view.load.score, 3),
         "hot": view.load.hot,
         "reported": loadviews.reported(service, view.load.reported),

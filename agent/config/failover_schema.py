@@ -314,7 +314,8 @@ class FailoverSection(Section):
     key_file: kinds.AbsolutePath | None = Field(
         None,
         description="File with a secret of at least 16 bytes that the balancers share, readable by "
-        "its owner only. For `sync` and `authentication: hmac`.",
+        "its owner only. For `sync`, `authentication: hmac`, and the choice of backends "
+        "(`hash_seed`).",
     )
     instances: tuple[InstanceSection, ...] = Field((), description="The instances.")
     sync: SyncSection = Field(

@@ -19,12 +19,19 @@ from agent.dataplane.tables import Table
 from agent.state.snapshot import Latency
 
 type Counts = npt.NDArray[np.uint64]  # by bucket
+type Nanoseconds = npt.NDArray[np.int64]
 type Times = npt.NDArray[np.void]  # a row of the table
 
 FIRST_US = 64
 WINDOW_S = 60.0
 STEP_S = 10.0  # between two readings that a window keeps
 FIELDS = FIRST_BYTE, HANDSHAKE = "first_byte", "handshake"
+# A request that has waited for so many times the slowest hundredth of a backend's answers will
+# hardly be answered; but engines have bad minutes, so it may wait for so long in any case. Of
+# a backend that has answered fewer, nothing is known.
+PATIENCE_TIMES = 8
+LEAST_PATIENCE_S, MOST_PATIENCE_S = 60.0, 900.0
+_KNOWN_FROM = 20
 
 
 def bucket_bounds_us() -> tuple[int, ...]:
@@ -56,6 +63,19 @@ def quantile_ms(counts: Counts, share: float) -> float | None:
     if bucket == 0:  # it begins at zero, which a log scale does not have
         return high * inside / 1000
     return low * math.pow(high / low, inside) / 1000
+
+
+def patience_ns(rows: Table) -> Nanoseconds:
+    """How long a request may wait at each of these backends before its bytes weigh no more."""
+    counts = rows[FIRST_BYTE]
+    upto = np.cumsum(counts, axis=1, dtype=np.int64)
+    total = upto[:, -1]
+    bucket = np.argmax(upto >= np.ceil(0.99 * total)[:, np.newaxis], axis=1)
+    ends_s = np.array([*BOUNDS_US[1:], BOUNDS_US[-1] * 2]) / 1e6
+    wanted_s = np.where(total < _KNOWN_FROM, MOST_PATIENCE_S, PATIENCE_TIMES * ends_s[bucket])
+    seconds = np.clip(wanted_s, LEAST_PATIENCE_S, MOST_PATIENCE_S)
+    found: Nanoseconds = (seconds * 1e9).astype(np.int64)
+    return found
 
 
 def octaves(counts: Counts) -> tuple[tuple[float, int], ...]:

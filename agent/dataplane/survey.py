@@ -92,11 +92,11 @@ class Survey:
 
     ``by_state`` has 8 counts; by backend id: ``live`` (acked and established), ``open``
     (embryonic ones too), ``awaiting`` (a request waits for its answer) and ``waiting`` (bytes
-    of those requests), without those that count as answered; ``busy`` (awaiting, or established
-    with a packet in the last ``BUSY_TICKS``). ``expired``: indices of slots idle
-    past their timeout or of a backend that is gone, ``words`` what they held. ``service``: whose
-    the backends were, 0 nobody's. ``nat_used``: ports that flows have of each source address of
-    fullnat, by its number.
+    of those requests), without those that count as answered, and those that have waited too long:
+    their bytes are ``unanswered``; ``busy`` (awaiting, or established with a packet in the last
+    ``BUSY_TICKS``). ``expired``: indices of slots idle past their timeout or of a backend that is
+    gone, ``words`` what they held. ``service``: whose the backends were, 0 nobody's. ``nat_used``:
+    ports that flows have of each source address of fullnat, by its number.
     """
 
     by_state: Counts
@@ -104,6 +104,7 @@ class Survey:
     open: Counts
     awaiting: Counts
     waiting: Counts
+    unanswered: Counts
     busy: Counts
     expired: Counts
     words: Slots
@@ -175,13 +176,12 @@ def used_slots(flows: Slots) -> tuple[Counts, Slots]:
     return np.concatenate(indices), np.concatenate(words)
 
 
-def _waits(warm: Table, now_ns: int) -> npt.NDArray[np.bool_]:
+def _waits(warm: Table, age: Counts) -> npt.NDArray[np.bool_]:
     """Which of these requests wait indeed.
 
     A whole answer that is as small and early as a head is taken for one, and if nothing follows
     on the connection the packet path has no moment to see that it was all.
     """
-    age = now_ns - warm["request"].astype(np.int64)
     waits: npt.NDArray[np.bool_] = (warm["interim"] == 0) | (age <= ANSWERED_NS)
     return waits
 
@@ -199,9 +199,11 @@ def _lately(low: Lows, idle: Lows) -> npt.NDArray[np.uint8]:
     return more
 
 
-def survey(tables: SharedTables, now: int, now_ns: int | None = None) -> Survey:
+def survey(
+    tables: SharedTables, now: int, now_ns: int | None = None, patience_ns: Counts | None = None
+) -> Survey:
     """Read the whole table; ``now`` in ticks, ``now_ns`` of the clock that requests are timed
-    by, if not of this moment.
+    by, if not of this moment. ``patience_ns``: for so long a request waits, by backend id.
     """
     backends = tables.backends
     service = backends["service"].astype(np.int64)
@@ -228,18 +230,29 @@ def survey(tables: SharedTables, now: int, now_ns: int | None = None) -> Survey:
     for those in (by_state, of_backends):
         those[..., abi.FlowState.ESTABLISHED] += those[..., _LATELY]
         those[..., _LATELY] = 0
-    waits = _waits(warm, time.monotonic_ns() if now_ns is None else now_ns)
-    owner = each[awaits][waits] >> 3
-    awaiting = np.bincount(owner, minlength=_IDS)[: len(backends)]
-    waiting = np.bincount(owner, weights=warm["waiting"][waits], minlength=_IDS)[: len(backends)]
-    awaiting = np.where(service != 0, awaiting, 0)
+    now_ns = time.monotonic_ns() if now_ns is None else now_ns
+    age = now_ns - warm["request"].astype(np.int64)
+    owner = _known(each[awaits] >> 3, len(backends))
+    waits = _waits(warm, age)
+    too_long = np.zeros_like(waits)
+    if patience_ns is not None:
+        too_long = waits & (age > patience_ns[owner])
+        waits &= ~too_long
+
+    def sums_of(those: npt.NDArray[np.bool_], values: Counts) -> Counts:
+        """By backend id."""
+        sums = np.bincount(owner[those], values[those], len(backends))
+        return np.where(service != 0, sums, 0).astype(np.int64)
+
+    awaiting, sizes = sums_of(waits, np.ones_like(owner)), warm["waiting"].astype(np.int64)
     is_open = of_backends[:, OPEN].sum(axis=1)
     return Survey(
         by_state=by_state,
         live=is_open - of_backends[:, abi.FlowState.EMBRYONIC],
         open=is_open,
         awaiting=awaiting,
-        waiting=np.where(service != 0, waiting, 0).astype(np.int64),
+        waiting=sums_of(waits, sizes),
+        unanswered=sums_of(too_long, sizes),
         busy=lately + awaiting,
         expired=used[over],
         words=words[over],

@@ -48,6 +48,14 @@ LOAD_FAMILIES: tuple[Family, ...] = (
         each_backend(lambda b: b.load.awaiting),
     ),
     Family(
+        "steelyard_unanswered_bytes",
+        Kind.GAUGE,
+        "Bytes of the requests that have waited for eight times the slowest hundredth of the "
+        f"backend's answers, and a minute at least: they weigh no more. {_COUNTED}",
+        _BACKEND,
+        each_backend(lambda b: b.load.unanswered_bytes),
+    ),
+    Family(
         "steelyard_answers_total",
         Kind.COUNTER,
         "Requests whose answer's first byte was seen.",

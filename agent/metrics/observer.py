@@ -39,6 +39,8 @@ from agent.weighing.weigher import Weigher
 
 log = structlog.get_logger()
 
+# Fewer bytes of requests without an answer are those of clients that have vanished.
+MUCH_UNANSWERED_BYTES = 1 << 18
 _STATES = {
     state.name.lower(): state
     for state in (FlowState.EMBRYONIC, FlowState.ACKED, FlowState.ESTABLISHED, FlowState.CLOSING)
@@ -95,13 +97,15 @@ class Observer:
         self.survey_cpu_s = 0.0  # of the last survey
         self._nat_ports: tuple[NatPorts, ...] = ()
         self._nat_problems: dict[ServiceSlot, str] = {}
+        self._unanswered: frozenset[BackendRef] = frozenset()
         self.survey = self._read_survey()
 
     def _read_survey(self) -> survey.Survey:
         started = time.thread_time()
         tables, clock = self._dataplane.tables, self._dataplane.clock
         now = self._dataplane.now_jiffies() >> clock.shift
-        found = survey.survey(tables, now)
+        patience_ns = latency.patience_ns(tables.backend_latency)
+        found = survey.survey(tables, now, patience_ns=patience_ns)
         self._nat_ports = nat_ports(tables, found.nat_used)
         self.survey_cpu_s = time.thread_time() - started
         return found
@@ -111,6 +115,25 @@ class Observer:
         self.survey = await asyncio.to_thread(self._read_survey)
         self._look_at_ports()
         return self.survey
+
+    def _look_at_answers(self, situation: Situation) -> None:
+        """Say once of each backend that it leaves much unanswered, and once that it is over."""
+        found = {
+            ref: int(self.survey.unanswered[ident])
+            for service in situation.config.services
+            for ref, ident in _backend_ids(situation, service).items()
+            if self.survey.unanswered[ident] >= MUCH_UNANSWERED_BYTES
+        }
+        for ref in found.keys() - self._unanswered:
+            log.warning(
+                "requests have waited for too long, and weigh no more: the backend does not answer"
+                " them, or somebody sends data in the name of clients",
+                backend=str(ref),
+                bytes=found[ref],
+            )
+        for ref in self._unanswered - found.keys():
+            log.info("no requests have waited for too long any more", backend=str(ref))
+        self._unanswered = frozenset(found)
 
     def _look_at_ports(self) -> None:
         """Say once of each server that its ports are running out, and once that it is over."""
@@ -144,6 +167,7 @@ class Observer:
             ids = list(situation.ids.backends.values())
             times = latency.read(self._dataplane.tables.backend_latency, ids)
             self._latencies = self._latencies.add(at, times)
+        self._look_at_answers(situation)
 
     def _read_counters(self, situation: Situation) -> counters.Readings:
         backend_ids = list(situation.ids.backends.values())
@@ -256,6 +280,7 @@ class Observer:
         return replace(
             load,
             waiting_bytes=score.waiting_bytes(row),
+            unanswered_bytes=int(seen.unanswered[ident]),
             awaiting=int(seen.awaiting[ident]),
             first_byte=first_byte,
             handshake=handshake,

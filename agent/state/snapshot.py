@@ -114,6 +114,7 @@ class Load:
     score: float | None = None  # what its scheduler compares, lower is better; None: nothing
     waiting_bytes: int | None = None  # of requests that wait for their answer
     awaiting: int | None = None  # those requests; of one flow, one
+    unanswered_bytes: int | None = None  # of requests that have waited too long to weigh anything
     first_byte: Latency | None = None  # from a request to the first byte of its answer
     handshake: Latency | None = None  # from SYN to ACK
     hot: bool = False  # it reports more than it can take

@@ -183,6 +183,7 @@ def test_backend_has_the_keys_of_the_contract(snapshot, now):
         "idle_resets_total": 2,
         "waiting_bytes": 4096,
         "waiting_requests": 2,
+        "unanswered_bytes": None,
         "load_score": 7.568,
         "hot": False,
         "reported": None,

@@ -123,3 +123,29 @@ def test_rows_are_copies():
     table[FIRST_BYTE][2] = 1
     assert set(held) == {2, 3}
     assert held[2][FIRST_BYTE].sum() == 0
+
+
+def rows(*counts: dict[int, int]) -> np.ndarray:
+    """Of backends that have answered so often in these buckets."""
+    table = np.zeros(len(counts), dtype=abi.BACKEND_LATENCY)
+    for row, each in zip(table, counts, strict=True):
+        for bucket, count in each.items():
+            row["first_byte"][bucket] = count
+    return table
+
+
+def test_patience_is_eight_times_the_slowest_hundredth_within_a_minute_and_a_quarter_of_an_hour():
+    of_20_s = next(n for n, bound in enumerate(latency.BOUNDS_US) if bound >= 20_000_000)
+    found = latency.patience_ns(
+        rows(
+            {0: 1000},
+            {0: 990, of_20_s: 10},
+            {0: 989, of_20_s: 11},
+            {abi.LATENCY_BUCKETS - 1: 1000},
+            {0: 19},
+            {},
+        )
+    )
+    slow_s = 8 * latency.BOUNDS_US[of_20_s + 1] / 1e6
+    assert 160 < slow_s < 400
+    assert [round(each / 1e9, 3) for each in found] == [60, 60, round(slow_s, 3), 900, 900, 900]

@@ -118,6 +118,27 @@ def test_a_request_whose_answer_was_a_head_long_ago_counts_as_answered():
     assert list(found.open[:3]) == [0, 4, 1], "they are connections still"
 
 
+def test_a_request_that_has_waited_for_too_long_weighs_nothing_and_is_told():
+    tables = tables_with(
+        *[word(1, FlowState.ESTABLISHED_AWAITING, NOW)] * 3,
+        *[word(2, FlowState.ESTABLISHED_AWAITING, NOW)] * 2,
+        word(9, FlowState.ESTABLISHED_AWAITING, NOW),
+    )
+    now_ns = 10**12
+    tables.flows_warm["waiting"][:6] = [1, 20, 300, 4000, 50_000, 600_000]
+    tables.flows_warm["interim"][4] = 149  # it counts as answered, not as unanswered
+    ages = [100, 101, 10**11, 10**11, 10**11, 10**11]
+    tables.flows_warm["request"][:6] = [now_ns - age for age in ages]
+    patience_ns = np.full(len(tables.backends), 10**12)
+    patience_ns[1] = 100
+    found = survey.survey(tables, NOW, now_ns, patience_ns)
+    assert (found.waiting[1], found.unanswered[1], found.awaiting[1]) == (1, 320, 1)
+    assert (found.waiting[2], found.unanswered[2], found.awaiting[2]) == (4000, 0, 1)
+    assert found.unanswered[9] == 0, "nobody's"
+    assert list(found.busy[1:3]) == [1, 1]
+    assert found.open[1] == 3, "they are connections still"
+
+
 def test_a_survey_has_the_sums_of_the_packet_path_beside_it():
     tables = tables_with(word(1, FlowState.ESTABLISHED, NOW))
     tables.backend_load["open"][1], tables.backend_load["open_fix"][1] = 5, -2

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from agent.dataplane import abi, contents, keys
+from agent.dataplane import abi, contents, keys, latency
 from agent.dataplane.abi import FlowState, ForwardId
 from agent.metrics.observer import AgentFacts, Observer
-from agent.model import Config, Forward, Hook, Scheduler
+from agent.model import BackendRef, Config, Forward, Hook, Scheduler
 from agent.rebalancing import Rebalancer
 from agent.state.desired import desired
 from agent.state.identities import Identities, assign
@@ -117,6 +119,7 @@ def test_open_connections_are_those_of_the_flow_table():
         for state in (FlowState.EMBRYONIC, FlowState.ESTABLISHED, FlowState.ESTABLISHED_AWAITING,
                       FlowState.CLOSING)
     ]  # fmt: skip
+    here.tables.flows_warm["request"][2] = time.monotonic_ns()
     found = here.backend("a")
     assert (found.load.open, found.flows, found.load.awaiting) == (3, 2, 1)
     assert here.backend("b").load.open == 0
@@ -249,6 +252,26 @@ def test_a_server_that_runs_out_of_ports_is_told_once():
     ]  # fmt: skip
     assert "95 of 100 source ports towards 10.0.0.21:80/tcp" in logs[0]["problem"]
     assert logs[1]["server"] == "10.0.0.21:80/tcp"
+
+
+def test_a_backend_that_leaves_much_unanswered_is_named_once():
+    here = world()
+    ident = here.backend_id("a")
+    here.tables.flows[0] = word(ident, FlowState.ESTABLISHED_AWAITING, 5000)
+    here.tables.flows_warm["request"][0] = 1  # when this host began
+    observer = here.observer()
+    with capture_logs() as logs, mock.patch.object(latency, "MOST_PATIENCE_S", 1.0):
+        for number in (0, 1 << 17, 1 << 18, 1 << 19, 1 << 17, 1 << 18):
+            here.tables.flows_warm["waiting"][0] = number
+            asyncio.run(observer.look_at_flows())
+            observer.sample(here.situation, 100.0)
+    told = [(line["log_level"], line["backend"], line.get("bytes")) for line in logs]
+    a_is = str(BackendRef("web", "a"))
+    assert told == [
+        ("warning", a_is, 1 << 18), ("info", a_is, None), ("warning", a_is, 1 << 18),
+    ]  # fmt: skip
+    (service,) = observer.snapshot(here.situation, here.contents, FACTS, 1000.0).services
+    assert [b.load.unanswered_bytes for b in service.backends] == [1 << 18, 0]
 
 
 def test_the_program_is_described():
