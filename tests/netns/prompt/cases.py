@@ -32,12 +32,12 @@ class Talk:
     """The requests of one connection, in order.
 
     ``port``: of the client; None: the only connection there is, as a rule. ``broke_ns``: when it
-    ended, if the last request got no answer.
+    ended, at the earliest and at the latest, if the last request got no answer.
     """
 
     requests: tuple[int, ...]
     port: int | None = None
-    broke_ns: int | None = None
+    broke_ns: tuple[int, int] | None = None
 
 
 type Play = Callable[[Door], list[Talk]]

@@ -145,8 +145,9 @@ def reset_while_computing(door: Door) -> list[Talk]:
     port = clients.port_of(connection)
     broke_ns = clients.now_ns()
     clients.reset(connection)
+    gone_ns = clients.now_ns()  # a busy host may have stood still in between
     clients.pause(0.4)
-    return [Talk((0,), port, broke_ns)]
+    return [Talk((0,), port, (broke_ns, gone_ns))]
 
 
 @CASES.enter(answers=0)

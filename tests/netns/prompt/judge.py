@@ -53,7 +53,8 @@ class _Stretch:
 class Story:
     """How many bytes of a connection wait at any moment; its requests follow one another.
 
-    ``broke_ns``: when a connection ended whose last request has no answer. ``control``: segments
+    ``broke_ns``: when a connection ended, at the earliest and at the latest, whose last request has
+    no answer. ``control``: segments
     of the client with no more bytes are no requests; so many bytes may also be missing or too
     many where they cannot be told from a request.
     """
@@ -63,7 +64,7 @@ class Story:
         connection: Connection,
         requests: Sequence[Answered],
         control: int = 0,
-        broke_ns: int | None = None,
+        broke_ns: tuple[int, int] | None = None,
     ) -> None:
         self._connection, self._tolerance = connection, 2 * control
         self._stretches: list[_Stretch] = []
@@ -77,9 +78,11 @@ class Story:
                 last = self._stretches[-1]
                 cleared_ns = min(last.cleared_ns, begun_ns + SKEW_NS)
                 self._stretches[-1] = replace(last, cleared_ns=cleared_ns)
-            over_ns = request.first_ns or broke_ns or _NEVER_NS
+            over_ns, late_ns = broke_ns or (_NEVER_NS, _NEVER_NS)
+            if request.first_ns:
+                over_ns = late_ns = request.first_ns
             whole = connection.bytes_at(over_ns) - asked
-            self._stretches.append(_Stretch(begun_ns, over_ns, over_ns + CLEAR_NS, asked, whole))
+            self._stretches.append(_Stretch(begun_ns, over_ns, late_ns + CLEAR_NS, asked, whole))
 
     def range_at(self, at_ns: int) -> tuple[int, int]:
         """At least and at most so many bytes wait."""

@@ -100,7 +100,9 @@ def test_control_frames_of_http2_may_count_or_not() -> None:
 
 
 def test_a_connection_that_broke_off_clears() -> None:
-    story = Story(connection((100, PROMPT)), [Answered(105 * MS, None)], broke_ns=300 * MS)
+    story = Story(
+        connection((100, PROMPT)), [Answered(105 * MS, None)], broke_ns=(300 * MS, 310 * MS)
+    )
     assert complaints(readings((110, 300, 500), (560, 700, 0)), [story]) == []
     assert complaints(readings((560, 700, 500)), [story])
 
