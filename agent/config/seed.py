@@ -17,8 +17,8 @@ log = structlog.get_logger()
 
 PUBLIC = 0
 _USE = b"steelyard: the choice of backends"
-# What a host has of its own, and tells nobody; without systemd, something new at each boot.
 _NOTHING = (b"", b"uninitialized")  # machine-id(5)
+# What a host has of its own and tells nobody; without systemd it is new at each boot.
 _OF_HOST = (Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"))
 
 

@@ -45,7 +45,7 @@ def info(fd: int) -> libbpf.MapInfo:
     return libbpf.map_info(fd)
 
 
-@pytest.mark.parametrize("hook", [Hook.AUTO, Hook.TC])
+@pytest.mark.parametrize("hook", [Hook.AUTO, pytest.param(Hook.TC, marks=pytest.mark.soak)])
 def test_it_is_the_program_that_the_compiler_made(
     instance: str, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ):
@@ -67,7 +67,7 @@ def refused(*_: object) -> Compiled:
     raise DataplaneError("nothing is compiled here")
 
 
-@pytest.mark.parametrize("hook", [Hook.AUTO, Hook.TC])
+@pytest.mark.parametrize("hook", [Hook.AUTO, pytest.param(Hook.TC, marks=pytest.mark.soak)])
 def test_the_same_is_kept_whatever_the_secrets_are(instance: str, hook: Hook, folder: Path):
     """Or the compiler made something of them that is not found in its code."""
     config = Config(instance, "lo", hook=hook, tables=harness.SMALL)

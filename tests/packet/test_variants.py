@@ -103,7 +103,10 @@ def test_every_variant_loads_and_balances_what_it_was_made_for(instance: str, fe
 
 
 @pytest.mark.parametrize("features", combinations(16), ids=lambda f: "+".join(f.names))
-@pytest.mark.parametrize("hook", [Hook.AUTO, Hook.TC], ids=["xdp", "tc"])
+@pytest.mark.parametrize(
+    "hook",
+    [pytest.param(Hook.AUTO, id="xdp"), pytest.param(Hook.TC, id="tc", marks=pytest.mark.soak)],
+)
 def test_any_combination_of_features_is_small_enough_for_the_verifier(
     instance: str, features: Features, hook: Hook
 ):
