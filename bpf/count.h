@@ -59,7 +59,7 @@ static __always_inline struct sync_counters *sync_counters_here(void)
 }
 
 /* So many more open flows of a backend, and embryonic ones of those; -1: one less. */
-static __always_inline void load_flows(const struct backend *backend, __u32 id, __s64 open,
+static __always_inline void load_flows(const struct backend *backend, __u32 id, __s32 open,
 				       __s32 embryonic)
 {
 	struct backend_load *load;
@@ -78,7 +78,7 @@ static __always_inline void load_flows(const struct backend *backend, __u32 id, 
 	service = backend->service;
 	all = service_load.lookup(&service);
 	if (all)
-		__sync_fetch_and_add(&all->open, open);
+		__sync_fetch_and_add(&all->open, (__s64)open);
 }
 
 static __always_inline void count_opened(const struct backend *backend, __u32 id)
@@ -99,7 +99,7 @@ static __always_inline void count_left(__u32 id, __u32 open, __u32 embryonic)
 	if (c)
 		c->closed += open;
 	if (backend)
-		load_flows(backend, id, -(__s64)open, -(__s32)embryonic);
+		load_flows(backend, id, -(__s32)open, -(__s32)embryonic);
 }
 
 #endif

@@ -22,20 +22,28 @@
 static __always_inline __u64 score_share(const struct backend_load *load)
 {
 	__u64 embryonic = not_negative((__s64)load->embryonic + load->embryonic_fix);
-	__s64 others = load->open + load->open_fix - (__s64)embryonic;
+	__s64 others = (__s64)load->open + load->open_fix - (__s64)embryonic;
 	__u64 most = EMBRYONIC_FROM + (not_negative(others) >> EMBRYONIC_PART_LOG);
 
 	return mask_choose(mask_less(most, embryonic), (most << 32) / (embryonic | 1),
 			   EMBRYONIC_ONE);
 }
 
-/* Open connections, with embryonic ones by their share. */
+/* Open connections, with embryonic ones by their share; or so many more than there were when
+ * `open` and `embryonic` were reported.
+ */
+static __always_inline __u64 score_since(const struct backend_load *load, __u64 share, __s64 open,
+					 __s64 embryonic)
+{
+	__s64 now = not_negative((__s64)load->embryonic + load->embryonic_fix);
+	__s64 others = (__s64)load->open + load->open_fix - now - (open - embryonic);
+
+	return not_negative(others + ((now - embryonic) * (__s64)share >> 32));
+}
+
 static __always_inline __u64 score_counted(const struct backend_load *load, __u64 share)
 {
-	__u64 embryonic = not_negative((__s64)load->embryonic + load->embryonic_fix);
-	__s64 others = load->open + load->open_fix - (__s64)embryonic;
-
-	return not_negative(others + (__s64)(embryonic * share >> 32));
+	return score_since(load, share, 0, 0);
 }
 
 /* Connections by weight. */
@@ -76,7 +84,8 @@ static __always_inline __u64 score_load(const struct backend_load *load, __u32 n
 	counts = mask_less(-left, 0);
 	work = load->queue & counts;
 	kappa = mask_choose(counts, load->kappa, 256);
-	work += kappa * not_negative(score_counted(load, share) - (load->report_open & counts));
+	work += kappa * score_since(load, share, load->report_open & counts,
+				    load->report_embryonic & counts);
 	work += (not_negative(load->waiting + load->waiting_fix) * load->per_byte) >> 16;
 	return ((load->is_hot & counts) << 62) + work * load->inverse_weight;
 }

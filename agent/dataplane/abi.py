@@ -238,13 +238,14 @@ PEER_KEY = np.dtype([("addr", ">u4", (4,)), ("own", ">u4", (4,))])
 PEER = np.dtype([("known", "u4")])
 BACKEND_LOAD = np.dtype(
     [
-        ("open", "i8"),
-        ("waiting", "i8"),
+        ("open", "i4"),
         ("embryonic", "i4"),
+        ("waiting", "i8"),
+        ("open_fix", "i4"),
         ("embryonic_fix", "i4"),
         ("waiting_fix", "i8"),
-        ("open_fix", "i4"),
         ("report_open", "i4"),
+        ("report_embryonic", "i4"),
         ("queue", "u4"),
         ("kappa", "u2"),
         ("is_hot", "u2"),

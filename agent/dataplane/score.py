@@ -39,9 +39,17 @@ def counted(rows: Table, shares: Counts | int | None = None) -> Counts:
     return found
 
 
+def common_share(rows: Table) -> Counts:
+    """The share by which all of these backends can be compared: that of one that is their sum."""
+    whole = np.zeros((), dtype=rows.dtype)
+    for name in ("open", "open_fix", "embryonic", "embryonic_fix"):
+        whole[name] = rows[name].sum() // max(1, len(rows))
+    return share(whole)
+
+
 def _embryonic_and_others(rows: Table) -> tuple[Counts, Counts]:
     embryonic = np.maximum(rows["embryonic"].astype(np.int64) + rows["embryonic_fix"], 0)
-    return embryonic, rows["open"] + rows["open_fix"] - embryonic
+    return embryonic, rows["open"].astype(np.int64) + rows["open_fix"] - embryonic
 
 
 def waiting_bytes(row: Table) -> int:
@@ -53,7 +61,7 @@ def as_of(rows: Table, now: int) -> Table:
     """A copy of loads, without the reports that are old; ``now`` in jiffies."""
     fresh = rows.copy()
     left = (fresh["report_until"] - np.uint32(now & 0xFFFFFFFF)).astype(np.int32)
-    for field in ("queue", "report_open", "is_hot"):
+    for field in ("queue", "report_open", "report_embryonic", "is_hot"):
         fresh[field] = np.where(left > 0, fresh[field], 0)
     fresh["kappa"] = np.where(left > 0, fresh["kappa"], KAPPA)
     return fresh
@@ -66,7 +74,10 @@ def of_connections(row: Table, shares: Counts | None = None) -> int:
 
 def of_load(row: Table, shares: Counts | None = None) -> int:
     """``score_load``, of a load as it is now (``as_of``)."""
-    since = int(counted(row, shares)) - int(row["report_open"])
+    embryonic, others = (int(each) for each in _embryonic_and_others(row))
+    told = int(row["report_embryonic"])
+    since = others - (int(row["report_open"]) - told)
+    since += (embryonic - told) * int(share(row) if shares is None else shares) >> 32
     work = int(row["queue"]) + int(row["kappa"]) * max(0, since)
     work += waiting_bytes(row) * int(row["per_byte"]) >> 16
     return (int(row["is_hot"]) << _HOT_SHIFT) + work * int(row["inverse_weight"])

@@ -132,7 +132,7 @@ class Observer:
                 bytes=found[ref],
             )
         for ref in self._unanswered - found.keys():
-            log.info("no requests have waited for too long any more", backend=str(ref))
+            log.info("no request has waited for too long any more", backend=str(ref))
         self._unanswered = frozenset(found)
 
     def _look_at_ports(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 
 from agent.dataplane.program import Dataplane
-from agent.dataplane.score import counted
+from agent.dataplane.score import common_share, counted
 from agent.model import BackendRef, Config, Service
 from agent.state.identities import Identities
 from agent.state.loads import KAPPA, bytes_held
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 
 STAND_IN_EVERY_S = 0.2
 RATIO_HELD_S = 30.0  # while nobody reports
+_REPORT = ("queue", "report_open", "report_embryonic", "is_hot", "report_until")
 _STAND_IN_PERIODS = 5  # so long one counts, should the agent be gone
 
 
@@ -31,6 +32,7 @@ class _Place:
     ident: int
     service: Service
     open_when_asked: int = 0
+    embryonic_when_asked: int = 0
     waiting_when_asked: int = 0  # bytes
     queue: float = 0.0  # requests, as last reported
     until: float = 0.0  # when that is old
@@ -73,7 +75,7 @@ class Scores:
                 # Maybe it was until now; jiffies go round, and then old words would count anew.
                 own = [ids.backend_id(service, backend) for backend in service.backends]
                 rows["kappa"][own] = KAPPA
-                for word in ("queue", "report_open", "is_hot", "report_until"):
+                for word in _REPORT:
                     rows[word][own] = 0
                 continue
             for backend in service.backends:
@@ -91,7 +93,8 @@ class Scores:
         place = self._places.get(ref)
         if place is not None:
             row = self._dataplane.tables.backend_load[place.ident]
-            place.open_when_asked = int(counted(row))
+            place.open_when_asked = int(row["open"]) + int(row["open_fix"])
+            place.embryonic_when_asked = int(row["embryonic"]) + int(row["embryonic_fix"])
             place.waiting_when_asked = int(row["waiting"]) + int(row["waiting_fix"])
 
     def reported(self, ref: BackendRef, report: EngineReport, asked_at: float) -> None:
@@ -104,7 +107,8 @@ class Scores:
         beta, usual = bytes_held(place.service), self._request_bytes(ref.service)
         hidden = score.hidden_connections(report, usual, place.waiting_when_asked, beta)
         row = self._dataplane.tables.backend_load[place.ident : place.ident + 1]
-        row["report_open"] = place.open_when_asked
+        row["report_open"] = max(0, place.open_when_asked)
+        row["report_embryonic"] = max(0, place.embryonic_when_asked)
         row["queue"] = score.fixed(report.queue + hidden + place.away)
         row["is_hot"] = score.is_hot(report)
         row["kappa"] = score.kappa(usual, beta)
@@ -146,9 +150,11 @@ class Scores:
         for service, places in silent.items():
             ids = np.array([place.ident for place in places])
             away = np.array([place.away for place in places])
-            open_ = counted(rows[ids])
+            now_there = rows[ids]
+            open_ = counted(now_there, common_share(now_there))
             queue = open_ * score.requests_each(self.ratio(service)) + away
-            rows["report_open"][ids] = open_
+            for word, fix in (("open", "open_fix"), ("embryonic", "embryonic_fix")):
+                rows[f"report_{word}"][ids] = np.maximum(now_there[word] + now_there[fix], 0)
             rows["queue"][ids] = np.minimum(queue * score.ONE, score.MOST)
             rows["is_hot"][ids] = 0
             beta = bytes_held(places[0].service)

@@ -332,27 +332,28 @@ _Static_assert(sizeof(struct peer) == 4, "peer");
 /* How much a backend has in front of it; what the schedulers compare.  One for
  * all CPUs: the packet path adds and subtracts atomically, and only on the
  * opening and closing of a flow and on requests.  Lower is better:
- *   (queue + kappa * max(0, counted - report_open) + waiting / beta) / weight
+ *   (queue + kappa * max(0, counted - counted then) + waiting / beta) / weight
  * and without a report that counts, each connection that counts as one:
  *   (counted + waiting / beta) / weight
  * and to that, for each draw, chance is added (score.h, which says what counts).
  */
 struct backend_load {
 	/* packet path, with BACKEND_F_LOAD */
-	__s64 open;      /* flows embryonic, acked or established */
-	__s64 waiting;   /* request bytes that wait for the answer's first byte */
+	__s32 open;      /* flows embryonic, acked or established */
 	__s32 embryonic; /* of the open ones */
+	__s64 waiting;   /* request bytes that wait for the answer's first byte */
 	/* agent */
-	__s32 embryonic_fix;  /* what the flow table says beyond that: it is the truth */
-	__s64 waiting_fix;    /* likewise */
-	__s32 open_fix;       /* likewise */
-	__s32 report_open;    /* connections that counted when the queue was reported */
-	__u32 queue;          /* requests, running and waiting, in 256ths: reported, or guessed */
-	__u16 kappa;          /* weight of a connection since the report, in 256ths */
-	__u16 is_hot;         /* 1: it has more than it can take; only if all drawn are hot */
-	__u32 per_byte;       /* 2^24 / beta, beta the bytes that weigh as one connection */
-	__u32 inverse_weight; /* 2^20 / effective weight */
-	__u32 weight;         /* effective */
+	__s32 open_fix;         /* what the flow table says beyond that: it is the truth */
+	__s32 embryonic_fix;    /* likewise */
+	__s64 waiting_fix;      /* likewise */
+	__s32 report_open;      /* open + open_fix when the queue was reported */
+	__s32 report_embryonic; /* likewise */
+	__u32 queue;            /* requests, running and waiting, in 256ths: reported, or guessed */
+	__u16 kappa;            /* weight of a connection since the report, in 256ths */
+	__u16 is_hot;           /* 1: it has more than it can take; only if all drawn are hot */
+	__u32 per_byte;         /* 2^24 / beta, beta the bytes that weigh as one connection */
+	__u32 inverse_weight;   /* 2^20 / effective weight */
+	__u32 weight;           /* effective */
 	__u32 report_until; /* jiffies: from then on the report is old, from report_open to is_hot */
 };
 _Static_assert(sizeof(struct backend_load) == 64, "one cache line");

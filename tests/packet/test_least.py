@@ -194,6 +194,7 @@ load_rows = st.fixed_dictionaries(
         "waiting": st.integers(-100, 2**32),
         "waiting_fix": st.integers(-1000, 1000),
         "report_open": st.integers(0, 5000),
+        "report_embryonic": st.integers(0, 5000),
         "queue": st.integers(0, 2**20),
         "is_hot": st.integers(0, 1),
         # From now, in jiffies: no test takes so long that it matters.
@@ -224,8 +225,9 @@ def load_score(load: dict[str, int], of_first: int) -> tuple[int, Fraction]:
     """
     told = load["left"] > 0
     embryonic, others = embryonic_and_others(load)
-    counted = max(0, others + (embryonic * of_first >> 32))
-    grown = max(0, counted - told * load["report_open"])
+    then = told * load["report_embryonic"]
+    others -= told * load["report_open"] - then
+    grown = max(0, others + ((embryonic - then) * of_first >> 32))
     waiting = max(0, load["waiting"] + load["waiting_fix"])
     work = (
         Fraction(told * load["queue"], 256)

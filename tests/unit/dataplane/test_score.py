@@ -42,6 +42,24 @@ def test_a_reported_queue_takes_the_place_of_connections_before_it():
     assert score.shown(Scheduler.LEAST_LOAD, fewer) == pytest.approx(5, rel=1e-3)
 
 
+def test_a_flood_that_was_there_at_the_report_is_no_growth():
+    """Backends of unequal weights have unequally much of it; each connection since weighs kappa."""
+    a, b = (
+        load(
+            weight=100 * part, kappa=21 * 256, queue=part * 30 * 256,
+            open=part * 40_030, report_open=part * 40_030,
+            embryonic=part * 40_000, report_embryonic=part * 40_000,
+        )
+        for part in (3, 1)
+    )  # fmt: skip
+    assert score.counted(a) == 90 + 16 + 90 // 8 - 1
+    for first in (a, b):
+        for row in (a, b):
+            assert score.of_load(row, score.share(first)) == int(row["queue"]) * int(
+                row["inverse_weight"]
+            )
+
+
 def test_sums_below_zero_count_as_none():
     row = load(open=-4, waiting=-9000)
     assert (score.counted(row), score.waiting_bytes(row)) == (0, 0)
@@ -98,12 +116,13 @@ def test_a_hot_backend_is_worse_than_any_that_is_not():
 
 @pytest.mark.parametrize("now", [0, 1000, 2**31, 2**32 - 3, 2**40 + 7])
 def test_a_report_counts_until_it_is_old(now: int):
-    words = {"queue": 512, "report_open": 9, "is_hot": 1, "kappa": 900}
+    words = {"queue": 512, "report_open": 9, "report_embryonic": 4, "is_hot": 1, "kappa": 900}
     rows = np.array([load(**words) for _ in range(4)])
     rows["report_until"] = [(now + left) & 0xFFFFFFFF for left in (1, 0, -1, 2**30)]
     found = score.as_of(rows, now)
     assert list(found["queue"]) == [512, 0, 0, 512]
     assert list(found["report_open"]) == [9, 0, 0, 9]
+    assert list(found["report_embryonic"]) == [4, 0, 0, 4]
     assert list(found["is_hot"]) == [1, 0, 0, 1]
     assert list(found["kappa"]) == [900, loads.KAPPA, loads.KAPPA, 900]
     assert list(rows["queue"]) == [512] * 4, "the table is left alone"

@@ -297,6 +297,16 @@ def test_connections_of_the_silent_are_what_requests_they_are_elsewhere(running,
     assert world.words("b", "queue", "report_open") == (12 * 256, 12), "nobody tells any more"
 
 
+def test_what_stands_in_tells_how_much_of_it_may_be_strangers_doing():
+    world = here(telemetry=Telemetry())
+    world.put_load("a", open=3040, embryonic=3000)
+    world.put_load("b", open=3040, embryonic=3000)
+    world.scores.stand_in(10.0)
+    assert world.words("a", "report_open", "report_embryonic") == (3040, 3000)
+    counted = int(world.words("a", "queue")[0]) / 256
+    assert counted == pytest.approx(40 + 16 + 40 / 8, abs=1)
+
+
 def test_a_queue_that_stands_in_always_fits():
     world = here(telemetry=Telemetry())
     world.put_load("a", open=2**28)  # no table has more slots
