@@ -30,7 +30,9 @@ def loaded() -> Iterator[Dataplane]:
     require_root()
     harness.remove_leftovers()
     dataplane = harness.load(
-        Config(harness.instance_name(), "lo", tables=harness.SMALL), harness.all_features()
+        Config(harness.instance_name(), "lo", tables=harness.SMALL),
+        harness.all_features(),
+        keys=harness.KEYS,
     )
     try:
         yield dataplane
@@ -54,6 +56,7 @@ def loaded_tc() -> Iterator[Dataplane]:
     dataplane = harness.load(
         Config(harness.instance_name("tc"), "lo", hook=Hook.TC, tables=harness.SMALL),
         harness.all_features(),
+        keys=harness.KEYS,
     )
     try:
         yield dataplane
@@ -78,7 +81,7 @@ def loaded_other() -> Iterator[Dataplane]:
     """A second node: other keys, other sizes."""
     require_root()
     config = Config(harness.instance_name("other"), "lo", tables=nodes.OTHER, nat=nodes.NAT)
-    dataplane = harness.load(config, harness.all_features())
+    dataplane = harness.load(config, harness.all_features(), keys=nodes.KEYS)
     try:
         yield dataplane
     finally:

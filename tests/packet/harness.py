@@ -11,11 +11,12 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from unittest import mock
 
 import numpy as np
 
-from agent.dataplane import abi, contents, libbpf, peers, pins
-from agent.dataplane.constants import ALL_FEATURES, needed_features
+from agent.dataplane import abi, contents, libbpf, peers, pins, program
+from agent.dataplane.constants import ALL_FEATURES, HashKeys, needed_features
 from agent.dataplane.explain import DataplaneView
 from agent.dataplane.flows import Names
 from agent.dataplane.program import Dataplane, require_root
@@ -49,6 +50,8 @@ from tests.packet.records import Records
 PREFIX = "st-packet"
 LIMIT_TIME, LIMIT_TIMES = np.dtype("u8"), 1 + 4096  # bpf/limit.h: of all answers, of sources
 LAST_ROW = np.dtype("V64")  # struct flow_last
+# What tests share is drawn from these, so that a run decides as the one before it.
+KEYS = HashKeys(0x1234_5678_9ABC_DEF0, 0x9E37_79B9_7F4A_7C15, 0xC2B2_AE3D_27D4_EB4F)
 SMALL = Tables(flows=65_536, services=16, backends=256, ring_slots=4099)
 
 
@@ -94,11 +97,22 @@ def all_features() -> tuple[Service, ...]:
     return services
 
 
-def load(config: Config, services: tuple[Service, ...], *, sync: bool = True) -> Dataplane:
-    """Tables and program, attached to nothing. Fails where there is no root or no BPF."""
+def load(
+    config: Config,
+    services: tuple[Service, ...],
+    *,
+    sync: bool = True,
+    keys: HashKeys | None = None,
+) -> Dataplane:
+    """Tables and program, attached to nothing. Fails where there is no root or no BPF.
+
+    Without ``keys`` new tables get secret ones, as the agent's do.
+    """
     require_root()
     dataplane = Dataplane(config)
-    dataplane.load(services, sync=sync)
+    draw = program.fresh_keys if keys is None else lambda: keys
+    with mock.patch.object(program, "fresh_keys", draw):
+        dataplane.load(services, sync=sync)
     return dataplane
 
 

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 import numpy as np
 
 from agent.dataplane import contents
+from agent.dataplane.constants import HashKeys
 from agent.flowsync.export import SYNCED, Exporter
 from agent.flowsync.identity import from_plain, id_map, to_plain
 from agent.flowsync.install import Arrival, Installer, Outcome, account
@@ -21,7 +22,7 @@ from tests.packet.wires import Packet
 
 MAC = np.frombuffer(bytes.fromhex(BALANCER_MAC.replace(":", "")), dtype=np.uint8)
 
-
+KEYS = HashKeys(0x0F1E_2D3C_4B5A_6978, 0xD6E8_FEB8_6659_FD93, 0xA076_1D64_78BD_642F)
 OTHER = Tables(flows=16_384, services=8, backends=64, ring_slots=251)
 SOURCES4 = (ip_address("10.0.0.5"), ip_address("10.0.0.6"))
 SOURCES6 = (ip_address("fd00::5"), ip_address("fd00::6"))

@@ -10,9 +10,21 @@ from ipaddress import ip_address
 import numpy as np
 import pytest
 
-from agent.model import Forward, NoBackend, Protocol, Scheduler
+from agent.dataplane import pins
+from agent.model import Config, Forward, NoBackend, Protocol, Scheduler
 from tests.packet.frames import BALANCER_MAC, CLIENT4, ROUTER_MAC, VIP4
-from tests.packet.harness import Rig, Verdict, backend, mac_of, service
+from tests.packet.harness import (
+    KEYS,
+    SMALL,
+    Rig,
+    Verdict,
+    all_features,
+    backend,
+    instance_name,
+    load,
+    mac_of,
+    service,
+)
 from tests.packet.pieces import (
     DESTINATION,
     extended,
@@ -459,11 +471,30 @@ def test_each_source_has_its_own_and_all_together_ten_thousand_a_second(rig: Rig
     spent(rig, 0.5, 0.5)
     held = rig.limits.copy()
     assert {rig.verdict(packet.frame()) for packet in sources} == {Verdict.TX}
-    assert int((rig.limits[1:] > held[1:]).sum()) > 150, "of few another's hash is the same"
+    assert int((rig.limits[1:] > held[1:]).sum()) > 180, "of few another's hash is the same"
     assert rig.limits[0] >= held[0] + len(sources) * 100_000
     spent(rig, 1.1, 0.0)
     assert {rig.verdict(packet.frame()) for packet in sources} == {Verdict.DROP}
     assert not rig.limits[1:][rig.limits[1:] > held[1:].max()].any(), "a source did not pay for all"
+
+
+@PLACES
+def test_neighbours_do_not_share_a_budget_whatever_the_secrets_are(at: Place):
+    """This multiplier takes 256 neighbours to one place, or two, after two steps of the hash."""
+    keys = replace(KEYS, mul1=0x9E37_79B9_7F40_0001)
+    config = Config(instance_name("neighbours"), "lo", tables=SMALL)
+    dataplane = load(config, all_features(), keys=keys)
+    try:
+        rig = Rig(dataplane)
+        serve_none(rig, at)
+        for n in range(1, 200):
+            rig.send(
+                Packet(f"198.51.100.{n}" if at is V4 else f"2001:db8:c:{n:x}::1", at.vip).frame()
+            )
+        assert np.count_nonzero(rig.limits[1:]) > 180
+    finally:
+        dataplane.tables.close()
+        pins.remove(dataplane.pins)
 
 
 def test_an_ipv6_source_is_the_first_64_bits(rig: Rig):

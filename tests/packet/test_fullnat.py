@@ -48,7 +48,7 @@ def few_ports() -> Iterator[harness.Dataplane]:
     """Eight ports, and room for more flows than that."""
     harness.require_root()
     config = Config(harness.instance_name("ports"), "lo", tables=Tables(4096, 4, 8, 251), nat=FEW)
-    dataplane = harness.load(config, harness.all_features())
+    dataplane = harness.load(config, harness.all_features(), keys=harness.KEYS)
     yield dataplane
     dataplane.tables.close()
     pins.remove(dataplane.pins)
@@ -68,7 +68,7 @@ def few_blocks() -> Iterator[Rig]:
     harness.require_root()
     tables = Tables(4096, 4, 8, 251, nat_blocks=2)
     config = Config(harness.instance_name("blocks"), "lo", tables=tables, nat=FEW)
-    dataplane = harness.load(config, harness.all_features())
+    dataplane = harness.load(config, harness.all_features(), keys=harness.KEYS)
     rig = Rig(dataplane)
     rig.config = replace(rig.config, tables=tables, nat=FEW)
     yield rig

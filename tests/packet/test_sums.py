@@ -45,7 +45,7 @@ def one_bucket() -> Iterator[harness.Dataplane]:
     """All flows meet in it."""
     harness.require_root()
     config = Config(harness.instance_name("tiny"), "lo", tables=TINY)
-    dataplane = harness.load(config, harness.all_features())
+    dataplane = harness.load(config, harness.all_features(), keys=harness.KEYS)
     yield dataplane
     dataplane.tables.close()
     pins.remove(dataplane.pins)
