@@ -28,7 +28,7 @@ demo: setup ## the whole story on real traffic in network namespaces, in a minut
 test: setup ## everything: lint, types, documentation, all tests, the kernel's included (root)
 	@$(MAKE) lint types docs-check
 	@echo "test: pytest, three files at a time"
-	@$(BIN)/pytest -n 3 --dist loadfile --durations 20
+	@$(BIN)/pytest -n 3 --durations 20
 
 soak: setup ## tests that take long: pairs of balancers in trouble under load, and more (root)
 	@$(BIN)/pytest -m soak

@@ -9,6 +9,8 @@ import tempfile
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 # The same examples on every host, and no bound on their time: 200 ms is hypothesis' default outside
 # of a CI. `make soak` draws others.
@@ -35,6 +37,14 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if not hasattr(config, "workerinput"):
         os.environ["CACHE_DIRECTORY"] = tempfile.mkdtemp(prefix="steelyard-tests-")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """The tests of a file run in one process, also with a mere `-n 2`: they share a lab's name,
+    and the second process that builds it stops the agent of the first.
+    """
+    return LoadFileScheduling(config, log)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
