@@ -261,15 +261,9 @@ static __always_inline int find_route(CTX *ctx, struct packet *p, struct scratch
 		reason = fragment_follow(ctx, p, room, &walk->backend);
 	if (reason != REASON_NOT_VIP)
 		return reason;
-	reason = service_find(p, &walk->service);
+	reason = service_find(p, room, &walk->service);
 	step_ends();
 	if (!reason) {
-		/* Of which map it is, the verifier would follow through all of the walk. */
-		if (LB_IPV6) {
-			room->service = *walk->service;
-			walk->service = &room->service;
-			step_ends();
-		}
 		walk->route->service = walk->service->id;
 		return from_client(ctx, p, walk);
 	}

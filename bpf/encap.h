@@ -52,20 +52,24 @@ static __always_inline int ttl_decrement(void *l3, void *data_end, __u8 family)
 	return 0;
 }
 
+/* In whole words, which are summed as they are written: to read again what was written in
+ * parts has to wait until it has left the store buffer.
+ */
 static __always_inline void put_ipv4(struct ipv4_header *ip, const struct packet *p,
 				     const struct backend *backend, __u8 l4_proto, __u32 len)
 {
-	ip->version_ihl = 0x45;
-	ip->tos = p->tos;
-	ip->total_len = bswap16(len + sizeof(*ip));
-	ip->id = 0;
-	ip->frag = be16(IPV4_DF);
-	ip->ttl = OUTER_TTL;
-	ip->l4_proto = l4_proto;
-	ip->check = 0;
-	ip->saddr = backend->source_addr[0];
-	ip->daddr = backend->addr[0];
-	ip->check = ipv4_checksum(ip);
+	__u32 *words = (__u32 *)ip;
+	__u32 first = 0x45 | (__u32)p->tos << 8 | (__u32)bswap16(len + sizeof(*ip)) << 16;
+	__u32 second = (__u32)be16(IPV4_DF) << 16; /* and the id 0 */
+	__u32 third = OUTER_TTL | (__u32)l4_proto << 8;
+	__be32 saddr = backend->source_addr[0], daddr = backend->addr[0];
+	__u64 sum = (__u64)first + second + third + saddr + daddr;
+
+	words[0] = first;
+	words[1] = second;
+	words[2] = third | (__u32)(__u16)~csum_fold(sum) << 16;
+	words[3] = saddr;
+	words[4] = daddr;
 }
 
 /* RFC 2473. */

@@ -99,8 +99,9 @@ static __always_inline int frame_build(CTX *ctx, struct packet *p, const struct 
 	vlan = (void *)(eth + 1);
 	if ((void *)eth + L3_OFF_MAX > ctx_end(ctx))
 		return REASON_INTERNAL;
-	__builtin_memcpy(eth->dest, hop->mac, sizeof(eth->dest));
-	__builtin_memcpy(eth->source, hop->source_mac, sizeof(eth->source));
+	/* Both addresses, in words as they were stored. */
+	((__u64 *)eth)[0] = ((const __u64 *)hop)[0];
+	((__u32 *)eth)[2] = ((const __u64 *)hop)[1];
 	if (LB_TC) { /* the kernel has put the tags on */
 		if (hop->tags == 2)
 			vlan[1] = eth_proto;

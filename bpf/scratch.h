@@ -59,8 +59,19 @@ struct route {
 	__u8 is_over;     /* REASON_NO_FLOW: the sender is to learn that its connection is over */
 };
 
+/* What was last found under an address, a port and a protocol (service.h). */
+#define FOUND_SERVICES 256
+struct found_service {
+	__u32 version; /* of the services then: the low half */
+	__u32 tail;    /* port, protocol and family; 0: nothing was */
+	__be32 vip[4];
+	struct service service; /* id 0: there is none */
+};
+_Static_assert(sizeof(struct found_service) == 64, "of the size of a cache line");
+
 struct scratch {
-	struct service service; /* that the packet is for */
+	struct found_service found[FOUND_SERVICES];
+	struct service service; /* that the packet is for, where it is not found by its port */
 	struct packet packet;
 	struct flow_place place;
 	struct route route;

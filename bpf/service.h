@@ -6,8 +6,10 @@
 #define STEELYARD_SERVICE_H
 
 #include "filter.h"
+#include "hash.h"
 #include "maps.h"
 #include "packet.h"
+#include "scratch.h"
 
 /* The port and the protocol of a key as one word, as they lie in memory. */
 static __always_inline __u32 key_tail(__be16 port, __u8 l4_proto)
@@ -118,17 +120,77 @@ static __always_inline struct service *service_beyond(struct packet *p)
 	return service;
 }
 
+/* Where it is noted down what is under this address and port.  IPv4: the words behind the
+ * first are 0.
+ */
+static __always_inline struct found_service *found_at(struct scratch *room, const __be32 *vip,
+						      __u32 tail)
+{
+	__u64 word = (__u64)tail << 32 | vip[0];
+
+	if (LB_IPV6)
+		word += ((__u64)vip[3] << 16) + vip[2] + vip[1];
+	return &room->found[word * PICK_MUL0 >> 56];
+}
+
+static __always_inline bool found_is_of(const struct found_service *found, const struct packet *p,
+					__u32 tail, __u32 version)
+{
+	if (found->version != version || found->tail != tail || found->vip[0] != p->daddr[0])
+		return false;
+	return !LB_IPV6 || p->family == 4 ||
+	       (found->vip[1] == p->daddr[1] && found->vip[2] == p->daddr[2] &&
+		found->vip[3] == p->daddr[3]);
+}
+
+/* The service under the packet's own address and port.
+ *
+ * Each CPU notes down what it finds, because the map's hash is a fifth of the way of an
+ * established packet.  The agent changes a service and then the version, so that what was
+ * found before is looked up again; the version is read first, and by an instruction that
+ * nothing overtakes.  That there is no service is noted down too, but not in the place of one:
+ * so strangers who try ports cost nobody anything.
+ */
+static __always_inline struct service *service_exact(const struct packet *p, struct scratch *room)
+{
+	__u32 tail = key_tail(p->dport, p->l4_proto) | (__u32)p->family << 24, zero = 0, version;
+	struct settings *row = settings.lookup(&zero);
+	struct found_service *found;
+	struct service *service;
+
+	if (!row)
+		return NULL;
+	found = found_at(room, p->daddr, tail);
+	version = row->services_version;
+	if (found_is_of(found, p, tail, version))
+		return found->service.id ? &found->service : NULL;
+	version = __sync_fetch_and_add(&row->services_version, 0);
+	service = service_at(p->family, p->daddr, p->dport, p->l4_proto);
+	if (service)
+		found->service = *service;
+	else if (found->version == version && found->service.id)
+		return NULL;
+	else
+		found->service.id = 0;
+	found->version = version;
+	found->tail = tail;
+	__builtin_memcpy(found->vip, p->daddr, sizeof(found->vip));
+	return service ? &found->service : NULL;
+}
+
 /* Must more than the exact port be looked at? */
 #define SERVICE_BEYOND (LB_ANY_PORT || LB_RANGES || LB_PREFIX || LB_NAT || LB_FULLNAT)
 
-static __always_inline int service_find(struct packet *p, struct service **service)
+static __always_inline int service_find(struct packet *p, struct scratch *room,
+					struct service **service)
 {
 	bool has_ports = !p->is_later_fragment && !p->has_extension;
 	struct address_filter *filter;
+	struct service *beyond;
 	__u32 zero = 0;
 
 	if (has_ports) {
-		*service = service_at(p->family, p->daddr, p->dport, p->l4_proto);
+		*service = service_exact(p, room);
 		if (*service)
 			return 0;
 		if (!SERVICE_BEYOND)
@@ -141,11 +203,16 @@ static __always_inline int service_find(struct packet *p, struct service **servi
 	if (!filter_has(filter, p->family, p->daddr) &&
 	    !(LB_PREFIX && filter_has_prefix(filter, p->daddr)))
 		return REASON_NOT_VIP;
-	*service = service_beyond(p);
-	if (has_ports)
-		return *service ? 0 : REASON_NOT_VIP;
+	beyond = service_beyond(p);
+	if (has_ports) {
+		if (!beyond)
+			return REASON_NOT_VIP;
+		/* Of which map it is, the verifier would follow through all of the walk. */
+		room->service = *beyond;
+		*service = &room->service;
+		return 0;
+	}
 	/* No ports to look at: only the address can tell whether it is ours. */
-	*service = NULL;
 	if (!p->is_vip)
 		return REASON_NOT_VIP;
 	return p->has_extension ? REASON_EXTENSION : REASON_FRAGMENT;

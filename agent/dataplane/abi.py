@@ -387,7 +387,8 @@ SETTINGS = np.dtype(
         ("nat_first_port", "u2"),
         ("nat_ports", "u2"),
         ("held_until", "u8"),
-        ("pad2", "u4", (4,)),
+        ("services_version", "u8"),
+        ("pad2", "u4", (2,)),
     ]
 )
 

@@ -129,6 +129,8 @@ class Dataplane:
         first = attach.order(config.hook, held, attach.veth_among(config.interfaces))[0]
         self._compile(needed_features(services, sync=sync), PROGRAM_TYPES[first], adopt=True)
         self.tables = SharedTables(self.pins, self.size)
+        # An agent that was killed may have changed a service, and not said so any more.
+        self.tables.services_changed()
 
     def _rescue(self) -> None:
         """A program of ours may be attached of which somebody has unpinned what it uses."""

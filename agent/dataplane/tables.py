@@ -19,6 +19,8 @@ from agent.dataplane.pins import Pins
 
 type Table = npt.NDArray[np.void]
 
+_SERVICES = ("services4", "services6")
+
 
 @dataclass(frozen=True, slots=True)
 class TableShape:
@@ -196,10 +198,20 @@ class SharedTables:
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """Insert or replace in a table by key; a packet sees the old value or the new one."""
         libbpf.map_update(self._fds[table], key, value)
+        if table in _SERVICES:
+            self.services_changed()
 
     def delete(self, table: str, key: bytes) -> None:
         """Remove a key; one that is not there is no error."""
         libbpf.map_delete(self._fds[table], key)
+        if table in _SERVICES:
+            self.services_changed()
+
+    def services_changed(self) -> None:
+        """Have the packet path look services up again: it notes down which it has found
+        (``bpf/service.h``).
+        """
+        self.settings["services_version"] += np.uint64(1)
 
     def items(self, table: str) -> list[tuple[bytes, bytes]]:
         """Every key and value of a table by key, in any order; OSError: it cannot be read whole."""

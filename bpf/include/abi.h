@@ -561,7 +561,9 @@ struct trace_control {
 };
 _Static_assert(sizeof(struct trace_control) == 24, "trace_control");
 
-/* One element, written by the agent before the first attach; `held_until` at any time. */
+/* One element, written by the agent before the first attach; `held_until` and
+ * `services_version` at any time.
+ */
 #define HOLD_MAX_NS 1000000000
 struct settings {
 	__u64 flow_key; /* of the flow table's hash, secret, per boot */
@@ -571,9 +573,10 @@ struct settings {
 	__u32 tick_shift; /* a tick is 2^tick_shift jiffies */
 	__u32 hz;         /* jiffies per second */
 	__u16 nat_first_port;
-	__u16 nat_ports;  /* of a block of nat_slots */
-	__u64 held_until; /* ns, monotonic: new flows are held back until then */
-	__u32 pad2[4];
+	__u16 nat_ports;        /* of a block of nat_slots */
+	__u64 held_until;       /* ns, monotonic: new flows are held back until then */
+	__u64 services_version; /* moves on when a service has changed */
+	__u32 pad2[2];
 };
 _Static_assert(sizeof(struct settings) == 64, "settings");
 

@@ -11,7 +11,9 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
+from agent.dataplane import flowhash, keys, libbpf
 from agent.model import AdminState, DownFlows, Forward, Nat, Protocol
+from agent.state.tables import ServiceSlot
 from tests.packet.frames import (
     BALANCER4,
     BALANCER6,
@@ -32,6 +34,68 @@ FAMILIES = pytest.mark.parametrize(
     [(VIP4, CLIENT4, V4_SERVERS, BALANCER4), (VIP6, CLIENT6, V6_SERVERS, BALANCER6)],
     ids=["v4", "v6"],
 )
+
+
+# -- exact ports: what is found is noted down
+
+
+def unsaid(rig: Rig, port: int, value: bytes | None, vip: str = VIP4) -> bytes | None:
+    """Change the service under a port without a word to the packet path; what was there."""
+    table, slot = rig.tables, ServiceSlot(ip_address(vip), port, 6)
+    name, key = keys.services_table(slot), keys.packed_slot(slot)
+    was = dict(table.items(name)).get(key)
+    if value is None:
+        libbpf.map_delete(table._fds[name], key)
+    else:
+        libbpf.map_update(table._fds[name], key, value)
+    return was
+
+
+def place(port: int) -> int:
+    """``found_at`` for TCP and VIP4."""
+    vip = int.from_bytes(ip_address(VIP4).packed, "little")
+    tail = int.from_bytes(port.to_bytes(2, "big"), "little") | 6 << 16 | 4 << 24
+    return ((tail << 32 | vip) * flowhash.PICK_MUL0 & (1 << 64) - 1) >> 56
+
+
+NEIGHBOUR = next(port for port in range(1000, 65_536) if place(port) == place(80))
+
+
+@FAMILIES
+def test_a_service_is_looked_up_again_when_the_agent_says_so(rig: Rig, vip, client, servers, own):
+    rig.serve(service(backend("a", servers.format(1)), vip=vip))
+    assert rig.verdict(tcp(vip=vip)) == Verdict.TX
+    row = unsaid(rig, 80, None, vip)
+    assert rig.verdict(tcp(vip=vip)) == Verdict.TX
+    rig.tables.services_changed()
+    assert rig.verdict(tcp(vip=vip)) == Verdict.PASS
+    unsaid(rig, 80, row, vip)
+    assert rig.verdict(tcp(vip=vip)) == Verdict.PASS, "that there is none is noted down too"
+    rig.tables.services_changed()
+    assert rig.verdict(tcp(vip=vip)) == Verdict.TX
+
+
+def test_whoever_tries_ports_takes_no_services_place(rig: Rig):
+    rig.serve(service(backend("a")))
+    assert rig.verdict(tcp(port=NEIGHBOUR)) == Verdict.PASS
+    assert rig.verdict(tcp()) == Verdict.TX
+    assert rig.verdict(tcp(port=NEIGHBOUR)) == Verdict.PASS
+    unsaid(rig, 80, None)
+    assert rig.verdict(tcp()) == Verdict.TX, "it is where it was noted down"
+
+
+def test_two_services_of_one_place_are_told_apart(rig: Rig):
+    rig.serve(service(backend("a")), service(backend("b"), name="other", port=NEIGHBOUR))
+    found = [rig.backend_of(tcp(port=port)) for port in (80, NEIGHBOUR, 80, 80, NEIGHBOUR)]
+    assert found == ["a", "b", "a", "a", "b"]
+
+
+def test_what_was_noted_down_of_one_protocol_and_family_is_not_for_another(rig: Rig):
+    rig.serve(service(backend("a")), service(backend("b", "fd00::21"), name="six", vip=VIP6))
+    for frame in (tcp(), tcp(vip=VIP6)):
+        assert rig.verdict(frame) == Verdict.TX
+    for frame in (udp(port=80), udp(vip=VIP6, port=80)):
+        assert rig.verdict(frame) == Verdict.PASS
 
 
 # -- ranges
