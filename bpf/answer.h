@@ -281,8 +281,8 @@ static __always_inline int answer_ttl(CTX *ctx, struct packet *p, const struct r
 }
 
 /* Two answers are not limited: that a packet is too big, as in Linux, because it is far
- * larger than its answer; and that a connection is over, because nobody but its two ends
- * can ask for it.
+ * larger than its answer; and that a connection which was here is over, because nobody but
+ * its two ends can ask for it.
  */
 static __always_inline bool answer_is_allowed(const struct packet *p, const struct route *route)
 {
@@ -311,7 +311,9 @@ static __always_inline bool answer(CTX *ctx, struct packet *p, const struct serv
 	if (p->is_fragment)
 		return false;
 	if (reason == REASON_NO_FLOW && route->is_over && p->l4_proto == L4_TCP)
-		return !(p->tcp_flags & TCP_RST) && !answer_reset(ctx, p);
+		return !(p->tcp_flags & TCP_RST) &&
+		       (route->is_over == OVER_KNOWN || answer_is_allowed(p, route)) &&
+		       !answer_reset(ctx, p);
 	if (!LB_RESET || reason != REASON_NO_BACKEND || !service ||
 	    !(service->flags & SERVICE_F_RESET) || p->tcp_flags & TCP_RST)
 		return false;

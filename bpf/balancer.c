@@ -97,6 +97,21 @@ static __always_inline void open_flow(const struct packet *p, const struct walk 
 		waiting_syn(walk->flow.at->tag);
 }
 
+/* nat, fullnat: a segment in the middle of a connection of which nothing is known can only
+ * be reset by a backend, as a router and IPVS would do at once.  But in nat the rings of
+ * maglev and source tell where it is, so a connection outlives the balancer that knew it.
+ */
+static __always_inline bool is_of_nobody(const struct packet *p, const struct service *service)
+{
+	bool tells = service->scheduler == SCHEDULER_MAGLEV ||
+		     service->scheduler == SCHEDULER_SOURCE;
+
+	if (!(LB_NAT || LB_FULLNAT) || p->l4_proto != L4_TCP || (LB_SYNC && p->from_peer) ||
+	    (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		return false;
+	return service->forward == FORWARD_FULLNAT || (service->forward == FORWARD_NAT && !tells);
+}
+
 /* A backend for a new flow, and its record, unless new flows are held back. */
 static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *walk)
 {
@@ -110,6 +125,11 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 		return reason;
 	if (hold_is_on())
 		return REASON_HELD;
+	if (is_of_nobody(p, service)) {
+		walk->route->is_over = OVER_UNKNOWN;
+		return REASON_NO_FLOW;
+	}
+	step_ends();
 	if (!(p->tcp_flags & (TCP_FIN | TCP_RST)))
 		flow_reserve(&walk->flow);
 	step_ends();
@@ -177,7 +197,7 @@ static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct
 	}
 	if (flow_is_recorded(&walk->flow)) {
 		if (slot_is_reset(walk->flow.at->word) && !(p->tcp_flags & TCP_SYN)) {
-			walk->route->is_over = 1;
+			walk->route->is_over = OVER_KNOWN;
 			return REASON_NO_FLOW;
 		}
 		walk->route->backend = slot_backend(walk->flow.at->word);
@@ -298,7 +318,7 @@ int balancer(CTX *ctx)
 	__builtin_memset(p, 0, sizeof(*p));
 	route->service = 0;
 	route->backend = 0;
-	route->is_over = 0;
+	route->is_over = OVER_UNTOLD;
 	walk.route = route;
 	walk.flow.at = &room->place;
 	ctx_pull(ctx, HEADERS_MAX);

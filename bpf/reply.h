@@ -39,7 +39,7 @@ static __always_inline int reply_is_over(const struct packet *p, struct reply *r
 	if (p->quote_off)
 		return REASON_NOT_VIP;
 	reply->route->service = service;
-	reply->route->is_over = 1;
+	reply->route->is_over = OVER_KNOWN;
 	return REASON_NO_FLOW;
 }
 

@@ -56,7 +56,14 @@ struct route {
 	__u8 forward;     /* enum forward */
 	__u8 is_reply;    /* of the backend, to the client */
 	__u8 hide_source; /* fullnat, an ICMP error: nor may it show who has noticed it */
-	__u8 is_over;     /* REASON_NO_FLOW: the sender is to learn that its connection is over */
+	__u8 is_over;     /* REASON_NO_FLOW: enum over */
+};
+
+/* Whether the sender of a packet of no flow is to learn that its connection is over. */
+enum over {
+	OVER_UNTOLD = 0,
+	OVER_KNOWN = 1, /* it was here */
+	OVER_UNKNOWN = 2,
 };
 
 /* What was last found under an address, a port and a protocol (service.h). */

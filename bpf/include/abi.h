@@ -29,7 +29,9 @@ enum reason {
 	REASON_MALFORMED = 4,  /* lengths or flags that no sender makes */
 	REASON_EXTENSION = 5,  /* IPv6 extension headers without an end */
 	REASON_NO_BACKEND = 6, /* no usable backend */
-	REASON_NO_FLOW = 7,    /* an ICMP error, or a backend's packet, of no flow we know */
+	REASON_NO_FLOW = 7,    /* an ICMP error, a backend's packet, or one of nat and fullnat
+				* in the middle of a connection, of no flow we know
+				*/
 	REASON_NO_ROOM = 8,    /* nat, fullnat: the flow table has no room for it */
 	REASON_NO_PORT = 9,    /* fullnat: no source port is free */
 	REASON_TTL_EXCEEDED = 10,

@@ -17,7 +17,7 @@ from agent.dataplane import libbpf, pins
 from agent.dataplane.abi import FlowState
 from agent.model import Config, Forward, Protocol, Scheduler
 from tests.packet import nodes, wrapper
-from tests.packet.frames import VIP4
+from tests.packet.frames import ROUTER_MAC, VIP4
 from tests.packet.harness import (
     SMALL,
     Rig,
@@ -35,6 +35,7 @@ BACKENDS = ("a", "b", "c")
 STRANGERS = 0x0B000000  # from 11.0.0.0 on
 HONEST = "192.0.2.{}"
 TRIES = 5
+ROUTER = bytes.fromhex(ROUTER_MAC.replace(":", ""))
 ESTABLISHED = 100
 ISN, SERVER_ISN = 1000, 7000
 REQUEST, ANSWER = b"POST /v1/completions".ljust(400), b"HTTP/1.1 200 OK".ljust(200)
@@ -53,6 +54,11 @@ class Flood:
     frame: bytes
     each: int = 1
     ports: int = 1
+
+
+def whose(rig: Rig, out: bytes) -> str | None:
+    """The backend that gets the frame; None: it is an answer to the client."""
+    return None if out[:6] == ROUTER else rig.name_of_mac(out[:6])
 
 
 @dataclass
@@ -76,8 +82,11 @@ class Connection:
     def go_on(self, rig: Rig) -> None:
         """One step. Where the server's packets pass the balancer, they must come through too."""
         done = rig.send(self.packet.frame())
-        if done.verdict not in WENT or not self._is_at_its_backend(rig, done.data):
+        if done.verdict not in WENT:
             self.tries += 1
+            return
+        if not self._is_at_its_backend(rig, done.data):
+            self.tries = TRIES + 1  # it is reset
             return
         if rig.config.services[0].forward.is_nat and not self._is_answered(rig):
             self.tries += 1
@@ -86,9 +95,11 @@ class Connection:
         self.packet = self._next()
 
     def _is_at_its_backend(self, rig: Rig, out: bytes) -> bool:
-        """A SYN may go anywhere; a server that does not know the connection would reset it."""
-        backend = rig.name_of_mac(out[:6])
-        if self.step and backend != self.backend:
+        """A SYN may go anywhere. Later, who does not know the connection resets it: a server, or
+        the balancer.
+        """
+        backend = whose(rig, out)
+        if backend is None or (self.step and backend != self.backend):
             return False
         self.backend, self.out = backend, out
         return True
@@ -194,7 +205,7 @@ def _volley(rig: Rig, attack: Flood | Act, packets: int) -> Callable[[Field], No
 def _step(rig: Rig, here: Field) -> None:
     for one in here.established:
         out = rig.send(one.packet.frame())
-        is_there = out.verdict in WENT and rig.name_of_mac(out.data[:6]) == one.backend
+        is_there = out.verdict in WENT and whose(rig, out.data) == one.backend
         here.moved += not is_there
     for one in here.at_work:
         one.go_on(rig)

@@ -54,12 +54,13 @@ def serve(
     flags: str | None = "S",
     address: str = "",
     no_backend: NoBackend = NoBackend.DROP,
+    scheduler: Scheduler = Scheduler.MAGLEV,
     **more: object,
 ) -> None:
     protocol = Protocol.UDP if flags is None else Protocol.TCP
     rig.serve(
         service(backend("a", address or at.server), vip=at.vip, forward=forward,
-                protocol=protocol, no_backend=no_backend),
+                protocol=protocol, no_backend=no_backend, scheduler=scheduler),
         **more,
     )  # fmt: skip
 
@@ -427,6 +428,66 @@ def test_a_client_next_to_those_is_answered(rig: Rig):
         rig.reset()
 
 
+# -- a connection that nobody knows
+
+
+UNKNOWN = pytest.mark.parametrize(
+    ("forward", "scheduler"),
+    [(Forward.FULLNAT, s) for s in (Scheduler.MAGLEV, Scheduler.LEAST_LOAD)]
+    + [
+        (Forward.NAT, s)
+        for s in (Scheduler.LEAST_LOAD, Scheduler.LEAST_CONN, Scheduler.ROUND_ROBIN)
+    ],
+)
+
+
+@PLACES
+@UNKNOWN
+@pytest.mark.parametrize("flags", ["A", "PA", "SA"])
+def test_what_goes_on_with_a_connection_that_nobody_knows_is_reset(
+    hooked: Rig, at: Place, forward: Forward, scheduler: Scheduler, flags: str
+):
+    """A server could do no more; and it takes no slot, no port and no packet of a server."""
+    serve(hooked, at, forward, scheduler=scheduler)
+    asked = Packet(at.client, at.vip, flags=flags, payload=b"GET /", ack=0xDEADBEEF)
+    answered(hooked, asked.ip, reset(asked, 0xDEADBEEF, 0, "R"), "no-flow")
+    assert not hooked.tables.flows.any()
+    assert not hooked.tables.nat_slots["owner"].any()
+    assert hooked.counts("a").packets == 0
+
+
+@UNKNOWN
+def test_such_resets_are_limited_and_are_not_answers_to_resets(
+    rig: Rig, forward: Forward, scheduler: Scheduler
+):
+    serve(rig, V4, forward, scheduler=scheduler)
+    packet = Packet(flags="PA", payload=b"GET /")
+    assert asks(rig, packet, 100) == [Verdict.TX] * 100
+    spent(rig, 0.5, 1.1)
+    assert asks(rig, packet, 20) == [Verdict.DROP] * 20
+    assert (rig.service_counts().replied, rig.service_counts().not_replied) == (100, 20)
+    spent(rig, 0.0, 0.0)
+    assert rig.verdict(Packet(flags="RA").frame()) == Verdict.DROP
+    assert rig.service_counts().replied == 100
+
+
+@pytest.mark.parametrize("scheduler", [Scheduler.MAGLEV, Scheduler.SOURCE])
+def test_where_the_ring_tells_whose_a_connection_of_nat_is_it_goes_on(
+    rig: Rig, scheduler: Scheduler
+):
+    """So it outlives a balancer that has told nobody of it."""
+    members = [backend(name, f"10.1.2.{n}") for n, name in enumerate("abcd", 1)]
+    web = service(*members, forward=Forward.NAT, scheduler=scheduler)
+    clients = [f"198.51.100.{n}" for n in range(1, 30)]
+    rig.serve(web)
+    opened = {client: rig.backend_of(Packet(client).frame()) for client in clients}
+    rig.reset()
+    rig.serve(web)
+    goes_on = {c: rig.backend_of(Packet(c, flags="PA", payload=b"x").frame()) for c in clients}
+    assert goes_on == opened
+    assert len(set(opened.values())) == 4
+
+
 # -- how many
 
 
@@ -524,6 +585,7 @@ def test_that_a_packet_is_too_big_is_always_told(rig: Rig, forward: Forward):
     """Else whoever spends the answers of all takes the path's MTU away from everybody."""
     serve(rig, V4, forward, mtu=600)
     packet = Packet(flags="PA", payload=PAYLOAD)
+    assert rig.verdict(Packet().frame()) == Verdict.TX
     spent(rig, 1.1, 1.1)
     assert asks(rig, packet, 3) == [Verdict.TX] * 3
     assert rig.reasons() == {"too-big": 3}

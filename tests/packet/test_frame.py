@@ -68,13 +68,14 @@ def test_tags_are_added_swapped_and_taken_off(
     serve(hooked, at, forward, go)
     if isinstance(hooked, TcRig):
         go = go[1:]  # the outer tag is not in the frame
-    asked = Packet(at.client, at.vip, payload=b"hello", flags="PA")
-    for _ in range(2):  # a new flow and a recorded one
+    new = Packet(at.client, at.vip)
+    goes_on = replace(new, payload=b"hello", flags="PA")
+    for asked in (new, goes_on):
         done = hooked.send(asked.frame(tags=come))
         assert done.verdict == Verdict.TX
         assert done.data == to_backend(hooked, expected(at, forward, asked, done.data, go), go)
     counts = hooked.counts("a")
-    assert (counts.packets, counts.bytes) == (2, 2 * len(asked.ip)), "tags are not counted"
+    assert (counts.packets, counts.bytes) == (2, len(new.ip + goes_on.ip)), "tags are not counted"
 
 
 @PLACES

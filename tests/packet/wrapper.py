@@ -49,8 +49,10 @@ int flood(struct xdp_md *ctx)
 		return XDP_ABORTED;
 	if (!*count)
 		*whole = now;
-	else if (now != *whole && bpf_xdp_adjust_head(ctx, now - (long)*whole))
-		return XDP_ABORTED;
+	else if (now > *whole && bpf_xdp_adjust_head(ctx, now - (long)*whole))
+		return XDP_ABORTED; /* from in front of a tunnel's packet */
+	else if (now < *whole && bpf_xdp_adjust_tail(ctx, (long)*whole - now))
+		return XDP_ABORTED; /* an answer has cut it off behind its headers */
 	data = (u8 *)(long)ctx->data;
 	end = (u8 *)(long)ctx->data_end;
 	if (data + 54 > end)

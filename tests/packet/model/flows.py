@@ -15,7 +15,7 @@ from tests.packet.wires import packed
 
 WAYS, EMBRYONIC_WAYS = 8, 4
 CLOSING_TICKS = 2  # after so long a closed flow gives way to who wants its place or port
-FIN, SYN, RST = 1, 2, 4
+FIN, SYN, RST, ACK = 1, 2, 4, 16
 WINDOW = 2**16  # a FIN may be so far from where the client is
 FAR = 2**20  # what is so far behind is no old segment: it tells where the client is
 

@@ -9,10 +9,11 @@ from typing import Protocol
 
 from agent.model import Zone
 from tests.packet.model import answers, write
-from tests.packet.model.flows import FIN, RST, Flow, FlowTable, Keys
+from tests.packet.model.flows import ACK, FIN, RST, SYN, Flow, FlowTable, Keys
 from tests.packet.model.hashes import KEY, draw, masked, tuple_hash
 from tests.packet.model.ports import Ports
 from tests.packet.model.read import (
+    TCP_NUMBER,
     Ends,
     Reading,
     UnreadError,
@@ -72,6 +73,15 @@ class First:
 
     case: Case
     seen: int
+
+
+def is_of_nobody(read: Reading, target: Target) -> bool:
+    """In the middle of a connection of nat or fullnat that nothing is known of: but where a ring
+    tells whose it is, nat goes on.
+    """
+    goes_on = target.forward == "nat" and target.scheduler in ("maglev", "source")
+    is_middle = read.protocol == TCP_NUMBER and read.flags & (SYN | ACK) != SYN
+    return target.is_nat and not goes_on and is_middle
 
 
 class Model:
@@ -218,6 +228,9 @@ class Model:
         self._guard(case.read, ends)
         if self.held:
             raise RefusedError("held")
+        if is_of_nobody(case.read, target):
+            case.is_over = True
+            raise RefusedError("no-flow")
         is_free = target.scheduler == "any"
         usable = [member for member in target.members if member.is_usable]
         member = next(iter(usable), None) if is_free else self._pick(target, ends)
