@@ -335,36 +335,22 @@ def down(name: str, report: Report) -> bool:
             return False
         report("stopping the lab's processes")
         processes.stop(run_dir, processes.find(run_dir))
-        report("removing the balancers' programs and tables")
-        for config in sorted(run_dir.glob("lb*.yaml")):
-            _detach(name, config)
-        report("removing namespaces and files")
+        report("removing namespaces, tables and files")
+        balancers = [f"{name}-{config.stem}" for config in run_dir.glob("lb*.yaml")]
         for namespace in netns.names():
             if topology.owned_namespace(name, namespace):
                 remove_locks(namespace)
                 netns.ip([f"netns del {namespace}"])
+        for balancer in balancers:  # its program has gone with the namespace's interfaces
+            shutil.rmtree(topology.PIN_ROOT / balancer, ignore_errors=True)
         shutil.rmtree(run_dir, ignore_errors=True)
         # What was being started while we were stopping: its folder is gone, its mark is not.
         processes.stop(run_dir, processes.find(run_dir))
         with contextlib.suppress(OSError):
             topology.RUN_ROOT.rmdir()  # only if it is empty: an agent of this host may live there
+        with contextlib.suppress(OSError):
+            topology.PIN_ROOT.rmdir()
     return True
-
-
-def _detach(name: str, config: Path) -> None:
-    """Best effort: what cannot be detached here goes with the namespace's interfaces."""
-    namespace = f"{name}-{config.stem}"
-    prefix = netns.entering(namespace) if namespace in netns.names() else []
-    command = [*prefix, *processes.program("lb-agent", "agent.main")]
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(
-            [*command, "detach", "--config", str(config)],
-            capture_output=True,
-            check=False,
-            timeout=60,
-            env=processes.environment(),
-            start_new_session=True,  # a second Ctrl-C is not for it
-        )
 
 
 def remove_locks(namespace: str) -> None:

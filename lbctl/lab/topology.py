@@ -19,6 +19,7 @@ from agent.model import Address, Forward, Hook, Scheduler
 from lbctl.lab.engine.model import HARDWARE
 
 RUN_ROOT = Path("/run/steelyard")
+PIN_ROOT = Path("/sys/fs/bpf/steelyard")  # of every agent's tables, by instance
 DEFAULT_NAME = "lab"
 NODE_INTERFACE = "eth0"
 BACK_INTERFACE = "eth1"  # of a balancer with two arms

@@ -28,10 +28,11 @@ def wait_until(what: str, condition: Any, timeout_s: float = 90.0) -> None:
 
     The limit ends a test that would wait for ever; it says nothing about how fast a host is.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline, pause_s = time.monotonic() + timeout_s, 0.02
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.05)
+        time.sleep(pause_s)
+        pause_s = min(1.5 * pause_s, 0.2)  # an agent that is asked all the time does little else
 
 
 class Load(dict[str, Any]):

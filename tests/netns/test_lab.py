@@ -155,10 +155,10 @@ def test_a_killed_server_breaks_held_connections_and_refuses_new_ones() -> None:
     [
         "--forward dsr",
         "--forward ipip --scheduler maglev",
-        "--forward gue --hook native",
+        pytest.param("--forward gue --hook native", marks=pytest.mark.soak),
         "--forward nat --arms 2 --scheduler round-robin --engines h100,a100",
         "--forward fullnat --hook tc",
-        "--hook generic --scheduler source",
+        pytest.param("--hook generic --scheduler source", marks=pytest.mark.soak),
     ],
 )
 def test_up_carries_traffic_of_both_families_and_down_leaves_nothing(options: str) -> None:

@@ -154,6 +154,7 @@ class Rig(Records):
         self.config = Config(dataplane.pins.folder.parent.name, dataplane.interface, tables=SMALL)
         self.now_s = 1000.0
         self.ids = Identities({}, {})
+        self._has_ports = False
         own, rows = dataplane.program.tables, -(-dataplane.size.flow_buckets // LAST_ROW.itemsize)
         self._memory, self.limits = mapped(own["limit_times"], LIMIT_TIME, LIMIT_TIMES)
         self._more_memory, self.last_ways = mapped(own["flows_last"], LAST_ROW, rows)
@@ -181,7 +182,8 @@ class Rig(Records):
         tables.sync_count[:] = np.zeros((), dtype=abi.SYNC_COUNTERS)
         peers.accept(tables, ())
         peers.pass_on(tables, ())
-        if tables.nat_slots["owner"].any():
+        # 46 MB: as slow as all the rest.
+        if self._has_ports and tables.nat_slots["owner"].any():
             tables.nat_slots[:] = np.zeros((), dtype=abi.NAT_SLOT)
         for key, _ in list(tables.items("fragments")):
             tables.delete("fragments", key)
@@ -202,6 +204,7 @@ class Rig(Records):
         ``vlans``: the tags on the way there, protocol and id, outer first.
         """
         self.config = replace(self.config, services=services, **config)
+        self._has_ports |= any(one.forward is Forward.FULLNAT for one in services)
         health, hops = {}, {}
         for each in services:
             for member in each.backends:

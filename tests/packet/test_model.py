@@ -171,7 +171,7 @@ def play(
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(n, marks=pytest.mark.soak) for n in range(2, 6))]
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.soak) for n in range(1, 6))]
 )
 def test_histories_end_as_the_model_says(still: Rig, seed: int):
     done: Counter[str] = Counter()
