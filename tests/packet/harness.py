@@ -147,6 +147,8 @@ def mac_of(address: Address) -> str:
 class Rig(Records):
     """The data plane in the hands of one test."""
 
+    _has_ports = False  # whether a service could take ports of fullnat
+
     def __init__(self, dataplane: Dataplane) -> None:
         self.dataplane = dataplane
         self.tables = dataplane.tables
@@ -154,7 +156,6 @@ class Rig(Records):
         self.config = Config(dataplane.pins.folder.parent.name, dataplane.interface, tables=SMALL)
         self.now_s = 1000.0
         self.ids = Identities({}, {})
-        self._has_ports = False
         own, rows = dataplane.program.tables, -(-dataplane.size.flow_buckets // LAST_ROW.itemsize)
         self._memory, self.limits = mapped(own["limit_times"], LIMIT_TIME, LIMIT_TIMES)
         self._more_memory, self.last_ways = mapped(own["flows_last"], LAST_ROW, rows)

@@ -12,7 +12,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from agent.dataplane import flowhash, keys, libbpf
-from agent.model import AdminState, DownFlows, Forward, Nat, Protocol
+from agent.model import AdminState, Config, DownFlows, Forward, Nat, Protocol
 from agent.state.tables import ServiceSlot
 from tests.packet.frames import (
     BALANCER4,
@@ -26,7 +26,7 @@ from tests.packet.frames import (
     tcp,
     udp,
 )
-from tests.packet.harness import Rig, Verdict, backend, mac_of, service
+from tests.packet.harness import SMALL, Rig, Verdict, backend, load, mac_of, service
 
 V4_SERVERS, V6_SERVERS = "10.1.2.{}", "fd00::2{}"
 FAMILIES = pytest.mark.parametrize(
@@ -96,6 +96,18 @@ def test_what_was_noted_down_of_one_protocol_and_family_is_not_for_another(rig: 
         assert rig.verdict(frame) == Verdict.TX
     for frame in (udp(port=80), udp(vip=VIP6, port=80)):
         assert rig.verdict(frame) == Verdict.PASS
+
+
+def test_an_agent_that_starts_has_services_looked_up_again(instance: str):
+    """The one before it may have been killed between a change and the word of it."""
+    config, web = Config(instance, "lo", tables=SMALL), service(backend("a"))
+    rig = Rig(load(config, (web,), sync=False))
+    rig.serve(web)
+    assert rig.verdict(tcp()) == Verdict.TX
+    unsaid(rig, 80, None)
+    assert rig.verdict(tcp()) == Verdict.TX
+    load(config, (web,), sync=False)
+    assert rig.verdict(tcp()) == Verdict.PASS
 
 
 # -- ranges
