@@ -21,6 +21,7 @@ from lbctl.lab.topology import Lab, Node, Role
 from tests.netns import peers
 from tests.netns.failover import crowd
 from tests.netns.failover.crowd import Crowd
+from tests.netns.failover.rush import TIMEOUT_S
 from tests.netns.site import Site, site, wait_until
 
 RUSH_PORT = 9200
@@ -169,7 +170,7 @@ class Pair:
                 yield rushed
             finally:
                 process.send_signal(signal.SIGTERM)
-                process.wait(timeout=120)
+                process.wait(timeout=TIMEOUT_S + 30)
             out.seek(0)
             for key, value in json.load(out).items():
                 setattr(rushed, key, value)
