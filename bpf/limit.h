@@ -25,8 +25,9 @@ static __always_inline __u64 limit_next(__u64 due, __u64 now, __u64 interval)
 	return (due > now ? due : now) + interval;
 }
 
-/* IPv6: the first 64 bits are one source.  Two steps are not enough for sources that follow each
- * other: with one key of forty, a network's 200 hosts shared fewer than 150 budgets, at worst 6.
+/* IPv6: the first 64 bits are one source.  Two steps of the hash are not enough for addresses
+ * that follow each other: with one of forty keys, the 200 hosts of a network had 150 budgets or
+ * fewer between them, with the worst only 6.
  */
 static __always_inline __u32 limit_source(const struct packet *p)
 {
