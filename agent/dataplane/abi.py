@@ -12,7 +12,7 @@ import numpy as np
 from agent.dataplane.btf import Btf
 from agent.errors import AbiMismatchError
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 FLOW_TAG_SHIFT = 32
 FLOW_BACKEND_SHIFT = 16

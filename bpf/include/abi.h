@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define STEELYARD_ABI 6
+#define STEELYARD_ABI 7
 
 /* Why a packet was not forwarded.  Steps return 0 to go on, or one of these;
  * the entry function alone turns it into an XDP action and counts it.
