@@ -86,6 +86,7 @@ struct scratch {
 	struct fragment_key fragment_key;
 	struct fragment fragment;
 	__u64 option; /* guard.h: the offset of the next IPv4 option */
+	__u64 fence;  /* service.h */
 };
 
 /* One element of each CPU, for the packet in hand. */

@@ -147,9 +147,9 @@ static __always_inline bool found_is_of(const struct found_service *found, const
  *
  * Each CPU notes down what it finds, because the map's hash is a fifth of the way of an
  * established packet.  The agent changes a service and then the version, so that what was
- * found before is looked up again; the version is read first, and by an instruction that
- * nothing overtakes.  That there is no service is noted down too, but not in the place of one:
- * so strangers who try ports cost nobody anything.
+ * found before is looked up again; here the version is read first, and then the service.
+ * That there is no service is noted down too, but never in the place of one, so strangers who
+ * try ports cost nobody anything.
  */
 static __always_inline struct service *service_exact(const struct packet *p, struct scratch *room)
 {
@@ -161,10 +161,13 @@ static __always_inline struct service *service_exact(const struct packet *p, str
 	if (!row)
 		return NULL;
 	found = found_at(room, p->daddr, tail);
-	version = row->services_version;
+	version = *(volatile __u64 *)&row->services_version;
 	if (found_is_of(found, p, tail, version))
 		return found->service.id ? &found->service : NULL;
-	version = __sync_fetch_and_add(&row->services_version, 0);
+	/* A full barrier, on memory of this CPU: on the version's line, which all read, strangers
+	 * who try ports would have CPUs take it from each other at each packet.
+	 */
+	asm volatile("" : : "r"(__sync_fetch_and_add(&room->fence, 0)) : "memory");
 	service = service_at(p->family, p->daddr, p->dport, p->l4_proto);
 	if (service)
 		found->service = *service;
