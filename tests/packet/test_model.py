@@ -36,7 +36,7 @@ from tests.packet.model.mirror import Mirror, StillDataplane, Surroundings, time
 TINY = Tables(flows=256, services=40, backends=128, ring_slots=251)
 NAT = Nat(
     sources_v4=(IPv4Address("10.0.0.5"), IPv4Address("10.0.0.6")),
-    first_port=20_000, last_port=20_003,
+    first_port=20_000, last_port=20_002,
 )  # fmt: skip
 ZONES = (
     Zone("east", (ip_network("198.51.100.0/24"), ip_network("2001:db8:c::/48"))),
@@ -48,9 +48,9 @@ AROUND = Surroundings(
            "nat4-1": ((0x8100, 9),), "full6-0": ((0x88A8, 5), (0x8100, 9))},
     zones=ZONES,
 )  # fmt: skip
-PACKETS, PARTS = 25_000, 5
+PACKETS, PARTS, MOST_PARTS = 25_000, 5, 20
 BUDGET_S = 5.0
-# What must have come about for a history to be worth something.
+# What must have come about for histories to be worth something.
 OFTEN = ("dsr4", "dsr6", "ipip4", "ipip6", "gue4", "gue6", "nat4", "nat6", "fullnat4", "fullnat6",
          "reply", "fragment", "client-error", "backend-error", "answered", "not-ip", "not-vip",
          "malformed", "no-backend", "no-flow", "ttl-exceeded", "too-big")  # fmt: skip
@@ -174,10 +174,13 @@ def play(
     "seed", [0, *(pytest.param(n, marks=pytest.mark.soak) for n in range(1, 6))]
 )
 def test_histories_end_as_the_model_says(still: Rig, seed: int):
+    # The kernel draws at random too, so histories of one seed differ, and what is rare may need
+    # some more of them.
     done: Counter[str] = Counter()
-    for part in range(PARTS):
+    for part in range(MOST_PARTS):
         done += play(still, 100 * seed + part, PACKETS // PARTS)
-    # The flow hash has a key of its own each time, so histories of one seed differ.
+        if part + 1 >= PARTS and all(done[what] for what in SELDOM):
+            break
     assert min(done[what] for what in OFTEN) > PACKETS / 1000, done
     assert min(done[what] for what in SELDOM) > 0, done
 
