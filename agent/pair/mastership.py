@@ -41,6 +41,7 @@ class Mastership:
         self._wake = asyncio.Event()
         self.news = asyncio.Event()  # the process has answered
         self.leaving = asyncio.Event()  # it was told to stop, and waits for ``excuse``
+        self.excused = asyncio.Event()  # the last one that was told to stop has been let go
         self._leaver = 0  # pid of the one that has said so
         self.status: FailoverStatus | None = None
         self.status_s = 0.0  # the moment that it is of at least, on the monotonic clock
@@ -117,6 +118,7 @@ class Mastership:
         self.news.set()
         if answer.leaving and answer.pid != self._leaver:
             self._leaver = answer.pid
+            self.excused.clear()
             self.leaving.set()
         return answer
 
@@ -134,6 +136,7 @@ class Mastership:
         """A process that was told to stop need wait no longer."""
         with contextlib.suppress(SteelyardError):  # it is gone
             await self.order({"do": "leave"})
+        self.excused.set()
 
     async def reload(self) -> None:
         """Have the process read the configuration again; it says itself what it cannot take."""

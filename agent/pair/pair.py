@@ -100,7 +100,6 @@ class Pair:
         self._claimed: frozenset[Address] = frozenset()
         self._shares = False  # some flows here can be another node's at the same time
         self._exchanges: dict[Address, Exchange] = {}  # by peer
-        self._left = asyncio.Event()  # what could be done before the failover process stops is done
         self._handed_s = -STRAGGLERS_S  # when this node has handed over last
         self.mastership = Mastership(self._whole_word, lambda: self._sync.beat())
         node = node_of(dataplane, contents, self.mastership.is_behind)
@@ -270,7 +269,6 @@ class Pair:
             except Exception:  # this task's root
                 log.exception("the handover before a stop broke")
             await mastership.excuse()
-            self._left.set()
 
     def _whole_word(self) -> Word:
         """What the failover process depends on, of this agent and its peers."""
@@ -328,7 +326,7 @@ class Pair:
             return
         log.info("the failover process is stopped too: the VIPs are handed over first")
         async with asyncio.timeout(OUTLAST_S):
-            await self._left.wait()
+            await mastership.excused.wait()
 
     def _others(self) -> tuple[PeerSync, ...]:
         """How it stands with each of the other balancers."""

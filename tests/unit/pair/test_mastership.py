@@ -114,11 +114,14 @@ def test_a_process_that_leaves_is_heard_of_once() -> None:
         await told.say()
         assert told.leaving.is_set()
         told.leaving.clear()
+        assert not told.excused.is_set()
         await told.excuse()
         assert (asked, told.leaving.is_set()) == (["agent", "leave"], False)
+        assert told.excused.is_set()
         pid = 2  # the next one, much later
         await told.say()
         assert told.leaving.is_set()
+        assert not told.excused.is_set(), "that was the one before"
 
     asked: list[object] = []
     pid = 1

@@ -38,6 +38,7 @@ class Heard(Node):
         """The failover process is told to stop."""
         assert self.status is not None
         self.status = replace(self.status, leaving=True)
+        self.excused.clear()
         self.leaving.set()
 
     async def say(self, word: object = None) -> None:
