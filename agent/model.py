@@ -71,6 +71,14 @@ class NoBackend(enum.Enum):
     ANY = "any"  # fail open: any backend that is not in maintenance
 
 
+class SynProtection(enum.Enum):
+    """Whether who begins a TCP connection has to show first that it is at its address."""
+
+    OFF = "off"
+    AUTO = "auto"  # while SYNs look like a flood
+    ALWAYS = "always"
+
+
 class AdminState(enum.Enum):
     """What the operator wants of a backend."""
 
@@ -328,6 +336,7 @@ class Service:
     source_bound: float = 1.25  # source: of the mean load that a backend may have; 0: no bound
     slow_start_s: float = 0.0  # a backend that comes up reaches its weight in this time
     no_backend: NoBackend = NoBackend.DROP
+    syn_protection: SynProtection = SynProtection.OFF  # tcp
     quic_id_bytes: int | None = None  # udp: length of the server id in QUIC connection ids
     telemetry: Telemetry = Telemetry()
     node: NodeTelemetry = NodeTelemetry()

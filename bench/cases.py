@@ -83,6 +83,7 @@ def cases() -> Iterator[Case]:
         if forward in (Forward.DSR, Forward.IPIP):
             yield from _of_many(family, forward)
     yield from _of_schedulers()
+    yield from _of_strangers()
     yield _new_flows("v4 dsr, client in a zone of 1,024 prefixes", setting.ZONES_VIP, "zones")
     yield Case(
         "v4 dsr: UDP, one flow",
@@ -221,6 +222,11 @@ def _of_schedulers() -> Iterator[Case]:
     """A new flow with each packet, of a service with 100 backends."""
     for scheduler, vip in setting.SCHEDULER_VIPS.items():
         yield _new_flows(f"v4 dsr, {scheduler.value}", vip, scheduler.value)
+
+
+def _of_strangers() -> Iterator[Case]:
+    """SYNs from addresses that nobody has shown to be at."""
+    yield _new_flows("v4 dsr, challenged", setting.CHALLENGED_VIP, "challenged")
 
 
 def _new_flows(name: str, vip: Address, needs: str) -> Case:

@@ -26,6 +26,7 @@ from agent.model import (
     Scheduler,
     Service,
     ServiceKey,
+    SynProtection,
     Tables,
     Zone,
 )
@@ -56,6 +57,7 @@ ZONES_VIP = IPv4Address("10.200.1.102")
 # Every client is in it, each below one of 1,024 prefixes.
 ZONE = Zone("near", tuple(IPv4Network("0.0.0.0/0").subnets(10)))
 UNCOUNTED_VIP = IPv4Address("10.200.1.101")
+CHALLENGED_VIP = IPv4Address("10.200.1.103")
 SCHEDULER_VIPS: dict[Scheduler, IPv4Address] = {
     scheduler: IPv4Address("10.200.1.110") + n
     for n, scheduler in enumerate(Scheduler)
@@ -93,6 +95,8 @@ def services() -> dict[str, Service]:
     near = _service(len(found), ZONES_VIP, PORT, Protocol.TCP, Forward.DSR)
     members = (replace(backend, zone=ZONE.name) for backend in near.backends)
     found["zones"] = replace(near, backends=tuple(members))
+    shy = _service(len(found), CHALLENGED_VIP, PORT, Protocol.TCP, Forward.DSR)
+    found["challenged"] = replace(shy, syn_protection=SynProtection.ALWAYS)
     for scheduler, vip in SCHEDULER_VIPS.items():
         plain = _service(len(found), vip, PORT, Protocol.TCP, Forward.DSR)
         found[scheduler.value] = replace(plain, scheduler=scheduler)

@@ -12,6 +12,7 @@
 #include "forward.h"
 #include "guard.h"
 #include "limit.h"
+#include "mask.h"
 #include "packet.h"
 #include "scratch.h"
 
@@ -130,39 +131,42 @@ static __always_inline __u64 sum_of(const __be32 *words, int count)
 	return sum;
 }
 
-/* RFC 9293, section 3.10.7.1: the reset of a connection that does not exist. */
-static __always_inline int answer_reset(CTX *ctx, struct packet *p)
+/* A TCP segment back to the sender, without payload; its numbers and flags stand in `p` instead of
+ * those of the packet that it answers.
+ */
+static __always_inline int answer_tcp(CTX *ctx, struct packet *p)
 {
-	__u32 ip_len = p->family == 4 ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header);
-	bool has_ack = p->tcp_flags & TCP_ACK;
-	__u32 end =
-		p->seq + p->payload_len + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN);
+	__u32 ip_len = sizeof(struct ipv6_header);
 	struct tcp_header *tcp;
 	__u16 begun = 0;
 	bool unfinished = answer_is_unfinished(ctx, p, &begun);
 	__u64 addresses;
 	void *l3;
 
+	/* Without a branch: the verifier would follow both ways of each. */
+	ip_len -= mask_equal(p->family, 4) &
+		  (sizeof(struct ipv6_header) - sizeof(struct ipv4_header));
 	if (answer_macs(ctx) || answer_cut(ctx, p, ip_len + sizeof(*tcp)))
 		return REASON_INTERNAL;
 	l3 = packet_l3(ctx_data(ctx), p);
-	if (l3 + (p->family == 4 ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header)) +
-		    sizeof(*tcp) >
-	    ctx_end(ctx))
-		return REASON_INTERNAL;
 	if (p->family == 4) {
-		answer_ipv4(l3, p->daddr[0], p->saddr[0], L4_TCP, ip_len + sizeof(*tcp));
 		tcp = l3 + sizeof(struct ipv4_header);
+		if ((void *)(tcp + 1) > ctx_end(ctx))
+			return REASON_INTERNAL;
+		answer_ipv4(l3, p->daddr[0], p->saddr[0], L4_TCP,
+			    sizeof(struct ipv4_header) + sizeof(*tcp));
 	} else {
-		answer_ipv6(l3, p->daddr, p->saddr, L4_TCP, sizeof(*tcp));
 		tcp = l3 + sizeof(struct ipv6_header);
+		if ((void *)(tcp + 1) > ctx_end(ctx))
+			return REASON_INTERNAL;
+		answer_ipv6(l3, p->daddr, p->saddr, L4_TCP, sizeof(*tcp));
 	}
 	tcp->sport = p->dport;
 	tcp->dport = p->sport;
-	tcp->seq = has_ack ? be32(p->ack) : 0;
-	tcp->ack = has_ack ? 0 : be32(end);
+	tcp->seq = be32(p->seq);
+	tcp->ack = be32(p->ack);
 	tcp->offset = sizeof(*tcp) / 4 << 4;
-	tcp->flags = has_ack ? TCP_RST : TCP_RST | TCP_ACK;
+	tcp->flags = p->tcp_flags;
 	tcp->window = 0;
 	tcp->check = 0;
 	tcp->urgent = 0;
@@ -171,6 +175,22 @@ static __always_inline int answer_reset(CTX *ctx, struct packet *p)
 	tcp->check = unfinished ? csum_fold(addresses) :
 				  ~csum_fold(addresses + sum_of((__be32 *)tcp, 5));
 	return 0;
+}
+
+/* RFC 9293, section 3.10.7.1: the reset of a connection that does not exist; or the challenge
+ * (challenge.h).  Without a branch, as above.
+ */
+static __always_inline void answer_numbers(struct packet *p, const struct route *route, int reason)
+{
+	__u32 end = p->seq + p->payload_len + (p->tcp_flags & TCP_FIN) / TCP_FIN +
+		    (p->tcp_flags & TCP_SYN) / TCP_SYN;
+	__u64 has_ack = ~mask_equal(p->tcp_flags & TCP_ACK, 0), challenged = 0;
+
+	if (LB_CHALLENGE)
+		challenged = mask_equal(reason, REASON_CHALLENGED);
+	p->seq = p->ack & has_ack & ~challenged;
+	p->ack = mask_choose(challenged, route->acknowledged, end & ~has_ack);
+	p->tcp_flags = mask_choose(challenged, TCP_ACK, TCP_RST | (TCP_ACK & ~has_ack));
 }
 
 /* Adds a block of the quote, if it has one of that size. */
@@ -280,9 +300,9 @@ static __always_inline int answer_ttl(CTX *ctx, struct packet *p, const struct r
 			   0);
 }
 
-/* Two answers are not limited: that a packet is too big, as in Linux, because it is far
- * larger than its answer; and that a connection which was here is over, because nobody but
- * its two ends can ask for it.
+/* Three answers are not limited: that a packet is too big, as in Linux, because it is far
+ * larger than its answer; that a connection which was here is over, because nobody but
+ * its two ends can ask for it; and a challenge, as a server answers all SYNs.
  */
 static __always_inline bool answer_is_allowed(const struct packet *p, const struct route *route)
 {
@@ -310,20 +330,25 @@ static __always_inline bool answer(CTX *ctx, struct packet *p, const struct serv
 		return answer_is_allowed(p, route) && !answer_ttl(ctx, p, route);
 	if (p->is_fragment)
 		return false;
-	if (reason == REASON_NO_FLOW && route->is_over && p->l4_proto == L4_TCP)
-		return !(p->tcp_flags & TCP_RST) &&
-		       (route->is_over == OVER_KNOWN || answer_is_allowed(p, route)) &&
-		       !answer_reset(ctx, p);
-	if (!LB_RESET || reason != REASON_NO_BACKEND || !service ||
-	    !(service->flags & SERVICE_F_RESET) || p->tcp_flags & TCP_RST)
+	if (p->tcp_flags & TCP_RST)
 		return false;
-	if (!answer_is_allowed(p, route))
-		return false;
-	if (p->l4_proto == L4_UDP)
-		return !answer_icmp(
-			ctx, p, p->family == 4 ? ICMP_UNREACHABLE : ICMPV6_UNREACHABLE,
-			p->family == 4 ? ICMP_UNREACHABLE_PORT : ICMPV6_UNREACHABLE_PORT, 0);
-	return !answer_reset(ctx, p);
+	if (p->l4_proto == L4_TCP && (reason == REASON_NO_FLOW || reason == REASON_CHALLENGED)) {
+		if (!route->is_over ||
+		    (route->is_over == OVER_UNKNOWN && !answer_is_allowed(p, route)))
+			return false;
+	} else {
+		if (!LB_RESET || reason != REASON_NO_BACKEND || !service ||
+		    !(service->flags & SERVICE_F_RESET) || !answer_is_allowed(p, route))
+			return false;
+		if (p->l4_proto == L4_UDP)
+			return !answer_icmp(
+				ctx, p, p->family == 4 ? ICMP_UNREACHABLE : ICMPV6_UNREACHABLE,
+				p->family == 4 ? ICMP_UNREACHABLE_PORT : ICMPV6_UNREACHABLE_PORT,
+				0);
+	}
+	answer_numbers(p, route, reason);
+	step_ends();
+	return !answer_tcp(ctx, p);
 }
 
 #endif

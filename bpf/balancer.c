@@ -16,6 +16,7 @@
 #include "service.h"
 #include "guard.h"
 #include "hold.h"
+#include "challenge.h"
 #include "flow.h"
 #include "quic.h"
 #include "zone.h"
@@ -125,12 +126,26 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 		return reason;
 	if (hold_is_on())
 		return REASON_HELD;
+	/* The last packets of a connection that nobody knows open nothing. */
+	walk->route->opens = !(p->tcp_flags & (TCP_FIN | TCP_RST));
+	if (LB_CHALLENGE && service->flags & SERVICE_F_CHALLENGE) {
+		/* Through memory: the verifier would follow each of its ways to the end. */
+		walk->route->challenge = challenge(p, service, walk->route);
+		step_ends();
+		if (walk->route->challenge) {
+			walk->backend = NULL;
+			walk->service = NULL;
+			walk->flow.bucket = NULL;
+			return walk->route->challenge == REASON_VERIFIED ? REASON_VERIFIED :
+									   REASON_CHALLENGED;
+		}
+	}
 	if (is_of_nobody(p, service)) {
 		walk->route->is_over = OVER_UNKNOWN;
 		return REASON_NO_FLOW;
 	}
 	step_ends();
-	if (!(p->tcp_flags & (TCP_FIN | TCP_RST)))
+	if (walk->route->opens)
 		flow_reserve(&walk->flow);
 	step_ends();
 	if (!walk->route->backend)
@@ -142,8 +157,7 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 	if (!walk->route->backend || !walk->backend)
 		return REASON_NO_BACKEND;
 	what.backend = walk->route->backend;
-	/* The last packets of a connection that nobody knows open nothing. */
-	if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
+	if (!walk->route->opens) {
 		walk->flow.at->way = FLOW_WAYS;
 		return is_nat(walk->backend->forward) ? REASON_NO_FLOW : 0;
 	}
@@ -176,6 +190,18 @@ static __always_inline int find_quoted(const struct packet *p, struct walk *walk
 	return 0;
 }
 
+/* While new clients are challenged: what begins a connection, or answers a challenge, does not
+ * go with a record of before.
+ */
+static __always_inline bool is_doubtful(const struct packet *p, const struct walk *walk)
+{
+	__u32 state = slot_base(slot_state(walk->flow.at->word));
+
+	return LB_CHALLENGE && walk->service->flags & SERVICE_F_CHALLENGE &&
+	       p->tcp_flags & (TCP_SYN | TCP_RST) &&
+	       (state == FLOW_EMBRYONIC || state == FLOW_CLOSING) && !source_is_verified(p);
+}
+
 /* A recorded flow stays where it is; any other is picked for and recorded. */
 static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct walk *walk)
 {
@@ -195,7 +221,7 @@ static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct
 		if (!walk->backend || !(walk->backend->flags & BACKEND_F_ALIVE))
 			named = 0;
 	}
-	if (flow_is_recorded(&walk->flow)) {
+	if (flow_is_recorded(&walk->flow) && !is_doubtful(p, walk)) {
 		if (slot_is_reset(walk->flow.at->word) && !(p->tcp_flags & TCP_SYN)) {
 			walk->route->is_over = OVER_KNOWN;
 			return REASON_NO_FLOW;

@@ -29,7 +29,7 @@ static __always_inline __u64 limit_next(__u64 due, __u64 now, __u64 interval)
  * that follow each other: with one of forty keys, the 200 hosts of a network had 150 budgets or
  * fewer between them, with the worst only 6.
  */
-static __always_inline __u32 limit_source(const struct packet *p)
+static __always_inline __u64 source_hash_secret(const struct packet *p)
 {
 	__u64 word = (__u64)p->saddr[0] << 32 | (p->family == 6 ? p->saddr[1] : 0), hash;
 
@@ -38,7 +38,12 @@ static __always_inline __u32 limit_source(const struct packet *p)
 	 * the bits that matter for what follows.
 	 */
 	asm volatile("" : "+r"(hash));
-	return 1 + (hash >> 32) % LIMIT_SOURCES;
+	return hash;
+}
+
+static __always_inline __u32 limit_source(const struct packet *p)
+{
+	return 1 + (source_hash_secret(p) >> 32) % LIMIT_SOURCES;
 }
 
 /* Whether one more answer to the packet's source may be sent; then it counts. */

@@ -116,6 +116,17 @@ BPF_ARRAY(request_marks, struct request_mark, REQUEST_MARKS);
 #define LIMIT_SOURCES 4096
 BPF_F_TABLE("array", u32, u64, limit_times, 1 + LIMIT_SOURCES, BPF_F_MMAPABLE);
 
+/* Sources that have shown that they are there (challenge.h): the low half of a hash, and until
+ * which tick.  Not pinned: who comes back to another program is challenged again.
+ */
+#define VERIFIED_WAYS 8
+#define VERIFIED_BUCKETS (LB_CHALLENGE ? 16384 : 1)
+struct verified_bucket {
+	__u64 slot[VERIFIED_WAYS];
+};
+_Static_assert(sizeof(struct verified_bucket) == 64, "one cache line");
+BPF_F_TABLE("array", u32, struct verified_bucket, verified, VERIFIED_BUCKETS, BPF_F_MMAPABLE);
+
 /* line -> 32 backend ids.  The agent writes, only to regions nothing names. */
 BPF_TABLE_PINNED7("array", u32, struct ring_line, rings, LB_RING_LINES, LB_PINNED(rings),
 		  BPF_F_MMAPABLE);

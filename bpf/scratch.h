@@ -48,8 +48,9 @@ struct route {
 	struct rewrite to; /* nat, fullnat */
 	/* fullnat: of the backend's address and port (struct origin); copied as two words */
 	__u16 nat_blocks[NAT_SOURCES] __attribute__((aligned(8)));
-	__u32 ifindex; /* 0: out where it came in */
-	__u32 service; /* ids; 0: none */
+	__u32 ifindex;      /* 0: out where it came in */
+	__u32 acknowledged; /* REASON_CHALLENGED: by the answer */
+	__u32 service;      /* ids; 0: none */
 	__u32 backend;
 	/* of a new flow: from where its backend is drawn; copied as one word */
 	struct zone_ring ring __attribute__((aligned(8)));
@@ -57,6 +58,8 @@ struct route {
 	__u8 is_reply;    /* of the backend, to the client */
 	__u8 hide_source; /* fullnat, an ICMP error: nor may it show who has noticed it */
 	__u8 is_over;     /* REASON_NO_FLOW: enum over */
+	__u8 challenge;   /* REASON_CHALLENGED, REASON_VERIFIED or 0 */
+	__u8 opens;       /* a flow, if it is of none */
 };
 
 /* Whether the sender of a packet of no flow is to learn that its connection is over. */

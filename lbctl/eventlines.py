@@ -27,6 +27,8 @@ REASONS = {
     "broadcast": "a new flow in a frame to more than one host",
     "source-route": "a new flow with an IPv4 source route",
     "port-zero": "a new flow from or to port 0",
+    "challenged": "its sender has not shown that it is at its address (SYN protection)",
+    "verified": "has shown that its sender is at its address (SYN protection)",
 }
 _FATES = {"passed": "passed to the host"}
 TIME_STYLES = 5  # as many as tcpdump has

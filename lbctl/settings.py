@@ -19,6 +19,7 @@ from agent.model import (
     NodeKind,
     Protocol,
     Scheduler,
+    SynProtection,
     TelemetryKind,
 )
 from lbctl.options import ADDRESS, PORT, SERVER_ID, VIP, Decorator, WordType
@@ -115,6 +116,11 @@ _SETTINGS = (
         "--no-backend",
         type=WordType(NoBackend),
         help="What new flows get when no backend is usable.",
+    ),
+    click.option(
+        "--syn-protection",
+        type=WordType(SynProtection),
+        help="tcp: whether new clients have to show that they are at their address.",
     ),
     click.option(
         "--quic-server-id-bytes",

@@ -84,6 +84,8 @@ def service(view: ServiceSnapshot, at: float) -> Json:
         "draws_in_use": view.draws,
         "spill_over": list(view.spill_over),
         "no_backend": configured.no_backend.value,
+        "syn_protection": configured.syn_protection.value,
+        "challenges_clients": view.challenges,
         "down_flows": configured.down_flows.value,
         "reset_after_s": configured.reset_after_s,
         "slow_start_s": configured.slow_start_s,

@@ -79,6 +79,7 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         source_bound=section.source_bound,
         slow_start_s=section.slow_start,
         no_backend=section.no_backend,
+        syn_protection=section.syn_protection,
         quic_id_bytes=section.quic_server_id_bytes,
         telemetry=section.telemetry.model(),
         node=section.node.model(),

@@ -42,6 +42,7 @@ PROTOCOL_KEYS: dict[str, Protocol] = {
     "count_waiting": Protocol.TCP,
     "learn_speed": Protocol.TCP,
     "quic_server_id_bytes": Protocol.UDP,
+    "syn_protection": Protocol.TCP,
 }
 DEFAULT_SCHEDULER = Scheduler.LEAST_LOAD
 DEFAULT_PROTOCOL = Protocol.TCP

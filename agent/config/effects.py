@@ -22,12 +22,19 @@ from agent.model import (
     NoBackend,
     Service,
     ServiceKey,
+    SynProtection,
 )
 
 _WITHOUT_BACKEND = {
     NoBackend.DROP: "they are dropped",
     NoBackend.RESET: "they are answered with a reset",
     NoBackend.ANY: "they go to any that can be reached and is not in maintenance",
+}
+_CHALLENGED = {
+    SynProtection.OFF: "new clients are no longer asked to show that they are at their address",
+    SynProtection.AUTO: "in a flood of SYNs, new clients have to show that they are at their "
+    "address",
+    SynProtection.ALWAYS: "new clients have to show that they are at their address",
 }
 _DOWN_FLOWS = {
     DownFlows.AUTO: "are reset if nothing comes back from it, else they stay with it",
@@ -149,6 +156,8 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
         )
     if old.no_backend is not new.no_backend:
         yield f"if no backend is left for new flows, {_WITHOUT_BACKEND[new.no_backend]}"
+    if old.syn_protection is not new.syn_protection:
+        yield _CHALLENGED[new.syn_protection]
     if old.quic_id_bytes != new.quic_id_bytes:
         yield (
             "QUIC packets go to the backend that the server id in their connection id names "

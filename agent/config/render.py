@@ -116,6 +116,7 @@ def service_fields(service: Service) -> Fields:
         "learn_speed": service.learn_speed,
         "rtt_per_connection": format_duration(service.rtt_per_connection_s),
         "no_backend": service.no_backend.value,
+        "syn_protection": service.syn_protection.value,
         "quic_server_id_bytes": service.quic_id_bytes,
         "down_flows": service.down_flows.value,
         "reset_after": format_duration(service.reset_after_s),

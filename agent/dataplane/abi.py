@@ -32,6 +32,7 @@ SERVICE_F_RANGES = 0x8
 SERVICE_F_ANY_PORT = 0x10
 SERVICE_F_NAT_SOURCE = 0x20
 SERVICE_F_ZONES = 0x40
+SERVICE_F_CHALLENGE = 0x80
 NAT_SOURCES = 8
 PEER_ROWS = 8
 FILTER_WORDS = 1024
@@ -64,6 +65,8 @@ class Reason(enum.IntEnum):
     BROADCAST = 16
     SOURCE_ROUTE = 17
     PORT_ZERO = 18
+    CHALLENGED = 19
+    VERIFIED = 20
 
     @property
     def label(self) -> str:
@@ -338,7 +341,6 @@ SERVICE_COUNTERS = np.dtype(
         ("gone_established", "u8"),
         ("gone_reply_packets", "u8"),
         ("gone_reply_bytes", "u8"),
-        ("pad", "u8", (2,)),
     ]
 )
 SYNC_COUNTERS = np.dtype(

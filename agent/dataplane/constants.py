@@ -18,6 +18,7 @@ from agent.model import (
     NoBackend,
     Scheduler,
     Service,
+    SynProtection,
     Tables,
 )
 from agent.state.loads import counts_waiting
@@ -50,6 +51,7 @@ class Features:
     quic: bool = False
     reset: bool = False
     zones: bool = False
+    challenge: bool = False
     sync: bool = False
 
     def covers(self, other: Features) -> bool:
@@ -91,6 +93,7 @@ def needed_features(services: tuple[Service, ...], *, sync: bool = False) -> Fea
         quic=any(s.quic_id_bytes is not None for s in services),
         reset=any(s.no_backend is NoBackend.RESET for s in services),
         zones=any(has_levels(s) for s in services),
+        challenge=any(s.syn_protection is not SynProtection.OFF for s in services),
         sync=sync,
     )
 

@@ -127,6 +127,7 @@ def _service_entry(tables: SharedTables, row: Table) -> ServiceEntry:
         port_last=int(row["port_last"]),
         vip_bits=int(row["vip_bits"]) if flags & abi.SERVICE_F_PREFIX else None,
         zones=bool(flags & abi.SERVICE_F_ZONES),
+        challenge=bool(flags & abi.SERVICE_F_CHALLENGE),
     )
 
 
@@ -273,6 +274,7 @@ def service_row(entry: ServiceEntry, ring_line: int) -> Table:
         | entry.reset * abi.SERVICE_F_RESET
         | (entry.vip_bits is not None) * abi.SERVICE_F_PREFIX
         | entry.zones * abi.SERVICE_F_ZONES
+        | entry.challenge * abi.SERVICE_F_CHALLENGE
     )
     row["draws"] = entry.draws
     row["source_bits"] = entry.source_bits

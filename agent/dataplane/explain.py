@@ -104,6 +104,9 @@ def _picked(
         return replace(
             base, verdict="drop", reason=abi.Reason.MARTIAN.label, steps=(*base.steps, dropped)
         )
+    if entry.challenge:
+        shown = "a client that has not shown lately that it is at its address is asked to first"
+        base = replace(base, steps=(*base.steps, f"SYN protection is on: {shown}"))
     loads = score.as_of(view.tables.backend_load, view.jiffies)
     ring = Ring(entry, view.contents, view.tables, view.names.backends.get, loads)
     steps = [*base.steps]

@@ -316,6 +316,13 @@ _SERVICE_FAMILIES = (
         each_service(lambda s: s.not_replied),
     ),
     Family(
+        "steelyard_service_challenges_clients",
+        Kind.GAUGE,
+        "1 while new clients have to show that they are at their address (`syn_protection`).",
+        _SERVICE,
+        each_service(lambda s: int(s.challenges)),
+    ),
+    Family(
         "steelyard_service_flows",
         Kind.GAUGE,
         "Flows that are acked or established now.",

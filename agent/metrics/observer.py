@@ -34,6 +34,7 @@ from agent.state.snapshot import (
     ServiceSnapshot,
     Snapshot,
 )
+from agent.state.synflood import Syns
 from agent.state.tables import ServiceSlot, TableContents
 from agent.weighing.weigher import Weigher
 
@@ -77,6 +78,9 @@ class _Sampled:
     drop_rates: dict[str, Rates] = field(default_factory=dict)
 
 
+_CHALLENGED, _VERIFIED = Reason.CHALLENGED.label, Reason.VERIFIED.label
+
+
 class Observer:
     """Reads one data plane. ``sample`` is called about once a second."""
 
@@ -95,6 +99,7 @@ class Observer:
         self._window = OpenedWindow()
         self._latencies = LatencyWindow()
         self.survey_cpu_s = 0.0  # of the last survey
+        self.syns: Mapping[str, Syns] = {}  # by service, as of the last reading
         self._nat_ports: tuple[NatPorts, ...] = ()
         self._nat_problems: dict[ServiceSlot, str] = {}
         self._unanswered: frozenset[BackendRef] = frozenset()
@@ -148,12 +153,18 @@ class Observer:
         """Take one reading of the counters; ``at`` is a clock that only goes forward."""
         readings = self._read_counters(situation)
         seconds = at - self._sampled.at if self._sampled.at else 0.0
-        backends, drops = {}, {}
+        backends, drops, syns = {}, {}, {}
         for service in situation.config.services:
-            lost = readings.services[situation.ids.service_id(service)].drops
+            own = readings.services[situation.ids.service_id(service)]
+            lost, counts = own.drops, own.gone
             drops[service.name] = Counters(drops=sum(lost.values()))
             for ref, ident in _backend_ids(situation, service).items():
                 backends[ref] = Counters.of(readings.of_backend(ident))
+                counts = counters.add(counts, readings.of_backend(ident))
+            syns[service.name] = Syns(
+                counts.opened, counts.established, lost[_CHALLENGED], lost[_VERIFIED]
+            )
+        self.syns = syns
         before = self._sampled
         self._sampled = _Sampled(
             at,
@@ -253,6 +264,7 @@ class Observer:
             skew=self._rebalancer.skews.get(service.name),
             draws=entry.draws if entry and entry.draws else None,
             spill_over=zones.spills(situation.config.zones, service, found),
+            challenges=bool(entry and entry.challenge),
         )
         return service_snapshot(service, of_service, tuple(backends))
 

@@ -64,6 +64,7 @@ class ServiceParts:
     skew: Skew | None = None
     draws: int | None = None
     spill_over: tuple[str, ...] = ()
+    challenges: bool = False
 
 
 def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
@@ -111,4 +112,5 @@ def service_snapshot(
         skew=parts.skew,
         draws=parts.draws,
         spill_over=parts.spill_over,
+        challenges=parts.challenges,
     )

@@ -17,6 +17,7 @@ from agent.model import (
     NoBackend,
     Scheduler,
     Service,
+    SynProtection,
     Timeouts,
 )
 from agent.state import loads, lookups, nat_blocks
@@ -40,6 +41,7 @@ class Surroundings:
     ticks: Callable[[float], int]  # seconds to ticks of the flow table
     draws: Mapping[str, int] = field(default_factory=dict)  # by service, if not as configured
     pick_seed: int = 0
+    flooded: frozenset[str] = frozenset()  # services that get SYNs of nobody
 
 
 def desired(config: Config, ids: Identities, around: Surroundings) -> TableContents:
@@ -106,6 +108,8 @@ def _service_entry(
         port_last=key.port_last or 0,
         vip_bits=key.vip_bits,
         zones=has_levels(service),
+        challenge=service.syn_protection is SynProtection.ALWAYS
+        or (service.syn_protection is SynProtection.AUTO and service.name in around.flooded),
     )
 
 

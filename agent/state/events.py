@@ -27,6 +27,8 @@ DROP_REASONS = (
     "broadcast",
     "source-route",
     "port-zero",
+    "challenged",
+    "verified",
 )
 DEFAULT_SAMPLE = 1024
 MAX_SAMPLE = 65_536

@@ -162,6 +162,7 @@ class ServiceSnapshot:
     skew: Skew | None = None  # of busy connections; None: too few to say
     draws: int | None = None  # least-load: backends compared now
     spill_over: tuple[str, ...] = ()  # where new flows go beyond their first level, and why
+    challenges: bool = False  # new clients have to show now that they are at their address
 
 
 @dataclass(frozen=True, slots=True)

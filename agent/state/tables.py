@@ -73,6 +73,7 @@ class ServiceEntry:
     quic_id_bytes: int = 0
     port_last: int = 0  # of a range
     vip_bits: int | None = None  # of a prefix
+    challenge: bool = False  # new clients have to show that they are at their address
     zones: bool = False  # its rings have levels, and clients of some zone have one of their own
 
 

@@ -44,7 +44,12 @@ enum reason {
 	REASON_BROADCAST = 16,    /* in a frame to more than one host */
 	REASON_SOURCE_ROUTE = 17, /* IPv4: a loose or strict source route */
 	REASON_PORT_ZERO = 18,
-	REASON_COUNT = 19,
+	/* SYN protection (challenge.h) */
+	REASON_CHALLENGED = 19, /* a SYN, answered: its sender is to show that it is there; or a
+				 * RST that does not show it
+				 */
+	REASON_VERIFIED = 20,   /* a RST that has shown it */
+	REASON_COUNT = 21,
 };
 #define REASON_DROP REASON_MALFORMED
 
@@ -255,6 +260,7 @@ _Static_assert(sizeof(struct zone_ring) == 8, "zone_ring");
 #define SERVICE_F_RANGES 0x8      /* of a mark: this VIP has port ranges */
 #define SERVICE_F_ANY_PORT 0x10   /* of a mark: this VIP has an any-port service */
 #define SERVICE_F_NAT_SOURCE 0x20 /* of a mark: no VIP, but a source address of fullnat */
+#define SERVICE_F_CHALLENGE 0x80  /* new clients are challenged */
 #define SERVICE_F_ZONES 0x40      /* its rings have levels, and zones may have rings of their own */
 
 struct service {
@@ -504,7 +510,6 @@ struct service_counters {
 	__u64 gone_established;
 	__u64 gone_reply_packets;
 	__u64 gone_reply_bytes;
-	__u64 pad[2];
 };
 _Static_assert(sizeof(struct service_counters) == 256, "four cache lines");
 

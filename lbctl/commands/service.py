@@ -134,6 +134,8 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         pairs.append(("model", f"only backends that have loaded {data['model']}"))
     if data["quic_id_bytes"]:
         pairs.append(("QUIC", f"server ids of {plural(data['quic_id_bytes'], 'byte')}"))
+    if data["syn_protection"] != "off":
+        pairs.append(("SYN protection", _syn_protection(data)))
     if data["flows_not_recorded_total"]:
         text = f"{exact(data['flows_not_recorded_total'])} flows found no room in the flow table"
         pairs.append(("not recorded", text))
@@ -158,6 +160,11 @@ _NO_BACKEND = {
     "reset": "reset (without a usable backend, clients get a RST or ICMP unreachable)",
     "any": "any (without a usable backend, all that can be reached get new flows)",
 }
+
+
+def _syn_protection(data: Mapping[str, Any]) -> str:
+    now = "new clients are challenged" if data["challenges_clients"] else "nobody is challenged now"
+    return f"{data['syn_protection']}: {now}"
 
 
 def _check(check: Mapping[str, Any]) -> str:

@@ -103,6 +103,8 @@ def service_view() -> dict[str, Any]:
         "scheduler": "least-load",
         "scheduler_settings": {"draws": 8, "bytes_per_connection": 250},
         "no_backend": "drop",
+        "syn_protection": "off",
+        "challenges_clients": False,
         "down_flows": "keep",
         "reset_after_s": 5.0,
         "slow_start_s": 0.0,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from agent.dataplane import libbpf, pins
 from agent.dataplane.abi import FlowState
-from agent.model import Config, Forward, Protocol, Scheduler
+from agent.model import Config, Forward, Protocol, Scheduler, SynProtection
 from tests.packet import nodes, wrapper
 from tests.packet.frames import ROUTER_MAC, VIP4
 from tests.packet.harness import (
@@ -69,6 +69,7 @@ class Connection:
     backend: str = ""
     step: int = 0
     tries: int = 0
+    is_known: bool = False  # it has shown that it is there
     out: bytes = b""  # its newest packet as the backend got it
 
     @property
@@ -85,6 +86,9 @@ class Connection:
         if done.verdict not in WENT:
             self.tries += 1
             return
+        if self.step == 0 and whose(rig, done.data) is None:
+            self._obey(rig, done.data)
+            return
         if not self._is_at_its_backend(rig, done.data):
             self.tries = TRIES + 1  # it is reset
             return
@@ -93,6 +97,12 @@ class Connection:
             return
         self.step += 1
         self.packet = self._next()
+
+    def _obey(self, rig: Rig, challenge: bytes) -> None:
+        """RFC 9293, section 3.10.7.3: reset what was not asked for, and ask again."""
+        rig.send(replace(self.packet, flags="R", seq=int.from_bytes(challenge[42:46])).frame())
+        self.tries += self.is_known
+        self.is_known = True
 
     def _is_at_its_backend(self, rig: Rig, out: bytes) -> bool:
         """A SYN may go anywhere. Later, who does not know the connection resets it: a server, or
@@ -144,10 +154,18 @@ class Field:
         return {name: count[name] / len(self.ended) for name in BACKENDS}
 
 
-def serve(rig: Rig, forward: Forward, scheduler: Scheduler = Scheduler.LEAST_LOAD) -> None:
+def serve(
+    rig: Rig,
+    forward: Forward,
+    scheduler: Scheduler = Scheduler.LEAST_LOAD,
+    *,
+    challenges: bool = False,
+) -> None:
     """A service of TCP and one of UDP with equal backends."""
+    protection = SynProtection.ALWAYS if challenges else SynProtection.OFF
     rig.serve(
-        service(*map(backend, BACKENDS), forward=forward, scheduler=scheduler),
+        service(*map(backend, BACKENDS), forward=forward, scheduler=scheduler,
+                syn_protection=protection),
         service(*(backend(f"{name}-udp") for name in BACKENDS), name="dns", port=UDP_PORT,
                 protocol=Protocol.UDP, forward=forward, scheduler=scheduler),
     )  # fmt: skip
@@ -299,6 +317,11 @@ ATTACKS: dict[str, Flood | Act] = {
     "acknowledgements of the unsent": _acknowledges_the_unsent,
     "martians": _martians,
 }
+# With SYN protection.
+CHALLENGED = {f"{name}, challenged": ATTACKS[name] for name in ("SYN", "ACK", "SYN-ACK")} | {
+    "data, three packets each, challenged": ATTACKS["data, three packets each"]
+}
+ATTACKS |= CHALLENGED
 # A blind FIN is within 64 KiB of a client's next byte once in 32,768 times, and is believed then.
 LOST_BY_CHANCE = 3
 LEAST = {mode: 0.97 if mode.is_nat else 0.99 for mode in Forward}
@@ -345,15 +368,15 @@ def main() -> int:
         "more. Columns: the mode, and how many packets of the attackers come to each bucket of the"
     )
     print("flow table within a round trip.")
-    print(f"{'':32}", *(f"{mode:>22}" for mode in modes))
-    print(f"{'':32}", *(f"{' '.join(f'{d:>6g}' for d in DENSITIES):>22}" for _ in modes))
+    print(f"{'':36}", *(f"{mode:>22}" for mode in modes))
+    print(f"{'':36}", *(f"{' '.join(f'{d:>6g}' for d in DENSITIES):>22}" for _ in modes))
     try:
         for name, attack in ATTACKS.items():
             cells = []
             for mode in Forward:
                 for density in DENSITIES if isinstance(attack, Flood) else (DENSITY,):
                     rig = Rig(dataplane)
-                    serve(rig, mode)
+                    serve(rig, mode, challenges=name in CHALLENGED)
                     here = happen(rig, attack, density=density, round_trips=100, clients=10)
                     gone = lost(rig, here)
                     is_well &= not here.moved and gone <= LOST_BY_CHANCE
@@ -366,16 +389,16 @@ def main() -> int:
                     rig.reset()
                 cells += [""] * ((len(DENSITIES) - len(cells)) % len(DENSITIES))
             rows = [cells[n : n + len(DENSITIES)] for n in range(0, len(cells), len(DENSITIES))]
-            print(f"{name:32}", *(f"{' '.join(f'{c:>6}' for c in row):>22}" for row in rows),
+            print(f"{name:36}", *(f"{' '.join(f'{c:>6}' for c in row):>22}" for row in rows),
                   flush=True)  # fmt: skip
     finally:
         dataplane.tables.close()
         pins.remove(dataplane.pins)
     print("\nOf these clients the share of the busiest of three equal backends, in percent, where")
     print(f"{DENSITY:g} packets of the attackers come to each bucket.")
-    print(f"{'':32}", *(f"{mode:>8}" for mode in modes))
+    print(f"{'':36}", *(f"{mode:>8}" for mode in modes))
     for name in ATTACKS:
-        print(f"{name:32}", *(f"{100 * largest[name, mode]:8.0f}" for mode in Forward))
+        print(f"{name:36}", *(f"{100 * largest[name, mode]:8.0f}" for mode in Forward))
     return not is_well
 
 

@@ -35,6 +35,7 @@ from agent.model import (
     Scheduler,
     Service,
     ServiceKey,
+    SynProtection,
     Tables,
 )
 from agent.reconcile.apply import Applier
@@ -50,6 +51,8 @@ from tests.packet.records import Records
 PREFIX = "st-packet"
 LIMIT_TIME, LIMIT_TIMES = np.dtype("u8"), 1 + 4096  # bpf/limit.h: of all answers, of sources
 LAST_ROW = np.dtype("V64")  # struct flow_last
+VERIFIED = np.dtype("V64")  # struct verified_bucket
+VERIFIED_BUCKETS = 16_384
 # What tests share is drawn from these, so that a run decides as the one before it.
 KEYS = HashKeys(0x1234_5678_9ABC_DEF0, 0x9E37_79B9_7F4A_7C15, 0xC2B2_AE3D_27D4_EB4F)
 SMALL = Tables(flows=65_536, services=16, backends=256, ring_slots=4099)
@@ -88,7 +91,8 @@ def all_features() -> tuple[Service, ...]:
         Service("v4", ServiceKey(vip4, 80, tcp), Forward.GUE, Scheduler.ROUND_ROBIN,
                 backends=(Backend("near", IPv4Address("10.0.0.7"), zone="east"),)),
         Service("range", ServiceKey(vip4, 8000, tcp, port_last=8010), Forward.NAT,
-                Scheduler.LEAST_CONN, no_backend=NoBackend.RESET),
+                Scheduler.LEAST_CONN, no_backend=NoBackend.RESET,
+                syn_protection=SynProtection.ALWAYS),
         Service("prefix", ServiceKey(IPv4Address("203.0.113.0"), 80, tcp, vip_bits=28),
                 Forward.FULLNAT, Scheduler.LEAST_LOAD),
         Service("quic", ServiceKey(vip4, 443, udp), quic_id_bytes=4),
@@ -159,6 +163,9 @@ class Rig(Records):
         own, rows = dataplane.program.tables, -(-dataplane.size.flow_buckets // LAST_ROW.itemsize)
         self._memory, self.limits = mapped(own["limit_times"], LIMIT_TIME, LIMIT_TIMES)
         self._more_memory, self.last_ways = mapped(own["flows_last"], LAST_ROW, rows)
+        self._most_memory, self.verified = mapped(
+            own["verified"], VERIFIED, VERIFIED_BUCKETS if dataplane.features.challenge else 1
+        )
         self.begin()
         self.reset()
 
@@ -180,6 +187,7 @@ class Rig(Records):
         tables.settings["held_until"] = 0
         self.limits[:] = 0
         self.last_ways[:] = bytes(LAST_ROW.itemsize)
+        self.verified[:] = bytes(64)
         tables.sync_count[:] = np.zeros((), dtype=abi.SYNC_COUNTERS)
         peers.accept(tables, ())
         peers.pass_on(tables, ())

@@ -20,7 +20,7 @@ SEVERAL = [
 
 @pytest.mark.parametrize(("name", "forward"), SEVERAL)
 def test_honest_clients_are_served_and_established_ones_stay(rig: Rig, name: str, forward: Forward):
-    attack.serve(rig, forward)
+    attack.serve(rig, forward, challenges=name in attack.CHALLENGED)
     here = attack.happen(
         rig, attack.ATTACKS[name], density=attack.DENSITY, round_trips=40, clients=8
     )

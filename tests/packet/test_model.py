@@ -23,6 +23,7 @@ from agent.model import (
     Protocol,
     Scheduler,
     Service,
+    SynProtection,
     Tables,
     Zone,
 )
@@ -54,7 +55,7 @@ BUDGET_S = 5.0
 OFTEN = ("dsr4", "dsr6", "ipip4", "ipip6", "gue4", "gue6", "nat4", "nat6", "fullnat4", "fullnat6",
          "reply", "fragment", "client-error", "backend-error", "answered", "not-ip", "not-vip",
          "malformed", "no-backend", "no-flow", "ttl-exceeded", "too-big")  # fmt: skip
-SELDOM = ("extension", "no-port", "no-room", "held")
+SELDOM = ("extension", "no-port", "no-room", "held", "challenged", "verified")
 
 
 def services(clock: Clock) -> tuple[Service, ...]:
@@ -84,7 +85,8 @@ def services(clock: Clock) -> tuple[Service, ...]:
     mixed = ("10.2.{}.1", "fd00:2::{}:1")
     udp: dict[str, object] = {"protocol": Protocol.UDP}
     reset: dict[str, object] = {"no_backend": NoBackend.RESET}
-    add("web", 80, Forward.DSR, four)
+    shy: dict[str, object] = {"syn_protection": SynProtection.ALWAYS}
+    add("web", 80, Forward.DSR, four, **shy)
     add("dns", 53, Forward.DSR, four, **udp)
     add("any", 0, Forward.DSR, four, vip="203.0.113.77")
     add("source", 90, Forward.DSR, four, scheduler=Scheduler.SOURCE, source_bits=24, source_bound=0)
@@ -92,14 +94,14 @@ def services(clock: Clock) -> tuple[Service, ...]:
     add("web6", 80, Forward.DSR, six, vip=VIP6, **reset)
     add("dns6", 53, Forward.DSR, six, vip=VIP6, **udp, **reset)
     add("tun4", 443, Forward.IPIP, mixed, **reset)
-    add("tun6", 443, Forward.IPIP, mixed, vip=VIP6)
+    add("tun6", 443, Forward.IPIP, mixed, vip=VIP6, **shy)
     add("tun6u", 444, Forward.IPIP, mixed, vip=VIP6, **udp)
     add("gue4", 500, Forward.GUE, mixed)
     add("gue4u", 501, Forward.GUE, mixed, **udp, **reset)
     add("gue6", 500, Forward.GUE, mixed, vip=VIP6)
     add("gue6u", 501, Forward.GUE, mixed, vip=VIP6, **udp)
     add("below", 100, Forward.IPIP, four, vip="198.18.0.0", vip_bits=24, port_last=300)
-    add("nat4", 8080, Forward.NAT, four, (None, 80, 8080))
+    add("nat4", 8080, Forward.NAT, four, (None, 80, 8080), **shy)
     add("nat4u", 8053, Forward.NAT, four, (53, None, 53), **udp)
     add("ranges", 8000, Forward.NAT, four, port_last=8009, scheduler=Scheduler.LEAST_CONN)
     add("load", 8090, Forward.NAT, four, scheduler=Scheduler.LEAST_LOAD)
@@ -107,7 +109,7 @@ def services(clock: Clock) -> tuple[Service, ...]:
     add("nat6u", 8053, Forward.NAT, six, (53, None, 53), vip=VIP6, **udp)
     add("full4", 9000, Forward.FULLNAT, four, (None, 80, 8080), **reset)
     add("full4u", 9053, Forward.FULLNAT, four, (53, None, 53), **udp)
-    add("full6", 9000, Forward.FULLNAT, six, (None, 80, 8080), vip=VIP6)
+    add("full6", 9000, Forward.FULLNAT, six, (None, 80, 8080), vip=VIP6, **shy)
     add("full6u", 9053, Forward.FULLNAT, six, (53, None, 53), vip=VIP6, **udp)
     add("hidden", 80, Forward.FULLNAT, four, vip="198.18.1.0", vip_bits=28,
         scheduler=Scheduler.LEAST_LOAD)  # fmt: skip

@@ -31,6 +31,7 @@ from agent.model import (
     Scheduler,
     Service,
     ServiceKey,
+    SynProtection,
     Tables,
 )
 from tests.packet import harness
@@ -72,6 +73,7 @@ def services_for(features: Features) -> tuple[Service, ...]:
             f"s{n}", keys[n % len(keys)], forwards[n % len(forwards)],
             schedulers[n % len(schedulers)], backends=near, count_waiting=features.waiting,
             no_backend=NoBackend.RESET if features.reset else NoBackend.DROP,
+            syn_protection=SynProtection.AUTO if features.challenge else SynProtection.OFF,
         )
         for n in range(max(len(keys), len(forwards), len(schedulers)))
     )  # fmt: skip

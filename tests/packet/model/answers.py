@@ -38,9 +38,10 @@ def answer(
     own: str,
     *,
     is_over: bool = False,
+    secret: int | None = None,
 ) -> bytes | None:
     """The frame that the sender gets; ``own``: from which address it is told, ``is_over``: it
-    was sent on a connection that is over.
+    was sent on a connection that is over; ``secret``: what it is to send back.
     """
     if not _is_due(read):
         return None
@@ -48,6 +49,8 @@ def answer(
         return _icmp(read, own, TIME_EXCEEDED, 0)
     if reason == "too-big" and member and target:
         return _icmp(read, own, TOO_BIG, member.mtu - outer_length(member, target.forward))
+    if secret is not None:
+        return None if read.ident or read.flags & RST else _challenge(read, secret)
     if is_over and read.protocol == TCP_NUMBER and read.ident is None:
         return None if read.flags & RST else _reset(read)
     if reason != "no-backend" or target is None or not target.resets or read.ident is not None:
@@ -73,16 +76,23 @@ def _icmp(read: Reading, own: str, kinds: dict[int, tuple[int, int]], rest: int)
     return _framed(read, head + body[:2] + check + body[4:])
 
 
+def _challenge(read: Reading, secret: int) -> bytes:
+    """An ACK of what nobody has sent."""
+    return _segment(read, (0, secret % 2**32), ACK)
+
+
 def _reset(read: Reading) -> bytes:
     """RFC 9293, section 3.10.7.1: of a connection that does not exist."""
+    if read.flags & ACK:
+        return _segment(read, (read.ack, 0), RST)
+    end = read.seq + read.payload + bool(read.flags & SYN) + bool(read.flags & FIN)
+    return _segment(read, (0, end % 2**32), RST | ACK)
+
+
+def _segment(read: Reading, numbers: tuple[int, int], flags: int) -> bytes:
     assert read.ends is not None
     ports = struct.pack("!HH", read.ends.dport, read.ends.sport)
-    if read.flags & ACK:
-        numbers, flags = struct.pack("!II", read.ack, 0), RST
-    else:
-        end = read.seq + read.payload + bool(read.flags & SYN) + bool(read.flags & FIN)
-        numbers, flags = struct.pack("!II", 0, end % 2**32), RST | ACK
-    blank = ports + numbers + struct.pack("!BBHHH", 5 << 4, flags, 0, 0, 0)
+    blank = ports + struct.pack("!IIBBHHH", *numbers, 5 << 4, flags, 0, 0, 0)
     check = checksum(pseudo_header(read.dst, read.src, TCP_NUMBER, 20) + blank).to_bytes(2)
     head = header(read.dst, read.src, TCP_NUMBER, 20)
     return _framed(read, head + blank[:16] + check + blank[18:])

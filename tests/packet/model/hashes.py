@@ -46,6 +46,53 @@ def address_key(dst: str) -> int:
     return key ^ _fold(words, KEY, MUL0, MUL1) if len(words) == 4 else key
 
 
+def siphash(key0: int, key1: int, message: bytes) -> int:
+    """SipHash-1-3 (Aumasson, Bernstein 2012)."""
+
+    def round_() -> None:
+        v[0] = v[0] + v[1] & _MASK
+        v[1] = _rotated(v[1], 13) ^ v[0]
+        v[0] = _rotated(v[0], 32)
+        v[2] = v[2] + v[3] & _MASK
+        v[3] = _rotated(v[3], 16) ^ v[2]
+        v[0] = v[0] + v[3] & _MASK
+        v[3] = _rotated(v[3], 21) ^ v[0]
+        v[2] = v[2] + v[1] & _MASK
+        v[1] = _rotated(v[1], 17) ^ v[2]
+        v[2] = _rotated(v[2], 32)
+
+    v = [word ^ int.from_bytes(text) for word, text in zip(
+        (key0, key1, key0, key1), (b"somepseu", b"dorandom", b"lygenera", b"tedbytes"), strict=True
+    )]  # fmt: skip
+    padded = message.ljust(len(message) // 8 * 8 + 7, b"\0") + bytes((len(message) & 255,))
+    for at in range(0, len(padded), 8):
+        word = int.from_bytes(padded[at : at + 8], "little")
+        v[3] ^= word
+        round_()
+        v[0] ^= word
+    v[2] ^= 0xFF
+    for _ in range(3):
+        round_()
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+def _rotated(x: int, bits: int) -> int:
+    return (x << bits | x >> 64 - bits) & _MASK
+
+
+def challenge_hash(
+    key0: int, key1: int, ends: tuple[str, int, int], service: int, epoch: int
+) -> int:
+    """What a challenged client is asked to send back: of its address and port, the service's port
+    and id, and the time.
+    """
+    src, sport, dport = ends
+    message = packed(src).ljust(16, b"\0")
+    message += epoch.to_bytes(2, "little") + service.to_bytes(2, "little")
+    message += dport.to_bytes(2, "big") + sport.to_bytes(2, "big")
+    return siphash(key0, key1, message)
+
+
 def masked(address: bytes, bits: int) -> bytes:
     """The first bits of an address."""
     width = 8 * len(address)

@@ -80,12 +80,14 @@ class History:
         self._forwarded: deque[Forwarded] = deque(maxlen=MOST)
         self._frames: deque[bytes] = deque([b"\0" * 60], maxlen=MOST)
         self._waiting: list[bytes] = []  # pieces of packets
+        self._challenged: deque[bytes] = deque(maxlen=MOST)  # what was answered to SYNs
         self._down: set[str] = set()
         # what happens, and how often
         self._events: dict[Callable[[], None], float] = {
             self._client: 36, self._reply: 24, self._client_error: 8, self._backend_error: 8,
             self._piece: 12, self._pieces: 3, self._zero: 1, self._mutant: 10, self._backend: 2,
             self._service: 0.5, self._hold: 0.5, self._time: 0.1, self._reconfigure: 0.05,
+            self._obey: 0.5, self._forget: 0.1,
         }  # fmt: skip
 
     def play(self, packets: int) -> None:
@@ -200,6 +202,8 @@ class History:
             return b""
         self._frames.append(frame)
         outcome = self.mirror.send(frame)
+        if outcome.reason == "challenged" and outcome.answers:
+            self._challenged.append(outcome.frame)
         return b"" if outcome.reason else outcome.frame
 
     def _note(self, target: Target, packet: Packet, frame: bytes) -> None:
@@ -302,6 +306,21 @@ class History:
             ((True, True), (True, True), (True, False), (False, False))
         )
         self.mirror.set_backend(self.draw.choice(names), alive=alive, usable=usable)
+
+    def _obey(self) -> None:
+        """A client resets what it has not asked for, or a stranger guesses."""
+        if not self._challenged:
+            return
+        told = read(self.draw.choice(self._challenged))
+        assert told.ends is not None
+        ends, seq = told.ends, int.from_bytes(told.packet[told.at + 8 : told.at + 12])
+        if self._one(0.2):
+            seq ^= 1 << self.draw.randrange(32)
+        reset = Packet(ends.dst, ends.src, ends.dport, ends.sport, flags="R", seq=seq)
+        self._send(reset.ip)
+
+    def _forget(self) -> None:
+        self.mirror.forget_sources()
 
     def _service(self) -> None:
         """All backends of a service at once."""

@@ -19,7 +19,7 @@ from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.libbpf import TestRun
 from agent.dataplane.program import Dataplane
 from agent.dataplane.tables import BootSettings
-from agent.model import NoBackend, Scheduler, Service, Timeouts, Zone
+from agent.model import NoBackend, Scheduler, Service, SynProtection, Timeouts, Zone
 from tests.packet.frames import BALANCER4, BALANCER6, BALANCER_MAC
 from tests.packet.harness import Rig, Verdict, mac_of
 from tests.packet.model.flows import Flow, Keys
@@ -142,6 +142,8 @@ class Mirror:
                 state: self.rig.clock.ticks(getattr(each.timeouts, f"{state}_s"))
                 for state in STATES
             },
+            number=self.rig.service_id(each.name),
+            challenges=each.syn_protection is SynProtection.ALWAYS,
         )
 
     def _member(self, each: Service, number: int) -> Member:
@@ -203,6 +205,11 @@ class Mirror:
             row["seen"] = 0
             tables.put("fragments", key, row.tobytes())
         self.model.now += ticks
+
+    def forget_sources(self) -> None:
+        """Ten minutes later: nobody is verified."""
+        self.rig.verified[:] = bytes(64)
+        self.model.verified.clear()
 
     # -- packets
 

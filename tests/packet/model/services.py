@@ -48,6 +48,8 @@ class Target:
     seed: int  # of the draws
     salt: int  # of its flows
     timeouts: dict[str, int]  # by state, in ticks
+    number: int = 0  # its id
+    challenges: bool = False  # who begins a connection has to show that it is there
     ring: list[Member] = field(default_factory=list)
     near: dict[str, list[Member]] = field(default_factory=dict)  # rings by zone
 

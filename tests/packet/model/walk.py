@@ -10,7 +10,7 @@ from typing import Protocol
 from agent.model import Zone
 from tests.packet.model import answers, write
 from tests.packet.model.flows import ACK, FIN, RST, SYN, Flow, FlowTable, Keys
-from tests.packet.model.hashes import KEY, draw, masked, tuple_hash
+from tests.packet.model.hashes import KEY, challenge_hash, draw, masked, tuple_hash
 from tests.packet.model.ports import Ports
 from tests.packet.model.read import (
     TCP_NUMBER,
@@ -65,6 +65,7 @@ class Case:
     to: Ends | None = None  # nat, fullnat: as from and to whom it goes on
     is_reply: bool = False
     is_over: bool = False  # its sender is to learn that the connection is
+    opens: bool = True  # a flow, if it is of none
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class Model:
         self.first_fragments: dict[tuple[object, ...], First] = {}
         self.now = 0
         self.held = False  # nobody gets a new flow
+        self.verified: set[bytes] = set()  # sources that have shown that they are there
 
     def judge(self, frame: bytes, choices: Choices) -> Outcome:
         """What becomes of an Ethernet frame."""
@@ -133,8 +135,11 @@ class Model:
         # nat: to a backend we are the VIP, not the client that it has talked to
         if case.is_reply and case.to and self.ports.number_of(own) is None:
             own = case.to.src
+        secret = None
+        if reason == "challenged" and case.target and case.read.ends:
+            secret = self._challenge_to(case.target, case.read.ends)
         told = answers.answer(
-            case.read, reason, case.target, case.member, own, is_over=case.is_over
+            case.read, reason, case.target, case.member, own, is_over=case.is_over, secret=secret
         )
         return Outcome("tx" if told else "drop", told or b"", reason, told is not None)
 
@@ -178,7 +183,11 @@ class Model:
         flow = self.flows.find(target, ends)
         if case.read.quote:
             self._quoted(case, target, flow)
-        elif flow and flow.stands(case.read.flags, self.now, self.held):
+        elif (
+            flow
+            and flow.stands(case.read.flags, self.now, self.held)
+            and not self._is_doubtful(case.read, flow)
+        ):
             case.flow, case.member = flow, flow.member
             flow.sent(case.read, self.now)
         else:
@@ -228,6 +237,9 @@ class Model:
         self._guard(case.read, ends)
         if self.held:
             raise RefusedError("held")
+        case.opens = not case.read.flags & (FIN | RST)
+        if target.challenges and ends.protocol == TCP_NUMBER:
+            self._challenge(case, target, ends)
         if is_of_nobody(case.read, target):
             case.is_over = True
             raise RefusedError("no-flow")
@@ -236,7 +248,7 @@ class Model:
         member = next(iter(usable), None) if is_free else self._pick(target, ends)
         if member is None:
             raise RefusedError("no-backend")
-        if not case.read.flags & (FIN | RST):
+        if case.opens:
             case.flow = self.flows.record(target, ends, member, self.now)
             if case.flow is None and target.is_nat:
                 raise RefusedError("no-room")
@@ -249,6 +261,31 @@ class Model:
         if case.flow:
             case.flow.member = member
         case.member = member
+
+    def _is_doubtful(self, found: Reading, flow: Flow) -> bool:
+        """What begins a connection, or may show that somebody is there, and nobody has yet."""
+        begins = found.flags & (SYN | RST) and flow.state in ("embryonic", "closing")
+        is_known = packed(flow.ends.src)[:8] in self.verified
+        return bool(begins and flow.target.challenges and not is_known)
+
+    def _challenge(self, case: Case, target: Target, ends: Ends) -> None:
+        """Who has not shown that it is at its address is asked to, and opens nothing."""
+        source, flags = packed(ends.src)[:8], case.read.flags
+        if source in self.verified:
+            return
+        if flags & (SYN | ACK) == SYN:
+            raise RefusedError("challenged")
+        case.opens = False
+        if flags & RST and not (case.read.seq ^ self._challenge_to(target, ends)) % 2**32:
+            self.verified.add(source)
+            raise RefusedError("verified")
+        if flags & RST:
+            raise RefusedError("challenged")
+
+    def _challenge_to(self, target: Target, ends: Ends) -> int:
+        """Time stands still, so it is always the same."""
+        keys, asked = self.flows.keys, (ends.src, ends.sport, ends.dport)
+        return challenge_hash(keys.key, keys.mul1, asked, target.number, 0)
 
     def _bind(self, case: Case, target: Target, ends: Ends) -> None:
         """nat, fullnat: as from and to whom the packet goes on, and how the answers come back."""

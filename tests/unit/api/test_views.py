@@ -94,6 +94,8 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "scheduler": "least-load",
         "scheduler_settings": {"draws": 8, "bytes_per_connection": 250},
         "no_backend": "drop",
+        "syn_protection": "off",
+        "challenges_clients": False,
         "down_flows": "auto",
         "reset_after_s": 5.0,
         "slow_start_s": 0.0,

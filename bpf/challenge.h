@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* SYN protection: who begins a connection shows first that it is at its address.
+ *
+ * Its SYN is answered with an ACK of something else, as by a server that believes itself in a
+ * connection of before.  A stack answers that with a RST from where the acknowledgement is
+ * (RFC 9293, sections 3.5.1 and 3.10.7.3), which nobody can send who has not seen it: it is a
+ * secret hash of the source.  From then on the source is verified, and the client's SYN, which
+ * it sends again, opens its flow as any other.  Nothing is kept of a source that has not
+ * answered, so a flood of SYNs fills nothing.
+ *
+ * It is no SYN-ACK, and its own sequence number is 0: packet filters that follow connections
+ * know this exchange, let both packets through, and begin anew at the next SYN
+ * (nf_conntrack_proto_tcp.c).  After a SYN-ACK they would expect its numbers of the server.
+ */
+#ifndef STEELYARD_CHALLENGE_H
+#define STEELYARD_CHALLENGE_H
+
+#include "hash.h"
+#include "limit.h"
+#include "maps.h"
+#include "mask.h"
+#include "packet.h"
+#include "scratch.h"
+
+#define VERIFIED_TICKS (600ULL * LB_HZ >> LB_TICK_SHIFT) /* ten minutes */
+#define CHALLENGE_EPOCH_SHIFT 4 /* ticks of four seconds: a number is good for a minute or two */
+
+struct sip {
+	__u64 v0, v1, v2, v3;
+};
+
+static __always_inline __u64 rotated(__u64 x, int bits)
+{
+	return x << bits | x >> (64 - bits);
+}
+
+static __always_inline void sip_round(struct sip *s)
+{
+	s->v0 += s->v1;
+	s->v1 = rotated(s->v1, 13) ^ s->v0;
+	s->v0 = rotated(s->v0, 32);
+	s->v2 += s->v3;
+	s->v3 = rotated(s->v3, 16) ^ s->v2;
+	s->v0 += s->v3;
+	s->v3 = rotated(s->v3, 21) ^ s->v0;
+	s->v2 += s->v1;
+	s->v1 = rotated(s->v1, 17) ^ s->v2;
+	s->v2 = rotated(s->v2, 32);
+}
+
+static __always_inline void sip_word(struct sip *s, __u64 word)
+{
+	s->v3 ^= word;
+	sip_round(s);
+	s->v0 ^= word;
+}
+
+/* A secret that the compiler does not see through: it is put in when the program is loaded. */
+static __always_inline __u64 secret(__u64 word)
+{
+	asm volatile("" : "+r"(word));
+	return word;
+}
+
+/* SipHash-1-3 (Aumasson, Bernstein 2012) of the source, the ports, the service and the time.
+ * Others see what comes out, so the hashes of hash.h will not do.
+ */
+static __always_inline __u64 challenge_hash(const struct packet *p, const struct service *service,
+					    __u32 epoch)
+{
+	__u64 key0 = secret(LB_FLOW_KEY), key1 = secret(LB_FLOW_MUL1);
+	struct sip s = { key0 ^ 0x736f6d6570736575ULL, key1 ^ 0x646f72616e646f6dULL,
+			 key0 ^ 0x6c7967656e657261ULL, key1 ^ 0x7465646279746573ULL };
+
+	sip_word(&s, (__u64)p->saddr[1] << 32 | p->saddr[0]);
+	sip_word(&s, (__u64)p->saddr[3] << 32 | p->saddr[2]);
+	sip_word(&s, (__u64)ports_word(p->sport, p->dport) << 32 | (__u32)service->id << 16 |
+			     (epoch & 0xffff));
+	sip_word(&s, 24ULL << 56); /* the length in bytes */
+	s.v2 ^= 0xff;
+	sip_round(&s);
+	sip_round(&s);
+	sip_round(&s);
+	return s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
+}
+
+static __always_inline __u32 challenge_epoch(void)
+{
+	return bpf_jiffies64() >> (LB_TICK_SHIFT + CHALLENGE_EPOCH_SHIFT);
+}
+
+static __always_inline __u32 verified_tick(void)
+{
+	return bpf_jiffies64() >> LB_TICK_SHIFT;
+}
+
+static __always_inline struct verified_bucket *verified_at(__u64 source)
+{
+	__u32 index = (source >> 32) % VERIFIED_BUCKETS;
+
+	return verified.lookup(&index);
+}
+
+/* All ones where the slot is of that source and its time has not come, else 0. */
+static __always_inline __u64 slot_verifies(__u64 slot, __u64 source, __u32 now)
+{
+	__u32 left = (__u32)(slot >> 32) - now;
+
+	return mask_equal((__u32)slot, (__u32)source) & mask_less(left, 1 << 30) &
+	       ~mask_equal(slot, 0);
+}
+
+static __always_inline bool source_is_verified(const struct packet *p)
+{
+	__u64 source = source_hash_secret(p), found = 0;
+	struct verified_bucket *bucket = verified_at(source);
+	__u32 now = verified_tick();
+
+	if (!bucket)
+		return false;
+#pragma unroll
+	for (int way = 0; way < VERIFIED_WAYS; way++)
+		found |= slot_verifies(bucket->slot[way], source, now);
+	return found;
+}
+
+/* In the place that it has, or in that of the source whose time comes, or came, first. */
+static __always_inline void source_verify(const struct packet *p)
+{
+	__u64 source = source_hash_secret(p), least = ~0ULL >> 1, chosen = 0;
+	struct verified_bucket *bucket = verified_at(source);
+	__u32 now = verified_tick();
+
+	if (!bucket)
+		return;
+#pragma unroll
+	for (int way = 0; way < VERIFIED_WAYS; way++) {
+		__u64 slot = bucket->slot[way];
+		__u64 left = (__u32)(slot >> 32) - now, first;
+
+		/* That time is over is a large number, less than nothing. */
+		left = (left + (1 << 30)) & 0xffffffff;
+		left &= ~mask_equal((__u32)slot, (__u32)source) & ~mask_equal(slot, 0);
+		first = mask_less(left, least);
+		least = mask_choose(first, left, least);
+		chosen = mask_choose(first, way, chosen);
+	}
+	bucket->slot[chosen & (VERIFIED_WAYS - 1)] = (__u64)(__u32)(now + VERIFIED_TICKS) << 32 |
+						     (__u32)source;
+}
+
+/* The first packet of a flow of a protected service: a reason not to go on with it, or none.
+ * What is neither SYN nor RST goes on, and opens nothing.
+ */
+static __always_inline int challenge(const struct packet *p, const struct service *service,
+				     struct route *route)
+{
+	__u32 epoch = challenge_epoch(), number;
+
+	if (p->l4_proto != L4_TCP || source_is_verified(p))
+		return 0;
+	number = challenge_hash(p, service, epoch);
+	if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
+		route->acknowledged = number;
+		route->is_over = OVER_KNOWN; /* it is answered, whoever else is */
+		return REASON_CHALLENGED;
+	}
+	route->opens = 0;
+	if (!(p->tcp_flags & TCP_RST))
+		return 0;
+	if (!(mask_equal(number, p->seq) |
+	      mask_equal((__u32)challenge_hash(p, service, epoch - 1), p->seq)))
+		return REASON_CHALLENGED;
+	source_verify(p);
+	return REASON_VERIFIED;
+}
+
+#endif

@@ -1,0 +1,54 @@
+"""SYNs to a service from addresses that nobody has. Run in a client of the lab; ends at SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import socket
+import time
+from ipaddress import ip_address
+
+from tests.packet.wires import Packet
+
+FRAMES = 4096
+BURST_S = 0.01
+
+
+def frames(vip: str, port: int) -> list[bytes]:
+    """IP packets, each from another address."""
+    draw = random.Random(1)
+    made = []
+    for _ in range(FRAMES):
+        if ip_address(vip).version == 4:
+            src = str(ip_address(draw.randrange(11 << 24, 100 << 24)))
+        else:
+            src = str(ip_address(0x2A00 << 112 | draw.getrandbits(100)))
+        ports = draw.randrange(1024, 65_536), port
+        made.append(Packet(src, vip, *ports, seq=draw.getrandbits(32)).ip)
+    return made
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rate", type=float, required=True, help="packets a second")
+    parser.add_argument("device")
+    parser.add_argument("mac", help="of the balancer")
+    parser.add_argument("vip")
+    parser.add_argument("port", type=int)
+    options = parser.parse_args()
+    own = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+    kind = 0x0800 if ip_address(options.vip).version == 4 else 0x86DD
+    to = (options.device, kind, 0, 0, bytes.fromhex(options.mac.replace(":", "")))
+    made, sent, began = frames(options.vip, options.port), 0, time.monotonic()
+    while True:
+        due = int((time.monotonic() - began) * options.rate)
+        sent = max(sent, due - int(options.rate / 10))  # what the host had no time for is left out
+        while sent < due:
+            own.sendto(made[sent % FRAMES], to)
+            sent += 1
+        time.sleep(BURST_S)
+
+
+if __name__ == "__main__":
+    main()
