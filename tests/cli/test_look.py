@@ -132,6 +132,14 @@ def test_service_show_tells_of_flows_without_room(agent, run):
     assert "5,000 flows found no room" in run("service", "show", "chat").out
 
 
+def test_service_show_tells_whether_clients_are_challenged(agent, run):
+    assert "SYN protection" not in run("service", "show", "chat").out
+    agent.services[0] |= {"syn_protection": "auto"}
+    assert "auto: nobody is challenged now" in run("service", "show", "chat").out
+    agent.services[0] |= {"challenges_clients": True}
+    assert "auto: new clients are challenged" in run("service", "show", "chat").out
+
+
 def test_ports_backups_slow_start_and_quic_are_shown_where_they_are_set(agent, run):
     before = run("service", "show", "chat").out
     assert "slow start" not in before
