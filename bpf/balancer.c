@@ -130,15 +130,11 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 	walk->route->opens = !(p->tcp_flags & (TCP_FIN | TCP_RST));
 	if (LB_CHALLENGE && service->flags & SERVICE_F_CHALLENGE) {
 		/* Through memory: the verifier would follow each of its ways to the end. */
-		walk->route->challenge = challenge(p, service, walk->route);
+		walk->route->challenge = challenge_answered(p, service, walk->route);
 		step_ends();
-		if (walk->route->challenge) {
-			walk->backend = NULL;
-			walk->service = NULL;
-			walk->flow.bucket = NULL;
+		if (walk->route->challenge)
 			return walk->route->challenge == REASON_VERIFIED ? REASON_VERIFIED :
 									   REASON_CHALLENGED;
-		}
 	}
 	if (is_of_nobody(p, service)) {
 		walk->route->is_over = OVER_UNKNOWN;
@@ -190,16 +186,16 @@ static __always_inline int find_quoted(const struct packet *p, struct walk *walk
 	return 0;
 }
 
-/* While new clients are challenged: what begins a connection, or answers a challenge, does not
- * go with a record of before.
+/* While new clients are challenged: what may answer a challenge does not go with a record of
+ * before.
  */
-static __always_inline bool is_doubtful(const struct packet *p, const struct walk *walk)
+static __always_inline bool may_answer(const struct packet *p, const struct walk *walk)
 {
 	__u32 state = slot_base(slot_state(walk->flow.at->word));
 
 	return LB_CHALLENGE && walk->service->flags & SERVICE_F_CHALLENGE &&
-	       p->tcp_flags & (TCP_SYN | TCP_RST) &&
-	       (state == FLOW_EMBRYONIC || state == FLOW_CLOSING) && !source_is_verified(p);
+	       p->tcp_flags & TCP_RST && (state == FLOW_EMBRYONIC || state == FLOW_CLOSING) &&
+	       !source_is_verified(p);
 }
 
 /* A recorded flow stays where it is; any other is picked for and recorded. */
@@ -221,7 +217,7 @@ static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct
 		if (!walk->backend || !(walk->backend->flags & BACKEND_F_ALIVE))
 			named = 0;
 	}
-	if (flow_is_recorded(&walk->flow) && !is_doubtful(p, walk)) {
+	if (flow_is_recorded(&walk->flow) && !may_answer(p, walk)) {
 		if (slot_is_reset(walk->flow.at->word) && !(p->tcp_flags & TCP_SYN)) {
 			walk->route->is_over = OVER_KNOWN;
 			return REASON_NO_FLOW;
@@ -282,6 +278,12 @@ static __always_inline int from_client(CTX *ctx, struct packet *p, struct walk *
 	step_ends();
 	if (reason)
 		return reason;
+	if (LB_CHALLENGE && walk->service->flags & SERVICE_F_CHALLENGE) {
+		walk->route->challenge = challenge_syn(p, walk->service, walk->route);
+		step_ends();
+		if (walk->route->challenge)
+			return REASON_CHALLENGED;
+	}
 	reason = find_backend(ctx, p, walk);
 	step_ends();
 	if (reason)

@@ -149,26 +149,34 @@ static __always_inline void source_verify(const struct packet *p)
 						     (__u32)source;
 }
 
-/* The first packet of a flow of a protected service: a reason not to go on with it, or none.
- * What is neither SYN nor RST goes on, and opens nothing.
+/* A SYN to a service whose new clients are challenged: REASON_CHALLENGED, or 0.  It is asked
+ * before the flow table is looked at, which costs more than all of this in a flood.
  */
-static __always_inline int challenge(const struct packet *p, const struct service *service,
-				     struct route *route)
+static __always_inline int challenge_syn(const struct packet *p, const struct service *service,
+					 struct route *route)
 {
-	__u32 epoch = challenge_epoch(), number;
+	if (p->l4_proto != L4_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN ||
+	    source_is_verified(p))
+		return 0;
+	route->acknowledged = challenge_hash(p, service, challenge_epoch());
+	route->is_over = OVER_KNOWN; /* it is answered, whoever else is */
+	return REASON_CHALLENGED;
+}
+
+/* Anything else that belongs to no flow: of somebody who has not shown that it is there, it opens
+ * nothing, and a RST goes no further.
+ */
+static __always_inline int challenge_answered(const struct packet *p, const struct service *service,
+					      struct route *route)
+{
+	__u32 epoch = challenge_epoch();
 
 	if (p->l4_proto != L4_TCP || source_is_verified(p))
 		return 0;
-	number = challenge_hash(p, service, epoch);
-	if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
-		route->acknowledged = number;
-		route->is_over = OVER_KNOWN; /* it is answered, whoever else is */
-		return REASON_CHALLENGED;
-	}
 	route->opens = 0;
 	if (!(p->tcp_flags & TCP_RST))
 		return 0;
-	if (!(mask_equal(number, p->seq) |
+	if (!(mask_equal((__u32)challenge_hash(p, service, epoch), p->seq) |
 	      mask_equal((__u32)challenge_hash(p, service, epoch - 1), p->seq)))
 		return REASON_CHALLENGED;
 	source_verify(p);

@@ -180,13 +180,16 @@ class Model:
     def _from_client(self, case: Case, target: Target, ends: Ends) -> None:
         if not is_sound(case.read):
             raise RefusedError("malformed")
+        begins = case.read.flags & (SYN | ACK) == SYN and not case.read.quote
+        if begins and self._is_stranger(target, ends):
+            raise RefusedError("challenged")
         flow = self.flows.find(target, ends)
         if case.read.quote:
             self._quoted(case, target, flow)
         elif (
             flow
             and flow.stands(case.read.flags, self.now, self.held)
-            and not self._is_doubtful(case.read, flow)
+            and not self._may_answer(case.read, flow)
         ):
             case.flow, case.member = flow, flow.member
             flow.sent(case.read, self.now)
@@ -238,8 +241,7 @@ class Model:
         if self.held:
             raise RefusedError("held")
         case.opens = not case.read.flags & (FIN | RST)
-        if target.challenges and ends.protocol == TCP_NUMBER:
-            self._challenge(case, target, ends)
+        self._answered(case, target, ends)
         if is_of_nobody(case.read, target):
             case.is_over = True
             raise RefusedError("no-flow")
@@ -262,22 +264,24 @@ class Model:
             case.flow.member = member
         case.member = member
 
-    def _is_doubtful(self, found: Reading, flow: Flow) -> bool:
-        """What begins a connection, or may show that somebody is there, and nobody has yet."""
-        begins = found.flags & (SYN | RST) and flow.state in ("embryonic", "closing")
-        is_known = packed(flow.ends.src)[:8] in self.verified
-        return bool(begins and flow.target.challenges and not is_known)
+    def _is_stranger(self, target: Target, ends: Ends) -> bool:
+        """Nobody has shown to be there, and has to."""
+        is_asked = target.challenges and ends.protocol == TCP_NUMBER
+        return is_asked and packed(ends.src)[:8] not in self.verified
 
-    def _challenge(self, case: Case, target: Target, ends: Ends) -> None:
-        """Who has not shown that it is at its address is asked to, and opens nothing."""
-        source, flags = packed(ends.src)[:8], case.read.flags
-        if source in self.verified:
+    def _may_answer(self, found: Reading, flow: Flow) -> bool:
+        """A stranger's RST goes with no flow that has not begun, or is over."""
+        is_reset = found.flags & RST and flow.state in ("embryonic", "closing")
+        return bool(is_reset) and self._is_stranger(flow.target, flow.ends)
+
+    def _answered(self, case: Case, target: Target, ends: Ends) -> None:
+        """A stranger opens nothing, and its RST either shows that it is there or is dropped."""
+        flags = case.read.flags
+        if not self._is_stranger(target, ends):
             return
-        if flags & (SYN | ACK) == SYN:
-            raise RefusedError("challenged")
         case.opens = False
-        if flags & RST and not (case.read.seq ^ self._challenge_to(target, ends)) % 2**32:
-            self.verified.add(source)
+        if flags & RST and case.read.seq == self._challenge_to(target, ends) % 2**32:
+            self.verified.add(packed(ends.src)[:8])
             raise RefusedError("verified")
         if flags & RST:
             raise RefusedError("challenged")
