@@ -198,6 +198,12 @@ static __always_inline bool may_answer(const struct packet *p, const struct walk
 	       !source_is_verified(p);
 }
 
+/* A RST where clients are challenged: no other balancer knows what they were asked. */
+static __always_inline bool is_for_us(const struct packet *p, const struct service *service)
+{
+	return LB_CHALLENGE && service->flags & SERVICE_F_CHALLENGE && p->tcp_flags & TCP_RST;
+}
+
 /* A recorded flow stays where it is; any other is picked for and recorded. */
 static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct walk *walk)
 {
@@ -231,7 +237,7 @@ static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct
 			goto count;
 		}
 	}
-	if (LB_SYNC && !flow_is_recorded(&walk->flow)) {
+	if (LB_SYNC && !flow_is_recorded(&walk->flow) && !is_for_us(p, walk->service)) {
 		walk->backend = peer_for(p, &walk->flow);
 		if (walk->backend)
 			return 0;

@@ -12,7 +12,7 @@ import pytest
 from agent.dataplane import abi, peers
 from agent.dataplane.counters import of_sync
 from agent.dataplane.peers import Way
-from agent.model import Forward, NextHop, NoBackend, Protocol, Scheduler
+from agent.model import Forward, NextHop, NoBackend, Protocol, Scheduler, SynProtection
 from tests.packet.frames import BALANCER4, BALANCER6, BALANCER_MAC, CLIENT4, ROUTER_MAC, VIP4
 from tests.packet.harness import Rig, Verdict, backend, mac_of, service
 from tests.packet.nodes import Case, case, opened, serve, where
@@ -103,6 +103,22 @@ def test_a_packet_of_an_unknown_connection_goes_to_the_peer(hooked: Rig, family:
     assert recorded(hooked) == 0, "whoever has it keeps it"
     assert of_sync(hooked.tables)["passed_on"] == 1
     assert hooked.reasons() == {}
+
+
+def test_what_answers_a_challenge_stays_here(rig: Rig):
+    """The other balancer has not asked for it, and has other secrets."""
+    rig.serve(service(backend("a"), syn_protection=SynProtection.ALWAYS))
+    alive(rig)
+    asked = Packet()
+    told = rig.send(asked.frame())
+    number = int.from_bytes(told.data[42:46])
+    assert rig.verdict(replace(asked, flags="R", seq=number).frame()) == Verdict.DROP
+    assert rig.reasons() == {"challenged": 1, "verified": 1}
+    assert of_sync(rig.tables)["passed_on"] == 0
+    assert rig.verdict(asked.frame()) == Verdict.TX
+    # What may be in the middle of a connection goes on as ever.
+    assert rig.verdict(Packet("192.0.2.77", flags="A", ack=1).frame()) == Verdict.TX
+    assert of_sync(rig.tables)["passed_on"] == 1
 
 
 @pytest.mark.parametrize("scheduler", list(Scheduler))
