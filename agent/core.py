@@ -21,19 +21,12 @@ from agent.dataplane.trace import Tracer, rings_of
 from agent.dataplane.trueup import TrueUp
 from agent.errors import DataplaneError, SteelyardError
 from agent.failover.plan import concerns
+from agent.floods import Floods
 from agent.flowsync import carry
 from agent.health.monitor import HealthMonitor, Target
 from agent.history import History, log_transitions
 from agent.metrics.observer import Observer
-from agent.model import (
-    Address,
-    BackendRef,
-    Config,
-    Health,
-    HealthStatus,
-    NextHop,
-    SynProtection,
-)
+from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop
 from agent.network.host import Host
 from agent.network.nexthop import NextHops
 from agent.pair import detour
@@ -49,7 +42,6 @@ from agent.state.desired import Surroundings
 from agent.state.eligibility import Eligibility
 from agent.state.identities import Identities, Member, member_of
 from agent.state.situation import Situation, situation, verdicts
-from agent.state.synflood import Watch, challenged_in, follow_all
 from agent.state.tables import TableContents
 from agent.weighing.weigher import Weigher
 
@@ -97,8 +89,7 @@ class Core:
         self._survey_at = 0.0
         self._surveys = 0
         self._pick_seed = 0
-        self._floods: dict[str, Watch] = {}
-        self._flooded_before: frozenset[str] = frozenset()  # when this agent began
+        self._floods: Floods
         self._trueup: TrueUp
         self._resetter: Resetter
         self.weigher: Weigher
@@ -133,7 +124,7 @@ class Core:
         self._resetter = Resetter(self.dataplane, mine)
         held = self._reconciler.read()
         self._adopted = adopt(self.config, held, time.time())
-        self._flooded_before = challenged_in(self.config, held)
+        self._floods = Floods(self.config, held)
         self._up_since = dict.fromkeys(self._adopted.up, slowstart.ALWAYS)
         await self.pair.aim(self.config)
         self._pick_seed = await asyncio.to_thread(pick_seed, self.config)
@@ -305,7 +296,8 @@ class Core:
         else:
             await self._attach_again()
         self.observer.sample(self.now.situation, now)
-        self._watch_for_floods(now)
+        if self._floods.take(self.config, self.observer.syns, now):
+            self._wake()
         self.tracer.refresh()  # which reads no ring of a replaced program from now on
         self.pair.refresh()  # nor does this
         if self.dataplane.replaced:
@@ -320,34 +312,6 @@ class Core:
             if self._surveys % SWEEP_EVERY == 0:
                 await self._reconciler.sweep(found)
             await self.rebalancer.take(self.now.situation, found, now)
-
-    def _flooded(self) -> frozenset[str]:
-        """Services that get SYNs of nobody; in the beginning, what the agent before has found."""
-        if not self._floods:
-            return self._flooded_before
-        return frozenset(name for name, watch in self._floods.items() if watch.flooded)
-
-    def _watch_for_floods(self, now: float) -> None:
-        before, syns = self._flooded(), self.observer.syns
-        self._floods = follow_all(self._floods, now, syns, self._flooded_before)
-        self._flooded_before = frozenset()
-        after = self._flooded()
-        for service in self.config.services:
-            name = service.name
-            if service.syn_protection is not SynProtection.AUTO or (name in before) is (
-                name in after
-            ):
-                continue
-            if name in after:
-                log.warning(
-                    "SYN flood: new clients have to show that they are at their address",
-                    service=name,
-                    syns_per_s=round(self._floods[name].rate),
-                )
-            else:
-                log.info("the SYN flood is over: new clients are served at once", service=name)
-        if before != after:
-            self._wake()
 
     def _sample_loads(self, now: float) -> None:
         """Learned speeds, and round trips as the health checks measured them."""
@@ -411,7 +375,7 @@ class Core:
             draws = self.weigher.draws
             seed = self._pick_seed
             around = Surroundings(
-                found, hops, self.dataplane.ifindex, ticks, draws, seed, self._flooded()
+                found, hops, self.dataplane.ifindex, ticks, draws, seed, self._floods.services
             )
             done = await self._reconciler.run(config, around)
             fresh = situation(self._past, config, done.ids, health, hops, found, time.time())

@@ -159,7 +159,7 @@ static __always_inline int challenge_syn(const struct packet *p, const struct se
 	    source_is_verified(p))
 		return 0;
 	route->acknowledged = challenge_hash(p, service, challenge_epoch());
-	route->is_over = OVER_KNOWN; /* it is answered, whoever else is */
+	route->is_over = OVER_NOT;
 	return REASON_CHALLENGED;
 }
 

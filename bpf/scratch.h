@@ -67,6 +67,7 @@ enum over {
 	OVER_UNTOLD = 0,
 	OVER_KNOWN = 1, /* it was here */
 	OVER_UNKNOWN = 2,
+	OVER_NOT = 3, /* it has not begun, and its sender is asked to show itself (challenge.h) */
 };
 
 /* What was last found under an address, a port and a protocol (service.h). */

@@ -19,6 +19,7 @@ from agent.model import (
     Nat,
     Protocol,
     Service,
+    SynProtection,
     Tables,
     Timeouts,
 )
@@ -62,6 +63,7 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
 
 
 def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection], ...]) -> Service:
+    is_tcp = section.protocol is Protocol.TCP
     return Service(
         name=section.name,
         key=section.key,
@@ -79,7 +81,7 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         source_bound=section.source_bound,
         slow_start_s=section.slow_start,
         no_backend=section.no_backend,
-        syn_protection=section.syn_protection,
+        syn_protection=section.syn_protection if is_tcp else SynProtection.OFF,
         quic_id_bytes=section.quic_server_id_bytes,
         telemetry=section.telemetry.model(),
         node=section.node.model(),

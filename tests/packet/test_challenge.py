@@ -45,9 +45,10 @@ def numbers(rig: Rig, asked: Packet, *, ago: int = 0) -> list[int]:
     """What is acknowledged now, and if time goes on right now."""
     keys, ends = rig.dataplane.keys, (asked.src, asked.sport, asked.dport)
     number = rig.service_id("web")
+    epoch = epoch_of(rig) - ago
     return [
-        challenge_hash(keys.key, keys.mul1, ends, number, epoch % 2**16) % 2**32
-        for epoch in {epoch_of(rig) - ago, epoch_of(rig) - ago + 1}
+        challenge_hash(keys.key, keys.mul1, ends, number, each % 2**16) % 2**32
+        for each in (epoch, epoch + 1)
     ]
 
 

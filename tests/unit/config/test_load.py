@@ -19,6 +19,7 @@ from agent.model import (
     Hook,
     Nat,
     Protocol,
+    SynProtection,
     Tables,
 )
 from tests.unit.config.documents import backend, load, problems, service
@@ -126,6 +127,16 @@ def test_defaults_are_merged_key_by_key_under_every_service() -> None:
     first, second = config.services
     assert (first.forward, second.forward) == (Forward.IPIP, Forward.DSR)
     assert (first.health.path, first.health.interval_s) == ("/up", 5)
+
+
+def test_a_default_for_tcp_means_nothing_for_udp() -> None:
+    config = load(
+        service(name="chat"),
+        service(name="dns", port=53, protocol="udp"),
+        defaults={"syn_protection": "always"},
+    )
+    always, off = SynProtection.ALWAYS, SynProtection.OFF
+    assert [one.syn_protection for one in config.services] == [always, off]
 
 
 def test_a_tcp_check_does_not_inherit_http_keys() -> None:

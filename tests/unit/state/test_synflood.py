@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,4 +79,3 @@ def test_counters_that_begin_anew_are_no_flood_of_less_than_nothing(readings):
         watch = follow(watch, float(n), Syns(*values))
         assert watch.rate >= 0
     assert follow(watch, watch.at_s, Syns()) == watch
-    assert replace(watch) == watch

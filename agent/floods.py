@@ -1,0 +1,45 @@
+"""Watches the services for floods of SYNs, and says when one begins and when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+
+from agent.model import Config, SynProtection
+from agent.state.synflood import Syns, Watch, challenged_in, follow_all
+from agent.state.tables import TableContents
+
+log = structlog.get_logger()
+
+
+class Floods:
+    """Which services are flooded, by name. An agent that starts goes on with what tables say."""
+
+    def __init__(self, config: Config, held: TableContents) -> None:
+        self._adopted = challenged_in(config, held)
+        self._watches: dict[str, Watch] = {}
+
+    @property
+    def services(self) -> frozenset[str]:
+        """Those that get SYNs of which nothing follows."""
+        if not self._watches:
+            return self._adopted
+        return frozenset(name for name, watch in self._watches.items() if watch.flooded)
+
+    def take(self, config: Config, syns: Mapping[str, Syns], now_s: float) -> bool:
+        """The next reading; whether the tables have to change."""
+        before = self.services
+        self._watches = follow_all(self._watches, now_s, syns, self._adopted)
+        self._adopted = frozenset()
+        after = self.services
+        protected = {s.name for s in config.services if s.syn_protection is SynProtection.AUTO}
+        for name in sorted((after - before) & protected):
+            log.warning(
+                "SYN flood: new clients have to show that they are at their address",
+                service=name,
+                syns_per_s=round(self._watches[name].rate),
+            )
+        for name in sorted((before - after) & protected):
+            log.info("the SYN flood is over: new clients are served at once", service=name)
+        return bool((before ^ after) & protected)
