@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import random
 import socket
+import struct
 import time
 from ipaddress import ip_address
 
 from tests.packet.wires import Packet
 
 FRAMES = 4096
+TCP_BYTES = 20  # of a SYN without options
 BURST_S = 0.01
 
 
-def frames(vip: str, port: int) -> list[bytes]:
-    """IP packets, each from another address."""
+def frames(vip: str, port: int) -> list[bytearray]:
+    """IP packets, each from another address, for ``renew``."""
     draw = random.Random(1)
     made = []
     for _ in range(FRAMES):
@@ -23,9 +25,20 @@ def frames(vip: str, port: int) -> list[bytes]:
             src = str(ip_address(draw.randrange(11 << 24, 100 << 24)))
         else:
             src = str(ip_address(0x2A00 << 112 | draw.getrandbits(100)))
-        ports = draw.randrange(1024, 65_536), port
-        made.append(Packet(src, vip, *ports, seq=draw.getrandbits(32)).ip)
+        ports = draw.randrange(1024, 32_768), port
+        seq = draw.getrandbits(16) << 16 | 0xFFFF
+        made.append(bytearray(Packet(src, vip, *ports, seq=seq).ip))
     return made
+
+
+def renew(packet: bytearray) -> None:
+    """Another source port. What it has more the sequence number has less, so the checksum stays:
+    sent as it was, a packet would be of a flow that is recorded, and no new one.
+    """
+    at = len(packet) - TCP_BYTES
+    sport, low = struct.unpack_from("!H4xH", packet, at)
+    struct.pack_into("!H", packet, at, sport + 1)
+    struct.pack_into("!H", packet, at + 6, low - 1)
 
 
 def main() -> None:
@@ -46,6 +59,7 @@ def main() -> None:
         sent = max(sent, due - int(options.rate / 10))  # what the host had no time for is left out
         while sent < due:
             own.sendto(made[sent % FRAMES], to)
+            renew(made[sent % FRAMES])
             sent += 1
         time.sleep(BURST_S)
 
