@@ -267,8 +267,9 @@ def _prepare(bench: Bench, case: Case, program: Compiled) -> bytes:
 
 
 def _establish(bench: Bench, case: Case, program: Compiled) -> None:
-    """Each flow sends two packets in a row: what one packet opens, the next one's payload
-    establishes. In `nat` and `fullnat` it waits for the server: of a bucket, four a round.
+    """Each flow begins with a SYN, as `fullnat` demands, and sends two packets in a row: what one
+    packet opens, the next one's payload establishes. In `nat` and `fullnat` it waits for the
+    server: of a bucket, four a round.
     """
     frame, flows = case.opening or case.frame, case.flows
     if flows is None or not flows.count:
@@ -277,7 +278,9 @@ def _establish(bench: Bench, case: Case, program: Compiled) -> None:
         wanted = flows.count
         once, twice = flows, replace(flows, in_a_row=2)
     opening = Wrapped(frame, twice)
+    beginning = Wrapped(frames.begun(frame), once)
     for _ in range(_ROUNDS):
+        beginning.send(program, wanted)
         opening.send(program, 2 * wanted)
         bench.answer_clients()
         if bench.established() >= 0.99 * wanted:

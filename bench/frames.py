@@ -55,6 +55,15 @@ def sequence_offset(vip: Address) -> int:
     return ETH_LEN + (20 if vip.version == 4 else 40) + 4
 
 
+def begun(frame: bytes) -> bytes:
+    """The SYN of the connection that a frame is of; of UDP the frame."""
+    first = ETH_LEN + (20 if frame[12:14] == b"\x08\x00" else 40)
+    at_protocol = ETH_LEN + (9 if frame[12:14] == b"\x08\x00" else 6)
+    if frame[at_protocol] != Protocol.TCP.number:
+        return frame
+    return frame[: first + 13] + bytes([TCP_SYN]) + frame[first + 14 :]
+
+
 def answer(forwarded: bytes, length: int) -> bytes:
     """What a backend answers to a frame that was forwarded to it: the same, the other way."""
     is_v4 = forwarded[12:14] == b"\x08\x00"
