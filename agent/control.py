@@ -18,15 +18,23 @@ from agent.config.plan import TABLE_FIELDS, Action, Change, global_changes, plan
 from agent.config.store import LoadedRunning, RunningStore
 from agent.core import Core
 from agent.dataplane.explain import DataplaneView, explain
-from agent.dataplane.flows import names_of, query_flows
+from agent.dataplane.flows import names_of, query_flows, top_sources
 from agent.dataplane.trace import Follower
 from agent.errors import ConfigError, SteelyardError
 from agent.metrics.observer import AgentFacts
-from agent.model import BackendRef, Config
+from agent.model import Address, BackendRef, Config, Network
 from agent.notify import Notifier
 from agent.state.events import TraceQuery
+from agent.state.guardview import BlockOrder, Verdicts
 from agent.state.moves import Moved, MoveOrder
-from agent.state.queries import Explanation, FiveTuple, FlowPage, FlowQuery
+from agent.state.queries import (
+    Explanation,
+    FiveTuple,
+    FlowPage,
+    FlowQuery,
+    TopPage,
+    TopQuery,
+)
 from agent.state.situation import Situation
 from agent.state.snapshot import Snapshot
 
@@ -61,10 +69,11 @@ class AgentControl:
         facts = replace(
             self._facts,
             reconcile_problem=core.problem,
-            unsaved_problem=self._store.problem,
+            unsaved_problem=self._store.problem or core.guarding.unsaved,
             defects=core.passes.defects,
             link_problems=core.link_problems,
             failover=core.pair.view(),
+            guard=core.guarding.view(core.config),
         )
         return core.observer.snapshot(core.refreshed(), core.now.contents, facts, time.time())
 
@@ -85,6 +94,7 @@ class AgentControl:
             changes = plan(self._core.config, new)
             self._core.identities(new)  # refuses what the tables cannot hold
             await self._keep_flows(new)
+            await self._core.guarding.check(new)
             # What removes by name is meant.
             if edit.op is EditOp.SERVICES_APPLY and not (confirmed or dry_run):
                 await self._ask_to_cut(new, "lbctl apply --yes")
@@ -116,6 +126,24 @@ class AgentControl:
             async with self._changing:
                 if await asyncio.to_thread(self._store.write_held):
                     log.info("the changes that were in memory only are saved")
+
+    async def block(self, order: BlockOrder) -> int:
+        """Drop what some sources send, and end their flows; how many those were."""
+        return await self._core.block(order.blocks(time.time()), confirmed=order.confirmed)
+
+    async def unblock(self, prefixes: tuple[Network, ...]) -> None:
+        """Serve these sources again."""
+        await self._core.guarding.unblock(prefixes)
+
+    def guard_test(self, address: Address) -> Verdicts:
+        """What becomes of a new flow from an address."""
+        return self._core.guarding.test(self._core.config, address)
+
+    async def top_sources(self, query: TopQuery) -> TopPage:
+        """The sources with most open flows or waiting bytes."""
+        dataplane = self._core.dataplane
+        names = names_of(self._core.now.situation)
+        return await asyncio.to_thread(top_sources, dataplane.tables, names, query, dataplane.keys)
 
     async def move(self, order: MoveOrder) -> Moved:
         """Have the VIPs move as the operator says, or with ``dry_run`` only say how."""
@@ -164,6 +192,7 @@ class AgentControl:
         changes = plan(running, loaded.config)
         self._core.identities(loaded.config)
         await self._keep_flows(loaded.config)
+        await self._core.guarding.check(loaded.config)
         return loaded, changes
 
     async def _accept(self, confirmed: bool) -> tuple[Config, tuple[Change, ...]]:

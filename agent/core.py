@@ -23,6 +23,7 @@ from agent.errors import DataplaneError, SteelyardError
 from agent.failover.plan import concerns
 from agent.floods import Floods
 from agent.flowsync import carry
+from agent.guarding import Guarding
 from agent.health.monitor import HealthMonitor, Target
 from agent.history import History, log_transitions
 from agent.metrics.observer import Observer
@@ -38,6 +39,7 @@ from agent.reconcile.passes import Passes
 from agent.reconcile.reconciler import Reconciler
 from agent.resetting import Mine, Resetter
 from agent.state import slowstart
+from agent.state.blocks import Block
 from agent.state.desired import Surroundings
 from agent.state.eligibility import Eligibility
 from agent.state.identities import Identities, Member, member_of
@@ -79,6 +81,7 @@ class Core:
         self._hops = NextHops(config.interfaces, self._wake, self._way_back)
         self._monitor = HealthMonitor(self._health_changed, self._hops.doubt, self._hops.blocked)
         self._host = Host(config, self._wake)
+        self.guarding = Guarding(config, self.dataplane)
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()
         self._reconciler: Reconciler
@@ -103,7 +106,10 @@ class Core:
     async def load(self) -> None:
         """Make or adopt tables and program; attaches nothing."""
         sync = self.config.failover.sync.is_on
-        await asyncio.to_thread(self.dataplane.load, self.config.services, sync=sync)
+        await asyncio.to_thread(self.guarding.load)
+        blocks = self.guarding.has_blocks
+        load = self.dataplane.load
+        await asyncio.to_thread(load, self.config.services, sync=sync, blocks=blocks)
         await asyncio.to_thread(carry.prepare, self.dataplane)
         self._reconciler = Reconciler(self.dataplane.tables, time.monotonic)
         self._trueup = TrueUp(self.dataplane.tables)
@@ -144,7 +150,9 @@ class Core:
         } | {
             name: self._once_started(work)
             for name, work in (
-                self.weigher.tasks() | self.pair.tasks() | {"resets": self._resetter.run()}
+                self.weigher.tasks()
+                | self.pair.tasks()
+                | {"resets": self._resetter.run(), "guard": self.guarding.run(self._wake)}
             ).items()
         }
 
@@ -226,12 +234,21 @@ class Core:
                 await self.pair.mastership.reload()
         return reset
 
+    async def block(self, new: tuple[Block, ...], *, confirmed: bool) -> int:
+        """Drop what these sources send from now on, and end their flows; how many those were."""
+        await self.guarding.block(new, confirmed=confirmed)
+        if not self.dataplane.features.guard:
+            await self._pass()
+        now = self.now.situation
+        return sum((await self._resetter.end_sources(now, [each.prefix for each in new])).values())
+
     # -- what others ask
 
     @property
     def problem(self) -> str:
         """What cannot be made as it should be, for now; empty: nothing."""
-        return self._attach_problem or self._pin_problem or self.passes.problem
+        mine = self._attach_problem or self._pin_problem or self.passes.problem
+        return mine or self.guarding.problem
 
     @property
     def link_problems(self) -> tuple[str, ...]:
@@ -371,7 +388,9 @@ class Core:
             ticks = self.dataplane.clock.ticks
             if self._started.is_set():
                 ensure = self.dataplane.ensure_features
-                await asyncio.to_thread(ensure, config.services, sync=config.failover.sync.is_on)
+                sync, blocks = config.failover.sync.is_on, self.guarding.has_blocks
+                await asyncio.to_thread(ensure, config.services, sync=sync, blocks=blocks)
+            await self.guarding.sync(config, self._reconciler.identities(config))
             draws = self.weigher.draws
             seed = self._pick_seed
             around = Surroundings(

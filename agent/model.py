@@ -19,6 +19,7 @@ ANY_PORT = 0
 MAX_WEIGHT = 1000
 MAX_PRIORITY = 7
 MAX_ZONE_PREFIXES = 65_536  # of clients, of each family
+MAX_LISTS = 30  # of addresses; as in bpf/include/abi.h
 GUE_PORT = 6080
 
 
@@ -77,6 +78,14 @@ class SynProtection(enum.Enum):
     OFF = "off"
     AUTO = "auto"  # while SYNs look like a flood
     ALWAYS = "always"
+
+
+class GuardMode(enum.Enum):
+    """What becomes of packets from sources that are blocked, denied or not allowed."""
+
+    ENFORCE = "enforce"
+    DRY_RUN = "dry-run"  # they are counted, and served
+    OFF = "off"
 
 
 class AdminState(enum.Enum):
@@ -290,6 +299,21 @@ class Zone:
 
 
 @dataclass(frozen=True, slots=True)
+class AddressList:
+    """A named set of addresses: prefixes, and those that files hold.
+
+    A file is a text with a prefix on each line; or with ``column`` a CSV file, and of that the
+    rows whose column has one of the ``values``.
+    """
+
+    name: str
+    prefixes: tuple[Network, ...] = ()
+    files: tuple[Path, ...] = ()
+    column: str | None = None
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceKey:
     """What the packet path looks a service up by; ``port`` 0 is any port."""
 
@@ -337,6 +361,9 @@ class Service:
     slow_start_s: float = 0.0  # a backend that comes up reaches its weight in this time
     no_backend: NoBackend = NoBackend.DROP
     syn_protection: SynProtection = SynProtection.OFF  # tcp
+    allow: tuple[str, ...] = ()  # lists of the sources that may begin a flow; none: all may
+    deny: tuple[str, ...] = ()  # lists of those that may not
+    guard: GuardMode = GuardMode.ENFORCE
     quic_id_bytes: int | None = None  # udp: length of the server id in QUIC connection ids
     telemetry: Telemetry = Telemetry()
     node: NodeTelemetry = NodeTelemetry()
@@ -366,6 +393,7 @@ class Tables:
     ring_slots: int = 65_537  # slots of one ring, prime
     zone_rings: int = 64  # rings for clients of a zone, of all services together
     nat_blocks: int = 32  # fullnat: of ports, one for each source and server
+    guard_nodes: int = 131_072  # of the trees of blocks and lists, 64 bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +418,7 @@ class Config:
     tables: Tables = field(default_factory=Tables)
     services: tuple[Service, ...] = ()
     zones: tuple[Zone, ...] = ()
+    lists: tuple[AddressList, ...] = ()
     failover: Failover = field(default_factory=Failover)
 
     @property

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from agent.dataplane import libbpf
 from agent.dataplane.compile import Compiled
 from agent.model import Address, Forward, Protocol
+from agent.state.addresstree import Prefix
 from bench import frames, setting
 from bench.setting import Bench
 from bench.timing import Flows, Timing, Wrapped
 
-XDP_PASS, XDP_TX = 2, 3
+XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
 _LENGTHS = {4: 64, 6: 80}  # frames, as in the measurements of Katran
 _SEGMENT = 14 + 20 + 20  # bytes of a frame with a bare segment
 _ROUNDS = 4  # in which flows are established
@@ -46,6 +47,7 @@ class Case:
     katran_ns: str | None = None  # minimum, from the same method, on another machine
     opening: bytes | None = None
     is_reply: bool = False
+    blocked: tuple[Prefix, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,20 @@ def _of_strangers() -> Iterator[Case]:
     vip = setting.CHALLENGED_VIP
     # As long as the answer: the wrapper cannot put back what is cut off behind.
     yield _new_flows("v4 dsr, challenged", vip, "challenged", length=_SEGMENT)
+    refused = _new_flows("v4 dsr, on no list of 10,000 prefixes", setting.LISTED_VIP, "listed")
+    yield replace(refused, verdict=XDP_DROP)
+    # Each half of each /16: nobody is found at the root of the tree.
+    halves = tuple((n << 15, 17) for n in range(1 << 17))
+    blocked = _new_flows("v4 dsr, blocked in 131,072 prefixes", setting.LISTED_VIP, "listed")
+    yield replace(blocked, verdict=XDP_DROP, blocked=halves)
+    yield replace(
+        next(_of_service(4, Forward.DSR)),
+        name="v4 dsr: established, beside 10,000 blocked prefixes",
+        needs=("v4 dsr", "listed"),
+        blocked=tuple(setting.scattered(10_000)),
+        target_ns=None,
+        katran_ns=None,
+    )
 
 
 def _new_flows(name: str, vip: Address, needs: str, length: int = _LENGTHS[4]) -> Case:
@@ -244,6 +260,7 @@ def measure(bench: Bench, case: Case, runs: int, repeat: int) -> Result:
     if case.flows and case.flows.count:
         repeat = max(repeat, case.flows.count)
     programs = [bench.program(names).program for names in (case.needs, ())]
+    bench.block([*case.blocked])
     frame = _prepare(bench, case, programs[0])
     wrapped = Wrapped(frame, case.flows)
     timings = wrapped.time(programs, runs, repeat)

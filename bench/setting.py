@@ -11,8 +11,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 import numpy as np
 
 from agent.dataplane import abi, pins, survey
+from agent.dataplane.abi import GuardTree
 from agent.dataplane.contents import read
 from agent.dataplane.program import Dataplane
+from agent.dataplane.sourcetrees import SourceTrees
+from agent.guarding import policy_of
 from agent.model import (
     Address,
     Backend,
@@ -33,6 +36,7 @@ from agent.model import (
 from agent.reconcile.apply import Applier
 from agent.reconcile.diff import diff
 from agent.state import identities
+from agent.state.addresstree import Prefix, build
 from agent.state.desired import Surroundings, desired
 from agent.state.eligibility import CONFIGURED, Eligibility
 
@@ -58,6 +62,9 @@ ZONES_VIP = IPv4Address("10.200.1.102")
 ZONE = Zone("near", tuple(IPv4Network("0.0.0.0/0").subnets(10)))
 UNCOUNTED_VIP = IPv4Address("10.200.1.101")
 CHALLENGED_VIP = IPv4Address("10.200.1.103")
+LISTED_VIP = IPv4Address("10.200.1.104")
+# Of the services that ask for a list, every client is refused: it holds 10,000 prefixes of others.
+LISTED = 10_000
 SCHEDULER_VIPS: dict[Scheduler, IPv4Address] = {
     scheduler: IPv4Address("10.200.1.110") + n
     for n, scheduler in enumerate(Scheduler)
@@ -97,6 +104,8 @@ def services() -> dict[str, Service]:
     found["zones"] = replace(near, backends=tuple(members))
     shy = _service(len(found), CHALLENGED_VIP, PORT, Protocol.TCP, Forward.DSR)
     found["challenged"] = replace(shy, syn_protection=SynProtection.ALWAYS)
+    choosy = _service(len(found), LISTED_VIP, PORT, Protocol.TCP, Forward.DSR)
+    found["listed"] = replace(choosy, allow=("few",))
     for scheduler, vip in SCHEDULER_VIPS.items():
         plain = _service(len(found), vip, PORT, Protocol.TCP, Forward.DSR)
         found[scheduler.value] = replace(plain, scheduler=scheduler)
@@ -137,6 +146,16 @@ def fill(dataplane: Dataplane, config: Config) -> None:
     applier = Applier(tables)
     for step in diff(actual, desired(config, ids, around)):
         applier.apply(step)
+    trees = SourceTrees(tables)
+    trees.place({GuardTree.LISTS4: build([(1, scattered(LISTED))], 4)})
+    trees.set_policies({ids.service_id(s): policy_of(s, ("few",)) for s in config.services})
+
+
+def scattered(count: int) -> list[Prefix]:
+    """So many /24 anywhere but in 192.168.0.0/16, where the client is."""
+    draw = np.random.default_rng(1)
+    found = (int(n) << 8 for n in draw.integers(1 << 16, 224 << 16, 2 * count))
+    return [(value, 24) for value in found if value >> 16 != 0xC0A8][:count]
 
 
 class Bench:
@@ -157,6 +176,10 @@ class Bench:
             dataplane.load(tuple(wanted))
             self._programs[names] = dataplane
         return self._programs[names]
+
+    def block(self, prefixes: list[Prefix]) -> None:
+        """Have the sources in these blocked, and nobody else."""
+        SourceTrees(self.main.tables).place({GuardTree.BLOCKS4: build([(1, prefixes)], 4)})
 
     def clear_flows(self) -> None:
         self.main.tables.flows[:] = 0

@@ -15,6 +15,7 @@
 #include "parse.h"
 #include "service.h"
 #include "guard.h"
+#include "sources.h"
 #include "hold.h"
 #include "challenge.h"
 #include "flow.h"
@@ -124,6 +125,12 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 	step_ends();
 	if (reason)
 		return reason;
+	if (LB_GUARD && !begins_connection(p)) {
+		walk->route->refused = source_unlisted(p, service);
+		step_ends();
+		if (walk->route->refused)
+			return refusal_of(walk->route);
+	}
 	if (hold_is_on())
 		return REASON_HELD;
 	/* The last packets of a connection that nobody knows open nothing. */
@@ -280,10 +287,18 @@ static __always_inline int from_client(CTX *ctx, struct packet *p, struct walk *
 {
 	int reason;
 
+	if (LB_GUARD && p->is_blocked && block_holds(walk->service))
+		return REASON_BLOCKED;
 	reason = guard(ctx, p);
 	step_ends();
 	if (reason)
 		return reason;
+	if (LB_GUARD && begins_connection(p)) {
+		walk->route->refused = source_unlisted(p, walk->service);
+		step_ends();
+		if (walk->route->refused)
+			return refusal_of(walk->route);
+	}
 	if (LB_CHALLENGE && walk->service->flags & SERVICE_F_CHALLENGE) {
 		walk->route->challenge = challenge_syn(p, walk->service, walk->route);
 		step_ends();
@@ -366,6 +381,8 @@ int balancer(CTX *ctx)
 	step_ends();
 	if (reason)
 		goto out;
+	if (LB_GUARD)
+		source_look_up(p, room);
 	reason = find_route(ctx, p, room, &walk);
 	step_ends();
 	if (reason)

@@ -127,6 +127,20 @@ struct verified_bucket {
 _Static_assert(sizeof(struct verified_bucket) == 64, "one cache line");
 BPF_F_TABLE("array", u32, struct verified_bucket, verified, VERIFIED_BUCKETS, BPF_F_MMAPABLE);
 
+/* Sources that are blocked, and that are on lists (abi.h).  The agent writes. */
+BPF_TABLE_PINNED7("array", u32, struct guard_roots, guard_roots, 1, LB_PINNED(guard_roots),
+		  BPF_F_MMAPABLE);
+BPF_TABLE_PINNED7("array", u32, struct guard_node, guard_nodes, LB_GUARD_NODES,
+		  LB_PINNED(guard_nodes), BPF_F_MMAPABLE);
+
+/* service id -> which lists count for it.  The agent writes. */
+BPF_TABLE_PINNED7("array", u32, struct guard_policy, guard_policies, LB_SERVICES,
+		  LB_PINNED(guard_policies), BPF_F_MMAPABLE);
+
+/* cpu -> what the lists have dropped.  The packet path writes. */
+BPF_TABLE_PINNED7("array", u32, struct guard_counters, guard_count, LB_ROWS, LB_PINNED(guard_count),
+		  BPF_F_MMAPABLE);
+
 /* line -> 32 backend ids.  The agent writes, only to regions nothing names. */
 BPF_TABLE_PINNED7("array", u32, struct ring_line, rings, LB_RING_LINES, LB_PINNED(rings),
 		  BPF_F_MMAPABLE);
@@ -201,6 +215,8 @@ struct abi_witness {
 	enum flow_state flow_state;
 	enum talk talk;
 	enum event_kind event_kind;
+	enum guard_tree guard_tree;
+	enum guard_mode guard_mode;
 	struct event event;
 };
 BPF_ARRAY(abi_witness, struct abi_witness, 1);

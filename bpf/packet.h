@@ -33,6 +33,7 @@ struct packet {
 	__u8 is_vip;            /* the destination is a VIP, served or not */
 	__u8 may_be_reply;      /* the source may be a backend of nat */
 	__u8 from_peer;         /* another balancer has passed it on */
+	__u8 is_blocked;        /* its source is */
 	__u8 nat_source;        /* the destination is that source of fullnat + 1; 0: none */
 };
 

@@ -60,6 +60,7 @@ struct route {
 	__u8 is_over;     /* REASON_NO_FLOW: enum over */
 	__u8 challenge;   /* REASON_CHALLENGED, REASON_VERIFIED or 0 */
 	__u8 opens;       /* a flow, if it is of none */
+	__u8 refused;     /* why its source is not wanted, or 0 */
 };
 
 /* Whether the sender of a packet of no flow is to learn that its connection is over. */
@@ -91,6 +92,7 @@ struct scratch {
 	struct fragment fragment;
 	__u64 option; /* guard.h: the offset of the next IPv4 option */
 	__u64 fence;  /* service.h */
+	__u32 lists;  /* sources.h: the lists that hold the source, a bit each */
 };
 
 /* One element of each CPU, for the packet in hand. */

@@ -29,6 +29,9 @@ REASONS = {
     "port-zero": "a new flow from or to port 0",
     "challenged": "its sender has not shown that it is at its address (SYN protection)",
     "verified": "has shown that its sender is at its address (SYN protection)",
+    "blocked": "its source is blocked (lbctl guard list)",
+    "denied": "a new flow of a source that is on a denied list",
+    "not-allowed": "a new flow of a source that is on no allowed list",
 }
 _FATES = {"passed": "passed to the host"}
 TIME_STYLES = 5  # as many as tcpdump has

@@ -64,6 +64,13 @@ COMMANDS = (
         SEE,
     ),
     LazyCommand(
+        "guard",
+        "lbctl.commands.guard",
+        "guard",
+        "Blocked sources and lists: status, list, block, unblock, test, top.",
+        CHANGE,
+    ),
+    LazyCommand(
         "apply",
         "lbctl.commands.apply",
         "apply",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, override
 import click
 from click.shell_completion import CompletionItem
 
+from agent.config.durations import parse_duration
 from agent.errors import SteelyardError
 from agent.model import BackendRef
 from lbctl.environment import DEFAULT_SOCKET, Environment, Output
@@ -200,7 +201,7 @@ class AddressType(_Type):
             self.fail(f"{value!r} is not an IPv4 or IPv6 address", param, ctx)
 
 
-class VipType(_Type):
+class NetworkType(_Type):
     """An address, or a prefix without host bits."""
 
     name = "address|prefix"
@@ -233,6 +234,21 @@ class PrefixType(_Type):
             return str(ip_network(str(value), strict=False))
         except ValueError:
             self.fail(f"{value!r} is not an address or a prefix such as 10.0.0.0/8", param, ctx)
+
+
+class DurationType(_Type):
+    """A time with its unit, as the configuration has it: seconds."""
+
+    name = "duration"
+
+    @override
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = parse_duration(value)
+        if seconds is None:
+            self.fail(f"{value!r} is not a time such as 30s, 10m or 2h", param, ctx)
+        return seconds
 
 
 class EndpointType(_Type):
@@ -300,8 +316,9 @@ SERVICE = ServiceName()
 BACKEND = BackendName()
 BACKEND_FILTER = BackendFilter()
 ADDRESS = AddressType()
-VIP = VipType()
+VIP = SOURCES = NetworkType()
 PREFIX = PrefixType()
+DURATION = DurationType()
 ENDPOINT = EndpointType()
 PORT = PortType()
 SERVER_ID = ServerIdType()

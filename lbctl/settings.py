@@ -14,6 +14,7 @@ from agent.model import (
     CheckKind,
     DownFlows,
     Forward,
+    GuardMode,
     ModelSource,
     NoBackend,
     NodeKind,
@@ -54,6 +55,13 @@ def seconds(text: str) -> object:
 
 def _duration(_ctx: click.Context, _param: click.Parameter, given: str | None) -> object:
     return None if given is None else seconds(given)
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, given: str | None) -> object:
+    """Names of lists; `none` is no list."""
+    if given is None:
+        return None
+    return [] if given == "none" else [name.strip() for name in given.split(",")]
 
 
 def _statuses(_ctx: click.Context, _param: click.Parameter, given: str | None) -> object:
@@ -121,6 +129,23 @@ _SETTINGS = (
         "--syn-protection",
         type=WordType(SynProtection),
         help="tcp: whether new clients have to show that they are at their address.",
+    ),
+    click.option(
+        "--allow",
+        callback=_names,
+        metavar="LIST[,LIST]",
+        help="Only sources on these lists may begin a flow; none: all may.",
+    ),
+    click.option(
+        "--deny",
+        callback=_names,
+        metavar="LIST[,LIST]",
+        help="Sources on these lists may not; none: nobody is denied.",
+    ),
+    click.option(
+        "--guard",
+        type=WordType(GuardMode),
+        help="What becomes of sources that are blocked, denied or not allowed.",
     ),
     click.option(
         "--quic-server-id-bytes",

@@ -7,10 +7,18 @@ from typing import Protocol
 
 from agent.config.edit import Edit
 from agent.config.plan import Change
-from agent.model import Config
+from agent.model import Address, Config, Network
 from agent.state.events import Event, Lost, TraceQuery
+from agent.state.guardview import BlockOrder, Verdicts
 from agent.state.moves import Moved, MoveOrder
-from agent.state.queries import Explanation, FiveTuple, FlowPage, FlowQuery
+from agent.state.queries import (
+    Explanation,
+    FiveTuple,
+    FlowPage,
+    FlowQuery,
+    TopPage,
+    TopQuery,
+)
 from agent.state.snapshot import Snapshot
 
 
@@ -73,6 +81,22 @@ class Control(Protocol):
 
     async def move(self, order: MoveOrder) -> Moved:
         """Have the VIPs move as the operator says, or with ``dry_run`` only say how."""
+        ...
+
+    async def block(self, order: BlockOrder) -> int:
+        """Drop what some sources send, and end their flows; how many those were."""
+        ...
+
+    async def unblock(self, prefixes: tuple[Network, ...]) -> None:
+        """Serve these sources again."""
+        ...
+
+    def guard_test(self, address: Address) -> Verdicts:
+        """What becomes of a new flow from an address."""
+        ...
+
+    async def top_sources(self, query: TopQuery) -> TopPage:
+        """The sources with most open flows or waiting bytes."""
         ...
 
     async def flows(self, query: FlowQuery) -> FlowPage:

@@ -11,15 +11,17 @@ import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv6Address
 
 from agent.api import filters, tracefilter
 from agent.config.edit import Edit, EditOp
 from agent.errors import NotFoundError, RequestError
-from agent.model import Address, Config, Protocol
+from agent.model import Address, Config, Network, Protocol
+from agent.state.blocks import DEFAULT_S
 from agent.state.events import DEFAULT_SAMPLE, MAX_SAMPLE, EventKind, TraceQuery
+from agent.state.guardview import BlockOrder
 from agent.state.moves import MoveOrder, MoveVerb
-from agent.state.queries import FiveTuple, FlowQuery
+from agent.state.queries import FiveTuple, FlowQuery, TopQuery
 
 MAX_FLOWS = 10_000
 FLOW_STATES = ("embryonic", "acked", "established", "closing", "awaiting")
@@ -29,6 +31,11 @@ MOVE_FIELDS = ("instance", "force", "dry_run")
 FLOW_PARAMETERS = ("service", "backend", "client", "state", "limit", "hottest")
 TRACE_PARAMETERS = ("kind", "service", "sample", "filter")
 TRACE_KINDS = frozenset(kind for kind in EventKind if not kind.is_sampled)
+TOP_PARAMETERS = ("service", "by", "limit")
+BLOCK_FIELDS = ("prefixes", "for_s", "why", "confirmed")
+UNBLOCK_FIELDS = ("prefixes",)
+MAX_PREFIXES = 1024  # of one order
+MAX_WHY = 200  # characters
 EXPLAIN_PARAMETERS = ("protocol", "client", "client_port", "vip", "port")
 
 
@@ -212,6 +219,79 @@ def edit_request(body: Mapping[str, object]) -> tuple[Edit, How]:
     return Edit(EditOp(op), _name(body, "service"), _name(body, "backend"), values), _how(body)
 
 
+def block_order(body: Mapping[str, object]) -> BlockOrder:
+    """What POST /v1/guard/block wants blocked."""
+    for name in body:
+        if name not in BLOCK_FIELDS:
+            raise _unknown("field", name, BLOCK_FIELDS)
+    for_s, why = body.get("for_s", DEFAULT_S), body.get("why", "")
+    if isinstance(for_s, bool) or not isinstance(for_s, int | float):
+        raise RequestError(
+            f"{for_s!r} is not a number of seconds", where="field for_s", remedy="use 600, say"
+        )
+    if not isinstance(why, str) or len(why) > MAX_WHY or not why.isprintable():
+        raise RequestError(
+            f"is not a line of text of up to {MAX_WHY} characters",
+            where="field why",
+            remedy="say in a few words why these are blocked",
+        )
+    return BlockOrder(_prefixes(body), float(for_s), why, _flag(body, "confirmed"))
+
+
+def unblock_order(body: Mapping[str, object]) -> tuple[Network, ...]:
+    """What POST /v1/guard/unblock wants served again."""
+    for name in body:
+        if name not in UNBLOCK_FIELDS:
+            raise _unknown("field", name, UNBLOCK_FIELDS)
+    return _prefixes(body)
+
+
+def _prefixes(body: Mapping[str, object]) -> tuple[Network, ...]:
+    given = body.get("prefixes")
+    if not isinstance(given, list) or not 0 < len(given) <= MAX_PREFIXES:
+        raise RequestError(
+            f"is not a list of 1 to {MAX_PREFIXES} prefixes",
+            where="field prefixes",
+            remedy='send a list, like ["192.0.2.7", "2001:db8::/48"]',
+        )
+    return tuple(dict.fromkeys(_whole_prefix(str(text)) for text in given))
+
+
+def _whole_prefix(text: str) -> Network:
+    """Not an address with a length: who blocks 192.0.2.7/24 may have meant one host."""
+    network = _prefix(text, "field prefixes")
+    first = text.partition("/")[0]
+    if ipaddress.ip_address(first) != network.network_address:
+        raise RequestError(
+            f"{text} is an address inside of {network}",
+            where="field prefixes",
+            remedy=f"give {network}, or {first} alone",
+        )
+    return network
+
+
+def tested_address(given: Mapping[str, str]) -> Address:
+    """The address that GET /v1/guard/test asks about."""
+    if "address" not in given:
+        raise RequestError(
+            "is missing", where="parameter address", remedy="name the address of a client"
+        )
+    return _address(given, "address")
+
+
+def top_query(given: Mapping[str, str], config: Config) -> TopQuery:
+    """What GET /v1/guard/top is to show."""
+    service, by = given.get("service"), given.get("by", "flows")
+    if service is not None:
+        _check_service(service, config, "parameter service")
+    if by not in ("flows", "waiting"):
+        raise RequestError(
+            f"{by!r} is nothing to rank by", where="parameter by", remedy="use flows or waiting"
+        )
+    limit = _number(given, "limit", 1, MAX_FLOWS) if "limit" in given else 20
+    return TopQuery(service, by == "waiting", limit)
+
+
 def move_order(verb: str, body: Mapping[str, object]) -> MoveOrder:
     """What POST /v1/failover/VERB asks for."""
     for name in body:
@@ -263,7 +343,7 @@ def _name(body: Mapping[str, object], field: str) -> str | None:
     return value
 
 
-def _prefix(text: str) -> IPv4Network | IPv6Network:
+def _prefix(text: str, where: str = "parameter client") -> Network:
     try:
         if "%" in text:
             raise ValueError("packets name no interface")
@@ -271,7 +351,7 @@ def _prefix(text: str) -> IPv4Network | IPv6Network:
     except ValueError as error:
         raise RequestError(
             f"{text!r} is neither an address nor a prefix",
-            where="parameter client",
+            where=where,
             remedy="write it like 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32",
         ) from error
 

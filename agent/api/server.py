@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 
 from agent import guarded
-from agent.api import failoverviews, listen, peer, requests, trace, views
+from agent.api import failoverviews, guardviews, listen, peer, requests, trace, views
 from agent.api.control import Control, Following
 from agent.config.plan import Change
 from agent.config.render import document
@@ -31,6 +31,7 @@ from agent.errors import (
     SteelyardError,
     UnconfirmedError,
 )
+from agent.state.blocks import shown
 from agent.state.snapshot import Snapshot
 
 log = structlog.get_logger()
@@ -176,6 +177,11 @@ class ApiServer:
                 web.get("/v1/trace", self._trace),
                 web.post("/v1/edit", self._edit),
                 web.post("/v1/reload", self._reload),
+                web.get("/v1/guard", self._guard),
+                web.get("/v1/guard/test", self._guard_test),
+                web.get("/v1/guard/top", self._guard_top),
+                web.post("/v1/guard/block", self._guard_block),
+                web.post("/v1/guard/unblock", self._guard_unblock),
                 web.get("/v1/failover", self._failover),
                 web.post("/v1/failover/{verb}", self._move),
                 web.get("/metrics", self._metrics),
@@ -291,6 +297,41 @@ class ApiServer:
         unsaved = self._control.unsaved() if applied else ""
         return _json(
             {"changes": views.changes(changes), "applied": applied, "unsaved_problem": unsaved}
+        )
+
+    async def _guard(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        snapshot = self._control.snapshot()
+        return await asyncio.to_thread(lambda: _json(guardviews.guard(snapshot)))  # many, maybe
+
+    async def _guard_test(self, request: web.Request) -> web.Response:
+        address = requests.tested_address(_parameters(request, ("address",)))
+        return _json(guardviews.tested(self._control.guard_test(address)))
+
+    async def _guard_top(self, request: web.Request) -> web.Response:
+        given = _parameters(request, requests.TOP_PARAMETERS)
+        query = requests.top_query(given, self._control.config())
+        return _json(guardviews.top(await self._control.top_sources(query)))
+
+    async def _guard_block(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        caller = _peer(request)
+        order = requests.block_order(requests.json_object(await request.read()))
+        ended = await self._control.block(order)
+        prefixes = [shown(prefix) for prefix in order.prefixes]
+        _log_use(caller, "api_block", prefixes=prefixes, for_s=order.for_s, why=order.why)
+        unsaved = self._control.snapshot().guard.unsaved
+        return _json({"blocked": prefixes, "flows_ended": ended, "unsaved_problem": unsaved})
+
+    async def _guard_unblock(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        caller = _peer(request)
+        prefixes = requests.unblock_order(requests.json_object(await request.read()))
+        await self._control.unblock(prefixes)
+        named = [shown(prefix) for prefix in prefixes]
+        _log_use(caller, "api_unblock", prefixes=named)
+        return _json(
+            {"unblocked": named, "unsaved_problem": self._control.snapshot().guard.unsaved}
         )
 
     async def _failover(self, request: web.Request) -> web.Response:

@@ -51,6 +51,7 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
             ring_slots=tables.ring_slots,
             zone_rings=tables.zone_rings,
             nat_blocks=tables.nat_blocks,
+            guard_nodes=tables.guard_nodes,
         ),
         services=tuple(
             _service(candidate.section, candidate.backends)
@@ -58,6 +59,7 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
             if candidate.section is not None
         ),
         zones=globals_.zones,
+        lists=globals_.lists,
         failover=to_failover(globals_.failover),
     )
 
@@ -82,6 +84,9 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         slow_start_s=section.slow_start,
         no_backend=section.no_backend,
         syn_protection=section.syn_protection if is_tcp else SynProtection.OFF,
+        allow=section.allow,
+        deny=section.deny,
+        guard=section.guard,
         quic_id_bytes=section.quic_server_id_bytes,
         telemetry=section.telemetry.model(),
         node=section.node.model(),

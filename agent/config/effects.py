@@ -19,6 +19,7 @@ from agent.model import (
     Backend,
     CheckKind,
     DownFlows,
+    GuardMode,
     NoBackend,
     Service,
     ServiceKey,
@@ -35,6 +36,11 @@ _CHALLENGED = {
     SynProtection.AUTO: "in a flood of SYNs, new clients have to show that they are at their "
     "address",
     SynProtection.ALWAYS: "new clients have to show that they are at their address",
+}
+_GUARDED = {
+    GuardMode.ENFORCE: "sources that are blocked, denied or not allowed are dropped",
+    GuardMode.DRY_RUN: "sources that are blocked, denied or not allowed are served, and counted",
+    GuardMode.OFF: "sources that are blocked, denied or not allowed are served",
 }
 _DOWN_FLOWS = {
     DownFlows.AUTO: "are reset if nothing comes back from it, else they stay with it",
@@ -158,6 +164,10 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
         yield f"if no backend is left for new flows, {_WITHOUT_BACKEND[new.no_backend]}"
     if old.syn_protection is not new.syn_protection:
         yield _CHALLENGED[new.syn_protection]
+    if (old.allow, old.deny) != (new.allow, new.deny):
+        yield f"{_admitted(new)} may begin a flow; {_STAY}"
+    if old.guard is not new.guard:
+        yield _GUARDED[new.guard]
     if old.quic_id_bytes != new.quic_id_bytes:
         yield (
             "QUIC packets go to the backend that the server id in their connection id names "
@@ -165,6 +175,11 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
             if new.quic_id_bytes
             else "QUIC packets go by their addresses and ports alone"
         )
+
+
+def _admitted(service: Service) -> str:
+    who = f"only sources on {' or '.join(service.allow)}" if service.allow else "all sources"
+    return f"{who} but those on {' or '.join(service.deny)}" if service.deny else who
 
 
 def _scheduler_settings(service: Service) -> tuple[object, ...]:

@@ -242,6 +242,9 @@ Priority = Annotated[
 ]
 ZoneRings = Annotated[int, BeforeValidator(whole(0, 4096)), Kind("whole number, 0 to 4096")]
 NatBlocks = Annotated[int, BeforeValidator(whole(1, 65_535)), Kind("whole number, 1 to 65535")]
+GuardNodes = Annotated[
+    int, BeforeValidator(whole(4097, 2**24)), Kind("whole number, 4097 to 16777216")
+]
 Count = Annotated[int, BeforeValidator(whole(1, 100)), Kind("whole number, 1 to 100")]
 Seed = Annotated[int, BeforeValidator(whole(0, 2**32 - 1)), Kind("whole number, 0 to 4294967295")]
 TableSize = Annotated[int, BeforeValidator(whole(2, 65_535)), Kind("whole number, 2 to 65535")]

@@ -22,6 +22,7 @@ def check(services: list[Candidate], globals_: GlobalSection | None) -> Iterator
             yield from _rebalance(service, service.section)
         if globals_ is not None:
             yield from _zones(service, globals_)
+            yield from _lists(service, globals_)
     if globals_ is not None:
         yield from _rings(services, globals_)
         yield from _prefixes(globals_)
@@ -96,6 +97,19 @@ def _zones(service: Candidate, globals_: GlobalSection) -> Iterator[Problem]:
                 f"{listed} it with the prefixes of its clients: "
                 f"zones: {{{backend.zone}: [10.1.0.0/16]}}",
             )
+
+
+def _lists(service: Candidate, globals_: GlobalSection) -> Iterator[Problem]:
+    known = [each.name for each in globals_.lists]
+    for key in ("allow", "deny"):
+        for name in getattr(service.section, key, ()):
+            if name not in known:
+                listed = f"known: {', '.join(known)}; or add" if known else "add"
+                yield Problem(
+                    (*service.path, key),
+                    f"there is no list {name!r}",
+                    f"{listed} it with its prefixes: lists: {{{name}: [198.51.100.0/24]}}",
+                )
 
 
 def _prefixes(globals_: GlobalSection) -> Iterator[Problem]:

@@ -14,10 +14,11 @@ from agent.model import Nat, Tables
 # Bytes of one element, all arrays together (agent/dataplane/tables.py). Tables by key are left
 # out: they grow with what is in them.
 _FLOW = 136
-_SERVICE, _SERVICE_ROW = 64, 256  # a row: counters of one CPU
+_SERVICE, _SERVICE_ROW = 80, 320  # a row: counters of one CPU
 _BACKEND, _BACKEND_ROW = 1472, 64
 _RING_SLOT = 2
 _PORT = 64
+_GUARD_NODE = 64
 _SPARE_RINGS = 2
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -49,6 +50,7 @@ def parts(tables: Tables, nat: Nat, cpus: int) -> tuple[Part, ...]:
             tables.ring_slots * rings * _RING_SLOT,
         ),
         Part("tables.services", tables.services * (_SERVICE + rows * _SERVICE_ROW)),
+        Part("tables.guard_nodes", tables.guard_nodes * _GUARD_NODE),
         Part("tables.backends", tables.backends * (_BACKEND + rows * _BACKEND_ROW)),
         Part(
             "tables.nat_blocks (for each of nat.ports)",

@@ -5,16 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from agent.config.kinds import Kind, matching, refuse, shown, text, whole
-from agent.model import ANY_PORT, MAX_ZONE_PREFIXES, Address, Network, Zone
+from agent.config.kinds import Kind, matching, refuse, shown, suggestion, text, whole
+from agent.model import (
+    ANY_PORT,
+    MAX_LISTS,
+    MAX_ZONE_PREFIXES,
+    Address,
+    AddressList,
+    Network,
+    Zone,
+)
 
 # First and last port of a range; one port, or ANY_PORT, has no last one.
 type Ports = tuple[int, int | None]
 
+MAX_LIST_PREFIXES = 4096  # in the configuration itself; files may hold any number
 MAX_NAT_SOURCES = 8  # NAT_SOURCES of abi.h
 _SHORTEST_PREFIX = {4: 8, 6: 16}
 _RANGE = re.compile(r"([0-9]{1,5})\s*-\s*([0-9]{1,5})", re.ASCII)
@@ -179,6 +189,59 @@ def _zones(value: object) -> tuple[Zone, ...]:
     return tuple(sorted(zones, key=lambda zone: zone.name))
 
 
+def _lists(value: object) -> tuple[AddressList, ...]:
+    if not isinstance(value, dict):
+        refuse(
+            f"{shown(value)} is not a mapping",
+            "write each list with its prefixes, or its files: office: [198.51.100.0/24]",
+        )
+    if len(value) > MAX_LISTS:
+        refuse(f"{len(value)} lists are too many", f"give at most {MAX_LISTS}")
+    if "none" in value:
+        refuse("none is no name for a list: `lbctl` says so of no list", "give it another name")
+    lists = [_list(_list_name(key), content) for key, content in value.items()]
+    return tuple(sorted(lists, key=lambda each: each.name))
+
+
+_LIST_KEYS = ("prefixes", "files", "column", "values")
+
+
+def _list(name: str, content: object) -> AddressList:
+    if not isinstance(content, dict):
+        return AddressList(name, _list_prefixes(content))
+    unknown = next((key for key in content if key not in _LIST_KEYS), None)
+    if unknown is not None:
+        hint = suggestion(unknown, _LIST_KEYS)
+        refuse(f"{name}: unknown key {shown(unknown)}", f"{hint}known: {', '.join(_LIST_KEYS)}")
+    column, values = content.get("column"), content.get("values")
+    if (column is None) != (values is None):
+        refuse(
+            f"{name}: column and values belong together",
+            "give both, or for a text with a prefix on each line neither",
+        )
+    found = AddressList(
+        name,
+        _list_prefixes(content.get("prefixes") or []),
+        _list_files(content.get("files") or []),
+        None if column is None else text(column),
+        () if values is None else _list_values(values),
+    )
+    if column is not None and not found.files:
+        refuse(f"{name}: a column of no file", "name the CSV files: files: [/path/to/file.csv]")
+    return found
+
+
+def _list_value(value: object) -> str:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
+
+
+def _list_file(value: object) -> Path:
+    path = Path(text(value))
+    if not path.is_absolute():
+        refuse(f"{shown(value)} is not an absolute path", "begin it with /")
+    return path
+
+
 def _listen(value: object) -> tuple[str, int] | None:
     # YAML 1.1 readers in front of the API may have made a boolean of `off`.
     if value == "off" or value is False:
@@ -211,6 +274,15 @@ _zone_name = matching(
     64,
 )
 _zone_clients = _listed(_clients, MAX_ZONE_PREFIXES, "prefixes")
+_list_name = matching(
+    r"[a-z0-9][a-z0-9._-]*",
+    "a list's name",
+    "use lower-case letters, digits, and . _ - after the first, such as office-1",
+    64,
+)
+_list_prefixes = _listed(_clients, MAX_LIST_PREFIXES, "prefixes")
+_list_files = _listed(_list_file, 16, "files")
+_list_values = _listed(_list_value, 1024, "values")
 
 UnicastAddress = Annotated[Address, BeforeValidator(_address), Kind("IPv4 or IPv6 address")]
 AddressV4 = Annotated[IPv4Address, BeforeValidator(_address_v4), Kind("IPv4 address")]
@@ -238,6 +310,16 @@ NatSourcesV6 = Annotated[
 Listen = Annotated[tuple[str, int] | None, BeforeValidator(_listen), Kind("address:port, or `off`")]
 Zones = Annotated[
     tuple[Zone, ...], BeforeValidator(_zones), Kind("mapping of names to lists of prefixes")
+]
+Lists = Annotated[
+    tuple[AddressList, ...],
+    BeforeValidator(_lists),
+    Kind("mapping of names to lists of prefixes, or to `files`"),
+]
+ListNames = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_listed(_list_name, MAX_LISTS, "lists")),
+    Kind("list of names of `lists`"),
 ]
 Addresses = Annotated[
     tuple[Address, ...],

@@ -29,6 +29,7 @@ LIVE_FIELDS = frozenset(
         "nat.sources_ipv4",
         "nat.sources_ipv6",
         "zones",
+        "lists",
         "failover",
     }
 )
@@ -42,6 +43,7 @@ TABLE_FIELDS = frozenset(
         "tables.ring_slots",
         "tables.zone_rings",
         "tables.nat_blocks",
+        "tables.guard_nodes",
         "nat.ports",
     }
 )

@@ -15,7 +15,7 @@ from agent.config.load_fields import (
     rebalance_fields,
     telemetry_fields,
 )
-from agent.model import ANY_PORT, Backend, Config, HealthCheck, Service
+from agent.model import ANY_PORT, AddressList, Backend, Config, HealthCheck, Service
 
 type Fields = dict[str, object]
 
@@ -85,7 +85,9 @@ def global_fields(config: Config) -> Fields:
         "tables.ring_slots": config.tables.ring_slots,
         "tables.zone_rings": config.tables.zone_rings,
         "tables.nat_blocks": config.tables.nat_blocks,
+        "tables.guard_nodes": config.tables.guard_nodes,
         "zones": {zone.name: [str(prefix) for prefix in zone.clients] for zone in config.zones},
+        "lists": {each.name: _list(each) for each in config.lists},
         "failover": failover_document(config.failover),
     }
 
@@ -117,6 +119,9 @@ def service_fields(service: Service) -> Fields:
         "rtt_per_connection": format_duration(service.rtt_per_connection_s),
         "no_backend": service.no_backend.value,
         "syn_protection": service.syn_protection.value,
+        "allow": list(service.allow),
+        "deny": list(service.deny),
+        "guard": service.guard.value,
         "quic_server_id_bytes": service.quic_id_bytes,
         "down_flows": service.down_flows.value,
         "reset_after": format_duration(service.reset_after_s),
@@ -175,6 +180,18 @@ def _nested(fields: Fields) -> dict[str, object]:
         assert isinstance(inner, dict)  # noqa: S101 (a section is never also a value)
         inner[key] = value
     return result
+
+
+def _list(each: AddressList) -> object:
+    prefixes = [str(prefix) for prefix in each.prefixes]
+    if not each.files:
+        return prefixes
+    found: dict[str, object] = {"files": [str(path) for path in each.files]}
+    if prefixes:
+        found["prefixes"] = prefixes
+    if each.column is not None:
+        found |= {"column": each.column, "values": list(each.values)}
+    return found
 
 
 def _listen(listen: tuple[str, int] | None) -> str:

@@ -61,6 +61,13 @@ class TablesSection(Section):
         "block takes 64 bytes a port, 1.4 MB by default.",
     )
 
+    guard_nodes: kinds.GuardNodes = Field(
+        _TABLES.guard_nodes,
+        description="Room for `lists` and blocks: nodes of 64 bytes, 8 MB by default. A list of "
+        "each family takes 4096, and one to four for every IPv4 prefix that lies alone, 20 for an "
+        "IPv6 /96; a list that changes needs room for the old one and the new one.",
+    )
+
 
 class TunnelSourceSection(Section):
     """Source addresses of the outer header of `ipip` and `gue` packets.
@@ -181,6 +188,14 @@ class GlobalSection(Section):
         _CONFIG.zones,
         description="Places, and the prefixes of the clients that are near: `{east: "
         "[10.1.0.0/16, 2001:db8:1::/48]}`. The longest prefix wins. See `zone` of a backend.",
+    )
+    lists: net.Lists = Field(
+        _CONFIG.lists,
+        description="Named sets of client addresses, for `allow` and `deny`: `{office: "
+        "[198.51.100.0/24], drop: {files: [/etc/steelyard/drop.txt]}}`. A file is a text with an "
+        "address or a prefix at the start of each line, or with `column` and `values` a CSV file "
+        "with a heading, of which the rows count whose column has one of the values. Files that "
+        "change are read again within ten seconds. See guard.md.",
     )
     tables: TablesSection = Field(
         default_factory=lambda: TablesSection.model_validate({}), description="Sizes of tables."

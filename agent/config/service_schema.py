@@ -23,6 +23,7 @@ from agent.model import (
     CheckKind,
     DownFlows,
     Forward,
+    GuardMode,
     HealthCheck,
     NoBackend,
     Protocol,
@@ -197,6 +198,21 @@ class DefaultsSection(Section):
         description="For tcp: whether a client that begins a connection has to show first that it "
         "is at its address, which costs it 10 ms to 3 s once in ten minutes. `auto`: while the "
         "service gets a flood of SYNs of which nothing follows. See security.md.",
+    )
+    allow: net.ListNames = Field(
+        _SERVICE.allow,
+        description="If given: only sources that are on one of these `lists` may begin a flow.",
+    )
+    deny: net.ListNames = Field(
+        _SERVICE.deny,
+        description="Sources that are on one of these `lists` may not begin a flow, whatever "
+        "`allow` says.",
+    )
+    guard: Annotated[GuardMode, *kinds.choice(GuardMode)] = Field(
+        _SERVICE.guard,
+        description="What becomes of packets from sources that are not allowed, denied, or "
+        "blocked with `lbctl guard block`. `enforce`: they are dropped. `dry-run`: they are "
+        "served, and counted as what would have been dropped. `off`: they are served.",
     )
     down_flows: Annotated[DownFlows, *kinds.choice(DownFlows)] = Field(
         _SERVICE.down_flows,

@@ -12,7 +12,7 @@ import numpy as np
 from agent.dataplane.btf import Btf
 from agent.errors import AbiMismatchError
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 FLOW_TAG_SHIFT = 32
 FLOW_BACKEND_SHIFT = 16
@@ -41,6 +41,11 @@ LATENCY_BUCKETS = 44
 SAMPLES = 32  # of each backend, the newest
 FLOW_AWAITING = 4
 HOLD_MAX_NS = 1_000_000_000
+GUARD_BRANCH = 0x80000000
+GUARD_NODE_ENTRIES = 16
+GUARD_ROOT_NODES = 4096
+GUARD_COUNT_BLOCKED = 30
+GUARD_COUNT_NOT_ALLOWED = 31
 
 
 class Reason(enum.IntEnum):
@@ -67,6 +72,9 @@ class Reason(enum.IntEnum):
     PORT_ZERO = 18
     CHALLENGED = 19
     VERIFIED = 20
+    BLOCKED = 21
+    DENIED = 22
+    NOT_ALLOWED = 23
 
     @property
     def label(self) -> str:
@@ -76,6 +84,23 @@ class Reason(enum.IntEnum):
 
 FIRST_DROP = Reason.MALFORMED
 REASON_COUNT = len(Reason)
+
+
+class GuardTree(enum.IntEnum):
+    """``enum guard_tree``: the trees of source addresses."""
+
+    BLOCKS4 = 0
+    BLOCKS6 = 1
+    LISTS4 = 2
+    LISTS6 = 3
+
+
+class GuardModeId(enum.IntEnum):
+    """``enum guard_mode``: what becomes of what is refused."""
+
+    ENFORCE = 0
+    DRY_RUN = 1
+    OFF = 2
 
 
 class ForwardId(enum.IntEnum):
@@ -341,8 +366,13 @@ SERVICE_COUNTERS = np.dtype(
         ("gone_established", "u8"),
         ("gone_reply_packets", "u8"),
         ("gone_reply_bytes", "u8"),
+        ("pad", "u8", (5,)),
     ]
 )
+GUARD_NODE = np.dtype([("entry", "u4", (GUARD_NODE_ENTRIES,))])
+GUARD_ROOTS = np.dtype([("root", "u4", (4,)), ("nodes", "u4", (4,)), ("pad", "u8", (4,))])
+GUARD_POLICY = np.dtype([("allow", "u4"), ("deny", "u4"), ("mode", "u4"), ("pad", "u4")])
+GUARD_COUNTERS = np.dtype([("dropped", "u8", (32,)), ("would_drop", "u8", (32,))])
 SYNC_COUNTERS = np.dtype(
     [
         ("untold", "u8"),
@@ -429,6 +459,10 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "fragment": FRAGMENT,
     "backend_counters": BACKEND_COUNTERS,
     "service_counters": SERVICE_COUNTERS,
+    "guard_node": GUARD_NODE,
+    "guard_roots": GUARD_ROOTS,
+    "guard_policy": GUARD_POLICY,
+    "guard_counters": GUARD_COUNTERS,
     "sync_counters": SYNC_COUNTERS,
     "event": EVENT,
     "trace_control": TRACE_CONTROL,
@@ -437,6 +471,8 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
 
 ENUMS: dict[str, dict[str, int]] = {
     "reason": {f"REASON_{r.name}": r for r in Reason} | {"REASON_COUNT": REASON_COUNT},
+    "guard_tree": {f"GUARD_{t.name}": t for t in GuardTree} | {"GUARD_TREES": len(GuardTree)},
+    "guard_mode": {f"GUARD_{m.name}": m for m in GuardModeId},
     "forward": {f"FORWARD_{f.name}": f for f in ForwardId},
     "scheduler": {f"SCHEDULER_{s.name}": s for s in SchedulerId},
     "flow_state": {f"FLOW_{s.name}": s for s in FlowState} | {"FLOW_STATES": FLOW_STATES},

@@ -52,6 +52,7 @@ class Features:
     reset: bool = False
     zones: bool = False
     challenge: bool = False
+    guard: bool = False
     sync: bool = False
 
     def covers(self, other: Features) -> bool:
@@ -72,8 +73,12 @@ class Features:
 ALL_FEATURES = Features(**{f.name: True for f in fields(Features)})
 
 
-def needed_features(services: tuple[Service, ...], *, sync: bool = False) -> Features:
-    """The least that serves these services; ``sync``: flows are exchanged with other balancers."""
+def needed_features(
+    services: tuple[Service, ...], *, sync: bool = False, blocks: bool = False
+) -> Features:
+    """The least that serves these services. ``sync``: flows are exchanged with other balancers;
+    ``blocks``: some sources are blocked.
+    """
     forwards = {s.forward for s in services}
     schedulers = {s.scheduler for s in services}
     return Features(
@@ -94,6 +99,7 @@ def needed_features(services: tuple[Service, ...], *, sync: bool = False) -> Fea
         reset=any(s.no_backend is NoBackend.RESET for s in services),
         zones=any(has_levels(s) for s in services),
         challenge=any(s.syn_protection is not SynProtection.OFF for s in services),
+        guard=blocks or any(s.allow or s.deny for s in services),
         sync=sync,
     )
 
@@ -117,6 +123,7 @@ class Sizes:
     nat_first_port: int
     nat_ports: int  # of a block
     nat_blocks: int
+    guard_nodes: int
     rows: int  # CPUs, and one for the agent
 
     @property
@@ -150,6 +157,7 @@ def sizes(tables: Tables, cpus: int, nat: Nat | None = None) -> Sizes:
         nat_first_port=nat.first_port,
         nat_ports=nat.last_port - nat.first_port + 1,
         nat_blocks=tables.nat_blocks,
+        guard_nodes=tables.guard_nodes,
         rows=cpus + 1,
     )
 
@@ -214,6 +222,7 @@ def definitions(
         "LB_NAT_SLOTS": str(size.nat_slots),
         "LB_NAT_FIRST_PORT": str(size.nat_first_port),
         "LB_NAT_PORTS": str(size.nat_ports),
+        "LB_GUARD_NODES": str(size.guard_nodes),
         "LB_GUE_PORT": str(gue_port),
         "LB_ROWS": str(size.rows),
         "LB_HZ": str(clock.hz),

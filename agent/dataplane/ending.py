@@ -10,7 +10,7 @@ say where it stands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from agent.dataplane.constants import HashKeys
 from agent.dataplane.flows import Names
 from agent.dataplane.survey import Counts, Slots
 from agent.dataplane.tables import SharedTables, Table
-from agent.model import Address, Protocol
+from agent.model import Address, Network, Protocol
 from agent.state.segment import ACK, RST, Segment
 
 # Both ends take such a flow for open.
@@ -73,6 +73,24 @@ def at_backends(tables: SharedTables, ids: Counts, states: tuple[abi.FlowState, 
     keep = np.isin(survey.state_of(words), states)
     keep &= np.isin(survey.backend_of(words), ids)
     return Flows(used[keep], words[keep])
+
+
+def of_clients(
+    tables: SharedTables, prefixes: Collection[Network], services: Collection[int]
+) -> Flows:
+    """The flows of clients in these prefixes, at these services, of which an end may hope."""
+    slots, found = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.uint64)]
+    for used, words in survey.used_chunks(tables.flows):
+        keep = np.isin(survey.state_of(words), HOPING)
+        used, words = used[keep], words[keep]
+        cold = tables.flows_cold[used]
+        keep = np.zeros(len(used), dtype=bool)
+        for prefix in prefixes:
+            keep |= flows.matches_client(cold, prefix)
+        keep &= np.isin(cold["service"], list(services))
+        slots.append(used[keep])
+        found.append(words[keep])
+    return Flows(np.concatenate(slots), np.concatenate(found))
 
 
 def expired(tables: SharedTables, found: survey.Survey, services: Counts) -> Flows:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from agent.dataplane import abi, flowhash, score
+from agent.dataplane.abi import GuardModeId
 from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.flows import STATE_NAMES, Names, address_of, nat_source, requests
 from agent.dataplane.selection import LOAD, TURN, Ring, Selection, select
+from agent.dataplane.sourcetrees import BLOCKS, LISTS, SourceTrees
 from agent.dataplane.tables import SharedTables
 from agent.model import ANY_PORT, Address, Forward, Network, Protocol
 from agent.state.queries import Explanation, FiveTuple, FlowView
@@ -35,6 +37,11 @@ NO_HOSTS: tuple[tuple[str, Network], ...] = (
     ("IPv4-mapped", ip_network("::ffff:0:0/96")),
     ("multicast", ip_network("ff00::/8")),
 )
+_GUARDED = {
+    GuardModeId.ENFORCE: "dropped (lbctl guard test says more)",
+    GuardModeId.DRY_RUN: "counted, and served (guard: dry-run)",
+    GuardModeId.OFF: "served all the same (guard: off)",
+}
 _REASONS = {
     None: "picked from the ring",
     LOAD: "the lowest of those compared; depends on the load of the moment",
@@ -69,6 +76,10 @@ def explain(view: DataplaneView, flow: FiveTuple) -> Explanation:
     )  # fmt: skip
     if entry.quic_id_bytes and flow.protocol is Protocol.UDP:
         steps.append("a QUIC packet whose connection id names a backend goes there instead")
+    blocked = _blocked(view, entry, flow.client, steps)
+    base = replace(base, steps=tuple(steps))
+    if blocked:
+        return replace(base, verdict="drop", reason=abi.Reason.BLOCKED.label)
     recorded, backend_id = _recorded(view, flow, entry, service)
     if recorded is not None:
         steps.append(
@@ -98,12 +109,14 @@ def _picked(
     view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, base: Explanation
 ) -> Explanation:
     """What a flow without a place gets."""
-    martian = _martian(view.contents, flow.client)
-    if martian:
-        dropped = f"{flow.client} is {martian}: dropped, no client has it"
-        return replace(
-            base, verdict="drop", reason=abi.Reason.MARTIAN.label, steps=(*base.steps, dropped)
-        )
+    for refuses in (
+        (_unlisted, _martian) if flow.protocol is Protocol.TCP else (_martian, _unlisted)
+    ):
+        refused, step = refuses(view, entry, flow.client)
+        if step:
+            base = replace(base, steps=(*base.steps, step))
+        if refused is not None:
+            return replace(base, verdict="drop", reason=refused.label)
     if entry.challenge:
         shown = "a client that has not shown lately that it is at its address is asked to first"
         base = replace(base, steps=(*base.steps, f"SYN protection is on: {shown}"))
@@ -130,15 +143,53 @@ def _picked(
     )  # fmt: skip
 
 
-def _martian(contents: TableContents, client: Address) -> str | None:
+def _martian(
+    view: DataplaneView, _entry: ServiceEntry, client: Address
+) -> tuple[abi.Reason | None, str]:
     """``guard_first``, as far as an address tells: why no client begins a flow with it."""
+    what = _whose(view.contents, client)
+    if not what:
+        return None, ""
+    return abi.Reason.MARTIAN, f"{client} is {what}: dropped, no client has it"
+
+
+def _whose(contents: TableContents, client: Address) -> str:
+    """Whose address that is, if no client can have it."""
     for kind, network in NO_HOSTS:
         if network.version == client.version and client in network:
             return f"in {network} ({kind})"
     mark = contents.marks.get(ServiceSlot(client, 0, 0))
     if mark is not None and mark.nat_source is not None:
         return "a source address of fullnat"
-    return "a VIP" if mark is not None or _prefix(contents, client) is not None else None
+    return "a VIP" if mark is not None or _prefix(contents, client) is not None else ""
+
+
+def _blocked(view: DataplaneView, entry: ServiceEntry, client: Address, steps: list[str]) -> bool:
+    """``source_look_up``: whether what the client sends is dropped."""
+    if not SourceTrees(view.tables).lists(BLOCKS, client):
+        return False
+    mode = GuardModeId(int(view.tables.guard_policies[entry.id]["mode"]))
+    steps.append(f"{client} is blocked: {_GUARDED[mode]}")
+    return mode is GuardModeId.ENFORCE
+
+
+def _unlisted(
+    view: DataplaneView, entry: ServiceEntry, client: Address
+) -> tuple[abi.Reason | None, str]:
+    """``source_unlisted``: why the client may not begin a flow, and in words what lists say."""
+    policy = view.tables.guard_policies[entry.id]
+    allow, deny, mode = (int(policy[name]) for name in ("allow", "deny", "mode"))
+    if not allow | deny or mode == GuardModeId.OFF:
+        return None, ""
+    held = SourceTrees(view.tables).lists(LISTS, client)
+    if held & deny:
+        reason, what = abi.Reason.DENIED, f"{client} is on a list that is denied"
+    elif allow and not held & allow:
+        reason, what = abi.Reason.NOT_ALLOWED, f"{client} is on no list that is allowed"
+    else:
+        return None, f"no list keeps {client} from it"
+    enforced = mode == GuardModeId.ENFORCE
+    return reason if enforced else None, f"{what}: {_GUARDED[GuardModeId(mode)]}"
 
 
 def _near(

@@ -15,7 +15,16 @@ from agent.dataplane.tables import SharedTables, Table
 from agent.model import Address, BackendRef, Protocol, Service
 from agent.state.eligibility import FAIL_OPEN
 from agent.state.loads import counts_waiting
-from agent.state.queries import FiveTuple, FlowPage, FlowQuery, FlowRequests, FlowView
+from agent.state.queries import (
+    FiveTuple,
+    FlowPage,
+    FlowQuery,
+    FlowRequests,
+    FlowView,
+    TopPage,
+    TopQuery,
+    TopSource,
+)
 from agent.state.situation import Situation
 
 type Ranks = npt.NDArray[np.int64]
@@ -37,6 +46,10 @@ _TALKS: dict[int, str] = {
     abi.Talk.HTTP2_FIRST: "http2",
     abi.Talk.HTTP2: "http2",
 }
+
+
+_SOURCE = np.dtype([("family", "u1"), ("source", ">u4", (4,)), ("flows", "i8"), ("waiting", "i8")])
+_NO_SOURCES = np.zeros(0, dtype=_SOURCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +116,47 @@ def query_flows(
     return FlowPage(flows, matched=best.matched)
 
 
+def top_sources(tables: SharedTables, names: Names, query: TopQuery, keys: HashKeys) -> TopPage:
+    """The sources that have most of the open flows, or of the bytes that wait for an answer."""
+    together = _NO_SOURCES
+    for used, words in survey.used_chunks(tables.flows):
+        found = _matching(tables, names, FlowQuery(query.service), keys, used, words)
+        state = survey.state_of(found.words)
+        awaits = state >= abi.FlowState.ESTABLISHED_AWAITING
+        rows = np.zeros(len(found.used), dtype=_SOURCE)
+        rows["family"], rows["source"] = found.cold["family"], found.cold["saddr"]
+        rows["flows"] = ~np.isin(state, (abi.FlowState.CLOSING, abi.FlowState.CLOSING_AWAITING))
+        rows["waiting"] = np.where(awaits, tables.flows_warm["waiting"][found.used], 0)
+        together = _summed(np.concatenate((together, rows)))
+    together = together[(together["flows"] > 0) | (together["waiting"] > 0)]
+    first, second = ("waiting", "flows") if query.waiting else ("flows", "waiting")
+    order = np.lexsort((together[second], together[first]))[::-1][: query.limit]
+    sources = tuple(
+        TopSource(
+            address_of(row["source"].astype(">u4"), int(row["family"])),
+            int(row["flows"]),
+            int(row["waiting"]),
+        )
+        for row in together[order]
+    )
+    return TopPage(sources, total=len(together))
+
+
+def _summed(rows: Table) -> Table:
+    """One row for each source."""
+    words = [rows["source"][:, i] for i in range(4)]
+    order = np.lexsort((*words, rows["family"]))
+    rows = rows[order]
+    is_new = np.ones(len(rows), dtype=bool)
+    same = (rows["source"][1:] == rows["source"][:-1]).all(axis=1)
+    is_new[1:] = ~(same & (rows["family"][1:] == rows["family"][:-1]))
+    firsts = np.flatnonzero(is_new)
+    found = rows[firsts]
+    for name in ("flows", "waiting") if len(rows) else ():
+        found[name] = np.add.reduceat(rows[name], firsts)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """Flows: their slots, what is in these, and their records."""
@@ -166,7 +220,7 @@ def _matching(
     cold = tables.flows_cold[used]
     keep = is_whole(words, used, cold, names, keys, tables.size.flow_buckets)
     if query.client is not None:
-        keep &= _matches_client(cold, query.client)
+        keep &= matches_client(cold, query.client)
     return _Found(used[keep], words[keep], cold[keep])
 
 
@@ -207,7 +261,8 @@ def _matches_backend(
     return np.isin(ids, wanted)
 
 
-def _matches_client(cold: Table, network: IPv4Network | IPv6Network) -> npt.NDArray[np.bool_]:
+def matches_client(cold: Table, network: IPv4Network | IPv6Network) -> npt.NDArray[np.bool_]:
+    """Which records are of clients in that prefix."""
     words = network.network_address.packed.ljust(16, b"\0")
     masks = network.netmask.packed.ljust(16, b"\0")
     value = np.frombuffer(words, dtype=">u4")

@@ -109,9 +109,11 @@ class Dataplane:
         self._put: frozenset[int] = frozenset()
         self._changing = threading.Lock()  # one change of program and attachments at a time
 
-    def load(self, services: tuple[Service, ...], *, sync: bool = False) -> None:
+    def load(
+        self, services: tuple[Service, ...], *, sync: bool = False, blocks: bool = False
+    ) -> None:
         """Make or adopt the tables and compile for these services; attaches nothing. ``sync``:
-        and for the exchange of flows with other balancers.
+        and for the exchange of flows with other balancers; ``blocks``: and for blocked sources.
         """
         config = self._config
         self.ifindex = attach.interface_index(config.interface)
@@ -127,7 +129,8 @@ class Dataplane:
         boot = boot_settings(self.pins, self.size, self._first_settings)
         self.keys, self.clock = boot.keys, boot.clock
         first = attach.order(config.hook, held, attach.veth_among(config.interfaces))[0]
-        self._compile(needed_features(services, sync=sync), PROGRAM_TYPES[first], adopt=True)
+        needed = needed_features(services, sync=sync, blocks=blocks)
+        self._compile(needed, PROGRAM_TYPES[first], adopt=True)
         self.tables = SharedTables(self.pins, self.size)
         # An agent that was killed may have changed a service, and not said so any more.
         self.tables.services_changed()
@@ -300,11 +303,13 @@ class Dataplane:
             if self._aside is not None:
                 self._aside.folder.rename(self.pins.folder)
 
-    def ensure_features(self, services: tuple[Service, ...], *, sync: bool = False) -> bool:
-        """Recompile and swap if these services, or the exchange of flows (``sync``), need what the
-        program lacks; true if so. A swap that failed is tried again.
+    def ensure_features(
+        self, services: tuple[Service, ...], *, sync: bool = False, blocks: bool = False
+    ) -> bool:
+        """Recompile and swap if these services, the exchange of flows (``sync``) or blocked
+        sources need what the program lacks; true if so. A swap that failed is tried again.
         """
-        needed = needed_features(services, sync=sync)
+        needed = needed_features(services, sync=sync, blocks=blocks)
         with self._changing:
             if not self.features.covers(needed):
                 self._compile(self.features | needed, self.program.kind)

@@ -72,6 +72,10 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
         "backend_latency": array(abi.BACKEND_LATENCY, size.backends),
         "nat_slots": array(abi.NAT_SLOT, size.nat_slots),
         "nat_sources": array(abi.NAT_SOURCE, 2 * abi.NAT_SOURCES),
+        "guard_roots": array(abi.GUARD_ROOTS, 1),
+        "guard_nodes": array(abi.GUARD_NODE, size.guard_nodes),
+        "guard_policies": array(abi.GUARD_POLICY, size.services),
+        "guard_count": array(abi.GUARD_COUNTERS, size.rows),
         "backend_count": array(abi.BACKEND_COUNTERS, size.backends * size.rows),
         "service_count": array(abi.SERVICE_COUNTERS, size.services * size.rows),
         "trace": array(abi.TRACE_CONTROL, 1),
@@ -163,6 +167,10 @@ class SharedTables:
         self.backend_latency = self._array("backend_latency", abi.BACKEND_LATENCY)
         self.nat_slots = self._array("nat_slots", abi.NAT_SLOT)
         self.nat_sources = self._array("nat_sources", abi.NAT_SOURCE)
+        self.guard_roots = self._array("guard_roots", abi.GUARD_ROOTS)[0]
+        self.guard_nodes = self._array("guard_nodes", abi.GUARD_NODE)["entry"]
+        self.guard_policies = self._array("guard_policies", abi.GUARD_POLICY)
+        self.guard_count = self._array("guard_count", abi.GUARD_COUNTERS)
         self.backend_count = self._array("backend_count", abi.BACKEND_COUNTERS).reshape(
             size.rows, size.backends
         )

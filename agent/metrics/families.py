@@ -20,6 +20,7 @@ from agent.metrics.family import (
     each_service,
     one,
 )
+from agent.metrics.guard import GUARD_FAMILIES
 from agent.metrics.load import LOAD_FAMILIES
 from agent.metrics.reports import REPORT_FAMILIES
 from agent.model import BackendState, ServiceState
@@ -413,4 +414,5 @@ FAMILIES: tuple[Family, ...] = (
     *LOAD_FAMILIES,
     *REPORT_FAMILIES,
     *FAILOVER_FAMILIES,
+    *GUARD_FAMILIES,
 )

@@ -20,6 +20,7 @@ from agent.rebalancing import Rebalancer
 from agent.rings.maglev import shares
 from agent.state import nat_blocks, zones
 from agent.state.assemble import BackendParts, ServiceParts, backend_snapshot, service_snapshot
+from agent.state.guardview import Guarded
 from agent.state.identities import slot_of
 from agent.state.loads import counts_waiting
 from agent.state.rates import Counters, OpenedWindow, rates, total
@@ -65,6 +66,7 @@ class AgentFacts:
     defects: int = 0
     link_problems: tuple[str, ...] = ()
     failover: FailoverView = field(default_factory=FailoverView)
+    guard: Guarded = field(default_factory=Guarded)
 
 
 @dataclass(slots=True)
@@ -209,6 +211,7 @@ class Observer:
             defects=facts.defects,
             link_problems=facts.link_problems,
             failover=facts.failover,
+            guard=facts.guard,
             dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed),
             services=services,
             rates=total(service.rates for service in services),

@@ -29,6 +29,9 @@ DROP_REASONS = (
     "port-zero",
     "challenged",
     "verified",
+    "blocked",
+    "denied",
+    "not-allowed",
 )
 DEFAULT_SAMPLE = 1024
 MAX_SAMPLE = 65_536

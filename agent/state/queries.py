@@ -69,6 +69,32 @@ class FlowPage:
 
 
 @dataclass(frozen=True, slots=True)
+class TopQuery:
+    """Which sources: those with most open flows, or with most ``waiting`` bytes."""
+
+    service: str | None = None
+    waiting: bool = False
+    limit: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class TopSource:
+    """What a source has at this moment; ``waiting_bytes``: of requests that wait for an answer."""
+
+    source: Address
+    flows: int
+    waiting_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopPage:
+    """The sources shown, and how many there are."""
+
+    sources: tuple[TopSource, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Draw:
     """One draw from a ring.
 

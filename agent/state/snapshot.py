@@ -16,6 +16,7 @@ from agent.model import (
     Service,
     ServiceState,
 )
+from agent.state.guardview import Guarded
 from agent.state.moves import Lacking
 from agent.state.skew import Skew
 from agent.state.tables import ServiceSlot
@@ -236,4 +237,5 @@ class Snapshot:
     rates: Rates = Rates()
     failover: FailoverView = FailoverView()
     link_problems: tuple[str, ...] = ()  # interfaces that take no packets
+    guard: Guarded = field(default_factory=Guarded)
     unsaved_problem: str = ""  # why changes are in memory only; empty: they are saved

@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define STEELYARD_ABI 7
+#define STEELYARD_ABI 8
 
 /* Why a packet was not forwarded.  Steps return 0 to go on, or one of these;
  * the entry function alone turns it into an XDP action and counts it.
@@ -49,7 +49,11 @@ enum reason {
 				 * RST that does not show it
 				 */
 	REASON_VERIFIED = 20,   /* a RST that has shown it */
-	REASON_COUNT = 21,
+	/* whom the operator does not want (sources.h) */
+	REASON_BLOCKED = 21,     /* its source is blocked */
+	REASON_DENIED = 22,      /* it would begin a flow; its source is on a list of the denied */
+	REASON_NOT_ALLOWED = 23, /* likewise; its source is on no list of the allowed */
+	REASON_COUNT = 24,
 };
 #define REASON_DROP REASON_MALFORMED
 
@@ -479,6 +483,60 @@ struct fragment {
 };
 _Static_assert(sizeof(struct fragment) == 56, "fragment");
 
+/* Sets of source addresses, as trees over the bits of an address.  A root is a run of
+ * GUARD_ROOT_NODES nodes, an entry for each value of the first 16 bits; every node below it
+ * has an entry for each value of the next 4.  An entry is GUARD_BRANCH and the index of the
+ * next node, or a bit for each list that holds the address.  Node 0 is nobody's.
+ */
+#define GUARD_BRANCH 0x80000000
+#define GUARD_NODE_ENTRIES 16
+#define GUARD_ROOT_NODES 4096
+struct guard_node {
+	__u32 entry[GUARD_NODE_ENTRIES];
+};
+_Static_assert(sizeof(struct guard_node) == 64, "one cache line");
+
+/* One element: the first node of each tree and how many it has; 0: there is none.  A tree is
+ * written where no other one is, and then named here, in one store.
+ */
+enum guard_tree {
+	GUARD_BLOCKS4 = 0, /* sources that are blocked: list 0 */
+	GUARD_BLOCKS6 = 1,
+	GUARD_LISTS4 = 2,
+	GUARD_LISTS6 = 3,
+	GUARD_TREES = 4,
+};
+struct guard_roots {
+	__u32 root[GUARD_TREES];
+	__u32 nodes[GUARD_TREES]; /* the agent's own note */
+	__u64 pad[4];
+};
+_Static_assert(sizeof(struct guard_roots) == 64, "one cache line");
+
+/* Which lists count for a service, a bit each. */
+#define GUARD_LISTS 30
+enum guard_mode {
+	GUARD_ENFORCE = 0,
+	GUARD_DRY_RUN = 1, /* what would be dropped is counted */
+	GUARD_OFF = 2,
+};
+struct guard_policy {
+	__u32 allow; /* 0: all */
+	__u32 deny;
+	__u32 mode; /* enum guard_mode */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct guard_policy) == 16, "guard_policy");
+
+/* Packets that were dropped, or would have been, by list; per CPU: element cpu. */
+#define GUARD_COUNT_BLOCKED 30
+#define GUARD_COUNT_NOT_ALLOWED 31
+struct guard_counters {
+	__u64 dropped[32];
+	__u64 would_drop[32];
+};
+_Static_assert(sizeof(struct guard_counters) == 512, "eight cache lines");
+
 /* Per CPU: element cpu * backends + id.  Row `cpus` (one past the last CPU) is
  * written by the agent: what it closed itself when it swept the flow table.
  * opened - closed is the number of slots embryonic, acked or established.
@@ -510,8 +568,9 @@ struct service_counters {
 	__u64 gone_established;
 	__u64 gone_reply_packets;
 	__u64 gone_reply_bytes;
+	__u64 pad[5];
 };
-_Static_assert(sizeof(struct service_counters) == 256, "four cache lines");
+_Static_assert(sizeof(struct service_counters) == 320, "five cache lines");
 
 /* Of what is exchanged with other balancers, per CPU: element cpu. */
 struct sync_counters {

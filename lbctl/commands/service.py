@@ -136,6 +136,8 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         pairs.append(("QUIC", f"server ids of {plural(data['quic_id_bytes'], 'byte')}"))
     if data["syn_protection"] != "off":
         pairs.append(("SYN protection", _syn_protection(data)))
+    if data["allow"] or data["deny"] or data["guard"] != "enforce":
+        pairs.append(("guard", _guard(data)))
     if data["flows_not_recorded_total"]:
         text = f"{exact(data['flows_not_recorded_total'])} flows found no room in the flow table"
         pairs.append(("not recorded", text))
@@ -165,6 +167,11 @@ _NO_BACKEND = {
 def _syn_protection(data: Mapping[str, Any]) -> str:
     now = "new clients are challenged" if data["challenges_clients"] else "nobody is challenged now"
     return f"{data['syn_protection']}: {now}"
+
+
+def _guard(data: Mapping[str, Any]) -> str:
+    who = f"allow {', '.join(data['allow']) or 'all'}, deny {', '.join(data['deny']) or 'nobody'}"
+    return f"{data['guard']}: {who}"
 
 
 def _check(check: Mapping[str, Any]) -> str:

@@ -105,6 +105,9 @@ def service_view() -> dict[str, Any]:
         "no_backend": "drop",
         "syn_protection": "off",
         "challenges_clients": False,
+        "guard": "enforce",
+        "allow": [],
+        "deny": [],
         "down_flows": "keep",
         "reset_after_s": 5.0,
         "slow_start_s": 0.0,
@@ -318,6 +321,9 @@ class FakeAgent:
     queries: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     failover: dict[str, Any] = field(default_factory=dict)
     moves: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    guard: dict[str, Any] = field(default_factory=dict)
+    tested: dict[str, Any] = field(default_factory=dict)
+    top: dict[str, Any] = field(default_factory=dict)
     refuse_moves: str = ""
     raw: bytes | None = None  # what to answer instead of JSON
     traces: list[list[dict[str, Any]]] = field(default_factory=list)  # lines, answer by answer
@@ -338,6 +344,12 @@ class FakeAgent:
                 return (200, found[0]) if found else (404, refusal(f"there is no service {name!r}"))
             case ["failover"]:
                 return 200, self.failover
+            case ["guard"]:
+                return 200, self.guard
+            case ["guard", "test"]:
+                return 200, self.tested
+            case ["guard", "top"]:
+                return 200, self.top
             case ["config"]:
                 return 200, {"config": self.config, "changes_since_file": self.since_file}
             case ["flows"]:
@@ -353,6 +365,10 @@ class FakeAgent:
                 return 409, refusal(self.refuse_moves)
             self.moves.append((path.rsplit("/", 1)[1], body))
             return 200, {"text": "handed over", "flows_sent": 3, "applied": not body["dry_run"]}
+        if path.startswith("/v1/guard/"):
+            self.moves.append((path.rsplit("/", 1)[1], body))
+            named = {"blocked": body["prefixes"], "unblocked": body["prefixes"]}
+            return 200, {"flows_ended": 2, "unsaved_problem": self.unsaved} | named
         self.edits.append(body)
         if self.refuse_edits is not None:
             return self.refuse_edits

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
-from collections.abc import Collection, Mapping
+from array import array
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from unittest import mock
 
 import numpy as np
@@ -20,7 +21,9 @@ from agent.dataplane.constants import ALL_FEATURES, HashKeys, needed_features
 from agent.dataplane.explain import DataplaneView
 from agent.dataplane.flows import Names
 from agent.dataplane.program import Dataplane, require_root
+from agent.dataplane.sourcetrees import BLOCKS, LISTS, SourceTrees
 from agent.dataplane.tables import mapped
+from agent.guarding import policy_of
 from agent.model import (
     Address,
     Backend,
@@ -41,6 +44,7 @@ from agent.model import (
 from agent.reconcile.apply import Applier
 from agent.reconcile.diff import diff
 from agent.reconcile.reconciler import Pass, Reconciler
+from agent.state import addresstree
 from agent.state.desired import Surroundings
 from agent.state.identities import Identities
 from agent.state.situation import verdicts
@@ -95,7 +99,7 @@ def all_features() -> tuple[Service, ...]:
                 syn_protection=SynProtection.ALWAYS),
         Service("prefix", ServiceKey(IPv4Address("203.0.113.0"), 80, tcp, vip_bits=28),
                 Forward.FULLNAT, Scheduler.LEAST_LOAD),
-        Service("quic", ServiceKey(vip4, 443, udp), quic_id_bytes=4),
+        Service("quic", ServiceKey(vip4, 443, udp), quic_id_bytes=4, deny=("some",)),
     )  # fmt: skip
     assert needed_features(services, sync=True) == ALL_FEATURES
     return services
@@ -188,6 +192,9 @@ class Rig(Records):
         self.limits[:] = 0
         self.last_ways[:] = bytes(LAST_ROW.itemsize)
         self.verified[:] = bytes(64)
+        tables.guard_roots["root"] = 0
+        tables.guard_policies[:] = np.zeros((), dtype=abi.GUARD_POLICY)
+        tables.guard_count[:] = np.zeros((), dtype=abi.GUARD_COUNTERS)
         tables.sync_count[:] = np.zeros((), dtype=abi.SYNC_COUNTERS)
         peers.accept(tables, ())
         peers.pass_on(tables, ())
@@ -236,6 +243,24 @@ class Rig(Records):
         done = asyncio.run(self.reconciler.run(self.config, around))
         self.ids = done.ids
         return done
+
+    def guard(
+        self, blocked: Collection[str] = (), lists: Mapping[str, Collection[str]] | None = None
+    ) -> None:
+        """Have these prefixes blocked, and these on the lists that the services name."""
+        lists = lists or {}
+        named = [(1 << bit, prefixes) for bit, prefixes in enumerate(lists.values())]
+        trees = SourceTrees(self.tables)
+        for pair, what in ((BLOCKS, [(1, blocked)]), (LISTS, named)):
+            trees.place(
+                {tree: _tree(what, version) for tree, version in zip(pair, (4, 6), strict=True)}
+            )
+        trees.set_policies(
+            {
+                self.ids.service_id(each): policy_of(each, tuple(lists))
+                for each in self.config.services
+            }
+        )
 
     def make_unusable(self, name: str, service: str = "web") -> None:
         """What the first 8 bytes of a change do, before any ring is rebuilt."""
@@ -287,6 +312,20 @@ class Rig(Records):
             dataplane.clock,
             dataplane.now_jiffies(),
         )
+
+
+def _tree(lists: Iterable[tuple[int, Collection[str]]], version: int) -> array[int]:
+    """Of prefixes as people write them."""
+    return addresstree.build(
+        [
+            (
+                bit,
+                [addresstree.prefix_of(n) for n in map(ip_network, texts) if n.version == version],
+            )
+            for bit, texts in lists
+        ],
+        version,
+    )
 
 
 _TC_OUTCOMES = {0xFFFFFFFF: Verdict.PASS, 2: Verdict.DROP, 7: Verdict.TX}

@@ -17,6 +17,7 @@ from agent.dataplane.constants import Clock
 from agent.model import (
     Config,
     Forward,
+    GuardMode,
     Hook,
     Nat,
     NoBackend,
@@ -55,7 +56,17 @@ BUDGET_S = 5.0
 OFTEN = ("dsr4", "dsr6", "ipip4", "ipip6", "gue4", "gue6", "nat4", "nat6", "fullnat4", "fullnat6",
          "reply", "fragment", "client-error", "backend-error", "answered", "not-ip", "not-vip",
          "malformed", "no-backend", "no-flow", "ttl-exceeded", "too-big")  # fmt: skip
-SELDOM = ("extension", "no-port", "no-room", "held", "challenged", "verified")
+SELDOM = (
+    "extension",
+    "no-port",
+    "no-room",
+    "held",
+    "challenged",
+    "verified",
+    "blocked",
+    "denied",
+    "not-allowed",
+)
 
 
 def services(clock: Clock) -> tuple[Service, ...]:
@@ -87,21 +98,21 @@ def services(clock: Clock) -> tuple[Service, ...]:
     reset: dict[str, object] = {"no_backend": NoBackend.RESET}
     shy: dict[str, object] = {"syn_protection": SynProtection.ALWAYS}
     add("web", 80, Forward.DSR, four, **shy)
-    add("dns", 53, Forward.DSR, four, **udp)
+    add("dns", 53, Forward.DSR, four, deny=("bad",), **udp)
     add("any", 0, Forward.DSR, four, vip="203.0.113.77")
     add("source", 90, Forward.DSR, four, scheduler=Scheduler.SOURCE, source_bits=24, source_bound=0)
     add("turns", 91, Forward.DSR, four, scheduler=Scheduler.ROUND_ROBIN, **udp)
-    add("web6", 80, Forward.DSR, six, vip=VIP6, **reset)
+    add("web6", 80, Forward.DSR, six, vip=VIP6, allow=("good",), **reset)
     add("dns6", 53, Forward.DSR, six, vip=VIP6, **udp, **reset)
     add("tun4", 443, Forward.IPIP, mixed, **reset)
     add("tun6", 443, Forward.IPIP, mixed, vip=VIP6, **shy)
     add("tun6u", 444, Forward.IPIP, mixed, vip=VIP6, **udp)
-    add("gue4", 500, Forward.GUE, mixed)
+    add("gue4", 500, Forward.GUE, mixed, deny=("bad",), guard=GuardMode.DRY_RUN)
     add("gue4u", 501, Forward.GUE, mixed, **udp, **reset)
-    add("gue6", 500, Forward.GUE, mixed, vip=VIP6)
+    add("gue6", 500, Forward.GUE, mixed, vip=VIP6, guard=GuardMode.OFF)
     add("gue6u", 501, Forward.GUE, mixed, vip=VIP6, **udp)
     add("below", 100, Forward.IPIP, four, vip="198.18.0.0", vip_bits=24, port_last=300)
-    add("nat4", 8080, Forward.NAT, four, (None, 80, 8080), **shy)
+    add("nat4", 8080, Forward.NAT, four, (None, 80, 8080), deny=("bad",), allow=("good",), **shy)
     add("nat4u", 8053, Forward.NAT, four, (53, None, 53), **udp)
     add("ranges", 8000, Forward.NAT, four, port_last=8009, scheduler=Scheduler.LEAST_CONN)
     add("load", 8090, Forward.NAT, four, scheduler=Scheduler.LEAST_LOAD)

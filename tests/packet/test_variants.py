@@ -47,7 +47,7 @@ VARIANTS = [
 
 
 def combinations(count: int) -> list[Features]:
-    """Some of the 131,072, always the same ones: of any three features every way is likely in."""
+    """Some of the 262,144, always the same ones: of any three features every way is likely in."""
     draw = random.Random(2)
     names = [field.name for field in fields(Features)]
     return [Features(**{n: draw.random() < 0.5 for n in names}) for _ in range(count)]
@@ -74,6 +74,7 @@ def services_for(features: Features) -> tuple[Service, ...]:
             schedulers[n % len(schedulers)], backends=near, count_waiting=features.waiting,
             no_backend=NoBackend.RESET if features.reset else NoBackend.DROP,
             syn_protection=SynProtection.AUTO if features.challenge else SynProtection.OFF,
+            deny=("some",) if features.guard else (),
         )
         for n in range(max(len(keys), len(forwards), len(schedulers)))
     )  # fmt: skip

@@ -25,6 +25,7 @@ from agent.files import write_atomically
 from agent.metrics.observer import AgentFacts
 from agent.model import AdminState, BackendRef, Config, Forward
 from agent.notify import Notifier
+from agent.state.guardview import Guarded
 from agent.state.queries import FlowQuery
 from agent.state.snapshot import FailoverView
 
@@ -51,7 +52,15 @@ class FakeCore:
         self.reset: dict[BackendRef, int] = {}
         self.observer = self
         self.pair = SimpleNamespace(view=FailoverView)
+        self.guarding = SimpleNamespace(
+            check=self.can_be_read, view=lambda _config: Guarded(), unsaved=""
+        )
+        self.unreadable = ""  # why the files of a list cannot be read
         self._flows, self._seen = flows, 0
+
+    async def can_be_read(self, _config: Config) -> None:
+        if self.unreadable:
+            raise ConfigError(self.unreadable, where="/etc/steelyard/drop.txt")
 
     async def look_at_flows(self) -> None:
         self._seen = self._flows
@@ -147,6 +156,15 @@ def test_a_reload_that_would_cut_open_flows_is_refused(make: Make) -> None:
     path.write_text(TEXT.replace("port: 80", "port: 80\n    forward: ipip"))
     asyncio.run(control.reload())
     assert core.config.services[0].forward is Forward.IPIP
+
+
+def test_a_reload_whose_lists_cannot_be_read_is_refused(make: Make) -> None:
+    control, core, path = make(0)
+    core.unreadable = "list drop cannot be read"
+    path.write_text(TEXT.replace("port: 80", "port: 80\n    scheduler: source"))
+    with pytest.raises(ConfigError, match="list drop cannot be read"):
+        asyncio.run(control.reload())
+    assert core.taken == []
 
 
 CHAT_AND_WEB = f"""\

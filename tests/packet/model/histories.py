@@ -6,6 +6,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 from typing import Any
 
 from tests.packet.frames import ROUTER_MAC
@@ -82,12 +83,13 @@ class History:
         self._waiting: list[bytes] = []  # pieces of packets
         self._challenged: deque[bytes] = deque(maxlen=MOST)  # what was answered to SYNs
         self._down: set[str] = set()
+        mirror.guard((), {"good": ("0.0.0.0/0", "::/0"), "bad": ()})
         # what happens, and how often
         self._events: dict[Callable[[], None], float] = {
             self._client: 36, self._reply: 24, self._client_error: 8, self._backend_error: 8,
             self._piece: 12, self._pieces: 3, self._zero: 1, self._mutant: 10, self._backend: 2,
             self._service: 0.5, self._hold: 0.5, self._time: 0.1, self._reconfigure: 0.05,
-            self._obey: 0.5, self._forget: 0.1,
+            self._obey: 0.5, self._forget: 0.1, self._guard: 0.2,
         }  # fmt: skip
 
     def play(self, packets: int) -> None:
@@ -321,6 +323,23 @@ class History:
 
     def _forget(self) -> None:
         self.mirror.forget_sources()
+
+    def _guard(self) -> None:
+        """The operator blocks somebody, or changes lists; most of the time nobody is unwanted."""
+        few = {kind: self._some() if self._one(0.3) else () for kind in ("blocked", "bad")}
+        good = self._some() if self._one(0.3) else ("0.0.0.0/0", "::/0")
+        self.mirror.guard(few["blocked"], {"good": good, "bad": few["bad"]})
+
+    def _some(self) -> tuple[str, ...]:
+        """Clients, or the networks that they are in."""
+        clients = [client for each in CLIENTS.values() for client in each]
+        chosen = self.draw.sample(clients, self.draw.choice((1, 1, 2)))
+        lengths = {4: (32, 32, 31, 24, 17, 9), 6: (128, 128, 127, 64, 48, 33)}
+        return tuple(
+            str(ip_network(f"{client}/{self.draw.choice(lengths[6 if ':' in client else 4])}",
+                           strict=False))
+            for client in chosen
+        )  # fmt: skip
 
     def _service(self) -> None:
         """All backends of a service at once."""

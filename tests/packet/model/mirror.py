@@ -144,6 +144,9 @@ class Mirror:
             },
             number=self.rig.service_id(each.name),
             challenges=each.syn_protection is SynProtection.ALWAYS,
+            allow=each.allow,
+            deny=each.deny,
+            guard=each.guard.value,
         )
 
     def _member(self, each: Service, number: int) -> Member:
@@ -205,6 +208,12 @@ class Mirror:
             row["seen"] = 0
             tables.put("fragments", key, row.tobytes())
         self.model.now += ticks
+
+    def guard(self, blocked: Collection[str], lists: Mapping[str, Collection[str]]) -> None:
+        """The operator blocks these prefixes, and puts these on lists."""
+        self.rig.guard(blocked, lists)
+        self.model.blocked = [ip_network(text) for text in blocked]
+        self.model.lists = {name: [*map(ip_network, texts)] for name, texts in lists.items()}
 
     def forget_sources(self) -> None:
         """Ten minutes later: nobody is verified."""

@@ -50,6 +50,9 @@ class Target:
     timeouts: dict[str, int]  # by state, in ticks
     number: int = 0  # its id
     challenges: bool = False  # who begins a connection has to show that it is there
+    allow: tuple[str, ...] = ()  # names of lists
+    deny: tuple[str, ...] = ()
+    guard: str = "enforce"
     ring: list[Member] = field(default_factory=list)
     near: dict[str, list[Member]] = field(default_factory=dict)  # rings by zone
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Protocol
 
 from agent.model import Zone
@@ -85,6 +85,12 @@ def is_of_nobody(read: Reading, target: Target) -> bool:
     return target.is_nat and not goes_on and is_middle
 
 
+def is_in(address: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """Whether one of the networks has that address."""
+    found = ip_address(address)
+    return any(found.version == net.version and found in net for net in networks)
+
+
 class Model:
     """A balancer. ``now`` is in ticks, and only the caller moves it."""
 
@@ -110,6 +116,8 @@ class Model:
         self.first_fragments: dict[tuple[object, ...], First] = {}
         self.now = 0
         self.held = False  # nobody gets a new flow
+        self.blocked: Sequence[IPv4Network | IPv6Network] = ()
+        self.lists: Mapping[str, Sequence[IPv4Network | IPv6Network]] = {}
         self.verified: set[bytes] = set()  # sources that have shown that they are there
 
     def judge(self, frame: bytes, choices: Choices) -> Outcome:
@@ -178,9 +186,13 @@ class Model:
         return True
 
     def _from_client(self, case: Case, target: Target, ends: Ends) -> None:
+        if target.guard == "enforce" and is_in(ends.src, self.blocked):
+            raise RefusedError("blocked")
         if not is_sound(case.read):
             raise RefusedError("malformed")
         begins = case.read.flags & (SYN | ACK) == SYN and not case.read.quote
+        if begins:
+            self._listed(target, ends)
         if begins and self._is_stranger(target, ends):
             raise RefusedError("challenged")
         flow = self.flows.find(target, ends)
@@ -210,6 +222,16 @@ class Model:
         if is_source_routed(found):
             raise RefusedError("source-route")
 
+    def _listed(self, target: Target, ends: Ends) -> None:
+        """What lists say of who begins a flow."""
+        held = {name for name, networks in self.lists.items() if is_in(ends.src, networks)}
+        if target.guard != "enforce":
+            return
+        if held.intersection(target.deny):
+            raise RefusedError("denied")
+        if target.allow and not held.intersection(target.allow):
+            raise RefusedError("not-allowed")
+
     def _quoted(self, case: Case, target: Target, flow: Flow | None) -> None:
         """An ICMP error goes where the flow is; without one, where it would be."""
         case.flow = flow
@@ -238,6 +260,8 @@ class Model:
 
     def _new_flow(self, case: Case, target: Target, ends: Ends) -> None:
         self._guard(case.read, ends)
+        if case.read.flags & (SYN | ACK) != SYN:
+            self._listed(target, ends)
         if self.held:
             raise RefusedError("held")
         case.opens = not case.read.flags & (FIN | RST)

@@ -16,8 +16,18 @@ from agent.config.load import parse
 from agent.config.plan import plan
 from agent.model import BackendState, Health, HealthStatus, NextHop, Protocol, ServiceState
 from agent.state.events import Lost
+from agent.state.guardview import Verdicts
 from agent.state.moves import Moved
-from agent.state.queries import Draw, Explanation, FiveTuple, FlowPage, FlowRequests, FlowView
+from agent.state.queries import (
+    Draw,
+    Explanation,
+    FiveTuple,
+    FlowPage,
+    FlowRequests,
+    FlowView,
+    TopPage,
+    TopSource,
+)
 from agent.state.snapshot import (
     BackendCounts,
     BackendSnapshot,
@@ -227,6 +237,21 @@ class FakeControl:
     async def move(self, order):
         self._called("move", order)
         return Moved("handed over", 12)
+
+    async def block(self, order):
+        self._called("block", order)
+        return 3
+
+    async def unblock(self, prefixes):
+        self._called("unblock", prefixes)
+
+    def guard_test(self, address):
+        self._called("guard_test", address)
+        return Verdicts(address, None, ("drop",), {"chat": "served"})
+
+    async def top_sources(self, query):
+        self._called("top", query)
+        return TopPage((TopSource(ip_address("192.0.2.9"), 5, 6),), total=7)
 
     async def flows(self, query):
         self._called("flows", query)

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 from dataclasses import replace
+from ipaddress import ip_network
 
 import aiohttp
 import pytest
@@ -23,8 +24,9 @@ from agent.errors import (
     NotFoundError,
     SteelyardError,
 )
+from agent.state.guardview import BlockOrder
 from agent.state.moves import MoveOrder, MoveVerb
-from agent.state.queries import FlowQuery
+from agent.state.queries import FlowQuery, TopQuery
 
 
 def test_status(api):
@@ -179,6 +181,59 @@ def test_moves_that_make_no_sense(api, control, verb, body, status):
     assert got == status
     assert answer["error"]["remedy"]
     assert control.asked == []
+
+
+def test_the_guard_is_told_asked_and_changed(api, control):
+    status, body = api.get("/v1/guard")
+    assert (status, body["blocks"], body["lists"]) == (200, [], [])
+    control.asked.clear()
+    prefixes = ["192.0.2.7", "2001:db8:7::/64"]
+    status, body = api.post("/v1/guard/block", prefixes=prefixes, for_s=60, why="scans")
+    assert (status, body["blocked"], body["flows_ended"]) == (200, prefixes, 3)
+    networks = (ip_network("192.0.2.7"), ip_network("2001:db8:7::/64"))
+    status, body = api.post("/v1/guard/unblock", prefixes=prefixes)
+    assert (status, body["unblocked"]) == (200, prefixes)
+    assert [asked for asked in control.asked if asked[0] != "snapshot"] == [
+        ("block", BlockOrder(networks, 60.0, "scans")), ("unblock", networks),
+    ]  # fmt: skip
+    status, body = api.get("/v1/guard/test?address=192.0.2.7")
+    assert (status, body["lists"], body["block"]) == (200, ["drop"], None)
+    status, body = api.get("/v1/guard/top?by=waiting&limit=3")
+    assert (status, body["sources_total"], body["sources"][0]["flows"]) == (200, 7, 5)
+    assert control.asked[-1] == ("top", TopQuery(None, waiting=True, limit=3))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"prefixes": []},
+        {"prefixes": "192.0.2.7"},
+        {"prefixes": ["192.0.2.7"] * 1025},
+        {"prefixes": ["x"]},
+        {"prefixes": ["192.0.2.7/24"]},
+        {"prefixes": ["fe80::1%eth0"]},
+        {"prefixes": ["192.0.2.7"], "for": 60},
+        {"prefixes": ["192.0.2.7"], "for_s": "60"},
+        {"prefixes": ["192.0.2.7"], "for_s": True},
+        {"prefixes": ["192.0.2.7"], "why": "x" * 201},
+        {"prefixes": ["192.0.2.7"], "why": "two\nlines"},
+        {"prefixes": ["192.0.2.7"], "confirmed": 1},
+    ],
+)
+def test_blocks_that_make_no_sense(api, control, body):
+    control.asked.clear()
+    status, answer = api.post("/v1/guard/block", **body)
+    assert status == 400
+    assert answer["error"]["remedy"]
+    assert control.asked == []
+
+
+@pytest.mark.parametrize("query", ["test", "test?address=x", "top?by=name", "top?limit=0"])
+def test_questions_to_the_guard_that_make_no_sense(api, query):
+    status, answer = api.get(f"/v1/guard/{query}")
+    assert status == 400
+    assert answer["error"]["remedy"]
 
 
 def test_flows_are_filtered_as_asked(api, control):

@@ -39,6 +39,10 @@ class FakeTables:
         self.sync_count = np.zeros(size.rows, dtype=abi.SYNC_COUNTERS)
         self.backend_count = np.zeros((size.rows, size.backends), dtype=abi.BACKEND_COUNTERS)
         self.service_count = np.zeros((size.rows, size.services), dtype=abi.SERVICE_COUNTERS)
+        self.guard_roots = np.zeros(1, dtype=abi.GUARD_ROOTS)[0]
+        self.guard_nodes = np.zeros(4, dtype=abi.GUARD_NODE)["entry"]
+        self.guard_policies = np.zeros(size.services, dtype=abi.GUARD_POLICY)
+        self.guard_count = np.zeros(size.rows, dtype=abi.GUARD_COUNTERS)
         self.addresses = np.zeros(1, dtype=abi.ADDRESS_FILTER)[0]
         self.nat_slots = np.zeros(size.nat_slots, dtype=abi.NAT_SLOT)
         self.by_key: dict[str, dict[bytes, bytes]] = defaultdict(dict)

@@ -1,0 +1,152 @@
+"""Owns the trees of source addresses in the shared tables: blocks and lists, and which lists
+count for which service.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.dataplane import abi
+from agent.dataplane.abi import GuardModeId, GuardTree
+from agent.dataplane.tables import SharedTables
+from agent.errors import DataplaneError
+from agent.model import Address, GuardMode
+from agent.state.addresstree import lists_of, nodes_of
+
+BLOCKS = (GuardTree.BLOCKS4, GuardTree.BLOCKS6)
+LISTS = (GuardTree.LISTS4, GuardTree.LISTS6)
+MODE_IDS = {mode: GuardModeId[mode.name] for mode in GuardMode}
+# A packet that is in the middle of a tree is through it long before.
+_REST_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Which lists count for a service, a bit each."""
+
+    allow: int = 0
+    deny: int = 0
+    mode: GuardMode = GuardMode.ENFORCE
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of nodes."""
+
+    first: int
+    nodes: int
+
+
+class SourceTrees:
+    """The trees of one set of tables. One caller at a time."""
+
+    def __init__(self, tables: SharedTables) -> None:
+        self._tables = tables
+        self._resting: tuple[Extent, ...] = ()  # given up lately
+        self._resting_since = 0.0
+
+    def nodes(self) -> int:
+        """How many nodes are in use."""
+        return sum(extent.nodes for extent in self._in_use())
+
+    def place(
+        self, fresh: Mapping[GuardTree, array[int]], ready: Callable[[], object] = lambda: None
+    ) -> None:
+        """Have the packet path use these trees, each whole from one packet to the next; an empty
+        one holds nobody. ``ready`` is called before the first is used. DataplaneError: there is
+        no room for them, and the last ones stay.
+        """
+        roots = self._tables.guard_roots
+        old = {tree: Extent(int(roots["root"][tree]), int(roots["nodes"][tree])) for tree in fresh}
+        written: dict[GuardTree, Extent] = {}
+        for tree, entries in fresh.items():
+            written[tree] = self._write(entries, written.values())
+        ready()
+        for tree, new in written.items():
+            # Whoever reads these after a crash in between takes more for in use than is.
+            roots["nodes"][tree] = max(new.nodes, old[tree].nodes)
+            roots["root"][tree] = new.first
+            roots["nodes"][tree] = new.nodes
+        self._resting = tuple(extent for extent in old.values() if extent.first)
+        self._resting_since = time.monotonic()
+
+    def lists(self, trees: tuple[GuardTree, GuardTree], address: Address) -> int:
+        """What the packet path finds: the lists that hold an address. ``trees``: that of IPv4,
+        and that of IPv6.
+        """
+        root = int(self._tables.guard_roots["root"][trees[address.version == 6]])
+        entries = memoryview(self._tables.guard_nodes.reshape(-1))
+        return lists_of(entries, root, address) if root else 0
+
+    def set_policies(self, wanted: Mapping[int, Policy]) -> None:
+        """By service id; services that are not named have none."""
+        rows = np.zeros(len(self._tables.guard_policies), dtype=abi.GUARD_POLICY)
+        for ident, policy in wanted.items():
+            rows[ident] = (policy.allow, policy.deny, MODE_IDS[policy.mode], 0)
+        changed = np.flatnonzero(rows != self._tables.guard_policies)
+        # Allowed is who no list of before forbids: a moment without any rather than a wrong one.
+        self._tables.guard_policies["mode"][changed] = GuardModeId.OFF
+        for name in ("allow", "deny", "mode"):
+            self._tables.guard_policies[name][changed] = rows[name][changed]
+
+    def suspend_policies(self) -> None:
+        """Until ``set_policies``, lists refuse nobody: their bits are about to mean others."""
+        self._tables.guard_policies["mode"] = GuardModeId.OFF
+
+    def counts(self) -> tuple[list[int], list[int]]:
+        """Packets that each list has dropped, and would have, since the tables were made; behind
+        the lists: by blocks, and for being on no list.
+        """
+        rows = self._tables.guard_count
+        return rows["dropped"].sum(axis=0).tolist(), rows["would_drop"].sum(axis=0).tolist()
+
+    def _in_use(self) -> list[Extent]:
+        roots = self._tables.guard_roots
+        pairs = zip(roots["root"].tolist(), roots["nodes"].tolist(), strict=True)
+        return [Extent(first, nodes) for first, nodes in pairs if first]
+
+    def _write(self, entries: array[int], others: Iterable[Extent]) -> Extent:
+        """Into room that neither a tree in use has nor one of ``others``."""
+        nodes = nodes_of(entries)
+        if not nodes:
+            return Extent(0, 0)
+        first = self._room(nodes, [*self._in_use(), *others])
+        rows = np.frombuffer(entries, dtype=np.uint32).copy()
+        rows[rows >= abi.GUARD_BRANCH] += np.uint32(first)
+        self._tables.guard_nodes[first : first + nodes] = rows.reshape(nodes, -1)
+        return Extent(first, nodes)
+
+    def _room(self, nodes: int, taken: list[Extent]) -> int:
+        size = len(self._tables.guard_nodes)
+        first = gap([*taken, *self._resting], nodes, size)
+        if first:
+            return first
+        time.sleep(max(0.0, self._resting_since + _REST_S - time.monotonic()))
+        self._resting = ()
+        first = gap(taken, nodes, size)
+        if not first:
+            used = sum(extent.nodes for extent in taken)
+            raise DataplaneError(
+                f"{nodes} nodes do not fit beside the {used} that are in use",
+                where="tables.guard_nodes",
+                remedy=f"set tables.guard_nodes to {2 * (used + nodes)} or more, and restart the "
+                "agent; until then what was before stays",
+            )
+        return first
+
+
+def gap(taken: Iterable[Extent], nodes: int, size: int) -> int:
+    """The first of so many nodes in a row that nobody uses; 0: there are not so many. Node 0 is
+    nobody's.
+    """
+    first = 1
+    for extent in sorted(taken, key=lambda extent: extent.first):
+        if extent.first - first >= nodes:
+            return first
+        first = max(first, extent.first + extent.nodes)
+    return first if size - first >= nodes else 0

@@ -1,0 +1,339 @@
+"""Owns whom the operator does not want: blocks with a time to live, and lists of addresses, kept
+in the shared tables as the configuration, the files of lists and ``lbctl guard`` want them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+
+import structlog
+
+from agent.config import lists
+from agent.config.lists import Prefixes
+from agent.dataplane.abi import GUARD_COUNT_BLOCKED, GUARD_COUNT_NOT_ALLOWED
+from agent.dataplane.program import Dataplane
+from agent.dataplane.sourcetrees import BLOCKS, LISTS, Policy, SourceTrees
+from agent.errors import SteelyardError
+from agent.files import write_atomically
+from agent.model import Address, AddressList, Config, GuardMode, Network, Service
+from agent.state import addresstree, blocks
+from agent.state.blocks import Block, Blocks
+from agent.state.guardview import Guarded, ListView, Verdicts
+from agent.state.identities import Identities
+
+log = structlog.get_logger()
+
+TICK_S = 1.0
+LOOK_AT_FILES = 10  # ticks
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A list as it is in the tables, or will be next."""
+
+    definition: AddressList
+    stamps: tuple[object, ...]  # of its files
+    prefixes: Prefixes
+    read_at: float
+    problem: str = ""  # why its files cannot be read; what was read before stays
+
+
+class Guarding:
+    """The blocks and lists of one instance."""
+
+    def __init__(self, config: Config, dataplane: Dataplane) -> None:
+        self._dataplane = dataplane
+        self._path = config.state_dir / f"{config.name}.blocks.json"
+        self._changing = asyncio.Lock()
+        self._blocks: Blocks = {}
+        self._placed: Blocks | None = None  # those in the tables; None: what is there is unknown
+        self._lists: dict[str, _Loaded] = {}
+        self._names: tuple[str, ...] | None = None  # by bit, of the lists in the tables
+        self._policies: Mapping[int, Policy] = {}
+        self._counted: Counter[tuple[str, bool]] = Counter()  # by list, and whether dropped
+        self._counted_from: tuple[list[int], list[int]] = ([], [])  # what the tables said then
+        self._made: SourceTrees | None = None
+        self._problem = ""  # why the tables are not as they should be
+        self.unsaved = ""  # why blocks are in memory only
+
+    @property
+    def has_blocks(self) -> bool:
+        return bool(self._blocks)
+
+    @property
+    def _trees(self) -> SourceTrees:
+        if self._made is None:  # the tables are there once the program is loaded
+            self._made = SourceTrees(self._dataplane.tables)
+        return self._made
+
+    @property
+    def problem(self) -> str:
+        """Why blocks and lists are not as they should be; empty: they are."""
+        broken = (each.problem for each in self._lists.values() if each.problem)
+        return self._problem or next(broken, "")
+
+    def load(self) -> None:
+        """The blocks of the last agent whose time is not over; before the program is loaded."""
+        try:
+            rows = json.loads(self._path.read_text())
+            self._blocks = blocks.left(blocks.from_json(rows), time.time())
+        except FileNotFoundError:
+            self._blocks = {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.error(
+                "blocks are forgotten: they cannot be read", path=str(self._path), why=str(error)
+            )
+
+    async def run(self, wake: Callable[[], None]) -> None:
+        """End the blocks whose time is over, and ask for a pass when files have changed, for
+        ever.
+        """
+        ticks = 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            ticks += 1
+            try:
+                left = blocks.left(self._blocks, time.time())
+                if len(left) != len(self._blocks):
+                    await self._take(left)
+                elif self.unsaved:
+                    await asyncio.to_thread(self._save)
+                if ticks % LOOK_AT_FILES == 0 and await asyncio.to_thread(self._has_news):
+                    wake()
+            except (SteelyardError, OSError) as error:
+                self._failed(str(error))
+            except Exception:  # this task's root
+                log.exception("the guard broke")
+
+    # -- blocks
+
+    async def block(self, new: Iterable[Block], *, confirmed: bool = False) -> None:
+        """Drop what these send, from the next packet on; raises SteelyardError, with nothing
+        changed.
+        """
+        wanted = dict(self._blocks)
+        for each in new:
+            wanted = blocks.blocked(wanted, each, confirmed=confirmed)
+        await self._take(wanted)
+
+    async def unblock(self, prefixes: Iterable[Network]) -> None:
+        """Serve these again; raises SteelyardError, with nothing changed."""
+        wanted = dict(self._blocks)
+        for prefix in prefixes:
+            wanted = blocks.unblocked(wanted, prefix)
+        await self._take(wanted)
+
+    async def _take(self, wanted: Blocks) -> None:
+        before, self._blocks = self._blocks, wanted
+        async with self._changing:
+            try:
+                await asyncio.to_thread(self._place_blocks)
+            except SteelyardError:
+                if self._blocks is wanted:
+                    self._blocks = before
+                raise
+            await asyncio.to_thread(self._save)
+
+    def _place_blocks(self) -> None:
+        """Of several changes that wait for this the first makes them all."""
+        wanted = self._blocks
+        if self._placed is not None and self._placed.keys() == wanted.keys():
+            self._placed = wanted
+            return
+        fresh = {}
+        for tree, version in zip(BLOCKS, (4, 6), strict=True):
+            prefixes = [addresstree.prefix_of(p) for p in wanted if p.version == version]
+            fresh[tree] = addresstree.build([(1, prefixes)], version)
+        self._trees.place(fresh)
+        self._placed = wanted
+
+    def _save(self) -> None:
+        try:
+            write_atomically(self._path, json.dumps(blocks.to_json(self._blocks)) + "\n")
+        except OSError as error:
+            if not self.unsaved:
+                log.error("blocks are in memory only: a restart forgets them", why=str(error))
+            self.unsaved = f"{self._path}: {error.strerror}"
+        else:
+            self.unsaved = ""
+
+    # -- lists
+
+    async def sync(self, config: Config, ids: Identities) -> None:
+        """Have the tables as this configuration wants them, and the files of its lists."""
+        async with self._changing:
+            try:
+                await asyncio.to_thread(self._sync, config, ids)
+                self._problem = ""
+            except (SteelyardError, OSError) as error:
+                self._failed(str(error))
+
+    async def check(self, config: Config) -> None:
+        """Raise ConfigError if a list that is new, or another one than before, cannot be read."""
+
+        def read() -> None:
+            for each in _used(config):
+                known = self._lists.get(each.name)
+                if known is None or known.definition != each:
+                    lists.read(each)
+
+        await asyncio.to_thread(read)
+
+    def _sync(self, config: Config, ids: Identities) -> None:
+        self._place_blocks()
+        fresh = {each.name: self._read(each) for each in _used(config)}
+        names = tuple(fresh)
+        policies = {
+            ids.service_id(service): policy_of(service, names) for service in config.services
+        }
+        if names != self._names or any(fresh[n] is not self._lists.get(n) for n in names):
+            self._place_lists(fresh, names)
+        if policies != self._policies:
+            self._trees.set_policies(policies)
+            self._policies = policies
+
+    def _place_lists(self, fresh: dict[str, _Loaded], names: tuple[str, ...]) -> None:
+        made = {}
+        for tree, version in zip(LISTS, (4, 6), strict=True):
+            held = [
+                (1 << bit, each.prefixes.v4 if version == 4 else each.prefixes.v6)
+                for bit, each in enumerate(fresh.values())
+            ]
+            made[tree] = addresstree.build(held, version)
+        self._trees.place(made, lambda: self._suspend(names))
+        self._lists, self._names = fresh, names
+
+    def _suspend(self, names: tuple[str, ...]) -> None:
+        """If the bits of lists are about to mean others, refuse nobody until they do."""
+        if names != self._names:
+            self._trees.suspend_policies()
+            self._policies = {}
+            self._counted = self._counts()
+            self._counted_from = self._trees.counts()
+
+    def _read(self, each: AddressList) -> _Loaded:
+        """What a list holds: what was read before, if nothing has changed."""
+        before = self._lists.get(each.name)
+        stamps = tuple(_stamp(path) for path in each.files)
+        if before is not None and (before.definition, before.stamps) == (each, stamps):
+            return before
+        try:
+            found = lists.read(each)
+        except SteelyardError as error:
+            log.error("a list cannot be read; what it held stays", list=each.name, why=str(error))
+            kept = before.prefixes if before is not None else Prefixes()
+            return _Loaded(each, stamps, kept, time.time(), str(error))
+        log.info("list", name=each.name, prefixes=len(found))
+        return _Loaded(each, stamps, found, time.time())
+
+    def _has_news(self) -> bool:
+        return any(
+            tuple(_stamp(path) for path in each.definition.files) != each.stamps
+            for each in tuple(self._lists.values())
+        )
+
+    def _counts(self) -> Counter[tuple[str, bool]]:
+        """Packets that each list has dropped, or would have, since the agent began."""
+        counts = Counter(self._counted)
+        for now, before, dropped in zip(
+            self._trees.counts(), self._counted_from, (True, False), strict=True
+        ):
+            for name, packets, then in zip(self._names or (), now, before, strict=False):
+                counts[name, dropped] += packets - then
+        return counts
+
+    def _failed(self, problem: str) -> None:
+        if problem != self._problem:
+            log.error("blocks and lists are not as they should be", problem=problem)
+        self._problem = problem
+
+    # -- what others ask
+
+    def view(self, config: Config) -> Guarded:
+        """Everything, as of now."""
+        dropped, would_drop = self._trees.counts()
+        counts = self._counts()
+        return Guarded(
+            blocks=tuple(self._blocks.values()),
+            lists=tuple(
+                ListView(
+                    name=each.name,
+                    prefixes=len(held.prefixes) if held else 0,
+                    files=each.files,
+                    read_at=held.read_at if held else None,
+                    problem=held.problem if held else "",
+                    dropped=counts[each.name, True],
+                    would_drop=counts[each.name, False],
+                    used_by=tuple(
+                        s.name for s in config.services if each.name in (*s.allow, *s.deny)
+                    ),
+                )
+                for each in config.lists
+                for held in (self._lists.get(each.name),)
+            ),
+            blocked_packets=dropped[GUARD_COUNT_BLOCKED],
+            would_block_packets=would_drop[GUARD_COUNT_BLOCKED],
+            not_allowed_packets=dropped[GUARD_COUNT_NOT_ALLOWED],
+            would_not_allow_packets=would_drop[GUARD_COUNT_NOT_ALLOWED],
+            nodes=self._trees.nodes(),
+            nodes_total=config.tables.guard_nodes,
+            problem=self._problem,
+            unsaved=self.unsaved,
+        )
+
+    def test(self, config: Config, address: Address) -> Verdicts:
+        """What the tables say of an address."""
+        held = self._trees.lists(LISTS, address)
+        names = [name for bit, name in enumerate(self._names or ()) if held >> bit & 1]
+        is_blocked = bool(self._trees.lists(BLOCKS, address))
+        prefix = ip_network((address, address.max_prefixlen))
+        return Verdicts(
+            address=address,
+            block=blocks.holding(self._blocks, prefix) if is_blocked else None,
+            lists=tuple(names),
+            services={s.name: verdict(s, names, is_blocked) for s in config.services},
+        )
+
+
+def verdict(service: Service, held: Iterable[str], is_blocked: bool) -> str:
+    """What a service does with a packet that begins a flow, by the lists that hold its source."""
+    held, why = frozenset(held), ""
+    if is_blocked:
+        why = "blocked"
+    elif denied := [name for name in service.deny if name in held]:
+        why = f"denied by {denied[0]}"
+    elif service.allow and not held.intersection(service.allow):
+        why = f"not allowed: it is not on {' or '.join(service.allow)}"
+    if not why or service.guard is GuardMode.OFF:
+        return "served"
+    return why if service.guard is GuardMode.ENFORCE else f"served; it would be {why}"
+
+
+def _used(config: Config) -> list[AddressList]:
+    """The lists that count for some service, in the order of their bits."""
+    used = {name for service in config.services for name in (*service.allow, *service.deny)}
+    return [each for each in config.lists if each.name in used]
+
+
+def policy_of(service: Service, names: tuple[str, ...]) -> Policy:
+    """Which lists count for a service, of lists that have their bits in that order."""
+
+    def bits(chosen: tuple[str, ...]) -> int:
+        return sum(1 << names.index(name) for name in chosen)
+
+    return Policy(bits(service.allow), bits(service.deny), service.guard)
+
+
+def _stamp(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError as error:
+        return error.errno
+    return found.st_ino, found.st_size, found.st_mtime_ns

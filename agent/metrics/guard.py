@@ -1,0 +1,80 @@
+"""Which metrics there are of blocks and lists; as in ``agent.metrics.families``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from agent.metrics.family import Family, Kind, Sample, Samples, one
+from agent.state.guardview import ListView
+from agent.state.snapshot import Snapshot
+
+_LIST = ("list",)
+
+
+def _lists(value: Callable[[ListView], float]) -> Samples:
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for each in snapshot.guard.lists:
+            yield (each.name,), value(each)
+
+    return samples
+
+
+GUARD_FAMILIES: tuple[Family, ...] = (
+    Family(
+        "steelyard_guard_blocks",
+        Kind.GAUGE,
+        "Prefixes that are blocked now.",
+        (),
+        one(lambda s: len(s.guard.blocks)),
+    ),
+    Family(
+        "steelyard_guard_would_block_packets_total",
+        Kind.COUNTER,
+        "Packets of blocked sources to services with `guard: dry-run`. Those that were dropped "
+        "are in `steelyard_service_dropped_packets_total`.",
+        (),
+        one(lambda s: s.guard.would_block_packets),
+    ),
+    Family(
+        "steelyard_guard_would_not_allow_packets_total",
+        Kind.COUNTER,
+        "First packets of sources that no list allows, to services with `guard: dry-run`.",
+        (),
+        one(lambda s: s.guard.would_not_allow_packets),
+    ),
+    Family(
+        "steelyard_guard_list_prefixes",
+        Kind.GAUGE,
+        "Prefixes that a list of `lists` holds.",
+        _LIST,
+        _lists(lambda each: each.prefixes),
+    ),
+    Family(
+        "steelyard_guard_list_broken",
+        Kind.GAUGE,
+        "1 while a file of the list cannot be read: what it held before stays in use.",
+        _LIST,
+        _lists(lambda each: int(bool(each.problem))),
+    ),
+    Family(
+        "steelyard_guard_list_dropped_packets_total",
+        Kind.COUNTER,
+        "First packets that were dropped because their source is on the list, which is denied.",
+        _LIST,
+        _lists(lambda each: each.dropped),
+    ),
+    Family(
+        "steelyard_guard_list_would_drop_packets_total",
+        Kind.COUNTER,
+        "Likewise, of services with `guard: dry-run`, which served them.",
+        _LIST,
+        _lists(lambda each: each.would_drop),
+    ),
+    Family(
+        "steelyard_guard_nodes",
+        Kind.GAUGE,
+        "Nodes of `tables.guard_nodes` that blocks and lists take.",
+        (),
+        one(lambda s: s.guard.nodes),
+    ),
+)

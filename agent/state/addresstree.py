@@ -1,0 +1,76 @@
+"""Makes the trees in which the packet path looks up the source of a packet: which lists hold it.
+
+A tree has a root of an entry for each value of the first 16 bits, and below it nodes of an entry
+for each value of the next 4 (bpf/include/abi.h). Pure, and without any object for each prefix:
+there may be a million.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+
+from agent.model import Address, Network
+
+BRANCH = 0x8000_0000
+NODE_ENTRIES = 16
+ROOT_NODES = 4096
+_ROOT_BITS = 16
+_BITS = {4: 32, 6: 128}
+
+type Prefix = tuple[int, int]  # the address as a number, and how many bits of it count
+
+
+def prefix_of(network: Network) -> Prefix:
+    """A prefix as this module has them."""
+    return int(network.network_address), network.prefixlen
+
+
+def build(lists: Iterable[tuple[int, Sequence[Prefix]]], version: int) -> array[int]:
+    """The entries of a tree of that family, of lists that are a bit each; empty if they are.
+
+    The indexes of its nodes count from its own first one.
+    """
+    # The short prefixes first: what a longer one meets is always whole, and stays.
+    found = sorted(
+        (length, value, bit) for bit, prefixes in lists for value, length in prefixes
+    )  # fmt: skip
+    if not found:
+        return array("I")
+    entries = array("I", bytes(ROOT_NODES * NODE_ENTRIES * 4))
+    width = _BITS[version]
+    for length, value, bit in found:
+        depth = _ROOT_BITS
+        at = value >> (width - depth)
+        while depth < length:
+            entry = entries[at]
+            if not entry & BRANCH:
+                if entry & bit:
+                    break  # a shorter one of the same list has it
+                below = len(entries) // NODE_ENTRIES
+                entries.extend([entry] * NODE_ENTRIES)
+                entries[at] = BRANCH | below
+                entry = BRANCH | below
+            depth += 4
+            at = (entry & ~BRANCH) * NODE_ENTRIES + (value >> (width - depth) & 15)
+        else:
+            for each in range(at, at + (1 << (depth - length))):
+                entries[each] |= bit
+    return entries
+
+
+def nodes_of(entries: Sequence[int]) -> int:
+    """How many nodes a tree has."""
+    return len(entries) // NODE_ENTRIES
+
+
+def lists_of(entries: Sequence[int], root: int, address: Address) -> int:
+    """The lists that hold an address, as the packet path finds them from that first node on."""
+    width = address.max_prefixlen
+    value, depth = int(address), _ROOT_BITS
+    entry = int(entries[root * NODE_ENTRIES + (value >> (width - depth))])
+    while entry & BRANCH and depth < width:
+        depth += 4
+        at = (entry & ~BRANCH) * NODE_ENTRIES + (value >> (width - depth) & 15)
+        entry = int(entries[at])
+    return 0 if entry & BRANCH else entry

@@ -1,0 +1,113 @@
+"""Decides which sources are blocked, and until when. Pure; times are seconds since the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from agent.errors import RequestError
+from agent.model import Network
+
+MOST = 65_536
+DEFAULT_S = 600.0
+LONGEST_S = 8784 * 3600.0  # a year
+_SHORTEST_PREFIX = {4: 8, 6: 19}  # what is shorter is more likely a slip than a wish
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A prefix whose packets are dropped, for which reason, from when and until when."""
+
+    prefix: Network
+    why: str
+    since: float
+    until: float
+
+
+type Blocks = Mapping[Network, Block]
+
+
+def blocked(before: Blocks, new: Block, *, confirmed: bool = False) -> dict[Network, Block]:
+    """With one more block, or a later end of one; RequestError if it cannot be meant."""
+    prefix = new.prefix
+    shortest = _SHORTEST_PREFIX[prefix.version]
+    if prefix.prefixlen < shortest and not confirmed:
+        raise RequestError(
+            f"{prefix} is very much: {_share(prefix)} of all IPv{prefix.version} addresses",
+            where="prefix",
+            remedy=f"give a prefix of /{shortest} or longer, or confirm it with --yes",
+        )
+    if not 1 <= new.until - new.since <= LONGEST_S:
+        raise RequestError(
+            "that is no time for a block",
+            where="for",
+            remedy="give a time from 1s to 8784h, such as 10m",
+        )
+    if prefix not in before and len(before) >= MOST:
+        raise RequestError(
+            f"{MOST} prefixes are blocked, and there is no room for more",
+            where="prefix",
+            remedy="put a large set into one of `lists`, and deny that",
+        )
+    return {**before, prefix: new}
+
+
+def unblocked(before: Blocks, prefix: Network) -> dict[Network, Block]:
+    """Without that block; RequestError if it is not there."""
+    if prefix not in before:
+        wider = [shown(other) for other in before if _holds(other, prefix)]
+        raise RequestError(
+            f"{shown(prefix)} is not blocked by itself",
+            where="prefix",
+            remedy=f"unblock {', '.join(wider)}, which holds it" if wider else "lbctl guard list",
+        )
+    return {other: block for other, block in before.items() if other != prefix}
+
+
+def left(before: Blocks, now: float) -> dict[Network, Block]:
+    """Those whose time is not over."""
+    return {prefix: block for prefix, block in before.items() if block.until > now}
+
+
+def holding(blocks: Blocks, prefix: Network) -> Block | None:
+    """The block with the longest prefix that holds all of that prefix."""
+    found = [block for other, block in blocks.items() if _holds(other, prefix)]
+    return max(found, key=lambda block: block.prefix.prefixlen, default=None)
+
+
+def shown(prefix: Network) -> str:
+    """A prefix as people write it: of one host, its address."""
+    is_host = prefix.prefixlen == prefix.max_prefixlen
+    return str(prefix.network_address if is_host else prefix)
+
+
+def to_json(blocks: Blocks) -> list[dict[str, object]]:
+    """For a file and for the API."""
+    return [
+        {"prefix": shown(b.prefix), "why": b.why, "since": b.since, "until": b.until}
+        for b in blocks.values()
+    ]
+
+
+def from_json(rows: Iterable[Mapping[str, object]]) -> dict[Network, Block]:
+    """The inverse; ValueError, KeyError or TypeError if that is not what it is."""
+    found = {}
+    for row in rows:
+        prefix = ip_network(str(row["prefix"]))
+        since, until = row["since"], row["until"]
+        if not isinstance(since, int | float) or not isinstance(until, int | float):
+            raise TypeError(f"times of {prefix}")
+        found[prefix] = Block(prefix, str(row["why"]), float(since), float(until))
+    return found
+
+
+def _holds(wide: Network, narrow: Network) -> bool:
+    if wide.version != narrow.version or wide.prefixlen > narrow.prefixlen:
+        return False
+    spare = wide.max_prefixlen - wide.prefixlen
+    return int(wide.network_address) >> spare == int(narrow.network_address) >> spare
+
+
+def _share(prefix: Network) -> str:
+    return "all" if not prefix.prefixlen else f"1/{1 << prefix.prefixlen}"

@@ -1,0 +1,65 @@
+"""What people see of blocks and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.model import Address, Network
+from agent.state.blocks import DEFAULT_S, Block
+
+
+@dataclass(frozen=True, slots=True)
+class ListView:
+    """One list; ``read_at``: when its files were read last, in seconds since the epoch."""
+
+    name: str
+    prefixes: int
+    files: tuple[Path, ...]
+    read_at: float | None
+    problem: str
+    dropped: int  # packets, since the agent began
+    would_drop: int
+    used_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """Everything that is blocked or listed, and the packets that it has cost."""
+
+    blocks: tuple[Block, ...] = ()
+    lists: tuple[ListView, ...] = ()
+    blocked_packets: int = 0
+    would_block_packets: int = 0
+    not_allowed_packets: int = 0
+    would_not_allow_packets: int = 0
+    nodes: int = 0
+    nodes_total: int = 0
+    problem: str = ""
+    unsaved: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOrder:
+    """What somebody wants blocked, for so many seconds."""
+
+    prefixes: tuple[Network, ...]
+    for_s: float = DEFAULT_S
+    why: str = ""
+    confirmed: bool = False
+
+    def blocks(self, now: float) -> tuple[Block, ...]:
+        """From this moment on, in seconds since the epoch."""
+        until = now + self.for_s
+        return tuple(Block(prefix, self.why, now, until) for prefix in self.prefixes)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What becomes of a new flow of an address, by service."""
+
+    address: Address
+    block: Block | None
+    lists: tuple[str, ...]
+    services: Mapping[str, str]

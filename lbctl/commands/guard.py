@@ -1,0 +1,297 @@
+"""``lbctl guard``: whom the operator does not want: blocks, lists, and what they have dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from lbctl.environment import Environment, pass_environment
+from lbctl.groups import SuggestingGroup
+from lbctl.options import (
+    ADDRESS,
+    DURATION,
+    SERVICE,
+    SOURCES,
+    agent_options,
+    watch_option,
+    yes_option,
+)
+from lbctl.output import emit, render, watch
+
+BLOCK_TIMEOUT_S = 60.0  # it may have to compile a program first
+
+
+@click.group(cls=SuggestingGroup)
+def guard() -> None:
+    """Blocked sources and lists: status, list, block, unblock, test, top.
+
+    \b
+    Examples:
+      lbctl guard status
+      lbctl guard block 198.51.100.7 --for 1h --why "scans every port"
+      lbctl guard test 198.51.100.7
+    """
+
+
+@guard.command("status")
+@watch_option
+@agent_options
+@pass_environment
+def guard_status(env: Environment, watch_s: float | None) -> None:
+    """What is blocked and listed, and how many packets that has dropped.
+
+    WOULD DROP counts what services with `guard: dry-run` have served.
+
+    \b
+    Examples:
+      lbctl guard status --watch
+      lbctl guard status -o json | jq .blocked_packets_total
+    """
+    watch(env, watch_s, lambda: render(env, env.agent().get("/v1/guard"), _status_view(env)))
+
+
+@guard.command("list")
+@agent_options
+@pass_environment
+def guard_list(env: Environment) -> None:
+    """The sources that are blocked, those that end first at the top.
+
+    \b
+    Example:
+      lbctl guard list
+    """
+    emit(env, env.agent().get("/v1/guard"), lambda data: _blocks(data["blocks"]))
+
+
+@guard.command("block")
+@click.argument("prefixes", type=SOURCES, nargs=-1, required=True, metavar="ADDRESS|PREFIX…")
+@click.option(
+    "--for",
+    "for_s",
+    type=DURATION,
+    default="10m",
+    show_default=True,
+    metavar="DURATION",
+    help="How long: 30s, 10m, 24h.",
+)
+@click.option("--why", default="", metavar="TEXT", help="A few words for who reads the list.")
+@yes_option
+@agent_options
+@pass_environment
+def block(env: Environment, prefixes: tuple[str, ...], for_s: float, why: str, yes: bool) -> None:
+    """Drop what these sources send, at once, and end their flows.
+
+    A block ends by itself, and outlives restarts of the agent until then. Blocking a source again
+    sets its time anew. An IPv6 host usually has a whole /64.
+
+    \b
+    Examples:
+      lbctl guard block 198.51.100.7
+      lbctl guard block 203.0.113.0/24 2001:db8:7::/64 --for 2h --why "credential stuffing"
+    """
+    body = {"prefixes": list(prefixes), "for_s": for_s, "why": why, "confirmed": yes}
+    emit(env, env.agent(BLOCK_TIMEOUT_S).post("/v1/guard/block", body), _blocked_view)
+
+
+@guard.command("unblock")
+@click.argument("prefixes", type=SOURCES, nargs=-1, required=True, metavar="ADDRESS|PREFIX…")
+@agent_options
+@pass_environment
+def unblock(env: Environment, prefixes: tuple[str, ...]) -> None:
+    """Serve these sources again.
+
+    \b
+    Example:
+      lbctl guard unblock 198.51.100.7
+    """
+    answer = env.agent().post("/v1/guard/unblock", {"prefixes": list(prefixes)})
+    emit(env, answer, lambda data: [f"served again: {', '.join(data['unblocked'])}", *_note(data)])
+
+
+@guard.command("test")
+@click.argument("address", type=ADDRESS)
+@agent_options
+@pass_environment
+def guard_test(env: Environment, address: str) -> None:
+    """What becomes of a new flow from ADDRESS at each service, by what the kernel's tables say.
+
+    \b
+    Example:
+      lbctl guard test 198.51.100.7
+    """
+    emit(env, env.agent().get("/v1/guard/test", {"address": address}), _test_view)
+
+
+@guard.command("top")
+@click.option("--service", type=SERVICE, metavar="SERVICE", help="Only at this service.")
+@click.option(
+    "--by",
+    type=click.Choice(["flows", "waiting"]),
+    default="flows",
+    show_default=True,
+    help="Rank by open flows, or by request bytes that wait for an answer.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    default=20,
+    show_default=True,
+    help="At most so many.",
+)
+@watch_option
+@agent_options
+@pass_environment
+def top(env: Environment, service: str | None, by: str, limit: int, watch_s: float | None) -> None:
+    """The sources with most open flows, or most request bytes that wait for an answer.
+
+    \b
+    Examples:
+      lbctl guard top --limit 5
+      lbctl guard top --by waiting --service chat
+    """
+    params = {"service": service, "by": by, "limit": limit}
+    watch(env, watch_s, lambda: render(env, env.agent().get("/v1/guard/top", params), _top_view))
+
+
+def _status_view(env: Environment) -> Any:
+    def view(data: Mapping[str, Any]) -> list[object]:
+        from lbctl.humanise import count, exact
+        from lbctl.output import facts
+
+        dropped = (
+            f"{exact(data['blocked_packets_total'])} packets of blocked sources, "
+            f"{exact(data['not_allowed_packets_total'])} of sources that no list allows"
+        )
+        pairs: list[tuple[str, object]] = [
+            ("blocked", f"{len(data['blocks']):,} prefixes (lbctl guard list)"),
+            ("dropped", dropped),
+            ("room", f"{count(data['nodes'])} of {count(data['nodes_total'])} nodes"),
+        ]
+        spared = data["would_block_packets_total"] + data["would_not_allow_packets_total"]
+        if spared:
+            text = f"{exact(spared)} packets would have been dropped"
+            pairs.insert(2, ("dry run", text))
+        if data["problem"]:
+            pairs.append(("problem", data["problem"]))
+        return [*facts(env, pairs), *_note(data), *_services(data), *_lists(data)]
+
+    return view
+
+
+def _services(data: Mapping[str, Any]) -> list[object]:
+    from lbctl.layout import Cell, Column, Table
+
+    rows = tuple(
+        (
+            Cell(each["name"]),
+            Cell(each["guard"], {"enforce": "green", "dry-run": "yellow"}.get(each["guard"], "")),
+            Cell(", ".join(each["allow"]) or "all"),
+            Cell(", ".join(each["deny"]) or "-"),
+        )
+        for each in data["services"]
+    )
+    columns = (Column("SERVICE"), Column("GUARD"), Column("ALLOW"), Column("DENY"))
+    return ["", Table(columns, rows)] if rows else []
+
+
+def _lists(data: Mapping[str, Any]) -> list[object]:
+    from lbctl.humanise import age, exact
+    from lbctl.layout import Cell, Column, Table
+
+    lists = data["lists"]
+    if not lists:
+        return []
+    columns = (
+        Column("LIST"),
+        Column("PREFIXES", right=True),
+        Column("DROPPED", right=True),
+        Column("WOULD DROP", right=True),
+        Column("READ", right=True, drop=1),
+        Column("USED BY", drop=2),
+    )
+    rows = tuple(
+        (
+            Cell(each["name"]),
+            Cell(exact(each["prefixes"])),
+            Cell(exact(each["dropped_packets_total"])),
+            Cell(exact(each["would_drop_packets_total"])),
+            Cell("-" if each["read_s"] is None else f"{age(each['read_s'])} ago"),
+            Cell(", ".join(each["used_by"]) or "nobody"),
+        )
+        for each in lists
+    )
+    problems = [f"list {each['name']}: {each['problem']}" for each in lists if each["problem"]]
+    return ["", Table(columns, rows), *problems]
+
+
+def _blocks(blocks: list[Mapping[str, Any]]) -> list[object]:
+    from lbctl.humanise import duration
+    from lbctl.layout import Cell, Column, Table
+
+    if not blocks:
+        return ["nobody is blocked"]
+    columns = (Column("PREFIX"), Column("LEFT", right=True), Column("UNTIL", drop=1), Column("WHY"))
+    rows = tuple(
+        (
+            Cell(each["prefix"]),
+            Cell(duration(each["left_s"])),
+            Cell(each["until"]),
+            Cell(each["why"] or "-"),
+        )
+        for each in blocks
+    )
+    return [Table(columns, rows)]
+
+
+def _blocked_view(data: Mapping[str, Any]) -> list[object]:
+    from lbctl.humanise import plural
+
+    ended = data["flows_ended"]
+    more = f"; {plural(ended, 'open connection')} ended" if ended else ""
+    return [f"blocked: {', '.join(data['blocked'])}{more}", *_note(data)]
+
+
+def _note(data: Mapping[str, Any]) -> list[object]:
+    problem = data["unsaved_problem"]
+    return [f"in memory only, a restart of the agent forgets it: {problem}"] if problem else []
+
+
+def _test_view(data: Mapping[str, Any]) -> list[object]:
+    from lbctl.layout import Cell, Column, Table
+
+    address, block = data["address"], data["block"]
+    pieces: list[object] = [
+        f"{address} is on {', '.join(data['lists'])}"
+        if data["lists"]
+        else f"{address} is on no list"
+    ]
+    if block is not None:
+        why = f": {block['why']}" if block["why"] else ""
+        pieces.append(f"blocked as {block['prefix']} until {block['until']}{why}")
+    rows = tuple(
+        (Cell(each["name"]), Cell(each["verdict"], "green" if each["verdict"] == "served" else ""))
+        for each in data["services"]
+    )
+    return [*pieces, "", Table((Column("SERVICE"), Column("A NEW FLOW IS")), rows)]
+
+
+def _top_view(data: Mapping[str, Any]) -> list[object]:
+    from lbctl.humanise import count, exact
+    from lbctl.layout import Cell, Column, Table
+
+    sources = data["sources"]
+    if not sources:
+        return ["no open flows"]
+    columns = (
+        Column("SOURCE"),
+        Column("OPEN FLOWS", right=True),
+        Column("WAITING B", right=True),
+    )
+    rows = tuple(
+        (Cell(each["source"]), Cell(exact(each["flows"])), Cell(count(each["waiting_bytes"])))
+        for each in sources
+    )
+    return [Table(columns, rows), f"{exact(data['sources_total'])} sources have open flows"]

@@ -1,0 +1,134 @@
+"""``lbctl guard``: what a person sees of blocks and lists, and what it asks of the agent."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from agent.api import guardviews
+from agent.model import GuardMode, Protocol, Service, ServiceKey
+from agent.state.blocks import Block
+from agent.state.guardview import Guarded, ListView, Verdicts
+from agent.state.queries import TopPage, TopSource
+
+NOW = 1_790_000_000.0
+BLOCK = Block(ip_network("198.51.100.7/32"), "scans", NOW - 60, NOW + 540)
+WIDE = Block(ip_network("2001:db8:7::/64"), "", NOW - 60, NOW + 60)
+LISTS = (
+    ListView("drop", 1400, (Path("/etc/drop.txt"),), NOW - 30, "", 1234, 0, ("chat",)),
+    ListView("office", 0, (Path("/etc/x"),), None, "/etc/x: cannot be read", 0, 5, ()),
+)
+VIEW = Guarded(
+    blocks=(BLOCK, WIDE), lists=LISTS, blocked_packets=17, not_allowed_packets=3,
+    would_block_packets=5, nodes=8200, nodes_total=131_072,
+)  # fmt: skip
+CHAT = Service(
+    "chat", ServiceKey(ip_address("10.0.0.10"), 80, Protocol.TCP), deny=("drop",),
+    guard=GuardMode.DRY_RUN,
+)  # fmt: skip
+
+
+class Seen:
+    """As much of a snapshot as there is to see."""
+
+    def __init__(self, view: Guarded) -> None:
+        self.guard, self.at = view, NOW
+        self.services = (type("OfService", (), {"service": CHAT}),)
+
+
+@pytest.fixture(autouse=True)
+def guarded(agent):
+    agent.guard = guardviews.guard(Seen(VIEW))
+    agent.tested = guardviews.tested(
+        Verdicts(ip_address("198.51.100.7"), BLOCK, ("drop",), {"chat": "blocked", "web": "served"})
+    )
+    agent.top = guardviews.top(TopPage((TopSource(ip_address("192.0.2.9"), 12_345, 678),), 40))
+
+
+def test_status_says_who_is_unwanted_and_what_it_has_cost(run) -> None:
+    lines = run("guard", "status").out.splitlines()
+    assert lines[0] == "blocked  2 prefixes (lbctl guard list)"
+    assert "17 packets of blocked sources, 3 of sources that no list allows" in lines[1]
+    assert lines[2] == "dry run  5 packets would have been dropped"
+    assert lines[3] == "room     8.2k of 131k nodes"
+    assert lines[6].split() == ["chat", "dry-run", "all", "drop"]
+    assert lines[9].split() == ["drop", "1,400", "1,234", "0", "30s", "ago", "chat"]
+    assert lines[10].split() == ["office", "0", "0", "5", "-", "nobody"]
+    assert lines[11] == "list office: /etc/x: cannot be read"
+
+
+def test_status_names_what_hinders(run, agent) -> None:
+    agent.guard |= {"problem": "no room", "unsaved_problem": "disk full"}
+    out = run("guard", "status").out
+    assert "problem  no room\n" in out
+    assert "in memory only, a restart of the agent forgets it: disk full\n" in out
+
+
+def test_status_as_json_is_the_agents_answer(run, agent) -> None:
+    assert json.loads(run("guard", "status", "-o", "json").out) == agent.guard
+
+
+def test_blocks_are_listed_as_they_end(run, agent) -> None:
+    first, second = run("guard", "list").out.splitlines()[1:]
+    assert first.split()[:2] == ["2001:db8:7::/64", "1m"]
+    assert second.split()[:2] == ["198.51.100.7", "9m"]
+    assert second.endswith("scans")
+    agent.guard["blocks"] = []
+    assert run("guard", "list").out == "nobody is blocked\n"
+
+
+def test_blocking_names_whom_for_how_long_and_why(run, agent) -> None:
+    result = run("guard", "block", "198.51.100.7", "2001:db8::/64", "--for", "2h", "--why", "scans")
+    assert agent.moves == [
+        ("block", {"prefixes": ["198.51.100.7", "2001:db8::/64"], "for_s": 7200.0,
+                   "why": "scans", "confirmed": False})
+    ]  # fmt: skip
+    assert result.out == "blocked: 198.51.100.7, 2001:db8::/64; 2 open connections ended\n"
+    agent.unsaved = "disk full"
+    assert "forgets it: disk full" in run("guard", "block", "198.51.100.7").out
+    assert agent.moves[1][1]["for_s"] == 600.0
+
+
+def test_unblocking_names_whom(run, agent) -> None:
+    assert run("guard", "unblock", "198.51.100.7").out == "served again: 198.51.100.7\n"
+    assert agent.moves == [("unblock", {"prefixes": ["198.51.100.7"]})]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("block",), "Missing argument"),
+        (("block", "198.51.100.300"), "not an IPv4 or IPv6 address"),
+        (("block", "198.51.100.7/24"), "is an address inside of 198.51.100.0/24"),
+        (("block", "198.51.100.7", "--for", "5 years"), "is not a time such as"),
+        (("unblock", "x"), "not an IPv4 or IPv6 address"),
+        (("test", "198.51.100.0/24"), "is not an IPv4 or IPv6 address"),
+        (("top", "--by", "name"), "is not one of"),
+    ],
+)
+def test_what_is_mistyped_is_refused(run, agent, words: tuple[str, ...], why: str) -> None:
+    result = run("guard", *words)
+    assert (result.code, agent.moves) == (2, [])
+    assert why in result.err
+
+
+def test_an_address_is_tested(run, agent) -> None:
+    lines = run("guard", "test", "198.51.100.7").out.splitlines()
+    assert agent.queries[-1] == ("/v1/guard/test", {"address": "198.51.100.7"})
+    assert lines[0] == "198.51.100.7 is on drop"
+    assert lines[1].startswith("blocked as 198.51.100.7 until 20")
+    assert lines[1].endswith(": scans")
+    assert [line.split() for line in lines[4:]] == [["chat", "blocked"], ["web", "served"]]
+
+
+def test_who_has_most_is_shown(run, agent) -> None:
+    lines = run("guard", "top", "--by", "waiting", "--service", "chat").out.splitlines()
+    asked = {"service": "chat", "by": "waiting", "limit": "20"}
+    assert agent.queries[-1] == ("/v1/guard/top", asked)
+    assert lines[1].split() == ["192.0.2.9", "12,345", "678"]
+    assert lines[2] == "40 sources have open flows"
+    agent.top = guardviews.top(TopPage((), 0))
+    assert run("guard", "top").out == "no open flows\n"
