@@ -25,7 +25,7 @@ from agent.metrics.observer import AgentFacts
 from agent.model import Address, BackendRef, Config, Network
 from agent.notify import Notifier
 from agent.state.events import TraceQuery
-from agent.state.guardview import BlockOrder, Verdicts
+from agent.state.guardview import Blocked, BlockOrder, Verdicts
 from agent.state.moves import Moved, MoveOrder
 from agent.state.queries import (
     Explanation,
@@ -127,13 +127,13 @@ class AgentControl:
                 if await asyncio.to_thread(self._store.write_held):
                     log.info("the changes that were in memory only are saved")
 
-    async def block(self, order: BlockOrder) -> int:
-        """Drop what some sources send, and end their flows; how many those were."""
+    async def block(self, order: BlockOrder) -> Blocked:
+        """Drop what some sources send, and end their flows."""
         return await self._core.block(order.blocks(time.time()), confirmed=order.confirmed)
 
-    async def unblock(self, prefixes: tuple[Network, ...]) -> None:
-        """Serve these sources again."""
-        await self._core.guarding.unblock(prefixes)
+    async def unblock(self, prefixes: tuple[Network, ...]) -> int:
+        """Serve these sources again; how many other balancers were told."""
+        return await self._core.unblock(prefixes)
 
     def guard_test(self, address: Address) -> Verdicts:
         """What becomes of a new flow from an address."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from agent.guarding import Guarding
 from agent.health.monitor import HealthMonitor, Target
 from agent.history import History, log_transitions
 from agent.metrics.observer import Observer
-from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop
+from agent.model import Address, BackendRef, Config, Health, HealthStatus, Network, NextHop
 from agent.network.host import Host
 from agent.network.nexthop import NextHops
 from agent.pair import detour
@@ -39,9 +39,10 @@ from agent.reconcile.passes import Passes
 from agent.reconcile.reconciler import Reconciler
 from agent.resetting import Mine, Resetter
 from agent.state import slowstart
-from agent.state.blocks import Block
+from agent.state.blocks import Block, Blocks
 from agent.state.desired import Surroundings
 from agent.state.eligibility import Eligibility
+from agent.state.guardview import Blocked
 from agent.state.identities import Identities, Member, member_of
 from agent.state.situation import Situation, situation, verdicts
 from agent.state.tables import TableContents
@@ -82,6 +83,7 @@ class Core:
         self._monitor = HealthMonitor(self._health_changed, self._hops.doubt, self._hops.blocked)
         self._host = Host(config, self._wake)
         self.guarding = Guarding(config, self.dataplane)
+        self._hearing: set[asyncio.Task[None]] = set()  # of what other balancers have blocked
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()
         self._reconciler: Reconciler
@@ -125,6 +127,8 @@ class Core:
             lambda: self.now.contents,
             self._hops.get,
             self._is_complete,
+            lambda: self.guarding.blocks,
+            self._blocked_elsewhere,
         )
         mine = Mine(self.pair.serves, self.pair.others)
         self._resetter = Resetter(self.dataplane, mine)
@@ -234,13 +238,46 @@ class Core:
                 await self.pair.mastership.reload()
         return reset
 
-    async def block(self, new: tuple[Block, ...], *, confirmed: bool) -> int:
-        """Drop what these sources send from now on, and end their flows; how many those were."""
+    async def block(self, new: tuple[Block, ...], *, confirmed: bool) -> Blocked:
+        """Drop what these sources send from now on, here and at the other balancers, and end their
+        flows.
+        """
         await self.guarding.block(new, confirmed=confirmed)
-        if not self.dataplane.features.guard:
+        prefixes = [each.prefix for each in new]
+        told = self._tell_blocks(prefixes)
+        return Blocked(await self._refuse(prefixes), told)
+
+    async def unblock(self, prefixes: tuple[Network, ...]) -> int:
+        """Serve these sources again, here and at the other balancers; how many of those."""
+        await self.guarding.unblock(prefixes)
+        return self._tell_blocks(prefixes)
+
+    def _tell_blocks(self, prefixes: Iterable[Network]) -> int:
+        return self.pair.tell_blocks({each: self.guarding.blocks[each] for each in prefixes})
+
+    async def _refuse(self, prefixes: Collection[Network]) -> int:
+        """Have the program drop what they send, and end their flows; how many."""
+        if self.guarding.has_blocks and not self.dataplane.features.guard:
             await self._pass()
-        now = self.now.situation
-        return sum((await self._resetter.end_sources(now, [each.prefix for each in new])).values())
+        return sum((await self._resetter.end_sources(self.now.situation, prefixes)).values())
+
+    def _blocked_elsewhere(self, told: Blocks) -> None:
+        """Another balancer has blocked sources, or undone that."""
+
+        async def take() -> None:
+            await self._started.wait()
+            try:
+                news = await self.guarding.hear(told)
+                if news:
+                    await self._refuse(news)
+            except (SteelyardError, OSError) as error:
+                log.error("blocks of another balancer are not taken over", problem=str(error))
+            except Exception:  # this task's root
+                log.exception("taking over blocks broke")
+
+        task = asyncio.create_task(take())
+        self._hearing.add(task)
+        task.add_done_callback(self._hearing.discard)
 
     # -- what others ask
 

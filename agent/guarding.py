@@ -64,8 +64,13 @@ class Guarding:
         self.unsaved = ""  # why blocks are in memory only
 
     @property
+    def blocks(self) -> Blocks:
+        """All that is known, also of what was undone."""
+        return self._blocks
+
+    @property
     def has_blocks(self) -> bool:
-        return bool(self._blocks)
+        return any(not block.over for block in self._blocks.values())
 
     @property
     def _trees(self) -> SourceTrees:
@@ -127,8 +132,19 @@ class Guarding:
         """Serve these again; raises SteelyardError, with nothing changed."""
         wanted = dict(self._blocks)
         for prefix in prefixes:
-            wanted = blocks.unblocked(wanted, prefix)
+            wanted = blocks.unblocked(wanted, prefix, time.time())
         await self._take(wanted)
+
+    async def hear(self, told: Blocks) -> tuple[Network, ...]:
+        """Take over what another balancer has told; which prefixes are blocked since."""
+        before = self._blocks
+        wanted = blocks.left(blocks.merged(before, told), time.time())
+        if wanted == before:
+            return ()
+        await self._take(wanted)
+        news = blocks.active(wanted).keys() - blocks.active(before).keys()
+        log.info("blocks of another balancer", new=len(news), all=len(blocks.active(wanted)))
+        return tuple(news)
 
     async def _take(self, wanted: Blocks) -> None:
         before, self._blocks = self._blocks, wanted
@@ -143,7 +159,7 @@ class Guarding:
 
     def _place_blocks(self) -> None:
         """Of several changes that wait for this the first makes them all."""
-        wanted = self._blocks
+        wanted = blocks.active(self._blocks)
         if self._placed is not None and self._placed.keys() == wanted.keys():
             self._placed = wanted
             return
@@ -261,7 +277,7 @@ class Guarding:
         dropped, would_drop = self._trees.counts()
         counts = self._counts()
         return Guarded(
-            blocks=tuple(self._blocks.values()),
+            blocks=tuple(blocks.active(self._blocks).values()),
             lists=tuple(
                 ListView(
                     name=each.name,

@@ -9,7 +9,7 @@ from agent.config.edit import Edit
 from agent.config.plan import Change
 from agent.model import Address, Config, Network
 from agent.state.events import Event, Lost, TraceQuery
-from agent.state.guardview import BlockOrder, Verdicts
+from agent.state.guardview import Blocked, BlockOrder, Verdicts
 from agent.state.moves import Moved, MoveOrder
 from agent.state.queries import (
     Explanation,
@@ -83,12 +83,12 @@ class Control(Protocol):
         """Have the VIPs move as the operator says, or with ``dry_run`` only say how."""
         ...
 
-    async def block(self, order: BlockOrder) -> int:
-        """Drop what some sources send, and end their flows; how many those were."""
+    async def block(self, order: BlockOrder) -> Blocked:
+        """Drop what some sources send, and end their flows."""
         ...
 
-    async def unblock(self, prefixes: tuple[Network, ...]) -> None:
-        """Serve these sources again."""
+    async def unblock(self, prefixes: tuple[Network, ...]) -> int:
+        """Serve these sources again; how many other balancers were told."""
         ...
 
     def guard_test(self, address: Address) -> Verdicts:

@@ -317,21 +317,32 @@ class ApiServer:
         _parameters(request)
         caller = _peer(request)
         order = requests.block_order(requests.json_object(await request.read()))
-        ended = await self._control.block(order)
+        done = await self._control.block(order)
         prefixes = [shown(prefix) for prefix in order.prefixes]
         _log_use(caller, "api_block", prefixes=prefixes, for_s=order.for_s, why=order.why)
         unsaved = self._control.snapshot().guard.unsaved
-        return _json({"blocked": prefixes, "flows_ended": ended, "unsaved_problem": unsaved})
+        return _json(
+            {
+                "blocked": prefixes,
+                "flows_ended": done.flows,
+                "told_balancers": done.told,
+                "unsaved_problem": unsaved,
+            }
+        )
 
     async def _guard_unblock(self, request: web.Request) -> web.Response:
         _parameters(request)
         caller = _peer(request)
         prefixes = requests.unblock_order(requests.json_object(await request.read()))
-        await self._control.unblock(prefixes)
+        told = await self._control.unblock(prefixes)
         named = [shown(prefix) for prefix in prefixes]
         _log_use(caller, "api_unblock", prefixes=named)
         return _json(
-            {"unblocked": named, "unsaved_problem": self._control.snapshot().guard.unsaved}
+            {
+                "unblocked": named,
+                "told_balancers": told,
+                "unsaved_problem": self._control.snapshot().guard.unsaved,
+            }
         )
 
     async def _failover(self, request: web.Request) -> web.Response:

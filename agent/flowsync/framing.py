@@ -33,10 +33,15 @@ class Kind(enum.IntEnum):
     ANSWER = 9  # to TAKE or GIVE
     BYE = 10  # the sender stops
     RESYNC = 11  # send everything again: ids mean something now that meant nothing before
+    BLOCKS = 12  # of sources, new and undone; for those who say that they take them
 
 
 DATA = frozenset((Kind.IDENTITIES, Kind.FULL_BEGIN, Kind.RECORDS, Kind.FULL_END))
-_MOST_BYTES = {Kind.IDENTITIES: IDENTITIES_BYTES, Kind.RECORDS: RECORDS_BYTES}
+_MOST_BYTES = {
+    Kind.IDENTITIES: IDENTITIES_BYTES,
+    Kind.RECORDS: RECORDS_BYTES,
+    Kind.BLOCKS: 16 * 2**20,  # 65,536 with a reason each
+}
 
 
 class Fault(enum.Enum):

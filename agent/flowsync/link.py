@@ -30,6 +30,7 @@ from agent.flowsync.messages import Answer, Ask, Heartbeat
 from agent.flowsync.outgoing import Outgoing
 from agent.flowsync.sockets import Streams
 from agent.flowsync.tally import Tally
+from agent.state.blocks import Blocks
 
 log = structlog.get_logger()
 
@@ -55,13 +56,16 @@ class Presence:
 @dataclass(frozen=True, slots=True)
 class Callbacks:
     """What is done when the peer asks for it, SteelyardError if it is not done; what it is told of
-    this node; and what is done whenever a heartbeat of it has come.
+    this node; what is done whenever a heartbeat of it has come; all blocks of sources that are
+    known here, and what is done with those that it tells.
     """
 
     take: Callback
     give: Callback
     presence: Callable[[], Presence] = field(default=Presence)
     heard: Callable[[], None] = field(default=lambda: None)
+    blocks: Callable[[], Blocks] = field(default=dict)
+    blocked: Callable[[Blocks], None] = field(default=lambda _told: None)
 
 
 class Ended(Exception):  # noqa: N818 (every stream ends)
@@ -173,6 +177,15 @@ class Link:
         """Have the next heartbeat go at once."""
         self._news.set()
 
+    def tell_blocks(self, those: Blocks) -> bool:
+        """Tell the peer of these blocks; False: it takes none, or has not said so yet, and is told
+        of all once it does.
+        """
+        if self._heartbeat is None or not self._heartbeat.takes_blocks:
+            return False
+        self._out.write(Kind.BLOCKS, messages.pack_blocks(those))
+        return True
+
     async def flush(self) -> int:
         """Tell the peer all that it does not know, and wait until it has it: how many flows.
         Ended if the stream does before.
@@ -217,6 +230,8 @@ class Link:
             self._out.acknowledge(messages.unpack_ack(payload))
         elif kind is Kind.HEARTBEAT:
             self._hear(messages.unpack_heartbeat(payload))
+        elif kind is Kind.BLOCKS:
+            self._callbacks.blocked(messages.unpack_blocks(payload))
         elif kind is Kind.RESYNC:
             self._out.resync()
         elif kind is Kind.ANSWER:
@@ -230,8 +245,10 @@ class Link:
             self._serve(kind, messages.unpack_ask(payload))
 
     def _hear(self, heartbeat: Heartbeat) -> None:
-        now = time.monotonic()
+        now, is_first = time.monotonic(), self._heartbeat is None
         self._heartbeat, self._heartbeat_s = heartbeat, now
+        if is_first and (known := self._callbacks.blocks()):
+            self.tell_blocks(known)
         self._late_s.append(now - heartbeat.sent_s)
         if heartbeat.echo_s is not None:
             self.rtt_s = max(0.0, now - heartbeat.echo_s - heartbeat.kept_s)
@@ -276,6 +293,7 @@ class Link:
                 present.routers and messages.tellable(present.routers),
                 now - present.routers_s if present.routers else 0.0,
                 present.takes_at,
+                takes_blocks=True,
             )
             self._out.write(Kind.HEARTBEAT, messages.pack(beat))
             with contextlib.suppress(TimeoutError):

@@ -12,6 +12,7 @@ from agent.failover.model import Method, Role
 from agent.failover.syncstatus import RouterWord
 from agent.flowsync.framing import Fault, FrameError, Kind, most_bytes
 from agent.flowsync.handshake import printable
+from agent.state.blocks import Blocks, from_json, to_json
 
 _LONGEST_TEXT = 1000
 _MOST_REASONS = 32
@@ -36,7 +37,7 @@ class Heartbeat:
     it has; None: too many, or it is of a version that does not tell. ``routers``: what its virtual
     routers were ``routers_age_s`` before it was sent; None: likewise, or it is not known there.
     ``takes_at``: the port at which it takes packets of flows that the receiver does not know; 0:
-    it does not, or it is of a version that does not tell.
+    it does not, or it is of a version that does not tell. ``takes_blocks``: likewise, of BLOCKS.
     """
 
     sent_s: float
@@ -47,6 +48,7 @@ class Heartbeat:
     routers: tuple[RouterWord, ...] | None = None
     routers_age_s: float = 0.0
     takes_at: int = 0
+    takes_blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ def unpack_heartbeat(payload: bytes) -> Heartbeat:
             _routers(said.get("routers")),
             max(0.0, _time(said.get("routers_age_s", 0.0))),
             _count(said.get("takes_at", 0)),
+            said.get("takes_blocks") is True,
         )
 
     return _read(payload, read)
@@ -131,6 +134,15 @@ def unpack_answer(payload: bytes) -> Answer:
         return Answer(_count(said["id"]), said["done"] is True, text)
 
     return _read(payload, read)
+
+
+def pack_blocks(those: Blocks) -> bytes:
+    """As the payload of a frame."""
+    return json.dumps({"blocks": to_json(those)}).encode()
+
+
+def unpack_blocks(payload: bytes) -> Blocks:
+    return _read(payload, lambda said: from_json(said["blocks"]))
 
 
 def _read[T](payload: bytes, read: Callable[[Mapping[str, Any]], T]) -> T:

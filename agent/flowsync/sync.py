@@ -26,6 +26,7 @@ from agent.flowsync.greet import Greeter
 from agent.flowsync.handshake import Hello, Why
 from agent.flowsync.link import Callback, Callbacks, Ended, Presence
 from agent.flowsync.peer import Peer
+from agent.state.blocks import Blocks
 
 log = structlog.get_logger()
 
@@ -58,7 +59,8 @@ class FlowSync:
     ``flows`` makes what is exchanged with one peer. ``on_take`` is called when a peer asks this
     node to be master of an instance (None: of all), ``on_give`` when a peer, which is named, wants
     to be; both answer in words, or raise SteelyardError. ``presence`` is what the peers are told of
-    this node, and ``heard`` is called when one of them has told of itself.
+    this node, and ``heard`` is called when one of them has told of itself. ``blocks``: all blocks
+    of sources that are known here; ``blocked`` is called with those that a peer tells.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class FlowSync:
         on_give: Give,
         presence: Callable[[], Presence] = Presence,
         heard: Callable[[], None] = lambda: None,
+        blocks: Callable[[], Blocks] = dict,
+        blocked: Callable[[Blocks], None] = lambda _told: None,
     ) -> None:
         self.problem = ""  # why nobody can connect to us; empty: nothing
         self.strangers: Counter[str] = Counter()  # connections refused at once, by reason
@@ -80,6 +84,7 @@ class FlowSync:
         self._flows = flows
         self._on_take, self._on_give = on_take, on_give
         self._presence, self._heard = presence, heard
+        self._blocks, self._blocked = blocks, blocked
         self._peers: dict[Address, Peer] = {}
         self._running: dict[Address, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server] = []
@@ -123,6 +128,11 @@ class FlowSync:
         for peer in self._peers.values():
             if peer.link is not None:
                 peer.link.beat()
+
+    def tell_blocks(self, those: Blocks) -> int:
+        """Tell every connected peer of these blocks; how many take them."""
+        links = (peer.link for peer in self._peers.values())
+        return sum(link.tell_blocks(those) for link in links if link is not None)
 
     def name(self, slots: SlotNumbers) -> None:
         """Have every connected peer know at once of the new flows in these slots."""
@@ -215,7 +225,9 @@ class FlowSync:
                 self._peers[address].configure(self._settings, self._greeter)
                 continue
             on_give = partial(self._on_give, asker=address)
-            callbacks = Callbacks(self._on_take, on_give, self._presence, self._heard)
+            callbacks = Callbacks(
+                self._on_take, on_give, self._presence, self._heard, self._blocks, self._blocked
+            )
             peer = Peer(address, self._settings, self._greeter, self._flows(address), callbacks)
             self._peers[address] = peer
             self._running[address] = group.create_task(peer.run(), name=f"flow sync: {address}")

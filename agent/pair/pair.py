@@ -53,6 +53,7 @@ from agent.pair.readiness import (
     waits_for,
 )
 from agent.pair.word import Word
+from agent.state.blocks import Blocks
 from agent.state.moves import Lacking, Moved, MoveOrder, MoveVerb
 from agent.state.snapshot import FailoverView
 from agent.state.tables import TableContents
@@ -66,7 +67,7 @@ _LOOKS = 10
 class Pair:
     """The others, and this node's place among them. ``contents``: what the tables hold now;
     ``hop_of``: the next hop to an address; ``complete``: they have all backends that the checks
-    have found.
+    have found; ``blocks`` and ``blocked``: of sources, as ``FlowSync`` has them.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Pair:
         contents: Callable[[], TableContents],
         hop_of: Callable[[Address], NextHop],
         complete: Callable[[], bool] = lambda: True,
+        blocks: Callable[[], Blocks] = dict,
+        blocked: Callable[[Blocks], None] = lambda _told: None,
     ) -> None:
         self._complete = complete
         # Nobody gets a new flow meanwhile.
@@ -119,7 +122,10 @@ class Pair:
             self._give,
             self._presence,
             self._heard,
+            blocks,
+            blocked,
         )
+        self.tell_blocks = self._sync.tell_blocks
         self._new_flows = Established(lambda: ring_of(dataplane), self._sync.name)
         self._detour = Detour(dataplane, self._sync.others, hop_of)
         self._peers: Peers | None = None

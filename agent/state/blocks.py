@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from agent.errors import RequestError
@@ -11,18 +11,24 @@ from agent.model import Network
 
 MOST = 65_536
 DEFAULT_S = 600.0
+_STEP_S = 0.001
 LONGEST_S = 8784 * 3600.0  # a year
 _SHORTEST_PREFIX = {4: 8, 6: 19}  # what is shorter is more likely a slip than a wish
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A prefix whose packets are dropped, for which reason, from when and until when."""
+    """A prefix whose packets are dropped, for which reason, from when and until when.
+
+    ``over``: it was undone at ``since``. That is remembered until ``until``, because another
+    balancer may not have heard of it yet.
+    """
 
     prefix: Network
     why: str
     since: float
     until: float
+    over: bool = False
 
 
 type Blocks = Mapping[Network, Block]
@@ -50,29 +56,55 @@ def blocked(before: Blocks, new: Block, *, confirmed: bool = False) -> dict[Netw
             where="prefix",
             remedy="put a large set into one of `lists`, and deny that",
         )
-    return {**before, prefix: new}
+    return {**before, prefix: _after(before, new)}
 
 
-def unblocked(before: Blocks, prefix: Network) -> dict[Network, Block]:
+def unblocked(before: Blocks, prefix: Network, now: float) -> dict[Network, Block]:
     """Without that block; RequestError if it is not there."""
-    if prefix not in before:
-        wider = [shown(other) for other in before if _holds(other, prefix)]
+    found = before.get(prefix)
+    if found is None or found.over:
+        wider = [shown(other) for other in active(before) if _holds(other, prefix)]
         raise RequestError(
             f"{shown(prefix)} is not blocked by itself",
             where="prefix",
             remedy=f"unblock {', '.join(wider)}, which holds it" if wider else "lbctl guard list",
         )
-    return {other: block for other, block in before.items() if other != prefix}
+    return {**before, prefix: _after(before, replace(found, since=now, over=True))}
+
+
+def _after(before: Blocks, new: Block) -> Block:
+    """Newer than what is there, also if another balancer's clock, which made that, is ahead."""
+    there = before.get(new.prefix)
+    return new if there is None else replace(new, since=max(new.since, there.since + _STEP_S))
+
+
+def active(blocks: Blocks) -> dict[Network, Block]:
+    """Those that hold."""
+    return {prefix: block for prefix, block in blocks.items() if not block.over}
+
+
+def merged(before: Blocks, told: Blocks) -> dict[Network, Block]:
+    """With what another balancer has told: of each prefix the newest word counts."""
+    news = {
+        prefix: block
+        for prefix, block in told.items()
+        if prefix not in before or block.since > before[prefix].since
+    }
+    room = MOST - len(before)
+    fresh = [prefix for prefix in news if prefix not in before]
+    for prefix in fresh[max(room, 0) :]:
+        del news[prefix]
+    return {**before, **news}
 
 
 def left(before: Blocks, now: float) -> dict[Network, Block]:
-    """Those whose time is not over."""
+    """Those whose time is not over, also of what was undone."""
     return {prefix: block for prefix, block in before.items() if block.until > now}
 
 
 def holding(blocks: Blocks, prefix: Network) -> Block | None:
     """The block with the longest prefix that holds all of that prefix."""
-    found = [block for other, block in blocks.items() if _holds(other, prefix)]
+    found = [block for other, block in active(blocks).items() if _holds(other, prefix)]
     return max(found, key=lambda block: block.prefix.prefixlen, default=None)
 
 
@@ -86,6 +118,7 @@ def to_json(blocks: Blocks) -> list[dict[str, object]]:
     """For a file and for the API."""
     return [
         {"prefix": shown(b.prefix), "why": b.why, "since": b.since, "until": b.until}
+        | ({"over": True} if b.over else {})
         for b in blocks.values()
     ]
 
@@ -98,7 +131,8 @@ def from_json(rows: Iterable[Mapping[str, object]]) -> dict[Network, Block]:
         since, until = row["since"], row["until"]
         if not isinstance(since, int | float) or not isinstance(until, int | float):
             raise TypeError(f"times of {prefix}")
-        found[prefix] = Block(prefix, str(row["why"]), float(since), float(until))
+        over = row.get("over") is True
+        found[prefix] = Block(prefix, str(row["why"]), float(since), float(until), over)
     return found
 
 

@@ -56,6 +56,14 @@ class BlockOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocked:
+    """What came of it: flows that were ended, and how many other balancers were told."""
+
+    flows: int
+    told: int
+
+
+@dataclass(frozen=True, slots=True)
 class Verdicts:
     """What becomes of a new flow of an address, by service."""
 

@@ -107,7 +107,7 @@ def unblock(env: Environment, prefixes: tuple[str, ...]) -> None:
       lbctl guard unblock 198.51.100.7
     """
     answer = env.agent().post("/v1/guard/unblock", {"prefixes": list(prefixes)})
-    emit(env, answer, lambda data: [f"served again: {', '.join(data['unblocked'])}", *_note(data)])
+    emit(env, answer, _unblocked_view)
 
 
 @guard.command("test")
@@ -251,7 +251,18 @@ def _blocked_view(data: Mapping[str, Any]) -> list[object]:
 
     ended = data["flows_ended"]
     more = f"; {plural(ended, 'open connection')} ended" if ended else ""
-    return [f"blocked: {', '.join(data['blocked'])}{more}", *_note(data)]
+    return [f"blocked: {', '.join(data['blocked'])}{more}{_told(data)}", *_note(data)]
+
+
+def _unblocked_view(data: Mapping[str, Any]) -> list[object]:
+    return [f"served again: {', '.join(data['unblocked'])}{_told(data)}", *_note(data)]
+
+
+def _told(data: Mapping[str, Any]) -> str:
+    from lbctl.humanise import plural
+
+    told = data["told_balancers"]
+    return f"; {plural(told, 'other balancer')} told" if told else ""
 
 
 def _note(data: Mapping[str, Any]) -> list[object]:

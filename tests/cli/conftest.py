@@ -324,6 +324,7 @@ class FakeAgent:
     guard: dict[str, Any] = field(default_factory=dict)
     tested: dict[str, Any] = field(default_factory=dict)
     top: dict[str, Any] = field(default_factory=dict)
+    told: int = 0  # other balancers, of blocks
     refuse_moves: str = ""
     raw: bytes | None = None  # what to answer instead of JSON
     traces: list[list[dict[str, Any]]] = field(default_factory=list)  # lines, answer by answer
@@ -368,7 +369,8 @@ class FakeAgent:
         if path.startswith("/v1/guard/"):
             self.moves.append((path.rsplit("/", 1)[1], body))
             named = {"blocked": body["prefixes"], "unblocked": body["prefixes"]}
-            return 200, {"flows_ended": 2, "unsaved_problem": self.unsaved} | named
+            done = {"flows_ended": 2, "told_balancers": self.told, "unsaved_problem": self.unsaved}
+            return 200, done | named
         self.edits.append(body)
         if self.refuse_edits is not None:
             return self.refuse_edits

@@ -94,6 +94,10 @@ def test_blocking_names_whom_for_how_long_and_why(run, agent) -> None:
 
 def test_unblocking_names_whom(run, agent) -> None:
     assert run("guard", "unblock", "198.51.100.7").out == "served again: 198.51.100.7\n"
+    agent.told = 2
+    out = run("guard", "block", "198.51.100.7").out
+    assert out.endswith("2 open connections ended; 2 other balancers told\n")
+    agent.moves.pop()
     assert agent.moves == [("unblock", {"prefixes": ["198.51.100.7"]})]
 
 

@@ -109,7 +109,9 @@ def test_a_blocked_client_loses_its_connections_and_others_do_not(here: Site) ->
         )
         still = has_server(here, source)
         done = block(here, source)
-        assert done == {"blocked": [source], "flows_ended": 1, "unsaved_problem": ""}
+        assert done == {
+            "blocked": [source], "flows_ended": 1, "told_balancers": 0, "unsaved_problem": "",
+        }  # fmt: skip
         wait_until("the server hears that it is over", lambda: not still())
         assert not is_served(here)
         assert drops(here)["blocked"] > 0

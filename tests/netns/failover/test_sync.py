@@ -310,3 +310,34 @@ def test_strangers_and_garbage_change_nothing(here: Site) -> None:
         await_copies(here, held)
     assert are_connected(here)
     assert before == {at: peer(here, at)["connections_total"] for at in ("lb1", "lb2")}
+
+
+def blocked_at(here: Site, balancer: str) -> list[str]:
+    return [each["prefix"] for each in here.on(balancer).get("/v1/guard")["blocks"]]
+
+
+def guard(here: Site, balancer: str, verb: str, **body: Any) -> Any:
+    return here.on(balancer).api.post(f"/v1/guard/{verb}", body)
+
+
+def test_who_is_blocked_at_one_balancer_is_blocked_at_the_other(here: Site) -> None:
+    wait_until("they are connected", lambda: are_connected(here))
+    two = ["198.51.100.7", "2001:db8:7::/64"]
+    wait_until("it is told", lambda: guard(here, "lb1", "block", prefixes=two)["told_balancers"])
+    wait_until("lb2 has taken it over", lambda: blocked_at(here, "lb2") == two)
+    tested = here.on("lb2").get("/v1/guard/test", address="2001:db8:7::9")
+    assert {each["verdict"] for each in tested["services"]} == {"blocked"}
+    assert guard(here, "lb2", "unblock", prefixes=two[:1])["told_balancers"] == 1
+    wait_until("lb1 has taken it over", lambda: blocked_at(here, "lb1") == two[1:])
+    with apart(here):
+        wait_until(
+            "both have noticed",
+            lambda: all(peer(here, at)["state"] != "connected" for at in ("lb1", "lb2")),
+        )
+        assert guard(here, "lb1", "unblock", prefixes=two[1:])["told_balancers"] == 0
+        assert guard(here, "lb2", "block", prefixes=two[:1])["told_balancers"] == 0
+    wait_until("they are connected", lambda: are_connected(here))
+    wait_until("lb1 knows", lambda: blocked_at(here, "lb1") == two[:1])
+    wait_until("lb2 knows", lambda: blocked_at(here, "lb2") == two[:1])
+    guard(here, "lb1", "unblock", prefixes=two[:1])
+    wait_until("all is as before", lambda: not blocked_at(here, "lb2"))

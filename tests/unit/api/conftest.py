@@ -16,7 +16,7 @@ from agent.config.load import parse
 from agent.config.plan import plan
 from agent.model import BackendState, Health, HealthStatus, NextHop, Protocol, ServiceState
 from agent.state.events import Lost
-from agent.state.guardview import Verdicts
+from agent.state.guardview import Blocked, Verdicts
 from agent.state.moves import Moved
 from agent.state.queries import (
     Draw,
@@ -240,10 +240,11 @@ class FakeControl:
 
     async def block(self, order):
         self._called("block", order)
-        return 3
+        return Blocked(3, 1)
 
     async def unblock(self, prefixes):
         self._called("unblock", prefixes)
+        return 1
 
     def guard_test(self, address):
         self._called("guard_test", address)

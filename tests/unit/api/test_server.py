@@ -190,6 +190,7 @@ def test_the_guard_is_told_asked_and_changed(api, control):
     prefixes = ["192.0.2.7", "2001:db8:7::/64"]
     status, body = api.post("/v1/guard/block", prefixes=prefixes, for_s=60, why="scans")
     assert (status, body["blocked"], body["flows_ended"]) == (200, prefixes, 3)
+    assert body["told_balancers"] == 1
     networks = (ip_network("192.0.2.7"), ip_network("2001:db8:7::/64"))
     status, body = api.post("/v1/guard/unblock", prefixes=prefixes)
     assert (status, body["unblocked"]) == (200, prefixes)

@@ -17,6 +17,7 @@ from agent.failover.syncstatus import LinkState, PeerSync
 from agent.flowsync.flows import Installed, Look
 from agent.flowsync.link import Presence
 from agent.flowsync.sync import FlowSync
+from agent.state.blocks import Blocks
 
 SECRET = b"a secret of the two balancers"
 LOW, HIGH = ip_address("127.0.0.1"), ip_address("127.0.0.2")
@@ -137,6 +138,8 @@ class Node:
     take: Callable[[str | None], str] = lambda instance: f"master of {instance}"
     presence: Presence = field(default_factory=Presence)
     heard: Callable[[], None] = lambda: None
+    blocks: Blocks = field(default_factory=dict)
+    blocked: list[Blocks] = field(default_factory=list)  # what the other has told
     sync: FlowSync | None = None
     task: asyncio.Task[None] | None = None
 
@@ -150,6 +153,8 @@ class Node:
             self._on_give,
             lambda: self.presence,
             lambda: self.heard(),
+            lambda: self.blocks,
+            self.blocked.append,
         )
         (work,) = self.sync.tasks().values()
         self.task = asyncio.create_task(work)

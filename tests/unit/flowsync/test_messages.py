@@ -20,6 +20,7 @@ SAMPLES: list[tuple[Any, Callable[[bytes], Any]]] = [
     (Ack(7, 5, {"no-room": 2}), messages.unpack_ack),
     (Heartbeat(1.5, None, 0.0, None), messages.unpack_heartbeat),
     (Heartbeat(1.5, 0.25, 0.125, 3.5), messages.unpack_heartbeat),
+    (Heartbeat(1.5, 0.25, 0.125, 3.5, takes_blocks=True), messages.unpack_heartbeat),
     (Heartbeat(1.5, None, 0.0, None, ()), messages.unpack_heartbeat),
     (Heartbeat(1.5, None, 0.0, None, ("api", "web")), messages.unpack_heartbeat),
     (Heartbeat(1.5, None, 0.0, None, ("web",), (WORD, OTHER), 0.25), messages.unpack_heartbeat),
@@ -106,3 +107,14 @@ def test_as_many_instances_are_told_as_a_heartbeat_has_room_for() -> None:
     beat = messages.pack(Heartbeat(1.5, None, 0.0, None, told))
     assert len(beat) < most_bytes(Kind.HEARTBEAT)
     assert messages.unpack_heartbeat(beat).instances == told
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{}", b'{"blocks": 1}', b'{"blocks": [{}]}', b'{"blocks": [{"prefix": "x"}]}',
+     b'{"blocks": [{"prefix": "192.0.2.0/24", "why": "", "since": "0", "until": 1}]}',
+     b'{"blocks": [{"prefix": "192.0.2.7/24", "why": "", "since": 0, "until": 1}]}'],
+)  # fmt: skip
+def test_blocks_that_make_no_sense_end_the_stream(payload: bytes) -> None:
+    with pytest.raises(FrameError):
+        messages.unpack_blocks(payload)

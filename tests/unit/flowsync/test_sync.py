@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from dataclasses import replace
+from ipaddress import ip_network
 from random import Random
 
 import numpy as np
@@ -16,6 +17,7 @@ from agent.failover.syncstatus import LinkState
 from agent.flowsync.flows import Look
 from agent.flowsync.link import Presence
 from agent.flowsync.sync import FlowSync
+from agent.state.blocks import Block
 from tests.unit.failover.samples import WORD
 from tests.unit.flowsync.pairs import HIGH, LOW, Node, nodes, running, until
 
@@ -546,5 +548,26 @@ def test_each_knows_the_address_and_the_port_that_the_other_takes_packets_at() -
             assert ours.takes_at == 0
             await two.stop()
             await until("gone", lambda: [o.takes_at for o in one.sync.others()] == [0])
+
+    asyncio.run(run())
+
+
+BLOCK = Block(ip_network("198.51.100.7/32"), "scans", 1000.0, 2000.0)
+UNDONE = Block(ip_network("2001:db8:7::/64"), "", 1000.0, 3000.0, over=True)
+
+
+def test_blocks_are_told_when_they_meet_and_as_they_are_made() -> None:
+    async def run() -> None:
+        one, two = nodes()
+        one.blocks = {each.prefix: each for each in (BLOCK, UNDONE)}
+        async with running(one, two):
+            await until("told", lambda: two.blocked == [one.blocks])
+            assert one.blocked == []
+            news = {BLOCK.prefix: replace(BLOCK, since=1001.0, over=True)}
+            await until("it can be told", lambda: one.sync.tell_blocks(news) == 1)
+            await until("told", lambda: two.blocked[-1] == news)
+            await two.stop()
+            await until("gone", lambda: not one.is_connected)
+            assert one.sync.tell_blocks(news) == 0
 
     asyncio.run(run())

@@ -8,7 +8,18 @@ import pytest
 
 from agent.errors import RequestError
 from agent.state import blocks
-from agent.state.blocks import Block, blocked, from_json, holding, left, shown, to_json, unblocked
+from agent.state.blocks import (
+    Block,
+    active,
+    blocked,
+    from_json,
+    holding,
+    left,
+    merged,
+    shown,
+    to_json,
+    unblocked,
+)
 
 NOW = 1_000_000.0
 HOST, NET = ip_network("198.51.100.7/32"), ip_network("198.51.100.0/24")
@@ -21,7 +32,8 @@ def block(prefix=HOST, for_s: float = 600.0, why: str = "scans") -> Block:
 
 def test_a_block_that_comes_again_has_its_new_time():
     found = blocked(blocked({}, block()), block(for_s=60.0, why="still"))
-    assert found == {HOST: block(for_s=60.0, why="still")}
+    assert list(found) == [HOST]
+    assert (found[HOST].until, found[HOST].why) == (NOW + 60.0, "still")
 
 
 def test_a_block_ends_by_itself():
@@ -57,12 +69,12 @@ def test_there_is_room_for_so_many(monkeypatch: pytest.MonkeyPatch):
 
 def test_unblocking_names_the_block_that_holds_an_address():
     found = blocked(blocked({}, block(NET)), block(SIX))
-    assert list(unblocked(found, SIX)) == [NET]
+    assert list(active(unblocked(found, SIX, NOW))) == [NET]
     with pytest.raises(RequestError) as refused:
-        unblocked(found, HOST)
+        unblocked(found, HOST, NOW)
     assert "198.51.100.0/24" in refused.value.remedy
     with pytest.raises(RequestError) as refused:
-        unblocked(found, ip_network("192.0.2.1/32"))
+        unblocked(found, ip_network("192.0.2.1/32"), NOW)
     assert refused.value.remedy == "lbctl guard list"
 
 
@@ -96,3 +108,38 @@ def test_a_host_is_shown_as_an_address():
     assert (shown(HOST), shown(NET), shown(SIX)) == (
         "198.51.100.7", "198.51.100.0/24", "2001:db8:7::/64",
     )  # fmt: skip
+
+
+def test_what_is_undone_is_remembered_until_its_time_would_have_been_over():
+    undone = unblocked(blocked({}, block()), HOST, NOW + 10)
+    assert active(undone) == {}
+    assert left(undone, NOW + 599) == undone
+    assert left(undone, NOW + 600) == {}
+    assert from_json(to_json(undone)) == undone  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="not blocked"):
+        unblocked(undone, HOST, NOW + 20)
+    again = blocked(undone, Block(HOST, "again", NOW + 30, NOW + 40))
+    assert active(again) == again
+    assert holding(undone, HOST) is None
+
+
+def test_of_two_balancers_the_newest_word_counts_whatever_their_clocks_say():
+    here = blocked({}, block())
+    assert merged({}, here) == here
+    assert merged(here, {}) == here
+    # Undone at the other one, whose clock is an hour behind.
+    there = unblocked(merged({}, here), HOST, NOW - 3600)
+    assert merged(here, there) == there
+    assert merged(there, here) == there
+    # And blocked here again before that was heard.
+    again = blocked(here, Block(HOST, "again", NOW + 1, NOW + 601))
+    assert active(merged(there, again)) == active(merged(again, there)) == again
+
+
+def test_what_is_told_fills_no_more_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(blocks, "MOST", 2)
+    full = blocked(blocked({}, block()), block(NET))
+    told = {SIX: block(SIX), NET: Block(NET, "newer", NOW + 1, NOW + 2)}
+    found = merged(full, told)
+    assert list(found) == [HOST, NET]
+    assert found[NET].why == "newer"
