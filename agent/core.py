@@ -109,7 +109,7 @@ class Core:
         """Make or adopt tables and program; attaches nothing."""
         sync = self.config.failover.sync.is_on
         await asyncio.to_thread(self.guarding.load)
-        blocks = self.guarding.has_blocks
+        blocks = self.guarding.is_used
         load = self.dataplane.load
         await asyncio.to_thread(load, self.config.services, sync=sync, blocks=blocks)
         await asyncio.to_thread(carry.prepare, self.dataplane)
@@ -257,7 +257,7 @@ class Core:
 
     async def _refuse(self, prefixes: Collection[Network]) -> int:
         """Have the program drop what they send, and end their flows; how many."""
-        if self.guarding.has_blocks and not self.dataplane.features.guard:
+        if not self.dataplane.features.guard:
             await self._pass()
         return sum((await self._resetter.end_sources(self.now.situation, prefixes)).values())
 
@@ -425,7 +425,7 @@ class Core:
             ticks = self.dataplane.clock.ticks
             if self._started.is_set():
                 ensure = self.dataplane.ensure_features
-                sync, blocks = config.failover.sync.is_on, self.guarding.has_blocks
+                sync, blocks = config.failover.sync.is_on, self.guarding.is_used
                 await asyncio.to_thread(ensure, config.services, sync=sync, blocks=blocks)
             await self.guarding.sync(config, self._reconciler.identities(config))
             draws = self.weigher.draws

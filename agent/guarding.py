@@ -53,6 +53,7 @@ class Guarding:
         self._path = config.state_dir / f"{config.name}.blocks.json"
         self._changing = asyncio.Lock()
         self._blocks: Blocks = {}
+        self._is_used = False
         self._placed: Blocks | None = None  # those in the tables; None: what is there is unknown
         self._lists: dict[str, _Loaded] = {}
         self._names: tuple[str, ...] | None = None  # by bit, of the lists in the tables
@@ -69,8 +70,11 @@ class Guarding:
         return self._blocks
 
     @property
-    def has_blocks(self) -> bool:
-        return any(not block.over for block in self._blocks.values())
+    def is_used(self) -> bool:
+        """Whether the program has to know of blocks: somebody was blocked here once. So the next
+        block does not wait for the compiler, on this host.
+        """
+        return self._is_used or bool(self._blocks)
 
     @property
     def _trees(self) -> SourceTrees:
@@ -86,6 +90,7 @@ class Guarding:
 
     def load(self) -> None:
         """The blocks of the last agent whose time is not over; before the program is loaded."""
+        self._is_used = self._path.exists()
         try:
             rows = json.loads(self._path.read_text())
             self._blocks = blocks.left(blocks.from_json(rows), time.time())
@@ -298,17 +303,22 @@ class Guarding:
             would_block_packets=would_drop[GUARD_COUNT_BLOCKED],
             not_allowed_packets=dropped[GUARD_COUNT_NOT_ALLOWED],
             would_not_allow_packets=would_drop[GUARD_COUNT_NOT_ALLOWED],
+            in_force=self._is_in_force,
             nodes=self._trees.nodes(),
             nodes_total=config.tables.guard_nodes,
             problem=self._problem,
             unsaved=self.unsaved,
         )
 
+    @property
+    def _is_in_force(self) -> bool:
+        return self._dataplane.features.guard or not blocks.active(self._blocks)
+
     def test(self, config: Config, address: Address) -> Verdicts:
         """What the tables say of an address."""
         held = self._trees.lists(LISTS, address)
         names = [name for bit, name in enumerate(self._names or ()) if held >> bit & 1]
-        is_blocked = bool(self._trees.lists(BLOCKS, address))
+        is_blocked = self._is_in_force and bool(self._trees.lists(BLOCKS, address))
         prefix = ip_network((address, address.max_prefixlen))
         return Verdicts(
             address=address,

@@ -30,6 +30,7 @@ def guard(snapshot: Snapshot) -> Json:
         "would_block_packets_total": view.would_block_packets,
         "not_allowed_packets_total": view.not_allowed_packets,
         "would_not_allow_packets_total": view.would_not_allow_packets,
+        "in_force": view.in_force,
         "nodes": view.nodes,
         "nodes_total": view.nodes_total,
         "problem": view.problem,

@@ -34,6 +34,7 @@ class Guarded:
     would_block_packets: int = 0
     not_allowed_packets: int = 0
     would_not_allow_packets: int = 0
+    in_force: bool = True  # False: the program that drops what blocks say is being made
     nodes: int = 0
     nodes_total: int = 0
     problem: str = ""

@@ -62,7 +62,7 @@ def guard_list(env: Environment) -> None:
     Example:
       lbctl guard list
     """
-    emit(env, env.agent().get("/v1/guard"), lambda data: _blocks(data["blocks"]))
+    emit(env, env.agent().get("/v1/guard"), lambda data: [*_blocks(data["blocks"]), *_force(data)])
 
 
 @guard.command("block")
@@ -176,7 +176,7 @@ def _status_view(env: Environment) -> Any:
             pairs.insert(2, ("dry run", text))
         if data["problem"]:
             pairs.append(("problem", data["problem"]))
-        return [*facts(env, pairs), *_note(data), *_services(data), *_lists(data)]
+        return [*facts(env, pairs), *_force(data), *_note(data), *_services(data), *_lists(data)]
 
     return view
 
@@ -263,6 +263,10 @@ def _told(data: Mapping[str, Any]) -> str:
 
     told = data["told_balancers"]
     return f"; {plural(told, 'other balancer')} told" if told else ""
+
+
+def _force(data: Mapping[str, Any]) -> list[object]:
+    return [] if data["in_force"] else ["not in force yet: the program for it is being compiled"]
 
 
 def _note(data: Mapping[str, Any]) -> list[object]:

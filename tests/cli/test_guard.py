@@ -136,3 +136,9 @@ def test_who_has_most_is_shown(run, agent) -> None:
     assert lines[2] == "40 sources have open flows"
     agent.top = guardviews.top(TopPage((), 0))
     assert run("guard", "top").out == "no open flows\n"
+
+
+def test_what_is_not_in_force_yet_says_so(run, agent) -> None:
+    agent.guard["in_force"] = False
+    for command in ("status", "list"):
+        assert "not in force yet: the program for it is being compiled" in run("guard", command).out

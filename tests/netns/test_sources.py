@@ -137,6 +137,11 @@ def test_blocks_outlive_the_agent_and_hold_while_it_is_away(
     after = here.get("/v1/guard")["blocks"]
     assert [each | {"left_s": 0} for each in after] == [each | {"left_s": 0} for each in before]
     assert not is_served(here)
+    here.api.post("/v1/guard/unblock", {"prefixes": [source]})
+    here.stop_agent(number)
+    here.start_agent()
+    # So the next block does not wait for the compiler.
+    assert "guard" in here.get("/v1/status")["dataplane"]["features"]
 
 
 def test_a_block_ends_by_itself_also_if_the_agent_was_away_then(here: Site) -> None:
