@@ -94,7 +94,7 @@ class AgentControl:
             changes = plan(self._core.config, new)
             self._core.identities(new)  # refuses what the tables cannot hold
             await self._keep_flows(new)
-            await self._core.guarding.check(new)
+            await self._core.guarding.prepare(new)
             # What removes by name is meant.
             if edit.op is EditOp.SERVICES_APPLY and not (confirmed or dry_run):
                 await self._ask_to_cut(new, "lbctl apply --yes")
@@ -192,7 +192,7 @@ class AgentControl:
         changes = plan(running, loaded.config)
         self._core.identities(loaded.config)
         await self._keep_flows(loaded.config)
-        await self._core.guarding.check(loaded.config)
+        await self._core.guarding.prepare(loaded.config)
         return loaded, changes
 
     async def _accept(self, confirmed: bool) -> tuple[Config, tuple[Change, ...]]:

@@ -156,7 +156,7 @@ class Core:
             for name, work in (
                 self.weigher.tasks()
                 | self.pair.tasks()
-                | {"resets": self._resetter.run(), "guard": self.guarding.run(self._wake)}
+                | {"resets": self._resetter.run(), "guard": self.guarding.run()}
             ).items()
         }
 

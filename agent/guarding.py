@@ -6,24 +6,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
 import structlog
 
 from agent.config import lists
-from agent.config.lists import Prefixes
-from agent.dataplane.abi import GUARD_COUNT_BLOCKED, GUARD_COUNT_NOT_ALLOWED
+from agent.dataplane.abi import GUARD_COUNT_BLOCKED, GUARD_COUNT_NOT_ALLOWED, GuardTree
 from agent.dataplane.program import Dataplane
 from agent.dataplane.sourcetrees import BLOCKS, LISTS, Policy, SourceTrees
 from agent.errors import SteelyardError
 from agent.files import write_atomically
 from agent.model import Address, AddressList, Config, GuardMode, Network, Service
 from agent.state import addresstree, blocks
+from agent.state.addresstree import Prefixes
 from agent.state.blocks import Block, Blocks
 from agent.state.guardview import Guarded, ListView, Verdicts
 from agent.state.identities import Identities
@@ -36,13 +38,25 @@ LOOK_AT_FILES = 10  # ticks
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A list as it is in the tables, or will be next."""
+    """A list as it was read."""
 
     definition: AddressList
     stamps: tuple[object, ...]  # of its files
     prefixes: Prefixes
     read_at: float
     problem: str = ""  # why its files cannot be read; what was read before stays
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """Lists in the order of their bits, and the trees that hold them."""
+
+    lists: Mapping[str, _Loaded]
+    trees: Mapping[GuardTree, array[int]]
+
+    @property
+    def definitions(self) -> tuple[AddressList, ...]:
+        return tuple(each.definition for each in self.lists.values())
 
 
 class Guarding:
@@ -55,8 +69,10 @@ class Guarding:
         self._blocks: Blocks = {}
         self._is_used = False
         self._placed: Blocks | None = None  # those in the tables; None: what is there is unknown
-        self._lists: dict[str, _Loaded] = {}
-        self._names: tuple[str, ...] | None = None  # by bit, of the lists in the tables
+        self._due = math.inf  # when the first block ends
+        self._lists: Mapping[str, _Loaded] = {}  # those in the tables, in the order of their bits
+        self._names: tuple[str, ...] | None = None  # likewise; None: what is there is unknown
+        self._next: _Built | None = None  # made before it is asked for: it may take seconds
         self._policies: Mapping[int, Policy] = {}
         self._counted: Counter[tuple[str, bool]] = Counter()  # by list, and whether dropped
         self._counted_from: tuple[list[int], list[int]] = ([], [])  # what the tables said then
@@ -101,22 +117,19 @@ class Guarding:
                 "blocks are forgotten: they cannot be read", path=str(self._path), why=str(error)
             )
 
-    async def run(self, wake: Callable[[], None]) -> None:
-        """End the blocks whose time is over, and ask for a pass when files have changed, for
-        ever.
-        """
+    async def run(self) -> None:
+        """End the blocks whose time is over, and follow the files of lists, for ever."""
         ticks = 0
         while True:
             await asyncio.sleep(TICK_S)
             ticks += 1
             try:
-                left = blocks.left(self._blocks, time.time())
-                if len(left) != len(self._blocks):
-                    await self._take(left)
+                if time.time() >= self._due:
+                    await self._take(blocks.left(self._blocks, time.time()))
                 elif self.unsaved:
                     await asyncio.to_thread(self._save)
-                if ticks % LOOK_AT_FILES == 0 and await asyncio.to_thread(self._has_news):
-                    wake()
+                if ticks % LOOK_AT_FILES == 0:
+                    await self._look_at_files()
             except (SteelyardError, OSError) as error:
                 self._failed(str(error))
             except Exception:  # this task's root
@@ -128,17 +141,11 @@ class Guarding:
         """Drop what these send, from the next packet on; raises SteelyardError, with nothing
         changed.
         """
-        wanted = dict(self._blocks)
-        for each in new:
-            wanted = blocks.blocked(wanted, each, confirmed=confirmed)
-        await self._take(wanted)
+        await self._take(blocks.blocked(self._blocks, new, confirmed=confirmed))
 
     async def unblock(self, prefixes: Iterable[Network]) -> None:
         """Serve these again; raises SteelyardError, with nothing changed."""
-        wanted = dict(self._blocks)
-        for prefix in prefixes:
-            wanted = blocks.unblocked(wanted, prefix, time.time())
-        await self._take(wanted)
+        await self._take(blocks.unblocked(self._blocks, prefixes, time.time()))
 
     async def hear(self, told: Blocks) -> tuple[Network, ...]:
         """Take over what another balancer has told; which prefixes are blocked since."""
@@ -164,6 +171,7 @@ class Guarding:
 
     def _place_blocks(self) -> None:
         """Of several changes that wait for this the first makes them all."""
+        self._due = min((each.until for each in self._blocks.values()), default=math.inf)
         wanted = blocks.active(self._blocks)
         if self._placed is not None and self._placed.keys() == wanted.keys():
             self._placed = wanted
@@ -196,40 +204,64 @@ class Guarding:
             except (SteelyardError, OSError) as error:
                 self._failed(str(error))
 
-    async def check(self, config: Config) -> None:
-        """Raise ConfigError if a list that is new, or another one than before, cannot be read."""
+    async def prepare(self, config: Config) -> None:
+        """Read the lists of a configuration that is to be taken over, and build their trees: with
+        a million prefixes it takes seconds, in which nothing else waits. Raises ConfigError if a
+        list that is new, or another one than before, cannot be read.
+        """
+        wanted = _used(config)
+        if wanted != [each.definition for each in self._lists.values()]:
+            self._next = await asyncio.to_thread(self._build, wanted, strict=True)
 
-        def read() -> None:
-            for each in _used(config):
-                known = self._lists.get(each.name)
-                if known is None or known.definition != each:
-                    lists.read(each)
-
-        await asyncio.to_thread(read)
+    async def _look_at_files(self) -> None:
+        """Read those that have changed."""
+        if not await asyncio.to_thread(self._has_news):
+            return
+        before = self._lists
+        built = await asyncio.to_thread(self._build, [e.definition for e in before.values()])
+        async with self._changing:
+            if self._lists is not before:
+                return
+            try:
+                await asyncio.to_thread(self._place_lists, built)
+            except SteelyardError as error:
+                log.error("lists stay as they were", why=str(error))
+                self._lists = {
+                    name: replace(each, stamps=built.lists[name].stamps, problem=str(error))
+                    for name, each in before.items()
+                }
 
     def _sync(self, config: Config, ids: Identities) -> None:
         self._place_blocks()
-        fresh = {each.name: self._read(each) for each in _used(config)}
-        names = tuple(fresh)
+        wanted = _used(config)
+        if self._names is None or wanted != [each.definition for each in self._lists.values()]:
+            if self._next is None or [*self._next.definitions] != wanted:
+                self._next = self._build(wanted)
+            self._place_lists(self._next)
+            self._next = None
         policies = {
-            ids.service_id(service): policy_of(service, names) for service in config.services
+            ids.service_id(service): policy_of(service, self._names or ())
+            for service in config.services
         }
-        if names != self._names or any(fresh[n] is not self._lists.get(n) for n in names):
-            self._place_lists(fresh, names)
         if policies != self._policies:
             self._trees.set_policies(policies)
             self._policies = policies
 
-    def _place_lists(self, fresh: dict[str, _Loaded], names: tuple[str, ...]) -> None:
-        made = {}
-        for tree, version in zip(LISTS, (4, 6), strict=True):
-            held = [
-                (1 << bit, each.prefixes.v4 if version == 4 else each.prefixes.v6)
-                for bit, each in enumerate(fresh.values())
-            ]
-            made[tree] = addresstree.build(held, version)
-        self._trees.place(made, lambda: self._suspend(names))
-        self._lists, self._names = fresh, names
+    def _build(self, wanted: Iterable[AddressList], *, strict: bool = False) -> _Built:
+        found = {each.name: self._read(each, strict=strict) for each in wanted}
+        trees = {
+            tree: addresstree.build(
+                [(1 << bit, each.prefixes.of(version)) for bit, each in enumerate(found.values())],
+                version,
+            )
+            for tree, version in zip(LISTS, (4, 6), strict=True)
+        }
+        return _Built(found, trees)
+
+    def _place_lists(self, built: _Built) -> None:
+        names = tuple(built.lists)
+        self._trees.place(built.trees, lambda: self._suspend(names))
+        self._lists, self._names = built.lists, names
 
     def _suspend(self, names: tuple[str, ...]) -> None:
         """If the bits of lists are about to mean others, refuse nobody until they do."""
@@ -239,8 +271,10 @@ class Guarding:
             self._counted = self._counts()
             self._counted_from = self._trees.counts()
 
-    def _read(self, each: AddressList) -> _Loaded:
-        """What a list holds: what was read before, if nothing has changed."""
+    def _read(self, each: AddressList, *, strict: bool) -> _Loaded:
+        """What a list holds: what was read before, if nothing has changed. ``strict``: raise
+        ConfigError if one that is new, or another one than before, cannot be read.
+        """
         before = self._lists.get(each.name)
         stamps = tuple(_stamp(path) for path in each.files)
         if before is not None and (before.definition, before.stamps) == (each, stamps):
@@ -248,6 +282,8 @@ class Guarding:
         try:
             found = lists.read(each)
         except SteelyardError as error:
+            if strict and (before is None or before.definition != each):
+                raise
             log.error("a list cannot be read; what it held stays", list=each.name, why=str(error))
             kept = before.prefixes if before is not None else Prefixes()
             return _Loaded(each, stamps, kept, time.time(), str(error))
@@ -282,7 +318,7 @@ class Guarding:
         dropped, would_drop = self._trees.counts()
         counts = self._counts()
         return Guarded(
-            blocks=tuple(blocks.active(self._blocks).values()),
+            blocks=tuple((self._placed or {}).values()),
             lists=tuple(
                 ListView(
                     name=each.name,
@@ -312,7 +348,7 @@ class Guarding:
 
     @property
     def _is_in_force(self) -> bool:
-        return self._dataplane.features.guard or not blocks.active(self._blocks)
+        return self._dataplane.features.guard or not self._placed
 
     def test(self, config: Config, address: Address) -> Verdicts:
         """What the tables say of an address."""

@@ -10,30 +10,15 @@ from __future__ import annotations
 import csv
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.errors import ConfigError
 from agent.model import AddressList
-from agent.state.addresstree import Prefix, prefix_of
+from agent.state.addresstree import Prefix, Prefixes, prefix_of
 
 _NETWORK = "network"
 _COMMENT = ("#", ";", "//")
 _BITS = {4: 32, 6: 128}
-
-
-@dataclass(slots=True)
-class Prefixes:
-    """What a list holds, by family."""
-
-    v4: list[Prefix] = field(default_factory=list)
-    v6: list[Prefix] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.v4) + len(self.v6)
-
-    def add(self, version: int, prefix: Prefix) -> None:
-        (self.v4 if version == 4 else self.v6).append(prefix)
 
 
 def read(each: AddressList) -> Prefixes:

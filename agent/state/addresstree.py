@@ -8,7 +8,8 @@ there may be a million.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import batched
 
 from agent.model import Address, Network
 
@@ -21,12 +22,40 @@ _BITS = {4: 32, 6: 128}
 type Prefix = tuple[int, int]  # the address as a number, and how many bits of it count
 
 
+class Prefixes:
+    """A set of prefixes of both families, some bytes for each."""
+
+    def __init__(self) -> None:
+        self._v4, self._v4_bits = array("I"), array("B")
+        self._v6, self._v6_bits = array("Q"), array("B")  # two words of each
+
+    def __len__(self) -> int:
+        return len(self._v4_bits) + len(self._v6_bits)
+
+    def add(self, version: int, prefix: Prefix) -> None:
+        value, bits = prefix
+        if version == 4:
+            self._v4.append(value)
+            self._v4_bits.append(bits)
+        else:
+            self._v6.append(value >> 64)
+            self._v6.append(value & 0xFFFF_FFFF_FFFF_FFFF)
+            self._v6_bits.append(bits)
+
+    def of(self, version: int) -> Iterator[Prefix]:
+        """Those of a family, in the order in which they came."""
+        if version == 4:
+            return zip(self._v4, self._v4_bits, strict=True)
+        values = (high << 64 | low for high, low in batched(self._v6, 2, strict=True))
+        return zip(values, self._v6_bits, strict=True)
+
+
 def prefix_of(network: Network) -> Prefix:
     """A prefix as this module has them."""
     return int(network.network_address), network.prefixlen
 
 
-def build(lists: Iterable[tuple[int, Sequence[Prefix]]], version: int) -> array[int]:
+def build(lists: Iterable[tuple[int, Iterable[Prefix]]], version: int) -> array[int]:
     """The entries of a tree of that family, of lists that are a bit each; empty if they are.
 
     The indexes of its nodes count from its own first one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
@@ -34,8 +35,18 @@ class Block:
 type Blocks = Mapping[Network, Block]
 
 
-def blocked(before: Blocks, new: Block, *, confirmed: bool = False) -> dict[Network, Block]:
-    """With one more block, or a later end of one; RequestError if it cannot be meant."""
+def blocked(
+    before: Blocks, new: Iterable[Block], *, confirmed: bool = False
+) -> dict[Network, Block]:
+    """With these too, or with another end of them; RequestError if one cannot be meant."""
+    found = dict(before)
+    for each in new:
+        _check(found, each, confirmed=confirmed)
+        found[each.prefix] = _after(before, each)
+    return found
+
+
+def _check(before: Blocks, new: Block, *, confirmed: bool) -> None:
     prefix = new.prefix
     shortest = _SHORTEST_PREFIX[prefix.version]
     if prefix.prefixlen < shortest and not confirmed:
@@ -56,20 +67,25 @@ def blocked(before: Blocks, new: Block, *, confirmed: bool = False) -> dict[Netw
             where="prefix",
             remedy="put a large set into one of `lists`, and deny that",
         )
-    return {**before, prefix: _after(before, new)}
 
 
-def unblocked(before: Blocks, prefix: Network, now: float) -> dict[Network, Block]:
-    """Without that block; RequestError if it is not there."""
-    found = before.get(prefix)
-    if found is None or found.over:
+def unblocked(before: Blocks, prefixes: Iterable[Network], now: float) -> dict[Network, Block]:
+    """Without these; RequestError if one is not there."""
+    found = dict(before)
+    for prefix in prefixes:
+        _check_there(before, prefix)
+        found[prefix] = _after(before, replace(before[prefix], since=now, over=True))
+    return found
+
+
+def _check_there(before: Blocks, prefix: Network) -> None:
+    if prefix not in before or before[prefix].over:
         wider = [shown(other) for other in active(before) if _holds(other, prefix)]
         raise RequestError(
             f"{shown(prefix)} is not blocked by itself",
             where="prefix",
             remedy=f"unblock {', '.join(wider)}, which holds it" if wider else "lbctl guard list",
         )
-    return {**before, prefix: _after(before, replace(found, since=now, over=True))}
 
 
 def _after(before: Blocks, new: Block) -> Block:
@@ -131,6 +147,8 @@ def from_json(rows: Iterable[Mapping[str, object]]) -> dict[Network, Block]:
         since, until = row["since"], row["until"]
         if not isinstance(since, int | float) or not isinstance(until, int | float):
             raise TypeError(f"times of {prefix}")
+        if not (math.isfinite(since) and math.isfinite(until)):
+            raise ValueError(f"times of {prefix}")
         over = row.get("over") is True
         found[prefix] = Block(prefix, str(row["why"]), float(since), float(until), over)
     return found

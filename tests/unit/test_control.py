@@ -53,7 +53,7 @@ class FakeCore:
         self.observer = self
         self.pair = SimpleNamespace(view=FailoverView)
         self.guarding = SimpleNamespace(
-            check=self.can_be_read, view=lambda _config: Guarded(), unsaved=""
+            prepare=self.can_be_read, view=lambda _config: Guarded(), unsaved=""
         )
         self.unreadable = ""  # why the files of a list cannot be read
         self._flows, self._seen = flows, 0

@@ -47,10 +47,10 @@ def test_a_text_has_a_prefix_on_each_line(tmp_path: Path):
     path = tmp_path / "drop.txt"
     path.write_text(TEXT)
     found = read(AddressList("drop", (ip_network("10.0.0.0/8"),), (path,)))
-    assert found.v4 == numbers(
+    assert [*found.of(4)] == numbers(
         "10.0.0.0/8", "1.10.16.0/20", "2.56.192.0/22", "203.0.113.9/32", "198.51.100.0/24"
     )
-    assert found.v6 == numbers("2001:db8:66::/48")
+    assert [*found.of(6)] == numbers("2001:db8:66::/48")
     assert len(found) == 6
 
 
@@ -59,9 +59,10 @@ def test_of_a_table_the_rows_that_are_named_count(tmp_path: Path):
     countries.write_text("\ufeff" + COUNTRIES)
     systems.write_text(SYSTEMS)
     found = read(AddressList("cn", (), (countries,), "geoname_id", ("1814991",)))
-    assert (found.v4, found.v6) == (numbers("1.0.1.0/24"), numbers("2001:250::/32"))
+    assert ([*found.of(4)], [*found.of(6)]) == (numbers("1.0.1.0/24"), numbers("2001:250::/32"))
     column = "autonomous_system_number"
-    assert read(AddressList("as", (), (systems,), column, ("64500",))).v4 == numbers("5.44.16.0/20")
+    found = read(AddressList("as", (), (systems,), column, ("64500",)))
+    assert [*found.of(4)] == numbers("5.44.16.0/20")
 
 
 @pytest.mark.parametrize("text", ["x", "1.2.3", "1.2.3.4/33", "1.2.3.4/", "::1/129", "1.2.3.4/-1"])
