@@ -33,7 +33,8 @@ from agent.state.identities import Identities
 log = structlog.get_logger()
 
 TICK_S = 1.0
-LOOK_AT_FILES = 10  # ticks
+LOOK_AT_FILES = 5  # ticks
+YOUNG_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,14 +288,20 @@ class Guarding:
             log.error("a list cannot be read; what it held stays", list=each.name, why=str(error))
             kept = before.prefixes if before is not None else Prefixes()
             return _Loaded(each, stamps, kept, time.time(), str(error))
+        if before is not None and before.definition == each and before.prefixes and not found:
+            why = "its files hold no prefix any more; what they held stays"
+            log.error("a list is empty", list=each.name, why=why)
+            return _Loaded(each, stamps, before.prefixes, time.time(), why)
         log.info("list", name=each.name, prefixes=len(found))
         return _Loaded(each, stamps, found, time.time())
 
     def _has_news(self) -> bool:
-        return any(
-            tuple(_stamp(path) for path in each.definition.files) != each.stamps
-            for each in tuple(self._lists.values())
-        )
+        """Whether a file has changed, and nobody is writing it any more."""
+        for each in tuple(self._lists.values()):
+            changed = tuple(map(_stamp, each.definition.files)) != each.stamps
+            if changed and not any(map(_is_young, each.definition.files)):
+                return True
+        return False
 
     def _counts(self) -> Counter[tuple[str, bool]]:
         """Packets that each list has dropped, or would have, since the agent began."""
@@ -391,6 +398,14 @@ def policy_of(service: Service, names: tuple[str, ...]) -> Policy:
         return sum(1 << names.index(name) for name in chosen)
 
     return Policy(bits(service.allow), bits(service.deny), service.guard)
+
+
+def _is_young(path: Path) -> bool:
+    """Whether it was written a moment ago, so that more may come."""
+    try:
+        return 0 <= time.time() - path.stat().st_mtime < YOUNG_S
+    except OSError:
+        return False
 
 
 def _stamp(path: Path) -> object:

@@ -8,6 +8,7 @@ first one holds the prefix.
 from __future__ import annotations
 
 import csv
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ def read(each: AddressList) -> Prefixes:
         found.add(network.version, prefix_of(network))
     for path in each.files:
         try:
+            _refuse_cut_off(path, each.name)
             with path.open(encoding="utf-8-sig", newline="") as lines:
                 if each.column is None:
                     _read_text(path, lines, found)
@@ -43,6 +45,20 @@ def read(each: AddressList) -> Prefixes:
                 remedy="make it a file that the agent may read, or remove it from the list",
             ) from error
     return found
+
+
+def _refuse_cut_off(path: Path, name: str) -> None:
+    """10.0.0.0/16 without its last digit is another prefix, and a far larger one."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            raise ConfigError(
+                f"list {name}: the last line does not end, so the file may have been cut off",
+                where=str(path),
+                remedy="end it with a line feed",
+            )
 
 
 def _read_text(path: Path, lines: Iterable[str], found: Prefixes) -> None:

@@ -196,6 +196,11 @@ def test_a_list_is_read_again_and_one_that_broke_stays_as_it_was(
     wait_until("the file is found broken", lambda: bool(listed(here, "drop")["problem"]))
     assert f"{path}:1" in listed(here, "drop")["problem"]
     assert not is_served(here)
+    path.write_text("")
+    wait_until(
+        "it is found empty", lambda: "hold no prefix any more" in listed(here, "drop")["problem"]
+    )
+    assert not is_served(here)
     path.write_text("203.0.113.0/24\n")
     wait_until("the file is read again", lambda: not listed(here, "drop")["problem"])
     assert is_served(here)

@@ -83,10 +83,21 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path):
     assert "geoname_id" in refused.value.remedy
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_bytes(b"\xff\xfe")])
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_bytes(b"\xff\xfe\n")])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, make):
     path = tmp_path / "list"
     make(path)
     with pytest.raises(ConfigError, match="cannot be read") as refused:
         read(AddressList("bad", (), (path,)))
     assert refused.value.where == str(path)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/8", "10.0.0.0/8\n192.0.2.0/2", "#"])
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, text: str):
+    """Or 192.0.2.0/24 would be a quarter of all addresses."""
+    path = tmp_path / "list"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="may have been cut off"):
+        read(AddressList("bad", (), (path,)))
+    path.write_text("")
+    assert not read(AddressList("bad", (), (path,)))
