@@ -427,7 +427,8 @@ class Core:
                 ensure = self.dataplane.ensure_features
                 sync, blocks = config.failover.sync.is_on, self.guarding.is_used
                 await asyncio.to_thread(ensure, config.services, sync=sync, blocks=blocks)
-            await self.guarding.sync(config, self._reconciler.identities(config))
+            if self.guarding.is_behind(config):
+                await self.guarding.sync(config, self._reconciler.identities(config))
             draws = self.weigher.draws
             seed = self._pick_seed
             around = Surroundings(

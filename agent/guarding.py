@@ -73,6 +73,7 @@ class Guarding:
         self._due = math.inf  # when the first block ends
         self._lists: Mapping[str, _Loaded] = {}  # those in the tables, in the order of their bits
         self._names: tuple[str, ...] | None = None  # likewise; None: what is there is unknown
+        self._synced: Config | None = None  # what the tables were last made for
         self._next: _Built | None = None  # made before it is asked for: it may take seconds
         self._policies: Mapping[int, Policy] = {}
         self._counted: Counter[tuple[str, bool]] = Counter()  # by list, and whether dropped
@@ -196,12 +197,16 @@ class Guarding:
 
     # -- lists
 
+    def is_behind(self, config: Config) -> bool:
+        """Whether the tables are not as this configuration wants them."""
+        return config is not self._synced
+
     async def sync(self, config: Config, ids: Identities) -> None:
         """Have the tables as this configuration wants them, and the files of its lists."""
         async with self._changing:
             try:
                 await asyncio.to_thread(self._sync, config, ids)
-                self._problem = ""
+                self._problem, self._synced = "", config
             except (SteelyardError, OSError) as error:
                 self._failed(str(error))
 
