@@ -325,6 +325,8 @@ def test_who_is_blocked_at_one_balancer_is_blocked_at_the_other(here: Site) -> N
     two = ["198.51.100.7", "2001:db8:7::/64"]
     wait_until("it is told", lambda: guard(here, "lb1", "block", prefixes=two)["told_balancers"])
     wait_until("lb2 has taken it over", lambda: blocked_at(here, "lb2") == two)
+    # For the first block on a host a program is compiled.
+    wait_until("it is in force", lambda: here.on("lb2").get("/v1/guard")["in_force"])
     tested = here.on("lb2").get("/v1/guard/test", address="2001:db8:7::9")
     assert {each["verdict"] for each in tested["services"]} == {"blocked"}
     assert guard(here, "lb2", "unblock", prefixes=two[:1])["told_balancers"] == 1
