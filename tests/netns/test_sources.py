@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,12 @@ def test_a_block_ends_by_itself_also_if_the_agent_was_away_then(here: Site) -> N
     block(here, source, for_s=1.0)
     wait_until("the block ends", lambda: not here.get("/v1/guard")["blocks"])
     assert is_served(here)
-    block(here, source, for_s=1.0)
+    ended = time.time() + 2.0
+    block(here, source, for_s=2.0)
     here.stop_agent(signal.SIGKILL)
-    wait_until("its time is over", lambda: not is_served(here) or True)
+    wait_until("its time is over", lambda: time.time() > ended)
     here.start_agent()
+    assert not here.get("/v1/guard")["blocks"]
     wait_until("it is served", lambda: is_served(here))
 
 
