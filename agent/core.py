@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Collection, Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -245,7 +245,7 @@ class Core:
         await self.guarding.block(new, confirmed=confirmed)
         prefixes = [each.prefix for each in new]
         told = self._tell_blocks(prefixes)
-        return Blocked(await self._refuse(prefixes), told)
+        return Blocked(await self._refuse(), told)
 
     async def unblock(self, prefixes: tuple[Network, ...]) -> int:
         """Serve these sources again, here and at the other balancers; how many of those."""
@@ -253,13 +253,15 @@ class Core:
         return self._tell_blocks(prefixes)
 
     def _tell_blocks(self, prefixes: Iterable[Network]) -> int:
-        return self.pair.tell_blocks({each: self.guarding.blocks[each] for each in prefixes})
+        known = self.guarding.blocks
+        # One of a second may be over by now.
+        return self.pair.tell_blocks({each: known[each] for each in prefixes if each in known})
 
-    async def _refuse(self, prefixes: Collection[Network]) -> int:
-        """Have the program drop what they send, and end their flows; how many."""
+    async def _refuse(self) -> int:
+        """Have the program drop what blocked sources send, and end their flows; how many."""
         if not self.dataplane.features.guard:
             await self._pass()
-        return sum((await self._resetter.end_sources(self.now.situation, prefixes)).values())
+        return sum((await self._resetter.end_blocked(self.now.situation)).values())
 
     def _blocked_elsewhere(self, told: Blocks) -> None:
         """Another balancer has blocked sources, or undone that."""
@@ -267,9 +269,8 @@ class Core:
         async def take() -> None:
             await self._started.wait()
             try:
-                news = await self.guarding.hear(told)
-                if news:
-                    await self._refuse(news)
+                if await self.guarding.hear(told):
+                    await self._refuse()
             except (SteelyardError, OSError) as error:
                 log.error("blocks of another balancer are not taken over", problem=str(error))
             except Exception:  # this task's root

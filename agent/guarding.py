@@ -149,16 +149,16 @@ class Guarding:
         """Serve these again; raises SteelyardError, with nothing changed."""
         await self._take(blocks.unblocked(self._blocks, prefixes, time.time()))
 
-    async def hear(self, told: Blocks) -> tuple[Network, ...]:
-        """Take over what another balancer has told; which prefixes are blocked since."""
+    async def hear(self, told: Blocks) -> bool:
+        """Take over what another balancer has told; whether more is blocked since."""
         before = self._blocks
         wanted = blocks.left(blocks.merged(before, told), time.time())
         if wanted == before:
-            return ()
+            return False
         await self._take(wanted)
         news = blocks.active(wanted).keys() - blocks.active(before).keys()
         log.info("blocks of another balancer", new=len(news), all=len(blocks.active(wanted)))
-        return tuple(news)
+        return bool(news)
 
     async def _take(self, wanted: Blocks) -> None:
         before, self._blocks = self._blocks, wanted
@@ -215,7 +215,9 @@ class Guarding:
         a million prefixes it takes seconds, in which nothing else waits. Raises ConfigError if a
         list that is new, or another one than before, cannot be read.
         """
-        wanted = _used(config)
+        wanted, ready = _used(config), self._next
+        if ready is not None and [*ready.definitions] == wanted:
+            return
         if wanted != [each.definition for each in self._lists.values()]:
             self._next = await asyncio.to_thread(self._build, wanted, strict=True)
 

@@ -19,7 +19,7 @@ from agent.dataplane.flows import Names, names_of
 from agent.dataplane.program import Dataplane
 from agent.dataplane.survey import Counts, Slots, Survey
 from agent.errors import NetworkError
-from agent.model import BackendRef, Config, GuardMode, Network, Service
+from agent.model import BackendRef, Config, GuardMode, Service
 from agent.network.reset import RawSender
 from agent.state import deaths
 from agent.state.identities import member_of
@@ -110,12 +110,8 @@ class Resetter:
         done = await self._end_of(names, gone, ending.HOPING)
         return self._say(names, done, "the backend was removed")
 
-    async def end_sources(
-        self, now: Situation, prefixes: Collection[Network]
-    ) -> Mapping[BackendRef, int]:
-        """End the flows of clients in these prefixes, where they are refused from now on. How
-        many, by backend.
-        """
+    async def end_blocked(self, now: Situation) -> Mapping[BackendRef, int]:
+        """End the flows of clients that are blocked, where that counts. How many, by backend."""
         refusing = {
             now.ids.service_id(service)
             for service in now.config.services
@@ -123,7 +119,7 @@ class Resetter:
         }
         names = names_of(now)
         tables = self._dataplane.tables
-        flows = await asyncio.to_thread(ending.of_clients, tables, prefixes, refusing)
+        flows = await asyncio.to_thread(ending.of_blocked, tables, refusing)
         return self._say(names, await self._end(names, flows), "the client is blocked")
 
     def tell(self, ended: Ended) -> None:

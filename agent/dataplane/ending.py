@@ -19,9 +19,10 @@ import numpy.typing as npt
 from agent.dataplane import abi, flows, survey
 from agent.dataplane.constants import HashKeys
 from agent.dataplane.flows import Names
+from agent.dataplane.sourcetrees import BLOCKS, SourceTrees
 from agent.dataplane.survey import Counts, Slots
 from agent.dataplane.tables import SharedTables, Table
-from agent.model import Address, Network, Protocol
+from agent.model import Address, Protocol
 from agent.state.segment import ACK, RST, Segment
 
 # Both ends take such a flow for open.
@@ -75,19 +76,19 @@ def at_backends(tables: SharedTables, ids: Counts, states: tuple[abi.FlowState, 
     return Flows(used[keep], words[keep])
 
 
-def of_clients(
-    tables: SharedTables, prefixes: Collection[Network], services: Collection[int]
-) -> Flows:
-    """The flows of clients in these prefixes, at these services, of which an end may hope."""
+def of_blocked(tables: SharedTables, services: Collection[int]) -> Flows:
+    """The flows of clients that are blocked, at these services, of which an end may hope."""
+    trees = SourceTrees(tables)
     slots, found = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.uint64)]
     for used, words in survey.used_chunks(tables.flows):
         keep = np.isin(survey.state_of(words), HOPING)
         used, words = used[keep], words[keep]
         cold = tables.flows_cold[used]
-        keep = np.zeros(len(used), dtype=bool)
-        for prefix in prefixes:
-            keep |= flows.matches_client(cold, prefix)
-        keep &= np.isin(cold["service"], list(services))
+        keep = np.isin(cold["service"], list(services))
+        for family, tree in zip((4, 6), BLOCKS, strict=True):
+            ours = cold["family"] == family
+            ours[ours] = trees.lists_of_all(tree, cold["saddr"][ours]) == 0
+            keep &= ~ours
         slots.append(used[keep])
         found.append(words[keep])
     return Flows(np.concatenate(slots), np.concatenate(found))

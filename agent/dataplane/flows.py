@@ -220,7 +220,7 @@ def _matching(
     cold = tables.flows_cold[used]
     keep = is_whole(words, used, cold, names, keys, tables.size.flow_buckets)
     if query.client is not None:
-        keep &= matches_client(cold, query.client)
+        keep &= _matches_client(cold, query.client)
     return _Found(used[keep], words[keep], cold[keep])
 
 
@@ -261,8 +261,7 @@ def _matches_backend(
     return np.isin(ids, wanted)
 
 
-def matches_client(cold: Table, network: IPv4Network | IPv6Network) -> npt.NDArray[np.bool_]:
-    """Which records are of clients in that prefix."""
+def _matches_client(cold: Table, network: IPv4Network | IPv6Network) -> npt.NDArray[np.bool_]:
     words = network.network_address.packed.ljust(16, b"\0")
     masks = network.netmask.packed.ljust(16, b"\0")
     value = np.frombuffer(words, dtype=">u4")

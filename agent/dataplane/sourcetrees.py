@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from agent.dataplane import abi
 from agent.dataplane.abi import GuardModeId, GuardTree
@@ -82,6 +83,25 @@ class SourceTrees:
         root = int(self._tables.guard_roots["root"][trees[address.version == 6]])
         entries = memoryview(self._tables.guard_nodes.reshape(-1))
         return lists_of(entries, root, address) if root else 0
+
+    def lists_of_all(self, tree: GuardTree, words: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
+        """The same of many addresses of one family, four words each as the tables have them."""
+        root = int(self._tables.guard_roots["root"][tree])
+        if not root:
+            return np.zeros(len(words), dtype=np.uint32)
+        entries = self._tables.guard_nodes.reshape(-1)
+        held = words.astype(np.uint32)
+        found = entries[root * abi.GUARD_NODE_ENTRIES + (held[:, 0] >> 16).astype(np.int64)]
+        for depth in range(16, 128, 4):
+            inner = np.flatnonzero(found & abi.GUARD_BRANCH)
+            if not len(inner):
+                break
+            nibble = held[inner, depth // 32] >> np.uint32(28 - depth % 32) & np.uint32(15)
+            at = (found[inner] & ~np.uint32(abi.GUARD_BRANCH)).astype(np.int64)
+            at = at * abi.GUARD_NODE_ENTRIES + nibble
+            # Another thread may have put another tree there.
+            found[inner] = entries[np.minimum(at, len(entries) - 1)]
+        return found
 
     def set_policies(self, wanted: Mapping[int, Policy]) -> None:
         """By service id; services that are not named have none."""

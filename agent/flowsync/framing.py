@@ -40,7 +40,7 @@ DATA = frozenset((Kind.IDENTITIES, Kind.FULL_BEGIN, Kind.RECORDS, Kind.FULL_END)
 _MOST_BYTES = {
     Kind.IDENTITIES: IDENTITIES_BYTES,
     Kind.RECORDS: RECORDS_BYTES,
-    Kind.BLOCKS: 16 * 2**20,  # 65,536 with a reason each
+    Kind.BLOCKS: 8 * 2**20,  # 4,096 with the longest reasons
 }
 
 

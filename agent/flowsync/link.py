@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import batched
 from typing import Any
 
 import structlog
@@ -34,6 +35,7 @@ from agent.state.blocks import Blocks
 
 log = structlog.get_logger()
 
+_BLOCKS = 4096  # in a frame
 _MOST_ASKS = 8  # of a peer at once
 _CLOCKS = 20  # heartbeats that tell how the peer's clock and this one differ
 
@@ -183,7 +185,8 @@ class Link:
         """
         if self._heartbeat is None or not self._heartbeat.takes_blocks:
             return False
-        self._out.write(Kind.BLOCKS, messages.pack_blocks(those))
+        for some in batched(those.items(), _BLOCKS):
+            self._out.write(Kind.BLOCKS, messages.pack_blocks(dict(some)))
         return True
 
     async def flush(self) -> int:

@@ -142,7 +142,13 @@ def pack_blocks(those: Blocks) -> bytes:
 
 
 def unpack_blocks(payload: bytes) -> Blocks:
-    return _read(payload, lambda said: from_json(said["blocks"]))
+    def read(said: Mapping[str, Any]) -> Blocks:
+        return {
+            prefix: replace(block, why=printable(block.why, _LONGEST_TEXT))
+            for prefix, block in from_json(said["blocks"]).items()
+        }
+
+    return _read(payload, read)
 
 
 def _read[T](payload: bytes, read: Callable[[Mapping[str, Any]], T]) -> T:

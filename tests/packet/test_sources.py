@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from array import array
 from ipaddress import ip_address, ip_network
 
 import numpy as np
 import pytest
 
-from agent.dataplane import abi
+from agent.dataplane import abi, contents
 from agent.dataplane.abi import GuardTree
 from agent.dataplane.explain import explain
-from agent.dataplane.sourcetrees import LISTS, Extent, SourceTrees, gap
+from agent.dataplane.sourcetrees import BLOCKS, LISTS, Extent, SourceTrees, gap
 from agent.errors import DataplaneError
 from agent.model import Forward, GuardMode, Protocol, SynProtection
 from agent.state.addresstree import build, prefix_of
@@ -195,6 +196,28 @@ def test_trees_are_swapped_whole_and_room_is_used_again(rig: Rig):
     assert trees.lists(LISTS, ip_address(V4.client)) == 1
     trees.place({GuardTree.LISTS4: array("I")})
     assert trees.nodes() == 0
+
+
+@PLACES
+def test_of_many_sources_the_same_is_found_as_of_each(rig: Rig, at: Place):
+    draw = random.Random(1)
+    width = 32 if at is V4 else 128
+    near = [int(ip_address(at.client)) ^ draw.getrandbits(draw.randrange(1, width - 8))
+            for _ in range(400)]  # fmt: skip
+    kind = type(ip_address(at.client))
+    rig.guard([
+        str(ip_network((value, draw.randrange(12, width + 1)), strict=False))
+        for value in map(kind, near[::4])
+    ])  # fmt: skip
+    trees, tree = SourceTrees(rig.tables), BLOCKS[at is V6]
+    addresses = [*map(kind, near)]
+    words = np.concatenate([contents.words(each) for each in addresses]).reshape(-1, 4)
+    found = trees.lists_of_all(tree, words)
+    assert found.tolist() == [trees.lists(BLOCKS, each) for each in addresses]
+    assert 100 <= np.count_nonzero(found) < 400
+    rig.tables.guard_nodes[:] = 0xFFFFFFFF  # as if somebody wrote another tree meanwhile
+    trees.lists_of_all(tree, words)
+    rig.tables.guard_nodes[:] = 0
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,10 @@ def test_as_many_instances_are_told_as_a_heartbeat_has_room_for() -> None:
 def test_blocks_that_make_no_sense_end_the_stream(payload: bytes) -> None:
     with pytest.raises(FrameError):
         messages.unpack_blocks(payload)
+
+
+def test_of_blocks_only_text_is_shown() -> None:
+    row = {"prefix": "192.0.2.7", "why": "\x1b[2J" + "x" * 5000, "since": 0, "until": 1}
+    (block,) = messages.unpack_blocks(json.dumps({"blocks": [row]}).encode()).values()
+    assert block.why.isprintable()
+    assert len(block.why) <= 1000

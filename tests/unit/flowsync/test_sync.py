@@ -571,3 +571,18 @@ def test_blocks_are_told_when_they_meet_and_as_they_are_made() -> None:
             assert one.sync.tell_blocks(news) == 0
 
     asyncio.run(run())
+
+
+def test_more_blocks_than_a_frame_holds_are_all_told() -> None:
+    async def run() -> None:
+        one, two = nodes()
+        first, why = int(ip_network("10.0.0.0/8").network_address), "\N{SNOWMAN}" * 200
+        for n in range(10_000):
+            prefix = ip_network((first + n, 32))
+            one.blocks[prefix] = Block(prefix, why, 1000.0, 2000.0)
+        async with running(one, two):
+            await until("told", lambda: sum(map(len, two.blocked)) == 10_000)
+            assert len(two.blocked) == 3
+            assert {k: v for told in two.blocked for k, v in told.items()} == one.blocks
+
+    asyncio.run(run())
