@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from lbctl.lab import netns, processes
 from tests.netns.prompt.nginx import SERVER_NAME
@@ -64,9 +64,22 @@ def request(door: Door, number: int, body: bytes = b"", **order: int) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+class _Exact:
+    """A connection as ``http.client`` reads from it: never beyond what it was asked for.
+
+    Its own reader has a buffer, so where two answers have come, it would take both and return one.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def makefile(self, _mode: str) -> BinaryIO:
+        return self._connection.makefile("rb", buffering=1)
+
+
 def read_answer(connection: socket.socket) -> bytes:
     """Read one answer with a length, to its last byte."""
-    answer = http.client.HTTPResponse(connection)
+    answer = http.client.HTTPResponse(cast("socket.socket", _Exact(connection)))
     answer.begin()
     return answer.read()
 
