@@ -15,6 +15,7 @@
 #include "hash.h"
 #include "hold.h"
 #include "maps.h"
+#include "mask.h"
 #include "scratch.h"
 #include "slot.h"
 #include "trace.h"
@@ -95,46 +96,55 @@ static __always_inline __u8 *flow_last_way(const struct flow *flow)
 	return last ? &last->way[flow->at->index % FLOW_LAST_ROW] : NULL;
 }
 
+/* The oldest of the embryonic flows of a bucket.  Stamps are seconds apart: of equal ones the
+ * next in turn, as ways are filled from the last.
+ */
+static __always_inline __u32 flow_oldest(struct flow *flow)
+{
+	__u64 oldest = FLOW_WAYS, oldest_age = 0, oldest_word = 0;
+	__u8 *last_way = flow_last_way(flow);
+	__u32 last = last_way ? *last_way : 0;
+
+	/* Without a branch, too. */
+#pragma unroll
+	for (int way = 0; way < FLOW_WAYS; way++) {
+		__u64 word = flow->bucket->slot[way], is_older;
+		__u64 age = slot_idle_ticks(word, flow->at->now) * FLOW_WAYS +
+			    ((way - last) & (FLOW_WAYS - 1));
+
+		is_older = mask_equal(slot_state(word), FLOW_EMBRYONIC);
+		is_older = mask_hidden(is_older & ~mask_less(age, oldest_age));
+		oldest_age = mask_choose(is_older, age, oldest_age);
+		oldest = mask_choose(is_older, way, oldest);
+		oldest_word = mask_choose(is_older, word, oldest_word);
+	}
+	flow->at->word = oldest_word;
+	return oldest;
+}
+
 /* The way to record a new flow in: a free or expired one, or one that gives way, or,
- * where embryonic flows hold their share already, the oldest of those.  Stamps are
- * seconds apart: of equal ones the next in turn, as ways are filled from the last.
- * FLOW_WAYS: no room.
+ * where embryonic flows hold their share already, the oldest of those.  FLOW_WAYS: no room.
  * flow->at->word becomes what the decision was made on: if it has changed by the
  * time of the swap, the slot may hold a flow that must stay.
  */
 static __always_inline __u32 flow_room(struct flow *flow)
 {
-	__u32 embryonic = 0, oldest = FLOW_WAYS, oldest_age = 0, room = FLOW_WAYS;
-	__u64 oldest_word = 0, room_word = 0;
-	__u8 *last_way = flow_last_way(flow);
-	__u32 last = last_way ? *last_way : 0;
+	__u64 embryonic = 0, room = FLOW_WAYS;
 
+	/* Without a branch (mask.h): of what each slot is, the verifier would follow every
+	 * combination.
+	 */
 #pragma unroll
 	for (int way = 0; way < FLOW_WAYS; way++) {
-		__u64 word = flow->bucket->slot[way];
-		__u32 state = slot_state(word);
+		__u64 state = slot_state(flow->bucket->slot[way]);
 
-		if (state == FLOW_FREE) {
-			room = way;
-			room_word = word;
-		} else if (state == FLOW_EMBRYONIC) {
-			__u32 age = slot_idle_ticks(word, flow->at->now) * FLOW_WAYS +
-				    ((way - last) & (FLOW_WAYS - 1));
-
-			embryonic++;
-			if (age >= oldest_age) {
-				oldest_age = age;
-				oldest = way;
-				oldest_word = word;
-			}
-		}
+		room = mask_choose(mask_hidden(mask_less(state, 1)), way, room);
+		embryonic -= mask_hidden(mask_less(state ^ FLOW_EMBRYONIC, 1));
 	}
-	if (embryonic >= FLOW_EMBRYONIC_WAYS) {
-		flow->at->word = oldest_word;
-		return oldest;
-	}
+	if (embryonic >= FLOW_EMBRYONIC_WAYS)
+		return flow_oldest(flow);
 	if (room < FLOW_WAYS) {
-		flow->at->word = room_word;
+		flow->at->word = 0;
 		return room;
 	}
 	for (int way = 0; way < FLOW_WAYS; way++) {

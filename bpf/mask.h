@@ -27,6 +27,15 @@ static __always_inline __u64 mask_equal(__u64 a, __u64 b)
 	return ~(__u64)((__s64)difference >> 63);
 }
 
+/* A mask of which the compiler does not know where it comes from: where it is used for several
+ * choices, it would make a branch of each.
+ */
+static __always_inline __u64 mask_hidden(__u64 mask)
+{
+	asm volatile("" : "+r"(mask));
+	return mask;
+}
+
 static __always_inline __u64 mask_choose(__u64 mask, __u64 yes, __u64 no)
 {
 	return no ^ ((no ^ yes) & mask);

@@ -92,6 +92,8 @@ struct scratch {
 	struct fragment fragment;
 	__u64 option; /* guard.h: the offset of the next IPv4 option */
 	__u64 fence;  /* service.h */
+	__u64 draw;   /* select.h: the next draw, and the hash for it */
+	__u64 hash;
 	__u32 lists;  /* sources.h: the lists that hold the source, a bit each */
 };
 

@@ -64,25 +64,48 @@ static __always_inline __u32 drawn_backend(const struct service *service,
 	return ring_backend(&from, ring_slot(hash, from.ring_slots));
 }
 
-/* The first usable backend of the slots that the hash names.  With a bound
- * (source), the first that would be over it is passed over.
+/* The first usable backend of the slots that the hash names.  From where, and where to go on,
+ * stands in memory: in registers, the verifier would follow on from each draw separately.
  */
+static __always_inline __u32 first_usable(const struct service *service,
+					  const struct zone_ring *ring, struct scratch *room)
+{
+	__u64 hash = room->hash, first = room->draw;
+
+	for (int i = 0; i < HASH_DRAWS; i++) {
+		__u32 id;
+
+		if (first + i >= HASH_DRAWS)
+			break;
+		id = drawn_backend(service, ring, first + i, hash);
+		hash = pick_again(hash);
+		if (is_usable(id)) {
+			room->draw = first + i + 1;
+			room->hash = hash;
+			return id;
+		}
+	}
+	return 0;
+}
+
+/* With a bound (source), the first that would be over it is passed over. */
 static __always_inline __u32 select_hash(const struct service *service,
 					 const struct zone_ring *ring, __u64 hash)
 {
-	bool may_pass_over = LB_SOURCE && service->bound;
+	/* Looked up once more: behind a call, the verifier's ways are one. */
+	struct scratch *room = scratch_room();
+	__u32 id;
 
-	for (int draw = 0; draw < HASH_DRAWS; draw++) {
-		__u32 id = drawn_backend(service, ring, draw, hash);
-
-		hash = pick_again(hash);
-		if (!is_usable(id))
-			continue;
-		if (!may_pass_over || !score_is_over(service->id, id, service->bound))
-			return id;
-		may_pass_over = false;
-	}
-	return 0;
+	if (!room)
+		return 0;
+	room->draw = 0;
+	room->hash = hash;
+	step_ends();
+	id = first_usable(service, ring, room);
+	step_ends();
+	if (LB_SOURCE && service->bound && score_is_over(service->id, id, service->bound))
+		id = first_usable(service, ring, room);
+	return id;
 }
 
 /* Whose turn it is in the ring of a zone: each ring has a turn of its own, or clients of
