@@ -73,7 +73,10 @@ class AgentControl:
             defects=core.passes.defects,
             link_problems=core.link_problems,
             failover=core.pair.view(),
-            guard=core.guarding.view(core.config),
+            guard=replace(
+                core.guarding.view(core.config),
+                limits=core.limiting.view(core.config, core.now.situation.ids),
+            ),
         )
         return core.observer.snapshot(core.refreshed(), core.now.contents, facts, time.time())
 

@@ -26,6 +26,7 @@ from agent.flowsync import carry
 from agent.guarding import Guarding
 from agent.health.monitor import HealthMonitor, Target
 from agent.history import History, log_transitions
+from agent.limiting import Limiting
 from agent.metrics.observer import Observer
 from agent.model import Address, BackendRef, Config, Health, HealthStatus, Network, NextHop
 from agent.network.host import Host
@@ -83,6 +84,7 @@ class Core:
         self._monitor = HealthMonitor(self._health_changed, self._hops.doubt, self._hops.blocked)
         self._host = Host(config, self._wake)
         self.guarding = Guarding(config, self.dataplane)
+        self.limiting = Limiting(self.dataplane)
         self._hearing: set[asyncio.Task[None]] = set()  # of what other balancers have blocked
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()
@@ -156,7 +158,11 @@ class Core:
             for name, work in (
                 self.weigher.tasks()
                 | self.pair.tasks()
-                | {"resets": self._resetter.run(), "guard": self.guarding.run()}
+                | {
+                    "resets": self._resetter.run(),
+                    "guard": self.guarding.run(),
+                    "limits": self.limiting.run(lambda: self.now.situation),
+                }
             ).items()
         }
 
@@ -430,6 +436,7 @@ class Core:
                 await asyncio.to_thread(ensure, config.services, sync=sync, blocks=blocks)
             if self.guarding.is_behind(config):
                 await self.guarding.sync(config, self._reconciler.identities(config))
+            self.limiting.sync(config, self._reconciler.identities(config))
             draws = self.weigher.draws
             seed = self._pick_seed
             around = Surroundings(

@@ -341,6 +341,49 @@ class ServiceKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """So many in a period; that many may also come at once."""
+
+    events: int
+    period_s: float
+
+    def __str__(self) -> str:
+        return f"{self.events}/{RATE_PERIODS[self.period_s]}"
+
+
+RATE_PERIODS = {1.0: "s", 60.0: "m", 3600.0: "h"}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much may be asked of a service; None: no limit. A source is an IPv4 address or an IPv6
+    /64, a prefix a /24 or /48.
+    """
+
+    new_flows_per_source: Rate | None = None
+    new_flows_per_prefix: Rate | None = None
+    new_flows: Rate | None = None
+    packets_per_source: Rate | None = None
+    open_flows_per_source: int | None = None
+    waiting_per_source: int | None = None  # request bytes that wait for their answer
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is a limit at all."""
+        return self != Limits()
+
+    @property
+    def on_new_flows(self) -> bool:
+        """Whether there is a rate of new flows."""
+        return any((self.new_flows_per_source, self.new_flows_per_prefix, self.new_flows))
+
+    @property
+    def on_what_is_held(self) -> bool:
+        """Whether there is a limit of what a source has open, or waiting."""
+        return not (self.open_flows_per_source is None and self.waiting_per_source is None)
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """A VIP, port and protocol, and the backends behind them."""
 
@@ -363,6 +406,7 @@ class Service:
     syn_protection: SynProtection = SynProtection.OFF  # tcp
     allow: tuple[str, ...] = ()  # lists of the sources that may begin a flow; none: all may
     deny: tuple[str, ...] = ()  # lists of those that may not
+    limits: Limits = Limits()
     guard: GuardMode = GuardMode.ENFORCE
     quic_id_bytes: int | None = None  # udp: length of the server id in QUIC connection ids
     telemetry: Telemetry = Telemetry()

@@ -238,6 +238,9 @@ def _of_strangers() -> Iterator[Case]:
     halves = tuple((n << 15, 17) for n in range(1 << 17))
     blocked = _new_flows("v4 dsr, blocked in 131,072 prefixes", setting.LISTED_VIP, "listed")
     yield replace(blocked, verdict=XDP_DROP, blocked=halves)
+    yield _new_flows("v4 dsr, three rates that allow it", setting.LIMITED_VIP, "limited")
+    spent = _new_flows("v4 dsr, beyond a rate", setting.SPENT_VIP, "spent")
+    yield replace(spent, verdict=XDP_DROP)
     yield replace(
         next(_of_service(4, Forward.DSR)),
         name="v4 dsr: established, beside 10,000 blocked prefixes",

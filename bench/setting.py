@@ -13,6 +13,7 @@ import numpy as np
 from agent.dataplane import abi, pins, survey
 from agent.dataplane.abi import GuardTree
 from agent.dataplane.contents import read
+from agent.dataplane.limits import set_rates
 from agent.dataplane.program import Dataplane
 from agent.dataplane.sourcetrees import SourceTrees
 from agent.guarding import policy_of
@@ -23,9 +24,11 @@ from agent.model import (
     BackendState,
     Config,
     Forward,
+    Limits,
     Nat,
     NextHop,
     Protocol,
+    Rate,
     Scheduler,
     Service,
     ServiceKey,
@@ -63,6 +66,7 @@ ZONE = Zone("near", tuple(IPv4Network("0.0.0.0/0").subnets(10)))
 UNCOUNTED_VIP = IPv4Address("10.200.1.101")
 CHALLENGED_VIP = IPv4Address("10.200.1.103")
 LISTED_VIP = IPv4Address("10.200.1.104")
+LIMITED_VIP, SPENT_VIP = IPv4Address("10.200.1.105"), IPv4Address("10.200.1.106")
 # Of the services that ask for a list, every client is refused: it holds 10,000 prefixes of others.
 LISTED = 10_000
 SCHEDULER_VIPS: dict[Scheduler, IPv4Address] = {
@@ -106,6 +110,11 @@ def services() -> dict[str, Service]:
     found["challenged"] = replace(shy, syn_protection=SynProtection.ALWAYS)
     choosy = _service(len(found), LISTED_VIP, PORT, Protocol.TCP, Forward.DSR)
     found["listed"] = replace(choosy, allow=("few",))
+    free = _service(len(found), LIMITED_VIP, PORT, Protocol.TCP, Forward.DSR)
+    wide = Rate(1_000_000_000, 1.0)
+    found["limited"] = replace(free, limits=Limits(wide, wide, wide))
+    spent = _service(len(found), SPENT_VIP, PORT, Protocol.TCP, Forward.DSR)
+    found["spent"] = replace(spent, limits=Limits(wide, wide, Rate(1, 3600.0)))
     for scheduler, vip in SCHEDULER_VIPS.items():
         plain = _service(len(found), vip, PORT, Protocol.TCP, Forward.DSR)
         found[scheduler.value] = replace(plain, scheduler=scheduler)
@@ -148,6 +157,7 @@ def fill(dataplane: Dataplane, config: Config) -> None:
         applier.apply(step)
     trees = SourceTrees(tables)
     trees.place({GuardTree.LISTS4: build([(1, scattered(LISTED))], 4)})
+    set_rates(tables, {ids.service_id(s): s.limits for s in config.services})
     trees.set_policies({ids.service_id(s): policy_of(s, ("few",)) for s in config.services})
 
 

@@ -2,7 +2,7 @@
 /* Packets that the balancer itself answers, at the place of the one that it drops:
  * RST, ICMP port unreachable, packet too big, time exceeded.  Each answer is
  * smaller than its cause or little larger, there is one a packet, and strangers get
- * so many (limit.h).
+ * so many (budget.h).
  */
 #ifndef STEELYARD_ANSWER_H
 #define STEELYARD_ANSWER_H
@@ -11,7 +11,7 @@
 #include "ctx.h"
 #include "forward.h"
 #include "guard.h"
-#include "limit.h"
+#include "budget.h"
 #include "mask.h"
 #include "packet.h"
 #include "scratch.h"
@@ -306,7 +306,7 @@ static __always_inline int answer_ttl(CTX *ctx, struct packet *p, const struct r
  */
 static __always_inline bool answer_is_allowed(const struct packet *p, const struct route *route)
 {
-	if (limit_allows(p))
+	if (budget_allows(p))
 		return true;
 	count_not_replied(route->service);
 	return false;

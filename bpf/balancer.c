@@ -16,6 +16,7 @@
 #include "service.h"
 #include "guard.h"
 #include "sources.h"
+#include "limit.h"
 #include "hold.h"
 #include "challenge.h"
 #include "flow.h"
@@ -148,6 +149,13 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 		return REASON_NO_FLOW;
 	}
 	step_ends();
+	if (LB_LIMITS && walk->route->opens &&
+	    service->limits & (SERVICE_LIMITS_NEW | SERVICE_LIMITS_HELD)) {
+		walk->route->refused = limit_new_flow(p, service);
+		step_ends();
+		if (walk->route->refused)
+			return REASON_LIMITED;
+	}
 	if (walk->route->opens)
 		flow_reserve(&walk->flow);
 	step_ends();
@@ -298,6 +306,12 @@ static __always_inline int from_client(CTX *ctx, struct packet *p, struct walk *
 		step_ends();
 		if (walk->route->refused)
 			return refusal_of(walk->route);
+	}
+	if (LB_LIMITS && walk->service->limits & SERVICE_LIMITS_PACKETS) {
+		walk->route->refused = limit_packet(p, walk->service);
+		step_ends();
+		if (walk->route->refused)
+			return REASON_LIMITED;
 	}
 	if (LB_CHALLENGE && walk->service->flags & SERVICE_F_CHALLENGE) {
 		walk->route->challenge = challenge_syn(p, walk->service, walk->route);

@@ -16,7 +16,7 @@
 #define STEELYARD_CHALLENGE_H
 
 #include "hash.h"
-#include "limit.h"
+#include "budget.h"
 #include "maps.h"
 #include "mask.h"
 #include "packet.h"

@@ -1,65 +1,170 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* How many packets of strangers are answered, so that nobody can flood a third party
- * through us by forging its address.  Virtual scheduling (ITU-T I.371, annex A), with a
- * second's worth at once.  CPUs do not wait for each other: two that look at the same
- * moment may both answer.
+/* How much may be asked of a service, by a source, by its network and by all.  What goes on
+ * with a flow pays nothing for it, unless packets are limited.
+ *
+ * Virtual scheduling (ITU-T I.371, annex A): what comes is within its rate if it is not too far
+ * ahead of when it is due.  Whose that is, a slot says with 20 bits of a hash beside the bucket's 15,
+ * so that hardly ever one pays for another; a bucket that is full forgets who is least ahead, so
+ * strangers that come once do not displace whoever asks for a lot.  CPUs do not wait for each
+ * other: of two that look at one moment, one may count for both.
  */
 #ifndef STEELYARD_LIMIT_H
 #define STEELYARD_LIMIT_H
 
 #include "hash.h"
 #include "maps.h"
+#include "mask.h"
+#include "packet.h"
+#include "scratch.h"
+#include "sources.h"
 
-#define LIMIT_SECOND 1000000000ULL
-/* A second.  Linux sends 1,000 ICMP messages (icmp_msgs_per_sec), and RST without limit. */
-#define LIMIT_OF_ALL 10000
-#define LIMIT_OF_SOURCE 100
+/* A slot: tag:20 | due:44, in units of 128 ns (25 days).  */
+#define LIMIT_UNIT_SHIFT 7
+#define LIMIT_TAG_SHIFT 44
+#define LIMIT_DUE ((1ULL << LIMIT_TAG_SHIFT) - 1)
 
-static __always_inline bool limit_is_reached(__u64 due, __u64 now, __u64 interval)
+/* Who asks: the bucket, and the tag. */
+static __always_inline __u64 limit_hash(const struct packet *p, const struct service *service,
+					__u32 limit)
 {
-	return (__s64)(due - now) > (__s64)(LIMIT_SECOND - interval);
-}
+	__u32 second = p->family == 6 ? p->saddr[1] : 0, first = p->saddr[0];
+	__u64 word, hash;
 
-static __always_inline __u64 limit_next(__u64 due, __u64 now, __u64 interval)
-{
-	return (due > now ? due : now) + interval;
-}
-
-/* IPv6: the first 64 bits are one source.  Two steps of the hash are not enough for addresses
- * that follow each other: with one of forty keys, the 200 hosts of a network had 150 budgets or
- * fewer between them, with the worst only 6.
- */
-static __always_inline __u64 source_hash_secret(const struct packet *p)
-{
-	__u64 word = (__u64)p->saddr[0] << 32 | (p->family == 6 ? p->saddr[1] : 0), hash;
-
-	hash = mix(mix(mix(word ^ LB_FLOW_KEY, LB_FLOW_MUL0), LB_FLOW_MUL1), LB_FLOW_MUL0);
-	/* The secrets are put in when the program is loaded: the compiler would cut them to
-	 * the bits that matter for what follows.
-	 */
-	asm volatile("" : "+r"(hash));
+	if (limit == LIMIT_NEW_SERVICE)
+		return 0;
+	if (limit == LIMIT_NEW_PREFIX && p->family == 4)
+		first &= be32(0xffffff00);
+	if (limit == LIMIT_NEW_PREFIX)
+		second &= be32(0xffff0000);
+	word = (__u64)first << 32 | second;
+	hash = mix(word ^ LB_FLOW_MUL1, LB_FLOW_MUL0) ^ (service->id << 3 | limit);
+	hash = mix(mix(mix(hash ^ LB_FLOW_KEY, LB_FLOW_MUL1), LB_FLOW_MUL0), LB_FLOW_MUL1);
+	asm volatile("" : "+r"(hash)); /* as in source_hash_secret() */
 	return hash;
 }
 
-static __always_inline __u32 limit_source(const struct packet *p)
+/* Whether a rate would be exceeded: bit `limit`, or 0.  Notes down what is to be written if not. */
+static __always_inline __u64 limit_is_beyond(const struct packet *p, const struct service *service,
+					     const struct service_limits *rates, __u32 limit,
+					     struct limit_note *note)
 {
-	return 1 + (source_hash_secret(p) >> 32) % LIMIT_SOURCES;
+	__u64 interval = rates->interval[limit], ahead = rates->ahead[limit];
+	__u64 now = (bpf_ktime_get_ns() >> LIMIT_UNIT_SHIFT) & LIMIT_DUE;
+	__u64 hash, tag, mine = 0, debt = 0, best = 1ULL << 62;
+	__u32 index = rates->first[limit];
+	struct limit_bucket *bucket;
+
+	if (!interval)
+		return 0;
+	hash = limit_hash(p, service, limit);
+	tag = hash >> LIMIT_TAG_SHIFT;
+	index += limit == LIMIT_NEW_SERVICE ? service->id : hash & (LIMIT_BUCKETS - 1);
+	bucket = limit_buckets.lookup(&index);
+	note->index = index;
+	if (!bucket)
+		return 0;
+	/* Its own slot, or that of who is least ahead: the lowest of (left, way), and its own as
+	 * if it had nothing left.  Without a branch (mask.h).
+	 */
+#pragma unroll
+	for (int way = 0; way < LIMIT_WAYS; way++) {
+		__u64 word = bucket->slot[way], left = (word - now) & LIMIT_DUE, rank;
+
+		/* Nobody is farther ahead: it is of long ago. */
+		left &= mask_hidden(mask_less(left, ahead + interval + 1));
+		mine = mask_hidden(mask_less((word >> LIMIT_TAG_SHIFT) ^ tag, 1));
+		debt |= left & mine;
+		rank = (left & ~mine) * (2 * LIMIT_WAYS) + way + (~mine & LIMIT_WAYS);
+		best = mask_choose(mask_hidden(mask_less(rank, best)), rank, best);
+	}
+	note->way = best;
+	note->word = tag << LIMIT_TAG_SHIFT | ((now + debt + interval) & LIMIT_DUE);
+	return mask_less(ahead, debt) & 1ULL << limit;
 }
 
-/* Whether one more answer to the packet's source may be sent; then it counts. */
-static __always_inline bool limit_allows(const struct packet *p)
+static __always_inline void limit_pay(const struct service_limits *rates, __u32 limit,
+				      const struct limit_note *note)
 {
-	__u32 index = limit_source(p), zero = 0;
-	__u64 now = bpf_ktime_get_ns(), *source, *all;
+	__u32 index = note->index;
+	struct limit_bucket *bucket = limit_buckets.lookup(&index);
 
-	source = limit_times.lookup(&index);
-	all = limit_times.lookup(&zero);
-	if (!source || !all || limit_is_reached(*source, now, LIMIT_SECOND / LIMIT_OF_SOURCE) ||
-	    limit_is_reached(*all, now, LIMIT_SECOND / LIMIT_OF_ALL))
+	if (bucket && rates->interval[limit])
+		bucket->slot[note->way & (LIMIT_WAYS - 1)] = note->word;
+}
+
+/* Bits by enum limit: what the agent has found that a source has too much of. */
+static __always_inline __u64 limit_held(const struct packet *p, const struct service *service,
+					__u64 now)
+{
+	struct limited_key key = { .addr = { p->saddr[0], p->family == 6 ? p->saddr[1] : 0 },
+				   .service = service->id,
+				   .family = p->family };
+	struct limited *found = limited.lookup(&key);
+
+	return found ? found->limits & mask_less(now, found->until) : 0;
+}
+
+/* Counts what is beyond a limit; whether it is to be dropped. */
+static __always_inline bool limit_drops(const struct service *service, __u32 limits)
+{
+	__u32 id = service->id, index = bpf_get_smp_processor_id() * LB_SERVICES + id;
+	struct limit_counters *counters = limit_count.lookup(&index);
+	struct guard_policy *policy = guard_policies.lookup(&id);
+	__u32 which = lowest_bit(limits);
+	bool drops;
+
+	if (!policy || !counters || policy->mode == GUARD_OFF || which >= LIMITS)
 		return false;
-	*source = limit_next(*source, now, LIMIT_SECOND / LIMIT_OF_SOURCE);
-	*all = limit_next(*all, now, LIMIT_SECOND / LIMIT_OF_ALL);
-	return true;
+	drops = policy->mode == GUARD_ENFORCE;
+	if (drops)
+		counters->dropped[which]++;
+	else
+		counters->would_drop[which]++;
+	return drops;
+}
+
+/* May the packet begin a flow?  Then it counts. */
+static __always_inline int limit_new_flow(const struct packet *p, const struct service *service)
+{
+	__u32 id = service->id;
+	struct service_limits *rates = service_limits.lookup(&id);
+	struct scratch *room = scratch_room();
+
+	if (!rates || !room)
+		return 0;
+	room->limits = 0;
+	if (service->limits & SERVICE_LIMITS_HELD)
+		room->limits = limit_held(p, service, bpf_ktime_get_ns());
+	step_ends();
+	for (int limit = LIMIT_NEW_SOURCE; limit <= LIMIT_NEW_SERVICE; limit++) {
+		room->limits |=
+			limit_is_beyond(p, service, rates, limit, &room->limit_notes[limit]);
+		step_ends();
+	}
+	if (room->limits)
+		return limit_drops(service, room->limits) ? REASON_LIMITED : 0;
+	for (int limit = LIMIT_NEW_SOURCE; limit <= LIMIT_NEW_SERVICE; limit++) {
+		limit_pay(rates, limit, &room->limit_notes[limit]);
+		step_ends();
+	}
+	return 0;
+}
+
+/* May the source send one more packet?  Then it counts. */
+static __always_inline int limit_packet(const struct packet *p, const struct service *service)
+{
+	__u32 id = service->id;
+	struct service_limits *rates = service_limits.lookup(&id);
+	struct scratch *room = scratch_room();
+
+	if (!rates || !room)
+		return 0;
+	room->limits = limit_is_beyond(p, service, rates, LIMIT_PACKETS, room->limit_notes);
+	step_ends();
+	if (room->limits)
+		return limit_drops(service, room->limits) ? REASON_LIMITED : 0;
+	limit_pay(rates, LIMIT_PACKETS, room->limit_notes);
+	return 0;
 }
 
 #endif

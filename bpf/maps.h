@@ -111,10 +111,10 @@ struct request_mark {
 BPF_ARRAY(request_marks, struct request_mark, REQUEST_MARKS);
 
 /* When the next answer is due (ns, monotonic) if all come evenly: of all together, and
- * of the sources of each hash (limit.h).  Not pinned.
+ * of the sources of each hash (budget.h).  Not pinned.
  */
-#define LIMIT_SOURCES 4096
-BPF_F_TABLE("array", u32, u64, limit_times, 1 + LIMIT_SOURCES, BPF_F_MMAPABLE);
+#define BUDGET_SOURCES 4096
+BPF_F_TABLE("array", u32, u64, budget_times, 1 + BUDGET_SOURCES, BPF_F_MMAPABLE);
 
 /* Sources that have shown that they are there (challenge.h): the low half of a hash, and until
  * which tick.  Not pinned: who comes back to another program is challenged again.
@@ -140,6 +140,29 @@ BPF_TABLE_PINNED7("array", u32, struct guard_policy, guard_policies, LB_SERVICES
 /* cpu -> what the lists have dropped.  The packet path writes. */
 BPF_TABLE_PINNED7("array", u32, struct guard_counters, guard_count, LB_ROWS, LB_PINNED(guard_count),
 		  BPF_F_MMAPABLE);
+
+/* service id -> the rates that it is limited to.  The agent writes. */
+BPF_TABLE_PINNED7("array", u32, struct service_limits, service_limits, LB_SERVICES,
+		  LB_PINNED(service_limits), BPF_F_MMAPABLE);
+
+/* (source, service) -> that it has too much there.  The agent writes. */
+BPF_TABLE_PINNED7("hash", struct limited_key, struct limited, limited, LB_LIMITED,
+		  LB_PINNED(limited), BPF_F_NO_PREALLOC);
+
+/* cpu * LB_SERVICES + id -> what was beyond a limit.  The packet path writes. */
+BPF_TABLE_PINNED7("array", u32, struct limit_counters, limit_count, LB_SERVICES *LB_ROWS,
+		  LB_PINNED(limit_count), BPF_F_MMAPABLE);
+
+/* Who is how far ahead of its rate (limit.h): for each period the buckets of sources and networks,
+ * by hash, and then for each period one of each service.  Not pinned: another program begins anew.
+ */
+#define LIMIT_WAYS 4
+struct limit_bucket {
+	__u64 slot[LIMIT_WAYS];
+};
+_Static_assert(sizeof(struct limit_bucket) == 32, "half a cache line");
+BPF_F_TABLE("array", u32, struct limit_bucket, limit_buckets,
+	    LB_LIMITS ? LIMIT_PERIODS * (LIMIT_BUCKETS + LB_SERVICES) : 1, BPF_F_MMAPABLE);
 
 /* line -> 32 backend ids.  The agent writes, only to regions nothing names. */
 BPF_TABLE_PINNED7("array", u32, struct ring_line, rings, LB_RING_LINES, LB_PINNED(rings),
@@ -217,6 +240,7 @@ struct abi_witness {
 	enum event_kind event_kind;
 	enum guard_tree guard_tree;
 	enum guard_mode guard_mode;
+	enum limit limit;
 	struct event event;
 };
 BPF_ARRAY(abi_witness, struct abi_witness, 1);

@@ -81,6 +81,13 @@ struct found_service {
 };
 _Static_assert(sizeof(struct found_service) == 64, "of the size of a cache line");
 
+/* limit.h: what somebody's slot is to hold. */
+struct limit_note {
+	__u64 word;
+	__u32 index; /* of the bucket */
+	__u32 way;
+};
+
 struct scratch {
 	struct found_service found[FOUND_SERVICES];
 	struct service service; /* that the packet is for, where it is not found by its port */
@@ -94,7 +101,10 @@ struct scratch {
 	__u64 fence;  /* service.h */
 	__u64 draw;   /* select.h: the next draw, and the hash for it */
 	__u64 hash;
-	__u32 lists;  /* sources.h: the lists that hold the source, a bit each */
+	__u32 lists; /* sources.h: the lists that hold the source, a bit each */
+	__u32 unused;
+	__u64 limits; /* limit.h: what is exceeded, bits by enum limit */
+	struct limit_note limit_notes[LIMIT_RATES];
 };
 
 /* One element of each CPU, for the packet in hand. */

@@ -32,6 +32,7 @@ REASONS = {
     "blocked": "its source is blocked (lbctl guard list)",
     "denied": "a new flow of a source that is on a denied list",
     "not-allowed": "a new flow of a source that is on no allowed list",
+    "limited": "beyond a limit of the service",
 }
 _FATES = {"passed": "passed to the host"}
 TIME_STYLES = 5  # as many as tcpdump has

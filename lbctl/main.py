@@ -67,7 +67,7 @@ COMMANDS = (
         "guard",
         "lbctl.commands.guard",
         "guard",
-        "Blocked sources and lists: status, list, block, unblock, test, top.",
+        "Blocked sources, lists and limits: status, list, block, unblock, test, top.",
         CHANGE,
     ),
     LazyCommand(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from agent.model import (
     DownFlows,
     Forward,
     GuardMode,
+    Limits,
     ModelSource,
     NoBackend,
     NodeKind,
@@ -26,6 +28,7 @@ from agent.model import (
 from lbctl.options import ADDRESS, PORT, SERVER_ID, VIP, Decorator, WordType
 from lbctl.suggest import did_you_mean
 
+LIMITS = tuple(each.name for each in fields(Limits))
 FLOW_STATES = ("embryonic", "acked", "established", "closing")
 # Options that begin with one of these go under that key of the configuration.
 _SECTIONS = ("health", "telemetry", "node", "model", "rebalance")
@@ -45,6 +48,22 @@ def _timeouts(
                 f"{text!r} is not STATE=DURATION, STATE one of {', '.join(FLOW_STATES)}", ctx, param
             )
         result[state] = seconds(duration)
+    return result
+
+
+def _limits(
+    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
+) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for text in given:
+        key, equals, most = text.partition("=")
+        if not equals or key not in LIMITS:
+            raise click.BadParameter(
+                f"{text!r} is not LIMIT=VALUE: {did_you_mean(key, LIMITS)}",
+                ctx,
+                param,
+            )
+        result[key] = int(most) if most.isascii() and most.isdecimal() else most
     return result
 
 
@@ -143,9 +162,17 @@ _SETTINGS = (
         help="Sources on these lists may not; none: nobody is denied.",
     ),
     click.option(
+        "--limit",
+        "limits",
+        multiple=True,
+        metavar="LIMIT=VALUE",
+        callback=_limits,
+        help="A key of `limits`, as in new_flows_per_source=50/s; none: no limit. May be repeated.",
+    ),
+    click.option(
         "--guard",
         type=WordType(GuardMode),
-        help="What becomes of sources that are blocked, denied or not allowed.",
+        help="What becomes of sources that are blocked, denied, not allowed or beyond a limit.",
     ),
     click.option(
         "--quic-server-id-bytes",

@@ -43,7 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
     """The tests of a file run in one process, also with a mere `-n 2`: they share a lab's name,
     and the second process that builds it stops the agent of the first.
+
+    In the order in which they are found: by the number of their tests, as xdist would have it, the
+    few that take longest come last, and one process works while the others have nothing to do.
     """
+    config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
 
 

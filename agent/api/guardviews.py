@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from agent.api.times import age_s, rfc3339
 from agent.state.blocks import Block, shown
 from agent.state.guardview import ListView, Verdicts
@@ -17,6 +19,7 @@ def guard(snapshot: Snapshot) -> Json:
     return {
         "blocks": [_block(block, at) for block in sorted(view.blocks, key=lambda b: b.until)],
         "lists": [_list(each, at) for each in view.lists],
+        "limits": [asdict(each) for each in view.limits],
         "services": [
             {
                 "name": each.service.name,

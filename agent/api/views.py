@@ -12,6 +12,7 @@ from agent.api import failoverviews, loadviews
 from agent.api.times import age_s, rfc3339
 from agent.config.defaults import check_port
 from agent.config.plan import Change
+from agent.config.render import limits_fields
 from agent.errors import ConfigError, SteelyardError
 from agent.model import (
     BackendState,
@@ -89,6 +90,7 @@ def service(view: ServiceSnapshot, at: float) -> Json:
         "guard": configured.guard.value,
         "allow": list(configured.allow),
         "deny": list(configured.deny),
+        "limits": limits_fields(configured.limits),
         "down_flows": configured.down_flows.value,
         "reset_after_s": configured.reset_after_s,
         "slow_start_s": configured.slow_start_s,

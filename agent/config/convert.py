@@ -86,6 +86,7 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         syn_protection=section.syn_protection if is_tcp else SynProtection.OFF,
         allow=section.allow,
         deny=section.deny,
+        limits=section.limits.model(),
         guard=section.guard,
         quic_id_bytes=section.quic_server_id_bytes,
         telemetry=section.telemetry.model(),

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 from agent.config.durations import format_duration
 from agent.config.load_effects import load_changed
+from agent.config.render import limits_fields
 from agent.model import (
     AdminState,
     Backend,
     CheckKind,
     DownFlows,
     GuardMode,
+    Limits,
     NoBackend,
     Service,
     ServiceKey,
@@ -38,9 +40,10 @@ _CHALLENGED = {
     SynProtection.ALWAYS: "new clients have to show that they are at their address",
 }
 _GUARDED = {
-    GuardMode.ENFORCE: "sources that are blocked, denied or not allowed are dropped",
-    GuardMode.DRY_RUN: "sources that are blocked, denied or not allowed are served, and counted",
-    GuardMode.OFF: "sources that are blocked, denied or not allowed are served",
+    GuardMode.ENFORCE: "what is blocked, denied, not allowed or beyond a limit is dropped",
+    GuardMode.DRY_RUN: "what is blocked, denied, not allowed or beyond a limit is served, and "
+    "counted",
+    GuardMode.OFF: "what is blocked, denied, not allowed or beyond a limit is served",
 }
 _DOWN_FLOWS = {
     DownFlows.AUTO: "are reset if nothing comes back from it, else they stay with it",
@@ -166,6 +169,8 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
         yield _CHALLENGED[new.syn_protection]
     if (old.allow, old.deny) != (new.allow, new.deny):
         yield f"{_admitted(new)} may begin a flow; {_STAY}"
+    if old.limits != new.limits:
+        yield _limited(new.limits)
     if old.guard is not new.guard:
         yield _GUARDED[new.guard]
     if old.quic_id_bytes != new.quic_id_bytes:
@@ -180,6 +185,22 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
 def _admitted(service: Service) -> str:
     who = f"only sources on {' or '.join(service.allow)}" if service.allow else "all sources"
     return f"{who} but those on {' or '.join(service.deny)}" if service.deny else who
+
+
+_LIMITED = {
+    "new_flows_per_source": "{} new flows of a source",
+    "new_flows_per_prefix": "{} new flows of a /24 or /48",
+    "new_flows": "{} new flows of all",
+    "packets_per_source": "{} packets of a source",
+    "open_flows_per_source": "no new flow of a source with {} open ones",
+    "waiting_per_source": "no new flow of a source of which {} wait for answers",
+}
+
+
+def _limited(limits: Limits) -> str:
+    there = limits_fields(limits).items()
+    words = [_LIMITED[key].format(most) for key, most in there if most is not None]
+    return f"limits: {', '.join(words)}; {_STAY}" if words else "there are no limits any more"
 
 
 def _scheduler_settings(service: Service) -> tuple[object, ...]:

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from agent.config.durations import format_duration, parse_duration
-from agent.model import MAX_PRIORITY, MAX_WEIGHT
+from agent.model import MAX_PRIORITY, MAX_WEIGHT, RATE_PERIODS, Rate
 
 # sun_path holds 108 bytes, one of them the final NUL.
 _MAX_SOCKET_PATH = 107
@@ -116,6 +116,42 @@ def duration(low_s: float, high_s: float) -> Callable[[object], float]:
         return seconds
 
     return check
+
+
+def _rate(value: object) -> Rate | None:
+    units = {unit: period_s for period_s, unit in RATE_PERIODS.items()}
+    remedy = "give so many per second, minute or hour, such as 50/s, 600/m or 10000/h, or none"
+    if value in (None, "none"):
+        return None
+    match = re.fullmatch(r"([0-9]{1,10})/([smh])", value) if isinstance(value, str) else None
+    if match is None:
+        refuse(f"{shown(value)} is not a rate", remedy)
+    rate = Rate(int(match[1]), units[match[2]])
+    if not 1 <= rate.events <= 1_000_000 * rate.period_s:
+        refuse(f"{shown(value)} is out of range", "give 1 or more, up to 1000000/s, or none")
+    return rate
+
+
+_UNITS = {"": 1, "kB": 1000, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def _most(value: object) -> int | None:
+    if value in (None, "none"):
+        return None
+    return whole(1, 2**31 - 1)(value)
+
+
+def _most_bytes(value: object) -> int | None:
+    remedy = "give bytes, or a text such as 512KiB or 8MiB, from 1 byte to 1024GiB, or none"
+    if value in (None, "none"):
+        return None
+    match = re.fullmatch(r"([0-9]{1,13}) ?([kKMGiB]{0,3})", str(value))
+    if isinstance(value, bool) or match is None or match[2] not in _UNITS:
+        refuse(f"{shown(value)} is not a number of bytes", remedy)
+    size = int(match[1]) * _UNITS[match[2]]
+    if not 1 <= size <= 2**40:
+        refuse(f"{shown(value)} is out of range", remedy)
+    return size
 
 
 def text(value: object) -> str:
@@ -244,6 +280,13 @@ ZoneRings = Annotated[int, BeforeValidator(whole(0, 4096)), Kind("whole number, 
 NatBlocks = Annotated[int, BeforeValidator(whole(1, 65_535)), Kind("whole number, 1 to 65535")]
 GuardNodes = Annotated[
     int, BeforeValidator(whole(4097, 2**24)), Kind("whole number, 4097 to 16777216")
+]
+NewFlows = Annotated[
+    Rate | None, BeforeValidator(_rate), Kind("rate, such as `50/s`, `600/m`, `10000/h`; `none`")
+]
+MostFlows = Annotated[int | None, BeforeValidator(_most), Kind("whole number from 1; `none`")]
+MostBytes = Annotated[
+    int | None, BeforeValidator(_most_bytes), Kind("bytes, such as `512KiB`, `8MiB`; `none`")
 ]
 Count = Annotated[int, BeforeValidator(whole(1, 100)), Kind("whole number, 1 to 100")]
 Seed = Annotated[int, BeforeValidator(whole(0, 2**32 - 1)), Kind("whole number, 0 to 4294967295")]

@@ -37,6 +37,7 @@ from agent.config.service_schema import (
     BackendSection,
     DefaultsSection,
     HealthSection,
+    LimitsSection,
     ServiceSection,
     TimeoutsSection,
 )
@@ -51,6 +52,7 @@ from agent.model import Config
 # What a service inherits key by key.
 _MERGED: dict[str, type[Section]] = {
     "timeouts": TimeoutsSection,
+    "limits": LimitsSection,
     "health": HealthSection,
     "telemetry": TelemetrySection,
     "node": NodeSection,

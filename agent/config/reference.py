@@ -35,6 +35,7 @@ from agent.config.service_schema import (
     BackendSection,
     DefaultsSection,
     HealthSection,
+    LimitsSection,
     ServiceSection,
     TimeoutsSection,
 )
@@ -139,6 +140,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`services[].backends[]`", BackendSection),
     ("`services[].health`", HealthSection),
     ("`services[].timeouts`", TimeoutsSection),
+    ("`services[].limits`", LimitsSection),
     ("`services[].telemetry`", TelemetrySection),
     ("`services[].node`", NodeSection),
     ("`services[].model`", ModelSection),

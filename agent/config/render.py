@@ -6,6 +6,8 @@ thing flat, every value present, under dotted names: what plans compare.
 
 from __future__ import annotations
 
+from dataclasses import fields as dataclass_fields
+
 from agent.config.defaults import default_report_timeout, default_service
 from agent.config.durations import format_duration
 from agent.config.failover_fields import failover_document
@@ -15,7 +17,16 @@ from agent.config.load_fields import (
     rebalance_fields,
     telemetry_fields,
 )
-from agent.model import ANY_PORT, AddressList, Backend, Config, HealthCheck, Service
+from agent.model import (
+    ANY_PORT,
+    AddressList,
+    Backend,
+    Config,
+    HealthCheck,
+    Limits,
+    Rate,
+    Service,
+)
 
 type Fields = dict[str, object]
 
@@ -101,6 +112,7 @@ def service_fields(service: Service) -> Fields:
         "node": node_fields(service.node),
         "model": model_fields(service.model),
         "rebalance": rebalance_fields(service.rebalance),
+        "limits": limits_fields(service.limits),
     }
     one_port = key.port != ANY_PORT and key.port_last is None
     return {
@@ -134,6 +146,23 @@ def service_fields(service: Service) -> Fields:
         for section, fields in sections.items()
         for key, value in fields.items()
     }
+
+
+def limits_fields(limits: Limits) -> Fields:
+    """The keys of ``limits``."""
+    given = {each.name: getattr(limits, each.name) for each in dataclass_fields(limits)}
+    found = {name: str(at) if isinstance(at, Rate) else at for name, at in given.items()}
+    if limits.waiting_per_source is not None:
+        found["waiting_per_source"] = _bytes(limits.waiting_per_source)
+    return found
+
+
+def _bytes(size: int) -> object:
+    """In the largest unit of which it is a multiple."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if not size % (1 << shift):
+            return f"{size >> shift}{unit}"
+    return size
 
 
 def health_fields(check: HealthCheck) -> Fields:

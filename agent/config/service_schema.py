@@ -25,6 +25,7 @@ from agent.model import (
     Forward,
     GuardMode,
     HealthCheck,
+    Limits,
     NoBackend,
     Protocol,
     Scheduler,
@@ -58,6 +59,43 @@ class TimeoutsSection(Section):
         description="A FIN or RST was seen. A new flow may take the place of a silent one after "
         "8 s. Default: `30s`.",
     )
+
+
+class LimitsSection(Section):
+    """How much may be asked of a service.
+
+    What is beyond a limit is dropped, unless `guard` says otherwise, and counts. A source is an
+    IPv4 address, or the first 64 bits of an IPv6 one. Of a rate such as `600/m`, up to 600 may
+    come at once, and then one each 100 ms. See guard.md.
+    """
+
+    new_flows_per_source: kinds.NewFlows = Field(
+        None, description="New flows of each source. Default: `none`."
+    )
+    new_flows_per_prefix: kinds.NewFlows = Field(
+        None,
+        description="New flows of each network: the first 24 bits of an IPv4 address, 48 of an "
+        "IPv6 one. Default: `none`.",
+    )
+    new_flows: kinds.NewFlows = Field(None, description="New flows of all. Default: `none`.")
+    packets_per_source: kinds.NewFlows = Field(
+        None,
+        description="Packets of each source, those of open flows too. Default: `none`.",
+    )
+    open_flows_per_source: kinds.MostFlows = Field(
+        None,
+        description="A source that has so many open flows may begin none. Counted about once a "
+        "second, less often with a large flow table. Default: `none`.",
+    )
+    waiting_per_source: kinds.MostBytes = Field(
+        None,
+        description="A source of which so many request bytes wait for their answers may begin no "
+        "flow. Counted likewise. Default: `none`.",
+    )
+
+    def model(self) -> Limits:
+        """As the agent knows them."""
+        return Limits(**dict(self))
 
 
 class HealthSection(Section):
@@ -130,9 +168,9 @@ class HealthSection(Section):
 class DefaultsSection(Section):
     """What holds for every service that does not say otherwise.
 
-    `timeouts`, `health`, `telemetry`, `node` and `rebalance` are merged key by key. A service
-    whose health type, telemetry type, scheduler or protocol is another one than that of the
-    defaults does not inherit what it has no use for.
+    `timeouts`, `health`, `limits`, `telemetry`, `node` and `rebalance` are merged key by key. A
+    service whose health type, telemetry type, scheduler or protocol is another one than that of
+    the defaults does not inherit what it has no use for.
     """
 
     forward: Annotated[Forward, *kinds.choice(Forward)] = Field(
@@ -208,11 +246,16 @@ class DefaultsSection(Section):
         description="Sources that are on one of these `lists` may not begin a flow, whatever "
         "`allow` says.",
     )
+    limits: LimitsSection = Field(
+        default_factory=lambda: LimitsSection.model_validate({}),
+        description="How much may be asked of the service, and by whom.",
+    )
     guard: Annotated[GuardMode, *kinds.choice(GuardMode)] = Field(
         _SERVICE.guard,
         description="What becomes of packets from sources that are not allowed, denied, or "
-        "blocked with `lbctl guard block`. `enforce`: they are dropped. `dry-run`: they are "
-        "served, and counted as what would have been dropped. `off`: they are served.",
+        "blocked with `lbctl guard block`, and of those beyond `limits`. `enforce`: they are "
+        "dropped. `dry-run`: they are served, and counted as what would have been dropped. "
+        "`off`: they are served.",
     )
     down_flows: Annotated[DownFlows, *kinds.choice(DownFlows)] = Field(
         _SERVICE.down_flows,

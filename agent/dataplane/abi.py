@@ -12,7 +12,7 @@ import numpy as np
 from agent.dataplane.btf import Btf
 from agent.errors import AbiMismatchError
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 
 FLOW_TAG_SHIFT = 32
 FLOW_BACKEND_SHIFT = 16
@@ -25,6 +25,9 @@ RING_LINE_SLOTS = 32
 BACKEND_F_ALIVE = 0x1
 BACKEND_F_USABLE = 0x2
 BACKEND_F_LOAD = 0x4
+SERVICE_LIMITS_NEW = 0x1
+SERVICE_LIMITS_PACKETS = 0x2
+SERVICE_LIMITS_HELD = 0x4
 SERVICE_F_WAITING = 0x1
 SERVICE_F_RESET = 0x2
 SERVICE_F_PREFIX = 0x4
@@ -75,6 +78,7 @@ class Reason(enum.IntEnum):
     BLOCKED = 21
     DENIED = 22
     NOT_ALLOWED = 23
+    LIMITED = 24
 
     @property
     def label(self) -> str:
@@ -101,6 +105,22 @@ class GuardModeId(enum.IntEnum):
     ENFORCE = 0
     DRY_RUN = 1
     OFF = 2
+
+
+class Limit(enum.IntEnum):
+    """``enum limit``: what of a service is limited."""
+
+    NEW_SOURCE = 0
+    NEW_PREFIX = 1
+    NEW_SERVICE = 2
+    PACKETS = 3
+    OPEN = 4
+    WAITING = 5
+
+
+LIMIT_RATES = 4
+LIMIT_PERIODS = 3
+LIMIT_BUCKETS = 32_768
 
 
 class ForwardId(enum.IntEnum):
@@ -237,7 +257,8 @@ SERVICE = np.dtype(
         ("bound", "u2"),
         ("port_last", "u2"),
         ("vip_bits", "u1"),
-        ("pad", "u1", (5,)),
+        ("limits", "u1"),
+        ("pad", "u1", (4,)),
     ]
 )
 RING_LINE = np.dtype([("backend", "u2", (RING_LINE_SLOTS,))])
@@ -366,13 +387,33 @@ SERVICE_COUNTERS = np.dtype(
         ("gone_established", "u8"),
         ("gone_reply_packets", "u8"),
         ("gone_reply_bytes", "u8"),
-        ("pad", "u8", (5,)),
+        ("pad", "u8", (4,)),
     ]
 )
 GUARD_NODE = np.dtype([("entry", "u4", (GUARD_NODE_ENTRIES,))])
 GUARD_ROOTS = np.dtype([("root", "u4", (4,)), ("nodes", "u4", (4,)), ("pad", "u8", (4,))])
 GUARD_POLICY = np.dtype([("allow", "u4"), ("deny", "u4"), ("mode", "u4"), ("pad", "u4")])
 GUARD_COUNTERS = np.dtype([("dropped", "u8", (32,)), ("would_drop", "u8", (32,))])
+SERVICE_LIMITS = np.dtype(
+    [
+        ("interval", "u8", (LIMIT_RATES,)),
+        ("ahead", "u8", (LIMIT_RATES,)),
+        ("first", "u4", (LIMIT_RATES,)),
+        ("pad", "u8", (6,)),
+    ]
+)
+LIMITED_KEY = np.dtype(
+    [("addr", ">u4", (2,)), ("service", "u2"), ("family", "u1"), ("pad", "u1", (5,))]
+)
+LIMITED = np.dtype([("until", "u8"), ("limits", "u4"), ("pad", "u4")])
+LIMIT_COUNTERS = np.dtype(
+    [
+        ("dropped", "u8", (len(Limit),)),
+        ("would_drop", "u8", (len(Limit),)),
+        ("salt", "u8"),
+        ("pad", "u8", (3,)),
+    ]
+)
 SYNC_COUNTERS = np.dtype(
     [
         ("untold", "u8"),
@@ -463,6 +504,10 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "guard_roots": GUARD_ROOTS,
     "guard_policy": GUARD_POLICY,
     "guard_counters": GUARD_COUNTERS,
+    "service_limits": SERVICE_LIMITS,
+    "limited_key": LIMITED_KEY,
+    "limited": LIMITED,
+    "limit_counters": LIMIT_COUNTERS,
     "sync_counters": SYNC_COUNTERS,
     "event": EVENT,
     "trace_control": TRACE_CONTROL,
@@ -473,6 +518,7 @@ ENUMS: dict[str, dict[str, int]] = {
     "reason": {f"REASON_{r.name}": r for r in Reason} | {"REASON_COUNT": REASON_COUNT},
     "guard_tree": {f"GUARD_{t.name}": t for t in GuardTree} | {"GUARD_TREES": len(GuardTree)},
     "guard_mode": {f"GUARD_{m.name}": m for m in GuardModeId},
+    "limit": {f"LIMIT_{limit.name}": limit for limit in Limit} | {"LIMITS": len(Limit)},
     "forward": {f"FORWARD_{f.name}": f for f in ForwardId},
     "scheduler": {f"SCHEDULER_{s.name}": s for s in SchedulerId},
     "flow_state": {f"FLOW_{s.name}": s for s in FlowState} | {"FLOW_STATES": FLOW_STATES},

@@ -28,6 +28,7 @@ from agent.state.zones import has_levels
 TARGET_TICK_S = 4.0
 SPARE_RINGS = 2  # a new ring is written beside the ones in use
 FRAGMENTS = 16_384  # datagrams in pieces that are remembered
+LIMITED = 65_536  # sources that have too much at some service
 PEERS = 64  # addresses of other balancers from which packets are taken
 
 
@@ -53,6 +54,7 @@ class Features:
     zones: bool = False
     challenge: bool = False
     guard: bool = False
+    limits: bool = False
     sync: bool = False
 
     def covers(self, other: Features) -> bool:
@@ -100,6 +102,7 @@ def needed_features(
         zones=any(has_levels(s) for s in services),
         challenge=any(s.syn_protection is not SynProtection.OFF for s in services),
         guard=blocks or any(s.allow or s.deny for s in services),
+        limits=any(s.limits.is_any for s in services),
         sync=sync,
     )
 
@@ -223,6 +226,7 @@ def definitions(
         "LB_NAT_FIRST_PORT": str(size.nat_first_port),
         "LB_NAT_PORTS": str(size.nat_ports),
         "LB_GUARD_NODES": str(size.guard_nodes),
+        "LB_LIMITED": str(LIMITED),
         "LB_GUE_PORT": str(gue_port),
         "LB_ROWS": str(size.rows),
         "LB_HZ": str(clock.hz),

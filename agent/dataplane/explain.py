@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
-from agent.dataplane import abi, flowhash, score
+from agent.dataplane import abi, flowhash, limits, score
 from agent.dataplane.abi import GuardModeId
 from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.flows import STATE_NAMES, Names, address_of, nat_source, requests
@@ -117,6 +117,11 @@ def _picked(
             base = replace(base, steps=(*base.steps, step))
         if refused is not None:
             return replace(base, verdict="drop", reason=refused.label)
+    is_limited, step = _limited(view, entry, flow.client)
+    if step:
+        base = replace(base, steps=(*base.steps, step))
+    if is_limited:
+        return replace(base, verdict="drop", reason=abi.Reason.LIMITED.label)
     if entry.challenge:
         shown = "a client that has not shown lately that it is at its address is asked to first"
         base = replace(base, steps=(*base.steps, f"SYN protection is on: {shown}"))
@@ -190,6 +195,19 @@ def _unlisted(
         return None, f"no list keeps {client} from it"
     enforced = mode == GuardModeId.ENFORCE
     return reason if enforced else None, f"{what}: {_GUARDED[GuardModeId(mode)]}"
+
+
+def _limited(view: DataplaneView, entry: ServiceEntry, client: Address) -> tuple[bool, str]:
+    """Whether a limit keeps the client from a new flow, as far as can be told, and in words."""
+    mode = GuardModeId(int(view.tables.guard_policies[entry.id]["mode"]))
+    if mode is GuardModeId.OFF:
+        return False, ""
+    if entry.limits_held and limits.is_limited(view.tables, entry.id, client):
+        what = f"{client} has as much open, or waiting, as it may"
+        return mode is GuardModeId.ENFORCE, f"{what}: {_GUARDED[mode]}"
+    if entry.limits_new:
+        return False, "new flows are limited: `lbctl guard status` says whether some were too many"
+    return False, ""
 
 
 def _near(

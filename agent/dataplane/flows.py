@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from agent.dataplane import abi, flowhash, survey
 from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.tables import SharedTables, Table
-from agent.model import Address, BackendRef, Protocol, Service
+from agent.model import Address, BackendRef, Limits, Protocol, Service
 from agent.state.eligibility import FAIL_OPEN
 from agent.state.loads import counts_waiting
 from agent.state.queries import (
@@ -48,7 +48,15 @@ _TALKS: dict[int, str] = {
 }
 
 
-_SOURCE = np.dtype([("family", "u1"), ("source", ">u4", (4,)), ("flows", "i8"), ("waiting", "i8")])
+_SOURCE = np.dtype(
+    [
+        ("service", "u2"),
+        ("family", "u1"),
+        ("source", ">u4", (4,)),
+        ("flows", "i8"),
+        ("waiting", "i8"),
+    ]
+)
 _NO_SOURCES = np.zeros(0, dtype=_SOURCE)
 
 
@@ -119,14 +127,8 @@ def query_flows(
 def top_sources(tables: SharedTables, names: Names, query: TopQuery, keys: HashKeys) -> TopPage:
     """The sources that have most of the open flows, or of the bytes that wait for an answer."""
     together = _NO_SOURCES
-    for used, words in survey.used_chunks(tables.flows):
-        found = _matching(tables, names, FlowQuery(query.service), keys, used, words)
-        state = survey.state_of(found.words)
-        awaits = state >= abi.FlowState.ESTABLISHED_AWAITING
-        rows = np.zeros(len(found.used), dtype=_SOURCE)
-        rows["family"], rows["source"] = found.cold["family"], found.cold["saddr"]
-        rows["flows"] = ~np.isin(state, (abi.FlowState.CLOSING, abi.FlowState.CLOSING_AWAITING))
-        rows["waiting"] = np.where(awaits, tables.flows_warm["waiting"][found.used], 0)
+    for rows in _sources(tables, names, query.service, keys):
+        rows["service"] = 0
         together = _summed(np.concatenate((together, rows)))
     together = together[(together["flows"] > 0) | (together["waiting"] > 0)]
     first, second = ("waiting", "flows") if query.waiting else ("flows", "waiting")
@@ -142,13 +144,57 @@ def top_sources(tables: SharedTables, names: Names, query: TopQuery, keys: HashK
     return TopPage(sources, total=len(together))
 
 
+def heavy_sources(
+    tables: SharedTables, names: Names, limits: Mapping[int, Limits], keys: HashKeys
+) -> dict[bytes, int]:
+    """The sources that have as much of a service as they may: keys of the table ``limited``, and
+    bits by ``Limit``. ``limits`` by service id; of IPv6 the first 64 bits are a source.
+    """
+    together = _NO_SOURCES
+    wanted = np.array([*limits], dtype=np.uint16)
+    for rows in _sources(tables, names, None, keys):
+        kept = rows[np.isin(rows["service"], wanted)]
+        kept["source"][:, 2:] = 0
+        together = _summed(np.concatenate((together, kept)))
+    found: dict[bytes, int] = {}
+    for ident, limit in limits.items():
+        here = together[together["service"] == ident]
+        for which, has, most in (
+            (abi.Limit.OPEN, here["flows"], limit.open_flows_per_source),
+            (abi.Limit.WAITING, here["waiting"], limit.waiting_per_source),
+        ):
+            for row in here[has >= most] if most is not None else ():
+                key = np.zeros(1, dtype=abi.LIMITED_KEY)
+                key["addr"], key["service"] = row["source"][:2], ident
+                key["family"] = row["family"]
+                found[key.tobytes()] = found.get(key.tobytes(), 0) | 1 << which
+    return found
+
+
+def _sources(
+    tables: SharedTables, names: Names, service: str | None, keys: HashKeys
+) -> Iterator[Table]:
+    """Whose each open flow is and what it has, piece by piece."""
+    for used, words in survey.used_chunks(tables.flows):
+        found = _matching(tables, names, FlowQuery(service), keys, used, words)
+        state = survey.state_of(found.words)
+        awaits = state >= abi.FlowState.ESTABLISHED_AWAITING
+        rows = np.zeros(len(found.used), dtype=_SOURCE)
+        for name, field_ in (("family", "family"), ("source", "saddr"), ("service", "service")):
+            rows[name] = found.cold[field_]
+        rows["flows"] = ~np.isin(state, (abi.FlowState.CLOSING, abi.FlowState.CLOSING_AWAITING))
+        rows["waiting"] = np.where(awaits, tables.flows_warm["waiting"][found.used], 0)
+        yield rows
+
+
 def _summed(rows: Table) -> Table:
-    """One row for each source."""
+    """One row for each source and service."""
     words = [rows["source"][:, i] for i in range(4)]
-    order = np.lexsort((*words, rows["family"]))
+    order = np.lexsort((*words, rows["family"], rows["service"]))
     rows = rows[order]
     is_new = np.ones(len(rows), dtype=bool)
     same = (rows["source"][1:] == rows["source"][:-1]).all(axis=1)
+    same &= rows["service"][1:] == rows["service"][:-1]
     is_new[1:] = ~(same & (rows["family"][1:] == rows["family"][:-1]))
     firsts = np.flatnonzero(is_new)
     found = rows[firsts]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.dataplane import abi, libbpf
-from agent.dataplane.constants import FRAGMENTS, PEERS, Clock, HashKeys, Sizes
+from agent.dataplane.constants import FRAGMENTS, LIMITED, PEERS, Clock, HashKeys, Sizes
 from agent.dataplane.pins import Pins
 
 type Table = npt.NDArray[np.void]
@@ -76,6 +76,9 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
         "guard_nodes": array(abi.GUARD_NODE, size.guard_nodes),
         "guard_policies": array(abi.GUARD_POLICY, size.services),
         "guard_count": array(abi.GUARD_COUNTERS, size.rows),
+        "service_limits": array(abi.SERVICE_LIMITS, size.services),
+        "limited": by_key(abi.LIMITED_KEY, abi.LIMITED, LIMITED),
+        "limit_count": array(abi.LIMIT_COUNTERS, size.services * size.rows),
         "backend_count": array(abi.BACKEND_COUNTERS, size.backends * size.rows),
         "service_count": array(abi.SERVICE_COUNTERS, size.services * size.rows),
         "trace": array(abi.TRACE_CONTROL, 1),
@@ -171,6 +174,10 @@ class SharedTables:
         self.guard_nodes = self._array("guard_nodes", abi.GUARD_NODE)["entry"]
         self.guard_policies = self._array("guard_policies", abi.GUARD_POLICY)
         self.guard_count = self._array("guard_count", abi.GUARD_COUNTERS)
+        self.service_limits = self._array("service_limits", abi.SERVICE_LIMITS)
+        self.limit_count = self._array("limit_count", abi.LIMIT_COUNTERS).reshape(
+            size.rows, size.services
+        )
         self.backend_count = self._array("backend_count", abi.BACKEND_COUNTERS).reshape(
             size.rows, size.backends
         )

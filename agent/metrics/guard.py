@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from agent.metrics.family import Family, Kind, Sample, Samples, one
-from agent.state.guardview import ListView
+from agent.state.guardview import LimitView, ListView
 from agent.state.snapshot import Snapshot
 
 _LIST = ("list",)
+
+
+_LIMIT = ("service", "limit")
+
+
+def _limits(value: Callable[[LimitView], float]) -> Samples:
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for each in snapshot.guard.limits:
+            yield (each.service, each.limit), value(each)
+
+    return samples
 
 
 def _lists(value: Callable[[ListView], float]) -> Samples:
@@ -69,6 +80,27 @@ GUARD_FAMILIES: tuple[Family, ...] = (
         "Likewise, of services with `guard: dry-run`, which served them.",
         _LIST,
         _lists(lambda each: each.would_drop),
+    ),
+    Family(
+        "steelyard_limit_dropped_packets_total",
+        Kind.COUNTER,
+        "Packets that were dropped because they were beyond a limit of their service.",
+        _LIMIT,
+        _limits(lambda each: each.dropped),
+    ),
+    Family(
+        "steelyard_limit_would_drop_packets_total",
+        Kind.COUNTER,
+        "Likewise, of services with `guard: dry-run`, which served them.",
+        _LIMIT,
+        _limits(lambda each: each.would_drop),
+    ),
+    Family(
+        "steelyard_limit_sources",
+        Kind.GAUGE,
+        "Sources that may begin no flow now, because of what they have open or waiting.",
+        _LIMIT,
+        _limits(lambda each: each.sources),
     ),
     Family(
         "steelyard_guard_nodes",

@@ -33,7 +33,7 @@ _SECTIONS = (
             "steelyard_trace_",
         ),
     ),
-    ("Blocks and lists", ("steelyard_guard_",)),
+    ("Blocks, lists and limits", ("steelyard_guard_", "steelyard_limit_")),
     ("Services", ("steelyard_service_",)),
     ("Backends", ("steelyard_backend_",)),
     ("Load and times", tuple(family.name for family in LOAD_FAMILIES)),

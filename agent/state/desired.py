@@ -110,6 +110,9 @@ def _service_entry(
         zones=has_levels(service),
         challenge=service.syn_protection is SynProtection.ALWAYS
         or (service.syn_protection is SynProtection.AUTO and service.name in around.flooded),
+        limits_new=service.limits.on_new_flows,
+        limits_packets=service.limits.packets_per_source is not None,
+        limits_held=service.limits.on_what_is_held,
     )
 
 

@@ -32,6 +32,7 @@ DROP_REASONS = (
     "blocked",
     "denied",
     "not-allowed",
+    "limited",
 )
 DEFAULT_SAMPLE = 1024
 MAX_SAMPLE = 65_536

@@ -25,11 +25,24 @@ class ListView:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitView:
+    """One limit of a service; ``sources``: how many have as much as they may, where that counts."""
+
+    service: str
+    limit: str  # its key in the configuration
+    most: str
+    dropped: int  # packets
+    would_drop: int
+    sources: int
+
+
+@dataclass(frozen=True, slots=True)
 class Guarded:
     """Everything that is blocked or listed, and the packets that it has cost."""
 
     blocks: tuple[Block, ...] = ()
     lists: tuple[ListView, ...] = ()
+    limits: tuple[LimitView, ...] = ()
     blocked_packets: int = 0
     would_block_packets: int = 0
     not_allowed_packets: int = 0

@@ -74,6 +74,9 @@ class ServiceEntry:
     port_last: int = 0  # of a range
     vip_bits: int | None = None  # of a prefix
     challenge: bool = False  # new clients have to show that they are at their address
+    limits_new: bool = False  # there is a rate of new flows,
+    limits_packets: bool = False  # of the packets of a source,
+    limits_held: bool = False  # and a limit of what a source has open, or waiting
     zones: bool = False  # its rings have levels, and clients of some zone have one of their own
 
 

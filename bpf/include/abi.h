@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define STEELYARD_ABI 8
+#define STEELYARD_ABI 9
 
 /* Why a packet was not forwarded.  Steps return 0 to go on, or one of these;
  * the entry function alone turns it into an XDP action and counts it.
@@ -53,7 +53,8 @@ enum reason {
 	REASON_BLOCKED = 21,     /* its source is blocked */
 	REASON_DENIED = 22,      /* it would begin a flow; its source is on a list of the denied */
 	REASON_NOT_ALLOWED = 23, /* likewise; its source is on no list of the allowed */
-	REASON_COUNT = 24,
+	REASON_LIMITED = 24,     /* it is more than a limit of its service lets in (limit.h) */
+	REASON_COUNT = 25,
 };
 #define REASON_DROP REASON_MALFORMED
 
@@ -267,6 +268,10 @@ _Static_assert(sizeof(struct zone_ring) == 8, "zone_ring");
 #define SERVICE_F_CHALLENGE 0x80  /* new clients are challenged */
 #define SERVICE_F_ZONES 0x40      /* its rings have levels, and zones may have rings of their own */
 
+#define SERVICE_LIMITS_NEW 0x1     /* of new flows there is a limit */
+#define SERVICE_LIMITS_PACKETS 0x2 /* of the packets of a source there is one */
+#define SERVICE_LIMITS_HELD 0x4    /* of what a source may have open, or waiting */
+
 struct service {
 	__u64 pick_seed; /* the same on every balancer of a group */
 	__u32 id;
@@ -282,7 +287,8 @@ struct service {
 	__u16 bound;      /* source: 256ths of the mean load that a backend may have; 0: any */
 	__u16 port_last;  /* of a range: its last port; 0: no range */
 	__u8 vip_bits;    /* SERVICE_F_PREFIX: length of the prefix */
-	__u8 pad[5];
+	__u8 limits;      /* SERVICE_LIMITS_* */
+	__u8 pad[4];
 };
 _Static_assert(sizeof(struct service) == 40, "service");
 
@@ -537,6 +543,58 @@ struct guard_counters {
 };
 _Static_assert(sizeof(struct guard_counters) == 512, "eight cache lines");
 
+/* How much may be asked of a service, and by whom. */
+enum limit {
+	LIMIT_NEW_SOURCE = 0,  /* new flows of a source: an IPv4 address, or an IPv6 /64 */
+	LIMIT_NEW_PREFIX = 1,  /* of a network: /24, or /48 */
+	LIMIT_NEW_SERVICE = 2, /* of all */
+	LIMIT_PACKETS = 3,     /* packets of a source */
+	LIMIT_OPEN = 4,        /* open flows of a source */
+	LIMIT_WAITING = 5,     /* request bytes of a source that wait for their answers */
+	LIMITS = 6,
+};
+/* The first so many are rates; the others the agent counts (struct limited_key). */
+#define LIMIT_RATES 4
+#define LIMIT_PERIODS 3
+#define LIMIT_BUCKETS 32768 /* of each period */
+/* Times in units of 128 ns. */
+struct service_limits {
+	__u64 interval[LIMIT_RATES]; /* between two; 0: no limit */
+	__u64 ahead[LIMIT_RATES];    /* how far ahead of an even stream somebody may be */
+	__u32 first[LIMIT_RATES];    /* the first bucket of the period */
+	__u64 pad[6];
+};
+_Static_assert(sizeof(struct service_limits) == 128, "two cache lines");
+
+/* A source that may begin no flow at a service, because of what it has there -> bits by enum
+ * limit, and until when: the agent may be gone, and then nobody sees that it has less.
+ */
+struct limited_key {
+	__be32 addr[2]; /* IPv4: word 0; IPv6: the first 64 bits */
+	__u16 service;
+	__u8 family;
+	__u8 pad[5];
+};
+_Static_assert(sizeof(struct limited_key) == 16, "limited_key");
+
+struct limited {
+	__u64 until; /* ns, monotonic */
+	__u32 limits;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct limited) == 16, "limited");
+
+/* Packets that were beyond a limit, and were dropped, or would have been, by enum limit; per
+ * CPU: element cpu * services + id, and in the agent's row whose they are.
+ */
+struct limit_counters {
+	__u64 dropped[LIMITS];
+	__u64 would_drop[LIMITS];
+	__u64 salt; /* of the service (flow_salt): another one with the same id begins anew */
+	__u64 pad[3];
+};
+_Static_assert(sizeof(struct limit_counters) == 128, "two cache lines");
+
 /* Per CPU: element cpu * backends + id.  Row `cpus` (one past the last CPU) is
  * written by the agent: what it closed itself when it swept the flow table.
  * opened - closed is the number of slots embryonic, acked or established.
@@ -568,7 +626,7 @@ struct service_counters {
 	__u64 gone_established;
 	__u64 gone_reply_packets;
 	__u64 gone_reply_bytes;
-	__u64 pad[5];
+	__u64 pad[4];
 };
 _Static_assert(sizeof(struct service_counters) == 320, "five cache lines");
 

@@ -25,7 +25,7 @@ BLOCK_TIMEOUT_S = 60.0  # it may have to compile a program first
 
 @click.group(cls=SuggestingGroup)
 def guard() -> None:
-    """Blocked sources and lists: status, list, block, unblock, test, top.
+    """Blocked sources, lists and limits: status, list, block, unblock, test, top.
 
     \b
     Examples:
@@ -40,9 +40,10 @@ def guard() -> None:
 @agent_options
 @pass_environment
 def guard_status(env: Environment, watch_s: float | None) -> None:
-    """What is blocked and listed, and how many packets that has dropped.
+    """What is blocked, listed and limited, and how many packets that has dropped.
 
-    WOULD DROP counts what services with `guard: dry-run` have served.
+    WOULD DROP counts what services with `guard: dry-run` have served. SOURCES are those that may
+    begin no flow now, because of what they have open or waiting.
 
     \b
     Examples:
@@ -163,7 +164,8 @@ def _status_view(env: Environment) -> Any:
 
         dropped = (
             f"{exact(data['blocked_packets_total'])} packets of blocked sources, "
-            f"{exact(data['not_allowed_packets_total'])} of sources that no list allows"
+            f"{exact(data['not_allowed_packets_total'])} of sources that no list allows, "
+            f"{exact(sum(each['dropped'] for each in data['limits']))} beyond a limit"
         )
         pairs: list[tuple[str, object]] = [
             ("blocked", f"{len(data['blocks']):,} prefixes (lbctl guard list)"),
@@ -171,12 +173,14 @@ def _status_view(env: Environment) -> Any:
             ("room", f"{count(data['nodes'])} of {count(data['nodes_total'])} nodes"),
         ]
         spared = data["would_block_packets_total"] + data["would_not_allow_packets_total"]
+        spared += sum(each["would_drop"] for each in data["limits"])
         if spared:
             text = f"{exact(spared)} packets would have been dropped"
             pairs.insert(2, ("dry run", text))
         if data["problem"]:
             pairs.append(("problem", data["problem"]))
-        return [*facts(env, pairs), *_force(data), *_note(data), *_services(data), *_lists(data)]
+        tables = [*_services(data), *_lists(data), *_limits(data)]
+        return [*facts(env, pairs), *_force(data), *_note(data), *tables]
 
     return view
 
@@ -225,6 +229,37 @@ def _lists(data: Mapping[str, Any]) -> list[object]:
     )
     problems = [f"list {each['name']}: {each['problem']}" for each in lists if each["problem"]]
     return ["", Table(columns, rows), *problems]
+
+
+def _limits(data: Mapping[str, Any]) -> list[object]:
+    from lbctl.humanise import exact
+    from lbctl.layout import Cell, Column, Table
+
+    if not data["limits"]:
+        return []
+    columns = (
+        Column("SERVICE"),
+        Column("LIMIT"),
+        Column("AT MOST", right=True),
+        Column("DROPPED", right=True),
+        Column("WOULD DROP", right=True),
+        Column("SOURCES", right=True, drop=1),
+    )
+    rows = tuple(
+        (
+            Cell(each["service"]),
+            Cell(each["limit"]),
+            Cell(each["most"]),
+            Cell(exact(each["dropped"])),
+            Cell(exact(each["would_drop"])),
+            Cell(exact(each["sources"]) if each["limit"] in _OF_WHAT_IS_HELD else "-"),
+        )
+        for each in data["limits"]
+    )
+    return ["", Table(columns, rows)]
+
+
+_OF_WHAT_IS_HELD = ("open_flows_per_source", "waiting_per_source")  # SOURCES are beyond them now
 
 
 def _blocks(blocks: list[Mapping[str, Any]]) -> list[object]:

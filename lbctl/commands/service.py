@@ -136,6 +136,9 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         pairs.append(("QUIC", f"server ids of {plural(data['quic_id_bytes'], 'byte')}"))
     if data["syn_protection"] != "off":
         pairs.append(("SYN protection", _syn_protection(data)))
+    limits = [f"{name} {most}" for name, most in data["limits"].items() if most is not None]
+    if limits:
+        pairs.append(("limits", ", ".join(limits)))
     if data["allow"] or data["deny"] or data["guard"] != "enforce":
         pairs.append(("guard", _guard(data)))
     if data["flows_not_recorded_total"]:

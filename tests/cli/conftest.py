@@ -138,6 +138,7 @@ def service_view() -> dict[str, Any]:
         "not_replied_packets_total": 0,
         "flows_not_recorded_total": 0,
         "drops_total": {"no_backend": 0, "malformed": 17},
+        "limits": {"new_flows_per_source": "50/s", "open_flows_per_source": None},
         "timeouts_s": {"embryonic": 30.0, "acked": 60.0, "established": 900.0, "closing": 30.0},
         "health_check": {
             "type": "http",

@@ -69,6 +69,7 @@ def test_service_add_becomes_a_document(agent, run):
             "200,204",
         ],
         *["--timeout", "established=15m", "--timeout", "closing=10", "--health-no-verify-tls"],
+        *["--limit", "new_flows_per_source=50/s", "--limit", "open_flows_per_source=200"],
         *["--backend", "gpu-1=10.0.0.21", "--backend", "gpu-2=10.0.0.22,weight=50"],
     )
     assert result.code == 0, result.err
@@ -77,6 +78,7 @@ def test_service_add_becomes_a_document(agent, run):
         "port": 80,
         "protocol": "tcp",
         "timeouts": {"established": "15m", "closing": 10.0},
+        "limits": {"new_flows_per_source": "50/s", "open_flows_per_source": 200},
         "health": {
             "type": "http",
             "path": "/health",
@@ -165,6 +167,7 @@ def test_a_new_backend_says_everything_in_one_word(agent, run):
         ("backend set chat/gpu-1 --state drian", "did you mean drain?"),
         ("backend set chat/gpu-1 --quic-server-id 123", "1 to 8 bytes in hexadecimal"),
         ("service add c --vip 10.0.0.1 --port 1 --timeout long=3", "STATE=DURATION"),
+        ("service set chat --limit new_flow=3/s", "did you mean new_flows?"),
         ("service set chat", "nothing to set"),
         ("backend set chat/gpu-1", "nothing to set"),
         ("backend set chat/gpu-1 --weight 1001", "1000"),

@@ -11,7 +11,7 @@ import pytest
 from agent.api import guardviews
 from agent.model import GuardMode, Protocol, Service, ServiceKey
 from agent.state.blocks import Block
-from agent.state.guardview import Guarded, ListView, Verdicts
+from agent.state.guardview import Guarded, LimitView, ListView, Verdicts
 from agent.state.queries import TopPage, TopSource
 
 NOW = 1_790_000_000.0
@@ -21,8 +21,12 @@ LISTS = (
     ListView("drop", 1400, (Path("/etc/drop.txt"),), NOW - 30, "", 1234, 0, ("chat",)),
     ListView("office", 0, (Path("/etc/x"),), None, "/etc/x: cannot be read", 0, 5, ()),
 )
+LIMITS = (
+    LimitView("chat", "new_flows_per_source", "50/s", 0, 1200, 0),
+    LimitView("chat", "open_flows_per_source", "200", 0, 7, 2),
+)
 VIEW = Guarded(
-    blocks=(BLOCK, WIDE), lists=LISTS, blocked_packets=17, not_allowed_packets=3,
+    blocks=(BLOCK, WIDE), lists=LISTS, limits=LIMITS, blocked_packets=17, not_allowed_packets=3,
     would_block_packets=5, nodes=8200, nodes_total=131_072,
 )  # fmt: skip
 CHAT = Service(
@@ -52,12 +56,14 @@ def test_status_says_who_is_unwanted_and_what_it_has_cost(run) -> None:
     lines = run("guard", "status").out.splitlines()
     assert lines[0] == "blocked  2 prefixes (lbctl guard list)"
     assert "17 packets of blocked sources, 3 of sources that no list allows" in lines[1]
-    assert lines[2] == "dry run  5 packets would have been dropped"
+    assert lines[2] == "dry run  1,212 packets would have been dropped"
     assert lines[3] == "room     8.2k of 131k nodes"
     assert lines[6].split() == ["chat", "dry-run", "all", "drop"]
     assert lines[9].split() == ["drop", "1,400", "1,234", "0", "30s", "ago", "chat"]
     assert lines[10].split() == ["office", "0", "0", "5", "-", "nobody"]
     assert lines[11] == "list office: /etc/x: cannot be read"
+    assert lines[14].split() == ["chat", "new_flows_per_source", "50/s", "0", "1,200", "-"]
+    assert lines[15].split() == ["chat", "open_flows_per_source", "200", "0", "7", "2"]
 
 
 def test_status_names_what_hinders(run, agent) -> None:

@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from agent.dataplane import abi, contents, libbpf, peers, pins, program
+from agent.dataplane import abi, contents, libbpf, limits, peers, pins, program
 from agent.dataplane.constants import ALL_FEATURES, HashKeys, needed_features
 from agent.dataplane.explain import DataplaneView
 from agent.dataplane.flows import Names
@@ -32,9 +32,11 @@ from agent.model import (
     Forward,
     Health,
     HealthStatus,
+    Limits,
     NextHop,
     NoBackend,
     Protocol,
+    Rate,
     Scheduler,
     Service,
     ServiceKey,
@@ -53,8 +55,9 @@ from tests.packet.frames import BALANCER4, BALANCER6, BALANCER_MAC, VIP4, VIP6
 from tests.packet.records import Records
 
 PREFIX = "st-packet"
-LIMIT_TIME, LIMIT_TIMES = np.dtype("u8"), 1 + 4096  # bpf/limit.h: of all answers, of sources
+BUDGET_TIME, BUDGET_TIMES = np.dtype("u8"), 1 + 4096  # bpf/budget.h: of all answers, of sources
 LAST_ROW = np.dtype("V64")  # struct flow_last
+LIMIT_BUCKET = np.dtype([("slot", "u8", (4,))])
 VERIFIED = np.dtype("V64")  # struct verified_bucket
 VERIFIED_BUCKETS = 16_384
 # What tests share is drawn from these, so that a run decides as the one before it.
@@ -99,7 +102,8 @@ def all_features() -> tuple[Service, ...]:
                 syn_protection=SynProtection.ALWAYS),
         Service("prefix", ServiceKey(IPv4Address("203.0.113.0"), 80, tcp, vip_bits=28),
                 Forward.FULLNAT, Scheduler.LEAST_LOAD),
-        Service("quic", ServiceKey(vip4, 443, udp), quic_id_bytes=4, deny=("some",)),
+        Service("quic", ServiceKey(vip4, 443, udp), quic_id_bytes=4, deny=("some",),
+                limits=Limits(new_flows=Rate(1, 1.0))),
     )  # fmt: skip
     assert needed_features(services, sync=True) == ALL_FEATURES
     return services
@@ -165,11 +169,16 @@ class Rig(Records):
         self.now_s = 1000.0
         self.ids = Identities({}, {})
         own, rows = dataplane.program.tables, -(-dataplane.size.flow_buckets // LAST_ROW.itemsize)
-        self._memory, self.limits = mapped(own["limit_times"], LIMIT_TIME, LIMIT_TIMES)
+        self._memory, self.budgets = mapped(own["budget_times"], BUDGET_TIME, BUDGET_TIMES)
         self._more_memory, self.last_ways = mapped(own["flows_last"], LAST_ROW, rows)
         self._most_memory, self.verified = mapped(
             own["verified"], VERIFIED, VERIFIED_BUCKETS if dataplane.features.challenge else 1
         )
+        periods = abi.LIMIT_PERIODS * (abi.LIMIT_BUCKETS + dataplane.size.services)
+        self._last_memory, limit_buckets = mapped(
+            own["limit_buckets"], LIMIT_BUCKET, periods if dataplane.features.limits else 1
+        )
+        self.limit_slots = limit_buckets["slot"]
         self.begin()
         self.reset()
 
@@ -189,12 +198,16 @@ class Rig(Records):
         tables.service_load[:] = np.zeros((), dtype=abi.SERVICE_LOAD)
         tables.trace[:] = np.zeros((), dtype=abi.TRACE_CONTROL)
         tables.settings["held_until"] = 0
-        self.limits[:] = 0
+        self.budgets[:] = 0
         self.last_ways[:] = bytes(LAST_ROW.itemsize)
         self.verified[:] = bytes(64)
         tables.guard_roots["root"] = 0
         tables.guard_policies[:] = np.zeros((), dtype=abi.GUARD_POLICY)
         tables.guard_count[:] = np.zeros((), dtype=abi.GUARD_COUNTERS)
+        self.limit_slots[:] = 0
+        tables.service_limits[:] = np.zeros((), dtype=abi.SERVICE_LIMITS)
+        tables.limit_count[:] = np.zeros((), dtype=abi.LIMIT_COUNTERS)
+        limits.set_limited(tables, {}, 0)
         tables.sync_count[:] = np.zeros((), dtype=abi.SYNC_COUNTERS)
         peers.accept(tables, ())
         peers.pass_on(tables, ())
@@ -242,6 +255,8 @@ class Rig(Records):
         around = Surroundings(found, hops, ifindex, ticks, pick_seed=seed)
         done = asyncio.run(self.reconciler.run(self.config, around))
         self.ids = done.ids
+        wanted = {self.ids.service_id(each): each.limits for each in services}
+        limits.set_rates(self.tables, wanted)
         return done
 
     def guard(

@@ -498,8 +498,8 @@ def asks(rig: Rig, packet: Packet, times: int) -> list[Verdict]:
 def spent(rig: Rig, of_all: float, of_source: float) -> None:
     """As if so much of a second's answers had been sent at this moment; 1: all of it."""
     now = time.monotonic_ns()
-    rig.limits[0] = now + int(of_all * 1e9)
-    rig.limits[1:] = now + int(of_source * 1e9)
+    rig.budgets[0] = now + int(of_all * 1e9)
+    rig.budgets[1:] = now + int(of_source * 1e9)
 
 
 @PLACES
@@ -530,13 +530,15 @@ def test_each_source_has_its_own_and_all_together_ten_thousand_a_second(rig: Rig
     serve_none(rig, V4)
     sources = [Packet(f"198.51.100.{n}") for n in range(1, 200)]
     spent(rig, 0.5, 0.5)
-    held = rig.limits.copy()
+    held = rig.budgets.copy()
     assert {rig.verdict(packet.frame()) for packet in sources} == {Verdict.TX}
-    assert int((rig.limits[1:] > held[1:]).sum()) > 180, "of few another's hash is the same"
-    assert rig.limits[0] >= held[0] + len(sources) * 100_000
+    assert int((rig.budgets[1:] > held[1:]).sum()) > 180, "of few another's hash is the same"
+    assert rig.budgets[0] >= held[0] + len(sources) * 100_000
     spent(rig, 1.1, 0.0)
     assert {rig.verdict(packet.frame()) for packet in sources} == {Verdict.DROP}
-    assert not rig.limits[1:][rig.limits[1:] > held[1:].max()].any(), "a source did not pay for all"
+    assert not rig.budgets[1:][rig.budgets[1:] > held[1:].max()].any(), (
+        "a source did not pay for all"
+    )
 
 
 @PLACES
@@ -552,7 +554,7 @@ def test_neighbours_do_not_share_a_budget_whatever_the_secrets_are(at: Place):
             rig.send(
                 Packet(f"198.51.100.{n}" if at is V4 else f"2001:db8:c:{n:x}::1", at.vip).frame()
             )
-        assert np.count_nonzero(rig.limits[1:]) > 180
+        assert np.count_nonzero(rig.budgets[1:]) > 180
     finally:
         dataplane.tables.close()
         pins.remove(dataplane.pins)
@@ -563,19 +565,19 @@ def test_an_ipv6_source_is_the_first_64_bits(rig: Rig):
     net = "2001:db8:c:1:"
     for n in range(1, 30):
         rig.send(Packet(f"{net}:{n}", V6.vip).frame())
-    assert np.count_nonzero(rig.limits[1:]) == 1
+    assert np.count_nonzero(rig.budgets[1:]) == 1
     rig.send(Packet("2001:db8:c:2::1", V6.vip).frame())
-    assert np.count_nonzero(rig.limits[1:]) == 2
+    assert np.count_nonzero(rig.budgets[1:]) == 2
 
 
 def test_what_was_not_used_does_not_gather(rig: Rig):
     """A second's worth at most, however long nobody was answered."""
     serve_none(rig, V4)
-    rig.limits[:] = 1
+    rig.budgets[:] = 1
     before = time.monotonic_ns()
     rig.send(Packet().frame())
     now = time.monotonic_ns()
-    used = rig.limits[rig.limits > 1]
+    used = rig.budgets[rig.budgets > 1]
     assert len(used) == 2
     assert ((before < used) & (used <= now + 10_000_000)).all()
 

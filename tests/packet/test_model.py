@@ -19,9 +19,11 @@ from agent.model import (
     Forward,
     GuardMode,
     Hook,
+    Limits,
     Nat,
     NoBackend,
     Protocol,
+    Rate,
     Scheduler,
     Service,
     SynProtection,
@@ -50,6 +52,7 @@ AROUND = Surroundings(
            "nat4-1": ((0x8100, 9),), "full6-0": ((0x88A8, 5), (0x8100, 9))},
     zones=ZONES,
 )  # fmt: skip
+HOUR = 3600.0
 PACKETS, PARTS, MOST_PARTS = 25_000, 5, 20
 BUDGET_S = 5.0
 # What must have come about for histories to be worth something.
@@ -66,6 +69,7 @@ SELDOM = (
     "blocked",
     "denied",
     "not-allowed",
+    "limited",
 )
 
 
@@ -95,19 +99,21 @@ def services(clock: Clock) -> tuple[Service, ...]:
     six = ("fd00:1::{}:1", "fd00:1::{}:2", "fd00:1::{}:3")
     mixed = ("10.2.{}.1", "fd00:2::{}:1")
     udp: dict[str, object] = {"protocol": Protocol.UDP}
+    # No history takes the minutes after which one more may come.
+    few = Limits(Rate(6, HOUR), Rate(9, HOUR), Rate(12, HOUR))
     reset: dict[str, object] = {"no_backend": NoBackend.RESET}
     shy: dict[str, object] = {"syn_protection": SynProtection.ALWAYS}
     add("web", 80, Forward.DSR, four, **shy)
-    add("dns", 53, Forward.DSR, four, deny=("bad",), **udp)
+    add("dns", 53, Forward.DSR, four, deny=("bad",), limits=few, **udp)
     add("any", 0, Forward.DSR, four, vip="203.0.113.77")
     add("source", 90, Forward.DSR, four, scheduler=Scheduler.SOURCE, source_bits=24, source_bound=0)
     add("turns", 91, Forward.DSR, four, scheduler=Scheduler.ROUND_ROBIN, **udp)
     add("web6", 80, Forward.DSR, six, vip=VIP6, allow=("good",), **reset)
     add("dns6", 53, Forward.DSR, six, vip=VIP6, **udp, **reset)
     add("tun4", 443, Forward.IPIP, mixed, **reset)
-    add("tun6", 443, Forward.IPIP, mixed, vip=VIP6, **shy)
+    add("tun6", 443, Forward.IPIP, mixed, vip=VIP6, limits=few, **shy)
     add("tun6u", 444, Forward.IPIP, mixed, vip=VIP6, **udp)
-    add("gue4", 500, Forward.GUE, mixed, deny=("bad",), guard=GuardMode.DRY_RUN)
+    add("gue4", 500, Forward.GUE, mixed, deny=("bad",), guard=GuardMode.DRY_RUN, limits=few)
     add("gue4u", 501, Forward.GUE, mixed, **udp, **reset)
     add("gue6", 500, Forward.GUE, mixed, vip=VIP6, guard=GuardMode.OFF)
     add("gue6u", 501, Forward.GUE, mixed, vip=VIP6, **udp)
@@ -116,9 +122,17 @@ def services(clock: Clock) -> tuple[Service, ...]:
     add("nat4u", 8053, Forward.NAT, four, (53, None, 53), **udp)
     add("ranges", 8000, Forward.NAT, four, port_last=8009, scheduler=Scheduler.LEAST_CONN)
     add("load", 8090, Forward.NAT, four, scheduler=Scheduler.LEAST_LOAD)
-    add("nat6", 8080, Forward.NAT, six, (None, 80, 8080), vip=VIP6)
+    add(
+        "nat6",
+        8080,
+        Forward.NAT,
+        six,
+        (None, 80, 8080),
+        vip=VIP6,
+        limits=Limits(packets_per_source=Rate(8, HOUR)),
+    )
     add("nat6u", 8053, Forward.NAT, six, (53, None, 53), vip=VIP6, **udp)
-    add("full4", 9000, Forward.FULLNAT, four, (None, 80, 8080), **reset)
+    add("full4", 9000, Forward.FULLNAT, four, (None, 80, 8080), limits=few, **reset)
     add("full4u", 9053, Forward.FULLNAT, four, (53, None, 53), **udp)
     add("full6", 9000, Forward.FULLNAT, six, (None, 80, 8080), vip=VIP6, **shy)
     add("full6u", 9053, Forward.FULLNAT, six, (53, None, 53), vip=VIP6, **udp)

@@ -26,8 +26,10 @@ from agent.model import (
     Config,
     Forward,
     Hook,
+    Limits,
     NoBackend,
     Protocol,
+    Rate,
     Scheduler,
     Service,
     ServiceKey,
@@ -75,6 +77,7 @@ def services_for(features: Features) -> tuple[Service, ...]:
             no_backend=NoBackend.RESET if features.reset else NoBackend.DROP,
             syn_protection=SynProtection.AUTO if features.challenge else SynProtection.OFF,
             deny=("some",) if features.guard else (),
+            limits=Limits(new_flows=Rate(1000, 1)) if features.limits else Limits(),
         )
         for n in range(max(len(keys), len(forwards), len(schedulers)))
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from ipaddress import ip_network
 
 import numpy as np
@@ -19,7 +19,7 @@ from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.libbpf import TestRun
 from agent.dataplane.program import Dataplane
 from agent.dataplane.tables import BootSettings
-from agent.model import NoBackend, Scheduler, Service, SynProtection, Timeouts, Zone
+from agent.model import NoBackend, Rate, Scheduler, Service, SynProtection, Timeouts, Zone
 from tests.packet.frames import BALANCER4, BALANCER6, BALANCER_MAC
 from tests.packet.harness import Rig, Verdict, mac_of
 from tests.packet.model.flows import Flow, Keys
@@ -147,6 +147,11 @@ class Mirror:
             allow=each.allow,
             deny=each.deny,
             guard=each.guard.value,
+            most={
+                field.name: rate.events
+                for field in fields(each.limits)
+                if isinstance(rate := getattr(each.limits, field.name), Rate)
+            },
         )
 
     def _member(self, each: Service, number: int) -> Member:
@@ -208,6 +213,8 @@ class Mirror:
             row["seen"] = 0
             tables.put("fragments", key, row.tobytes())
         self.model.now += ticks
+        self.rig.limit_slots[:] = 0  # an hour at least
+        self.model.asked.clear()
 
     def guard(self, blocked: Collection[str], lists: Mapping[str, Collection[str]]) -> None:
         """The operator blocks these prefixes, and puts these on lists."""
@@ -225,7 +232,7 @@ class Mirror:
     def send(self, frame: bytes) -> Outcome:
         """Both must make the same of it."""
         until_ns = self._hold()
-        self.rig.limits[:] = 0  # how many answers there were by now depends on the host's speed
+        self.rig.budgets[:] = 0  # how many answers there were by now depends on the host's speed
         done = self.rig.send(frame)
         self.model.held = self.held and (time.monotonic_ns() < until_ns or self._held_one_more())
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
@@ -53,6 +53,7 @@ class Target:
     allow: tuple[str, ...] = ()  # names of lists
     deny: tuple[str, ...] = ()
     guard: str = "enforce"
+    most: Mapping[str, int] = field(default_factory=dict)  # limits, of a time that does not pass
     ring: list[Member] = field(default_factory=list)
     near: dict[str, list[Member]] = field(default_factory=dict)  # rings by zone
 

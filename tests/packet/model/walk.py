@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -119,6 +120,7 @@ class Model:
         self.blocked: Sequence[IPv4Network | IPv6Network] = ()
         self.lists: Mapping[str, Sequence[IPv4Network | IPv6Network]] = {}
         self.verified: set[bytes] = set()  # sources that have shown that they are there
+        self.asked: Counter[tuple[int, str, bytes]] = Counter()  # of services, within limits
 
     def judge(self, frame: bytes, choices: Choices) -> Outcome:
         """What becomes of an Ethernet frame."""
@@ -193,6 +195,7 @@ class Model:
         begins = case.read.flags & (SYN | ACK) == SYN and not case.read.quote
         if begins:
             self._listed(target, ends)
+        self._within(target, ends, "packets_per_source")
         if begins and self._is_stranger(target, ends):
             raise RefusedError("challenged")
         flow = self.flows.find(target, ends)
@@ -232,6 +235,20 @@ class Model:
         if target.allow and not held.intersection(target.allow):
             raise RefusedError("not-allowed")
 
+    def _within(self, target: Target, ends: Ends, *limits: str) -> None:
+        """No more than may be asked; what is refused by one counts for none."""
+        client = packed(ends.src)[:8]
+        whose = {"new_flows_per_prefix": client[: 3 if len(client) == 4 else 6], "new_flows": b""}
+        keys = [
+            (target.number, limit, whose.get(limit, client))
+            for limit in limits
+            if limit in target.most
+        ]
+        if all(self.asked[key] < target.most[key[1]] for key in keys):
+            self.asked.update(keys)
+        elif target.guard == "enforce":
+            raise RefusedError("limited")
+
     def _quoted(self, case: Case, target: Target, flow: Flow | None) -> None:
         """An ICMP error goes where the flow is; without one, where it would be."""
         case.flow = flow
@@ -269,6 +286,8 @@ class Model:
         if is_of_nobody(case.read, target):
             case.is_over = True
             raise RefusedError("no-flow")
+        if case.opens:
+            self._within(target, ends, "new_flows_per_source", "new_flows_per_prefix", "new_flows")
         is_free = target.scheduler == "any"
         usable = [member for member in target.members if member.is_usable]
         member = next(iter(usable), None) if is_free else self._pick(target, ends)

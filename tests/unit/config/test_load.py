@@ -17,8 +17,10 @@ from agent.model import (
     Config,
     Forward,
     Hook,
+    Limits,
     Nat,
     Protocol,
+    Rate,
     SynProtection,
     Tables,
 )
@@ -62,6 +64,26 @@ def test_a_full_document_becomes_the_model() -> None:
     assert not chat.count_waiting  # only of tcp
     assert config.metrics_listen == ("::1", 9000)
     assert config.tables == Tables(flows=2048, ring_slots=251)
+
+
+def test_limits_are_merged_with_those_of_defaults_and_none_takes_one_away() -> None:
+    config = load(
+        service(limits={"new_flows_per_source": "600/m", "new_flows": "none"}),
+        defaults={
+            "limits": {
+                "new_flows": "100/s",
+                "packets_per_source": "10000/h",
+                "open_flows_per_source": 200,
+                "waiting_per_source": "8MiB",
+            }
+        },
+    )
+    assert config.services[0].limits == Limits(
+        new_flows_per_source=Rate(600, 60.0),
+        packets_per_source=Rate(10_000, 3600.0),
+        open_flows_per_source=200,
+        waiting_per_source=8 << 20,
+    )
 
 
 def test_everything_around_forwarding_becomes_the_model() -> None:
@@ -223,6 +245,17 @@ services:
         ({"timeouts": {"acked": "1s"}}, "services[0].timeouts.acked: '1s' is out of range"),
         ({"timeouts": {"closing": "8h"}}, "services[0].timeouts.closing: '8h' is out of range"),
         ({"timeouts": "1m"}, "services[0].timeouts: '1m' is not a mapping"),
+        ({"limits": {"new_flows": "9/d"}}, "services[0].limits.new_flows: '9/d' is not a rate"),
+        ({"limits": {"new_flows": "0/s"}}, "services[0].limits.new_flows: '0/s' is out of range"),
+        ({"limits": {"new_flows": 9}}, "services[0].limits.new_flows: 9 is not a rate"),
+        (
+            {"limits": {"open_flows_per_source": 0}},
+            "services[0].limits.open_flows_per_source: 0 is out of range",
+        ),
+        (
+            {"limits": {"waiting_per_source": "8MBit"}},
+            "services[0].limits.waiting_per_source: '8MBit' is not a number of bytes",
+        ),
         ({"backends": {"a": 1}}, "services[0].backends: a mapping is not a list"),
         ({"backends": ["gpu-1"]}, "services[0].backends[0]: 'gpu-1' is not a mapping"),
         ({"backends": [None]}, "services[0].backends[0]: nothing is not a mapping"),

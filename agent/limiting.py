@@ -1,0 +1,105 @@
+"""Owns the limits of services while the agent runs: their rates in the shared tables, and which
+sources have as much open, or waiting, as they may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from agent.config.render import limits_fields
+from agent.dataplane import limits
+from agent.dataplane.abi import Limit
+from agent.dataplane.flows import heavy_sources, names_of
+from agent.dataplane.program import Dataplane
+from agent.model import Config, Limits, Service
+from agent.state.guardview import LimitView
+from agent.state.identities import Identities, slot_of
+from agent.state.situation import Situation
+
+log = structlog.get_logger()
+
+PERIOD_S = 1.0
+SHARE = 20  # of a core at most one part in so many goes into counting
+
+_KEYS = {
+    Limit.NEW_SOURCE: "new_flows_per_source",
+    Limit.NEW_PREFIX: "new_flows_per_prefix",
+    Limit.NEW_SERVICE: "new_flows",
+    Limit.PACKETS: "packets_per_source",
+    Limit.OPEN: "open_flows_per_source",
+    Limit.WAITING: "waiting_per_source",
+}
+
+
+class Limiting:
+    """The limits of one instance."""
+
+    def __init__(self, dataplane: Dataplane) -> None:
+        self._dataplane = dataplane
+        self._synced: Mapping[int, Limits] | None = None  # what is in the tables, by service id
+        self._sources: Mapping[tuple[int, Limit], int] | None = None  # that are refused
+
+    def sync(self, config: Config, ids: Identities) -> None:
+        """Have the rates in the tables that this configuration wants."""
+        tables = self._dataplane.tables
+        limits.begin_counting(tables, {ids.service_id(s): ids.salt(s) for s in config.services})
+        wanted = {ids.service_id(s): s.limits for s in config.services if s.limits.is_any}
+        if wanted != self._synced:
+            limits.set_rates(tables, wanted)
+            self._synced = wanted
+
+    async def run(self, situation: Callable[[], Situation]) -> None:
+        """Follow what sources have, for ever."""
+        period_s = PERIOD_S
+        while True:
+            try:
+                spent_s = await asyncio.to_thread(self._follow, situation(), period_s)
+                period_s = max(PERIOD_S, SHARE * spent_s)
+            except Exception:  # this task's root
+                log.exception("counting what sources have open broke")
+            await asyncio.sleep(period_s)
+
+    def _follow(self, now: Situation, period_s: float) -> float:
+        """Refuse those that have as much as they may; seconds of CPU that it took."""
+        started, dataplane = time.thread_time(), self._dataplane
+        wanted = {
+            now.ids.service_id(s): s.limits for s in now.config.services if s.limits.on_what_is_held
+        }
+        found: Mapping[bytes, int] = {}
+        if wanted:
+            found = heavy_sources(dataplane.tables, names_of(now), wanted, dataplane.keys)
+        if wanted or self._sources is None or self._sources:  # a former agent may have left some
+            held_ns = max(limits.HELD_NS, round(4 * period_s * 1e9))
+            limits.set_limited(dataplane.tables, found, time.monotonic_ns(), held_ns)
+        self._sources = limits.sources_of(found)
+        return time.thread_time() - started
+
+    def view(self, config: Config, ids: Identities) -> tuple[LimitView, ...]:
+        """Every limit that there is, and what it has cost."""
+        dropped, spared = limits.counts(self._dataplane.tables)
+        sources = self._sources or {}
+        return tuple(
+            LimitView(
+                service=service.name,
+                limit=key,
+                most=str(given[key]),
+                dropped=int(dropped[ident, limit]),
+                would_drop=int(spared[ident, limit]),
+                sources=sources.get((ident, limit), 0),
+            )
+            for service in config.services
+            for ident in (_id(service, ids),)
+            if ident is not None
+            for given in (limits_fields(service.limits),)
+            for limit, key in _KEYS.items()
+            if given[key] is not None
+        )
+
+
+def _id(service: Service, ids: Identities) -> int | None:
+    found = ids.services.get(slot_of(service.key))
+    return found[0] if found else None
