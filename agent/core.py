@@ -435,8 +435,9 @@ class Core:
                 sync, blocks = config.failover.sync.is_on, self.guarding.is_used
                 await asyncio.to_thread(ensure, config.services, sync=sync, blocks=blocks)
             if self.guarding.is_behind(config):
-                await self.guarding.sync(config, self._reconciler.identities(config))
-            self.limiting.sync(config, self._reconciler.identities(config))
+                ids = self._reconciler.identities(config)
+                await self.guarding.sync(config, ids)
+                self.limiting.sync(config, ids)
             draws = self.weigher.draws
             seed = self._pick_seed
             around = Surroundings(
