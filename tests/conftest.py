@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from tests.pairs import covering
+
 # The same examples on every host, and no bound on their time: 200 ms is hypothesis' default outside
 # of a CI. `make soak` draws others.
 settings.register_profile(
@@ -37,6 +39,22 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if not hasattr(config, "workerinput"):
         os.environ["CACHE_DIRECTORY"] = tempfile.mkdtemp(prefix="steelyard-tests-")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a product that is marked ``pairs``, what no pair of values needs is for the soak."""
+    products: dict[str, list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("pairs"):
+            products.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for product in products.values():
+        values = [
+            [(name, repr(value)) for name, value in sorted(item.callspec.params.items())]
+            for item in product
+        ]
+        for place in set(range(len(product))) - covering(values):
+            product[place].add_marker("soak")
 
 
 @pytest.hookimpl(optionalhook=True)

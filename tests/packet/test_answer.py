@@ -120,6 +120,7 @@ def dropped(rig: Rig, packet: bytes, reason: str) -> None:
 # -- time exceeded
 
 
+@pytest.mark.pairs
 @PLACES
 @TRANSPORTS
 @pytest.mark.parametrize("forward", ROUTED)

@@ -58,6 +58,7 @@ def expected(at: Place, forward: Forward, asked: Packet, out: bytes, go: Tags) -
     return there.ip
 
 
+@pytest.mark.pairs
 @PLACES
 @coming
 @going
@@ -158,6 +159,7 @@ def test_icmp_errors_get_the_same_tags(rig: Rig, at: Place, come: Tags, go: Tags
     assert (done.verdict, done.data) == (Verdict.TX, to_backend(rig, error, go))
 
 
+@pytest.mark.pairs
 @PLACES
 @coming
 @going

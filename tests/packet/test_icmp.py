@@ -62,6 +62,7 @@ def expected(
     return decremented(error(source, at.server, own))
 
 
+@pytest.mark.pairs
 @PLACES
 @TRANSPORTS
 @pytest.mark.parametrize("forward", Forward)
@@ -98,6 +99,7 @@ def test_errors_of_every_type_and_code_follow(rig: Rig, at: Place, forward: Forw
         assert out == to_backend(rig, wanted), kind
 
 
+@pytest.mark.pairs
 @PLACES
 @TRANSPORTS
 @pytest.mark.parametrize("forward", NATS)
