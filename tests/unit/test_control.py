@@ -46,7 +46,7 @@ class FakeCore:
     def __init__(self, config: Config, flows: int) -> None:
         self.config = config
         self.taken: list[Config] = []
-        self.now = SimpleNamespace(contents=None, situation=None)
+        self.now = SimpleNamespace(contents=None, situation=SimpleNamespace(ids=None))
         self.problem, self.link_problems = "", ()
         self.passes = SimpleNamespace(defects=0)
         self.reset: dict[BackendRef, int] = {}
@@ -55,6 +55,7 @@ class FakeCore:
         self.guarding = SimpleNamespace(
             prepare=self.can_be_read, view=lambda _config: Guarded(), unsaved=""
         )
+        self.limiting = SimpleNamespace(view=lambda _config, _ids: ())
         self.unreadable = ""  # why the files of a list cannot be read
         self._flows, self._seen = flows, 0
 

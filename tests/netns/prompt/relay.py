@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import select
+import selectors
 import socket
 import subprocess
 import threading
@@ -25,6 +25,7 @@ _OUTGOING = 4  # PACKET_OUTGOING: what the relay itself has sent
 _FAR = "far"
 _HELD_S = 0.02  # a held frame goes on when two others have passed, or after that
 _HELD_FRAMES = 2
+_LATE_NS = 15_000_000  # half of what the judge allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,11 @@ class Relay:
         self.passed: list[Segment] = []
         self.lost = self.overtaken = 0
         self.faults = Faults()
-        self._ways = {far: _Direction(far, near), near: _Direction(near, far)}
+        self.late: set[int] = set()  # ports of connections of which it is not known when they sent
+        self._ways = (_Direction(far, near), _Direction(near, far))
+        self._ready = selectors.DefaultSelector()
+        for way in self._ways:
+            self._ready.register(way.source, selectors.EVENT_READ, way)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay")
         self._thread.start()
@@ -64,15 +69,16 @@ class Relay:
         """End; what is held is lost."""
         self._stop.set()
         self._thread.join()
+        self._ready.close()
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            ready, _, _ = select.select(list(self._ways), [], [], _HELD_S / 2)
-            for source in ready:
-                frame, address = source.recvfrom(65_535)
+            for key, _ in self._ready.select(_HELD_S / 2):
+                way: _Direction = key.data
+                frame, address = way.source.recvfrom(65_535)
                 if address[2] != _OUTGOING:
-                    self._take(self._ways[source], frame)
-            for way in self._ways.values():
+                    self._take(way, frame)
+            for way in self._ways:
                 while way.held and way.held[0][0] <= time.monotonic():
                     self._pass(way, way.held.pop(0)[2])
 
@@ -96,10 +102,13 @@ class Relay:
             self._pass(way, way.held.pop(0)[2])
 
     def _pass(self, way: _Direction, frame: bytes) -> None:
-        segment = parse(frame, time.monotonic_ns())
+        before_ns = time.monotonic_ns()
+        segment = parse(frame, before_ns)
         if segment:
             self.passed.append(segment)
         way.target.send(frame)
+        if segment and time.monotonic_ns() - before_ns > _LATE_NS:
+            self.late |= {segment.source[1], segment.target[1]}
 
 
 def _falls(count: int, every: int) -> bool:

@@ -72,13 +72,15 @@ def played(show: Show, mode: Forward, request: pytest.FixtureRequest) -> Played:
 def is_undecided(played: Played, mode: Forward) -> bool:
     """Whether the host was too slow for a case.
 
-    Either the kernel's figures could not be read often enough, or size and time tell what is an
-    answer, and what is none came as late.
+    The kernel's figures could not be read often enough, or the relay stood still before it sent
+    what it had noted down, or size and time tell what is an answer, and what is none came as late.
     """
     if played.case.loose or played.trouble:
         return False
     seen = seen_while_computing(played.readings, answered(played)) if played.talks else []
     if min(seen, default=99) <= _FEWEST_READINGS:
+        return True
+    if played.case.relayed and played.relay and played.relay.late & played.connections.keys():
         return True
     if mode.is_nat and played.case.server is not Server.RPC_TLS and not played.case.front.tls:
         return False
