@@ -20,6 +20,7 @@ def check(services: list[Candidate], globals_: GlobalSection | None) -> Iterator
             yield from _expressions(service, service.section)
             yield from _ports(service, service.section)
             yield from _rebalance(service, service.section)
+            yield from _waiting_limit(service, service.section)
         if globals_ is not None:
             yield from _zones(service, globals_)
             yield from _lists(service, globals_)
@@ -63,6 +64,20 @@ def _ports(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
                 "the servers of a service for any port are asked on a port of their own",
                 f"add {place[0]}.port",
             )
+
+
+def _waiting_limit(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
+    if section.limits.waiting_per_source is None:
+        return
+    path = (*service.path, "limits", "waiting_per_source")
+    if section.protocol is not Protocol.TCP:
+        yield Problem(path, "means nothing for a udp service", "set it to none, or remove it")
+    elif not section.count_waiting:
+        yield Problem(
+            path,
+            "needs count_waiting: without it, nobody knows how many bytes wait",
+            "set count_waiting to true, or this to none",
+        )
 
 
 def _rebalance(service: Candidate, section: ServiceSection) -> Iterator[Problem]:

@@ -89,8 +89,8 @@ class LimitsSection(Section):
     )
     waiting_per_source: kinds.MostBytes = Field(
         None,
-        description="A source of which so many request bytes wait for their answers may begin no "
-        "flow. Counted likewise. Default: `none`.",
+        description="For tcp: a source of which so many request bytes wait for their answers may "
+        "begin no flow. Counted likewise. Default: `none`.",
     )
 
     def model(self) -> Limits:

@@ -253,6 +253,14 @@ services:
             "services[0].limits.open_flows_per_source: 0 is out of range",
         ),
         (
+            {"limits": {"waiting_per_source": 9}, "protocol": "udp"},
+            "services[0].limits.waiting_per_source: means nothing for a udp service",
+        ),
+        (
+            {"limits": {"waiting_per_source": 9}, "count_waiting": False},
+            "services[0].limits.waiting_per_source: needs count_waiting",
+        ),
+        (
             {"limits": {"waiting_per_source": "8MBit"}},
             "services[0].limits.waiting_per_source: '8MBit' is not a number of bytes",
         ),
