@@ -140,7 +140,12 @@ class AgentControl:
 
     def guard_test(self, address: Address) -> Verdicts:
         """What becomes of a new flow from an address."""
-        return self._core.guarding.test(self._core.config, address)
+        core = self._core
+        found = core.guarding.test(core.config, address)
+        limited = core.limiting.test(core.config, core.now.situation.ids, address)
+        # Blocks and lists are asked first.
+        more = {name: why for name, why in limited.items() if found.services[name] == "served"}
+        return replace(found, services={**found.services, **more})
 
     async def top_sources(self, query: TopQuery) -> TopPage:
         """The sources with most open flows or waiting bytes."""

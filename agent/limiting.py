@@ -13,9 +13,10 @@ import structlog
 from agent.config.render import limits_fields
 from agent.dataplane import limits
 from agent.dataplane.abi import Limit
+from agent.dataplane.constants import LIMITED
 from agent.dataplane.flows import heavy_sources, names_of
 from agent.dataplane.program import Dataplane
-from agent.model import Config, Limits, Service
+from agent.model import Address, Config, GuardMode, Limits, Service
 from agent.state.guardview import LimitView
 from agent.state.identities import Identities, slot_of
 from agent.state.situation import Situation
@@ -42,6 +43,7 @@ class Limiting:
         self._dataplane = dataplane
         self._synced: Mapping[int, Limits] | None = None  # what is in the tables, by service id
         self._sources: Mapping[tuple[int, Limit], int] | None = None  # that are refused
+        self._is_full = False  # there were more of them than the table holds
 
     def sync(self, config: Config, ids: Identities) -> None:
         """Have the rates in the tables that this configuration wants."""
@@ -75,8 +77,25 @@ class Limiting:
         if wanted or self._sources is None or self._sources:  # a former agent may have left some
             held_ns = max(limits.HELD_NS, round(4 * period_s * 1e9))
             limits.set_limited(dataplane.tables, found, time.monotonic_ns(), held_ns)
+        if len(found) > LIMITED and not self._is_full:
+            log.warning("more sources are beyond a limit than can be refused", sources=len(found))
+        self._is_full = len(found) > LIMITED
         self._sources = limits.sources_of(found)
         return time.thread_time() - started
+
+    def test(self, config: Config, ids: Identities, address: Address) -> dict[str, str]:
+        """What becomes of a new flow of an address that has as much as it may, by service; others
+        are not named.
+        """
+        why = "limited: it has as much open, or waiting, as it may"
+        words = {GuardMode.ENFORCE: why, GuardMode.DRY_RUN: f"served; it would be {why}"}
+        return {
+            service.name: words[service.guard]
+            for service in config.services
+            if service.limits.on_what_is_held and service.guard in words
+            if (ident := _id(service, ids)) is not None
+            if limits.is_limited(self._dataplane.tables, ident, address)
+        }
 
     def view(self, config: Config, ids: Identities) -> tuple[LimitView, ...]:
         """Every limit that there is, and what it has cost."""

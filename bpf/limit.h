@@ -3,10 +3,10 @@
  * with a flow pays nothing for it, unless packets are limited.
  *
  * Virtual scheduling (ITU-T I.371, annex A): what comes is within its rate if it is not too far
- * ahead of when it is due.  Whose that is, a slot says with 20 bits of a hash beside the bucket's 15,
- * so that hardly ever one pays for another; a bucket that is full forgets who is least ahead, so
- * strangers that come once do not displace whoever asks for a lot.  CPUs do not wait for each
- * other: of two that look at one moment, one may count for both.
+ * ahead of when it is due.  A slot names its owner by 20 bits of a hash, beside the 15 of the
+ * bucket, so one hardly ever pays for another.  A full bucket forgets who is least ahead, so
+ * strangers who come once do not displace somebody who asks for a lot.  CPUs do not wait for
+ * each other: of two packets at one moment, one may count for both.
  */
 #ifndef STEELYARD_LIMIT_H
 #define STEELYARD_LIMIT_H

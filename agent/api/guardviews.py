@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from agent.api.times import age_s, rfc3339
 from agent.state.blocks import Block, shown
-from agent.state.guardview import ListView, Verdicts
+from agent.state.guardview import LimitView, ListView, Verdicts
 from agent.state.queries import TopPage
 from agent.state.snapshot import Snapshot
 
@@ -19,7 +17,7 @@ def guard(snapshot: Snapshot) -> Json:
     return {
         "blocks": [_block(block, at) for block in sorted(view.blocks, key=lambda b: b.until)],
         "lists": [_list(each, at) for each in view.lists],
-        "limits": [asdict(each) for each in view.limits],
+        "limits": [_limit(each) for each in view.limits],
         "services": [
             {
                 "name": each.service.name,
@@ -79,6 +77,17 @@ def _named(block: Block) -> Json:
 
 def _block(block: Block, at: float) -> Json:
     return _named(block) | {"left_s": max(0.0, round(block.until - at, 1))}
+
+
+def _limit(each: LimitView) -> Json:
+    return {
+        "service": each.service,
+        "limit": each.limit,
+        "at_most": each.most,
+        "dropped_packets_total": each.dropped,
+        "would_drop_packets_total": each.would_drop,
+        "sources": each.sources,
+    }
 
 
 def _list(each: ListView, at: float) -> Json:

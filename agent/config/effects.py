@@ -188,12 +188,12 @@ def _admitted(service: Service) -> str:
 
 
 _LIMITED = {
-    "new_flows_per_source": "{} new flows of a source",
-    "new_flows_per_prefix": "{} new flows of a /24 or /48",
-    "new_flows": "{} new flows of all",
-    "packets_per_source": "{} packets of a source",
-    "open_flows_per_source": "no new flow of a source with {} open ones",
-    "waiting_per_source": "no new flow of a source of which {} wait for answers",
+    "new_flows_per_source": "{} new flows from each source",
+    "new_flows_per_prefix": "{} new flows from each /24 or /48",
+    "new_flows": "{} new flows in all",
+    "packets_per_source": "{} packets from each source",
+    "open_flows_per_source": "no new flows from a source with {} open ones",
+    "waiting_per_source": "no new flows from a source with {} of waiting request bytes",
 }
 
 

@@ -70,27 +70,27 @@ class LimitsSection(Section):
     """
 
     new_flows_per_source: kinds.NewFlows = Field(
-        None, description="New flows of each source. Default: `none`."
+        None, description="New flows from each source. Default: `none`."
     )
     new_flows_per_prefix: kinds.NewFlows = Field(
         None,
-        description="New flows of each network: the first 24 bits of an IPv4 address, 48 of an "
+        description="New flows from each network: the first 24 bits of an IPv4 address, 48 of an "
         "IPv6 one. Default: `none`.",
     )
-    new_flows: kinds.NewFlows = Field(None, description="New flows of all. Default: `none`.")
+    new_flows: kinds.NewFlows = Field(None, description="New flows in all. Default: `none`.")
     packets_per_source: kinds.NewFlows = Field(
         None,
-        description="Packets of each source, those of open flows too. Default: `none`.",
+        description="Packets from each source, those of open flows too. Default: `none`.",
     )
     open_flows_per_source: kinds.MostFlows = Field(
         None,
-        description="A source that has so many open flows may begin none. Counted about once a "
+        description="A source with so many open flows may begin no more. Counted about once a "
         "second, less often with a large flow table. Default: `none`.",
     )
     waiting_per_source: kinds.MostBytes = Field(
         None,
-        description="For tcp: a source of which so many request bytes wait for their answers may "
-        "begin no flow. Counted likewise. Default: `none`.",
+        description="For tcp: a source may begin no flow while so many of its request bytes wait "
+        "for their answers. Counted likewise. Default: `none`.",
     )
 
     def model(self) -> Limits:

@@ -163,11 +163,14 @@ def heavy_sources(
             (abi.Limit.OPEN, here["flows"], limit.open_flows_per_source),
             (abi.Limit.WAITING, here["waiting"], limit.waiting_per_source),
         ):
-            for row in here[has >= most] if most is not None else ():
-                key = np.zeros(1, dtype=abi.LIMITED_KEY)
-                key["addr"], key["service"] = row["source"][:2], ident
-                key["family"] = row["family"]
-                found[key.tobytes()] = found.get(key.tobytes(), 0) | 1 << which
+            rows = here[has >= most] if most is not None else _NO_SOURCES
+            held = np.zeros(len(rows), dtype=abi.LIMITED_KEY)
+            held["addr"], held["service"] = rows["source"][:, :2], ident
+            held["family"] = rows["family"]
+            raw, size = held.tobytes(), held.dtype.itemsize
+            for at in range(0, len(raw), size):
+                key = raw[at : at + size]
+                found[key] = found.get(key, 0) | 1 << which
     return found
 
 

@@ -102,9 +102,8 @@ def limited_key(ident: int, source: Address) -> bytes:
 
 def is_limited(tables: SharedTables, ident: int, source: Address) -> bool:
     """Whether the source may begin no flow at the service, because of what it has there."""
-    wanted = limited_key(ident, source)
-    held = (value for key, value in tables.items("limited") if key == wanted)
-    return any(_limited(value)[0] > time.monotonic_ns() for value in held)
+    value = tables.get("limited", limited_key(ident, source))
+    return value is not None and _limited(value)[0] > time.monotonic_ns()
 
 
 def _limited(value: bytes) -> tuple[int, int]:
@@ -115,7 +114,8 @@ def _limited(value: bytes) -> tuple[int, int]:
 def sources_of(limited: Mapping[bytes, int]) -> Counter[tuple[int, Limit]]:
     """How many sources are refused, by service id and limit."""
     counts: Counter[tuple[int, Limit]] = Counter()
-    for key, bits in limited.items():
-        ident = int(np.frombuffer(key, dtype=abi.LIMITED_KEY)[0]["service"])
-        counts.update((ident, limit) for limit in Limit if bits >> limit & 1)
+    idents = np.frombuffer(b"".join(limited), dtype=abi.LIMITED_KEY)["service"].tolist()
+    for (ident, bits), sources in Counter(zip(idents, limited.values(), strict=True)).items():
+        for limit in Limit:
+            counts[ident, limit] += sources * (bits >> limit & 1)
     return counts

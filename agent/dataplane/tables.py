@@ -228,6 +228,10 @@ class SharedTables:
         """
         self.settings["services_version"] += np.uint64(1)
 
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The value of a table by key; None: there is none."""
+        return libbpf.map_lookup(self._fds[table], key, self._shapes[table].value)
+
     def items(self, table: str) -> list[tuple[bytes, bytes]]:
         """Every key and value of a table by key, in any order; OSError: it cannot be read whole."""
         shape = self._shapes[table]

@@ -165,7 +165,7 @@ def _status_view(env: Environment) -> Any:
         dropped = (
             f"{exact(data['blocked_packets_total'])} packets of blocked sources, "
             f"{exact(data['not_allowed_packets_total'])} of sources that no list allows, "
-            f"{exact(sum(each['dropped'] for each in data['limits']))} beyond a limit"
+            f"{exact(sum(each['dropped_packets_total'] for each in data['limits']))} beyond a limit"
         )
         pairs: list[tuple[str, object]] = [
             ("blocked", f"{len(data['blocks']):,} prefixes (lbctl guard list)"),
@@ -173,7 +173,7 @@ def _status_view(env: Environment) -> Any:
             ("room", f"{count(data['nodes'])} of {count(data['nodes_total'])} nodes"),
         ]
         spared = data["would_block_packets_total"] + data["would_not_allow_packets_total"]
-        spared += sum(each["would_drop"] for each in data["limits"])
+        spared += sum(each["would_drop_packets_total"] for each in data["limits"])
         if spared:
             text = f"{exact(spared)} packets would have been dropped"
             pairs.insert(2, ("dry run", text))
@@ -249,9 +249,9 @@ def _limits(data: Mapping[str, Any]) -> list[object]:
         (
             Cell(each["service"]),
             Cell(each["limit"]),
-            Cell(each["most"]),
-            Cell(exact(each["dropped"])),
-            Cell(exact(each["would_drop"])),
+            Cell(each["at_most"]),
+            Cell(exact(each["dropped_packets_total"])),
+            Cell(exact(each["would_drop_packets_total"])),
             Cell(exact(each["sources"]) if each["limit"] in _OF_WHAT_IS_HELD else "-"),
         )
         for each in data["limits"]

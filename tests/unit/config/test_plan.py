@@ -172,12 +172,12 @@ def test_each_setting_of_a_service_says_what_it_does() -> None:
         (
             {"limits": {"new_flows_per_source": "50/s", "open_flows_per_source": 9}},
             ["limits.new_flows_per_source", "limits.open_flows_per_source"],
-            "limits: 50/s new flows of a source, no new flow of a source with 9 open ones",
+            "limits: 50/s new flows from each source, no new flows from a source with 9 open ones",
         ),
         (
             {"limits": {"waiting_per_source": 8 << 20}},
             ["limits.waiting_per_source"],
-            "a source of which 8MiB wait for answers",
+            "from a source with 8MiB of waiting request bytes",
         ),
         ({"slow_start": "30s"}, ["slow_start"], "reach their weight in 30s"),
         ({"no_backend": "reset"}, ["no_backend"], "they are answered with a reset"),
