@@ -132,15 +132,38 @@ def reversed_fields(dtype: np.dtype[np.void]) -> np.dtype[np.void]:
         ("ENUMS", "novelty", {}, "enum novelty is not in the program"),
     ],
 )
-def test_a_mirror_that_disagrees_is_refused_and_nothing_is_attached(
-    monkeypatch: pytest.MonkeyPatch, instance: str, where: str, name: str, value, says: str
+def test_a_mirror_that_disagrees_is_refused(
+    monkeypatch: pytest.MonkeyPatch, compiled: Dataplane, where: str, name: str, value, says: str
 ):
     monkeypatch.setitem(getattr(abi, where), name, value)
-    config = Config(instance, "lo", tables=harness.SMALL)
     with pytest.raises(AbiMismatchError, match=says) as caught:
-        harness.load(config, harness.all_features())
+        abi.check(compiled.program.layout)
     assert "nothing was attached" in caught.value.remedy
+
+
+def test_nothing_is_attached_of_a_program_with_another_layout(
+    monkeypatch: pytest.MonkeyPatch, instance: str
+):
+    monkeypatch.setitem(abi.STRUCTS, "service", reversed_fields(abi.SERVICE))
+    config = Config(instance, "lo", tables=harness.SMALL)
+    with pytest.raises(AbiMismatchError, match="struct service: offsets"):
+        harness.load(config, harness.all_features())
     assert not libbpf.xdp_query(attach.interface_index("lo")).id
+
+
+def probe(text: str) -> btf.Btf:
+    """The layouts of a sound program of its own with that copy of the header."""
+    uses = "\n".join(
+        f"BPF_ARRAY(table{n}, struct {name}, 1);" for n, name in enumerate(header.structs())
+    )
+    enums = "struct abi_enums { " + " ".join(f"enum {n} {n};" for n in header.enums()) + " };"
+    rest = f"{uses}\n{enums}\nBPF_ARRAY(abi_enums, struct abi_enums, 1);\n"
+    rest += "int probe(struct xdp_md *ctx) { return XDP_PASS; }\n"
+    return compile_program(text + rest, "probe", {}).layout
+
+
+def test_a_program_with_the_header_as_it_is_is_taken():
+    abi.check(probe(header.PATH.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -151,29 +174,30 @@ def test_a_mirror_that_disagrees_is_refused_and_nothing_is_attached(
         ("__u8 mac[6];", "__u8 mac[4]; __u8 more[2];"),
     ],
 )
-def test_a_changed_program_is_refused(compiled: Dataplane, old: str, new: str):
-    """A sound program of its own, with one change in its copy of the header."""
+def test_a_changed_program_is_refused(old: str, new: str):
     text = header.PATH.read_text()
     assert old in text
-    uses = "\n".join(
-        f"BPF_ARRAY(table{n}, struct {name}, 1);" for n, name in enumerate(header.structs())
-    )
-    enums = "struct abi_enums { " + " ".join(f"enum {n} {n};" for n in header.enums()) + " };"
-    rest = f"{uses}\n{enums}\nBPF_ARRAY(abi_enums, struct abi_enums, 1);\n"
-    rest += "int probe(struct xdp_md *ctx) { return XDP_PASS; }\n"
-    abi.check(compile_program(text + rest, "probe", {}).layout)
+    layout = probe(text.replace(old, new))
     with pytest.raises(AbiMismatchError):
-        abi.check(compile_program(text.replace(old, new) + rest, "probe", {}).layout)
+        abi.check(layout)
+
+
+OTHERS = (
+    Tables(flows=131_072, services=16, backends=256, ring_slots=4099),
+    Tables(flows=65_536, services=32, backends=256, ring_slots=4099),
+    Tables(flows=65_536, services=16, backends=512, ring_slots=4099),
+    Tables(flows=65_536, services=16, backends=256, ring_slots=65_537),
+)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_tables_of_other_sizes_do_not_fit(compiled: Dataplane, other: Tables):
+    assert tables.fits_pinned(compiled.pins, sizes(harness.SMALL, possible_cpus()))
+    assert not tables.fits_pinned(compiled.pins, sizes(other, possible_cpus()))
 
 
 @pytest.mark.parametrize(
-    "other",
-    [
-        Tables(flows=131_072, services=16, backends=256, ring_slots=4099),
-        Tables(flows=65_536, services=32, backends=256, ring_slots=4099),
-        Tables(flows=65_536, services=16, backends=512, ring_slots=4099),
-        Tables(flows=65_536, services=16, backends=256, ring_slots=65_537),
-    ],
+    "other", [OTHERS[0], *(pytest.param(other, marks=pytest.mark.soak) for other in OTHERS[1:])]
 )
 def test_tables_pinned_with_other_sizes_give_way_to_new_ones(instance: str, other: Tables):
     """Without a program that uses them nobody misses them."""

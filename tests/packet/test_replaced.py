@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.dataplane.compile import Origin
 from agent.dataplane.program import remove_instance
 from agent.model import Config, Forward, Hook, Tables
 from tests.packet.harness import load, service
@@ -27,18 +28,16 @@ def held() -> Counter[str]:
     return found
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "kept"])
 def test_descriptors_do_not_grow_with_swaps(
-    instance: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, compiled: bool
+    instance: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
-    if not compiled:
-        swaps(instance)
-        assert remove_instance(instance)
-    swaps(instance)
+    swaps(instance, Origin.COMPILED)
+    assert remove_instance(instance)
+    swaps(instance, Origin.KEPT)
 
 
-def swaps(instance: str) -> None:
+def swaps(instance: str, origin: Origin) -> None:
     config = Config(instance, "here", hook=Hook.NATIVE, tables=Tables(1024, 16, 32, 101))
     services = (service(),)
     dataplane = load(config, services)
@@ -47,6 +46,7 @@ def swaps(instance: str) -> None:
     for fields in MORE:
         services += (service(**fields),)
         assert dataplane.ensure_features(services)
+        assert dataplane.program.origin is origin
         dataplane.release_replaced()
         assert dataplane.is_attached()
     assert held() - before == Counter()
