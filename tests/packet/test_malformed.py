@@ -34,7 +34,6 @@ from tests.packet.wires import Packet
 
 ANY4, BELOW4, BELOW6 = "203.0.113.77", "198.18.0.9", "2001:db8:7::9"
 EACH = 10_000
-BUDGET_S = 4.0
 UDP = Protocol.UDP
 SERVICES = (
     service(backend("a")),
@@ -174,7 +173,9 @@ def throw(rig: Rig, make: Callable[[random.Random], bytes], seed: int) -> Counte
     return mirror.found
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.soak) for n in range(1, 10))]
+)
 def test_mutated_packets_get_the_verdict_they_deserve(rig: Rig, seed: int):
     found = throw(rig, mutated_frame, seed)
     often = ("", "not-ip", "not-vip", "malformed", "fragment", "no-backend", "ttl-exceeded",
@@ -183,16 +184,19 @@ def test_mutated_packets_get_the_verdict_they_deserve(rig: Rig, seed: int):
     assert min(found[what] for what in ("extension", "no-flow")) > EACH / 600, found
 
 
-@pytest.mark.parametrize("seed", range(10, 13))
+@pytest.mark.parametrize(
+    "seed", [10, *(pytest.param(n, marks=pytest.mark.soak) for n in range(11, 20))]
+)
 def test_random_bytes_get_the_verdict_they_deserve(rig: Rig, seed: int):
     found = throw(rig, random_frame, seed)
     assert min(found[what] for what in ("malformed", "extension")) > EACH / 100, found
     assert 0 < found[""] < EACH / 5, found
 
 
-def test_what_nobody_has_thrown_before_gets_the_verdict_it_deserves(rig: Rig):
+@pytest.mark.parametrize("budget_s", [2, pytest.param(60, marks=pytest.mark.soak)])
+def test_what_nobody_has_thrown_before_gets_the_verdict_it_deserves(rig: Rig, budget_s: int):
     """For a bounded time; the seed is in the message."""
-    seed, end = secrets.randbits(32), time.monotonic() + BUDGET_S
+    seed, end = secrets.randbits(32), time.monotonic() + budget_s
     mirror, draw = Mirror(rig, SERVICES, down=DOWN), random.Random(seed)
     while time.monotonic() < end:
         try:
