@@ -125,6 +125,23 @@ def backend_of(lab: Lab, node: Node, family: int) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key != "port"}
 
 
+def unasked() -> list[dict[str, Any]]:
+    """In the configuration: services that nobody asks, which need what any test's services need
+    beside a way of forwarding. Labs that have them run one program, which is compiled once.
+    """
+    like = {"vip": "10.99.0.98", "health": {"type": "none"}, "backends": []}
+    wanted = (
+        {"scheduler": "source"},
+        {"scheduler": "round-robin"},
+        {"scheduler": "least-conn"},
+        {"no_backend": "reset"},
+        {"protocol": "udp", "quic_server_id_bytes": 2},
+    )
+    return [
+        {"name": f"unasked{n}", "port": 7000 + n, **like, **more} for n, more in enumerate(wanted)
+    ]
+
+
 def services(lab: Lab) -> list[dict[str, Any]]:
     """In the configuration: what these servers offer, and what nobody does."""
     found = []

@@ -10,16 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from unittest import mock
 
 import yaml
 
 from agent.api.client import Client
+from agent.errors import SteelyardError
 from agent.model import Hook
-from lbctl.lab import build, netns, processes
+from lbctl.lab import build, documents, netns, processes
 from lbctl.lab.topology import Lab, Node
 
 
@@ -175,13 +177,48 @@ def assert_unharmed(load: Load) -> None:
 
 
 @contextlib.contextmanager
-def site(**options: Any) -> Iterator[Site]:
-    """Build a lab, give it to a test, remove it; with native XDP, as network cards have it."""
+def site(
+    services: Callable[[Lab], list[dict[str, Any]]] | None = None, **options: Any
+) -> Iterator[Site]:
+    """Build a lab, give it to a test, remove it; with native XDP, as network cards have it.
+
+    ``services``: what its agent is configured with beside the lab's own. To add them later would
+    compile two programs.
+    """
     lab = Lab(**{"hook": Hook.NATIVE} | options)
     build.down(lab.name, lambda _text: None)
-    build.up(lab, build.Owner(), lambda _text: None)
+    with _configured(services) if services else contextlib.nullcontext():
+        build.up(lab, build.Owner(), lambda _text: None)
     try:
         yield Site(lab)
     finally:
         build.down(lab.name, lambda _text: None)
         assert not build.leftovers(lab.name)
+
+
+@contextlib.contextmanager
+def _configured(services: Callable[[Lab], list[dict[str, Any]]]) -> Iterator[None]:
+    """Agents of labs that are built meanwhile have these services, too."""
+    own = documents.agent_document
+
+    def document(lab: Lab, balancer: Node) -> dict[str, Any]:
+        made: dict[str, Any] = own(lab, balancer)
+        return made | {"services": made["services"] + services(lab)}
+
+    def await_backends(lab: Lab, balancer: Node, wanted: int) -> None:
+        """Of the lab's own services: others may have fewer, or none."""
+        here = Site(lab, balancer.name)
+
+        def are_up() -> bool:
+            with contextlib.suppress(SteelyardError):  # it starts
+                up = {s["name"]: s["backends_up"] for s in here.get("/v1/services")["services"]}
+                return all(up[service.name] >= wanted for service in lab.services)
+            return False
+
+        wait_until("the backends are up", are_up)
+
+    with (
+        mock.patch.object(documents, "agent_document", document),
+        mock.patch.object(build, "await_backends", await_backends),
+    ):
+        yield

@@ -43,6 +43,10 @@ MODES: dict[Forward, dict[str, Any]] = {
     Forward.NAT: {"arms": 2},
     Forward.FULLNAT: {},
 }
+# What services are added for that need another program: labs of modes that are alike get the same
+# one, so that it is compiled once.
+TUNNELS, NATS = (Forward.IPIP, Forward.GUE), (Forward.NAT, Forward.FULLNAT)
+LIKE = {mode: NATS if mode.is_nat else TUNNELS for mode in MODES}
 # Of the way to the backends.
 NARROW_MTU = {Forward.IPIP: 1500, Forward.GUE: 1500, Forward.NAT: 1400, Forward.FULLNAT: 1400}
 TIME_EXCEEDED = {4: (11, 0), 6: (3, 0)}
@@ -55,10 +59,12 @@ def here(request: pytest.FixtureRequest) -> Iterator[Site]:
     mode: Forward = request.param
     name = f"st-{mode.value}-{os.getpid()}"
     options = {"backends": 2, "clients": 3, "hook": Hook.NATIVE, **MODES[mode]}
-    with site(name=name, forward=mode, **options) as built, peers.serving(built.lab):
-        document = built.config()
-        document["services"] += peers.services(built.lab)
-        built.reload(document)
+    with (
+        site(
+            lambda lab: peers.services(lab) + peers.unasked(), name=name, forward=mode, **options
+        ) as built,
+        peers.serving(built.lab),
+    ):
         yield built
 
 
@@ -277,16 +283,17 @@ def test_connections_survive_the_agents_death_and_a_new_program(here: Site) -> N
         for _, vip in vips(here):
             assert get(here, vip) in ("be1", "be2")
         document = here.config()
-        document["services"].append(
+        document["services"] += [
             {
-                "name": "other",
+                "name": f"other-{forward.value}",
                 "vip": "10.99.0.99",
-                "port": PORT,
-                "forward": "gue" if here.lab.forward is Forward.IPIP else "ipip",
+                "port": 9100 + number,
+                "forward": forward.value,
                 "health": {"type": "none"},
                 "backends": [{"name": "be1", "address": str(here.lab.node("be1").ipv4)}],
             }
-        )
+            for number, forward in enumerate(LIKE[here.lab.forward])
+        ]
         here.write_config(document)
         here.start_agent()
         assert here.xdp_program_id() != program, "another feature is another program"
