@@ -78,11 +78,12 @@ def test_ids_counters_and_since_are_the_same_after_a_restart(lab: Site) -> None:
     assert all(now >= then > 0 for now, then in zip(ids(), counted, strict=True))
 
 
-def test_a_hundred_reloads_under_load_fail_no_request(lab: Site) -> None:
+@pytest.mark.parametrize("reloads", [30, pytest.param(200, marks=pytest.mark.soak)])
+def test_many_reloads_under_load_fail_no_request(lab: Site, reloads: int) -> None:
     document = lab.config()
     original = dict(document)
     with lab.load() as load:
-        for turn in range(100):
+        for turn in range(reloads):
             document["services"][0]["backends"][0]["weight"] = 100 + turn % 7
             lab.write_config(document)
             lab.api.post("/v1/reload", {})
@@ -380,6 +381,7 @@ def test_a_user_without_permission_is_told_what_to_do(lab: Site) -> None:
     assert "sudo" in done.stderr or "socket_group" in done.stderr
 
 
+@pytest.mark.soak  # test_hooks and test_modes have them, without this load
 @pytest.mark.parametrize(
     "options",
     [{"hook": "generic"}, {"forward": "ipip"}],

@@ -64,9 +64,13 @@ def assert_no_trace(lab: Site) -> None:
     assert not lab.run(lab.balancer.name, "nft", "list", "ruleset").stdout
 
 
-@pytest.mark.parametrize("taken", ["socket", "metrics", "descriptors"])
-def test_a_first_start_that_is_refused_leaves_nothing_behind(fresh: Site, taken: str) -> None:
-    lab, limit = fresh, "1024"
+def test_a_first_start_that_is_refused_leaves_nothing_behind(fresh: Site) -> None:
+    for taken in ("socket", "metrics", "descriptors"):
+        assert_refused(fresh, taken)
+
+
+def assert_refused(lab: Site, taken: str) -> None:
+    limit = "1024"
     document = lab.config() | {"metrics": "off"}
     blocker = lab.lab.run_dir / "blocked"
     if taken == "socket":
@@ -98,7 +102,7 @@ def test_a_first_start_that_is_refused_leaves_nothing_behind(fresh: Site, taken:
         holder.wait()
         with contextlib.suppress(FileNotFoundError):
             blocker.rmdir()
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 1, (taken, done.stderr)
     assert "Traceback" not in done.stderr
     assert_no_trace(lab)
 
@@ -153,10 +157,11 @@ def change_until_it_dies(lab: Site, dice: random.Random) -> tuple[dict[str, int]
         confirmed[name] = weight
 
 
-def test_sigkill_at_any_moment_loses_no_change_that_was_confirmed(lab: Site) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.soak)])
+def test_sigkill_at_any_moment_loses_no_change_that_was_confirmed(lab: Site, kills: int) -> None:
     dice = random.Random(7)
     wanted = weights(lab)
-    for _ in range(8):
+    for _ in range(kills):
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             changes = pool.submit(change_until_it_dies, lab, dice)
             time.sleep(0.05 + dice.random() * 0.2)
@@ -190,16 +195,16 @@ def test_changes_at_once_and_reloads_between_them_are_all_made(lab: Site) -> Non
             lab.edit("service.remove", service=name)
 
     before = lab.get("/v1/config")["config"]
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(work, number) for number in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(work, number) for number in range(4)]
         while not all(job.done() for job in jobs):
             lab.signal_agent(signal.SIGHUP)
             time.sleep(0.02)
         for job in jobs:
             job.result()
     made = {s["name"]: s for s in lab.get("/v1/config")["config"]["services"]}
-    assert set(made) == {"web", "web6", "s0", "s2", "s4", "s6"}
-    for number in (0, 2, 4, 6):
+    assert set(made) == {"web", "web6", "s0", "s2"}
+    for number in (0, 2):
         given = {b["name"]: b for b in made[f"s{number}"]["backends"]}
         assert set(given) == {"a", "b1", "b2", "b3", "b4"}
         assert all(given[f"b{i}"]["weight"] == number + 1 for i in range(1, 5))

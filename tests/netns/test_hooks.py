@@ -13,6 +13,7 @@ from agent.dataplane import attach, libbpf
 from agent.dataplane.compile import compile_program
 from agent.model import Forward, Hook
 from lbctl.lab import processes
+from tests.netns import peers
 from tests.netns.segment import inside
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 from tests.packet.test_swap import CALLER
@@ -39,21 +40,13 @@ def doctor(on: Site) -> dict[str, Any]:
 
 
 def another_feature(on: Site) -> None:
-    """A service that needs what the running program lacks."""
+    """Services that need what the running program lacks."""
     document = on.config()
-    document["services"].append(
-        {
-            "name": "any",
-            "vip": "10.99.99.99",
-            "port": "any",
-            "health": {"type": "none"},
-            "backends": [],
-        }
-    )
+    document["services"] += peers.unasked()
     before = status(on)["program_id"]
     on.reload(document)
     assert status(on)["program_id"] != before
-    assert "any-port" in status(on)["features"]
+    assert "quic" in status(on)["features"]
 
 
 def take_through(on: Site) -> None:
@@ -82,8 +75,12 @@ def test_the_agent_is_at_the_hook_that_is_configured(hook: Hook) -> None:
         assert (filters(on), attached_xdp(on)) == ([], 0)
 
 
-def test_behind_a_caller_the_agent_attaches_nothing_and_swaps_under_load() -> None:
+def test_a_program_that_somebody_took_off_at_tc_is_put_back_and_behind_a_caller_is_none() -> None:
     with site(name="st-hook", backends=2, hook=Hook.TC) as on:
+        on.run(on.balancer.name, "tc", "qdisc", "del", "dev", "eth0", "clsact")
+        assert filters(on) == []
+        wait_until("the filter is back", lambda: bool(filters(on)))
+        wait_until("attached", lambda: status(on)["attached"])
         on.stop_agent(signal.SIGTERM)
         on.write_config(on.config() | {"hook": "external"})
         on.start_agent()
@@ -100,14 +97,6 @@ def test_behind_a_caller_the_agent_attaches_nothing_and_swaps_under_load() -> No
         take_through(on)
         assert attached_xdp(on) == theirs == caller.info.id
         assert doctor(on)["external"]["verdict"] == "ok"
-
-
-def test_a_program_that_somebody_took_off_at_tc_is_put_back() -> None:
-    with site(name="st-hook", backends=1, hook=Hook.TC) as on:
-        on.run(on.balancer.name, "tc", "qdisc", "del", "dev", "eth0", "clsact")
-        assert filters(on) == []
-        wait_until("the filter is back", lambda: bool(filters(on)))
-        wait_until("attached", lambda: status(on)["attached"])
 
 
 @pytest.mark.parametrize("hook", [Hook.NATIVE, pytest.param(Hook.TC, marks=pytest.mark.soak)])
