@@ -35,7 +35,7 @@ test: setup ## everything: lint, types, documentation, all tests, the kernel's i
 soak: setup ## tests that take long: pairs of balancers in trouble under load, and more (root)
 	@$(BIN)/pytest -m soak
 	@echo "soak: properties, with examples that nobody has seen"
-	@$(BIN)/pytest -q -n 3 tests/property tests/unit --hypothesis-profile any
+	@$(BIN)/pytest -q -n 3 -m hypothesis --hypothesis-profile any
 
 lint: $(STAMP) ## ruff, clang-format, import rules
 	@echo "lint: ruff"

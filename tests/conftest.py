@@ -15,12 +15,14 @@ from xdist.scheduler import LoadFileScheduling
 from tests.pairs import covering
 
 # The same examples on every host, and no bound on their time: 200 ms is hypothesis' default outside
-# of a CI. `make soak` draws others.
+# of a CI. `make soak` draws others, and more of them (examples.py).
 settings.register_profile(
-    "same", deadline=None, derandomize=True, database=None,
+    "same", max_examples=40, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
-settings.register_profile("any", settings.get_profile("same"), derandomize=False, print_blob=True)
+settings.register_profile(
+    "any", settings.get_profile("same"), max_examples=100, derandomize=False, print_blob=True
+)
 settings.load_profile("same")
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from agent.dataplane import libbpf, pins
 from agent.dataplane.abi import NAT_SOURCES, FlowState
 from agent.model import Config, Forward, Nat, Protocol, Tables
+from tests.examples import examples
 from tests.packet import harness
 from tests.packet.frames import (
     BALANCER4,
@@ -469,7 +470,9 @@ ACTIONS = st.tuples(st.sampled_from(["syn", "syn", "data", "close", "expire"]), 
 
 
 @settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(actions=st.lists(ACTIONS, min_size=10, max_size=80))
 def test_every_answer_reaches_exactly_its_client(few: Rig, actions):

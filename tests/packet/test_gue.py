@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.model import Forward, Protocol
+from tests.examples import examples
 from tests.packet.frames import (
     BALANCER4,
     BALANCER6,
@@ -163,7 +164,9 @@ def test_extension_headers_and_first_fragments_leave_the_outer_packet_without_ch
 
 
 @settings(
-    deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(120),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     payload=st.binary(max_size=300),

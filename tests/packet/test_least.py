@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from agent.dataplane import flowhash, pins, score, survey
 from agent.model import Config, Scheduler, Tables
+from tests.examples import examples
 from tests.packet import harness
 from tests.packet.frames import ACK, FIN, RST, SYN, random_clients
 from tests.packet.harness import Rig, backend, service
@@ -250,7 +251,9 @@ def put_loads(rig: Rig, rows: dict[int, dict[str, int]]) -> None:
 
 @pytest.mark.parametrize("count", range(2, 9))
 @settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(25),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(rows=st.lists(load_rows, min_size=6, max_size=6), port=st.integers(1, 65_535))
 def test_least_load_takes_the_lowest_score_of_its_draws(rig: Rig, count: int, rows, port: int):

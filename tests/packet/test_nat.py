@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agent.dataplane.abi import FLOW_EMBRYONIC_WAYS, FLOW_WAYS, FlowState
 from agent.model import AdminState, Forward, Protocol, Scheduler
+from tests.examples import examples
 from tests.packet import nodes
 from tests.packet.frames import (
     BALANCER_MAC,
@@ -100,7 +101,9 @@ def packets(draw: st.DrawFn) -> tuple[Packet, str, int]:
 
 
 @settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(150),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(case=packets(), zero=st.sampled_from(["", "before", "after"]), payload=st.binary(max_size=9))
 def test_checksums_are_exact_whatever_is_rewritten(hooked: Rig, case, zero: str, payload: bytes):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from agent.dataplane import flowhash
 from agent.model import Scheduler
+from tests.examples import examples
 from tests.packet.frames import SYN, VIP4, VIP6, random_clients, tcp
 from tests.packet.harness import Rig, backend, service
 from tests.packet.scheduling import SEGMENTS, chosen, draws, loads, named, opened, row
@@ -103,7 +104,9 @@ def test_a_bound_passes_on_what_is_too_much_for_one_to_the_next(rig: Rig):
 
 
 @settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(150),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     is_open=st.lists(st.integers(0, 400), min_size=5, max_size=5),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from agent.dataplane import libbpf, pins, survey
 from agent.dataplane.abi import FLOW_EMBRYONIC_WAYS, FLOW_WAYS, FlowState
 from agent.model import AdminState, Config, Forward, Scheduler, Tables
+from tests.examples import examples
 from tests.packet import harness
 from tests.packet.frames import CLIENT4, SYN, Segments, random_clients
 from tests.packet.harness import Rig, backend, service
@@ -36,7 +37,9 @@ PAYLOADS = (b"", b"x", b"GET / HTTP/1.1\r\n\r\n", HELLO, FINISHED_13, REQUEST, F
 ANSWERS = (b"", b"x", HEAD, ANSWER, TICKETS)
 FLAGS = ("S", "S", "A", "A", "PA", "PA", "FA", "R", "SA", "RA")
 random_tests = settings(
-    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(80),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

@@ -18,9 +18,10 @@ from agent.config.plan import Action, Change, plan
 from agent.config.render import document, service_fields
 from agent.errors import ConfigError
 from agent.model import CheckKind, Config, Service
+from tests.examples import examples
 from tests.property.configurations import KNOWN_ZONES, configs, service_lists
 
-some = settings(max_examples=60)
+some = settings(max_examples=examples(60))
 
 
 @some

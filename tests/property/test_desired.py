@@ -18,6 +18,7 @@ from agent.state.slowstart import SLOW_START
 from agent.state.tables import TableContents, ZoneRingKey
 from agent.state.zones import levels
 from agent.weights.speeds import MOST
+from tests.examples import examples
 from tests.property.worlds import ids_for, verdict_of, worlds
 
 
@@ -82,7 +83,7 @@ def test_rings_hold_usable_backends_whoever_the_client_is(world):
             assert len(ring) == config.tables.ring_slots
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(worlds())
 def test_clients_of_a_zone_have_rings_where_somebody_is_near_them(world):
     config, around = world

@@ -15,6 +15,7 @@ from agent.reconcile.diff import after, at_once, diff
 from agent.state.desired import desired, desired_backends
 from agent.state.lookups import mark_of
 from agent.state.tables import BackendEntry, ServiceEntry, ServiceSlot, TableContents
+from tests.examples import examples
 from tests.property.worlds import ids_for, worlds
 from tests.unit.dataplane.fakes import FakeTables
 from tests.unit.state.world import TABLES
@@ -81,7 +82,7 @@ def check_zones(held: TableContents, before: TableContents, wanted: TableContent
 histories = st.lists(worlds(), min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(histories)
 def test_the_steps_lead_from_the_one_to_the_other_and_then_there_are_none(history):
     held = TableContents()
@@ -95,7 +96,7 @@ def test_the_steps_lead_from_the_one_to_the_other_and_then_there_are_none(histor
         held = reached
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(histories)
 def test_every_prefix_is_safe(history):
     held = TableContents()
@@ -119,7 +120,7 @@ def usable_in_rings(held: TableContents) -> dict[ServiceSlot, bool]:
     }
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(histories)
 def test_a_pass_is_safe_and_a_draw_finds_somebody_at_any_moment(history):
     """What a pass does: flags at once, rings once they are built."""
@@ -139,7 +140,7 @@ def test_a_pass_is_safe_and_a_draw_finds_somebody_at_any_moment(history):
         assert held == wanted
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(histories, st.data())
 def test_a_pass_that_was_cut_off_is_taken_up_by_the_next(history, data):
     """Killed after any step, the next agent gives the same ids and ends at the same tables."""
@@ -175,7 +176,7 @@ def is_within(inner, outer) -> bool:
     return all(not (inner[half] & ~outer[half]).any() for half in ("exact", "prefix"))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(histories)
 def test_the_tables_hold_after_each_step_what_the_model_says(history):
     tables = FakeTables(TABLES)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from agent.model import BackendRef
 from agent.weights.learn import KEPT, LONGEST_S, Estimate, Learner, Samples, learn
 from agent.weights.speeds import LEAST, MOST, advance, speeds
+from tests.examples import examples
 from tests.unit.weights.engine import Engine
 
 BETA = 1000
@@ -36,7 +37,7 @@ estimates = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(batches, st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4))
 def test_whatever_comes_in_the_estimate_is_a_number_and_not_negative(batches, clock):
     state = Learner()
@@ -85,7 +86,7 @@ def test_a_share_that_differs_clearly_gets_all_the_way(first, wanted):
     assert share == (first if abs(math.log(first / wanted)) < math.log(1.08) else wanted)
 
 
-@settings(deadline=None, max_examples=8, derandomize=True)
+@settings(deadline=None, max_examples=examples(8), derandomize=True)
 @given(
     st.integers(0, 2**32),
     st.lists(st.floats(0.5, 3.0), min_size=2, max_size=4),

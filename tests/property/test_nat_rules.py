@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from agent.config.load import build
 from agent.errors import ConfigError
+from tests.examples import examples
 
 SOME_PORTS = range(78, 86)
 _ports = st.sampled_from(["any", 80, 81, 82, "79-81", "82-85"])
@@ -56,7 +57,7 @@ def _answers(service: dict[str, object], other: dict[str, object]) -> set[object
     return {service["own"] or port for port in mine}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(_services, _services)
 def test_two_services_share_a_server_if_their_answers_differ(
     one: dict[str, object], other: dict[str, object]

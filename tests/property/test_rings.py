@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from agent.rings import smooth
 from agent.rings.maglev import Member, build, quotas
+from tests.examples import examples
 
 PRIMES = (1, 2, 3, 5, 7, 31, 101, 509, 1021)
 slots = st.sampled_from(PRIMES)
@@ -67,7 +68,7 @@ def test_order_and_company_of_weight_0_change_nothing(values: list[int], draw):
     assert np.array_equal(build(tuple(some), 101), ring)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(st.lists(st.integers(50, 150), min_size=5, max_size=40), st.data())
 def test_what_one_leaves_goes_to_the_others_and_little_else_moves(values: list[int], data):
     some = members(values)

@@ -21,6 +21,7 @@ from agent.telemetry.exposition import Hints, TooManySamplesError, labels_of, sa
 from agent.telemetry.expression import parse
 from agent.telemetry.framing import HttpAnswer
 from agent.telemetry.report import AgentCheck, EngineReport, Failure, NodeReport
+from tests.examples import examples
 
 NAMES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "m", "m_total", "other")
 LABELS = st.dictionaries(st.sampled_from(("engine", "model_name", "tp_rank")), st.text(max_size=8))
@@ -62,7 +63,7 @@ def ours(text: bytes, name: str, hints: Hints | None = None) -> list[tuple[Label
     return [(frozenset(labels_of(sample.labels).items()), repr(sample.value)) for sample in found]
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(PAGES)
 def test_samples_are_those_of_prometheus_own_parser(page: dict[str, Series]) -> None:
     text = render(page)
@@ -76,7 +77,7 @@ def test_samples_are_those_of_prometheus_own_parser(page: dict[str, Series]) -> 
         assert ours(text.replace(b"\n", b"\r\n"), name) == theirs[name]
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(PAGES, PAGES, st.integers(0, 3000), st.integers(0, 3000))
 def test_hints_of_another_page_change_nothing(
     earlier: dict[str, Series], later: dict[str, Series], before: int, after: int

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agent.dataplane import survey, trueup
 from agent.dataplane.abi import FlowState
+from tests.examples import examples
 from tests.unit.dataplane.fakes import FakeTables, word
 
 NOW = 5000
@@ -163,7 +164,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(seed=st.integers(0, 2**32), pace=st.sampled_from([1, 8, 40]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_what_was_missed_is_found_and_nothing_is_made_worse(seed: int, pace: int):
     kernel = PacketPath(seed)
     keeper = trueup.TrueUp(kernel.tables)
@@ -181,7 +182,7 @@ def test_what_was_missed_is_found_and_nothing_is_made_worse(seed: int, pace: int
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_without_a_loss_nothing_of_flows_is_ever_corrected(seed: int):
     kernel = PacketPath(seed)
     keeper = trueup.TrueUp(kernel.tables)
@@ -193,7 +194,7 @@ def test_without_a_loss_nothing_of_flows_is_ever_corrected(seed: int):
 
 
 @given(seed=st.integers(0, 2**32), size=st.integers(1, 10**9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_a_swept_request_leaves_the_sum_of_waiting_bytes(seed: int, size: int):
     kernel = PacketPath(seed)
     kernel.run(trueup.TrueUp(kernel.tables), 3, pace=30)

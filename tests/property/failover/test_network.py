@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from agent.failover.model import OWNER, Mode, Role
 from agent.failover.times import ANNOUNCE_ROW_S
 from agent.failover.vrrp.states import Claim, Fitness, Operator, Settings
+from tests.examples import examples
 from tests.property.failover.network import EPSILON_S, Network, Node, address, longest_wait_s
 
 ROUTERS = ("v4", "v6")
@@ -121,7 +122,7 @@ def weather(network: Network, storm: list[tuple[float, tuple[Any, ...]]]) -> Non
         act(network, action)
 
 
-@settings(max_examples=90, deadline=None, derandomize=True)
+@settings(max_examples=examples(90), deadline=None, derandomize=True)
 @given(networks(), STORMS)
 def test_after_a_storm_there_is_always_exactly_one_master(
     network: Network, storm: list[tuple[float, tuple[Any, ...]]]
@@ -153,7 +154,7 @@ def judge(network: Network, router: str, fit: list[Node], began: float, wait_s: 
         assert master.priority(router) == max(node.priority(router) for node in fit)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(40), deadline=None, derandomize=True)
 @given(networks(), UP_TO, UP_TO, st.booleans(), st.sampled_from([0.0, 0.0, 0.3]))
 def test_a_planned_handover_never_leaves_nobody(
     network: Network, phase: float, lead: float, claims_first: bool, lost: float
@@ -187,7 +188,7 @@ def test_a_planned_handover_never_leaves_nobody(
         assert network.holders("v4")[0] is not master
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(40), deadline=None, derandomize=True)
 @given(networks(), UP_TO)
 def test_the_winner_of_a_split_brain_announces_once_the_loser_is_gone(
     network: Network, phase: float
@@ -215,7 +216,7 @@ def test_the_winner_of_a_split_brain_announces_once_the_loser_is_gone(
                 assert heard[0] - gone <= wait_s + EPSILON_S
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(40), deadline=None, derandomize=True)
 @given(networks(), UP_TO, st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.1, 3.0]))
 def test_who_was_killed_and_comes_back_keeps_the_vips_only_if_no_other_has_them(
     network: Network, phase: float, away: float
@@ -243,7 +244,7 @@ def test_who_was_killed_and_comes_back_keeps_the_vips_only_if_no_other_has_them(
             assert not network.gaps_after(router, began), "it goes on as if it had not been away"
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=examples(20), deadline=None, derandomize=True)
 @given(networks(foreign=False), st.sampled_from(ROUTERS))
 def test_a_group_stays_where_it_is_while_one_router_is_not_heard(network: Network, mute: str):
     for node in network.nodes:
@@ -259,7 +260,7 @@ def test_a_group_stays_where_it_is_while_one_router_is_not_heard(network: Networ
     assert all(node.changed <= began for node in network.nodes)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=examples(10), deadline=None, derandomize=True)
 @given(networks(foreign=False), NODE)
 def test_an_owner_is_master_whatever_the_others_say(network: Network, which: int):
     for node in network.nodes:

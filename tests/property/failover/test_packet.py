@@ -15,6 +15,7 @@ from agent.failover.vrrp.advert import Advert, Refusal
 from agent.failover.vrrp.headers import Datagram
 from agent.failover.vrrp.replay import Guard
 from agent.model import Address
+from tests.examples import examples
 
 AUTHENTICATIONS = {
     2: (Authentication.NONE, Authentication.PASSWORD, Authentication.AH),
@@ -62,7 +63,7 @@ def carried(router: VirtualRouter, priority: int, counter: int) -> tuple[packet.
     return packet.Own(router, here, b"key"), heard
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(routers(), st.integers(0, 255), st.integers(1, 2**32 - 1))
 def test_adverts_survive_the_wire(router: VirtualRouter, priority: int, counter: int) -> None:
     own, heard = carried(router, priority, counter)
@@ -79,7 +80,7 @@ def test_adverts_survive_the_wire(router: VirtualRouter, priority: int, counter:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(routers(), st.data())
 def test_damage_is_never_listened_to(router: VirtualRouter, data: st.DataObject) -> None:
     own, heard = carried(router, 100, 9)
@@ -91,7 +92,7 @@ def test_damage_is_never_listened_to(router: VirtualRouter, data: st.DataObject)
     assert not isinstance(found, Advert)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(routers(), st.binary(max_size=120), st.sampled_from((51, 112)))
 def test_any_bytes_are_refused_or_let_be(router: VirtualRouter, data: bytes, protocol: int) -> None:
     own, heard = carried(router, 100, 9)

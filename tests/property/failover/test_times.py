@@ -41,11 +41,12 @@ from agent.notify import Notifier
 from agent.pair import comparing, handover, pair, readiness, witness
 from agent.pair.comparing import Place
 from agent.pair.mastership import Mastership
+from tests.examples import examples
 from tests.property.failover import clock, keepalived
 from tests.unit.failover.samples import MASTER, STATUS
 
-LAWS = settings(max_examples=200, deadline=None, derandomize=True)
-FEW = settings(LAWS, max_examples=15)  # of what runs a whole handover
+LAWS = settings(max_examples=examples(200), deadline=None, derandomize=True)
+FEW = settings(LAWS, max_examples=examples(15))  # of what runs a whole handover
 
 LEAST_INTERVAL_S = 0.01  # of adverts
 V3_MOST_S, V2_MOST_S = 40.95, 255.0

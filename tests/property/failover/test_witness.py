@@ -14,10 +14,11 @@ from agent.failover.times import VOUCH_S
 from agent.failover.vrrp import machine
 from agent.failover.vrrp.advert import Advert
 from agent.failover.vrrp.states import Claim, Due, Heard, Operator, Settings, Start, State, Vouched
+from tests.examples import examples
 
 OWN, MASTER = IPv4Address("10.73.0.5"), IPv4Address("10.73.0.6")
 INTERVALS_S = st.sampled_from([0.01, 0.1, 1.0, 5.0])
-LAWS = settings(max_examples=150, deadline=None, derandomize=True)
+LAWS = settings(max_examples=examples(150), deadline=None, derandomize=True)
 
 
 class Backup:

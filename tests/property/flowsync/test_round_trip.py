@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agent.flowsync.plan import OLDER_TICKS, Refusal
 from agent.flowsync.records import RECORD, Records, from_bytes, joined, to_bytes
+from tests.examples import examples
 from tests.property.flowsync.fakes import (
     BACKENDS,
     JIFFIES,
@@ -65,7 +66,7 @@ def by_tuple(node: FakeNode, told: Records) -> dict[tuple[bytes, ...], tuple[obj
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(several, orders, orders, st.sampled_from((1024, 4096, 32_768)))
 def test_what_a_node_tells_comes_back_from_the_other_as_it_was(
     those: list[FakeFlow], order_a: list[int], order_b: list[int], size: int
@@ -98,7 +99,7 @@ def test_what_a_node_tells_comes_back_from_the_other_as_it_was(
     assert len(back) == done.installed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(several, st.lists(st.integers(0, 7), max_size=12), orders)
 def test_after_any_changes_the_peer_knows_what_is_there_and_no_more(
     those: list[FakeFlow], changes: list[int], order: list[int]
@@ -137,7 +138,7 @@ def _all_of(node: FakeNode) -> Records:
     return node.everything()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(several, st.binary(max_size=RECORD.itemsize * 6), st.integers(0, 2**31))
 def test_nothing_that_a_peer_may_say_harms_what_lives_here(
     those: list[FakeFlow], data: bytes, seed: int

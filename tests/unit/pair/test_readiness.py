@@ -21,6 +21,7 @@ from agent.pair.readiness import (
     untold,
     waits_for,
 )
+from tests.examples import examples
 from tests.unit.failover.samples import PEER
 
 AWAY = replace(PEER, state=LinkState.CONNECTING)
@@ -138,7 +139,7 @@ def test_patience_begins_with_the_first_backend_and_not_with_the_cut() -> None:
     assert waits_for(standing, 5.0, 100 + READY_PATIENCE_S - 0.1)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(
     st.lists(st.tuples(st.floats(0, 20), *[st.booleans()] * 3), min_size=1, max_size=30),
     st.floats(0, 10),
