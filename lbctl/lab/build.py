@@ -124,10 +124,10 @@ def _build(lab: Lab, owner: Owner, report: Report) -> None:
     report("agent: compiling and attaching the balancer, checking the backends")
     if lab.paired:
         failover.make_key(lab)
+    # One after the other: what the first has compiled, the others load.
     for balancer in lab.nodes(Role.BALANCER):
         write_config(lab, balancer)
         start_agent(lab, balancer)
-    for balancer in lab.nodes(Role.BALANCER):
         await_backends(lab, balancer, lab.backends)
     if lab.paired:
         report("failover: the first balancer becomes master, the others stand by")
