@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 
 import pytest
@@ -34,7 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
     A shell starts what it runs in the background with SIGINT ignored, `nohup` with SIGHUP, and
     the processes that tests start would inherit that: no signal of a test would end them.
+
+    Byte code is kept, whatever the caller's shell says, as by the Makefile: to compile its modules
+    anew is a third of what a start of the agent costs, and of what it costs to find the tests.
     """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

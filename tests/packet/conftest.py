@@ -18,9 +18,9 @@ from tests.packet import harness, nodes
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests here load programs."""
-    here = Path(__file__).parent
+    here = f"{Path(__file__).parent}/"
     for item in items:
-        if here in item.path.parents:
+        if str(item.path).startswith(here):
             item.add_marker(pytest.mark.kernel)
 
 
