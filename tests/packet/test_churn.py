@@ -6,15 +6,16 @@ import asyncio
 import random
 import threading
 
+import pytest
+
 from agent.dataplane import libbpf
 from agent.model import AdminState
 from tests.packet.frames import ACK, FIN, SYN, Segments
 from tests.packet.harness import Rig, Verdict, backend, mac_of, service
 
-CHANGES = 120
 
-
-def test_no_packet_is_lost_or_goes_astray_while_the_tables_change(rig: Rig):
+@pytest.mark.parametrize("changes", [40, pytest.param(500, marks=pytest.mark.soak)])
+def test_no_packet_is_lost_or_goes_astray_while_the_tables_change(rig: Rig, changes: int):
     a, b = backend("a"), backend("b")
     others = [backend(name) for name in "cdefgh"]
     stable = service(backend("z"), name="stable", port=81)
@@ -40,7 +41,7 @@ def test_no_packet_is_lost_or_goes_astray_while_the_tables_change(rig: Rig):
         thread.start()
     draw = random.Random(9)
     try:
-        for _ in range(CHANGES):
+        for _ in range(changes):
             some = draw.sample(others, draw.randrange(len(others)))
             weight = draw.choice((1, 50, 1000))
             drained = [

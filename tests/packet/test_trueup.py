@@ -97,7 +97,8 @@ def test_a_bounded_source_has_its_services_sum_too(rig: Rig):
     assert rig.tables.service_load["open"][rig.service_id("two")] > 50
 
 
-def test_nothing_is_corrected_while_packets_come_and_go(rig: Rig):
+@pytest.mark.parametrize("surveys", [50, pytest.param(500, marks=pytest.mark.soak)])
+def test_nothing_is_corrected_while_packets_come_and_go(rig: Rig, surveys: int):
     """Surveys of a table that moves all the time: what is certain is never wrong."""
     rig.serve(service(*(backend(f"b{n}") for n in range(3)), scheduler=Scheduler.LEAST_CONN))
     keeper, done = TrueUp(rig.tables), threading.Event()
@@ -111,7 +112,7 @@ def test_nothing_is_corrected_while_packets_come_and_go(rig: Rig):
     for thread in threads:
         thread.start()
     try:
-        for _ in range(150):
+        for _ in range(surveys):
             keeper.take(rig.survey())
     finally:
         done.set()
