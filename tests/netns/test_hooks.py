@@ -59,7 +59,10 @@ def take_through(on: Site) -> None:
     assert status(on)["attached"]
 
 
-@pytest.mark.parametrize("hook", [Hook.NATIVE, Hook.TC, Hook.GENERIC])
+# Generic XDP runs the program of native, and test_modes goes through it.
+@pytest.mark.parametrize(
+    "hook", [Hook.NATIVE, Hook.TC, pytest.param(Hook.GENERIC, marks=pytest.mark.soak)]
+)
 def test_the_agent_is_at_the_hook_that_is_configured(hook: Hook) -> None:
     with site(name="st-hook", backends=2, hook=hook) as on:
         told = status(on)

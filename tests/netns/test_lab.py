@@ -28,7 +28,7 @@ _QUIETLY = """
 from lbctl.lab import demo
 from lbctl.main import main
 
-demo.RATE_PER_S = 100
+demo.RATE_PER_S = 60
 main()
 """
 DEMO = [sys.executable, "-c", _QUIETLY, "lab", "--name", NAME, "demo"]
