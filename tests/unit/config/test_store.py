@@ -181,14 +181,14 @@ def test_a_kill_at_any_moment_leaves_a_whole_running_configuration(
 ) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text(FILE)
-    for attempt in range(8):
+    for attempt in range(4):
         process = subprocess.Popen(
             [sys.executable, "-c", _WRITER, str(store.path.parent), str(file)],
             stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(attempt * 0.0037)
+        time.sleep(attempt * 0.0074)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
         process.stdout.close()
