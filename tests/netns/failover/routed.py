@@ -337,12 +337,12 @@ def agent_document(made: Routed, balancer: str) -> dict[str, Any]:
 def _agents(made: Routed) -> None:
     made.key_file.touch(mode=0o600)
     made.key_file.write_text(f"{secrets.token_urlsafe(32)}\n")
+    # One after the other: what the first has compiled, the others load.
     for balancer in BALANCERS:
         config = made.config_path(balancer)
         config.write_text(yaml.safe_dump(agent_document(made, balancer)))
         made.start_agent(balancer)
         made.start(balancer, "failover", *AGENT, "failover", "--config", str(config))
-    for balancer in BALANCERS:
         wait_until(f"{balancer} has its backends", lambda at=balancer: _ready(made, at))
 
 
