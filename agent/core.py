@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from agent.companion.watch import Companions
 from agent.config.defaults import check_port
 from agent.config.plan import Change
 from agent.config.seed import pick_seed
@@ -46,6 +47,7 @@ from agent.state.eligibility import Eligibility
 from agent.state.guardview import Blocked
 from agent.state.identities import Identities, Member, member_of
 from agent.state.situation import Situation, situation, verdicts
+from agent.state.synflood import cookies_in
 from agent.state.tables import TableContents
 from agent.weighing.weigher import Weigher
 
@@ -85,6 +87,7 @@ class Core:
         self._host = Host(config, self._wake)
         self.guarding = Guarding(config, self.dataplane)
         self.limiting = Limiting(self.dataplane)
+        self.companions = Companions(self.dataplane, self._wake)
         self._hearing: set[asyncio.Task[None]] = set()  # of what other balancers have blocked
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()
@@ -137,6 +140,7 @@ class Core:
         held = self._reconciler.read()
         self._adopted = adopt(self.config, held, time.time())
         self._floods = Floods(self.config, held)
+        self.companions.adopt(cookies_in(self.config, held))
         self._up_since = dict.fromkeys(self._adopted.up, slowstart.ALWAYS)
         await self.pair.aim(self.config)
         self._pick_seed = await asyncio.to_thread(pick_seed, self.config)
@@ -162,6 +166,7 @@ class Core:
                     "resets": self._resetter.run(),
                     "guard": self.guarding.run(),
                     "limits": self.limiting.run(lambda: self.now.situation),
+                    "companions": self.companions.run(),
                 }
             ).items()
         }
@@ -178,7 +183,9 @@ class Core:
         await self._pass()
         self.rebalancer = Rebalancer(self.dataplane)
         resets = self._resetter.resets
-        self.observer = Observer(self.dataplane, self.weigher, self.rebalancer, resets)
+        self.observer = Observer(
+            self.dataplane, self.weigher, self.rebalancer, resets, self.companions.said
+        )
         self.observer.sample(self.now.situation, time.monotonic())
         await asyncio.to_thread(self.dataplane.attach)
         for attachment in self.dataplane.attachments:
@@ -411,6 +418,7 @@ class Core:
                 targets[ref] = Target(service.health, backend.address, port, initial.get(ref))
         self._monitor.set_targets(targets)
         self.weigher.aim(self.config, time.monotonic())
+        self.companions.aim(self.config)
         self._hops.set_addresses(self._addresses() | detour.addresses(self.config))
 
     def _hop(self, address: Address) -> NextHop:
@@ -440,8 +448,16 @@ class Core:
                 self.limiting.sync(config, ids)
             draws = self.weigher.draws
             seed = self._pick_seed
+            companions = self.companions.ready(config, found)
             around = Surroundings(
-                found, hops, self.dataplane.ifindex, ticks, draws, seed, self._floods.services
+                found,
+                hops,
+                self.dataplane.ifindex,
+                ticks,
+                draws,
+                seed,
+                self._floods.services,
+                companions,
             )
             done = await self._reconciler.run(config, around)
             fresh = situation(self._past, config, done.ids, health, hops, found, time.time())

@@ -1,10 +1,15 @@
-"""Owns how a file's content is replaced: at any moment the old or the new one is there, whole."""
+"""Owns how files are written and read that matter: at any moment the old or the new content is
+there, whole; and what is secret is taken only from a file that strangers cannot read.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
+
+from agent.errors import ConfigError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -34,3 +39,43 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_private(path: Path, what: str, most: int, *, make: str) -> bytes:
+    """The content of a file that holds a secret, ``most`` bytes at most; ConfigError if there is
+    no such file, or if others than its owner and its group can read it, or others than its owner
+    change it. ``what``: the secret, in words; ``make``: how it is made.
+    """
+    try:
+        with path.open("rb") as file:
+            _check_private(path, what, os.fstat(file.fileno()))
+            text = file.read(most + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"{what} cannot be read: {error.strerror or error}",
+            where=str(path),
+            remedy=f"make it: {make}",
+        ) from error
+    if len(text) > most:
+        raise ConfigError(
+            f"{what} is longer than {most} bytes",
+            where=str(path),
+            remedy=f"is this the right file? A new one: {make}",
+        )
+    return text
+
+
+def _check_private(path: Path, what: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(
+            f"{what} is not in a regular file",
+            where=str(path),
+            remedy="set 'key_file' to the file that holds it",
+        )
+    if status.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+        raise ConfigError(
+            f"everybody on this host can read or change {what}"
+            f" (mode {stat.S_IMODE(status.st_mode):04o})",
+            where=str(path),
+            remedy=f"`chmod 0600 {path}`, and make a new one if a stranger may have read it",
+        )

@@ -15,9 +15,13 @@ from collections.abc import Callable
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from agent.errors import ListenError
+from agent.model import ANYWHERE
+
 MOST_CONNECTIONS = 64
 MOST_OF_A_SOURCE = 8
 HEAD_S = 5.0  # until all of a request's head has come
+SHUTDOWN_S = 2.0
 READ_S = 30.0  # until somebody who is sent an answer has read on
 _HEAD_ENDS = b"\r\n\r\n"
 
@@ -111,6 +115,42 @@ class _Connection(asyncio.Protocol):
     def _give_up(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+
+class Listening:
+    """A listener for strangers, with its server."""
+
+    def __init__(self, runner: web.AppRunner, listener: asyncio.Server) -> None:
+        self._runner = runner
+        self._listener = listener
+        self.port = int(listener.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Take no more requests, and let those in progress end."""
+        self._listener.close()
+        await self._runner.cleanup()
+
+
+async def listen(app: web.Application, host: str, port: int) -> Listening:
+    """Serve an application to strangers, at one address or ``ANYWHERE``; ListenError when the port
+    is taken.
+    """
+    serving = runner(app, SHUTDOWN_S)
+    await serving.setup()
+    server = serving.server
+    assert server is not None  # noqa: S101 (setup made it)
+    try:
+        listener = await asyncio.get_running_loop().create_server(
+            Guarded(server), None if host == ANYWHERE else host, port
+        )
+    except OSError as error:
+        await serving.cleanup()
+        raise ListenError(
+            f"cannot listen for scrapes: {error.strerror or error}",
+            where=f"{host}:{port}",
+            remedy="choose a free local address with --listen",
+        ) from error
+    return Listening(serving, listener)
 
 
 def runner(app: web.Application, shutdown_s: float) -> web.AppRunner:

@@ -15,7 +15,7 @@ from agent import __version__
 from agent.clitools import config_option, guarded
 from agent.config.durations import parse_duration
 from agent.logs import LogFormat, LogLevel, configure
-from agent.model import GUE_PORT, Address, Network
+from agent.model import ANYWHERE, COMPANION_PORT, GUE_PORT, Address, Network
 from agent.node.settings import Check, Settings
 from agent.upkeep import rollback_check, take_over
 
@@ -78,6 +78,8 @@ class _Listen(click.ParamType[tuple[str, int]]):
             return value
         host, _, port = str(value).rpartition(":")
         address = host.removeprefix("[").removesuffix("]")
+        if port and host == ANYWHERE:
+            return ANYWHERE, _port(self, port, param, ctx)
         if not port or not _is_address(address):
             self.fail(f"{value!r} is not ADDRESS:PORT, as in 127.0.0.1:9118", param, ctx)
         return str(ip_address(address)), _port(self, port, param, ctx)
@@ -106,6 +108,23 @@ class _Interval(click.ParamType[float]):
         if seconds is None or not 0.1 <= seconds <= 10:
             self.fail(f"{value!r} is not a duration from 100ms to 10s", param, ctx)
         return seconds
+
+
+_gue_port_option = click.option(
+    "--gue-port",
+    type=click.IntRange(1, 65_535),
+    default=GUE_PORT,
+    show_default=True,
+    help="The UDP destination port of `forward: gue`, as in the balancers' `gue.port`.",
+)
+_senders_option = click.option(
+    "--from",
+    "senders",
+    multiple=True,
+    type=_Prefix(),
+    help="A balancer's address, or a prefix that the balancers are in; repeatable. Tunnel packets "
+    "of others are left to the host.  [default: anybody]",
+)
 
 
 def _is_address(text: str) -> bool:
@@ -253,21 +272,8 @@ def failover(path: Path, log_level: str, log_format: str) -> None:
 @click.option(
     "--vip", "vips", multiple=True, required=True, type=_Address(), help="A VIP; repeatable."
 )
-@click.option(
-    "--gue-port",
-    type=click.IntRange(1, 65_535),
-    default=GUE_PORT,
-    show_default=True,
-    help="The UDP destination port of `forward: gue`, as in the balancers' `gue.port`.",
-)
-@click.option(
-    "--from",
-    "senders",
-    multiple=True,
-    type=_Prefix(),
-    help="A balancer's address, or a prefix that the balancers are in; repeatable. Tunnel packets "
-    "of others are left to the host.  [default: anybody]",
-)
+@_gue_port_option
+@_senders_option
 def decap(
     interface: str, vips: tuple[Address, ...], gue_port: int, senders: tuple[Network, ...]
 ) -> None:
@@ -286,6 +292,76 @@ def decap(
         require_root()
         mode = attach_decap(interface, vips, gue_port, senders)
         click.echo(f"{interface}: decapsulating, {mode.value} XDP")
+
+    guarded(work)
+
+
+@cli.command()
+@click.option(
+    "--interface",
+    "-i",
+    "interfaces",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="Where the balancers' packets come in: the network card, or for ipip and gue the tunnel "
+    "devices, as sy-ipip; repeatable.",
+)
+@click.option(
+    "--vip", "vips", multiple=True, required=True, type=_Address(), help="A VIP; repeatable."
+)
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="/etc/steelyard/cookies.key",
+    show_default=True,
+    help="The key of SYN cookies, as in the balancers' `companion.key_file`.",
+)
+@click.option(
+    "--listen",
+    type=_Listen(),
+    default=f"{ANYWHERE}:{COMPANION_PORT}",
+    show_default=True,
+    help="Where balancers ask whether cookies are taken, and Prometheus for /metrics. There is no "
+    "authentication.",
+)
+@click.option(
+    "--decap", is_flag=True, help="Also take the outer header off, as `lb-agent decap` does."
+)
+@_gue_port_option
+@_senders_option
+@click.option("--remove", is_flag=True, help="Undo what it has set up, and end.")
+@_log_level_option
+@_log_format_option
+def companion(
+    interfaces: tuple[str, ...],
+    vips: tuple[Address, ...],
+    key_file: Path,
+    listen: tuple[str, int],
+    decap: bool,
+    gue_port: int,
+    senders: tuple[Network, ...],
+    remove: bool,
+    log_level: str,
+    log_format: str,
+) -> None:
+    """On a server of dsr, ipip or gue: take the SYN cookies that balancers have given.
+
+    Puts the VIPs on `lo` and keeps them there, and makes connections of the first ACK of clients
+    whose SYN a balancer has answered (`syn_cookies`). Needs Linux 6.8. What it has set up stays
+    when it ends.
+
+    Example: lb-agent companion --interface eth0 --vip 10.0.0.10
+    """
+    configure(LogLevel(log_level), LogFormat(log_format))
+
+    def work() -> None:
+        from agent.companion.run import Settings as Wanted
+        from agent.companion.run import remove as undo
+        from agent.companion.run import run as accompany
+
+        wanted = Wanted(interfaces, vips, key_file, listen, decap, gue_port, senders)
+        asyncio.run(undo(wanted) if remove else accompany(wanted))
 
     guarded(work)
 

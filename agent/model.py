@@ -21,6 +21,8 @@ MAX_PRIORITY = 7
 MAX_ZONE_PREFIXES = 65_536  # of clients, of each family
 MAX_LISTS = 30  # of addresses; as in bpf/include/abi.h
 GUE_PORT = 6080
+COMPANION_PORT = 9120  # TCP
+ANYWHERE = "*"  # for a listener: all addresses of both families
 
 
 class Protocol(enum.Enum):
@@ -404,6 +406,7 @@ class Service:
     slow_start_s: float = 0.0  # a backend that comes up reaches its weight in this time
     no_backend: NoBackend = NoBackend.DROP
     syn_protection: SynProtection = SynProtection.OFF  # tcp
+    syn_cookies: bool = False  # with syn_protection: servers run `lb-agent companion`
     allow: tuple[str, ...] = ()  # lists of the sources that may begin a flow; none: all may
     deny: tuple[str, ...] = ()  # lists of those that may not
     limits: Limits = Limits()
@@ -415,6 +418,11 @@ class Service:
     learn_speed: bool = True  # least-load of tcp: weights follow how fast backends answer
     rtt_per_connection_s: float = 0.0  # round trip that weighs as one connection; 0: none does
     rebalance: Rebalance = Rebalance()
+
+    @property
+    def gives_cookies(self) -> bool:
+        """Whether its SYNs may ever be answered with cookies."""
+        return self.syn_cookies and self.syn_protection is not SynProtection.OFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,6 +465,8 @@ class Config:
     tunnel_source_v4: IPv4Address | None = None
     tunnel_source_v6: IPv6Address | None = None
     gue_port: int = GUE_PORT  # UDP destination port
+    companion_key_file: Path | None = None  # of SYN cookies
+    companion_port: int = COMPANION_PORT  # of servers, where `lb-agent companion` answers
     nat: Nat = field(default_factory=Nat)
     kernel_headers: KernelHeaders = KernelHeaders.SHIPPED
     tables: Tables = field(default_factory=Tables)

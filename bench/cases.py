@@ -232,6 +232,9 @@ def _of_strangers() -> Iterator[Case]:
     vip = setting.CHALLENGED_VIP
     # As long as the answer: the wrapper cannot put back what is cut off behind.
     yield _new_flows("v4 dsr, challenged", vip, "challenged", length=_SEGMENT)
+    asked = setting.SYN_OPTIONS
+    yield _new_flows("v4 dsr, SYN cookies", setting.COOKIES_VIP, "cookies",
+                     length=_SEGMENT + len(asked), options=asked)  # fmt: skip
     refused = _new_flows("v4 dsr, on no list of 10,000 prefixes", setting.LISTED_VIP, "listed")
     yield replace(refused, verdict=XDP_DROP)
     # Each half of each /16: nobody is found at the root of the tree.
@@ -251,9 +254,11 @@ def _of_strangers() -> Iterator[Case]:
     )
 
 
-def _new_flows(name: str, vip: Address, needs: str, length: int = _LENGTHS[4]) -> Case:
+def _new_flows(
+    name: str, vip: Address, needs: str, length: int = _LENGTHS[4], options: bytes = b""
+) -> Case:
     syn = frames.frame(setting.CLIENTS[4], vip, setting.PORT, flags=frames.TCP_SYN,
-                       length=length, payload=False)  # fmt: skip
+                       length=length, payload=False, options=options)  # fmt: skip
     flows = Flows(frames.client_offset(vip), 0)
     return Case(f"{name}: all new flows (SYN flood)", syn, (needs,), Table.EMPTY, flows)
 

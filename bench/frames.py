@@ -25,14 +25,18 @@ def frame(
     source_port: int = CLIENT_PORT,
     payload: bool = True,
     ack: int = 1,
+    options: bytes = b"",
 ) -> bytes:
     """A frame of ``length`` bytes; what the headers leave is payload, or else padding. Layer-4
     checksums are 0: neither the balancer nor Katran reads them.
     """
     is_v4 = isinstance(vip, IPv4Address)
-    l4_len = length - ETH_LEN - (20 if is_v4 else 40) if payload else _L4_LEN[protocol]
+    bare = _L4_LEN[protocol] + len(options)
+    l4_len = length - ETH_LEN - (20 if is_v4 else 40) if payload else bare
     if protocol is Protocol.TCP:
-        l4 = struct.pack("!HHIIBBHHH", source_port, port, 1, ack, 5 << 4, flags, 8192, 0, 0)
+        words = 5 + len(options) // 4
+        l4 = struct.pack("!HHIIBBHHH", source_port, port, 1, ack, words << 4, flags, 8192, 0, 0)
+        l4 += options
     else:
         l4 = struct.pack("!HHHH", source_port, port, l4_len, 0)
     if is_v4:

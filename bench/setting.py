@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import numpy as np
 
+from agent.companion.keys import Keys, packed, wall_ahead_ns
 from agent.dataplane import abi, pins, survey
 from agent.dataplane.abi import GuardTree
 from agent.dataplane.contents import read
@@ -65,6 +66,9 @@ ZONES_VIP = IPv4Address("10.200.1.102")
 ZONE = Zone("near", tuple(IPv4Network("0.0.0.0/0").subnets(10)))
 UNCOUNTED_VIP = IPv4Address("10.200.1.101")
 CHALLENGED_VIP = IPv4Address("10.200.1.103")
+COOKIES_VIP = IPv4Address("10.200.1.107")
+# As Linux has them: MSS 1460, SACK permitted, timestamps, window scale 10.
+SYN_OPTIONS = bytes.fromhex("020405b40402080a00000001000000000103030a")
 LISTED_VIP = IPv4Address("10.200.1.104")
 LIMITED_VIP, SPENT_VIP = IPv4Address("10.200.1.105"), IPv4Address("10.200.1.106")
 # Of the services that ask for a list, every client is refused: it holds 10,000 prefixes of others.
@@ -108,6 +112,8 @@ def services() -> dict[str, Service]:
     found["zones"] = replace(near, backends=tuple(members))
     shy = _service(len(found), CHALLENGED_VIP, PORT, Protocol.TCP, Forward.DSR)
     found["challenged"] = replace(shy, syn_protection=SynProtection.ALWAYS)
+    giving = _service(len(found), COOKIES_VIP, PORT, Protocol.TCP, Forward.DSR)
+    found["cookies"] = replace(giving, syn_protection=SynProtection.ALWAYS, syn_cookies=True)
     choosy = _service(len(found), LISTED_VIP, PORT, Protocol.TCP, Forward.DSR)
     found["listed"] = replace(choosy, allow=("few",))
     free = _service(len(found), LIMITED_VIP, PORT, Protocol.TCP, Forward.DSR)
@@ -149,12 +155,15 @@ def fill(dataplane: Dataplane, config: Config) -> None:
         hops={b.address: _hop(b.address) for _, b in refs},
         ifindex=1,
         ticks=dataplane.clock.ticks,
+        companions=frozenset(service.name for service in config.services),
     )
     salts = iter(range(1, 1 << 16))
     ids = identities.assign(config, actual, frozenset(), lambda: next(salts))
     applier = Applier(tables)
     for step in diff(actual, desired(config, ids, around)):
         applier.apply(step)
+    row = packed(Keys((bytes(16),)), wall_ahead_ns())
+    tables.cookie_secret.view("u1")[:] = bytearray(row)
     trees = SourceTrees(tables)
     trees.place({GuardTree.LISTS4: build([(1, scattered(LISTED))], 4)})
     set_rates(tables, {ids.service_id(s): s.limits for s in config.services})

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Packets that the balancer itself answers, at the place of the one that it drops:
- * RST, ICMP port unreachable, packet too big, time exceeded.  Each answer is
+ * RST, SYN-ACK, ICMP port unreachable, packet too big, time exceeded.  Each answer is
  * smaller than its cause or little larger, there is one a packet, and strangers get
  * so many (budget.h).
  */
@@ -15,6 +15,7 @@
 #include "mask.h"
 #include "packet.h"
 #include "scratch.h"
+#include "synack.h"
 
 #define QUOTE_MAX 128 /* of the packet in question; RFC 792 asks for 28, RFC 4443 for more */
 #define ANSWER_TTL 64
@@ -131,56 +132,85 @@ static __always_inline __u64 sum_of(const __be32 *words, int count)
 	return sum;
 }
 
-/* A TCP segment back to the sender, without payload; its numbers and flags stand in `p` instead of
- * those of the packet that it answers.
- */
-static __always_inline int answer_tcp(CTX *ctx, struct packet *p)
+/* The options of an answer, of which synack.h knows the lengths. */
+static __always_inline int answer_options(CTX *ctx, __be32 *to, const struct synack *synack)
 {
-	__u32 ip_len = sizeof(struct ipv6_header);
+	void *data_end = ctx_end(ctx);
+
+	if (synack->len >= 4) {
+		if ((void *)(to + 1) > data_end)
+			return REASON_INTERNAL;
+		to[0] = synack->options[0];
+	}
+	if (synack->len >= 12) {
+		if ((void *)(to + 3) > data_end)
+			return REASON_INTERNAL;
+		to[1] = synack->options[1];
+		to[2] = synack->options[2];
+	}
+	if (synack->len >= 20) {
+		if ((void *)(to + 5) > data_end)
+			return REASON_INTERNAL;
+		to[3] = synack->options[3];
+		to[4] = synack->options[4];
+	}
+	return 0;
+}
+
+/* A TCP segment back to the sender, without payload; its numbers and flags stand in `p` instead of
+ * those of the packet that it answers, and its options in `synack`.
+ */
+static __always_inline int answer_tcp(CTX *ctx, struct packet *p, const struct synack *synack)
+{
+	__u32 ip_len = sizeof(struct ipv6_header), len = sizeof(struct tcp_header);
 	struct tcp_header *tcp;
 	__u16 begun = 0;
 	bool unfinished = answer_is_unfinished(ctx, p, &begun);
-	__u64 addresses;
+	__u64 addresses, sum;
 	void *l3;
 
 	/* Without a branch: the verifier would follow both ways of each. */
 	ip_len -= mask_equal(p->family, 4) &
 		  (sizeof(struct ipv6_header) - sizeof(struct ipv4_header));
-	if (answer_macs(ctx) || answer_cut(ctx, p, ip_len + sizeof(*tcp)))
+	if (LB_COOKIES)
+		len += synack->len;
+	if (answer_macs(ctx) || answer_cut(ctx, p, ip_len + len))
 		return REASON_INTERNAL;
 	l3 = packet_l3(ctx_data(ctx), p);
 	if (p->family == 4) {
 		tcp = l3 + sizeof(struct ipv4_header);
 		if ((void *)(tcp + 1) > ctx_end(ctx))
 			return REASON_INTERNAL;
-		answer_ipv4(l3, p->daddr[0], p->saddr[0], L4_TCP,
-			    sizeof(struct ipv4_header) + sizeof(*tcp));
+		answer_ipv4(l3, p->daddr[0], p->saddr[0], L4_TCP, sizeof(struct ipv4_header) + len);
 	} else {
 		tcp = l3 + sizeof(struct ipv6_header);
 		if ((void *)(tcp + 1) > ctx_end(ctx))
 			return REASON_INTERNAL;
-		answer_ipv6(l3, p->daddr, p->saddr, L4_TCP, sizeof(*tcp));
+		answer_ipv6(l3, p->daddr, p->saddr, L4_TCP, len);
 	}
 	tcp->sport = p->dport;
 	tcp->dport = p->sport;
 	tcp->seq = be32(p->seq);
 	tcp->ack = be32(p->ack);
-	tcp->offset = sizeof(*tcp) / 4 << 4;
+	tcp->offset = len / 4 << 4;
 	tcp->flags = p->tcp_flags;
-	tcp->window = 0;
+	tcp->window = p->tcp_flags & TCP_SYN ? be16(SYNACK_WINDOW) : 0;
 	tcp->check = 0;
 	tcp->urgent = 0;
 	addresses = sum_of(p->saddr, 4) + sum_of(p->daddr, 4);
-	addresses += be32(L4_TCP) + (__u64)be32(sizeof(*tcp));
-	tcp->check = unfinished ? csum_fold(addresses) :
-				  ~csum_fold(addresses + sum_of((__be32 *)tcp, 5));
-	return 0;
+	addresses += be32(L4_TCP) + (__u64)be32(len);
+	sum = addresses + sum_of((__be32 *)tcp, 5);
+	if (LB_COOKIES)
+		sum += sum_of(synack->options, 5);
+	tcp->check = unfinished ? csum_fold(addresses) : ~csum_fold(sum);
+	return LB_COOKIES ? answer_options(ctx, (__be32 *)(tcp + 1), synack) : 0;
 }
 
 /* RFC 9293, section 3.10.7.1: the reset of a connection that does not exist; or the challenge
  * (challenge.h).  Without a branch, as above.
  */
-static __always_inline void answer_numbers(struct packet *p, const struct route *route, int reason)
+static __always_inline void answer_numbers(struct packet *p, const struct route *route, int reason,
+					   const struct synack *synack)
 {
 	__u32 end = p->seq + p->payload_len + (p->tcp_flags & TCP_FIN) / TCP_FIN +
 		    (p->tcp_flags & TCP_SYN) / TCP_SYN;
@@ -188,6 +218,12 @@ static __always_inline void answer_numbers(struct packet *p, const struct route 
 
 	if (LB_CHALLENGE)
 		challenged = mask_equal(reason, REASON_CHALLENGED);
+	if (LB_COOKIES && route->is_over == OVER_COOKIE) {
+		p->ack = p->seq + 1;
+		p->seq = synack->cookie;
+		p->tcp_flags = TCP_SYN | TCP_ACK;
+		return;
+	}
 	p->seq = p->ack & has_ack & ~challenged;
 	p->ack = mask_choose(challenged, route->acknowledged, end & ~has_ack);
 	p->tcp_flags = mask_choose(challenged, TCP_ACK, TCP_RST | (TCP_ACK & ~has_ack));
@@ -266,14 +302,19 @@ static __always_inline int answer_icmp(CTX *ctx, struct packet *p, __u8 type, __
 	return 0;
 }
 
-static __always_inline int answer_too_big(CTX *ctx, struct packet *p, const struct backend *backend)
+/* The largest packet that fits on the way to a backend. */
+static __always_inline __u32 answer_mtu(const struct backend *backend)
 {
 	__u32 mtu = backend->mtu;
 
 	if (is_tunnel(backend->forward))
 		mtu -= backend->family == 4 ? sizeof(struct ipv4_header) :
 					      sizeof(struct ipv6_header);
-	mtu -= udp_len_of(backend->forward);
+	return mtu - udp_len_of(backend->forward);
+}
+
+static __always_inline int answer_too_big(CTX *ctx, struct packet *p, __u32 mtu)
+{
 	return p->family == 4 ?
 		       answer_icmp(ctx, p, ICMP_UNREACHABLE, ICMP_UNREACHABLE_FRAG, be32(mtu)) :
 		       answer_icmp(ctx, p, ICMPV6_TOO_BIG, 0, be32(mtu));
@@ -315,17 +356,21 @@ static __always_inline bool answer_is_allowed(const struct packet *p, const stru
 /* Answers the packet that is dropped for `reason`; true if it did.  Never an ICMP
  * error, nor a later fragment (RFC 1122, section 3.2.2).
  */
-static __always_inline bool answer(CTX *ctx, struct packet *p, const struct service *service,
-				   const struct backend *backend, const struct route *route,
+static __always_inline bool answer(CTX *ctx, struct packet *p, const struct route *route,
 				   int reason)
 {
+	struct scratch *room = scratch_room();
+	struct synack *synack;
+
+	if (!room)
+		return false;
+	synack = &room->synack;
 	if (p->quote_off || p->is_later_fragment || ctx_is_super(ctx) || !answer_is_due(ctx, p))
 		return false;
 	if (LB_SYNC && p->from_peer) /* its frame came from a balancer, not from the client */
 		return false;
-	if ((LB_SYNC || LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TOO_BIG &&
-	    backend)
-		return !answer_too_big(ctx, p, backend);
+	if ((LB_SYNC || LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TOO_BIG)
+		return route->mtu && !answer_too_big(ctx, p, route->mtu);
 	if ((LB_SYNC || LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TTL_EXCEEDED)
 		return answer_is_allowed(p, route) && !answer_ttl(ctx, p, route);
 	if (p->is_fragment)
@@ -337,8 +382,8 @@ static __always_inline bool answer(CTX *ctx, struct packet *p, const struct serv
 		    (route->is_over == OVER_UNKNOWN && !answer_is_allowed(p, route)))
 			return false;
 	} else {
-		if (!LB_RESET || reason != REASON_NO_BACKEND || !service ||
-		    !(service->flags & SERVICE_F_RESET) || !answer_is_allowed(p, route))
+		if (!LB_RESET || reason != REASON_NO_BACKEND || !route->resets ||
+		    !answer_is_allowed(p, route))
 			return false;
 		if (p->l4_proto == L4_UDP)
 			return !answer_icmp(
@@ -346,9 +391,13 @@ static __always_inline bool answer(CTX *ctx, struct packet *p, const struct serv
 				p->family == 4 ? ICMP_UNREACHABLE_PORT : ICMPV6_UNREACHABLE_PORT,
 				0);
 	}
-	answer_numbers(p, route, reason);
+	if (LB_COOKIES && route->is_over != OVER_COOKIE)
+		__builtin_memset(synack, 0, __builtin_offsetof(struct synack, asked));
+	if (LB_COOKIES && route->is_over == OVER_COOKIE && !synack_make(ctx, p, route, synack))
+		return false;
+	answer_numbers(p, route, reason, synack);
 	step_ends();
-	return !answer_tcp(ctx, p);
+	return !answer_tcp(ctx, p, synack);
 }
 
 #endif

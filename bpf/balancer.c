@@ -93,9 +93,29 @@ move:
 		trace_client(p, EVENT_PACKET, &what);
 }
 
+/* Who answers a cookie ends a handshake, of which the SYN has opened no flow. */
+static __always_inline void open_acked(const struct packet *p, const struct walk *walk)
+{
+	struct backend_counters *counters = backend_counters_of(walk->route->backend);
+	struct ends ends = { p->saddr, p->daddr, p->sport, p->dport };
+	struct flow_warm *warm = flow_warm_of(&walk->flow);
+
+	count_cookie(walk->service->id);
+	flow_write_cold(p, &ends, walk->service->id, &walk->flow);
+	if (LB_WAITING && walk->service->flags & SERVICE_F_WAITING && warm)
+		waiting_open(p, warm, walk->route->backend, walk->flow.at->tag);
+	if (counters)
+		counters->established++;
+}
+
 static __always_inline void open_flow(const struct packet *p, const struct walk *walk)
 {
-	count_opened(walk->backend, walk->route->backend);
+	count_opened(walk->backend, walk->route->backend,
+		     LB_COOKIES ? mask_equal(walk->route->begins, 0) & 1 : 1);
+	if (LB_COOKIES && walk->route->begins) {
+		open_acked(p, walk);
+		return;
+	}
 	if (LB_WAITING && walk->service->flags & SERVICE_F_WAITING && p->tcp_flags & TCP_SYN)
 		waiting_syn(walk->flow.at->tag);
 }
@@ -115,13 +135,28 @@ static __always_inline bool is_of_nobody(const struct packet *p, const struct se
 	return service->forward == FORWARD_FULLNAT || (service->forward == FORWARD_NAT && !tells);
 }
 
+static __always_inline __u32 first_state(const struct route *route)
+{
+	return LB_COOKIES ? mask_choose(mask_equal(route->begins, 0), FLOW_EMBRYONIC, FLOW_ACKED) :
+			    FLOW_EMBRYONIC;
+}
+
 /* A backend for a new flow, and its record, unless new flows are held back. */
 static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *walk)
 {
-	const struct service *service = walk->service;
-	struct happening what = { .service = service->id };
+	struct scratch *room = scratch_room();
+	const struct service *service;
+	struct happening what = {};
 	int reason;
 
+	if (!room)
+		return REASON_INTERNAL;
+	/* In one place, wherever it was found: the verifier would follow all that comes for each. */
+	room->picked = *walk->service;
+	walk->service = &room->picked;
+	service = walk->service;
+	step_ends();
+	what.service = service->id;
 	reason = guard_first(ctx, p);
 	step_ends();
 	if (reason)
@@ -161,18 +196,21 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 	step_ends();
 	if (!walk->route->backend)
 		walk->route->backend = select_backend(p, service,
-						      select_scheduler(p, service, walk->flow.at),
+						      select_scheduler(p, service, walk->flow.at,
+								       walk->route->begins),
 						      &walk->route->ring);
 	step_ends();
 	walk->backend = backends.lookup(&walk->route->backend);
-	if (!walk->route->backend || !walk->backend)
+	if (!walk->route->backend || !walk->backend) {
+		walk->route->resets = (service->flags & SERVICE_F_RESET) != 0;
 		return REASON_NO_BACKEND;
+	}
 	what.backend = walk->route->backend;
 	if (!walk->route->opens) {
 		walk->flow.at->way = FLOW_WAYS;
 		return is_nat(walk->backend->forward) ? REASON_NO_FLOW : 0;
 	}
-	if (!flow_record(&walk->flow, walk->route->backend)) {
+	if (!flow_record(&walk->flow, walk->route->backend, first_state(walk->route))) {
 		count_not_recorded(service->id);
 		return is_nat(walk->backend->forward) ? REASON_NO_ROOM : 0;
 	}
@@ -208,22 +246,60 @@ static __always_inline bool may_answer(const struct packet *p, const struct walk
 {
 	__u32 state = slot_base(slot_state(walk->flow.at->word));
 
+	if (LB_COOKIES && walk->route->begins)
+		return true;
 	return LB_CHALLENGE && walk->service->flags & SERVICE_F_CHALLENGE &&
 	       p->tcp_flags & TCP_RST && (state == FLOW_EMBRYONIC || state == FLOW_CLOSING) &&
 	       !source_is_verified(p);
 }
 
-/* A RST where clients are challenged: no other balancer knows what they were asked. */
-static __always_inline bool is_for_us(const struct packet *p, const struct service *service)
+/* A RST where clients are challenged: no other balancer knows what they were asked.  And who
+ * begins a connection belongs to nobody so far.
+ */
+static __always_inline bool is_for_us(const struct packet *p, const struct walk *walk)
 {
-	return LB_CHALLENGE && service->flags & SERVICE_F_CHALLENGE && p->tcp_flags & TCP_RST;
+	if (LB_COOKIES && walk->route->begins)
+		return true;
+	return LB_CHALLENGE && walk->service->flags & SERVICE_F_CHALLENGE && p->tcp_flags & TCP_RST;
+}
+
+/* A flow that is established is not asked for a cookie; one that is over, or never began, may be of
+ * a connection with the same ports.
+ */
+static __always_inline bool may_begin(const struct walk *walk)
+{
+	__u32 state = slot_base(slot_state(walk->flow.at->word));
+
+	return !flow_is_recorded(&walk->flow) || state == FLOW_EMBRYONIC || state == FLOW_CLOSING;
+}
+
+/* The backend that a QUIC packet names itself, if that is alive. */
+static __always_inline void find_named(CTX *ctx, const struct packet *p, struct walk *walk)
+{
+	if (!LB_QUIC)
+		return;
+	walk->route->named = 0;
+	if (!walk->service->quic_id_len)
+		return;
+	walk->route->named = quic_backend(ctx, p, walk->service);
+	step_ends();
+	if (walk->route->named) {
+		walk->backend = backends.lookup(&walk->route->named);
+		if (!walk->backend || !(walk->backend->flags & BACKEND_F_ALIVE))
+			walk->route->named = 0;
+	}
+	step_ends();
+}
+
+static __always_inline bool is_not_elsewhere(const struct route *route)
+{
+	return !LB_QUIC || !route->named || route->named == route->backend;
 }
 
 /* A recorded flow stays where it is; any other is picked for and recorded. */
 static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct walk *walk)
 {
 	struct backend_counters *counters;
-	__u32 named = 0;
 	int reason;
 
 	flow_find(flow_hash(p, walk->service), &walk->flow);
@@ -231,13 +307,12 @@ static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct
 		return REASON_INTERNAL;
 	if (p->quote_off)
 		return find_quoted(p, walk);
-	if (LB_QUIC && walk->service->quic_id_len)
-		named = quic_backend(ctx, p, walk->service);
-	if (named) {
-		walk->backend = backends.lookup(&named);
-		if (!walk->backend || !(walk->backend->flags & BACKEND_F_ALIVE))
-			named = 0;
+	if (LB_COOKIES && may_begin(walk)) {
+		/* Through memory, as above. */
+		walk->route->begins = challenge_cookie(p, walk->service);
+		step_ends();
 	}
+	find_named(ctx, p, walk);
 	if (flow_is_recorded(&walk->flow) && !may_answer(p, walk)) {
 		if (slot_is_reset(walk->flow.at->word) && !(p->tcp_flags & TCP_SYN)) {
 			walk->route->is_over = OVER_KNOWN;
@@ -246,19 +321,19 @@ static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct
 		walk->route->backend = slot_backend(walk->flow.at->word);
 		walk->backend = backends.lookup(&walk->route->backend);
 		if (walk->backend && flow_stands(p, &walk->flow, walk->backend) &&
-		    (!named || named == walk->route->backend)) {
+		    is_not_elsewhere(walk->route)) {
 			counters = backend_counters_of(walk->route->backend);
 			refresh(ctx, p, walk, counters);
 			goto count;
 		}
 	}
-	if (LB_SYNC && !flow_is_recorded(&walk->flow) && !is_for_us(p, walk->service)) {
+	if (LB_SYNC && !flow_is_recorded(&walk->flow) && !is_for_us(p, walk)) {
 		walk->backend = peer_for(p, &walk->flow);
 		if (walk->backend)
 			return 0;
 		step_ends();
 	}
-	walk->route->backend = named;
+	walk->route->backend = LB_QUIC ? walk->route->named : 0;
 	reason = pick(ctx, p, walk);
 	if (reason)
 		return reason;
@@ -287,7 +362,7 @@ static __always_inline int bind(CTX *ctx, const struct packet *p, struct walk *w
 		warm->ack = 0; /* the server has said nothing so far: flow_is_proven() */
 	route_rewrite(walk->route, p, walk->backend);
 	if (LB_FULLNAT && walk->backend->forward == FORWARD_FULLNAT)
-		return nat_bind(p, walk->service, &walk->flow, warm, walk->route);
+		return nat_bind(p, &walk->flow, warm, walk->route);
 	return 0;
 }
 
@@ -382,6 +457,8 @@ int balancer(CTX *ctx)
 	route->service = 0;
 	route->backend = 0;
 	route->is_over = OVER_UNTOLD;
+	if (LB_COOKIES)
+		route->begins = 0;
 	walk.route = route;
 	walk.flow.at = &room->place;
 	ctx_pull(ctx, HEADERS_MAX);
@@ -402,13 +479,19 @@ int balancer(CTX *ctx)
 	if (reason)
 		goto out;
 	reason = forward(ctx, p, route, walk.backend);
+	if (reason == REASON_TOO_BIG)
+		route->mtu = walk.backend ? answer_mtu(walk.backend) : 0;
 	if (!reason && p->is_fragment && !p->is_later_fragment)
 		fragment_remember(p, room);
 out:
 	if (reason) {
+		/* Through memory: the verifier would follow each reason to the end. */
+		route->reason = reason;
+		step_ends();
+		reason = route->reason;
 		if (reason >= REASON_DROP) {
 			trace_drop(p, route, reason);
-			replied = answer(ctx, p, walk.service, walk.backend, route, reason);
+			replied = answer(ctx, p, route, reason);
 		}
 		count_reason(route->service, reason, replied);
 		if (reason < REASON_DROP && !(LB_SYNC && p->from_peer))

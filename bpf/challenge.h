@@ -17,43 +17,15 @@
 
 #include "hash.h"
 #include "budget.h"
+#include "cookie.h"
 #include "maps.h"
 #include "mask.h"
 #include "packet.h"
 #include "scratch.h"
+#include "siphash.h"
 
 #define VERIFIED_TICKS (600ULL * LB_HZ >> LB_TICK_SHIFT) /* ten minutes */
 #define CHALLENGE_EPOCH_SHIFT 4 /* ticks of four seconds: a number is good for a minute or two */
-
-struct sip {
-	__u64 v0, v1, v2, v3;
-};
-
-static __always_inline __u64 rotated(__u64 x, int bits)
-{
-	return x << bits | x >> (64 - bits);
-}
-
-static __always_inline void sip_round(struct sip *s)
-{
-	s->v0 += s->v1;
-	s->v1 = rotated(s->v1, 13) ^ s->v0;
-	s->v0 = rotated(s->v0, 32);
-	s->v2 += s->v3;
-	s->v3 = rotated(s->v3, 16) ^ s->v2;
-	s->v0 += s->v3;
-	s->v3 = rotated(s->v3, 21) ^ s->v0;
-	s->v2 += s->v1;
-	s->v1 = rotated(s->v1, 17) ^ s->v2;
-	s->v2 = rotated(s->v2, 32);
-}
-
-static __always_inline void sip_word(struct sip *s, __u64 word)
-{
-	s->v3 ^= word;
-	sip_round(s);
-	s->v0 ^= word;
-}
 
 /* A secret that the compiler does not see through: it is put in when the program is loaded. */
 static __always_inline __u64 secret(__u64 word)
@@ -62,26 +34,17 @@ static __always_inline __u64 secret(__u64 word)
 	return word;
 }
 
-/* SipHash-1-3 (Aumasson, Bernstein 2012) of the source, the ports, the service and the time.
- * Others see what comes out, so the hashes of hash.h will not do.
- */
+/* Of the source, the ports, the service and the time. */
 static __always_inline __u64 challenge_hash(const struct packet *p, const struct service *service,
 					    __u32 epoch)
 {
-	__u64 key0 = secret(LB_FLOW_KEY), key1 = secret(LB_FLOW_MUL1);
-	struct sip s = { key0 ^ 0x736f6d6570736575ULL, key1 ^ 0x646f72616e646f6dULL,
-			 key0 ^ 0x6c7967656e657261ULL, key1 ^ 0x7465646279746573ULL };
+	struct sip s = sip_begin(secret(LB_FLOW_KEY), secret(LB_FLOW_MUL1));
 
 	sip_word(&s, (__u64)p->saddr[1] << 32 | p->saddr[0]);
 	sip_word(&s, (__u64)p->saddr[3] << 32 | p->saddr[2]);
 	sip_word(&s, (__u64)ports_word(p->sport, p->dport) << 32 | (__u32)service->id << 16 |
 			     (epoch & 0xffff));
-	sip_word(&s, 24ULL << 56); /* the length in bytes */
-	s.v2 ^= 0xff;
-	sip_round(&s);
-	sip_round(&s);
-	sip_round(&s);
-	return s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
+	return sip_end(&s, 24);
 }
 
 static __always_inline __u32 challenge_epoch(void)
@@ -158,9 +121,30 @@ static __always_inline int challenge_syn(const struct packet *p, const struct se
 	if (p->l4_proto != L4_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN ||
 	    source_is_verified(p))
 		return 0;
+	if (LB_COOKIES && service->cookies) {
+		route->is_over = OVER_COOKIE;
+		route->forward = service->forward;
+		return REASON_CHALLENGED;
+	}
 	route->acknowledged = challenge_hash(p, service, challenge_epoch());
 	route->is_over = OVER_NOT;
 	return REASON_CHALLENGED;
+}
+
+/* Does it answer a SYN cookie?  The first ACK of a connection does, and what the client sends with
+ * it or, if it got lost, after it; and any balancer that has the key can tell.
+ */
+static __always_inline bool challenge_cookie(const struct packet *p, const struct service *service)
+{
+	struct cookie_secret *secret;
+	__u32 zero = 0;
+
+	if (!service->cookies || p->l4_proto != L4_TCP ||
+	    (p->tcp_flags & (TCP_SYN | TCP_RST | TCP_ACK)) != TCP_ACK)
+		return false;
+	secret = cookie_secret.lookup(&zero);
+	return secret &&
+	       cookie_is_ours(secret, p->saddr, p->sport, p->dport, p->seq - 1, p->ack - 1);
 }
 
 /* Anything else that belongs to no flow: of somebody who has not shown that it is there, it opens
@@ -171,6 +155,10 @@ static __always_inline int challenge_answered(const struct packet *p, const stru
 {
 	__u32 epoch = challenge_epoch();
 
+	if (LB_COOKIES && route->begins) {
+		source_verify(p);
+		return 0;
+	}
 	if (p->l4_proto != L4_TCP || source_is_verified(p))
 		return 0;
 	route->opens = 0;

@@ -43,6 +43,14 @@ static __always_inline void count_not_recorded(__u32 service)
 		c->not_recorded++;
 }
 
+static __always_inline void count_cookie(__u32 service)
+{
+	struct service_counters *c = service_counters_of(service);
+
+	if (c)
+		c->cookies++;
+}
+
 static __always_inline void count_not_replied(__u32 service)
 {
 	struct service_counters *c = service_counters_of(service);
@@ -81,13 +89,13 @@ static __always_inline void load_flows(const struct backend *backend, __u32 id, 
 		__sync_fetch_and_add(&all->open, (__s64)open);
 }
 
-static __always_inline void count_opened(const struct backend *backend, __u32 id)
+static __always_inline void count_opened(const struct backend *backend, __u32 id, __s32 embryonic)
 {
 	struct backend_counters *c = backend_counters_of(id);
 
 	if (c)
 		c->opened++;
-	load_flows(backend, id, 1, 1);
+	load_flows(backend, id, 1, embryonic);
 }
 
 /* A flow is open no more, or embryonic no more, or neither (1 or 0 each). */

@@ -191,10 +191,10 @@ static __always_inline void flow_reserve(struct flow *flow)
 /* Records a new flow at its backend, in the place that it has; true unless another CPU
  * was there first.
  */
-static __always_inline bool flow_record(struct flow *flow, __u32 backend)
+static __always_inline bool flow_record(struct flow *flow, __u32 backend, __u32 state)
 {
 	__u32 way = flow->at->way;
-	__u64 word = slot_word(flow->at->tag, backend, FLOW_EMBRYONIC, flow->at->now);
+	__u64 word = slot_word(flow->at->tag, backend, state, flow->at->now);
 	__u64 old = flow->at->word;
 	__u8 *last = flow_last_way(flow);
 

@@ -225,6 +225,10 @@ BPF_RINGBUF_OUTPUT(established, LB_SYNC ? 64 : 1);
 BPF_TABLE_PINNED7("array", u32, struct sync_counters, sync_count, LB_ROWS, LB_PINNED(sync_count),
 		  BPF_F_MMAPABLE);
 
+/* One element: keys and time of SYN cookies.  The agent writes. */
+BPF_TABLE_PINNED7("array", u32, struct cookie_secret, cookie_secret, 1, LB_PINNED(cookie_secret),
+		  BPF_F_MMAPABLE);
+
 /* One element that the agent writes; all but what can change is compiled into the program. */
 BPF_TABLE_PINNED7("array", u32, struct settings, settings, 1, LB_PINNED(settings), BPF_F_MMAPABLE);
 

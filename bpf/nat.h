@@ -102,15 +102,15 @@ static __always_inline __u64 nat_held(__u32 index, __u64 owner, __u32 now, bool 
 				(__u64)backend->timeout_ticks[slot_state(word)] + 2);
 }
 
-static __always_inline void nat_fill(struct nat_slot *slot, const struct packet *p,
-				     const struct service *service, __u32 backend, __u32 source)
+static __always_inline void nat_fill(struct nat_slot *slot, const struct packet *p, __u32 service,
+				     __u32 backend, __u32 source)
 {
 	__builtin_memcpy(slot->client, p->saddr, sizeof(slot->client));
 	__builtin_memcpy(slot->vip, p->daddr, sizeof(slot->vip));
 	slot->client_port = p->sport;
 	slot->vip_port = p->dport;
 	slot->backend = backend;
-	slot->service = service->id;
+	slot->service = service;
 	slot->l4_proto = p->l4_proto;
 	slot->family = p->family;
 	slot->source = source;
@@ -120,9 +120,8 @@ static __always_inline void nat_fill(struct nat_slot *slot, const struct packet 
  * that was given up rests as long as can be (the backend may keep the old
  * connection in TIME_WAIT).
  */
-static __always_inline int nat_take(const struct packet *p, const struct service *service,
-				    const struct flow *flow, struct flow_warm *warm,
-				    struct route *route, __u64 owner)
+static __always_inline int nat_take(const struct packet *p, const struct flow *flow,
+				    struct flow_warm *warm, struct route *route, __u64 owner)
 {
 	__u32 first = p->family == 4 ? 0 : NAT_SOURCES;
 	struct nat_source *source = nat_sources.lookup(&first);
@@ -170,16 +169,15 @@ static __always_inline int nat_take(const struct packet *p, const struct service
 		warm->nat = 0;
 		return REASON_NO_PORT;
 	}
-	nat_fill(taken, p, service, route->backend, first + number);
+	nat_fill(taken, p, route->service, route->backend, first + number);
 	return 0;
 }
 
 /* Sees to it that a recorded flow of fullnat, whose route is known but for that, has a source
  * and a port.
  */
-static __always_inline int nat_bind(const struct packet *p, const struct service *service,
-				    const struct flow *flow, struct flow_warm *warm,
-				    struct route *route)
+static __always_inline int nat_bind(const struct packet *p, const struct flow *flow,
+				    struct flow_warm *warm, struct route *route)
 {
 	__u64 owner = (__u64)(flow_slot(flow) + 1) << 32 | flow->at->tag;
 	__u32 index = warm->nat - 1, number;
@@ -188,7 +186,7 @@ static __always_inline int nat_bind(const struct packet *p, const struct service
 	int reason;
 
 	if (!warm->nat || !slot || slot->owner != owner || slot->backend != route->backend) {
-		reason = nat_take(p, service, flow, warm, route, owner);
+		reason = nat_take(p, flow, warm, route, owner);
 		if (reason)
 			return reason;
 		index = warm->nat - 1;

@@ -52,6 +52,7 @@ struct route {
 	__u32 acknowledged; /* REASON_CHALLENGED: by the answer */
 	__u32 service;      /* ids; 0: none */
 	__u32 backend;
+	__u32 named; /* by the QUIC packet itself; 0: none */
 	/* of a new flow: from where its backend is drawn; copied as one word */
 	struct zone_ring ring __attribute__((aligned(8)));
 	__u8 forward;     /* enum forward */
@@ -61,6 +62,10 @@ struct route {
 	__u8 challenge;   /* REASON_CHALLENGED, REASON_VERIFIED or 0 */
 	__u8 opens;       /* a flow, if it is of none */
 	__u8 refused;     /* why its source is not wanted, or 0 */
+	__u8 reason;      /* why it goes nowhere; else 0 */
+	__u8 resets;      /* REASON_NO_BACKEND: its sender is told */
+	__u16 mtu;        /* REASON_TOO_BIG: what its sender is told; 0: nothing */
+	__u8 begins;      /* a connection, though it is no SYN: it answers a SYN cookie */
 };
 
 /* Whether the sender of a packet of no flow is to learn that its connection is over. */
@@ -69,6 +74,7 @@ enum over {
 	OVER_KNOWN = 1, /* it was here */
 	OVER_UNKNOWN = 2,
 	OVER_NOT = 3, /* it has not begun, and its sender is asked to show itself (challenge.h) */
+	OVER_COOKIE = 4, /* likewise, and its SYN is answered for the server (cookie.h) */
 };
 
 /* What was last found under an address, a port and a protocol (service.h). */
@@ -88,9 +94,24 @@ struct limit_note {
 	__u32 way;
 };
 
+/* synack.h: the options of a SYN, and what it is answered. */
+struct synack {
+	__u64 at; /* of the next option */
+	__u32 mss;
+	__u32 scale; /* COOKIE_NO_SCALE: none */
+	__u32 sack;
+	__u32 has_stamp;
+	__be32 stamp; /* of the client */
+	__u32 cookie;
+	__u32 len; /* of the options below, in bytes */
+	__be32 options[5];
+	__u8 asked[64]; /* as they stand in the SYN, with zeros behind */
+};
+
 struct scratch {
 	struct found_service found[FOUND_SERVICES];
 	struct service service; /* that the packet is for, where it is not found by its port */
+	struct service picked;  /* likewise, while a backend is picked */
 	struct packet packet;
 	struct flow_place place;
 	struct route route;
@@ -105,6 +126,7 @@ struct scratch {
 	__u32 unused;
 	__u64 limits; /* limit.h: what is exceeded, bits by enum limit */
 	struct limit_note limit_notes[LIMIT_RATES];
+	struct synack synack;
 };
 
 /* One element of each CPU, for the packet in hand. */

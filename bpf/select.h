@@ -228,12 +228,14 @@ static __always_inline __u32 select_lowest(const struct service *service,
  * which the verifier would follow both ends through all of a scheduler.
  */
 static __always_inline __u32 select_scheduler(const struct packet *p, const struct service *service,
-					      const struct flow_place *place)
+					      const struct flow_place *place, bool begins)
 {
 	__u64 goes_on = mask_equal(p->l4_proto, L4_TCP) & mask_equal(p->tcp_flags & TCP_SYN, 0);
 	__u64 has_no_room = mask_less(FLOW_WAYS - 1, place->way);
 	__u64 is_source = mask_equal(service->scheduler, SCHEDULER_SOURCE);
 
+	if (LB_COOKIES)
+		goes_on &= mask_equal(begins, 0);
 	return mask_choose((goes_on | has_no_room) & ~is_source, SCHEDULER_MAGLEV,
 			   service->scheduler);
 }

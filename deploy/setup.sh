@@ -21,8 +21,8 @@ Installs what Steelyard needs, and Steelyard, into a virtual environment.
                           (default /opt/steelyard; with --dev: .venv in the checkout)
   --dev                   for development: an editable install, with the tools of `make test`
   --service               also install lbctl and lb-agent into /usr/local/bin, the systemd
-                          units lb-agent and lb-agent-failover, and
-                          /etc/steelyard/agent.yaml if there is none
+                          units lb-agent, lb-agent-failover and lb-agent-companion, and
+                          an example of /etc/steelyard/agent.yaml
   --node                  for a GPU host that only runs the node agent: neither BCC nor BPF
                           is needed; with --service the unit lb-agent-node
   --offline               never use the network: Python packages come from the directories
@@ -282,7 +282,7 @@ install_configuration() {
 
 install_service() {
 	local command name changed=""
-	local units=(lb-agent lb-agent-failover)
+	local units=(lb-agent lb-agent-failover lb-agent-companion)
 	[[ -z "$node" ]] || units=(lb-agent-node)
 	for command in lbctl lb-agent; do
 		[[ "$(readlink "/usr/local/bin/$command")" != "$prefix/bin/$command" ]] || continue

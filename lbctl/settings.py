@@ -150,6 +150,11 @@ _SETTINGS = (
         help="tcp: whether new clients have to show that they are at their address.",
     ),
     click.option(
+        "--syn-cookies/--no-syn-cookies",
+        default=None,
+        help="With --syn-protection, where servers run `lb-agent companion`: SYN cookies instead.",
+    ),
+    click.option(
         "--allow",
         callback=_names,
         metavar="LIST[,LIST]",

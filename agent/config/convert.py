@@ -42,6 +42,8 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
         tunnel_source_v4=globals_.tunnel_source.ipv4,
         tunnel_source_v6=globals_.tunnel_source.ipv6,
         gue_port=globals_.gue.port,
+        companion_key_file=globals_.companion.key_file,
+        companion_port=globals_.companion.port,
         nat=Nat(nat.sources_ipv4, nat.sources_ipv6, *nat.ports),
         kernel_headers=globals_.kernel_headers,
         tables=Tables(
@@ -84,6 +86,7 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         slow_start_s=section.slow_start,
         no_backend=section.no_backend,
         syn_protection=section.syn_protection if is_tcp else SynProtection.OFF,
+        syn_cookies=section.syn_cookies and is_tcp,
         allow=section.allow,
         deny=section.deny,
         limits=section.limits.model(),

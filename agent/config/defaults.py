@@ -43,6 +43,7 @@ PROTOCOL_KEYS: dict[str, Protocol] = {
     "learn_speed": Protocol.TCP,
     "quic_server_id_bytes": Protocol.UDP,
     "syn_protection": Protocol.TCP,
+    "syn_cookies": Protocol.TCP,
 }
 DEFAULT_SCHEDULER = Scheduler.LEAST_LOAD
 DEFAULT_PROTOCOL = Protocol.TCP

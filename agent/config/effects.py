@@ -167,6 +167,12 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
         yield f"if no backend is left for new flows, {_WITHOUT_BACKEND[new.no_backend]}"
     if old.syn_protection is not new.syn_protection:
         yield _CHALLENGED[new.syn_protection]
+    if old.syn_cookies is not new.syn_cookies:
+        yield (
+            "for that, they get SYN cookies, while every server's companion takes them"
+            if new.syn_cookies
+            else "they get no SYN cookies"
+        )
     if (old.allow, old.deny) != (new.allow, new.deny):
         yield f"{_admitted(new)} may begin a flow; {_STAY}"
     if old.limits != new.limits:

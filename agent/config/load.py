@@ -47,7 +47,7 @@ from agent.config.telemetry_schema import (
     TelemetrySection,
 )
 from agent.errors import ConfigError
-from agent.model import Config
+from agent.model import Config, Forward, SynProtection
 
 # What a service inherits key by key.
 _MERGED: dict[str, type[Section]] = {
@@ -142,7 +142,8 @@ def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, objec
     """``above`` over ``below``; its sections key by key.
 
     A change of the health type, scheduler or protocol leaves behind what the new one has no use
-    for; from one telemetry or node type to another, all but the times.
+    for, and so does a service that cannot give SYN cookies; from one telemetry or node type to
+    another, all but the times.
     """
     result = copy.deepcopy(below) | copy.deepcopy(above)
     for key in _left_behind(below, result) - above.keys():
@@ -168,7 +169,7 @@ def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, objec
 
 
 def _left_behind(before: dict[str, object], after: dict[str, object]) -> set[str]:
-    """The keys that another scheduler or protocol has no use for."""
+    """The keys that another scheduler or protocol has no use for, or that need another key."""
     keys: set[str] = set()
     for name, default, users in (
         ("scheduler", DEFAULT_SCHEDULER.value, SCHEDULER_KEYS),
@@ -177,6 +178,11 @@ def _left_behind(before: dict[str, object], after: dict[str, object]) -> set[str
         value = after.get(name) or default
         if value != (before.get(name) or default):
             keys |= {key for key, user in users.items() if user.value != value}
+    # `off` without quotes is a boolean in YAML.
+    if after.get("syn_protection") in (None, False, SynProtection.OFF.value) or after.get(
+        "forward"
+    ) in (Forward.NAT.value, Forward.FULLNAT.value):
+        keys.add("syn_cookies")
     return keys
 
 

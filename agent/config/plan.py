@@ -22,6 +22,8 @@ from agent.model import Backend, Config, Service
 # or the table by which others know this agent.
 LIVE_FIELDS = frozenset(
     {
+        "companion.key_file",
+        "companion.port",
         "manage_vips",
         "hash_seed",
         "tunnel_source.ipv4",

@@ -24,6 +24,7 @@ from agent.config.failover_schema import (
 )
 from agent.config.kinds import Kind
 from agent.config.schema import (
+    CompanionSection,
     GlobalSection,
     GueSection,
     NatSection,
@@ -128,6 +129,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`tables`", TablesSection),
     ("`tunnel_source`", TunnelSourceSection),
     ("`gue`", GueSection),
+    ("`companion`", CompanionSection),
     ("`nat`", NatSection),
     ("`failover`", FailoverSection),
     ("`failover.instances[]`", InstanceSection),

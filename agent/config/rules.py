@@ -15,7 +15,7 @@ from agent.config.defaults import (
 from agent.config.document import Path, Problem
 from agent.config.schema import GlobalSection
 from agent.config.service_schema import BackendSection, ServiceSection
-from agent.model import ANY_PORT, Address, CheckKind, Protocol
+from agent.model import ANY_PORT, Address, CheckKind, Protocol, SynProtection
 
 
 def check(
@@ -33,6 +33,7 @@ def check(
             yield from _families(service, service.section)
             yield from _prefix_bits(service, service.section)
             yield from _quic(service, service.section, where)
+            yield from _cookies(service, service.section, globals_)
             yield from _health(service, service.section)
     yield from nat_rules.check(services, where)
     yield from load_rules.check(services, globals_)
@@ -123,6 +124,31 @@ def _prefix_bits(service: Candidate, section: ServiceSection) -> Iterator[Proble
             (*service.path, "source_prefix"),
             f"clients of an IPv4 VIP have addresses of 32 bits, not {bits}",
             "give a number from 1 to 32",
+        )
+
+
+def _cookies(
+    service: Candidate, section: ServiceSection, globals_: GlobalSection | None
+) -> Iterator[Problem]:
+    if not section.syn_cookies or section.protocol is not Protocol.TCP:
+        return
+    path = (*service.path, "syn_cookies")
+    if section.forward.is_nat:
+        yield Problem(
+            path,
+            f"a server of {section.forward.value} cannot take them: it has other addresses in its "
+            "connections than the client has",
+            "remove it: clients are challenged then; or set forward to dsr, ipip or gue",
+        )
+    elif section.syn_protection is SynProtection.OFF:
+        yield Problem(
+            path, "means nothing without syn_protection", "set syn_protection to auto or always"
+        )
+    elif globals_ is not None and globals_.companion.key_file is None:
+        yield Problem(
+            path,
+            "needs a key that balancers and servers share",
+            "set companion.key_file; docs/operations.md says how the key is made",
         )
 
 

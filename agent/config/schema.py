@@ -90,6 +90,21 @@ class GueSection(Section):
     )
 
 
+class CompanionSection(Section):
+    """`lb-agent companion` on the servers, for `syn_cookies` of a service."""
+
+    key_file: kinds.AbsolutePath | None = Field(
+        _CONFIG.companion_key_file,
+        description="A file with the key that balancers and servers share: a line of 32 "
+        "hexadecimal digits, as of `openssl rand -hex 16`, and a second one while the key "
+        "changes. It is read again when it changes.",
+    )
+    port: net.Port = Field(
+        _CONFIG.companion_port,
+        description="The TCP port at which the companions of all servers answer.",
+    )
+
+
 class NatSection(Section):
     """From where `forward: fullnat` speaks to the backends.
 
@@ -174,6 +189,10 @@ class GlobalSection(Section):
     gue: GueSection = Field(
         default_factory=lambda: GueSection.model_validate({}),
         description="What `forward: gue` needs.",
+    )
+    companion: CompanionSection = Field(
+        default_factory=lambda: CompanionSection.model_validate({}),
+        description="What `syn_cookies` needs.",
     )
     nat: NatSection = Field(
         default_factory=lambda: NatSection.model_validate({}),

@@ -237,6 +237,12 @@ class DefaultsSection(Section):
         "is at its address, which costs it 10 ms to 3 s once in ten minutes. `auto`: while the "
         "service gets a flood of SYNs of which nothing follows. See security.md.",
     )
+    syn_cookies: bool = Field(
+        _SERVICE.syn_cookies,
+        description="With `syn_protection`, for `dsr`, `ipip` and `gue`: clients get SYN cookies "
+        "instead of being challenged, which costs them no time, while every server that can get "
+        "flows runs `lb-agent companion` with the key of `companion.key_file`.",
+    )
     allow: net.ListNames = Field(
         _SERVICE.allow,
         description="If given: only sources that are on one of these `lists` may begin a flow.",

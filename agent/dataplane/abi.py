@@ -258,7 +258,8 @@ SERVICE = np.dtype(
         ("port_last", "u2"),
         ("vip_bits", "u1"),
         ("limits", "u1"),
-        ("pad", "u1", (4,)),
+        ("cookies", "u1"),
+        ("pad", "u1", (3,)),
     ]
 )
 RING_LINE = np.dtype([("backend", "u2", (RING_LINE_SLOTS,))])
@@ -387,7 +388,8 @@ SERVICE_COUNTERS = np.dtype(
         ("gone_established", "u8"),
         ("gone_reply_packets", "u8"),
         ("gone_reply_bytes", "u8"),
-        ("pad", "u8", (4,)),
+        ("cookies", "u8"),
+        ("pad", "u8", (3,)),
     ]
 )
 GUARD_NODE = np.dtype([("entry", "u4", (GUARD_NODE_ENTRIES,))])
@@ -464,6 +466,17 @@ SETTINGS = np.dtype(
         ("pad2", "u4", (2,)),
     ]
 )
+COOKIE_KEYS = 2
+COOKIE_SECRET = np.dtype(
+    [
+        ("key", "u8", (2,)),
+        ("other", "u8", (2,)),
+        ("keys", "u8"),
+        ("wall_ns", "i8"),
+        ("mtu", "u2"),
+        ("pad", "u1", (14,)),
+    ]
+)
 
 STRUCTS: dict[str, np.dtype[np.void]] = {
     "flow_bucket": FLOW_BUCKET,
@@ -511,6 +524,7 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "sync_counters": SYNC_COUNTERS,
     "event": EVENT,
     "trace_control": TRACE_CONTROL,
+    "cookie_secret": COOKIE_SECRET,
     "settings": SETTINGS,
 }
 

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -96,6 +97,81 @@ def compile_program(
 
     Raises DataplaneError when the compiler or the verifier refuses; their messages go to stderr.
     """
+    started = time.monotonic()
+    handle = _compiled(text, function, definitions, headers)
+    try:
+        fd = handle.load_func(function.encode(), int(kind)).fd
+        code = handle.dump_func(function.encode())
+    except Exception as error:
+        raise _refused(function, error) from error
+    info = libbpf.program_info(fd)
+    if not info.btf_id:
+        raise DataplaneError(
+            "the kernel has no BTF of the program, so its layout cannot be checked",
+            where=function,
+            remedy="use a kernel with CONFIG_DEBUG_INFO_BTF (Debian 13, Ubuntu 24.04 have it)",
+        )
+    layout = btf.parse(libbpf.btf_data(info.btf_id))
+    tables = {libbpf.map_info(table).name: table for table in _tables(handle)}
+    seconds = time.monotonic() - started
+    return Compiled(fd, tables, info, layout, seconds, kind, _release(handle), code=code)
+
+
+def compile_calling(
+    text: str,
+    function: str,
+    definitions: Mapping[str, str],
+    kind: ProgramType,
+    calls: Mapping[int, str],
+) -> Compiled:
+    """As ``compile_program``, for a program that calls functions of the kernel (kfuncs), which BCC
+    cannot: it calls helpers of numbers that no helper has, ``calls``, and the functions of these
+    names are put in their places. Without a layout.
+    """
+    started = time.monotonic()
+    handle = _compiled(text, function, definitions, KernelHeaders.SHIPPED)
+    try:
+        code = with_kfuncs(
+            handle.dump_func(function.encode()),
+            {number: libbpf.kernel_function(name) for number, name in calls.items()},
+        )
+        fd = libbpf.program_load(function, code, kind)
+    except OSError as error:
+        raise _refused(function, error) from error
+    tables = {libbpf.map_info(table).name: table for table in _tables(handle)}
+    release = _release(handle)
+
+    def close() -> None:
+        os.close(fd)
+        release()
+
+    nothing = btf.Btf({}, {}, {})
+    seconds = time.monotonic() - started
+    return Compiled(fd, tables, libbpf.program_info(fd), nothing, seconds, kind, close, code=code)
+
+
+_CALL = 0x85  # BPF_JMP | BPF_CALL
+_KFUNC = 2  # BPF_PSEUDO_KFUNC_CALL
+_INSTRUCTION_BYTES = 8
+
+
+def with_kfuncs(code: bytes, functions: Mapping[int, int]) -> bytes:
+    """Machine code in which the calls of helpers of these numbers are calls of the functions with
+    these BTF ids of the kernel (Documentation/bpf/standardization/instruction-set.rst).
+    """
+    changed = bytearray(code)
+    for at in range(0, len(code), _INSTRUCTION_BYTES):
+        op, registers, _, number = struct.unpack_from("=BBhi", code, at)
+        if op == _CALL and number in functions:
+            source = registers & 0x0F | _KFUNC << 4
+            struct.pack_into("=BBhi", changed, at, op, source, 0, functions[number])
+    return bytes(changed)
+
+
+def _compiled(
+    text: str, function: str, definitions: Mapping[str, str], headers: KernelHeaders
+) -> Any:
+    """BCC's handle of a program that is not loaded yet."""
     bpf = _bcc()
     if headers is KernelHeaders.SHIPPED:
         os.environ["BCC_KERNEL_SOURCE"] = str(sources.header_tree())
@@ -110,35 +186,28 @@ def compile_program(
         "-fno-strict-aliasing",
         *(f"-D{name}={value}" for name, value in definitions.items()),
     ]
-    started = time.monotonic()
     try:
-        handle = bpf(text=text.encode(), cflags=flags)
-        fd = handle.load_func(function.encode(), int(kind)).fd
-        code = handle.dump_func(function.encode())
+        return bpf(text=text.encode(), cflags=flags)
     except Exception as error:
-        raise DataplaneError(
-            f"the program does not compile or load: {error}",
-            where=function,
-            remedy="`lbctl doctor` checks the kernel and BCC; the compiler's messages are above",
-        ) from error
-    info = libbpf.program_info(fd)
-    if not info.btf_id:
-        raise DataplaneError(
-            "the kernel has no BTF of the program, so its layout cannot be checked",
-            where=function,
-            remedy="use a kernel with CONFIG_DEBUG_INFO_BTF (Debian 13, Ubuntu 24.04 have it)",
-        )
-    layout = btf.parse(libbpf.btf_data(info.btf_id))
-    tables = {libbpf.map_info(table).name: table for table in _tables(handle)}
+        raise _refused(function, error) from error
 
+
+def _refused(function: str, error: Exception) -> DataplaneError:
+    return DataplaneError(
+        f"the program does not compile or load: {error}",
+        where=function,
+        remedy="`lbctl doctor` checks the kernel and BCC; the compiler's messages are above",
+    )
+
+
+def _release(handle: Any) -> Callable[[], None]:
     def release() -> None:
         # BCC keeps every program to the end of the process, for probes that it would detach.
         atexit.unregister(handle.cleanup)
         handle.cleanup()
         _give_back_memory()
 
-    seconds = time.monotonic() - started
-    return Compiled(fd, tables, info, layout, seconds, kind, release, code=code)
+    return release
 
 
 def _tables(handle: Any) -> list[int]:

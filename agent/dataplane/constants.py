@@ -53,6 +53,7 @@ class Features:
     reset: bool = False
     zones: bool = False
     challenge: bool = False
+    cookies: bool = False
     guard: bool = False
     limits: bool = False
     sync: bool = False
@@ -101,6 +102,7 @@ def needed_features(
         reset=any(s.no_backend is NoBackend.RESET for s in services),
         zones=any(has_levels(s) for s in services),
         challenge=any(s.syn_protection is not SynProtection.OFF for s in services),
+        cookies=any(s.gives_cookies for s in services),
         guard=blocks or any(s.allow or s.deny for s in services),
         limits=any(s.limits.is_any for s in services),
         sync=sync,

@@ -20,6 +20,8 @@ _SYNC = ("untold", "passed_on", "not_passed", "taken", "strangers")
 class ServiceCounts:
     """``gone``: what the backends that were removed had counted, but for answers.
 
+    ``cookies``: connections that SYN cookies have begun.
+
     ``replied``: packets that the packet path answered itself; ``not_replied``: that it would have
     answered, but there were too many.
     """
@@ -29,6 +31,7 @@ class ServiceCounts:
     not_recorded: int
     replied: int
     not_replied: int
+    cookies: int
     gone: BackendCounts
 
 
@@ -77,7 +80,7 @@ def _service(rows: Table) -> ServiceCounts:
     gone = BackendCounts(**{name: _sum(rows, f"gone_{name}") for name in _GONE})
     return ServiceCounts(
         drops, passed, _sum(rows, "not_recorded"), _sum(rows, "replied"), _sum(rows, "not_replied"),
-        gone,
+        _sum(rows, "cookies"), gone,
     )  # fmt: skip
 
 

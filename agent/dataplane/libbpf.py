@@ -27,6 +27,7 @@ XDP_DRV_MODE = 0x4
 XDP_REPLACE = 0x10
 _HELPER_JIFFIES64 = 118
 _TC_INGRESS = 1
+_BTF_KIND_FUNC = 12
 _PROG_INFO_BYTES = 232
 _READS = 5  # of a table that changes while it is read
 
@@ -269,6 +270,22 @@ def btf_data(btf_id: int) -> bytes:
         return data.raw
     finally:
         os.close(fd)
+
+
+def kernel_function(name: str) -> int:
+    """The BTF id of a function of the running kernel; OSError if there is none of that name."""
+    lib = _lib()
+    lib.btf__load_vmlinux_btf.restype = ctypes.c_void_p
+    kernel = lib.btf__load_vmlinux_btf()
+    if not kernel:
+        raise OSError(errno.ENOENT, "the kernel has no BTF", name)
+    try:
+        found: int = lib.btf__find_by_name_kind(
+            ctypes.c_void_p(kernel), name.encode(), _BTF_KIND_FUNC
+        )
+        return _checked(found, name)
+    finally:
+        lib.btf__free(ctypes.c_void_p(kernel))
 
 
 def program_load(

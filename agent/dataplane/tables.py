@@ -83,6 +83,7 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
         "service_count": array(abi.SERVICE_COUNTERS, size.services * size.rows),
         "trace": array(abi.TRACE_CONTROL, 1),
         "sync_count": array(abi.SYNC_COUNTERS, size.rows),
+        "cookie_secret": array(abi.COOKIE_SECRET, 1),
         "settings": array(abi.SETTINGS, 1),
     }
 
@@ -185,6 +186,7 @@ class SharedTables:
             size.rows, size.services
         )
         self.trace = self._array("trace", abi.TRACE_CONTROL)
+        self.cookie_secret = self._array("cookie_secret", abi.COOKIE_SECRET)
         self.settings = self._array("settings", abi.SETTINGS)
         self.sync_count = self._array("sync_count", abi.SYNC_COUNTERS)
 

@@ -59,6 +59,12 @@ def _service_backends(snapshot: Snapshot) -> Iterator[Sample]:
             yield (service.service.name, state.value), counts[state]
 
 
+def _cookies_ready(snapshot: Snapshot) -> Iterator[Sample]:
+    for each in snapshot.services:
+        if each.service.gives_cookies:
+            yield (each.service.name,), int(not each.cookies_problem)
+
+
 def _service_info(snapshot: Snapshot) -> Iterator[Sample]:
     for each in snapshot.services:
         service = each.service
@@ -322,6 +328,27 @@ _SERVICE_FAMILIES = (
         "1 while new clients have to show that they are at their address (`syn_protection`).",
         _SERVICE,
         each_service(lambda s: int(s.challenges)),
+    ),
+    Family(
+        "steelyard_service_gives_cookies",
+        Kind.GAUGE,
+        "1 while new clients get SYN cookies instead of being challenged (`syn_cookies`).",
+        _SERVICE,
+        each_service(lambda s: int(s.cookies)),
+    ),
+    Family(
+        "steelyard_service_cookies_ready",
+        Kind.GAUGE,
+        "Of a service with `syn_cookies`: 1 while all servers that can get flows take them.",
+        _SERVICE,
+        _cookies_ready,
+    ),
+    Family(
+        "steelyard_service_cookie_connections_total",
+        Kind.COUNTER,
+        "Connections that clients have begun by answering a SYN cookie.",
+        _SERVICE,
+        each_service(lambda s: s.cookies_taken),
     ),
     Family(
         "steelyard_service_flows",

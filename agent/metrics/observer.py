@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -92,11 +92,13 @@ class Observer:
         weigher: Weigher,
         rebalancer: Rebalancer,
         resets: Mapping[BackendRef, int],
+        cookie_problem: Callable[[Service], str],
     ) -> None:
         self._dataplane = dataplane
         self._weigher = weigher
         self._rebalancer = rebalancer
         self._resets = resets
+        self._cookie_problem = cookie_problem
         self._sampled = _Sampled()
         self._window = OpenedWindow()
         self._latencies = LatencyWindow()
@@ -164,7 +166,10 @@ class Observer:
                 backends[ref] = Counters.of(readings.of_backend(ident))
                 counts = counters.add(counts, readings.of_backend(ident))
             syns[service.name] = Syns(
-                counts.opened, counts.established, lost[_CHALLENGED], lost[_VERIFIED]
+                counts.opened,
+                counts.established,
+                lost[_CHALLENGED],
+                lost[_VERIFIED] + own.cookies,
             )
         self.syns = syns
         before = self._sampled
@@ -268,6 +273,9 @@ class Observer:
             draws=entry.draws if entry and entry.draws else None,
             spill_over=zones.spills(situation.config.zones, service, found),
             challenges=bool(entry and entry.challenge),
+            cookies=bool(entry and entry.cookies),
+            cookies_taken=readings.services[service_id].cookies,
+            cookies_problem=self._cookie_problem(service),
         )
         return service_snapshot(service, of_service, tuple(backends))
 

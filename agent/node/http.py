@@ -5,15 +5,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
 
 from agent import guarded
-from agent.errors import ListenError
 
-_SHUTDOWN_S = 2.0
 _MOST_NAMES = 64
 _LONGEST_NAME = 64
 
@@ -32,35 +29,19 @@ class Pages:
         self._metrics = metrics
         self._content_type = content_type
         self._health = health
-        self._runner: web.AppRunner | None = None
-        self._listener: asyncio.Server | None = None
+        self._listening: guarded.Listening | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and say on which port; raises ListenError when it is taken."""
         app = web.Application(client_max_size=1024)
         app.add_routes([web.get("/metrics", self._page), web.get("/health", self._well)])
-        self._runner = guarded.runner(app, _SHUTDOWN_S)
-        await self._runner.setup()
-        server = self._runner.server
-        assert server is not None  # noqa: S101 (setup made it)
-        connection = guarded.Guarded(server)
-        try:
-            self._listener = await asyncio.get_running_loop().create_server(connection, host, port)
-        except OSError as error:
-            await self._runner.cleanup()
-            raise ListenError(
-                f"cannot listen for scrapes: {error.strerror or error}",
-                where=f"{host}:{port}",
-                remedy="choose a free local address with --listen",
-            ) from error
-        return int(self._listener.sockets[0].getsockname()[1])
+        self._listening = await guarded.listen(app, host, port)
+        return self._listening.port
 
     async def stop(self) -> None:
         """Take no more requests, and let those in progress end."""
-        if self._listener is not None:
-            self._listener.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._listening is not None:
+            await self._listening.stop()
 
     async def _page(self, request: web.Request) -> web.Response:
         body = self._metrics(_engine(request))

@@ -65,6 +65,9 @@ class ServiceParts:
     draws: int | None = None
     spill_over: tuple[str, ...] = ()
     challenges: bool = False
+    cookies: bool = False
+    cookies_taken: int = 0
+    cookies_problem: str = ""
 
 
 def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
@@ -113,4 +116,7 @@ def service_snapshot(
         draws=parts.draws,
         spill_over=parts.spill_over,
         challenges=parts.challenges,
+        cookies=parts.cookies,
+        cookies_taken=parts.cookies_taken,
+        cookies_problem=parts.cookies_problem,
     )

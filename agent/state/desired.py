@@ -42,6 +42,7 @@ class Surroundings:
     draws: Mapping[str, int] = field(default_factory=dict)  # by service, if not as configured
     pick_seed: int = 0
     flooded: frozenset[str] = frozenset()  # services that get SYNs of nobody
+    companions: frozenset[str] = frozenset()  # services whose servers all take SYN cookies
 
 
 def desired(config: Config, ids: Identities, around: Surroundings) -> TableContents:
@@ -91,6 +92,9 @@ def _service_entry(
     is_source, is_least_load = scheduler is Scheduler.SOURCE, scheduler is Scheduler.LEAST_LOAD
     bound = loads.bound(service.source_bound) if is_source else 0
     draws = min(around.draws.get(service.name, service.draws), service.draws)
+    challenge = service.syn_protection is SynProtection.ALWAYS or (
+        service.syn_protection is SynProtection.AUTO and service.name in around.flooded
+    )
     return ServiceEntry(
         id=ids.service_id(service),
         salt=ids.salt(service),
@@ -108,8 +112,8 @@ def _service_entry(
         port_last=key.port_last or 0,
         vip_bits=key.vip_bits,
         zones=has_levels(service),
-        challenge=service.syn_protection is SynProtection.ALWAYS
-        or (service.syn_protection is SynProtection.AUTO and service.name in around.flooded),
+        challenge=challenge,
+        cookies=challenge and service.syn_cookies and service.name in around.companions,
         limits_new=service.limits.on_new_flows,
         limits_packets=service.limits.packets_per_source is not None,
         limits_held=service.limits.on_what_is_held,

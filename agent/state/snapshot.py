@@ -164,6 +164,9 @@ class ServiceSnapshot:
     draws: int | None = None  # least-load: backends compared now
     spill_over: tuple[str, ...] = ()  # where new flows go beyond their first level, and why
     challenges: bool = False  # new clients have to show now that they are at their address
+    cookies: bool = False  # and get SYN cookies for that
+    cookies_taken: int = 0  # connections that these have begun
+    cookies_problem: str = ""  # why `syn_cookies` gives none
 
 
 @dataclass(frozen=True, slots=True)

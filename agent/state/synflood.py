@@ -69,6 +69,15 @@ def challenged_in(config: Config, held: TableContents) -> frozenset[str]:
     )
 
 
+def cookies_in(config: Config, held: TableContents) -> frozenset[str]:
+    """The services whose new clients get SYN cookies, by what the tables hold."""
+    return frozenset(
+        service.name
+        for service in config.services
+        if (entry := held.services.get(slot_of(service.key))) and entry.cookies
+    )
+
+
 def begin(now_s: float, syns: Syns, *, flooded: bool = False) -> Watch:
     """The first reading; ``flooded``: an agent before this one has found it so."""
     return Watch(now_s, syns, flooded=flooded, loud_s=now_s)

@@ -74,6 +74,7 @@ class ServiceEntry:
     port_last: int = 0  # of a range
     vip_bits: int | None = None  # of a prefix
     challenge: bool = False  # new clients have to show that they are at their address
+    cookies: bool = False  # and get SYN cookies for that
     limits_new: bool = False  # there is a rate of new flows,
     limits_packets: bool = False  # of the packets of a source,
     limits_held: bool = False  # and a limit of what a source has open, or waiting

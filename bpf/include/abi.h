@@ -288,7 +288,8 @@ struct service {
 	__u16 port_last;  /* of a range: its last port; 0: no range */
 	__u8 vip_bits;    /* SERVICE_F_PREFIX: length of the prefix */
 	__u8 limits;      /* SERVICE_LIMITS_* */
-	__u8 pad[4];
+	__u8 cookies;     /* clients that are challenged get SYN cookies (cookie.h) */
+	__u8 pad[3];
 };
 _Static_assert(sizeof(struct service) == 40, "service");
 
@@ -626,7 +627,8 @@ struct service_counters {
 	__u64 gone_established;
 	__u64 gone_reply_packets;
 	__u64 gone_reply_bytes;
-	__u64 pad[4];
+	__u64 cookies; /* each CPU's: connections that a SYN cookie has begun */
+	__u64 pad[3];
 };
 _Static_assert(sizeof(struct service_counters) == 320, "five cache lines");
 
@@ -703,5 +705,17 @@ struct settings {
 	__u32 pad2[2];
 };
 _Static_assert(sizeof(struct settings) == 64, "settings");
+
+/* The balancer's and the companion's, in either a table of one element.  The agents write. */
+#define COOKIE_KEYS 2
+struct cookie_secret {
+	__u64 key[2];   /* with which SYN cookies are made (cookie.h) */
+	__u64 other[2]; /* that are taken too, while the key changes */
+	__u64 keys;     /* how many there are */
+	__s64 wall_ns;  /* what the wall clock (UTC) is ahead of the monotonic one */
+	__u16 mtu;      /* balancer: of the way to clients, bytes of IP packet */
+	__u8 pad[14];
+};
+_Static_assert(sizeof(struct cookie_secret) == 64, "cookie_secret");
 
 #endif

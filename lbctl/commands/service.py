@@ -168,7 +168,13 @@ _NO_BACKEND = {
 
 
 def _syn_protection(data: Mapping[str, Any]) -> str:
-    now = "new clients are challenged" if data["challenges_clients"] else "nobody is challenged now"
+    now = "nobody is challenged now"
+    if data["challenges_clients"]:
+        now = (
+            "new clients get SYN cookies" if data["gives_cookies"] else "new clients are challenged"
+        )
+    if data["cookies_problem"]:
+        now += f" (no SYN cookies: {data['cookies_problem']})"
     return f"{data['syn_protection']}: {now}"
 
 

@@ -96,6 +96,7 @@ def all_features() -> tuple[Service, ...]:
     services = (
         Service("any", ServiceKey(vip6, 0, tcp), Forward.IPIP, Scheduler.SOURCE),
         Service("v4", ServiceKey(vip4, 80, tcp), Forward.GUE, Scheduler.ROUND_ROBIN,
+                syn_protection=SynProtection.AUTO, syn_cookies=True,
                 backends=(Backend("near", IPv4Address("10.0.0.7"), zone="east"),)),
         Service("range", ServiceKey(vip4, 8000, tcp, port_last=8010), Forward.NAT,
                 Scheduler.LEAST_CONN, no_backend=NoBackend.RESET,
@@ -252,7 +253,8 @@ class Rig(Records):
         found = verdicts(self.config, health, hops)
         seed = self.config.hash_seed or 0
         ifindex, ticks = self.dataplane.ifindex, self.clock.ticks
-        around = Surroundings(found, hops, ifindex, ticks, pick_seed=seed)
+        companions = frozenset(each.name for each in services)
+        around = Surroundings(found, hops, ifindex, ticks, pick_seed=seed, companions=companions)
         done = asyncio.run(self.reconciler.run(self.config, around))
         self.ids = done.ids
         wanted = {self.ids.service_id(each): each.limits for each in services}

@@ -65,6 +65,7 @@ SELDOM = (
     "held",
     "challenged",
     "verified",
+    "cookie",
     "blocked",
     "denied",
     "not-allowed",
@@ -102,7 +103,7 @@ def services(clock: Clock) -> tuple[Service, ...]:
     few = Limits(Rate(6, HOUR), Rate(9, HOUR), Rate(12, HOUR))
     reset: dict[str, object] = {"no_backend": NoBackend.RESET}
     shy: dict[str, object] = {"syn_protection": SynProtection.ALWAYS}
-    add("web", 80, Forward.DSR, four, **shy)
+    add("web", 80, Forward.DSR, four, **shy, syn_cookies=True)
     add("dns", 53, Forward.DSR, four, deny=("bad",), limits=few, **udp)
     add("any", 0, Forward.DSR, four, vip="203.0.113.77")
     add("source", 90, Forward.DSR, four, scheduler=Scheduler.SOURCE, source_bits=24, source_bound=0)
@@ -114,7 +115,7 @@ def services(clock: Clock) -> tuple[Service, ...]:
     add("tun6u", 444, Forward.IPIP, mixed, vip=VIP6, **udp)
     add("gue4", 500, Forward.GUE, mixed, deny=("bad",), guard=GuardMode.DRY_RUN, limits=few)
     add("gue4u", 501, Forward.GUE, mixed, **udp, **reset)
-    add("gue6", 500, Forward.GUE, mixed, vip=VIP6, guard=GuardMode.OFF)
+    add("gue6", 500, Forward.GUE, mixed, vip=VIP6, guard=GuardMode.OFF, **shy, syn_cookies=True)
     add("gue6u", 501, Forward.GUE, mixed, vip=VIP6, **udp)
     add("below", 100, Forward.IPIP, four, vip="198.18.0.0", vip_bits=24, port_last=300)
     add("nat4", 8080, Forward.NAT, four, (None, 80, 8080), deny=("bad",), allow=("good",), **shy)

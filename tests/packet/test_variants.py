@@ -48,10 +48,15 @@ OURS = ARCHES.get(platform.machine())
 NAMES = [field.name for field in fields(Features)]
 
 
+def whole(features: Features) -> Features:
+    """With what one of them is nothing without."""
+    return replace(features, challenge=features.challenge or features.cookies)
+
+
 def combinations(count: int) -> list[Features]:
     """Some of the million, always the same ones."""
     draw = random.Random(2)
-    return [Features(**{n: draw.random() < 0.5 for n in NAMES}) for _ in range(count)]
+    return [whole(Features(**{n: draw.random() < 0.5 for n in NAMES})) for _ in range(count)]
 
 
 # Of any two features every way is in one of these.
@@ -62,7 +67,7 @@ VARIANTS = [
     Features(),
     ALL_FEATURES,
     *PAIRS,
-    *(pytest.param(Features(**{name: True}), marks=pytest.mark.soak) for name in NAMES),
+    *(pytest.param(whole(Features(**{name: True})), marks=pytest.mark.soak) for name in NAMES),
 ]
 
 
@@ -87,6 +92,7 @@ def services_for(features: Features) -> tuple[Service, ...]:
             schedulers[n % len(schedulers)], backends=near, count_waiting=features.waiting,
             no_backend=NoBackend.RESET if features.reset else NoBackend.DROP,
             syn_protection=SynProtection.AUTO if features.challenge else SynProtection.OFF,
+            syn_cookies=features.cookies,
             deny=("some",) if features.guard else (),
             limits=Limits(new_flows=Rate(1000, 1)) if features.limits else Limits(),
         )

@@ -31,6 +31,7 @@ from agent.model import (
     Scheduler,
     Service,
     ServiceKey,
+    SynProtection,
     Tables,
     Telemetry,
     TelemetryKind,
@@ -220,6 +221,8 @@ def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service
     quic = draw(st.none() | st.integers(1, 8)) if not tcp else None
     asked_elsewhere = key.port == 0
     waiting = draw(st.booleans()) if tcp else False
+    protection = draw(st.sampled_from(SynProtection)) if tcp else SynProtection.OFF
+    may_give = protection is not SynProtection.OFF and not forward.is_nat
     service = Service(
         name=name,
         key=key,
@@ -236,6 +239,8 @@ def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service
         count_waiting=waiting,
         slow_start_s=draw(st.integers(0, 3600).map(float) | st.floats(0, 3600)),
         no_backend=draw(st.sampled_from(NoBackend)),
+        syn_protection=protection,
+        syn_cookies=draw(st.booleans()) if may_give else False,
         quic_id_bytes=quic,
         telemetry=draw(telemetries(asked_elsewhere)),
         node=draw(nodes),
@@ -327,6 +332,8 @@ configs = st.builds(
     tunnel_source_v4=st.none() | st.just(IPv4Address("10.0.0.2")),
     tunnel_source_v6=st.none() | st.just(IPv6Address("fd00::2")),
     gue_port=st.integers(1, 65535),
+    companion_key_file=st.just(Path("/etc/steelyard/cookies.key")),
+    companion_port=st.integers(1, 65535),
     nat=st.builds(
         Nat,
         sources_v4=st.lists(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import yaml
 from hypothesis import given, settings
@@ -24,6 +25,14 @@ from tests.property.configurations import KNOWN_ZONES, configs, service_lists
 some = settings(max_examples=examples(60))
 
 
+PLAIN_CONFIG = Config(
+    name="default",
+    interface="eth0",
+    zones=KNOWN_ZONES,
+    companion_key_file=Path("/etc/steelyard/cookies.key"),
+)
+
+
 @some
 @given(configs)
 def test_what_is_written_is_read_again(config: Config) -> None:
@@ -40,7 +49,7 @@ def test_nothing_lies_between_a_configuration_and_itself(config: Config) -> None
 @some
 @given(service_lists, service_lists)
 def test_a_plan_leads_all_the_way(before: tuple[Service, ...], after: tuple[Service, ...]) -> None:
-    old = Config(name="default", interface="eth0", services=before, zones=KNOWN_ZONES)
+    old = dataclasses.replace(PLAIN_CONFIG, services=before)
     new = dataclasses.replace(old, services=after)
     changes = plan(old, new)
     assert all(change.effect for change in changes)
@@ -53,7 +62,7 @@ def test_a_plan_leads_all_the_way(before: tuple[Service, ...], after: tuple[Serv
 def test_applying_services_makes_them_equal(
     before: tuple[Service, ...], after: tuple[Service, ...]
 ) -> None:
-    old = Config(name="default", interface="eth0", services=before, zones=KNOWN_ZONES)
+    old = dataclasses.replace(PLAIN_CONFIG, services=before)
     new = dataclasses.replace(old, services=after)
     edit = Edit(EditOp.SERVICES_APPLY, values={"services": document(new)["services"]})
     assert apply_edit(old, edit) == new

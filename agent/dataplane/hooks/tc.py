@@ -27,26 +27,28 @@ _NO_CLSACT = "the kernel has no clsact (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_B
 _KNOWN = {
     errno.ENOENT: _NO_CLSACT,
     errno.EOPNOTSUPP: _NO_CLSACT,
-    errno.EINVAL: f"another kind of filter has priority {PRIORITY} at tc ingress",
+    errno.EINVAL: "another kind of filter has priority {priority} at tc ingress",
     errno.EEXIST: "another program came first",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TcPlace:
-    """Our filter on one interface."""
+    """A filter of ours on one interface."""
 
     ifindex: int
+    priority: int = PRIORITY
+    name: str = NAME
 
     def current(self) -> int:
-        return libbpf.tc_query(self.ifindex, HANDLE, PRIORITY)
+        return libbpf.tc_query(self.ifindex, HANDLE, self.priority)
 
     def put(self, fd: int, over: int) -> None:
         def change(netlink: IPRoute) -> None:
             with _tolerated(errno.EEXIST):
                 netlink.tc("add", "clsact", index=self.ifindex)
             command = "replace-filter" if over else "add-filter"
-            netlink.tc(command, **self._filter(), fd=fd, name=NAME, direct_action=True)
+            netlink.tc(command, **self._filter(), fd=fd, name=self.name, direct_action=True)
 
         _by_netlink(change)
 
@@ -55,7 +57,8 @@ class TcPlace:
             _by_netlink(lambda netlink: netlink.tc("del-filter", **self._filter()))
 
     def why(self, error: OSError) -> str:
-        return _KNOWN.get(error.errno or 0, os.strerror(error.errno or 0))
+        known = _KNOWN.get(error.errno or 0, os.strerror(error.errno or 0))
+        return known.format(priority=self.priority)
 
     def _filter(self) -> dict[str, object]:
         return {
@@ -63,7 +66,7 @@ class TcPlace:
             "index": self.ifindex,
             "parent": _INGRESS,
             "handle": HANDLE,
-            "prio": PRIORITY,
+            "prio": self.priority,
             "protocol": _ETH_P_ALL,
         }
 

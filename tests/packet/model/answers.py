@@ -14,6 +14,7 @@ from tests.packet.model.read import (
     is_host,
 )
 from tests.packet.model.services import Member, Target
+from tests.packet.model.synack import WINDOW
 from tests.packet.model.write import outer_length
 from tests.packet.pieces import header
 from tests.packet.wires import checksum, pseudo_header
@@ -39,9 +40,11 @@ def answer(
     *,
     is_over: bool = False,
     secret: int | None = None,
+    options: bytes | None = None,
 ) -> bytes | None:
     """The frame that the sender gets; ``own``: from which address it is told, ``is_over``: it
-    was sent on a connection that is over; ``secret``: what it is to send back.
+    was sent on a connection that is over; ``secret``: what it is to send back, if it has
+    ``options`` to a SYN-ACK.
     """
     if not _is_due(read):
         return None
@@ -49,6 +52,9 @@ def answer(
         return _icmp(read, own, TIME_EXCEEDED, 0)
     if reason == "too-big" and member and target:
         return _icmp(read, own, TOO_BIG, member.mtu - outer_length(member, target.forward))
+    if secret is not None and options is not None:
+        numbers = (secret, (read.seq + 1) % 2**32)
+        return None if read.ident else _segment(read, numbers, SYN | ACK, options, WINDOW)
     if secret is not None:
         return None if read.ident or read.flags & RST else _challenge(read, secret)
     if is_over and read.protocol == TCP_NUMBER and read.ident is None:
@@ -89,10 +95,14 @@ def _reset(read: Reading) -> bytes:
     return _segment(read, (0, end % 2**32), RST | ACK)
 
 
-def _segment(read: Reading, numbers: tuple[int, int], flags: int) -> bytes:
+def _segment(
+    read: Reading, numbers: tuple[int, int], flags: int, options: bytes = b"", window: int = 0
+) -> bytes:
     assert read.ends is not None
+    length = 20 + len(options)
     ports = struct.pack("!HH", read.ends.dport, read.ends.sport)
-    blank = ports + struct.pack("!IIBBHHH", *numbers, 5 << 4, flags, 0, 0, 0)
-    check = checksum(pseudo_header(read.dst, read.src, TCP_NUMBER, 20) + blank).to_bytes(2)
-    head = header(read.dst, read.src, TCP_NUMBER, 20)
+    blank = ports + struct.pack("!IIBBHHH", *numbers, length // 4 << 4, flags, window, 0, 0)
+    blank += options
+    check = checksum(pseudo_header(read.dst, read.src, TCP_NUMBER, length) + blank).to_bytes(2)
+    head = header(read.dst, read.src, TCP_NUMBER, length)
     return _framed(read, head + blank[:16] + check + blank[18:])

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Any
 
+from tests.packet.cookies import LINUX, WINDOWS, mss_option, timestamps
 from tests.packet.frames import ROUTER_MAC
+from tests.packet.model.flows import SYN
 from tests.packet.model.mirror import Mirror
 from tests.packet.model.mutations import mutated
 from tests.packet.model.read import TCP_NUMBER, Ends, read
@@ -44,6 +46,10 @@ ERRORS = {4: ((3, 1), (3, 3), (3, 4), (4, 0), (11, 0), (12, 0), (5, 0), (8, 0)),
 # RFC 791, section 3.1: nothing, more of it, the end, record route, loose and strict source route
 OPTIONS = (b"\1" * 4, b"\1" * 4, b"\1" * 12, b"\1" * 40, bytes(4), b"\7\7\4\0\0\0\0\0",
            b"\1\x83\3\4", b"\7\7\4\0\0\0\0\1\x89\7\4\x0a\0\0\1\0")  # fmt: skip
+# What SYNs come with: as Linux and Windows send them, and what nobody sends.
+TCP_OPTIONS = (LINUX, LINUX, WINDOWS, mss_option(536), mss_option(8960) + b"\1" * 8, b"\1" * 40,
+               timestamps(5) + b"\3\3\xff\0", b"\3\0\1\1", b"\2\4\5\xb4" * 9,
+               LINUX + LINUX)  # fmt: skip
 STRANGE = {4: ("127.0.0.1", "0.1.2.3", "224.0.0.1", "255.255.255.255"),
            6: ("::1", "::ffff:192.0.2.1", "ff02::1")}  # fmt: skip
 MOST = 40  # of each kind are remembered
@@ -169,7 +175,9 @@ class History:
         if packet.flags == "S" and not self._one(0.1):
             length = 0
         packet = replace(packet, payload=draw.randbytes(length), unsummed=False, trailer=b"",
-                         ip_options=b"")  # fmt: skip
+                         ip_options=b"", options=b"")  # fmt: skip
+        if packet.flags and "S" in packet.flags and self._one(0.6):
+            packet = replace(packet, options=draw.choice(TCP_OPTIONS))
         if packet.is_ipv4 and self._one(0.06):
             packet = replace(packet, ip_options=draw.choice(OPTIONS))
         if packet.flags is None:
@@ -310,7 +318,7 @@ class History:
         self.mirror.set_backend(self.draw.choice(names), alive=alive, usable=usable)
 
     def _obey(self) -> None:
-        """A client resets what it has not asked for, or a stranger guesses."""
+        """A client resets what it has not asked for, or ends its handshake; a stranger guesses."""
         if not self._challenged:
             return
         told = read(self.draw.choice(self._challenged))
@@ -318,8 +326,15 @@ class History:
         ends, seq = told.ends, int.from_bytes(told.packet[told.at + 8 : told.at + 12])
         if self._one(0.2):
             seq ^= 1 << self.draw.randrange(32)
-        reset = Packet(ends.dst, ends.src, ends.dport, ends.sport, flags="R", seq=seq)
-        self._send(reset.ip)
+        there = (ends.dst, ends.src, ends.dport, ends.sport)
+        if not told.packet[told.at + 13] & SYN:
+            self._send(Packet(*there, flags="R", seq=seq).ip)
+            return
+        ack = int.from_bytes(told.packet[told.at + 4 : told.at + 8]) + 1
+        flags, data = self.draw.choice((("A", b""), ("A", b""), ("PA", b"GET"), ("FA", b"")))
+        packet = Packet(*there, payload=data, flags=flags, seq=seq, ack=ack)
+        if self._send(packet.ip):
+            self.done["cookie"] += 1
 
     def _forget(self) -> None:
         self.mirror.forget_sources()

@@ -14,6 +14,8 @@ from ipaddress import ip_network
 
 import numpy as np
 
+from agent.companion.keys import Keys as CookieKeys
+from agent.companion.keys import packed as cookie_row
 from agent.dataplane import abi, contents
 from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.libbpf import TestRun
@@ -110,6 +112,8 @@ class Mirror:
             Keys(keys.key, keys.mul0, keys.mul1, size.flow_buckets),
             self.around.zones,
         )  # fmt: skip
+        row = cookie_row(CookieKeys((self.model.cookie_key,)), 0)
+        rig.tables.cookie_secret.view("u1")[:] = bytearray(row)
         self._read_rings(down)
 
     # -- what is configured
@@ -144,6 +148,7 @@ class Mirror:
             },
             number=self.rig.service_id(each.name),
             challenges=each.syn_protection is SynProtection.ALWAYS,
+            cookies=each.gives_cookies,
             allow=each.allow,
             deny=each.deny,
             guard=each.guard.value,
@@ -232,6 +237,8 @@ class Mirror:
     def send(self, frame: bytes) -> Outcome:
         """Both must make the same of it."""
         until_ns = self._hold()
+        # By the program's clock it is always the first moment of all.
+        self.rig.tables.cookie_secret["wall_ns"] = -time.monotonic_ns()
         self.rig.budgets[:] = 0  # how many answers there were by now depends on the host's speed
         done = self.rig.send(frame)
         self.model.held = self.held and (time.monotonic_ns() < until_ns or self._held_one_more())
@@ -307,3 +314,7 @@ class Observed:
 
     def port(self, flow: Flow) -> tuple[int, int] | None:
         return self.mirror.port_at(flow.place)
+
+    def clock(self, at: int) -> bytes:
+        """What is said to be the time, in a frame from that byte on."""
+        return self.done.data[at : at + 4]

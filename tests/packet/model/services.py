@@ -50,6 +50,7 @@ class Target:
     timeouts: dict[str, int]  # by state, in ticks
     number: int = 0  # its id
     challenges: bool = False  # who begins a connection has to show that it is there
+    cookies: bool = False  # by what it answers to a SYN-ACK
     allow: tuple[str, ...] = ()  # names of lists
     deny: tuple[str, ...] = ()
     guard: str = "enforce"

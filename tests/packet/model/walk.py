@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Protocol
 
 from agent.model import Zone
-from tests.packet.model import answers, write
+from tests.packet.model import answers, synack, write
 from tests.packet.model.flows import ACK, FIN, RST, SYN, Flow, FlowTable, Keys
 from tests.packet.model.hashes import KEY, challenge_hash, draw, masked, tuple_hash
 from tests.packet.model.ports import Ports
@@ -34,6 +34,7 @@ class Choices(Protocol):
 
     def member(self, target: Target, flow: Flow | None) -> Member: ...
     def port(self, flow: Flow) -> tuple[int, int] | None: ...
+    def clock(self, at: int) -> bytes: ...
 
 
 class IllegalError(Exception):
@@ -119,6 +120,7 @@ class Model:
         self.held = False  # nobody gets a new flow
         self.blocked: Sequence[IPv4Network | IPv6Network] = ()
         self.lists: Mapping[str, Sequence[IPv4Network | IPv6Network]] = {}
+        self.cookie_key = bytes(range(16))
         self.verified: set[bytes] = set()  # sources that have shown that they are there
         self.asked: Counter[tuple[int, str, bytes]] = Counter()  # of services, within limits
 
@@ -145,11 +147,20 @@ class Model:
         # nat: to a backend we are the VIP, not the client that it has talked to
         if case.is_reply and case.to and self.ports.number_of(own) is None:
             own = case.to.src
-        secret = None
+        secret, options = None, None
         if reason == "challenged" and case.target and case.read.ends:
             secret = self._challenge_to(case.target, case.read.ends)
+            if case.target.cookies and case.read.flags & SYN:
+                secret, options = self._synack(case, case.target, case.read.ends)
         told = answers.answer(
-            case.read, reason, case.target, case.member, own, is_over=case.is_over, secret=secret
+            case.read,
+            reason,
+            case.target,
+            case.member,
+            own,
+            is_over=case.is_over,
+            secret=secret,
+            options=options,
         )
         return Outcome("tx" if told else "drop", told or b"", reason, told is not None)
 
@@ -201,6 +212,8 @@ class Model:
         flow = self.flows.find(target, ends)
         if case.read.quote:
             self._quoted(case, target, flow)
+        elif self._answers_cookie(case.read, target, ends, flow):
+            self._new_flow(case, target, ends, is_shown=True)
         elif (
             flow
             and flow.stands(case.read.flags, self.now, self.held)
@@ -275,14 +288,17 @@ class Model:
                   if net.version == address.version and address in net]  # fmt: skip
         return max(around, default=(0, ""))[1]
 
-    def _new_flow(self, case: Case, target: Target, ends: Ends) -> None:
+    def _new_flow(self, case: Case, target: Target, ends: Ends, *, is_shown: bool = False) -> None:
         self._guard(case.read, ends)
         if case.read.flags & (SYN | ACK) != SYN:
             self._listed(target, ends)
         if self.held:
             raise RefusedError("held")
         case.opens = not case.read.flags & (FIN | RST)
-        self._answered(case, target, ends)
+        if is_shown:
+            self.verified.add(packed(ends.src)[:8])
+        else:
+            self._answered(case, target, ends)
         if is_of_nobody(case.read, target):
             case.is_over = True
             raise RefusedError("no-flow")
@@ -293,12 +309,9 @@ class Model:
         member = next(iter(usable), None) if is_free else self._pick(target, ends)
         if member is None:
             raise RefusedError("no-backend")
-        if case.opens:
-            case.flow = self.flows.record(target, ends, member, self.now)
-            if case.flow is None and target.is_nat:
-                raise RefusedError("no-room")
-        elif target.is_nat:  # the end of a connection that nobody knows opens nothing
-            raise RefusedError("no-flow")
+        self._record(case, target, ends, member)
+        if case.flow and is_shown:
+            case.flow.state, case.flow.seq = "acked", case.read.seq
         if is_free:
             member = case.choices.member(target, case.flow)
             if member not in usable:
@@ -306,6 +319,14 @@ class Model:
         if case.flow:
             case.flow.member = member
         case.member = member
+
+    def _record(self, case: Case, target: Target, ends: Ends, member: Member) -> None:
+        if case.opens:
+            case.flow = self.flows.record(target, ends, member, self.now)
+            if case.flow is None and target.is_nat:
+                raise RefusedError("no-room")
+        elif target.is_nat:  # the end of a connection that nobody knows opens nothing
+            raise RefusedError("no-flow")
 
     def _is_stranger(self, target: Target, ends: Ends) -> bool:
         """Nobody has shown to be there, and has to."""
@@ -328,6 +349,34 @@ class Model:
             raise RefusedError("verified")
         if flags & RST:
             raise RefusedError("challenged")
+
+    def _answers_cookie(
+        self, found: Reading, target: Target, ends: Ends, flow: Flow | None
+    ) -> bool:
+        """The first ACK of a connection whose SYN was answered in the server's name."""
+        if not target.cookies or not target.challenges or ends.protocol != TCP_NUMBER:
+            return False
+        if found.flags & (SYN | RST | ACK) != ACK:
+            return False
+        if flow and flow.state not in ("embryonic", "closing"):
+            return False
+        cookie, isn = (found.ack - 1) % 2**32, (found.seq - 1) % 2**32
+        ports = (ends.sport, ends.dport)
+        return not cookie >> 7 & 1 and cookie == synack.signed(
+            self.cookie_key, ends.src, ports, isn, 0, cookie & 0xFF
+        )
+
+    def _synack(self, case: Case, target: Target, ends: Ends) -> tuple[int, bytes]:
+        """The cookie and the options of the answer to a SYN. Time stands still."""
+        found = case.read
+        length = (found.packet[found.at + 12] >> 4) * 4
+        said = synack.said_in(found.packet[found.at + 20 : found.at + length])
+        cookie = synack.number(
+            self.cookie_key, ends.src, (ends.sport, ends.dport), found.seq, said, 0
+        )
+        mss = synack.ANNOUNCED[found.version] - synack.TAKES[target.forward]
+        at = found.l3 + (20 if found.version == 4 else 40) + 28
+        return cookie, synack.answered(said, mss, case.choices.clock(at))
 
     def _challenge_to(self, target: Target, ends: Ends) -> int:
         """Time stands still, so it is always the same."""

@@ -86,6 +86,19 @@ def test_limits_are_merged_with_those_of_defaults_and_none_takes_one_away() -> N
     )
 
 
+def test_cookies_of_the_defaults_are_for_the_services_that_can_give_them() -> None:
+    config = load(
+        service(name="m", syn_protection="auto"),
+        service(name="n", port=81, syn_protection="auto", forward="nat"),
+        service(name="o", port=82),
+        defaults={"syn_cookies": True},
+        companion={"key_file": "/etc/steelyard/cookies.key"},
+    )
+    assert [one.gives_cookies for one in config.services] == [True, False, False]
+    assert config.companion_key_file == Path("/etc/steelyard/cookies.key")
+    assert config.companion_port == 9120
+
+
 def test_everything_around_forwarding_becomes_the_model() -> None:
     config = load(
         hook="tc",
@@ -259,6 +272,22 @@ services:
         (
             {"limits": {"waiting_per_source": 9}, "count_waiting": False},
             "services[0].limits.waiting_per_source: needs count_waiting",
+        ),
+        (
+            {"syn_cookies": True},
+            "services[0].syn_cookies: means nothing without syn_protection",
+        ),
+        (
+            {"syn_cookies": True, "syn_protection": "auto"},
+            "services[0].syn_cookies: needs a key that balancers and servers share",
+        ),
+        (
+            {"syn_cookies": True, "syn_protection": "auto", "forward": "nat"},
+            "services[0].syn_cookies: a server of nat cannot take them",
+        ),
+        (
+            {"syn_cookies": True, "protocol": "udp"},
+            "services[0].syn_cookies: means nothing for a udp service",
         ),
         (
             {"limits": {"waiting_per_source": "8MBit"}},

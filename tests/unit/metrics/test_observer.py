@@ -95,7 +95,7 @@ class World:
         return next(self.ids.backend_id(service, b) for b in service.backends if b.name == name)
 
     def observer(self) -> Observer:
-        return Observer(self.dataplane, self.weigher, self.rebalancer, {})
+        return Observer(self.dataplane, self.weigher, self.rebalancer, {}, lambda _: "")
 
     def look(self) -> Snapshot:
         observer = self.observer()

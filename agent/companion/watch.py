@@ -1,0 +1,222 @@
+"""Watches, on a balancer, whether the servers of a service take SYN cookies; where one of them does
+not, clients are challenged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import aiohttp
+import structlog
+
+from agent.companion import page
+from agent.companion.keys import Keys, packed, read_keys, wall_ahead_ns
+from agent.dataplane.program import Dataplane
+from agent.errors import SteelyardError
+from agent.model import Address, BackendRef, Config, Service
+from agent.network.netlink import Netlink
+from agent.state.eligibility import Eligibility
+from agent.telemetry.fetch import failure_words
+
+log = structlog.get_logger()
+
+EVERY_S = 2.0
+TIMEOUT_S = 2.0
+_UNREAD = "the key file was not read so far"
+MISSES = 3  # in a row, until a companion that was there counts as gone
+INTERNET_MTU = 1500
+ADOPTED_S = 10.0  # a service goes on with cookies so long, until its companions have answered
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """An answer. ``apart_s``: what its clock was ahead of ours when it came."""
+
+    told: page.Told
+    apart_s: float
+
+    @property
+    def verdict(self) -> tuple[object, ...]:
+        """What of it decides: not the time, as long as that is right."""
+        told, is_apart = self.told, abs(self.apart_s) > page.CLOCKS_APART_S
+        return told.keys, told.vips, told.problem, is_apart
+
+
+type Answer = _Heard | str  # or why there is none
+
+
+class Companions:
+    """The companions of all servers of services with ``syn_cookies``, and our key."""
+
+    def __init__(self, dataplane: Dataplane, wake: Callable[[], None]) -> None:
+        self._dataplane = dataplane
+        self._wake = wake
+        self._config: Config | None = None
+        self._keys: Keys | None = None
+        self._key_problem = _UNREAD
+        self._answers: dict[Address, Answer] = {}
+        self._misses: dict[Address, int] = {}
+        self._adopted: frozenset[str] = frozenset()
+        self._adopted_until = 0.0
+        self._said: dict[str, str] = {}  # what is in the way of a service's cookies
+        self._changed = asyncio.Event()
+
+    def adopt(self, services: frozenset[str]) -> None:
+        """These services have given cookies when the agent began."""
+        self._adopted = services
+        self._adopted_until = time.monotonic() + ADOPTED_S
+
+    def aim(self, config: Config) -> None:
+        """Watch the servers of this configuration."""
+        self._config = config
+        wanted = self._addresses()
+        self._answers = {a: answer for a, answer in self._answers.items() if a in wanted}
+        self._misses = {a: misses for a, misses in self._misses.items() if a in wanted}
+        self._changed.set()
+
+    def problem(self, service: Service, found: Mapping[BackendRef, Eligibility]) -> str:
+        """Why clients of a service are challenged instead; empty: nothing is in the way."""
+        if self._keys is None:
+            return self._key_problem or _UNREAD
+        problems = [
+            (backend.name, why)
+            for backend in service.backends
+            if found[BackendRef(service.name, backend.name)].usable
+            and (why := self._lacks(backend.address, service.key.vip))
+        ]
+        return page.in_words(problems)
+
+    def said(self, service: Service) -> str:
+        """The same, as of the last pass."""
+        return self._said.get(service.name, "") if service.gives_cookies else ""
+
+    def _lacks(self, address: Address, vip: Address) -> str:
+        answer = self._answers.get(address, "its companion was not asked so far")
+        if isinstance(answer, str):
+            return answer
+        signing = self._keys.names[0] if self._keys else ""
+        return page.lacking(answer.told, signing, vip, answer.apart_s)
+
+    def ready(self, config: Config, found: Mapping[BackendRef, Eligibility]) -> frozenset[str]:
+        """The services whose usable servers all take our cookies."""
+        adopted = self._adopted if time.monotonic() < self._adopted_until else frozenset()
+        ready = set()
+        for service in config.services:
+            if not service.gives_cookies:
+                continue
+            problem = self.problem(service, found)
+            if service.name in adopted and problem and not self._all_asked(service):
+                problem = ""
+            self._say(service.name, problem)
+            if not problem:
+                ready.add(service.name)
+        return frozenset(ready)
+
+    def _all_asked(self, service: Service) -> bool:
+        return all(backend.address in self._answers for backend in service.backends)
+
+    def _say(self, name: str, problem: str) -> None:
+        if self._said.get(name) == problem:
+            return
+        if problem:
+            log.warning("no SYN cookies: clients are challenged", service=name, problem=problem)
+        elif name in self._said:
+            log.info("SYN cookies can be given", service=name)
+        self._said[name] = problem
+
+    async def run(self) -> None:
+        """Ask, every two seconds, while anybody has to be asked."""
+        while True:
+            try:
+                await self._round()
+            except Exception:  # this task's root
+                log.exception("asking companions broke")
+            if self._addresses():
+                await asyncio.sleep(EVERY_S)
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def _round(self) -> None:
+        config = self._config
+        wanted = self._addresses()
+        if config is None or not wanted:
+            return
+        self._tell_program(config, await _mtu(config.interface))
+        before = (self._keys, dict(self._answers))
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        connector = aiohttp.TCPConnector(limit=32, force_close=True)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            asked = [self._ask(session, address, config.companion_port) for address in wanted]
+            answers = await asyncio.gather(*asked)
+        for address, answer in zip(wanted, answers, strict=True):
+            self._take(address, answer)
+        if _verdicts(before[1]) != _verdicts(self._answers) or before[0] != self._keys:
+            self._wake()
+
+    def _tell_program(self, config: Config, mtu: int) -> None:
+        """The keys, and what the wall clock is ahead: the packet path has no other."""
+        path, problem = config.companion_key_file, ""
+        try:
+            self._keys = read_keys(path) if path else None
+        except SteelyardError as error:
+            problem = str(error)  # what was read before stands: a file may be half written
+        if problem and problem != self._key_problem:
+            log.error("the key of SYN cookies", problem=problem)
+        self._key_problem = problem
+        row = packed(self._keys, wall_ahead_ns(), mtu)
+        self._dataplane.tables.cookie_secret.view("u1")[:] = bytearray(row)
+
+    async def _ask(self, session: aiohttp.ClientSession, address: Address, port: int) -> Answer:
+        host = f"[{address}]" if address.version == 6 else str(address)
+        try:
+            async with session.get(f"http://{host}:{port}{page.PATH}") as response:
+                if response.status != 200:
+                    return f"port {port} answers {response.status}, so it is no companion's"
+                told = page.parsed(await response.content.read(page.MOST_BYTES))
+                return _Heard(told, told.time_s - time.time())
+        except ValueError:
+            return f"what answers at port {port} is no companion"
+        except TimeoutError:
+            return f"no companion answers at port {port}: no answer in {TIMEOUT_S:g} s"
+        except aiohttp.ClientError as error:
+            cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            return f"no companion answers at port {port}: {failure_words(cause)}"
+
+    def _take(self, address: Address, answer: Answer) -> None:
+        if isinstance(answer, _Heard):
+            self._misses[address] = 0
+            self._answers[address] = answer
+            return
+        misses = self._misses[address] = self._misses.get(address, MISSES - 1) + 1
+        if misses >= MISSES:
+            self._answers[address] = answer
+
+    def _addresses(self) -> list[Address]:
+        if self._config is None:
+            return []
+        return list(
+            dict.fromkeys(
+                backend.address
+                for service in self._config.services
+                if service.gives_cookies
+                for backend in service.backends
+            )
+        )
+
+
+def _verdicts(answers: Mapping[Address, Answer]) -> dict[Address, object]:
+    return {
+        address: answer if isinstance(answer, str) else answer.verdict
+        for address, answer in answers.items()
+    }
+
+
+async def _mtu(interface: str) -> int:
+    """Of the interface, as far as the Internet goes; 0 if there is no such interface."""
+    async with Netlink() as netlink:
+        link = await netlink.link(interface)
+    return min(link.mtu, INTERNET_MTU) if link else 0

@@ -1,0 +1,38 @@
+"""What a companion tells, and what a balancer makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from agent.companion.page import Told, in_words, lacking, parsed, rendered
+
+VIP = ip_address("10.0.0.10")
+TOLD = Told(("aa", "bb"), ("10.0.0.10", "fd00::10"), 1000.5)
+
+
+def test_what_is_told_is_understood():
+    assert parsed(rendered(TOLD)) == TOLD
+    assert parsed(rendered(replace(TOLD, problem="x"))).problem == "x"
+    assert parsed(b'{"keys": [], "vips": [], "time_s": 1, "later": 2}') == Told((), (), 1.0)
+
+
+@pytest.mark.parametrize(
+    "page", [b"", b"<html>", b"[]", b"{}", b"3", b'{"keys": 1, "vips": [], "time_s": 1}',
+             b'{"keys": [], "vips": [], "time_s": "soon"}', b"\xff\xfe"]
+)  # fmt: skip
+def test_anything_else_is_no_companion(page: bytes):
+    with pytest.raises(ValueError, match="no page of a companion"):
+        parsed(page)
+
+
+def test_why_a_server_would_not_take_a_cookie():
+    assert lacking(TOLD, "bb", VIP, 0.0) == ""
+    assert lacking(TOLD, "cc", VIP, 0.0) == "its companion has another key"
+    assert "10.0.0.11" in lacking(TOLD, "aa", ip_address("10.0.0.11"), 0.0)
+    assert lacking(TOLD, "aa", VIP, 7.2) == "its clock is 7 s ahead"
+    assert lacking(TOLD, "aa", VIP, -80.0) == "its clock is 80 s behind"
+    assert lacking(replace(TOLD, problem="no lo"), "cc", VIP, 9.0) == "no lo"
+    assert in_words([("a", "x"), ("b", "y")]) == "a: x; b: y"
