@@ -121,7 +121,10 @@ static __always_inline int challenge_syn(const struct packet *p, const struct se
 	if (p->l4_proto != L4_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN ||
 	    source_is_verified(p))
 		return 0;
-	if (LB_COOKIES && service->cookies) {
+	/* A server looks for cookies right behind the IP header (companion.c). */
+	if (LB_COOKIES && service->cookies &&
+	    p->l4_off ==
+		    (p->family == 4 ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header))) {
 		route->is_over = OVER_COOKIE;
 		route->forward = service->forward;
 		return REASON_CHALLENGED;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -10,6 +11,7 @@ from agent.model import Address
 
 PATH = "/companion"
 MOST_BYTES = 65_536
+LONGEST_PROBLEM = 300
 # cookie.h takes 8 s from a balancer that is ahead, and 69 s from one that is behind.
 CLOCKS_APART_S = 5.0
 
@@ -30,17 +32,28 @@ def rendered(told: Told) -> bytes:
 
 
 def parsed(page: bytes) -> Told:
-    """What ``rendered`` made; ValueError: it is something else. What is new in it is left out."""
+    """What ``rendered`` made; ValueError: it is something else. What is new in it is left out.
+
+    Whoever is at that port writes it, so it is read as a stranger's.
+    """
     try:
         fields = json.loads(page)
-        return Told(
+        told = Told(
             tuple(map(str, fields["keys"])),
             tuple(map(str, fields["vips"])),
             float(fields["time_s"]),
-            str(fields.get("problem", "")),
+            _plain(str(fields.get("problem", ""))),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("no page of a companion") from error
+    if not math.isfinite(told.time_s):
+        raise ValueError("no page of a companion")
+    return told
+
+
+def _plain(text: str) -> str:
+    """Nothing that a terminal would obey, and no more than fits on a few lines."""
+    return "".join(c if c.isprintable() else "?" for c in text[:LONGEST_PROBLEM])
 
 
 def lacking(told: Told, signing: str, vip: Address, apart_s: float) -> str:

@@ -32,6 +32,7 @@ from agent.notify import Notifier, feed_watchdog
 log = structlog.get_logger()
 
 TICK_S = 2.0
+PROTO = 0x54  # of its addresses on `lo`, where an agent that announces has others (vips.py)
 _SYSCTL = Path("/proc/sys/net/ipv4")
 # The VIP is on `lo`, so no other interface may answer ARP for it (deploy/backend-setup.sh).
 _QUIET = {"conf/all/arp_ignore": "1", "conf/all/arp_announce": "2", "conf/all/rp_filter": "2"}
@@ -56,9 +57,9 @@ class Companion:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._read_at = _stamp(settings.key_file)  # before: what is written then is read again
         self._keys = read_keys(settings.key_file)
-        self._read_at = _stamp(settings.key_file)
-        self._vips = Vips("lo")
+        self._vips = Vips("lo", PROTO)
         self.problem = ""
         self.program = program.Program(settings.vips)
 
@@ -218,5 +219,5 @@ async def remove(settings: Settings) -> None:
     """Undo it, but for the settings of the kernel and the program that decapsulates."""
     require_root()
     found = program.remove(settings.interfaces)
-    await Vips("lo").sync(frozenset())
+    await Vips("lo", PROTO).sync(frozenset())
     log.info("removed" if found else "there was no program", interfaces=settings.interfaces)

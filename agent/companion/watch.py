@@ -173,10 +173,11 @@ class Companions:
     async def _ask(self, session: aiohttp.ClientSession, address: Address, port: int) -> Answer:
         host = f"[{address}]" if address.version == 6 else str(address)
         try:
-            async with session.get(f"http://{host}:{port}{page.PATH}") as response:
+            url = f"http://{host}:{port}{page.PATH}"
+            async with session.get(url, allow_redirects=False) as response:
                 if response.status != 200:
                     return f"port {port} answers {response.status}, so it is no companion's"
-                told = page.parsed(await response.content.read(page.MOST_BYTES))
+                told = page.parsed(await _body(response))
                 return _Heard(told, told.time_s - time.time())
         except ValueError:
             return f"what answers at port {port} is no companion"
@@ -206,6 +207,16 @@ class Companions:
                 for backend in service.backends
             )
         )
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """All of it; ValueError: it is more than any companion tells."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > page.MOST_BYTES:
+            raise ValueError("too long")
+    return bytes(body)
 
 
 def _verdicts(answers: Mapping[Address, Answer]) -> dict[Address, object]:

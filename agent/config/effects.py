@@ -169,9 +169,10 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
         yield _CHALLENGED[new.syn_protection]
     if old.syn_cookies is not new.syn_cookies:
         yield (
-            "for that, they get SYN cookies, while every server's companion takes them"
+            "clients that have to show that they are at their address get SYN cookies, while every "
+            "server has a companion that takes them"
             if new.syn_cookies
-            else "they get no SYN cookies"
+            else "clients that have to show that they are at their address get no SYN cookies"
         )
     if (old.allow, old.deny) != (new.allow, new.deny):
         yield f"{_admitted(new)} may begin a flow; {_STAY}"

@@ -144,6 +144,12 @@ def _cookies(
         yield Problem(
             path, "means nothing without syn_protection", "set syn_protection to auto or always"
         )
+    elif service.key is not None and service.key.vip_bits is not None:
+        yield Problem(
+            path,
+            "means nothing for a VIP that is a prefix: companions know single addresses",
+            "set it to false: clients are challenged then",
+        )
     elif globals_ is not None and globals_.companion.key_file is None:
         yield Problem(
             path,

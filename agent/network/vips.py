@@ -23,8 +23,9 @@ OUR_PROTO = 0x53  # "S"; free in rt_addrprotos, where the kernel itself uses 1 t
 class Vips:
     """The VIPs on one interface."""
 
-    def __init__(self, ifname: str) -> None:
+    def __init__(self, ifname: str, proto: int = OUR_PROTO) -> None:
         self._ifname = ifname
+        self._proto = proto
 
     async def sync(self, wanted: frozenset[Address]) -> None:
         """Make the interface hold every wanted address, and none of ours besides.
@@ -55,7 +56,7 @@ class Vips:
             ours = {
                 entry.address
                 for entry in present
-                if entry.proto == OUR_PROTO and entry.prefix_length == entry.address.max_prefixlen
+                if entry.proto == self._proto and entry.prefix_length == entry.address.max_prefixlen
             }
             missing = wanted - {entry.address for entry in present}
             problems: list[NetworkError] = []
@@ -67,7 +68,7 @@ class Vips:
                     problems.append(error)
             for address in sorted(missing, key=_order):
                 try:
-                    await netlink.add_host_address(link.ifindex, address, OUR_PROTO)
+                    await netlink.add_host_address(link.ifindex, address, self._proto)
                     log.info("vip added", address=str(address), interface=self._ifname)
                 except NetworkError as error:
                     problems.append(error)

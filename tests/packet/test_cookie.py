@@ -17,7 +17,7 @@ from tests.packet.cookies import KEY, LINUX, NOP, OTHER_KEY, SACK, WINDOWS, cook
 from tests.packet.frames import BALANCER_MAC, ROUTER_MAC
 from tests.packet.harness import Rig, Verdict, backend, service
 from tests.packet.model import synack as model
-from tests.packet.pieces import framed
+from tests.packet.pieces import DESTINATION, extended, extension, framed
 from tests.packet.places import PLACES, V4, V6, Place
 from tests.packet.test_answer import TAGS
 from tests.packet.wires import Packet, Tags, checksum, pseudo_header
@@ -359,6 +359,23 @@ def test_udp_fragments_and_later_packets_are_left_alone(rig: Rig):
     serve(rig, V4)
     assert rig.verdict(asked_by(V4, b"", flags="A", ack=5).frame()) == Verdict.TX
     assert not rig.tables.flows.any()
+
+
+@PLACES
+def test_a_syn_with_something_between_its_headers_is_challenged_instead(rig: Rig, at: Place):
+    """A server looks for cookies right behind the IP header."""
+    serve(rig, at)
+    plain = asked_by(at)
+    frame = (
+        replace(plain, ip_options=b"\1" * 4).frame()
+        if at is V4
+        else framed(extended(plain.ip, extension(DESTINATION)))
+    )
+    done = rig.send(frame)
+    assert done.verdict == Verdict.TX
+    flags_at = len(done.data) - 20 + 13
+    assert done.data[flags_at] == 0x10
+    assert rig.reasons() == {"challenged": 1}
 
 
 def test_two_families_have_their_own_sizes(rig: Rig):

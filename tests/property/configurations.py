@@ -222,7 +222,7 @@ def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service
     asked_elsewhere = key.port == 0
     waiting = draw(st.booleans()) if tcp else False
     protection = draw(st.sampled_from(SynProtection)) if tcp else SynProtection.OFF
-    may_give = protection is not SynProtection.OFF and not forward.is_nat
+    may_give = protection is not SynProtection.OFF and not forward.is_nat and key.vip_bits is None
     service = Service(
         name=name,
         key=key,

@@ -150,7 +150,8 @@ class Model:
         secret, options = None, None
         if reason == "challenged" and case.target and case.read.ends:
             secret = self._challenge_to(case.target, case.read.ends)
-            if case.target.cookies and case.read.flags & SYN:
+            is_plain = case.read.at == (20 if case.read.version == 4 else 40)
+            if case.target.cookies and case.read.flags & SYN and is_plain:
                 secret, options = self._synack(case, case.target, case.read.ends)
         told = answers.answer(
             case.read,

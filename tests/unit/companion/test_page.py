@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from agent.companion.page import Told, in_words, lacking, parsed, rendered
+from agent.companion.page import LONGEST_PROBLEM, Told, in_words, lacking, parsed, rendered
 
 VIP = ip_address("10.0.0.10")
 TOLD = Told(("aa", "bb"), ("10.0.0.10", "fd00::10"), 1000.5)
@@ -21,11 +21,19 @@ def test_what_is_told_is_understood():
 
 @pytest.mark.parametrize(
     "page", [b"", b"<html>", b"[]", b"{}", b"3", b'{"keys": 1, "vips": [], "time_s": 1}',
-             b'{"keys": [], "vips": [], "time_s": "soon"}', b"\xff\xfe"]
+             b'{"keys": [], "vips": [], "time_s": "soon"}', b"\xff\xfe", b"[" * 60_000,
+             b'{"keys": [], "vips": [], "time_s": NaN}',
+             b'{"keys": [], "vips": [], "time_s": 1e999}']
 )  # fmt: skip
 def test_anything_else_is_no_companion(page: bytes):
     with pytest.raises(ValueError, match="no page of a companion"):
         parsed(page)
+
+
+def test_what_a_stranger_says_there_moves_no_terminal():
+    told = parsed(rendered(replace(TOLD, problem="\x1b]0;x\x07 no\nlo" + "!" * 1000)))
+    assert told.problem.startswith("?]0;x? no?lo!!!")
+    assert len(told.problem) == LONGEST_PROBLEM
 
 
 def test_why_a_server_would_not_take_a_cookie():

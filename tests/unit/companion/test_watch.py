@@ -42,10 +42,16 @@ class Servers:
     def __init__(self) -> None:
         self.told: Callable[[], Told | None] = lambda: None
         self.status = 200
+        self.behind = b""
+        self.elsewhere = ""
+        self.asked: list[str] = []
 
-    async def answer(self, _: web.Request) -> web.Response:
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
+        if self.elsewhere:
+            raise web.HTTPFound(self.elsewhere)
         told = self.told()
-        body = b"<html>" if told is None else rendered(told)
+        body = b"<html>" if told is None else rendered(told) + self.behind
         return web.Response(body=body, status=self.status)
 
 
@@ -53,7 +59,7 @@ class Servers:
 async def serving() -> AsyncIterator[tuple[Servers, int]]:
     servers = Servers()
     app = web.Application()
-    app.add_routes([web.get(PATH, servers.answer)])
+    app.add_routes([web.get(PATH, servers.answer), web.get("/secret", servers.answer)])
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -185,6 +191,28 @@ def test_what_is_no_companion_is_told_at_once(key_file: Path):
         await watched.round()
         watched.ready()
         assert watched.said == f"be1: no companion answers at port {port}: connection refused"
+
+    asyncio.run(play())
+
+
+def test_a_stranger_at_that_port_sends_us_nowhere_and_fills_nothing(key_file: Path):
+    async def play() -> None:
+        async with serving() as (servers, port):
+            watched = Watched(key_file, port)
+            servers.told = lambda: Told(names(key_file), (VIP,), time.time())
+            servers.elsewhere = "/secret"
+            await watched.round()
+            assert servers.asked == [PATH]
+            assert not watched.ready()
+            assert watched.said == f"be1: port {port} answers 302, so it is no companion's"
+            servers.elsewhere, servers.behind = "", b" " * 100_000
+            for _ in range(MISSES):
+                await watched.round()
+            assert not watched.ready()
+            assert watched.said == f"be1: what answers at port {port} is no companion"
+            servers.behind = b" " * 50_000
+            await watched.round()
+            assert watched.ready()
 
     asyncio.run(play())
 

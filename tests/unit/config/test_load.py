@@ -286,6 +286,10 @@ services:
             "services[0].syn_cookies: a server of nat cannot take them",
         ),
         (
+            {"syn_cookies": True, "syn_protection": "auto", "vip": "198.51.100.0/24"},
+            "services[0].syn_cookies: means nothing for a VIP that is a prefix",
+        ),
+        (
             {"syn_cookies": True, "protocol": "udp"},
             "services[0].syn_cookies: means nothing for a udp service",
         ),
