@@ -14,7 +14,7 @@ import structlog
 from agent.config import live
 from agent.config.edit import Edit, EditOp, apply_edit
 from agent.config.load import read_text
-from agent.config.plan import TABLE_FIELDS, Action, Change, global_changes, plan
+from agent.config.plan import TABLE_FIELDS, Action, Change, global_changes, plan, settings_change
 from agent.config.store import LoadedRunning, RunningStore
 from agent.core import Core
 from agent.dataplane.explain import DataplaneView, explain
@@ -197,7 +197,7 @@ class AgentControl:
                 if TABLE_FIELDS.intersection(needs_restart)
                 else "restart the agent: no flow moves meanwhile",
             )
-        changes = plan(running, loaded.config)
+        changes = settings_change(fixed) + plan(running, loaded.config)
         self._core.identities(loaded.config)
         await self._keep_flows(loaded.config)
         await self._core.guarding.prepare(loaded.config)

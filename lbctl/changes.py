@@ -157,13 +157,21 @@ def _summary(env: Environment, result: Data) -> None:
             env.note(f"dry run, nothing was changed: {counted(result['changes'], PLANNED)}")
 
 
+SETTINGS = "settings"  # the kind of a change that is of no service and no backend
+
+
 def counted(changes: Sequence[Data], words: Mapping[str, str] = PAST) -> str:
     """1 backend added, 2 services changed; or what would be, with the words of a plan."""
     tally = Counter((entry["kind"], entry["action"]) for entry in changes)
     return ", ".join(
-        f"{number} {kind}{'' if number == 1 else 's'} {words[action]}"
-        for (kind, action), number in tally.items()
+        f"{_number_of(kind, number)} {words[action]}" for (kind, action), number in tally.items()
     )
+
+
+def _number_of(kind: str, number: int) -> str:
+    if kind == SETTINGS:
+        return kind
+    return f"{number} {kind}{'' if number == 1 else 's'}"
 
 
 def change_lines(changes: Sequence[Data], *, effects: bool = True) -> list[object]:
@@ -177,7 +185,7 @@ def change_lines(changes: Sequence[Data], *, effects: bool = True) -> list[objec
         fields = _fields(entry["action"], entry["fields"])
         result.append(
             Text.assemble(
-                (f"{sign} {entry['kind']} {name}", style), f": {fields}" if fields else ""
+                (f"{sign} {entry['kind']} {name}".rstrip(), style), f": {fields}" if fields else ""
             )
         )
         if effects and entry["effect"]:

@@ -167,12 +167,12 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
         yield f"if no backend is left for new flows, {_WITHOUT_BACKEND[new.no_backend]}"
     if old.syn_protection is not new.syn_protection:
         yield _CHALLENGED[new.syn_protection]
-    if old.syn_cookies is not new.syn_cookies:
+    if old.gives_cookies is not new.gives_cookies and new.syn_protection is not SynProtection.OFF:
         yield (
-            "clients that have to show that they are at their address get SYN cookies, while every "
-            "server has a companion that takes them"
+            "they show it by answering SYN cookies, while every server has a companion that takes "
+            "them"
             if new.syn_cookies
-            else "clients that have to show that they are at their address get no SYN cookies"
+            else "they show it by answering a challenge"
         )
     if (old.allow, old.deny) != (new.allow, new.deny):
         yield f"{_admitted(new)} may begin a flow; {_STAY}"

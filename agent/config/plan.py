@@ -64,6 +64,7 @@ class Kind(enum.Enum):
 
     SERVICE = "service"
     BACKEND = "backend"
+    SETTINGS = "settings"  # everything else
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class FieldChange:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One service or backend that is added, changed or removed."""
+    """One service or backend that is added, changed or removed, or what else has changed."""
 
     action: Action
     kind: Kind
@@ -91,7 +92,7 @@ class Change:
         """On one line, for logs and for the running configuration."""
         name = f"{self.service}/{self.backend}" if self.backend else self.service
         fields = ", ".join(_field_text(self.action, field) for field in self.fields)
-        head = f"{self.action.value} {self.kind.value} {name}"
+        head = f"{self.action.value} {self.kind.value} {name}".rstrip()
         return f"{head}: {fields}" if fields and self.action is not Action.REMOVE else head
 
 
@@ -106,6 +107,20 @@ def global_changes(old: Config, new: Config) -> tuple[FieldChange, ...]:
         FieldChange(change.field, change.old, change.new, change.field not in LIVE_FIELDS)
         for change in _differences(global_fields(old), global_fields(new))
     )
+
+
+def settings_change(fields: tuple[FieldChange, ...]) -> tuple[Change, ...]:
+    """Global changes as one of a plan; none if there are none.
+
+    What is no simple value is only named: it can be long, and hold a password.
+    """
+    if not fields:
+        return ()
+    told = tuple(f for f in fields if not isinstance(f.old, dict | list | tuple)
+                 and not isinstance(f.new, dict | list | tuple))  # fmt: skip
+    others = ", ".join(f.field for f in fields if f not in told)
+    effect = f"taken over while it runs: {others}" if others else "taken over while it runs"
+    return (Change(Action.CHANGE, Kind.SETTINGS, "", None, told, effect),)
 
 
 def _services(old: Config, new: Config) -> Iterator[Change]:

@@ -16,6 +16,16 @@ def test_what_changed_is_shown(agent, run):
     assert "done: 1 service removed" in result.err
 
 
+def test_settings_that_changed_are_shown(agent, run):
+    fields = [{"field": "companion.port", "old": 9120, "new": 9999}]
+    change = {"action": "change", "kind": "settings", "service": "", "backend": None,
+              "fields": fields, "effect": "taken over while it runs"}  # fmt: skip
+    agent.changes = [change]
+    result = run("reload")
+    assert "~ settings: companion.port 9120 → 9999" in result.out
+    assert "done: settings changed" in result.err
+
+
 def test_a_dry_run_changes_nothing(agent, run):
     agent.changes = [REMOVAL]
     result = run("reload", "--dry-run")

@@ -148,6 +148,18 @@ def test_what_a_reload_cannot_change_has_its_remedy(make: Make, key: str, remedy
     assert core.taken == []
 
 
+def test_a_reload_says_which_settings_it_has_taken_over(make: Make) -> None:
+    """And tells nothing of what is in them: a section may hold a password."""
+    control, core, path = make(0)
+    lists = "lists: {office: [198.51.100.0/24]}"
+    path.write_text(f"{TEXT}hash_seed: 7\ncompanion: {{port: 9999}}\n{lists}\n")
+    (change,) = asyncio.run(control.reload())
+    assert str(change) == "change settings: hash_seed (default) → 7, companion.port 9120 → 9999"
+    assert change.effect == "taken over while it runs: lists"
+    assert core.config.hash_seed == 7
+    assert asyncio.run(control.reload()) == ()
+
+
 def test_a_reload_that_would_cut_open_flows_is_refused(make: Make) -> None:
     control, core, path = make(3)
     path.write_text(TEXT.replace("port: 80", "port: 80\n    forward: fullnat"))
