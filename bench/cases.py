@@ -12,7 +12,7 @@ from agent.model import Address, Forward, Protocol
 from agent.state.addresstree import Prefix
 from bench import frames, setting
 from bench.setting import Bench
-from bench.timing import Flows, Timing, Wrapped
+from bench.timing import Flows, Runnable, Timing, Wrapped
 
 XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
 _LENGTHS = {4: 64, 6: 80}  # frames, as in the measurements of Katran
@@ -44,7 +44,7 @@ class Case:
     slots: int = setting.DEFAULT_SLOTS
     verdict: int = XDP_TX
     target_ns: float | None = None
-    katran_ns: str | None = None  # minimum, from the same method, on another machine
+    beside_katran: bool = False  # Katran can do the same, but that it knows IP-in-IP alone
     opening: bytes | None = None
     is_reply: bool = False
     blocked: tuple[Prefix, ...] = ()
@@ -52,11 +52,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A case's timings: the program specialised for it, and the one with every feature."""
+    """A case's timings: the program specialised for it, that of every feature, and Katran's."""
 
     case: Case
     specialised: Timing
     all_features: Timing
+    katran: Timing | None = None
 
 
 # Nanoseconds, of the program with all features: an established flow, by forwarding mode. IPv6
@@ -69,13 +70,6 @@ _TARGETS = {
     Forward.FULLNAT: 70.0,
 }
 _MORE_V6, _MORE_COUNTED, _MANY, _NEW, _FOREIGN = 10.0, 15.0, 120.0, 150.0, 25.0
-# Katran has IPIP and GUE, and was measured with a table of 4M slots.
-_KATRAN = {
-    "v4 ipip": {"ack": "99", "syn": "103", "64k": "141-253", "1m": "263", "new": "438",
-                "full": "805"},
-    "v4 gue": {"ack": "278"},
-    "v6 ipip": {"ack": "100"},
-}  # fmt: skip
 
 
 def cases() -> Iterator[Case]:
@@ -93,7 +87,7 @@ def cases() -> Iterator[Case]:
         _frame(4, Forward.DSR, protocol=Protocol.UDP),
         ("udp",),
         Table.OWN_FLOWS,
-        katran_ns="130",
+        beside_katran=True,
     )
     yield Case(
         "v4 dsr: any port, established",
@@ -108,7 +102,7 @@ def cases() -> Iterator[Case]:
         ("uncounted",),
         Table.OWN_FLOWS,
     )
-    for family, katran in ((4, "47"), (6, "46")):
+    for family in (4, 6):
         vip = setting.NO_VIP[family]
         yield Case(
             f"v{family}: not a VIP",
@@ -117,7 +111,7 @@ def cases() -> Iterator[Case]:
             Table.EMPTY,
             verdict=XDP_PASS,
             target_ns=_FOREIGN,
-            katran_ns=katran,
+            beside_katran=True,
         )
 
 
@@ -154,14 +148,14 @@ def _of_service(family: int, forward: Forward) -> Iterator[Case]:
     some, ever_new = Flows(offset, 1 << 16), Flows(offset, 0)
     own, full, needs = Table.OWN_FLOWS, Table.FULL, (name,)
     target = _TARGETS[forward] + (_MORE_V6 if family == 6 else 0.0)
-    katran = _KATRAN.get(name, {})
+    beside = not forward.is_nat
     yield Case(
         f"{name}: established",
         answered,
         needs,
         own,
         target_ns=target,
-        katran_ns=katran.get("ack"),
+        beside_katran=beside,
         opening=opening,
     )
     yield Case(
@@ -171,6 +165,7 @@ def _of_service(family: int, forward: Forward) -> Iterator[Case]:
         own,
         counting,
         target_ns=target + _MORE_COUNTED,
+        beside_katran=beside,
         opening=opening,
     )
     if forward.is_nat:
@@ -183,12 +178,15 @@ def _of_service(family: int, forward: Forward) -> Iterator[Case]:
             opening=opening,
             is_reply=True,
         )
-    yield Case(f"{name}: SYN, same flow", syn, needs, Table.EMPTY, katran_ns=katran.get("syn"))
+    yield Case(f"{name}: SYN, same flow", syn, needs, Table.EMPTY, beside_katran=beside)
     if forward is not Forward.FULLNAT:  # it has 22,528 ports with one source address
-        yield Case(f"{name}: 65,536 flows", answered, needs, own, some, opening=opening)
-        yield Case(f"{name}: all new flows (SYN flood)", syn, needs, Table.EMPTY, ever_new)
+        yield Case(f"{name}: 65,536 flows", answered, needs, own, some, opening=opening,
+                   beside_katran=beside)  # fmt: skip
+        yield Case(f"{name}: all new flows (SYN flood)", syn, needs, Table.EMPTY, ever_new,
+                   beside_katran=beside)  # fmt: skip
     if forward not in (Forward.NAT, Forward.FULLNAT):  # they refuse what has no room
-        yield Case(f"{name}: all new flows, table full", syn, needs, full, ever_new, target_ns=_NEW)
+        yield Case(f"{name}: all new flows, table full", syn, needs, full, ever_new,
+                   target_ns=_NEW, beside_katran=beside)  # fmt: skip
 
 
 def _of_many(family: int, forward: Forward) -> Iterator[Case]:
@@ -200,13 +198,13 @@ def _of_many(family: int, forward: Forward) -> Iterator[Case]:
     offset = frames.client_offset(setting.VIPS[family, forward])
     some, many, ever_new = Flows(offset, 1 << 16), Flows(offset, 1 << 20), Flows(offset, 0)
     own, full = Table.OWN_FLOWS, Table.FULL
-    katran = _KATRAN.get(name, {})
-    for label, frame, table, flows, theirs, target in (
-        ("65,536 flows", ack, own, some, "64k", None),
-        ("1,048,576 flows", ack, own, many, "1m", _MANY),
-        ("1,048,576 flows, request bytes", opening, own, many, "", None),
-        ("all new flows (SYN flood)", syn, Table.EMPTY, ever_new, "new", None),
-        ("all new flows, table full", syn, full, ever_new, "full", _NEW),
+    for label, frame, table, flows, target in (
+        ("65,536 flows", ack, own, some, None),
+        ("65,536 flows, request bytes", opening, own, some, None),
+        ("1,048,576 flows", ack, own, many, _MANY),
+        ("1,048,576 flows, request bytes", opening, own, many, None),
+        ("all new flows (SYN flood)", syn, Table.EMPTY, ever_new, None),
+        ("all new flows, table full", syn, full, ever_new, _NEW),
     ):
         yield Case(
             f"{name}: {label}, 4M slots",
@@ -216,7 +214,7 @@ def _of_many(family: int, forward: Forward) -> Iterator[Case]:
             flows,
             setting.LARGE_SLOTS,
             target_ns=target,
-            katran_ns=katran.get(theirs),
+            beside_katran=True,
             opening=opening if table is own else None,
         )
 
@@ -250,7 +248,7 @@ def _of_strangers() -> Iterator[Case]:
         needs=("v4 dsr", "listed"),
         blocked=tuple(setting.scattered(10_000)),
         target_ns=None,
-        katran_ns=None,
+        beside_katran=False,
     )
 
 
@@ -263,13 +261,20 @@ def _new_flows(
     return Case(f"{name}: all new flows (SYN flood)", syn, (needs,), Table.EMPTY, flows)
 
 
-def measure(bench: Bench, case: Case, runs: int, repeat: int) -> Result:
-    """Time a case with both programs in turn, on the flow table that the case asks for."""
+def measure(
+    bench: Bench, case: Case, runs: int, repeat: int, katran: Runnable | None = None
+) -> Result:
+    """Time a case with both programs in turn, and with Katran's, on the flow table that the case
+    asks for.
+    """
     if case.flows and case.flows.count:
         repeat = max(repeat, case.flows.count)
-    programs = [bench.program(names).program for names in (case.needs, ())]
+    own = [bench.program(names).program for names in (case.needs, ())]
+    programs: list[Runnable] = [*own]
+    if katran is not None and case.beside_katran:
+        programs.append(katran)
     bench.block([*case.blocked])
-    frame = _prepare(bench, case, programs[0])
+    frame = _prepare(bench, case, own[0])
     wrapped = Wrapped(frame, case.flows)
     timings = wrapped.time(programs, runs, repeat)
     for program in programs:

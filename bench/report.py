@@ -44,7 +44,9 @@ def markdown(report: Report) -> str:
     parts = [setup]
     if report.packets:
         parts.append("Nanoseconds per packet, the wrapper's own cost subtracted:")
-        parts.append(_table(_PACKET_HEAD, [_packet_row(r) for r in report.packets]))
+        beside = any(r.katran for r in report.packets)
+        head = _PACKET_HEAD + (_KATRAN_HEAD if beside else ())
+        parts.append(_table(head, [_packet_row(r, beside=beside) for r in report.packets]))
     if report.agent:
         parts.append("Milliseconds, beside the packet path:")
         parts.append(_table(_AGENT_HEAD, [_agent_row(r) for r in report.agent]))
@@ -54,21 +56,34 @@ def markdown(report: Report) -> str:
 
 
 _PACKET_HEAD = (
-    "case", "min", "median", "all features: min", "median", "target", "Katran (other machine)",
+    "case", "min", "median", "all features: min", "median", "target",
 )  # fmt: skip
+# Ratios are of the programs with all features.
+_KATRAN_HEAD = ("Katran: min", "median", "ratio of min", "of median")
 _AGENT_HEAD = ("case", "min", "median", "target")
 
 
-def _packet_row(result: Result) -> Sequence[str]:
+def _packet_row(result: Result, *, beside: bool) -> Sequence[str]:
     case = result.case
-    return (
+    own = (
         case.name,
         f"{result.specialised.min_ns:.0f}",
         f"{result.specialised.median_ns:.0f}",
         f"{result.all_features.min_ns:.0f}",
         f"{result.all_features.median_ns:.0f}",
         "" if case.target_ns is None else f"≤ {case.target_ns:.0f}",
-        case.katran_ns or "",
+    )
+    if not beside:
+        return own
+    theirs, ours = result.katran, result.all_features
+    if theirs is None:
+        return (*own, "", "", "", "")
+    return (
+        *own,
+        f"{theirs.min_ns:.0f}",
+        f"{theirs.median_ns:.0f}",
+        f"{ours.min_ns / theirs.min_ns:.2f}",
+        f"{ours.median_ns / theirs.median_ns:.2f}",
     )
 
 
@@ -101,7 +116,7 @@ def as_json(report: Report) -> str:
                     "specialised": _timing(r.specialised),
                     "all_features": _timing(r.all_features),
                     "target_ns": r.case.target_ns,
-                    "katran_min_ns": r.case.katran_ns,
+                    "katran": _timing(r.katran) if r.katran else None,
                 }
                 for r in report.packets
             ],

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from agent.dataplane import libbpf, pins
 from agent.dataplane.compile import Compiled, compile_program
@@ -42,6 +43,13 @@ class Timing:
     repeat: int
 
 
+class Runnable(Protocol):
+    """A loaded program, by its descriptor."""
+
+    @property
+    def fd(self) -> int: ...
+
+
 class Wrapped:
     """Programs behind one wrapper: one frame, one kind of flows."""
 
@@ -50,7 +58,7 @@ class Wrapped:
         self._flows = flows
         self._text = _WRAPPER.read_text()
 
-    def _wrap(self, program: Compiled, restore: str) -> Compiled:
+    def _wrap(self, program: Runnable, restore: str) -> Compiled:
         """A wrapper around the program."""
         definitions = _definitions(self.frame, self._flows, restore)
         wrapper = compile_program(self._text, "bench", definitions)
@@ -58,7 +66,7 @@ class Wrapped:
         libbpf.map_update(wrapper.tables["target"], key, value)
         return wrapper
 
-    def _changed(self, programs: Sequence[Compiled]) -> str:
+    def _changed(self, programs: Sequence[Runnable]) -> str:
         """The words that any of the programs changes, with what they were."""
         offsets: set[int] = set()
         for program in programs:
@@ -70,7 +78,7 @@ class Wrapped:
         )
         return " ".join(f"R32({offset}, {value:#x}U)" for offset, value in words)
 
-    def send(self, program: Compiled, packets: int) -> int:
+    def send(self, program: Runnable, packets: int) -> int:
         """Run the program on so many packets; the verdict of the last one."""
         with _counter():
             wrapper = self._wrap(program, self._changed([program]))
@@ -79,7 +87,7 @@ class Wrapped:
     def _run(self, wrapper: Compiled, packets: int) -> libbpf.TestRun:
         return libbpf.test_run(wrapper.fd, self.frame, repeat=packets)
 
-    def time(self, programs: Sequence[Compiled], runs: int, repeat: int) -> list[Timing]:
+    def time(self, programs: Sequence[Runnable], runs: int, repeat: int) -> list[Timing]:
         """Time ``runs`` rounds of ``repeat`` packets: the wrapper alone, then each program."""
         restore = self._changed(programs)
         definitions = _definitions(self.frame, self._flows, restore)
