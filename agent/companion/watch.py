@@ -26,6 +26,7 @@ log = structlog.get_logger()
 EVERY_S = 2.0
 TIMEOUT_S = 2.0
 _UNREAD = "the key file was not read so far"
+AT_ONCE = 32
 MISSES = 3  # in a row, until a companion that was there counts as gone
 INTERNET_MTU = 1500
 ADOPTED_S = 10.0  # a service goes on with cookies so long, until its companions have answered
@@ -148,10 +149,17 @@ class Companions:
         self._tell_program(config, await _mtu(config.interface))
         before = (self._keys, dict(self._answers))
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        connector = aiohttp.TCPConnector(limit=32, force_close=True)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        # Not by the connector's limit: to wait for one's turn would be part of the timeout, and
+        # servers that are dead would have the others called dead, too.
+        turns = asyncio.Semaphore(AT_ONCE)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            asked = [self._ask(session, address, config.companion_port) for address in wanted]
-            answers = await asyncio.gather(*asked)
+
+            async def ask(address: Address) -> Answer:
+                async with turns:
+                    return await self._ask(session, address, config.companion_port)
+
+            answers = await asyncio.gather(*map(ask, wanted))
         for address, answer in zip(wanted, answers, strict=True):
             self._take(address, answer)
         if _verdicts(before[1]) != _verdicts(self._answers) or before[0] != self._keys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -215,6 +216,41 @@ def test_a_stranger_at_that_port_sends_us_nowhere_and_fills_nothing(key_file: Pa
             assert watched.ready()
 
     asyncio.run(play())
+
+
+def test_dead_servers_do_not_make_the_others_wait_too_long(key_file: Path, monkeypatch: Any):
+    """There are as many as are asked at once, and their answers never come."""
+
+    async def play() -> None:
+        async with serving() as (servers, port):
+            servers.told = lambda: Told(names(key_file), (VIP,), time.time())
+            watched = Watched(key_file, port)
+            monkeypatch.setattr(watch, "AT_ONCE", 2)
+            monkeypatch.setattr(watch, "TIMEOUT_S", 2.0)
+            silent = [await asyncio.start_server(_listen, f"127.0.0.{n}", port) for n in (2, 3)]
+            members = [Backend(f"dead{n}", ip_address(f"127.0.0.{n}")) for n in (2, 3)]
+            members += watched.service.backends
+            service = replace(watched.service, backends=tuple(members))
+            watched.companions.aim(replace(watched.config, services=(service,)))
+            await watched.round()
+            for each in silent:
+                each.close()
+            found = {
+                BackendRef("web", member.name): SimpleNamespace(usable=True) for member in members
+            }
+            why = watched.companions.problem(service, cast("Any", found))
+            assert "dead2: no companion answers" in why
+            assert "dead3: no companion answers" in why
+            assert "be1" not in why
+
+    asyncio.run(play())
+
+
+async def _listen(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Takes a connection, and says nothing until it ends."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(60)
+    writer.close()
 
 
 def test_a_key_file_that_breaks_ends_nothing_and_is_not_taken_anew(key_file: Path):
