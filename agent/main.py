@@ -353,6 +353,8 @@ def companion(
 
     Example: lb-agent companion --interface eth0 --vip 10.0.0.10
     """
+    if senders and not decap:
+        raise click.UsageError("--from says whose tunnel packets --decap takes; add --decap")
     configure(LogLevel(log_level), LogFormat(log_format))
 
     def work() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from agent.model import Address
@@ -70,8 +69,3 @@ def lacking(told: Told, signing: str, vip: Address, apart_s: float) -> str:
     if abs(apart_s) > CLOCKS_APART_S:
         return f"its clock is {abs(apart_s):.0f} s {'ahead' if apart_s > 0 else 'behind'}"
     return ""
-
-
-def in_words(problems: Iterable[tuple[str, str]]) -> str:
-    """(backend, why) as a line."""
-    return "; ".join(f"{name}: {why}" for name, why in problems)

@@ -57,7 +57,6 @@ class Companion:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._read_at = _stamp(settings.key_file)  # before: what is written then is read again
         self._keys = read_keys(settings.key_file)
         self._vips = Vips("lo", PROTO)
         self.problem = ""
@@ -97,8 +96,8 @@ class Companion:
         while True:
             await asyncio.sleep(TICK_S)
             try:
+                self.program.take(self._keys)  # first: time goes on while the file cannot be read
                 self._renew_keys()
-                self.program.take(self._keys)
                 await self._vips.sync(frozenset(self._settings.vips))
                 if not self.program.is_attached(self._settings.interfaces):
                     self.program.attach(self._settings.interfaces)
@@ -108,13 +107,10 @@ class Companion:
                 self._say(str(error))
 
     def _renew_keys(self) -> None:
-        stamp = _stamp(self._settings.key_file)
-        if stamp == self._read_at:
-            return
-        fresh = read_keys(self._settings.key_file)  # else those of before go on being taken
-        self._read_at = stamp
+        fresh = read_keys(self._settings.key_file)
         if fresh != self._keys:
             self._keys = fresh
+            self.program.take(fresh)
             log.info("the keys have changed", keys=", ".join(fresh.names))
 
     def _say(self, problem: str) -> None:
@@ -124,15 +120,6 @@ class Companion:
             else:
                 log.info("as it should be again")
         self.problem = problem
-
-
-def _stamp(path: Path) -> object:
-    """What tells one content of a file from another; None: it cannot be looked at."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _write(path: Path, value: str) -> None:

@@ -82,13 +82,12 @@ class Companions:
         """Why clients of a service are challenged instead; empty: nothing is in the way."""
         if self._keys is None:
             return self._key_problem or _UNREAD
-        problems = [
-            (backend.name, why)
+        return "; ".join(
+            f"{backend.name}: {why}"
             for backend in service.backends
             if found[BackendRef(service.name, backend.name)].usable
             and (why := self._lacks(backend.address, service.key.vip))
-        ]
-        return page.in_words(problems)
+        )
 
     def said(self, service: Service) -> str:
         """The same, as of the last pass."""

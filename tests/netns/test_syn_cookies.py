@@ -251,16 +251,55 @@ def test_in_a_flood_clients_get_cookies_and_servers_no_syns(here: Site) -> None:
 
 
 @ONE
-def test_what_it_has_set_up_is_undone(here: Site) -> None:
-    node, vip = here.lab.node("be1"), here.lab.vips[0]
+def test_what_somebody_takes_away_is_put_back_and_at_the_end_all_is_undone(here: Site) -> None:
+    extra = "10.99.77.7"  # that the lab has not put on lo
+
+    def on_lo() -> bool:
+        return extra in here.run("be1", "ip", "-4", "address", "show", "dev", "lo").stdout
+
+    def attached() -> bool:
+        shown = here.run("be1", "tc", "filter", "show", "dev", "eth0", "ingress").stdout
+        return "companion" in shown
+
     processes.kill(here.lab.run_dir, "be1-companion")
-    shown = here.run(node.name, "tc", "filter", "show", "dev", "eth0", "ingress").stdout
-    assert "companion" in shown
+    accompany(here, "be1", "--vip", extra)
+    wait_until("its VIP is on lo", on_lo)
+    wait_until("it is attached", attached)
+    here.run("be1", "ip", "address", "delete", f"{extra}/32", "dev", "lo")
+    here.run("be1", "tc", "qdisc", "delete", "dev", "eth0", "clsact")
+    assert not on_lo()
+    assert not attached()
+    wait_until("its VIP is back", on_lo)
+    wait_until("its program is back", attached)
+    processes.kill(here.lab.run_dir, "be1-companion")
+    assert on_lo()
+    assert attached()
     program = [*processes.program("lb-agent", "agent.main"), "companion", "-i", "eth0"]
-    done = here.run(node.name, *program, "--vip", str(vip), "--remove")
+    done = here.run("be1", *program, "--vip", extra, "--remove")
     assert done.returncode == 0, done.stderr
-    assert "companion" not in here.run(node.name, "tc", "filter", "show", "dev", "eth0",
-                                       "ingress").stdout  # fmt: skip
+    assert not on_lo()
+    assert not attached()
+
+
+@pytest.mark.parametrize("here", [Forward.GUE], indirect=True)
+def test_it_takes_the_outer_header_off_too(here: Site) -> None:
+    """In the place of `lb-agent decap`, which the lab has put there, and from balancers only."""
+
+    def decapsulates(server: str) -> bool:
+        return "xdp" in json.loads(here.run(server, "ip", "-j", "link", "show", "eth0").stdout)[0]
+
+    for server in servers(here):
+        processes.kill(here.lab.run_dir, f"{server}-companion")
+        here.run(server, "ip", "link", "set", "dev", "eth0", "xdp", "off")
+        assert not decapsulates(server)
+        accompany(here, server, "--decap", "--from", "10.0.0.0/8", "--from", "fd99::/16")
+    protect(here)
+    for server in servers(here):
+        wait_until("it decapsulates", lambda server=server: decapsulates(server))
+    wait_until("the companions are found", lambda: gives_cookies(here))
+    before = service(here)["cookie_connections_total"]
+    asks_from(here, newcomer(here, 60))
+    assert service(here)["cookie_connections_total"] == before + 1
 
 
 @ONE
@@ -275,6 +314,9 @@ def test_mistakes_are_named(here: Site) -> None:
     )
     assert no_interface.returncode == 1
     assert "eth9" in no_interface.stderr
+    no_decap = here.run(node, *program, "-i", "eth0", "--from", "10.0.0.1")
+    assert no_decap.returncode == 2
+    assert "add --decap" in no_decap.stderr
     here.run(node, "sysctl", "-qw", "net.ipv4.tcp_syncookies=0")
     off = here.run(node, *program, "-i", "eth0", "--key-file", str(key_file(here)))
     here.run(node, "sysctl", "-qw", "net.ipv4.tcp_syncookies=1")

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from agent.companion.page import LONGEST_PROBLEM, Told, in_words, lacking, parsed, rendered
+from agent.companion.page import LONGEST_PROBLEM, Told, lacking, parsed, rendered
 
 VIP = ip_address("10.0.0.10")
 TOLD = Told(("aa", "bb"), ("10.0.0.10", "fd00::10"), 1000.5)
@@ -43,4 +43,3 @@ def test_why_a_server_would_not_take_a_cookie():
     assert lacking(TOLD, "aa", VIP, 7.2) == "its clock is 7 s ahead"
     assert lacking(TOLD, "aa", VIP, -80.0) == "its clock is 80 s behind"
     assert lacking(replace(TOLD, problem="no lo"), "cc", VIP, 9.0) == "no lo"
-    assert in_words([("a", "x"), ("b", "y")]) == "a: x; b: y"
