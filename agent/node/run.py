@@ -46,6 +46,10 @@ class Node:
         for sampler in self._gpus:
             sampler.stop()
 
+    async def host_tried(self) -> None:
+        """Wait for the first try to read the host. The GPUs' driver may hang: no wait for it."""
+        await asyncio.to_thread(self._host.wait_tried)
+
     def now(self) -> NodeReading:
         """What is known at this moment."""
         shares: dict[str, float] = {}
@@ -87,6 +91,7 @@ async def serve(settings: Settings, node: Node, stop: asyncio.Event, notifier: N
             await server.start(settings.host, check.port)
             for server, check in zip(checks, settings.checks, strict=True)
         ]
+        await node.host_tried()  # READY promises a page with the host on it
         log.info("ready", host=settings.host, metrics=port, agent_checks=ports)
         notifier.ready()
         async with asyncio.TaskGroup() as group:

@@ -34,6 +34,7 @@ class Sampler[Reading]:
         self._readings: deque[Reading] = deque(maxlen=keep)
         self._read_at = clock()
         self._problem = ""
+        self._tried = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"read-{name}", daemon=True)
         self._name = name
 
@@ -44,6 +45,10 @@ class Sampler[Reading]:
     def stop(self) -> None:
         """Read no more; does not wait for a reading that hangs."""
         self._stop.set()
+
+    def wait_tried(self) -> None:
+        """Until the source was asked once, with or without success."""
+        self._tried.wait()
 
     @property
     def last(self) -> Reading | None:
@@ -69,10 +74,12 @@ class Sampler[Reading]:
             if str(error) != self._problem:
                 log.exception("reading_failed", source=self._name)
             self._problem = str(error)
-            return
-        self._problem = ""
-        self._readings.append(reading)
-        self._read_at = self._clock()
+        else:
+            self._problem = ""
+            self._readings.append(reading)
+            self._read_at = self._clock()
+        finally:
+            self._tried.set()
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -2,6 +2,9 @@
 
 import asyncio
 import re
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,44 @@ def test_a_driver_that_was_replaced_ends_the_process_so_that_it_starts_anew():
     (error,) = raised.value.exceptions
     assert isinstance(error, SteelyardError)
     assert "another NVIDIA driver" in str(error)
+
+
+def test_it_is_ready_once_the_host_was_read_although_the_gpus_driver_hangs(tmp_path):
+    """systemd and whoever waits for it believe READY: the first page has the host on it."""
+    begun, go = threading.Event(), threading.Event()
+
+    def read():
+        begun.set()
+        go.wait(60)
+        return HostReading(None, 1, 2, ())
+
+    node = Node([Sampler("gpus", lambda: time.sleep(3600), 1.0)], Sampler("host", read, 1.0))
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "notify"))
+    manager.setblocking(False)
+    stop = asyncio.Event()
+
+    async def told(what):
+        while what not in await asyncio.get_running_loop().sock_recv(manager, 4096):
+            pass
+
+    async def run():
+        node.start()
+        async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+            notifier = Notifier(str(tmp_path / "notify"))
+            group.create_task(serve(Settings("127.0.0.1", 0, (), 0.1), node, stop, notifier))
+            await asyncio.to_thread(begun.wait, 60)
+            await asyncio.sleep(0.1)
+            with pytest.raises(BlockingIOError):
+                manager.recv(4096)
+            go.set()
+            await told(b"READY=1")
+            assert node.now().host is not None
+            stop.set()
+
+    with manager:
+        asyncio.run(run())
+    node.stop()
 
 
 def test_the_documentation_has_every_metric_and_no_other():
