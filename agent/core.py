@@ -16,6 +16,7 @@ from agent.companion.watch import Companions
 from agent.config.defaults import check_port
 from agent.config.plan import Change
 from agent.config.seed import pick_seed
+from agent.dataplane import survey
 from agent.dataplane.events import lexicon_of
 from agent.dataplane.program import Dataplane
 from agent.dataplane.trace import Tracer, rings_of
@@ -376,6 +377,7 @@ class Core:
             self._survey_at = now + SURVEY_SHARE * self.observer.survey_cpu_s
             self._surveys += 1
             self._trueup.take(found)
+            survey.forget(self.dataplane.tables, found)
             await self._resetter.take(self.refreshed(), found, now)
             if self._surveys % SWEEP_EVERY == 0:
                 await self._reconciler.sweep(found)

@@ -86,7 +86,10 @@ static __always_inline bool talk_has_message(CTX *ctx, const struct packet *p, _
 		frame = payload + bounded(skip, TALK_CONTROL_MAX);
 		if (frame + 5 > (__u8 *)data_end)
 			return skip + 5 <= p->payload_len; /* beyond what can be read */
-		if (frame[3] == HTTP2_DATA || frame[3] >= HTTP2_TYPES || frame[0])
+		if (frame[3] >= HTTP2_TYPES || frame[0])
+			return true;
+		/* A client's empty DATA ends a stream: what it asks has been said before. */
+		if (frame[3] == HTTP2_DATA && (is_reply || frame[1] || frame[2]))
 			return true;
 		if (frame[3] == HTTP2_HEADERS && (!is_reply || frame[4] & HTTP2_END_STREAM))
 			return true;

@@ -108,18 +108,24 @@ static __always_inline void waiting_add(struct flow_warm *warm, __u32 backend, _
 	__sync_fetch_and_add(&load->waiting, (__s64)bytes);
 }
 
-/* Takes a flow's bytes out of its backend's sum; how many they were. */
+/* The agent has taken the flow's bytes out of the sum, as they have waited for so long. */
+static __always_inline bool waiting_is_forgotten(__u64 held)
+{
+	return held >> WAITING_FORGOTTEN_SHIFT;
+}
+
+/* Takes a flow's bytes out of its backend's sum, if they are in it; how many they were. */
 static __always_inline __u32 waiting_drop(struct flow_warm *warm, __u32 backend)
 {
 	struct backend_load *load = backend_load.lookup(&backend);
-	__u64 bytes;
+	__u64 held;
 
 	if (!load)
 		return 0;
-	bytes = __sync_lock_test_and_set(&warm->waiting, 0);
-	if (bytes)
-		__sync_fetch_and_add(&load->waiting, -(__s64)bytes);
-	return bytes;
+	held = __sync_lock_test_and_set(&warm->waiting, 0);
+	if (held && !waiting_is_forgotten(held))
+		__sync_fetch_and_add(&load->waiting, -(__s64)held);
+	return held;
 }
 
 /* The bucket of a time: half octaves from 64 us (abi.h). */
@@ -244,8 +250,10 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 	if (!answer->bytes)
 		return;
 	count_first_byte(backend, answer->us);
-	/* Of a larger request not all bytes are counted, so its time does not tell the speed. */
-	if (answer->bytes < FLOW_WAITING_MAX)
+	/* Of a larger request not all bytes are counted, so its time does not tell the speed; and who
+	 * has hung up may be gone, and the answer for nobody.
+	 */
+	if (!is_closing && answer->bytes < FLOW_WAITING_MAX)
 		waiting_sample(backend, tag, answer->bytes,
 			       waiting_at_backend(warm, answer->us, is_reply));
 }
@@ -400,8 +408,11 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 		awaits = awaits && (fresh || warm->waiting);
 	}
 	if (fresh) {
-		/* It asks again: what looked like a head alone was all of an answer. */
-		if (awaits && warm->talk <= TALK_PLAIN && warm->interim > TALK_CONTINUE) {
+		/* It asks again: what looked like a head alone was all of an answer; or what it
+		 * asked before was given up.
+		 */
+		if (awaits && (waiting_is_forgotten(warm->waiting) ||
+			       (warm->talk <= TALK_PLAIN && warm->interim > TALK_CONTINUE))) {
 			waiting_drop(warm, backend);
 			awaits = false;
 		}

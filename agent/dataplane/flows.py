@@ -186,7 +186,8 @@ def _sources(
         for name, field_ in (("family", "family"), ("source", "saddr"), ("service", "service")):
             rows[name] = found.cold[field_]
         rows["flows"] = ~np.isin(state, (abi.FlowState.CLOSING, abi.FlowState.CLOSING_AWAITING))
-        rows["waiting"] = np.where(awaits, tables.flows_warm["waiting"][found.used], 0)
+        held = survey.waiting_bytes(tables.flows_warm[found.used])
+        rows["waiting"] = np.where(awaits, held, 0)
         yield rows
 
 
@@ -284,8 +285,7 @@ def _hottest_first(tables: SharedTables, found: _Found, jiffies: int, clock: Clo
     the longest open.
     """
     awaits = survey.state_of(found.words) >= abi.FlowState.ESTABLISHED_AWAITING
-    warm = tables.flows_warm["waiting"][found.used]
-    waiting = np.where(awaits, warm.astype(np.int64), -1)
+    waiting = np.where(awaits, survey.waiting_bytes(tables.flows_warm[found.used]), -1)
     idle = survey.idle_ticks(found.words, jiffies >> clock.shift).astype(np.int64)
     age = (jiffies - found.cold["start"].astype(np.int64)) % 2**32
     return np.stack((-waiting, idle, -age), axis=1)
@@ -388,15 +388,15 @@ def requests(
     """What is known of the requests of the flow in a slot; None where they are not counted."""
     if service not in names.counting:
         return None
-    warm = tables.flows_warm[index]
+    warm = tables.flows_warm[index : index + 1]
     state = (word >> abi.FLOW_STATE_SHIFT) & 7
     awaits = state >= abi.FlowState.ESTABLISHED_AWAITING
-    rtt_us = int(warm["rtt_us"])
+    rtt_us = int(warm["rtt_us"][0])
     return FlowRequests(
         awaiting=awaits,
-        waiting_bytes=int(warm["waiting"]) if awaits else 0,
+        waiting_bytes=int(survey.waiting_bytes(warm)[0]) if awaits else 0,
         handshake_ms=rtt_us / 1000 if rtt_us else None,
-        talk=_TALKS.get(int(warm["talk"])),
+        talk=_TALKS.get(int(warm["talk"][0])),
     )
 
 

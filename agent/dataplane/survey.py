@@ -35,8 +35,10 @@ ENDED_TICKS = 16
 _LATELY = 4  # counted as a state of its own, which the packet path does not use: busy
 # A request of which a head has been seen and so long no more: the head was all of the answer.
 ANSWERED_NS = 30 * 10**9
+_FORGOTTEN = np.uint64(1 << abi.WAITING_FORGOTTEN_SHIFT)
 _AHEAD_TICKS = 16  # a minute: far more than a reading of the table takes
 _CHUNK = 1 << 15  # slots read at once: small enough to stay in a cache
+_FORGET_CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +93,11 @@ class Survey:
     """The flow table, as read between two moments.
 
     ``by_state`` has 8 counts; by backend id: ``live`` (acked and established), ``open``
-    (embryonic ones too), ``awaiting`` (a request waits for its answer) and ``waiting`` (bytes
-    of those requests), without those that count as answered, and those that have waited too long:
-    their bytes are ``unanswered``; ``busy`` (awaiting, or established with a packet in the last
-    ``BUSY_TICKS``). ``expired``: indices of slots idle past their timeout or of a backend that is
+    (embryonic ones too), ``awaiting`` (a request waits for its answer), without those that count
+    as answered and those that have waited too long, the bytes of which are ``unanswered``;
+    ``waiting`` (bytes that flows hold in the sums), ``busy`` (awaiting, or established with a
+    packet in the last ``BUSY_TICKS``). ``over_long``: slots of requests that wait no more and are
+    in the sums still. ``expired``: indices of slots idle past their timeout or of a backend that is
     gone, ``words`` what they held. ``service``: whose the backends were, 0 nobody's. ``nat_used``:
     ports that flows have of each source address of fullnat, by its number.
     """
@@ -105,6 +108,7 @@ class Survey:
     awaiting: Counts
     waiting: Counts
     unanswered: Counts
+    over_long: Counts
     busy: Counts
     expired: Counts
     words: Slots
@@ -176,6 +180,12 @@ def used_slots(flows: Slots) -> tuple[Counts, Slots]:
     return np.concatenate(indices), np.concatenate(words)
 
 
+def waiting_bytes(warm: Table) -> Counts:
+    """Request bytes that flows hold, in the sums or not; of slots in which a request waits."""
+    held: Counts = (warm["waiting"] & (_FORGOTTEN - np.uint64(1))).view(np.int64)
+    return held
+
+
 def _waits(warm: Table, age: Counts) -> npt.NDArray[np.bool_]:
     """Which of these requests wait indeed.
 
@@ -244,15 +254,17 @@ def survey(
         sums = np.bincount(owner[those], values[those], len(backends))
         return np.where(service != 0, sums, 0).astype(np.int64)
 
-    awaiting, sizes = sums_of(waits, np.ones_like(owner)), warm["waiting"].astype(np.int64)
+    awaiting, sizes = sums_of(waits, np.ones_like(owner)), waiting_bytes(warm)
+    in_sum = warm["waiting"] < _FORGOTTEN
     is_open = of_backends[:, OPEN].sum(axis=1)
     return Survey(
         by_state=by_state,
         live=is_open - of_backends[:, abi.FlowState.EMBRYONIC],
         open=is_open,
         awaiting=awaiting,
-        waiting=sums_of(waits, sizes),
+        waiting=sums_of(in_sum, sizes),
         unanswered=sums_of(too_long, sizes),
+        over_long=used[awaits][in_sum & ~waits & (sizes > 0) & (service[owner] != 0)],
         busy=lately + awaiting,
         expired=used[over],
         words=words[over],
@@ -293,6 +305,25 @@ def sweep(tables: SharedTables, found: Survey) -> int:
     tables.flows[index] = 0
     count_closed(tables, words, found.service)
     return len(index)
+
+
+def forget(tables: SharedTables, found: Survey) -> None:
+    """Take the bytes of requests that wait no more out of the sums, and mark it in their flows,
+    so that nobody does it again.
+
+    The packet path takes a flow's bytes by one exchange, and this reads and writes: of an answer
+    that begins in between, some microseconds after a minute, the bytes are taken twice, until
+    ``trueup`` has seen it.
+    """
+    for first in range(0, len(found.over_long), _FORGET_CHUNK):
+        slots = found.over_long[first : first + _FORGET_CHUNK]
+        words = tables.flows[slots]
+        held = tables.flows_warm["waiting"][slots]
+        same = ((words & _AWAITING) == _AWAITING) & (held > 0) & (held < _FORGOTTEN)
+        slots, words, held = slots[same], words[same], held[same]
+        tables.flows_warm["waiting"][slots] = held | _FORGOTTEN
+        owner = _known(backend_of(words), len(tables.backends))
+        np.subtract.at(tables.backend_load["waiting_fix"], owner, held.view(np.int64))
 
 
 def count_closed(tables: SharedTables, words: Slots, service: Counts) -> None:

@@ -98,6 +98,9 @@ enum flow_state {
 #define FLOW_TAG_SHIFT 32
 #define FLOW_BACKEND_SHIFT 16
 #define FLOW_STATE_SHIFT 13
+
+/* flow_warm.waiting: above the bytes, whether the agent has taken them out of the sum. */
+#define WAITING_FORGOTTEN_SHIFT 32
 #define FLOW_STAMP_MASK 0x1fff
 #define FLOW_WAYS 8
 #define FLOW_EMBRYONIC_WAYS 4

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, ip_address
 
 import numpy as np
 
-from agent.dataplane import abi, counters, flowhash, survey
+from agent.dataplane import abi, counters, flowhash, latency, survey
 from agent.dataplane.constants import Clock
 from agent.dataplane.program import Dataplane
 from agent.dataplane.tables import SharedTables
@@ -220,4 +220,6 @@ class Records:
         return int((survey.backend_of(words[is_open]) == self.backend_id(name, service)).sum())
 
     def survey(self, later_ticks: int = 0) -> survey.Survey:
-        return survey.survey(self.tables, self.now_ticks() + later_ticks)
+        patience_ns = latency.patience_ns(self.tables.backend_latency)
+        now = self.now_ticks() + later_ticks
+        return survey.survey(self.tables, now, patience_ns=patience_ns)

@@ -366,6 +366,19 @@ def test_a_client_that_only_listens_still_waits(hooked: Rig, forward):
 
 
 @MODES
+@undisturbed
+def test_nothing_is_learned_from_answers_to_those_who_have_hung_up(hooked: Rig, forward):
+    """A cable was cut, its clients gave up, and a minute later their answers came."""
+    wire = opened(hooked, forward)
+    latency = hooked.tables.backend_latency[hooked.backend_id("a")]
+    wire.ask(POST).after(LATE_MS).gets(ANSWER)
+    assert (latency["samples"], wire.answers) == (1, 1)
+    wire.ask(POST).client("FA")
+    wire.after(60_000).gets(ANSWER)
+    assert (latency["samples"], wire.answers, wire.waiting) == (1, 2, 0)
+
+
+@MODES
 def test_the_last_request_may_come_with_the_fin(hooked: Rig, forward):
     wire = opened(hooked, forward).ask(POST, "FPA")
     assert (wire.waiting, wire.state) == (len(POST), FlowState.CLOSING)

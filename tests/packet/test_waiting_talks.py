@@ -257,6 +257,8 @@ CONTROLS = {
     "goaway": frame(H_GOAWAY, 26, stream=0),
     "reset": frame(H_RST, 13),
 }
+# gRPC's client closes its side of a stream so, after a request that it may send on.
+CLOSES = frame(H_DATA, 9, flags=1)
 ANSWERS = {
     "data": frame(H_DATA, 300),
     "end": frame(H_HEADERS, 60, flags=5),
@@ -285,7 +287,11 @@ def test_a_call_may_come_with_the_preface(hooked: Rig, forward):
 
 
 @MODES
-@controls
+@pytest.mark.parametrize(
+    "control",
+    [*CONTROLS.values(), CLOSES, CLOSES + WINDOW * 2],
+    ids=[*CONTROLS, "closes", "closes-and-windows"],
+)
 def test_control_frames_of_the_client_are_no_request(hooked: Rig, forward, control: bytes):
     wire = called(hooked, forward)
     wire.after(LATE_MS).gets(frame(H_DATA, 300))
@@ -300,8 +306,8 @@ def test_control_frames_of_the_client_are_no_request(hooked: Rig, forward, contr
 @pytest.mark.parametrize(
     "request_",
     [frame(H_HEADERS, 28, flags=5), frame(H_DATA, 12), WINDOW + frame(H_HEADERS, 60),
-     b"\x5a" * 300],
-    ids=["get", "data", "behind", "middle"],
+     b"\x5a" * 300, CLOSES + frame(H_HEADERS, 60), frame(H_DATA, 256 + 9, flags=1)],
+    ids=["get", "data", "behind", "middle", "closes-and-calls", "256"],
 )  # fmt: skip
 def test_any_message_is_a_request(hooked: Rig, forward, request_: bytes):
     wire = called(hooked, forward)

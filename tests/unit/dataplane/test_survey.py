@@ -113,8 +113,9 @@ def test_a_request_whose_answer_was_a_head_long_ago_counts_as_answered():
     ages = [survey.ANSWERED_NS, survey.ANSWERED_NS + 1, -5, 10**12, 10**12, 10**12]
     tables.flows_warm["request"][:6] = [now_ns - age for age in ages]
     found = survey.survey(tables, NOW, now_ns)
-    assert list(found.waiting[:3]) == [0, 4301, 0]
+    assert list(found.waiting[:3]) == [0, 54_321, 600_000]
     assert list(found.awaiting[:3]) == [0, 3, 0]
+    assert sorted(found.over_long) == [1, 4, 5]
     assert list(found.open[:3]) == [0, 4, 1], "they are connections still"
 
 
@@ -132,8 +133,17 @@ def test_a_request_that_has_waited_for_too_long_weighs_nothing_and_is_told():
     patience_ns = np.full(len(tables.backends), 10**12)
     patience_ns[1] = 100
     found = survey.survey(tables, NOW, now_ns, patience_ns)
-    assert (found.waiting[1], found.unanswered[1], found.awaiting[1]) == (1, 320, 1)
-    assert (found.waiting[2], found.unanswered[2], found.awaiting[2]) == (4000, 0, 1)
+    assert (found.waiting[1], found.unanswered[1], found.awaiting[1]) == (321, 320, 1)
+    assert (found.waiting[2], found.unanswered[2], found.awaiting[2]) == (54_000, 0, 1)
+    assert sorted(found.over_long) == [1, 2, 4]
+    survey.forget(tables, found)
+    again = survey.survey(tables, NOW, now_ns, patience_ns)
+    assert list(tables.backend_load["waiting_fix"][:3]) == [0, -320, -50_000]
+    assert (again.waiting[1], again.unanswered[1], again.awaiting[1]) == (1, 320, 1)
+    assert (again.waiting[2], again.unanswered[2], again.awaiting[2]) == (4000, 0, 1)
+    assert not len(again.over_long)
+    survey.forget(tables, found)
+    assert list(tables.backend_load["waiting_fix"][:3]) == [0, -320, -50_000], "once"
     assert found.unanswered[9] == 0, "nobody's"
     assert list(found.busy[1:3]) == [1, 1]
     assert found.open[1] == 3, "they are connections still"
