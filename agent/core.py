@@ -185,7 +185,7 @@ class Core:
         self.rebalancer = Rebalancer(self.dataplane)
         resets = self._resetter.resets
         self.observer = Observer(
-            self.dataplane, self.weigher, self.rebalancer, resets, self.companions.said
+            self.dataplane, self.weigher, self.rebalancer, resets, self.companions
         )
         self.observer.sample(self.now.situation, time.monotonic())
         await asyncio.to_thread(self.dataplane.attach)

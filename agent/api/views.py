@@ -90,6 +90,7 @@ def service(view: ServiceSnapshot, at: float) -> Json:
         "syn_cookies": configured.syn_cookies,
         "gives_cookies": view.cookies,
         "cookies_problem": view.cookies_problem,
+        "cookies_keys": list(view.cookies_keys),
         "cookie_connections_total": view.cookies_taken,
         "guard": configured.guard.value,
         "allow": list(configured.allow),

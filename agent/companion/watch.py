@@ -93,6 +93,10 @@ class Companions:
         """The same, as of the last pass."""
         return self._said.get(service.name, "") if service.gives_cookies else ""
 
+    def key_names(self, service: Service) -> tuple[str, ...]:
+        """The keys that this balancer has for a service's cookies, that it signs with first."""
+        return self._keys.names if self._keys and service.gives_cookies else ()
+
     def _lacks(self, address: Address, vip: Address) -> str:
         answer = self._answers.get(address, "its companion was not asked so far")
         if isinstance(answer, str):

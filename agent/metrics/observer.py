@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import structlog
 
+from agent.companion.watch import Companions
 from agent.dataplane import counters, latency, score, survey
 from agent.dataplane.abi import FlowState, Reason
 from agent.dataplane.contents import nat_ports
@@ -92,13 +93,13 @@ class Observer:
         weigher: Weigher,
         rebalancer: Rebalancer,
         resets: Mapping[BackendRef, int],
-        cookie_problem: Callable[[Service], str],
+        companions: Companions,
     ) -> None:
         self._dataplane = dataplane
         self._weigher = weigher
         self._rebalancer = rebalancer
         self._resets = resets
-        self._cookie_problem = cookie_problem
+        self._companions = companions
         self._sampled = _Sampled()
         self._window = OpenedWindow()
         self._latencies = LatencyWindow()
@@ -275,7 +276,8 @@ class Observer:
             challenges=bool(entry and entry.challenge),
             cookies=bool(entry and entry.cookies),
             cookies_taken=readings.services[service_id].cookies,
-            cookies_problem=self._cookie_problem(service),
+            cookies_problem=self._companions.said(service),
+            cookies_keys=self._companions.key_names(service),
         )
         return service_snapshot(service, of_service, tuple(backends))
 

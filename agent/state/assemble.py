@@ -68,6 +68,7 @@ class ServiceParts:
     cookies: bool = False
     cookies_taken: int = 0
     cookies_problem: str = ""
+    cookies_keys: tuple[str, ...] = ()
 
 
 def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
@@ -119,4 +120,5 @@ def service_snapshot(
         cookies=parts.cookies,
         cookies_taken=parts.cookies_taken,
         cookies_problem=parts.cookies_problem,
+        cookies_keys=parts.cookies_keys,
     )

@@ -167,6 +167,7 @@ class ServiceSnapshot:
     cookies: bool = False  # and get SYN cookies for that
     cookies_taken: int = 0  # connections that these have begun
     cookies_problem: str = ""  # why `syn_cookies` gives none
+    cookies_keys: tuple[str, ...] = ()  # names of those that this balancer has, the signing first
 
 
 @dataclass(frozen=True, slots=True)

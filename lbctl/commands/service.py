@@ -175,6 +175,10 @@ def _syn_protection(data: Mapping[str, Any]) -> str:
         )
     if data["cookies_problem"]:
         now += f" (no SYN cookies: {data['cookies_problem']})"
+    if data["cookies_keys"]:
+        signs, *others = data["cookies_keys"]
+        now += f"; cookies are signed with key {signs}"
+        now += "".join(f", {other} is ready" for other in others)
     return f"{data['syn_protection']}: {now}"
 
 

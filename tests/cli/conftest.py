@@ -108,6 +108,7 @@ def service_view() -> dict[str, Any]:
         "syn_cookies": False,
         "gives_cookies": False,
         "cookies_problem": "",
+        "cookies_keys": [],
         "cookie_connections_total": 0,
         "guard": "enforce",
         "allow": [],

@@ -141,8 +141,13 @@ def test_service_show_tells_whether_clients_are_challenged(agent, run):
     agent.services[0] |= {"cookies_problem": "gpu-1: its companion has another key"}
     shown = run("service", "show", "chat").out
     assert "challenged (no SYN cookies: gpu-1: its companion has another key)" in shown
-    agent.services[0] |= {"gives_cookies": True, "cookies_problem": ""}
-    assert "auto: new clients get SYN cookies" in run("service", "show", "chat").out
+    agent.services[0] |= {
+        "gives_cookies": True,
+        "cookies_problem": "",
+        "cookies_keys": ["1a", "2b"],
+    }
+    shown = run("service", "show", "chat").out
+    assert "auto: new clients get SYN cookies; cookies are signed with key 1a, 2b is ready" in shown
 
 
 def test_ports_backups_slow_start_and_quic_are_shown_where_they_are_set(agent, run):

@@ -207,14 +207,17 @@ def test_the_key_changes_in_three_steps_and_each_client_is_served(here: Site) ->
     protect(here)
     wait_until("the companions are found", lambda: gives_cookies(here))
     number = 10
-    for lines in ((KEY, OTHER_KEY), (OTHER_KEY, KEY), (OTHER_KEY,), (KEY,)):
+    to_the_other = ((KEY, OTHER_KEY), (OTHER_KEY, KEY), (OTHER_KEY,))
+    and_back = ((OTHER_KEY, KEY), (KEY, OTHER_KEY), (KEY,))
+    for lines in (*to_the_other, *and_back):
         names = list(Keys(tuple(map(bytes.fromhex, lines))).names)
         key_file(here).write_text("".join(f"{line}\n" for line in lines))
         wait_until("the servers take them", lambda names=names: all(
             told(here, server)["keys"] == names for server in servers(here)
         ))  # fmt: skip
-        wait_until("cookies can be given", lambda: gives_cookies(here))
-        for _ in range(3):
+        wait_until("the balancer, too", lambda names=names: service(here)["cookies_keys"] == names)
+        assert gives_cookies(here)
+        for _ in range(2):
             asks_from(here, newcomer(here, number))
             number += 1
     key_file(here).write_text("")

@@ -99,6 +99,7 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "syn_cookies": False,
         "gives_cookies": False,
         "cookies_problem": "",
+        "cookies_keys": [],
         "cookie_connections_total": 0,
         "guard": "enforce",
         "allow": [],

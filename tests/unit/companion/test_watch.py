@@ -106,6 +106,10 @@ class Watched:
     def said(self) -> str:
         return self.companions.said(self.service)
 
+    @property
+    def key_names(self) -> tuple[str, ...]:
+        return self.companions.key_names(self.service)
+
     async def round(self) -> None:
         await self.companions._round()
 
@@ -264,9 +268,11 @@ def test_a_key_file_that_breaks_ends_nothing_and_is_not_taken_anew(key_file: Pat
             await watched.round()
             assert watched.ready()
             assert watched.secret["key"].tobytes() == bytes.fromhex(KEY)
+            assert watched.key_names == known
             fresh = Watched(key_file, port)
             await fresh.round()
             assert not fresh.ready()
+            assert fresh.key_names == ()
             assert "32 hexadecimal digits" in fresh.said
 
     asyncio.run(play())

@@ -30,6 +30,8 @@ from tests.unit.state.world import TABLES, A, B, hop, status, surroundings, web
 JIFFIES = 5000 << CLOCK.shift
 FACTS = AgentFacts("0.1.0", "test", 1, 0.0, "agent.yaml", "virtio_net")
 
+NO_COMPANIONS = SimpleNamespace(said=lambda _: "", key_names=lambda _: ())
+
 
 @dataclass
 class FakeDataplane:
@@ -95,7 +97,7 @@ class World:
         return next(self.ids.backend_id(service, b) for b in service.backends if b.name == name)
 
     def observer(self) -> Observer:
-        return Observer(self.dataplane, self.weigher, self.rebalancer, {}, lambda _: "")
+        return Observer(self.dataplane, self.weigher, self.rebalancer, {}, NO_COMPANIONS)
 
     def look(self) -> Snapshot:
         observer = self.observer()
