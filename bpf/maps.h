@@ -188,6 +188,10 @@ BPF_TABLE_PINNED7("array", u32, struct backend_sample, backend_samples, LB_BACKE
 BPF_TABLE_PINNED7("array", u32, struct service_load, service_load, LB_SERVICES,
 		  LB_PINNED(service_load), BPF_F_MMAPABLE);
 
+/* service id -> sizes of heads of its answers.  Both write, each its fields. */
+BPF_TABLE_PINNED7("array", u32, struct service_heads, service_heads, LB_SERVICES,
+		  LB_PINNED(service_heads), BPF_F_MMAPABLE);
+
 /* backend id -> histograms.  The packet path writes. */
 BPF_TABLE_PINNED7("array", u32, struct backend_latency, backend_latency, LB_BACKENDS,
 		  LB_PINNED(backend_latency), BPF_F_MMAPABLE);
@@ -241,6 +245,7 @@ struct abi_witness {
 	enum scheduler scheduler;
 	enum flow_state flow_state;
 	enum talk talk;
+	enum head_kind head_kind;
 	enum event_kind event_kind;
 	enum guard_tree guard_tree;
 	enum guard_mode guard_mode;

@@ -148,6 +148,10 @@ static __always_inline void reply_refresh(CTX *ctx, const struct packet *p, stru
 	next = slot_replied_state(slot_base(state), p);
 	if (state == FLOW_EMBRYONIC && p->l4_proto == L4_TCP)
 		warm->ack = p->seq + p->payload_len + !!(p->tcp_flags & (TCP_SYN | TCP_FIN));
+	/* Through memory: the verifier would follow each way to `next` to the end. */
+	reply->flow.at->next = next;
+	step_ends();
+	next = reply->flow.at->next;
 	if (LB_WAITING && slot_awaits(state) && slot_base(next) >= FLOW_ESTABLISHED &&
 	    waiting_server(ctx, p, warm, reply->route->backend, reply->flow.at->tag, state,
 			   &answer))

@@ -127,6 +127,15 @@ struct scratch {
 	__u64 limits; /* limit.h: what is exceeded, bits by enum limit */
 	struct limit_note limit_notes[LIMIT_RATES];
 	struct synack synack;
+	__u64 text_seen; /* http.h: the newest eight bytes; where we are, and of a chunk */
+	__u32 text_at;
+	__u32 text_digits;
+	__u32 text_size;
+	__u8 text_begins; /* a head, with this segment */
+	__u8 text_in_head;
+	__u8 text_has_head;
+	__u8 text_is_chunked;
+	__u32 text_began;
 };
 
 /* One element of each CPU, for the packet in hand. */

@@ -12,7 +12,6 @@
 #define TALK_CONTINUE 25     /* "HTTP/1.1 100 Continue" and two line ends */
 #define TALK_CONTROL_MAX 256 /* a longer segment carries more than control frames */
 
-#define TALK_HEAD_MAX 1024 /* of an answer; a longer one is taken for the answer */
 #define PLAIN_INTERIM 512
 
 #define TLS_CHANGE_CIPHER 0x14
@@ -96,29 +95,6 @@ static __always_inline bool talk_has_message(CTX *ctx, const struct packet *p, _
 		skip += HTTP2_HEADER + (frame[1] << 8 | frame[2]);
 	}
 	return true;
-}
-
-/* Is a segment of a server no more than the head of an answer, the body of which is
- * to come: it ends with an empty line?  "100 Continue" with all of an answer behind
- * it begins like one, and ends otherwise.
- */
-static __always_inline bool talk_is_head(CTX *ctx, const struct packet *p)
-{
-	__u8 *text = packet_payload(ctx_data(ctx), p), *data_end = ctx_end(ctx);
-	__u8 *end = text + bounded(p->payload_len - 6, TALK_HEAD_MAX - 6);
-
-	if (p->payload_len < 16 || p->payload_len > TALK_HEAD_MAX || text + 12 > data_end ||
-	    end + 6 > data_end)
-		return false;
-	if (text[0] != 'H' || text[4] != '/' || text[8] != ' ')
-		return false;
-	/* 204, 304 and what reports an error seldom have a body to wait for. */
-	if (text[9] != '1' && (text[9] != '2' || text[10] != '0' || text[11] != '0'))
-		return false;
-	/* So does a body that is sent in chunks, with a last one of length 0 before. */
-	if (end[0] == '\n' && end[1] == '0')
-		return false;
-	return end[2] == '\r' && end[3] == '\n' && end[4] == '\r' && end[5] == '\n';
 }
 
 /* The first payload of a client. */

@@ -11,8 +11,9 @@
  * and the tunnels what the client acknowledges.  Some bytes of a server are no
  * answer (`interim`).  Where the answer is seen and not encrypted they are read:
  * - an informational status (RFC 9110, section 15.2: 100 Continue);
- * - the head of an answer alone: an engine that streams sends it at once, and the
- *   first token when the prompt is worked through;
+ * - the head of an answer, and comments and events behind it that say nothing (http.h): an
+ *   engine that streams sends them at once, and the first token when the prompt is worked
+ *   through;
  * - HTTP/2 frames other than DATA (RFC 9113).
  * Else they are told by size and time, as an answer that was computed is not small
  * and early at once: the above, and TLS 1.3 session tickets right after the
@@ -25,6 +26,8 @@
 
 #include "count.h"
 #include "ctx.h"
+#include "heads.h"
+#include "http.h"
 #include "mask.h"
 #include "packet.h"
 #include "score.h"
@@ -194,22 +197,76 @@ static __always_inline __u64 waiting_grace(const struct flow_warm *warm, __u32 b
 	return rtt_us * 1500ULL + (bytes <= GRACE_FEW ? GRACE_FEW_NS : beyond);
 }
 
-/* Server bytes up to `position`: the answer, or interim? */
+/* Server bytes up to `position`: the answer, or interim?  A chunk that says nothing can end
+ * beyond its segment, and `position` is its end then.
+ */
 static __always_inline bool waiting_is_interim(CTX *ctx, const struct packet *p,
-					       const struct flow_warm *warm, __u32 position,
-					       __u64 waited_ns, bool is_reply)
+					       struct flow_warm *warm, __u32 backend, __u32 tag,
+					       __u32 *position, __u64 waited_ns, bool is_reply)
 {
-	__u32 bytes = position - warm->ack + warm->interim;
+	__u32 bytes = *position - warm->ack + (warm->interim & INTERIM_BYTES), upto;
 	bool is_plain = warm->talk == TALK_PLAIN || warm->talk == TALK_UNKNOWN;
+	struct service_heads *heads;
 
-	if (is_reply && is_plain)
-		return talk_is_head(ctx, p);
+	if (is_reply && is_plain) {
+		upto = http_upto(ctx, p, warm->ack - p->seq, &warm->interim);
+		*position = p->seq + upto;
+		return upto;
+	}
 	if (is_reply && (warm->talk == TALK_HTTP2 || warm->talk == TALK_HTTP2_FIRST))
 		return p->payload_len <= TALK_CONTROL_MAX && !talk_has_message(ctx, p, 0, true);
 	if (is_plain && bytes == TALK_CONTINUE)
 		return true;
-	return waited_ns <= waiting_grace(warm, bytes, is_reply) &&
-	       bytes <= talk_allowance(warm->talk);
+	heads = heads_of(backend);
+	if (heads && heads_has(heads, warm->talk, bytes)) {
+		warm->interim |= INTERIM_SURE;
+		return true;
+	}
+	if (waited_ns <= waiting_grace(warm, bytes, is_reply) &&
+	    bytes <= talk_allowance(warm->talk))
+		return true;
+	return heads && !warm->interim && heads_probe(heads, tag ^ warm->seq, bytes);
+}
+
+/* Can what the server says be read? */
+static __always_inline bool waiting_is_read(const struct flow_warm *warm, bool is_reply)
+{
+	return is_reply && (warm->talk == TALK_UNKNOWN || warm->talk == TALK_PLAIN ||
+			    warm->talk == TALK_HTTP2 || warm->talk == TALK_HTTP2_FIRST);
+}
+
+/* Notes what an answer that has begun, behind `bytes`, tells of heads; whether its time is one to
+ * learn from.
+ */
+static __always_inline bool waiting_note(const struct flow_warm *warm, __u32 backend, __u32 bytes,
+					 __u32 us)
+{
+	struct service_heads *heads = heads_of(backend);
+	__u32 interim = warm->interim & INTERIM_BYTES, pause;
+
+	if (!heads)
+		return true;
+	if (interim) {
+		pause = (__u32)bpf_jiffies64() - warm->request_jiffies;
+		heads_note(heads, HEAD_FOLLOWED, warm->talk, interim, us, pause);
+	} else if (!heads->is_known && bytes > HEAD_MAX) {
+		heads_note(heads, HEAD_NONE, warm->talk, bytes, us, 0);
+	}
+	return heads->is_known;
+}
+
+/* Behind some bytes of the server the client goes on, or hangs up: they were all. */
+static __always_inline void waiting_note_alone(const struct flow_warm *warm, __u32 backend,
+					       bool is_reply)
+{
+	__u32 interim = warm->interim & INTERIM_BYTES;
+	struct service_heads *heads;
+
+	if (!interim || waiting_is_read(warm, is_reply))
+		return;
+	heads = heads_of(backend);
+	if (heads)
+		heads_note(heads, HEAD_ALONE, warm->talk, interim, 0, 0);
 }
 
 /* What of the time passed at the backend: where the client's acknowledgement tells of the
@@ -228,7 +285,9 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 					   __u32 backend, __u32 tag, __u32 position,
 					   bool is_closing, bool is_reply, struct answer *answer)
 {
+	bool is_known = true;
 	__u64 waited;
+	__u32 more;
 
 	if ((__s32)(position - warm->ack) <= 0)
 		return;
@@ -238,22 +297,28 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 		return;
 	}
 	waited = bpf_ktime_get_ns() - warm->request;
-	if (!is_closing && waiting_is_interim(ctx, p, warm, position, waited, is_reply)) {
-		warm->interim += position - warm->ack;
+	if (!is_closing &&
+	    waiting_is_interim(ctx, p, warm, backend, tag, &position, waited, is_reply)) {
+		more = (warm->interim & INTERIM_BYTES) + position - warm->ack;
+		warm->interim &= ~INTERIM_BYTES;
+		warm->interim |= more < INTERIM_BYTES ? more : INTERIM_BYTES;
 		warm->ack = position;
+		warm->request_jiffies = bpf_jiffies64(); /* since when there is a pause */
 		return;
 	}
 	answer->bytes = waiting_drop(warm, backend);
 	answer->us = waited / 1000;
+	if (!is_closing && answer->bytes && !waiting_is_read(warm, is_reply))
+		is_known = waiting_note(warm, backend, position - warm->ack, answer->us);
 	warm->interim = 0;
 	warm->talk = talk_answered(warm->talk);
 	if (!answer->bytes)
 		return;
 	count_first_byte(backend, answer->us);
-	/* Of a larger request not all bytes are counted, so its time does not tell the speed; and who
-	 * has hung up may be gone, and the answer for nobody.
+	/* Of a larger request not all bytes are counted, so its time does not tell the speed; who
+	 * has hung up may be gone, and the answer for nobody; and it may have been a head.
 	 */
-	if (!is_closing && answer->bytes < FLOW_WAITING_MAX)
+	if (!is_closing && is_known && answer->bytes < FLOW_WAITING_MAX)
 		waiting_sample(backend, tag, answer->bytes,
 			       waiting_at_backend(warm, answer->us, is_reply));
 }
@@ -408,11 +473,14 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 		awaits = awaits && (fresh || warm->waiting);
 	}
 	if (fresh) {
+		if (awaits)
+			waiting_note_alone(warm, backend, sees_replies);
 		/* It asks again: what looked like a head alone was all of an answer; or what it
 		 * asked before was given up.
 		 */
 		if (awaits && (waiting_is_forgotten(warm->waiting) ||
-			       (warm->talk <= TALK_PLAIN && warm->interim > TALK_CONTINUE))) {
+			       (warm->talk <= TALK_PLAIN &&
+				(warm->interim & INTERIM_BYTES) > TALK_CONTINUE))) {
 			waiting_drop(warm, backend);
 			awaits = false;
 		}
@@ -429,6 +497,7 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 	}
 	/* It has got something and hangs up: it waits for no more. */
 	if (awaits && p->tcp_flags & TCP_FIN && warm->interim) {
+		waiting_note_alone(warm, backend, sees_replies);
 		waiting_drop(warm, backend);
 		return false;
 	}
@@ -449,6 +518,7 @@ static __always_inline bool waiting_server(CTX *ctx, const struct packet *p, str
 			return false;
 	}
 	if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
+		waiting_note_alone(warm, backend, true);
 		waiting_drop(warm, backend);
 		return false;
 	}

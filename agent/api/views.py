@@ -91,6 +91,7 @@ def service(view: ServiceSnapshot, at: float) -> Json:
         "gives_cookies": view.cookies,
         "cookies_problem": view.cookies_problem,
         "cookies_keys": list(view.cookies_keys),
+        "first_byte_is": view.first_byte,
         "cookie_connections_total": view.cookies_taken,
         "guard": configured.guard.value,
         "allow": list(configured.allow),

@@ -44,6 +44,10 @@ LATENCY_BUCKETS = 44
 SAMPLES = 32  # of each backend, the newest
 FLOW_AWAITING = 4
 WAITING_FORGOTTEN_SHIFT = 32
+INTERIM_BYTES = 0x1FFF  # bpf/heads.h
+INTERIM_SURE = 0x4000
+HEAD_RANGES = 4
+HEAD_SAMPLES = 16  # of each service, the newest
 HOLD_MAX_NS = 1_000_000_000
 GUARD_BRANCH = 0x80000000
 GUARD_NODE_ENTRIES = 16
@@ -160,6 +164,15 @@ class FlowState(enum.IntEnum):
 
 
 FLOW_STATES = 8
+
+
+class HeadKind(enum.IntEnum):
+    """``enum head_kind``: what the first bytes of an answer turned out to be."""
+
+    UNWRITTEN = 0
+    FOLLOWED = 1
+    ALONE = 2
+    NONE = 3
 
 
 class Talk(enum.IntEnum):
@@ -308,6 +321,28 @@ BACKEND_LOAD = np.dtype(
 )
 BACKEND_SAMPLE = np.dtype([("ahead", "u4"), ("bytes", "u4"), ("open", "u4"), ("us", "u4")])
 SERVICE_LOAD = np.dtype([("open", "i8"), ("open_fix", "i8"), ("weight", "u8"), ("pad", "u8", (5,))])
+HEAD_RANGE = np.dtype([("least", "u2"), ("most", "u2")])
+HEAD_SAMPLE = np.dtype(
+    [
+        ("us", "u4"),
+        ("pause", "u4"),
+        ("bytes", "u2"),
+        ("is_first", "u1"),
+        ("kind", "u1"),
+        ("pad", "u4"),
+    ]
+)
+SERVICE_HEADS = np.dtype(
+    [
+        ("ranges", HEAD_RANGE, (2, HEAD_RANGES)),
+        ("is_known", "u1"),
+        ("probes", "u1"),
+        ("probe_mask", "u1"),
+        ("pad", "u1", (25,)),
+        ("samples", "u4"),
+        ("sample", HEAD_SAMPLE, (HEAD_SAMPLES,)),
+    ]
+)
 BACKEND_LATENCY = np.dtype(
     [
         ("first_byte", "u8", (LATENCY_BUCKETS,)),
@@ -504,6 +539,9 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "backend_load": BACKEND_LOAD,
     "backend_sample": BACKEND_SAMPLE,
     "service_load": SERVICE_LOAD,
+    "head_range": HEAD_RANGE,
+    "head_sample": HEAD_SAMPLE,
+    "service_heads": SERVICE_HEADS,
     "backend_latency": BACKEND_LATENCY,
     "nat_slot": NAT_SLOT,
     "nat_source": NAT_SOURCE,
@@ -538,6 +576,7 @@ ENUMS: dict[str, dict[str, int]] = {
     "scheduler": {f"SCHEDULER_{s.name}": s for s in SchedulerId},
     "flow_state": {f"FLOW_{s.name}": s for s in FlowState} | {"FLOW_STATES": FLOW_STATES},
     "talk": {f"TALK_{t.name}": t for t in Talk},
+    "head_kind": {f"HEAD_{k.name}": k for k in HeadKind},
     "event_kind": {f"EVENT_{e.name}": e for e in EventKind} | {"EVENT_KINDS": EVENT_KINDS},
 }
 

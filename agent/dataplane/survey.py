@@ -192,7 +192,9 @@ def _waits(warm: Table, age: Counts) -> npt.NDArray[np.bool_]:
     A whole answer that is as small and early as a head is taken for one, and if nothing follows
     on the connection the packet path has no moment to see that it was all.
     """
-    waits: npt.NDArray[np.bool_] = (warm["interim"] == 0) | (age <= ANSWERED_NS)
+    is_unsure = (warm["interim"] & abi.INTERIM_BYTES) != 0
+    is_unsure &= (warm["interim"] & abi.INTERIM_SURE) == 0
+    waits: npt.NDArray[np.bool_] = ~is_unsure | (age <= ANSWERED_NS)
     return waits
 
 

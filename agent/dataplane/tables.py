@@ -69,6 +69,7 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
         "backend_load": array(abi.BACKEND_LOAD, size.backends),
         "backend_samples": array(abi.BACKEND_SAMPLE, size.backends * abi.SAMPLES),
         "service_load": array(abi.SERVICE_LOAD, size.services),
+        "service_heads": array(abi.SERVICE_HEADS, size.services),
         "backend_latency": array(abi.BACKEND_LATENCY, size.backends),
         "nat_slots": array(abi.NAT_SLOT, size.nat_slots),
         "nat_sources": array(abi.NAT_SOURCE, 2 * abi.NAT_SOURCES),
@@ -168,6 +169,7 @@ class SharedTables:
             size.backends, abi.SAMPLES
         )
         self.service_load = self._array("service_load", abi.SERVICE_LOAD)
+        self.service_heads = self._array("service_heads", abi.SERVICE_HEADS)
         self.backend_latency = self._array("backend_latency", abi.BACKEND_LATENCY)
         self.nat_slots = self._array("nat_slots", abi.NAT_SLOT)
         self.nat_sources = self._array("nat_sources", abi.NAT_SOURCE)

@@ -278,6 +278,7 @@ class Observer:
             cookies_taken=readings.services[service_id].cookies,
             cookies_problem=self._companions.said(service),
             cookies_keys=self._companions.key_names(service),
+            first_byte=self._weigher.first_byte(service),
         )
         return service_snapshot(service, of_service, tuple(backends))
 

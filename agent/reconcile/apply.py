@@ -159,6 +159,7 @@ class Applier:
         if fresh:
             tables.service_count[:, entry.id] = np.zeros((), dtype=abi.SERVICE_COUNTERS)
             tables.service_load[entry.id] = np.zeros((), dtype=abi.SERVICE_LOAD)
+            tables.service_heads[entry.id] = np.zeros((), dtype=abi.SERVICE_HEADS)
         old = self._regions().get(slot)
         region = self._write_ring(entry.ring) if ring_changed or old is None else old
         tables.service_load["weight"][entry.id] = entry.load_weight

@@ -69,6 +69,7 @@ class ServiceParts:
     cookies_taken: int = 0
     cookies_problem: str = ""
     cookies_keys: tuple[str, ...] = ()
+    first_byte: str | None = None
 
 
 def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
@@ -121,4 +122,5 @@ def service_snapshot(
         cookies_taken=parts.cookies_taken,
         cookies_problem=parts.cookies_problem,
         cookies_keys=parts.cookies_keys,
+        first_byte=parts.first_byte,
     )

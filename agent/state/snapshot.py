@@ -168,6 +168,7 @@ class ServiceSnapshot:
     cookies_taken: int = 0  # connections that these have begun
     cookies_problem: str = ""  # why `syn_cookies` gives none
     cookies_keys: tuple[str, ...] = ()  # names of those that this balancer has, the signing first
+    first_byte: str | None = None  # token, head or unknown; None: its answers have no times
 
 
 @dataclass(frozen=True, slots=True)

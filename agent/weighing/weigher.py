@@ -14,6 +14,7 @@ from agent.state.loads import counts_waiting
 from agent.state.snapshot import LearnedSpeed, Reported
 from agent.telemetry.asks import Topic
 from agent.telemetry.report import AgentCheck, EngineReport, Models, NodeReport
+from agent.weighing.heads import Heads
 from agent.weighing.learning import Learning
 from agent.weighing.reports import Heard, Reports
 from agent.weighing.scores import Scores
@@ -32,6 +33,7 @@ class Weigher:
     def __init__(self, dataplane: Dataplane, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._learning = Learning(dataplane.tables)
+        self._heads = Heads(dataplane.tables, dataplane.clock.hz)
         self._scores = Scores(dataplane, self._learning.request_bytes)
         self._reports = Reports(self._scores, wake)
         self._draws: dict[str, int] = {}
@@ -56,6 +58,7 @@ class Weigher:
         """After a pass: where in the tables they are."""
         self._scores.place(config, ids)
         self._learning.place(config, ids)
+        self._heads.place(config, ids)
 
     def sample(
         self,
@@ -70,6 +73,7 @@ class Weigher:
         self._usable = frozenset(usable)
         self._scores.tick(rtts, now)
         self._learning.sample(self._usable, now)
+        self._heads.sample()
         self._follow_draws(config, now)
         if now - self._clocks_at >= CAPACITY_EVERY_S:
             self._clocks_at = now
@@ -192,6 +196,11 @@ class Weigher:
             gpus_problem=node.failure,
             gpus_age_s=_age(node, now),
         )
+
+    def first_byte(self, service: Service) -> str | None:
+        """What the times of its answers are times of; None: it has none."""
+        found = self._heads.first_byte(service)
+        return found.value if found else None
 
     def learned(self, ref: BackendRef) -> LearnedSpeed | None:
         """What has been learned of a backend; None: its service does not learn."""

@@ -392,6 +392,44 @@ struct backend_sample {
 };
 _Static_assert(sizeof(struct backend_sample) == 16, "backend_sample");
 
+/* What a service's answers begin with where that cannot be read, under TLS and where only
+ * acknowledgements pass: sizes of heads, which the agent writes, and what it finds them
+ * by, the newest: element n % HEAD_SAMPLES.
+ */
+#define HEAD_RANGES 4
+#define HEAD_SAMPLES 16
+struct head_range {
+	__u16 least;
+	__u16 most; /* 0: none */
+};
+enum head_kind {
+	HEAD_UNWRITTEN = 0,
+	HEAD_FOLLOWED = 1, /* some bytes, and behind a pause the answer */
+	HEAD_ALONE = 2,    /* some bytes, and then the client went on */
+	HEAD_NONE = 3,     /* the answer at once */
+};
+struct head_sample {
+	__u32 us;    /* from the request to the answer */
+	__u32 pause; /* jiffies of it, behind the bytes */
+	__u16 bytes;
+	__u8 is_first; /* of its connection */
+	__u8 kind;     /* enum head_kind */
+	__u32 pad;
+};
+struct service_heads {
+	/* agent */
+	struct head_range ranges[2]
+				[HEAD_RANGES]; /* of later answers of a connection, of the first */
+	__u8 is_known;                         /* whether times of answers are those of tokens */
+	__u8 probes;
+	__u8 probe_mask;
+	__u8 pad[25];
+	/* packet path */
+	__u32 samples; /* how many there have been */
+	struct head_sample sample[HEAD_SAMPLES];
+};
+_Static_assert(sizeof(struct service_heads) == 320, "five cache lines");
+
 /* Of a service with a bounded `source` scheduler: what its backends have together. */
 struct service_load {
 	__s64 open;     /* packet path */

@@ -134,6 +134,8 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         pairs.append(("model", f"only backends that have loaded {data['model']}"))
     if data["quic_id_bytes"]:
         pairs.append(("QUIC", f"server ids of {plural(data['quic_id_bytes'], 'byte')}"))
+    if data["first_byte_is"]:
+        pairs.append(("first byte", _FIRST_BYTE[data["first_byte_is"]]))
     if data["syn_protection"] != "off":
         pairs.append(("SYN protection", _syn_protection(data)))
     limits = [f"{name} {most}" for name, most in data["limits"].items() if most is not None]
@@ -159,6 +161,14 @@ _DOWN_FLOWS = {
     "reroute": "reroute (established flows of a backend that goes down move)",
 }
 
+
+_FIRST_BYTE = {
+    "token": "token (the times of answers are those of their first tokens)",
+    "head": "head (heads cannot be told from tokens: the times of answers may be those of heads,"
+    " and no speed is learned from them)",
+    "unknown": "unknown (too few answers so far to tell heads from tokens where they cannot be"
+    " read; no speed is learned from those)",
+}
 
 _NO_BACKEND = {
     "drop": "drop (without a usable backend, packets are dropped)",

@@ -109,6 +109,7 @@ def service_view() -> dict[str, Any]:
         "gives_cookies": False,
         "cookies_problem": "",
         "cookies_keys": [],
+        "first_byte_is": "token",
         "cookie_connections_total": 0,
         "guard": "enforce",
         "allow": [],

@@ -197,6 +197,7 @@ class Rig(Records):
         tables.service_count[:] = np.zeros((), dtype=abi.SERVICE_COUNTERS)
         tables.backend_load[:] = np.zeros((), dtype=abi.BACKEND_LOAD)
         tables.service_load[:] = np.zeros((), dtype=abi.SERVICE_LOAD)
+        tables.service_heads[:] = np.zeros((), dtype=abi.SERVICE_HEADS)
         tables.trace[:] = np.zeros((), dtype=abi.TRACE_CONTROL)
         tables.settings["held_until"] = 0
         self.budgets[:] = 0
@@ -259,6 +260,8 @@ class Rig(Records):
         self.ids = done.ids
         wanted = {self.ids.service_id(each): each.limits for each in services}
         limits.set_rates(self.tables, wanted)
+        for ident in wanted:  # as where it is known which first bytes of answers are heads
+            self.tables.service_heads["is_known"][ident] = 1
         return done
 
     def guard(

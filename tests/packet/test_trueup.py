@@ -20,6 +20,7 @@ from tests.packet.talks import ANSWER, HEAD, MODES, POST, opened
 from tests.packet.wires import Packet
 
 ASK = PSH | ACK
+MAYBE_ALL = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-length: 0\r\n\r\n"
 
 
 def errors(rig: Rig) -> dict[str, int]:
@@ -183,7 +184,7 @@ def test_bytes_behind_a_head_alone_leave_the_sum_after_30_seconds(hooked: Rig, f
     all came so late looked idle (-101,120 bytes, with a real engine).
     """
     wire = opened(hooked, forward).ask(POST)
-    wire.after(1).gets(HEAD)
+    wire.after(1).gets(MAYBE_ALL)
     assert wire.waiting == len(POST)
     keeper, ident = TrueUp(hooked.tables), hooked.backend_id("a")
 
@@ -213,6 +214,16 @@ def test_bytes_behind_a_head_alone_leave_the_sum_after_30_seconds(hooked: Rig, f
     assert (summed(), surveyed()) == (len(POST), len(POST))
     wire.after(30_000).gets(ANSWER)
     assert (summed(), surveyed(), wire.answers) == (0, 0, 2)
+
+
+@undisturbed
+def test_behind_what_is_surely_a_head_a_request_waits_on(hooked: Rig):
+    """A prompt that is computed for more than 30 s weighs as long as it is."""
+    wire = opened(hooked, Forward.NAT).ask(POST)
+    wire.after(1).gets(HEAD)
+    for minutes, over_long in ((1, 0), (14, 0), (16, 1)):
+        wire.after(minutes * 60_000)
+        assert len(hooked.survey().over_long) == over_long
 
 
 @MODES

@@ -276,7 +276,9 @@ def test_what_an_answer_begins_with_is_read_where_it_passes(hooked: Rig):
     serve(hooked, Forward.NAT)
     wire = Wire(hooked).open()
     heads = [HEAD, b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n", HEAD.replace(b"1.1", b"1.0"),
-             HEAD.replace(b"OK\r\n", b"OK\r\nx: " + b"1" * 900 + b"\r\n")]  # fmt: skip
+             HEAD.replace(b"200", b"206"), HEAD.replace(b"200 OK", b"201 Created"),
+             *(HEAD.replace(b"OK\r\n", b"OK\r\nx: " + b"1" * n + b"\r\n")
+               for n in (900, 1300, 1945, 1946, 1947, 1948))]  # fmt: skip
     for n, head in enumerate(heads):
         wire.ask(POST).after(LATE_MS).gets(head)
         assert (wire.waiting, wire.answers) == (len(POST), n)
@@ -293,12 +295,27 @@ def test_what_an_answer_begins_with_is_read_where_it_passes(hooked: Rig):
         b"HTTP/1.1 500 Oh\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\n{}",
         HEAD + b"2\r\n{}\r\n0\r\n\r\n",
-        HEAD.replace(b"OK\r\n", b"OK\r\nx: " + b"1" * 1000 + b"\r\n"),
+        HEAD.replace(b"OK\r\n", b"OK\r\nx: " + b"1" * 2000 + b"\r\n"),
+        HEAD.replace(b"200 OK", b"205 Reset Content"),
+        b":1000\r\n",
         b"220 smtp.example ESMTP\r\n\r\n",
         b"OK",
         b"x",
     ],
-    ids=["404", "204", "304", "500", "body", "chunked", "long", "other", "short", "byte"],
+    ids=[
+        "404",
+        "204",
+        "304",
+        "500",
+        "body",
+        "chunked",
+        "long",
+        "205",
+        "redis",
+        "other",
+        "short",
+        "byte",
+    ],
 )
 @pytest.mark.parametrize("late_ms", [0.0, LATE_MS])
 def test_anything_else_is_the_answer_at_once(hooked: Rig, answer: bytes, late_ms: float):

@@ -1,0 +1,118 @@
+"""Owns what is known of the heads of services' answers: reads the packet path's notes, and tells it
+the sizes that are heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+
+from agent.dataplane import abi
+from agent.dataplane.tables import SharedTables
+from agent.model import Config, Service
+from agent.state.identities import Identities
+from agent.state.loads import counts_waiting
+from agent.weights.heads import NO_NOTES, FirstByte, Judged, Notes, judged
+
+log = structlog.get_logger()
+
+# Of one request in so many the first few bytes are taken for a head, to see what comes.
+_PROBES_UNKNOWN, _PROBES_KNOWN = 2, 32
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One service, and where its notes are read on."""
+
+    ident: int
+    read: int
+    notes: Notes = NO_NOTES
+    judged: Judged = field(default_factory=Judged)
+
+
+class Heads:
+    """Call ``sample`` about once a second."""
+
+    def __init__(self, tables: SharedTables, hz: int) -> None:
+        self._tables = tables
+        self._hz = hz
+        self._watched: dict[str, _Watched] = {}
+
+    def place(self, config: Config, ids: Identities) -> None:
+        """After a pass: where the services are. What a former agent found holds."""
+        before, self._watched = self._watched, {}
+        for service in filter(counts_waiting, config.services):
+            ident = ids.service_id(service)
+            watched = before.get(service.name)
+            if watched is None or watched.ident != ident:
+                row = self._tables.service_heads[ident]
+                watched = _Watched(ident, int(row["samples"]))
+                if row["is_known"]:
+                    watched.judged = Judged(first_byte=FirstByte.TOKEN)
+                self._tell_probes(watched)
+            self._watched[service.name] = watched
+
+    def first_byte(self, service: Service) -> FirstByte | None:
+        """What its times are times of; None: it has none."""
+        watched = self._watched.get(service.name)
+        return watched.judged.first_byte if watched else None
+
+    def sample(self) -> None:
+        """Take in the notes of the last second."""
+        for name, watched in self._watched.items():
+            more = self._new_notes(watched)
+            if not len(more):
+                continue
+            watched.notes = watched.notes.then(more)
+            found = judged(watched.notes, abi.HEAD_RANGES)
+            before = watched.judged
+            if found.first_byte is FirstByte.UNKNOWN and before.first_byte is not FirstByte.UNKNOWN:
+                continue  # what a former agent found
+            if found != before:
+                watched.judged = found
+                self._tell(watched)
+            if found.first_byte is not before.first_byte:
+                log.info(
+                    "what the first bytes of answers are",
+                    service=name,
+                    old=before.first_byte.value,
+                    new=found.first_byte.value,
+                    heads=[*found.later, *found.first],
+                )
+
+    def _tell(self, watched: _Watched) -> None:
+        row = self._tables.service_heads[watched.ident : watched.ident + 1]
+        held = np.zeros((2, abi.HEAD_RANGES), dtype=abi.HEAD_RANGE)
+        for which, found in enumerate((watched.judged.later, watched.judged.first)):
+            for i, ends in enumerate(found):
+                held[which, i] = ends
+        # Both ends of a range by one store.
+        row["ranges"].view("u4")[:] = held.view("u4")
+        row["is_known"] = watched.judged.first_byte is FirstByte.TOKEN
+        self._tell_probes(watched)
+
+    def _tell_probes(self, watched: _Watched) -> None:
+        known = watched.judged.first_byte is FirstByte.TOKEN
+        row = self._tables.service_heads[watched.ident : watched.ident + 1]
+        row["probe_mask"] = (_PROBES_KNOWN if known else _PROBES_UNKNOWN) - 1
+        row["probes"] = 1
+
+    def _new_notes(self, watched: _Watched) -> Notes:
+        """Those since the last time, as far as they are still there, oldest first."""
+        row = self._tables.service_heads[watched.ident]
+        count = int(row["samples"])
+        fresh = min((count - watched.read) % 2**32, abi.HEAD_SAMPLES)
+        watched.read = count
+        rows = row["sample"][np.arange(count - fresh, count) % abi.HEAD_SAMPLES]
+        rows = rows[rows["kind"] != abi.HeadKind.UNWRITTEN]
+        pause_s = rows["pause"] / self._hz
+        return Notes(
+            size=rows["bytes"].astype(np.int64),
+            is_first=rows["is_first"] != 0,
+            is_head=rows["kind"] != abi.HeadKind.NONE,
+            is_followed=rows["kind"] == abi.HeadKind.FOLLOWED,
+            before_s=np.maximum(rows["us"] / 1e6 - pause_s, 0.0),
+            pause_s=pause_s,
+        )

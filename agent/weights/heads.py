@@ -1,0 +1,126 @@
+"""Decides which first bytes of a service's answers are heads, where they cannot be read.
+
+An engine that streams sends the head of its answer when it has read the request, and the first
+token when it has computed it. Under TLS, and where only acknowledgements pass, both are but bytes.
+But a service's heads are of a few sizes, constant to some bytes (measured with vLLM, llama.cpp and
+nginx), and the longer wait is behind them. The packet path notes what came before answers and how
+long the pause behind it was; also of some answers in which it would have seen none.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+type Sizes = npt.NDArray[np.int64]
+type Flags = npt.NDArray[np.bool_]
+type Seconds = npt.NDArray[np.float64]
+type Range = tuple[int, int]  # bytes, both ends included
+
+KEPT = 256  # notes of a service
+KNOWN_FROM = 20
+_GROUP_FROM = 4
+_GAP = 4  # bytes between sizes of one group
+_WIDEST = 32  # bytes: what differs more is no head
+_FOLLOWED = 0.75  # of a group
+_MISSED = 0.1  # of all notes
+
+
+class FirstByte(enum.Enum):
+    """What the times of a service's answers are the times of."""
+
+    TOKEN = "token"  # noqa: S105 (not that kind of token)
+    HEAD = "head"  # or may be: heads differ too much to be told
+    UNKNOWN = "unknown"  # so far
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What answers began with, oldest first. ``before_s`` from the request to those bytes,
+    ``pause_s`` from there to the answer; ``is_followed``: an answer came behind them;
+    ``is_head``: false where the answer came at once.
+    """
+
+    size: Sizes
+    is_first: Flags  # of their connections
+    is_head: Flags
+    is_followed: Flags
+    before_s: Seconds
+    pause_s: Seconds
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    def then(self, more: Notes) -> Notes:
+        """The newest of both."""
+        return Notes(
+            *(
+                np.concatenate((getattr(self, name), getattr(more, name)))[-KEPT:]
+                for name in Notes.__slots__
+            )
+        )
+
+    def of(self, those: Flags | npt.NDArray[np.intp]) -> Notes:
+        """Some of them."""
+        return Notes(*(getattr(self, name)[those] for name in Notes.__slots__))
+
+    @property
+    def waits_behind(self) -> Flags:
+        """Where most of the time is the pause: the bytes were a head."""
+        found: Flags = self.is_head & self.is_followed & (self.pause_s >= self.before_s)
+        return found
+
+
+NO_NOTES = Notes(
+    np.zeros(0, dtype=np.int64),
+    *(np.zeros(0, dtype=np.bool_),) * 3,
+    *(np.zeros(0),) * 2,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The sizes that are heads, of later answers of a connection and of the first."""
+
+    later: tuple[Range, ...] = ()
+    first: tuple[Range, ...] = ()
+    first_byte: FirstByte = FirstByte.UNKNOWN
+
+
+def judged(notes: Notes, room: int) -> Judged:
+    """What the notes tell; ``room``: how many sizes of each kind can be named."""
+    later, first = (ranges(notes.of(notes.is_first == which))[:room] for which in (False, True))
+    if len(notes) < KNOWN_FROM:
+        return Judged(later, first)
+    known = np.zeros(len(notes), dtype=np.bool_)
+    for which, found in ((False, later), (True, first)):
+        for least, most in found:
+            known |= (notes.is_first == which) & (notes.size >= least) & (notes.size <= most)
+    missed = int((notes.waits_behind & ~known).sum())
+    told = FirstByte.HEAD if missed > _MISSED * len(notes) else FirstByte.TOKEN
+    return Judged(later, first, told)
+
+
+def ranges(notes: Notes) -> tuple[Range, ...]:
+    """The sizes that are heads, the most usual first."""
+    notes = notes.of(notes.is_head)
+    order = np.argsort(notes.size, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(notes.size[order]) > _GAP) + 1)
+    heads = [group for group in groups if _are_heads(notes.of(group))]
+    heads.sort(key=len, reverse=True)
+    return tuple(
+        (max(1, int(notes.size[group].min()) - _GAP), int(notes.size[group].max()) + _GAP)
+        for group in heads
+    )
+
+
+def _are_heads(group: Notes) -> bool:
+    if len(group) < _GROUP_FROM or np.ptp(group.size) > _WIDEST:
+        return False
+    if group.is_followed.mean() < _FOLLOWED:
+        return False
+    followed = group.of(group.is_followed)
+    return bool(np.median(followed.pause_s) >= np.median(followed.before_s))

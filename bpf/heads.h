@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Heads of answers that cannot be read, under TLS and where only acknowledgements pass.
+ * A service's heads are of a few sizes, constant to some bytes.  The packet path notes
+ * what came before an answer and how long the pause behind it was; the agent finds
+ * the sizes that are heads (agent/weighing/heads.py), which then are no answer at any time.
+ * It is also shown what it would not see: of some requests the first few bytes are taken
+ * for a head whatever their size.
+ */
+#ifndef STEELYARD_HEADS_H
+#define STEELYARD_HEADS_H
+
+#include "maps.h"
+#include "mask.h"
+
+#define HEAD_MAX 1024
+
+/* flow_warm.interim: bytes since the request that were no answer, and what else is known. */
+#define INTERIM_BYTES 0x1fff
+#define INTERIM_SURE 0x4000    /* they are no answer, however late that comes */
+#define INTERIM_IN_HEAD 0x8000 /* they end in a head */
+
+static __always_inline struct service_heads *heads_of(__u32 backend_id)
+{
+	struct backend *backend = backends.lookup(&backend_id);
+	__u32 service;
+
+	if (!backend)
+		return NULL;
+	service = backend->service;
+	return service_heads.lookup(&service);
+}
+
+/* The first answer of a connection has session tickets and settings before it. */
+static __always_inline __u32 heads_are_first(__u8 talk)
+{
+	return talk == TALK_TLS_HANDSHAKE || talk == TALK_TLS_FIRST || talk == TALK_HTTP2_FIRST;
+}
+
+static __always_inline bool heads_has(const struct service_heads *heads, __u8 talk, __u32 bytes)
+{
+	__u32 which = heads_are_first(talk) & 1;
+	__u64 found = 0;
+
+#pragma unroll
+	for (int i = 0; i < HEAD_RANGES; i++) {
+		const struct head_range *range = &heads->ranges[which][i];
+
+		found |= ~mask_less(bytes, range->least) & ~mask_less(range->most, bytes);
+	}
+	return found & 1;
+}
+
+/* Is this request one of those of which the first bytes are taken for a head? */
+static __always_inline bool heads_probe(const struct service_heads *heads, __u32 tag, __u32 bytes)
+{
+	return bytes <= HEAD_MAX && heads->probes && !(tag & heads->probe_mask);
+}
+
+static __always_inline void heads_note(struct service_heads *heads, __u32 kind, __u8 talk,
+				       __u32 bytes, __u32 us, __u32 pause)
+{
+	struct head_sample *sample;
+
+	sample = &heads->sample[heads->samples & (HEAD_SAMPLES - 1)];
+	__sync_fetch_and_add(&heads->samples, 1);
+	sample->kind = 0;
+	sample->us = us;
+	sample->pause = pause;
+	sample->bytes = bytes < 0xffff ? bytes : 0xffff;
+	sample->is_first = heads_are_first(talk);
+	sample->kind = kind;
+}
+
+#endif
