@@ -57,7 +57,12 @@ class Heads:
     def first_byte(self, service: Service) -> FirstByte | None:
         """What its times are times of; None: it has none."""
         watched = self._watched.get(service.name)
-        return watched.judged.first_byte if watched else None
+        if watched is None:
+            return None
+        told = watched.judged.first_byte
+        if told is FirstByte.UNKNOWN and service.forward.is_nat and not len(watched.notes):
+            return FirstByte.TOKEN  # all that there was could be read
+        return told
 
     def sample(self) -> None:
         """Take in the notes of the last second."""

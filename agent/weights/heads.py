@@ -22,10 +22,11 @@ type Range = tuple[int, int]  # bytes, both ends included
 
 KEPT = 256  # notes of a service
 KNOWN_FROM = 20
+_SURE_FROM = 60  # that heads differ too much: sizes that are seldom come together by then
 _GROUP_FROM = 4
 _GAP = 4  # bytes between sizes of one group
 _WIDEST = 32  # bytes: what differs more is no head
-_FOLLOWED = 0.75  # of a group
+_FOLLOWED = 0.9  # of a group
 _MISSED = 0.1  # of all notes
 
 
@@ -100,7 +101,9 @@ def judged(notes: Notes, room: int) -> Judged:
         for least, most in found:
             known |= (notes.is_first == which) & (notes.size >= least) & (notes.size <= most)
     missed = int((notes.waits_behind & ~known).sum())
-    told = FirstByte.HEAD if missed > _MISSED * len(notes) else FirstByte.TOKEN
+    if missed <= _MISSED * len(notes):
+        return Judged(later, first, FirstByte.TOKEN)
+    told = FirstByte.HEAD if len(notes) >= _SURE_FROM else FirstByte.UNKNOWN
     return Judged(later, first, told)
 
 

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from agent.dataplane import abi
 from agent.dataplane.abi import HeadKind
-from agent.model import Protocol
+from agent.model import Forward, Protocol
 from agent.weighing.heads import Heads
 from agent.weights.heads import KNOWN_FROM, FirstByte
 from tests.unit.dataplane.fakes import CLOCK
@@ -69,7 +69,7 @@ def test_heads_that_are_found_are_told_to_the_packet_path():
 
 def test_where_heads_differ_it_is_said_and_nothing_is_learned():
     here = Here(web(A, B))
-    for size in range(100, 1000, 20):
+    for size in range(100, 1000, 14):
         here.note(size)
     assert (here.is_, here.row["is_known"], here.row["probe_mask"]) == (FirstByte.HEAD, 0, 1)
 
@@ -103,6 +103,13 @@ def test_an_agent_that_starts_keeps_what_the_last_one_found():
     assert (here.is_, here.ranges[0]) == (FirstByte.TOKEN, (181, 189))
     here.note(185, KNOWN_FROM - 1)
     assert (here.is_, here.ranges[0]) == (FirstByte.TOKEN, (181, 189))
+
+
+def test_what_can_be_read_is_known_until_something_cannot():
+    here = Here(web(A, forward=Forward.FULLNAT))
+    assert (here.is_, here.row["is_known"]) == (FirstByte.TOKEN, 0)
+    here.note(185)
+    assert here.is_ is FirstByte.UNKNOWN
 
 
 def test_services_whose_requests_are_not_followed_have_none():
