@@ -3,8 +3,8 @@
  * A service's heads are of a few sizes, constant to some bytes.  The packet path notes
  * what came before an answer and how long the pause behind it was; the agent finds
  * the sizes that are heads (agent/weighing/heads.py), which then are no answer at any time.
- * It is also shown what it would not see: of some requests the first few bytes are taken
- * for a head whatever their size.
+ * Where small answers are all of one size, late heads could be among them: of some
+ * requests such bytes are then taken for a head, to see what comes.
  */
 #ifndef STEELYARD_HEADS_H
 #define STEELYARD_HEADS_H

@@ -249,7 +249,7 @@ static __always_inline bool waiting_note(const struct flow_warm *warm, __u32 bac
 	if (interim) {
 		pause = (__u32)bpf_jiffies64() - warm->request_jiffies;
 		heads_note(heads, HEAD_FOLLOWED, warm->talk, interim, us, pause);
-	} else if (!heads->is_known && bytes > HEAD_MAX) {
+	} else if (!heads->is_known || bytes <= HEAD_MAX) {
 		heads_note(heads, HEAD_NONE, warm->talk, bytes, us, 0);
 	}
 	return heads->is_known;

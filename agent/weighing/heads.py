@@ -14,12 +14,11 @@ from agent.dataplane.tables import SharedTables
 from agent.model import Config, Service
 from agent.state.identities import Identities
 from agent.state.loads import counts_waiting
-from agent.weights.heads import NO_NOTES, FirstByte, Judged, Notes, judged
+from agent.weights.heads import KNOWN_FROM, NO_NOTES, FirstByte, Judged, Notes, judged
 
 log = structlog.get_logger()
 
-# Of one request in so many the first few bytes are taken for a head, to see what comes.
-_PROBES_UNKNOWN, _PROBES_KNOWN = 2, 32
+_PROBE_EACH = 4  # where there are suspects: of one request in so many, to see what comes
 
 
 @dataclass(slots=True)
@@ -51,7 +50,6 @@ class Heads:
                 watched = _Watched(ident, int(row["samples"]))
                 if row["is_known"]:
                     watched.judged = Judged(first_byte=FirstByte.TOKEN)
-                self._tell_probes(watched)
             self._watched[service.name] = watched
 
     def first_byte(self, service: Service) -> FirstByte | None:
@@ -73,7 +71,7 @@ class Heads:
             watched.notes = watched.notes.then(more)
             found = judged(watched.notes, abi.HEAD_RANGES)
             before = watched.judged
-            if found.first_byte is FirstByte.UNKNOWN and before.first_byte is not FirstByte.UNKNOWN:
+            if len(watched.notes) < KNOWN_FROM and before.first_byte is not FirstByte.UNKNOWN:
                 continue  # what a former agent found
             if found != before:
                 watched.judged = found
@@ -96,13 +94,8 @@ class Heads:
         # Both ends of a range by one store.
         row["ranges"].view("u4")[:] = held.view("u4")
         row["is_known"] = watched.judged.first_byte is FirstByte.TOKEN
-        self._tell_probes(watched)
-
-    def _tell_probes(self, watched: _Watched) -> None:
-        known = watched.judged.first_byte is FirstByte.TOKEN
-        row = self._tables.service_heads[watched.ident : watched.ident + 1]
-        row["probe_mask"] = (_PROBES_KNOWN if known else _PROBES_UNKNOWN) - 1
-        row["probes"] = 1
+        row["probe_mask"] = _PROBE_EACH - 1
+        row["probes"] = watched.judged.suspects
 
     def _new_notes(self, watched: _Watched) -> Notes:
         """Those since the last time, as far as they are still there, oldest first."""

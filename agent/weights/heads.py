@@ -3,8 +3,9 @@
 An engine that streams sends the head of its answer when it has read the request, and the first
 token when it has computed it. Under TLS, and where only acknowledgements pass, both are but bytes.
 But a service's heads are of a few sizes, constant to some bytes (measured with vLLM, llama.cpp and
-nginx), and the longer wait is behind them. The packet path notes what came before answers and how
-long the pause behind it was; also of some answers in which it would have seen none.
+nginx), and the longer wait is behind them. The packet path notes what came before answers, how long
+the pause behind it was, and how long answers are that came at once. Where many of those are of one
+size, they may be late heads: the packet path then takes some for heads, to see what comes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ KEPT = 256  # notes of a service
 KNOWN_FROM = 20
 _SURE_FROM = 60  # that heads differ too much: sizes that are seldom come together by then
 _GROUP_FROM = 4
+HEAD_MAX = 1024  # bytes: no head is longer
+_SUSPECT_FROM = 20  # answers of one size
+_CLEARED_FROM = 8  # of which so many have been looked at
 _GAP = 4  # bytes between sizes of one group
 _WIDEST = 32  # bytes: what differs more is no head
 _FOLLOWED = 0.9  # of a group
@@ -42,7 +46,7 @@ class FirstByte(enum.Enum):
 class Notes:
     """What answers began with, oldest first. ``before_s`` from the request to those bytes,
     ``pause_s`` from there to the answer; ``is_followed``: an answer came behind them;
-    ``is_head``: false where the answer came at once.
+    ``is_head``: false where they were taken for the answer at once.
     """
 
     size: Sizes
@@ -84,18 +88,23 @@ NO_NOTES = Notes(
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The sizes that are heads, of later answers of a connection and of the first."""
+    """The sizes that are heads, of later answers of a connection and of the first.
+    ``suspects``: of some answers the packet path has to find out whether they are heads.
+    """
 
     later: tuple[Range, ...] = ()
     first: tuple[Range, ...] = ()
     first_byte: FirstByte = FirstByte.UNKNOWN
+    suspects: bool = False
 
 
 def judged(notes: Notes, room: int) -> Judged:
     """What the notes tell; ``room``: how many sizes of each kind can be named."""
-    later, first = (ranges(notes.of(notes.is_first == which))[:room] for which in (False, True))
-    if len(notes) < KNOWN_FROM:
-        return Judged(later, first)
+    kinds = [notes.of(notes.is_first == which) for which in (False, True)]
+    later, first = (ranges(kind)[:room] for kind in kinds)
+    suspects = any(map(_has_suspects, kinds))
+    if suspects or len(notes) < KNOWN_FROM:
+        return Judged(later, first, suspects=suspects)
     known = np.zeros(len(notes), dtype=np.bool_)
     for which, found in ((False, later), (True, first)):
         for least, most in found:
@@ -109,15 +118,32 @@ def judged(notes: Notes, room: int) -> Judged:
 
 def ranges(notes: Notes) -> tuple[Range, ...]:
     """The sizes that are heads, the most usual first."""
-    notes = notes.of(notes.is_head)
-    order = np.argsort(notes.size, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(notes.size[order]) > _GAP) + 1)
-    heads = [group for group in groups if _are_heads(notes.of(group))]
+    heads = [group for group in _groups(notes.of(notes.is_head)) if _are_heads(group)]
     heads.sort(key=len, reverse=True)
-    return tuple(
-        (max(1, int(notes.size[group].min()) - _GAP), int(notes.size[group].max()) + _GAP)
-        for group in heads
-    )
+    return tuple(map(_range, heads))
+
+
+def _groups(notes: Notes) -> list[Notes]:
+    """By size."""
+    order = np.argsort(notes.size, kind="stable")
+    places = np.split(order, np.flatnonzero(np.diff(notes.size[order]) > _GAP) + 1)
+    return [notes.of(group) for group in places if len(group)]
+
+
+def _range(group: Notes) -> Range:
+    return max(1, int(group.size.min()) - _GAP), int(group.size.max()) + _GAP
+
+
+def _has_suspects(notes: Notes) -> bool:
+    """Whether many answers that came at once are of one size, and few of that were looked at."""
+    heads = notes.of(notes.is_head)
+    for group in _groups(notes.of(~notes.is_head & (notes.size <= HEAD_MAX))):
+        least, most = _range(group)
+        if len(group) < _SUSPECT_FROM or most - least > _WIDEST:
+            continue
+        if ((heads.size >= least) & (heads.size <= most)).sum() < _CLEARED_FROM:
+            return True
+    return False
 
 
 def _are_heads(group: Notes) -> bool:

@@ -149,12 +149,15 @@ def test_where_it_is_not_known_an_answer_at_once_is_noted_and_not_learned_from(
     learned = int(latency["samples"])
     wire.after(LATE_MS).gets(record(DATA, 1400))
     wire.ask(REQUEST).after(LATE_MS).gets(record(DATA, 600))
-    assert [(n.kind, n.size) for n in notes(hooked)[before:]] == [(HeadKind.NONE, 1400)]
+    both = [(HeadKind.NONE, 1400), (HeadKind.NONE, 600)]
+    assert [(n.kind, n.size) for n in notes(hooked)[before:]] == both
     assert (latency["samples"], wire.answers) == (learned, 3)
     row(hooked)["is_known"] = 1
     wire.ask(REQUEST).after(LATE_MS).gets(record(DATA, 1400))
-    assert len(notes(hooked)) == before + 1
-    assert (latency["samples"], wire.answers) == (learned + 1, 4)
+    assert len(notes(hooked)) == before + 2, "long ones tell nothing new"
+    wire.ask(REQUEST).after(LATE_MS).gets(record(DATA, 600))
+    assert len(notes(hooked)) == before + 3
+    assert (latency["samples"], wire.answers) == (learned + 2, 5)
 
 
 @MODES

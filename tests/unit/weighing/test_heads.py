@@ -55,13 +55,13 @@ class Here(World):
 
 def test_heads_that_are_found_are_told_to_the_packet_path():
     here = Here(web(A, B))
-    assert (here.is_, here.row["probes"], here.row["probe_mask"]) == (FirstByte.UNKNOWN, 1, 1)
+    assert (here.is_, here.row["probes"]) == (FirstByte.UNKNOWN, 0)
     here.note(185, 4)
     assert here.ranges == [(181, 189), (0, 0), (0, 0), (0, 0)]
     assert not here.row["is_known"]
     with capture_logs() as logs:
         here.note(185, KNOWN_FROM)
-    assert (here.is_, here.row["is_known"], here.row["probe_mask"]) == (FirstByte.TOKEN, 1, 31)
+    assert (here.is_, here.row["is_known"], here.row["probes"]) == (FirstByte.TOKEN, 1, 0)
     assert [(entry["old"], entry["new"]) for entry in logs] == [("unknown", "token")]
     here.note(250, 300)
     assert here.ranges[0] == (246, 254), "another version of the engine"
@@ -71,7 +71,15 @@ def test_where_heads_differ_it_is_said_and_nothing_is_learned():
     here = Here(web(A, B))
     for size in range(100, 1000, 14):
         here.note(size)
-    assert (here.is_, here.row["is_known"], here.row["probe_mask"]) == (FirstByte.HEAD, 0, 1)
+    assert (here.is_, here.row["is_known"]) == (FirstByte.HEAD, 0)
+
+
+def test_small_answers_of_one_size_are_looked_at_until_it_is_known_what_they_are():
+    here = Here(web(A, B))
+    here.note(185, 30, kind=HeadKind.NONE)
+    assert (here.row["probes"], here.row["probe_mask"], here.row["is_known"]) == (1, 3, 0)
+    here.note(185, 8)
+    assert (here.row["probes"], here.row["is_known"], here.ranges[0]) == (0, 1, (181, 189))
 
 
 def test_each_note_is_read_once_and_overwritten_ones_are_lost():

@@ -71,6 +71,33 @@ def test_answers_that_come_at_once_have_no_heads():
     assert judged(at_once(KNOWN_FROM), ROOM).first_byte is FirstByte.TOKEN
 
 
+def late(*sizes: int) -> Notes:
+    """Few bytes that were taken for answers at once."""
+    return notes(*sizes, before_s=0.2, pause_s=0.0, followed=False, head=False)
+
+
+def test_many_small_answers_of_one_size_are_looked_at():
+    """A server that is always busy: all of its heads are late."""
+    seen = at_once(40).then(late(*[185] * 19))
+    assert judged(seen, ROOM).first_byte is FirstByte.TOKEN
+    seen = seen.then(late(186))
+    assert (judged(seen, ROOM).suspects, judged(seen, ROOM).first_byte.value) == (True, "unknown")
+    looked_at = seen.then(notes(*[185] * 8))
+    assert judged(looked_at, ROOM).later == ((181, 189),)
+    assert (judged(looked_at, ROOM).suspects, judged(looked_at, ROOM).first_byte.value) == (
+        False,
+        "token",
+    )
+    whole = seen.then(notes(*[185] * 8, followed=False))
+    assert (judged(whole, ROOM).suspects, judged(whole, ROOM).later) == (False, ())
+
+
+def test_small_answers_of_many_sizes_are_not_looked_at():
+    assert not judged(late(*range(100, 900, 5)), ROOM).suspects
+    assert not judged(late(*range(100, 900, 3)), ROOM).suspects
+    assert not judged(late(*[1400] * 60), ROOM).suspects
+
+
 def test_heads_of_all_sizes_cannot_be_told():
     draw = random.Random(1)
     found = judged(notes(*(draw.randrange(100, 900) for _ in range(60))), ROOM)
