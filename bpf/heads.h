@@ -31,22 +31,19 @@ static __always_inline struct service_heads *heads_of(__u32 backend_id)
 }
 
 /* The first answer of a connection has session tickets and settings before it. */
-static __always_inline __u32 heads_are_first(__u8 talk)
+static __always_inline bool heads_are_first(__u8 talk)
 {
 	return talk == TALK_TLS_HANDSHAKE || talk == TALK_TLS_FIRST || talk == TALK_HTTP2_FIRST;
 }
 
 static __always_inline bool heads_has(const struct service_heads *heads, __u8 talk, __u32 bytes)
 {
-	__u32 which = heads_are_first(talk) & 1;
+	const struct head_range *range = heads_are_first(talk) ? heads->first : heads->later;
 	__u64 found = 0;
 
 #pragma unroll
-	for (int i = 0; i < HEAD_RANGES; i++) {
-		const struct head_range *range = &heads->ranges[which][i];
-
-		found |= ~mask_less(bytes, range->least) & ~mask_less(range->most, bytes);
-	}
+	for (int i = 0; i < HEAD_RANGES; i++)
+		found |= ~mask_less(bytes, range[i].least) & ~mask_less(range[i].most, bytes);
 	return found & 1;
 }
 

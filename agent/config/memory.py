@@ -14,7 +14,7 @@ from agent.model import Nat, Tables
 # Bytes of one element, all arrays together (agent/dataplane/tables.py). Tables by key are left
 # out: they grow with what is in them.
 _FLOW = 136
-_SERVICE, _SERVICE_ROW = 528, 448  # a row: counters of one CPU
+_SERVICE, _SERVICE_ROW = 592, 448  # a row: counters of one CPU
 _BACKEND, _BACKEND_ROW = 1472, 64
 _RING_SLOT = 2
 _PORT = 64

@@ -334,12 +334,14 @@ HEAD_SAMPLE = np.dtype(
 )
 SERVICE_HEADS = np.dtype(
     [
-        ("ranges", HEAD_RANGE, (2, HEAD_RANGES)),
+        ("later", HEAD_RANGE, (HEAD_RANGES,)),
+        ("first", HEAD_RANGE, (HEAD_RANGES,)),
         ("is_known", "u1"),
         ("probes", "u1"),
         ("probe_mask", "u1"),
-        ("pad", "u1", (25,)),
-        ("samples", "u4"),
+        ("pad", "u1", (29,)),
+        ("samples", "u8"),
+        ("pad2", "u8", (7,)),
         ("sample", HEAD_SAMPLE, (HEAD_SAMPLES,)),
     ]
 )

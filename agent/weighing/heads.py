@@ -87,12 +87,11 @@ class Heads:
 
     def _tell(self, watched: _Watched) -> None:
         row = self._tables.service_heads[watched.ident : watched.ident + 1]
-        held = np.zeros((2, abi.HEAD_RANGES), dtype=abi.HEAD_RANGE)
-        for which, found in enumerate((watched.judged.later, watched.judged.first)):
+        for name, found in (("later", watched.judged.later), ("first", watched.judged.first)):
+            held = np.zeros(abi.HEAD_RANGES, dtype=abi.HEAD_RANGE)
             for i, ends in enumerate(found):
-                held[which, i] = ends
-        # Both ends of a range by one store.
-        row["ranges"].view("u4")[:] = held.view("u4")
+                held[i] = ends
+            row[name].view("u4")[:] = held.view("u4")  # both ends of a range by one store
         row["is_known"] = watched.judged.first_byte is FirstByte.TOKEN
         row["probe_mask"] = _PROBE_EACH - 1
         row["probes"] = watched.judged.suspects
@@ -101,7 +100,7 @@ class Heads:
         """Those since the last time, as far as they are still there, oldest first."""
         row = self._tables.service_heads[watched.ident]
         count = int(row["samples"])
-        fresh = min((count - watched.read) % 2**32, abi.HEAD_SAMPLES)
+        fresh = min(max(count - watched.read, 0), abi.HEAD_SAMPLES)
         watched.read = count
         rows = row["sample"][np.arange(count - fresh, count) % abi.HEAD_SAMPLES]
         rows = rows[rows["kind"] != abi.HeadKind.UNWRITTEN]

@@ -30,6 +30,7 @@ _SUSPECT_FROM = 20  # answers of one size
 _CLEARED_FROM = 8  # of which so many have been looked at
 _GAP = 4  # bytes between sizes of one group
 _WIDEST = 32  # bytes: what differs more is no head
+_LONGEST = 2048  # bytes, with the session tickets before it
 _FOLLOWED = 0.9  # of a group
 _MISSED = 0.1  # of all notes
 
@@ -148,6 +149,8 @@ def _has_suspects(notes: Notes) -> bool:
 
 def _are_heads(group: Notes) -> bool:
     if len(group) < _GROUP_FROM or np.ptp(group.size) > _WIDEST:
+        return False
+    if group.size.max() > _LONGEST:
         return False
     if group.is_followed.mean() < _FOLLOWED:
         return False

@@ -98,9 +98,6 @@ enum flow_state {
 #define FLOW_TAG_SHIFT 32
 #define FLOW_BACKEND_SHIFT 16
 #define FLOW_STATE_SHIFT 13
-
-/* flow_warm.waiting: above the bytes, whether the agent has taken them out of the sum. */
-#define WAITING_FORGOTTEN_SHIFT 32
 #define FLOW_STAMP_MASK 0x1fff
 #define FLOW_WAYS 8
 #define FLOW_EMBRYONIC_WAYS 4
@@ -139,6 +136,9 @@ enum talk {
 	TALK_HTTP2_FIRST = 5, /* no answer yet: SETTINGS may come before it */
 	TALK_HTTP2 = 6,
 };
+
+/* flow_warm.waiting: above the bytes, whether the agent has taken them out of the sum. */
+#define WAITING_FORGOTTEN_SHIFT 32
 
 struct flow_warm {
 	__u64 waiting; /* request bytes that wait for the answer's first byte */
@@ -418,17 +418,18 @@ struct head_sample {
 };
 struct service_heads {
 	/* agent */
-	struct head_range ranges[2]
-				[HEAD_RANGES]; /* of later answers of a connection, of the first */
-	__u8 is_known;                         /* whether times of answers are those of tokens */
+	struct head_range later[HEAD_RANGES]; /* of answers of a connection but the first */
+	struct head_range first[HEAD_RANGES];
+	__u8 is_known; /* whether times of answers are those of tokens */
 	__u8 probes;
 	__u8 probe_mask;
-	__u8 pad[25];
+	__u8 pad[29];
 	/* packet path */
-	__u32 samples; /* how many there have been */
+	__u64 samples; /* how many there have been */
+	__u64 pad2[7];
 	struct head_sample sample[HEAD_SAMPLES];
 };
-_Static_assert(sizeof(struct service_heads) == 320, "five cache lines");
+_Static_assert(sizeof(struct service_heads) == 384, "six cache lines");
 
 /* Of a service with a bounded `source` scheduler: what its backends have together. */
 struct service_load {

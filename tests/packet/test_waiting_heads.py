@@ -37,7 +37,7 @@ def row(rig: Rig) -> np.ndarray:
 def heads(rig: Rig, *ranges: tuple[int, int], first: bool = False) -> None:
     """As the agent tells what it has found."""
     for i, ends in enumerate(ranges):
-        row(rig)["ranges"][int(first), i] = ends
+        row(rig)["first" if first else "later"][i] = ends
 
 
 def notes(rig: Rig) -> list[Note]:
@@ -216,5 +216,5 @@ def test_a_new_service_begins_with_nothing(hooked: Rig, forward: Forward):
     row(hooked)["samples"] = 7
     hooked.reset()
     opened(hooked, forward)
-    assert not row(hooked)["ranges"]["most"].any()
+    assert not row(hooked)["later"]["most"].any()
     assert row(hooked)["samples"] == 0

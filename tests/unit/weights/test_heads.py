@@ -61,6 +61,12 @@ def test_tokens_that_come_one_by_one_are_no_heads():
     assert (found.later, found.first_byte) == ((), FirstByte.TOKEN)
 
 
+def test_what_is_longer_than_tickets_and_a_head_is_no_head():
+    """Where acknowledgements tell, a client says how far it has come."""
+    found = judged(notes(*[3000] * 30), ROOM)
+    assert found.later == ()
+
+
 def test_small_whole_answers_are_no_heads():
     """A health endpoint: the client goes on behind them."""
     found = judged(notes(*[160] * 30, before_s=0.0, pause_s=0.0, followed=False), ROOM)
