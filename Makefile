@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak attack lint types bench bench-peers bench-ai bench-failover vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test test-engines soak attack lint types bench bench-peers bench-ai bench-failover vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -31,6 +31,9 @@ test: setup ## everything: lint, types, documentation, all tests, the kernel's i
 	@$(MAKE) lint types docs-check
 	@echo "test: pytest, three files at a time"
 	@$(BIN)/pytest -n 3 --durations 20
+
+test-engines: setup ## real engines and clients through the balancer: half an hour, and gigabytes once (root)
+	@$(PYTHON) -m tests.engines
 
 soak: setup ## tests that take long: pairs of balancers in trouble under load, and more (root)
 	@$(BIN)/pytest -m soak

@@ -222,6 +222,8 @@ static __always_inline bool waiting_is_interim(CTX *ctx, const struct packet *p,
 		warm->interim |= INTERIM_SURE;
 		return true;
 	}
+	if (warm->interim & INTERIM_SURE) /* the head has been there */
+		return false;
 	if (waited_ns <= waiting_grace(warm, bytes, is_reply) &&
 	    bytes <= talk_allowance(warm->talk))
 		return true;

@@ -33,6 +33,9 @@ _WIDEST = 32  # bytes: what differs more is no head
 _LONGEST = 2048  # bytes, with the session tickets before it
 _FOLLOWED = 0.9  # of a group
 _MISSED = 0.1  # of all notes
+# So much longer is the pause behind a head than the time before it. (Behind a token of an engine
+# that is slow, the pause can be as long as the time to it.)
+_BEHIND = 2.0
 
 
 class FirstByte(enum.Enum):
@@ -76,7 +79,7 @@ class Notes:
     @property
     def waits_behind(self) -> Flags:
         """Where most of the time is the pause: the bytes were a head."""
-        found: Flags = self.is_head & self.is_followed & (self.pause_s >= self.before_s)
+        found: Flags = self.is_head & self.is_followed & (self.pause_s >= _BEHIND * self.before_s)
         return found
 
 
@@ -155,4 +158,4 @@ def _are_heads(group: Notes) -> bool:
     if group.is_followed.mean() < _FOLLOWED:
         return False
     followed = group.of(group.is_followed)
-    return bool(np.median(followed.pause_s) >= np.median(followed.before_s))
+    return bool(np.median(followed.pause_s) >= _BEHIND * np.median(followed.before_s))

@@ -57,6 +57,7 @@ def structs() -> dict[str, np.dtype[np.void]]:
         fields: list[tuple] = []
         for kind, field, length in _FIELD.findall(body):
             shape = ((int(length) if length.isdigit() else known[length]),) if length else ()
-            fields.append((field, _TYPES[kind], *((shape,) if shape else ())))
+            # Structs within a struct stand before it.
+            fields.append((field, _TYPES.get(kind) or found[kind], *((shape,) if shape else ())))
         found[name] = np.dtype(fields)
     return found

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from agent.model import Forward
-from lbctl.lab import netns, processes
+from lbctl.lab import netns, processes, topology
 from tests.engines import install
 from tests.netns.prompt import nginx
+from tests.netns.prompt.tap import Segment, tapped
 from tests.netns.site import Site, site, wait_until
 
 ENGINE_PORT, TLS_PORT = 8000, 8443
@@ -33,6 +34,13 @@ FRONTS = {"plain": ENGINE_PORT, "tls": TLS_PORT, "h2": TLS_PORT}
 KILO = 1000
 TOLERANCE_MS, TOLERANCE = 60.0, 0.15
 _STARTS_S = 300.0
+_RECORDED_SEGMENTS, _RECORDED_BYTES = 16, 2048
+FIRST = {  # what of a stream a first token is in, or comes with
+    "chat": "data: {",
+    "completions": "data: {",
+    "responses": "response.output_item.added",
+    "messages": "event: message_start",
+}
 HERE = Path(__file__).parent
 
 
@@ -196,7 +204,8 @@ def _asked(here: Site, order: Order, text: str, seed: int) -> list[dict[str, Any
     """What the client saw of an order."""
     scheme = "http" if order.front == "plain" else "https"
     url = f"{scheme}://{here.lab.vips[0]}:{FRONTS[order.front]}"
-    words = asdict(order) | {"url": url, "text": text, "seed": seed}
+    more = {"url": url, "text": text, "seed": seed, "token": FIRST[order.api]}
+    words = asdict(order) | more
     client = [str(install.python_of("client")), str(HERE / "ask.py")]
     command = [*netns.entering(here.lab.node("client").namespace), *client]
     done = subprocess.run(command, input=json.dumps(words), stdout=subprocess.PIPE, text=True,
@@ -209,8 +218,36 @@ def _text() -> str:
     return "".join(page.read_text(encoding="utf-8") for page in sorted(pages))
 
 
-def measure(forward: Forward, engine: Engine) -> dict[str, Cell]:
-    """All orders of an engine in one mode: what came of them, by row of the table."""
+def _recorded(
+    engine: Engine, order: Order, seen: dict[str, Any], segments: Iterable[Segment]
+) -> dict[str, Any]:
+    """The segments of a request's connection, with payload, and what its client saw."""
+    ours = [one for one in segments if seen["port"] in (one.source[1], one.target[1])]
+    ours = [one for one in ours if one.payload]
+    start = min(one.at_ns for one in ours)
+    return {
+        "engine": engine.name,
+        "api": order.api,
+        "front": order.front,
+        "token": FIRST[order.api],
+        "head_ms": seen["head_ms"],
+        "first_ms": seen["first_ms"],
+        "segments": [
+            {
+                "from": "client" if one.source[1] == seen["port"] else "server",
+                "at_ms": round((one.at_ns - start) / 1e6, 1),
+                "bytes": len(one.payload),
+                "begins": one.payload[:_RECORDED_BYTES].decode("latin-1"),
+            }
+            for one in ours[:_RECORDED_SEGMENTS]
+        ],
+    }
+
+
+def measure(forward: Forward, engine: Engine, recorded: list[dict[str, Any]]) -> dict[str, Cell]:
+    """All orders of an engine in one mode: what came of them, by row of the table. ``recorded``
+    gets the segments of one of each kind that is streamed.
+    """
     cells: dict[str, Cell] = defaultdict(Cell)
     text = _text()
     with _serving(forward, engine) as here, (here.lab.run_dir / "answers").open("wb") as output:
@@ -223,10 +260,15 @@ def measure(forward: Forward, engine: Engine) -> dict[str, Cell]:
         answers = Answers(output)
         try:
             for number, order in enumerate(engine.orders):
-                seen = _asked(here, order, text, 1000 * number)
+                near = here.lab.node("client").namespace
+                with tapped(near, topology.NODE_INTERFACE) as tap:
+                    seen = _asked(here, order, text, 1000 * number)
+                    segments = tap.segments()
                 wait_until("the agent has read all", lambda: _is_quiet(here))
                 found = answers.taken()
                 if not order.first:
+                    if order.stream and len(order.sizes) > 1:
+                        recorded.append(_recorded(engine, order, seen[-1], segments))
                     judge(cells[_row(engine, order)], seen, found)
             for name in ("engine", "engine-tls"):
                 told = here.get(f"/v1/services/{name}")["first_byte_is"]
@@ -258,13 +300,15 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, action="append")
     modes = [forward.value for forward in Forward]
     parser.add_argument("--forward", choices=modes, action="append")
+    parser.add_argument("--record", type=Path, help="a file for the segments of one of each kind")
     wanted = parser.parse_args()
+    recorded: list[dict[str, Any]] = []
     install.client()
     rows: dict[str, dict[str, Cell]] = defaultdict(dict)
     for engine in (ENGINES[name] for name in wanted.engine or ENGINES):
         engine.install()
         for mode in wanted.forward or modes:
-            for row, cell in measure(Forward(mode), engine).items():
+            for row, cell in measure(Forward(mode), engine, recorded).items():
                 rows[row][mode] = cell
                 for wrong in cell.wrong:
                     print(f"{mode} {re.sub(' [|] ', ' ', row)}: {wrong}", file=sys.stderr)
@@ -273,6 +317,8 @@ def main() -> None:
     print("|-" * (3 + len(shown)) + "|")
     for row, cells in rows.items():
         print(f"| {row} |", " | ".join(str(cells.get(mode, Cell())) for mode in shown), "|")
+    if wanted.record:
+        wanted.record.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
     sys.exit(any(cell.wrong for cells in rows.values() for cell in cells.values()))
 
 

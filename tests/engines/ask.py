@@ -23,12 +23,6 @@ PATHS = {
     "responses": "/v1/responses",
     "messages": "/v1/messages",
 }
-FIRST = {  # what of a stream a first token is in, or comes with
-    "chat": "data: {",
-    "completions": "data: {",
-    "responses": "response.output_item.added",
-    "messages": "event: message_start",
-}
 
 
 def body(api: str, text: str, *, stream: bool) -> dict[str, Any]:
@@ -77,7 +71,7 @@ class Asker:
             print(json.dumps(seen), flush=True)
 
     def _begins(self, said: str) -> bool:
-        return not self._order["stream"] or FIRST[self._order["api"]] in said
+        return not self._order["stream"] or self._order["token"] in said
 
 
 def _client(*, http2: bool) -> httpx.AsyncClient:

@@ -115,6 +115,16 @@ def test_the_first_answer_of_a_connection_has_sizes_of_its_own(hooked: Rig, forw
     assert (wire.waiting, wire.answers) == (0, 2)
 
 
+@MODES
+@undisturbed
+def test_behind_a_known_head_the_answer_may_be_early(hooked: Rig, forward: Forward):
+    wire = tls(hooked, forward)
+    heads(hooked, (185, 185))
+    wire.after(1).gets(TLS_HEAD)
+    wire.gets(record(DATA, 100))
+    assert (wire.waiting, wire.answers) == (0, 2)
+
+
 def test_in_dsr_heads_of_plain_http_are_told_by_their_size_too(hooked: Rig):
     wire = opened(hooked, Forward.DSR).ask(POST)
     heads(hooked, (len(HEAD), len(HEAD)))
