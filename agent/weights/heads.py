@@ -36,6 +36,9 @@ _MISSED = 0.1  # of all notes
 # So much longer is the pause behind a head than the time before it. (Behind a token of an engine
 # that is slow, the pause can be as long as the time to it.)
 _BEHIND = 2.0
+# Of a group. Other answers that begin with as many bytes may go on at once: to take those for a
+# head, too, changes nothing.
+_WAITED_FOR = 0.25
 
 
 class FirstByte(enum.Enum):
@@ -157,5 +160,4 @@ def _are_heads(group: Notes) -> bool:
         return False
     if group.is_followed.mean() < _FOLLOWED:
         return False
-    followed = group.of(group.is_followed)
-    return bool(np.median(followed.pause_s) >= _BEHIND * np.median(followed.before_s))
+    return bool(group.waits_behind.mean() >= _WAITED_FOR)

@@ -55,6 +55,12 @@ def test_sizes_are_named_in_the_order_of_their_number():
     assert [least for least, _ in found.later] == [31, 216, 181, 86]
 
 
+def test_a_head_is_one_though_other_answers_go_on_behind_it_at_once():
+    """One server under TLS: chat, and /v1/responses with its first events right behind the head."""
+    seen = notes(*[185] * 10).then(notes(*[185] * 20, before_s=0.01, pause_s=0.002))
+    assert judged(seen, ROOM).later == ((181, 189),)
+
+
 def test_tokens_that_come_one_by_one_are_no_heads():
     """An engine whose first event comes with its head: the time is before it, not behind."""
     found = judged(notes(*[420] * 30, before_s=0.4, pause_s=0.03), ROOM)
