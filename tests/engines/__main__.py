@@ -98,7 +98,7 @@ def _orders(apis: Iterable[str], sizes: tuple[int, ...], long: int) -> tuple[Ord
     learned = tuple(Order("chat", front, (500, 1000), 60, first=True) for front in FRONTS)
     usual = tuple(Order(api, front, sizes, 12) for front in FRONTS for api in apis)
     at_once = tuple(Order("chat", front, sizes, 8, stream=False) for front in FRONTS)
-    longest = tuple(Order("chat", front, (long,), 2) for front in FRONTS)
+    longest = tuple(Order("chat", front, (long,), 2, at_a_time=1) for front in FRONTS)
     return (*learned, *usual, *at_once, *longest)
 
 
@@ -107,7 +107,7 @@ ENGINES = {
                         _orders(("chat", "completions"), (1 * KILO, 3 * KILO), 5 * KILO)),
     "vllm": Engine("vllm", install.vllm, _vllm,
                    _orders(("chat", "completions", "responses", "messages"),
-                           (1 * KILO, 10 * KILO), 100 * KILO)),
+                           (1 * KILO, 10 * KILO), 60 * KILO)),
 }  # fmt: skip
 
 

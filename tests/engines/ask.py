@@ -56,18 +56,21 @@ class Asker:
         async with self._turns, _client(http2=order["front"] == "h2") as client:
             url = order["url"] + PATHS[order["api"]]
             request = body(order["api"], text, stream=order["stream"])
-            seen: dict[str, Any] = {"size": size, "head_ms": None, "first_ms": None}
+            seen: dict[str, Any] = {"size": size, "port": 0, "head_ms": None, "first_ms": None}
             started = time.monotonic()
-            async with client.stream("POST", url, json=request) as response:
-                seen["head_ms"] = _ms_since(started)
-                network = response.extensions["network_stream"]
-                seen["port"] = network.get_extra_info("client_addr")[1]
-                seen["status"] = response.status_code
-                said = ""
-                async for part in response.aiter_text():
-                    said += part
-                    if seen["first_ms"] is None and self._begins(said):
-                        seen["first_ms"] = _ms_since(started)
+            try:
+                async with client.stream("POST", url, json=request) as response:
+                    seen["head_ms"] = _ms_since(started)
+                    network = response.extensions["network_stream"]
+                    seen["port"] = network.get_extra_info("client_addr")[1]
+                    seen["status"] = response.status_code
+                    said = ""
+                    async for part in response.aiter_text():
+                        said += part
+                        if seen["first_ms"] is None and self._begins(said):
+                            seen["first_ms"] = _ms_since(started)
+            except httpx.HTTPError as error:
+                seen["status"] = f"{type(error).__name__}: {error}"
             print(json.dumps(seen), flush=True)
 
     def _begins(self, said: str) -> bool:
