@@ -103,13 +103,18 @@ class Scores:
         if place is None or report.queue is None:
             return
         fresh_s = score.FRESH_PERIODS * place.service.telemetry.interval_s
-        place.queue, place.until = report.queue, asked_at + fresh_s
+        queue = report.queue
+        if report.running is None:
+            # What waits is among the open connections; the others may run.
+            settled = place.open_when_asked - place.embryonic_when_asked
+            queue = max(queue, float(settled))
+        place.queue, place.until = queue, asked_at + fresh_s
         beta, usual = bytes_held(place.service), self._request_bytes(ref.service)
         hidden = score.hidden_connections(report, usual, place.waiting_when_asked, beta)
         row = self._dataplane.tables.backend_load[place.ident : place.ident + 1]
         row["report_open"] = max(0, place.open_when_asked)
         row["report_embryonic"] = max(0, place.embryonic_when_asked)
-        row["queue"] = score.fixed(report.queue + hidden + place.away)
+        row["queue"] = score.fixed(queue + hidden + place.away)
         row["is_hot"] = score.is_hot(report)
         row["kappa"] = score.kappa(usual, beta)
         row["report_until"] = self._jiffies_in(fresh_s)

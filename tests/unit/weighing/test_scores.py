@@ -66,8 +66,24 @@ def test_connections_of_the_asking_survive_a_pass():
     world.scores.asked(A_REF)
     world.put_load("a", open=0, waiting=0)
     world.place()
-    world.scores.reported(A_REF, EngineReport(waiting=1), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=0, waiting=1), 10.0)
     assert world.words("a", "report_open", "queue") == (7, 256)
+
+
+@pytest.mark.parametrize(
+    ("open_", "embryonic", "waiting", "queue"),
+    [(6, 0, 0, 6), (6, 0, 2, 6), (6, 0, 9, 9), (6, 4, 1, 2), (0, 0, 0, 0)],
+)
+def test_where_running_is_not_told_open_connections_stand_in(
+    open_: int, embryonic: int, waiting: int, queue: int
+):
+    """Triton with most of its backends: 6 long streams looked like none, and got all that came."""
+    world = here()
+    world.put_load("a", open=open_, embryonic=embryonic)
+    world.scores.asked(A_REF)
+    world.scores.reported(A_REF, EngineReport(waiting=float(waiting)), 10.0)
+    hidden = 2 * waiting  # requests of 500 bytes that are not among those that wait here
+    assert world.words("a", "queue", "report_open") == (256 * (queue + hidden), open_)
 
 
 def test_hot_is_written_and_taken_back():
