@@ -41,6 +41,14 @@ static __always_inline bool http_begins_head(const __u8 *text)
 	return text[9] == '2' && (text[10] != '0' || (text[11] != '4' && text[11] != '5'));
 }
 
+/* Does the head of an error begin here that says nothing of how fast the server works: 429, 5xx? */
+static __always_inline bool http_begins_error(const __u8 *text)
+{
+	if (text[0] != 'H' || text[4] != '/' || text[8] != ' ')
+		return false;
+	return text[9] == '5' || (text[9] == '4' && text[10] == '2' && text[11] == '9');
+}
+
 /* The segment's payload.  By a mask, where a comparison would be two ways for the verifier. */
 #define HTTP_OFF_MASK 511
 _Static_assert(L3_OFF_MAX + PAYLOAD_OFF_MAX <= HTTP_OFF_MASK, "an offset fits into the mask");
@@ -50,6 +58,13 @@ static __always_inline __u8 *http_text(CTX *ctx, const struct packet *p)
 
 	asm volatile("" : "+r"(offset));
 	return ctx_data(ctx) + (offset & HTTP_OFF_MASK);
+}
+
+static __always_inline bool http_is_error(CTX *ctx, const struct packet *p)
+{
+	__u8 *text = http_text(ctx, p);
+
+	return text + 12 <= (__u8 *)ctx_end(ctx) && http_begins_error(text);
 }
 
 /* The four bytes that end 4, 3, 2 and 1 bytes before the newest: is one the end of a head?

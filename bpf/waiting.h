@@ -318,8 +318,11 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 		return;
 	count_first_byte(backend, answer->us);
 	/* Of a larger request not all bytes are counted, so its time does not tell the speed; who
-	 * has hung up may be gone, and the answer for nobody; and it may have been a head.
+	 * has hung up may be gone, and the answer for nobody; and it may have been a head, or an
+	 * error.
 	 */
+	if (is_reply && warm->talk == TALK_PLAIN)
+		is_known = !http_is_error(ctx, p);
 	if (!is_closing && is_known && answer->bytes < FLOW_WAITING_MAX)
 		waiting_sample(backend, tag, answer->bytes,
 			       waiting_at_backend(warm, answer->us, is_reply));

@@ -137,6 +137,21 @@ def test_a_mark_that_another_request_took_leaves_none(hooked: Rig, forward: Forw
     assert samples(hooked)[1:] == [Sample(0, len(POST), 2)], "the next one has a mark again"
 
 
+@pytest.mark.parametrize(
+    ("status", "learned"),
+    [(b"503 Service Unavailable", 0), (b"500 Oh", 0), (b"429 Too Many Requests", 0),
+     (b"428 Precondition Required", 1), (b"400 Bad Request", 1), (b"404 Not Found", 1),
+     (b"204 No Content", 1)],
+)  # fmt: skip
+def test_errors_tell_no_speed(hooked: Rig, status: bytes, learned: int):
+    """A server that fails at once would look fast, and get ever more to fail."""
+    serve(hooked, Forward.NAT, scheduler=Scheduler.LEAST_LOAD)
+    wire = Wire(hooked).open()
+    for n in (1, 2):  # the first one tells what the connection speaks
+        wire.ask(POST).after(1).gets(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\n\r\n")
+        assert (len(samples(hooked)), wire.answers) == (n * learned, n)
+
+
 @MODES
 def test_the_newest_samples_stay(hooked: Rig, forward: Forward):
     serve(hooked, forward, scheduler=Scheduler.LEAST_LOAD)
