@@ -54,7 +54,7 @@ static __always_inline bool heads_probe(const struct service_heads *heads, __u32
 }
 
 static __always_inline void heads_note(struct service_heads *heads, __u32 kind, __u8 talk,
-				       __u32 bytes, __u32 us, __u32 pause)
+				       __u32 bytes, __u32 upto, __u32 us, __u32 pause)
 {
 	struct head_sample *sample;
 
@@ -63,6 +63,7 @@ static __always_inline void heads_note(struct service_heads *heads, __u32 kind, 
 	sample->kind = 0;
 	sample->us = us;
 	sample->pause = pause;
+	sample->upto = upto;
 	sample->bytes = bytes < 0xffff ? bytes : 0xffff;
 	sample->is_first = heads_are_first(talk);
 	sample->kind = kind;

@@ -250,9 +250,9 @@ static __always_inline bool waiting_note(const struct flow_warm *warm, __u32 bac
 		return true;
 	if (interim) {
 		pause = (__u32)bpf_jiffies64() - warm->request_jiffies;
-		heads_note(heads, HEAD_FOLLOWED, warm->talk, interim, us, pause);
+		heads_note(heads, HEAD_FOLLOWED, warm->talk, interim, interim + bytes, us, pause);
 	} else if (!heads->is_known || bytes <= HEAD_MAX) {
-		heads_note(heads, HEAD_NONE, warm->talk, bytes, us, 0);
+		heads_note(heads, HEAD_NONE, warm->talk, bytes, 0, us, 0);
 	}
 	return heads->is_known;
 }
@@ -268,7 +268,7 @@ static __always_inline void waiting_note_alone(const struct flow_warm *warm, __u
 		return;
 	heads = heads_of(backend);
 	if (heads)
-		heads_note(heads, HEAD_ALONE, warm->talk, interim, 0, 0);
+		heads_note(heads, HEAD_ALONE, warm->talk, interim, 0, 0, 0);
 }
 
 /* What of the time passed at the backend: where the client's acknowledgement tells of the

@@ -329,7 +329,7 @@ HEAD_SAMPLE = np.dtype(
         ("bytes", "u2"),
         ("is_first", "u1"),
         ("kind", "u1"),
-        ("pad", "u4"),
+        ("upto", "u4"),
     ]
 )
 SERVICE_HEADS = np.dtype(

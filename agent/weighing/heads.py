@@ -107,6 +107,7 @@ class Heads:
         pause_s = rows["pause"] / self._hz
         return Notes(
             size=rows["bytes"].astype(np.int64),
+            upto=rows["upto"].astype(np.int64),
             is_first=rows["is_first"] != 0,
             is_head=rows["kind"] != abi.HeadKind.NONE,
             is_followed=rows["kind"] == abi.HeadKind.FOLLOWED,

@@ -36,8 +36,9 @@ _MISSED = 0.1  # of all notes
 # So much longer is the pause behind a head than the time before it. (Behind a token of an engine
 # that is slow, the pause can be as long as the time to it.)
 _BEHIND = 2.0
-# Of a group. Other answers that begin with as many bytes may go on at once: to take those for a
-# head, too, changes nothing.
+# Of a group, and more than the answers that themselves, behind a pause, came to that size: a token
+# that is quick, and the next one late, looks like a head. Other answers that begin with as many
+# bytes may go on at once: to take those for a head, too, changes nothing.
 _WAITED_FOR = 0.25
 
 
@@ -51,12 +52,14 @@ class FirstByte(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What answers began with, oldest first. ``before_s`` from the request to those bytes,
+    """What answers began with, oldest first. ``upto``: bytes with those that the answer itself
+    began with, where it came behind others. ``before_s`` from the request to those bytes,
     ``pause_s`` from there to the answer; ``is_followed``: an answer came behind them;
     ``is_head``: false where they were taken for the answer at once.
     """
 
     size: Sizes
+    upto: Sizes
     is_first: Flags  # of their connections
     is_head: Flags
     is_followed: Flags
@@ -87,7 +90,7 @@ class Notes:
 
 
 NO_NOTES = Notes(
-    np.zeros(0, dtype=np.int64),
+    *(np.zeros(0, dtype=np.int64),) * 2,
     *(np.zeros(0, dtype=np.bool_),) * 3,
     *(np.zeros(0),) * 2,
 )
@@ -125,7 +128,7 @@ def judged(notes: Notes, room: int) -> Judged:
 
 def ranges(notes: Notes) -> tuple[Range, ...]:
     """The sizes that are heads, the most usual first."""
-    heads = [group for group in _groups(notes.of(notes.is_head)) if _are_heads(group)]
+    heads = [group for group in _groups(notes.of(notes.is_head)) if _are_heads(group, notes)]
     heads.sort(key=len, reverse=True)
     return tuple(map(_range, heads))
 
@@ -153,11 +156,14 @@ def _has_suspects(notes: Notes) -> bool:
     return False
 
 
-def _are_heads(group: Notes) -> bool:
+def _are_heads(group: Notes, notes: Notes) -> bool:
     if len(group) < _GROUP_FROM or np.ptp(group.size) > _WIDEST:
         return False
     if group.size.max() > _LONGEST:
         return False
     if group.is_followed.mean() < _FOLLOWED:
         return False
-    return bool(group.waits_behind.mean() >= _WAITED_FOR)
+    waits = int(group.waits_behind.sum())
+    least, most = _range(group)
+    tokens = notes.waits_behind & (notes.upto >= least) & (notes.upto <= most)
+    return waits >= _WAITED_FOR * len(group) and waits > int(tokens.sum())

@@ -414,7 +414,7 @@ struct head_sample {
 	__u16 bytes;
 	__u8 is_first; /* of its connection */
 	__u8 kind;     /* enum head_kind */
-	__u32 pad;
+	__u32 upto;    /* HEAD_FOLLOWED: bytes with the first of the answer's */
 };
 struct service_heads {
 	/* agent */

@@ -241,11 +241,16 @@ def _recorded(
                 "client": one.source[1] == seen["port"],
                 "at_ms": round((one.at_ns - start) / 1e6, 1),
                 "bytes": len(one.payload),
-                "begins": one.payload[: _RECORDED_BYTES[order.front]].decode("latin-1"),
+                "begins": _neutral(one.payload[: _RECORDED_BYTES[order.front]]),
             }
             for one in ours[:_RECORDED_SEGMENTS]
         ],
     }
+
+
+def _neutral(payload: bytes) -> str:
+    """Without a path of this host: llama.cpp names its model's file."""
+    return payload.decode("latin-1").replace(str(install.ROOT), "/srv")
 
 
 def measure(forward: Forward, engine: Engine, recorded: list[dict[str, Any]]) -> dict[str, Cell]:

@@ -28,6 +28,7 @@ class Note:
     is_first: bool
     us: int
     pause: int
+    upto: int
 
 
 def row(rig: Rig) -> np.ndarray:
@@ -47,7 +48,7 @@ def notes(rig: Rig) -> list[Note]:
     found = [heads["sample"][n % abi.HEAD_SAMPLES] for n in range(count)][-abi.HEAD_SAMPLES :]
     return [
         Note(HeadKind(int(one["kind"])), int(one["bytes"]), bool(one["is_first"]), int(one["us"]),
-             int(one["pause"]))
+             int(one["pause"]), int(one["upto"]))
         for one in found
     ]  # fmt: skip
 
@@ -145,6 +146,7 @@ def test_what_came_before_an_answer_is_noted(hooked: Rig, forward: Forward):
     wire.gets(TOKEN)
     (note,) = notes(hooked)[before:]
     assert (note.kind, note.size, note.is_first) == (HeadKind.FOLLOWED, 185, False)
+    assert note.upto == 185 + len(TOKEN)
     assert 400_000 <= note.us < 500_000
     assert 50 <= note.pause < 60
 

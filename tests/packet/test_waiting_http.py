@@ -111,7 +111,7 @@ def test_several_pieces_may_come_in_one_segment(hooked: Rig):
 def test_an_event_that_goes_on_in_further_segments_says_nothing_until_its_end(
     hooked: Rig, size: int
 ):
-    """vLLM tells all of a request once more in response.created."""
+    """With long instructions: response.created has them once more."""
     text = HEAD + chunk(event(b"response.created", LONG)) + chunk(event(b"ping"))
     wire = asked(hooked)
     for at in range(0, len(text), size):

@@ -17,12 +17,12 @@ HEAD_S, TOKEN_S = 0.136, 0.66  # vLLM 0.16 behind nginx, four at a time
 
 def notes(
     *sizes: int, before_s: float = HEAD_S, pause_s: float = TOKEN_S - HEAD_S, first: bool = False,
-    followed: bool = True, head: bool = True,
+    followed: bool = True, head: bool = True, upto: int = 0,
 ) -> Notes:  # fmt: skip
     """Answers that began with so many bytes each."""
     n = len(sizes)
     return Notes(
-        np.array(sizes, dtype=np.int64), np.full(n, first), np.full(n, head),
+        np.array(sizes, dtype=np.int64), np.full(n, upto), np.full(n, first), np.full(n, head),
         np.full(n, followed), np.full(n, before_s), np.full(n, pause_s),
     )  # fmt: skip
 
@@ -71,6 +71,14 @@ def test_what_is_longer_than_tickets_and_a_head_is_no_head():
     """Where acknowledgements tell, a client says how far it has come."""
     found = judged(notes(*[3000] * 30), ROOM)
     assert found.later == ()
+
+
+def test_a_quick_token_with_a_late_one_behind_is_no_head():
+    """llama.cpp through TLS, two at a time: head 790, and the first token up to 1370 bytes."""
+    usual = notes(*[790] * 30, first=True, upto=1370)
+    quick = notes(*[1370] * 10, before_s=0.05, pause_s=0.4, first=True, upto=1670)
+    assert judged(usual.then(quick), ROOM).first == ((786, 794),)
+    assert judged(quick.then(usual), ROOM).first == ((786, 794),)
 
 
 def test_small_whole_answers_are_no_heads():
