@@ -10,7 +10,7 @@ import subprocess
 import sys
 import venv
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -66,7 +66,7 @@ class _Pip:
         subprocess.run(list(map(str, command)), check=True)
 
 
-def _environment(name: str, install) -> None:
+def _environment(name: str, install: Callable[[_Pip], object]) -> None:
     done = BUILD / name / "done"
     if done.exists():
         return

@@ -154,8 +154,7 @@ def test_a_head_that_is_written_line_by_line_is_one(hooked: Rig):
     assert not is_waiting(wire)
 
 
-def test_a_head_that_is_no_head_of_a_later_answer_is_one_of_the_next(hooked: Rig):
-    """What is noted of an answer is forgotten with the next request."""
+def test_a_head_that_never_ended_is_forgotten_with_the_next_request(hooked: Rig):
     wire = asked(hooked)
     wire.gets(HEAD[:30])
     assert is_waiting(wire)
