@@ -26,6 +26,7 @@ _NEVER_NS = 1 << 62
 _GRACE_NS, _GRACE_ACK_NS = 48_000_000, 88_000_000
 _CONTINUE = 25
 _NEAR_NS = 60_000_000  # a delayed acknowledgement, and some more
+_GAP_BELIEVED = 1 << 16  # bytes: of a larger gap in what a client sends, so much is counted
 
 type Reading = tuple[int, int, int]  # from, to (ns), waiting bytes
 
@@ -106,6 +107,8 @@ class Story:
         )
         # A segment of control frames alone does not count, one that has others as well does.
         low -= self._connection.control_in(stretch.asked, stretch.asked + low)
+        # A busy host can drop more than that of one burst before the balancer sees it.
+        low -= max(0, self._connection.resent - _GAP_BELIEVED)
         return max(0, low - self._tolerance), min(high, stretch.whole) + self._tolerance
 
 

@@ -51,6 +51,20 @@ def test_what_happened_is_believed() -> None:
     assert seen_while_computing(seen, [Answered(105 * MS, 405 * MS)]) == [300]
 
 
+def test_of_a_large_gap_only_a_part_has_to_be_counted() -> None:
+    """What is dropped before the balancer is sent again; of a gap, 64 KiB are believed."""
+    burst, lost = bytes(100_000), 70_000
+    found = connection((100, burst))
+    again = Segment(101 * MS, CLIENT, SERVER, found.first_seq % 2**32, 1, 0, burst[:lost])
+    found.add(again)
+    story = Story(found, [Answered(150 * MS, 405 * MS)])
+    unseen = lost - (1 << 16)
+    assert complaints(readings((200, 400, 100_000 - unseen)), [story]) == []
+    assert complaints(readings((200, 400, 100_000 - unseen - 1)), [story])
+    whole = Story(connection((100, burst)), [Answered(150 * MS, 405 * MS)])
+    assert complaints(readings((200, 400, 99_999)), [whole])
+
+
 @pytest.mark.parametrize(
     ("what", "steps"),
     [

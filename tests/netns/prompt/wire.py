@@ -22,6 +22,7 @@ class Connection:
     port: int  # of the client
     first_seq: int
     headless_until_ns: int = 0  # its first segment was overtaken by others, and came then
+    resent: int = 0  # bytes, each time that they were sent again
     _sent_ns: list[int] = field(default_factory=list)  # everything with payload, again or not
     _acks: list[tuple[int, int]] = field(default_factory=list)  # when, how much was new
     _replies: list[tuple[int, int]] = field(default_factory=list)  # the server's: when, how much
@@ -41,6 +42,8 @@ class Connection:
         if end > self.bytes_at(segment.at_ns):
             self._at_ns.append(segment.at_ns)
             self._highest.append(end)
+        else:
+            self.resent += len(segment.payload)
 
     def bytes_at(self, at_ns: int) -> int:
         """How many bytes of its stream the client had sent by then; holes count as sent."""
