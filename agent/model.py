@@ -279,6 +279,31 @@ class ModelLoaded:
     interval_s: float = 5.0
 
 
+class AffinityBy(enum.Enum):
+    """What names the home of a new flow."""
+
+    NONE = "none"
+    SOURCE = "source"  # the client's address
+
+
+@dataclass(frozen=True, slots=True)
+class Affinity:
+    """New flows of a client go home, where what its earlier requests left is, unless its home has
+    more to do than another backend by ``escape_bytes`` (None: by what the answers say).
+
+    ``prefix_bits``: of the client's address; None: all.
+    """
+
+    by: AffinityBy = AffinityBy.NONE
+    prefix_bits: int | None = None
+    escape_bytes: int | None = None
+
+    @property
+    def is_any(self) -> bool:
+        """Whether clients have homes."""
+        return self.by is not AffinityBy.NONE
+
+
 @dataclass(frozen=True, slots=True)
 class Rebalance:
     """Idle flows of overloaded backends are reset, so that clients connect anew.
@@ -416,6 +441,7 @@ class Service:
     node: NodeTelemetry = NodeTelemetry()
     model: ModelLoaded | None = None
     learn_speed: bool = True  # least-load of tcp: weights follow how fast backends answer
+    affinity: Affinity = Affinity()  # least-load of tcp
     rtt_per_connection_s: float = 0.0  # round trip that weighs as one connection; 0: none does
     rebalance: Rebalance = Rebalance()
 

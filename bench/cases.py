@@ -223,6 +223,7 @@ def _of_schedulers() -> Iterator[Case]:
     """A new flow with each packet, of a service with 100 backends."""
     for scheduler, vip in setting.SCHEDULER_VIPS.items():
         yield _new_flows(f"v4 dsr, {scheduler.value}", vip, scheduler.value)
+    yield _new_flows("v4 dsr, least-load with affinity", setting.AFFINITY_VIP, "affinity")
 
 
 def _of_strangers() -> Iterator[Case]:

@@ -41,9 +41,9 @@ class Watched(LeastLoad):
         self.shares: list[tuple[float, tuple[float, ...]]] = []
         self._scatter = random.Random(seed + 1)
 
-    def asked(self, server: int, request_bytes: int, now_s: float) -> object:
+    def asked(self, server: int, request_bytes: int, source: int, now_s: float) -> object:
         by = self._scatter.lognormvariate(-(BYTES_SCATTER**2) / 2, BYTES_SCATTER)
-        return super().asked(server, max(64, round(request_bytes * by)), now_s)
+        return super().asked(server, max(64, round(request_bytes * by)), source, now_s)
 
     def _learn(self, now_s: float) -> None:
         before = [pupil.changed_s for pupil in self._pupils]

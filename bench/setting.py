@@ -20,6 +20,8 @@ from agent.dataplane.sourcetrees import SourceTrees
 from agent.guarding import policy_of
 from agent.model import (
     Address,
+    Affinity,
+    AffinityBy,
     Backend,
     BackendRef,
     BackendState,
@@ -80,6 +82,9 @@ SCHEDULER_VIPS: dict[Scheduler, IPv4Address] = {
 }
 
 
+AFFINITY_VIP = IPv4Address("10.200.1.108")
+
+
 def _backends(family: int, number: int) -> tuple[Backend, ...]:
     first = int(IPv4Address("10.1.0.0") if family == 4 else IPv6Address("fc00:100::"))
     make = IPv4Address if family == 4 else IPv6Address
@@ -124,6 +129,9 @@ def services() -> dict[str, Service]:
     for scheduler, vip in SCHEDULER_VIPS.items():
         plain = _service(len(found), vip, PORT, Protocol.TCP, Forward.DSR)
         found[scheduler.value] = replace(plain, scheduler=scheduler)
+    plain = _service(len(found), AFFINITY_VIP, PORT, Protocol.TCP, Forward.DSR)
+    homes = Affinity(AffinityBy.SOURCE)
+    found["affinity"] = replace(plain, scheduler=Scheduler.LEAST_LOAD, affinity=homes)
     return found
 
 

@@ -89,6 +89,12 @@ static __always_inline __u64 source_hash(const struct packet *p, __u32 bits, __u
 	return tuple_hash(p->family, prefix, 0, PICK_KEY ^ seed, PICK_MUL0, PICK_MUL1);
 }
 
+/* Of all of the client's address, whatever the service. */
+static __always_inline __u32 client_hash(const struct packet *p)
+{
+	return tuple_hash(p->family, p->saddr, 0, PICK_KEY, PICK_MUL0, PICK_MUL1) >> 32;
+}
+
 static __always_inline __u64 pick_again(__u64 hash)
 {
 	return mix(hash + PICK_KEY, PICK_MUL0);

@@ -104,9 +104,9 @@ BPF_ARRAY(syn_times, struct syn_time, SYN_TIMES);
 #define REQUEST_MARKS 8192
 struct request_mark {
 	__u32 tag;
-	__u32 ahead; /* request bytes that waited at its backend */
-	__u32 open;  /* connections of its backend */
-	__u32 pad;
+	__u32 ahead;  /* request bytes that waited at its backend */
+	__u32 open;   /* connections of its backend */
+	__u32 source; /* hash of the client's address (struct sample_source) */
 };
 BPF_ARRAY(request_marks, struct request_mark, REQUEST_MARKS);
 
@@ -183,6 +183,8 @@ BPF_TABLE_PINNED7("array", u32, struct backend_load, backend_load, LB_BACKENDS,
 /* backend id * SAMPLES + n -> what a request met.  The packet path writes. */
 BPF_TABLE_PINNED7("array", u32, struct backend_sample, backend_samples, LB_BACKENDS *SAMPLES,
 		  LB_PINNED(backend_samples), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED7("array", u32, struct sample_source, sample_sources, LB_BACKENDS *SAMPLES,
+		  LB_PINNED(sample_sources), BPF_F_MMAPABLE);
 
 /* service id -> what its backends have together, for a bounded `source` scheduler. */
 BPF_TABLE_PINNED7("array", u32, struct service_load, service_load, LB_SERVICES,

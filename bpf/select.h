@@ -9,7 +9,8 @@
  *   round-robin  the next slot in turn, each CPU in its own
  *   least-conn   all of the ring (or as many draws as we can look at), fewest
  *                open connections by weight
- *   least-load   so many draws, lowest load score
+ *   least-load   so many draws, lowest load score; with affinity, the one that the client's
+ *                address names while it has little more to do than that
  */
 #ifndef STEELYARD_SELECT_H
 #define STEELYARD_SELECT_H
@@ -192,10 +193,35 @@ static __always_inline __u64 level_part(const struct service *service)
 		       0;
 }
 
+/* Affinity: a client's home, where what its earlier requests left is (the keys and values of
+ * its prompts), instead of the best of the draws.  Unless that one has less to do by more
+ * than it costs to begin there anew, which is so many waiting bytes (`escape`).  Chance is not
+ * in the home's score: without load everybody is at home.
+ */
+static __always_inline __u32 select_home(const struct service *service,
+					 const struct zone_ring *ring, __u64 home_hash, __u32 now,
+					 __u64 share, __u64 best, __u64 best_score)
+{
+	__u32 home = ring_backend(ring, ring_slot(home_hash, ring->ring_slots)), id = service->id;
+	struct backend_load *load = backend_load.lookup(&home);
+	struct service_load *all = service_load.lookup(&id);
+	__u64 score, most, stays;
+
+	if (!load || !all)
+		return best;
+	score = score_load(load, now, share);
+	most = ((__u64)all->escape * load->per_byte >> 16) * load->inverse_weight + best_score + 1;
+	/* With no weight at all, drawn or not, there is nothing to compare. */
+	stays = mask_less(score, most) | mask_equal(best_score, SCORE_WORST);
+	stays &= ~mask_equal(load->inverse_weight, NO_WEIGHT);
+	stays &= ~mask_equal(service->source_bits, 0);
+	return mask_choose(stays, home, best);
+}
+
 /* The lowest score of so many draws.  By load none is chosen if none has a weight. */
 static __always_inline __u32 select_lowest(const struct service *service,
-					   const struct zone_ring *ring, __u64 hash, __u32 draws,
-					   bool by_load)
+					   const struct zone_ring *ring, __u64 hash,
+					   __u64 home_hash, __u32 draws, bool by_load)
 {
 	__u64 best_score = SCORE_WORST, best = 0, same = level_part(service), scale = 0, share;
 	__u32 now = by_load ? bpf_jiffies64() : 0, any;
@@ -220,6 +246,8 @@ static __always_inline __u32 select_lowest(const struct service *service,
 		best = mask_choose(better, id, best);
 		hash = mask_choose(same, hash, pick_again(hash));
 	}
+	if (LB_AFFINITY && by_load)
+		best = select_home(service, ring, home_hash, now, share, best, best_score);
 	return best;
 }
 
@@ -245,21 +273,24 @@ static __always_inline __u32 select_backend(const struct packet *p, const struct
 					    __u32 scheduler, struct zone_ring *room)
 {
 	const struct zone_ring *ring = ring_for_client(p, service, room);
-	__u64 hash = pick_hash(p, service->pick_seed);
-	__u32 id = 0;
+	__u64 hash = pick_hash(p, service->pick_seed), draw = hash;
+	__u32 draws = service->draws, id = 0;
 
 	if (LB_ZONES)
 		step_ends();
-	if (LB_SOURCE && scheduler == SCHEDULER_SOURCE)
+	/* With affinity a packet that goes on with a connection goes home, too. */
+	if ((LB_SOURCE || LB_AFFINITY) && service->source_bits) {
 		hash = source_hash(p, service->source_bits, service->pick_seed);
-	else if (LB_ROUND_ROBIN && scheduler == SCHEDULER_ROUND_ROBIN)
+		draws--; /* the home is one of those that are compared */
+	}
+	if (LB_ROUND_ROBIN && scheduler == SCHEDULER_ROUND_ROBIN)
 		id = select_in_turn(service, ring);
 	else if (LB_LEAST_LOAD && scheduler == SCHEDULER_LEAST_LOAD)
-		id = select_lowest(service, ring, hash, service->draws, true);
+		id = select_lowest(service, ring, draw, hash, draws, true);
 	else if (LB_LEAST_CONN && scheduler == SCHEDULER_LEAST_CONN)
 		id = ring->ring_slots <= LEAST_CONN_ALL ?
 			     select_fewest(ring, hash) :
-			     select_lowest(service, ring, hash, LEAST_CONN_DRAWS, false);
+			     select_lowest(service, ring, hash, hash, LEAST_CONN_DRAWS, false);
 	step_ends();
 	/* maglev and source; and what the others chose may have gone just now. */
 	if (!is_usable(id))

@@ -58,8 +58,9 @@ static __always_inline struct request_mark *request_mark_of(__u32 tag)
 	return request_marks.lookup(&index);
 }
 
-/* A request has come: what it meets. */
-static __always_inline void waiting_mark(const struct backend_load *load, __u32 tag)
+/* A request has come: what it meets, and whose it is. */
+static __always_inline void waiting_mark(const struct packet *p, const struct backend_load *load,
+					 __u32 tag)
 {
 	struct request_mark *mark = request_mark_of(tag);
 
@@ -67,6 +68,8 @@ static __always_inline void waiting_mark(const struct backend_load *load, __u32 
 		return;
 	mark->ahead = not_negative(load->waiting + load->waiting_fix);
 	mark->open = score_counted(load, score_share(load));
+	if (LB_AFFINITY)
+		mark->source = client_hash(p);
 	mark->tag = tag;
 }
 
@@ -78,6 +81,7 @@ static __always_inline void waiting_sample(__u32 backend, __u32 tag, __u32 bytes
 	struct backend_latency *latency = backend_latency.lookup(&backend);
 	struct request_mark *mark = request_mark_of(tag);
 	struct backend_sample *sample;
+	struct sample_source *source;
 	__u32 index;
 
 	if (!latency || !mark || mark->tag != tag)
@@ -92,11 +96,16 @@ static __always_inline void waiting_sample(__u32 backend, __u32 tag, __u32 bytes
 	sample->ahead = mark->ahead;
 	sample->bytes = bytes;
 	sample->open = mark->open;
+	if (LB_AFFINITY) {
+		source = sample_sources.lookup(&index);
+		if (source)
+			source->hash = mark->source;
+	}
 	sample->us = us | !us;
 }
 
-static __always_inline void waiting_add(struct flow_warm *warm, __u32 backend, __u32 tag,
-					__u32 bytes, bool is_first)
+static __always_inline void waiting_add(const struct packet *p, struct flow_warm *warm,
+					__u32 backend, __u32 tag, __u32 bytes, bool is_first)
 {
 	struct backend_load *load = backend_load.lookup(&backend);
 	__u64 there = warm->waiting;
@@ -106,7 +115,7 @@ static __always_inline void waiting_add(struct flow_warm *warm, __u32 backend, _
 	if (bytes > FLOW_WAITING_MAX - there)
 		bytes = FLOW_WAITING_MAX - there;
 	if (is_first)
-		waiting_mark(load, tag);
+		waiting_mark(p, load, tag);
 	__sync_fetch_and_add(&warm->waiting, (__u64)bytes);
 	__sync_fetch_and_add(&load->waiting, (__s64)bytes);
 }
@@ -497,7 +506,7 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 		if (!awaits || p->tcp_flags & TCP_PSH)
 			waiting_clock(warm, awaits);
 		warm->interim = 0;
-		waiting_add(warm, backend, tag, fresh, !awaits);
+		waiting_add(p, warm, backend, tag, fresh, !awaits);
 		awaits = true;
 	}
 	/* It has got something and hangs up: it waits for no more. */

@@ -67,6 +67,9 @@ def engine(row: Row) -> str:
         parts.append(f"{told['requests_waiting']:g} waiting")
     if told["kv_cache_used_ratio"] is not None:
         parts.append(f"{humanise.percent(told['kv_cache_used_ratio'])}% of the KV cache in use")
+    if told["cached_ratio"] is not None:
+        share = humanise.percent(told["cached_ratio"])
+        parts.append(f"{share}% of the prompt tokens of the last minute from its prefix cache")
     if told["models_in_gpu_memory_ratio"] is not None:
         share = humanise.percent(told["models_in_gpu_memory_ratio"])
         parts.append(f"{share}% of the loaded models in GPU memory")
@@ -77,6 +80,14 @@ def engine(row: Row) -> str:
     age = humanise.milliseconds(told["age_s"] * 1000)
     stale = "" if told["fresh"] else ", too old to count"
     return f"{told['source']}: {', '.join(parts) or 'no queue told'} ({age} ago{stale}){problem}"
+
+
+def cached(row: Row) -> str:
+    """What came from the engine's prefix cache; a dash where nobody says."""
+    told = row["reported"]
+    if told is None or told["cached_ratio"] is None or not told["fresh"]:
+        return "-"
+    return f"{humanise.percent(told['cached_ratio'])}%"
 
 
 def gpus(row: Row) -> str:
@@ -124,6 +135,30 @@ def skew(service: Row) -> str:
         f"{busy}; {told['backend']} has {told['busy_connections']}, {told['ratio']:.1f} times its"
         f" share ({told['busy_connections_at_the_mean']:.0f})"
     )
+
+
+def affinity(told: Row) -> str:
+    """Where its clients' new flows go, in a sentence."""
+    which = (
+        f"the first {told['prefix']} bits of their address" if told["prefix"] else "their address"
+    )
+    how = (
+        "as learned"
+        if told["escape"] == "auto" and told["known_ms"] is not None
+        else ("until more is known" if told["escape"] == "auto" else "as configured")
+    )
+    text = (
+        f"clients have a home by {which}, which may have "
+        f"{humanise.quantity(told['escape_bytes'], 'B')} more waiting than another backend ({how})"
+    )
+    if told["known_ratio"] is not None:
+        text += f"; {told['known_ratio']:.0%} of requests came to a backend that knew their client"
+    if told["known_ms"] is not None:
+        text += (
+            f", where a usual one takes {humanise.milliseconds(told['known_ms'])} by itself, "
+            f"elsewhere {humanise.milliseconds(told['new_ms'])}"
+        )
+    return text
 
 
 def hottest(flows: Sequence[Row]) -> str:

@@ -12,6 +12,7 @@ import click
 from agent.model import (
     MAX_PRIORITY,
     MAX_WEIGHT,
+    AffinityBy,
     CheckKind,
     DownFlows,
     Forward,
@@ -31,9 +32,9 @@ from lbctl.suggest import did_you_mean
 LIMITS = tuple(each.name for each in fields(Limits))
 FLOW_STATES = ("embryonic", "acked", "established", "closing")
 # Options that begin with one of these go under that key of the configuration.
-_SECTIONS = ("health", "telemetry", "node", "model", "rebalance")
+_SECTIONS = ("health", "telemetry", "node", "model", "affinity", "rebalance")
 # Options that 0 puts back to their default.
-_ZERO_IS_DEFAULT = frozenset({"source_prefix", "quic_server_id_bytes"})
+_ZERO_IS_DEFAULT = frozenset({"source_prefix", "affinity_prefix", "quic_server_id_bytes"})
 _BACKEND = "NAME=ADDRESS[,weight=N][,port=N][,backup][,priority=N][,zone=NAME][,quic-server-id=HEX]"
 
 
@@ -298,6 +299,24 @@ _SETTINGS = (
         "--any-model", is_flag=True, help="Backends get new flows whatever they have loaded."
     ),
     click.option(
+        "--affinity",
+        "affinity_by",
+        type=WordType(AffinityBy),
+        help="least-load of tcp: what names the home of a client's new flows.",
+    ),
+    click.option(
+        "--affinity-prefix",
+        type=click.IntRange(0, 128),
+        metavar="BITS",
+        help="Bits of the client's address that name its home, as in 24; 0: all.",
+    ),
+    click.option(
+        "--affinity-escape",
+        metavar="BYTES",
+        help="Waiting bytes that a home may have more than another backend, as in 64KiB; auto: "
+        "as its cache is worth.",
+    ),
+    click.option(
         "--rebalance-rate",
         type=click.FloatRange(0, 1000),
         metavar="N",
@@ -329,10 +348,11 @@ def document(options: Mapping[str, object]) -> dict[str, object]:
         if value in (None, {}, ()) or key == "any_model":
             continue
         section, _, inner = key.partition("_")
+        given = (value or None) if key in _ZERO_IS_DEFAULT else value
         if section in _SECTIONS:
-            sections.setdefault(section, {})[inner] = value
+            sections.setdefault(section, {})[inner] = given
         else:
-            values[key] = (value or None) if key in _ZERO_IS_DEFAULT else value
+            values[key] = given
     if any_model and "model" in sections:
         raise click.UsageError(
             "--any-model contradicts --model and --model-source", click.get_current_context()

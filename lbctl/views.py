@@ -187,6 +187,8 @@ WAITING_COLUMN = Column("WAITING B", right=True, drop=2)
 REQUEST_COLUMNS = (WAITING_COLUMN, Column("1ST BYTE p50/p99", right=True, drop=4))
 # Requests that run + wait, as the engines report.
 QUEUE_COLUMN = Column("QUEUE", right=True, drop=2)
+# Of the prompt tokens of the last minute, those from the engines' prefix caches.
+CACHED_COLUMN = Column("CACHED", right=True, drop=4)
 
 
 def backend_table(backends: Iterable[Row], *, with_service: bool = True) -> Table:
@@ -194,6 +196,7 @@ def backend_table(backends: Iterable[Row], *, with_service: bool = True) -> Tabl
     backends = list(backends)
     asked = any(backend["waiting_bytes"] is not None for backend in backends)
     told = any(loadviews.queue(backend) != "-" for backend in backends)
+    caching = any(loadviews.cached(backend) != "-" for backend in backends)
     rows = [
         (
             Cell(backend["service"]),
@@ -210,6 +213,7 @@ def backend_table(backends: Iterable[Row], *, with_service: bool = True) -> Tabl
             *rate_cells(backend["rates"]),
             Cell(share(backend)),
             *((Cell(loadviews.queue(backend), "red" if backend["hot"] else ""),) if told else ()),
+            *((Cell(loadviews.cached(backend)),) if caching else ()),
             *((Cell(waiting(backend)), Cell(quantiles(backend["first_byte"]))) if asked else ()),
         )
         for backend in backends
@@ -218,6 +222,7 @@ def backend_table(backends: Iterable[Row], *, with_service: bool = True) -> Tabl
     columns = (
         *BACKEND_COLUMNS,
         *((QUEUE_COLUMN,) if told else ()),
+        *((CACHED_COLUMN,) if caching else ()),
         *(REQUEST_COLUMNS if asked else ()),
     )
     return Table(columns[first:], tuple(row[first:] for row in rows), prose_under="STATE")

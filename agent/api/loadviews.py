@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent.model import Service
 from agent.state.skew import Skew
-from agent.state.snapshot import LearnedSpeed, Reported
+from agent.state.snapshot import Home, LearnedSpeed, Reported
 from agent.telemetry.report import GpuReport
 
 type Json = dict[str, object]
@@ -21,6 +21,9 @@ def reported(service: Service, view: Reported | None) -> Json | None:
         "requests_running": view.running,
         "requests_waiting": view.waiting,
         "kv_cache_used_ratio": _rounded(view.kv_usage, 4),
+        "prompt_tokens_total": view.prompt_tokens,
+        "cached_tokens_total": view.cached_tokens,
+        "cached_ratio": _rounded(view.cached_share, 4),
         "models_in_gpu_memory_ratio": _rounded(view.gpu_share, 4),
         "values_dropped": view.dropped,
         "problem": view.problem,
@@ -71,6 +74,22 @@ def learned(view: LearnedSpeed | None) -> Json | None:
         "us_per_byte": round(view.seconds_per_byte * 1e6, 4),
         "ms_per_connection": round(view.seconds_per_connection * 1e3, 4),
         "base_ms": round(view.base_seconds * 1e3, 3),
+    }
+
+
+def affinity(configured: Service, home: Home | None) -> Json | None:
+    """Where its clients' new flows go; None: where the load is least."""
+    if home is None:
+        return None
+    asked = configured.affinity
+    return {
+        "by": asked.by.value,
+        "prefix": asked.prefix_bits,
+        "escape": "auto" if asked.escape_bytes is None else asked.escape_bytes,
+        "escape_bytes": home.escape_bytes,
+        "known_ratio": _rounded(home.known_share, 3),
+        "new_ms": None if home.new_s is None else round(home.new_s * 1e3, 3),
+        "known_ms": None if home.known_s is None else round(home.known_s * 1e3, 3),
     }
 
 

@@ -92,6 +92,7 @@ def service(view: ServiceSnapshot, at: float) -> Json:
         "cookies_problem": view.cookies_problem,
         "cookies_keys": list(view.cookies_keys),
         "first_byte_is": view.first_byte,
+        "affinity": loadviews.affinity(configured, view.home),
         "cookie_connections_total": view.cookies_taken,
         "guard": configured.guard.value,
         "allow": list(configured.allow),

@@ -97,6 +97,7 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         model=section.model.model() if section.model else None,
         learn_speed=section.learn_speed,
         rtt_per_connection_s=section.rtt_per_connection,
+        affinity=section.affinity.model(),
         rebalance=section.rebalance.model(),
     )
 

@@ -34,6 +34,7 @@ SCHEDULER_KEYS: dict[str, Scheduler] = {
     "bytes_per_connection": Scheduler.LEAST_LOAD,
     "learn_speed": Scheduler.LEAST_LOAD,
     "rtt_per_connection": Scheduler.LEAST_LOAD,
+    "affinity": Scheduler.LEAST_LOAD,
     "source_prefix": Scheduler.SOURCE,
     "source_bound": Scheduler.SOURCE,
 }
@@ -41,6 +42,7 @@ PROTOCOL_KEYS: dict[str, Protocol] = {
     "bytes_per_connection": Protocol.TCP,
     "count_waiting": Protocol.TCP,
     "learn_speed": Protocol.TCP,
+    "affinity": Protocol.TCP,
     "quic_server_id_bytes": Protocol.UDP,
     "syn_protection": Protocol.TCP,
     "syn_cookies": Protocol.TCP,

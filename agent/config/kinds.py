@@ -154,6 +154,19 @@ def _most_bytes(value: object) -> int | None:
     return size
 
 
+def _escape(value: object) -> int | None:
+    if value in (None, "auto"):
+        return None
+    remedy = "give auto, or bytes up to 16MiB, such as 20000 or 64KiB"
+    match = re.fullmatch(r"([0-9]{1,9}) ?([kKMiB]{0,3})", str(value))
+    if isinstance(value, bool) or match is None or match[2] not in _UNITS:
+        refuse(f"{shown(value)} is neither auto nor a number of bytes", remedy)
+    size = int(match[1]) * _UNITS[match[2]]
+    if size > 1 << 24:
+        refuse(f"{shown(value)} is out of range", remedy)
+    return size
+
+
 def text(value: object) -> str:
     """Checks for text."""
     if not isinstance(value, str):
@@ -287,6 +300,9 @@ NewFlows = Annotated[
 MostFlows = Annotated[int | None, BeforeValidator(_most), Kind("whole number from 1; `none`")]
 MostBytes = Annotated[
     int | None, BeforeValidator(_most_bytes), Kind("bytes, such as `512KiB`, `8MiB`; `none`")
+]
+Escape = Annotated[
+    int | None, BeforeValidator(_escape), Kind("`auto`, or bytes, such as `20000`, `64KiB`")
 ]
 Count = Annotated[int, BeforeValidator(whole(1, 100)), Kind("whole number, 1 to 100")]
 Seed = Annotated[int, BeforeValidator(whole(0, 2**32 - 1)), Kind("whole number, 0 to 4294967295")]

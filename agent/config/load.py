@@ -42,6 +42,7 @@ from agent.config.service_schema import (
     TimeoutsSection,
 )
 from agent.config.telemetry_schema import (
+    AffinitySection,
     NodeSection,
     RebalanceSection,
     TelemetrySection,
@@ -56,6 +57,7 @@ _MERGED: dict[str, type[Section]] = {
     "health": HealthSection,
     "telemetry": TelemetrySection,
     "node": NodeSection,
+    "affinity": AffinitySection,
     "rebalance": RebalanceSection,
 }
 # Global keys of earlier versions, and what they are called now.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent.config.durations import format_duration
-from agent.model import NodeKind, Service, TelemetryKind
+from agent.model import Affinity, NodeKind, Service, TelemetryKind
 
 
 def load_changed(old: Service, new: Service) -> Iterator[str]:
@@ -31,6 +31,8 @@ def load_changed(old: Service, new: Service) -> Iterator[str]:
             if new.learn_speed
             else "weights are as configured, however fast backends answer"
         )
+    if old.affinity != new.affinity:
+        yield _affinity(new.affinity)
     if old.rebalance != new.rebalance:
         yield (
             f"idle connections of overloaded backends are reset, {new.rebalance.rate_per_s:g} a "
@@ -38,6 +40,21 @@ def load_changed(old: Service, new: Service) -> Iterator[str]:
             if new.rebalance.rate_per_s
             else "no connection is reset to rebalance"
         )
+
+
+def _affinity(new: Affinity) -> str:
+    if not new.is_any:
+        return "new flows go where the load is least, wherever their client's earlier ones went"
+    which = (
+        f"the first {new.prefix_bits} bits of its address name"
+        if new.prefix_bits
+        else ("its address names")
+    )
+    more = "by what its cache saves" if new.escape_bytes is None else f"by {new.escape_bytes} bytes"
+    return (
+        f"a client's new flows go to the backend that {which}, unless that has more to do than "
+        f"others {more}"
+    )
 
 
 def _telemetry(new: Service) -> str:

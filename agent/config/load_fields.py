@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.config.durations import format_duration
-from agent.model import ModelLoaded, NodeTelemetry, Rebalance, Telemetry
+from agent.model import Affinity, ModelLoaded, NodeTelemetry, Rebalance, Telemetry
 
 
 def telemetry_fields(telemetry: Telemetry) -> dict[str, object]:
@@ -41,6 +41,15 @@ def model_fields(model: ModelLoaded | None) -> dict[str, object]:
         "source": model.source.value,
         "port": model.port,
         "interval": format_duration(model.interval_s),
+    }
+
+
+def affinity_fields(affinity: Affinity) -> dict[str, object]:
+    """The keys of ``affinity``."""
+    return {
+        "by": affinity.by.value,
+        "prefix": affinity.prefix_bits,
+        "escape": "auto" if affinity.escape_bytes is None else affinity.escape_bytes,
     }
 
 

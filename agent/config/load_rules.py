@@ -9,7 +9,14 @@ from agent.config.document import Path, Problem
 from agent.config.schema import GlobalSection
 from agent.config.service_schema import ServiceSection
 from agent.config.telemetry_schema import EXPRESSIONS
-from agent.model import ANY_PORT, MAX_ZONE_PREFIXES, Protocol, Scheduler, TelemetryKind
+from agent.model import (
+    ANY_PORT,
+    MAX_ZONE_PREFIXES,
+    AffinityBy,
+    Protocol,
+    Scheduler,
+    TelemetryKind,
+)
 from agent.telemetry.expression import parse
 
 
@@ -20,6 +27,7 @@ def check(services: list[Candidate], globals_: GlobalSection | None) -> Iterator
             yield from _expressions(service, service.section)
             yield from _ports(service, service.section)
             yield from _rebalance(service, service.section)
+            yield from _affinity(service, service.section)
             yield from _waiting_limit(service, service.section)
         if globals_ is not None:
             yield from _zones(service, globals_)
@@ -98,6 +106,22 @@ def _rebalance(service: Candidate, section: ServiceSection) -> Iterator[Problem]
             (*service.path, "rebalance", "rate"),
             "means nothing for scheduler source: a client comes back to the same backend",
             "set another scheduler, or remove it",
+        )
+    elif section.rebalance.rate and section.affinity.by is not AffinityBy.NONE:
+        yield Problem(
+            (*service.path, "rebalance", "rate"),
+            "means nothing with affinity: a client comes back to its home",
+            "set affinity.by to none, or remove it",
+        )
+
+
+def _affinity(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
+    has_homes = section.affinity.by is not AffinityBy.NONE
+    if has_homes and section.protocol is Protocol.TCP and not section.count_waiting:
+        yield Problem(
+            (*service.path, "affinity", "by"),
+            "needs count_waiting: without it, nobody knows what a home has in front of it",
+            "set count_waiting to true, or by to none",
         )
 
 

@@ -15,7 +15,7 @@ from agent.model import Nat, Tables
 # out: they grow with what is in them.
 _FLOW = 136
 _SERVICE, _SERVICE_ROW = 592, 448  # a row: counters of one CPU
-_BACKEND, _BACKEND_ROW = 1472, 64
+_BACKEND, _BACKEND_ROW = 1728, 64
 _RING_SLOT = 2
 _PORT = 64
 _GUARD_NODE = 64

@@ -41,6 +41,7 @@ from agent.config.service_schema import (
     TimeoutsSection,
 )
 from agent.config.telemetry_schema import (
+    AffinitySection,
     ModelSection,
     NodeSection,
     RebalanceSection,
@@ -113,7 +114,8 @@ _RULES = """\
   the same `method` and `priority`. `sync` and
   `authentication: hmac` need a `key_file`.
 - Connections are reset (`rebalance.rate`) where a service is tcp, counts what waits
-  (`count_waiting`), and has another scheduler than `source`.
+  (`count_waiting`), and clients do not come back to where they were: it has another scheduler than
+  `source`, and no `affinity`. `affinity` needs `count_waiting`.
 
 ## Changes while connections are open
 
@@ -146,6 +148,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`services[].telemetry`", TelemetrySection),
     ("`services[].node`", NodeSection),
     ("`services[].model`", ModelSection),
+    ("`services[].affinity`", AffinitySection),
     ("`services[].rebalance`", RebalanceSection),
     ("`defaults`", DefaultsSection),
 )

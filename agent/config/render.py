@@ -12,6 +12,7 @@ from agent.config.defaults import default_report_timeout, default_service
 from agent.config.durations import format_duration
 from agent.config.failover_fields import failover_document
 from agent.config.load_fields import (
+    affinity_fields,
     model_fields,
     node_fields,
     rebalance_fields,
@@ -113,6 +114,7 @@ def service_fields(service: Service) -> Fields:
         "telemetry": telemetry_fields(service.telemetry),
         "node": node_fields(service.node),
         "model": model_fields(service.model),
+        "affinity": affinity_fields(service.affinity),
         "rebalance": rebalance_fields(service.rebalance),
         "limits": limits_fields(service.limits),
     }

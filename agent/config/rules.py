@@ -118,13 +118,16 @@ def _families(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
 
 
 def _prefix_bits(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
-    bits = section.source_prefix
-    if bits is not None and section.vip.version == 4 and bits > 32:
-        yield Problem(
-            (*service.path, "source_prefix"),
-            f"clients of an IPv4 VIP have addresses of 32 bits, not {bits}",
-            "give a number from 1 to 32",
-        )
+    for place, bits in (
+        (("source_prefix",), section.source_prefix),
+        (("affinity", "prefix"), section.affinity.prefix),
+    ):
+        if bits is not None and section.vip.version == 4 and bits > 32:
+            yield Problem(
+                (*service.path, *place),
+                f"clients of an IPv4 VIP have addresses of 32 bits, not {bits}",
+                "give a number from 1 to 32",
+            )
 
 
 def _cookies(

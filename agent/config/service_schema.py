@@ -13,6 +13,7 @@ from agent.config.defaults import DEFAULT_PROTOCOL, default_check_timeout, defau
 from agent.config.durations import format_duration
 from agent.config.section import Section
 from agent.config.telemetry_schema import (
+    AffinitySection,
     ModelSection,
     NodeSection,
     RebalanceSection,
@@ -168,7 +169,8 @@ class HealthSection(Section):
 class DefaultsSection(Section):
     """What holds for every service that does not say otherwise.
 
-    `timeouts`, `health`, `limits`, `telemetry`, `node` and `rebalance` are merged key by key. A
+    `timeouts`, `health`, `limits`, `telemetry`, `node`, `affinity` and `rebalance` are merged key
+    by key. A
     service whose health type, telemetry type, scheduler or protocol is another one than that of
     the defaults does not inherit what it has no use for.
     """
@@ -290,6 +292,10 @@ class DefaultsSection(Section):
         _SERVICE.rtt_per_connection_s,
         description="For `least-load`: the round trip to a backend, as health checks measure it, "
         "that weighs as much as one connection. `0s`: how far a backend is does not matter.",
+    )
+    affinity: AffinitySection = Field(
+        default_factory=lambda: AffinitySection.model_validate({}),
+        description="Whether a client's new flows go where its earlier ones went.",
     )
     telemetry: TelemetrySection = Field(
         default_factory=lambda: TelemetrySection.model_validate({}),

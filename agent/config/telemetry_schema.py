@@ -11,6 +11,8 @@ from agent.config import network_kinds as net
 from agent.config.defaults import default_report_timeout
 from agent.config.section import Section
 from agent.model import (
+    Affinity,
+    AffinityBy,
     ModelLoaded,
     ModelSource,
     NodeKind,
@@ -21,6 +23,7 @@ from agent.model import (
 )
 
 _TELEMETRY, _NODE, _MODEL = Telemetry(), NodeTelemetry(), ModelLoaded("any")
+_AFFINITY = Affinity()
 _REBALANCE = Rebalance()
 EXPRESSIONS = ("running", "waiting", "kv_usage")
 
@@ -150,6 +153,36 @@ class ModelSection(Section):
     def model(self) -> ModelLoaded:
         """The frozen value."""
         return ModelLoaded(self.name, self.source, self.port, self.interval)
+
+
+class AffinitySection(Section):
+    """For `least-load` of tcp: whether a client's new flows go where its earlier ones went.
+
+    What it is worth, and to whom: [affinity](affinity.md).
+    """
+
+    by: Annotated[AffinityBy, *kinds.choice(AffinityBy)] = Field(
+        _AFFINITY.by,
+        description="`source`: the client's address names its home, by weighted consistent "
+        "hashing, and new flows go there while nothing speaks against it. `none`: they go where "
+        "the load is least.",
+    )
+    prefix: kinds.PrefixBits | None = Field(
+        _AFFINITY.prefix_bits,
+        description="How many bits of the client's address count: with 24, clients of one IPv4 "
+        "/24 have one home. Default: all.",
+    )
+    escape: kinds.Escape = Field(
+        _AFFINITY.escape_bytes,
+        description="A new flow goes elsewhere when its home has so many more waiting bytes in "
+        "front of it than the best of the backends compared, by weight. `auto`: as many as the "
+        "home's cache saves, learned from how much sooner clients that a backend knows are "
+        "answered. Default: `auto`.",
+    )
+
+    def model(self) -> Affinity:
+        """The frozen value."""
+        return Affinity(self.by, self.prefix, self.escape)
 
 
 class RebalanceSection(Section):

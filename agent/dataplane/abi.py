@@ -320,7 +320,10 @@ BACKEND_LOAD = np.dtype(
     ]
 )
 BACKEND_SAMPLE = np.dtype([("ahead", "u4"), ("bytes", "u4"), ("open", "u4"), ("us", "u4")])
-SERVICE_LOAD = np.dtype([("open", "i8"), ("open_fix", "i8"), ("weight", "u8"), ("pad", "u8", (5,))])
+SAMPLE_SOURCE = np.dtype([("hash", "u4"), ("pad", "u4")])
+SERVICE_LOAD = np.dtype(
+    [("open", "i8"), ("open_fix", "i8"), ("weight", "u8"), ("escape", "u4"), ("pad", "u4", (9,))]
+)
 HEAD_RANGE = np.dtype([("least", "u2"), ("most", "u2")])
 HEAD_SAMPLE = np.dtype(
     [
@@ -540,6 +543,7 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "peer": PEER,
     "backend_load": BACKEND_LOAD,
     "backend_sample": BACKEND_SAMPLE,
+    "sample_source": SAMPLE_SOURCE,
     "service_load": SERVICE_LOAD,
     "head_range": HEAD_RANGE,
     "head_sample": HEAD_SAMPLE,

@@ -21,7 +21,7 @@ from agent.model import (
     SynProtection,
     Tables,
 )
-from agent.state.loads import counts_waiting
+from agent.state.loads import counts_waiting, has_homes
 from agent.state.ranges import MOST_BLOCKS
 from agent.state.zones import has_levels
 
@@ -48,6 +48,7 @@ class Features:
     round_robin: bool = False
     least_conn: bool = False
     least_load: bool = False
+    affinity: bool = False
     waiting: bool = False
     quic: bool = False
     reset: bool = False
@@ -97,6 +98,7 @@ def needed_features(
         round_robin=Scheduler.ROUND_ROBIN in schedulers,
         least_conn=Scheduler.LEAST_CONN in schedulers,
         least_load=Scheduler.LEAST_LOAD in schedulers,
+        affinity=any(has_homes(s) for s in services),
         waiting=any(counts_waiting(s) for s in services),
         quic=any(s.quic_id_bytes is not None for s in services),
         reset=any(s.no_backend is NoBackend.RESET for s in services),

@@ -83,6 +83,11 @@ def of_load(row: Table, shares: Counts | None = None) -> int:
     return (int(row["is_hot"]) << _HOT_SHIFT) + work * int(row["inverse_weight"])
 
 
+def worth_of(row: Table, escape_bytes: int) -> int:
+    """By how much a home's score may be above the best of the draws (``select_home``)."""
+    return (escape_bytes * int(row["per_byte"]) >> 16) * int(row["inverse_weight"])
+
+
 def chance(pick: int) -> int:
     """``chance``: exponential with mean 256, from the hash of a draw."""
     x = pick & 0xFFFF | 1

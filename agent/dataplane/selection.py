@@ -9,6 +9,7 @@ from math import inf
 from agent.dataplane import flowhash, score
 from agent.dataplane.tables import SharedTables, Table
 from agent.model import BackendRef, Scheduler
+from agent.state.loads import NO_WEIGHT
 from agent.state.queries import Draw, FiveTuple
 from agent.state.tables import ServiceEntry, TableContents
 
@@ -209,21 +210,55 @@ def _least_conn(ring: Ring, flow: FiveTuple) -> Selection:
 
 
 def _least_load(ring: Ring, flow: FiveTuple) -> Selection:
-    number = min(ring.entry.draws, COMPARED_DRAWS)
+    number, pick = min(ring.entry.draws, COMPARED_DRAWS), _first_pick(ring, flow)
     how = f"{number} draws compared by load and chance"
-    return _lowest(ring, _first_pick(ring, flow), number, how)
-
-
-def _lowest(ring: Ring, pick: int, number: int, how: str) -> Selection:
-    """The lowest score of so many draws; of equals, the one drawn first."""
+    if not ring.entry.source_bits:
+        return _lowest(ring, pick, number, how)
+    number -= 1  # the home is one of those that are compared
+    how = f"{number} draws compared by load and chance"
+    home_pick = flowhash.source_hash(ring.entry.pick_seed, flow.client, ring.entry.source_bits)
     picks = list(_picks_of_one_level(ring, pick, number))
-    drawn = [ring.draw(flowhash.ring_slot(each, ring.slots)) for each in picks]
+    rows = [ring.loads[ident] for ident, _ in _drawn(ring, picks)]
+    ident, home = ring.draw(flowhash.ring_slot(home_pick, ring.slots))
+    row, escape = ring.loads[ident], int(ring.tables.service_load["escape"][ring.entry.id])
+    named = f"the first {ring.entry.source_bits} bits of {flow.client} name {home.backend} as home"
+    own, more = score.of_load(row, score.share(rows[0])), score.worth_of(row, escape)
+    shown = (
+        f"{score.in_connections(Scheduler.LEAST_LOAD, own):.2f} there, of at most "
+        f"{score.in_connections(Scheduler.LEAST_LOAD, more):.2f} more than the lowest"
+    )
+    if row["inverse_weight"] == NO_WEIGHT:
+        away = f"{named}, which gets no new flows"
+    elif own > min(score.of_draws(rows, picks)) + more:
+        away = f"{named}, which has too much to do: {shown}"
+    elif home.usable:
+        return Selection(ident, (home,), (f"{named}: {shown}",), LOAD)
+    else:
+        found = _by_hash(ring, home_pick)
+        return replace(found, steps=(f"{named}", *found.steps), depends_on=LOAD)
+    other = _lowest(ring, pick, number, how, otherwise=home_pick)
+    return replace(other, steps=(away, *other.steps))
+
+
+def _drawn(ring: Ring, picks: Sequence[int]) -> list[tuple[int, Draw]]:
+    """What each of the hashes names."""
+    return [ring.draw(flowhash.ring_slot(each, ring.slots)) for each in picks]
+
+
+def _lowest(
+    ring: Ring, pick: int, number: int, how: str, *, otherwise: int | None = None
+) -> Selection:
+    """The lowest score of so many draws; of equals, the one drawn first. If that is not usable,
+    it is drawn on from ``otherwise``, the hash of the flow by default.
+    """
+    picks = list(_picks_of_one_level(ring, pick, number))
+    drawn = _drawn(ring, picks)
     rows = [ring.loads[ident] for ident, _ in drawn]
     if ring.entry.scheduler is Scheduler.LEAST_CONN:
         ranks = [score.of_connections(row, score.share(rows[0])) for row in rows]
     else:
         ranks = score.of_draws(rows, picks)
-    return _compared(ring, drawn, ranks, pick, how)
+    return _compared(ring, drawn, ranks, pick if otherwise is None else otherwise, how)
 
 
 def _shown(scheduler: Scheduler, row: Table, rank: int) -> float | None:

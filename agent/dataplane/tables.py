@@ -68,6 +68,7 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
         "peers": by_key(abi.PEER_KEY, abi.PEER, PEERS),
         "backend_load": array(abi.BACKEND_LOAD, size.backends),
         "backend_samples": array(abi.BACKEND_SAMPLE, size.backends * abi.SAMPLES),
+        "sample_sources": array(abi.SAMPLE_SOURCE, size.backends * abi.SAMPLES),
         "service_load": array(abi.SERVICE_LOAD, size.services),
         "service_heads": array(abi.SERVICE_HEADS, size.services),
         "backend_latency": array(abi.BACKEND_LATENCY, size.backends),
@@ -166,6 +167,9 @@ class SharedTables:
         self.backends, self.peers = rows[: size.backends], rows[size.backends :]
         self.backend_load = self._array("backend_load", abi.BACKEND_LOAD)
         self.backend_samples = self._array("backend_samples", abi.BACKEND_SAMPLE).reshape(
+            size.backends, abi.SAMPLES
+        )
+        self.sample_sources = self._array("sample_sources", abi.SAMPLE_SOURCE).reshape(
             size.backends, abi.SAMPLES
         )
         self.service_load = self._array("service_load", abi.SERVICE_LOAD)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from agent.metrics.family import Family, Kind, Sample, each_backend
-from agent.state.snapshot import Snapshot
+from agent.state.snapshot import Home, Snapshot
 
 _BACKEND = ("service", "backend")
 _COUNTED = "Absent where the service does not count waiting bytes."
@@ -15,6 +15,16 @@ def _skews(snapshot: Snapshot) -> Iterator[Sample]:
     for service in snapshot.services:
         if service.skew is not None:
             yield (service.service.name,), service.skew.value
+
+
+def _homes(value: Callable[[Home], float | None]) -> Callable[[Snapshot], Iterator[Sample]]:
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for service in snapshot.services:
+            found = None if service.home is None else value(service.home)
+            if found is not None:
+                yield (service.service.name,), found
+
+    return samples
 
 
 LOAD_FAMILIES: tuple[Family, ...] = (
@@ -90,6 +100,22 @@ LOAD_FAMILIES: tuple[Family, ...] = (
         "Absent where there are too few to say.",
         ("service",),
         _skews,
+    ),
+    Family(
+        "steelyard_affinity_escape_bytes",
+        Kind.GAUGE,
+        "Waiting bytes that a client's home may have more than another backend before its new "
+        "flows go elsewhere. Absent without affinity.",
+        ("service",),
+        _homes(lambda home: home.escape_bytes),
+    ),
+    Family(
+        "steelyard_affinity_known_ratio",
+        Kind.GAUGE,
+        "Requests of late that came to a backend that had answered their client before, as a "
+        "share of all. Absent without affinity, and where none came.",
+        ("service",),
+        _homes(lambda home: home.known_share),
     ),
     Family(
         "steelyard_idle_resets_total",

@@ -279,6 +279,7 @@ class Observer:
             cookies_problem=self._companions.said(service),
             cookies_keys=self._companions.key_names(service),
             first_byte=self._weigher.first_byte(service),
+            home=self._weigher.home(service),
         )
         return service_snapshot(service, of_service, tuple(backends))
 

@@ -86,6 +86,21 @@ REPORT_FAMILIES: tuple[Family, ...] = (
         _reported(lambda r: r.kv_usage),
     ),
     Family(
+        "steelyard_engine_prompt_tokens_total",
+        Kind.COUNTER,
+        "Prompt tokens that the engine was asked to work through, as it reports. Absent where it "
+        "does not say.",
+        _BACKEND,
+        _reported(lambda r: r.prompt_tokens),
+    ),
+    Family(
+        "steelyard_engine_cached_tokens_total",
+        Kind.COUNTER,
+        "Prompt tokens that the engine's prefix cache held, as it reports. Absent likewise.",
+        _BACKEND,
+        _reported(lambda r: r.cached_tokens),
+    ),
+    Family(
         "steelyard_hot",
         Kind.GAUGE,
         "Whether the backend reports more than it can take: it gets a new flow only where all that "

@@ -151,6 +151,7 @@ class Applier:
         tables.backend_load[ident] = np.zeros((), dtype=abi.BACKEND_LOAD)
         tables.backend_latency[ident] = np.zeros((), dtype=abi.BACKEND_LATENCY)
         tables.backend_samples[ident] = np.zeros((), dtype=abi.BACKEND_SAMPLE)
+        tables.sample_sources[ident] = np.zeros((), dtype=abi.SAMPLE_SOURCE)
 
     def _put_service(
         self, slot: ServiceSlot, entry: ServiceEntry, ring_changed: bool, fresh: bool

@@ -14,7 +14,7 @@ from agent.model import (
 )
 from agent.state.eligibility import FAIL_OPEN, Eligibility, service_state
 from agent.state.skew import Skew
-from agent.state.snapshot import BackendCounts, BackendSnapshot, Load, Rates, ServiceSnapshot
+from agent.state.snapshot import BackendCounts, BackendSnapshot, Home, Load, Rates, ServiceSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class ServiceParts:
     cookies_problem: str = ""
     cookies_keys: tuple[str, ...] = ()
     first_byte: str | None = None
+    home: Home | None = None
 
 
 def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
@@ -123,4 +124,5 @@ def service_snapshot(
         cookies_problem=parts.cookies_problem,
         cookies_keys=parts.cookies_keys,
         first_byte=parts.first_byte,
+        home=parts.home,
     )

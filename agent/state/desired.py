@@ -103,7 +103,7 @@ def _service_entry(
         pick_seed=around.pick_seed,
         ring=rings.own,
         draws=draws if is_least_load else 0,
-        source_bits=(service.source_bits or _ADDRESS_BITS[key.vip.version]) if is_source else 0,
+        source_bits=_source_bits(service),
         bound=bound,
         load_weight=rings.weight if bound else 0,
         waiting=loads.counts_waiting(service),
@@ -118,6 +118,14 @@ def _service_entry(
         limits_packets=service.limits.packets_per_source is not None,
         limits_held=service.limits.on_what_is_held,
     )
+
+
+def _source_bits(service: Service) -> int:
+    """How much of the client's address counts; 0: the scheduler does not look at it alone."""
+    whole = _ADDRESS_BITS[service.key.vip.version]
+    if service.scheduler is Scheduler.SOURCE:
+        return service.source_bits or whole
+    return (service.affinity.prefix_bits or whole) if loads.has_homes(service) else 0
 
 
 def outer_source(config: Config, address: Address, hop: NextHop | None) -> Address | None:

@@ -52,6 +52,12 @@ def bytes_held(service: Service, learned: int | None = None) -> int:
     return bytes_per_connection(per_byte(learned or service.bytes_per_connection))
 
 
+def has_homes(service: Service) -> bool:
+    """Whether its clients' new flows go where their earlier ones went."""
+    is_least_load = service.scheduler is Scheduler.LEAST_LOAD
+    return service.affinity.is_any and is_least_load and counts_waiting(service)
+
+
 def learns_speed(service: Service) -> bool:
     """Whether weights follow how fast backends answer."""
     is_least_load = service.scheduler is Scheduler.LEAST_LOAD

@@ -42,13 +42,14 @@ def rebalances(service: Service) -> bool:
     """Whether the service wants it, and what it needs is known.
 
     The sequence numbers of a flow are known where request bytes are counted, of tcp alone; with
-    the ``source`` scheduler a client comes back to where it was.
+    the ``source`` scheduler or affinity a client comes back to where it was.
     """
     return (
         service.rebalance.rate_per_s > 0
         and service.key.protocol is Protocol.TCP
         and counts_waiting(service)
         and service.scheduler is not Scheduler.SOURCE
+        and not service.affinity.is_any
     )
 
 

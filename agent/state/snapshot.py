@@ -77,6 +77,9 @@ class Reported:
     waiting: float | None = None
     kv_usage: float | None = None  # share of the KV cache, 0 to 1
     gpu_share: float | None = None  # of the loaded models, what lies in GPU memory
+    prompt_tokens: float | None = None  # since the engine began
+    cached_tokens: float | None = None  # of them, those that its prefix cache held
+    cached_share: float | None = None  # of those of the last minute
     dropped: int = 0  # values of the newest reports that cannot be true
     problem: str = ""  # why there was no report the last time; empty: there was
     gpus: tuple[GpuReport, ...] = ()
@@ -99,6 +102,22 @@ class LearnedSpeed:
     seconds_per_connection: float
     base_seconds: float
     samples: float
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What the homes of a service's clients are worth.
+
+    ``escape_bytes``: how many waiting bytes a home may have more than another backend.
+    ``known_share``: of the requests of late, those whose client the backend had answered before.
+    ``new_s``, ``known_s``: what a usual request takes by itself at a backend that does not know its
+    client, and at one that does; None: not known.
+    """
+
+    escape_bytes: int
+    known_share: float | None = None
+    new_s: float | None = None
+    known_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +188,7 @@ class ServiceSnapshot:
     cookies_problem: str = ""  # why `syn_cookies` gives none
     cookies_keys: tuple[str, ...] = ()  # names of those that this balancer has, the signing first
     first_byte: str | None = None  # token, head or unknown; None: its answers have no times
+    home: Home | None = None  # None: its clients have none
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class ServiceEntry:
     pick_seed: int
     ring: bytes
     draws: int = 0  # least-load: backends compared
-    source_bits: int = 0  # source: of the client's address
+    source_bits: int = 0  # source, and least-load with affinity: of the client's address
     bound: int = 0  # source: 256ths of the mean load; 0: any
     load_weight: int = 0  # with a bound: sum of the weights of the usable backends
     waiting: bool = False  # request bytes that wait are counted

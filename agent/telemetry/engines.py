@@ -11,11 +11,19 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agent.model import TelemetryKind
 from agent.telemetry.exposition import Hints, Sample, TooManySamplesError, labels_of, samples
-from agent.telemetry.report import MOST_REQUESTS, EngineReport, Failure, plausible, share
+from agent.telemetry.report import (
+    MOST_REQUESTS,
+    MOST_TOKENS,
+    EngineReport,
+    Failure,
+    plausible,
+    share,
+)
 
 USUAL_PATHS = {
     TelemetryKind.VLLM: "/metrics",
@@ -58,13 +66,17 @@ class Page:
         """Requests, summed; None where there are none of these names."""
         return self.sum(self.all(*names))
 
-    def sum(self, found: Sequence[Sample]) -> float | None:
-        """Requests of these samples, summed."""
+    def sum(self, found: Sequence[Sample], most: float = MOST_REQUESTS) -> float | None:
+        """Requests, or what else there are at ``most`` so many of, of these samples, summed."""
         if len(found) > 1 and any(b"_rank=" in sample.labels for sample in found):
-            return self._sum_of_groups(found)
-        kept = [sample.value for sample in found if plausible(sample.value, MOST_REQUESTS)]
+            return self._sum_of_groups(found, most)
+        kept = [sample.value for sample in found if plausible(sample.value, most)]
         self.dropped += len(found) - len(kept)
         return sum(kept) if kept else None
+
+    def tokens(self, *names: bytes) -> float | None:
+        """Tokens, summed; None where there are none of these names."""
+        return self.sum(self.all(*names), MOST_TOKENS)
 
     def fullest(self, *names: bytes) -> float | None:
         """The largest of shares."""
@@ -73,10 +85,10 @@ class Page:
         self.dropped += len(found) - len(kept)
         return max(kept, default=None)
 
-    def _sum_of_groups(self, found: Sequence[Sample]) -> float | None:
+    def _sum_of_groups(self, found: Sequence[Sample], most: float) -> float | None:
         groups: dict[frozenset[tuple[str, str]], float] = {}
         for sample in found:
-            if not plausible(sample.value, MOST_REQUESTS):
+            if not plausible(sample.value, most):
                 self.dropped += 1
                 continue
             labels = labels_of(sample.labels)
@@ -124,7 +136,13 @@ def _vllm(page: Page, prefix: bytes = b"vllm:") -> EngineReport:
         swapped = page.total(prefix + b"num_requests_swapped")
         if waiting is not None and swapped is not None:
             waiting += swapped
-    return EngineReport(running, waiting, kv_usage, dropped=page.dropped)
+    prompt = page.tokens(
+        prefix + b"prefix_cache_queries_total", prefix + b"gpu_prefix_cache_queries_total"
+    )
+    cached = page.tokens(
+        prefix + b"prefix_cache_hits_total", prefix + b"gpu_prefix_cache_hits_total"
+    )
+    return EngineReport(running, waiting, kv_usage, None, prompt, cached, page.dropped)
 
 
 def _sglang(page: Page) -> EngineReport:
@@ -138,6 +156,8 @@ def _sglang(page: Page) -> EngineReport:
         requests(b"sglang:num_running_reqs", b"sglang_num_running_reqs"),
         requests(b"sglang:num_queue_reqs", b"sglang_num_queue_reqs"),
         page.fullest(b"sglang:token_usage", b"sglang_token_usage"),
+        prompt_tokens=page.tokens(b"sglang:prompt_tokens_total", b"sglang_prompt_tokens_total"),
+        cached_tokens=page.tokens(b"sglang:cached_tokens_total", b"sglang_cached_tokens_total"),
         dropped=page.dropped,
     )
 
@@ -207,7 +227,7 @@ def _ray_serve(page: Page) -> EngineReport:
         engine = _vllm(page, prefix)
         if engine.queue is not None:
             waiting = (engine.waiting or 0.0) + (queued or 0.0)
-            return EngineReport(engine.running, waiting, engine.kv_usage, dropped=page.dropped)
+            return replace(engine, waiting=waiting)
     running = _of_applications(page, page.all(b"ray_serve_replica_processing_queries"))
     return EngineReport(running, queued, dropped=page.dropped)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 # A server with more requests than this, or a page that says so, does not exist.
 MOST_REQUESTS = 1e6
+MOST_TOKENS = 1e18
 
 
 class AgentState(enum.Enum):
@@ -24,14 +25,17 @@ class EngineReport:
     """How busy an engine is; None: it does not say.
 
     ``kv_usage`` and ``gpu_share`` are shares from 0 to 1; ``gpu_share`` is how much of the
-    loaded models lies in GPU memory (Ollama alone says so). ``dropped`` counts the values that
-    could not be true and were taken as missing.
+    loaded models lies in GPU memory (Ollama alone says so). ``prompt_tokens`` are all that it was
+    asked since it began, ``cached_tokens`` those of them that its prefix cache held. ``dropped``
+    counts the values that could not be true and were taken as missing.
     """
 
     running: float | None = None
     waiting: float | None = None
     kv_usage: float | None = None
     gpu_share: float | None = None
+    prompt_tokens: float | None = None
+    cached_tokens: float | None = None
     dropped: int = 0
 
     @property

@@ -13,6 +13,7 @@ from agent.dataplane.tables import SharedTables
 from agent.model import BackendRef, Config, NodeKind, Service, TelemetryKind
 from agent.state.identities import Identities
 from agent.state.loads import counts_waiting, learns_speed
+from agent.weighing.homes import Homes
 from agent.weights.learn import UNKNOWN, Estimate, Learner, Samples, learn
 from agent.weights.score import is_scored
 from agent.weights.speeds import LEAST, MOST, Learned, advance, speeds
@@ -41,6 +42,7 @@ class Learning:
 
     def __init__(self, tables: SharedTables) -> None:
         self._tables = tables
+        self.homes = Homes(tables, self.request_bytes)
         self._pupils: dict[BackendRef, _Pupil] = {}
         self._services: tuple[Service, ...] = ()
         self._moved_at = 0.0
@@ -50,6 +52,7 @@ class Learning:
 
     def place(self, config: Config, ids: Identities) -> None:
         """After a pass: whose samples are where. A backend with another id starts anew."""
+        self.homes.place(config, ids)
         before, self._pupils = self._pupils, {}
         self._services = tuple(filter(learns_speed, config.services))
         names = {service.name for service in config.services}
@@ -96,16 +99,31 @@ class Learning:
         return any(service.name == ref.service for service in self._services)
 
     def sample(self, usable: Iterable[BackendRef], now: float) -> None:
-        """Take in the samples of the last second, and now and then move the shares by them."""
+        """Take in the samples of the last second, and now and then move the shares by them.
+
+        Where clients have homes, answers to those whom a backend knows tell what its cache
+        holds, not how fast it is.
+        """
         learning = {service.name for service in self._services}
         for ref, pupil in self._pupils.items():
-            samples = self._new_samples(pupil)
+            samples, sources = self._new_samples(pupil)
             self._see_sizes(ref.service, samples)
+            samples = self.homes.take(ref.service, pupil.ident, samples, sources)
             if ref.service in learning:
                 pupil.learner = learn(pupil.learner, samples, now)
         if now - self._moved_at >= MOVE_EVERY_S:
             self._moved_at = now
+            self.homes.follow(self._bytes_per_connection)
             self._move(frozenset(usable), now)
+
+    def _bytes_per_connection(self, service: Service) -> float:
+        """As the load scores have it: the middle of what the backends have."""
+        learned = [
+            self.learned(BackendRef(service.name, backend.name)).bytes_per_connection
+            for backend in service.backends
+        ]
+        each = sorted(worth or service.bytes_per_connection for worth in learned)
+        return float(each[len(each) // 2]) if each else float(service.bytes_per_connection)
 
     def _see_sizes(self, service: str, samples: Samples) -> None:
         if not len(samples.bytes):
@@ -152,20 +170,25 @@ class Learning:
     def _count(self, ident: int) -> int:
         return int(self._tables.backend_latency["samples"][ident])
 
-    def _new_samples(self, pupil: _Pupil) -> Samples:
-        """Those since the last time, as far as they are still there, oldest first."""
+    def _new_samples(self, pupil: _Pupil) -> tuple[Samples, np.ndarray]:
+        """Those since the last time, as far as they are still there, oldest first, and hashes of
+        whose they are.
+        """
         count = self._count(pupil.ident)
         fresh = min(max(count - pupil.read, 0), abi.SAMPLES)
         pupil.read = count
         places = np.arange(count - fresh, count) % abi.SAMPLES
         rows = self._tables.backend_samples[pupil.ident][places]
-        rows = rows[rows["us"] > 0]  # the others are being written
-        return Samples(
+        sources = self._tables.sample_sources["hash"][pupil.ident][places]
+        is_whole = rows["us"] > 0  # the others are being written
+        rows = rows[is_whole]
+        samples = Samples(
             ahead=rows["ahead"].astype(float),
             bytes=rows["bytes"].astype(float),
             open=rows["open"].astype(float),
             seconds=rows["us"] / 1e6,
         )
+        return samples, sources[is_whole]
 
 
 def _reads_samples(service: Service) -> bool:

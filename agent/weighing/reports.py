@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,16 @@ class Heard:
 
 
 SILENT = Heard()
+TOKENS_EVERY_S, TOKENS_KEPT_S = 5.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """What an engine had been asked at a moment, and what of it its prefix cache held."""
+
+    at: float
+    prompt: float
+    cached: float
 
 
 class Reports:
@@ -57,6 +68,7 @@ class Reports:
         self._heard: dict[Key, Heard] = {}
         self._targets: dict[Key, Target] = {}
         self._since: dict[Key, float] = {}  # when each was first asked
+        self._tokens: dict[BackendRef, deque[_Tokens]] = {}
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -83,6 +95,8 @@ class Reports:
             for key, heard in self._heard.items()
             if key in kept
         }
+        asked = {ref for ref, topic in kept if topic is Topic.ENGINE}
+        self._tokens = {ref: told for ref, told in self._tokens.items() if ref in asked}
         self._targets = targets
         self._monitor.set_targets(targets)
 
@@ -93,6 +107,32 @@ class Reports:
     def asked_since(self, ref: BackendRef, topic: Topic) -> float | None:
         """Since when this one has been asked; None: it is not."""
         return self._since.get((ref, topic))
+
+    def cached_share(self, ref: BackendRef) -> float | None:
+        """Of the prompt tokens of the last minute, those that the engine's prefix cache held; None:
+        it does not say, or nothing was asked.
+        """
+        told = self._tokens.get(ref)
+        if not told:
+            return None
+        prompt = told[-1].prompt - told[0].prompt
+        return min((told[-1].cached - told[0].cached) / prompt, 1.0) if prompt > 0 else None
+
+    def _take_tokens(self, ref: BackendRef, report: EngineReport, at: float) -> None:
+        if report.prompt_tokens is None or report.cached_tokens is None:
+            self._tokens.pop(ref, None)
+            return
+        told, now = (
+            self._tokens.setdefault(ref, deque()),
+            _Tokens(at, report.prompt_tokens, report.cached_tokens),
+        )
+        if told and (now.prompt < told[-1].prompt or now.cached < told[-1].cached):
+            told.clear()  # another engine, or it began anew
+        if len(told) > 1 and at - told[-2].at < TOKENS_EVERY_S:
+            told.pop()  # the newest, and one each few seconds
+        told.append(now)
+        while len(told) > 1 and at - told[1].at >= TOKENS_KEPT_S:
+            told.popleft()
 
     # -- what the monitor calls
 
@@ -113,6 +153,7 @@ class Reports:
         self._heard[key] = Heard(report, asked_at, fresh_s=_fresh_s(self._targets[key]))
         if isinstance(report, EngineReport):
             self._scores.reported(key[0], report, asked_at)
+            self._take_tokens(key[0], report, asked_at)
         elif _word(report) != _word(before.report):
             self._on_word()
 

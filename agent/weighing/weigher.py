@@ -11,7 +11,7 @@ from agent.dataplane.program import Dataplane
 from agent.model import BackendRef, Config, NodeKind, Scheduler, Service, TelemetryKind
 from agent.state.identities import Identities
 from agent.state.loads import counts_waiting
-from agent.state.snapshot import LearnedSpeed, Reported
+from agent.state.snapshot import Home, LearnedSpeed, Reported
 from agent.telemetry.asks import Topic
 from agent.telemetry.report import AgentCheck, EngineReport, Models, NodeReport
 from agent.weighing.heads import Heads
@@ -190,6 +190,9 @@ class Weigher:
             waiting=queue.waiting,
             kv_usage=queue.kv_usage,
             gpu_share=queue.gpu_share,
+            prompt_tokens=queue.prompt_tokens,
+            cached_tokens=queue.cached_tokens,
+            cached_share=self._reports.cached_share(ref),
             dropped=queue.dropped + host.dropped,
             problem=engine.failure,
             gpus=host.gpus,
@@ -201,6 +204,10 @@ class Weigher:
         """What the times of its answers are times of; None: it has none."""
         found = self._heads.first_byte(service)
         return found.value if found else None
+
+    def home(self, service: Service) -> Home | None:
+        """What the homes of its clients are worth; None: they have none."""
+        return self._learning.homes.home(service)
 
     def learned(self, ref: BackendRef) -> LearnedSpeed | None:
         """What has been learned of a backend; None: its service does not learn."""

@@ -67,16 +67,34 @@ def fit(
     prior = parts
     scatter = 1.0
     for _ in range(1 if before else _FIRST_ROUNDS):
-        least = max(_LEAST_SHARE * parts.sum(), _LEAST_SECONDS)
-        expected = np.maximum(columns @ parts, least)
-        errors = np.abs(seconds / expected - 1)
-        scatter = max(MAD_TO_SIGMA * weighted_median(errors, weights), _LEAST_SCATTER)
-        trusted = weights * np.minimum(1, _HUBER * scatter / np.maximum(errors, 1e-9))
-        parts = _solve(columns, seconds, trusted / expected**2, prior)
+        parts, scatter = _round(columns, seconds, weights, parts, prior, _HUBER, _LEAST_SCATTER)
     # At the mean load no more than the longest answer took, whatever the samples are.
     parts *= min(1.0, seconds.max() / max(parts.sum(), _LEAST_SECONDS))
     per_byte, per_connection, base = (parts / scale).tolist()
     return Line(per_byte, per_connection, base, scatter)
+
+
+def parts_of(
+    columns: Floats,
+    seconds: Floats,
+    weights: Floats,
+    first: tuple[float, ...],
+    *,
+    trusted_to: float = _HUBER,
+    least_scatter: float = _LEAST_SCATTER,
+) -> Floats:
+    """What one of each column adds to the seconds, none of it negative: the same fit, from
+    nothing, for any columns. ``first``: how a usual time may be divided among them; ``trusted_to``:
+    of the scatter, from where on a sample counts less.
+    """
+    means = weights @ columns / weights.sum()
+    scale = np.maximum(means, 1e-9)
+    columns = columns / scale
+    parts = prior = weighted_median(seconds, weights) * np.array(first) * (means > 0)
+    for _ in range(_FIRST_ROUNDS):
+        parts, _ = _round(columns, seconds, weights, parts, prior, trusted_to, least_scatter)
+    found: Floats = parts / scale
+    return found
 
 
 def weighted_median(values: Floats, weights: Floats) -> float:
@@ -84,6 +102,24 @@ def weighted_median(values: Floats, weights: Floats) -> float:
     order = np.argsort(values)
     below = np.cumsum(weights[order])
     return float(values[order[np.searchsorted(below, below[-1] / 2)]])
+
+
+def _round(
+    columns: Floats,
+    seconds: Floats,
+    weights: Floats,
+    parts: Floats,
+    prior: Floats,
+    trusted_to: float,
+    least_scatter: float,
+) -> tuple[Floats, float]:
+    """Better parts than these, and the scatter of the samples around these."""
+    least = max(_LEAST_SHARE * parts.sum(), _LEAST_SECONDS)
+    expected = np.maximum(columns @ parts, least)
+    errors = np.abs(seconds / expected - 1)
+    scatter = max(MAD_TO_SIGMA * weighted_median(errors, weights), least_scatter)
+    trusted = weights * np.minimum(1, trusted_to * scatter / np.maximum(errors, 1e-9))
+    return _solve(columns, seconds, trusted / expected**2, prior), scatter
 
 
 def _solve(columns: Floats, seconds: Floats, weights: Floats, prior: Floats) -> Floats:

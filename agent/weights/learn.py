@@ -51,6 +51,12 @@ class Samples:
     open: Floats  # connections, its own included
     seconds: Floats  # to the first byte of the answer
 
+    def where(self, wanted: np.ndarray) -> Samples:
+        """Those of them."""
+        return Samples(
+            self.ahead[wanted], self.bytes[wanted], self.open[wanted], self.seconds[wanted]
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:

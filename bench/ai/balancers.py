@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import accumulate
+from math import ceil
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from agent.state import loads
 from agent.telemetry.report import EngineReport
 from agent.weighing.learning import MOVE_EVERY_S, SIZES_REMEMBERED, USUAL_REQUEST_BYTES
 from agent.weighing.scores import STAND_IN_EVERY_S
+from agent.weights import affinity
 from agent.weights import score as words
 from agent.weights.learn import Learner, Samples, learn
 from agent.weights.speeds import advance, speeds
@@ -30,6 +32,7 @@ from bench.ai.simulator import Report
 
 RING_SLOTS = 65_537
 TICK_S = 1.0
+BOUND_FROM = 16  # bpf/score.h
 _HAPROXY_WEIGHT_ONE = 256
 
 
@@ -54,8 +57,8 @@ class Counting:
     def closed(self, server: int) -> None:
         self.open[server] -= 1
 
-    def asked(self, server: int, request_bytes: int, now_s: float) -> object:
-        del server, request_bytes, now_s
+    def asked(self, server: int, request_bytes: int, source: int, now_s: float) -> object:
+        del server, request_bytes, source, now_s
         return None
 
     def answered(self, server: int, asked: object, waited_s: float, now_s: float) -> None:
@@ -72,9 +75,30 @@ class WeightedMaglev(Counting):
         super().__init__(weights)
         self._ring = maglev.build(_members(weights), RING_SLOTS)
 
-    def choose(self, pick: int, now_s: float) -> int:
-        del now_s
+    def choose(self, pick: int, source: int, now_s: float) -> int:
+        del source, now_s
         return int(self._ring[flowhash.ring_slot(pick, RING_SLOTS)]) - 1
+
+
+class SourceHash(WeightedMaglev):
+    """The client's address decides, whatever the load: HAProxy's ``balance source``."""
+
+    def choose(self, pick: int, source: int, now_s: float) -> int:
+        del pick
+        return super().choose(source, source, now_s)
+
+
+class BoundedSource(SourceHash):
+    """Steelyard's source: one that has more than its share of the connections is passed over."""
+
+    def choose(self, pick: int, source: int, now_s: float) -> int:
+        first = super().choose(pick, source, now_s)
+        fair = self.bound * (sum(self.open) + 1) * self.weights[first] / sum(self.weights)
+        if self.open[first] + 1 <= max(BOUND_FROM, ceil(fair)):
+            return first
+        return super().choose(pick, flowhash.pick_again(source), now_s)
+
+    bound = 1.25
 
 
 class RoundRobin(Counting):
@@ -85,8 +109,8 @@ class RoundRobin(Counting):
         self._ring = smooth.build(_members(weights), RING_SLOTS)
         self._turn = -1
 
-    def choose(self, pick: int, now_s: float) -> int:
-        del pick, now_s
+    def choose(self, pick: int, source: int, now_s: float) -> int:
+        del pick, source, now_s
         self._turn += 1
         return int(self._ring[self._turn % len(self._ring)]) - 1
 
@@ -94,8 +118,8 @@ class RoundRobin(Counting):
 class LeastConnections(Counting):
     """Steelyard's least-conn: all are compared, equals are told apart by the hash."""
 
-    def choose(self, pick: int, now_s: float) -> int:
-        del now_s
+    def choose(self, pick: int, source: int, now_s: float) -> int:
+        del source, now_s
         everyone = range(len(self.open))
         return min(everyone, key=lambda one: (self._score(one), flowhash.tie(one, pick)))
 
@@ -123,8 +147,8 @@ class HAProxyLeastConn(Counting):
         super().closed(server)
         self._moved(server)
 
-    def choose(self, pick: int, now_s: float) -> int:
-        del pick, now_s
+    def choose(self, pick: int, source: int, now_s: float) -> int:
+        del pick, source, now_s
         return min(range(len(self.open)), key=lambda one: (self._key(one), self._changed[one]))
 
     def _key(self, server: int) -> int:
@@ -140,8 +164,8 @@ class HAProxyRandom(Counting):
         self._draw = random.Random(seed)
         self._ring = list(accumulate(weights))
 
-    def choose(self, pick: int, now_s: float) -> int:
-        del pick, now_s
+    def choose(self, pick: int, source: int, now_s: float) -> int:
+        del pick, source, now_s
         one, other = self._draw.choices(range(len(self.open)), cum_weights=self._ring, k=2)
         open_, weights = self.open, self.weights
         return one if open_[one] * weights[other] <= open_[other] * weights[one] else other
@@ -154,8 +178,8 @@ class NginxLeastConn(Counting):
         super().__init__(weights)
         self._current = [0] * len(weights)
 
-    def choose(self, pick: int, now_s: float) -> int:
-        del pick, now_s
+    def choose(self, pick: int, source: int, now_s: float) -> int:
+        del pick, source, now_s
         everyone = range(len(self.open))
         least = min(self.open[one] / self.weights[one] for one in everyone)
         best = [one for one in everyone if self.open[one] / self.weights[one] == least]
@@ -178,6 +202,7 @@ class LeastLoad:
         telemetry: bool = False,
         learns: bool = False,
         time_scale: float = 1.0,
+        has_homes: bool = False,
     ) -> None:
         """``bytes_per_connection`` 0: waiting bytes do not count. ``time_scale``: so many seconds
         of the engines are one of the agent's, who learns by its own.
@@ -201,6 +226,10 @@ class LeastLoad:
         self._refs = [BackendRef("simulated", str(number)) for number in range(count)]
         self._tick_at_s, self._move_at_s = TICK_S, MOVE_EVERY_S
         self._stand_in_at_s = STAND_IN_EVERY_S
+        self._has_homes = has_homes
+        self._memory, self._answers = affinity.Memory(), affinity.Answers()
+        self._worth = affinity.Worth(usual_bytes=self._request_bytes)
+        self._sources: list[list[int]] = [[] for _ in range(count)]
         self._weigh()
 
     def _weigh(self) -> None:
@@ -210,7 +239,7 @@ class LeastLoad:
             row["per_byte"] = loads.per_byte(round(worth))
         self._ring: Ring = maglev.build(_members(self.weights), RING_SLOTS)
 
-    def choose(self, pick: int, now_s: float) -> int:
+    def choose(self, pick: int, source: int, now_s: float) -> int:
         while now_s / self._time_scale >= self._stand_in_at_s:
             self._stand_in()
             self._stand_in_at_s += STAND_IN_EVERY_S
@@ -218,11 +247,17 @@ class LeastLoad:
             self._tick(self._tick_at_s)
             self._tick_at_s += TICK_S
         picks = [pick]
-        while len(picks) < self._draws:
+        while len(picks) < self._draws - self._has_homes:
             picks.append(flowhash.pick_again(picks[-1]))
         drawn = [int(self._ring[flowhash.ring_slot(each, RING_SLOTS)]) - 1 for each in picks]
         scores = score.of_draws([self._row[server] for server in drawn], picks)
-        return drawn[scores.index(min(scores))]
+        best = min(scores)
+        if self._has_homes:
+            home = int(self._ring[flowhash.ring_slot(source, RING_SLOTS)]) - 1
+            row = self._row[home]
+            if score.of_load(row) <= best + score.worth_of(row, self._worth.bytes):
+                return home
+        return drawn[scores.index(best)]
 
     def opened(self, server: int) -> None:
         self._row[server]["open"] += 1
@@ -230,10 +265,10 @@ class LeastLoad:
     def closed(self, server: int) -> None:
         self._row[server]["open"] -= 1
 
-    def asked(self, server: int, request_bytes: int, now_s: float) -> object:
+    def asked(self, server: int, request_bytes: int, source: int, now_s: float) -> object:
         del now_s
         row = self._row[server]
-        met = (float(row["waiting"]), float(request_bytes), float(row["open"]))
+        met = (float(row["waiting"]), float(request_bytes), float(row["open"]), source)
         row["waiting"] += request_bytes
         self._request_bytes += (request_bytes - self._request_bytes) / SIZES_REMEMBERED
         return met
@@ -241,9 +276,11 @@ class LeastLoad:
     def answered(self, server: int, asked: object, waited_s: float, now_s: float) -> None:
         del now_s
         assert isinstance(asked, tuple)
-        self._row[server]["waiting"] -= int(asked[1])
-        if self._learns:
-            self._samples[server].append((*asked, waited_s / self._time_scale))
+        *met, source = asked
+        self._row[server]["waiting"] -= int(met[1])
+        if self._learns or self._has_homes:
+            self._samples[server].append((*met, waited_s / self._time_scale))
+            self._sources[server].append(source)
 
     def reported(self, server: int, report: Report, now_s: float) -> None:
         del now_s
@@ -262,7 +299,7 @@ class LeastLoad:
     def _tick(self, now_s: float) -> None:
         if self._listens:
             self._weigh_connections()
-        if self._learns:
+        if self._learns or self._has_homes:
             self._learn(now_s)
 
     def _weigh_connections(self) -> None:
@@ -286,13 +323,21 @@ class LeastLoad:
         self._rows["kappa"][silent] = words.kappa(self._request_bytes, self._beta)
 
     def _learn(self, now_s: float) -> None:
-        for server, came in enumerate(self._samples):
+        for server, (came, sources) in enumerate(zip(self._samples, self._sources, strict=True)):
             columns = np.array(came[-abi.SAMPLES :], dtype=float).reshape(-1, 4).T
+            samples, whose = Samples(*columns), np.array(sources[-abi.SAMPLES :], dtype=np.uint64)
             came.clear()
-            self._pupils[server] = learn(self._pupils[server], Samples(*columns), now_s)
+            sources.clear()
+            if self._has_homes:
+                clients = self._memory.clients(server, whose)
+                self._answers = self._answers.then(samples, clients)
+                samples = samples.where(clients == affinity.Client.NEW)
+            self._pupils[server] = learn(self._pupils[server], samples, now_s)
         if now_s >= self._move_at_s:
             self._move_at_s += MOVE_EVERY_S
-            self._move(now_s)
+            if self._learns:
+                self._move(now_s)
+            self._worth = affinity.worth(self._answers, self._request_bytes, self._worths[0])
 
     def _move(self, now_s: float) -> None:
         del now_s

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from agent.dataplane import flowhash
 from bench.ai.trace import Request
 from lbctl.lab.engine.model import Engine, Hardware, Job, Step
 
@@ -36,8 +37,10 @@ class Report:
 class Balancer(Protocol):
     """What decides, and all that it is told."""
 
-    def choose(self, pick: int, now_s: float) -> int:
-        """The server of a new connection; ``pick``: the hash of its addresses and ports."""
+    def choose(self, pick: int, source: int, now_s: float) -> int:
+        """The server of a new connection; ``pick``: the hash of its addresses and ports,
+        ``source``: of the client's address alone.
+        """
 
     def opened(self, server: int) -> None:
         """A connection to that server."""
@@ -45,7 +48,7 @@ class Balancer(Protocol):
     def closed(self, server: int) -> None:
         """A connection to that server has ended."""
 
-    def asked(self, server: int, request_bytes: int, now_s: float) -> object:
+    def asked(self, server: int, request_bytes: int, source: int, now_s: float) -> object:
         """A request went there; what is returned comes back with its answer."""
 
     def answered(self, server: int, asked: object, waited_s: float, now_s: float) -> None:
@@ -110,6 +113,7 @@ class Outcome:
     bypassed: npt.NDArray[np.bool_]
     tokens_per_s: float
     preemptions: int
+    cached_share: float = 0.0  # of all prompt tokens, those that came from prefix caches
 
     @property
     def counted(self) -> npt.NDArray[np.float64]:
@@ -186,6 +190,8 @@ class _Simulation:
             np.array(self._drawn.bypasses),
             sum(engine.generation_tokens for engine in engines) / self.now_s,
             sum(engine.preemptions for engine in engines),
+            sum(engine.cached_tokens for engine in engines)
+            / max(1, sum(engine.prompt_tokens for engine in engines)),
         )
 
     def _at(self, when_s: float, do: Callable[[], None]) -> None:
@@ -201,8 +207,15 @@ class _Simulation:
         """The bytes of a request pass, and reach the server."""
         request = self._scenario.requests[number]
         server, balancer = connection.server, connection.balancer
-        asked = balancer.asked(server, request.prompt_bytes, self.now_s) if balancer else None
-        job = Job(request.prompt_tokens, request.answer_tokens, request.at_s)
+        source, size = self._source(number), request.prompt_bytes
+        asked = balancer.asked(server, size, source, self.now_s) if balancer else None
+        job = Job(
+            request.prompt_tokens,
+            request.answer_tokens,
+            request.at_s,
+            request.prefixes,
+            request.kept_as,
+        )
         job.tag = _Sent(number, connection, asked)
         self._server_of[number] = server
         self._servers[server].engine.add(job)
@@ -222,9 +235,16 @@ class _Simulation:
         if self._drawn.bypasses[number]:
             return _Connection(self._drawn.target[number], None)
         balancer = self._balancers[self._drawn.balancer[number]]
-        server = balancer.choose(self._drawn.pick[number], self.now_s)
+        server = balancer.choose(self._drawn.pick[number], self._source(number), self.now_s)
         balancer.opened(server)
         return _Connection(server, balancer)
+
+    def _source(self, number: int) -> int:
+        """The hash of the client's address."""
+        source = self._scenario.requests[number].source
+        if source is None:
+            return self._drawn.pick[number]
+        return flowhash.pick_again(source)
 
     def _expire(self, connection: _Connection, used: int) -> None:
         if not connection.busy and connection.used == used:

@@ -9,6 +9,7 @@ coefficient of variation of 1.09; 3.6 stands for bursts.
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,9 @@ class Request:
     at_s: float
     prompt_tokens: int
     answer_tokens: int
+    source: int | None = None  # whose; None: somebody's who asks once
+    prefixes: tuple[tuple[Hashable, int], ...] = ()  # as of ``Job``
+    kept_as: Hashable | None = None
 
     @property
     def prompt_bytes(self) -> int:
@@ -108,3 +112,50 @@ def requests(
         Request(float(at), int(prompt), int(answer))
         for at, (prompt, answer) in zip(at_s, pairs, strict=True)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Conversations:
+    """Conversations of several turns: each prompt is all that was said before, and more.
+
+    ``turns``: in the mean, drawn from a geometric distribution; ``think_s``: between an answer and
+    the next prompt, in the mean; ``system_tokens``: what each begins with, the same for all of a
+    tenant's; ``users_each``: so many users have one address.
+    """
+
+    count: int
+    per_s: float  # that begin
+    turns: float
+    think_s: float
+    system_tokens: int
+    tenants: int = 20
+    users_each: int = 1
+    most_tokens: int = 8000  # of a prompt and its answer: then it ends
+
+
+_TURN_SHARE = 0.25  # of the trace's prompts, which have their history in them, is new
+_TOKEN_S = 0.04  # of an answer, until its reader can begin to think
+
+
+def conversations(of: Lengths, what: Conversations, seed: int) -> tuple[Request, ...]:
+    """The same for the same seed, whoever serves them."""
+    rng = np.random.default_rng(seed)
+    begins = np.cumsum(rng.exponential(1 / what.per_s, what.count))
+    found: list[Request] = []
+    for number, begin in enumerate(begins.tolist()):
+        tenant, turns = int(rng.integers(what.tenants)), int(rng.geometric(1 / what.turns))
+        pairs = of.pairs[rng.integers(0, len(of.pairs), turns)]
+        pauses = rng.exponential(what.think_s, turns)
+        said, at_s = what.system_tokens, begin
+        system = (("tenant", tenant), what.system_tokens)
+        for (prompt, answer), pause_s in zip(pairs.tolist(), pauses.tolist(), strict=True):
+            new = max(20, round(prompt * _TURN_SHARE))
+            if said + new + answer > what.most_tokens:
+                break
+            key = ("conversation", number)
+            prefixes = (system, (key, said)) if said > what.system_tokens else (system,)
+            source = number // what.users_each
+            found.append(Request(at_s, said + new, answer, source, prefixes, key))
+            said += new + answer
+            at_s += answer * _TOKEN_S + pause_s
+    return tuple(sorted(found, key=lambda request: request.at_s))

@@ -285,7 +285,7 @@ struct service {
 	__u8 forward;     /* enum forward */
 	__u8 flags;       /* SERVICE_F_* */
 	__u8 draws;       /* least-load: how many backends are compared */
-	__u8 source_bits; /* source: of the client's address */
+	__u8 source_bits; /* source, and least-load with affinity: of the client's address; 0: none */
 	__u8 quic_id_len; /* bytes of the server id in QUIC connection ids; 0: none */
 	__u16 bound;      /* source: 256ths of the mean load that a backend may have; 0: any */
 	__u16 port_last;  /* of a range: its last port; 0: no range */
@@ -392,6 +392,13 @@ struct backend_sample {
 };
 _Static_assert(sizeof(struct backend_sample) == 16, "backend_sample");
 
+/* Of each sample of a service with affinity: whose request it was. */
+struct sample_source {
+	__u32 hash; /* of the client's address */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct sample_source) == 8, "elements of an array are no smaller");
+
 /* What a service's answers begin with where that cannot be read, under TLS and where only
  * acknowledgements pass: sizes of heads, which the agent writes, and what it finds them
  * by, the newest: element n % HEAD_SAMPLES.
@@ -431,12 +438,15 @@ struct service_heads {
 };
 _Static_assert(sizeof(struct service_heads) == 384, "six cache lines");
 
-/* Of a service with a bounded `source` scheduler: what its backends have together. */
+/* Of a service with a bounded `source` scheduler: what its backends have together.  Of one with
+ * affinity: `escape`.
+ */
 struct service_load {
 	__s64 open;     /* packet path */
 	__s64 open_fix; /* agent */
 	__u64 weight;   /* agent: sum of the weights of the usable backends */
-	__u64 pad[5];
+	__u32 escape;   /* agent: waiting bytes that a client's home may have more than another */
+	__u32 pad[9];
 };
 _Static_assert(sizeof(struct service_load) == 64, "one cache line");
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -103,7 +103,7 @@ def get_service(env: Environment, name: str) -> dict[str, Any]:
 
 def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     from lbctl import loadviews, views
-    from lbctl.humanise import duration, exact, plural
+    from lbctl.humanise import duration
 
     timeouts = data["timeouts_s"]
     pairs: list[tuple[str, object]] = [
@@ -124,32 +124,42 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("totals", views.totals(data)),
         ("drops", views.reasons(data["drops_total"])),
     ]
-    if data["spill_over"]:
-        pairs.append(("spill-over", "; ".join(data["spill_over"])))
-    if data["hottest_flows"]:
-        pairs.append(("hottest", loadviews.hottest(data["hottest_flows"])))
-    if data["slow_start_s"]:
-        pairs.append(("slow start", f"a backend that comes up: {duration(data['slow_start_s'])}"))
-    if data["model"]:
-        pairs.append(("model", f"only backends that have loaded {data['model']}"))
-    if data["quic_id_bytes"]:
-        pairs.append(("QUIC", f"server ids of {plural(data['quic_id_bytes'], 'byte')}"))
-    if data["first_byte_is"]:
-        pairs.append(("first byte", _FIRST_BYTE[data["first_byte_is"]]))
-    if data["syn_protection"] != "off":
-        pairs.append(("SYN protection", _syn_protection(data)))
-    limits = [f"{name} {most}" for name, most in data["limits"].items() if most is not None]
-    if limits:
-        pairs.append(("limits", ", ".join(limits)))
-    if data["allow"] or data["deny"] or data["guard"] != "enforce":
-        pairs.append(("guard", _guard(data)))
-    if data["flows_not_recorded_total"]:
-        text = f"{exact(data['flows_not_recorded_total'])} flows found no room in the flow table"
-        pairs.append(("not recorded", text))
+    pairs += _where_set(data)
     pieces = facts(env, pairs)
     if not data["backends"]:
         return [*pieces, "", f"no backends: lbctl backend add {data['name']}/NAME --address …"]
     return [*pieces, "", views.backend_table(data["backends"], with_service=False)]
+
+
+def _where_set(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """What is told only of services that have it."""
+    from lbctl import loadviews
+    from lbctl.humanise import duration, exact, plural
+
+    if data["spill_over"]:
+        yield "spill-over", "; ".join(data["spill_over"])
+    if data["hottest_flows"]:
+        yield "hottest", loadviews.hottest(data["hottest_flows"])
+    if data["affinity"]:
+        yield "affinity", loadviews.affinity(data["affinity"])
+    if data["slow_start_s"]:
+        yield "slow start", f"a backend that comes up: {duration(data['slow_start_s'])}"
+    if data["model"]:
+        yield "model", f"only backends that have loaded {data['model']}"
+    if data["quic_id_bytes"]:
+        yield "QUIC", f"server ids of {plural(data['quic_id_bytes'], 'byte')}"
+    if data["first_byte_is"]:
+        yield "first byte", _FIRST_BYTE[data["first_byte_is"]]
+    if data["syn_protection"] != "off":
+        yield "SYN protection", _syn_protection(data)
+    limits = [f"{name} {most}" for name, most in data["limits"].items() if most is not None]
+    if limits:
+        yield "limits", ", ".join(limits)
+    if data["allow"] or data["deny"] or data["guard"] != "enforce":
+        yield "guard", _guard(data)
+    if data["flows_not_recorded_total"]:
+        text = f"{exact(data['flows_not_recorded_total'])} flows found no room in the flow table"
+        yield "not recorded", text
 
 
 HOTTEST = 3  # flows
@@ -270,6 +280,7 @@ def set_service(env: Environment, /, name: str, dry_run: bool, **options: object
       lbctl service set chat --scheduler least-load --draws 2 --slow-start 30s
       lbctl service set chat --telemetry vllm --telemetry-interval 100ms
       lbctl service set chat --no-learn-speed --rebalance-rate 5
+      lbctl service set chat --scheduler least-load --affinity source
 
     A service with open flows keeps its way of forwarding where the flows could not go on:
     into, out of, and between nat and fullnat.

@@ -110,6 +110,7 @@ def service_view() -> dict[str, Any]:
         "cookies_problem": "",
         "cookies_keys": [],
         "first_byte_is": "token",
+        "affinity": None,
         "cookie_connections_total": 0,
         "guard": "enforce",
         "allow": [],

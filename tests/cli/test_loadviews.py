@@ -26,6 +26,9 @@ REPORTED: dict[str, Any] = {
     "requests_running": 12.0,
     "requests_waiting": 3.0,
     "kv_cache_used_ratio": 0.452,
+    "prompt_tokens_total": 1e6,
+    "cached_tokens_total": 4e5,
+    "cached_ratio": 0.4,
     "models_in_gpu_memory_ratio": None,
     "values_dropped": 0,
     "problem": "",
@@ -98,7 +101,7 @@ def test_a_service_says_who_is_asked_and_what_weights_follow(agent, run, llm):
 def test_a_backend_says_what_engine_and_gpus_report(run, llm):
     out = run("backend", "show", "chat/gpu-1").out
     assert "wanted      active, in zone east\n" in out
-    assert "vllm: 12 running, 3 waiting, 45.2% of the KV cache in use, hot:" in out
+    assert "vllm: 12 running, 3 waiting, 45.2% of the KV cache in use, 40.0% of the prompt" in out
     assert "(123ms ago)" in out
     assert (
         "GPUs        GPU 0: throttled (hw_thermal_slowdown), 97.0% busy, clock 60.0%, 91 °C; GPU 1:"
@@ -192,6 +195,10 @@ def test_a_gpu_says_its_worst_first(run, llm, change, words):
         ("--any-model", {"model": None}),
         ("--rebalance-rate 2.5 --rebalance-idle 30", {"rebalance": {"rate": 2.5, "idle": 30.0}}),
         ("--rebalance-rate 0", {"rebalance": {"rate": 0.0}}),
+        ("--affinity source --affinity-prefix 24 --affinity-escape 64KiB",
+         {"affinity": {"by": "source", "prefix": 24, "escape": "64KiB"}}),
+        ("--affinity-prefix 0 --affinity-escape auto",
+         {"affinity": {"prefix": None, "escape": "auto"}}),
     ],
 )  # fmt: skip
 def test_service_set_says_what_is_asked_and_learned(agent, run, options, values):
@@ -240,3 +247,40 @@ def test_what_cannot_be_meant_is_refused(agent, run, command, words):
     assert result.code == 2
     assert words in result.err
     assert agent.edits == []
+
+
+HOMES: dict[str, Any] = {
+    "by": "source",
+    "prefix": None,
+    "escape": "auto",
+    "escape_bytes": 12_340,
+    "known_ratio": None,
+    "new_ms": None,
+    "known_ms": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({}, "clients have a home by their address, which may have 12.3 kB more waiting than"),
+        ({}, "than another backend (until more is known)"),
+        ({"prefix": 24, "escape": 12_340}, "a home by the first 24 bits of their address, which"),
+        ({"escape": 12_340}, "than another backend (as configured)"),
+        ({"known_ratio": 0.914}, "; 91% of requests came to a backend that knew their client"),
+        ({"new_ms": 230.0, "known_ms": 41.0}, "than another backend (as learned)"),
+        ({"new_ms": 230.0, "known_ms": 41.0}, "takes 41ms by itself, elsewhere 230ms"),
+    ],
+)
+def test_a_service_says_where_its_clients_have_their_home(agent, run, told, words):
+    agent.services[0]["affinity"] = HOMES | told
+    assert words in " ".join(run("service", "show", "chat").out.split())
+
+
+def test_the_list_says_what_came_from_caches_where_somebody_says_it(run, llm):
+    out = run("backend", "list").out
+    assert "CACHED" in out
+    assert "40.0%" in out
+    for backend in llm["backends"]:
+        backend["reported"] = REPORTED | {"cached_ratio": None}
+    assert "CACHED" not in run("backend", "list").out

@@ -215,7 +215,8 @@ def _asked(here: Site, order: Order, text: str, seed: int) -> list[dict[str, Any
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _text() -> str:
+def text_of_pages() -> str:
+    """What is asked: our own pages."""
     pages = (install.ROOT / "docs").glob("*.md")
     return "".join(page.read_text(encoding="utf-8") for page in sorted(pages))
 
@@ -256,7 +257,7 @@ def measure(forward: Forward, engine: Engine, recorded: list[dict[str, Any]]) ->
     gets the segments of one of each kind that is streamed.
     """
     cells: dict[str, Cell] = defaultdict(Cell)
-    text = _text()
+    text = text_of_pages()
     with _serving(forward, engine) as here, (here.lab.run_dir / "answers").open("wb") as output:
         program = processes.program("lbctl", "lbctl.main")
         trace = subprocess.Popen(

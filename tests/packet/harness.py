@@ -26,6 +26,8 @@ from agent.dataplane.tables import mapped
 from agent.guarding import policy_of
 from agent.model import (
     Address,
+    Affinity,
+    AffinityBy,
     Backend,
     BackendRef,
     Config,
@@ -102,7 +104,7 @@ def all_features() -> tuple[Service, ...]:
                 Scheduler.LEAST_CONN, no_backend=NoBackend.RESET,
                 syn_protection=SynProtection.ALWAYS),
         Service("prefix", ServiceKey(IPv4Address("203.0.113.0"), 80, tcp, vip_bits=28),
-                Forward.FULLNAT, Scheduler.LEAST_LOAD),
+                Forward.FULLNAT, Scheduler.LEAST_LOAD, affinity=Affinity(AffinityBy.SOURCE)),
         Service("quic", ServiceKey(vip4, 443, udp), quic_id_bytes=4, deny=("some",),
                 limits=Limits(new_flows=Rate(1, 1.0))),
     )  # fmt: skip

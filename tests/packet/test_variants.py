@@ -24,6 +24,8 @@ from agent.dataplane.constants import (
 from agent.dataplane.program import Dataplane
 from agent.errors import DataplaneError
 from agent.model import (
+    Affinity,
+    AffinityBy,
     Config,
     Forward,
     Hook,
@@ -50,7 +52,12 @@ NAMES = [field.name for field in fields(Features)]
 
 def whole(features: Features) -> Features:
     """With what one of them is nothing without."""
-    return replace(features, challenge=features.challenge or features.cookies)
+    return replace(
+        features,
+        challenge=features.challenge or features.cookies,
+        least_load=features.least_load or features.affinity,
+        waiting=features.waiting or features.affinity,
+    )
 
 
 def combinations(count: int) -> list[Features]:
@@ -95,6 +102,7 @@ def services_for(features: Features) -> tuple[Service, ...]:
             syn_cookies=features.cookies,
             deny=("some",) if features.guard else (),
             limits=Limits(new_flows=Rate(1000, 1)) if features.limits else Limits(),
+            affinity=Affinity(AffinityBy.SOURCE) if features.affinity else Affinity(),
         )
         for n in range(max(len(keys), len(forwards), len(schedulers)))
     )  # fmt: skip

@@ -12,6 +12,8 @@ from agent.config.defaults import default_report_timeout, default_service
 from agent.model import (
     MAX_PRIORITY,
     AdminState,
+    Affinity,
+    AffinityBy,
     Backend,
     CheckKind,
     Config,
@@ -207,9 +209,16 @@ def models(draw: st.DrawFn, needs_port: bool) -> ModelLoaded | None:
     )
 
 
-def rebalances(sees_idle: bool) -> st.SearchStrategy[Rebalance]:
-    rates = st.floats(0, 1000) | st.integers(0, 1000).map(float)
-    return st.builds(Rebalance, rates if sees_idle else st.just(0.0), idle, st.floats(1, 100))
+rebalances = st.builds(
+    Rebalance, st.floats(0, 1000) | st.integers(0, 1000).map(float), idle, st.floats(1, 100)
+)
+
+
+def affinities(key: ServiceKey) -> st.SearchStrategy[Affinity]:
+    bits = st.none() | st.integers(1, key.vip.max_prefixlen)
+    return st.builds(
+        Affinity, st.sampled_from(AffinityBy), bits, st.none() | st.integers(0, 1 << 24)
+    )
 
 
 @st.composite
@@ -247,8 +256,11 @@ def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service
         model=draw(models(asked_elsewhere)),
         learn_speed=draw(st.booleans()) if by_load and tcp else PLAIN.learn_speed,
         rtt_per_connection_s=draw(st.just(0.0) | st.floats(0, 10)) if by_load else 0.0,
-        rebalance=draw(rebalances(waiting and scheduler is not Scheduler.SOURCE)),
     )
+    if by_load and waiting and draw(st.booleans()):
+        return dataclasses.replace(service, affinity=draw(affinities(key)))
+    if waiting and scheduler is not Scheduler.SOURCE:
+        service = dataclasses.replace(service, rebalance=draw(rebalances))
     if scheduler is not Scheduler.SOURCE:
         return service
     bits = st.integers(1, key.vip.max_prefixlen)

@@ -14,8 +14,8 @@ request. So ``Step.tokens`` is a count; ``Engine.jobs`` are those that got one, 
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Collection
+from collections import OrderedDict, deque
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 # Kept free when a request is let in, so that the next few tokens preempt nobody.
@@ -36,6 +36,8 @@ class Hardware:
     token_budget: int = 2048
     #: Room for a full batch of usual requests (64 of 1,300 tokens are 0.63 of it).
     kv_tokens: int = 131_072
+    #: Tokens of prefixes that are kept behind those that ran; 0: there is no prefix cache.
+    prefix_tokens: int = 0
 
 
 H100 = Hardware("h100", 0.0910e-3, 29.9e-3, 0.223e-3, 0.000162e-3)
@@ -50,12 +52,18 @@ class Job:
     prompt_tokens: int
     output_tokens: int
     arrived_s: float
+    #: What its prompt begins with, and how many tokens that is: of a system prompt, of a
+    #: conversation so far. The longest that the prefix cache holds is not computed again.
+    prefixes: tuple[tuple[Hashable, int], ...] = ()
+    #: What the cache holds of it when it is done, answer included; None: nothing.
+    kept_as: Hashable | None = None
     first_token_s: float | None = None
     done_s: float | None = None
     generated: int = 0  # as of the last time it stopped running
     preemptions: int = 0
     tag: object = None
     finishes_at: int = 0  # the engine's iteration at whose end its last token comes
+    cached_tokens: int = 0  # of its prompt, when it was let in
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,39 @@ class Step:
     first: tuple[Job, ...]  # their first token comes at its end
     tokens: int  # how many come at its end, one for each running job
     finished: tuple[Job, ...]
+
+
+class _Prefixes:
+    """The beginnings of prompts whose keys and values are kept; who was not asked for longest
+    gives way.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._used = 0
+        self._tokens: OrderedDict[Hashable, int] = OrderedDict()
+
+    def held(self, prefixes: tuple[tuple[Hashable, int], ...]) -> int:
+        """How many tokens of the longest of these are there."""
+        longest = 0
+        for key, tokens in prefixes:
+            there = self._tokens.get(key, 0)
+            longest = max(longest, min(tokens, there))
+        return longest
+
+    def keep_all(self, prefixes: tuple[tuple[Hashable, int], ...]) -> None:
+        for key, tokens in prefixes:
+            self.keep(key, tokens)
+
+    def keep(self, key: Hashable, tokens: int) -> None:
+        """From now on these are there, as far as there is room."""
+        if not self._room:
+            return
+        self._used += tokens - self._tokens.pop(key, 0)
+        self._tokens[key] = tokens
+        while self._used > self._room:
+            _, gone = self._tokens.popitem(last=False)
+            self._used -= gone
 
 
 class Engine:
@@ -87,6 +128,8 @@ class Engine:
         self._finishing: list[tuple[int, int, Job]] = []
         self._order = 0
         self._context = 0  # tokens in the KV cache
+        self._prefixes = _Prefixes(hardware.prefix_tokens)
+        self.cached_tokens = 0  # total, of all prompts
 
     @property
     def running(self) -> int:
@@ -155,6 +198,8 @@ class Engine:
             if job in self._batch:
                 self._stop(job)
                 job.done_s = now_s
+                if job.kept_as is not None:
+                    self._prefixes.keep(job.kept_as, job.prompt_tokens + job.generated)
 
     def _stop(self, job: Job) -> None:
         job.generated = self.generated(job)
@@ -182,17 +227,22 @@ class Engine:
         while queue and len(batch) < hardware.max_batch:
             job = queue[0]
             tokens = job.prompt_tokens + job.generated
-            if prefill and prefill + tokens > hardware.token_budget:
+            # The last token is computed at any rate: the first of the answer comes from it.
+            cached = min(self._prefixes.held(job.prefixes), tokens - 1)
+            if prefill and prefill + tokens - cached > hardware.token_budget:
                 break
             if batch and self._context + tokens + len(batch) + 1 > room:
                 break
             queue.popleft()
-            prefill += tokens
+            prefill += tokens - cached
             self._context += tokens
             if job.first_token_s is None:
                 first.append(job)
                 if job.preemptions == 0:
                     self.prompt_tokens += job.prompt_tokens
+                    self.cached_tokens += cached
+                    job.cached_tokens = cached
+                    self._prefixes.keep_all(job.prefixes)
             batch[job] = None
             job.finishes_at = self.iterations + job.output_tokens - job.generated
             self._order += 1

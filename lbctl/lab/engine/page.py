@@ -165,9 +165,13 @@ class Page:
             (
                 "prefix_cache_queries",
                 "Prefix cache queries, in terms of number of queried tokens.",
-                0,
+                engine.prompt_tokens,
             ),
-            ("prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", 0),
+            (
+                "prefix_cache_hits",
+                "Prefix cache hits, in terms of number of cached tokens.",
+                engine.cached_tokens,
+            ),
             (
                 "num_preemptions",
                 "Cumulative number of preemption from the engine.",

@@ -101,6 +101,7 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "cookies_problem": "",
         "cookies_keys": [],
         "first_byte_is": None,
+        "affinity": None,
         "cookie_connections_total": 0,
         "guard": "enforce",
         "allow": [],

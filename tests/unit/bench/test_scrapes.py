@@ -11,4 +11,4 @@ from bench.scrapes import vllm_page
 def test_its_page_is_as_long_as_wanted_and_read_as_vllms() -> None:
     page = vllm_page(60_000)
     assert 60_000 <= len(page) < 65_000
-    assert read_engine(TelemetryKind.VLLM, page) == EngineReport(0, 0, 0)
+    assert read_engine(TelemetryKind.VLLM, page) == EngineReport(0, 0, 0, None, 0, 0)

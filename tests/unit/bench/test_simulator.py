@@ -118,3 +118,21 @@ def test_the_names_that_are_judged_exist() -> None:
     names = [contender.name for contender in everybody()]
     assert {REFERENCE, COMPLETE} <= set(names)
     assert len(names) == len(set(names))
+
+
+def test_homes_keep_conversations_where_their_caches_are() -> None:
+    """Servers with prefix caches, conversations whose prompts grow."""
+    what = trace.Conversations(250, 1.0, turns=8, think_s=3, system_tokens=1000)
+    caching = tuple(replace(server, prefix_tokens=100_000) for server in fleet.servers(4))
+    load = Scenario(caching, trace.conversations(LENGTHS, what, seed=4), seed=4)
+
+    def by(has_homes: bool) -> tuple[float, float]:
+        outcome = simulate(
+            load,
+            lambda _: LeastLoad((100,) * 4, draws=8, bytes_per_connection=250, has_homes=has_homes),
+        )
+        return float(outcome.counted.mean()), outcome.cached_share
+
+    (without_s, little), (with_s, much) = by(False), by(True)
+    assert much > little + 0.2
+    assert with_s < 0.7 * without_s

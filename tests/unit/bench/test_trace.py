@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,3 +45,34 @@ def test_the_same_seed_gives_the_same_requests() -> None:
     assert one == other
     assert one[-1].at_s == pytest.approx(50.0)
     assert all(a.at_s <= b.at_s for a, b in pairwise(one))
+
+
+# -- conversations
+
+TALK = trace.Conversations(200, 5.0, turns=4, think_s=10, system_tokens=100, tenants=3)
+
+
+def test_each_prompt_repeats_all_that_was_said() -> None:
+    found = trace.conversations(trace.generated(500), TALK, seed=1)
+    assert [one.at_s for one in found] == sorted(one.at_s for one in found)
+    by_key: dict[object, list[trace.Request]] = {}
+    for one in found:
+        by_key.setdefault(one.kept_as, []).append(one)
+    assert 2.5 < len(found) / len(by_key) < 4.5
+    for turns in by_key.values():
+        first = turns[0]
+        assert len(first.prefixes) == 1
+        assert len({one.source for one in turns}) == 1
+        for before, after in pairwise(turns):
+            said = before.prompt_tokens + before.answer_tokens
+            assert after.prefixes[1] == (after.kept_as, said)
+            assert said < after.prompt_tokens <= TALK.most_tokens
+
+
+def test_the_same_conversations_each_time_and_users_share_addresses() -> None:
+    of = trace.generated(500)
+    one, other = (trace.conversations(of, TALK, seed=2) for _ in range(2))
+    assert one == other
+    shared = trace.conversations(of, replace(TALK, users_each=50), seed=2)
+    assert {request.source for request in shared} <= set(range(4))
+    assert [request.prompt_tokens for request in shared] == [r.prompt_tokens for r in one]

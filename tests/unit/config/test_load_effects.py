@@ -9,6 +9,8 @@ import pytest
 from agent.config.load_effects import load_changed
 from agent.config.plan import plan
 from agent.model import (
+    Affinity,
+    AffinityBy,
     Config,
     ModelLoaded,
     NodeKind,
@@ -21,6 +23,9 @@ from agent.model import (
 from tests.unit.state.world import A, B, web
 
 PLAIN = web(A, B)
+
+
+HOME = "a client's new flows go to the backend that %s, unless that has more to do than others %s"
 
 
 def kind(name: str) -> Telemetry:
@@ -40,6 +45,10 @@ def kind(name: str) -> Telemetry:
         ({"learn_speed": False}, "weights are as configured, however fast backends answer"),
         ({"rebalance": Rebalance(2.5)},
          "idle connections of overloaded backends are reset, 2.5 a second at most"),
+        ({"affinity": Affinity(AffinityBy.SOURCE)},
+         HOME % ("its address names", "by what its cache saves")),
+        ({"affinity": Affinity(AffinityBy.SOURCE, 24, 65_536)},
+         HOME % ("the first 24 bits of its address name", "by 65536 bytes")),
     ],
 )  # fmt: skip
 def test_one_sentence_each(changes: dict, words: str):
@@ -56,6 +65,8 @@ def test_one_sentence_each(changes: dict, words: str):
         ({"model": ModelLoaded("m")}, "backends get new flows whatever models they have loaded"),
         ({"learn_speed": False}, "weights follow how fast backends answer"),
         ({"rebalance": Rebalance(2.5)}, "no connection is reset to rebalance"),
+        ({"affinity": Affinity(AffinityBy.SOURCE)},
+         "new flows go where the load is least, wherever their client's earlier ones went"),
     ],
 )  # fmt: skip
 def test_and_back(changes: dict, words: str):

@@ -13,6 +13,8 @@ from agent.config.load_rules import check
 from agent.config.render import document
 from agent.errors import ConfigError
 from agent.model import (
+    Affinity,
+    AffinityBy,
     ModelLoaded,
     ModelSource,
     NodeKind,
@@ -188,12 +190,65 @@ def test_a_service_for_any_port_says_where_its_servers_are_asked() -> None:
         ({"protocol": "udp", "health": {"type": "none"}}, "means nothing for a udp service"),
         ({"count_waiting": False}, "needs count_waiting"),
         ({"scheduler": "source"}, "means nothing for scheduler source"),
+        ({"affinity": {"by": "source"}}, "means nothing with affinity"),
     ],
 )
 def test_connections_are_reset_where_it_helps(changes: dict[str, object], words: str) -> None:
     (found,) = problems(service(**changes, rebalance={"rate": 1}))
     assert found.startswith(f"services[0].rebalance.rate: {words}")
     assert load(service(**changes, rebalance={"rate": 0})).services
+
+
+# -- affinity
+
+
+@pytest.mark.parametrize(
+    ("given", "escape"),
+    [({}, None), ({"escape": "auto"}, None), ({"escape": 20_000}, 20_000),
+     ({"escape": "64KiB"}, 65_536), ({"escape": 0}, 0), ({"escape": "16MiB"}, 1 << 24)],
+)  # fmt: skip
+def test_homes_become_the_model_and_are_written(given: dict[str, object], escape: int | None):
+    config = load(service(affinity={"by": "source", "prefix": 24, **given}))
+    assert config.services[0].affinity == Affinity(AffinityBy.SOURCE, 24, escape)
+    assert parse(write_yaml(document(config)), "f") == config
+
+
+def test_clients_have_no_homes_unless_they_are_wanted():
+    (chat,) = load(service(), defaults={"affinity": {"escape": "1MiB"}}).services
+    assert not chat.affinity.is_any
+    (chat,) = load(service(affinity={"by": "source"}),
+                   defaults={"affinity": {"escape": "1MiB"}}).services  # fmt: skip
+    assert chat.affinity == Affinity(AffinityBy.SOURCE, None, 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("values", "place", "words"),
+    [
+        ({"affinity": {"by": "cookie"}}, "affinity.by", "'cookie' is not known"),
+        ({"affinity": {"by": "source", "prefix": 64}}, "affinity.prefix",
+         "clients of an IPv4 VIP have addresses of 32 bits, not 64"),
+        ({"affinity": {"by": "source", "escape": "20 tokens"}}, "affinity.escape",
+         "'20 tokens' is neither auto nor a number of bytes"),
+        ({"affinity": {"by": "source", "escape": "17MiB"}}, "affinity.escape",
+         "'17MiB' is out of range"),
+        ({"affinity": {"by": "source", "escape": True}}, "affinity.escape", "true is neither"),
+        ({"affinity": {"by": "source"}, "count_waiting": False}, "affinity.by",
+         "needs count_waiting"),
+        ({"affinity": {"by": "source"}, "scheduler": "maglev"}, "affinity",
+         "means nothing for scheduler maglev"),
+        ({"affinity": {"by": "source"}, "protocol": "udp", "health": {"type": "none"}},
+         "affinity", "means nothing for a udp service"),
+    ],
+)  # fmt: skip
+def test_homes_that_cannot_be(values: dict[str, object], place: str, words: str):
+    (found,) = problems(service(**values))
+    assert found.startswith(f"services[0].{place}: {words}")
+
+
+def test_another_scheduler_leaves_homes_behind():
+    before = load(service(affinity={"by": "source"}))
+    edit = Edit(EditOp.SERVICE_SET, "chat", values={"scheduler": "maglev"})
+    assert not apply_edit(before, edit).services[0].affinity.is_any
 
 
 # -- zones

@@ -33,6 +33,7 @@ class FakeTables:
         self.service_load = np.zeros(size.services, dtype=abi.SERVICE_LOAD)
         self.service_heads = np.zeros(size.services, dtype=abi.SERVICE_HEADS)
         self.backend_latency = np.zeros(size.backends, dtype=abi.BACKEND_LATENCY)
+        self.sample_sources = np.zeros((size.backends, abi.SAMPLES), dtype=abi.SAMPLE_SOURCE)
         self.backend_samples = np.zeros((size.backends, abi.SAMPLES), dtype=abi.BACKEND_SAMPLE)
         self.nat_sources = np.zeros(2 * abi.NAT_SOURCES, dtype=abi.NAT_SOURCE)
         self.trace = np.zeros(1, dtype=abi.TRACE_CONTROL)

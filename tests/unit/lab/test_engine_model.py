@@ -179,3 +179,62 @@ def test_every_job_gets_its_tokens_whatever_comes_and_goes(
     for one in jobs:
         assert one in left or (one.generated == one.output_tokens and one.done_s is not None)
     assert tokens == sum(one.generated for one in jobs)
+
+
+# -- the prefix cache
+
+CACHING = dataclasses.replace(TINY, prefix_tokens=300, token_budget=10_000, kv_tokens=10_000)
+
+
+def served(engine: Engine, *jobs: Job) -> float:
+    """The seconds until all have their answers."""
+    for job in jobs:
+        engine.add(job)
+    now_s = 0.0
+    while step := engine.begin():
+        now_s += step.duration_s
+        engine.end(step, now_s)
+    return now_s
+
+
+def turn(said: int, new: int, name: str = "c") -> Job:
+    """A prompt that repeats all that was said, and 10 tokens of an answer."""
+    return Job(said + new, 10, 0.0, prefixes=((name, said),) if said else (), kept_as=name)
+
+
+def test_what_a_server_has_worked_through_costs_nothing_again() -> None:
+    engine = Engine(CACHING)
+    first, again = turn(0, 100), turn(110, 20)
+    served(engine, first)
+    cold_s, warm_s = served(Engine(CACHING), turn(110, 20)), served(engine, again)
+    assert (first.cached_tokens, again.cached_tokens) == (0, 110)
+    assert cold_s - warm_s == pytest.approx(110 * TINY.prefill_s_per_token)
+    assert (engine.prompt_tokens, engine.cached_tokens) == (230, 110)
+    assert (engine.running, engine.kv_usage) == (0, 0.0)
+
+
+def test_a_prompt_that_is_all_there_has_its_last_token_computed() -> None:
+    engine = Engine(CACHING)
+    served(engine, turn(0, 100))
+    same = turn(100, 0)
+    served(engine, same)
+    assert same.cached_tokens == 99
+
+
+def test_what_was_not_asked_for_longest_gives_way() -> None:
+    engine = Engine(CACHING)
+    for name in "ab":
+        served(engine, turn(0, 90, name))
+    served(engine, turn(100, 10, "a"), turn(0, 90, "c"))
+    found = {name: turn(100, 10, name) for name in "abc"}
+    for job in found.values():
+        served(engine, job)
+    assert found["a"].cached_tokens == 100
+    assert found["b"].cached_tokens == 0
+
+
+def test_there_is_no_cache_unless_it_is_wanted() -> None:
+    engine, again = Engine(TINY), turn(20, 5)
+    served(engine, turn(0, 10))
+    served(engine, again)
+    assert again.cached_tokens == engine.cached_tokens == 0

@@ -175,11 +175,11 @@ def test_a_fresh_or_removed_backend_has_nothing_open_and_no_times(tables: FakeTa
 
 
 def test_a_fresh_service_has_nothing_open(tables: FakeTables):
-    tables.service_load[3] = (9, -2, 100, 0)
+    tables.service_load[3] = (9, -2, 100, 5000, 0)
     bounded = replace(SERVICE, scheduler=Scheduler.SOURCE, bound=320, load_weight=400)
     Applier(tables).apply(PutService(SLOT, bounded, ring_changed=True, fresh=True))
     row = tables.service_load[3]
-    assert (row["open"], row["open_fix"], row["weight"]) == (0, 0, 400)
+    assert (row["open"], row["open_fix"], row["weight"], row["escape"]) == (0, 0, 400, 0)
     tables.service_load["open"][3] = 5
     heavier = replace(bounded, load_weight=500)
     Applier(tables).apply(PutService(SLOT, heavier, ring_changed=False, fresh=False))

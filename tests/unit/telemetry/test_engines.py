@@ -45,6 +45,25 @@ def test_a_true_page_is_read(kind: TelemetryKind, page: str, report: EngineRepor
     assert read(kind, page) == report
 
 
+def test_prompt_tokens_and_those_from_the_cache_are_read() -> None:
+    page = (
+        b'vllm:num_requests_running{engine="0"} 1\n'
+        b'vllm:prefix_cache_queries_total{engine="0"} 5000000\n'
+        b'vllm:prefix_cache_queries_total{engine="1"} 1000\n'
+        b'vllm:prefix_cache_hits_total{engine="0"} 2000000\n'
+        b'vllm:prefix_cache_hits_total{engine="1"} 500\n'
+    )
+    told = read(TelemetryKind.VLLM, page)
+    assert (told.prompt_tokens, told.cached_tokens, told.dropped) == (5_001_000, 2_000_500, 0)
+    page = (
+        b'sglang:num_running_reqs{tp_rank="0"} 1\n'
+        b'sglang:prompt_tokens_total{tp_rank="0"} 9e9\n'
+        b'sglang:cached_tokens_total{tp_rank="0"} 3e9\n'
+    )
+    told = read(TelemetryKind.SGLANG, page)
+    assert (told.prompt_tokens, told.cached_tokens) == (9e9, 3e9)
+
+
 def test_the_queue_is_all_requests_in_the_engine() -> None:
     assert EngineReport(8, 2).queue == 10
     assert EngineReport(None, 2).queue == 2

@@ -10,6 +10,8 @@ from structlog.testing import capture_logs
 
 from agent.dataplane import abi
 from agent.model import (
+    Affinity,
+    AffinityBy,
     BackendRef,
     NodeKind,
     NodeTelemetry,
@@ -122,6 +124,28 @@ def test_a_table_that_was_cleared_starts_anew(taken: list[Samples]):
     world.answers("a", (0, 1, 1, 77))
     world.learning.sample(BOTH, 3.0)
     assert [us(samples) for samples in taken[2::2]] == [[], [77]]
+
+
+# -- homes
+
+
+def test_where_clients_have_homes_speed_is_learned_from_those_that_are_new(taken: list[Samples]):
+    world = here(affinity=Affinity(AffinityBy.SOURCE))
+    sources = world.plane.tables.sample_sources["hash"][world.ident("a")]
+    sources[:4] = [7, 8, 7, 9]
+    world.answers("a", *((0, 100, 1, 1000 * n) for n in range(1, 5)))
+    world.learning.sample(BOTH, 1.0)
+    assert us(taken[0]) == [1000, 2000, 4000]
+    sources[4:6] = [9, 10]
+    world.answers("a", (0, 100, 1, 5000), (0, 100, 1, 6000))
+    world.learning.sample(BOTH, 2.0)
+    assert us(taken[2]) == [6000]
+    home = world.learning.homes.home(world.service)
+    assert home is not None
+    world.learning.sample(BOTH, 2.0 + MOVE_EVERY_S)
+    home = world.learning.homes.home(world.service)
+    assert home is not None
+    assert home.known_share == pytest.approx(2 / 6, abs=0.01)
 
 
 # -- who learns

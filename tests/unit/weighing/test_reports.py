@@ -214,3 +214,46 @@ def test_what_another_kind_said_is_forgotten():
     world.config = replace(world.config, services=(slower,))
     world.aim()
     assert world.reports.heard(A_REF, Topic.ENGINE).is_fresh(12.9), "the same one, asked less often"
+
+
+# -- what came from prefix caches
+
+
+def tokens(prompt: float, cached: float) -> EngineReport:
+    return EngineReport(1, 0, prompt_tokens=prompt, cached_tokens=cached)
+
+
+def test_the_share_from_the_cache_is_that_of_the_last_minute():
+    world = here(telemetry=VLLM)
+    monitor = FakeMonitor.last
+    assert world.reports.cached_share(A_REF) is None
+    for second in range(2000):
+        # First nothing is in the cache, from the 500th second on three quarters are.
+        monitor.hears(A_REF, tokens(100 * second, 75 * max(0, second - 500)), second / 5)
+    assert world.reports.cached_share(A_REF) == pytest.approx(0.75)
+    assert world.reports.cached_share(B_REF) is None
+    assert len(world.reports._tokens[A_REF]) <= 15
+
+
+def test_an_engine_that_begins_anew_counts_anew():
+    world = here(telemetry=VLLM)
+    monitor = FakeMonitor.last
+    monitor.hears(A_REF, tokens(1000, 900), 1.0)
+    monitor.hears(A_REF, tokens(2000, 1800), 9.0)
+    assert world.reports.cached_share(A_REF) == pytest.approx(0.9)
+    monitor.hears(A_REF, tokens(50, 0), 17.0)
+    assert world.reports.cached_share(A_REF) is None, "nothing was asked since"
+    monitor.hears(A_REF, tokens(150, 10), 25.0)
+    assert world.reports.cached_share(A_REF) == pytest.approx(0.1)
+    monitor.hears(A_REF, EngineReport(1, 0), 33.0)
+    assert world.reports.cached_share(A_REF) is None
+
+
+def test_tokens_of_who_is_no_longer_asked_are_forgotten():
+    world = here(telemetry=VLLM)
+    FakeMonitor.last.hears(A_REF, tokens(1000, 900), 1.0)
+    FakeMonitor.last.hears(A_REF, tokens(2000, 1800), 9.0)
+    world.service = replace(world.service, telemetry=Telemetry())
+    world.config = replace(world.config, services=(world.service,))
+    world.reports.aim(world.config, 10.0)
+    assert world.reports.cached_share(A_REF) is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agent.weights.fit import fit, weighted_median
+from agent.weights.fit import fit, parts_of, weighted_median
 from tests.unit.weights.engine import Engine
 
 
@@ -69,3 +69,17 @@ def test_the_median_goes_by_weight():
     values = np.array([3.0, 1.0, 2.0])
     assert weighted_median(values, np.array([1.0, 1.0, 1.0])) == 2.0
     assert weighted_median(values, np.array([5.0, 1.0, 1.0])) == 3.0
+
+
+# -- any columns
+
+
+def test_parts_of_any_columns_are_found_and_none_is_negative() -> None:
+    rng = np.random.default_rng(7)
+    columns = np.stack((*rng.exponential(1000, (3, 800)), np.ones(800)), axis=1)
+    truth = np.array([2e-5, 0.0, 7e-6, 0.02])
+    seconds = columns @ truth * rng.lognormal(0, 0.15, 800)
+    seconds[:40] *= 20  # those that are far off count little
+    found = parts_of(columns, seconds, np.ones(800), (0.3, 0.2, 0.2, 0.3))
+    assert found == pytest.approx(truth, rel=0.15, abs=1.5e-6)
+    assert (found >= 0).all()
