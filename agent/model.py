@@ -145,6 +145,7 @@ class TelemetryKind(enum.Enum):
     TRITON = "triton"
     TRTLLM = "trtllm"  # trtllm-serve
     RAY_SERVE = "ray-serve"
+    LLAMACPP = "llamacpp"  # llama-server
     OLLAMA = "ollama"
     PROMETHEUS = "prometheus"  # any page, by expressions
     AGENT_CHECK = "agent-check"  # HAProxy's text protocol

@@ -139,17 +139,15 @@ def skew(service: Row) -> str:
 
 def affinity(told: Row) -> str:
     """Where its clients' new flows go, in a sentence."""
-    which = (
-        f"the first {told['prefix']} bits of their address" if told["prefix"] else "their address"
-    )
-    how = (
-        "as learned"
-        if told["escape"] == "auto" and told["known_ms"] is not None
-        else ("until more is known" if told["escape"] == "auto" else "as configured")
-    )
+    named = "their client's address names"
+    if told["prefix"]:
+        named = f"the first {told['prefix']} bits of their client's address name"
+    how = "as configured"
+    if told["escape"] == "auto":
+        how = "as learned" if told["known_ms"] is not None else "until more is known"
     text = (
-        f"clients have a home by {which}, which may have "
-        f"{humanise.quantity(told['escape_bytes'], 'B')} more waiting than another backend ({how})"
+        f"new flows go to the backend that {named}, unless it has "
+        f"{humanise.quantity(told['escape_bytes'], 'B')} more waiting than another ({how})"
     )
     if told["known_ratio"] is not None:
         text += f"; {told['known_ratio']:.0%} of requests came to a backend that knew their client"

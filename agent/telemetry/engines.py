@@ -32,6 +32,7 @@ USUAL_PATHS = {
     TelemetryKind.TRITON: "/metrics",
     TelemetryKind.TRTLLM: "/prometheus/metrics",
     TelemetryKind.RAY_SERVE: "/metrics",
+    TelemetryKind.LLAMACPP: "/metrics",
     TelemetryKind.OLLAMA: "/api/ps",
     TelemetryKind.PROMETHEUS: "/metrics",
 }
@@ -245,6 +246,21 @@ def _of_applications(page: Page, found: Sequence[Sample]) -> float | None:
     return sum(busiest.values()) if busiest else None
 
 
+def _llamacpp(page: Page) -> EngineReport:
+    """Without ``--metrics`` the server answers 501. Prompt tokens do not include cached ones."""
+    computed = page.tokens(b"llamacpp:prompt_tokens_total")
+    cached = page.tokens(b"llamacpp:prompt_tokens_cached_total")
+    known = computed is not None and cached is not None
+    return EngineReport(
+        page.total(b"llamacpp:requests_processing"),
+        page.total(b"llamacpp:requests_deferred"),
+        page.fullest(b"llamacpp:kv_cache_usage_ratio"),  # of older ones
+        prompt_tokens=(computed or 0.0) + (cached or 0.0) if known else None,
+        cached_tokens=cached,
+        dropped=page.dropped,
+    )
+
+
 def _ollama(page: Page) -> EngineReport | Failure:
     """Ollama tells neither requests nor queue: only what is loaded, and how much on the GPU."""
     found = parsed(page.text)
@@ -290,5 +306,6 @@ _READERS: dict[TelemetryKind, Reader] = {
     TelemetryKind.TRITON: _triton,
     TelemetryKind.TRTLLM: _trtllm,
     TelemetryKind.RAY_SERVE: _ray_serve,
+    TelemetryKind.LLAMACPP: _llamacpp,
     TelemetryKind.OLLAMA: _ollama,
 }

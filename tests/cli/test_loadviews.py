@@ -263,12 +263,12 @@ HOMES: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        ({}, "clients have a home by their address, which may have 12.3 kB more waiting than"),
-        ({}, "than another backend (until more is known)"),
-        ({"prefix": 24, "escape": 12_340}, "a home by the first 24 bits of their address, which"),
-        ({"escape": 12_340}, "than another backend (as configured)"),
+        ({}, "new flows go to the backend that their client's address names, unless it has"),
+        ({}, "it has 12.3 kB more waiting than another (until more is known)"),
+        ({"prefix": 24}, "that the first 24 bits of their client's address name, unless it has"),
+        ({"escape": 12_340}, "more waiting than another (as configured)"),
         ({"known_ratio": 0.914}, "; 91% of requests came to a backend that knew their client"),
-        ({"new_ms": 230.0, "known_ms": 41.0}, "than another backend (as learned)"),
+        ({"new_ms": 230.0, "known_ms": 41.0}, "than another (as learned)"),
         ({"new_ms": 230.0, "known_ms": 41.0}, "takes 41ms by itself, elsewhere 230ms"),
     ],
 )

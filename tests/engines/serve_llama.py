@@ -17,7 +17,7 @@ def main(model: str, port: str) -> None:
     wanted.hostnames = ["0.0.0.0"]
     wanted.port = int(port)
     wanted.n_ctx, wanted.n_parallel = CONTEXT * SLOTS, SLOTS
-    wanted.cont_batching, wanted.warmup = True, False
+    wanted.cont_batching, wanted.warmup, wanted.endpoint_metrics = True, False, True
     wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(wanted)
     print("listens at", server.listening_address, flush=True)

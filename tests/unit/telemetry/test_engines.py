@@ -36,6 +36,11 @@ def reason(kind: TelemetryKind, text: bytes) -> str:
         (TelemetryKind.TGI, "tgi.prom", EngineReport(4, 6)),
         (TelemetryKind.TRITON, "triton_trtllm.prom", EngineReport(None, 4, 1 / 6239)),
         (TelemetryKind.TRITON, "triton_requests.prom", EngineReport(8, 4, 0.4875)),
+        (
+            TelemetryKind.LLAMACPP,
+            "llamacpp.prom",
+            EngineReport(2, 6, prompt_tokens=20_012, cached_tokens=10_004),
+        ),
         (TelemetryKind.TRTLLM, "trtllm.prom", EngineReport(5, 3, 0.62)),
         (TelemetryKind.RAY_SERVE, "ray_serve.prom", EngineReport(12, 3)),
         (TelemetryKind.RAY_SERVE, "ray_vllm.prom", EngineReport(8, 4, 0.7)),
