@@ -32,16 +32,16 @@ type OnReport = Callable[[Key, Report | Failure, float, float], None]
 
 
 class TelemetryMonitor:
-    """Asks its targets while ``run`` runs.
+    """Asks its targets while ``run`` runs, each once however many keys want to know.
 
     ``on_ask(key)`` is called right before a request is written, ``on_report(key, report,
-    asked_at, got_at)`` with what came of it; both from the event loop.
+    asked_at, got_at)`` with what came of it, for each key; both from the event loop.
     """
 
     def __init__(self, on_ask: OnAsk, on_report: OnReport) -> None:
         self._on_ask = on_ask
         self._on_report = on_report
-        self._watches: dict[Key, _Watch] = {}
+        self._watches: dict[Target, _Watch] = {}
         self._waiting: list[tuple[float, int, _Watch]] = []  # a heap: who is due when
         self._asked: set[_Watch] = set()
         self._serial = 0
@@ -51,14 +51,18 @@ class TelemetryMonitor:
 
     def set_targets(self, targets: Mapping[Key, Target]) -> None:
         """Ask exactly these from now on. A target that is as before is not disturbed."""
-        for key, watch in list(self._watches.items()):
-            if targets.get(key) != watch.target:
-                del self._watches[key]
-                self._drop(watch)
+        wanted: dict[Target, list[Key]] = {}
         for key, target in targets.items():
-            if key not in self._watches and is_asked(target.question):
-                self._watches[key] = watch = _Watch(key, target, self)
+            if is_asked(target.question):
+                wanted.setdefault(target, []).append(key)
+        for target in self._watches.keys() - wanted.keys():
+            self._drop(self._watches.pop(target))
+        for target, keys in wanted.items():
+            watch = self._watches.get(target)
+            if watch is None:
+                self._watches[target] = watch = _Watch(target, self)
                 self._begin(watch)
+            watch.keys = tuple(keys)
         self._set_timer()
 
     async def run(self) -> None:
@@ -73,9 +77,10 @@ class TelemetryMonitor:
             finally:
                 self._stop()
 
-    def asking(self, key: Key) -> None:
+    def asking(self, watch: _Watch) -> None:
         """A watch's request is being written."""
-        self._on_ask(key)
+        for key in watch.asking_for:
+            self._on_ask(key)
 
     def reported(
         self, watch: _Watch, report: Report | Failure, now: float, spent_s: float = 0.0
@@ -90,10 +95,13 @@ class TelemetryMonitor:
         else:
             watch.failures = 0
         self._wait(watch, max(now + spent_s * _PAUSE_FACTOR, watch.due + delay))
-        try:
-            self._on_report(watch.key, report, watch.asked_at, now)
-        except Exception:  # a defect there must not end the scrapes
-            log.exception("a report was not taken", backend=str(watch.key[0]))
+        for key in watch.asking_for:
+            if key not in watch.keys:
+                continue  # it asks somebody else by now
+            try:
+                self._on_report(key, report, watch.asked_at, now)
+            except Exception:  # a defect there must not end the scrapes
+                log.exception("a report was not taken", backend=str(key[0]))
 
     def spawn(self, coroutine: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         """A task that ends with ``run``."""
@@ -155,8 +163,9 @@ class TelemetryMonitor:
 class _Watch:
     """One target, and how far the asking is."""
 
-    def __init__(self, key: Key, target: Target, monitor: TelemetryMonitor) -> None:
-        self.key = key
+    def __init__(self, target: Target, monitor: TelemetryMonitor) -> None:
+        self.keys: tuple[Key, ...] = ()  # who want to know
+        self.asking_for: tuple[Key, ...] = ()  # those of them when it was last asked
         self.target = target
         self.interval_s = target.question.interval_s
         self.due = self.asked_at = self.deadline = 0.0
@@ -171,6 +180,7 @@ class _Watch:
     def ask(self, now: float) -> None:
         self.asked_at = now
         self.deadline = now + self._timeout_s
+        self.asking_for = self.keys
         self.link.ask()
 
     def give_up(self, now: float) -> None:
@@ -179,11 +189,12 @@ class _Watch:
         self._monitor.reported(self, failure, now)
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        return self._monitor.spawn(coroutine, f"telemetry: {self.key[0]} {self.key[1].value}")
+        ref, topic = self.keys[0]
+        return self._monitor.spawn(coroutine, f"telemetry: {ref} {topic.value}")
 
     def _asking(self) -> None:
         self.asked_at = asyncio.get_running_loop().time()
-        self._monitor.asking(self.key)
+        self._monitor.asking(self)
 
     def _answered(self, answer: bytes | Failure) -> None:
         loop = asyncio.get_running_loop()
@@ -192,7 +203,7 @@ class _Watch:
             try:
                 report = self._read(answer)
             except Exception:  # a defect of a reader must not end all the others
-                log.exception("a page could not be read", backend=str(self.key[0]))
+                log.exception("a page could not be read", backend=str(self.keys[0][0]))
                 report = Failure("the page could not be read: see the log")
         else:
             report = answer

@@ -78,16 +78,47 @@ def test_targets_can_be_changed_while_it_runs() -> None:
     asyncio.run(run())
 
 
+def test_a_server_is_asked_once_for_all_who_ask_the_same() -> None:
+    """Services of one server: its page costs it something."""
+
+    async def run() -> None:
+        engine = Engine(TGI)
+        server = await asyncio.start_server(engine, "127.0.0.1", 0)
+        target = Target(LOOPBACK, server.sockets[0].getsockname()[1], FAST)
+        scrapes = Scrapes()
+        running = asyncio.create_task(scrapes.monitor.run())
+        await asyncio.sleep(0)
+        slower = replace(target, question=replace(FAST, interval_s=0.3))
+        scrapes.monitor.set_targets({key(1): target, key(2): target, key(3): slower})
+        await scrapes.until(lambda: sum(told[0] == key(2) for told in scrapes.told) >= 4)
+        assert engine.connections <= 2, "one for both, and one for who asks another way"
+        for of in (1, 2):
+            asked = [one for one in scrapes.asked if one == key(of)]
+            assert len(asked) - sum(told[0] == key(of) for told in scrapes.told) in (0, 1)
+        by = {of: [told[1:] for told in scrapes.told if told[0] == key(of)] for of in (1, 2)}
+        assert by[1] == by[2]
+        scrapes.monitor.set_targets({key(2): target})
+        scrapes.told.clear()
+        await scrapes.until(lambda: len(scrapes.told) >= 3)
+        assert {told[0] for told in scrapes.told} == {key(2)}
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        server.close()
+
+    asyncio.run(run())
+
+
 def test_a_hundred_targets_are_spread_over_the_interval() -> None:
     async def run() -> list[float]:
         server = await asyncio.start_server(Engine(TGI), "127.0.0.1", 0)
-        target = Target(
-            LOOPBACK,
-            server.sockets[0].getsockname()[1],
-            Telemetry(TelemetryKind.TGI, interval_s=0.5, timeout_s=5.0),
-        )
+        port = server.sockets[0].getsockname()[1]
+        asked = Telemetry(TelemetryKind.TGI, interval_s=0.5, timeout_s=5.0)
+        targets = {
+            key(number): Target(LOOPBACK, port, replace(asked, path=f"/{number}"))
+            for number in range(100)
+        }
         scrapes = Scrapes()
-        scrapes.monitor.set_targets({key(number): target for number in range(100)})
+        scrapes.monitor.set_targets(targets)
         running = asyncio.create_task(scrapes.monitor.run())
         await scrapes.until(lambda: len({told[0] for told in scrapes.told}) == 100)
         running.cancel()
