@@ -191,6 +191,15 @@ static __always_inline void count_handshake(__u32 backend, __u64 us)
 	__sync_fetch_and_add(&latency->handshake_us, us);
 }
 
+/* A request has been answered with an error, or not at all. */
+static __always_inline void count_failure(__u32 backend, bool is_hangup)
+{
+	struct backend_latency *latency = backend_latency.lookup(&backend);
+
+	if (latency)
+		__sync_fetch_and_add(is_hangup ? &latency->hangups : &latency->errors, 1);
+}
+
 /* What has been seen of an answer. */
 struct answer {
 	__u32 bytes; /* that waited; 0: none has begun */
@@ -330,8 +339,10 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 	 * has hung up may be gone, and the answer for nobody; and it may have been a head, or an
 	 * error.
 	 */
-	if (is_reply && warm->talk == TALK_PLAIN)
-		is_known = !http_is_error(ctx, p);
+	if (is_reply && warm->talk == TALK_PLAIN && http_is_error(ctx, p)) {
+		is_known = false;
+		count_failure(backend, false);
+	}
 	if (!is_closing && is_known && answer->bytes < FLOW_WAITING_MAX)
 		waiting_sample(backend, tag, answer->bytes,
 			       waiting_at_backend(warm, answer->us, is_reply));
@@ -533,7 +544,10 @@ static __always_inline bool waiting_server(CTX *ctx, const struct packet *p, str
 	}
 	if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
 		waiting_note_alone(warm, backend, true);
-		waiting_drop(warm, backend);
+		/* Behind a head an answer may end so; and who has hung up first wants none. */
+		if (waiting_drop(warm, backend) && slot_base(state) != FLOW_CLOSING &&
+		    !(warm->interim & INTERIM_BYTES))
+			count_failure(backend, true);
 		return false;
 	}
 	return true;

@@ -137,6 +137,20 @@ def skew(service: Row) -> str:
     )
 
 
+def failures(row: Row) -> str:
+    """Requests that failed at a backend, in a sentence; empty: none did, or nobody can see it."""
+    parts = []
+    if row["error_answers_total"]:
+        share = row["error_answers_total"] / max(row["answers_total"], 1)
+        parts.append(
+            f"{humanise.plural(row['error_answers_total'], 'answer')} with status 429 or 5xx "
+            f"({humanise.percent(min(share, 1.0))}% of all)"
+        )
+    if row["hangups_total"]:
+        parts.append(f"{humanise.plural(row['hangups_total'], 'request')} left without an answer")
+    return ", ".join(parts)
+
+
 def affinity(told: Row) -> str:
     """Where its clients' new flows go, in a sentence."""
     named = "their client's address names"

@@ -271,6 +271,8 @@ def _backend(service: Service, view: BackendSnapshot, at: float) -> Json:
         "waiting_bytes": view.load.waiting_bytes,
         "waiting_requests": view.load.awaiting,
         "unanswered_bytes": view.load.unanswered_bytes,
+        "error_answers_total": view.load.errors,
+        "hangups_total": view.load.hangups,
         "load_score": None if view.load.score is None else round(view.load.score, 3),
         "hot": view.load.hot,
         "reported": loadviews.reported(service, view.load.reported),

@@ -355,7 +355,9 @@ BACKEND_LATENCY = np.dtype(
         ("first_byte_us", "u8"),
         ("handshake_us", "u8"),
         ("samples", "u8"),
-        ("pad", "u8", (5,)),
+        ("errors", "u8"),
+        ("hangups", "u8"),
+        ("pad", "u8", (3,)),
     ]
 )
 NAT_SLOT = np.dtype(

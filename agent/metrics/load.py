@@ -73,6 +73,22 @@ LOAD_FAMILIES: tuple[Family, ...] = (
         each_backend(lambda b: b.counts.answers),
     ),
     Family(
+        "steelyard_error_answers_total",
+        Kind.COUNTER,
+        "Requests that were answered with status 429 or 5xx, in plain HTTP through nat or fullnat. "
+        "Absent elsewhere, and where the service does not count waiting bytes.",
+        _BACKEND,
+        each_backend(lambda b: b.load.errors),
+    ),
+    Family(
+        "steelyard_hangups_total",
+        Kind.COUNTER,
+        "Requests that the server left without an answer, by FIN or RST, through nat or fullnat. "
+        "Absent likewise.",
+        _BACKEND,
+        each_backend(lambda b: b.load.hangups),
+    ),
+    Family(
         "steelyard_first_byte_seconds",
         Kind.HISTOGRAM,
         f"From the last byte of a request to the first byte of its answer. {_COUNTED}",

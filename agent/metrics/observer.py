@@ -308,6 +308,8 @@ class Observer:
             load,
             waiting_bytes=score.waiting_bytes(row),
             unanswered_bytes=int(seen.unanswered[ident]),
+            errors=int(times["errors"]) if service.forward.is_nat else None,
+            hangups=int(times["hangups"]) if service.forward.is_nat else None,
             awaiting=int(seen.awaiting[ident]),
             first_byte=first_byte,
             handshake=handshake,

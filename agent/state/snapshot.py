@@ -135,6 +135,8 @@ class Load:
     waiting_bytes: int | None = None  # of requests that wait for their answer
     awaiting: int | None = None  # those requests; of one flow, one
     unanswered_bytes: int | None = None  # of requests that have waited too long to weigh anything
+    errors: int | None = None  # answers with status 429 or 5xx; None: they cannot be read
+    hangups: int | None = None  # requests that the server left without an answer; None: not seen
     first_byte: Latency | None = None  # from a request to the first byte of its answer
     handshake: Latency | None = None  # from SYN to ACK
     hot: bool = False  # it reports more than it can take

@@ -461,7 +461,12 @@ struct backend_latency {
 	__u64 first_byte_us;               /* sums */
 	__u64 handshake_us;
 	__u64 samples; /* how many there have been (backend_sample) */
-	__u64 pad[5];
+	/* nat, fullnat: requests that were answered with an error (429, 5xx, in plain HTTP), and
+	 * that the server left without an answer, by FIN or RST
+	 */
+	__u64 errors;
+	__u64 hangups;
+	__u64 pad[3];
 };
 _Static_assert(sizeof(struct backend_latency) == 768, "twelve cache lines");
 

@@ -77,6 +77,8 @@ def backend_view(name: str, address: str, **changed: object) -> dict[str, Any]:
         "open_connections": 330,
         "busy_connections": 40,
         "idle_resets_total": 0,
+        "error_answers_total": None,
+        "hangups_total": None,
         "waiting_bytes": 45_600,
         "waiting_requests": 12,
         "load_score": 376.6,

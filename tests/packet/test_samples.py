@@ -150,6 +150,34 @@ def test_errors_tell_no_speed(hooked: Rig, status: bytes, learned: int):
     for n in (1, 2):  # the first one tells what the connection speaks
         wire.ask(POST).after(1).gets(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\n\r\n")
         assert (len(samples(hooked)), wire.answers) == (n * learned, n)
+        failed = hooked.latency("a")
+        assert (int(failed["errors"]), int(failed["hangups"])) == (
+            0 if learned else n, 0,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["FA", "R", "RA"])
+def test_a_server_that_hangs_up_on_a_request_is_counted(hooked: Rig, end: str):
+    serve(hooked, Forward.NAT, scheduler=Scheduler.LEAST_LOAD)
+    wire = Wire(hooked).open()
+    wire.ask(POST).after(300).server(flags=end)
+    assert int(hooked.latency("a")["hangups"]) == 1
+    assert (wire.answers, int(hooked.latency("a")["errors"])) == (0, 0)
+
+
+def test_who_ends_an_answer_or_an_idle_connection_has_not_hung_up(hooked: Rig):
+    serve(hooked, Forward.NAT, scheduler=Scheduler.LEAST_LOAD)
+    Wire(hooked, 40_000).open().server(flags="FA")
+    answered_one = Wire(hooked, 40_001).open().ask(POST)
+    answered(answered_one)
+    answered_one.server(flags="FA")
+    empty = Wire(hooked, 40_002).open().ask(POST).after(300)
+    empty.gets(b"HTTP/1.1 200 OK\r\nserver: x\r\n\r\n")
+    empty.server(flags="FA")
+    gone = Wire(hooked, 40_003).open().ask(POST)
+    gone.client("FA")
+    gone.server(flags="FA")
+    assert int(hooked.latency("a")["hangups"]) == 0
 
 
 @MODES

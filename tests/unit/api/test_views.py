@@ -204,6 +204,8 @@ def test_backend_has_the_keys_of_the_contract(snapshot, now):
         "waiting_bytes": 4096,
         "waiting_requests": 2,
         "unanswered_bytes": None,
+        "error_answers_total": None,
+        "hangups_total": None,
         "load_score": 7.568,
         "hot": False,
         "reported": None,
