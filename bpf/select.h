@@ -193,10 +193,10 @@ static __always_inline __u64 level_part(const struct service *service)
 		       0;
 }
 
-/* Affinity: a client's home, where what its earlier requests left is (the keys and values of
- * its prompts), instead of the best of the draws.  Unless that one has less to do by more
- * than it costs to begin there anew, which is so many waiting bytes (`escape`).  Chance is not
- * in the home's score: without load everybody is at home.
+/* Affinity: a client's home, which has the keys and values of its earlier prompts, instead of
+ * the best of the draws; unless the best has less to do by more than `escape` waiting bytes,
+ * which is what it costs to begin there anew.  Chance is not in the home's score: without load
+ * everybody goes home.
  */
 static __always_inline __u32 select_home(const struct service *service,
 					 const struct zone_ring *ring, __u64 home_hash, __u32 now,

@@ -138,7 +138,9 @@ def skew(service: Row) -> str:
 
 
 def failures(row: Row) -> str:
-    """Requests that failed at a backend, in a sentence; empty: none did, or nobody can see it."""
+    """Requests that failed at a backend, in a sentence."""
+    if row["error_answers_total"] is None:
+        return "not counted"
     parts = []
     if row["error_answers_total"]:
         share = row["error_answers_total"] / max(row["answers_total"], 1)
@@ -148,7 +150,7 @@ def failures(row: Row) -> str:
         )
     if row["hangups_total"]:
         parts.append(f"{humanise.plural(row['hangups_total'], 'request')} left without an answer")
-    return ", ".join(parts)
+    return ", ".join(parts) or "none seen"
 
 
 def affinity(told: Row) -> str:

@@ -7,12 +7,13 @@ the answers: those to clients that the backend has answered before come sooner, 
 and at the same load, than those to clients that are new to it. A line through the samples says
 both, and what a waiting byte takes.
 
-Who is known is remembered by a hash of the client's address. So where many clients come from one
-address, nobody is new for long, nothing is learned, and what is taken for granted holds.
+Clients are remembered by a hash of their address. Where many of them share one address, hardly any
+request is from a new client: nothing is learned, and a home is worth ``GRANTED``.
 
-What is learned also changes what there is to learn: where many go elsewhere, each server has a
-little of everybody, homes are worth less, and still more go elsewhere. So who has been elsewhere
-since is not asked, and where homes are worth anything, they are worth `LEAST_KNOWN`.
+What is learned also changes what there is to learn: where many flows go elsewhere, each server has
+a little of every conversation, homes are worth less, and still more flows go elsewhere. So requests
+of clients that were answered elsewhere in between are left out, and where clients are clearly
+answered sooner at home, a home is worth at least ``LEAST_KNOWN``.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ GRANTED = 1.0  # a home is worth a usual request, until it is known better
 LEAST, MOST = 1.0, 8.0  # and never less or more of them
 LEAST_KNOWN = 2.0  # nor less than this where clients are answered clearly sooner at home
 _CLEARLY = 0.75  # of the time that a new client's request takes by itself
-# What a client loses that goes elsewhere, those lose too who wait there behind it, and those
-# whose prompts give way to its. Once more is what did best in bench/affinity.py.
+# A client that goes elsewhere costs others as well: those who wait behind it there, and those
+# whose prompts its own displaces. As much again did best in bench/affinity.py.
 _FOR_OTHERS = 1.0
 LEAST_BYTES, MOST_BYTES = 256, 1 << 24
 
@@ -39,6 +40,7 @@ REMEMBERED = 65_536  # clients at backends, of a service
 KEPT = 2048  # samples of a service
 _HALF_LIFE = KEPT / 3  # of them: one so many samples old counts half
 _ENOUGH = 16.0  # samples of each kind: with so many of one, half is believed
+_BELIEVED = 0.5  # from here on the times are shown
 _CLIPPED = 4.0  # errors that large count less: answers to clients of a home are of two kinds
 _LEAST_SCATTER = 0.3
 _FIRST_PARTS = (0.3, 0.15, 0.15, 0.4)  # of a usual time: load, new, known, the rest
@@ -146,8 +148,8 @@ def worth(answers: Answers, usual_bytes: float, bytes_per_connection: float) -> 
     of_known = float(weights[is_known] @ own[is_known] / known) if known else usual_bytes
     saved_s = max(per_byte_new - per_byte_known, 0.0) * of_known
     lost_s = saved_s * (1 + _FOR_OTHERS)
-    # Where a waiting byte seems to take longer than a byte of a new client, it is not the bytes
-    # that take it: places in the batch have run out.
+    # A byte in front that seems to take longer than a new client's own byte tells of something
+    # else: the places in the batch have run out.
     per_byte_ahead = min(per_byte_ahead, per_byte_new)
     lost = MOST
     if lost_s < MOST * usual_bytes * per_byte_ahead:
@@ -164,6 +166,3 @@ def worth(answers: Answers, usual_bytes: float, bytes_per_connection: float) -> 
         known_s=per_byte_known * usual_bytes,
         known_share=share,
     )
-
-
-_BELIEVED = 0.5  # from here on the times are shown

@@ -155,7 +155,7 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
             ("engine", loadviews.engine(data)),
             ("GPUs", loadviews.gpus(data)),
             ("learned", loadviews.learned(data)),
-            *([("failures", loadviews.failures(data))] if loadviews.failures(data) else []),
+            ("failures", loadviews.failures(data)),
             ("first byte", views.times(data["first_byte"])),
             ("handshake", views.times(data["handshake"])),
             ("traffic", views.rates_line(data["rates"])),

@@ -287,8 +287,10 @@ def test_the_list_says_what_came_from_caches_where_somebody_says_it(run, llm):
 
 
 def test_a_backend_says_what_failed_there(agent, run):
-    assert "failures" not in run("backend", "show", "chat/gpu-1").out
+    assert "failures    not counted\n" in run("backend", "show", "chat/gpu-1").out
     backend = agent.services[0]["backends"][0]
+    backend |= {"error_answers_total": 0, "hangups_total": 0}
+    assert "failures    none seen\n" in run("backend", "show", "chat/gpu-1").out
     backend |= {"answers_total": 400, "error_answers_total": 100, "hangups_total": 1}
     out = run("backend", "show", "chat/gpu-1").out
     said = "100 answers with status 429 or 5xx (25.0% of all), 1 request left without an answer"

@@ -196,6 +196,15 @@ def test_a_connection_that_nobody_here_knows_goes_home(rig: Rig):
         assert rig.backend_id(found) == home_of(rig, str(address))
 
 
+@pytest.mark.parametrize("forward", [Forward.NAT, Forward.FULLNAT])
+def test_in_nat_it_is_over(rig: Rig, forward: Forward):
+    rig.serve(with_homes(*(backend(n) for n in "abc"), forward=forward))
+    let(rig, FREELY)
+    for address, port in random_clients(4, 20):
+        rig.send(Segments().frame(address.packed, port, ACK))
+    assert [rig.counts(n).opened for n in "abc"] == [0, 0, 0]
+
+
 @VIPS
 def test_the_agent_says_why(rig: Rig, vip: str):
     rig.serve(with_homes(*(backend(f"b{n}", weight=50 + n) for n in range(12)), vip=vip))
