@@ -115,6 +115,7 @@ class BackendState(enum.Enum):
     MAINTENANCE = "maintenance"
     CHECKING = "checking"
     DOWN = "down"
+    EJECTED = "ejected"  # an outlier: its clients fail
     UNREACHABLE = "unreachable"  # no next hop
 
 
@@ -280,6 +281,22 @@ class ModelLoaded:
     interval_s: float = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Outlier:
+    """A backend at which the share ``threshold`` of its clients' newest requests or connections
+    fail is ejected: it gets no new flows for ``eject_s`` (0: never), longer each time.
+
+    ``requests``: so many at least tell, in ``window_s`` at most. ``max_ejected``: the share of a
+    service's backends that may be ejected at once.
+    """
+
+    eject_s: float = 30.0
+    threshold: float = 0.5
+    window_s: float = 30.0
+    requests: int = 10
+    max_ejected: float = 0.3
+
+
 class AffinityBy(enum.Enum):
     """What names the home of a new flow."""
 
@@ -431,6 +448,8 @@ class Service:
     source_bound: float = 1.25  # source: of the mean load that a backend may have; 0: no bound
     slow_start_s: float = 0.0  # a backend that comes up reaches its weight in this time
     no_backend: NoBackend = NoBackend.DROP
+    panic: float = 0.0  # share of backends that are up, below which all get new flows
+    outlier: Outlier = Outlier()  # tcp
     syn_protection: SynProtection = SynProtection.OFF  # tcp
     syn_cookies: bool = False  # with syn_protection: servers run `lb-agent companion`
     allow: tuple[str, ...] = ()  # lists of the sources that may begin a flow; none: all may

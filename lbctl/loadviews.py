@@ -139,9 +139,9 @@ def skew(service: Row) -> str:
 
 def failures(row: Row) -> str:
     """Requests that failed at a backend, in a sentence."""
-    if row["error_answers_total"] is None:
-        return "not counted"
     parts = []
+    if row["error_answers_total"] is None:
+        parts.append("not counted")
     if row["error_answers_total"]:
         share = row["error_answers_total"] / max(row["answers_total"], 1)
         parts.append(
@@ -150,7 +150,18 @@ def failures(row: Row) -> str:
         )
     if row["hangups_total"]:
         parts.append(f"{humanise.plural(row['hangups_total'], 'request')} left without an answer")
+    if row["ejections_total"]:
+        parts.append(f"ejected {humanise.plural(row['ejections_total'], 'time')}")
     return ", ".join(parts) or "none seen"
+
+
+def outlier(told: Row) -> str:
+    """When a backend is ejected, in a sentence."""
+    many = f"{told['threshold']:.0%} of {told['requests']} or more"
+    return (
+        f"a backend at which {many} requests or connections fail gets no new flows for "
+        f"{humanise.duration(told['eject_s'])} (at most {told['most_ejected']} at once)"
+    )
 
 
 def affinity(told: Row) -> str:

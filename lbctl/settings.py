@@ -32,7 +32,7 @@ from lbctl.suggest import did_you_mean
 LIMITS = tuple(each.name for each in fields(Limits))
 FLOW_STATES = ("embryonic", "acked", "established", "closing")
 # Options that begin with one of these go under that key of the configuration.
-_SECTIONS = ("health", "telemetry", "node", "model", "affinity", "rebalance")
+_SECTIONS = ("health", "outlier", "telemetry", "node", "model", "affinity", "rebalance")
 # Options that 0 puts back to their default.
 _ZERO_IS_DEFAULT = frozenset({"source_prefix", "affinity_prefix", "quic_server_id_bytes"})
 _BACKEND = "NAME=ADDRESS[,weight=N][,port=N][,backup][,priority=N][,zone=NAME][,quic-server-id=HEX]"
@@ -75,6 +75,13 @@ def seconds(text: str) -> object:
 
 def _duration(_ctx: click.Context, _param: click.Parameter, given: str | None) -> object:
     return None if given is None else seconds(given)
+
+
+def _share(_ctx: click.Context, _param: click.Parameter, given: str | None) -> object:
+    """A bare number is a share; what ends with % is read by the agent."""
+    if given is None:
+        return None
+    return float(given) if re.fullmatch(r"\d+(\.\d+)?", given) else given
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, given: str | None) -> object:
@@ -297,6 +304,43 @@ _SETTINGS = (
     ),
     click.option(
         "--any-model", is_flag=True, help="Backends get new flows whatever they have loaded."
+    ),
+    click.option(
+        "--outlier-eject",
+        metavar="DURATION",
+        callback=_duration,
+        help="tcp: how long a backend gets no new flows at which clients fail, as in 30s; 0: none "
+        "is ejected.",
+    ),
+    click.option(
+        "--outlier-threshold",
+        metavar="SHARE",
+        callback=_share,
+        help="Share of its newest requests or connections that fail, as in 50%.",
+    ),
+    click.option(
+        "--outlier-window",
+        metavar="DURATION",
+        callback=_duration,
+        help="Older ones do not count, as in 30s.",
+    ),
+    click.option(
+        "--outlier-requests",
+        type=click.IntRange(1, 100),
+        metavar="N",
+        help="So many requests or connections tell, not fewer.",
+    ),
+    click.option(
+        "--outlier-max-ejected",
+        metavar="SHARE",
+        callback=_share,
+        help="Share of the backends that may be ejected at once, as in 30%.",
+    ),
+    click.option(
+        "--panic",
+        metavar="SHARE",
+        callback=_share,
+        help="While fewer of the backends are up, all get new flows, as in 50%; 0: never.",
     ),
     click.option(
         "--affinity",

@@ -19,6 +19,7 @@ STATE_STYLES = {
     "maintenance": "cyan",
     "checking": "blue",
     "down": "bold red",
+    "ejected": "bold red",
     "unreachable": "bold red",
 }
 

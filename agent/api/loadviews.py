@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent.model import Service
+from agent.state.outliers import judges, most
 from agent.state.skew import Skew
 from agent.state.snapshot import Home, LearnedSpeed, Reported
 from agent.telemetry.report import GpuReport
@@ -74,6 +75,20 @@ def learned(view: LearnedSpeed | None) -> Json | None:
         "us_per_byte": round(view.seconds_per_byte * 1e6, 4),
         "ms_per_connection": round(view.seconds_per_connection * 1e3, 4),
         "base_ms": round(view.base_seconds * 1e3, 3),
+    }
+
+
+def outlier(configured: Service) -> Json | None:
+    """When a backend is ejected; None: never."""
+    if not judges(configured):
+        return None
+    asked = configured.outlier
+    return {
+        "eject_s": asked.eject_s,
+        "threshold": asked.threshold,
+        "window_s": asked.window_s,
+        "requests": asked.requests,
+        "most_ejected": most(asked, len(configured.backends)),
     }
 
 

@@ -85,6 +85,8 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         source_bound=section.source_bound,
         slow_start_s=section.slow_start,
         no_backend=section.no_backend,
+        panic=section.panic,
+        outlier=section.outlier.model(),
         syn_protection=section.syn_protection if is_tcp else SynProtection.OFF,
         syn_cookies=section.syn_cookies and is_tcp,
         allow=section.allow,

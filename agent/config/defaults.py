@@ -43,6 +43,7 @@ PROTOCOL_KEYS: dict[str, Protocol] = {
     "count_waiting": Protocol.TCP,
     "learn_speed": Protocol.TCP,
     "affinity": Protocol.TCP,
+    "outlier": Protocol.TCP,
     "quic_server_id_bytes": Protocol.UDP,
     "syn_protection": Protocol.TCP,
     "syn_cookies": Protocol.TCP,

@@ -144,6 +144,18 @@ def _forward_changed(old: Service, new: Service) -> str:
     )
 
 
+def _few_backends_changed(old: Service, new: Service) -> Iterator[str]:
+    if old.no_backend is not new.no_backend:
+        yield f"if no backend is left for new flows, {_WITHOUT_BACKEND[new.no_backend]}"
+    if old.panic != new.panic:
+        yield (
+            f"while fewer than {new.panic:.0%} of the backends are up, new flows go to all that "
+            "can be reached"
+            if new.panic
+            else "new flows go to the backends that are up, however few"
+        )
+
+
 def _placing_changed(old: Service, new: Service) -> Iterator[str]:
     """What concerns only new flows."""
     if old.scheduler is not new.scheduler:
@@ -163,8 +175,7 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
             if new.slow_start_s
             else "backends that come up have their weight at once"
         )
-    if old.no_backend is not new.no_backend:
-        yield f"if no backend is left for new flows, {_WITHOUT_BACKEND[new.no_backend]}"
+    yield from _few_backends_changed(old, new)
     if old.syn_protection is not new.syn_protection:
         yield _CHALLENGED[new.syn_protection]
     if old.gives_cookies is not new.gives_cookies and new.syn_protection is not SynProtection.OFF:

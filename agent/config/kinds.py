@@ -76,9 +76,11 @@ def whole(low: int, high: int) -> Callable[[object], int]:
 
 
 def _share(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        refuse(f"{shown(value)} is not a share", "give a number from 0 to 1, such as 0.1")
-    return float(value)
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?) ?%", value) if isinstance(value, str) else None
+    share = float(match[1]) / 100 if match else value
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        refuse(f"{shown(value)} is not a share", "give a number from 0 to 1, such as 0.1, or 10%")
+    return float(share)
 
 
 def _number(low: float, high: float) -> Callable[[object], float]:
@@ -313,7 +315,7 @@ FlowSlots = Annotated[
     Kind("power of two, 1024 to 268435456"),
 ]
 RingSlots = Annotated[int, BeforeValidator(_prime(251, 1_048_573)), Kind("prime, 251 to 1048573")]
-Share = Annotated[float, BeforeValidator(_share), Kind("number, 0 to 1")]
+Share = Annotated[float, BeforeValidator(_share), Kind("number, 0 to 1, or percent, such as `50%`")]
 Draws = Annotated[int, BeforeValidator(whole(2, 8)), Kind("whole number, 2 to 8")]
 RequestBytes = Annotated[
     int, BeforeValidator(whole(1, 1_000_000)), Kind("whole number, 1 to 1000000")
@@ -326,6 +328,8 @@ QuicIdBytes = Annotated[int, BeforeValidator(whole(1, 8)), Kind("whole number, 1
 QuicId = Annotated[bytes, BeforeValidator(_quic_id), Kind("text: 1 to 8 bytes in hexadecimal")]
 SlowStart = Annotated[float, BeforeValidator(duration(0, 3600)), Kind("duration, 0s to 1h")]
 ResetAfter = Annotated[float, BeforeValidator(duration(0, 3600)), Kind("duration, 0s to 1h")]
+Ejection = Annotated[float, BeforeValidator(duration(0, 3600)), Kind("duration, 0s to 1h")]
+OutlierWindow = Annotated[float, BeforeValidator(duration(2, 600)), Kind("duration, 2s to 10m")]
 IdleTime = Annotated[float, BeforeValidator(duration(4, 7 * 3600)), Kind("duration, 4s to 7h")]
 Interval = Annotated[float, BeforeValidator(duration(0.1, 3600)), Kind("duration, 100ms to 1h")]
 ReportInterval = Annotated[

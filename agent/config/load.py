@@ -38,6 +38,7 @@ from agent.config.service_schema import (
     DefaultsSection,
     HealthSection,
     LimitsSection,
+    OutlierSection,
     ServiceSection,
     TimeoutsSection,
 )
@@ -55,6 +56,7 @@ _MERGED: dict[str, type[Section]] = {
     "timeouts": TimeoutsSection,
     "limits": LimitsSection,
     "health": HealthSection,
+    "outlier": OutlierSection,
     "telemetry": TelemetrySection,
     "node": NodeSection,
     "affinity": AffinitySection,

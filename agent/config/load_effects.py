@@ -31,6 +31,13 @@ def load_changed(old: Service, new: Service) -> Iterator[str]:
             if new.learn_speed
             else "weights are as configured, however fast backends answer"
         )
+    if old.outlier != new.outlier:
+        yield (
+            f"a backend at which {new.outlier.threshold:.0%} of the requests or connections fail "
+            f"gets no new flows for {format_duration(new.outlier.eject_s)}"
+            if new.outlier.eject_s
+            else "no backend is ejected because its clients fail"
+        )
     if old.affinity != new.affinity:
         yield _affinity(new.affinity)
     if old.rebalance != new.rebalance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.config.durations import format_duration
-from agent.model import Affinity, ModelLoaded, NodeTelemetry, Rebalance, Telemetry
+from agent.model import Affinity, ModelLoaded, NodeTelemetry, Outlier, Rebalance, Telemetry
 
 
 def telemetry_fields(telemetry: Telemetry) -> dict[str, object]:
@@ -41,6 +41,17 @@ def model_fields(model: ModelLoaded | None) -> dict[str, object]:
         "source": model.source.value,
         "port": model.port,
         "interval": format_duration(model.interval_s),
+    }
+
+
+def outlier_fields(outlier: Outlier) -> dict[str, object]:
+    """The keys of ``outlier``."""
+    return {
+        "eject": format_duration(outlier.eject_s),
+        "threshold": outlier.threshold,
+        "window": format_duration(outlier.window_s),
+        "requests": outlier.requests,
+        "max_ejected": outlier.max_ejected,
     }
 
 

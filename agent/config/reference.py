@@ -37,6 +37,7 @@ from agent.config.service_schema import (
     DefaultsSection,
     HealthSection,
     LimitsSection,
+    OutlierSection,
     ServiceSection,
     TimeoutsSection,
 )
@@ -143,6 +144,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`services[]`", ServiceSection),
     ("`services[].backends[]`", BackendSection),
     ("`services[].health`", HealthSection),
+    ("`services[].outlier`", OutlierSection),
     ("`services[].timeouts`", TimeoutsSection),
     ("`services[].limits`", LimitsSection),
     ("`services[].telemetry`", TelemetrySection),

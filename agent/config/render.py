@@ -15,6 +15,7 @@ from agent.config.load_fields import (
     affinity_fields,
     model_fields,
     node_fields,
+    outlier_fields,
     rebalance_fields,
     telemetry_fields,
 )
@@ -111,6 +112,7 @@ def service_fields(service: Service) -> Fields:
     timeouts, key = service.timeouts, service.key
     sections = {
         "health": health_fields(service.health),
+        "outlier": outlier_fields(service.outlier),
         "telemetry": telemetry_fields(service.telemetry),
         "node": node_fields(service.node),
         "model": model_fields(service.model),
@@ -134,6 +136,7 @@ def service_fields(service: Service) -> Fields:
         "learn_speed": service.learn_speed,
         "rtt_per_connection": format_duration(service.rtt_per_connection_s),
         "no_backend": service.no_backend.value,
+        "panic": service.panic,
         "syn_protection": service.syn_protection.value,
         "syn_cookies": service.syn_cookies,
         "allow": list(service.allow),

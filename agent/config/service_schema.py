@@ -28,6 +28,7 @@ from agent.model import (
     HealthCheck,
     Limits,
     NoBackend,
+    Outlier,
     Protocol,
     Scheduler,
     ServiceKey,
@@ -35,6 +36,7 @@ from agent.model import (
 )
 
 _CHECK = HealthCheck()
+_OUTLIER = Outlier()
 _SERVICE = default_service("default", ServiceKey(IPv4Address("192.0.2.1"), 1, Protocol.TCP))
 
 
@@ -166,13 +168,42 @@ class HealthSection(Section):
         return default_check_timeout(self.interval) if self.timeout is None else self.timeout
 
 
+class OutlierSection(Section):
+    """For tcp: when a backend is ejected, whatever its health check says, because its clients fail.
+
+    What counts, and what does not: [outliers](load.md#outliers).
+    """
+
+    eject: kinds.Ejection = Field(
+        _OUTLIER.eject_s,
+        description="How long it gets no new flows; its open ones stay. Longer by as much each "
+        "time that it is ejected again, up to ten times as long. 0: never.",
+    )
+    threshold: kinds.Share = Field(
+        _OUTLIER.threshold,
+        description="The share of its newest requests or connections that fails.",
+    )
+    window: kinds.OutlierWindow = Field(_OUTLIER.window_s, description="Older ones do not count.")
+    requests: kinds.Count = Field(
+        _OUTLIER.requests, description="So many requests or connections tell, not fewer."
+    )
+    max_ejected: kinds.Share = Field(
+        _OUTLIER.max_ejected,
+        description="The share of a service's backends that may be ejected at once; one always "
+        "may, and the last one never is. 0: none is.",
+    )
+
+    def model(self) -> Outlier:
+        """The frozen value."""
+        return Outlier(self.eject, self.threshold, self.window, self.requests, self.max_ejected)
+
+
 class DefaultsSection(Section):
     """What holds for every service that does not say otherwise.
 
-    `timeouts`, `health`, `limits`, `telemetry`, `node`, `affinity` and `rebalance` are merged key
-    by key. A
-    service whose health type, telemetry type, scheduler or protocol is another one than that of
-    the defaults does not inherit what it has no use for.
+    `timeouts`, `health`, `outlier`, `limits`, `telemetry`, `node`, `affinity` and `rebalance` are
+    merged key by key. A service whose health type, telemetry type, scheduler or protocol is
+    another one than that of the defaults does not inherit what it has no use for.
     """
 
     forward: Annotated[Forward, *kinds.choice(Forward)] = Field(
@@ -233,6 +264,13 @@ class DefaultsSection(Section):
         "answer. `reset`: a TCP reset, or for udp an ICMP error. `any`: any backend that can be "
         "reached and is not in maintenance, its health notwithstanding.",
     )
+    panic: kinds.Share = Field(
+        _SERVICE.panic,
+        description="While fewer of the backends than this share are up, all get new flows that "
+        "can be reached: more likely the checks are wrong, or the few would break down under the "
+        "load of all. Backups, and those that the operator or the servers themselves took out, do "
+        "not count. 0: never.",
+    )
     syn_protection: Annotated[SynProtection, *kinds.choice(SynProtection)] = Field(
         _SERVICE.syn_protection,
         description="For tcp: whether a client that begins a connection has to show first that it "
@@ -292,6 +330,10 @@ class DefaultsSection(Section):
         _SERVICE.rtt_per_connection_s,
         description="For `least-load`: the round trip to a backend, as health checks measure it, "
         "that weighs as much as one connection. `0s`: how far a backend is does not matter.",
+    )
+    outlier: OutlierSection = Field(
+        default_factory=lambda: OutlierSection.model_validate({}),
+        description="When a backend is ejected because its clients fail there.",
     )
     affinity: AffinitySection = Field(
         default_factory=lambda: AffinitySection.model_validate({}),

@@ -18,6 +18,7 @@ from agent.dataplane.selection import LOAD, TURN, Ring, Selection, select
 from agent.dataplane.sourcetrees import BLOCKS, LISTS, SourceTrees
 from agent.dataplane.tables import SharedTables
 from agent.model import ANY_PORT, Address, Forward, Network, Protocol
+from agent.state.eligibility import FAIL_OPEN, PANIC
 from agent.state.queries import Explanation, FiveTuple, FlowView
 from agent.state.ranges import covers
 from agent.state.tables import (
@@ -105,6 +106,12 @@ def explain(view: DataplaneView, flow: FiveTuple) -> Explanation:
     return _picked(view, flow, entry, replace(base, steps=tuple(steps), recorded=recorded))
 
 
+_IN_SPITE = {
+    FAIL_OPEN: "no backend is up: all get new flows (no_backend: any)",
+    PANIC: "too few backends are up: all get new flows (panic)",
+}
+
+
 def _picked(
     view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, base: Explanation
 ) -> Explanation:
@@ -132,8 +139,8 @@ def _picked(
         ring = _near(view, flow, entry, ring, steps)
     found = select(ring, flow)
     steps += found.steps
-    if entry.id in view.names.failing_open:
-        steps.append("no backend is up: all get new flows (no_backend: any)")
+    if in_spite := view.names.in_spite.get(entry.id):
+        steps.append(_IN_SPITE[in_spite])
     base = replace(base, draws=found.draws, depends_on=found.depends_on, ring_slots=ring.slots)
     if not found.chosen and not found.any_of:
         verdict, end = _nobody(entry, flow)

@@ -13,7 +13,7 @@ from agent.dataplane import abi, flowhash, survey
 from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.tables import SharedTables, Table
 from agent.model import Address, BackendRef, Limits, Protocol, Service
-from agent.state.eligibility import FAIL_OPEN
+from agent.state.eligibility import IN_SPITE
 from agent.state.loads import counts_waiting
 from agent.state.queries import (
     FiveTuple,
@@ -69,14 +69,18 @@ class Names:
     salts: Mapping[int, int]  # flow salt by service id
     prefixes: frozenset[int] = frozenset()  # service ids of prefix VIPs
     counting: frozenset[int] = frozenset()  # service ids that count waiting bytes
-    failing_open: frozenset[int] = frozenset()  # service ids: no backend is up, all get flows
+    in_spite: Mapping[int, str] = field(default_factory=dict)  # by service id: why all get flows
     zones: Mapping[int, str] = field(default_factory=dict)  # by zone id
 
 
 def names_of(now: Situation) -> Names:
     """The names of what is configured."""
     ids, services = now.ids, now.config.services
-    open_ones = {ref.service for ref, v in now.verdicts.items() if v.weight_reason == FAIL_OPEN}
+    in_spite = {
+        ref.service: verdict.weight_reason
+        for ref, verdict in now.verdicts.items()
+        if verdict.weight_reason in IN_SPITE
+    }
 
     def those(chosen: Callable[[Service], bool]) -> frozenset[int]:
         return frozenset(ids.service_id(service) for service in services if chosen(service))
@@ -91,7 +95,11 @@ def names_of(now: Situation) -> Names:
         salts={ids.service_id(service): ids.salt(service) for service in services},
         prefixes=those(lambda service: service.key.vip_bits is not None),
         counting=those(counts_waiting),
-        failing_open=those(lambda service: service.name in open_ones),
+        in_spite={
+            ids.service_id(service): in_spite[service.name]
+            for service in services
+            if service.name in in_spite
+        },
         zones={ident: name for name, ident in ids.zones.items()},
     )
 

@@ -89,6 +89,14 @@ LOAD_FAMILIES: tuple[Family, ...] = (
         each_backend(lambda b: b.load.hangups),
     ),
     Family(
+        "steelyard_ejections_total",
+        Kind.COUNTER,
+        "How often the backend was ejected as an outlier, because its clients failed there, since "
+        "the agent started.",
+        _BACKEND,
+        each_backend(lambda b: b.load.ejections),
+    ),
+    Family(
         "steelyard_first_byte_seconds",
         Kind.HISTOGRAM,
         f"From the last byte of a request to the first byte of its answer. {_COUNTED}",

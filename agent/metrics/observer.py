@@ -24,6 +24,7 @@ from agent.state.assemble import BackendParts, ServiceParts, backend_snapshot, s
 from agent.state.guardview import Guarded
 from agent.state.identities import slot_of
 from agent.state.loads import counts_waiting
+from agent.state.outliers import Tally
 from agent.state.rates import Counters, OpenedWindow, rates, total
 from agent.state.situation import Situation
 from agent.state.snapshot import (
@@ -105,6 +106,7 @@ class Observer:
         self._latencies = LatencyWindow()
         self.survey_cpu_s = 0.0  # of the last survey
         self.syns: Mapping[str, Syns] = {}  # by service, as of the last reading
+        self.tallies: Mapping[BackendRef, Tally] = {}  # likewise, by backend
         self._nat_ports: tuple[NatPorts, ...] = ()
         self._nat_problems: dict[ServiceSlot, str] = {}
         self._unanswered: frozenset[BackendRef] = frozenset()
@@ -158,21 +160,31 @@ class Observer:
         """Take one reading of the counters; ``at`` is a clock that only goes forward."""
         readings = self._read_counters(situation)
         seconds = at - self._sampled.at if self._sampled.at else 0.0
-        backends, drops, syns = {}, {}, {}
+        backends, drops, syns, tallies = {}, {}, {}, {}
         for service in situation.config.services:
             own = readings.services[situation.ids.service_id(service)]
             lost, counts = own.drops, own.gone
             drops[service.name] = Counters(drops=sum(lost.values()))
             for ref, ident in _backend_ids(situation, service).items():
-                backends[ref] = Counters.of(readings.of_backend(ident))
-                counts = counters.add(counts, readings.of_backend(ident))
+                one = readings.of_backend(ident)
+                backends[ref] = Counters.of(one)
+                counts = counters.add(counts, one)
+                failed = self._dataplane.tables.backend_latency[ident]
+                tallies[ref] = Tally(
+                    one.opened,
+                    one.established,
+                    one.answers,
+                    int(failed["errors"]),
+                    int(failed["hangups"]),
+                    one.closed,
+                )
             syns[service.name] = Syns(
                 counts.opened,
                 counts.established,
                 lost[_CHALLENGED],
                 lost[_VERIFIED] + own.cookies,
             )
-        self.syns = syns
+        self.syns, self.tallies = syns, tallies
         before = self._sampled
         self._sampled = _Sampled(
             at,
@@ -294,6 +306,7 @@ class Observer:
             busy=int(seen.busy[ident]),
             idle_resets=self._rebalancer.resets[ref],
             resets=self._resets.get(ref, 0),
+            ejections=self._weigher.ejections(ref),
             hot=bool(row["is_hot"]),
             reported=self._weigher.reported(service, ref, time.monotonic()),
             learned=self._weigher.learned(ref),

@@ -12,7 +12,7 @@ from agent.model import (
     Service,
     ServiceState,
 )
-from agent.state.eligibility import FAIL_OPEN, Eligibility, service_state
+from agent.state.eligibility import Eligibility, service_state
 from agent.state.skew import Skew
 from agent.state.snapshot import BackendCounts, BackendSnapshot, Home, Load, Rates, ServiceSnapshot
 
@@ -100,7 +100,7 @@ def service_snapshot(
     """One service as people see it."""
     state, reason = service_state(
         tuple(backend.state for backend in backends),
-        fails_open=any(backend.weight_reason == FAIL_OPEN for backend in backends),
+        in_spite=frozenset(backend.weight_reason for backend in backends),
     )
     return ServiceSnapshot(
         service=service,

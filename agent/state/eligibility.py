@@ -20,7 +20,10 @@ from agent.model import (
 )
 from agent.weights.influence import Influence
 
-CONFIGURED, BACKUP, FAIL_OPEN = "configured", "backup", "fail open"
+CONFIGURED, BACKUP, FAIL_OPEN, PANIC = "configured", "backup", "fail open", "panic"
+IN_SPITE = (FAIL_OPEN, PANIC)  # why backends get new flows that are not up
+# They say nothing of whether the checks are right.
+_TAKEN_OUT = (BackendState.MAINTENANCE, BackendState.DRAIN, BackendState.CHECKING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +114,19 @@ def together(service: Service, found: Sequence[Eligibility]) -> tuple[Eligibilit
 
     Backups get new flows only while no other backend is usable. Where none at all is, a service
     with ``no_backend: any`` fails open: better a backend that the checks doubt than none, so
-    all get new flows that the operator did not disable and that packets can reach.
+    all get new flows that the operator did not disable and that packets can reach. Likewise where
+    fewer are left than the share ``panic``; one that fails is not to take the others along.
     """
     primary = any(
         one.usable and not backend.backup
         for backend, one in zip(service.backends, found, strict=True)
     )
+    if _panics(service, found) and (primary or not any(one.usable for one in found)):
+        found = [
+            one if backend.backup or one.usable else _panic(backend, one)
+            for backend, one in zip(service.backends, found, strict=True)
+        ]
+        primary = any(one.usable for one in found)
     if primary:
         return tuple(
             replace(one, usable=False, weight=0, weight_reason=BACKUP)
@@ -131,23 +141,44 @@ def together(service: Service, found: Sequence[Eligibility]) -> tuple[Eligibilit
     )
 
 
+def _panics(service: Service, found: Sequence[Eligibility]) -> bool:
+    judged = [
+        one.usable
+        for backend, one in zip(service.backends, found, strict=True)
+        if not backend.backup and one.state not in _TAKEN_OUT
+    ]
+    return sum(judged) < service.panic * len(judged)
+
+
+def _panic(backend: Backend, one: Eligibility) -> Eligibility:
+    if one.state in _TAKEN_OUT or one.state is BackendState.UNREACHABLE or not backend.weight:
+        return one
+    return _in_spite(backend, one, PANIC, "too few backends are up")
+
+
 def _fail_open(backend: Backend, one: Eligibility) -> Eligibility:
     if one.state in (BackendState.MAINTENANCE, BackendState.UNREACHABLE):
         return one
+    return _in_spite(backend, one, FAIL_OPEN, "no backend is up")
+
+
+def _in_spite(backend: Backend, one: Eligibility, what: str, why: str) -> Eligibility:
+    """It gets new flows all the same."""
     return replace(
         one,
-        reason=f"{one.reason}; {FAIL_OPEN}: no backend is up",
+        reason=f"{one.reason}; {what}: {why}",
         usable=True,
         alive=True,
         weight=max(backend.weight, 1),
-        weight_reason=FAIL_OPEN,
+        weight_reason=what,
     )
 
 
 def service_state(
-    states: tuple[BackendState, ...], *, fails_open: bool = False
+    states: tuple[BackendState, ...], *, in_spite: frozenset[str] = frozenset()
 ) -> tuple[ServiceState, str]:
-    """A service's state from those of its backends.
+    """A service's state from those of its backends. ``in_spite``: why some of them get new flows
+    that are not up.
 
     Backends that the operator took out do not count against it, unless nothing is left. One
     that fails open is down all the same: nobody knows that it serves.
@@ -156,9 +187,10 @@ def service_state(
     out = sum(state in (BackendState.DRAIN, BackendState.MAINTENANCE) for state in states)
     if not states:
         return ServiceState.DOWN, "no backend is configured"
+    also = sorted(in_spite.intersection(IN_SPITE))
+    after = f"; {also[0]}: the others get new flows all the same" if also else ""
     if up == 0:
-        after = f"; {FAIL_OPEN}: they get new flows all the same" if fails_open else ""
         return ServiceState.DOWN, f"none of {len(states)} backends is up{after}"
     if up + out < len(states):
-        return ServiceState.DEGRADED, f"{up} of {len(states) - out} backends up"
+        return ServiceState.DEGRADED, f"{up} of {len(states) - out} backends up{after}"
     return ServiceState.UP, f"all {up} backends up" if not out else f"{up} backends up, {out} out"

@@ -18,7 +18,6 @@ from agent.model import (
 from agent.state.assemble import Tracked, track
 from agent.state.desired import outer_source
 from agent.state.eligibility import (
-    FAIL_OPEN,
     Eligibility,
     eligibility,
     influenced,
@@ -100,7 +99,7 @@ def service_states(
         own = [found[BackendRef(service.name, b.name)] for b in service.backends]
         states[service.name] = service_state(
             tuple(one.state for one in own),
-            fails_open=any(one.weight_reason == FAIL_OPEN for one in own),
+            in_spite=frozenset(one.weight_reason for one in own),
         )
     return states
 

@@ -131,6 +131,7 @@ class Load:
     busy: int = 0  # flows that await an answer, or had a packet in the last 8 to 12 s
     idle_resets: int = 0  # flows that were reset to rebalance, since the agent began
     resets: int = 0  # likewise, because they could not go on
+    ejections: int = 0  # how often its clients have failed so much that it got no more
     score: float | None = None  # what its scheduler compares, lower is better; None: nothing
     waiting_bytes: int | None = None  # of requests that wait for their answer
     awaiting: int | None = None  # those requests; of one flow, one

@@ -98,8 +98,11 @@ class Learning:
         """Whether its service learns."""
         return any(service.name == ref.service for service in self._services)
 
-    def sample(self, usable: Iterable[BackendRef], now: float) -> None:
-        """Take in the samples of the last second, and now and then move the shares by them.
+    def sample(
+        self, usable: Iterable[BackendRef], now: float, hasty: frozenset[BackendRef] = frozenset()
+    ) -> None:
+        """Take in the samples of the last second, and now and then move the shares by them. Those
+        of ``hasty`` backends are not learned from: they may be errors.
 
         Where clients have homes, answers to those whom a backend knows tell what its cache
         holds, not how fast it is.
@@ -109,7 +112,7 @@ class Learning:
             samples, sources = self._new_samples(pupil)
             self._see_sizes(ref.service, samples)
             samples = self.homes.take(ref.service, pupil.ident, samples, sources)
-            if ref.service in learning:
+            if ref.service in learning and ref not in hasty:
                 pupil.learner = learn(pupil.learner, samples, now)
         if now - self._moved_at >= MOVE_EVERY_S:
             self._moved_at = now

@@ -53,6 +53,8 @@ class Scores:
         self._request_bytes = request_bytes
         self._places: dict[BackendRef, _Place] = {}
         self._ratios: dict[str, tuple[float, float]] = {}  # and when it was told
+        self._hasty: frozenset[BackendRef] = frozenset()
+        self._periods = 0  # of standing in
 
     async def run(self) -> None:
         """Stand in for reports until cancelled."""
@@ -115,7 +117,7 @@ class Scores:
         row["report_open"] = max(0, place.open_when_asked)
         row["report_embryonic"] = max(0, place.embryonic_when_asked)
         row["queue"] = score.fixed(queue + hidden + place.away)
-        row["is_hot"] = score.is_hot(report)
+        row["is_hot"] = score.is_hot(report) or self._passes_over(ref)
         row["kappa"] = score.kappa(usual, beta)
         row["report_until"] = self._jiffies_in(fresh_s)
 
@@ -149,6 +151,8 @@ class Scores:
         rows = self._dataplane.tables.backend_load
         until = self._jiffies_in(_STAND_IN_PERIODS * STAND_IN_EVERY_S)
         silent: dict[str, list[_Place]] = {}
+        self._periods += 1
+        passed_over = [self._places[ref].ident for ref in self._hasty if self._passes_over(ref)]
         for ref, place in self._places.items():
             if place.until <= now:
                 silent.setdefault(ref.service, []).append(place)
@@ -165,6 +169,19 @@ class Scores:
             beta = bytes_held(places[0].service)
             rows["kappa"][ids] = score.kappa(self._request_bytes(service), beta)
             rows["report_until"][ids] = until
+        rows["is_hot"][passed_over] = 1
+
+    def hold(self, hasty: frozenset[BackendRef]) -> None:
+        """Believe no scores of these: they are passed over but for half of their even share, so
+        that it is seen when they are as usual again.
+        """
+        self._hasty = hasty
+
+    def _passes_over(self, ref: BackendRef) -> bool:
+        if ref not in self._hasty or ref not in self._places:
+            return False
+        of_service = sum(other.service == ref.service for other in self._places)
+        return self._periods % (2 * of_service) != 0
 
     def ratio(self, service: str) -> float | None:
         """Requests in a service's engines by connections of this balancer, of the last half

@@ -16,6 +16,7 @@ from agent.telemetry.asks import Topic
 from agent.telemetry.report import AgentCheck, EngineReport, Models, NodeReport
 from agent.weighing.heads import Heads
 from agent.weighing.learning import Learning
+from agent.weighing.outliers import Outcomes, Outliers
 from agent.weighing.reports import Heard, Reports
 from agent.weighing.scores import Scores
 from agent.weights import influence, score
@@ -41,6 +42,7 @@ class Weigher:
         self._clocks_at = 0.0
         self._last: tuple[Mapping[BackendRef, Influence], Mapping[str, int]] = ({}, {})
         self._usable: frozenset[BackendRef] = frozenset()  # as of the last sample
+        self._outliers = Outliers()
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What has to run, by name."""
@@ -65,14 +67,17 @@ class Weigher:
         config: Config,
         usable: Iterable[BackendRef],
         rtts: Mapping[BackendRef, float | None],
+        outcomes: Outcomes,
         now: float,
     ) -> None:
         """About once a second. Whatever changes by itself, by learning or as reports grow old,
         asks for a pass here.
         """
         self._usable = frozenset(usable)
+        self._outliers.take(config, outcomes, self._usable, now)
         self._scores.tick(rtts, now)
-        self._learning.sample(self._usable, now)
+        self._learning.sample(self._usable, now, self._outliers.hasty)
+        self._scores.hold(self._outliers.hasty)
         self._heads.sample()
         self._follow_draws(config, now)
         if now - self._clocks_at >= CAPACITY_EVERY_S:
@@ -115,6 +120,8 @@ class Weigher:
         )
         if service.telemetry.kind is not TelemetryKind.NONE and not engine.is_fresh(now):
             notes = (*notes, influence.STALE)
+        if ref in self._outliers.hasty:
+            notes = (*notes, influence.HASTY)
         return Influence(out.out, out.state, factors, notes, learned.bytes_per_connection)
 
     def _out(self, service: Service, ref: BackendRef, now: float) -> Verdict:
@@ -134,8 +141,10 @@ class Weigher:
             models = said if isinstance(said, Models) else None
             since = self._reports.asked_since(ref, Topic.MODELS)
             waited_s = 0.0 if since is None else now - since
-            return influence.of_models(service.model, models, waited_s)
-        return Verdict()
+            verdict = influence.of_models(service.model, models, waited_s)
+            if verdict.out:
+                return verdict
+        return self._outliers.verdict(ref)
 
     @property
     def draws(self) -> Mapping[str, int]:
@@ -199,6 +208,10 @@ class Weigher:
             gpus_problem=node.failure,
             gpus_age_s=_age(node, now),
         )
+
+    def ejections(self, ref: BackendRef) -> int:
+        """How often a backend has been ejected since the agent began."""
+        return self._outliers.ejections(ref)
 
     def first_byte(self, service: Service) -> str | None:
         """What the times of its answers are times of; None: it has none."""

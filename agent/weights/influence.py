@@ -12,6 +12,7 @@ from agent.model import BackendState, ModelLoaded
 from agent.telemetry.report import AgentCheck, AgentState, GpuReport, Models, NodeReport
 
 LEARNED, THROTTLED, AGENT_CHECK, STALE = "learned", "throttled", "agent-check", "stale"
+HASTY = "hasty"
 LEAST_SHARE = 0.1  # a throttled backend keeps so much: its speed must go on being seen
 MOST_WEIGHT = 4000
 FIRST_ANSWER_S = 2.0

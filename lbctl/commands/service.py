@@ -131,10 +131,24 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     return [*pieces, "", views.backend_table(data["backends"], with_service=False)]
 
 
+def _where_backends_fail(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """When backends get no new flows, or fewer, though their checks say that they are up."""
+    from lbctl import loadviews
+    from lbctl.humanise import duration
+
+    if data["outlier"]:
+        yield "outliers", loadviews.outlier(data["outlier"])
+    if data["panic"]:
+        share = f"{data['panic']:.0%}"
+        yield "panic", f"while fewer than {share} of the backends are up, all get new flows"
+    if data["slow_start_s"]:
+        yield "slow start", f"a backend that comes up: {duration(data['slow_start_s'])}"
+
+
 def _where_set(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """What is told only of services that have it."""
     from lbctl import loadviews
-    from lbctl.humanise import duration, exact, plural
+    from lbctl.humanise import exact, plural
 
     if data["spill_over"]:
         yield "spill-over", "; ".join(data["spill_over"])
@@ -142,8 +156,7 @@ def _where_set(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield "hottest", loadviews.hottest(data["hottest_flows"])
     if data["affinity"]:
         yield "affinity", loadviews.affinity(data["affinity"])
-    if data["slow_start_s"]:
-        yield "slow start", f"a backend that comes up: {duration(data['slow_start_s'])}"
+    yield from _where_backends_fail(data)
     if data["model"]:
         yield "model", f"only backends that have loaded {data['model']}"
     if data["quic_id_bytes"]:

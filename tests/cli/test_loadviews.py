@@ -199,6 +199,10 @@ def test_a_gpu_says_its_worst_first(run, llm, change, words):
          {"affinity": {"by": "source", "prefix": 24, "escape": "64KiB"}}),
         ("--affinity-prefix 0 --affinity-escape auto",
          {"affinity": {"prefix": None, "escape": "auto"}}),
+        ("--outlier-eject 1m --outlier-threshold 25% --panic 0",
+         {"outlier": {"eject": "1m", "threshold": "25%"}, "panic": 0.0}),
+        ("--outlier-window 10 --outlier-requests 5 --outlier-max-ejected 0.5",
+         {"outlier": {"window": 10.0, "requests": 5, "max_ejected": 0.5}}),
     ],
 )  # fmt: skip
 def test_service_set_says_what_is_asked_and_learned(agent, run, options, values):
@@ -294,4 +298,19 @@ def test_a_backend_says_what_failed_there(agent, run):
     backend |= {"answers_total": 400, "error_answers_total": 100, "hangups_total": 1}
     out = run("backend", "show", "chat/gpu-1").out
     said = "100 answers with status 429 or 5xx (25.0% of all), 1 request left without an answer"
-    assert f"failures    {said}" in out
+    assert f"failures    {said}\n" in out
+    backend |= {"error_answers_total": None, "hangups_total": None, "ejections_total": 2}
+    assert "failures    not counted, ejected 2 times\n" in run("backend", "show", "chat/gpu-1").out
+
+
+def test_a_service_says_when_backends_are_ejected_and_when_it_panics(agent, run):
+    assert "outliers" not in run("service", "show", "chat").out
+    agent.services[0] |= {
+        "outlier": {"eject_s": 30.0, "threshold": 0.5, "window_s": 30.0, "requests": 10,
+                    "most_ejected": 2},
+        "panic": 0.4,
+    }  # fmt: skip
+    out = " ".join(run("service", "show", "chat").out.split())
+    assert "outliers a backend at which 50% of 10 or more requests or connections fail" in out
+    assert "gets no new flows for 30s (at most 2 at once)" in out
+    assert "panic while fewer than 40% of the backends are up, all get new flows" in out

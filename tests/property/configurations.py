@@ -28,6 +28,7 @@ from agent.model import (
     NoBackend,
     NodeKind,
     NodeTelemetry,
+    Outlier,
     Protocol,
     Rebalance,
     Scheduler,
@@ -214,6 +215,16 @@ rebalances = st.builds(
 )
 
 
+outliers = st.builds(
+    Outlier,
+    st.just(0.0) | st.floats(0, 3600),
+    st.floats(0, 1),
+    st.floats(2, 600),
+    st.integers(1, 100),
+    st.floats(0, 1),
+)
+
+
 def affinities(key: ServiceKey) -> st.SearchStrategy[Affinity]:
     bits = st.none() | st.integers(1, key.vip.max_prefixlen)
     return st.builds(
@@ -248,6 +259,8 @@ def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service
         count_waiting=waiting,
         slow_start_s=draw(st.integers(0, 3600).map(float) | st.floats(0, 3600)),
         no_backend=draw(st.sampled_from(NoBackend)),
+        panic=draw(st.floats(0, 1)),
+        outlier=draw(outliers) if tcp else PLAIN.outlier,
         syn_protection=protection,
         syn_cookies=draw(st.booleans()) if may_give else False,
         quic_id_bytes=quic,

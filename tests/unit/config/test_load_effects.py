@@ -15,6 +15,7 @@ from agent.model import (
     ModelLoaded,
     NodeKind,
     NodeTelemetry,
+    Outlier,
     Rebalance,
     Service,
     Telemetry,
@@ -49,6 +50,9 @@ def kind(name: str) -> Telemetry:
          HOME % ("its address names", "by what its cache saves")),
         ({"affinity": Affinity(AffinityBy.SOURCE, 24, 65_536)},
          HOME % ("the first 24 bits of its address name", "by 65536 bytes")),
+        ({"outlier": Outlier(60.0, 0.25)},
+         "a backend at which 25% of the requests or connections fail gets no new flows for 1m"),
+        ({"outlier": Outlier(0.0)}, "no backend is ejected because its clients fail"),
     ],
 )  # fmt: skip
 def test_one_sentence_each(changes: dict, words: str):
@@ -67,6 +71,8 @@ def test_one_sentence_each(changes: dict, words: str):
         ({"rebalance": Rebalance(2.5)}, "no connection is reset to rebalance"),
         ({"affinity": Affinity(AffinityBy.SOURCE)},
          "new flows go where the load is least, wherever their client's earlier ones went"),
+        ({"outlier": Outlier(0.0)},
+         "a backend at which 50% of the requests or connections fail gets no new flows for 30s"),
     ],
 )  # fmt: skip
 def test_and_back(changes: dict, words: str):

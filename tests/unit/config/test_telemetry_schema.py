@@ -19,6 +19,7 @@ from agent.model import (
     ModelSource,
     NodeKind,
     NodeTelemetry,
+    Outlier,
     Rebalance,
     Telemetry,
     TelemetryKind,
@@ -249,6 +250,42 @@ def test_another_scheduler_leaves_homes_behind():
     before = load(service(affinity={"by": "source"}))
     edit = Edit(EditOp.SERVICE_SET, "chat", values={"scheduler": "maglev"})
     assert not apply_edit(before, edit).services[0].affinity.is_any
+
+
+# -- outliers
+
+
+@pytest.mark.parametrize(
+    ("given", "outlier"),
+    [({}, Outlier()), ({"eject": "0s"}, Outlier(0.0)),
+     ({"eject": "1m", "threshold": "25%", "window": "10s", "requests": 5, "max_ejected": 0.5},
+      Outlier(60.0, 0.25, 10.0, 5, 0.5)),
+     ({"threshold": "12.5%"}, Outlier(threshold=0.125)),
+     ({"threshold": 1}, Outlier(threshold=1.0))],
+)  # fmt: skip
+def test_outliers_and_panic_become_the_model_and_are_written(given, outlier: Outlier):
+    config = load(service(outlier=given, panic="50%"))
+    assert (config.services[0].outlier, config.services[0].panic) == (outlier, 0.5)
+    assert parse(write_yaml(document(config)), "f") == config
+
+
+@pytest.mark.parametrize(
+    ("values", "place", "words"),
+    [
+        ({"outlier": {"threshold": "half"}}, "outlier.threshold", "'half' is not a share"),
+        ({"outlier": {"threshold": "101%"}}, "outlier.threshold", "'101%' is not a share"),
+        ({"panic": 50}, "panic", "50 is not a share"),
+        ({"panic": True}, "panic", "true is not a share"),
+        ({"outlier": {"window": "1s"}}, "outlier.window", "'1s' is out of range"),
+        ({"outlier": {"requests": 0}}, "outlier.requests", "0 is out of range"),
+        ({"outlier": {"eject": "soon"}}, "outlier.eject", "'soon' is not a duration"),
+        ({"outlier": {"eject": "1m"}, "protocol": "udp", "health": {"type": "none"}},
+         "outlier", "means nothing for a udp service"),
+    ],
+)  # fmt: skip
+def test_outliers_that_cannot_be(values: dict[str, object], place: str, words: str):
+    (found,) = problems(service(**values))
+    assert found.startswith(f"services[0].{place}: {words}")
 
 
 # -- zones

@@ -227,9 +227,10 @@ def test_nobody_usable_is_answered_where_the_service_says_so():
 
 
 def test_failing_open_is_said():
-    names = replace(NAMES, failing_open=frozenset({3}))
-    assert "no backend is up" in " ".join(explained({SLOT: service()}, FLOW, names).steps)
-    assert "no backend is up" not in " ".join(explained({SLOT: service()}, FLOW).steps)
+    for why, words in (("fail open", "no backend is up"), ("panic", "too few backends are up")):
+        names = replace(NAMES, in_spite={3: why})
+        assert words in " ".join(explained({SLOT: service()}, FLOW, names).steps)
+        assert words not in " ".join(explained({SLOT: service()}, FLOW).steps)
 
 
 def test_what_depends_on_the_load_or_the_turn_says_so():

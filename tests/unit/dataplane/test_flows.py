@@ -280,4 +280,4 @@ def test_names_are_those_of_what_is_configured():
     assert set(names.salts.values()) == {77}
     assert names.prefixes == {by_name["wide"]}
     assert names.counting == {by_name["web"]}, "only tcp, and where it is wanted"
-    assert names.failing_open == {by_name["open"]}
+    assert names.in_spite == {by_name["open"]: "fail open"}

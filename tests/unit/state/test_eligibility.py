@@ -83,6 +83,10 @@ def test_a_healthy_backend_tells_why_the_check_thinks_so():
     assert eligibility(web(), backend(), status(Health.UP), HOP).reason == "it is up"
 
 
+SERVICE = web(A)
+USABLE = Eligibility(BackendState.UP, "", True, True, 100, "configured")
+
+
 def beside(*members: tuple[Backend, Health], **fields: object) -> list[Eligibility]:
     """What backends of one service are beside each other."""
     service = web(*(b for b, _ in members), **fields)
@@ -152,6 +156,64 @@ def test_other_policies_leave_the_service_without_backends(policy: NoBackend):
     assert not found.usable
 
 
+# -- panic
+
+
+def many(up: int, down: int, **fields: object) -> list[Eligibility]:
+    members = [(backend(), Health.UP)] * up + [(backend(), Health.DOWN)] * down
+    return beside(*members, **fields)
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "share", "panics"),
+    [(2, 2, 0.5, False), (1, 3, 0.5, True), (0, 4, 0.5, True), (1, 3, 0.0, False),
+     (0, 4, 0.0, False), (3, 1, 1.0, True), (4, 0, 1.0, False)],
+)  # fmt: skip
+def test_in_a_panic_all_get_new_flows(up: int, down: int, share: float, panics: bool):
+    found = many(up, down, panic=share)
+    assert sum(one.usable for one in found) == (up + down if panics else up)
+    for one in found[up:]:
+        assert (one.weight_reason, one.state) == ("panic" if panics else "down", BackendState.DOWN)
+        assert ("panic: too few backends are up" in one.reason) is panics
+
+
+def test_who_was_taken_out_or_is_new_says_nothing_of_the_checks_and_gets_nothing():
+    drained, disabled = backend(admin=AdminState.DRAIN), backend(admin=AdminState.MAINTENANCE)
+    found = beside((backend(), Health.UP), (drained, Health.UP), (disabled, Health.UP),
+                   (backend(weight=0), Health.UP), (backend(), Health.CHECKING),
+                   panic=0.9)  # fmt: skip
+    assert [one.usable for one in found] == [True, False, False, False, False]
+    gone = eligibility(web(), backend(), status(), hop("10.0.0.21", mac=None))
+    down = eligibility(web(), backend(), status(Health.DOWN), HOP)
+    service = web(backend(), backend(), panic=0.5)
+    assert [one.usable for one in together(service, [gone, down])] == [False, True]
+
+
+def test_a_backup_comes_before_a_panic_but_ends_none():
+    down, spare = beside((backend(), Health.DOWN), (SPARE, Health.UP), panic=0.5)
+    assert (down.usable, spare.usable) == (False, True)
+    found = beside((backend(), Health.UP), (backend(), Health.DOWN), (backend(), Health.DOWN),
+                   (SPARE, Health.UP), panic=0.5)  # fmt: skip
+    assert [one.usable for one in found] == [True, True, True, False]
+
+
+def test_an_ejected_backend_gets_nothing_and_keeps_its_flows_even_where_those_of_the_dead_move():
+    moving = web(A, down_flows=DownFlows.REROUTE)
+    out = influenced(moving, USABLE, Influence("3 of 3 failed", BackendState.EJECTED))
+    assert (out.state, out.usable, out.alive) == (BackendState.EJECTED, False, True)
+    panicked, _ = together(web(A, A, panic=0.6), [out, out])
+    assert panicked.usable
+
+
+@pytest.mark.parametrize("why", ["panic", "fail open"])
+def test_a_service_says_that_others_get_new_flows(why: str):
+    found = service_state((UP, DOWN, DOWN), in_spite=frozenset({"configured", why}))
+    assert found == (
+        ServiceState.DEGRADED,
+        f"1 of 3 backends up; {why}: the others get new flows all the same",
+    )
+
+
 UP, DOWN, DRAIN, OUT = (
     BackendState.UP,
     BackendState.DOWN,
@@ -179,9 +241,6 @@ def test_a_service_is_what_its_backends_are(states, expected: ServiceState, reas
 
 
 # -- what reports and learned speed say
-
-SERVICE = web(A)
-USABLE = Eligibility(BackendState.UP, "", True, True, 100, "configured")
 
 
 def test_a_factor_changes_the_weight_and_says_so():

@@ -85,6 +85,18 @@ def test_each_sample_is_read_once_in_its_order(taken: list[Samples]):
     assert us(taken[2]) == [9]
 
 
+def test_what_a_backend_answers_that_is_done_too_fast_is_read_and_not_learned(
+    taken: list[Samples],
+):
+    world = here()
+    world.answers("a", (1, 2, 3, 4000))
+    world.answers("b", (1, 2, 3, 5000))
+    world.learning.sample(BOTH, 1.0, frozenset({A_REF}))
+    assert [us(samples) for samples in taken] == [[5000]]
+    world.learning.sample(BOTH, 2.0)
+    assert [us(samples) for samples in taken[1:]] == [[], []]
+
+
 def test_the_ring_goes_round(taken: list[Samples]):
     world = here()
     world.answers("a", *((0, 1, 1, n) for n in range(1, 31)))

@@ -368,3 +368,41 @@ def test_services_stand_in_each_by_itself():
         for ident in (world.ids.backend_id(service, A) for service in world.config.services)
     ]
     assert found == [(768, 1), (512, 1), (KAPPA, 0)]
+
+
+# -- backends that are done too fast
+
+
+def test_a_hasty_backend_is_passed_over_but_for_half_of_its_even_share():
+    world = here(telemetry=Telemetry())
+    world.scores.hold(frozenset({A_REF}))
+    seen = []
+    for _ in range(40):
+        world.scores.stand_in(10.0)
+        seen.append(world.words("a", "is_hot")[0])
+        assert world.load("b")["is_hot"] == 0
+    assert seen.count(0) == 40 / (2 * 2)
+    world.scores.hold(frozenset())
+    world.scores.stand_in(10.0)
+    assert world.load("a")["is_hot"] == 0
+
+
+def test_a_hasty_backend_is_passed_over_whatever_its_engine_reports():
+    world = here()
+    world.scores.hold(frozenset({A_REF}))
+    seen = []
+    for _ in range(8):
+        world.scores.asked(A_REF)
+        world.scores.reported(A_REF, EngineReport(running=0.0, waiting=0.0), 10.0)
+        world.scores.stand_in(10.0)
+        seen.append(world.words("a", "is_hot")[0])
+    assert seen.count(0) <= 3
+    assert seen.count(1) >= 5
+
+
+def test_one_that_is_gone_is_not_passed_over():
+    world = here(telemetry=Telemetry())
+    world.scores.hold(frozenset({A_REF}))
+    world.place(web(B, telemetry=Telemetry(), scheduler=Scheduler.LEAST_LOAD))
+    world.scores.stand_in(10.0)
+    assert world.load("b")["is_hot"] == 0

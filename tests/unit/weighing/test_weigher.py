@@ -13,11 +13,13 @@ from agent.model import (
     ModelLoaded,
     NodeKind,
     NodeTelemetry,
+    Outlier,
     Scheduler,
     Telemetry,
     TelemetryKind,
 )
 from agent.state.eligibility import Eligibility, influenced
+from agent.state.outliers import Tally
 from agent.state.snapshot import Reported
 from agent.telemetry.asks import Topic
 from agent.telemetry.report import (
@@ -29,6 +31,7 @@ from agent.telemetry.report import (
     Models,
     NodeReport,
 )
+from agent.weighing.outliers import Outcomes
 from agent.weighing.weigher import CAPACITY_EVERY_S, CONDEMNED_S, Weigher
 from agent.weights.influence import Influence
 from agent.weights.speeds import Learned
@@ -51,6 +54,7 @@ class Here(World):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.wakes = 0
+        self.tallies: dict[BackendRef, Tally] = {}
         self.weigher = Weigher(self.plane, self._wake)
         self.monitor = FakeMonitor.last
         self.weigher.aim(self.config, T)
@@ -60,7 +64,8 @@ class Here(World):
         self.wakes += 1
 
     def sample(self, at: float, *usable: BackendRef) -> None:
-        self.weigher.sample(self.config, usable or (A_REF, B_REF), {}, at)
+        outcomes = Outcomes(self.tallies)
+        self.weigher.sample(self.config, usable or (A_REF, B_REF), {}, outcomes, at)
 
     def influence(self, at: float, ref: BackendRef = A_REF) -> Influence:
         return self.weigher.influences(self.config, at)[ref]
@@ -336,3 +341,64 @@ def test_a_backend_that_is_out_for_another_reason_stays_out():
     world.monitor.hears(A_REF, AgentCheck(0.5), T)
     down = replace(UP, state=BackendState.DOWN, usable=False, weight=0)
     assert influenced(world.service, down, world.influence(T)) == down
+
+
+def test_a_backend_whose_clients_fail_is_ejected_and_put_back(caplog: pytest.LogCaptureFixture):
+    world = here()
+    begun = Tally(100, 100, 100)
+    world.tallies = {A_REF: begun, B_REF: begun}
+    world.sample(T)
+    world.tallies = {A_REF: begun + Tally(50, 50, 50, errors=50), B_REF: begun + begun}
+    wakes = world.wakes
+    world.sample(T + 1)
+    assert world.wakes == wakes + 1
+    out = world.verdict(T + 1)
+    assert (out.state, out.usable, out.alive) == (BackendState.EJECTED, False, True)
+    assert out.reason == "50 of 50 requests failed with status 429 or 5xx; no new flows for 30s"
+    assert world.influence(T + 1, B_REF).out == ""
+    assert (world.weigher.ejections(A_REF), world.weigher.ejections(B_REF)) == (1, 0)
+    world.sample(T + 30, B_REF)
+    assert world.verdict(T + 30).state is BackendState.EJECTED
+    world.sample(T + 31, B_REF)
+    assert world.verdict(T + 31).usable
+    assert world.weigher.ejections(A_REF) == 1
+
+
+def test_one_that_is_no_longer_judged_is_put_back():
+    world = here()
+    world.tallies = dict.fromkeys((A_REF, B_REF), Tally(100, 100, 100))
+    world.sample(T)
+    world.tallies = {A_REF: Tally(150, 150, 150, errors=50), B_REF: Tally(200, 200, 200)}
+    world.sample(T + 1)
+    assert not world.verdict(T + 1).usable
+    off = replace(world.service, outlier=Outlier(eject_s=0.0))
+    world.config = replace(world.config, services=(off,))
+    world.sample(T + 2, B_REF)
+    assert world.verdict(T + 2).usable
+    assert world.weigher.ejections(A_REF) == 0
+
+
+def test_a_backend_that_is_done_too_fast_says_so_and_is_passed_over():
+    world = here()
+
+    def seconds(count: int, at: float, ends: int, stay_open: int) -> float:
+        for _ in range(count):
+            for ref, (more, still) in ((A_REF, (ends, stay_open)), (B_REF, (10, 5))):
+                closed = world.tallies.get(ref, Tally()).closed + more
+                world.tallies[ref] = Tally(opened=closed + still, closed=closed)
+            world.sample(at)
+            at += 1
+        return at
+
+    at = seconds(30, T, 10, 5)
+    assert world.influence(at).notes == ()
+    wakes = world.wakes
+    at = seconds(4, at, 70, 0)
+    assert world.influence(at).notes == ("hasty",)
+    assert world.influence(at, B_REF).notes == ()
+    assert world.wakes == wakes + 1
+    assert world.verdict(at).weight == 100
+    world.weigher._scores.stand_in(at)
+    assert world.load("a")["is_hot"] == 1
+    at = seconds(10, at, 2, 1)
+    assert world.influence(at).notes == ()

@@ -1,0 +1,247 @@
+"""Decides which backends are outliers by what becomes of their clients: requests that fail, and
+connections that are not established. Pure.
+
+What Envoy calls outlier detection. A backend is judged by the newest of its clients beside those of
+the other backends, so what ails all alike, as a flood or a client that asks for nonsense, ejects
+nobody. A stranger can begin connections in vain at a backend, but takes away none of those that are
+established there: one is ejected only where they are few, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from agent.model import BackendRef, Outlier, Protocol, Service
+
+SETTLE_S = 2.0  # in which the client's ACK may come: a SYN that is lost is sent again after 1 s
+FEWER = 0.25  # of the others' established connections by weight: so few are no even share
+WORSE = 2.0  # times the others' share that fails
+MOST_TIMES = 10  # as long as the first ejection, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Totals of a backend: connections that began and that were established, requests that were
+    answered, of those with an error (429, 5xx), requests that it left by FIN or RST, and
+    connections that ended.
+    """
+
+    opened: int = 0
+    established: int = 0
+    answers: int = 0
+    errors: int = 0
+    hangups: int = 0
+    closed: int = 0
+
+    def since(self, before: Tally) -> Tally:
+        """What was added; nothing where a total has begun again."""
+        return Tally(
+            max(self.opened - before.opened, 0),
+            max(self.established - before.established, 0),
+            max(self.answers - before.answers, 0),
+            max(self.errors - before.errors, 0),
+            max(self.hangups - before.hangups, 0),
+            max(self.closed - before.closed, 0),
+        )
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.opened + other.opened,
+            self.established + other.established,
+            self.answers + other.answers,
+            self.errors + other.errors,
+            self.hangups + other.hangups,
+            self.closed + other.closed,
+        )
+
+    @property
+    def requests(self) -> int:
+        """Those that are over."""
+        return self.answers + self.hangups
+
+    @property
+    def failed(self) -> int:
+        """Requests."""
+        return self.errors + self.hangups
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The totals at one moment."""
+
+    at_s: float
+    tally: Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """One backend. Times are of a monotonic clock.
+
+    ``readings``: since it was put back last, oldest first. ``until_s``: when it is put back; 0: it
+    is not ejected. ``times``: as long as the first ejection the last one was. ``quiet_s``: since
+    when nothing was found. ``ejections``: since the agent began.
+    """
+
+    readings: tuple[Reading, ...] = ()
+    until_s: float = 0.0
+    times: int = 0
+    quiet_s: float = 0.0
+    why: str = ""
+    ejections: int = 0
+
+    @property
+    def ejected(self) -> bool:
+        """Whether it gets no new flows."""
+        return self.until_s > 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What speaks against a backend: the share that failed, and what that is in words."""
+
+    share: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """The other backends that get new flows, and their weights together."""
+
+    watches: tuple[Watch, ...]
+    weight: int
+
+    def since(self, at_s: float) -> Tally:
+        """What they have had since then."""
+        total = Tally()
+        for watch in self.watches:
+            first = next((r for r in watch.readings if r.at_s >= at_s), watch.readings[-1])
+            total += watch.readings[-1].tally.since(first.tally)
+        return total
+
+
+def judges(service: Service) -> bool:
+    """Whether the backends of a service are compared at all."""
+    is_tcp = service.key.protocol is Protocol.TCP
+    return service.outlier.eject_s > 0 and is_tcp and len(service.backends) > 1
+
+
+def most(outlier: Outlier, backends: int) -> int:
+    """How many of so many backends may be ejected at once; one always, unless none may."""
+    return max(1, int(outlier.max_ejected * backends)) if outlier.max_ejected else 0
+
+
+def follow(
+    service: Service,
+    before: Mapping[BackendRef, Watch],
+    tallies: Mapping[BackendRef, Tally],
+    usable: frozenset[BackendRef],
+    now_s: float,
+    *,
+    flooded: bool = False,
+) -> dict[BackendRef, Watch]:
+    """The backends of a service after another reading, about a second after the last.
+
+    ``usable``: those that get new flows; ``flooded``: most connections begin in vain.
+    """
+    weights = {BackendRef(service.name, each.name): each.weight for each in service.backends}
+    after = {
+        ref: _read(service.outlier, before.get(ref, Watch()), tallies[ref], now_s)
+        for ref in weights
+        if ref in tallies
+    }
+    watched = [ref for ref, watch in after.items() if ref in usable and not watch.ejected]
+    found: dict[BackendRef, _Found] = {}
+    for ref in watched:
+        others = [other for other in watched if other != ref]
+        beside = _Beside(
+            tuple(after[other] for other in others), sum(weights[other] for other in others)
+        )
+        what = _requests(service.outlier, after[ref], beside)
+        if what is None and not flooded:
+            what = _handshakes(service.outlier, after[ref], weights[ref], beside)
+        if what is not None:
+            found[ref] = what
+    ejected = sum(watch.ejected for watch in after.values())
+    room = most(service.outlier, len(watched) + ejected) - ejected
+    worst = sorted(found, key=lambda ref: found[ref].share, reverse=True)
+    for ref in worst[: max(0, min(room, len(watched) - 1))]:
+        after[ref] = _eject(service.outlier, after[ref], found[ref], now_s)
+    return after
+
+
+def _read(outlier: Outlier, watch: Watch, tally: Tally, now_s: float) -> Watch:
+    if watch.ejected:
+        if now_s < watch.until_s:
+            return watch
+        return replace(watch, readings=(Reading(now_s, tally),), until_s=0.0, quiet_s=now_s, why="")
+    oldest = now_s - outlier.window_s - SETTLE_S
+    kept = tuple(reading for reading in watch.readings if reading.at_s >= oldest)
+    if watch.times and now_s - watch.quiet_s >= outlier.eject_s:
+        watch = replace(watch, times=watch.times - 1, quiet_s=now_s)
+    return replace(watch, readings=(*kept, Reading(now_s, tally)))
+
+
+def _eject(outlier: Outlier, watch: Watch, found: _Found, now_s: float) -> Watch:
+    times = min(watch.times + 1, MOST_TIMES)
+    return replace(
+        watch,
+        readings=(),
+        until_s=now_s + outlier.eject_s * times,
+        times=times,
+        why=found.why,
+        ejections=watch.ejections + 1,
+    )
+
+
+def _requests(outlier: Outlier, watch: Watch, beside: _Beside) -> _Found | None:
+    """By the newest requests, as many as it takes to tell."""
+    last = watch.readings[-1]
+    for reading in reversed(watch.readings[:-1]):
+        if reading.at_s < last.at_s - outlier.window_s:
+            return None
+        seen = last.tally.since(reading.tally)
+        if seen.requests < outlier.requests:
+            continue
+        theirs = beside.since(reading.at_s)
+        share = _share(seen.failed, seen.requests)
+        usual = _share(theirs.failed, theirs.requests)
+        if not beside.watches or share < outlier.threshold or share < WORSE * usual:
+            return None
+        return _Found(share, _failed(seen))
+    return None
+
+
+def _handshakes(outlier: Outlier, watch: Watch, weight: int, beside: _Beside) -> _Found | None:
+    """By the newest connections that have had the time to be established."""
+    last = watch.readings[-1]
+    settled = [reading for reading in watch.readings if reading.at_s <= last.at_s - SETTLE_S]
+    for reading in reversed(settled[:-1]):
+        begun = settled[-1].tally.since(reading.tally).opened
+        if begun < outlier.requests:
+            continue
+        done = last.tally.since(reading.tally).established
+        share = _share(max(begun - done, 0), begun)
+        theirs = beside.since(reading.at_s)
+        usual = _share(max(theirs.opened - theirs.established, 0), theirs.opened)
+        if share < outlier.threshold or share < WORSE * usual:
+            return None
+        fair = weight * _share(theirs.established, beside.weight)
+        if theirs.established < outlier.requests or done >= FEWER * fair:
+            return None
+        what = "was" if done == 1 else "were"
+        return _Found(share, f"{done or 'none'} of {begun} connections {what} established")
+    return None
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _failed(seen: Tally) -> str:
+    said, cut = "status 429 or 5xx", "no answer"
+    if seen.errors and seen.hangups:
+        how = f"{seen.errors} with {said}, {seen.hangups} with {cut}"
+    else:
+        how = f"with {said if seen.errors else cut}"
+    return f"{seen.failed} of {seen.requests} requests failed {how}"
