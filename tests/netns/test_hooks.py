@@ -59,9 +59,14 @@ def take_through(on: Site) -> None:
     assert status(on)["attached"]
 
 
-# Generic XDP runs the program of native, and test_modes goes through it.
+# Native is where every lab of test_agent is, and generic XDP runs its program.
 @pytest.mark.parametrize(
-    "hook", [Hook.NATIVE, Hook.TC, pytest.param(Hook.GENERIC, marks=pytest.mark.soak)]
+    "hook",
+    [
+        Hook.TC,
+        pytest.param(Hook.NATIVE, marks=pytest.mark.soak),
+        pytest.param(Hook.GENERIC, marks=pytest.mark.soak),
+    ],
 )
 def test_the_agent_is_at_the_hook_that_is_configured(hook: Hook) -> None:
     with site(name="st-hook", backends=2, hook=hook) as on:

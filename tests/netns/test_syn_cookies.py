@@ -39,7 +39,14 @@ table inet seen {{
 """  # of clients: health checks go to the server's own address
 
 
-@pytest.fixture(scope="module", params=MODES, ids=lambda mode: mode.value)
+# The soak has all of them: a lab takes seconds, and the servers of gue do the same.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(mode, marks=pytest.mark.soak if mode is Forward.IPIP else ()) for mode in MODES
+    ],
+    ids=lambda mode: mode.value,
+)
 def here(request: pytest.FixtureRequest) -> Iterator[Site]:
     mode: Forward = request.param
     with site(name=f"st-cook-{os.getpid()}", forward=mode, backends=2, clients=3) as built:

@@ -36,7 +36,14 @@ table inet router {
 """
 
 
-@pytest.fixture(scope="module", params=MODES, ids=lambda mode: mode.value)
+# The soak has all of them: a lab takes seconds, and to challenge is the same with a header more.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(mode, marks=pytest.mark.soak if mode is Forward.GUE else ()) for mode in MODES
+    ],
+    ids=lambda mode: mode.value,
+)
 def here(request: pytest.FixtureRequest) -> Iterator[Site]:
     mode: Forward = request.param
     with site(name=f"st-syn-{os.getpid()}", forward=mode, backends=2, clients=3) as built:
