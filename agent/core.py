@@ -85,7 +85,9 @@ class Core:
         self._pin_problem = ""  # why what somebody unpinned cannot be pinned again
         self.dataplane = Dataplane(config)
         self._hops = NextHops(config.interfaces, self._wake, self._way_back)
-        self._monitor = HealthMonitor(self._health_changed, self._hops.doubt, self._hops.blocked)
+        self._monitor = HealthMonitor(
+            self._health_changed, self._hops.doubt, self._hops.blocked, self._served
+        )
         self._host = Host(config, self._wake)
         self.guarding = Guarding(config, self.dataplane)
         self.limiting = Limiting(self.dataplane)
@@ -339,6 +341,13 @@ class Core:
             "health", backend=str(ref), old=old.health.value, new=new.health.value, why=new.reason
         )
         self._wake()
+
+    def _served(self, ref: BackendRef) -> int:
+        """Requests of clients that a backend has answered without an error."""
+        if not self._started.is_set() or ref not in self.observer.tallies:
+            return 0
+        tally = self.observer.tallies[ref]
+        return tally.answers - tally.errors
 
     async def _reconcile(self) -> None:
         await self._started.wait()

@@ -134,6 +134,11 @@ class CheckKind(enum.Enum):
     TCP = "tcp"
     HTTP = "http"
     HTTPS = "https"
+    COMPLETION = "completion"  # an engine's token
+    GRPC = "grpc"  # grpc.health.v1
+    UDP = "udp"
+    DNS = "dns"
+    EXEC = "exec"  # a command
 
 
 class TelemetryKind(enum.Enum):
@@ -196,7 +201,9 @@ class DownFlows(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """How a backend's health is checked. ``port`` None: the service's own."""
+    """How a backend's health is checked. ``port`` None: the service's own. ``method`` to
+    ``expect_status`` are for http and https, ``path`` for completion, too.
+    """
 
     kind: CheckKind = CheckKind.TCP
     port: int | None = None
@@ -210,6 +217,15 @@ class HealthCheck:
     host: str | None = None  # Host header and TLS server name; None: the backend's address
     expect_status: tuple[tuple[int, int], ...] = ((200, 399),)  # inclusive ranges
     verify_tls: bool = True
+    model: str | None = None  # completion; None: the first that the server lists
+    every_s: float = 30.0  # completion: between two of them, connections are opened
+    answer_within_s: float = 10.0  # completion: for its token
+    grpc_service: str = ""  # empty: the server as a whole
+    send: str = ""  # udp: a text, or "hex:" and digits
+    expect: str | None = None  # udp: what a reply has in it, likewise; None: no reply is wanted
+    query: str = "."  # dns: a name
+    record: str = "SOA"  # dns: a type
+    command: tuple[str, ...] = ()  # exec
 
 
 @dataclass(frozen=True, slots=True)

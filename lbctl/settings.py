@@ -251,6 +251,31 @@ _SETTINGS = (
         help="Whether the certificate must be valid.",
     ),
     click.option(
+        "--health-model", metavar="NAME", help="completion: the model that is asked for a token."
+    ),
+    click.option(
+        "--health-every",
+        metavar="DURATION",
+        callback=_duration,
+        help="completion: from one to the next, as in 30s.",
+    ),
+    click.option(
+        "--health-answer-within",
+        metavar="DURATION",
+        callback=_duration,
+        help="completion: time that its token may take, as in 10s.",
+    ),
+    click.option(
+        "--health-grpc-service", metavar="NAME", help="grpc: the service that is asked about."
+    ),
+    click.option("--health-send", metavar="TEXT", help="udp: what is sent; hex:00ff is two bytes."),
+    click.option("--health-expect", metavar="TEXT", help="udp: what a reply must have in it."),
+    click.option("--health-query", metavar="NAME", help="dns: the name in the question."),
+    click.option("--health-record", metavar="TYPE", help="dns: its type, as in A."),
+    click.option(
+        "--health-command", metavar="COMMAND", help="exec: a program and its arguments, no shell."
+    ),
+    click.option(
         "--telemetry",
         "telemetry_type",
         type=WordType(TelemetryKind),

@@ -5,6 +5,7 @@ Names and units are in the keys. Everything is pure.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 
@@ -388,7 +389,29 @@ def _health_check(configured: Service) -> Json:
         }
     if check.kind is CheckKind.HTTPS:
         shown["verify_tls"] = check.verify_tls
-    return shown
+    return shown | _of_kind(check)
+
+
+def _of_kind(check: HealthCheck) -> Json:
+    """What only a check of its kind has."""
+    match check.kind:
+        case CheckKind.COMPLETION:
+            return {
+                "path": check.path,
+                "model": check.model,
+                "every_s": check.every_s,
+                "answer_within_s": check.answer_within_s,
+            }
+        case CheckKind.GRPC:
+            return {"grpc_service": check.grpc_service or None}
+        case CheckKind.UDP:
+            return {"send": check.send or None, "expect": check.expect}
+        case CheckKind.DNS:
+            return {"query": check.query, "record": check.record}
+        case CheckKind.EXEC:
+            return {"command": shlex.join(check.command)}
+        case _:
+            return {}
 
 
 def _flow(flow: FlowView) -> Json:

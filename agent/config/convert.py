@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from agent.config.candidate import Candidate
-from agent.config.defaults import default_check_kind, default_timeouts, default_waiting
+from agent.config.defaults import (
+    default_check_kind,
+    default_check_path,
+    default_timeouts,
+    default_waiting,
+)
 from agent.config.failover_convert import to_failover
 from agent.config.schema import GlobalSection
 from agent.config.service_schema import (
@@ -129,8 +134,9 @@ def _timeouts(section: TimeoutsSection, protocol: Protocol) -> Timeouts:
 
 
 def _health(section: HealthSection, protocol: Protocol) -> HealthCheck:
+    kind = section.type or default_check_kind(protocol)
     return HealthCheck(
-        kind=section.type or default_check_kind(protocol),
+        kind=kind,
         port=section.port,
         interval_s=section.interval,
         timeout_s=section.timeout_s,
@@ -138,8 +144,17 @@ def _health(section: HealthSection, protocol: Protocol) -> HealthCheck:
         fall=section.fall,
         jitter=section.jitter,
         method=section.method,
-        path=section.path,
+        path=section.path or default_check_path(kind),
         host=section.host,
         expect_status=section.expect_status,
         verify_tls=section.verify_tls,
+        model=section.model,
+        every_s=section.every,
+        answer_within_s=section.answer_within,
+        grpc_service=section.grpc_service,
+        send=section.send,
+        expect=section.expect,
+        query=section.query,
+        record=section.record,
+        command=section.command,
     )

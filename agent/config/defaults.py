@@ -20,12 +20,20 @@ COMMON_CHECK_KEYS = frozenset({"type", "port", "interval", "timeout", "rise", "f
 HTTP_CHECK_KEYS = frozenset({"method", "path", "host", "expect_status"})
 TLS_CHECK_KEYS = frozenset({"verify_tls"})
 
+_OWN_CHECK_KEYS: dict[CheckKind, frozenset[str]] = {
+    CheckKind.TCP: frozenset(),
+    CheckKind.HTTP: HTTP_CHECK_KEYS,
+    CheckKind.HTTPS: HTTP_CHECK_KEYS | TLS_CHECK_KEYS,
+    CheckKind.COMPLETION: frozenset({"path", "model", "every", "answer_within"}),
+    CheckKind.GRPC: frozenset({"grpc_service"}),
+    CheckKind.UDP: frozenset({"send", "expect"}),
+    CheckKind.DNS: frozenset({"query", "record"}),
+    CheckKind.EXEC: frozenset({"command"}),
+}
 # A check that is switched off may keep its other keys, to be switched on again.
 CHECK_KEYS: dict[CheckKind, frozenset[str]] = {
-    CheckKind.NONE: COMMON_CHECK_KEYS | HTTP_CHECK_KEYS | TLS_CHECK_KEYS,
-    CheckKind.TCP: COMMON_CHECK_KEYS,
-    CheckKind.HTTP: COMMON_CHECK_KEYS | HTTP_CHECK_KEYS,
-    CheckKind.HTTPS: COMMON_CHECK_KEYS | HTTP_CHECK_KEYS | TLS_CHECK_KEYS,
+    CheckKind.NONE: COMMON_CHECK_KEYS.union(*_OWN_CHECK_KEYS.values()),
+    **{kind: COMMON_CHECK_KEYS | own for kind, own in _OWN_CHECK_KEYS.items()},
 }
 
 # The keys that only some schedulers, or one protocol, have a use for.
@@ -60,6 +68,11 @@ def default_timeouts(protocol: Protocol) -> Timeouts:
 def default_check_kind(protocol: Protocol) -> CheckKind:
     """A TCP port can be tried; what a UDP service answers to, only its operator knows."""
     return CheckKind.TCP if protocol is Protocol.TCP else CheckKind.NONE
+
+
+def default_check_path(kind: CheckKind) -> str:
+    """Where an engine takes prompts; of anything else, the root."""
+    return "/v1/completions" if kind is CheckKind.COMPLETION else _CHECK.path
 
 
 def default_check_timeout(interval_s: float) -> float:

@@ -22,6 +22,7 @@ from agent.model import MAX_PRIORITY, MAX_WEIGHT, RATE_PERIODS, Rate
 # sun_path holds 108 bytes, one of them the final NUL.
 _MAX_SOCKET_PATH = 107
 _MAX_NAME = 64
+_MAX_PAYLOAD = 1200  # bytes of a datagram that passes everywhere
 
 type StatusRanges = tuple[tuple[int, int], ...]
 
@@ -167,6 +168,19 @@ def _escape(value: object) -> int | None:
     if size > 1 << 24:
         refuse(f"{shown(value)} is out of range", remedy)
     return size
+
+
+def _payload(value: object) -> str:
+    given = text(value)
+    size = len(given.encode())
+    if given.startswith("hex:"):
+        digits = given[4:]
+        if re.fullmatch(r"(?:[0-9A-Fa-f]{2})*", digits) is None:
+            refuse(f"{shown(value)} is not hexadecimal", "give two digits a byte, as in hex:00ff")
+        size = len(digits) // 2
+    if size > _MAX_PAYLOAD:
+        refuse(f"{shown(value)} is too long", f"give at most {_MAX_PAYLOAD} bytes")
+    return given
 
 
 def text(value: object) -> str:
@@ -414,6 +428,40 @@ ModelName = Annotated[
         )
     ),
     Kind("text"),
+]
+Payload = Annotated[
+    str, BeforeValidator(_payload), Kind("text, or `hex:` and digits, up to 1200 bytes")
+]
+GrpcService = Annotated[
+    str,
+    BeforeValidator(
+        matching(r"[A-Za-z0-9_.]*", "a gRPC service", "give a name such as package.Service", 255)
+    ),
+    Kind("text"),
+]
+DnsName = Annotated[
+    str,
+    BeforeValidator(
+        matching(
+            r"\.|(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?",
+            "a domain name",
+            "give a name such as example.com, or . for the root",
+            253,
+        )
+    ),
+    Kind("domain name"),
+]
+DnsRecord = Annotated[
+    str,
+    BeforeValidator(
+        matching(
+            "A|AAAA|CNAME|MX|NS|PTR|SOA|SRV|TXT",
+            "a record type",
+            "give A, AAAA, CNAME, MX, NS, PTR, SOA, SRV or TXT",
+            8,
+        )
+    ),
+    Kind("record type, such as `A`, `SOA`"),
 ]
 Expression = Annotated[str, BeforeValidator(text), Kind("expression")]
 HostName = Annotated[

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from dataclasses import fields as dataclass_fields
 
-from agent.config.defaults import default_report_timeout, default_service
+from agent.config.defaults import (
+    default_check_path,
+    default_report_timeout,
+    default_service,
+)
 from agent.config.durations import format_duration
 from agent.config.failover_fields import failover_document
 from agent.config.load_fields import (
@@ -51,6 +55,7 @@ def service_document(service: Service) -> dict[str, object]:
         default_service(service.name, service.key, interval_s=service.health.interval_s)
     )
     default["health.interval"] = format_duration(HealthCheck().interval_s)
+    default["health.path"] = default_check_path(service.health.kind)
     # It follows the interval, too.
     report_timeout_s = default_report_timeout(service.telemetry.interval_s)
     default["telemetry.timeout"] = format_duration(report_timeout_s)
@@ -188,6 +193,15 @@ def health_fields(check: HealthCheck) -> Fields:
         "host": check.host,
         "expect_status": _status_ranges(check.expect_status),
         "verify_tls": check.verify_tls,
+        "model": check.model,
+        "every": format_duration(check.every_s),
+        "answer_within": format_duration(check.answer_within_s),
+        "grpc_service": check.grpc_service,
+        "send": check.send,
+        "expect": check.expect,
+        "query": check.query,
+        "record": check.record,
+        "command": list(check.command),
     }
 
 

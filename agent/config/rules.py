@@ -198,15 +198,21 @@ def _health(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
     path = (*service.path, "health")
     kind = health.type or default_check_kind(section.protocol)
     for key in sorted(health.model_fields_set - CHECK_KEYS[kind]):
-        right = "https" if key == "verify_tls" else "http"
+        right = [k.value for k in CheckKind if k is not CheckKind.NONE and key in CHECK_KEYS[k]]
         yield Problem(
             (*path, key),
             f"means nothing for a check of type {kind.value}",
-            f"set health.type to {right}, or remove it",
+            f"set health.type to {' or '.join(right)}, or remove it",
         )
-    if kind is CheckKind.NONE or health.port is not None:
+    if kind is CheckKind.EXEC and not health.command:
+        yield Problem(
+            path,
+            "a check of type exec needs a command",
+            "add health.command: the program and its arguments",
+        )
+    if kind in (CheckKind.NONE, CheckKind.EXEC) or health.port is not None:
         return
-    udp = section.protocol is Protocol.UDP
+    udp = section.protocol is Protocol.UDP and kind not in (CheckKind.UDP, CheckKind.DNS)
     own_ports = section.forward.is_nat and all(b.port is not None for _, b in service.backends)
     if udp or (section.key.port == ANY_PORT and not own_ports):
         what = "udp service" if udp else "service for any port"

@@ -11,6 +11,7 @@ from agent.config import kinds
 from agent.config import network_kinds as net
 from agent.config.defaults import DEFAULT_PROTOCOL, default_check_timeout, default_service
 from agent.config.durations import format_duration
+from agent.config.failover_kinds import Command
 from agent.config.section import Section
 from agent.config.telemetry_schema import (
     AffinitySection,
@@ -107,14 +108,17 @@ class HealthSection(Section):
     type: Annotated[CheckKind, *kinds.choice(CheckKind)] | None = Field(
         None,
         description="`tcp`: a connection can be opened. `http`, `https`: a request is answered "
-        "with an expected status. `none`: never checked, always up. Default: `tcp` for tcp "
-        "services, `none` for udp.",
+        "with an expected status. `completion`: an engine gives a token for a tiny prompt "
+        "(OpenAI's API). `grpc`: the server says that it serves (grpc.health.v1). `udp`: a "
+        "datagram is not refused, or answered. `dns`: a question is answered. `exec`: a command "
+        "exits with 0. `none`: never checked, always up. Default: `tcp` for tcp services, `none` "
+        "for udp. See [health checks](health.md).",
     )
     port: net.Port | None = Field(
         None,
         description="Port to check. Default: the port of the backend, if it has one, else that of "
-        "the service, of a range the first. Required for a check of a udp service, and of a "
-        "service for any port whose backends have none.",
+        "the service, of a range the first. Required for a check of a udp service that is not "
+        "`udp`, `dns` or `exec`, and of a service for any port whose backends have none.",
     )
     interval: kinds.Interval = Field(
         _CHECK.interval_s, description="Time from one check to the next."
@@ -136,7 +140,11 @@ class HealthSection(Section):
         description="Each interval is varied by up to this share, so that checks spread out.",
     )
     method: kinds.Method = Field(_CHECK.method, description="Method of the request.")
-    path: kinds.RequestPath = Field(_CHECK.path, description="Path of the request, query included.")
+    path: kinds.RequestPath | None = Field(
+        None,
+        description="Path of the request, query included. Default: `/`, of `completion` "
+        "`/v1/completions`; what ends with `/chat/completions` is asked with a message.",
+    )
     host: kinds.HostName | None = Field(
         None,
         description="Host header of the request, and the server name for TLS. Default: the "
@@ -150,6 +158,41 @@ class HealthSection(Section):
         _CHECK.verify_tls,
         description="Whether the certificate must be valid for `host`. Without it, anything that "
         "speaks TLS on that port can pass the check.",
+    )
+    model: kinds.ModelName | None = Field(
+        None,
+        description="For `completion`: the model that is asked. Default: the first that the server "
+        "lists in `/v1/models`.",
+    )
+    every: kinds.Interval = Field(
+        _CHECK.every_s,
+        description="For `completion`: time from one that was answered to the next. Every "
+        "`interval` between them, a connection is opened.",
+    )
+    answer_within: kinds.Interval = Field(
+        _CHECK.answer_within_s,
+        description="For `completion`: its token may take so long. Where the packet path sees that "
+        "the server answered clients meanwhile, a later one is no failure.",
+    )
+    grpc_service: kinds.GrpcService = Field(
+        _CHECK.grpc_service,
+        description="For `grpc`: the service that is asked about. Default: the server as a whole.",
+    )
+    send: kinds.Payload = Field(_CHECK.send, description="For `udp`: what is sent.")
+    expect: kinds.Payload | None = Field(
+        None,
+        description="For `udp`: what a reply must have in it. Default: no reply is wanted, and "
+        "only an ICMP error fails.",
+    )
+    query: kinds.DnsName = Field(_CHECK.query, description="For `dns`: the name in the question.")
+    record: kinds.DnsRecord = Field(
+        _CHECK.record, description="For `dns`: the type in the question."
+    )
+    command: Command = Field(
+        (),
+        description="For `exec`: the program and its arguments; no shell. It runs as the agent "
+        "does, with the server in `STEELYARD_ADDRESS` and `STEELYARD_PORT`; the first line that it "
+        "writes is shown.",
     )
 
     @model_validator(mode="after")

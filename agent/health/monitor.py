@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,6 +17,8 @@ from agent.health.probe import probe as probe_server
 from agent.health.rules import (
     ProbeResult,
     checking,
+    due,
+    excused,
     next_delay_s,
     observe,
     rechecked,
@@ -58,6 +61,8 @@ class HealthMonitor:
     ``on_change(ref, old, new)`` is called from the event loop when a result changes a backend's
     health; ``set_targets`` calls it for nobody, so read the statuses after it.
     ``on_silence(address)`` is called likewise for each check to which nothing came back.
+    ``served(ref)`` counts the clients' requests that a backend has answered well, as far as anybody
+    sees them: one that is busy with these is not ill.
     ``blocked(address, since_s)`` says why nothing could leave for there at some time since, by the
     monotonic clock, or is empty: what fails then says nothing of the server.
     """
@@ -67,12 +72,14 @@ class HealthMonitor:
         on_change: OnChange,
         on_silence: Callable[[Address], None] = lambda _: None,
         blocked: Callable[[Address, float], str] = lambda *_: "",
+        served: Callable[[BackendRef], int] = lambda _: 0,
         *,
         probe: Probe = probe_server,
     ) -> None:
         self._on_change = on_change
         self._on_silence = on_silence
         self._blocked = blocked
+        self._served = served
         self._resumed = asyncio.Event()  # another one each time
         self._probe = probe
         self._patience = Patience()
@@ -143,17 +150,20 @@ class HealthMonitor:
 
     async def _check(self, ref: BackendRef, target: Target) -> None:
         loop = asyncio.get_running_loop()
-        started = loop.time()
+        started, completed = loop.time(), -math.inf  # when a completion was answered last
         while True:
             delay = next_delay_s(target.check, self._statuses[ref], random.random())  # noqa: S311
             await self._pause(max(0.0, started + delay - loop.time()))
             try:
                 async with self._slots:
                     started = loop.time()
-                    result = await self._probe(
-                        target.check, target.address, target.port, self._patience
-                    )
+                    check = due(target.check, self._statuses[ref], started - completed)
+                    served = self._served(ref)
+                    result = await self._probe(check, target.address, target.port, self._patience)
                 self._complained = False
+                if check.kind is CheckKind.COMPLETION:
+                    result = excused(result, self._served(ref) - served)
+                    completed = started if result.ok else -math.inf
                 if result.unsent and not self._blocked(target.address, started):
                     await asyncio.sleep(LINK_NEWS_S)
                 self._take(ref, target, result, started)

@@ -16,14 +16,16 @@ class ProbeResult:
     """What one probe saw; ``detail`` is what an operator reads.
 
     ``silent``: nothing at all came back, not even a refusal. So the server's host may be gone.
-    ``unsent``: this host knew no way, so maybe its own link is down.
+    ``unsent``: this host knew no way, so maybe its own link is down. ``busy``: it was reached, and
+    has not answered in time, or takes no more now.
     """
 
     ok: bool
     detail: str
-    latency_ms: float
+    latency_ms: float | None  # None: the time says nothing of the way
     silent: bool = False
     unsent: bool = False
+    busy: bool = False
 
 
 def checking(now: float) -> HealthStatus:
@@ -57,7 +59,7 @@ def observe(
         health=health,
         reason=reason,
         since=status.since if health is status.health else now,
-        latency_ms=result.latency_ms if result.ok else None,
+        latency_ms=(result.latency_ms or status.latency_ms) if result.ok else None,
         passes=passes,
         failures=failures,
         silent=result.silent,
@@ -82,6 +84,25 @@ def rechecked(old: HealthCheck, new: HealthCheck, status: HealthStatus, now: flo
     if status.health is Health.UNCHECKED:
         return HealthStatus(Health.UP, "unchecked until now; the first check is on its way", now)
     return replace(status, passes=0, failures=0, silent=False)
+
+
+def due(check: HealthCheck, status: HealthStatus, since_s: float) -> HealthCheck:
+    """What to ask now: a completion costs the engine something, so while the last one was answered
+    less than ``every_s`` ago, and nothing has failed since, to connect is enough.
+    """
+    if check.kind is not CheckKind.COMPLETION or since_s >= check.every_s:
+        return check
+    if status.health is not Health.UP or status.failures:
+        return check
+    return replace(check, kind=CheckKind.TCP)
+
+
+def excused(result: ProbeResult, served: int) -> ProbeResult:
+    """A server that was too busy for the check, but has answered clients meanwhile, is well."""
+    if result.ok or not result.busy or served <= 0:
+        return result
+    many = "a client" if served == 1 else f"{served} clients"
+    return replace(result, ok=True, detail=f"{result.detail}, but it answered {many} meanwhile")
 
 
 def next_delay_s(check: HealthCheck, status: HealthStatus, rnd: float) -> float:

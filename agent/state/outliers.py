@@ -12,11 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from agent.model import BackendRef, Outlier, Protocol, Service
+from agent.model import BackendRef, Forward, Outlier, Protocol, Service
 
 SETTLE_S = 2.0  # in which the client's ACK may come: a SYN that is lost is sent again after 1 s
 FEWER = 0.25  # of the others' established connections by weight: so few are no even share
 WORSE = 2.0  # times the others' share that fails
+# What it mostly is, where the check passes and clients' connections are not established.
+_ON_LO = "is the VIP on its lo? run `lbctl doctor --role backend` there"
+_ASKS = {
+    Forward.DSR: _ON_LO,
+    Forward.IPIP: f"does it unpack ipip, and {_ON_LO}",
+    Forward.GUE: f"does it unpack gue, and {_ON_LO}",
+    Forward.NAT: "do its answers come back through this balancer?",
+    Forward.FULLNAT: "is a firewall in the way?",
+}
 MOST_TIMES = 10  # as long as the first ejection, at most
 
 
@@ -159,7 +168,7 @@ def follow(
         )
         what = _requests(service.outlier, after[ref], beside)
         if what is None and not flooded:
-            what = _handshakes(service.outlier, after[ref], weights[ref], beside)
+            what = _handshakes(service, after[ref], weights[ref], beside)
         if what is not None:
             found[ref] = what
     ejected = sum(watch.ejected for watch in after.values())
@@ -212,8 +221,9 @@ def _requests(outlier: Outlier, watch: Watch, beside: _Beside) -> _Found | None:
     return None
 
 
-def _handshakes(outlier: Outlier, watch: Watch, weight: int, beside: _Beside) -> _Found | None:
+def _handshakes(service: Service, watch: Watch, weight: int, beside: _Beside) -> _Found | None:
     """By the newest connections that have had the time to be established."""
+    outlier, forward = service.outlier, service.forward
     last = watch.readings[-1]
     settled = [reading for reading in watch.readings if reading.at_s <= last.at_s - SETTLE_S]
     for reading in reversed(settled[:-1]):
@@ -230,7 +240,8 @@ def _handshakes(outlier: Outlier, watch: Watch, weight: int, beside: _Beside) ->
         if theirs.established < outlier.requests or done >= FEWER * fair:
             return None
         what = "was" if done == 1 else "were"
-        return _Found(share, f"{done or 'none'} of {begun} connections {what} established")
+        why = f"{done or 'none'} of {begun} connections {what} established"
+        return _Found(share, f"{why} ({_ASKS[forward]})")
     return None
 
 

@@ -96,11 +96,41 @@ expressions = st.sampled_from(
 statuses = st.tuples(st.integers(100, 599), st.integers(100, 599)).map(lambda t: (min(t), max(t)))
 
 
+_payloads = st.text(max_size=20).filter(lambda text: not text.startswith("hex:")) | st.binary(
+    max_size=20
+).map(lambda data: f"hex:{data.hex()}")
+_OF_KIND: dict[CheckKind, st.SearchStrategy[dict[str, object]]] = {
+    CheckKind.TCP: st.just({}),
+    CheckKind.COMPLETION: st.fixed_dictionaries(
+        {
+            "path": st.sampled_from(["/", "/v1/completions", "/v1/chat/completions"]),
+            "model": st.none() | st.just("org/tiny-1"),
+            "every_s": st.floats(0.1, 3600),
+            "answer_within_s": st.floats(0.1, 3600),
+        }
+    ),
+    CheckKind.GRPC: st.fixed_dictionaries({"grpc_service": st.sampled_from(["", "chat.Chat"])}),
+    CheckKind.UDP: st.fixed_dictionaries({"send": _payloads, "expect": st.none() | _payloads}),
+    CheckKind.DNS: st.fixed_dictionaries(
+        {
+            "query": st.sampled_from([".", "example.com", "_dns.example.com."]),
+            "record": st.sampled_from(["A", "SOA", "TXT"]),
+        }
+    ),
+    CheckKind.EXEC: st.fixed_dictionaries(
+        {"command": st.lists(st.text(max_size=9), max_size=3).map(lambda w: ("/bin/check", *w))}
+    ),
+}
+
+
 @st.composite
 def checks(draw: st.DrawFn, key: ServiceKey) -> HealthCheck:
     kind = draw(st.sampled_from(CheckKind))
     interval_s = draw(st.integers(1, 3600).map(float) | st.floats(0.1, 3600))
-    needs_port = kind is not CheckKind.NONE and (key.protocol is Protocol.UDP or key.port == 0)
+    by_service = kind in (CheckKind.UDP, CheckKind.DNS)
+    needs_port = kind not in (CheckKind.NONE, CheckKind.EXEC) and (
+        (key.protocol is Protocol.UDP and not by_service) or key.port == 0
+    )
     ports = st.integers(1, 65535)
     check = HealthCheck(
         kind=kind,
@@ -111,8 +141,8 @@ def checks(draw: st.DrawFn, key: ServiceKey) -> HealthCheck:
         fall=draw(st.integers(1, 100)),
         jitter=draw(st.floats(0, 1)),
     )
-    if kind is CheckKind.TCP:
-        return check
+    if kind in _OF_KIND:
+        return dataclasses.replace(check, **draw(_OF_KIND[kind]))
     check = dataclasses.replace(
         check,
         method=draw(st.sampled_from(["GET", "HEAD"])),

@@ -16,6 +16,7 @@ from agent.model import (
     CheckKind,
     Config,
     Forward,
+    HealthCheck,
     Hook,
     Limits,
     Nat,
@@ -27,6 +28,25 @@ from agent.model import (
 from tests.unit.config.documents import backend, load, problems, service
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_checks_of_every_kind_become_the_model() -> None:
+    def checked(protocol: str = "tcp", **health: object) -> HealthCheck:
+        return load(service(protocol=protocol, health=health)).services[0].health
+
+    engine = checked(type="completion", model="org/m", every="1m")
+    assert (engine.kind, engine.path, engine.model) == (
+        CheckKind.COMPLETION, "/v1/completions", "org/m"
+    )  # fmt: skip
+    assert (engine.every_s, engine.answer_within_s) == (60, 10)
+    assert checked(type="completion", path="/v1/chat/completions").path == "/v1/chat/completions"
+    assert checked(type="grpc", grpc_service="a.B").grpc_service == "a.B"
+    assert checked(type="exec", command="/bin/check 'a b'").command == ("/bin/check", "a b")
+    udp = checked("udp", type="udp", send="hex:00ff", expect="pong")
+    assert (udp.send, udp.expect) == ("hex:00ff", "pong")
+    dns = checked("udp", type="dns", query="example.com", record="A")
+    assert (dns.query, dns.record) == ("example.com", "A")
+    assert checked("udp", type="exec", command="/bin/true").kind is CheckKind.EXEC
 
 
 def test_the_interface_alone_is_a_configuration() -> None:
@@ -302,6 +322,31 @@ services:
         ({"backends": [None]}, "services[0].backends[0]: nothing is not a mapping"),
         ({"health": {"timeout": "3s"}}, "services[0].health: timeout 3s is longer than"),
         ({"health": {"path": "/x"}}, "services[0].health.path: means nothing for a check of"),
+        (
+            {"health": {"type": "http", "model": "m"}},
+            "services[0].health.model: means nothing for a check of type http",
+        ),
+        ({"health": {"type": "exec"}}, "services[0].health: a check of type exec needs a command"),
+        (
+            {"health": {"type": "exec", "command": "check --fast"}},
+            "services[0].health.command: 'check --fast' does not begin with an absolute path",
+        ),
+        (
+            {"health": {"type": "udp", "send": "hex:0"}},
+            "services[0].health.send: 'hex:0' is not hexadecimal",
+        ),
+        (
+            {"health": {"type": "dns", "query": "a b"}},
+            "services[0].health.query: 'a b' is not a domain name",
+        ),
+        (
+            {"health": {"type": "dns", "record": "ANY"}},
+            "services[0].health.record: 'ANY' is not a record type",
+        ),
+        (
+            {"health": {"type": "grpc"}, "protocol": "udp"},
+            "services[0].health.type: grpc checks of a udp service need a port",
+        ),
         (
             {"health": {"type": "http", "verify_tls": False}},
             "services[0].health.verify_tls: means nothing for a check of type http",

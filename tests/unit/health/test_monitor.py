@@ -295,3 +295,62 @@ def test_the_kernel_s_word_of_a_link_may_come_after_the_failure() -> None:
 
     asyncio.run(story())
     assert watch.changes == []
+
+
+def test_a_completion_is_asked_for_now_and_then_and_again_while_it_fails() -> None:
+    asked: list[CheckKind] = []
+    well = True
+
+    async def probe(check: HealthCheck, *_: object) -> ProbeResult:
+        asked.append(check.kind)
+        ok = well or check.kind is not CheckKind.COMPLETION
+        return ProbeResult(ok, "", None, busy=not ok)
+
+    async def story() -> None:
+        nonlocal well
+        served = {REF: 0}
+        monitor = HealthMonitor(lambda *_: None, served=served.__getitem__, probe=probe)
+        check = replace(CHECK, kind=CheckKind.COMPLETION, every_s=3600.0)
+        monitor.set_targets({REF: replace(TARGET, check=check)})
+        running = asyncio.create_task(monitor.run())
+        await _until(lambda: len(asked) >= 5)
+        assert asked[0] is CheckKind.COMPLETION
+        assert set(asked[1:]) == {CheckKind.TCP}
+        well = False
+        monitor.set_targets({REF: replace(TARGET, check=replace(check, every_s=0.1))})
+        await _until(lambda: monitor.status(REF).health is Health.DOWN)
+        well = True
+        await _until(lambda: monitor.status(REF).health is Health.UP)
+        running.cancel()
+
+    asyncio.run(story())
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def test_an_engine_that_is_busy_with_clients_stays_up() -> None:
+    served = 0
+    asked = 0
+
+    async def probe(_check: HealthCheck, *_: object) -> ProbeResult:
+        nonlocal served, asked
+        asked += 1
+        served += 7
+        return ProbeResult(False, "no answer within 10 s", None, busy=True)
+
+    async def story() -> None:
+        monitor = HealthMonitor(lambda *_: None, served=lambda _: served, probe=probe)
+        check = replace(CHECK, kind=CheckKind.COMPLETION, every_s=0.1)
+        monitor.set_targets({REF: replace(TARGET, check=check)})
+        running = asyncio.create_task(monitor.run())
+        await _until(lambda: asked >= 5)
+        status = monitor.status(REF)
+        running.cancel()
+        assert status.health is Health.UP
+        assert status.reason == "no answer within 10 s, but it answered 7 clients meanwhile"
+
+    asyncio.run(story())

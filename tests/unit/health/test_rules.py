@@ -8,6 +8,8 @@ from agent.health.rules import (
     ProbeResult,
     adopted,
     checking,
+    due,
+    excused,
     next_delay_s,
     observe,
     rechecked,
@@ -89,3 +91,34 @@ def test_a_check_that_is_removed_leaves_the_backend_unchecked() -> None:
     none = replace(CHECK, kind=CheckKind.NONE)
     status = rechecked(CHECK, none, adopted(Health.DOWN, 0.0), 9.0)
     assert (status.health, status.since) == (Health.UNCHECKED, 9.0)
+
+
+# -- completions
+
+COMPLETION = HealthCheck(CheckKind.COMPLETION, every_s=30.0)
+BUSY = ProbeResult(ok=False, detail="no answer within 10 s", latency_ms=None, busy=True)
+
+
+def test_between_completions_to_connect_is_enough_while_all_is_well() -> None:
+    up = adopted(Health.UP, 0.0)
+    assert due(COMPLETION, up, 29.9).kind is CheckKind.TCP
+    assert due(COMPLETION, up, 30.0) == COMPLETION
+    assert due(COMPLETION, replace(up, failures=1), 1.0) == COMPLETION
+    assert due(COMPLETION, checking(0.0), 1.0) == COMPLETION
+    assert due(COMPLETION, adopted(Health.DOWN, 0.0), 1.0) == COMPLETION
+    assert due(CHECK, up, 1.0) == CHECK
+
+
+def test_who_answers_clients_is_not_ill_because_he_is_busy() -> None:
+    assert excused(BUSY, 0) == BUSY
+    assert excused(BUSY, 3).ok
+    assert excused(BUSY, 3).detail == "no answer within 10 s, but it answered 3 clients meanwhile"
+    assert excused(BUSY, 1).detail.endswith("it answered a client meanwhile")
+    assert excused(FAIL, 3) == FAIL
+    assert excused(PASS, 3) == PASS
+
+
+def test_what_is_no_round_trip_leaves_the_last_one_known() -> None:
+    status = after(checking(100.0), PASS, replace(PASS, latency_ms=None))
+    assert status.latency_ms == 3.0
+    assert after(checking(100.0), replace(PASS, latency_ms=None)).latency_ms is None

@@ -80,6 +80,7 @@ def test_who_fails_where_others_do_not_is_ejected_within_seconds(fails: Tally, w
     assert not here.pass_seconds(30, GOOD, GOOD, GOOD, GOOD)
     assert here.pass_seconds(4, fails, GOOD, GOOD, GOOD) == {"s0"}
     assert why.split()[-1] in here.watch("s0").why
+    assert ("VIP on its lo?" in here.watch("s0").why) is (not fails.answers and not fails.hangups)
     assert here.watch("s0").ejections == 1
 
 

@@ -1,0 +1,339 @@
+"""The talks of health checks: what is said to a server, and what came of it in words.
+
+Each takes a check, an address and a port, and gives whether the server is well, and why. What the
+network does (OSError, TimeoutError, aiohttp's errors) is for ``agent.health.probe``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from agent.health import grpc
+from agent.model import Address, CheckKind, HealthCheck
+
+USER_AGENT = "steelyard-health-check"
+MOST_BYTES = 1 << 18  # of an answer that is read
+MOST_WORDS = 200  # characters of what a command says
+COMMANDS_AT_ONCE = 32
+# A server that is full says so, and is not ill.
+FULL_STATUSES = (429, 503)
+_PROMPT = "Hi"
+
+
+class FullError(Exception):
+    """The server is there, and takes no more now."""
+
+
+class _Socket(socket.socket):
+    """A socket of which is known, after its end too, whether the other side has answered."""
+
+    was_connected = False
+
+    def is_connected(self) -> bool:
+        with contextlib.suppress(OSError):  # not connected, or closed
+            self.getpeername()
+            self.was_connected = True
+        return self.was_connected
+
+    def close(self) -> None:
+        self.is_connected()
+        super().close()
+
+
+@dataclass(slots=True)
+class Line:
+    """The connection of one probe: a host that takes it lives, however late its answer is."""
+
+    end: _Socket | None = None
+    heard: bool = False  # something came back that is no connection
+
+    def open(self, where: tuple[Any, ...]) -> socket.socket:
+        """A socket for an address as ``getaddrinfo`` has it."""
+        family, kind, protocol = where[:3]
+        self.end = _Socket(family, kind, protocol)
+        return self.end
+
+    def is_connected(self) -> bool:
+        """Whether the other side has answered."""
+        return self.heard or (self.end is not None and self.end.is_connected())
+
+
+type Verdict = tuple[bool, str]
+type Talk = Callable[[HealthCheck, Address, int, Line], Awaitable[Verdict]]
+
+
+async def _tcp(_check: HealthCheck, address: Address, port: int, _line: Line) -> Verdict:
+    started = time.monotonic()
+    _, writer = await asyncio.open_connection(str(address), port)
+    writer.transport.abort()  # nothing was written, so this is an ordinary close, only at once
+    return True, f"connected in {_milliseconds(started)}"
+
+
+# -- HTTP
+
+
+async def _http(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
+    started = time.monotonic()
+    headers = {} if check.host is None else {"Host": check.host}
+    is_tls = check.kind is CheckKind.HTTPS
+    async with (
+        _session(line, tls_context(check.verify_tls) if is_tls else True) as session,
+        session.request(
+            check.method,
+            _url(check.kind.value, address, port, check.path),
+            headers=headers,
+            allow_redirects=False,
+            server_hostname=check.host if is_tls else None,
+        ) as response,
+    ):
+        # The status is the verdict; a body, however long, is not waited for.
+        status = response.status
+    ok = any(low <= status <= high for low, high in check.expect_status)
+    detail = f"HTTP {status} in {_milliseconds(started)}"
+    return ok, detail if ok else f"{detail}, expected {_ranges(check.expect_status)}"
+
+
+@asynccontextmanager
+async def _session(line: Line, tls: ssl.SSLContext | bool) -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.TCPConnector(
+        force_close=True,
+        limit=1,
+        ssl=tls,
+        resolver=aiohttp.ThreadedResolver(),  # never used: the address is one
+        socket_factory=line.open,
+    )
+    async with aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        auto_decompress=False,
+        headers={"User-Agent": USER_AGENT, "Accept": "*/*"},
+    ) as session:
+        yield session
+
+
+def _url(scheme: str, address: Address, port: int, path: str) -> URL:
+    literal = f"[{address}]" if address.version == 6 else str(address)
+    # The path goes out exactly as the operator wrote it.
+    return URL(f"{scheme}://{literal}:{port}{path}", encoded=True)
+
+
+@cache
+def tls_context(verify: bool) -> ssl.SSLContext:
+    """One context for all connections that verify certificates, one for those that do not."""
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+# -- an engine
+
+
+async def _completion(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
+    """One token of a tiny prompt (OpenAI's API): the engine itself works, not only its front."""
+    started = time.monotonic()
+    async with _session(line, tls=True) as session:
+        model = check.model or await _first_model(
+            session, _url("http", address, port, "/v1/models")
+        )
+        is_chat = check.path.partition("?")[0].endswith("/chat/completions")
+        asked: dict[str, object] = {"model": model, "max_tokens": 1, "temperature": 0}
+        asked |= (
+            {"messages": [{"role": "user", "content": _PROMPT}]} if is_chat else {"prompt": _PROMPT}
+        )
+        url = _url("http", address, port, check.path)
+        async with session.post(url, json=asked, allow_redirects=False) as response:
+            body = await response.content.read(MOST_BYTES)
+            status = response.status
+    if status in FULL_STATUSES:
+        raise FullError(f"HTTP {status} in {_milliseconds(started)}: it takes no more now")
+    if status != 200:
+        return False, f"HTTP {status} in {_milliseconds(started)} for a completion"
+    if not _choices(body):
+        return False, f"an answer without a completion in {_milliseconds(started)}"
+    return True, f"a token of {model} in {_milliseconds(started)}"
+
+
+async def _first_model(session: aiohttp.ClientSession, url: URL) -> str:
+    async with session.get(url, allow_redirects=False) as response:
+        body = await response.content.read(MOST_BYTES)
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return str(json.loads(body)["data"][0]["id"])
+    return "default"  # a server with one model mostly takes any name
+
+
+def _choices(body: bytes) -> bool:
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return len(json.loads(body)["choices"]) > 0
+    return False
+
+
+async def _grpc(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
+    started = time.monotonic()
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    end = line.open((family, socket.SOCK_STREAM, 0))
+    end.setblocking(False)
+    try:
+        await loop.sock_connect(end, (str(address), port))
+        reader, writer = await asyncio.open_connection(sock=end)
+    except BaseException:
+        end.close()
+        raise
+    try:
+        ok, said = await grpc.check(reader, writer, f"{address}:{port}", check.grpc_service)
+    finally:
+        writer.transport.abort()
+    return ok, f"{said} in {_milliseconds(started)}"
+
+
+# -- datagrams
+
+
+class _Reply(asyncio.DatagramProtocol):
+    """The first datagram that comes back, or what the network says."""
+
+    def __init__(self) -> None:
+        self.came: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def datagram_received(self, data: bytes, _addr: object) -> None:
+        if not self.came.done():
+            self.came.set_result(data)
+
+    def error_received(self, exc: Exception) -> None:
+        if not self.came.done():
+            self.came.set_exception(exc)
+
+
+async def _udp(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
+    """A reply; where none is expected, no ICMP error until the time is over."""
+    started = time.monotonic()
+    loop = asyncio.get_running_loop()
+    transport, reply = await loop.create_datagram_endpoint(_Reply, remote_addr=(str(address), port))
+    try:
+        transport.sendto(payload(check.send))
+        if check.expect is None:
+            with contextlib.suppress(TimeoutError):
+                # A refusal comes within a round trip.
+                data = await asyncio.wait_for(asyncio.shield(reply.came), check.timeout_s / 2)
+                return True, f"{len(data)} bytes in {_milliseconds(started)}"
+            return True, "nothing refuses it"
+        data = await reply.came
+    finally:
+        transport.close()
+        reply.came.cancel()
+    line.heard = True
+    took = f"{len(data)} bytes in {_milliseconds(started)}"
+    if payload(check.expect) in data:
+        return True, took
+    return False, f"{took}, without {check.expect!r}"
+
+
+def payload(written: str) -> bytes:
+    """What an operator writes for the bytes of a datagram: a text, or ``hex:`` and digits."""
+    return bytes.fromhex(written[4:]) if written.startswith("hex:") else written.encode()
+
+
+async def _dns(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
+    """NOERROR to a question; over TCP when the answer is cut off."""
+    import dns.asyncquery
+    import dns.exception
+    import dns.message
+    import dns.rcode
+
+    started = time.monotonic()
+    asked = dns.message.make_query(check.query, check.record)
+    try:
+        answer, by_tcp = await dns.asyncquery.udp_with_fallback(asked, str(address), port=port)
+    except dns.exception.DNSException as error:
+        line.heard = True
+        return False, f"the answer is not DNS ({type(error).__name__})"
+    line.heard = True
+    code = dns.rcode.to_text(answer.rcode())
+    detail = f"{code} in {_milliseconds(started)}{', by TCP' if by_tcp else ''}"
+    return code == "NOERROR", detail
+
+
+# -- a command
+
+_commands: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+
+
+async def _exec(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
+    """Exit status 0; it and all that it started are killed in the end."""
+    line.heard = True  # what a command finds says nothing of the server's host
+    started = time.monotonic()
+    async with _turn():
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *check.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=_environment(address, port),
+                start_new_session=True,
+            )
+        except OSError as error:
+            return False, f"{check.command[0]}: {error.strerror or error}"
+        assert process.stdout is not None  # noqa: S101 (it is a pipe)
+        try:
+            said = await process.stdout.read(MOST_BYTES)
+            status = await process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    words = said.decode(errors="replace").strip().partition("\n")[0][:MOST_WORDS]
+    detail = f"exit status {status} in {_milliseconds(started)}" + (f": {words}" if words else "")
+    return status == 0, detail
+
+
+def _turn() -> asyncio.Semaphore:
+    loop = asyncio.get_running_loop()
+    if loop not in _commands:
+        _commands.clear()
+        _commands[loop] = asyncio.Semaphore(COMMANDS_AT_ONCE)
+    return _commands[loop]
+
+
+def _environment(address: Address, port: int) -> dict[str, str]:
+    kept = {key: os.environ[key] for key in ("PATH", "LANG", "HOME") if key in os.environ}
+    return kept | {"STEELYARD_ADDRESS": str(address), "STEELYARD_PORT": str(port)}
+
+
+TALKS: Mapping[CheckKind, Talk] = {
+    CheckKind.TCP: _tcp,
+    CheckKind.HTTP: _http,
+    CheckKind.HTTPS: _http,
+    CheckKind.COMPLETION: _completion,
+    CheckKind.GRPC: _grpc,
+    CheckKind.UDP: _udp,
+    CheckKind.DNS: _dns,
+    CheckKind.EXEC: _exec,
+}
+
+
+def _ranges(ranges: tuple[tuple[int, int], ...]) -> str:
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
+def _milliseconds(started: float) -> str:
+    elapsed_ms = (time.monotonic() - started) * 1000
+    return f"{elapsed_ms:.0f} ms" if elapsed_ms >= 1 else "under 1 ms"
