@@ -108,7 +108,9 @@ async def _scrape(
 ) -> Result:
     reports = failures = 0
 
-    def on_report(_key: Key, report: Report | Failure, _asked: float, _got: float) -> None:
+    def on_report(
+        _key: Key, report: Report | Failure, _asked: float, _got: float, _pace: float
+    ) -> None:
         nonlocal reports, failures
         if isinstance(report, EngineReport) and report.queue is not None:
             reports += 1

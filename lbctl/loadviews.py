@@ -79,7 +79,11 @@ def engine(row: Row) -> str:
         parts.append("hot: chosen only where all that are compared are")
     age = humanise.milliseconds(told["age_s"] * 1000)
     stale = "" if told["fresh"] else ", too old to count"
-    return f"{told['source']}: {', '.join(parts) or 'no queue told'} ({age} ago{stale}){problem}"
+    every = ""
+    if told["asked_every_s"] is not None:
+        every = f", asked every {humanise.milliseconds(told['asked_every_s'] * 1000)}"
+    words = ", ".join(parts) or "no queue told"
+    return f"{told['source']}: {words} ({age} ago{every}{stale}){problem}"
 
 
 def cached(row: Row) -> str:

@@ -19,6 +19,7 @@ def reported(service: Service, view: Reported | None) -> Json | None:
         "source": service.telemetry.kind.value,
         "fresh": view.fresh,
         "age_s": _rounded(view.age_s, 3),
+        "asked_every_s": _rounded(view.every_s, 3),
         "requests_running": view.running,
         "requests_waiting": view.waiting,
         "kv_cache_used_ratio": _rounded(view.kv_usage, 4),

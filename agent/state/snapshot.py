@@ -73,6 +73,7 @@ class Reported:
     asked: bool = True  # the engine; False: the GPUs alone
     fresh: bool = False
     age_s: float | None = None
+    every_s: float | None = None  # how often it is asked
     running: float | None = None  # requests
     waiting: float | None = None
     kv_usage: float | None = None  # share of the KV cache, 0 to 1

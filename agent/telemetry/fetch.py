@@ -51,6 +51,8 @@ class Link:
         self._connecting: asyncio.Task[None] | None = None
         self._answer: Answer | None = None  # None: nothing is asked
         self._partial = bytearray()
+        self.rtt_s = 0.0  # a round trip: what the last connect took, without TLS; 0: not known
+        self._began = 0.0  # when it was last connected
         self._reused = False  # the present request went over a connection that had served before
 
     def ask(self) -> None:
@@ -75,6 +77,8 @@ class Link:
     def opened(self, wire: _Wire) -> None:
         """A connection is there. A server that speaks first may do so right away."""
         self._wire = wire
+        if not self._target.tls:
+            self.rtt_s = asyncio.get_running_loop().time() - self._began
         self._send(wire)
 
     def received(self, data: memoryview) -> None:
@@ -113,10 +117,11 @@ class Link:
         self._connecting = self._spawn(self._open())
 
     async def _open(self) -> None:
-        target = self._target
+        target, loop = self._target, asyncio.get_running_loop()
+        self._began = loop.time()
         try:
             context = tls_context(target.verify_tls) if target.tls else None
-            await asyncio.get_running_loop().create_connection(
+            await loop.create_connection(
                 lambda: _Wire(self),
                 str(target.address),
                 target.port,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from heapq import heappop, heappush
 
@@ -25,17 +26,23 @@ _JITTER = 0.05  # of the interval, so that balancers do not ask in step
 _TOGETHER_S = 0.005  # what is due within this time is asked at once: fewer wake-ups
 _DEADLINES_EVERY_S = 0.02
 _PAUSE_FACTOR = 20.0  # a page that takes long to read is read the less often
+# What a page takes is mostly the engine's own time: that it is asked for it is to be 2 % at most.
+_COST_FACTOR = 50.0
+_SLOWEST_S = 1.0  # for that reason alone
+_TAKES = 16  # pages; the quickest of them waited for nothing else
 
 type Key = tuple[BackendRef, Topic]
 type OnAsk = Callable[[Key], None]
-type OnReport = Callable[[Key, Report | Failure, float, float], None]
+type OnReport = Callable[[Key, Report | Failure, float, float, float], None]
 
 
 class TelemetryMonitor:
     """Asks its targets while ``run`` runs, each once however many keys want to know.
 
     ``on_ask(key)`` is called right before a request is written, ``on_report(key, report,
-    asked_at, got_at)`` with what came of it, for each key; both from the event loop.
+    asked_at, got_at, pace_s)`` with what came of it, for each key; both from the event loop.
+    ``pace_s``: the time from one question to the next, longer than the interval where a page costs
+    its server much.
     """
 
     def __init__(self, on_ask: OnAsk, on_report: OnReport) -> None:
@@ -87,7 +94,7 @@ class TelemetryMonitor:
     ) -> None:
         """A watch has its answer, that came at ``now`` and took so long to read."""
         self._asked.discard(watch)
-        delay = watch.interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+        delay = watch.pace_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
         if isinstance(report, Failure):
             watch.failures += 1
             backoff = watch.interval_s * 2.0 ** min(watch.failures - 1, 30)
@@ -99,7 +106,7 @@ class TelemetryMonitor:
             if key not in watch.keys:
                 continue  # it asks somebody else by now
             try:
-                self._on_report(key, report, watch.asked_at, now)
+                self._on_report(key, report, watch.asked_at, now, watch.pace_s)
             except Exception:  # a defect there must not end the scrapes
                 log.exception("a report was not taken", backend=str(key[0]))
 
@@ -175,7 +182,15 @@ class _Watch:
         self._timeout_s = target.timeout_s
         ask = ask_of(target)
         self._read = ask.read
+        self._takes: deque[float] = deque(maxlen=_TAKES)
         self.link = Link(target, ask.request, self._spawn, self._asking, self._answered)
+
+    @property
+    def pace_s(self) -> float:
+        """From one question to the next."""
+        if len(self._takes) < _TAKES:
+            return self.interval_s
+        return max(self.interval_s, min(min(self._takes) * _COST_FACTOR, _SLOWEST_S))
 
     def ask(self, now: float) -> None:
         self.asked_at = now
@@ -201,6 +216,7 @@ class _Watch:
         now = loop.time()
         if not isinstance(answer, Failure):
             try:
+                self._takes.append(max(now - self.asked_at - self.link.rtt_s, 0.0))
                 report = self._read(answer)
             except Exception:  # a defect of a reader must not end all the others
                 log.exception("a page could not be read", backend=str(self.keys[0][0]))

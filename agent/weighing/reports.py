@@ -31,13 +31,15 @@ log = structlog.get_logger()
 class Heard:
     """The newest report of one target, and what went wrong since.
 
-    Times are of the monotonic clock; ``fresh_s``: how long a report counts.
+    Times are of the monotonic clock; ``fresh_s``: how long a report counts; ``pace_s``: how often
+    it is asked.
     """
 
     report: Report | None = None
     asked_at: float = 0.0
     failure: str = ""  # why there was none since; empty: there was
     fresh_s: float = 0.0
+    pace_s: float = 0.0
 
     def is_fresh(self, now: float) -> bool:
         return self.report is not None and now - self.asked_at <= self.fresh_s
@@ -91,7 +93,7 @@ class Reports:
         }
         self._since = {key: self._since[key] if key in kept else now for key in targets}
         self._heard = {
-            key: replace(heard, fresh_s=_fresh_s(targets[key]))
+            key: replace(heard, fresh_s=_fresh_s(targets[key], heard.pace_s))
             for key, heard in self._heard.items()
             if key in kept
         }
@@ -141,7 +143,9 @@ class Reports:
         if topic is Topic.ENGINE:
             self._scores.asked(ref)
 
-    def _take(self, key: Key, report: Report | Failure, asked_at: float, _got_at: float) -> None:
+    def _take(
+        self, key: Key, report: Report | Failure, asked_at: float, _got_at: float, pace_s: float
+    ) -> None:
         before = self._heard.get(key, SILENT)
         if isinstance(report, Failure):
             if not before.failure:
@@ -150,16 +154,17 @@ class Reports:
             return
         if before.failure:
             log.info("reports again", backend=str(key[0]), of=key[1].value)
-        self._heard[key] = Heard(report, asked_at, fresh_s=_fresh_s(self._targets[key]))
+        fresh_s = _fresh_s(self._targets[key], pace_s)
+        self._heard[key] = Heard(report, asked_at, fresh_s=fresh_s, pace_s=pace_s)
         if isinstance(report, EngineReport):
-            self._scores.reported(key[0], report, asked_at)
+            self._scores.reported(key[0], report, asked_at, fresh_s)
             self._take_tokens(key[0], report, asked_at)
         elif _word(report) != _word(before.report):
             self._on_word()
 
 
-def _fresh_s(target: Target) -> float:
-    return score.FRESH_PERIODS * target.question.interval_s
+def _fresh_s(target: Target, pace_s: float) -> float:
+    return score.FRESH_PERIODS * max(target.question.interval_s, pace_s)
 
 
 def _speaker(target: Target) -> tuple[object, ...]:

@@ -99,12 +99,15 @@ class Scores:
             place.embryonic_when_asked = int(row["embryonic"]) + int(row["embryonic_fix"])
             place.waiting_when_asked = int(row["waiting"]) + int(row["waiting_fix"])
 
-    def reported(self, ref: BackendRef, report: EngineReport, asked_at: float) -> None:
-        """An engine's report; the packet path gives it up by itself when it is old."""
+    def reported(
+        self, ref: BackendRef, report: EngineReport, asked_at: float, fresh_s: float
+    ) -> None:
+        """An engine's report; the packet path gives it up by itself when it is older than
+        ``fresh_s``.
+        """
         place = self._places.get(ref)
         if place is None or report.queue is None:
             return
-        fresh_s = score.FRESH_PERIODS * place.service.telemetry.interval_s
         queue = report.queue
         if report.running is None:
             # What waits is among the open connections; the others may run.

@@ -195,6 +195,7 @@ class Weigher:
             asked=service.telemetry.kind is not TelemetryKind.NONE,
             fresh=engine.is_fresh(now),
             age_s=_age(engine, now),
+            every_s=engine.pace_s or None,
             running=queue.running,
             waiting=queue.waiting,
             kv_usage=queue.kv_usage,

@@ -23,6 +23,7 @@ REPORTED: dict[str, Any] = {
     "source": "vllm",
     "fresh": True,
     "age_s": 0.1234,
+    "asked_every_s": 0.2,
     "requests_running": 12.0,
     "requests_waiting": 3.0,
     "kv_cache_used_ratio": 0.452,
@@ -102,7 +103,7 @@ def test_a_backend_says_what_engine_and_gpus_report(run, llm):
     out = run("backend", "show", "chat/gpu-1").out
     assert "wanted      active, in zone east\n" in out
     assert "vllm: 12 running, 3 waiting, 45.2% of the KV cache in use, 40.0% of the prompt" in out
-    assert "(123ms ago)" in out
+    assert "(123ms ago, asked every 200ms)" in out
     assert (
         "GPUs        GPU 0: throttled (hw_thermal_slowdown), 97.0% busy, clock 60.0%, 91 °C; GPU 1:"
         in out

@@ -59,11 +59,15 @@ class Scrapes:
     def __init__(self) -> None:
         self.asked: list[Key] = []
         self.told: list[tuple[Key, Report | Failure, float, float]] = []
+        self.paces: list[float] = []
         self._more = asyncio.Event()
         self.monitor = TelemetryMonitor(self.asked.append, self._on_report)
 
-    def _on_report(self, key: Key, report: Report | Failure, asked: float, got: float) -> None:
+    def _on_report(
+        self, key: Key, report: Report | Failure, asked: float, got: float, pace: float
+    ) -> None:
         self.told.append((key, report, asked, got))
+        self.paces.append(pace)
         self._more.set()
 
     @property

@@ -136,7 +136,9 @@ def test_a_defect_of_the_listener_does_not_end_the_scrapes() -> None:
         calls = 0
         enough = asyncio.Event()
 
-        def on_report(_key: Key, _report: Report | Failure, _asked: float, _got: float) -> None:
+        def on_report(
+            _key: Key, _report: Report | Failure, _asked: float, _got: float, _pace: float
+        ) -> None:
             nonlocal calls
             calls += 1
             if calls >= 3:
@@ -174,3 +176,25 @@ def test_a_page_that_takes_long_to_read_is_asked_for_less_often(
     told = asyncio.run(scrape(Engine(TGI), 3, question)).told
     gaps = [later[2] - earlier[3] for earlier, later in pairwise(told)]
     assert min(gaps) > 0.05  # 20 times the reading, and no timer comes early by half
+
+
+class Slow(Engine):
+    """Makes each page in so many seconds, and nothing else meanwhile."""
+
+    def __init__(self, takes_s: float) -> None:
+        super().__init__(TGI)
+        self.takes_s = takes_s
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            await asyncio.sleep(self.takes_s)
+            writer.write(TGI)
+
+
+@pytest.mark.parametrize(("takes_s", "least_s"), [(0.01, 0.25), (0.05, 1.0)])
+def test_a_page_that_costs_its_server_much_is_asked_for_less_often(
+    takes_s: float, least_s: float
+) -> None:
+    paces = asyncio.run(scrape(Slow(takes_s), 17)).paces
+    assert paces[:15] == [FAST.interval_s] * 15, "too few pages to tell"
+    assert least_s <= paces[16] <= 1.0

@@ -46,8 +46,11 @@ class FakeScores:
     def asked(self, ref: BackendRef) -> None:
         self.asks.append(ref)
 
-    def reported(self, ref: BackendRef, report: EngineReport, asked_at: float) -> None:
+    def reported(
+        self, ref: BackendRef, report: EngineReport, asked_at: float, fresh_s: float
+    ) -> None:
         self.reports.append((ref, report, asked_at))
+        self.fresh_s = fresh_s
 
 
 class Here(World):
@@ -116,6 +119,16 @@ def test_scores_get_the_queues_and_when_they_were_asked_for():
     world.monitor.hears(A_REF, report, 10.0)
     assert world.scores.reports == [(A_REF, report, 10.0)]
     assert world.words == 0, "queues ask for no pass"
+
+
+def test_a_report_of_a_server_that_is_asked_less_often_counts_for_longer():
+    world = here()
+    world.monitor.hears(A_REF, EngineReport(running=3.5), 10.0, pace=0.35)
+    assert world.scores.fresh_s == pytest.approx(1.05)
+    assert world.reports.heard(A_REF, Topic.ENGINE).is_fresh(11.0)
+    assert not world.reports.heard(A_REF, Topic.ENGINE).is_fresh(11.1)
+    world.aim()
+    assert world.reports.heard(A_REF, Topic.ENGINE).is_fresh(11.0)
 
 
 @pytest.mark.parametrize(

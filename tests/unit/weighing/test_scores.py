@@ -19,7 +19,8 @@ from tests.unit.state.world import A, B, web
 from tests.unit.weighing.world import A_REF, B_REF, World
 
 VLLM = Telemetry(TelemetryKind.VLLM, interval_s=0.2)
-FRESH_JIFFIES = round(3 * 0.2 * CLOCK.hz)
+FRESH_S = 3 * 0.2
+FRESH_JIFFIES = round(FRESH_S * CLOCK.hz)
 STAND_IN_JIFFIES = CLOCK.hz  # a second
 REQUEST_BYTES = 500.0
 
@@ -54,7 +55,7 @@ def test_a_report_is_written_with_the_connections_as_of_the_asking():
     world.put_load("a", open=7, open_fix=-2)
     world.scores.asked(A_REF)
     world.put_load("a", open=12)
-    world.scores.reported(A_REF, EngineReport(running=3.5), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=3.5), 10.0, FRESH_S)
     assert world.words("a", "queue", "report_open", "is_hot") == (896, 5, 0)
     assert world.load("a")["report_until"] == world.plane.jiffies + FRESH_JIFFIES
     assert world.load("b")["report_until"] == 0
@@ -66,7 +67,7 @@ def test_connections_of_the_asking_survive_a_pass():
     world.scores.asked(A_REF)
     world.put_load("a", open=0, waiting=0)
     world.place()
-    world.scores.reported(A_REF, EngineReport(running=0, waiting=1), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=0, waiting=1), 10.0, FRESH_S)
     assert world.words("a", "report_open", "queue") == (7, 256)
 
 
@@ -81,43 +82,43 @@ def test_where_running_is_not_told_open_connections_stand_in(
     world = here()
     world.put_load("a", open=open_, embryonic=embryonic)
     world.scores.asked(A_REF)
-    world.scores.reported(A_REF, EngineReport(waiting=float(waiting)), 10.0)
+    world.scores.reported(A_REF, EngineReport(waiting=float(waiting)), 10.0, FRESH_S)
     hidden = 2 * waiting  # requests of 500 bytes that are not among those that wait here
     assert world.words("a", "queue", "report_open") == (256 * (queue + hidden), open_)
 
 
 def test_hot_is_written_and_taken_back():
     world = here()
-    world.scores.reported(A_REF, EngineReport(running=1, waiting=5), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=1, waiting=5), 10.0, FRESH_S)
     assert world.load("a")["is_hot"] == 1
-    world.scores.reported(A_REF, EngineReport(running=1, waiting=0), 10.2)
+    world.scores.reported(A_REF, EngineReport(running=1, waiting=0), 10.2, FRESH_S)
     assert world.load("a")["is_hot"] == 0
 
 
 def test_jiffies_go_round():
     world = here()
     world.plane.jiffies = 2**32 - 5
-    world.scores.reported(A_REF, EngineReport(running=1), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=1), 10.0, FRESH_S)
     assert world.load("a")["report_until"] == FRESH_JIFFIES - 5
 
 
 def test_what_tells_no_queue_writes_none():
     world = here()
     world.put_load("a", queue=77)
-    world.scores.reported(A_REF, EngineReport(kv_usage=0.9), 10.0)
+    world.scores.reported(A_REF, EngineReport(kv_usage=0.9), 10.0, FRESH_S)
     assert world.words("a", "queue", "report_until") == (77, 0)
 
 
 def test_a_connection_since_a_report_weighs_its_request_too():
     world = here(bytes_per_connection=250)
-    world.scores.reported(A_REF, EngineReport(running=3), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=3), 10.0, FRESH_S)
     assert world.load("a")["kappa"] == pytest.approx(256 * (1 + 500 / 250), abs=1)
 
 
 def test_where_bytes_do_not_weigh_a_connection_and_a_request_are_one():
     world = here(count_waiting=False)
     world.put_load("a", kappa=0)
-    world.scores.reported(A_REF, EngineReport(waiting=4), 10.0)
+    world.scores.reported(A_REF, EngineReport(waiting=4), 10.0, FRESH_S)
     assert world.words("a", "kappa", "queue") == (KAPPA, 4 * 256)
 
 
@@ -135,7 +136,7 @@ def test_who_is_not_compared_by_load_has_no_words(fields: dict):
     world = here(**fields)
     world.put_load("a", open=4)
     world.scores.asked(A_REF)
-    world.scores.reported(A_REF, EngineReport(running=3), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=3), 10.0, FRESH_S)
     world.scores.tick({A_REF: 0.001}, 10.0)
     world.scores.stand_in(10.0)
     assert world.words("a", "queue", "report_open", "report_until") == (0, 0, 0)
@@ -145,7 +146,7 @@ def test_a_backend_that_is_gone_gets_no_words():
     world = here()
     world.place(replace(world.service, backends=(B,)))
     world.scores.asked(A_REF)
-    world.scores.reported(A_REF, EngineReport(running=3), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=3), 10.0, FRESH_S)
     world.scores.stand_in(10.0)
     assert world.load("a")["report_until"] == 0
     assert world.load("b")["report_until"] > 0
@@ -168,10 +169,10 @@ def test_requests_that_wait_but_did_not_come_through_here_weigh_with_their_bytes
     world.put_load("a", waiting=1200, waiting_fix=-200)
     world.scores.asked(A_REF)
     world.put_load("a", waiting=0)
-    world.scores.reported(A_REF, EngineReport(waiting=4), 10.0)
+    world.scores.reported(A_REF, EngineReport(waiting=4), 10.0, FRESH_S)
     hidden = (4 * 500 - 1000) / 250
     assert world.load("a")["queue"] == pytest.approx((4 + hidden) * 256, abs=1)
-    world.scores.reported(A_REF, EngineReport(running=4, waiting=2), 10.2)
+    world.scores.reported(A_REF, EngineReport(running=4, waiting=2), 10.2, FRESH_S)
     assert world.load("a")["queue"] == 6 * 256, "all of them came through here"
 
 
@@ -180,10 +181,10 @@ def test_the_ratio_of_requests_to_connections_is_that_of_those_who_report():
     assert world.scores.ratio("web") is None
     world.put_load("a", open=9)
     world.put_load("b", open=1000)
-    world.scores.reported(A_REF, EngineReport(running=29), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=29), 10.0, FRESH_S)
     world.scores.tick({}, 10.1)
     assert world.scores.ratio("web") == 3.0
-    world.scores.reported(A_REF, EngineReport(running=9), 10.2)
+    world.scores.reported(A_REF, EngineReport(running=9), 10.2, FRESH_S)
     world.scores.tick({}, 10.3)
     assert 2.9 < world.scores.ratio("web") < 3.0, "slowly"
     world.scores.tick({}, 20.0)
@@ -194,7 +195,7 @@ def test_the_ratio_of_requests_to_connections_is_that_of_those_who_report():
 
 def test_few_requests_tell_no_ratio():
     world = here()
-    world.scores.reported(A_REF, EngineReport(running=3), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=3), 10.0, FRESH_S)
     world.scores.tick({}, 10.1)
     assert world.scores.ratio("web") is None
 
@@ -205,8 +206,8 @@ def test_few_requests_tell_no_ratio():
 def test_the_way_to_a_backend_weighs_with_its_report():
     world = here(rtt_per_connection_s=0.002)
     world.scores.tick({A_REF: 0.003, B_REF: None}, 10.0)
-    world.scores.reported(A_REF, EngineReport(running=2), 10.0)
-    world.scores.reported(B_REF, EngineReport(running=2), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=2), 10.0, FRESH_S)
+    world.scores.reported(B_REF, EngineReport(running=2), 10.0, FRESH_S)
     assert (world.load("a")["queue"], world.load("b")["queue"]) == (round(3.5 * 256), 2 * 256)
 
 
@@ -290,7 +291,7 @@ def test_nothing_stands_in_for_a_report_that_counts():
     world.put_load("a", open=5)
     world.put_load("b", open=4)
     world.scores.asked(A_REF)
-    world.scores.reported(A_REF, EngineReport(running=20, waiting=5), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=20, waiting=5), 10.0, FRESH_S)
     before = world.load("a").copy()
     world.scores.stand_in(10.59)
     assert world.load("a") == before
@@ -304,7 +305,7 @@ def test_connections_of_the_silent_are_what_requests_they_are_elsewhere(running,
     world = here()
     world.put_load("a", open=9)
     world.put_load("b", open=12)
-    world.scores.reported(A_REF, EngineReport(running=running), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=running), 10.0, FRESH_S)
     world.scores.tick({}, 10.1)
     world.scores.stand_in(10.1)
     assert world.words("b", "queue", "report_open") == (round(12 * requests * 256), 12)
@@ -333,7 +334,7 @@ def test_a_queue_that_stands_in_always_fits():
 def test_where_another_kind_reports_from_now_on_the_last_report_is_old():
     world = here()
     world.put_load("a", open=3)
-    world.scores.reported(A_REF, EngineReport(running=20), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=20), 10.0, FRESH_S)
     world.place(replace(world.service, telemetry=replace(VLLM, interval_s=1.0)))
     world.scores.stand_in(10.1)
     assert world.load("a")["queue"] == 20 * 256, "the same one, asked less often"
@@ -344,7 +345,7 @@ def test_where_another_kind_reports_from_now_on_the_last_report_is_old():
 
 def test_a_backend_with_another_id_starts_anew():
     world = here()
-    world.scores.reported(A_REF, EngineReport(running=20), 10.0)
+    world.scores.reported(A_REF, EngineReport(running=20), 10.0, FRESH_S)
     place = next(p for p, ident in world.ids.backends.items() if ident == world.ident("a"))
     world.ids = replace(world.ids, backends=world.ids.backends | {place: 9})
     world.put_load("a", open=1)
@@ -393,7 +394,7 @@ def test_a_hasty_backend_is_passed_over_whatever_its_engine_reports():
     seen = []
     for _ in range(8):
         world.scores.asked(A_REF)
-        world.scores.reported(A_REF, EngineReport(running=0.0, waiting=0.0), 10.0)
+        world.scores.reported(A_REF, EngineReport(running=0.0, waiting=0.0), 10.0, FRESH_S)
         world.scores.stand_in(10.0)
         seen.append(world.words("a", "is_hot")[0])
     assert seen.count(0) <= 3

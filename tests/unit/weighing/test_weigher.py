@@ -318,7 +318,7 @@ def test_what_is_reported_is_told_with_its_age():
     world.monitor.hears(A_REF, Failure("no"), T, Topic.NODE)
     told = world.weigher.reported(world.service, A_REF, T + 0.5)
     assert told == Reported(
-        fresh=True, age_s=0.5, running=3, waiting=1, kv_usage=0.5, gpus=(HOT_GPU,),
+        fresh=True, age_s=0.5, every_s=0.2, running=3, waiting=1, kv_usage=0.5, gpus=(HOT_GPU,),
         gpus_age_s=1.5, gpus_problem="no",
     )  # fmt: skip
     assert not world.weigher.reported(world.service, A_REF, T + 5).fresh

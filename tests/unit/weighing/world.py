@@ -38,9 +38,11 @@ class FakeMonitor:
     def asks(self, ref: BackendRef, topic: Topic = Topic.ENGINE) -> None:
         self.on_ask((ref, topic))
 
-    def hears(self, ref: BackendRef, report: Report | Failure, at: float, topic=Topic.ENGINE):
+    def hears(
+        self, ref: BackendRef, report: Report | Failure, at: float, topic=Topic.ENGINE, pace=0.2
+    ):
         """A report that was asked for and came at that time."""
-        self.on_report((ref, topic), report, at, at)
+        self.on_report((ref, topic), report, at, at, pace)
 
 
 @dataclass
