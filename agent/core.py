@@ -50,7 +50,6 @@ from agent.state.identities import Identities, Member, member_of
 from agent.state.situation import Situation, situation, verdicts
 from agent.state.synflood import cookies_in
 from agent.state.tables import TableContents
-from agent.weighing.outliers import Outcomes
 from agent.weighing.weigher import Weigher
 
 log = structlog.get_logger()
@@ -401,8 +400,8 @@ class Core:
             ref: None if status.latency_ms is None else status.latency_ms / 1000
             for ref, status in self.health().items()
         }
-        outcomes = Outcomes(self.observer.tallies, self._floods.services)
-        self.weigher.sample(last.config, usable, rtts, outcomes, now)
+        tallies, flooded = self.observer.tallies, self._floods.services
+        self.weigher.sample(last.config, usable, rtts, tallies, flooded, now)
 
     async def _attach_again(self) -> None:
         """Somebody took the program off: put it back, unless another one sits there now."""

@@ -10,7 +10,7 @@ import structlog
 from agent.config.durations import format_duration
 from agent.model import BackendRef, BackendState, Config
 from agent.state import haste
-from agent.state.haste import Pace
+from agent.state.haste import Looks, Pace, Reading
 from agent.state.outliers import Tally, Watch, follow, judges
 from agent.weights.influence import Verdict
 
@@ -25,6 +25,7 @@ class Outcomes:
 
     tallies: Mapping[BackendRef, Tally] = field(default_factory=dict)
     flooded: frozenset[str] = frozenset()
+    looks: Mapping[BackendRef, Looks] = field(default_factory=dict)  # at open connections
 
 
 class Outliers:
@@ -60,8 +61,13 @@ class Outliers:
         self, config: Config, outcomes: Outcomes, usable: frozenset[BackendRef], now: float
     ) -> None:
         before, self._paces = self._paces, {}
+        readings = {
+            ref: Reading(now, looks, outcomes.tallies[ref].closed)
+            for ref, looks in outcomes.looks.items()
+            if ref in outcomes.tallies
+        }
         for service in filter(haste.judges, config.services):
-            self._paces |= haste.follow(service, before, outcomes.tallies, usable, now)
+            self._paces |= haste.follow(service, before, readings, usable)
         was, self.hasty = self.hasty, frozenset(r for r, pace in self._paces.items() if pace.hasty)
         for ref in self.hasty - was:
             pace = self._paces[ref]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
@@ -12,6 +12,7 @@ import structlog
 from agent.dataplane.program import Dataplane
 from agent.dataplane.score import common_share, counted
 from agent.model import BackendRef, Config, Service
+from agent.state.haste import Looks
 from agent.state.identities import Identities
 from agent.state.loads import KAPPA, bytes_held
 from agent.telemetry.report import EngineReport
@@ -37,6 +38,7 @@ class _Place:
     queue: float = 0.0  # requests, as last reported
     until: float = 0.0  # when that is old
     rtt_s: float | None = None
+    looks: Looks = field(default_factory=Looks)
 
     @property
     def away(self) -> float:
@@ -155,6 +157,7 @@ class Scores:
         until = self._jiffies_in(_STAND_IN_PERIODS * STAND_IN_EVERY_S)
         silent: dict[str, list[_Place]] = {}
         self._periods += 1
+        self._look()
         passed_over = [self._places[ref].ident for ref in self._hasty if self._passes_over(ref)]
         for ref, place in self._places.items():
             if place.until <= now:
@@ -173,6 +176,17 @@ class Scores:
             rows["kappa"][ids] = score.kappa(self._request_bytes(service), beta)
             rows["report_until"][ids] = until
         rows["is_hot"][passed_over] = 1
+
+    @property
+    def looks(self) -> dict[BackendRef, Looks]:
+        """How many connections were open whenever somebody looked, five times a second."""
+        return {ref: place.looks for ref, place in self._places.items()}
+
+    def _look(self) -> None:
+        places = [*self._places.values()]
+        rows = self._dataplane.tables.backend_load[[place.ident for place in places]]
+        for place, count in zip(places, (rows["open"] + rows["open_fix"]).tolist(), strict=True):
+            place.looks = Looks(place.looks.times + 1, place.looks.seen + max(count, 0))
 
     def hold(self, hasty: frozenset[BackendRef]) -> None:
         """Believe no scores of these: they are passed over but for half of their even share, so

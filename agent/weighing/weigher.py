@@ -11,6 +11,7 @@ from agent.dataplane.program import Dataplane
 from agent.model import BackendRef, Config, NodeKind, Scheduler, Service, TelemetryKind
 from agent.state.identities import Identities
 from agent.state.loads import counts_waiting
+from agent.state.outliers import Tally
 from agent.state.snapshot import Home, LearnedSpeed, Reported
 from agent.telemetry.asks import Topic
 from agent.telemetry.report import AgentCheck, EngineReport, Models, NodeReport
@@ -67,13 +68,15 @@ class Weigher:
         config: Config,
         usable: Iterable[BackendRef],
         rtts: Mapping[BackendRef, float | None],
-        outcomes: Outcomes,
+        tallies: Mapping[BackendRef, Tally],
+        flooded: frozenset[str],
         now: float,
     ) -> None:
         """About once a second. Whatever changes by itself, by learning or as reports grow old,
         asks for a pass here.
         """
         self._usable = frozenset(usable)
+        outcomes = Outcomes(tallies, flooded, self._scores.looks)
         self._outliers.take(config, outcomes, self._usable, now)
         self._scores.tick(rtts, now)
         self._learning.sample(self._usable, now, self._outliers.hasty)

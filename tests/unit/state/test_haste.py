@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.model import Backend, BackendRef, Scheduler
 from agent.state import haste
-from agent.state.haste import Pace
-from agent.state.outliers import Tally
+from agent.state.haste import Looks, Pace, Reading
 from tests.unit.state.world import web
 
 SERVICE = web(
@@ -20,7 +21,7 @@ SERVICE = web(
 )
 REFS = [BackendRef("web", backend.name) for backend in SERVICE.backends]
 
-type Second = tuple[int, int]  # connections that end in it, and that are open at its end
+type Second = tuple[int, int]  # connections that end in it, and that are open throughout
 
 
 @dataclass
@@ -29,16 +30,18 @@ class History:
 
     now: float = 100.0
     ended: dict[BackendRef, int] = field(default_factory=lambda: dict.fromkeys(REFS, 0))
+    looks: dict[BackendRef, Looks] = field(default_factory=lambda: dict.fromkeys(REFS, Looks()))
     paces: dict[BackendRef, Pace] = field(default_factory=dict)
 
     def pass_seconds(self, count: int, *seconds: Second) -> set[str]:
         for _ in range(count):
-            tallies = {}
+            readings = {}
             for ref, (ended, still_open) in zip(REFS, seconds, strict=True):
+                looks = self.looks[ref]
                 self.ended[ref] += ended
-                tallies[ref] = Tally(opened=self.ended[ref] + still_open, closed=self.ended[ref])
-            usable = frozenset(REFS)
-            self.paces = haste.follow(SERVICE, self.paces, tallies, usable, self.now)
+                self.looks[ref] = Looks(looks.times + 5, looks.seen + 5 * still_open)
+                readings[ref] = Reading(self.now, self.looks[ref], self.ended[ref])
+            self.paces = haste.follow(SERVICE, self.paces, readings, frozenset(REFS))
             self.now += 1
         return self.hasty
 
@@ -60,7 +63,7 @@ def settled() -> History:
 
 def test_a_backend_that_is_done_with_everybody_at_once_is_hasty_in_seconds_until_it_works_again():
     here = settled()
-    assert here.pass_seconds(3, FAILS, WORKS, WORKS, WORKS) == {"s0"}
+    assert here.pass_seconds(4, FAILS, WORKS, WORKS, WORKS) == {"s0"}
     pace = here.paces[REFS[0]]
     assert pace.usual_s is not None
     assert 0.2 < pace.usual_s <= 0.5
@@ -71,7 +74,7 @@ def test_a_backend_that_is_done_with_everybody_at_once_is_hasty_in_seconds_until
 
 def test_a_hasty_backend_that_gets_nothing_stays_so():
     here = settled()
-    here.pass_seconds(3, FAILS, WORKS, WORKS, WORKS)
+    here.pass_seconds(4, FAILS, WORKS, WORKS, WORKS)
     assert here.pass_seconds(60, (0, 0), WORKS, WORKS, WORKS) == {"s0"}
 
 
@@ -100,6 +103,7 @@ def test_where_little_is_open_nothing_is_told():
 def test_totals_that_begin_again_are_no_news():
     here = settled()
     here.ended = dict.fromkeys(REFS, 0)
+    here.looks = dict.fromkeys(REFS, Looks())
     assert not here.pass_seconds(5, WORKS, WORKS, WORKS, WORKS)
 
 
@@ -107,6 +111,27 @@ def test_only_where_idle_looks_attractive_and_others_are_there():
     assert haste.judges(SERVICE)
     assert not haste.judges(replace(SERVICE, scheduler=Scheduler.MAGLEV))
     assert not haste.judges(replace(SERVICE, backends=SERVICE.backends[:1]))
+
+
+@pytest.mark.parametrize(("ends", "lasts_s"), [(10, 0.1), (40, 0.05), (5, 0.5), (3, 3.0)])
+def test_chance_alone_makes_nobody_hasty(ends: int, lasts_s: float):
+    """Where one connection is open in the mean, at times none is, and now and then for seconds."""
+    draw = np.random.default_rng(7)
+    here = History()
+    for _ in range(3000):
+        readings = {}
+        for ref in REFS:
+            here.ended[ref] += int(draw.poisson(ends))
+            # One that lasts longer than the time between two looks is there at both.
+            kept = max(1, round(lasts_s / 0.2))
+            seen = sum(int(draw.poisson(ends * lasts_s)) * min(kept, 5 - n)
+                       for n in range(0, 5, kept))  # fmt: skip
+            looks = here.looks[ref]
+            here.looks[ref] = Looks(looks.times + 5, looks.seen + seen)
+            readings[ref] = Reading(here.now, here.looks[ref], here.ended[ref])
+        here.paces = haste.follow(SERVICE, here.paces, readings, frozenset(REFS))
+        assert not here.hasty
+        here.now += 1
 
 
 SECONDS = st.tuples(st.integers(0, 100), st.integers(0, 50))

@@ -31,7 +31,6 @@ from agent.telemetry.report import (
     Models,
     NodeReport,
 )
-from agent.weighing.outliers import Outcomes
 from agent.weighing.weigher import CAPACITY_EVERY_S, CONDEMNED_S, Weigher
 from agent.weights.influence import Influence
 from agent.weights.speeds import Learned
@@ -64,8 +63,8 @@ class Here(World):
         self.wakes += 1
 
     def sample(self, at: float, *usable: BackendRef) -> None:
-        outcomes = Outcomes(self.tallies)
-        self.weigher.sample(self.config, usable or (A_REF, B_REF), {}, outcomes, at)
+        usable = usable or (A_REF, B_REF)
+        self.weigher.sample(self.config, usable, {}, self.tallies, frozenset(), at)
 
     def influence(self, at: float, ref: BackendRef = A_REF) -> Influence:
         return self.weigher.influences(self.config, at)[ref]
@@ -386,6 +385,9 @@ def test_a_backend_that_is_done_too_fast_says_so_and_is_passed_over():
             for ref, (more, still) in ((A_REF, (ends, stay_open)), (B_REF, (10, 5))):
                 closed = world.tallies.get(ref, Tally()).closed + more
                 world.tallies[ref] = Tally(opened=closed + still, closed=closed)
+                world.put_load(ref.backend, open=still)
+            for _ in range(5):
+                world.weigher._scores.stand_in(at)
             world.sample(at)
             at += 1
         return at
