@@ -55,8 +55,8 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What has become of records. ``opened`` and ``closed``: slots by backend id, to be counted
-    (``account``).
+    """What has become of records. ``opened``, ``established`` and ``closed``: slots by backend id,
+    to be counted (``account``).
     """
 
     installed: int
@@ -64,6 +64,7 @@ class Outcome:
     removed: int
     refused: dict[Refusal, int]
     opened: Counts
+    established: Counts  # of those opened: elsewhere, they have stopped being embryonic
     closed: Counts
     embryonic: Counts  # how many more of these there are
 
@@ -81,15 +82,17 @@ class _Tally:
     closed: list[tuple[Counts, Counts]] = field(default_factory=list)
 
     def outcome(self) -> Outcome:
+        opened = self._by_backend([ids for ids, _ in self.opened])
+        embryonic = self._by_backend([ids for _, ids in self.opened])
         return Outcome(
             self.installed,
             self.refreshed,
             self.removed,
             {reason: number for reason, number in self.refused.items() if number},
-            self._by_backend([ids for ids, _ in self.opened]),
+            opened,
+            opened - embryonic,
             self._by_backend([ids for ids, _ in self.closed]),
-            self._by_backend([ids for _, ids in self.opened])
-            - self._by_backend([ids for _, ids in self.closed]),
+            embryonic - self._by_backend([ids for _, ids in self.closed]),
         )
 
     def _by_backend(self, parts: list[Counts]) -> Counts:
@@ -334,4 +337,5 @@ def account(tables: SharedTables, outcome: Outcome) -> None:
     np.add.at(tables.service_load["open_fix"], tables.backends["service"], more)
     mine = tables.backend_count[-1]
     mine["opened"] += opened.astype(np.uint64)
+    mine["established"] += outcome.established.astype(np.uint64)
     mine["closed"] += closed.astype(np.uint64)

@@ -113,7 +113,11 @@ def _counts(noun: str, labels: tuple[str, ...], each: _EachCounts) -> tuple[Fami
         ("packets", "Packets forwarded.", lambda c: c.packets),
         ("bytes", "Bytes of the IP packets forwarded, as clients sent them.", lambda c: c.bytes),
         ("new_flows", "Flows recorded.", lambda c: c.opened),
-        ("established_flows", "Flows that stopped being embryonic.", lambda c: c.established),
+        (
+            "established_flows",
+            "Flows that stopped being embryonic, those told by other balancers included.",
+            lambda c: c.established,
+        ),
         ("closed_flows", "Flows that ended: FIN, RST, evicted or expired.", lambda c: c.closed),
         (
             "reply_packets",

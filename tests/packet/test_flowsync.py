@@ -104,3 +104,15 @@ def test_flows_that_come_while_others_are_told_stay_where_they_are(rig: Rig, oth
     taken = sum(each.refused.get(Refusal.NAT_TAKEN, 0) for each in done)
     assert len(ports) == len(own) + 400 - taken
     assert sum(each.installed for each in done) == 400 - taken
+
+
+def test_flows_that_were_told_do_not_look_as_if_they_began_in_vain(rig: Rig, other: Rig):
+    """Else a peer's flows would be a flood of SYNs here, and its backends would lose clients."""
+    it = case(Forward.NAT, 4)
+    a, b = serve(rig, other, it)
+    opened(rig, it)
+    before = other.tables.backend_count[["opened", "established"]].copy()
+    assert b.take(a.changed()).installed == FLOWS
+    told = other.tables.backend_count
+    for name in ("opened", "established"):
+        assert int(told[name].sum()) - int(before[name].sum()) == FLOWS
