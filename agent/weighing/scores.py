@@ -11,7 +11,7 @@ import structlog
 
 from agent.dataplane.program import Dataplane
 from agent.dataplane.score import common_share, counted
-from agent.model import BackendRef, Config, Service
+from agent.model import BackendRef, Config, Service, TelemetryKind
 from agent.state.haste import Looks
 from agent.state.identities import Identities
 from agent.state.loads import KAPPA, bytes_held
@@ -22,6 +22,9 @@ log = structlog.get_logger()
 
 STAND_IN_EVERY_S = 0.2
 RATIO_HELD_S = 30.0  # while nobody reports
+# Ray exports its figures every 10 s (metrics_report_interval_ms), so one is as old as its page has
+# been the same, whenever it was asked for.
+EXPORTED_S = {TelemetryKind.RAY_SERVE: 12.0}
 _REPORT = ("queue", "report_open", "report_embryonic", "is_hot", "report_until")
 _STAND_IN_PERIODS = 5  # so long one counts, should the agent be gone
 
@@ -39,6 +42,9 @@ class _Place:
     until: float = 0.0  # when that is old
     rtt_s: float | None = None
     looks: Looks = field(default_factory=Looks)
+    told: EngineReport | None = None  # the newest figures that were others than those before
+    told_at: float = 0.0
+    open_when_told: tuple[int, int] = (0, 0)  # open and embryonic
 
     @property
     def away(self) -> float:
@@ -119,8 +125,9 @@ class Scores:
         beta, usual = bytes_held(place.service), self._request_bytes(ref.service)
         hidden = score.hidden_connections(report, usual, place.waiting_when_asked, beta)
         row = self._dataplane.tables.backend_load[place.ident : place.ident + 1]
-        row["report_open"] = max(0, place.open_when_asked)
-        row["report_embryonic"] = max(0, place.embryonic_when_asked)
+        open_then, embryonic_then = _open_then(place, report, asked_at)
+        row["report_open"] = max(0, open_then)
+        row["report_embryonic"] = max(0, embryonic_then)
         row["queue"] = score.fixed(queue + hidden + place.away)
         row["is_hot"] = score.is_hot(report) or self._passes_over(ref)
         row["kappa"] = score.kappa(usual, beta)
@@ -211,3 +218,12 @@ class Scores:
         """The moment so many seconds from now, as the packet path counts."""
         jiffies = max(2, round(seconds * self._dataplane.clock.hz))
         return (self._dataplane.now_jiffies() + jiffies) & 0xFFFFFFFF
+
+
+def _open_then(place: _Place, report: EngineReport, asked_at: float) -> tuple[int, int]:
+    """The connections, and the embryonic ones of them, that the report's figures know of."""
+    exported_s = EXPORTED_S.get(place.service.telemetry.kind, 0.0)
+    if report != place.told or asked_at - place.told_at >= exported_s:
+        place.told, place.told_at = report, asked_at
+        place.open_when_told = place.open_when_asked, place.embryonic_when_asked
+    return place.open_when_told

@@ -407,3 +407,26 @@ def test_one_that_is_gone_is_not_passed_over():
     world.place(web(B, telemetry=Telemetry(), scheduler=Scheduler.LEAST_LOAD))
     world.scores.stand_in(10.0)
     assert world.load("b")["is_hot"] == 0
+
+
+# -- figures that are old on the page
+
+
+def test_figures_that_are_exported_now_and_then_are_as_old_as_they_have_been_the_same():
+    world = here(telemetry=replace(VLLM, kind=TelemetryKind.RAY_SERVE))
+
+    def asked(at: float, open_now: int, running: float) -> int:
+        world.put_load("a", open=open_now)
+        world.scores.asked(A_REF)
+        world.scores.reported(A_REF, EngineReport(running=running), at, FRESH_S)
+        return world.words("a", "report_open")[0]
+
+    assert asked(10.0, 5, 3.0) == 5
+    assert asked(10.2, 9, 3.0) == 5, "four were opened that they do not know of"
+    assert asked(19.8, 12, 3.0) == 5
+    assert asked(20.0, 12, 11.0) == 12, "they are new"
+    assert asked(31.8, 20, 11.0) == 12
+    assert asked(32.0, 20, 11.0) == 20, "they were exported again, and are the same"
+    world = here()
+    assert asked(10.0, 5, 3.0) == 5
+    assert asked(10.2, 9, 3.0) == 9, "of another engine they are of the moment"
