@@ -413,10 +413,15 @@ def test_every_hook_carries_the_same_and_keeps_connections(here: Site) -> None:
             short_check(here)
     # Checksums left to the card, and super-frames: with those only tc has to do.
     here.run("client", "ethtool", "-K", "eth0", "tx", "on", "tso", "on")
-    before = received(here)
-    short_check(here)
-    packets, size = (now - then for now, then in zip(received(here), before, strict=True))
-    assert size / packets > 3000, "bytes a packet: it saw what the client's card would cut"
+
+    def are_super_frames() -> bool:
+        """How large they are hangs on how busy the host is; on the wire none is above 1500."""
+        before = received(here)
+        short_check(here)
+        packets, size = (now - then for now, then in zip(received(here), before, strict=True))
+        return bool(size / packets > 1500)
+
+    wait_until("it sees what the client's card would cut", are_super_frames)
     assert peers.checksum_errors(here.lab) == {}
 
 
