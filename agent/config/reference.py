@@ -99,10 +99,13 @@ _RULES = """\
 - With `quic_server_id_bytes`, each backend has a `quic_server_id` of that length, and no two the
   same.
 - `health.timeout` is at most `health.interval`.
-- A check of a udp service has a `health.port` or type `none`; so does one of a service for any
-  port, unless all its backends have a `port`.
-- `method`, `path`, `host` and `expect_status` are for http and https checks, `verify_tls` for
-  https. A check of type `none` may keep them.
+- A check of a udp service has a `health.port`, or type `udp`, `dns`, `exec` or `none`; one of a
+  service for any port has a `health.port` or type `exec` or `none`, unless all its backends have a
+  `port`.
+- `method`, `path`, `host` and `expect_status` are for http and https checks, `path` for completion
+  too, `verify_tls` for https; `model`, `every` and `answer_within` for completion, `grpc_service`
+  for grpc, `send` and `expect` for udp, `query` and `record` for dns, `command` for exec, which
+  needs one. A check of type `none` may keep them.
 - VIPs and backends are unicast addresses, not those of the loopback interface.
 - The `zone` of a backend is one of `zones`, and each prefix of clients belongs to one zone. The
   zones that the backends of each service are in, together, fit into `tables.zone_rings`.

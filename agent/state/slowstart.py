@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from agent.model import BackendRef, BackendState, Config, Service
-from agent.state.eligibility import CONFIGURED, FAIL_OPEN, Eligibility
+from agent.state.eligibility import CONFIGURED, IN_SPITE, Eligibility
 from agent.state.identities import Member, member_of
 
 STEPS = 10
@@ -81,7 +81,7 @@ def slowed(
                 ),
             )
             for member, ref, verdict in _members(service, found)
-            if verdict.usable and verdict.weight_reason != FAIL_OPEN
+            if verdict.usable and verdict.weight_reason not in IN_SPITE
         }
         furthest = max((weight / full for full, weight in weights.values()), default=1.0)
         for ref, (full, weight) in weights.items():

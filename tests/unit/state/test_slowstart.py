@@ -147,3 +147,12 @@ def test_who_comes_up_with_a_weight_of_another_reason_starts_slowly_too():
     assert next_step_s(CONFIG, found, up_since, 1000.0) == pytest.approx(6.0)
     warm = slowed(CONFIG, found, up_since, 1060.0)[BackendRef("web", "c")]
     assert (warm.weight, warm.weight_reason) == (200, "learned")
+
+
+def test_in_a_panic_nobody_starts_slowly():
+    """Those that are down are to take their part of a load that is too much for the rest."""
+    config = replace(CONFIG, services=(replace(SERVICE, panic=0.9),))
+    found = verdicts(config, b=Health.DOWN, c=Health.DOWN)
+    after = slowed(config, found, {MEMBERS["a"]: ALWAYS}, 100.0)
+    configured = {backend.name: backend.weight for backend in SERVICE.backends}
+    assert {ref.backend: one.weight for ref, one in after.items()} == configured
