@@ -87,10 +87,10 @@ class Outliers:
     def _tell(self, ref: BackendRef, before: Watch, after: Watch, eject_s: float) -> None:
         if after.ejected and not before.ejected:
             lasts = format_duration(after.times * eject_s)
-            self._verdicts[ref] = Verdict(
-                f"{after.why}; no new flows for {lasts}", BackendState.EJECTED
-            )
-            log.warning("ejected", backend=str(ref), why=after.why, lasts=lasts)
+            again = f", ejected {after.ejections} times" if after.ejections > 1 else ""
+            why = f"{after.why}; no new flows for {lasts}{again}"
+            self._verdicts[ref] = Verdict(why, BackendState.EJECTED)
+            log.warning("ejected", backend=str(ref), why=why)
         elif before.ejected and not after.ejected:
             log.info("put back after an ejection", backend=str(ref))
 

@@ -106,7 +106,7 @@ def test_a_server_that_answers_503_gets_no_requests_until_it_is_put_back(here: S
     assert until_ejected(here, ERRORS, ERRORS_PORT) >= 10
     told = here.backend(ERRORS, FAILING)
     assert told["ejections_total"] == 2
-    assert "no new flows for 6s" in told["reason"]
+    assert "no new flows for 6s, ejected 2 times" in told["reason"]
 
 
 def configure(here: Site, **fields: Any) -> None:
