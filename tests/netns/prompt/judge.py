@@ -107,8 +107,10 @@ class Story:
         )
         # A segment of control frames alone does not count, one that has others as well does.
         low -= self._connection.control_in(stretch.asked, stretch.asked + low)
-        # A busy host can drop more than that of one burst before the balancer sees it.
-        low -= max(0, self._connection.resent - _GAP_BELIEVED)
+        # A busy host can drop more than that of one burst before the balancer sees it; and what is
+        # sent again later, the end of a request above all, may not have come to it before.
+        before, after = self._connection.resent(at_ns - SKEW_NS)
+        low -= max(0, before - _GAP_BELIEVED) + after
         return max(0, low - self._tolerance), min(high, stretch.whole) + self._tolerance
 
 

@@ -65,6 +65,18 @@ def test_of_a_large_gap_only_a_part_has_to_be_counted() -> None:
     assert complaints(readings((200, 400, 99_999)), [whole])
 
 
+def test_the_end_of_a_request_that_was_lost_has_to_be_counted_once_it_is_sent_again() -> None:
+    """Nothing shows before that anything is missing."""
+    body, lost = bytes(60_000), 20_000
+    found = connection((100, body))
+    end = (found.first_seq + len(body) - lost) % 2**32
+    found.add(Segment(320 * MS, CLIENT, SERVER, end, 1, 0, body[-lost:]))
+    story = Story(found, [Answered(350 * MS, 605 * MS)])
+    assert complaints(readings((200, 300, 40_000), (352, 600, 60_000)), [story]) == []
+    assert complaints(readings((200, 300, 39_999)), [story])
+    assert complaints(readings((352, 600, 59_999)), [story])
+
+
 @pytest.mark.parametrize(
     ("what", "steps"),
     [

@@ -22,7 +22,7 @@ class Connection:
     port: int  # of the client
     first_seq: int
     headless_until_ns: int = 0  # its first segment was overtaken by others, and came then
-    resent: int = 0  # bytes, each time that they were sent again
+    _resent: list[tuple[int, int]] = field(default_factory=list)  # when, how many bytes again
     _sent_ns: list[int] = field(default_factory=list)  # everything with payload, again or not
     _acks: list[tuple[int, int]] = field(default_factory=list)  # when, how much was new
     _replies: list[tuple[int, int]] = field(default_factory=list)  # the server's: when, how much
@@ -43,12 +43,17 @@ class Connection:
             self._at_ns.append(segment.at_ns)
             self._highest.append(end)
         else:
-            self.resent += len(segment.payload)
+            self._resent.append((segment.at_ns, len(segment.payload)))
 
     def bytes_at(self, at_ns: int) -> int:
         """How many bytes of its stream the client had sent by then; holes count as sent."""
         place = bisect.bisect_right(self._at_ns, at_ns)
         return self._highest[place - 1] if place else 0
+
+    def resent(self, at_ns: int) -> tuple[int, int]:
+        """How many bytes it had sent again by then, and has since, each time that they were."""
+        before = sum(size for when, size in self._resent if when <= at_ns)
+        return before, sum(size for _, size in self._resent) - before
 
     def add_ack(self, segment: Segment) -> None:
         """Note what a segment of the client's acknowledges."""
