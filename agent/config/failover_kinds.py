@@ -36,6 +36,10 @@ def _command(value: object) -> tuple[str, ...]:
     return tuple(words)
 
 
+def _command_if_any(value: object) -> tuple[str, ...]:
+    return () if value == [] else _command(value)
+
+
 def _version(value: object) -> int:
     if value not in (2, 3) or isinstance(value, bool):
         refuse(f"{shown(value)} is not a version of VRRP", "give 3, or 2 for old IPv4 peers")
@@ -64,4 +68,9 @@ Password = Annotated[
         matching(r"[\x21-\x7e]+", "a password", "use printable characters without spaces", 64)
     ),
     Kind("text"),
+]
+CheckCommand = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_command_if_any),
+    Kind("text, or a list: absolute path, arguments"),
 ]

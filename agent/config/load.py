@@ -49,7 +49,7 @@ from agent.config.telemetry_schema import (
     TelemetrySection,
 )
 from agent.errors import ConfigError
-from agent.model import Config, Forward, SynProtection
+from agent.model import CheckKind, Config, Forward, SynProtection
 
 # What a service inherits key by key.
 _MERGED: dict[str, type[Section]] = {
@@ -161,6 +161,8 @@ def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, objec
             wanted = high["type"]
             useful = {kind.value: keys for kind, keys in CHECK_KEYS.items()}
             names = useful.get(str(wanted), COMMON_CHECK_KEYS)
+            if CheckKind.COMPLETION.value in (wanted, low.get("type")):
+                names -= {"path"}  # a page of health takes no prompts
             kept = {name: value for name, value in low.items() if name in names}
         if (
             key in ("telemetry", "node")

@@ -11,7 +11,7 @@ from agent.config import kinds
 from agent.config import network_kinds as net
 from agent.config.defaults import DEFAULT_PROTOCOL, default_check_timeout, default_service
 from agent.config.durations import format_duration
-from agent.config.failover_kinds import Command
+from agent.config.failover_kinds import CheckCommand
 from agent.config.section import Section
 from agent.config.telemetry_schema import (
     AffinitySection,
@@ -188,7 +188,7 @@ class HealthSection(Section):
     record: kinds.DnsRecord = Field(
         _CHECK.record, description="For `dns`: the type in the question."
     )
-    command: Command = Field(
+    command: CheckCommand = Field(
         (),
         description="For `exec`: the program and its arguments; no shell. It runs as the agent "
         "does, with the server in `STEELYARD_ADDRESS` and `STEELYARD_PORT`; the first line that it "

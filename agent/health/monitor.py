@@ -23,6 +23,7 @@ from agent.health.rules import (
     observe,
     rechecked,
     suspended,
+    tells,
     unchecked,
 )
 from agent.model import (
@@ -150,7 +151,8 @@ class HealthMonitor:
 
     async def _check(self, ref: BackendRef, target: Target) -> None:
         loop = asyncio.get_running_loop()
-        started, completed = loop.time(), -math.inf  # when a completion was answered last
+        started = loop.time()
+        completed = failed = -math.inf  # when a completion was answered last, and when any failed
         while True:
             delay = next_delay_s(target.check, self._statuses[ref], random.random())  # noqa: S311
             await self._pause(max(0.0, started + delay - loop.time()))
@@ -164,6 +166,9 @@ class HealthMonitor:
                 if check.kind is CheckKind.COMPLETION:
                     result = excused(result, self._served(ref) - served)
                     completed = started if result.ok else -math.inf
+                if not tells(result, started - failed):
+                    continue
+                failed = failed if result.ok else started
                 if result.unsent and not self._blocked(target.address, started):
                     await asyncio.sleep(LINK_NEWS_S)
                 self._take(ref, target, result, started)

@@ -73,7 +73,7 @@ async def probe(
     except aiohttp.ClientError:
         ok, detail = False, "the answer is not HTTP"
     took_ms = (time.monotonic() - started) * 1000 if check.kind not in _WORKS else None
-    return ProbeResult(ok, detail, took_ms, silent, unsent, busy)
+    return ProbeResult(ok, detail, took_ms, silent, unsent, busy, line.vague)
 
 
 def _os_words(error: OSError) -> str:

@@ -9,6 +9,7 @@ from agent.model import CheckKind, Health, HealthCheck, HealthStatus
 FIRST_WITHIN_S = 0.5  # first checks are spread over this long, or the interval if shorter
 CHANGING_SPEEDUP = 2.0
 SHORTEST_DELAY_S = 0.01
+VAGUE_S = 10.0  # silence after a refusal says nothing for so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class ProbeResult:
 
     ``silent``: nothing at all came back, not even a refusal. So the server's host may be gone.
     ``unsent``: this host knew no way, so maybe its own link is down. ``busy``: it was reached, and
-    has not answered in time, or takes no more now.
+    has not answered in time, or takes no more now. ``vague``: it passes because nothing came back.
     """
 
     ok: bool
@@ -26,6 +27,7 @@ class ProbeResult:
     silent: bool = False
     unsent: bool = False
     busy: bool = False
+    vague: bool = False
 
 
 def checking(now: float) -> HealthStatus:
@@ -95,6 +97,13 @@ def due(check: HealthCheck, status: HealthStatus, since_s: float) -> HealthCheck
     if status.health is not Health.UP or status.failures:
         return check
     return replace(check, kind=CheckKind.TCP)
+
+
+def tells(result: ProbeResult, since_failure_s: float) -> bool:
+    """Whether a result says anything. A host refuses few datagrams (Linux: one a second for each
+    who asks, after the first six), so where one was refused a moment ago, silence may be that.
+    """
+    return not result.vague or since_failure_s >= VAGUE_S
 
 
 def excused(result: ProbeResult, served: int) -> ProbeResult:

@@ -61,6 +61,7 @@ class Line:
 
     end: _Socket | None = None
     heard: bool = False  # something came back that is no connection
+    vague: bool = False  # nothing came back, which is well
 
     def open(self, where: tuple[Any, ...]) -> socket.socket:
         """A socket for an address as ``getaddrinfo`` has it."""
@@ -234,6 +235,7 @@ async def _udp(check: HealthCheck, address: Address, port: int, line: Line) -> V
                 # A refusal comes within a round trip.
                 data = await asyncio.wait_for(asyncio.shield(reply.came), check.timeout_s / 2)
                 return True, f"{len(data)} bytes in {_milliseconds(started)}"
+            line.vague = True
             return True, "nothing refuses it"
         data = await reply.came
     finally:

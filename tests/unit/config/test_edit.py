@@ -63,6 +63,16 @@ def test_null_puts_a_setting_back_to_its_default() -> None:
     assert (chat.timeouts.established_s, chat.health.rise) == (900, 2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "path"), [("completion", "/v1/completions"), ("https", "/health")]
+)
+def test_a_page_of_health_is_no_place_for_prompts(kind: str, path: str) -> None:
+    to = edit(EditOp.SERVICE_SET, "chat", health={"type": kind})
+    assert named(to, "chat").health.path == path
+    back = apply_edit(to, Edit(EditOp.SERVICE_SET, "chat", None, {"health": {"type": "http"}}))
+    assert named(back, "chat").health.path == ("/" if kind == "completion" else "/health")
+
+
 def test_another_health_type_leaves_behind_what_it_has_no_use_for() -> None:
     chat = named(edit(EditOp.SERVICE_SET, "chat", health={"type": "tcp"}), "chat")
     assert (chat.health.kind, chat.health.path, chat.health.rise) == (CheckKind.TCP, "/", 5)
@@ -245,3 +255,11 @@ def test_junk_values_are_refused_not_crashed_on(op: EditOp, junk: object, servic
     for key in ("services", "backends", "health", "name", "vip", "weight", "defaults"):
         with contextlib.suppress(ConfigError):
             edit(op, service, "gpu-1", **{key: junk})
+
+
+def test_the_command_of_a_check_is_taken_back() -> None:
+    to = edit(EditOp.SERVICE_SET, "chat", health={"type": "exec", "command": "/bin/true"})
+    assert named(to, "chat").health.command == ("/bin/true",)
+    values: dict[str, object] = {"health": {"type": "none", "command": []}}
+    back = apply_edit(to, Edit(EditOp.SERVICE_SET, "chat", None, values))
+    assert named(back, "chat").health.command == ()

@@ -354,3 +354,26 @@ def test_an_engine_that_is_busy_with_clients_stays_up() -> None:
         assert status.reason == "no answer within 10 s, but it answered 7 clients meanwhile"
 
     asyncio.run(story())
+
+
+def test_silence_after_a_refusal_brings_nobody_up() -> None:
+    """Linux refuses one datagram a second: a port where nobody listens is silent in between."""
+    asked = 0
+
+    async def probe(_check: HealthCheck, *_: object) -> ProbeResult:
+        nonlocal asked
+        asked += 1
+        if asked % 4 == 1:
+            return ProbeResult(False, "connection refused", 0.1)
+        return ProbeResult(True, "nothing refuses it", 10.0, vague=True)
+
+    async def story() -> None:
+        monitor = HealthMonitor(lambda *_: None, probe=probe)
+        monitor.set_targets({REF: replace(TARGET, check=replace(CHECK, kind=CheckKind.UDP))})
+        running = asyncio.create_task(monitor.run())
+        await _until(lambda: asked >= 20)
+        status = monitor.status(REF)
+        running.cancel()
+        assert (status.health, status.reason) == (Health.DOWN, "connection refused")
+
+    asyncio.run(story())

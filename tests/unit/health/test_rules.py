@@ -13,6 +13,7 @@ from agent.health.rules import (
     next_delay_s,
     observe,
     rechecked,
+    tells,
     unchecked,
 )
 from agent.model import CheckKind, Health, HealthCheck, HealthStatus
@@ -122,3 +123,10 @@ def test_what_is_no_round_trip_leaves_the_last_one_known() -> None:
     status = after(checking(100.0), PASS, replace(PASS, latency_ms=None))
     assert status.latency_ms == 3.0
     assert after(checking(100.0), replace(PASS, latency_ms=None)).latency_ms is None
+
+
+def test_silence_tells_again_some_time_after_the_last_refusal() -> None:
+    silence = replace(PASS, vague=True)
+    assert [tells(silence, since_s) for since_s in (0.5, 9.9, 10.0)] == [False, False, True]
+    assert tells(PASS, 0.5)
+    assert tells(FAIL, 0.5)

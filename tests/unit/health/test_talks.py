@@ -241,7 +241,8 @@ def test_silence_passes_only_where_no_reply_is_expected():
         end.bind(("127.0.0.1", 0))
         port = end.getsockname()[1]
         check = replace(UDP, timeout_s=0.3)
-        assert ask(check, port).detail == "nothing refuses it"
+        silence = ask(check, port)
+        assert (silence.ok, silence.vague, silence.detail) == (True, True, "nothing refuses it")
         result = ask(replace(check, expect="pong"), port)
     assert (result.ok, result.silent, result.detail) == (False, True, "no answer within 300 ms")
 
