@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import ssl
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -283,25 +284,27 @@ async def _exec(check: HealthCheck, address: Address, port: int, line: Line) -> 
     line.heard = True  # what a command finds says nothing of the server's host
     started = time.monotonic()
     async with _turn():
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *check.command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env=_environment(address, port),
-                start_new_session=True,
-            )
-        except OSError as error:
-            return False, f"{check.command[0]}: {error.strerror or error}"
-        assert process.stdout is not None  # noqa: S101 (it is a pipe)
-        try:
-            said = await process.stdout.read(MOST_BYTES)
-            status = await process.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        # No pipe: what the command leaves behind may hold it open when it is over.
+        with tempfile.TemporaryFile() as out:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *check.command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    env=_environment(address, port),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                return False, f"{check.command[0]}: {error.strerror or error}"
+            try:
+                status = await process.wait()
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+            out.seek(0)
+            said = out.read(MOST_WORDS * 4)
     words = said.decode(errors="replace").strip().partition("\n")[0][:MOST_WORDS]
     detail = f"exit status {status} in {_milliseconds(started)}" + (f": {words}" if words else "")
     return status == 0, detail

@@ -11,7 +11,7 @@ make it so, because those of its clients stay open.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from agent.model import BackendRef, Scheduler, Service
 
@@ -105,11 +105,39 @@ def follow(
     after = {
         ref: _read(before.get(ref, Pace()), readings[ref]) for ref in weights if ref in readings
     }
-    result = {}
-    for ref, pace in after.items():
-        others = {other: seen for other, seen in after.items() if other != ref and other in usable}
-        result[ref] = _judged(pace, others, weights, ref)
-    return result
+    beside = _All({ref: pace for ref, pace in after.items() if ref in usable}, weights)
+    return {
+        ref: _judged(pace, ref, beside) if ref in beside.paces else pace
+        for ref, pace in after.items()
+    }
+
+
+@dataclass(slots=True)
+class _All:
+    """The backends that get new flows. Sums since one moment are made once for all of them."""
+
+    paces: Mapping[BackendRef, Pace]
+    weights: Mapping[BackendRef, int]
+    _since: dict[float, tuple[float, int]] = field(default_factory=dict)
+
+    def others(self, ref: BackendRef, since_s: float) -> tuple[float, int]:
+        """What the others have open, in the mean, and how many ended there, since then."""
+        if since_s not in self._since:
+            found = [_stretch(pace, since_s) for pace in self.paces.values()]
+            self._since[since_s] = sum(one.open for one in found), sum(one.ended for one in found)
+        own = _stretch(self.paces[ref], since_s)
+        there, ended = self._since[since_s]
+        return max(there - own.open, 0.0), ended - own.ended
+
+    def share_of(self, ref: BackendRef) -> float:
+        """Its weight beside that of the others together."""
+        others = sum(self.weights[other] for other in self.paces) - self.weights[ref]
+        return self.weights[ref] / others if others else 0.0
+
+
+def _stretch(pace: Pace, since_s: float) -> _Stretch:
+    first = next((r for r in pace.readings if r.at_s >= since_s), pace.readings[-1])
+    return _Stretch(first, pace.readings[-1])
 
 
 def _read(pace: Pace, reading: Reading) -> Pace:
@@ -119,48 +147,31 @@ def _read(pace: Pace, reading: Reading) -> Pace:
     return replace(pace, readings=(*kept, reading))
 
 
-def _judged(
-    pace: Pace,
-    others: Mapping[BackendRef, Pace],
-    weights: Mapping[BackendRef, int],
-    ref: BackendRef,
-) -> Pace:
+def _judged(pace: Pace, ref: BackendRef, beside: _All) -> Pace:
     least_s, telling = (LEAST_AGAIN_S, TELLING_AGAIN) if pace.hasty else (LEAST_S, TELLING)
-    stretch: _Stretch | None = None
     for since in reversed(pace.readings[:-1]):
         stretch = _Stretch(since, pace.readings[-1])
         if stretch.seconds < least_s or stretch.ended < telling:
             continue
-        is_known = pace.usual_s is not None and pace.ended >= KNOWN
-        if not is_known:
-            break
-        assert pace.usual_s is not None  # noqa: S101 (it is known)
+        if pace.usual_s is None or pace.ended < KNOWN:
+            return _followed(pace, stretch)
+        if stretch.lasted_s >= (USUAL if pace.hasty else SHORT) * pace.usual_s:
+            return _followed(pace, stretch)
+        there, ended = beside.others(ref, since.at_s)
         if pace.hasty:
-            is_hasty = stretch.lasted_s < USUAL * pace.usual_s
-            return replace(pace, hasty=is_hasty, last_s=stretch.lasted_s)
-        if stretch.lasted_s >= SHORT * pace.usual_s:
-            break
-        fair = weights[ref] * _open_by_weight(others, weights, since.at_s)
+            # Where connections have become as short elsewhere, so are the requests.
+            is_short = stretch.lasted_s * ended < USUAL * there * stretch.seconds
+            if is_short or not ended:
+                return replace(pace, last_s=stretch.lasted_s)
+            return _followed(pace, stretch)
+        fair = there * beside.share_of(ref)
         if stretch.open >= FEW * fair:
-            break
+            return _followed(pace, stretch)
         # One that lasts is seen again and again, which is one sight of it.
         sights = min(stretch.looks, stretch.seconds / pace.usual_s)
         if fair * sights >= EXPECTED:
             return replace(pace, hasty=True, last_s=stretch.lasted_s)
-    else:
-        return pace
-    return _followed(pace, stretch)
-
-
-def _open_by_weight(
-    others: Mapping[BackendRef, Pace], weights: Mapping[BackendRef, int], since_s: float
-) -> float:
-    """Open connections of the others for a weight of 1, since then, in the mean."""
-    total = 0.0
-    for pace in others.values():
-        first = next((r for r in pace.readings if r.at_s >= since_s), pace.readings[-1])
-        total += _Stretch(first, pace.readings[-1]).open
-    return total / max(sum(weights[other] for other in others), 1)
+    return pace
 
 
 def _followed(pace: Pace, stretch: _Stretch) -> Pace:
@@ -170,4 +181,4 @@ def _followed(pace: Pace, stretch: _Stretch) -> Pace:
     lasted_s = stretch.lasted_s
     usual_s = lasted_s if pace.usual_s is None else pace.usual_s + part * (lasted_s - pace.usual_s)
     ended = min(pace.ended + newest, KNOWN)
-    return replace(pace, usual_s=usual_s, ended=ended, last_s=lasted_s)
+    return replace(pace, usual_s=usual_s, ended=ended, hasty=False, last_s=lasted_s)

@@ -10,7 +10,7 @@ established there: one is ejected only where they are few, too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from agent.model import BackendRef, Forward, Outlier, Protocol, Service
 
@@ -113,20 +113,32 @@ class _Found:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Beside:
-    """The other backends that get new flows, and their weights together."""
+@dataclass(slots=True)
+class _All:
+    """The backends that get new flows. Sums since one moment are made once for all of them."""
 
-    watches: tuple[Watch, ...]
-    weight: int
+    watches: Mapping[BackendRef, Watch]
+    weights: Mapping[BackendRef, int]
+    _since: dict[float, Tally] = field(default_factory=dict)
 
-    def since(self, at_s: float) -> Tally:
-        """What they have had since then."""
-        total = Tally()
-        for watch in self.watches:
-            first = next((r for r in watch.readings if r.at_s >= at_s), watch.readings[-1])
-            total += watch.readings[-1].tally.since(first.tally)
-        return total
+    def others(self, ref: BackendRef, at_s: float) -> Tally:
+        """What the others have had since then."""
+        if at_s not in self._since:
+            total = Tally()
+            for watch in self.watches.values():
+                total += _since(watch, at_s)
+            self._since[at_s] = total
+        return self._since[at_s].since(_since(self.watches[ref], at_s))
+
+    def share_of(self, ref: BackendRef) -> float:
+        """Its weight beside that of the others together."""
+        others = sum(self.weights[other] for other in self.watches) - self.weights[ref]
+        return _share(self.weights[ref], others)
+
+
+def _since(watch: Watch, at_s: float) -> Tally:
+    first = next((r for r in watch.readings if r.at_s >= at_s), watch.readings[-1])
+    return watch.readings[-1].tally.since(first.tally)
 
 
 def judges(service: Service) -> bool:
@@ -159,16 +171,13 @@ def follow(
         for ref in weights
         if ref in tallies
     }
-    watched = [ref for ref, watch in after.items() if ref in usable and not watch.ejected]
+    watched = {ref: w for ref, w in after.items() if ref in usable and not w.ejected}
+    beside = _All(watched, weights)
     found: dict[BackendRef, _Found] = {}
-    for ref in watched:
-        others = [other for other in watched if other != ref]
-        beside = _Beside(
-            tuple(after[other] for other in others), sum(weights[other] for other in others)
-        )
-        what = _requests(service.outlier, after[ref], beside)
+    for ref in watched if len(watched) > 1 else ():
+        what = _requests(service.outlier, ref, beside)
         if what is None and not flooded:
-            what = _handshakes(service, after[ref], weights[ref], beside)
+            what = _handshakes(service, ref, beside)
         if what is not None:
             found[ref] = what
     ejected = sum(watch.ejected for watch in after.values())
@@ -203,41 +212,45 @@ def _eject(outlier: Outlier, watch: Watch, found: _Found, now_s: float) -> Watch
     )
 
 
-def _requests(outlier: Outlier, watch: Watch, beside: _Beside) -> _Found | None:
+def _requests(outlier: Outlier, ref: BackendRef, beside: _All) -> _Found | None:
     """By the newest requests, as many as it takes to tell."""
-    last = watch.readings[-1]
-    for reading in reversed(watch.readings[:-1]):
+    readings = beside.watches[ref].readings
+    last = readings[-1]
+    for reading in reversed(readings[:-1]):
         if reading.at_s < last.at_s - outlier.window_s:
             return None
         seen = last.tally.since(reading.tally)
         if seen.requests < outlier.requests:
             continue
-        theirs = beside.since(reading.at_s)
         share = _share(seen.failed, seen.requests)
-        usual = _share(theirs.failed, theirs.requests)
-        if not beside.watches or share < outlier.threshold or share < WORSE * usual:
+        if share < outlier.threshold:
             return None
-        return _Found(share, _failed(seen))
+        theirs = beside.others(ref, reading.at_s)
+        is_worse = share >= WORSE * _share(theirs.failed, theirs.requests)
+        return _Found(share, _failed(seen)) if is_worse else None
     return None
 
 
-def _handshakes(service: Service, watch: Watch, weight: int, beside: _Beside) -> _Found | None:
+def _handshakes(service: Service, ref: BackendRef, beside: _All) -> _Found | None:
     """By the newest connections that have had the time to be established."""
     outlier, forward = service.outlier, service.forward
-    last = watch.readings[-1]
-    settled = [reading for reading in watch.readings if reading.at_s <= last.at_s - SETTLE_S]
+    readings = beside.watches[ref].readings
+    last = readings[-1]
+    settled = [reading for reading in readings if reading.at_s <= last.at_s - SETTLE_S]
     for reading in reversed(settled[:-1]):
         begun = settled[-1].tally.since(reading.tally).opened
         if begun < outlier.requests:
             continue
         done = last.tally.since(reading.tally).established
         share = _share(max(begun - done, 0), begun)
-        theirs = beside.since(reading.at_s)
-        usual = _share(max(theirs.opened - theirs.established, 0), theirs.opened)
-        if share < outlier.threshold or share < WORSE * usual:
+        if share < outlier.threshold:
             return None
-        fair = weight * _share(theirs.established, beside.weight)
-        if theirs.established < outlier.requests or done >= FEWER * fair:
+        theirs = beside.others(ref, reading.at_s)
+        usual = _share(max(theirs.opened - theirs.established, 0), theirs.opened)
+        fair = theirs.established * beside.share_of(ref)
+        if share < WORSE * usual or theirs.established < outlier.requests:
+            return None
+        if done >= FEWER * fair:
             return None
         what = "was" if done == 1 else "were"
         why = f"{done or 'none'} of {begun} connections {what} established"
@@ -252,7 +265,7 @@ def _share(part: float, whole: float) -> float:
 def _failed(seen: Tally) -> str:
     said, cut = "status 429 or 5xx", "no answer"
     if seen.errors and seen.hangups:
-        how = f"{seen.errors} with {said}, {seen.hangups} with {cut}"
+        how = f": {seen.errors} with {said}, {seen.hangups} with {cut}"
     else:
-        how = f"with {said if seen.errors else cut}"
-    return f"{seen.failed} of {seen.requests} requests failed {how}"
+        how = f" with {said if seen.errors else cut}"
+    return f"{seen.failed} of {seen.requests} requests failed{how}"

@@ -191,7 +191,8 @@ class Scores:
 
     def _look(self) -> None:
         places = [*self._places.values()]
-        rows = self._dataplane.tables.backend_load[[place.ident for place in places]]
+        ids = np.array([place.ident for place in places], dtype=np.int64)
+        rows = self._dataplane.tables.backend_load[ids]
         for place, count in zip(places, (rows["open"] + rows["open_fix"]).tolist(), strict=True):
             place.looks = Looks(place.looks.times + 1, place.looks.seen + max(count, 0))
 

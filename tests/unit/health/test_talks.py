@@ -314,6 +314,19 @@ def test_a_command_that_takes_too_long_is_killed_with_what_it_started(tmp_path: 
         time.sleep(0.01)
 
 
+def test_a_command_that_leaves_something_behind_is_over_when_it_exits(tmp_path: Path):
+    mark = tmp_path / "pid"
+    command = ("/bin/sh", "-c", f"sleep 600 & echo $! > {mark}; exit 0")
+    result = ask(replace(EXEC, command=command, timeout_s=60.0), 8000)
+    assert (result.ok, result.detail.startswith("exit status 0 in ")) == (True, True), result
+
+
+def test_a_command_that_writes_much_is_not_held_up():
+    command = ("/bin/sh", "-c", "echo first; head -c 2000000 /dev/zero")
+    result = ask(replace(EXEC, command=command, timeout_s=60.0), 8000)
+    assert (result.ok, result.detail.endswith(": first")) == (True, True), result
+
+
 def test_a_command_that_is_not_there_says_so():
     result = ask(replace(EXEC, command=("/no/such/check",)), 8000)
     assert (result.ok, result.detail) == (False, "/no/such/check: No such file or directory")

@@ -29,6 +29,7 @@ class History:
     """The service second by second."""
 
     now: float = 100.0
+    usable: frozenset[BackendRef] = frozenset(REFS)
     ended: dict[BackendRef, int] = field(default_factory=lambda: dict.fromkeys(REFS, 0))
     looks: dict[BackendRef, Looks] = field(default_factory=lambda: dict.fromkeys(REFS, Looks()))
     paces: dict[BackendRef, Pace] = field(default_factory=dict)
@@ -41,7 +42,7 @@ class History:
                 self.ended[ref] += ended
                 self.looks[ref] = Looks(looks.times + 5, looks.seen + 5 * still_open)
                 readings[ref] = Reading(self.now, self.looks[ref], self.ended[ref])
-            self.paces = haste.follow(SERVICE, self.paces, readings, frozenset(REFS))
+            self.paces = haste.follow(SERVICE, self.paces, readings, self.usable)
             self.now += 1
         return self.hasty
 
@@ -76,6 +77,19 @@ def test_a_hasty_backend_that_gets_nothing_stays_so():
     here = settled()
     here.pass_seconds(4, FAILS, WORKS, WORKS, WORKS)
     assert here.pass_seconds(60, (0, 0), WORKS, WORKS, WORKS) == {"s0"}
+
+
+def test_a_hasty_backend_is_so_no_longer_once_connections_are_as_short_everywhere():
+    here = settled()
+    here.pass_seconds(4, FAILS, WORKS, WORKS, WORKS)
+    short: Second = (100, 2)
+    assert not here.pass_seconds(30, (50, 1), short, short, short)
+
+
+def test_one_that_gets_no_new_flows_is_not_judged():
+    here = settled()
+    here.usable = frozenset(REFS[1:])
+    assert not here.pass_seconds(10, FAILS, WORKS, WORKS, WORKS)
 
 
 def test_one_that_was_always_faster_is_not_hasty():

@@ -70,7 +70,7 @@ class History:
         (BAD, "20 of 20 requests failed with status 429 or 5xx"),
         (CUT, "20 of 20 requests failed with no answer"),
         (Tally(20, 20, answers=15, errors=10, hangups=5),
-         "15 of 20 requests failed 10 with status 429 or 5xx, 5 with no answer"),
+         "15 of 20 requests failed: 10 with status 429 or 5xx, 5 with no answer"),
         (HOLE, "none of 20 connections were established"),
         (replace(HOLE, established=1), "3 of 20 connections were established"),
     ],
