@@ -6,6 +6,7 @@ The folder of the lab is made first and removed last: while it exists, the lab d
 from __future__ import annotations
 
 import contextlib
+import glob
 import http.client
 import json
 import os
@@ -77,6 +78,15 @@ def leftovers(name: str) -> list[str]:
     found = [entry for entry in netns.names() if topology.owned_namespace(name, entry)]
     run_dir = topology.RUN_ROOT / name
     return found + ([str(run_dir)] if run_dir.exists() else [])
+
+
+def _instance_locks(name: str) -> list[Path]:
+    """The lock files of the lab's agents, also of those whose namespaces have gone."""
+    named = {
+        lock: lock.stem.removeprefix("instance-")
+        for lock in topology.RUN_ROOT.glob(f"instance-{glob.escape(name)}-*.lock")
+    }
+    return [lock for lock, agent in named.items() if topology.owned_namespace(name, agent)]
 
 
 def up(lab: Lab, owner: Owner, report: Report) -> None:
@@ -331,7 +341,7 @@ def down(name: str, report: Report) -> bool:
     """Remove everything of a lab, whatever state it is in; False: there was nothing."""
     run_dir = topology.RUN_ROOT / name
     with Guard():
-        if not leftovers(name) and not processes.find(run_dir):
+        if not (leftovers(name) or _instance_locks(name) or processes.find(run_dir)):
             return False
         report("stopping the lab's processes")
         processes.stop(run_dir, processes.find(run_dir))
@@ -346,6 +356,8 @@ def down(name: str, report: Report) -> bool:
         shutil.rmtree(run_dir, ignore_errors=True)
         # What was being started while we were stopping: its folder is gone, its mark is not.
         processes.stop(run_dir, processes.find(run_dir))
+        for lock in _instance_locks(name):
+            lock.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             topology.RUN_ROOT.rmdir()  # only if it is empty: an agent of this host may live there
         with contextlib.suppress(OSError):

@@ -284,6 +284,18 @@ def test_an_interrupted_build_removes_what_it_built(monkeypatch: pytest.MonkeyPa
     assert traces() == []
 
 
+def test_down_removes_the_locks_of_agents_whose_namespaces_were_removed_by_hand() -> None:
+    lock, longer = (topology.RUN_ROOT / f"instance-{n}-lb2.lock" for n in (NAME, f"{NAME}-2"))
+    topology.RUN_ROOT.mkdir(exist_ok=True)
+    for path in (lock, longer):
+        path.touch()
+    build.refuse_second(NAME)  # a lock that nobody holds keeps nobody from a new lab
+    assert lbctl("down").returncode == 0
+    assert not lock.exists()
+    assert longer.exists(), "it belongs to a lab of another name"
+    longer.unlink()
+
+
 def test_stop_ends_the_labs_processes_and_no_others() -> None:
     lab = Lab(name=NAME, backends=1)
     with bare_network(lab):
