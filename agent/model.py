@@ -152,6 +152,9 @@ class TelemetryKind(enum.Enum):
     TRTLLM = "trtllm"  # trtllm-serve
     RAY_SERVE = "ray-serve"
     LLAMACPP = "llamacpp"  # llama-server
+    LMDEPLOY = "lmdeploy"
+    NIM = "nim"  # NVIDIA NIM for LLMs
+    DYNAMO = "dynamo"  # NVIDIA Dynamo: a frontend, or a worker
     OLLAMA = "ollama"
     PROMETHEUS = "prometheus"  # any page, by expressions
     AGENT_CHECK = "agent-check"  # HAProxy's text protocol

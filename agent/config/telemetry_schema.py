@@ -48,7 +48,8 @@ class TelemetrySection(Section):
     )
     path: kinds.RequestPath | None = Field(
         _TELEMETRY.path,
-        description="Path of the metrics. Default: the engine's usual one, as `/metrics`.",
+        description="Path of the metrics. Default: `/v1/metrics` for `nim`, "
+        "`/prometheus/metrics` for `trtllm`, `/api/ps` for `ollama`, else `/metrics`.",
     )
     tls: bool = Field(
         _TELEMETRY.tls,

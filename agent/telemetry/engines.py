@@ -33,6 +33,9 @@ USUAL_PATHS = {
     TelemetryKind.TRTLLM: "/prometheus/metrics",
     TelemetryKind.RAY_SERVE: "/metrics",
     TelemetryKind.LLAMACPP: "/metrics",
+    TelemetryKind.LMDEPLOY: "/metrics",
+    TelemetryKind.NIM: "/v1/metrics",
+    TelemetryKind.DYNAMO: "/metrics",
     TelemetryKind.OLLAMA: "/api/ps",
     TelemetryKind.PROMETHEUS: "/metrics",
 }
@@ -198,6 +201,8 @@ def _trtllm(page: Page) -> EngineReport | Failure:
         page.total(b"trtllm_num_requests_running", b"trtllm:num_requests_running"),
         page.total(b"trtllm_num_requests_waiting", b"trtllm:num_requests_waiting"),
         page.fullest(b"trtllm_kv_cache_utilization", b"trtllm:kv_cache_utilization"),
+        prompt_tokens=page.tokens(b"trtllm_prompt_tokens_total"),
+        cached_tokens=page.tokens(b"trtllm_prompt_cached_tokens_total"),
         dropped=page.dropped,
     )
 
@@ -261,6 +266,56 @@ def _llamacpp(page: Page) -> EngineReport:
     )
 
 
+def _lmdeploy(page: Page) -> EngineReport:
+    """Requests wait in the engine, and before it for one of the places that its API server has."""
+    waiting = page.total(b"lmdeploy:num_requests_waiting")
+    before = page.total(b"lmdeploy:num_api_requests_waiting")
+    return EngineReport(
+        page.total(b"lmdeploy:num_requests_running"),
+        None if waiting is None else waiting + (before or 0.0),
+        page.fullest(b"lmdeploy:gpu_cache_usage_perc"),
+        prompt_tokens=page.tokens(b"lmdeploy:prompt_tokens_total"),
+        cached_tokens=page.tokens(b"lmdeploy:cached_tokens_total"),
+        dropped=page.dropped,
+    )
+
+
+def _nim(page: Page) -> EngineReport:
+    """NIM 2 passes the page of its engine through; NIM 1 has vLLM's names without their prefix."""
+    engine = _vllm(page)
+    return engine if engine.queue is not None else _vllm(page, b"")
+
+
+def _dynamo(page: Page) -> EngineReport | Failure:
+    """A frontend counts all requests of its workers; a worker passes its engine's page through."""
+    if page.all(b"dynamo_frontend_disconnected_clients", b"dynamo_frontend_inflight_requests"):
+        return _dynamo_frontend(page)
+    for reader in (_vllm, _sglang, _trtllm):
+        engine = reader(page)
+        if isinstance(engine, EngineReport) and engine.queue is not None:
+            return engine
+    # An engine that has had no request yet, or whose page is not passed through.
+    endpoints = _by_label(page.all(b"dynamo_component_inflight_requests"), "dynamo_endpoint")
+    running = page.sum(endpoints["generate"])
+    kv_usage = page.fullest(b"dynamo_component_gpu_cache_usage_percent")
+    return EngineReport(running, None, kv_usage, dropped=page.dropped)
+
+
+def _dynamo_frontend(page: Page) -> EngineReport:
+    """Of the requests in flight, those without a first token are the queued ones. A model's series
+    come with its first request: until then there is none.
+    """
+    inflight = page.total(b"dynamo_frontend_inflight_requests") or 0.0
+    queued = page.total(b"dynamo_frontend_queued_requests") or 0.0
+    return EngineReport(
+        max(0.0, inflight - queued),
+        queued,
+        prompt_tokens=page.tokens(b"dynamo_frontend_input_sequence_tokens_sum"),
+        cached_tokens=page.tokens(b"dynamo_frontend_cached_tokens_sum"),
+        dropped=page.dropped,
+    )
+
+
 def _ollama(page: Page) -> EngineReport | Failure:
     """Ollama tells neither requests nor queue: only what is loaded, and how much on the GPU."""
     found = parsed(page.text)
@@ -307,5 +362,8 @@ _READERS: dict[TelemetryKind, Reader] = {
     TelemetryKind.TRTLLM: _trtllm,
     TelemetryKind.RAY_SERVE: _ray_serve,
     TelemetryKind.LLAMACPP: _llamacpp,
+    TelemetryKind.LMDEPLOY: _lmdeploy,
+    TelemetryKind.NIM: _nim,
+    TelemetryKind.DYNAMO: _dynamo,
     TelemetryKind.OLLAMA: _ollama,
 }

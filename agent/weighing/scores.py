@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import structlog
@@ -22,9 +22,9 @@ log = structlog.get_logger()
 
 STAND_IN_EVERY_S = 0.2
 RATIO_HELD_S = 30.0  # while nobody reports
-# Ray exports its figures every 10 s (metrics_report_interval_ms), so one is as old as its page has
-# been the same, whenever it was asked for.
-EXPORTED_S = {TelemetryKind.RAY_SERVE: 12.0}
+# Ray exports its figures every 10 s (metrics_report_interval_ms), LMDeploy takes its own that often
+# (log_interval): one is as old as its page has been the same, whenever it was asked for.
+EXPORTED_S = {TelemetryKind.RAY_SERVE: 12.0, TelemetryKind.LMDEPLOY: 12.0}
 _REPORT = ("queue", "report_open", "report_embryonic", "is_hot", "report_until")
 _STAND_IN_PERIODS = 5  # so long one counts, should the agent be gone
 
@@ -224,7 +224,9 @@ class Scores:
 def _open_then(place: _Place, report: EngineReport, asked_at: float) -> tuple[int, int]:
     """The connections, and the embryonic ones of them, that the report's figures know of."""
     exported_s = EXPORTED_S.get(place.service.telemetry.kind, 0.0)
-    if report != place.told or asked_at - place.told_at >= exported_s:
-        place.told, place.told_at = report, asked_at
+    # Not by its tokens: LMDeploy counts those at once.
+    figures = replace(report, prompt_tokens=None, cached_tokens=None)
+    if figures != place.told or asked_at - place.told_at >= exported_s:
+        place.told, place.told_at = figures, asked_at
         place.open_when_told = place.open_when_asked, place.embryonic_when_asked
     return place.open_when_told

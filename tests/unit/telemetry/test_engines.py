@@ -44,10 +44,58 @@ def reason(kind: TelemetryKind, text: bytes) -> str:
         (TelemetryKind.TRTLLM, "trtllm.prom", EngineReport(5, 3, 0.62)),
         (TelemetryKind.RAY_SERVE, "ray_serve.prom", EngineReport(12, 3)),
         (TelemetryKind.RAY_SERVE, "ray_vllm.prom", EngineReport(8, 4, 0.7)),
+        # Printed by MultiProcessCollector, which names the process, as trtllm-serve has it.
+        (
+            TelemetryKind.TRTLLM,
+            "trtllm_pid.prom",
+            EngineReport(14, 6, 0.3125, prompt_tokens=64_000, cached_tokens=40_000),
+        ),
+        (TelemetryKind.TRITON, "triton_vllm.prom", EngineReport(None, 0)),
+        # Printed by LMDeploy 0.18's own logger.
+        (
+            TelemetryKind.LMDEPLOY,
+            "lmdeploy.prom",
+            EngineReport(16, 7, 0.7265625, prompt_tokens=21_240, cached_tokens=9_984),
+        ),
+        (TelemetryKind.NIM, "nim.prom", EngineReport(12, 3, 0.4375)),
+        (
+            TelemetryKind.NIM,
+            "nim2.prom",
+            EngineReport(8, 3, 0.28125, prompt_tokens=48_230, cached_tokens=30_112),
+        ),
+        # Of Dynamo 1.6 as it ran, with its stand-in for an engine: ten requests, of which four run.
+        (
+            TelemetryKind.DYNAMO,
+            "dynamo_frontend.prom",
+            EngineReport(4, 6, prompt_tokens=1_110, cached_tokens=160),
+        ),
+        (TelemetryKind.DYNAMO, "dynamo_frontend_fresh.prom", EngineReport(0, 0)),
+        (TelemetryKind.DYNAMO, "dynamo_worker.prom", EngineReport(4, 6, 0.06640625)),
+        (TelemetryKind.DYNAMO, "dynamo_worker_fresh.prom", EngineReport(0)),
+        (TelemetryKind.DYNAMO, "dynamo_worker_dp2.prom", EngineReport(1, 2, 0.0234375)),
     ],
 )
 def test_a_true_page_is_read(kind: TelemetryKind, page: str, report: EngineReport) -> None:
     assert read(kind, page) == report
+
+
+def test_the_models_of_a_frontend_are_summed() -> None:
+    told = read(TelemetryKind.DYNAMO, "dynamo_frontend_models.prom")
+    assert (told.running, told.waiting) == (20, 24)
+
+
+def test_a_page_of_nim_with_names_of_both_kinds_counts_once() -> None:
+    page = b"num_request_max 2048\nnum_requests_running 5\nvllm:num_requests_running 5\n"
+    assert read(TelemetryKind.NIM, page) == EngineReport(5)
+
+
+def test_a_worker_whose_engines_page_is_not_passed_through_counts_what_is_in_flight() -> None:
+    page = (
+        b'dynamo_component_inflight_requests{dynamo_endpoint="generate"} 7\n'
+        b'dynamo_component_inflight_requests{dynamo_endpoint="worker_kv_query_source_1"} 1\n'
+        b'dynamo_component_gpu_cache_usage_percent{dp_rank="0"} 8.34e-05\n'
+    )
+    assert read(TelemetryKind.DYNAMO, page) == EngineReport(7, None, 8.34e-05)
 
 
 def test_prompt_tokens_and_those_from_the_cache_are_read() -> None:

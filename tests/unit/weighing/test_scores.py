@@ -412,13 +412,16 @@ def test_one_that_is_gone_is_not_passed_over():
 # -- figures that are old on the page
 
 
-def test_figures_that_are_exported_now_and_then_are_as_old_as_they_have_been_the_same():
-    world = here(telemetry=replace(VLLM, kind=TelemetryKind.RAY_SERVE))
+@pytest.mark.parametrize("kind", [TelemetryKind.RAY_SERVE, TelemetryKind.LMDEPLOY])
+def test_figures_that_are_exported_now_and_then_are_as_old_as_they_have_been_the_same(kind):
+    world = here(telemetry=replace(VLLM, kind=kind))
 
     def asked(at: float, open_now: int, running: float) -> int:
         world.put_load("a", open=open_now)
         world.scores.asked(A_REF)
-        world.scores.reported(A_REF, EngineReport(running=running), at, FRESH_S)
+        # LMDeploy counts tokens at once, and requests now and then.
+        report = EngineReport(running=running, prompt_tokens=100 * at)
+        world.scores.reported(A_REF, report, at, FRESH_S)
         return world.words("a", "report_open")[0]
 
     assert asked(10.0, 5, 3.0) == 5
