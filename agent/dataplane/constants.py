@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from agent.dataplane.abi import FLOW_WAYS, NAT_SOURCES, RING_LINE_SLOTS
 from agent.model import (
@@ -29,6 +30,7 @@ TARGET_TICK_S = 4.0
 SPARE_RINGS = 2  # a new ring is written beside the ones in use
 FRAGMENTS = 16_384  # datagrams in pieces that are remembered
 LIMITED = 65_536  # sources that have too much at some service
+HZ_CHOICES = (100, 250, 300, 1000)  # kernel/Kconfig.hz
 PEERS = 64  # addresses of other balancers from which packets are taken
 
 
@@ -192,6 +194,23 @@ class Clock:
     def ticks(self, seconds: float) -> int:
         """Ticks that are no shorter than ``seconds``."""
         return math.ceil(seconds / self.tick_s)
+
+
+class Reading(NamedTuple):
+    """Of the jiffies, at some moment between two of the clock's."""
+
+    before_s: float
+    jiffies: int
+    after_s: float
+
+
+def possible_hz(first: Reading, last: Reading) -> list[int]:
+    """The kernel's choices at which so many jiffies can have passed between two readings. Whoever
+    reads can lose the CPU before and behind each, for longer than a jiffy.
+    """
+    passed = (last.jiffies - first.jiffies) % 2**32
+    least_s, most_s = last.before_s - first.after_s, last.after_s - first.before_s
+    return [hz for hz in HZ_CHOICES if hz * least_s < passed + 1 and hz * most_s > passed - 1]
 
 
 def clock_for(hz: int) -> Clock:

@@ -16,13 +16,16 @@ from agent.config.memory import parts, too_much
 from agent.dataplane import abi, attach, instance, libbpf, pins, running, sources
 from agent.dataplane.compile import Compiled
 from agent.dataplane.constants import (
+    HZ_CHOICES,
     Clock,
     Features,
     HashKeys,
+    Reading,
     Sizes,
     clock_for,
     definitions,
     needed_features,
+    possible_hz,
     sizes,
 )
 from agent.dataplane.hooks.place import PROGRAM_TYPES
@@ -44,8 +47,8 @@ from agent.model import Config, Hook, Service
 
 log = structlog.get_logger()
 
-_HZ_CHOICES = (100, 250, 300, 1000)  # kernel/Kconfig.hz
 _HZ_WINDOW_S = 0.12
+_HZ_LOOKS = 25  # at the most: on a host that runs anything, one or two do
 _FRAME = bytes(14)
 
 
@@ -66,11 +69,21 @@ class JiffiesClock:
         return libbpf.test_run(self._fd, _FRAME).verdict
 
     def measure_hz(self) -> int:
-        """Jiffies a second: the kernel's choice nearest to what a short wait shows."""
-        first, started = self.jiffies(), time.monotonic()
-        time.sleep(_HZ_WINDOW_S)
-        rate = (self.jiffies() - first) % 2**32 / (time.monotonic() - started)
-        return min(_HZ_CHOICES, key=lambda hz: abs(hz - rate))
+        """Jiffies a second: the only one of the kernel's choices that what is read allows."""
+        first = self._read()
+        for _ in range(_HZ_LOOKS):
+            time.sleep(_HZ_WINDOW_S)
+            last = self._read()
+            possible = possible_hz(first, last)
+            if len(possible) == 1:
+                return possible[0]
+        rate = (last.jiffies - first.jiffies) % 2**32 / (last.before_s - first.before_s)
+        return min(HZ_CHOICES, key=lambda hz: abs(hz - rate))
+
+    def _read(self) -> Reading:
+        before_s = time.monotonic()
+        jiffies = self.jiffies()
+        return Reading(before_s, jiffies, time.monotonic())
 
     def close(self) -> None:
         os.close(self._fd)

@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 
 from agent.dataplane.constants import (
     ALL_FEATURES,
+    HZ_CHOICES,
     Clock,
     Features,
     HashKeys,
+    Reading,
     clock_for,
     definitions,
     needed_features,
+    possible_hz,
     sizes,
 )
+from agent.dataplane.program import JiffiesClock
 from agent.model import (
     Backend,
     Forward,
@@ -137,3 +141,54 @@ def test_constants_are_what_they_stand_for():
     assert found["LB_TICK_SHIFT"] == "10"
     assert (found["LB_GUE_PORT"], found["LB_TC"]) == ("6081", "0")
     assert definitions(Path("/x"), size, Features(), keys, clock, 1, tc=True)["LB_TC"] == "1"
+
+
+# -- how fast the kernel counts
+
+
+@given(
+    hz=st.sampled_from(HZ_CHOICES),
+    start_s=st.floats(0.0, 100.0),
+    wait_s=st.floats(0.1, 3.0),
+    delays=st.lists(st.floats(0.0, 0.5), min_size=4, max_size=4),
+)
+def test_who_loses_the_cpu_while_it_reads_rules_out_no_rate_that_is_true(
+    hz: int, start_s: float, wait_s: float, delays: list[float]
+) -> None:
+    moments = [start_s]
+    for pause_s in (delays[0], delays[1], wait_s, delays[2], delays[3]):
+        moments.append(moments[-1] + pause_s)
+    before, read, after, before_last, read_last, after_last = moments
+    first = Reading(before, int(read * hz), after)
+    last = Reading(before_last, int(read_last * hz) % 2**32, after_last)
+    assert hz in possible_hz(first, last)
+    if wait_s >= 0.12 and not any(delays):
+        assert possible_hz(first, last) == [hz]
+
+
+class Interrupted(JiffiesClock):
+    """A clock of 250 jiffies a second, at whose first reading others had the CPU for a while."""
+
+    def __init__(self, lost_s: float) -> None:
+        self.now_s, self._lost_s = 7.0, lost_s
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def jiffies(self) -> int:
+        read = int(self.now_s * 250)
+        self.now_s += self._lost_s
+        self._lost_s = 0.0
+        return read
+
+
+@pytest.mark.parametrize("lost_s", [0.0, 0.02, 0.1, 0.3])
+def test_the_rate_of_a_busy_host_is_not_taken_for_another(
+    lost_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Interrupted(lost_s)
+    monkeypatch.setattr("agent.dataplane.program.time", clock)
+    assert clock.measure_hz() == 250
