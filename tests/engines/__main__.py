@@ -29,26 +29,31 @@ from tests.netns.prompt import nginx
 from tests.netns.prompt.tap import Segment, tapped
 from tests.netns.site import Site, site, wait_until
 
-ENGINE_PORT, TLS_PORT = 8000, 8443
-FRONTS = {"plain": ENGINE_PORT, "tls": TLS_PORT, "h2": TLS_PORT}
+ENGINE_PORT, GRPC_PORT, TLS_PORT = 8000, 8001, 8443
+FRONTS = {"plain": ENGINE_PORT, "tls": TLS_PORT, "h2": TLS_PORT}  # and gRPC, without nginx
+SERVICES = {"engine": ENGINE_PORT, "engine-grpc": GRPC_PORT, "engine-tls": TLS_PORT}
 KILO = 1000
 TOLERANCE_MS, TOLERANCE = 60.0, 0.15
 _STARTS_S = 300.0
 LEAST_RIGHT = 0.85  # of all requests: docs/prompt.md says what cannot be told
 _RECORDED_SEGMENTS = 28
-_RECORDED_BYTES = {"plain": 400, "tls": 16, "h2": 16}  # of each: what can be read
+_RECORDED_BYTES = {"plain": 400, "tls": 16, "h2": 16, "grpc": 400}  # of each: what can be read
 FIRST = {  # what of a stream a first token is in, or comes with
     "chat": "data: {",
     "completions": "data: {",
     "responses": "response.output_item.added",
     "messages": "event: message_start",
+    "generate": "data: {",
+    "grpc": "",  # its client gives whole messages
 }
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What ``ask.py`` is to ask. ``front``: plain, or nginx with TLS 1.3 by HTTP/1.1 or h2."""
+    """What ``ask.py`` is to ask. ``front``: plain, or nginx with TLS 1.3 by HTTP/1.1 or h2; or
+    grpc, which ``ask_grpc.py`` asks.
+    """
 
     api: str
     front: str
@@ -67,6 +72,8 @@ class Engine:
     install: Callable[[], None]
     command: Callable[[int], list[str]]
     orders: tuple[Order, ...]
+    health: str = "/health"
+    lacks: Callable[[], str] = lambda: ""  # what keeps it from running on this machine
 
 
 def _llama(port: int) -> list[str]:
@@ -91,6 +98,27 @@ def _vllm(port: int) -> list[str]:
     ]
 
 
+def _triton(port: int) -> list[str]:
+    """Triton itself; the model is ours, in Python: a time to compute, and some words."""
+    folder = install.tritonserver()
+    settings = (f"{name}={value}" for name, value in install.tritons_environment().items())
+    return [
+        *("env", *settings, str(folder / "bin/tritonserver")),
+        f"--model-repository={HERE / 'triton_models'}",
+        f"--backend-directory={folder / 'backends'}",
+        *("--http-port", str(port), "--grpc-port", str(port + GRPC_PORT - ENGINE_PORT)),
+    ]
+
+
+def _triton_lacks() -> str:
+    return "" if install.triton_python() else "its Python backend needs Python 3.9 to 3.12"
+
+
+def _vllm_lacks() -> str:
+    has = "avx512f" in Path("/proc/cpuinfo").read_text()
+    return "" if has else "its build for processors needs AVX-512"
+
+
 def _orders(apis: Iterable[str], sizes: tuple[int, ...], long: int) -> tuple[Order, ...]:
     """Of each API some by each front; before, by which heads are learned."""
     learned = tuple(Order("chat", front, (500, 1000), 60, first=True) for front in FRONTS)
@@ -100,12 +128,24 @@ def _orders(apis: Iterable[str], sizes: tuple[int, ...], long: int) -> tuple[Ord
     return (*learned, *usual, *at_once, *longest)
 
 
+def _triton_orders() -> tuple[Order, ...]:
+    """A model that streams answers to nothing else: all are streams."""
+    sizes, long = (1 * KILO, 10 * KILO), 100 * KILO
+    ways = [*(("generate", front) for front in FRONTS), ("grpc", "grpc")]
+    learned = tuple(Order(*way, (500, 1000), 60, first=True) for way in ways)
+    usual = tuple(Order(*way, sizes, 12) for way in ways)
+    longest = tuple(Order(*way, (long,), 4, at_a_time=1) for way in ways)
+    return (*learned, *usual, *longest)
+
+
 ENGINES = {
     "llama.cpp": Engine("llama.cpp", install.llama, _llama,
                         _orders(("chat", "completions"), (1 * KILO, 3 * KILO), 5 * KILO)),
     "vllm": Engine("vllm", install.vllm, _vllm,
                    _orders(("chat", "completions", "responses", "messages"),
-                           (1 * KILO, 10 * KILO), 60 * KILO)),
+                           (1 * KILO, 10 * KILO), 60 * KILO), lacks=_vllm_lacks),
+    "triton": Engine("triton", install.triton, _triton, _triton_orders(),
+                     "/v2/health/ready", _triton_lacks),
 }  # fmt: skip
 
 
@@ -174,10 +214,7 @@ def _services(forward: Forward) -> Callable[[Any], list[dict[str, Any]]]:
             "vip": str(lab.vips[0]), "forward": forward.value, "scheduler": "least-load",
             "health": {"type": "none"}, "backends": [backend],
         }  # fmt: skip
-        return [
-            {"name": "engine", "port": ENGINE_PORT, **plain},
-            {"name": "engine-tls", "port": TLS_PORT, **plain},
-        ]
+        return [{"name": name, "port": port, **plain} for name, port in SERVICES.items()]
 
     return services
 
@@ -193,7 +230,7 @@ def _serving(forward: Forward, engine: Engine) -> Iterator[Site]:
         config = nginx.write_config(folder / "nginx", [front], ENGINE_PORT, certificate, key)
         command = ["nginx", "-p", str(config.parent), "-c", str(config)]
         processes.start(folder, "nginx", server.namespace, command)
-        url = f"http://127.0.0.1:{ENGINE_PORT}/health"
+        url = f"http://127.0.0.1:{ENGINE_PORT}{engine.health}"
 
         def is_up() -> bool:
             return here.run("be1", "curl", "-sf", "--noproxy", "*", url).returncode == 0
@@ -204,11 +241,13 @@ def _serving(forward: Forward, engine: Engine) -> Iterator[Site]:
 
 def _asked(here: Site, order: Order, text: str, seed: int) -> list[dict[str, Any]]:
     """What the client saw of an order."""
-    scheme = "http" if order.front == "plain" else "https"
-    url = f"{scheme}://{here.lab.vips[0]}:{FRONTS[order.front]}"
+    script, url = "ask_grpc.py", f"{here.lab.vips[0]}:{GRPC_PORT}"
+    if order.front in FRONTS:
+        scheme = "http" if order.front == "plain" else "https"
+        script, url = "ask.py", f"{scheme}://{here.lab.vips[0]}:{FRONTS[order.front]}"
     more = {"url": url, "text": text, "seed": seed, "token": FIRST[order.api]}
     words = asdict(order) | more
-    client = [str(install.python_of("client")), str(HERE / "ask.py")]
+    client = [str(install.python_of("clients")), str(HERE / script)]
     command = [*netns.entering(here.lab.node("client").namespace), *client]
     done = subprocess.run(command, input=json.dumps(words), stdout=subprocess.PIPE, text=True,
                           check=True)  # fmt: skip
@@ -278,7 +317,7 @@ def measure(forward: Forward, engine: Engine, recorded: list[dict[str, Any]]) ->
                     if order.stream and len(order.sizes) > 1:
                         recorded.append(_recorded(engine, order, seen[-1], segments))
                     judge(cells[_row(engine, order)], seen, found)
-            for name in ("engine", "engine-tls"):
+            for name in SERVICES:
                 told = here.get(f"/v1/services/{name}")["first_byte_is"]
                 print(f"{forward.value} {engine.name} {name}: first byte is {told}",
                       file=sys.stderr)  # fmt: skip
@@ -290,16 +329,16 @@ def measure(forward: Forward, engine: Engine, recorded: list[dict[str, Any]]) ->
 
 def _is_quiet(here: Site) -> bool:
     """Nothing waits, and what was told has come."""
-    services = (here.get(f"/v1/services/{name}") for name in ("engine", "engine-tls"))
+    services = (here.get(f"/v1/services/{name}") for name in SERVICES)
     return not any(service["waiting_bytes"] for service in services)
 
 
 def _row(engine: Engine, order: Order) -> str:
-    how = {"plain": "HTTP/1.1", "tls": "TLS 1.3", "h2": "TLS 1.3, HTTP/2"}[order.front]
+    how = {"plain": "HTTP/1.1", "tls": "TLS 1.3", "h2": "TLS 1.3, HTTP/2", "grpc": "HTTP/2"}
     what = order.api if order.stream else f"{order.api}, not streamed"
     if len(order.sizes) == 1:
         what = f"{order.api}, {order.sizes[0] // KILO} kB"
-    return f"{engine.name} | {what} | {how}"
+    return f"{engine.name} | {what} | {how[order.front]}"
 
 
 def main() -> None:
@@ -311,9 +350,15 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="a file for the segments of one of each kind")
     wanted = parser.parse_args()
     recorded: list[dict[str, Any]] = []
-    install.client()
+    install.clients()
     rows: dict[str, dict[str, Cell]] = defaultdict(dict)
     for engine in (ENGINES[name] for name in wanted.engine or ENGINES):
+        if lacks := engine.lacks():
+            if wanted.engine:
+                sys.exit(f"{engine.name} cannot run on this machine: {lacks}")
+            print(f"{engine.name} is left out, it cannot run on this machine: {lacks}",
+                  file=sys.stderr)  # fmt: skip
+            continue
         engine.install()
         for mode in wanted.forward or modes:
             for row, cell in measure(Forward(mode), engine, recorded).items():

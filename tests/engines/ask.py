@@ -22,11 +22,14 @@ PATHS = {
     "completions": "/v1/completions",
     "responses": "/v1/responses",
     "messages": "/v1/messages",
+    "generate": "/v2/models/tiny/generate_stream",
 }
 
 
 def body(api: str, text: str, *, stream: bool) -> dict[str, Any]:
     """The request."""
+    if api == "generate":  # Triton's, whose path says whether it is a stream
+        return {"text_input": text}
     plain = {"model": "tiny", "stream": stream}
     messages = [{"role": "user", "content": text}]
     return {
@@ -52,7 +55,7 @@ class Asker:
 
     async def _one(self, number: int, size: int) -> None:
         order = self._order
-        text = _text(order["text"], size, order["seed"] + number)
+        text = piece(order["text"], size, order["seed"] + number)
         async with self._turns, _client(http2=order["front"] == "h2") as client:
             url = order["url"] + PATHS[order["api"]]
             request = body(order["api"], text, stream=order["stream"])
@@ -60,7 +63,7 @@ class Asker:
             started = time.monotonic()
             try:
                 async with client.stream("POST", url, json=request) as response:
-                    seen["head_ms"] = _ms_since(started)
+                    seen["head_ms"] = milliseconds_since(started)
                     network = response.extensions["network_stream"]
                     seen["port"] = network.get_extra_info("client_addr")[1]
                     seen["status"] = response.status_code
@@ -68,7 +71,7 @@ class Asker:
                     async for part in response.aiter_text():
                         said += part
                         if seen["first_ms"] is None and self._begins(said):
-                            seen["first_ms"] = _ms_since(started)
+                            seen["first_ms"] = milliseconds_since(started)
             except httpx.HTTPError as error:
                 seen["status"] = f"{type(error).__name__}: {error}"
             print(json.dumps(seen), flush=True)
@@ -82,13 +85,14 @@ def _client(*, http2: bool) -> httpx.AsyncClient:
     return httpx.AsyncClient(http2=http2, verify=False, timeout=TIMEOUT_S)  # noqa: S501
 
 
-def _text(source: str, size: int, seed: int) -> str:
+def piece(source: str, size: int, seed: int) -> str:
     """Another piece of the text each time, so that no cache has it."""
     at = random.Random(seed).randrange(max(1, len(source) - size))
     return source[at : at + size]
 
 
-def _ms_since(started: float) -> float:
+def milliseconds_since(started: float) -> float:
+    """Of the monotonic clock."""
     return round((time.monotonic() - started) * 1000, 1)
 
 

@@ -98,7 +98,7 @@ def _addresses(here: Site) -> tuple[str, ...]:
 
 
 def _talk(here: Site, talk: Talk) -> list[dict[str, Any]]:
-    client = [str(install.python_of("client")), str(HERE / "talker.py")]
+    client = [str(install.python_of("clients")), str(HERE / "talker.py")]
     command = [*netns.entering(here.lab.node("client").namespace), *client]
     done = subprocess.run(command, input=json.dumps(asdict(talk)), stdout=subprocess.PIPE,
                           text=True, check=True)  # fmt: skip
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     wanted = parser.parse_args()
     engine = ENGINES[wanted.engine]
-    install.client()
+    install.clients()
     engine.install()
     seen: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
     with _serving(engine) as here:

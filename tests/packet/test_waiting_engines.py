@@ -103,7 +103,7 @@ def test_the_answer_begins_with_the_first_token(hooked: Rig, forward: Forward, r
     if recorded["api"] == "responses" and not (stream.is_plain and forward is Forward.NAT):
         pytest.skip("its first events cannot be told from tokens there (docs/prompt.md)")
     wire = opened(hooked, forward)
-    if not stream.is_plain or forward is Forward.DSR:
+    if stream.interim and (not stream.is_plain or forward is Forward.DSR):
         row = hooked.tables.service_heads[hooked.service_id()]
         for kind in ("first", "later"):
             row[kind][0] = (stream.interim - 4, stream.interim + 4)
