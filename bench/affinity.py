@@ -1,19 +1,27 @@
-"""``python -m bench.affinity``: what homes are worth for prefix caches, in the simulator."""
+"""``python -m bench.affinity``: what homes are worth for prefix caches, in the simulator, or with
+real connections and beside routers that read prompts (``--real``, as root).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
+import click
 import numpy as np
 
-from bench.ai import trace
+from agent.dataplane.program import require_root
+from agent.model import Forward, Scheduler
+from bench.ai import results, routers, run, setups, trace
 from bench.ai.balancers import BoundedSource, HAProxyLeastConn, LeastLoad, SourceHash
 from bench.ai.contenders import DEFAULT
+from bench.ai.setups import HAProxy, Router, Start, Steelyard
 from bench.ai.simulator import Balancer, Scenario, simulate
 from bench.ai.trace import Conversations
+from bench.peers import wiring
+from lbctl.lab import topology
 from lbctl.lab.engine.model import A100, H100, Hardware
 
 SEEDS = (1, 2)
@@ -95,10 +103,139 @@ def _table() -> Iterator[str]:
             yield f"| {case.name} | {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """The table of docs/affinity.md; some minutes."""
-    print(f"Lengths: {trace.lengths().source}. Mean, p95 in ms (share of tokens from caches).\n")
-    for line in _table():
+# -- with real connections
+
+TIME_SCALE = 10.0  # TLS wants less, or the machine's own time is most of what is measured
+_WARM_UP, _WARM_UP_S = Conversations(200, 4.0, turns=3, think_s=5, system_tokens=500), 50.0
+_LEAST_LOAD: dict[str, object] = {"learn_speed": True}
+_AFFINITY = _LEAST_LOAD | {"affinity": {"by": "source"}}
+_HTTPS: dict[str, object] = {"health": {"type": "https", "path": "/health", "verify_tls": False}}
+_TELEMETRY: dict[str, object] = {
+    "telemetry": {
+        "type": "vllm",
+        "port": topology.ENGINE_PORT,
+        "interval": f"{1000 * setups.REPORT_S:.0f}ms",
+    }
+}
+
+_STRANGERS = 50_000  # who warms up has no conversation, and no address, of those who are measured
+REAL_S = 450.0  # of the engines' time: the first tenth of the requests is not counted
+REAL_CASES = (
+    Case("chat", _CHAT),
+    Case("agents", _AGENTS),
+    Case("agents, four servers 2.5 times slower", _AGENTS, MIXED),
+    Case("one question each", replace(_CHAT, count=6300, per_s=14, turns=1)),
+)
+
+
+def _steelyard(options: dict[str, object]) -> Steelyard:
+    return Steelyard(Scheduler.LEAST_LOAD, weighted=False, options=options)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Who is measured, and how it is reached."""
+
+    name: str
+    start: Start
+    forward: Forward = Forward.FULLNAT
+    tls: bool = False
+
+
+_HASHED = HAProxy("source\n    hash-type consistent", weighted=False)
+REAL = (
+    Row("HAProxy leastconn", HAProxy("leastconn", weighted=False)),
+    Row("HAProxy leastconn, maxconn", HAProxy("leastconn", False, H100.max_batch)),
+    Row("HAProxy source", _HASHED),
+    Row(routers.VLLM, Router(routers.command(routers.VLLM))),
+    Row(routers.SGLANG, Router(routers.command(routers.SGLANG))),
+    Row("least-load", _steelyard(_LEAST_LOAD)),
+    Row("affinity", _steelyard(_AFFINITY)),
+    Row("affinity, telemetry", _steelyard(_AFFINITY | _TELEMETRY)),
+    Row("affinity, TLS 1.3", _steelyard(_AFFINITY | _HTTPS), tls=True),
+    Row("affinity, dsr", _steelyard(_AFFINITY), Forward.DSR),
+    Row("affinity, dsr, TLS 1.3", _steelyard(_AFFINITY | _HTTPS), Forward.DSR, tls=True),
+)
+_REAL_HEAD = (
+    *("case", "contender", "mean", "p50", "p95", "p99", "from caches"),
+    *("CPU of its processes", "CPU of the machine", "errors"),
+)
+
+
+def _scenario(
+    fleet: tuple[Hardware, ...], what: Conversations, until_s: float, seed: int, first: int
+) -> Scenario:
+    every = trace.conversations(trace.lengths(), what, seed, first)
+    return Scenario(fleet, tuple(one for one in every if one.at_s < until_s), seed)
+
+
+def _real(
+    contenders: Sequence[str], cases: Sequence[str], seconds: float, time_scale: float
+) -> Iterator[str]:
+    """Each row: a contender in a case, alone, with servers that know but the system prompts."""
+    yield f"| {' | '.join(_REAL_HEAD)} |"
+    yield "|-" * len(_REAL_HEAD) + "|"
+    for case in REAL_CASES:
+        if case.name not in cases:
+            continue
+        fleet = tuple(replace(one, prefix_tokens=PREFIX_TOKENS, chunked=True) for one in case.fleet)
+        asked = _scenario(fleet, case.asked, seconds, SEEDS[0], 0)
+        before = _scenario(fleet, _WARM_UP, _WARM_UP_S, 99, _STRANGERS)
+        for who in REAL:
+            if who.name not in contenders:
+                continue
+            made = setups.setup(fleet, EQUAL, time_scale, who.forward)
+            made = replace(made, has_sources=True, tls=who.tls)
+            found = run.run(who.start, {case.name: asked}, made, before)[case.name]
+            row, health = results.measured(who.name, case.name, asked, found, time_scale)
+            waits_ms = np.array(row.waits_s) * 1e3
+            count = len(asked.requests)
+            busy_s = (1 - found.idle_share) * found.duration_s * (os.cpu_count() or 1)
+            cells = [
+                f"{waits_ms.mean():.0f}",
+                *(f"{np.percentile(waits_ms, q):.0f}" for q in (50, 95, 99)),
+                f"{found.cached_share:.0%}",
+                f"{1e6 * found.balancer_cpu_s / count:.0f} µs",
+                f"{1e6 * busy_s / count:.0f} µs",
+                ", ".join(f"{n} {what}" for what, n in row.errors.items()) or "0",
+            ]
+            behind = "" if health.kept_up else " (the machine did not keep up)"
+            yield f"| {case.name} | {who.name}{behind} | {' | '.join(cells)} |"
+
+
+def _chosen(words: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+    """Those that are named; where a word is no name, all that have it in theirs."""
+    found: list[str] = []
+    for word in words:
+        meant = [name for name in names if word == name] or [name for name in names if word in name]
+        if not meant:
+            raise click.UsageError(f"{word!r} is in none of: {'; '.join(names)}")
+        found += meant
+    return found or names
+
+
+@click.command()
+@click.option("--real", is_flag=True, help="Real connections, in the lab, beside routers; as root.")
+@click.option("--only", metavar="NAME", multiple=True, help="Of the real ones, or a part of names.")
+@click.option("--case", metavar="NAME", multiple=True, help="Of the real cases, likewise.")
+@click.option("--seconds", default=REAL_S, help="Of the engines' time, for each real one.")
+@click.option("--time-scale", default=TIME_SCALE, help="How many times faster engines are.")
+def main(
+    real: bool, only: Sequence[str], case: Sequence[str], seconds: float, time_scale: float
+) -> None:
+    """The tables of docs/affinity.md: some minutes, the real one half an hour."""
+    contenders = _chosen(only, [who.name for who in REAL])
+    cases = _chosen(case, [each.name for each in REAL_CASES])
+    print(f"Lengths: {trace.lengths().source}.", end=" ")
+    if real:
+        require_root()
+        wiring.refuse_second(setups.LAB_NAME)
+        print("Time to the first token in ms; CPU for a request.\n")
+        lines = _real(contenders, cases, seconds, time_scale)
+    else:
+        print("Mean, p95 in ms (share of tokens from caches).\n")
+        lines = _table()
+    for line in lines:
         print(line, flush=True)
 
 

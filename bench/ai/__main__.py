@@ -96,7 +96,8 @@ def _real(
         if not mine:
             continue
         try:
-            found = run.run(contender, mine, weights, sizes.time_scale, warm_up)
+            setup = setups.setup(servers, weights, sizes.time_scale)
+            found = run.run(contender.start, mine, setup, warm_up)
             measured = [
                 results.measured(contender.name, name, mine[name], one, sizes.time_scale)
                 for name, one in found.items()

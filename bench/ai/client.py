@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
+import json
 import re
+import ssl
 import time
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 
 import click
 
 from agent.errors import SteelyardError
 from bench.ai import plan as plans
-from bench.ai.plan import Answer, Ask, Plan, Played, Throttle
+from bench.ai.plan import Answer, Ask, Plan, Played, Throttle, Turn
 from bench.ai.trace import BYTES_PER_TOKEN
+from lbctl.lab.engine.openai import MODEL
 
-_PATH = "/v1/completions"
+_PATH, _CHAT_PATH = "/v1/completions", "/v1/chat/completions"
+# Whose first address is that of source 0: all of it is the client's own, by a route.
+SOURCES = ip_network("10.200.0.0/16")
 _OK = b"HTTP/1.1 200 "
 _EVENT = b"data: {"
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -42,9 +49,35 @@ def request_bytes(host: str, prompt_tokens: int, answer_tokens: int, keeps: bool
     """A streamed completion request whose prompt has so many tokens."""
     prompt = _WORDS[: prompt_tokens * BYTES_PER_TOKEN]
     body = b'{"prompt":"%b","max_tokens":%d,"stream":true}' % (prompt, answer_tokens)
+    return _post(_PATH, host, body, keeps)
+
+
+def chat_bytes(host: str, turn: Turn, prompt_tokens: int, answer_tokens: int, keeps: bool) -> bytes:
+    """The same as a turn of a conversation, whose prompt begins with all of the turn before."""
+    system = text_of(f"tenant {turn.tenant}", turn.system_tokens)
+    said = text_of(f"conversation {turn.conversation}", prompt_tokens - turn.system_tokens)
+    body = {
+        "model": MODEL,
+        "messages": [
+            {"role": "system", "content": system},
+            {"role": "user", "content": said},
+        ],
+        "max_tokens": answer_tokens,
+        "stream": True,
+    }
+    return _post(_CHAT_PATH, host, json.dumps(body).encode(), keeps)
+
+
+def text_of(name: str, tokens: int) -> str:
+    """So many tokens that look like no others; the longer text begins with the shorter."""
+    size = tokens * BYTES_PER_TOKEN
+    return hashlib.shake_128(name.encode()).hexdigest(size // 2 + 1)[:size]
+
+
+def _post(path: str, host: str, body: bytes, keeps: bool) -> bytes:
     connection = "keep-alive" if keeps else "close"
     head = (
-        f"POST {_PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         f"Connection: {connection}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -144,9 +177,13 @@ class _Player:
     _under_way: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _all_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _tls: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         self.answers = [None] * len(self.plan.asks)
+        if self.plan.tls:  # nobody can check a certificate that was made on the spot
+            self._tls = ssl.create_default_context()
+            self._tls.check_hostname, self._tls.verify_mode = False, ssl.CERT_NONE
 
     async def play(self) -> None:
         """Send everything, and wait for the answers as long as the plan's patience lasts; raises
@@ -184,25 +221,39 @@ class _Player:
         key = (ask.client, ask.target)
         target = self.plan.targets[ask.target]
         keeps = self.plan.keep_alive_s > 0
-        data = request_bytes(target, ask.prompt_tokens, ask.answer_tokens, keeps)
+        lengths = (ask.prompt_tokens, ask.answer_tokens)
+        if ask.turn is None:
+            data, own = request_bytes(target, *lengths, keeps), None
+        else:
+            data = chat_bytes(target, ask.turn, *lengths, keeps)
+            own = (str(SOURCES[1 + ask.turn.source]), 0)
         idle = self._idle[key] if keeps else ()
         while idle:
             connection = idle.pop()
             if connection.is_open:
                 connection.ask(sent, data)
                 return
-        self._spawn(self._connect(target, key, sent, data))
+        self._spawn(self._connect(target, key, sent, data, own))
 
     def _spawn(self, work: asyncio._CoroutineLike[None]) -> None:
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, target: str, key: tuple[int, int], sent: _Sent, data: bytes) -> None:
+    async def _connect(
+        self,
+        target: str,
+        key: tuple[int, int],
+        sent: _Sent,
+        data: bytes,
+        own: tuple[str, int] | None,
+    ) -> None:
         host, _, port = target.rpartition(":")
         connection = _Connection(self, key, sent, data)
         try:
-            await self.loop.create_connection(lambda: connection, host, int(port))
+            await self.loop.create_connection(
+                lambda: connection, host, int(port), local_addr=own, ssl=self._tls
+            )
         except OSError as error:
             sent.error = f"no connection: {error.strerror or error}"
             self.ended(sent, connection)

@@ -6,13 +6,25 @@ Times are the machine's, so engine time divided by the time scale.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.ai.simulator import Scenario, chances
+from bench.ai.trace import Request
 
 TAIL_S = 60.0  # engine time within which the last answers must have come, at the least
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Of a conversation: whose it is, and what its prompt begins with."""
+
+    source: int  # the address it comes from
+    conversation: int
+    tenant: int
+    system_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +36,7 @@ class Ask:
     answer_tokens: int
     client: int
     target: int
+    turn: Turn | None = None  # None: somebody asks once
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,7 @@ class Plan:
     throttles: tuple[Throttle, ...]
     keep_alive_s: float
     patience_s: float
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +90,7 @@ def make(scenario: Scenario, targets: Sequence[str], time_scale: float) -> Plan:
             request.answer_tokens,
             drawn.client[number],
             1 + drawn.target[number] if drawn.bypasses[number] else 0,
+            _turn(request),
         )
         for number, request in enumerate(scenario.requests)
     )
@@ -89,6 +104,15 @@ def make(scenario: Scenario, targets: Sequence[str], time_scale: float) -> Plan:
     return Plan(tuple(targets), asks, throttles, keep_alive_s, TAIL_S / time_scale)
 
 
+def _turn(request: Request) -> Turn | None:
+    if request.source is None:
+        return None
+    tenant, system_tokens = request.prefixes[0]  # as ``trace.conversations`` has them
+    assert isinstance(tenant, tuple)
+    assert isinstance(request.kept_as, tuple)
+    return Turn(request.source, request.kept_as[1], tenant[1], system_tokens)
+
+
 def write(path: Path, plan: Plan | Played) -> None:
     """As JSON."""
     path.write_text(json.dumps(asdict(plan)))
@@ -99,11 +123,16 @@ def read_plan(path: Path) -> Plan:
     document = json.loads(path.read_text())
     return Plan(
         tuple(document["targets"]),
-        tuple(Ask(**ask) for ask in document["asks"]),
+        tuple(_ask(**ask) for ask in document["asks"]),
         tuple(Throttle(**throttle) for throttle in document["throttles"]),
         document["keep_alive_s"],
         document["patience_s"],
+        document["tls"],
     )
+
+
+def _ask(turn: Mapping[str, int] | None, **rest: Any) -> Ask:
+    return Ask(**rest, turn=None if turn is None else Turn(**turn))
 
 
 def read_played(path: Path) -> Played:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from agent.errors import SteelyardError
+from agent.model import TelemetryKind
+from agent.telemetry.engines import read_engine
+from agent.telemetry.report import EngineReport
 from bench.ai import plan as plans
 from bench.ai import setups
-from bench.ai.contenders import Contender
+from bench.ai.client import SOURCES
 from bench.ai.plan import Played
+from bench.ai.setups import Setup, Start
 from bench.ai.simulator import Scenario
 from bench.peers import wiring
 from bench.peers.wiring import Cores, Wired
@@ -36,42 +42,55 @@ class Measured:
     played: Played
     duration_s: float  # of the machine
     idle_share: float  # of all processors
+    balancer_cpu_s: float  # of the processes there
+    cached_share: float  # of prompt tokens, those that prefix caches had
 
 
 def run(
-    contender: Contender,
-    scenarios: Mapping[str, Scenario],
-    weights: Sequence[int],
-    time_scale: float,
-    warm_up: Scenario,
+    start: Start, scenarios: Mapping[str, Scenario], setup: Setup, warm_up: Scenario
 ) -> dict[str, Measured]:
     """All cases of one contender, in one network: what it has learned it keeps."""
-    servers = len(warm_up.fleet)
     found: dict[str, Measured] = {}
-    with _network(servers, weights, time_scale) as wired:
-        contender.start(wired)
-        _play(wired, warm_up, time_scale)
+    with _network(setup) as wired:
+        start(wired)
+        _play(wired, setup, warm_up)
         for name, scenario in scenarios.items():
             with _silenced(wired, scenario.lost):
                 time.sleep(_REST_S)
-                found[name] = _play(wired, scenario, time_scale)
+                found[name] = _play(wired, setup, scenario)
     return found
 
 
 @contextmanager
-def _network(servers: int, weights: Sequence[int], time_scale: float) -> Iterator[Wired]:
+def _network(setup: Setup) -> Iterator[Wired]:
     """Built with its engines, and removed with the block."""
     cpus = sorted(os.sched_getaffinity(0))
-    lab = setups.lab(servers, weights, time_scale)
-    with wiring.wired(Wired(lab, Cores(cpus[-1], frozenset(cpus))), _start_engines) as wired:
+    made = Wired(setup.lab, Cores(cpus[-1], frozenset(cpus)))
+    with wiring.wired(made, partial(_start_engines, setup)) as wired:
         yield wired
 
 
-def _start_engines(wired: Wired) -> None:
-    _let_bypass(wired)
+def _start_engines(setup: Setup, wired: Wired) -> None:
+    if wired.lab.forward.is_nat:  # else they are in one network
+        _let_bypass(wired)
+    if setup.has_sources:
+        _have_sources(wired)
     for backend in wired.backends:
-        build.start_server(wired.lab, backend)
+        command = [*build.server_command(wired.lab, backend), *setup.engine]
+        if setup.tls:  # nginx has the port at which clients are served
+            at = command.index("--port")
+            del command[at : at + 2]
+        wired.start(backend, backend.name, command)
+    if setup.tls:
+        setups.start_tls_fronts(wired)
     _await_engines(wired)
+
+
+def _have_sources(wired: Wired) -> None:
+    """Every address of a network is the client's, and all know the way to it."""
+    netns.ip([f"route add local {SOURCES} dev lo"], wired.client.namespace)
+    for node in (wired.balancer, *wired.backends):
+        netns.ip([f"route add {SOURCES} via {wired.client.ipv4}"], node.namespace)
 
 
 def _let_bypass(wired: Wired) -> None:
@@ -109,7 +128,7 @@ def _silenced(wired: Wired, lost: frozenset[int]) -> Iterator[None]:
             wired.run(node.namespace, "nft", "delete", "table", "inet", "silent")
 
 
-def _play(wired: Wired, scenario: Scenario, time_scale: float) -> Measured:
+def _play(wired: Wired, setup: Setup, scenario: Scenario) -> Measured:
     """Everything of a scenario, by a client process of its own."""
     port = wired.lab.server_port
     targets = [
@@ -117,17 +136,46 @@ def _play(wired: Wired, scenario: Scenario, time_scale: float) -> Measured:
         *(f"{node.ipv4}:{port}" for node in wired.backends),
     ]
     source, result = wired.file("plan.json"), wired.file("result.json")
-    plan = plans.make(scenario, targets, time_scale)
+    plan = replace(plans.make(scenario, targets, wired.lab.time_scale), tls=setup.tls)
     plans.write(source, plan)
     command = [sys.executable, "-m", "bench.ai.client"]
     command += ["--plan", str(source), "--result", str(result)]
     longest_s = plan.asks[-1].at_s + plan.patience_s + _WARM_UP_TIMEOUT_S
+    tokens, balancer_s = _tokens(wired), _cpu_s(wired.balancer.namespace)
     idle_s, began_s = _idle_s(), time.monotonic()
     wired.run(wired.client.namespace, *command, timeout_s=longest_s)
     duration_s = time.monotonic() - began_s
     cpus = os.cpu_count() or 1
     idle_share = (_idle_s() - idle_s) / duration_s / cpus
-    return Measured(plans.read_played(result), duration_s, idle_share)
+    balancer_s = _cpu_s(wired.balancer.namespace) - balancer_s
+    prompt, cached = (after - before for before, after in zip(tokens, _tokens(wired), strict=True))
+    played = plans.read_played(result)
+    return Measured(played, duration_s, idle_share, balancer_s, cached / max(1.0, prompt))
+
+
+def _tokens(wired: Wired) -> tuple[float, float]:
+    """Of all engines: the prompt tokens that they were asked, and those that their caches had."""
+    prompt = cached = 0.0
+    for node in wired.backends:
+        url = f"http://{node.ipv4}:{topology.ENGINE_PORT}/metrics"
+        page = wired.run(wired.client.namespace, "curl", "-sf", "--noproxy", "*", url)
+        report = read_engine(TelemetryKind.VLLM, page.encode())
+        if isinstance(report, EngineReport):
+            prompt += report.prompt_tokens or 0.0
+            cached += report.cached_tokens or 0.0
+    return prompt, cached
+
+
+def _cpu_s(namespace: str) -> float:
+    """Of all processes in a network namespace."""
+    inode = netns.path(namespace).stat().st_ino
+    ticks = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if (process / "ns/net").stat().st_ino == inode:
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])  # utime and stime: proc_pid_stat(5)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _idle_s() -> float:

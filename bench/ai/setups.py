@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from agent.model import Forward, Hook, Scheduler
 from bench.peers.wiring import Wired
 from lbctl.lab import topology
+from lbctl.lab.engine.model import Hardware
 from lbctl.lab.topology import Lab
 
 LAB_NAME = "bench-ai"
@@ -17,16 +18,41 @@ REPORT_S = 0.05  # the shortest interval there is; the engines are faster than r
 type Start = Callable[[Wired], None]
 
 
-def lab(servers: int, weights: Sequence[int], time_scale: float) -> Lab:
-    """Engines of two speeds in turn behind one balancer that everything passes, both ways."""
-    return Lab(
-        LAB_NAME,
-        backends=servers,
-        forward=Forward.FULLNAT,
-        hook=Hook.NATIVE,
-        weights=tuple(weights),
-        engines=("h100", "a100"),
-        time_scale=time_scale,
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the contenders stand in front of. ``engine``: words for each server's command;
+    ``has_sources``: the client has addresses of its own for whom it stands in; ``tls``: nginx with
+    TLS 1.3 on each server, in front of its engine.
+    """
+
+    lab: Lab
+    engine: tuple[str, ...] = ()
+    has_sources: bool = False
+    tls: bool = False
+
+
+def setup(
+    servers: Sequence[Hardware],
+    weights: Sequence[int],
+    time_scale: float,
+    forward: Forward = Forward.FULLNAT,
+) -> Setup:
+    """These engines behind one balancer, that everything passes both ways but in ``dsr``. They
+    differ by their speed alone.
+    """
+    one = servers[0]
+    words = ("--prefix-tokens", str(one.prefix_tokens), *(["--chunked"] if one.chunked else []))
+    return Setup(
+        Lab(
+            LAB_NAME,
+            backends=len(servers),
+            forward=forward,
+            hook=Hook.NATIVE,
+            weights=tuple(weights),
+            engines=tuple(hardware.name for hardware in servers),
+            time_scale=time_scale,
+        ),
+        engine=words,
     )
 
 
@@ -56,6 +82,60 @@ class Steelyard:
         }
 
 
+_TLS_FRONT = """\
+worker_processes 1;
+daemon off;
+master_process off;
+pid {folder}/nginx-{name}.pid;
+error_log stderr warn;
+
+events {{
+    worker_connections 4096;
+}}
+
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body-{name};
+    proxy_temp_path {folder}/proxy-{name};
+    fastcgi_temp_path {folder}/fastcgi-{name};
+    uwsgi_temp_path {folder}/uwsgi-{name};
+    scgi_temp_path {folder}/scgi-{name};
+    client_body_buffer_size 256k;
+    ssl_certificate {folder}/server.crt;
+    ssl_certificate_key {folder}/server.key;
+    ssl_protocols TLSv1.3;
+    server {{
+        listen {port} ssl backlog=4096;
+        location / {{
+            proxy_pass http://127.0.0.1:{engine};
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+        }}
+    }}
+}}
+"""
+
+
+def start_tls_fronts(wired: Wired) -> None:
+    """nginx with TLS on each server, with a certificate that signs itself."""
+    made = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+    where = ("-keyout", str(wired.file("server.key")), "-out", str(wired.file("server.crt")))
+    wired.run(
+        wired.client.namespace, "openssl", "req", "-x509", *made, "-subj", "/CN=bench", *where
+    )
+    for node in wired.backends:
+        text = _TLS_FRONT.format(
+            folder=wired.lab.run_dir,
+            name=node.name,
+            port=wired.lab.server_port,
+            engine=topology.ENGINE_PORT,
+        )
+        path = wired.file(f"nginx-{node.name}.conf")
+        path.write_text(text)
+        wired.start(node, f"nginx-{node.name}", ["nginx", "-c", str(path)])
+
+
 _HAPROXY = """\
 global
     maxconn 9000
@@ -78,17 +158,21 @@ backend servers
 
 @dataclass(frozen=True, slots=True)
 class HAProxy:
-    """In TCP mode, one thread; every thread more would have its own view of random draws."""
+    """In TCP mode, one thread; every thread more would have its own view of random draws.
+    ``maxconn``: of each server; what is more waits at HAProxy.
+    """
 
     balance: str
     weighted: bool = True
+    maxconn: int = 0
 
     def __call__(self, wired: Wired) -> None:
         wired.take_vip()
         text = _HAPROXY.format(balance=self.balance, vip=wired.vip, port=topology.PORT)
         for index, node in enumerate(wired.backends):
-            weight = f" weight {wired.lab.weight(index)}" if self.weighted else ""
-            text += f"    server {node.name} {node.ipv4}:{wired.lab.server_port} check{weight}\n"
+            words = f" weight {wired.lab.weight(index)}" if self.weighted else ""
+            words += f" maxconn {self.maxconn}" if self.maxconn else ""
+            text += f"    server {node.name} {node.ipv4}:{wired.lab.server_port} check{words}\n"
         path = wired.file("haproxy.cfg")
         path.write_text(text)
         wired.start(wired.balancer, "haproxy", ["haproxy", "-db", "-f", str(path)])
@@ -137,3 +221,20 @@ class Nginx:
         path.write_text(text)
         wired.start(wired.balancer, "nginx", ["nginx", "-c", str(path)])
         wired.await_listening("nginx")
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """One that reads prompts: it ends HTTP and knows which server has seen which text. Its command
+    takes the words that vLLM's and SGLang's have in common.
+    """
+
+    command: Callable[[], Sequence[str]]
+
+    def __call__(self, wired: Wired) -> None:
+        wired.take_vip()
+        urls = [f"http://{node.ipv4}:{wired.lab.server_port}" for node in wired.backends]
+        words = ["--host", wired.vip, "--port", str(topology.PORT), "--worker-urls", *urls]
+        words += ["--policy", "cache_aware", "--log-level", "error"]
+        wired.start(wired.balancer, "router", ["env", "-u", "PYTHONPATH", *self.command(), *words])
+        wired.await_listening("router")

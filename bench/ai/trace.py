@@ -137,12 +137,14 @@ _TURN_SHARE = 0.25  # of the trace's prompts, which have their history in them, 
 _TOKEN_S = 0.04  # of an answer, until its reader can begin to think
 
 
-def conversations(of: Lengths, what: Conversations, seed: int) -> tuple[Request, ...]:
-    """The same for the same seed, whoever serves them."""
+def conversations(
+    of: Lengths, what: Conversations, seed: int, first: int = 0
+) -> tuple[Request, ...]:
+    """The same for the same seed, whoever serves them; ``first``: the number of the first one."""
     rng = np.random.default_rng(seed)
     begins = np.cumsum(rng.exponential(1 / what.per_s, what.count))
     found: list[Request] = []
-    for number, begin in enumerate(begins.tolist()):
+    for number, begin in enumerate(begins.tolist(), first):
         tenant, turns = int(rng.integers(what.tenants)), int(rng.geometric(1 / what.turns))
         pairs = of.pairs[rng.integers(0, len(of.pairs), turns)]
         pauses = rng.exponential(what.think_s, turns)

@@ -6,10 +6,11 @@ see of a real engine. The words themselves mean nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ MODEL = "meta-llama/Llama-2-70b-chat-hf"
 MAX_MODEL_TOKENS = 32_768
 BYTES_PER_TOKEN = 5
 EVENT_STREAM = "text/event-stream; charset=utf-8"
+_KNOWN_BY = 256  # characters of a conversation's first message
 _DEFAULT_TOKENS = 16  # what vLLM takes for /v1/completions
 _WORDS = (" the", " load", " goes", " where", " the", " work", " is", " least", ",", " and", " it")
 
@@ -33,6 +35,8 @@ class Completion:
     model: str
     prompt_tokens: int
     max_tokens: int
+    beginnings: tuple[tuple[str, int], ...] = ()  # of the prompt, as ``Job.prefixes``
+    conversation: str | None = None  # under which its cache is found again
 
 
 def read_completion(path: str, body: bytes) -> Completion:
@@ -42,13 +46,17 @@ def read_completion(path: str, body: bytes) -> Completion:
         document = json.loads(body)
         prompt = _chat_prompt(document) if chat else _prompt(document)
         options = document.get("stream_options") or {}
+        tokens = _tokens(prompt)
+        beginnings = _beginnings(document["messages"], tokens) if chat else ()
         asked = Completion(
             chat=chat,
             stream=bool(document.get("stream", False)),
             with_usage=bool(options.get("include_usage", False)),
             model=str(document.get("model", MODEL)),
-            prompt_tokens=max(1, -(-len(prompt.encode()) // BYTES_PER_TOKEN)),
+            prompt_tokens=tokens,
             max_tokens=_max_tokens(document),
+            beginnings=beginnings,
+            conversation=beginnings[-1][0] if beginnings else None,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadRequestError(400, f"this is no completion request: {error!r}") from error
@@ -59,6 +67,26 @@ def read_completion(path: str, body: bytes) -> Completion:
             400, f"{total} tokens are more than the model's maximum of {MAX_MODEL_TOKENS}"
         )
     return asked
+
+
+def _tokens(text: str) -> int:
+    return max(1, -(-len(text.encode()) // BYTES_PER_TOKEN))
+
+
+def _beginnings(messages: Sequence[Mapping[str, str]], tokens: int) -> tuple[tuple[str, int], ...]:
+    """Of a chat: what it has in common with others that have its system prompt, and with itself so
+    far. Engines compare block by block; here a conversation is known by how it begins.
+    """
+    found: list[tuple[str, int]] = []
+    name = hashlib.blake2b(digest_size=16)
+    if messages[0].get("role") == "system":
+        name.update(messages[0]["content"].encode())
+        found.append((name.hexdigest(), _tokens(messages[0]["content"])))
+    said = [message["content"] for message in messages if message.get("role") != "system"]
+    if said:
+        name.update(said[0][:_KNOWN_BY].encode())
+        found.append((name.hexdigest(), tokens))
+    return tuple(found)
 
 
 def _max_tokens(document: Mapping[str, Any]) -> int:

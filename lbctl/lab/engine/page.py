@@ -11,7 +11,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from lbctl.lab.engine.model import Engine
+from lbctl.lab.engine.model import Engine, Hardware
 from lbctl.lab.engine.openai import MAX_MODEL_TOKENS, MODEL
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -156,7 +156,7 @@ class Page:
             ),
             *self._counters(engine),
             *(histogram.text() for histogram in self._histograms),
-            _cache_config(engine.hardware.kv_tokens // _BLOCK_TOKENS),
+            _cache_config(engine.hardware),
         ]
         return "".join(parts).encode()
 
@@ -199,18 +199,18 @@ class Page:
         return "".join(lines)
 
 
-def _cache_config(blocks: int) -> str:
+def _cache_config(hardware: Hardware) -> str:
     about = {
         "block_size": _BLOCK_TOKENS,
         "cache_dtype": "auto",
         "calculate_kv_scales": False,
         "cpu_offload_gb": 0,
-        "enable_prefix_caching": False,
+        "enable_prefix_caching": hardware.prefix_tokens > 0,
         "engine": 0,
         "gpu_memory_utilization": 0.9,
         "is_attention_free": False,
         "num_cpu_blocks": None,
-        "num_gpu_blocks": blocks,
+        "num_gpu_blocks": hardware.kv_tokens // _BLOCK_TOKENS,
         "num_gpu_blocks_override": None,
         "prefix_caching_hash_algo": "sha256",
         "sliding_window": None,

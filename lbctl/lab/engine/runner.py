@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,10 +49,17 @@ class Runner:
         self._due: defaultdict[int, list[Job]] = defaultdict(list)  # by iteration
         self._running = False
 
-    def submit(self, prompt_tokens: int, output_tokens: int, listener: Listener) -> Job:
-        """Queue a request."""
+    def submit(
+        self,
+        prompt_tokens: int,
+        output_tokens: int,
+        listener: Listener,
+        prefixes: tuple[tuple[Hashable, int], ...] = (),
+        kept_as: Hashable | None = None,
+    ) -> Job:
+        """Queue a request; ``prefixes`` and ``kept_as`` as in ``Job``."""
         now_s = asyncio.get_running_loop().time()
-        job = Job(prompt_tokens, output_tokens, arrived_s=now_s, tag=_Waiter(listener))
+        job = Job(prompt_tokens, output_tokens, now_s, prefixes, kept_as, tag=_Waiter(listener))
         self.engine.add(job)
         if not self._running:
             self._begin(now_s)

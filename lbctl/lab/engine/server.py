@@ -2,8 +2,8 @@
 
 ``/v1/completions`` and ``/v1/chat/completions``, streamed or whole, ``/v1/models``, ``/health``,
 ``/metrics``; ``/`` and ``/slow`` as every server of the lab. ``X-Backend`` names the server. The
-head of a streamed answer goes out at once, as from real engines, and the first token when the
-prompt is done. A client that hangs up ends its request.
+head of a streamed answer goes out when the prompt is tokenized, as from real engines, and the first
+token when it is computed. A client that hangs up ends its request.
 
 ``POST /throttle?slow=3`` makes the engine three times slower until it is told otherwise. No
 engine has that: it is the lab's, for showing what a throttled GPU does.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from lbctl.lab import server
 from lbctl.lab.engine import openai, page
@@ -32,6 +33,8 @@ from lbctl.lab.http import (
 
 COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 MAX_SLOW = 1000.0
+# Measured with vLLM 0.16: 90 ms until the head of the answer to 100 kB.
+TOKENIZE_S_PER_BYTE = 0.9e-6
 
 
 class _Answer:
@@ -90,7 +93,7 @@ class EngineServer(server.Server):
         if path in COMPLETIONS:
             if request.method != "POST":
                 raise BadRequestError(405)
-            await self._complete(request, openai.read_completion(path, body), writer)
+            await self._complete(request, body, openai.read_completion(path, body), writer)
         elif path == "/throttle":
             writer.write(self._say(request, self._throttle(request)))
         elif path == "/metrics":
@@ -116,16 +119,21 @@ class EngineServer(server.Server):
         return f"{self.name} is {slow:g} times slower than its hardware\n".encode()
 
     async def _complete(
-        self, request: Request, asked: Completion, writer: asyncio.StreamWriter
+        self, request: Request, body: bytes, asked: Completion, writer: asyncio.StreamWriter
     ) -> None:
         connection = writer.transport.get_protocol()
         if writer.is_closing() or not isinstance(connection, server.Connection):
             raise ConnectionResetError
+        await asyncio.sleep(len(body) * TOKENIZE_S_PER_BYTE / self._time_scale)
+        if writer.is_closing():
+            raise ConnectionResetError
         if asked.stream:
             head = answer_head(self.name, 200, CHUNKED, request.keep_alive, openai.EVENT_STREAM)
             writer.write(head)
-        made = _Answer(asked, writer.write, lambda body: self._say(request, body, JSON))
-        job = self._runner.submit(asked.prompt_tokens, asked.max_tokens, made)
+        made = _Answer(asked, writer.write, lambda whole: self._say(request, whole, JSON))
+        job = self._runner.submit(
+            asked.prompt_tokens, asked.max_tokens, made, asked.beginnings, asked.conversation
+        )
         connection.on_gone = made.end
         try:
             await made.ended
@@ -144,8 +152,15 @@ def main() -> None:
     add("--slow", type=float, default=1.0, help="so many times slower than the hardware")
     add("--time-scale", type=float, default=1.0, help="10: everything ten times faster than real")
     add("--chunk-tokens", type=int, default=1, help="tokens per event, after the first")
+    add("--prefix-tokens", type=int, default=0, help="what its prefix cache holds; 0: it has none")
+    add("--chunked", action="store_true", help="prompts are computed in pieces, among other tokens")
     options = parser.parse_args()
-    engine = Engine(HARDWARE[options.hardware])
+    hardware = replace(
+        HARDWARE[options.hardware],
+        prefix_tokens=max(0, options.prefix_tokens),
+        chunked=options.chunked,
+    )
+    engine = Engine(hardware)
     made = EngineServer(options.name, engine, max(1, options.chunk_tokens), options.time_scale)
     made.throttle(options.slow)
     asyncio.run(server.serve(made, options.host, options.port or [80]))

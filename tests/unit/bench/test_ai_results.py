@@ -15,6 +15,9 @@ from bench.ai.contenders import COMPLETE, REFERENCE
 from bench.ai.plan import Answer, Played
 from bench.ai.results import Row
 from bench.ai.run import Measured, RunError
+from bench.ai.simulator import Scenario
+from bench.ai.trace import Conversations, conversations
+from lbctl.lab.engine.model import H100
 from lbctl.lab.engine.openai import read_completion
 
 LENGTHS = trace.generated(500)
@@ -42,7 +45,7 @@ def test_only_those_that_a_balancer_decided_about_count_and_not_the_start() -> N
         Answer(9.0 if number < 10 or by_itself[number] else 0.1, 1.0, 0.0, "be1", "")
         for number in range(100)
     )
-    found = Measured(Played(answers, 10.0, 2.0), 10.0, 0.5)
+    found = Measured(Played(answers, 10.0, 2.0), 10.0, 0.5, 1.0, 0.0)
     measured, health = results.measured("it", case.name, scenario, found, 10.0)
     assert set(measured.waits_s) == {1.0}
     assert len(measured.waits_s) == by_itself[10:].count(False)
@@ -54,14 +57,16 @@ def test_only_those_that_a_balancer_decided_about_count_and_not_the_start() -> N
 def test_errors_are_counted_by_kind() -> None:
     scenario = cases.scenario(TRACE, fleet.servers(2), LENGTHS, 20, seed=1)
     answers = (Answer(None, None, 0.0, "", "reset"),) * 3 + (Answer(1, 2, 0, "be1", ""),) * 17
-    found = Measured(Played(answers, 1.0, 0.1), 1.0, 0.5)
+    found = Measured(Played(answers, 1.0, 0.1), 1.0, 0.5, 0.1, 0.0)
     measured, _ = results.measured("it", "trace", scenario, found, 1.0)
     assert measured.errors == {"reset": 3}
 
 
 def test_a_case_without_any_answer_has_no_row() -> None:
     scenario = cases.scenario(TRACE, fleet.servers(2), LENGTHS, 20, seed=1)
-    found = Measured(Played((Answer(None, None, 0.0, "", "reset"),) * 20, 1.0, 0.1), 1.0, 0.5)
+    found = Measured(
+        Played((Answer(None, None, 0.0, "", "reset"),) * 20, 1.0, 0.1), 1.0, 0.5, 0.1, 0.0
+    )
     with pytest.raises(RunError, match="no request was answered"):
         results.measured("it", "trace", scenario, found, 1.0)
 
@@ -82,6 +87,31 @@ def test_the_engine_reads_from_a_request_as_many_tokens_as_were_meant(tokens: in
     asked = read_completion("/v1/completions", body)
     assert (asked.prompt_tokens, asked.max_tokens, asked.stream) == (tokens, 7, True)
     assert f"Content-Length: {len(body)}\r\n".encode() in head + b"\r\n"
+
+
+def test_a_turn_of_a_conversation_survives_the_file_and_reaches_the_engine(tmp_path: Path) -> None:
+    what = Conversations(8, 1.0, turns=4, think_s=5, system_tokens=300, tenants=2)
+    asked = conversations(LENGTHS, what, seed=1)
+    made = plan.make(Scenario((H100,), asked), ("a:1", "b:2"), 10.0)
+    plan.write(tmp_path / "plan", made)
+    assert plan.read_plan(tmp_path / "plan") == made
+    held: dict[str, int] = {}
+    hits = 0
+    for request, ask in zip(asked, made.asks, strict=True):
+        assert ask.turn is not None
+        lengths = (ask.prompt_tokens, ask.answer_tokens)
+        _, _, body = client.chat_bytes("a:1", ask.turn, *lengths, False).partition(b"\r\n\r\n")
+        told = read_completion("/v1/chat/completions", body)
+        assert (told.prompt_tokens, told.max_tokens) == lengths
+        (_, system_tokens), (talk, tokens) = told.beginnings
+        assert (system_tokens, tokens, told.conversation) == (300, ask.prompt_tokens, talk)
+        # A turn behind the first finds what the simulator says that there is.
+        assert (talk in held) == (len(request.prefixes) == 2)
+        assert held.get(talk, 0) == dict(request.prefixes).get(request.kept_as, 0)
+        hits += talk in held
+        held[talk] = ask.prompt_tokens + ask.answer_tokens
+    assert hits
+    assert len({ask.turn.source for ask in made.asks if ask.turn}) == 8
 
 
 def test_plots_are_svg_and_name_every_contender() -> None:

@@ -147,11 +147,12 @@ def test_a_client_that_leaves_frees_its_place_at_once() -> None:
         st.tuples(st.integers(1, 150), st.integers(1, 60), st.booleans()), min_size=1, max_size=30
     ),
     st.randoms(use_true_random=False),
+    st.booleans(),
 )
 def test_every_job_gets_its_tokens_whatever_comes_and_goes(
-    wanted: list[tuple[int, int, bool]], random: object
+    wanted: list[tuple[int, int, bool]], random: object, chunked: bool
 ) -> None:
-    engine = Engine(TINY)
+    engine = Engine(dataclasses.replace(TINY, chunked=chunked))
     jobs = [Job(prompt, output, 0.0, tag=leaves) for prompt, output, leaves in wanted]
     left: set[Job] = set()
     coming = list(jobs)
@@ -165,6 +166,7 @@ def test_every_job_gets_its_tokens_whatever_comes_and_goes(
                 break
             continue
         assert 1 <= engine.running <= TINY.max_batch
+        assert chunked or step.tokens == engine.running
         leaving = [one for one in engine.jobs if one.tag]
         if leaving and turn % 7 == 0:
             engine.cancel(leaving[0])
@@ -173,12 +175,51 @@ def test_every_job_gets_its_tokens_whatever_comes_and_goes(
         before = engine.generation_tokens
         engine.end(step, now_s)
         tokens += engine.generation_tokens - before
-        assert all(0 < engine.generated(one) <= one.output_tokens for one in engine.jobs)
+        told = [engine.generated(one) for one in engine.jobs]
+        least = 0 if chunked else 1  # a prompt in pieces has no token yet
+        assert all(
+            least <= count <= one.output_tokens
+            for count, one in zip(told, engine.jobs, strict=True)
+        )
     assert not coming
     assert (engine.running, engine.waiting, engine.kv_usage) == (0, 0, 0.0)
     for one in jobs:
         assert one in left or (one.generated == one.output_tokens and one.done_s is not None)
     assert tokens == sum(one.generated for one in jobs)
+
+
+def test_a_long_prompt_in_pieces_lets_others_have_their_tokens_meanwhile() -> None:
+    roomy = dataclasses.replace(TINY, kv_tokens=10_000, chunked=True)
+    runs, long, short = job(prompt=20, output=10), job(prompt=250, output=2), job(prompt=20)
+    engine = engine_with(runs, hardware=roomy)
+    engine.end(engine.begin(), 1.0)  # type: ignore[arg-type]
+    for each in (long, short):
+        engine.add(each)
+    firsts = []
+    for now_s in (2.0, 3.0, 4.0):
+        step = engine.begin()
+        assert step is not None
+        spent = step.duration_s - roomy.step_s - roomy.step_s_per_request * step.tokens
+        spent -= roomy.step_s_per_context_token * engine.kv_usage * roomy.kv_tokens
+        assert spent / roomy.prefill_s_per_token <= 99.01  # with the token of the one that runs
+        engine.end(step, now_s)
+        firsts.append(step.first)
+    assert engine.generated(runs) == 4
+    # 99 + 99 + 52 tokens of the long one; the short one has what is left of the third iteration.
+    assert firsts == [(), (), (long, short)]
+    assert (engine.generated(long), engine.generated(short)) == (1, 1)
+
+
+def test_one_that_leaves_in_mid_prompt_frees_its_place() -> None:
+    engine = engine_with(hardware=dataclasses.replace(TINY, chunked=True))
+    long = job(prompt=150)
+    engine.add(long)
+    step = engine.begin()
+    assert step is not None
+    assert step.tokens == 0
+    engine.cancel(long)
+    engine.end(step, 1.0)
+    assert (engine.running, engine.kv_usage, engine.begin()) == (0, 0.0, None)
 
 
 # -- the prefix cache

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -127,6 +128,33 @@ def test_whole_answers_models_metrics_and_the_name_are_served() -> None:
             assert await whole_answer(target, "/") == "be1\n"
 
     play(talk)
+
+
+def test_a_prefix_cache_knows_conversations_and_system_prompts() -> None:
+    def chat(*said: str) -> bytes:
+        roles = ("system", "user", "assistant", "user")
+        messages = [
+            {"role": role, "content": text} for role, text in zip(roles, said, strict=False)
+        ]
+        return json.dumps({"messages": messages, "max_tokens": 1}).encode()
+
+    system, first, other = "s" * 500, "a" * 1000, "b" * 1000
+
+    async def talk(engine: Engine) -> None:
+        async with served(engine) as target:
+            for said, cached in (
+                ((system, first), 0),
+                ((system, first, "yes", "c" * 97), 100 + 200),
+                ((system, other), 100),
+                (("t" * 500, first), 0),
+            ):
+                before = engine.cached_tokens
+                await whole_answer(target, "/v1/chat/completions", chat(*said))
+                # One more is of the answer, which the stand-in takes for a token of the prompt's.
+                assert engine.cached_tokens - before in (cached, cached + 1)
+
+    made = Engine(replace(H100, prefix_tokens=10_000))
+    asyncio.run(asyncio.wait_for(talk(made), TIMEOUT_S))
 
 
 def test_bad_requests_are_refused_and_the_engine_does_not_hear_of_them() -> None:
