@@ -224,8 +224,8 @@ class HealthCheck:
     every_s: float = 30.0  # completion: between two of them, connections are opened
     answer_within_s: float = 10.0  # completion: for its token
     grpc_service: str = ""  # empty: the server as a whole
-    send: str = ""  # udp: a text, or "hex:" and digits
-    expect: str | None = None  # udp: what a reply has in it, likewise; None: no reply is wanted
+    send: str = ""  # tcp, udp: a text, or "hex:" and digits
+    expect: str | None = None  # tcp, udp: what a reply has in it, likewise; None: none is wanted
     query: str = "."  # dns: a name
     record: str = "SOA"  # dns: a type
     command: tuple[str, ...] = ()  # exec

@@ -268,8 +268,10 @@ _SETTINGS = (
     click.option(
         "--health-grpc-service", metavar="NAME", help="grpc: the service that is asked about."
     ),
-    click.option("--health-send", metavar="TEXT", help="udp: what is sent; hex:00ff is two bytes."),
-    click.option("--health-expect", metavar="TEXT", help="udp: what a reply must have in it."),
+    click.option(
+        "--health-send", metavar="TEXT", help="tcp, udp: what is sent; hex:00ff is two bytes."
+    ),
+    click.option("--health-expect", metavar="TEXT", help="tcp, udp: what a reply must have in it."),
     click.option("--health-query", metavar="NAME", help="dns: the name in the question."),
     click.option("--health-record", metavar="TYPE", help="dns: its type, as in A."),
     click.option(

@@ -21,7 +21,7 @@ HTTP_CHECK_KEYS = frozenset({"method", "path", "host", "expect_status"})
 TLS_CHECK_KEYS = frozenset({"verify_tls"})
 
 _OWN_CHECK_KEYS: dict[CheckKind, frozenset[str]] = {
-    CheckKind.TCP: frozenset(),
+    CheckKind.TCP: frozenset({"send", "expect"}),
     CheckKind.HTTP: HTTP_CHECK_KEYS,
     CheckKind.HTTPS: HTTP_CHECK_KEYS | TLS_CHECK_KEYS,
     CheckKind.COMPLETION: frozenset({"path", "model", "every", "answer_within"}),

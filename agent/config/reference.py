@@ -104,8 +104,8 @@ _RULES = """\
   `port`.
 - `method`, `path`, `host` and `expect_status` are for http and https checks, `path` for completion
   too, `verify_tls` for https; `model`, `every` and `answer_within` for completion, `grpc_service`
-  for grpc, `send` and `expect` for udp, `query` and `record` for dns, `command` for exec, which
-  needs one. A check of type `none` may keep them.
+  for grpc, `send` and `expect` for tcp and udp, `query` and `record` for dns, `command` for exec,
+  which needs one. A check of type `none` may keep them.
 - VIPs and backends are unicast addresses, not those of the loopback interface.
 - The `zone` of a backend is one of `zones`, and each prefix of clients belongs to one zone. The
   zones that the backends of each service are in, together, fit into `tables.zone_rings`.

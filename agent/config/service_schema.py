@@ -178,11 +178,13 @@ class HealthSection(Section):
         _CHECK.grpc_service,
         description="For `grpc`: the service that is asked about. Default: the server as a whole.",
     )
-    send: kinds.Payload = Field(_CHECK.send, description="For `udp`: what is sent.")
+    send: kinds.Payload = Field(
+        _CHECK.send, description="For `udp`, and for `tcp` once it is connected: what is sent."
+    )
     expect: kinds.Payload | None = Field(
         None,
-        description="For `udp`: what a reply must have in it. Default: no reply is wanted, and "
-        "only an ICMP error fails.",
+        description="For `tcp` and `udp`: what a reply must have in it. Default: no reply is "
+        "wanted; for `udp` only an ICMP error fails then.",
     )
     query: kinds.DnsName = Field(_CHECK.query, description="For `dns`: the name in the question.")
     record: kinds.DnsRecord = Field(

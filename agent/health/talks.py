@@ -79,11 +79,28 @@ type Verdict = tuple[bool, str]
 type Talk = Callable[[HealthCheck, Address, int, Line], Awaitable[Verdict]]
 
 
-async def _tcp(_check: HealthCheck, address: Address, port: int, _line: Line) -> Verdict:
+async def _tcp(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
+    """A connection; with ``send`` or ``expect`` a talk, too, as HAProxy's tcp-check has it."""
     started = time.monotonic()
-    _, writer = await asyncio.open_connection(str(address), port)
-    writer.transport.abort()  # nothing was written, so this is an ordinary close, only at once
-    return True, f"connected in {_milliseconds(started)}"
+    reader, writer = await asyncio.open_connection(str(address), port)
+    if not check.send and check.expect is None:
+        writer.transport.abort()  # nothing was written, so this is an ordinary close, only at once
+        return True, f"connected in {_milliseconds(started)}"
+    line.heard = True
+    try:
+        writer.write(payload(check.send))
+        if check.expect is None:
+            return True, f"connected in {_milliseconds(started)}"
+        wanted, said = payload(check.expect), b""
+        while wanted not in said:
+            piece = await reader.read(MOST_BYTES)
+            said += piece
+            if not piece or len(said) > MOST_BYTES:
+                took = f"{len(said)} bytes in {_milliseconds(started)}"
+                return False, f"{took}, without {check.expect!r}"
+        return True, f"{check.expect!r} in {_milliseconds(started)}"
+    finally:
+        writer.close()
 
 
 # -- HTTP
@@ -250,7 +267,7 @@ async def _udp(check: HealthCheck, address: Address, port: int, line: Line) -> V
 
 
 def payload(written: str) -> bytes:
-    """What an operator writes for the bytes of a datagram: a text, or ``hex:`` and digits."""
+    """What an operator writes for bytes to send or expect: a text, or ``hex:`` and digits."""
     return bytes.fromhex(written[4:]) if written.startswith("hex:") else written.encode()
 
 

@@ -330,3 +330,61 @@ def test_a_command_that_writes_much_is_not_held_up():
 def test_a_command_that_is_not_there_says_so():
     result = ask(replace(EXEC, command=("/no/such/check",)), 8000)
     assert (result.ok, result.detail) == (False, "/no/such/check: No such file or directory")
+
+
+# -- tcp with something to say
+
+
+def talked(said: bytes, check: HealthCheck) -> tuple[ProbeResult, bytes]:
+    """A check of a server that waits for a line and says something; with what it heard."""
+    heard: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(100) if check.send else b"")
+        for piece in (said[:3], said[3:]):
+            writer.write(piece)
+            await writer.drain()
+        writer.close()
+
+    async def run() -> ProbeResult:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            return await probe(check, LOOPBACK, port, Patience())
+
+    result = asyncio.run(run())
+    return result, heard[0]
+
+
+TCP = HealthCheck(CheckKind.TCP, timeout_s=20.0)
+PING = replace(TCP, send="PING\r\n", expect="+PONG")
+
+
+@pytest.mark.parametrize(
+    ("said", "check", "ok", "words"),
+    [
+        (b"+PONG\r\n", PING, True, "'+PONG' in "),
+        (b"-LOADING\r\n", PING, False, "10 bytes in "),
+        (b"", PING, False, "0 bytes in "),
+        (b"220 mail ESMTP\r\n", replace(TCP, expect="hex:323230"), True, "'hex:323230' in "),
+        (b"x" * (1 << 19), PING, False, " bytes in "),
+        (b"whatever", replace(TCP, send="hello"), True, "connected in "),
+    ],
+)
+def test_what_is_expected_on_a_connection_must_come(
+    said: bytes, check: HealthCheck, ok: bool, words: str
+) -> None:
+    result, heard = talked(said, check)
+    assert result.ok is ok, result
+    assert words in result.detail
+    assert heard == payload(check.send)
+    assert ok or result.detail.endswith(f", without {check.expect!r}")
+
+
+def test_a_server_that_takes_the_connection_and_says_nothing_is_down_and_not_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        check = replace(PING, timeout_s=0.2)
+        result = ask(check, mute.getsockname()[1])
+    assert not result.ok
+    assert not result.silent, "its host lives"
+    assert result.detail.startswith("no answer within 200 ms")
