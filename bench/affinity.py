@@ -124,6 +124,7 @@ REAL_CASES = (
     Case("chat", _CHAT),
     Case("agents", _AGENTS),
     Case("agents, four servers 2.5 times slower", _AGENTS, MIXED),
+    Case("chat behind three gateways", replace(_CHAT, users_each=500)),
     Case("one question each", replace(_CHAT, count=6300, per_s=14, turns=1)),
 )
 
