@@ -173,7 +173,7 @@ def _scenario(
 def _real(
     contenders: Sequence[str], cases: Sequence[str], seconds: float, time_scale: float
 ) -> Iterator[str]:
-    """Each row: a contender in a case, alone, with servers that know but the system prompts."""
+    """Each row: a contender in a case, alone, with servers that know the system prompts alone."""
     yield f"| {' | '.join(_REAL_HEAD)} |"
     yield "|-" * len(_REAL_HEAD) + "|"
     for case in REAL_CASES:

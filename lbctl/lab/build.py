@@ -6,6 +6,7 @@ The folder of the lab is made first and removed last: while it exists, the lab d
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import http.client
 import json
@@ -81,12 +82,26 @@ def leftovers(name: str) -> list[str]:
 
 
 def _instance_locks(name: str) -> list[Path]:
-    """The lock files of the lab's agents, also of those whose namespaces have gone."""
+    """The lock files that the lab's agents have left, also where the namespaces have gone. Others'
+    agents can have such names, too: what somebody holds is none.
+    """
     named = {
         lock: lock.stem.removeprefix("instance-")
         for lock in topology.RUN_ROOT.glob(f"instance-{glob.escape(name)}-*.lock")
     }
-    return [lock for lock, agent in named.items() if topology.owned_namespace(name, agent)]
+    left = (lock for lock, agent in named.items() if topology.owned_namespace(name, agent))
+    return [lock for lock in left if not _is_held(lock)]
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # it has gone
+        return False
+    return False
 
 
 def up(lab: Lab, owner: Owner, report: Report) -> None:

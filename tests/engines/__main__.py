@@ -350,15 +350,18 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="a file for the segments of one of each kind")
     wanted = parser.parse_args()
     recorded: list[dict[str, Any]] = []
-    install.clients()
-    rows: dict[str, dict[str, Cell]] = defaultdict(dict)
+    engines = []
     for engine in (ENGINES[name] for name in wanted.engine or ENGINES):
-        if lacks := engine.lacks():
-            if wanted.engine:
-                sys.exit(f"{engine.name} cannot run on this machine: {lacks}")
+        if not (lacks := engine.lacks()):
+            engines.append(engine)
+        elif wanted.engine:
+            sys.exit(f"{engine.name} cannot run on this machine: {lacks}")
+        else:
             print(f"{engine.name} is left out, it cannot run on this machine: {lacks}",
                   file=sys.stderr)  # fmt: skip
-            continue
+    install.clients()
+    rows: dict[str, dict[str, Cell]] = defaultdict(dict)
+    for engine in engines:
         engine.install()
         for mode in wanted.forward or modes:
             for row, cell in measure(Forward(mode), engine, recorded).items():

@@ -1,4 +1,4 @@
-"""Asks Triton by gRPC streams, with its own client library, and prints what that saw of each
+"""Asks Triton by gRPC streams, with its own client library, and prints what it saw of each
 request: a line of JSON, as ``ask.py``. Run with the clients' environment; standard
 input: the order as JSON.
 """
@@ -18,8 +18,8 @@ import tritonclient.grpc as triton
 sys.path.insert(0, str(Path(__file__).parent))
 from ask import TIMEOUT_S, milliseconds_since, piece
 
-# A channel of its own for each client: gRPC would have them share one connection.
 _ESTABLISHED = "01"
+# A channel of its own for each client: gRPC would have them share one connection.
 _OF_ITS_OWN = [("grpc.use_local_subchannel_pool", 1)]
 
 

@@ -108,10 +108,13 @@ def _talk(here: Site, talk: Talk) -> list[dict[str, Any]]:
 def main() -> None:
     """Print the table of docs/affinity.md."""
     parser = argparse.ArgumentParser(prog="tests.engines.homes")
-    parser.add_argument("--engine", choices=ENGINES, default="vllm")
+    chats = [name for name, one in ENGINES.items() if any(o.api == "chat" for o in one.orders)]
+    parser.add_argument("--engine", choices=chats, default="vllm")
     parser.add_argument("--rounds", type=int, default=3)
     wanted = parser.parse_args()
     engine = ENGINES[wanted.engine]
+    if lacks := engine.lacks():
+        sys.exit(f"{engine.name} cannot run on this machine: {lacks}")
     install.clients()
     engine.install()
     seen: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -294,6 +295,11 @@ def test_down_removes_the_locks_of_agents_whose_namespaces_were_removed_by_hand(
     assert not lock.exists()
     assert longer.exists(), "it belongs to a lab of another name"
     longer.unlink()
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert lbctl("down").returncode == 0
+        assert lock.exists(), "an agent of that name runs, whosever it is"
+        lock.unlink()
 
 
 def test_stop_ends_the_labs_processes_and_no_others() -> None:
