@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines soak attack lint types bench bench-peers bench-ai bench-failover vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test test-engines soak attack lint types bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -75,6 +75,9 @@ bench-ai: setup ## time to first token beside HAProxy and nginx, 40 minutes (roo
 bench-failover: setup ## outages beside keepalived, 20 minutes, and 10 of every core busy (root, a quiet machine)
 	@$(PYTHON) -m bench.failover
 	@$(PYTHON) -m bench.failover steady
+
+bench-scale: setup ## what the agent costs with up to 10,000 backends, 10 minutes (root)
+	@$(PYTHON) -m bench.scale
 
 vagrant-up: setup ## a client, two balancers and three backends in virtual machines (vagrant/README.md)
 	@$(PYTHON) -m vagrant.smoke up
