@@ -6,8 +6,8 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -56,8 +56,21 @@ class Target:
     initial: HealthStatus | None = None
 
 
+type Key = tuple[HealthCheck, Address, int, BackendRef | None]
+
+
+def _key(ref: BackendRef, target: Target) -> Key:
+    """Targets with the same key are asked once for all of them: it is one question to one server.
+
+    What clients have been answered excuses a completion, and a command is told of one backend.
+    """
+    check = target.check
+    alone = check.kind in (CheckKind.COMPLETION, CheckKind.EXEC)
+    return check, target.address, check.port or target.port, ref if alone else None
+
+
 class HealthMonitor:
-    """Checks its targets while ``run`` runs.
+    """Checks its targets while ``run`` runs, servers that several services have once for all.
 
     ``on_change(ref, old, new)`` is called from the event loop when a result changes a backend's
     health; ``set_targets`` calls it for nobody, so read the statuses after it.
@@ -86,33 +99,39 @@ class HealthMonitor:
         self._patience = Patience()
         self._targets: dict[BackendRef, Target] = {}
         self._statuses: dict[BackendRef, HealthStatus] = {}
-        self._tasks: dict[BackendRef, asyncio.Task[None]] = {}
+        self._members: dict[Key, list[BackendRef]] = {}  # whom a check is made for
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
         self._slots = asyncio.Semaphore(MAX_PROBES_AT_ONCE)
         self._complained = False
 
     def set_targets(self, targets: Mapping[BackendRef, Target]) -> None:
-        """Check exactly these from now on.
+        """Check exactly these from now on."""
+        self.change(targets, self._targets.keys() - targets.keys())
+
+    def change(self, targets: Mapping[BackendRef, Target], gone: Collection[BackendRef]) -> None:
+        """Check these, too, from now on, and the others but for those that are gone.
 
         A target whose check changed keeps its health until the new check has its verdict; one
         whose address changed is another server, and starts anew.
         """
         now = time.time()
-        for ref in self._targets.keys() - targets.keys():
-            self._stop(ref)
+        for ref in gone:
+            self._leave(ref)
             del self._targets[ref], self._statuses[ref]
         for ref, target in targets.items():
             old = self._targets.get(ref)
             if old is not None and _same(old, target):
                 continue
-            self._stop(ref)
+            if old is not None:
+                self._leave(ref)
             if old is not None and old.address == target.address:
                 status = rechecked(old.check, target.check, self._statuses[ref], now)
             else:
-                status = _first_status(target, now)
+                status = self._known(ref, target, now) or _first_status(target, now)
             self._targets[ref] = target
             self._statuses[ref] = status
-            self._start(ref)
+            self._join(ref)
 
     def status(self, ref: BackendRef) -> HealthStatus:
         """The status of one target; KeyError if it is none."""
@@ -132,52 +151,77 @@ class HealthMonitor:
         try:
             with self._patience.watching():
                 async with asyncio.TaskGroup() as self._group:
-                    for ref in self._targets:
-                        self._start(ref)
+                    for key in self._members:
+                        self._start(key)
                     await asyncio.Event().wait()  # for ever
         finally:
             self._group = None
             self._tasks.clear()
 
-    def _start(self, ref: BackendRef) -> None:
-        target = self._targets[ref]
-        if self._group is not None and target.check.kind is not CheckKind.NONE:
-            task = self._group.create_task(self._check(ref, target), name=f"health: {ref}")
-            self._tasks[ref] = task
+    def _known(self, ref: BackendRef, target: Target, now: float) -> HealthStatus | None:
+        """What the same check has found for another backend; None: there is none, or not yet."""
+        others = self._members.get(_key(ref, target), ())
+        if target.initial is not None or not others:
+            return None
+        status = self._statuses[others[0]]
+        return replace(status, since=now) if status.health in (Health.UP, Health.DOWN) else None
 
-    def _stop(self, ref: BackendRef) -> None:
-        if task := self._tasks.pop(ref, None):
-            task.cancel()
+    def _join(self, ref: BackendRef) -> None:
+        key = _key(ref, self._targets[ref])
+        members = self._members.setdefault(key, [])
+        members.append(ref)
+        if len(members) == 1:
+            self._start(key)
 
-    async def _check(self, ref: BackendRef, target: Target) -> None:
+    def _leave(self, ref: BackendRef) -> None:
+        key = _key(ref, self._targets[ref])
+        self._members[key].remove(ref)
+        if not self._members[key]:
+            del self._members[key]
+            if task := self._tasks.pop(key, None):
+                task.cancel()
+
+    def _start(self, key: Key) -> None:
+        if self._group is not None and key[0].kind is not CheckKind.NONE:
+            name = f"health: {self._members[key][0]}"
+            self._tasks[key] = self._group.create_task(self._check(key), name=name)
+
+    async def _check(self, key: Key) -> None:
         loop = asyncio.get_running_loop()
+        asked, address, port, _ = key
+        members = self._members[key]
         started = loop.time()
         completed = failed = -math.inf  # when a completion was answered last, and when any failed
         while True:
-            delay = next_delay_s(target.check, self._statuses[ref], random.random())  # noqa: S311
+            statuses = [self._statuses[ref] for ref in members]
+            luck = random.random()  # noqa: S311
+            delay = min(next_delay_s(asked, one, luck) for one in statuses)
             await self._pause(max(0.0, started + delay - loop.time()))
             try:
                 async with self._slots:
                     started = loop.time()
-                    check = due(target.check, self._statuses[ref], started - completed)
-                    served = self._served(ref)
-                    result = await self._probe(check, target.address, target.port, self._patience)
+                    check = due(asked, self._statuses[members[0]], started - completed)
+                    served = self._served(members[0])
+                    result = await self._probe(check, address, port, self._patience)
                 self._complained = False
                 if check.kind is CheckKind.COMPLETION:
-                    result = excused(result, self._served(ref) - served)
+                    result = excused(result, self._served(members[0]) - served)
                     completed = started if result.ok else -math.inf
                 if not tells(result, started - failed):
                     continue
                 failed = failed if result.ok else started
-                if result.unsent and not self._blocked(target.address, started):
+                if result.unsent and not self._blocked(address, started):
                     await asyncio.sleep(LINK_NEWS_S)
-                self._take(ref, target, result, started)
+                if result.silent and not self._blocked(address, started):
+                    self._on_silence(address)
+                for ref in tuple(members):
+                    self._take(ref, result, started)
             except NetworkError as error:
                 self._complain(str(error))
-                await asyncio.sleep(target.check.interval_s)
+                await asyncio.sleep(asked.interval_s)
             except Exception:  # this task's root: a defect must not end all the others
-                log.exception("health check broke", backend=str(ref))
-                await asyncio.sleep(target.check.interval_s)
+                log.exception("health check broke", backend=str(members[0]))
+                await asyncio.sleep(asked.interval_s)
 
     async def _pause(self, delay_s: float) -> None:
         """Until the next check is due, or a link is up again."""
@@ -188,15 +232,13 @@ class HealthMonitor:
             return
         await asyncio.sleep(random.random() * RESUME_WITHIN_S)  # noqa: S311
 
-    def _take(self, ref: BackendRef, target: Target, result: ProbeResult, since_s: float) -> None:
-        old = self._statuses[ref]
+    def _take(self, ref: BackendRef, result: ProbeResult, since_s: float) -> None:
+        old, target = self._statuses[ref], self._targets[ref]
         if not result.ok and (why := self._blocked(target.address, since_s)):
             self._statuses[ref] = suspended(old, why)
             return
         new = observe(target.check, old, result, time.time())
         self._statuses[ref] = new
-        if result.silent:
-            self._on_silence(target.address)
         if new.health is not old.health:
             self._on_change(ref, old, new)
 

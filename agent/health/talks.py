@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -29,6 +30,12 @@ from agent.model import Address, CheckKind, HealthCheck
 
 USER_AGENT = "steelyard-health-check"
 MOST_BYTES = 1 << 18  # of an answer that is read
+_PIECE = 4096
+_STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})[ \r\n]")
+_STATUS_LENGTH = len("HTTP/1.1 200 ")
+_FINAL, _SWITCHES = 200, 101
+_HTTP_PORT = 80
+_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE")
 MOST_WORDS = 200  # characters of what a command says
 COMMANDS_AT_ONCE = 32
 # A server that is full says so, and is not ill.
@@ -82,10 +89,10 @@ type Talk = Callable[[HealthCheck, Address, int, Line], Awaitable[Verdict]]
 async def _tcp(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
     """A connection; with ``send`` or ``expect`` a talk, too, as HAProxy's tcp-check has it."""
     started = time.monotonic()
-    reader, writer = await asyncio.open_connection(str(address), port)
     if not check.send and check.expect is None:
-        writer.transport.abort()  # nothing was written, so this is an ordinary close, only at once
+        (await _connected(address, port, line)).close()
         return True, f"connected in {_milliseconds(started)}"
+    reader, writer = await asyncio.open_connection(str(address), port)
     line.heard = True
     try:
         writer.write(payload(check.send))
@@ -107,24 +114,95 @@ async def _tcp(check: HealthCheck, address: Address, port: int, line: Line) -> V
 
 
 async def _http(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
+    """The status is the verdict; a body, however long, is not waited for."""
     started = time.monotonic()
-    headers = {} if check.host is None else {"Host": check.host}
-    is_tls = check.kind is CheckKind.HTTPS
-    async with (
-        _session(line, tls_context(check.verify_tls) if is_tls else True) as session,
-        session.request(
-            check.method,
-            _url(check.kind.value, address, port, check.path),
-            headers=headers,
-            allow_redirects=False,
-            server_hostname=check.host if is_tls else None,
-        ) as response,
-    ):
-        # The status is the verdict; a body, however long, is not waited for.
-        status = response.status
+    asked = _plain_status if check.kind is CheckKind.HTTP else _tls_status
+    status = await asked(check, address, port, line)
     ok = any(low <= status <= high for low, high in check.expect_status)
     detail = f"HTTP {status} in {_milliseconds(started)}"
     return ok, detail if ok else f"{detail}, expected {_ranges(check.expect_status)}"
+
+
+async def _tls_status(check: HealthCheck, address: Address, port: int, line: Line) -> int:
+    headers = {} if check.host is None else {"Host": check.host}
+    async with (
+        _session(line, tls_context(check.verify_tls)) as session,
+        session.request(
+            check.method,
+            _url("https", address, port, check.path),
+            headers=headers,
+            allow_redirects=False,
+            server_hostname=check.host,
+        ) as response,
+    ):
+        return response.status
+
+
+async def _plain_status(check: HealthCheck, address: Address, port: int, line: Line) -> int:
+    """Without a library: of all that an answer can be, only its first line counts here, and the
+    session that aiohttp makes for each check took as long as all the rest (docs/scale.md).
+    """
+    loop = asyncio.get_running_loop()
+    end = await _connected(address, port, line)
+    try:
+        await loop.sock_sendall(end, _request(check, address, port))
+        said = b""
+        while (status := _status_in(said)) is None:
+            piece = await loop.sock_recv(end, _PIECE)
+            said += piece
+            if not said:
+                raise aiohttp.ServerDisconnectedError
+            if not piece or len(said) > MOST_BYTES:
+                raise aiohttp.ClientPayloadError("the answer is not HTTP")
+        return status
+    finally:
+        end.close()
+
+
+async def _connected(address: Address, port: int, line: Line) -> socket.socket:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    end = line.open((family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+    try:
+        end.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(end, (str(address), port))
+    except BaseException:
+        end.close()
+        raise
+    return end
+
+
+def _request(check: HealthCheck, address: Address, port: int) -> bytes:
+    literal = f"[{address}]" if address.version == 6 else str(address)
+    host = check.host or (literal if port == _HTTP_PORT else f"{literal}:{port}")
+    lines = [
+        # The path goes out exactly as the operator wrote it.
+        f"{check.method} {check.path} HTTP/1.1",
+        f"Host: {host}",
+        f"User-Agent: {USER_AGENT}",
+        "Accept: */*",
+        "Connection: close",
+        *(["Content-Length: 0"] if check.method not in _WITHOUT_BODY else []),
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def _status_in(said: bytes) -> int | None:
+    """The status of an answer (RFC 9112, section 4) that has arrived so far; None: it is not there
+    yet. Interim answers are passed over (RFC 9110, section 15.2).
+    """
+    begin = 0
+    while len(said) - begin >= _STATUS_LENGTH:
+        found = _STATUS.match(said, begin)
+        if found is None:
+            raise aiohttp.ClientPayloadError("the answer is not HTTP")
+        status = int(found[1])
+        if status >= _FINAL or status == _SWITCHES:
+            return status
+        ends = said.find(b"\r\n\r\n", begin)
+        if ends < 0:
+            return None
+        begin = ends + 4
+    return None
 
 
 @asynccontextmanager

@@ -119,6 +119,62 @@ def test_tells_of_silence_at_once_and_not_of_refusals() -> None:
     assert set(watch.silences) == {TARGET.address}
 
 
+def test_a_server_of_several_services_is_asked_once_for_all_of_them() -> None:
+    """A hundred services on the same hosts are no hundred times the checks."""
+    others = [BackendRef(f"service-{n}", "gpu-1") for n in range(20)]
+
+    async def story(watch: Watch) -> None:
+        watch.monitor.set_targets({REF: TARGET, **dict.fromkeys(others[:10], TARGET)})
+        for ref in (REF, *others[:10]):
+            await watch.until_health(ref, Health.UP)
+        watch.monitor.change(dict.fromkeys(others[10:], TARGET), ())
+        assert all(watch.monitor.status(ref).health is Health.UP for ref in others), (
+            "what is known of the server holds for all"
+        )
+        watch.monitor.change({}, [REF, *others[:5]])
+        watch.servers.broken.add(TARGET.address)
+        for ref in others[5:]:
+            await watch.until_health(ref, Health.DOWN)
+        assert len(watch.monitor._tasks) == 1, "not one for each of them"
+        assert watch.monitor.status(others[5]).failures >= CHECK.fall
+
+    watch = play(story)
+    assert sum(new is Health.DOWN for _, _, new in watch.changes) == 15
+
+
+def test_another_check_of_the_same_server_is_another_question() -> None:
+    other = BackendRef("other", "gpu-1")
+    slower = replace(TARGET, check=replace(CHECK, path="/other"))
+
+    async def story(watch: Watch) -> None:
+        watch.monitor.set_targets({REF: TARGET, other: slower})
+        await watch.until_health(REF, Health.UP)
+        await watch.until_health(other, Health.UP)
+        assert len(watch.monitor._tasks) == 2
+        watch.monitor.change({other: TARGET}, ())
+        assert watch.monitor.status(other).health is Health.UP
+        assert len(watch.monitor._tasks) == 1
+
+    play(story)
+
+
+def test_a_change_leaves_those_alone_that_it_does_not_name() -> None:
+    other = BackendRef("chat", "gpu-2")
+    refusing = Target(CHECK, ip_address("10.0.0.22"), 80)
+
+    async def story(watch: Watch) -> None:
+        watch.monitor.set_targets({REF: TARGET})
+        await watch.until_health(REF, Health.UP)
+        watch.monitor.change({other: refusing}, ())
+        assert watch.monitor.status(REF).health is Health.UP
+        await watch.until_health(other, Health.UP)
+        watch.monitor.change({}, [other])
+        assert set(watch.monitor.statuses()) == {REF}
+        await watch.until_probed(2)
+
+    play(story)
+
+
 def test_targets_set_before_it_runs_are_checked() -> None:
     async def run() -> None:
         watch = Watch()

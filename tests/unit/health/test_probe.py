@@ -28,6 +28,8 @@ TCP = HealthCheck(kind=CheckKind.TCP, timeout_s=2.0)
 HTTP = HealthCheck(kind=CheckKind.HTTP, timeout_s=2.0, path="/health")
 HTTPS = HealthCheck(kind=CheckKind.HTTPS, timeout_s=2.0, host="gpu.example")
 
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n"
+
 type Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 type Client = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -225,6 +227,53 @@ def test_a_connection_closed_early_says_so() -> None:
 def test_another_protocol_says_so() -> None:
     result = ask_raw(HTTP, babbling)
     assert (result.ok, result.detail) == (False, "the answer is not HTTP")
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b"HTTP/1.1 204 No Content\r\n\r\n", 204),
+        (b"HTTP/1.0 200\r\n\r\n", 200),
+        (INTERIM + b"HTTP/1.1 201 x\r\n\r\n", 201),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", 101),
+        (b"HTTP/1.1 999 what\r\n\r\n", None),
+        (b"HTTP/2 200 OK\r\n\r\n\r\n", None),
+        (INTERIM, None),
+        (b"HTTP/1.1 2", None),
+    ],
+)  # fmt: skip
+def test_a_status_is_read_however_it_comes(answer: bytes, status: int | None) -> None:
+    async def pieces(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for at in range(0, len(answer), 5):
+            writer.write(answer[at : at + 5])
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.close()
+
+    result = ask_raw(replace(HTTP, expect_status=((100, 599),)), pieces)
+    assert result.ok is (status is not None)
+    if status is not None:
+        assert result.detail.startswith(f"HTTP {status} in ")
+    else:
+        assert result.detail == "the answer is not HTTP"
+
+
+@pytest.mark.parametrize(("method", "has_length"), [("GET", False), ("POST", True)])
+def test_a_request_is_whole_and_says_that_it_is_the_only_one(method: str, has_length: bool) -> None:
+    seen: list[bytes] = []
+
+    async def noting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        writer.close()
+
+    assert ask_raw(replace(HTTP, method=method), noting).ok
+    head, *lines = seen[0].decode().split("\r\n")
+    assert head == f"{method} /health HTTP/1.1"
+    assert lines[0].startswith("Host: 127.0.0.1:")
+    assert "Connection: close" in lines
+    assert ("Content-Length: 0" in lines) is has_length
 
 
 def test_out_of_descriptors_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
