@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,16 @@ import structlog
 from agent.config import live
 from agent.config.edit import Edit, EditOp, apply_edit
 from agent.config.load import read_text
-from agent.config.plan import TABLE_FIELDS, Action, Change, global_changes, plan, settings_change
+from agent.config.plan import (
+    TABLE_FIELDS,
+    Action,
+    Change,
+    Planner,
+    global_changes,
+    keeping,
+    plan,
+    settings_change,
+)
 from agent.config.store import LoadedRunning, RunningStore
 from agent.core import Core
 from agent.dataplane.explain import DataplaneView, explain
@@ -61,10 +70,11 @@ class AgentControl:
         self._store = store
         self._facts = facts
         self._notifier = notifier
+        self._since_file = Planner()
         self._changing = asyncio.Lock()  # one change of the configuration at a time
 
-    def snapshot(self) -> Snapshot:
-        """Everything, as of now."""
+    def snapshot(self, services: Collection[str] | None = None) -> Snapshot:
+        """Everything, as of now; of these services only, if any are named."""
         core = self._core
         facts = replace(
             self._facts,
@@ -78,7 +88,13 @@ class AgentControl:
                 limits=core.limiting.view(core.config, core.now.situation.ids),
             ),
         )
-        return core.observer.snapshot(core.refreshed(), core.now.contents, facts, time.time())
+        return core.observer.snapshot(
+            core.refreshed(), core.now.contents, facts, time.time(), services
+        )
+
+    def is_attached(self) -> bool:
+        """Whether every interface has our program."""
+        return self._core.dataplane.is_attached()
 
     def config(self) -> Config:
         """The running configuration."""
@@ -86,7 +102,7 @@ class AgentControl:
 
     def file_changes(self) -> tuple[Change, ...]:
         """What the running configuration has that the file does not."""
-        return plan(self._loaded.file_config, self._core.config)
+        return self._since_file.plan(self._loaded.file_config, self._core.config)
 
     async def edit(
         self, edit: Edit, dry_run: bool, *, confirmed: bool = False
@@ -102,7 +118,7 @@ class AgentControl:
             if edit.op is EditOp.SERVICES_APPLY and not (confirmed or dry_run):
                 await self._ask_to_cut(new, "lbctl apply --yes")
             if changes and not dry_run:
-                since_file = plan(self._loaded.file_config, new)
+                since_file = self._since_file.plan(self._loaded.file_config, new)
                 await self._keep(new, since_file)
                 self._facts = replace(self._facts, changes_since_file=len(since_file))
                 return with_resets(changes, await self._core.take(new, changes))
@@ -187,6 +203,11 @@ class AgentControl:
         text = read_text(self._path)
         loaded = await asyncio.to_thread(self._store.load, text, str(self._path))
         running = self._core.config
+        loaded = replace(
+            loaded,
+            config=keeping(running, loaded.config),
+            file_config=keeping(running, loaded.file_config),
+        )
         fixed = global_changes(running, loaded.file_config)
         needs_restart = [change.field for change in fixed if change.needs_restart]
         if needs_restart:

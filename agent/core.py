@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import structlog
 
 from agent.companion.watch import Companions
 from agent.config.defaults import check_port
-from agent.config.plan import Change
+from agent.config.plan import Change, changed, gone_backends, others, part_of
 from agent.config.seed import pick_seed
 from agent.dataplane import survey
 from agent.dataplane.events import lexicon_of
@@ -30,35 +30,44 @@ from agent.health.monitor import HealthMonitor, Target
 from agent.history import History, log_transitions
 from agent.limiting import Limiting
 from agent.metrics.observer import Observer
-from agent.model import Address, BackendRef, Config, Health, HealthStatus, Network, NextHop
+from agent.model import (
+    Address,
+    Backend,
+    BackendRef,
+    Config,
+    Health,
+    HealthStatus,
+    Network,
+    NextHop,
+    Service,
+)
 from agent.network.host import Host
 from agent.network.nexthop import NextHops
 from agent.pair import detour
 from agent.pair.pair import Pair
-from agent.pair.word import Word, word_of
+from agent.pair.word import Word, up_of
 from agent.rebalancing import Rebalancer
 from agent.reconcile.adopt import Adopted, adopt
-from agent.reconcile.passes import Passes
+from agent.reconcile.passes import Passes, Scope, joined
 from agent.reconcile.reconciler import Reconciler
 from agent.resetting import Mine, Resetter
-from agent.state import slowstart
 from agent.state.blocks import Block, Blocks
-from agent.state.desired import Surroundings
-from agent.state.eligibility import Eligibility
+from agent.state.desired import Surroundings, differing
 from agent.state.guardview import Blocked
-from agent.state.identities import Identities, Member, member_of
+from agent.state.identities import Identities, member_of
 from agent.state.situation import Situation, situation, verdicts
 from agent.state.synflood import cookies_in
 from agent.state.tables import TableContents
+from agent.warming import Warming
 from agent.weighing.weigher import Weigher
 
 log = structlog.get_logger()
 
 SAMPLE_S = 1.0
+AUDIT_S = 30.0
 SWEEP_EVERY = 10  # surveys
 SURVEY_SHARE = 20  # surveys take at most one in so many seconds of a CPU
 FIRST_CHECKS_S = 3.0
-SLOW_START_S = 0.5  # at least, between passes that only make weights grow
 ADOPTED_HOP_S = 10.0  # for neighbours that the kernel forgot while the agent was away
 
 
@@ -83,14 +92,14 @@ class Core:
         self._attach_problem = ""
         self._pin_problem = ""  # why what somebody unpinned cannot be pinned again
         self.dataplane = Dataplane(config)
-        self._hops = NextHops(config.interfaces, self._wake, self._way_back)
+        self._hops = NextHops(config.interfaces, self._hops_changed, self._way_back)
         self._monitor = HealthMonitor(
             self._health_changed, self._hops.doubt, self._hops.blocked, self._served
         )
-        self._host = Host(config, self._wake)
+        self._host = Host(config, lambda: self.passes.wake(()))
         self.guarding = Guarding(config, self.dataplane)
         self.limiting = Limiting(self.dataplane)
-        self.companions = Companions(self.dataplane, self._wake)
+        self.companions = Companions(self.dataplane, self._companions_changed)
         self._hearing: set[asyncio.Task[None]] = set()  # of what other balancers have blocked
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()
@@ -108,8 +117,12 @@ class Core:
         self.weigher: Weigher
         self.pair: Pair
         self.rebalancer: Rebalancer
-        self._up_since: dict[Member, float] = {}  # on the monotonic clock
-        self._next_step: asyncio.TimerHandle | None = None
+        self._situation: Situation | None = None  # as of the last pass
+        self._around: Surroundings | None = None  # likewise
+        self._warming: Warming
+        self._usable: tuple[object, frozenset[BackendRef]] = None, frozenset()  # by these verdicts
+        self._audit_at = 0.0  # services
+        self._counted: tuple[object, Mapping[str, tuple[int, int]]] = None, {}  # backends, of what
 
     # -- its life
 
@@ -123,7 +136,7 @@ class Core:
         await asyncio.to_thread(carry.prepare, self.dataplane)
         self._reconciler = Reconciler(self.dataplane.tables, time.monotonic)
         self._trueup = TrueUp(self.dataplane.tables)
-        self.weigher = Weigher(self.dataplane, self._wake)
+        self.weigher = Weigher(self.dataplane, self.passes.wake)
         self.tracer = Tracer(
             self.dataplane.tables.trace,
             lambda: rings_of(self.dataplane.program),
@@ -144,13 +157,13 @@ class Core:
         self._adopted = adopt(self.config, held, time.time())
         self._floods = Floods(self.config, held)
         self.companions.adopt(cookies_in(self.config, held))
-        self._up_since = dict.fromkeys(self._adopted.up, slowstart.ALWAYS)
+        self._warming = Warming(self._adopted.up, lambda: self.passes.wake(()))
         await self.pair.aim(self.config)
         self._pick_seed = await asyncio.to_thread(pick_seed, self.config)
         self.weigher.adopt(self.config, self._adopted.weights, time.monotonic())
         self._adopted_until = time.monotonic() + ADOPTED_HOP_S
-        asyncio.get_running_loop().call_later(ADOPTED_HOP_S, self._wake)
-        self._aim(self._adopted.health)
+        asyncio.get_running_loop().call_later(ADOPTED_HOP_S, self.passes.wake)
+        self._aim(replace(self.config, services=()), self._adopted.health)
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What has to run beside ``start`` and afterwards, by name."""
@@ -219,25 +232,18 @@ class Core:
 
         After an error the configuration stands all the same, and passes go on trying.
         """
-        known = self._known_health()
-        moves_vips = concerns(self.config) != concerns(config)
+        before_it = self.config
+        moves_vips = concerns(before_it) != concerns(config)
         self.config = config
         for change in changes:
             log.info("change", change=str(change))
         await self.pair.aim(config)
         self._pick_seed = await asyncio.to_thread(pick_seed, config)
-        self._aim(
-            {
-                BackendRef(service.name, backend.name): known[member]
-                for service in config.services
-                for backend in service.backends
-                if (member := member_of(service, backend)) in known
-            }
-        )
+        self._aim(before_it)
         before, reset = self.now.situation, Counter[BackendRef]()
         try:
             reset.update(await self._resetter.remove(before, config))
-            await self._pass_and_host()
+            await self._pass_and_host(frozenset())
             reset.update(await self._resetter.remove(before, config))
         except (SteelyardError, OSError) as error:
             self.passes.failed(error)
@@ -317,19 +323,20 @@ class Core:
         """The health of every backend, as of now."""
         return self._monitor.statuses()
 
-    def _known_health(self) -> dict[Member, HealthStatus]:
-        """Health by what a backend is to the tables, so that another name does not cost it."""
-        health = self.health()
-        return {
-            member_of(service, backend): health[BackendRef(service.name, backend.name)]
-            for service in self.config.services
-            for backend in service.backends
-        }
-
     # -- its tasks
 
-    def _wake(self) -> None:
-        self.passes.wake()
+    def _hops_changed(self, addresses: Collection[Address] | None) -> None:
+        if addresses is None:
+            self.passes.wake()
+            return
+        self.passes.wake(
+            service.name
+            for service in self.config.services
+            if any(backend.address in addresses for backend in service.backends)
+        )
+
+    def _companions_changed(self) -> None:
+        self.passes.wake(s.name for s in self.config.services if s.gives_cookies)
 
     def _way_back(self) -> None:
         log.info("an interface takes packets again: everybody is checked soon")
@@ -339,21 +346,21 @@ class Core:
         log.info(
             "health", backend=str(ref), old=old.health.value, new=new.health.value, why=new.reason
         )
-        self._wake()
+        self.passes.wake((ref.service,))
 
     def _served(self, ref: BackendRef) -> int:
         """Requests of clients that a backend has answered without an error."""
-        if not self._started.is_set() or ref not in self.observer.tallies:
+        if not self._started.is_set() or ref not in self.observer.outcomes.tallies:
             return 0
-        tally = self.observer.tallies[ref]
+        tally = self.observer.outcomes.tallies[ref]
         return tally.answers - tally.errors
 
     async def _reconcile(self) -> None:
         await self._started.wait()
         await self.passes.run()
 
-    async def _pass_and_host(self) -> None:
-        await self._pass()
+    async def _pass_and_host(self, scope: Scope) -> None:
+        await self._pass(scope)
         await self._sync_host()
 
     async def _sample(self) -> None:
@@ -374,8 +381,9 @@ class Core:
         else:
             await self._attach_again()
         self.observer.sample(self.now.situation, now)
-        if self._floods.take(self.config, self.observer.syns, now):
-            self._wake()
+        if flooded := self._floods.take(self.config, self.observer.syns, now):
+            self.passes.wake(flooded)
+        await self._audit()
         self.tracer.refresh()  # which reads no ring of a replaced program from now on
         self.pair.refresh()  # nor does this
         if self.dataplane.replaced:
@@ -395,13 +403,34 @@ class Core:
     def _sample_loads(self, now: float) -> None:
         """Learned speeds, and round trips as the health checks measured them."""
         last = self.now.situation
-        usable = [ref for ref, verdict in last.verdicts.items() if verdict.usable]
-        rtts = {
-            ref: None if status.latency_ms is None else status.latency_ms / 1000
-            for ref, status in self.health().items()
-        }
-        tallies, flooded = self.observer.tallies, self._floods.services
-        self.weigher.sample(last.config, usable, rtts, tallies, flooded, now)
+        if last.verdicts is not self._usable[0]:
+            usable = frozenset(ref for ref, verdict in last.verdicts.items() if verdict.usable)
+            self._usable = last.verdicts, usable
+        flooded, outcomes = self._floods.services, self.observer.outcomes
+        self.weigher.sample(last.config, self._usable[1], self._rtt_s, outcomes, flooded, now)
+
+    def _rtt_s(self, ref: BackendRef) -> float | None:
+        try:
+            found = self._monitor.status(ref).latency_ms
+        except KeyError:
+            return None  # it has gone since the last pass
+        return None if found is None else found / 1000
+
+    async def _audit(self) -> None:
+        """A pass over the services whose turn it is, although nothing has been heard of them: in
+        ``AUDIT_S`` it comes to all. What somebody else wrote into the tables, or what we were not
+        told, does not last.
+        """
+        services = self.config.services
+        first = self._audit_at if self._audit_at < len(services) else 0.0
+        self._audit_at = first + len(services) * SAMPLE_S / AUDIT_S
+        due = frozenset(each.name for each in services[int(first) : int(self._audit_at)])
+        if not due:
+            return
+        try:
+            await self._pass(due)
+        except Exception as error:  # noqa: BLE001 (the retry looks at all of them)
+            self.passes.failed(error)
 
     async def _attach_again(self) -> None:
         """Somebody took the program off: put it back, unless another one sits there now."""
@@ -417,21 +446,30 @@ class Core:
 
     # -- a pass
 
-    def _addresses(self) -> set[Address]:
-        return {b.address for service in self.config.services for b in service.backends}
-
-    def _aim(self, initial: dict[BackendRef, HealthStatus]) -> None:
-        """Point checks and next hops at the configured backends."""
-        targets = {}
-        for service in self.config.services:
-            for backend in service.backends:
-                ref = BackendRef(service.name, backend.name)
-                port = check_port(service, backend)
-                targets[ref] = Target(service.health, backend.address, port, initial.get(ref))
-        self._monitor.set_targets(targets)
-        self.weigher.aim(self.config, time.monotonic())
-        self.companions.aim(self.config)
-        self._hops.set_addresses(self._addresses() | detour.addresses(self.config))
+    def _aim(
+        self, before: Config, initial: Mapping[BackendRef, HealthStatus] | None = None
+    ) -> None:
+        """Point checks and next hops at the configured backends, where the last configuration had
+        others. ``initial``: what is known of their health; without it, what another name has told.
+        """
+        config = self.config
+        come, gone = others(before, config)
+        old = {_ref(s, b): member_of(s, b) for s in gone for b in s.backends}
+        new = {_ref(s, b): (s, b) for s in come for b in s.backends}
+        if initial is None:
+            health = {member: self._monitor.status(ref) for ref, member in old.items()}
+            members = {ref: member_of(*pair) for ref, pair in new.items()}
+            initial = {ref: health[m] for ref, m in members.items() if m in health}
+        targets = {
+            ref: Target(s.health, b.address, check_port(s, b), initial.get(ref))
+            for ref, (s, b) in new.items()
+        }
+        self._monitor.change(targets, old.keys() - new.keys())
+        self.weigher.aim(config, time.monotonic())
+        self.companions.aim(config)
+        now, then = ({b.address for s in one for b in s.backends} for one in (come, gone))
+        if now != then or config.failover is not before.failover:
+            self._hops.set_addresses(_addresses(config) | detour.addresses(config))
 
     def _hop(self, address: Address) -> NextHop:
         """What netlink says; shortly after a restart, what the tables had."""
@@ -440,61 +478,63 @@ class Core:
             return self._adopted.hops.get(address, hop)
         return hop
 
-    async def _pass(self) -> None:
-        """Make the tables what they should be, now."""
+    async def _pass(self, scope: Scope = None) -> None:
+        """Make the tables what they should be, now, for these services, those whose configuration
+        has changed since the last pass, and those whose weights grow; of the others, what was found
+        last still holds.
+        """
         async with self._passing:
-            config = self.config
-            hops = {address: self._hop(address) for address in self._addresses()}
-            health = self._monitor.statuses()
+            config, past = self.config, self._situation
+            scope = joined(scope, self._warming.due(time.monotonic()))
+            scope = joined(scope, changed(past.config, config) if past else None)
+            part = config if scope is None else part_of(config, scope)
             now = time.monotonic()
-            influences = self.weigher.influences(config, now)
-            found = self._weighted(config, verdicts(config, health, hops, influences))
-            ticks = self.dataplane.clock.ticks
-            if self._started.is_set():
-                ensure = self.dataplane.ensure_features
-                sync, blocks = config.failover.sync.is_on, self.guarding.is_used
-                await asyncio.to_thread(ensure, config.services, sync=sync, blocks=blocks)
+            hops = {address: self._hop(address) for address in _addresses(part)}
+            health = self._monitor.statuses()
+            self.weigher.refresh(part.services, now)
+            found = verdicts(part, health, hops, self.weigher.influences)
+            found = self._warming.take(config, part, found, now)
+            if past is not None and scope is not None:
+                hops = {**_still(past, config), **hops}
+                found = {**past.verdicts, **found}
+                for ref in gone_backends(past.config, config):
+                    del found[ref]
+            await self._ensure_features(config)
             if self.guarding.is_behind(config):
                 ids = self._reconciler.identities(config)
                 await self.guarding.sync(config, ids)
                 self.limiting.sync(config, ids)
-            draws = self.weigher.draws
-            seed = self._pick_seed
-            companions = self.companions.ready(config, found)
             around = Surroundings(
                 found,
                 hops,
                 self.dataplane.ifindex,
-                ticks,
-                draws,
-                seed,
+                self.dataplane.clock.ticks,
+                self.weigher.draws,
+                self._pick_seed,
                 self._floods.services,
-                companions,
+                self.companions.ready(config, found),
             )
-            done = await self._reconciler.run(config, around)
-            fresh = situation(self._past, config, done.ids, health, hops, found, time.time())
+            last, self._around = self._around, None
+            scope = joined(scope, differing(last, around) if last else None)
+            done = await self._reconciler.run(config, around, scope)
+            self._around = around
+            at = time.time()
+            fresh = situation(self._past, config, done.ids, health, hops, found, at, past, part)
             log_transitions(self._past, fresh)
-            self._past = fresh.past
+            self._past, self._situation = fresh.past, fresh
             self.now = Now(fresh, done.contents)
-            self.weigher.place(config, done.ids)
+            if past is None or past.config is not config or past.ids is not done.ids:
+                self.weigher.place(config, done.ids)
             self.tracer.refresh()
             self.pair.refresh()
             self.pair.mastership.wake()
 
-    def _weighted(
-        self, config: Config, found: dict[BackendRef, Eligibility]
-    ) -> dict[BackendRef, Eligibility]:
-        """The verdicts with the weights of this moment; the next pass comes when they grow."""
-        now = time.monotonic()
-        self._up_since = slowstart.follow(config, found, self._up_since, now)
-        wait = slowstart.next_step_s(config, found, self._up_since, now)
-        if self._next_step is not None:
-            self._next_step.cancel()
-            self._next_step = None
-        if wait is not None:
-            loop = asyncio.get_running_loop()
-            self._next_step = loop.call_later(max(wait, SLOW_START_S), self._wake)
-        return slowstart.slowed(config, found, self._up_since, now)
+    async def _ensure_features(self, config: Config) -> None:
+        if not self._started.is_set():
+            return
+        sync, blocks = config.failover.sync.is_on, self.guarding.is_used
+        needed = self.dataplane.ensure_features
+        await asyncio.to_thread(needed, config.services, sync=sync, blocks=blocks)
 
     async def _sync_host(self) -> None:
         await self._host.sync(lambda: (self.config, self.dataplane.attachment.mode))
@@ -510,16 +550,21 @@ class Core:
         """What the failover process depends on."""
         attached = self.dataplane.is_attached()
         why = "" if attached else self.problem or "not attached"
-        return word_of(self.now.situation, attached, why, self._blocked())
+        blocked, now = self._blocked(), self.now.situation
+        if (now.verdicts, blocked) != self._counted[0]:  # mostly the same object
+            self._counted = (now.verdicts, blocked), up_of(now, blocked)
+        return Word(attached, why, self._counted[1])
 
     def _blocked(self) -> frozenset[BackendRef]:
         """Backends that nothing can be sent to now, for an interface of this host."""
-        now_s = asyncio.get_running_loop().time()
+        blocked = self._hops.all_blocked(asyncio.get_running_loop().time())
+        if not blocked:
+            return frozenset()
         return frozenset(
-            BackendRef(service.name, backend.name)
+            _ref(service, backend)
             for service in self.now.situation.config.services
             for backend in service.backends
-            if self._hops.blocked(backend.address, now_s)
+            if backend.address in blocked
         )
 
     def _is_complete(self) -> bool:
@@ -535,8 +580,34 @@ class Core:
         health = self.health()
         if health.keys() != last.health.keys():
             return last  # a change is under way
-        now = time.monotonic()
-        influences = self.weigher.influences(last.config, now)
-        found = verdicts(last.config, health, last.hops, influences)
-        found = slowstart.slowed(last.config, found, self._up_since, now)
-        return replace(last, health=health, verdicts=found)
+        was = last.health
+        other = {ref.service for ref, status in health.items() if _differs(status, was[ref])}
+        part = part_of(last.config, frozenset(other))
+        found = verdicts(part, health, last.hops, self.weigher.influences)
+        found = self._warming.slowed(part, found, time.monotonic())
+        return replace(last, health=health, verdicts={**last.verdicts, **found})
+
+
+def _differs(one: HealthStatus, other: HealthStatus) -> bool:
+    """In what decides about a backend: not in how long the last check took."""
+    return one is not other and (one.health, one.reason) != (other.health, other.reason)
+
+
+def _addresses(config: Config) -> set[Address]:
+    return {backend.address for service in config.services for backend in service.backends}
+
+
+def _ref(service: Service, backend: Backend) -> BackendRef:
+    return BackendRef(service.name, backend.name)
+
+
+def _still(past: Situation, config: Config) -> Mapping[Address, NextHop]:
+    """The next hops of addresses that are still wanted."""
+    come, gone = (
+        {backend.address for service in services for backend in service.backends}
+        for services in others(past.config, config)
+    )
+    if not gone - come:
+        return past.hops
+    wanted = _addresses(config)
+    return {address: hop for address, hop in past.hops.items() if address in wanted}

@@ -27,8 +27,8 @@ class Floods:
             return self._adopted
         return frozenset(name for name, watch in self._watches.items() if watch.flooded)
 
-    def take(self, config: Config, syns: Mapping[str, Syns], now_s: float) -> bool:
-        """The next reading; whether the tables have to change."""
+    def take(self, config: Config, syns: Mapping[str, Syns], now_s: float) -> frozenset[str]:
+        """The next reading; the services for which the tables have to change."""
         before = self.services
         self._watches = follow_all(self._watches, now_s, syns, self._adopted)
         self._adopted = frozenset()
@@ -42,4 +42,4 @@ class Floods:
             )
         for name in sorted((before - after) & protected):
             log.info("the SYN flood is over: new clients are served at once", service=name)
-        return bool((before ^ after) & protected)
+        return (before ^ after) & protected

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from agent.config.plan import others
 from agent.config.render import limits_fields
 from agent.dataplane import limits
 from agent.dataplane.abi import Limit
@@ -41,6 +42,7 @@ class Limiting:
 
     def __init__(self, dataplane: Dataplane) -> None:
         self._dataplane = dataplane
+        self._seen: tuple[Config, Identities] | None = None
         self._synced: Mapping[int, Limits] | None = None  # what is in the tables, by service id
         self._sources: Mapping[tuple[int, Limit], int] | None = None  # that are refused
         self._is_full = False  # there were more of them than the table holds
@@ -48,7 +50,10 @@ class Limiting:
     def sync(self, config: Config, ids: Identities) -> None:
         """Have the rates in the tables that this configuration wants."""
         tables = self._dataplane.tables
-        limits.begin_counting(tables, {ids.service_id(s): ids.salt(s) for s in config.services})
+        last, self._seen = self._seen, (config, ids)
+        is_same = last is not None and last[1] is ids
+        services = others(last[0], config)[0] if last and is_same else config.services
+        limits.begin_counting(tables, {ids.service_id(s): ids.salt(s) for s in services})
         wanted = {ids.service_id(s): s.limits for s in config.services if s.limits.is_any}
         if wanted != self._synced:
             limits.set_rates(tables, wanted)

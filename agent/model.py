@@ -9,6 +9,7 @@ import enum
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
+from typing import NamedTuple
 
 from agent.failover.model import Failover
 
@@ -399,6 +400,13 @@ class ServiceKey:
         """As the operator writes it: an address, or a prefix."""
         return str(self.vip) if self.vip_bits is None else f"{self.vip}/{self.vip_bits}"
 
+    def holds(self, address: Address) -> bool:
+        """Whether it is the VIP, or one of the addresses of the prefix."""
+        if self.vip_bits is None or self.vip.version != address.version:
+            return self.vip == address
+        shift = self.vip.max_prefixlen - self.vip_bits
+        return int(self.vip) >> shift == int(address) >> shift
+
     def __str__(self) -> str:
         vip = f"[{self.address}]" if self.vip.version == 6 else self.address
         return f"{self.protocol.value}://{vip}:{self.ports}"
@@ -513,6 +521,14 @@ class Tables:
     guard_nodes: int = 131_072  # of the trees of blocks and lists, 64 bytes each
 
 
+class BackendMetrics(enum.Enum):
+    """Which metrics there are of each single backend."""
+
+    ALL = "all"
+    BASIC = "basic"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration, valid by construction of ``agent.config``."""
@@ -525,6 +541,7 @@ class Config:
     socket_group: str | None = None
     state_dir: Path = Path("/var/lib/steelyard")
     metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9117)
+    metrics_backends: BackendMetrics = BackendMetrics.ALL
     manage_vips: bool = True
     hash_seed: int | None = None
     tunnel_source_v4: IPv4Address | None = None
@@ -582,9 +599,10 @@ class NextHop:
     ours: bool = False
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class BackendRef:
-    """Names one backend of one service."""
+class BackendRef(NamedTuple):
+    """Names one backend of one service. A tuple: it is the key of most that the agent knows, and
+    tuples are hashed and compared without the interpreter.
+    """
 
     service: str
     backend: str

@@ -62,9 +62,12 @@ class Rebalancer:
 
     async def take(self, situation: Situation, found: Survey, now: float) -> None:
         """Read the skews of a survey and do what follows; ``now`` only goes forward."""
-        services = situation.config.services
-        standings = {one.name: standings_of(situation, one, found) for one in services}
-        self.skews = {name: skew(those) for name, those in standings.items()}
+        services, known = situation.config.services, situation.roster
+        busy = known.services_of(found.live[known.ids] > 0)  # others have nothing to be uneven
+        standings = {
+            one.name: standings_of(situation, one, found) for one in services if one.name in busy
+        }
+        self.skews = {one.name: skew(standings.get(one.name, ())) for one in services}
         thresholds = {one.name: one.rebalance.skew for one in services}
         self._lasting, turns = follow(self._lasting, self.skews, thresholds, now)
         for turn in turns:
@@ -96,7 +99,7 @@ class Rebalancer:
                 continue
             settings, before = service.rebalance, self._budgets.get(service.name, Budget())
             budget = budgets[service.name] = before.refilled(settings.rate_per_s, now)
-            over = excess(settings, standings[service.name])
+            over = excess(settings, standings.get(service.name, ()))
             ids = {b.name: situation.ids.backend_id(service, b) for b in service.backends}
             for name, count in portion(over, budget).items():
                 wanted[ids[name]] = Wanted(count, settings.idle_s)

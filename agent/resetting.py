@@ -95,13 +95,16 @@ class Resetter:
         what cannot go on without them, the flows of nat and fullnat. How many, by backend.
         ``now`` is from before.
         """
+        same = {id(service) for service in new.services}
+        changed = [s for s in now.config.services if s.forward.is_nat and id(s) not in same]
+        if not changed:
+            return {}
         left = {member_of(s, b): s.forward for s in new.services for b in s.backends}
         gone = {
             now.ids.backend_id(service, backend)
-            for service in now.config.services
+            for service in changed
             for backend in service.backends
-            if service.forward.is_nat
-            and left.get(member_of(service, backend)) is not service.forward
+            if left.get(member_of(service, backend)) is not service.forward
             and self._mine.serves(service)
         }
         if not gone:

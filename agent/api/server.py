@@ -31,12 +31,14 @@ from agent.errors import (
     SteelyardError,
     UnconfirmedError,
 )
+from agent.model import BackendMetrics
 from agent.state.blocks import shown
 from agent.state.snapshot import Snapshot
 
 log = structlog.get_logger()
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # some 20,000 backends in one services.apply
+_WORTH_GZIP = 1 << 16  # bytes: shorter pages cost more to pack than to send
 _SHUTDOWN_S = 5.0
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -67,7 +69,7 @@ class ApiServer:
         group: str | None,
         metrics_listen: tuple[str, int] | None,
         *,
-        metrics: Callable[[Snapshot], bytes],
+        metrics: Callable[[Snapshot, BackendMetrics], bytes],
     ) -> None:
         self._control = control
         self._path = socket_path
@@ -213,7 +215,7 @@ class ApiServer:
 
     async def _status(self, request: web.Request) -> web.Response:
         _parameters(request)
-        return _json(views.status(self._control.snapshot()))
+        return _json(views.status(self._control.snapshot(())))
 
     async def _services(self, request: web.Request) -> web.Response:
         _parameters(request)
@@ -228,10 +230,9 @@ class ApiServer:
     async def _service(self, request: web.Request) -> web.Response:
         _parameters(request)
         name = request.match_info["name"]
-        snapshot = self._control.snapshot()
+        snapshot = self._control.snapshot((name,))
         for service in snapshot.services:
-            if service.service.name == name:
-                return _json(views.service(service, snapshot.at))
+            return _json(views.service(service, snapshot.at))
         raise NotFoundError(
             f"there is no service {name!r}", where="services", remedy="lbctl service list"
         )
@@ -301,7 +302,7 @@ class ApiServer:
 
     async def _guard(self, request: web.Request) -> web.Response:
         _parameters(request)
-        snapshot = self._control.snapshot()
+        snapshot = self._control.snapshot(())
         return await asyncio.to_thread(lambda: _json(guardviews.guard(snapshot)))  # many, maybe
 
     async def _guard_test(self, request: web.Request) -> web.Response:
@@ -320,7 +321,7 @@ class ApiServer:
         done = await self._control.block(order)
         prefixes = [shown(prefix) for prefix in order.prefixes]
         _log_use(caller, "api_block", prefixes=prefixes, for_s=order.for_s, why=order.why)
-        unsaved = self._control.snapshot().guard.unsaved
+        unsaved = self._control.snapshot(()).guard.unsaved
         return _json(
             {
                 "blocked": prefixes,
@@ -341,13 +342,13 @@ class ApiServer:
             {
                 "unblocked": named,
                 "told_balancers": told,
-                "unsaved_problem": self._control.snapshot().guard.unsaved,
+                "unsaved_problem": self._control.snapshot(()).guard.unsaved,
             }
         )
 
     async def _failover(self, request: web.Request) -> web.Response:
         _parameters(request)
-        snapshot = self._control.snapshot()
+        snapshot = self._control.snapshot(())
         return _json(failoverviews.failover(snapshot.failover, snapshot.at))
 
     async def _move(self, request: web.Request) -> web.Response:
@@ -364,15 +365,21 @@ class ApiServer:
         _parameters(request)
         # One at a time, off the event loop: scrapers must not be able to slow the agent down.
         async with self._rendering:
-            body = await asyncio.to_thread(self._render_metrics, self._control.snapshot())
-        return web.Response(body=body, headers={"Content-Type": _METRICS_TYPE})
+            of_backends = self._control.config().metrics_backends
+            body = await asyncio.to_thread(
+                self._render_metrics, self._control.snapshot(), of_backends
+            )
+        response = web.Response(body=body, headers={"Content-Type": _METRICS_TYPE})
+        if len(body) >= _WORTH_GZIP:
+            response.enable_compression()  # if the scraper takes it
+        return response
 
     async def _healthz(self, request: web.Request) -> web.Response:
         _parameters(request)
-        dataplane = self._control.snapshot().dataplane
-        if dataplane.attached:
+        if self._control.is_attached():
             return web.Response(text="ok\n")
-        return web.Response(status=503, text=f"not attached to {dataplane.interface}\n")
+        interface = self._control.config().interface
+        return web.Response(status=503, text=f"not attached to {interface}\n")
 
 
 @web.middleware

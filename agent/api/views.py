@@ -6,7 +6,6 @@ Names and units are in the keys. Everything is pure.
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Iterable
 
 from agent.api import failoverviews, loadviews
@@ -42,8 +41,7 @@ type Json = dict[str, object]
 
 def status(snapshot: Snapshot) -> Json:
     """The body of GET /v1/status."""
-    services = Counter(service.state for service in snapshot.services)
-    backends = Counter(b.state for service in snapshot.services for b in service.backends)
+    services, backends = snapshot.service_states, snapshot.backend_states
     return {
         "agent": {
             "name": snapshot.name,
@@ -60,12 +58,12 @@ def status(snapshot: Snapshot) -> Json:
         "dataplane": _dataplane(snapshot.dataplane)
         | {"link_problems": list(snapshot.link_problems)},
         "services": {
-            "total": services.total(),
-            **{state.value: services[state] for state in ServiceState},
+            "total": sum(services.values()),
+            **{state.value: services.get(state, 0) for state in ServiceState},
         },
         "backends": {
-            "total": backends.total(),
-            **{state.value: backends[state] for state in BackendState},
+            "total": sum(backends.values()),
+            **{state.value: backends.get(state, 0) for state in BackendState},
         },
         "rates": _rates(snapshot.rates),
         "failover": failoverviews.summary(snapshot.failover, snapshot.at),

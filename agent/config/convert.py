@@ -42,6 +42,7 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
         socket_group=globals_.socket_group,
         state_dir=globals_.state_dir,
         metrics_listen=globals_.metrics,
+        metrics_backends=globals_.metrics_backends,
         manage_vips=globals_.manage_vips,
         hash_seed=globals_.hash_seed,
         tunnel_source_v4=globals_.tunnel_source.ipv4,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.config import document as doc
+from agent.config import rules
 from agent.config.kinds import suggestion
 from agent.config.load import build, merge
+from agent.config.plan import keeping
 from agent.config.render import document
-from agent.errors import ConfigError, ConflictError, NotFoundError
+from agent.errors import ConfigError, ConflictError, NotFoundError, SteelyardError
 from agent.model import Config
 
 type Mapped = dict[str, object]
@@ -71,13 +73,39 @@ def _child(data: object, part: str | int) -> object:
 
 
 def apply_edit(config: Config, edit: Edit) -> Config:
-    """The configuration after ``edit``.
+    """The configuration after ``edit``. Services that it does not touch are the same objects.
 
     Raises NotFoundError, ConflictError or ConfigError, each with what to do about it.
     """
+    quick = _edit_one(config, edit)
+    if quick is not None:
+        return quick
     data = document(config)
     _OPERATIONS[edit.op](data, edit)
-    return build(data, _Place(data))
+    return keeping(config, build(data, _Place(data)))
+
+
+_OF_ONE = frozenset(
+    {EditOp.SERVICE_SET, EditOp.BACKEND_ADD, EditOp.BACKEND_SET, EditOp.BACKEND_REMOVE}
+)
+
+
+def _edit_one(config: Config, edit: Edit) -> Config | None:
+    """The same, if the edit touches one service, and nothing between that one and others. None: it
+    has to be looked at with all the others, or is refused, and then the whole finds the words.
+    """
+    number = next((n for n, s in enumerate(config.services) if s.name == edit.service), None)
+    if edit.op not in _OF_ONE or number is None:
+        return None
+    data = document(replace(config, services=(config.services[number],)))
+    try:
+        _OPERATIONS[edit.op](data, edit)
+        (after,) = build(data, _Place(data)).services
+    except SteelyardError:
+        return None
+    services = (*config.services[:number], after, *config.services[number + 1 :])
+    new = replace(config, services=services)
+    return new if rules.only_within(config.services[number], after, new) else None
 
 
 def _add_service(data: Mapped, edit: Edit) -> None:

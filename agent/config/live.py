@@ -64,10 +64,8 @@ def refuse_unconfirmed(
 
 
 def _losses(old: Config, new: Config) -> Iterator[Loss]:
-    after = {_known_by(service.key): service for service in new.services}
-    for service in old.services:
+    for service, later in _changed(old, new):
         refs = {each: BackendRef(service.name, each.name) for each in service.backends}
-        later = after.get(_known_by(service.key))
         if later is None:
             yield Loss(service.name, f"the service at {service.key}", tuple(refs.values()))
             continue
@@ -103,15 +101,23 @@ def refuse_to_cut(found: tuple[Threat, ...], flows: Mapping[str, int]) -> None:
 
 
 def _modes(old: Config, new: Config) -> Iterator[Threat]:
-    after = {_known_by(service.key): service for service in new.services}
-    for service in old.services:
+    for service, later in _changed(old, new):
         # A service that goes, or whose VIP does, is cut on purpose, and its effect says so.
-        later = after.get(_known_by(service.key))
         if later is None or later.forward is service.forward:
             continue
         if service.forward.is_nat or later.forward.is_nat:
             change = f"from {service.forward.value} to {later.forward.value}"
             yield Threat(service.name, "forward", change)
+
+
+def _changed(old: Config, new: Config) -> Iterator[tuple[Service, Service | None]]:
+    """The services that are not the same object in both: as they are before and, if they are there
+    then, after. They are known by what the packet path finds them by, whatever they are called.
+    """
+    same = {id(service) for service in new.services}
+    left = [service for service in old.services if id(service) not in same]
+    after = {_known_by(service.key): service for service in (new.services if left else ())}
+    return ((service, after.get(_known_by(service.key))) for service in left)
 
 
 def _sources(old: Config, new: Config) -> Iterator[Threat]:
@@ -132,7 +138,6 @@ def _needs_source(service: Service, version: int) -> bool:
     return service.forward is Forward.FULLNAT and service.key.vip.version == version
 
 
-# What the packet path finds a service by, whatever it is called and however far it reaches.
 def _known_by(key: ServiceKey) -> tuple[object, ...]:
     return key.vip, key.port, key.protocol
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol as Interface
 from typing import get_args
@@ -103,12 +104,24 @@ def parse(text: str, where: str, below: Mapping[str, object] | None = None) -> C
     ``below`` has the top-level keys for a text that leaves them out, as one that is to be
     applied to a running agent may.
     """
+    if below:
+        return _parsed(text, where, below)
+    return _parsed_alone(text, where)
+
+
+def _parsed(text: str, where: str, below: Mapping[str, object]) -> Config:
     check_end(text, where)
     document = doc.read_yaml(text, where)
     data = {} if document.data is None else document.data
-    if below and isinstance(data, dict):
+    if isinstance(data, dict):
         data = dict(below) | data
     return build(data, document, tuple(document.problems))
+
+
+# A start reads its file several times, and a large one takes a second.
+@lru_cache(maxsize=1)
+def _parsed_alone(text: str, where: str) -> Config:
+    return _parsed(text, where, {})
 
 
 def check_end(text: str, where: str) -> None:

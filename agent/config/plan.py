@@ -6,8 +6,8 @@ Services and backends are told apart by name. Their order means nothing.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from agent.config import effects
 from agent.config.render import (
@@ -16,7 +16,7 @@ from agent.config.render import (
     service_document,
     service_fields,
 )
-from agent.model import Backend, Config, Service
+from agent.model import Backend, BackendRef, Config, Service
 
 # What the agent takes over while it runs. Everything else global is compiled in, or is the path
 # or the table by which others know this agent.
@@ -25,6 +25,7 @@ LIVE_FIELDS = frozenset(
         "companion.key_file",
         "companion.port",
         "manage_vips",
+        "metrics_backends",
         "hash_seed",
         "tunnel_source.ipv4",
         "tunnel_source.ipv6",
@@ -96,9 +97,76 @@ class Change:
         return f"{head}: {fields}" if fields and self.action is not Action.REMOVE else head
 
 
+def changed(old: Config, new: Config) -> frozenset[str] | None:
+    """The services that are there in only one of both, or not the same, by name; None: something
+    else has changed, that may bear on all.
+    """
+    if old is new:
+        return frozenset()
+    if replace(old, services=()) != replace(new, services=()):
+        return None
+    before = {service.name: service for service in old.services}
+    after = {service.name: service for service in new.services}
+    return frozenset(
+        name
+        for name in before.keys() | after.keys()
+        if (one := before.get(name)) is not (other := after.get(name)) and one != other
+    )
+
+
+def others(old: Config, new: Config) -> tuple[list[Service], list[Service]]:
+    """The services of the new one that the old one has not, as objects, and the other way round."""
+    before, after = {id(service) for service in old.services}, {id(s) for s in new.services}
+    return (
+        [service for service in new.services if id(service) not in before],
+        [service for service in old.services if id(service) not in after],
+    )
+
+
+def gone_backends(old: Config, new: Config) -> set[BackendRef]:
+    """The backends of the old one that the new one has not, by name."""
+    come, gone = (
+        {BackendRef(service.name, b.name) for service in services for b in service.backends}
+        for services in others(old, new)
+    )
+    return gone - come
+
+
+def part_of(config: Config, names: frozenset[str]) -> Config:
+    """The configuration with these services alone."""
+    return replace(config, services=tuple(s for s in config.services if s.name in names))
+
+
+def keeping(old: Config, new: Config) -> Config:
+    """The new one, with the services that have not changed as the same objects, by which others
+    know that they have not.
+    """
+    before = {service.name: service for service in old.services}
+    services = (before.get(s.name, s) for s in new.services)
+    pairs = zip(services, new.services, strict=True)
+    return replace(new, services=tuple(was if was == now else now for was, now in pairs))
+
+
 def plan(old: Config, new: Config) -> tuple[Change, ...]:
     """The changes of services and backends that lead from ``old`` to ``new``."""
     return tuple(_services(old, new))
+
+
+class Planner:
+    """Makes plans, and remembers what it has found of services that are the same objects again."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Service, Service, tuple[Change, ...]]] = {}
+
+    def plan(self, old: Config, new: Config) -> tuple[Change, ...]:
+        """As ``plan``."""
+        return tuple(_services(old, new, self._between))
+
+    def _between(self, old: Service, new: Service) -> tuple[Change, ...]:
+        held = self._known.get(old.name)
+        if held is None or held[0] is not old or held[1] is not new:
+            held = self._known[old.name] = old, new, tuple(_service_changes(old, new))
+        return held[2]
 
 
 def global_changes(old: Config, new: Config) -> tuple[FieldChange, ...]:
@@ -123,14 +191,21 @@ def settings_change(fields: tuple[FieldChange, ...]) -> tuple[Change, ...]:
     return (Change(Action.CHANGE, Kind.SETTINGS, "", None, told, effect),)
 
 
-def _services(old: Config, new: Config) -> Iterator[Change]:
+def _services(
+    old: Config,
+    new: Config,
+    between: Callable[[Service, Service], Iterable[Change]] | None = None,
+) -> Iterator[Change]:
+    between = between or _service_changes
     before = {service.name: service for service in old.services}
     after = {service.name: service for service in new.services}
     gone = {s.key: s.name for s in old.services if s.name not in after}
     come = {s.key: s.name for s in new.services if s.name not in before}
     for service in old.services:
+        if after.get(service.name) is service:
+            continue
         if service.name in after:
-            yield from _service_changes(service, after[service.name])
+            yield from between(service, after[service.name])
         else:
             yield Change(
                 Action.REMOVE,

@@ -88,6 +88,7 @@ def global_fields(config: Config) -> Fields:
         "socket_group": config.socket_group,
         "state_dir": str(config.state_dir),
         "metrics": _listen(config.metrics_listen),
+        "metrics_backends": config.metrics_backends.value,
         "manage_vips": config.manage_vips,
         "hash_seed": config.hash_seed,
         "tunnel_source.ipv4": str(v4) if v4 else None,

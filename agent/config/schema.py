@@ -16,7 +16,7 @@ from agent.config import network_kinds as net
 from agent.config.failover_schema import FailoverSection
 from agent.config.section import Section
 from agent.config.service_schema import DefaultsSection, ServiceSection
-from agent.model import Config, Hook, KernelHeaders, Nat, Tables
+from agent.model import BackendMetrics, Config, Hook, KernelHeaders, Nat, Tables
 
 _TABLES = Tables()
 _NAT = Nat()
@@ -45,8 +45,9 @@ class TablesSection(Section):
     )
     ring_slots: kinds.RingSlots = Field(
         _TABLES.ring_slots,
-        description="Slots of each service's ring. At least 100 for every backend of the largest "
-        "service keeps the shares within 1 % of the weights.",
+        description="The most slots that a service's ring has: it takes 100 to 200 a backend. "
+        "At least 100 for every backend of the largest service keeps the shares within 1 % of the "
+        "weights.",
     )
     zone_rings: kinds.ZoneRings = Field(
         _TABLES.zone_rings,
@@ -167,6 +168,11 @@ class GlobalSection(Section):
     metrics: net.Listen = Field(
         ("127.0.0.1", 9117),
         description="Where Prometheus metrics are served over HTTP. There is no authentication.",
+    )
+    metrics_backends: Annotated[BackendMetrics, *kinds.choice(BackendMetrics)] = Field(
+        BackendMetrics.ALL,
+        description="Which metrics are served of each single backend: all, which come to 8 KB a "
+        "backend; the basic ones, to 1 KB; or none. docs/metrics.md says which are basic.",
     )
     manage_vips: bool = Field(
         True,

@@ -12,17 +12,18 @@ import contextlib
 import hashlib
 import os
 import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.config.document import Document, read_yaml, write_yaml
 from agent.config.load import build, parse
-from agent.config.plan import Change, plan
-from agent.config.render import document
+from agent.config.plan import Change, keeping, plan
+from agent.config.render import document, service_document
 from agent.errors import ConfigError
 from agent.files import sync_folder, write_atomically
-from agent.model import Config
+from agent.model import Config, Service
 
 _HEADER = """\
 # The running configuration of {name}, written by lb-agent. Do not edit: change the agent's file,
@@ -72,6 +73,10 @@ class RunningStore:
         self._name = name
         self._file = "" if file is None else os.path.realpath(file)
         self._held: _Saved | None = None  # what could not be written
+        self._written: tuple[object, _Saved] | None = (
+            None  # as the file was then, and what is in it
+        )
+        self._texts: dict[str, tuple[Service, str]] = {}  # of the services that were written last
         self.problem = ""  # why; empty: everything is on disk
         self.path = state_dir / f"{name}.running.yaml"
         self.previous_path = state_dir / f"{name}.running.yaml.previous"
@@ -96,7 +101,7 @@ class RunningStore:
             return replace(loaded, dropped=saved.changes)
         if not saved.changes:
             return loaded
-        config = replace(file_config, services=saved.config.services)
+        config = keeping(file_config, replace(file_config, services=saved.config.services))
         return replace(loaded, config=config, changes=plan(file_config, config))
 
     def settle(self, loaded: LoadedRunning) -> None:
@@ -146,12 +151,13 @@ class RunningStore:
         """
         self._put_aside_unless(file_digest)
         lines = [str(change) for change in changes]
-        body = write_yaml(
-            {"runtime_changes": lines, "file": self._file, "config": document(config)}
-        )
+        body = self._body(config, lines)
         header = _HEADER.format(name=self._name, file_digest=file_digest, body_digest=_sha256(body))
+        self._written = None
         try:
             write_atomically(self.path, header + body)
+            saved = _Saved(self._file, file_digest, config, tuple(lines))
+            self._written = self._stamp(), saved
         except OSError as error:
             raise ConfigError(
                 f"the running configuration cannot be saved: {error.strerror}",
@@ -160,9 +166,36 @@ class RunningStore:
                 "agent may write",
             ) from error
 
+    def _stamp(self) -> object:
+        """By which a file is known to be as it was; None: it is not there."""
+        try:
+            seen = self.path.stat()
+        except OSError:
+            return None
+        return seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size
+
+    def _body(self, config: Config, changes: list[str]) -> str:
+        """The document, with the services last: only those that have changed are written anew, for
+        there may be thousands.
+        """
+        alone = document(replace(config, services=()))
+        services = alone.pop("services")
+        head = write_yaml({"runtime_changes": changes, "file": self._file, "config": alone})
+        if not config.services:
+            return head + _indented(write_yaml({"services": services}))
+        texts = {}
+        for service in config.services:
+            held = self._texts.get(service.name)
+            is_same = held is not None and held[0] is service
+            texts[service.name] = held if held and is_same else (service, _text_of(service))
+        self._texts = texts
+        return head + "  services:\n" + "".join(text for _, text in texts.values())
+
     def _read(self) -> _Saved | None:
         if self._held is not None:
             return self._held
+        if self._written is not None and self._stamp() == self._written[0]:
+            return self._written[1]  # nobody has touched it: to read it again takes a second
         whole = self._verified()
         return self._parsed(*whole) if whole else None
 
@@ -225,3 +258,12 @@ def file_digest(text: str) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text_of(service: Service) -> str:
+    return _indented(write_yaml([service_document(service)]))
+
+
+def _indented(text: str) -> str:
+    """One level down in the document."""
+    return textwrap.indent(text, "  ")

@@ -43,7 +43,7 @@ def read(tables: SharedTables) -> TableContents:
     for slot, row in service_rows(tables):
         if slot.is_mark:
             marks[slot] = _mark_entry(row)
-        elif int(row["forward"]) in _FORWARDS and int(row["scheduler"]) in _SCHEDULERS:
+        elif _is_ours(row):
             services[slot] = _service_entry(tables, row)
     return TableContents(
         backends=_backends(tables),
@@ -79,6 +79,38 @@ def read(tables: SharedTables) -> TableContents:
             for key, row in zone_ring_rows(tables)
         },
     )
+
+
+def read_part(tables: SharedTables, of: TableContents) -> TableContents:
+    """What the tables hold of these backends, services and zones' rings."""
+    slots = {
+        slot: tables.get(keys.services_table(slot), keys.packed_slot(slot)) for slot in of.services
+    }
+    rows = {
+        slot: np.frombuffer(value, dtype=abi.SERVICE)[0]
+        for slot, value in slots.items()
+        if value is not None
+    }
+    rings = {key: tables.get("zone_rings", keys.packed_zone_ring(key)) for key in of.zone_rings}
+    places = {
+        key: np.frombuffer(value, dtype=abi.ZONE_RING)[0]
+        for key, value in rings.items()
+        if value is not None
+    }
+    wanted = np.array(sorted(of.backends), np.int64)
+    return TableContents(
+        backends=_those(tables, wanted[tables.backends["service"][wanted] > 0]),
+        services={slot: _service_entry(tables, row) for slot, row in rows.items() if _is_ours(row)},
+        zone_rings={
+            key: _ring(tables, int(row["ring_line"]), int(row["ring_slots"]))
+            for key, row in places.items()
+        },
+    )
+
+
+def _is_ours(row: Table) -> bool:
+    """Whether an agent of this version wrote it."""
+    return int(row["forward"]) in _FORWARDS and int(row["scheduler"]) in _SCHEDULERS
 
 
 def zone_ring_rows(tables: SharedTables) -> Iterator[tuple[ZoneRingKey, Table]]:
@@ -136,7 +168,10 @@ def _service_entry(tables: SharedTables, row: Table) -> ServiceEntry:
 
 
 def _backends(tables: SharedTables) -> dict[int, BackendEntry]:
-    used = np.flatnonzero(tables.backends["service"])
+    return _those(tables, np.flatnonzero(tables.backends["service"]))
+
+
+def _those(tables: SharedTables, used: npt.NDArray[np.int64]) -> dict[int, BackendEntry]:
     rows, load = tables.backends[used].tobytes(), tables.backend_load[used]
     given = zip(load["per_byte"].tolist(), load["weight"].tolist(), strict=True)
     size = _BACKEND.size

@@ -8,6 +8,7 @@ import numpy as np
 
 from agent.dataplane import abi
 from agent.dataplane.tables import SharedTables, Table
+from agent.state.roster import Flags, Numbers
 from agent.state.snapshot import BackendCounts
 
 _FIELDS = tuple(field.name for field in fields(BackendCounts))
@@ -53,6 +54,51 @@ def of_sync(tables: SharedTables) -> dict[str, int]:
 
 def _sum(rows: Table, name: str) -> int:
     return int(rows[name].sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Totals:
+    """What is looked at every second of all backends (a column each) and services, in arrays: the
+    fields of ``BACKEND_TOTALS`` and ``SERVICE_TOTALS``, a row each.
+    """
+
+    backends: Numbers
+    services: Numbers
+
+    def moved(self, before: Totals) -> tuple[Flags, Flags]:
+        """Which backends and which services have other totals than before."""
+        return (
+            (self.backends != before.backends).any(axis=0),
+            (self.services != before.services).any(axis=0),
+        )
+
+
+BACKEND_TOTALS = (
+    "packets", "bytes", "opened", "established", "answers", "errors", "hangups", "closed",
+)  # fmt: skip
+SERVICE_TOTALS = ("drops", "challenged", "verified", "gone_opened", "gone_established")
+
+
+def totals(tables: SharedTables, backends: Numbers, services: Numbers) -> Totals:
+    """Of these ids."""
+    rows, latencies = tables.backend_count[:, backends], tables.backend_latency
+    of_backends = [
+        rows[name].sum(axis=0) if name in (rows.dtype.names or ()) else latencies[name][backends]
+        for name in BACKEND_TOTALS
+    ]
+    own = tables.service_count[:, services]
+    reasons = own["reason"].sum(axis=0, dtype=np.uint64)
+    of_services = [
+        reasons[:, abi.FIRST_DROP :].sum(axis=1),
+        reasons[:, abi.Reason.CHALLENGED],
+        reasons[:, abi.Reason.VERIFIED] + own["cookies"].sum(axis=0),
+        own["gone_opened"].sum(axis=0),
+        own["gone_established"].sum(axis=0),
+    ]
+    return Totals(
+        np.array(of_backends, np.int64).reshape(len(BACKEND_TOTALS), -1),
+        np.array(of_services, np.int64).reshape(len(SERVICE_TOTALS), -1),
+    )
 
 
 def read(tables: SharedTables, backend_ids: list[int], service_ids: list[int]) -> Readings:

@@ -39,11 +39,16 @@ def counted(rows: Table, shares: Counts | int | None = None) -> Counts:
     return found
 
 
-def common_share(rows: Table) -> Counts:
-    """The share by which all of these backends can be compared: that of one that is their sum."""
-    whole = np.zeros((), dtype=rows.dtype)
+def common_shares(rows: Table, group: Counts, groups: int) -> Counts:
+    """The share by which the backends of a group can be compared, for each of so many groups: that
+    of one backend that is their sum. ``group``: the number of each row's.
+    """
+    whole = np.zeros(groups, dtype=rows.dtype)
+    sizes = np.maximum(np.bincount(group, minlength=groups), 1)
     for name in ("open", "open_fix", "embryonic", "embryonic_fix"):
-        whole[name] = rows[name].sum() // max(1, len(rows))
+        sums = np.zeros(groups, np.int64)
+        np.add.at(sums, group, rows[name])
+        whole[name] = sums // sizes
     return share(whole)
 
 

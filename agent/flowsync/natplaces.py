@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def nat_places(held: TableContents, backends: int) -> NatPlaces:
             continue
         server = _server(backend, *services[backend.service_id])
         # As the packet path looks: the port first, then any port.
-        for slot in (replace(server, port=0), server):
+        for slot in (server._replace(port=0), server):
             if slot in held.origins:
                 row = _row(slot, held.origins[slot].blocks)
                 every[ident] = np.where(row != 0, row, every[ident])

@@ -13,32 +13,36 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from agent.metrics.families import FAMILIES
+from agent.metrics.families import chosen
 from agent.metrics.family import Family, Kind, Sample
+from agent.model import BackendMetrics
 from agent.state.snapshot import Latency, Snapshot
 
 
 class SnapshotCollector(Collector):
     """Collects from the snapshot of the moment; holds no state of its own."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(
+        self, snapshot: Callable[[], Snapshot], of_backends: BackendMetrics = BackendMetrics.ALL
+    ) -> None:
         self._snapshot = snapshot
+        self._families = tuple(chosen(of_backends))
 
     def collect(self) -> Iterator[Metric]:
         snapshot = self._snapshot()
-        for family in FAMILIES:
+        for family in self._families:
             yield _metric(family, family.samples(snapshot))
 
     def describe(self) -> Iterator[Metric]:
         """The names alone, so that registering takes no snapshot."""
-        for family in FAMILIES:
+        for family in self._families:
             yield _metric(family, ())
 
 
-def render(snapshot: Snapshot) -> bytes:
+def render(snapshot: Snapshot, of_backends: BackendMetrics = BackendMetrics.ALL) -> bytes:
     """The snapshot in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(SnapshotCollector(lambda: snapshot))
+    registry.register(SnapshotCollector(lambda: snapshot, of_backends))
     return generate_latest(registry)
 
 

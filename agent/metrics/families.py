@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from agent.metrics.failover import FAILOVER_FAMILIES
 from agent.metrics.family import (
@@ -23,7 +24,7 @@ from agent.metrics.family import (
 from agent.metrics.guard import GUARD_FAMILIES
 from agent.metrics.load import LOAD_FAMILIES
 from agent.metrics.reports import REPORT_FAMILIES
-from agent.model import BackendState, ServiceState
+from agent.model import BackendMetrics, BackendState, ServiceState
 from agent.state.nat_blocks import described
 from agent.state.snapshot import BackendCounts, NatPorts, Snapshot
 
@@ -44,6 +45,11 @@ def _backend_states(snapshot: Snapshot) -> Iterator[Sample]:
     for names, backend in backends(snapshot):
         for state in BackendState:
             yield (*names, state.value), float(backend.state is state)
+
+
+def _present_states(snapshot: Snapshot) -> Iterator[Sample]:
+    for names, backend in backends(snapshot):
+        yield (*names, backend.state.value), 1.0
 
 
 def _service_states(snapshot: Snapshot) -> Iterator[Sample]:
@@ -447,3 +453,38 @@ FAMILIES: tuple[Family, ...] = (
     *FAILOVER_FAMILIES,
     *GUARD_FAMILIES,
 )
+
+# Of single backends, what the rules in deploy/prometheus and the first look at a server need.
+BASIC = frozenset(
+    {
+        "steelyard_backend_up",
+        "steelyard_backend_state",
+        "steelyard_backend_effective_weight",
+        "steelyard_backend_expected_share_ratio",
+        "steelyard_backend_actual_share_ratio",
+        "steelyard_backend_new_flows_total",
+        "steelyard_backend_bytes_total",
+        "steelyard_open_connections",
+        "steelyard_waiting_bytes",
+        "steelyard_unanswered_bytes",
+        "steelyard_answers_total",
+        "steelyard_error_answers_total",
+        "steelyard_hangups_total",
+        "steelyard_ejections_total",
+        "steelyard_telemetry_fresh",
+        "steelyard_gpu_failing",
+        "steelyard_gpu_throttled",
+    }
+)
+
+
+def chosen(of_backends: BackendMetrics) -> Iterator[Family]:
+    """The families that are served; with the basic ones alone, a backend has a sample of the state
+    that it is in and none of the others.
+    """
+    for family in FAMILIES:
+        if not family.is_of_backends or of_backends is BackendMetrics.ALL:
+            yield family
+        elif of_backends is BackendMetrics.BASIC and family.name in BASIC:
+            is_state = family.samples is _backend_states
+            yield replace(family, samples=_present_states) if is_state else family

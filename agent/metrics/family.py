@@ -31,6 +31,11 @@ class Family:
     labels: tuple[str, ...]
     samples: Samples
 
+    @property
+    def is_of_backends(self) -> bool:
+        """It has a sample for each single backend."""
+        return "backend" in self.labels
+
 
 def one(value: Callable[[Snapshot], float]) -> Samples:
     """The one sample of a metric without labels."""

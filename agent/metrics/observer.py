@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from agent.state.identities import slot_of
 from agent.state.loads import counts_waiting
 from agent.state.outliers import Tally
 from agent.state.rates import Counters, OpenedWindow, rates, total
+from agent.state.roster import Flags, Numbers, Roster
 from agent.state.situation import Situation
 from agent.state.snapshot import (
     BackendSnapshot,
@@ -39,6 +41,7 @@ from agent.state.snapshot import (
 )
 from agent.state.synflood import Syns
 from agent.state.tables import ServiceSlot, TableContents
+from agent.weighing.outliers import Outcomes
 from agent.weighing.weigher import Weigher
 
 log = structlog.get_logger()
@@ -71,18 +74,13 @@ class AgentFacts:
     guard: Guarded = field(default_factory=Guarded)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Sampled:
-    """The last reading, and what changed since the one before."""
+    """A reading of the counters, and of whom."""
 
-    at: float = 0.0
-    backends: dict[BackendRef, Counters] = field(default_factory=dict)
-    drops: dict[str, Counters] = field(default_factory=dict)
-    backend_rates: dict[BackendRef, Rates] = field(default_factory=dict)
-    drop_rates: dict[str, Rates] = field(default_factory=dict)
-
-
-_CHALLENGED, _VERIFIED = Reason.CHALLENGED.label, Reason.VERIFIED.label
+    at: float
+    roster: Roster
+    totals: counters.Totals
 
 
 class Observer:
@@ -101,12 +99,15 @@ class Observer:
         self._rebalancer = rebalancer
         self._resets = resets
         self._companions = companions
-        self._sampled = _Sampled()
+        self._sampled: _Sampled | None = None
+        # Of the last second. Of who is not named, nothing has come.
+        self._backend_rates: dict[BackendRef, Rates] = {}
+        self._drop_rates: dict[str, Rates] = {}
         self._window = OpenedWindow()
         self._latencies = LatencyWindow()
         self.survey_cpu_s = 0.0  # of the last survey
         self.syns: Mapping[str, Syns] = {}  # by service, as of the last reading
-        self.tallies: Mapping[BackendRef, Tally] = {}  # likewise, by backend
+        self.outcomes: Outcomes = Outcomes()  # of the backends' clients, likewise
         self._nat_ports: tuple[NatPorts, ...] = ()
         self._nat_problems: dict[ServiceSlot, str] = {}
         self._unanswered: frozenset[BackendRef] = frozenset()
@@ -130,11 +131,10 @@ class Observer:
 
     def _look_at_answers(self, situation: Situation) -> None:
         """Say once of each backend that it leaves much unanswered, and once that it is over."""
+        known, unanswered = situation.roster, self.survey.unanswered
         found = {
-            ref: int(self.survey.unanswered[ident])
-            for service in situation.config.services
-            for ref, ident in _backend_ids(situation, service).items()
-            if self.survey.unanswered[ident] >= MUCH_UNANSWERED_BYTES
+            ref: int(unanswered[known.ids[known.place[ref]]])
+            for ref in known.those(unanswered[known.ids] >= MUCH_UNANSWERED_BYTES)
         }
         for ref in found.keys() - self._unanswered:
             log.warning(
@@ -157,63 +157,61 @@ class Observer:
         self._nat_problems = problems
 
     def sample(self, situation: Situation, at: float) -> None:
-        """Take one reading of the counters; ``at`` is a clock that only goes forward."""
-        readings = self._read_counters(situation)
-        seconds = at - self._sampled.at if self._sampled.at else 0.0
-        backends, drops, syns, tallies = {}, {}, {}, {}
-        for service in situation.config.services:
-            own = readings.services[situation.ids.service_id(service)]
-            lost, counts = own.drops, own.gone
-            drops[service.name] = Counters(drops=sum(lost.values()))
-            for ref, ident in _backend_ids(situation, service).items():
-                one = readings.of_backend(ident)
-                backends[ref] = Counters.of(one)
-                counts = counters.add(counts, one)
-                failed = self._dataplane.tables.backend_latency[ident]
-                tallies[ref] = Tally(
-                    one.opened,
-                    one.established,
-                    one.answers,
-                    int(failed["errors"]),
-                    int(failed["hangups"]),
-                    one.closed,
-                )
-            syns[service.name] = Syns(
-                counts.opened,
-                counts.established,
-                lost[_CHALLENGED],
-                lost[_VERIFIED] + own.cookies,
-            )
-        self.syns, self.tallies = syns, tallies
-        before = self._sampled
-        self._sampled = _Sampled(
-            at,
-            backends,
-            drops,
-            {ref: rates(before.backends.get(ref), now, seconds) for ref, now in backends.items()},
-            {name: rates(before.drops.get(name), now, seconds) for name, now in drops.items()},
-        )
-        self._window = self._window.add(at, {ref: c.new_flows for ref, c in backends.items()})
+        """Take one reading of the counters; ``at`` is a clock that only goes forward. What has not
+        moved since the last one stays the same object: there may be thousands.
+        """
+        known, tables, last = situation.roster, self._dataplane.tables, self._sampled
+        now = counters.totals(tables, known.ids, known.service_ids)
+        before = now if last is None else _as_in(known, last, now)
+        seconds = at - last.at if last else 0.0
+        backends, services = now.moved(before)
+        self._sampled = _Sampled(at, known, now)
+        self._backend_rates = {
+            known.refs[n]: rates(_of_backend(before, n), _of_backend(now, n), seconds)
+            for n in np.flatnonzero(backends).tolist()
+        }
+        self._drop_rates = {
+            known.names[n]: rates(_of_service(before, n), _of_service(now, n), seconds)
+            for n in np.flatnonzero(services).tolist()
+        }
+        self.syns = _syns(known, now)
+        told: Outcomes = self.outcomes
+        tallies = _renewed(told.tallies, known.refs, backends, _tallies(now))
+        moved = frozenset(self._backend_rates)
+        self.outcomes = Outcomes(tallies, told.tallies, moved, told.at_s, at)
+        opened = now.backends[counters.BACKEND_TOTALS.index("opened")].tolist()
+        self._window = self._window.add(at, dict(zip(known.refs, opened, strict=True)))
         if self._latencies.is_due(at):
-            ids = list(situation.ids.backends.values())
-            times = latency.read(self._dataplane.tables.backend_latency, ids)
+            times = latency.read(tables.backend_latency, known.ids.tolist())
             self._latencies = self._latencies.add(at, times)
         self._look_at_answers(situation)
 
-    def _read_counters(self, situation: Situation) -> counters.Readings:
-        backend_ids = list(situation.ids.backends.values())
-        service_ids = [0, *(ident for ident, _ in situation.ids.services.values())]
-        return counters.read(self._dataplane.tables, backend_ids, service_ids)
+    def _read_counters(
+        self, situation: Situation, services: Sequence[Service]
+    ) -> counters.Readings:
+        ids = situation.ids
+        return counters.read(
+            self._dataplane.tables,
+            [ident for service in services for ident in ids.backend_ids(service)],
+            [0, *(ids.service_id(service) for service in services)],
+        )
 
     def snapshot(
-        self, situation: Situation, contents: TableContents, facts: AgentFacts, at: float
+        self,
+        situation: Situation,
+        contents: TableContents,
+        facts: AgentFacts,
+        at: float,
+        chosen: Collection[str] | None = None,
     ) -> Snapshot:
-        """Everything, with counters as of this moment."""
-        readings = self._read_counters(situation)
-        actual = self._window.shares()
+        """Everything, with counters as of this moment; ``chosen``: of these services only."""
+        part = situation.config.services
+        if chosen is not None:
+            part = tuple(service for service in part if service.name in chosen)
+        readings = self._read_counters(situation, part)
+        actual = self._window.shares() if part else {}
         services = tuple(
-            self._service(situation, service, readings, contents, actual)
-            for service in situation.config.services
+            self._service(situation, service, readings, contents, actual) for service in part
         )
         return Snapshot(
             at=at,
@@ -232,7 +230,9 @@ class Observer:
             guard=facts.guard,
             dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed),
             services=services,
-            rates=total(service.rates for service in services),
+            service_states=Counter(tracked.state for tracked in situation.services.values()),
+            backend_states=Counter(found.state for found in situation.verdicts.values()),
+            rates=total([*self._backend_rates.values(), *self._drop_rates.values()]),
         )
 
     def _service(
@@ -265,14 +265,14 @@ class Observer:
                 share_actual=actual.get(ref, 0.0) if came else None,
                 flows=int(self.survey.live[ids[ref]]),
                 counts=readings.of_backend(ids[ref]),
-                rates=self._sampled.backend_rates.get(ref, Rates()),
+                rates=self._backend_rates.get(ref, Rates()),
                 load=self._load(service, ref, ids[ref]),
             )
             backends.append(backend_snapshot(backend, parts))
         counts = readings.services[service_id].gone
         for one in backends:
             counts = counters.add(counts, one.counts)
-        lost = self._sampled.drop_rates.get(service.name, Rates())
+        lost = self._drop_rates.get(service.name, Rates())
         of_service = ServiceParts(
             id=service_id,
             since=situation.services[service.name].since,
@@ -354,6 +354,65 @@ class Observer:
             nat_problems=tuple(self._nat_problems.values()),
             events_lost=int(dataplane.tables.trace["lost"][0]),
         )
+
+
+def _as_in(known: Roster, last: _Sampled, now: counters.Totals) -> counters.Totals:
+    """The last totals in another roster's order; of whom they do not name, those of now: what came
+    before the first reading is unknown.
+    """
+    if last.roster is known:
+        return last.totals
+    was = [last.roster.place.get(ref, -1) for ref in known.refs]
+    order = {name: n for n, name in enumerate(last.roster.names)}
+    whose = [order.get(name, -1) for name in known.names]
+    return counters.Totals(
+        _picked(last.totals.backends, was, now.backends),
+        _picked(last.totals.services, whose, now.services),
+    )
+
+
+def _picked(values: Numbers, places: list[int], otherwise: Numbers) -> Numbers:
+    """The columns at these places; where there is none (-1), those of ``otherwise``."""
+    at = np.array(places, np.int64)
+    return np.where(at >= 0, values[:, at], otherwise) if values.size else otherwise
+
+
+def _of_backend(totals: counters.Totals, number: int) -> Counters:
+    packets, size, opened = totals.backends[:3, number].tolist()
+    return Counters(packets, size, opened)
+
+
+def _of_service(totals: counters.Totals, number: int) -> Counters:
+    return Counters(drops=int(totals.services[0, number]))
+
+
+def _syns(known: Roster, now: counters.Totals) -> dict[str, Syns]:
+    """What the SYNs of each service have become."""
+    opened, established = (
+        known.by_service(now.backends[counters.BACKEND_TOTALS.index(name)])
+        for name in ("opened", "established")
+    )
+    _, challenged, verified, gone_opened, gone_established = now.services
+    columns = (opened + gone_opened, established + gone_established, challenged, verified)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return {name: Syns(*row) for name, row in zip(known.names, rows, strict=True)}
+
+
+def _tallies(now: counters.Totals) -> Callable[[int], Tally]:
+    """Makes the tally of the backend at a place."""
+    fields = ("opened", "established", "answers", "errors", "hangups", "closed")
+    rows = now.backends[[counters.BACKEND_TOTALS.index(name) for name in fields]]
+    return lambda number: Tally(*rows[:, number].tolist())
+
+
+def _renewed[Key, Value](
+    before: Mapping[Key, Value], keys: Sequence[Key], moved: Flags, make: Callable[[int], Value]
+) -> dict[Key, Value]:
+    """A value for each key, that from before unless it has moved."""
+    return {
+        key: make(n) if is_moved or key not in before else before[key]
+        for n, (key, is_moved) in enumerate(zip(keys, moved.tolist(), strict=True))
+    }
 
 
 def _backend_ids(situation: Situation, service: Service) -> dict[BackendRef, int]:

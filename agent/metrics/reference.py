@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.metrics.failover import FAILOVER_FAMILIES
-from agent.metrics.families import FAMILIES
+from agent.metrics.families import BASIC, FAMILIES
 from agent.metrics.family import Family
 from agent.metrics.load import LOAD_FAMILIES
 from agent.metrics.reports import REPORT_FAMILIES
@@ -56,13 +56,18 @@ configuration (`127.0.0.1:9117` unless set) and on its Unix socket. Beside it, `
 Counters live in the kernel's tables: they go on while the agent is stopped, and a restart of the
 agent does not reset them. A service or backend that is removed takes its series with it.
 
+With `metrics_backends: basic`, a single backend has only these metrics, and of its state only the
+one that it is in: {basic}. With `none` it has no metrics of its own. A scraper that takes gzip gets
+it.
+
 Alerts that use these metrics: [steelyard.rules.yml](../deploy/prometheus/steelyard.rules.yml).
 """
 
 
 def page() -> str:
     """The whole page."""
-    parts = [_INTRODUCTION]
+    basic = ", ".join(f"`{family.name}`" for family in FAMILIES if family.name in BASIC)
+    parts = [_INTRODUCTION.format(basic=basic)]
     for title, prefixes in _SECTIONS:
         rows = "\n".join(_row(f) for f in FAMILIES if _belongs(f.name, prefixes))
         parts.append(f"## {title}\n\n| Metric | Type | Labels | Meaning |\n|-|-|-|-|\n{rows}\n")

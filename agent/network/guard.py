@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from agent.errors import NetworkError
-from agent.model import Config
+from agent.model import Config, Forward
 from agent.state.guard import FAMILY, Json, removal, ruleset, table_name
 
 log = structlog.get_logger()
@@ -35,6 +35,7 @@ class Guard:
         """``changed`` is called when somebody else has touched the table."""
         self._table = table_name(instance)
         self._changed = changed
+        self._config: Config | None = None  # for which ``_wanted`` was made
         self._wanted: list[Json] = []
         self._made: Any = None  # as nft lists what we made; None: to be made
         self._is_stale = False  # somebody has touched it since
@@ -46,7 +47,8 @@ class Guard:
         balancer works without its guard.
         """
         self._listen()
-        wanted = ruleset(self._table, config)
+        is_same = self._config is not None and _serve_the_same(self._config, config)
+        wanted = self._wanted if is_same else ruleset(self._table, config)
         if wanted == self._wanted and self._made is not None and not self._is_stale:
             return
         try:
@@ -59,7 +61,7 @@ class Guard:
                 )
             self._problem = str(error)
         else:
-            self._problem = ""
+            self._problem, self._config = "", config
 
     def _sync(self, wanted: list[Json]) -> None:
         self._is_stale = False
@@ -94,6 +96,23 @@ class Guard:
         if touched and not self._is_stale:
             self._is_stale = True
             asyncio.get_running_loop().call_later(_SETTLE_S, self._changed)
+
+
+def _serve_the_same(old: Config, new: Config) -> bool:
+    """Whether the table is the same for both: it has the VIPs with their ports, and the servers of
+    fullnat.
+    """
+    if old.nat != new.nat or len(old.services) != len(new.services):
+        return False
+    pairs = zip(old.services, new.services, strict=True)
+    return all(
+        before is after
+        or (
+            (before.key, before.forward) == (after.key, after.forward)
+            and (after.forward is not Forward.FULLNAT or before.backends == after.backends)
+        )
+        for before, after in pairs
+    )
 
 
 def put_guard(config: Config) -> None:

@@ -62,16 +62,16 @@ class _Ask:
 class NextHops:
     """Next hops of a set of addresses over the balancer's interfaces; ``run`` keeps them true.
 
-    Routes may leave by VLAN devices on these interfaces, too. ``on_change`` is called, without
-    arguments and from the event loop, whenever an answer of ``get`` differs from what it was,
-    and whenever an interface got or lost an address or a VLAN device; ``on_way_back`` whenever an
+    Routes may leave by VLAN devices on these interfaces, too. ``on_change`` is called from the
+    event loop, with the addresses for which the answer of ``get`` is another than it was, or with
+    None when an interface got or lost an address or a VLAN device; ``on_way_back`` whenever an
     interface that was down takes packets again.
     """
 
     def __init__(
         self,
         names: tuple[str, ...],
-        on_change: Callable[[], None],
+        on_change: Callable[[Collection[Address] | None], None],
         on_way_back: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_change = on_change
@@ -114,6 +114,10 @@ class NextHops:
         """
         why, until_s = self._blocked.get(address, ("", 0.0))
         return why if since_s <= until_s else ""
+
+    def all_blocked(self, since_s: float) -> frozenset[Address]:
+        """The addresses of which ``blocked`` says something."""
+        return frozenset(a for a, (_, until_s) in self._blocked.items() if since_s <= until_s)
 
     def troubles(self) -> tuple[str, ...]:
         """What is wrong with the interfaces."""
@@ -161,7 +165,7 @@ class NextHops:
                 return
             case Link():
                 if self._interfaces.is_stacked(event):
-                    self._on_change()  # packets with its tag may come
+                    self._on_change(None)  # packets with its tag may come
                 if not self._interfaces.differs(event):
                     return
                 self._reread_at = 0.0
@@ -170,7 +174,7 @@ class NextHops:
                     return
                 self._reread_at = 0.0
                 if isinstance(event, AddressesChanged):
-                    self._on_change()  # it may have been a VIP
+                    self._on_change(None)  # it may have been a VIP
             case RoutesChanged(prefix=prefix):
                 self._unrouted |= {a for a in self._wanted if prefix is None or a in prefix}
                 if not self._unrouted:
@@ -320,13 +324,12 @@ class NextHops:
         self._note_blocked(seen)
         hops = {address: self._derive(address, seen[address]) for address in self._wanted}
         self._left_by = {a: device for a, device in self._left_by.items() if a in hops}
-        for address, hop in hops.items():
-            previous = self._hops.get(address)
-            if hop != previous:
-                _log_change(previous, hop)
-        if hops != self._hops:
-            self._hops = hops
-            self._on_change()
+        changed = {a for a in hops.keys() | self._hops.keys() if hops.get(a) != self._hops.get(a)}
+        for address in changed & hops.keys():
+            _log_change(self._hops.get(address), hops[address])
+        self._hops = hops
+        if changed:
+            self._on_change(changed)
 
     def _note_blocked(self, seen: Mapping[Address, Outlook]) -> None:
         now, before = asyncio.get_running_loop().time(), self._blocked

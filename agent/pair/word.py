@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -29,20 +30,16 @@ class Word:
     vouchers: Mapping[str, float] = field(default_factory=dict)
 
 
-def word_of(now: Situation, attached: bool, why: str, blocked: Collection[BackendRef] = ()) -> Word:
-    """As of the last pass. ``blocked``: backends that an interface of this node keeps from it.
-
-    They may be up, but another node serves them better.
+def up_of(now: Situation, blocked: Collection[BackendRef] = ()) -> dict[str, tuple[int, int]]:
+    """How many backends of each service are up, and of how many; ``blocked``: those that nothing
+    can be sent to, for an interface of this node. They may be up, but another node serves them
+    better.
     """
-    services = {
-        service.name: (
-            sum(
-                verdict.usable and ref not in blocked
-                for ref, verdict in now.verdicts.items()
-                if ref.service == service.name
-            ),
-            len(service.backends),
-        )
-        for service in now.config.services
+    up = Counter(
+        ref.service
+        for ref, verdict in now.verdicts.items()
+        if verdict.usable and ref not in blocked
+    )
+    return {
+        service.name: (up[service.name], len(service.backends)) for service in now.config.services
     }
-    return Word(attached, why, services)

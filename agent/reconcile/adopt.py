@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from agent.health import rules
 from agent.model import Address, BackendRef, Config, Health, HealthStatus, NextHop
-from agent.state.identities import Member, member_of, place_of, slot_of
+from agent.state.identities import Member, member_of, server_of, slot_of
 from agent.state.tables import BackendEntry, TableContents
 
 
@@ -27,7 +27,7 @@ def adopt(config: Config, held: TableContents, now: float) -> Adopted:
     for service in config.services:
         entry = held.services.get(slot_of(service.key))
         for backend in service.backends:
-            row = rows.get(place_of(entry.id, backend)) if entry else None
+            row = rows.get((entry.id, *server_of(backend))) if entry else None
             if row is None:
                 continue
             if row.alive:

@@ -10,7 +10,6 @@ import numpy as np
 
 from agent.dataplane import abi, addressfilter, contents, keys
 from agent.dataplane.tables import SharedTables, Table
-from agent.errors import DataplaneError
 from agent.model import Address
 from agent.reconcile.diff import (
     ClearBackend,
@@ -34,6 +33,7 @@ from agent.reconcile.diff import (
     SetNatSources,
     Step,
 )
+from agent.reconcile.regions import Regions
 from agent.state.tables import (
     BackendEntry,
     ServiceEntry,
@@ -51,7 +51,7 @@ class Applier:
 
     def __init__(self, tables: SharedTables) -> None:
         self._tables = tables
-        self._last_freed: int | None = None
+        self._regions = Regions(tables)
 
     def apply(self, step: Step) -> None:
         """Do one step. OSError and DataplaneError leave the tables as they were."""
@@ -110,6 +110,7 @@ class Applier:
         match step:
             case DeleteService(slot) | DeleteMark(slot):
                 tables.delete(keys.services_table(slot), keys.packed_slot(slot))
+                self._regions.give_up(slot)
             case DeleteOrigin(slot):
                 tables.delete(keys.origins_table(slot), keys.packed_slot(slot))
             case DeletePrefix(prefix):
@@ -117,8 +118,8 @@ class Applier:
             case DeleteRange(block):
                 tables.delete("ranges", keys.packed_block(block))
             case DeleteZoneRing(key):
-                self._last_freed = self._regions()[key]
                 tables.delete("zone_rings", keys.packed_zone_ring(key))
+                self._regions.give_up(key)
             case DeleteZonePrefix(prefix):
                 tables.delete(keys.zones_table(prefix), keys.packed_prefix(prefix))
             case DeleteQuicId(quic_id):
@@ -161,21 +162,18 @@ class Applier:
             tables.service_count[:, entry.id] = np.zeros((), dtype=abi.SERVICE_COUNTERS)
             tables.service_load[entry.id] = np.zeros((), dtype=abi.SERVICE_LOAD)
             tables.service_heads[entry.id] = np.zeros((), dtype=abi.SERVICE_HEADS)
-        old = self._regions().get(slot)
+        old = self._regions.of(slot)
         region = self._write_ring(entry.ring) if ring_changed or old is None else old
         tables.service_load["weight"][entry.id] = entry.load_weight
         line = region * tables.size.lines_per_ring
         self._put(keys.services_table(slot), slot, contents.service_row(entry, line))
-        if old is not None and old != region:
-            self._last_freed = old
+        self._regions.take(slot, region)
 
     def _put_zone_ring(self, key: ZoneRingKey, ring: bytes) -> None:
-        old = self._regions().get(key)
         region = self._write_ring(ring)
         row = contents.zone_ring_row(ring, region * self._tables.size.lines_per_ring)
         self._tables.put("zone_rings", keys.packed_zone_ring(key), row.tobytes())
-        if old is not None:
-            self._last_freed = old
+        self._regions.take(key, region)
 
     def _set_nat_sources(self, sources: dict[int, Address]) -> None:
         """Addresses before the count that lets the packet path take them, and the other way
@@ -189,31 +187,10 @@ class Applier:
                 rows["addr"][number] = contents.words(address)
             rows["count"][first] = len(own)
 
-    def _regions(self) -> dict[ServiceSlot | ZoneRingKey, int]:
-        """Where the rings are: of services, and of their clients in zones."""
-        lines = self._tables.size.lines_per_ring
-        found: dict[ServiceSlot | ZoneRingKey, int] = {
-            slot: int(row["ring_line"]) // lines
-            for slot, row in contents.service_rows(self._tables)
-            if not slot.is_mark
-        }
-        for key, row in contents.zone_ring_rows(self._tables):
-            found[key] = int(row["ring_line"]) // lines
-        return found
-
     def _write_ring(self, ring: bytes) -> int:
-        """Fill a region that nothing names, and not the one given up last: a packet that
-        read its service before the last flip may still be drawing there.
-        """
-        size = self._tables.size
-        used = set(self._regions().values())
-        free = [r for r in range(size.ring_lines // size.lines_per_ring) if r not in used]
-        choice = next((r for r in free if r != self._last_freed), None)
-        if choice is None:
-            raise DataplaneError(
-                "no ring is free", where="tables.services", remedy="raise `tables: {services: …}`"
-            )
-        first = choice * size.lines_per_ring * abi.RING_LINE_SLOTS
+        """Fill a region that nothing names."""
+        choice = self._regions.next_free()
+        first = choice * self._tables.size.lines_per_ring * abi.RING_LINE_SLOTS
         values = np.frombuffer(ring, dtype=np.uint16)
         self._tables.rings[first : first + len(values)] = values
         return choice

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
@@ -13,6 +13,8 @@ log = structlog.get_logger()
 
 RETRY_S = (0.2, 1.0, 5.0)
 
+type Scope = frozenset[str] | None  # the services that a pass is about, by name; None: all
+
 
 class Passes:
     """Runs one pass after the other, never two at once.
@@ -21,29 +23,33 @@ class Passes:
     ours: what balances must not end for it.
     """
 
-    def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, work: Callable[[Scope], Awaitable[None]]) -> None:
         self._work = work
         self._due = asyncio.Event()
+        self._scope: Scope = frozenset()
         self._retry: asyncio.TimerHandle | None = None
         self._failures = 0  # in a row
         self.problem = ""  # what the last pass could not do; empty: nothing
         self.defects = 0  # passes and reloads that an error of ours has ended
 
-    def wake(self) -> None:
-        """A pass is due, however often it is said."""
+    def wake(self, services: Iterable[str] | None = None) -> None:
+        """A pass is due, about these services or all, however often it is said."""
+        self._scope = joined(self._scope, None if services is None else frozenset(services))
         self._due.set()
 
-    async def woken(self) -> None:
-        """Wait until a pass is due, and take it as done."""
+    async def woken(self) -> Scope:
+        """Wait until a pass is due, and take it as done. What it is about."""
         await self._due.wait()
         self._due.clear()
+        scope, self._scope = self._scope, frozenset()
+        return scope
 
     async def run(self) -> None:
         """Passes as they become due, for ever."""
         while True:
-            await self.woken()
+            scope = await self.woken()
             try:
-                await self._work()
+                await self._work(scope)
             except Exception as error:  # noqa: BLE001 (this task's root, logged there)
                 self.failed(error)
             else:
@@ -77,3 +83,8 @@ class Passes:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+
+
+def joined(one: Scope, other: Scope) -> Scope:
+    """What both are about."""
+    return None if one is None or other is None else one | other

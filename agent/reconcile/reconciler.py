@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from agent.config.plan import part_of
 from agent.dataplane import contents, survey
 from agent.dataplane.tables import SharedTables
-from agent.model import Config
+from agent.model import Config, Forward
 from agent.reconcile.apply import Applier
 from agent.reconcile.diff import ClearBackend, PutBackend, Step, at_once, diff
-from agent.state.desired import Surroundings, desired, desired_backends
-from agent.state.identities import Identities, assign
+from agent.reconcile.passes import Scope
+from agent.state.desired import (
+    Surroundings,
+    desired_backends,
+    desired_lookups,
+    desired_services,
+    same_lookups,
+)
+from agent.state.identities import Identities, assign, slot_of
+from agent.state.rings import KeptRings
 from agent.state.tables import TableContents
 
 REST_S = 1.0  # a packet that drew a backend just before it went may still record it
@@ -32,6 +42,24 @@ class Pass:
     contents: TableContents
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the last pass has left in the tables, and for which configuration."""
+
+    config: Config
+    ids: Identities
+    contents: TableContents
+
+
+@dataclass(frozen=True, slots=True)
+class _Foreseen:
+    """The ids that a configuration would get: it is asked before it is taken over."""
+
+    config: Config
+    after: _Known | None
+    ids: Identities
+
+
 class Reconciler:
     """The passes of one instance, one at a time."""
 
@@ -44,6 +72,9 @@ class Reconciler:
         self._resting = {
             ident: now() for ident in survey.named_backends(tables.flows) - set(held.backends)
         }
+        self._rings = KeptRings()
+        self._foreseen: _Foreseen | None = None
+        self._known: _Known | None = None  # None: a pass has failed, or there was none
 
     def read(self) -> TableContents:
         """What the tables hold."""
@@ -51,29 +82,92 @@ class Reconciler:
 
     def identities(self, config: Config) -> Identities:
         """The ids that a configuration would get; DataplaneError when a table is full."""
-        return self._identities(config, self.read())
+        known = self._known
+        return self._identities(config, known.contents if known else self.read(), known)
 
-    def _identities(self, config: Config, held: TableContents) -> Identities:
-        return assign(
-            config,
-            held,
-            frozenset(self._resting),
-            lambda: secrets.randbits(32),
-        )
+    def _identities(
+        self, config: Config, held: TableContents, known: _Known | None = None
+    ) -> Identities:
+        foreseen = self._foreseen
+        if foreseen and foreseen.config is config and foreseen.after is known is not None:
+            return foreseen.ids
+        last = (known.config, known.ids) if known else None
+        resting = frozenset(self._resting)
+        ids = assign(config, held, resting, lambda: secrets.randbits(32), last)
+        self._foreseen = _Foreseen(config, known, ids)
+        return ids
 
-    async def run(self, config: Config, around: Surroundings) -> Pass:
-        """One pass. What backends may get is said at once: a draw passes over one that went
-        down. The rings follow, built in a thread so that nothing waits for them; until they
-        are there, the last that a ring leads to stay usable.
+    async def run(self, config: Config, around: Surroundings, scope: Scope = None) -> Pass:
+        """One pass, over all services or some: over others, nothing has changed that this agent
+        knows of. What another process may have written is seen where the tables are read back.
+
+        What backends may get is said at once: a draw passes over one that went down. The rings
+        follow, built in a thread so that nothing waits for them; until they are there, the last
+        that a ring leads to stay usable.
         """
+        try:
+            if scope is None or self._known is None:
+                done = await self._pass_over_all(config, around)
+            else:
+                done = await self._pass_over(self._known, config, around, scope)
+        except BaseException:
+            self._known = None
+            raise
+        self._known = _Known(config, done.ids, done.contents)
+        return done
+
+    async def _pass_over_all(self, config: Config, around: Surroundings) -> Pass:
         held = self.read()
         ids = self._identities(config, held)
-        early = at_once(held, desired_backends(config, ids, around))
-        first = self._do(diff(held, early))
-        wanted = await asyncio.to_thread(desired, config, ids, around)
-        rest = self._do(diff(early, wanted))
+        wanted = desired_lookups(config, ids, around)
+        steps, wanted = await self._bring(held, wanted, config, ids, around)
         self._applier.hide_gone(wanted)
-        return Pass((*first, *rest), ids, wanted)
+        self._rings.forget({ident for ident, _ in ids.services.values()})
+        return Pass(steps, ids, wanted)
+
+    async def _pass_over(
+        self, known: _Known, config: Config, around: Surroundings, scope: frozenset[str]
+    ) -> Pass:
+        """What these services have is read back, as far as they were there before."""
+        whole, ids, lookups = known.contents, known.ids, TableContents()
+        had = _part(whole, known.config, known.ids, scope)
+        held = contents.read_part(self._tables, had)
+        if known.config is not config:
+            ids = self._identities(config, whole, known)
+        # Where fullnat sends from hangs on the next hops.
+        uses_hops = any(service.forward is Forward.FULLNAT for service in config.services)
+        renews = uses_hops or not same_lookups(known.config, config)
+        if renews:
+            ids = self._identities(config, whole, known)
+            lookups = desired_lookups(config, ids, around)
+            held = replace(whole, **_of_services(held))
+        part = part_of(config, scope)
+        steps, wanted = await self._bring(held, lookups, part, ids, around)
+        if renews:
+            whole = replace(lookups, **_of_services(whole))
+            self._applier.hide_gone(whole)
+        after = {
+            name: _less(getattr(whole, name), getattr(had, name)) | getattr(wanted, name)
+            for name in _BY_SERVICE
+        }
+        return Pass(steps, ids, replace(whole, **after))
+
+    async def _bring(
+        self,
+        held: TableContents,
+        lookups: TableContents,
+        config: Config,
+        ids: Identities,
+        around: Surroundings,
+    ) -> tuple[tuple[Step, ...], TableContents]:
+        """From what is held to what is wanted: the steps, and that."""
+        backends = desired_backends(config, ids, around)
+        early = at_once(held, backends)
+        first = self._do(diff(held, early))
+        services = await asyncio.to_thread(desired_services, config, ids, around, self._rings)
+        wanted = replace(lookups, backends=backends, **services)
+        rest = self._do(diff(early, wanted))
+        return (*first, *rest), wanted
 
     def _do(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
         for step in steps:
@@ -101,3 +195,28 @@ class Reconciler:
                 ident: at for ident, at in self._resting.items() if ident in named or at > before
             }
         return freed
+
+
+_BY_SERVICE = ("backends", "services", "zone_rings")  # the tables of which each service has a part
+
+
+def _of_services(contents: TableContents) -> dict[str, Any]:
+    return {name: getattr(contents, name) for name in _BY_SERVICE}
+
+
+def _part(
+    whole: TableContents, config: Config, ids: Identities, scope: frozenset[str]
+) -> TableContents:
+    """What these services have in the tables, if they are in the configuration."""
+    services = [service for service in config.services if service.name in scope]
+    backends = (ident for service in services for ident in ids.backend_ids(service))
+    own = {ids.service_id(service) for service in services}
+    return TableContents(
+        backends={ident: whole.backends[ident] for ident in backends},
+        services={slot: whole.services[slot] for slot in (slot_of(s.key) for s in services)},
+        zone_rings={key: r for key, r in whole.zone_rings.items() if key.service_id in own},
+    )
+
+
+def _less[Key, Value](values: Mapping[Key, Value], gone: Container[Key]) -> dict[Key, Value]:
+    return {key: value for key, value in values.items() if key not in gone}

@@ -13,8 +13,7 @@ whatever the order of events.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +24,7 @@ _MAX_SLICE = 1 << 17
 type Ring = npt.NDArray[np.uint16]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Member:
+class Member(NamedTuple):
     """A backend in a ring; ``identity`` (its packed address) is what its permutation hangs on."""
 
     identity: bytes
@@ -58,7 +56,6 @@ def quotas(weights: npt.NDArray[np.float64], slots: int) -> npt.NDArray[np.int64
     return whole
 
 
-@lru_cache(maxsize=256)
 def build(members: tuple[Member, ...], slots: int) -> Ring:
     """A ring of ``slots`` (prime) backend ids, read-only; all 0 where there is no member.
 

@@ -9,14 +9,11 @@ common, and where the sum is still more than the ring may hold, they are rounded
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from agent.rings.maglev import Member, Ring, quotas
 
 
-@lru_cache(maxsize=64)
 def build(members: tuple[Member, ...], most: int) -> Ring:
     """A ring of at most ``most`` backend ids, read-only; empty where there is no member.
 

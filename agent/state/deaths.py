@@ -8,7 +8,7 @@ connections itself, or goes on with them.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.model import (
@@ -75,7 +75,10 @@ def follow(
     now_s: float,
 ) -> Deaths:
     """What is known now. ``due``: backends whose flows are to be reset now."""
-    suspects = [ref for ref, found in verdicts.items() if not _is_well(health[ref], found)]
+    well = {Health.UP}
+    if not any(hop.reason for hop in hops.values()):
+        well.add(Health.UNCHECKED)  # of which nothing but the next hop tells
+    suspects = [ref for ref, found in verdicts.items() if not _is_well(health[ref], found, well)]
     if not suspects:
         return NOBODY
     members = {BackendRef(s.name, b.name): (s, b) for s in config.services for b in s.backends}
@@ -102,10 +105,9 @@ def follow(
     return Deaths(since, down, due)
 
 
-def _is_well(status: HealthStatus, found: Eligibility) -> bool:
+def _is_well(status: HealthStatus, found: Eligibility, well: Collection[Health]) -> bool:
     """Nothing speaks against it: most are so, and there can be thousands."""
-    is_up = status.health is Health.UP and found.state is BackendState.UP
-    return is_up and not status.silent
+    return found.state is BackendState.UP and status.health in well and not status.silent
 
 
 def is_one_of_many(

@@ -5,7 +5,8 @@ table contents out. A pure function, so it can be run as often as anything chang
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 from agent.model import (
     Address,
@@ -23,8 +24,14 @@ from agent.model import (
 from agent.state import loads, lookups, nat_blocks
 from agent.state.eligibility import Eligibility
 from agent.state.identities import Identities, slot_of
-from agent.state.rings import Rings, rings_of
-from agent.state.tables import BackendEntry, ServiceEntry, TableContents
+from agent.state.rings import KeptRings, Rings, rings_of
+from agent.state.tables import (
+    BackendEntry,
+    ServiceEntry,
+    ServiceSlot,
+    TableContents,
+    ZoneRingKey,
+)
 from agent.state.zones import has_levels
 
 NO_MAC = "00:00:00:00:00:00"
@@ -45,17 +52,53 @@ class Surroundings:
     companions: frozenset[str] = frozenset()  # services whose servers all take SYN cookies
 
 
-def desired(config: Config, ids: Identities, around: Surroundings) -> TableContents:
-    """The tables for this configuration in these surroundings."""
-    sources = lookups.nat_sources(config, around.hops, ids.nat_sources)
-    blocks = nat_blocks.assign(config.services, sources, ids.nat_blocks, config.tables.nat_blocks)
-    rings = [(service, _rings(config, service, ids, around)) for service in config.services]
-    return TableContents(
+def differing(one: Surroundings, other: Surroundings) -> frozenset[str] | None:
+    """The services of which these say different things, beside their backends' eligibility and next
+    hops; None: that may be all.
+    """
+    if (one.ifindex, one.pick_seed) != (other.ifindex, other.pick_seed):
+        return None
+    draws = {name for name, _ in one.draws.items() ^ other.draws.items()}
+    return (one.flooded ^ other.flooded) | (one.companions ^ other.companions) | draws
+
+
+def desired(
+    config: Config, ids: Identities, around: Surroundings, kept: KeptRings | None = None
+) -> TableContents:
+    """The tables for this configuration in these surroundings. ``kept``: rings that were built
+    before; those that are the same are not built again.
+    """
+    return replace(
+        desired_lookups(config, ids, around),
         backends=desired_backends(config, ids, around),
-        services={
+        **desired_services(config, ids, around, kept),
+    )
+
+
+class _OfServices(TypedDict):
+    services: dict[ServiceSlot, ServiceEntry]
+    zone_rings: dict[ZoneRingKey, bytes]
+
+
+def desired_services(
+    config: Config, ids: Identities, around: Surroundings, kept: KeptRings | None = None
+) -> _OfServices:
+    """The services with their rings, by table: what takes longest."""
+    rings = [(service, _rings(config, service, ids, around, kept)) for service in config.services]
+    return {
+        "services": {
             slot_of(service.key): _service_entry(service, ids, found, around)
             for service, found in rings
         },
+        "zone_rings": {key: ring for _, found in rings for key, ring in found.by_zone.items()},
+    }
+
+
+def desired_lookups(config: Config, ids: Identities, around: Surroundings) -> TableContents:
+    """What leads to services and their backends, and nothing else."""
+    sources = lookups.nat_sources(config, around.hops, ids.nat_sources)
+    blocks = nat_blocks.assign(config.services, sources, ids.nat_blocks, config.tables.nat_blocks)
+    return TableContents(
         marks=lookups.marks(config.services, sources),
         prefixes=lookups.prefixes(config.services),
         ranges=lookups.port_blocks(config.services),
@@ -63,13 +106,39 @@ def desired(config: Config, ids: Identities, around: Surroundings) -> TableConte
         quic_ids=lookups.quic_ids(config.services, ids),
         nat_sources=sources,
         zones=lookups.client_zones(config.zones, ids),
-        zone_rings={key: ring for _, found in rings for key, ring in found.by_zone.items()},
     )
 
 
-def _rings(config: Config, service: Service, ids: Identities, around: Surroundings) -> Rings:
+def same_lookups(old: Config, new: Config) -> bool:
+    """Whether ``desired_lookups`` is the same for both, if what is around them is."""
+    if old is new:
+        return True
+    if len(old.services) != len(new.services):
+        return False
+    pairs = zip(old.services, new.services, strict=True)
+    return replace(old, services=()) == replace(new, services=()) and all(
+        before is after or _looked_up_alike(before, after) for before, after in pairs
+    )
+
+
+def _looked_up_alike(before: Service, after: Service) -> bool:
+    if (before.key, before.forward, before.quic_id_bytes) != (
+        after.key, after.forward, after.quic_id_bytes,
+    ):  # fmt: skip
+        return False
+    by_backend = after.forward.is_nat or after.quic_id_bytes is not None
+    return not by_backend or before.backends == after.backends
+
+
+def _rings(
+    config: Config,
+    service: Service,
+    ids: Identities,
+    around: Surroundings,
+    kept: KeptRings | None,
+) -> Rings:
     verdicts = [around.eligibility[BackendRef(service.name, b.name)] for b in service.backends]
-    return rings_of(config, service, ids, verdicts)
+    return rings_of(config, service, ids, verdicts, kept)
 
 
 def desired_backends(
@@ -77,11 +146,9 @@ def desired_backends(
 ) -> dict[int, BackendEntry]:
     """The backend table alone: cheap, where ``desired`` builds rings."""
     return {
-        ids.backend_id(service, backend): _backend_entry(
-            config, service, ids.service_id(service), backend, around
-        )
+        ident: _backend_entry(config, service, ids.service_id(service), backend, around)
         for service in config.services
-        for backend in service.backends
+        for ident, backend in zip(ids.backend_ids(service), service.backends, strict=True)
     }
 
 

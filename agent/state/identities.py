@@ -7,7 +7,7 @@ until no recorded flow names it any more.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -16,13 +16,13 @@ from agent.model import Address, Backend, Config, Service, ServiceKey, Zone
 from agent.state.tables import Blocks, ServiceSlot, TableContents
 from agent.state.zones import zones_of
 
-type BackendPlace = tuple[int, Address, int]  # service id, address, port (0: the packet's)
+type Server = tuple[Address, int]  # address, port (0: the packet's)
 type Member = tuple[ServiceSlot, Address, int]  # likewise, where the service has no id yet
 
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """``services``: id and flow salt by slot; ``backends``: id by place.
+    """``services``: id and flow salt by slot; ``backends``: by service id, the ids by server.
 
     ``nat_sources``: the numbers that source addresses of fullnat have in the tables;
     ``nat_blocks``: the blocks that they have towards servers.
@@ -30,7 +30,7 @@ class Identities:
     """
 
     services: dict[ServiceSlot, tuple[int, int]]
-    backends: dict[BackendPlace, int]
+    backends: dict[int, dict[Server, int]]
     nat_sources: dict[int, Address] = field(default_factory=dict)
     zones: dict[str, int] = field(default_factory=dict)
     nat_blocks: dict[ServiceSlot, Blocks] = field(default_factory=dict)
@@ -42,7 +42,12 @@ class Identities:
         return self.services[slot_of(service.key)][1]
 
     def backend_id(self, service: Service, backend: Backend) -> int:
-        return self.backends[place_of(self.service_id(service), backend)]
+        return self.backends[self.service_id(service)][server_of(backend)]
+
+    def backend_ids(self, service: Service) -> list[int]:
+        """Of all its backends, in its order."""
+        own = self.backends[self.service_id(service)]
+        return [own[server_of(backend)] for backend in service.backends]
 
 
 def slot_of(key: ServiceKey) -> ServiceSlot:
@@ -52,9 +57,9 @@ def slot_of(key: ServiceKey) -> ServiceSlot:
     return ServiceSlot(key.vip, key.port, key.protocol.number)
 
 
-def place_of(service_id: int, backend: Backend) -> BackendPlace:
-    """What makes a backend that one: with another name or weight it is the same."""
-    return service_id, backend.address, backend.port or 0
+def server_of(backend: Backend) -> Server:
+    """What makes a backend of a service that one: with another name or weight it is the same."""
+    return backend.address, backend.port or 0
 
 
 def member_of(service: Service, backend: Backend) -> Member:
@@ -67,35 +72,51 @@ def assign(
     actual: TableContents,
     resting: frozenset[int],
     new_salt: Callable[[], int],
+    last: tuple[Config, Identities] | None = None,
 ) -> Identities:
-    """Ids for everything configured. ``resting`` backend ids are not given out.
+    """Ids for everything configured. ``resting`` backend ids are not given out. ``last``: what the
+    tables were made for, if that is known: services that are the same object keep what they have,
+    and where all do, the same object comes back.
 
     Raises DataplaneError when a table is full.
     """
     known_services = {slot: (entry.id, entry.salt) for slot, entry in actual.services.items()}
-    known_backends = {e.identity: i for i, e in actual.backends.items()}
     free_services = _free(config.tables.services, {i for i, _ in known_services.values()})
-    free_backends = _free(config.tables.backends, set(known_backends.values()) | resting)
+    free_backends = _free(config.tables.backends, actual.backends.keys() | resting)
+    same = {id(service): service for service in last[0].services} if last else {}
+    known = last[1].backends if last is not None else _servers_in(actual)
     services: dict[ServiceSlot, tuple[int, int]] = {}
-    backends: dict[BackendPlace, int] = {}
+    backends: dict[int, dict[Server, int]] = {}
     for service in config.services:
         slot = slot_of(service.key)
         if slot not in known_services:
             known_services[slot] = (_take(free_services, "services", config), new_salt())
-        services[slot] = known_services[slot]
+        ident, _ = services[slot] = known_services[slot]
+        if last is not None and id(service) in same:
+            backends[ident] = last[1].backends[ident]
+            continue
+        held = known.get(ident, {})
+        own = backends[ident] = {}
         for backend in service.backends:
-            place = place_of(services[slot][0], backend)
-            if place not in known_backends:
-                known_backends[place] = _take(free_backends, "backends", config)
-            backends[place] = known_backends[place]
+            server = server_of(backend)
+            own[server] = held.get(server) or _take(free_backends, "backends", config)
     _check_zone_rings(config)
-    return Identities(
+    found = Identities(
         services,
         backends,
         actual.nat_sources,
         zone_ids(config.zones, actual),
         {slot: origin.blocks for slot, origin in actual.origins.items() if origin.blocks},
     )
+    return last[1] if last is not None and last[1] == found else found
+
+
+def _servers_in(actual: TableContents) -> dict[int, dict[Server, int]]:
+    """The ids of the backends that the tables hold, by service id."""
+    found: dict[int, dict[Server, int]] = {}
+    for ident, entry in actual.backends.items():
+        found.setdefault(entry.service_id, {})[entry.address, entry.port] = ident
+    return found
 
 
 def zone_ids(zones: Sequence[Zone], actual: TableContents) -> dict[str, int]:
@@ -132,7 +153,7 @@ def _check_zone_rings(config: Config) -> None:
         )
 
 
-def _free(size: int, taken: set[int]) -> Iterator[int]:
+def _free(size: int, taken: Collection[int]) -> Iterator[int]:
     return (ident for ident in range(1, size) if ident not in taken)  # 0 is none
 
 

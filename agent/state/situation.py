@@ -27,6 +27,7 @@ from agent.state.eligibility import (
 )
 from agent.state.identities import Identities
 from agent.state.lookups import nat_source
+from agent.state.roster import Roster, roster, same_backends
 from agent.weights.influence import NOTHING, Influence
 
 
@@ -49,6 +50,7 @@ class Situation:
     verdicts: Mapping[BackendRef, Eligibility]
     backends: Mapping[BackendRef, Tracked[BackendState]]
     services: Mapping[str, Tracked[ServiceState]]
+    roster: Roster
 
     @property
     def past(self) -> Past:
@@ -112,13 +114,32 @@ def situation(
     hops: Mapping[Address, NextHop],
     found: Mapping[BackendRef, Eligibility],
     now: float,
+    before: Situation | None = None,
+    part: Config | None = None,
 ) -> Situation:
-    """The situation after a pass; states that did not change keep their ``since``."""
-    backends = {
-        ref: track(past.backends.get(ref), verdict.state, now) for ref, verdict in found.items()
-    }
+    """The situation after a pass; states that did not change keep their ``since``. ``before``: the
+    last one, if there is one. ``part``: the services of which something may be another than in
+    ``past``; without it, all.
+    """
+    part = config if part is None else part
+    chosen = {BackendRef(s.name, b.name): found[BackendRef(s.name, b.name)]
+              for s in part.services for b in s.backends}  # fmt: skip
+    backends = {ref: track(past.backends.get(ref), v.state, now) for ref, v in chosen.items()}
     services = {
         name: track(past.services.get(name), state, now)
-        for name, (state, _) in service_states(config, found).items()
+        for name, (state, _) in service_states(part, found).items()
     }
-    return Situation(config, ids, health, hops, found, backends, services)
+    if part is not config:
+        backends = _still(found, {**past.backends, **backends})
+        there = {service.name: service for service in config.services}
+        services = _still(there, {**past.services, **services})
+    is_same = before is not None and before.ids is ids and same_backends(before.config, config)
+    known = before.roster if before is not None and is_same else roster(config.services, ids)
+    return Situation(config, ids, health, hops, found, backends, services, known)
+
+
+def _still[Key, Value](there: Mapping[Key, object], tracked: dict[Key, Value]) -> dict[Key, Value]:
+    """Without those that are gone; all that are there are tracked."""
+    if len(tracked) == len(there):
+        return tracked
+    return {key: tracked[key] for key in there}

@@ -97,20 +97,26 @@ def _reason(before: str) -> str:
     return SLOW_START if before == CONFIGURED else f"{SLOW_START}, {before}"
 
 
-def next_step_s(
+def next_steps_s(
     config: Config,
     found: Mapping[BackendRef, Eligibility],
     up_since: Mapping[Member, float],
     now: float,
-) -> float | None:
-    """Seconds until some weight changes by itself; None: none does."""
-    waits = (
-        _next_step_s(verdict.weight, up_since[member], service.slow_start_s, now)
-        for service in config.services
-        for member, _, verdict in _members(service, found)
-        if verdict.usable and member in up_since
-    )
-    return min((wait for wait in waits if wait is not None), default=None)
+) -> dict[str, float]:
+    """Seconds until some weight of a service changes by itself; others are not named."""
+    result = {}
+    for service in config.services:
+        if service.slow_start_s <= 0:
+            continue
+        waits = (
+            _next_step_s(verdict.weight, up_since[member], service.slow_start_s, now)
+            for member, _, verdict in _members(service, found)
+            if verdict.usable and member in up_since
+        )
+        wait = min((wait for wait in waits if wait is not None), default=None)
+        if wait is not None:
+            result[service.name] = wait
+    return result
 
 
 def _members(

@@ -249,7 +249,9 @@ class FailoverView:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything, at one moment."""
+    """Everything, at one moment; ``services`` may be some of them only. How many are in which state
+    is told of all.
+    """
 
     at: float  # seconds since the epoch
     version: str
@@ -263,6 +265,8 @@ class Snapshot:
     defects: int  # passes and reloads that an error of the agent's own has ended
     dataplane: DataplaneSnapshot
     services: tuple[ServiceSnapshot, ...] = field(default=())
+    service_states: Mapping[ServiceState, int] = field(default_factory=dict)
+    backend_states: Mapping[BackendState, int] = field(default_factory=dict)
     rates: Rates = Rates()
     failover: FailoverView = FailoverView()
     link_problems: tuple[str, ...] = ()  # interfaces that take no packets

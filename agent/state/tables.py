@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from agent.model import Address, Forward, Network, Scheduler
 
@@ -11,8 +12,7 @@ type Blocks = tuple[int, ...]  # fullnat: block + 1 by number of the source in i
 NAT_SOURCES = 8  # source addresses of fullnat of each family; as in bpf/include/abi.h
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceSlot:
+class ServiceSlot(NamedTuple):
     """A key of the service maps; port 0 is any port, protocol 0 the mark of a VIP.
 
     Also of the origins: a backend's address, its port (0: any) and the protocol.

@@ -36,6 +36,11 @@ class _Pupil:
     learner: Learner = field(default_factory=Learner)
     learned: Learned = AS_CONFIGURED
 
+    @property
+    def at_rest(self) -> bool:
+        """Without new samples, time changes nothing of it."""
+        return not len(self.learner.rows) and self.learned == AS_CONFIGURED
+
 
 class Learning:
     """Call ``sample`` about once a second; what it has learned is in ``learned``."""
@@ -44,7 +49,11 @@ class Learning:
         self._tables = tables
         self.homes = Homes(tables, self.request_bytes)
         self._pupils: dict[BackendRef, _Pupil] = {}
-        self._services: tuple[Service, ...] = ()
+        # The same in another form, to find at once whose samples have become more.
+        self._order: tuple[BackendRef, ...] = ()
+        self._idents = self._reads = np.empty(0, np.int64)
+        self._awake: set[BackendRef] = set()  # those that are not at rest
+        self._services: dict[str, Service] = {}  # that learn
         self._moved_at = 0.0
         self._request_bytes: dict[str, float] = {}
         self._adopted: dict[BackendRef, Learned] = {}
@@ -54,7 +63,7 @@ class Learning:
         """After a pass: whose samples are where. A backend with another id starts anew."""
         self.homes.place(config, ids)
         before, self._pupils = self._pupils, {}
-        self._services = tuple(filter(learns_speed, config.services))
+        self._services = {one.name: one for one in filter(learns_speed, config.services)}
         names = {service.name for service in config.services}
         self._request_bytes = {n: size for n, size in self._request_bytes.items() if n in names}
         for service in filter(_reads_samples, config.services):
@@ -69,6 +78,15 @@ class Learning:
                     # Maybe it did until now.
                     pupil.learner, pupil.learned = Learner(), AS_CONFIGURED
                 self._pupils[ref] = pupil
+        pupils = self._pupils.values()
+        self._order = tuple(self._pupils)
+        self._idents = np.fromiter((pupil.ident for pupil in pupils), np.int64, len(pupils))
+        self._reads = np.fromiter((pupil.read for pupil in pupils), np.int64, len(pupils))
+        self._awake = {ref for ref, pupil in self._pupils.items() if not pupil.at_rest}
+
+    def see(self, changed: Iterable[Service]) -> None:
+        """These have other weights than before, and are placed where they were."""
+        self._services |= {one.name: one for one in changed if one.name in self._services}
 
     def adopt(self, config: Config, weights: Mapping[BackendRef, int], now: float) -> None:
         """Start from the effective weights that the tables hold."""
@@ -96,7 +114,12 @@ class Learning:
 
     def learns(self, ref: BackendRef) -> bool:
         """Whether its service learns."""
-        return any(service.name == ref.service for service in self._services)
+        return ref.service in self._services
+
+    @property
+    def moved(self) -> Iterable[BackendRef]:
+        """Those of which something else than what is configured may hold."""
+        return {*self._awake, *self._adopted}
 
     def sample(
         self, usable: Iterable[BackendRef], now: float, hasty: frozenset[BackendRef] = frozenset()
@@ -107,13 +130,17 @@ class Learning:
         Where clients have homes, answers to those whom a backend knows tell what its cache
         holds, not how fast it is.
         """
-        learning = {service.name for service in self._services}
-        for ref, pupil in self._pupils.items():
+        counts = self._tables.backend_latency["samples"][self._idents].astype(np.int64)
+        told = {self._order[at] for at in np.flatnonzero(counts != self._reads).tolist()}
+        self._reads = counts
+        for ref in told | self._awake:
+            pupil = self._pupils[ref]
             samples, sources = self._new_samples(pupil)
             self._see_sizes(ref.service, samples)
             samples = self.homes.take(ref.service, pupil.ident, samples, sources)
-            if ref.service in learning and ref not in hasty:
+            if ref.service in self._services and ref not in hasty:
                 pupil.learner = learn(pupil.learner, samples, now)
+        self._awake |= told
         if now - self._moved_at >= MOVE_EVERY_S:
             self._moved_at = now
             self.homes.follow(self._bytes_per_connection)
@@ -136,7 +163,8 @@ class Learning:
         self._request_bytes[service] = before + part * (float(samples.bytes.mean()) - before)
 
     def _move(self, usable: frozenset[BackendRef], now: float) -> None:
-        for service in self._services:
+        for name in {ref.service for ref in self._awake} & self._services.keys():
+            service = self._services[name]
             weights = {
                 ref: backend.weight
                 for backend in service.backends
@@ -146,6 +174,7 @@ class Learning:
             wanted = speeds(estimates, weights, service.bytes_per_connection)
             for ref, target in wanted.items():
                 self._move_one(ref, target, service.bytes_per_connection, now)
+        self._awake = {ref for ref in self._awake if not self._pupils[ref].at_rest}
 
     def _move_one(self, ref: BackendRef, target: Learned, configured: int, now: float) -> None:
         pupil = self._pupils[ref]

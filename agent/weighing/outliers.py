@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from agent.config.durations import format_duration
-from agent.model import BackendRef, BackendState, Config
-from agent.state import haste
+from agent.config.plan import gone_backends, others
+from agent.model import BackendRef, BackendState, Config, Service
+from agent.state import haste, outliers
 from agent.state.haste import Looks, Pace, Reading
-from agent.state.outliers import Tally, Watch, follow, judges
+from agent.state.outliers import SETTLE_S, Tally, Watch, follow, judges
 from agent.weights.influence import Verdict
 
 log = structlog.get_logger()
@@ -19,13 +20,15 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What has become of the backends' clients so far; ``flooded``: services whose new flows are
-    mostly of nobody.
+    """What has become of the backends' clients until ``at_s``, and until ``before_s``; ``moved``:
+    those whose tallies differ.
     """
 
     tallies: Mapping[BackendRef, Tally] = field(default_factory=dict)
-    flooded: frozenset[str] = frozenset()
-    looks: Mapping[BackendRef, Looks] = field(default_factory=dict)  # at open connections
+    before: Mapping[BackendRef, Tally] = field(default_factory=dict)
+    moved: frozenset[BackendRef] = frozenset()
+    before_s: float = 0.0
+    at_s: float = 0.0
 
 
 class Outliers:
@@ -33,41 +36,121 @@ class Outliers:
 
     An agent that starts knows of none. One that still fails is ejected again in seconds; one that
     is done too fast seems to have been so always.
+
+    Only services are looked at that have had clients lately: there may be thousands of others.
     """
 
     def __init__(self) -> None:
+        self._config: Config | None = None
+        self._judged: dict[str, Service] = {}
+        self._paced: dict[str, Service] = {}
+        self._awake: dict[str, float] = {}  # services, and until when they are looked at
         self._watches: dict[BackendRef, Watch] = {}
         self._verdicts: dict[BackendRef, Verdict] = {}
         self._paces: dict[BackendRef, Pace] = {}
         self.hasty: frozenset[BackendRef] = frozenset()  # done too fast to be believed
 
     def take(
-        self, config: Config, outcomes: Outcomes, usable: frozenset[BackendRef], now: float
+        self,
+        config: Config,
+        outcomes: Outcomes,
+        usable: frozenset[BackendRef],
+        flooded: frozenset[str] = frozenset(),
+        looks: Callable[[BackendRef], Looks | None] = lambda _ref: None,
     ) -> None:
-        """The next reading, about once a second."""
-        before, self._watches = self._watches, {}
-        for service in filter(judges, config.services):
-            is_flooded = service.name in outcomes.flooded
-            after = follow(service, before, outcomes.tallies, usable, now, flooded=is_flooded)
-            self._watches |= after
-            for ref, watch in after.items():
-                self._tell(ref, before.get(ref, Watch()), watch, service.outlier.eject_s)
+        """The next reading, about once a second. ``flooded``: services whose new flows are mostly
+        of nobody; ``looks``: at a backend's open connections.
+        """
+        self._follow(config)
+        there = self._judged.keys() | self._paced.keys()
+        for name in {ref.service for ref in outcomes.moved} & there:
+            if name in self._judged and name not in self._awake:
+                self._begin(self._judged[name], outcomes)
+            self._awake[name] = outcomes.at_s + self._rest_s(name)
+        for name in self._awake.keys() & self._judged.keys():
+            self._take(self._judged[name], outcomes, usable, name in flooded)
         self._verdicts = {
             ref: verdict for ref, verdict in self._verdicts.items() if self._is_ejected(ref)
         }
-        self._follow_paces(config, outcomes, usable, now)
+        self._follow_paces(outcomes, usable, looks)
+        self._awake = {
+            name: until
+            for name, until in self._awake.items()
+            if until >= outcomes.at_s or not self._at_rest(name)
+        }
+
+    def _follow(self, config: Config) -> None:
+        last, self._config = self._config, config
+        if config is last:
+            return
+        self._judged = {service.name: service for service in filter(judges, config.services)}
+        self._paced = {one.name: one for one in filter(haste.judges, config.services)}
+        for ref in gone_backends(last, config) if last else ():
+            self._watches.pop(ref, None)
+            self._paces.pop(ref, None)
+        for name in {s.name for s in others(last, config)[0]} if last else ():
+            self._forget_unless(name)
+        there = self._judged.keys() | self._paced.keys()
+        self._awake = {name: until for name, until in self._awake.items() if name in there}
+
+    def _forget_unless(self, name: str) -> None:
+        """What is known of a service, in so far as it is judged no more."""
+        for kind, known in ((self._judged, self._watches), (self._paced, self._paces)):
+            if name not in kind:
+                for ref in [ref for ref in known if ref.service == name]:
+                    del known[ref]
+
+    def _rest_s(self, name: str) -> float:
+        """After so long without a client, all that is remembered of a service is the same."""
+        judged = self._judged.get(name)
+        return max(judged.outlier.window_s if judged else 0.0, haste.WINDOW_S) + 2 * SETTLE_S
+
+    def _at_rest(self, name: str) -> bool:
+        """Whether time alone changes nothing of a service that has no clients."""
+        refs = [
+            BackendRef(name, backend.name)
+            for service in (self._judged.get(name) or self._paced.get(name),)
+            if service
+            for backend in service.backends
+        ]
+        return not any(
+            self._is_ejected(ref) or self._watches.get(ref, Watch()).times or ref in self.hasty
+            for ref in refs
+        )
+
+    def _begin(self, service: Service, outcomes: Outcomes) -> None:
+        """As if it had been looked at all the time: nothing had happened until the last reading."""
+        for backend in service.backends:
+            ref = BackendRef(service.name, backend.name)
+            if ref in outcomes.before:
+                watch = self._watches.get(ref, Watch())
+                last = outliers.Reading(outcomes.before_s, outcomes.before[ref])
+                self._watches[ref] = replace(watch, readings=(last,))
+
+    def _take(
+        self, service: Service, outcomes: Outcomes, usable: frozenset[BackendRef], flooded: bool
+    ) -> None:
+        before, now_s = self._watches, outcomes.at_s
+        after = follow(service, before, outcomes.tallies, usable, now_s, flooded=flooded)
+        for ref, watch in after.items():
+            self._tell(ref, before.get(ref, Watch()), watch, service.outlier.eject_s)
+        self._watches.update(after)
 
     def _follow_paces(
-        self, config: Config, outcomes: Outcomes, usable: frozenset[BackendRef], now: float
+        self,
+        outcomes: Outcomes,
+        usable: frozenset[BackendRef],
+        looks: Callable[[BackendRef], Looks | None],
     ) -> None:
-        before, self._paces = self._paces, {}
-        readings = {
-            ref: Reading(now, looks, outcomes.tallies[ref].closed)
-            for ref, looks in outcomes.looks.items()
-            if ref in outcomes.tallies
-        }
-        for service in filter(haste.judges, config.services):
-            self._paces |= haste.follow(service, before, readings, usable)
+        for name in self._awake.keys() & self._paced.keys():
+            service = self._paced[name]
+            refs = [BackendRef(name, backend.name) for backend in service.backends]
+            readings = {
+                ref: Reading(outcomes.at_s, seen, outcomes.tallies[ref].closed)
+                for ref in refs
+                if ref in outcomes.tallies and (seen := looks(ref)) is not None
+            }
+            self._paces.update(haste.follow(service, self._paces, readings, usable))
         was, self.hasty = self.hasty, frozenset(r for r, pace in self._paces.items() if pace.hasty)
         for ref in self.hasty - was:
             pace = self._paces[ref]
@@ -93,6 +176,11 @@ class Outliers:
             log.warning("ejected", backend=str(ref), why=why)
         elif before.ejected and not after.ejected:
             log.info("put back after an ejection", backend=str(ref))
+
+    @property
+    def marked(self) -> Iterable[BackendRef]:
+        """Those that are ejected or hasty."""
+        return {*self._verdicts, *self.hasty}
 
     def verdict(self, ref: BackendRef) -> Verdict:
         """Why a backend gets no new flows, if it is ejected."""

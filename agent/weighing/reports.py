@@ -63,7 +63,7 @@ class Reports:
     eligibility: not for queues, which go to the scores at once.
     """
 
-    def __init__(self, scores: Scores, on_word: Callable[[], None]) -> None:
+    def __init__(self, scores: Scores, on_word: Callable[[BackendRef], None]) -> None:
         self._scores = scores
         self._on_word = on_word
         self._monitor = TelemetryMonitor(self._ask, self._take)
@@ -83,6 +83,7 @@ class Reports:
         targets = {
             (BackendRef(service.name, backend.name), topic): target
             for service in config.services
+            if asks(service)
             for backend in service.backends
             for topic, target in _targets(service, backend)
         }
@@ -160,7 +161,16 @@ class Reports:
             self._scores.reported(key[0], report, asked_at, fresh_s)
             self._take_tokens(key[0], report, asked_at)
         elif _word(report) != _word(before.report):
-            self._on_word()
+            self._on_word(key[0])
+
+
+def asks(service: Service) -> bool:
+    """Whether its servers are asked about their load, their GPUs or their models."""
+    return (
+        service.telemetry.kind is not TelemetryKind.NONE
+        or service.node.kind is not NodeKind.NONE
+        or service.model is not None
+    )
 
 
 def _fresh_s(target: Target, pace_s: float) -> float:

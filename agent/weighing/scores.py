@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
 
 from agent.dataplane.program import Dataplane
-from agent.dataplane.score import common_share, counted
+from agent.dataplane.score import common_shares, counted
 from agent.model import BackendRef, Config, Service, TelemetryKind
 from agent.state.haste import Looks
 from agent.state.identities import Identities
@@ -31,25 +32,54 @@ _STAND_IN_PERIODS = 5  # so long one counts, should the agent be gone
 
 @dataclass(slots=True)
 class _Place:
-    """Where the load of a backend is, and what was reported of it."""
+    """Where the load of a backend is, and what was reported of it. ``at``: its row of ``_Columns``.
+
+    ``queue``: requests, as last reported.
+    """
 
     ident: int
     service: Service
+    at: int = 0
     open_when_asked: int = 0
     embryonic_when_asked: int = 0
     waiting_when_asked: int = 0  # bytes
-    queue: float = 0.0  # requests, as last reported
-    until: float = 0.0  # when that is old
-    rtt_s: float | None = None
-    looks: Looks = field(default_factory=Looks)
+    queue: float = 0.0
     told: EngineReport | None = None  # the newest figures that were others than those before
     told_at: float = 0.0
     open_when_told: tuple[int, int] = (0, 0)  # open and embryonic
 
-    @property
-    def away(self) -> float:
-        """What the way to it weighs, in connections."""
-        return score.rtt_connections(self.rtt_s, self.service.rtt_per_connection_s)
+
+class _Columns:
+    """What is looked at of all backends at once, in arrays of one length: there may be thousands,
+    and five looks a second. Those of a service stand side by side.
+
+    ``until``: when what was reported is old; ``away``: what the way there weighs, in connections;
+    ``times`` and ``seen``: looks at the open connections, and their sum. By the number of the
+    service: ``requests_each``, what a connection is taken for, and ``kappa``.
+    """
+
+    def __init__(self, places: Mapping[BackendRef, _Place]) -> None:
+        size = len(places)
+        self.refs = tuple(places)
+        self.ids = np.fromiter((place.ident for place in places.values()), np.int64, size)
+        self.services = tuple({ref.service: place.service for ref, place in places.items()}.items())
+        number = {name: n for n, (name, _) in enumerate(self.services)}
+        self.service = np.fromiter((number[ref.service] for ref in places), np.int64, size)
+        self.counts = Counter(ref.service for ref in places)
+        self.until = np.zeros(size)
+        self.away = np.zeros(size)
+        self.requests_each = np.ones(len(self.services))
+        self.kappa = np.full(len(self.services), KAPPA)
+        self.times = np.zeros(size, np.int64)
+        self.seen = np.zeros(size, np.int64)
+        for at, place in enumerate(places.values()):
+            place.at = at
+
+    def keep(self, before: _Columns, kept: Sequence[tuple[int, int]]) -> None:
+        """Take over the rows of backends that were there; by their places before and now."""
+        was, now = np.array(kept, np.int64).reshape(-1, 2).T
+        for name in ("until", "away", "times", "seen"):
+            getattr(self, name)[now] = getattr(before, name)[was]
 
 
 class Scores:
@@ -60,6 +90,7 @@ class Scores:
         self._dataplane = dataplane
         self._request_bytes = request_bytes
         self._places: dict[BackendRef, _Place] = {}
+        self._columns = _Columns({})
         self._ratios: dict[str, tuple[float, float]] = {}  # and when it was told
         self._hasty: frozenset[BackendRef] = frozenset()
         self._periods = 0  # of standing in
@@ -80,6 +111,8 @@ class Scores:
         telling = {service.name for service in config.services if score.tells_queues(service)}
         self._ratios = {name: one for name, one in self._ratios.items() if name in telling}
         rows = self._dataplane.tables.backend_load
+        kept: list[tuple[BackendRef, int]] = []  # those that stay, and where they were
+        renewed: list[BackendRef] = []  # asked in another way from now on
         for service in config.services:
             if not score.is_scored(service):
                 # Maybe it was until now; jiffies go round, and then old words would count anew.
@@ -93,10 +126,16 @@ class Scores:
                 ident, old = ids.backend_id(service, backend), before.get(ref)
                 if old is None or old.ident != ident:
                     old = _Place(ident, service)
-                elif old.service.telemetry.kind is not service.telemetry.kind:
-                    old.until = 0.0
+                else:
+                    kept.append((ref, old.at))
+                    if old.service.telemetry.kind is not service.telemetry.kind:
+                        renewed.append(ref)
                 old.service = service
                 self._places[ref] = old
+        columns, self._columns = self._columns, _Columns(self._places)
+        self._columns.keep(columns, [(at, self._places[ref].at) for ref, at in kept])
+        self._columns.until[[self._places[ref].at for ref in renewed]] = 0.0
+        self._see_services()
 
     def asked(self, ref: BackendRef) -> None:
         """A report is being asked for: what it will say is of this moment."""
@@ -121,29 +160,34 @@ class Scores:
             # What waits is among the open connections; the others may run.
             settled = place.open_when_asked - place.embryonic_when_asked
             queue = max(queue, float(settled))
-        place.queue, place.until = queue, asked_at + fresh_s
+        place.queue = queue
+        self._columns.until[place.at] = asked_at + fresh_s
         beta, usual = bytes_held(place.service), self._request_bytes(ref.service)
         hidden = score.hidden_connections(report, usual, place.waiting_when_asked, beta)
         row = self._dataplane.tables.backend_load[place.ident : place.ident + 1]
         open_then, embryonic_then = _open_then(place, report, asked_at)
         row["report_open"] = max(0, open_then)
         row["report_embryonic"] = max(0, embryonic_then)
-        row["queue"] = score.fixed(queue + hidden + place.away)
+        row["queue"] = score.fixed(queue + hidden + float(self._columns.away[place.at]))
         row["is_hot"] = score.is_hot(report) or self._passes_over(ref)
         row["kappa"] = score.kappa(usual, beta)
         row["report_until"] = self._jiffies_in(fresh_s)
 
-    def tick(self, rtts: Mapping[BackendRef, float | None], now: float) -> None:
+    def tick(self, rtt_s: Callable[[BackendRef], float | None], now: float) -> None:
         """About once a second: round trips, and what part of the requests is our own."""
+        columns, rows = self._columns, self._dataplane.tables.backend_load
+        far = np.array([service.rtt_per_connection_s > 0 for _, service in columns.services], bool)
+        columns.away[~far[columns.service]] = 0.0
+        for at in np.flatnonzero(far[columns.service]).tolist():
+            ref = columns.refs[at]
+            each_s = self._places[ref].service.rtt_per_connection_s
+            columns.away[at] = score.rtt_connections(rtt_s(ref), each_s)
         told: dict[str, tuple[float, int]] = {}
-        rows = self._dataplane.tables.backend_load
-        for ref, place in self._places.items():
-            place.rtt_s = rtts.get(ref)
-            if place.until > now:
-                queue, open_ = told.get(ref.service, (0.0, 0))
-                row = rows[place.ident]
-                open_ += int(counted(row))
-                told[ref.service] = (queue + place.queue, open_)
+        for at in np.flatnonzero(columns.until > now).tolist():
+            ref = columns.refs[at]
+            queue, open_ = told.get(ref.service, (0.0, 0))
+            open_ += int(counted(rows[columns.ids[at]]))
+            told[ref.service] = (queue + self._places[ref].queue, open_)
         for service, (queue, open_) in told.items():
             ratio = score.smoothed(self.ratio(service), queue, open_)
             if ratio is not None:
@@ -153,6 +197,18 @@ class Scores:
             for service, (ratio, at) in self._ratios.items()
             if now - at < RATIO_HELD_S
         }
+        self._see_services()
+
+    def _see_services(self) -> None:
+        """What is the same for all backends of a service, in so far as they do not report."""
+        columns = self._columns
+        each = [score.requests_each(self.ratio(name)) for name, _ in columns.services]
+        columns.requests_each = np.array(each)
+        kappas = (
+            score.kappa(self._request_bytes(name), bytes_held(one))
+            for name, one in columns.services
+        )
+        columns.kappa = np.fromiter(kappas, np.int64, len(columns.services))
 
     def stand_in(self, now: float) -> None:
         """What backends without a report that counts would report: their connections, each as
@@ -160,41 +216,32 @@ class Scores:
 
         So the connections opened since then weigh more there, too (``score.kappa``).
         """
-        rows = self._dataplane.tables.backend_load
-        until = self._jiffies_in(_STAND_IN_PERIODS * STAND_IN_EVERY_S)
-        silent: dict[str, list[_Place]] = {}
+        columns, table = self._columns, self._dataplane.tables.backend_load
         self._periods += 1
-        self._look()
+        rows = table[columns.ids]
+        columns.times += 1
+        columns.seen += np.maximum(rows["open"] + rows["open_fix"], 0)
+        silent = columns.until <= now
+        ids, rows, service = columns.ids[silent], rows[silent], columns.service[silent]
+        open_ = counted(rows, common_shares(rows, service, len(columns.services))[service])
+        queue = open_ * columns.requests_each[service] + columns.away[silent]
+        for word, fix in (("open", "open_fix"), ("embryonic", "embryonic_fix")):
+            table[f"report_{word}"][ids] = np.maximum(rows[word] + rows[fix], 0)
+        table["queue"][ids] = np.minimum(queue * score.ONE, score.MOST)
+        table["is_hot"][ids] = 0
+        table["kappa"][ids] = columns.kappa[service]
+        table["report_until"][ids] = self._jiffies_in(_STAND_IN_PERIODS * STAND_IN_EVERY_S)
         passed_over = [self._places[ref].ident for ref in self._hasty if self._passes_over(ref)]
-        for ref, place in self._places.items():
-            if place.until <= now:
-                silent.setdefault(ref.service, []).append(place)
-        for service, places in silent.items():
-            ids = np.array([place.ident for place in places])
-            away = np.array([place.away for place in places])
-            now_there = rows[ids]
-            open_ = counted(now_there, common_share(now_there))
-            queue = open_ * score.requests_each(self.ratio(service)) + away
-            for word, fix in (("open", "open_fix"), ("embryonic", "embryonic_fix")):
-                rows[f"report_{word}"][ids] = np.maximum(now_there[word] + now_there[fix], 0)
-            rows["queue"][ids] = np.minimum(queue * score.ONE, score.MOST)
-            rows["is_hot"][ids] = 0
-            beta = bytes_held(places[0].service)
-            rows["kappa"][ids] = score.kappa(self._request_bytes(service), beta)
-            rows["report_until"][ids] = until
-        rows["is_hot"][passed_over] = 1
+        table["is_hot"][passed_over] = 1
 
-    @property
-    def looks(self) -> dict[BackendRef, Looks]:
-        """How many connections were open whenever somebody looked, five times a second."""
-        return {ref: place.looks for ref, place in self._places.items()}
-
-    def _look(self) -> None:
-        places = [*self._places.values()]
-        ids = np.array([place.ident for place in places], dtype=np.int64)
-        rows = self._dataplane.tables.backend_load[ids]
-        for place, count in zip(places, (rows["open"] + rows["open_fix"]).tolist(), strict=True):
-            place.looks = Looks(place.looks.times + 1, place.looks.seen + max(count, 0))
+    def looks(self, ref: BackendRef) -> Looks | None:
+        """How many connections were open whenever somebody looked, five times a second; None:
+        nobody looks.
+        """
+        place, columns = self._places.get(ref), self._columns
+        if place is None:
+            return None
+        return Looks(int(columns.times[place.at]), int(columns.seen[place.at]))
 
     def hold(self, hasty: frozenset[BackendRef]) -> None:
         """Believe no scores of these: they are passed over but for half of their even share, so
@@ -205,8 +252,7 @@ class Scores:
     def _passes_over(self, ref: BackendRef) -> bool:
         if ref not in self._hasty or ref not in self._places:
             return False
-        of_service = sum(other.service == ref.service for other in self._places)
-        return self._periods % (2 * of_service) != 0
+        return self._periods % (2 * self._columns.counts[ref.service]) != 0
 
     def ratio(self, service: str) -> float | None:
         """Requests in a service's engines by connections of this balancer, of the last half

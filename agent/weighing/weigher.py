@@ -5,23 +5,25 @@ and how fast they turn out to be. Gives the passes their influences.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from agent.config.plan import gone_backends, others
 from agent.dataplane.program import Dataplane
 from agent.model import BackendRef, Config, NodeKind, Scheduler, Service, TelemetryKind
 from agent.state.identities import Identities
 from agent.state.loads import counts_waiting
-from agent.state.outliers import Tally
+from agent.state.roster import same_backends
 from agent.state.snapshot import Home, LearnedSpeed, Reported
 from agent.telemetry.asks import Topic
 from agent.telemetry.report import AgentCheck, EngineReport, Models, NodeReport
 from agent.weighing.heads import Heads
 from agent.weighing.learning import Learning
 from agent.weighing.outliers import Outcomes, Outliers
-from agent.weighing.reports import Heard, Reports
+from agent.weighing.reports import Heard, Reports, asks
 from agent.weighing.scores import Scores
 from agent.weights import influence, score
-from agent.weights.influence import Influence, Verdict
+from agent.weights.influence import NOTHING, Influence, Verdict
 from agent.weights.speeds import advance
 
 CAPACITY_EVERY_S = 10.0
@@ -30,20 +32,24 @@ CONDEMNED_S = 300.0
 
 
 class Weigher:
-    """One data plane's. ``wake`` is called when weights or eligibility may have changed."""
+    """One data plane's. ``wake`` is called with the names of services, when weights or eligibility
+    of their backends may have changed.
+    """
 
-    def __init__(self, dataplane: Dataplane, wake: Callable[[], None]) -> None:
+    def __init__(self, dataplane: Dataplane, wake: Callable[[Iterable[str]], None]) -> None:
         self._wake = wake
         self._learning = Learning(dataplane.tables)
         self._heads = Heads(dataplane.tables, dataplane.clock.hz)
         self._scores = Scores(dataplane, self._learning.request_bytes)
-        self._reports = Reports(self._scores, wake)
+        self._reports = Reports(self._scores, lambda ref: wake((ref.service,)))
         self._draws: dict[str, int] = {}
         self._clocks: dict[BackendRef, float] = {}  # shares that throttling leaves
         self._clocks_at = 0.0
-        self._last: tuple[Mapping[BackendRef, Influence], Mapping[str, int]] = ({}, {})
+        self._influences: dict[BackendRef, Influence] = {}
         self._usable: frozenset[BackendRef] = frozenset()  # as of the last sample
         self._outliers = Outliers()
+        self._aimed: Config | None = None
+        self._placed: tuple[Config, Identities] | None = None
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What has to run, by name."""
@@ -55,10 +61,17 @@ class Weigher:
 
     def aim(self, config: Config, now: float) -> None:
         """Look after exactly these backends from now on."""
+        last, self._aimed = self._aimed, config
+        for ref in gone_backends(last, config) if last else ():
+            self._influences.pop(ref, None)
         self._reports.aim(config, now)
 
     def place(self, config: Config, ids: Identities) -> None:
         """After a pass: where in the tables they are."""
+        last, self._placed = self._placed, (config, ids)
+        if last is not None and last[1] is ids and _weighs_alike(last[0], config):
+            self._learning.see(others(last[0], config)[0])
+            return
         self._scores.place(config, ids)
         self._learning.place(config, ids)
         self._heads.place(config, ids)
@@ -66,37 +79,34 @@ class Weigher:
     def sample(
         self,
         config: Config,
-        usable: Iterable[BackendRef],
-        rtts: Mapping[BackendRef, float | None],
-        tallies: Mapping[BackendRef, Tally],
+        usable: frozenset[BackendRef],
+        rtt_s: Callable[[BackendRef], float | None],
+        outcomes: Outcomes,
         flooded: frozenset[str],
         now: float,
     ) -> None:
         """About once a second. Whatever changes by itself, by learning or as reports grow old,
         asks for a pass here.
         """
-        self._usable = frozenset(usable)
-        outcomes = Outcomes(tallies, flooded, self._scores.looks)
-        self._outliers.take(config, outcomes, self._usable, now)
-        self._scores.tick(rtts, now)
-        self._learning.sample(self._usable, now, self._outliers.hasty)
+        self._usable = usable
+        self._outliers.take(config, outcomes, usable, flooded, self._scores.looks)
+        self._scores.tick(rtt_s, now)
+        self._learning.sample(usable, now, self._outliers.hasty)
         self._scores.hold(self._outliers.hasty)
         self._heads.sample()
-        self._follow_draws(config, now)
+        draws = self._follow_draws(config, now)
         if now - self._clocks_at >= CAPACITY_EVERY_S:
             self._clocks_at = now
             self._follow_clocks(config, now)
-        found = (self.influences(config, now), self._draws)
-        if found != self._last:
-            self._last = found
-            self._wake()
+        changed = self.refresh(config.services, now) | draws
+        if changed:
+            self._wake(changed)
 
     def _follow_clocks(self, config: Config, now: float) -> None:
         """Small steps towards what throttling leaves of each backend."""
         before, self._clocks = self._clocks, {}
-        for service, ref in _nodes(config):
-            if service.node.kind is NodeKind.NONE:
-                continue
+        asked = [s for s in config.services if s.node.kind is not NodeKind.NONE]
+        for ref in (BackendRef(s.name, b.name) for s in asked for b in s.backends):
             heard = self._reports.heard(ref, Topic.NODE)
             wanted = 1.0
             if isinstance(heard.report, NodeReport) and heard.is_fresh(now):
@@ -107,9 +117,35 @@ class Weigher:
 
     # -- what passes want to know
 
-    def influences(self, config: Config, now: float) -> dict[BackendRef, Influence]:
-        """What reports and learned speed do to every backend."""
-        return {ref: self._influence(service, ref, now) for service, ref in _nodes(config)}
+    @property
+    def influences(self) -> Mapping[BackendRef, Influence]:
+        """What reports and learned speed do to backends, as of the last ``refresh``; nothing to
+        those that are not named.
+        """
+        return self._influences
+
+    def refresh(self, services: Iterable[Service], now: float) -> set[str]:
+        """Find anew what is done to the backends of these services; the names of those where it is
+        something else than before.
+        """
+        marked: dict[str, list[BackendRef]] = {}  # those that are not only configured
+        for ref in (*self._learning.moved, *self._outliers.marked, *self._clocks):
+            marked.setdefault(ref.service, []).append(ref)
+        held: dict[str, list[BackendRef]] = {}
+        for ref in self._influences:
+            held.setdefault(ref.service, []).append(ref)
+        changed = set()
+        for service in services:
+            name, refs = service.name, marked.get(service.name, ())
+            if asks(service):
+                refs = [BackendRef(name, backend.name) for backend in service.backends]
+            found = {ref: self._influence(service, ref, now) for ref in refs}
+            found = {ref: one for ref, one in found.items() if one != NOTHING}
+            before = {ref: self._influences.pop(ref) for ref in held.get(name, ())}
+            self._influences |= found
+            if found != before:
+                changed.add(name)
+        return changed
 
     def _influence(self, service: Service, ref: BackendRef, now: float) -> Influence:
         out = self._out(service, ref, now)
@@ -154,9 +190,9 @@ class Weigher:
         """How many backends are compared, by service of least-load, as of the last sample."""
         return self._draws
 
-    def _follow_draws(self, config: Config, now: float) -> None:
+    def _follow_draws(self, config: Config, now: float) -> set[str]:
         """One is by the weights alone: so where telemetry is mostly lost and no request bytes
-        are seen, as scores say little then.
+        are seen, as scores say little then. The services where it is another number than before.
         """
         before, self._draws = self._draws, {}
         for service in config.services:
@@ -168,6 +204,7 @@ class Weigher:
             ratio = self._scores.ratio(service.name)
             last = before.get(service.name, service.draws)
             self._draws[service.name] = score.draws(service.draws, ratio, last)
+        return {name for name, _ in before.items() ^ self._draws.items()}
 
     def _is_blind(self, service: Service, now: float) -> bool:
         return (
@@ -178,7 +215,8 @@ class Weigher:
 
     def _most_are_silent(self, service: Service, now: float) -> bool:
         """Of those that get new flows: the others may be off."""
-        refs = [ref for ref in self._usable if ref.service == service.name]
+        own = (BackendRef(service.name, backend.name) for backend in service.backends)
+        refs = [ref for ref in own if ref in self._usable]
         heard = [self._reports.heard(ref, Topic.ENGINE).is_fresh(now) for ref in refs]
         return 2 * sum(heard) < len(heard)
 
@@ -242,11 +280,13 @@ class Weigher:
         )
 
 
-def _nodes(config: Config) -> Iterable[tuple[Service, BackendRef]]:
-    for service in config.services:
-        for backend in service.backends:
-            yield service, BackendRef(service.name, backend.name)
-
-
 def _age(heard: Heard, now: float) -> float | None:
     return now - heard.asked_at if heard.report is not None else None
+
+
+def _weighs_alike(old: Config, new: Config) -> bool:
+    """Whether nothing has changed but what the configuration says of single backends."""
+    return same_backends(old, new) and all(
+        before is after or replace(before, backends=()) == replace(after, backends=())
+        for before, after in zip(old.services, new.services, strict=True)
+    )

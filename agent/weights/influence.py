@@ -125,7 +125,5 @@ def factors(
     notes: tuple[str, ...] = ()
     if throttled < 1.0 and confidence >= BELIEVED:
         throttled, notes = 1.0, (THROTTLED,)
-    return (
-        ((LEARNED, learned), (THROTTLED, throttled), (AGENT_CHECK, agent_check)),
-        notes,
-    )
+    told = ((LEARNED, learned), (THROTTLED, throttled), (AGENT_CHECK, agent_check))
+    return tuple((reason, share) for reason, share in told if share != 1.0), notes

@@ -136,7 +136,7 @@ class Watch:
     def _note_way_back(self) -> None:
         self.ways_back += 1
 
-    def _note(self) -> None:
+    def _note(self, _addresses: object) -> None:
         self.changes += 1
         self._changed.set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +107,8 @@ def test_a_server_that_answers_503_gets_no_requests_until_it_is_put_back(here: S
     assert until_ejected(here, ERRORS, ERRORS_PORT) >= 10
     told = here.backend(ERRORS, FAILING)
     assert told["ejections_total"] == 2
-    assert "no new flows for 6s, ejected 2 times" in told["reason"]
+    # Twice as long, unless it was well for so long as one ejection lasts, on a slow host.
+    assert re.search(r"no new flows for [36]s, ejected 2 times", told["reason"])
 
 
 def configure(here: Site, **fields: Any) -> None:
@@ -135,7 +137,7 @@ def test_a_server_in_dsr_that_lacks_the_vip_gets_no_connections(here: Site):
         assert until_ejected(here, "web", PORT) >= 10
         told = here.backend("web", FAILING)
         assert told["health"] == "up"
-        assert "connections were established (is the VIP on its lo?" in told["reason"]
+        assert "established (is the VIP on its lo?" in told["reason"]
         assert "; no new flows for 1m" in told["reason"]
         got = [asked(here, PORT) for _ in range(30)]
         assert {one[1] for one in got if one} == {"be2", "be3"}

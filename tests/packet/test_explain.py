@@ -120,7 +120,7 @@ def test_the_clients_prefix_and_the_bound(rig: Rig, vip: str, bits: int):
     rig.serve(
         service(
             *(backend(f"b{n}") for n in range(6)), vip=vip,
-            scheduler=Scheduler.SOURCE, source_bits=bits, source_bound=1.25,
+            scheduler=Scheduler.SOURCE, source_bits=bits, source_bound=1.05,
         )
     )  # fmt: skip
     segments, passed_over = Segments(vip), 0

@@ -6,18 +6,20 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.config import edit as edit_module
 from agent.config.defaults import CHECK_KEYS, PROTOCOL_KEYS, SCHEDULER_KEYS
 from agent.config.document import write_yaml
 from agent.config.edit import Edit, EditOp, apply_edit
 from agent.config.load import parse
 from agent.config.plan import Action, Change, plan
 from agent.config.render import document, service_fields
-from agent.errors import ConfigError
+from agent.errors import ConfigError, SteelyardError
 from agent.model import CheckKind, Config, Service
 from tests.examples import examples
 from tests.property.configurations import KNOWN_ZONES, configs, service_lists
@@ -66,6 +68,53 @@ def test_applying_services_makes_them_equal(
     new = dataclasses.replace(old, services=after)
     edit = Edit(EditOp.SERVICES_APPLY, values={"services": document(new)["services"]})
     assert apply_edit(old, edit) == new
+
+
+@some
+@given(configs, st.data())
+def test_an_edit_of_one_service_is_what_comes_of_the_whole(
+    config: Config, data: st.DataObject
+) -> None:
+    """It is checked without the others where they cannot matter."""
+    if not config.services:
+        return
+    service = data.draw(st.sampled_from(config.services))
+    backend = data.draw(st.sampled_from([b.name for b in service.backends] or ["none"]))
+    addresses = [str(b.address) for s in config.services for b in s.backends]
+    vips = [str(s.key.vip) for s in config.services]
+    address = data.draw(st.sampled_from(["198.51.100.1", *addresses, *vips]))
+    zone = data.draw(st.sampled_from([None, *(zone.name for zone in config.zones)]))
+    edit = data.draw(
+        st.sampled_from(
+            [
+                Edit(EditOp.BACKEND_SET, service.name, backend, {"weight": 7}),
+                Edit(EditOp.BACKEND_SET, service.name, backend, {"state": "drain", "zone": zone}),
+                Edit(EditOp.BACKEND_REMOVE, service.name, backend),
+                Edit(EditOp.BACKEND_ADD, service.name, "new", {"address": address, "zone": zone}),
+                Edit(EditOp.SERVICE_SET, service.name, None, {"port": 4711}),
+                Edit(EditOp.SERVICE_SET, service.name, None, {"forward": "nat"}),
+                Edit(EditOp.SERVICE_SET, service.name, None, {"slow_start": "7s"}),
+            ]
+        )
+    )
+    quick, whole = outcome(lambda: apply_edit(config, edit)), outcome(lambda: by_all(config, edit))
+    assert quick == whole
+    if isinstance(quick, Config):
+        others = [one for one in quick.services if one.name != service.name]
+        assert all(any(one is before for before in config.services) for one in others)
+
+
+def by_all(config: Config, edit: Edit) -> Config:
+    """With every service built anew."""
+    with mock.patch.object(edit_module, "_edit_one", return_value=None):
+        return apply_edit(config, edit)
+
+
+def outcome(work: Callable[[], Config]) -> Config | tuple[type[SteelyardError], str]:
+    try:
+        return work()
+    except SteelyardError as error:
+        return type(error), str(error)
 
 
 _values = st.recursive(

@@ -184,6 +184,12 @@ def make_snapshot(config):
                 rates=Rates(),
             ),
         ),
+        service_states={ServiceState.DEGRADED: 1, ServiceState.DOWN: 1},
+        backend_states={
+            BackendState.UP: 1,
+            BackendState.UNREACHABLE: 1,
+            BackendState.DRAIN: 1,
+        },
         rates=Rates(1.0, 2.0, 3.0, 4.0),
     )
 
@@ -204,11 +210,15 @@ class FakeControl:
         if self.failure is not None:
             raise self.failure
 
-    def snapshot(self):
+    def snapshot(self, services=None):
         self._called("snapshot")
         made = make_snapshot(parse(CONFIG, "agent.yaml"))
         dataplane = dataclasses.replace(made.dataplane, attached=self.attached)
-        return dataclasses.replace(made, dataplane=dataplane)
+        those = [s for s in made.services if services is None or s.service.name in services]
+        return dataclasses.replace(made, dataplane=dataplane, services=tuple(those))
+
+    def is_attached(self):
+        return self.attached
 
     def config(self):
         return self.running
@@ -328,7 +338,9 @@ class Api:
             self.path,
             self.group,
             self.metrics_listen,
-            metrics=lambda snapshot: f"steelyard_up{{name={snapshot.name!r}}} 1\n".encode(),
+            metrics=lambda snapshot, _of_backends: (
+                f"steelyard_up{{name={snapshot.name!r}}} 1\n".encode()
+            ),
         )
 
     def raw(self, method, target, body=None):

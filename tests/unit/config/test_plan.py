@@ -8,9 +8,12 @@ import sys
 from ipaddress import IPv4Address
 from typing import Any
 
+import pytest
+
+from agent.config import plan as plan_module
 from agent.config.load import parse
 from agent.config.plan import Action, Change, FieldChange, Kind, global_changes, plan
-from agent.model import Config
+from agent.model import BackendRef, Config
 
 BASE: dict[str, Any] = {
     "interface": "eth0",
@@ -304,3 +307,41 @@ def test_plans_do_without_pydantic_and_yaml() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     assert done.returncode == 0
+
+
+def test_services_are_told_apart_by_their_objects_and_then_by_what_they_are() -> None:
+    old = config()
+    heavier = config(BASE["services"][0]["backends"][1:], slow_start="9s")
+    assert plan_module.changed(old, old) == frozenset()
+    assert plan_module.changed(old, config()) == frozenset(), "others, and the same"
+    assert plan_module.changed(old, heavier) == {"chat"}
+    assert plan_module.changed(old, config(name="new")) == {"chat", "new"}
+    elsewhere = dataclasses.replace(old, hash_seed=7)
+    assert plan_module.changed(old, elsewhere) is None
+    assert plan_module.gone_backends(old, heavier) == {BackendRef("chat", "gpu-1")}
+    assert plan_module.gone_backends(old, config()) == set()
+    assert plan_module.others(old, old) == ([], [])
+    assert plan_module.others(old, heavier) == ([*heavier.services], [*old.services])
+
+
+def test_what_has_not_changed_stays_the_same_object() -> None:
+    old, new = config(), config()
+    kept = plan_module.keeping(old, new)
+    assert kept == new
+    assert kept.services[0] is old.services[0]
+    other = config(slow_start="9s")
+    assert plan_module.keeping(old, other).services[0] is other.services[0]
+
+
+def test_a_planner_finds_what_a_plan_finds_and_looks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    once = plan_module._service_changes
+    monkeypatch.setattr(
+        plan_module, "_service_changes", lambda *pair: looked.append(pair) or once(*pair)
+    )
+    planner = plan_module.Planner()
+    old, new = config(), config(slow_start="9s")
+    assert planner.plan(old, new) == planner.plan(old, new) != ()
+    assert len(looked) == 1
+    assert planner.plan(old, new) == plan(old, new)
+    assert planner.plan(new, old) == plan(new, old)

@@ -7,14 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from agent.config import store as store_module
 from agent.config.edit import Edit, EditOp, apply_edit
 from agent.config.plan import plan
+from agent.config.render import document
 from agent.config.store import LoadedRunning, RunningStore, file_digest
 from agent.errors import ConfigError
+from agent.model import AdminState, Service
 
 FILE = """\
 interface: eth0
@@ -196,3 +201,50 @@ def test_a_kill_at_any_moment_leaves_a_whole_running_configuration(
         assert loaded.problem == ""
         found = store.last_good("")
         assert (found.config if found else loaded.file_config) == loaded.config
+
+
+def test_only_services_that_changed_are_written_anew_and_the_text_is_the_same(
+    store: RunningStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = store.load(FILE + SECOND)
+    written: list[str] = []
+    once = store_module._text_of
+
+    def text_of(service: Service) -> str:
+        written.append(service.name)
+        return once(service)
+
+    monkeypatch.setattr(store_module, "_text_of", text_of)
+    config = loaded.config
+    for weight in (7, 8):
+        config = apply_edit(config, Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"weight": weight}))
+        store.save(config, loaded.file_digest, plan(loaded.file_config, config))
+    assert written == ["chat", "two", "chat"]
+    data = yaml.safe_load(store.path.read_text())
+    assert data["config"] == document(config)
+    assert store.load(FILE + SECOND).config == config
+    store.save(replace(config, services=()), loaded.file_digest, ["all are gone"])
+    assert store.load(FILE + SECOND).config.services == ()
+
+
+def test_what_was_written_is_not_read_again_unless_somebody_has_touched_it(
+    store: RunningStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drain_and_save(store, store.load(FILE))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_verified", None)  # it must not be called
+        assert store.load(FILE).config.services[0].backends[0].admin is AdminState.DRAIN
+    text = store.path.read_text()
+    store.path.write_text(text.replace("drain", "drxin"))
+    assert store.load(FILE).problem
+    store.path.unlink()
+    assert store.load(FILE).config == store.load(FILE).file_config
+
+
+SECOND = """\
+  - name: two
+    vip: 10.0.0.11
+    port: 80
+    health: {type: tcp, send: "a: b #c\\n - d", expect: "null"}
+    backends: [{name: gpu-1, address: 10.0.0.21}]
+"""

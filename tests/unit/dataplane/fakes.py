@@ -55,6 +55,9 @@ class FakeTables:
     def delete(self, table: str, key: bytes) -> None:
         self.by_key[table].pop(key, None)
 
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return self.by_key[table].get(key)
+
     def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         return iter(list(self.by_key[table].items()))
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.dataplane import abi, latency
 from agent.metrics.collector import SnapshotCollector, render
-from agent.metrics.families import FAMILIES
+from agent.metrics.families import BASIC, FAMILIES
 from agent.metrics.family import Kind
-from agent.model import ServiceKey
+from agent.model import BackendMetrics, ServiceKey
 from agent.state.snapshot import Latency, Load
 
 ODD = {"service": 'odd"name'}
@@ -186,3 +187,28 @@ def test_samples_have_a_value_for_every_label(snapshot):
     for family in FAMILIES:
         for labels, _ in family.samples(snapshot):
             assert len(labels) == len(family.labels), family.name
+
+
+def test_basic_metrics_of_backends_are_those_and_no_others(snapshot):
+    of_backends = {family.name for family in FAMILIES if family.is_of_backends}
+    assert of_backends > BASIC
+    whole, basic, none = (render(snapshot, level).decode() for level in BackendMetrics)
+    told = {
+        line.split("{")[0] for line in basic.splitlines() if line.startswith("steelyard_")
+        and 'backend="' in line
+    }  # fmt: skip
+    assert told <= BASIC
+    assert 'backend="' not in none
+    state = [line for line in basic.splitlines() if line.startswith("steelyard_backend_state{")]
+    backends = [backend for service in snapshot.services for backend in service.backends]
+    assert len(state) == len(backends)
+    assert set(state) < set(whole.splitlines())
+    of_services = [line for line in whole.splitlines() if "steelyard_service_" in line]
+    assert of_services == [line for line in none.splitlines() if "steelyard_service_" in line]
+
+
+def test_the_rules_ask_for_nothing_that_is_not_basic():
+    rules = (Path(__file__).parents[3] / "deploy/prometheus/steelyard.rules.yml").read_text()
+    asked = set(re.findall(r"steelyard_[a-z_]+", rules))
+    of_backends = {family.name for family in FAMILIES if family.is_of_backends}
+    assert asked & of_backends <= BASIC

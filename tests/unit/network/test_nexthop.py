@@ -83,7 +83,7 @@ class Watch:
         self.ways_back = 0
         self._changed = asyncio.Event()
 
-    def _note(self) -> None:
+    def _note(self, _addresses: object) -> None:
         self._changed.set()
 
     def _note_way_back(self) -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from agent.model import BackendRef
-from agent.pair.word import word_of
+from agent.pair.word import up_of
 
 A, B = BackendRef("web", "a"), BackendRef("web", "b")
 
@@ -20,10 +20,10 @@ def now(**usable: bool) -> Any:
 
 
 def test_backends_that_are_up_are_counted() -> None:
-    assert word_of(now(a=True, b=False), True, "").services == {"web": (1, 2)}
+    assert up_of(now(a=True, b=False)) == {"web": (1, 2)}
 
 
 def test_what_an_interface_of_this_node_keeps_from_it_does_not_count() -> None:
     """Their checks say nothing then, and another node may well reach them."""
-    assert word_of(now(a=True, b=True), True, "", {A}).services == {"web": (1, 2)}
-    assert word_of(now(a=True, b=True), True, "", {A, B}).services == {"web": (0, 2)}
+    assert up_of(now(a=True, b=True), {A}) == {"web": (1, 2)}
+    assert up_of(now(a=True, b=True), {A, B}) == {"web": (0, 2)}

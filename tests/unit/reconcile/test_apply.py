@@ -94,13 +94,13 @@ def test_all_services_that_fit_have_a_ring_and_still_can_flip(tables: FakeTables
 
 
 def test_no_free_region_is_an_error_and_changes_nothing(tables: FakeTables):
-    applier = Applier(tables)
     count = tables.size.ring_lines // tables.size.lines_per_ring
     for port in range(1, count + 1):
         tables.put_service(
             ServiceSlot(VIP, port, 6),
             contents.service_row(SERVICE, (port - 1) * tables.size.lines_per_ring),
         )
+    applier = Applier(tables)
     before = tables.rings.copy(), dict(contents.service_rows(tables))
     with pytest.raises(DataplaneError, match="no ring is free"):
         applier.apply(PutService(ServiceSlot(VIP, 999, 6), SERVICE, True, False))

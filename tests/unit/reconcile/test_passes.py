@@ -20,7 +20,7 @@ class Work:
     def __init__(self, *ends: Exception) -> None:
         self.ends, self.done, self.well = list(ends), 0, asyncio.Event()
 
-    async def __call__(self) -> None:
+    async def __call__(self, _scope: object) -> None:
         self.done += 1
         if self.ends:
             raise self.ends.pop(0)
@@ -122,5 +122,21 @@ def test_many_wakes_are_one_pass() -> None:
             await asyncio.sleep(0)
         assert work.done == 1
         task.cancel()
+
+    asyncio.run(story())
+
+
+def test_a_pass_is_about_all_that_was_said_since_the_last() -> None:
+    async def story() -> None:
+        found = Passes(Work())
+        found.wake(("web",))
+        found.wake(name for name in ("mail", "web"))
+        assert await found.woken() == {"web", "mail"}
+        found.wake(())
+        assert await found.woken() == frozenset(), "the host has to be looked at, and no service"
+        found.wake(("web",))
+        found.wake()
+        found.wake(("mail",))
+        assert await found.woken() is None
 
     asyncio.run(story())

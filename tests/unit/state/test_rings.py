@@ -12,7 +12,7 @@ import pytest
 from agent.model import Backend, BackendRef, Config, Health, Scheduler, Service, Zone
 from agent.rings import maglev, smooth
 from agent.state.identities import Identities, assign
-from agent.state.rings import Rings, rings_of
+from agent.state.rings import KeptRings, Rings, rings_of, slots_for
 from agent.state.tables import TableContents
 from tests.unit.state.world import TABLES, surroundings, web
 
@@ -26,12 +26,14 @@ def member(number: int, zone: str | None = None, **fields: object) -> Backend:
     return Backend(f"b{number}", ip_address(f"10.0.0.{number}"), zone=zone, **fields)
 
 
-def built(service: Service, *down: str, zones: tuple[Zone, ...] = ()) -> tuple[Rings, Identities]:
+def built(
+    service: Service, *down: str, zones: tuple[Zone, ...] = (), kept: KeptRings | None = None
+) -> tuple[Rings, Identities]:
     config = Config("test", "eth0", tables=LARGE, services=(service,), zones=zones)
     ids = assign(config, TableContents(), frozenset(), lambda: 77)
     around = surroundings(config, dict.fromkeys(down, Health.DOWN))
     verdicts = [around.eligibility[BackendRef("web", b.name)] for b in service.backends]
-    return rings_of(config, service, ids, verdicts), ids
+    return rings_of(config, service, ids, verdicts, kept), ids
 
 
 def ids_in(ring: bytes) -> list[int]:
@@ -57,7 +59,7 @@ def test_without_zones_and_priorities_a_ring_is_what_it_ever_was(scheduler: Sche
         case Scheduler.LEAST_CONN:
             ring = smooth.each_once(members)
         case _:
-            ring = maglev.build(members, LARGE.ring_slots)
+            ring = maglev.build(members, slots_for(3, LARGE.ring_slots))
     assert found == Rings(ring.tobytes(), {}, 350)
 
 
@@ -98,8 +100,38 @@ def test_a_ring_of_one_level_is_not_reordered():
     service = web(member(1, "east"), member(2, "east"), member(3), scheduler=Scheduler.LEAST_LOAD)
     found, _ = built(service, zones=(EAST,))
     (ring,) = found.by_zone.values()
-    plain, _ = built(web(member(1), member(2), scheduler=Scheduler.LEAST_LOAD))
-    assert ring == plain.own
+    members = tuple(maglev.Member(ip_address(f"10.0.0.{n}").packed, 100, n) for n in (1, 2))
+    assert ring == maglev.build(members, LARGE.ring_slots).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("backends", "slots"),
+    [(1, 251), (2, 251), (3, 401), (8, 809), (9, 1601), (10, 1601), (512, 51_203), (600, 65_537)],
+)
+def test_a_ring_has_a_hundred_slots_a_backend_and_no_more_than_the_table(backends: int, slots: int):
+    assert slots_for(backends, 65_537) == slots
+    assert slots_for(backends, 127) == 127
+
+
+def test_who_is_down_makes_no_ring_smaller():
+    """Another size would move flows that are not recorded."""
+    service = web(*(member(n) for n in range(1, 9)), scheduler=Scheduler.MAGLEV)
+    found, _ = built(service, "b1", "b2", "b3", "b4", "b5", "b6")
+    assert len(ids_in(found.own)) == slots_for(8, LARGE.ring_slots)
+
+
+def test_only_rings_of_other_members_are_built_again():
+    service = web(member(1), member(2), scheduler=Scheduler.MAGLEV)
+    kept = KeptRings()
+    first, ids = built(service, kept=kept)
+    again, _ = built(replace(service, draws=4), kept=kept)
+    assert again.own is first.own
+    heavier = replace(service, backends=(member(1), member(2, weight=300)))
+    other, _ = built(heavier, kept=kept)
+    assert other.own != first.own
+    assert other == built(heavier)[0]
+    kept.forget({ids.service_id(service) + 1})
+    assert built(heavier, kept=kept)[0].own is not other.own
 
 
 def test_the_weight_is_of_all_that_are_in_some_ring():

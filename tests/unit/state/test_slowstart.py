@@ -8,7 +8,7 @@ import pytest
 from agent.model import AdminState, Backend, BackendRef, Config, Health
 from agent.state import slowstart
 from agent.state.identities import member_of
-from agent.state.slowstart import ALWAYS, effective_weight, follow, next_step_s, slowed
+from agent.state.slowstart import ALWAYS, effective_weight, follow, next_steps_s, slowed
 from agent.weights.influence import Influence
 from tests.unit.state.world import TABLES, A, B, surroundings, web
 
@@ -110,28 +110,28 @@ def test_another_name_or_weight_starts_nothing_anew():
 
 def test_the_next_step_is_due_when_the_first_weight_grows():
     up_since = {MEMBERS["a"]: ALWAYS, MEMBERS["b"]: 1000.0, MEMBERS["c"]: 1002.0}
-    assert next_step_s(CONFIG, verdicts(), up_since, 1003.0) == pytest.approx(3.0)
-    assert next_step_s(CONFIG, verdicts(), up_since, 1007.0) == pytest.approx(1.0)
-    assert next_step_s(CONFIG, verdicts(), up_since, 1061.0) == pytest.approx(1.0)
+    assert next_steps_s(CONFIG, verdicts(), up_since, 1003.0) == {"web": pytest.approx(3.0)}
+    assert next_steps_s(CONFIG, verdicts(), up_since, 1007.0) == {"web": pytest.approx(1.0)}
+    assert next_steps_s(CONFIG, verdicts(), up_since, 1061.0) == {"web": pytest.approx(1.0)}
 
 
 def test_nothing_is_due_once_all_have_their_weights():
     up_since = dict.fromkeys(MEMBERS.values(), 1000.0)
-    assert next_step_s(CONFIG, verdicts(), up_since, 1060.0) is None
-    assert next_step_s(replace(CONFIG, services=(web(A),)), verdicts(), up_since, 0.0) is None
+    assert next_steps_s(CONFIG, verdicts(), up_since, 1060.0) == {}
+    assert next_steps_s(replace(CONFIG, services=(web(A),)), verdicts(), up_since, 0.0) == {}
 
 
 def test_who_has_no_weight_is_waited_for_by_nobody():
     around = verdicts(a=Health.DOWN, b=Health.DOWN, c=Health.DOWN)
-    assert next_step_s(CONFIG, around, {MEMBERS["a"]: 1000.0}, 1001.0) is None
+    assert next_steps_s(CONFIG, around, {MEMBERS["a"]: 1000.0}, 1001.0) == {}
 
 
 def test_the_steps_that_are_announced_are_those_that_are_made():
     now, seen = 1000.0, []
     up_since = {MEMBERS["a"]: ALWAYS, MEMBERS["b"]: ALWAYS, MEMBERS["c"]: 1000.0}
-    while (wait := next_step_s(CONFIG, verdicts(), up_since, now)) is not None:
+    while waits := next_steps_s(CONFIG, verdicts(), up_since, now):
         seen.append(weights(now, a=ALWAYS, b=ALWAYS, c=1000.0)["c"])
-        now += max(wait, 1e-6)
+        now += max(waits["web"], 1e-6)
     assert seen == sorted(seen)
     assert set(seen) == {10, 20, 30, 40, 50, 60, 70, 80, 90, 100}
     assert slowstart.STEPS <= len(seen) <= 2 * slowstart.STEPS
@@ -144,7 +144,7 @@ def test_who_comes_up_with_a_weight_of_another_reason_starts_slowly_too():
     up_since = {MEMBERS["a"]: ALWAYS, MEMBERS["b"]: ALWAYS, MEMBERS["c"]: 1000.0}
     slow = slowed(CONFIG, found, up_since, 1000.0)[BackendRef("web", "c")]
     assert (slow.weight, slow.weight_reason) == (20, "slow start, learned")
-    assert next_step_s(CONFIG, found, up_since, 1000.0) == pytest.approx(6.0)
+    assert next_steps_s(CONFIG, found, up_since, 1000.0) == {"web": pytest.approx(6.0)}
     warm = slowed(CONFIG, found, up_since, 1060.0)[BackendRef("web", "c")]
     assert (warm.weight, warm.weight_reason) == (200, "learned")
 

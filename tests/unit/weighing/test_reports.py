@@ -64,7 +64,7 @@ class Here(World):
         self.monitor = FakeMonitor.last
         self.aim()
 
-    def _word(self) -> None:
+    def _word(self, _ref: BackendRef) -> None:
         self.words += 1
 
     def aim(self) -> None:

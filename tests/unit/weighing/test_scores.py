@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from agent.model import Protocol, Scheduler, Service, Telemetry, TelemetryKind
-from agent.state.identities import assign
+from agent.state.identities import assign, server_of
 from agent.state.loads import KAPPA
 from agent.state.tables import TableContents
 from agent.telemetry.report import EngineReport
@@ -137,7 +137,7 @@ def test_who_is_not_compared_by_load_has_no_words(fields: dict):
     world.put_load("a", open=4)
     world.scores.asked(A_REF)
     world.scores.reported(A_REF, EngineReport(running=3), 10.0, FRESH_S)
-    world.scores.tick({A_REF: 0.001}, 10.0)
+    world.scores.tick({A_REF: 0.001}.get, 10.0)
     world.scores.stand_in(10.0)
     assert world.words("a", "queue", "report_open", "report_until") == (0, 0, 0)
 
@@ -182,21 +182,21 @@ def test_the_ratio_of_requests_to_connections_is_that_of_those_who_report():
     world.put_load("a", open=9)
     world.put_load("b", open=1000)
     world.scores.reported(A_REF, EngineReport(running=29), 10.0, FRESH_S)
-    world.scores.tick({}, 10.1)
+    world.scores.tick({}.get, 10.1)
     assert world.scores.ratio("web") == 3.0
     world.scores.reported(A_REF, EngineReport(running=9), 10.2, FRESH_S)
-    world.scores.tick({}, 10.3)
+    world.scores.tick({}.get, 10.3)
     assert 2.9 < world.scores.ratio("web") < 3.0, "slowly"
-    world.scores.tick({}, 20.0)
+    world.scores.tick({}.get, 20.0)
     assert 2.9 < world.scores.ratio("web") < 3.0, "over a gap"
-    world.scores.tick({}, 11.0 + RATIO_HELD_S)
+    world.scores.tick({}.get, 11.0 + RATIO_HELD_S)
     assert world.scores.ratio("web") is None
 
 
 def test_few_requests_tell_no_ratio():
     world = here()
     world.scores.reported(A_REF, EngineReport(running=3), 10.0, FRESH_S)
-    world.scores.tick({}, 10.1)
+    world.scores.tick({}.get, 10.1)
     assert world.scores.ratio("web") is None
 
 
@@ -205,7 +205,7 @@ def test_few_requests_tell_no_ratio():
 
 def test_the_way_to_a_backend_weighs_with_its_report():
     world = here(rtt_per_connection_s=0.002)
-    world.scores.tick({A_REF: 0.003, B_REF: None}, 10.0)
+    world.scores.tick({A_REF: 0.003, B_REF: None}.get, 10.0)
     world.scores.reported(A_REF, EngineReport(running=2), 10.0, FRESH_S)
     world.scores.reported(B_REF, EngineReport(running=2), 10.0, FRESH_S)
     assert (world.load("a")["queue"], world.load("b")["queue"]) == (round(3.5 * 256), 2 * 256)
@@ -214,7 +214,7 @@ def test_the_way_to_a_backend_weighs_with_its_report():
 def test_the_way_weighs_without_a_report():
     world = here(telemetry=Telemetry(), rtt_per_connection_s=0.002)
     world.put_load("a", open=9)
-    world.scores.tick({A_REF: 0.005}, 10.0)
+    world.scores.tick({A_REF: 0.005}.get, 10.0)
     world.scores.stand_in(10.0)
     assert world.words("a", "queue", "report_open") == (round(11.5 * 256), 9)
     assert world.words("b", "queue", "report_open") == (0, 0)
@@ -306,10 +306,10 @@ def test_connections_of_the_silent_are_what_requests_they_are_elsewhere(running,
     world.put_load("a", open=9)
     world.put_load("b", open=12)
     world.scores.reported(A_REF, EngineReport(running=running), 10.0, FRESH_S)
-    world.scores.tick({}, 10.1)
+    world.scores.tick({}.get, 10.1)
     world.scores.stand_in(10.1)
     assert world.words("b", "queue", "report_open") == (round(12 * requests * 256), 12)
-    world.scores.tick({}, 11.0 + RATIO_HELD_S)
+    world.scores.tick({}.get, 11.0 + RATIO_HELD_S)
     world.scores.stand_in(11.0 + RATIO_HELD_S)
     assert world.words("b", "queue", "report_open") == (12 * 256, 12), "nobody tells any more"
 
@@ -346,8 +346,9 @@ def test_where_another_kind_reports_from_now_on_the_last_report_is_old():
 def test_a_backend_with_another_id_starts_anew():
     world = here()
     world.scores.reported(A_REF, EngineReport(running=20), 10.0, FRESH_S)
-    place = next(p for p, ident in world.ids.backends.items() if ident == world.ident("a"))
-    world.ids = replace(world.ids, backends=world.ids.backends | {place: 9})
+    service_id = world.ids.service_id(world.service)
+    own = world.ids.backends[service_id] | {server_of(A): 9}
+    world.ids = replace(world.ids, backends={service_id: own})
     world.put_load("a", open=1)
     world.place()
     world.scores.stand_in(10.1)

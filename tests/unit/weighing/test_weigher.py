@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -31,8 +32,9 @@ from agent.telemetry.report import (
     Models,
     NodeReport,
 )
+from agent.weighing.outliers import Outcomes
 from agent.weighing.weigher import CAPACITY_EVERY_S, CONDEMNED_S, Weigher
-from agent.weights.influence import Influence
+from agent.weights.influence import NOTHING, Influence
 from agent.weights.speeds import Learned
 from tests.unit.state.world import A, B, web
 from tests.unit.weighing.world import A_REF, B_REF, FakeMonitor, World
@@ -54,20 +56,29 @@ class Here(World):
         super().__post_init__()
         self.wakes = 0
         self.tallies: dict[BackendRef, Tally] = {}
+        self.before: dict[BackendRef, Tally] = {}
+        self.at = 0.0
         self.weigher = Weigher(self.plane, self._wake)
         self.monitor = FakeMonitor.last
         self.weigher.aim(self.config, T)
         self.weigher.place(self.config, self.ids)
 
-    def _wake(self) -> None:
+    def _wake(self, _services: Iterable[str]) -> None:
         self.wakes += 1
 
     def sample(self, at: float, *usable: BackendRef) -> None:
-        usable = usable or (A_REF, B_REF)
-        self.weigher.sample(self.config, usable, {}, self.tallies, frozenset(), at)
+        tallies = dict(self.tallies)
+        moved = frozenset(r for r, one in tallies.items() if one != self.before.get(r, one))
+        outcomes = Outcomes(tallies, self.before, moved, self.at, at)
+        self.before, self.at = tallies, at
+        self.weigher.sample(
+            self.config, frozenset(usable or (A_REF, B_REF)), lambda _ref: None, outcomes,
+            frozenset(), at,
+        )  # fmt: skip
 
     def influence(self, at: float, ref: BackendRef = A_REF) -> Influence:
-        return self.weigher.influences(self.config, at)[ref]
+        self.weigher.refresh(self.config.services, at)
+        return self.weigher.influences.get(ref, NOTHING)
 
     def verdict(self, at: float) -> Eligibility:
         return influenced(self.service, UP, self.influence(at))

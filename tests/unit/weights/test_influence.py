@@ -135,6 +135,6 @@ def test_learned_speed_is_believed_instead_of_the_clocks():
     assert dict(unsure) == {LEARNED: 1.2, THROTTLED: 0.5, AGENT_CHECK: 0.8}
     assert notes == ()
     sure, notes = factors(0.6, 0.5, 0.5, 1.0)
-    assert dict(sure) == {LEARNED: 0.6, THROTTLED: 1.0, AGENT_CHECK: 1.0}
+    assert dict(sure) == {LEARNED: 0.6}
     assert notes == (THROTTLED,)
     assert factors(0.6, 0.9, 1.0, 1.0)[1] == ()
