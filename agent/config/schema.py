@@ -172,7 +172,8 @@ class GlobalSection(Section):
     metrics_backends: Annotated[BackendMetrics, *kinds.choice(BackendMetrics)] = Field(
         BackendMetrics.ALL,
         description="Which metrics are served of each single backend: all, which come to 8 KB a "
-        "backend; the basic ones, to 1 KB; or none. docs/metrics.md says which are basic.",
+        "backend; the basic ones, to little more than 1 KB; or none. docs/metrics.md says which "
+        "are basic.",
     )
     manage_vips: bool = Field(
         True,
