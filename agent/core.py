@@ -14,7 +14,7 @@ import structlog
 
 from agent.companion.watch import Companions
 from agent.config.defaults import check_port
-from agent.config.plan import Change, changed, gone_backends, others, part_of
+from agent.config.plan import Change, changed, come_and_gone, gone_backends, part_of
 from agent.config.seed import pick_seed
 from agent.dataplane import survey
 from agent.dataplane.events import lexicon_of
@@ -121,8 +121,9 @@ class Core:
         self._around: Surroundings | None = None  # likewise
         self._warming: Warming
         self._usable: tuple[object, frozenset[BackendRef]] = None, frozenset()  # by these verdicts
-        self._audit_at = 0.0  # services
-        self._counted: tuple[object, Mapping[str, tuple[int, int]]] = None, {}  # backends, of what
+        self._audit_at = 0.0  # the place of the service whose turn it is next
+        # What ``up_of`` has found, and of what.
+        self._counted: tuple[object, Mapping[str, tuple[int, int]]] = None, {}
 
     # -- its life
 
@@ -232,14 +233,14 @@ class Core:
 
         After an error the configuration stands all the same, and passes go on trying.
         """
-        before_it = self.config
-        moves_vips = concerns(before_it) != concerns(config)
+        running = self.config
+        moves_vips = concerns(running) != concerns(config)
         self.config = config
         for change in changes:
             log.info("change", change=str(change))
         await self.pair.aim(config)
         self._pick_seed = await asyncio.to_thread(pick_seed, config)
-        self._aim(before_it)
+        self._aim(running)
         before, reset = self.now.situation, Counter[BackendRef]()
         try:
             reset.update(await self._resetter.remove(before, config))
@@ -453,7 +454,7 @@ class Core:
         others. ``initial``: what is known of their health; without it, what another name has told.
         """
         config = self.config
-        come, gone = others(before, config)
+        come, gone = come_and_gone(before, config)
         old = {_ref(s, b): member_of(s, b) for s in gone for b in s.backends}
         new = {_ref(s, b): (s, b) for s in come for b in s.backends}
         if initial is None:
@@ -605,7 +606,7 @@ def _still(past: Situation, config: Config) -> Mapping[Address, NextHop]:
     """The next hops of addresses that are still wanted."""
     come, gone = (
         {backend.address for service in services for backend in service.backends}
-        for services in others(past.config, config)
+        for services in come_and_gone(past.config, config)
     )
     if not gone - come:
         return past.hops

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from agent.config.plan import others
+from agent.config.plan import come_and_gone
 from agent.config.render import limits_fields
 from agent.dataplane import limits
 from agent.dataplane.abi import Limit
@@ -52,7 +52,7 @@ class Limiting:
         tables = self._dataplane.tables
         last, self._seen = self._seen, (config, ids)
         is_same = last is not None and last[1] is ids
-        services = others(last[0], config)[0] if last and is_same else config.services
+        services = come_and_gone(last[0], config)[0] if last and is_same else config.services
         limits.begin_counting(tables, {ids.service_id(s): ids.salt(s) for s in services})
         wanted = {ids.service_id(s): s.limits for s in config.services if s.limits.is_any}
         if wanted != self._synced:

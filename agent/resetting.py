@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from agent.config.plan import come_and_gone
 from agent.dataplane import abi, ending
 from agent.dataplane.ending import Ended, Flows
 from agent.dataplane.flows import Names, names_of
@@ -95,8 +96,7 @@ class Resetter:
         what cannot go on without them, the flows of nat and fullnat. How many, by backend.
         ``now`` is from before.
         """
-        same = {id(service) for service in new.services}
-        changed = [s for s in now.config.services if s.forward.is_nat and id(s) not in same]
+        changed = [s for s in come_and_gone(now.config, new)[1] if s.forward.is_nat]
         if not changed:
             return {}
         left = {member_of(s, b): s.forward for s in new.services for b in s.backends}

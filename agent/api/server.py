@@ -7,6 +7,7 @@ what happens by the ``Control``.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import socket
 from collections.abc import Awaitable, Callable
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # some 20,000 backends in one services.apply
 _WORTH_GZIP = 1 << 16  # bytes: shorter pages cost more to pack than to send
+_GZIP_LEVEL = 1  # a seventh of the size for a third of the time of the usual level
 _SHUTDOWN_S = 5.0
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -366,13 +368,13 @@ class ApiServer:
         # One at a time, off the event loop: scrapers must not be able to slow the agent down.
         async with self._rendering:
             of_backends = self._control.config().metrics_backends
-            body = await asyncio.to_thread(
-                self._render_metrics, self._control.snapshot(), of_backends
-            )
-        response = web.Response(body=body, headers={"Content-Type": _METRICS_TYPE})
-        if len(body) >= _WORTH_GZIP:
-            response.enable_compression()  # if the scraper takes it
-        return response
+            snapshot, headers = self._control.snapshot(), {"Content-Type": _METRICS_TYPE}
+            body = await asyncio.to_thread(self._render_metrics, snapshot, of_backends)
+            if len(body) >= _WORTH_GZIP and _takes_gzip(request):
+                # Not by aiohttp, which packs it on the event loop.
+                body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
+                headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+        return web.Response(body=body, headers=headers)
 
     async def _healthz(self, request: web.Request) -> web.Response:
         _parameters(request)
@@ -428,6 +430,12 @@ def _http_refusal(request: web.Request, error: web.HTTPException) -> web.Respons
 
 def _refusal(status: int, message: str, *, where: str, remedy: str) -> web.Response:
     return _json(views.error(SteelyardError(message, where=where, remedy=remedy)), status)
+
+
+def _takes_gzip(request: web.Request) -> bool:
+    """As Prometheus says it; whoever weighs encodings (`gzip;q=0`) gets none."""
+    wanted = request.headers.get("Accept-Encoding", "").lower().split(",")
+    return "gzip" in (one.strip() for one in wanted)
 
 
 def _json(body: views.Json, status: int = 200) -> web.Response:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from agent.config.plan import come_and_gone
 from agent.errors import ConflictError, UnconfirmedError
 from agent.model import Address, BackendRef, Config, Forward, Service, ServiceKey
 
@@ -114,8 +115,7 @@ def _changed(old: Config, new: Config) -> Iterator[tuple[Service, Service | None
     """The services that are not the same object in both: as they are before and, if they are there
     then, after. They are known by what the packet path finds them by, whatever they are called.
     """
-    same = {id(service) for service in new.services}
-    left = [service for service in old.services if id(service) not in same]
+    _, left = come_and_gone(old, new)
     after = {_known_by(service.key): service for service in (new.services if left else ())}
     return ((service, after.get(_known_by(service.key))) for service in left)
 

@@ -114,7 +114,7 @@ def changed(old: Config, new: Config) -> frozenset[str] | None:
     )
 
 
-def others(old: Config, new: Config) -> tuple[list[Service], list[Service]]:
+def come_and_gone(old: Config, new: Config) -> tuple[list[Service], list[Service]]:
     """The services of the new one that the old one has not, as objects, and the other way round."""
     before, after = {id(service) for service in old.services}, {id(s) for s in new.services}
     return (
@@ -127,7 +127,7 @@ def gone_backends(old: Config, new: Config) -> set[BackendRef]:
     """The backends of the old one that the new one has not, by name."""
     come, gone = (
         {BackendRef(service.name, b.name) for service in services for b in service.backends}
-        for services in others(old, new)
+        for services in come_and_gone(old, new)
     )
     return gone - come
 

@@ -73,9 +73,8 @@ class RunningStore:
         self._name = name
         self._file = "" if file is None else os.path.realpath(file)
         self._held: _Saved | None = None  # what could not be written
-        self._written: tuple[object, _Saved] | None = (
-            None  # as the file was then, and what is in it
-        )
+        # How the file was when it was written last, and what is in it.
+        self._written: tuple[object, _Saved] | None = None
         self._texts: dict[str, tuple[Service, str]] = {}  # of the services that were written last
         self.problem = ""  # why; empty: everything is on disk
         self.path = state_dir / f"{name}.running.yaml"

@@ -73,7 +73,7 @@ class HealthMonitor:
     """Checks its targets while ``run`` runs, servers that several services have once for all.
 
     ``on_change(ref, old, new)`` is called from the event loop when a result changes a backend's
-    health; ``set_targets`` calls it for nobody, so read the statuses after it.
+    health; ``change`` calls it for nobody, so read the statuses after it.
     ``on_silence(address)`` is called likewise for each check to which nothing came back.
     ``served(ref)`` counts the clients' requests that a backend has answered well, as far as anybody
     sees them: one that is busy with these is not ill.
@@ -104,10 +104,6 @@ class HealthMonitor:
         self._group: asyncio.TaskGroup | None = None
         self._slots = asyncio.Semaphore(MAX_PROBES_AT_ONCE)
         self._complained = False
-
-    def set_targets(self, targets: Mapping[BackendRef, Target]) -> None:
-        """Check exactly these from now on."""
-        self.change(targets, self._targets.keys() - targets.keys())
 
     def change(self, targets: Mapping[BackendRef, Target], gone: Collection[BackendRef]) -> None:
         """Check these, too, from now on, and the others but for those that are gone.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from agent.model import BackendRef
-from agent.state.snapshot import BackendCounts, Rates
+from agent.state.snapshot import Rates
 
 WINDOW_S = 60.0
 WINDOW_SAMPLES = 30  # a window keeps no more, however often it is fed
@@ -25,10 +25,6 @@ class Counters:
     bytes: int = 0
     new_flows: int = 0
     drops: int = 0
-
-    @classmethod
-    def of(cls, counts: BackendCounts, drops: int = 0) -> Self:
-        return cls(counts.packets, counts.bytes, counts.opened, drops)
 
 
 def increase(previous: int, current: int) -> int:

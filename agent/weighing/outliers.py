@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from agent.config.durations import format_duration
-from agent.config.plan import gone_backends, others
+from agent.config.plan import come_and_gone, gone_backends
 from agent.model import BackendRef, BackendState, Config, Service
 from agent.state import haste, outliers
 from agent.state.haste import Looks, Pace, Reading
@@ -88,7 +88,7 @@ class Outliers:
         for ref in gone_backends(last, config) if last else ():
             self._watches.pop(ref, None)
             self._paces.pop(ref, None)
-        for name in {s.name for s in others(last, config)[0]} if last else ():
+        for name in {s.name for s in come_and_gone(last, config)[0]} if last else ():
             self._forget_unless(name)
         there = self._judged.keys() | self._paced.keys()
         self._awake = {name: until for name, until in self._awake.items() if name in there}

@@ -18,6 +18,7 @@ import pytest
 
 from agent.health.monitor import HealthMonitor, Target
 from agent.model import BackendRef, CheckKind, Health, HealthCheck, HealthStatus
+from tests.unit.health.targets import check_exactly
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 
@@ -158,7 +159,7 @@ def test_a_server_that_dies_goes_down_with_the_reason_and_comes_back(net: Net) -
     net.serve()
 
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: Target(HTTP, SERVER, PORT)})
+        check_exactly(watch.monitor, {REF: Target(HTTP, SERVER, PORT)})
         assert (await watch.until_health(Health.UP)).reason.startswith("HTTP 200 in ")
         net.kill()
         before = time.time()
@@ -176,7 +177,7 @@ def test_a_server_that_goes_silent_is_named_by_the_timeout(net: Net) -> None:
     net.serve()
 
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: Target(HTTP, SERVER, PORT)})
+        check_exactly(watch.monitor, {REF: Target(HTTP, SERVER, PORT)})
         await watch.until_health(Health.UP)
         net.peers("link set eth0 down")
         silent = await watch.until_health(Health.DOWN)
@@ -191,7 +192,7 @@ def test_a_server_that_goes_silent_is_named_by_the_timeout(net: Net) -> None:
 def test_an_unreachable_server_is_down_not_an_error(net: Net) -> None:
     async def story(watch: Watch) -> None:
         elsewhere = Target(HTTP, ip_address("192.0.2.99"), PORT)
-        watch.monitor.set_targets({REF: elsewhere})
+        check_exactly(watch.monitor, {REF: elsewhere})
         assert (await watch.until_health(Health.DOWN)).reason == "network unreachable"
 
     watch_in(net, story)
@@ -216,11 +217,11 @@ def test_two_thousand_servers_are_told_from_two_thousand_dead_ones(
 
     async def story(watch: Watch) -> None:
         files = open_files()
-        watch.monitor.set_targets(targets)
+        check_exactly(watch.monitor, targets)
         await watch.until(lambda: len(watch.told) == len(targets))
         for ref, status in watch.monitor.statuses().items():
             assert status.health is (Health.UP if ref.backend.startswith("live") else Health.DOWN)
-        watch.monitor.set_targets({})
+        check_exactly(watch.monitor, {})
         await asyncio.sleep(0.2)
         assert open_files() <= files + 1
 

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from agent.api import peer
+from agent.api import peer, server
 from agent.api.server import MAX_BODY_BYTES
 from agent.config.edit import Edit, EditOp
 from agent.errors import (
@@ -508,3 +508,31 @@ def test_views_of_a_changed_snapshot_are_made_per_request(api, control, snapshot
     control.snapshot = lambda _services=None: replace(snapshot, config_problem="agent.yaml:3: bad")
     _, body = api.get("/v1/status")
     assert body["agent"]["config_problem"] == "agent.yaml:3: bad"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [("gzip", True), ("deflate, GZIP", True), ("gzip;q=0", False), ("identity", False)],
+)
+def test_a_long_page_of_metrics_is_packed_for_who_takes_that(
+    api, monkeypatch: pytest.MonkeyPatch, accepted: str, packed: bool
+):
+    monkeypatch.setattr(server, "_WORTH_GZIP", 1)
+
+    async def ask() -> tuple[str | None, str]:
+        running = api.server()
+        await running.start()
+        try:
+            connector = aiohttp.UnixConnector(path=str(api.path))
+            headers = {"Accept-Encoding": accepted}
+            async with (
+                aiohttp.ClientSession(connector=connector) as session,
+                session.get("http://agent/metrics", headers=headers) as answer,
+            ):
+                return answer.headers.get("Content-Encoding"), await answer.text()
+        finally:
+            await running.stop()
+
+    encoding, text = asyncio.run(ask())
+    assert (encoding == "gzip") is packed
+    assert text.startswith("steelyard_up{")

@@ -12,6 +12,7 @@ from agent.health.monitor import HealthMonitor, Target
 from agent.health.patience import Patience
 from agent.health.rules import ProbeResult, adopted
 from agent.model import Address, BackendRef, CheckKind, Health, HealthCheck, HealthStatus
+from tests.unit.health.targets import check_exactly
 
 CHECK = HealthCheck(interval_s=0.02, timeout_s=0.01, rise=2, fall=2)
 REF = BackendRef("chat", "gpu-1")
@@ -83,7 +84,7 @@ def play(story: Callable[[Watch], Awaitable[None]]) -> Watch:
 
 def test_tells_of_each_change_once() -> None:
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: TARGET})
+        check_exactly(watch.monitor, {REF: TARGET})
         await watch.until_health(REF, Health.UP)
         watch.servers.broken.add(TARGET.address)
         await watch.until_health(REF, Health.DOWN)
@@ -103,7 +104,7 @@ def test_tells_of_silence_at_once_and_not_of_refusals() -> None:
 
     async def story(watch: Watch) -> None:
         watch.servers.broken.add(refusing.address)
-        watch.monitor.set_targets({REF: TARGET, other: refusing})
+        check_exactly(watch.monitor, {REF: TARGET, other: refusing})
         await watch.until_health(REF, Health.UP)
         await watch.until_health(other, Health.DOWN)
         assert watch.silences == []
@@ -124,7 +125,7 @@ def test_a_server_of_several_services_is_asked_once_for_all_of_them() -> None:
     others = [BackendRef(f"service-{n}", "gpu-1") for n in range(20)]
 
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: TARGET, **dict.fromkeys(others[:10], TARGET)})
+        check_exactly(watch.monitor, {REF: TARGET, **dict.fromkeys(others[:10], TARGET)})
         for ref in (REF, *others[:10]):
             await watch.until_health(ref, Health.UP)
         watch.monitor.change(dict.fromkeys(others[10:], TARGET), ())
@@ -147,7 +148,7 @@ def test_another_check_of_the_same_server_is_another_question() -> None:
     slower = replace(TARGET, check=replace(CHECK, path="/other"))
 
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: TARGET, other: slower})
+        check_exactly(watch.monitor, {REF: TARGET, other: slower})
         await watch.until_health(REF, Health.UP)
         await watch.until_health(other, Health.UP)
         assert len(watch.monitor._tasks) == 2
@@ -163,7 +164,7 @@ def test_a_change_leaves_those_alone_that_it_does_not_name() -> None:
     refusing = Target(CHECK, ip_address("10.0.0.22"), 80)
 
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: TARGET})
+        check_exactly(watch.monitor, {REF: TARGET})
         await watch.until_health(REF, Health.UP)
         watch.monitor.change({other: refusing}, ())
         assert watch.monitor.status(REF).health is Health.UP
@@ -178,7 +179,7 @@ def test_a_change_leaves_those_alone_that_it_does_not_name() -> None:
 def test_targets_set_before_it_runs_are_checked() -> None:
     async def run() -> None:
         watch = Watch()
-        watch.monitor.set_targets({REF: TARGET})
+        check_exactly(watch.monitor, {REF: TARGET})
         assert watch.monitor.status(REF).health is Health.CHECKING
         runner = asyncio.create_task(watch.monitor.run())
         await watch.until_health(REF, Health.UP)
@@ -190,10 +191,10 @@ def test_targets_set_before_it_runs_are_checked() -> None:
 
 def test_setting_the_same_targets_again_changes_nothing() -> None:
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: TARGET})
+        check_exactly(watch.monitor, {REF: TARGET})
         await watch.until_health(REF, Health.UP)
         before = watch.monitor.status(REF).since
-        watch.monitor.set_targets({REF: TARGET})
+        check_exactly(watch.monitor, {REF: TARGET})
         assert watch.monitor.status(REF).since == before
 
     play(story)
@@ -203,9 +204,9 @@ def test_a_removed_target_is_probed_no_more() -> None:
     async def story(watch: Watch) -> None:
         other = BackendRef("chat", "gpu-2")
         keeps = Target(CHECK, ip_address("10.0.0.22"), 80)
-        watch.monitor.set_targets({REF: TARGET, other: keeps})
+        check_exactly(watch.monitor, {REF: TARGET, other: keeps})
         await watch.until_health(REF, Health.UP)
-        watch.monitor.set_targets({other: keeps})
+        check_exactly(watch.monitor, {other: keeps})
         count = watch.servers.probes[TARGET.address]
         await watch.until_probed(5)
         assert watch.servers.probes[TARGET.address] == count
@@ -216,9 +217,9 @@ def test_a_removed_target_is_probed_no_more() -> None:
 
 def test_a_new_address_is_another_server() -> None:
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: TARGET})
+        check_exactly(watch.monitor, {REF: TARGET})
         await watch.until_health(REF, Health.UP)
-        watch.monitor.set_targets({REF: Target(CHECK, ip_address("10.0.0.99"), 80)})
+        check_exactly(watch.monitor, {REF: Target(CHECK, ip_address("10.0.0.99"), 80)})
         assert watch.monitor.status(REF).health is Health.CHECKING
 
     play(story)
@@ -226,10 +227,10 @@ def test_a_new_address_is_another_server() -> None:
 
 def test_an_edited_check_keeps_the_health() -> None:
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: TARGET})
+        check_exactly(watch.monitor, {REF: TARGET})
         await watch.until_health(REF, Health.UP)
         slower = HealthCheck(interval_s=0.03, timeout_s=0.01)
-        watch.monitor.set_targets({REF: Target(slower, TARGET.address, 80)})
+        check_exactly(watch.monitor, {REF: Target(slower, TARGET.address, 80)})
         assert watch.monitor.status(REF).health is Health.UP
         await watch.until_probed(2)
 
@@ -240,7 +241,7 @@ def test_an_adopted_health_stands_until_checks_contradict_it() -> None:
     async def story(watch: Watch) -> None:
         watch.servers.broken.add(TARGET.address)
         adoptee = Target(CHECK, TARGET.address, 80, initial=adopted(Health.UP, 1.0))
-        watch.monitor.set_targets({REF: adoptee})
+        check_exactly(watch.monitor, {REF: adoptee})
         assert watch.monitor.status(REF).reason == "as before the restart"
         await watch.until_health(REF, Health.DOWN)
 
@@ -250,7 +251,7 @@ def test_an_adopted_health_stands_until_checks_contradict_it() -> None:
 def test_without_a_check_a_backend_is_unchecked_and_left_in_peace() -> None:
     async def story(watch: Watch) -> None:
         none = Target(HealthCheck(kind=CheckKind.NONE), ip_address("10.0.0.50"), 80)
-        watch.monitor.set_targets({BackendRef("chat", "gpu-9"): none, REF: TARGET})
+        check_exactly(watch.monitor, {BackendRef("chat", "gpu-9"): none, REF: TARGET})
         await watch.until_probed(3)
         assert watch.monitor.status(BackendRef("chat", "gpu-9")).health is Health.UNCHECKED
         assert none.address not in watch.servers.probes
@@ -260,7 +261,7 @@ def test_without_a_check_a_backend_is_unchecked_and_left_in_peace() -> None:
 
 def test_trouble_of_this_host_or_a_defect_changes_no_health() -> None:
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: TARGET})
+        check_exactly(watch.monitor, {REF: TARGET})
         await watch.until_health(REF, Health.UP)
         for error in (NetworkError("out of descriptors"), ZeroDivisionError()):
             watch.servers.error = error
@@ -280,7 +281,7 @@ def test_thousands_of_backends_get_their_first_verdict() -> None:
             BackendRef("chat", f"gpu-{n}"): Target(check, ip_address(0x0A000000 + n), 80)
             for n in range(4096)
         }
-        watch.monitor.set_targets(targets)
+        check_exactly(watch.monitor, targets)
         await watch.until(lambda: len(watch.changes) == len(targets))
 
     play(story)
@@ -288,7 +289,7 @@ def test_thousands_of_backends_get_their_first_verdict() -> None:
 
 def test_a_link_that_is_down_is_no_verdict_on_who_is_behind_it() -> None:
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: TARGET})
+        check_exactly(watch.monitor, {REF: TARGET})
         await watch.until_health(REF, Health.UP)
         since = watch.monitor.status(REF).since
         watch.down = "eth0 has no carrier"
@@ -310,7 +311,7 @@ def test_a_link_that_is_down_is_no_verdict_on_who_is_behind_it() -> None:
 def test_an_answer_counts_whatever_is_said_of_the_link() -> None:
     async def story(watch: Watch) -> None:
         watch.down = "eth0 has no carrier"
-        watch.monitor.set_targets({REF: TARGET})
+        check_exactly(watch.monitor, {REF: TARGET})
         await watch.until_health(REF, Health.UP)
 
     play(story)
@@ -321,7 +322,7 @@ def test_everybody_is_checked_as_soon_as_the_link_is_up() -> None:
     slow = replace(TARGET, check=replace(CHECK, interval_s=3600.0))
 
     async def story(watch: Watch) -> None:
-        watch.monitor.set_targets({REF: slow})
+        check_exactly(watch.monitor, {REF: slow})
         await watch.until_health(REF, Health.UP)
         watch.servers.probes.clear()
         watch.monitor.resume()
@@ -343,7 +344,7 @@ def test_the_kernel_s_word_of_a_link_may_come_after_the_failure() -> None:
             watch._note, watch.silences.append, lambda *_: watch.down, probe=unsent
         )
         initial = adopted(Health.UP, 0.0)
-        monitor.set_targets({REF: replace(TARGET, initial=initial)})
+        check_exactly(monitor, {REF: replace(TARGET, initial=initial)})
         runner = asyncio.create_task(monitor.run())
         await watch.until(lambda: monitor.status(REF).reason == "not checked: eth0 is down")
         runner.cancel()
@@ -367,13 +368,13 @@ def test_a_completion_is_asked_for_now_and_then_and_again_while_it_fails() -> No
         served = {REF: 0}
         monitor = HealthMonitor(lambda *_: None, served=served.__getitem__, probe=probe)
         check = replace(CHECK, kind=CheckKind.COMPLETION, every_s=3600.0)
-        monitor.set_targets({REF: replace(TARGET, check=check)})
+        check_exactly(monitor, {REF: replace(TARGET, check=check)})
         running = asyncio.create_task(monitor.run())
         await _until(lambda: len(asked) >= 5)
         assert asked[0] is CheckKind.COMPLETION
         assert set(asked[1:]) == {CheckKind.TCP}
         well = False
-        monitor.set_targets({REF: replace(TARGET, check=replace(check, every_s=0.1))})
+        check_exactly(monitor, {REF: replace(TARGET, check=replace(check, every_s=0.1))})
         await _until(lambda: monitor.status(REF).health is Health.DOWN)
         well = True
         await _until(lambda: monitor.status(REF).health is Health.UP)
@@ -401,7 +402,7 @@ def test_an_engine_that_is_busy_with_clients_stays_up() -> None:
     async def story() -> None:
         monitor = HealthMonitor(lambda *_: None, served=lambda _: served, probe=probe)
         check = replace(CHECK, kind=CheckKind.COMPLETION, every_s=0.1)
-        monitor.set_targets({REF: replace(TARGET, check=check)})
+        check_exactly(monitor, {REF: replace(TARGET, check=check)})
         running = asyncio.create_task(monitor.run())
         await _until(lambda: asked >= 5)
         status = monitor.status(REF)
@@ -425,7 +426,7 @@ def test_silence_after_a_refusal_brings_nobody_up() -> None:
 
     async def story() -> None:
         monitor = HealthMonitor(lambda *_: None, probe=probe)
-        monitor.set_targets({REF: replace(TARGET, check=replace(CHECK, kind=CheckKind.UDP))})
+        check_exactly(monitor, {REF: replace(TARGET, check=replace(CHECK, kind=CheckKind.UDP))})
         running = asyncio.create_task(monitor.run())
         await _until(lambda: asked >= 20)
         status = monitor.status(REF)

@@ -12,7 +12,7 @@ from agent.state.rates import (
     rates,
     total,
 )
-from agent.state.snapshot import BackendCounts, Rates
+from agent.state.snapshot import Rates
 
 A = BackendRef("chat", "a")
 B = BackendRef("chat", "b")
@@ -39,11 +39,6 @@ def test_no_time_between_readings_is_no_rate():
 def test_counter_that_started_again_counts_from_zero():
     assert increase(1000, 7) == 7
     assert rates(Counters(packets=1000), Counters(packets=10), 1.0).packets_per_s == 10.0
-
-
-def test_counters_come_from_backend_counts():
-    counts = BackendCounts(packets=1, bytes=2, opened=3, closed=4, established=5)
-    assert Counters.of(counts, drops=6) == Counters(packets=1, bytes=2, new_flows=3, drops=6)
 
 
 def test_total_sums_every_rate():
