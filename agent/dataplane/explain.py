@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
-from agent.dataplane import abi, flowhash, limits, score
+from agent.dataplane import abi, flowhash, limits, score, survey
 from agent.dataplane.abi import GuardModeId
 from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.flows import STATE_NAMES, Names, address_of, nat_source, requests
@@ -369,10 +369,10 @@ def _recorded(
             and int(cold["family"]) == flow.client.version
             and address_of(cold["saddr"], flow.client.version) == flow.client
         )
-        age = (view.jiffies - int(cold["start"])) % 2**32 / view.clock.hz if is_mine else 0.0
+        age = float(survey.age_jiffies(cold["start"], view.jiffies)) if is_mine else 0.0
         idle = ((now - word) & abi.FLOW_STAMP_MASK) * view.clock.tick_s
         return FlowView(
-            service, flow, ref.backend, STATE_NAMES[state], age, idle,
+            service, flow, ref.backend, STATE_NAMES[state], age / view.clock.hz, idle,
             nat_source(view.tables, index, ident),
             requests(view.tables, view.names, entry.id, index, word) if is_mine else None,
         ), ident  # fmt: skip

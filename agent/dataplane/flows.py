@@ -295,7 +295,7 @@ def _hottest_first(tables: SharedTables, found: _Found, jiffies: int, clock: Clo
     awaits = survey.state_of(found.words) >= abi.FlowState.ESTABLISHED_AWAITING
     waiting = np.where(awaits, survey.waiting_bytes(tables.flows_warm[found.used]), -1)
     idle = survey.idle_ticks(found.words, jiffies >> clock.shift).astype(np.int64)
-    age = (jiffies - found.cold["start"].astype(np.int64)) % 2**32
+    age = survey.age_jiffies(found.cold["start"], jiffies)
     return np.stack((-waiting, idle, -age), axis=1)
 
 
@@ -354,7 +354,7 @@ def view(
     """A flow that is whole, in slot ``index``."""
     ident = (word >> abi.FLOW_BACKEND_SHIFT) & 0xFFFF
     ref, family = names.backends[ident], int(cold["family"])
-    age = (jiffies - int(cold["start"])) % 2**32 / clock.hz
+    age = float(survey.age_jiffies(cold["start"], jiffies)) / clock.hz
     idle = ((jiffies >> clock.shift) - word) & abi.FLOW_STAMP_MASK
     tuple5 = FiveTuple(
         Protocol.TCP if int(cold["l4_proto"]) == Protocol.TCP.number else Protocol.UDP,

@@ -36,7 +36,9 @@ _LATELY = 4  # counted as a state of its own, which the packet path does not use
 # A request of which a head has been seen and so long no more: the head was all of the answer.
 ANSWERED_NS = 30 * 10**9
 _FORGOTTEN = np.uint64(1 << abi.WAITING_FORGOTTEN_SHIFT)
-_AHEAD_TICKS = 16  # a minute: far more than a reading of the table takes
+# Far more than a reading of the table takes: a minute.
+_AHEAD_TICKS = 16
+_AHEAD_JIFFIES = 60_000
 _CHUNK = 1 << 15  # slots read at once: small enough to stay in a cache
 _FORGET_CHUNK = 32
 
@@ -155,6 +157,15 @@ def idle_ticks(words: Slots | Lows, now: int) -> Lows:
     idle = (np.uint16(now & abi.FLOW_STAMP_MASK) - stamps) & np.uint16(abi.FLOW_STAMP_MASK)
     idle[idle > abi.FLOW_STAMP_MASK - _AHEAD_TICKS] = 0
     return idle
+
+
+def age_jiffies(start: npt.ArrayLike, now: int) -> npt.NDArray[np.int64]:
+    """Jiffies since flows began, modulo 2 ** 32: 49 days at 1000 Hz.
+
+    A flow that began after ``now`` was read is of this moment, and not 49 days old.
+    """
+    age = (now - np.asarray(start, dtype=np.int64)) % 2**32
+    return np.where(age > 2**32 - _AHEAD_JIFFIES, 0, age)
 
 
 def used_chunks(flows: Slots) -> Iterator[tuple[Counts, Slots]]:

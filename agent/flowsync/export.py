@@ -209,7 +209,7 @@ def records_of(
     told["client"], told["vip"] = _bytes(cold["saddr"]), _bytes(cold["daddr"])
     told["client_port"], told["vip_port"] = cold["sport"], cold["dport"]
     told["service"], told["backend"] = service, backend
-    age = (np.uint32(jiffies % 2**32) - cold["start"].astype(np.uint32)).astype(np.float64)
+    age = survey.age_jiffies(cold["start"], jiffies)
     told["age_ms"] = np.minimum(age * 1000 / view.clock.hz, _MOST_MS)
     idle = survey.idle_ticks(words, jiffies >> view.clock.shift)
     told["idle_ms"] = np.round(idle * (view.clock.tick_s * 1000))

@@ -71,6 +71,13 @@ def clients(page: FlowPage) -> list[str]:
     return [str(flow.tuple5.client) for flow in page.flows]
 
 
+def test_a_flow_that_has_just_begun_is_not_49_days_old():
+    """It came between the reading of the clock and that of the table."""
+    tables = FakeTables()
+    put(tables, five("198.51.100.1"), age_s=-0.1)
+    assert [flow.age_s for flow in ask(tables).flows] == [0]
+
+
 def test_all_but_embryonic_flows_the_most_active_first(tables: FakeTables):
     page = ask(tables)
     assert page.matched == 6

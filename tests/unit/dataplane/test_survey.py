@@ -205,6 +205,15 @@ def test_idle_ticks_go_round(now: int, idle: int):
     assert int(survey.idle_ticks(words, now)[0]) == idle
 
 
+@pytest.mark.parametrize("now", [0, 5, 1_000_000, 2**32 - 3])
+@pytest.mark.parametrize(
+    ("passed", "age"), [(0, 0), (1, 1), (2**31 + 7, 2**31 + 7), (-1, 0), (-2500, 0)]
+)
+def test_a_flow_that_began_after_the_jiffies_were_read_is_new(now: int, passed: int, age: int):
+    start = np.array([(now - passed) % 2**32], dtype=np.uint32)
+    assert survey.age_jiffies(start, now).tolist() == [age]
+
+
 def test_a_flow_with_a_packet_in_the_tick_that_has_just_begun_is_not_idle():
     """Else it was freed, and its next packets went elsewhere."""
     tables = tables_with(word(1, FlowState.ESTABLISHED, NOW + 1))
