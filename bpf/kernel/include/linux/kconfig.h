@@ -33,7 +33,10 @@ typedef unsigned long uintptr_t;
 #define NULL ((void *)0)
 #define PAGE_SIZE 4096
 
-#define __always_inline inline __attribute__((always_inline))
+/* nodebug: the compiler takes a quarter less time, and its code is the same to the byte.  The
+ * verifier then names no lines of ours; to see them, take the word away.
+ */
+#define __always_inline inline __attribute__((always_inline, nodebug))
 
 struct pt_regs;
 
