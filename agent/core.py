@@ -43,6 +43,7 @@ from agent.model import (
 )
 from agent.network.host import Host
 from agent.network.nexthop import NextHops
+from agent.network.paths import Paths
 from agent.pair import detour
 from agent.pair.pair import Pair
 from agent.pair.word import Word, up_of
@@ -58,6 +59,7 @@ from agent.state.identities import Identities, member_of
 from agent.state.situation import Situation, situation, verdicts
 from agent.state.synflood import cookies_in
 from agent.state.tables import TableContents
+from agent.state.way import way_of
 from agent.warming import Warming
 from agent.weighing.weigher import Weigher
 
@@ -93,8 +95,13 @@ class Core:
         self._pin_problem = ""  # why what somebody unpinned cannot be pinned again
         self.dataplane = Dataplane(config)
         self._hops = NextHops(config.interfaces, self._hops_changed, self._way_back)
+        self._paths = Paths(self._hops.get, lambda: self.config)
         self._monitor = HealthMonitor(
-            self._health_changed, self._hops.doubt, self._hops.blocked, self._served
+            self._health_changed,
+            self._hops.doubt,
+            self._hops.blocked,
+            self._served,
+            self._paths.ask,
         )
         self._host = Host(config, lambda: self.passes.wake(()))
         self.guarding = Guarding(config, self.dataplane)
@@ -170,6 +177,7 @@ class Core:
         """What has to run beside ``start`` and afterwards, by name."""
         return {
             "health": self._monitor.run(),
+            "paths": self._paths.run(),
             "next hops": self._hops.run(),
             "reconcile": self._reconcile(),
             "sample": self._sample(),
@@ -462,7 +470,7 @@ class Core:
             members = {ref: member_of(*pair) for ref, pair in new.items()}
             initial = {ref: health[m] for ref, m in members.items() if m in health}
         targets = {
-            ref: Target(s.health, b.address, check_port(s, b), initial.get(ref))
+            ref: Target(s.health, b.address, check_port(s, b), initial.get(ref), way_of(s, b))
             for ref, (s, b) in new.items()
         }
         self._monitor.change(targets, old.keys() - new.keys())

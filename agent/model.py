@@ -23,6 +23,7 @@ MAX_ZONE_PREFIXES = 65_536  # of clients, of each family
 MAX_LISTS = 30  # of addresses; as in bpf/include/abi.h
 GUE_PORT = 6080
 COMPANION_PORT = 9120  # TCP
+NO_MAC = "00:00:00:00:00:00"
 ANYWHERE = "*"  # for a listener: all addresses of both families
 
 
@@ -128,6 +129,13 @@ class ServiceState(enum.Enum):
     DOWN = "down"
 
 
+class Via(enum.Enum):
+    """What a health check asks besides the server's own address."""
+
+    VIP = "vip"  # the VIP, by the way of clients' packets
+    HOST = "host"  # nothing
+
+
 class CheckKind(enum.Enum):
     """Protocol of a health check."""
 
@@ -216,6 +224,7 @@ class HealthCheck:
     rise: int = 2
     fall: int = 3
     jitter: float = 0.1  # share of the interval, 0 to 1
+    via: Via = Via.VIP
     method: str = "GET"
     path: str = "/"
     host: str | None = None  # Host header and TLS server name; None: the backend's address

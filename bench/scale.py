@@ -184,7 +184,7 @@ worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx
 worker_rlimit_nofile 65535;
 events {{ worker_connections 20000; }}
 http {{ access_log off; server {{
-listen {port} backlog=65535; location / {{ return 200 "ok"; }} }} }}
+listen {port} backlog=65535; listen 80 backlog=65535; location / {{ return 200 "ok"; }} }} }}
 """
 
 
@@ -209,6 +209,7 @@ def _network() -> Iterator[None]:
             )
         netns.ip(["route add 10.200.0.0/15 via 10.199.0.2"], _BALANCER)
         netns.ip(["route add local 10.200.0.0/15 dev lo"], _BACKENDS)
+        netns.ip([f"route add local {_FIRST_VIP - 1}/20 dev lo"], _BACKENDS)
         netns.write_sysctls(_BALANCER, {"net.ipv4.ip_local_port_range": "10000 65000"})
         netns.write_sysctls(_BACKENDS, {"net.core.somaxconn": "65535"})
         yield
@@ -223,10 +224,13 @@ def _remove() -> None:
 
 
 @contextmanager
-def _nginx(folder: Path) -> Iterator[None]:
-    """Answers every check."""
+def _nginx(folder: Path, size: Size) -> Iterator[None]:
+    """Answers every check, by the VIPs too."""
     if shutil.which("nginx") is None:
         raise LabError("nginx is not installed", where="the checks", remedy="apt install nginx")
+    vips = [word for n in range(size.services) for word in ("--vip", str(_FIRST_VIP + n))]
+    command = [*processes.program("lb-agent", "agent.main"), "decap", "--interface", _INTERFACE]
+    subprocess.run([*netns.entering(_BACKENDS), *command, *vips], check=True, capture_output=True)
     config = folder / "nginx.conf"
     config.write_text(_NGINX.format(folder=folder, port=_PORT))
     server = processes.start(folder, "nginx", _BACKENDS, ["nginx", "-c", str(config)])
@@ -242,7 +246,7 @@ def _nginx(folder: Path) -> Iterator[None]:
 def _running(size: Size, check: str) -> Iterator[Agent]:
     with tempfile.TemporaryDirectory(prefix="steelyard-scale-") as name:
         folder = Path(name)
-        with _network(), _nginx(folder) if check != "none" else nullcontext():
+        with _network(), _nginx(folder, size) if check != "none" else nullcontext():
             agent = Agent(folder, size, check)
             try:
                 yield agent

@@ -17,7 +17,7 @@
 struct vip_key {
 	__be32 addr[4]; /* IPv4: word 0, the rest 0 */
 };
-BPF_HASH(companion_vips, struct vip_key, u8, 256);
+BPF_HASH(companion_vips, struct vip_key, u8, 4096);
 BPF_F_TABLE("array", u32, struct cookie_secret, cookie_secret, 1, BPF_F_MMAPABLE);
 
 struct companion_counters {

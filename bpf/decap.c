@@ -26,7 +26,7 @@ struct vip_key {
 };
 
 /* VIP -> 1.  `lb-agent decap` writes before it attaches. */
-BPF_HASH(decap_vips, struct vip_key, u8, 256);
+BPF_HASH(decap_vips, struct vip_key, u8, 4096);
 
 /* Longest prefix match: who may send tunnel packets -> 1. */
 struct sender_key {

@@ -25,6 +25,7 @@ from agent.model import (
     Scheduler,
     SynProtection,
     TelemetryKind,
+    Via,
 )
 from lbctl.options import ADDRESS, PORT, SERVER_ID, VIP, Decorator, WordType
 from lbctl.suggest import did_you_mean
@@ -213,6 +214,11 @@ _SETTINGS = (
         help="Idle time after which a flow is forgotten, as in established=15m; may be repeated.",
     ),
     click.option("--health", "health_type", type=WordType(CheckKind), help="Kind of health check."),
+    click.option(
+        "--health-via",
+        type=WordType(Via),
+        help="What is asked besides a server's own address.",
+    ),
     click.option(
         "--health-port",
         type=click.IntRange(1, 65_535),

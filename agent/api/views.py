@@ -22,6 +22,7 @@ from agent.model import (
     Scheduler,
     Service,
     ServiceState,
+    Via,
 )
 from agent.state.loads import counts_waiting, learns_speed
 from agent.state.nat_blocks import described
@@ -35,6 +36,7 @@ from agent.state.snapshot import (
     ServiceSnapshot,
     Snapshot,
 )
+from agent.state.way import way_of
 
 type Json = dict[str, object]
 
@@ -367,8 +369,10 @@ def _health_check(configured: Service) -> Json:
         return {"type": check.kind.value}
     ports = {check_port(configured, backend) for backend in configured.backends}
     ports = ports or {check.port or configured.key.port}
+    ways = any(way_of(configured, backend) for backend in configured.backends)
     shown: Json = {
         "type": check.kind.value,
+        "via": (Via.VIP if ways else Via.HOST).value,
         "port": ports.pop() or None if len(ports) == 1 else None,
         "interval_s": check.interval_s,
         "timeout_s": check.timeout_s,

@@ -144,6 +144,7 @@ def _health(section: HealthSection, protocol: Protocol) -> HealthCheck:
         rise=section.rise,
         fall=section.fall,
         jitter=section.jitter,
+        via=section.via,
         method=section.method,
         path=section.path or default_check_path(kind),
         host=section.host,

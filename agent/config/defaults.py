@@ -16,7 +16,9 @@ from agent.model import (
 )
 
 _CHECK = HealthCheck()
-COMMON_CHECK_KEYS = frozenset({"type", "port", "interval", "timeout", "rise", "fall", "jitter"})
+COMMON_CHECK_KEYS = frozenset(
+    {"type", "via", "port", "interval", "timeout", "rise", "fall", "jitter"}
+)
 HTTP_CHECK_KEYS = frozenset({"method", "path", "host", "expect_status"})
 TLS_CHECK_KEYS = frozenset({"verify_tls"})
 

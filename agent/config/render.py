@@ -189,6 +189,7 @@ def health_fields(check: HealthCheck) -> Fields:
         "rise": check.rise,
         "fall": check.fall,
         "jitter": check.jitter,
+        "via": check.via.value,
         "method": check.method,
         "path": check.path,
         "host": check.host,

@@ -34,6 +34,7 @@ from agent.model import (
     Scheduler,
     ServiceKey,
     SynProtection,
+    Via,
 )
 
 _CHECK = HealthCheck()
@@ -138,6 +139,13 @@ class HealthSection(Section):
     jitter: kinds.Share = Field(
         _CHECK.jitter,
         description="Each interval is varied by up to this share, so that checks spread out.",
+    )
+    via: Annotated[Via, *kinds.choice(Via)] = Field(
+        _CHECK.via,
+        description="`vip`: for tcp services with `dsr`, `ipip` or `gue`, a check also asks for a "
+        "connection to the VIP in a frame as clients' packets have them, so that a backend without "
+        "the VIP, or without a tunnel's end, is down. `host`: only the backend's own address is "
+        "asked.",
     )
     method: kinds.Method = Field(_CHECK.method, description="Method of the request.")
     path: kinds.RequestPath | None = Field(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import structlog
 
 from agent.errors import NetworkError
 from agent.health.patience import Patience
+from agent.health.probe import duration
 from agent.health.probe import probe as probe_server
 from agent.health.rules import (
     ProbeResult,
@@ -25,6 +27,7 @@ from agent.health.rules import (
     suspended,
     tells,
     unchecked,
+    ways_to_ask,
 )
 from agent.model import (
     Address,
@@ -34,6 +37,7 @@ from agent.model import (
     HealthCheck,
     HealthStatus,
 )
+from agent.state.way import Way, silence
 
 log = structlog.get_logger()
 
@@ -48,12 +52,15 @@ type Probe = Callable[[HealthCheck, Address, int, Patience], Awaitable[ProbeResu
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to check. ``initial`` is where a target that is new here starts from."""
+    """What to check. ``initial`` is where a target that is new here starts from; ``way``: of the
+    packets that must get there, too.
+    """
 
     check: HealthCheck
     address: Address
     port: int
     initial: HealthStatus | None = None
+    way: Way | None = None
 
 
 type Key = tuple[HealthCheck, Address, int, BackendRef | None]
@@ -69,6 +76,10 @@ def _key(ref: BackendRef, target: Target) -> Key:
     return check, target.address, check.port or target.port, ref if alone else None
 
 
+async def _nothing_wrong(_: Way) -> str:
+    return ""
+
+
 class HealthMonitor:
     """Checks its targets while ``run`` runs, servers that several services have once for all.
 
@@ -77,6 +88,8 @@ class HealthMonitor:
     ``on_silence(address)`` is called likewise for each check to which nothing came back.
     ``served(ref)`` counts the clients' requests that a backend has answered well, as far as anybody
     sees them: one that is busy with these is not ill.
+    ``through(way)`` asks a server for a connection by the way of clients' packets, and returns what
+    is wrong, in words, once it has answered.
     ``blocked(address, since_s)`` says why nothing could leave for there at some time since, by the
     monotonic clock, or is empty: what fails then says nothing of the server.
     """
@@ -87,6 +100,7 @@ class HealthMonitor:
         on_silence: Callable[[Address], None] = lambda _: None,
         blocked: Callable[[Address, float], str] = lambda *_: "",
         served: Callable[[BackendRef], int] = lambda _: 0,
+        through: Callable[[Way], Awaitable[str]] = _nothing_wrong,
         *,
         probe: Probe = probe_server,
     ) -> None:
@@ -94,6 +108,7 @@ class HealthMonitor:
         self._on_silence = on_silence
         self._blocked = blocked
         self._served = served
+        self._through = through
         self._resumed = asyncio.Event()  # another one each time
         self._probe = probe
         self._patience = Patience()
@@ -156,7 +171,11 @@ class HealthMonitor:
 
     def _known(self, ref: BackendRef, target: Target, now: float) -> HealthStatus | None:
         """What the same check has found for another backend; None: there is none, or not yet."""
-        others = self._members.get(_key(ref, target), ())
+        others = [
+            other
+            for other in self._members.get(_key(ref, target), ())
+            if self._targets[other].way == target.way
+        ]
         if target.initial is not None or not others:
             return None
         status = self._statuses[others[0]]
@@ -186,6 +205,7 @@ class HealthMonitor:
         loop = asyncio.get_running_loop()
         asked, address, port, _ = key
         members = self._members[key]
+        turns = itertools.count()
         started = loop.time()
         completed = failed = -math.inf  # when a completion was answered last, and when any failed
         while True:
@@ -210,14 +230,39 @@ class HealthMonitor:
                     await asyncio.sleep(LINK_NEWS_S)
                 if result.silent and not self._blocked(address, started):
                     self._on_silence(address)
+                results = await self._by_way(members, result, asked.timeout_s, next(turns))
                 for ref in tuple(members):
-                    self._take(ref, result, started)
+                    if (way := self._targets[ref].way) in results:  # else it was not asked
+                        self._take(ref, results[way], started)
             except NetworkError as error:
                 self._complain(str(error))
                 await asyncio.sleep(asked.interval_s)
             except Exception:  # this task's root: a defect must not end all the others
                 log.exception("health check broke", backend=str(members[0]))
                 await asyncio.sleep(asked.interval_s)
+
+    async def _by_way(
+        self, refs: Iterable[BackendRef], result: ProbeResult, limit_s: float, turn: int
+    ) -> dict[Way | None, ProbeResult]:
+        """What the server's own answer and that by each way to it come to; without the ways that
+        it was not asked by this time.
+        """
+        known = [(self._targets[ref].way, self._statuses[ref]) for ref in refs]
+        if not result.ok:
+            return dict.fromkeys((way for way, _ in known), result)
+        found: dict[Way | None, ProbeResult] = {way: result for way, _ in known if way is None}
+        if ways := ways_to_ask(known, turn):
+            wrongs = await asyncio.gather(*(self._wrong(way, limit_s) for way in ways))
+            for way, wrong in zip(ways, wrongs, strict=True):
+                found[way] = ProbeResult(False, wrong, None) if wrong else result
+        return found
+
+    async def _wrong(self, way: Way, limit_s: float) -> str:
+        try:
+            async with self._patience.timeout(limit_s):
+                return await self._through(way)
+        except TimeoutError:
+            return silence(way, duration(limit_s))
 
     async def _pause(self, delay_s: float) -> None:
         """Until the next check is due, or a link is up again."""
@@ -245,7 +290,7 @@ class HealthMonitor:
 
 
 def _same(old: Target, new: Target) -> bool:
-    return (old.check, old.address, old.port) == (new.check, new.address, new.port)
+    return replace(old, initial=None) == replace(new, initial=None)
 
 
 def _first_status(target: Target, now: float) -> HealthStatus:

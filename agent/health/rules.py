@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from agent.model import CheckKind, Health, HealthCheck, HealthStatus
+from agent.state.way import Way
 
 FIRST_WITHIN_S = 0.5  # first checks are spread over this long, or the interval if shorter
 CHANGING_SPEEDUP = 2.0
 SHORTEST_DELAY_S = 0.01
+MOST_WAYS = 8  # by which a server is asked at each check
 VAGUE_S = 10.0  # silence after a refusal says nothing for so long
 
 
@@ -104,6 +107,22 @@ def tells(result: ProbeResult, since_failure_s: float) -> bool:
     who asks, after the first six), so where one was refused a moment ago, silence may be that.
     """
     return not result.vague or since_failure_s >= VAGUE_S
+
+
+def ways_to_ask(known: Iterable[tuple[Way | None, HealthStatus]], turn: int) -> list[Way]:
+    """By which ways a server that serves many is asked this time: those of which something is to be
+    found out, and of the others some, ``MOST_WAYS`` in all, so that each has its turn.
+    """
+    is_settled: dict[Way, bool] = {}
+    for way, status in known:
+        if way is not None:
+            settled = status.health is Health.UP and not status.failures
+            is_settled[way] = settled and is_settled.get(way, True)
+    urgent = [way for way, settled in is_settled.items() if not settled]
+    others = [way for way, settled in is_settled.items() if settled]
+    room = min(len(others), max(0, MOST_WAYS - len(urgent)))
+    first = turn * room % len(others) if others else 0
+    return urgent + (others + others)[first : first + room]
 
 
 def excused(result: ProbeResult, served: int) -> ProbeResult:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pyroute2.netlink.rtnl import ndmsg
 
-from agent.model import Address, Network
+from agent.model import NO_MAC, Address, Network
 
 IFF_UP = 0x1
 IFF_LOWER_UP = 0x10000
@@ -25,7 +25,6 @@ ROUTE_KINDS = {
     5: "a multicast address",
 }
 NTF_EXT_MANAGED = 0x1
-NO_MAC = "00:00:00:00:00:00"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
 from agent.model import (
+    NO_MAC,
     Address,
     Backend,
     BackendRef,
@@ -34,7 +35,6 @@ from agent.state.tables import (
 )
 from agent.state.zones import has_levels
 
-NO_MAC = "00:00:00:00:00:00"
 _ADDRESS_BITS = {4: 32, 6: 128}
 
 

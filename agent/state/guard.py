@@ -2,7 +2,8 @@
 
 A packet for a VIP that the program did not take would come to this host's own stack, which has
 no socket for it and answers with a reset. These rules drop it instead, so a moment without the
-program costs a retransmission and no connection.
+program costs a retransmission and no connection. They drop what a backend answers to a health
+check by the VIP, too: the agent has read it, and a reset would go to another balancer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from agent.model import ANY_PORT, Address, Backend, Config, Forward, Network, Service
+from agent.state.way import FIRST_PORT, LAST_PORT, has_way
 
 type Json = dict[str, Any]
 
@@ -59,7 +61,9 @@ def ruleset(table: str, config: Config) -> list[Json]:
         if service.forward is Forward.FULLNAT
         for backend in service.backends
     )
+    asked = _sorted(_served(service) for service in config.services if has_way(service))
     ports = _between("dport", config.nat.first_port, config.nat.last_port)
+    checks = _between("dport", FIRST_PORT, LAST_PORT)
     return [
         *removal(table),
         {"add": {"table": {"family": FAMILY, "name": table}}},
@@ -74,6 +78,7 @@ def ruleset(table: str, config: Config) -> list[Json]:
         _rule(named, "input", _is(_meta("iifname"), "lo"), {"return": None}),
         *_lookups(named, "served", served, "daddr", "dport", []),
         *_lookups(named, "answers", answers, "saddr", "sport", [ports]),
+        *_lookups(named, "served", asked, "saddr", "sport", [checks]),
     ]
 
 

@@ -1,13 +1,17 @@
-"""Decides the bytes of the TCP segments that the agent makes itself: empty ones, of known flows."""
+"""Decides the bytes of the TCP segments that the agent makes itself: empty ones. And reads those
+that answer them.
+"""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Self
 
 from agent.model import Address, Protocol
 
-RST, ACK = 0x04, 0x10
+SYN, RST, ACK = 0x02, 0x04, 0x10
 _TTL = 64
 _WINDOW = 512  # of an ACK; nothing is offered by it, because its position is not accepted
 _DF = 0x4000
@@ -36,8 +40,24 @@ class Segment:
         check = checksum(struct.pack("!BBHHHBBH", *fields, 0) + ends)
         return struct.pack("!BBHHHBBH", *fields, check) + ends + tcp
 
+    @classmethod
+    def read(cls, data: bytes, version: int) -> Self | None:
+        """The segment in an IP packet of that version, of which the end may be missing; None: there
+        is none, or not at its place.
+        """
+        start = 40 if version == 6 else 4 * (data[0] & 0xF) if data else 0
+        if len(data) < start + 20 or data[0] >> 4 != version:
+            return None
+        if data[6 if version == 6 else 9] != Protocol.TCP.number:
+            return None
+        ends = data[8:40] if version == 6 else data[12:20]
+        half = len(ends) // 2
+        source_port, to_port, seq, ack, _, flags = struct.unpack_from("!HHIIBB", data, start)
+        source, to = ip_address(ends[:half]), ip_address(ends[half:])
+        return cls(source, source_port, to, to_port, seq, ack, flags)
+
     def _tcp(self) -> bytes:
-        window = _WINDOW if self.flags & ACK else 0
+        window = _WINDOW if self.flags & (ACK | SYN) else 0
         ports = self.source_port, self.to_port
         fields = (*ports, self.seq, self.ack, 5 << 4, self.flags, window)
         bare = struct.pack("!HHIIBBHHH", *fields, 0, 0)

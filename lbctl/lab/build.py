@@ -211,20 +211,25 @@ def prepare_paths(lab: Lab) -> None:
         (lab.switch, [*agent, "pass", "--interface", port]) for port in wiring.ports_with_xdp(lab)
     ]
     if lab.forward.is_tunnel:
-        vips = [word for vip in lab.vips for word in ("--vip", str(vip))]
-        balancers = [
-            word
-            for balancer in lab.nodes(Role.BALANCER)
-            for link in balancer.links
-            for address in link.addresses
-            for word in ("--from", str(address.ip))
-        ]
-        decap = [*agent, "decap", "--interface", topology.NODE_INTERFACE, *vips, *balancers]
-        commands += [(backend.namespace, decap) for backend in lab.nodes(Role.BACKEND)]
+        commands += [(backend.namespace, decap(lab)) for backend in lab.nodes(Role.BACKEND)]
     # Each of them compiles a program: side by side, as far as there are processors.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for done in [pool.submit(_run, lab, *command) for command in commands]:
             done.result()
+
+
+def decap(lab: Lab) -> list[str]:
+    """What a backend unpacks by what is wrapped."""
+    vips = [word for vip in lab.vips for word in ("--vip", str(vip))]
+    balancers = [
+        word
+        for balancer in lab.nodes(Role.BALANCER)
+        for link in balancer.links
+        for address in link.addresses
+        for word in ("--from", str(address.ip))
+    ]
+    agent = processes.program("lb-agent", "agent.main")
+    return [*agent, "decap", "--interface", topology.NODE_INTERFACE, *vips, *balancers]
 
 
 def write_config(lab: Lab, balancer: Node) -> None:

@@ -154,6 +154,7 @@ def service_view() -> dict[str, Any]:
         "timeouts_s": {"embryonic": 30.0, "acked": 60.0, "established": 900.0, "closing": 30.0},
         "health_check": {
             "type": "http",
+            "via": "vip",
             "port": 8000,
             "interval_s": 1.0,
             "timeout_s": 0.5,

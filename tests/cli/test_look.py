@@ -122,7 +122,7 @@ def test_service_show_has_details_and_backends(agent, run):
     out = run("service", "show", "chat").out
     assert "tcp 10.0.0.10:80" in out
     assert "degraded for 1m15s: 1 of 3 backends is down" in out
-    assert "http: port 8000, interval 1s, timeout 500ms" in out
+    assert "http: via vip, port 8000, interval 1s, timeout 500ms" in out
     assert "17 malformed" in out
     assert "gpu-3" in out
 

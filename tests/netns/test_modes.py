@@ -10,6 +10,7 @@ import errno
 import http.client
 import json
 import os
+import shlex
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -66,6 +67,16 @@ def here(request: pytest.FixtureRequest) -> Iterator[Site]:
         peers.serving(built.lab),
     ):
         yield built
+
+
+def some(*modes: Forward) -> pytest.MarkDecorator:
+    """In these modes; the soak has the others, too."""
+    return pytest.mark.parametrize(
+        "here",
+        [mode if mode in modes else pytest.param(mode, marks=pytest.mark.soak) for mode in MODES],
+        ids=lambda mode: mode.value,
+        indirect=True,
+    )
 
 
 def client(here: Site) -> Node:
@@ -266,6 +277,7 @@ def test_clients_on_a_vlan_are_answered_in_their_tags(here: Site, double: bool) 
         assert (seen.popped() > refused) is here.lab.forward.is_nat, "others go past the balancer"
 
 
+@some(Forward.DSR, Forward.FULLNAT)
 def test_connections_survive_the_agents_death_and_a_new_program(here: Site) -> None:
     with contextlib.ExitStack() as stack:
         talks = [
@@ -383,6 +395,46 @@ def test_a_killed_backend_is_passed_over_and_comes_back(here: Site) -> None:
         assert {get(here, vip) for _ in range(40)} == {"be1", "be2"}
 
 
+@pytest.mark.parametrize(
+    "here", [mode for mode in MODES if not mode.is_nat], ids=lambda mode: mode.value, indirect=True
+)
+def test_a_backend_that_clients_cannot_reach_is_down_though_its_server_is_well(here: Site) -> None:
+    """It answers at its own address all the time."""
+    vip, mode = here.lab.vips[0], here.lab.forward.value
+    silent, refused = f"no answer from {vip}:80 by {mode}", f"connection refused at {vip}:80"
+    reject = (
+        "add table inet t; add chain inet t in {type filter hook input priority 0;};"
+        f"add rule inet t in ip daddr {vip} tcp dport 80 reject with tcp reset"
+    )
+    faults = [
+        (f"ip addr del {vip}/32 dev lo", f"ip addr add {vip}/32 dev lo", silent),
+        (f"nft '{reject}'", "nft delete table inet t", refused),
+    ]
+    if here.lab.forward.is_tunnel:
+        again = shlex.join(build.decap(here.lab))
+        faults.append(("ip link set eth0 xdp off", again, f"does it take {mode}, and is"))
+
+    def is_so(what: str, reason: str = "") -> bool:
+        shown = here.backend("web", "be2")
+        return bool(shown["state"] == what and reason in shown["reason"])
+
+    def up() -> dict[str, int]:
+        return {s["name"]: s["backends_up"] for s in here.get("/v1/services")["services"]}
+
+    before = up()
+    for breaks, mends, reason in faults:
+        try:
+            done = here.run("be2", "sh", "-ec", breaks)
+            assert done.returncode == 0, done.stderr
+            wait_until(reason, lambda reason=reason: is_so("down", reason))  # type: ignore[misc]
+            wait_until("be2 is passed over", lambda: answerers(here, vip) == {"be1"})
+        finally:
+            done = here.run("be2", "sh", "-ec", mends)
+        assert done.returncode == 0, done.stderr
+        wait_until("all are up again", lambda: up() == before)
+    assert {get(here, vip) for _ in range(40)} == {"be1", "be2"}
+
+
 def answerers(here: Site, vip: Any) -> set[str]:
     """Who answers a dozen requests; "nobody" may be among them."""
     found = set()
@@ -398,6 +450,7 @@ def state(here: Site, service: str) -> str:
     return str(here.backend(service, "be1")["state"])
 
 
+@some(Forward.GUE, Forward.NAT)
 def test_every_hook_carries_the_same_and_keeps_connections(here: Site) -> None:
     # Generic XDP runs the same program as native; once with a header more and once in nat will do.
     generic = here.lab.forward in (Forward.GUE, Forward.NAT)
@@ -457,13 +510,7 @@ def short_check(here: Site) -> None:
             assert (told.kind, told.offender) == (PORT_UNREACHABLE[family][0], vip)
 
 
-TOLD = pytest.mark.parametrize(
-    "here",
-    [Forward.DSR, Forward.FULLNAT]
-    + [pytest.param(m, marks=pytest.mark.soak) for m in (Forward.IPIP, Forward.GUE, Forward.NAT)],
-    ids=lambda mode: mode.value,
-    indirect=True,
-)
+TOLD = some(Forward.DSR, Forward.FULLNAT)
 
 
 def set_both(here: Site, **values: Any) -> None:

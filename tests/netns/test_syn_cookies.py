@@ -32,11 +32,11 @@ table inet seen {{
     counter syns {{ }}
     chain in {{
         type filter hook input priority filter
-        ip daddr {0} tcp flags & (syn|ack) == syn counter name syns
-        ip6 daddr {1} tcp flags & (syn|ack) == syn counter name syns
+        ip daddr {0} ip saddr != {2} tcp flags & (syn|ack) == syn counter name syns
+        ip6 daddr {1} ip6 saddr != {3} tcp flags & (syn|ack) == syn counter name syns
     }}
 }}
-"""  # of clients: health checks go to the server's own address
+"""  # of clients: health checks come from the balancer
 
 
 # The soak has all of them: a lab takes seconds, and the servers of gue do the same.
@@ -55,7 +55,8 @@ def here(request: pytest.FixtureRequest) -> Iterator[Site]:
         subprocess.run([*router, "nft", "-f", "-"], input=MASQUERADE, text=True, check=True)
         for server in servers(built):
             entering = netns.entering(built.lab.node(server).namespace)
-            rules = COUNT_SYNS.format(*built.lab.vips)
+            balancer = built.balancer.ipv4, built.balancer.ipv6
+            rules = COUNT_SYNS.format(*built.lab.vips, *balancer)
             subprocess.run([*entering, "nft", "-f", "-"], input=rules, text=True, check=True)
         key_file(built).write_text(KEY)
         key_file(built).chmod(0o600)

@@ -39,6 +39,7 @@ from agent.model import (
     Telemetry,
     TelemetryKind,
     Timeouts,
+    Via,
     Zone,
 )
 
@@ -140,6 +141,7 @@ def checks(draw: st.DrawFn, key: ServiceKey) -> HealthCheck:
         rise=draw(st.integers(1, 100)),
         fall=draw(st.integers(1, 100)),
         jitter=draw(st.floats(0, 1)),
+        via=draw(st.sampled_from(Via)),
     )
     if kind in _OF_KIND:
         return dataclasses.replace(check, **draw(_OF_KIND[kind]))

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.health.rules import ProbeResult, adopted, checking, next_delay_s, observe
-from agent.model import Health, HealthCheck, HealthStatus
+from agent.health.rules import (
+    MOST_WAYS,
+    ProbeResult,
+    adopted,
+    checking,
+    next_delay_s,
+    observe,
+    ways_to_ask,
+)
+from agent.model import Forward, Health, HealthCheck, HealthStatus
+from agent.state.way import Way
 
 CHECKS = st.builds(
     HealthCheck,
@@ -89,3 +99,20 @@ def test_the_next_check_is_never_at_once_again_and_never_later_than_interval_and
     if results:
         assert delay >= 0.01
         assert delay >= check.interval_s / 2 * (1 - check.jitter) - 1e-9
+
+
+@given(st.lists(st.booleans(), max_size=60))
+def test_each_way_to_a_server_has_its_turn_and_what_is_in_doubt_is_asked_every_time(
+    settled: list[bool],
+) -> None:
+    server, vip = ip_address("10.0.0.21"), ip_address("10.9.0.1")
+    ways = [Way(Forward.DSR, vip + number, 80, server) for number in range(len(settled))]
+    doubted = {way for way, is_settled in zip(ways, settled, strict=True) if not is_settled}
+    known = [(way, adopted(Health.DOWN if way in doubted else Health.UP, 0.0)) for way in ways]
+    asked = [ways_to_ask([(None, checking(0.0)), *known], turn) for turn in range(len(ways) + 1)]
+    for each in asked:
+        assert len(set(each)) == len(each)
+        assert doubted <= set(each)
+        assert len(each) == min(len(ways), max(MOST_WAYS, len(doubted)))
+    if len(doubted) < MOST_WAYS:
+        assert set(ways) == {way for each in asked for way in each}

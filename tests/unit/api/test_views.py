@@ -167,6 +167,7 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "timeouts_s": {"embryonic": 30, "acked": 60, "established": 900, "closing": 30},
         "health_check": {
             "type": "http",
+            "via": "vip",
             "port": 80,
             "interval_s": 2.0,
             "timeout_s": 1.0,

@@ -11,12 +11,23 @@ from agent.errors import NetworkError
 from agent.health.monitor import HealthMonitor, Target
 from agent.health.patience import Patience
 from agent.health.rules import ProbeResult, adopted
-from agent.model import Address, BackendRef, CheckKind, Health, HealthCheck, HealthStatus
+from agent.model import (
+    Address,
+    BackendRef,
+    CheckKind,
+    Forward,
+    Health,
+    HealthCheck,
+    HealthStatus,
+)
+from agent.state.way import Way
 from tests.unit.health.targets import check_exactly
 
 CHECK = HealthCheck(interval_s=0.02, timeout_s=0.01, rise=2, fall=2)
 REF = BackendRef("chat", "gpu-1")
 TARGET = Target(CHECK, ip_address("10.0.0.21"), 80)
+WAY = Way(Forward.DSR, ip_address("10.9.0.100"), 80, TARGET.address)
+OTHER_WAY = replace(WAY, forward=Forward.IPIP, vip=ip_address("10.9.0.101"))
 
 
 class Servers:
@@ -47,12 +58,24 @@ class Watch:
         self.changes: list[tuple[BackendRef, Health, Health]] = []
         self.silences: list[Address] = []
         self.down = ""  # the link, why
+        self.wrong: dict[Way, str] = {}  # by these ways
+        self.lost: set[Way] = set()  # no answer comes by these
         self.monitor = HealthMonitor(
-            self._note, self.silences.append, lambda *_: self.down, probe=self.servers.probe
+            self._note,
+            self.silences.append,
+            lambda *_: self.down,
+            through=self._through,
+            probe=self.servers.probe,
         )
 
     def _note(self, ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
         self.changes.append((ref, old.health, new.health))
+
+    async def _through(self, way: Way) -> str:
+        if way in self.lost:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+        return self.wrong.get(way, "")
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(60):
@@ -434,3 +457,60 @@ def test_silence_after_a_refusal_brings_nobody_up() -> None:
         assert (status.health, status.reason) == (Health.DOWN, "connection refused")
 
     asyncio.run(story())
+
+
+def test_a_server_that_answers_for_itself_and_not_for_the_vip_is_down() -> None:
+    async def story(watch: Watch) -> None:
+        check_exactly(watch.monitor, {REF: replace(TARGET, way=WAY)})
+        await watch.until_health(REF, Health.UP)
+        watch.wrong[WAY] = "refused"
+        await watch.until_health(REF, Health.DOWN)
+        assert watch.monitor.status(REF).reason == "refused"
+        watch.wrong.clear()
+        await watch.until_health(REF, Health.UP)
+        watch.lost.add(WAY)
+        await watch.until_health(REF, Health.DOWN)
+        wanted = "no answer from 10.9.0.100:80 by dsr within 10 ms: is the VIP on its lo?"
+        assert watch.monitor.status(REF).reason == wanted
+        assert watch.silences == []  # its host is there
+
+    play(story)
+
+
+def test_one_server_has_a_health_for_each_way_to_it() -> None:
+    other, plain = BackendRef("other", "gpu-1"), BackendRef("plain", "gpu-1")
+
+    async def story(watch: Watch) -> None:
+        watch.lost.add(OTHER_WAY)
+        targets = {
+            REF: replace(TARGET, way=WAY),
+            other: replace(TARGET, way=OTHER_WAY),
+            plain: TARGET,
+        }
+        check_exactly(watch.monitor, targets)
+        await watch.until_health(other, Health.DOWN)
+        assert watch.monitor.status(REF).health is Health.UP
+        assert watch.monitor.status(plain).health is Health.UP
+        watch.servers.broken.add(TARGET.address)
+        for ref in targets:
+            await watch.until_health(ref, Health.DOWN)
+            assert "scripted" in watch.monitor.status(ref).reason
+
+    play(story)
+
+
+def test_a_newcomer_by_another_way_is_up_once_that_was_asked() -> None:
+    """What is known of the server is not known of the way."""
+    other = BackendRef("other", "gpu-1")
+
+    async def story(watch: Watch) -> None:
+        watch.lost.add(OTHER_WAY)
+        targets = {REF: replace(TARGET, way=WAY)}
+        check_exactly(watch.monitor, targets)
+        await watch.until_health(REF, Health.UP)
+        check_exactly(watch.monitor, targets | {other: replace(TARGET, way=OTHER_WAY)})
+        assert watch.monitor.status(other).health is Health.CHECKING
+        await watch.until(lambda: watch.monitor.status(other).health is not Health.CHECKING)
+        assert watch.monitor.status(other).health is Health.DOWN
+
+    play(story)

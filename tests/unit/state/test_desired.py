@@ -6,6 +6,7 @@ from ipaddress import ip_address
 import numpy as np
 
 from agent.model import (
+    NO_MAC,
     AdminState,
     BackendRef,
     Config,
@@ -17,7 +18,7 @@ from agent.model import (
     Timeouts,
 )
 from agent.rings import maglev
-from agent.state.desired import NO_MAC, desired, desired_backends, outer_source
+from agent.state.desired import desired, desired_backends, outer_source
 from agent.state.identities import Identities, assign, slot_of
 from agent.state.tables import MarkEntry, ServiceEntry, ServiceSlot, TableContents
 from tests.unit.state.world import OUR_IFINDEX, TABLES, A, B, hop, surroundings, web

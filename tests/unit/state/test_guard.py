@@ -11,6 +11,7 @@ from agent.state.guard import ruleset, table_name
 from tests.unit.state.world import TABLES
 
 BACKEND = Backend("a", ip_address("10.1.0.1"))
+CHECKS = '"range": [20480, 24575]'
 OWN_PORT = replace(BACKEND, name="b", address=ip_address("fd01::1"), port=8080)
 
 
@@ -29,10 +30,33 @@ def sets(commands):
     return {each["name"]: [tuple(e["concat"]) for e in each["elem"]] for each in found}
 
 
-def lookups(commands):
+def decided(commands):
     """The rules that send packets to be decided, as text."""
     found = (command["add"]["rule"] for command in commands if "rule" in command.get("add", ()))
     return [json.dumps(rule["expr"]) for rule in found if "goto" in str(rule["expr"])]
+
+
+def lookups(commands):
+    """Those that are not about what answers health checks."""
+    return [each for each in decided(commands) if CHECKS not in each]
+
+
+def test_what_answers_health_checks_by_the_vip_is_dropped():
+    """The host's stack has no socket for it, and would reset at another balancer."""
+    found = rules(
+        service("10.0.0.1", 80),
+        service("10.0.1.0", 80, vip_bits=24, forward=Forward.IPIP),
+        service("10.0.0.1", 53, Protocol.UDP),
+        service("10.0.2.0", 80, vip_bits=24, forward=Forward.NAT),
+    )
+    about = [each for each in decided(found) if CHECKS in each]
+    assert len(about) == 2
+    assert '"saddr"' in about[0]
+    assert "@served4" in about[0]
+    assert '"addr": "10.0.1.0", "len": 24' in about[1]
+    assert not [
+        each for each in decided(rules(service("10.0.0.1", 53, Protocol.UDP))) if CHECKS in each
+    ]
 
 
 def test_one_address_and_one_port_are_looked_up_in_a_set():

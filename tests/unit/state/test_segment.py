@@ -3,6 +3,8 @@
 from ipaddress import ip_address
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
@@ -30,3 +32,37 @@ def test_a_segment_is_read_as_it_was_meant(source: str, to: str, layer: type, fl
 
 def test_a_sum_that_is_right_comes_out_as_zero():
     assert checksum(bytes.fromhex("0001f203f4f5f6f7220d")) == 0
+
+
+@given(st.binary(max_size=80), st.sampled_from([4, 6]))
+def test_whatever_comes_is_a_segment_or_none(data: bytes, version: int):
+    found = Segment.read(data, version)
+    assert found is None or found.source.version == version
+
+
+@pytest.mark.parametrize("ends", [("198.51.100.1", "203.0.113.10"), ("2001:db8::c", "fd09::10")])
+@given(
+    ports=st.tuples(st.integers(0, 2**16 - 1), st.integers(0, 2**16 - 1)),
+    numbers=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
+    flags=st.integers(0, 255),
+    options=st.sampled_from([0, 4, 40]),
+)
+def test_what_was_made_is_read(
+    ends: tuple[str, str],
+    ports: tuple[int, int],
+    numbers: tuple[int, int],
+    flags: int,
+    options: int,
+):
+    source, to = (ip_address(end) for end in ends)
+    made = Segment(source, ports[0], to, ports[1], *numbers, flags)
+    packet = made.packet()
+    assert Segment.read(packet, source.version) == made
+    if source.version == 4:  # IP options go before it
+        packet = bytes([0x45 + options // 4]) + packet[1:20] + bytes(options) + packet[20:]
+        assert Segment.read(packet, 4) == made
+    assert Segment.read(packet[:-1], source.version) is None
+    assert Segment.read(packet, 10 - source.version) is None
+    other = bytearray(packet)
+    other[9 if source.version == 4 else 6] = 17
+    assert Segment.read(bytes(other), source.version) is None

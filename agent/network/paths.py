@@ -1,0 +1,170 @@
+"""Owns the packet sockets of health checks that go the way of clients' packets.
+
+What comes back is addressed to this host and says that it comes from the VIP, which this host may
+have itself: its TCP takes no such packet. So the SYN is made here, and its answer is read from the
+packet sockets of IPv4 and IPv6. They get only what the packet path and tc have left to the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import itertools
+import random
+import secrets
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.errors import NetworkError
+from agent.model import Address, Config, NextHop, Protocol
+from agent.network.reset import RawSender
+from agent.state.desired import outer_source
+from agent.state.segment import ACK, RST, SYN, Segment
+from agent.state.way import FIRST_PORT, LAST_PORT, Way, frame, refusal
+
+_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33  # the socket module does not name them
+_ETHERTYPE = {4: 0x0800, 6: 0x86DD}
+_ENOUGH = 128  # bytes of a packet: its headers
+_BUFFER_BYTES = 1 << 20
+_ONE_TURN = 64  # packets; then others have theirs
+
+_STEP = struct.Struct("=HBBI")  # code, steps to jump if true and if false, operand
+_LD_B, _LD_H, _LD_H_X, _LDX_LENGTH = 0x30, 0x28, 0x48, 0xB1
+_EQUAL, _ABOVE, _AT_LEAST, _SET, _RETURN = 0x15, 0x25, 0x35, 0x45, 0x06
+_DPORT, _ACK = 2, 8  # places in the TCP header
+
+
+@dataclass(slots=True)
+class _Ask:
+    way: Way
+    port: int
+    answer: asyncio.Future[Segment]
+
+
+class Paths:
+    """Asks backends for connections to their VIPs while ``run`` runs.
+
+    ``hop(address)`` is the next hop to a backend, ``config()`` what the agent runs with.
+    """
+
+    def __init__(self, hop: Callable[[Address], NextHop], config: Callable[[], Config]) -> None:
+        self._hop = hop
+        self._config = config
+        self._asks: dict[int, _Ask] = {}  # by the number that is acknowledged
+        self._sender: RawSender | None = None
+        # What is acknowledged begins with this, and the kernel gives us nothing else: strangers,
+        # who see no SYN, cannot fill the sockets.
+        self._secret = secrets.randbits(16)
+        self._count = itertools.count(1)
+
+    async def run(self) -> None:
+        """Read answers until cancelled. NetworkError: there are no packet sockets for us."""
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as opened:
+            sender = opened.enter_context(RawSender())
+            for version in (4, 6):
+                heard = opened.enter_context(_listening(version, self._secret))
+                loop.add_reader(heard, self._read, heard, version)
+                opened.callback(loop.remove_reader, heard)
+            self._sender = sender
+            try:
+                await asyncio.Event().wait()  # for ever
+            finally:
+                self._sender = None
+
+    async def ask(self, way: Way) -> str:
+        """Wait until the backend answers for its VIP: what is wrong with the answer, in words.
+        Empty: nothing, or that it cannot be asked, for want of a next hop, of an address of ours
+        that it could answer to, or of an interface that is up; others tell of these.
+        """
+        hop, config, sender = self._hop(way.backend), self._config(), self._sender
+        outer, ours = outer_source(config, way.backend, hop), hop.source
+        if sender is None or hop.mac is None or ours in (None, way.vip) or outer is None:
+            return ""
+
+        def send(seq: int, flags: int) -> None:
+            segment = Segment(ours, port, way.vip, way.port, seq, 0, flags)
+            data = frame(way, hop, segment.packet(), outer, config.gue_port)
+            sender.frame(hop.ifindex, data)
+
+        expected = self._secret << 16 | next(self._count) % 2**16
+        # Another one each time: a server that lost our RST still holds the last one.
+        port = random.randint(FIRST_PORT, LAST_PORT)  # noqa: S311
+        ask = self._asks[expected] = _Ask(way, port, asyncio.get_running_loop().create_future())
+        try:
+            send((expected - 1) % 2**32, SYN)
+            answer = await ask.answer
+            if answer.flags & RST:
+                return refusal(way)
+            send(expected, RST)  # no connection comes of it
+        except NetworkError:
+            return ""
+        finally:
+            del self._asks[expected]
+        return ""
+
+    def _read(self, heard: socket.socket, version: int) -> None:
+        for _ in range(_ONE_TURN):
+            try:
+                data = heard.recv(_ENOUGH)
+            except OSError:  # there is no more, or the interface has gone
+                return
+            segment = Segment.read(data, version)
+            ask = self._asks.get(segment.ack) if segment is not None else None
+            if segment is None or ask is None or not segment.flags & ACK:
+                continue
+            sent = ask.way.vip, ask.way.port, ask.port
+            if (segment.source, segment.source_port, segment.to_port) != sent:
+                continue
+            if segment.flags & (SYN | RST) and not ask.answer.done():
+                ask.answer.set_result(segment)
+
+
+def _filter(version: int, secret: int) -> bytes:
+    """TCP to our ports that acknowledges a number of ours, in classic BPF (linux/filter.h).
+
+    Steps are a code, an operand, and what the outcome of a test has to be. Offsets are from the IP
+    header on.
+    """
+    if version == 4:
+        steps = [(_LD_B, 9, None), (_EQUAL, Protocol.TCP.number, True)]
+        steps += [(_LD_H, 6, None), (_SET, 0x1FFF, False)]  # no later fragment
+        steps += [(_LDX_LENGTH, 0, None)]
+        load, start = _LD_H_X, 0  # by the length of the header
+    else:
+        steps = [(_LD_B, 6, None), (_EQUAL, Protocol.TCP.number, True)]
+        load, start = _LD_H, 40
+    steps += [(load, start + _DPORT, None)]
+    steps += [(_AT_LEAST, FIRST_PORT, True), (_ABOVE, LAST_PORT, False)]
+    steps += [(load, start + _ACK, None), (_EQUAL, secret, True)]
+    code = b""
+    for at, (step, operand, wanted) in enumerate(steps):
+        away = len(steps) - at  # over the step that accepts
+        jumps = (0, 0) if wanted is None else (0, away) if wanted else (away, 0)
+        code += _STEP.pack(step, *jumps, operand)
+    return code + _STEP.pack(_RETURN, 0, 0, _ENOUGH) + _STEP.pack(_RETURN, 0, 0, 0)
+
+
+def _listening(version: int, secret: int) -> socket.socket:
+    """On every interface: an answer may come by another way, or in a VLAN's tags."""
+    try:
+        heard = socket.socket(
+            socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETHERTYPE[version])
+        )
+    except OSError as error:
+        raise NetworkError(
+            f"no packet socket: {error}",
+            where="health checks by the VIP",
+            remedy="run the agent as root, or with CAP_NET_RAW",
+        ) from error
+    heard.setblocking(False)
+    code = _filter(version, secret)
+    buffer = ctypes.create_string_buffer(code)
+    option = struct.pack("@HP", len(code) // _STEP.size, ctypes.addressof(buffer))
+    heard.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+    with contextlib.suppress(PermissionError):  # a user namespace: the default has to do
+        heard.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+    return heard

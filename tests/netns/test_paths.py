@@ -1,0 +1,148 @@
+"""Health checks by the VIP over a real cable, to a Linux host that has the VIP, or has it not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from agent.model import Config, Forward
+from agent.network import paths
+from agent.network.paths import Paths
+from agent.state.segment import ACK, RST, SYN, Segment
+from agent.state.way import FIRST_PORT, LAST_PORT, Way, refusal
+from tests.netns.cable import PEER, PEER6, PEER_MAC, Net, Watch, follow, ip, run_in, wired
+from tests.netns.segment import inside
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+
+VIPS = {4: "10.99.0.1", 6: "fd99::1"}
+PEERS = {4: PEER, 6: PEER6}
+PORT, CLOSED = 80, 81
+SECRET = 0xBEEF
+families = pytest.mark.parametrize("version", [4, 6])
+
+
+@pytest.fixture
+def net() -> Iterator[Net]:
+    """The peer has the VIPs, and a server that listens on all of its addresses."""
+    with wired("paths") as made, contextlib.ExitStack() as opened:
+        for vip in VIPS.values():
+            made.peers(f"address add {vip}/{128 if ':' in vip else 32} dev lo nodad")
+        with inside(made.peer):
+            opened.enter_context(
+                socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True)
+            )
+        yield made
+
+
+def way(version: int, port: int = PORT) -> Way:
+    peer = PEERS[version]
+    return Way(Forward.DSR, type(peer)(VIPS[version]), port, peer)
+
+
+def asking(net: Net, version: int, story: Callable[[Paths], Awaitable[None]]) -> None:
+    async def play(watch: Watch) -> None:
+        await watch.until_mac(PEERS[version], PEER_MAC)
+        asked = Paths(watch.hops.get, lambda: Config("st-paths", "eth0"))
+        runner = asyncio.create_task(asked.run())
+        await asyncio.sleep(0)
+        await story(asked)
+        assert not runner.done()
+        runner.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await runner
+
+    follow(net, {PEERS[version]}, play)
+
+
+@families
+@pytest.mark.parametrize("master", [True, False], ids=["master", "backup"])
+def test_a_host_with_the_vip_answers_and_keeps_nothing(net: Net, version: int, master: bool):
+    """Whether this host has the VIP, so that its TCP takes no packet from there, or not."""
+    if master:
+        net.ours(f"address add {VIPS[version]}/{128 if version == 6 else 32} dev lo nodad")
+
+    async def story(asked: Paths) -> None:
+        found = await asyncio.gather(*(asked.ask(way(version)) for _ in range(40)))
+        assert found == [""] * 40
+
+    asking(net, version, story)
+    left = ip("netns", "exec", net.peer, "ss", "-Htan", "state", "syn-recv")
+    assert left == ""
+
+
+@families
+def test_a_server_that_does_not_listen_there_refuses(net: Net, version: int):
+    async def story(asked: Paths) -> None:
+        closed = way(version, CLOSED)
+        assert await asked.ask(closed) == refusal(closed)
+
+    asking(net, version, story)
+
+
+@families
+def test_a_host_without_the_vip_says_nothing_until_it_has_it(net: Net, version: int):
+    vip = f"{VIPS[version]}/{128 if version == 6 else 32} dev lo"
+    net.peers(f"address del {vip}")
+
+    async def story(asked: Paths) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await asked.ask(way(version))
+        net.peers(f"address add {vip} nodad")
+        assert await asked.ask(way(version)) == ""
+
+    asking(net, version, story)
+
+
+@families
+def test_what_cannot_be_asked_is_not_held_against_the_server(net: Net, version: int):
+    async def story(asked: Paths) -> None:
+        elsewhere = replace(way(version), backend=PEERS[version] + 1)  # no next hop is known
+        assert await asked.ask(elsewhere) == ""
+
+    asking(net, version, story)
+
+
+@families
+def test_strangers_cannot_fill_the_sockets(net: Net, version: int):
+    """Of what comes to our ports, the kernel gives us what acknowledges a number of ours."""
+    ours = "10.9.0.2" if version == 4 else "fd09::2"
+    peer = PEERS[version]
+    right = Segment(peer, PORT, type(peer)(ours), FIRST_PORT, 7, SECRET << 16 | 5, SYN | ACK)
+    wrong = [
+        replace(right, ack=(SECRET ^ 1) << 16 | 5),
+        replace(right, ack=0, flags=SYN),
+        replace(right, to_port=FIRST_PORT - 1),
+        replace(right, to_port=LAST_PORT + 1),
+    ]
+    datagram = bytearray(right.packet())
+    datagram[9 if version == 4 else 6] = 17
+    last = replace(right, to_port=LAST_PORT, flags=RST | ACK)
+
+    async def story() -> None:
+        with contextlib.closing(paths._listening(version, SECRET)) as heard:
+            with inside(net.peer), contextlib.closing(raw(version)) as sender:
+                for packet in (right.packet(), *(each.packet() for each in wrong), datagram,
+                               last.packet()):  # fmt: skip
+                    sender.sendto(packet, (ours, 0))
+            found = []
+            async with asyncio.timeout(60):
+                while last not in found:
+                    with contextlib.suppress(BlockingIOError):
+                        found.append(Segment.read(heard.recv(2048), version))
+                    await asyncio.sleep(0.01)
+            assert found == [right, last]
+
+    run_in(net.us, story)
+
+
+def raw(version: int) -> socket.socket:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    return socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)

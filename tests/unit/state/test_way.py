@@ -1,0 +1,81 @@
+"""Which checks go by the VIP, and what they look like where a test of packets has none."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from agent.model import (
+    Backend,
+    CheckKind,
+    Forward,
+    HealthCheck,
+    NextHop,
+    Protocol,
+    Service,
+    ServiceKey,
+    Via,
+)
+from agent.state.segment import SYN, Segment
+from agent.state.way import Way, frame, refusal, silence, way_of
+
+VIP, SERVER = ip_address("10.9.0.100"), ip_address("10.0.0.21")
+MEMBER = Backend("a", SERVER)
+WEB = Service("web", ServiceKey(VIP, 80, Protocol.TCP), Forward.DSR, backends=(MEMBER,))
+WAY = Way(Forward.DSR, VIP, 80, SERVER)
+
+
+@pytest.mark.parametrize("forward", Forward)
+def test_it_goes_where_packets_to_the_vip_go(forward: Forward):
+    found = way_of(replace(WEB, forward=forward), MEMBER)
+    assert found == (None if forward.is_nat else replace(WAY, forward=forward))
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"health": HealthCheck(via=Via.HOST)}, None),
+        ({"health": HealthCheck(CheckKind.NONE)}, None),
+        ({"health": HealthCheck(CheckKind.HTTP, port=8081)}, WAY),  # clients do not ask that port
+        ({"health": HealthCheck(CheckKind.EXEC, command=("true",))}, WAY),
+        ({"key": ServiceKey(VIP, 80, Protocol.UDP)}, None),
+        ({"key": ServiceKey(VIP, 80, Protocol.TCP, port_last=90)}, WAY),
+        ({"key": ServiceKey(VIP, 0, Protocol.TCP)}, None),
+        (
+            {"key": ServiceKey(VIP, 0, Protocol.TCP), "health": HealthCheck(port=8000)},
+            replace(WAY, port=8000),
+        ),
+        (
+            {"key": ServiceKey(ip_address("10.9.1.0"), 80, Protocol.TCP, vip_bits=24)},
+            replace(WAY, vip=ip_address("10.9.1.1")),
+        ),
+        ({"key": ServiceKey(ip_address("fd09::100"), 80, Protocol.TCP)}, None),
+    ],
+)
+def test_what_is_asked_is_what_clients_ask(fields: dict[str, object], found: Way | None):
+    assert way_of(replace(WEB, **fields), MEMBER) == found
+
+
+def test_tags_are_put_on():
+    tags = ((0x88A8, 7), (0x8100, 100))
+    hop = NextHop(
+        SERVER, 2, "02:aa:00:00:00:01", "02:bb:00:00:00:02", 1500, on_link=True, vlans=tags
+    )
+    packet = Segment(ip_address("10.0.0.1"), 20_480, VIP, 80, 1, 0, SYN).packet()
+    made = frame(WAY, hop, packet, SERVER, 6080)
+    assert made[:22].hex() == "02aa0000000102bb0000000288a80007810000640800"
+    assert made[22:] == packet
+
+
+def test_what_fails_says_where_to_look():
+    v6 = Way(Forward.GUE, ip_address("fd09::100"), 80, ip_address("fd00::21"))
+    assert silence(v6, "1 s") == (
+        "no answer from [fd09::100]:80 by gue within 1 s: does it take gue, and is the VIP on "
+        "its lo?"
+    )
+    assert silence(WAY, "500 ms") == (
+        "no answer from 10.9.0.100:80 by dsr within 500 ms: is the VIP on its lo?"
+    )
+    assert refusal(WAY) == (
+        "connection refused at 10.9.0.100:80 by dsr: does its server listen on the VIP?"
+    )
