@@ -29,8 +29,8 @@ demo: setup ## the whole story on real traffic in network namespaces, in a minut
 
 test: setup ## everything: lint, types, documentation, all tests, the kernel's included (root)
 	@$(MAKE) lint types docs-check
-	@echo "test: pytest, three files at a time"
-	@$(BIN)/pytest -n 3 --durations 20
+	@echo "test: pytest, four files at a time"
+	@$(BIN)/pytest -n 4 --durations 20
 
 test-engines: setup ## real engines and clients through the balancer: half an hour, and gigabytes once (root)
 	@$(PYTHON) -m tests.engines

@@ -33,7 +33,12 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture(scope="module", params=[Forward.DSR, Forward.NAT], ids=lambda mode: mode.value)
+# Limits come before the forwarding; the soak has nat, too.
+@pytest.fixture(
+    scope="module",
+    params=[Forward.DSR, pytest.param(Forward.NAT, marks=pytest.mark.soak)],
+    ids=lambda mode: mode.value,
+)
 def here(request: pytest.FixtureRequest) -> Iterator[Site]:
     name = f"st-limits-{os.getpid()}"
     with site(name=name, forward=request.param, backends=2, clients=2) as built:

@@ -238,7 +238,12 @@ def test_a_backend_is_told_of_a_smaller_link_on_the_clients_side(here: Site) -> 
             assert was_told is (node.name in having), node.name
 
 
-@pytest.mark.parametrize("here", ROUTED, ids=lambda mode: mode.value, indirect=True)
+@pytest.mark.parametrize(
+    "here",
+    [pytest.param(m, marks=pytest.mark.soak if m is Forward.NAT else ()) for m in ROUTED],
+    ids=lambda mode: mode.value,
+    indirect=True,
+)
 def test_a_client_is_told_of_a_smaller_link_on_the_backends_side(here: Site) -> None:
     data = os.urandom(300_000)
     client = here.lab.node("client")

@@ -42,8 +42,17 @@ int decap(struct __sk_buff *skb)
 """
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["whole", "in-segments"])
-@pytest.mark.parametrize("forward", [Forward.DSR, Forward.IPIP, Forward.FULLNAT])
+@pytest.mark.parametrize(
+    ("forward", "whole"),
+    [
+        pytest.param(
+            forward, whole, id=f"{forward.value}-{'whole' if whole else 'in-segments'}",
+            marks=[] if whole is (forward is not Forward.DSR) else [pytest.mark.soak],
+        )
+        for forward in (Forward.DSR, Forward.IPIP, Forward.FULLNAT)
+        for whole in (True, False)
+    ],
+)  # fmt: skip
 def test_super_frames_of_jumbo_packets_arrive(forward: Forward, whole: bool):
     """As super-frames all the way, or cut by the balancer's interface into what fits."""
     with segment("st-tc", MTU) as on, serving(on), balancing(on, Hook.TC) as rig:
