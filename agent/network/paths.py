@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import ctypes
 import itertools
-import random
 import secrets
 import socket
 import struct
@@ -58,7 +57,7 @@ class Paths:
         # What is acknowledged begins with this, and the kernel gives us nothing else: strangers,
         # who see no SYN, cannot fill the sockets.
         self._secret = secrets.randbits(16)
-        self._count = itertools.count(1)
+        self._count = itertools.count(secrets.randbits(16))
 
     async def run(self) -> None:
         """Read answers until cancelled. NetworkError: there are no packet sockets for us."""
@@ -90,9 +89,11 @@ class Paths:
             data = frame(way, hop, segment.packet(), outer, config.gue_port)
             sender.frame(hop.ifindex, data)
 
-        expected = self._secret << 16 | next(self._count) % 2**16
-        # Another one each time: a server that lost our RST still holds the last one.
-        port = random.randint(FIRST_PORT, LAST_PORT)  # noqa: S311
+        count = next(self._count)
+        expected = self._secret << 16 | count % 2**16
+        # In turn: a server that is asked twice at once from one port, or that has lost our RST,
+        # resets the second connection for the first one's sake.
+        port = FIRST_PORT + count % (LAST_PORT - FIRST_PORT + 1)
         ask = self._asks[expected] = _Ask(way, port, asyncio.get_running_loop().create_future())
         try:
             send((expected - 1) % 2**32, SYN)

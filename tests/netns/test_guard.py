@@ -10,7 +10,7 @@ import pytest
 
 from agent.model import ANY_PORT, Forward, Protocol
 from agent.state.guard import removal
-from tests.unit.state.test_guard import OWN_PORT, lookups, rules, service
+from tests.unit.state.test_guard import OWN_PORT, decided, rules, service
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 
@@ -25,7 +25,7 @@ def test_the_kernel_takes_every_kind_of_rule_twice_and_gives_it_up():
     )
     done = _in_a_namespace([commands, commands], "nft list table inet t")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("goto unheard") == len(lookups(commands))
+    assert done.stdout.count("goto unheard") == len(decided(commands))
     assert _in_a_namespace([commands, removal("t")], "nft list table inet t").returncode == 1
 
 
