@@ -82,6 +82,7 @@ class AgentControl:
             unsaved_problem=self._store.problem or core.guarding.unsaved,
             defects=core.passes.defects,
             link_problems=core.link_problems,
+            vip_problems=core.watch.problems(),
             failover=core.pair.view(),
             guard=replace(
                 core.guarding.view(core.config),

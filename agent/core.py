@@ -41,6 +41,7 @@ from agent.model import (
     NextHop,
     Service,
 )
+from agent.network.claims import Watch
 from agent.network.host import Host
 from agent.network.nexthop import NextHops
 from agent.network.paths import Paths
@@ -103,6 +104,7 @@ class Core:
             self._served,
             self._paths.ask,
         )
+        self.watch = Watch(config.interface, self._vips, self._owner_of)
         self._host = Host(config, lambda: self.passes.wake(()))
         self.guarding = Guarding(config, self.dataplane)
         self.limiting = Limiting(self.dataplane)
@@ -178,6 +180,7 @@ class Core:
         return {
             "health": self._monitor.run(),
             "paths": self._paths.run(),
+            "claims": self.watch.run(),
             "next hops": self._hops.run(),
             "reconcile": self._reconcile(),
             "sample": self._sample(),
@@ -343,6 +346,19 @@ class Core:
             for service in self.config.services
             if any(backend.address in addresses for backend in service.backends)
         )
+
+    def _vips(self) -> set[Address]:
+        """Those that an interface can have."""
+        return {s.key.vip for s in self.config.services if s.key.vip_bits is None}
+
+    def _owner_of(self, mac: str) -> str:
+        """The backend, in words; empty: it is none's."""
+        for service in self.config.services:
+            for backend in service.backends:
+                hop = self._hops.get(backend.address)
+                if hop.on_link and hop.mac == mac:
+                    return f"{backend.name} ({backend.address})"
+        return ""
 
     def _companions_changed(self) -> None:
         self.passes.wake(s.name for s in self.config.services if s.gives_cookies)

@@ -58,7 +58,10 @@ def status(snapshot: Snapshot) -> Json:
             "unsaved_problem": snapshot.unsaved_problem,
         },
         "dataplane": _dataplane(snapshot.dataplane)
-        | {"link_problems": list(snapshot.link_problems)},
+        | {
+            "link_problems": list(snapshot.link_problems),
+            "vip_problems": list(snapshot.vip_problems),
+        },
         "services": {
             "total": sum(services.values()),
             **{state.value: services.get(state, 0) for state in ServiceState},

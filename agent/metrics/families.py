@@ -200,6 +200,13 @@ _PROGRAM_FAMILIES = (
         lambda s: [((s.dataplane.interface,), s.dataplane.attached)],
     ),
     Family(
+        "steelyard_vip_conflicts",
+        Kind.GAUGE,
+        "Other hosts that answer for VIPs of this one: clients reach them past the balancer.",
+        (),
+        one(lambda s: len(s.vip_problems)),
+    ),
+    Family(
         "steelyard_program_compile_seconds",
         Kind.GAUGE,
         "How long the program took to compile and load; a kept one, to load.",

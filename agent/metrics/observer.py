@@ -70,6 +70,7 @@ class AgentFacts:
     unsaved_problem: str = ""
     defects: int = 0
     link_problems: tuple[str, ...] = ()
+    vip_problems: tuple[str, ...] = ()
     failover: FailoverView = field(default_factory=FailoverView)
     guard: Guarded = field(default_factory=Guarded)
 
@@ -226,6 +227,7 @@ class Observer:
             unsaved_problem=facts.unsaved_problem,
             defects=facts.defects,
             link_problems=facts.link_problems,
+            vip_problems=facts.vip_problems,
             failover=facts.failover,
             guard=facts.guard,
             dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed),

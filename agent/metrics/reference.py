@@ -27,6 +27,7 @@ _SECTIONS = (
         "Program and flow table",
         (
             "steelyard_program_",
+            "steelyard_vip_",
             "steelyard_flow_table_",
             "steelyard_passed_",
             "steelyard_nat_",

@@ -270,5 +270,6 @@ class Snapshot:
     rates: Rates = Rates()
     failover: FailoverView = FailoverView()
     link_problems: tuple[str, ...] = ()  # interfaces that take no packets
+    vip_problems: tuple[str, ...] = ()  # other hosts that answer for VIPs
     guard: Guarded = field(default_factory=Guarded)
     unsaved_problem: str = ""  # why changes are in memory only; empty: they are saved

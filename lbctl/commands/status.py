@@ -63,6 +63,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     pairs += [
         ("PROBLEM", Text(f"fullnat: {problem}", "bold red")) for problem in plane["nat_problems"]
     ]
+    pairs += [("PROBLEM", Text(problem, "bold red")) for problem in plane.get("vip_problems", ())]
     return facts(env, pairs)
 
 

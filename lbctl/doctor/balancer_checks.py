@@ -53,6 +53,15 @@ def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
             f"fullnat: {problem}",
             "add addresses of this host to nat.sources_ipv4 or nat.sources_ipv6, or more backends",
         )
+    for problem in plane.get("vip_problems", ()):
+        content = False
+        yield Finding(
+            "agent",
+            Verdict.PROBLEM,
+            problem,
+            "deploy/backend-setup.sh up on that backend, or take the address off that host; "
+            "clients remember the wrong MAC for a minute or so",
+        )
     interfaces = [plane["interface"], *plane.get("backend_interfaces", ())]
     if not plane["attached"]:
         content = False

@@ -210,6 +210,7 @@ STATUS: dict[str, Any] = {
         "interface": "eth0",
         "backend_interfaces": [],
         "link_problems": [],
+        "vip_problems": [],
         "attached": True,
         "hook": "native",
         "hook_reason": "the fastest",

@@ -257,6 +257,12 @@ def test_status_does_not_say_that_it_balances_where_no_packet_comes(agent, run):
     assert "balancing" not in out
 
 
+def test_status_names_who_else_answers_for_a_vip(agent, run):
+    told = "8e:c8:18:5b:31:e4 answers for 10.0.0.10, too: it is no backend's"
+    agent.status["dataplane"]["vip_problems"] = [told]
+    assert f"PROBLEM     {told}" in run("status").out
+
+
 def test_status_names_every_interface(agent, run):
     agent.status["dataplane"]["backend_interfaces"] = ["eth1", "bond0.7"]
     assert "balancing on eth0, eth1, bond0.7 (" in run("status").out

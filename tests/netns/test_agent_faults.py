@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import http.client
+import json
 import random
 import shutil
 import signal
@@ -418,6 +419,42 @@ def test_its_own_link_without_carrier_takes_no_backend_out(lab: Site) -> None:
     wait_until("they are checked again", lambda: all("HTTP" in each for each in reasons()), 60.0)
     assert lab.get("/v1/status")["dataplane"]["link_problems"] == []
     assert since() == before
+    assert answers(lab)
+
+
+def mac_of(lab: Site, node: str) -> str:
+    (link,) = json.loads(lab.run(node, "ip", "-j", "link", "show", "eth0").stdout)
+    return str(link["address"])
+
+
+def test_a_backend_that_answers_for_the_vip_is_named(lab: Site) -> None:
+    """Clients that ask for the VIP may learn its MAC, and go there past the balancer."""
+
+    def told() -> list[str]:
+        problems: list[str] = lab.get("/v1/status")["dataplane"]["vip_problems"]
+        return problems
+
+    def silent(value: int) -> list[str]:
+        return ["sysctl", "-qw", f"net.ipv4.conf.all.arp_ignore={value}"]
+
+    assert told() == []
+    ipv4, ipv6 = lab.lab.vips
+    be1, be2 = (lab.lab.node(name) for name in ("be1", "be2"))
+    macs = {node: mac_of(lab, node.name) for node in (be1, be2)}
+    on_the_wrong_link = f"{ipv6}/128", "dev", "eth0"
+    try:
+        assert lab.run(be2.name, *silent(0)).returncode == 0
+        assert lab.run(be1.name, "ip", "addr", "add", *on_the_wrong_link, "nodad").returncode == 0
+        at1, at2 = f"it is backend be1 ({be1.ipv4})", f"it is backend be2 ({be2.ipv4})"
+        wanted = [
+            f"{macs[be2]} answers for {ipv4}, too: {at2}, which has to keep silent (arp_ignore=1)",
+            f"{macs[be1]} answers for {ipv6}, too: {at1}, which has to have it on lo alone",
+        ]
+        wait_until("both are named", lambda: told() == wanted)
+    finally:
+        lab.run(be2.name, *silent(1))
+        lab.run(be1.name, "ip", "addr", "del", *on_the_wrong_link)
+    wait_until("nobody else answers", lambda: told() == [])
     assert answers(lab)
 
 

@@ -48,6 +48,7 @@ class FakeCore:
         self.taken: list[Config] = []
         self.now = SimpleNamespace(contents=None, situation=SimpleNamespace(ids=None))
         self.problem, self.link_problems = "", ()
+        self.watch = SimpleNamespace(problems=tuple)
         self.passes = SimpleNamespace(defects=0)
         self.reset: dict[BackendRef, int] = {}
         self.observer = self

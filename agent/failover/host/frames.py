@@ -1,4 +1,5 @@
-"""Decides the bytes that tell a segment who has a VIP: to everybody, and to those who ask.
+"""Decides the bytes that tell a segment who has a VIP, to everybody and to those who ask, and those
+that ask whether anybody else has it.
 
 The announcements are keepalived's: an ARP *request* for the address by the address (RFC 5227 calls
 it an announcement; hosts that ignore replies they did not ask for still learn from it), and a
@@ -18,7 +19,10 @@ ETH_P_ARP, ETH_P_IPV6 = 0x0806, 0x86DD
 MAC_BYTES = 6
 _BROADCAST = b"\xff" * MAC_BYTES
 _ALL_NODES, _ALL_NODES_MAC = IPv6Address("ff02::1"), bytes.fromhex("333300000001")
+_SOLICITED_NODE = IPv6Address("ff02::1:ff00:0")
 _ARPHRD_ETHER, _ETH_P_IP = 1, 0x0800
+_ARP_OF_IPV4, _ARP_BYTES = struct.pack("!HHBB", _ARPHRD_ETHER, _ETH_P_IP, MAC_BYTES, 4), 28
+_ND_BYTES = 64  # of an advertisement without options, with its IP header
 _ARP_REQUEST, _ARP_REPLY = 1, 2
 _ARP_QUESTION = struct.Struct("!12xHHHBBH6s4s6x4s")  # an Ethernet frame, from its type on
 _ICMPV6, _HOP_LIMIT = 58, 255  # another hop limit is no neighbour's (RFC 4861, section 7.1.2)
@@ -59,6 +63,37 @@ def answer(frame: bytes, mac: bytes, vips: Collection[Address], *, router: bool)
     return None
 
 
+def question(mac: bytes, vip: Address) -> bytes:
+    """The Ethernet frame that asks everybody but us whether they have ``vip``: an ARP probe (RFC
+    5227, section 1.1), or a solicitation as for duplicate address detection (RFC 4862, section
+    5.4). It changes nobody's neighbours.
+    """
+    if isinstance(vip, IPv4Address):
+        nobody = IPv4Address(0)
+        return _arp(_ARP_REQUEST, _BROADCAST, mac, nobody, bytes(MAC_BYTES), vip.packed)
+    tail = vip.packed[13:]
+    group = IPv6Address(_SOLICITED_NODE.packed[:13] + tail)
+    rest = bytes(4) + vip.packed
+    to_mac = bytes.fromhex("3333ff") + tail
+    return _nd(to_mac, mac, IPv6Address(0), group, _NEIGHBOUR_SOLICITATION, rest)
+
+
+def claim(packet: bytes, source_mac: bytes) -> tuple[Address, bytes] | None:
+    """Which address somebody says to have, and at which MAC, in an ARP packet or a neighbour
+    advertisement, from behind the Ethernet header on; None: nobody says so.
+    """
+    if packet[:6] == _ARP_OF_IPV4 and len(packet) >= _ARP_BYTES:
+        operation, mac, sender = int.from_bytes(packet[6:8]), packet[8:14], packet[14:18]
+        is_announcement = operation == _ARP_REQUEST and sender == packet[24:28]
+        if operation == _ARP_REPLY or is_announcement:
+            return IPv4Address(sender), mac
+        return None
+    is_nd = len(packet) >= _ND_BYTES and packet[0] >> 4 == 6 and packet[6] == _ICMPV6
+    if is_nd and (packet[7], packet[40]) == (_HOP_LIMIT, _NEIGHBOUR_ADVERTISEMENT):
+        return IPv6Address(packet[48:64]), source_mac
+    return None
+
+
 def _answer_to(asking: bytes, to: IPv6Address, mac: bytes, vip: IPv6Address, router: bool) -> bytes:
     if to.is_unspecified:  # it asks whether it may have the address itself: everybody is told
         return _advertisement(_ALL_NODES_MAC, _ALL_NODES, mac, vip, _flags(router))
@@ -81,9 +116,15 @@ def _advertisement(
     to_mac: bytes, to: IPv6Address, mac: bytes, vip: IPv6Address, flags: int
 ) -> bytes:
     rest = struct.pack("!I", flags) + vip.packed + _TARGET_MAC_OPTION + mac
-    bare = struct.pack("!BBH", _NEIGHBOUR_ADVERTISEMENT, 0, 0) + rest
-    ends = vip.packed + to.packed
+    return _nd(to_mac, mac, vip, to, _NEIGHBOUR_ADVERTISEMENT, rest)
+
+
+def _nd(
+    to_mac: bytes, mac: bytes, source: IPv6Address, to: IPv6Address, kind: int, rest: bytes
+) -> bytes:
+    bare = struct.pack("!BBH", kind, 0, 0) + rest
+    ends = source.packed + to.packed
     check = checksum(ends + struct.pack("!II", len(bare), _ICMPV6) + bare)
-    message = struct.pack("!BBH", _NEIGHBOUR_ADVERTISEMENT, 0, check) + rest
+    message = struct.pack("!BBH", kind, 0, check) + rest
     ip = struct.pack("!IHBB", 6 << 28, len(message), _ICMPV6, _HOP_LIMIT) + ends
     return to_mac + mac + struct.pack("!H", ETH_P_IPV6) + ip + message

@@ -125,6 +125,7 @@ def make_snapshot(config):
         reconcile_problem="",
         defects=0,
         link_problems=("eth0 has no carrier",),
+        vip_problems=("8e:c8:18:5b:31:e4 answers for 10.9.0.100, too: it is no backend's",),
         dataplane=DataplaneSnapshot(
             interface="eth0",
             ifindex=2,

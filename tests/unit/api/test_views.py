@@ -60,6 +60,7 @@ def test_status_has_the_keys_of_the_contract(snapshot):
             "passed_packets": {"not-vip": 12},
             "trace_events_lost_total": 9,
             "link_problems": ["eth0 has no carrier"],
+            "vip_problems": ["8e:c8:18:5b:31:e4 answers for 10.9.0.100, too: it is no backend's"],
         },
         "services": {"total": 2, "up": 0, "degraded": 1, "down": 1},
         "backends": {

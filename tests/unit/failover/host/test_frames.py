@@ -7,8 +7,10 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scapy.layers.inet6 import ICMPv6ND_NS, IPv6
+from scapy.layers.l2 import ARP, Ether
 
-from agent.failover.host.frames import announcement, answer
+from agent.failover.host.frames import announcement, answer, claim, question
 
 MAC = bytes.fromhex("027300000001")
 VMAC = bytes.fromhex("00005e000133")
@@ -125,3 +127,43 @@ def test_no_frame_is_a_disaster(frame: bytes) -> None:
     answer(frame, MAC, VIPS, router=False)
     answer(SOLICITATION[:54] + frame, MAC, VIPS, router=False)
     answer(WHO_HAS[:20] + frame, MAC, VIPS, router=False)
+
+
+def test_who_else_has_an_ipv4_address_is_asked_by_a_probe() -> None:
+    """RFC 5227: nobody's neighbours change, as the sender has no address."""
+    made = Ether(question(MAC, ip_address("10.73.0.100")))
+    assert (made.dst, made.src) == ("ff:ff:ff:ff:ff:ff", "02:73:00:00:00:01")
+    probe = made[ARP]
+    assert (probe.op, probe.hwsrc, probe.psrc) == (1, made.src, "0.0.0.0")
+    assert (probe.hwdst, probe.pdst) == ("00:00:00:00:00:00", "10.73.0.100")
+
+
+def test_who_else_has_an_ipv6_address_is_asked_as_before_it_is_taken() -> None:
+    """RFC 4862, section 5.4.2."""
+    made = Ether(question(MAC, ip_address("fd73::12:3456")))
+    assert (made.dst, made.src) == ("33:33:ff:12:34:56", "02:73:00:00:00:01")
+    assert (made[IPv6].src, made[IPv6].dst, made[IPv6].hlim) == ("::", "ff02::1:ff12:3456", 255)
+    assert made[ICMPv6ND_NS].tgt == "fd73::12:3456"
+    check = made[ICMPv6ND_NS].cksum
+    del made[ICMPv6ND_NS].cksum
+    assert Ether(bytes(made))[ICMPv6ND_NS].cksum == check
+
+
+@pytest.mark.parametrize("vip", ["10.73.0.100", "fd73::100"])
+def test_whoever_says_that_it_has_an_address_is_heard(vip: str) -> None:
+    """A reply or an advertisement to those who ask, and an announcement to everybody."""
+    address = ip_address(vip)
+    told = announcement(MAC, address, router=False)
+    assert claim(told[14:], MAC) == (address, MAC)
+    asked = question(VMAC, address)
+    reply = answer(asked, MAC, {address}, router=False)
+    if address.version == 4:
+        assert reply is not None
+        assert claim(reply[14:], MAC) == (address, MAC)
+    assert claim(asked[14:], VMAC) is None
+
+
+@given(st.binary(max_size=80))
+def test_whatever_comes_is_a_claim_or_none(packet: bytes) -> None:
+    found = claim(packet, MAC)
+    assert found is None or len(found[1]) == 6

@@ -1,0 +1,190 @@
+"""Owns the packet sockets by which everybody on the segment is asked for our VIPs.
+
+Who else answers for a VIP gets part of the clients, past the balancer: mostly a backend of ``dsr``
+that has the VIP on ``lo`` and does not keep silent about it (``arp_ignore``). Nothing else of the
+balancer would notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import socket
+import struct
+from collections.abc import Callable, Collection
+
+import structlog
+from pyroute2.netlink.exceptions import NetlinkError
+
+from agent.errors import NetworkError
+from agent.failover.host.frames import ETH_P_ARP, ETH_P_IPV6, claim, question
+from agent.model import Address
+from agent.network.netlink import Netlink
+from agent.network.reset import RawSender
+from agent.state.claims import Claim, Claims
+
+log = structlog.get_logger()
+
+ROUND_S = 5.0
+ANSWER_S = 1.0  # that answers are waited for
+MOST_A_SECOND = 20  # questions: each goes to the whole segment
+_ENOUGH = 128  # bytes of a packet
+_ONE_TURN = 64  # packets; then others have theirs
+_REST_S = 0.5  # when a turn had that many
+_SO_ATTACH_FILTER = 26  # the socket module does not name it
+
+# Classic BPF (linux/filter.h): code, steps to jump if true and if false, operand. Offsets are from
+# behind the Ethernet header on.
+_STEP = struct.Struct("=HBBI")
+_LD_B, _LD_H, _LD, _TAX = 0x30, 0x28, 0x20, 0x07
+_EQUAL, _EQUAL_X, _RETURN = 0x15, 0x1D, 0x06
+_FILTERS = {
+    ETH_P_ARP: (
+        (_LD_H, 0, 0, 6),
+        (_EQUAL, 5, 0, 2),  # a reply
+        (_EQUAL, 0, 5, 1),
+        (_LD, 0, 0, 14),
+        (_TAX, 0, 0, 0),
+        (_LD, 0, 0, 24),
+        (_EQUAL_X, 0, 1, 0),  # a request for the sender's own address: an announcement
+        (_RETURN, 0, 0, _ENOUGH),
+        (_RETURN, 0, 0, 0),
+    ),
+    ETH_P_IPV6: (
+        (_LD_B, 0, 0, 6),
+        (_EQUAL, 0, 3, 58),  # ICMPv6
+        (_LD_B, 0, 0, 40),
+        (_EQUAL, 0, 1, 136),  # a neighbour advertisement
+        (_RETURN, 0, 0, _ENOUGH),
+        (_RETURN, 0, 0, 0),
+    ),
+}
+
+
+class Watch:
+    """Asks for the VIPs that an interface has, while ``run`` runs.
+
+    ``vips()``: those of the running configuration. ``owner(mac)`` names the backend whose MAC it
+    is; empty: it is none's.
+    """
+
+    def __init__(
+        self,
+        ifname: str,
+        vips: Callable[[], Collection[Address]],
+        owner: Callable[[str], str],
+    ) -> None:
+        self._ifname = ifname
+        self._vips = vips
+        self._owner = owner
+        self._claims = Claims()
+        self._held: frozenset[Address] = frozenset()
+        self._mac = ""
+        self._trouble = ""
+
+    @property
+    def standing(self) -> frozenset[Claim]:
+        """Who answers for our VIPs."""
+        return self._claims.standing
+
+    def problems(self) -> tuple[str, ...]:
+        """The same in words."""
+        return tuple(self._in_words(each) for each in sorted(self.standing, key=_order))
+
+    async def run(self) -> None:
+        """Ask until cancelled. What hinders is logged, once: a balancer works without this."""
+        while True:
+            try:
+                await self._watch()
+            except (NetworkError, NetlinkError, OSError) as error:
+                if str(error) != self._trouble:
+                    log.warning("nobody is asked for our VIPs", problem=str(error))
+                self._trouble = str(error)
+            await asyncio.sleep(ROUND_S)
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        async with Netlink() as netlink:
+            with contextlib.ExitStack() as opened:
+                sender = opened.enter_context(RawSender())
+                for protocol in _FILTERS:
+                    heard = opened.enter_context(_listening(self._ifname, protocol))
+                    loop.add_reader(heard, self._read, heard)
+                    opened.callback(loop.remove_reader, heard)
+                ifindex, self._trouble = socket.if_nametoindex(self._ifname), ""
+                while True:
+                    began = loop.time()
+                    await self._ask(netlink, sender, ifindex)
+                    await asyncio.sleep(ANSWER_S)
+                    self._settle()
+                    if not self._claims.is_in_doubt:
+                        await asyncio.sleep(max(0.0, began + ROUND_S - loop.time()))
+
+    async def _ask(self, netlink: Netlink, sender: RawSender, ifindex: int) -> None:
+        link = await netlink.link(self._ifname)
+        if link is None or link.ifindex != ifindex:
+            raise OSError(f"{self._ifname} is another interface now")
+        if not link.up or not link.mac:
+            self._held = frozenset()
+            return
+        self._mac = link.mac
+        present = {each.address for each in await netlink.addresses(link.ifindex)}
+        self._held = frozenset(self._vips()) & present
+        mac = bytes.fromhex(link.mac.replace(":", ""))
+        for vip in sorted(self._held, key=lambda each: (each.version, each)):
+            sender.frame(link.ifindex, question(mac, vip))
+            await asyncio.sleep(1 / MOST_A_SECOND)
+
+    def _settle(self) -> None:
+        come, gone = self._claims.next_round(self._held)
+        for each in sorted(come, key=_order):
+            log.error("another host answers for a VIP", problem=self._in_words(each))
+        for each in sorted(gone, key=_order):
+            log.info("nobody else answers for a VIP any more", vip=str(each.vip), mac=each.mac)
+
+    def _read(self, heard: socket.socket) -> None:
+        for _ in range(_ONE_TURN):
+            try:
+                data, (_, _, _, _, source) = heard.recvfrom(_ENOUGH)
+            except OSError:  # there is no more, or the interface has gone
+                return
+            if (found := claim(data, source)) is None:
+                continue
+            vip, mac = found[0], found[1].hex(":")
+            if vip in self._held and mac != self._mac:
+                self._claims.hear(Claim(vip, mac))
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(heard)  # somebody floods: what matters is asked for again
+        loop.call_later(_REST_S, self._read_again, heard)
+
+    def _read_again(self, heard: socket.socket) -> None:
+        if heard.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(heard, self._read, heard)
+
+    def _in_words(self, each: Claim) -> str:
+        said = f"{each.mac} answers for {each.vip}, too: "
+        if not (owner := self._owner(each.mac)):
+            return said + "it is no backend's"
+        # IPv6 says nothing of an address on another interface.
+        silent = "keep silent (arp_ignore=1)" if each.vip.version == 4 else "have it on lo alone"
+        return f"{said}it is backend {owner}, which has to {silent}"
+
+
+def _order(each: Claim) -> tuple[int, int, str]:
+    return each.vip.version, int(each.vip), each.mac
+
+
+def _listening(ifname: str, protocol: int) -> socket.socket:
+    heard = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)  # 0: hears nothing yet
+    try:
+        heard.setblocking(False)
+        code = b"".join(_STEP.pack(*step) for step in _FILTERS[protocol])
+        buffer = ctypes.create_string_buffer(code)
+        option = struct.pack("@HP", len(code) // _STEP.size, ctypes.addressof(buffer))
+        heard.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+        heard.bind((ifname, protocol))
+    except BaseException:
+        heard.close()
+        raise
+    return heard
