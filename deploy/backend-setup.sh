@@ -1,13 +1,16 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Prepares a backend for a VIP, or undoes it; prints every command it runs. An example: it lasts
-# until the next boot. For good, put deploy/sysctl/backend.conf into /etc/sysctl.d, and the
-# addresses and devices into your network configuration.
+# Prepares a backend for a VIP, undoes it, or says what is missing; prints every command it runs. It
+# lasts until the next boot, and for good with --persist.
 set -eu
 
 usage() {
 	cat <<'END'
-Usage: backend-setup.sh up|down dsr|ipip|gue [OPTION...] VIP...
+Usage: backend-setup.sh up|down|check dsr|ipip|gue [OPTION...] VIP...
+
+  up      prepares this host
+  down    undoes it
+  check   changes nothing and says what is missing; the exit status is 1 if anything is
 
   dsr     the balancer is on the same segment: the VIP goes on lo, and ARP is told to be silent
   ipip    as dsr, and the balancer's tunnel packets are unpacked
@@ -24,10 +27,16 @@ Usage: backend-setup.sh up|down dsr|ipip|gue [OPTION...] VIP...
           nftables then drops the tunnel packets of all others, who else could send packets that
           seem to come from clients
 
+  --persist
+          at every boot, too: a unit of systemd runs this command, from a copy of this script in
+          /usr/local/sbin. There is one unit a mode, so name all VIPs of the mode at once; down
+          removes it
+
 nat and fullnat need nothing of the VIP: for nat, the backend's default route is the balancer.
 
 Examples:
-  backend-setup.sh up dsr 10.0.0.10 fd00::10
+  backend-setup.sh up dsr --persist 10.0.0.10 fd00::10
+  backend-setup.sh check dsr 10.0.0.10
   backend-setup.sh up ipip --advmss 1440 --from 10.0.0.1 --from 10.0.0.2 10.0.0.10
   backend-setup.sh up gue --advmss 1432 --from 10.0.0.0/28 10.0.0.10
   backend-setup.sh down ipip 10.0.0.10
@@ -172,6 +181,128 @@ advmss_up() {
 	done
 }
 
+COPY=/usr/local/sbin/backend-setup.sh
+UNITS=/etc/systemd/system
+
+unit_of() { echo "steelyard-backend-$1.service"; }
+
+# persist_up MODE WORD...: have this command run at each boot, once the network is there: who
+# configures it may take addresses away that are not its own.
+persist_up() {
+	unit="$(unit_of "$1")"
+	# From another name: what runs reads its own file to the end.
+	run install -m 0755 "$0" "$COPY.new"
+	run mv "$COPY.new" "$COPY"
+	echo "+ write $UNITS/$unit"
+	cat >"$UNITS/$unit" <<-END
+		[Unit]
+		Description=Prepares this host for VIPs that Steelyard balances ($1)
+		Wants=network-online.target
+		After=network-online.target nftables.service
+
+		[Service]
+		Type=oneshot
+		RemainAfterExit=yes
+		ExecStart=$COPY up $*
+
+		[Install]
+		WantedBy=multi-user.target
+	END
+	run systemctl daemon-reload
+	run systemctl enable "$unit"
+}
+
+persist_down() {
+	unit="$(unit_of "$1")"
+	if [ -e "$UNITS/$unit" ]; then
+		run systemctl disable "$unit"
+		run rm "$UNITS/$unit"
+		run systemctl daemon-reload
+	fi
+}
+
+missing=0
+
+# found STATUS WHAT REMEDY: STATUS 0: it is there.
+found() {
+	if [ "$1" = 0 ]; then
+		echo "ok       $2"
+	else
+		missing=1
+		echo "MISSING  $2"
+		echo "         remedy: $3"
+	fi
+}
+
+# setting KEY INTERFACE: the larger one of "all" and the interface's own holds.
+setting() {
+	all="$(cat "/proc/sys/net/ipv4/conf/all/$1")" own="$(cat "/proc/sys/net/ipv4/conf/$2/$1")"
+	if [ "$own" -gt "$all" ]; then echo "$own"; else echo "$all"; fi
+}
+
+# on_link VIP DEVICE
+on_link() { ip -o address show dev "$2" to "$1" 2>/dev/null | grep -q .; }
+
+check_vip() {
+	status=0
+	on_link "$1" lo || status=1
+	found $status "$1 is on lo" "$0 up $mode $1"
+}
+
+check_arp() {
+	# shellcheck disable=SC2013 # names of interfaces have no spaces
+	for device in $(ip -o -4 address show | sed 's/^[0-9]*: *\([^ @]*\).*/\1/' | sort -u); do
+		case "$device" in lo | sy-*) continue ;; esac
+		status=0
+		[ "$(setting arp_ignore "$device")" -ge 1 ] || status=1
+		found $status "$device is silent about addresses of other interfaces (arp_ignore)" \
+			"sysctl -w net.ipv4.conf.all.arp_ignore=1"
+		status=0
+		[ "$(setting arp_announce "$device")" -eq 2 ] || status=1
+		found $status "$device asks with its own address (arp_announce)" \
+			"sysctl -w net.ipv4.conf.all.arp_announce=2"
+	done
+}
+
+# check_tunnels MODE: somebody takes off the outer header. A program at XDP may be lb-agent decap.
+check_tunnels() {
+	if ip link show up | grep -q 'prog/xdp'; then
+		echo "ok       an XDP program is there: lb-agent decap takes off $1 (lbctl doctor asks it)"
+		return
+	fi
+	for device in sy-ipip tunl0; do
+		if ip link show up dev "$device" 2>/dev/null | grep -q .; then
+			found 0 "$device takes tunnel packets"
+			status=0
+			[ "$(setting rp_filter "$device")" -ne 1 ] || status=1
+			found $status "$device takes them whatever way answers go (rp_filter)" \
+				"sysctl -w net.ipv4.conf.all.rp_filter=2"
+			[ "$1" != gue ] || check_gue
+			return
+		fi
+	done
+	found 1 "nothing takes tunnel packets" "$0 up $1 … VIP, or lb-agent decap"
+}
+
+check_gue() {
+	status=0
+	has_gue -4 "$gue_port" || status=1
+	found $status "UDP to port $gue_port is taken off" "$0 up gue --gue-port $gue_port … VIP"
+}
+
+check_boot() {
+	unit="$(unit_of "$mode")"
+	if [ -e "$UNITS/$unit" ]; then
+		for vip in "$@"; do
+			status=0
+			grep -q "^ExecStart=.* $vip\( .*\)\?$" "$UNITS/$unit" || status=1
+			found $status "$unit brings $vip back at a boot" "$0 up $mode --persist, with all VIPs"
+		done
+	else
+		echo "note     this script brings nothing back at a boot: that is $0 up $mode --persist …"
+	fi
+}
+
 # All of it is read before anything is changed.
 for word in "$@"; do
 	case "$word" in -h | --help)
@@ -184,16 +315,29 @@ done
 	usage >&2
 	exit 2
 }
-action="$1" mode="$2" advmss="" gue_port=6080 senders=""
+action="$1" mode="$2" advmss="" gue_port=6080 senders="" persist=""
 shift 2
-case "$action" in up | down) ;; *) fail "unknown action $action" "up or down: $0 --help" ;; esac
+case "$action" in
+up | down | check) ;;
+*) fail "unknown action $action" "up, down or check: $0 --help" ;;
+esac
 case "$mode" in
 dsr | ipip | gue) ;;
 nat | fullnat) fail "$mode needs no preparation" "docs/operations.md says what it does need" ;;
 *) fail "unknown mode $mode" "dsr, ipip or gue: $0 --help" ;;
 esac
+words="" # of this command, for the next boots
+for word in "$@"; do
+	[ "$word" = --persist ] || words="$words $word"
+done
 while :; do
 	case "$1" in
+	--persist)
+		persist=1
+		shift
+		[ $# -ge 1 ] || fail "a VIP must follow" "$0 up $mode --persist VIP"
+		continue
+		;;
 	--advmss) example=1432 ;;
 	--gue-port) example=6080 ;;
 	--from) example=10.0.0.1 ;;
@@ -224,7 +368,11 @@ if [ -n "$senders" ] && [ "$action" = up ]; then
 	[ "$mode" != dsr ] || fail "--from is of ipip and gue" "leave it out: dsr has no tunnel"
 	command -v nft >/dev/null || fail "--from needs nft" "apt-get install nftables"
 fi
-[ "$(id -u)" = 0 ] || fail "not root" "sudo $0 …"
+if [ -n "$persist" ] && [ "$action" = up ]; then
+	[ -d /run/systemd/system ] || fail "--persist needs systemd" \
+		"put deploy/sysctl/backend.conf into /etc/sysctl.d, and the VIP on lo where your system configures its network"
+fi
+[ "$action" = check ] || [ "$(id -u)" = 0 ] || fail "not root" "sudo $0 …"
 
 case "$action" in
 up)
@@ -244,8 +392,18 @@ up)
 		if [ "$mode" != dsr ]; then on_tunnels "$vip"; fi
 	done
 	if [ -n "$advmss" ]; then advmss_up "$advmss"; fi
+	# shellcheck disable=SC2086 # each is an argument
+	if [ -n "$persist" ]; then persist_up "$mode" $words; fi
+	;;
+check)
+	for vip in "$@"; do check_vip "$vip"; done
+	check_arp
+	if [ "$mode" != dsr ]; then check_tunnels "$mode"; fi
+	check_boot "$@"
+	exit $missing
 	;;
 down)
+	persist_down "$mode"
 	for vip in "$@"; do vip_down "$vip"; done
 	if [ "$mode" = gue ]; then gue_down "$gue_port"; fi
 	if [ "$mode" != dsr ]; then

@@ -80,7 +80,7 @@ class Watch:
         self._owner = owner
         self._claims = Claims()
         self._held: frozenset[Address] = frozenset()
-        self._mac = ""
+        self._own: set[str | None] = set()  # MACs of this host
         self._trouble = ""
 
     @property
@@ -101,6 +101,8 @@ class Watch:
                 if str(error) != self._trouble:
                     log.warning("nobody is asked for our VIPs", problem=str(error))
                 self._trouble = str(error)
+                self._held = frozenset()
+                self._settle()  # of what cannot be asked for, nothing is known
             await asyncio.sleep(ROUND_S)
 
     async def _watch(self) -> None:
@@ -128,7 +130,8 @@ class Watch:
         if not link.up or not link.mac:
             self._held = frozenset()
             return
-        self._mac = link.mac
+        # Another interface of ours on the same segment answers, too.
+        self._own = {each.mac for each in await netlink.links()}
         present = {each.address for each in await netlink.addresses(link.ifindex)}
         self._held = frozenset(self._vips()) & present
         mac = bytes.fromhex(link.mac.replace(":", ""))
@@ -152,7 +155,7 @@ class Watch:
             if (found := claim(data, source)) is None:
                 continue
             vip, mac = found[0], found[1].hex(":")
-            if vip in self._held and mac != self._mac:
+            if vip in self._held and mac not in self._own:
                 self._claims.hear(Claim(vip, mac))
         loop = asyncio.get_running_loop()
         loop.remove_reader(heard)  # somebody floods: what matters is asked for again

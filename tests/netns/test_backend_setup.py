@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -125,3 +126,72 @@ def test_only_the_balancers_tunnel_packets_come_in_until_it_is_undone(net: Net) 
     assert exchanged(net) == of(PEER) | others, "the port of gue is somebody else's"
     assert "+ nft delete table inet steelyard_tunnels" in setup(net, "down", "gue", VIP)
     assert exchanged(net) == everybody
+
+
+# In folders of its own, with a service manager that only says what it was asked.
+PLAY = """
+set -eu
+mount -t tmpfs none /etc/systemd/system
+mount -t tmpfs none /usr/local/sbin
+mkdir -p /run/systemd && mount -t tmpfs none /run/systemd && mkdir /run/systemd/system
+printf '#!/bin/sh\necho "asked: $*"\n' >/usr/local/sbin/systemctl
+chmod +x /usr/local/sbin/systemctl
+PATH=/usr/local/sbin:$PATH
+set +e
+"""
+
+
+def played(net: Net, *commands: str) -> list[tuple[int, str]]:
+    """The exit statuses and the words of commands of a shell in which nothing stays."""
+    lines = [f"({each}) 2>&1; echo status=$?=" for each in commands]
+    shell = ["ip", "netns", "exec", net.us, "unshare", "--mount", "sh", "-c"]
+    done = subprocess.run(
+        [*shell, "\n".join([PLAY, *lines])], capture_output=True, text=True, check=True, timeout=120
+    )
+    parts = re.split(r"status=(\d+)=\n", done.stdout)
+    return [(int(status), text) for text, status in zip(parts[::2], parts[1::2], strict=False)]
+
+
+def test_what_is_missing_is_named_and_a_boot_brings_it_back(net: Net) -> None:
+    vips = f"{VIP} fd73::10"
+    unit = "/etc/systemd/system/steelyard-backend-dsr.service"
+    boot = "ip address flush dev lo scope global; sysctl -qw net.ipv4.conf.all.arp_ignore=0"
+    again = f"sh -c \"$(sed -n 's/^ExecStart=//p' {unit})\""
+    before, up, after, valid, forgotten, brought, good, down, left = played(
+        net,
+        f"{SCRIPT} check dsr {vips}",
+        f"{SCRIPT} up dsr --persist {vips}",
+        f"{SCRIPT} check dsr {vips}",
+        f"systemd-analyze verify --man=no {unit}",
+        f"{boot}; {SCRIPT} check dsr {vips}",
+        again,
+        f"{SCRIPT} check dsr fd73:0::10 {VIP}",
+        f"{SCRIPT} down dsr {vips}; ls /etc/systemd/system",
+        f"{SCRIPT} check dsr {VIP}",
+    )
+    assert before[0] == 1
+    assert f"MISSING  {VIP} is on lo" in before[1]
+    assert "MISSING  eth0 is silent about addresses of other interfaces (arp_ignore)" in before[1]
+    assert "brings nothing back at a boot" in before[1]
+    assert up[0] == 0, up
+    assert "asked: enable steelyard-backend-dsr.service" in up[1]
+    assert after[0] == 0, after
+    assert "MISSING" not in after[1]
+    assert f"brings {VIP} back at a boot" in after[1]
+    assert valid[0] == 0, valid
+    assert forgotten[0] == 1
+    assert "MISSING  fd73::10 is on lo" in forgotten[1]
+    assert brought[0] == 0, brought
+    assert "asked" not in brought[1], "at a boot nothing is installed"
+    assert good[1].count("is on lo") == 2
+    assert "MISSING  steelyard-backend-dsr.service brings fd73:0::10" in good[1], "as it was given"
+    assert down[0] == 0, down
+    assert "asked: disable steelyard-backend-dsr.service" in down[1]
+    assert "steelyard" not in down[1].rpartition("\n+")[2].partition("\n")[2]
+    assert left[0] == 1
+
+
+def test_what_takes_off_the_outer_header_is_looked_for(net: Net) -> None:
+    (found,) = played(net, f"{SCRIPT} check ipip {VIP}")
+    assert found[0] == 1
+    assert "MISSING  nothing takes tunnel packets" in found[1]
