@@ -21,8 +21,10 @@ from agent.health.rules import (
     checking,
     due,
     excused,
+    lost,
     next_delay_s,
     observe,
+    proven,
     rechecked,
     suspended,
     tells,
@@ -116,6 +118,7 @@ class HealthMonitor:
         self._statuses: dict[BackendRef, HealthStatus] = {}
         self._members: dict[Key, list[BackendRef]] = {}  # whom a check is made for
         self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._answered: set[str] = set()  # services of which a backend has answered by its way
         self._group: asyncio.TaskGroup | None = None
         self._slots = asyncio.Semaphore(MAX_PROBES_AT_ONCE)
         self._complained = False
@@ -233,7 +236,7 @@ class HealthMonitor:
                 results = await self._by_way(members, result, asked.timeout_s, next(turns))
                 for ref in tuple(members):
                     if (way := self._targets[ref].way) in results:  # else it was not asked
-                        self._take(ref, results[way], started)
+                        self._take(ref, self._judged(ref, results[way]), started)
             except NetworkError as error:
                 self._complain(str(error))
                 await asyncio.sleep(asked.interval_s)
@@ -254,8 +257,14 @@ class HealthMonitor:
         if ways := ways_to_ask(known, turn):
             wrongs = await asyncio.gather(*(self._wrong(way, limit_s) for way in ways))
             for way, wrong in zip(ways, wrongs, strict=True):
-                found[way] = ProbeResult(False, wrong, None) if wrong else result
+                found[way] = lost(wrong) if wrong else result
         return found
+
+    def _judged(self, ref: BackendRef, result: ProbeResult) -> ProbeResult:
+        """Of a result by the target's way, what counts."""
+        if result.ok and self._targets[ref].way is not None:
+            self._answered.add(ref.service)
+        return proven(result, self._statuses[ref], ref.service in self._answered)
 
     async def _wrong(self, way: Way, limit_s: float) -> str:
         try:

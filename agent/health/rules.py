@@ -22,6 +22,7 @@ class ProbeResult:
     ``silent``: nothing at all came back, not even a refusal. So the server's host may be gone.
     ``unsent``: this host knew no way, so maybe its own link is down. ``busy``: it was reached, and
     has not answered in time, or takes no more now. ``vague``: it passes because nothing came back.
+    ``lost``: it answers at its own address, and not by the way of clients' packets.
     """
 
     ok: bool
@@ -31,6 +32,7 @@ class ProbeResult:
     unsent: bool = False
     busy: bool = False
     vague: bool = False
+    lost: bool = False
 
 
 def checking(now: float) -> HealthStatus:
@@ -123,6 +125,22 @@ def ways_to_ask(known: Iterable[tuple[Way | None, HealthStatus]], turn: int) -> 
     room = min(len(others), max(0, MOST_WAYS - len(urgent)))
     first = turn * room % len(others) if others else 0
     return urgent + (others + others)[first : first + room]
+
+
+def lost(wrong: str) -> ProbeResult:
+    """A server is well, and clients' packets do not get to it."""
+    return ProbeResult(False, wrong, None, lost=True)
+
+
+def proven(result: ProbeResult, status: HealthStatus, answered: bool) -> ProbeResult:
+    """What is lost on its way takes no backend out that is up, unless a backend of the service has
+    ``answered`` by its way: where none ever has, it may be that the network lets none answer the
+    balancer so, and a check must not be the outage.
+    """
+    if not result.lost or answered or status.health is not Health.UP:
+        return result
+    detail = f"{result.detail} (no backend of the service answers so: it stays up)"
+    return replace(result, ok=True, detail=detail)
 
 
 def excused(result: ProbeResult, served: int) -> ProbeResult:

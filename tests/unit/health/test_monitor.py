@@ -514,3 +514,36 @@ def test_a_newcomer_by_another_way_is_up_once_that_was_asked() -> None:
         assert watch.monitor.status(other).health is Health.DOWN
 
     play(story)
+
+
+def test_a_network_that_lets_no_backend_answer_so_takes_none_out_that_is_up() -> None:
+    """As after an upgrade: they were up, and the check by the VIP is new."""
+    second = BackendRef("chat", "gpu-2")
+    other = replace(WAY, backend=ip_address("10.0.0.22"))
+
+    async def story(watch: Watch) -> None:
+        watch.lost |= {WAY, other}
+        before = adopted(Health.UP, 0.0)
+        targets = {
+            REF: replace(TARGET, way=WAY, initial=before),
+            second: Target(CHECK, other.backend, 80, before, other),
+        }
+        check_exactly(watch.monitor, targets)
+        await watch.until(lambda: "it stays up" in watch.monitor.status(REF).reason)
+        await watch.until_probed(12)
+        assert {watch.monitor.status(ref).health for ref in targets} == {Health.UP}
+        watch.lost.discard(other)  # so it is no network of that kind
+        await watch.until_health(REF, Health.DOWN)
+        assert watch.monitor.status(second).health is Health.UP
+
+    play(story)
+
+
+def test_a_newcomer_has_to_answer_by_the_vip_whatever_others_do() -> None:
+    async def story(watch: Watch) -> None:
+        watch.lost.add(WAY)
+        check_exactly(watch.monitor, {REF: replace(TARGET, way=WAY)})
+        await watch.until(lambda: watch.monitor.status(REF).health is not Health.CHECKING)
+        assert watch.monitor.status(REF).health is Health.DOWN
+
+    play(story)
