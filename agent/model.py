@@ -147,6 +147,7 @@ class CheckKind(enum.Enum):
     GRPC = "grpc"  # grpc.health.v1
     UDP = "udp"
     DNS = "dns"
+    PING = "ping"  # an ICMP echo
     EXEC = "exec"  # a command
 
 
@@ -577,6 +578,7 @@ class HealthStatus:
     """Health of one backend, why, and since when (seconds since the epoch).
 
     ``silent``: the last check failed, and nothing at all came back from the server's host.
+    ``certificate_until``: the end of the last certificate that was seen and accepted.
     """
 
     health: Health
@@ -586,6 +588,7 @@ class HealthStatus:
     passes: int = 0  # consecutive
     failures: int = 0  # consecutive
     silent: bool = False
+    certificate_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,6 +263,9 @@ def _backend(service: Service, view: BackendSnapshot, at: float) -> Json:
         "health": health.health.value,
         "health_reason": health.reason,
         "health_since": rfc3339(health.since),
+        "certificate_until": None
+        if health.certificate_until is None
+        else rfc3339(health.certificate_until),
         "health_latency_ms": None if health.latency_ms is None else round(health.latency_ms, 3),
         "next_hop": None if view.next_hop is None else _next_hop(view.next_hop),
         "weight_configured": view.backend.weight,

@@ -30,6 +30,7 @@ _OWN_CHECK_KEYS: dict[CheckKind, frozenset[str]] = {
     CheckKind.GRPC: frozenset({"grpc_service"}),
     CheckKind.UDP: frozenset({"send", "expect"}),
     CheckKind.DNS: frozenset({"query", "record"}),
+    CheckKind.PING: frozenset(),
     CheckKind.EXEC: frozenset({"command"}),
 }
 # A check that is switched off may keep its other keys, to be switched on again.

@@ -99,9 +99,9 @@ _RULES = """\
 - With `quic_server_id_bytes`, each backend has a `quic_server_id` of that length, and no two the
   same.
 - `health.timeout` is at most `health.interval`.
-- A check of a udp service has a `health.port`, or type `udp`, `dns`, `exec` or `none`; one of a
-  service for any port has a `health.port` or type `exec` or `none`, unless all its backends have a
-  `port`.
+- A check of a udp service has a `health.port`, or type `udp`, `dns`, `ping`, `exec` or `none`; one
+  of a service for any port has a `health.port` or type `ping`, `exec` or `none`, unless all its
+  backends have a `port`.
 - `method`, `path`, `host` and `expect_status` are for http and https checks, `path` for completion
   too, `verify_tls` for https; `model`, `every` and `answer_within` for completion, `grpc_service`
   for grpc, `send` and `expect` for tcp and udp, `query` and `record` for dns, `command` for exec,

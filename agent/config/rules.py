@@ -238,7 +238,7 @@ def _health(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
             "a check of type exec needs a command",
             "add health.command: the program and its arguments",
         )
-    if kind in (CheckKind.NONE, CheckKind.EXEC) or health.port is not None:
+    if kind in (CheckKind.NONE, CheckKind.PING, CheckKind.EXEC) or health.port is not None:
         return
     udp = section.protocol is Protocol.UDP and kind not in (CheckKind.UDP, CheckKind.DNS)
     own_ports = section.forward.is_nat and all(b.port is not None for _, b in service.backends)

@@ -111,15 +111,15 @@ class HealthSection(Section):
         description="`tcp`: a connection can be opened. `http`, `https`: a request is answered "
         "with an expected status. `completion`: an engine gives a token for a tiny prompt "
         "(OpenAI's API). `grpc`: the server says that it serves (grpc.health.v1). `udp`: a "
-        "datagram is not refused, or answered. `dns`: a question is answered. `exec`: a command "
-        "exits with 0. `none`: never checked, always up. Default: `tcp` for tcp services, `none` "
-        "for udp. See [health checks](health.md).",
+        "datagram is not refused, or answered. `dns`: a question is answered. `ping`: an ICMP echo "
+        "is answered. `exec`: a command exits with 0. `none`: never checked, always up. Default: "
+        "`tcp` for tcp services, `none` for udp. See [health checks](health.md).",
     )
     port: net.Port | None = Field(
         None,
         description="Port to check. Default: the port of the backend, if it has one, else that of "
         "the service, of a range the first. Required for a check of a udp service that is not "
-        "`udp`, `dns` or `exec`, and of a service for any port whose backends have none.",
+        "`udp`, `dns`, `ping` or `exec`, and of a service for any port whose backends have none.",
     )
     interval: kinds.Interval = Field(
         _CHECK.interval_s, description="Time from one check to the next."

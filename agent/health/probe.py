@@ -59,10 +59,6 @@ async def probe(
         ok, detail = False, f"no answer within {duration(limit_s)}"
         if wait.granted_s:
             detail += f" and {duration(round(wait.granted_s, 1))} in which this agent had no CPU"
-    except aiohttp.ClientConnectorCertificateError as error:
-        ok, detail = False, tls_words(error.certificate_error)
-    except aiohttp.ClientSSLError as error:
-        ok, detail = False, tls_words(error.os_error)
     except ssl.SSLError as error:
         ok, detail = False, tls_words(error)
     except aiohttp.ServerDisconnectedError:
@@ -73,7 +69,16 @@ async def probe(
     except aiohttp.ClientError:
         ok, detail = False, "the answer is not HTTP"
     took_ms = (time.monotonic() - started) * 1000 if check.kind not in _WORKS else None
-    return ProbeResult(ok, detail, took_ms, silent, unsent, busy, line.vague)
+    return ProbeResult(
+        ok,
+        detail,
+        took_ms,
+        silent,
+        unsent,
+        busy,
+        line.vague,
+        certificate_until=line.certificate_until,
+    )
 
 
 def _os_words(error: OSError) -> str:

@@ -33,6 +33,7 @@ class ProbeResult:
     busy: bool = False
     vague: bool = False
     lost: bool = False
+    certificate_until: float | None = None  # seconds since the epoch
 
 
 def checking(now: float) -> HealthStatus:
@@ -70,6 +71,7 @@ def observe(
         passes=passes,
         failures=failures,
         silent=result.silent,
+        certificate_until=result.certificate_until or status.certificate_until,
     )
 
 

@@ -11,9 +11,11 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import ssl
+import struct
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -27,6 +29,7 @@ from yarl import URL
 
 from agent.health import grpc
 from agent.model import Address, CheckKind, HealthCheck
+from agent.state.segment import checksum
 
 USER_AGENT = "steelyard-health-check"
 MOST_BYTES = 1 << 18  # of an answer that is read
@@ -34,10 +37,19 @@ _PIECE = 4096
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})[ \r\n]")
 _STATUS_LENGTH = len("HTTP/1.1 200 ")
 _FINAL, _SWITCHES = 200, 101
-_HTTP_PORT = 80
+_HTTP_PORT, _HTTPS_PORT = 80, 443
+WARN_DAYS = 14  # before a certificate expires
+_DAY_S = 86_400
+# Of each IP version: family and protocol, types of an echo and of its reply, and the option (level
+# and number) that has a raw socket told of errors: IP_RECVERR, IPV6_RECVERR.
+_ICMP = {
+    4: ((socket.AF_INET, socket.IPPROTO_ICMP), (8, 0), (socket.IPPROTO_IP, 11)),
+    6: ((socket.AF_INET6, socket.IPPROTO_ICMPV6), (128, 129), (socket.IPPROTO_IPV6, 25)),
+}
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE")
 MOST_WORDS = 200  # characters of what a command says
 COMMANDS_AT_ONCE = 32
+_ECHO_BYTES = 16  # number and sequence of an echo, and its data
 # A server that is full says so, and is not ill.
 FULL_STATUSES = (429, 503)
 _PROMPT = "Hi"
@@ -70,6 +82,7 @@ class Line:
     end: _Socket | None = None
     heard: bool = False  # something came back that is no connection
     vague: bool = False  # nothing came back, which is well
+    certificate_until: float | None = None  # seconds since the epoch
 
     def open(self, where: tuple[Any, ...]) -> socket.socket:
         """A socket for an address as ``getaddrinfo`` has it."""
@@ -120,22 +133,49 @@ async def _http(check: HealthCheck, address: Address, port: int, line: Line) -> 
     status = await asked(check, address, port, line)
     ok = any(low <= status <= high for low, high in check.expect_status)
     detail = f"HTTP {status} in {_milliseconds(started)}"
+    if line.certificate_until is not None:
+        detail += _expiry(line.certificate_until - time.time())
     return ok, detail if ok else f"{detail}, expected {_ranges(check.expect_status)}"
 
 
 async def _tls_status(check: HealthCheck, address: Address, port: int, line: Line) -> int:
-    headers = {} if check.host is None else {"Host": check.host}
-    async with (
-        _session(line, tls_context(check.verify_tls)) as session,
-        session.request(
-            check.method,
-            _url("https", address, port, check.path),
-            headers=headers,
-            allow_redirects=False,
-            server_hostname=check.host,
-        ) as response,
-    ):
-        return response.status
+    end = await _connected(address, port, line)
+    reader, writer = await asyncio.open_connection(
+        sock=end,
+        ssl=tls_context(check.verify_tls),
+        server_hostname=check.host or str(address),
+        limit=MOST_BYTES,
+    )
+    try:
+        found = writer.get_extra_info("peercert")  # empty where nothing is verified
+        if found:
+            line.certificate_until = ssl.cert_time_to_seconds(found["notAfter"])
+        writer.write(_request(check, address, port))
+        return await _status(reader.read)
+    finally:
+        writer.transport.abort()
+
+
+def _expiry(left_s: float) -> str:
+    """Of a certificate, in words; empty: there is time."""
+    if left_s > WARN_DAYS * _DAY_S:
+        return ""
+    days, hours = divmod(int(left_s) // 3600, 24)
+    left = f"{days} d {hours} h" if days else f"{hours} h"
+    return f"; its certificate expires in {left}"
+
+
+async def _status(read: Callable[[int], Awaitable[bytes]]) -> int:
+    """That of the answer which comes."""
+    said = b""
+    while (status := _status_in(said)) is None:
+        piece = await read(_PIECE)
+        said += piece
+        if not said:
+            raise aiohttp.ServerDisconnectedError
+        if not piece or len(said) > MOST_BYTES:
+            raise aiohttp.ClientPayloadError("the answer is not HTTP")
+    return status
 
 
 async def _plain_status(check: HealthCheck, address: Address, port: int, line: Line) -> int:
@@ -146,15 +186,7 @@ async def _plain_status(check: HealthCheck, address: Address, port: int, line: L
     end = await _connected(address, port, line)
     try:
         await loop.sock_sendall(end, _request(check, address, port))
-        said = b""
-        while (status := _status_in(said)) is None:
-            piece = await loop.sock_recv(end, _PIECE)
-            said += piece
-            if not said:
-                raise aiohttp.ServerDisconnectedError
-            if not piece or len(said) > MOST_BYTES:
-                raise aiohttp.ClientPayloadError("the answer is not HTTP")
-        return status
+        return await _status(lambda most: loop.sock_recv(end, most))
     finally:
         end.close()
 
@@ -173,7 +205,8 @@ async def _connected(address: Address, port: int, line: Line) -> socket.socket:
 
 def _request(check: HealthCheck, address: Address, port: int) -> bytes:
     literal = f"[{address}]" if address.version == 6 else str(address)
-    host = check.host or (literal if port == _HTTP_PORT else f"{literal}:{port}")
+    usual = _HTTPS_PORT if check.kind is CheckKind.HTTPS else _HTTP_PORT
+    host = check.host or (literal if port == usual else f"{literal}:{port}")
     lines = [
         # The path goes out exactly as the operator wrote it.
         f"{check.method} {check.path} HTTP/1.1",
@@ -369,6 +402,28 @@ async def _dns(check: HealthCheck, address: Address, port: int, line: Line) -> V
     return code == "NOERROR", detail
 
 
+async def _ping(_check: HealthCheck, address: Address, _port: int, line: Line) -> Verdict:
+    """An echo comes back (RFC 792, RFC 4443)."""
+    started = time.monotonic()
+    loop = asyncio.get_running_loop()
+    (family, protocol), (asks, answers), errors = _ICMP[address.version]
+    with socket.socket(family, socket.SOCK_RAW, protocol) as end:
+        end.setblocking(False)
+        end.setsockopt(*errors, 1)
+        end.connect((str(address), 0))  # the kernel gives it what comes from there alone
+        said = secrets.token_bytes(_ECHO_BYTES)  # tells our answer from others'
+        bare = struct.pack("!BBH", asks, 0, 0) + said
+        # Of ICMPv6 the kernel makes it, as the addresses count.
+        check = checksum(bare) if address.version == 4 else 0
+        await loop.sock_sendall(end, struct.pack("!BBH", asks, 0, check) + said)
+        while True:
+            data = await loop.sock_recv(end, _PIECE)
+            start = 4 * (data[0] & 0xF) if address.version == 4 else 0
+            if data[start : start + 1] == bytes([answers]) and data[start + 4 :] == said:
+                line.heard = True
+                return True, f"echo in {_milliseconds(started)}"
+
+
 # -- a command
 
 _commands: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
@@ -426,6 +481,7 @@ TALKS: Mapping[CheckKind, Talk] = {
     CheckKind.GRPC: _grpc,
     CheckKind.UDP: _udp,
     CheckKind.DNS: _dns,
+    CheckKind.PING: _ping,
     CheckKind.EXEC: _exec,
 }
 

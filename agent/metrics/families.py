@@ -41,6 +41,12 @@ def _latencies(snapshot: Snapshot) -> Iterator[Sample]:
             yield names, backend.health.latency_ms / 1000
 
 
+def _certificates(snapshot: Snapshot) -> Iterator[Sample]:
+    for names, backend in backends(snapshot):
+        if backend.health.certificate_until is not None:
+            yield names, backend.health.certificate_until
+
+
 def _backend_states(snapshot: Snapshot) -> Iterator[Sample]:
     for names, backend in backends(snapshot):
         for state in BackendState:
@@ -413,6 +419,14 @@ _BACKEND_FAMILIES = (
         _latencies,
     ),
     Family(
+        "steelyard_backend_certificate_expires_timestamp_seconds",
+        Kind.GAUGE,
+        "When the certificate ends that the last https check accepted, in seconds since the epoch; "
+        "absent where none is verified.",
+        _BACKEND,
+        _certificates,
+    ),
+    Family(
         "steelyard_backend_configured_weight",
         Kind.GAUGE,
         "The weight that the operator gave.",
@@ -466,6 +480,7 @@ BASIC = frozenset(
     {
         "steelyard_backend_up",
         "steelyard_backend_state",
+        "steelyard_backend_certificate_expires_timestamp_seconds",
         "steelyard_backend_effective_weight",
         "steelyard_backend_expected_share_ratio",
         "steelyard_backend_actual_share_ratio",

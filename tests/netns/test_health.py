@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from agent.health.monitor import HealthMonitor, Target
+from agent.health.patience import Patience
+from agent.health.probe import probe
 from agent.model import BackendRef, CheckKind, Health, HealthCheck, HealthStatus
 from tests.unit.health.targets import check_exactly
 
@@ -224,5 +226,31 @@ def test_two_thousand_servers_are_told_from_two_thousand_dead_ones(
         check_exactly(watch.monitor, {})
         await asyncio.sleep(0.2)
         assert open_files() <= files + 1
+
+    watch_in(net, story)
+
+
+def test_an_echo_is_answered_or_not(net: Net) -> None:
+    """Both families; another echo of the same host is not taken for ours."""
+    net.peers("addr add fd09::21/64 dev eth0 nodad")
+    ip("-n", net.us, *["addr", "add", "fd09::2/64", "dev", "eth0", "nodad"])
+    ping = HealthCheck(CheckKind.PING, timeout_s=20.0)
+    short = replace(ping, timeout_s=0.3)
+
+    async def story(_: Watch) -> None:
+        patience = Patience()
+        for address in (SERVER, ip_address("fd09::21")):
+            found = await asyncio.gather(*(probe(ping, address, 0, patience) for _ in range(20)))
+            assert all(each.ok and each.detail.startswith("echo in ") for each in found), found
+        ip("netns", "exec", net.peer, "sysctl", "-qw", "net.ipv4.icmp_echo_ignore_all=1")
+        silent = await probe(short, SERVER, 0, patience)
+        assert (silent.ok, silent.silent, silent.detail) == (False, True, "no answer within 300 ms")
+        reject = (
+            "add table ip t; add chain ip t in {type filter hook input priority 0;};"
+            "add rule ip t in icmp type echo-request reject with icmp host-unreachable"
+        )
+        ip("netns", "exec", net.peer, "nft", reject)
+        told = await probe(ping, SERVER, 0, patience)
+        assert (told.ok, told.silent, told.detail) == (False, True, "no route to host")
 
     watch_in(net, story)

@@ -118,6 +118,7 @@ _OF_KIND: dict[CheckKind, st.SearchStrategy[dict[str, object]]] = {
             "record": st.sampled_from(["A", "SOA", "TXT"]),
         }
     ),
+    CheckKind.PING: st.just({}),
     CheckKind.EXEC: st.fixed_dictionaries(
         {"command": st.lists(st.text(max_size=9), max_size=3).map(lambda w: ("/bin/check", *w))}
     ),
@@ -129,7 +130,7 @@ def checks(draw: st.DrawFn, key: ServiceKey) -> HealthCheck:
     kind = draw(st.sampled_from(CheckKind))
     interval_s = draw(st.integers(1, 3600).map(float) | st.floats(0.1, 3600))
     by_service = kind in (CheckKind.UDP, CheckKind.DNS)
-    needs_port = kind not in (CheckKind.NONE, CheckKind.EXEC) and (
+    needs_port = kind not in (CheckKind.NONE, CheckKind.PING, CheckKind.EXEC) and (
         (key.protocol is Protocol.UDP and not by_service) or key.port == 0
     )
     ports = st.integers(1, 65535)

@@ -201,6 +201,7 @@ def test_backend_has_the_keys_of_the_contract(snapshot, now):
         "health": "up",
         "health_reason": "200 OK",
         "health_since": "2023-11-14T22:12:18.500Z",
+        "certificate_until": None,
         "health_latency_ms": 1.234,
         "next_hop": {"mac": "02:00:00:00:00:21", "ifindex": 3, "on_link": True, "mtu": 1500},
         "weight_configured": 100,

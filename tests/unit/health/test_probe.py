@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,6 +20,7 @@ from aiohttp import web
 
 from agent.errors import NetworkError
 from agent.health import probe as probe_module
+from agent.health import talks
 from agent.health.patience import Patience
 from agent.health.probe import probe
 from agent.health.rules import ProbeResult
@@ -286,16 +289,22 @@ def test_out_of_descriptors_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """A server with a certificate of its own making, for ``gpu.example``."""
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For ``gpu.example``, of its own making, with its key beside it, for a day."""
     folder: Path = tmp_path_factory.mktemp("tls")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1"
     names = ["-subj", "/CN=gpu.example", "-addext", "subjectAltName=DNS:gpu.example"]
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
+    return certificate
+
+
+@pytest.fixture(scope="module")
+def tls(certificate: Path) -> ssl.SSLContext:
+    """Of a server with that certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
     return context
 
 
@@ -314,6 +323,33 @@ def test_https_refuses_a_certificate_that_nobody_vouches_for(tls: ssl.SSLContext
     result, _ = ask_tls(HTTPS, tls)
     assert not result.ok
     assert result.detail.startswith("TLS certificate not accepted: self-signed certificate")
+
+
+def test_https_tells_when_the_certificate_ends(
+    tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    monkeypatch.setattr(talks, "tls_context", lambda _verify: trusting)
+    result, names = ask_tls(HTTPS, tls)
+    assert result.ok, result.detail
+    assert names == ["gpu.example"]
+    assert result.certificate_until is not None
+    assert 0 < result.certificate_until - time.time() <= 86_400
+    assert re.search(
+        r"^HTTP 200 in .* ms; its certificate expires in (23 h|1 d 0 h)$", result.detail
+    )
+
+
+def test_https_says_for_whom_a_certificate_is_not(
+    tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    monkeypatch.setattr(talks, "tls_context", lambda _verify: trusting)
+    for other in ("other.example", None):  # None: the server's address
+        result, _ = ask_tls(replace(HTTPS, host=other), tls)
+        assert not result.ok
+        assert result.detail.startswith("TLS certificate not accepted: ")
+        assert "mismatch" in result.detail.lower()
 
 
 def test_https_without_verification_passes_and_sends_the_host_as_server_name(
