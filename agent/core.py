@@ -521,9 +521,11 @@ class Core:
             found = self._warming.take(config, part, found, now)
             if past is not None and scope is not None:
                 hops = {**_still(past, config), **hops}
+                # As old as the verdicts, which else would look as new as the checks.
+                health = {**past.health, **{ref: health[ref] for ref in found}}
                 found = {**past.verdicts, **found}
                 for ref in gone_backends(past.config, config):
-                    del found[ref]
+                    del found[ref], health[ref]
             await self._ensure_features(config)
             if self.guarding.is_behind(config):
                 ids = self._reconciler.identities(config)

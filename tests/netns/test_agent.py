@@ -138,6 +138,24 @@ def test_a_drain_survives_kill_9(lab: Site) -> None:
         lab.edit("backend.set", service=service, backend="be1", values={"state": "active"})
 
 
+def test_a_change_of_one_service_makes_nothing_older_that_is_shown_of_another(lab: Site) -> None:
+    def why() -> str:
+        return str(lab.backend("web", "be1")["reason"])
+
+    def change(service: str, values: dict[str, object]) -> None:
+        lab.edit("service.set", service=service, values=values)
+
+    before = lab.get("/v1/config")["config"]["services"]
+    try:
+        change("web", {"health": {"type": "ping"}})
+        wait_until("it is pinged", lambda: why().startswith("echo"))
+        change("web6", {"slow_start": "1s"})
+        assert why().startswith("echo")
+    finally:
+        lab.edit("services.apply", values={"services": before})
+    wait_until("it is asked as before", lambda: why().startswith("HTTP"))
+
+
 def test_a_backend_is_added_and_removed_under_load(lab: Site) -> None:
     address = str(lab.lab.node("be4").ipv4)
     with lab.load(keep_alive=0) as load:
