@@ -37,17 +37,11 @@ _SO_ATTACH_FILTER = 26  # the socket module does not name it
 # Classic BPF (linux/filter.h): code, steps to jump if true and if false, operand. Offsets are from
 # behind the Ethernet header on.
 _STEP = struct.Struct("=HBBI")
-_LD_B, _LD_H, _LD, _TAX = 0x30, 0x28, 0x20, 0x07
-_EQUAL, _EQUAL_X, _RETURN = 0x15, 0x1D, 0x06
+_LD_B, _LD_H, _EQUAL, _RETURN = 0x30, 0x28, 0x15, 0x06
 _FILTERS = {
     ETH_P_ARP: (
         (_LD_H, 0, 0, 6),
-        (_EQUAL, 5, 0, 2),  # a reply
-        (_EQUAL, 0, 5, 1),
-        (_LD, 0, 0, 14),
-        (_TAX, 0, 0, 0),
-        (_LD, 0, 0, 24),
-        (_EQUAL_X, 0, 1, 0),  # a request for the sender's own address: an announcement
+        (_EQUAL, 0, 1, 2),  # a reply
         (_RETURN, 0, 0, _ENOUGH),
         (_RETURN, 0, 0, 0),
     ),
@@ -119,9 +113,15 @@ class Watch:
                     began = loop.time()
                     await self._ask(netlink, sender, ifindex)
                     await asyncio.sleep(ANSWER_S)
+                    await self._look(netlink, ifindex)  # a VIP that has gone is another's by right
                     self._settle()
                     if not self._claims.is_in_doubt:
                         await asyncio.sleep(max(0.0, began + ROUND_S - loop.time()))
+
+    async def _look(self, netlink: Netlink, ifindex: int) -> None:
+        """Which VIPs the interface has now."""
+        present = {each.address for each in await netlink.addresses(ifindex)}
+        self._held = frozenset(self._vips()) & present
 
     async def _ask(self, netlink: Netlink, sender: RawSender, ifindex: int) -> None:
         link = await netlink.link(self._ifname)
@@ -132,8 +132,7 @@ class Watch:
             return
         # Another interface of ours on the same segment answers, too.
         self._own = {each.mac for each in await netlink.links()}
-        present = {each.address for each in await netlink.addresses(link.ifindex)}
-        self._held = frozenset(self._vips()) & present
+        await self._look(netlink, ifindex)
         mac = bytes.fromhex(link.mac.replace(":", ""))
         for vip in sorted(self._held, key=lambda each: (each.version, each)):
             sender.frame(link.ifindex, question(mac, vip))

@@ -79,15 +79,13 @@ def question(mac: bytes, vip: Address) -> bytes:
 
 
 def claim(packet: bytes, source_mac: bytes) -> tuple[Address, bytes] | None:
-    """Which address somebody says to have, and at which MAC, in an ARP packet or a neighbour
-    advertisement, from behind the Ethernet header on; None: nobody says so.
+    """Which address somebody says to have, and at which MAC, in an ARP reply or a neighbour
+    advertisement, from behind the Ethernet header on; None: nobody says so. The ARP announcements
+    of a balancer that takes a VIP over are requests.
     """
     if packet[:6] == _ARP_OF_IPV4 and len(packet) >= _ARP_BYTES:
-        operation, mac, sender = int.from_bytes(packet[6:8]), packet[8:14], packet[14:18]
-        is_announcement = operation == _ARP_REQUEST and sender == packet[24:28]
-        if operation == _ARP_REPLY or is_announcement:
-            return IPv4Address(sender), mac
-        return None
+        is_reply = int.from_bytes(packet[6:8]) == _ARP_REPLY
+        return (IPv4Address(packet[14:18]), packet[8:14]) if is_reply else None
     is_nd = len(packet) >= _ND_BYTES and packet[0] >> 4 == 6 and packet[6] == _ICMPV6
     if is_nd and (packet[7], packet[40]) == (_HOP_LIMIT, _NEIGHBOUR_ADVERTISEMENT):
         return IPv6Address(packet[48:64]), source_mac
