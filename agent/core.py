@@ -178,8 +178,8 @@ class Core:
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What has to run beside ``start`` and afterwards, by name."""
         return {
-            "health": self._monitor.run(),
             "paths": self._paths.run(),
+            "health": self._monitor.run(),
             "claims": self.watch.run(),
             "next hops": self._hops.run(),
             "reconcile": self._reconcile(),

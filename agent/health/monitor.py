@@ -49,6 +49,7 @@ LINK_NEWS_S = 0.1  # that the kernel's word of a link may come after what it doe
 MAX_PROBES_AT_ONCE = 512
 
 type OnChange = Callable[[BackendRef, HealthStatus, HealthStatus], None]
+type Through = Callable[[Way], Awaitable[str | None]]
 type Probe = Callable[[HealthCheck, Address, int, Patience], Awaitable[ProbeResult]]
 
 
@@ -78,8 +79,8 @@ def _key(ref: BackendRef, target: Target) -> Key:
     return check, target.address, check.port or target.port, ref if alone else None
 
 
-async def _nothing_wrong(_: Way) -> str:
-    return ""
+async def _not_asked(_: Way) -> None:
+    return None
 
 
 class HealthMonitor:
@@ -91,7 +92,7 @@ class HealthMonitor:
     ``served(ref)`` counts the clients' requests that a backend has answered well, as far as anybody
     sees them: one that is busy with these is not ill.
     ``through(way)`` asks a server for a connection by the way of clients' packets, and returns what
-    is wrong, in words, once it has answered.
+    is wrong, in words, once it has answered, or None if it cannot be asked.
     ``blocked(address, since_s)`` says why nothing could leave for there at some time since, by the
     monotonic clock, or is empty: what fails then says nothing of the server.
     """
@@ -102,7 +103,7 @@ class HealthMonitor:
         on_silence: Callable[[Address], None] = lambda _: None,
         blocked: Callable[[Address, float], str] = lambda *_: "",
         served: Callable[[BackendRef], int] = lambda _: 0,
-        through: Callable[[Way], Awaitable[str]] = _nothing_wrong,
+        through: Through = _not_asked,
         *,
         probe: Probe = probe_server,
     ) -> None:
@@ -257,16 +258,16 @@ class HealthMonitor:
         if ways := ways_to_ask(known, turn):
             wrongs = await asyncio.gather(*(self._wrong(way, limit_s) for way in ways))
             for way, wrong in zip(ways, wrongs, strict=True):
-                found[way] = lost(wrong) if wrong else result
+                found[way] = lost(wrong) if wrong else replace(result, reached=wrong is not None)
         return found
 
     def _judged(self, ref: BackendRef, result: ProbeResult) -> ProbeResult:
         """Of a result by the target's way, what counts."""
-        if result.ok and self._targets[ref].way is not None:
+        if result.reached:
             self._answered.add(ref.service)
         return proven(result, self._statuses[ref], ref.service in self._answered)
 
-    async def _wrong(self, way: Way, limit_s: float) -> str:
+    async def _wrong(self, way: Way, limit_s: float) -> str | None:
         try:
             async with self._patience.timeout(limit_s):
                 return await self._through(way)

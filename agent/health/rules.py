@@ -22,7 +22,8 @@ class ProbeResult:
     ``silent``: nothing at all came back, not even a refusal. So the server's host may be gone.
     ``unsent``: this host knew no way, so maybe its own link is down. ``busy``: it was reached, and
     has not answered in time, or takes no more now. ``vague``: it passes because nothing came back.
-    ``lost``: it answers at its own address, and not by the way of clients' packets.
+    ``lost``: it answers at its own address, and not by the way of clients' packets; ``reached``: by
+    that, too.
     """
 
     ok: bool
@@ -33,6 +34,7 @@ class ProbeResult:
     busy: bool = False
     vague: bool = False
     lost: bool = False
+    reached: bool = False
     certificate_until: float | None = None  # seconds since the epoch
 
 

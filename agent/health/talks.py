@@ -27,6 +27,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from agent.errors import NetworkError
 from agent.health import grpc
 from agent.model import Address, CheckKind, HealthCheck
 from agent.state.segment import checksum
@@ -407,7 +408,15 @@ async def _ping(_check: HealthCheck, address: Address, _port: int, line: Line) -
     started = time.monotonic()
     loop = asyncio.get_running_loop()
     (family, protocol), (asks, answers), errors = _ICMP[address.version]
-    with socket.socket(family, socket.SOCK_RAW, protocol) as end:
+    try:
+        end = socket.socket(family, socket.SOCK_RAW, protocol)
+    except PermissionError as error:
+        raise NetworkError(
+            f"nobody can be pinged: {error}",
+            where="this host",
+            remedy="run the agent as root, or with CAP_NET_RAW",
+        ) from error
+    with end:
         end.setblocking(False)
         end.setsockopt(*errors, 1)
         end.connect((str(address), 0))  # the kernel gives it what comes from there alone

@@ -17,12 +17,16 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from agent.errors import NetworkError
 from agent.model import Address, Config, NextHop, Protocol
 from agent.network.reset import RawSender
 from agent.state.desired import outer_source
 from agent.state.segment import ACK, RST, SYN, Segment
 from agent.state.way import FIRST_PORT, LAST_PORT, Way, frame, refusal
+
+log = structlog.get_logger()
 
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33  # the socket module does not name them
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
@@ -60,7 +64,16 @@ class Paths:
         self._count = itertools.count(secrets.randbits(16))
 
     async def run(self) -> None:
-        """Read answers until cancelled. NetworkError: there are no packet sockets for us."""
+        """Read answers until cancelled. Where there are no packet sockets for us, nobody is asked,
+        which is logged.
+        """
+        try:
+            await self._run()
+        except NetworkError as error:
+            log.error("health checks do not go by the VIP", problem=str(error))
+            await asyncio.Event().wait()  # the agent's tasks run until it ends
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as opened:
             sender = opened.enter_context(RawSender())
@@ -74,15 +87,15 @@ class Paths:
             finally:
                 self._sender = None
 
-    async def ask(self, way: Way) -> str:
-        """Wait until the backend answers for its VIP: what is wrong with the answer, in words.
-        Empty: nothing, or that it cannot be asked, for want of a next hop, of an address of ours
+    async def ask(self, way: Way) -> str | None:
+        """Wait until the backend answers for its VIP, and say what is wrong with that, in words;
+        empty: nothing is. None: it cannot be asked, for want of a next hop, of an address of ours
         that it could answer to, or of an interface that is up; others tell of these.
         """
         hop, config, sender = self._hop(way.backend), self._config(), self._sender
         outer, ours = outer_source(config, way.backend, hop), hop.source
         if sender is None or hop.mac is None or ours in (None, way.vip) or outer is None:
-            return ""
+            return None
 
         def send(seq: int, flags: int) -> None:
             segment = Segment(ours, port, way.vip, way.port, seq, 0, flags)
@@ -102,7 +115,7 @@ class Paths:
                 return refusal(way)
             send(expected, RST)  # no connection comes of it
         except NetworkError:
-            return ""
+            return None
         finally:
             del self._asks[expected]
         return ""

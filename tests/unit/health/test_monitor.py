@@ -58,7 +58,7 @@ class Watch:
         self.changes: list[tuple[BackendRef, Health, Health]] = []
         self.silences: list[Address] = []
         self.down = ""  # the link, why
-        self.wrong: dict[Way, str] = {}  # by these ways
+        self.wrong: dict[Way, str | None] = {}  # by these ways; None: they cannot be asked
         self.lost: set[Way] = set()  # no answer comes by these
         self.monitor = HealthMonitor(
             self._note,
@@ -71,7 +71,7 @@ class Watch:
     def _note(self, ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
         self.changes.append((ref, old.health, new.health))
 
-    async def _through(self, way: Way) -> str:
+    async def _through(self, way: Way) -> str | None:
         if way in self.lost:
             await asyncio.Event().wait()
         await asyncio.sleep(0)
@@ -545,5 +545,25 @@ def test_a_newcomer_has_to_answer_by_the_vip_whatever_others_do() -> None:
         check_exactly(watch.monitor, {REF: replace(TARGET, way=WAY)})
         await watch.until(lambda: watch.monitor.status(REF).health is not Health.CHECKING)
         assert watch.monitor.status(REF).health is Health.DOWN
+
+    play(story)
+
+
+def test_what_cannot_be_asked_proves_nothing() -> None:
+    """A backend without a next hop has not answered for its VIP."""
+    second = BackendRef("chat", "gpu-2")
+    other = replace(WAY, backend=ip_address("10.0.0.22"))
+
+    async def story(watch: Watch) -> None:
+        watch.lost.add(WAY)
+        watch.wrong[other] = None
+        targets = {
+            REF: replace(TARGET, way=WAY, initial=adopted(Health.UP, 0.0)),
+            second: Target(CHECK, other.backend, 80, None, other),
+        }
+        check_exactly(watch.monitor, targets)
+        await watch.until_health(second, Health.UP)
+        await watch.until_probed(12)
+        assert "it stays up" in watch.monitor.status(REF).reason
 
     play(story)
