@@ -138,8 +138,8 @@ def lost(wrong: str) -> ProbeResult:
 
 def proven(result: ProbeResult, status: HealthStatus, answered: bool) -> ProbeResult:
     """What is lost on its way takes no backend out that is up, unless a backend of the service has
-    ``answered`` by its way: where none ever has, it may be that the network lets none answer the
-    balancer so, and a check must not be the outage.
+    ``answered`` by its way. Where none has, maybe the network lets none answer the balancer so, and
+    to take all of them out would be an outage that the check makes.
     """
     if not result.lost or answered or status.health is not Health.UP:
         return result
