@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import socket
-import struct
 from collections.abc import Callable, Collection
 
 import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
+from agent import sockfilter
 from agent.errors import NetworkError
 from agent.failover.host.frames import ETH_P_ARP, ETH_P_IPV6, claim, question
 from agent.model import Address
 from agent.network.netlink import Netlink
 from agent.network.reset import RawSender
+from agent.sockfilter import JEQ, LD_B, LD_H, RET
 from agent.state.claims import Claim, Claims
 
 log = structlog.get_logger()
@@ -32,26 +32,22 @@ MOST_A_SECOND = 20  # questions: each goes to the whole segment
 _ENOUGH = 128  # bytes of a packet
 _ONE_TURN = 64  # packets; then others have theirs
 _REST_S = 0.5  # when a turn had that many
-_SO_ATTACH_FILTER = 26  # the socket module does not name it
 
-# Classic BPF (linux/filter.h): code, steps to jump if true and if false, operand. Offsets are from
-# behind the Ethernet header on.
-_STEP = struct.Struct("=HBBI")
-_LD_B, _LD_H, _EQUAL, _RETURN = 0x30, 0x28, 0x15, 0x06
+# From behind the Ethernet header on.
 _FILTERS = {
     ETH_P_ARP: (
-        (_LD_H, 0, 0, 6),
-        (_EQUAL, 0, 1, 2),  # a reply
-        (_RETURN, 0, 0, _ENOUGH),
-        (_RETURN, 0, 0, 0),
+        (LD_H, 0, 0, 6),
+        (JEQ, 0, 1, 2),  # a reply
+        (RET, 0, 0, _ENOUGH),
+        (RET, 0, 0, 0),
     ),
     ETH_P_IPV6: (
-        (_LD_B, 0, 0, 6),
-        (_EQUAL, 0, 3, 58),  # ICMPv6
-        (_LD_B, 0, 0, 40),
-        (_EQUAL, 0, 1, 136),  # a neighbour advertisement
-        (_RETURN, 0, 0, _ENOUGH),
-        (_RETURN, 0, 0, 0),
+        (LD_B, 0, 0, 6),
+        (JEQ, 0, 3, 58),  # ICMPv6
+        (LD_B, 0, 0, 40),
+        (JEQ, 0, 1, 136),  # a neighbour advertisement
+        (RET, 0, 0, _ENOUGH),
+        (RET, 0, 0, 0),
     ),
 }
 
@@ -181,10 +177,7 @@ def _listening(ifname: str, protocol: int) -> socket.socket:
     heard = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)  # 0: hears nothing yet
     try:
         heard.setblocking(False)
-        code = b"".join(_STEP.pack(*step) for step in _FILTERS[protocol])
-        buffer = ctypes.create_string_buffer(code)
-        option = struct.pack("@HP", len(code) // _STEP.size, ctypes.addressof(buffer))
-        heard.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+        sockfilter.attach(heard, _FILTERS[protocol])
         heard.bind((ifname, protocol))
     except BaseException:
         heard.close()

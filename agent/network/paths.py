@@ -9,34 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import itertools
 import secrets
 import socket
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
 
+from agent import sockfilter
 from agent.errors import NetworkError
 from agent.model import Address, Config, NextHop, Protocol
 from agent.network.reset import RawSender
+from agent.sockfilter import JEQ, JGE, JGT, JSET, LD_B, LD_H, LD_H_X, LDX_LENGTH, RET, Step
 from agent.state.desired import outer_source
 from agent.state.segment import ACK, RST, SYN, Segment
 from agent.state.way import FIRST_PORT, LAST_PORT, Way, frame, refusal
 
 log = structlog.get_logger()
 
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33  # the socket module does not name them
+_SO_RCVBUFFORCE = 33  # the socket module does not name it
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _ENOUGH = 128  # bytes of a packet: its headers
 _BUFFER_BYTES = 1 << 20
 _ONE_TURN = 64  # packets; then others have theirs
 
-_STEP = struct.Struct("=HBBI")  # code, steps to jump if true and if false, operand
-_LD_B, _LD_H, _LD_H_X, _LDX_LENGTH = 0x30, 0x28, 0x48, 0xB1
-_EQUAL, _ABOVE, _AT_LEAST, _SET, _RETURN = 0x15, 0x25, 0x35, 0x45, 0x06
 _DPORT, _ACK = 2, 8  # places in the TCP header
 
 
@@ -137,29 +134,25 @@ class Paths:
                 ask.answer.set_result(segment)
 
 
-def _filter(version: int, secret: int) -> bytes:
-    """TCP to our ports that acknowledges a number of ours, in classic BPF (linux/filter.h).
-
-    Steps are a code, an operand, and what the outcome of a test has to be. Offsets are from the IP
-    header on.
-    """
+def _filter(version: int, secret: int) -> list[Step]:
+    """TCP to our ports that acknowledges a number of ours; offsets are from the IP header on."""
     if version == 4:
-        steps = [(_LD_B, 9, None), (_EQUAL, Protocol.TCP.number, True)]
-        steps += [(_LD_H, 6, None), (_SET, 0x1FFF, False)]  # no later fragment
-        steps += [(_LDX_LENGTH, 0, None)]
-        load, start = _LD_H_X, 0  # by the length of the header
+        # Code, operand, and what the outcome of a test has to be.
+        steps = [(LD_B, 9, None), (JEQ, Protocol.TCP.number, True)]
+        steps += [(LD_H, 6, None), (JSET, 0x1FFF, False)]  # no later fragment
+        steps += [(LDX_LENGTH, 0, None)]
+        load, start = LD_H_X, 0  # by the length of the header
     else:
-        steps = [(_LD_B, 6, None), (_EQUAL, Protocol.TCP.number, True)]
-        load, start = _LD_H, 40
-    steps += [(load, start + _DPORT, None)]
-    steps += [(_AT_LEAST, FIRST_PORT, True), (_ABOVE, LAST_PORT, False)]
-    steps += [(load, start + _ACK, None), (_EQUAL, secret, True)]
-    code = b""
-    for at, (step, operand, wanted) in enumerate(steps):
+        steps = [(LD_B, 6, None), (JEQ, Protocol.TCP.number, True)]
+        load, start = LD_H, 40
+    steps += [(load, start + _DPORT, None), (JGE, FIRST_PORT, True), (JGT, LAST_PORT, False)]
+    steps += [(load, start + _ACK, None), (JEQ, secret, True)]
+    made = []
+    for at, (code, operand, wanted) in enumerate(steps):
         away = len(steps) - at  # over the step that accepts
         jumps = (0, 0) if wanted is None else (0, away) if wanted else (away, 0)
-        code += _STEP.pack(step, *jumps, operand)
-    return code + _STEP.pack(_RETURN, 0, 0, _ENOUGH) + _STEP.pack(_RETURN, 0, 0, 0)
+        made.append((code, *jumps, operand))
+    return [*made, (RET, 0, 0, _ENOUGH), (RET, 0, 0, 0)]
 
 
 def _listening(version: int, secret: int) -> socket.socket:
@@ -175,10 +168,7 @@ def _listening(version: int, secret: int) -> socket.socket:
             remedy="run the agent as root, or with CAP_NET_RAW",
         ) from error
     heard.setblocking(False)
-    code = _filter(version, secret)
-    buffer = ctypes.create_string_buffer(code)
-    option = struct.pack("@HP", len(code) // _STEP.size, ctypes.addressof(buffer))
-    heard.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+    sockfilter.attach(heard, _filter(version, secret))
     with contextlib.suppress(PermissionError):  # a user namespace: the default has to do
         heard.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
     return heard

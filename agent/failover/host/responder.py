@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import socket
 import struct
 from collections.abc import Collection
 
+from agent import sockfilter
 from agent.failover.host.announcer import forwards, interface_mac
 from agent.failover.host.frames import ETH_P_ARP, ETH_P_IPV6, answer
 from agent.model import Address
+from agent.sockfilter import JEQ, LD_B, RET
 
 _RECEIVE_BYTES = 256  # no question is longer, and the rest of a longer packet is of no interest
 _ONE_READING = 256  # frames; then the caller has its turn, also under a flood
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0
 _PACKET_OTHERHOST = 3  # for another MAC, or in a VLAN that is not ours
-_SO_ATTACH_FILTER = 26
-# Classic BPF: let pass what is ICMPv6 (byte 20 of the frame) and a solicitation (byte 54).
-_LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x30, 0x15, 0x06
+# What is ICMPv6 (byte 20 of the frame) and a solicitation (byte 54).
 _SOLICITATIONS = (
-    (_LOAD_BYTE, 0, 0, 20),
-    (_JUMP_EQUAL, 0, 3, 58),
-    (_LOAD_BYTE, 0, 0, 54),
-    (_JUMP_EQUAL, 0, 1, 135),
-    (_RETURN, 0, 0, _RECEIVE_BYTES),
-    (_RETURN, 0, 0, 0),
+    (LD_B, 0, 0, 20),
+    (JEQ, 0, 3, 58),
+    (LD_B, 0, 0, 54),
+    (JEQ, 0, 1, 135),
+    (RET, 0, 0, _RECEIVE_BYTES),
+    (RET, 0, 0, 0),
 )
 
 
@@ -70,7 +69,7 @@ class Responder:
         self._sockets.append(opened)
         opened.setblocking(False)
         if groups_of:
-            _attach_filter(opened)
+            sockfilter.attach(opened, _SOLICITATIONS)
         opened.bind((self._interface, protocol))
         ifindex = socket.if_nametoindex(self._interface)
         for vip in groups_of:
@@ -90,10 +89,3 @@ class Responder:
                 router = protocol == ETH_P_IPV6 and forwards(self._interface)
                 if (told := answer(frame, mac, self._vips, router=router)) is not None:
                     asked.sendto(told, (self._interface, protocol))
-
-
-def _attach_filter(opened: socket.socket) -> None:
-    program = b"".join(struct.pack("=HBBI", *each) for each in _SOLICITATIONS)
-    held = ctypes.create_string_buffer(program, len(program))
-    request = struct.pack("@HP", len(_SOLICITATIONS), ctypes.addressof(held))
-    opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, request)

@@ -8,16 +8,15 @@ costs a small share of the processor, and no timer waits for its end.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import socket
 import struct
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import Protocol
 
+from agent import sockfilter
 from agent.failover.model import Authentication
 from agent.failover.times import EXPECTED_REST_S, OTHER_REST_S
 from agent.failover.vrrp import headers, packet, sieve
@@ -26,7 +25,7 @@ from agent.failover.vrrp.checksum import IPPROTO_VRRP
 from agent.failover.vrrp.headers import Datagram
 from agent.failover.vrrp.sieve import Lane
 
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33  # the socket module does not name them
+_SO_RCVBUFFORCE = 33  # the socket module does not name it
 _PACKET_BYTES = 2048
 _ANCILLARY_BYTES = socket.CMSG_SPACE(20) + socket.CMSG_SPACE(4)
 _ONE_TURN = 256  # packets; then the timers have theirs
@@ -212,7 +211,7 @@ class Listener:
                     sums=sums,
                 )
             try:
-                _attach(source.socket, steps)
+                sockfilter.attach(source.socket, steps)
                 break
             except OSError as error:
                 # Kernels before 6.8 have less room for options of a socket, this one among them.
@@ -223,7 +222,7 @@ class Listener:
     def _open(self, protocol: int, lane: Lane) -> _Source:
         kind = socket.AF_INET if self._family == 4 else socket.AF_INET6
         opened = self._opened.enter_context(socket.socket(kind, socket.SOCK_RAW, protocol))
-        _attach(opened, sieve.nothing())
+        sockfilter.attach(opened, sieve.nothing())
         opened.setblocking(False)
         if self._family == 6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
@@ -247,10 +246,3 @@ class Listener:
         else:
             request = struct.pack("@16si", group, ifindex)
             heard.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
-
-
-def _attach(to: socket.socket, steps: Iterable[sieve.Step]) -> None:
-    code = sieve.packed(steps)
-    buffer = ctypes.create_string_buffer(code)
-    option = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))
-    to.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)

@@ -10,15 +10,13 @@ rules.
 from __future__ import annotations
 
 import enum
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from agent.failover.vrrp.auth import IPPROTO_AH, PASSWORD_BYTES, TRAILER_BYTES, ah_bytes
 from agent.failover.vrrp.checksum import IPPROTO_VRRP
 from agent.failover.vrrp.headers import HOPS
-
-type Step = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+from agent.sockfilter import Step
 
 # From linux/filter.h; an offset from _NET on is one from the IP header.
 _LD_B, _LD_H, _LD_LEN, _LD_MEM = 0x30, 0x28, 0x80, 0x60
@@ -114,11 +112,6 @@ def program(
 def nothing() -> tuple[Step, ...]:
     """No packet at all."""
     return ((_RET, 0, 0, 0),)
-
-
-def packed(steps: Iterable[Step]) -> bytes:
-    """As the kernel takes it."""
-    return b"".join(struct.pack("@HBBI", *step) for step in steps)
 
 
 def _begin_ah(made: _Program, start: int) -> int:

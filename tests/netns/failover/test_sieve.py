@@ -11,6 +11,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from agent import sockfilter
 from agent.failover.model import Authentication, Instance
 from agent.failover.plan import VirtualRouter
 from agent.failover.vrrp import headers, packet
@@ -195,16 +196,14 @@ def test_a_filter_without_checksums_is_the_same_otherwise(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kernels before 6.8 let a socket have 20 kB of options."""
-    from agent.failover.vrrp import listener as module
+    attach = sockfilter.attach
 
-    attach = module._attach
-
-    def little_room(to: socket.socket, steps: tuple[object, ...]) -> None:
+    def little_room(to: socket.socket, steps: tuple[sockfilter.Step, ...]) -> None:
         if len(steps) > 150:
             raise OSError(12, "Cannot allocate memory")
-        attach(to, steps)  # type: ignore[arg-type]
+        attach(to, steps)
 
-    monkeypatch.setattr(module, "_attach", little_room)
+    monkeypatch.setattr(sockfilter, "attach", little_room)
     with listening(wire, 4, WEB) as listener:
         assert lane(wire, listener, sent(WEB)) is Lane.EXPECTED
         assert lane(wire, listener, changed(sent(WEB), 26, 0)) is Lane.EXPECTED
