@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
+from typing import Any
 
 from agent.failover.plan import claimed_vips
 from agent.model import Address
 from agent.state.guard import table_name
 from lbctl.doctor.facts import Facts, Finding, Question, Verdict
+
+_CORRECT = "correct the file, then systemctl reload lb-agent"
+_UNSAVED = "changes are in memory only, and a restart forgets them: "
+_MAKE_ROOM = "free space on that file system, or make it writable; the agent saves them then"
+_MORE_SOURCES = (
+    "add addresses of this host to nat.sources_ipv4 or nat.sources_ipv6, or more backends"
+)
+_SILENCE = (
+    "deploy/backend-setup.sh up on that backend, or take the address off that host; clients "
+    "remember the wrong MAC for a minute or so"
+)
 
 
 def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
@@ -25,46 +37,30 @@ def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
         )
         return
     about, plane = found.status["agent"], found.status["dataplane"]
-    content = True
-    for key, what in (("config_problem", "configuration"), ("reconcile_problem", "tables")):
-        if about[key]:
-            content = False
-            yield Finding(
-                "agent",
-                Verdict.PROBLEM,
-                f"{what}: {about[key]}",
-                "correct the file, then systemctl reload lb-agent"
-                if key == "config_problem"
-                else "journalctl -u lb-agent",
-            )
-    if problem := about.get("unsaved_problem"):
-        content = False
-        yield Finding(
-            "agent",
-            Verdict.PROBLEM,
-            f"changes are in memory only, and a restart forgets them: {problem}",
-            "free space on that file system, or make it writable; the agent saves them then",
-        )
-    for problem in plane.get("nat_problems", ()):
-        content = False
-        yield Finding(
-            "agent",
-            Verdict.PROBLEM,
-            f"fullnat: {problem}",
-            "add addresses of this host to nat.sources_ipv4 or nat.sources_ipv6, or more backends",
-        )
-    for problem in plane.get("vip_problems", ()):
-        content = False
-        yield Finding(
-            "agent",
-            Verdict.PROBLEM,
-            problem,
-            "deploy/backend-setup.sh up on that backend, or take the address off that host; "
-            "clients remember the wrong MAC for a minute or so",
-        )
+    problems = [*_problems(about, plane), *_attachment(plane, ask)]
+    yield from problems
+    if not any(each.verdict is Verdict.PROBLEM for each in problems):
+        yield Finding("agent", Verdict.OK, f"{about['name']}, version {about['version']}, answers")
+
+
+def _problems(about: Mapping[str, Any], plane: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the agent itself says."""
+    said = [
+        ("configuration: ", about["config_problem"], _CORRECT),
+        ("tables: ", about["reconcile_problem"], "journalctl -u lb-agent"),
+        (_UNSAVED, about.get("unsaved_problem"), _MAKE_ROOM),
+        *(("fullnat: ", each, _MORE_SOURCES) for each in plane.get("nat_problems", ())),
+        *(("", each, _SILENCE) for each in plane.get("vip_problems", ())),
+    ]
+    for what, problem, remedy in said:
+        if problem:
+            yield Finding("agent", Verdict.PROBLEM, f"{what}{problem}", remedy)
+
+
+def _attachment(plane: Mapping[str, Any], ask: Question) -> Iterator[Finding]:
+    """Whether it balances where it should."""
     interfaces = [plane["interface"], *plane.get("backend_interfaces", ())]
     if not plane["attached"]:
-        content = False
         yield Finding(
             "agent",
             Verdict.PROBLEM,
@@ -78,8 +74,6 @@ def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
             f"the agent here balances on {', '.join(interfaces)}, not on {ask.interface}",
             f"lbctl doctor --interface {plane['interface']}",
         )
-    if content:
-        yield Finding("agent", Verdict.OK, f"{about['name']}, version {about['version']}, answers")
 
 
 def guard(facts: Facts, _ask: Question) -> Iterator[Finding]:

@@ -180,6 +180,14 @@ def test_servers_that_run_out_of_ports_are_a_problem():
     assert "nat.sources_ipv4" in finding.fix
 
 
+def test_another_host_that_answers_for_a_vip_is_a_problem():
+    told = "8e:c8:18:5b:31:e4 answers for 10.0.0.10, too: it is no backend's"
+    bad = STATUS | {"dataplane": STATUS["dataplane"] | {"vip_problems": [told]}}
+    finding = verdicts(facts(agent=dataclasses.replace(RUNNING, status=bad)))["agent"]
+    assert (finding.verdict, finding.message) == (Verdict.PROBLEM, told)
+    assert "backend-setup.sh" in finding.fix
+
+
 def test_agent_with_few_files_is_told():
     assert (
         "LimitNOFILE"
