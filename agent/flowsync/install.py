@@ -3,8 +3,8 @@
 The packet path writes the same table meanwhile. A flow takes the place that it has, or a free
 one, or one that is over by the packet path's own rules: never that of a flow that lives. The
 packet path takes the last free place of a bucket and the first that is over, this module the
-first and the last, so they meet only where one is left; a slot is looked at again right before
-it is written.
+first and the last, so they meet only where one is left; a slot, and who has a port of fullnat,
+is looked at again right before it is written.
 
 What is carried leaves no request waiting: the answer, and what came before it, were another
 node's to see.
@@ -259,12 +259,14 @@ class Installer:
         for reason, those in found.refused.items():
             tally.refused[reason] += int(np.count_nonzero(those))
         fits = found.fits
-        can = nat.can_have(batch.view, ledger, planned, found.slots, batch.now, yields=batch.yields)
+        can, seen = nat.can_have(
+            batch.view, ledger, planned, found.slots, batch.now, yields=batch.yields
+        )
         tally.refused[Refusal.NAT_TAKEN] += int(np.count_nonzero(fits & ~can))
         fits &= can
         slots, words, goes_on = found.slots[fits], found.words[fits], found.goes_on[fits]
         planned = planned.take(fits)
-        _write_beside(batch, planned, slots, goes_on)
+        _write_beside(batch, planned, slots, goes_on, seen[fits])
         stored = _store(tables, planned.word, slots, words)
         kept = nat.is_kept(batch.view, planned, slots)
         _take_back(tables, planned.word, slots, stored & ~kept)
@@ -301,7 +303,7 @@ def _beside(
     return cold, warm
 
 
-def _write_beside(batch: _Batch, planned: Plan, slots: Counts, goes_on: Mask) -> None:
+def _write_beside(batch: _Batch, planned: Plan, slots: Counts, goes_on: Mask, seen: Slots) -> None:
     """What belongs to the flows, before they are in their slots."""
     tables = batch.view.tables
     old = planned.row[goes_on]
@@ -312,7 +314,7 @@ def _write_beside(batch: _Batch, planned: Plan, slots: Counts, goes_on: Mask) ->
     cold, warm = batch.cold[fresh.row], batch.warm[fresh.row]
     warm["nat"] = fresh.nat + 1
     tables.flows_cold[slots], tables.flows_warm[slots] = cold, warm
-    nat.take(batch.view, fresh, slots, cold)
+    nat.take(batch.view, fresh, slots, cold, seen[~goes_on])
 
 
 def _store(tables: FlowTables, words: Slots, slots: Counts, expected: Slots) -> Mask:

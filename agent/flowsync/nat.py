@@ -24,8 +24,9 @@ def owners(slots: Counts, words: Slots) -> Slots:
 
 def can_have(
     view: View, ledger: Ledger, planned: Plan, slots: Counts, now: int, *, yields: bool
-) -> Mask:
-    """Which of these flows, for these slots, can have the NAT slots that they need.
+) -> tuple[Mask, Slots]:
+    """Which of these flows, for these slots, can have the NAT slots that they need, and who has
+    these now.
 
     ``yields``: whatever flow of ours has one gives it up; it was the peer's to give since.
     """
@@ -41,7 +42,7 @@ def can_have(
     held &= ~over(tables, words, now) & ~ledger.is_untouched(words, holder)
     held &= not yields
     free: Mask = ~held | (owner == owners(slots, planned.word)) | (planned.nat < 0)
-    return free & _is_first(planned.nat)
+    return free & _is_first(planned.nat), owner
 
 
 def _is_first(nat: Counts) -> Mask:
@@ -51,9 +52,12 @@ def _is_first(nat: Counts) -> Mask:
     return first | (nat < 0)
 
 
-def take(view: View, planned: Plan, slots: Counts, cold: Table) -> None:
-    """Fill the NAT slots of these flows, which are to be in these slots."""
+def take(view: View, planned: Plan, slots: Counts, cold: Table, seen: Slots) -> None:
+    """Fill the NAT slots of these flows, which are to be in these slots, unless somebody else than
+    was ``seen`` has one by now: a client's flow may have taken it.
+    """
     has = planned.nat >= 0
+    has &= view.tables.nat_slots["owner"][np.maximum(planned.nat, 0)] == seen
     if not has.any():
         return
     mine, of = planned.take(has), cold[has]

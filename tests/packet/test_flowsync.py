@@ -10,7 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agent.flowsync.plan import Refusal
+from agent.flowsync import nat
+from agent.flowsync.plan import Plan, Refusal
+from agent.flowsync.view import View
 from agent.model import Forward
 from tests.packet.frames import BALANCER_MAC, ROUTER_MAC
 from tests.packet.harness import Rig, Verdict
@@ -101,9 +103,33 @@ def test_flows_that_come_while_others_are_told_stay_where_they_are(rig: Rig, oth
     done.append(b.take(told[len(done) * 20 :]))
     assert {n: other.send(it.goes_on(n).frame()).data for n in own} == got
     ports = np.flatnonzero(other.tables.nat_slots["owner"])
-    taken = sum(each.refused.get(Refusal.NAT_TAKEN, 0) for each in done)
-    assert len(ports) == len(own) + 400 - taken
-    assert sum(each.installed for each in done) == 400 - taken
+    reasons = Refusal.NAT_TAKEN, Refusal.RACED
+    refused = sum(each.refused.get(reason, 0) for each in done for reason in reasons)
+    assert len(ports) == len(own) + 400 - refused
+    assert sum(each.installed for each in done) == 400 - refused
+
+
+def test_a_port_that_a_client_takes_meanwhile_stays_the_clients(
+    rig: Rig, other: Rig, monkeypatch: pytest.MonkeyPatch
+):
+    """Between the look at it and the writing of what was told."""
+    it = case(Forward.FULLNAT, 4)
+    a, b = serve(rig, other, it)
+    opened(rig, it, 1)
+    before, held = nat.take, []
+
+    def after_a_client(view: View, planned: Plan, *rest: object) -> None:
+        rows = view.tables.nat_slots
+        rows["owner"][planned.nat], rows["client_port"][planned.nat] = 77 << 32 | 5, 4242
+        held.append(rows[planned.nat].copy())
+        before(view, planned, *rest)
+
+    monkeypatch.setattr(nat, "take", after_a_client)
+    done = b.take(a.everything())
+    assert (done.installed, done.refused[Refusal.RACED]) == (0, 1)
+    (index,) = np.flatnonzero(other.tables.nat_slots["owner"])
+    assert other.tables.nat_slots[index] == held[0][0]
+    other.tables.nat_slots["owner"][index] = 0
 
 
 def test_flows_that_were_told_do_not_look_as_if_they_began_in_vain(rig: Rig, other: Rig):
