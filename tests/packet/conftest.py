@@ -49,6 +49,18 @@ def rig(loaded: Dataplane) -> Iterator[harness.Rig]:
     rig.reset()
 
 
+@pytest.fixture
+def one_cpu() -> Iterator[int]:
+    """Every packet of the test comes to this CPU: turns, and which service was found where, are of
+    each CPU.
+    """
+    home = os.sched_getaffinity(0)
+    cpu = min(home)
+    os.sched_setaffinity(0, {cpu})
+    yield cpu
+    os.sched_setaffinity(0, home)
+
+
 @pytest.fixture(scope="session")
 def loaded_tc() -> Iterator[Dataplane]:
     """The same for tc."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -31,16 +29,6 @@ from tests.packet.wires import Packet
 
 COMPARING = [Scheduler.LEAST_CONN, Scheduler.LEAST_LOAD]
 VIPS = [VIP4, VIP6]
-
-
-@pytest.fixture
-def one_cpu() -> Iterator[int]:
-    """Every packet of the test comes to this CPU."""
-    home = os.sched_getaffinity(0)
-    cpu = min(home)
-    os.sched_setaffinity(0, {cpu})
-    yield cpu
-    os.sched_setaffinity(0, home)
 
 
 def flow_of(vip: str, address, client_port: int, port: int = 80, protocol=Protocol.TCP):

@@ -61,6 +61,7 @@ def place(port: int) -> int:
 NEIGHBOUR = next(port for port in range(1000, 65_536) if place(port) == place(80))
 
 
+@pytest.mark.usefixtures("one_cpu")
 @FAMILIES
 def test_a_service_is_looked_up_again_when_the_agent_says_so(rig: Rig, vip, client, servers, own):
     rig.serve(service(backend("a", servers.format(1)), vip=vip))
@@ -75,6 +76,7 @@ def test_a_service_is_looked_up_again_when_the_agent_says_so(rig: Rig, vip, clie
     assert rig.verdict(tcp(vip=vip)) == Verdict.TX
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_whoever_tries_ports_takes_no_services_place(rig: Rig):
     rig.serve(service(backend("a")))
     assert rig.verdict(tcp(port=NEIGHBOUR)) == Verdict.PASS
@@ -98,6 +100,7 @@ def test_what_was_noted_down_of_one_protocol_and_family_is_not_for_another(rig: 
         assert rig.verdict(frame) == Verdict.PASS
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_an_agent_that_starts_has_services_looked_up_again(instance: str):
     """The one before it may have been killed between a change and the word of it."""
     config, web = Config(instance, "lo", tables=SMALL), service(backend("a"))

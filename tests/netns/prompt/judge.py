@@ -23,7 +23,9 @@ _LATENCY_FLOOR_US = 64
 _LATENCY_BUCKETS = 44
 _NEVER_NS = 1 << 62
 # What is no answer comes so soon, if it is not read what it is; acknowledgements may be delayed.
-_GRACE_NS, _GRACE_ACK_NS = 48_000_000, 88_000_000
+# (The packet path waits 50 and 90 ms, but a busy host may forward a packet later than the tap saw
+# it.)
+_GRACE_NS, _GRACE_ACK_NS = 30_000_000, 70_000_000
 _CONTINUE = 25
 _NEAR_NS = 60_000_000  # a delayed acknowledgement, and some more
 _GAP_BELIEVED = 1 << 16  # bytes: of a larger gap in what a client sends, so much is counted
@@ -114,12 +116,15 @@ class Story:
         return max(0, low - self._tolerance), min(high, stretch.whole) + self._tolerance
 
 
-def is_too_slow(connection: Connection, request: Answered, seen_late: bool) -> bool:
+def is_too_slow(
+    connection: Connection, request: Answered, seen_late: bool, control: int = 0
+) -> bool:
     """Whether a head, tickets or the like came so late that nothing but an answer is,
-    because the host was busy: that says nothing about what is counted.
+    because the host was busy: that says nothing about what is counted. The time runs from the
+    request; of what the client sends behind it, segments of ``control`` bytes begin nothing anew.
     """
     grace_ns = _GRACE_ACK_NS if seen_late else _GRACE_NS
-    from_ns = connection.last_sent_ns(request.received_ns) + grace_ns
+    from_ns = connection.last_sent_ns(request.received_ns, control) + grace_ns
     heard = connection.heard_between(from_ns, request.first_ns or 0, acknowledged=seen_late)
     return any(new != _CONTINUE for new in heard)
 

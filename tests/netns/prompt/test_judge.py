@@ -208,8 +208,8 @@ def test_times_are_held_against_the_log_in_the_order_of_the_answers() -> None:
     ("said", "acknowledged", "slow"),
     [
         ([], [], (False, False)),
-        ([(140, 185)], [(180, 186)], (False, False)),
-        ([(140, 185)], [(195, 186)], (False, True)),
+        ([(125, 185)], [(165, 186)], (False, False)),
+        ([(125, 185)], [(175, 186)], (False, True)),
         ([(160, 185)], [(160, 186)], (True, False)),
         ([(195, 25)], [(195, 26)], (False, False)),  # 100 Continue
         ([(406, 900)], [(406, 901)], (False, False)),  # the answer
@@ -228,3 +228,14 @@ def test_what_came_as_late_as_answers_do_decides_nothing(
     talk = wire.connections(segments, 443)[CLIENT[1]]
     request = Answered(105 * MS, 405 * MS)
     assert tuple(is_too_slow(talk, request, seen_late) for seen_late in (False, True)) == slow
+
+
+def test_control_frames_behind_a_request_do_not_begin_its_time_anew() -> None:
+    """A client of HTTP/2 acknowledges settings when it gets to it; the head came 75 ms after the
+    request, and 45 ms after that.
+    """
+    talk = connection((100, PROMPT), (130, bytes(9)))
+    talk.add_ack(Segment(175 * MS, CLIENT, SERVER, 1510, 186, 0, b""))
+    request = Answered(135 * MS, 505 * MS)
+    assert is_too_slow(talk, request, seen_late=True, control=56)
+    assert not is_too_slow(talk, request, seen_late=True)

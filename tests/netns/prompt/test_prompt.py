@@ -85,7 +85,7 @@ def is_undecided(played: Played, mode: Forward) -> bool:
     if mode.is_nat and played.case.server is not Server.RPC_TLS and not played.case.front.tls:
         return False
     return any(
-        is_too_slow(played.connections[port], request, not mode.is_nat)
+        is_too_slow(played.connections[port], request, not mode.is_nat, played.case.control)
         for port, requests, _ in conversations(played)
         for request in requests
         if request.first_ns is not None

@@ -23,7 +23,7 @@ class Connection:
     first_seq: int
     headless_until_ns: int = 0  # its first segment was overtaken by others, and came then
     _resent: list[tuple[int, int]] = field(default_factory=list)  # when, how many bytes again
-    _sent_ns: list[int] = field(default_factory=list)  # everything with payload, again or not
+    _sent: list[tuple[int, int]] = field(default_factory=list)  # when, how much; again or not
     _acks: list[tuple[int, int]] = field(default_factory=list)  # when, how much was new
     _replies: list[tuple[int, int]] = field(default_factory=list)  # the server's: when, how much
     _acked: int | None = None
@@ -33,7 +33,7 @@ class Connection:
 
     def add(self, segment: Segment) -> None:
         """Note a segment with payload that the client sent."""
-        self._sent_ns.append(segment.at_ns)
+        self._sent.append((segment.at_ns, len(segment.payload)))
         start = (segment.seq - self.first_seq) % 2**32
         if not start and self._stream and 0 not in self._stream:
             self.headless_until_ns = segment.at_ns
@@ -62,10 +62,12 @@ class Connection:
             self._acked = segment.ack
             self._acks.append((segment.at_ns, new))
 
-    def last_sent_ns(self, at_ns: int) -> int:
-        """When the client had sent bytes the last time by then; 0: never."""
-        place = bisect.bisect_right(self._sent_ns, at_ns)
-        return self._sent_ns[place - 1] if place else 0
+    def last_sent_ns(self, at_ns: int, control: int = 0) -> int:
+        """When the client had sent bytes the last time by then; 0: never. Segments with no more
+        than ``control`` bytes do not count.
+        """
+        sent = (when for when, size in self._sent if when <= at_ns and size > control)
+        return max(sent, default=0)
 
     def add_reply(self, segment: Segment) -> None:
         """Note a segment with payload that the server sent."""
