@@ -132,7 +132,7 @@ END
 
 # --- what is installed --------------------------------------------------------------------
 
-packages=(python3 python3-bpfcc python3-venv ethtool iproute2 nftables)
+packages=(python3 python3-bpfcc python3-venv ethtool iproute2 libatomic1 nftables)
 dev_packages=(bird2 ca-certificates curl dnsmasq-base git iperf3 iputils-ping keepalived make nginx
 	openssl procps python3-grpcio)
 # These start a service, now and at every boot; the tests only want the programs. Whoever has one

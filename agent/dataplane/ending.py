@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.dataplane import abi, flows, survey
+from agent.dataplane.atomics import exchange
 from agent.dataplane.constants import HashKeys
 from agent.dataplane.flows import Names
 from agent.dataplane.sourcetrees import BLOCKS, SourceTrees
@@ -119,15 +120,15 @@ def whole_tcp(tables: SharedTables, chosen: Flows, names: Names, keys: HashKeys)
 def end(tables: SharedTables, chosen: Flows, now: int) -> Ended:
     """End the flows that nothing has changed since; in the thread that writes the tables.
 
-    ``now`` is in ticks. A packet that moves a slot in between is overtaken: the flow ends.
+    ``now`` is in ticks.
     """
-    chosen = chosen.those(tables.flows[chosen.slots] == chosen.words)
     tags = chosen.words >> np.uint64(abi.FLOW_TAG_SHIFT)
     low = abi.FlowState.CLOSING << abi.FLOW_STATE_SHIFT | now & abi.FLOW_STAMP_MASK
     marks = tags << np.uint64(abi.FLOW_TAG_SHIFT) | np.uint64(low)
     ids = np.unique(survey.backend_of(chosen.words))
     rows = {int(ident): tables.backends[ident].copy() for ident in ids}
-    tables.flows[chosen.slots] = marks
+    done = exchange(tables.flows, chosen.slots, chosen.words, marks)
+    chosen, marks = chosen.those(done), marks[done]
     survey.count_closed(tables, chosen.words, tables.backends["service"].astype(np.int64))
     return Ended(chosen, marks, rows)
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.dataplane import abi
+from agent.dataplane.atomics import exchange
 from agent.dataplane.tables import SharedTables, Table
 
 type Slots = npt.NDArray[np.uint64]
@@ -309,13 +310,11 @@ def pieces(found: Survey) -> Iterator[Survey]:
 def sweep(tables: SharedTables, found: Survey) -> int:
     """Free the expired slots of a survey that nothing has changed since; how many.
 
-    It keeps stamps from coming round again (after 9 hours). A slot is compared just before it
-    is cleared; a packet that claims it in between loses its record, not its backend. Request
-    bytes that waited in a slot are left to ``trueup``.
+    It keeps stamps from coming round again (after 9 hours). Request bytes that waited in a slot
+    are left to ``trueup``.
     """
-    same = tables.flows[found.expired] == found.words
-    index, words = found.expired[same], found.words[same]
-    tables.flows[index] = 0
+    freed = exchange(tables.flows, found.expired, found.words, 0)
+    index, words = found.expired[freed], found.words[freed]
     count_closed(tables, words, found.service)
     return len(index)
 

@@ -3,8 +3,9 @@
 The packet path writes the same table meanwhile. A flow takes the place that it has, or a free
 one, or one that is over by the packet path's own rules: never that of a flow that lives. The
 packet path takes the last free place of a bucket and the first that is over, this module the
-first and the last, so they meet only where one is left; a slot, and who has a port of fullnat,
-is looked at again right before it is written.
+first and the last, so they meet only where one is left. Then one of both gets it: slots, and who
+has a port of fullnat, change by compare-and-exchange only. A slot is claimed before anything is
+written beside it, by a closed flow that is no packet's.
 
 What is carried leaves no request waiting: the answer, and what came before it, were another
 node's to see.
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.dataplane import abi, survey
+from agent.dataplane.atomics import exchange
 from agent.dataplane.survey import Counts, Slots
 from agent.dataplane.tables import SharedTables, Table
 from agent.flowsync import nat
@@ -240,9 +242,8 @@ class Installer:
         untouched = self._ledger.is_untouched(words, slots)
         self._ledger.holder[slots] = 0
         slots, words = slots[untouched], words[untouched]
-        still = tables.flows[slots] == words
-        slots, words = slots[still], words[still]
-        tables.flows[slots] = 0
+        done = exchange(tables.flows, slots, words, 0)
+        slots, words = slots[done], words[done]
         self._ledger.received[slots] = 0
         self._ledger.sent[slots] = 0
         tally.removed += len(slots)
@@ -252,7 +253,7 @@ class Installer:
 
     def _take(self, batch: _Batch, planned: Plan) -> None:
         """Flows of different buckets."""
-        tables, ledger, tally = batch.view.tables, self._ledger, batch.tally
+        ledger, tally = self._ledger, batch.tally
         found = places(
             batch.view, ledger, planned, batch.now, batch.young_ways, yields=batch.yields
         )
@@ -266,11 +267,8 @@ class Installer:
         fits &= can
         slots, words, goes_on = found.slots[fits], found.words[fits], found.goes_on[fits]
         planned = planned.take(fits)
-        _write_beside(batch, planned, slots, goes_on, seen[fits])
-        stored = _store(tables, planned.word, slots, words)
-        kept = nat.is_kept(batch.view, planned, slots)
-        _take_back(tables, planned.word, slots, stored & ~kept)
-        stored &= kept
+        stored = _store(batch, planned, slots, words, goes_on)
+        stored &= ~_without_port(batch, planned, slots, stored, seen[fits])
         tally.refused[Refusal.RACED] += int(np.count_nonzero(~stored))
         slots, words, planned = slots[stored], words[stored], planned.take(stored)
         self._note(slots, batch.told["slot"][planned.row].astype(np.int64), planned.word)
@@ -303,31 +301,45 @@ def _beside(
     return cold, warm
 
 
-def _write_beside(batch: _Batch, planned: Plan, slots: Counts, goes_on: Mask, seen: Slots) -> None:
-    """What belongs to the flows, before they are in their slots."""
-    tables = batch.view.tables
-    old = planned.row[goes_on]
+def _store(batch: _Batch, planned: Plan, slots: Counts, expected: Slots, goes_on: Mask) -> Mask:
+    """Have the flows in their slots, and what belongs to them beside; which are, because the slots
+    were as expected.
+    """
+    tables, stored = batch.view.tables, np.zeros(len(slots), dtype=bool)
+    stored[goes_on] = exchange(
+        tables.flows, slots[goes_on], expected[goes_on], planned.word[goes_on]
+    )
+    old = goes_on & stored
     for name in ("seq", "talk"):
-        tables.flows_warm[name][slots[goes_on]] = batch.warm[name][old]
-    fresh = planned.take(~goes_on)
-    slots = slots[~goes_on]
+        tables.flows_warm[name][slots[old]] = batch.warm[name][planned.row[old]]
+    claims = _claims(planned.word, batch.now)
+    stored[~goes_on] = exchange(tables.flows, slots[~goes_on], expected[~goes_on], claims[~goes_on])
+    new = ~goes_on & stored
+    fresh, at = planned.take(new), slots[new]
     cold, warm = batch.cold[fresh.row], batch.warm[fresh.row]
     warm["nat"] = fresh.nat + 1
-    tables.flows_cold[slots], tables.flows_warm[slots] = cold, warm
-    nat.take(batch.view, fresh, slots, cold, seen[~goes_on])
+    tables.flows_cold[at], tables.flows_warm[at] = cold, warm
+    # Whoever is put off for seconds here finds the slot taken, as one of a closed flow.
+    stored[new] = exchange(tables.flows, at, claims[new], fresh.word)
+    return stored
 
 
-def _store(tables: FlowTables, words: Slots, slots: Counts, expected: Slots) -> Mask:
-    """Store the words where the slots are as expected; where that was."""
-    still: Mask = tables.flows[slots] == expected
-    tables.flows[slots[still]] = words[still]
-    return still
+def _claims(words: Slots, now: int) -> Slots:
+    """What claims slots for these flows: flows that closed this moment, of no packet's tag."""
+    others = ~(words >> np.uint64(abi.FLOW_TAG_SHIFT)) << np.uint64(abi.FLOW_TAG_SHIFT)
+    backends = words & np.uint64(0xFFFF << abi.FLOW_BACKEND_SHIFT)
+    low = abi.FlowState.CLOSING << abi.FLOW_STATE_SHIFT | now & abi.FLOW_STAMP_MASK
+    claims: Slots = others | backends | np.uint64(low)
+    return claims
 
 
-def _take_back(tables: FlowTables, words: Slots, slots: Counts, those: Mask) -> None:
-    """Free slots that have just been stored."""
-    slots, words = slots[those], words[those]
-    tables.flows[slots[tables.flows[slots] == words]] = 0
+def _without_port(batch: _Batch, planned: Plan, slots: Counts, stored: Mask, seen: Slots) -> Mask:
+    """Which of those that are stored do not get their port of fullnat, and so leave their slots."""
+    lost = stored & (planned.nat >= 0)
+    those = planned.take(lost)
+    lost[lost] = ~nat.take(batch.view, those, slots[lost], batch.cold[those.row], seen[lost])
+    exchange(batch.view.tables.flows, slots[lost], planned.word[lost], 0)
+    return lost
 
 
 def account(tables: SharedTables, outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from agent.dataplane import abi
+from agent.dataplane.atomics import exchange
 from agent.dataplane.survey import Counts, Slots
 from agent.dataplane.tables import Table
 from agent.flowsync.ledger import Ledger
@@ -30,19 +31,23 @@ def can_have(
 
     ``yields``: whatever flow of ours has one gives it up; it was the peer's to give since.
     """
-    tables = view.tables
     index = np.maximum(planned.nat, 0)
-    owner = tables.nat_slots["owner"][index]
+    owner = view.tables.nat_slots["owner"][index].copy()
+    held = _held(view, ledger, index, owner, now) & (not yields)
+    free: Mask = ~held | (owner == owners(slots, planned.word)) | (planned.nat < 0)
+    return free & _is_first(planned.nat), owner
+
+
+def _held(view: View, ledger: Ledger, index: Counts, owner: Slots, now: int) -> Mask:
+    """Which of these NAT slots are still those of the flows that they name."""
+    tables = view.tables
     holder = (owner >> np.uint64(32)).astype(np.int64) - 1
     named = (holder >= 0) & (holder < len(tables.flows))
     holder = np.where(named, holder, 0)
     words = tables.flows[holder]
-    held = named & (owner == owners(holder, words)) & (words != 0)
+    held: Mask = named & (owner == owners(holder, words)) & (words != 0)
     held &= tables.flows_warm["nat"][holder] == index + 1
-    held &= ~over(tables, words, now) & ~ledger.is_untouched(words, holder)
-    held &= not yields
-    free: Mask = ~held | (owner == owners(slots, planned.word)) | (planned.nat < 0)
-    return free & _is_first(planned.nat), owner
+    return held & ~over(tables, words, now) & ~ledger.is_untouched(words, holder)
 
 
 def _is_first(nat: Counts) -> Mask:
@@ -52,29 +57,23 @@ def _is_first(nat: Counts) -> Mask:
     return first | (nat < 0)
 
 
-def take(view: View, planned: Plan, slots: Counts, cold: Table, seen: Slots) -> None:
-    """Fill the NAT slots of these flows, which are to be in these slots, unless somebody else than
-    was ``seen`` has one by now: a client's flow may have taken it.
+def take(view: View, planned: Plan, slots: Counts, cold: Table, seen: Slots) -> Mask:
+    """Give these flows, which are in these slots, the NAT slots that they need; which have got
+    theirs: unless somebody else than was ``seen`` has one by now, as a client's flow that took it.
     """
-    has = planned.nat >= 0
-    has &= view.tables.nat_slots["owner"][np.maximum(planned.nat, 0)] == seen
-    if not has.any():
-        return
-    mine, of = planned.take(has), cold[has]
-    rows = np.zeros(len(mine), dtype=abi.NAT_SLOT)
-    rows["client"], rows["vip"] = of["saddr"], of["daddr"]
-    rows["client_port"], rows["vip_port"] = of["sport"], of["dport"]
-    rows["backend"], rows["service"] = mine.backend, mine.service
-    rows["l4_proto"], rows["family"] = of["l4_proto"], of["family"]
-    rows["source"] = mine.source
-    view.tables.nat_slots[mine.nat] = rows
-    view.tables.nat_slots["owner"][mine.nat] = owners(slots[has], mine.word)
-
-
-def is_kept(view: View, planned: Plan, slots: Counts) -> Mask:
-    """Which of these flows have the NAT slots that they took: the packet path could take one
-    until the flow was in its slot.
-    """
-    owner = view.tables.nat_slots["owner"][np.maximum(planned.nat, 0)]
-    kept: Mask = (planned.nat < 0) | (owner == owners(slots, planned.word))
-    return kept
+    table = view.tables.nat_slots
+    taken = exchange(table["owner"], planned.nat, seen, owners(slots, planned.word))
+    mine, of = planned.take(taken), cold[taken]
+    for name, values in (
+        ("client", of["saddr"]),
+        ("vip", of["daddr"]),
+        ("client_port", of["sport"]),
+        ("vip_port", of["dport"]),
+        ("backend", mine.backend),
+        ("service", mine.service),
+        ("l4_proto", of["l4_proto"]),
+        ("family", of["family"]),
+        ("source", mine.source),
+    ):
+        table[name][mine.nat] = values
+    return taken

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from agent.flowsync import nat
+from agent.dataplane.atomics import Mask
+from agent.dataplane.survey import Counts, Slots
+from agent.flowsync import install, nat
 from agent.flowsync.plan import Plan, Refusal
 from agent.flowsync.view import View
 from agent.model import Forward
@@ -118,11 +121,11 @@ def test_a_port_that_a_client_takes_meanwhile_stays_the_clients(
     opened(rig, it, 1)
     before, held = nat.take, []
 
-    def after_a_client(view: View, planned: Plan, *rest: object) -> None:
+    def after_a_client(view: View, planned: Plan, *rest: Any) -> Mask:
         rows = view.tables.nat_slots
         rows["owner"][planned.nat], rows["client_port"][planned.nat] = 77 << 32 | 5, 4242
         held.append(rows[planned.nat].copy())
-        before(view, planned, *rest)
+        return before(view, planned, *rest)
 
     monkeypatch.setattr(nat, "take", after_a_client)
     done = b.take(a.everything())
@@ -130,6 +133,56 @@ def test_a_port_that_a_client_takes_meanwhile_stays_the_clients(
     (index,) = np.flatnonzero(other.tables.nat_slots["owner"])
     assert other.tables.nat_slots[index] == held[0][0]
     other.tables.nat_slots["owner"][index] = 0
+
+
+def test_a_slot_that_a_client_takes_meanwhile_stays_the_clients_with_all_that_is_beside_it(
+    rig: Rig, other: Rig, monkeypatch: pytest.MonkeyPatch
+):
+    """Between the look at it and the writing of what was told."""
+    it = case(Forward.FULLNAT, 4)
+    a, b = serve(rig, other, it)
+    opened(rig, it, 1)
+    real, taken = install.exchange, []
+
+    def after_a_client(words: Slots, at: Counts, *rest: Any) -> Mask:
+        if not taken and len(at):
+            table = other.tables
+            table.flows[at] = np.uint64(0x1234 << 32 | 1 << 16 | 2 << 13)
+            table.flows_warm["nat"][at], table.flows_cold["sport"][at] = 99, 4242
+            taken.append((at, table.flows_warm[at].copy(), table.flows_cold[at].copy()))
+        return real(words, at, *rest)
+
+    monkeypatch.setattr(install, "exchange", after_a_client)
+    done = b.take(a.everything())
+    assert (done.installed, done.refused[Refusal.RACED]) == (0, 1)
+    ((at, warm, cold),) = taken
+    assert (other.tables.flows_warm[at] == warm).all()
+    assert (other.tables.flows_cold[at] == cold).all()
+    assert not np.flatnonzero(other.tables.nat_slots["owner"]).size
+    other.tables.flows[at] = 0
+
+
+def test_a_place_that_is_claimed_is_no_packets_and_nobody_elses_for_a_while(
+    rig: Rig, other: Rig, monkeypatch: pytest.MonkeyPatch
+):
+    """The flow's own packet, and others of its bucket, while it is being written."""
+    it = case(Forward.NAT, 4)
+    a, b = serve(rig, other, it)
+    opened(rig, it, 1)
+    real, seen = install.exchange, []
+
+    def and_a_packet(words: Slots, at: Counts, *rest: Any) -> Mask:
+        done = real(words, at, *rest)
+        if not seen and len(at):
+            claim = int(words[at[0]])
+            seen.append(at)
+            assert other.verdict(it.goes_on(0).frame()) is not None
+            assert int(words[at[0]]) == claim
+        return done
+
+    monkeypatch.setattr(install, "exchange", and_a_packet)
+    b.take(a.everything())
+    assert len(seen) == 1
 
 
 def test_flows_that_were_told_do_not_look_as_if_they_began_in_vain(rig: Rig, other: Rig):

@@ -1,0 +1,78 @@
+"""Owns compare-and-exchange on the words of tables that the packet path writes at the same time.
+
+Python has none. libatomic, a part of GCC that every distribution has by itself (`libatomic1`), is
+called as C11's ``atomic_compare_exchange_strong`` is compiled where there is no instruction for it;
+where there is one it is that instruction.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from itertools import repeat
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+log = structlog.get_logger()
+
+type Words = npt.NDArray[np.uint64]
+type Mask = npt.NDArray[np.bool_]
+type _Exchange = Callable[[int, int, int, int, int], bool]
+
+LIBRARY = "libatomic.so.1"
+_SEQ_CST = 5  # __ATOMIC_SEQ_CST
+
+
+def exchange(
+    words: Words, at: npt.NDArray[np.integer], expected: Words | int, wanted: Words | int
+) -> Mask:
+    """Write each ``wanted`` at its place if what is ``expected`` is there, and say where it was.
+
+    ``words`` lie in memory that others write too, aligned to 8 bytes; they may be a field of a
+    table. No place may come twice.
+    """
+    places = np.asarray(at, dtype=np.int64)
+    before = np.ascontiguousarray(np.broadcast_to(np.uint64(expected), places.shape))
+    after = np.broadcast_to(np.uint64(wanted), places.shape)
+    if len(places) and (places.min() < 0 or places.max() >= len(words)):
+        raise IndexError(f"a place is not in the table of {len(words)} words")
+    compare_exchange = _compare_exchange()
+    if compare_exchange is None:
+        same: Mask = words[places] == before
+        words[places[same]] = after[same]
+        return same
+    # What is expected is passed by reference, and overwritten with what was found.
+    found = before.copy()
+    targets = (words.ctypes.data + places * words.strides[0]).tolist()
+    references = range(found.ctypes.data, found.ctypes.data + 8 * len(found), 8)
+    order = repeat(_SEQ_CST)
+    done = map(compare_exchange, targets, references, after.tolist(), order, order)
+    return np.fromiter(done, dtype=bool, count=len(places))
+
+
+@functools.cache
+def _compare_exchange() -> _Exchange | None:
+    """None: there is no libatomic; what a packet writes in the same microseconds can be lost."""
+    try:
+        # It keeps the interpreter's lock: to give it up would take longer than the call.
+        function = getattr(ctypes.PyDLL(LIBRARY), "__atomic_compare_exchange_8")
+    except (OSError, AttributeError) as error:
+        log.warning(
+            "flows of other balancers can take a client's place for an instant",
+            why=f"{LIBRARY} cannot be used: {error}",
+            remedy="apt-get install libatomic1",
+        )
+        return None
+    function.restype = ctypes.c_bool
+    function.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_uint64,
+        ctypes.c_int,
+        ctypes.c_int,
+    )
+    found: _Exchange = function
+    return found
