@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from agent.config import live
-from agent.config.edit import Edit, EditOp, apply_edit
+from agent.config.edit import Edit, EditOp, apply_edit, back_to
 from agent.config.load import read_text
 from agent.config.plan import (
     TABLE_FIELDS,
@@ -25,16 +25,19 @@ from agent.config.plan import (
     settings_change,
 )
 from agent.config.store import LoadedRunning, RunningStore
+from agent.config.versions import Act, Author, Version
 from agent.core import Core
 from agent.dataplane.explain import DataplaneView, explain
 from agent.dataplane.flows import names_of, query_flows, top_sources
 from agent.dataplane.trace import Follower
 from agent.errors import ConfigError, SteelyardError
+from agent.journal import Journal
 from agent.metrics.observer import AgentFacts
 from agent.model import Address, BackendRef, Config, Network
 from agent.notify import Notifier
 from agent.state.events import TraceQuery
 from agent.state.guardview import Blocked, BlockOrder, Verdicts
+from agent.state.journal import Entry, Query, Tally
 from agent.state.moves import Moved, MoveOrder
 from agent.state.queries import (
     Explanation,
@@ -50,6 +53,11 @@ from agent.state.snapshot import Snapshot
 log = structlog.get_logger()
 
 SAVE_AGAIN_S = 2.0
+RECENT_S = 3600.0
+MOST_TOLD = 50  # changes of one order, each a line of the log; the history has all of them
+_AGENT = Author("lb-agent")
+_HANGUP = Author("SIGHUP")
+_START = Act("start", _AGENT)
 
 
 class AgentControl:
@@ -63,6 +71,7 @@ class AgentControl:
         store: RunningStore,
         facts: AgentFacts,
         notifier: Notifier,
+        journal: Journal,
     ) -> None:
         self._core = core
         self._path = path
@@ -70,6 +79,7 @@ class AgentControl:
         self._store = store
         self._facts = facts
         self._notifier = notifier
+        self._journal = journal
         self._since_file = Planner()
         self._changing = asyncio.Lock()  # one change of the configuration at a time
 
@@ -81,6 +91,7 @@ class AgentControl:
             reconcile_problem=core.problem,
             unsaved_problem=self._store.problem or core.guarding.unsaved,
             defects=core.passes.defects,
+            events=dict(self._journal.counts),
             link_problems=core.link_problems,
             vip_problems=core.watch.problems(),
             failover=core.pair.view(),
@@ -106,32 +117,83 @@ class AgentControl:
         return self._since_file.plan(self._loaded.file_config, self._core.config)
 
     async def edit(
-        self, edit: Edit, dry_run: bool, *, confirmed: bool = False
+        self, edit: Edit, dry_run: bool, *, confirmed: bool = False, author: Author = _AGENT
     ) -> tuple[Change, ...]:
         """Change the running configuration, or say what would change."""
         async with self._changing:
-            new = apply_edit(self._core.config, edit)
-            changes = plan(self._core.config, new)
-            self._core.identities(new)  # refuses what the tables cannot hold
-            await self._keep_flows(new)
-            await self._core.guarding.prepare(new)
             # What removes by name is meant.
-            if edit.op is EditOp.SERVICES_APPLY and not (confirmed or dry_run):
-                await self._ask_to_cut(new, "lbctl apply --yes")
-            if changes and not dry_run:
-                since_file = self._since_file.plan(self._loaded.file_config, new)
-                await self._keep(new, since_file)
-                self._facts = replace(self._facts, changes_since_file=len(since_file))
-                return with_resets(changes, await self._core.take(new, changes))
-            return changes
+            asks = edit.op is EditOp.SERVICES_APPLY and not confirmed
+            confirm = "lbctl apply --yes" if asks else ""
+            return await self._change(edit, dry_run, confirm, Act("edit", author))
 
-    async def _keep(self, new: Config, since_file: tuple[Change, ...]) -> None:
+    async def rollback(
+        self,
+        number: int,
+        service: str | None,
+        dry_run: bool,
+        *,
+        confirmed: bool = False,
+        author: Author = _AGENT,
+    ) -> tuple[Change, ...]:
+        """Run the services of a version again, or one of them, or say what would change."""
+        async with self._changing:
+            old = await asyncio.to_thread(self._store.version, number)
+            edit = back_to(self._core.config, old, service)
+            confirm = "" if confirmed else f"lbctl history rollback {number} --yes"
+            return await self._change(edit, dry_run, confirm, Act(f"rollback to {number}", author))
+
+    async def _change(
+        self, edit: Edit, dry_run: bool, confirm: str, act: Act
+    ) -> tuple[Change, ...]:
+        """``confirm``: how to confirm what would cut open flows; empty: that is meant."""
+        new = apply_edit(self._core.config, edit)
+        changes = plan(self._core.config, new)
+        self._core.identities(new)  # refuses what the tables cannot hold
+        await self._keep_flows(new)
+        await self._core.guarding.prepare(new)
+        if confirm and not dry_run:
+            await self._ask_to_cut(new, confirm)
+        if not changes or dry_run:
+            return changes
+        since_file = self._since_file.plan(self._loaded.file_config, new)
+        await self._keep(new, since_file, replace(act, changes=tuple(map(str, changes))))
+        self._facts = replace(self._facts, changes_since_file=len(since_file))
+        return await self._take(new, changes, act)
+
+    async def _take(self, new: Config, changes: tuple[Change, ...], act: Act) -> tuple[Change, ...]:
+        """Run with it; the changes, and what they did to open flows."""
+        self._tell(changes, act)
+        return with_resets(changes, await self._core.take(new))
+
+    def _tell(self, changes: tuple[Change, ...], act: Act) -> None:
+        """A line for each change, with who made it."""
+        about = {
+            "by": act.author.who,
+            "how": act.how,
+            "message": act.author.message or None,
+            "version": self._store.versions.newest() or None,
+        }
+        for change in changes[:MOST_TOLD]:
+            ref = str(BackendRef(change.service, change.backend)) if change.backend else None
+            log.info(
+                "change",
+                change=str(change),
+                effect=change.effect or None,
+                service=change.service or None,
+                backend=ref,
+                **about,
+            )
+        if more := changes[MOST_TOLD:]:
+            log.info("more changes", count=len(more), **about)
+
+    async def _keep(self, new: Config, since_file: tuple[Change, ...], act: Act) -> None:
         """A disk that is full must keep nobody from taking a server out."""
         was = self._store.problem
         digest = self._loaded.file_digest
-        problem = await asyncio.to_thread(self._store.keep, new, digest, since_file)
+        problem = await asyncio.to_thread(self._store.keep, new, digest, since_file, act)
         if problem and problem != was:
             log.error("changes are in memory only: a restart forgets them", problem=problem)
+        _tell_history(self._store)
 
     def unsaved(self) -> str:
         """Why changes are in memory only; empty: they are saved."""
@@ -146,6 +208,29 @@ class AgentControl:
             async with self._changing:
                 if await asyncio.to_thread(self._store.write_held):
                     log.info("the changes that were in memory only are saved")
+
+    def recent(self) -> Tally:
+        """What the agent has said in the last hour."""
+        return self._journal.tallied(time.time() - RECENT_S)
+
+    def events(self, query: Query) -> tuple[Entry, ...]:
+        """What the agent has said."""
+        return self._journal.find(query)
+
+    async def versions(self) -> tuple[Version, ...]:
+        """The versions of the running configuration that are kept, oldest first."""
+        return await asyncio.to_thread(self._store.versions.all)
+
+    async def diff(self, old: int, new: int | None) -> tuple[Change, ...]:
+        """What lies between two versions; None: and the running configuration."""
+        running = self._core.config
+
+        def compare() -> tuple[Change, ...]:
+            before = self._store.version(old)
+            after = running if new is None else self._store.version(new)
+            return settings_change(global_changes(before, after)) + plan(before, after)
+
+        return await asyncio.to_thread(compare)
 
     async def block(self, order: BlockOrder) -> Blocked:
         """Drop what some sources send, and end their flows."""
@@ -174,22 +259,27 @@ class AgentControl:
         """Have the VIPs move as the operator says, or with ``dry_run`` only say how."""
         return await self._core.pair.move(order)
 
-    async def reload(self, *, dry_run: bool = False, confirmed: bool = False) -> tuple[Change, ...]:
+    async def reload(
+        self, *, dry_run: bool = False, confirmed: bool = False, author: Author = _HANGUP
+    ) -> tuple[Change, ...]:
         """Read the configuration file again. A bad one changes nothing, and status says so."""
         async with self._changing:
             if dry_run:
                 return (await self._wanted())[1]
             self._notifier.reloading()
             try:
+                act = Act("reload", author)
                 try:
-                    config, changes = await self._accept(confirmed)
+                    config, changes = await self._accept(confirmed, act)
                 except SteelyardError as error:
                     self._facts = replace(self._facts, config_problem=str(error))
                     log.error(
-                        "reload refused; the last good configuration stays", problem=str(error)
+                        "reload refused; the last good configuration stays",
+                        problem=str(error),
+                        by=author.who,
                     )
                     raise
-                return with_resets(changes, await self._core.take(config, changes))
+                return await self._take(config, changes, act)
             finally:
                 self._notifier.ready(status_line(self._core.now.situation))
 
@@ -225,11 +315,11 @@ class AgentControl:
         await self._core.guarding.prepare(loaded.config)
         return loaded, changes
 
-    async def _accept(self, confirmed: bool) -> tuple[Config, tuple[Change, ...]]:
+    async def _accept(self, confirmed: bool, act: Act) -> tuple[Config, tuple[Change, ...]]:
         loaded, changes = await self._wanted()
         if not confirmed:
             await self._ask_to_cut(loaded.config, "lbctl reload --yes")
-        await settle(self._store, loaded)
+        await settle(self._store, loaded, replace(act, changes=tuple(map(str, changes))))
         self._loaded = loaded
         self._facts = replace(
             self._facts,
@@ -309,7 +399,7 @@ def with_resets(changes: tuple[Change, ...], reset: Mapping[BackendRef, int]) ->
     return tuple(told)
 
 
-async def settle(store: RunningStore, loaded: LoadedRunning) -> None:
+async def settle(store: RunningStore, loaded: LoadedRunning, act: Act = _START) -> None:
     """Accept what was loaded: put aside what it replaces, and say so; keep it as the last good."""
     if loaded.file_problem:
         log.error(
@@ -318,7 +408,11 @@ async def settle(store: RunningStore, loaded: LoadedRunning) -> None:
         )
         return
     await asyncio.to_thread(store.settle, loaded)
-    problem = await asyncio.to_thread(store.keep, loaded.config, loaded.file_digest, loaded.changes)
+    keep, before = store.keep, await asyncio.to_thread(store.versions.newest)
+    problem = await asyncio.to_thread(keep, loaded.config, loaded.file_digest, loaded.changes, act)
+    _tell_history(store)
+    if store.versions.newest() != before:
+        log.info("configuration", version=store.versions.newest(), how=act.how, by=act.author.who)
     if problem:
         log.warning("a start with a broken file would find no last good one", problem=problem)
     for dropped in loaded.dropped:
@@ -329,6 +423,11 @@ async def settle(store: RunningStore, loaded: LoadedRunning) -> None:
         )
     if loaded.problem:
         log.error("the running configuration is unusable; the file is used", problem=loaded.problem)
+
+
+def _tell_history(store: RunningStore) -> None:
+    if store.history_problem:
+        log.warning("this version is not in the history", problem=store.history_problem)
 
 
 def status_line(now: Situation) -> str:

@@ -14,7 +14,7 @@ import structlog
 
 from agent.companion.watch import Companions
 from agent.config.defaults import check_port
-from agent.config.plan import Change, changed, come_and_gone, gone_backends, part_of
+from agent.config.plan import changed, come_and_gone, gone_backends, part_of
 from agent.config.seed import pick_seed
 from agent.dataplane import survey
 from agent.dataplane.events import lexicon_of
@@ -27,7 +27,7 @@ from agent.floods import Floods
 from agent.flowsync import carry
 from agent.guarding import Guarding
 from agent.health.monitor import HealthMonitor, Target
-from agent.history import History, log_transitions
+from agent.history import History
 from agent.limiting import Limiting
 from agent.metrics.observer import Observer
 from agent.model import (
@@ -60,6 +60,7 @@ from agent.state.identities import Identities, member_of
 from agent.state.situation import Situation, situation, verdicts
 from agent.state.synflood import cookies_in
 from agent.state.tables import TableContents
+from agent.state.transitions import transitions
 from agent.state.way import way_of
 from agent.warming import Warming
 from agent.weighing.weigher import Weigher
@@ -238,7 +239,7 @@ class Core:
                 while any(s.health is Health.CHECKING for s in self.health().values()):
                     await self.passes.woken()
 
-    async def take(self, config: Config, changes: tuple[Change, ...]) -> Mapping[BackendRef, int]:
+    async def take(self, config: Config) -> Mapping[BackendRef, int]:
         """Run with another configuration; returns when the tables hold it. How many flows were
         reset, by the backend that was removed.
 
@@ -247,8 +248,6 @@ class Core:
         running = self.config
         moves_vips = concerns(running) != concerns(config)
         self.config = config
-        for change in changes:
-            log.info("change", change=str(change))
         await self.pair.aim(config)
         self._pick_seed = await asyncio.to_thread(pick_seed, config)
         self._aim(running)
@@ -368,7 +367,8 @@ class Core:
         self._monitor.resume()
 
     def _health_changed(self, ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
-        log.info(
+        # What follows from it is said by the pass.
+        log.debug(
             "health", backend=str(ref), old=old.health.value, new=new.health.value, why=new.reason
         )
         self.passes.wake((ref.service,))
@@ -547,7 +547,8 @@ class Core:
             self._around = around
             at = time.time()
             fresh = situation(self._past, config, done.ids, health, hops, found, at, past, part)
-            log_transitions(self._past, fresh)
+            for line in transitions(self._past, past, fresh, part):
+                log.log(line.level.number, line.event, **line.fields)
             self._past, self._situation = fresh.past, fresh
             self.now = Now(fresh, done.contents)
             if past is None or past.config is not config or past.ids is not done.ids:

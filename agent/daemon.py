@@ -16,7 +16,7 @@ import structlog
 from agent import __version__
 from agent.api.peer import group_id
 from agent.api.server import ApiServer
-from agent.config.boot import boot
+from agent.config.boot import Boot, boot
 from agent.control import AgentControl, settle, status_line
 from agent.core import Core
 from agent.dataplane.attach import interface_index
@@ -24,7 +24,9 @@ from agent.dataplane.driver import driver_name
 from agent.dataplane.program import require_root
 from agent.errors import SteelyardError
 from agent.here import check_memory
+from agent.journal import Journal
 from agent.lock import InstanceLocks
+from agent.logs import heard_by
 from agent.metrics import collector
 from agent.metrics.observer import AgentFacts
 from agent.model import Config, KernelHeaders
@@ -32,6 +34,7 @@ from agent.notify import Notifier, feed_watchdog
 
 log = structlog.get_logger()
 
+_READY, _STOPPING = "ready", "stopping"  # by which the next agent knows how this one ended
 _LOOK_S = 1.0  # between two looks at files of ours in /run
 
 
@@ -64,6 +67,26 @@ async def _run_locked(
     path: Path, host_headers: bool, signals: _Signals, locks: InstanceLocks
 ) -> None:
     begun = boot(path)
+    journal = Journal(begun.loaded.config.state_dir, begun.loaded.config.name)
+    journal.load()
+    before = journal.last(_READY, _STOPPING)
+    with heard_by(journal.take):
+        try:
+            if before is not None and before.event == _READY:
+                log.warning("the agent before this one was killed, or broke off")
+            await _run_heard(path, begun, host_headers, signals, locks, journal)
+        finally:
+            journal.write()
+
+
+async def _run_heard(
+    path: Path,
+    begun: Boot,
+    host_headers: bool,
+    signals: _Signals,
+    locks: InstanceLocks,
+    journal: Journal,
+) -> None:
     store, loaded = begun.store, begun.loaded
     facts = AgentFacts(
         version=__version__,
@@ -80,7 +103,7 @@ async def _run_locked(
         config = replace(config, kernel_headers=KernelHeaders.HOST)
     core = Core(config)
     notifier = Notifier.from_environment(os.environ, os.getpid())
-    control = AgentControl(core, path, loaded, store, facts, notifier)
+    control = AgentControl(core, path, loaded, store, facts, notifier, journal)
     server = ApiServer(
         control,
         core.config.socket,
@@ -92,7 +115,7 @@ async def _run_locked(
     try:
         await core.load()
         await settle(store, loaded)
-        await _serve(core, control, server, notifier, signals, locks)
+        await _serve(core, control, server, notifier, signals, locks, journal)
     finally:
         await server.stop()
         core.dataplane.undo_load()
@@ -105,6 +128,7 @@ async def _serve(
     notifier: Notifier,
     signals: _Signals,
     locks: InstanceLocks,
+    journal: Journal,
 ) -> None:
     stop = signals.stop
     async with asyncio.TaskGroup() as group:
@@ -112,6 +136,7 @@ async def _serve(
             "watchdog": feed_watchdog(notifier),
             "unsaved": control.keep_saved(),
             "files": _keep_files(server, locks),
+            "journal": journal.keep(),
         }
         running = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
         try:
@@ -124,7 +149,7 @@ async def _serve(
                 _log_ready(core)
             await stop.wait()
             notifier.stopping("the data plane goes on")
-            log.info("stopping; the data plane goes on")
+            log.info(_STOPPING, why="it was told to; the data plane goes on")
             await core.say_goodbye()
         finally:
             await server.stop()
@@ -193,7 +218,7 @@ async def _reload_on(hangup: asyncio.Event, control: AgentControl) -> None:
 def _log_ready(core: Core) -> None:
     program = core.dataplane.program
     log.info(
-        "ready",
+        _READY,
         name=core.config.name,
         interface=core.config.interface,
         services=len(core.config.services),

@@ -16,7 +16,7 @@ import structlog
 from agent.files import write_atomically
 from agent.model import BackendRef, BackendState, ServiceState
 from agent.state.assemble import Tracked
-from agent.state.situation import Past, Situation
+from agent.state.situation import Past
 
 log = structlog.get_logger()
 
@@ -77,21 +77,3 @@ class History:
             self._complained = True
         else:
             self._saved = past
-
-
-def log_transitions(before: Past, after: Situation) -> None:
-    """Say which backends and services are another thing than they were."""
-    for ref, tracked in after.backends.items():
-        old = before.backends.get(ref)
-        if old is not None and old.state is not tracked.state:
-            log.info(
-                "backend",
-                backend=str(ref),
-                old=old.state.value,
-                new=tracked.state.value,
-                why=after.verdicts[ref].reason,
-            )
-    for name, state in after.services.items():
-        was = before.services.get(name)
-        if was is not None and was.state is not state.state:
-            log.info("service", service=name, old=was.state.value, new=state.state.value)

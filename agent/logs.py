@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+type Hearer = Callable[[str, str, Mapping[str, object]], None]
 
 
 class LogFormat(enum.Enum):
@@ -34,6 +38,9 @@ class LogLevel(enum.Enum):
 
 # Libraries that tell more than an operator wants to know below WARNING.
 _CHATTY = ("aiohttp", "asyncio", "pyroute2")
+
+
+_LEVELS = {"info": "info", "warning": "warning", "warn": "warning"}  # of methods; else error
 
 
 def configure(
@@ -78,6 +85,28 @@ def configure(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,  # module-level loggers follow a later configure()
     )
+
+
+@contextlib.contextmanager
+def heard_by(hearer: Hearer) -> Iterator[None]:
+    """Have ``hearer(level, event, fields)`` hear every line of ours at level info or above, also
+    those that are not written. It is called in whatever thread logs.
+    """
+
+    def tell(_logger: WrappedLogger, method: str, said: EventDict) -> EventDict:
+        if method != "debug":
+            fields = {key: value for key, value in said.items() if key != "event"}
+            if cause := fields.pop("exc_info", None):
+                fields["problem"] = repr(cause if cause is not True else sys.exception())
+            hearer(_LEVELS.get(method, "error"), str(said["event"]), fields)
+        return said
+
+    before = structlog.get_config()["processors"]
+    structlog.configure(processors=[tell, *before])
+    try:
+        yield
+    finally:
+        structlog.configure(processors=before)
 
 
 def _renderers(console: bool, *, colours: bool) -> list[Processor]:

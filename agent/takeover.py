@@ -16,6 +16,9 @@ _STATE = (
     "running.yaml.previous",
     "running.yaml.damaged",
     "states.json",
+    "versions",
+    "events",
+    "events.1",
     "failover.json",
 )
 

@@ -37,19 +37,24 @@ class Order:
     def target(self) -> str:
         return "/".join(name for name in (self.service, self.backend) if name)
 
-    def body(self, *, dry_run: bool) -> dict[str, object]:
+    def body(self, env: Environment, *, dry_run: bool) -> dict[str, object]:
         return {
             "op": self.op,
             "service": self.service,
             "backend": self.backend,
             "values": dict(self.values or {}),
             "dry_run": dry_run,
-        }
+        } | said(env)
+
+
+def said(env: Environment) -> dict[str, object]:
+    """The field of a request with what the person says about the change; none if nothing."""
+    return {"message": env.message} if env.message else {}
 
 
 def change(env: Environment, order: Order, *, dry_run: bool) -> None:
     """Carry out an order that takes nothing away, and show what it changed."""
-    report(env, _post(env.agent(), order, dry_run=dry_run))
+    report(env, _post(env, env.agent(), order, dry_run=dry_run))
 
 
 def remove(
@@ -68,16 +73,16 @@ def remove(
         )
     agent = env.agent()
     if dry_run:
-        report(env, _post(agent, order, dry_run=True))
+        report(env, _post(env, agent, order, dry_run=True))
         return
     if yes:
         first()
-        report(env, _post(agent, order, dry_run=False))
+        report(env, _post(env, agent, order, dry_run=False))
         return
-    show_plan(env, _post(agent, order, dry_run=True))
+    show_plan(env, _post(env, agent, order, dry_run=True))
     ask(env, f"Remove {order.target}?")
     first()
-    report_done(env, _post(agent, order, dry_run=False))
+    report_done(env, _post(env, agent, order, dry_run=False))
 
 
 def order_cut(
@@ -98,7 +103,43 @@ def order_cut(
 
 def change_silently(env: Environment, order: Order) -> None:
     """Carry out an order that is part of another one."""
-    _post(env.agent(), order, dry_run=False)
+    _post(env, env.agent(), order, dry_run=False)
+
+
+def carry_out(
+    env: Environment,
+    agent: Agent,
+    path: str,
+    body: Mapping[str, object],
+    *,
+    plan: dict[str, Any],
+    what: str,
+    yes: bool,
+    may_ask: bool = True,
+) -> None:
+    """Give an order that may remove something, and whose ``plan`` is known: shown, and asked for,
+    unless ``yes``; without a terminal only what removes nothing is done. ``what``: in a word, for
+    the question.
+    """
+    if not plan["changes"]:
+        report(env, plan | {"applied": True})
+        return
+    if yes:
+        report(env, order_cut(env, agent, path, body, yes=True))
+        return
+    if env.interactive and may_ask:
+        show_plan(env, plan)
+        ask(env, f"{what}: {counted(plan['changes'])}?")
+        report_done(env, order_cut(env, agent, path, body, yes=False))
+        return
+    removals = [change for change in plan["changes"] if change["action"] == "remove"]
+    if removals:
+        show_plan(env, plan)
+        raise RefusedError(
+            f"nothing is changed unasked, with {counted(removals)}: there is no terminal to ask on",
+            remedy="--yes does it without asking",
+        )
+    report(env, order_cut(env, agent, path, body, yes=False))
 
 
 def ask(env: Environment, question: str) -> None:
@@ -107,9 +148,9 @@ def ask(env: Environment, question: str) -> None:
         raise RefusedError("nothing was changed")
 
 
-def _post(agent: Agent, order: Order, *, dry_run: bool) -> dict[str, Any]:
+def _post(env: Environment, agent: Agent, order: Order, *, dry_run: bool) -> dict[str, Any]:
     try:
-        return agent.post("/v1/edit", order.body(dry_run=dry_run))
+        return agent.post("/v1/edit", order.body(env, dry_run=dry_run))
     except ApiNotFoundError as error:
         if not error.remedy and order.service:
             error.remedy = guess(agent, order.service, order.backend)

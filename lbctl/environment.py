@@ -66,6 +66,7 @@ class Environment:
 
     socket: Path = DEFAULT_SOCKET
     output: Output = Output.TABLE
+    message: str = ""  # why something is changed, for the history
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
     stdin: TextIO = field(default_factory=lambda: sys.stdin)

@@ -64,6 +64,13 @@ COMMANDS = (
         SEE,
     ),
     LazyCommand(
+        "events",
+        "lbctl.commands.events",
+        "events",
+        "What has happened, and why.",
+        SEE,
+    ),
+    LazyCommand(
         "guard",
         "lbctl.commands.guard",
         "guard",
@@ -82,6 +89,13 @@ COMMANDS = (
         "lbctl.commands.reload",
         "reload",
         "Have the agent read its configuration file again.",
+        CHANGE,
+    ),
+    LazyCommand(
+        "history",
+        "lbctl.commands.history",
+        "history",
+        "Versions of the running configuration: show, diff, rollback.",
         CHANGE,
     ),
     LazyCommand(

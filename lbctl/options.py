@@ -85,6 +85,21 @@ dry_run_option: Decorator = click.option(
     "--dry-run", is_flag=True, help="Say what would change, and change nothing."
 )
 
+
+def _set_message(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    if value is not None and not ctx.resilient_parsing:
+        ctx.ensure_object(Environment).message = value
+
+
+message_option: Decorator = click.option(
+    "-m",
+    "--message",
+    metavar="TEXT",
+    callback=_set_message,
+    expose_value=False,
+    help="Why, in a few words; `lbctl history` and `lbctl events` show it.",
+)
+
 yes_option: Decorator = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 watch_option: Decorator = click.option(

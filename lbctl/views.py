@@ -12,6 +12,8 @@ from lbctl.layout import Cell, Column, Table
 
 type Row = Mapping[str, Any]
 
+OFTEN = 4  # changes of state in an hour: a restart of an engine makes two
+
 STATE_STYLES = {
     "up": "green",
     "degraded": "yellow",
@@ -35,7 +37,13 @@ def state_text(row: Row) -> Text:
         (row["state"], STATE_STYLES.get(row["state"], "")),
         f" for {humanise.age(row['since_s'])}",
         f": {row['reason']}" if row["reason"] else "",
+        f"; {changes} changes in the last hour" if (changes := _changes(row)) >= OFTEN else "",
     )
+
+
+def _changes(row: Row) -> int:
+    """Of a backend's state; services have no such figure."""
+    return int(row.get("state_changes_last_hour", 0))
 
 
 def service_key(row: Row) -> str:
@@ -62,6 +70,8 @@ def why(row: Row) -> str:
     # where the state says it already ("drain"), once is enough
     if row["weight_reason"] not in ("", row["state"], "configured"):
         reasons.append(f"weight: {row['weight_reason']}")
+    if (changes := _changes(row)) >= OFTEN:
+        reasons.append(f"{changes} changes in an hour")
     return "; ".join(reason for reason in reasons if reason)
 
 

@@ -8,9 +8,11 @@ from typing import Protocol
 
 from agent.config.edit import Edit
 from agent.config.plan import Change
+from agent.config.versions import Author, Version
 from agent.model import Address, Config, Network
 from agent.state.events import Event, Lost, TraceQuery
 from agent.state.guardview import Blocked, BlockOrder, Verdicts
+from agent.state.journal import Entry, Query, Tally
 from agent.state.moves import Moved, MoveOrder
 from agent.state.queries import (
     Explanation,
@@ -74,7 +76,7 @@ class Control(Protocol):
         ...
 
     async def edit(
-        self, edit: Edit, dry_run: bool, *, confirmed: bool = False
+        self, edit: Edit, dry_run: bool, *, confirmed: bool = False, author: Author
     ) -> tuple[Change, ...]:
         """Change the running configuration, or with ``dry_run`` only say what would change.
 
@@ -82,8 +84,40 @@ class Control(Protocol):
         """
         ...
 
-    async def reload(self, *, dry_run: bool = False, confirmed: bool = False) -> tuple[Change, ...]:
+    async def reload(
+        self, *, dry_run: bool = False, confirmed: bool = False, author: Author
+    ) -> tuple[Change, ...]:
         """Read the configuration file again, as SIGHUP does, or only say what would change."""
+        ...
+
+    async def rollback(
+        self,
+        number: int,
+        service: str | None,
+        dry_run: bool,
+        *,
+        confirmed: bool = False,
+        author: Author,
+    ) -> tuple[Change, ...]:
+        """Run the services of a version again, or (``service``) one of them, or only say what would
+        change.
+        """
+        ...
+
+    async def versions(self) -> tuple[Version, ...]:
+        """The versions of the running configuration that are kept, oldest first."""
+        ...
+
+    async def diff(self, old: int, new: int | None) -> tuple[Change, ...]:
+        """What lies between two versions; None: and the running configuration."""
+        ...
+
+    def recent(self) -> Tally:
+        """What the agent has said in the last hour."""
+        ...
+
+    def events(self, query: Query) -> tuple[Entry, ...]:
+        """What the agent has said, oldest first."""
         ...
 
     async def move(self, order: MoveOrder) -> Moved:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
+import pwd
 import socket
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from agent.errors import ListenError
 
 SO_PEERGROUPS = 59  # Linux 4.13; the socket module has no name for it
+PROC = Path("/proc")
+_NO_LOGIN = 2**32 - 1
 _MAX_GROUPS_BYTES = 1024  # as much as getsockopt of the socket module can return
 
 
@@ -62,6 +67,27 @@ def peer_of(sock: _Socket) -> Peer:
         "iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
     )
     return Peer(pid, uid, frozenset({gid}) | _supplementary_groups(sock))
+
+
+def name_of(peer: Peer | None) -> str:
+    """Who that is, in words. Who has logged in and works as another user, as sudo has it, is named
+    too: the kernel notes it with each process (audit's loginuid).
+    """
+    if peer is None:
+        return "unknown"
+    login = peer.uid
+    with contextlib.suppress(OSError, ValueError):
+        login = int((PROC / str(peer.pid) / "loginuid").read_text())
+    if login in (peer.uid, _NO_LOGIN):
+        return _user(peer.uid)
+    return f"{_user(login)} as {_user(peer.uid)}"
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 def _supplementary_groups(sock: _Socket) -> frozenset[int]:

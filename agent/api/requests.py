@@ -16,17 +16,24 @@ from ipaddress import IPv6Address
 from agent.api import filters, tracefilter
 from agent.config.edit import Edit, EditOp
 from agent.errors import NotFoundError, RequestError
+from agent.logs import LogLevel
 from agent.model import Address, Config, Network, Protocol
 from agent.state.blocks import DEFAULT_S
 from agent.state.events import DEFAULT_SAMPLE, MAX_SAMPLE, EventKind, TraceQuery
 from agent.state.guardview import BlockOrder
+from agent.state.journal import Query
 from agent.state.moves import MoveOrder, MoveVerb
 from agent.state.queries import FiveTuple, FlowQuery, TopQuery
 
 MAX_FLOWS = 10_000
 FLOW_STATES = ("embryonic", "acked", "established", "closing", "awaiting")
-EDIT_FIELDS = ("op", "service", "backend", "values", "dry_run", "confirmed")
-RELOAD_FIELDS = ("dry_run", "confirmed")
+EDIT_FIELDS = ("op", "service", "backend", "values", "dry_run", "confirmed", "message")
+RELOAD_FIELDS = ("dry_run", "confirmed", "message")
+ROLLBACK_FIELDS = ("version", "service", "dry_run", "confirmed", "message")
+EVENT_PARAMETERS = ("since_s", "after", "service", "backend", "level", "event", "limit")
+DIFF_PARAMETERS = ("old", "new")
+MAX_EVENTS = 10_000
+_MOST = 10**9
 MOVE_FIELDS = ("instance", "force", "dry_run")
 FLOW_PARAMETERS = ("service", "backend", "client", "state", "limit", "hottest")
 TRACE_PARAMETERS = ("kind", "service", "sample", "filter")
@@ -35,7 +42,7 @@ TOP_PARAMETERS = ("service", "by", "limit")
 BLOCK_FIELDS = ("prefixes", "for_s", "why", "confirmed")
 UNBLOCK_FIELDS = ("prefixes",)
 MAX_PREFIXES = 1024  # of one order
-MAX_WHY = 200  # characters
+MAX_WHY = 200  # characters, also of a message
 EXPLAIN_PARAMETERS = ("protocol", "client", "client_port", "vip", "port")
 
 
@@ -178,14 +185,31 @@ def json_object(body: bytes) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """Whether a change is only to be told, and whether it may cut open flows."""
+    """Whether a change is only to be told, whether it may cut open flows, and why it is made."""
 
     dry_run: bool
     confirmed: bool
+    message: str = ""
 
 
 def _how(body: Mapping[str, object]) -> How:
-    return How(_flag(body, "dry_run"), _flag(body, "confirmed"))
+    return How(
+        _flag(body, "dry_run"),
+        _flag(body, "confirmed"),
+        _text(body, "message", "say in a few words why this is changed"),
+    )
+
+
+def _text(body: Mapping[str, object], name: str, remedy: str) -> str:
+    """A line of text; none is empty."""
+    text = body.get(name, "")
+    if not isinstance(text, str) or len(text) > MAX_WHY or not text.isprintable():
+        raise RequestError(
+            f"is not a line of text of up to {MAX_WHY} characters",
+            where=f"field {name}",
+            remedy=remedy,
+        )
+    return text
 
 
 def reload_request(body: Mapping[str, object]) -> How:
@@ -219,22 +243,79 @@ def edit_request(body: Mapping[str, object]) -> tuple[Edit, How]:
     return Edit(EditOp(op), _name(body, "service"), _name(body, "backend"), values), _how(body)
 
 
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Which version is to run again; of it, one service, or (None) all."""
+
+    version: int
+    service: str | None
+    how: How
+
+
+def rollback_request(body: Mapping[str, object]) -> Rollback:
+    """What POST /v1/rollback asks for."""
+    for name in body:
+        if name not in ROLLBACK_FIELDS:
+            raise _unknown("field", name, ROLLBACK_FIELDS)
+    version = body.get("version")
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise RequestError(
+            f"{version!r} is not a number" if "version" in body else "is missing",
+            where="field version",
+            remedy="use the number of a version: lbctl history",
+        )
+    return Rollback(version, _name(body, "service"), _how(body))
+
+
+def diff_request(given: Mapping[str, str]) -> tuple[int, int | None]:
+    """The versions that GET /v1/history/diff compares; None: what runs now."""
+    new = _number(given, "new", 1, _MOST) if "new" in given else None
+    if "old" not in given:
+        raise RequestError(
+            "is missing", where="parameter old", remedy="use the number of a version: lbctl history"
+        )
+    return _number(given, "old", 1, _MOST), new
+
+
+def event_query(given: Mapping[str, str], now: float) -> Query:
+    """The entries of the journal that GET /v1/events asks for at ``now``."""
+    level = given.get("level", LogLevel.INFO.value)
+    levels = [each.value for each in LogLevel if each is not LogLevel.DEBUG]
+    if level not in levels:
+        raise RequestError(
+            f"{level!r} is not a level",
+            where="parameter level",
+            remedy=f"use one of {', '.join(levels)}",
+        )
+    backend = given.get("backend")
+    if backend is not None and not all(backend.partition("/")):
+        raise RequestError(
+            f"{backend!r} names no backend",
+            where="parameter backend",
+            remedy="use SERVICE/BACKEND, as in chat/gpu-1",
+        )
+    return Query(
+        now - _number(given, "since_s", 0, _MOST) if "since_s" in given else 0.0,
+        _number(given, "after", 0, _MOST) if "after" in given else 0,
+        given.get("service"),
+        backend,
+        LogLevel(level),
+        given.get("event"),
+        _number(given, "limit", 1, MAX_EVENTS) if "limit" in given else MAX_EVENTS,
+    )
+
+
 def block_order(body: Mapping[str, object]) -> BlockOrder:
     """What POST /v1/guard/block wants blocked."""
     for name in body:
         if name not in BLOCK_FIELDS:
             raise _unknown("field", name, BLOCK_FIELDS)
-    for_s, why = body.get("for_s", DEFAULT_S), body.get("why", "")
+    for_s = body.get("for_s", DEFAULT_S)
     if isinstance(for_s, bool) or not isinstance(for_s, int | float):
         raise RequestError(
             f"{for_s!r} is not a number of seconds", where="field for_s", remedy="use 600, say"
         )
-    if not isinstance(why, str) or len(why) > MAX_WHY or not why.isprintable():
-        raise RequestError(
-            f"is not a line of text of up to {MAX_WHY} characters",
-            where="field why",
-            remedy="say in a few words why these are blocked",
-        )
+    why = _text(body, "why", "say in a few words why these are blocked")
     return BlockOrder(_prefixes(body), float(for_s), why, _flag(body, "confirmed"))
 
 

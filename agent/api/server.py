@@ -10,6 +10,7 @@ import asyncio
 import gzip
 import json
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from agent.api import failoverviews, guardviews, listen, peer, requests, trace, 
 from agent.api.control import Control, Following
 from agent.config.plan import Change
 from agent.config.render import document
+from agent.config.versions import Author
 from agent.errors import (
     ConfigError,
     ConflictError,
@@ -179,7 +181,11 @@ class ApiServer:
                 web.get("/v1/flows", self._flows),
                 web.get("/v1/explain", self._explain),
                 web.get("/v1/trace", self._trace),
+                web.get("/v1/events", self._events),
+                web.get("/v1/history", self._history),
+                web.get("/v1/history/diff", self._diff),
                 web.post("/v1/edit", self._edit),
+                web.post("/v1/rollback", self._rollback),
                 web.post("/v1/reload", self._reload),
                 web.get("/v1/guard", self._guard),
                 web.get("/v1/guard/test", self._guard_test),
@@ -217,14 +223,16 @@ class ApiServer:
 
     async def _status(self, request: web.Request) -> web.Response:
         _parameters(request)
-        return _json(views.status(self._control.snapshot(())))
+        return _json(views.status(self._control.snapshot(()), self._control.recent()))
 
     async def _services(self, request: web.Request) -> web.Response:
         _parameters(request)
         snapshot = self._control.snapshot()
 
         def render() -> web.Response:
-            return _json({"services": [views.service(s, snapshot.at) for s in snapshot.services]})
+            recent = self._control.recent()
+            found = [views.service(each, snapshot.at, recent) for each in snapshot.services]
+            return _json({"services": found})
 
         # Thousands of backends take a while to write down; health checks must not wait for it.
         return await asyncio.to_thread(render)
@@ -234,7 +242,7 @@ class ApiServer:
         name = request.match_info["name"]
         snapshot = self._control.snapshot((name,))
         for service in snapshot.services:
-            return _json(views.service(service, snapshot.at))
+            return _json(views.service(service, snapshot.at, self._control.recent()))
         raise NotFoundError(
             f"there is no service {name!r}", where="services", remedy="lbctl service list"
         )
@@ -263,7 +271,7 @@ class ApiServer:
         query = requests.trace_query(given, self._control.config())
         with self._control.follow(query) as following:
             # It costs time on the packet path, so who asked for it is of interest.
-            _log_use(_peer(request), "api_trace", **given)
+            _log_use(_peer(request), "trace", **given)
             self._following.add(following)
             try:
                 return await trace.stream(request, following)
@@ -279,21 +287,45 @@ class ApiServer:
         _parameters(request)
         caller = _peer(request)  # it may have left when the change is made
         edit, how = requests.edit_request(requests.json_object(await request.read()))
-        made = await self._control.edit(edit, how.dry_run, confirmed=how.confirmed)
-        if not how.dry_run:
-            _log_use(
-                caller, "api_edit", op=edit.op.value, service=edit.service, backend=edit.backend
-            )
+        author = Author(peer.name_of(caller), how.message)
+        made = await self._control.edit(edit, how.dry_run, confirmed=how.confirmed, author=author)
         return self._made(made, applied=not how.dry_run)
+
+    async def _rollback(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        caller = _peer(request)
+        asked = requests.rollback_request(requests.json_object(await request.read()))
+        how = asked.how
+        author = Author(peer.name_of(caller), how.message)
+        made = await self._control.rollback(
+            asked.version, asked.service, how.dry_run, confirmed=how.confirmed, author=author
+        )
+        return self._made(made, applied=not how.dry_run)
+
+    async def _events(self, request: web.Request) -> web.Response:
+        given = _parameters(request, requests.EVENT_PARAMETERS)
+        query = requests.event_query(given, time.time())
+        events = self._control.events
+        return await asyncio.to_thread(lambda: _json(views.events(events(query))))  # many, maybe
+
+    async def _history(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        return _json(views.versions(await self._control.versions()))
+
+    async def _diff(self, request: web.Request) -> web.Response:
+        given = _parameters(request, requests.DIFF_PARAMETERS)
+        changes = await self._control.diff(*requests.diff_request(given))
+        return _json({"changes": views.changes(changes)})
 
     async def _reload(self, request: web.Request) -> web.Response:
         _parameters(request)
         caller = _peer(request)
         body = await request.read()
         how = requests.reload_request(requests.json_object(body) if body else {})
-        made = await self._control.reload(dry_run=how.dry_run, confirmed=how.confirmed)
-        if not how.dry_run:
-            _log_use(caller, "api_reload", changes=len(made), confirmed=how.confirmed)
+        author = Author(peer.name_of(caller), how.message)
+        made = await self._control.reload(
+            dry_run=how.dry_run, confirmed=how.confirmed, author=author
+        )
         return self._made(made, applied=not how.dry_run)
 
     def _made(self, changes: tuple[Change, ...], *, applied: bool) -> web.Response:
@@ -322,7 +354,7 @@ class ApiServer:
         order = requests.block_order(requests.json_object(await request.read()))
         done = await self._control.block(order)
         prefixes = [shown(prefix) for prefix in order.prefixes]
-        _log_use(caller, "api_block", prefixes=prefixes, for_s=order.for_s, why=order.why)
+        _log_use(caller, "block", prefixes=prefixes, for_s=order.for_s, why=order.why)
         unsaved = self._control.snapshot(()).guard.unsaved
         return _json(
             {
@@ -339,7 +371,7 @@ class ApiServer:
         prefixes = requests.unblock_order(requests.json_object(await request.read()))
         told = await self._control.unblock(prefixes)
         named = [shown(prefix) for prefix in prefixes]
-        _log_use(caller, "api_unblock", prefixes=named)
+        _log_use(caller, "unblock", prefixes=named)
         return _json(
             {
                 "unblocked": named,
@@ -360,7 +392,7 @@ class ApiServer:
         order = requests.move_order(request.match_info["verb"], body)
         moved = await self._control.move(order)
         if not order.dry_run:
-            _log_use(caller, "api_failover", verb=order.verb.value, instance=order.instance)
+            _log_use(caller, order.verb.value, instance=order.instance)
         return _json({"text": moved.text, "flows_sent": moved.flows, "applied": not order.dry_run})
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -454,4 +486,4 @@ def _peer(request: web.Request) -> peer.Peer | None:
 
 def _log_use(caller: peer.Peer | None, event: str, **what: object) -> None:
     """Who changed something; reading leaves no trace."""
-    log.info(event, uid=caller and caller.uid, pid=caller and caller.pid, **what)
+    log.info(event, by=peer.name_of(caller), pid=caller and caller.pid, **what)

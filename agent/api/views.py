@@ -13,6 +13,7 @@ from agent.api.times import age_s, rfc3339
 from agent.config.defaults import check_port
 from agent.config.plan import Change
 from agent.config.render import limits_fields
+from agent.config.versions import Version
 from agent.errors import ConfigError, SteelyardError
 from agent.model import (
     BackendState,
@@ -24,6 +25,7 @@ from agent.model import (
     ServiceState,
     Via,
 )
+from agent.state.journal import Entry, Tally
 from agent.state.loads import counts_waiting, learns_speed
 from agent.state.nat_blocks import described
 from agent.state.queries import Explanation, FlowPage, FlowView
@@ -41,7 +43,7 @@ from agent.state.way import way_of
 type Json = dict[str, object]
 
 
-def status(snapshot: Snapshot) -> Json:
+def status(snapshot: Snapshot, recent: Tally) -> Json:
     """The body of GET /v1/status."""
     services, backends = snapshot.service_states, snapshot.backend_states
     return {
@@ -71,12 +73,13 @@ def status(snapshot: Snapshot) -> Json:
             **{state.value: backends.get(state, 0) for state in BackendState},
         },
         "rates": _rates(snapshot.rates),
+        "events_last_hour": {level: recent.levels.get(level, 0) for level in ("warning", "error")},
         "failover": failoverviews.summary(snapshot.failover, snapshot.at),
     }
 
 
-def service(view: ServiceSnapshot, at: float) -> Json:
-    """A ServiceView; ``at`` is when the snapshot was taken."""
+def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
+    """A ServiceView; ``at`` is when the snapshot was taken, ``recent`` what has happened before."""
     configured = view.service
     return {
         "name": configured.name,
@@ -139,7 +142,7 @@ def service(view: ServiceSnapshot, at: float) -> Json:
             "closing": configured.timeouts.closing_s,
         },
         "health_check": _health_check(configured),
-        "backends": [_backend(configured, backend, at) for backend in view.backends],
+        "backends": [_backend(configured, backend, at, recent) for backend in view.backends],
     }
 
 
@@ -156,6 +159,42 @@ def changes(made: tuple[Change, ...]) -> list[Json]:
         }
         for change in made
     ]
+
+
+def versions(kept: tuple[Version, ...]) -> Json:
+    """The body of GET /v1/history."""
+    return {
+        "versions": [
+            {
+                "number": version.number,
+                "at": rfc3339(version.at),
+                "how": version.how,
+                "who": version.who,
+                "message": version.message,
+                "changes": list(version.changes),
+                "changes_count": version.changes_count,
+            }
+            for version in kept
+        ]
+    }
+
+
+def events(entries: tuple[Entry, ...]) -> Json:
+    """The body of GET /v1/events."""
+    return {
+        "events": [
+            {
+                "number": entry.number,
+                "at": rfc3339(entry.at),
+                "level": entry.level.value,
+                "event": entry.event,
+                "service": entry.service or None,
+                "backend": entry.fields.get("backend"),
+                "fields": dict(entry.fields),
+            }
+            for entry in entries
+        ]
+    }
 
 
 def flows(page: FlowPage) -> Json:
@@ -245,8 +284,9 @@ def _dataplane(view: DataplaneSnapshot) -> Json:
     }
 
 
-def _backend(service: Service, view: BackendSnapshot, at: float) -> Json:
+def _backend(service: Service, view: BackendSnapshot, at: float, recent: Tally) -> Json:
     health = view.health
+    name = f"{service.name}/{view.backend.name}"
     return {
         "service": service.name,
         "name": view.backend.name,
@@ -257,6 +297,7 @@ def _backend(service: Service, view: BackendSnapshot, at: float) -> Json:
         "zone": view.backend.zone,
         "state": view.state.value,
         "reason": view.reason,
+        "state_changes_last_hour": recent.changes.get(name, 0),
         "since": rfc3339(view.since),
         "since_s": age_s(view.since, at),
         "admin_state": view.backend.admin.value,

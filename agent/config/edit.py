@@ -16,7 +16,7 @@ from agent.config import rules
 from agent.config.kinds import suggestion
 from agent.config.load import build, merge
 from agent.config.plan import keeping
-from agent.config.render import document
+from agent.config.render import document, service_document
 from agent.errors import ConfigError, ConflictError, NotFoundError, SteelyardError
 from agent.model import Config
 
@@ -83,6 +83,29 @@ def apply_edit(config: Config, edit: Edit) -> Config:
     data = document(config)
     _OPERATIONS[edit.op](data, edit)
     return keeping(config, build(data, _Place(data)))
+
+
+def back_to(config: Config, old: Config, service: str | None) -> Edit:
+    """The edit that has the services of ``old`` again, or (``service``) that one of them: it is put
+    back, or removed if ``old`` has it not. Raises NotFoundError if neither has it.
+    """
+    wanted = [service_document(each) for each in old.services]
+    if service is not None:
+        running = {each.name: service_document(each) for each in config.services}
+        was = {str(each["name"]): each for each in wanted}
+        if service not in was | running:
+            hint = suggestion(service, [*was, *running])
+            raise NotFoundError(
+                f"there is no service {service}, neither now nor in that version",
+                where=f"service {service}",
+                remedy=f"{hint}`lbctl service list` shows those that there are",
+            )
+        running.pop(service, None)
+        place = [each.name for each in config.services]
+        after = running | ({service: was[service]} if service in was else {})
+        order = sorted(after, key=lambda name: place.index(name) if name in place else len(place))
+        wanted = [after[name] for name in order]
+    return Edit(EditOp.SERVICES_APPLY, values={"services": wanted})
 
 
 _OF_ONE = frozenset(

@@ -21,6 +21,7 @@ from agent.config.document import Document, read_yaml, write_yaml
 from agent.config.load import build, parse
 from agent.config.plan import Change, keeping, plan
 from agent.config.render import document, service_document
+from agent.config.versions import Act, Author, Versions
 from agent.errors import ConfigError
 from agent.files import sync_folder, write_atomically
 from agent.model import Config, Service
@@ -32,6 +33,7 @@ format: 1
 file_sha256: {file_digest}
 body_sha256: {body_digest}
 """
+_UNKNOWN = Act("save", Author("lb-agent"))
 _NO_CHANGES = "runtime_changes: []\n"  # how the body of a configuration without any begins
 _SPLIT = re.compile(
     r"(?:#[^\n]*\n)*format: (\d+)\nfile_sha256: ([0-9a-f]{64})\nbody_sha256: ([0-9a-f]{64})\n"
@@ -72,11 +74,14 @@ class RunningStore:
     def __init__(self, state_dir: Path, name: str, file: Path | None = None) -> None:
         self._name = name
         self._file = "" if file is None else os.path.realpath(file)
-        self._held: _Saved | None = None  # what could not be written
+        self._held: tuple[_Saved, Act] | None = None  # what could not be written
         # How the file was when it was written last, and what is in it.
         self._written: tuple[object, _Saved] | None = None
         self._texts: dict[str, tuple[Service, str]] = {}  # of the services that were written last
+        self._digest = ""  # of the configuration that was saved last
+        self.versions = Versions(state_dir, name)
         self.problem = ""  # why; empty: everything is on disk
+        self.history_problem = ""  # why the last version is not in the history; empty: it is
         self.path = state_dir / f"{name}.running.yaml"
         self.previous_path = state_dir / f"{name}.running.yaml.previous"
         self.damaged_path = state_dir / f"{name}.running.yaml.damaged"
@@ -122,25 +127,52 @@ class RunningStore:
             saved.config, saved.config, saved.file_digest, file_problem=file_problem
         )
 
-    def keep(self, config: Config, file_digest: str, changes: Iterable[Change | str] = ()) -> str:
+    def keep(
+        self,
+        config: Config,
+        file_digest: str,
+        changes: Iterable[Change | str] = (),
+        act: Act = _UNKNOWN,
+    ) -> str:
         """As ``save``, but what cannot be written is held in memory. Why it was not, or empty.
 
-        What is held counts as saved for this process, and ``write_held`` tries again.
+        What is held counts as saved for this process, and ``write_held`` tries again. ``act``:
+        what made this the running configuration; if it is another than the last, it is a version.
         """
         lines = tuple(str(change) for change in changes)
+        act = act.after(self._held[1] if self._held else None)
         try:
             self.save(config, file_digest, lines)
         except ConfigError as error:
-            self._held = _Saved(self._file, file_digest, config, lines)
+            self._held = _Saved(self._file, file_digest, config, lines), act
             self.problem = str(error)
         else:
             self._held, self.problem = None, ""
+            self._add_version(act)
         return self.problem
 
     def write_held(self) -> bool:
         """Write what is held; whether that is done now."""
-        held = self._held
-        return held is not None and not self.keep(held.config, held.file_digest, held.changes)
+        if self._held is None:
+            return False
+        (held, act), self._held = self._held, None
+        return not self.keep(held.config, held.file_digest, held.changes, act)
+
+    def version(self, number: int) -> Config:
+        """The configuration of a version; raises NotFoundError, or ConfigError if it is damaged."""
+        path = self.versions.path_of(number)
+        whole = self._verified(path)
+        if whole is None:
+            raise self._damaged("it was removed meanwhile", path)
+        return self._parsed(*whole, path).config
+
+    def _add_version(self, act: Act) -> None:
+        try:
+            self.versions.add(self.path, self._digest, act)
+        except OSError as error:
+            self.history_problem = str(error)
+        else:
+            self.history_problem = ""
 
     def save(self, config: Config, file_digest: str, changes: Iterable[Change | str] = ()) -> None:
         """Makes ``config`` what the next start runs with, as long as the file is the same.
@@ -150,13 +182,15 @@ class RunningStore:
         """
         self._put_aside_unless(file_digest)
         lines = [str(change) for change in changes]
-        body = self._body(config, lines)
+        told, content = self._body(config, lines)
+        body = told + content
         header = _HEADER.format(name=self._name, file_digest=file_digest, body_digest=_sha256(body))
         self._written = None
         try:
             write_atomically(self.path, header + body)
             saved = _Saved(self._file, file_digest, config, tuple(lines))
             self._written = self._stamp(), saved
+            self._digest = _sha256(content)
         except OSError as error:
             raise ConfigError(
                 f"the running configuration cannot be saved: {error.strerror}",
@@ -173,61 +207,71 @@ class RunningStore:
             return None
         return seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size
 
-    def _body(self, config: Config, changes: list[str]) -> str:
-        """The document, with the services last: only those that have changed are written anew, for
-        there may be thousands.
+    def _body(self, config: Config, changes: list[str]) -> tuple[str, str]:
+        """The document: how the configuration came about, and itself, with the services last: only
+        those that have changed are written anew, for there may be thousands.
         """
         alone = document(replace(config, services=()))
         services = alone.pop("services")
-        head = write_yaml({"runtime_changes": changes, "file": self._file, "config": alone})
+        told = write_yaml({"runtime_changes": changes, "file": self._file})
+        head = write_yaml({"config": alone})
         if not config.services:
-            return head + _indented(write_yaml({"services": services}))
+            return told, head + _indented(write_yaml({"services": services}))
         texts = {}
         for service in config.services:
             held = self._texts.get(service.name)
             is_same = held is not None and held[0] is service
             texts[service.name] = held if held and is_same else (service, _text_of(service))
         self._texts = texts
-        return head + "  services:\n" + "".join(text for _, text in texts.values())
+        return told, head + "  services:\n" + "".join(text for _, text in texts.values())
 
     def _read(self) -> _Saved | None:
         if self._held is not None:
-            return self._held
+            return self._held[0]
         if self._written is not None and self._stamp() == self._written[0]:
             return self._written[1]  # nobody has touched it: to read it again takes a second
         whole = self._verified()
         return self._parsed(*whole) if whole else None
 
-    def _verified(self) -> tuple[str, str] | None:
-        """The digest of the file it belongs to, and the body, if the checksum is right."""
+    def _verified(self, path: Path | None = None) -> tuple[str, str] | None:
+        """The digest of the file it belongs to, and the body, if the checksum is right. ``path``:
+        of a version; None: of what was saved last.
+        """
         try:
-            text = self.path.read_bytes().decode()
+            text = (path or self.path).read_bytes().decode()
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
-            raise self._damaged(str(error)) from error
+            raise self._damaged(str(error), path) from error
         match = _SPLIT.match(text)
         if match is None:
-            raise self._damaged("its first lines are not those of a running configuration")
+            raise self._damaged("its first lines are not those of a running configuration", path)
         version, digest, checksum = match.groups()
         body = text[match.end() :]
         if version != "1":
-            raise self._damaged(f"it has format {version}, this version reads format 1")
+            raise self._damaged(f"it has format {version}, this version reads format 1", path)
         if _sha256(body) != checksum:
-            raise self._damaged("its checksum is wrong")
+            raise self._damaged("its checksum is wrong", path)
         return digest, body
 
-    def _parsed(self, digest: str, body: str) -> _Saved:
-        loaded = read_yaml(body, str(self.path))
+    def _parsed(self, digest: str, body: str, path: Path | None = None) -> _Saved:
+        path = path or self.path
+        loaded = read_yaml(body, str(path))
         match loaded.data:
             case {"runtime_changes": list(changes), "config": dict(data), **more}:
                 # Line numbers would be those of the body, without the header.
-                config = build(data, Document(str(self.path)), tuple(loaded.problems))
+                config = build(data, Document(str(path)), tuple(loaded.problems))
                 file = str(more.get("file", ""))  # former releases left it out
                 return _Saved(file, digest, config, tuple(str(change) for change in changes))
-        raise self._damaged("runtime_changes and config are not both in it")
+        raise self._damaged("runtime_changes and config are not both in it", path)
 
-    def _damaged(self, why: str) -> ConfigError:
+    def _damaged(self, why: str, path: Path | None = None) -> ConfigError:
+        if path not in (None, self.path):
+            return ConfigError(
+                f"this version cannot be used: {why}",
+                where=str(path),
+                remedy="take another one: lbctl history",
+            )
         return ConfigError(
             f"the running configuration cannot be used: {why}",
             where=str(self.path),

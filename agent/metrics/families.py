@@ -188,6 +188,13 @@ _AGENT_FAMILIES = (
         (),
         one(lambda s: s.defects),
     ),
+    Family(
+        "steelyard_events_total",
+        Kind.COUNTER,
+        "What the agent has said since it began, by kind and level: the lines of `lbctl events`.",
+        ("event", "level"),
+        lambda s: s.events.items(),
+    ),
 )
 
 _PROGRAM_FAMILIES = (

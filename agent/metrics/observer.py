@@ -69,6 +69,7 @@ class AgentFacts:
     reconcile_problem: str = ""
     unsaved_problem: str = ""
     defects: int = 0
+    events: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by event and level
     link_problems: tuple[str, ...] = ()
     vip_problems: tuple[str, ...] = ()
     failover: FailoverView = field(default_factory=FailoverView)
@@ -226,6 +227,7 @@ class Observer:
             reconcile_problem=facts.reconcile_problem,
             unsaved_problem=facts.unsaved_problem,
             defects=facts.defects,
+            events=facts.events,
             link_problems=facts.link_problems,
             vip_problems=facts.vip_problems,
             failover=facts.failover,

@@ -21,7 +21,13 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 _SECTIONS = (
     (
         "Agent",
-        ("steelyard_build_", "steelyard_agent_", "steelyard_config_", "steelyard_reconcile_"),
+        (
+            "steelyard_build_",
+            "steelyard_agent_",
+            "steelyard_config_",
+            "steelyard_reconcile_",
+            "steelyard_events_",
+        ),
     ),
     (
         "Program and flow table",

@@ -366,10 +366,6 @@ class NextHops:
 def _log_change(old: NextHop | None, new: NextHop) -> None:
     first = old is None or (old.mac is None and not new.reason)
     say = log.debug if first else log.info  # a start with thousands is no news
-    say(
-        "next hop",
-        address=str(new.address),
-        old=old.mac if old else None,
-        new=new.mac,
-        reason=new.reason,
-    )
+    is_same = old is not None and old.mac == new.mac
+    macs = {"mac": new.mac} if is_same else {"old": old.mac if old else None, "new": new.mac}
+    say("next hop", address=str(new.address), **macs, why=new.reason)

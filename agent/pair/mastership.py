@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -114,6 +115,7 @@ class Mastership:
         answer = from_json(await ask_async(self._path, request, ANSWER_S))
         if self.problem:
             log.info("the failover process answers")
+        _tell_roles(self.status, answer)
         self.status, self.status_s, self.problem = answer, asked_s, ""
         self.news.set()
         if answer.leaving and answer.pid != self._leaver:
@@ -207,3 +209,23 @@ class Mastership:
     def routers(self) -> tuple[RouterStatus, ...]:
         """The virtual routers, as of the last answer."""
         return self.status.routers if self.status else ()
+
+
+def _tell_roles(before: FailoverStatus | None, after: FailoverStatus) -> None:
+    """The process logs that too, but for itself."""
+    roles = {} if before is None else {router.name: router.role for router in before.routers}
+    for router in after.routers:
+        old = roles.get(router.name)
+        if old is not None and old is not router.role:
+            log.log(
+                logging.ERROR
+                if router.role is Role.FAULT
+                else logging.WARNING
+                if Role.MASTER in (old, router.role)
+                else logging.INFO,
+                "role",
+                router=router.name,
+                old=old.value,
+                new=router.role.value,
+                why=router.why,
+            )

@@ -263,6 +263,7 @@ class Snapshot:
     changes_since_file: int  # runtime changes that the file does not have
     reconcile_problem: str  # what the last pass could not do; empty: nothing
     defects: int  # passes and reloads that an error of the agent's own has ended
+    events: Mapping[tuple[str, str], int]  # what was said, by event and level
     dataplane: DataplaneSnapshot
     services: tuple[ServiceSnapshot, ...] = field(default=())
     service_states: Mapping[ServiceState, int] = field(default_factory=dict)

@@ -6,18 +6,9 @@ from pathlib import Path
 
 import click
 
-from lbctl.changes import (
-    Order,
-    RefusedError,
-    ask,
-    counted,
-    order_cut,
-    report,
-    report_done,
-    show_plan,
-)
+from lbctl.changes import Order, carry_out, report
 from lbctl.environment import Environment, pass_environment
-from lbctl.options import agent_options, dry_run_option, yes_option
+from lbctl.options import agent_options, dry_run_option, message_option, yes_option
 
 
 @click.command()
@@ -31,6 +22,7 @@ from lbctl.options import agent_options, dry_run_option, yes_option
 )
 @dry_run_option
 @yes_option
+@message_option
 @agent_options
 @pass_environment
 def apply(env: Environment, path: Path, dry_run: bool, yes: bool) -> None:
@@ -54,25 +46,18 @@ def apply(env: Environment, path: Path, dry_run: bool, yes: bool) -> None:
             f"left alone, as they are settings of the agent's own file: {', '.join(wanted.ignored)}"
         )
     order = Order("services.apply", values={"services": wanted.services})
-    plan = agent.post("/v1/edit", order.body(dry_run=True))
-    if dry_run or not plan["changes"]:
-        report(env, plan if dry_run else plan | {"applied": True})
+    plan = agent.post("/v1/edit", order.body(env, dry_run=True))
+    if dry_run:
+        report(env, plan)
         return
-    body = order.body(dry_run=False)
-    if yes:
-        report(env, order_cut(env, agent, "/v1/edit", body, yes=True))
-        return
-    removals = [change for change in plan["changes"] if change["action"] == "remove"]
     # Standard input cannot be the file and the answer, too.
-    if env.interactive and path != STDIN:
-        show_plan(env, plan)
-        ask(env, f"Apply: {counted(plan['changes'])}?")
-        report_done(env, order_cut(env, agent, "/v1/edit", body, yes=False))
-        return
-    if removals:
-        show_plan(env, plan)
-        raise RefusedError(
-            f"not applying unasked, with {counted(removals)}: there is no terminal to ask on",
-            remedy="--yes applies without asking",
-        )
-    report(env, order_cut(env, agent, "/v1/edit", body, yes=False))
+    carry_out(
+        env,
+        agent,
+        "/v1/edit",
+        order.body(env, dry_run=False),
+        plan=plan,
+        what="Apply",
+        yes=yes,
+        may_ask=path != STDIN,
+    )

@@ -22,6 +22,7 @@ from lbctl.options import (
     WordType,
     agent_options,
     dry_run_option,
+    message_option,
     watch_option,
     yes_option,
 )
@@ -35,6 +36,7 @@ from lbctl.settings import (
 )
 from lbctl.suggest import did_you_mean
 
+SHOWN_EVENTS = 10
 COUNTED_EVERY_S = 4.0  # the agent counts flows once a second, more rarely in huge tables
 WAIT_POLL_S = 1.0
 
@@ -110,9 +112,16 @@ def show_backend(env: Environment, ref: BackendRef, watch_s: float | None) -> No
     """
 
     def once() -> str:
-        return render(env, get_backend(env, ref), lambda data: _show_view(env, data))
+        found = get_backend(env, ref) | {"events": _last_events(env, ref)}
+        return render(env, found, lambda data: _show_view(env, data))
 
     watch(env, watch_s, once)
+
+
+def _last_events(env: Environment, ref: BackendRef) -> list[dict[str, Any]]:
+    query: dict[str, str | int | None] = {"backend": str(ref), "limit": SHOWN_EVENTS}
+    found: list[dict[str, Any]] = env.agent().get("/v1/events", query)["events"]
+    return found
 
 
 def get_backend(env: Environment, ref: BackendRef) -> dict[str, Any]:
@@ -129,13 +138,17 @@ def get_backend(env: Environment, ref: BackendRef) -> dict[str, Any]:
 
 
 def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
+    from rich.text import Text
+
     from lbctl import loadviews, views
+    from lbctl.commands.events import lines as event_lines
     from lbctl.humanise import age, exact
 
     latency = data["health_latency_ms"]
     checked = f" ({latency:.1f} ms)" if latency is not None else ""
     weight = views.weight(data)
     weight += f" ({data['weight_reason']})" if data["weight_reason"] else ""
+    happened = Text("\n").join(event_lines(data["events"], about=False))
     return facts(
         env,
         [
@@ -161,6 +174,7 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
             ("traffic", views.rates_line(data["rates"])),
             ("totals", views.totals(data)),
             ("since", f"{data['since']} ({age(data['since_s'])} ago)"),
+            ("events", happened if data["events"] else "none yet"),
         ],
     )
 
@@ -209,6 +223,7 @@ _state_option = click.option(
 @server_id_option
 @_state_option
 @dry_run_option
+@message_option
 @agent_options
 @pass_environment
 def add_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: object) -> None:
@@ -233,6 +248,7 @@ def add_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: 
 @server_id_option
 @_state_option
 @dry_run_option
+@message_option
 @agent_options
 @pass_environment
 def set_backend(
@@ -271,6 +287,7 @@ def set_backend(
     help="With --wait: give up after this long (exit 1).",
 )
 @dry_run_option
+@message_option
 @agent_options
 @pass_environment
 def drain_backend(
@@ -309,6 +326,7 @@ def _wait_until_empty(env: Environment, ref: BackendRef, limit_s: float) -> None
 @backend.command("enable")
 @_refs_argument
 @dry_run_option
+@message_option
 @agent_options
 @pass_environment
 def enable_backend(env: Environment, refs: tuple[BackendRef, ...], dry_run: bool) -> None:
@@ -324,6 +342,7 @@ def enable_backend(env: Environment, refs: tuple[BackendRef, ...], dry_run: bool
 @backend.command("disable")
 @_refs_argument
 @dry_run_option
+@message_option
 @agent_options
 @pass_environment
 def disable_backend(env: Environment, refs: tuple[BackendRef, ...], dry_run: bool) -> None:
@@ -357,6 +376,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, given: str | None) -> f
 )
 @dry_run_option
 @yes_option
+@message_option
 @agent_options
 @pass_environment
 def remove_backend(

@@ -62,4 +62,4 @@ def _to_file(env: Environment, path: Path) -> dict[str, Any]:
     if wanted.ignored:
         env.note(f"settings that differ, and that apply leaves alone: {', '.join(wanted.ignored)}")
     order = Order("services.apply", values={"services": wanted.services})
-    return {"changes": agent.post("/v1/edit", order.body(dry_run=True))["changes"]}
+    return {"changes": agent.post("/v1/edit", order.body(env, dry_run=True))["changes"]}

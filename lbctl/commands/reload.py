@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from lbctl.changes import order_cut, report
+from lbctl.changes import order_cut, report, said
 from lbctl.environment import Environment, pass_environment
-from lbctl.options import agent_options, dry_run_option, yes_option
+from lbctl.options import agent_options, dry_run_option, message_option, yes_option
 
 TIMEOUT_S = 60.0  # new features take a new program, which is compiled first
 
@@ -14,6 +14,7 @@ TIMEOUT_S = 60.0  # new features take a new program, which is compiled first
 @click.command()
 @dry_run_option
 @yes_option
+@message_option
 @agent_options
 @pass_environment
 def reload(env: Environment, dry_run: bool, yes: bool) -> None:
@@ -32,4 +33,4 @@ def reload(env: Environment, dry_run: bool, yes: bool) -> None:
     if dry_run:
         report(env, agent.post("/v1/reload", {"dry_run": True}))
         return
-    report(env, order_cut(env, agent, "/v1/reload", {}, yes=yes))
+    report(env, order_cut(env, agent, "/v1/reload", said(env), yes=yes))

@@ -11,7 +11,14 @@ from agent.api.client import ApiNotFoundError
 from lbctl.changes import Order, change, guess, remove, require
 from lbctl.environment import Environment, pass_environment
 from lbctl.groups import SuggestingGroup
-from lbctl.options import SERVICE, agent_options, dry_run_option, watch_option, yes_option
+from lbctl.options import (
+    SERVICE,
+    agent_options,
+    dry_run_option,
+    message_option,
+    watch_option,
+    yes_option,
+)
 from lbctl.output import facts, render, watch
 from lbctl.settings import backends_option, document, service_settings
 
@@ -247,6 +254,7 @@ def _with_unit(key: str, value: object) -> str:
 @service_settings
 @backends_option
 @dry_run_option
+@message_option
 @agent_options
 @pass_environment
 def add_service(env: Environment, /, name: str, dry_run: bool, **options: object) -> None:
@@ -281,6 +289,7 @@ def add_service(env: Environment, /, name: str, dry_run: bool, **options: object
 @click.argument("name", type=SERVICE, metavar="SERVICE")
 @service_settings
 @dry_run_option
+@message_option
 @agent_options
 @pass_environment
 def set_service(env: Environment, /, name: str, dry_run: bool, **options: object) -> None:
@@ -307,6 +316,7 @@ def set_service(env: Environment, /, name: str, dry_run: bool, **options: object
 @click.argument("name", type=SERVICE, metavar="SERVICE")
 @dry_run_option
 @yes_option
+@message_option
 @agent_options
 @pass_environment
 def remove_service(env: Environment, name: str, dry_run: bool, yes: bool) -> None:

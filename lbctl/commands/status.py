@@ -52,6 +52,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("features", " ".join(plane["features"])),
         ("agent", _agent(agent)),
         ("config", _config(agent)),
+        *_recent(data.get("events_last_hour", {})),
     ]
     for key in ("config_problem", "reconcile_problem"):
         if agent[key]:
@@ -65,6 +66,15 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     ]
     pairs += [("PROBLEM", Text(problem, "bold red")) for problem in plane.get("vip_problems", ())]
     return facts(env, pairs)
+
+
+def _recent(counts: Mapping[str, int]) -> list[tuple[str, object]]:
+    """Nothing if nothing has gone wrong in the last hour."""
+    from lbctl.humanise import plural
+
+    told = [plural(counts[level], level) for level in ("error", "warning") if counts.get(level)]
+    hint = "lbctl events --since 1h --level warning"
+    return [("last hour", f"{', '.join(told)}: {hint}")] if told else []
 
 
 HOOKS = {

@@ -62,6 +62,7 @@ def backend_view(name: str, address: str, **changed: object) -> dict[str, Any]:
         "reason": "http 200 in 3 ms",
         "since": "2026-01-02T03:04:05.000Z",
         "since_s": 7500.0,
+        "state_changes_last_hour": 2,
         "admin_state": "active",
         "health": "up",
         "health_reason": "http 200",
@@ -342,6 +343,8 @@ class FakeAgent:
     told: int = 0  # other balancers, of blocks
     refuse_moves: str = ""
     raw: bytes | None = None  # what to answer instead of JSON
+    events: list[dict[str, Any]] = field(default_factory=list)
+    versions: list[dict[str, Any]] = field(default_factory=list)
     traces: list[list[dict[str, Any]]] = field(default_factory=list)  # lines, answer by answer
 
     @property
@@ -358,6 +361,8 @@ class FakeAgent:
             case ["services", name]:
                 found = [view for view in self.services if view["name"] == unquote(name)]
                 return (200, found[0]) if found else (404, refusal(f"there is no service {name!r}"))
+            case ["events" | "history", *_]:
+                return 200, self.remembered(path, query)
             case ["failover"]:
                 return 200, self.failover
             case ["guard"]:
@@ -375,6 +380,14 @@ class FakeAgent:
                 return 200, self.explanation
         return 404, refusal("there is no such path")
 
+    def remembered(self, path: str, query: dict[str, str]) -> dict[str, Any]:
+        if path == "/v1/events":
+            found = [each for each in self.events if each["number"] > int(query.get("after", 0))]
+            return {"events": found[-int(query.get("limit", 10_000)) :]}
+        if path == "/v1/history":
+            return {"versions": self.versions}
+        return {"changes": self.changes}
+
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if path.startswith("/v1/failover/"):
             if self.refuse_moves:
@@ -389,7 +402,8 @@ class FakeAgent:
         self.edits.append(body)
         if self.refuse_edits is not None:
             return self.refuse_edits
-        if self.refuse_unconfirmed is not None and not body.get("confirmed"):
+        asks = not (body.get("confirmed") or body.get("dry_run"))
+        if self.refuse_unconfirmed is not None and asks:
             return 428, self.refuse_unconfirmed
         unsaved = {"unsaved_problem": self.unsaved} if self.unsaved else {}
         return 200, {"changes": self.changes, "applied": not body.get("dry_run")} | unsaved

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import yaml
 
 from agent.api.client import ApiRefusedError
 from agent.dataplane import abi
+from agent.journal import KEEP_S
 from agent.model import Forward, Hook
 from lbctl.lab import build, netns, processes
 from tests.netns.site import Site, assert_unharmed, site, wait_until
@@ -128,14 +131,31 @@ def test_a_drained_backend_finishes_its_connections_and_gets_no_new_ones(lab: Si
     assert_unharmed(load)
 
 
-def test_a_drain_survives_kill_9(lab: Site) -> None:
-    lab.edit("backend.set", service="web", backend="be1", values={"state": "drain"})
+def test_a_drain_survives_kill_9_and_so_does_the_memory_of_it(lab: Site) -> None:
+    for service in ("web", "web6"):
+        lab.edit("backend.set", service=service, backend="be1", values={"state": "active"})
+    wait_until("be1 is up", lambda: lab.backend("web", "be1")["state"] == "up")
+    drain = {"op": "backend.set", "service": "web", "backend": "be1", "values": {"state": "drain"}}
+    lab.api.post("/v1/edit", drain | {"message": "new driver"})
+    version = lab.get("/v1/history")["versions"][-1]
+    who = pwd.getpwuid(os.getuid()).pw_name
+    assert (version["how"], version["message"]) == ("edit", "new driver")
+    assert version["who"].endswith(who)
+    time.sleep(2 * KEEP_S)  # what was said in the last second dies with the agent
     lab.stop_agent(signal.SIGKILL)
     lab.start_agent()
     assert lab.backend("web", "be1")["state"] == "drain"
     assert lab.get("/v1/status")["agent"]["changes_since_file"] >= 1
-    for service in ("web", "web6"):
-        lab.edit("backend.set", service=service, backend="be1", values={"state": "active"})
+    assert lab.get("/v1/history")["versions"][-1] == version
+    told = lab.get("/v1/events", backend="web/be1", limit="2")["events"]
+    change, state = sorted(told, key=lambda event: event["event"] != "change")
+    assert (change["fields"]["by"], change["fields"]["message"]) == (version["who"], "new driver")
+    assert (state["fields"]["old"], state["fields"]["new"]) == ("up", "drain")
+    assert state["fields"]["effect"].endswith("0 % of new connections; 2 of 3 backends get some")
+    warnings = lab.get("/v1/events", level="warning", since_s="60")["events"]
+    assert "the agent before this one was killed, or broke off" in {e["event"] for e in warnings}
+    lab.api.post("/v1/rollback", {"version": version["number"] - 1, "service": "web"})
+    wait_until("be1 is up", lambda: lab.backend("web", "be1")["state"] == "up")
 
 
 def test_a_change_of_one_service_makes_nothing_older_that_is_shown_of_another(lab: Site) -> None:

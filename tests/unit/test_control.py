@@ -6,22 +6,25 @@ import asyncio
 import errno
 import threading
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.config import store as store_module
 from agent.config.edit import Edit, EditOp
-from agent.config.plan import Change
 from agent.config.render import document
 from agent.config.store import RunningStore
+from agent.config.versions import Author
 from agent.control import AgentControl
 from agent.core import Core
 from agent.daemon import _reload_on
-from agent.errors import ConfigError, ConflictError, UnconfirmedError
+from agent.errors import ConfigError, ConflictError, NotFoundError, UnconfirmedError
 from agent.files import write_atomically
+from agent.journal import Journal
 from agent.metrics.observer import AgentFacts
 from agent.model import AdminState, BackendRef, Config, Forward
 from agent.notify import Notifier
@@ -86,7 +89,7 @@ class FakeCore:
     def identities(self, config: Config) -> None:
         pass
 
-    async def take(self, config: Config, changes: tuple[Change, ...]) -> dict[BackendRef, int]:
+    async def take(self, config: Config) -> dict[BackendRef, int]:
         self.taken.append(config)
         self.config = config
         return self.reset
@@ -106,7 +109,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         loaded = store.load(TEXT)
         core = FakeCore(loaded.config, flows)
         facts = AgentFacts("1", "default", 1, 0.0, str(path), "veth")
-        return AgentControl(cast("Core", core), path, loaded, store, facts, Notifier()), core, path
+        journal = Journal(tmp_path, "default")
+        made = AgentControl(cast("Core", core), path, loaded, store, facts, Notifier(), journal)
+        return made, core, path
 
     return control
 
@@ -384,3 +389,67 @@ def test_a_removal_says_how_many_connections_were_reset(make: Make) -> None:
     core.reset = {BackendRef("chat", "gpu-1"): 3, BackendRef("embed", "gpu-1"): 7}
     (made,) = asyncio.run(control.edit(remove, False))
     assert made.effect == f"{planned.effect}; 3 open connections were reset"
+
+
+WEIGHT = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"weight": 7})
+ALICE = Author("alice as root", "too slow")
+
+
+def test_a_change_is_said_and_kept_with_whoever_made_it(make: Make) -> None:
+    control, _, _ = make(0)
+    with capture_logs() as said:
+        asyncio.run(control.edit(WEIGHT, False, author=ALICE))
+    (line,) = [line for line in said if line["event"] == "change"]
+    assert (line["backend"], line["by"], line["message"]) == ("chat/gpu-1", *astuple(ALICE))
+    assert (line["change"], line["version"]) == ("change backend chat/gpu-1: weight 100 → 7", 1)
+    (version,) = asyncio.run(control.versions())
+    assert (version.how, version.who, version.message) == ("edit", *astuple(ALICE))
+
+
+def test_of_a_change_with_many_lines_the_first_are_said(make: Make) -> None:
+    control, core, path = make(0)
+    more = ", ".join(f"{{name: x{n}, address: 10.1.0.{n}}}" for n in range(1, 81))
+    path.write_text(TEXT.replace("10.0.0.22}", f"10.0.0.22}}, {more}"))
+    with capture_logs() as said:
+        asyncio.run(control.reload(author=ALICE))
+    assert len(core.config.services[0].backends) == 82
+    assert [line["event"] for line in said].count("change") == 50
+    (rest,) = [line for line in said if line["event"] == "more changes"]
+    assert rest["count"] == 30
+    assert asyncio.run(control.versions())[0].changes_count == 80
+
+
+def test_a_version_runs_again_as_a_new_one(make: Make) -> None:
+    control, core, _ = make(0)
+    for edit in (WEIGHT, DRAIN):
+        asyncio.run(control.edit(edit, False, author=ALICE))
+    assert [str(each) for each in asyncio.run(control.diff(1, None))] == [
+        "change backend chat/gpu-1: state active → drain"
+    ]
+    planned = asyncio.run(control.rollback(1, None, True, author=ALICE))
+    assert _admin(core) is AdminState.DRAIN
+    assert asyncio.run(control.rollback(1, None, False, author=ALICE)) == planned
+    assert (_admin(core), core.config.services[0].backends[0].weight) == (AdminState.ACTIVE, 7)
+    hows = [each.how for each in asyncio.run(control.versions())]
+    assert hows == ["edit", "edit", "rollback to 1"]
+    assert asyncio.run(control.diff(1, 3)) == ()
+
+
+def test_a_rollback_that_takes_away_what_has_flows_must_be_confirmed(make: Make) -> None:
+    control, core, _ = make(0)
+    asyncio.run(control.edit(WEIGHT, False, author=ALICE))
+    added = {"vip": "10.0.0.12", "port": 80, "backends": [{"name": "a", "address": "10.0.0.21"}]}
+    asyncio.run(control.edit(Edit(EditOp.SERVICE_ADD, "new", None, added), False))
+    core._flows = 3
+    with pytest.raises(UnconfirmedError) as refused:
+        asyncio.run(control.rollback(1, None, False, author=ALICE))
+    assert "lbctl history rollback 1 --yes" in refused.value.remedy
+    asyncio.run(control.rollback(1, None, False, confirmed=True, author=ALICE))
+    assert [service.name for service in core.config.services] == ["chat"]
+
+
+def test_a_version_that_is_not_there_changes_nothing(make: Make) -> None:
+    control, core, _ = make(0)
+    with pytest.raises(NotFoundError, match="none is kept yet"):
+        asyncio.run(control.rollback(1, None, False, author=ALICE))
+    assert core.taken == []

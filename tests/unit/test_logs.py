@@ -110,3 +110,26 @@ def test_values_json_does_not_know_become_text():
     logs.configure(stream=out)
     log.info("vip_added", address=ipaddress.ip_address("192.0.2.1"))
     assert lines(out)[0]["address"] == "192.0.2.1"
+
+
+def test_whoever_hears_the_log_hears_also_what_is_not_written():
+    out, heard = io.StringIO(), []
+    logs.configure(logs.LogLevel.ERROR, stream=out)
+    with logs.heard_by(lambda level, event, fields: heard.append((level, event, dict(fields)))):
+        log.info("backend", backend="chat/gpu-1", why=None)
+        log.debug("nothing")
+        log.log(logging.WARNING, "service", service="chat")
+        try:
+            raise ValueError("of ours")
+        except ValueError:
+            log.exception("broke")
+        log.error("later", exc_info=OSError("there"))
+    log.error("afterwards")
+    assert heard == [
+        ("info", "backend", {"backend": "chat/gpu-1", "why": None}),
+        ("warning", "service", {"service": "chat"}),
+        ("error", "broke", {"problem": "ValueError('of ours')"}),
+        ("error", "later", {"problem": "OSError('there')"}),
+    ]
+    assert [line["event"] for line in lines(out)] == ["broke", "later", "afterwards"]
+    assert "Traceback" in lines(out)[0]["exception"]

@@ -14,9 +14,12 @@ from agent.api.server import ApiServer
 from agent.config.edit import apply_edit
 from agent.config.load import parse
 from agent.config.plan import plan
+from agent.config.versions import Version
+from agent.logs import LogLevel
 from agent.model import BackendState, Health, HealthStatus, NextHop, Protocol, ServiceState
 from agent.state.events import Lost
 from agent.state.guardview import Blocked, Verdicts
+from agent.state.journal import Entry, newest, tally
 from agent.state.moves import Moved
 from agent.state.queries import (
     Draw,
@@ -124,6 +127,7 @@ def make_snapshot(config):
         changes_since_file=1,
         reconcile_problem="",
         defects=0,
+        events={},
         link_problems=("eth0 has no carrier",),
         vip_problems=("8e:c8:18:5b:31:e4 answers for 10.9.0.100, too: it is no backend's",),
         dataplane=DataplaneSnapshot(
@@ -195,6 +199,18 @@ def make_snapshot(config):
     )
 
 
+VERSIONS = (
+    Version(1, 1_000_000.0, "start", "lb-agent", "", (), 0, "a"),
+    Version(2, 1_000_060.0, "edit", "root", "too slow", ("change backend chat/gpu-1",), 1, "b"),
+)
+ENTRIES = (
+    Entry(1, 1_000_000.0, LogLevel.INFO, "ready", {"name": "edge-1"}),
+    Entry(2, 1_000_001.0, LogLevel.WARNING, "backend", {"backend": "chat/gpu-1", "old": "up"}),
+    Entry(3, 1_000_002.5, LogLevel.ERROR, "service", {"service": "chat", "new": "down"}),
+    Entry(4, 1_000_003.0, LogLevel.INFO, "backend", {"backend": "chat/gpu-1", "new": "up"}),
+)
+
+
 class FakeControl:
     """Edits for real, in memory. ``failure`` is raised by whatever is called next."""
 
@@ -202,6 +218,7 @@ class FakeControl:
         self.running = self.file = parse(CONFIG, "agent.yaml")
         self.failure = None
         self.asked = []
+        self.authors = []
         self.attached = True
         self.problem_of_saving = ""
         self.followers = []
@@ -230,7 +247,8 @@ class FakeControl:
     def unsaved(self):
         return self.problem_of_saving
 
-    async def edit(self, edit, dry_run, *, confirmed=False):
+    async def edit(self, edit, dry_run, *, confirmed=False, author):
+        self.authors.append(author)
         self._called("edit", edit, dry_run)
         changed = apply_edit(self.running, edit)
         changes = plan(self.running, changed)
@@ -238,7 +256,27 @@ class FakeControl:
             self.running = changed
         return changes
 
-    async def reload(self, *, dry_run=False, confirmed=False):
+    async def rollback(self, number, service, dry_run, *, confirmed=False, author):
+        self.authors.append(author)
+        self._called("rollback", number, service, dry_run, confirmed)
+        return plan(self.running, self.file)
+
+    async def versions(self):
+        return VERSIONS
+
+    async def diff(self, old, new):
+        self._called("diff", old, new)
+        return plan(self.running, self.file)
+
+    def recent(self):
+        return tally(reversed(ENTRIES), 0.0)
+
+    def events(self, query):
+        self._called("events", query)
+        return newest(reversed(ENTRIES), query)
+
+    async def reload(self, *, dry_run=False, confirmed=False, author):
+        self.authors.append(author)
         self._called("reload", dry_run, confirmed)
         changes = plan(self.running, self.file)
         if not dry_run:

@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from agent.api.peer import Access, Peer, access, group_id, peer_of
+from agent.api import peer as peer_module
+from agent.api.peer import Access, Peer, access, group_id, name_of, peer_of
 from agent.errors import ListenError
 
 
@@ -57,3 +58,26 @@ def test_group_is_named_by_the_configuration():
     with pytest.raises(ListenError) as caught:
         group_id("no-such-group-here")
     assert "groupadd" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("uid", "login", "name"),
+    [
+        (0, None, "root"),
+        (0, "4294967295", "root"),
+        (0, "0", "root"),
+        (0, "12345", "user 12345 as root"),
+        (12345, "12345", "user 12345"),
+        (12345, "no number", "user 12345"),
+    ],
+)
+def test_whoever_logged_in_is_named_also_behind_sudo(tmp_path, monkeypatch, uid, login, name):
+    if login is not None:
+        (tmp_path / "7").mkdir()
+        (tmp_path / "7" / "loginuid").write_text(login)
+    monkeypatch.setattr(peer_module, "PROC", tmp_path)
+    assert name_of(Peer(7, uid, frozenset())) == name
+
+
+def test_of_a_connection_that_is_gone_nobody_is_known():
+    assert name_of(None) == "unknown"

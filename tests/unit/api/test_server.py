@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import pwd
 import socket
 import stat
 from dataclasses import replace
@@ -92,16 +93,90 @@ def test_dry_run_changes_nothing(api, control):
     assert control.running == before
 
 
-def test_changes_are_logged_with_who_made_them(api):
-    with capture_logs() as logged:
-        api.post("/v1/edit", op="service.remove", service="dns")
-        api.post("/v1/reload")
-        api.get("/v1/status")
-    made = [line for line in logged if line["event"] in ("api_edit", "api_reload")]
-    assert [line["event"] for line in made] == ["api_edit", "api_reload"]
-    assert made[0]["uid"] == os.getuid()
-    assert made[0]["pid"] == os.getpid()
-    assert made[0]["service"] == "dns"
+def test_whoever_makes_a_change_is_known_and_what_they_say(api, control):
+    api.post("/v1/edit", op="service.remove", service="dns", message="not needed")
+    api.post("/v1/reload")
+    api.get("/v1/status")
+    me = pwd.getpwuid(os.getuid()).pw_name
+    assert [author.message for author in control.authors] == ["not needed", ""]
+    assert all(author.who.split(" as ")[-1] == me for author in control.authors)
+
+
+@pytest.mark.parametrize("message", ["x" * 201, "two\nlines", 7])
+def test_a_message_is_a_short_line(api, control, message):
+    status, body = api.post("/v1/reload", message=message)
+    assert (status, body["error"]["where"]) == (400, "field message")
+    assert control.authors == []
+
+
+def test_events_are_told_as_they_are_asked_for(api, control):
+    status, body = api.get("/v1/events?backend=chat/gpu-1")
+    assert status == 200
+    assert [event["number"] for event in body["events"]] == [2, 4]
+    assert body["events"][0] == {
+        "number": 2,
+        "at": "1970-01-12T13:46:41.000Z",
+        "level": "warning",
+        "event": "backend",
+        "service": "chat",
+        "backend": "chat/gpu-1",
+        "fields": {"backend": "chat/gpu-1", "old": "up"},
+    }
+    _, body = api.get("/v1/events?service=chat&level=warning&after=2")
+    assert [event["number"] for event in body["events"]] == [3]
+    _, body = api.get("/v1/events?since_s=60")
+    assert body["events"] == []
+    _, body = api.get("/v1/events?limit=1")
+    assert [event["number"] for event in body["events"]] == [4]
+
+
+@pytest.mark.parametrize("asked", ["level=bad", "backend=gpu-1", "since_s=-1", "limit=0", "kind=x"])
+def test_what_no_event_can_be_is_refused(api, asked):
+    status, body = api.get(f"/v1/events?{asked}")
+    assert status == 400
+    assert body["error"]["where"] == f"parameter {asked.partition('=')[0]}"
+
+
+def test_the_history_and_a_rollback(api, control):
+    _, body = api.get("/v1/history")
+    assert body["versions"][1] == {
+        "number": 2,
+        "at": "1970-01-12T13:47:40.000Z",
+        "how": "edit",
+        "who": "root",
+        "message": "too slow",
+        "changes": ["change backend chat/gpu-1"],
+        "changes_count": 1,
+    }
+    assert api.get("/v1/history/diff?old=1&new=2") == (200, {"changes": []})
+    status, body = api.post("/v1/rollback", version=1, service="chat", dry_run=True)
+    assert (status, body["applied"]) == (200, False)
+    status, body = api.post("/v1/rollback", version=1, confirmed=True)
+    assert (status, body["applied"]) == (200, True)
+    assert control.asked == [
+        ("diff", 1, 2),
+        ("rollback", 1, "chat", True, False),
+        ("rollback", 1, None, False, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ({}, "field version"),
+        ({"version": "1"}, "field version"),
+        ({"version": True}, "field version"),
+        ({"version": 1, "to": 2}, "field to"),
+    ],
+)
+def test_a_rollback_names_a_version(api, body, where):
+    status, answer = api.post("/v1/rollback", **body)
+    assert (status, answer["error"]["where"]) == (400, where)
+
+
+def test_a_diff_names_a_version(api):
+    status, answer = api.get("/v1/history/diff?new=2")
+    assert (status, answer["error"]["where"]) == (400, "parameter old")
 
 
 @pytest.mark.parametrize(

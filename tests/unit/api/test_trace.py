@@ -167,7 +167,7 @@ def test_who_follows_is_logged(api):
 
     with capture_logs() as logged:
         follow(api, story, "/v1/trace?kind=drop")
-    (entry,) = [entry for entry in logged if entry["event"] == "api_trace"]
+    (entry,) = [entry for entry in logged if entry["event"] == "trace"]
     assert (entry["kind"], "pid" in entry) == ("drop", True)
 
 

@@ -9,10 +9,13 @@ import pytest
 from agent.api import views
 from agent.errors import ConfigError, DataplaneError
 from agent.model import CheckKind, Scheduler
+from agent.state.journal import Tally
+
+RECENT = Tally({"info": 9, "warning": 2}, {"chat/gpu-1": 3})
 
 
 def test_status_has_the_keys_of_the_contract(snapshot):
-    body = views.status(snapshot)
+    body = views.status(snapshot, RECENT)
     assert body == {
         "agent": {
             "name": "edge-1",
@@ -79,12 +82,13 @@ def test_status_has_the_keys_of_the_contract(snapshot):
             "bits_per_s": 3.0,
             "drops_per_s": 4.0,
         },
+        "events_last_hour": {"warning": 2, "error": 0},
         "failover": {"configured": False, "problem": "", "instances": [], "flow_sync": []},
     }
 
 
 def test_service_has_the_keys_of_the_contract(snapshot, now):
-    body = views.service(snapshot.services[0], now)
+    body = views.service(snapshot.services[0], now, RECENT)
     backends = body.pop("backends")
     assert len(backends) == 2
     assert body == {
@@ -184,7 +188,7 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
 
 
 def test_backend_has_the_keys_of_the_contract(snapshot, now):
-    body = views.service(snapshot.services[0], now)["backends"][0]
+    body = views.service(snapshot.services[0], now, RECENT)["backends"][0]
     assert body == {
         "service": "chat",
         "name": "gpu-1",
@@ -197,6 +201,7 @@ def test_backend_has_the_keys_of_the_contract(snapshot, now):
         "reason": "2 checks passed",
         "since": "2023-11-14T22:12:20.000Z",
         "since_s": 60.0,
+        "state_changes_last_hour": 3,
         "admin_state": "active",
         "health": "up",
         "health_reason": "200 OK",
@@ -251,13 +256,13 @@ def test_backend_has_the_keys_of_the_contract(snapshot, now):
 
 
 def test_what_is_not_known_is_null(snapshot, now):
-    body = views.service(snapshot.services[0], now)["backends"][1]
+    body = views.service(snapshot.services[0], now, RECENT)["backends"][1]
     assert body["next_hop"] is None
     assert body["health_latency_ms"] is None
 
 
 def test_any_port_is_a_word(snapshot, now):
-    body = views.service(snapshot.services[1], now)
+    body = views.service(snapshot.services[1], now, RECENT)
     assert body["port"] == "any"
     assert body["vip"] == "fd00::10"
     assert body["health_check"] == {"type": "none"}
@@ -266,12 +271,12 @@ def test_any_port_is_a_word(snapshot, now):
 def test_a_prefix_and_a_range_are_as_the_operator_wrote_them(snapshot, now):
     view = snapshot.services[0]
     key = replace(view.service.key, port=8000, port_last=8010, vip_bits=24)
-    body = views.service(replace(view, service=replace(view.service, key=key)), now)
+    body = views.service(replace(view, service=replace(view.service, key=key)), now, RECENT)
     assert (body["vip"], body["port"]) == ("10.0.0.10/24", "8000-8010")
 
 
 def test_what_a_service_does_not_count_is_null(snapshot, now):
-    body = views.service(snapshot.services[1], now)
+    body = views.service(snapshot.services[1], now, RECENT)
     assert body["counts_waiting_bytes"] is False
     assert (body["waiting_bytes"], body["waiting_requests"], body["open_connections"]) == (
         None, None, 3,
@@ -292,7 +297,7 @@ def test_what_a_service_does_not_count_is_null(snapshot, now):
 def test_a_scheduler_shows_what_it_goes_by(snapshot, now, scheduler, settings):
     view = snapshot.services[0]
     changed = replace(view, service=replace(view.service, scheduler=scheduler))
-    assert views.service(changed, now)["scheduler_settings"] == settings
+    assert views.service(changed, now, RECENT)["scheduler_settings"] == settings
 
 
 def test_health_check_shows_only_what_its_kind_uses(snapshot, now):
@@ -301,7 +306,7 @@ def test_health_check_shows_only_what_its_kind_uses(snapshot, now):
     def shown(**changes):
         check = replace(view.service.health, **changes)
         changed = replace(view, service=replace(view.service, health=check))
-        return views.service(changed, now)["health_check"]
+        return views.service(changed, now, RECENT)["health_check"]
 
     assert "path" not in shown(kind=CheckKind.TCP)
     assert "verify_tls" not in shown(kind=CheckKind.HTTP)
@@ -316,7 +321,7 @@ def test_health_check_has_a_port_where_all_backends_have_the_same(snapshot, now)
         first = view.service.backends[0]
         backends = tuple(replace(first, name=f"b{port}", port=port) for port in ports)
         changed = replace(view, service=replace(view.service, backends=backends))
-        return views.service(changed, now)["health_check"]["port"]
+        return views.service(changed, now, RECENT)["health_check"]["port"]
 
     assert shown(8001, 8001) == 8001
     assert shown(8001, 8002) is None
@@ -324,12 +329,12 @@ def test_health_check_has_a_port_where_all_backends_have_the_same(snapshot, now)
 
 
 def test_clock_set_back_makes_no_negative_age(snapshot, now):
-    assert views.service(snapshot.services[0], now - 1000)["since_s"] == 0.0
+    assert views.service(snapshot.services[0], now - 1000, RECENT)["since_s"] == 0.0
 
 
 def test_flow_table_without_slots_is_not_full(snapshot):
     bare = replace(snapshot.dataplane, flow_slots=0, flows_by_state={})
-    table = views.status(replace(snapshot, dataplane=bare))["dataplane"]["flow_table"]
+    table = views.status(replace(snapshot, dataplane=bare), RECENT)["dataplane"]["flow_table"]
     assert table == {
         "slots": 0,
         "established": 0,
@@ -412,5 +417,7 @@ def test_error_lists_problems_only_when_there_are_several():
 
 
 def test_every_view_is_json(snapshot, now):
-    json.dumps(views.status(snapshot), allow_nan=False)
-    json.dumps([views.service(service, now) for service in snapshot.services], allow_nan=False)
+    json.dumps(views.status(snapshot, RECENT), allow_nan=False)
+    json.dumps(
+        [views.service(service, now, RECENT) for service in snapshot.services], allow_nan=False
+    )

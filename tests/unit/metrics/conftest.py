@@ -82,6 +82,7 @@ def snapshot():
         changes_since_file=2,
         reconcile_problem="",
         defects=0,
+        events={},
         dataplane=DataplaneSnapshot(
             interface="eth0",
             ifindex=2,
