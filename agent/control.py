@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from agent.config import live
-from agent.config.edit import Edit, EditOp, apply_edit, back_to
+from agent.config.edit import Edit, EditOp, apply_edits, back_to
 from agent.config.load import read_text
 from agent.config.plan import (
     TABLE_FIELDS,
@@ -35,6 +35,7 @@ from agent.journal import Journal
 from agent.metrics.observer import AgentFacts
 from agent.model import Address, BackendRef, Config, Network
 from agent.notify import Notifier
+from agent.state.causes import Troubles, troubles
 from agent.state.events import TraceQuery
 from agent.state.guardview import Blocked, BlockOrder, Verdicts
 from agent.state.journal import Entry, Query, Tally
@@ -117,14 +118,18 @@ class AgentControl:
         return self._since_file.plan(self._loaded.file_config, self._core.config)
 
     async def edit(
-        self, edit: Edit, dry_run: bool, *, confirmed: bool = False, author: Author = _AGENT
+        self,
+        *edits: Edit,
+        dry_run: bool = False,
+        confirmed: bool = False,
+        author: Author = _AGENT,
     ) -> tuple[Change, ...]:
-        """Change the running configuration, or say what would change."""
+        """Change the running configuration, or say what would change: all of it, or nothing."""
         async with self._changing:
             # What removes by name is meant.
-            asks = edit.op is EditOp.SERVICES_APPLY and not confirmed
+            asks = any(edit.op is EditOp.SERVICES_APPLY for edit in edits) and not confirmed
             confirm = "lbctl apply --yes" if asks else ""
-            return await self._change(edit, dry_run, confirm, Act("edit", author))
+            return await self._change(edits, dry_run, confirm, Act("edit", author))
 
     async def rollback(
         self,
@@ -140,14 +145,15 @@ class AgentControl:
             old = await asyncio.to_thread(self._store.version, number)
             edit = back_to(self._core.config, old, service)
             confirm = "" if confirmed else f"lbctl history rollback {number} --yes"
-            return await self._change(edit, dry_run, confirm, Act(f"rollback to {number}", author))
+            act = Act(f"rollback to {number}", author)
+            return await self._change((edit,), dry_run, confirm, act)
 
     async def _change(
-        self, edit: Edit, dry_run: bool, confirm: str, act: Act
+        self, edits: Sequence[Edit], dry_run: bool, confirm: str, act: Act
     ) -> tuple[Change, ...]:
         """``confirm``: how to confirm what would cut open flows; empty: that is meant."""
-        new = apply_edit(self._core.config, edit)
-        changes = plan(self._core.config, new)
+        new = apply_edits(self._core.config, edits)
+        changes = with_outages(plan(self._core.config, new), self._core.emptied(new))
         self._core.identities(new)  # refuses what the tables cannot hold
         await self._keep_flows(new)
         await self._core.guarding.prepare(new)
@@ -208,6 +214,10 @@ class AgentControl:
             async with self._changing:
                 if await asyncio.to_thread(self._store.write_held):
                     log.info("the changes that were in memory only are saved")
+
+    def troubles(self) -> Troubles:
+        """What is wrong now, by server and cause."""
+        return troubles(self._core.refreshed())
 
     def recent(self) -> Tally:
         """What the agent has said in the last hour."""
@@ -381,6 +391,24 @@ class AgentControl:
             dataplane.now_jiffies(),
         )
         return explain(view, tuple5)
+
+
+def with_outages(changes: tuple[Change, ...], emptied: Collection[str]) -> tuple[Change, ...]:
+    """Changes that say, too, which services they leave without any backend that is well now."""
+    told: dict[str, Change] = {}
+    for change in changes:
+        if change.service in emptied and change.action is not Action.ADD:
+            told[change.service] = change  # the last one of the service says it
+    return tuple(
+        replace(
+            change,
+            effect=f"{change.effect}; as things are, no backend of {change.service} is left that "
+            "is well".removeprefix("; "),
+        )
+        if told.get(change.service) is change
+        else change
+        for change in changes
+    )
 
 
 def with_resets(changes: tuple[Change, ...], reset: Mapping[BackendRef, int]) -> tuple[Change, ...]:

@@ -330,6 +330,22 @@ class Core:
         """The ids of a configuration; DataplaneError if the tables cannot hold it."""
         return self._reconciler.identities(config)
 
+    def emptied(self, new: Config) -> frozenset[str]:
+        """The services that another configuration would leave without a usable backend, as things
+        are, and that have one now.
+        """
+        now = self.now.situation
+        names = changed(now.config, new)
+        part = new if names is None else part_of(new, names)
+        health, known = self.health(), now.hops
+        refs = [_ref(service, backend) for service in part.services for backend in service.backends]
+        unknown = HealthStatus(Health.CHECKING, "", 0.0)
+        statuses = {ref: health.get(ref, unknown) for ref in refs}
+        found = verdicts(part, statuses, known, self.weigher.influences)
+        serving = {ref.service for ref, verdict in found.items() if verdict.usable}
+        served = {ref.service for ref, verdict in now.verdicts.items() if verdict.usable}
+        return frozenset(s.name for s in part.services if s.name in served - serving)
+
     def health(self) -> dict[BackendRef, HealthStatus]:
         """The health of every backend, as of now."""
         return self._monitor.statuses()

@@ -37,14 +37,17 @@ class Order:
     def target(self) -> str:
         return "/".join(name for name in (self.service, self.backend) if name)
 
-    def body(self, env: Environment, *, dry_run: bool) -> dict[str, object]:
+    @property
+    def edit(self) -> dict[str, object]:
         return {
             "op": self.op,
             "service": self.service,
             "backend": self.backend,
             "values": dict(self.values or {}),
-            "dry_run": dry_run,
-        } | said(env)
+        }
+
+    def body(self, env: Environment, *, dry_run: bool) -> dict[str, object]:
+        return self.edit | {"dry_run": dry_run} | said(env)
 
 
 def said(env: Environment) -> dict[str, object]:
@@ -52,9 +55,9 @@ def said(env: Environment) -> dict[str, object]:
     return {"message": env.message} if env.message else {}
 
 
-def change(env: Environment, order: Order, *, dry_run: bool) -> None:
-    """Carry out an order that takes nothing away, and show what it changed."""
-    report(env, _post(env, env.agent(), order, dry_run=dry_run))
+def change(env: Environment, *orders: Order, dry_run: bool) -> None:
+    """Carry out orders that take nothing away, all or none, and show what they changed."""
+    report(env, _post(env, env.agent(), *orders, dry_run=dry_run))
 
 
 def remove(
@@ -148,12 +151,16 @@ def ask(env: Environment, question: str) -> None:
         raise RefusedError("nothing was changed")
 
 
-def _post(env: Environment, agent: Agent, order: Order, *, dry_run: bool) -> dict[str, Any]:
+def _post(env: Environment, agent: Agent, *orders: Order, dry_run: bool) -> dict[str, Any]:
+    first = orders[0]
+    body = first.body(env, dry_run=dry_run)
+    if len(orders) > 1:
+        body = {"edits": [order.edit for order in orders], "dry_run": dry_run} | said(env)
     try:
-        return agent.post("/v1/edit", order.body(env, dry_run=dry_run))
+        return agent.post("/v1/edit", body)
     except ApiNotFoundError as error:
-        if not error.remedy and order.service:
-            error.remedy = guess(agent, order.service, order.backend)
+        if not error.remedy and first.service and len(orders) == 1:
+            error.remedy = guess(agent, first.service, first.backend)
         raise
 
 

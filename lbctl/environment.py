@@ -56,6 +56,10 @@ def _width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+def _height() -> int | None:
+    return shutil.get_terminal_size().lines if sys.stdout.isatty() else None
+
+
 def _colour() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
@@ -71,6 +75,7 @@ class Environment:
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
     stdin: TextIO = field(default_factory=lambda: sys.stdin)
     width: int | None = field(default_factory=_width)
+    height: int | None = field(default_factory=_height)  # of the terminal, None as for width
     colour: bool = field(default_factory=_colour)
     interactive: bool = field(default_factory=lambda: sys.stdin.isatty() and sys.stderr.isatty())
     confirm: Callable[[str], bool] = _confirm

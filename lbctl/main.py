@@ -36,6 +36,13 @@ COMMANDS = (
         SEE,
     ),
     LazyCommand(
+        "server",
+        "lbctl.commands.server",
+        "server",
+        "Servers, over all services: list, show, drain, enable, disable, weight.",
+        SEE,
+    ),
+    LazyCommand(
         "failover",
         "lbctl.commands.failover",
         "failover",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -190,11 +190,27 @@ class BackendFilter(BackendName):
         return super().convert(value, param, ctx)
 
 
-class WordType(click.Choice[str]):
-    """One word of an enumeration; a mistyped one is guessed."""
+class ServerName(_Type):
+    """A server: an address, or the name of its backends; the shell completes it from the agent."""
 
-    def __init__(self, words: type[Enum]) -> None:
-        super().__init__([str(word.value) for word in words])
+    name = "server"
+
+    @override
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from lbctl.servers import servers
+
+        known = servers(services_for_completion(ctx))
+        words = dict.fromkeys([s.name for s in known] + [s.address for s in known])
+        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+class WordType(click.Choice[str]):
+    """One word of an enumeration, or of a few; a mistyped one is guessed."""
+
+    def __init__(self, words: type[Enum] | Iterable[str]) -> None:
+        super().__init__([str(w.value) if isinstance(w, Enum) else str(w) for w in words])
 
     @override
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
@@ -330,6 +346,7 @@ class ServerIdType(_Type):
 SERVICE = ServiceName()
 BACKEND = BackendName()
 BACKEND_FILTER = BackendFilter()
+SERVER = ServerName()
 ADDRESS = AddressType()
 VIP = SOURCES = NetworkType()
 PREFIX = PrefixType()

@@ -114,11 +114,22 @@ def watch(env: Environment, interval_s: float | None, once: Callable[[], str]) -
                     raise
                 text = f"{error}\n(trying again every {interval_s:g} s; Ctrl-C ends)\n"
             # One write per frame, from the top, so that nothing flickers.
-            env.write(f"\x1b[H\x1b[2J{text}" if env.width is not None else _separated(env, text))
+            on_screen = env.width is not None
+            env.write(f"\x1b[H\x1b[2J{_cropped(env, text)}" if on_screen else _separated(env, text))
             env.sleep(interval_s)
     except KeyboardInterrupt:
         if env.width is not None:
             env.write("")
+
+
+def _cropped(env: Environment, text: str) -> str:
+    """As much as the screen has room for, with how much it has not."""
+    shown = text.splitlines(keepends=True)
+    if env.height is None or len(shown) < env.height:
+        return text
+    room = max(1, env.height - 2)
+    more = f"({len(shown) - room} more lines; --limit, --state and --sort choose)\n"
+    return "".join([*shown[:room], more])
 
 
 def _separated(env: Environment, text: str) -> str:

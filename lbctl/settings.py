@@ -477,9 +477,10 @@ backends_option: Decorator = click.option(
     help="A backend of it; may be repeated.",
 )
 
+WEIGHT = _OF_BACKEND["weight"]
 weight_option: Decorator = click.option(
     "--weight",
-    type=_OF_BACKEND["weight"],
+    type=WEIGHT,
     metavar="N",
     help=f"0 (no new flows) to {MAX_WEIGHT}.",
 )

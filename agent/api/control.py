@@ -10,6 +10,7 @@ from agent.config.edit import Edit
 from agent.config.plan import Change
 from agent.config.versions import Author, Version
 from agent.model import Address, Config, Network
+from agent.state.causes import Troubles
 from agent.state.events import Event, Lost, TraceQuery
 from agent.state.guardview import Blocked, BlockOrder, Verdicts
 from agent.state.journal import Entry, Query, Tally
@@ -76,9 +77,10 @@ class Control(Protocol):
         ...
 
     async def edit(
-        self, edit: Edit, dry_run: bool, *, confirmed: bool = False, author: Author
+        self, *edits: Edit, dry_run: bool = False, confirmed: bool = False, author: Author
     ) -> tuple[Change, ...]:
-        """Change the running configuration, or with ``dry_run`` only say what would change.
+        """Change the running configuration, or with ``dry_run`` only say what would change: all of
+        it, or nothing.
 
         ``confirmed``: whoever asks knows that open flows are cut.
         """
@@ -110,6 +112,10 @@ class Control(Protocol):
 
     async def diff(self, old: int, new: int | None) -> tuple[Change, ...]:
         """What lies between two versions; None: and the running configuration."""
+        ...
+
+    def troubles(self) -> Troubles:
+        """What is wrong now, by server and cause."""
         ...
 
     def recent(self) -> Tally:

@@ -27,9 +27,13 @@ from agent.state.queries import FiveTuple, FlowQuery, TopQuery
 
 MAX_FLOWS = 10_000
 FLOW_STATES = ("embryonic", "acked", "established", "closing", "awaiting")
-EDIT_FIELDS = ("op", "service", "backend", "values", "dry_run", "confirmed", "message")
-RELOAD_FIELDS = ("dry_run", "confirmed", "message")
-ROLLBACK_FIELDS = ("version", "service", "dry_run", "confirmed", "message")
+ONE_EDIT_FIELDS = ("op", "service", "backend", "values")
+HOW_FIELDS = ("dry_run", "confirmed", "message")
+EDIT_FIELDS = (*ONE_EDIT_FIELDS, *HOW_FIELDS)
+EDITS_FIELDS = ("edits", *HOW_FIELDS)
+MAX_EDITS = 10_000
+RELOAD_FIELDS = HOW_FIELDS
+ROLLBACK_FIELDS = ("version", "service", *HOW_FIELDS)
 EVENT_PARAMETERS = ("since_s", "after", "service", "backend", "level", "event", "limit")
 DIFF_PARAMETERS = ("old", "new")
 MAX_EVENTS = 10_000
@@ -220,17 +224,44 @@ def reload_request(body: Mapping[str, object]) -> How:
     return _how(body)
 
 
-def edit_request(body: Mapping[str, object]) -> tuple[Edit, How]:
-    """The change that POST /v1/edit asks for, and how it is to be made."""
+def edit_request(body: Mapping[str, object]) -> tuple[tuple[Edit, ...], How]:
+    """The changes that POST /v1/edit asks for, one or a list of ``edits``, and how they are to be
+    made.
+    """
+    several = body.get("edits")
+    known = EDITS_FIELDS if several is not None else EDIT_FIELDS
     for name in body:
-        if name not in EDIT_FIELDS:
-            raise _unknown("field", name, EDIT_FIELDS)
+        if name not in known:
+            raise _unknown("field", name, known)
+    if several is None:
+        return (_edit(body, ""),), _how(body)
+    if not isinstance(several, list) or not 0 < len(several) <= MAX_EDITS:
+        raise RequestError(
+            f"is not a list of 1 to {MAX_EDITS} edits",
+            where="field edits",
+            remedy='send a list of objects, like [{"op": "backend.set", …}]',
+        )
+    edits = []
+    for number, each in enumerate(several, 1):
+        where = f", edit {number}"
+        if not isinstance(each, dict):
+            raise RequestError(
+                "is not an object", where=f"field edits{where}", remedy='like {"op": …}'
+            )
+        for name in each:
+            if name not in ONE_EDIT_FIELDS:
+                raise _unknown("field", name, ONE_EDIT_FIELDS)
+        edits.append(_edit(each, where))
+    return tuple(edits), _how(body)
+
+
+def _edit(body: Mapping[str, object], where: str) -> Edit:
     operations = [op.value for op in EditOp]
     op = body.get("op")
     if not isinstance(op, str) or op not in operations:
         raise RequestError(
             f"{op!r} is not an operation" if "op" in body else "is missing",
-            where="field op",
+            where=f"field op{where}",
             remedy=f"use one of {', '.join(operations)}",
         )
     values = body.get("values")
@@ -238,9 +269,11 @@ def edit_request(body: Mapping[str, object]) -> tuple[Edit, How]:
         values = {}
     if not isinstance(values, dict):
         raise RequestError(
-            "is not an object", where="field values", remedy='send an object, like {"weight": 50}'
+            "is not an object",
+            where=f"field values{where}",
+            remedy='send an object, like {"weight": 50}',
         )
-    return Edit(EditOp(op), _name(body, "service"), _name(body, "backend"), values), _how(body)
+    return Edit(EditOp(op), _name(body, "service"), _name(body, "backend"), values)
 
 
 @dataclass(frozen=True, slots=True)

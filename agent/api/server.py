@@ -223,7 +223,11 @@ class ApiServer:
 
     async def _status(self, request: web.Request) -> web.Response:
         _parameters(request)
-        return _json(views.status(self._control.snapshot(()), self._control.recent()))
+        return _json(
+            views.status(
+                self._control.snapshot(()), self._control.troubles(), self._control.recent()
+            )
+        )
 
     async def _services(self, request: web.Request) -> web.Response:
         _parameters(request)
@@ -286,9 +290,11 @@ class ApiServer:
     async def _edit(self, request: web.Request) -> web.Response:
         _parameters(request)
         caller = _peer(request)  # it may have left when the change is made
-        edit, how = requests.edit_request(requests.json_object(await request.read()))
+        edits, how = requests.edit_request(requests.json_object(await request.read()))
         author = Author(peer.name_of(caller), how.message)
-        made = await self._control.edit(edit, how.dry_run, confirmed=how.confirmed, author=author)
+        made = await self._control.edit(
+            *edits, dry_run=how.dry_run, confirmed=how.confirmed, author=author
+        )
         return self._made(made, applied=not how.dry_run)
 
     async def _rollback(self, request: web.Request) -> web.Response:

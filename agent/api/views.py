@@ -25,6 +25,7 @@ from agent.model import (
     ServiceState,
     Via,
 )
+from agent.state.causes import Cause, Troubles, Unserved
 from agent.state.journal import Entry, Tally
 from agent.state.loads import counts_waiting, learns_speed
 from agent.state.nat_blocks import described
@@ -42,8 +43,10 @@ from agent.state.way import way_of
 
 type Json = dict[str, object]
 
+MAX_TROUBLES = 100  # of a kind, in one answer
 
-def status(snapshot: Snapshot, recent: Tally) -> Json:
+
+def status(snapshot: Snapshot, now: Troubles, recent: Tally) -> Json:
     """The body of GET /v1/status."""
     services, backends = snapshot.service_states, snapshot.backend_states
     return {
@@ -72,9 +75,40 @@ def status(snapshot: Snapshot, recent: Tally) -> Json:
             "total": sum(backends.values()),
             **{state.value: backends.get(state, 0) for state in BackendState},
         },
+        "unserved": [_unserved(each, snapshot.at) for each in now.unserved[:MAX_TROUBLES]],
+        "troubles": [_cause(each, snapshot.at) for each in now.causes[:MAX_TROUBLES]],
+        "troubles_total": len(now.causes),
         "rates": _rates(snapshot.rates),
         "events_last_hour": {level: recent.levels.get(level, 0) for level in ("warning", "error")},
         "failover": failoverviews.summary(snapshot.failover, snapshot.at),
+    }
+
+
+def _unserved(each: Unserved, at: float) -> Json:
+    return {
+        "service": each.service,
+        "reason": each.reason,
+        "since": rfc3339(each.since),
+        "since_s": age_s(each.since, at),
+        "clients": each.clients.value,
+    }
+
+
+def _cause(each: Cause, at: float) -> Json:
+    return {
+        "servers": [
+            {"name": server.name, "addresses": [str(address) for address in server.addresses]}
+            for server in each.servers[:MAX_TROUBLES]
+        ],
+        "servers_total": len(each.servers),
+        "state": each.state.value,
+        "reason": each.reason,
+        "since": rfc3339(each.since),
+        "since_s": age_s(each.since, at),
+        "services": list(each.services[:MAX_TROUBLES]),
+        "services_total": len(each.services),
+        "backends": len(each.backends),
+        "other_backends": each.others,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from agent.config import document as doc
@@ -83,6 +83,13 @@ def apply_edit(config: Config, edit: Edit) -> Config:
     data = document(config)
     _OPERATIONS[edit.op](data, edit)
     return keeping(config, build(data, _Place(data)))
+
+
+def apply_edits(config: Config, edits: Sequence[Edit]) -> Config:
+    """The configuration after all of them, in this order. Raises as ``apply_edit``."""
+    for edit in edits:
+        config = apply_edit(config, edit)
+    return config
 
 
 def back_to(config: Config, old: Config, service: str | None) -> Edit:

@@ -13,6 +13,7 @@ from agent.model import (
     Forward,
     HealthStatus,
     NextHop,
+    Service,
     ServiceState,
 )
 from agent.state.assemble import Tracked, track
@@ -96,14 +97,16 @@ def service_states(
     config: Config, found: Mapping[BackendRef, Eligibility]
 ) -> dict[str, tuple[ServiceState, str]]:
     """The state of every service, and why."""
-    states = {}
-    for service in config.services:
-        own = [found[BackendRef(service.name, b.name)] for b in service.backends]
-        states[service.name] = service_state(
-            tuple(one.state for one in own),
-            in_spite=frozenset(one.weight_reason for one in own),
-        )
-    return states
+    return {service.name: state_of(service, found) for service in config.services}
+
+
+def state_of(service: Service, found: Mapping[BackendRef, Eligibility]) -> tuple[ServiceState, str]:
+    """The state of a service, and why."""
+    own = [found[BackendRef(service.name, backend.name)] for backend in service.backends]
+    return service_state(
+        tuple(one.state for one in own),
+        in_spite=frozenset(one.weight_reason for one in own),
+    )
 
 
 def situation(

@@ -9,7 +9,7 @@ from agent.model import BackendRef, BackendState, Config, Service, ServiceState
 from agent.state import zones
 from agent.state.eligibility import CONFIGURED, Eligibility
 from agent.state.journal import Line
-from agent.state.situation import Past, Situation, service_states
+from agent.state.situation import Past, Situation, state_of
 from agent.state.slowstart import SLOW_START
 from agent.weights.influence import HASTY, LEARNED
 
@@ -31,8 +31,7 @@ def transitions(
         was = past.services.get(service.name)
         now = after.services[service.name].state
         if was is not None and was.state is not now:
-            alone = Config("", "", services=(service,))
-            _, why = service_states(alone, after.verdicts)[service.name]
+            _, why = state_of(service, after.verdicts)
             fields = {"service": service.name, "old": was.state.value, "new": now.value, "why": why}
             lines.append(Line(_level(was.state, now), "service", fields))
     return tuple(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
@@ -15,6 +15,7 @@ from lbctl.commands.service import get_service
 from lbctl.environment import Environment, pass_environment
 from lbctl.groups import SuggestingGroup
 from lbctl.humanise import plural
+from lbctl.listing import Sorts, left_out, list_options, listed
 from lbctl.options import (
     ADDRESS,
     BACKEND,
@@ -27,6 +28,7 @@ from lbctl.options import (
     yes_option,
 )
 from lbctl.output import facts, render, watch
+from lbctl.servers import STATES
 from lbctl.settings import (
     backup_option,
     priority_option,
@@ -37,6 +39,14 @@ from lbctl.settings import (
 from lbctl.suggest import did_you_mean
 
 SHOWN_EVENTS = 10
+_SORTS: Sorts = {
+    "name": lambda row: (row["service"], row["name"]),
+    "state": lambda row: STATES.index(row["state"]),
+    "flows": lambda row: -row["flows_established"],
+    "new": lambda row: -row["rates"]["new_flows_per_s"],
+    "waiting": lambda row: -(row["waiting_bytes"] or 0),
+    "first-byte": lambda row: -(_first_byte(row) or 0.0),
+}
 COUNTED_EVERY_S = 4.0  # the agent counts flows once a second, more rarely in huge tables
 WAIT_POLL_S = 1.0
 
@@ -56,18 +66,17 @@ def backend() -> None:
 
 @backend.command("list")
 @click.argument("service_name", type=SERVICE, metavar="[SERVICE]", required=False)
-@click.option(
-    "--state",
-    "states",
-    multiple=True,
-    type=WordType(BackendState),
-    help="Only in this state; may be repeated.",
-)
+@list_options(_SORTS, (state.value for state in BackendState))
 @watch_option
 @agent_options
 @pass_environment
 def list_backends(
-    env: Environment, service_name: str | None, states: tuple[str, ...], watch_s: float | None
+    env: Environment,
+    service_name: str | None,
+    states: tuple[str, ...],
+    sort: str | None,
+    limit: int | None,
+    watch_s: float | None,
 ) -> None:
     """All backends, or those of a service: state, why, rates, share.
 
@@ -78,6 +87,7 @@ def list_backends(
     Examples:
       lbctl backend list --watch
       lbctl backend list chat --state down -o json
+      lbctl backend list --sort waiting --limit 10
     """
 
     def once() -> str:
@@ -87,15 +97,17 @@ def list_backends(
             services = [get_service(env, service_name)]
         found = [entry for service in services for entry in service["backends"]]
         wanted = [entry for entry in found if not states or entry["state"] in states]
-        return render(env, {"backends": wanted}, _list_view)
+        shown = listed(wanted, _SORTS, sort, limit)
+        return render(env, {"backends": shown}, lambda data: _list_view(data, len(wanted)))
 
     watch(env, watch_s, once)
 
 
-def _list_view(data: Mapping[str, Any]) -> list[object]:
+def _list_view(data: Mapping[str, Any], total: int) -> list[object]:
     from lbctl.views import backend_table
 
-    return [backend_table(data["backends"])] if data["backends"] else ["no backends"]
+    rows = data["backends"]
+    return [backend_table(rows), *left_out(len(rows), total)] if rows else ["no backends"]
 
 
 @backend.command("show")
@@ -116,6 +128,12 @@ def show_backend(env: Environment, ref: BackendRef, watch_s: float | None) -> No
         return render(env, found, lambda data: _show_view(env, data))
 
     watch(env, watch_s, once)
+
+
+def _first_byte(row: Mapping[str, Any]) -> float | None:
+    """The 99th percentile of the last minute, in milliseconds."""
+    found: float | None = (row["first_byte"] or {}).get("last_minute", {}).get("p99_ms")
+    return found
 
 
 def _last_events(env: Environment, ref: BackendRef) -> list[dict[str, Any]]:
@@ -275,10 +293,8 @@ def set_backend(
     change(env, _order("backend.set", ref, values), dry_run=dry_run)
 
 
-@backend.command("drain")
-@_refs_argument
-@click.option("--wait", is_flag=True, help="Return when its last flow has ended.")
-@click.option(
+wait_option = click.option("--wait", is_flag=True, help="Return when its last flow has ended.")
+wait_limit_option = click.option(
     "--wait-limit",
     type=click.FloatRange(min=0),
     default=3600,
@@ -286,6 +302,12 @@ def set_backend(
     metavar="SECONDS",
     help="With --wait: give up after this long (exit 1).",
 )
+
+
+@backend.command("drain")
+@_refs_argument
+@wait_option
+@wait_limit_option
 @dry_run_option
 @message_option
 @agent_options
@@ -295,6 +317,8 @@ def drain_backend(
 ) -> None:
     """Send no new flows to backends; the flows they have go on.
 
+    Of several, all are drained or, if one of them is not there, none.
+
     \b
     Examples:
       lbctl backend drain chat/gpu-1 embed/gpu-1
@@ -302,9 +326,14 @@ def drain_backend(
     """
     _set_state(env, refs, AdminState.DRAIN, dry_run=dry_run)
     if wait and not dry_run:
-        env.sleep(COUNTED_EVERY_S)
-        for ref in refs:
-            _wait_until_empty(env, ref, wait_limit)
+        await_empty(env, refs, wait_limit)
+
+
+def await_empty(env: Environment, refs: Iterable[BackendRef], limit_s: float) -> None:
+    """Wait until backends that drain have no established flows."""
+    env.sleep(COUNTED_EVERY_S)
+    for ref in refs:
+        _wait_until_empty(env, ref, limit_s)
 
 
 def _wait_until_empty(env: Environment, ref: BackendRef, limit_s: float) -> None:
@@ -413,8 +442,8 @@ def _drain_for(env: Environment, ref: BackendRef, limit_s: float) -> None:
 def _set_state(
     env: Environment, refs: tuple[BackendRef, ...], state: AdminState, *, dry_run: bool
 ) -> None:
-    for ref in refs:
-        change(env, _order("backend.set", ref, {"state": state.value}), dry_run=dry_run)
+    orders = [_order("backend.set", ref, {"state": state.value}) for ref in dict.fromkeys(refs)]
+    change(env, *orders, dry_run=dry_run)
 
 
 def _order(op: str, ref: BackendRef, values: Mapping[str, object]) -> Order:

@@ -81,7 +81,7 @@ def _table(versions: list[Mapping[str, Any]]) -> list[object]:
 def _in_short(version: Mapping[str, Any]) -> str:
     said_why = f"“{version['message']}” " if version["message"] else ""
     if not version["changes"]:
-        return said_why + ("the file had changed" if version["how"] == "start" else "")
+        return said_why + ("as the file says" if version["how"] == "start" else "")
     more = version["changes_count"] - 1
     return f"{said_why}{version['changes'][0]}" + (f", and {more} more" if more else "")
 

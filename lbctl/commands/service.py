@@ -8,9 +8,11 @@ from typing import Any
 import click
 
 from agent.api.client import ApiNotFoundError
+from agent.model import ServiceState
 from lbctl.changes import Order, change, guess, remove, require
 from lbctl.environment import Environment, pass_environment
 from lbctl.groups import SuggestingGroup
+from lbctl.listing import Sorts, left_out, list_options, listed
 from lbctl.options import (
     SERVICE,
     agent_options,
@@ -20,7 +22,17 @@ from lbctl.options import (
     yes_option,
 )
 from lbctl.output import facts, render, watch
+from lbctl.servers import STATES
 from lbctl.settings import backends_option, document, service_settings
+
+_SORTS: Sorts = {
+    "name": lambda row: row["name"],
+    "state": lambda row: STATES.index(row["state"]),
+    "flows": lambda row: -row["flows_established"],
+    "new": lambda row: -row["rates"]["new_flows_per_s"],
+    "drops": lambda row: -row["rates"]["drops_per_s"],
+    "waiting": lambda row: -(row["waiting_bytes"] or 0),
+}
 
 
 @click.group(cls=SuggestingGroup)
@@ -35,29 +47,43 @@ def service() -> None:
 
 
 @service.command("list")
+@list_options(_SORTS, (state.value for state in ServiceState))
 @watch_option
 @agent_options
 @pass_environment
-def list_services(env: Environment, watch_s: float | None) -> None:
+def list_services(
+    env: Environment,
+    states: tuple[str, ...],
+    sort: str | None,
+    limit: int | None,
+    watch_s: float | None,
+) -> None:
     """All services: state, why, since when, and their traffic.
 
     \b
-    Example:
+    Examples:
       lbctl service list --watch
+      lbctl service list --state down --state degraded
     """
 
     def once() -> str:
-        return render(env, env.agent().get("/v1/services"), _list_view)
+        found = env.agent().get("/v1/services")["services"]
+        wanted = [entry for entry in found if not states or entry["state"] in states]
+        shown = listed(wanted, _SORTS, sort, limit)
+        return render(
+            env, {"services": shown}, lambda data: _list_view(data, len(wanted), len(found))
+        )
 
     watch(env, watch_s, once)
 
 
-def _list_view(data: Mapping[str, Any]) -> list[object]:
+def _list_view(data: Mapping[str, Any], wanted: int, there: int) -> list[object]:
     from lbctl.views import service_table
 
-    if not data["services"]:
+    if not there:
         return ["no services yet: lbctl service add --help, or lbctl apply -f FILE"]
-    return [service_table(data["services"])]
+    rows = data["services"]
+    return [service_table(rows), *left_out(len(rows), wanted)] if rows else ["no services"]
 
 
 @service.command("show")

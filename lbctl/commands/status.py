@@ -33,12 +33,11 @@ def status(env: Environment, watch_s: float | None) -> None:
 
 
 def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
-    from rich.text import Text
-
     from lbctl.views import rates_line
 
     agent, plane = data["agent"], data["dataplane"]
     pairs: list[tuple[str, object]] = [
+        *_problems(data),
         ("balancer", _headline(agent, plane)),
         ("services", _tally(data["services"])),
         ("backends", _tally(data["backends"])),
@@ -54,18 +53,62 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("config", _config(agent)),
         *_recent(data.get("events_last_hour", {})),
     ]
-    for key in ("config_problem", "reconcile_problem"):
-        if agent[key]:
-            label = "PROBLEM"
-            pairs.append((label, Text(agent[key], "bold red")))
-    if problem := agent.get("unsaved_problem"):
-        text = f"changes are in memory only, and a restart forgets them: {problem}"
-        pairs.append(("PROBLEM", Text(text, "bold red")))
-    pairs += [
-        ("PROBLEM", Text(f"fullnat: {problem}", "bold red")) for problem in plane["nat_problems"]
-    ]
-    pairs += [("PROBLEM", Text(problem, "bold red")) for problem in plane.get("vip_problems", ())]
     return facts(env, pairs)
+
+
+SHOWN_TROUBLES = 10
+_CLIENTS = {
+    "drop": "its clients' packets are dropped",
+    "reset": "its clients are answered with a reset",
+    "any": "no backend can be reached at all",
+}
+
+
+def _problems(data: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """What is wrong, the worst for clients first."""
+    from rich.text import Text
+
+    agent, plane = data["agent"], data["dataplane"]
+    found = [
+        *(_unserved(each) for each in data.get("unserved", ())),
+        *(_trouble(each) for each in data.get("troubles", ())),
+    ]
+    more = len(found) - SHOWN_TROUBLES
+    if more > 0:
+        found = [*found[:SHOWN_TROUBLES], f"and {more} more: lbctl server list --sort state"]
+    found += [agent[key] for key in ("config_problem", "reconcile_problem") if agent[key]]
+    if problem := agent.get("unsaved_problem"):
+        found.append(f"changes are in memory only, and a restart forgets them: {problem}")
+    found += [f"fullnat: {problem}" for problem in plane["nat_problems"]]
+    found += plane.get("vip_problems", ())
+    return [("PROBLEM", Text(text, "bold red")) for text in found]
+
+
+def _unserved(each: Mapping[str, Any]) -> str:
+    from lbctl.humanise import age
+
+    clients = _CLIENTS[each["clients"]]
+    lasts = age(each["since_s"])
+    return f"service {each['service']} serves nobody for {lasts}: {each['reason']}; {clients}"
+
+
+def _trouble(each: Mapping[str, Any]) -> str:
+    """Which servers, where, since when, and why."""
+    from lbctl.humanise import age, plural
+
+    servers = each["servers"]
+    if each["servers_total"] == 1:
+        who = f"{servers[0]['name']} ({', '.join(servers[0]['addresses'])}) is"
+    else:
+        named = ", ".join(server["name"] for server in servers[:3])
+        more = ", …" if each["servers_total"] > 3 else ""
+        who = f"{each['servers_total']} servers ({named}{more}) are"
+    where = ", ".join(each["services"][:3])
+    if each["services_total"] > 3:
+        where = plural(each["services_total"], "service")
+    only = f", not in {plural(each['other_backends'], 'other')}" if each["other_backends"] else ""
+    lasts = age(each["since_s"])
+    return f"{who} {each['state']} in {where}{only} for {lasts}: {each['reason']}"
 
 
 def _recent(counts: Mapping[str, int]) -> list[tuple[str, object]]:

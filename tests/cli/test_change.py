@@ -359,4 +359,6 @@ def test_no_agent_is_exit_code_3_with_the_remedy(run, command):
 def test_several_backends_are_drained_in_one_command(agent, run):
     result = run("backend", "drain", "chat/gpu-1", "chat/gpu-2")
     assert result.code == 0, result.err
-    assert [edit["backend"] for edit in agent.edits] == ["gpu-1", "gpu-2"]
+    (order,) = agent.edits
+    assert [edit["backend"] for edit in order["edits"]] == ["gpu-1", "gpu-2"]
+    assert order["dry_run"] is False

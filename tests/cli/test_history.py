@@ -35,7 +35,7 @@ def test_the_history_is_a_table(agent, run):
     agent.versions = [FIRST, SECOND]
     header, first, second = run("history").out.splitlines()
     assert header.split() == ["VERSION", "TIME", "BY", "HOW", "CHANGES"]
-    assert first.split()[-4:] == ["the", "file", "had", "changed"]
+    assert first.split()[-4:] == ["as", "the", "file", "says"]
     assert "alice as root" in second
     assert "“too slow” change backend chat/gpu-1: weight 100 → 50, and 6 more" in second
     assert len(run("history", "-n", "1").out.splitlines()) == 2

@@ -226,6 +226,79 @@ def test_status_says_what_the_program_is_and_what_it_has(agent, run):
     assert "nat " not in out
 
 
+def trouble(*names: str, **changed: object) -> dict[str, object]:
+    """A cause as the agent tells it."""
+    return {
+        "servers": [{"name": name, "addresses": ["10.0.0.21"]} for name in names],
+        "servers_total": len(names),
+        "state": "down",
+        "reason": "connection refused",
+        "since": "2026-01-02T03:04:05.000Z",
+        "since_s": 192.0,
+        "services": ["chat", "embed"],
+        "services_total": 2,
+        "backends": 2,
+        "other_backends": 0,
+    } | changed
+
+
+def test_status_begins_with_what_is_wrong_and_for_whom(agent, run):
+    agent.status |= {
+        "unserved": [
+            {
+                "service": "chat",
+                "reason": "nobody is up",
+                "since": "2026-01-02T03:04:05.000Z",
+                "since_s": 61.0,
+                "clients": "reset",
+            }
+        ],
+        "troubles": [
+            trouble("gpu-7"),
+            trouble("gpu-8", services=["chat"], services_total=1, other_backends=3),
+            trouble("a", "b", "c", "d", services=["s1"] * 12, services_total=12, state="ejected"),
+        ],
+    }
+    lines = run("status").out.splitlines()
+    assert [line.partition("PROBLEM")[2].strip() for line in lines[:4]] == [
+        "service chat serves nobody for 1m01s: nobody is up; its clients are answered with a reset",
+        "gpu-7 (10.0.0.21) is down in chat, embed for 3m12s: connection refused",
+        "gpu-8 (10.0.0.21) is down in chat, not in 3 others for 3m12s: connection refused",
+        "4 servers (a, b, c, …) are ejected in 12 services for 3m12s: connection refused",
+    ]
+    assert lines[4].startswith("balancer")
+
+
+def test_of_many_troubles_the_worst_are_shown(agent, run):
+    agent.status["troubles"] = [trouble(f"gpu-{number}") for number in range(25)]
+    lines = run("status").out.splitlines()
+    assert sum(line.startswith("PROBLEM") for line in lines) == 11
+    assert "and 15 more: lbctl server list --sort state" in lines[10]
+
+
+def test_status_counts_the_warnings_of_the_last_hour(agent, run):
+    assert "last hour" not in run("status").out
+    agent.status["events_last_hour"] = {"warning": 3, "error": 1}
+    assert "last hour   1 error, 3 warnings: lbctl events --since 1h" in run("status").out
+
+
+def test_a_watch_shows_what_the_screen_has_room_for(agent, run):
+    agent.services[0]["backends"] *= 20
+    clock = Clock(frames=1)
+    result = run("backend", "list", "--watch", "1", width=200, height=10, sleep=clock.sleep)
+    frame = result.out.split("\x1b[2J")[1].rstrip().splitlines()
+    assert len(frame) == 9
+    assert frame[-1].endswith(" more lines; --limit, --state and --sort choose)")
+
+
+def test_backends_that_change_often_say_so(agent, run):
+    first = agent.services[0]["backends"][0]
+    assert "changes" not in run("backend", "list").out
+    first["state_changes_last_hour"] = 9
+    assert "http 200 in 3 ms; 9 changes in an hour" in run("backend", "list").out
+    assert "9 changes in the last hour" in run("backend", "show", "chat/gpu-1").out
+
+
 def test_status_says_how_many_ports_fullnat_has_left(agent, run):
     agent.status["dataplane"]["nat_ports"] = [
         {"source": source, "server": server, "used_ports": used, "ports": 22_528}

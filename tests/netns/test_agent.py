@@ -339,6 +339,16 @@ def test_a_killed_backend_gets_no_new_connection_once_its_check_fails(lab: Site)
         wait_until("be3 is down", lambda: lab.backend(service, "be3")["state"] == "down")  # noqa: B023
     assert "refused" in lab.backend("web", "be3")["reason"]
     assert lab.get("/v1/services/web")["state"] == "degraded"
+    (trouble,) = lab.get("/v1/status")["troubles"]
+    (server,) = trouble["servers"]
+    assert (server["name"], len(server["addresses"])) == ("be3", 2)
+    assert (trouble["state"], trouble["services"]) == ("down", ["web", "web6"])
+    drain = {"op": "backend.set", "service": "web", "values": {"state": "drain"}}
+    edits = [drain | {"backend": name} for name in ("be1", "be2")]
+    planned = lab.api.post("/v1/edit", {"edits": edits, "dry_run": True})["changes"]
+    said = [change["effect"] for change in planned]
+    assert "as things are, no backend of web is left that is well" in said[1]
+    assert "no backend of web is left that is well" not in said[0]
     with lab.load(keep_alive=0, streams=0) as load:
         load.wait(200)
     assert_unharmed(load)

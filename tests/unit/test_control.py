@@ -89,6 +89,14 @@ class FakeCore:
     def identities(self, config: Config) -> None:
         pass
 
+    def emptied(self, config: Config) -> frozenset[str]:
+        """Those of which nobody is active."""
+        return frozenset(
+            service.name
+            for service in config.services
+            if all(backend.admin is not AdminState.ACTIVE for backend in service.backends)
+        )
+
     async def take(self, config: Config) -> dict[BackendRef, int]:
         self.taken.append(config)
         self.config = config
@@ -118,7 +126,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 def test_without_open_flows_forwarding_changes(make: Make) -> None:
     control, core, _ = make(0)
-    asyncio.run(control.edit(TO_NAT, dry_run=False))
+    asyncio.run(control.edit(TO_NAT))
     assert [config.services[0].forward for config in core.taken] == [Forward.NAT]
 
 
@@ -126,14 +134,14 @@ def test_without_open_flows_forwarding_changes(make: Make) -> None:
 def test_open_flows_keep_the_way_they_are_forwarded(make: Make, dry_run: bool) -> None:
     control, core, path = make(3)
     with pytest.raises(ConflictError, match="forward: 6 open flows could not go on"):
-        asyncio.run(control.edit(TO_NAT, dry_run))
+        asyncio.run(control.edit(TO_NAT, dry_run=dry_run))
     assert core.taken == []
     assert list(path.parent.glob("*.running.yaml")) == []
 
 
 def test_open_flows_go_on_in_a_tunnel(make: Make) -> None:
     control, core, _ = make(3)
-    asyncio.run(control.edit(Edit(EditOp.SERVICE_SET, "chat", None, {"forward": "gue"}), False))
+    asyncio.run(control.edit(Edit(EditOp.SERVICE_SET, "chat", None, {"forward": "gue"})))
     assert core.config.services[0].forward is Forward.GUE
 
 
@@ -251,7 +259,7 @@ def test_an_apply_that_takes_away_a_service_with_flows_must_be_confirmed(make: M
     edit = Edit(EditOp.SERVICES_APPLY, None, None, {"services": services[:1]})
     assert asyncio.run(control.edit(edit, dry_run=True))
     with pytest.raises(UnconfirmedError, match="cuts 9 open flows"):
-        asyncio.run(control.edit(edit, dry_run=False))
+        asyncio.run(control.edit(edit))
     assert core.taken == []
     asyncio.run(control.edit(edit, dry_run=False, confirmed=True))
     assert [service.name for service in core.config.services] == ["chat"]
@@ -272,7 +280,7 @@ def test_files_are_written_and_flows_looked_for_beside_the_loop(
     control, core, path = make(0)
     on_loop, synced = threading.get_ident(), []
     monkeypatch.setattr("os.fsync", lambda _: synced.append(threading.get_ident()))
-    asyncio.run(control.edit(Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"weight": 7}), False))
+    asyncio.run(control.edit(Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"weight": 7})))
     path.write_text(TEXT.replace("gpu-2", "gpu-3"))
     asyncio.run(control.reload())
     assert len(core.taken) == 2
@@ -336,14 +344,14 @@ def _admin(core: FakeCore) -> AdminState:
 
 def test_a_full_disk_keeps_nobody_from_draining(make: Make, disk: dict[str, bool]) -> None:
     control, core, _ = make(0)
-    asyncio.run(control.edit(DRAIN, dry_run=False))
+    asyncio.run(control.edit(DRAIN))
     assert _admin(core) is AdminState.DRAIN
     assert "No space left" in control.unsaved()
 
 
 def test_a_reload_keeps_what_is_in_memory_only(make: Make, disk: dict[str, bool]) -> None:
     control, core, _ = make(0)
-    asyncio.run(control.edit(DRAIN, dry_run=False))
+    asyncio.run(control.edit(DRAIN))
     asyncio.run(control.reload())
     assert _admin(core) is AdminState.DRAIN
     assert control.unsaved()
@@ -353,7 +361,7 @@ def test_what_was_in_memory_only_is_saved_when_there_is_room(
     make: Make, disk: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control, core, path = make(0)
-    asyncio.run(control.edit(DRAIN, dry_run=False))
+    asyncio.run(control.edit(DRAIN))
     monkeypatch.setattr("agent.control.SAVE_AGAIN_S", 0.001)
 
     async def until_saved() -> None:
@@ -373,10 +381,10 @@ def test_what_was_in_memory_only_is_saved_when_there_is_room(
 
 def test_another_change_saves_the_one_before(make: Make, disk: dict[str, bool]) -> None:
     control, core, path = make(0)
-    asyncio.run(control.edit(DRAIN, dry_run=False))
+    asyncio.run(control.edit(DRAIN))
     disk["full"] = False
     edit = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"weight": 7})
-    asyncio.run(control.edit(edit, dry_run=False))
+    asyncio.run(control.edit(edit))
     assert control.unsaved() == ""
     assert RunningStore(path.parent, "default").load(TEXT).config == core.config
 
@@ -384,10 +392,10 @@ def test_another_change_saves_the_one_before(make: Make, disk: dict[str, bool]) 
 def test_a_removal_says_how_many_connections_were_reset(make: Make) -> None:
     control, core, _ = make(0)
     remove = Edit(EditOp.BACKEND_REMOVE, "chat", "gpu-1", {})
-    (planned,) = asyncio.run(control.edit(remove, True))
+    (planned,) = asyncio.run(control.edit(remove, dry_run=True))
     assert "reset" not in planned.effect
     core.reset = {BackendRef("chat", "gpu-1"): 3, BackendRef("embed", "gpu-1"): 7}
-    (made,) = asyncio.run(control.edit(remove, False))
+    (made,) = asyncio.run(control.edit(remove, dry_run=False))
     assert made.effect == f"{planned.effect}; 3 open connections were reset"
 
 
@@ -398,7 +406,7 @@ ALICE = Author("alice as root", "too slow")
 def test_a_change_is_said_and_kept_with_whoever_made_it(make: Make) -> None:
     control, _, _ = make(0)
     with capture_logs() as said:
-        asyncio.run(control.edit(WEIGHT, False, author=ALICE))
+        asyncio.run(control.edit(WEIGHT, author=ALICE))
     (line,) = [line for line in said if line["event"] == "change"]
     assert (line["backend"], line["by"], line["message"]) == ("chat/gpu-1", *astuple(ALICE))
     assert (line["change"], line["version"]) == ("change backend chat/gpu-1: weight 100 → 7", 1)
@@ -422,7 +430,7 @@ def test_of_a_change_with_many_lines_the_first_are_said(make: Make) -> None:
 def test_a_version_runs_again_as_a_new_one(make: Make) -> None:
     control, core, _ = make(0)
     for edit in (WEIGHT, DRAIN):
-        asyncio.run(control.edit(edit, False, author=ALICE))
+        asyncio.run(control.edit(edit, author=ALICE))
     assert [str(each) for each in asyncio.run(control.diff(1, None))] == [
         "change backend chat/gpu-1: state active → drain"
     ]
@@ -437,9 +445,9 @@ def test_a_version_runs_again_as_a_new_one(make: Make) -> None:
 
 def test_a_rollback_that_takes_away_what_has_flows_must_be_confirmed(make: Make) -> None:
     control, core, _ = make(0)
-    asyncio.run(control.edit(WEIGHT, False, author=ALICE))
+    asyncio.run(control.edit(WEIGHT, author=ALICE))
     added = {"vip": "10.0.0.12", "port": 80, "backends": [{"name": "a", "address": "10.0.0.21"}]}
-    asyncio.run(control.edit(Edit(EditOp.SERVICE_ADD, "new", None, added), False))
+    asyncio.run(control.edit(Edit(EditOp.SERVICE_ADD, "new", None, added)))
     core._flows = 3
     with pytest.raises(UnconfirmedError) as refused:
         asyncio.run(control.rollback(1, None, False, author=ALICE))
@@ -453,3 +461,19 @@ def test_a_version_that_is_not_there_changes_nothing(make: Make) -> None:
     with pytest.raises(NotFoundError, match="none is kept yet"):
         asyncio.run(control.rollback(1, None, False, author=ALICE))
     assert core.taken == []
+
+
+def test_edits_are_made_together_or_not_at_all(make: Make) -> None:
+    control, core, _ = make(0)
+    other = Edit(EditOp.BACKEND_SET, "chat", "gpu-2", {"state": "drain"})
+    first, second = asyncio.run(control.edit(DRAIN, other, dry_run=True))
+    assert "as things are, no backend of chat is left that is well" in second.effect
+    assert "no backend of chat is left that is well" not in first.effect
+    nobody = Edit(EditOp.BACKEND_SET, "chat", "gpu-9", {"state": "drain"})
+    with pytest.raises(NotFoundError):
+        asyncio.run(control.edit(DRAIN, nobody))
+    assert core.taken == []
+    assert len(asyncio.run(control.edit(DRAIN, other))) == 2
+    assert len(core.taken) == 1
+    (version,) = asyncio.run(control.versions())
+    assert version.changes_count == 2

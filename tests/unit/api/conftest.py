@@ -11,12 +11,13 @@ import aiohttp
 import pytest
 
 from agent.api.server import ApiServer
-from agent.config.edit import apply_edit
+from agent.config.edit import apply_edits
 from agent.config.load import parse
 from agent.config.plan import plan
 from agent.config.versions import Version
 from agent.logs import LogLevel
 from agent.model import BackendState, Health, HealthStatus, NextHop, Protocol, ServiceState
+from agent.state.causes import Troubles
 from agent.state.events import Lost
 from agent.state.guardview import Blocked, Verdicts
 from agent.state.journal import Entry, newest, tally
@@ -247,10 +248,10 @@ class FakeControl:
     def unsaved(self):
         return self.problem_of_saving
 
-    async def edit(self, edit, dry_run, *, confirmed=False, author):
+    async def edit(self, *edits, dry_run=False, confirmed=False, author):
         self.authors.append(author)
-        self._called("edit", edit, dry_run)
-        changed = apply_edit(self.running, edit)
+        self._called("edit", *edits, dry_run)
+        changed = apply_edits(self.running, edits)
         changes = plan(self.running, changed)
         if not dry_run:
             self.running = changed
@@ -267,6 +268,9 @@ class FakeControl:
     async def diff(self, old, new):
         self._called("diff", old, new)
         return plan(self.running, self.file)
+
+    def troubles(self):
+        return Troubles()
 
     def recent(self):
         return tally(reversed(ENTRIES), 0.0)

@@ -166,14 +166,14 @@ def test_body_is_an_object():
 def test_edit():
     body = {"op": "backend.add", "service": "s", "backend": "b", "values": {"address": "x"}}
     edit = Edit(EditOp.BACKEND_ADD, "s", "b", {"address": "x"})
-    assert requests.edit_request(body) == (edit, How(dry_run=False, confirmed=False))
+    assert requests.edit_request(body) == ((edit,), How(dry_run=False, confirmed=False))
     told = requests.edit_request(body | {"dry_run": True, "confirmed": True})
-    assert told == (edit, How(dry_run=True, confirmed=True))
+    assert told == ((edit,), How(dry_run=True, confirmed=True))
 
 
 def test_edit_fields_that_are_left_out_are_nothing():
     assert requests.edit_request({"op": "services.apply"}) == (
-        Edit(EditOp.SERVICES_APPLY, None, None, {}),
+        (Edit(EditOp.SERVICES_APPLY, None, None, {}),),
         How(dry_run=False, confirmed=False),
     )
 

@@ -611,3 +611,32 @@ def test_a_long_page_of_metrics_is_packed_for_who_takes_that(
     encoding, text = asyncio.run(ask())
     assert (encoding == "gzip") is packed
     assert text.startswith("steelyard_up{")
+
+
+def test_several_edits_are_one_order(api, control):
+    edits = [
+        {"op": "backend.set", "service": "chat", "backend": "gpu-1", "values": {"state": "drain"}},
+        {"op": "backend.set", "service": "chat", "backend": "gpu-2", "values": {"weight": 7}},
+    ]
+    status, body = api.post("/v1/edit", edits=edits, dry_run=True, message="why")
+    assert (status, len(body["changes"]), body["applied"]) == (200, 2, False)
+    (asked,) = control.asked
+    assert (asked[0], len(asked[1:-1]), asked[-1]) == ("edit", 2, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ({"edits": []}, "field edits"),
+        ({"edits": {}}, "field edits"),
+        ({"edits": [7]}, "field edits, edit 1"),
+        ({"edits": [{"op": "service.remove", "service": "chat"}, {}]}, "field op, edit 2"),
+        ({"edits": [{"op": "backend.set", "values": 7}]}, "field values, edit 1"),
+        ({"edits": [{"op": "backend.set", "dry_run": True}]}, "field dry_run"),
+        ({"edits": [{"op": "service.remove"}], "service": "chat"}, "field service"),
+    ],
+)
+def test_edits_that_make_no_sense_are_named(api, control, body, where):
+    status, answer = api.post("/v1/edit", **body)
+    assert (status, answer["error"]["where"]) == (400, where)
+    assert control.asked == []

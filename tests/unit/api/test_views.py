@@ -9,13 +9,14 @@ import pytest
 from agent.api import views
 from agent.errors import ConfigError, DataplaneError
 from agent.model import CheckKind, Scheduler
+from agent.state.causes import Troubles
 from agent.state.journal import Tally
 
 RECENT = Tally({"info": 9, "warning": 2}, {"chat/gpu-1": 3})
 
 
 def test_status_has_the_keys_of_the_contract(snapshot):
-    body = views.status(snapshot, RECENT)
+    body = views.status(snapshot, Troubles(), RECENT)
     assert body == {
         "agent": {
             "name": "edge-1",
@@ -82,6 +83,9 @@ def test_status_has_the_keys_of_the_contract(snapshot):
             "bits_per_s": 3.0,
             "drops_per_s": 4.0,
         },
+        "unserved": [],
+        "troubles": [],
+        "troubles_total": 0,
         "events_last_hour": {"warning": 2, "error": 0},
         "failover": {"configured": False, "problem": "", "instances": [], "flow_sync": []},
     }
@@ -334,7 +338,9 @@ def test_clock_set_back_makes_no_negative_age(snapshot, now):
 
 def test_flow_table_without_slots_is_not_full(snapshot):
     bare = replace(snapshot.dataplane, flow_slots=0, flows_by_state={})
-    table = views.status(replace(snapshot, dataplane=bare), RECENT)["dataplane"]["flow_table"]
+    table = views.status(replace(snapshot, dataplane=bare), Troubles(), RECENT)["dataplane"][
+        "flow_table"
+    ]
     assert table == {
         "slots": 0,
         "established": 0,
@@ -417,7 +423,7 @@ def test_error_lists_problems_only_when_there_are_several():
 
 
 def test_every_view_is_json(snapshot, now):
-    json.dumps(views.status(snapshot, RECENT), allow_nan=False)
+    json.dumps(views.status(snapshot, Troubles(), RECENT), allow_nan=False)
     json.dumps(
         [views.service(service, now, RECENT) for service in snapshot.services], allow_nan=False
     )

@@ -1,0 +1,113 @@
+"""Troubles by server and cause: one line for what one thing has brought about."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from agent.model import (
+    AdminState,
+    Backend,
+    BackendRef,
+    BackendState,
+    Config,
+    Health,
+    HealthStatus,
+    NoBackend,
+)
+from agent.state.causes import Server, troubles
+from agent.state.identities import assign
+from agent.state.situation import Past, Situation, situation, verdicts
+from agent.state.tables import TableContents
+from tests.unit.state.world import TABLES, hop, web
+
+
+def at(name: str, last: int, family: int = 4) -> Backend:
+    prefix = "10.0.0." if family == 4 else "fd00::"
+    return Backend(name, ip_address(f"{prefix}{last}"))
+
+
+def seen(*services, down: dict[str, str] | None = None, gone: tuple[str, ...] = ()) -> Situation:
+    """``down``: reasons by SERVICE/BACKEND; ``gone``: addresses that do not answer ARP."""
+    config = Config("test", "eth0", tables=TABLES, services=services)
+    health, hops = {}, {}
+    for service in services:
+        for backend in service.backends:
+            ref = BackendRef(service.name, backend.name)
+            why = (down or {}).get(str(ref))
+            state = Health.DOWN if why else Health.UP
+            health[ref] = HealthStatus(state, why or "HTTP 200 in 3 ms", 0.0)
+            mac = {"mac": None, "reason": f"no ARP answer from {backend.address} on eth0"}
+            is_gone = str(backend.address) in gone
+            hops[backend.address] = hop(str(backend.address), **(mac if is_gone else {}))
+    found = verdicts(config, health, hops)
+    ids = assign(config, TableContents(), frozenset(), lambda: 7)
+    return situation(Past({}, {}), config, ids, health, hops, found, 1000.0)
+
+
+def test_a_server_that_is_down_in_three_services_is_one_cause():
+    services = [web(at("gpu-1", 1), at("gpu-2", 2), name=f"s{n}", vip=f"203.0.113.{n}")
+                for n in range(1, 4)]  # fmt: skip
+    down = {f"s{n}/gpu-1": f"HTTP 503 in {n} ms" for n in range(1, 4)}
+    (cause,) = troubles(seen(*services, down=down)).causes
+    assert cause.servers == (Server("gpu-1", (ip_address("10.0.0.1"),)),)
+    assert (cause.state, cause.reason) == (BackendState.DOWN, "HTTP 503")
+    assert (cause.services, len(cause.backends), cause.others) == (("s1", "s2", "s3"), 3, 0)
+    assert cause.since == 1000.0
+
+
+def test_where_the_server_is_well_elsewhere_that_is_told():
+    one, two = (web(at("gpu-1", 1), at("b", 2), name=n, vip=v)
+                for n, v in (("one", "203.0.113.1"), ("two", "203.0.113.2")))  # fmt: skip
+    (cause,) = troubles(seen(one, two, down={"one/gpu-1": "no answer by the VIP"})).causes
+    assert (cause.services, cause.others) == (("one",), 1)
+
+
+def test_both_families_of_a_server_are_one():
+    four = web(at("gpu-1", 1), at("b", 2), name="four")
+    six = web(at("gpu-1", 1, 6), at("b", 2, 6), name="six", vip="2001:db8::10")
+    found = troubles(seen(four, six, gone=("10.0.0.1", "fd00::1")))
+    (cause,) = found.causes
+    assert cause.servers[0].addresses == (ip_address("10.0.0.1"), ip_address("fd00::1"))
+    assert (cause.state, cause.reason) == (BackendState.UNREACHABLE, "no ARP answer on eth0")
+
+
+@pytest.mark.parametrize(("many", "lines"), [(3, 3), (4, 1)])
+def test_many_servers_with_one_trouble_are_one_line(many: int, lines: int):
+    backends = [at(f"gpu-{n}", n) for n in range(1, 8)]
+    gone = tuple(f"10.0.0.{n}" for n in range(1, many + 1))
+    found = troubles(seen(web(*backends), gone=gone)).causes
+    assert len(found) == lines
+    assert sum(len(cause.servers) for cause in found) == many
+
+
+def test_the_cause_of_most_backends_comes_first():
+    services = [web(at("a", 1), at("b", 2), at("c", 3), name=f"s{n}", vip=f"203.0.113.{n}")
+                for n in range(1, 4)]  # fmt: skip
+    down = {"s1/a": "refused", "s1/b": "HTTP 500", "s2/b": "HTTP 500"}
+    assert [c.servers[0].name for c in troubles(seen(*services, down=down)).causes] == ["b", "a"]
+
+
+@pytest.mark.parametrize("clients", list(NoBackend))
+def test_a_service_that_serves_nobody_says_what_its_clients_get(clients: NoBackend):
+    service = web(at("a", 1), at("b", 2), no_backend=clients)
+    found = troubles(seen(service, down={"web/a": "refused", "web/b": "refused"}))
+    if clients is NoBackend.ANY:
+        assert found.unserved == (), "it fails open"
+        return
+    (unserved,) = found.unserved
+    assert (unserved.service, unserved.clients) == ("web", clients)
+    assert unserved.reason == "none of 2 backends is up"
+
+
+def test_what_the_operator_took_out_is_no_trouble():
+    out = replace(at("a", 1), admin=AdminState.MAINTENANCE)
+    drained = replace(at("b", 2), admin=AdminState.DRAIN)
+    assert troubles(seen(web(out, drained, at("c", 3)))).causes == ()
+
+
+def test_all_well_is_nothing():
+    found = troubles(seen(web(at("a", 1))))
+    assert (found.unserved, found.causes) == ((), ())
