@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,13 +173,15 @@ class AgentControl:
         return with_resets(changes, await self._core.take(new))
 
     def _tell(self, changes: tuple[Change, ...], act: Act) -> None:
-        """A line for each change, with who made it."""
+        """A line for each change, with who made it; one if there is none."""
         about = {
             "by": act.author.who,
             "how": act.how,
             "message": act.author.message or None,
             "version": self._store.versions.newest() or None,
         }
+        if not changes:
+            log.info(act.how, why="nothing has changed", by=act.author.who)
         for change in changes[:MOST_TOLD]:
             ref = str(BackendRef(change.service, change.backend)) if change.backend else None
             log.info(
@@ -215,9 +218,9 @@ class AgentControl:
                 if await asyncio.to_thread(self._store.write_held):
                     log.info("the changes that were in memory only are saved")
 
-    def troubles(self) -> Troubles:
-        """What is wrong now, by server and cause."""
-        return troubles(self._core.refreshed())
+    def troubles(self) -> Callable[[], Troubles]:
+        """What is wrong now, by server and cause: a function that finds it, in any thread."""
+        return functools.partial(troubles, self._core.refreshed())
 
     def recent(self) -> Tally:
         """What the agent has said in the last hour."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -114,8 +114,8 @@ class Control(Protocol):
         """What lies between two versions; None: and the running configuration."""
         ...
 
-    def troubles(self) -> Troubles:
-        """What is wrong now, by server and cause."""
+    def troubles(self) -> Callable[[], Troubles]:
+        """What is wrong now, by server and cause: a function that finds it, in any thread."""
         ...
 
     def recent(self) -> Tally:

@@ -223,10 +223,11 @@ class ApiServer:
 
     async def _status(self, request: web.Request) -> web.Response:
         _parameters(request)
-        return _json(
-            views.status(
-                self._control.snapshot(()), self._control.troubles(), self._control.recent()
-            )
+        control, snapshot = self._control, self._control.snapshot(())
+        wrong = control.troubles()
+        # Of thousands of backends and events it takes a while.
+        return await asyncio.to_thread(
+            lambda: _json(views.status(snapshot, wrong(), control.recent()))
         )
 
     async def _services(self, request: web.Request) -> web.Response:
@@ -246,7 +247,8 @@ class ApiServer:
         name = request.match_info["name"]
         snapshot = self._control.snapshot((name,))
         for service in snapshot.services:
-            return _json(views.service(service, snapshot.at, self._control.recent()))
+            recent = await asyncio.to_thread(self._control.recent)
+            return _json(views.service(service, snapshot.at, recent))
         raise NotFoundError(
             f"there is no service {name!r}", where="services", remedy="lbctl service list"
         )
@@ -275,7 +277,7 @@ class ApiServer:
         query = requests.trace_query(given, self._control.config())
         with self._control.follow(query) as following:
             # It costs time on the packet path, so who asked for it is of interest.
-            _log_use(_peer(request), "trace", **given)
+            await _log_use(_peer(request), "trace", **given)
             self._following.add(following)
             try:
                 return await trace.stream(request, following)
@@ -291,7 +293,7 @@ class ApiServer:
         _parameters(request)
         caller = _peer(request)  # it may have left when the change is made
         edits, how = requests.edit_request(requests.json_object(await request.read()))
-        author = Author(peer.name_of(caller), how.message)
+        author = await _author(caller, how)
         made = await self._control.edit(
             *edits, dry_run=how.dry_run, confirmed=how.confirmed, author=author
         )
@@ -302,7 +304,7 @@ class ApiServer:
         caller = _peer(request)
         asked = requests.rollback_request(requests.json_object(await request.read()))
         how = asked.how
-        author = Author(peer.name_of(caller), how.message)
+        author = await _author(caller, how)
         made = await self._control.rollback(
             asked.version, asked.service, how.dry_run, confirmed=how.confirmed, author=author
         )
@@ -328,7 +330,7 @@ class ApiServer:
         caller = _peer(request)
         body = await request.read()
         how = requests.reload_request(requests.json_object(body) if body else {})
-        author = Author(peer.name_of(caller), how.message)
+        author = await _author(caller, how)
         made = await self._control.reload(
             dry_run=how.dry_run, confirmed=how.confirmed, author=author
         )
@@ -360,7 +362,7 @@ class ApiServer:
         order = requests.block_order(requests.json_object(await request.read()))
         done = await self._control.block(order)
         prefixes = [shown(prefix) for prefix in order.prefixes]
-        _log_use(caller, "block", prefixes=prefixes, for_s=order.for_s, why=order.why)
+        await _log_use(caller, "block", prefixes=prefixes, for_s=order.for_s, why=order.why)
         unsaved = self._control.snapshot(()).guard.unsaved
         return _json(
             {
@@ -377,7 +379,7 @@ class ApiServer:
         prefixes = requests.unblock_order(requests.json_object(await request.read()))
         told = await self._control.unblock(prefixes)
         named = [shown(prefix) for prefix in prefixes]
-        _log_use(caller, "unblock", prefixes=named)
+        await _log_use(caller, "unblock", prefixes=named)
         return _json(
             {
                 "unblocked": named,
@@ -398,7 +400,7 @@ class ApiServer:
         order = requests.move_order(request.match_info["verb"], body)
         moved = await self._control.move(order)
         if not order.dry_run:
-            _log_use(caller, order.verb.value, instance=order.instance)
+            await _log_use(caller, order.verb.value, instance=order.instance)
         return _json({"text": moved.text, "flows_sent": moved.flows, "applied": not order.dry_run})
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -490,6 +492,13 @@ def _peer(request: web.Request) -> peer.Peer | None:
     return None if sock is None else peer.peer_of(sock)
 
 
-def _log_use(caller: peer.Peer | None, event: str, **what: object) -> None:
+async def _author(caller: peer.Peer | None, how: requests.How) -> Author:
+    """Who wants a change, and why."""
+    # Names of users can be a directory's, which may take its time to answer.
+    return Author(await asyncio.to_thread(peer.name_of, caller), how.message)
+
+
+async def _log_use(caller: peer.Peer | None, event: str, **what: object) -> None:
     """Who changed something; reading leaves no trace."""
-    log.info(event, by=peer.name_of(caller), pid=caller and caller.pid, **what)
+    who = await asyncio.to_thread(peer.name_of, caller)
+    log.info(event, by=who, pid=caller and caller.pid, **what)

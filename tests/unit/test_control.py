@@ -477,3 +477,11 @@ def test_edits_are_made_together_or_not_at_all(make: Make) -> None:
     assert len(core.taken) == 1
     (version,) = asyncio.run(control.versions())
     assert version.changes_count == 2
+
+
+def test_a_reload_that_changes_nothing_is_said_too(make: Make) -> None:
+    control, _, _ = make(0)
+    with capture_logs() as said:
+        asyncio.run(control.reload(author=ALICE))
+    (line,) = [line for line in said if line["event"] == "reload"]
+    assert (line["why"], line["by"]) == ("nothing has changed", "alice as root")

@@ -270,7 +270,7 @@ class FakeControl:
         return plan(self.running, self.file)
 
     def troubles(self):
-        return Troubles()
+        return Troubles
 
     def recent(self):
         return tally(reversed(ENTRIES), 0.0)
