@@ -33,7 +33,7 @@ from agent.model import KernelHeaders
 log = structlog.get_logger()
 
 CACHE = Path("/var/cache/steelyard")  # the unit's CacheDirectory
-MOST = 64  # objects that are kept; the least recently used ones go
+MOST = 256  # objects that are kept; the least recently used ones go
 PIN_FOLDER = "LB_PIN"
 SECRETS = ("LB_FLOW_KEY", "LB_FLOW_MUL0", "LB_FLOW_MUL1")
 _OWN = {PIN_FOLDER, *SECRETS}  # definitions that are an instance's own

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent.dataplane import libbpf
-from agent.dataplane.compile import compile_program
 from agent.dataplane.libbpf import ProgramType
+from agent.dataplane.objects import load_program
 from lbctl.lab import netns
 from lbctl.lab.topology import Lab, Node
 
@@ -88,7 +88,7 @@ def tagged(lab: Lab, client: Node, balancer: Node, *, double: bool) -> Iterator[
     subprocess.run(command, check=True, capture_output=True)
     device = client.links[0].interface
     compiled = [
-        compile_program(_TEXT, function, definitions, kind=ProgramType.SCHED_CLS)
+        load_program(_TEXT, function, definitions, kind=ProgramType.SCHED_CLS)
         for function in ("tagging", "untagging")
     ]
     run(client, "qdisc", "add", "dev", device, "clsact")

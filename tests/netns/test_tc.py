@@ -8,9 +8,9 @@ from ipaddress import ip_address
 import pytest
 
 from agent.dataplane import attach
-from agent.dataplane.compile import compile_program
 from agent.dataplane.hooks.tc import TcPlace
 from agent.dataplane.libbpf import ProgramType
+from agent.dataplane.objects import load_program
 from agent.model import Forward, Hook, Nat
 from tests.netns.segment import (
     BACKEND,
@@ -58,7 +58,7 @@ def test_super_frames_of_jumbo_packets_arrive(forward: Forward, whole: bool):
     with segment("st-tc", MTU) as on, serving(on), balancing(on, Hook.TC) as rig:
         if forward is Forward.IPIP:
             with inside(on.name("backend")):
-                program = compile_program(DECAP, "decap", {}, kind=ProgramType.SCHED_CLS)
+                program = load_program(DECAP, "decap", {}, kind=ProgramType.SCHED_CLS)
                 TcPlace(attach.interface_index("eth0")).put(program.fd, 0)
         if not whole:
             off = ("tso", "off", "gso", "off", "tx-ipxip4-segmentation", "off")

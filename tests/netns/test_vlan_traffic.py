@@ -13,8 +13,8 @@ import pytest
 from pyroute2 import IPRoute
 
 from agent.dataplane import attach, helpers
-from agent.dataplane.compile import compile_program
 from agent.dataplane.libbpf import ProgramType
+from agent.dataplane.objects import load_program
 from agent.model import Forward, Hook, Nat
 from tests.netns.cable import ip
 from tests.netns.segment import (
@@ -92,7 +92,7 @@ def tag(on: Segment, node: str, tags: Tags) -> None:
         netlink.tc("add", "clsact", index=index)
         for parent, text, name in ((EGRESS, PUSH, "push"), (INGRESS, POP, "pop")):
             kind = ProgramType.SCHED_CLS
-            program = compile_program(text, name, tags.definitions, kind=kind)
+            program = load_program(text, name, tags.definitions, kind=kind)
             netlink.tc(
                 "add-filter",
                 "bpf",

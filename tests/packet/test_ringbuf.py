@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from agent.dataplane import abi, libbpf
-from agent.dataplane.compile import Compiled, compile_program
+from agent.dataplane.compile import Compiled
 from agent.dataplane.events import Lexicon
+from agent.dataplane.objects import load_program
 from agent.dataplane.ringbuf import Ring
 from agent.dataplane.trace import BATCH_EVENTS, Tracer, rings_of
 from agent.state.events import EventKind, TraceQuery
@@ -56,7 +57,7 @@ FRAME = bytes(64)
 
 @pytest.fixture
 def program() -> Compiled:
-    return compile_program(TELL, "tell", {})
+    return load_program(TELL, "tell", {})
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_a_closed_ring_gives_nothing_and_the_next_reader_what_is_left(program: C
 
 
 def test_the_ring_outlives_its_program(program: Compiled) -> None:
-    own = compile_program(TELL, "tell", {})
+    own = load_program(TELL, "tell", {})
     (fd,) = rings_of(own).values()
     ring = Ring(fd)
     tell(own, 2)

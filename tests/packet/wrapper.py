@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from agent.dataplane import libbpf
-from agent.dataplane.compile import Compiled, compile_program
+from agent.dataplane.compile import Compiled
+from agent.dataplane.objects import load_program
 
 # Leaves less headroom than an outer header takes: the frame moves to the front of its page.
 SQUEEZE = """
@@ -106,7 +107,7 @@ int replay(struct xdp_md *ctx)
 
 def in_front_of(target: int, text: str, function: str, **definitions: str) -> Compiled:
     """The program of ``text``, which goes on to the program ``target``."""
-    compiled = compile_program(text, function, definitions)
+    compiled = load_program(text, function, definitions)
     first = (0).to_bytes(4, "little")
     libbpf.map_update(compiled.tables["next"], first, target.to_bytes(4, "little"))
     return compiled
