@@ -57,7 +57,7 @@ def said(env: Environment) -> dict[str, object]:
 
 def change(env: Environment, *orders: Order, dry_run: bool) -> None:
     """Carry out orders that take nothing away, all or none, and show what they changed."""
-    report(env, _post(env, env.agent(), *orders, dry_run=dry_run))
+    report(env, _post(env, env.agent_to_change(), *orders, dry_run=dry_run))
 
 
 def remove(
@@ -74,7 +74,7 @@ def remove(
             f"not removing {order.target} unasked: there is no terminal to ask on",
             remedy="--yes removes without asking, --dry-run shows what would happen",
         )
-    agent = env.agent()
+    agent = env.agent_to_change()
     if dry_run:
         report(env, _post(env, agent, order, dry_run=True))
         return
@@ -106,7 +106,7 @@ def order_cut(
 
 def change_silently(env: Environment, order: Order) -> None:
     """Carry out an order that is part of another one."""
-    _post(env, env.agent(), order, dry_run=False)
+    _post(env, env.agent_to_change(), order, dry_run=False)
 
 
 def carry_out(

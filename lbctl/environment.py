@@ -9,6 +9,7 @@ import enum
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,37 @@ class Agent(Protocol):
     def stream(
         self, path: str, params: Mapping[str, str | int | None] | None = None
     ) -> Generator[dict[str, Any]]: ...
+
+
+CHANGE_TIMEOUT_S = 120.0  # a busy host takes a while to compile a program
+_TOLD_AFTER_S = 3.0
+
+
+class _Patient:
+    """An agent that is given its time for a change; the person who waits is told after a while."""
+
+    def __init__(self, agent: Agent, note: Callable[[str], None]) -> None:
+        self._agent, self._note = agent, note
+
+    def get(
+        self, path: str, params: Mapping[str, str | int | None] | None = None
+    ) -> dict[str, Any]:
+        return self._agent.get(path, params)
+
+    def stream(
+        self, path: str, params: Mapping[str, str | int | None] | None = None
+    ) -> Generator[dict[str, Any]]:
+        return self._agent.stream(path, params)
+
+    def post(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        told = "the agent is still at it: features that are new take a new program, compiled first"
+        timer = threading.Timer(_TOLD_AFTER_S, self._note, [told])
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._agent.post(path, body)
+        finally:
+            timer.cancel()
 
 
 def _connect(socket: Path, timeout_s: float) -> Agent:
@@ -85,6 +117,10 @@ class Environment:
     def agent(self, timeout_s: float = 10.0) -> Agent:
         """The agent behind the socket."""
         return self.connect(self.socket, timeout_s)
+
+    def agent_to_change(self) -> Agent:
+        """The same, for an order that may take its time."""
+        return _Patient(self.agent(CHANGE_TIMEOUT_S), self.note)
 
     def write(self, text: str) -> None:
         """Data, for whoever reads our standard output."""

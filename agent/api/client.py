@@ -97,7 +97,11 @@ class Client:
             response = connection.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise _unreachable(error, self.socket_path, self._timeout_s) from error
+            unreachable = _unreachable(error, self.socket_path, self._timeout_s)
+            if isinstance(error, TimeoutError) and body is not None:
+                unreachable.message += "; what was ordered may be carried out all the same"
+                unreachable.remedy = "`lbctl events` tells what becomes of it"
+            raise unreachable from error
         finally:
             connection.close()
         return _answer(response.status, content, f"{method} {target}", self.socket_path)

@@ -39,7 +39,7 @@ def apply(env: Environment, path: Path, dry_run: bool, yes: bool) -> None:
     """
     from lbctl.wanted import STDIN, read
 
-    agent = env.agent()
+    agent = env.agent_to_change()
     wanted = read(env, agent, path)
     if wanted.ignored:
         env.note(

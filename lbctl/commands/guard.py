@@ -20,8 +20,6 @@ from lbctl.options import (
 )
 from lbctl.output import emit, render, watch
 
-BLOCK_TIMEOUT_S = 60.0  # it may have to compile a program first
-
 
 @click.group(cls=SuggestingGroup)
 def guard() -> None:
@@ -93,7 +91,7 @@ def block(env: Environment, prefixes: tuple[str, ...], for_s: float, why: str, y
       lbctl guard block 203.0.113.0/24 2001:db8:7::/64 --for 2h --why "credential stuffing"
     """
     body = {"prefixes": list(prefixes), "for_s": for_s, "why": why, "confirmed": yes}
-    emit(env, env.agent(BLOCK_TIMEOUT_S).post("/v1/guard/block", body), _blocked_view)
+    emit(env, env.agent_to_change().post("/v1/guard/block", body), _blocked_view)
 
 
 @guard.command("unblock")

@@ -163,7 +163,7 @@ def rollback(env: Environment, number: int, service: str | None, dry_run: bool, 
       lbctl history rollback 41 --dry-run
       lbctl history rollback 41 --service chat -m "v2 of the model is too slow"
     """
-    agent = env.agent(TIMEOUT_S)
+    agent = env.agent_to_change()
     body: dict[str, object] = {"version": number, "service": service}
     plan = agent.post("/v1/rollback", body | {"dry_run": True})
     if dry_run:

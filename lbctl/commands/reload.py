@@ -8,8 +8,6 @@ from lbctl.changes import order_cut, report, said
 from lbctl.environment import Environment, pass_environment
 from lbctl.options import agent_options, dry_run_option, message_option, yes_option
 
-TIMEOUT_S = 60.0  # new features take a new program, which is compiled first
-
 
 @click.command()
 @dry_run_option
@@ -29,7 +27,7 @@ def reload(env: Environment, dry_run: bool, yes: bool) -> None:
       lbctl reload --dry-run
       lbctl reload --yes
     """
-    agent = env.agent(TIMEOUT_S)
+    agent = env.agent_to_change()
     if dry_run:
         report(env, agent.post("/v1/reload", {"dry_run": True}))
         return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import threading
+
 import pytest
 
 REMOVAL = {
@@ -362,3 +365,28 @@ def test_several_backends_are_drained_in_one_command(agent, run):
     (order,) = agent.edits
     assert [edit["backend"] for edit in order["edits"]] == ["gpu-1", "gpu-2"]
     assert order["dry_run"] is False
+
+
+def test_whoever_waits_for_a_change_is_told_why(agent, run, monkeypatch):
+    monkeypatch.setattr("lbctl.environment._TOLD_AFTER_S", 0.01)
+    told = threading.Event()
+
+    class Waiting(io.StringIO):
+        def write(self, text: str) -> int:
+            if "still at it" in text:
+                told.set()
+            return super().write(text)
+
+    real = agent.post
+
+    def post(path: str, body: dict[str, object]):
+        assert told.wait(60)
+        return real(path, body)
+
+    agent.post = post
+    result = run("backend", "drain", "chat/gpu-1", stderr=(stderr := Waiting()))
+    assert result.code == 0
+    assert stderr.getvalue().splitlines() == [
+        "the agent is still at it: features that are new take a new program, compiled first",
+        "done: 1 backend changed",
+    ]
