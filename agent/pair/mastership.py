@@ -47,6 +47,7 @@ class Mastership:
         self.status: FailoverStatus | None = None
         self.status_s = 0.0  # the moment that it is of at least, on the monotonic clock
         self.problem = ""
+        self._roles: Mapping[str, Role] = {}  # as they were told last
 
     def aim(self, failover: Failover, agent_socket: Path) -> None:
         """Follow the process that this configuration is for, or none."""
@@ -115,7 +116,7 @@ class Mastership:
         answer = from_json(await ask_async(self._path, request, ANSWER_S))
         if self.problem:
             log.info("the failover process answers")
-        _tell_roles(self.status, answer)
+        self._roles = _tell_roles(self._roles, answer)
         self.status, self.status_s, self.problem = answer, asked_s, ""
         self.news.set()
         if answer.leaving and answer.pid != self._leaver:
@@ -211,21 +212,25 @@ class Mastership:
         return self.status.routers if self.status else ()
 
 
-def _tell_roles(before: FailoverStatus | None, after: FailoverStatus) -> None:
-    """The process logs that too, but for itself."""
-    roles = {} if before is None else {router.name: router.role for router in before.routers}
+def _tell_roles(before: Mapping[str, Role], after: FailoverStatus) -> dict[str, Role]:
+    """Say which virtual routers have other roles than before, and return what they have. The
+    process says that too, in a log of its own.
+    """
     for router in after.routers:
-        old = roles.get(router.name)
+        old = before.get(router.name)
         if old is not None and old is not router.role:
             log.log(
-                logging.ERROR
-                if router.role is Role.FAULT
-                else logging.WARNING
-                if Role.MASTER in (old, router.role)
-                else logging.INFO,
+                _level(old, router.role),
                 "role",
                 router=router.name,
                 old=old.value,
                 new=router.role.value,
                 why=router.why,
             )
+    return {router.name: router.role for router in after.routers}
+
+
+def _level(old: Role, new: Role) -> int:
+    if new is Role.FAULT:
+        return logging.ERROR
+    return logging.WARNING if Role.MASTER in (old, new) else logging.INFO

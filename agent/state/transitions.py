@@ -1,4 +1,4 @@
-"""Decides what there is to say when backends and services have become another thing. Pure."""
+"""Decides what there is to say when states of backends and services change. Pure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _BAD = (BackendState.DOWN, BackendState.EJECTED, BackendState.UNREACHABLE)
 def transitions(
     past: Past, before: Situation | None, after: Situation, part: Config
 ) -> tuple[Line, ...]:
-    """What is another thing in ``after``, of the services of ``part``. ``past``: the states that
-    were known, also from before a restart; ``before``: the last situation of this agent.
+    """What has changed in ``after``, of the services of ``part``. ``past``: the states that were
+    known, also from before a restart; ``before``: the last situation of this agent.
     """
     lines: list[Line] = []
     for service in part.services:

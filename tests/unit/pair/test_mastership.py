@@ -8,13 +8,14 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from structlog.testing import capture_logs
 
-from agent.failover.model import Failover, Instance
+from agent.failover.model import Failover, Instance, Role
 from agent.failover.status import FailoverStatus, to_json
 from agent.pair import mastership
 from agent.pair.mastership import Mastership
 from agent.pair.word import Word
-from tests.unit.failover.samples import STATUS
+from tests.unit.failover.samples import MASTER, STATUS
 
 PATIENCE_S = 60.0
 
@@ -127,3 +128,30 @@ def test_a_process_that_leaves_is_heard_of_once() -> None:
     pid = 1
     with mock.patch.object(mastership, "ask_async", answer):
         asyncio.run(work())
+
+
+def test_other_roles_are_said_also_those_of_a_process_that_was_away() -> None:
+    """The journal of the agent has them; the first that are heard of are no news."""
+
+    async def answer(_: object, __: object, ___: float) -> dict[str, object]:
+        if answers[0] is None:
+            answers.pop(0)
+            raise ConnectionRefusedError
+        return to_json(replace(STATUS, routers=(replace(MASTER, role=answers.pop(0), why="so"),)))
+
+    async def work() -> None:
+        told = Mastership(lambda: Word(True, "", {}))
+        told.aim(Failover(instances=(Instance("web"),)), Path("/none"))
+        while answers:
+            await told._tell(Word(True, "", {}))
+
+    answers = [Role.BACKUP, Role.BACKUP, Role.MASTER, None, Role.FAULT, Role.BACKUP]
+    with mock.patch.object(mastership, "ask_async", answer), capture_logs() as said:
+        asyncio.run(work())
+    lines = [line for line in said if line["event"] == "role"]
+    assert [(line["log_level"], line["old"], line["new"]) for line in lines] == [
+        ("warning", "backup", "master"),
+        ("error", "master", "fault"),
+        ("info", "fault", "backup"),
+    ]
+    assert {(line["router"], line["why"]) for line in lines} == {(MASTER.name, "so")}

@@ -1,4 +1,4 @@
-"""What is said when backends and services have become another thing."""
+"""What is said when states of backends and services change."""
 
 from __future__ import annotations
 
