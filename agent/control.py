@@ -173,15 +173,13 @@ class AgentControl:
         return with_resets(changes, await self._core.take(new))
 
     def _tell(self, changes: tuple[Change, ...], act: Act) -> None:
-        """A line for each change, with who made it; one if there is none."""
+        """A line for each change, with who made it."""
         about = {
             "by": act.author.who,
             "how": act.how,
             "message": act.author.message or None,
             "version": self._store.versions.newest() or None,
         }
-        if not changes:
-            log.info(act.how, why="nothing has changed", by=act.author.who)
         for change in changes[:MOST_TOLD]:
             ref = str(BackendRef(change.service, change.backend)) if change.backend else None
             log.info(
@@ -292,6 +290,8 @@ class AgentControl:
                         by=author.who,
                     )
                     raise
+                if not changes:
+                    log.info("reload", why="nothing has changed", by=author.who)
                 return await self._take(config, changes, act)
             finally:
                 self._notifier.ready(status_line(self._core.now.situation))
