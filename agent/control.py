@@ -218,7 +218,8 @@ class AgentControl:
 
     def troubles(self) -> Callable[[], Troubles]:
         """What is wrong now, by server and cause: a function that finds it, in any thread."""
-        return functools.partial(troubles, self._core.refreshed())
+        core = self._core
+        return functools.partial(troubles, core.refreshed(), core.observer.unconnected)
 
     def recent(self) -> Tally:
         """What the agent has said in the last hour."""

@@ -76,6 +76,10 @@ def status(snapshot: Snapshot, now: Troubles, recent: Tally) -> Json:
             **{state.value: backends.get(state, 0) for state in BackendState},
         },
         "unserved": [_unserved(each, snapshot.at) for each in now.unserved[:MAX_TROUBLES]],
+        "unconnected": [
+            {"service": each.service, "begun": each.begun, "backends_up": each.up}
+            for each in now.unconnected[:MAX_TROUBLES]
+        ],
         "troubles": [_cause(each, snapshot.at) for each in now.causes[:MAX_TROUBLES]],
         "troubles_total": len(now.causes),
         "rates": _rates(snapshot.rates),

@@ -17,10 +17,10 @@ from agent.dataplane.abi import FlowState, Reason
 from agent.dataplane.contents import nat_ports
 from agent.dataplane.latency import LatencyWindow
 from agent.dataplane.program import Dataplane
-from agent.model import BackendRef, Scheduler, Service
+from agent.model import BackendRef, Config, Protocol, Scheduler, Service
 from agent.rebalancing import Rebalancer
 from agent.rings.maglev import shares
-from agent.state import nat_blocks, zones
+from agent.state import nat_blocks, silence, zones
 from agent.state.assemble import BackendParts, ServiceParts, backend_snapshot, service_snapshot
 from agent.state.guardview import Guarded
 from agent.state.identities import slot_of
@@ -48,6 +48,7 @@ log = structlog.get_logger()
 
 # Fewer bytes of requests without an answer are those of clients that have vanished.
 MUCH_UNANSWERED_BYTES = 1 << 18
+SILENCES_EVERY_S = 5.0
 _STATES = {
     state.name.lower(): state
     for state in (FlowState.EMBRYONIC, FlowState.ACKED, FlowState.ESTABLISHED, FlowState.CLOSING)
@@ -113,6 +114,10 @@ class Observer:
         self._nat_ports: tuple[NatPorts, ...] = ()
         self._nat_problems: dict[ServiceSlot, str] = {}
         self._unanswered: frozenset[BackendRef] = frozenset()
+        self._silences: dict[str, silence.Watch] = {}
+        self._silences_at = 0.0
+        # Services to which nobody gets a connection, and how many were begun of late.
+        self.unconnected: Mapping[str, int] = {}
         self.survey = self._read_survey()
 
     def _read_survey(self) -> survey.Survey:
@@ -187,6 +192,20 @@ class Observer:
             times = latency.read(tables.backend_latency, known.ids.tolist())
             self._latencies = self._latencies.add(at, times)
         self._look_at_answers(situation)
+        if at - self._silences_at >= SILENCES_EVERY_S:
+            self._silences_at = at
+            self._look_at_connections(situation.config, at)
+
+    def _look_at_connections(self, config: Config, at: float) -> None:
+        """Say once of each service that nobody gets a connection, and once that it is over."""
+        self._silences = silence.follow_all(self._silences, at, self.syns)
+        tcp = {each.name for each in config.services if each.key.protocol is Protocol.TCP}
+        found = {n: each.begun for n, each in self._silences.items() if each.begun and n in tcp}
+        for name in found.keys() - self.unconnected.keys():
+            log.error("nobody gets a connection", service=name, begun=found[name])
+        for name in self.unconnected.keys() - found.keys():
+            log.info("connections are established, or none is begun any more", service=name)
+        self.unconnected = found
 
     def _read_counters(
         self, situation: Situation, services: Sequence[Service]

@@ -53,15 +53,27 @@ class Unserved:
 
 
 @dataclass(frozen=True, slots=True)
+class Unconnected:
+    """A service to which nobody gets a connection: ``begun`` of late, with ``up`` backends."""
+
+    service: str
+    begun: int
+    up: int
+
+
+@dataclass(frozen=True, slots=True)
 class Troubles:
     """What is wrong now."""
 
     unserved: tuple[Unserved, ...] = ()
+    unconnected: tuple[Unconnected, ...] = ()
     causes: tuple[Cause, ...] = ()
 
 
-def troubles(seen: Situation) -> Troubles:
-    """What is wrong; of the causes, those of most backends come first."""
+def troubles(seen: Situation, unconnected: Mapping[str, int]) -> Troubles:
+    """What is wrong; of the causes, those of most backends come first. ``unconnected``: how many
+    connections were begun in the last half minute, of services to which nobody gets one.
+    """
     addresses: dict[BackendRef, Address] = {}
     held = Counter[Address]()
     bad: dict[tuple[Address, BackendState, str], list[BackendRef]] = defaultdict(list)
@@ -75,7 +87,8 @@ def troubles(seen: Situation) -> Troubles:
                 reason = _bare(verdict.reason, backend.address)
                 bad[backend.address, verdict.state, reason].append(ref)
     found = sorted(_causes(seen, bad, held), key=lambda c: (-len(c.backends), c.servers[0].name))
-    return Troubles(tuple(_unserved(seen)), tuple(found))
+    silent = tuple(_unconnected(seen, unconnected))
+    return Troubles(tuple(_unserved(seen)), silent, tuple(found))
 
 
 def _bare(reason: str, address: Address) -> str:
@@ -104,6 +117,15 @@ def _causes(
             since = min(seen.backends[ref].since for ref in refs)
             there = sum(held[address] for server in servers for address in server.addresses)
             yield Cause(servers, state, reason, since, tuple(refs), there - len(refs))
+
+
+def _unconnected(seen: Situation, begun: Mapping[str, int]) -> Iterator[Unconnected]:
+    for service in seen.config.services:
+        if service.name in begun:
+            states = [
+                seen.verdicts[BackendRef(service.name, b.name)].state for b in service.backends
+            ]
+            yield Unconnected(service.name, begun[service.name], states.count(BackendState.UP))
 
 
 def _unserved(seen: Situation) -> Iterator[Unserved]:

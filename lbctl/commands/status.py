@@ -71,6 +71,7 @@ def _problems(data: Mapping[str, Any]) -> list[tuple[str, object]]:
     agent, plane = data["agent"], data["dataplane"]
     found = [
         *(_unserved(each) for each in data.get("unserved", ())),
+        *(_unconnected(each) for each in data.get("unconnected", ())),
         *(_trouble(each) for each in data.get("troubles", ())),
     ]
     more = len(found) - SHOWN_TROUBLES
@@ -90,6 +91,16 @@ def _unserved(each: Mapping[str, Any]) -> str:
     clients = _CLIENTS[each["clients"]]
     lasts = age(each["since_s"])
     return f"service {each['service']} serves nobody for {lasts}: {each['reason']}; {clients}"
+
+
+def _unconnected(each: Mapping[str, Any]) -> str:
+    from lbctl.humanise import exact, plural
+
+    name, up = each["service"], plural(each["backends_up"], "backend")
+    return (
+        f"nobody gets a connection to {name}: {exact(each['begun'])} were begun in the last half "
+        f"minute, and no handshake was ended, with {up} up; lbctl trace service {name}"
+    )
 
 
 def _trouble(each: Mapping[str, Any]) -> str:

@@ -226,6 +226,12 @@ def test_status_says_what_the_program_is_and_what_it_has(agent, run):
     assert "nat " not in out
 
 
+UNCONNECTED = (
+    "nobody gets a connection to embed: 1,234 were begun in the last half minute, and no handshake "
+    "was ended, with 2 backends up; lbctl trace service embed"
+)
+
+
 def trouble(*names: str, **changed: object) -> dict[str, object]:
     """A cause as the agent tells it."""
     return {
@@ -253,6 +259,7 @@ def test_status_begins_with_what_is_wrong_and_for_whom(agent, run):
                 "clients": "reset",
             }
         ],
+        "unconnected": [{"service": "embed", "begun": 1234, "backends_up": 2}],
         "troubles": [
             trouble("gpu-7"),
             trouble("gpu-8", services=["chat"], services_total=1, other_backends=3),
@@ -260,13 +267,14 @@ def test_status_begins_with_what_is_wrong_and_for_whom(agent, run):
         ],
     }
     lines = run("status").out.splitlines()
-    assert [line.partition("PROBLEM")[2].strip() for line in lines[:4]] == [
+    assert [line.partition("PROBLEM")[2].strip() for line in lines[:5]] == [
         "service chat serves nobody for 1m01s: nobody is up; its clients are answered with a reset",
+        UNCONNECTED,
         "gpu-7 (10.0.0.21) is down in chat, embed for 3m12s: connection refused",
         "gpu-8 (10.0.0.21) is down in chat, not in 3 others for 3m12s: connection refused",
         "4 servers (a, b, c, …) are ejected in 12 services for 3m12s: connection refused",
     ]
-    assert lines[4].startswith("balancer")
+    assert lines[5].startswith("balancer")
 
 
 def test_of_many_troubles_the_worst_are_shown(agent, run):

@@ -84,6 +84,7 @@ def test_status_has_the_keys_of_the_contract(snapshot):
             "drops_per_s": 4.0,
         },
         "unserved": [],
+        "unconnected": [],
         "troubles": [],
         "troubles_total": 0,
         "events_last_hour": {"warning": 2, "error": 0},

@@ -295,3 +295,21 @@ def test_backends_that_are_out_have_no_share():
     (service,) = here.look().services
     assert [b.share_expected for b in service.backends] == [0.0, 0.0]
     assert np.isfinite(service.backends[0].share_expected)
+
+
+def test_a_service_to_which_nobody_gets_a_connection_is_named_once():
+    here = world()
+    observer, ident = here.observer(), here.backend_id("a")
+    row = here.tables.backend_count[0]
+    with capture_logs() as logs:
+        for second in range(1, 131):
+            row["opened"][ident] += 1
+            row["established"][ident] += second > 100  # somebody gets through
+            observer.sample(here.situation, float(second))
+            if second == 90:
+                assert set(observer.unconnected) == {"web"}
+    assert observer.unconnected == {}
+    begin, end = logs
+    assert (begin["event"], begin["log_level"]) == ("nobody gets a connection", "error")
+    assert (begin["service"], begin["begun"] >= 20) == ("web", True)
+    assert (end["service"], end["log_level"]) == ("web", "info")

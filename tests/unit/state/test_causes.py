@@ -17,7 +17,7 @@ from agent.model import (
     HealthStatus,
     NoBackend,
 )
-from agent.state.causes import Server, troubles
+from agent.state.causes import Server, Troubles, Unconnected, troubles
 from agent.state.identities import assign
 from agent.state.situation import Past, Situation, situation, verdicts
 from agent.state.tables import TableContents
@@ -47,11 +47,15 @@ def seen(*services, down: dict[str, str] | None = None, gone: tuple[str, ...] = 
     return situation(Past({}, {}), config, ids, health, hops, found, 1000.0)
 
 
+def troubles_of(situation: Situation) -> Troubles:
+    return troubles(situation, {})
+
+
 def test_a_server_that_is_down_in_three_services_is_one_cause():
     services = [web(at("gpu-1", 1), at("gpu-2", 2), name=f"s{n}", vip=f"203.0.113.{n}")
                 for n in range(1, 4)]  # fmt: skip
     down = {f"s{n}/gpu-1": f"HTTP 503 in {n} ms" for n in range(1, 4)}
-    (cause,) = troubles(seen(*services, down=down)).causes
+    (cause,) = troubles_of(seen(*services, down=down)).causes
     assert cause.servers == (Server("gpu-1", (ip_address("10.0.0.1"),)),)
     assert (cause.state, cause.reason) == (BackendState.DOWN, "HTTP 503")
     assert (cause.services, len(cause.backends), cause.others) == (("s1", "s2", "s3"), 3, 0)
@@ -61,14 +65,14 @@ def test_a_server_that_is_down_in_three_services_is_one_cause():
 def test_where_the_server_is_well_elsewhere_that_is_told():
     one, two = (web(at("gpu-1", 1), at("b", 2), name=n, vip=v)
                 for n, v in (("one", "203.0.113.1"), ("two", "203.0.113.2")))  # fmt: skip
-    (cause,) = troubles(seen(one, two, down={"one/gpu-1": "no answer by the VIP"})).causes
+    (cause,) = troubles_of(seen(one, two, down={"one/gpu-1": "no answer by the VIP"})).causes
     assert (cause.services, cause.others) == (("one",), 1)
 
 
 def test_both_families_of_a_server_are_one():
     four = web(at("gpu-1", 1), at("b", 2), name="four")
     six = web(at("gpu-1", 1, 6), at("b", 2, 6), name="six", vip="2001:db8::10")
-    found = troubles(seen(four, six, gone=("10.0.0.1", "fd00::1")))
+    found = troubles_of(seen(four, six, gone=("10.0.0.1", "fd00::1")))
     (cause,) = found.causes
     assert cause.servers[0].addresses == (ip_address("10.0.0.1"), ip_address("fd00::1"))
     assert (cause.state, cause.reason) == (BackendState.UNREACHABLE, "no ARP answer on eth0")
@@ -78,7 +82,7 @@ def test_both_families_of_a_server_are_one():
 def test_many_servers_with_one_trouble_are_one_line(many: int, lines: int):
     backends = [at(f"gpu-{n}", n) for n in range(1, 8)]
     gone = tuple(f"10.0.0.{n}" for n in range(1, many + 1))
-    found = troubles(seen(web(*backends), gone=gone)).causes
+    found = troubles_of(seen(web(*backends), gone=gone)).causes
     assert len(found) == lines
     assert sum(len(cause.servers) for cause in found) == many
 
@@ -87,13 +91,13 @@ def test_the_cause_of_most_backends_comes_first():
     services = [web(at("a", 1), at("b", 2), at("c", 3), name=f"s{n}", vip=f"203.0.113.{n}")
                 for n in range(1, 4)]  # fmt: skip
     down = {"s1/a": "refused", "s1/b": "HTTP 500", "s2/b": "HTTP 500"}
-    assert [c.servers[0].name for c in troubles(seen(*services, down=down)).causes] == ["b", "a"]
+    assert [c.servers[0].name for c in troubles_of(seen(*services, down=down)).causes] == ["b", "a"]
 
 
 @pytest.mark.parametrize("clients", list(NoBackend))
 def test_a_service_that_serves_nobody_says_what_its_clients_get(clients: NoBackend):
     service = web(at("a", 1), at("b", 2), no_backend=clients)
-    found = troubles(seen(service, down={"web/a": "refused", "web/b": "refused"}))
+    found = troubles_of(seen(service, down={"web/a": "refused", "web/b": "refused"}))
     if clients is NoBackend.ANY:
         assert found.unserved == (), "it fails open"
         return
@@ -105,9 +109,14 @@ def test_a_service_that_serves_nobody_says_what_its_clients_get(clients: NoBacke
 def test_what_the_operator_took_out_is_no_trouble():
     out = replace(at("a", 1), admin=AdminState.MAINTENANCE)
     drained = replace(at("b", 2), admin=AdminState.DRAIN)
-    assert troubles(seen(web(out, drained, at("c", 3)))).causes == ()
+    assert troubles_of(seen(web(out, drained, at("c", 3)))).causes == ()
 
 
 def test_all_well_is_nothing():
-    found = troubles(seen(web(at("a", 1))))
+    found = troubles_of(seen(web(at("a", 1))))
     assert (found.unserved, found.causes) == ((), ())
+
+
+def test_a_service_to_which_nobody_gets_a_connection_says_how_many_backends_are_up():
+    found = troubles(seen(web(at("a", 1), at("b", 2)), down={"web/b": "refused"}), {"web": 57})
+    assert found.unconnected == (Unconnected("web", 57, 1),)
