@@ -172,6 +172,10 @@ def follow(
         if ref in tallies
     }
     watched = {ref: w for ref, w in after.items() if ref in usable and not w.ejected}
+    if _all_are_back(service.outlier, watched):
+        # What ailed all of them speaks against none, and whoever is reached first is no better.
+        watched = {ref: replace(w, readings=w.readings[-1:]) for ref, w in watched.items()}
+        after |= watched
     beside = _All(watched, weights)
     found: dict[BackendRef, _Found] = {}
     for ref in watched if len(watched) > 1 else ():
@@ -186,6 +190,18 @@ def follow(
     for ref in worst[: max(0, min(room, len(watched) - 1))]:
         after[ref] = _eject(service.outlier, after[ref], found[ref], now_s)
     return after
+
+
+def _all_are_back(outlier: Outlier, watched: Mapping[BackendRef, Watch]) -> bool:
+    """Whether connections are established with this reading, and with none before it in the window,
+    though enough were begun to judge one by.
+    """
+    before, now = Tally(), Tally()
+    for watch in watched.values():
+        if len(watch.readings) > 1:
+            before += watch.readings[-2].tally.since(watch.readings[0].tally)
+            now += watch.readings[-1].tally.since(watch.readings[-2].tally)
+    return before.opened >= outlier.requests and not before.established and now.established > 0
 
 
 def _read(outlier: Outlier, watch: Watch, tally: Tally, now_s: float) -> Watch:

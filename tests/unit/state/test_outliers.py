@@ -110,6 +110,23 @@ def test_what_ails_all_ejects_nobody(fails: Tally):
     assert not here.pass_seconds(60, fails, fails, fails, fails)
 
 
+@pytest.mark.parametrize("late", [IDLE, Tally(opened=3)])
+def test_the_end_of_what_ailed_all_ejects_nobody_that_is_reached_a_little_later(late: Tally):
+    """Clients could not hear the VIP's answers; two backends are reached a second before the
+    third.
+    """
+    here = History(servers(3))
+    assert not here.pass_seconds(20, HOLE, HOLE, HOLE)
+    assert not here.pass_seconds(2, GOOD, GOOD, late)
+    assert not here.pass_seconds(20, GOOD, GOOD, GOOD)
+
+
+def test_who_goes_on_failing_when_the_others_are_back_is_ejected_within_seconds():
+    here = History(servers(3))
+    here.pass_seconds(20, HOLE, HOLE, HOLE)
+    assert here.pass_seconds(6, GOOD, GOOD, HOLE) == {"s2"}
+
+
 def test_one_alone_is_never_ejected_nor_the_last_of_two():
     here = History(servers(2))
     assert here.pass_seconds(3, BAD, GOOD) == {"s0"}
