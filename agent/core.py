@@ -57,7 +57,7 @@ from agent.state.blocks import Block, Blocks
 from agent.state.desired import Surroundings, differing
 from agent.state.guardview import Blocked
 from agent.state.identities import Identities, member_of
-from agent.state.situation import Situation, situation, verdicts
+from agent.state.situation import Situation, emptied, situation, verdicts
 from agent.state.synflood import cookies_in
 from agent.state.tables import TableContents
 from agent.state.transitions import transitions
@@ -337,14 +337,7 @@ class Core:
         now = self.now.situation
         names = changed(now.config, new)
         part = new if names is None else part_of(new, names)
-        health, known = self.health(), now.hops
-        refs = [_ref(service, backend) for service in part.services for backend in service.backends]
-        unknown = HealthStatus(Health.CHECKING, "", 0.0)
-        statuses = {ref: health.get(ref, unknown) for ref in refs}
-        found = verdicts(part, statuses, known, self.weigher.influences)
-        serving = {ref.service for ref, verdict in found.items() if verdict.usable}
-        served = {ref.service for ref, verdict in now.verdicts.items() if verdict.usable}
-        return frozenset(s.name for s in part.services if s.name in served - serving)
+        return emptied(now, part, self.health(), self.weigher.influences)
 
     def health(self) -> dict[BackendRef, HealthStatus]:
         """The health of every backend, as of now."""

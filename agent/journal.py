@@ -95,8 +95,11 @@ class Journal:
         try:
             while True:
                 await asyncio.sleep(KEEP_S)
-                if self._unwritten:
-                    await asyncio.to_thread(self.write)
+                try:
+                    if self._unwritten:
+                        await asyncio.to_thread(self.write)
+                except Exception:  # this task's root: it is only for people
+                    log.exception("keeping events broke")
         finally:
             self.write()
 

@@ -72,7 +72,8 @@ class Versions:
         if self._known is None:
             found = (_read(path) for path in self._folder.glob("*.json"))
             self._known = {each.number: each for each in found if each is not None}
-        return tuple(self._known[number] for number in sorted(self._known))
+        known = dict(self._known)  # another thread may add one meanwhile
+        return tuple(known[number] for number in sorted(known))
 
     def newest(self) -> int:
         """The number of the newest version; 0: there is none."""

@@ -1,8 +1,8 @@
 """Owns compare-and-exchange on the words of tables that the packet path writes at the same time.
 
-Python has none. libatomic, a part of GCC that every distribution has by itself (`libatomic1`), is
-called as C11's ``atomic_compare_exchange_strong`` is compiled where there is no instruction for it;
-where there is one it is that instruction.
+Python has none. libatomic is a part of GCC that distributions package by itself (`libatomic1`). Its
+function is what a C compiler calls for C11's ``atomic_compare_exchange_strong`` where it does not
+emit the processor's instruction itself.
 """
 
 from __future__ import annotations

@@ -74,7 +74,6 @@ def troubles(seen: Situation, unconnected: Mapping[str, int]) -> Troubles:
     """What is wrong; of the causes, those of most backends come first. ``unconnected``: how many
     connections were begun in the last half minute, of services to which nobody gets one.
     """
-    addresses: dict[BackendRef, Address] = {}
     held = Counter[Address]()
     bad: dict[tuple[Address, BackendState, str], list[BackendRef]] = defaultdict(list)
     for service in seen.config.services:
@@ -83,7 +82,6 @@ def troubles(seen: Situation, unconnected: Mapping[str, int]) -> Troubles:
             ref = BackendRef(service.name, backend.name)
             verdict = seen.verdicts[ref]
             if verdict.state in _BAD:
-                addresses[ref] = backend.address
                 reason = _bare(verdict.reason, backend.address)
                 bad[backend.address, verdict.state, reason].append(ref)
     found = sorted(_causes(seen, bad, held), key=lambda c: (-len(c.backends), c.servers[0].name))

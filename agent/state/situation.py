@@ -11,6 +11,7 @@ from agent.model import (
     BackendState,
     Config,
     Forward,
+    Health,
     HealthStatus,
     NextHop,
     Service,
@@ -81,6 +82,24 @@ def verdicts(
         for backend, verdict in zip(service.backends, together(service, alone), strict=True):
             found[BackendRef(service.name, backend.name)] = verdict
     return found
+
+
+def emptied(
+    seen: Situation,
+    part: Config,
+    health: Mapping[BackendRef, HealthStatus],
+    influences: Mapping[BackendRef, Influence],
+) -> frozenset[str]:
+    """The services of ``part`` that would have no usable backend, as things are, and have one in
+    ``seen``. Of backends that are new nobody knows yet whether they are well.
+    """
+    unknown = HealthStatus(Health.CHECKING, "", 0.0)
+    refs = [BackendRef(s.name, b.name) for s in part.services for b in s.backends]
+    statuses = {ref: health.get(ref, unknown) for ref in refs}
+    found = verdicts(part, statuses, seen.hops, influences)
+    serving = {ref.service for ref, verdict in found.items() if verdict.usable}
+    served = {ref.service for ref, verdict in seen.verdicts.items() if verdict.usable}
+    return frozenset(s.name for s in part.services if s.name in served - serving)
 
 
 def _missing_source(config: Config, forward: Forward, address: Address, hop: NextHop | None) -> str:

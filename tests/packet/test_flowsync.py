@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent.dataplane import abi
 from agent.dataplane.atomics import Mask
 from agent.dataplane.survey import Counts, Slots
 from agent.flowsync import install, nat
@@ -162,27 +163,45 @@ def test_a_slot_that_a_client_takes_meanwhile_stays_the_clients_with_all_that_is
     other.tables.flows[at] = 0
 
 
-def test_a_place_that_is_claimed_is_no_packets_and_nobody_elses_for_a_while(
+def test_a_place_that_is_claimed_is_no_packets_and_nobody_elses(
     rig: Rig, other: Rig, monkeypatch: pytest.MonkeyPatch
 ):
-    """The flow's own packet, and others of its bucket, while it is being written."""
-    it = case(Forward.NAT, 4)
+    """The flow's own packets come while it is being written, and others that have no other place:
+    those that take this one as soon as it is free.
+    """
+    it = case(Forward.DSR, 4)
     a, b = serve(rig, other, it)
     opened(rig, it, 1)
-    real, seen = install.exchange, []
+    real, strangers = install.exchange, range(1000, 7000)
+    claimed: list[int] = []
 
-    def and_a_packet(words: Slots, at: Counts, *rest: Any) -> Mask:
+    def and_packets(words: Slots, at: Counts, *rest: Any) -> Mask:
         done = real(words, at, *rest)
-        if not seen and len(at):
-            claim = int(words[at[0]])
-            seen.append(at)
-            assert other.verdict(it.goes_on(0).frame()) is not None
-            assert int(words[at[0]]) == claim
+        if claimed or not len(at):
+            return done
+        (place,) = at
+        claimed.append(int(words[place]))
+        first = int(place) // abi.FLOW_WAYS * abi.FLOW_WAYS
+        beside = [n for n in range(first, first + abi.FLOW_WAYS) if n != place]
+        backend = claimed[0] & 0xFFFF << abi.FLOW_BACKEND_SHIFT
+        low = abi.FlowState.ESTABLISHED << abi.FLOW_STATE_SHIFT | claimed[0] & abi.FLOW_STAMP_MASK
+        words[beside] = [n << abi.FLOW_TAG_SHIFT | backend | low for n in range(1, 8)]
+        other.send(it.goes_on(0).frame())
+        for number in strangers:
+            other.send(it.client(number).frame())
+        assert int(words[place]) == claimed[0]
+        words[place] = 0
+        for number in strangers:
+            other.send(it.client(number).frame())
+            if words[place]:
+                break
+        assert words[place], "or it shows nothing"
+        words[place] = claimed[0]
         return done
 
-    monkeypatch.setattr(install, "exchange", and_a_packet)
-    b.take(a.everything())
-    assert len(seen) == 1
+    monkeypatch.setattr(install, "exchange", and_packets)
+    assert b.take(a.everything()).installed == 1
+    assert claimed
 
 
 def test_flows_that_were_told_do_not_look_as_if_they_began_in_vain(rig: Rig, other: Rig):

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from agent import journal as journal_module
 from agent.journal import ENTRIES_AT_ONCE, Journal
 from agent.logs import heard_by
-from agent.state.journal import Query
+from agent.state.journal import Entry, Query
 
 
 def of(folder: Path) -> Journal:
@@ -155,3 +155,31 @@ def test_what_is_logged_is_in_it(tmp_path: Path):
         structlog.get_logger().warning("backend", backend="chat/a", new="down")
     (entry,) = journal.find(Query(backend="chat/a"))
     assert (entry.level.value, entry.fields["new"]) == ("warning", "down")
+
+
+def test_whatever_goes_wrong_with_it_ends_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(journal_module, "KEEP_S", 0.001)
+    journal, real = of(tmp_path), journal_module._line
+    broken = [True]
+
+    def line(entry: Entry) -> str:
+        if broken.pop() if broken else False:
+            raise ValueError("of ours")
+        return real(entry)
+
+    monkeypatch.setattr(journal_module, "_line", line)
+
+    async def story() -> None:
+        keeping = asyncio.create_task(journal.keep())
+        journal.take("info", "one", {})
+        async with asyncio.timeout(60):
+            while broken:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        journal.take("info", "two", {})
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+    asyncio.run(story())
+    assert "two" in words(of(tmp_path))

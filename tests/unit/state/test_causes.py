@@ -19,7 +19,7 @@ from agent.model import (
 )
 from agent.state.causes import Server, Troubles, Unconnected, troubles
 from agent.state.identities import assign
-from agent.state.situation import Past, Situation, situation, verdicts
+from agent.state.situation import Past, Situation, emptied, situation, verdicts
 from agent.state.tables import TableContents
 from tests.unit.state.world import TABLES, hop, web
 
@@ -45,6 +45,22 @@ def seen(*services, down: dict[str, str] | None = None, gone: tuple[str, ...] = 
     found = verdicts(config, health, hops)
     ids = assign(config, TableContents(), frozenset(), lambda: 7)
     return situation(Past({}, {}), config, ids, health, hops, found, 1000.0)
+
+
+def left_without(before: Situation, *services) -> frozenset[str]:
+    after = replace(before.config, services=services)
+    return emptied(before, after, before.health, {})
+
+
+def test_a_plan_that_leaves_nobody_who_is_well_is_known_by_how_things_are():
+    a, b = at("a", 1), at("b", 2)
+    drained = replace(a, admin=AdminState.DRAIN)
+    one_is_down = seen(web(a, b), down={"web/b": "refused"})
+    assert left_without(one_is_down, web(drained, b)) == {"web"}
+    assert left_without(one_is_down, web(at("new", 3), b)) == {"web"}, "not known to be well"
+    assert left_without(seen(web(a, b)), web(drained, b)) == frozenset()
+    nobody = seen(web(a, b), down={"web/a": "refused", "web/b": "refused"})
+    assert left_without(nobody, web(drained, b)) == frozenset(), "as before"
 
 
 def troubles_of(situation: Situation) -> Troubles:
