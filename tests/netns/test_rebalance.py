@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 from agent.dataplane import abi, pins, survey
@@ -26,6 +25,7 @@ from lbctl.lab import netns
 from lbctl.lab.documents import FLOWS
 from lbctl.lab.topology import PORT
 from tests.netns.site import Site, site, wait_until
+from tests.packet.records import rested
 
 RATE = 4.0
 IDLE, BUSY = 20, 10
@@ -88,9 +88,7 @@ def make_idle(tables: SharedTables, ticks: int = 4) -> None:
     """As if no packet had come for so long, in flows where nothing waits."""
     used, words = survey.used_slots(tables.flows)
     quiet = survey.state_of(words) == abi.FlowState.ESTABLISHED
-    mask = np.uint64(abi.FLOW_STAMP_MASK)
-    aged = words & ~mask | (words - np.uint64(ticks)) & mask
-    tables.flows[used[quiet]] = aged[quiet]
+    tables.flows[used[quiet]] = rested(words[quiet], ticks)
 
 
 def configure(here: Site, state: str, rate: float) -> None:

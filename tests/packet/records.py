@@ -23,6 +23,14 @@ _BASE = {
 }
 
 
+def rested(words: np.ndarray, ticks: int) -> np.ndarray:
+    """Words of the flow table as if the last packets had come so many ticks earlier. A stamp counts
+    from 0 again after an hour or two, which is nothing to the fields beside it.
+    """
+    mask = np.uint64(abi.FLOW_STAMP_MASK)
+    return words & ~mask | (words - np.uint64(ticks)) & mask
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A slot of the flow table in which a flow was found; ``awaits``: a request waits in it."""

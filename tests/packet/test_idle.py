@@ -16,6 +16,7 @@ from agent.dataplane.idle import Closer, IdleFlow, Wanted, idle_flows
 from agent.model import Forward
 from tests.packet import frames, nodes
 from tests.packet.harness import Rig, backend, mac_of, service
+from tests.packet.records import rested
 from tests.packet.talks import ANSWER, LATE_MS, MODES, POST, SERVER, Wire, opened
 from tests.packet.wires import Packet
 
@@ -39,10 +40,7 @@ def idle(rig: Rig, name: str = "a") -> tuple[IdleFlow, ...]:
 def rest(rig: Rig, seconds: float = 60) -> None:
     """As if no packet had come for so long."""
     used = np.flatnonzero(rig.tables.flows)
-    mask = np.uint64(abi.FLOW_STAMP_MASK)
-    words = rig.tables.flows[used]
-    stamps = (words - np.uint64(rig.clock.ticks(seconds))) & mask
-    rig.tables.flows[used] = words & ~mask | stamps
+    rig.tables.flows[used] = rested(rig.tables.flows[used], rig.clock.ticks(seconds))
 
 
 def answered(rig: Rig, forward: Forward) -> Wire:

@@ -27,6 +27,7 @@ from tests.packet.harness import Rig, Verdict, mac_of
 from tests.packet.model.flows import Flow, Keys
 from tests.packet.model.services import STATES, Member, Target
 from tests.packet.model.walk import IllegalError, Model, Outcome
+from tests.packet.records import rested
 from tests.packet.wires import Tags
 
 NO_TICK = 40  # of 2^40 jiffies: none ends while a test runs
@@ -211,8 +212,7 @@ class Mirror:
         """As if the last packets had come so much earlier."""
         tables = self.rig.tables
         used = np.flatnonzero(tables.flows)
-        words, mask = tables.flows[used], np.uint64(abi.FLOW_STAMP_MASK)
-        tables.flows[used] = (words & ~mask) | ((words - np.uint64(ticks)) & mask)
+        tables.flows[used] = rested(tables.flows[used], ticks)
         for key, value in list(tables.items("fragments")):
             row = np.frombuffer(value, dtype=abi.FRAGMENT).copy()
             row["seen"] = 0
