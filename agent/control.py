@@ -10,8 +10,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import structlog
-
 from agent.config import live
 from agent.config.edit import Edit, EditOp, apply_edits, back_to
 from agent.config.load import read_text
@@ -33,6 +31,7 @@ from agent.dataplane.flows import names_of, query_flows, top_sources
 from agent.dataplane.trace import Follower
 from agent.errors import ConfigError, SteelyardError
 from agent.journal import Journal
+from agent.logs import get_logger
 from agent.metrics.observer import AgentFacts
 from agent.model import Address, BackendRef, Config, Network
 from agent.notify import Notifier
@@ -52,7 +51,7 @@ from agent.state.queries import (
 from agent.state.situation import Situation
 from agent.state.snapshot import Snapshot
 
-log = structlog.get_logger()
+log = get_logger()
 
 SAVE_AGAIN_S = 2.0
 RECENT_S = 3600.0

@@ -10,8 +10,6 @@ from collections.abc import Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import structlog
-
 from agent.companion.watch import Companions
 from agent.config.defaults import check_port
 from agent.config.plan import changed, come_and_gone, gone_backends, part_of
@@ -29,6 +27,7 @@ from agent.guarding import Guarding
 from agent.health.monitor import HealthMonitor, Target
 from agent.history import History
 from agent.limiting import Limiting
+from agent.logs import get_logger
 from agent.metrics.observer import Observer
 from agent.model import (
     Address,
@@ -65,7 +64,7 @@ from agent.state.way import way_of
 from agent.warming import Warming
 from agent.weighing.weigher import Weigher
 
-log = structlog.get_logger()
+log = get_logger()
 
 SAMPLE_S = 1.0
 AUDIT_S = 30.0

@@ -11,8 +11,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import structlog
-
 from agent import __version__
 from agent.api.peer import group_id
 from agent.api.server import ApiServer
@@ -26,13 +24,13 @@ from agent.errors import SteelyardError
 from agent.here import check_memory
 from agent.journal import Journal
 from agent.lock import InstanceLocks
-from agent.logs import heard_by
+from agent.logs import get_logger, heard_by
 from agent.metrics import collector
 from agent.metrics.observer import AgentFacts
 from agent.model import Config, KernelHeaders
 from agent.notify import Notifier, feed_watchdog
 
-log = structlog.get_logger()
+log = get_logger()
 
 _READY, _STOPPING = "ready", "stopping"  # by which the next agent knows how this one ended
 _LOOK_S = 1.0  # between two looks at files of ours in /run

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import structlog
-
+from agent.logs import get_logger
 from agent.model import Config, SynProtection
 from agent.state.synflood import Syns, Watch, challenged_in, follow_all
 from agent.state.tables import TableContents
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Floods:

@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
-import structlog
-
 from agent.config import lists
 from agent.dataplane.abi import GUARD_COUNT_BLOCKED, GUARD_COUNT_NOT_ALLOWED, GuardTree
 from agent.dataplane.program import Dataplane
 from agent.dataplane.sourcetrees import BLOCKS, LISTS, Policy, SourceTrees
 from agent.errors import SteelyardError
 from agent.files import write_atomically
+from agent.logs import get_logger
 from agent.model import Address, AddressList, Config, GuardMode, Network, Service
 from agent.state import addresstree, blocks
 from agent.state.addresstree import Prefixes
@@ -30,7 +29,7 @@ from agent.state.blocks import Block, Blocks
 from agent.state.guardview import Guarded, ListView, Verdicts
 from agent.state.identities import Identities
 
-log = structlog.get_logger()
+log = get_logger()
 
 TICK_S = 1.0
 LOOK_AT_FILES = 5  # ticks

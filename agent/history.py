@@ -11,14 +11,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import structlog
-
 from agent.files import write_atomically
+from agent.logs import get_logger
 from agent.model import BackendRef, BackendState, ServiceState
 from agent.state.assemble import Tracked
 from agent.state.situation import Past
 
-log = structlog.get_logger()
+log = get_logger()
 
 KEEP_S = 1.0
 

@@ -16,12 +16,10 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import structlog
-
-from agent.logs import LogLevel
+from agent.logs import LogLevel, get_logger
 from agent.state.journal import Budget, Entry, Query, Tally, as_fields, newest, tally
 
-log = structlog.get_logger()
+log = get_logger()
 
 KEPT = 10_000  # entries in memory
 FILE_BYTES = 5 << 18  # some 5,000 entries; then another file is begun, the one before is kept

@@ -8,8 +8,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
-import structlog
-
 from agent.config.plan import come_and_gone
 from agent.config.render import limits_fields
 from agent.dataplane import limits
@@ -17,12 +15,13 @@ from agent.dataplane.abi import Limit
 from agent.dataplane.constants import LIMITED
 from agent.dataplane.flows import heavy_sources, names_of
 from agent.dataplane.program import Dataplane
+from agent.logs import get_logger
 from agent.model import Address, Config, GuardMode, Limits, Service
 from agent.state.guardview import LimitView
 from agent.state.identities import Identities, slot_of
 from agent.state.situation import Situation
 
-log = structlog.get_logger()
+log = get_logger()
 
 PERIOD_S = 1.0
 SHARE = 20  # of a core at most one part in so many goes into counting

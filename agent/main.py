@@ -369,8 +369,16 @@ def companion(
 
 
 @cli.command("pass")
-@_interface_option
-def pass_(interface: str) -> None:
+@click.option(
+    "--interface",
+    "-i",
+    "interfaces",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="An interface to attach to. Repeat it for more.",
+)
+def pass_(interfaces: tuple[str, ...]) -> None:
     """On the far end of a veth pair: receive what XDP sends at the other end."""
 
     def work() -> None:
@@ -378,8 +386,9 @@ def pass_(interface: str) -> None:
         from agent.dataplane.program import require_root
 
         require_root()
-        mode = attach_pass(interface)
-        click.echo(f"{interface}: passing, {mode.value} XDP")
+        for interface in interfaces:
+            mode = attach_pass(interface)
+            click.echo(f"{interface}: passing, {mode.value} XDP")
 
     guarded(work)
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-import structlog
+from agent.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 _SEND_TIMEOUT_S = 0.5
 

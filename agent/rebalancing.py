@@ -13,13 +13,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import structlog
-
 from agent.dataplane.flows import Names, names_of, query_flows
 from agent.dataplane.idle import Closer, Frame, IdleFlow, Wanted, idle_flows
 from agent.dataplane.program import Dataplane
 from agent.dataplane.survey import Survey
 from agent.errors import SteelyardError
+from agent.logs import get_logger
 from agent.model import BackendRef, Service
 from agent.network.reset import RawSender
 from agent.state.queries import FlowQuery, FlowView
@@ -28,7 +27,7 @@ from agent.state.situation import Situation
 from agent.state.skew import Lasting, Skew, Standing, Turn, follow, skew
 from agent.state.zones import has_levels
 
-log = structlog.get_logger()
+log = get_logger()
 
 HOTTEST = 3  # flows that are named
 TELLINGS = 3  # in as many surveys; frames and probes can get lost

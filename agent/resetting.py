@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from agent.config.plan import come_and_gone
 from agent.dataplane import abi, ending
@@ -20,13 +19,14 @@ from agent.dataplane.flows import Names, names_of
 from agent.dataplane.program import Dataplane
 from agent.dataplane.survey import Counts, Slots, Survey
 from agent.errors import NetworkError
+from agent.logs import get_logger
 from agent.model import BackendRef, Config, GuardMode, Service
 from agent.network.reset import RawSender
 from agent.state import deaths
 from agent.state.identities import member_of
 from agent.state.situation import Situation
 
-log = structlog.get_logger()
+log = get_logger()
 
 # At most so many flows are told of at a time, which takes some milliseconds, and then a pause:
 # some thousands a second. Ended at once are more: that is only a store each.

@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import structlog
 from aiohttp import web
 
 from agent import guarded
@@ -34,11 +33,12 @@ from agent.errors import (
     SteelyardError,
     UnconfirmedError,
 )
+from agent.logs import get_logger
 from agent.model import BackendMetrics
 from agent.state.blocks import shown
 from agent.state.snapshot import Snapshot
 
-log = structlog.get_logger()
+log = get_logger()
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # some 20,000 backends in one services.apply
 _WORTH_GZIP = 1 << 16  # bytes: shorter pages cost more to pack than to send

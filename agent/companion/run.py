@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -25,11 +24,12 @@ from agent.companion.keys import Keys, read_keys
 from agent.dataplane.helpers import attach_decap
 from agent.dataplane.program import require_root
 from agent.errors import ConfigError, NetworkError, SteelyardError
+from agent.logs import get_logger
 from agent.model import Address, Network
 from agent.network.vips import Vips
 from agent.notify import Notifier, feed_watchdog
 
-log = structlog.get_logger()
+log = get_logger()
 
 TICK_S = 2.0
 PROTO = 0x54  # of its addresses on `lo`, where an agent that announces has others (vips.py)

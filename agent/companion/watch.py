@@ -10,18 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import aiohttp
-import structlog
 
 from agent.companion import page
 from agent.companion.keys import Keys, packed, read_keys, wall_ahead_ns
 from agent.dataplane.program import Dataplane
 from agent.errors import SteelyardError
+from agent.logs import get_logger
 from agent.model import Address, BackendRef, Config, Service
 from agent.network.netlink import Netlink
 from agent.state.eligibility import Eligibility
 from agent.telemetry.fetch import failure_words
 
-log = structlog.get_logger()
+log = get_logger()
 
 EVERY_S = 2.0
 TIMEOUT_S = 2.0

@@ -7,13 +7,12 @@ from __future__ import annotations
 import hmac
 from pathlib import Path
 
-import structlog
-
 from agent.errors import SteelyardError
 from agent.failover.secret import read_secret
+from agent.logs import get_logger
 from agent.model import Config
 
-log = structlog.get_logger()
+log = get_logger()
 
 PUBLIC = 0
 _USE = b"steelyard: the choice of backends"

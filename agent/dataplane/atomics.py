@@ -14,9 +14,10 @@ from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
-log = structlog.get_logger()
+from agent.logs import get_logger
+
+log = get_logger()
 
 type Words = npt.NDArray[np.uint64]
 type Mask = npt.NDArray[np.bool_]
@@ -35,9 +36,11 @@ def exchange(
     table. No place may come twice.
     """
     places = np.asarray(at, dtype=np.int64)
+    if not len(places):
+        return np.zeros(0, dtype=bool)
     before = np.ascontiguousarray(np.broadcast_to(np.uint64(expected), places.shape))
     after = np.broadcast_to(np.uint64(wanted), places.shape)
-    if len(places) and (places.min() < 0 or places.max() >= len(words)):
+    if places.min() < 0 or places.max() >= len(words):
         raise IndexError(f"a place is not in the table of {len(words)} words")
     compare_exchange = _compare_exchange()
     if compare_exchange is None:

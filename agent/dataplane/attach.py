@@ -11,8 +11,6 @@ import socket
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-import structlog
-
 from agent.dataplane import instance, libbpf
 from agent.dataplane.driver import is_veth
 from agent.dataplane.hooks.external import EntryPlace
@@ -24,9 +22,10 @@ from agent.dataplane.hooks.xdp import XdpPlace, explain
 from agent.dataplane.libbpf import ProgramType
 from agent.dataplane.pins import Pins
 from agent.errors import DataplaneError, NetworkError
+from agent.logs import get_logger
 from agent.model import Hook
 
-log = structlog.get_logger()
+log = get_logger()
 
 BEST_FIRST = (Hook.NATIVE, Hook.TC, Hook.GENERIC)  # what `auto` tries
 # Native XDP on a veth loses every packet that it sends, unless the far end has a program, too,

@@ -8,12 +8,12 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from agent.dataplane import libbpf, ringbuf
 from agent.dataplane.program import Dataplane
+from agent.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 BATCH = 4096  # taken from the ring at once; what is there besides waits for the next time
 PAUSE_S = 0.005  # between two batches, so that many flows cost little more than a few

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from agent.dataplane import abi, btf, hold, libbpf
 from agent.dataplane.btf import Btf
@@ -22,9 +21,10 @@ from agent.dataplane.pins import Pins
 from agent.dataplane.survey import Slots
 from agent.dataplane.tables import BootSettings, Table, mapped, shape_of
 from agent.errors import DataplaneError
+from agent.logs import get_logger
 from agent.model import Nat
 
-log = structlog.get_logger()
+log = get_logger()
 
 _SERVICES = ("services4", "services6")
 _NEEDED = {

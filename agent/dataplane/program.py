@@ -10,8 +10,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import structlog
-
 from agent.config.memory import parts, too_much
 from agent.dataplane import abi, attach, instance, libbpf, pins, running, sources
 from agent.dataplane.compile import Compiled
@@ -43,9 +41,10 @@ from agent.dataplane.tables import (
     shapes,
 )
 from agent.errors import DataplaneError
+from agent.logs import get_logger
 from agent.model import Config, Hook, Service
 
-log = structlog.get_logger()
+log = get_logger()
 
 _HZ_WINDOW_S = 0.12
 _HZ_LOOKS = 25  # at the most: on a host that runs anything, one or two do

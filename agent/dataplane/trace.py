@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Protocol
 
-import structlog
-
 from agent.dataplane import libbpf, ringbuf
 from agent.dataplane.compile import Compiled
 from agent.dataplane.events import Lexicon, decode, kinds_mask, read
 from agent.dataplane.tables import Table
 from agent.errors import DataplaneError
+from agent.logs import get_logger
 from agent.state.events import Event, Lost, TraceQuery
 
-log = structlog.get_logger()
+log = get_logger()
 
 MAX_FOLLOWERS = 16
 QUEUE_EVENTS = 8192  # of one follower; some 5 MB

@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
-import structlog
 
 from agent.dataplane import abi, contents, survey
 from agent.dataplane.abi import FlowState
@@ -36,11 +35,12 @@ from agent.flowsync.ledger import Ledger
 from agent.flowsync.plan import Plan, Refusal, plan
 from agent.flowsync.records import Records
 from agent.flowsync.view import View, view_of
+from agent.logs import get_logger
 from agent.reconcile.apply import Applier
 from agent.reconcile.diff import diff
 from agent.state.tables import TableContents
 
-log = structlog.get_logger()
+log = get_logger()
 
 _LOOKS = 5  # while the old program takes new flows
 _FEW = 256  # changes of one look that leave little for the moment in which it does not

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from itertools import batched
 from typing import Any
 
-import structlog
-
 from agent.errors import SteelyardError
 from agent.failover.model import FlowSync
 from agent.failover.syncstatus import RouterWord
@@ -31,9 +29,10 @@ from agent.flowsync.messages import Answer, Ask, Heartbeat
 from agent.flowsync.outgoing import Outgoing
 from agent.flowsync.sockets import Streams
 from agent.flowsync.tally import Tally
+from agent.logs import get_logger
 from agent.state.blocks import Blocks
 
-log = structlog.get_logger()
+log = get_logger()
 
 _BLOCKS = 4096  # in a frame
 _MOST_ASKS = 8  # of a peer at once

@@ -8,8 +8,6 @@ import random
 import time
 from dataclasses import dataclass
 
-import structlog
-
 from agent.errors import SteelyardError
 from agent.failover.model import Address, FlowSync
 from agent.failover.syncstatus import LinkState, PeerSync
@@ -22,8 +20,9 @@ from agent.flowsync.link import Callbacks, Link
 from agent.flowsync.quiet import Quiet
 from agent.flowsync.sockets import Streams
 from agent.flowsync.tally import Tally
+from agent.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-import structlog
-
 from agent import __version__
 from agent.errors import SteelyardError
 from agent.failover.model import Address
@@ -26,9 +24,10 @@ from agent.flowsync.greet import Greeter
 from agent.flowsync.handshake import Hello, Why
 from agent.flowsync.link import Callback, Callbacks, Ended, Presence
 from agent.flowsync.peer import Peer
+from agent.logs import get_logger
 from agent.state.blocks import Blocks
 
-log = structlog.get_logger()
+log = get_logger()
 
 _MOST_GREETINGS = 8  # handshakes that others have begun, at once
 _MOST_STRANGERS = 64  # that the log tells apart

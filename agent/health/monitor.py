@@ -10,8 +10,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import structlog
-
 from agent.errors import NetworkError
 from agent.health.patience import Patience
 from agent.health.probe import duration
@@ -31,6 +29,7 @@ from agent.health.rules import (
     unchecked,
     ways_to_ask,
 )
+from agent.logs import get_logger
 from agent.model import (
     Address,
     BackendRef,
@@ -41,7 +40,7 @@ from agent.model import (
 )
 from agent.state.way import Way, silence
 
-log = structlog.get_logger()
+log = get_logger()
 
 RESUME_WITHIN_S = 0.2  # after a link is up again
 LINK_NEWS_S = 0.1  # that the kernel's word of a link may come after what it does

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import structlog
 
 from agent.companion.watch import Companions
 from agent.dataplane import counters, latency, score, survey
@@ -17,6 +16,7 @@ from agent.dataplane.abi import FlowState, Reason
 from agent.dataplane.contents import nat_ports
 from agent.dataplane.latency import LatencyWindow
 from agent.dataplane.program import Dataplane
+from agent.logs import get_logger
 from agent.model import BackendRef, Config, Protocol, Scheduler, Service
 from agent.rebalancing import Rebalancer
 from agent.rings.maglev import shares
@@ -44,7 +44,7 @@ from agent.state.tables import ServiceSlot, TableContents
 from agent.weighing.outliers import Outcomes
 from agent.weighing.weigher import Weigher
 
-log = structlog.get_logger()
+log = get_logger()
 
 # Fewer bytes of requests without an answer are those of clients that have vanished.
 MUCH_UNANSWERED_BYTES = 1 << 18

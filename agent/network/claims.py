@@ -12,19 +12,19 @@ import contextlib
 import socket
 from collections.abc import Callable, Collection
 
-import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent import sockfilter
 from agent.errors import NetworkError
 from agent.failover.host.frames import ETH_P_ARP, ETH_P_IPV6, claim, question
+from agent.logs import get_logger
 from agent.model import Address
 from agent.network.netlink import Netlink
 from agent.network.reset import RawSender
 from agent.sockfilter import JEQ, LD_B, LD_H, RET
 from agent.state.claims import Claim, Claims
 
-log = structlog.get_logger()
+log = get_logger()
 
 ROUND_S = 5.0
 ANSWER_S = 1.0  # that answers are waited for

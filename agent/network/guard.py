@@ -13,13 +13,12 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
 from agent.errors import NetworkError
+from agent.logs import get_logger
 from agent.model import Config, Forward
 from agent.state.guard import FAMILY, Json, removal, ruleset, table_name
 
-log = structlog.get_logger()
+log = get_logger()
 
 _NETLINK_NETFILTER = 12
 _GROUP_NFTABLES = 1 << (7 - 1)  # NFNLGRP_NFTABLES

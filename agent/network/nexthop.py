@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
+from agent.logs import get_logger
 from agent.model import Address, NextHop
 from agent.network.interfaces import Interfaces
 from agent.network.messages import (
@@ -42,7 +42,7 @@ from agent.network.resolve import (
     unresolved,
 )
 
-log = structlog.get_logger()
+log = get_logger()
 
 type Key = tuple[int, Address]  # of a neighbour: the device it is on, and its address
 

@@ -15,10 +15,9 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import structlog
-
 from agent import sockfilter
 from agent.errors import NetworkError
+from agent.logs import get_logger
 from agent.model import Address, Config, NextHop, Protocol
 from agent.network.reset import RawSender
 from agent.sockfilter import JEQ, JGE, JGT, JSET, LD_B, LD_H, LD_H_X, LDX_LENGTH, RET, Step
@@ -26,7 +25,7 @@ from agent.state.desired import outer_source
 from agent.state.segment import ACK, RST, SYN, Segment
 from agent.state.way import FIRST_PORT, LAST_PORT, Way, frame, refusal
 
-log = structlog.get_logger()
+log = get_logger()
 
 _SO_RCVBUFFORCE = 33  # the socket module does not name it
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}

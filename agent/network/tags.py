@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.errors import NetworkError
+from agent.logs import get_logger
 from agent.network.messages import Link
 from agent.network.netlink import Netlink
 from agent.network.offload import offloads, turn_off
 
-log = structlog.get_logger()
+log = get_logger()
 
 STRIPPING = ("rx-vlan-hw-parse", "rx-vlan-stag-hw-parse")  # 802.1Q and 802.1ad
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 
-import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.errors import NetworkError
+from agent.logs import get_logger
 from agent.model import Address
 from agent.network.netlink import Netlink
 
-log = structlog.get_logger()
+log = get_logger()
 
 OUR_PROTO = 0x53  # "S"; free in rt_addrprotos, where the kernel itself uses 1 to 3
 

@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import structlog
-
+from agent.logs import get_logger
 from agent.node import figures
 from agent.node.known import KnownGpus
 from agent.node.reading import Driver, Gpu, GpuReading, Throttle
 
-log = structlog.get_logger()
+log = get_logger()
 
 RETRY_S = 10.0  # how long a driver that is not there is left alone
 _DRIVER_NOT_LOADED = 34  # AMDSMI_STATUS_DRIVER_NOT_LOADED

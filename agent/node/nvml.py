@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pynvml
-import structlog
 
+from agent.logs import get_logger
 from agent.node import figures
 from agent.node.known import KnownGpus
 from agent.node.reading import Driver, Gpu, GpuReading, Recovery, Throttle
 
-log = structlog.get_logger()
+log = get_logger()
 
 RETRY_S = 10.0  # how long a driver that is not there is left alone
 _MOST_EVENTS = 64  # taken in one reading; the rest waits in the driver

@@ -7,9 +7,8 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-import structlog
-
 from agent.errors import SteelyardError
+from agent.logs import get_logger
 from agent.node import amd, page
 from agent.node.agentcheck import AgentCheck
 from agent.node.host import Host
@@ -21,7 +20,7 @@ from agent.node.settings import Check, Settings
 from agent.node.verdict import Verdict, Word, mean_clock_shares, verdict, worth_telling
 from agent.notify import Notifier, feed_watchdog
 
-log = structlog.get_logger()
+log = get_logger()
 
 _SMOOTH_S = 10.0  # clocks of throttled GPUs come and go within a second
 _MOST_KEPT = 100

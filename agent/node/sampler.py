@@ -11,9 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import structlog
+from agent.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Sampler[Reading]:

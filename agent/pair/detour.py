@@ -8,17 +8,16 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-import structlog
-
 from agent.dataplane import peers
 from agent.dataplane.peers import Way
 from agent.dataplane.program import Dataplane
 from agent.failover.times import ALIVE_S, WAYS_TOLD_S
 from agent.flowsync.sync import Other
+from agent.logs import get_logger
 from agent.model import Address, Config, NextHop
 from agent.state.desired import out_of
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 def addresses(config: Config) -> set[Address]:

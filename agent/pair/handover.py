@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import structlog
-
 from agent.errors import ConflictError, SteelyardError
 from agent.failover.model import Mode, Role
 from agent.failover.syncstatus import FlushResult
@@ -28,10 +26,11 @@ from agent.failover.times import (
     TAKER_INTERVALS,
     TAKER_MORE_S,
 )
+from agent.logs import get_logger
 from agent.pair.mastership import Mastership
 from agent.state.moves import Moved
 
-log = structlog.get_logger()
+log = get_logger()
 
 # The hold was over before it was to end: there are new flows since.
 HELD_UP = "this agent was held up, so new flows came in that the other balancer does not have"

@@ -14,18 +14,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import structlog
-
 from agent.errors import ConflictError, NotFoundError, SteelyardError
 from agent.failover.client import ask_async
 from agent.failover.model import Failover, Instance, Mode, Role, socket_of
 from agent.failover.status import FailoverStatus, RouterStatus, from_json
 from agent.failover.times import ANSWER_S, WORD_S
+from agent.logs import get_logger
 from agent.pair.preemption import is_behind
 from agent.pair.witness import period_s
 from agent.pair.word import Word
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Mastership:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from agent.dataplane import counters
 from agent.dataplane.established import Established, ring_of
@@ -36,6 +35,7 @@ from agent.flowsync.exchange import Exchange
 from agent.flowsync.kept import Kept, forget_all_but
 from agent.flowsync.link import Presence
 from agent.flowsync.sync import FlowSync
+from agent.logs import get_logger
 from agent.model import Address, CheckKind, Config, NextHop, Service
 from agent.pair import comparing, mine, naming, preemption, witness
 from agent.pair.detour import Detour
@@ -58,7 +58,7 @@ from agent.state.moves import Lacking, Moved, MoveOrder, MoveVerb
 from agent.state.snapshot import FailoverView
 from agent.state.tables import TableContents
 
-log = structlog.get_logger()
+log = get_logger()
 
 # In half a second both processes are told to stop, if they are stopped together.
 _LOOKS = 10

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
-import structlog
-
 from agent.errors import SteelyardError
+from agent.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 RETRY_S = (0.2, 1.0, 5.0)
 

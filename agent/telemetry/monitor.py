@@ -11,15 +11,14 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from heapq import heappop, heappush
 
-import structlog
-
 from agent.health.probe import duration
+from agent.logs import get_logger
 from agent.model import BackendRef
 from agent.telemetry.asks import Target, Topic, ask_of, is_asked
 from agent.telemetry.fetch import Link
 from agent.telemetry.report import Failure, Report
 
-log = structlog.get_logger()
+log = get_logger()
 
 LONGEST_BACKOFF_S = 5.0
 _JITTER = 0.05  # of the interval, so that balancers do not ask in step

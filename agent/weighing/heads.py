@@ -7,16 +7,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import structlog
 
 from agent.dataplane import abi
 from agent.dataplane.tables import SharedTables
+from agent.logs import get_logger
 from agent.model import Config, Service
 from agent.state.identities import Identities
 from agent.state.loads import counts_waiting
 from agent.weights.heads import KNOWN_FROM, NO_NOTES, FirstByte, Judged, Notes, judged
 
-log = structlog.get_logger()
+log = get_logger()
 
 _PROBE_EACH = 4  # where there are suspects: of one request in so many, to see what comes
 

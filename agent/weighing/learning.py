@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import structlog
 
 from agent.dataplane import abi
 from agent.dataplane.tables import SharedTables
+from agent.logs import get_logger
 from agent.model import BackendRef, Config, NodeKind, Service, TelemetryKind
 from agent.state.identities import Identities
 from agent.state.loads import counts_waiting, learns_speed
@@ -18,7 +18,7 @@ from agent.weights.learn import UNKNOWN, Estimate, Learner, Samples, learn
 from agent.weights.score import is_scored
 from agent.weights.speeds import LEAST, MOST, Learned, advance, speeds
 
-log = structlog.get_logger()
+log = get_logger()
 
 MOVE_EVERY_S = 3.0
 ADOPTED_S = 30.0  # what a restart found in the tables holds so long without samples

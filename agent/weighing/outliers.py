@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import structlog
-
 from agent.config.durations import format_duration
 from agent.config.plan import come_and_gone, gone_backends
+from agent.logs import get_logger
 from agent.model import BackendRef, BackendState, Config, Service
 from agent.state import haste, outliers
 from agent.state.haste import Looks, Pace, Reading
 from agent.state.outliers import SETTLE_S, Tally, Watch, follow, judges
 from agent.weights.influence import Verdict
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import structlog
-
 from agent.config.defaults import check_port
+from agent.logs import get_logger
 from agent.model import (
     Backend,
     BackendRef,
@@ -24,7 +23,7 @@ from agent.telemetry.report import EngineReport, Failure, NodeReport, Report
 from agent.weighing.scores import Scores
 from agent.weights import influence, score
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import structlog
 
 from agent.dataplane.program import Dataplane
 from agent.dataplane.score import common_shares, counted
+from agent.logs import get_logger
 from agent.model import BackendRef, Config, Service, TelemetryKind
 from agent.state.haste import Looks
 from agent.state.identities import Identities
@@ -19,7 +19,7 @@ from agent.state.loads import KAPPA, bytes_held
 from agent.telemetry.report import EngineReport
 from agent.weights import score
 
-log = structlog.get_logger()
+log = get_logger()
 
 STAND_IN_EVERY_S = 0.2
 RATIO_HELD_S = 30.0  # while nobody reports

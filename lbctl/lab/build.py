@@ -207,9 +207,9 @@ def start_server(lab: Lab, backend: Node) -> None:
 def prepare_paths(lab: Lab) -> None:
     """Let frames of the balancers pass the cables, and let backends unpack what is wrapped."""
     agent = processes.program("lb-agent", "agent.main")
-    commands = [
-        (lab.switch, [*agent, "pass", "--interface", port]) for port in wiring.ports_with_xdp(lab)
-    ]
+    commands = []
+    if ports := [word for port in wiring.ports_with_xdp(lab) for word in ("--interface", port)]:
+        commands.append((lab.switch, [*agent, "pass", *ports]))
     if lab.forward.is_tunnel:
         commands += [(backend.namespace, decap(lab)) for backend in lab.nodes(Role.BACKEND)]
     # Each of them compiles a program: side by side, as far as there are processors.

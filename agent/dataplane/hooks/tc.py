@@ -12,11 +12,12 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from typing import TYPE_CHECKING
 
 from agent.dataplane import libbpf
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
 
 PRIORITY = 10  # room before it; who names none gets 49152 and counts down
 HANDLE = 0x5354  # "ST"
@@ -73,6 +74,8 @@ class TcPlace:
 
 @contextlib.contextmanager
 def _tolerated(code: int) -> Iterator[None]:
+    from pyroute2.netlink.exceptions import NetlinkError
+
     try:
         yield
     except NetlinkError as error:
@@ -85,6 +88,9 @@ def _by_netlink(change: Callable[[IPRoute], object]) -> None:
 
     In a thread: the socket runs an event loop, and ours may be running in this one.
     """
+    # Here, because it costs 250 ms, and most commands that attach a program need none.
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
 
     def work() -> None:
         with IPRoute() as netlink:

@@ -13,14 +13,13 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-import structlog
-
 from agent.failover.host.frames import ETH_P_ARP, ETH_P_IPV6, MAC_BYTES, announcement
 from agent.failover.model import Announcements
 from agent.failover.times import ANNOUNCE_GAP_S
+from agent.logs import get_logger
 from agent.model import Address
 
-log = structlog.get_logger()
+log = get_logger()
 
 _SIOCGIFHWADDR = 0x8927
 _ARPHRD_ETHER = 1

@@ -8,8 +8,6 @@ import asyncio
 import time
 from collections import Counter
 
-import structlog
-
 from agent.failover.fitness import Judgement
 from agent.failover.model import Mode, Role
 from agent.failover.plan import VirtualRouter
@@ -17,8 +15,9 @@ from agent.failover.process.holding import Holding, in_thread
 from agent.failover.process.telling import lasting, told
 from agent.failover.status import RouterStatus
 from agent.failover.vrrp.states import Fitness
+from agent.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 def role_of(mode: Mode, judgement: Judgement, *, serves: bool) -> tuple[Role, str]:

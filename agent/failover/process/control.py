@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import structlog
-
 from agent.api.listen import UnixListener, listen_unix
 from agent.api.peer import Access, peer_of
 from agent.errors import RequestError, SteelyardError
 from agent.failover.fitness import AgentWord
 from agent.failover.model import Mode
 from agent.failover.times import CLIENT_IDLE_S, LOOK_S
+from agent.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 MAX_CLIENTS = 32
 MAX_LINE_BYTES = 1 << 18  # a heartbeat with some thousand services

@@ -7,12 +7,11 @@ import math
 import socket
 from collections.abc import Callable
 
-import structlog
-
 from agent.failover.times import LONGEST_READ_PAUSE_S, READ_PAUSE_INTERVALS
 from agent.failover.vrrp.listener import Listener
+from agent.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 type _Place = tuple[str, int, int]  # interface, its number, family
 

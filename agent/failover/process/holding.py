@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import structlog
-
 from agent.failover.host.addresses import Addresses, Outcome
 from agent.failover.host.announcer import Announcer
 from agent.failover.host.responder import Responder
 from agent.failover.host.vmac import VirtualMac
 from agent.failover.model import OWNER
 from agent.failover.plan import VirtualRouter
+from agent.logs import get_logger
 from agent.model import Address
 
-log = structlog.get_logger()
+log = get_logger()
 
 type Run = Callable[[Callable[[], Outcome], Callable[[Outcome], None]], None]
 

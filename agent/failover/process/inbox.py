@@ -6,15 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-import structlog
-
 from agent.failover.plan import VirtualRouter
 from agent.failover.process.ledger import Ledger
 from agent.failover.vrrp.advert import Advert, Reason, Refusal
 from agent.failover.vrrp.compare import problems
+from agent.logs import get_logger
 from agent.model import Address
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Inbox:

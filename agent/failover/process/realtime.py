@@ -15,9 +15,9 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import structlog
+from agent.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 PRIORITY = 50  # of SCHED_FIFO, 1 to 99: above ordinary processes, below the kernel's own watchdogs
 _BEHIND = 1

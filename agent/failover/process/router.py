@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
-import structlog
-
 from agent.errors import NetworkError
 from agent.failover.fitness import Judgement
 from agent.failover.model import HANDED_OVER, LEAVING, OWNER, Authentication, Mode, Role
@@ -34,9 +32,10 @@ from agent.failover.vrrp.machine import Announce, Drop, Effect, Event, Send, Set
 from agent.failover.vrrp.replay import Guard
 from agent.failover.vrrp.source import choose
 from agent.failover.vrrp.states import Due, Fitness, Heard, Operator, Start, Stop, Vouched
+from agent.logs import get_logger
 from agent.model import Address
 
-log = structlog.get_logger()
+log = get_logger()
 
 _UNKNOWN: dict[int, Address] = {4: IPv4Address(0), 6: IPv6Address(0)}
 

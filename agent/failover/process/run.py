@@ -10,8 +10,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import structlog
-
 from agent.api.listen import listen_unix
 from agent.api.peer import access, group_id
 from agent.errors import SteelyardError
@@ -21,9 +19,10 @@ from agent.failover.process.reading import Orders, read_orders
 from agent.failover.process.team import Team
 from agent.failover.times import LOOK_S, TASK_AGAIN_S
 from agent.lock import FailoverLock
+from agent.logs import get_logger
 from agent.notify import Notifier, feed_watchdog
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)

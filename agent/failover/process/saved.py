@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
-import structlog
-
 from agent.failover.model import Mode
 from agent.files import write_atomically
+from agent.logs import get_logger
 from agent.model import Address
 
-log = structlog.get_logger()
+log = get_logger()
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

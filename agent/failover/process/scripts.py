@@ -10,15 +10,14 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import IO
 
-import structlog
-
 from agent.failover.fitness import ScriptState, judged
 from agent.failover.model import TrackedScript
 from agent.failover.process.realtime import start_child
 from agent.failover.process.runner import MAX_LINE_BYTES
 from agent.failover.times import TASK_AGAIN_S
+from agent.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Scripts:

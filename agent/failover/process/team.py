@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from agent import __version__
 from agent.errors import ConfigError, RequestError, SteelyardError
 from agent.failover.fitness import AgentWord
@@ -30,10 +28,11 @@ from agent.failover.process.tracking import Tracking
 from agent.failover.status import FailoverStatus, to_json
 from agent.failover.times import COUNTERS_SAVED_S, EXCUSED_LOOK_S, STOP_HANDOVER_S
 from agent.failover.vrrp.states import Claim
+from agent.logs import get_logger
 from agent.model import Address
 from agent.notify import Notifier
 
-log = structlog.get_logger()
+log = get_logger()
 
 # What of the configuration the process itself stands on.
 _FIXED = ("name", "socket", "socket_group", "state_dir")

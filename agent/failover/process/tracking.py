@@ -11,16 +11,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-import structlog
-
 from agent.failover.fitness import AgentWord, Judgement, Observations, fitness
 from agent.failover.plan import VirtualRouter
 from agent.failover.process.links import Interface, Links
 from agent.failover.process.saved import Saved
 from agent.failover.process.scripts import Scripts
 from agent.failover.times import PRESENT_S, RESTARTED_S
+from agent.logs import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Tracking:

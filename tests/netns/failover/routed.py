@@ -298,9 +298,7 @@ def _servers(made: Routed) -> None:
     for node in BACKENDS:
         command = [sys.executable, "-m", "lbctl.lab.server", "--name", node, "--port", "80"]
         made.start(node, "server", *command)
-    with ThreadPoolExecutor() as pool:
-        commands = ((ROUTER, *AGENT, "pass", "--interface", node) for node in BALANCERS)
-        list(pool.map(lambda command: made.run(*command), commands))
+    made.run(ROUTER, *AGENT, "pass", *(word for node in BALANCERS for word in ("-i", node)))
 
 
 def agent_document(made: Routed, balancer: str) -> dict[str, Any]:
