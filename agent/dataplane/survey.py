@@ -28,6 +28,7 @@ OPEN = (
     abi.FlowState.ACKED,
     abi.FlowState.ESTABLISHED_AWAITING,
 )
+_IS_OPEN = np.isin(np.arange(8), OPEN)  # by a state's three bits
 _AWAITING = np.uint64(abi.FlowState.ESTABLISHED_AWAITING << abi.FLOW_STATE_SHIFT)
 _IDS = 1 << 16  # that a slot can name
 BUSY_TICKS = 2  # an established flow with a packet in the last 8 to 12 s is busy
@@ -140,7 +141,7 @@ def state_of(words: Slots) -> Counts:
 def open_backends(words: Slots) -> tuple[Counts, Counts]:
     """The backends of the slots that hold open flows, and of those that hold embryonic ones."""
     states, backends = state_of(words), backend_of(words)
-    return backends[np.isin(states, OPEN)], backends[states == abi.FlowState.EMBRYONIC]
+    return backends[_IS_OPEN[states]], backends[states == abi.FlowState.EMBRYONIC]
 
 
 def _known(ids: Counts, size: int) -> Counts:

@@ -238,6 +238,8 @@ class Installer:
 
     def _remove(self, tables: FlowTables, slots: Counts, tally: _Tally) -> None:
         """Free slots of the peer's flows, those that nothing has touched here."""
+        if not len(slots):
+            return
         words = tables.flows[slots]
         untouched = self._ledger.is_untouched(words, slots)
         self._ledger.holder[slots] = 0
@@ -336,6 +338,8 @@ def _claims(words: Slots, now: int) -> Slots:
 def _without_port(batch: _Batch, planned: Plan, slots: Counts, stored: Mask, seen: Slots) -> Mask:
     """Which of those that are stored do not get their port of fullnat, and so leave their slots."""
     lost = stored & (planned.nat >= 0)
+    if not lost.any():
+        return lost
     those = planned.take(lost)
     lost[lost] = ~nat.take(batch.view, those, slots[lost], batch.cold[those.row], seen[lost])
     exchange(batch.view.tables.flows, slots[lost], planned.word[lost], 0)

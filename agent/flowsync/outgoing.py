@@ -13,6 +13,7 @@ import time
 import numpy as np
 
 from agent.failover.model import FlowSync
+from agent.failover.times import GATHER_S
 from agent.flowsync.flows import Flows, Look, SlotNumbers
 from agent.flowsync.framing import RECORDS_BYTES, Fault, FrameError, Kind, Sealer
 from agent.flowsync.messages import Ack
@@ -100,13 +101,16 @@ class Outgoing:
     async def run(self) -> None:
         """Send, for ever."""
         await self._tell_everything()
-        looked_s = time.monotonic()
+        looked_s = told_s = time.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(looked_s + self._config.interval_s - time.monotonic()):
                     await self._wake.wait()
+                    await asyncio.sleep(told_s + GATHER_S - time.monotonic())
             self._wake.clear()
-            await self._tell_named()
+            if self._named:
+                await self._tell_named()
+                told_s = time.monotonic()
             if self._resync:
                 await self._tell_everything()
             elif not self._flushes and time.monotonic() < looked_s + self._config.interval_s:
@@ -122,14 +126,13 @@ class Outgoing:
         await self._tell(Kind.FULL_BEGIN)
         while (part := await in_thread(self._flows.part)) is not None:
             await self._tell_look(part)
-            await self._tell_named()
+            if self._named:
+                await self._tell_named()
         await self._tell(Kind.FULL_END)
         self.window.looked(began_s)
         self._tally.full_sent += 1
 
     async def _tell_named(self) -> None:
-        if not self._named:
-            return
         slots, self._named = np.concatenate(self._named), []
         await self._tell_look(await in_thread(lambda: self._flows.named(slots)))
 

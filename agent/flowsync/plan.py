@@ -22,9 +22,12 @@ from agent.model import Protocol
 
 # A received flow looks a tick older than it is, so that the first packet here shows.
 OLDER_TICKS = 1
-_STATES = (FlowState.EMBRYONIC, FlowState.ESTABLISHED, FlowState.CLOSING, FlowState.ACKED)
-_PROTOCOLS = tuple(protocol.number for protocol in Protocol)
-_FAMILIES = (4, 6)
+_BYTES = np.arange(256)
+_STATES = np.isin(
+    _BYTES, (FlowState.EMBRYONIC, FlowState.ESTABLISHED, FlowState.CLOSING, FlowState.ACKED)
+)
+_PROTOCOLS = np.isin(_BYTES, [protocol.number for protocol in Protocol])
+_FAMILIES = np.isin(_BYTES, (4, 6))
 
 type Mask = npt.NDArray[np.bool_]
 
@@ -119,8 +122,8 @@ def cold_of(told: Records, service: Counts) -> Table:
 
 
 def _is_well_formed(told: Records) -> Mask:
-    well: Mask = np.isin(told["state"], _STATES) & np.isin(told["family"], _FAMILIES)
-    well &= np.isin(told["l4_proto"], _PROTOCOLS) & (told["tags"] <= MOST_TAGS)
+    well: Mask = _STATES[told["state"]] & _FAMILIES[told["family"]]
+    well &= _PROTOCOLS[told["l4_proto"]] & (told["tags"] <= MOST_TAGS)
     is_short = ~told["client"][:, 4:].any(axis=1) & ~told["vip"][:, 4:].any(axis=1)
     well &= (told["family"] == 6) | is_short
     return well
