@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -19,20 +20,20 @@ import stat
 import struct
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import structlog
 
 from agent.dataplane import abi, btf, libbpf, sources
 from agent.dataplane.compile import Compiled, Origin, compile_program
 from agent.dataplane.libbpf import ProgramType
+from agent.logs import get_logger
 from agent.model import KernelHeaders
 
-log = structlog.get_logger()
+log = get_logger()
 
 CACHE = Path("/var/cache/steelyard")  # the unit's CacheDirectory
+PATIENCE_S = 20.0  # with another process that compiles the same
 MOST = 256  # objects that are kept; the least recently used ones go
 PIN_FOLDER = "LB_PIN"
 SECRETS = ("LB_FLOW_KEY", "LB_FLOW_MUL0", "LB_FLOW_MUL1")
@@ -226,6 +227,35 @@ class Kept:
         finally:
             os.close(folder)
 
+    @contextlib.contextmanager
+    def compiling(self, key: str) -> Iterator[bool]:
+        """To be held by whoever compiles and keeps this program, so that agents that start together
+        compile it once. Gives whether another process has held it until now. It is waited for
+        ``PATIENCE_S`` at most: it may be stopped.
+        """
+        name, was_waiting = f".{key}.lock", False
+        with contextlib.ExitStack() as held:
+            try:
+                self._folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+                folder = self._open()
+                held.callback(os.close, folder)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+                lock = os.open(name, flags, 0o600, dir_fd=folder)
+                held.callback(os.close, lock)
+            except OSError:  # nothing can be kept there, which `put` says
+                yield False
+                return
+            until_s = time.monotonic() + PATIENCE_S
+            while not (is_ours := _locked(lock)) and time.monotonic() < until_s:
+                was_waiting = True
+                time.sleep(0.05)
+            try:
+                yield was_waiting
+            finally:
+                if is_ours:
+                    with contextlib.suppress(FileNotFoundError):  # who waits for it has it open
+                        os.unlink(name, dir_fd=folder)
+
     def _open(self) -> int:
         """A descriptor of the folder, if it is ours alone. What is in it runs in the kernel."""
         fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -244,6 +274,14 @@ class Kept:
         for _, name in sorted(ages)[:-MOST]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=folder)
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def kept() -> Kept:
@@ -272,16 +310,28 @@ def load_program(
         return adopted
     secrets = {name: _number(definitions[name]) for name in SECRETS if name in definitions}
     folder = Path(definitions[PIN_FOLDER].strip('"')) if PIN_FOLDER in definitions else None
-    one = objects.get(key)
-    if one is not None:
+
+    def load_kept() -> Compiled | None:
+        one = objects.get(key)
+        if one is None:
+            return None
         try:
             return replace(_load(one, folder, secrets, kind, started), key=key)
         except OSError as error:
             log.warning("a kept program does not load; compiling it", problem=str(error))
-    compiled = compile_program(text, function, definitions, headers, kind)
-    made = _of(compiled, function, folder, secrets)
-    if made is not None:
-        objects.put(key, made)
+            return None
+
+    loaded = load_kept()
+    if loaded is not None:
+        return loaded
+    with objects.compiling(key) as was_waiting:
+        loaded = load_kept() if was_waiting else None
+        if loaded is not None:
+            return loaded
+        compiled = compile_program(text, function, definitions, headers, kind)
+        made = _of(compiled, function, folder, secrets)
+        if made is not None:
+            objects.put(key, made)
     return replace(compiled, key=key)
 
 

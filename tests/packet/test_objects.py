@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from agent.dataplane import btf, helpers, libbpf, objects, pins
 from agent.dataplane.compile import Compiled
 from agent.dataplane.program import Dataplane
 from agent.errors import DataplaneError
-from agent.model import Config, Hook
+from agent.model import Config, Forward, Hook
 from tests.packet import harness
 from tests.packet.frames import tcp
 from tests.packet.harness import Rig, backend, service
@@ -54,6 +55,12 @@ def start(instance: str) -> Dataplane:
     return harness.load(config, (service(backend("a")),))
 
 
+def start_middling(instance: str, hook: Hook) -> Dataplane:
+    """With tables that are pinned, and some that are not."""
+    config = Config(instance, "lo", hook=hook, tables=harness.SMALL)
+    return harness.load(config, (service(backend("a"), forward=Forward.FULLNAT),))
+
+
 def start_largest(instance: str, hook: Hook) -> Dataplane:
     config = Config(instance, "lo", hook=hook, tables=harness.SMALL)
     return harness.load(config, harness.all_features())
@@ -72,20 +79,31 @@ def info(fd: int) -> libbpf.MapInfo:
     return libbpf.map_info(fd)
 
 
-@pytest.mark.parametrize("hook", [Hook.AUTO, pytest.param(Hook.TC, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("begin", "hook"),
+    [
+        (start_middling, Hook.AUTO),
+        pytest.param(start_largest, Hook.AUTO, marks=pytest.mark.soak),
+        pytest.param(start_largest, Hook.TC, marks=pytest.mark.soak),
+    ],
+)
 def test_it_is_the_program_that_the_compiler_made(
-    instance: str, hook: Hook, folder: Path, monkeypatch: pytest.MonkeyPatch
+    instance: str,
+    begin: Callable[[str, Hook], Dataplane],
+    hook: Hook,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """The tag is a hash of all instructions, the secrets in them included. And the same is kept
     whatever the secrets are, or the compiler made something of them that is not found in its code.
     """
-    dataplane = start_largest(instance, hook)
+    dataplane = begin(instance, hook)
     first = dataplane.program
     assert first.code
     (file,) = folder.iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(objects, "compile_program", refused)
-        again = start_largest(instance, hook).program
+        again = begin(instance, hook).program
     assert not again.code
     assert told(again)[:2] == told(first)[:2]
     pinned = {table.name: table for table in map(info, first.tables.values())}
@@ -100,7 +118,7 @@ def test_it_is_the_program_that_the_compiler_made(
         program.close()
     dataplane.tables.close()
     pins.remove(dataplane.pins)
-    anew = start_largest(instance, hook)
+    anew = begin(instance, hook)
     assert anew.program.code
     assert anew.keys != keys
     other = objects.unpacked(file.read_bytes())
@@ -148,6 +166,16 @@ def test_it_is_compiled_in_a_thread_as_well(instance: str):
         program = pool.submit(start, instance).result().program
     assert program.code
     assert program.tables.keys() >= {"flows", "events"}
+
+
+def test_agents_that_start_together_compile_it_once(instance: str):
+    names = [instance, f"{instance}-2"]
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            both = [dataplane.program for dataplane in pool.map(start, names)]
+        assert sorted(bool(program.code) for program in both) == [False, True]
+    finally:
+        pins.remove(pins.pins_of(names[1]))
 
 
 def test_decap_is_kept_too():

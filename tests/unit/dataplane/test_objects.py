@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from agent.dataplane import objects
 from agent.dataplane.libbpf import MapInfo, ProgramType
 from agent.dataplane.objects import Kept, Object, Table, packed, take_apart, unpacked
+from agent.errors import DataplaneError
 
 KEYS = {"LB_FLOW_KEY": 0x1234_5678_9ABC_DEF0, "LB_FLOW_MUL0": 2**63 + 1}
 OTHER = {"LB_FLOW_KEY": 0xFEDC_BA98_7654_3210, "LB_FLOW_MUL0": 2**40 + 1}
@@ -105,6 +107,37 @@ def test_what_is_put_is_found_by_who_put_it_alone(tmp_path: Path):
     (file,) = (tmp_path / "cache" / "programs").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_who_compiles_the_same_is_waited_for_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    kept = Kept(tmp_path / "programs")
+    with ThreadPoolExecutor(1) as pool:
+
+        def compiled() -> bool:
+            with kept.compiling("a") as was_waiting:
+                return was_waiting
+
+        with kept.compiling("b"), kept.compiling("a") as was_waiting:
+            assert not was_waiting
+            monkeypatch.setattr(objects, "PATIENCE_S", 0.1)
+            assert pool.submit(compiled).result(), "it may be stopped"
+            monkeypatch.setattr(objects, "PATIENCE_S", 60.0)
+            waits = pool.submit(compiled)
+            with pytest.raises(TimeoutError):
+                waits.result(0.3)
+        assert waits.result(60)
+        assert not pool.submit(compiled).result()
+    assert list((tmp_path / "programs").iterdir()) == []
+
+
+def test_an_error_of_the_compiler_lets_the_next_one_try(tmp_path: Path):
+    kept = Kept(tmp_path / "programs")
+    with pytest.raises(DataplaneError), kept.compiling("a"):
+        raise DataplaneError("it does not compile")
+    with kept.compiling("a") as was_waiting:
+        assert not was_waiting
 
 
 @pytest.mark.parametrize("spoilt", [b"", b"junk", packed(ONE)[:-3], packed(ONE)[:9]])
