@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines soak attack lint types bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test collected test-engines soak attack lint types bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -28,7 +28,7 @@ demo: setup ## the whole story on real traffic in network namespaces, in a minut
 	@$(BIN)/lbctl lab demo
 
 test: setup ## everything: lint, types, documentation, all tests, the kernel's included (root)
-	@$(MAKE) lint types docs-check
+	@$(MAKE) -j 2 --output-sync types lint docs-check collected
 	@echo "test: pytest, four files at a time"
 	@$(BIN)/pytest -n 4 --durations 20
 
@@ -48,6 +48,11 @@ lint: $(STAMP) ## ruff, clang-format, import rules
 	@$(BIN)/clang-format --dry-run --Werror $(C_FILES) || { echo "  remedy: make format" >&2; exit 1; }
 	@echo "lint: import rules"
 	@$(BIN)/lint-imports --no-cache >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log >&2; exit 1; }
+
+# Compiles the tests once, where every worker of pytest would do it for itself.
+collected: $(STAMP)
+	@echo "test: collecting"
+	@$(BIN)/pytest --collect-only -q -p no:xdist >$(VENV)/collected.log || { cat $(VENV)/collected.log >&2; exit 1; }
 
 types: $(STAMP) ## mypy, strict
 	@echo "types: mypy"

@@ -145,7 +145,7 @@ def test_a_start_that_is_given_up_leaves_the_old_tables(instance: str):
     before.dataplane.attach()
     sent(before, client(1, 80))
     there = sorted(path.name for path in before.dataplane.pins.folder.iterdir())
-    after = started(instance, LARGER)
+    after = started(instance, SMALLER)
     after.dataplane.undo_load()
     assert not before.dataplane.pins.of_other_versions()
     assert sorted(path.name for path in before.dataplane.pins.folder.iterdir()) == there

@@ -104,12 +104,12 @@ def test_what_was_noted_down_of_one_protocol_and_family_is_not_for_another(rig: 
 def test_an_agent_that_starts_has_services_looked_up_again(instance: str):
     """The one before it may have been killed between a change and the word of it."""
     config, web = Config(instance, "lo", tables=SMALL), service(backend("a"))
-    rig = Rig(load(config, (web,), sync=False))
+    rig = Rig(load(config, (web,)))
     rig.serve(web)
     assert rig.verdict(tcp()) == Verdict.TX
     unsaid(rig, 80, None)
     assert rig.verdict(tcp()) == Verdict.TX
-    load(config, (web,), sync=False)
+    load(config, (web,))
     assert rig.verdict(tcp()) == Verdict.PASS
 
 

@@ -16,7 +16,7 @@ from tests.packet.harness import load, service
 pytestmark = pytest.mark.usefixtures("network")
 
 # Each needs what none before it needed.
-MORE = ({"name": "b", "vip": "2001:db8::1"}, {"name": "c", "port": 81, "forward": Forward.NAT})
+MORE = ({"name": "b", "vip": "2001:db8::1", "forward": Forward.NAT},)
 
 
 def held() -> Counter[str]:
