@@ -82,16 +82,18 @@ def troubles(seen: Situation, unconnected: Mapping[str, int]) -> Troubles:
             ref = BackendRef(service.name, backend.name)
             verdict = seen.verdicts[ref]
             if verdict.state in _BAD:
-                reason = _bare(verdict.reason, backend.address)
+                reason = _bare(verdict.reason, backend.address, service.key.vip)
                 bad[backend.address, verdict.state, reason].append(ref)
     found = sorted(_causes(seen, bad, held), key=lambda c: (-len(c.backends), c.servers[0].name))
     silent = tuple(_unconnected(seen, unconnected))
     return Troubles(tuple(_unserved(seen)), silent, tuple(found))
 
 
-def _bare(reason: str, address: Address) -> str:
-    """The reason, without what differs between servers that have the same trouble."""
-    return _TOOK.sub("", reason).replace(f" from {address}", "").replace(str(address), "it")
+def _bare(reason: str, address: Address, vip: Address) -> str:
+    """The reason, without what differs between servers and services with the same trouble."""
+    at_vip = rf"(?<![\w.:])\[?{re.escape(str(vip))}\]?(:\d+)?(?![\w.:])"
+    told = re.sub(at_vip, "the VIP", _TOOK.sub("", reason))
+    return told.replace(f" from {address}", "").replace(str(address), "it")
 
 
 def _causes(

@@ -85,6 +85,21 @@ def test_where_the_server_is_well_elsewhere_that_is_told():
     assert (cause.services, cause.others) == (("one",), 1)
 
 
+def test_a_vip_that_is_missing_in_several_services_is_one_cause():
+    """As the check by the VIP says it."""
+    services, down = [], {}
+    for name, vip, family in (("a", "203.0.113.1", 4), ("b", "203.0.113.12", 4),
+                              ("c", "2001:db8::1", 6)):  # fmt: skip
+        services.append(web(at("gpu-1", 1, family), at("gpu-2", 2, family), name=name, vip=vip))
+        where = f"[{vip}]:80" if family == 6 else f"{vip}:80"
+        down[f"{name}/gpu-1"] = (
+            f"no answer from {where} by dsr within 500 ms: is the VIP on its lo?"
+        )
+    (cause,) = troubles_of(seen(*services, down=down)).causes
+    assert cause.reason == "no answer from the VIP by dsr within 500 ms: is the VIP on its lo?"
+    assert cause.services == ("a", "b", "c")
+
+
 def test_both_families_of_a_server_are_one():
     four = web(at("gpu-1", 1), at("b", 2), name="four")
     six = web(at("gpu-1", 1, 6), at("b", 2, 6), name="six", vip="2001:db8::10")
