@@ -45,11 +45,12 @@ from agent.state.queries import (
     FiveTuple,
     FlowPage,
     FlowQuery,
+    ListQuery,
     TopPage,
     TopQuery,
 )
 from agent.state.situation import Situation
-from agent.state.snapshot import Snapshot
+from agent.state.snapshot import Page, Snapshot
 
 log = get_logger()
 
@@ -84,10 +85,21 @@ class AgentControl:
         self._since_file = Planner()
         self._changing = asyncio.Lock()  # one change of the configuration at a time
 
-    def snapshot(self, services: Collection[str] | None = None) -> Snapshot:
-        """Everything, as of now; of these services only, if any are named."""
+    def snapshot(self, services: Collection[str]) -> Snapshot:
+        """All but for services, and of these the named ones, as of now."""
+        core, now = self._core, self._core.refreshed()
+        return core.observer.snapshot(
+            now, core.now.contents, self._agent_facts(), time.time(), services
+        )
+
+    async def whole(self) -> Snapshot:
+        """Everything, as of about now: the event loop goes on meanwhile."""
+        core, now = self._core, self._core.refreshed()
+        return await core.observer.whole(now, core.now.contents, self._agent_facts(), time.time())
+
+    def _agent_facts(self) -> AgentFacts:
         core = self._core
-        facts = replace(
+        return replace(
             self._facts,
             reconcile_problem=core.problem,
             unsaved_problem=self._store.problem or core.guarding.unsaved,
@@ -101,9 +113,14 @@ class AgentControl:
                 limits=core.limiting.view(core.config, core.now.situation.ids),
             ),
         )
-        return core.observer.snapshot(
-            core.refreshed(), core.now.contents, facts, time.time(), services
-        )
+
+    def page(self, of: str, query: ListQuery) -> Page:
+        """The backends, or the services, that a list shows."""
+        core = self._core
+        now, at = core.refreshed(), time.time()
+        if of == "services":
+            return core.observer.page_of_services(now, query, at)
+        return core.observer.page_of_backends(now, core.now.contents, query, at)
 
     def is_attached(self) -> bool:
         """Whether every interface has our program."""
@@ -357,12 +374,9 @@ class AgentControl:
             live.refuse_unconfirmed(found, await self._open_flows(), confirm)
 
     async def _open_flows(self) -> dict[BackendRef, int]:
-        await self._core.observer.look_at_flows()
-        return {
-            BackendRef(each.service.name, backend.backend.name): backend.flows
-            for each in self.snapshot().services
-            for backend in each.backends
-        }
+        known = self._core.now.situation.roster
+        seen = await self._core.observer.look_at_flows()
+        return dict(zip(known.refs, seen.live[known.ids].tolist(), strict=True))
 
     async def flows(self, query: FlowQuery) -> FlowPage:
         """Recorded flows that match; looked for in a thread, because there may be millions."""

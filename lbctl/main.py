@@ -71,6 +71,13 @@ COMMANDS = (
         SEE,
     ),
     LazyCommand(
+        "top",
+        "lbctl.commands.top",
+        "top",
+        "Services, backends and flows on a full screen, as they change.",
+        SEE,
+    ),
+    LazyCommand(
         "events",
         "lbctl.commands.events",
         "events",

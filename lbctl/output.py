@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lbctl.environment import Environment, Output
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 type Data = Mapping[str, Any]
 # A piece of a page: a table, lines that are ready, or an aligned list of names and values.
@@ -75,16 +78,21 @@ def page(env: Environment, pieces: Sequence[object]) -> str:
 
 def facts(env: Environment, pairs: Sequence[tuple[str, object]]) -> list[object]:
     """An aligned list of names and values; long values wrap under themselves."""
+    return [*aligned(env.width, pairs)]
+
+
+def aligned(width: int | None, pairs: Sequence[tuple[str, object]]) -> list[Text]:
+    """The same for a width; None: lines are as long as they need to be."""
     import textwrap
 
     from rich.text import Text
 
     left = max(len(name) for name, _ in pairs) + 2
-    result: list[object] = []
+    result: list[Text] = []
     for name, value in pairs:
         text = value if isinstance(value, Text) else Text(str(value))
-        room = (env.width or 10_000) - left
-        parts = []
+        room = (width or 10_000) - left
+        parts: list[Text] = []
         for line in text.split("\n"):
             if len(line) <= room or room < 20:
                 parts.append(line)

@@ -20,10 +20,11 @@ from agent.state.queries import (
     FiveTuple,
     FlowPage,
     FlowQuery,
+    ListQuery,
     TopPage,
     TopQuery,
 )
-from agent.state.snapshot import Snapshot
+from agent.state.snapshot import Page, Snapshot
 
 
 class Following(Protocol):
@@ -54,10 +55,18 @@ class Control(Protocol):
     Implementations serialise ``edit`` and ``reload``: requests arrive concurrently.
     """
 
-    def snapshot(self, services: Collection[str] | None = None) -> Snapshot:
-        """Everything, as of now; of these services only, if any are named: all of them may be
-        thousands.
+    def snapshot(self, services: Collection[str]) -> Snapshot:
+        """All but for services, and of these the named ones, as of now."""
+        ...
+
+    async def whole(self) -> Snapshot:
+        """Everything, as of about now: of thousands of backends it takes a while, in which other
+        requests are answered.
         """
+        ...
+
+    def page(self, of: str, query: ListQuery) -> Page:
+        """The ``backends``, or the ``services``, that a list shows."""
         ...
 
     def is_attached(self) -> bool:

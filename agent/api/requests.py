@@ -17,13 +17,13 @@ from agent.api import filters, tracefilter
 from agent.config.edit import Edit, EditOp
 from agent.errors import NotFoundError, RequestError
 from agent.logs import LogLevel
-from agent.model import Address, Config, Network, Protocol
+from agent.model import Address, BackendState, Config, Network, Protocol, ServiceState
 from agent.state.blocks import DEFAULT_S
 from agent.state.events import DEFAULT_SAMPLE, MAX_SAMPLE, EventKind, TraceQuery
 from agent.state.guardview import BlockOrder
 from agent.state.journal import Query
 from agent.state.moves import MoveOrder, MoveVerb
-from agent.state.queries import FiveTuple, FlowQuery, TopQuery
+from agent.state.queries import FiveTuple, FlowQuery, ListQuery, SortBy, TopQuery
 
 MAX_FLOWS = 10_000
 FLOW_STATES = ("embryonic", "acked", "established", "closing", "awaiting")
@@ -391,6 +391,46 @@ def tested_address(given: Mapping[str, str]) -> Address:
             "is missing", where="parameter address", remedy="name the address of a client"
         )
     return _address(given, "address")
+
+
+LIST_PARAMETERS = ("sort", "limit", "offset", "service", "backend", "state", "match")
+_LISTS = {
+    "backends": [state.value for state in BackendState],
+    "services": [state.value for state in ServiceState],
+}
+
+
+def list_query(of: str, given: Mapping[str, str]) -> tuple[str, ListQuery]:
+    """What GET /v1/list/backends and /v1/list/services are to show."""
+    if of not in _LISTS:
+        raise NotFoundError(
+            f"there is no list of {of!r}", where="path", remedy=_nearest(of, _LISTS)
+        )
+    sorts = {each.value: each for each in SortBy}
+    sort, states = given.get("sort", SortBy.NAME.value), given.get("state", "").split(",")
+    if sort not in sorts:
+        raise RequestError(
+            f"{sort!r} is nothing to sort by",
+            where="parameter sort",
+            remedy=f"use one of {', '.join(sorts)}",
+        )
+    for state in filter(None, states):
+        if state not in _LISTS[of]:
+            raise RequestError(
+                f"{state!r} is not a state",
+                where="parameter state",
+                remedy=f"use one of {', '.join(_LISTS[of])}",
+            )
+    limit = _number(given, "limit", 1, MAX_FLOWS) if "limit" in given else ListQuery().limit
+    return of, ListQuery(
+        sorts[sort],
+        limit,
+        _number(given, "offset", 0, _MOST) if "offset" in given else 0,
+        given.get("service", ""),
+        given.get("backend", ""),
+        frozenset(filter(None, states)),
+        given.get("match", ""),
+    )
 
 
 def top_query(given: Mapping[str, str], config: Config) -> TopQuery:

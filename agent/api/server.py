@@ -175,6 +175,7 @@ class ApiServer:
         app.add_routes(
             [
                 web.get("/v1/status", self._status),
+                web.get("/v1/list/{of}", self._list),
                 web.get("/v1/services", self._services),
                 web.get("/v1/services/{name}", self._service),
                 web.get("/v1/config", self._config),
@@ -230,9 +231,15 @@ class ApiServer:
             lambda: _json(views.status(snapshot, wrong(), control.recent()))
         )
 
+    async def _list(self, request: web.Request) -> web.Response:
+        given = _parameters(request, requests.LIST_PARAMETERS)
+        of, query = requests.list_query(request.match_info["of"], given)
+        page = self._control.page(of, query)
+        return _json(views.page(of, page, self._control.recent()))
+
     async def _services(self, request: web.Request) -> web.Response:
         _parameters(request)
-        snapshot = self._control.snapshot()
+        snapshot = await self._control.whole()
 
         def render() -> web.Response:
             recent = self._control.recent()
@@ -408,7 +415,7 @@ class ApiServer:
         # One at a time, off the event loop: scrapers must not be able to slow the agent down.
         async with self._rendering:
             of_backends = self._control.config().metrics_backends
-            snapshot, headers = self._control.snapshot(), {"Content-Type": _METRICS_TYPE}
+            snapshot, headers = await self._control.whole(), {"Content-Type": _METRICS_TYPE}
             body = await asyncio.to_thread(self._render_metrics, snapshot, of_backends)
             if len(body) >= _WORTH_GZIP and _takes_gzip(request):
                 # Not by aiohttp, which packs it on the event loop.

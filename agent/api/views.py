@@ -35,7 +35,9 @@ from agent.state.snapshot import (
     BackendSnapshot,
     DataplaneSnapshot,
     Latency,
+    Page,
     Rates,
+    ServiceRow,
     ServiceSnapshot,
     Snapshot,
 )
@@ -181,6 +183,34 @@ def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
         },
         "health_check": _health_check(configured),
         "backends": [_backend(configured, backend, at, recent) for backend in view.backends],
+    }
+
+
+def page(of: str, found: Page, recent: Tally) -> Json:
+    """The body of GET /v1/list/backends and /v1/list/services."""
+    rows = [_backend(service, one, found.at, recent) for service, one in found.backends]
+    rows += [_service_row(one, found.at) for one in found.services]
+    return {of: rows, "matched": found.matched, "total": found.total}
+
+
+def _service_row(row: ServiceRow, at: float) -> Json:
+    configured = row.service
+    return {
+        "name": configured.name,
+        "vip": configured.key.address,
+        "port": _port(configured),
+        "protocol": configured.key.protocol.value,
+        "forward": configured.forward.value,
+        "scheduler": configured.scheduler.value,
+        "state": row.state.value,
+        "reason": row.reason,
+        "since": rfc3339(row.since),
+        "since_s": age_s(row.since, at),
+        "backends_up": row.backends_up,
+        "backends_total": row.backends_total,
+        "flows_established": row.flows,
+        "waiting_bytes": row.waiting_bytes,
+        "rates": _rates(row.rates),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,15 +17,25 @@ from agent.dataplane.contents import nat_ports
 from agent.dataplane.latency import LatencyWindow
 from agent.dataplane.program import Dataplane
 from agent.logs import get_logger
-from agent.model import BackendRef, Config, Protocol, Scheduler, Service
+from agent.model import (
+    Backend,
+    BackendRef,
+    BackendState,
+    Config,
+    Protocol,
+    Scheduler,
+    Service,
+)
 from agent.rebalancing import Rebalancer
 from agent.rings.maglev import shares
-from agent.state import nat_blocks, silence, zones
+from agent.state import nat_blocks, ranking, silence, zones
 from agent.state.assemble import BackendParts, ServiceParts, backend_snapshot, service_snapshot
+from agent.state.eligibility import service_state
 from agent.state.guardview import Guarded
 from agent.state.identities import slot_of
 from agent.state.loads import counts_waiting
 from agent.state.outliers import Tally
+from agent.state.queries import ListQuery
 from agent.state.rates import Counters, OpenedWindow, rates, total
 from agent.state.roster import Flags, Numbers, Roster
 from agent.state.situation import Situation
@@ -35,7 +45,9 @@ from agent.state.snapshot import (
     FailoverView,
     Load,
     NatPorts,
+    Page,
     Rates,
+    ServiceRow,
     ServiceSnapshot,
     Snapshot,
 )
@@ -49,6 +61,7 @@ log = get_logger()
 # Fewer bytes of requests without an answer are those of clients that have vanished.
 MUCH_UNANSWERED_BYTES = 1 << 18
 SILENCES_EVERY_S = 5.0
+_PART = 16  # backends that are put together between two looks at the event loop: some 5 ms
 _STATES = {
     state.name.lower(): state
     for state in (FlowState.EMBRYONIC, FlowState.ACKED, FlowState.ESTABLISHED, FlowState.CLOSING)
@@ -207,33 +220,52 @@ class Observer:
             log.info("connections are established, or none is begun any more", service=name)
         self.unconnected = found
 
-    def _read_counters(
-        self, situation: Situation, services: Sequence[Service]
-    ) -> counters.Readings:
-        ids = situation.ids
-        return counters.read(
-            self._dataplane.tables,
-            [ident for service in services for ident in ids.backend_ids(service)],
-            [0, *(ids.service_id(service) for service in services)],
-        )
-
     def snapshot(
         self,
         situation: Situation,
         contents: TableContents,
         facts: AgentFacts,
         at: float,
-        chosen: Collection[str] | None = None,
+        chosen: Collection[str],
     ) -> Snapshot:
-        """Everything, with counters as of this moment; ``chosen``: of these services only."""
-        part = situation.config.services
-        if chosen is not None:
-            part = tuple(service for service in part if service.name in chosen)
-        readings = self._read_counters(situation, part)
+        """All but for services, and of these the chosen ones, as of this moment."""
+        part = [each for each in situation.config.services if each.name in chosen]
+        made = self._snapshot(situation, contents, facts, at, part)
+        while True:
+            try:
+                next(made)
+            except StopIteration as end:
+                found: Snapshot = end.value
+                return found
+
+    async def whole(
+        self, situation: Situation, contents: TableContents, facts: AgentFacts, at: float
+    ) -> Snapshot:
+        """Everything, in small parts between which the event loop goes on: of ten thousand
+        backends it takes seconds. What is counted of each backend is of its own moment.
+        """
+        made = self._snapshot(situation, contents, facts, at, situation.config.services)
+        while True:
+            try:
+                next(made)
+            except StopIteration as end:
+                found: Snapshot = end.value
+                return found
+            await asyncio.sleep(0)
+
+    def _snapshot(
+        self,
+        situation: Situation,
+        contents: TableContents,
+        facts: AgentFacts,
+        at: float,
+        part: Sequence[Service],
+    ) -> Generator[None, None, Snapshot]:
         actual = self._window.shares() if part else {}
-        services = tuple(
-            self._service(situation, service, readings, contents, actual) for service in part
-        )
+        services: list[ServiceSnapshot] = []
+        for service in part:
+            services += [(yield from self._service(situation, service, contents, actual))]
+        nobodys = counters.read(self._dataplane.tables, [], [0]).services[0]
         return Snapshot(
             at=at,
             version=facts.version,
@@ -251,48 +283,142 @@ class Observer:
             vip_problems=facts.vip_problems,
             failover=facts.failover,
             guard=facts.guard,
-            dataplane=self._dataplane_snapshot(facts.driver, readings.services[0].passed),
-            services=services,
+            dataplane=self._dataplane_snapshot(facts.driver, nobodys.passed),
+            services=tuple(services),
             service_states=Counter(tracked.state for tracked in situation.services.values()),
             backend_states=Counter(found.state for found in situation.verdicts.values()),
             rates=total([*self._backend_rates.values(), *self._drop_rates.values()]),
         )
 
-    def _service(
+    def page_of_backends(
+        self, situation: Situation, contents: TableContents, query: ListQuery, at: float
+    ) -> Page:
+        """The backends that a list shows."""
+        chosen, matched = ranking.backends(situation, self._figures(situation), query)
+        by_service: dict[str, set[str]] = {}
+        for ref in chosen:
+            by_service.setdefault(ref.service, set()).add(ref.backend)
+        part = [each for each in situation.config.services if each.name in by_service]
+        actual = self._window.shares()
+        made: dict[BackendRef, tuple[Service, BackendSnapshot]] = {}
+        for service in part:
+            those = [each for each in service.backends if each.name in by_service[service.name]]
+            expected = self._expected(situation, service, contents)
+            found = self._backends(situation, service, those, expected, actual)
+            made |= {BackendRef(service.name, one.backend.name): (service, one) for one in found}
+        those_of = [s for s in situation.config.services if query.service in ("", s.name)]
+        every = sum(len(service.backends) for service in those_of)
+        return Page(at, tuple(made[ref] for ref in chosen), (), matched, every)
+
+    def page_of_services(self, situation: Situation, query: ListQuery, at: float) -> Page:
+        """The services that a list shows."""
+        known, figures = situation.roster, self._figures(situation)
+        chosen, matched = ranking.services(situation, figures, query)
+        configured = {each.name: each for each in situation.config.services}
+        sums, place = figures.by_service(known), {name: n for n, name in enumerate(known.names)}
+        rows = []
+        for name in chosen:
+            service, n = configured[name], place[name]
+            refs = [BackendRef(name, each.name) for each in service.backends]
+            verdicts = [situation.verdicts[ref] for ref in refs]
+            state, reason = service_state(
+                tuple(verdict.state for verdict in verdicts),
+                in_spite=frozenset(verdict.weight_reason for verdict in verdicts),
+            )
+            lost = self._drop_rates.get(name, Rates())
+            moved = (self._backend_rates[ref] for ref in refs if ref in self._backend_rates)
+            rows.append(
+                ServiceRow(
+                    service,
+                    state,
+                    reason,
+                    situation.services[name].since,
+                    sum(verdict.state is BackendState.UP for verdict in verdicts),
+                    len(refs),
+                    int(sums.flows[n]),
+                    total([*moved, lost]),
+                    int(sums.waiting[n]) if counts_waiting(service) else None,
+                )
+            )
+        return Page(at, (), tuple(rows), matched, len(known.names))
+
+    def _figures(self, situation: Situation) -> ranking.Figures:
+        """What lists go by, of all backends."""
+        known, tables = situation.roster, self._dataplane.tables
+        new = np.zeros(len(known.refs))
+        for ref, one in self._backend_rates.items():
+            if ref in known.place:
+                new[known.place[ref]] = one.new_flows_per_s
+        rows = tables.backend_load[known.ids]
+        waiting = np.maximum(rows["waiting"].astype(np.int64) + rows["waiting_fix"], 0)
+        times = latency.p99_buckets(tables.backend_latency, self._latencies, known.ids)
+        flows = self.survey.live[known.ids]
+        return ranking.Figures((new * 1000).astype(np.int64), flows, waiting, times)
+
+    def _backends(
         self,
         situation: Situation,
         service: Service,
-        readings: counters.Readings,
-        contents: TableContents,
+        those: Sequence[Backend],
+        expected: Mapping[int, float],
         actual: Mapping[BackendRef, float],
-    ) -> ServiceSnapshot:
-        service_id = situation.ids.service_id(service)
-        entry = contents.services.get(slot_of(service.key))
-        expected = shares(np.frombuffer(entry.ring, dtype=np.uint16)) if entry else {}
-        ids = _backend_ids(situation, service)
-        found = [situation.verdicts[ref] for ref in ids]
-        if service.scheduler is Scheduler.LEAST_CONN:  # its ring has every backend once
-            by_name = zones.expected(zones.levels(service, found, None))
-            expected = {ids[BackendRef(service.name, n)]: one for n, one in by_name.items()}
+    ) -> tuple[BackendSnapshot, ...]:
+        """Some backends of a service."""
+        ids = [situation.ids.backend_id(service, each) for each in those]
+        readings = counters.read(self._dataplane.tables, ids, [])
+        # Any new flow of the service in the last minute.
+        came = any(actual.get(BackendRef(service.name, each.name)) for each in service.backends)
         backends: list[BackendSnapshot] = []
-        came = any(actual.get(ref) for ref in ids)  # any new flow in the last minute
-        for backend in service.backends:
+        for backend, ident in zip(those, ids, strict=True):
             ref = BackendRef(service.name, backend.name)
             parts = BackendParts(
-                id=ids[ref],
+                id=ident,
                 verdict=situation.verdicts[ref],
                 since=situation.backends[ref].since,
                 health=situation.health[ref],
                 hop=situation.hops.get(backend.address),
-                share_expected=expected.get(ids[ref], 0.0),
+                share_expected=expected.get(ident, 0.0),
                 share_actual=actual.get(ref, 0.0) if came else None,
-                flows=int(self.survey.live[ids[ref]]),
-                counts=readings.of_backend(ids[ref]),
+                flows=int(self.survey.live[ident]),
+                counts=readings.of_backend(ident),
                 rates=self._backend_rates.get(ref, Rates()),
-                load=self._load(service, ref, ids[ref]),
+                load=self._load(service, ref, ident),
             )
             backends.append(backend_snapshot(backend, parts))
-        counts = readings.services[service_id].gone
+        return tuple(backends)
+
+    def _expected(
+        self, situation: Situation, service: Service, contents: TableContents
+    ) -> Mapping[int, float]:
+        """The share of new flows that each backend of a service should get, by its id."""
+        entry = contents.services.get(slot_of(service.key))
+        if service.scheduler is not Scheduler.LEAST_CONN:
+            return shares(np.frombuffer(entry.ring, dtype=np.uint16)) if entry else {}
+        ids = _backend_ids(situation, service)  # its ring has every backend once
+        found = [situation.verdicts[ref] for ref in ids]
+        by_name = zones.expected(zones.levels(service, found, None))
+        return {ids[BackendRef(service.name, n)]: one for n, one in by_name.items()}
+
+    def _service(
+        self,
+        situation: Situation,
+        service: Service,
+        contents: TableContents,
+        actual: Mapping[BackendRef, float],
+    ) -> Generator[None, None, ServiceSnapshot]:
+        """One service; whoever makes it can do something else between its parts."""
+        service_id = situation.ids.service_id(service)
+        entry = contents.services.get(slot_of(service.key))
+        expected = self._expected(situation, service, contents)
+        made: list[BackendSnapshot] = []
+        for first in range(0, len(service.backends), _PART):
+            yield
+            those = service.backends[first : first + _PART]
+            made += self._backends(situation, service, those, expected, actual)
+        backends = tuple(made)
+        found = [situation.verdicts[BackendRef(service.name, b.name)] for b in service.backends]
+        counted = counters.read(self._dataplane.tables, [], [service_id]).services[service_id]
+        counts = counted.gone
         for one in backends:
             counts = counters.add(counts, one.counts)
         lost = self._drop_rates.get(service.name, Rates())
@@ -300,23 +426,23 @@ class Observer:
             id=service_id,
             since=situation.services[service.name].since,
             counts=counts,
-            drops=readings.services[service_id].drops,
-            not_recorded=readings.services[service_id].not_recorded,
+            drops=counted.drops,
+            not_recorded=counted.not_recorded,
             rates=total([*(one.rates for one in backends), lost]),
-            replied=readings.services[service_id].replied,
-            not_replied=readings.services[service_id].not_replied,
+            replied=counted.replied,
+            not_replied=counted.not_replied,
             skew=self._rebalancer.skews.get(service.name),
             draws=entry.draws if entry and entry.draws else None,
             spill_over=zones.spills(situation.config.zones, service, found),
             challenges=bool(entry and entry.challenge),
             cookies=bool(entry and entry.cookies),
-            cookies_taken=readings.services[service_id].cookies,
+            cookies_taken=counted.cookies,
             cookies_problem=self._companions.said(service),
             cookies_keys=self._companions.key_names(service),
             first_byte=self._weigher.first_byte(service),
             home=self._weigher.home(service),
         )
-        return service_snapshot(service, of_service, tuple(backends))
+        return service_snapshot(service, of_service, backends)
 
     def _load(self, service: Service, ref: BackendRef, ident: int) -> Load:
         """What a backend has in front of it, and how long it takes."""

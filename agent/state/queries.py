@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
@@ -66,6 +67,33 @@ class FlowPage:
 
     flows: tuple[FlowView, ...]
     matched: int
+
+
+class SortBy(enum.Enum):
+    """What a list goes by: the largest first, but names and states in their order."""
+
+    NAME = "name"
+    STATE = "state"  # the worst first
+    NEW = "new"  # flows a second
+    FLOWS = "flows"
+    WAITING = "waiting"  # bytes of requests
+    FIRST_BYTE = "first-byte"  # p99 of the last minute
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """Which backends or services a page shows, and in which order; what is empty matches all.
+
+    ``service`` and ``backend`` are names; ``match`` is a part of a name or of an address.
+    """
+
+    sort: SortBy = SortBy.NAME
+    limit: int = 50
+    offset: int = 0  # rows before the page
+    service: str = ""
+    backend: str = ""
+    states: frozenset[str] = frozenset()
+    match: str = ""
 
 
 @dataclass(frozen=True, slots=True)

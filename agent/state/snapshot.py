@@ -196,6 +196,32 @@ class ServiceSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceRow:
+    """What a list of services tells of one; ``waiting_bytes`` None: they are not counted."""
+
+    service: Service
+    state: ServiceState
+    reason: str
+    since: float
+    backends_up: int
+    backends_total: int
+    flows: int
+    rates: Rates
+    waiting_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Backends, with their services, or services; how many match, and how many there are."""
+
+    at: float
+    backends: tuple[tuple[Service, BackendSnapshot], ...]
+    services: tuple[ServiceRow, ...]
+    matched: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class NatPorts:
     """The ports of a source address of fullnat towards a server: how many there are, and how many
     flows have. Servers that share a block have the same ports.

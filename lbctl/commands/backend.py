@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,7 +27,7 @@ from lbctl.options import (
     watch_option,
     yes_option,
 )
-from lbctl.output import facts, render, watch
+from lbctl.output import aligned, render, watch
 from lbctl.servers import STATES
 from lbctl.settings import (
     backup_option,
@@ -37,6 +37,9 @@ from lbctl.settings import (
     zone_option,
 )
 from lbctl.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 SHOWN_EVENTS = 10
 _SORTS: Sorts = {
@@ -125,7 +128,7 @@ def show_backend(env: Environment, ref: BackendRef, watch_s: float | None) -> No
 
     def once() -> str:
         found = get_backend(env, ref) | {"events": _last_events(env, ref)}
-        return render(env, found, lambda data: _show_view(env, data))
+        return render(env, found, lambda data: facts_of(env.width, data, data["events"]))
 
     watch(env, watch_s, once)
 
@@ -155,7 +158,10 @@ def get_backend(env: Environment, ref: BackendRef) -> dict[str, Any]:
     return found[ref.backend]
 
 
-def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
+def facts_of(
+    width: int | None, data: Mapping[str, Any], happened: Sequence[Mapping[str, Any]]
+) -> list[Text]:
+    """All that there is to say of a backend, and what has happened to it."""
     from rich.text import Text
 
     from lbctl import loadviews, views
@@ -166,9 +172,9 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     checked = f" ({latency:.1f} ms)" if latency is not None else ""
     weight = views.weight(data)
     weight += f" ({data['weight_reason']})" if data["weight_reason"] else ""
-    happened = Text("\n").join(event_lines(data["events"], about=False))
-    return facts(
-        env,
+    lines = Text("\n").join(event_lines(happened, about=False))
+    return aligned(
+        width,
         [
             ("backend", f"{data['service']}/{data['name']}"),
             ("address", views.server(data)),
@@ -192,7 +198,7 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
             ("traffic", views.rates_line(data["rates"])),
             ("totals", views.totals(data)),
             ("since", f"{data['since']} ({age(data['since_s'])} ago)"),
-            ("events", happened if data["events"] else "none yet"),
+            ("events", lines if happened else "none yet"),
         ],
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from lbctl.options import BACKEND_FILTER, PREFIX, SERVICE, agent_options
 from lbctl.output import emit
 
 STATES = ("embryonic", "acked", "established", "closing", "awaiting")
+
+if TYPE_CHECKING:
+    from lbctl.layout import Table
 
 
 @click.command()
@@ -86,12 +89,14 @@ def flows(
 
 
 def _view(data: Mapping[str, Any]) -> list[object]:
+    return [flow_table(data["flows"])] if data["flows"] else ["no flows"]
+
+
+def flow_table(flows: Sequence[Mapping[str, Any]]) -> Table:
+    """The table of flows."""
     from lbctl.humanise import age, endpoint
     from lbctl.layout import Cell, Column, Table
 
-    flows = data["flows"]
-    if not flows:
-        return ["no flows"]
     counted = any(flow["waiting_bytes"] is not None for flow in flows)
     columns = (
         Column("SERVICE"),
@@ -129,7 +134,7 @@ def _view(data: Mapping[str, Any]) -> list[object]:
         )
         for flow in flows
     )
-    return [Table(columns, rows)]
+    return Table(columns, rows)
 
 
 def _nat_source(flow: Mapping[str, Any]) -> str:

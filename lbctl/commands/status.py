@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lbctl.environment import Environment, pass_environment
 from lbctl.options import agent_options, watch_option
 from lbctl.output import facts, render, watch
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 @click.command()
@@ -33,12 +36,14 @@ def status(env: Environment, watch_s: float | None) -> None:
 
 
 def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
+    from rich.text import Text
+
     from lbctl.views import rates_line
 
     agent, plane = data["agent"], data["dataplane"]
     pairs: list[tuple[str, object]] = [
-        *_problems(data),
-        ("balancer", _headline(agent, plane)),
+        *(("PROBLEM", Text(text, "bold red")) for text in problems(data)),
+        ("balancer", headline(agent, plane)),
         ("services", _tally(data["services"])),
         ("backends", _tally(data["backends"])),
         ("traffic", rates_line(data["rates"])),
@@ -64,10 +69,8 @@ _CLIENTS = {
 }
 
 
-def _problems(data: Mapping[str, Any]) -> list[tuple[str, object]]:
+def problems(data: Mapping[str, Any]) -> list[str]:
     """What is wrong, the worst for clients first."""
-    from rich.text import Text
-
     agent, plane = data["agent"], data["dataplane"]
     found = [
         *(_unserved(each) for each in data.get("unserved", ())),
@@ -82,7 +85,7 @@ def _problems(data: Mapping[str, Any]) -> list[tuple[str, object]]:
         found.append(f"changes are in memory only, and a restart forgets them: {problem}")
     found += [f"fullnat: {problem}" for problem in plane["nat_problems"]]
     found += plane.get("vip_problems", ())
-    return [("PROBLEM", Text(text, "bold red")) for text in found]
+    return found
 
 
 def _unserved(each: Mapping[str, Any]) -> str:
@@ -139,7 +142,8 @@ HOOKS = {
 }
 
 
-def _headline(agent: Mapping[str, Any], plane: Mapping[str, Any]) -> object:
+def headline(agent: Mapping[str, Any], plane: Mapping[str, Any]) -> Text:
+    """Which balancer it is, and whether it balances, where."""
     from rich.text import Text
 
     where = ", ".join((plane["interface"], *plane["backend_interfaces"]))

@@ -361,7 +361,7 @@ class FakeAgent:
             case ["services", name]:
                 found = [view for view in self.services if view["name"] == unquote(name)]
                 return (200, found[0]) if found else (404, refusal(f"there is no service {name!r}"))
-            case ["events" | "history", *_]:
+            case ["list" | "events" | "history", *_]:
                 return 200, self.remembered(path, query)
             case ["failover"]:
                 return 200, self.failover
@@ -380,7 +380,22 @@ class FakeAgent:
                 return 200, self.explanation
         return 404, refusal("there is no such path")
 
+    def listed(self, of: str, query: dict[str, str]) -> dict[str, Any]:
+        """A page, in the order in which they are here."""
+        chosen = [each for each in self.services if query.get("service") in (None, each["name"])]
+        rows = chosen if of == "services" else [b for s in chosen for b in s["backends"]]
+        found = [
+            row
+            for row in rows
+            if query.get("backend") in (None, row["name"]) and query.get("match", "") in row["name"]
+        ]
+        first = int(query.get("offset", 0))
+        page = found[first : first + int(query["limit"])]
+        return {of: page, "matched": len(found), "total": len(rows)}
+
     def remembered(self, path: str, query: dict[str, str]) -> dict[str, Any]:
+        if path.startswith("/v1/list/"):
+            return self.listed(path.rsplit("/", 1)[1], query)
         if path == "/v1/events":
             found = [each for each in self.events if each["number"] > int(query.get("after", 0))]
             return {"events": found[-int(query.get("limit", 10_000)) :]}

@@ -20,6 +20,7 @@ from agent.dataplane import abi
 from agent.journal import KEEP_S
 from agent.model import Forward, Hook
 from lbctl.lab import build, netns, processes
+from tests.cli.terminal import Terminal
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
 
@@ -57,6 +58,33 @@ def test_kill_9_and_restart_lose_no_packet_and_move_no_flow(lab: Site) -> None:
     assert_unharmed(load)
     moved = {flow for flow, backend in before.items() if after.get(flow, backend) != backend}
     assert not moved
+
+
+def test_top_shows_what_the_agent_sees_and_goes_into_it(lab: Site) -> None:
+    socket = str(lab.lab.socket(lab.balancer))
+    with lab.load(rate=200) as load, Terminal(socket, size=(160, 40)) as screen:
+        screen.until("services   2 of 2   by state")
+        screen.until(lambda: any(float(new) > 20 for new in column(screen, "web ", "NEW/S")))
+        screen.press("/web6\n")
+        screen.until("1 of 2   by state   /web6")
+        screen.press("\n")
+        screen.until("backends of web6   3 of 3")
+        screen.press("\n")
+        screen.until("backend web6/be1")
+        screen.until("fd99::101")
+        screen.press("f")
+        screen.until("flows of web6/be1")
+        screen.until("established")
+        screen.press("q")
+        assert screen.end() == 0
+    assert_unharmed(load)
+
+
+def column(screen: Terminal, row: str, header: str) -> list[str]:
+    """The words below a header that is right-aligned, of the rows that begin so."""
+    lines = screen.shown.display
+    heads = [line.find(header) + len(header) for line in lines if header in line]
+    return [line[: heads[0]].split()[-1] for line in lines if heads and line.startswith(row)]
 
 
 def test_clean_stop_leaves_the_data_plane_balancing(lab: Site) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
@@ -49,7 +50,6 @@ class FakeCore:
     def __init__(self, config: Config, flows: int) -> None:
         self.config = config
         self.taken: list[Config] = []
-        self.now = SimpleNamespace(contents=None, situation=SimpleNamespace(ids=None))
         self.problem, self.link_problems = "", ()
         self.watch = SimpleNamespace(problems=tuple)
         self.passes = SimpleNamespace(defects=0)
@@ -61,30 +61,26 @@ class FakeCore:
         )
         self.limiting = SimpleNamespace(view=lambda _config, _ids: ())
         self.unreadable = ""  # why the files of a list cannot be read
-        self._flows, self._seen = flows, 0
+        self._flows = flows
 
     async def can_be_read(self, _config: Config) -> None:
         if self.unreadable:
             raise ConfigError(self.unreadable, where="/etc/steelyard/drop.txt")
 
-    async def look_at_flows(self) -> None:
-        self._seen = self._flows
+    @property
+    def now(self) -> SimpleNamespace:
+        refs = tuple(BackendRef(s.name, b.name) for s in self.config.services for b in s.backends)
+        known = SimpleNamespace(refs=refs, ids=np.arange(len(refs)))
+        return SimpleNamespace(contents=None, situation=SimpleNamespace(ids=None, roster=known))
+
+    async def look_at_flows(self) -> SimpleNamespace:
+        return SimpleNamespace(live=np.full(100, self._flows))
 
     def refreshed(self) -> None:
         return None
 
     def snapshot(self, *_: object) -> SimpleNamespace:
-        views = [
-            SimpleNamespace(
-                service=service,
-                backends=[
-                    SimpleNamespace(backend=backend, flows=self._seen)
-                    for backend in service.backends
-                ],
-            )
-            for service in self.config.services
-        ]
-        return SimpleNamespace(services=views)
+        return SimpleNamespace(services=())
 
     def identities(self, config: Config) -> None:
         pass

@@ -39,7 +39,9 @@ from agent.state.snapshot import (
     Latency,
     Load,
     NatPorts,
+    Page,
     Rates,
+    ServiceRow,
     ServiceSnapshot,
     Snapshot,
 )
@@ -229,12 +231,25 @@ class FakeControl:
         if self.failure is not None:
             raise self.failure
 
-    def snapshot(self, services=None):
+    def snapshot(self, services):
         self._called("snapshot")
         made = make_snapshot(parse(CONFIG, "agent.yaml"))
         dataplane = dataclasses.replace(made.dataplane, attached=self.attached)
-        those = [s for s in made.services if services is None or s.service.name in services]
+        those = [s for s in made.services if s.service.name in services]
         return dataclasses.replace(made, dataplane=dataplane, services=tuple(those))
+
+    async def whole(self):
+        return self.snapshot([service.name for service in self.running.services])
+
+    def page(self, of, query):
+        self._called("page", of, query)
+        chat = make_snapshot(parse(CONFIG, "agent.yaml")).services[0]
+        if of == "services":
+            row = ServiceRow(
+                chat.service, chat.state, chat.reason, chat.since, 1, 2, 8, chat.rates, 8192
+            )
+            return Page(NOW, (), (row,), 7, 9)
+        return Page(NOW, tuple((chat.service, each) for each in chat.backends), (), 7, 9)
 
     def is_attached(self):
         return self.attached
@@ -429,7 +444,7 @@ def api(control, tmp_path):
 
 @pytest.fixture
 def snapshot(control):
-    return control.snapshot()
+    return asyncio.run(control.whole())
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from agent.errors import (
 )
 from agent.state.guardview import BlockOrder
 from agent.state.moves import MoveOrder, MoveVerb
-from agent.state.queries import FlowQuery, TopQuery
+from agent.state.queries import FlowQuery, ListQuery, SortBy, TopQuery
 
 
 def test_status(api):
@@ -44,6 +44,44 @@ def test_services_and_one_service(api):
     status, chat = api.get("/v1/services/chat")
     assert status == 200
     assert chat == body["services"][0]
+
+
+def test_a_page_of_backends_has_them_as_their_service_has(api, control):
+    _, chat = api.get("/v1/services/chat")
+    status, page = api.get("/v1/list/backends?sort=waiting&limit=5&offset=10&state=down,drain")
+    assert (status, page["matched"], page["total"]) == (200, 7, 9)
+    assert page["backends"] == chat["backends"]
+    query = ListQuery(SortBy.WAITING, 5, 10, states=frozenset({"down", "drain"}))
+    assert control.asked[-1] == ("page", "backends", query)
+
+
+def test_a_page_of_services_has_what_a_list_shows(api, control):
+    _, chat = api.get("/v1/services/chat")
+    status, page = api.get("/v1/list/services?match=ch")
+    (row,) = page["services"]
+    assert (status, row["flows_established"], row["backends_total"]) == (200, 8, 2)
+    assert {name: chat[name] for name in row if "flows" not in name} == {
+        name: value for name, value in row.items() if "flows" not in name
+    }
+    assert control.asked[-1] == ("page", "services", ListQuery(match="ch"))
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "says"),
+    [
+        ("flows", 404, "use one of backends, services"),
+        ("backends?sort=colour", 400, "use one of name, state"),
+        ("backends?state=green", 400, "use one of up, drain"),
+        ("services?state=ejected", 400, "use one of up, degraded, down"),
+        ("backends?limit=0", 400, "limit"),
+        ("backends?offset=-1", 400, "offset"),
+        ("backends?page=2", 400, "page"),
+    ],
+)
+def test_lists_that_make_no_sense(api, path, status, says):
+    code, body = api.get(f"/v1/list/{path}")
+    assert code == status
+    assert says in str(body["error"])
 
 
 def test_service_that_does_not_exist(api):

@@ -16,10 +16,11 @@ from structlog.testing import capture_logs
 from agent.dataplane import abi, contents, keys, latency
 from agent.dataplane.abi import FlowState, ForwardId
 from agent.metrics.observer import AgentFacts, Observer
-from agent.model import BackendRef, Config, Forward, Hook, Scheduler
+from agent.model import Backend, BackendRef, Config, Forward, Hook, Scheduler
 from agent.rebalancing import Rebalancer
 from agent.state.desired import desired
 from agent.state.identities import Identities, assign
+from agent.state.queries import ListQuery, SortBy
 from agent.state.situation import Past, Situation, situation
 from agent.state.snapshot import BackendSnapshot, NatPorts, Snapshot
 from agent.state.tables import OriginEntry, ServiceSlot, TableContents
@@ -102,7 +103,7 @@ class World:
     def look(self) -> Snapshot:
         observer = self.observer()
         observer.sample(self.situation, 100.0)
-        return observer.snapshot(self.situation, self.contents, FACTS, 1000.0)
+        return asyncio.run(observer.whole(self.situation, self.contents, FACTS, 1000.0))
 
     def backend(self, name: str) -> BackendSnapshot:
         (service,) = self.look().services
@@ -182,7 +183,7 @@ def test_times_are_told_of_the_last_minute_and_of_all():
     times["first_byte"][0, 21] = 2  # 65 to 98 ms
     times["handshake"][0, 3] = 5
     observer.sample(here.situation, 130.0)
-    (service,) = observer.snapshot(here.situation, here.contents, FACTS, 0.0).services
+    (service,) = asyncio.run(observer.whole(here.situation, here.contents, FACTS, 0.0)).services
     load = service.backends[0].load
     assert (load.first_byte.count, load.first_byte.recent_count) == (10, 2)
     assert 65 < load.first_byte.recent_p50_ms < 99
@@ -272,7 +273,7 @@ def test_a_backend_that_leaves_much_unanswered_is_named_once():
     assert told == [
         ("warning", a_is, 1 << 18), ("info", a_is, None), ("warning", a_is, 1 << 18),
     ]  # fmt: skip
-    (service,) = observer.snapshot(here.situation, here.contents, FACTS, 1000.0).services
+    (service,) = asyncio.run(observer.whole(here.situation, here.contents, FACTS, 1000.0)).services
     assert [b.load.unanswered_bytes for b in service.backends] == [1 << 18, 0]
 
 
@@ -313,3 +314,67 @@ def test_a_service_to_which_nobody_gets_a_connection_is_named_once():
     assert (begin["event"], begin["log_level"]) == ("nobody gets a connection", "error")
     assert (begin["service"], begin["begun"] >= 20) == ("web", True)
     assert (end["service"], end["log_level"]) == ("web", "info")
+
+
+def test_pages_tell_of_a_backend_what_its_service_tells():
+    here = world(scheduler=Scheduler.LEAST_LOAD)
+    for name, waiting in (("a", 100), ("b", 5000)):
+        here.tables.backend_load["waiting"][here.backend_id(name)] = waiting
+    observer = here.observer()
+    observer.sample(here.situation, 100.0)
+    (service,) = asyncio.run(observer.whole(here.situation, here.contents, FACTS, 1000.0)).services
+    query = ListQuery(SortBy.WAITING, limit=1)
+    page = observer.page_of_backends(here.situation, here.contents, query, 1000.0)
+    ((of, first),) = page.backends
+    assert (of.name, page.matched, page.total) == ("web", 2, 2)
+    assert first == service.backends[1]
+    (row,) = observer.page_of_services(here.situation, ListQuery(), 1000.0).services
+    assert (row.state, row.reason, row.since) == (service.state, service.reason, service.since)
+    assert (row.backends_up, row.backends_total, row.waiting_bytes) == (2, 2, 5100)
+    assert row.rates == service.rates
+
+
+def test_the_slowest_of_the_last_minute_come_first():
+    here = world(scheduler=Scheduler.LEAST_LOAD)
+    a, b = (here.backend_id(name) for name in ("a", "b"))
+    times = here.tables.backend_latency["first_byte"]
+    times[a][30] = 1000  # before the window
+    observer = here.observer()
+    observer.sample(here.situation, 100.0)
+    query = ListQuery(SortBy.FIRST_BYTE)
+
+    def order() -> list[str]:
+        page = observer.page_of_backends(here.situation, here.contents, query, 1000.0)
+        return [one.backend.name for _, one in page.backends]
+
+    times[a][5] += 100
+    times[b][9] += 100
+    assert order() == ["b", "a"]
+    times[a][12] += 100
+    assert order() == ["a", "b"]
+
+
+def test_the_event_loop_goes_on_while_thousands_are_put_together():
+    many = tuple(Backend(f"gpu-{n}", ip_address(f"10.0.1.{n}")) for n in range(1, 30))
+    here = World(Config("test", "eth0", tables=TABLES, services=(web(*many),)))
+    observer, turns = here.observer(), 0
+    observer.sample(here.situation, 100.0)
+
+    async def look() -> Snapshot:
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(others())
+        try:
+            return await observer.whole(here.situation, here.contents, FACTS, 1000.0)
+        finally:
+            beside.cancel()
+
+    found = asyncio.run(look())
+    assert turns >= 2
+    chosen = observer.snapshot(here.situation, here.contents, FACTS, 1000.0, ("web",))
+    assert replace(found, dataplane=chosen.dataplane) == chosen
+    assert observer.snapshot(here.situation, here.contents, FACTS, 1000.0, ()).services == ()
