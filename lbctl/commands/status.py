@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.errors import AgentUnreachableError, ApiError
 from lbctl.environment import Environment, pass_environment
 from lbctl.options import agent_options, watch_option
 from lbctl.output import facts, render, watch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @agent_options
 @pass_environment
 def status(env: Environment, watch_s: float | None) -> None:
-    """The balancer on one screen: agent, data plane, services, rates.
+    """The balancer on one screen: what is wrong, agent, data plane, rates, services.
 
     \b
     Examples:
@@ -30,7 +31,8 @@ def status(env: Environment, watch_s: float | None) -> None:
     """
 
     def once() -> str:
-        return render(env, env.agent().get("/v1/status"), lambda data: _view(env, data))
+        data = env.agent().get("/v1/status")
+        return render(env, data, lambda data: [*_view(env, data), *_services(env)])
 
     watch(env, watch_s, once)
 
@@ -61,6 +63,25 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     return facts(env, pairs)
 
 
+def _services(env: Environment) -> list[object]:
+    """The services, the worst first; none of an agent that does not list them yet."""
+    from lbctl.humanise import exact
+    from lbctl.views import service_table
+
+    try:
+        found = env.agent().get("/v1/list/services", {"sort": "state", "limit": SHOWN_SERVICES})
+    except AgentUnreachableError:
+        raise
+    except ApiError:
+        return []
+    if not found["services"]:
+        return []
+    shown, every = len(found["services"]), found["total"]
+    more = [f"{shown} of {exact(every)} services; lbctl top has all"] if shown < every else []
+    return ["", service_table(found["services"]), *more]
+
+
+SHOWN_SERVICES = 10
 SHOWN_TROUBLES = 10
 _CLIENTS = {
     "drop": "its clients' packets are dropped",

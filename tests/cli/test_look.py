@@ -7,6 +7,8 @@ import json
 import pytest
 import yaml
 
+from tests.cli.conftest import refusal, service_view
+
 WIDTHS = (80, 100, 120, 160, 200)
 
 
@@ -282,6 +284,32 @@ def test_of_many_troubles_the_worst_are_shown(agent, run):
     lines = run("status").out.splitlines()
     assert sum(line.startswith("PROBLEM") for line in lines) == 11
     assert "and 15 more: lbctl server list --sort state" in lines[10]
+
+
+def test_status_ends_with_the_services_of_which_the_worst_are_shown(agent, run):
+    lines = run("status").out.splitlines()
+    assert lines[-2].split()[:4] == ["SERVICE", "VIP", "FORWARD", "STATE"]
+    assert lines[-1].split()[:5] == ["chat", "tcp", "10.0.0.10:80", "dsr", "degraded"]
+    assert agent.queries[-1] == ("/v1/list/services", {"sort": "state", "limit": "10"})
+    assert "services" in run("status", "-o", "json").json
+    agent.services = [service_view() | {"name": f"s{n}"} for n in range(30)]
+    assert run("status").out.splitlines()[-1] == "10 of 30 services; lbctl top has all"
+    agent.services = []
+    assert "SERVICE" not in run("status").out
+
+
+def test_status_of_an_agent_that_lists_no_services_yet_does_without(agent, run, monkeypatch):
+    """lbctl is new at once after an upgrade, the agent after its restart."""
+    answer = agent.get
+
+    def older(path, query):
+        if path.startswith("/v1/list/"):
+            return 404, refusal("there is no such path")
+        return answer(path, query)
+
+    monkeypatch.setattr(agent, "get", older)
+    result = run("status")
+    assert (result.code, "balancing" in result.out, "SERVICE" in result.out) == (0, True, False)
 
 
 def test_status_counts_the_warnings_of_the_last_hour(agent, run):
