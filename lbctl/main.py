@@ -18,7 +18,7 @@ COMMANDS = (
         "status",
         "lbctl.commands.status",
         "status",
-        "The balancer on one screen: agent, data plane, services, rates.",
+        "The balancer on one screen: what is wrong, agent, data plane, rates, services.",
         SEE,
     ),
     LazyCommand(
@@ -131,6 +131,13 @@ COMMANDS = (
         "lbctl.commands.doctor",
         "doctor",
         "Check this host, and name the command that fixes what is wrong.",
+        HOST,
+    ),
+    LazyCommand(
+        "support-bundle",
+        "lbctl.commands.support_bundle",
+        "support_bundle",
+        "One file with all that somebody who helps needs to see.",
         HOST,
     ),
     LazyCommand(

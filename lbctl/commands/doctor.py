@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,23 @@ def doctor(
       sudo lbctl doctor --interface eth0
       sudo lbctl doctor --role backend --vip 10.0.0.10 --forward ipip
     """
+    data = examined(env, role, interface, vips, forward, file, only_bad=only_bad)
+    emit(env, data, lambda shown: _view(env, shown))
+    if data["problems"]:
+        raise click.exceptions.Exit(1)
+
+
+def examined(
+    env: Environment,
+    role: str = "balancer",
+    interface: str | None = None,
+    vips: Sequence[str] = (),
+    forward: str | None = None,
+    file: Path = DEFAULT_CONFIG,
+    *,
+    only_bad: bool = False,
+) -> dict[str, Any]:
+    """What the doctor finds."""
     from lbctl.doctor.checks import count, examine
     from lbctl.doctor.facts import Question, Role, Verdict
     from lbctl.doctor.gather import gather
@@ -86,11 +103,10 @@ def doctor(
         names[1:],
     )
     findings = examine(facts, question)
-    problems = count(findings, Verdict.PROBLEM)
-    data = {
+    return {
         "role": role,
         "interface": names[0],
-        "problems": problems,
+        "problems": count(findings, Verdict.PROBLEM),
         "warnings": count(findings, Verdict.WARNING),
         "unknown": count(findings, Verdict.UNKNOWN),
         "findings": [
@@ -104,9 +120,6 @@ def doctor(
             if not (only_bad and finding.verdict is Verdict.OK)
         ],
     }
-    emit(env, data, lambda shown: _view(env, shown))
-    if problems:
-        raise click.exceptions.Exit(1)
 
 
 def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
