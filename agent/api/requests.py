@@ -38,7 +38,7 @@ EVENT_PARAMETERS = ("since_s", "after", "service", "backend", "level", "event", 
 DIFF_PARAMETERS = ("old", "new")
 MAX_EVENTS = 10_000
 _MOST = 10**9
-MOVE_FIELDS = ("instance", "force", "dry_run")
+MOVE_FIELDS = ("instance", "force", "dry_run", "message")
 FLOW_PARAMETERS = ("service", "backend", "client", "state", "limit", "hottest")
 TRACE_PARAMETERS = ("kind", "service", "sample", "filter")
 TRACE_KINDS = frozenset(kind for kind in EventKind if not kind.is_sampled)
@@ -459,7 +459,8 @@ def move_order(verb: str, body: Mapping[str, object]) -> MoveOrder:
             remedy=_nearest(verb, verbs),
         )
     flags = {name: _flag(body, name) for name in ("force", "dry_run")}
-    return MoveOrder(verbs[verb], _name(body, "instance"), **flags)
+    message = _text(body, "message", "say in a few words why the VIPs move")
+    return MoveOrder(verbs[verb], _name(body, "instance"), **flags, message=message)
 
 
 def _flag(body: Mapping[str, object], name: str) -> bool:

@@ -407,7 +407,8 @@ class ApiServer:
         order = requests.move_order(request.match_info["verb"], body)
         moved = await self._control.move(order)
         if not order.dry_run:
-            await _log_use(caller, order.verb.value, instance=order.instance)
+            why = order.message or None
+            await _log_use(caller, order.verb.value, instance=order.instance, message=why)
         return _json({"text": moved.text, "flows_sent": moved.flows, "applied": not order.dry_run})
 
     async def _metrics(self, request: web.Request) -> web.Response:

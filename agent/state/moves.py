@@ -16,12 +16,15 @@ class MoveVerb(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class MoveOrder:
-    """An order; ``instance`` None: all. ``force``: without the flows, if need be."""
+    """An order; ``instance`` None: all. ``force``: without the flows, if need be. ``message``: why,
+    in the operator's words.
+    """
 
     verb: MoveVerb
     instance: str | None = None
     force: bool = False
     dry_run: bool = False
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,13 @@ import click
 from agent.failover.times import LBCTL_MOVE_S
 from lbctl.environment import Environment, pass_environment
 from lbctl.groups import SuggestingGroup
-from lbctl.options import Decorator, agent_options, dry_run_option, watch_option
+from lbctl.options import (
+    Decorator,
+    agent_options,
+    dry_run_option,
+    message_option,
+    watch_option,
+)
 from lbctl.output import emit, render, watch
 
 _instance_argument: Decorator = click.argument("instance", required=False)
@@ -100,6 +106,7 @@ def _view(data: Mapping[str, Any]) -> list[object]:
 @_instance_argument
 @_force_option
 @dry_run_option
+@message_option
 @agent_options
 @pass_environment
 def handover(env: Environment, instance: str | None, force: bool, dry_run: bool) -> None:
@@ -119,6 +126,7 @@ def handover(env: Environment, instance: str | None, force: bool, dry_run: bool)
 @failover.command("promote")
 @_instance_argument
 @dry_run_option
+@message_option
 @agent_options
 @pass_environment
 def promote(env: Environment, instance: str | None, dry_run: bool) -> None:
@@ -134,6 +142,7 @@ def promote(env: Environment, instance: str | None, dry_run: bool) -> None:
 @failover.command("release")
 @_instance_argument
 @dry_run_option
+@message_option
 @agent_options
 @pass_environment
 def release(env: Environment, instance: str | None, dry_run: bool) -> None:
@@ -148,5 +157,7 @@ def release(env: Environment, instance: str | None, dry_run: bool) -> None:
 
 def _move(env: Environment, verb: str, instance: str | None, *, force: bool, dry_run: bool) -> None:
     body = {"instance": instance, "force": force, "dry_run": dry_run}
+    if env.message:
+        body["message"] = env.message
     answer = env.agent(LBCTL_MOVE_S).post(f"/v1/failover/{verb}", body)
     emit(env, answer, lambda data: [data["text"]])

@@ -88,6 +88,11 @@ def test_verbs_ask_the_agent(run, agent, words, instance, force, dry_run) -> Non
     assert result.out == "handed over\n"
 
 
+def test_why_the_vips_move_is_told(run, agent) -> None:
+    assert run("failover", "handover", "-m", "new kernel").code == 0
+    assert agent.moves[0][1]["message"] == "new kernel"
+
+
 def test_a_refusal_is_an_error_with_its_remedy(run, agent) -> None:
     agent.refuse_moves = "nobody took the VIPs"
     result = run("failover", "handover")

@@ -282,12 +282,16 @@ def test_failover_is_told_and_moved(api, control):
     status, body = api.post("/v1/failover/handover", instance="web", force=True)
     assert (status, body) == (200, {"text": "handed over", "flows_sent": 12, "applied": True})
     assert control.asked == [("move", MoveOrder(MoveVerb.HANDOVER, "web", force=True))]
+    with capture_logs() as logs:
+        api.post("/v1/failover/promote", message="new kernel")
+    (said,) = [each for each in logs if each["event"] == "promote"]
+    assert (said["message"], said["by"]) == ("new kernel", pwd.getpwuid(os.getuid()).pw_name)
 
 
 @pytest.mark.parametrize(
     ("verb", "body", "status"),
     [("hand", {}, 404), ("promote", {"forse": True}, 400), ("release", {"force": 1}, 400),
-     ("promote", {"instance": 3}, 400)],
+     ("promote", {"instance": 3}, 400), ("promote", {"message": "two\nlines"}, 400)],
 )  # fmt: skip
 def test_moves_that_make_no_sense(api, control, verb, body, status):
     got, answer = api.post(f"/v1/failover/{verb}", **body)
