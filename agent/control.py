@@ -85,21 +85,10 @@ class AgentControl:
         self._since_file = Planner()
         self._changing = asyncio.Lock()  # one change of the configuration at a time
 
-    def snapshot(self, services: Collection[str]) -> Snapshot:
-        """All but for services, and of these the named ones, as of now."""
-        core, now = self._core, self._core.refreshed()
-        return core.observer.snapshot(
-            now, core.now.contents, self._agent_facts(), time.time(), services
-        )
-
-    async def whole(self) -> Snapshot:
-        """Everything, as of about now: the event loop goes on meanwhile."""
-        core, now = self._core, self._core.refreshed()
-        return await core.observer.whole(now, core.now.contents, self._agent_facts(), time.time())
-
-    def _agent_facts(self) -> AgentFacts:
+    async def snapshot(self, services: Collection[str] | None = None) -> Snapshot:
+        """Everything, as of about now; of these services only, if any are named."""
         core = self._core
-        return replace(
+        facts = replace(
             self._facts,
             reconcile_problem=core.problem,
             unsaved_problem=self._store.problem or core.guarding.unsaved,
@@ -113,14 +102,17 @@ class AgentControl:
                 limits=core.limiting.view(core.config, core.now.situation.ids),
             ),
         )
+        return await core.observer.snapshot(
+            core.refreshed(), core.now.contents, facts, time.time(), services
+        )
 
-    def page(self, of: str, query: ListQuery) -> Page:
+    async def page(self, of: str, query: ListQuery) -> Page:
         """The backends, or the services, that a list shows."""
         core = self._core
         now, at = core.refreshed(), time.time()
         if of == "services":
             return core.observer.page_of_services(now, query, at)
-        return core.observer.page_of_backends(now, core.now.contents, query, at)
+        return await core.observer.page_of_backends(now, core.now.contents, query, at)
 
     def is_attached(self) -> bool:
         """Whether every interface has our program."""

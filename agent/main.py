@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,17 @@ from agent.model import ANYWHERE, COMPANION_PORT, GUE_PORT, Address, Network
 from agent.node.settings import Check, Settings
 from agent.upkeep import rollback_check, take_over
 
+type _Command = Callable[..., Any]
+
 _interface_option = click.option(
     "--interface", "-i", required=True, metavar="NAME", help="The interface to attach to."
 )
+
+
+def _interfaces_option(text: str) -> Callable[[_Command], _Command]:
+    return click.option(
+        "--interface", "-i", "interfaces", multiple=True, required=True, metavar="NAME", help=text
+    )
 
 
 _log_level_option = click.option(
@@ -297,15 +306,9 @@ def decap(
 
 
 @cli.command()
-@click.option(
-    "--interface",
-    "-i",
-    "interfaces",
-    multiple=True,
-    required=True,
-    metavar="NAME",
-    help="Where the balancers' packets come in: the network card, or for ipip and gue the tunnel "
-    "devices, as sy-ipip; repeatable.",
+@_interfaces_option(
+    "Where the balancers' packets come in: the network card, or for ipip and gue the tunnel "
+    "devices, as sy-ipip; repeatable."
 )
 @click.option(
     "--vip", "vips", multiple=True, required=True, type=_Address(), help="A VIP; repeatable."
@@ -369,15 +372,7 @@ def companion(
 
 
 @cli.command("pass")
-@click.option(
-    "--interface",
-    "-i",
-    "interfaces",
-    multiple=True,
-    required=True,
-    metavar="NAME",
-    help="An interface to attach to. Repeat it for more.",
-)
+@_interfaces_option("The far end of a veth pair; repeatable.")
 def pass_(interfaces: tuple[str, ...]) -> None:
     """On the far end of a veth pair: receive what XDP sends at the other end."""
 

@@ -55,17 +55,13 @@ class Control(Protocol):
     Implementations serialise ``edit`` and ``reload``: requests arrive concurrently.
     """
 
-    def snapshot(self, services: Collection[str]) -> Snapshot:
-        """All but for services, and of these the named ones, as of now."""
-        ...
-
-    async def whole(self) -> Snapshot:
-        """Everything, as of about now: of thousands of backends it takes a while, in which other
-        requests are answered.
+    async def snapshot(self, services: Collection[str] | None = None) -> Snapshot:
+        """Everything, as of about now; of these services only, if any are named. Thousands of
+        backends take a while, in which other requests are answered.
         """
         ...
 
-    def page(self, of: str, query: ListQuery) -> Page:
+    async def page(self, of: str, query: ListQuery) -> Page:
         """The ``backends``, or the ``services``, that a list shows."""
         ...
 

@@ -224,7 +224,7 @@ class ApiServer:
 
     async def _status(self, request: web.Request) -> web.Response:
         _parameters(request)
-        control, snapshot = self._control, self._control.snapshot(())
+        control, snapshot = self._control, await self._control.snapshot(())
         wrong = control.troubles()
         # Of thousands of backends and events it takes a while.
         return await asyncio.to_thread(
@@ -234,12 +234,13 @@ class ApiServer:
     async def _list(self, request: web.Request) -> web.Response:
         given = _parameters(request, requests.LIST_PARAMETERS)
         of, query = requests.list_query(request.match_info["of"], given)
-        page = self._control.page(of, query)
-        return _json(views.page(of, page, self._control.recent()))
+        page = await self._control.page(of, query)
+        recent = await asyncio.to_thread(self._control.recent)
+        return await asyncio.to_thread(lambda: _json(views.page(of, page, recent)))
 
     async def _services(self, request: web.Request) -> web.Response:
         _parameters(request)
-        snapshot = await self._control.whole()
+        snapshot = await self._control.snapshot()
 
         def render() -> web.Response:
             recent = self._control.recent()
@@ -252,7 +253,7 @@ class ApiServer:
     async def _service(self, request: web.Request) -> web.Response:
         _parameters(request)
         name = request.match_info["name"]
-        snapshot = self._control.snapshot((name,))
+        snapshot = await self._control.snapshot((name,))
         for service in snapshot.services:
             recent = await asyncio.to_thread(self._control.recent)
             return _json(views.service(service, snapshot.at, recent))
@@ -351,7 +352,7 @@ class ApiServer:
 
     async def _guard(self, request: web.Request) -> web.Response:
         _parameters(request)
-        snapshot = self._control.snapshot(())
+        snapshot = await self._control.snapshot(())
         return await asyncio.to_thread(lambda: _json(guardviews.guard(snapshot)))  # many, maybe
 
     async def _guard_test(self, request: web.Request) -> web.Response:
@@ -370,7 +371,7 @@ class ApiServer:
         done = await self._control.block(order)
         prefixes = [shown(prefix) for prefix in order.prefixes]
         await _log_use(caller, "block", prefixes=prefixes, for_s=order.for_s, why=order.why)
-        unsaved = self._control.snapshot(()).guard.unsaved
+        unsaved = (await self._control.snapshot(())).guard.unsaved
         return _json(
             {
                 "blocked": prefixes,
@@ -391,13 +392,13 @@ class ApiServer:
             {
                 "unblocked": named,
                 "told_balancers": told,
-                "unsaved_problem": self._control.snapshot(()).guard.unsaved,
+                "unsaved_problem": (await self._control.snapshot(())).guard.unsaved,
             }
         )
 
     async def _failover(self, request: web.Request) -> web.Response:
         _parameters(request)
-        snapshot = self._control.snapshot(())
+        snapshot = await self._control.snapshot(())
         return _json(failoverviews.failover(snapshot.failover, snapshot.at))
 
     async def _move(self, request: web.Request) -> web.Response:
@@ -416,7 +417,7 @@ class ApiServer:
         # One at a time, off the event loop: scrapers must not be able to slow the agent down.
         async with self._rendering:
             of_backends = self._control.config().metrics_backends
-            snapshot, headers = await self._control.whole(), {"Content-Type": _METRICS_TYPE}
+            snapshot, headers = await self._control.snapshot(), {"Content-Type": _METRICS_TYPE}
             body = await asyncio.to_thread(self._render_metrics, snapshot, of_backends)
             if len(body) >= _WORTH_GZIP and _takes_gzip(request):
                 # Not by aiohttp, which packs it on the event loop.

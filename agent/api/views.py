@@ -122,12 +122,7 @@ def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
     """A ServiceView; ``at`` is when the snapshot was taken, ``recent`` what has happened before."""
     configured = view.service
     return {
-        "name": configured.name,
-        "vip": configured.key.address,
-        "port": _port(configured),
-        "protocol": configured.key.protocol.value,
-        "forward": configured.forward.value,
-        "scheduler": configured.scheduler.value,
+        **_heading(configured),
         "scheduler_settings": _scheduler_settings(configured),
         "draws_in_use": view.draws,
         "spill_over": list(view.spill_over),
@@ -193,8 +188,7 @@ def page(of: str, found: Page, recent: Tally) -> Json:
     return {of: rows, "matched": found.matched, "total": found.total}
 
 
-def _service_row(row: ServiceRow, at: float) -> Json:
-    configured = row.service
+def _heading(configured: Service) -> Json:
     return {
         "name": configured.name,
         "vip": configured.key.address,
@@ -202,6 +196,12 @@ def _service_row(row: ServiceRow, at: float) -> Json:
         "protocol": configured.key.protocol.value,
         "forward": configured.forward.value,
         "scheduler": configured.scheduler.value,
+    }
+
+
+def _service_row(row: ServiceRow, at: float) -> Json:
+    return {
+        **_heading(row.service),
         "state": row.state.value,
         "reason": row.reason,
         "since": rfc3339(row.since),

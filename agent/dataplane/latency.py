@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from agent.dataplane import abi
 from agent.dataplane.tables import Table
+from agent.state.roster import Numbers
 from agent.state.snapshot import Latency
 
 type Counts = npt.NDArray[np.uint64]  # by bucket
@@ -122,7 +123,7 @@ def read(table: Table, ids: list[int]) -> dict[int, Times]:
     return dict(zip(ids, table[ids], strict=True))
 
 
-def p99_buckets(table: Table, window: LatencyWindow, ids: npt.NDArray[np.int64]) -> Nanoseconds:
+def p99_buckets(table: Table, window: LatencyWindow, ids: Numbers) -> Numbers:
     """In which bucket the slowest hundredth of each backend's answers of the last minute begins; -1
     where there was none. To rank by: of thousands at once.
     """

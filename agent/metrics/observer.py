@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,7 +31,6 @@ from agent.rebalancing import Rebalancer
 from agent.rings.maglev import shares
 from agent.state import nat_blocks, ranking, silence, zones
 from agent.state.assemble import BackendParts, ServiceParts, backend_snapshot, service_snapshot
-from agent.state.eligibility import service_state
 from agent.state.guardview import Guarded
 from agent.state.identities import slot_of
 from agent.state.loads import counts_waiting
@@ -38,7 +38,7 @@ from agent.state.outliers import Tally
 from agent.state.queries import ListQuery
 from agent.state.rates import Counters, OpenedWindow, rates, total
 from agent.state.roster import Flags, Numbers, Roster
-from agent.state.situation import Situation
+from agent.state.situation import Situation, state_of
 from agent.state.snapshot import (
     BackendSnapshot,
     DataplaneSnapshot,
@@ -220,51 +220,23 @@ class Observer:
             log.info("connections are established, or none is begun any more", service=name)
         self.unconnected = found
 
-    def snapshot(
+    async def snapshot(
         self,
         situation: Situation,
         contents: TableContents,
         facts: AgentFacts,
         at: float,
-        chosen: Collection[str],
+        chosen: Collection[str] | None = None,
     ) -> Snapshot:
-        """All but for services, and of these the chosen ones, as of this moment."""
-        part = [each for each in situation.config.services if each.name in chosen]
-        made = self._snapshot(situation, contents, facts, at, part)
-        while True:
-            try:
-                next(made)
-            except StopIteration as end:
-                found: Snapshot = end.value
-                return found
-
-    async def whole(
-        self, situation: Situation, contents: TableContents, facts: AgentFacts, at: float
-    ) -> Snapshot:
-        """Everything, in small parts between which the event loop goes on: of ten thousand
-        backends it takes seconds. What is counted of each backend is of its own moment.
+        """Everything; ``chosen``: of these services only. The event loop goes on between its small
+        parts: of ten thousand backends it takes seconds. What is counted of each is of its own
+        moment.
         """
-        made = self._snapshot(situation, contents, facts, at, situation.config.services)
-        while True:
-            try:
-                next(made)
-            except StopIteration as end:
-                found: Snapshot = end.value
-                return found
-            await asyncio.sleep(0)
-
-    def _snapshot(
-        self,
-        situation: Situation,
-        contents: TableContents,
-        facts: AgentFacts,
-        at: float,
-        part: Sequence[Service],
-    ) -> Generator[None, None, Snapshot]:
+        part = situation.config.services
+        if chosen is not None:
+            part = tuple(service for service in part if service.name in chosen)
         actual = self._window.shares() if part else {}
-        services: list[ServiceSnapshot] = []
-        for service in part:
-            services += [(yield from self._service(situation, service, contents, actual))]
+        services = [await self._service(situation, each, contents, actual) for each in part]
         nobodys = counters.read(self._dataplane.tables, [], [0]).services[0]
         return Snapshot(
             at=at,
@@ -290,21 +262,17 @@ class Observer:
             rates=total([*self._backend_rates.values(), *self._drop_rates.values()]),
         )
 
-    def page_of_backends(
+    async def page_of_backends(
         self, situation: Situation, contents: TableContents, query: ListQuery, at: float
     ) -> Page:
         """The backends that a list shows."""
         chosen, matched = ranking.backends(situation, self._figures(situation), query)
-        by_service: dict[str, set[str]] = {}
-        for ref in chosen:
-            by_service.setdefault(ref.service, set()).add(ref.backend)
-        part = [each for each in situation.config.services if each.name in by_service]
-        actual = self._window.shares()
+        shown, actual = frozenset(chosen), self._window.shares()
         made: dict[BackendRef, tuple[Service, BackendSnapshot]] = {}
-        for service in part:
-            those = [each for each in service.backends if each.name in by_service[service.name]]
-            expected = self._expected(situation, service, contents)
-            found = self._backends(situation, service, those, expected, actual)
+        for service in situation.config.services:
+            refs = {BackendRef(service.name, each.name): each for each in service.backends}
+            those = [each for ref, each in refs.items() if ref in shown]
+            found = await self._backends(situation, service, those, contents, actual)
             made |= {BackendRef(service.name, one.backend.name): (service, one) for one in found}
         those_of = [s for s in situation.config.services if query.service in ("", s.name)]
         every = sum(len(service.backends) for service in those_of)
@@ -320,11 +288,7 @@ class Observer:
         for name in chosen:
             service, n = configured[name], place[name]
             refs = [BackendRef(name, each.name) for each in service.backends]
-            verdicts = [situation.verdicts[ref] for ref in refs]
-            state, reason = service_state(
-                tuple(verdict.state for verdict in verdicts),
-                in_spite=frozenset(verdict.weight_reason for verdict in verdicts),
-            )
+            state, reason = state_of(service, situation.verdicts)
             lost = self._drop_rates.get(name, Rates())
             moved = (self._backend_rates[ref] for ref in refs if ref in self._backend_rates)
             rows.append(
@@ -333,7 +297,7 @@ class Observer:
                     state,
                     reason,
                     situation.services[name].since,
-                    sum(verdict.state is BackendState.UP for verdict in verdicts),
+                    sum(situation.verdicts[ref].state is BackendState.UP for ref in refs),
                     len(refs),
                     int(sums.flows[n]),
                     total([*moved, lost]),
@@ -355,19 +319,37 @@ class Observer:
         flows = self.survey.live[known.ids]
         return ranking.Figures((new * 1000).astype(np.int64), flows, waiting, times)
 
-    def _backends(
+    async def _backends(
+        self,
+        situation: Situation,
+        service: Service,
+        those: Sequence[Backend],
+        contents: TableContents,
+        actual: Mapping[BackendRef, float],
+    ) -> tuple[BackendSnapshot, ...]:
+        """Some backends of a service."""
+        if not those:
+            return ()
+        expected = self._expected(situation, service, contents)
+        # Any new flow of the service in the last minute.
+        came = any(actual.get(BackendRef(service.name, each.name)) for each in service.backends)
+        made: list[BackendSnapshot] = []
+        for part in itertools.batched(those, _PART):
+            await asyncio.sleep(0)
+            made += self._part(situation, service, part, expected, actual if came else None)
+        return tuple(made)
+
+    def _part(
         self,
         situation: Situation,
         service: Service,
         those: Sequence[Backend],
         expected: Mapping[int, float],
-        actual: Mapping[BackendRef, float],
-    ) -> tuple[BackendSnapshot, ...]:
-        """Some backends of a service."""
+        actual: Mapping[BackendRef, float] | None,
+    ) -> list[BackendSnapshot]:
+        """As many backends as are put together at a time; ``actual`` None: no new flow came."""
         ids = [situation.ids.backend_id(service, each) for each in those]
         readings = counters.read(self._dataplane.tables, ids, [])
-        # Any new flow of the service in the last minute.
-        came = any(actual.get(BackendRef(service.name, each.name)) for each in service.backends)
         backends: list[BackendSnapshot] = []
         for backend, ident in zip(those, ids, strict=True):
             ref = BackendRef(service.name, backend.name)
@@ -378,14 +360,14 @@ class Observer:
                 health=situation.health[ref],
                 hop=situation.hops.get(backend.address),
                 share_expected=expected.get(ident, 0.0),
-                share_actual=actual.get(ref, 0.0) if came else None,
+                share_actual=None if actual is None else actual.get(ref, 0.0),
                 flows=int(self.survey.live[ident]),
                 counts=readings.of_backend(ident),
                 rates=self._backend_rates.get(ref, Rates()),
                 load=self._load(service, ref, ident),
             )
             backends.append(backend_snapshot(backend, parts))
-        return tuple(backends)
+        return backends
 
     def _expected(
         self, situation: Situation, service: Service, contents: TableContents
@@ -399,23 +381,16 @@ class Observer:
         by_name = zones.expected(zones.levels(service, found, None))
         return {ids[BackendRef(service.name, n)]: one for n, one in by_name.items()}
 
-    def _service(
+    async def _service(
         self,
         situation: Situation,
         service: Service,
         contents: TableContents,
         actual: Mapping[BackendRef, float],
-    ) -> Generator[None, None, ServiceSnapshot]:
-        """One service; whoever makes it can do something else between its parts."""
+    ) -> ServiceSnapshot:
         service_id = situation.ids.service_id(service)
         entry = contents.services.get(slot_of(service.key))
-        expected = self._expected(situation, service, contents)
-        made: list[BackendSnapshot] = []
-        for first in range(0, len(service.backends), _PART):
-            yield
-            those = service.backends[first : first + _PART]
-            made += self._backends(situation, service, those, expected, actual)
-        backends = tuple(made)
+        backends = await self._backends(situation, service, service.backends, contents, actual)
         found = [situation.verdicts[BackendRef(service.name, b.name)] for b in service.backends]
         counted = counters.read(self._dataplane.tables, [], [service_id]).services[service_id]
         counts = counted.gone

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.model import Backend, BackendRef, BackendState, ServiceState
+from agent.model import BackendRef, BackendState, ServiceState
 from agent.state.queries import ListQuery, SortBy
 from agent.state.roster import Flags, Numbers, Roster
 from agent.state.situation import Situation
@@ -140,11 +140,8 @@ def _matching_backends(now: Situation, query: ListQuery) -> Flags:
 
 
 def _addresses(now: Situation) -> Mapping[BackendRef, str]:
-    def ref_of(service: str, backend: Backend) -> BackendRef:
-        return BackendRef(service, backend.name)
-
     return {
-        ref_of(service.name, backend): str(backend.address)
+        BackendRef(service.name, backend.name): str(backend.address)
         for service in now.config.services
         for backend in service.backends
     }

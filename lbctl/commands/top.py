@@ -77,7 +77,7 @@ def top(env: Environment, interval_s: float) -> None:
     """
     if env.width is None or not env.interactive:
         raise click.UsageError(
-            "top needs a terminal; `lbctl backend list --watch` and -o json do not",
+            "top needs a terminal; `lbctl backend list --watch` needs none",
             click.get_current_context(),
         )
     from lbctl.top import Place

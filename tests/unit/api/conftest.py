@@ -231,17 +231,14 @@ class FakeControl:
         if self.failure is not None:
             raise self.failure
 
-    def snapshot(self, services):
+    async def snapshot(self, services=None):
         self._called("snapshot")
         made = make_snapshot(parse(CONFIG, "agent.yaml"))
         dataplane = dataclasses.replace(made.dataplane, attached=self.attached)
-        those = [s for s in made.services if s.service.name in services]
+        those = [s for s in made.services if services is None or s.service.name in services]
         return dataclasses.replace(made, dataplane=dataplane, services=tuple(those))
 
-    async def whole(self):
-        return self.snapshot([service.name for service in self.running.services])
-
-    def page(self, of, query):
+    async def page(self, of, query):
         self._called("page", of, query)
         chat = make_snapshot(parse(CONFIG, "agent.yaml")).services[0]
         if of == "services":
@@ -444,7 +441,7 @@ def api(control, tmp_path):
 
 @pytest.fixture
 def snapshot(control):
-    return asyncio.run(control.whole())
+    return asyncio.run(control.snapshot())
 
 
 @pytest.fixture

@@ -622,7 +622,10 @@ def test_client_that_leaves_does_not_break_off_a_change(api, control):
 
 
 def test_views_of_a_changed_snapshot_are_made_per_request(api, control, snapshot):
-    control.snapshot = lambda _services=None: replace(snapshot, config_problem="agent.yaml:3: bad")
+    async def changed(_services=None):
+        return replace(snapshot, config_problem="agent.yaml:3: bad")
+
+    control.snapshot = changed
     _, body = api.get("/v1/status")
     assert body["agent"]["config_problem"] == "agent.yaml:3: bad"
 

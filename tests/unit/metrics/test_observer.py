@@ -103,7 +103,10 @@ class World:
     def look(self) -> Snapshot:
         observer = self.observer()
         observer.sample(self.situation, 100.0)
-        return asyncio.run(observer.whole(self.situation, self.contents, FACTS, 1000.0))
+        return self.told_by(observer)
+
+    def told_by(self, observer: Observer) -> Snapshot:
+        return asyncio.run(observer.snapshot(self.situation, self.contents, FACTS, 1000.0))
 
     def backend(self, name: str) -> BackendSnapshot:
         (service,) = self.look().services
@@ -183,7 +186,7 @@ def test_times_are_told_of_the_last_minute_and_of_all():
     times["first_byte"][0, 21] = 2  # 65 to 98 ms
     times["handshake"][0, 3] = 5
     observer.sample(here.situation, 130.0)
-    (service,) = asyncio.run(observer.whole(here.situation, here.contents, FACTS, 0.0)).services
+    (service,) = here.told_by(observer).services
     load = service.backends[0].load
     assert (load.first_byte.count, load.first_byte.recent_count) == (10, 2)
     assert 65 < load.first_byte.recent_p50_ms < 99
@@ -273,7 +276,7 @@ def test_a_backend_that_leaves_much_unanswered_is_named_once():
     assert told == [
         ("warning", a_is, 1 << 18), ("info", a_is, None), ("warning", a_is, 1 << 18),
     ]  # fmt: skip
-    (service,) = asyncio.run(observer.whole(here.situation, here.contents, FACTS, 1000.0)).services
+    (service,) = here.told_by(observer).services
     assert [b.load.unanswered_bytes for b in service.backends] == [1 << 18, 0]
 
 
@@ -322,9 +325,9 @@ def test_pages_tell_of_a_backend_what_its_service_tells():
         here.tables.backend_load["waiting"][here.backend_id(name)] = waiting
     observer = here.observer()
     observer.sample(here.situation, 100.0)
-    (service,) = asyncio.run(observer.whole(here.situation, here.contents, FACTS, 1000.0)).services
+    (service,) = here.told_by(observer).services
     query = ListQuery(SortBy.WAITING, limit=1)
-    page = observer.page_of_backends(here.situation, here.contents, query, 1000.0)
+    page = asyncio.run(observer.page_of_backends(here.situation, here.contents, query, 1000.0))
     ((of, first),) = page.backends
     assert (of.name, page.matched, page.total) == ("web", 2, 2)
     assert first == service.backends[1]
@@ -344,7 +347,7 @@ def test_the_slowest_of_the_last_minute_come_first():
     query = ListQuery(SortBy.FIRST_BYTE)
 
     def order() -> list[str]:
-        page = observer.page_of_backends(here.situation, here.contents, query, 1000.0)
+        page = asyncio.run(observer.page_of_backends(here.situation, here.contents, query, 1000.0))
         return [one.backend.name for _, one in page.backends]
 
     times[a][5] += 100
@@ -369,12 +372,22 @@ def test_the_event_loop_goes_on_while_thousands_are_put_together():
 
         beside = asyncio.create_task(others())
         try:
-            return await observer.whole(here.situation, here.contents, FACTS, 1000.0)
+            return await observer.snapshot(here.situation, here.contents, FACTS, 1000.0)
         finally:
             beside.cancel()
 
-    found = asyncio.run(look())
+    (service,) = asyncio.run(look()).services
     assert turns >= 2
-    chosen = observer.snapshot(here.situation, here.contents, FACTS, 1000.0, ("web",))
-    assert replace(found, dataplane=chosen.dataplane) == chosen
-    assert observer.snapshot(here.situation, here.contents, FACTS, 1000.0, ()).services == ()
+    assert [one.backend for one in service.backends] == list(many)
+
+
+def test_only_the_chosen_services_are_put_together():
+    here = world()
+    observer = here.observer()
+
+    def chosen(*names: str) -> Snapshot:
+        found = observer.snapshot(here.situation, here.contents, FACTS, 1000.0, names)
+        return asyncio.run(found)
+
+    assert [each.service.name for each in chosen("web", "nobody").services] == ["web"]
+    assert chosen().services == ()
