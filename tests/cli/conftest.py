@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -427,6 +428,10 @@ class FakeAgent:
 class _Server(ThreadingMixIn, UnixStreamServer):
     daemon_threads = True
     agent: FakeAgent
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # who was killed while it asked
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
