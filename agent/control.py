@@ -39,6 +39,7 @@ from agent.state.causes import Troubles, troubles
 from agent.state.events import TraceQuery
 from agent.state.guardview import Blocked, BlockOrder, Verdicts
 from agent.state.journal import Entry, Query, Tally
+from agent.state.matrix import Matrix
 from agent.state.moves import Moved, MoveOrder
 from agent.state.queries import (
     Explanation,
@@ -113,6 +114,10 @@ class AgentControl:
         if of == "services":
             return core.observer.page_of_services(now, query, at)
         return await core.observer.page_of_backends(now, core.now.contents, query, at)
+
+    def matrix(self) -> Matrix:
+        """All backends, by server and service."""
+        return self._core.observer.matrix(self._core.refreshed())
 
     def is_attached(self) -> bool:
         """Whether every interface has our program."""

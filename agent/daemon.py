@@ -29,6 +29,7 @@ from agent.metrics import collector
 from agent.metrics.observer import AgentFacts
 from agent.model import Config, KernelHeaders
 from agent.notify import Notifier, feed_watchdog
+from agent.page.server import PageServer
 
 log = get_logger()
 
@@ -109,12 +110,14 @@ async def _run_heard(
         core.config.metrics_listen,
         metrics=collector.render,
     )
+    page = PageServer(control, core.config.status_page)
     server.listen()  # before anything is changed: it may be refused
     try:
         await core.load()
         await settle(store, loaded)
-        await _serve(core, control, server, notifier, signals, locks, journal)
+        await _serve(core, control, server, page, notifier, signals, locks, journal)
     finally:
+        await page.stop()
         await server.stop()
         core.dataplane.undo_load()
 
@@ -123,6 +126,7 @@ async def _serve(
     core: Core,
     control: AgentControl,
     server: ApiServer,
+    page: PageServer,
     notifier: Notifier,
     signals: _Signals,
     locks: InstanceLocks,
@@ -141,6 +145,7 @@ async def _serve(
             await _unless(stop, core.start())
             if not stop.is_set():
                 await server.start()
+                running.append(group.create_task(page.keep(), name="status page"))
                 reloads = _reload_on(signals.hangup, control)
                 running.append(group.create_task(reloads, name="reload"))
                 notifier.ready(status_line(core.now.situation))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import ssl
 from collections import Counter
 from collections.abc import Callable
 
@@ -115,6 +117,47 @@ class _Connection(asyncio.Protocol):
     def _give_up(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+
+async def serve_tls(guarded: Guarded, sock: socket.socket, context: ssl.SSLContext) -> None:
+    """Take connections with TLS, until it is cancelled. Those whose handshake is under way count,
+    too: they hold descriptors, and come from anybody.
+    """
+    loop = asyncio.get_running_loop()
+    under_way: Counter[str] = Counter()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def greet(connection: socket.socket, source: str) -> None:
+        try:
+            await loop.connect_accepted_socket(
+                guarded, connection, ssl=context, ssl_handshake_timeout=HEAD_S
+            )
+        except OSError:  # ssl.SSLError is one: no TLS, or nobody who waits for ours
+            connection.close()
+        finally:
+            under_way[source] -= 1
+
+    try:
+        while True:
+            try:
+                connection, peer = await loop.sock_accept(sock)
+            except OSError:  # no descriptor is free, say
+                await asyncio.sleep(0.1)
+                continue
+            source = str(peer[0])
+            most = under_way.total() + guarded.held.total() >= MOST_CONNECTIONS
+            if most or under_way[source] + guarded.held[source] >= MOST_OF_A_SOURCE:
+                connection.close()
+                continue
+            connection.setblocking(False)
+            under_way[source] += 1
+            under_way += Counter()  # forget those who have none
+            task = asyncio.create_task(greet(connection, source))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class Listening:

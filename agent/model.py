@@ -540,6 +540,20 @@ class BackendMetrics(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class StatusPage:
+    """Where browsers find the status page; ``listen`` None: nowhere.
+
+    ``token_file``: of the password that it asks for; ``certificate`` and ``key_file``: of its TLS.
+    None: without.
+    """
+
+    listen: tuple[str, int] | None = None
+    token_file: Path | None = None
+    certificate: Path | None = None
+    key_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration, valid by construction of ``agent.config``."""
 
@@ -552,6 +566,7 @@ class Config:
     state_dir: Path = Path("/var/lib/steelyard")
     metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9117)
     metrics_backends: BackendMetrics = BackendMetrics.ALL
+    status_page: StatusPage = field(default_factory=StatusPage)
     manage_vips: bool = True
     hash_seed: int | None = None
     tunnel_source_v4: IPv4Address | None = None

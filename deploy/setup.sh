@@ -134,7 +134,7 @@ END
 
 packages=(python3 python3-bpfcc python3-venv ethtool iproute2 libatomic1 nftables)
 dev_packages=(bird2 ca-certificates curl dnsmasq-base git iperf3 iputils-ping keepalived make nginx
-	openssl procps python3-grpcio)
+	openssl procps python3-grpcio quickjs)
 # These start a service, now and at every boot; the tests only want the programs. Whoever has one
 # installed already keeps theirs as it is.
 declare -A services=([bird2]=bird [keepalived]=keepalived [nginx]=nginx)

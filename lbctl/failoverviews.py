@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.text import Text
 
+from agent import humanise
 from agent.failover.status import OWN
-from lbctl import humanise
 from lbctl.layout import Cell, Column, Table
 
 type Row = Mapping[str, Any]

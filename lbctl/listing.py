@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lbctl.humanise import exact
+from agent.humanise import exact
 from lbctl.options import Decorator, WordType
 
 type Sorts = Mapping[str, Callable[[Any], Any]]

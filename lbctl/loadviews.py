@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lbctl import humanise
+from agent import humanise
 
 type Row = Mapping[str, Any]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from rich.text import Text
 
-from lbctl import humanise, views
+from agent import humanise
+from lbctl import views
 from lbctl.layout import Cell, Column, Table, lines
 
 type Row = Mapping[str, Any]
@@ -250,7 +251,8 @@ def screen(place: Place, told: Told, size: Size) -> list[Text]:
 
 
 def _head(told: Told, size: Size) -> list[Text]:
-    from lbctl.commands.status import headline, problems
+    from agent.api.sentences import problems
+    from lbctl.commands.status import headline
 
     status = told.status
     if not status:

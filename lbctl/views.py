@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.text import Text
 
-from lbctl import humanise, loadviews
+from agent import humanise
+from lbctl import loadviews
 from lbctl.layout import Cell, Column, Table
 
 type Row = Mapping[str, Any]

@@ -14,6 +14,7 @@ from agent.state.causes import Troubles
 from agent.state.events import Event, Lost, TraceQuery
 from agent.state.guardview import Blocked, BlockOrder, Verdicts
 from agent.state.journal import Entry, Query, Tally
+from agent.state.matrix import Matrix
 from agent.state.moves import Moved, MoveOrder
 from agent.state.queries import (
     Explanation,
@@ -63,6 +64,10 @@ class Control(Protocol):
 
     async def page(self, of: str, query: ListQuery) -> Page:
         """The ``backends``, or the ``services``, that a list shows."""
+        ...
+
+    def matrix(self) -> Matrix:
+        """All backends, by server and service."""
         ...
 
     def is_attached(self) -> bool:

@@ -65,8 +65,10 @@ def listen_unix(path: Path, gid: int | None) -> UnixListener:
         ) from error
 
 
-def listen_tcp(address: tuple[str, int]) -> socket.socket:
-    """Take the metrics address; port 0 takes any free port."""
+def listen_tcp(
+    address: tuple[str, int], what: str = "metrics", setting: str = "metrics"
+) -> socket.socket:
+    """Take an address for ``what``, as the setting says; port 0 takes any free port."""
     host, port = address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -81,9 +83,9 @@ def listen_tcp(address: tuple[str, int]) -> socket.socket:
         sock.close()
         shown = f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
         raise ListenError(
-            f"cannot listen for metrics: {error.strerror or error}",
+            f"cannot listen for {what}: {error.strerror or error}",
             where=shown,
-            remedy="set 'metrics' to a free local address, or to 'off'",
+            remedy=f"set '{setting}' to a free local address, or to 'off'",
         ) from error
     return sock
 

@@ -7,31 +7,31 @@ what happens by the ``Control``.
 from __future__ import annotations
 
 import asyncio
-import gzip
-import json
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
 
 from agent import guarded
 from agent.api import failoverviews, guardviews, listen, peer, requests, trace, views
+from agent.api.answers import (
+    MAX_BODY_BYTES,
+    Handler,
+    as_json,
+    errors_as_json,
+    packed,
+    parameters,
+    refusal,
+)
 from agent.api.control import Control, Following
 from agent.config.plan import Change
 from agent.config.render import document
 from agent.config.versions import Author
 from agent.errors import (
-    ConfigError,
-    ConflictError,
-    DataplaneError,
     ListenError,
-    NetworkError,
     NotFoundError,
-    RequestError,
-    SteelyardError,
-    UnconfirmedError,
 )
 from agent.logs import get_logger
 from agent.model import BackendMetrics
@@ -40,24 +40,8 @@ from agent.state.snapshot import Snapshot
 
 log = get_logger()
 
-MAX_BODY_BYTES = 4 * 1024 * 1024  # some 20,000 backends in one services.apply
-_WORTH_GZIP = 1 << 16  # bytes: shorter pages cost more to pack than to send
-_GZIP_LEVEL = 1  # a seventh of the size for a third of the time of the usual level
 _SHUTDOWN_S = 5.0
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-type _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-# The first that matches; the order is from the special to the general.
-_STATUS: tuple[tuple[type[SteelyardError], int], ...] = (
-    (NotFoundError, 404),
-    (UnconfirmedError, 428),
-    (ConflictError, 409),
-    (ConfigError, 400),
-    (RequestError, 400),
-    (DataplaneError, 503),
-    (NetworkError, 503),
-)
 
 
 class ApiServer:
@@ -170,7 +154,8 @@ class ApiServer:
 
     def _api(self) -> web.Application:
         app = web.Application(
-            client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json, self._check_peer]
+            client_max_size=MAX_BODY_BYTES,
+            middlewares=[errors_as_json, self._check_peer],
         )
         app.add_routes(
             [
@@ -203,16 +188,16 @@ class ApiServer:
         return app
 
     def _metrics_only(self) -> web.Application:
-        app = web.Application(client_max_size=1024, middlewares=[_errors_as_json])
+        app = web.Application(client_max_size=1024, middlewares=[errors_as_json])
         app.add_routes([web.get("/metrics", self._metrics), web.get("/healthz", self._healthz)])
         return app
 
     @web.middleware
-    async def _check_peer(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+    async def _check_peer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         caller = _peer(request)
         if caller is None or not self._access.allows(caller):
             who = f"user {caller.uid}" if caller is not None else "this connection"
-            return _refusal(
+            return refusal(
                 403,
                 f"{who} may not use the API",
                 where=str(self._path),
@@ -223,47 +208,47 @@ class ApiServer:
         return await handler(request)
 
     async def _status(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         control, snapshot = self._control, await self._control.snapshot(())
         wrong = control.troubles()
         # Of thousands of backends and events it takes a while.
         return await asyncio.to_thread(
-            lambda: _json(views.status(snapshot, wrong(), control.recent()))
+            lambda: as_json(views.status(snapshot, wrong(), control.recent()))
         )
 
     async def _list(self, request: web.Request) -> web.Response:
-        given = _parameters(request, requests.LIST_PARAMETERS)
+        given = parameters(request, requests.LIST_PARAMETERS)
         of, query = requests.list_query(request.match_info["of"], given)
         page = await self._control.page(of, query)
         recent = await asyncio.to_thread(self._control.recent)
-        return await asyncio.to_thread(lambda: _json(views.page(of, page, recent)))
+        return await asyncio.to_thread(lambda: as_json(views.page(of, page, recent)))
 
     async def _services(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         snapshot = await self._control.snapshot()
 
         def render() -> web.Response:
             recent = self._control.recent()
             found = [views.service(each, snapshot.at, recent) for each in snapshot.services]
-            return _json({"services": found})
+            return as_json({"services": found})
 
         # Thousands of backends take a while to write down; health checks must not wait for it.
         return await asyncio.to_thread(render)
 
     async def _service(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         name = request.match_info["name"]
         snapshot = await self._control.snapshot((name,))
         for service in snapshot.services:
             recent = await asyncio.to_thread(self._control.recent)
-            return _json(views.service(service, snapshot.at, recent))
+            return as_json(views.service(service, snapshot.at, recent))
         raise NotFoundError(
             f"there is no service {name!r}", where="services", remedy="lbctl service list"
         )
 
     async def _config(self, request: web.Request) -> web.Response:
-        _parameters(request)
-        return _json(
+        parameters(request)
+        return as_json(
             {
                 "config": document(self._control.config()),
                 "changes_since_file": views.changes(self._control.file_changes()),
@@ -271,17 +256,17 @@ class ApiServer:
         )
 
     async def _flows(self, request: web.Request) -> web.Response:
-        given = _parameters(request, requests.FLOW_PARAMETERS)
+        given = parameters(request, requests.FLOW_PARAMETERS)
         query = requests.flow_query(given, self._control.config())
         page = await self._control.flows(query)
-        return await asyncio.to_thread(lambda: _json(views.flows(page)))  # of thousands, maybe
+        return await asyncio.to_thread(lambda: as_json(views.flows(page)))  # of thousands, maybe
 
     async def _explain(self, request: web.Request) -> web.Response:
-        asked = requests.five_tuple(_parameters(request, requests.EXPLAIN_PARAMETERS))
-        return _json(views.explanation(self._control.explain(asked)))
+        asked = requests.five_tuple(parameters(request, requests.EXPLAIN_PARAMETERS))
+        return as_json(views.explanation(self._control.explain(asked)))
 
     async def _trace(self, request: web.Request) -> web.StreamResponse:
-        given = _parameters(request, requests.TRACE_PARAMETERS)
+        given = parameters(request, requests.TRACE_PARAMETERS)
         query = requests.trace_query(given, self._control.config())
         with self._control.follow(query) as following:
             # It costs time on the packet path, so who asked for it is of interest.
@@ -298,7 +283,7 @@ class ApiServer:
             following.close()
 
     async def _edit(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         caller = _peer(request)  # it may have left when the change is made
         edits, how = requests.edit_request(requests.json_object(await request.read()))
         author = await _author(caller, how)
@@ -308,7 +293,7 @@ class ApiServer:
         return self._made(made, applied=not how.dry_run)
 
     async def _rollback(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         caller = _peer(request)
         asked = requests.rollback_request(requests.json_object(await request.read()))
         how = asked.how
@@ -319,22 +304,22 @@ class ApiServer:
         return self._made(made, applied=not how.dry_run)
 
     async def _events(self, request: web.Request) -> web.Response:
-        given = _parameters(request, requests.EVENT_PARAMETERS)
+        given = parameters(request, requests.EVENT_PARAMETERS)
         query = requests.event_query(given, time.time())
         events = self._control.events
-        return await asyncio.to_thread(lambda: _json(views.events(events(query))))  # many, maybe
+        return await asyncio.to_thread(lambda: as_json(views.events(events(query))))  # many, maybe
 
     async def _history(self, request: web.Request) -> web.Response:
-        _parameters(request)
-        return _json(views.versions(await self._control.versions()))
+        parameters(request)
+        return as_json(views.versions(await self._control.versions()))
 
     async def _diff(self, request: web.Request) -> web.Response:
-        given = _parameters(request, requests.DIFF_PARAMETERS)
+        given = parameters(request, requests.DIFF_PARAMETERS)
         changes = await self._control.diff(*requests.diff_request(given))
-        return _json({"changes": views.changes(changes)})
+        return as_json({"changes": views.changes(changes)})
 
     async def _reload(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         caller = _peer(request)
         body = await request.read()
         how = requests.reload_request(requests.json_object(body) if body else {})
@@ -346,33 +331,33 @@ class ApiServer:
 
     def _made(self, changes: tuple[Change, ...], *, applied: bool) -> web.Response:
         unsaved = self._control.unsaved() if applied else ""
-        return _json(
+        return as_json(
             {"changes": views.changes(changes), "applied": applied, "unsaved_problem": unsaved}
         )
 
     async def _guard(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         snapshot = await self._control.snapshot(())
-        return await asyncio.to_thread(lambda: _json(guardviews.guard(snapshot)))  # many, maybe
+        return await asyncio.to_thread(lambda: as_json(guardviews.guard(snapshot)))  # many, maybe
 
     async def _guard_test(self, request: web.Request) -> web.Response:
-        address = requests.tested_address(_parameters(request, ("address",)))
-        return _json(guardviews.tested(self._control.guard_test(address)))
+        address = requests.tested_address(parameters(request, ("address",)))
+        return as_json(guardviews.tested(self._control.guard_test(address)))
 
     async def _guard_top(self, request: web.Request) -> web.Response:
-        given = _parameters(request, requests.TOP_PARAMETERS)
+        given = parameters(request, requests.TOP_PARAMETERS)
         query = requests.top_query(given, self._control.config())
-        return _json(guardviews.top(await self._control.top_sources(query)))
+        return as_json(guardviews.top(await self._control.top_sources(query)))
 
     async def _guard_block(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         caller = _peer(request)
         order = requests.block_order(requests.json_object(await request.read()))
         done = await self._control.block(order)
         prefixes = [shown(prefix) for prefix in order.prefixes]
         await _log_use(caller, "block", prefixes=prefixes, for_s=order.for_s, why=order.why)
         unsaved = (await self._control.snapshot(())).guard.unsaved
-        return _json(
+        return as_json(
             {
                 "blocked": prefixes,
                 "flows_ended": done.flows,
@@ -382,13 +367,13 @@ class ApiServer:
         )
 
     async def _guard_unblock(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         caller = _peer(request)
         prefixes = requests.unblock_order(requests.json_object(await request.read()))
         told = await self._control.unblock(prefixes)
         named = [shown(prefix) for prefix in prefixes]
         await _log_use(caller, "unblock", prefixes=named)
-        return _json(
+        return as_json(
             {
                 "unblocked": named,
                 "told_balancers": told,
@@ -397,12 +382,12 @@ class ApiServer:
         )
 
     async def _failover(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         snapshot = await self._control.snapshot(())
-        return _json(failoverviews.failover(snapshot.failover, snapshot.at))
+        return as_json(failoverviews.failover(snapshot.failover, snapshot.at))
 
     async def _move(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         caller = _peer(request)
         body = requests.json_object(await request.read())
         order = requests.move_order(request.match_info["verb"], body)
@@ -410,90 +395,25 @@ class ApiServer:
         if not order.dry_run:
             why = order.message or None
             await _log_use(caller, order.verb.value, instance=order.instance, message=why)
-        return _json({"text": moved.text, "flows_sent": moved.flows, "applied": not order.dry_run})
+        return as_json(
+            {"text": moved.text, "flows_sent": moved.flows, "applied": not order.dry_run}
+        )
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         # One at a time, off the event loop: scrapers must not be able to slow the agent down.
         async with self._rendering:
             of_backends = self._control.config().metrics_backends
-            snapshot, headers = await self._control.snapshot(), {"Content-Type": _METRICS_TYPE}
+            snapshot = await self._control.snapshot()
             body = await asyncio.to_thread(self._render_metrics, snapshot, of_backends)
-            if len(body) >= _WORTH_GZIP and _takes_gzip(request):
-                # Not by aiohttp, which packs it on the event loop.
-                body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
-                headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-        return web.Response(body=body, headers=headers)
+            return await packed(request, body, _METRICS_TYPE)
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        _parameters(request)
+        parameters(request)
         if self._control.is_attached():
             return web.Response(text="ok\n")
         interface = self._control.config().interface
         return web.Response(status=503, text=f"not attached to {interface}\n")
-
-
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """The root of every request: whatever goes wrong has a JSON body and a fitting status."""
-    try:
-        return await handler(request)
-    except SteelyardError as error:
-        status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
-        return _json(views.error(error), status)
-    except web.HTTPException as error:
-        return _http_refusal(request, error)
-    except (ConnectionError, web.RequestPayloadError):
-        # Whoever asked has gone.
-        return _refusal(
-            400, "the request did not come whole", where=request.path, remedy="ask again"
-        )
-    except Exception:
-        log.exception("api_request_failed", method=request.method, path=request.path)
-        return _refusal(
-            500,
-            "the agent failed to answer; nothing more is known here",
-            where=f"{request.method} {request.path}",
-            remedy="look for api_request_failed in the agent's log, and report it",
-        )
-
-
-def _http_refusal(request: web.Request, error: web.HTTPException) -> web.Response:
-    where = f"{request.method} {request.path}"
-    if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(error.allowed_methods))
-        return _refusal(405, "this path has another method", where=where, remedy=f"use {allowed}")
-    if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return _refusal(
-            413,
-            f"the body is larger than {MAX_BODY_BYTES} bytes",
-            where=where,
-            remedy="split the change",
-        )
-    if isinstance(error, web.HTTPNotFound):
-        return _refusal(
-            404, "there is no such path", where=where, remedy="check the version of the client"
-        )
-    return _refusal(error.status, error.reason, where=where, remedy="")
-
-
-def _refusal(status: int, message: str, *, where: str, remedy: str) -> web.Response:
-    return _json(views.error(SteelyardError(message, where=where, remedy=remedy)), status)
-
-
-def _takes_gzip(request: web.Request) -> bool:
-    """As Prometheus says it; whoever weighs encodings (`gzip;q=0`) gets none."""
-    wanted = request.headers.get("Accept-Encoding", "").lower().split(",")
-    return "gzip" in (one.strip() for one in wanted)
-
-
-def _json(body: views.Json, status: int = 200) -> web.Response:
-    text = json.dumps(body, allow_nan=False)
-    return web.Response(status=status, text=text + "\n", content_type="application/json")
-
-
-def _parameters(request: web.Request, known: tuple[str, ...] = ()) -> dict[str, str]:
-    return requests.parameters(request.query.items(), known)
 
 
 def _peer(request: web.Request) -> peer.Peer | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -50,8 +51,12 @@ def lost(so_far: Lost) -> dict[str, object]:
     return {"lost_in_ring": so_far.ring, "lost_by_client": so_far.follower}
 
 
-async def stream(request: web.Request, following: Following) -> web.StreamResponse:
-    """Answer with events until the client leaves or the following ends."""
+async def stream(
+    request: web.Request,
+    following: Following,
+    shown: Callable[[dict[str, object]], dict[str, object]] = lambda event: event,
+) -> web.StreamResponse:
+    """Answer with events, as they are ``shown``, until the client leaves or the following ends."""
     response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
     try:
         await response.prepare(request)
@@ -59,7 +64,7 @@ async def stream(request: web.Request, following: Following) -> web.StreamRespon
         await response.write(_line(lost(told)))  # says that it follows, from now on
         while not following.ended:
             events = await following.next(HEARTBEAT_S, CHUNK_EVENTS)
-            lines = [_line(event(each)) for each in events]
+            lines = [_line(shown(event(each))) for each in events]
             if not events or following.lost != told:
                 told = following.lost
                 lines.append(_line(lost(told)))

@@ -210,6 +210,20 @@ def _service_row(row: ServiceRow, at: float) -> Json:
         "backends_total": row.backends_total,
         "flows_established": row.flows,
         "waiting_bytes": row.waiting_bytes,
+        "first_byte_last_minute": None
+        if row.first_byte is None
+        else {
+            "count": row.first_byte.count,
+            "p50_ms": _rounded(row.first_byte.p50_ms),
+            "p99_ms": _rounded(row.first_byte.p99_ms),
+        },
+        "handshakes": None
+        if row.handshakes is None
+        else {
+            "begun": row.handshakes.begun,
+            "established": row.handshakes.established,
+            "span_s": round(row.handshakes.span_s, 1),
+        },
         "rates": _rates(row.rates),
     }
 
@@ -249,20 +263,23 @@ def versions(kept: tuple[Version, ...]) -> Json:
 
 def events(entries: tuple[Entry, ...]) -> Json:
     """The body of GET /v1/events."""
-    return {
-        "events": [
-            {
-                "number": entry.number,
-                "at": rfc3339(entry.at),
-                "level": entry.level.value,
-                "event": entry.event,
-                "service": entry.service or None,
-                "backend": entry.fields.get("backend"),
-                "fields": dict(entry.fields),
-            }
-            for entry in entries
-        ]
-    }
+    return {"events": event_list(entries)}
+
+
+def event_list(entries: tuple[Entry, ...]) -> list[Json]:
+    """What the agent has said."""
+    return [
+        {
+            "number": entry.number,
+            "at": rfc3339(entry.at),
+            "level": entry.level.value,
+            "event": entry.event,
+            "service": entry.service or None,
+            "backend": entry.fields.get("backend"),
+            "fields": dict(entry.fields),
+        }
+        for entry in entries
+    ]
 
 
 def flows(page: FlowPage) -> Json:

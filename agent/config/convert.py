@@ -24,6 +24,7 @@ from agent.model import (
     Nat,
     Protocol,
     Service,
+    StatusPage,
     SynProtection,
     Tables,
     Timeouts,
@@ -32,7 +33,7 @@ from agent.model import (
 
 def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
     """The configuration."""
-    tables, nat = globals_.tables, globals_.nat
+    tables, nat, page = globals_.tables, globals_.nat, globals_.status_page
     return Config(
         name=globals_.name,
         interface=globals_.interface,
@@ -43,6 +44,7 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
         state_dir=globals_.state_dir,
         metrics_listen=globals_.metrics,
         metrics_backends=globals_.metrics_backends,
+        status_page=StatusPage(page.listen, page.token_file, page.certificate, page.key_file),
         manage_vips=globals_.manage_vips,
         hash_seed=globals_.hash_seed,
         tunnel_source_v4=globals_.tunnel_source.ipv4,

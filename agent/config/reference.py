@@ -28,6 +28,7 @@ from agent.config.schema import (
     GlobalSection,
     GueSection,
     NatSection,
+    StatusPageSection,
     TablesSection,
     TunnelSourceSection,
 )
@@ -120,6 +121,8 @@ _RULES = """\
 - Connections are reset (`rebalance.rate`) where a service is tcp, counts what waits
   (`count_waiting`), and clients do not come back to where they were: it has another scheduler than
   `source`, and no `affinity`. `affinity` needs `count_waiting`.
+- A `status_page` that listens beyond loopback addresses has a `token_file`, a `certificate` and a
+  `key_file`.
 
 ## Changes while connections are open
 
@@ -133,6 +136,7 @@ remove it and add it again. Between `dsr`, `ipip` and `gue` open flows go on.
 SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("Top level", GlobalSection),
     ("`tables`", TablesSection),
+    ("`status_page`", StatusPageSection),
     ("`tunnel_source`", TunnelSourceSection),
     ("`gue`", GueSection),
     ("`companion`", CompanionSection),

@@ -7,6 +7,7 @@ thing flat, every value present, under dotted names: what plans compare.
 from __future__ import annotations
 
 from dataclasses import fields as dataclass_fields
+from pathlib import Path
 
 from agent.config.defaults import (
     default_check_path,
@@ -89,12 +90,16 @@ def global_fields(config: Config) -> Fields:
         "state_dir": str(config.state_dir),
         "metrics": _listen(config.metrics_listen),
         "metrics_backends": config.metrics_backends.value,
+        "status_page.listen": _listen(config.status_page.listen),
+        "status_page.token_file": _path(config.status_page.token_file),
+        "status_page.certificate": _path(config.status_page.certificate),
+        "status_page.key_file": _path(config.status_page.key_file),
         "manage_vips": config.manage_vips,
         "hash_seed": config.hash_seed,
         "tunnel_source.ipv4": str(v4) if v4 else None,
         "tunnel_source.ipv6": str(v6) if v6 else None,
         "gue.port": config.gue_port,
-        "companion.key_file": str(config.companion_key_file) if config.companion_key_file else None,
+        "companion.key_file": _path(config.companion_key_file),
         "companion.port": config.companion_port,
         "nat.sources_ipv4": [str(source) for source in config.nat.sources_v4],
         "nat.sources_ipv6": [str(source) for source in config.nat.sources_v6],
@@ -245,6 +250,10 @@ def _list(each: AddressList) -> object:
     if each.column is not None:
         found |= {"column": each.column, "values": list(each.values)}
     return found
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _listen(listen: tuple[str, int] | None) -> str:

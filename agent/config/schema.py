@@ -16,10 +16,11 @@ from agent.config import network_kinds as net
 from agent.config.failover_schema import FailoverSection
 from agent.config.section import Section
 from agent.config.service_schema import DefaultsSection, ServiceSection
-from agent.model import BackendMetrics, Config, Hook, KernelHeaders, Nat, Tables
+from agent.model import BackendMetrics, Config, Hook, KernelHeaders, Nat, StatusPage, Tables
 
 _TABLES = Tables()
 _NAT = Nat()
+_PAGE = StatusPage()
 _CONFIG = Config(name="default", interface="")
 
 
@@ -129,6 +130,33 @@ class NatSection(Section):
     )
 
 
+class StatusPageSection(Section):
+    """A page for browsers with what `lbctl top` shows. It changes nothing.
+
+    Who can reach it sees all of the configuration's names and addresses, and clients' addresses in
+    its trace. So it listens on loopback addresses only, unless it has a token and TLS; on loopback
+    addresses every user of this host can open it, unless it has a token. operations.md says how to
+    reach it from elsewhere.
+    """
+
+    listen: net.Listen = Field(
+        _PAGE.listen, description="Where the page is served: `127.0.0.1:9180`, say."
+    )
+    token_file: kinds.AbsolutePath | None = Field(
+        _PAGE.token_file,
+        description="A file with a token of at least 16 characters, as of `openssl rand -hex 16`. "
+        "Browsers ask for it as a password; the user's name means nothing.",
+    )
+    certificate: kinds.AbsolutePath | None = Field(
+        _PAGE.certificate,
+        description="The certificate of the page's TLS, with its chain, in PEM. It and its key are "
+        "read again when they change.",
+    )
+    key_file: kinds.AbsolutePath | None = Field(
+        _PAGE.key_file, description="The certificate's private key, in PEM and without a password."
+    )
+
+
 class GlobalSection(Section):
     """The agent and its interface."""
 
@@ -174,6 +202,10 @@ class GlobalSection(Section):
         description="Which metrics are served of each single backend: all, which come to 8 KB a "
         "backend; the basic ones, to little more than 1 KB; or none. docs/metrics.md says which "
         "are basic.",
+    )
+    status_page: StatusPageSection = Field(
+        default_factory=lambda: StatusPageSection.model_validate({}),
+        description="A page for browsers. Default: off.",
     )
     manage_vips: bool = Field(
         True,

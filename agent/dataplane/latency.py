@@ -17,7 +17,7 @@ import numpy.typing as npt
 from agent.dataplane import abi
 from agent.dataplane.tables import Table
 from agent.state.roster import Numbers
-from agent.state.snapshot import Latency
+from agent.state.snapshot import Latency, RecentTimes
 
 type Counts = npt.NDArray[np.uint64]  # by bucket
 type Nanoseconds = npt.NDArray[np.int64]
@@ -123,16 +123,26 @@ def read(table: Table, ids: list[int]) -> dict[int, Times]:
     return dict(zip(ids, table[ids], strict=True))
 
 
-def p99_buckets(table: Table, window: LatencyWindow, ids: Numbers) -> Numbers:
-    """In which bucket the slowest hundredth of each backend's answers of the last minute begins; -1
-    where there was none. To rank by: of thousands at once.
-    """
+def recent_first_bytes(table: Table, window: LatencyWindow, ids: Numbers) -> Numbers:
+    """The answers of the last minute, a row of buckets for each of these backends."""
     now = table[FIRST_BYTE][ids].astype(np.int64)
     first = window.readings[0][1] if window.readings else {}
     before = [first[i][FIRST_BYTE] if i in first else _NOTHING for i in ids.tolist()]
     grown = now - np.array(before, np.int64).reshape(now.shape)
-    grown = np.where((grown < 0).any(axis=1)[:, np.newaxis], now, grown)
-    upto = np.cumsum(grown, axis=1)
+    return np.where((grown < 0).any(axis=1)[:, np.newaxis], now, grown)
+
+
+def together(rows: Numbers) -> RecentTimes:
+    """What rows of buckets say of all their backends."""
+    counts: Counts = rows.sum(axis=0).astype(np.uint64)
+    return RecentTimes(int(counts.sum()), quantile_ms(counts, 0.5), quantile_ms(counts, 0.99))
+
+
+def p99_buckets(table: Table, window: LatencyWindow, ids: Numbers) -> Numbers:
+    """In which bucket the slowest hundredth of each backend's answers of the last minute begins; -1
+    where there was none. To rank by: of thousands at once.
+    """
+    upto = np.cumsum(recent_first_bytes(table, window, ids), axis=1)
     total = upto[:, -1]
     buckets = np.argmax(upto >= 0.99 * total[:, np.newaxis], axis=1)
     return np.where(total > 0, buckets, -1)

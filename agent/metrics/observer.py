@@ -34,6 +34,7 @@ from agent.state.assemble import BackendParts, ServiceParts, backend_snapshot, s
 from agent.state.guardview import Guarded
 from agent.state.identities import slot_of
 from agent.state.loads import counts_waiting
+from agent.state.matrix import Matrix, matrix
 from agent.state.outliers import Tally
 from agent.state.queries import ListQuery
 from agent.state.rates import Counters, OpenedWindow, rates, total
@@ -284,6 +285,8 @@ class Observer:
         chosen, matched = ranking.services(situation, figures, query)
         configured = {each.name: each for each in situation.config.services}
         sums, place = figures.by_service(known), {name: n for n, name in enumerate(known.names)}
+        table = self._dataplane.tables.backend_latency
+        answers = latency.recent_first_bytes(table, self._latencies, known.ids)
         rows = []
         for name in chosen:
             service, n = configured[name], place[name]
@@ -291,6 +294,8 @@ class Observer:
             state, reason = state_of(service, situation.verdicts)
             lost = self._drop_rates.get(name, Rates())
             moved = (self._backend_rates[ref] for ref in refs if ref in self._backend_rates)
+            counts, seen = counts_waiting(service), self._silences.get(name)
+            is_tcp = service.key.protocol is Protocol.TCP
             rows.append(
                 ServiceRow(
                     service,
@@ -301,10 +306,16 @@ class Observer:
                     len(refs),
                     int(sums.flows[n]),
                     total([*moved, lost]),
-                    int(sums.waiting[n]) if counts_waiting(service) else None,
+                    int(sums.waiting[n]) if counts else None,
+                    latency.together(answers[known.service == n]) if counts else None,
+                    seen.handshakes if seen is not None and is_tcp else None,
                 )
             )
         return Page(at, (), tuple(rows), matched, len(known.names))
+
+    def matrix(self, situation: Situation) -> Matrix:
+        """All backends, by server and service."""
+        return matrix(situation, self._figures(situation))
 
     def _figures(self, situation: Situation) -> ranking.Figures:
         """What lists go by, of all backends."""

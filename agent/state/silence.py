@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from agent.state.snapshot import Handshakes
 from agent.state.synflood import Syns
 
 SPAN_S, STEP_S = 30.0, 5.0
@@ -31,14 +32,21 @@ class Watch:
     readings: tuple[Reading, ...]
 
     @property
+    def handshakes(self) -> Handshakes:
+        """What the readings say."""
+        first, last = self.readings[0], self.readings[-1]
+        return Handshakes(
+            last.began - first.began, last.followed - first.followed, last.at_s - first.at_s
+        )
+
+    @property
     def begun(self) -> int:
         """So many connections were begun in the span and none was established; 0: some were, or
         too few were begun to say.
         """
-        first, last = self.readings[0], self.readings[-1]
-        begun = last.began - first.began
-        is_whole = last.at_s - first.at_s >= SPAN_S - STEP_S
-        return begun if is_whole and begun >= LEAST and last.followed == first.followed else 0
+        seen = self.handshakes
+        is_whole = seen.span_s >= SPAN_S - STEP_S
+        return seen.begun if is_whole and seen.begun >= LEAST and not seen.established else 0
 
 
 def follow(before: Watch | None, now_s: float, syns: Syns) -> Watch:

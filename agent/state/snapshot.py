@@ -196,8 +196,28 @@ class ServiceSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class RecentTimes:
+    """How long all of a service's backends took in about the last minute; None: there were none."""
+
+    count: int
+    p50_ms: float | None
+    p99_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Handshakes:
+    """Connections of a service that were begun in the last ``span_s`` seconds, and those whose
+    handshake was ended.
+    """
+
+    begun: int
+    established: int
+    span_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceRow:
-    """What a list of services tells of one; ``waiting_bytes`` None: they are not counted."""
+    """What a list of services tells of one. None: it is not counted."""
 
     service: Service
     state: ServiceState
@@ -208,6 +228,8 @@ class ServiceRow:
     flows: int
     rates: Rates
     waiting_bytes: int | None
+    first_byte: RecentTimes | None
+    handshakes: Handshakes | None
 
 
 @dataclass(frozen=True, slots=True)

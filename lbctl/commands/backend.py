@@ -9,12 +9,12 @@ import click
 
 from agent.config.durations import parse_duration
 from agent.errors import ApiError
+from agent.humanise import plural
 from agent.model import AdminState, BackendRef, BackendState
 from lbctl.changes import Order, RefusedError, change, change_silently, remove, require
 from lbctl.commands.service import get_service
 from lbctl.environment import Environment, pass_environment
 from lbctl.groups import SuggestingGroup
-from lbctl.humanise import plural
 from lbctl.listing import Sorts, left_out, list_options, listed
 from lbctl.options import (
     ADDRESS,
@@ -164,9 +164,9 @@ def facts_of(
     """All that there is to say of a backend, and what has happened to it."""
     from rich.text import Text
 
+    from agent.humanise import age, exact
     from lbctl import loadviews, views
     from lbctl.commands.events import lines as event_lines
-    from lbctl.humanise import age, exact
 
     latency = data["health_latency_ms"]
     checked = f" ({latency:.1f} ms)" if latency is not None else ""

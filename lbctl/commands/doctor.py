@@ -125,7 +125,7 @@ def examined(
 def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     from rich.text import Text
 
-    from lbctl.humanise import plural
+    from agent.humanise import plural
 
     result: list[object] = []
     left = max((len(finding["check"]) for finding in data["findings"]), default=0) + 2

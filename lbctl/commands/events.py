@@ -135,6 +135,8 @@ def lines(found: Iterable[Event], *, about: bool = True) -> list[Text]:
     """Events as people read them: when, how bad, of what (``about``), and what."""
     from rich.text import Text
 
+    from agent.api.sentences import event_text
+
     shown = []
     for event in found:
         style = _STYLES.get(event["level"], "")
@@ -144,7 +146,7 @@ def lines(found: Iterable[Event], *, about: bool = True) -> list[Text]:
                 (f"{local_time(event['at'])}  ", "dim"),
                 (f"{event['level']:<7}  ", style),
                 (f"{of}  " if of else "", "bold"),
-                words(event),
+                event_text(event),
             )
         )
     return shown
@@ -155,32 +157,3 @@ def local_time(at: str) -> str:
     moment = datetime.fromisoformat(at).astimezone()
     year = "" if moment.year == datetime.fromtimestamp(time.time()).astimezone().year else "%Y "
     return f"{moment:{year}%b %d %H:%M:%S}"
-
-
-def _without_name(change: str, event: Event) -> str:
-    """It stands in front of the line already."""
-    about = f" backend {event['backend']}" if event["backend"] else f" service {event['service']}"
-    return change.replace(about, "", 1)
-
-
-def words(event: Event) -> str:
-    """What has happened, in one line; why, to what effect, and whatever else was told."""
-    told = dict(event["fields"])
-    for name in ("service", "backend"):
-        told.pop(name, None)
-    head = [] if event["event"] in ("backend", "service", "change") else [event["event"]]
-    if change := told.pop("change", None):
-        head.append(_without_name(change, event))
-    if "old" in told and "new" in told:
-        head.append(f"{told.pop('old')} → {told.pop('new')}")
-    text = " ".join(head)
-    if why := told.pop("why", None) or told.pop("problem", None):
-        text += f": {why}"
-    if effect := told.pop("effect", None):
-        text += f"; {effect}"
-    by, message = told.pop("by", None), told.pop("message", None)
-    rest = [f"{name}={value}" for name, value in told.items()]
-    text += f" ({', '.join(rest)})" if rest else ""
-    if by:
-        text += f", by {by}"
-    return f"{text}: “{message}”" if message else text

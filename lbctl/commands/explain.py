@@ -95,7 +95,7 @@ def _draw(draw: Mapping[str, Any]) -> str:
 
 
 def _recorded(flow: Mapping[str, Any]) -> str:
-    from lbctl.humanise import age, endpoint, quantity
+    from agent.humanise import age, endpoint, quantity
 
     text = (
         f"{flow['state']} on {flow['backend']}, for {age(flow['age_s'])},"

@@ -94,7 +94,7 @@ def _view(data: Mapping[str, Any]) -> list[object]:
 
 def flow_table(flows: Sequence[Mapping[str, Any]]) -> Table:
     """The table of flows."""
-    from lbctl.humanise import age, endpoint
+    from agent.humanise import age, endpoint
     from lbctl.layout import Cell, Column, Table
 
     counted = any(flow["waiting_bytes"] is not None for flow in flows)
@@ -138,14 +138,14 @@ def flow_table(flows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _nat_source(flow: Mapping[str, Any]) -> str:
-    from lbctl.humanise import endpoint
+    from agent.humanise import endpoint
 
     return endpoint(flow["nat_source"], flow["nat_source_port"]) if flow["nat_source"] else "-"
 
 
 def _requests(flow: Mapping[str, Any]) -> tuple[str, str, str]:
     """Waiting bytes, what it talks, and how long the handshake took."""
-    from lbctl.humanise import count, milliseconds
+    from agent.humanise import count, milliseconds
 
     if flow["waiting_bytes"] is None:
         return "-", "-", "-"

@@ -157,7 +157,7 @@ def top(env: Environment, service: str | None, by: str, limit: int, watch_s: flo
 
 def _status_view(env: Environment) -> Any:
     def view(data: Mapping[str, Any]) -> list[object]:
-        from lbctl.humanise import count, exact
+        from agent.humanise import count, exact
         from lbctl.output import facts
 
         dropped = (
@@ -200,7 +200,7 @@ def _services(data: Mapping[str, Any]) -> list[object]:
 
 
 def _lists(data: Mapping[str, Any]) -> list[object]:
-    from lbctl.humanise import age, exact
+    from agent.humanise import age, exact
     from lbctl.layout import Cell, Column, Table
 
     lists = data["lists"]
@@ -230,7 +230,7 @@ def _lists(data: Mapping[str, Any]) -> list[object]:
 
 
 def _limits(data: Mapping[str, Any]) -> list[object]:
-    from lbctl.humanise import exact
+    from agent.humanise import exact
     from lbctl.layout import Cell, Column, Table
 
     if not data["limits"]:
@@ -261,7 +261,7 @@ _OF_WHAT_IS_HELD = ("open_flows_per_source", "waiting_per_source")  # SOURCES ar
 
 
 def _blocks(blocks: list[Mapping[str, Any]]) -> list[object]:
-    from lbctl.humanise import duration
+    from agent.humanise import duration
     from lbctl.layout import Cell, Column, Table
 
     if not blocks:
@@ -280,7 +280,7 @@ def _blocks(blocks: list[Mapping[str, Any]]) -> list[object]:
 
 
 def _blocked_view(data: Mapping[str, Any]) -> list[object]:
-    from lbctl.humanise import plural
+    from agent.humanise import plural
 
     ended = data["flows_ended"]
     more = f"; {plural(ended, 'open connection')} ended" if ended else ""
@@ -292,7 +292,7 @@ def _unblocked_view(data: Mapping[str, Any]) -> list[object]:
 
 
 def _told(data: Mapping[str, Any]) -> str:
-    from lbctl.humanise import plural
+    from agent.humanise import plural
 
     told = data["told_balancers"]
     return f"; {plural(told, 'other balancer')} told" if told else ""
@@ -327,7 +327,7 @@ def _test_view(data: Mapping[str, Any]) -> list[object]:
 
 
 def _top_view(data: Mapping[str, Any]) -> list[object]:
-    from lbctl.humanise import count, exact
+    from agent.humanise import count, exact
     from lbctl.layout import Cell, Column, Table
 
     sources = data["sources"]

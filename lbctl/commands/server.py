@@ -99,7 +99,7 @@ def _json(each: Server) -> dict[str, Any]:
 
 
 def _table(shown: Sequence[Server], total: int) -> list[object]:
-    from lbctl.humanise import age, count
+    from agent.humanise import age, count
     from lbctl.layout import Cell, Column, Table
     from lbctl.views import STATE_STYLES
 

@@ -135,8 +135,8 @@ def get_service(env: Environment, name: str) -> dict[str, Any]:
 
 
 def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
+    from agent.humanise import duration
     from lbctl import loadviews, views
-    from lbctl.humanise import duration
 
     timeouts = data["timeouts_s"]
     pairs: list[tuple[str, object]] = [
@@ -166,8 +166,8 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
 
 def _where_backends_fail(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """When backends get no new flows, or fewer, though their checks say that they are up."""
+    from agent.humanise import duration
     from lbctl import loadviews
-    from lbctl.humanise import duration
 
     if data["outlier"]:
         yield "outliers", loadviews.outlier(data["outlier"])
@@ -180,8 +180,8 @@ def _where_backends_fail(data: Mapping[str, Any]) -> Iterator[tuple[str, object]
 
 def _where_set(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """What is told only of services that have it."""
+    from agent.humanise import exact, plural
     from lbctl import loadviews
-    from lbctl.humanise import exact, plural
 
     if data["spill_over"]:
         yield "spill-over", "; ".join(data["spill_over"])
@@ -267,8 +267,8 @@ def _check(check: Mapping[str, Any]) -> str:
 
 
 def _with_unit(key: str, value: object) -> str:
+    from agent.humanise import duration
     from lbctl.changes import value as plain
-    from lbctl.humanise import duration
 
     return (
         duration(value) if key.endswith("_s") and isinstance(value, int | float) else plain(value)

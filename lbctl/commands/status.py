@@ -40,6 +40,7 @@ def status(env: Environment, watch_s: float | None) -> None:
 def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     from rich.text import Text
 
+    from agent.api.sentences import problems
     from lbctl.views import rates_line
 
     agent, plane = data["agent"], data["dataplane"]
@@ -65,7 +66,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
 
 def _services(env: Environment) -> list[object]:
     """The services, the worst first; none of an agent that does not list them yet."""
-    from lbctl.humanise import exact
+    from agent.humanise import exact
     from lbctl.views import service_table
 
     try:
@@ -82,73 +83,11 @@ def _services(env: Environment) -> list[object]:
 
 
 SHOWN_SERVICES = 10
-SHOWN_TROUBLES = 10
-_CLIENTS = {
-    "drop": "its clients' packets are dropped",
-    "reset": "its clients are answered with a reset",
-    "any": "no backend can be reached at all",
-}
-
-
-def problems(data: Mapping[str, Any]) -> list[str]:
-    """What is wrong, the worst for clients first."""
-    agent, plane = data["agent"], data["dataplane"]
-    found = [
-        *(_unserved(each) for each in data.get("unserved", ())),
-        *(_unconnected(each) for each in data.get("unconnected", ())),
-        *(_trouble(each) for each in data.get("troubles", ())),
-    ]
-    more = len(found) - SHOWN_TROUBLES
-    if more > 0:
-        found = [*found[:SHOWN_TROUBLES], f"and {more} more: lbctl server list --sort state"]
-    found += [agent[key] for key in ("config_problem", "reconcile_problem") if agent[key]]
-    if problem := agent.get("unsaved_problem"):
-        found.append(f"changes are in memory only, and a restart forgets them: {problem}")
-    found += [f"fullnat: {problem}" for problem in plane["nat_problems"]]
-    found += plane.get("vip_problems", ())
-    return found
-
-
-def _unserved(each: Mapping[str, Any]) -> str:
-    from lbctl.humanise import age
-
-    clients = _CLIENTS[each["clients"]]
-    lasts = age(each["since_s"])
-    return f"service {each['service']} serves nobody for {lasts}: {each['reason']}; {clients}"
-
-
-def _unconnected(each: Mapping[str, Any]) -> str:
-    from lbctl.humanise import exact, plural
-
-    name, up = each["service"], plural(each["backends_up"], "backend")
-    return (
-        f"nobody gets a connection to {name}: {exact(each['begun'])} were begun in the last half "
-        f"minute, and no handshake was ended, with {up} up; lbctl trace service {name}"
-    )
-
-
-def _trouble(each: Mapping[str, Any]) -> str:
-    """Which servers, where, since when, and why."""
-    from lbctl.humanise import age, plural
-
-    servers = each["servers"]
-    if each["servers_total"] == 1:
-        who = f"{servers[0]['name']} ({', '.join(servers[0]['addresses'])}) is"
-    else:
-        named = ", ".join(server["name"] for server in servers[:3])
-        more = ", …" if each["servers_total"] > 3 else ""
-        who = f"{each['servers_total']} servers ({named}{more}) are"
-    where = ", ".join(each["services"][:3])
-    if each["services_total"] > 3:
-        where = plural(each["services_total"], "service")
-    only = f", not in {plural(each['other_backends'], 'other')}" if each["other_backends"] else ""
-    lasts = age(each["since_s"])
-    return f"{who} {each['state']} in {where}{only} for {lasts}: {each['reason']}"
 
 
 def _recent(counts: Mapping[str, int]) -> list[tuple[str, object]]:
     """Nothing if nothing has gone wrong in the last hour."""
-    from lbctl.humanise import plural
+    from agent.humanise import plural
 
     told = [plural(counts[level], level) for level in ("error", "warning") if counts.get(level)]
     hint = "lbctl events --since 1h --level warning"
@@ -200,7 +139,7 @@ def _tally(counts: Mapping[str, int]) -> object:
 
 
 def _flow_table(table: Mapping[str, Any]) -> str:
-    from lbctl.humanise import count, percent
+    from agent.humanise import count, percent
 
     states = ", ".join(
         f"{count(table[state])} {state}"
@@ -223,7 +162,7 @@ def _failover(data: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 def _nat(ports: Sequence[Mapping[str, Any]]) -> list[tuple[str, object]]:
     """The server towards which each source address of fullnat has the most ports in use."""
-    from lbctl.humanise import count, percent
+    from agent.humanise import count, percent
 
     fullest: dict[str, Mapping[str, Any]] = {}
     for one in ports:
@@ -245,7 +184,7 @@ def _hook(plane: Mapping[str, Any]) -> str:
 
 
 def _program(plane: Mapping[str, Any]) -> str:
-    from lbctl.humanise import exact, quantity
+    from agent.humanise import exact, quantity
 
     return (
         f"id {plane['program_id']}, ABI {plane['abi_version']},"
@@ -257,20 +196,20 @@ def _program(plane: Mapping[str, Any]) -> str:
 
 
 def _passed(packets: Mapping[str, int]) -> str:
-    from lbctl.humanise import count
+    from agent.humanise import count
 
     there = [f"{count(number)} {reason}" for reason, number in packets.items() if number]
     return f"to the host, untouched: {', '.join(there) or 'no packets'}"
 
 
 def _agent(agent: Mapping[str, Any]) -> str:
-    from lbctl.humanise import age
+    from agent.humanise import age
 
     return f"version {agent['version']}, pid {agent['pid']}, up {age(agent['uptime_s'])}"
 
 
 def _config(agent: Mapping[str, Any]) -> str:
-    from lbctl.humanise import plural
+    from agent.humanise import plural
 
     changes, parts = agent["changes_since_file"], [agent["config_file"]]
     if agent["config_problem"]:

@@ -125,7 +125,7 @@ def trace(
         pass  # how it ends
     finally:
         if tally.found:
-            from lbctl.eventlines import summary
+            from agent.api.eventlines import summary
 
             env.note(summary(tally.shown, tally.ring, tally.client, filtered=bool(text)))
 
@@ -174,7 +174,7 @@ def _writer(env: Environment, stamps: int, numeric: bool) -> Callable[[Event], N
         from lbctl.output import to_yaml
 
         return lambda event: env.write(f"---\n{to_yaml(event)}")
-    from lbctl.eventlines import Stamps, line
+    from agent.api.eventlines import Stamps, line
 
     times = Stamps(stamps)
 

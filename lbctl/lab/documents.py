@@ -24,6 +24,7 @@ def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
         "socket": str(lab.socket(balancer)),
         "state_dir": str(lab.run_dir / "state"),
         "metrics": "127.0.0.1:9117",
+        "status_page": {"listen": "127.0.0.1:9180"},
         "manage_vips": lab.vlan is None,
         "tables": {"flows": FLOWS},
         "defaults": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lbctl import humanise
+from agent import humanise
 from lbctl.layout import Cell, Column, Table, lines
 from lbctl.suggest import did_you_mean, nearest
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from agent.api.client import Client
+from agent.api.eventlines import REASONS, Stamps, line, summary
 from agent.errors import AgentUnreachableError, ApiError
 from agent.state.events import DROP_REASONS
-from lbctl.eventlines import REASONS, Stamps, line, summary
 
 ALIVE = {"lost_in_ring": 0, "lost_by_client": 0}
 PICK: dict[str, Any] = {

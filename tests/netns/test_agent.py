@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -78,6 +80,30 @@ def test_top_shows_what_the_agent_sees_and_goes_into_it(lab: Site) -> None:
         screen.press("q")
         assert screen.end() == 0
     assert_unharmed(load)
+
+
+def test_the_status_page_shows_what_the_agent_sees(lab: Site) -> None:
+    def told(path: str, *more: str) -> Any:
+        asks = ["curl", "-sS", "-m", "30", *more, f"http://127.0.0.1:9180{path}"]
+        return lab.run(lab.balancer.name, *asks).stdout
+
+    assert "<title>Steelyard</title>" in told("/")
+    with lab.load(rate=200) as load:
+        wait_until(
+            "flows are new",
+            lambda: json.loads(told("/v1/page"))["services"][0]["rates"]["new_flows_per_s"],
+        )
+        trace = told("/v1/trace?kind=pick&service=web", "--max-time", "3")
+    assert_unharmed(load)
+    assert "new flow of web goes to be" in trace
+    page = json.loads(told("/v1/page"))
+    assert (page["problems"], page["services_total"]) == ([], 2)
+    assert {name for name, _ in page["matrix"]["servers"]} == {"be1", "be2", "be3"}
+    assert {cell[3] for cell in page["matrix"]["cells"]} == {"up"}
+    web = next(row for row in page["services"] if row["name"] == "web")
+    assert web["handshakes"]["established"] > 0
+    assert "another site's page" in told("/v1/page", "-H", "Sec-Fetch-Site: cross-site")
+    assert "not one of this host" in told("/v1/page", "-H", "Host: evil.example:9180")
 
 
 def column(screen: Terminal, row: str, header: str) -> list[str]:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from agent import guarded
 from agent.guarded import MOST_CONNECTIONS, MOST_OF_A_SOURCE
+from tests.unit.page.test_server import certificate
 
 ASKS = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
 type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-@contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[int]:
+def application() -> web.Application:
     async def page(_: web.Request) -> web.Response:
         return web.Response(text="here")
 
@@ -26,7 +29,12 @@ async def serving() -> AsyncIterator[int]:
 
     app = web.Application()
     app.add_routes([web.get("/page", page), web.get("/large", large)])
-    runner = guarded.runner(app, 0.1)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[int]:
+    runner = guarded.runner(application(), 0.1)
     await runner.setup()
     assert runner.server is not None
     listener = await asyncio.get_running_loop().create_server(
@@ -122,6 +130,53 @@ def test_who_does_not_read_his_answer_is_left(monkeypatch: pytest.MonkeyPatch) -
         assert held  # which would be closed if nobody had them
 
     run(work)
+
+
+def test_with_tls_handshakes_that_are_under_way_count_and_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(guarded, "HEAD_S", 0.5)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+
+    async def greet(port: int, source: int) -> bytes:
+        """The answer to a request with TLS; empty: the connection was closed."""
+        local = (f"127.0.0.{source}", 0)
+        try:
+            streams = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=trusting, local_addr=local
+            )
+        except (ConnectionError, ssl.SSLError):
+            return b""
+        return await answer(streams)
+
+    async def work() -> None:
+        runner = guarded.runner(application(), 0.1)
+        await runner.setup()
+        assert runner.server is not None
+        sock = socket.create_server(("127.0.0.1", 0))
+        sock.setblocking(False)
+        held = guarded.Guarded(runner.server)
+        serving = asyncio.create_task(guarded.serve_tls(held, sock, context))
+        port = sock.getsockname()[1]
+        silent = [await connect(port) for _ in range(MOST_OF_A_SOURCE)]  # who never greet
+        await asyncio.sleep(0.1)
+        assert await greet(port, 1) == b""
+        assert b"200" in await greet(port, 2)
+        for reader, _ in silent:
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 60) == b""
+        assert b"200" in await greet(port, 1)
+        plain = await connect(port, 3)
+        assert await answer(plain) == b""  # no TLS, and nobody is hurt by it
+        assert b"200" in await greet(port, 3)
+        serving.cancel()
+        sock.close()
+        await runner.cleanup()
+
+    asyncio.run(work())
 
 
 def test_a_head_that_comes_in_pieces_is_a_head(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from agent.state.causes import Troubles
 from agent.state.events import Lost
 from agent.state.guardview import Blocked, Verdicts
 from agent.state.journal import Entry, newest, tally
+from agent.state.matrix import Matrix, MatrixCell
 from agent.state.moves import Moved
 from agent.state.queries import (
     Draw,
@@ -36,11 +37,13 @@ from agent.state.snapshot import (
     BackendCounts,
     BackendSnapshot,
     DataplaneSnapshot,
+    Handshakes,
     Latency,
     Load,
     NatPorts,
     Page,
     Rates,
+    RecentTimes,
     ServiceRow,
     ServiceSnapshot,
     Snapshot,
@@ -243,10 +246,25 @@ class FakeControl:
         chat = make_snapshot(parse(CONFIG, "agent.yaml")).services[0]
         if of == "services":
             row = ServiceRow(
-                chat.service, chat.state, chat.reason, chat.since, 1, 2, 8, chat.rates, 8192
+                chat.service,
+                chat.state,
+                chat.reason,
+                chat.since,
+                1,
+                2,
+                8,
+                chat.rates,
+                8192,
+                RecentTimes(3, 12.3456, 250.0),
+                Handshakes(40, 30, 25.04),
             )
             return Page(NOW, (), (row,), 7, 9)
         return Page(NOW, tuple((chat.service, each) for each in chat.backends), (), 7, 9)
+
+    def matrix(self):
+        self._called("matrix")
+        cell = MatrixCell(0, 0, "gpu-1", BackendState.UP, 0.25)
+        return Matrix((("gpu-1", (ip_address("10.0.0.21"),)),), ("chat",), (cell,))
 
     def is_attached(self):
         return self.attached

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from agent.api import peer, server
+from agent.api import answers, peer
 from agent.api.server import MAX_BODY_BYTES
 from agent.config.edit import Edit, EditOp
 from agent.errors import (
@@ -60,8 +60,11 @@ def test_a_page_of_services_has_what_a_list_shows(api, control):
     status, page = api.get("/v1/list/services?match=ch")
     (row,) = page["services"]
     assert (status, row["flows_established"], row["backends_total"]) == (200, 8, 2)
-    assert {name: chat[name] for name in row if "flows" not in name} == {
-        name: value for name, value in row.items() if "flows" not in name
+    own = ("first_byte_last_minute", "handshakes", "flows_established")
+    assert row["first_byte_last_minute"] == {"count": 3, "p50_ms": 12.346, "p99_ms": 250.0}
+    assert row["handshakes"] == {"begun": 40, "established": 30, "span_s": 25.0}
+    assert {name: chat[name] for name in row if name not in own} == {
+        name: value for name, value in row.items() if name not in own
     }
     assert control.asked[-1] == ("page", "services", ListQuery(match="ch"))
 
@@ -637,7 +640,7 @@ def test_views_of_a_changed_snapshot_are_made_per_request(api, control, snapshot
 def test_a_long_page_of_metrics_is_packed_for_who_takes_that(
     api, monkeypatch: pytest.MonkeyPatch, accepted: str, packed: bool
 ):
-    monkeypatch.setattr(server, "_WORTH_GZIP", 1)
+    monkeypatch.setattr(answers, "_WORTH_GZIP", 1)
 
     async def ask() -> tuple[str | None, str]:
         running = api.server()

@@ -22,7 +22,7 @@ from agent.state.desired import desired
 from agent.state.identities import Identities, assign
 from agent.state.queries import ListQuery, SortBy
 from agent.state.situation import Past, Situation, situation
-from agent.state.snapshot import BackendSnapshot, NatPorts, Snapshot
+from agent.state.snapshot import BackendSnapshot, Handshakes, NatPorts, Snapshot
 from agent.state.tables import OriginEntry, ServiceSlot, TableContents
 from agent.weighing.weigher import Weigher
 from tests.unit.dataplane.fakes import CLOCK, FakeTables, word
@@ -335,6 +335,37 @@ def test_pages_tell_of_a_backend_what_its_service_tells():
     assert (row.state, row.reason, row.since) == (service.state, service.reason, service.since)
     assert (row.backends_up, row.backends_total, row.waiting_bytes) == (2, 2, 5100)
     assert row.rates == service.rates
+
+
+def test_a_row_of_a_service_has_the_times_and_handshakes_of_all_its_backends():
+    here = world(scheduler=Scheduler.LEAST_LOAD)
+    a, b = (here.backend_id(name) for name in ("a", "b"))
+    times = here.tables.backend_latency["first_byte"]
+    times[a][30] = 1000  # before the window
+    observer = here.observer()
+    observer.sample(here.situation, 100.0)
+    times[a][10] += 98
+    times[b][20] += 2
+    here.tables.backend_count[0]["opened"][a] += 40
+    here.tables.backend_count[0]["established"][b] += 30
+    observer.sample(here.situation, 120.0)
+    (row,) = observer.page_of_services(here.situation, ListQuery(), 1000.0).services
+    assert row.first_byte is not None
+    assert row.handshakes == Handshakes(40, 30, 20.0)
+    assert row.first_byte.count == 100
+    bounds = latency.BOUNDS_US
+    assert row.first_byte.p50_ms is not None
+    assert bounds[10] <= row.first_byte.p50_ms * 1000 <= bounds[11]
+    assert row.first_byte.p99_ms is not None
+    assert bounds[20] <= row.first_byte.p99_ms * 1000 <= bounds[21]
+
+
+def test_the_map_has_the_backends_that_lists_have():
+    here = world(scheduler=Scheduler.LEAST_LOAD)
+    here.tables.backend_load["waiting"][here.backend_id("b")] = 500
+    found = here.observer().matrix(here.situation)
+    assert [(cell.backend, cell.load) for cell in found.cells] == [("a", 0.0), ("b", 1.0)]
+    assert found.services == ("web",)
 
 
 def test_the_slowest_of_the_last_minute_come_first():

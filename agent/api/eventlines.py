@@ -7,7 +7,7 @@ from datetime import datetime, tzinfo
 from ipaddress import ip_address
 from typing import Any
 
-from lbctl.humanise import exact, plural
+from agent.humanise import exact, plural
 
 # By the label of a reason, what it means.
 REASONS = {

@@ -1,0 +1,113 @@
+"""Decides how troubles and events read, in sentences: the same ones in ``lbctl`` and on the status
+page. Pure; it reads what the API tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agent.humanise import age, exact, plural
+
+type Json = Mapping[str, Any]
+
+SHOWN_TROUBLES = 10
+_CLIENTS = {
+    "drop": "its clients' packets are dropped",
+    "reset": "its clients are answered with a reset",
+    "any": "no backend can be reached at all",
+}
+
+
+def problems(status: Json) -> list[str]:
+    """What is wrong, the worst for clients first; ``status`` is the answer of GET /v1/status."""
+    agent, plane = status["agent"], status["dataplane"]
+    found = [
+        *(_unserved(each) for each in status.get("unserved", ())),
+        *(_unconnected(each) for each in status.get("unconnected", ())),
+        *(_trouble(each) for each in status.get("troubles", ())),
+    ]
+    more = len(found) - SHOWN_TROUBLES
+    if more > 0:
+        found = [*found[:SHOWN_TROUBLES], f"and {more} more: lbctl server list --sort state"]
+    found += [agent[key] for key in ("config_problem", "reconcile_problem") if agent[key]]
+    if problem := agent.get("unsaved_problem"):
+        found.append(f"changes are in memory only, and a restart forgets them: {problem}")
+    found += [f"fullnat: {problem}" for problem in plane["nat_problems"]]
+    found += plane.get("vip_problems", ())
+    return found
+
+
+def host_problems(status: Json) -> list[str]:
+    """What is wrong with the balancer itself: its interface, and its part in failover."""
+    plane, failover = status["dataplane"], status["failover"]
+    where = ", ".join((plane["interface"], *plane["backend_interfaces"]))
+    found = [] if plane["attached"] else [f"the program is NOT attached to {where}"]
+    found += plane.get("link_problems", ())
+    if failover["problem"]:
+        found.append(f"failover: {failover['problem']}")
+    for router in failover["instances"]:
+        found += [f"failover {router['name']}: {problem}" for problem in router["problems"]]
+    return found
+
+
+def _unserved(each: Json) -> str:
+    clients = _CLIENTS[each["clients"]]
+    lasts = age(each["since_s"])
+    return f"service {each['service']} serves nobody for {lasts}: {each['reason']}; {clients}"
+
+
+def _unconnected(each: Json) -> str:
+    name, up = each["service"], plural(each["backends_up"], "backend")
+    return (
+        f"nobody gets a connection to {name}: {exact(each['begun'])} were begun in the last half "
+        f"minute, and no handshake was ended, with {up} up; lbctl trace service {name}"
+    )
+
+
+def _trouble(each: Json) -> str:
+    """Which servers, where, since when, and why."""
+    servers = each["servers"]
+    if each["servers_total"] == 1:
+        who = f"{servers[0]['name']} ({', '.join(servers[0]['addresses'])}) is"
+    else:
+        named = ", ".join(server["name"] for server in servers[:3])
+        more = ", …" if each["servers_total"] > 3 else ""
+        who = f"{each['servers_total']} servers ({named}{more}) are"
+    where = ", ".join(each["services"][:3])
+    if each["services_total"] > 3:
+        where = plural(each["services_total"], "service")
+    only = f", not in {plural(each['other_backends'], 'other')}" if each["other_backends"] else ""
+    lasts = age(each["since_s"])
+    return f"{who} {each['state']} in {where}{only} for {lasts}: {each['reason']}"
+
+
+def event_text(event: Json) -> str:
+    """What an event of GET /v1/events says, in one line: what has happened, why, to what effect,
+    and whatever else was told.
+    """
+    told = dict(event["fields"])
+    for name in ("service", "backend"):
+        told.pop(name, None)
+    head = [] if event["event"] in ("backend", "service", "change") else [event["event"]]
+    if change := told.pop("change", None):
+        head.append(_without_name(change, event))
+    if "old" in told and "new" in told:
+        head.append(f"{told.pop('old')} → {told.pop('new')}")
+    text = " ".join(head)
+    if why := told.pop("why", None) or told.pop("problem", None):
+        text += f": {why}"
+    if effect := told.pop("effect", None):
+        text += f"; {effect}"
+    by, message = told.pop("by", None), told.pop("message", None)
+    rest = [f"{name}={value}" for name, value in told.items()]
+    text += f" ({', '.join(rest)})" if rest else ""
+    if by:
+        text += f", by {by}"
+    return f"{text}: “{message}”" if message else text
+
+
+def _without_name(change: str, event: Json) -> str:
+    """It stands in front of the line already."""
+    about = f" backend {event['backend']}" if event["backend"] else f" service {event['service']}"
+    return change.replace(about, "", 1)

@@ -1,0 +1,312 @@
+"""Owns the status page's server: a page for browsers, what it asks for, and who is let in.
+
+It is read-only, and for strangers: it has no way to the API's orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from aiohttp import web
+
+from agent import guarded
+from agent.api import listen, requests, trace, views
+from agent.api.answers import Handler, as_json, errors_as_json, packed, parameters, refusal
+from agent.api.control import Control, Following
+from agent.api.eventlines import Stamps, line
+from agent.errors import ConfigError, ListenError
+from agent.files import read_private
+from agent.logs import get_logger
+from agent.model import StatusPage
+from agent.page import access
+from agent.page.access import Answer
+from agent.page.views import overview
+from agent.state.journal import Query
+from agent.state.queries import ListQuery, SortBy
+
+log = get_logger()
+
+FRESH_S = 1.0  # whoever asks within it is told the same: many who look cost what one does
+SHOWN_SERVICES = 500
+SHOWN_EVENTS = 50
+MOST_TRACES = 4
+TRACE_S = 600.0  # a page that was left open must not cost the packet path for ever
+WRONG_TOKEN_S = 1.0  # until it is said
+AGAIN_S = 30.0  # until what has failed is tried again, and the certificate is looked at
+_SHUTDOWN_S = 2.0
+_JSON = "application/json"
+_STYLE, _SCRIPT = "page.css", "page.js"
+_ASKS = {"WWW-Authenticate": 'Basic realm="Steelyard", charset="UTF-8"'}
+_OF_ALL = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class PageServer:
+    """Serves the status page of one agent from ``start`` to ``stop``; nowhere, if it is off."""
+
+    def __init__(self, control: Control, asked: StatusPage) -> None:
+        self._control = control
+        self._asked = asked
+        self._token: bytes | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._tls_files: tuple[float, ...] = ()  # when they were written
+        self._port: socket.socket | None = None
+        self._runner: web.AppRunner | None = None
+        self._serving: asyncio.Server | asyncio.Task[None] | None = None
+        self._page, self._policy = page()
+        self._asking = asyncio.Lock()
+        self._body, self._body_at = b"", float("-inf")
+        self._following: set[Following] = set()
+        self.address: tuple[str, int] | None = None
+
+    async def keep(self) -> None:
+        """Serve the page, for ever. What hinders it, as a file that is not there yet, is said once,
+        and tried again: a balancer must not stand still for its status page.
+        """
+        said = ""
+        while self._asked.listen is not None:
+            try:
+                if self._port is None:
+                    await self._start()
+                await self._renew()
+                said = ""
+            except (ConfigError, ListenError) as error:
+                if said != (said := str(error)):
+                    log.error("the status page has a problem", problem=said)
+            except Exception:  # a defect of ours: the balancer goes on
+                log.exception("the status page has failed")
+            await asyncio.sleep(AGAIN_S)
+
+    async def _start(self) -> None:
+        asked = self._asked
+        assert asked.listen is not None  # noqa: S101 (keep has looked)
+        if asked.token_file is not None:
+            self._token = await asyncio.to_thread(read_token, asked.token_file)
+        if asked.certificate is not None and asked.key_file is not None:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.set_alpn_protocols(["http/1.1"])
+            self._tls_files = await asyncio.to_thread(_load, tls, asked.certificate, asked.key_file)
+            self._tls = tls
+        self._port = listen.listen_tcp(asked.listen, "the status page", "status_page.listen")
+        self.address = self._port.getsockname()[:2]
+        self._runner = guarded.runner(self._app(), _SHUTDOWN_S)
+        await self._runner.setup()
+        server = self._runner.server
+        assert server is not None  # noqa: S101 (setup made it)
+        held = guarded.Guarded(server)
+        if self._tls is None:
+            loop = asyncio.get_running_loop()
+            self._serving = await loop.create_server(held, sock=self._port)
+        else:
+            serving = guarded.serve_tls(held, self._port, self._tls)
+            self._serving = asyncio.create_task(serving, name="status page")
+        log.info(
+            "the status page is served",
+            listening=self.address,
+            tls=self._tls is not None,
+            token=self._token is not None,
+        )
+
+    async def _renew(self) -> None:
+        """Take a certificate that was renewed; new connections get it."""
+        asked = self._asked
+        if self._tls is None or asked.certificate is None or asked.key_file is None:
+            return
+        written = await asyncio.to_thread(_written, asked.certificate, asked.key_file)
+        if written and written != self._tls_files:
+            await asyncio.to_thread(_load, self._tls, asked.certificate, asked.key_file)
+            self._tls_files = written
+            log.info("the status page has a new certificate")
+
+    async def stop(self) -> None:
+        """Stop taking requests, and end what is in progress."""
+        serving, self._serving = self._serving, None
+        if isinstance(serving, asyncio.Task):
+            serving.cancel()
+        elif serving is not None:
+            serving.close()
+        for following in tuple(self._following):
+            following.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        if self._port is not None:
+            self._port.close()
+            self._port = None
+
+    def _app(self) -> web.Application:
+        app = web.Application(client_max_size=1024, middlewares=[errors_as_json, self._let_in])
+        app.add_routes(
+            [
+                web.get("/", self._html),
+                web.get("/v1/page", self._overview),
+                web.get("/v1/backends", self._backends),
+                web.get("/v1/explain", self._explain),
+                web.get("/v1/trace", self._trace),
+            ]
+        )
+        app.on_response_prepare.append(self._add_headers)
+        return app
+
+    async def _add_headers(self, _request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(_OF_ALL)
+        response.headers["Content-Security-Policy"] = self._policy
+
+    @web.middleware
+    async def _let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        match access.answer(request.headers, self._token):
+            case Answer.WELCOME:
+                return await handler(request)
+            case Answer.OTHER_SITE:
+                told = "another site's page asks for this", "open the status page itself"
+                status = 403
+            case Answer.OTHER_HOST:
+                told = "this name is not one of this host", "open it by its address"
+                status = 421  # RFC 9110: Misdirected Request
+            case wrong:
+                if wrong is Answer.NOT_IT:
+                    log.warning(
+                        "the status page was asked for with a wrong token", by=request.remote
+                    )
+                    await asyncio.sleep(WRONG_TOKEN_S)
+                told = "the token is needed", "give it as the password, with any user name"
+                status = 401
+        refused = refusal(status, told[0], where=request.host, remedy=told[1])
+        refused.headers.update(_ASKS if status == 401 else {})
+        return refused
+
+    async def _html(self, request: web.Request) -> web.Response:
+        parameters(request)
+        return web.Response(text=self._page, content_type="text/html")
+
+    async def _overview(self, request: web.Request) -> web.Response:
+        parameters(request)
+        async with self._asking:
+            if time.monotonic() - self._body_at >= FRESH_S:
+                self._body = await self._look()
+                self._body_at = time.monotonic()
+        return await packed(request, self._body, _JSON)
+
+    async def _look(self) -> bytes:
+        control = self._control
+        snapshot, wrong = await control.snapshot(()), control.troubles()
+        services = await control.page("services", ListQuery(SortBy.STATE, SHOWN_SERVICES))
+        servers = control.matrix()
+
+        def render() -> bytes:
+            events = control.events(Query(limit=SHOWN_EVENTS))
+            told = overview(snapshot, wrong(), control.recent(), services, servers, events)
+            return json.dumps(told, allow_nan=False, separators=(",", ":")).encode()
+
+        # Thousands of backends take a while; health checks must not wait for it.
+        return await asyncio.to_thread(render)
+
+    async def _backends(self, request: web.Request) -> web.Response:
+        of, query = requests.list_query("backends", parameters(request, requests.LIST_PARAMETERS))
+        found = await self._control.page(of, query)
+        recent = await asyncio.to_thread(self._control.recent)
+        told = await asyncio.to_thread(lambda: json.dumps(views.page(of, found, recent)).encode())
+        return await packed(request, told, _JSON)
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        asked = requests.five_tuple(parameters(request, requests.EXPLAIN_PARAMETERS))
+        return as_json(views.explanation(self._control.explain(asked)))
+
+    async def _trace(self, request: web.Request) -> web.StreamResponse:
+        given = parameters(request, requests.TRACE_PARAMETERS)
+        query = requests.trace_query(given, self._control.config())
+        if len(self._following) >= MOST_TRACES:
+            return refusal(
+                429,
+                f"{MOST_TRACES} traces are shown already",
+                where="trace",
+                remedy="end one of them, or use lbctl trace",
+            )
+        with self._control.follow(query) as following:
+            # It costs time on the packet path, so who asked for it is of interest.
+            log.info("trace", by=f"the status page, {request.remote}", **given)
+            self._following.add(following)
+            ends = asyncio.get_running_loop().call_later(TRACE_S, following.close)
+            try:
+                return await trace.stream(request, following, _in_words())
+            finally:
+                ends.cancel()
+                self._following.discard(following)
+
+
+def _in_words() -> Callable[[dict[str, object]], dict[str, object]]:
+    stamps = Stamps(0)
+    return lambda event: {"text": line(event, stamps, numeric=False), "event": event["event"]}
+
+
+def page() -> tuple[str, str]:
+    """The page, one file without anything from elsewhere, and the policy that holds it to that."""
+    here = resources.files("agent.page")
+    style, script, text = (
+        here.joinpath(name).read_text() for name in (_STYLE, _SCRIPT, "page.html")
+    )
+    style_hash, script_hash = (
+        base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
+        for part in (style, script)
+    )
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    return text.replace(f"/*{_STYLE}*/", style).replace(f"/*{_SCRIPT}*/", script), policy
+
+
+def read_token(path: Path) -> bytes:
+    """The token in a file, without the line's end; ConfigError if it is none."""
+    make = f"`(umask 077; openssl rand -hex 16 > {path})`"
+    token = read_private(path, "the status page's token", 4096, make=make).strip()
+    if len(token) < access.LEAST_TOKEN_BYTES:
+        raise ConfigError(
+            f"the status page's token has {len(token)} characters, and needs at least "
+            f"{access.LEAST_TOKEN_BYTES}",
+            where=str(path),
+            remedy=f"make a new one: {make}",
+        )
+    return token
+
+
+def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> tuple[float, ...]:
+    """Have a certificate and its key used, and say when they were written; ConfigError if they are
+    none.
+    """
+    make = "as `certbot` does, or ask the issuer of the certificate"
+    written = _written(certificate, key)
+    read_private(key, "the status page's key", 1 << 16, make=make)
+    try:
+        context.load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(
+            f"the status page's certificate cannot be used: {error}",
+            where=str(certificate),
+            remedy="give the certificate with its chain as `certificate` and its key, without a "
+            "password, as `key_file`, both in PEM",
+        ) from error
+    return written
+
+
+def _written(*files: Path) -> tuple[float, ...]:
+    """When these were written; empty while one is away."""
+    try:
+        return tuple(file.stat().st_mtime for file in files)
+    except OSError:
+        return ()
