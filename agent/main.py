@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -180,9 +183,13 @@ def run(path: Path, log_level: str, log_format: str, kernel_headers: bool) -> No
     configure(LogLevel(log_level), LogFormat(log_format))
 
     def work() -> None:
+        # A collector that looks for garbage among what is imported finds none, now and later.
+        gc.disable()
         # here, so that --help and wrong usage need neither BCC nor NumPy
         from agent.daemon import run as balance
 
+        gc.freeze()
+        gc.enable()
         asyncio.run(balance(path, kernel_headers))
 
     guarded(work)
@@ -444,8 +451,18 @@ cli.add_command(rollback_check)
 
 
 def main() -> None:
-    """Entry point."""
-    cli()
+    """Entry point. When all is said and closed, the process ends at once: to take down the
+    interpreter's modules and objects one by one takes a fifth of what a start does.
+    """
+    try:
+        cli()
+    except SystemExit as done:
+        if done.code is not None and not isinstance(done.code, int):
+            raise  # a message, which the interpreter writes
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it was closed
+                stream.flush()
+        os._exit(done.code or 0)
 
 
 if __name__ == "__main__":

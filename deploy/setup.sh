@@ -237,7 +237,9 @@ install_project() {
 	[[ -z "$dev" ]] || source=(--editable "${repository}[dev]")
 	[[ -z "$offline" ]] || export PIP_NO_INDEX=1
 	say "installing Steelyard and the Python packages it needs into $prefix"
-	logged "$prefix/bin/pip" --disable-pip-version-check --no-input install "${source[@]}" || {
+	# Developers use a part of what their tools bring: what is imported is compiled then.
+	logged "$prefix/bin/pip" --disable-pip-version-check --no-input install \
+		${dev:+--no-compile} "${source[@]}" || {
 		show_log
 		fail "pip could not install Steelyard" \
 			"check the network and proxy; a local mirror: PIP_INDEX_URL=https://mirror.example/simple $0" \

@@ -500,6 +500,7 @@ def test_other_modes_balance_too(options: dict[str, str]) -> None:
         assert status["hook"] == options.get("hook", "native")
 
 
+@pytest.mark.soak  # test_carry has one whose flows are carried over
 def test_a_program_of_another_abi_is_replaced_without_a_gap(lab: Site) -> None:
     lab.stop_agent(signal.SIGTERM)
     folder = Path("/sys/fs/bpf/steelyard/st-agent-lb1")

@@ -59,32 +59,35 @@ def take_through(on: Site) -> None:
     assert status(on)["attached"]
 
 
+def check_hook(on: Site, hook: Hook) -> None:
+    told = status(on)
+    assert (told["hook"], told["hook_reason"]) == (hook.value, "configured")
+    assert bool(filters(on)) == (hook is Hook.TC)
+    assert bool(attached_xdp(on)) == (hook is not Hook.TC)
+
+
+def detach(on: Site) -> None:
+    done = on.agent("detach", "--config", str(on.lab.config_path(on.balancer)))
+    assert done.returncode == 1, "an agent runs"
+    on.stop_agent(signal.SIGTERM)
+    done = on.agent("detach", "--config", str(on.lab.config_path(on.balancer)))
+    assert done.returncode == 0, done.stderr
+
+
 # Native is where every lab of test_agent is, and generic XDP runs its program.
-@pytest.mark.parametrize(
-    "hook",
-    [
-        Hook.TC,
-        pytest.param(Hook.NATIVE, marks=pytest.mark.soak),
-        pytest.param(Hook.GENERIC, marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("hook", [Hook.TC, Hook.NATIVE, Hook.GENERIC])
 def test_the_agent_is_at_the_hook_that_is_configured(hook: Hook) -> None:
     with site(name="st-hook", backends=2, hook=hook) as on:
-        told = status(on)
-        assert (told["hook"], told["hook_reason"]) == (hook.value, "configured")
-        assert bool(filters(on)) == (hook is Hook.TC)
-        assert bool(attached_xdp(on)) == (hook is not Hook.TC)
+        check_hook(on, hook)
         take_through(on)
-        done = on.agent("detach", "--config", str(on.lab.config_path(on.balancer)))
-        assert done.returncode == 1, "an agent runs"
-        on.stop_agent(signal.SIGTERM)
-        done = on.agent("detach", "--config", str(on.lab.config_path(on.balancer)))
-        assert done.returncode == 0, done.stderr
+        detach(on)
         assert (filters(on), attached_xdp(on)) == ([], 0)
 
 
 def test_a_program_that_somebody_took_off_at_tc_is_put_back_and_behind_a_caller_is_none() -> None:
     with site(name="st-hook", backends=2, hook=Hook.TC) as on:
+        check_hook(on, Hook.TC)
         on.run(on.balancer.name, "tc", "qdisc", "del", "dev", "eth0", "clsact")
         assert filters(on) == []
         wait_until("the filter is back", lambda: bool(filters(on)))
@@ -105,6 +108,8 @@ def test_a_program_that_somebody_took_off_at_tc_is_put_back_and_behind_a_caller_
         take_through(on)
         assert attached_xdp(on) == theirs == caller.info.id
         assert doctor(on)["external"]["verdict"] == "ok"
+        detach(on)
+        assert (filters(on), attached_xdp(on)) == ([], theirs)
 
 
 @pytest.mark.parametrize("hook", [Hook.NATIVE, pytest.param(Hook.TC, marks=pytest.mark.soak)])

@@ -198,7 +198,7 @@ def play(
 
 
 @pytest.mark.parametrize(
-    ("seed", "parts"), [(0, 2), *(pytest.param(n, 5, marks=pytest.mark.soak) for n in range(6))]
+    ("seed", "parts"), [(0, 1), *(pytest.param(n, 5, marks=pytest.mark.soak) for n in range(6))]
 )
 def test_histories_end_as_the_model_says(still: Rig, seed: int, parts: int):
     # The kernel draws at random too, so histories of one seed differ, and what is rare may need

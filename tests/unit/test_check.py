@@ -87,3 +87,16 @@ def test_the_narrowest_cgroup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_agents_own_addresses_are_known() -> None:
     assert here.AGENT_PROTO == OUR_PROTO
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [(["--help"], 0), (["check", "-c", "/nowhere"], 1), (["check", "--no-such"], 2)],
+)
+def test_the_program_ends_with_its_status_when_all_is_said(command: list[str], status: int) -> None:
+    """It leaves without taking down the interpreter: what was written to a pipe has come."""
+    done = subprocess.run(
+        [sys.executable, "-m", "agent.main", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status
+    assert (done.stdout if status == 0 else done.stderr).endswith("\n")

@@ -172,7 +172,7 @@ def test_nobody_notices_that_both_processes_are_stopped_at_one_moment(
     pids = [pid for name in names if (pid := processes.pid_of(here.lab.run_dir, name))]
     assert len(pids) == len(names)
     # Every packet of a long way goes through a program.
-    rate = 200 if delay_s else 500
+    rate = 100 if delay_s else 500
     with here.far(delay_s), crowd.held(here.lab, 20) as people, here.unnoticed(rate):
         all_go_on(people)
         processes.stop(here.lab.run_dir, pids, grace_s=60.0)

@@ -22,10 +22,11 @@ from tests.netns.prompt.stage import Played, Show, perform
 
 CASES = (*cases_http.CASES, *cases_tls.CASES)
 MODES = (Forward.DSR, Forward.NAT, Forward.IPIP, Forward.FULLNAT, Forward.GUE)
-# What the packet path sees of a connection is the same in tunnels as in dsr.
-TUNNELS = (Forward.IPIP, Forward.GUE)
+# What the packet path sees of a connection is the same in tunnels as in dsr, and in nat as in
+# fullnat.
+ALIKE = (Forward.IPIP, Forward.GUE, Forward.NAT)
 PLAYS = [
-    pytest.param((mode, case.name), marks=[pytest.mark.soak] if mode in TUNNELS else [])
+    pytest.param((mode, case.name), marks=[pytest.mark.soak] if mode in ALIKE else [])
     for mode in MODES
     for case in cases_for(mode, CASES)
 ]
