@@ -379,6 +379,8 @@ class Core:
         log.debug(
             "health", backend=str(ref), old=old.health.value, new=new.health.value, why=new.reason
         )
+        if old.health is Health.DOWN and new.health is Health.UP:
+            self.weigher.recovered(ref)
         self.passes.wake((ref.service,))
 
     def _served(self, ref: BackendRef) -> int:
@@ -474,7 +476,8 @@ class Core:
                 log.error("detached by somebody else", problem=str(error))
             self._attach_problem = str(error)
         else:
-            log.warning("attached again", interface=self.config.interface)
+            why = "the program was gone from the interface"
+            log.warning("attached again", interface=self.config.interface, why=why)
             self._attach_problem = ""
 
     # -- a pass

@@ -32,7 +32,7 @@ def summary_lines(data: Row) -> Iterator[Text]:
         for problem in row["problems"]:
             yield Text(problem, "bold red")
     for peer in data["flow_sync"]:
-        yield _peer_line(peer["peer"], peer["state"], peer["lag_s"])
+        yield _peer_line(peer["peer"], peer)
 
 
 def role(word: str) -> Text:
@@ -130,9 +130,7 @@ def sync_lines(data: Row) -> list[Text]:
 
 def _sync_line(peer: Row) -> Text:
     who = f"{peer['address']} ({peer['name']})" if peer["name"] else peer["address"]
-    line = _peer_line(who, peer["state"], peer["lag_s"])
-    if peer["state"] != "connected":
-        line.append(f" for {humanise.age(peer['since_s'])}: {peer['why']}")
+    line = _peer_line(who, peer)
     line.append(
         f"; {humanise.count(peer['flows_sent_total'])} flows sent,"
         f" {humanise.count(peer['flows_installed_total'])} taken"
@@ -143,9 +141,12 @@ def _sync_line(peer: Row) -> Text:
     return line
 
 
-def _peer_line(who: str, state: str, lag_s: float | None) -> Text:
+def _peer_line(who: str, peer: Row) -> Text:
+    state, lag_s = peer["state"], peer["lag_s"]
     line = Text.assemble(f"flow sync with {who}: ", (state, _SYNC_STYLES.get(state, "")))
-    if lag_s is not None and state == "connected":
+    if state != "connected" and "why" in peer:  # not of an agent of before
+        line.append(f" for {humanise.age(peer['since_s'])}: {peer['why']}")
+    elif state == "connected" and lag_s is not None:
         shown = f", lag {humanise.duration(lag_s)}"
         line.append(shown, "yellow" if lag_s > _SLOW_LAG_S else "")
     return line

@@ -53,7 +53,14 @@ def summary(view: FailoverView, at: float) -> Json:
             for each in routers
         ],
         "flow_sync": [
-            {"peer": str(peer.address), "state": peer.state.value, "lag_s": peer.lag_s}
+            {
+                "peer": str(peer.address),
+                "name": peer.name,
+                "state": peer.state.value,
+                "why": peer.why,
+                "since_s": age_s(peer.since, at),
+                "lag_s": peer.lag_s,
+            }
             for peer in view.sync
         ],
     }

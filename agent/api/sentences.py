@@ -12,6 +12,7 @@ from agent.humanise import age, exact, plural
 type Json = Mapping[str, Any]
 
 SHOWN_TROUBLES = 10
+APART_S = 5.0  # so long balancers may have lost each other until it is a problem
 _CLIENTS = {
     "drop": "its clients' packets are dropped",
     "reset": "its clients are answered with a reset",
@@ -35,6 +36,7 @@ def problems(status: Json) -> list[str]:
         found.append(f"changes are in memory only, and a restart forgets them: {problem}")
     found += [f"fullnat: {problem}" for problem in plane["nat_problems"]]
     found += plane.get("vip_problems", ())
+    found += [text for each in status["failover"].get("flow_sync", ()) if (text := _apart(each))]
     return found
 
 
@@ -49,6 +51,17 @@ def host_problems(status: Json) -> list[str]:
     for router in failover["instances"]:
         found += [f"failover {router['name']}: {problem}" for problem in router["problems"]]
     return found
+
+
+def _apart(peer: Json) -> str:
+    """Another balancer with which no flows are exchanged; empty: they are, or a moment ago."""
+    if peer["state"] == "connected" or peer.get("since_s", 0) < APART_S:
+        return ""
+    who = " ".join(filter(None, (peer["name"], f"({peer['peer']})")))
+    return (
+        f"no flows are exchanged with {who} for {age(peer['since_s'])}, so connections break if the"
+        f" VIPs move: {peer['why']}"
+    )
 
 
 def _unserved(each: Json) -> str:

@@ -26,6 +26,7 @@ class Vips:
     def __init__(self, ifname: str, proto: int = OUR_PROTO) -> None:
         self._ifname = ifname
         self._proto = proto
+        self._held: frozenset[Address] = frozenset()  # of those wanted, as we left them
 
     async def sync(self, wanted: frozenset[Address]) -> None:
         """Make the interface hold every wanted address, and none of ours besides.
@@ -69,11 +70,21 @@ class Vips:
             for address in sorted(missing, key=_order):
                 try:
                     await netlink.add_host_address(link.ifindex, address, self._proto)
-                    log.info("vip added", address=str(address), interface=self._ifname)
                 except NetworkError as error:
                     problems.append(error)
+                    missing -= {address}
+                else:
+                    self._tell(address)
+            self._held = wanted & ({entry.address for entry in present} | missing)
         if problems:
             raise self._sum_up(problems)
+
+    def _tell(self, address: Address) -> None:
+        said = {"address": str(address), "interface": self._ifname}
+        if address in self._held:
+            log.warning("vip put back", **said, why="it was gone from the interface")
+        else:
+            log.info("vip added", **said)
 
     def _sum_up(self, problems: list[NetworkError]) -> NetworkError:
         what = "; ".join(f"{problem.where}: {problem.message}" for problem in problems)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from agent.humanise import plural
 from agent.model import (
     AdminState,
     Backend,
@@ -174,6 +176,24 @@ def _in_spite(backend: Backend, one: Eligibility, what: str, why: str) -> Eligib
     )
 
 
+_WORDS = {
+    BackendState.DRAIN: "drained",
+    BackendState.MAINTENANCE: "in maintenance",
+    BackendState.CHECKING: "not checked yet",
+}
+
+
+def _none_is_up(states: tuple[BackendState, ...]) -> str:
+    """What they are instead."""
+    found = Counter(_WORDS.get(state, state.value) for state in states).most_common()
+    if len(states) == 1:
+        return f"its only backend is {found[0][0]}"
+    if len(found) == 1:
+        return f"all {len(states)} backends are {found[0][0]}"
+    said = ", ".join(f"{count} {word}" for word, count in found)
+    return f"none of {len(states)} backends is up: {said}"
+
+
 def service_state(
     states: tuple[BackendState, ...], *, in_spite: frozenset[str] = frozenset()
 ) -> tuple[ServiceState, str]:
@@ -190,7 +210,10 @@ def service_state(
     also = sorted(in_spite.intersection(IN_SPITE))
     after = f"; {also[0]}: the others get new flows all the same" if also else ""
     if up == 0:
-        return ServiceState.DOWN, f"none of {len(states)} backends is up{after}"
+        return ServiceState.DOWN, f"{_none_is_up(states)}{after}"
     if up + out < len(states):
         return ServiceState.DEGRADED, f"{up} of {len(states) - out} backends up{after}"
-    return ServiceState.UP, f"all {up} backends up" if not out else f"{up} backends up, {out} out"
+    return (
+        ServiceState.UP,
+        f"all {up} backends up" if not out else f"{plural(up, 'backend')} up, {out} out",
+    )

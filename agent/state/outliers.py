@@ -27,6 +27,7 @@ _ASKS = {
     Forward.FULLNAT: "is a firewall in the way?",
 }
 MOST_TIMES = 10  # as long as the first ejection, at most
+_AT_ONCE_S = 1e-9  # any reading is later
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +191,15 @@ def follow(
     for ref in worst[: max(0, min(room, len(watched) - 1))]:
         after[ref] = _eject(service.outlier, after[ref], found[ref], now_s)
     return after
+
+
+def recovered(watch: Watch) -> Watch:
+    """A backend whose health check has failed, and passes again: what its clients met before speaks
+    against it no more. If it is ejected, the next reading puts it back (as Envoy's
+    successful_active_health_check_uneject_host does).
+    """
+    until_s = _AT_ONCE_S if watch.ejected else 0.0
+    return replace(watch, readings=watch.readings[-1:], until_s=until_s)
 
 
 def _all_are_back(outlier: Outlier, watched: Mapping[BackendRef, Watch]) -> bool:

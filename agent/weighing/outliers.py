@@ -78,6 +78,11 @@ class Outliers:
             if until >= outcomes.at_s or not self._at_rest(name)
         }
 
+    def recovered(self, ref: BackendRef) -> None:
+        """Its health check has failed, and passes again."""
+        if ref in self._watches:
+            self._watches[ref] = outliers.recovered(self._watches[ref])
+
     def _follow(self, config: Config) -> None:
         last, self._config = self._config, config
         if config is last:

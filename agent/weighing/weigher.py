@@ -76,6 +76,10 @@ class Weigher:
         self._learning.place(config, ids)
         self._heads.place(config, ids)
 
+    def recovered(self, ref: BackendRef) -> None:
+        """Its health check has failed, and passes again: it is not ejected any longer."""
+        self._outliers.recovered(ref)
+
     def sample(
         self,
         config: Config,

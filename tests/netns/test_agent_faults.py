@@ -250,6 +250,8 @@ def test_a_vip_that_somebody_takes_off_comes_back(lab: Site) -> None:
     for vip in lab.lab.vips:
         lab.run(lab.balancer.name, "ip", "addr", "del", str(vip), "dev", "eth0")
     wait_until("they are back", lambda: all(str(vip) in addresses(lab) for vip in lab.lab.vips))
+    told = lab.get("/v1/events", event="vip put back", level="warning")["events"]
+    assert {each["fields"]["address"] for each in told} == {str(vip) for vip in lab.lab.vips}
 
 
 def test_a_vip_that_cannot_be_added_stops_no_start_and_refuses_no_reload(lab: Site) -> None:

@@ -51,6 +51,31 @@ def test_what_is_left_alone_comes_to_the_same(history: list[tuple[Tally, ...]]) 
         at += 1.0
 
 
+def test_who_is_down_by_its_check_and_well_again_is_put_back() -> None:
+    found, totals, last = Outliers(), dict.fromkeys(REFS, Tally()), Outcomes()
+
+    def second(at: float, *more: Tally) -> None:
+        nonlocal totals, last
+        before, out = totals, {ref for ref in REFS if found.verdict(ref).out}
+        totals = {
+            r: t if r in out else t + m for (r, t), m in zip(totals.items(), more, strict=True)
+        }
+        moved = frozenset(r for r in REFS if totals[r] != before[r])
+        last = Outcomes(totals, before, moved, last.at_s, at)
+        found.take(CONFIG, last, frozenset(REFS) - out)
+
+    for at in range(100, 104):
+        second(float(at), bad, good, good)
+    assert found.verdict(REFS[0]).out
+    found.recovered(REFS[1])  # who is not ejected stays as it is
+    second(104.0, good, good, good)
+    assert found.verdict(REFS[0]).out
+    found.recovered(REFS[0])
+    second(105.0, good, good, good)
+    assert not found.verdict(REFS[0]).out
+    assert found.ejections(REFS[0]) == 1
+
+
 def test_a_service_that_nobody_asks_is_not_looked_at() -> None:
     found, tallies = Outliers(), dict.fromkeys(REFS, Tally())
     looked = []

@@ -55,7 +55,9 @@ def test_the_summary_has_what_status_shows() -> None:
         "mode": "handed-over",
         "problems": ["10.0.0.2 has other VIPs"],
     }
-    assert body["flow_sync"] == [{"peer": "10.0.0.2", "state": "connected", "lag_s": 0.21}]
+    (sync,) = body["flow_sync"]
+    assert (sync["peer"], sync["state"], sync["lag_s"]) == ("10.0.0.2", "connected", 0.21)
+    assert sync.keys() == {"peer", "name", "state", "why", "since_s", "lag_s"}
 
 
 def test_a_process_that_does_not_answer_is_told_as_such() -> None:

@@ -134,7 +134,7 @@ def test_a_service_that_serves_nobody_says_what_its_clients_get(clients: NoBacke
         return
     (unserved,) = found.unserved
     assert (unserved.service, unserved.clients) == ("web", clients)
-    assert unserved.reason == "none of 2 backends is up"
+    assert unserved.reason == "all 2 backends are down"
 
 
 def test_what_the_operator_took_out_is_no_trouble():

@@ -227,13 +227,19 @@ UP, DOWN, DRAIN, OUT = (
     [
         ((), ServiceState.DOWN, "no backend is configured"),
         ((UP, UP), ServiceState.UP, "all 2 backends up"),
-        ((UP, DRAIN, OUT), ServiceState.UP, "1 backends up, 2 out"),
+        ((UP, DRAIN, OUT), ServiceState.UP, "1 backend up, 2 out"),
         ((UP, DOWN), ServiceState.DEGRADED, "1 of 2 backends up"),
         ((UP, DOWN, DRAIN), ServiceState.DEGRADED, "1 of 2 backends up"),
         ((UP, BackendState.CHECKING), ServiceState.DEGRADED, "1 of 2 backends up"),
         ((UP, BackendState.UNREACHABLE), ServiceState.DEGRADED, "1 of 2 backends up"),
-        ((DOWN, DOWN), ServiceState.DOWN, "none of 2 backends is up"),
-        ((DRAIN,), ServiceState.DOWN, "none of 1 backends is up"),
+        ((DOWN, DOWN), ServiceState.DOWN, "all 2 backends are down"),
+        ((DRAIN,), ServiceState.DOWN, "its only backend is drained"),
+        ((DRAIN, DRAIN), ServiceState.DOWN, "all 2 backends are drained"),
+        (
+            (DOWN, OUT, DOWN),
+            ServiceState.DOWN,
+            "none of 3 backends is up: 2 down, 1 in maintenance",
+        ),
     ],
 )
 def test_a_service_is_what_its_backends_are(states, expected: ServiceState, reason: str):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.model import Backend, BackendRef, Outlier, Protocol, Service
 from agent.state import outliers
-from agent.state.outliers import Tally, Watch, follow
+from agent.state.outliers import Tally, Watch, follow, recovered
 from tests.unit.state.world import A, B, web
 
 GOOD = Tally(opened=20, established=20, answers=20)
@@ -245,3 +245,29 @@ def test_backends_that_are_alike_are_all_left(seconds, count: int):
     here = History(servers(count))
     for second in seconds:
         assert not here.pass_seconds(1, *[second] * count)
+
+
+def test_who_was_down_and_is_well_again_is_put_back_at_once():
+    here = History(servers(4))
+    assert here.pass_seconds(2, BAD, GOOD, GOOD, GOOD) == {"s0"}
+    ref = BackendRef(here.service.name, "s0")
+    here.watches[ref] = recovered(here.watches[ref])
+    assert not here.pass_seconds(10, GOOD, GOOD, GOOD, GOOD)
+    # If it fails its clients all the same, it is out again, for longer.
+    assert here.pass_seconds(2, BAD, GOOD, GOOD, GOOD) == {"s0"}
+    assert here.watch("s0").times == 2
+
+
+def test_what_clients_met_while_a_server_was_dead_does_not_eject_it_when_it_is_back():
+    """It was restarted in seconds: its check noticed, and so did clients before."""
+    here = History(servers(3))
+    ref = BackendRef(here.service.name, "s0")
+    for forgets in (True, False):
+        assert not here.pass_seconds(20, GOOD, GOOD, GOOD)
+        assert not here.pass_seconds(1, HOLE, GOOD, GOOD)
+        here.out = frozenset({"s0"})  # its check fails
+        assert not here.pass_seconds(3, IDLE, GOOD, GOOD)
+        here.out = frozenset()
+        if forgets:
+            here.watches[ref] = recovered(here.watches[ref])
+        assert (here.pass_seconds(1, IDLE, GOOD, GOOD) == set()) is forgets

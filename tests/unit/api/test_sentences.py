@@ -1,0 +1,68 @@
+"""How troubles and events read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.api.sentences import event_text, host_problems, problems
+
+QUIET: dict[str, Any] = {
+    "agent": {"config_problem": "", "reconcile_problem": "", "unsaved_problem": ""},
+    "dataplane": {
+        "interface": "eth0",
+        "backend_interfaces": [],
+        "attached": True,
+        "nat_problems": [],
+        "vip_problems": [],
+        "link_problems": [],
+    },
+    "failover": {"problem": "", "instances": [], "flow_sync": []},
+}
+
+
+def test_nothing_is_wrong() -> None:
+    assert (problems(QUIET), host_problems(QUIET)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("state", "since_s", "is_wrong"),
+    [("connected", 900.0, False), ("connecting", 3.0, False), ("connecting", 9.0, True),
+     ("refused", 61.0, True)],
+)  # fmt: skip
+def test_a_balancer_that_is_apart_for_a_while_is_a_problem(
+    state: str, since_s: float, is_wrong: bool
+) -> None:
+    peer = {"peer": "10.0.0.2", "name": "edge-2", "state": state, "why": "no answer",
+            "since_s": since_s}  # fmt: skip
+    found = problems(QUIET | {"failover": {"flow_sync": [peer]}})
+    assert bool(found) is is_wrong
+    if is_wrong:
+        assert "with edge-2 (10.0.0.2) for" in found[0]
+        assert found[0].endswith("break if the VIPs move: no answer")
+
+
+def test_an_agent_of_before_that_does_not_say_since_when_is_believed() -> None:
+    peer = {"peer": "10.0.0.2", "state": "connecting", "lag_s": None}
+    assert problems(QUIET | {"failover": {"flow_sync": [peer]}}) == []
+
+
+def test_what_is_wrong_with_the_balancer_itself() -> None:
+    plane = QUIET["dataplane"] | {"attached": False, "link_problems": ["eth0 has no carrier"]}
+    router = {"name": "a/ipv4", "problems": ["two masters"]}
+    failover = {"problem": "no failover process", "instances": [router], "flow_sync": []}
+    assert host_problems(QUIET | {"dataplane": plane, "failover": failover}) == [
+        "the program is NOT attached to eth0",
+        "eth0 has no carrier",
+        "failover: no failover process",
+        "failover a/ipv4: two masters",
+    ]
+
+
+def test_an_event_says_what_why_and_by_whom() -> None:
+    event = {"event": "change", "service": "chat", "backend": "chat/gpu-1", "fields": {
+        "backend": "chat/gpu-1", "change": "change backend chat/gpu-1: weight 1 → 2",
+        "effect": "it gets more", "by": "root", "message": "faster now", "version": 7}}  # fmt: skip
+    text = "change: weight 1 → 2; it gets more (version=7), by root: “faster now”"
+    assert event_text(event) == text
