@@ -235,7 +235,6 @@ def few_ports(here: Site) -> Iterator[None]:
         "while failed < 20:\n"
         "    try:\n"
         f"        held.append(socket.create_connection(({str(vip)!r}, 80), 0.2))\n"
-        "        failed = 0\n"
         "    except OSError:\n"
         "        failed += 1\n"
         "print('all are held', flush=True)\n"
