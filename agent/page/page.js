@@ -123,7 +123,7 @@ use`],
 }
 
 function needsView(told) {
-  if (!told.problems.length) return html`<p class="good">Nothing. Every service has all it needs.</p>`;
+  if (!told.problems.length) return html`<p class="good">Nothing is wrong.</p>`;
   const last = told.status.events_last_hour;
   return html`<ul class="needs">${told.problems.map((text) => html`<li>${text}</li>`)}</ul>
 <p class="note">In the last hour: ${plural(last.error || 0, "error")},
