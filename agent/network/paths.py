@@ -168,6 +168,9 @@ def _listening(version: int, secret: int) -> socket.socket:
         ) from error
     heard.setblocking(False)
     sockfilter.attach(heard, _filter(version, secret))
+    with contextlib.suppress(BlockingIOError):
+        while True:  # what came before the filter was there
+            heard.recv(1)
     with contextlib.suppress(PermissionError):  # a user namespace: the default has to do
         heard.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
     return heard

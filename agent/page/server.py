@@ -13,7 +13,6 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 from aiohttp import web
@@ -67,7 +66,7 @@ class PageServer:
         self._port: socket.socket | None = None
         self._runner: web.AppRunner | None = None
         self._serving: asyncio.Server | asyncio.Task[None] | None = None
-        self._page, self._policy = page()
+        self._page = self._policy = ""  # once started
         self._asking = asyncio.Lock()
         self._body, self._body_at = b"", float("-inf")
         self._following: set[Following] = set()
@@ -94,6 +93,7 @@ class PageServer:
     async def _start(self) -> None:
         asked = self._asked
         assert asked.listen is not None  # noqa: S101 (keep has looked)
+        self._page, self._policy = await asyncio.to_thread(page)
         if asked.token_file is not None:
             self._token = await asyncio.to_thread(read_token, asked.token_file)
         if asked.certificate is not None and asked.key_file is not None:
@@ -128,6 +128,9 @@ class PageServer:
             return
         written = await asyncio.to_thread(_written, asked.certificate, asked.key_file)
         if written and written != self._tls_files:
+            # Elsewhere first: one whose key is still to come must not take the old one's place.
+            aside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            await asyncio.to_thread(_load, aside, asked.certificate, asked.key_file)
             await asyncio.to_thread(_load, self._tls, asked.certificate, asked.key_file)
             self._tls_files = written
             log.info("the status page has a new certificate")
@@ -255,9 +258,9 @@ def _in_words() -> Callable[[dict[str, object]], dict[str, object]]:
 
 def page() -> tuple[str, str]:
     """The page, one file without anything from elsewhere, and the policy that holds it to that."""
-    here = resources.files("agent.page")
+    here = Path(__file__)
     style, script, text = (
-        here.joinpath(name).read_text() for name in (_STYLE, _SCRIPT, "page.html")
+        here.with_name(name).read_text() for name in (_STYLE, _SCRIPT, "page.html")
     )
     style_hash, script_hash = (
         base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from agent import sockfilter
 from agent.model import Config, Forward
 from agent.network import paths
 from agent.network.paths import Paths
@@ -108,6 +111,36 @@ def test_what_cannot_be_asked_is_not_held_against_the_server(net: Net, version: 
         assert await asked.ask(elsewhere) is None
 
     asking(net, version, story)
+
+
+@families
+def test_what_came_before_the_filter_is_not_heard(
+    net: Net, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket hears from the moment it is made: here a stranger's packet comes just then."""
+    ours, peer = "10.9.0.2" if version == 4 else "fd09::2", PEERS[version]
+    early = Segment(peer, PORT, type(peer)(ours), FIRST_PORT, 7, 0, SYN)
+    right = replace(early, ack=SECRET << 16 | 5, flags=SYN | ACK)
+    attach = sockfilter.attach
+
+    async def story() -> None:
+        with inside(net.peer):
+            sender = raw(version)
+
+        def late(sock: socket.socket, steps: Any) -> None:
+            sender.sendto(early.packet(), (ours, 0))
+            while not select.select([sock], [], [], 10)[0]:
+                pass
+            attach(sock, steps)
+
+        monkeypatch.setattr(sockfilter, "attach", late)
+        heard = paths._listening(version, SECRET)
+        with contextlib.closing(sender), contextlib.closing(heard):
+            sender.sendto(right.packet(), (ours, 0))
+            assert select.select([heard], [], [], 60)[0]
+            assert Segment.read(heard.recv(2048), version) == right
+
+    run_in(net.us, story)
 
 
 @families

@@ -225,7 +225,13 @@ def test_with_tls_a_certificate_that_was_renewed_is_taken(
         assert (await site.get("/v1/page", Authorization=basic(TOKEN)))[0] == 200
         before = ssl.PEM_cert_to_DER_cert(pem.read_text())
         assert await seen(site) == before
-        certificate(tmp_path, "renewed.example")
+        (tmp_path / "new").mkdir()
+        new, its_key = certificate(tmp_path / "new", "renewed.example")
+        with capture_logs() as logs:
+            pem.write_bytes(new.read_bytes())
+            await until(lambda: any("cannot be used" in log.get("problem", "") for log in logs))
+        assert await seen(site) == before, "its key is still to come"
+        key.write_bytes(its_key.read_bytes())
         for _ in range(600):
             if await seen(site) != before:
                 break
