@@ -163,15 +163,33 @@ async def serve_tls(guarded: Guarded, sock: socket.socket, context: ssl.SSLConte
 class Listening:
     """A listener for strangers, with its server."""
 
-    def __init__(self, runner: web.AppRunner, listener: asyncio.Server) -> None:
+    def __init__(
+        self, runner: web.AppRunner, listener: asyncio.Server | asyncio.Task[None], port: int
+    ) -> None:
         self._runner = runner
         self._listener = listener
-        self.port = int(listener.sockets[0].getsockname()[1])
+        self.port = port
 
     async def stop(self) -> None:
         """Take no more requests, and let those in progress end."""
-        self._listener.close()
+        if isinstance(self._listener, asyncio.Task):
+            self._listener.cancel()
+        else:
+            self._listener.close()
         await self._runner.cleanup()
+
+
+async def serve(
+    app: web.Application, sock: socket.socket, tls: ssl.SSLContext | None = None
+) -> Listening:
+    """Serve an application to strangers, on a socket that listens."""
+    serving = runner(app, SHUTDOWN_S)
+    held = await _held(serving)
+    port = int(sock.getsockname()[1])
+    if tls is not None:
+        return Listening(serving, asyncio.create_task(serve_tls(held, sock, tls)), port)
+    listener = await asyncio.get_running_loop().create_server(held, sock=sock)
+    return Listening(serving, listener, port)
 
 
 async def listen(app: web.Application, host: str, port: int) -> Listening:
@@ -179,12 +197,10 @@ async def listen(app: web.Application, host: str, port: int) -> Listening:
     is taken.
     """
     serving = runner(app, SHUTDOWN_S)
-    await serving.setup()
-    server = serving.server
-    assert server is not None  # noqa: S101 (setup made it)
+    held = await _held(serving)
     try:
         listener = await asyncio.get_running_loop().create_server(
-            Guarded(server), None if host == ANYWHERE else host, port
+            held, None if host == ANYWHERE else host, port
         )
     except OSError as error:
         await serving.cleanup()
@@ -193,7 +209,14 @@ async def listen(app: web.Application, host: str, port: int) -> Listening:
             where=f"{host}:{port}",
             remedy="choose a free local address with --listen",
         ) from error
-    return Listening(serving, listener)
+    return Listening(serving, listener, int(listener.sockets[0].getsockname()[1]))
+
+
+async def _held(serving: web.AppRunner) -> Guarded:
+    await serving.setup()
+    server = serving.server
+    assert server is not None  # noqa: S101 (setup made it)
+    return Guarded(server)
 
 
 def runner(app: web.Application, shutdown_s: float) -> web.AppRunner:

@@ -57,7 +57,7 @@ def _apart(peer: Json) -> str:
     """Another balancer with which no flows are exchanged; empty: they are, or a moment ago."""
     if peer["state"] == "connected" or peer.get("since_s", 0) < APART_S:
         return ""
-    who = " ".join(filter(None, (peer["name"], f"({peer['peer']})")))
+    who = f"{peer['name']} ({peer['peer']})" if peer["name"] else peer["peer"]
     return (
         f"no flows are exchanged with {who} for {age(peer['since_s'])}, so connections break if the"
         f" VIPs move: {peer['why']}"

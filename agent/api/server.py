@@ -70,7 +70,7 @@ class ApiServer:
         self._port: socket.socket | None = None
         self._runners: list[web.AppRunner] = []
         self._api_site: web.SockSite | None = None
-        self._metrics_server: asyncio.Server | None = None
+        self._metrics_listening: guarded.Listening | None = None
         self._following: set[Following] = set()
         self.metrics_address: tuple[str, int] | None = None  # once started
 
@@ -100,7 +100,8 @@ class ApiServer:
             if self._unix is not None:
                 self._api_site = await self._serve(self._api(), self._unix.sock)
             if self._port is not None:
-                self._metrics_server = await self._serve_strangers(self._port)
+                # Whoever reaches this port can fill it.
+                self._metrics_listening = await guarded.serve(self._metrics_only(), self._port)
         except BaseException:
             await self.stop()
             raise
@@ -122,9 +123,9 @@ class ApiServer:
     async def stop(self) -> None:
         """Stop taking requests, let those in progress end, and remove the socket."""
         runners, self._runners, self._api_site = self._runners, [], None
-        if self._metrics_server is not None:
-            self._metrics_server.close()
-            self._metrics_server = None
+        if self._metrics_listening is not None:
+            await self._metrics_listening.stop()
+            self._metrics_listening = None
         for runner in reversed(runners):
             await runner.cleanup()
         if self._unix is not None:
@@ -142,15 +143,6 @@ class ApiServer:
         site = web.SockSite(runner, sock)
         await site.start()
         return site
-
-    async def _serve_strangers(self, sock: socket.socket) -> asyncio.Server:
-        """The metrics' port, which whoever reaches it can fill."""
-        runner = guarded.runner(self._metrics_only(), _SHUTDOWN_S)
-        self._runners.append(runner)
-        await runner.setup()
-        server = runner.server
-        assert server is not None  # noqa: S101 (setup made it)
-        return await asyncio.get_running_loop().create_server(guarded.Guarded(server), sock=sock)
 
     def _api(self) -> web.Application:
         app = web.Application(

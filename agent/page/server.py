@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,8 +41,8 @@ SHOWN_EVENTS = 50
 MOST_TRACES = 4
 TRACE_S = 600.0  # a page that was left open must not cost the packet path for ever
 WRONG_TOKEN_S = 1.0  # until it is said
+SAID_EVERY_S = 60.0  # what anybody can cause is logged no more often
 AGAIN_S = 30.0  # until what has failed is tried again, and the certificate is looked at
-_SHUTDOWN_S = 2.0
 _JSON = "application/json"
 _STYLE, _SCRIPT = "page.css", "page.js"
 _ASKS = {"WWW-Authenticate": 'Basic realm="Steelyard", charset="UTF-8"'}
@@ -64,8 +65,9 @@ class PageServer:
         self._tls: ssl.SSLContext | None = None
         self._tls_files: tuple[float, ...] = ()  # when they were written
         self._port: socket.socket | None = None
-        self._runner: web.AppRunner | None = None
-        self._serving: asyncio.Server | asyncio.Task[None] | None = None
+        self._listening: guarded.Listening | None = None
+        self._said: dict[str, float] = {}  # when an event was logged last
+        self._unsaid: Counter[str] = Counter()  # and how often it was not, since
         self._page = self._policy = ""  # once started
         self._asking = asyncio.Lock()
         self._body, self._body_at = b"", float("-inf")
@@ -73,8 +75,8 @@ class PageServer:
         self.address: tuple[str, int] | None = None
 
     async def keep(self) -> None:
-        """Serve the page, for ever. What hinders it, as a file that is not there yet, is said once,
-        and tried again: a balancer must not stand still for its status page.
+        """Serve the page, for ever. What hinders it, such as a missing file, is said once,
+        and tried again: a balancer must not stand still because of its status page.
         """
         said = ""
         while self._asked.listen is not None:
@@ -103,17 +105,7 @@ class PageServer:
             self._tls = tls
         self._port = listen.listen_tcp(asked.listen, "the status page", "status_page.listen")
         self.address = self._port.getsockname()[:2]
-        self._runner = guarded.runner(self._app(), _SHUTDOWN_S)
-        await self._runner.setup()
-        server = self._runner.server
-        assert server is not None  # noqa: S101 (setup made it)
-        held = guarded.Guarded(server)
-        if self._tls is None:
-            loop = asyncio.get_running_loop()
-            self._serving = await loop.create_server(held, sock=self._port)
-        else:
-            serving = guarded.serve_tls(held, self._port, self._tls)
-            self._serving = asyncio.create_task(serving, name="status page")
+        self._listening = await guarded.serve(self._app(), self._port, self._tls)
         log.info(
             "the status page is served",
             listening=self.address,
@@ -128,7 +120,7 @@ class PageServer:
             return
         written = await asyncio.to_thread(_written, asked.certificate, asked.key_file)
         if written and written != self._tls_files:
-            # Elsewhere first: one whose key is still to come must not take the old one's place.
+            # Into a spare context first: until the new key is written too, the old one has to stay.
             aside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             await asyncio.to_thread(_load, aside, asked.certificate, asked.key_file)
             await asyncio.to_thread(_load, self._tls, asked.certificate, asked.key_file)
@@ -137,16 +129,11 @@ class PageServer:
 
     async def stop(self) -> None:
         """Stop taking requests, and end what is in progress."""
-        serving, self._serving = self._serving, None
-        if isinstance(serving, asyncio.Task):
-            serving.cancel()
-        elif serving is not None:
-            serving.close()
         for following in tuple(self._following):
             following.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        if self._listening is not None:
+            await self._listening.stop()
+            self._listening = None
         if self._port is not None:
             self._port.close()
             self._port = None
@@ -182,9 +169,7 @@ class PageServer:
                 status = 421  # RFC 9110: Misdirected Request
             case wrong:
                 if wrong is Answer.NOT_IT:
-                    log.warning(
-                        "the status page was asked for with a wrong token", by=request.remote
-                    )
+                    self._say("a wrong token for the status page", "warning", by=request.remote)
                     await asyncio.sleep(WRONG_TOKEN_S)
                 told = "the token is needed", "give it as the password, with any user name"
                 status = 401
@@ -241,7 +226,7 @@ class PageServer:
             )
         with self._control.follow(query) as following:
             # It costs time on the packet path, so who asked for it is of interest.
-            log.info("trace", by=f"the status page, {request.remote}", **given)
+            self._say("trace", "info", by=f"the status page, {request.remote}", **given)
             self._following.add(following)
             ends = asyncio.get_running_loop().call_later(TRACE_S, following.close)
             try:
@@ -249,6 +234,17 @@ class PageServer:
             finally:
                 ends.cancel()
                 self._following.discard(following)
+
+    def _say(self, event: str, level: str, **fields: object) -> None:
+        """Log it, but not for each request: a stranger must not fill the log and the journal."""
+        now = time.monotonic()
+        if now - self._said.get(event, float("-inf")) < SAID_EVERY_S:
+            self._unsaid[event] += 1
+            return
+        self._said[event] = now
+        if more := self._unsaid.pop(event, 0):
+            fields["more_since"] = more
+        getattr(log, level)(event, **fields)
 
 
 def _in_words() -> Callable[[dict[str, object]], dict[str, object]]:

@@ -199,15 +199,28 @@ def churn(minutes: float) -> int:
     return len(alarms)
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.PatternError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+    return text
+
+
 def main() -> None:
     """Print the table; the exit status says whether all were named in time."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", metavar="REGEX", default="", help="only faults with this name")
+    parser.add_argument(
+        "--only", metavar="REGEX", type=_pattern, default="", help="only faults with this name"
+    )
     parser.add_argument("--churn", type=float, metavar="MINUTES")
     asked = parser.parse_args()
     if asked.churn:
         sys.exit(bool(churn(asked.churn)))
     chosen = [fault for fault in FAULTS if re.search(asked.only, fault.name)]
+    if not chosen:
+        names = "\n  ".join(fault.name for fault in FAULTS)
+        parser.error(f"no fault has such a name; there are\n  {names}")
     named = 0
     print("fault | lab | named after (s) | requests that failed until then | the screen | gone (s)")
     for name in LABS:

@@ -355,14 +355,23 @@ FAULTS = [
         scripts("lb1", "ip link set eth0 xdp off", "true"),
         r"attached again: the program was gone", EVENTS, clears=False,
     ),
-    Fault("somebody removes the pins", "dsr", pins_are_removed, r"pin", EVENTS, clears=False),
+    Fault(
+        "somebody removes the pins", "dsr", pins_are_removed,
+        r"pins were gone; pinned again", EVENTS, clears=False,
+    ),
     Fault(
         "the balancer's own cable is cut", "dsr", balancers_cable_is_cut,
         r"eth0.*no carrier",
     ),
-    Fault("the agent is killed", "dsr", agent_is_killed, r"(no agent|not running|nobody).*"),
-    Fault("the agent stands still", "dsr", agent_stands_still, r"did not answer"),
-    Fault("the configuration file is broken", "dsr", file_is_broken, r"line \d|:\d+"),
+    Fault(
+        "the agent is killed", "dsr", agent_is_killed,
+        r"no agent: the one that made this socket is gone",
+    ),
+    Fault("the agent stands still", "dsr", agent_stands_still, r"the agent did not answer within"),
+    Fault(
+        "the configuration file is broken", "dsr", file_is_broken,
+        r"lb1\.yaml:\d+: not valid YAML",
+    ),
     Fault(
         "the state folder cannot be written", "dsr", state_folder_is_gone, r"in memory only",
     ),

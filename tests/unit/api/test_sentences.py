@@ -41,6 +41,8 @@ def test_a_balancer_that_is_apart_for_a_while_is_a_problem(
     if is_wrong:
         assert "with edge-2 (10.0.0.2) for" in found[0]
         assert found[0].endswith("break if the VIPs move: no answer")
+        (unknown,) = problems(QUIET | {"failover": {"flow_sync": [peer | {"name": ""}]}})
+        assert "with 10.0.0.2 for" in unknown
 
 
 def test_an_agent_of_before_that_does_not_say_since_when_is_believed() -> None:

@@ -109,8 +109,9 @@ def test_numbers_read_as_in_lbctl(script: Script, values: list[float]):
 
 
 def _near(a: str, b: str) -> bool:
-    number = [float("".join(c for c in text if c.isdigit() or c == ".") or 0) for text in (a, b)]
-    return abs(number[0] - number[1]) <= 1
+    numbers = [float("".join(c for c in text if c in "0123456789.")) for text in (a, b)]
+    units = ["".join(c for c in text if c not in "0123456789.") for text in (a, b)]
+    return units[0] == units[1] and abs(numbers[0] - numbers[1]) <= 1
 
 
 def test_services_have_their_figures(script: Script):

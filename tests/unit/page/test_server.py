@@ -209,7 +209,13 @@ def test_a_token_is_asked_for_and_opens(tmp_path: Path, monkeypatch: pytest.Monk
             assert told.headers["WWW-Authenticate"].startswith('Basic realm="Steelyard"')
         with capture_logs() as logs:
             assert (await site.get("/v1/page", Authorization=basic("wrong")))[0] == 401
+            for _ in range(5):  # a guesser fills no log
+                await site.get("/v1/page", Authorization=basic("wrong"))
         assert [(log["log_level"], log["by"]) for log in logs] == [("warning", "127.0.0.1")]
+        monkeypatch.setattr(server, "SAID_EVERY_S", 0.0)
+        with capture_logs() as logs:
+            await site.get("/v1/page", Authorization=basic("wrong"))
+        assert [log["more_since"] for log in logs] == [5]
         assert (await site.get("/v1/page", Authorization=basic(TOKEN)))[0] == 200
 
     visit(work, StatusPage(HERE, token_file(tmp_path)))

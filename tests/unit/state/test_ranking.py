@@ -10,14 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.model import Backend, BackendRef, BackendState, Config, ServiceState
+from agent.model import Backend, BackendRef, BackendState, ServiceState
 from agent.state import ranking
-from agent.state.identities import assign
 from agent.state.queries import ListQuery, SortBy
 from agent.state.ranking import BACKEND_STATES, SERVICE_STATES, Figures
-from agent.state.situation import Past, Situation, situation
-from agent.state.tables import TableContents
-from tests.unit.state.world import TABLES, hop, status, surroundings, web
+from tests.unit.state.world import all_up, web
 
 SERVICES = tuple(
     web(
@@ -30,16 +27,7 @@ SERVICES = tuple(
 COUNT = sum(len(service.backends) for service in SERVICES)
 
 
-def world() -> Situation:
-    config = Config("test", "eth0", tables=TABLES, services=SERVICES)
-    around = surroundings(config)
-    ids = assign(config, TableContents(), frozenset(), lambda: 7)
-    health = dict.fromkeys(around.eligibility, status())
-    hops = {b.address: hop(str(b.address)) for s in SERVICES for b in s.backends}
-    return situation(Past({}, {}), config, ids, health, hops, around.eligibility, 0.0)
-
-
-NOW = world()
+NOW = all_up(*SERVICES)
 
 
 def figures(*values: int) -> Figures:

@@ -19,7 +19,9 @@ from agent.model import (
     Tables,
 )
 from agent.state.desired import Surroundings
-from agent.state.situation import verdicts
+from agent.state.identities import assign
+from agent.state.situation import Past, Situation, situation, verdicts
+from agent.state.tables import TableContents
 from agent.weights.influence import Influence
 
 TABLES = Tables(flows=1024, services=8, backends=32, ring_slots=101)
@@ -73,3 +75,13 @@ def surroundings(
         lambda seconds: int(seconds // 4),
         pick_seed=config.hash_seed or 0,
     )
+
+
+def all_up(*services: Service) -> Situation:
+    """Services whose backends are all well."""
+    config = Config("test", "eth0", tables=TABLES, services=services)
+    around = surroundings(config)
+    ids = assign(config, TableContents(), frozenset(), lambda: 7)
+    health = dict.fromkeys(around.eligibility, status())
+    hops = {b.address: hop(str(b.address)) for s in services for b in s.backends}
+    return situation(Past({}, {}), config, ids, health, hops, around.eligibility, 0.0)
