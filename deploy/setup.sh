@@ -207,7 +207,7 @@ fingerprint() {
 		awk '/^\[/ { keep = /^\[(build-system|project|tool\.hatch)/ } keep' \
 			"$repository/pyproject.toml"
 		[[ -n "$dev" ]] || find "$repository/agent" "$repository/bpf" "$repository/lbctl" \
-			-type f ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 cat
+			"$repository"/deploy/*.service -type f ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 cat
 	} | sha256sum
 }
 

@@ -37,7 +37,7 @@ def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
         )
         return
     about, plane = found.status["agent"], found.status["dataplane"]
-    problems = [*_problems(about, plane), *_attachment(plane, ask)]
+    problems = [*_problems(about, plane), *_links(plane, ask), *_attachment(plane, ask)]
     yield from problems
     if not any(each.verdict is Verdict.PROBLEM for each in problems):
         yield Finding("agent", Verdict.OK, f"{about['name']}, version {about['version']}, answers")
@@ -54,7 +54,17 @@ def _problems(about: Mapping[str, Any], plane: Mapping[str, Any]) -> Iterator[Fi
     ]
     for what, problem, remedy in said:
         if problem:
-            yield Finding("agent", Verdict.PROBLEM, f"{what}{problem}", remedy)
+            text, _, own = problem.partition("\n  remedy: ")
+            yield Finding("agent", Verdict.PROBLEM, f"{what}{text}", own or remedy)
+
+
+def _links(plane: Mapping[str, Any], ask: Question) -> Iterator[Finding]:
+    """Devices that take no packets, beside the interfaces that are looked at themselves."""
+    seen = (ask.interface, *ask.others)
+    for text in plane.get("link_problems", ()):
+        if text.split(" ", 1)[0] not in seen:
+            fix = f"ip -d link show dev {text.split(' ', 1)[0]}"
+            yield Finding("agent", Verdict.PROBLEM, f"next hops: {text}", fix)
 
 
 def _attachment(plane: Mapping[str, Any], ask: Question) -> Iterator[Finding]:

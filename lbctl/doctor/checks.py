@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from lbctl.doctor import (
+    agent_checks,
     backend_checks,
     balancer_checks,
+    certificate_checks,
     failover_checks,
     hook_checks,
     host_checks,
@@ -25,7 +27,9 @@ HOST: tuple[Check, ...] = (
     host_checks.jit,
     host_checks.bpffs,
     host_checks.bcc,
-    host_checks.open_files,
+    host_checks.clock,
+    host_checks.conntrack,
+    host_checks.neighbours,
 )
 # Of each interface that gets the program.
 INTERFACE: tuple[Check, ...] = (
@@ -48,6 +52,14 @@ BALANCER: tuple[Check, ...] = (
     balancer_checks.file,
     balancer_checks.vips,
     balancer_checks.agent,
+    agent_checks.release,
+    agent_checks.unit,
+    agent_checks.rights,
+    agent_checks.open_files,
+    agent_checks.flow_table,
+    agent_checks.ports,
+    agent_checks.lists,
+    certificate_checks.certificates,
     balancer_checks.guard,
     failover_checks.failover,
 )
@@ -59,6 +71,8 @@ BACKEND: tuple[Check, ...] = (
     backend_checks.decapsulation,
     backend_checks.tunnel_senders,
     backend_checks.gateway,
+    host_checks.conntrack,
+    host_checks.clock,
 )
 
 

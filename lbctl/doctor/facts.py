@@ -121,6 +121,7 @@ class Link:
     name: str
     kind: str = ""  # veth, vlan, bond, ipip, …; empty: a card
     up: bool = True
+    carrier: bool = True
     mtu: int = 1500
     driver: str | None = None
     parent: str | None = None  # of a VLAN
@@ -149,6 +150,7 @@ class Host:
     bpffs: bool
     bcc: Bcc
     open_files: int
+    clock: bool | None = None  # whether it follows a time server, as the kernel is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,42 @@ class ConfigFile:
     path: str
     problems: tuple[SteelyardError, ...] = ()
     advice: tuple[Advice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The running agent as the kernel knows it.
+
+    ``locked_memory``: bytes that it may lock, infinite without a limit; ``same_python``: it runs in
+    the doctor's own virtual environment.
+    """
+
+    open_files: int | None = None
+    locked_memory: float | None = None
+    capabilities: frozenset[str] | None = None
+    same_python: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """The release of which the doctor is a part; ``written``: when its newest file was."""
+
+    version: str
+    written: float
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate that something here depends on.
+
+    ``until``: its end in seconds since the epoch; None: it cannot be read, for ``problem``.
+    """
+
+    where: str
+    until: float | None
+    problem: str = ""
+    denied: bool = False
+    backend: bool = False  # of a server, as the agent's health check saw it
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +211,9 @@ class AgentFacts:
     problem: str = ""
     remedy: str = ""
     denied: bool = False
-    open_files: int | None = None
+    process: Process | None = None
+    guard: Mapping[str, Any] | None = None  # blocks and lists; None: an agent that has none
+    certificates: tuple[Certificate, ...] = ()
     file: ConfigFile | None = None  # where no agent answers, and there is one
 
 
@@ -227,6 +267,9 @@ class Facts:
     gue_ports: frozenset[int] = frozenset()  # UDP ports whose packets the kernel unpacks
     nft_installed: bool = True
     nft_tables: frozenset[str] | None = None  # of the family inet; None: they cannot be seen
+    installed: Installed | None = None
+    units: Mapping[str, bool] = field(default_factory=dict)  # installed: it is the shipped one
+    now: float = 0.0  # seconds since the epoch
 
     @property
     def hook(self) -> str:

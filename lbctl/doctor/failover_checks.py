@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from ipaddress import ip_address
 
 from agent.failover.model import Authentication, Method, Role
 from agent.failover.plan import plan
@@ -66,6 +67,39 @@ def _process(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
     if not bad:
         roles = ", ".join(f"{router.name} {router.role.value}" for router in status.routers)
         yield Finding("failover", Verdict.OK, f"the failover process answers: {roles}")
+
+
+def _left(found: FailoverFacts, facts: Facts) -> Iterator[Finding]:
+    """A VIP that stays on a node which is not master is answered for by two."""
+    status = found.status
+    if found.denied:
+        return
+    roles = {router.name: router.role for router in status.routers} if status else {}
+    for router in plan(found.config).routers:
+        role = roles.get(router.name, Role.INIT)
+        if router.instance.method is not Method.VRRP or role is Role.MASTER:
+            continue
+        for link in facts.links:
+            left = [str(vip) for vip in router.vips if vip in link.addresses]
+            if not left or link.name == "lo":
+                continue
+            yield Finding(
+                "vip left",
+                Verdict.PROBLEM,
+                f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} on {link.name}, and this"
+                f" node is {f'{role.value} of {router.name}' if status else 'out of failover'}:"
+                " another node may be master, and both answer",
+                _taken_off(left, link.name)
+                if status
+                else f"systemctl start lb-agent-failover, which takes them off unless it becomes"
+                f" master; or by hand: {_taken_off(left, link.name)}",
+            )
+
+
+def _taken_off(vips: Iterable[str], interface: str) -> str:
+    return "; ".join(
+        f"ip address del {vip}/{ip_address(vip).max_prefixlen} dev {interface}" for vip in vips
+    )
 
 
 def _standing(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
@@ -230,6 +264,7 @@ def _fullnat(found: FailoverFacts) -> Iterator[Finding]:
 
 _CHECKS: tuple[Callable[[FailoverFacts, Facts], Iterable[Finding]], ...] = (
     _process,
+    _left,
     _standing,
     _key,
     _kernel,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -10,21 +11,17 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from agent.config.load import load_file
-from agent.config.render import document
-from agent.errors import AgentUnreachableError, ConfigError, SteelyardError
-from agent.here import warnings
-from lbctl.doctor import bpf, gather_failover, netdev
+from lbctl.doctor import bpf, gather_agent, gather_failover, netdev
 from lbctl.doctor.facts import (
     AgentFacts,
     Bcc,
-    ConfigFile,
     Entry,
     Facts,
     Feature,
@@ -34,15 +31,24 @@ from lbctl.doctor.facts import (
     Program,
     Queues,
 )
+from lbctl.doctor.gather_agent import read
 from lbctl.environment import Environment
 
 _COMMAND_TIMEOUT_S = 10
-_AGENT_TIMEOUT_S = 3.0
 _PINS = Path("/sys/fs/bpf/steelyard")
-_CAPABILITIES = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
+_TIMEX_BYTES = 256  # struct timex is shorter
+_TIME_ERROR = 5  # what adjtimex(2) returns for a clock that nobody keeps right
 _BCC_PROBE = (
     "import json, bcc;"
     "print(json.dumps([hasattr(bcc, 'BPF'), str(getattr(bcc, '__version__', ''))]))"
+)
+_SINGLE_SYSCTLS = (
+    "net.ipv4.ip_forward",
+    "net.ipv6.conf.all.forwarding",
+    "net.ipv4.neigh.default.gc_thresh2",
+    "net.ipv6.neigh.default.gc_thresh2",
+    "net.netfilter.nf_conntrack_count",
+    "net.netfilter.nf_conntrack_max",
 )
 _PER_INTERFACE = ("rp_filter", "arp_ignore", "arp_announce", "forwarding")
 
@@ -55,9 +61,9 @@ def gather(
     The agent's are all that it balances on, the first one first. Where no agent answers, ``file``
     tells what it is going to do.
     """
-    agent = _agent(env)
+    agent = gather_agent.gather(env)
     if agent.status is None and file is not None and file.exists():
-        agent = with_file(agent, file)
+        agent = gather_agent.with_file(agent, file)
     links = _links()
     running = (agent.status or {}).get("dataplane", {}) or agent.config or {}
     first = interface or running.get("interface") or _default_interface() or only_interface(links)
@@ -76,6 +82,9 @@ def gather(
         gue_ports=gue_ports(_run("ip", "fou", "show") or ""),
         nft_installed=shutil.which("nft") is not None,
         nft_tables=nft_tables(rules),
+        installed=gather_agent.installed(),
+        units=gather_agent.units(),
+        now=time.time(),
     )
     return facts, tuple(names)
 
@@ -84,7 +93,7 @@ def _host() -> Host:
     release = os.uname().release
     return Host(
         root=os.geteuid() == 0,
-        capabilities=_effective_capabilities(_read(Path("/proc/self/status")) or ""),
+        capabilities=gather_agent.effective_capabilities(read(Path("/proc/self/status")) or ""),
         kernel=kernel_version(release),
         kernel_release=release,
         cpus=os.cpu_count() or 1,
@@ -92,10 +101,18 @@ def _host() -> Host:
         bpf_program=bpf.xdp_program(),
         btf=Path("/sys/kernel/btf/vmlinux").exists(),
         jit=_number(Path("/proc/sys/net/core/bpf_jit_enable")),
-        bpffs=bpffs_mounted(_read(Path("/proc/self/mounts")) or ""),
+        bpffs=bpffs_mounted(read(Path("/proc/self/mounts")) or ""),
         bcc=_bcc(),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        clock=_clock(),
     )
+
+
+def _clock() -> bool | None:
+    """Whether something keeps the clock right, which NTP daemons tell the kernel."""
+    nothing = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes 0: only read
+    state = int(ctypes.CDLL(None).adjtimex(nothing))
+    return None if state < 0 else state != _TIME_ERROR
 
 
 def kernel_version(release: str) -> tuple[int, int]:
@@ -108,12 +125,6 @@ def bpffs_mounted(mounts: str) -> bool:
     """Whether /sys/fs/bpf is a BPF file system, by /proc/self/mounts."""
     rows = (line.split() for line in mounts.splitlines())
     return any(len(row) > 2 and row[1] == "/sys/fs/bpf" and row[2] == "bpf" for row in rows)
-
-
-def _effective_capabilities(status: str) -> frozenset[str]:
-    match = re.search(r"^CapEff:\s*([0-9a-fA-F]+)", status, re.MULTILINE)
-    bits = int(match[1], 16) if match else 0
-    return frozenset(name for bit, name in _CAPABILITIES.items() if bits & 1 << bit)
 
 
 def _bcc() -> Bcc:
@@ -157,6 +168,7 @@ def link_of(entry: Mapping[str, Any], addresses: set[str]) -> Link:
         name=entry["ifname"],
         kind=(entry.get("linkinfo") or {}).get("info_kind", ""),
         up="UP" in entry.get("flags", []),
+        carrier="NO-CARRIER" not in entry.get("flags", []),
         mtu=entry.get("mtu", 0),
         parent=entry.get("link"),
         master=entry.get("master"),
@@ -271,8 +283,7 @@ def _sysctls(names: list[str]) -> dict[str, int]:
 
 
 def _read_sysctls(names: list[str]) -> Iterator[tuple[str, int]]:
-    single = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
-    paths = {name: name.replace(".", "/") for name in single}
+    paths = {name: name.replace(".", "/") for name in _SINGLE_SYSCTLS}
     for interface in names:
         for key in _PER_INTERFACE:
             paths[f"net.ipv4.conf.{interface}.{key}"] = f"net/ipv4/conf/{interface}/{key}"
@@ -291,34 +302,6 @@ def _pinned() -> frozenset[int]:
         return frozenset()
     idents = (bpf.pinned_program_id(path) for path in paths)
     return frozenset(ident for ident in idents if ident is not None)
-
-
-def _agent(env: Environment) -> AgentFacts:
-    agent = env.agent(_AGENT_TIMEOUT_S)
-    try:
-        status = agent.get("/v1/status")
-        config = agent.get("/v1/config")["config"]
-    except SteelyardError as error:
-        return AgentFacts(
-            str(env.socket),
-            problem=error.message,
-            remedy=error.remedy,
-            denied=not isinstance(error, AgentUnreachableError)
-            or isinstance(error.__cause__, PermissionError),
-        )
-    limits = _read(Path("/proc", str(status["agent"]["pid"]), "limits")) or ""
-    match = re.search(r"^Max open files\s+(\d+)", limits, re.MULTILINE)
-    return AgentFacts(str(env.socket), status, config, open_files=int(match[1]) if match else None)
-
-
-def with_file(agent: AgentFacts, path: Path) -> AgentFacts:
-    """The same with what the configuration file of an agent that does not answer says."""
-    try:
-        config = load_file(path)
-        found = ConfigFile(str(path), advice=warnings(config))
-    except ConfigError as error:
-        return replace(agent, file=ConfigFile(str(path), problems=error.problems))
-    return replace(agent, config=document(config), file=found)
 
 
 def _ip(*arguments: str) -> list[dict[str, Any]]:
@@ -342,13 +325,6 @@ def _run(*command: str) -> str | None:
     return result.stdout if result.returncode == 0 else None
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except OSError:
-        return None
-
-
 def _number(path: Path) -> int | None:
-    text = (_read(path) or "").strip()
+    text = (read(path) or "").strip()
     return int(text) if text.lstrip("-").isdigit() else None

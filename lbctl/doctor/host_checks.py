@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 
-from lbctl.doctor.facts import Facts, Finding, Question, Verdict
+from agent.humanise import exact
+from lbctl.doctor.facts import Facts, Finding, Question, Role, Verdict
 
 # Mappable arrays came with 5.5, bpf_jiffies64 with 5.6, CAP_BPF with 5.8.
 OLDEST_KERNEL = (5, 8)
 NEEDED_CAPABILITIES = ("CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON")
-FEW_FILES = 4096
+OLDEST_BCC = (0, 29)
+NEARLY_FULL = 0.8
 
 
 def privileges(facts: Facts, _ask: Question) -> Iterator[Finding]:
@@ -129,7 +133,16 @@ def bpffs(facts: Facts, _ask: Question) -> Iterator[Finding]:
 def bcc(facts: Facts, _ask: Question) -> Iterator[Finding]:
     """The compiler."""
     found = facts.host.bcc
-    if found.usable:
+    version = re.match(r"(\d+)\.(\d+)", found.version)
+    if found.usable and version and (int(version[1]), int(version[2])) < OLDEST_BCC:
+        yield Finding(
+            "bcc",
+            Verdict.WARNING,
+            f"BCC {found.version} is older than what is tested, which begins with"
+            f" {'.'.join(map(str, OLDEST_BCC))}",
+            "use Debian 13 or Ubuntu 24.04, whose python3-bpfcc is new enough",
+        )
+    elif found.usable:
         yield Finding("bcc", Verdict.OK, f"BCC {found.version}".rstrip())
     elif not found.found:
         yield Finding(
@@ -155,24 +168,86 @@ def bcc(facts: Facts, _ask: Question) -> Iterator[Finding]:
         )
 
 
-def open_files(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Each health check in progress is an open file."""
-    running = facts.agent.open_files
-    limit, whose = (
-        (running, "the agent") if running is not None else (facts.host.open_files, "here")
-    )
-    if limit >= FEW_FILES:
-        yield Finding("open files", Verdict.OK, f"{limit} ({whose})")
-    elif running is not None:
+def clock(facts: Facts, ask: Question) -> Iterator[Finding]:
+    """Some of what hosts tell each other is only true where their clocks agree."""
+    depends = _of_clocks(facts, ask)
+    if facts.host.clock is None:
+        yield Finding("clock", Verdict.UNKNOWN, "the kernel does not tell whether it is set")
+    elif facts.host.clock:
+        yield Finding("clock", Verdict.OK, "it is synchronised")
+    elif not depends:
         yield Finding(
-            "open files",
-            Verdict.WARNING,
-            f"the agent may open {limit} files: too few for health checks of many backends",
-            "systemctl edit lb-agent: [Service] LimitNOFILE=65536",
+            "clock",
+            Verdict.OK,
+            "it is not synchronised; nothing that is configured here needs that",
         )
     else:
         yield Finding(
-            "open files",
-            Verdict.OK,
-            f"{limit} in this shell; an agent started by systemd has 65536 (lb-agent.service)",
+            "clock",
+            Verdict.WARNING,
+            f"it is not synchronised; these need hosts whose clocks agree: {', '.join(depends)}",
+            "apt-get install systemd-timesyncd, timedatectl set-ntp true; or chrony",
         )
+
+
+def _of_clocks(facts: Facts, ask: Question) -> list[str]:
+    """What goes wrong with a wrong clock."""
+    if ask.role is Role.BACKEND:
+        return ["SYN cookies (if the balancers give them)"]
+    config = facts.agent.config or {}
+    failover, services = config.get("failover") or {}, config.get("services") or []
+    found = {
+        "blocks that balancers tell each other": bool((failover.get("sync") or {}).get("peers")),
+        "authenticated adverts": any(
+            each.get("authentication", "none") != "none" for each in failover.get("instances") or ()
+        ),
+        "SYN cookies": any(each.get("syn_cookies") for each in services),
+        "certificates": bool((config.get("status_page") or {}).get("certificate"))
+        or any((each.get("health") or {}).get("verify_tls") for each in services),
+    }
+    return [name for name, is_used in found.items() if is_used]
+
+
+def conntrack(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """The kernel's own table of connections: when it is full, packets are dropped without a word
+    to anybody but the kernel's log. Balanced packets never see a balancer's.
+    """
+    used = facts.sysctl.get("net.netfilter.nf_conntrack_count")
+    size = facts.sysctl.get("net.netfilter.nf_conntrack_max")
+    if used is None or not size:
+        return
+    text = f"{exact(used)} of {exact(size)} places in the kernel's connection table are in use"
+    if used < NEARLY_FULL * size:
+        yield Finding("conntrack", Verdict.OK, text)
+        return
+    yield Finding(
+        "conntrack",
+        Verdict.PROBLEM if used >= size else Verdict.WARNING,
+        f"{text}: new connections of this host are dropped when there is none",
+        f"sysctl -w net.netfilter.nf_conntrack_max={4 * size}, and into /etc/sysctl.d; or leave"
+        " ports of services out: nft rules with notrack",
+    )
+
+
+def neighbours(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """The kernel forgets MAC addresses when there are more than it likes to remember."""
+    services = (facts.agent.config or {}).get("services") or []
+    near = {
+        ip_address(backend["address"])
+        for service in services
+        if service.get("forward", "dsr") in ("dsr", "nat")
+        for backend in service.get("backends") or ()
+    }
+    for version in (4, 6):
+        name = f"net.ipv{version}.neigh.default.gc_thresh2"
+        limit = facts.sysctl.get(name)
+        count = sum(address.version == version for address in near)
+        if limit is not None and count > limit:
+            yield Finding(
+                "neighbours",
+                Verdict.WARNING,
+                f"there are {exact(count)} IPv{version} backends on the segment, and the kernel"
+                f" remembers {exact(limit)} MAC addresses for long",
+                "install deploy/sysctl/balancer.conf as /etc/sysctl.d/90-steelyard.conf, then"
+                " sysctl --system",
+            )

@@ -34,6 +34,13 @@ def exists(facts: Facts, ask: Question) -> Iterator[Finding]:
             f"{link.name} is down",
             f"ip link set dev {link.name} up",
         )
+    elif not link.carrier:
+        yield Finding(
+            "interface",
+            Verdict.PROBLEM,
+            f"{link.name} is up and has no carrier: nothing is at the other end of its cable",
+            f"the cable, or the port of the switch; ethtool {link.name} says what the card sees",
+        )
     else:
         kind = link.kind or "network card"
         driver = f", driver {link.driver}" if link.driver else ""

@@ -14,6 +14,7 @@ from lbctl.doctor.facts import (
     Feature,
     Host,
     Link,
+    Process,
     Question,
     Queues,
     Role,
@@ -34,6 +35,7 @@ HOST = Host(
     bpffs=True,
     bcc=Bcc(found=True, usable=True, version="0.31.0"),
     open_files=65_536,
+    clock=True,
 )
 CARD = Link(
     name="eth0",
@@ -63,7 +65,13 @@ STATUS = {
     },
     "dataplane": {"interface": "eth0", "attached": True, "program_id": 42},
 }
-RUNNING = AgentFacts("/run/steelyard/agent.sock", STATUS, {"services": []}, open_files=65_536)
+PROCESS = Process(
+    open_files=65_536,
+    locked_memory=float("inf"),
+    capabilities=HOST.capabilities | {"CAP_NET_RAW"},
+    same_python=True,
+)
+RUNNING = AgentFacts("/run/steelyard/agent.sock", STATUS, {"services": []}, process=PROCESS)
 BALANCER = Question(Role.BALANCER, "eth0")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from agent.config.advice import Here
 from agent.model import Forward
-from lbctl.doctor import gather
+from lbctl.doctor import gather, gather_agent
 from lbctl.doctor.checks import examine
 from lbctl.doctor.facts import (
     AgentFacts,
@@ -25,6 +25,7 @@ from tests.cli.doctor_facts import (
     BALANCER,
     CARD,
     FIXED_TAGS,
+    HOST,
     RUNNING,
     STAGS_TOO,
     STATUS,
@@ -63,10 +64,13 @@ def test_good_host_has_no_complaint():
         (host(bcc=Bcc(found=False, usable=False)), "bcc", "problem", "python3-bpfcc"),
         (host(bcc=Bcc(found=True, usable=False)), "bcc", "problem", "pip uninstall bcc"),
         (host(bcc=Bcc(found=True, usable=False, problem="x")), "bcc", "problem", "--reinstall"),
+        (host(bcc=Bcc(found=True, usable=True, version="0.26.0")), "bcc", "warning", "Debian 13"),
+        (host(clock=None), "clock", "unknown", ""),
         (changed(nft_installed=False), "guard", "warning", "apt-get install nftables"),
         (changed(nft_tables=frozenset({"filter"})), "guard", "warning", "journalctl"),
         (changed(nft_tables=None), "guard", "unknown", "sudo lbctl doctor"),
         (card(up=False), "interface", "problem", "ip link set dev eth0 up"),
+        (card(carrier=False), "interface", "problem", "ethtool eth0"),
         (card(xdp_features=frozenset()), "native XDP", "warning", "hook: auto"),
         (card(xdp_features=None, driver="e1000"), "native XDP", "warning", "hook: auto"),
         (card(xdp_features=None, driver=None), "native XDP", "unknown", "ethtool"),
@@ -172,6 +176,14 @@ def test_agent_with_a_problem_is_a_problem():
     assert "line 3: unknown key" in finding.message
 
 
+def test_a_remedy_that_the_agent_names_is_the_fix():
+    told = "tables.guard_nodes: 9 do not fit\n  remedy: set tables.guard_nodes to 18"
+    bad = STATUS | {"agent": STATUS["agent"] | {"reconcile_problem": told}}
+    finding = verdicts(facts(agent=dataclasses.replace(RUNNING, status=bad)))["agent"]
+    assert finding.message == "tables: tables.guard_nodes: 9 do not fit"
+    assert finding.fix == "set tables.guard_nodes to 18"
+
+
 def test_servers_that_run_out_of_ports_are_a_problem():
     bad = STATUS | {"dataplane": STATUS["dataplane"] | {"nat_problems": ["22,000 of 22,528 …"]}}
     finding = verdicts(facts(agent=dataclasses.replace(RUNNING, status=bad)))["agent"]
@@ -186,13 +198,6 @@ def test_another_host_that_answers_for_a_vip_is_a_problem():
     finding = verdicts(facts(agent=dataclasses.replace(RUNNING, status=bad)))["agent"]
     assert (finding.verdict, finding.message) == (Verdict.PROBLEM, told)
     assert "backend-setup.sh" in finding.fix
-
-
-def test_agent_with_few_files_is_told():
-    assert (
-        "LimitNOFILE"
-        in verdicts(facts(agent=dataclasses.replace(RUNNING, open_files=1024)))["open files"].fix
-    )
 
 
 def test_prefix_of_vips_is_routed_and_on_no_interface():
@@ -275,7 +280,7 @@ def test_vips_and_backends_of_the_file_are_compared_with_this_host(tmp_path, mon
         "    backends: [{name: gpu-1, address: 192.0.2.250}]\n"
     )
     silent = AgentFacts("/x.sock", problem="no agent", remedy="start it")
-    agent = gather.with_file(silent, path)
+    agent = gather_agent.with_file(silent, path)
     said = [str(finding) for finding in examine(facts(agent=agent), BALANCER)]
     assert any("10.0.0.10 is an address of this host itself" in text for text in said)
     assert any("backend gpu-1" in text and "192.0.2.250" in text for text in said)
@@ -287,3 +292,59 @@ def test_a_running_agent_is_asked_and_not_its_file(agent, run, tmp_path):
     path.write_text("broken")
     result = run("doctor", "--config", str(path), "-o", "json")
     assert "configuration" not in {each["check"] for each in result.json["findings"]}
+
+
+def with_clock(clock, config, ask=BALANCER):
+    made = dataclasses.replace(RUNNING, config={"services": []} | config)
+    machine = dataclasses.replace(HOST, clock=clock)
+    return verdicts(facts(host=machine, agent=made), ask).get("clock")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"failover": {"sync": {"peers": ["10.0.0.2"]}}}, "blocks that balancers tell"),
+        ({"failover": {"instances": [{"authentication": "hmac"}]}}, "authenticated adverts"),
+        ({"services": [{"vip": "10.0.0.10", "syn_cookies": True}]}, "SYN cookies"),
+        ({"status_page": {"certificate": "/x.pem"}}, "certificates"),
+        ({"services": [{"vip": "10.0.0.10", "health": {"verify_tls": True}}]}, "certificates"),
+    ],
+)
+def test_a_clock_that_nobody_keeps_right_matters_where_hosts_compare_theirs(config, says):
+    finding = with_clock(False, config)
+    assert (finding.verdict, says in finding.message) == (Verdict.WARNING, True)
+    assert "timedatectl set-ntp true" in finding.fix
+    assert with_clock(True, config) is None
+    assert with_clock(False, {"failover": {"instances": [{"name": "web"}]}}) is None
+
+
+def test_a_backend_is_told_of_its_clock_for_syn_cookies():
+    assert "SYN cookies" in with_clock(False, {}, Question(Role.BACKEND, "eth0")).message
+
+
+@pytest.mark.parametrize("role", [Role.BALANCER, Role.BACKEND])
+def test_a_full_connection_table_of_the_kernel_is_told(role):
+    def found(count):
+        sysctl = {
+            "net.netfilter.nf_conntrack_count": count,
+            "net.netfilter.nf_conntrack_max": 1000,
+        }
+        return verdicts(facts(sysctl=sysctl), Question(role, "eth0")).get("conntrack")
+
+    assert found(799) is None
+    assert found(800).verdict is Verdict.WARNING
+    assert found(1000).verdict is Verdict.PROBLEM
+    assert "sysctl -w net.netfilter.nf_conntrack_max=4000" in found(1000).fix
+
+
+def test_more_neighbours_than_the_kernel_remembers_are_told():
+    def found(forward, count, name="net.ipv4.neigh.default.gc_thresh2"):
+        backends = [{"address": f"10.1.0.{n}"} for n in range(count)]
+        twice = [{"vip": "10.0.0.0/24", "forward": forward, "backends": backends}] * 2
+        agent = dataclasses.replace(RUNNING, config={"services": twice})
+        return verdicts(facts(agent=agent, sysctl={name: 100})).get("neighbours")
+
+    assert found("dsr", 100) is None
+    assert "balancer.conf" in found("dsr", 101).fix
+    assert found("ipip", 101) is None, "routers are its neighbours"
+    assert found("dsr", 101, "net.ipv6.neigh.default.gc_thresh2") is None

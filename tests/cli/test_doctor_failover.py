@@ -248,3 +248,27 @@ def test_what_a_host_without_the_process_and_with_an_open_secret_has(tmp_path):
     found = gather_failover.gather(document, tmp_path / "agent.sock", None)
     assert found is not None
     assert found.key_problem == ""
+
+
+HOLDER = dataclasses.replace(CARD, addresses=frozenset({VIP}))
+
+
+def holding(found, **changed):
+    return dataclasses.replace(found, links=(dataclasses.replace(HOLDER, **changed),))
+
+
+def test_a_vip_that_stays_on_a_node_that_is_not_master_is_named():
+    left = verdicts(holding(with_router(role=Role.BACKUP)))["vip left"]
+    assert "10.0.0.10 is on eth0, and this node is backup of web" in left.message
+    assert left.fix == "ip address del 10.0.0.10/32 dev eth0"
+    dead = with_failover(status=None, problem="there is no such socket")
+    assert "systemctl start lb-agent-failover" in verdicts(holding(dead))["vip left"].fix
+
+
+def test_a_vip_where_it_belongs_is_not_left():
+    assert "vip left" not in verdicts(holding(with_router(role=Role.MASTER)))
+    assert "vip left" not in verdicts(holding(with_router(role=Role.BACKUP), name="lo"))
+    announced = configured({"method": "announce"})
+    assert "vip left" not in verdicts(holding(with_failover(announced)))
+    unseen = with_failover(status=None, problem="permission denied", denied=True)
+    assert "vip left" not in verdicts(holding(unseen))

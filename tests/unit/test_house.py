@@ -69,6 +69,12 @@ def test_the_wheel_holds_every_bpf_source(wheel: zipfile.ZipFile) -> None:
     assert sources <= shipped
 
 
+def test_the_wheel_holds_every_unit(wheel: zipfile.ZipFile) -> None:
+    units = {name for name in files() if re.match(r"deploy/.*\.service$", name)}
+    assert "deploy/lb-agent.service" in units
+    assert {name.replace("deploy", "agent/_units") for name in units} <= set(wheel.namelist())
+
+
 def test_the_wheel_holds_both_packages_and_nothing_of_the_workshop(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"agent", "lbctl"}

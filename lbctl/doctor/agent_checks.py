@@ -1,0 +1,219 @@
+"""Judges the running agent: its rights, its release, and how full the tables that it fills are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from agent.humanise import exact, percent, plural
+from agent.model import Tables
+from lbctl.doctor.facts import Facts, Finding, Question, Verdict
+
+NEARLY_FULL = 0.8  # as the alerts have it
+MOST_FLOWS = 268_435_456
+FEW_FILES = 4096
+# Kernels before that count the memory of BPF maps as locked memory.
+MAPS_ARE_NOT_LOCKED = (5, 11)
+# What the agent cannot do without each. CAP_SYS_ADMIN has CAP_BPF and CAP_PERFMON in it.
+RIGHTS = {
+    "CAP_BPF": "no program can be loaded when the configuration needs another",
+    "CAP_PERFMON": "the verifier refuses the program when it is loaded anew",
+    "CAP_NET_ADMIN": "neither programs, VIPs nor next hops can be changed",
+    "CAP_SYS_ADMIN": "what a former agent has pinned cannot be opened",
+    "CAP_NET_RAW": "idle connections cannot be reset, and nobody is asked who else has the VIPs",
+}
+_RESTART = "systemctl restart lb-agent (no connection notices)"
+
+
+def open_files(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """Each health check in progress is an open file."""
+    process = facts.agent.process
+    running = process.open_files if process else None
+    limit, whose = (
+        (running, "the agent") if running is not None else (facts.host.open_files, "here")
+    )
+    if limit >= FEW_FILES:
+        yield Finding("open files", Verdict.OK, f"{limit} ({whose})")
+    elif running is not None:
+        yield Finding(
+            "open files",
+            Verdict.WARNING,
+            f"the agent may open {limit} files: too few for health checks of many backends",
+            "systemctl edit lb-agent: [Service] LimitNOFILE=65536",
+        )
+    else:
+        yield Finding(
+            "open files",
+            Verdict.OK,
+            f"{limit} in this shell; an agent started by systemd has 65536 (lb-agent.service)",
+        )
+
+
+def rights(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """Whether the agent may do what it will have to: it finds out only when it does it."""
+    process = facts.agent.process
+    if process is None or process.capabilities is None:
+        return
+    held = process.capabilities
+    if "CAP_SYS_ADMIN" in held:
+        held |= {"CAP_BPF", "CAP_PERFMON"}
+    missing = [name for name in RIGHTS if name not in held]
+    for name in missing:
+        yield Finding(
+            "agent rights",
+            Verdict.WARNING,
+            f"the agent runs without {name}: {RIGHTS[name]}",
+            "run it by lb-agent.service, which grants it; in a container: --cap-add"
+            f" {name.removeprefix('CAP_')}",
+        )
+    counted = facts.host.kernel < MAPS_ARE_NOT_LOCKED
+    limited = process.locked_memory not in (None, float("inf"))
+    if counted and limited and "CAP_IPC_LOCK" not in held:
+        yield Finding(
+            "agent rights",
+            Verdict.WARNING,
+            f"the agent may lock {process.locked_memory:,.0f} bytes, and this kernel counts its"
+            " tables as locked memory: new tables can be refused",
+            "systemctl edit lb-agent: [Service] LimitMEMLOCK=infinity",
+        )
+    elif not missing:
+        yield Finding("agent rights", Verdict.OK, "the agent has all that it needs")
+
+
+def unit(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """A unit of another release has other rights and limits than this one needs."""
+    other = [name for name, same in facts.units.items() if not same]
+    if other:
+        files = " and ".join(f"/etc/systemd/system/{name}" for name in other)
+        yield Finding(
+            "unit",
+            Verdict.WARNING,
+            f"{files} {'is' if len(other) == 1 else 'are'} not as this release has it: of another"
+            " release, or edited in place, where the next set-up overwrites it",
+            "own settings go into drop-ins (systemctl edit); then deploy/setup.sh --service, and"
+            f" systemctl restart {' '.join(name.removesuffix('.service') for name in other)}",
+        )
+    elif facts.units:
+        yield Finding("unit", Verdict.OK, f"{', '.join(facts.units)} as shipped")
+
+
+def release(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """An upgrade takes effect at the next start, of the agent and of the failover process."""
+    installed, status = facts.installed, facts.agent.status
+    if installed is None:
+        return
+    stale = False
+    if status is not None and (why := _older(facts, status["agent"])):
+        stale = True
+        yield Finding("release", Verdict.WARNING, why, _RESTART)
+    standing = facts.failover.status if facts.failover else None
+    if standing is not None and standing.version != installed.version:
+        stale = True
+        yield Finding(
+            "release",
+            Verdict.WARNING,
+            f"the failover process runs version {standing.version}, and {installed.version} is"
+            " installed",
+            "systemctl restart lb-agent-failover (the other balancer takes over meanwhile)",
+        )
+    if status is not None and not stale:
+        yield Finding("release", Verdict.OK, f"what runs is what is installed, {installed.version}")
+
+
+def _older(facts: Facts, about: Mapping[str, Any]) -> str:
+    """Why what runs is not what is installed; empty: it is, as far as one can see."""
+    installed, process = facts.installed, facts.agent.process
+    if installed is None:
+        return ""
+    if about["version"] != installed.version:
+        return f"the agent runs version {about['version']}, and {installed.version} is installed"
+    started = about.get("started_at")
+    if process is None or not process.same_python or not started:
+        return ""
+    if datetime.fromisoformat(started).timestamp() < installed.written:
+        return "the agent was started before what is installed now was written"
+    return ""
+
+
+def flow_table(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """New flows without a place in it are forwarded, and forgotten."""
+    table = ((facts.agent.status or {}).get("dataplane") or {}).get("flow_table")
+    if not table:
+        return
+    slots, share = table["slots"], table["used_share"]
+    text = f"{percent(share)}% of {exact(slots)} slots are in use"
+    if share < NEARLY_FULL:
+        yield Finding("flow table", Verdict.OK, text)
+        return
+    wanted = min(MOST_FLOWS, 2 * slots)
+    yield Finding(
+        "flow table",
+        Verdict.WARNING,
+        f"{text}: flows that find no place are not remembered, and break when backends change",
+        f"tables: {{flows: {wanted}}} in the configuration, then {_RESTART}; or shorter `timeouts`"
+        " of the services",
+    )
+
+
+def ports(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """Source ports of fullnat, towards each server. Of those nearly all in use the agent tells."""
+    plane = (facts.agent.status or {}).get("dataplane") or {}
+    used, there = Counter[str](), Counter[str]()
+    for each in plane.get("nat_ports", ()):
+        used[each["server"]] += each["used_ports"]
+        there[each["server"]] += each["ports"]
+    said = plane.get("nat_problems", ())
+    near = [
+        server
+        for server, count in used.items()
+        if count >= NEARLY_FULL * there[server] and not any(f" {server} " in text for text in said)
+    ]
+    for server in near:
+        yield Finding(
+            "fullnat ports",
+            Verdict.WARNING,
+            f"{exact(used[server])} of {exact(there[server])} source ports towards {server} are in"
+            " use",
+            "add addresses of this host to nat.sources_ipv4 or nat.sources_ipv6, a wider nat.ports,"
+            " or more backends",
+        )
+    pairs = len(plane.get("nat_ports", ()))
+    blocks = _tables(facts).get("nat_blocks", Tables().nat_blocks)
+    if pairs > blocks:
+        yield Finding(
+            "fullnat ports",
+            Verdict.WARNING,
+            f"there are {pairs} pairs of a source address and a server, and"
+            f" {plural(blocks, 'block')} of ports: some pairs share one",
+            f"tables: {{nat_blocks: {pairs}}} in the configuration, then {_RESTART}",
+        )
+    elif pairs and not near and not said:
+        yield Finding(
+            "fullnat ports", Verdict.OK, f"enough are free towards {plural(len(there), 'server')}"
+        )
+
+
+def lists(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """The trees of blocks and lists. Of what did not fit the agent tells."""
+    found = facts.agent.guard
+    if not found or found.get("problem") or not found.get("nodes"):
+        return
+    used, size = found["nodes"], found["nodes_total"]
+    text = f"{exact(used)} of {exact(size)} nodes are in use"
+    if 2 * used <= size:
+        yield Finding("blocks and lists", Verdict.OK, text)
+        return
+    room = _tables(facts).get("guard_nodes", Tables().guard_nodes)
+    yield Finding(
+        "blocks and lists",
+        Verdict.WARNING,
+        f"{text}: what changes is made anew beside what is there, and all of it at a restart, so"
+        " it may find no room then, and stays as it was",
+        f"tables: {{guard_nodes: {2 * room}}} in the configuration, then {_RESTART}",
+    )
+
+
+def _tables(facts: Facts) -> Mapping[str, int]:
+    return (facts.agent.config or {}).get("tables") or {}

@@ -1,0 +1,51 @@
+"""Judges certificates: the status page's, and those of servers that the health checks verify."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from agent.humanise import age
+from lbctl.doctor.facts import Certificate, Facts, Finding, Question, Verdict
+
+SOON_S = 14 * 86_400  # as the health checks have it
+_NAMED = 3
+
+
+def certificates(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """Each that has ended, ends soon or cannot be read."""
+    found = facts.agent.certificates
+    bad = False
+    for each in found:
+        if each.until is None:
+            bad = True
+            verdict = Verdict.UNKNOWN if each.denied else Verdict.PROBLEM
+            fix = "sudo lbctl doctor" if each.denied else "status_page.certificate: a PEM file"
+            yield Finding("certificate", verdict, f"{each.where}: {each.problem}", fix)
+    for of_backends in (False, True):
+        known = [(end, one) for one in found if one.backend is of_backends and (end := one.until)]
+        ended = [each for each in known if each[0] <= facts.now]
+        ending = [each for each in known if facts.now < each[0] < facts.now + SOON_S]
+        bad = bad or bool(ended or ending)
+        fix = (
+            "renew it on the server, or health: {verify_tls: false}"
+            if of_backends
+            else "renew it in place (certbot renew); the agent takes a new file within a minute"
+        )
+        if ended:
+            yield Finding("certificate", Verdict.PROBLEM, _said(ended, facts.now, "ended"), fix)
+        if ending:
+            yield Finding("certificate", Verdict.WARNING, _said(ending, facts.now, "ends"), fix)
+    if found and not bad:
+        soonest = min(one.until for one in found if one.until is not None)
+        yield Finding("certificate", Verdict.OK, f"the next one ends in {age(soonest - facts.now)}")
+
+
+def _said(these: Sequence[tuple[float, Certificate]], now: float, verb: str) -> str:
+    """Those that end first, in words."""
+    ordered = sorted(these, key=lambda each: each[0])
+    named = ", ".join(one.where for _, one in ordered[:_NAMED])
+    more = f" and {len(these) - _NAMED} more" if len(these) > _NAMED else ""
+    apart = age(abs(ordered[0][0] - now))
+    when = f"{apart} ago" if verb == "ended" else f"in {apart}"
+    first = " (the first)" if len(these) > 1 else ""
+    return f"of {named}{more}: {verb} {when}{first}"

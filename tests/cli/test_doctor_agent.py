@@ -1,0 +1,297 @@
+"""The doctor on the running agent: its rights, its release, its tables, and certificates."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from lbctl.doctor import gather_agent, gather_certificates
+from lbctl.doctor.checks import examine
+from lbctl.doctor.facts import Certificate, FailoverFacts, Installed, Question, Role, Verdict
+from tests.cli.doctor_facts import HOST, PROCESS, RUNNING, STATUS, facts, verdicts
+from tests.cli.test_doctor_failover import STANDING, configured
+
+DAY_S = 86_400
+NOW = 1_800_000_000.0
+STARTED = "2026-01-01T00:00:00.000Z"
+STARTED_S = 1_767_225_600.0
+
+
+def running(status=None, **changed):
+    return facts(agent=dataclasses.replace(RUNNING, status=status or STATUS, **changed))
+
+
+def process(host=HOST, **changed):
+    made = dataclasses.replace(RUNNING, process=dataclasses.replace(PROCESS, **changed))
+    return facts(host=host, agent=made)
+
+
+def plane(**more):
+    return running(STATUS | {"dataplane": STATUS["dataplane"] | more})
+
+
+def flow_table(share):
+    return plane(flow_table={"slots": 1024, "used_share": share})
+
+
+def nat_ports(*used, said=()):
+    rows = [
+        {"source": f"10.0.0.{n}", "server": "10.0.0.21:80 tcp", "used_ports": count, "ports": 100}
+        for n, count in enumerate(used)
+    ]
+    return plane(nat_ports=rows, nat_problems=list(said))
+
+
+def lists(nodes, **changed):
+    return running(guard={"problem": "", "nodes": nodes, "nodes_total": 100} | changed)
+
+
+def certified(*certificates):
+    return dataclasses.replace(running(certificates=certificates), now=NOW)
+
+
+def release(version="0.1.0", written=0.0, **changed):
+    status = STATUS | {"agent": STATUS["agent"] | {"started_at": STARTED}}
+    made = running(status, process=dataclasses.replace(PROCESS, **changed))
+    return dataclasses.replace(made, installed=Installed(version, written))
+
+
+OLD_KERNEL = dataclasses.replace(HOST, kernel=(5, 10))
+NO_RAW = PROCESS.capabilities - {"CAP_NET_RAW"}
+IPC_LOCK = PROCESS.capabilities | {"CAP_IPC_LOCK"}
+ONLY_BPF = frozenset({"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"})
+
+
+@pytest.mark.parametrize(
+    ("found", "check", "verdict", "says"),
+    [
+        (process(open_files=1024), "open files", "warning", "LimitNOFILE=65536"),
+        (process(capabilities=NO_RAW), "agent rights", "warning", "--cap-add NET_RAW"),
+        (
+            process(OLD_KERNEL, locked_memory=65_536.0),
+            "agent rights",
+            "warning",
+            "LimitMEMLOCK=infinity",
+        ),
+        (flow_table(0.8), "flow table", "warning", "tables: {flows: 2048}"),
+        (nat_ports(90, 80), "fullnat ports", "warning", "170 of 200 source ports"),
+        (nat_ports(*[0] * 33), "fullnat ports", "warning", "tables: {nat_blocks: 33}"),
+        (lists(51), "blocks and lists", "warning", "tables: {guard_nodes: 262144}"),
+        (release("0.2.0"), "release", "warning", "version 0.1.0, and 0.2.0 is installed"),
+        (release(written=STARTED_S + 1), "release", "warning", "systemctl restart lb-agent"),
+        (
+            certified(Certificate("the status page", NOW - DAY_S)),
+            "certificate",
+            "problem",
+            "of the status page: ended 1d00h ago",
+        ),
+        (
+            certified(Certificate("the status page", NOW + 13 * DAY_S)),
+            "certificate",
+            "warning",
+            "certbot renew",
+        ),
+        (
+            certified(*(Certificate(f"a/{n}", NOW + n * DAY_S, backend=True) for n in range(1, 6))),
+            "certificate",
+            "warning",
+            "of a/1, a/2, a/3 and 2 more: ends in 1d00h (the first)",
+        ),
+        (
+            certified(Certificate("the page", None, "you cannot read it", denied=True)),
+            "certificate",
+            "unknown",
+            "sudo lbctl doctor",
+        ),
+        (
+            certified(Certificate("the page", None, "No such file or directory")),
+            "certificate",
+            "problem",
+            "the page: No such file or directory",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_agent_is_named_with_its_fix(found, check, verdict, says):
+    finding = verdicts(found)[check]
+    assert finding.verdict.value == verdict
+    assert says in f"{finding.message}; {finding.fix}"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        process(OLD_KERNEL),
+        process(locked_memory=65_536.0),  # of a kernel that counts no maps
+        process(
+            OLD_KERNEL, locked_memory=1.0, capabilities=PROCESS.capabilities | {"CAP_IPC_LOCK"}
+        ),
+        process(capabilities=None),
+        flow_table(0.79),
+        nat_ports(79, 80),
+        nat_ports(90, said=["90 of 100 source ports towards 10.0.0.21:80 tcp are in use"]),
+        lists(50),
+        lists(90, problem="they need 120 nodes"),  # the agent says it itself
+        running(guard={}),
+        release(written=STARTED_S - 1),
+        release(written=STARTED_S + 1, same_python=False),
+        certified(Certificate("the status page", NOW + 15 * DAY_S)),
+        certified(),
+    ],
+)
+def test_what_is_well_is_no_warning_of_its_own(found):
+    own = {"agent rights", "flow table", "fullnat ports", "blocks and lists", "release"}
+    assert not verdicts(found).keys() & (own | {"certificate"})
+
+
+def test_each_right_that_is_missing_is_named():
+    fixes = [
+        finding.fix
+        for finding in verdicts_of(process(capabilities=ONLY_BPF))
+        if finding.check == "agent rights"
+    ]
+    assert [fix.rpartition(" ")[2] for fix in fixes] == ["PERFMON", "SYS_ADMIN"]
+
+
+def verdicts_of(found):
+    ask = Question(Role.BALANCER, "eth0")
+    return [finding for finding in examine(found, ask) if finding.verdict is not Verdict.OK]
+
+
+def test_a_device_without_carrier_is_told_once():
+    found = plane(link_problems=["eth0.7 has no carrier", "eth0 is down"])
+    told = [finding.message for finding in verdicts_of(found)]
+    assert told == ["next hops: eth0.7 has no carrier"]
+
+
+def test_a_unit_that_is_not_the_shipped_one_is_named(tmp_path):
+    package, installed = tmp_path / "agent", tmp_path / "system"
+    (package / "_units").mkdir(parents=True)
+    installed.mkdir()
+    for name in ("lb-agent.service", "lb-agent-node.service", "lb-agent-failover.service"):
+        (package / "_units" / name).write_text("[Unit]\n")
+    (installed / "lb-agent.service").write_text("[Unit]\nLimitNOFILE=1\n")
+    (installed / "lb-agent-failover.service").write_text("[Unit]\n")
+    units = gather_agent.units(installed, package)
+    assert units == {"lb-agent.service": False, "lb-agent-failover.service": True}
+    finding = verdicts(dataclasses.replace(facts(), units=units))["unit"]
+    assert finding.verdict is Verdict.WARNING
+    assert finding.message.startswith("/etc/systemd/system/lb-agent.service is not")
+    assert finding.fix.endswith("systemctl restart lb-agent")
+
+
+def test_units_of_a_checkout_are_found(tmp_path):
+    for unit in ("lb-agent.service", "lb-agent-node.service"):
+        (tmp_path / unit).write_text("other")
+    assert gather_agent.units(tmp_path) == {
+        "lb-agent-node.service": False,
+        "lb-agent.service": False,
+    }
+
+
+def test_a_failover_process_of_another_release_is_named():
+    old = dataclasses.replace(STANDING, version="0.0.9")
+    made = dataclasses.replace(release(), failover=FailoverFacts(configured(), old))
+    finding = verdicts(made)["release"]
+    assert "version 0.0.9, and 0.1.0 is installed" in finding.message
+    assert "lb-agent-failover" in finding.fix
+
+
+def test_a_process_is_read_from_its_folder(tmp_path):
+    found = gather_agent.process_at(tmp_path)
+    assert (found.open_files, found.locked_memory, found.capabilities) == (None, None, None)
+    (tmp_path / "limits").write_text(
+        "Limit                     Soft Limit           Hard Limit           Units     \n"
+        "Max open files            1024                 524288               files     \n"
+        "Max locked memory         unlimited            unlimited            bytes     \n"
+    )
+    (tmp_path / "status").write_text("Name:\tlb-agent\nCapEff:\t000000c000003001\n")
+    (tmp_path / "cmdline").write_text("/elsewhere/bin/python\0/usr/local/bin/lb-agent\0run\0")
+    found = gather_agent.process_at(tmp_path)
+    assert (found.open_files, found.locked_memory) == (1024, float("inf"))
+    assert found.capabilities == {"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_PERFMON", "CAP_BPF"}
+    assert not found.same_python
+
+
+def test_this_process_runs_the_doctors_own_python():
+    assert gather_agent.process_at(Path("/proc/self")).same_python
+
+
+def test_the_release_that_is_installed_is_as_old_as_its_newest_file(tmp_path):
+    for name, at in (("a.py", 100.0), ("sub/b.py", 300.0), ("sub/c.txt", 900.0)):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (at, at))
+    assert gather_agent.installed(tmp_path).written == 300.0
+
+
+def certificate(path, days):
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=lb"
+    made = subprocess.run(
+        [*command.split(), "-keyout", path.with_suffix(".key"), "-out", path, "-days", str(days)],
+        capture_output=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    said = subprocess.run(
+        ["openssl", "x509", "-noout", "-enddate", "-dateopt", "iso_8601", "-in", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return datetime.fromisoformat(said.stdout.strip().removeprefix("notAfter=")).timestamp()
+
+
+@pytest.mark.parametrize("days", [30, 12_000])  # UTCTime, and GeneralizedTime from 2050 on
+def test_the_end_of_a_certificate_is_what_openssl_says(tmp_path, days):
+    path = tmp_path / "page.pem"
+    assert certificate(path, days) == gather_certificates.ends(path.read_text())
+
+
+def test_of_a_chain_the_first_certificate_counts(tmp_path):
+    first, second = tmp_path / "a.pem", tmp_path / "b.pem"
+    end = certificate(first, 10)
+    certificate(second, 20)
+    assert gather_certificates.ends("text\n" + first.read_text() + second.read_text()) == end
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "there is no certificate in it"),
+        ("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----", "is no certificate"),
+        ("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----", "is no certificate"),
+    ],
+)
+def test_what_is_no_certificate_is_told(text, says):
+    with pytest.raises(ValueError, match=says):
+        gather_certificates.ends(text)
+
+
+def test_certificates_of_the_page_and_of_checked_servers_are_gathered(tmp_path):
+    path = tmp_path / "page.pem"
+    config = {
+        "status_page": {"certificate": str(path)},
+        "services": [
+            {"name": "chat", "health": {"type": "https"}},
+            {"name": "plain", "health": {"type": "http"}},
+        ],
+    }
+
+    class Answers:
+        def get(self, path, params=None):
+            assert (path, params["service"]) == ("/v1/list/backends", "chat")
+            row = {"service": "chat", "name": "gpu-1", "certificate_until": STARTED}
+            return {"backends": [row, row | {"certificate_until": None}]}
+
+    (missing,) = gather_certificates.gather(config, None)
+    assert (missing.until, missing.problem) == (None, "No such file or directory")
+    end = certificate(path, 10)
+    page, server = gather_certificates.gather(config, Answers())
+    assert (page.until, page.backend) == (end, False)
+    assert (server.where, server.until, server.backend) == ("chat/gpu-1", STARTED_S, True)
