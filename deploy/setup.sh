@@ -20,9 +20,10 @@ Installs what Steelyard needs, and Steelyard, into a virtual environment.
   --prefix DIR            where the virtual environment is
                           (default /opt/steelyard; with --dev: .venv in the checkout)
   --dev                   for development: an editable install, with the tools of `make test`
-  --service               also install lbctl and lb-agent into /usr/local/bin, the systemd
-                          units lb-agent, lb-agent-failover and lb-agent-companion, and
-                          an example of /etc/steelyard/agent.yaml
+  --service               also install lbctl and lb-agent into /usr/local/bin, their manual
+                          pages (not with --dev), the systemd units lb-agent,
+                          lb-agent-failover and lb-agent-companion, and an example of
+                          /etc/steelyard/agent.yaml
   --node                  for a GPU host that only runs the node agent: neither BCC nor BPF
                           is needed; with --service the unit lb-agent-node
   --offline               never use the network: Python packages come from the directories
@@ -48,8 +49,8 @@ fail() {
 	exit 1
 }
 
-log="" policy=""
-forget_files() { rm -f ${log:+"$log"} ${policy:+"$policy"}; }
+log="" policy="" pages=""
+forget_files() { rm -rf ${log:+"$log"} ${policy:+"$policy"} ${pages:+"$pages"}; }
 trap forget_files EXIT
 trap 'exit 130' INT TERM
 
@@ -206,8 +207,8 @@ fingerprint() {
 		cat "${BASH_SOURCE[0]}"
 		awk '/^\[/ { keep = /^\[(build-system|project|tool\.hatch)/ } keep' \
 			"$repository/pyproject.toml"
-		[[ -n "$dev" ]] || find "$repository/agent" "$repository/bpf" "$repository/lbctl" \
-			"$repository"/deploy/*.service -type f ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 cat
+		[[ -n "$dev" ]] || find "$repository"/{agent,bpf,lbctl,manual} \
+			"$repository"/deploy/{*.service,agent.example.yaml} -type f ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 cat
 	} | sha256sum
 }
 
@@ -282,6 +283,26 @@ install_configuration() {
 	fi
 }
 
+# The pages are made of the commands and the configuration's schema, by the Python that runs them.
+install_manual() {
+	local stamp="$prefix/.steelyard-manual" wanted page
+	wanted="$(fingerprint)"
+	[[ ! -e "$manual_folder/man1/lbctl.1" || "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]] || return 0
+	say "writing the manual pages below $manual_folder"
+	pages="$(mktemp -d -t steelyard-manual.XXXXXX)"
+	(cd "$repository" && logged "$prefix/bin/python" -B -m manual "$pages") || {
+		show_log
+		fail "the manual pages could not be written" "see above; is the disk full?"
+	}
+	# Those of commands that are no more, too.
+	rm -f "$manual_folder"/man1/lbctl{,-*}.1
+	for page in "$pages"/man*/*; do
+		install -D -m 0644 "$page" "$manual_folder/${page#"$pages/"}"
+	done
+	printf '%s\n' "$wanted" >"$stamp"
+	acted=1
+}
+
 install_service() {
 	local command name changed=""
 	local units=(lb-agent lb-agent-failover lb-agent-companion)
@@ -292,6 +313,7 @@ install_service() {
 		ln -sfn "$prefix/bin/$command" "/usr/local/bin/$command"
 		acted=1
 	done
+	[[ -n "$dev" ]] || install_manual
 	[[ -n "$node" ]] || install_configuration
 	for name in "${units[@]}"; do
 		cmp -s "$repository/deploy/$name.service" "/etc/systemd/system/$name.service" && continue
@@ -309,6 +331,7 @@ install_service() {
 # --- the walk -----------------------------------------------------------------------------
 
 readonly configuration_folder="${STEELYARD_CONFIGURATION_FOLDER:-/etc/steelyard}"
+readonly manual_folder=/usr/local/share/man
 dev="" service="" node="" offline="" force_distribution="" prefix="" acted=""
 
 arguments() {

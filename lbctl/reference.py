@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -30,59 +31,97 @@ def _command(ctx: click.Context, command: click.Command, *, level: int) -> Itera
         yield f"{'#' * min(level, 4)} {ctx.command_path}"
         yield ""
     yield from _help(command)
-    yield from _usage(ctx, command)
+    yield from (f"Usage: `{usage(ctx, command)}`", "")
     yield from _options(command)
-    if isinstance(command, click.Group):
-        names = command.list_commands(ctx)
-        for name in names:
-            child = command.get_command(ctx, name)
-            if child is not None and not child.hidden:
-                context = click.Context(child, info_name=name, parent=ctx)
-                yield from _command(context, child, level=level + 1)
+    for child in children(ctx, command):
+        yield from _command(child, child.command, level=level + 1)
 
 
-def _help(command: click.Command) -> Iterator[str]:
-    """The help text; the paragraph after ``\\b`` is an example and becomes code."""
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Commands to copy, and what stands above them."""
+
+    title: str
+    lines: tuple[str, ...]
+
+
+def paragraphs(command: click.Command) -> Iterator[str | Example]:
+    """The help text; a paragraph after ``\\b`` is an example."""
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         if not paragraph.startswith("\b"):
             yield paragraph
-            yield ""
             continue
-        lines = paragraph.removeprefix("\b").strip("\n").splitlines()
-        title, code = lines[0], lines[1:]
-        yield from (title, "", "```sh", *(line.removeprefix("  ") for line in code), "```", "")
+        title, *lines = paragraph.removeprefix("\b").strip("\n").splitlines()
+        yield Example(title, tuple(line.removeprefix("  ") for line in lines))
 
 
-def _usage(ctx: click.Context, command: click.Command) -> Iterator[str]:
+def usage(ctx: click.Context, command: click.Command) -> str:
+    """How it is called, in one line."""
     parts = [ctx.command_path, "[OPTIONS]"]
     for param in command.params:
         if isinstance(param, click.Argument):
             name = param.metavar or _type(param) or (param.name or "").upper()
-            parts.append(f"{name}..." if param.nargs == -1 else name)
+            many = param.nargs == -1 and not name.endswith(("...", "…"))
+            parts.append(f"{name}..." if many else name)
     if isinstance(command, click.Group):
         parts.append("COMMAND …")
-    yield from (f"Usage: `{' '.join(parts)}`", "")
+    return " ".join(parts)
+
+
+def options(command: click.Command) -> list[click.Option]:
+    """Those that people are told of, but for ``--help``."""
+    return [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
+
+
+def names(option: click.Option) -> str:
+    """All its names."""
+    both = ", ".join(option.secondary_opts)
+    return ", ".join(option.opts) + (f" / {both}" if both else "")
+
+
+def value(option: click.Option) -> str:
+    """What is given with it; empty: nothing."""
+    return "" if option.is_flag else option.metavar or _type(option)
+
+
+def text(option: click.Option) -> str:
+    """What it is for, and its default."""
+    told = " ".join((option.help or "").split())
+    notes = []
+    if option.required:
+        notes.append("required")
+    if option.show_default and option.default is not None:
+        notes.append(f"default: {option.default}")
+    return f"{told} [{', '.join(notes)}]" if notes else told
+
+
+def children(ctx: click.Context, command: click.Command) -> Iterator[click.Context]:
+    """The commands of a group, each with its context."""
+    if isinstance(command, click.Group):
+        for name in command.list_commands(ctx):
+            child = command.get_command(ctx, name)
+            if child is not None and not child.hidden:
+                yield click.Context(child, info_name=name, parent=ctx)
+
+
+def _help(command: click.Command) -> Iterator[str]:
+    for each in paragraphs(command):
+        if isinstance(each, str):
+            yield from (each, "")
+        else:
+            yield from (each.title, "", "```sh", *each.lines, "```", "")
 
 
 def _options(command: click.Command) -> Iterator[str]:
-    options = [
-        param for param in command.params if isinstance(param, click.Option) and not param.hidden
-    ]
-    if not options:
+    if not options(command):
         return
     yield from ("| Option | |", "|-|-|")
-    for option in options:
+    for option in options(command):
         # A pipe would end the table's cell.
-        yield f"| `{_names(option)}` | {_text(option)} |"
+        name = f"{names(option)} {value(option)}".rstrip().replace("|", "\\|")
+        told = text(option).replace("|", "\\|")
+        yield f"| `{name}` | {told} |"
     yield ""
-
-
-def _names(option: click.Option) -> str:
-    names = ", ".join(option.opts)
-    if option.secondary_opts:
-        names += " / " + ", ".join(option.secondary_opts)
-    value = "" if option.is_flag else option.metavar or _type(option)
-    return f"{names} {value}".rstrip().replace("|", "\\|")
 
 
 def _type(param: click.Parameter) -> str:
@@ -91,21 +130,11 @@ def _type(param: click.Parameter) -> str:
     return param.type.name.upper()
 
 
-def _text(option: click.Option) -> str:
-    text = " ".join((option.help or "").split()).replace("|", "\\|")
-    notes = []
-    if option.required:
-        notes.append("required")
-    if option.show_default and option.default is not None:
-        notes.append(f"default: {option.default}")
-    return f"{text} [{', '.join(notes)}]" if notes else text
-
-
 def main(arguments: list[str]) -> int:
     """Write the page, or with --check compare it with the one that is there."""
-    text = page()
+    made = page()
     if arguments == ["--check"]:
-        if PAGE.exists() and PAGE.read_text() == text:
+        if PAGE.exists() and PAGE.read_text() == made:
             return 0
         print(f"{PAGE}: out of date\n  remedy: python -m lbctl.reference", file=sys.stderr)
         return 1
@@ -113,7 +142,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m lbctl.reference [--check]", file=sys.stderr)
         return 2
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text)
+    PAGE.write_text(made)
     return 0
 
 

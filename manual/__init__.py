@@ -1,0 +1,1 @@
+"""Makes the manual pages of what the commands and the configuration say of themselves."""
