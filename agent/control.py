@@ -232,7 +232,12 @@ class AgentControl:
     def troubles(self) -> Callable[[], Troubles]:
         """What is wrong now, by server and cause: a function that finds it, in any thread."""
         core = self._core
-        return functools.partial(troubles, core.refreshed(), core.observer.unconnected)
+        return functools.partial(
+            troubles,
+            core.refreshed(),
+            core.observer.unconnected,
+            core.observer.objectives.watches,
+        )
 
     def recent(self) -> Tally:
         """What the agent has said in the last hour."""

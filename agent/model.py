@@ -327,6 +327,29 @@ class Outlier:
     max_ejected: float = 0.3
 
 
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What clients of a service are promised: ``percentile`` % of its answers begin within
+    ``within_s`` seconds.
+    """
+
+    percentile: int
+    within_s: float
+
+    @property
+    def name(self) -> str:
+        """As the configuration calls it."""
+        return f"first_byte_p{self.percentile}"
+
+    @property
+    def budget(self) -> float:
+        """The share of answers that may be later."""
+        return (100 - self.percentile) / 100
+
+
+PERCENTILES = (50, 90, 95, 99)  # that an objective can be about
+
+
 class AffinityBy(enum.Enum):
     """What names the home of a new flow."""
 
@@ -487,6 +510,7 @@ class Service:
     no_backend: NoBackend = NoBackend.DROP
     panic: float = 0.0  # share of backends that are up, below which all get new flows
     outlier: Outlier = Outlier()  # tcp
+    slo: tuple[Objective, ...] = ()  # tcp; by percentile
     syn_protection: SynProtection = SynProtection.OFF  # tcp
     syn_cookies: bool = False  # with syn_protection: servers run `lb-agent companion`
     allow: tuple[str, ...] = ()  # lists of the sources that may begin a flow; none: all may

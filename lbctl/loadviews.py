@@ -168,6 +168,22 @@ def outlier(told: Row) -> str:
     )
 
 
+def objectives(told: Sequence[Row]) -> str:
+    """What was promised and what clients got, in a sentence for each."""
+    parts = []
+    for each in told:
+        within, share = humanise.duration(each["within_s"]), each["late_share_last_minute"]
+        text = f"{each['percentile']}% of answers begin within {within}"
+        if share is None:
+            text += " (none in the last minute)"
+        else:
+            said = "MISSED" if each["is_missed"] else "kept"
+            answers = humanise.plural(each["answers_last_minute"], "answer")
+            text += f": {said}, {1 - share:.1%} of {answers} of the last minute did"
+        parts.append(text)
+    return "; ".join(parts)
+
+
 def affinity(told: Row) -> str:
     """Where its clients' new flows go, in a sentence."""
     named = "their client's address names"

@@ -12,6 +12,7 @@ import click
 from agent.model import (
     MAX_PRIORITY,
     MAX_WEIGHT,
+    PERCENTILES,
     AffinityBy,
     CheckKind,
     DownFlows,
@@ -33,7 +34,7 @@ from lbctl.suggest import did_you_mean
 LIMITS = tuple(each.name for each in fields(Limits))
 FLOW_STATES = ("embryonic", "acked", "established", "closing")
 # Options that begin with one of these go under that key of the configuration.
-_SECTIONS = ("health", "outlier", "telemetry", "node", "model", "affinity", "rebalance")
+_SECTIONS = ("health", "outlier", "slo", "telemetry", "node", "model", "affinity", "rebalance")
 # Options that 0 puts back to their default.
 _ZERO_IS_DEFAULT = frozenset({"source_prefix", "affinity_prefix", "quic_server_id_bytes"})
 _BACKEND = "NAME=ADDRESS[,weight=N][,port=N][,backup][,priority=N][,zone=NAME][,quic-server-id=HEX]"
@@ -368,6 +369,15 @@ _SETTINGS = (
         metavar="SHARE",
         callback=_share,
         help="Share of the backends that may be ejected at once, as in 30%.",
+    ),
+    *(
+        click.option(
+            f"--slo-first-byte-p{percentile}",
+            metavar="DURATION",
+            callback=_duration,
+            help=f"tcp: {percentile} % of first bytes are to come in it, as in 2s; 0: no promise.",
+        )
+        for percentile in PERCENTILES
     ),
     click.option(
         "--panic",

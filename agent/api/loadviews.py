@@ -5,6 +5,7 @@ from __future__ import annotations
 from agent.model import Service
 from agent.state.outliers import judges, most
 from agent.state.skew import Skew
+from agent.state.slo import Watch
 from agent.state.snapshot import Home, LearnedSpeed, Reported
 from agent.telemetry.report import GpuReport
 
@@ -90,6 +91,18 @@ def outlier(configured: Service) -> Json | None:
         "window_s": asked.window_s,
         "requests": asked.requests,
         "most_ejected": most(asked, len(configured.backends)),
+    }
+
+
+def objective(watch: Watch) -> Json:
+    """What was promised, and what clients got in the last minute."""
+    return {
+        "objective": watch.objective.name,
+        "percentile": watch.objective.percentile,
+        "within_s": watch.objective.within_s,
+        "is_missed": watch.is_missed,
+        "answers_last_minute": watch.answers,
+        "late_share_last_minute": _rounded(watch.late_share, 4),
     }
 
 

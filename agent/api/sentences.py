@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agent.humanise import age, exact, plural
+from agent.humanise import age, duration, exact, plural
 
 type Json = Mapping[str, Any]
 
@@ -26,6 +26,7 @@ def problems(status: Json) -> list[str]:
     found = [
         *(_unserved(each) for each in status.get("unserved", ())),
         *(_unconnected(each) for each in status.get("unconnected", ())),
+        *(_late(each) for each in status.get("late", ())),
         *(_trouble(each) for each in status.get("troubles", ())),
     ]
     more = len(found) - SHOWN_TROUBLES
@@ -75,6 +76,15 @@ def _unconnected(each: Json) -> str:
     return (
         f"nobody gets a connection to {name}: {exact(each['begun'])} were begun in the last half "
         f"minute, and no handshake was ended, with {up} up; lbctl trace service {name}"
+    )
+
+
+def _late(each: Json) -> str:
+    name, share = each["service"], each["late_share_last_minute"]
+    return (
+        f"answers of {name} begin too late: {share:.1%} of those of the last minute took longer"
+        f" than {duration(each['within_s'])}, and {100 - each['percentile']}% may;"
+        f" lbctl service show {name}"
     )
 
 

@@ -82,6 +82,10 @@ def status(snapshot: Snapshot, now: Troubles, recent: Tally) -> Json:
             {"service": each.service, "begun": each.begun, "backends_up": each.up}
             for each in now.unconnected[:MAX_TROUBLES]
         ],
+        "late": [
+            {"service": each.service, **loadviews.objective(each.watch)}
+            for each in now.late[:MAX_TROUBLES]
+        ],
         "troubles": [_cause(each, snapshot.at) for each in now.causes[:MAX_TROUBLES]],
         "troubles_total": len(now.causes),
         "rates": _rates(snapshot.rates),
@@ -129,6 +133,7 @@ def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
         "no_backend": configured.no_backend.value,
         "panic": configured.panic,
         "outlier": loadviews.outlier(configured),
+        "slo": [loadviews.objective(each) for each in view.slo],
         "syn_protection": configured.syn_protection.value,
         "challenges_clients": view.challenges,
         "syn_cookies": configured.syn_cookies,

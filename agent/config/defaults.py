@@ -55,6 +55,7 @@ PROTOCOL_KEYS: dict[str, Protocol] = {
     "learn_speed": Protocol.TCP,
     "affinity": Protocol.TCP,
     "outlier": Protocol.TCP,
+    "slo": Protocol.TCP,
     "quic_server_id_bytes": Protocol.UDP,
     "syn_protection": Protocol.TCP,
     "syn_cookies": Protocol.TCP,

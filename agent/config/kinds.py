@@ -343,6 +343,7 @@ QuicId = Annotated[bytes, BeforeValidator(_quic_id), Kind("text: 1 to 8 bytes in
 SlowStart = Annotated[float, BeforeValidator(duration(0, 3600)), Kind("duration, 0s to 1h")]
 ResetAfter = Annotated[float, BeforeValidator(duration(0, 3600)), Kind("duration, 0s to 1h")]
 Ejection = Annotated[float, BeforeValidator(duration(0, 3600)), Kind("duration, 0s to 1h")]
+FirstByte = Annotated[float, BeforeValidator(duration(0, 120)), Kind("duration, 0s to 2m")]
 OutlierWindow = Annotated[float, BeforeValidator(duration(2, 600)), Kind("duration, 2s to 10m")]
 IdleTime = Annotated[float, BeforeValidator(duration(4, 7 * 3600)), Kind("duration, 4s to 7h")]
 Interval = Annotated[float, BeforeValidator(duration(0.1, 3600)), Kind("duration, 100ms to 1h")]

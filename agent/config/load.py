@@ -41,6 +41,7 @@ from agent.config.service_schema import (
     LimitsSection,
     OutlierSection,
     ServiceSection,
+    SloSection,
     TimeoutsSection,
 )
 from agent.config.telemetry_schema import (
@@ -58,6 +59,7 @@ _MERGED: dict[str, type[Section]] = {
     "limits": LimitsSection,
     "health": HealthSection,
     "outlier": OutlierSection,
+    "slo": SloSection,
     "telemetry": TelemetrySection,
     "node": NodeSection,
     "affinity": AffinitySection,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent.config.durations import format_duration
-from agent.model import Affinity, NodeKind, Service, TelemetryKind
+from agent.model import Affinity, NodeKind, Objective, Service, TelemetryKind
 
 
 def load_changed(old: Service, new: Service) -> Iterator[str]:
@@ -38,6 +38,8 @@ def load_changed(old: Service, new: Service) -> Iterator[str]:
             if new.outlier.eject_s
             else "no backend is ejected because its clients fail"
         )
+    if old.slo != new.slo:
+        yield _slo(new.slo)
     if old.affinity != new.affinity:
         yield _affinity(new.affinity)
     if old.rebalance != new.rebalance:
@@ -47,6 +49,13 @@ def load_changed(old: Service, new: Service) -> Iterator[str]:
             if new.rebalance.rate_per_s
             else "no connection is reset to rebalance"
         )
+
+
+def _slo(new: tuple[Objective, ...]) -> str:
+    promised = " and ".join(
+        f"{each.percentile} % of them come within {format_duration(each.within_s)}" for each in new
+    )
+    return f"first bytes are watched: {promised}" if new else "no time is promised for first bytes"
 
 
 def _affinity(new: Affinity) -> str:

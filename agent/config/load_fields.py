@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from agent.config.durations import format_duration
-from agent.model import Affinity, ModelLoaded, NodeTelemetry, Outlier, Rebalance, Telemetry
+from agent.model import (
+    PERCENTILES,
+    Affinity,
+    ModelLoaded,
+    NodeTelemetry,
+    Objective,
+    Outlier,
+    Rebalance,
+    Telemetry,
+)
 
 
 def telemetry_fields(telemetry: Telemetry) -> dict[str, object]:
@@ -53,6 +62,13 @@ def outlier_fields(outlier: Outlier) -> dict[str, object]:
         "requests": outlier.requests,
         "max_ejected": outlier.max_ejected,
     }
+
+
+def slo_fields(slo: tuple[Objective, ...]) -> dict[str, object]:
+    """The keys of ``slo``."""
+    within_s = {each.name: each.within_s for each in slo}
+    names = [Objective(percentile, 0.0).name for percentile in PERCENTILES]
+    return {name: format_duration(within_s.get(name, 0.0)) for name in names}
 
 
 def affinity_fields(affinity: Affinity) -> dict[str, object]:

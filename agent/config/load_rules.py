@@ -28,6 +28,7 @@ def check(services: list[Candidate], globals_: GlobalSection | None) -> Iterator
             yield from _ports(service, service.section)
             yield from _rebalance(service, service.section)
             yield from _affinity(service, service.section)
+            yield from _slo(service, service.section)
             yield from _waiting_limit(service, service.section)
         if globals_ is not None:
             yield from _zones(service, globals_)
@@ -122,6 +123,15 @@ def _affinity(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
             (*service.path, "affinity", "by"),
             "needs count_waiting: without it, nobody knows what a home has in front of it",
             "set count_waiting to true, or by to none",
+        )
+
+
+def _slo(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
+    if section.slo.model() and section.protocol is Protocol.TCP and not section.count_waiting:
+        yield Problem(
+            (*service.path, "slo"),
+            "needs count_waiting: without it, nobody knows when answers begin",
+            "set count_waiting to true, or remove it",
         )
 
 

@@ -40,6 +40,7 @@ from agent.config.service_schema import (
     LimitsSection,
     OutlierSection,
     ServiceSection,
+    SloSection,
     TimeoutsSection,
 )
 from agent.config.telemetry_schema import (
@@ -120,7 +121,7 @@ _RULES = """\
   `authentication: hmac` need a `key_file`.
 - Connections are reset (`rebalance.rate`) where a service is tcp, counts what waits
   (`count_waiting`), and clients do not come back to where they were: it has another scheduler than
-  `source`, and no `affinity`. `affinity` needs `count_waiting`.
+  `source`, and no `affinity`. `affinity` and `slo` need `count_waiting`.
 - A `status_page` that listens beyond loopback addresses has a `token_file`, a `certificate` and a
   `key_file`.
 
@@ -152,6 +153,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`services[].backends[]`", BackendSection),
     ("`services[].health`", HealthSection),
     ("`services[].outlier`", OutlierSection),
+    ("`services[].slo`", SloSection),
     ("`services[].timeouts`", TimeoutsSection),
     ("`services[].limits`", LimitsSection),
     ("`services[].telemetry`", TelemetrySection),

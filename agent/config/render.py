@@ -22,6 +22,7 @@ from agent.config.load_fields import (
     node_fields,
     outlier_fields,
     rebalance_fields,
+    slo_fields,
     telemetry_fields,
 )
 from agent.model import (
@@ -124,6 +125,7 @@ def service_fields(service: Service) -> Fields:
     sections = {
         "health": health_fields(service.health),
         "outlier": outlier_fields(service.outlier),
+        "slo": slo_fields(service.slo),
         "telemetry": telemetry_fields(service.telemetry),
         "node": node_fields(service.node),
         "model": model_fields(service.model),

@@ -21,6 +21,7 @@ from agent.config.telemetry_schema import (
     TelemetrySection,
 )
 from agent.model import (
+    PERCENTILES,
     AdminState,
     CheckKind,
     DownFlows,
@@ -29,6 +30,7 @@ from agent.model import (
     HealthCheck,
     Limits,
     NoBackend,
+    Objective,
     Outlier,
     Protocol,
     Scheduler,
@@ -251,12 +253,30 @@ class OutlierSection(Section):
         return Outlier(self.eject, self.threshold, self.window, self.requests, self.max_ejected)
 
 
+class SloSection(Section):
+    """For tcp: what the clients of the service are promised.
+
+    Nothing is done to keep it: it is measured, told and alarmed about
+    ([objectives](load.md#objectives)). 0s: nothing is promised.
+    """
+
+    first_byte_p50: kinds.FirstByte = Field(0.0, description="Half of the first bytes come in it.")
+    first_byte_p90: kinds.FirstByte = Field(0.0, description="90 % of the first bytes come in it.")
+    first_byte_p95: kinds.FirstByte = Field(0.0, description="95 % of the first bytes come in it.")
+    first_byte_p99: kinds.FirstByte = Field(0.0, description="99 % of the first bytes come in it.")
+
+    def model(self) -> tuple[Objective, ...]:
+        """The frozen values."""
+        within_s = [getattr(self, f"first_byte_p{each}") for each in PERCENTILES]
+        return tuple(Objective(*one) for one in zip(PERCENTILES, within_s, strict=True) if one[1])
+
+
 class DefaultsSection(Section):
     """What holds for every service that does not say otherwise.
 
-    `timeouts`, `health`, `outlier`, `limits`, `telemetry`, `node`, `affinity` and `rebalance` are
-    merged key by key. A service whose health type, telemetry type, scheduler or protocol is
-    another one than that of the defaults does not inherit what it has no use for.
+    `timeouts`, `health`, `outlier`, `slo`, `limits`, `telemetry`, `node`, `affinity` and
+    `rebalance` are merged key by key. A service whose health type, telemetry type, scheduler or
+    protocol is another one than that of the defaults does not inherit what it has no use for.
     """
 
     forward: Annotated[Forward, *kinds.choice(Forward)] = Field(
@@ -387,6 +407,10 @@ class DefaultsSection(Section):
     outlier: OutlierSection = Field(
         default_factory=lambda: OutlierSection.model_validate({}),
         description="When a backend is ejected because its clients fail there.",
+    )
+    slo: SloSection = Field(
+        default_factory=lambda: SloSection.model_validate({}),
+        description="How soon answers are to begin.",
     )
     affinity: AffinitySection = Field(
         default_factory=lambda: AffinitySection.model_validate({}),

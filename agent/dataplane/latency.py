@@ -44,6 +44,7 @@ def bucket_bounds_us() -> tuple[int, ...]:
 
 
 BOUNDS_US = bucket_bounds_us()
+BUCKETS = len(BOUNDS_US)
 
 
 def quantile_ms(counts: Counts, share: float) -> float | None:
@@ -65,6 +66,18 @@ def quantile_ms(counts: Counts, share: float) -> float | None:
     if bucket == 0:  # it begins at zero, which a log scale does not have
         return high * inside / 1000
     return low * math.pow(high / low, inside) / 1000
+
+
+def above(counts: Numbers, limit_s: float) -> float:
+    """How many of the counted times were longer; within a bucket as ``quantile_ms`` takes them to
+    be. ``limit_s`` is below the beginning of the last bucket, which is 134 s.
+    """
+    limit_us = limit_s * 1e6
+    bucket = int(np.searchsorted(BOUNDS_US, limit_us, side="right")) - 1
+    beyond = float(counts[bucket + 1 :].sum())
+    low, high = float(BOUNDS_US[bucket]), float(BOUNDS_US[bucket + 1])
+    below = limit_us / high if bucket == 0 else math.log(limit_us / low) / math.log(high / low)
+    return beyond + float(counts[bucket]) * (1 - below)
 
 
 def patience_ns(rows: Table) -> Nanoseconds:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from agent.metrics.family import Family, Kind, Sample, each_backend
+from agent.state.slo import Watch
 from agent.state.snapshot import Home, Snapshot
 
 _BACKEND = ("service", "backend")
+_OBJECTIVE = ("service", "objective")
 _COUNTED = "Absent where the service does not count waiting bytes."
 
 
@@ -15,6 +17,15 @@ def _skews(snapshot: Snapshot) -> Iterator[Sample]:
     for service in snapshot.services:
         if service.skew is not None:
             yield (service.service.name,), service.skew.value
+
+
+def _objectives(value: Callable[[Watch], float]) -> Callable[[Snapshot], Iterator[Sample]]:
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for service in snapshot.services:
+            for watch in service.slo:
+                yield (service.service.name, watch.objective.name), value(watch)
+
+    return samples
 
 
 def _homes(value: Callable[[Home], float | None]) -> Callable[[Snapshot], Iterator[Sample]]:
@@ -102,6 +113,34 @@ LOAD_FAMILIES: tuple[Family, ...] = (
         f"From the last byte of a request to the first byte of its answer. {_COUNTED}",
         _BACKEND,
         each_backend(lambda b: b.load.first_byte),
+    ),
+    Family(
+        "steelyard_slo_within_seconds",
+        Kind.GAUGE,
+        "The time in which answers of the service are to begin (`slo`). Absent without.",
+        _OBJECTIVE,
+        _objectives(lambda watch: watch.objective.within_s),
+    ),
+    Family(
+        "steelyard_slo_budget_ratio",
+        Kind.GAUGE,
+        "The share of answers that may be later: 0.05 of `first_byte_p95`.",
+        _OBJECTIVE,
+        _objectives(lambda watch: watch.objective.budget),
+    ),
+    Family(
+        "steelyard_slo_answers_total",
+        Kind.COUNTER,
+        "Answers whose first byte was seen since the agent started, counted every ten seconds.",
+        _OBJECTIVE,
+        _objectives(lambda watch: watch.answers_total),
+    ),
+    Family(
+        "steelyard_slo_late_answers_total",
+        Kind.COUNTER,
+        "Those of them that began later than the objective, to within a bucket of half an octave.",
+        _OBJECTIVE,
+        _objectives(lambda watch: watch.late_total),
     ),
     Family(
         "steelyard_handshake_seconds",

@@ -18,6 +18,7 @@ from agent.dataplane.contents import nat_ports
 from agent.dataplane.latency import LatencyWindow
 from agent.dataplane.program import Dataplane
 from agent.logs import get_logger
+from agent.metrics.objectives import Objectives
 from agent.model import (
     Backend,
     BackendRef,
@@ -122,6 +123,7 @@ class Observer:
         self._drop_rates: dict[str, Rates] = {}
         self._window = OpenedWindow()
         self._latencies = LatencyWindow()
+        self.objectives = Objectives()
         self.survey_cpu_s = 0.0  # of the last survey
         self.syns: Mapping[str, Syns] = {}  # by service, as of the last reading
         self.outcomes: Outcomes = Outcomes()  # of the backends' clients, likewise
@@ -205,6 +207,7 @@ class Observer:
         if self._latencies.is_due(at):
             times = latency.read(tables.backend_latency, known.ids.tolist())
             self._latencies = self._latencies.add(at, times)
+            self.objectives.look(situation.config, known, tables.backend_latency, at)
         self._look_at_answers(situation)
         if at - self._silences_at >= SILENCES_EVERY_S:
             self._silences_at = at
@@ -427,6 +430,7 @@ class Observer:
             cookies_keys=self._companions.key_names(service),
             first_byte=self._weigher.first_byte(service),
             home=self._weigher.home(service),
+            slo=self.objectives.of(service),
         )
         return service_snapshot(service, of_service, backends)
 

@@ -14,6 +14,7 @@ from agent.model import (
 )
 from agent.state.eligibility import Eligibility, service_state
 from agent.state.skew import Skew
+from agent.state.slo import Watch
 from agent.state.snapshot import BackendCounts, BackendSnapshot, Home, Load, Rates, ServiceSnapshot
 
 
@@ -71,6 +72,7 @@ class ServiceParts:
     cookies_keys: tuple[str, ...] = ()
     first_byte: str | None = None
     home: Home | None = None
+    slo: tuple[Watch, ...] = ()
 
 
 def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
@@ -125,4 +127,5 @@ def service_snapshot(
         cookies_keys=parts.cookies_keys,
         first_byte=parts.first_byte,
         home=parts.home,
+        slo=parts.slo,
     )

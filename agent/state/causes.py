@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from agent.model import Address, BackendRef, BackendState, NoBackend, ServiceState
 from agent.state.situation import Situation, state_of
+from agent.state.slo import Watch
 
 _BAD = (BackendState.DOWN, BackendState.EJECTED, BackendState.UNREACHABLE)
 _TOOK = re.compile(r" in \d+(?:\.\d+)? m?s\b")  # how long a check took is no cause
@@ -62,17 +63,31 @@ class Unconnected:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """A service whose answers begin later than it promises."""
+
+    service: str
+    watch: Watch
+
+
+@dataclass(frozen=True, slots=True)
 class Troubles:
     """What is wrong now."""
 
     unserved: tuple[Unserved, ...] = ()
     unconnected: tuple[Unconnected, ...] = ()
+    late: tuple[Late, ...] = ()
     causes: tuple[Cause, ...] = ()
 
 
-def troubles(seen: Situation, unconnected: Mapping[str, int]) -> Troubles:
+def troubles(
+    seen: Situation,
+    unconnected: Mapping[str, int],
+    watches: Mapping[str, tuple[Watch, ...]],
+) -> Troubles:
     """What is wrong; of the causes, those of most backends come first. ``unconnected``: how many
-    connections were begun in the last half minute, of services to which nobody gets one.
+    connections were begun in the last half minute, of services to which nobody gets one;
+    ``watches``: of the objectives that services have.
     """
     held = Counter[Address]()
     bad: dict[tuple[Address, BackendState, str], list[BackendRef]] = defaultdict(list)
@@ -86,7 +101,13 @@ def troubles(seen: Situation, unconnected: Mapping[str, int]) -> Troubles:
                 bad[backend.address, verdict.state, reason].append(ref)
     found = sorted(_causes(seen, bad, held), key=lambda c: (-len(c.backends), c.servers[0].name))
     silent = tuple(_unconnected(seen, unconnected))
-    return Troubles(tuple(_unserved(seen)), silent, tuple(found))
+    late = tuple(
+        Late(service.name, each)
+        for service in seen.config.services
+        for each in watches.get(service.name, ())
+        if each.is_missed and each.objective in service.slo
+    )
+    return Troubles(tuple(_unserved(seen)), silent, late, tuple(found))
 
 
 def _bare(reason: str, address: Address, vip: Address) -> str:

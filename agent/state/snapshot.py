@@ -19,6 +19,7 @@ from agent.model import (
 from agent.state.guardview import Guarded
 from agent.state.moves import Lacking
 from agent.state.skew import Skew
+from agent.state.slo import Watch
 from agent.state.tables import ServiceSlot
 from agent.telemetry.report import GpuReport
 
@@ -193,6 +194,7 @@ class ServiceSnapshot:
     cookies_keys: tuple[str, ...] = ()  # names of those that this balancer has, the signing first
     first_byte: str | None = None  # token, head or unknown; None: its answers have no times
     home: Home | None = None  # None: its clients have none
+    slo: tuple[Watch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

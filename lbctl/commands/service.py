@@ -196,6 +196,8 @@ def _where_set(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield "QUIC", f"server ids of {plural(data['quic_id_bytes'], 'byte')}"
     if data["first_byte_is"]:
         yield "first byte", _FIRST_BYTE[data["first_byte_is"]]
+    if data["slo"]:
+        yield "objectives", loadviews.objectives(data["slo"])
     if data["syn_protection"] != "off":
         yield "SYN protection", _syn_protection(data)
     limits = [f"{name} {most}" for name, most in data["limits"].items() if most is not None]

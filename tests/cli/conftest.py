@@ -110,6 +110,7 @@ def service_view() -> dict[str, Any]:
         "no_backend": "drop",
         "panic": 0.0,
         "outlier": None,
+        "slo": [],
         "syn_protection": "off",
         "challenges_clients": False,
         "syn_cookies": False,

@@ -202,6 +202,8 @@ def test_a_gpu_says_its_worst_first(run, llm, change, words):
          {"affinity": {"prefix": None, "escape": "auto"}}),
         ("--outlier-eject 1m --outlier-threshold 25% --panic 0",
          {"outlier": {"eject": "1m", "threshold": "25%"}, "panic": 0.0}),
+        ("--slo-first-byte-p95 2s --slo-first-byte-p99 0",
+         {"slo": {"first_byte_p95": "2s", "first_byte_p99": 0.0}}),
         ("--outlier-window 10 --outlier-requests 5 --outlier-max-ejected 0.5",
          {"outlier": {"window": 10.0, "requests": 5, "max_ejected": 0.5}}),
     ],
@@ -315,3 +317,20 @@ def test_a_service_says_when_backends_are_ejected_and_when_it_panics(agent, run)
     assert "outliers a backend at which 50% of 10 or more requests or connections fail" in out
     assert "gets no new flows for 30s (at most 2 at once)" in out
     assert "panic while fewer than 40% of the backends are up, all get new flows" in out
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"is_missed": True, "answers_last_minute": 40, "late_share_last_minute": 0.25},
+         "95% of answers begin within 2s: MISSED, 75.0% of 40 answers of the last minute did"),
+        ({"is_missed": False, "answers_last_minute": 1, "late_share_last_minute": 0.0},
+         "95% of answers begin within 2s: kept, 100.0% of 1 answer of the last minute did"),
+        ({"is_missed": False, "answers_last_minute": 0, "late_share_last_minute": None},
+         "95% of answers begin within 2s (none in the last minute)"),
+    ],
+)  # fmt: skip
+def test_a_service_says_whether_it_keeps_its_objective(agent, run, told, words):
+    objective = {"objective": "first_byte_p95", "percentile": 95, "within_s": 2.0}
+    agent.services[0] |= {"slo": [objective | told]}
+    assert f"objectives {words}" in " ".join(run("service", "show", "chat").out.split())

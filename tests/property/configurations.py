@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from agent.config.defaults import default_report_timeout, default_service
 from agent.model import (
     MAX_PRIORITY,
+    PERCENTILES,
     AdminState,
     Affinity,
     AffinityBy,
@@ -28,6 +29,7 @@ from agent.model import (
     NoBackend,
     NodeKind,
     NodeTelemetry,
+    Objective,
     Outlier,
     Protocol,
     Rebalance,
@@ -258,6 +260,13 @@ outliers = st.builds(
 )
 
 
+@st.composite
+def objectives(draw: st.DrawFn) -> tuple[Objective, ...]:
+    within = st.integers(1, 120).map(float) | st.floats(0.001, 120)
+    chosen = draw(st.sets(st.sampled_from(PERCENTILES)))
+    return tuple(Objective(percentile, draw(within)) for percentile in sorted(chosen))
+
+
 def affinities(key: ServiceKey) -> st.SearchStrategy[Affinity]:
     bits = st.none() | st.integers(1, key.vip.max_prefixlen)
     return st.builds(
@@ -294,6 +303,7 @@ def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service
         no_backend=draw(st.sampled_from(NoBackend)),
         panic=draw(st.floats(0, 1)),
         outlier=draw(outliers) if tcp else PLAIN.outlier,
+        slo=draw(objectives()) if waiting else (),
         syn_protection=protection,
         syn_cookies=draw(st.booleans()) if may_give else False,
         quic_id_bytes=quic,

@@ -45,6 +45,15 @@ def test_a_balancer_that_is_apart_for_a_while_is_a_problem(
         assert "with 10.0.0.2 for" in unknown
 
 
+def test_a_service_that_answers_too_late_is_a_problem() -> None:
+    late = {"service": "chat", "percentile": 95, "within_s": 2.0, "late_share_last_minute": 0.25}
+    (said,) = problems(QUIET | {"late": [late]})
+    assert said == (
+        "answers of chat begin too late: 25.0% of those of the last minute took longer than 2s, and"
+        " 5% may; lbctl service show chat"
+    )
+
+
 def test_an_agent_of_before_that_does_not_say_since_when_is_believed() -> None:
     peer = {"peer": "10.0.0.2", "state": "connecting", "lag_s": None}
     assert problems(QUIET | {"failover": {"flow_sync": [peer]}}) == []

@@ -85,6 +85,7 @@ def test_status_has_the_keys_of_the_contract(snapshot):
         },
         "unserved": [],
         "unconnected": [],
+        "late": [],
         "troubles": [],
         "troubles_total": 0,
         "events_last_hour": {"warning": 2, "error": 0},
@@ -106,6 +107,7 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "scheduler_settings": {"draws": 8, "bytes_per_connection": 250},
         "no_backend": "drop",
         "panic": 0.0,
+        "slo": [],
         "outlier": {
             "eject_s": 30.0,
             "threshold": 0.5,

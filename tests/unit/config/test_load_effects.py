@@ -15,6 +15,7 @@ from agent.model import (
     ModelLoaded,
     NodeKind,
     NodeTelemetry,
+    Objective,
     Outlier,
     Rebalance,
     Service,
@@ -53,6 +54,8 @@ def kind(name: str) -> Telemetry:
         ({"outlier": Outlier(60.0, 0.25)},
          "a backend at which 25% of the requests or connections fail gets no new flows for 1m"),
         ({"outlier": Outlier(0.0)}, "no backend is ejected because its clients fail"),
+        ({"slo": (Objective(50, 0.5), Objective(95, 2.0))},
+         "first bytes are watched: 50 % of them come within 500ms and 95 % of them come within 2s"),
     ],
 )  # fmt: skip
 def test_one_sentence_each(changes: dict, words: str):
@@ -71,6 +74,7 @@ def test_one_sentence_each(changes: dict, words: str):
         ({"rebalance": Rebalance(2.5)}, "no connection is reset to rebalance"),
         ({"affinity": Affinity(AffinityBy.SOURCE)},
          "new flows go where the load is least, wherever their client's earlier ones went"),
+        ({"slo": (Objective(50, 0.5),)}, "no time is promised for first bytes"),
         ({"outlier": Outlier(0.0)},
          "a backend at which 50% of the requests or connections fail gets no new flows for 30s"),
     ],

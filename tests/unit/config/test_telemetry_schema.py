@@ -19,6 +19,7 @@ from agent.model import (
     ModelSource,
     NodeKind,
     NodeTelemetry,
+    Objective,
     Outlier,
     Rebalance,
     Telemetry,
@@ -349,3 +350,32 @@ def test_problems_name_their_line() -> None:
 
 def test_nothing_is_checked_of_what_could_not_be_read() -> None:
     assert list(check([], None)) == []
+
+
+# -- objectives
+
+
+@pytest.mark.parametrize(
+    ("given", "slo"),
+    [({}, ()), ({"first_byte_p95": "2s"}, (Objective(95, 2.0),)), ({"first_byte_p95": 0}, ()),
+     ({"first_byte_p99": 5, "first_byte_p50": "500ms"}, (Objective(50, 0.5), Objective(99, 5.0)))],
+)  # fmt: skip
+def test_objectives_become_the_model_and_are_written(given, slo: tuple[Objective, ...]):
+    config = load(service(slo=given))
+    assert config.services[0].slo == slo
+    assert parse(write_yaml(document(config)), "f") == config
+
+
+@pytest.mark.parametrize(
+    ("values", "place", "words"),
+    [
+        ({"slo": {"first_byte_p95": "3m"}}, "slo.first_byte_p95", "'3m' is out of range"),
+        ({"slo": {"first_byte_p96": "3s"}}, "slo.first_byte_p96", "unknown key"),
+        ({"slo": {"first_byte_p95": "2s"}, "count_waiting": False}, "slo", "needs count_waiting"),
+        ({"slo": {"first_byte_p95": "2s"}, "protocol": "udp", "health": {"type": "none"}},
+         "slo", "means nothing for a udp service"),
+    ],
+)  # fmt: skip
+def test_objectives_that_cannot_be(values: dict[str, object], place: str, words: str):
+    found = [each for each in problems(service(**values)) if each.startswith("services[0].slo")]
+    assert [each for each in found if place in each and words in each], found

@@ -62,6 +62,19 @@ def test_of_the_first_bucket_and_the_last_what_is_known_is_told():
     assert latency.quantile_ms(counts_of([900e6]), 0.99) == 64 * 2**21 / 1000
 
 
+@given(st.lists(st.floats(0, 200e6), min_size=1, max_size=200), st.floats(0.000_001, 120))
+def test_how_many_were_longer_agrees_with_the_quantile(times: list[float], limit_s: float):
+    counts = counts_of(times)
+    over = latency.above(counts.astype(np.int64), limit_s)
+    bucket = np.searchsorted(latency.BOUNDS_US, limit_s * 1e6, side="right") - 1
+    in_bucket = int(counts[bucket])
+    exact = sum(time > limit_s * 1e6 for time in times)
+    assert exact - in_bucket <= over <= exact + in_bucket
+    share = 1 - over / counts.sum()
+    if 0 < share < 1 and in_bucket:
+        assert latency.quantile_ms(counts, share) == pytest.approx(limit_s * 1e3, rel=1e-6)
+
+
 @given(st.lists(st.floats(0, 300e6), max_size=100))
 def test_octaves_count_all_below_their_end(times: list[float]):
     found = latency.octaves(counts_of(times))

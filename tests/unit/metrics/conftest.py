@@ -9,11 +9,13 @@ from agent.model import (
     BackendState,
     Health,
     HealthStatus,
+    Objective,
     Protocol,
     Service,
     ServiceKey,
     ServiceState,
 )
+from agent.state.slo import Watch
 from agent.state.snapshot import (
     BackendCounts,
     BackendSnapshot,
@@ -117,6 +119,7 @@ def snapshot():
                 rates=Rates(),
                 replied=4,
                 not_replied=1,
+                slo=(Watch.begin(Objective(95, 2.0), 0.0).add(10.0, 40, 2.5),),
             ),
         ),
     )

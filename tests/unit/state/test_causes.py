@@ -16,10 +16,12 @@ from agent.model import (
     Health,
     HealthStatus,
     NoBackend,
+    Objective,
 )
-from agent.state.causes import Server, Troubles, Unconnected, troubles
+from agent.state.causes import Late, Server, Troubles, Unconnected, troubles
 from agent.state.identities import assign
 from agent.state.situation import Past, Situation, emptied, situation, verdicts
+from agent.state.slo import Watch
 from agent.state.tables import TableContents
 from tests.unit.state.world import TABLES, hop, web
 
@@ -64,7 +66,7 @@ def test_a_plan_that_leaves_nobody_who_is_well_is_known_by_how_things_are():
 
 
 def troubles_of(situation: Situation) -> Troubles:
-    return troubles(situation, {})
+    return troubles(situation, {}, {})
 
 
 def test_a_server_that_is_down_in_three_services_is_one_cause():
@@ -149,5 +151,14 @@ def test_all_well_is_nothing():
 
 
 def test_a_service_to_which_nobody_gets_a_connection_says_how_many_backends_are_up():
-    found = troubles(seen(web(at("a", 1), at("b", 2)), down={"web/b": "refused"}), {"web": 57})
+    found = troubles(seen(web(at("a", 1), at("b", 2)), down={"web/b": "refused"}), {"web": 57}, {})
     assert found.unconnected == (Unconnected("web", 57, 1),)
+
+
+def test_services_that_answer_too_late_are_told_and_others_not():
+    missed = Watch.begin(Objective(95, 2.0), 0.0).add(10.0, 100, 50.0)
+    kept = Watch.begin(Objective(50, 2.0), 0.0).add(10.0, 100, 50.0)
+    promising = replace(web(at("a", 1)), slo=(kept.objective, missed.objective))
+    found = troubles(seen(promising), {}, {"web": (kept, missed)})
+    assert found.late == (Late("web", missed),)
+    assert troubles(seen(replace(promising, slo=())), {}, {"web": (missed,)}).late == ()
