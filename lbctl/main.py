@@ -134,6 +134,13 @@ COMMANDS = (
         HOST,
     ),
     LazyCommand(
+        "audit",
+        "lbctl.commands.audit",
+        "audit",
+        "Hold the running balancer against the practices of load balancing for AI.",
+        HOST,
+    ),
+    LazyCommand(
         "support-bundle",
         "lbctl.commands.support_bundle",
         "support_bundle",

@@ -25,7 +25,8 @@ def failover(view: FailoverView, at: float) -> Json:
             "strangers_total": dict(view.sync_strangers),
             "moves_lacking_flows_total": view.lacking.total,
             "last_move_lacking_flows": _lacking(view.lacking, at),
-            **{f"{name}_total": count for name, count in view.sync_counts.items()},
+            "untold_total": view.sync_counts.get("untold", 0),
+            "packets_total": {n: c for n, c in view.sync_counts.items() if n != "untold"},
         },
     }
 

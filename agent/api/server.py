@@ -72,6 +72,7 @@ class ApiServer:
         self._api_site: web.SockSite | None = None
         self._metrics_listening: guarded.Listening | None = None
         self._following: set[Following] = set()
+        self._metrics_read_at: float | None = None  # time.monotonic()
         self.metrics_address: tuple[str, int] | None = None  # once started
 
     def listen(self) -> None:
@@ -203,9 +204,10 @@ class ApiServer:
         parameters(request)
         control, snapshot = self._control, await self._control.snapshot(())
         wrong = control.troubles()
+        metrics = views.metrics_read(self.metrics_address, self._metrics_read_at, time.monotonic())
         # Of thousands of backends and events it takes a while.
         return await asyncio.to_thread(
-            lambda: as_json(views.status(snapshot, wrong(), control.recent()))
+            lambda: as_json(views.status(snapshot, wrong(), control.recent()) | metrics)
         )
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -393,6 +395,7 @@ class ApiServer:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         parameters(request)
+        self._metrics_read_at = time.monotonic()
         # One at a time, off the event loop: scrapers must not be able to slow the agent down.
         async with self._rendering:
             of_backends = self._control.config().metrics_backends

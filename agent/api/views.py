@@ -94,6 +94,18 @@ def status(snapshot: Snapshot, now: Troubles, recent: Tally) -> Json:
     }
 
 
+def metrics_read(
+    address: tuple[str, int] | None, read_at: float | None, now: float
+) -> dict[str, Json]:
+    """Of the body of GET /v1/status: where metrics listen, and when somebody has read them."""
+    where = None
+    if address is not None:
+        host, port = address
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    last_s = None if read_at is None else round(now - read_at, 3)
+    return {"metrics": {"listen": where, "last_read_s": last_s}}
+
+
 def _unserved(each: Unserved, at: float) -> Json:
     return {
         "service": each.service,

@@ -106,6 +106,28 @@ def test_the_status_page_shows_what_the_agent_sees(lab: Site) -> None:
     assert "not one of this host" in told("/v1/page", "-H", "Host: evil.example:9180")
 
 
+def test_the_audit_names_what_the_lab_lacks_and_what_is_wrong(lab: Site) -> None:
+    def broken() -> dict[str, str]:
+        program = processes.program("lbctl", "lbctl.main")
+        socket = str(lab.lab.socket(lab.balancer))
+        done = lab.run(lab.balancer.name, *program, "--socket", socket, "audit", "-o", "json")
+        findings = json.loads(done.stdout)["findings"]
+        assert "unknown" not in {one["verdict"] for one in findings}
+        return {one["rule"]: one["evidence"] for one in findings if one["verdict"] == "broken"}
+
+    at_rest = broken()
+    # Its scheduler is maglev.
+    lacking = {"second-balancer", "syn-protection", "limits", "objectives", "counts-work"}
+    assert lacking <= at_rest.keys() <= lacking | {"scraped", "host"}
+    processes.kill(lab.lab.run_dir, "be2")
+    try:
+        wait_until("be2 is down", lambda: lab.get("/v1/status")["troubles"])
+        assert "be2 (10.99.0.102" in broken()["nothing-wrong"]
+    finally:
+        build.start_server(lab.lab, lab.lab.node("be2"))
+    wait_until("be2 is up", lambda: not lab.get("/v1/status")["troubles"])
+
+
 def column(screen: Terminal, row: str, header: str) -> list[str]:
     """The words below a header that is right-aligned, of the rows that begin so."""
     lines = screen.shown.display

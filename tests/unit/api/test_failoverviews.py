@@ -36,6 +36,14 @@ def test_everything_is_told_with_ages_and_words() -> None:
     assert peer["flows_dropped_total"] == {"no-backend": 100, "over": 7}
 
 
+def test_strangers_connections_and_strangers_packets_are_told_apart() -> None:
+    counts = {"untold": 5, "passed_on": 7, "strangers": 9}
+    told = failover(replace(VIEW, sync_strangers={"busy": 2}, sync_counts=counts), NOW)["flow_sync"]
+    assert told["strangers_total"] == {"busy": 2}
+    assert told["untold_total"] == 5
+    assert told["packets_total"] == {"passed_on": 7, "strangers": 9}
+
+
 def test_a_move_that_lacked_flows_is_told_with_its_reason() -> None:
     assert failover(VIEW, NOW)["flow_sync"]["last_move_lacking_flows"] is None
     lacking = Lacking().and_one("it was slow", NOW - 5)

@@ -430,3 +430,14 @@ def test_every_view_is_json(snapshot, now):
     json.dumps(
         [views.service(service, now, RECENT) for service in snapshot.services], allow_nan=False
     )
+
+
+@pytest.mark.parametrize(
+    ("address", "read_at", "told"),
+    [(None, None, (None, None)), (("127.0.0.1", 9117), 40.0, ("127.0.0.1:9117", 2.5)),
+     (("::1", 9117), None, ("[::1]:9117", None))],
+)  # fmt: skip
+def test_where_metrics_listen_and_when_they_were_read(address, read_at, told):
+    listen, last_read_s = told
+    expected = {"metrics": {"listen": listen, "last_read_s": last_read_s}}
+    assert views.metrics_read(address, read_at, 42.5) == expected

@@ -1,0 +1,1 @@
+"""Holds a running balancer against the practices of load balancing for AI; nothing is changed."""

@@ -1,0 +1,23 @@
+"""Decides which rules an audit goes through, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lbctl.audit import exposure, inference, resilience, sizing
+from lbctl.audit.rules import Finding, Practice, Rule, Seen
+
+RULES: tuple[Rule, ...] = tuple(
+    rule
+    for practice in Practice
+    for part in (sizing, resilience, exposure, inference)
+    for rule in part.RULES
+    if rule.practice is practice
+)
+
+
+def audit(seen: Seen) -> Iterator[tuple[Rule, Finding]]:
+    """Every finding, in the order of the practices."""
+    for rule in RULES:
+        for finding in rule.judge(seen):
+            yield rule, finding

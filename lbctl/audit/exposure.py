@@ -1,0 +1,227 @@
+"""Rules of security, monitoring and logging. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import stat
+from collections.abc import Iterator
+
+from agent.humanise import age, plural
+from lbctl.audit.rules import (
+    Finding,
+    Practice,
+    Rule,
+    Seen,
+    broken,
+    check,
+    each,
+    kept,
+    named,
+    not_applicable,
+    unknown,
+)
+
+_SCRAPED_WITHIN_S = 300.0
+_BY_VIP = ("dsr", "ipip", "gue")
+
+
+def syn_protection(seen: Seen) -> Iterator[Finding]:
+    """Whether a SYN flood reaches the servers."""
+    yield from each(
+        seen.tcp,
+        lambda one: one["syn_protection"] != "off",
+        none="there is no tcp service",
+        good="{count} tcp services challenge clients in a flood",
+        bad="syn_protection is off",
+        fix="lbctl service set {name} --syn-protection auto",
+    )
+
+
+def limits(seen: Seen) -> Iterator[Finding]:
+    """Whether one client can take everything."""
+    yield from each(
+        seen.services,
+        lambda one: bool(one["allow"]) or any(most is not None for most in one["limits"].values()),
+        none="there is no service",
+        good="{count} services have limits, or a list of those that may come",
+        bad="no limit for a source, and no list of sources that may come",
+        fix="lbctl service set {name} --limit new_flows_per_source=50/s",
+    )
+
+
+def guard(seen: Seen) -> Iterator[Finding]:
+    """Whether blocks and lists are in force."""
+    told = seen.guard
+    problem = told["problem"] or told["unsaved_problem"]
+    broken_lists = [one["name"] for one in told["lists"] if one.get("problem")]
+    observed = [s["name"] for s in seen.services if s["guard"] != "enforce"]
+    if problem or not told["in_force"]:
+        yield broken(problem or "blocks and lists are not in force", "lbctl guard status")
+    elif broken_lists:
+        yield broken(f"{named(broken_lists)} cannot be read", "lbctl guard status names the line")
+    elif observed:
+        yield broken(
+            f"{named(observed)}: what the guard finds is counted, and passes",
+            f"lbctl service set {observed[0]} --guard enforce",
+        )
+    else:
+        evidence = f"{plural(len(told['blocks']), 'block')}, {plural(len(told['lists']), 'list')}"
+        yield kept(f"in force: {evidence}")
+
+
+def api(seen: Seen) -> Iterator[Finding]:
+    """Who can change the balancer."""
+    if seen.socket_mode is None:
+        yield unknown("the API's socket could not be looked at")
+        return
+    mode = stat.S_IMODE(seen.socket_mode)
+    evidence = f"the API's socket has mode {mode:04o}"
+    others = mode & stat.S_IRWXO
+    yield from check(not others, evidence, f"chmod o-rwx {seen.config.get('socket', 'it')}")
+
+
+def metrics_listen(seen: Seen) -> Iterator[Finding]:
+    """Who can read metrics."""
+    where = seen.status["metrics"]["listen"]
+    if where is None:
+        yield not_applicable("metrics are on the API's socket alone")
+        return
+    address = ipaddress.ip_address(where.rpartition(":")[0].strip("[]"))
+    open_to_all = address.is_unspecified or address.is_global
+    fix = "metrics: ADDRESS:9117 in agent.yaml, with an address of the management network"
+    yield from check(not open_to_all, f"metrics listen on {where}", fix)
+
+
+def checked(seen: Seen) -> Iterator[Finding]:
+    """Whether dead servers are noticed."""
+    yield from each(
+        seen.services,
+        lambda one: one["health_check"]["type"] != "none",
+        none="there is no service",
+        good="{count} services check their backends",
+        bad="backends are not checked",
+        fix="lbctl service set {name} --health-type http --health-path /health",
+    )
+
+
+def checks_answer(seen: Seen) -> Iterator[Finding]:
+    """Whether the check asks the program, and not only the kernel of its host."""
+    yield from each(
+        seen.tcp,
+        lambda one: one["health_check"]["type"] != "tcp" or "expect" in one["health_check"],
+        none="there is no tcp service",
+        good="{count} tcp services ask more than whether a connection opens",
+        bad="the check is content with a connection, which a program that hangs still gives",
+        fix="lbctl service set {name} --health-type http --health-path /health, or completion",
+    )
+
+
+def checks_go_along(seen: Seen) -> Iterator[Finding]:
+    """Whether checks go the way of clients' packets."""
+    yield from each(
+        [s for s in seen.tcp if s["forward"] in _BY_VIP and s["health_check"]["type"] != "none"],
+        lambda one: one["health_check"]["via"] == "vip",
+        none="no tcp service is dsr, ipip or gue",
+        good="{count} services check by the VIP, the way of clients' packets",
+        bad="checks go to the server's own address",
+        fix="lbctl service set {name} --health-via vip",
+    )
+
+
+def objectives(seen: Seen) -> Iterator[Finding]:
+    """Whether anybody has said what is good enough."""
+    yield from each(
+        [s for s in seen.tcp if s["counts_waiting_bytes"]],
+        lambda one: bool(one["slo"]),
+        none="no service counts when answers begin",
+        good="{count} services have an objective for the first byte",
+        bad="nothing says how soon answers are to begin",
+        fix="lbctl service set {name} --slo-first-byte-p95 2s",
+    )
+
+
+def scraped(seen: Seen) -> Iterator[Finding]:
+    """Whether Prometheus comes by."""
+    told = seen.status["metrics"]
+    read_s = told["last_read_s"]
+    if read_s is None:
+        evidence = "nobody has read the metrics since the agent started"
+    else:
+        evidence = f"metrics were read {age(read_s)} ago"
+    where = told["listen"] or "the API's socket"
+    fix = f"let Prometheus scrape {where} and load deploy/prometheus/steelyard.rules.yml"
+    yield from check(read_s is not None and read_s <= _SCRAPED_WITHIN_S, evidence, fix)
+
+
+RULES = (
+    Rule(
+        "syn-protection",
+        Practice.SECURITY,
+        "Clients have to show in a SYN flood that they exist.",
+        "A flood of forged SYNs reaches the servers, and fills their backlogs.",
+        syn_protection,
+    ),
+    Rule(
+        "limits",
+        Practice.SECURITY,
+        "Every service limits what one source may ask for.",
+        "One client takes all connections, or all of the GPUs' time.",
+        limits,
+    ),
+    Rule(
+        "guard",
+        Practice.SECURITY,
+        "Blocks and lists are in force.",
+        "Who was blocked is served.",
+        guard,
+    ),
+    Rule(
+        "api",
+        Practice.SECURITY,
+        "Only root and the group of the socket may change the balancer.",
+        "Every user of this host can send your clients elsewhere.",
+        api,
+    ),
+    Rule(
+        "metrics-address",
+        Practice.SECURITY,
+        "Metrics do not listen on public addresses.",
+        "Everybody can read which servers there are, and how busy they are.",
+        metrics_listen,
+    ),
+    Rule(
+        "checked",
+        Practice.MONITORING,
+        "Every service checks its backends.",
+        "A dead server goes on getting its share of the clients.",
+        checked,
+    ),
+    Rule(
+        "checks-ask",
+        Practice.MONITORING,
+        "Health checks ask the program, and not only for a connection.",
+        "An engine that hangs stays up, because the kernel answers for it.",
+        checks_answer,
+    ),
+    Rule(
+        "checks-by-vip",
+        Practice.MONITORING,
+        "Health checks go the way of clients' packets.",
+        "A server without the VIP or the tunnel's end is up, and its clients wait in vain.",
+        checks_go_along,
+    ),
+    Rule(
+        "objectives",
+        Practice.MONITORING,
+        "Every service has an objective for its first byte.",
+        "Nobody is told when answers become slow.",
+        objectives,
+    ),
+    Rule(
+        "scraped",
+        Practice.MONITORING,
+        "Somebody reads the metrics.",
+        "No alert is sent, whatever happens.",
+        scraped,
+    ),
+)
