@@ -19,6 +19,7 @@ from agent.health.rules import (
     checking,
     due,
     excused,
+    is_full_due,
     lost,
     next_delay_s,
     observe,
@@ -38,7 +39,7 @@ from agent.model import (
     HealthCheck,
     HealthStatus,
 )
-from agent.state.way import Way, silence
+from agent.state.way import Answer, Way, narrow, silence, smaller_sizes
 
 log = get_logger()
 
@@ -48,7 +49,7 @@ LINK_NEWS_S = 0.1  # that the kernel's word of a link may come after what it doe
 MAX_PROBES_AT_ONCE = 512
 
 type OnChange = Callable[[BackendRef, HealthStatus, HealthStatus], None]
-type Through = Callable[[Way], Awaitable[str | None]]
+type Through = Callable[[Way, int], Awaitable[Answer | None]]
 type Probe = Callable[[HealthCheck, Address, int, Patience], Awaitable[ProbeResult]]
 
 
@@ -78,7 +79,7 @@ def _key(ref: BackendRef, target: Target) -> Key:
     return check, target.address, check.port or target.port, ref if alone else None
 
 
-async def _not_asked(_: Way) -> None:
+async def _not_asked(_: Way, _size: int) -> None:
     return None
 
 
@@ -90,8 +91,8 @@ class HealthMonitor:
     ``on_silence(address)`` is called likewise for each check to which nothing came back.
     ``served(ref)`` counts the clients' requests that a backend has answered well, as far as anybody
     sees them: one that is busy with these is not ill.
-    ``through(way)`` asks a server for a connection by the way of clients' packets, and returns what
-    is wrong, in words, once it has answered, or None if it cannot be asked.
+    ``through(way, size)`` asks a server for a connection by the way of clients' packets, in one of
+    that size (0: a small one), and returns its answer, or None if it cannot be asked.
     ``blocked(address, since_s)`` says why nothing could leave for there at some time since, by the
     monotonic clock, or is empty: what fails then says nothing of the server.
     """
@@ -118,7 +119,10 @@ class HealthMonitor:
         self._statuses: dict[BackendRef, HealthStatus] = {}
         self._members: dict[Key, list[BackendRef]] = {}  # whom a check is made for
         self._tasks: dict[Key, asyncio.Task[None]] = {}
-        self._answered: set[str] = set()  # services of which a backend has answered by its way
+        # Services of which a backend has answered by its way, and has answered a full packet.
+        self._answered: set[str] = set()
+        self._widely: set[str] = set()
+        self._wide_at: dict[Way, float] = {}  # when a full packet was answered last
         self._group: asyncio.TaskGroup | None = None
         self._slots = asyncio.Semaphore(MAX_PROBES_AT_ONCE)
         self._complained = False
@@ -193,6 +197,8 @@ class HealthMonitor:
 
     def _leave(self, ref: BackendRef) -> None:
         key = _key(ref, self._targets[ref])
+        if (way := self._targets[ref].way) is not None:
+            self._wide_at.pop(way, None)
         self._members[key].remove(ref)
         if not self._members[key]:
             del self._members[key]
@@ -255,23 +261,53 @@ class HealthMonitor:
             return dict.fromkeys((way for way, _ in known), result)
         found: dict[Way | None, ProbeResult] = {way: result for way, _ in known if way is None}
         if ways := ways_to_ask(known, turn):
-            wrongs = await asyncio.gather(*(self._wrong(way, limit_s) for way in ways))
-            for way, wrong in zip(ways, wrongs, strict=True):
-                found[way] = lost(wrong) if wrong else replace(result, reached=wrong is not None)
+            asked = await asyncio.gather(*(self._along(way, result, limit_s) for way in ways))
+            found |= zip(ways, asked, strict=True)
         return found
+
+    async def _along(self, way: Way, result: ProbeResult, limit_s: float) -> ProbeResult:
+        """What an answer at the server's own address comes to by this way."""
+        try:
+            async with self._patience.timeout(limit_s):
+                answer = await self._through(way, 0)
+        except TimeoutError:
+            return lost(silence(way, duration(limit_s)))
+        if answer is None:
+            return result
+        if answer.wrong:
+            return lost(answer.wrong)
+        reached = replace(result, reached=True)
+        now = asyncio.get_running_loop().time()
+        if not answer.full or not is_full_due(now - self._wide_at.get(way, -math.inf)):
+            return reached
+        wide = await self._passes(way, answer.full, limit_s)
+        if wide is None:
+            return reached
+        if wide:
+            self._wide_at[way] = now
+            return replace(reached, wide=True)
+        self._wide_at.pop(way, None)
+        sizes = smaller_sizes(answer.full)
+        passed = await asyncio.gather(*(self._passes(way, size, limit_s) for size in sizes))
+        widest = max((size for size, ok in zip(sizes, passed, strict=True) if ok), default=0)
+        return replace(reached, ok=False, detail=narrow(way, answer.full, widest), narrow=True)
+
+    async def _passes(self, way: Way, size: int, limit_s: float) -> bool | None:
+        """Whether a packet of that size is answered; None: it cannot be asked about."""
+        try:
+            async with self._patience.timeout(limit_s):
+                return None if await self._through(way, size) is None else True
+        except TimeoutError:
+            return False
 
     def _judged(self, ref: BackendRef, result: ProbeResult) -> ProbeResult:
         """Of a result by the target's way, what counts."""
         if result.reached:
             self._answered.add(ref.service)
-        return proven(result, self._statuses[ref], ref.service in self._answered)
-
-    async def _wrong(self, way: Way, limit_s: float) -> str | None:
-        try:
-            async with self._patience.timeout(limit_s):
-                return await self._through(way)
-        except TimeoutError:
-            return silence(way, duration(limit_s))
+        if result.wide:
+            self._widely.add(ref.service)
+        answered, widely = ref.service in self._answered, ref.service in self._widely
+        return proven(result, self._statuses[ref], answered, widely)
 
     async def _pause(self, delay_s: float) -> None:
         """Until the next check is due, or a link is up again."""

@@ -11,6 +11,7 @@ from agent.state.way import Way
 FIRST_WITHIN_S = 0.5  # first checks are spread over this long, or the interval if shorter
 CHANGING_SPEEDUP = 2.0
 SHORTEST_DELAY_S = 0.01
+FULL_EVERY_S = 6.0  # a full packet is asked about; at each check while it is lost
 MOST_WAYS = 8  # by which a server is asked at each check
 VAGUE_S = 10.0  # silence after a refusal says nothing for so long
 
@@ -23,7 +24,8 @@ class ProbeResult:
     ``unsent``: this host knew no way, so maybe its own link is down. ``busy``: it was reached, and
     has not answered in time, or takes no more now. ``vague``: it passes because nothing came back.
     ``lost``: it answers at its own address, and not by the way of clients' packets; ``reached``: by
-    that, too.
+    that, too. ``wide``: full packets have come that way; ``narrow``: they are lost, and small ones
+    arrive.
     """
 
     ok: bool
@@ -35,6 +37,8 @@ class ProbeResult:
     vague: bool = False
     lost: bool = False
     reached: bool = False
+    wide: bool = False
+    narrow: bool = False
     certificate_until: float | None = None  # seconds since the epoch
 
 
@@ -131,16 +135,28 @@ def ways_to_ask(known: Iterable[tuple[Way | None, HealthStatus]], turn: int) -> 
     return urgent + (others + others)[first : first + room]
 
 
+def is_full_due(since_s: float) -> bool:
+    """Whether to ask for the answer to a full packet again, so long after one has come."""
+    return since_s >= FULL_EVERY_S
+
+
 def lost(wrong: str) -> ProbeResult:
     """A server is well, and clients' packets do not get to it."""
     return ProbeResult(False, wrong, None, lost=True)
 
 
-def proven(result: ProbeResult, status: HealthStatus, answered: bool) -> ProbeResult:
+def proven(result: ProbeResult, status: HealthStatus, answered: bool, widely: bool) -> ProbeResult:
     """What is lost on its way takes no backend out that is up, unless a backend of the service has
     ``answered`` by its way. Where none has, maybe the network lets none answer the balancer so, and
-    to take all of them out would be an outage that the check makes.
+    to take all of them out would be an outage that the check makes. Likewise lost full packets
+    count only where a backend of the service has answered one (``widely``): a firewall may drop
+    SYNs with data.
     """
+    if result.narrow and not widely:
+        detail = (
+            f"{result.detail} (no backend of the service answers full packets: it counts as up)"
+        )
+        return replace(result, ok=True, detail=detail)
     if not result.lost or answered or status.health is not Health.UP:
         return result
     detail = f"{result.detail} (no backend of the service answers so: it stays up)"

@@ -23,7 +23,16 @@ from agent.network.reset import RawSender
 from agent.sockfilter import JEQ, JGE, JGT, JSET, LD_B, LD_H, LD_H_X, LDX_LENGTH, RET, Step
 from agent.state.desired import outer_source
 from agent.state.segment import ACK, RST, SYN, Segment
-from agent.state.way import FIRST_PORT, LAST_PORT, Way, frame, refusal
+from agent.state.way import (
+    FIRST_PORT,
+    LAST_PORT,
+    Answer,
+    Way,
+    frame,
+    full_size,
+    padding,
+    refusal,
+)
 
 log = get_logger()
 
@@ -83,18 +92,19 @@ class Paths:
             finally:
                 self._sender = None
 
-    async def ask(self, way: Way) -> str | None:
-        """Wait until the backend answers for its VIP, and say what is wrong with that, in words;
-        empty: nothing is. None: it cannot be asked, for want of a next hop, of an address of ours
-        that it could answer to, or of an interface that is up; others tell of these.
+    async def ask(self, way: Way, size: int = 0) -> Answer | None:
+        """Wait until the backend answers for its VIP a packet of ``size`` bytes; 0: a small one.
+
+        None: it cannot be asked, for want of a next hop, of an address of ours that it could answer
+        to, or of an interface that is up; others tell of these.
         """
         hop, config, sender = self._hop(way.backend), self._config(), self._sender
         outer, ours = outer_source(config, way.backend, hop), hop.source
         if sender is None or hop.mac is None or ours in (None, way.vip) or outer is None:
             return None
 
-        def send(seq: int, flags: int) -> None:
-            segment = Segment(ours, port, way.vip, way.port, seq, 0, flags)
+        def send(seq: int, flags: int, padding: int = 0) -> None:
+            segment = Segment(ours, port, way.vip, way.port, seq, 0, flags, padding)
             data = frame(way, hop, segment.packet(), outer, config.gue_port)
             sender.frame(hop.ifindex, data)
 
@@ -105,16 +115,17 @@ class Paths:
         port = FIRST_PORT + count % (LAST_PORT - FIRST_PORT + 1)
         ask = self._asks[expected] = _Ask(way, port, asyncio.get_running_loop().create_future())
         try:
-            send((expected - 1) % 2**32, SYN)
+            # A server may not use the data of a SYN before it has the connection (RFC 9293).
+            send((expected - 1) % 2**32, SYN, padding(way, size) if size else 0)
             answer = await ask.answer
             if answer.flags & RST:
-                return refusal(way)
+                return Answer(refusal(way))
             send(expected, RST)  # no connection comes of it
         except NetworkError:
             return None
         finally:
             del self._asks[expected]
-        return ""
+        return Answer(full=full_size(way, hop.mtu, answer.mss))
 
     def _read(self, heard: socket.socket, version: int) -> None:
         for _ in range(_ONE_TURN):

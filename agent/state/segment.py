@@ -1,5 +1,5 @@
-"""Decides the bytes of the TCP segments that the agent makes itself: empty ones. And reads those
-that answer them.
+"""Decides the bytes of the TCP segments that the agent makes itself, and reads those that answer
+them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ SYN, RST, ACK = 0x02, 0x04, 0x10
 _TTL = 64
 _WINDOW = 512  # of an ACK; nothing is offered by it, because its position is not accepted
 _DF = 0x4000
+_END, _NOTHING, _MSS = 0, 1, 2  # options
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment without data."""
+    """A segment with so many zero bytes of data (``padding``). ``mss`` is what one that was read
+    announces, 0: nothing.
+    """
 
     source: Address
     source_port: int
@@ -28,6 +31,8 @@ class Segment:
     seq: int
     ack: int
     flags: int
+    padding: int = 0
+    mss: int = 0
 
     def packet(self) -> bytes:
         """The IP packet."""
@@ -42,8 +47,8 @@ class Segment:
 
     @classmethod
     def read(cls, data: bytes, version: int) -> Self | None:
-        """The segment in an IP packet of that version, of which the end may be missing; None: there
-        is none, or not at its place.
+        """The segment in an IP packet of that version, of which the end may be missing, without its
+        data; None: there is none, or not at its place.
         """
         start = 40 if version == 6 else 4 * (data[0] & 0xF) if data else 0
         if len(data) < start + 20 or data[0] >> 4 != version:
@@ -52,9 +57,10 @@ class Segment:
             return None
         ends = data[8:40] if version == 6 else data[12:20]
         half = len(ends) // 2
-        source_port, to_port, seq, ack, _, flags = struct.unpack_from("!HHIIBB", data, start)
+        source_port, to_port, seq, ack, size, flags = struct.unpack_from("!HHIIBB", data, start)
         source, to = ip_address(ends[:half]), ip_address(ends[half:])
-        return cls(source, source_port, to, to_port, seq, ack, flags)
+        mss = _announced(data[start + 20 : start + (size >> 4) * 4])
+        return cls(source, source_port, to, to_port, seq, ack, flags, mss=mss)
 
     def _tcp(self) -> bytes:
         window = _WINDOW if self.flags & (ACK | SYN) else 0
@@ -63,8 +69,23 @@ class Segment:
         bare = struct.pack("!HHIIBBHHH", *fields, 0, 0)
         # The pseudo-headers of both families (RFC 9293, RFC 8200) add up to the same.
         pseudo = self.source.packed + self.to.packed
-        pseudo += struct.pack("!II", len(bare), Protocol.TCP.number)
-        return struct.pack("!HHIIBBHHH", *fields, checksum(pseudo + bare), 0)
+        pseudo += struct.pack("!II", len(bare) + self.padding, Protocol.TCP.number)
+        head = struct.pack("!HHIIBBHHH", *fields, checksum(pseudo + bare), 0)
+        return head + bytes(self.padding)  # zeros add nothing to the checksum
+
+
+def _announced(options: bytes) -> int:
+    """The maximum segment size among the options of a SYN (RFC 9293); 0: there is none."""
+    at = 0
+    while at < len(options) and options[at] != _END:
+        if options[at] == _NOTHING:
+            at += 1
+            continue
+        size = options[at + 1] if at + 1 < len(options) else 0
+        if options[at] == _MSS and size == 4 and at + 4 <= len(options):
+            return int.from_bytes(options[at + 2 : at + 4])
+        at += max(size, 2)
+    return 0
 
 
 def checksum(data: bytes) -> int:

@@ -30,8 +30,27 @@ _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _INNER = {4: 4, 6: 41}  # protocol numbers of a packet within a packet
 _UDP = 17
 _TTL = 64
+_OUTER = {4: 20, 6: 40}  # bytes of an IP header
+_HEADERS = {4: 40, 6: 60}  # with a TCP header without options
 _DF = 0x4000
 _GUE_SPORT = 0xC000  # the first of those that the packet path uses
+
+
+# Sizes of packets to try where full ones are lost: the MTUs that tunnels and lines leave.
+_SIZES = (
+    8000, 4000, 1500, 1492, 1480, 1472, 1464, 1460, 1456, 1450, 1440, 1430, 1420, 1412, 1400, 1380,
+    1360, 1340, 1320, 1300, 1280, 1200, 1000, 576,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a backend said by its way: ``wrong`` in words, empty if nothing is. ``full`` is the size
+    of the largest packets that clients send it, in bytes; 0: it has not said so.
+    """
+
+    wrong: str = ""
+    full: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +95,35 @@ def frame(way: Way, hop: NextHop, packet: bytes, tunnel_source: Address, gue_por
     version = way.backend.version if way.forward.is_tunnel else way.vip.version
     macs = _mac(hop.mac or NO_MAC) + _mac(hop.source_mac)
     return macs + tags + _ETHERTYPE[version].to_bytes(2) + packet
+
+
+def full_size(way: Way, mtu: int, mss: int) -> int:
+    """How large the full packets of clients to the VIP are: as the server's ``mss`` allows, and as
+    fits with the outer headers into packets of ``mtu`` bytes, because the packet path tells clients
+    so (RFC 1191). 0: the server has announced no size.
+    """
+    outer = _OUTER[way.backend.version] + (8 if way.forward is Forward.GUE else 0)
+    fits = mtu - (outer if way.forward.is_tunnel else 0)
+    return min(mss + _HEADERS[way.vip.version], fits) if mss else 0
+
+
+def padding(way: Way, size: int) -> int:
+    """How many bytes of data make a packet to the VIP so large."""
+    return max(0, size - _HEADERS[way.vip.version])
+
+
+def smaller_sizes(full: int) -> tuple[int, ...]:
+    """Which sizes to try when packets of ``full`` bytes are lost, the largest first."""
+    return tuple(size for size in _SIZES if size < full)
+
+
+def narrow(way: Way, full: int, widest: int) -> str:
+    """That full packets get no answer, and small ones do; ``widest``: the largest that did."""
+    upto = f"of {widest} bytes" if widest else "small ones"
+    return (
+        f"packets of {full} bytes are lost on the way to {in_words(way)}, {upto} arrive: is the MTU"
+        " smaller somewhere in between, or are SYNs with data dropped?"
+    )
 
 
 def in_words(way: Way) -> str:

@@ -307,6 +307,11 @@ _FILTER, _UNFILTER = drops("ip daddr 10.99.0.100 tcp dport 80 drop")
 _REJECT, _ = drops("ip daddr 10.99.0.100 tcp dport 80 reject with tcp reset")
 _NO_ADVERTS, _ = drops("ip protocol vrrp drop; add rule inet t in ip6 nexthdr vrrp drop")
 _NO_SYNC, _ = drops(f"tcp dport {SYNC_PORT} drop; add rule inet t in tcp sport {SYNC_PORT} drop")
+_NARROW = (
+    "nft 'add table netdev t; add chain netdev t in {type filter hook ingress device eth0 priority "
+    "0;}; add rule netdev t in meta length > 1400 drop'"
+)
+_WIDE = "nft delete table netdev t"
 _BE2 = r"\bbe2\b"
 
 FAULTS = [
@@ -374,6 +379,14 @@ FAULTS = [
     ),
     Fault(
         "the state folder cannot be written", "dsr", state_folder_is_gone, r"in memory only",
+    ),
+    Fault(
+        "large packets vanish on the way to a backend", "dsr", scripts("be2", _NARROW, _WIDE),
+        rf"{_BE2}.* down .*of 1400 bytes arrive",
+    ),
+    Fault(
+        "large packets vanish on the way through a tunnel", "ipip", scripts("be2", _NARROW, _WIDE),
+        rf"{_BE2}.* down .*of 1[34]\d\d bytes arrive",
     ),
     Fault(
         "the end of a tunnel is missing", "ipip",

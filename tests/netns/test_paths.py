@@ -18,7 +18,7 @@ from agent.model import Config, Forward
 from agent.network import paths
 from agent.network.paths import Paths
 from agent.state.segment import ACK, RST, SYN, Segment
-from agent.state.way import FIRST_PORT, LAST_PORT, Way, refusal
+from agent.state.way import FIRST_PORT, LAST_PORT, Answer, Way, refusal
 from tests.netns.cable import PEER, PEER6, PEER_MAC, Net, Watch, follow, ip, run_in, wired
 from tests.netns.segment import inside
 
@@ -73,7 +73,7 @@ def test_a_host_with_the_vip_answers_and_keeps_nothing(net: Net, version: int, m
 
     async def story(asked: Paths) -> None:
         found = await asyncio.gather(*(asked.ask(way(version)) for _ in range(400)))
-        assert found == [""] * 400
+        assert found == [Answer(full=1500)] * 400
 
     asking(net, version, story)
     left = ip("netns", "exec", net.peer, "ss", "-Htan", "state", "syn-recv")
@@ -84,7 +84,7 @@ def test_a_host_with_the_vip_answers_and_keeps_nothing(net: Net, version: int, m
 def test_a_server_that_does_not_listen_there_refuses(net: Net, version: int):
     async def story(asked: Paths) -> None:
         closed = way(version, CLOSED)
-        assert await asked.ask(closed) == refusal(closed)
+        assert await asked.ask(closed) == Answer(refusal(closed))
 
     asking(net, version, story)
 
@@ -99,9 +99,28 @@ def test_a_host_without_the_vip_says_nothing_until_it_has_it(net: Net, version: 
             async with asyncio.timeout(0.3):
                 await asked.ask(way(version))
         net.peers(f"address add {vip} nodad")
-        assert await asked.ask(way(version)) == ""
+        assert await asked.ask(way(version)) == Answer(full=1500)
 
     asking(net, version, story)
+
+
+@families
+def test_a_full_packet_is_answered_and_lost_where_the_mtu_is_smaller(net: Net, version: int):
+    """The peer takes no larger ones, as a line in between might."""
+    narrow = "nft 'add table netdev t; add chain netdev t in {type filter hook ingress device eth0 "
+    narrow += "priority 0;}; add rule netdev t in meta length > 1400 drop'"
+
+    async def story(asked: Paths) -> None:
+        assert await asked.ask(way(version), 1500) == Answer(full=1500)
+        ip("netns", "exec", net.peer, "sh", "-c", narrow)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await asked.ask(way(version), 1500)
+        assert await asked.ask(way(version), 1400) == Answer(full=1500)
+
+    asking(net, version, story)
+    left = ip("netns", "exec", net.peer, "ss", "-Htan", "state", "syn-recv")
+    assert left == ""
 
 
 @families

@@ -20,7 +20,7 @@ from agent.model import (
     HealthCheck,
     HealthStatus,
 )
-from agent.state.way import Way
+from agent.state.way import Answer, Way
 from tests.unit.health.targets import check_exactly
 
 CHECK = HealthCheck(interval_s=0.02, timeout_s=0.01, rise=2, fall=2)
@@ -60,6 +60,8 @@ class Watch:
         self.down = ""  # the link, why
         self.wrong: dict[Way, str | None] = {}  # by these ways; None: they cannot be asked
         self.lost: set[Way] = set()  # no answer comes by these
+        self.most: dict[Way, int] = {}  # bytes of the packets that pass, where clients' have 1500
+        self.sizes: list[int] = []  # that were asked about
         self.monitor = HealthMonitor(
             self._note,
             self.silences.append,
@@ -71,11 +73,13 @@ class Watch:
     def _note(self, ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
         self.changes.append((ref, old.health, new.health))
 
-    async def _through(self, way: Way) -> str | None:
-        if way in self.lost:
+    async def _through(self, way: Way, size: int) -> Answer | None:
+        self.sizes.append(size)
+        if way in self.lost or size > self.most.get(way, 1500):
             await asyncio.Event().wait()
         await asyncio.sleep(0)
-        return self.wrong.get(way, "")
+        wrong = self.wrong.get(way, "")
+        return None if wrong is None else Answer(wrong, 0 if wrong else 1500)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(60):
@@ -473,6 +477,53 @@ def test_a_server_that_answers_for_itself_and_not_for_the_vip_is_down() -> None:
         wanted = "no answer from 10.9.0.100:80 by dsr within 10 ms: is the VIP on its lo?"
         assert watch.monitor.status(REF).reason == wanted
         assert watch.silences == []  # its host is there
+
+    play(story)
+
+
+NARROW = (
+    "packets of 1500 bytes are lost on the way to 10.9.0.100:80 by dsr, of 1400 bytes arrive: is "
+    "the MTU smaller somewhere in between, or are SYNs with data dropped?"
+)
+
+
+def test_a_way_on_which_full_packets_are_lost_takes_a_backend_out_and_says_what_fits() -> None:
+    async def story(watch: Watch) -> None:
+        check_exactly(watch.monitor, {REF: replace(TARGET, way=WAY)})
+        await watch.until_health(REF, Health.UP)
+        assert 1500 in watch.sizes
+        watch.monitor._wide_at.clear()  # six seconds later
+        watch.most[WAY] = 1400
+        await watch.until_health(REF, Health.DOWN)
+        assert watch.monitor.status(REF).reason == NARROW
+        watch.most.clear()
+        await watch.until_health(REF, Health.UP)
+
+    play(story)
+
+
+def test_where_no_backend_answers_full_packets_none_is_down_for_it() -> None:
+    """A firewall may drop SYNs with data: that is no fault of the backends, also of new ones."""
+
+    async def story(watch: Watch) -> None:
+        watch.most[WAY] = 0
+        check_exactly(watch.monitor, {REF: replace(TARGET, way=WAY)})
+        await watch.until_health(REF, Health.UP)
+        await watch.until_probed(10)
+        status = watch.monitor.status(REF)
+        assert status.health is Health.UP
+        assert "small ones arrive" in status.reason
+        assert "(no backend of the service answers full packets: it counts as up)" in status.reason
+
+    play(story)
+
+
+def test_full_packets_are_asked_about_now_and_then() -> None:
+    async def story(watch: Watch) -> None:
+        check_exactly(watch.monitor, {REF: replace(TARGET, way=WAY)})
+        await watch.until_probed(20)
+        assert watch.sizes.count(1500) == 1
+        assert watch.sizes.count(0) > 10
 
     play(story)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
-from agent.state.segment import ACK, RST, Segment, checksum
+from agent.state.segment import ACK, RST, SYN, Segment, checksum
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,39 @@ def test_what_was_made_is_read(
     other = bytearray(packet)
     other[9 if source.version == 4 else 6] = 17
     assert Segment.read(bytes(other), source.version) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "layer"),
+    [("198.51.100.1", "203.0.113.10", IP), ("2001:db8::c", "2001:db8:1::10", IPv6)],
+)
+@pytest.mark.parametrize("padding", [1, 1440, 8941])
+def test_a_padded_segment_has_so_many_bytes_of_zeros(source, to, layer, padding: int):
+    made = Segment(ip_address(source), 43210, ip_address(to), 80, 9, 0, SYN, padding).packet()
+    read = layer(made)
+    assert bytes(read[TCP].payload) == bytes(padding)
+    wanted = read[TCP].chksum
+    del read[TCP].chksum
+    assert layer(bytes(read))[TCP].chksum == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "mss"),
+    [([], 0), ([("MSS", 1460)], 1460), ([("NOP", None), ("WScale", 7), ("MSS", 8960)], 8960),
+     ([("SAckOK", b""), ("Timestamp", (1, 2))], 0), ([("EOL", None), ("MSS", 1460)], 0)],
+)  # fmt: skip
+def test_the_announced_size_is_read_among_other_options(options, mss: int):
+    packet = IP(src="203.0.113.10", dst="198.51.100.1") / TCP(flags="SA", options=options)
+    found = Segment.read(bytes(packet), 4)
+    assert found is not None
+    assert found.mss == mss
+
+
+@given(st.binary(max_size=40), st.integers(5, 15))
+def test_whatever_options_come_have_a_size_or_none(options: bytes, words: int):
+    head = bytes(IP(src="203.0.113.10", dst="198.51.100.1") / TCP(flags="SA"))
+    data = bytearray(head + options)
+    data[32] = words << 4
+    found = Segment.read(bytes(data), 4)
+    assert found is not None
+    assert 0 <= found.mss < 2**16

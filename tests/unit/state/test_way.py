@@ -17,7 +17,17 @@ from agent.model import (
     Via,
 )
 from agent.state.segment import SYN, Segment
-from agent.state.way import Way, frame, refusal, silence, way_of
+from agent.state.way import (
+    Way,
+    frame,
+    full_size,
+    narrow,
+    padding,
+    refusal,
+    silence,
+    smaller_sizes,
+    way_of,
+)
 
 VIP, SERVER = ip_address("10.9.0.100"), ip_address("10.0.0.21")
 MEMBER = Backend("a", SERVER)
@@ -79,3 +89,47 @@ def test_what_fails_says_where_to_look():
     assert refusal(WAY) == (
         "connection refused at 10.9.0.100:80 by dsr: does its server listen on the VIP?"
     )
+
+
+SIX = Way(Forward.DSR, ip_address("fd09::100"), 80, ip_address("fd00::21"))
+
+
+@pytest.mark.parametrize(
+    ("way", "mtu", "mss", "size"),
+    [
+        (WAY, 1500, 1460, 1500),
+        (WAY, 9000, 1460, 1500),  # clients do as the server says
+        (WAY, 1500, 8960, 1500),
+        (WAY, 1500, 0, 0),
+        (SIX, 1500, 1440, 1500),
+        (replace(WAY, forward=Forward.IPIP), 1500, 1460, 1480),
+        (replace(WAY, forward=Forward.GUE), 1500, 1460, 1472),
+        (replace(SIX, forward=Forward.IPIP), 1500, 1440, 1460),
+        (replace(SIX, forward=Forward.GUE), 1520, 1440, 1472),
+        (replace(WAY, forward=Forward.IPIP), 1520, 1460, 1500),
+    ],
+)
+def test_full_packets_are_those_of_clients(way: Way, mtu: int, mss: int, size: int):
+    assert full_size(way, mtu, mss) == size
+
+
+@pytest.mark.parametrize("way", [WAY, SIX, replace(WAY, forward=Forward.GUE),
+                                 replace(SIX, forward=Forward.IPIP)])  # fmt: skip
+def test_a_full_frame_is_as_large_as_the_interface_takes(way: Way):
+    size = full_size(way, 1500, 9000)
+    ours = ip_address("fd00::1" if way.vip.version == 6 else "10.0.0.1")
+    packet = Segment(ours, 20_480, way.vip, 80, 1, 0, SYN, padding(way, size)).packet()
+    hop = NextHop(way.backend, 2, "02:00:00:00:00:21", "02:00:00:00:00:01", 1500, on_link=True)
+    assert len(packet) == size
+    assert len(frame(way, hop, packet, ours, 6080)) == 14 + 1500
+
+
+def test_smaller_sizes_are_tried_the_largest_first():
+    assert smaller_sizes(1480)[:2] == (1472, 1464)
+    assert list(smaller_sizes(9000)) == sorted(smaller_sizes(9000), reverse=True)
+    assert smaller_sizes(500) == ()
+
+
+def test_what_fits_is_said():
+    assert "of 1400 bytes arrive" in narrow(WAY, 1500, 1400)
+    assert "small ones arrive" in narrow(WAY, 1500, 0)
