@@ -53,6 +53,7 @@ from agent.reconcile.passes import Passes, Scope, joined
 from agent.reconcile.reconciler import Reconciler
 from agent.resetting import Mine, Resetter
 from agent.state.blocks import Block, Blocks
+from agent.state.claims import Owner
 from agent.state.desired import Surroundings, differing
 from agent.state.guardview import Blocked
 from agent.state.identities import Identities, member_of
@@ -358,14 +359,19 @@ class Core:
         """Those that an interface can have."""
         return {s.key.vip for s in self.config.services if s.key.vip_bits is None}
 
-    def _owner_of(self, mac: str) -> str:
-        """The backend, in words; empty: it is none's."""
+    def _owner_of(self, mac: str) -> Owner | None:
+        """Who on the segment has it; None: nobody that is configured."""
+
+        def has(address: Address) -> bool:
+            hop = self._hops.get(address)
+            return hop.on_link and hop.mac == mac
+
         for service in self.config.services:
             for backend in service.backends:
-                hop = self._hops.get(backend.address)
-                if hop.on_link and hop.mac == mac:
-                    return f"{backend.name} ({backend.address})"
-        return ""
+                if has(backend.address):
+                    return Owner(f"{backend.name} ({backend.address})")
+        peers = (each for each in self.config.failover.sync.peers if has(each))
+        return next((Owner(str(each), is_balancer=True) for each in peers), None)
 
     def _companions_changed(self) -> None:
         self.passes.wake(s.name for s in self.config.services if s.gives_cookies)

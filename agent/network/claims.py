@@ -22,7 +22,7 @@ from agent.model import Address
 from agent.network.netlink import Netlink
 from agent.network.reset import RawSender
 from agent.sockfilter import JEQ, LD_B, LD_H, RET
-from agent.state.claims import Claim, Claims
+from agent.state.claims import Claim, Claims, Owner, in_words
 
 log = get_logger()
 
@@ -55,15 +55,15 @@ _FILTERS = {
 class Watch:
     """Asks for the VIPs that an interface has, while ``run`` runs.
 
-    ``vips()``: those of the running configuration. ``owner(mac)`` names the backend whose MAC it
-    is; empty: it is none's.
+    ``vips()``: those of the running configuration. ``owner(mac)``: the backend or balancer whose
+    MAC it is.
     """
 
     def __init__(
         self,
         ifname: str,
         vips: Callable[[], Collection[Address]],
-        owner: Callable[[str], str],
+        owner: Callable[[str], Owner | None],
     ) -> None:
         self._ifname = ifname
         self._vips = vips
@@ -161,12 +161,7 @@ class Watch:
             asyncio.get_running_loop().add_reader(heard, self._read, heard)
 
     def _in_words(self, each: Claim) -> str:
-        said = f"{each.mac} answers for {each.vip}, too: "
-        if not (owner := self._owner(each.mac)):
-            return said + "it is no backend's"
-        # IPv6 says nothing of an address on another interface.
-        silent = "keep silent (arp_ignore=1)" if each.vip.version == 4 else "have it on lo alone"
-        return f"{said}it is backend {owner}, which has to {silent}"
+        return in_words(each, self._owner(each.mac))
 
 
 def _order(each: Claim) -> tuple[int, int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from agent.model import Address
 # Once can be the last word of a balancer that has just handed the VIP over.
 BELIEVED_ROUNDS = 2
 FORGOTTEN_ROUNDS = 3  # without a word
+_VIRTUAL = re.compile(r"00:00:5e:00:0[12]:([0-9a-f]{2})")  # RFC 9568, section 7.3
 MOST = 64  # a host can say that it has every address, from as many MACs as it likes
 
 
@@ -19,6 +21,32 @@ class Claim(NamedTuple):
 
     vip: Address
     mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose MAC it is: a backend, or another balancer of the group."""
+
+    name: str
+    is_balancer: bool = False
+
+
+def in_words(claim: Claim, owner: Owner | None) -> str:
+    """Who answers for which VIP, and what that host has to do; ``owner`` None: nobody knows it."""
+    said = f"{claim.mac} answers for {claim.vip}, too: "
+    if owner is not None and not owner.is_balancer:
+        # IPv6 says nothing of an address on another interface.
+        silent = "keep silent (arp_ignore=1)" if claim.vip.version == 4 else "have it on lo alone"
+        return f"{said}it is backend {owner.name}, which has to {silent}"
+    if owner is not None:
+        return (
+            f"{said}it is balancer {owner.name}; lbctl failover status on both says who is master"
+        )
+    virtual = _VIRTUAL.fullmatch(claim.mac)
+    if virtual:
+        router = int(virtual[1], 16)
+        return f"{said}it is the virtual MAC of VRRP router {router}, whose master is elsewhere"
+    return f"{said}it is no backend's"
 
 
 @dataclass(slots=True)

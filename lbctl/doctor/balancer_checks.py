@@ -21,6 +21,10 @@ _SILENCE = (
     "deploy/backend-setup.sh up on that backend, or take the address off that host; clients "
     "remember the wrong MAC for a minute or so"
 )
+_ONE_MASTER = (
+    "lbctl failover status on every balancer; where the failover process does not run, systemctl "
+    "start lb-agent-failover"
+)
 
 
 def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
@@ -50,7 +54,7 @@ def _problems(about: Mapping[str, Any], plane: Mapping[str, Any]) -> Iterator[Fi
         ("tables: ", about["reconcile_problem"], "journalctl -u lb-agent"),
         (_UNSAVED, about.get("unsaved_problem"), _MAKE_ROOM),
         *(("fullnat: ", each, _MORE_SOURCES) for each in plane.get("nat_problems", ())),
-        *(("", each, _SILENCE) for each in plane.get("vip_problems", ())),
+        *(("", each, _silence(each)) for each in plane.get("vip_problems", ())),
     ]
     for what, problem, remedy in said:
         if problem:
@@ -65,6 +69,12 @@ def _links(plane: Mapping[str, Any], ask: Question) -> Iterator[Finding]:
         if text.split(" ", 1)[0] not in seen:
             fix = f"ip -d link show dev {text.split(' ', 1)[0]}"
             yield Finding("agent", Verdict.PROBLEM, f"next hops: {text}", fix)
+
+
+def _silence(problem: str) -> str:
+    """What ends it that another host answers for a VIP."""
+    is_balancer = "it is balancer" in problem or "virtual MAC" in problem
+    return _ONE_MASTER if is_balancer else _SILENCE
 
 
 def _attachment(plane: Mapping[str, Any], ask: Question) -> Iterator[Finding]:

@@ -198,6 +198,10 @@ def test_another_host_that_answers_for_a_vip_is_a_problem():
     finding = verdicts(facts(agent=dataclasses.replace(RUNNING, status=bad)))["agent"]
     assert (finding.verdict, finding.message) == (Verdict.PROBLEM, told)
     assert "backend-setup.sh" in finding.fix
+    other = told.replace("no backend's", "balancer 10.0.0.2; lbctl failover status on both …")
+    bad = STATUS | {"dataplane": STATUS["dataplane"] | {"vip_problems": [other]}}
+    finding = verdicts(facts(agent=dataclasses.replace(RUNNING, status=bad)))["agent"]
+    assert "lb-agent-failover" in finding.fix
 
 
 def test_prefix_of_vips_is_routed_and_on_no_interface():

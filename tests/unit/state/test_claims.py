@@ -2,10 +2,19 @@
 
 from ipaddress import ip_address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.state.claims import BELIEVED_ROUNDS, FORGOTTEN_ROUNDS, MOST, Claim, Claims
+from agent.state.claims import (
+    BELIEVED_ROUNDS,
+    FORGOTTEN_ROUNDS,
+    MOST,
+    Claim,
+    Claims,
+    Owner,
+    in_words,
+)
 
 VIP, OTHER = ip_address("10.9.0.100"), ip_address("fd09::100")
 THIEF = Claim(VIP, "02:00:00:00:00:21")
@@ -61,3 +70,19 @@ def test_nobody_stands_who_was_heard_once_or_long_ago(rounds: list[set[int]]) ->
         for each in standing:
             assert any(int(each.mac) in one for one in recent)
             assert sum(int(each.mac) in one for one in rounds[: number + 1]) >= BELIEVED_ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("claim", "owner", "words"),
+    [
+        (THIEF, Owner("gpu-1 (10.0.0.21)"),
+         "too: it is backend gpu-1 (10.0.0.21), which has to keep silent"),
+        (Claim(OTHER, THIEF.mac), Owner("gpu-1"), "gpu-1, which has to have it on lo alone"),
+        (THIEF, Owner("10.0.0.2", is_balancer=True), "it is balancer 10.0.0.2; lbctl failover"),
+        (Claim(VIP, "00:00:5e:00:01:33"), None, "virtual MAC of VRRP router 51, whose master is"),
+        (Claim(OTHER, "00:00:5e:00:02:01"), None, "virtual MAC of VRRP router 1, whose master is"),
+        (THIEF, None, "02:00:00:00:00:21 answers for 10.9.0.100, too: it is no backend's"),
+    ],
+)  # fmt: skip
+def test_who_it_is_is_said_and_what_has_to_be_done(claim: Claim, owner: Owner | None, words: str):
+    assert words in in_words(claim, owner)
