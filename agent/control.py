@@ -96,7 +96,7 @@ class AgentControl:
             defects=core.passes.defects,
             events=dict(self._journal.counts),
             link_problems=core.link_problems,
-            vip_problems=core.watch.problems(),
+            vip_problems=core.vip_problems(),
             failover=core.pair.view(),
             guard=replace(
                 core.guarding.view(core.config),

@@ -106,7 +106,7 @@ class Core:
             self._paths.ask,
         )
         self.watch = Watch(config.interface, self._vips, self._owner_of)
-        self._host = Host(config, lambda: self.passes.wake(()))
+        self._host = Host(config, lambda: self.passes.wake(()), self._owner_of)
         self.guarding = Guarding(config, self.dataplane)
         self.limiting = Limiting(self.dataplane)
         self.companions = Companions(self.dataplane, self._companions_changed)
@@ -358,6 +358,10 @@ class Core:
     def _vips(self) -> set[Address]:
         """Those that an interface can have."""
         return {s.key.vip for s in self.config.services if s.key.vip_bits is None}
+
+    def vip_problems(self) -> tuple[str, ...]:
+        """Which VIPs are not here, and who else answers for those that are."""
+        return (*self._host.problems(), *self.watch.problems())
 
     def _owner_of(self, mac: str) -> Owner | None:
         """Who on the segment has it; None: nobody that is configured."""

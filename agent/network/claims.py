@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -27,6 +27,8 @@ from agent.state.claims import Claim, Claims, Owner, in_words
 log = get_logger()
 
 ROUND_S = 5.0
+BEFORE_S = 0.15  # after each question about an address that nobody here has yet
+BEFORE_TIMES = 2
 ANSWER_S = 1.0  # that answers are waited for
 MOST_A_SECOND = 20  # questions: each goes to the whole segment
 _ENOUGH = 128  # bytes of a packet
@@ -162,6 +164,43 @@ class Watch:
 
     def _in_words(self, each: Claim) -> str:
         return in_words(each, self._owner(each.mac))
+
+
+async def holders(ifname: str, vips: Collection[Address]) -> dict[Address, str]:
+    """Which of these addresses other hosts of the segment have already, and at which MAC.
+
+    It takes a third of a second. Where nobody can be asked (the link is down, CAP_NET_RAW lacks),
+    nobody has them.
+    """
+    found: dict[Address, str] = {}
+    with contextlib.suppress(NetworkError, NetlinkError, OSError), contextlib.ExitStack() as opened:
+        async with Netlink() as netlink:
+            link = await netlink.link(ifname)
+            own = {each.mac for each in await netlink.links()}
+        if link is None or not link.up or not link.mac:
+            return {}
+        sender = opened.enter_context(RawSender())
+        heard = [opened.enter_context(_listening(ifname, protocol)) for protocol in _FILTERS]
+        mac = bytes.fromhex(link.mac.replace(":", ""))
+        for _ in range(BEFORE_TIMES):
+            for vip in vips:
+                sender.frame(link.ifindex, question(mac, vip))
+            await asyncio.sleep(BEFORE_S)
+        for said in (each for sock in heard for each in _heard(sock)):
+            if said.vip in vips and said.mac not in own:
+                found[said.vip] = said.mac
+    return found
+
+
+def _heard(heard: socket.socket) -> Iterator[Claim]:
+    """All that has come."""
+    while True:
+        try:
+            data, (_, _, _, _, source) = heard.recvfrom(_ENOUGH)
+        except OSError:
+            return
+        if (found := claim(data, source)) is not None:
+            yield Claim(found[0], found[1].hex(":"))
 
 
 def _order(each: Claim) -> tuple[int, int, str]:

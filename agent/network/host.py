@@ -5,24 +5,60 @@ and the guard below the program.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from agent.failover.plan import claimed_vips
-from agent.model import Config, Hook
+from agent.logs import get_logger
+from agent.model import Address, Config, Hook
+from agent.network.claims import holders
 from agent.network.guard import Guard
 from agent.network.tags import Tags
 from agent.network.vips import Vips
+from agent.state.claims import Claim, Owner, not_taken
+
+log = get_logger()
+
+ASK_AGAIN_S = 5.0  # for a VIP that another host has
 
 
 class Host:
     """The interfaces of one instance; which they are does not change while it runs."""
 
-    def __init__(self, config: Config, changed: Callable[[], None]) -> None:
-        """``changed`` is called when somebody else has changed what is kept here."""
-        self._vips = Vips(config.interface)
+    def __init__(
+        self, config: Config, changed: Callable[[], None], owner: Callable[[str], Owner | None]
+    ) -> None:
+        """``changed`` is called when it is time for another sync: somebody else has changed what is
+        kept here, or may have given up a VIP. ``owner(mac)``: the backend or balancer of that MAC.
+        """
+        self._ifname = config.interface
+        self._changed, self._owner = changed, owner
+        self._vips = Vips(config.interface, holders=self._holders)
+        self._refused: frozenset[Claim] = frozenset()
         self._tags = Tags(config.interfaces)
         self._changing = asyncio.Lock()
         self._guard = Guard(config.name, changed)
+
+    def problems(self) -> tuple[str, ...]:
+        """Which VIPs are not here, and why."""
+        return tuple(not_taken(each, self._owner(each.mac), self._ifname) for each in self._refused)
+
+    async def _holders(self, vips: Collection[Address]) -> dict[Address, str]:
+        """A backend that is not silent about a VIP does not keep the balancer from serving it: that
+        is told of otherwise.
+        """
+        found = await holders(self._ifname, vips)
+        return {vip: mac for vip, mac in found.items() if not _is_backend(self._owner(mac))}
+
+    def _look_at_refused(self) -> None:
+        refused = self._vips.refused
+        for each in refused - self._refused:
+            said = not_taken(each, self._owner(each.mac), self._ifname)
+            log.error("a VIP is not taken", problem=said)
+        for each in self._refused - refused:
+            log.info("a VIP is free now, or wanted no more", vip=str(each.vip), mac=each.mac)
+        self._refused = refused
+        if refused:
+            asyncio.get_running_loop().call_later(ASK_AGAIN_S, self._changed)
 
     async def sync(self, wanted: Callable[[], tuple[Config, Hook]]) -> None:
         """Make them as the configuration and the way that the program is attached want them.
@@ -44,6 +80,13 @@ class Host:
             # The addresses of a prefix are routed here instead.
             keys = (service.key for service in config.services)
             vips = frozenset(key.vip for key in keys if key.vip_bits is None)
-            await self._vips.sync(vips - claimed_vips(config))
+            try:
+                await self._vips.sync(vips - claimed_vips(config))
+            finally:
+                self._look_at_refused()
         if hook is not Hook.TC:
             await self._tags.sync()
+
+
+def _is_backend(owner: Owner | None) -> bool:
+    return owner is not None and not owner.is_balancer

@@ -1,12 +1,14 @@
 """Owns the VIP addresses on the interface: adds what is wanted, removes only what it added.
 
 Every address is marked with our own number (IFA_PROTO), so a later agent knows its own again,
-and what an operator or another program put there is never touched.
+and what an operator or another program put there is never touched. Before one is added, the segment
+is asked whether somebody has it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -14,6 +16,7 @@ from agent.errors import NetworkError
 from agent.logs import get_logger
 from agent.model import Address
 from agent.network.netlink import Netlink
+from agent.state.claims import Claim
 
 log = get_logger()
 
@@ -21,11 +24,21 @@ OUR_PROTO = 0x53  # "S"; free in rt_addrprotos, where the kernel itself uses 1 t
 
 
 class Vips:
-    """The VIPs on one interface."""
+    """The VIPs on one interface.
 
-    def __init__(self, ifname: str, proto: int = OUR_PROTO) -> None:
+    ``holders(vips)`` says which of them other hosts have, and at which MAC: those are not added.
+    """
+
+    def __init__(
+        self,
+        ifname: str,
+        proto: int = OUR_PROTO,
+        holders: Callable[[Collection[Address]], Awaitable[Mapping[Address, str]]] | None = None,
+    ) -> None:
         self._ifname = ifname
         self._proto = proto
+        self._holders = holders
+        self.refused: frozenset[Claim] = frozenset()  # not added, because others have them
         self._held: frozenset[Address] = frozenset()  # of those wanted, as we left them
 
     async def sync(self, wanted: frozenset[Address]) -> None:
@@ -67,6 +80,7 @@ class Vips:
                     log.info("vip removed", address=str(address), interface=self._ifname)
                 except NetworkError as error:
                     problems.append(error)
+            missing -= await self._taken(missing - self._held)
             for address in sorted(missing, key=_order):
                 try:
                     await netlink.add_host_address(link.ifindex, address, self._proto)
@@ -78,6 +92,12 @@ class Vips:
             self._held = wanted & ({entry.address for entry in present} | missing)
         if problems:
             raise self._sum_up(problems)
+
+    async def _taken(self, new: frozenset[Address]) -> frozenset[Address]:
+        """Those that others have. One that was taken off here is put back without a question."""
+        found = await self._holders(new) if self._holders is not None and new else {}
+        self.refused = frozenset(Claim(vip, mac) for vip, mac in found.items())
+        return frozenset(found)
 
     def _tell(self, address: Address) -> None:
         said = {"address": str(address), "interface": self._ifname}

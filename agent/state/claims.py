@@ -31,6 +31,16 @@ class Owner:
     is_balancer: bool = False
 
 
+def not_taken(claim: Claim, owner: Owner | None, ifname: str) -> str:
+    """That a VIP is not put on an interface, because somebody has it already, and what to do."""
+    whose = f" ({'balancer' if owner.is_balancer else 'backend'} {owner.name})" if owner else ""
+    return (
+        f"{claim.vip} is not put on {ifname}: {claim.mac}{whose} answers for it. Take it off that "
+        f"host; or, if it only answers for others (proxy ARP), `ip address add {claim.vip}"
+        f"/{claim.vip.max_prefixlen} dev {ifname}`"
+    )
+
+
 def in_words(claim: Claim, owner: Owner | None) -> str:
     """Who answers for which VIP, and what that host has to do; ``owner`` None: nobody knows it."""
     said = f"{claim.mac} answers for {claim.vip}, too: "

@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import pytest
 from agent.errors import NetworkError
 from agent.model import Address, NextHop
 from agent.network import netlink, resolve
+from agent.network.claims import holders
 from agent.network.vips import OUR_PROTO, Vips
+from agent.state.claims import Claim
 from tests.netns.cable import (
     OURS_MAC,
     PEER,
@@ -390,6 +393,55 @@ def test_vips_are_added_as_host_addresses_marked_as_ours(net: Net) -> None:
         assert entry["prefixlen"] == vip.max_prefixlen
         assert int(str(entry["protocol"]), 0) == OUR_PROTO
     sync(net, VIP, VIP6)
+
+
+@pytest.mark.parametrize("vip", [VIP, VIP6], ids=["ipv4", "ipv6"])
+def test_a_vip_that_another_host_has_is_not_taken_until_it_is_free(net: Net, vip: Address) -> None:
+    ours = Vips("eth0", holders=partial(holders, "eth0"))
+    other = f"{vip}/{vip.max_prefixlen} dev eth0"
+    net.peers(f"address add {other} nodad")
+
+    async def taking() -> None:
+        await ours.sync(frozenset({VIP, VIP6}))
+
+    run_in(net.us, taking)
+    assert ours.refused == {Claim(vip, PEER_MAC)}
+    assert shown(net, vip) is None
+    assert shown(net, VIP6 if vip is VIP else VIP) is not None
+    net.peers(f"address del {other}")
+    run_in(net.us, taking)
+    assert ours.refused == set()
+    assert shown(net, vip) is not None
+
+
+def test_a_vip_that_was_taken_off_here_is_put_back_without_a_question(net: Net) -> None:
+    """Who takes it meanwhile is told of, and does not get it."""
+    asked: list[frozenset[Address]] = []
+
+    async def all_have(vips: Collection[Address]) -> dict[Address, str]:
+        asked.append(frozenset(vips))
+        return dict.fromkeys(vips, PEER_MAC) if len(asked) > 1 else {}
+
+    ours = Vips("eth0", holders=all_have)
+
+    async def taking() -> None:
+        await ours.sync(frozenset({VIP}))
+
+    run_in(net.us, taking)
+    net.ours(f"address del {VIP}/32 dev eth0")
+    run_in(net.us, taking)
+    assert shown(net, VIP) is not None
+    assert asked == [{VIP}]
+
+
+def test_where_nobody_can_be_asked_a_vip_is_taken(net: Net) -> None:
+    async def asking(ifname: str) -> None:
+        assert await holders(ifname, {VIP}) == {}
+
+    net.peers(f"address add {VIP}/32 dev eth0")
+    run_in(net.us, partial(asking, "nope0"))
+    net.ours("link set eth0 down")
+    run_in(net.us, partial(asking, "eth0"))
 
 
 def test_a_vip_is_never_the_source_of_the_host_s_own_traffic(net: Net) -> None:

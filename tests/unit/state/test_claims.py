@@ -14,6 +14,7 @@ from agent.state.claims import (
     Claims,
     Owner,
     in_words,
+    not_taken,
 )
 
 VIP, OTHER = ip_address("10.9.0.100"), ip_address("fd09::100")
@@ -70,6 +71,13 @@ def test_nobody_stands_who_was_heard_once_or_long_ago(rounds: list[set[int]]) ->
         for each in standing:
             assert any(int(each.mac) in one for one in recent)
             assert sum(int(each.mac) in one for one in rounds[: number + 1]) >= BELIEVED_ROUNDS
+
+
+def test_a_vip_that_is_another_s_is_told_with_both_ways_out():
+    said = not_taken(THIEF, Owner("gpu-1 (10.0.0.21)"), "eth0")
+    assert said.startswith("10.9.0.100 is not put on eth0: 02:00:00:00:00:21 (backend gpu-1 (10.0")
+    assert said.endswith("`ip address add 10.9.0.100/32 dev eth0`")
+    assert "fd09::100/128" in not_taken(Claim(OTHER, THIEF.mac), None, "eth0")
 
 
 @pytest.mark.parametrize(
