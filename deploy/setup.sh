@@ -21,9 +21,9 @@ Installs what Steelyard needs, and Steelyard, into a virtual environment.
                           (default /opt/steelyard; with --dev: .venv in the checkout)
   --dev                   for development: an editable install, with the tools of `make test`
   --service               also install lbctl and lb-agent into /usr/local/bin, their manual
-                          pages (not with --dev), the systemd units lb-agent,
-                          lb-agent-failover and lb-agent-companion, and an example of
-                          /etc/steelyard/agent.yaml
+                          pages (not with --dev), completion for bash, zsh and fish, the
+                          systemd units lb-agent, lb-agent-failover and lb-agent-companion,
+                          and an example of /etc/steelyard/agent.yaml
   --node                  for a GPU host that only runs the node agent: neither BCC nor BPF
                           is needed; with --service the unit lb-agent-node
   --offline               never use the network: Python packages come from the directories
@@ -303,6 +303,21 @@ install_manual() {
 	acted=1
 }
 
+# Where each shell looks by itself: they load the file when lbctl is completed for the first time.
+install_completion() {
+	local shell file text
+	for shell in "${!completion_files[@]}"; do
+		file="${completion_files[$shell]}"
+		text="$("$prefix/bin/lbctl" completion "$shell")" ||
+			fail "lbctl cannot make its completion for $shell" "run $prefix/bin/lbctl completion $shell"
+		[[ "$(cat "$file" 2>/dev/null)" != "$text" ]] || continue
+		say "installing $file"
+		install -d "${file%/*}"
+		printf '%s\n' "$text" >"$file"
+		acted=1
+	done
+}
+
 install_service() {
 	local command name changed=""
 	local units=(lb-agent lb-agent-failover lb-agent-companion)
@@ -314,6 +329,7 @@ install_service() {
 		acted=1
 	done
 	[[ -n "$dev" ]] || install_manual
+	[[ -n "$node" ]] || install_completion
 	[[ -n "$node" ]] || install_configuration
 	for name in "${units[@]}"; do
 		cmp -s "$repository/deploy/$name.service" "/etc/systemd/system/$name.service" && continue
@@ -332,6 +348,11 @@ install_service() {
 
 readonly configuration_folder="${STEELYARD_CONFIGURATION_FOLDER:-/etc/steelyard}"
 readonly manual_folder=/usr/local/share/man
+readonly -A completion_files=(
+	[bash]=/usr/local/share/bash-completion/completions/lbctl
+	[zsh]=/usr/local/share/zsh/site-functions/_lbctl
+	[fish]=/usr/local/share/fish/vendor_completions.d/lbctl.fish
+)
 dev="" service="" node="" offline="" force_distribution="" prefix="" acted=""
 
 arguments() {
