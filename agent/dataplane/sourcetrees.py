@@ -66,15 +66,20 @@ class SourceTrees:
         old = {tree: Extent(int(roots["root"][tree]), int(roots["nodes"][tree])) for tree in fresh}
         written: dict[GuardTree, Extent] = {}
         for tree, entries in fresh.items():
-            written[tree] = self._write(entries, written.values())
+            # After a restart most are as they were, and a large one has no room twice.
+            same = self._holds(old[tree], entries)
+            written[tree] = old[tree] if same else self._write(entries, written.values())
         ready()
         for tree, new in written.items():
             # Whoever reads these after a crash in between takes more for in use than is.
             roots["nodes"][tree] = max(new.nodes, old[tree].nodes)
             roots["root"][tree] = new.first
             roots["nodes"][tree] = new.nodes
-        self._resting = tuple(extent for extent in old.values() if extent.first)
-        self._resting_since = time.monotonic()
+        now = time.monotonic()
+        left = (old[tree] for tree, new in written.items() if new != old[tree])
+        before = self._resting if now - self._resting_since < _REST_S else ()
+        self._resting = (*before, *(extent for extent in left if extent.first))
+        self._resting_since = now
 
     def lists(self, trees: tuple[GuardTree, GuardTree], address: Address) -> int:
         """What the packet path finds: the lists that hold an address. ``trees``: that of IPv4,
@@ -129,6 +134,15 @@ class SourceTrees:
         roots = self._tables.guard_roots
         pairs = zip(roots["root"].tolist(), roots["nodes"].tolist(), strict=True)
         return [Extent(first, nodes) for first, nodes in pairs if first]
+
+    def _holds(self, extent: Extent, entries: array[int]) -> bool:
+        """Whether a tree in use is the same."""
+        if not extent.first or nodes_of(entries) != extent.nodes:
+            return False
+        rows = np.frombuffer(entries, dtype=np.uint32).copy()
+        rows[rows >= abi.GUARD_BRANCH] += np.uint32(extent.first)
+        held = self._tables.guard_nodes[extent.first : extent.first + extent.nodes]
+        return bool(np.array_equal(held.reshape(-1), rows))
 
     def _write(self, entries: array[int], others: Iterable[Extent]) -> Extent:
         """Into room that neither a tree in use has nor one of ``others``."""

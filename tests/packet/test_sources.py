@@ -198,6 +198,24 @@ def test_trees_are_swapped_whole_and_room_is_used_again(rig: Rig):
     assert trees.nodes() == 0
 
 
+def test_a_restart_with_the_same_lists_needs_no_room_for_them_twice(rig: Rig):
+    """Trees of more than half of the nodes could never be placed again."""
+    size, width = len(rig.tables.guard_nodes), abi.GUARD_NODE_ENTRIES
+    single = [prefix_of(ip_network(f"10.{n // 256}.{n % 256}.7/32")) for n in range(256 * 200)]
+    few = len(build([(1, single[:1])], 4)) // width
+    each = len(build([(1, single[:1001])], 4)) // width - few
+    many = 1 + 1000 * (size // 2 - few) // each + 200
+    large = build([(1, single[:many])], 4)
+    assert size > len(large) // width > size // 2
+    SourceTrees(rig.tables).place({GuardTree.LISTS4: large})
+    SourceTrees(rig.tables).place({GuardTree.LISTS4: large})
+    assert SourceTrees(rig.tables).nodes() == len(large) // width
+    assert SourceTrees(rig.tables).lists(LISTS, ip_address("10.0.7.7")) == 1
+    with pytest.raises(DataplaneError, match="do not fit beside"):
+        SourceTrees(rig.tables).place({GuardTree.LISTS4: build([(2, single[:many])], 4)})
+    SourceTrees(rig.tables).place({GuardTree.LISTS4: array("I")})
+
+
 @PLACES
 def test_of_many_sources_the_same_is_found_as_of_each(rig: Rig, at: Place):
     draw = random.Random(1)
