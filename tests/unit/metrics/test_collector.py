@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,10 +204,3 @@ def test_basic_metrics_of_backends_are_those_and_no_others(snapshot):
     assert set(state) < set(whole.splitlines())
     of_services = [line for line in whole.splitlines() if "steelyard_service_" in line]
     assert of_services == [line for line in none.splitlines() if "steelyard_service_" in line]
-
-
-def test_the_rules_ask_for_nothing_that_is_not_basic():
-    rules = (Path(__file__).parents[3] / "deploy/prometheus/steelyard.rules.yml").read_text()
-    asked = set(re.findall(r"steelyard_[a-z_]+", rules))
-    of_backends = {family.name for family in FAMILIES if family.is_of_backends}
-    assert asked & of_backends <= BASIC

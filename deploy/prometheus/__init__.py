@@ -1,0 +1,1 @@
+"""What Prometheus is given, and how its expressions are read."""
