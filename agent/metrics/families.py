@@ -124,7 +124,11 @@ def _counts(noun: str, labels: tuple[str, ...], each: _EachCounts) -> tuple[Fami
     counted: tuple[tuple[str, str, Callable[[BackendCounts], float]], ...] = (
         ("packets", "Packets forwarded.", lambda c: c.packets),
         ("bytes", "Bytes of the IP packets forwarded, as clients sent them.", lambda c: c.bytes),
-        ("new_flows", "Flows recorded.", lambda c: c.opened),
+        (
+            "new_flows",
+            "Flows recorded, those told by other balancers included.",
+            lambda c: c.opened,
+        ),
         (
             "established_flows",
             "Flows that stopped being embryonic, those told by other balancers included.",

@@ -52,7 +52,7 @@ def test_an_alert_asks_for_metrics_and_labels_that_there_are(rule):
 def test_an_alert_names_labels_that_it_has(rule):
     """A label that it lacks would leave a gap in the sentence."""
     first = next(selectors(rule["expr"])).series
-    aggregated = re.match(r"\s*sum by \(([^)]*)\)", rule["expr"])
+    aggregated = re.match(r"\s*(?:sum|max) by \(([^)]*)\)", rule["expr"])
     has = set(re.split(r",\s*", aggregated[1])) if aggregated else labels_of(first)
     texts = " ".join(rule["annotations"].values())
     assert set(re.findall(r"\$labels\.(\w+)", texts)) <= has
