@@ -67,7 +67,7 @@ With `metrics_backends: basic`, a single backend has only these metrics, and of 
 one that it is in: {basic}. With `none` it has no metrics of its own. A scraper that takes gzip gets
 it.
 
-Alerts that use these metrics: [steelyard.rules.yml](../deploy/prometheus/steelyard.rules.yml).
+Alerts and dashboards that use these metrics: [operations](operations.md#dashboards-and-alerts).
 """
 
 
