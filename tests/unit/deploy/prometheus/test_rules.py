@@ -16,7 +16,7 @@ from lbctl.main import cli
 
 ROOT = Path(__file__).parents[4]
 RULES = ROOT / "deploy" / "prometheus" / "steelyard.rules.yml"
-CASES = Path(__file__).with_name("steelyard.rules.test.yml")
+CASES = sorted(Path(__file__).parent.glob("*.test.yml"))
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
 PROMTOOL = shutil.which("promtool")
 
@@ -34,7 +34,10 @@ def rule(request):
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: apt install promtool")
 def test_alerts_fire_when_they_should_and_not_before():
     judged = subprocess.run(
-        [PROMTOOL, "test", "rules", str(CASES)], capture_output=True, text=True, check=False
+        [PROMTOOL, "test", "rules", *map(str, CASES)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert judged.returncode == 0, judged.stdout + judged.stderr
 
@@ -78,7 +81,8 @@ def test_an_alert_says_how_bad_it_is_and_what_to_do(rule):
 
 def test_every_alert_has_a_case_that_fires_and_moments_that_do_not():
     firing, moments = set(), {}
-    for case in yaml.safe_load(CASES.read_text(encoding="utf-8"))["tests"]:
+    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in CASES]
+    for case in (case for file in files for case in file["tests"]):
         asked = case["promql_expr_test"]
         wanted = [sample for each in asked for sample in each["exp_samples"]]
         found = {
