@@ -381,6 +381,8 @@ arguments() {
 		"developing needs BCC and BPF: $0 --dev"
 	[[ -z "$node" ]] || packages=(python3 python3-venv)
 	[[ -z "$dev" ]] || packages+=("${dev_packages[@]}")
+	# Judges the alerts. Ubuntu has no package of that name, and the test is skipped there.
+	[[ -z "$dev" || "$(. /etc/os-release && echo "$ID")" != debian ]] || packages+=(promtool)
 	if [[ -z "$prefix" ]]; then
 		prefix=/opt/steelyard
 		[[ -z "$dev" ]] || prefix="$repository/.venv"

@@ -8,6 +8,7 @@ INTERVAL = "[$__rate_interval]"  # Grafana's: four scrapes at least
 
 SERVICE = ("service",)
 BACKEND = ("service", "backend")
+OBJECTIVE = ("service", "objective")
 NODE = ("instance",)
 ROUTER = ("router", "instance")
 PEER = ("peer", "instance")

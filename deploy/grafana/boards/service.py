@@ -21,6 +21,7 @@ from deploy.grafana.panels import (
 from deploy.grafana.queries import (
     BACKEND,
     NODE,
+    OBJECTIVE,
     SERVICE,
     above_zero,
     growth,
@@ -188,6 +189,18 @@ SERVICES = Dashboard(
                     *quantiles("steelyard_first_byte_seconds", BACKEND, 0.95),
                 ),
                 heatmap("Times to first byte", "steelyard_first_byte_seconds"),
+                graph(
+                    "Late answers",
+                    "percentunit",
+                    ratio(
+                        rate("steelyard_slo_late_answers_total", OBJECTIVE),
+                        rate("steelyard_slo_answers_total", OBJECTIVE),
+                    ),
+                    most("steelyard_slo_budget_ratio", OBJECTIVE, "may be late"),
+                    about="Of services with an objective (`slo`): the share of answers that begin "
+                    "later than it says, and the share that may.",
+                    top=1.0,
+                ),
                 graph("Waiting request bytes", "bytes", total("steelyard_waiting_bytes", BACKEND)),
                 graph("Waiting requests", "short", total("steelyard_waiting_requests", BACKEND)),
                 graph(

@@ -24,6 +24,7 @@ NOT_SHOWN = {
     "steelyard_backend_info": "an address, which `lbctl backend list` tells",
     "steelyard_program_info": "facts that do not change",
     "steelyard_program_compile_seconds": "of one moment",
+    "steelyard_slo_within_seconds": "a setting; its share and its budget are shown",
     "steelyard_program_instructions": "for developers",
     "steelyard_program_jited_bytes": "for developers",
     "steelyard_program_verified_instructions": "for developers",
