@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test collected test-engines soak attack faults lint types bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test collected test-engines soak attack faults mutants lint types bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -71,6 +71,9 @@ attack: setup ## honest clients beside attackers, in every mode (root)
 
 faults: setup ## faults made by hand in labs: what the screen says, and when (root, ten minutes)
 	@$(PYTHON) -m tests.faults
+
+mutants: setup ## break the code on purpose, and see which tests notice: 72 breakages (root, half an hour)
+	@$(PYTHON) -m tests.mutants
 
 bench: setup ## measure: tables and JSON in bench/results (root)
 	@$(PYTHON) -m bench

@@ -181,6 +181,18 @@ def test_the_answer_goes_the_way_that_the_clients_last_packet_came(rig: Rig):
     assert done.data == sent.frame("02:00:00:00:00:99", BALANCER_MAC, ((0x8100, 3),))
 
 
+@pytest.mark.parametrize("was", [((0x8100, 3), (0x8100, 4)), ((0x88A8, 5), (0x8100, 6)), ()])
+def test_an_inner_tag_that_alone_is_another_is_that_of_the_answer(rig: Rig, was):
+    serve(rig)
+    asked, tags = Packet(), ((0x8100, 3), (0x8100, 5))
+    rig.send(asked.frame(tags=was))
+    rig.send(replace(asked, flags="A").frame(tags=tags))
+    reply = answer(asked, flags="A")
+    sent = replace(reply, src=VIP4, ttl=63)
+    done = rig.send(reply.frame(src=SERVER_MAC))
+    assert done.data == sent.frame(ROUTER_MAC, BALANCER_MAC, tags)
+
+
 def test_the_answer_leaves_by_the_interface_that_the_question_came_in_by(rig: Rig):
     serve(rig)
     rig.send(Packet().frame())

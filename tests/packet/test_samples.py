@@ -67,6 +67,21 @@ def test_a_request_and_its_answer_leave_one_sample(hooked: Rig, forward: Forward
 
 
 @MODES
+def test_a_request_of_which_not_all_bytes_count_is_no_sample(hooked: Rig, forward: Forward):
+    """Its time would be that of a smaller one."""
+    serve(hooked, forward, scheduler=Scheduler.LEAST_LOAD)
+    wire = Wire(hooked).open().ask(POST)
+    start = wire.seq
+    for n in range(800):
+        wire.client("A", b"x" * 1400, seq=start + n * 1400)
+    assert wire.waiting == 2**20
+    answered(wire)
+    assert samples(hooked) == []
+    answered(wire.ask(POST))
+    assert samples(hooked) == [Sample(0, len(POST), 1)]
+
+
+@MODES
 @FAMILIES
 def test_what_waits_and_is_open_counts_as_of_the_coming(
     hooked: Rig, forward: Forward, served: Served
