@@ -95,3 +95,24 @@ def test_a_name_that_another_user_took_keeps_nobody_off(monkeypatch: pytest.Monk
     second = InstanceLocks("other", NETWORK)
     second.release()
     first.release()
+
+
+def test_a_file_that_its_last_holder_removed_meanwhile_is_no_lock(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was opened, then its holder let go and removed it, then it was locked: by that alone a
+    second agent could have another file of the same name.
+    """
+    flock, removed = module.fcntl.flock, []
+
+    def late(fd: int, how: int) -> None:
+        flock(fd, how)
+        if not removed:
+            removed.append(Path(f"/proc/self/fd/{fd}").readlink())
+            removed[0].unlink()
+
+    monkeypatch.setattr(module.fcntl, "flock", late)
+    locks = InstanceLocks("one", NETWORK)
+    assert removed[0].exists(), "made again, and locked"
+    assert refused("one") == "instance one"
+    locks.release()

@@ -1,6 +1,7 @@
 """The watch over long-lived connections, on plain arrays: nothing is sent."""
 
 import asyncio
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +9,12 @@ from structlog.testing import capture_logs
 
 from agent.dataplane import survey
 from agent.dataplane.abi import FlowState
-from agent.model import Config, Rebalance
-from agent.rebalancing import Rebalancer, flow_words
+from agent.dataplane.idle import Frame, IdleFlow
+from agent.model import Address, BackendRef, Config, Rebalance
+from agent.rebalancing import TELLINGS, Rebalancer, flow_words
 from agent.state.identities import assign
 from agent.state.queries import FlowRequests, FlowView
+from agent.state.rebalance import Budget
 from agent.state.situation import Past, Situation, situation
 from agent.state.skew import LASTING_S
 from agent.state.tables import TableContents
@@ -101,6 +104,64 @@ def test_where_it_is_wanted_busy_flows_stay_all_the_same():
     rebalancer = rebalancer_of(tables)
     take(rebalancer, now, tables, 0.0, 10.0)
     assert not rebalancer.resets
+
+
+class Closer:
+    """Closes every flow; those in ``gone`` have given their place to others since."""
+
+    def __init__(self) -> None:
+        self.gone: set[int] = set()
+
+    def close(self, flow: IdleFlow) -> Frame:
+        return Frame(2, b"a RST for the backend")
+
+    def is_left(self, flow: IdleFlow) -> bool:
+        return flow.slot not in self.gone
+
+
+class Sender:
+    """What was sent, by slot: to the backend and to the client."""
+
+    def __init__(self) -> None:
+        self.clients: list[Address] = []
+
+    def frame(self, ifindex: int, data: bytes) -> None:
+        assert (ifindex, data) == (2, b"a RST for the backend")
+
+    def packet(self, to: Address, data: bytes) -> None:
+        self.clients.append(to)
+
+
+def idle(slot: int) -> IdleFlow:
+    view = FlowView("web", five(f"198.51.100.{slot}", 4000), "a", "established", 61.0, 40.0)
+    return IdleFlow(slot, 1, view, seq=7, ack=9)
+
+
+def telling() -> tuple[Rebalancer, Closer, Sender]:
+    rebalancer, closer = rebalancer_of(FakeTables()), Closer()
+    rebalancer._closer = closer  # type: ignore[assignment]
+    rebalancer._budgets = {"web": Budget().refilled(100.0, 0.0)}
+    return rebalancer, closer, Sender()
+
+
+def test_both_ends_are_told_three_times_and_no_more():
+    rebalancer, _, sender = telling()
+    rebalancer._reset(sender, (idle(1), idle(2)))
+    for _ in range(5):
+        rebalancer._tell_again(sender)
+    told = Counter(str(client) for client in sender.clients)
+    assert told == {"198.51.100.1": TELLINGS, "198.51.100.2": TELLINGS}
+    assert rebalancer.resets == {BackendRef("web", "a"): 2}
+
+
+def test_whoever_has_the_place_of_a_flow_now_is_told_nothing():
+    rebalancer, closer, sender = telling()
+    rebalancer._reset(sender, (idle(1), idle(2)))
+    closer.gone.add(1)
+    rebalancer._tell_again(sender)
+    assert [str(client) for client in sender.clients] == [
+        "198.51.100.1", "198.51.100.2", "198.51.100.2",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
