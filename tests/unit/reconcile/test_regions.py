@@ -68,3 +68,16 @@ def test_all_regions_can_be_had_and_one_that_is_given_up_again():
     found.take(TWO, 3)
     with pytest.raises(DataplaneError):
         found.next_free()
+
+
+def test_where_only_the_region_given_up_last_is_left_there_is_none():
+    """A packet may still be drawing there."""
+    tables = FakeTables()
+    found = regions(tables)
+    count = tables.size.ring_lines // tables.size.lines_per_ring
+    for port in range(count - 1):
+        found.take(ServiceSlot(ONE.vip, port, 6), found.next_free())
+    first = ServiceSlot(ONE.vip, 0, 6)
+    found.take(first, found.next_free())
+    with pytest.raises(DataplaneError, match="no ring is free"):
+        found.next_free()

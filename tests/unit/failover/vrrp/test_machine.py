@@ -195,6 +195,14 @@ def test_a_loser_that_speaks_once_more_is_not_taken_for_the_master() -> None:
     assert backup(settings).tell(advert(50, LESS, 40.0), 1.5).state == state
 
 
+def test_a_lower_one_is_the_master_once_the_better_one_has_missed_two_adverts() -> None:
+    settings = replace(V3, preempt=False)
+    just_before = backup(settings).tell(advert(50, LESS), 1.0 + 1.9)
+    assert just_before.state.master.priority == 200
+    after = backup(settings).tell(advert(50, LESS), 1.0 + 2.1)
+    assert after.state.master.priority == 50
+
+
 @pytest.mark.parametrize("heard", [advert(99), advert(1), advert(100, LESS)])
 def test_a_master_answers_a_lower_one_at_once_and_announces_twice(heard: Heard) -> None:
     router = master().tell(heard, 10.4)
