@@ -535,6 +535,8 @@ def test_each_source_has_its_own_and_all_together_ten_thousand_a_second(rig: Rig
     assert {rig.verdict(packet.frame()) for packet in sources} == {Verdict.TX}
     assert int((rig.budgets[1:] > held[1:]).sum()) > 180, "of few another's hash is the same"
     assert rig.budgets[0] >= held[0] + len(sources) * 100_000
+    paid_ns = int((rig.budgets[1:] - held[1:]).sum())
+    assert paid_ns >= len(sources) * 10_000_000, "a hundredth of a second each"
     spent(rig, 1.1, 0.0)
     assert {rig.verdict(packet.frame()) for packet in sources} == {Verdict.DROP}
     assert not rig.budgets[1:][rig.budgets[1:] > held[1:].max()].any(), (
