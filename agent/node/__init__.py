@@ -1,1 +1,1 @@
-"""The node agent: tells how busy and how well the GPUs of one host are."""
+"""The node agent: reports how busy and how healthy the GPUs of one host are."""

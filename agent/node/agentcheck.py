@@ -1,6 +1,6 @@
-"""Owns the TCP port of the agent check: whoever connects is told one line.
+"""Owns the TCP port of the agent check, which sends one line to each client that connects.
 
-HAProxy's protocol: https://docs.haproxy.org, "agent-check". What a client sends is not read.
+The protocol is HAProxy's: https://docs.haproxy.org, "agent-check". What a client sends is ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MOST_READ_BYTES = 4096
 
 
 class AgentCheck:
-    """Tells each client ``line()``."""
+    """Sends ``line()`` to each client."""
 
     def __init__(self, line: Callable[[], str], patience_s: float = PATIENCE_S) -> None:
         self._line = line
@@ -26,7 +26,7 @@ class AgentCheck:
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Listen, and say on which port; raises ListenError when it is taken."""
+        """Listen, and return the port; raises ListenError when it is taken."""
         try:
             self._server = await asyncio.start_server(
                 self._serve, host, port, backlog=MOST_CONNECTIONS, limit=_MOST_READ_BYTES
@@ -40,7 +40,7 @@ class AgentCheck:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Take no more clients."""
+        """Stop taking clients."""
         if self._server is not None:
             self._server.close()
 
@@ -54,11 +54,12 @@ class AgentCheck:
                 writer.write(self._line().encode())
                 await writer.drain()
                 writer.write_eof()
-                # Closed while something of the client's is unread, the line might get lost.
+                # If the connection were closed with unread data of the client, the line might get
+                # lost.
                 while await reader.read(_MOST_READ_BYTES):
                     pass
         except (TimeoutError, OSError):
-            pass  # a client that left, or would not
+            pass  # the client left early, or did not leave
         finally:
             self._open -= 1
             writer.transport.abort()

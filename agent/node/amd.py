@@ -1,4 +1,4 @@
-"""Owns amdsmi, the management library of AMD's GPUs, where ROCm has installed it."""
+"""Owns amdsmi, the management library of AMD's GPUs, which ROCm installs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agent.node.reading import Driver, Gpu, GpuReading, Throttle
 
 log = get_logger()
 
-RETRY_S = 10.0  # how long a driver that is not there is left alone
+RETRY_S = 10.0  # pause before a driver that is missing is tried again
 _DRIVER_NOT_LOADED = 34  # AMDSMI_STATUS_DRIVER_NOT_LOADED
 
 _THROTTLES = (
@@ -28,7 +28,7 @@ _THROTTLES = (
 
 
 def library() -> Any:
-    """The binding, or None: it comes with ROCm, and fails in many ways without its library."""
+    """Return the binding, or None. ROCm installs it, and without its library it fails variously."""
     try:
         return importlib.import_module("amdsmi")
     except ModuleNotFoundError:
@@ -52,7 +52,7 @@ class Amd:
         self._retry_at = -math.inf
 
     def read(self) -> GpuReading:
-        """One reading. A driver that is not there is looked for again now and then."""
+        """Take one reading. A driver that is missing is tried again every ``RETRY_S``."""
         if not self._open and not self._start():
             return self._without()
         try:
@@ -62,9 +62,9 @@ class Amd:
             self._quietly("amdsmi_shut_down")
             if self._driver is not Driver.UP:  # one that was up is tried at the next reading, once
                 self._retry_at = self._clock() + RETRY_S
-            self._tell(Driver.UNREADABLE, f"the AMD driver does not answer: {_text(error)}")
+            self._set_down(Driver.UNREADABLE, f"the AMD driver does not answer: {_text(error)}")
             return self._without()
-        self._tell_up()
+        self._set_up()
         return GpuReading(Driver.UP, "", self._known.complete(gpus, self._clock()))
 
     def _without(self) -> GpuReading:
@@ -84,20 +84,23 @@ class Amd:
             unloaded = getattr(error, "err_code", None) == _DRIVER_NOT_LOADED
             absent = unloaded or not self._was_open
             driver = Driver.ABSENT if absent else Driver.UNREADABLE
-            self._tell(driver, f"no AMD driver: {_text(error)}")
+            self._set_down(driver, f"no AMD driver: {_text(error)}")
             return False
         self._open = self._was_open = True
         return True
 
-    def _tell(self, driver: Driver, problem: str) -> None:
-        """Once for every change."""
+    def _set_down(self, driver: Driver, problem: str) -> None:
+        """Record that the driver is not up, and log it once for every change."""
         self._driver = driver
         if problem != self._problem:
             log.warning("gpu_driver_down", vendor="amd", problem=problem)
         self._problem = problem
 
-    def _tell_up(self) -> None:
-        """Once for every change; after a whole reading: one that only starts may not answer."""
+    def _set_up(self) -> None:
+        """Record that the driver is up, and log it once for every change.
+
+        Call it after a whole reading, because a driver that has only just started may not answer.
+        """
         if self._driver is Driver.UP:
             return
         self._driver, self._problem = Driver.UP, ""
@@ -117,7 +120,7 @@ class Amd:
         power = self._facts("amdsmi_get_power_info", device)
         clock = self._facts("amdsmi_get_clock_info", device, smi.AmdSmiClkType.GFX)
         now_watts = figures.watts(power.get("current_socket_power"))
-        if not now_watts:  # before MI300 there is only the mean
+        if not now_watts:  # GPUs before MI300 only report the mean
             now_watts = figures.watts(power.get("average_socket_power"))
         return Gpu(
             index,
@@ -152,27 +155,30 @@ class Amd:
 
     def _throttles(self, device: Any) -> frozenset[Throttle] | None:
         status = self._facts("amdsmi_get_violation_status", device)
-        told = [(reason, status[key]) for key, reason in _THROTTLES if _is_told(status.get(key))]
-        return frozenset(reason for reason, active in told if active) if told else None
+        known = [(reason, status[key]) for key, reason in _THROTTLES if _is_known(status.get(key))]
+        return frozenset(reason for reason, active in known if active) if known else None
 
     def _facts(self, function: str, *arguments: Any) -> dict[str, Any]:
         found = self._quietly(function, *arguments)
         return found if isinstance(found, dict) else {}
 
     def _quietly(self, function: str, *arguments: Any) -> Any:
-        """What it says; None where this GPU, driver, user or version has no such figure."""
+        """Call a function; None where this GPU, driver, user or version has no such figure."""
         try:
             return getattr(self._smi, function)(*arguments)
         except (self._smi.AmdSmiException, AttributeError):
             return None
 
 
-def _is_told(value: object) -> bool:
-    return isinstance(value, bool)  # "N/A" otherwise
+def _is_known(value: object) -> bool:
+    return isinstance(value, bool)  # it is "N/A" if not
 
 
 def _power_limit(value: object) -> float | None:
-    """Microwatts in some versions, watts in others: no GPU has a limit of 0.01 W or 10 kW."""
+    """Return a power limit in watts, which some versions give in microwatts and others in watts.
+
+    The two can be told apart, because no GPU has a limit of 0.01 W or 10 kW.
+    """
     whole = figures.watts(value, 1_000_000)
     return whole if whole is not None and whole >= 1 else figures.watts(value)
 

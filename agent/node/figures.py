@@ -1,6 +1,6 @@
-"""Decides which numbers of a driver are figures, and which mean "not available".
+"""Decides which values from a driver are figures, and which mean "not available".
 
-Drivers say it by the largest number that fits, by a text, or by nonsense.
+For the latter, drivers give the largest number that fits, a text, or nonsense.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ _MOST_COUNT = 1 << 62
 
 
 def ratio(percent: object) -> float | None:
-    """A share from 0 to 1, of a percentage."""
+    """Return a percentage as a share from 0 to 1."""
     found = _bounded(percent, 100)
     return None if found is None else found / 100
 
 
 def number_of_bytes(value: object) -> int | None:
-    """An amount of memory."""
+    """Return an amount of memory."""
     found = _bounded(value, _MOST_BYTES)
     return None if found is None else int(found)
 
 
 def count(value: object) -> int | None:
-    """How often something happened."""
+    """Return how often something happened."""
     found = _bounded(value, _MOST_COUNT)
     return None if found is None else int(found)
 
 
 def watts(value: object, per_watt: int = 1) -> float | None:
-    """A power, of a number in another unit."""
+    """Return a power in watts from a number in a smaller unit."""
     found = _bounded(value, _MOST_WATTS * per_watt)
     return None if found is None else found / per_watt
 
 
 def hertz(megahertz: object) -> float | None:
-    """A clock."""
+    """Return a clock in hertz."""
     found = _bounded(megahertz, _MOST_MEGAHERTZ)
     return None if found is None else found * 1e6
 
 
 def celsius(value: object) -> float | None:
-    """A temperature."""
+    """Return a temperature."""
     return _bounded(value, _MOST_CELSIUS)
 
 

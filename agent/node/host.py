@@ -1,4 +1,4 @@
-"""Owns what is read of the host itself: processors, memory, network."""
+"""Owns the readings of the host itself: processors, memory, network."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ MOST_INTERFACES = 64  # a host of containers has thousands
 
 
 class Host:
-    """The host that this runs on."""
+    """The host that this process runs on."""
 
     def __init__(self) -> None:
         self._started = False
 
     def read(self) -> HostReading:
-        """Now; the processors' share is that since the last reading, absent in the first."""
+        """Take a reading. CPU utilization is that since the last reading; the first has none."""
         share = psutil.cpu_percent(interval=None) / 100
         memory = psutil.virtual_memory()
         reading = HostReading(
@@ -30,7 +30,7 @@ class Host:
 
 
 def _interfaces() -> tuple[Interface, ...]:
-    """Those that moved most, without the loopback."""
+    """Return the interfaces with the most traffic, without the loopback."""
     found = [
         Interface(name, moved.bytes_recv, moved.bytes_sent)
         for name, moved in psutil.net_io_counters(pernic=True).items()

@@ -14,11 +14,11 @@ from agent import guarded
 _MOST_NAMES = 64
 _LONGEST_NAME = 64
 
-type Engine = tuple[str, ...]  # the GPUs asked for; none: all
+type Engine = tuple[str, ...]  # the GPUs asked for; empty: all
 
 
 class Pages:
-    """Serves ``metrics(engine)`` and ``health(engine)``: whether all is well, and a line."""
+    """Serves ``metrics(engine)``, and ``health(engine)``: whether all is well, and one line."""
 
     def __init__(
         self,
@@ -32,14 +32,14 @@ class Pages:
         self._listening: guarded.Listening | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Listen, and say on which port; raises ListenError when it is taken."""
+        """Listen, and return the port; raises ListenError when it is taken."""
         app = web.Application(client_max_size=1024)
         app.add_routes([web.get("/metrics", self._page), web.get("/health", self._well)])
         self._listening = await guarded.listen(app, host, port)
         return self._listening.port
 
     async def stop(self) -> None:
-        """Take no more requests, and let those in progress end."""
+        """Stop taking requests, and let those in progress end."""
         if self._listening is not None:
             await self._listening.stop()
 

@@ -1,4 +1,4 @@
-"""Decides which GPUs are lost: one that was seen stays on the list until the agent restarts."""
+"""Decides which GPUs are lost: one that was seen once is remembered until the agent restarts."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 from agent.node.reading import Fault, Gpu
 from agent.telemetry.xid import Blames, blames
 
-MISSES = 3  # readings that a GPU may be absent from before it is lost
+MISSES = 3  # a GPU counts as lost once it is absent from this many readings in a row
 _MOST_GPUS = 64
-_MOST_XIDS = 64  # different ones of a GPU
+_MOST_XIDS = 64  # different XIDs of one GPU
 
 
 @dataclass(slots=True)
 class _Seen:
-    gpu: Gpu  # as it answered last
+    gpu: Gpu  # its last answer
     misses: int = 0
 
 
 class KnownGpus:
-    """The memory of one driver's source: GPUs by uuid, and the XIDs of each."""
+    """What is remembered of one driver: its GPUs by uuid, and the XIDs of each."""
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
@@ -29,11 +29,11 @@ class KnownGpus:
         self._faults: dict[str, tuple[int, float]] = {}
 
     def has(self, index: str) -> bool:
-        """Whether a GPU with this number was seen."""
+        """Return whether a GPU with this number was seen."""
         return any(seen.gpu.index == index for seen in self._seen.values())
 
     def note_xid(self, uuid: str, number: int, now: float) -> None:
-        """An XID came."""
+        """Record an XID."""
         counts = self._xids.setdefault(uuid, Counter())
         if number in counts or len(counts) < _MOST_XIDS:
             counts[number] += 1
@@ -41,13 +41,14 @@ class KnownGpus:
             self._faults[uuid] = (number, now)
 
     def forgive(self) -> None:
-        """The driver was away, so the GPUs were reset: their faults are over."""
+        """Forget all faults, because the driver was unloaded, and that resets the GPUs."""
         self._faults.clear()
 
     def complete(self, gpus: Sequence[Gpu], now: float) -> tuple[Gpu, ...]:
-        """``gpus`` with their XIDs, and those that are missing among them.
+        """Return ``gpus`` with their XIDs, and with the known GPUs that are missing among them.
 
-        One that says it is lost is; one that is merely absent is as it was, ``MISSES`` times.
+        One that is reported as lost is lost. One that is merely absent keeps its last answer until
+        it has been absent ``MISSES`` times.
         """
         answered = {gpu.uuid: gpu for gpu in gpus if gpu.up and gpu.mig is None}
         refused = {gpu.index for gpu in gpus if not gpu.up}

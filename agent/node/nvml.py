@@ -17,8 +17,8 @@ from agent.node.reading import Driver, Gpu, GpuReading, Recovery, Throttle
 
 log = get_logger()
 
-RETRY_S = 10.0  # how long a driver that is not there is left alone
-_MOST_EVENTS = 64  # taken in one reading; the rest waits in the driver
+RETRY_S = 10.0  # pause before a driver that is missing is tried again
+_MOST_EVENTS = 64  # events taken in one reading; the rest waits in the driver
 _EVENT_WAIT_MS = 1
 _RECOVERY_FIELD = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION; older bindings have no name for it
 
@@ -49,7 +49,7 @@ _RECOVERIES = (
 
 
 class Nvml:
-    """Reads every GPU and MIG instance; ``library`` is the binding, or what tests put there.
+    """Reads every GPU and MIG instance through ``library``, which is the binding or a test's fake.
 
     One thread at a time may call it.
     """
@@ -66,12 +66,12 @@ class Nvml:
         self._retry_at = -math.inf
         self._events: Any = None
         self._uuids: dict[int | None, str] = {}  # by the device's address
-        # What says that a GPU, and what that the driver is gone: nothing else can be read then.
+        # The errors after which nothing else can be read: the GPU is gone, or the driver is.
         self._lost = (library.NVMLError_GpuIsLost, library.NVMLError_ResetRequired)
         self._over = (library.NVMLError_Uninitialized, library.NVMLError_DriverNotLoaded)
 
     def read(self) -> GpuReading:
-        """One reading. A driver that is not there is looked for again now and then."""
+        """Take one reading. A driver that is missing is tried again every ``RETRY_S``."""
         for again in (False, True):  # a driver that went away is tried again at once, once
             if not self._open and not self._start():
                 break
@@ -80,11 +80,11 @@ class Nvml:
                 self._take_events()
             except self._nvml.NVMLError as error:
                 self._stop()
-                self._tell(Driver.UNREADABLE, f"the NVIDIA driver does not answer: {error}")
+                self._set_down(Driver.UNREADABLE, f"the NVIDIA driver does not answer: {error}")
                 if again:
                     self._retry_at = self._clock() + RETRY_S
             else:
-                self._tell_up()
+                self._set_up()
                 return GpuReading(Driver.UP, "", self._known.complete(gpus, self._clock()))
         return self._without()
 
@@ -106,13 +106,14 @@ class Nvml:
             self._retry_at = now + RETRY_S
             if isinstance(error, (lib.NVMLError_LibraryNotFound, lib.NVMLError_DriverNotLoaded)):
                 self._known.forgive()
-                self._tell(Driver.ABSENT, f"no NVIDIA driver: {error}")
+                self._set_down(Driver.ABSENT, f"no NVIDIA driver: {error}")
                 return False
-            # The library stays in the process: after it was of use once, the driver is a new one.
+            # The library stays loaded in this process. If it has worked before and its version no
+            # longer matches, another driver was loaded.
             self._replaced = self._was_open and isinstance(
                 error, lib.NVMLError_LibRmVersionMismatch
             )
-            self._tell(Driver.UNREADABLE, f"the NVIDIA driver does not answer: {error}")
+            self._set_down(Driver.UNREADABLE, f"the NVIDIA driver does not answer: {error}")
             return False
         self._open = self._was_open = True
         self._watch()
@@ -123,15 +124,18 @@ class Nvml:
         self._quietly("nvmlShutdown")
         self._open, self._uuids = False, {}
 
-    def _tell(self, driver: Driver, problem: str) -> None:
-        """Once for every change."""
+    def _set_down(self, driver: Driver, problem: str) -> None:
+        """Record that the driver is not up, and log it once for every change."""
         self._driver = driver
         if problem != self._problem:
             log.warning("gpu_driver_down", vendor="nvidia", problem=problem)
         self._problem = problem
 
-    def _tell_up(self) -> None:
-        """Once for every change; after a whole reading: one that only starts may not answer."""
+    def _set_up(self) -> None:
+        """Record that the driver is up, and log it once for every change.
+
+        Call it after a whole reading, because a driver that has only just started may not answer.
+        """
         if self._driver is Driver.UP:
             return
         self._driver, self._problem = Driver.UP, ""
@@ -150,7 +154,7 @@ class Nvml:
             except self._over:
                 raise
             except lib.NVMLError_NoPermission:
-                continue  # a container sees only some of the host's
+                continue  # a container may use only some of the host's GPUs
             except lib.NVMLError as error:
                 if isinstance(error, self._lost) or not self._known.has(index):
                     yield Gpu(index, "", up=False)
@@ -196,7 +200,7 @@ class Nvml:
         )
 
     def _instances(self, index: str, device: Any) -> Iterator[Gpu]:
-        """The MIG instances: memory is theirs, clocks and power are the whole GPU's."""
+        """Yield the MIG instances. Memory is their own; clocks and power are the whole GPU's."""
         mode = self._get("nvmlDeviceGetMigMode", device)
         if not mode or mode[0] != 1:
             return
@@ -234,7 +238,7 @@ class Nvml:
     # --- events ---------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Ask for XIDs; a driver that has no events, as in a virtual machine, has none to tell."""
+        """Register for XIDs; a driver without events, as in a virtual machine, reports none."""
         events = self._quietly("nvmlEventSetCreate")
         if events is None:
             return
@@ -251,7 +255,7 @@ class Nvml:
         self._events = None
 
     def _take_events(self) -> None:
-        """What came since the last reading."""
+        """Take the XIDs that have come since the last reading."""
         if self._events is None:
             return
         lib = self._nvml
@@ -260,7 +264,7 @@ class Nvml:
                 event = lib.nvmlEventSetWait_v2(self._events, _EVENT_WAIT_MS)
             except lib.NVMLError_Timeout:
                 return
-            except lib.NVMLError:  # a GPU of the set is lost: go on with those that are not
+            except lib.NVMLError:  # a GPU of the set is lost, so register again with the others
                 self._unwatch()
                 self._watch()
                 return
@@ -271,7 +275,7 @@ class Nvml:
     # --- one call -------------------------------------------------------------------------------
 
     def _get(self, function: str, *arguments: Any) -> Any:
-        """What it says; None where this GPU, driver, user or binding has no such figure.
+        """Call a function; None where this GPU, driver, user or binding has no such figure.
 
         Raises NVMLError when the GPU or the driver itself is gone.
         """
@@ -290,5 +294,5 @@ class Nvml:
 
 
 def _address(device: Any) -> int | None:
-    """Handles are pointers: two of one device are equal only in where they point."""
+    """Return where a handle points, which is what two handles of one device have in common."""
     return ctypes.cast(device, ctypes.c_void_p).value

@@ -1,6 +1,6 @@
-"""Owns the node agent's metrics: what was read, as Prometheus text.
+"""Owns the node agent's metrics: the last readings as Prometheus text.
 
-The names and labels are an interface: the balancer's agent reads them.
+The names and labels are an interface, because the balancer's agent reads them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class _Figure:
-    """One number of each GPU."""
+    """One metric with a value for each GPU."""
 
     name: str
     help: str
@@ -47,7 +47,7 @@ _FIGURES = (
     ),
     _Figure(
         "utilization_ratio",
-        "Share of time in which some kernel ran; it does not tell how full the GPU is.",
+        "Share of time in which some kernel ran; it does not say how much of the GPU was used.",
         lambda gpu: gpu.utilization,
     ),
     _Figure("memory_used_bytes", "Memory in use.", lambda gpu: gpu.memory_used_bytes),
@@ -56,7 +56,7 @@ _FIGURES = (
     _Figure("power_limit_watts", "The limit in force.", lambda gpu: gpu.power_limit_watts),
     _Figure("temperature_celsius", "Temperature.", lambda gpu: gpu.temperature_celsius),
     _Figure("sm_clock_hertz", "Clock of the multiprocessors.", lambda gpu: gpu.sm_clock_hertz),
-    _Figure("sm_clock_max_hertz", "The highest it can be.", lambda gpu: gpu.sm_clock_max_hertz),
+    _Figure("sm_clock_max_hertz", "The highest SM clock.", lambda gpu: gpu.sm_clock_max_hertz),
     _Figure(
         "ecc_uncorrected_total",
         "Uncorrected memory errors since the driver was loaded.",
@@ -67,7 +67,7 @@ _FIGURES = (
 
 
 class NodeCollector(Collector):
-    """One reading, as far as ``engine`` names its GPUs; none named: all of it."""
+    """Collects one reading, for the GPUs that ``engine`` names; if it names none, for all."""
 
     def __init__(self, node: NodeReading, engine: tuple[str, ...]) -> None:
         self._node = node
@@ -82,19 +82,22 @@ class NodeCollector(Collector):
             yield from _host(self._node.host)
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: one reading is rendered once."""
+        """Describe nothing, as a collector renders one reading once."""
         return iter(())
 
 
 def render(node: NodeReading, engine: tuple[str, ...] = ()) -> bytes:
-    """The reading in Prometheus' text format."""
+    """Return the reading in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(NodeCollector(node, engine))
     return generate_latest(registry)
 
 
 def _present(node: NodeReading, engine: tuple[str, ...]) -> tuple[Gpu, ...]:
-    """A named GPU that is not here is as good as lost; when the driver hangs, all are."""
+    """Return the GPUs to show. A named one that is missing counts as lost.
+
+    All count as lost when the driver hangs.
+    """
     if node.gpus is None or node.gpus.driver is Driver.UNREADABLE:
         return ()
     gpus = (
@@ -103,13 +106,13 @@ def _present(node: NodeReading, engine: tuple[str, ...]) -> tuple[Gpu, ...]:
     )
     if node.gpu_age_s <= SILENT_S:
         return gpus
-    return tuple(  # old figures would deceive
+    return tuple(  # without figures, because old ones would mislead
         Gpu(gpu.index, gpu.uuid, up=False, name=gpu.name, mig=gpu.mig, xids=gpu.xids)
         for gpu in gpus
     )
 
 
-def _state(node: NodeReading, said: Verdict) -> Iterator[Metric]:
+def _state(node: NodeReading, decided: Verdict) -> Iterator[Metric]:
     answers = node.gpus is not None and node.gpus.driver is Driver.UP
     driver_up = answers and node.gpu_age_s <= SILENT_S
     yield GaugeMetricFamily(
@@ -117,14 +120,14 @@ def _state(node: NodeReading, said: Verdict) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "steelyard_node_gpu_reading_age_seconds",
-        "How old the figures of the GPUs are; it grows when the driver hangs.",
+        "Age of the GPUs' figures; it grows while the driver hangs.",
         node.gpu_age_s,
     )
-    weight = 0.0 if said.word is Word.DOWN else said.percent
+    weight = 0.0 if decided.word is Word.DOWN else decided.percent
     if weight is not None:
         yield GaugeMetricFamily(
             "steelyard_node_weight_ratio",
-            "Share of its weight that the agent check says the host should have; 0: none.",
+            "Share of its weight that the host should have, as the agent check says; 0: no work.",
             weight / 100,
         )
 
@@ -157,12 +160,12 @@ def _events(gpus: tuple[Gpu, ...]) -> Iterator[Metric]:
     )
     actions = GaugeMetricFamily(
         "steelyard_node_gpu_recovery_action",
-        "1 for what the driver wants done before it trusts the GPU again.",
+        "1 for the action that the driver requires before it trusts the GPU again.",
         labels=("gpu", "uuid", "action", "mig"),
     )
     xids = CounterMetricFamily(
         "steelyard_node_gpu_xid_errors",
-        "Errors that the driver reported since the agent started, by number and who is to blame.",
+        "Errors that the driver reported since the agent started, by number and what is to blame.",
         labels=("gpu", "uuid", "xid", "blames", "mig"),
     )
     for gpu in gpus:
@@ -181,7 +184,7 @@ def _host(host: HostReading) -> Iterator[Metric]:
     if host.cpu_utilization is not None:
         yield GaugeMetricFamily(
             "steelyard_node_cpu_utilization_ratio",
-            "Share of the processors' time that was used since the last reading.",
+            "Share of CPU time that was used since the last reading.",
             host.cpu_utilization,
         )
     yield GaugeMetricFamily(
@@ -203,5 +206,5 @@ def _host(host: HostReading) -> Iterator[Metric]:
 
 
 def _labels(gpu: Gpu, *more: str) -> tuple[str, ...]:
-    """The label ``mig`` comes last: a whole GPU has none."""
+    """Return the label values. ``mig`` is last, because a whole GPU has none."""
     return (gpu.index, gpu.uuid, *more, *(() if gpu.mig is None else (gpu.mig,)))

@@ -1,4 +1,4 @@
-"""What was read of a host and its GPUs: None is a figure that this GPU or driver does not have."""
+"""Defines the readings of a host and its GPUs; None is a figure that a GPU or driver lacks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Throttle(enum.Enum):
 
 
 class Recovery(enum.Enum):
-    """What the driver wants done before it trusts the GPU again."""
+    """The action that the driver requires before it trusts the GPU again."""
 
     NONE = "none"
     GPU_RESET = "gpu-reset"
@@ -32,7 +32,7 @@ class Recovery(enum.Enum):
     RECOVER_IMEX_DOMAIN = "recover-imex-domain"
     BUS_RESET = "bus-reset"
     SYSTEM_REBOOT = "system-reboot"
-    OTHER = "other"  # one that came after this was written
+    OTHER = "other"  # an action that is newer than this list
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU, or one MIG instance of it: then ``mig`` is its profile.
+    """One GPU, or one MIG instance of it, in which case ``mig`` is its profile.
 
-    ``index`` is the driver's number, of an instance ``GPU:INSTANCE``. The uuid is the identity;
-    it is empty for a GPU that was lost before anyone could ask it.
+    ``index`` is the driver's number, or ``GPU:INSTANCE`` for an instance. The uuid is the identity;
+    it is empty for a GPU that was lost before it could be asked.
     """
 
     index: str
@@ -72,10 +72,11 @@ class Gpu:
 
 
 class Driver(enum.Enum):
-    """Whether GPUs can be asked about.
+    """Whether GPUs can be read.
 
-    ABSENT: nothing on this host can use a GPU of this kind. UNREADABLE: something may, but we
-    cannot see it: another version of the library, a container without the device files.
+    ABSENT: nothing on this host can use a GPU of this kind. UNREADABLE: something may use one, but
+    we cannot read it, for example because of another version of the library, or in a container
+    without the device files.
     """
 
     UP = "up"
@@ -85,7 +86,7 @@ class Driver(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """All GPUs of one driver; when it is absent those that were seen before, as lost.
+    """All GPUs of one driver. If it is absent, the GPUs seen before are included as lost.
 
     ``replaced``: another driver was loaded, which only a new process can talk to.
     """
@@ -98,7 +99,7 @@ class GpuReading:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What passed a network interface since the host started."""
+    """The traffic of a network interface since the host started."""
 
     name: str
     received_bytes: int
@@ -119,9 +120,9 @@ class HostReading:
 class NodeReading:
     """Everything known at one moment.
 
-    ``gpus`` None: nothing was read yet. ``gpu_age_s`` is the age of the oldest driver's last
-    reading, from the start on where there is none. ``clock_shares``: how much of its clock each
-    GPU had lately, by uuid.
+    ``gpus`` None: nothing was read yet. ``gpu_age_s``: the age of the oldest last reading of any
+    driver; without a reading it counts from the start. ``clock_shares``: the mean share of its
+    maximum clock that each GPU had lately, by uuid.
     """
 
     gpus: GpuReading | None
@@ -131,7 +132,7 @@ class NodeReading:
 
 
 def merged(readings: Iterable[GpuReading | None]) -> GpuReading | None:
-    """The GPUs of all drivers; None until each of them was read once."""
+    """Return the GPUs of all drivers as one reading; None until each driver was read once."""
     present = []
     for reading in readings:
         if reading is None:

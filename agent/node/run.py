@@ -17,40 +17,43 @@ from agent.node.nvml import Nvml
 from agent.node.reading import GpuReading, HostReading, NodeReading, merged
 from agent.node.sampler import Sampler
 from agent.node.settings import Check, Settings
-from agent.node.verdict import Verdict, Word, mean_clock_shares, verdict, worth_telling
+from agent.node.verdict import Verdict, Word, mean_clock_shares, verdict, worth_logging
 from agent.notify import Notifier, feed_watchdog
 
 log = get_logger()
 
-_SMOOTH_S = 10.0  # clocks of throttled GPUs come and go within a second
-_MOST_KEPT = 100
+_SMOOTH_S = 10.0  # clocks are averaged over this time, as throttling comes and goes in a second
+_MOST_KEPT = 100  # readings
 
 
 class Node:
-    """The sources of one host, each with its thread."""
+    """The sources of one host, each read by a thread of its own."""
 
     def __init__(self, gpus: Sequence[Sampler[GpuReading]], host: Sampler[HostReading]) -> None:
         self._gpus = gpus
         self._host = host
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         self._host.start()
         for sampler in self._gpus:
             sampler.start()
 
     def stop(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._host.stop()
         for sampler in self._gpus:
             sampler.stop()
 
     async def host_tried(self) -> None:
-        """Wait for the first try to read the host. The GPUs' driver may hang: no wait for it."""
+        """Wait until the host was read once, or that has failed.
+
+        This does not wait for the GPUs, because their driver may hang.
+        """
         await asyncio.to_thread(self._host.wait_tried)
 
     def now(self) -> NodeReading:
-        """What is known at this moment."""
+        """Return what is known at this moment."""
         shares: dict[str, float] = {}
         for sampler in self._gpus:
             shares |= mean_clock_shares(sampler.readings)
@@ -77,7 +80,7 @@ async def run(settings: Settings) -> None:
 
 
 async def serve(settings: Settings, node: Node, stop: asyncio.Event, notifier: Notifier) -> None:
-    """Answer on every port, until ``stop``."""
+    """Answer on every port until ``stop`` is set."""
     pages = Pages(
         lambda engine: page.render(node.now(), engine),
         page.CONTENT_TYPE,
@@ -90,7 +93,7 @@ async def serve(settings: Settings, node: Node, stop: asyncio.Event, notifier: N
             await server.start(settings.host, check.port)
             for server, check in zip(checks, settings.checks, strict=True)
         ]
-        await node.host_tried()  # READY promises a page with the host on it
+        await node.host_tried()  # once READY is sent, the page must have the host on it
         log.info("ready", host=settings.host, metrics=port, agent_checks=ports)
         notifier.ready()
         async with asyncio.TaskGroup() as group:
@@ -122,13 +125,13 @@ def _line(node: Node, check: Check) -> Callable[[], str]:
     return lambda: verdict(node.now(), check.gpus).line
 
 
-def _health(said: Verdict) -> tuple[bool, str]:
-    """Whether work should come here, and why."""
-    return said.word is not Word.DOWN and said.percent != 0, said.line.strip()
+def _health(decided: Verdict) -> tuple[bool, str]:
+    """Return whether this host should get work, and why."""
+    return decided.word is not Word.DOWN and decided.percent != 0, decided.line.strip()
 
 
 async def _report(node: Node, interval_s: float, notifier: Notifier) -> None:
-    """One log line for each change of what is said of the whole host, and systemd's status."""
+    """Log each change of the verdict on the whole host, and report it to systemd as the status."""
     before: Verdict | None = None
     while True:
         reading = node.now()
@@ -137,10 +140,10 @@ async def _report(node: Node, interval_s: float, notifier: Notifier) -> None:
                 "another NVIDIA driver was loaded, which this process cannot talk to",
                 remedy="start it again; systemd does",
             )
-        said = verdict(reading)
-        if before is None or worth_telling(before, said):
+        decided = verdict(reading)
+        if before is None or worth_logging(before, decided):
             old = None if before is None else before.line.strip()
-            log.info("verdict", old=old, new=said.line.strip())
-            notifier.status(said.line)
-            before = said
+            log.info("verdict", old=old, new=decided.line.strip())
+            notifier.status(decided.line)
+            before = decided
         await asyncio.sleep(interval_s)

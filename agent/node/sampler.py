@@ -1,7 +1,7 @@
-"""Owns the thread that reads one source again and again, and what it read last.
+"""Owns the thread that reads one source again and again, and its last readings.
 
-A driver can hang for seconds, or for ever: then the last readings stay, and only grow old. The
-thread is a daemon, so that the process can still end.
+A driver can hang for seconds, or for ever. Then the last readings stay, and their age grows. The
+thread is a daemon thread, so that the process can still end.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Sampler[Reading]:
         self._name = name
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Read no more; does not wait for a reading that hangs."""
+        """Stop reading; this does not wait for a reading that hangs."""
         self._stop.set()
 
     def wait_tried(self) -> None:
-        """Until the source was asked once, with or without success."""
+        """Wait until the source was read once, with or without success."""
         self._tried.wait()
 
     @property
@@ -58,16 +58,16 @@ class Sampler[Reading]:
 
     @property
     def readings(self) -> tuple[Reading, ...]:
-        """The last ones, the newest at the end."""
+        """The last readings, the newest at the end."""
         return tuple(self._readings)
 
     @property
     def age_s(self) -> float:
-        """Of the last reading; before the first, since when one is waited for."""
+        """The age of the last reading; before the first one, the time since the start."""
         return self._clock() - self._read_at
 
     def sample(self) -> None:
-        """One reading; a source that fails is left for the next time."""
+        """Read once; a source that fails is read again the next time."""
         try:
             reading = self._read()
         except Exception as error:

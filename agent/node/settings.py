@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One port of the agent check; ``gpus`` empty: all, otherwise those of one engine."""
+    """One port of the agent check. ``gpus``: those of one engine; empty: all."""
 
     port: int
     gpus: tuple[str, ...] = ()
@@ -15,7 +15,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where to answer what, and how often to read."""
+    """Where to listen and for what, and how often to read."""
 
     host: str
     port: int

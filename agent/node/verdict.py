@@ -1,9 +1,9 @@
-"""Decides how much work a host's GPUs should get, in the words of HAProxy's agent check.
+"""Decides how much work a host's GPUs should get, in the terms of HAProxy's agent check.
 
-What is not known takes nothing away: no GPUs, figures that a driver does not have, a driver
-that refuses to answer. One that hangs does: what uses its GPUs hangs as well.
-Draining is said as ``up 0%``, not as ``drain``: HAProxy stays in ``drain`` until it is told
-``ready``, and ``ready`` would also end the drain that a person asked for.
+What is not known does not lower the weight: no GPUs, figures that a driver does not have, or a
+driver that refuses to answer. A driver that hangs does, because whatever uses its GPUs hangs too.
+Draining is expressed as ``up 0%``, not as ``drain``: HAProxy stays in ``drain`` until it gets
+``ready``, and ``ready`` would also end a drain that a person has asked for.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from dataclasses import dataclass
 
 from agent.node.reading import Driver, Fault, Gpu, GpuReading, NodeReading, Recovery, Throttle
 
-SILENT_S = 30.0  # a driver that says nothing for so long hangs, and its GPUs do
-FAULT_HOLD_S = 60.0  # how long the driver may take to say what an XID means
+SILENT_S = 30.0  # a driver that does not answer for this long hangs, and so do its GPUs
+FAULT_HOLD_S = 60.0  # how long the driver may take to ask for a recovery action after an XID
 
-# A power cap is how a busy GPU works within its limit; it is slow only in the others.
+# A power cap is not among them, because it is how a busy GPU keeps within its limit.
 _SLOWED = frozenset(
     {Throttle.SW_THERMAL, Throttle.HW_THERMAL, Throttle.HW_SLOWDOWN, Throttle.HW_POWER_BRAKE}
 )
 _STEP_PERCENT = 5
-_TOLD_PERCENT = 20
-_MOST_REASON = 100  # HAProxy shows little more
+_LOGGED_PERCENT = 20
+_MOST_REASON = 100  # characters; HAProxy shows little more
 
 
 class Word(enum.Enum):
-    """SILENT changes nothing: HAProxy keeps what it was told last."""
+    """The state in an agent check's answer. With SILENT, HAProxy keeps the last one that it got."""
 
     UP = "up"
     DOWN = "down"
@@ -36,7 +36,7 @@ class Word(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What HAProxy is told; ``percent`` of the configured weight, 0 drains."""
+    """The answer to HAProxy; ``percent`` is of the configured weight, and 0 drains."""
 
     word: Word
     percent: int | None = None
@@ -44,7 +44,7 @@ class Verdict:
 
     @property
     def line(self) -> str:
-        """As it goes over the wire, newline included."""
+        """The line as it goes over the wire, with its newline."""
         words = [self.word.value] if self.word.value else []
         if self.percent is not None:
             words.append(f"{self.percent}%")
@@ -54,9 +54,9 @@ class Verdict:
 
 
 def verdict(node: NodeReading, engine: Collection[str] = ()) -> Verdict:
-    """What to say of the GPUs, or of those that ``engine`` names by number or uuid.
+    """Return the verdict on all GPUs, or on those that ``engine`` names by number or uuid.
 
-    Named GPUs are one engine's: it needs them all, and is as fast as the slowest.
+    Named GPUs belong to one engine, which needs all of them and is as fast as the slowest.
     """
     if node.gpu_age_s > SILENT_S:
         return Verdict(Word.DOWN, None, f"no reading of the GPUs for {node.gpu_age_s:.0f} s")
@@ -82,19 +82,22 @@ def verdict(node: NodeReading, engine: Collection[str] = ()) -> Verdict:
     return _weighed(gpus, node.clock_shares, slowest=bool(engine))
 
 
-def worth_telling(before: Verdict, said: Verdict) -> bool:
-    """Whether a person wants to know: a throttled GPU's every step would fill the log."""
-    if said.word is not before.word or said.percent is None or before.percent is None:
-        return (said.word, said.percent) != (before.word, before.percent)
-    moved = abs(said.percent - before.percent)
-    at_an_end = bool({said.percent, before.percent} & {0, 100})
-    return moved >= _TOLD_PERCENT or (moved > 0 and at_an_end)
+def worth_logging(before: Verdict, now: Verdict) -> bool:
+    """Return whether a change matters to a person.
+
+    To log every step of a throttled GPU would fill the log.
+    """
+    if now.word is not before.word or now.percent is None or before.percent is None:
+        return (now.word, now.percent) != (before.word, before.percent)
+    moved = abs(now.percent - before.percent)
+    at_an_end = bool({now.percent, before.percent} & {0, 100})
+    return moved >= _LOGGED_PERCENT or (moved > 0 and at_an_end)
 
 
 def chosen(reading: GpuReading, engine: Collection[str]) -> tuple[Gpu, ...]:
-    """The GPUs that ``engine`` names, each with its MIG instances; all if it names none.
+    """Return the GPUs that ``engine`` names, each with its MIG instances; all if it names none.
 
-    Who names an instance means its GPU: it is as well and as fast as that is.
+    The name of an instance stands for its GPU, because it is as healthy and as fast as that is.
     """
     if not engine:
         return reading.gpus
@@ -103,13 +106,13 @@ def chosen(reading: GpuReading, engine: Collection[str]) -> tuple[Gpu, ...]:
 
 
 def missing_of(reading: GpuReading, engine: Collection[str]) -> list[str]:
-    """Names in ``engine`` of GPUs that are not here."""
+    """Return the names in ``engine`` that no GPU of the reading has."""
     here = {name for gpu in reading.gpus for name in (gpu.index, gpu.uuid)}
     return sorted(name for name in engine if name not in here)
 
 
 def drain_reason(gpu: Gpu) -> str:
-    """Why this GPU should get no new work; empty: it may."""
+    """Return why this GPU should get no new work; empty: it may get some."""
     if gpu.recovery is not None and gpu.recovery is not Recovery.NONE:
         return f"recovery action {gpu.recovery.value}"
     if gpu.fault is not None and not _cleared(gpu.fault, gpu.recovery):
@@ -118,17 +121,20 @@ def drain_reason(gpu: Gpu) -> str:
 
 
 def clock_share(gpu: Gpu) -> float:
-    """How much of its clock heat, or a lack of power, leaves the GPU; 1: all."""
+    """Return the share of its maximum clock that heat or a lack of power leaves a GPU; 1: all."""
     clock, most = gpu.sm_clock_hertz, gpu.sm_clock_max_hertz
     throttles = gpu.throttles or frozenset()
-    # An idle GPU lowers its clock by itself: that says nothing about how fast it would be.
+    # An idle GPU lowers its clock by itself, which says nothing about how fast it would be.
     if not throttles & _SLOWED or Throttle.IDLE in throttles or clock is None or not most:
         return 1.0
     return min(clock / most, 1.0)
 
 
 def mean_clock_shares(readings: Sequence[GpuReading]) -> dict[str, float]:
-    """Over a few readings, by uuid: throttling comes and goes within a second."""
+    """Return the mean of ``clock_share`` over a few readings, by uuid.
+
+    Throttling comes and goes within a second.
+    """
     shares: dict[str, list[float]] = {}
     for reading in readings:
         for gpu in reading.gpus:
@@ -138,7 +144,10 @@ def mean_clock_shares(readings: Sequence[GpuReading]) -> dict[str, float]:
 
 
 def _cleared(fault: Fault, recovery: Recovery | None) -> bool:
-    """A driver that knows recovery actions had the time to ask for one, and did not."""
+    """Return whether a fault is over.
+
+    It is if the driver knows recovery actions, has had the time to ask for one, and did not.
+    """
     return recovery is Recovery.NONE and fault.age_s > FAULT_HOLD_S
 
 
@@ -167,6 +176,6 @@ def _down(what: str, reading: GpuReading) -> Verdict:
 
 
 def _clean(text: str) -> str:
-    """One line of ASCII without the sign that starts a reason."""
+    """Return the text as one line of ASCII, without the ``#`` that starts a reason."""
     printable: Iterable[str] = (c if c.isascii() and c.isprintable() else "?" for c in text)
     return "".join(printable).replace("#", "?")[:_MOST_REASON]

@@ -13,7 +13,7 @@ from agent.node.verdict import (
     clock_share,
     mean_clock_shares,
     verdict,
-    worth_telling,
+    worth_logging,
 )
 from agent.telemetry.xid import Blames, blames
 
@@ -166,7 +166,7 @@ def test_a_line_is_one_short_line_of_ascii(problem):
 
 
 @pytest.mark.parametrize(
-    ("before", "said", "told"),
+    ("before", "now", "logged"),
     [
         (Verdict(Word.UP, 100), Verdict(Word.UP, 95), True),
         (Verdict(Word.UP, 95), Verdict(Word.UP, 90), False),
@@ -176,5 +176,5 @@ def test_a_line_is_one_short_line_of_ascii(problem):
         (Verdict(Word.DOWN, None, "for 31 s"), Verdict(Word.DOWN, None, "for 32 s"), False),
     ],
 )
-def test_steps_of_throttling_are_not_worth_a_log_line(before, said, told):
-    assert worth_telling(before, said) is told
+def test_steps_of_throttling_are_not_worth_a_log_line(before, now, logged):
+    assert worth_logging(before, now) is logged
