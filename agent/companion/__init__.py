@@ -1,1 +1,1 @@
-"""SYN cookies that balancers send and servers take: what both share, and the server's side."""
+"""SYN cookies that balancers send and servers accept: what both share, and the server's side."""

@@ -1,4 +1,4 @@
-"""Owns how the keys of SYN cookies are read and named, and what of them is written into tables."""
+"""Owns how the keys of SYN cookies are read and named, and how they are written into tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent.dataplane.abi import COOKIE_KEYS
 from agent.errors import ConfigError
 from agent.files import read_private
 
-KEY_BYTES = 16  # of SipHash
+KEY_BYTES = 16  # a SipHash key
 _MAKE = "`(umask 077; openssl rand -hex 16 > {path})` on one host, and copy it to the others"
 _WHAT = "the key of SYN cookies"
 _MOST_BYTES = 4096
@@ -20,21 +20,22 @@ _MOST_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """One or two keys of 16 bytes. The first signs, and all are taken."""
+    """One or two keys of 16 bytes. The first one signs; cookies of all of them are accepted."""
 
     keys: tuple[bytes, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The first 16 digits of the SHA-256 of each, by which others know them."""
+        """The names of the keys: the first 16 hexadecimal digits of the SHA-256 of each."""
         return tuple(hashlib.sha256(key).hexdigest()[:16] for key in self.keys)
 
 
 def read_keys(path: Path) -> Keys:
-    """The keys of a file, each on a line of 32 hexadecimal digits; ConfigError if it has none.
+    """Return the keys in a file; each is a line of 32 hexadecimal digits.
 
-    To change the key with no connection lost, the new one is added as the second line on all
-    hosts, then put first on the balancers, and then the old one is removed.
+    Raises ConfigError if the file does not hold one or two keys. To change the key without losing
+    connections, add the new one as the second line on all hosts, then put it first on the
+    balancers, and then remove the old one.
     """
     text = read_private(path, _WHAT, _MOST_BYTES, make=_MAKE.format(path=path)).decode(
         "ascii", "replace"
@@ -55,12 +56,18 @@ def read_keys(path: Path) -> Keys:
 
 
 def wall_ahead_ns() -> int:
-    """What the wall clock is ahead of the monotonic one, which the kernel's programs can read."""
+    """Return how far the wall clock is ahead of the monotonic clock.
+
+    Programs in the kernel can read only the latter.
+    """
     return time.time_ns() - time.monotonic_ns()
 
 
 def packed(keys: Keys | None, wall_ns: int, mtu: int = 0) -> bytes:
-    """``struct cookie_secret``; without keys there are no cookies. ``mtu``: bytes; 0: 1500."""
-    there = keys.keys if keys else ()
-    room = b"".join(there).ljust(COOKIE_KEYS * KEY_BYTES, b"\0")
-    return room + struct.pack("=QqH14x", len(there), wall_ns, mtu)
+    """Return a ``struct cookie_secret``; without keys there are no cookies.
+
+    ``wall_ns``: see ``wall_ahead_ns``. ``mtu``: in bytes; 0 stands for 1500.
+    """
+    present = keys.keys if keys else ()
+    room = b"".join(present).ljust(COOKIE_KEYS * KEY_BYTES, b"\0")
+    return room + struct.pack("=QqH14x", len(present), wall_ns, mtu)

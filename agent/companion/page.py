@@ -1,4 +1,4 @@
-"""Owns what a companion tells the balancers, and decides whether that is enough for cookies."""
+"""Owns what a companion reports to the balancers, and decides whether that allows cookies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from agent.model import Address
 PATH = "/companion"
 MOST_BYTES = 65_536
 LONGEST_PROBLEM = 300
-# cookie.h takes 8 s from a balancer that is ahead, and 69 s from one that is behind.
+# cookie.h accepts 8 s from a balancer whose clock is ahead, and 69 s from one whose is behind.
 CLOCKS_APART_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a companion says of itself. ``time_s``: its wall clock, seconds since the epoch."""
+class Status:
+    """What a companion reports. ``time_s``: its wall clock, seconds since the epoch."""
 
     keys: tuple[str, ...]
     vips: tuple[str, ...]
@@ -25,19 +25,20 @@ class Told:
     problem: str = ""
 
 
-def rendered(told: Told) -> bytes:
-    """As it goes over the wire: JSON."""
-    return json.dumps(asdict(told)).encode()
+def rendered(status: Status) -> bytes:
+    """Return a status as it goes over the wire: JSON."""
+    return json.dumps(asdict(status)).encode()
 
 
-def parsed(page: bytes) -> Told:
-    """What ``rendered`` made; ValueError: it is something else. What is new in it is left out.
+def parsed(page: bytes) -> Status:
+    """Parse what ``rendered`` made; fields that are new to us are ignored.
 
-    Whoever is at that port writes it, so it is read as a stranger's.
+    Raises ValueError if it is something else. The sender may be any program at that port, so
+    nothing in it is trusted.
     """
     try:
         fields = json.loads(page)
-        told = Told(
+        status = Status(
             tuple(map(str, fields["keys"])),
             tuple(map(str, fields["vips"])),
             float(fields["time_s"]),
@@ -45,26 +46,27 @@ def parsed(page: bytes) -> Told:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("no page of a companion") from error
-    if not math.isfinite(told.time_s):
+    if not math.isfinite(status.time_s):
         raise ValueError("no page of a companion")
-    return told
+    return status
 
 
 def _plain(text: str) -> str:
-    """Nothing that a terminal would obey, and no more than fits on a few lines."""
+    """Return a text without control characters, cut to what fits on a few lines."""
     return "".join(c if c.isprintable() else "?" for c in text[:LONGEST_PROBLEM])
 
 
-def lacking(told: Told, signing: str, vip: Address, apart_s: float) -> str:
-    """Why a server would not take our cookies for that VIP; empty: it takes them.
+def lacking(status: Status, signing: str, vip: Address, apart_s: float) -> str:
+    """Return why a server would not accept our cookies for that VIP; empty: it accepts them.
 
-    ``signing``: the name of our key; ``apart_s``: what the server's clock is ahead of ours.
+    ``signing``: the name of our signing key; ``apart_s``: how far the server's clock is ahead of
+    ours.
     """
-    if told.problem:
-        return told.problem
-    if signing not in told.keys:
+    if status.problem:
+        return status.problem
+    if signing not in status.keys:
         return "its companion has another key"
-    if str(vip) not in told.vips:
+    if str(vip) not in status.vips:
         return f"its companion does not know {vip}"
     if abs(apart_s) > CLOCKS_APART_S:
         return f"its clock is {abs(apart_s):.0f} s {'ahead' if apart_s > 0 else 'behind'}"

@@ -1,4 +1,4 @@
-"""Owns the program of servers that makes connections of SYN cookies, and where it is attached."""
+"""Owns the program on servers that turns SYN cookies into connections, and its attachment."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from agent.errors import DataplaneError
 from agent.model import Address
 
 NAME = "companion"
-PRIORITY = 11  # behind the balancer's, should a host have both
-# A helper that no kernel has; in its place comes the function.
+PRIORITY = 11  # after the balancer's program, if a host has both
+# The number of a helper that no kernel has; the call of the kernel function replaces it.
 _PLACEHOLDER = 0x7FFFFF01
 _ASSIGN = "bpf_sk_assign_tcp_reqsk"
 _FIRST = (0).to_bytes(4, "little")
@@ -26,8 +26,10 @@ _FIRST = (0).to_bytes(4, "little")
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Of cookies of ours: connections that were ``made``, those that the kernel ``refused``, and
-    those for which nobody listened (``alone``).
+    """Counts of our SYN cookies.
+
+    They were ``made`` into connections, ``refused`` by the kernel, or ``alone`` as no socket
+    listened.
     """
 
     made: int
@@ -43,10 +45,10 @@ class Program:
             libbpf.kernel_function(_ASSIGN)
         except OSError as error:
             raise DataplaneError(
-                f"the kernel has no {_ASSIGN}, so it makes no connections of others' SYN cookies",
+                f"the kernel has no {_ASSIGN}, so it accepts no SYN cookies of other hosts",
                 where=f"Linux {os.uname().release}",
                 remedy="use Linux 6.8 or later on this server, or `syn_cookies: false`: clients "
-                "are challenged then, which needs nothing of servers",
+                "are challenged then, which needs nothing on servers",
             ) from error
         self._compiled: Compiled = compile_calling(
             sources.joined("companion.c"),
@@ -64,13 +66,13 @@ class Program:
         return self._compiled.fd
 
     def take(self, keys: Keys) -> None:
-        """Take cookies that were made with these keys, and tell the time of now."""
+        """Accept cookies that were made with these keys, and write the present time."""
         libbpf.map_update(
             self._compiled.tables["cookie_secret"], _FIRST, packed(keys, wall_ahead_ns())
         )
 
     def attach(self, interfaces: Iterable[str]) -> None:
-        """Be at tc ingress of these interfaces, in the place of a program of ours."""
+        """Attach to tc ingress of these interfaces, in place of an earlier program of ours."""
         for interface in interfaces:
             place = _place(interface)
             before = place.current()
@@ -90,7 +92,7 @@ class Program:
                 raise DataplaneError(place.why(error), where=f"interface {interface}") from error
 
     def is_attached(self, interfaces: Iterable[str]) -> bool:
-        """Whether it is where it was put."""
+        """Return whether it is still attached to all of these interfaces."""
         try:
             return all(_place(name).current() == self._compiled.info.id for name in interfaces)
         except (OSError, DataplaneError):
@@ -98,14 +100,14 @@ class Program:
 
     @property
     def counts(self) -> Counts:
-        """Since it was loaded."""
+        """The counts since the program was loaded."""
         size = 3 * 8
         row = libbpf.map_lookup(self._compiled.tables["companion_count"], _FIRST, size)
         return Counts(*struct.unpack("=3Q", row or bytes(size)))
 
 
 def remove(interfaces: Iterable[str]) -> bool:
-    """Take our program off these interfaces; whether there was one."""
+    """Detach our program from these interfaces, and return whether there was one."""
     found = False
     for interface in interfaces:
         place = _place(interface)

@@ -1,5 +1,7 @@
-"""Owns the companion's process, on a server: the VIPs on ``lo``, the program, and what balancers
-and Prometheus are told. What it has set up stays when it ends.
+"""Owns the companion's process on a server.
+
+It puts the VIPs on ``lo``, attaches the program, and serves a page for balancers and metrics for
+Prometheus. What it has set up stays when it ends.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from agent.notify import Notifier, feed_watchdog
 log = get_logger()
 
 TICK_S = 2.0
-PROTO = 0x54  # of its addresses on `lo`, where an agent that announces has others (vips.py)
+PROTO = 0x54  # IFA_PROTO of its addresses on `lo`; an agent that announces uses another (vips.py)
 _SYSCTL = Path("/proc/sys/net/ipv4")
 # The VIP is on `lo`, so no other interface may answer ARP for it (deploy/backend-setup.sh).
 _QUIET = {"conf/all/arp_ignore": "1", "conf/all/arp_announce": "2", "conf/all/rp_filter": "2"}
@@ -41,7 +43,7 @@ _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line says. ``decap``: take the outer header off, from these senders."""
+    """What the command line says. ``decap``: remove the outer header of packets of ``senders``."""
 
     interfaces: tuple[str, ...]
     vips: tuple[Address, ...]
@@ -53,7 +55,7 @@ class Settings:
 
 
 class Companion:
-    """One server."""
+    """The companion of one server."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -63,17 +65,17 @@ class Companion:
         self.program = program.Program(settings.vips)
 
     @property
-    def told(self) -> page.Told:
-        """What balancers are told now."""
+    def status(self) -> page.Status:
+        """The present status for balancers."""
         vips = tuple(str(vip) for vip in self._settings.vips)
-        return page.Told(self._keys.names, vips, time.time(), self.problem)
+        return page.Status(self._keys.names, vips, time.time(), self.problem)
 
     @property
     def keys(self) -> Keys:
         return self._keys
 
     async def set_up(self) -> None:
-        """Make all as it should be; raises what keeps it from that."""
+        """Set everything up; raises a SteelyardError if that is not possible."""
         for name, value in _QUIET.items():
             _write(_SYSCTL / name, value)
         if (_SYSCTL / "tcp_syncookies").read_text().strip() == "0":
@@ -92,19 +94,19 @@ class Companion:
         self.program.attach(self._settings.interfaces)
 
     async def keep(self) -> None:
-        """Keep it so: the keys and the time, the VIPs, the program."""
+        """Keep the keys and the time, the VIPs and the program as they should be."""
         while True:
             await asyncio.sleep(TICK_S)
             try:
-                self.program.take(self._keys)  # first: time goes on while the file cannot be read
+                self.program.take(self._keys)  # first, to update the time even if reading fails
                 self._renew_keys()
                 await self._vips.sync(frozenset(self._settings.vips))
                 if not self.program.is_attached(self._settings.interfaces):
                     self.program.attach(self._settings.interfaces)
                     log.warning("attached again")
-                self._say("")
+                self._set_problem("")
             except (SteelyardError, OSError) as error:
-                self._say(str(error))
+                self._set_problem(str(error))
 
     def _renew_keys(self) -> None:
         fresh = read_keys(self._settings.key_file)
@@ -113,7 +115,7 @@ class Companion:
             self.program.take(fresh)
             log.info("the keys have changed", keys=", ".join(fresh.names))
 
-    def _say(self, problem: str) -> None:
+    def _set_problem(self, problem: str) -> None:
         if problem != self.problem:
             if problem:
                 log.error("not as it should be", problem=problem)
@@ -145,10 +147,10 @@ class _Metrics(Collector):
         counts = self._companion.program.counts
         prefix = "steelyard_companion"
         for name, help_, value in (
-            ("connections", "Connections made of SYN cookies.", counts.made),
-            ("refused", "SYN cookies of ours that the kernel took no connection for.",
+            ("connections", "Connections made from SYN cookies.", counts.made),
+            ("refused", "SYN cookies of ours for which the kernel refused a connection.",
              counts.refused),
-            ("alone", "SYN cookies of ours for which nobody listened.",
+            ("alone", "SYN cookies of ours for which no socket listened.",
              counts.alone),
         ):  # fmt: skip
             yield CounterMetricFamily(f"{prefix}_{name}", help_, value)
@@ -156,7 +158,7 @@ class _Metrics(Collector):
         well.add_metric((), float(not self._companion.problem))
         yield well
         keys = GaugeMetricFamily(
-            f"{prefix}_key_info", "1 for each key that is taken.", labels=("key",)
+            f"{prefix}_key_info", "1 for each key whose cookies are accepted.", labels=("key",)
         )
         for name in self._companion.keys.names:
             keys.add_metric((name,), 1.0)
@@ -175,14 +177,14 @@ async def run(settings: Settings) -> None:
     registry = CollectorRegistry()
     registry.register(_Metrics(companion))
 
-    async def told(_: web.Request) -> web.Response:
-        return web.Response(body=page.rendered(companion.told), content_type="application/json")
+    async def status(_: web.Request) -> web.Response:
+        return web.Response(body=page.rendered(companion.status), content_type="application/json")
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": _CONTENT_TYPE})
 
     app = web.Application(client_max_size=1024)
-    app.add_routes([web.get(page.PATH, told), web.get("/metrics", metrics)])
+    app.add_routes([web.get(page.PATH, status), web.get("/metrics", metrics)])
     listening = await guarded.listen(app, *settings.listen)
     notifier = Notifier.from_environment(os.environ, os.getpid())
     names = ", ".join(companion.keys.names)
@@ -203,7 +205,7 @@ async def run(settings: Settings) -> None:
 
 
 async def remove(settings: Settings) -> None:
-    """Undo it, but for the settings of the kernel and the program that decapsulates."""
+    """Undo the setup, except for the kernel settings and the program that decapsulates."""
     require_root()
     found = program.remove(settings.interfaces)
     await Vips("lo", PROTO).sync(frozenset())

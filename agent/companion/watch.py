@@ -1,5 +1,6 @@
-"""Watches, on a balancer, whether the servers of a service take SYN cookies; where one of them does
-not, clients are challenged.
+"""Watches, on a balancer, whether the servers of a service accept SYN cookies.
+
+If one of them does not, clients are challenged instead.
 """
 
 from __future__ import annotations
@@ -25,32 +26,33 @@ log = get_logger()
 
 EVERY_S = 2.0
 TIMEOUT_S = 2.0
-_UNREAD = "the key file was not read so far"
+_UNREAD = "the key file has not been read yet"
 AT_ONCE = 32
-MISSES = 3  # in a row, until a companion that was there counts as gone
+MISSES = 3  # requests in a row without an answer until a companion counts as gone
 INTERNET_MTU = 1500
-ADOPTED_S = 10.0  # a service goes on with cookies so long, until its companions have answered
+# After a start, a service that gave cookies goes on for this long, or until its companions answer.
+ADOPTED_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """An answer. ``apart_s``: what its clock was ahead of ours when it came."""
+    """An answer. ``apart_s``: how far the companion's clock was ahead of ours when it came."""
 
-    told: page.Told
+    status: page.Status
     apart_s: float
 
     @property
     def verdict(self) -> tuple[object, ...]:
-        """What of it decides: not the time, as long as that is right."""
-        told, is_apart = self.told, abs(self.apart_s) > page.CLOCKS_APART_S
-        return told.keys, told.vips, told.problem, is_apart
+        """The parts that decide whether cookies are given: not the time while it is right."""
+        status, is_apart = self.status, abs(self.apart_s) > page.CLOCKS_APART_S
+        return status.keys, status.vips, status.problem, is_apart
 
 
-type Answer = _Heard | str  # or why there is none
+type Answer = _Heard | str  # or why there is no answer
 
 
 class Companions:
-    """The companions of all servers of services with ``syn_cookies``, and our key."""
+    """Our key, and the companions of all servers of services with ``syn_cookies``."""
 
     def __init__(self, dataplane: Dataplane, wake: Callable[[], None]) -> None:
         self._dataplane = dataplane
@@ -62,11 +64,11 @@ class Companions:
         self._misses: dict[Address, int] = {}
         self._adopted: frozenset[str] = frozenset()
         self._adopted_until = 0.0
-        self._said: dict[str, str] = {}  # what is in the way of a service's cookies
+        self._problems: dict[str, str] = {}  # by service: why it gives no cookies
         self._changed = asyncio.Event()
 
     def adopt(self, services: frozenset[str]) -> None:
-        """These services have given cookies when the agent began."""
+        """Let services that gave cookies when the agent started go on with that for a while."""
         self._adopted = services
         self._adopted_until = time.monotonic() + ADOPTED_S
 
@@ -79,7 +81,7 @@ class Companions:
         self._changed.set()
 
     def problem(self, service: Service, found: Mapping[BackendRef, Eligibility]) -> str:
-        """Why clients of a service are challenged instead; empty: nothing is in the way."""
+        """Return why clients of a service are challenged instead; empty: it can give cookies."""
         if self._keys is None:
             return self._key_problem or _UNREAD
         return "; ".join(
@@ -90,22 +92,22 @@ class Companions:
         )
 
     def said(self, service: Service) -> str:
-        """The same, as of the last pass."""
-        return self._said.get(service.name, "") if service.gives_cookies else ""
+        """Return the problem of a service as of the last pass."""
+        return self._problems.get(service.name, "") if service.gives_cookies else ""
 
     def key_names(self, service: Service) -> tuple[str, ...]:
-        """The keys that this balancer has for a service's cookies, that it signs with first."""
+        """Return the names of our keys for a service's cookies, the signing key first."""
         return self._keys.names if self._keys and service.gives_cookies else ()
 
     def _lacks(self, address: Address, vip: Address) -> str:
-        answer = self._answers.get(address, "its companion was not asked so far")
+        answer = self._answers.get(address, "its companion has not been asked yet")
         if isinstance(answer, str):
             return answer
         signing = self._keys.names[0] if self._keys else ""
-        return page.lacking(answer.told, signing, vip, answer.apart_s)
+        return page.lacking(answer.status, signing, vip, answer.apart_s)
 
     def ready(self, config: Config, found: Mapping[BackendRef, Eligibility]) -> frozenset[str]:
-        """The services whose usable servers all take our cookies."""
+        """Return the services whose usable servers all accept our cookies."""
         adopted = self._adopted if time.monotonic() < self._adopted_until else frozenset()
         ready = set()
         for service in config.services:
@@ -114,7 +116,7 @@ class Companions:
             problem = self.problem(service, found)
             if service.name in adopted and problem and not self._all_asked(service):
                 problem = ""
-            self._say(service.name, problem)
+            self._set_problem(service.name, problem)
             if not problem:
                 ready.add(service.name)
         return frozenset(ready)
@@ -122,17 +124,17 @@ class Companions:
     def _all_asked(self, service: Service) -> bool:
         return all(backend.address in self._answers for backend in service.backends)
 
-    def _say(self, name: str, problem: str) -> None:
-        if self._said.get(name) == problem:
+    def _set_problem(self, name: str, problem: str) -> None:
+        if self._problems.get(name) == problem:
             return
         if problem:
             log.warning("no SYN cookies: clients are challenged", service=name, problem=problem)
-        elif name in self._said:
+        elif name in self._problems:
             log.info("SYN cookies can be given", service=name)
-        self._said[name] = problem
+        self._problems[name] = problem
 
     async def run(self) -> None:
-        """Ask, every two seconds, while anybody has to be asked."""
+        """Ask all companions every two seconds, while there are any to ask."""
         while True:
             try:
                 await self._round()
@@ -149,12 +151,12 @@ class Companions:
         wanted = self._addresses()
         if config is None or not wanted:
             return
-        self._tell_program(config, await _mtu(config.interface))
+        self._write_secret(config, await _mtu(config.interface))
         before = (self._keys, dict(self._answers))
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        # Not by the connector's limit: to wait for one's turn would be part of the timeout, and
-        # servers that are dead would have the others called dead, too.
+        # The connector's limit is not used, because the wait for a turn would count towards the
+        # timeout, and dead servers would make others look dead too.
         turns = asyncio.Semaphore(AT_ONCE)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
@@ -168,13 +170,16 @@ class Companions:
         if _verdicts(before[1]) != _verdicts(self._answers) or before[0] != self._keys:
             self._wake()
 
-    def _tell_program(self, config: Config, mtu: int) -> None:
-        """The keys, and what the wall clock is ahead: the packet path has no other."""
+    def _write_secret(self, config: Config, mtu: int) -> None:
+        """Read the keys, and write them with the offset of the wall clock for the packet path.
+
+        The packet path cannot read the wall clock itself.
+        """
         path, problem = config.companion_key_file, ""
         try:
             self._keys = read_keys(path) if path else None
         except SteelyardError as error:
-            problem = str(error)  # what was read before stands: a file may be half written
+            problem = str(error)  # the last good keys stay, as the file may be half written
         if problem and problem != self._key_problem:
             log.error("the key of SYN cookies", problem=problem)
         self._key_problem = problem
@@ -187,11 +192,11 @@ class Companions:
             url = f"http://{host}:{port}{page.PATH}"
             async with session.get(url, allow_redirects=False) as response:
                 if response.status != 200:
-                    return f"port {port} answers {response.status}, so it is no companion's"
-                told = page.parsed(await _body(response))
-                return _Heard(told, told.time_s - time.time())
+                    return f"port {port} answers {response.status}, so it is not a companion"
+                status = page.parsed(await _body(response))
+                return _Heard(status, status.time_s - time.time())
         except ValueError:
-            return f"what answers at port {port} is no companion"
+            return f"what answers at port {port} is not a companion"
         except TimeoutError:
             return f"no companion answers at port {port}: no answer in {TIMEOUT_S:g} s"
         except aiohttp.ClientError as error:
@@ -221,7 +226,7 @@ class Companions:
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """All of it; ValueError: it is more than any companion tells."""
+    """Return the whole body; raises ValueError if it is longer than any companion's page."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
@@ -238,7 +243,7 @@ def _verdicts(answers: Mapping[Address, Answer]) -> dict[Address, object]:
 
 
 async def _mtu(interface: str) -> int:
-    """Of the interface, as far as the Internet goes; 0 if there is no such interface."""
+    """Return the MTU of an interface, at most ``INTERNET_MTU``; 0 if there is no such interface."""
     async with Netlink() as netlink:
         link = await netlink.link(interface)
     return min(link.mtu, INTERNET_MTU) if link else 0

@@ -7,16 +7,16 @@ from ipaddress import ip_address
 
 import pytest
 
-from agent.companion.page import LONGEST_PROBLEM, Told, lacking, parsed, rendered
+from agent.companion.page import LONGEST_PROBLEM, Status, lacking, parsed, rendered
 
 VIP = ip_address("10.0.0.10")
-TOLD = Told(("aa", "bb"), ("10.0.0.10", "fd00::10"), 1000.5)
+STATUS = Status(("aa", "bb"), ("10.0.0.10", "fd00::10"), 1000.5)
 
 
 def test_what_is_told_is_understood():
-    assert parsed(rendered(TOLD)) == TOLD
-    assert parsed(rendered(replace(TOLD, problem="x"))).problem == "x"
-    assert parsed(b'{"keys": [], "vips": [], "time_s": 1, "later": 2}') == Told((), (), 1.0)
+    assert parsed(rendered(STATUS)) == STATUS
+    assert parsed(rendered(replace(STATUS, problem="x"))).problem == "x"
+    assert parsed(b'{"keys": [], "vips": [], "time_s": 1, "later": 2}') == Status((), (), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,15 @@ def test_anything_else_is_no_companion(page: bytes):
 
 
 def test_what_a_stranger_says_there_moves_no_terminal():
-    told = parsed(rendered(replace(TOLD, problem="\x1b]0;x\x07 no\nlo" + "!" * 1000)))
+    told = parsed(rendered(replace(STATUS, problem="\x1b]0;x\x07 no\nlo" + "!" * 1000)))
     assert told.problem.startswith("?]0;x? no?lo!!!")
     assert len(told.problem) == LONGEST_PROBLEM
 
 
 def test_why_a_server_would_not_take_a_cookie():
-    assert lacking(TOLD, "bb", VIP, 0.0) == ""
-    assert lacking(TOLD, "cc", VIP, 0.0) == "its companion has another key"
-    assert "10.0.0.11" in lacking(TOLD, "aa", ip_address("10.0.0.11"), 0.0)
-    assert lacking(TOLD, "aa", VIP, 7.2) == "its clock is 7 s ahead"
-    assert lacking(TOLD, "aa", VIP, -80.0) == "its clock is 80 s behind"
-    assert lacking(replace(TOLD, problem="no lo"), "cc", VIP, 9.0) == "no lo"
+    assert lacking(STATUS, "bb", VIP, 0.0) == ""
+    assert lacking(STATUS, "cc", VIP, 0.0) == "its companion has another key"
+    assert "10.0.0.11" in lacking(STATUS, "aa", ip_address("10.0.0.11"), 0.0)
+    assert lacking(STATUS, "aa", VIP, 7.2) == "its clock is 7 s ahead"
+    assert lacking(STATUS, "aa", VIP, -80.0) == "its clock is 80 s behind"
+    assert lacking(replace(STATUS, problem="no lo"), "cc", VIP, 9.0) == "no lo"

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from agent.companion import watch
 from agent.companion.keys import read_keys
-from agent.companion.page import PATH, Told, rendered
+from agent.companion.page import PATH, Status, rendered
 from agent.companion.watch import MISSES, Companions
 from agent.dataplane import abi
 from agent.dataplane.program import Dataplane
@@ -41,7 +41,7 @@ class Servers:
     """What answers at the companions' port of this host."""
 
     def __init__(self) -> None:
-        self.told: Callable[[], Told | None] = lambda: None
+        self.told: Callable[[], Status | None] = lambda: None
         self.status = 200
         self.behind = b""
         self.elsewhere = ""
@@ -131,8 +131,8 @@ def test_a_service_gives_cookies_while_its_server_takes_them(key_file: Path):
         async with serving() as (servers, port):
             watched = Watched(key_file, port)
             assert not watched.ready()
-            assert watched.said == "the key file was not read so far"
-            servers.told = lambda: Told(names(key_file), (VIP,), time.time())
+            assert watched.said == "the key file has not been read yet"
+            servers.told = lambda: Status(names(key_file), (VIP,), time.time())
             await watched.round()
             assert watched.wakes == 1
             assert watched.ready()
@@ -143,7 +143,7 @@ def test_a_service_gives_cookies_while_its_server_takes_them(key_file: Path):
             await watched.round()
             assert watched.wakes == 1, "nothing has changed"
             # A server that is down does not count; one that comes up has to have a companion.
-            servers.told = lambda: Told(("other",), (VIP,), time.time())
+            servers.told = lambda: Status(("other",), (VIP,), time.time())
             await watched.round()
             assert not watched.ready()
             assert watched.said == "be1: its companion has another key"
@@ -156,7 +156,7 @@ def test_clocks_that_differ_are_named(key_file: Path):
     async def play() -> None:
         async with serving() as (servers, port):
             watched = Watched(key_file, port)
-            servers.told = lambda: Told(names(key_file), (VIP,), time.time() - 30)
+            servers.told = lambda: Status(names(key_file), (VIP,), time.time() - 30)
             await watched.round()
             assert not watched.ready()
             assert watched.said == "be1: its clock is 30 s behind"
@@ -168,7 +168,7 @@ def test_a_companion_that_misses_a_question_is_not_gone(key_file: Path):
     async def play() -> None:
         async with serving() as (servers, port):
             watched = Watched(key_file, port)
-            servers.told = lambda: Told(names(key_file), (VIP,), time.time())
+            servers.told = lambda: Status(names(key_file), (VIP,), time.time())
             await watched.round()
             assert watched.ready()
             servers.status = 500
@@ -191,7 +191,7 @@ def test_what_is_no_companion_is_told_at_once(key_file: Path):
             watched = Watched(key_file, port)
             await watched.round()
             assert not watched.ready()
-            assert watched.said == f"be1: what answers at port {port} is no companion"
+            assert watched.said == f"be1: what answers at port {port} is not a companion"
         watched = Watched(key_file, port)
         await watched.round()
         watched.ready()
@@ -204,17 +204,17 @@ def test_a_stranger_at_that_port_sends_us_nowhere_and_fills_nothing(key_file: Pa
     async def play() -> None:
         async with serving() as (servers, port):
             watched = Watched(key_file, port)
-            servers.told = lambda: Told(names(key_file), (VIP,), time.time())
+            servers.told = lambda: Status(names(key_file), (VIP,), time.time())
             servers.elsewhere = "/secret"
             await watched.round()
             assert servers.asked == [PATH]
             assert not watched.ready()
-            assert watched.said == f"be1: port {port} answers 302, so it is no companion's"
+            assert watched.said == f"be1: port {port} answers 302, so it is not a companion"
             servers.elsewhere, servers.behind = "", b" " * 100_000
             for _ in range(MISSES):
                 await watched.round()
             assert not watched.ready()
-            assert watched.said == f"be1: what answers at port {port} is no companion"
+            assert watched.said == f"be1: what answers at port {port} is not a companion"
             servers.behind = b" " * 50_000
             await watched.round()
             assert watched.ready()
@@ -227,7 +227,7 @@ def test_dead_servers_do_not_make_the_others_wait_too_long(key_file: Path, monke
 
     async def play() -> None:
         async with serving() as (servers, port):
-            servers.told = lambda: Told(names(key_file), (VIP,), time.time())
+            servers.told = lambda: Status(names(key_file), (VIP,), time.time())
             watched = Watched(key_file, port)
             monkeypatch.setattr(watch, "AT_ONCE", 2)
             monkeypatch.setattr(watch, "TIMEOUT_S", 2.0)
@@ -262,7 +262,7 @@ def test_a_key_file_that_breaks_ends_nothing_and_is_not_taken_anew(key_file: Pat
         async with serving() as (servers, port):
             watched = Watched(key_file, port)
             known = names(key_file)
-            servers.told = lambda: Told(known, (VIP,), time.time())
+            servers.told = lambda: Status(known, (VIP,), time.time())
             await watched.round()
             key_file.write_text("half")  # noqa: ASYNC240
             await watched.round()
@@ -284,7 +284,7 @@ def test_an_agent_that_starts_goes_on_until_it_knows(key_file: Path, monkeypatch
             watched = Watched(key_file, port)
             watched.companions.adopt(frozenset({"web"}))
             assert watched.ready()
-            servers.told = lambda: Told(("other",), (VIP,), time.time())
+            servers.told = lambda: Status(("other",), (VIP,), time.time())
             await watched.round()
             assert not watched.ready(), "it knows"
             late = Watched(key_file, port)
