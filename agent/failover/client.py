@@ -1,7 +1,7 @@
-"""How a local program asks the failover process: one JSON object a line, over its Unix socket.
+"""Owns how a local program asks the failover process: one JSON object a line over its Unix socket.
 
-Every failure is an ``AgentUnreachableError`` (nobody answered) or an ``ApiError`` (a refusal),
-with what, where and the remedy.
+Every failure is raised as an ``AgentUnreachableError`` (no answer) or an ``ApiError`` (a refusal),
+which says what is wrong, where, and what to do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _START = "start it (systemctl start lb-agent-failover)"
 
 
 def ask(path: Path, request: Mapping[str, object], timeout_s: float = CLIENT_S) -> dict[str, Any]:
-    """The answer to one request; blocks."""
+    """Return the answer to one request; blocks."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout_s)
@@ -36,7 +36,7 @@ def ask(path: Path, request: Mapping[str, object], timeout_s: float = CLIENT_S) 
 async def ask_async(
     path: Path, request: Mapping[str, object], timeout_s: float = CLIENT_S
 ) -> dict[str, Any]:
-    """The answer to one request."""
+    """Return the answer to one request."""
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)
@@ -46,8 +46,8 @@ async def ask_async(
                 return _answer(await reader.readline(), path)
             finally:
                 writer.close()
-    except ValueError as error:  # a line beyond the limit
-        raise _senseless(path) from error
+    except ValueError as error:  # the line is longer than the limit
+        raise _malformed(path) from error
     except OSError as error:
         raise _unreachable(error, path, timeout_s) from error
 
@@ -59,27 +59,27 @@ def _line(request: Mapping[str, object]) -> bytes:
 def _answer(line: bytes, path: Path) -> dict[str, Any]:
     if not line:
         raise AgentUnreachableError(
-            "the failover process broke off",
+            "the failover process closed the connection without an answer",
             where=str(path),
             remedy="try again; its log says why: journalctl -u lb-agent-failover",
         )
     try:
         answer = json.loads(line)
     except ValueError as error:
-        raise _senseless(path) from error
+        raise _malformed(path) from error
     if not isinstance(answer, dict):
-        raise _senseless(path)
+        raise _malformed(path)
     if "error" not in answer:
         return answer
-    told = answer["error"] if isinstance(answer["error"], dict) else {}
+    refusal = answer["error"] if isinstance(answer["error"], dict) else {}
     raise ApiError(
-        str(told.get("message") or "refused without a reason"),
-        where=str(told.get("where") or path),
-        remedy=str(told.get("remedy") or ""),
+        str(refusal.get("message") or "refused without a reason"),
+        where=str(refusal.get("where") or path),
+        remedy=str(refusal.get("remedy") or ""),
     )
 
 
-def _senseless(path: Path) -> ApiError:
+def _malformed(path: Path) -> ApiError:
     return ApiError(
         "the answer is not one JSON object on a line",
         where=str(path),

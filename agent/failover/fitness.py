@@ -1,8 +1,8 @@
 """Decides a node's effective priority, and whether it may be master at all. Pure.
 
-The rule for the agent: its data plane goes on when it dies, so mastership stays; once it has been
-away for long, the priority drops. Its last word counts until the next one, also over a restart of
-the failover process.
+The data plane goes on when the agent dies, so the node stays master; once the agent has been away
+for long, the priority drops. The agent's last heartbeat counts until the next one arrives, even
+across a restart of the failover process.
 """
 
 from __future__ import annotations
@@ -20,58 +20,65 @@ UNHEARD = "the agent has not reported yet"
 
 @dataclass(frozen=True, slots=True)
 class AgentWord:
-    """What the agent says with every heartbeat."""
+    """What the agent reports with every heartbeat."""
 
     attached: bool
     why: str = ""  # if it is not attached
-    services: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # backends: up, all
-    ready: bool = True  # to take its place from a master that is well, or to announce itself
-    waits_for: str = ""  # if it is not ready
+    services: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # backends up, all
+    ready: bool = True  # to preempt a master that is well, or to have the VIPs announced
+    waits_for: str = ""  # why it is not ready
     cut_off: bool = False  # it reaches neither a backend nor another balancer
-    hands_over: bool = False  # asked before this process leaves, it hands over
-    # By virtual router: when another node was master of it last, and well, as flow sync says. On
-    # the monotonic clock; it changes with every word, and no priority depends on it.
+    hands_over: bool = False  # it hands over if this process asks for that before it stops
+    # By virtual router: the last time, on the monotonic clock, at which another node was master of
+    # it, and well, according to flow sync. It changes with every heartbeat, and no priority depends
+    # on it.
     vouchers: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptState:
-    """Where a tracked script stands; ``ok`` None: it has not ended yet."""
+    """The state of a tracked script; ``ok`` is None until it has ended once."""
 
     ok: bool | None = None
-    run: int = 0  # results in a row against ``ok``
-    detail: str = ""  # of the last result: exit status 1, no answer within 1 s, …
+    run: int = 0  # results in a row that contradict ``ok``
+    detail: str = ""  # the last result: exit status 1, no answer within 1 s, …
 
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """What is known now. Missing interfaces and scripts: do not exist, have not ended yet."""
+    """What is known now.
+
+    An interface that is missing here does not exist; a script that is missing has not ended yet.
+    """
 
     interfaces: Mapping[str, bool] = field(default_factory=dict)  # up, with carrier
     scripts: Mapping[str, ScriptState] = field(default_factory=dict)
-    word: AgentWord | None = None  # the agent's last one, of before a restart too
-    agent_away_s: float = 0.0  # since it was heard last, or since this process started
-    program: bool | None = None  # where the agent had its XDP programs they are; None: not known
+    word: AgentWord | None = None  # the agent's last heartbeat, even from before a restart
+    agent_away_s: float = 0.0  # since that heartbeat, or since this process started
+    program: bool | None = None  # the agent's XDP programs are where they were; None: not known
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """For the machine, and for the operator."""
+    """A node's fitness for the state machine, with the reasons for the operator."""
 
     fitness: Fitness
-    reasons: tuple[str, ...]  # what makes the priority other than the configured one, or FAULT
-    # What it waits for: it leaves a master of lower priority alone, and does not begin to announce
-    # itself; empty: nothing.
+    reasons: tuple[str, ...]  # why the priority is not the configured one, or why it is in FAULT
+    # What the node waits for. Until then it does not preempt a master of lower priority, and does
+    # not begin to announce its VIPs. Empty: it waits for nothing.
     waits_for: str = ""
 
     @property
     def may_preempt(self) -> bool:
-        """A master of lower priority."""
+        """Whether the node may preempt a master of lower priority."""
         return not self.waits_for
 
 
 def judged(script: TrackedScript, before: ScriptState, ok: bool, detail: str) -> ScriptState:
-    """One more result: the first one decides, later ones need ``rise`` or ``fall`` in a row."""
+    """Return the state of a script after one more result.
+
+    The first result decides; later on a change takes ``rise`` or ``fall`` results in a row.
+    """
     if before.ok is None or before.ok is ok:
         return ScriptState(ok, 0, detail)
     run = before.run + 1
@@ -83,7 +90,7 @@ def judged(script: TrackedScript, before: ScriptState, ok: bool, detail: str) ->
 def fitness(
     instance: Instance, interface: str, services: Iterable[str], observed: Observations
 ) -> Judgement:
-    """``interface`` and ``services``: those of the virtual router."""
+    """Judge a node for one virtual router, whose ``interface`` and ``services`` these are."""
     found = [
         *_interfaces(instance, interface, observed),
         *_scripts(instance, observed),
@@ -100,7 +107,7 @@ def fitness(
     return Judgement(effective, faults + changes)
 
 
-# What was found: how much it changes the priority, 0: it is a fault; and what it is.
+# Findings: by how much each changes the priority (0: it is a fault), and a description.
 type Found = Iterator[tuple[int, str]]
 
 
@@ -126,19 +133,22 @@ def _scripts(instance: Instance, observed: Observations) -> Found:
 def _services(instance: Instance, services: Iterable[str], observed: Observations) -> Found:
     if observed.word is None or not instance.track.services:
         return
-    told = observed.word.services
-    known = {name: told[name] for name in services if name in told and told[name][1]}
+    counts = observed.word.services
+    known = {name: counts[name] for name in services if name in counts and counts[name][1]}
     if not known or any(up for up, _ in known.values()):
         return
     names = ", ".join(sorted(known))
     who = f"service {names} has" if len(known) == 1 else f"services {names} have"
-    # Without elections a lower priority says nothing: the other nodes are left to serve.
+    # Without elections a lower priority has no effect, so this is a fault: other nodes serve.
     weight = 0 if instance.method is Method.ANNOUNCE else -instance.track.services
     yield weight, f"{who} no backend up"
 
 
 def _reach(instance: Instance, observed: Observations) -> Found:
-    """Behind everybody: when the network is whole again, the clients are with another node."""
+    """Yield a finding that puts a node that is cut off behind all others.
+
+    When the network is whole again, the clients stay with the node that they reached meanwhile.
+    """
     is_asked = instance.track.services and instance.method is Method.VRRP
     if is_asked and observed.word is not None and observed.word.cut_off:
         yield -MOST, "neither a backend nor another balancer is reached"
@@ -153,7 +163,7 @@ def _agent(instance: Instance, observed: Observations) -> Found:
             yield 0, "the agent's program is not attached" + (f": {word.why}" if word.why else "")
         elif observed.program is False:
             yield 0, "the agent's XDP program is gone"
-    unheard = track.dataplane and word is None  # that is worse
-    grace_s = max(track.agent_grace_s, RESTARTED_S)  # between two words it is not away
+    unheard = track.dataplane and word is None  # this is a fault already, which is worse
+    grace_s = max(track.agent_grace_s, RESTARTED_S)  # the agent is not away between two heartbeats
     if track.agent and not unheard and observed.agent_away_s >= grace_s:
-        yield -track.agent, f"the agent is away for more than {grace_s:g} s"
+        yield -track.agent, f"the agent has been away for more than {grace_s:g} s"

@@ -1,6 +1,7 @@
 """Decides from the configuration which virtual routers a node takes part in, and with which VIPs.
 
-VRRP knows one family for each virtual router: an instance with VIPs of both is two, in a group.
+A VRRP virtual router has one address family, so an instance with VIPs of both families becomes two
+virtual routers in a group.
 """
 
 from __future__ import annotations
@@ -16,37 +17,37 @@ ANNOUNCE_INTERFACE = "lo"
 
 @dataclass(frozen=True, slots=True)
 class VirtualRouter:
-    """One VRID on one interface, of one family; for `announce`, one set of VIPs of both."""
+    """One VRID on one interface in one family; for `announce`, one set of VIPs of both families."""
 
     name: str  # web, or web/ipv6 if the instance has both families
     instance: Instance
     interface: str
     family: int  # 4 or 6; 0: announce
-    vips: tuple[Address, ...]  # IPv6 of vrrp: a link-local one first (RFC 9568, section 5.2.9)
-    group: str  # routers of the same group move together; of its own: its name
-    services: tuple[str, ...] = ()  # whose VIPs these are
+    vips: tuple[Address, ...]  # vrrp over IPv6: a link-local one first (RFC 9568, section 5.2.9)
+    group: str  # routers of the same group move together; by default the instance's name
+    services: tuple[str, ...] = ()  # the services whose VIPs these are
 
     @property
     def peers(self) -> tuple[Address, ...]:
-        """Unicast, of its family; none: multicast."""
+        """The unicast peers of its family; empty if it uses multicast."""
         return tuple(peer for peer in self.instance.peers if peer.version == self.family)
 
     @property
     def source(self) -> Address | None:
-        """Configured source of adverts, of its family."""
+        """The configured source address of its adverts, if it is of its family."""
         source = self.instance.source
         return source if source is not None and source.version == self.family else None
 
 
 @dataclass(frozen=True, slots=True)
 class FailoverPlan:
-    """What the failover process does."""
+    """The virtual routers that the failover process runs."""
 
     routers: tuple[VirtualRouter, ...]
 
 
 def plan(config: Config) -> FailoverPlan:
-    """The virtual routers of a configuration, in its order."""
+    """Return the virtual routers of a configuration, in its order."""
     routers: list[VirtualRouter] = []
     for instance in config.failover.instances:
         vips = vips_of(config, instance)
@@ -69,7 +70,11 @@ def plan(config: Config) -> FailoverPlan:
 
 
 def vips_of(config: Config, instance: Instance) -> tuple[Address, ...]:
-    """What the instance names, or else all VIPs and sources of fullnat that no other names."""
+    """Return the VIPs that the instance names.
+
+    If it names none, these are all VIPs and all source addresses of fullnat that no other instance
+    names.
+    """
     if instance.vips:
         return instance.vips
     claimed = {vip for other in config.failover.instances for vip in other.vips}
@@ -79,15 +84,16 @@ def vips_of(config: Config, instance: Instance) -> tuple[Address, ...]:
 
 
 def claimed_vips(config: Config) -> frozenset[Address]:
-    """The addresses that the failover process puts on interfaces, and the agent does not."""
+    """Return the addresses that the failover process, not the agent, puts on interfaces."""
     return frozenset(
         vip for instance in config.failover.instances for vip in vips_of(config, instance)
     )
 
 
 def concerns(config: Config) -> tuple[object, ...]:
-    """All of a configuration that the failover process goes by: equal for two that are the same
-    to it.
+    """Return the parts of a configuration that the failover process depends on.
+
+    They are equal for two configurations that make no difference to it.
     """
     return config.failover, config.name, config.interfaces, plan(config)
 

@@ -1,6 +1,6 @@
-"""Writes docs/times.md from ``times``; ``--check`` tells whether it is up to date.
+"""Writes docs/times.md from ``times``; with ``--check`` it only checks that the page is up to date.
 
-``python -m agent.failover.reference``
+Run it as ``python -m agent.failover.reference``.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ HEAD = """\
 <!-- Made by `python -m agent.failover.reference`; do not edit. -->
 # Times of failover and flow sync
 
-What waits for what in [failover](failover.md) and [flow sync](flow-sync.md), and how long. None of
-these can be configured; what can, `advert_interval` for one, is in
-[configuration.md](configuration.md#failover). That they fit together with every legal configuration
-is tested (`tests/property/failover/test_times.py`).
+This page lists how long things wait for each other in [failover](failover.md) and
+[flow sync](flow-sync.md). None of these times can be configured. Those that can, such as
+`advert_interval`, are in [configuration.md](configuration.md#failover). Tests check that the times
+fit together with every legal configuration (`tests/property/failover/test_times.py`).
 
-An interval is the `advert_interval` of a virtual router. A master-down time is what a backup waits
-for its master: three intervals, and the lower its priority, the more of a fourth one.
+An interval is the `advert_interval` of a virtual router. A master-down time is how long a backup
+waits for its master: three intervals plus a part of a fourth, which is longer the lower its
+priority is.
 """
 _UNITS = {"_S": "s", "_INTERVALS": "intervals", "_DOWNS": "master-down times"}
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
-    """Of each time: the event it belongs to, its name, what waits for what."""
+    """Yield the section, the name and the meaning of each time, in the order of the source."""
     source = inspect.getsource(times)
     lines = source.splitlines()
     body = ast.parse(source).body
-    for made, told in itertools.pairwise(body):
-        match made, told:
+    for made, doc in itertools.pairwise(body):
+        match made, doc:
             case (
                 ast.Assign(targets=[ast.Name(id=name)]),
                 ast.Expr(value=ast.Constant(value=str(text))),
@@ -47,14 +48,14 @@ def rows() -> Iterator[tuple[str, str, str]]:
 
 
 def value(name: str) -> str:
-    """A time with its unit."""
+    """Return a time with its unit, as text."""
     number = getattr(times, name)
     unit = next(unit for end, unit in _UNITS.items() if name.endswith(end))
     return f"{number:g} {unit}"
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts, event = [HEAD], ""
     for group, name, text in rows():
         if group != event:
@@ -65,7 +66,7 @@ def page() -> str:
 
 
 def main() -> int:
-    """Write or check the page; 1 when it differs."""
+    """Write or check the page; return 1 if the check finds a difference."""
     wanted = page()
     if "--check" not in sys.argv[1:]:
         PAGE.write_text(wanted, encoding="utf-8")

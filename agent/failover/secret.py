@@ -1,4 +1,4 @@
-"""Owns how the secret that the balancers share is read, and decides whether it can be trusted."""
+"""Reads the secret that the balancers share, and decides whether it can be trusted."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _MAKE = "`(umask 077; openssl rand -hex 32 > {path})` on one balancer, and copy 
 
 
 def read_secret(path: Path) -> bytes:
-    """The secret in a file, without the line's end; ConfigError if it is none.
+    """Return the secret in a file, without the end of the line.
 
-    A file that others than its owner and its group can read, or that others than its owner can
-    change, holds no secret.
+    Raises ConfigError if it is too short, or if the file is not private: only its owner may be able
+    to write it, and only its owner and its group to read it.
     """
     text = read_private(path, _WHAT, MOST_BYTES, make=_MAKE.format(path=path))
     secret = text.rstrip(b"\r\n")

@@ -1,4 +1,4 @@
-"""What the flow sync tells of itself, as values."""
+"""Defines the status that flow sync reports, as values."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from agent.failover.model import Address, Method, Role
 
 
 class LinkState(enum.Enum):
-    """How it stands with one peer."""
+    """The state of the connection to one peer."""
 
     CONNECTING = "connecting"
     CONNECTED = "connected"
-    REFUSED = "refused"  # by it or by us, until somebody changes something; tried on
+    REFUSED = "refused"  # one side refuses it until somebody changes something; retries go on
 
 
 @dataclass(frozen=True, slots=True)
 class RouterWord:
-    """What a balancer says of one of its virtual routers to the others.
+    """What a balancer reports to the others about one of its virtual routers.
 
     ``well``: it is master, and nothing speaks against that. ``vouched``: it hears no adverts of
-    the master, and leaves the VIPs there for the word of flow sync. ``vips``: a digest.
+    the master, and leaves it the VIPs only because flow sync reports that it is well. ``vips``: a
+    digest of the VIPs.
     """
 
     instance: str
@@ -46,12 +47,12 @@ class PeerSync:
 
     address: Address
     name: str  # as it calls itself; empty: not known
-    version: str  # of the project there; empty: not known
+    version: str  # of Steelyard on the peer; empty: not known
     state: LinkState
     why: str
     since: float
-    lag_s: float | None  # how old the newest state is that the peer has entirely; None: no state
-    behind_s: float | None  # likewise, of the peer's state that we have, as the peer says
+    lag_s: float | None  # age of our newest state that the peer has completely; None: it has none
+    behind_s: float | None  # likewise for the peer's state that we have, as the peer reports it
     rtt_ms: float | None
     flows_sent: int = 0
     gone_sent: int = 0
@@ -59,7 +60,7 @@ class PeerSync:
     gone_received: int = 0
     flows_installed: int = 0  # of those received
     flows_dropped: Mapping[str, int] = field(default_factory=dict)  # of those received, by reason
-    peer_installed: int = 0  # of those sent, as the peer says
+    peer_installed: int = 0  # of those sent, as the peer reports
     peer_dropped: Mapping[str, int] = field(default_factory=dict)
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -68,9 +69,9 @@ class PeerSync:
     connections: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)  # streams and frames, by reason
     last_error: str = ""
-    instances: tuple[str, ...] | None = None  # of failover, that it has; None: not known
-    # What its virtual routers are, and at which moment of this host's monotonic clock they were
-    # that; None: not known.
+    instances: tuple[str, ...] | None = None  # the peer's failover instances; None: not known
+    # The state of its virtual routers, and when that was on this host's monotonic clock; None: not
+    # known.
     routers: tuple[RouterWord, ...] | None = None
     routers_s: float | None = None
 
@@ -80,23 +81,23 @@ def unknown(
     state: LinkState = LinkState.CONNECTING,
     why: str = "the exchange has not begun",
 ) -> PeerSync:
-    """A peer with which nothing has begun yet."""
+    """Return the status of a peer with which the exchange has not begun."""
     return PeerSync(address, "", "", state, why, time.time(), None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class FlushResult:
-    """What came of sending all that had changed at once."""
+    """The result of sending everything that had changed at once."""
 
-    done: bool  # every connected peer has installed it, and there was one
+    done: bool  # at least one peer is connected, and every connected peer has installed it
     text: str
     flows: int
 
 
 @dataclass(frozen=True, slots=True)
 class TakeResult:
-    """What came of asking a peer to be master, or to have this node be it."""
+    """The result of asking a peer to become master, or to make this node master."""
 
     done: bool
-    peer: str  # its address; empty: nobody was there
+    peer: str  # its address; empty: no peer could be asked
     text: str

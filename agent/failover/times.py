@@ -1,294 +1,316 @@
-"""Every time of failover, of a pair and of flow sync: what waits for what, and how long.
+"""Owns every time of failover, of a pair and of flow sync: what waits for what, and how long.
 
-`_S` is seconds, `_INTERVALS` is intervals between adverts, `_DOWNS` is master-down times: a backup
-of priority P counts its master as gone after `MASTER_DOWN_INTERVALS` intervals and (256 - P)/256 of
-one more. What each of them has to be longer or shorter than is in
-tests/property/failover/test_times.py. This module imports nothing: the failover process and `lbctl`
-read it too.
+`_S` means seconds, `_INTERVALS` means intervals between adverts, and `_DOWNS` means master-down
+times. A backup of priority P counts its master as gone after `MASTER_DOWN_INTERVALS` intervals plus
+(256 - P)/256 of another one. tests/property/failover/test_times.py states what each time has to be
+longer or shorter than. This module imports nothing, because the failover process and `lbctl` read
+it too.
 """
 
 # -- Adverts
 
 MASTER_DOWN_INTERVALS = 3
-"""A backup that has heard no advert for so long, and a skew by its priority, takes over (RFC 9568,
-section 6.1)."""
+"""A backup that hears no advert for this long, plus a skew that depends on its priority, takes over
+(RFC 9568, section 6.1)."""
 
 ALIVE_INTERVALS = 2
-"""A master whose last advert is younger is alive."""
+"""A master counts as alive if its last advert is younger than this."""
 
 LOST_INTERVALS = 1.5
-"""Only what a master has said by flow sync so long after its last advert tells that its adverts are
-lost: one that has died since that advert had said nothing by then."""
+"""Flow sync shows that adverts are being lost only if it reports, at least this long after the last
+advert, that the master is well. A master that died right after that advert cannot have sent
+anything so late."""
 
 VOUCH_S = 1.5
-"""A word of flow sync that another node is master, and well, keeps a backup from taking over for
-so long."""
+"""After flow sync reports that another node is master, and well, a backup does not take over for
+this long."""
 
 HANDED_OVER_DOWNS = 2
-"""A master that is handed over waits so long for a node that preempts, before it says that it
-leaves; a claim stays open as long. One for the other to take over, one for what gets lost."""
+"""A master that hands over waits this long for a node that preempts before it announces that it
+leaves. A claim stays valid for as long. One master-down time is for the other node to take over,
+the second for packets that get lost."""
 
 LEFT_INTERVALS = 2
-"""It is then silent for so long, so that a node that does not preempt can take over."""
+"""After it has announced that it leaves, it sends no adverts for this long, so that a node that
+does not preempt can take over."""
 
 OVERTAKEN_INTERVALS = 0.5
-"""Who has taken over from a living master does not listen for so long to its last advert, which may
-have been sent just before."""
+"""A node that has taken over from a living master ignores the adverts of that master for this long,
+because the last one may have been sent just before."""
 
 FLOODED_INTERVALS = 20
-"""A backup takes over so much later at most while a flood hides whether its master is well."""
+"""While a flood hides whether its master is well, a backup postpones its takeover by at most this
+much."""
 
 EXPECTED_REST_S = 0.01
-"""A socket of adverts that brought many packets that are no adverts for us is not read for so
-long."""
+"""After a socket for adverts has brought many packets that are not adverts to this node, it is not
+read for this long."""
 
 OTHER_REST_S = 0.1
-"""Likewise a socket of packets that can only be mistakes."""
+"""The same for a socket whose packets can only be mistakes."""
 
 READ_PAUSE_INTERVALS = 0.05
-"""Where adverts come one after the other, they are read together, so much later at most ..."""
+"""Adverts that arrive in quick succession are read several at a time. This is the pause between two
+reads, unless `LONGEST_READ_PAUSE_S` is shorter."""
 
 LONGEST_READ_PAUSE_S = 0.005
-"""... and no more than this."""
+"""The pause between two such reads is never longer than this."""
 
 LEAST_TIMER_S = 0.0005
-"""The timer of a virtual router is never set sooner, so that none has the CPU for itself."""
+"""The timer of a virtual router is never set to expire sooner than this, so that no router keeps
+the CPU to itself."""
 
 COUNTERS_SAVED_S = 15.0
-"""The failover process saves so often which counters of adverts (`authentication`) it has heard
-last."""
+"""The failover process saves the last advert counter of each sender (`authentication`) this
+often."""
 
 OLDEST_COUNTER_S = 3600.0
-"""A process that has just started refuses adverts whose counter says that they are older."""
+"""A process that has just started refuses adverts whose counter says that they are older than
+this."""
 
 ANNOUNCE_ROW_S = 0.1
-"""A master makes four announcements at most in so long, whatever the reasons."""
+"""A master makes at most four announcements within this time, however many reasons there are."""
 
 ANNOUNCE_GAP_S = 0.02
-"""Between two frames for one VIP, so that one mishap does not cost all."""
+"""The gap between two frames that announce the same VIP, so that one mishap does not cost all of
+them."""
 
-# -- What adverts tell of problems
+# -- Problems that adverts reveal
 
 PROBLEM_KEPT_S = 5.0
-"""A problem that no advert tells of any more is shown for so long ..."""
+"""A problem is still shown for this long after the last advert that had it, or for
+`PROBLEM_KEPT_INTERVALS` if that is longer."""
 
 PROBLEM_KEPT_INTERVALS = 10
-"""... or for so many intervals, where that is longer."""
+"""See `PROBLEM_KEPT_S`: the longer of the two applies."""
 
 PROBLEM_LOGGED_AGAIN_S = 10.0
-"""One whose text keeps changing is logged again after so long."""
+"""A problem whose text keeps changing is logged again only after this long."""
 
 PROBLEM_LINES_S = 60.0
-"""In so long a kind of problem gets four lines in the log."""
+"""Each kind of problem gets at most four lines in the log within this time."""
 
 # -- The agent and its failover process
 
 WORD_S = 0.5
-"""The agent tells the failover process how this node is, so often at least; with flow sync as a
-witness as often as adverts of the fastest instance, but ..."""
+"""The agent sends the failover process a heartbeat with the state of this node at least this often.
+If flow sync is a witness, it does so as often as the fastest instance sends adverts, within the two
+limits below."""
 
 LEAST_WORD_S = 0.1
-"""... not more often than this ..."""
+"""The agent sends heartbeats no more often than this."""
 
 WORD_PER_ROUTER_S = 0.02
-"""... nor than this for each virtual router: it would cost too much."""
+"""It also leaves at least this much time between heartbeats for each virtual router, because more
+would cost too much."""
 
 ANSWER_S = 2.0
-"""The agent waits so long for the answer of the failover process."""
+"""The agent waits this long for an answer of the failover process."""
 
 RESTARTED_S = 2.0
-"""An agent that has said nothing for so long is away, or may be another one by now: the node takes
-nothing from a master that is well."""
+"""An agent that has sent no heartbeat for this long is away, or may have been replaced by another
+one. Until the next heartbeat the node does not preempt a master that is well."""
 
 PRESENT_S = 5.0
-"""A failover process that is to leave has the agent hand over, unless that one has said nothing for
-so long: who is there may be on a host that is very busy."""
+"""A failover process that stops has the agent hand over, unless the agent has sent no heartbeat for
+this long. It is longer than `RESTARTED_S` because an agent that is alive may run on a very busy
+host."""
 
 CLIENT_S = 5.0
-"""Whoever else asks the failover process waits so long for its answer."""
+"""Every other client of the failover process waits this long for an answer."""
 
 CLIENT_IDLE_S = 90.0
-"""The failover process gives up a client that says nothing, or waits for an answer, for so long."""
+"""The failover process closes the connection of a client that sends nothing, or does not get its
+answer, for this long."""
 
 READING_S = 60.0
-"""The failover process waits so long for the child that reads the configuration."""
+"""The failover process waits this long for the child process that reads the configuration."""
 
 KERNEL_ANSWER_S = 1.0
-"""The failover process waits so long for an answer of the kernel, and sends no advert meanwhile."""
+"""The failover process waits this long for an answer of the kernel, and sends no adverts
+meanwhile."""
 
 LOOK_S = 1.0
-"""The failover process looks so often at what no event tells: garbage, a socket or a lock that was
-removed, an agent that says nothing."""
+"""The failover process checks this often for what no event reports: garbage to collect, a socket or
+a lock that was removed, an agent that sends no heartbeats."""
 
 TASK_AGAIN_S = 1.0
-"""A task of the failover process that has failed, or its runner of scripts, begins again after so
+"""A task of the failover process that has failed, or its script runner, is started again after this
 long."""
 
 LOG_CLOSE_S = 1.0
-"""At its end the failover process waits so long for a place for its last line in the log, and once
-more until the line is out."""
+"""When it ends, the failover process waits this long until the log takes its last line, and this
+long again until that line is written."""
 
 # -- Heartbeats between balancers
 
 HEARTBEAT_S = 0.5
-"""Each balancer says something to each other one by flow sync, so often at least."""
+"""Each balancer sends every other balancer something by flow sync at least this often."""
 
 SILENCE_S = 4.0
-"""A peer from which nothing has come for so long, or whose kernel has acknowledged nothing for so
-long, is left."""
+"""The connection to a peer is closed when nothing has come from it, or its kernel has acknowledged
+nothing, for this long."""
 
 STALL_S = 1.0
-"""A heartbeat of ours that is so late says that this agent was away, not the peer."""
+"""If our own heartbeat is this late, this agent was away, not the peer."""
 
 KEEPALIVE_S = 1
-"""The kernel asks a peer's kernel that is silent for so long whether it is there, and again so
-often."""
+"""After a peer's kernel has been silent for this long, our kernel probes it (TCP keepalive), and
+repeats the probe this often."""
 
 FRESH_S = 1.5
-"""A node knows the flows of a peer if it has all that the peer had so long ago, or a little more
-than one `failover.sync.interval` ago where that is longer. A peer that is older counts as not
-heard by a node that sees no backend."""
+"""A node knows the flows of a peer if it has everything that the peer had this long ago, or a
+little more than one `failover.sync.interval` ago where that is longer. For a node that sees no
+backend, a peer whose state is older counts as not heard."""
 
 STALE_S = 2.5
-"""Likewise for a node that knew them until now: hosts are busy at times."""
+"""The same limit for a node that has known the flows until now. It is longer because hosts are busy
+at times."""
 
 ROLES_FRESH_S = 3.0
-"""What a peer has said of its virtual routers is compared with this node's for so long."""
+"""What a peer reports of its virtual routers is compared with this node's for this long."""
 
 PASSING_S = 2.0
-"""What is ordinary while the VIPs move (two masters, say) is a problem after so long and ..."""
+"""Something that is normal while the VIPs move (two masters, for example) becomes a problem after
+this long plus `PASSING_INTERVALS`."""
 
 PASSING_INTERVALS = 4
-"""... so many intervals of the slowest adverts."""
+"""See `PASSING_S`; these are intervals of the slowest adverts."""
 
 ALIVE_S = 1.5
-"""Packets of flows that are not known go to a peer that has said something within so long."""
+"""Packets of unknown flows are sent to a peer only if something has been heard from it within this
+time."""
 
 WAYS_TOLD_S = 0.25
-"""The packet path is told so often which peers these are."""
+"""The agent writes the list of these peers for the packet path this often."""
 
 # -- Connecting
 
 CONNECT_S = 3.0
-"""A connection to a peer has to be there within so long ..."""
+"""A connection to a peer has to be established within this time."""
 
 GREETING_S = 3.0
-"""... and both have to have proven that they know the secret within so long after that."""
+"""After that, both sides have to prove within this time that they know the secret."""
 
 FIRST_RETRY_S = 0.2
-"""After a failure the node whose turn it is tries again after so long, and then twice as long each
-time, but ..."""
+"""After a failure the node whose turn it is tries again after this long, and then waits twice as
+long each time, up to `LONGEST_RETRY_S`."""
 
 LONGEST_RETRY_S = 3.0
-"""... not longer than this (give or take 30 %)."""
+"""The longest wait between two attempts to connect (give or take 30 %)."""
 
 FIRST_PATIENCE_S = 0.2
-"""A node that has just started waits so long to be connected to, and then tries as well: the other
-one may take seconds to notice that the former stream is dead."""
+"""A node that has just started and whose turn it is not waits this long for the peer to connect,
+and then tries as well: the peer may take seconds to notice that the former stream is dead."""
 
 TURN_PATIENCE_S = 10.0
-"""Later it waits so long: the two may disagree about whose turn it is."""
+"""Later such a node waits this long before it tries as well, because the two may disagree about
+whose turn it is."""
 
 STREAM_SETTLED_S = 10.0
-"""A stream that has lived for so long was a good one: the next retry is the first again."""
+"""A stream that has lived for this long counts as a success: the next retry waits `FIRST_RETRY_S`
+again."""
 
 LISTEN_RETRY_S = 2.0
-"""An address that cannot be listened at is tried again after so long."""
+"""If the node cannot listen on an address, it tries again after this long."""
 
 LOGGED_AGAIN_S = 60.0
-"""What strangers and failures cause in the log is said once in so long for each kind."""
+"""What unknown senders and failures cause is logged once in this time for each kind."""
 
 BURST_S = 0.05
-"""Flow sync sends at once what `failover.sync.rate` allows in so long."""
+"""Flow sync may send in one burst what `failover.sync.rate` allows in this time."""
 
 GATHER_S = 0.01
-"""Between two tellings of flows that have just been established: one costs the peer some 3 ms of
-CPU, however few flows it has."""
+"""The gap between two messages about flows that have just been established. Each message costs the
+peer some 3 ms of CPU, however few flows it has."""
 
 # -- When a node may serve
 
 READY_PATIENCE_S = 15.0
-"""A node that does not know the flows of the others waits so long for them: who does not tell them
-within that does not at all."""
+"""A node that does not know the flows of the other balancers waits this long for them. A balancer
+that has not sent them by then will not send them at all."""
 
 MOST_SETTLE_S = 10.0
-"""It waits for its checks to find the backends, but no longer than this."""
+"""It waits until its checks have found the backends, but no longer than this."""
 
 SYNCED_PREEMPT_DELAY_S = 2.0
-"""`preempt_delay` with flow sync, unless it is set: the agents settle before it is over who is
-master, and adverts after it."""
+"""The default of `preempt_delay` with flow sync. Before it ends, the agents settle who is master;
+if they do not, the adverts do afterwards."""
 
 AHEAD_S = 1.5
-"""So long before the end of `preempt_delay` a node asks the master to hand over."""
+"""A node asks the master to hand over this long before `preempt_delay` ends."""
 
 PREEMPT_PAUSE_S = 1.0
-"""It waits for so long before it asks for the next instance."""
+"""It waits this long before it asks for the next instance."""
 
 # -- A handover, in its order
 
 FLUSH_S = 2.0
-"""The other balancer has to have all flows within so long; and in the end those that came since."""
+"""The other balancer has to have all flows within this time, and at the end, within this time
+again, those that were added since."""
 
 HANDSHAKE_S = 0.1
-"""New flows are held back for so long before the rest is told: handshakes end meanwhile, or have
-addresses by then."""
+"""New flows are held back for this long before the remaining ones are sent. Handshakes end
+meanwhile, or have addresses by then."""
 
 HELD_S = 0.5
-"""New flows stay held back for so long at most for each of these: the other one gets the rest; it
-answers when it is asked to take the VIPs; it is master."""
+"""New flows stay held back for at most this long in each of these steps: until the other balancer
+has the remaining flows, until it answers the request to take the VIPs, and until it is master."""
 
 TAKEN_LOOK_S = 0.005
-"""How often the master looks whether it is master still."""
+"""The old master checks this often whether it is still master."""
 
 LATE_S = 0.05
-"""New flows are held back for so long after the other one is master: some clients have not heard of
-it yet."""
+"""New flows stay held back for this long after the other balancer is master, because some clients
+have not learned of it yet."""
 
 TAKER_INTERVALS = 9
-"""The VIPs are then left to a balancer that hears of it by adverts alone, for so long ..."""
+"""The VIPs are then left to a balancer that learns of the handover from adverts alone. It gets this
+long plus `TAKER_MORE_S`."""
 
 TAKER_MORE_S = 1.0
-"""... and this for slow hosts and networks ..."""
+"""See `TAKER_INTERVALS`; this part is for slow hosts and networks."""
 
 LONGEST_TAKER_S = 10.0
-"""... but no longer than this."""
+"""The two together are never longer than this."""
 
 ASK_S = 16.0
-"""Who asks the master to hand over waits so long for its answer."""
+"""A node that asks the master to hand over waits this long for its answer."""
 
 ASKED_S = 30.0
-"""What a peer has asked for is given up after so long."""
+"""A node gives up what a peer has asked it to do after this long."""
 
 LBCTL_MOVE_S = 25.0
-"""`lbctl failover handover`, `promote` and `release` wait so long for the agent's answer."""
+"""`lbctl failover handover`, `promote` and `release` wait this long for the agent's answer."""
 
 CARRY_SETTLE_S = 0.003
-"""When a new program takes over from an old one on the same host, packets that chose a backend just
-before new flows were held back get so long to be recorded."""
+"""When a new program takes over from an old one on the same host, packets that picked a backend
+just before new flows were held back get this long to be recorded."""
 
 # -- Stopping
 
 STOP_HANDOVER_S = 20.0
-"""A failover process that is stopped waits so long for its agent to hand over ..."""
+"""A failover process that is stopped waits this long for its agent to hand over."""
 
 EXCUSED_LOOK_S = 0.1
-"""... looks so often whether that one is still there ..."""
+"""Meanwhile it checks this often whether the agent is still running."""
 
 MOST_LEAVE_S = 60.0
-"""... and then serves until it hears a successor, for a skew and an interval, but no longer than
-this: the service manager kills who takes longer, and its VIPs would stay."""
+"""It then serves until it hears a successor, for a skew and an interval, but no longer than this.
+The service manager kills a process that takes longer, and its VIPs would stay."""
 
 STOPPED_TOO_LOOK_S = 0.05
-"""An agent that is stopped looks ten times, so long apart, whether the failover process is stopped
-too ..."""
+"""An agent that is stopped checks ten times, this long apart, whether the failover process is being
+stopped too."""
 
 OUTLAST_S = 6.5
-"""... and then waits so long until the VIPs are handed over."""
+"""If it is, the agent waits this long until the VIPs are handed over."""
 
 STRAGGLERS_S = 1.5
-"""An agent that has handed over stays at least so long: handshakes that take longer than new flows
-are held back come back to it by way of the other balancer. A client's answer may take half a
-second, and a server that does not get it asks again after one second (RFC 6298)."""
+"""An agent that has handed over stays at least this long, because handshakes that take longer than
+new flows are held back return to it through the other balancer. A client's answer may take half a
+second, and a server that does not get it retransmits after one second (RFC 6298)."""
 
 GOODBYE_S = 0.5
-"""In the end it tells the failover process that it is going, and waits so long for the answer."""
+"""At the end it tells the failover process that it is leaving, and waits this long for the
+answer."""

@@ -1,8 +1,8 @@
-"""Owns the VIPs on interfaces: puts them on, takes them off, and notices when somebody else does.
+"""Owns the VIPs on interfaces: adds them, removes them, and notices when something else does.
 
-Every address is marked with our own number (IFA_PROTO), so that what an operator or another
-program put there is told from ours, and never touched. All calls are synchronous and take some
-ten microseconds for each VIP.
+Every address is marked with our own number (IFA_PROTO). So addresses that an operator or another
+program has added can be told from ours, and are never touched. All calls are synchronous and take
+some ten microseconds for each VIP.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from agent.failover.host.kernel import RECEIVE_BYTES, Kernel, Request, index_of,
 from agent.failover.host.rtnetlink import Entry
 from agent.model import Address
 
-PROTO = 0x56  # "V"; free in rt_addrprotos. The agent's own is another: neither removes the other's
+# "V"; free in rt_addrprotos. The agent uses another number, so neither removes the other's.
+PROTO = 0x56
 
 _GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a call for some VIPs. A VIP that was as wanted already is in none."""
+    """The result of a call for some VIPs. A VIP that needed no change is in none of the fields."""
 
-    changed: tuple[Address, ...] = ()  # put on, or taken off, by this call
-    theirs: tuple[Address, ...] = ()  # on the interface by somebody else's hand: left alone
-    failed: tuple[tuple[Address, str], ...] = ()  # and why, with the remedy
+    changed: tuple[Address, ...] = ()  # added or removed by this call
+    theirs: tuple[Address, ...] = ()  # added by an operator or another program, and left alone
+    failed: tuple[tuple[Address, str], ...] = ()  # with the reason and the remedy
 
 
 class Addresses:
     """The VIPs of one virtual router, on one interface.
 
-    Readable (``fileno``) when addresses of this host have changed; ``lost`` says whether any of
-    ours was removed by somebody else.
+    ``fileno`` becomes readable when addresses of this host have changed. ``lost`` then returns the
+    VIPs that something else has removed.
     """
 
     def __init__(self, interface: str) -> None:
@@ -44,25 +45,28 @@ class Addresses:
         self._kernel = Kernel()
         self._events = open_socket(_GROUPS)
         self._wanted: frozenset[Address] = frozenset()
-        self._put: set[Address] = set()  # by us: kernels before 5.18 keep no IFA_PROTO
-        self._one = threading.Lock()  # a retry comes from a thread
-        self.turn = 0  # of calls that change something
+        self._put: set[Address] = set()  # what we added: kernels before 5.18 keep no IFA_PROTO
+        self._one = threading.Lock()  # retries run in a thread
+        self.turn = 0  # counts the calls that change something
 
     def again(self, turn: int, on: bool, vips: Iterable[Address]) -> Outcome:
-        """Take or drop these once more, from any thread, unless something was called since."""
+        """Take or drop these once more, unless another call came since ``turn``.
+
+        This may be called from any thread.
+        """
         with self._one:
             if turn != self.turn:
                 return Outcome()
             return self._take(vips) if on else self._drop(vips)
 
     def take(self, vips: Iterable[Address]) -> Outcome:
-        """Put these on, and keep an eye on them."""
+        """Put these on the interface, and watch over them."""
         with self._one:
             self.turn += 1
             return self._take(vips)
 
     def drop(self, vips: Iterable[Address]) -> Outcome:
-        """Take these off, those that are ours."""
+        """Take those of these off the interface that are ours."""
         with self._one:
             self.turn += 1
             return self._drop(vips)
@@ -79,7 +83,7 @@ class Addresses:
             errors = self._kernel.change(missing, _adding(ifindex))
         except OSError as error:
             return self._failed(wanted, str(error))
-        # EEXIST: somebody was faster than we, just now.
+        # EEXIST: something else has added it since we looked.
         theirs = {vip for vip in wanted if errors.get(vip) == errno.EEXIST}
         theirs |= {vip for vip in wanted if not present.get(vip, True)}
         self._put |= {vip for vip, error in errors.items() if not error}
@@ -102,26 +106,29 @@ class Addresses:
         return self._outcome(errors, theirs, harmless=errno.EADDRNOTAVAIL)
 
     def lost(self) -> tuple[Address, ...]:
-        """Read all events; the taken VIPs that are on the interface no more, to be taken again."""
+        """Read all events, and return the taken VIPs that are no longer on the interface.
+
+        They are to be taken again.
+        """
         if not self._wanted.intersection(self._removed()):
             return ()
         if not self._one.acquire(blocking=False):
-            return ()  # a retry is at it
+            return ()  # a retry is running
         try:
             ifindex = index_of(self._interface)
             present = self._present(ifindex) if ifindex else {}
         except OSError:
-            present = {}  # to take what is there already does no harm
+            present = {}  # to take VIPs that are present already does no harm
         finally:
             self._one.release()
         return tuple(sorted(self._wanted - present.keys(), key=_order))
 
     def fileno(self) -> int:
-        """To wait for events with."""
+        """Return the descriptor that is readable when there are events."""
         return self._events.fileno()
 
     def close(self) -> None:
-        """Give the sockets back; what is on the interface stays."""
+        """Close the sockets; addresses on the interface stay."""
         with self._one:
             self.turn += 1
             self._events.close()
@@ -134,17 +141,17 @@ class Addresses:
                 data = self._events.recv(RECEIVE_BYTES)
             except BlockingIOError:
                 return removed
-            except OSError:  # events were lost, so any of them may be
+            except OSError:  # events were lost, so any VIP may have been removed
                 removed |= self._wanted
             else:
                 found = rtnetlink.parse(data)
                 removed |= {e.address for e in found if isinstance(e, Entry) and e.removed}
 
     def _present(self, ifindex: int) -> dict[Address, bool]:
-        """The interface's addresses, and whether they are ours."""
+        """Return the interface's addresses, each with whether it is ours."""
         present: dict[Address, bool] = {}
         for entry in self._kernel.addresses(ifindex):
-            # Of an IPv4 address that is there twice, with two masks, ours can be one.
+            # An IPv4 address can be present twice with different masks, and one of them be ours.
             ours = _is_ours(entry) or entry.address in self._put
             present[entry.address] = present.get(entry.address, False) or ours
         return present
@@ -169,7 +176,7 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """An address of ours that nobody wants any more."""
+    """An address of ours that is no longer wanted."""
 
     interface: str
     address: Address
@@ -177,10 +184,9 @@ class Stale:
 
 
 def remove_stale(keep: Collection[tuple[str, Address]] = ()) -> tuple[Stale, ...]:
-    """Remove our addresses from all interfaces, but those in ``keep``; say which these were.
+    """Remove our addresses from all interfaces except those in ``keep``, and return them.
 
-    What a failover process that was killed leaves behind, and what a changed configuration names
-    no more.
+    They were left by a failover process that was killed, or the configuration no longer names them.
     """
     kernel = Kernel()
     try:
@@ -199,7 +205,7 @@ def remove_stale(keep: Collection[tuple[str, Address]] = ()) -> tuple[Stale, ...
 
 
 def left_behind(places: Collection[tuple[str, Address]]) -> frozenset[tuple[str, Address]]:
-    """Those of these that have an address of ours, by a process of before."""
+    """Return those of ``places`` that have an address of ours, left by an earlier process."""
     kernel = Kernel()
     try:
         entries = [entry for entry in kernel.addresses() if _is_ours(entry)]
@@ -223,7 +229,7 @@ def _is_ours(entry: Entry) -> bool:
 def _name(ifindex: int) -> str:
     try:
         return socket.if_indextoname(ifindex)
-    except OSError:  # it goes away just now
+    except OSError:  # it has just been removed
         return f"interface {ifindex}"
 
 

@@ -1,6 +1,6 @@
-"""Owns the announcements of a master: now, some more a little later, and one every now and then.
+"""Owns the announcements of a master: some now, some a little later, and then one regularly.
 
-Nothing here fails its caller: ``problem`` says why frames cannot be sent, and the log, once.
+Nothing here raises when frames cannot be sent: ``problem`` says why, and it is logged once.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ log = get_logger()
 
 _SIOCGIFHWADDR = 0x8927
 _ARPHRD_ETHER = 1
-_SO_SNDBUFFORCE = 32  # x86 and arm alike; the socket module does not name it
+_SO_SNDBUFFORCE = 32  # the same on x86 and arm; the socket module has no name for it
 _SEND_BUFFER_BYTES = 4 << 20
 
 
 class Announcer:
     """Announces VIPs on one interface, by default with that interface's own MAC.
 
-    ``start`` when the node becomes master and whenever somebody may have been told otherwise,
-    ``stop`` when it is master no more. The running event loop keeps the schedule.
+    Call ``start`` when the node becomes master and whenever neighbours may have learned another
+    MAC, and ``stop`` when it is no longer master. The running event loop keeps the schedule.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Announcer:
         self._timers: list[asyncio.TimerHandle] = []
         self._refresh: asyncio.TimerHandle | None = None
         self.sent = 0  # frames
-        self.problem = ""  # what of the last round could not be sent, and why
-        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # 0: hears nothing
+        self.problem = ""  # why frames of the last round could not be sent; empty: all were sent
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # 0: receives nothing
         self._socket.setblocking(False)
-        with contextlib.suppress(PermissionError):  # a user namespace: the default has to do
+        with contextlib.suppress(PermissionError):  # in a user namespace; the default has to do
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER_BYTES)
 
     def start(self) -> None:
-        """Announce at once, and go on as configured; also when it is running already."""
+        """Announce at once, and go on as configured; if it is running already, start over."""
         self.stop()
         self.burst()
         loop = asyncio.get_running_loop()
@@ -64,7 +64,7 @@ class Announcer:
         self._schedule_refresh()
 
     def burst(self) -> None:
-        """``repeat`` frames for each VIP: the first before this returns, the others soon."""
+        """Send ``repeat`` frames for each VIP: the first before this returns, the others soon."""
         if self._plan.repeat:
             self._announce()
         loop = asyncio.get_running_loop()
@@ -74,7 +74,7 @@ class Announcer:
             self._timers.append(loop.call_later(turn * ANNOUNCE_GAP_S, self._announce))
 
     def stop(self) -> None:
-        """Announce no more."""
+        """Stop announcing."""
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
@@ -83,7 +83,7 @@ class Announcer:
             self._refresh = None
 
     def close(self) -> None:
-        """Stop, and give the socket back."""
+        """Stop, and close the socket."""
         self.stop()
         self._socket.close()
 
@@ -97,7 +97,7 @@ class Announcer:
         self._schedule_refresh()
 
     def _announce(self) -> None:
-        # MAC and forwarding are read each time: both may change while this node is master.
+        # MAC and forwarding are read each time, as both may change while this node is master.
         try:
             mac = self._source_mac or interface_mac(self._interface)
         except OSError as error:
@@ -118,7 +118,7 @@ class Announcer:
         self._note(failure)
 
     def _note(self, failure: OSError | None) -> None:
-        """What came of a round."""
+        """Record and log the result of a round."""
         problem = ""
         if failure is not None:
             why = failure.strerror or failure
@@ -132,7 +132,7 @@ class Announcer:
 
 
 def interface_mac(interface: str) -> bytes:
-    """The MAC of an Ethernet interface; OSError if there is none."""
+    """Return the MAC of an Ethernet interface; raises OSError if it has none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         answer = fcntl.ioctl(asked, _SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()))
     kind, mac = struct.unpack(f"=16xH{MAC_BYTES}s16x", answer)
@@ -142,7 +142,7 @@ def interface_mac(interface: str) -> bytes:
 
 
 def forwards(interface: str) -> bool:
-    """Whether this host is an IPv6 router on that interface."""
+    """Return whether this host is an IPv6 router on that interface."""
     try:
         setting = Path(f"/proc/sys/net/ipv6/conf/{interface}/forwarding").read_text()
     except OSError:  # no IPv6

@@ -1,9 +1,9 @@
-"""Decides the bytes that tell a segment who has a VIP, to everybody and to those who ask, and those
-that ask whether anybody else has it.
+"""Decides the bytes of ARP and neighbour discovery frames for VIPs.
 
-The announcements are keepalived's: an ARP *request* for the address by the address (RFC 5227 calls
-it an announcement; hosts that ignore replies they did not ask for still learn from it), and a
-neighbour advertisement that overrides what is cached.
+There are announcements to the whole segment, answers to those who ask, and questions whether
+another host has a VIP. The announcements are keepalived's: an ARP *request* whose sender and target
+are the address itself (RFC 5227 calls it an announcement; hosts that ignore replies they did not
+ask for still learn from it), and a neighbour advertisement that overrides cached entries.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _ALL_NODES, _ALL_NODES_MAC = IPv6Address("ff02::1"), bytes.fromhex("333300000001
 _SOLICITED_NODE = IPv6Address("ff02::1:ff00:0")
 _ARPHRD_ETHER, _ETH_P_IP = 1, 0x0800
 _ARP_OF_IPV4, _ARP_BYTES = struct.pack("!HHBB", _ARPHRD_ETHER, _ETH_P_IP, MAC_BYTES, 4), 28
-_ND_BYTES = 64  # of an advertisement without options, with its IP header
+_ND_BYTES = 64  # length of an advertisement without options, with its IP header
 _ARP_REQUEST, _ARP_REPLY = 1, 2
-_ARP_QUESTION = struct.Struct("!12xHHHBBH6s4s6x4s")  # an Ethernet frame, from its type on
-_ICMPV6, _HOP_LIMIT = 58, 255  # another hop limit is no neighbour's (RFC 4861, section 7.1.2)
+_ARP_QUESTION = struct.Struct("!12xHHHBBH6s4s6x4s")  # a whole frame; reads from its type on
+_ICMPV6, _HOP_LIMIT = 58, 255  # with any other, it came through a router (RFC 4861, section 7.1.2)
 _NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT = 135, 136
-_ND_QUESTION = struct.Struct("!6x6sHB5xBB16s16xBB6x16s")  # an Ethernet frame, from its sender on
+_ND_QUESTION = struct.Struct("!6x6sHB5xBB16s16xBB6x16s")  # a whole frame; from its sender on
 _ROUTER, _SOLICITED, _OVERRIDE = 0x80000000, 0x40000000, 0x20000000
 _TARGET_MAC_OPTION = bytes((2, 1))
 
 
 def announcement(mac: bytes, vip: Address, *, router: bool) -> bytes:
-    """The Ethernet frame that says: ``vip`` is at ``mac``.
+    """Return the Ethernet frame that announces ``vip`` at ``mac``.
 
-    ``router``: this host forwards IPv6. To say otherwise would take it from its neighbours' lists
-    of default routers (RFC 4861, section 7.2.5).
+    ``router``: this host forwards IPv6. If it did not say so, its neighbours would remove it from
+    their lists of default routers (RFC 4861, section 7.2.5).
     """
     if isinstance(vip, IPv4Address):
         return _arp(_ARP_REQUEST, _BROADCAST, mac, vip, _BROADCAST, vip.packed)
@@ -44,12 +44,15 @@ def announcement(mac: bytes, vip: Address, *, router: bool) -> bytes:
 
 
 def answer(frame: bytes, mac: bytes, vips: Collection[Address], *, router: bool) -> bytes | None:
-    """The answer to an ARP request or a neighbour solicitation for a VIP; None: it is no such."""
+    """Return the answer to a frame that is an ARP request or neighbour solicitation for a VIP.
+
+    None if the frame is neither.
+    """
     if len(frame) >= _ARP_QUESTION.size:
         *kind, sender_mac, sender, target = _ARP_QUESTION.unpack_from(frame)
         if kind == [ETH_P_ARP, _ARPHRD_ETHER, _ETH_P_IP, MAC_BYTES, 4, _ARP_REQUEST]:
             vip = IPv4Address(target)
-            if vip not in vips or sender == target:  # an announcement is no question
+            if vip not in vips or sender == target:  # the second is an announcement
                 return None
             return _arp(_ARP_REPLY, sender_mac, mac, vip, sender_mac, sender)
     if len(frame) >= _ND_QUESTION.size:
@@ -64,13 +67,14 @@ def answer(frame: bytes, mac: bytes, vips: Collection[Address], *, router: bool)
 
 
 def question(mac: bytes, vip: Address) -> bytes:
-    """The Ethernet frame that asks everybody but us whether they have ``vip``: an ARP probe (RFC
-    5227, section 1.1), or a solicitation as for duplicate address detection (RFC 4862, section
-    5.4). It changes nobody's neighbours.
+    """Return the Ethernet frame that asks all other hosts whether they have ``vip``.
+
+    It is an ARP probe (RFC 5227, section 1.1), or a solicitation as for duplicate address detection
+    (RFC 4862, section 5.4). It changes no neighbour cache.
     """
     if isinstance(vip, IPv4Address):
-        nobody = IPv4Address(0)
-        return _arp(_ARP_REQUEST, _BROADCAST, mac, nobody, bytes(MAC_BYTES), vip.packed)
+        unspecified = IPv4Address(0)
+        return _arp(_ARP_REQUEST, _BROADCAST, mac, unspecified, bytes(MAC_BYTES), vip.packed)
     tail = vip.packed[13:]
     group = IPv6Address(_SOLICITED_NODE.packed[:13] + tail)
     rest = bytes(4) + vip.packed
@@ -79,9 +83,10 @@ def question(mac: bytes, vip: Address) -> bytes:
 
 
 def claim(packet: bytes, source_mac: bytes) -> tuple[Address, bytes] | None:
-    """Which address somebody says to have, and at which MAC, in an ARP reply or a neighbour
-    advertisement, from behind the Ethernet header on; None: nobody says so. The ARP announcements
-    of a balancer that takes a VIP over are requests.
+    """Return the address that an ARP reply or a neighbour advertisement claims, and its MAC.
+
+    ``packet`` is without the Ethernet header. None if it is neither. ARP announcements of a
+    balancer that takes a VIP over are requests, so they are not claims.
     """
     if packet[:6] == _ARP_OF_IPV4 and len(packet) >= _ARP_BYTES:
         is_reply = int.from_bytes(packet[6:8]) == _ARP_REPLY
@@ -93,7 +98,7 @@ def claim(packet: bytes, source_mac: bytes) -> tuple[Address, bytes] | None:
 
 
 def _answer_to(asking: bytes, to: IPv6Address, mac: bytes, vip: IPv6Address, router: bool) -> bytes:
-    if to.is_unspecified:  # it asks whether it may have the address itself: everybody is told
+    if to.is_unspecified:  # duplicate address detection: the answer goes to all nodes
         return _advertisement(_ALL_NODES_MAC, _ALL_NODES, mac, vip, _flags(router))
     return _advertisement(asking, to, mac, vip, _flags(router) | _SOLICITED)
 

@@ -1,7 +1,7 @@
-"""Owns the netlink sockets of failover: asks, and reads the answers before it returns.
+"""Owns the netlink sockets of failover: sends requests, and reads the answers before it returns.
 
-The kernel answers within the call that asks, so nothing here waits, unless the kernel itself
-does.
+The kernel answers within the system call that sends the request, so nothing here waits, unless the
+kernel itself does.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ RECEIVE_BYTES = 1 << 16
 
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK, _NETLINK_GET_STRICT_CHK = 10, 12
-_BATCH = 64  # requests whose answers fit the receive buffer
+_BATCH = 64  # requests whose answers fit in the receive buffer
 _DUMP_ATTEMPTS = 5
 
-type Request[T] = Callable[[int, T], bytes]  # of a sequence number and what it is about
+type Request[T] = Callable[[int, T], bytes]  # makes a request from a sequence number and an item
 
 
 class Kernel:
@@ -32,7 +32,8 @@ class Kernel:
 
     def __init__(self) -> None:
         self._socket = open_socket()
-        # Answers without the request's copy; dumps of one interface only.
+        # The first leaves out the copy of the request in answers; the second allows dumps of one
+        # interface only.
         for option in (_NETLINK_CAP_ACK, _NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._ready = select.poll()
@@ -40,7 +41,10 @@ class Kernel:
         self._sequence = itertools.count(1)
 
     def change[T](self, items: Iterable[T], request: Request[T]) -> dict[T, int]:
-        """Make a request for each item, many in one call; the errno of each, 0 if it was done."""
+        """Make a request for each item, many in one system call.
+
+        Returns the errno of each item, 0 if it was done.
+        """
         errors: dict[T, int] = {}
         for batch in itertools.batched(items, _BATCH):
             waiting = {next(self._sequence): item for item in batch}
@@ -52,7 +56,7 @@ class Kernel:
         return errors
 
     def addresses(self, ifindex: int = 0) -> list[Entry]:
-        """The addresses of an interface; 0: of all."""
+        """Return the addresses of an interface; 0: of all interfaces."""
         for _ in range(_DUMP_ATTEMPTS):
             entries, interrupted = self._dump(ifindex)
             if not interrupted:
@@ -60,13 +64,13 @@ class Kernel:
         return entries
 
     def link(self, name: str) -> Link | None:
-        """An interface; None: there is none of that name."""
+        """Return an interface; None if there is none of that name."""
         number = next(self._sequence)
         self._socket.send(rtnetlink.get_link(number, name))
         while True:
             for found in self._receive():
                 if isinstance(found, Entry) or found.sequence != number:
-                    continue  # the late answer to a question that was given up
+                    continue  # the late answer to a request that timed out
                 if isinstance(found, Link):
                     return found
                 if found.error == errno.ENODEV:
@@ -74,7 +78,7 @@ class Kernel:
                 raise OSError(found.error, rtnetlink.reason(found.error, name))
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def _dump(self, ifindex: int) -> tuple[list[Entry], bool]:
@@ -97,7 +101,7 @@ class Kernel:
 
 
 def open_socket(groups: int = 0) -> socket.socket:
-    """A netlink socket that also hears the events of these groups."""
+    """Return a netlink socket that also receives the events of these groups."""
     try:
         opened = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
@@ -112,7 +116,7 @@ def open_socket(groups: int = 0) -> socket.socket:
 
 
 def index_of(interface: str) -> int:
-    """The number of an interface; 0: there is none of that name."""
+    """Return the index of an interface; 0 if there is none of that name."""
     try:
         return socket.if_nametoindex(interface)
     except OSError:

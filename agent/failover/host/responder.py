@@ -1,7 +1,7 @@
 """Owns the answers to ARP and neighbour discovery for VIPs that this host itself does not have.
 
-For a master that does not accept packets to its VIPs (RFC 9568, Accept_Mode): the kernel answers
-for addresses that it has and only for them, but then it also takes what is sent to them.
+It is for a master that does not accept packets to its VIPs (RFC 9568, Accept_Mode). The kernel
+answers only for addresses that the host has, but then it also accepts packets to them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from agent.failover.host.frames import ETH_P_ARP, ETH_P_IPV6, answer
 from agent.model import Address
 from agent.sockfilter import JEQ, LD_B, RET
 
-_RECEIVE_BYTES = 256  # no question is longer, and the rest of a longer packet is of no interest
-_ONE_READING = 256  # frames; then the caller has its turn, also under a flood
+_RECEIVE_BYTES = 256  # no question is longer, and the rest of a longer packet does not matter
+_ONE_READING = 256  # frames read in one turn, so that the event loop goes on even under a flood
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0
-_PACKET_OTHERHOST = 3  # for another MAC, or in a VLAN that is not ours
-# What is ICMPv6 (byte 20 of the frame) and a solicitation (byte 54).
+_PACKET_OTHERHOST = 3  # to another MAC, or in a VLAN that is not ours
+# Passes frames that are ICMPv6 (byte 20 of the frame) and a solicitation (byte 54).
 _SOLICITATIONS = (
     (LD_B, 0, 0, 20),
     (JEQ, 0, 3, 58),
@@ -36,8 +36,8 @@ _SOLICITATIONS = (
 class Responder:
     """Answers for VIPs on one interface, by default with that interface's own MAC.
 
-    ``start`` when the node becomes master, ``stop`` when it is master no more. OSError from
-    ``start``: it cannot.
+    Call ``start`` when the node becomes master, and ``stop`` when it is no longer master. ``start``
+    raises OSError if it cannot answer.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Responder:
         self._sockets: list[socket.socket] = []
 
     def start(self) -> None:
-        """Answer from now on; also when it does already."""
+        """Answer from now on; if it does already, start over."""
         self.stop()
         families = {vip.version for vip in self._vips}
         if 4 in families:
@@ -58,14 +58,14 @@ class Responder:
             self._listen(ETH_P_IPV6, [vip for vip in self._vips if vip.version == 6])
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         for opened in self._sockets:
             asyncio.get_running_loop().remove_reader(opened)
             opened.close()
         self._sockets.clear()
 
     def _listen(self, protocol: int, groups_of: list[Address]) -> None:
-        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # 0: hears nothing yet
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # 0: receives nothing yet
         self._sockets.append(opened)
         opened.setblocking(False)
         if groups_of:
@@ -87,5 +87,5 @@ class Responder:
                     continue
                 mac = self._source_mac or interface_mac(self._interface)
                 router = protocol == ETH_P_IPV6 and forwards(self._interface)
-                if (told := answer(frame, mac, self._vips, router=router)) is not None:
-                    asked.sendto(told, (self._interface, protocol))
+                if (reply := answer(frame, mac, self._vips, router=router)) is not None:
+                    asked.sendto(reply, (self._interface, protocol))

@@ -1,7 +1,7 @@
-"""Decides the bytes of the rtnetlink messages of failover, and reads the kernel's. Pure.
+"""Encodes the rtnetlink messages of failover, and decodes the kernel's. Pure.
 
-By hand, because pyroute2's synchronous calls start an event loop each and take milliseconds: a
-VIP has to be on or off before the next advert is due.
+This is done by hand because each of pyroute2's synchronous calls starts an event loop and takes
+milliseconds, and a VIP has to be on or off before the next advert is due.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ _TYPE_MASK = 0x3FFF  # the upper two bits of an attribute's type are flags
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An address on an interface, or one that was just ``removed``."""
+    """An address on an interface, or one that has just been ``removed``."""
 
     ifindex: int
     address: Address
     prefix_length: int
-    proto: int  # who put it there, IFA_PROTO
-    usable: bool  # duplicate detection is over, and found none
+    proto: int  # IFA_PROTO, which says what added it
+    usable: bool  # duplicate address detection is over, and found none
     removed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface, in answer to a request."""
+    """An interface, as an answer to a request."""
 
     sequence: int
     ifindex: int
@@ -74,11 +74,12 @@ class Answer:
 
 
 def add_address(sequence: int, ifindex: int, address: Address, proto: int) -> bytes:
-    """Put a /32 or /128 on an interface; refused (EEXIST) if the interface has it so.
+    """Encode a request to add a /32 or /128; the kernel refuses it (EEXIST) if it is present.
 
-    An IPv6 one comes without duplicate detection: the former master may have it for a moment yet.
-    It is deprecated: served, but never chosen as the source of what this host sends by itself. It
-    has its prefix route: by that, FRR knows of an address.
+    An IPv6 address is added without duplicate address detection, because the former master may
+    still have it for a moment. It is deprecated: the host serves it, but never chooses it as the
+    source of what it sends by itself. It gets its prefix route, because FRR learns of an address
+    from that.
     """
     body = _address_body(ifindex, address)
     body += attribute(_IFA_PROTO, bytes((proto,)))
@@ -89,15 +90,15 @@ def add_address(sequence: int, ifindex: int, address: Address, proto: int) -> by
 
 
 def remove_address(sequence: int, ifindex: int, address: Address) -> bytes:
-    """Take a /32 or /128 from an interface."""
+    """Encode a request to remove a /32 or /128 from an interface."""
     return message(RTM_DELADDR, NLM_F_ACK, sequence, _address_body(ifindex, address))
 
 
 def add_macvlan(sequence: int, parent: int, name: str, mac: bytes) -> bytes:
-    """Make a macvlan, down.
+    """Encode a request to create a macvlan, which is down at first.
 
-    Not a private one: such a one takes the multicast that comes with its own MAC as the source,
-    and that is what the adverts of another node are. The interface below it would hear none.
+    Its mode is not private: a private macvlan consumes multicast whose source is its own MAC, and
+    the adverts of another node are just that, so the interface below it would not receive them.
     """
     mode = attribute(_IFLA_MACVLAN_MODE, struct.pack("=I", _MACVLAN_MODE_VEPA))
     kind = attribute(_IFLA_INFO_KIND, b"macvlan") + attribute(_IFLA_INFO_DATA, mode)
@@ -110,48 +111,48 @@ def add_macvlan(sequence: int, parent: int, name: str, mac: bytes) -> bytes:
 
 
 def bring_up(sequence: int, ifindex: int) -> bytes:
-    """Set an interface up."""
+    """Encode a request to set an interface up."""
     body = _LINK.pack(socket.AF_UNSPEC, 0, ifindex, _IFF_UP, _IFF_UP)
     return message(RTM_NEWLINK, NLM_F_ACK, sequence, body)
 
 
 def remove_link(sequence: int, ifindex: int) -> bytes:
-    """Remove an interface."""
+    """Encode a request to remove an interface."""
     body = _LINK.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0)
     return message(RTM_DELLINK, NLM_F_ACK, sequence, body)
 
 
 def get_link(sequence: int, name: str) -> bytes:
-    """Ask for an interface; refused (ENODEV) if there is none of that name."""
+    """Encode a query for an interface; the kernel answers ENODEV if there is none of that name."""
     body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     return message(RTM_GETLINK, 0, sequence, body + _name(name))
 
 
 def dump_addresses(sequence: int, ifindex: int = 0) -> bytes:
-    """Ask for the addresses of an interface; 0: of all."""
+    """Encode a query for the addresses of an interface; 0: of all interfaces."""
     body = _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, ifindex)
     return message(RTM_GETADDR, NLM_F_DUMP, sequence, body)
 
 
 def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    """A request with its header."""
+    """Return a request with its header."""
     length = _HEADER.size + len(body)
     return _HEADER.pack(length, kind, NLM_F_REQUEST | flags, sequence, 0) + body
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """A netlink attribute, padded as the next one needs it."""
+    """Return a netlink attribute, padded so that the next one is aligned."""
     padding = b"\0" * (-len(value) % 4)
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
 
 
 def parse(data: bytes) -> Iterator[Entry | Link | Answer]:
-    """Read what one receive call brought; what is of no interest is left out."""
+    """Decode what one receive call returned; other messages are left out."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
         if not _HEADER.size <= length <= len(data) - offset:
-            return  # the buffer was too small for it
+            return  # the message is truncated: the buffer was too small for it
         body = data[offset + _HEADER.size : offset + length]
         offset += (length + 3) & ~3
         if kind in (_NLMSG_ERROR, _NLMSG_DONE):
@@ -224,7 +225,7 @@ def _parse_entry(body: bytes, *, removed: bool) -> Entry | None:
 
 
 def reason(error: int, interface: str) -> str:
-    """What an errno of the kernel means to an operator, and the remedy where there is one."""
+    """Return what an errno of the kernel means to an operator, with the remedy if there is one."""
     if error == errno.EPERM:
         return "not allowed: run as root, or with CAP_NET_ADMIN"
     if error == errno.EACCES:

@@ -1,7 +1,7 @@
 """Owns the virtual MAC: a macvlan on the interface with the MAC of the virtual router's number.
 
-As keepalived's `use_vmac` makes it: adverts and announcements leave by it, and the VIPs are on
-it, so that neighbours need not learn another MAC when the master changes.
+It is made as keepalived's `use_vmac` makes it. Adverts and announcements are sent through it, and
+the VIPs are on it, so that neighbours need not learn another MAC when the master changes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from agent.failover.host import rtnetlink
 from agent.failover.host.kernel import Kernel, index_of
 from agent.failover.vrrp.headers import virtual_mac
 
-# Parent and macvlan answer ARP only for what is on them, and the parent does not ask in a VIP's
-# name, which would tell everybody its own MAC. The macvlan takes what this host itself sends. It
-# makes no link-local address: its own VIP is one.
+# Parent and macvlan answer ARP only for the addresses that are on them. The parent never uses a VIP
+# as the sender of its own ARP requests, because that would announce the parent's MAC for it. The
+# macvlan accepts packets with a source address of this host. It generates no link-local address,
+# because one of its VIPs is link-local.
 _ON_PARENT = {"ipv4": {"arp_ignore": "1", "arp_filter": "1", "arp_announce": "2"}}
 _ON_MACVLAN = {
     "ipv4": {"arp_ignore": "1", "accept_local": "1", "rp_filter": "0"},
@@ -34,7 +35,7 @@ class VirtualMac:
         self._parent = parent
 
     def make(self) -> None:
-        """Make it, up; one that was left behind is replaced. NetworkError if it cannot be."""
+        """Create it and set it up, in place of one that was left behind; raises NetworkError."""
         self.remove()
         parent = index_of(self._parent)
         if not parent:
@@ -47,7 +48,7 @@ class VirtualMac:
             raise self._error(error)
 
     def remove(self) -> None:
-        """Remove it, and with it the VIPs that are on it."""
+        """Remove it and the VIPs that are on it; raises NetworkError."""
         ifindex = index_of(self.interface)
         if not ifindex:
             return
@@ -84,6 +85,6 @@ def _change(request: Callable[[int, int], bytes], ifindex: int) -> int:
 def _set(interface: str, settings: Mapping[str, Mapping[str, str]]) -> None:
     for family, values in settings.items():
         folder = Path("/proc/sys/net") / family / "conf" / interface
-        if folder.is_dir():  # there may be no IPv6
+        if folder.is_dir():  # the host may have no IPv6
             for name, value in values.items():
                 (folder / name).write_text(value)

@@ -1,6 +1,9 @@
-"""Runs an instance without elections: its VIPs are on while this node is fit, and a routing daemon
-tells the routers of them. MASTER is a node whose VIPs are on, BACKUP one that was handed over, or
-waits until it knows the flows and the backends: it would break connections that others have."""
+"""Runs an instance without elections: its VIPs are on the interface while this node is fit.
+
+A routing daemon announces them to the network's routers. A node whose VIPs are on is MASTER. One
+that was handed over is BACKUP, and so is one that waits until it knows the flows and the backends,
+because it would break connections of other nodes.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from collections import Counter
 from agent.failover.fitness import Judgement
 from agent.failover.model import Mode, Role
 from agent.failover.plan import VirtualRouter
+from agent.failover.process.commonstatus import common_status, lasting
 from agent.failover.process.holding import Holding, in_thread
-from agent.failover.process.telling import lasting, told
 from agent.failover.status import RouterStatus
 from agent.failover.vrrp.states import Fitness
 from agent.logs import get_logger
@@ -21,8 +24,10 @@ log = get_logger()
 
 
 def role_of(mode: Mode, judgement: Judgement, *, serves: bool) -> tuple[Role, str]:
-    """What a node is, and why. One that ``serves`` goes on: others may have died, and their flows
-    are what it waits for.
+    """Return the role of a node, and why it has it.
+
+    One that ``serves`` already goes on even if it waits for something: it may wait for the flows of
+    nodes that have died.
     """
     if fault := judgement.fitness.fault:
         return Role.FAULT, fault
@@ -34,7 +39,7 @@ def role_of(mode: Mode, judgement: Judgement, *, serves: bool) -> tuple[Role, st
 
 
 class Announced:
-    """The VIPs of one instance, on its interface while they may be."""
+    """One instance, whose VIPs are on its interface while this node is fit."""
 
     def __init__(self, router: VirtualRouter, *, mode: Mode) -> None:
         self.router = router
@@ -50,36 +55,36 @@ class Announced:
 
     @property
     def role(self) -> Role:
-        """As of now."""
+        """The present role."""
         return self._role
 
     def start(self, judgement: Judgement, *, inherited: bool) -> None:
-        """Take part. ``inherited``: a former process has left the VIPs on, and served until now."""
+        """Take part. ``inherited``: an earlier process left the VIPs on, and served until now."""
         self._serves = inherited
         self.observe(judgement)
         if self._role is not Role.MASTER:
-            self._holding.drop()  # what a former process left
+            self._holding.drop()  # VIPs that an earlier process has left
 
     def stop(self) -> None:
-        """Leave in good order, and give everything back."""
+        """Take the VIPs off, and release all resources."""
         self._enter(Role.INIT, "stopped")
         self._loop.remove_reader(self._holding.fileno())
         self._holding.close()
 
     def change(self, router: VirtualRouter) -> None:
-        """Other settings of the same instance, on the same interface."""
+        """Apply other settings of the same instance, on the same interface."""
         if router != self.router:
             self.router = router
             self._holding.change(router)
 
     def observe(self, judgement: Judgement) -> None:
-        """What follows from all that is tracked."""
+        """Apply the result of tracking."""
         self._judgement = judgement
         self._holding.again(in_thread)
         self._settle()
 
     def set_mode(self, mode: Mode) -> None:
-        """What the operator wants."""
+        """Apply the mode that the operator wants."""
         self._mode = mode
         self._settle()
 
@@ -106,8 +111,8 @@ class Announced:
             log.warning("addresses", router=self.router.name, problem=str(error))
 
     def status(self) -> RouterStatus:
-        """As of now."""
-        return told(
+        """Return the present status."""
+        return common_status(
             self.router,
             role=self._role,
             since=self._since,

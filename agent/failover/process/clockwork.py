@@ -1,6 +1,7 @@
 """Owns how the event loop waits: to the microsecond, where asyncio rounds up to milliseconds.
 
-A backup's wait ends half a millisecond late at the median otherwise, which all clients wait too.
+Otherwise a backup would take over half a millisecond late at the median, and all clients would wait
+for that long.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ import asyncio
 import select
 import selectors
 
-_FD_SETSIZE = 1024  # select knows no descriptors from here on
+_FD_SETSIZE = 1024  # select cannot watch descriptors from this one on
 
 
 class _Selector(selectors.EpollSelector):
-    """epoll_wait counts in milliseconds, select in microseconds; an epoll can be selected on."""
+    """A selector that waits with select, in microseconds; epoll_wait counts in milliseconds.
+
+    An epoll descriptor can be watched with select.
+    """
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout > 0 and self.fileno() < _FD_SETSIZE:
@@ -23,5 +27,5 @@ class _Selector(selectors.EpollSelector):
 
 
 def new_loop() -> asyncio.SelectorEventLoop:
-    """An event loop whose timers are on time."""
+    """Return an event loop whose timers are on time."""
     return asyncio.SelectorEventLoop(_Selector())

@@ -1,4 +1,4 @@
-"""Owns the socket of the failover process: one JSON object a line, one answer a line."""
+"""Owns the control socket of the failover process: each request and each answer is a JSON line."""
 
 from __future__ import annotations
 
@@ -23,77 +23,81 @@ MAX_LINE_BYTES = 1 << 18  # a heartbeat with some thousand services
 _VERBS = "status, agent, mode, claim, leave, reload"
 
 
-class Office(Protocol):
-    """What can be asked of the failover process; refusals are SteelyardErrors."""
+class RequestHandler(Protocol):
+    """Carries out what clients ask of the failover process; refusals are SteelyardErrors."""
 
     def status(self) -> dict[str, Any]:
-        """Everything, as JSON."""
+        """Return the whole status, as plain data for JSON."""
         ...
 
     def agent_says(self, word: AgentWord) -> None:
-        """The agent's heartbeat."""
+        """Take in a heartbeat of the agent."""
         ...
 
     async def set_mode(self, mode: Mode, instance: str | None) -> None:
-        """What the operator wants of an instance; None: of all."""
+        """Set the mode of an instance; None: of all instances."""
         ...
 
     def claim(self, instance: str | None) -> None:
-        """Be master now, of an instance; None: of all."""
+        """Become master of an instance; None: of all instances."""
         ...
 
     def excuse(self) -> None:
-        """If this process is to leave: the agent has done what it can, nobody is waited for."""
+        """If this process is leaving, end its wait: the agent has done what it can."""
         ...
 
     async def reload(self) -> None:
-        """Take the configuration anew."""
+        """Read the configuration again."""
         ...
 
 
 @dataclass(slots=True)
-class Door:
-    """Where requests come in, and who is let in."""
+class ControlSocket:
+    """The socket for requests, and who may use it."""
 
     listener: UnixListener
     access: Access
-    gid: int | None = None  # the group of the socket's file
+    gid: int | None = None  # the group of the socket file
 
 
-async def serve(door: Door, office: Office) -> None:
-    """Answer until cancelled."""
+async def serve(control_socket: ControlSocket, handler: RequestHandler) -> None:
+    """Answer requests until cancelled."""
     clients: set[asyncio.StreamWriter] = set()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         clients.add(writer)
         try:
             async with asyncio.timeout(None) as patience:
-                await _talk(reader, writer, office, door.access, patience, len(clients))
+                await _talk(reader, writer, handler, control_socket.access, patience, len(clients))
         except (OSError, TimeoutError, ValueError):
-            pass  # it went away, fell asleep, or sent a line without end
+            pass  # the client went away, was silent for too long, or sent an endless line
         finally:
             clients.discard(writer)
             writer.close()
 
     async def serving() -> asyncio.Server:
-        return await asyncio.start_unix_server(talk, sock=door.listener.sock, limit=MAX_LINE_BYTES)
+        return await asyncio.start_unix_server(
+            talk, sock=control_socket.listener.sock, limit=MAX_LINE_BYTES
+        )
 
-    server, said = await serving(), ""
+    server, logged = await serving(), ""
     try:
         while True:
             await asyncio.sleep(LOOK_S)
-            if not door.listener.is_gone():
+            if not control_socket.listener.is_gone():
                 continue
             try:
-                lost = door.listener
-                door.listener = await asyncio.to_thread(listen_unix, lost.path, door.gid)
+                lost = control_socket.listener
+                control_socket.listener = await asyncio.to_thread(
+                    listen_unix, lost.path, control_socket.gid
+                )
             except SteelyardError as error:
-                if str(error) != said:
+                if str(error) != logged:
                     log.error("the socket was removed and cannot be put back", problem=str(error))
-                said = str(error)
+                logged = str(error)
                 continue
-            former, server, said = server, await serving(), ""
-            former.close()  # who is connected stays so
+            former, server, logged = server, await serving(), ""
+            former.close()  # clients that are connected stay so
             lost.close()
             log.warning("the socket was removed by somebody else, and is put back")
     finally:
@@ -105,7 +109,7 @@ async def serve(door: Door, office: Office) -> None:
 async def _talk(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    office: Office,
+    handler: RequestHandler,
     access: Access,
     patience: asyncio.Timeout,
     clients: int,
@@ -117,7 +121,7 @@ async def _talk(
         line = await reader.readline()
         if not line:
             return
-        answer = refusal or await answer_to(line, office)
+        answer = refusal or await answer_to(line, handler)
         writer.write(json.dumps(answer).encode() + b"\n")
         await writer.drain()
         if refusal:
@@ -133,36 +137,36 @@ def _refusal(writer: asyncio.StreamWriter, access: Access, clients: int) -> dict
         )
         return _error(error)
     if clients > MAX_CLIENTS:
-        error = RequestError(f"{MAX_CLIENTS} clients are here already", remedy="try again")
+        error = RequestError(f"{MAX_CLIENTS} clients are connected already", remedy="try again")
         return _error(error)
     return None
 
 
-async def answer_to(line: bytes, office: Office) -> dict[str, Any]:
-    """Do what a line asks for, and what to answer."""
+async def answer_to(line: bytes, handler: RequestHandler) -> dict[str, Any]:
+    """Do what a line asks for, and return the answer."""
     try:
         request = json.loads(line)
         if not isinstance(request, dict):
             raise RequestError("a request is one JSON object on a line")
-        await _do(request, office)
-        return office.status()
+        await _do(request, handler)
+        return handler.status()
     except (ValueError, RecursionError) as error:
         return _error(RequestError(f"a request is one JSON object on a line: {error}"))
     except SteelyardError as error:
         return _error(error)
     except Exception as error:
         log.exception("a request failed")
-        told = f"the request failed ({type(error).__name__})"
-        return _error(RequestError(told, remedy="see the log: journalctl -u lb-agent-failover"))
+        message = f"the request failed ({type(error).__name__})"
+        return _error(RequestError(message, remedy="see the log: journalctl -u lb-agent-failover"))
 
 
-async def _do(request: Mapping[str, Any], office: Office) -> None:
+async def _do(request: Mapping[str, Any], handler: RequestHandler) -> None:
     match request:
         case {"do": "status"}:
             pass
         case {"do": "agent", "attached": bool(attached)}:
             services = _services(request.get("services", {}))
-            office.agent_says(
+            handler.agent_says(
                 AgentWord(
                     attached,
                     str(request.get("why", "")),
@@ -175,16 +179,16 @@ async def _do(request: Mapping[str, Any], office: Office) -> None:
                 )
             )
         case {"do": "mode", "mode": str(word)}:
-            await office.set_mode(_mode(word), _instance(request))
+            await handler.set_mode(_mode(word), _instance(request))
         case {"do": "claim"}:
-            office.claim(_instance(request))
+            handler.claim(_instance(request))
         case {"do": "leave"}:
-            office.excuse()
+            handler.excuse()
         case {"do": "reload"}:
-            await office.reload()
+            await handler.reload()
         case _:
             raise RequestError(
-                f"{json.dumps(request)[:200]} is no request",
+                f"{json.dumps(request)[:200]} is not a valid request",
                 remedy=f"set 'do' to one of: {_VERBS}; 'agent' needs 'attached', 'mode' a 'mode'",
             )
 
@@ -219,11 +223,11 @@ def _services(value: object) -> dict[str, tuple[int, int]]:
 
 
 def _vouchers(value: object) -> dict[str, float]:
-    """What makes no sense vouches for nobody."""
-    told = value if isinstance(value, dict) else {}
-    return {str(name): at for name, at in told.items() if isinstance(at, float)}
+    """Return the valid entries; what makes no sense is left out."""
+    entries = value if isinstance(value, dict) else {}
+    return {str(name): at for name, at in entries.items() if isinstance(at, float)}
 
 
 def _error(error: SteelyardError) -> dict[str, Any]:
-    told = {"message": error.message, "where": error.where, "remedy": error.remedy}
-    return {"error": told}
+    fields = {"message": error.message, "where": error.where, "remedy": error.remedy}
+    return {"error": fields}

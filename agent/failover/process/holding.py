@@ -1,4 +1,4 @@
-"""Owns the VIPs of one virtual router on this host: on and announced while it is master."""
+"""Owns the VIPs of one virtual router: they are on this host and announced while it is master."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ type Run = Callable[[Callable[[], Outcome], Callable[[Outcome], None]], None]
 
 
 def in_thread(work: Callable[[], Outcome], done: Callable[[Outcome], None]) -> None:
-    """Do the work in a thread, and then call ``done`` with what it gave, here."""
+    """Do the work in a thread, and then call ``done`` with the result in the event loop."""
     future = asyncio.get_running_loop().run_in_executor(None, work)
     future.add_done_callback(lambda ready: None if ready.cancelled() else done(ready.result()))
 
 
 class Holding:
-    """Nothing here raises but ``__init__``, which raises NetworkError or OSError.
+    """The VIPs of one virtual router.
 
-    ``problem`` says what of the last take or drop could not be done.
+    Only ``__init__`` raises: NetworkError or OSError. ``problem`` says which part of the last take
+    or drop failed.
     """
 
     def __init__(self, router: VirtualRouter) -> None:
@@ -43,36 +44,36 @@ class Holding:
         self._addresses = Addresses(self._interface)
         self._announcer = self._new_announcer()
         self._responder = self._new_responder()
-        self._sent = 0  # by announcers of before
+        self._sent = 0  # frames sent by earlier announcers
         self._held = False
-        self._failed = False  # the last take or drop, in part
+        self._failed = False  # part of the last take or drop failed
         self._trying = False
         self.problem = ""
 
     @property
     def announced(self) -> int:
-        """Frames sent so far."""
+        """How many announcement frames were sent so far."""
         return self._sent + (self._announcer.sent if self._announcer else 0)
 
     @property
     def problems(self) -> tuple[tuple[str, str], ...]:
-        """What is wrong now, by kind; without text: nothing."""
+        """The present problems, as pairs of kind and text; an empty text means no problem."""
         announcing = self._announcer.problem if self._announcer and self._held else ""
         return ("addresses", self.problem), ("announcements", announcing)
 
     def fileno(self) -> int:
-        """Readable when addresses have changed: call ``look``."""
+        """Return the descriptor that is readable when addresses have changed; see ``look``."""
         return self._addresses.fileno()
 
     def take(self) -> None:
-        """VIPs on, and then announced: nobody is sent here who would not be served."""
+        """Put the VIPs on, and announce them after that, so that every client is served."""
         self._held = True
         self._note(self._addresses.take(self._on_interface(self._router)), "on")
         self._respond()
         self.announce(anew=True)
 
     def drop(self) -> bool:
-        """VIPs off; whether there were any."""
+        """Take the VIPs off, and return whether there were any."""
         if self._announcer is not None:
             self._announcer.stop()
         if self._responder is not None:
@@ -83,10 +84,10 @@ class Holding:
         return bool(outcome.changed)
 
     def again(self, run: Run) -> None:
-        """If the last take or drop was not all done, once more.
+        """Repeat the last take or drop if part of it failed.
 
-        In a thread: while it fails, the kernel mostly answers late, and adverts cannot wait so
-        long.
+        This runs in a thread: while it fails, the kernel mostly answers late, and adverts cannot
+        wait that long.
         """
         if not self._failed or self._trying:
             return
@@ -97,7 +98,7 @@ class Holding:
         def done(outcome: Outcome) -> None:
             self._trying = False
             if self._addresses.turn != turn:
-                return  # something else was wanted meanwhile
+                return  # another take or drop has come meanwhile
             self._note(outcome, "on" if held else "off")
             if held and outcome.changed:
                 self.announce()
@@ -114,19 +115,19 @@ class Holding:
             self._announcer.burst()
 
     def look(self) -> None:
-        """After events: what somebody else took off while they are ours is put back."""
+        """Handle events: put back VIPs that something else has removed, if this node holds them."""
         lost = self._addresses.lost()
         if not lost or not self._held:
             return
         log.warning(
             "VIPs were removed by somebody else, and are put back",
             router=self._router.name,
-            vips=_words(lost),
+            vips=_listed(lost),
         )
         self.take()
 
     def change(self, router: VirtualRouter) -> None:
-        """Other VIPs or announcements of the same virtual router, on the same interface."""
+        """Apply other VIPs or announcements of the same virtual router, on the same interface."""
         before, self._router = self._router, router
         gone = tuple(vip for vip in before.vips if vip not in self._on_interface(router))
         if gone:
@@ -142,7 +143,7 @@ class Holding:
             self.take()
 
     def close(self) -> None:
-        """VIPs off, and everything given back."""
+        """Take the VIPs off, and release all resources."""
         self.drop()
         self._addresses.close()
         if self._announcer is not None:
@@ -152,7 +153,7 @@ class Holding:
 
     def _new_announcer(self) -> Announcer | None:
         if not self._router.family:
-            return None  # a routing daemon tells
+            return None  # a routing daemon announces them
         instance = self._router.instance
         return Announcer(self._interface, self._router.vips, instance.announcements)
 
@@ -169,7 +170,7 @@ class Holding:
         except OSError as error:
             self._responder.stop()
             why = error.strerror or str(error)
-            self._tell(f"nobody answers for the VIPs on {self._interface}: {why}")
+            self._set_problem(f"nobody answers for the VIPs on {self._interface}: {why}")
 
     @staticmethod
     def _on_interface(router: VirtualRouter) -> tuple[Address, ...]:
@@ -182,16 +183,16 @@ class Holding:
             problem = f"VIPs cannot be put {what} {self._interface}: {failed}"
         elif outcome.theirs and self._router.instance.priority != OWNER:
             problem = (
-                f"somebody else has put {_words(outcome.theirs)} on {self._interface}: it is there "
-                "also while another node is master; remove it (`ip address del`)"
+                f"somebody else has put {_listed(outcome.theirs)} on {self._interface}: it stays "
+                "there even while another node is master; remove it (`ip address del`)"
             )
-        self._tell(problem)
+        self._set_problem(problem)
 
-    def _tell(self, problem: str) -> None:
+    def _set_problem(self, problem: str) -> None:
         if problem and problem != self.problem:
             log.error("addresses", router=self._router.name, problem=problem)
         self.problem = problem
 
 
-def _words(vips: tuple[Address, ...]) -> str:
+def _listed(vips: tuple[Address, ...]) -> str:
     return ", ".join(map(str, vips))

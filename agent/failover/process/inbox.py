@@ -1,4 +1,4 @@
-"""Decides what of much that one virtual router hears at once is acted upon, counted and logged."""
+"""Decides which of the adverts that one virtual router hears are acted upon, counted and logged."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ log = get_logger()
 
 
 class Inbox:
-    """``received`` adverts, ``discarded`` ones by reason; ``ledger``: what is wrong with them."""
+    """Counts ``received`` adverts, and those ``discarded`` by reason.
+
+    ``ledger`` holds the problems that they revealed.
+    """
 
     def __init__(self, interval_s: float) -> None:
         self.ledger = Ledger(interval_s)
         self.received = 0
         self.discarded: Counter[str] = Counter()
-        # The last advert with which nothing was wrong: a master says the same again and again.
+        # The last advert with no problem, as a master sends the same one again and again.
         self._well: tuple[Advert, VirtualRouter, Address, int] | None = None
 
     def take(
         self, found: Iterable[Advert | Refusal], router: VirtualRouter, own: Address, priority: int
     ) -> list[Advert]:
-        """The last advert of each node: one that said much meanwhile is answered once.
+        """Return the last advert of each node, so that a node which sent several is answered once.
 
-        Of what is refused for the same reason, the last one is looked at, and all are counted.
+        Of the adverts refused for the same reason all are counted, and only the last is examined.
         """
         latest: dict[Address, Advert] = {}
         refused: dict[Reason, tuple[Refusal, int]] = {}
@@ -55,7 +58,7 @@ class Inbox:
         if self._well is None:
             return False
         heard, for_router, for_own, for_priority = self._well
-        # The same objects: comparing all that is in them costs as much as looking anew.
+        # Identity is enough: comparing all fields would cost as much as checking the advert again.
         return (
             heard is advert and for_router is router and (for_own, for_priority) == (own, priority)
         )

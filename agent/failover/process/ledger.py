@@ -1,8 +1,9 @@
 """Decides which problems with other nodes are shown, and when one is worth a line in the log.
 
-A problem comes with every advert: it is logged when it is new or its text changes, and forgotten
-after a while without it. What a stranger sends is bounded in memory and in lines: of each kind a
-few a minute, and the next line tells how many were left out.
+A problem comes again with every advert. It is logged when it is new or its text changes, and
+forgotten after a while without it. The memory and the log lines that an unknown sender can cause
+are limited: each kind of problem gets a few lines a minute, and the next line says how many were
+left out.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from agent.failover.times import (
 from agent.failover.vrrp.compare import Mismatch
 from agent.model import Address
 
-MAX_PROBLEMS = 16  # of one virtual router: more come only from somebody who forges sources
-_MOST_LINES = 4  # of one kind, in PROBLEM_LINES_S
+MAX_PROBLEMS = 16  # for each virtual router; only a host that forges sources causes more
+_MOST_LINES = 4  # for each kind, in PROBLEM_LINES_S
 
 
 @dataclass(slots=True)
@@ -41,11 +42,14 @@ class Ledger:
     def __init__(self, interval_s: float) -> None:
         self._forget_s = max(PROBLEM_KEPT_S, PROBLEM_KEPT_INTERVALS * interval_s)
         self._entries: dict[tuple[str, Address], _Entry] = {}
-        # By kind: when it was logged of late, and how often it was not since.
+        # By kind: the times of recent log lines, and how many lines were left out since.
         self._lines: dict[str, tuple[tuple[float, ...], int]] = {}
 
     def note(self, found: Iterable[Mismatch], now: float, count: int = 1) -> list[Mismatch]:
-        """Take in what came with one advert, or with some alike; what of it is to be logged."""
+        """Take in what is wrong with one advert, or with ``count`` equal ones.
+
+        Returns the mismatches that are to be logged.
+        """
         news: list[Mismatch] = []
         for mismatch in found:
             key = (mismatch.kind, mismatch.source)
@@ -58,11 +62,11 @@ class Ledger:
             entry.text, entry.last, entry.count = mismatch.text, now, entry.count + count
             if entry.text != entry.logged_text and now - entry.logged >= PROBLEM_LOGGED_AGAIN_S:
                 entry.logged, entry.logged_text = now, entry.text
-                news += self._said(mismatch, now)
+                news += self._limited(mismatch, now)
         return news
 
-    def _said(self, mismatch: Mismatch, now: float) -> list[Mismatch]:
-        """It, unless there were enough lines of its kind just now."""
+    def _limited(self, mismatch: Mismatch, now: float) -> list[Mismatch]:
+        """Return the mismatch, or nothing if its kind has had enough lines recently."""
         recent, left_out = self._lines.get(mismatch.kind, ((), 0))
         recent = tuple(when for when in recent if 0 <= now - when < PROBLEM_LINES_S)
         if len(recent) >= _MOST_LINES:
@@ -73,7 +77,7 @@ class Ledger:
         return [replace(mismatch, text=mismatch.text + more)]
 
     def current(self, now: float) -> tuple[Problem, ...]:
-        """What is still so, oldest first."""
+        """Return the problems that still exist, oldest first."""
         self._expire(now)
         return tuple(
             Problem(kind, entry.text, entry.since, entry.last, entry.count)
@@ -81,7 +85,8 @@ class Ledger:
         )
 
     def _expire(self, now: float) -> None:
-        # A clock that was set back makes an age negative: forgotten too, it comes again.
+        # If the clock was set back, an age is negative. Such a problem is forgotten too; it comes
+        # again with the next advert.
         self._entries = {
             key: entry
             for key, entry in self._entries.items()

@@ -1,6 +1,7 @@
-"""Knows the interfaces of this host that matter for failover: by events, and asked anew after one.
+"""Knows the interfaces of this host that matter for failover: asks the kernel after each event.
 
-Events only say that something is new. What it is comes from asking, so none can be lost for long.
+An event only says that something has changed. What has changed comes from asking, so no change is
+missed for long if events are lost.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _GROUPS = 0x1 | 0x10 | 0x100  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFA
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """An interface that exists. ``addresses``: usable, and not put there as VIPs by us."""
+    """An interface that exists. ``addresses``: the usable ones, without the VIPs that we added."""
 
     ifindex: int
     up: bool
@@ -27,29 +28,32 @@ class Interface:
 
 
 class Links:
-    """Readable (``fileno``) when an interface or an address has changed."""
+    """Interfaces and their events; ``fileno`` is readable when one or an address has changed."""
 
     def __init__(self) -> None:
         self._events = open_socket(_GROUPS)
         self._kernel = Kernel()
-        self._one = threading.Lock()  # asked from a thread too: each gets its own answer
+        self._one = threading.Lock()  # a thread asks too, and each caller must get its own answer
 
     def fileno(self) -> int:
-        """To wait for events with."""
+        """Return the descriptor that is readable when there are events."""
         return self._events.fileno()
 
     def drain(self) -> None:
-        """Read all events: ask for everything afterwards."""
+        """Read all events; the caller asks for everything afterwards."""
         while True:
             try:
                 self._events.recv(RECEIVE_BYTES)
             except BlockingIOError:
                 return
-            except OSError:  # some were lost
+            except OSError:  # some events were lost
                 continue
 
     def interface(self, name: str) -> Interface | None:
-        """An interface as it is now; None if there is none. OSError if it cannot be told."""
+        """Return an interface as it is now; None if there is none of that name.
+
+        Raises OSError if the kernel does not say.
+        """
         with self._one:
             link = self._kernel.link(name)
             if link is None:

@@ -1,4 +1,4 @@
-"""Owns the way of log lines to standard error: who reads them slowly, or never, delays nobody."""
+"""Owns how log lines get to standard error: a reader that is slow, or stuck, delays nothing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ _STACK_BYTES = 256 * 1024
 
 
 class LogWriter(io.StringIO):
-    """A stream whose lines a thread writes to another one; lost are those that it cannot keep up
-    with. Use as ``with``.
+    """A stream whose lines a thread writes to another stream; use it in a ``with`` statement.
 
-    The thread runs in real time if its maker does: it must not hold the interpreter and wait for
-    a CPU.
+    Lines that the thread cannot keep up with are lost. It runs in real time if the thread that
+    creates it does, so that it never holds the interpreter lock while it waits for a CPU.
     """
 
     def __init__(self, target: TextIO) -> None:
@@ -27,13 +26,13 @@ class LogWriter(io.StringIO):
         self._target = target
         self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES)
         self._lost = 0
-        before = threading.stack_size(_STACK_BYTES)  # all of it would be locked memory
+        before = threading.stack_size(_STACK_BYTES)  # small, because all of it is locked memory
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
         threading.stack_size(before)
 
     def write(self, text: str) -> int:
-        """Never waits."""
+        """Queue a line without waiting."""
         try:
             self._lines.put_nowait(text)
         except queue.Full:
@@ -41,7 +40,7 @@ class LogWriter(io.StringIO):
         return len(text)
 
     def isatty(self) -> bool:
-        """As the other one."""
+        """Return whether the other stream is a terminal."""
         return self._target.isatty()
 
     def __enter__(self) -> Self:
@@ -68,4 +67,4 @@ class LogWriter(io.StringIO):
                 self._target.write(text)
                 self._target.flush()
             except (OSError, ValueError):
-                continue  # closed, or its reader is gone
+                continue  # the stream is closed, or its reader is gone

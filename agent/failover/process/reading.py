@@ -1,7 +1,7 @@
-"""Reads the configuration for the failover process: in a child, because it takes tens of
-milliseconds, in which no advert would go out.
+"""Reads the configuration for the failover process in a child process.
 
-``python -m agent.failover.process.reading FILE`` writes what it made of the file to its output.
+Reading takes tens of milliseconds, and in this process no advert could be sent meanwhile.
+``python -m agent.failover.process.reading FILE`` writes the result, pickled, to its output.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ from agent.failover.times import READING_S
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What the failover process has to know of the configuration."""
+    """The part of the configuration that the failover process needs."""
 
     name: str
-    interfaces: tuple[str, ...]  # those that have the agent's program
+    interfaces: tuple[str, ...]  # those with the agent's program
     socket: Path
     socket_group: str | None
     state_dir: Path
     plan: FailoverPlan
     key: bytes | None = None
-    problem: str = ""  # why runtime changes are not in it
+    problem: str = ""  # why runtime changes are not included
 
 
-# What a child of another version would write otherwise: its values would come into wrong fields.
+# The fields of what is pickled. A child of another version may have other fields, and its values
+# would end up in the wrong ones.
 _SHAPE = repr(
     [
         (made.__name__, [field.name for field in fields(made)])
@@ -56,10 +57,11 @@ _SHAPE = repr(
 
 
 async def read_orders(path: Path, *, at_once: bool = False) -> Orders:
-    """The orders in a file; raises ConfigError. ``at_once``: for a start, in real time,
-    as this process is.
+    """Have a child read the orders in a file; raises ConfigError.
+
+    ``at_once``: this is for a start, so the child runs in real time as this process does.
     """
-    # -P: modules come from where this one does, not from the working folder.
+    # -P: modules are imported from where this one is, not from the working folder.
     command: tuple[str, ...] = (
         sys.executable,
         "-P",
@@ -80,7 +82,7 @@ async def read_orders(path: Path, *, at_once: bool = False) -> Orders:
             found = pickle.loads(found)  # noqa: S301
     except (EOFError, pickle.UnpicklingError) as error:
         raise ConfigError(
-            f"its reader ended with status {child.returncode}",
+            f"the process that reads it ended with status {child.returncode}",
             where=str(path),
             remedy="see the log: journalctl -u lb-agent-failover",
         ) from error
@@ -98,11 +100,11 @@ async def read_orders(path: Path, *, at_once: bool = False) -> Orders:
 
 
 def orders_in(path: Path, *, at_start: bool = False) -> Orders:
-    """The orders in a file, read here and now; raises ConfigError.
+    """Read the orders in a file in this process; raises ConfigError.
 
-    ``at_start``: where the file cannot be used, those of the last good configuration.
+    ``at_start``: if the file cannot be used, return those of the last good configuration.
     """
-    # Only the child needs these: they take longer to import than all the rest.
+    # Imported here because only the child needs it, and it takes longer than all other imports.
     from agent.config.boot import boot
 
     loaded = boot(path, fall_back=at_start).loaded
@@ -120,7 +122,10 @@ def orders_in(path: Path, *, at_start: bool = False) -> Orders:
 
 
 def _key(failover: Failover) -> bytes | None:
-    """For adverts. Flow sync needs it too, but is the agent's: without it, VRRP goes on."""
+    """Return the key for adverts, or None if no instance uses HMAC.
+
+    Flow sync needs the key file too, but it runs in the agent, and without it VRRP goes on.
+    """
     from agent.failover.secret import read_secret
 
     by_hmac = any(i.authentication is Authentication.HMAC for i in failover.instances)
@@ -132,7 +137,7 @@ def _key(failover: Failover) -> bytes | None:
 def _main() -> None:
     at_start = sys.argv[2:] == ["at-once"]
     if not at_start:
-        be_ordinary(niceness=-10)  # somebody waits for it
+        be_ordinary(niceness=-10)  # better than ordinary, because somebody waits for the reload
     found: Orders | list[tuple[str, str, str]]
     try:
         found = orders_in(Path(sys.argv[1]), at_start=at_start)
@@ -143,7 +148,7 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    # Not as __main__: the parent has to know the class by its module's name.
+    # Imported by its name, not run as __main__, so that the parent can unpickle the class.
     from agent.failover.process import reading
 
     reading._main()

@@ -1,8 +1,9 @@
-"""Owns how the process runs: before everything else, never paged out, its garbage kept for later.
+"""Owns how the process runs: in real time, never paged out, with garbage collected on request.
 
-The collector would stop the process for as long as the heap is large, at moments that it chooses.
-Its heap hardly changes after the start, so what is there is frozen, and the rest, a few thousand
-objects, is looked at when the caller says that there is time: that is well below a millisecond.
+Left alone, the garbage collector would stop the process at moments of its own choice, and for
+longer the larger the heap is. The heap hardly changes after the start, so the objects that exist
+then are frozen. The rest, a few thousand objects, is collected when the caller has time, which
+takes well below a millisecond.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ log = get_logger()
 
 PRIORITY = 50  # of SCHED_FIFO, 1 to 99: above ordinary processes, below the kernel's own watchdogs
 _BEHIND = 1
-NICENESS = -20  # where the kernel has no real time to give
-# Net allocations after which a collection is worth its while.
+NICENESS = -20  # where the kernel allows no real-time scheduling
+# A collection is worthwhile after this many net allocations.
 _COLLECT_AFTER = 2_000
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What was allowed; each refusal as a sentence."""
+    """What the kernel allowed; each refusal is a sentence."""
 
     realtime: bool
     memory_locked: bool
@@ -37,7 +38,7 @@ class Standing:
 
 
 def claim() -> Standing:
-    """Take all that is allowed. Threads that are started later inherit it, as children do."""
+    """Take everything that is allowed. Threads and children that are started later inherit it."""
     refused: list[str] = []
     realtime = _schedule_first(refused)
     locked = _lock_memory(refused)
@@ -47,10 +48,11 @@ def claim() -> Standing:
 def start_child(
     command: Sequence[str], *, stdin: int | None = None, stdout: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a child that is before everything ordinary, but behind this process.
+    """Start a child that runs before ordinary processes, but behind this one.
 
-    Not ordinary at once: who starts a child waits until it has had a CPU. And not with asyncio,
-    which would come back to this process's own priority only later, when the child has one.
+    The child is not ordinary from the start, because the process that starts a child waits until
+    the child has had a CPU. asyncio is not used, because it would restore this process's own
+    priority only later, when the child has got a CPU.
     """
     priority = os.sched_getparam(0).sched_priority
     if priority <= _BEHIND:
@@ -63,14 +65,17 @@ def start_child(
 
 
 def be_ordinary(niceness: int = 0) -> None:
-    """In a child: do not compete with the parent. Nothing happens where that is not allowed."""
+    """Give up real time in a child, so that it does not compete with its parent.
+
+    Nothing happens where that is not allowed.
+    """
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 def settle(standing: Standing) -> None:
-    """After the start: what was mapped since is read in, and the heap as it is now is kept."""
+    """End the start: lock what has been mapped since, and freeze the heap as it is now."""
     if standing.memory_locked:
         _lock_memory([])
     gc.disable()
@@ -79,13 +84,13 @@ def settle(standing: Standing) -> None:
 
 
 def collect() -> None:
-    """Collect what has come since, if it is much."""
+    """Collect the garbage of the objects that were made since, if they are many."""
     if gc.get_count()[0] > _COLLECT_AFTER:
         gc.collect()
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM."""
+    """Return how much memory of this process is in RAM."""
     with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 (read each status)
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -106,7 +111,7 @@ def _schedule_first(refused: list[str]) -> bool:
 
 def _lock_memory(refused: list[str]) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
-    # What is mapped now is read in. Of later mappings, stacks above all, only what is used.
+    # What is mapped now is read in. Later mappings, stacks above all, are locked as they are used.
     for flags in (_MCL_CURRENT, _MCL_FUTURE | _MCL_ONFAULT):
         if libc.mlockall(flags) != 0:
             why = os.strerror(ctypes.get_errno())

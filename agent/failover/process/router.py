@@ -1,7 +1,7 @@
 """Runs one virtual router: the state machine with its sockets, its timer and its VIPs.
 
-What has come in is always read before a timer counts, so a node that was frozen, or had no CPU,
-does not take its own sleep for its master's silence.
+Received packets are always read before an expired timer counts. So a node that was frozen, or had
+no CPU, does not mistake its own sleep for its master's silence.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from agent.errors import NetworkError
 from agent.failover.fitness import Judgement
 from agent.failover.model import HANDED_OVER, LEAVING, OWNER, Authentication, Mode, Role
 from agent.failover.plan import VirtualRouter
-from agent.failover.process.hearing import Hearing
+from agent.failover.process.commonstatus import common_status, lasting
 from agent.failover.process.holding import Holding, in_thread
 from agent.failover.process.inbox import Inbox
 from agent.failover.process.links import Interface
-from agent.failover.process.telling import lasting, told
+from agent.failover.process.listeners import Listeners
 from agent.failover.status import RouterStatus
 from agent.failover.times import FLOODED_INTERVALS, LEAST_TIMER_S
 from agent.failover.vrrp import groups, machine, timers
@@ -45,16 +45,17 @@ type Group = Callable[["Router"], Mapping[str, "Router"]]
 
 
 class Router:
-    """``group`` tells by name which routers move together with one, itself among them.
+    """One virtual router with elections.
 
-    ``before``: the last counter that an earlier process heard of each sender.
+    ``group`` returns, by name, the routers that move together with a given one, itself included.
+    ``before``: the last counter that earlier processes heard from each sender.
     """
 
     def __init__(
         self,
         router: VirtualRouter,
         key: bytes | None,
-        hearing: Hearing,
+        listeners: Listeners,
         *,
         grouped: bool,
         mode: Mode,
@@ -68,16 +69,16 @@ class Router:
         self._loop = asyncio.get_running_loop()
         self._channel: Channel | None = None
         self._listener: Listener | None = None
-        self._bound: tuple[int, Address] | None = None  # what the channel was opened for
-        self._hearing = hearing
-        self._guard = Guard(before or {})  # also of another channel
-        self._put_off = 0  # how often a master's silence did not count, for a flood
+        self._bound: tuple[int, Address] | None = None  # ifindex and source of the channel
+        self._listeners = listeners
+        self._guard = Guard(before or {})  # outlives the channel
+        self._put_off = 0  # how often a takeover was postponed because of a flood
         self._holding: Holding | None = None
-        self._place = 0  # ifindex below the virtual MAC's interface
+        self._place = 0  # ifindex of the interface below the virtual MAC's
         self._timer: asyncio.TimerHandle | None = None
         self._judgement = Judgement(Fitness(router.instance.priority), ())
-        self._fault = ""  # of our own: no socket, no address
-        self._inherited = False  # the VIPs are on from before a restart
+        self._fault = ""  # a fault found here: no socket, no address
+        self._inherited = False  # the VIPs are still on from before a restart
         self._leaving: asyncio.Event | None = None  # set when another node is master
         self._inbox = Inbox(router.instance.interval_s)
         self._send_problem = ""
@@ -88,26 +89,26 @@ class Router:
 
     @property
     def role(self) -> Role:
-        """As of now."""
+        """The present role."""
         return self.state.role
 
     def counters(self) -> dict[Address, int]:
-        """The last ones heard of each sender of HMAC, to be saved."""
+        """Return the last counter of each sender of HMAC, to be saved."""
         is_hmac = self.router.instance.authentication is Authentication.HMAC
         return self._guard.to_save() if is_hmac else {}
 
     def start(self, interface: Interface | None, judgement: Judgement, *, inherited: bool) -> None:
-        """Take part. ``inherited``: a former process has left the VIPs on.
+        """Take part. ``inherited``: an earlier process has left the VIPs on.
 
-        They stay until another master is heard, or this node is master itself: who restarts
-        before anybody has missed it then has not been away.
+        They stay until another master is heard, or this node is master itself. So a process that
+        restarts before other nodes have missed it has not interrupted anything.
         """
         self._inherited = inherited
         self.observe(interface, judgement)
         self.handle(Start(inherited=inherited))
 
     async def leave(self) -> None:
-        """Say that this node stops being master, and serve until another one is heard."""
+        """Announce that this node stops being master, and serve until another one is heard."""
         if self.state.role is not Role.MASTER or self._holding is None:
             return
         self._leaving = asyncio.Event()
@@ -118,7 +119,7 @@ class Router:
                 await self._leaving.wait()
 
     def stop(self) -> None:
-        """Leave at once, and give everything back."""
+        """Leave at once, and release all resources."""
         self._leaving = None
         self.handle(Stop())
         self._disarm()
@@ -126,7 +127,7 @@ class Router:
         self._close_holding()
 
     def change(self, router: VirtualRouter, key: bytes | None, *, grouped: bool) -> None:
-        """Other settings of the same virtual router; ``observe`` opens what has to be anew."""
+        """Apply other settings of the same virtual router; ``observe`` then reopens the sockets."""
         if router == self.router and key == self._key and grouped == self._grouped:
             return
         anew = router != self.router or key != self._key
@@ -138,22 +139,25 @@ class Router:
                 self._holding.change(router)
 
     def observe(self, interface: Interface | None, judgement: Judgement) -> None:
-        """What is known now of the interface, and what follows from all that is tracked."""
+        """Apply the present state of the interface and the result of tracking."""
         self._judgement = judgement
         self._fault = self._bind(interface)
         self._settings = self._new_settings(self._settings.own)
         self.handle(Fitness(judgement.fitness.priority, judgement.fitness.fault or self._fault))
 
     def set_mode(self, mode: Mode) -> None:
-        """What the operator wants."""
+        """Apply the mode that the operator wants."""
         self.handle(Operator(mode))
 
     def vouch(self, at_s: float) -> None:
-        """Flow sync says that another node was master at that moment, and well."""
+        """Take in that, according to flow sync, another node was master at ``at_s``, and well."""
         self.handle(Vouched(at_s))
 
     def handle(self, event: Event, now_s: float | None = None) -> None:
-        """One step of the machine and its group, and what it asks for. ``now_s``: None is now."""
+        """Make one step of the state machine and its group, and carry out the effects.
+
+        ``now_s`` None means now.
+        """
         now_s = self._loop.time() if now_s is None else now_s
         group = self._group(self) if self._grouped else {self.router.name: self}
         settings = {name: member._settings for name, member in group.items()}
@@ -189,7 +193,7 @@ class Router:
                 case Announce():
                     if self._holding is not None:
                         self._holding.announce()
-        except Exception:  # the others still count
+        except Exception:  # the other effects still have to be carried out
             log.exception("an effect failed", router=self.router.name, effect=str(effect))
 
     def _send(self, priority: int) -> None:
@@ -199,7 +203,7 @@ class Router:
             self._channel.send(priority)
         except OSError as error:
             if priority == LEAVING:
-                return  # mostly by a link that is down, which is why it leaves
+                return  # mostly because the link is down, which is also why the node leaves
             problem = f"adverts cannot be sent from {self._settings.own}: {error.strerror}"
             if problem != self._send_problem:
                 log.warning("adverts", router=self.router.name, problem=problem)
@@ -232,7 +236,7 @@ class Router:
         if due_s is None:
             self._disarm()
         elif timer is None or timer.when() > due_s:
-            # One that is earlier stays: it finds then that it is too early, and is set anew.
+            # An earlier timer stays: when it fires too early, it is set again.
             self._disarm()
             at_s = max(due_s, self._loop.time() + LEAST_TIMER_S)
             self._timer = self._loop.call_at(at_s, self._fire)
@@ -251,7 +255,7 @@ class Router:
                 self._arm(self._loop.time() + self._settings.interval_s)
             else:
                 self.handle(Due())
-                if self.state.vouched:  # another one is master, though it is not heard
+                if self.state.vouched:  # another node is master, although it is not heard
                     self._let_go()
         if self._timer is None:
             self._arm()
@@ -259,12 +263,12 @@ class Router:
     def _is_due(self) -> bool:
         return self.state.due_s is not None and self.state.due_s <= self._loop.time()
 
-    # What is heard
+    # Received adverts
 
     def _is_deafened(self) -> bool:
-        """Whether a master's silence may be a flood's doing: then it lasts longer before it counts.
+        """Return whether a flood may be why the master is not heard, so this node waits longer.
 
-        Adverts come through now and then, and one is enough.
+        Now and then an advert gets through the flood, and one is enough.
         """
         if self.state.role is not Role.BACKUP or self._listener is None:
             return False
@@ -274,21 +278,21 @@ class Router:
         return True
 
     def _listen(self) -> None:
-        """Read what has come, to whomever, before a timer counts."""
+        """Read what has come for any router of the listener, before a timer counts."""
         if self._listener is not None:
             try:
                 self._listener.read()
-            except Exception:  # whatever somebody sends: the timer behind this goes on
+            except Exception:  # whatever was sent, the timer handling after this goes on
                 log.exception("adverts cannot be read", router=self.router.name)
         self._drain()
 
     def _wake(self) -> None:
-        self._hearing.tell(self._drain)
+        self._listeners.after_reading(self._drain)
 
     def _drain(self) -> None:
         if self._channel is None:
             return
-        now_s = self._loop.time()  # the wait for the next advert does not begin with our reading
+        now_s = self._loop.time()  # taken first, so that our work does not delay the next timeout
         found = self._channel.taken()
         own, priority = self._settings.own, self.state.priority
         for advert in self._inbox.take(found, self.router, own, priority):
@@ -298,7 +302,7 @@ class Router:
             self.handle(Heard(advert), now_s)
 
     def _other_is_master(self, priority: int) -> None:
-        """VIPs that are on without this node being master go."""
+        """Take off VIPs that are still on although this node is not master."""
         if self._leaving is not None and self._holding is not None:
             self._holding.drop()
             self._leaving.set()
@@ -306,19 +310,25 @@ class Router:
             self._let_go(priority)
 
     def _let_go(self, priority: int = OWNER) -> None:
-        """Another one is master, of that priority, or this one may not: what was inherited goes."""
+        """Take off inherited VIPs: another node is master, or this one may not be.
+
+        ``priority``: that of the other master, if one was heard.
+        """
         if not self._inherited:
             return
         self._inherited = False
         if self._holding is not None and self._holding.drop():
-            # Whoever is master hears of a lower one, and announces again. One whose priority is
-            # the lowest itself would stop for an equal, but not for one that leaves.
+            # The master hears a lower one and announces again. If its own priority is the lowest,
+            # it might give way to an equal one, but not to one that leaves.
             self._send(HANDED_OVER if priority > HANDED_OVER else LEAVING)
 
-    # What is watched
+    # Interface and sockets
 
     def _bind(self, interface: Interface | None) -> str:
-        """Have sockets for the interface as it is; why there are none, or empty."""
+        """Open sockets that fit the interface as it is now.
+
+        Returns why there are none, or an empty text.
+        """
         name = self.router.interface
         try:
             self._hold(interface)
@@ -333,7 +343,7 @@ class Router:
             self._close_channel()
             if source is None:
                 return f"{name} has no IPv{self.router.family} address to send from"
-            return f"{name} has not the address {source}, the source of adverts"
+            return f"{name} does not have the address {source}, the source of adverts"
         if self._bound == (interface.ifindex, source):
             return ""
         try:
@@ -345,7 +355,10 @@ class Router:
         return ""
 
     def _hold(self, interface: Interface | None) -> None:
-        """Be able to have VIPs; a virtual MAC's interface comes and goes with the one below it."""
+        """Prepare to hold the VIPs.
+
+        The interface of a virtual MAC is made and removed with the one below it.
+        """
         if self.router.instance.virtual_mac:
             place = interface.ifindex if interface else 0
             if self._place != place:
@@ -359,11 +372,11 @@ class Router:
         self._holding.again(in_thread)
 
     def _open(self, ifindex: int, source: Address) -> None:
-        listener = self._hearing.listener(self.router.interface, ifindex, self.router.family)
+        listener = self._listeners.listener(self.router.interface, ifindex, self.router.family)
         channel = Channel(self.router, source, self._key, self._guard, listener, self._wake)
-        self._close_channel()  # only now: nothing that is said meanwhile is missed
+        self._close_channel()  # after the new one is open, so that no advert is missed
         self._channel, self._listener = channel, listener
-        self._hearing.tidy()
+        self._listeners.tidy()
         self._settings = self._new_settings(source)
 
     def _close_channel(self) -> None:
@@ -371,7 +384,7 @@ class Router:
         if self._channel is not None:
             self._channel.close()
         self._channel = self._listener = None
-        self._hearing.tidy()
+        self._listeners.tidy()
 
     def _close_holding(self) -> None:
         if self._holding is not None:
@@ -399,17 +412,17 @@ class Router:
             grouped=self._grouped,
         )
 
-    # What is told
+    # Status
 
     def status(self) -> RouterStatus:
-        """As of now."""
+        """Return the present status."""
         state, now = self.state, time.time()
         reasons = self._judgement.reasons
         if self._fault and not self._judgement.fitness.fault:
             reasons = (self._fault, *reasons)
         on_host = self._holding.problems if self._holding else ()
         own = (*on_host, ("send", self._send_problem if state.role is Role.MASTER else ""))
-        common = told(
+        common = common_status(
             self.router,
             role=state.role,
             since=now - (self._loop.time() - state.since),

@@ -32,9 +32,9 @@ class _Signals:
 
 
 async def run(path: Path, standing: realtime.Standing) -> None:
-    """Take part in failover as the file says until SIGTERM or SIGINT; SIGHUP reloads.
+    """Take part in failover as the file says, until SIGTERM or SIGINT; SIGHUP reloads.
 
-    Raises SteelyardError when it cannot start; no VIP is left then, whatever the reason.
+    Raises SteelyardError when it cannot start; then no VIP is left on, whatever the reason.
     """
     signals = _signals()
     lock = FailoverLock()
@@ -42,14 +42,14 @@ async def run(path: Path, standing: realtime.Standing) -> None:
         orders = await read_orders(path, at_once=True)
         gid = None if orders.socket_group is None else group_id(orders.socket_group)
         listener = listen_unix(orders.socket, gid)
-        door = control.Door(listener, access(gid), gid)
+        control_socket = control.ControlSocket(listener, access(gid), gid)
         try:
-            await _run_locked(path, standing, orders, door, signals, lock)
+            await _run_locked(path, standing, orders, control_socket, signals, lock)
         finally:
-            door.listener.close()
+            control_socket.listener.close()
     except Exception:
         with contextlib.suppress(OSError, SteelyardError):
-            remove_stale()  # nobody would take care of them
+            remove_stale()  # nothing would remove them later
         raise
     finally:
         lock.release()
@@ -59,17 +59,17 @@ async def _run_locked(
     path: Path,
     standing: realtime.Standing,
     orders: Orders,
-    door: control.Door,
+    control_socket: control.ControlSocket,
     signals: _Signals,
     lock: FailoverLock,
 ) -> None:
     for refused in standing.refused:
         log.warning("not all that was wanted", problem=refused)
-    # It must not wait for a service manager that hangs.
+    # The process must not wait for a service manager that hangs.
     notifier = replace(Notifier.from_environment(os.environ, os.getpid()), patience_s=0.0)
     team = Team(path, orders, standing, notifier)
     work: dict[str, Callable[[], Coroutine[None, None, None]]] = {
-        "control": lambda: control.serve(door, team),
+        "control": lambda: control.serve(control_socket, team),
         "saved": team.keep_saved,
         "counters": team.keep_counters,
         "interfaces": team.tracking.run,
@@ -103,7 +103,7 @@ async def _run_locked(
 
 
 async def _guarded(name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
-    """Do it, again if it fails: no task may end the others."""
+    """Do the work, and again if it fails, because no task may end the others."""
     while True:
         try:
             await work()
@@ -115,19 +115,22 @@ async def _guarded(name: str, work: Callable[[], Coroutine[None, None, None]]) -
 
 
 async def _look(team: Team, lock: FailoverLock) -> None:
-    """What no event tells: a program taken off, an agent that says nothing, garbage, a lock that
-    was removed."""
-    said = ""
+    """Check regularly for what no event reports.
+
+    That is a program that was detached, an agent that sends nothing, garbage, and a lock that was
+    removed.
+    """
+    logged = ""
     while True:
         await asyncio.sleep(LOOK_S)
         try:
             if lock.put_back():
                 log.warning("the lock was removed by somebody else, and is put back")
-            said = ""
+            logged = ""
         except SteelyardError as error:
-            if str(error) != said:
+            if str(error) != logged:
                 log.error("the lock was removed and cannot be put back", problem=str(error))
-            said = str(error)
+            logged = str(error)
         team.tracking.look_soon()
         team.judge()
         realtime.collect()
@@ -140,7 +143,7 @@ async def _reload_on(hangup: asyncio.Event, team: Team) -> None:
         try:
             await team.reload()
         except SteelyardError:
-            continue  # logged, and shown by status
+            continue  # it is logged, and the status shows it
 
 
 def _signals() -> _Signals:
@@ -149,5 +152,5 @@ def _signals() -> _Signals:
     loop.add_signal_handler(signal.SIGTERM, signals.stop.set)
     loop.add_signal_handler(signal.SIGINT, signals.stop.set)
     loop.add_signal_handler(signal.SIGHUP, signals.hangup.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked since the first moment
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked since the start
     return signals

@@ -1,8 +1,8 @@
-"""Runs the tracked scripts, in a process of its own: a start of a command blocks who starts it.
+"""Runs the tracked scripts in a process of its own, because starting a command blocks the caller.
 
-``python -m agent.failover.process.runner`` reads on its standard input one line of JSON for every
-new set of scripts, ``[[id, command, interval_s, timeout_s], …]``, and writes ``[id, ok, detail]``
-for each run. It ends with its input.
+``python -m agent.failover.process.runner`` reads one line of JSON from standard input for every new
+set of scripts, ``[[id, command, interval_s, timeout_s], …]``, and writes ``[id, ok, detail]`` for
+each run. It ends when its input ends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ MAX_LINE_BYTES = 1 << 20
 
 
 async def result(command: list[str], timeout_s: float) -> tuple[bool, str]:
-    """Whether it exits with 0 in time; it and all that it started are killed in the end."""
+    """Run a command, and return whether it exits with 0 in time, and a detail if it does not.
+
+    At the end the command and everything that it has started are killed.
+    """
     null = asyncio.subprocess.DEVNULL
     try:
         process = await asyncio.create_subprocess_exec(
@@ -47,7 +50,7 @@ async def _repeat(number: int, command: list[str], interval_s: float, timeout_s:
         ok, detail = await result(command, timeout_s)
         sys.stdout.write(json.dumps([number, ok, detail]) + "\n")
         sys.stdout.flush()
-        # One that takes long is not made up for.
+        # Runs that were missed because one took long are not made up for.
         due_s = max(due_s + interval_s, loop.time())
         await asyncio.sleep(due_s - loop.time())
 
@@ -71,7 +74,7 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
 
 if __name__ == "__main__":
     be_ordinary()
-    # What the terminal or the service manager sends is for the parent, which closes the input.
+    # Signals of the terminal or the service manager are for the parent, which closes the input.
     for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     asyncio.run(_run())

@@ -1,7 +1,7 @@
-"""Owns what the failover process keeps over a restart: the operator's modes, the agent's word, and
-the counters that guard against recordings of adverts.
+"""Owns what the failover process keeps over a restart.
 
-The word of the agent is about the kernel's tables, so that of another boot is void.
+This is the operator's modes, the agent's last heartbeat, and the counters that protect against
+replayed adverts. The heartbeat is about the kernel's tables, so one from an earlier boot is void.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """``attached`` and ``why``: the agent's word; None: it was not heard since the host booted."""
+    """What is saved; ``attached`` and ``why`` are from the agent's last heartbeat."""
 
-    modes: Mapping[str, Mode] = field(default_factory=dict)  # by instance, those not NORMAL
-    attached: bool | None = None
+    modes: Mapping[str, Mode] = field(default_factory=dict)  # by instance, without those NORMAL
+    attached: bool | None = None  # None: the agent was not heard since the host booted
     why: str = ""
     programs: frozenset[str] = frozenset()  # interfaces that had an XDP program then
     counters: Mapping[str, Mapping[Address, int]] = field(default_factory=dict)  # by router, sender
 
 
 class SavedFile:
-    """``<name>.failover.json`` in the state folder."""
+    """The file ``<name>.failover.json`` in the state folder."""
 
     def __init__(self, state_dir: Path, name: str) -> None:
         self._path = state_dir / f"{name}.failover.json"
@@ -44,7 +44,7 @@ class SavedFile:
         self._problem = ""
 
     def load(self) -> Saved:
-        """What was saved; a damaged file is said and counts as none."""
+        """Return what was saved. A damaged file is logged, and counts as none."""
         try:
             self._written = _parse(self._path.read_text(encoding="utf-8"), _boot_id())
         except FileNotFoundError:
@@ -59,7 +59,10 @@ class SavedFile:
         return self._written
 
     async def save(self, saved: Saved) -> None:
-        """Write it if it is news; what cannot be written is said, and holds for this process."""
+        """Write it if it has changed.
+
+        If that fails, it is logged, and what was to be saved is valid only for this process.
+        """
         async with self._writing:
             if saved == self._written:
                 return
@@ -101,7 +104,7 @@ def _parse(text: str, boot_id: str) -> Saved:
     modes = {str(name): Mode(mode) for name, mode in data["modes"].items()}
     counters = {
         str(name): {ip_address(source): int(counter) for source, counter in of.items()}
-        for name, of in data.get("counters", {}).items()  # a file of before has none
+        for name, of in data.get("counters", {}).items()  # older versions wrote none
     }
     if data["boot"] != boot_id or data["attached"] is None:
         return Saved(modes, counters=counters)

@@ -1,4 +1,4 @@
-"""Knows how the tracked scripts are doing, from what the runner tells."""
+"""Keeps the states of the tracked scripts, from the results that the runner reports."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ log = get_logger()
 
 
 class Scripts:
-    """The scripts of all virtual routers; one that two of them track runs once."""
+    """The scripts of all virtual routers; one that several of them track runs only once."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._wanted: tuple[TrackedScript, ...] = ()
         self._states: dict[TrackedScript, ScriptState] = {}
-        # Never given twice: the runner may still tell of a set of before.
+        # A number is never used twice, because the runner may still report on an earlier set.
         self._numbers: dict[int, TrackedScript] = {}
         self._next = itertools.count(1)
         self._news = asyncio.Event()
 
     def watch(self, scripts: Iterable[TrackedScript]) -> None:
-        """These from now on; what is known of them stays known."""
+        """Watch these scripts from now on; the states of those that stay are kept."""
         wanted = tuple(dict.fromkeys(scripts))
         if set(wanted) != set(self._wanted):
             self._wanted = wanted
@@ -43,11 +43,11 @@ class Scripts:
             self._news.set()
 
     def state(self, script: TrackedScript) -> ScriptState:
-        """Where it stands."""
+        """Return the state of a script."""
         return self._states.get(script, ScriptState())
 
     async def run(self) -> None:
-        """Keep a runner for as long as there is a script."""
+        """Keep a runner process while there is any script."""
         while True:
             await self._news.wait()
             if not self._wanted:
@@ -78,11 +78,11 @@ class Scripts:
         finally:
             asking.cancel()
             transport.close()
-            process.stdin.close()  # which ends it
+            process.stdin.close()  # this makes the runner end
             process.poll()
 
     async def _ask(self, writer: IO[bytes]) -> None:
-        """Tell the runner what to run, now and at every change."""
+        """Send the runner the set of scripts, now and at every change."""
         while True:
             await self._news.wait()
             self._news.clear()

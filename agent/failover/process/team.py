@@ -1,5 +1,7 @@
-"""Owns the virtual routers of this node: makes them as configured, has groups move together, and
-answers what is asked of the process."""
+"""Owns the virtual routers of this node.
+
+It makes them as configured, has groups move together, and carries out requests to the process.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from agent.failover.host.addresses import left_behind, remove_stale
 from agent.failover.model import Method, Mode, Role
 from agent.failover.plan import VirtualRouter
 from agent.failover.process.announced import Announced
-from agent.failover.process.hearing import Hearing
+from agent.failover.process.listeners import Listeners
 from agent.failover.process.reading import Orders, read_orders
 from agent.failover.process.realtime import Standing
 from agent.failover.process.router import Router
@@ -34,14 +36,14 @@ from agent.notify import Notifier
 
 log = get_logger()
 
-# What of the configuration the process itself stands on.
+# Settings that the process uses from its start, so a reload cannot change them.
 _FIXED = ("name", "socket", "socket_group", "state_dir")
 
 type Member = Router | Announced
 
 
 class Team:
-    """All routers of this node. ``start`` first, ``stop`` last."""
+    """All virtual routers of this node. Call ``start`` first and ``stop`` last."""
 
     def __init__(self, path: Path, orders: Orders, standing: Standing, notifier: Notifier) -> None:
         self._path = path
@@ -50,7 +52,7 @@ class Team:
         self._changing = asyncio.Lock()  # one reload at a time
         self._standing = standing
         self._started = time.time()
-        self._hearing = Hearing()
+        self._listeners = Listeners()
         self._members: dict[str, Member] = {}
         self._file = SavedFile(orders.state_dir, orders.name)
         self._saved = self._file.load()
@@ -61,13 +63,16 @@ class Team:
         self.config_problem = orders.problem
 
     def start(self) -> None:
-        """Take part in all that is configured; what a former process left and is not is removed."""
+        """Start all routers that are configured.
+
+        VIPs that an earlier process has left and that are not configured are removed.
+        """
         kept = _remove_stale(_places(self._orders.plan.routers))
         self._watch()
         self._add(self._orders.plan.routers, inherited=kept)
 
     def take(self, orders: Orders) -> None:
-        """Other orders: what is the same in them goes on untouched."""
+        """Apply other orders; routers that are the same in them go on untouched."""
         self._orders = orders
         self.config_problem = orders.problem
         self._watch()
@@ -83,16 +88,16 @@ class Team:
             with _guarded(name):
                 self._change(member, wanted[name])
         self._add(new, inherited=frozenset())
-        self.judge()  # once more, all being there: the group of a router may be another one
-        # In the order of the configuration, for whoever reads the status.
+        self.judge()  # once more with all of them, as the group of a router may have changed
+        # In the order of the configuration, for readers of the status.
         self._members = {name: self._members[name] for name in wanted if name in self._members}
 
     async def leave(self) -> None:
-        """Before ``stop``: have the other nodes take over.
+        """Have the other nodes take over; call it before ``stop``.
 
-        By a handover if the agent can do one: it sees in the next answer that this process leaves,
-        and ends the wait. Otherwise a connection that the other one was not told of yet would be
-        lost.
+        If the agent can hand over, it does: it sees in the next answer that this process leaves,
+        and ends the wait when it is done. Without a handover, connections of which the other node
+        does not know the flows yet would be lost.
         """
         self._leaving = True
         self._excused.clear()
@@ -105,14 +110,14 @@ class Team:
         await asyncio.gather(*(each.leave() for each in routers), return_exceptions=True)
 
     async def _until_excused(self) -> None:
-        """Or until the agent has gone, too."""
+        """Wait until the agent has done what it can, or is gone itself."""
         while self.tracking.hands_over() and not self._excused.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EXCUSED_LOOK_S):
                     await self._excused.wait()
 
     def stop(self) -> None:
-        """No VIP is on any more, nothing is watched."""
+        """Stop all routers, so that no VIP is on any more, and stop tracking."""
         self._saved = replace(self._saved, counters=self._counters())  # for the last ``save``
         for name, member in self._members.items():
             with _guarded(name):
@@ -121,18 +126,18 @@ class Team:
         self.tracking.close()
 
     def judge(self) -> None:
-        """Something that is tracked has changed, or time has passed."""
+        """Judge all routers again, because something tracked has changed or time has passed."""
         for name, member in tuple(self._members.items()):
             with _guarded(name):
                 self._observe(member)
 
     def status_line(self) -> str:
-        """One line for the service manager."""
+        """Return one line for the service manager."""
         roles = [(m.router.name, m.role.value) for m in self._members.values()]
         return ", ".join(f"{name}: {role}" for name, role in roles) or "no instance is configured"
 
     def status(self) -> dict[str, Any]:
-        """Everything, as JSON."""
+        """Return the whole status, as plain data for JSON."""
         return to_json(
             FailoverStatus(
                 pid=os.getpid(),
@@ -148,7 +153,7 @@ class Team:
         )
 
     def agent_says(self, word: AgentWord) -> None:
-        """The agent's heartbeat."""
+        """Take in a heartbeat of the agent."""
         if self.tracking.heard(word):
             self.judge()
             self._to_save.set()
@@ -158,9 +163,9 @@ class Team:
                     member.vouch(at_s)
 
     async def set_mode(self, mode: Mode, instance: str | None) -> None:
-        """What the operator wants of an instance and those of its group; None: of all."""
+        """Set the mode of an instance and those of its group; None: of all instances."""
         members = self._named(instance)
-        if self._leaving:  # that of a handover: the next process is to have the operator's
+        if self._leaving:  # set by the handover; the next process must have the operator's mode
             for member in members:
                 member.set_mode(mode)
             return
@@ -175,17 +180,17 @@ class Team:
         await self.save()
 
     def claim(self, instance: str | None) -> None:
-        """Be master now, of an instance and those of its group; None: of all."""
+        """Become master of an instance and those of its group; None: of all instances."""
         for member in self._named(instance):
             if isinstance(member, Router):
                 member.handle(Claim())
 
     def excuse(self) -> None:
-        """If this process is to leave: the agent has done what it can, nobody is waited for."""
+        """If this process is leaving, end its wait: the agent has done what it can."""
         self._excused.set()
 
     async def reload(self) -> None:
-        """Read the configuration again. A bad one changes nothing, and status says so."""
+        """Read the configuration again. A bad one changes nothing, and the status says so."""
         async with self._changing:
             self._notifier.reloading()
             try:
@@ -198,25 +203,28 @@ class Team:
                 self._notifier.ready(self.status_line())
 
     async def keep_saved(self) -> None:
-        """Write what has changed, for ever."""
+        """Save what has changed; runs until it is cancelled."""
         while True:
             await self._to_save.wait()
             self._to_save.clear()
             await self.save()
 
     async def save(self) -> None:
-        """Write it now, if it is news."""
+        """Save now, if something has changed."""
         self._saved = replace(self._saved, counters=self._counters())
         await self._file.save(self.tracking.to_save(self._saved))
 
     async def keep_counters(self) -> None:
-        """Save now and then what guards against recordings, for ever."""
+        """Save the counters of adverts regularly; runs until it is cancelled."""
         while True:
             await asyncio.sleep(COUNTERS_SAVED_S)
             self._to_save.set()
 
     def _counters(self) -> dict[str, Mapping[Address, int]]:
-        """Of each virtual router, the last one of each sender; of those not here any more, too."""
+        """Return the last counter of each sender, by virtual router.
+
+        Routers that no longer exist keep theirs.
+        """
         routers = (each for each in self._members.values() if isinstance(each, Router))
         heard = {each.router.name: each.counters() for each in routers}
         return {**self._saved.counters, **{name: c for name, c in heard.items() if c}}
@@ -238,11 +246,11 @@ class Team:
             return members
         groups = {m.router.group for m in members if m.router.instance.name == instance}
         if not groups:
-            there = ", ".join(dict.fromkeys(m.router.instance.name for m in members))
+            names = ", ".join(dict.fromkeys(m.router.instance.name for m in members))
             raise RequestError(
                 f"there is no instance {instance!r}",
                 where="failover",
-                remedy=f"name one of: {there}" if there else "configure `failover.instances`",
+                remedy=f"name one of: {names}" if names else "configure `failover.instances`",
             )
         return tuple(member for member in members if member.router.group in groups)
 
@@ -252,7 +260,7 @@ class Team:
     def _add(
         self, routers: Iterable[VirtualRouter], inherited: frozenset[tuple[str, Address]]
     ) -> None:
-        """Make all, then start all: none of a group moves before the others are there."""
+        """Make all routers, then start all: no router moves before the rest of its group exists."""
         made: list[Member] = []
         for router in routers:
             with _guarded(router.name):
@@ -279,7 +287,7 @@ class Team:
             made = Router(
                 router,
                 key,
-                self._hearing,
+                self._listeners,
                 grouped=grouped,
                 mode=mode,
                 group=self._group,
@@ -307,9 +315,9 @@ class Team:
         return sum(other.group == router.group for other in others) > 1
 
     def _group(self, router: Router) -> Mapping[str, Router]:
-        """The routers that move together with one."""
+        """Return the routers that move together with one, by name."""
         if self._members.get(router.router.name) is not router:
-            return {router.router.name: router}  # it is just being removed
+            return {router.router.name: router}  # this router is being removed
         return {
             name: member
             for name, member in self._members.items()
@@ -319,7 +327,7 @@ class Team:
 
 @contextlib.contextmanager
 def _guarded(name: str) -> Iterator[None]:
-    """What goes wrong with one router is no matter of the others."""
+    """Log an exception of one router, so that it does not affect the others."""
     try:
         yield
     except Exception:
@@ -327,20 +335,29 @@ def _guarded(name: str) -> Iterator[None]:
 
 
 def _identity(router: VirtualRouter) -> tuple[object, ...]:
-    """What another virtual router differs in; all else can change while it is master."""
+    """Return the settings that identify a virtual router.
+
+    All others can change while it is master.
+    """
     instance = router.instance
     return router.interface, router.family, instance.vrid, instance.method, instance.virtual_mac
 
 
 def _places(routers: Iterable[VirtualRouter]) -> Iterator[tuple[str, Address]]:
-    """Where a former process's VIPs can stay. The interface of a virtual MAC is made anew."""
+    """Yield the interfaces and VIPs on which VIPs of an earlier process may stay.
+
+    The interface of a virtual MAC is made anew, so VIPs on it cannot stay.
+    """
     for router in routers:
         if router.instance.accept and not router.instance.virtual_mac:
             yield from ((router.interface, vip) for vip in router.vips)
 
 
 def _remove_stale(wanted: Iterable[tuple[str, Address]]) -> frozenset[tuple[str, Address]]:
-    """Remove what a former process left and nobody wants; which of the wanted it left."""
+    """Remove VIPs that an earlier process left and that are not in ``wanted``.
+
+    Returns those of ``wanted`` that it left.
+    """
     wanted = frozenset(wanted)
     for stale in remove_stale(wanted):
         log.warning(

@@ -1,7 +1,7 @@
-"""Knows what the priorities depend on: interfaces, scripts, the agent's word; judges each node's.
+"""Tracks what priorities depend on (interfaces, scripts, the agent's heartbeats), and judges them.
 
-The agent's data plane outlives the agent: its last word counts until the next one, and the kernel
-says whether the program is still there.
+The data plane outlives the agent, so the last heartbeat counts until the next one, and the kernel
+says whether the program is still attached.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ log = get_logger()
 
 
 class Tracking:
-    """``changed`` is called when a router may have to be judged anew."""
+    """Everything that is tracked on this node.
+
+    ``changed`` is called when a router may have to be judged again.
+    """
 
     def __init__(self, saved: Saved, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -43,12 +46,12 @@ class Tracking:
         self._loop.add_reader(self._links.fileno(), self._event)
 
     def close(self) -> None:
-        """Give the sockets back."""
+        """Close the sockets."""
         self._loop.remove_reader(self._links.fileno())
         self._links.close()
 
     def watch(self, routers: Iterable[VirtualRouter], with_program: Iterable[str]) -> None:
-        """What these depend on; the agent's program is on the interfaces named last."""
+        """Track what these routers depend on; ``with_program``: the agent's program is on these."""
         routers = tuple(routers)
         self._with_program = frozenset(with_program)
         tracked = {each.name for r in routers for each in r.instance.track.interfaces}
@@ -59,14 +62,14 @@ class Tracking:
         self.look_soon()
 
     def look_soon(self) -> None:
-        """Ask the kernel anew; ``run`` does it."""
+        """Have ``run`` ask the kernel again."""
         self._dirty.set()
 
     async def run(self) -> None:
-        """Look whenever something has changed, for ever.
+        """Ask the kernel whenever something has changed; runs until it is cancelled.
 
-        In a thread: the kernel answers when nobody else changes an interface of this host, and
-        an advert cannot wait so long.
+        This runs in a thread: the kernel answers only when nothing else is changing an interface of
+        this host, and an advert cannot wait that long.
         """
         while True:
             await self._dirty.wait()
@@ -79,7 +82,7 @@ class Tracking:
         for name in names:
             try:
                 found[name] = self._links.interface(name)
-            except OSError as error:  # what was known stays
+            except OSError as error:  # the last known state stays
                 log.warning("an interface cannot be read", interface=name, error=str(error))
         return found
 
@@ -90,15 +93,15 @@ class Tracking:
         return self._interfaces != before
 
     def interface(self, name: str) -> Interface | None:
-        """As it was at the last look."""
+        """Return an interface as it was when it was last read."""
         return self._interfaces.get(name)
 
     def heard(self, word: AgentWord) -> bool:
-        """The agent's heartbeat; whether it says anything new."""
+        """Take in a heartbeat of the agent, and return whether it says anything new."""
         now_s = self._loop.time()
         before, self._word = self._word, word
         if before is None or not before.attached or now_s - self._heard_s > RESTARTED_S:
-            self._programs_seen = frozenset()  # it may be attached in another way now
+            self._programs_seen = frozenset()  # the program may be attached in another way now
         self._heard_s, self.agent_seen = now_s, time.time()
         self._note_programs()
         if before is None or before.attached != word.attached:
@@ -106,7 +109,7 @@ class Tracking:
         return before != word
 
     def judge(self, router: VirtualRouter) -> Judgement:
-        """What this router's priority is, and whether its node may be master."""
+        """Return the priority of a router, and whether this node may be its master."""
         interfaces = {n: i.up and i.carrier for n, i in self._interfaces.items() if i is not None}
         scripts = {each.name: self.scripts.state(each) for each in router.instance.track.scripts}
         observed = Observations(
@@ -117,8 +120,9 @@ class Tracking:
             program=self._has_programs(),
         )
         judged = fitness(router.instance, router.interface, router.services, observed)
-        # Its agent says whether it has the flows of the others: without them, the connections of
-        # a master that is well would be cut. One of before a restart may be another node by now.
+        # The agent reports whether it has the flows of the others. Without them, preempting a
+        # master that is well would cut its connections. An old heartbeat, or one from before a
+        # restart, does not count, because the agent may have been replaced since.
         tracked = router.instance.track.dataplane
         return replace(judged, waits_for=self._waits_for() if tracked else "")
 
@@ -128,18 +132,18 @@ class Tracking:
         return "" if word.ready else word.waits_for or "the agent is not ready"
 
     def hands_over(self) -> bool:
-        """Whether the agent, asked now, would hand over to another balancer."""
+        """Return whether the agent would hand over to another balancer if it were asked now."""
         return (word := self._fresh_word(PRESENT_S)) is not None and word.hands_over
 
     def to_save(self, saved: Saved) -> Saved:
-        """With the agent's word."""
+        """Return ``saved`` with the agent's last heartbeat."""
         if self._word is None:
             return saved
         word = self._word
         return replace(saved, attached=word.attached, why=word.why, programs=self._programs_seen)
 
     def _fresh_word(self, most_s: float) -> AgentWord | None:
-        """The agent's last one, if it is not older than that, nor of before our start."""
+        """Return the last heartbeat if it is at most ``most_s`` old and came since our start."""
         away_s = self._loop.time() - self._heard_s
         return self._word if self.agent_seen is not None and away_s < most_s else None
 
@@ -151,13 +155,16 @@ class Tracking:
             log.exception("an event of an interface failed")
 
     def _note_programs(self) -> None:
-        """Where XDP programs are while the agent says that it is attached: not there if by tc."""
+        """Note the interfaces that have an XDP program while the agent is attached.
+
+        If it is attached by tc, there is none.
+        """
         if self._word is not None and self._word.attached:
-            there = {n for n in self._with_program if (i := self._interfaces.get(n)) and i.program}
-            self._programs_seen |= there
+            found = {n for n in self._with_program if (i := self._interfaces.get(n)) and i.program}
+            self._programs_seen |= found
 
     def _has_programs(self) -> bool | None:
-        """Whether they are still where they were; None: the agent has none that can be seen."""
+        """Return whether the XDP programs are still where they were; None: none were seen."""
         seen = self._programs_seen & self._with_program
         if not seen:
             return None

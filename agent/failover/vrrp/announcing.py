@@ -1,9 +1,9 @@
 """Decides when a master announces its VIPs again because another node might have had them.
 
-Each reason is answered at once and once more after an advert's interval: the other node may have
-answered for a VIP until it heard the winner. Two masters of which only one hears the other go on
-for as long as their network is broken; so there are never more than a few announcements in a row,
-but none is left out: the last reason is always followed by one.
+Each reason leads to an announcement at once and to another one after an advert interval, because
+the other node may have answered for a VIP until it heard the winner. Two masters of which only one
+hears the other give new reasons for as long as their network is broken. So the number of
+announcements in a row is limited, but the last reason is always followed by one.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from dataclasses import dataclass, replace
 
 from agent.failover.times import ANNOUNCE_ROW_S
 
-ROW = 4  # announcements at most, in ANNOUNCE_ROW_S
+ROW = 4  # most announcements in ANNOUNCE_ROW_S
 
 
 @dataclass(frozen=True, slots=True)
 class Announcing:
-    """When the last ones were made, and when the next one is due."""
+    """When the last announcements were made, and when the next one is due."""
 
     due_s: float | None = None
-    again_s: float | None = None  # one more, not before this time
-    made_s: tuple[float, ...] = ()  # at most ROW, the oldest first
+    again_s: float | None = None  # one more is wanted, but not before this time
+    made_s: tuple[float, ...] = ()  # at most ROW, oldest first
 
 
 def wanted(announcing: Announcing, now_s: float, interval_s: float) -> tuple[Announcing, bool]:
-    """There is a reason now. True: announce at once."""
+    """Take in that there is a reason now. True: announce at once."""
     announcing = replace(announcing, again_s=now_s + interval_s)
     free_s = _free_s(announcing)
     if free_s <= now_s:
@@ -34,12 +34,15 @@ def wanted(announcing: Announcing, now_s: float, interval_s: float) -> tuple[Ann
 
 
 def taken(now_s: float, interval_s: float) -> Announcing:
-    """Taken from a living master, and announced, now: once more after an interval."""
+    """Take in that the VIPs were taken from a living master and announced now.
+
+    They are announced once more after an interval.
+    """
     return _made(Announcing(again_s=now_s + interval_s), now_s)
 
 
 def due(announcing: Announcing, now_s: float) -> tuple[Announcing, bool]:
-    """What is due by now. True: announce."""
+    """Take in that time has passed. True: an announcement is due, so announce."""
     if announcing.due_s is None or announcing.due_s > now_s:
         return announcing, False
     return _made(announcing, now_s), True
@@ -55,6 +58,6 @@ def _made(announcing: Announcing, now_s: float) -> Announcing:
 
 
 def _free_s(announcing: Announcing) -> float:
-    """From when on one more is allowed."""
+    """Return the time from which one more announcement is allowed."""
     made_s = announcing.made_s
     return made_s[0] + ANNOUNCE_ROW_S if len(made_s) == ROW else float("-inf")

@@ -1,4 +1,4 @@
-"""Owns what one virtual router says and hears: its adverts out, and from the listener those in."""
+"""Owns the adverts of one virtual router: sends its own, and decodes those from the listener."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from agent.failover.vrrp.listener import Listener
 from agent.failover.vrrp.replay import Guard
 from agent.model import Address
 
-_COUNTED = (Authentication.AH, Authentication.HMAC)  # a repeated packet is none of theirs
+_COUNTED = (Authentication.AH, Authentication.HMAC)  # with these a repeated packet is a replay
 
 
 class Channel:
-    """Of one virtual router, in the network namespace of the caller.
+    """The channel of one virtual router, in the network namespace of the caller.
 
-    Opening and sending raise OSError: no such interface, no permission, the link is down. After
-    the interface was made anew, open another one. ``guard`` knows what an earlier channel heard,
-    for as long as somebody may repeat it. ``listener`` is shared with others; without one, it has
-    its own. ``wake`` is called when there is something to be ``taken``.
+    Opening and sending raise OSError if there is no such interface, no permission, or the link is
+    down. After the interface has been created anew, open another channel. ``guard`` holds the
+    counters that earlier channels have heard, so that those adverts cannot be replayed.
+    ``listener`` may be shared with other channels; without it, the channel opens its own. ``wake``
+    is called when there is something for ``taken`` to return.
     """
 
     def __init__(
@@ -49,15 +50,17 @@ class Channel:
         self._kind = instance.authentication
         destinations = router.peers or (headers.group(router.family),)
         self._destinations = tuple((each, (str(each), 0)) for each in destinations)
-        # Unicast comes from the interface's own MAC: which one a peer has, the kernel knows.
+        # Unicast leaves from the interface's own MAC, because the kernel resolves the peer's MAC.
         virtual = instance.virtual_mac and not router.peers
         self._frame_head = headers.ethernet_header(router.family, instance.vrid) if virtual else b""
         self._identifier = 0
         self._guard = Guard() if guard is None else guard
-        # The others remember us as we do them: if a clock was once far ahead, all go on from there
+        # Peers remember our counters as we do theirs. If a clock was once far ahead, all of them
+        # continue from there.
         self._counter = max(self._guard.to_save().values(), default=0)
         self._found: list[Advert | Refusal] = []
-        self._last: tuple[Datagram | None, Advert | Refusal | None] = (None, None)  # and what it is
+        # The last datagram, and what it was decoded to.
+        self._last: tuple[Datagram | None, Advert | Refusal | None] = (None, None)
         self._wake = wake
         self._opened = contextlib.ExitStack()
         try:
@@ -74,15 +77,15 @@ class Channel:
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
-        """By which it hears, with others if the listener is shared."""
+        """The sockets on which it receives, with other channels if the listener is shared."""
         return self._listener.sockets
 
     def close(self) -> None:
-        """Hear and send no more."""
+        """Stop receiving and sending."""
         self._opened.close()
 
     def send(self, priority: int) -> None:
-        """One advert: to the group, or to each peer, also if one of them cannot be sent to."""
+        """Send one advert to the group, or to each peer even if sending to one of them fails."""
         failed: OSError | None = None
         for destination, target in self._destinations:
             self._identifier = self._identifier % 0xFFFF + 1  # 0 would have the kernel choose
@@ -105,17 +108,17 @@ class Channel:
             raise failed
 
     def receive(self) -> list[Advert | Refusal]:
-        """All that has come since, adverts of other virtual routers left out."""
+        """Read the sockets, and return what has come for this virtual router."""
         self._listener.read()
         return self.taken()
 
     def taken(self) -> list[Advert | Refusal]:
-        """What was read for it since."""
+        """Return what has been read for this virtual router since the last call."""
         found, self._found = self._found, []
         return found
 
     def hear(self, heard: Datagram) -> bool | None:
-        """Decode it, for ``taken``."""
+        """Decode a datagram, and keep the result for ``taken``; see ``listener.Member``."""
         if heard is not self._last[0] or self._kind in _COUNTED:
             self._last = heard, packet.decode(self.own, heard, self._guard)
         found = self._last[1]
@@ -136,7 +139,7 @@ class Channel:
         return opened
 
     def _open_out(self) -> socket.socket:
-        """Sends whole packets, and hears nothing."""
+        """Open the socket that sends whole packets; it receives nothing."""
         interface = self.own.router.interface
         if self._frame_head:
             out = self._open(socket.AF_PACKET, socket.SOCK_RAW, 0)

@@ -1,4 +1,4 @@
-"""Decides what is wrong between this node and another one of the same virtual router."""
+"""Decides what is wrong between this node and another node of the same virtual router."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.failover.vrrp.advert import Advert, Reason, Refusal
 from agent.failover.vrrp.packet import advertised
 from agent.model import Address
 
-# What an operator does about a refusal; keepalived's words in brackets.
+# What an operator can do about a refusal, with keepalived's keywords in brackets.
 _REMEDIES = {
     Reason.VERSION: "give both nodes the same `version` [vrrp_version]",
     Reason.AUTHENTICATION: (
@@ -25,10 +25,10 @@ _REMEDIES = {
     Reason.INTERVAL: "give both nodes the same `interval` [advert_int], in whole seconds",
     Reason.TTL: (
         "the nodes must be on one segment, without a router between them; if they are,"
-        " somebody else sends adverts from elsewhere"
+        " another host sends adverts from elsewhere"
     ),
     Reason.SOURCE: (
-        "add it to `peers`, or set that node's `source` [unicast_src_ip]; if it is no balancer,"
+        "add it to `peers`, or set that node's `source` [unicast_src_ip]; if it is not a balancer,"
         " or the address is this node's own, find who sends it"
     ),
     Reason.VRID: (
@@ -38,14 +38,14 @@ _REMEDIES = {
         "if it lasts, somebody repeats old adverts, or that node's clock was set back:"
         " it is believed again as soon as it has heard this node"
     ),
-    Reason.DAMAGED: "find what sends it: no node that keeps to the RFCs does",
+    Reason.DAMAGED: "find what sends it: a node that follows the RFCs does not",
 }
-_MANY = 5  # VIPs that a text names
+_MANY = 5  # how many VIPs a text names
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """What a Problem of the status says, without its times."""
+    """A mismatch with another node: the Problem of the status without its times."""
 
     kind: str  # vips, priority, interval, or a Reason
     text: str  # what is wrong, with whom, and the remedy
@@ -55,7 +55,7 @@ class Mismatch:
 def problems(
     router: VirtualRouter, source: Address, priority: int, heard: Advert | Refusal
 ) -> tuple[Mismatch, ...]:
-    """What is wrong with what was heard; ``source`` and ``priority`` are this node's own."""
+    """Return what is wrong with what was heard; ``source`` and ``priority`` are this node's own."""
     if isinstance(heard, Refusal):
         text = f"{heard.text}: its adverts are not listened to; {_REMEDIES[heard.reason]}"
         return (Mismatch(heard.reason.value, text, heard.source),)
@@ -71,7 +71,8 @@ def _vips(router: VirtualRouter, heard: Advert) -> str:
     named = advertised(router)
     if named == heard.vips:
         return ""
-    # A link-local one may be made up on either side: RFC 9568 wants one, keepalived does not.
+    # Either side may have added a link-local VIP of its own: RFC 9568 requires one, keepalived does
+    # not.
     ours, theirs = _routable(named), _routable(heard.vips)
     if ours == theirs:
         return ""
@@ -81,8 +82,8 @@ def _vips(router: VirtualRouter, heard: Advert) -> str:
         if having - other
     ]
     return (
-        f"{heard.source} advertises other VIPs than this node has ({'; '.join(only)}): those of"
-        " one node alone go away with it; give both the same `vips` [virtual_ipaddress]"
+        f"{heard.source} advertises other VIPs than this node has ({'; '.join(only)}): VIPs that"
+        " only one node has go away with it; give both the same `vips` [virtual_ipaddress]"
     )
 
 
@@ -119,10 +120,10 @@ def _priority(source: Address, priority: int, heard: Advert) -> str:
         )
     if priority == PROMOTED:
         return (
-            f"{both}: it seems that both are promoted, and {wins} has the VIPs for its higher"
-            " address; release one with `lbctl failover release`"
+            f"{both}: it seems that both are promoted, and {wins} has the VIPs because of its"
+            " higher address; release one with `lbctl failover release`"
         )
     return (
-        f"{both}: {wins} goes first only for its higher address; give them different `priority`"
+        f"{both}: {wins} wins only because of its higher address; give them different `priority`"
         " [priority]"
     )

@@ -1,9 +1,10 @@
 """Decides how the routers of a sync group move together, as keepalived's do. Pure.
 
-One in FAULT: all in FAULT. One that stops being master: none is. They become master only when all
-of them would be: if one of them still hears its master, the others do not take their VIPs from it,
-else a network that loses the adverts of one router alone would have the group change sides without
-end. Routers of the method `announce` have no elections and are in no group.
+If one router is in FAULT, all of them are. If one stops being master, all of them do. They become
+master only when all of them would: as long as one of them still hears its master, the others do not
+take their VIPs from it. Otherwise the group would change sides endlessly in a network that loses
+the adverts of only one router. Routers of the method `announce` have no elections and are in no
+group.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ def step(
     event: Event,
     now_s: float,
 ) -> Moved:
-    """A step of one member and what follows from it: all states, and what is to be done by whom.
+    """Make a step of one member and the steps that follow from it.
 
-    First what each member wants done first, and so on: all have their VIPs before the old master
-    hears of the first one, and drops them all.
+    Returns the new states of all members, and the effects with the names of the members that they
+    are for. The effects are ordered in rounds: the first effect of each member, then the second of
+    each, and so on. So all members have their VIPs before the old master hears of the first new
+    one, and drops all of them.
     """
     alone = states[name]
     if len(states) == 1 and not (settings[name].grouped or alone.group_fault or alone.wish):
@@ -55,9 +58,10 @@ def step(
 
 
 def follows(states: Mapping[str, State], changed: str, was: Role) -> tuple[tuple[str, Follow], ...]:
-    """What the members, by name, have to follow after a step of ``changed``, which was ``was``.
+    """Return the ``Follow`` events for the members after a step of the member ``changed``.
 
-    To be asked after every step of a member. ``states``: all members, as they are now.
+    Call it after every step of a member. ``states``: all members as they are now; ``was``: the role
+    of ``changed`` before the step.
     """
     faulty = {name: state.fault for name, state in states.items() if state.fault}
     if faulty:

@@ -1,8 +1,8 @@
-"""Owns the raw sockets by which adverts come in: one set for an interface and a family, shared by
-all its virtual routers.
+"""Owns the raw sockets that receive adverts: one set per interface and family.
 
-Reading is bounded: after some packets that are no adverts for us a socket rests, so that a flood
-costs a small share of the processor, and no timer waits for its end.
+All virtual routers of the interface and family share them. Reading is bounded: after some packets
+that are not adverts to this node a socket rests, so that a flood costs a small share of the CPU,
+and no timer has to wait until it ends.
 """
 
 from __future__ import annotations
@@ -28,44 +28,47 @@ from agent.failover.vrrp.sieve import Lane
 _SO_RCVBUFFORCE = 33  # the socket module does not name it
 _PACKET_BYTES = 2048
 _ANCILLARY_BYTES = socket.CMSG_SPACE(20) + socket.CMSG_SPACE(4)
-_ONE_TURN = 256  # packets; then the timers have theirs
-# A node that was frozen finds what came meanwhile: more than two thousand adverts.
+_ONE_TURN = 256  # packets read in one turn of the event loop, so that timers get theirs
+# A node that was frozen finds the adverts of that time in the larger one: more than two thousand.
 _EXPECTED_BYTES, _OTHER_BYTES = 1 << 21, 1 << 16
 _MOST_PARSED = 1024
-_BACKLOG = 6000  # more than the larger buffer holds
+_BACKLOG = 6000  # packets; more than the larger buffer holds
 
 
 @dataclass(slots=True)
 class _Source:
-    """A socket, and how much of what is no advert for us it may bring before it rests."""
+    """A socket, and how many packets that are not adverts to us it may bring before it rests."""
 
     socket: socket.socket
     lane: Lane
     protocol: int
     most_refused: int
     rest_s: float
-    awake_s: float = 0.0  # it rests until then
-    sifted: object = None  # what its filter was made for
+    awake_s: float = 0.0  # when it ends its rest
+    sifted: object = None  # the settings that its present filter was made from
 
 
 class Member(Protocol):
-    """A virtual router that listens."""
+    """A virtual router that receives adverts."""
 
     own: packet.Own
 
     def hear(self, heard: Datagram) -> bool | None:
-        """Whether it is an advert to this virtual router; None: it is none of its business."""
+        """Return whether it is a valid advert to this virtual router; None: it is not for it."""
 
 
 class Listener:
-    """In the network namespace of the caller. Opening raises OSError."""
+    """The sockets of one interface and family, in the caller's network namespace.
+
+    Opening raises OSError.
+    """
 
     def __init__(self, interface: str, family: int) -> None:
         self._interface, self._family = interface, family
         self._members: dict[int, Member] = {}  # by VRID
         self._by_vip: dict[bytes, Member] = {}
         self._parsed: dict[bytes, Datagram] = {}
-        self.interval_s = 1.0  # the shortest between adverts of a member's
+        self.interval_s = 1.0  # the shortest advert interval of the members
         self._opened = contextlib.ExitStack()
         protocols = (IPPROTO_VRRP,) if family == 6 else (IPPROTO_VRRP, IPPROTO_AH)
         try:
@@ -77,7 +80,7 @@ class Listener:
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
-        """To be watched for reading, but not while they rest."""
+        """The sockets, to be watched for reading except while they rest."""
         return tuple(source.socket for source in self._sources)
 
     @property
@@ -85,30 +88,33 @@ class Listener:
         return bool(self._members)
 
     def rests_s(self, one: socket.socket) -> float:
-        """For how long this socket is not read; at most 0: it is."""
+        """Return for how long this socket still rests; 0 or less: it is read."""
         (source,) = (source for source in self._sources if source.socket is one)
         return source.awake_s - time.monotonic() if source.awake_s else 0.0
 
     @property
     def is_flooded(self) -> bool:
-        """Whether adverts may wait, or be lost, behind what only looks like them."""
+        """Whether adverts may wait or be lost behind packets that only look like adverts."""
         now_s = time.monotonic()
         return any(s.lane is Lane.EXPECTED and s.awake_s > now_s for s in self._sources)
 
     def join(self, member: Member) -> None:
-        """It hears from now on, instead of whoever had its VRID before."""
+        """Let a member receive from now on, instead of the one that had its VRID before."""
         self._members[member.own.router.instance.vrid] = member
         self._changed()
 
     def leave(self, member: Member) -> None:
-        """It hears no more."""
+        """Let a member receive no more."""
         vrid = member.own.router.instance.vrid
         if self._members.get(vrid) is member:
             del self._members[vrid]
             self._changed()
 
     def read(self, only: socket.socket | None = None) -> None:
-        """Give the members all that came before this call; or some of what came by one socket."""
+        """Give the members everything that came before this call.
+
+        With ``only``, read some of what has come on that socket.
+        """
         now_s = time.monotonic()
         for source in self._sources:
             if source.awake_s <= now_s and only in (None, source.socket):
@@ -125,7 +131,7 @@ class Listener:
                 datagram = self._receive(source.socket)
             except BlockingIOError:
                 return
-            except OSError:  # of the past: the link went down; reading took the error away
+            except OSError:  # a pending error, as when the link went down; reading it clears it
                 continue
             if datagram is None or not self._dispatch(datagram):
                 refused += 1
@@ -147,8 +153,11 @@ class Listener:
         return Datagram(source, IPv6Address(destination), hops, data)
 
     def _parse(self, data: bytes) -> Datagram | None:
-        """The same object for the same packet: a master says the same again and again."""
-        key = data[8:10] + data[12:]  # all but what numbers a packet
+        """Parse a packet, and return the same object for an equal packet.
+
+        A master sends the same advert again and again, so this saves work.
+        """
+        key = data[8:10] + data[12:]  # without the fields that differ, such as the IP identifier
         found = self._parsed.get(key)
         if found is None and (found := headers.parse_ipv4(data)) is not None:
             if len(self._parsed) >= _MOST_PARSED:
@@ -157,7 +166,7 @@ class Listener:
         return found
 
     def _dispatch(self, heard: Datagram) -> bool:
-        """Whether it was an advert to one of the members."""
+        """Pass a datagram on, and return whether it was an advert to one of the members."""
         advert = packet.advert_in(heard)
         if advert is None or len(advert) < 2:
             return False
@@ -165,12 +174,12 @@ class Listener:
         found = None if member is None else member.hear(heard)
         if found is not None:
             return found
-        # Not to us; but it may have our VIPs.
-        told = {id(member)}
+        # It is not to us, but it may name our VIPs.
+        informed = {id(member)}
         for vip in packet.named(self._family, advert):
             other = self._by_vip.get(vip)
-            if other is not None and id(other) not in told:
-                told.add(id(other))
+            if other is not None and id(other) not in informed:
+                informed.add(id(other))
                 other.hear(heard)
         return False
 
@@ -187,7 +196,7 @@ class Listener:
             self._sift(source)
 
     def _sift(self, source: _Source) -> None:
-        """Have the kernel give us what the members want by this socket."""
+        """Attach a filter so that this socket only brings what the members want from it."""
         owns = [member.own for member in self._members.values()]
         is_sealed = source.protocol == IPPROTO_AH
         instances = [own.router.instance for own in owns]
@@ -214,7 +223,8 @@ class Listener:
                 sockfilter.attach(source.socket, steps)
                 break
             except OSError as error:
-                # Kernels before 6.8 have less room for options of a socket, this one among them.
+                # Kernels before 6.8 have less memory for the options of a socket, and a filter
+                # counts against it. One that does not look at checksums is shorter.
                 if error.errno != errno.ENOMEM or not sums:
                     raise
         source.sifted = wanted
@@ -229,9 +239,9 @@ class Listener:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface.encode())
         size = _EXPECTED_BYTES if lane is Lane.EXPECTED else _OTHER_BYTES
-        with contextlib.suppress(PermissionError):  # in a user namespace: the default does
+        with contextlib.suppress(PermissionError):  # in a user namespace; the default size will do
             opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
-        with contextlib.suppress(BlockingIOError):  # what came by other interfaces before
+        with contextlib.suppress(BlockingIOError):  # discard what came from other interfaces before
             while True:
                 opened.recv(_PACKET_BYTES)
         most, rest_s = (64, EXPECTED_REST_S) if lane is Lane.EXPECTED else (32, OTHER_REST_S)

@@ -1,8 +1,9 @@
 """Decides what one virtual router does next (RFC 9568, section 6.4; RFC 3768, section 6.4). Pure.
 
-What goes beyond the RFCs: after a split brain the winner announces at once and the loser says once
-more that it was there; modes; planned handover, in which the old master keeps the VIPs until it
-hears the new one; groups (``groups.py``); flow sync as a second witness of a master's death.
+It goes beyond the RFCs in these points. After a split brain the winner announces its VIPs at once,
+and the loser sends one more advert to show that it was master. An operator can promote a node or
+hand it over (``Mode``). In a planned handover the old master keeps the VIPs until it hears the new
+one. Routers can move in groups (``groups.py``). Flow sync is a second witness of a master's death.
 """
 
 from __future__ import annotations
@@ -66,12 +67,12 @@ type Outcome = tuple[State, tuple[Effect, ...]]
 
 
 def initial(settings: Settings, mode: Mode, now_s: float) -> State:
-    """Before ``Start``; ``mode`` is what the operator wanted before a restart."""
+    """Return the state before ``Start``; ``mode`` is the operator's, kept over a restart."""
     return State(Role.INIT, now_s, "not started yet", settings.priority, mode=mode)
 
 
 def step(settings: Settings, state: State, event: Event, now_s: float) -> Outcome:
-    """What an event makes of a state, and what is to be done for it, in this order."""
+    """Return the state after an event, and the effects to carry out, in this order."""
     match event:
         case Start():
             return _start(settings, state, event, now_s)
@@ -91,7 +92,7 @@ def step(settings: Settings, state: State, event: Event, now_s: float) -> Outcom
         case Follow():
             return _follow(settings, state, event, now_s)
         case Vouched():
-            is_past = event.at_s <= now_s  # or the clocks are not one clock
+            is_past = event.at_s <= now_s  # if not, the two times are of different clocks
             return (replace(state, vouched_s=event.at_s) if is_past else state), ()
 
 
@@ -100,14 +101,14 @@ def _start(settings: Settings, state: State, event: Start, now_s: float) -> Outc
         return state, ()
     new, effects = _ready(settings, state, now_s, "started")
     if event.inherited and new.role is Role.BACKUP:
-        # A master that is there is heard within an interval; without one, this node goes on
-        # before the others miss it.
+        # If there is a master, it is heard within an interval. If not, this node continues as
+        # master before the others miss it.
         new = _sooner(new, now_s + settings.interval_s + _skew_s(settings, new))
     return new, effects
 
 
 def _ready(settings: Settings, state: State, now_s: float, why: str) -> Outcome:
-    """Begin, at the start or after a fault (RFC 9568, section 6.4.1)."""
+    """Leave INIT or FAULT (RFC 9568, section 6.4.1)."""
     if fault := state.fault or state.group_fault:
         return _enter(state, Role.FAULT, now_s, fault), ()
     if state.master is not None and now_s - state.heard_s > _down_s(settings, state):
@@ -128,7 +129,7 @@ def _stop(state: State, now_s: float) -> Outcome:
 
 def _heard(settings: Settings, state: State, advert: Advert, now_s: float) -> Outcome:
     if int(advert.source) == int(settings.own):
-        return state, ()  # our own, by a loop in the network
+        return state, ()  # our own advert, back through a loop in the network
     match state.role:
         case Role.MASTER:
             return _master_heard(settings, state, advert, now_s)
@@ -144,10 +145,12 @@ def _heard(settings: Settings, state: State, advert: Advert, now_s: float) -> Ou
 def _master_heard(settings: Settings, state: State, advert: Advert, now_s: float) -> Outcome:
     if advert.priority != LEAVING and not _beats(settings, state, advert):
         if advert.source == state.taken_from and now_s < state.settled_s:
-            return state, ()  # overtaken by the lower one that was acted upon: else both stop
+            # It was sent before the lower-priority advert that made this node take over. If this
+            # node obeyed it, both would stop being master.
+            return state, ()
         why = f"{advert.source} is master with priority {advert.priority}, {state.priority} here"
         new = replace(state, master=advert, heard_s=now_s)
-        # A winner that was master all the time learns from this advert that there were two.
+        # A winner that was master all along learns from this advert that there were two masters.
         effects: tuple[Effect, ...] = (Drop(why), Send(state.priority))
         return _waiting(settings, _enter(new, Role.BACKUP, now_s, why), now_s), effects
     left = "left" if advert.priority == LEAVING else f"was master too, with {advert.priority}"
@@ -160,12 +163,12 @@ def _master_heard(settings: Settings, state: State, advert: Advert, now_s: float
 def _backup_heard(settings: Settings, state: State, advert: Advert, now_s: float) -> Outcome:
     if advert.priority == LEAVING:
         if state.master is not None and state.master.source != advert.source:
-            return state, ()  # not the master's
+            return state, ()  # it is not the master that leaves
         down_s = now_s + _skew_s(settings, state)
         new = replace(state, master=None, leaver=advert.source)
         return _sooner(new, down_s), ()
     if advert.priority < state.priority and _another_lives(settings, state, advert, now_s):
-        return state, ()  # it has just lost against the master
+        return state, ()  # its sender has just lost against the master
     preempt_s = None if advert.priority >= state.priority else state.preempt_s
     state = replace(state, master=advert, heard_s=now_s, leaver=None, preempt_s=preempt_s)
     if now_s < state.claim_s and _beats(settings, state, advert):
@@ -181,7 +184,7 @@ def _backup_heard(settings: Settings, state: State, advert: Advert, now_s: float
             state = replace(state, preempt_s=now_s + settings.preempt_delay_s)
         if state.preempt_s is not None and now_s < state.preempt_s:
             return _waiting(settings, state, now_s), ()
-    return state, ()  # not listened to: its time runs out
+    return state, ()  # the advert does not restart the timer, so this node takes over when it ends
 
 
 def _due(settings: Settings, state: State, now_s: float) -> Outcome:
@@ -195,7 +198,8 @@ def _due(settings: Settings, state: State, now_s: float) -> Outcome:
         return state, ()
     effects: list[Effect] = []
     if state.patience_s is not None and state.patience_s <= now_s:
-        # A peer that does not preempt waits for a master to leave. The VIPs stay until it is heard.
+        # A peer that does not preempt waits until the master leaves. The VIPs stay here until that
+        # peer is heard.
         why = "handed over, but no other node has taken over yet"
         silent_s = now_s + LEFT_INTERVALS * settings.interval_s
         state = replace(state, patience_s=None, advert_s=silent_s, why=why)
@@ -213,7 +217,7 @@ def _due(settings: Settings, state: State, now_s: float) -> Outcome:
 
 
 def _settle(settings: Settings, old: State, new: State, now_s: float) -> Outcome:
-    """Fitness, mode or the group's fault have changed."""
+    """Handle a change of fitness, mode or the group's fault."""
     if new == old or new.role is Role.INIT:
         return new, ()
     fault = new.fault or new.group_fault
@@ -227,14 +231,15 @@ def _settle(settings: Settings, old: State, new: State, now_s: float) -> Outcome
     if new.role is Role.MASTER:
         if (new.priority, new.mode) == (old.priority, old.mode):
             return new, ()
-        # At once: who has the higher priority now need not wait for the next advert.
+        # Sent at once, so that a node that now has the higher priority need not wait for the next
+        # advert.
         new = replace(new, advert_s=now_s + settings.interval_s)
         handed = new.mode is Mode.HANDED_OVER
         patience_s = now_s + HANDED_OVER_DOWNS * _down_s(settings, new) if handed else None
         effects: tuple[Effect, ...] = (Send(new.priority),)
         if new.fitness > old.fitness:
-            # It saw no backend, say: it may have been cut off, and another node, which does not
-            # say so when it gives up, master.
+            # If this node saw no backend, for example, it may have been cut off while another node
+            # was master. That node sends nothing when it becomes backup again.
             effects += (Announce("what lowered the priority is over"),)
         return replace(new, patience_s=patience_s), effects
     if new.mode is Mode.PROMOTED and old.mode is not Mode.PROMOTED:
@@ -258,8 +263,8 @@ def _follow(settings: Settings, state: State, event: Follow, now_s: float) -> Ou
     match event.role, state.role:
         case Role.BACKUP, Role.MASTER:
             new = _enter(state, Role.BACKUP, now_s, event.why)
-            # A node that is master already hears a lower one and announces; one that is still
-            # backup hears that this one leaves.
+            # A node that is master already hears a lower master and announces again. One that is
+            # still backup hears that this master leaves.
             effects = (Drop(event.why), Send(state.priority), Send(LEAVING))
             return _waiting(settings, new, now_s), effects
         case Role.MASTER, Role.BACKUP:
@@ -269,7 +274,7 @@ def _follow(settings: Settings, state: State, event: Follow, now_s: float) -> Ou
 
 
 def _wish(settings: Settings, state: State, now_s: float, why: str) -> Outcome:
-    """Be master; in a group as soon as all of it would be."""
+    """Become master; in a group only once all of its members would."""
     if settings.grouped:
         return replace(state, wish=why, down_s=None), ()
     return _take(settings, state, now_s, why)
@@ -282,17 +287,17 @@ def _take(settings: Settings, state: State, now_s: float, why: str) -> Outcome:
     if new.mode is Mode.HANDED_OVER:
         new = replace(new, patience_s=now_s + HANDED_OVER_DOWNS * _down_s(settings, new))
     if old is not None:
-        # It lives, and may answer for the VIPs once more after they were announced.
+        # The old master is alive, and may answer for the VIPs once more after we announced them.
         pending = announcing.taken(now_s, settings.interval_s)
         settled_s = now_s + OVERTAKEN_INTERVALS * settings.interval_s
         new = replace(new, announcing=pending, taken_from=old.source, settled_s=settled_s)
-    # The RFC says so the other way round. A master that lives keeps the VIPs until they are here;
-    # and if it is dead, clients wait for the VIPs, and nobody for the advert.
+    # The RFC has the advert first. With this order a living master keeps the VIPs until they are
+    # here too; and if it is dead, clients wait for the VIPs, and nothing waits for the advert.
     return new, (Take(why), Send(new.priority))
 
 
 def _enter(state: State, role: Role, now_s: float, why: str) -> State:
-    """The new role, with none of the old one's timers."""
+    """Return the state in a new role, without the timers of the old one."""
     return State(
         role,
         now_s,
@@ -317,7 +322,7 @@ def _sooner(state: State, down_s: float) -> State:
 
 
 def _gone(settings: Settings, state: State, now_s: float) -> str:
-    """Why a backup's wait has ended."""
+    """Return why a backup no longer waits for its master."""
     if state.leaver is not None:
         return f"{state.leaver} has left"
     if state.master is None:
@@ -331,14 +336,16 @@ def _gone(settings: Settings, state: State, now_s: float) -> str:
 
 
 def _lives(settings: Settings, state: State, now_s: float) -> bool:
-    """The master was heard a moment ago."""
+    """Return whether the master was heard a moment ago."""
     alive_s = ALIVE_INTERVALS * _interval_s(settings, state.master)
     return state.master is not None and now_s - state.heard_s < alive_s
 
 
 def _vouched_until_s(settings: Settings, state: State, now_s: float) -> float | None:
-    """Until when the word of flow sync says that the master is well, and nothing but lost adverts
-    speaks against it; None: not at all.
+    """Return until when flow sync keeps this node from taking over; None: it does not.
+
+    It does while it reports that the master is well, if nothing but missing adverts speaks against
+    that.
     """
     if state.vouched_s is None or state.leaver is not None or now_s < state.claim_s:
         return None
@@ -366,7 +373,7 @@ def _preempts(settings: Settings, state: State) -> bool:
 
 
 def _interval_s(settings: Settings, master: Advert | None) -> float:
-    """A backup of version 3 waits in its master's rhythm, one of version 2 in its own."""
+    """Return the interval that timers use: the master's in version 3, our own in version 2."""
     if settings.version == 3 and master is not None and master.interval_s > 0:
         return master.interval_s
     return settings.interval_s

@@ -1,4 +1,4 @@
-"""Decides what adverts are as bytes: versions 2 and 3, both families, as keepalived has them."""
+"""Encodes and decodes adverts: versions 2 and 3, both families, compatible with keepalived."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from agent.failover.vrrp.replay import Guard
 from agent.model import Address
 
 _HEAD = struct.Struct("!BBBBHH")
-_ADVERTISEMENT = 1  # the one type there is
+_ADVERTISEMENT = 1  # the only type that VRRP has
 _V2_TYPES = {Authentication.NONE: 0, Authentication.PASSWORD: 1, Authentication.AH: 2}
 _V2_NAMES = {0: "no authentication", 1: "a password", 2: "AH"}
-_KEEPALIVED_V6_HOPS = 64  # of its unicast IPv6
-# What an advert can name: the count is a byte, and IPv6 must not need fragments at an MTU of 1280.
+_KEEPALIVED_V6_HOPS = 64  # hop limit of its unicast adverts over IPv6
+# How many VIPs an advert can name: the count is one byte, and IPv6 adverts must not need fragments
+# at an MTU of 1280.
 _MAX_VIPS = {4: 255, 6: 74}
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """This node's part in the virtual router."""
+    """A virtual router as this node takes part in it."""
 
     router: VirtualRouter
-    source: Address  # ours
-    key: bytes = b""  # of hmac
+    source: Address  # of our adverts
+    key: bytes = b""  # for HMAC
 
 
 def advertised(router: VirtualRouter) -> tuple[Address, ...]:
-    """The VIPs that adverts name: all, or the lowest that there is room for."""
+    """Return the VIPs that adverts name: all, or as many of the lowest as fit."""
     limit = _MAX_VIPS[router.family]
     if len(router.vips) <= limit:
         return router.vips
-    first = router.vips[: router.family == 6]  # link-local, RFC 9568, section 5.2.9
+    first = router.vips[: router.family == 6]  # the link-local one (RFC 9568, section 5.2.9)
     rest = sorted(vip.packed for vip in router.vips[len(first) :])
     kind = IPv4Address if router.family == 4 else IPv6Address
     return (*first, *(kind(packed) for packed in rest[: limit - len(first)]))
 
 
 def encode(router: VirtualRouter, priority: int, source: Address, destination: Address) -> bytes:
-    """An advert, without what AH and HMAC add."""
+    """Return an advert without what AH and HMAC add."""
     instance = router.instance
     vips = advertised(router)
     addresses = b"".join(vip.packed for vip in vips)
@@ -68,7 +69,7 @@ def encode(router: VirtualRouter, priority: int, source: Address, destination: A
 def ip_packet(
     own: Own, priority: int, destination: Address, *, counter: int = 0, identifier: int = 0
 ) -> bytes:
-    """An advert in its IP packet, authenticated as configured."""
+    """Return an advert in its IP packet, authenticated as configured."""
     source, instance = own.source, own.router.instance
     advert = encode(own.router, priority, source, destination)
     if instance.authentication is Authentication.HMAC:
@@ -84,14 +85,14 @@ def ip_packet(
 
 
 def advert_in(heard: Datagram) -> bytes | None:
-    """What is an advert in it, or would be one; None: AH of something else."""
+    """Return what is, or claims to be, an advert in a packet; None if AH holds something else."""
     if heard.protocol != IPPROTO_AH:
         return heard.payload
     return heard.payload[auth.ah_bytes() :] if auth.is_vrrp(heard.payload) else None
 
 
 def named(family: int, advert: bytes) -> Iterator[bytes]:
-    """The VIPs that any bytes name as an advert, as far as they are there."""
+    """Yield the VIPs that bytes name if they are read as an advert, as far as they are complete."""
     if len(advert) < _HEAD.size:
         return
     size = 4 if family == 4 else 16
@@ -101,18 +102,20 @@ def named(family: int, advert: bytes) -> Iterator[bytes]:
 
 
 def hops_of(owns: Iterable[Own]) -> frozenset[int]:
-    """With which TTL or hop limit adverts to any of these may arrive."""
+    """Return the values of TTL or hop limit with which adverts to any of these may arrive."""
     unicast = any(own.router.family == 6 and own.router.peers for own in owns)
     return frozenset({HOPS, _KEEPALIVED_V6_HOPS} if unicast else {HOPS})
 
 
 def decode(own: Own, heard: Datagram, guard: Guard) -> Advert | Refusal | None:
-    """What was heard; None: it is none of ours."""
+    """Decode what was heard; None if it is not for this virtual router."""
     payload = advert_in(heard)
     if payload is None:
         return None
     if len(payload) < _HEAD.size:
-        return _refused(heard, Reason.DAMAGED, f"sends {len(payload)} bytes, which is no advert")
+        return _refused(
+            heard, Reason.DAMAGED, f"sends {len(payload)} bytes, which is not an advert"
+        )
     if payload[1] != own.router.instance.vrid or _is_of_others(own, heard):
         return _foreign(own, heard, payload)
     return (
@@ -129,7 +132,7 @@ def _decode_ours(own: Own, heard: Datagram, payload: bytes, guard: Guard) -> Adv
     advert, counter = opened
     if (refusal := _check_body(own, heard, advert)) is not None:
         return refusal
-    # HMAC's counter was looked at before.
+    # HMAC's counter has been checked already, before its verification.
     if counter and (why := guard.refuses(heard.source, counter)):
         return _refused(heard, Reason.REPLAY, why)
     first, vrid, priority, count, timing, _ = _HEAD.unpack_from(advert)
@@ -150,13 +153,13 @@ def _vips(family: int, payload: bytes, count: int) -> tuple[Address, ...]:
 
 
 def _is_of_others(own: Own, heard: Datagram) -> bool:
-    """Whether multicast of others, which may well use the VRID of a unicast pair."""
+    """Return whether this is multicast of other nodes, which may use the VRID of a unicast pair."""
     peers = own.router.peers
     return bool(peers) and heard.destination.is_multicast and heard.source not in peers
 
 
 def _foreign(own: Own, heard: Datagram, payload: bytes) -> Refusal | None:
-    """Another virtual router's advert: it only matters if it has our VIPs."""
+    """Judge an advert of another virtual router, which only matters if it names our VIPs."""
     if heard.source == own.source or payload[0] & 0xF != _ADVERTISEMENT:
         return None
     theirs = frozenset(_vips(own.router.family, payload, payload[3]))
@@ -188,7 +191,7 @@ def _check_sender(own: Own, heard: Datagram) -> Refusal | None:
         text = "sends unicast adverts; this node is set to multicast"
         return _refused(heard, Reason.ADDRESSING, text)
     if peers and not is_peer:
-        text = "sends adverts, and is none of this node's peers " + ", ".join(map(str, peers))
+        text = "sends adverts, and is not one of this node's peers " + ", ".join(map(str, peers))
         return _refused(heard, Reason.SOURCE, text)
     return None
 
@@ -207,7 +210,7 @@ def _check_version(own: Own, heard: Datagram, payload: bytes) -> Refusal | None:
 def _authenticate(
     own: Own, heard: Datagram, payload: bytes, guard: Guard
 ) -> tuple[bytes, int] | Refusal:
-    """The advert without what proves it, and its counter."""
+    """Return the advert without its authentication data, and its counter."""
     if own.router.instance.version == 3:
         return _authenticate_v3(own, heard, payload, guard)
     instance = own.router.instance
@@ -234,12 +237,12 @@ def _authenticate_v3(
     wanted = own.router.instance.authentication is Authentication.HMAC
     found = len(payload) == _bare_length(own, payload) + TRAILER_BYTES
     if wanted != found:
-        words = ["no authentication", "hmac"]
-        text = f"sends adverts with {words[found]}; this node is set to {words[wanted]}"
+        names = ["no authentication", "hmac"]
+        text = f"sends adverts with {names[found]}; this node is set to {names[wanted]}"
         return _refused(heard, Reason.AUTHENTICATION, text)
     if not wanted:
         return payload, 0
-    # Before what it costs to verify it: a flood of recordings is refused cheaply.
+    # This comes before the costly verification, so that a flood of replays is refused cheaply.
     if why := guard.refuses(heard.source, auth.counter_of(payload), in_ns=True):
         return _refused(heard, Reason.REPLAY, why)
     opened = auth.open_trailer(payload, heard.source, heard.destination, own.key)
@@ -253,7 +256,7 @@ def _bare_length(own: Own, payload: bytes) -> int:
 
 
 def _check_body(own: Own, heard: Datagram, advert: bytes) -> Refusal | None:
-    """Length, checksum and interval of what is authenticated."""
+    """Check length, checksum and interval of an advert that is authenticated."""
     version, count = own.router.instance.version, advert[3]
     size = _bare_length(own, advert) + (auth.PASSWORD_BYTES if version == 2 else 0)
     if not count or len(advert) != size:

@@ -1,8 +1,8 @@
-"""Decides which counters of adverts are those of a recording.
+"""Decides from the counter of an advert whether the advert is a replay.
 
-A node that has just started has heard nobody, and anything that was recorded would be news to it.
-What it heard before it was restarted is saved; and a counter of HMAC begins with the time, so one
-of long ago counts from nobody whom this process has not heard yet.
+A node that has just started has heard no adverts, so any recorded one would look new. Therefore the
+counters that it heard before a restart are saved. An HMAC counter starts from the time, so an old
+one is refused from a sender that this process has not heard yet.
 """
 
 from __future__ import annotations
@@ -19,29 +19,33 @@ _NANOSECONDS = 10**9
 
 @dataclass(slots=True)
 class Guard:
-    """Of one virtual router. ``before``: the last counter of each sender, by an earlier process."""
+    """The counters of one virtual router, by sender."""
 
-    before: Mapping[Address, int] = field(default_factory=dict)
-    heard: dict[Address, int] = field(default_factory=dict)  # by this one
+    before: Mapping[Address, int] = field(default_factory=dict)  # last heard by earlier processes
+    heard: dict[Address, int] = field(default_factory=dict)  # last heard by this process
     clock_ns: Callable[[], int] = time.time_ns
 
     def refuses(self, source: Address, counter: int, *, in_ns: bool = False) -> str:
-        """Why it is not believed, or empty; ``in_ns``: it is a time, as ours are."""
+        """Return why a counter is refused, or an empty text if it is accepted.
+
+        ``in_ns``: the counter is a time in nanoseconds since the epoch, as HMAC's is.
+        """
         last = max(self.heard.get(source, -1), self.before.get(source, -1))
         if counter <= last:
             return f"sends an advert with the counter {counter}, after one with {last}"
-        # A peer whose clock is wrong goes on from what it hears, so it may lag behind the time.
+        # A peer whose clock is behind continues from the counters that it hears, so its own counter
+        # may lag behind the time; hence the large margin.
         oldest = self.clock_ns() - round(OLDEST_COUNTER_S * _NANOSECONDS)
         if in_ns and source not in self.heard and counter < oldest:
             return "sends an advert that was made more than an hour ago by this node's clock"
         return ""
 
     def accept(self, source: Address, counter: int) -> None:
-        """It was believed."""
+        """Record the counter of an advert that was accepted."""
         self.heard[source] = counter
 
     def to_save(self) -> dict[Address, int]:
-        """The last ones of all that were heard, by any process."""
+        """Return the last counter of every sender that this or an earlier process has heard."""
         known = dict(self.before)
         for source, counter in self.heard.items():
             known[source] = max(counter, known.get(source, 0))

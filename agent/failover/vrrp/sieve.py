@@ -1,10 +1,9 @@
-"""Decides which packets the kernel gives us, as classic BPF: what may be an advert to one of ours,
-and apart from it what is only worth a report.
+"""Builds the classic BPF filters that sort packets: possible adverts to us, and all others.
 
-Adverts must not wait behind what strangers send, and what they send must cost next to nothing. So
-there are two sets of sockets, with the same question asked of every packet and opposite answers.
-The question is only about cost: whatever comes by either is decoded, and believed, by the same
-rules.
+Adverts must not wait behind what unknown senders send, and those packets must cost next to nothing;
+they are only worth a report. So there are two sets of sockets, whose filters ask the same question
+of every packet and give opposite answers. The question is only about cost: packets from either set
+are decoded and accepted by the same rules.
 """
 
 from __future__ import annotations
@@ -18,36 +17,36 @@ from agent.failover.vrrp.checksum import IPPROTO_VRRP
 from agent.failover.vrrp.headers import HOPS
 from agent.sockfilter import Step
 
-# From linux/filter.h; an offset from _NET on is one from the IP header.
+# From linux/filter.h. An offset of _NET or more counts from the IP header.
 _LD_B, _LD_H, _LD_LEN, _LD_MEM = 0x30, 0x28, 0x80, 0x60
 _LD_H_X, _LD_IMM, _LDX_MEM, _ST = 0x48, 0x00, 0x61, 0x02
 _ADD, _ADD_X, _SUB, _SUB_X, _AND, _LSH, _MOD = 0x04, 0x0C, 0x14, 0x1C, 0x54, 0x64, 0x94
 _JA, _JEQ, _JGE, _RET, _TAX, _TXA = 0x05, 0x15, 0x35, 0x06, 0x07, 0x87
 _NET = 0xFFF00000
 _ALL = 0xFFFF
-_ADVERT, _SUM = 0, 1  # places in its memory: length of the advert, sum so far
+_ADVERT, _SUM = 0, 1  # slots of the filter's scratch memory: length of the advert, sum so far
 
 _HEAD_BYTES = 8
 _IPV4_BYTES, _NO_OPTIONS = 20, 0x45
 _ADVERTISEMENT = 1
-# Adverts with more VIPs pass without a look at their checksum: a program has a limit of size.
+# Adverts with more VIPs pass without a check of their checksum, as the size of a filter is limited.
 _SUMMED_VIPS = {4: 16, 6: 6}
 
 
 class Lane(enum.Enum):
-    """Which packets."""
+    """Which packets a socket gets."""
 
-    EXPECTED = enum.auto()  # by its form an advert to a virtual router of ours
-    OTHER = enum.auto()
+    EXPECTED = enum.auto()  # those that have the form of an advert to a virtual router of ours
+    OTHER = enum.auto()  # all others
 
 
 @dataclass(slots=True)
 class _Program:
-    """Steps, with jumps to what stands further down."""
+    """A filter under construction: its steps, with jumps to labels further down."""
 
     steps: list[Step] = field(default_factory=list)
-    jumps: dict[int, str] = field(default_factory=dict)  # from, to
-    places: dict[str, int] = field(default_factory=dict)
+    jumps: dict[int, str] = field(default_factory=dict)  # index of the jump, label
+    places: dict[str, int] = field(default_factory=dict)  # label, index of its step
 
     def add(self, code: int, operand: int = 0) -> None:
         self.steps.append((code, 0, 0, operand))
@@ -57,7 +56,10 @@ class _Program:
         self.add(_JA)
 
     def go_if(self, code: int, operand: int, place: str) -> None:
-        """A conditional jump reaches 255 steps only, so it is one over a jump."""
+        """Add a jump if the condition holds.
+
+        A conditional jump reaches only 255 steps, so it skips an unconditional one.
+        """
         self.steps.append((code, 0, 1, operand))
         self.go(place)
 
@@ -83,9 +85,12 @@ def program(
     hops: Iterable[int] = (HOPS,),
     sums: bool = True,
 ) -> tuple[Step, ...]:
-    """For a raw socket of this protocol and family; ``sums``: checksums are looked at."""
+    """Return the filter for a raw socket of this protocol and family.
+
+    ``sums``: whether it checks checksums.
+    """
     made = _Program()
-    start = _IPV4_BYTES if family == 4 else 0  # where the socket's packets have their payload
+    start = _IPV4_BYTES if family == 4 else 0  # where the payload starts in the socket's packets
     hop_limit = 8 if family == 4 else _NET + 7
     if protocol == IPPROTO_AH:
         start = _begin_ah(made, start)
@@ -110,12 +115,15 @@ def program(
 
 
 def nothing() -> tuple[Step, ...]:
-    """No packet at all."""
+    """Return a filter that passes no packet at all."""
     return ((_RET, 0, 0, 0),)
 
 
 def _begin_ah(made: _Program, start: int) -> int:
-    """Of IPsec only what has an advert in it, whatever options the IP header has."""
+    """Pass IPsec packets only with an advert in them, whatever options the IP header has.
+
+    Returns where the advert starts if the header has no options.
+    """
     made.steps += [(0xB1, 0, 0, 0), (0x50, 0, 0, 0)]  # ldxb 4*([0]&0xf), ldb [x + 0]
     made.go_unless(_JEQ, IPPROTO_VRRP, "nothing")
     return start + ah_bytes()
@@ -130,7 +138,7 @@ def _one_of(made: _Program, at: int, values: Iterable[int], place: str) -> None:
 
 
 def _form(made: _Program, family: int, start: int) -> None:
-    """An advertisement, as long as its VIPs and one of the ways to authenticate make it."""
+    """Check the type, and that the length fits the VIPs and one of the ways to authenticate."""
     made.add(_LD_B, start)
     made.add(_AND, 0xF)
     made.go_unless(_JEQ, _ADVERTISEMENT, "other")
@@ -148,7 +156,7 @@ def _form(made: _Program, family: int, start: int) -> None:
     for more in (0, TRAILER_BYTES):
         made.go_if(_JEQ, more, "bare")
     made.go_unless(_JEQ, PASSWORD_BYTES, "other")
-    for at in range(start, start + PASSWORD_BYTES, 2):  # which the checksum covers
+    for at in range(start, start + PASSWORD_BYTES, 2):  # the checksum covers the password
         made.add(_LDX_MEM, _ADVERT)
         made.add(_LD_H_X, at)
         made.add(_LDX_MEM, _SUM)
@@ -158,7 +166,7 @@ def _form(made: _Program, family: int, start: int) -> None:
 
 
 def _checksum(made: _Program, family: int, start: int) -> None:
-    """Right in one of its variants: without the pseudo-header, or with it."""
+    """Check that the checksum is right, either without or with the pseudo-header."""
     most, size = _SUMMED_VIPS[family], 4 if family == 4 else 16
     made.add(_LDX_MEM, _SUM)
     made.add(_LD_B, start + 3)
@@ -183,7 +191,7 @@ def _checksum(made: _Program, family: int, start: int) -> None:
 
 
 def _sum(made: _Program, places: Iterable[int]) -> None:
-    """Add these halves of words to X."""
+    """Add the 16-bit words at these offsets to X."""
     for at in places:
         made.add(_LD_H, at)
         made.add(_ADD_X)

@@ -10,10 +10,11 @@ from agent.model import Address
 
 
 def choose(router: VirtualRouter, addresses: Iterable[Address]) -> Address | None:
-    """Of the interface's addresses, in the kernel's order; None: none of them will do.
+    """Choose one of the interface's addresses, given in the kernel's order; None if none will do.
 
-    IPv6 multicast goes out from a link-local one (RFC 9568, section 5.1.2.1), unicast from one
-    of the kind that the peers have. A VIP is never the source: it moves, but from its owner.
+    IPv6 multicast is sent from a link-local address (RFC 9568, section 5.1.2.1), IPv6 unicast from
+    one that is link-local if all peers are. A VIP is never the source, because it moves; the VIPs
+    of their owner are an exception.
     """
     if router.source is not None:
         return router.source
@@ -24,6 +25,6 @@ def choose(router: VirtualRouter, addresses: Iterable[Address]) -> Address | Non
         if address.version == router.family and address not in moving
     ]
     if router.family == 6:
-        local = all(peer.is_link_local for peer in router.peers)  # multicast: none
+        local = all(peer.is_link_local for peer in router.peers)  # True for multicast: no peers
         usable = [address for address in usable if address.is_link_local is local]
     return usable[0] if usable else None

@@ -1,4 +1,4 @@
-"""The words of VRRP's state machine: what it knows, what can happen to it, what it asks for.
+"""Defines the settings, the state, the events and the effects of VRRP's state machine.
 
 Times are seconds of the node's own monotonic clock.
 """
@@ -14,9 +14,9 @@ from agent.failover.vrrp.announcing import Announcing
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is configured of one virtual router on this node."""
+    """What is configured for one virtual router on this node."""
 
-    own: Address  # source of its adverts
+    own: Address  # the source address of its adverts
     priority: int
     interval_s: float
     version: int = 3
@@ -33,29 +33,29 @@ class State:
     role: Role
     since: float
     why: str
-    fitness: int  # the priority that tracking leaves
+    fitness: int  # the priority after tracking
     fault: str = ""  # empty: none
-    group_fault: str = ""  # that of another router of its group
+    group_fault: str = ""  # the fault of another router of its group
     mode: Mode = Mode.NORMAL
-    master: Advert | None = None  # the last one heard of the present master; None: nobody, or we
-    heard_s: float = 0.0  # when that was
+    master: Advert | None = None  # the present master's last advert; None: unknown, or this node
+    heard_s: float = 0.0  # when that advert was heard
     leaver: Address | None = None  # the master that has just left (priority 0)
-    wish: str = ""  # grouped: why it would be master, if the others of its group would too
+    wish: str = ""  # grouped: why it would become master if the rest of its group would too
     down_s: float | None = None  # backup: when the master counts as gone
     advert_s: float | None = None  # master: when the next advert is due
-    patience_s: float | None = None  # handed over, still master: until when others are waited for
-    preempt_s: float | None = None  # from when on the present, lower master is preempted
-    claim_s: float = 0.0  # until when a lower master is replaced as soon as it is heard
-    taken_from: Address | None = None  # master: who was it before, while its adverts may be late
-    settled_s: float = 0.0  # until when that is
+    patience_s: float | None = None  # handed over, still master: until when it waits for others
+    preempt_s: float | None = None  # when the present master, of lower priority, may be preempted
+    claim_s: float = 0.0  # until then it takes over from a lower master as soon as it hears one
+    taken_from: Address | None = None  # master: the one before, whose adverts may still arrive
+    settled_s: float = 0.0  # until then they are ignored
     announcing: Announcing = field(default_factory=Announcing)
-    # The last moment of which flow sync says that another one was master; None: it does not.
+    # The last time at which, according to flow sync, another node was master; None: never reported.
     vouched_s: float | None = None
-    vouched: bool = False  # that is why this node is still backup
+    vouched: bool = False  # this node is still backup only because of that
 
     @property
     def priority(self) -> int:
-        """What is advertised, and compared with the adverts of others."""
+        """The priority that is advertised and compared with the adverts of others."""
         if self.mode is Mode.HANDED_OVER:
             return HANDED_OVER
         if self.mode is Mode.PROMOTED and self.fitness != OWNER:
@@ -64,39 +64,42 @@ class State:
 
     @property
     def due_s(self) -> float | None:
-        """When ``Due`` is to be told next; None: not at all."""
+        """When the next ``Due`` event has to come; None: no timer is running."""
         timers = (self.down_s, self.advert_s, self.patience_s, self.announcing.due_s)
         return min((timer for timer in timers if timer is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The process takes part from now on. ``inherited``: the VIPs are on, by a process of before,
-    so this node was master a moment ago."""
+    """The process takes part from now on.
+
+    ``inherited``: an earlier process has left the VIPs on the interface, so this node was master a
+    moment ago.
+    """
 
     inherited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The process leaves."""
+    """The process stops taking part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """An advert, accepted by ``compare``."""
+    """An advert has arrived, and ``packet`` has accepted it."""
 
     advert: Advert
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """``State.due_s`` is reached, or long past."""
+    """``State.due_s`` has been reached, or is long past."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitness:
-    """What tracking says. ``fault``: why the node may not be master; empty: it may."""
+    """The result of tracking. ``fault``: why the node may not be master; empty: it may."""
 
     priority: int
     fault: str = ""
@@ -104,22 +107,22 @@ class Fitness:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """What the operator wants of the node."""
+    """The operator has set a mode."""
 
     mode: Mode
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Planned handover, told to the node that takes over: be master.
+    """In a planned handover, the request to this node to become master.
 
-    At once if the present master's priority is lower; else as soon as it is.
+    It does so at once if the present master's priority is lower, else as soon as it is.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """What the rest of the group does; FAULT ends with BACKUP."""
+    """The rest of the group has taken this role. BACKUP also ends a FAULT of the group."""
 
     role: Role
     why: str
@@ -127,7 +130,7 @@ class Follow:
 
 @dataclass(frozen=True, slots=True)
 class Vouched:
-    """Flow sync says that another node was master at that moment, and well."""
+    """According to flow sync, another node was master at ``at_s``, and well."""
 
     at_s: float
 
@@ -137,28 +140,28 @@ type Event = Start | Stop | Heard | Due | Fitness | Operator | Claim | Follow | 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """An advert of this priority, now."""
+    """Send an advert with this priority now."""
 
     priority: int
 
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """VIPs on, and announce them."""
+    """Put the VIPs on the interface, and announce them."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """VIPs off."""
+    """Take the VIPs off the interface."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Announce the VIPs again, at once."""
+    """Announce the VIPs again at once."""
 
     why: str
 

@@ -6,15 +6,18 @@ from agent.failover.times import MASTER_DOWN_INTERVALS, MOST_LEAVE_S
 
 
 def skew_s(version: int, priority: int, interval_s: float) -> float:
-    """The higher the priority, the sooner: so that of several backups the best one takes over."""
+    """Return the skew of a backup, which is shorter the higher its priority is.
+
+    So the best of several backups takes over.
+    """
     return (256 - priority) / 256 * (interval_s if version == 3 else 1.0)
 
 
 def leave_s(version: int, interval_s: float) -> float:
-    """How long a master that leaves waits for a successor: for the longest skew and an advert."""
+    """Return how long a leaving master waits for a successor: the longest skew and one interval."""
     return min(skew_s(version, 0, interval_s) + interval_s, MOST_LEAVE_S)
 
 
 def master_down_s(version: int, priority: int, interval_s: float) -> float:
-    """How long after its last advert a master counts as gone."""
+    """Return how long after its last advert a master counts as gone."""
     return MASTER_DOWN_INTERVALS * interval_s + skew_s(version, priority, interval_s)

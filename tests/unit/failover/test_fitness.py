@@ -151,14 +151,14 @@ def test_an_agent_that_is_away_for_long_costs_its_weight_and_no_more() -> None:
     assert judge(observed=replace(WELL, agent_away_s=29.9)) == (Fitness(100), ())
     assert judge(observed=replace(WELL, agent_away_s=30.0)) == (
         Fitness(80),
-        ("the agent is away for more than 30 s: -20",),
+        ("the agent has been away for more than 30 s: -20",),
     )
     assert judge(tracking(agent=0), replace(WELL, agent_away_s=99.0)) == (Fitness(100), ())
     at_once = tracking(agent_grace_s=0.0)
     assert judge(at_once, replace(WELL, agent_away_s=WORD_S)) == (Fitness(100), ()), "it is there"
     assert judge(at_once, replace(WELL, agent_away_s=RESTARTED_S)) == (
         Fitness(80),
-        ("the agent is away for more than 2 s: -20",),
+        ("the agent has been away for more than 2 s: -20",),
     )
     # Since the boot, it compiles: that it cannot be master is all there is to say.
     never = replace(WELL, word=None, agent_away_s=99.0)

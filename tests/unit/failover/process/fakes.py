@@ -13,7 +13,7 @@ import pytest
 from agent.failover.fitness import Judgement
 from agent.failover.model import Instance
 from agent.failover.plan import VirtualRouter
-from agent.failover.process import hearing
+from agent.failover.process import listeners
 from agent.failover.process import router as module
 from agent.failover.process.links import Interface
 from agent.failover.process.tracking import Tracking
@@ -143,7 +143,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         def close(self) -> None:
             found.on = False
 
-    monkeypatch.setattr(hearing, "Listener", lambda *_: Listener(found))
+    monkeypatch.setattr(listeners, "Listener", lambda *_: Listener(found))
     monkeypatch.setattr(module, "Channel", Channel)
     monkeypatch.setattr(module, "Holding", Holding)
     try:

@@ -22,7 +22,7 @@ from agent.failover.process import control
 
 
 @dataclass
-class Office:
+class Handler:
     """Writes down what was asked for."""
 
     done: list[object] = field(default_factory=list)
@@ -48,8 +48,8 @@ class Office:
         self.done.append("reload")
 
 
-def answer(line: str, office: Office) -> dict[str, Any]:
-    return asyncio.run(control.answer_to(line.encode(), office))
+def answer(line: str, handler: Handler) -> dict[str, Any]:
+    return asyncio.run(control.answer_to(line.encode(), handler))
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,9 @@ def answer(line: str, office: Office) -> dict[str, Any]:
     ],
 )
 def test_every_request_is_done_and_answered_with_the_status(line: str, done: list[object]) -> None:
-    office = Office()
-    assert answer(line, office) == {"pid": 1}
-    assert office.done == done
+    handler = Handler()
+    assert answer(line, handler) == {"pid": 1}
+    assert handler.done == done
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_every_request_is_done_and_answered_with_the_status(line: str, done: lis
     ],
 )
 def test_vouchers_that_make_no_sense_vouch_for_nobody(told: object, taken: object) -> None:
-    office = Office()
-    answer(json.dumps({"do": "agent", "attached": True, "vouchers": told}), office)
-    (word,) = office.done
+    handler = Handler()
+    answer(json.dumps({"do": "agent", "attached": True, "vouchers": told}), handler)
+    (word,) = handler.done
     assert isinstance(word, AgentWord)
     assert word.vouchers == taken
     assert word == AgentWord(True), "no priority depends on it"
@@ -123,27 +123,27 @@ def test_vouchers_that_make_no_sense_vouch_for_nobody(told: object, taken: objec
     ],
 )
 def test_what_makes_no_sense_is_refused_with_a_message(line: str) -> None:
-    office = Office()
-    error = answer(line, office)["error"]
+    handler = Handler()
+    error = answer(line, handler)["error"]
     assert error["message"]
-    assert not office.done
+    assert not handler.done
 
 
 def test_a_request_that_fails_is_answered_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    office = Office()
-    monkeypatch.setattr(office, "claim", lambda _: {}["a bug"])
-    assert "KeyError" in answer('{"do": "claim"}', office)["error"]["message"]
+    handler = Handler()
+    monkeypatch.setattr(handler, "claim", lambda _: {}["a bug"])
+    assert "KeyError" in answer('{"do": "claim"}', handler)["error"]["message"]
 
 
-def serving(path: Path, office: Office, who: Access, work: Callable[[], Awaitable[Any]]) -> Any:
+def serving(path: Path, handler: Handler, who: Access, work: Callable[[], Awaitable[Any]]) -> Any:
     async def both() -> Any:
-        door = control.Door(listen_unix(path, None), who)
-        task = asyncio.create_task(control.serve(door, office))
+        control_socket = control.ControlSocket(listen_unix(path, None), who)
+        task = asyncio.create_task(control.serve(control_socket, handler))
         try:
             return await work()
         finally:
             task.cancel()
-            door.listener.close()
+            control_socket.listener.close()
 
     return asyncio.run(both())
 
@@ -155,7 +155,7 @@ def test_the_client_gets_the_answer_of_the_socket(tmp_path: Path) -> None:
         one = await client.ask_async(path, {"do": "status"})
         return one, await asyncio.to_thread(client.ask, path, {"do": "status"})
 
-    assert serving(path, Office(), access(None), work) == ({"pid": 1}, {"pid": 1})
+    assert serving(path, Handler(), access(None), work) == ({"pid": 1}, {"pid": 1})
 
 
 def test_the_client_raises_what_the_socket_refuses(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_the_client_raises_what_the_socket_refuses(tmp_path: Path) -> None:
         await client.ask_async(path, request)
 
     with pytest.raises(ApiError, match="there is none") as raised:
-        serving(path, Office(), access(None), work)
+        serving(path, Handler(), access(None), work)
     assert (raised.value.where, raised.value.remedy) == ("failover", "name another")
 
 
@@ -182,18 +182,18 @@ def test_one_connection_serves_for_many_requests(tmp_path: Path) -> None:
         writer.close()
         return found
 
-    assert serving(path, Office(), access(None), work) == [b'{"pid": 1}\n'] * 3
+    assert serving(path, Handler(), access(None), work) == [b'{"pid": 1}\n'] * 3
 
 
 def test_a_stranger_is_told_why_and_nothing_is_done(tmp_path: Path) -> None:
-    path, office = tmp_path / "f.sock", Office()
+    path, handler = tmp_path / "f.sock", Handler()
 
     async def work() -> None:
         await client.ask_async(path, {"do": "reload"})
 
     with pytest.raises(ApiError, match="may not talk"):
-        serving(path, office, Access(frozenset({4_000_000})), work)
-    assert not office.done
+        serving(path, handler, Access(frozenset({4_000_000})), work)
+    assert not handler.done
 
 
 def test_a_line_without_end_harms_nobody_else(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_line_without_end_harms_nobody_else(tmp_path: Path) -> None:
         writer.close()
         return answered
 
-    assert serving(path, Office(), access(None), work) == {"pid": 1}
+    assert serving(path, Handler(), access(None), work) == {"pid": 1}
 
 
 def test_a_client_beyond_the_limit_is_refused_and_the_others_stay(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_client_beyond_the_limit_is_refused_and_the_others_stay(tmp_path: Path
             each.close()
         return refused, first
 
-    refused, first = serving(path, Office(), access(None), work)
+    refused, first = serving(path, Handler(), access(None), work)
     assert "error" in refused
     assert first == {"pid": 1}
 
@@ -267,4 +267,4 @@ def test_a_socket_that_somebody_removes_is_put_back(
                 await asyncio.sleep(0.001)
         return await asyncio.to_thread(client.ask, path, {"do": "status"})
 
-    assert serving(path, Office(), access(None), work) == {"pid": 1}
+    assert serving(path, Handler(), access(None), work) == {"pid": 1}

@@ -11,7 +11,7 @@ import pytest
 
 from agent.failover.fitness import Judgement
 from agent.failover.model import Mode, Role
-from agent.failover.process.hearing import Hearing
+from agent.failover.process.listeners import Listeners
 from agent.failover.process.router import Router
 from agent.failover.vrrp import machine
 from agent.failover.vrrp.advert import Reason, Refusal
@@ -36,8 +36,8 @@ def run(monkeypatch: pytest.MonkeyPatch, work: Work, *, inherited: bool = False)
     """A started router, backup; what its start did is forgotten."""
 
     async def started(found: Host) -> None:
-        hearing, mode = Hearing(), Mode.NORMAL
-        router = Router(ROUTER, None, hearing, grouped=False, mode=mode, group=lambda each: {})
+        listeners, mode = Listeners(), Mode.NORMAL
+        router = Router(ROUTER, None, listeners, grouped=False, mode=mode, group=lambda each: {})
         found.on = inherited
         router.start(UP, FIT, inherited=inherited)
         assert found.taken() == ["hold", f"open {OWN}"]

@@ -69,10 +69,10 @@ def test_different_intervals_are_named() -> None:
 def test_equal_priorities_are_named_and_who_wins() -> None:
     problem = found(GOOD, 150)
     assert problem.kind == "priority"
-    assert f"{HERE} goes first" in problem.text
+    assert f"{HERE} wins" in problem.text
     ours = ip_address("9.0.0.1")
     (problem,) = problems(ROUTER, ours, 150, GOOD)
-    assert f"{THERE} goes first" in problem.text
+    assert f"{THERE} wins" in problem.text
 
 
 def test_two_owners_and_two_promoted_nodes_are_named() -> None:

@@ -1,4 +1,4 @@
-"""Owns the listeners of this process: one for an interface and a family, open while it is used."""
+"""Owns the listeners of this process: one per interface and family, open while it is used."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from agent.logs import get_logger
 
 log = get_logger()
 
-type _Place = tuple[str, int, int]  # interface, its number, family
+type _Place = tuple[str, int, int]  # interface, ifindex, family
 
 
-class Hearing:
-    """Reads the listeners' sockets when there is something, but those that rest."""
+class Listeners:
+    """Reads the sockets of the listeners when they are readable, except those that rest."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -27,7 +27,7 @@ class Hearing:
         self._news: list[Callable[[], None]] = []
 
     def listener(self, interface: str, ifindex: int, family: int) -> Listener:
-        """The one of this interface; ``ifindex`` tells it from one of the same name before."""
+        """Return the listener of an interface; ``ifindex`` tells apart those of the same name."""
         place = interface, ifindex, family
         found = self._listeners.get(place)
         if found is None:
@@ -37,7 +37,7 @@ class Hearing:
         return found
 
     def tidy(self) -> None:
-        """Close those that nobody uses any more."""
+        """Close the listeners that are no longer used."""
         for place, listener in list(self._listeners.items()):
             if not listener.is_used:
                 del self._listeners[place]
@@ -58,25 +58,26 @@ class Hearing:
         self._is_reading = True
         try:
             listener.read(one)
-        except Exception:  # whatever somebody sends
+        except Exception:  # whatever was sent must not end this process
             log.exception("adverts cannot be read")
         finally:
             self._is_reading = False
         rest_s = max(listener.rests_s(one), self._pause_s(listener, one))
-        if rest_s > 0:  # readable it stays, and would have the loop for itself
+        if rest_s > 0:  # it stays readable, and would keep the event loop to itself
             self._loop.remove_reader(one)
             self._loop.call_later(rest_s, self._resume, listener, one)
         news, self._news = self._news, []
-        for told in news:
+        for callback in news:
             try:
-                told()
-            except Exception:  # the others have theirs
+                callback()
+            except Exception:  # the other routers still get their adverts
                 log.exception("what was heard could not be acted upon")
 
     def _pause_s(self, listener: Listener, one: socket.socket) -> float:
-        """Where adverts come one after the other, to read some at once costs a fraction.
+        """Return how long to pause after reading a socket.
 
-        One that comes alone is read at once, and timers read before they count.
+        Where adverts come in quick succession, it costs a fraction to read several at once. One
+        that comes alone is read at once, and timers read all sockets before they count.
         """
         now_s = self._loop.time()
         before_s = self._read_at.get(one, -math.inf)
@@ -84,9 +85,9 @@ class Hearing:
         pause_s = min(listener.interval_s * READ_PAUSE_INTERVALS, LONGEST_READ_PAUSE_S)
         return pause_s if now_s - before_s <= 2 * pause_s else 0.0
 
-    def tell(self, told: Callable[[], None]) -> None:
-        """Call this when what is being read is read."""
+    def after_reading(self, callback: Callable[[], None]) -> None:
+        """Call this back once the present reading has ended."""
         if self._is_reading:
-            self._news.append(told)
-        else:  # by somebody who acts first on what it has read itself
-            self._loop.call_soon(told)
+            self._news.append(callback)
+        else:  # a router is reading, and acts on its own adverts first
+            self._loop.call_soon(callback)

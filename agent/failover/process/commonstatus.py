@@ -1,4 +1,4 @@
-"""Decides what the status says of a router in any case, with elections or without."""
+"""Decides the part of a router's status that is the same with and without elections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agent.failover.plan import VirtualRouter
 from agent.failover.status import Problem, RouterStatus
 
 
-def told(
+def common_status(
     router: VirtualRouter,
     *,
     role: Role,
@@ -21,7 +21,7 @@ def told(
     problems: Iterable[Problem],
     transitions: Mapping[str, int],
 ) -> RouterStatus:
-    """Nobody is known as master, and no advert was seen."""
+    """Return the status of a router, with no known master and no adverts."""
     instance = router.instance
     return RouterStatus(
         name=router.name,
@@ -50,7 +50,8 @@ def told(
 
 
 def lasting(found: Iterable[tuple[str, str]], now: float) -> Iterable[Problem]:
-    """Problems of this node's own (``status.OWN``), that are so until they are not; without text:
-    none.
+    """Yield this node's own problems (``status.OWN``), from pairs of kind and text.
+
+    They exist right now. A pair with an empty text is not a problem.
     """
     return (Problem(kind, text, now, now, 1) for kind, text in found if text)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from agent.failover.process import hearing as module
-from agent.failover.process.hearing import Hearing
+from agent.failover.process import listeners as module
+from agent.failover.process.listeners import Listeners
 
 
 class Listener:
@@ -18,12 +18,12 @@ class Listener:
     interval_s = 1.0
     is_used = True
 
-    def __init__(self, one: socket.socket, hearing: list[Hearing]) -> None:
+    def __init__(self, one: socket.socket, listeners: list[Listeners]) -> None:
         self.sockets = (one,)
         self.read_at: list[int] = []  # how many at each reading
         self.rest_s = 0.0
         self.told: list[Callable[[], None]] = []
-        self._hearing = hearing
+        self._listeners = listeners
 
     def read(self, only: socket.socket) -> None:
         count = 0
@@ -35,7 +35,7 @@ class Listener:
             count += 1
         self.read_at.append(count)
         for told in self.told:
-            self._hearing[0].tell(told)
+            self._listeners[0].after_reading(told)
 
     def rests_s(self, one: socket.socket) -> float:
         return self.rest_s
@@ -58,11 +58,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def opened(monkeypatch: pytest.MonkeyPatch, one: socket.socket) -> tuple[Hearing, Listener]:
-    made: list[Hearing] = []
+def opened(monkeypatch: pytest.MonkeyPatch, one: socket.socket) -> tuple[Listeners, Listener]:
+    made: list[Listeners] = []
     listener = Listener(one, made)
     monkeypatch.setattr(module, "Listener", lambda interface, family: listener)
-    made.append(Hearing())
+    made.append(Listeners())
     assert made[0].listener("eth0", 2, 4) is listener
     return made[0], listener
 
@@ -90,16 +90,16 @@ def test_one_that_comes_right_after_another_waits_a_moment(
 
     async def story() -> None:
         ours, _ = ends
-        hearing, listener = opened(monkeypatch, ours)
+        listeners, listener = opened(monkeypatch, ours)
         now_s = 100.0
-        monkeypatch.setattr(hearing._loop, "time", lambda: now_s)
-        pauses = [hearing._pause_s(listener, ours)]  # type: ignore[arg-type]
+        monkeypatch.setattr(listeners._loop, "time", lambda: now_s)
+        pauses = [listeners._pause_s(listener, ours)]  # type: ignore[arg-type]
         for step_s in (0.001, 0.009, 0.02, 0.001):
             now_s += step_s
-            pauses.append(hearing._pause_s(listener, ours))  # type: ignore[arg-type]
+            pauses.append(listeners._pause_s(listener, ours))  # type: ignore[arg-type]
         assert pauses == [0.0, 0.005, 0.005, 0.0, 0.005]
         listener.interval_s = 0.01
-        assert hearing._pause_s(listener, ours) == 0.0005  # type: ignore[arg-type]
+        assert listeners._pause_s(listener, ours) == 0.0005  # type: ignore[arg-type]
         monkeypatch.undo()
 
     asyncio.run(story())
@@ -110,7 +110,7 @@ def test_a_socket_that_rests_is_left_alone_and_read_afterwards(
 ) -> None:
     async def story() -> None:
         ours, theirs = ends
-        hearing, listener = opened(monkeypatch, ours)
+        listeners, listener = opened(monkeypatch, ours)
         listener.rest_s = 3600.0
         theirs.send(b"x")
         await until(lambda: listener.read_at == [1])
@@ -119,7 +119,7 @@ def test_a_socket_that_rests_is_left_alone_and_read_afterwards(
             await asyncio.sleep(0)
         assert listener.read_at == [1]
         listener.rest_s = 0.0
-        hearing._resume(listener, ours)  # type: ignore[arg-type]
+        listeners._resume(listener, ours)  # type: ignore[arg-type]
         assert sum(listener.read_at) == 2
 
     asyncio.run(story())
@@ -148,11 +148,11 @@ def test_a_listener_that_nobody_uses_is_closed_and_not_read_after_its_rest(
 ) -> None:
     async def story() -> None:
         ours, theirs = ends
-        hearing, listener = opened(monkeypatch, ours)
+        listeners, listener = opened(monkeypatch, ours)
         listener.is_used = False
-        hearing.tidy()
+        listeners.tidy()
         theirs.send(b"x")
-        hearing._resume(listener, ours)  # type: ignore[arg-type]
+        listeners._resume(listener, ours)  # type: ignore[arg-type]
         await asyncio.sleep(0)
         assert listener.read_at == []
 
