@@ -1,10 +1,11 @@
 """Decides the order of a round-robin ring: smooth weighted round robin.
 
-Each step every member gains its weight; the one that has most is next and pays the sum of the
-weights (the way of nginx). So 5, 1, 1 is a a b a c a a, and no member waits or bunches.
+In each step every member gains its weight; the member that has the most is next and pays the sum of
+the weights (as in nginx). Weights of 5, 1, 1 thus give a a b a c a a, which spreads the turns of
+each member over the round.
 
-Draws walk the ring, so its length is the period: weights are divided by what they have in
-common, and where the sum is still more than the ring may hold, they are rounded.
+Draws walk the ring, so its length is the period. Weights are divided by their greatest common
+divisor, and where their sum is still more than the ring may hold, they are rounded.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from agent.rings.maglev import Member, Ring, quotas
 
 
 def build(members: tuple[Member, ...], most: int) -> Ring:
-    """A ring of at most ``most`` backend ids, read-only; empty where there is no member.
+    """Return a ring of at most ``most`` backend ids, read-only; empty if there is no member.
 
-    More members than that is refused with ValueError.
+    ValueError: there are more members than that.
     """
     ordered = sorted(member for member in members if member.weight > 0)
     if len(ordered) > most:
@@ -29,14 +30,14 @@ def build(members: tuple[Member, ...], most: int) -> Ring:
 
 
 def each_once(members: tuple[Member, ...]) -> Ring:
-    """A ring that names every member with a weight once (least-conn), read-only."""
+    """Return a ring that names every member with a weight once (least-conn), read-only."""
     ring = np.array([m.id for m in sorted(members) if m.weight > 0], dtype=np.uint16)
     ring.setflags(write=False)
     return ring
 
 
 def _turns(weights: list[int], most: int) -> list[int]:
-    """How often each is drawn in one round."""
+    """Return how often each member is drawn in one round."""
     turns = np.array(weights, dtype=np.int64)
     if not weights:
         return []
@@ -48,7 +49,7 @@ def _turns(weights: list[int], most: int) -> list[int]:
 
 
 def _order(turns: list[int]) -> list[int]:
-    """Indices in the order of the draws."""
+    """Return the indices of members in the order of the draws."""
     if len(set(turns)) <= 1:
         return list(range(len(turns)))
     gain = np.array(turns, dtype=np.int64)
