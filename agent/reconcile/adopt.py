@@ -12,16 +12,19 @@ from agent.state.tables import BackendEntry, TableContents
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """Health and next hops as the tables have them, until checks and netlink know better."""
+    """Health and next hops as the tables have them, until checks and netlink say otherwise."""
 
     health: dict[BackendRef, HealthStatus]
     hops: dict[Address, NextHop]
-    up: frozenset[Member]  # got new flows
-    weights: dict[BackendRef, int]  # effective, of those that got new flows
+    up: frozenset[Member]  # backends that got new flows
+    weights: dict[BackendRef, int]  # the effective weights of backends that got new flows
 
 
 def adopt(config: Config, held: TableContents, now: float) -> Adopted:
-    """What ``held`` says of the configured backends; nothing of those that it does not have."""
+    """Return what ``held`` says of the configured backends.
+
+    Backends that it does not have are left out.
+    """
     rows = {entry.identity: entry for entry in held.backends.values()}
     health, hops, up, weights = {}, {}, set(), {}
     for service in config.services:
@@ -33,7 +36,7 @@ def adopt(config: Config, held: TableContents, now: float) -> Adopted:
             if row.alive:
                 hops[backend.address] = _hop(row)
             if row.usable or not row.alive:
-                # neither: it may have drained, been down or had weight 0; a check will tell
+                # alive but not usable: draining, down or of weight 0; a check will tell
                 ref = BackendRef(service.name, backend.name)
                 health[ref] = rules.adopted(Health.UP if row.usable else Health.DOWN, now)
             if row.usable:

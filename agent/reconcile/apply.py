@@ -1,5 +1,5 @@
-"""Does the steps of ``diff`` to the shared tables, each so that a packet at any moment sees
-the old state or the new one.
+"""Applies the steps of ``diff`` to the shared tables, each so that a packet at any moment sees the
+old state or the new one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from agent.state.tables import (
 )
 
 _GONE = ("packets", "bytes", "opened", "closed", "established", "reply_packets", "reply_bytes")
-_LOAD_WORD = 6  # of struct backend_load: what a byte and the weight are worth
+_LOAD_WORD = 6  # of struct backend_load: per_byte and inverse_weight
 
 
 class Applier:
@@ -54,7 +54,7 @@ class Applier:
         self._regions = Regions(tables)
 
     def apply(self, step: Step) -> None:
-        """Do one step. OSError and DataplaneError leave the tables as they were."""
+        """Apply one step. OSError and DataplaneError leave the tables as they were."""
         tables = self._tables
         match step:
             case PutBackend(ident, entry, fresh):
@@ -90,12 +90,12 @@ class Applier:
                 self._delete(step)
 
     def _show(self, address: Address) -> None:
-        """In the filter first: what is not there is not looked up."""
+        """Add an address to the filter first, because what the filter lacks is not looked up."""
         bit = addressfilter.exact_bit(address)
         addressfilter.set_bits(self._tables.addresses["exact"], (bit,))
 
     def hide_gone(self, held: TableContents) -> None:
-        """Leave in the address filter what the tables hold, after a pass has taken away."""
+        """Leave in the address filter only what the tables hold, after a pass removed entries."""
         addresses = {slot.vip for slot in (*held.marks, *held.origins)}
         exact = addressfilter.words_of(addressfilter.exact_bit(a) for a in addresses)
         prefixes = (addressfilter.prefix_bits(prefix) for prefix in held.prefixes)
@@ -126,10 +126,11 @@ class Applier:
                 tables.delete("quic_ids", keys.packed_quic(quic_id))
 
     def _put_backend(self, ident: int, entry: BackendEntry, fresh: bool) -> None:
-        """Words of 8 bytes, the one with the flags last unless it takes the backend away.
+        """Write a backend in words of 8 bytes, the one with the flags last unless it takes the
+        backend away.
 
-        The weight is there before new flows may come, and what the packet path counts begins
-        at 0 before it counts.
+        The weight is written before new flows may come, and what the packet path counts is set to 0
+        before it counts.
         """
         target = self._tables.backends[ident : ident + 1].view(np.uint64)
         row = contents.backend_row(entry).view(np.uint64)
@@ -176,8 +177,8 @@ class Applier:
         self._regions.take(key, region)
 
     def _set_nat_sources(self, sources: dict[int, Address]) -> None:
-        """Addresses before the count that lets the packet path take them, and the other way
-        round for those that go.
+        """Write addresses before the count that lets the packet path use them, and lower the count
+        before addresses go.
         """
         rows = self._tables.nat_sources
         for first in (0, abi.NAT_SOURCES):
@@ -188,7 +189,7 @@ class Applier:
             rows["count"][first] = len(own)
 
     def _write_ring(self, ring: bytes) -> int:
-        """Fill a region that nothing names."""
+        """Fill a region that nothing names; return which one."""
         choice = self._regions.next_free()
         first = choice * self._tables.size.lines_per_ring * abi.RING_LINE_SLOTS
         values = np.frombuffer(ring, dtype=np.uint16)

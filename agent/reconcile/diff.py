@@ -1,19 +1,20 @@
 """Decides the steps from what the tables hold to what they should hold.
 
-The order makes every prefix safe. Nothing is named before it exists, and nothing is taken away
-while something still leads to it:
+The order makes every prefix of the steps safe. Nothing is named before it exists, and nothing is
+removed while something still leads to it:
 
 * backends exist before a ring, an origin or a QUIC id names them;
-* origins, QUIC ids and the source addresses of fullnat are there before the service whose
-  packets need them: an answer must find its way back;
-* a source address is marked before it is sent from, and its mark goes after that;
-* a ring is whole before a service names it;
-* the last usable backends of a ring stay usable until another ring is there (a backup that
-  hands back to the primaries): a draw finds somebody at any moment;
-* a service is there before the rings that clients of zones have of it, and they are there
-  before the prefixes that lead clients to their zone; prefixes and rings that are not wanted go
-  before all else, to make room: without them, the service's own ring is drawn from;
-* a service is there before the port blocks and prefixes that lead to it, and goes after them.
+* origins, QUIC ids and the source addresses of fullnat exist before the service whose packets
+  need them, because an answer must find its way back;
+* a source address is marked before packets are sent from it, and its mark is removed after that
+  has ended;
+* a ring is complete before a service names it;
+* the last usable backends of a ring stay usable until another ring is in place (as when a backup
+  hands back to the primaries), so that a draw finds a backend at any moment;
+* a service exists before the rings that it has for clients of zones, and these exist before the
+  prefixes that lead clients to their zone; prefixes and rings that are not wanted are removed
+  before all else, to make room: without them, draws are from the service's own ring;
+* a service exists before the port blocks and prefixes that lead to it, and is removed after them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from agent.state.tables import (
 
 @dataclass(frozen=True, slots=True)
 class PutBackend:
-    """Write a backend; ``fresh``: the id had none, its counters start at 0."""
+    """Write a backend; ``fresh``: the id had another one or none, so its counters start at 0."""
 
     id: int
     entry: BackendEntry
@@ -48,7 +49,7 @@ class PutBackend:
 
 @dataclass(frozen=True, slots=True)
 class PutService:
-    """Write a service; its ring first where ``ring_changed``. ``fresh``: a new id."""
+    """Write a service, after its ring if ``ring_changed``; ``fresh``: its id is new."""
 
     slot: ServiceSlot
     entry: ServiceEntry
@@ -58,7 +59,7 @@ class PutService:
 
 @dataclass(frozen=True, slots=True)
 class PutMark:
-    """Say that an address is a VIP or a source address of fullnat, and what it has."""
+    """Mark an address as a VIP or a source address of fullnat, and say what it has."""
 
     slot: ServiceSlot
     entry: MarkEntry
@@ -66,7 +67,7 @@ class PutMark:
 
 @dataclass(frozen=True, slots=True)
 class PutPrefix:
-    """Lead the addresses of a prefix to its first one."""
+    """Lead the addresses of a prefix to its first address."""
 
     prefix: Network
 
@@ -81,7 +82,7 @@ class PutRange:
 
 @dataclass(frozen=True, slots=True)
 class PutZoneRing:
-    """Give the clients of a zone a ring of their own of a service, or another one."""
+    """Write a service's ring for the clients of a zone."""
 
     key: ZoneRingKey
     ring: bytes
@@ -97,7 +98,7 @@ class PutZonePrefix:
 
 @dataclass(frozen=True, slots=True)
 class PutOrigin:
-    """Say whose answers come from an address and port."""
+    """Say which service the answers from an address and port belong to."""
 
     slot: ServiceSlot
     entry: OriginEntry
@@ -120,63 +121,63 @@ class SetNatSources:
 
 @dataclass(frozen=True, slots=True)
 class DeleteService:
-    """Packets for it are not ours any more."""
+    """Delete a service: its packets are not ours any more."""
 
     slot: ServiceSlot
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteMark:
-    """The address is ours no more."""
+    """Delete a mark: its address is not ours any more."""
 
     slot: ServiceSlot
 
 
 @dataclass(frozen=True, slots=True)
 class DeletePrefix:
-    """The addresses of a prefix lead nowhere."""
+    """Delete a prefix: its addresses lead nowhere any more."""
 
     prefix: Network
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteRange:
-    """A block of ports leads nowhere."""
+    """Delete a block of ports: it leads nowhere any more."""
 
     block: PortBlock
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteZoneRing:
-    """The clients of a zone have no ring of their own of a service."""
+    """Delete a service's ring for the clients of a zone."""
 
     key: ZoneRingKey
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteZonePrefix:
-    """Clients below a prefix are in no zone, or in that of a shorter prefix."""
+    """Delete a prefix of a zone: its clients are in no zone, or in that of a shorter prefix."""
 
     prefix: Network
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteOrigin:
-    """Packets from there are no answers."""
+    """Delete an origin: packets from its address and port are not answers any more."""
 
     slot: ServiceSlot
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteQuicId:
-    """Nobody makes connection ids with that server id."""
+    """Delete a server id: no backend makes connection ids with it any more."""
 
     quic_id: QuicId
 
 
 @dataclass(frozen=True, slots=True)
 class ClearBackend:
-    """Forget a backend; its counters are kept in its service's."""
+    """Remove a backend; its counters are kept in those of its service."""
 
     id: int
     service_id: int
@@ -206,9 +207,9 @@ type Step = (
 
 
 def at_once(actual: TableContents, backends: Mapping[int, BackendEntry]) -> TableContents:
-    """What can be said of the backends before any ring is built.
+    """Return ``actual`` with the changes of backends that can be made before any ring is built.
 
-    Backends that nothing wants any more stay, and so do the last that a ring leads to.
+    Backends that are not wanted any more stay, and so do the last usable ones that a ring leads to.
     """
     last = _last_usable(actual, actual.backends | dict(backends))
     changed = {ident: entry for ident, entry in backends.items() if ident not in last}
@@ -216,7 +217,7 @@ def at_once(actual: TableContents, backends: Mapping[int, BackendEntry]) -> Tabl
 
 
 def diff(actual: TableContents, wanted: TableContents) -> tuple[Step, ...]:
-    """The steps that make ``actual`` equal to ``wanted``; none where they are equal."""
+    """Return the steps that make ``actual`` equal to ``wanted``; none if they are equal."""
     early = _source_marks(actual, wanted)
     last = _last_usable(actual, wanted.backends)
     puts = tuple(_put_backends(actual, wanted))
@@ -257,7 +258,9 @@ def _changed[Key, Value](
 
 
 def _last_usable(actual: TableContents, wanted: Mapping[int, BackendEntry]) -> frozenset[int]:
-    """Backends that are usable and will not be, where the ring leads to no other that stays so."""
+    """Return the backends that are usable and will not be, where no other one in the ring stays
+    usable.
+    """
     losing: dict[int, set[int]] = {}
     staying = set()
     for ident, entry in actual.backends.items():
@@ -268,8 +271,8 @@ def _last_usable(actual: TableContents, wanted: Mapping[int, BackendEntry]) -> f
             else:
                 losing.setdefault(entry.service_id, set()).add(ident)
     rings = {entry.id: entry.ring for entry in actual.services.values() if entry.id in losing}
-    dry = (ids for service_id, ids in losing.items() if not staying & _named(rings, service_id))
-    return frozenset().union(*dry)
+    last = (ids for service_id, ids in losing.items() if not staying & _named(rings, service_id))
+    return frozenset().union(*last)
 
 
 def _named(rings: Mapping[int, bytes], service_id: int) -> set[int]:
@@ -295,9 +298,9 @@ def _put_services(actual: TableContents, wanted: TableContents) -> Iterator[Step
 
 
 def _source_marks(actual: TableContents, wanted: TableContents) -> dict[ServiceSlot, MarkEntry]:
-    """The marks of source addresses that are new or have another number.
+    """Return the marks of source addresses that are new or have another number.
 
-    A VIP that is a source too stays what it is: the rest of its mark comes in its turn.
+    A VIP that is a source too keeps the rest of its mark for now; that is written in its turn.
     """
     found = {}
     for slot, mark in wanted.marks.items():
@@ -308,7 +311,7 @@ def _source_marks(actual: TableContents, wanted: TableContents) -> dict[ServiceS
 
 
 def after(contents: TableContents, step: Step) -> TableContents:
-    """What the tables hold once ``step`` is done: the model that the tests check against."""
+    """Return what the tables hold once ``step`` is done: the model that the tests check against."""
     match step:
         case PutBackend(ident, entry, _):
             return replace(contents, backends=contents.backends | {ident: entry})

@@ -1,4 +1,4 @@
-"""Decides when passes run: when something woke them, and again after one that failed."""
+"""Decides when passes run: when something has woken them, and again after one that failed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ type Scope = frozenset[str] | None  # the services that a pass is about, by name
 
 
 class Passes:
-    """Runs one pass after the other, never two at once.
+    """Runs one pass after another, never two at once.
 
-    A pass that fails is run again after a pause that grows, and so is one that meets a defect of
-    ours: what balances must not end for it.
+    A pass that fails is run again after a pause that grows. So is one that meets a defect of the
+    agent, because a defect must not stop the balancing.
     """
 
     def __init__(self, work: Callable[[Scope], Awaitable[None]]) -> None:
@@ -29,22 +29,22 @@ class Passes:
         self._retry: asyncio.TimerHandle | None = None
         self._failures = 0  # in a row
         self.problem = ""  # what the last pass could not do; empty: nothing
-        self.defects = 0  # passes and reloads that an error of ours has ended
+        self.defects = 0  # passes and reloads that a defect of the agent has ended
 
     def wake(self, services: Iterable[str] | None = None) -> None:
-        """A pass is due, about these services or all, however often it is said."""
+        """Make a pass due, about these services or all, however often this is called."""
         self._scope = joined(self._scope, None if services is None else frozenset(services))
         self._due.set()
 
     async def woken(self) -> Scope:
-        """Wait until a pass is due, and take it as done. What it is about."""
+        """Wait until a pass is due; return what it is about, and regard it as done."""
         await self._due.wait()
         self._due.clear()
         scope, self._scope = self._scope, frozenset()
         return scope
 
     async def run(self) -> None:
-        """Passes as they become due, for ever."""
+        """Run passes as they become due, for ever."""
         while True:
             scope = await self.woken()
             try:
@@ -55,12 +55,12 @@ class Passes:
                 self.succeeded()
 
     def succeeded(self) -> None:
-        """A pass has made everything as it should be."""
+        """Note that a pass has made everything as it should be."""
         self._failures, self.problem = 0, ""
         self._cancel()
 
     def failed(self, error: Exception) -> None:
-        """A pass could not; there is one retry to come, however many have failed."""
+        """Note that a pass has failed, and plan one retry, however many passes have failed."""
         retry_s = RETRY_S[min(self._failures, len(RETRY_S) - 1)]
         self._failures += 1
         problem = str(error)
@@ -74,7 +74,7 @@ class Passes:
         self._retry = asyncio.get_running_loop().call_later(retry_s, self.wake)
 
     def defect(self, what: str, error: Exception) -> None:
-        """Count an error that no code of ours expects, and say where it came from."""
+        """Count an error that no code of ours expects, and log where it came from."""
         self.defects += 1
         log.error(what, exc_info=error)
 
@@ -85,5 +85,5 @@ class Passes:
 
 
 def joined(one: Scope, other: Scope) -> Scope:
-    """What both are about."""
+    """Return what both are about."""
     return None if one is None or other is None else one | other

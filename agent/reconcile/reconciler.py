@@ -1,7 +1,7 @@
 """Owns the passes that make the shared tables what they should be.
 
-Level-triggered: every pass reads the tables, decides what they should hold, and does the
-difference. It can be run at any time, and again after any failure.
+They are level-triggered: every pass reads the tables, decides what they should hold, and applies
+the difference. A pass can run at any time, and again after any failure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from agent.state.identities import Identities, assign, slot_of
 from agent.state.rings import KeptRings
 from agent.state.tables import TableContents
 
-REST_S = 1.0  # a packet that drew a backend just before it went may still record it
+REST_S = 1.0  # a packet that drew a backend just before it was removed may still record it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the last pass has left in the tables, and for which configuration."""
+    """What the last pass has left in the tables, and the configuration that it was for."""
 
     config: Config
     ids: Identities
@@ -53,7 +53,7 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class _Foreseen:
-    """The ids that a configuration would get: it is asked before it is taken over."""
+    """The ids that a configuration would get; they are needed before it takes effect."""
 
     config: Config
     after: _Known | None
@@ -61,14 +61,14 @@ class _Foreseen:
 
 
 class Reconciler:
-    """The passes of one instance, one at a time."""
+    """Runs the passes of one instance, one at a time."""
 
     def __init__(self, tables: SharedTables, now: Callable[[], float]) -> None:
         self._tables = tables
         self._applier = Applier(tables)
         self._now = now
         held = contents.read(tables)
-        # ids that flows still name, of backends that are gone
+        # the ids of removed backends that flows still name
         self._resting = {
             ident: now() for ident in survey.named_backends(tables.flows) - set(held.backends)
         }
@@ -77,11 +77,11 @@ class Reconciler:
         self._known: _Known | None = None  # None: a pass has failed, or there was none
 
     def read(self) -> TableContents:
-        """What the tables hold."""
+        """Return what the tables hold."""
         return contents.read(self._tables)
 
     def identities(self, config: Config) -> Identities:
-        """The ids that a configuration would get; DataplaneError when a table is full."""
+        """Return the ids that a configuration would get; DataplaneError when a table is full."""
         known = self._known
         return self._identities(config, known.contents if known else self.read(), known)
 
@@ -98,12 +98,14 @@ class Reconciler:
         return ids
 
     async def run(self, config: Config, around: Surroundings, scope: Scope = None) -> Pass:
-        """One pass, over all services or some: over others, nothing has changed that this agent
-        knows of. What another process may have written is seen where the tables are read back.
+        """Run one pass, over all services or those in ``scope``.
 
-        What backends may get is said at once: a draw passes over one that went down. The rings
-        follow, built in a thread so that nothing waits for them; until they are there, the last
-        that a ring leads to stay usable.
+        For services that are left out, nothing has changed that this agent knows of. What another
+        process may have written is seen only where the tables are read back.
+
+        Which backends may get flows is written at once: a draw passes over one that went down. The
+        rings follow, built in a thread so that nothing waits for them. Until they are in place, the
+        last usable backends that a ring leads to stay usable.
         """
         try:
             if scope is None or self._known is None:
@@ -120,7 +122,7 @@ class Reconciler:
         held = self.read()
         ids = self._identities(config, held)
         wanted = desired_lookups(config, ids, around)
-        steps, wanted = await self._bring(held, wanted, config, ids, around)
+        steps, wanted = await self._converge(held, wanted, config, ids, around)
         self._applier.hide_gone(wanted)
         self._rings.forget({ident for ident, _ in ids.services.values()})
         return Pass(steps, ids, wanted)
@@ -128,13 +130,13 @@ class Reconciler:
     async def _pass_over(
         self, known: _Known, config: Config, around: Surroundings, scope: frozenset[str]
     ) -> Pass:
-        """What these services have is read back, as far as they were there before."""
+        """Run a pass over some services, reading back only what they had in the tables."""
         whole, ids, lookups = known.contents, known.ids, TableContents()
-        had = _part(whole, known.config, known.ids, scope)
-        held = contents.read_part(self._tables, had)
+        before = _part(whole, known.config, known.ids, scope)
+        held = contents.read_part(self._tables, before)
         if known.config is not config:
             ids = self._identities(config, whole, known)
-        # Where fullnat sends from hangs on the next hops.
+        # The addresses that fullnat sends from depend on the next hops.
         uses_hops = any(service.forward is Forward.FULLNAT for service in config.services)
         renews = uses_hops or not same_lookups(known.config, config)
         if renews:
@@ -142,17 +144,17 @@ class Reconciler:
             lookups = desired_lookups(config, ids, around)
             held = replace(whole, **_of_services(held))
         part = part_of(config, scope)
-        steps, wanted = await self._bring(held, lookups, part, ids, around)
+        steps, wanted = await self._converge(held, lookups, part, ids, around)
         if renews:
             whole = replace(lookups, **_of_services(whole))
             self._applier.hide_gone(whole)
         after = {
-            name: _less(getattr(whole, name), getattr(had, name)) | getattr(wanted, name)
+            name: _less(getattr(whole, name), getattr(before, name)) | getattr(wanted, name)
             for name in _BY_SERVICE
         }
         return Pass(steps, ids, replace(whole, **after))
 
-    async def _bring(
+    async def _converge(
         self,
         held: TableContents,
         lookups: TableContents,
@@ -160,7 +162,9 @@ class Reconciler:
         ids: Identities,
         around: Surroundings,
     ) -> tuple[tuple[Step, ...], TableContents]:
-        """From what is held to what is wanted: the steps, and that."""
+        """Apply the steps from what is held to what is wanted; return the steps, and what is
+        wanted.
+        """
         backends = desired_backends(config, ids, around)
         early = at_once(held, backends)
         first = self._do(diff(held, early))
@@ -180,14 +184,16 @@ class Reconciler:
         return steps
 
     async def sweep(self, found: survey.Survey) -> int:
-        """Free the expired slots of a survey, and the ids that nothing names any more.
+        """Free the expired slots of a survey, and the ids that nothing names any more; return the
+        number of slots.
 
-        A million slots at once would hold up everything else for a third of a second.
+        It works in pieces: a million slots at once would hold up everything else for a third of a
+        second.
         """
         freed = 0
         for piece in survey.pieces(found):
             freed += survey.sweep(self._tables, piece)
-            await asyncio.sleep(0)  # others have their turn
+            await asyncio.sleep(0)  # let other tasks run
         if self._resting:
             before = self._now() - REST_S
             named = await asyncio.to_thread(survey.named_backends, self._tables.flows)
@@ -197,7 +203,7 @@ class Reconciler:
         return freed
 
 
-_BY_SERVICE = ("backends", "services", "zone_rings")  # the tables of which each service has a part
+_BY_SERVICE = ("backends", "services", "zone_rings")  # the tables in which each service has a part
 
 
 def _of_services(contents: TableContents) -> dict[str, Any]:
@@ -207,7 +213,7 @@ def _of_services(contents: TableContents) -> dict[str, Any]:
 def _part(
     whole: TableContents, config: Config, ids: Identities, scope: frozenset[str]
 ) -> TableContents:
-    """What these services have in the tables, if they are in the configuration."""
+    """Return what these services have in the tables, if they are in the configuration."""
     services = [service for service in config.services if service.name in scope]
     backends = (ident for service in services for ident in ids.backend_ids(service))
     own = {ids.service_id(service) for service in services}

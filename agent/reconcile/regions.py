@@ -1,4 +1,6 @@
-"""Owns the regions of the table of rings: which service, or clients of a zone, has which."""
+"""Owns the regions of the table of rings: which service, or which zone's clients of a service, have
+which region.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ type Owner = ServiceSlot | ZoneRingKey
 
 
 class Regions:
-    """Read from the tables once, and followed from then on."""
+    """The owners of the regions, read from the tables once and tracked from then on."""
 
     def __init__(self, tables: SharedTables) -> None:
         lines = tables.size.lines_per_ring
@@ -26,15 +28,17 @@ class Regions:
             self._held[key] = int(row["ring_line"]) // lines
         used = set(self._held.values())
         self._free = deque(r for r in range(tables.size.ring_lines // lines) if r not in used)
-        self._resting: int | None = None  # the one whose owner has another one since last
+        self._resting: int | None = None  # the region that an owner left last
 
     def of(self, owner: Owner) -> int | None:
-        """Where its ring is; None: it has none."""
+        """Return the region of the owner's ring; None: it has no ring."""
         return self._held.get(owner)
 
     def next_free(self) -> int:
-        """A region that nothing names, and not the one given up last: a packet that read its
-        service before the last flip may still be drawing there.
+        """Return a region that nothing names, other than the one given up last.
+
+        A packet that read its service before the last switch may still be drawing there.
+        DataplaneError: no region is free.
         """
         choice = next((region for region in self._free if region != self._resting), None)
         if choice is None:
@@ -44,7 +48,7 @@ class Regions:
         return choice
 
     def take(self, owner: Owner, region: int) -> None:
-        """The tables say that its ring is there now."""
+        """Note that the tables say that the owner's ring is in this region now."""
         if (before := self._held.get(owner)) == region:
             return
         self._free.remove(region)
@@ -54,7 +58,7 @@ class Regions:
             self._resting = before
 
     def give_up(self, owner: Owner) -> None:
-        """The tables do not name its ring any more."""
+        """Note that the tables do not name the owner's ring any more."""
         before = self._held.pop(owner, None)
         if before is not None:
             self._free.append(before)
