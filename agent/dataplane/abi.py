@@ -1,6 +1,6 @@
-"""Mirrors ``bpf/include/abi.h``: layouts as NumPy dtypes, enums, and the check against BTF.
+"""Mirrors ``bpf/include/abi.h``: struct layouts as NumPy dtypes, enums, and the check against BTF.
 
-Network order is in the type (``>u4``, ``>u2``); everything else is the host's.
+Fields in network byte order have big-endian types (``>u4``, ``>u2``); all others are in host order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FLOW_STATE_SHIFT = 13
 FLOW_STAMP_MASK = 0x1FFF
 FLOW_WAYS = 8
 FLOW_EMBRYONIC_WAYS = 4
-CLOSING_TICKS = 2  # bpf/slot.h: a closed flow gives way after so many
+CLOSING_TICKS = 2  # bpf/slot.h: after this many, a new flow may take a closed flow's slot
 RING_LINE_SLOTS = 32
 BACKEND_F_ALIVE = 0x1
 BACKEND_F_USABLE = 0x2
@@ -41,13 +41,13 @@ PEER_ROWS = 8
 FILTER_WORDS = 1024
 FILTER_MULS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 LATENCY_BUCKETS = 44
-SAMPLES = 32  # of each backend, the newest
+SAMPLES = 32  # kept for each backend, the newest
 FLOW_AWAITING = 4
 WAITING_FORGOTTEN_SHIFT = 32
 INTERIM_BYTES = 0x1FFF  # bpf/heads.h
 INTERIM_SURE = 0x4000
 HEAD_RANGES = 4
-HEAD_SAMPLES = 16  # of each service, the newest
+HEAD_SAMPLES = 16  # kept for each service, the newest
 HOLD_MAX_NS = 1_000_000_000
 GUARD_BRANCH = 0x80000000
 GUARD_NODE_ENTRIES = 16
@@ -105,7 +105,7 @@ class GuardTree(enum.IntEnum):
 
 
 class GuardModeId(enum.IntEnum):
-    """``enum guard_mode``: what becomes of what is refused."""
+    """``enum guard_mode``: what happens to packets that a list, a block or a limit refuses."""
 
     ENFORCE = 0
     DRY_RUN = 1
@@ -113,7 +113,7 @@ class GuardModeId(enum.IntEnum):
 
 
 class Limit(enum.IntEnum):
-    """``enum limit``: what of a service is limited."""
+    """``enum limit``: what a service limits."""
 
     NEW_SOURCE = 0
     NEW_PREFIX = 1
@@ -176,7 +176,7 @@ class HeadKind(enum.IntEnum):
 
 
 class Talk(enum.IntEnum):
-    """``enum talk``: what a flow's first bytes showed that it speaks."""
+    """``enum talk``: the protocol that a flow's first bytes have shown."""
 
     UNKNOWN = 0
     PLAIN = 1
@@ -590,7 +590,7 @@ ENUMS: dict[str, dict[str, int]] = {
 
 
 def mismatches(btf: Btf) -> list[str]:
-    """What differs between this mirror and the structs and enums of a compiled program."""
+    """Return the differences between this mirror and a compiled program's structs and enums."""
     found = []
     for name, dtype in STRUCTS.items():
         layout = btf.structs.get(name)

@@ -17,7 +17,7 @@ _MASK = 0xFFFFFFFF
 
 
 def exact_bit(address: Address) -> int:
-    """The bit, 0 to 65,535, of a VIP, a source of fullnat or a backend of nat."""
+    """Return the bit, 0 to 65,535, of a VIP, a source address of fullnat or a backend of nat."""
     raw = address.packed
     words = (int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw), 4))
     total = sum(word * mul for word, mul in zip(words, abi.FILTER_MULS, strict=False))
@@ -25,7 +25,8 @@ def exact_bit(address: Address) -> int:
 
 
 def prefix_bits(network: IPv4Network | IPv6Network) -> range:
-    """The bits of a prefix VIP: one, or one for each 16 bits that addresses below can begin with.
+    """Return the bits of a prefix VIP: one for each value that the first 16 bits of an address in
+    it can have.
 
     Prefixes are at least 8 bits (IPv4) or 16 bits (IPv6) long.
     """
@@ -34,13 +35,13 @@ def prefix_bits(network: IPv4Network | IPv6Network) -> range:
 
 
 def set_bits(words: Words, bits: Iterable[int]) -> None:
-    """Set bits of one half of the filter, whole words at a time."""
+    """Set bits in one half of the filter; each store writes a whole word."""
     for bit in bits:
         words[bit >> 6] |= np.uint64(1 << (bit & 63))
 
 
 def words_of(bits: Iterable[int]) -> Words:
-    """One half of the filter with exactly these bits."""
+    """Return one half of the filter with exactly these bits set."""
     words = np.zeros(abi.FILTER_WORDS, dtype=np.uint64)
     set_bits(words, bits)
     return words

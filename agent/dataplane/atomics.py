@@ -1,8 +1,8 @@
-"""Owns compare-and-exchange on the words of tables that the packet path writes at the same time.
+"""Owns compare-and-exchange on words of tables that the packet path writes at the same time.
 
-Python has none. libatomic is a part of GCC that distributions package by itself (`libatomic1`). Its
-function is what a C compiler calls for C11's ``atomic_compare_exchange_strong`` where it does not
-emit the processor's instruction itself.
+Python has no such operation. libatomic is a part of GCC that distributions package separately
+(`libatomic1`). The function used here is the one that a C compiler calls for C11's
+``atomic_compare_exchange_strong`` where it does not emit the processor's instruction itself.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _SEQ_CST = 5  # __ATOMIC_SEQ_CST
 def exchange(
     words: Words, at: npt.NDArray[np.integer], expected: Words | int, wanted: Words | int
 ) -> Mask:
-    """Write each ``wanted`` at its place if what is ``expected`` is there, and say where it was.
+    """Write each ``wanted`` at its place if the word there is ``expected``; return which were
+    written.
 
     ``words`` lie in memory that others write too, aligned to 8 bytes; they may be a field of a
-    table. No place may come twice.
+    table. ``at`` must not name a place twice. IndexError: a place is outside the table.
     """
     places = np.asarray(at, dtype=np.int64)
     if not len(places):
@@ -47,7 +48,7 @@ def exchange(
         same: Mask = words[places] == before
         words[places[same]] = after[same]
         return same
-    # What is expected is passed by reference, and overwritten with what was found.
+    # Expected values are passed by reference; the function overwrites them with what it found.
     found = before.copy()
     targets = (words.ctypes.data + places * words.strides[0]).tolist()
     references = range(found.ctypes.data, found.ctypes.data + 8 * len(found), 8)
@@ -58,9 +59,12 @@ def exchange(
 
 @functools.cache
 def _compare_exchange() -> _Exchange | None:
-    """None: there is no libatomic; what a packet writes in the same microseconds can be lost."""
+    """Return libatomic's 8-byte compare-and-exchange; None if there is no libatomic.
+
+    Without it, what a packet writes in the same microseconds can be lost.
+    """
     try:
-        # It keeps the interpreter's lock: to give it up would take longer than the call.
+        # PyDLL keeps the interpreter's lock: releasing it would take longer than the call.
         function = getattr(ctypes.PyDLL(LIBRARY), "__atomic_compare_exchange_8")
     except (OSError, AttributeError) as error:
         log.warning(

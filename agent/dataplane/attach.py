@@ -1,6 +1,7 @@
-"""Decides and does the attachment: which hook, in whose place, never over a stranger.
+"""Decides and performs the attachment: which hook is used, and which program is replaced. A program
+that is not ours is never replaced.
 
-One hook for all interfaces of an instance. What a hook can do is in ``hooks``, one file each.
+All interfaces of an instance use the same hook. ``hooks`` has one file for each hook.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from agent.model import Hook
 
 log = get_logger()
 
-BEST_FIRST = (Hook.NATIVE, Hook.TC, Hook.GENERIC)  # what `auto` tries
-# Native XDP on a veth loses every packet that it sends, unless the far end has a program, too,
-# and senders make whole checksums. None of this shows at this end, and tc costs less there.
+BEST_FIRST = (Hook.NATIVE, Hook.TC, Hook.GENERIC)  # the order in which `auto` tries them
+# Native XDP on a veth loses every packet that it sends, unless the far end has a program too and
+# senders compute full checksums. This end sees none of that, and on a veth tc is cheaper.
 VETH_BEST_FIRST = (Hook.TC, Hook.GENERIC)
 _XDP = (Hook.NATIVE, Hook.GENERIC)
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Where the program sits on one interface, and why there."""
+    """Where the program is attached on one interface, and why there."""
 
     interface: str
     ifindex: int
@@ -46,45 +47,45 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """An interface that is to get the program."""
+    """An interface to which the program is to be attached."""
 
     name: str
     ifindex: int
 
 
 class _RefusedError(Exception):
-    """A hook does not take the program on one of the interfaces."""
+    """A hook does not accept the program on one of the interfaces."""
 
 
 def with_reason(new: Attachment, before: Attachment | None) -> Attachment:
-    """The new one, with the reason why the hook was taken in the first place."""
+    """Return the new attachment with the reason for which its hook was first chosen."""
     if before is None or before.mode is not new.mode:
         return new
     return replace(new, reason=before.reason)
 
 
 def interface_index(name: str) -> int:
-    """The index of an interface; NetworkError names those that exist."""
+    """Return the index of an interface; NetworkError names those that exist."""
     try:
         return socket.if_nametoindex(name)
     except OSError as error:
-        there = ", ".join(sorted(other for _, other in socket.if_nameindex()))
+        existing = ", ".join(sorted(other for _, other in socket.if_nameindex()))
         raise NetworkError(
             "there is no such interface",
             where=f"interface {name}",
-            remedy=f"choose one of: {there}",
+            remedy=f"choose one of: {existing}",
         ) from error
 
 
 def place(hook: Hook, ifindex: int, pins: Pins) -> Place:
-    """The place of a hook on an interface; the external one is the same for all."""
+    """Return the place of a hook on an interface; the external hook has one place for all."""
     if hook is Hook.EXTERNAL:
         return EntryPlace(pins.entry)
     return TcPlace(ifindex) if hook is Hook.TC else XdpPlace(ifindex, hook)
 
 
 def sits(attachment: Attachment, idents: Container[int], pins: Pins) -> bool:
-    """Whether a program with one of these ids is where it was put."""
+    """Return whether a program with one of these ids is still where it was attached."""
     try:
         return place(attachment.mode, attachment.ifindex, pins).current() in idents
     except OSError:  # the interface is gone
@@ -92,12 +93,12 @@ def sits(attachment: Attachment, idents: Container[int], pins: Pins) -> bool:
 
 
 def check_free(interfaces: Iterable[str], wanted: Hook, pins: Pins) -> Hook | None:
-    """Refuse what somebody else's program occupies; the hook at which ours sits, if it does."""
+    """Raise DataplaneError if another program is in the way; return the hook of ours, if any."""
     spots = _spots(interfaces)
     owned = Owned(pins)
     held = _held(spots, owned, pins)
     _refuse_siblings(spots, owned, pins)
-    _refuse_strangers(spots, order(wanted, held, veth_among(spot.name for spot in spots))[0], owned)
+    _refuse_others(spots, order(wanted, held, veth_among(spot.name for spot in spots))[0], owned)
     return held
 
 
@@ -107,11 +108,12 @@ def attach(
     pins: Pins,
     program: Callable[[ProgramType], int],
 ) -> tuple[Attachment, ...]:
-    """Put the program on all interfaces, atomically in the place of our last one.
+    """Put the program on all interfaces, atomically replacing our last one.
 
-    ``auto`` keeps the hook of our last one, if it would take that hook at all; on free interfaces
-    it takes the best that all of them accept. ``program`` gives the descriptor of the program of a
-    type. When no hook takes it, what ran goes on, and DataplaneError tells what each refused.
+    ``auto`` keeps the hook of our last program if that is one that it would try at all; on free
+    interfaces it takes the best hook that all of them accept. ``program`` returns the descriptor of
+    the program of a type. If no hook accepts it, the last program keeps running, and DataplaneError
+    says why each hook refused.
     """
     spots = _spots(interfaces)
     owned = Owned(pins)
@@ -119,7 +121,7 @@ def attach(
     veth = veth_among(spot.name for spot in spots)
     refusals: list[str] = []
     for hook in order(wanted, held, veth):
-        _refuse_strangers(spots, hook, owned)
+        _refuse_others(spots, hook, owned)
         try:
             fd = program(PROGRAM_TYPES[hook])
             _put_everywhere(spots, hook, fd, owned, pins)
@@ -138,21 +140,23 @@ def attach(
 
 
 def detach(pins: Pins) -> bool:
-    """Take our program off every interface of this network namespace, and from those that call
-    it; true if it was anywhere. A stranger's stays.
+    """Detach our program from every interface of this network namespace, and from the array through
+    which other programs call it; return whether it was attached anywhere.
+
+    Programs that are not ours stay.
     """
     return _clear_elsewhere([], None, Owned(pins), pins)
 
 
 def attached_to(interfaces: Iterable[str]) -> frozenset[int]:
-    """The ids of all programs on these interfaces, whosever they are."""
+    """Return the ids of all programs on these interfaces, ours or not."""
     found: set[int] = set()
     for name in interfaces:
-        with contextlib.suppress(OSError):  # it is gone
+        with contextlib.suppress(OSError):  # the interface is gone
             ifindex = socket.if_nametoindex(name)
             found.add(TcPlace(ifindex).current())
-            there = libbpf.xdp_query(ifindex)
-            found |= {there.native, there.generic, there.offloaded}
+            attached = libbpf.xdp_query(ifindex)
+            found |= {attached.native, attached.generic, attached.offloaded}
     return frozenset(found - {0})
 
 
@@ -168,12 +172,15 @@ def _held(spots: list[_Spot], owned: Owned, pins: Pins) -> Hook | None:
 
 
 def veth_among(interfaces: Iterable[str]) -> str:
-    """The first of the interfaces that is a veth; one is enough, as all get the same hook."""
+    """Return the first of the interfaces that is a veth; empty if none is.
+
+    One veth is enough, because all interfaces get the same hook.
+    """
     return next(filter(is_veth, interfaces), "")
 
 
 def order(wanted: Hook, held: Hook | None, veth: str = "") -> tuple[Hook, ...]:
-    """The hooks to try, the best first; ``veth`` names an interface that is one."""
+    """Return the hooks to try, best first; ``veth`` names a veth among the interfaces, if any."""
     if wanted is not Hook.AUTO:
         return (wanted,)
     best = VETH_BEST_FIRST if veth else BEST_FIRST
@@ -184,7 +191,7 @@ def order(wanted: Hook, held: Hook | None, veth: str = "") -> tuple[Hook, ...]:
 
 def _reason(hook: Hook, wanted: Hook, held: Hook | None, refusals: list[str], pins: Pins) -> str:
     if hook is Hook.EXTERNAL:
-        return f"configured: others call {pins.entry}"
+        return f"configured: other programs call {pins.entry}"
     if hook is held:
         return "took the place of the last program"
     if refusals:
@@ -202,37 +209,39 @@ def _veth_reason(veth: str, refusals: list[str]) -> str:
 
 def _all_refused(spots: list[_Spot], wanted: Hook, refusals: list[str]) -> DataplaneError:
     names = ", ".join(spot.name for spot in spots)
-    told = "; ".join(refusals)
+    details = "; ".join(refusals)
     if wanted is Hook.NATIVE:
-        message = f"the driver takes no XDP program ({told})"
+        message = f"the driver takes no XDP program ({details})"
         remedy = "`hook: tc` works with every driver, and so does `hook: generic`"
     else:
-        message = f"no hook takes the program ({told})"
+        message = f"no hook takes the program ({details})"
         remedy = "`hook: auto` takes the best that works"
     return DataplaneError(
         message,
         where=f"interface {names}",
-        remedy=f"{remedy}; `lbctl doctor` tells what each needs",
+        remedy=f"{remedy}; `lbctl doctor` says what each needs",
     )
 
 
-# -- strangers
+# -- programs that are not ours
 
 
-def _refuse_strangers(spots: list[_Spot], hook: Hook, owned: Owned) -> None:
+def _refuse_others(spots: list[_Spot], hook: Hook, owned: Owned) -> None:
     for spot in spots:
         if hook in _XDP:
             ident = libbpf.xdp_query(spot.ifindex).id
             if ident and ident not in owned:
-                raise _xdp_stranger(spot.name, ident)
+                raise _xdp_occupied(spot.name, ident)
         elif hook is Hook.TC:
             ident = TcPlace(spot.ifindex).current()
             if ident and ident not in owned:
-                raise _tc_stranger(spot.name, ident)
+                raise _tc_occupied(spot.name, ident)
 
 
 def _refuse_siblings(spots: list[_Spot], owned: Owned, pins: Pins) -> None:
-    """Another instance of this host, or this one under its former name, at whatever hook."""
+    """Raise DataplaneError if any hook of the interfaces has a program of another instance of this
+    host, or of this instance under its former name.
+    """
     for spot in spots:
         for hook in BEST_FIRST:
             ident = place(hook, spot.ifindex, pins).current()
@@ -241,35 +250,35 @@ def _refuse_siblings(spots: list[_Spot], owned: Owned, pins: Pins) -> None:
                 raise DataplaneError(
                     f"the program of the instance {owner!r} is attached",
                     where=f"interface {spot.name}",
-                    remedy=f"if that is the former name of this one: `lb-agent take-over --from "
-                    f"{owner} --config FILE`, which costs no connection; if it is another one: "
-                    "stop its agent, then `lb-agent detach` with its configuration",
+                    remedy="if this instance had that name before, run `lb-agent take-over --from "
+                    f"{owner} --config FILE`, which costs no connection; if it is another "
+                    "instance, stop its agent, then run `lb-agent detach` with its configuration",
                 )
 
 
-def _xdp_stranger(interface: str, ident: int) -> DataplaneError:
+def _xdp_occupied(interface: str, ident: int) -> DataplaneError:
     return DataplaneError(
         f"another XDP program is attached: {program_name(ident)!r}, id {ident}",
         where=f"interface {interface}",
         remedy="`hook: external` lets it call the balancer (docs/operations.md, behind a "
-        "dispatcher), `hook: tc` goes behind it; "
-        f"`bpftool prog show id {ident}` tells whose it is; if nobody needs it, "
+        "dispatcher), `hook: tc` runs after it; "
+        f"`bpftool prog show id {ident}` shows what it is; if nobody needs it, "
         f"`ip link set dev {interface} xdp off; ip link set dev {interface} xdpgeneric off` "
         "removes it",
     )
 
 
-def _tc_stranger(interface: str, ident: int) -> DataplaneError:
+def _tc_occupied(interface: str, ident: int) -> DataplaneError:
     return DataplaneError(
         f"another program has our place at tc ingress: {program_name(ident)!r}, id {ident}",
         where=f"interface {interface}",
-        remedy=f"`bpftool prog show id {ident}` tells whose it is; if nobody needs it, `tc filter "
+        remedy=f"`bpftool prog show id {ident}` shows what it is; if nobody needs it, `tc filter "
         f"del dev {interface} ingress pref {PRIORITY} handle {HANDLE:#x} bpf` removes it",
     )
 
 
 def program_name(ident: int) -> str:
-    """The name of a loaded program."""
+    """Return the name of a loaded program."""
     with _program(ident) as fd:
         return libbpf.program_info(fd).name
 
@@ -278,7 +287,7 @@ def program_name(ident: int) -> str:
 
 
 def _put_everywhere(spots: list[_Spot], hook: Hook, fd: int, owned: Owned, pins: Pins) -> None:
-    """On all interfaces or on none: what was there before comes back when one refuses."""
+    """Attach to all interfaces or to none: if one refuses, the others get back what they had."""
     ident = libbpf.program_info(fd).id
     with contextlib.ExitStack() as opened, contextlib.ExitStack() as undo:
         for spot in spots:
@@ -310,7 +319,9 @@ def _make_way(
 
 @contextlib.contextmanager
 def _program(ident: int) -> Iterator[int]:
-    """A descriptor of a loaded program, which keeps it alive when it is taken off; of none, -1."""
+    """Yield a descriptor of a loaded program, which keeps it alive while it is detached; -1 for id
+    0.
+    """
     fd = libbpf.program_fd(ident) if ident else -1
     try:
         yield fd
@@ -328,9 +339,10 @@ def _put_back(where: Place, old: int, before: int, ident: int) -> None:
 
 
 def _clear_elsewhere(spots: list[_Spot], hook: Hook | None, owned: Owned, pins: Pins) -> bool:
-    """Take our programs off wherever they sit but at ``hook`` of these interfaces.
+    """Detach our programs from everywhere but ``hook`` of these interfaces; return whether there
+    were any.
 
-    So a change of the hook or of the interfaces leaves nothing behind.
+    A change of the hook or of the interfaces thus leaves nothing behind.
     """
     kept = {spot.ifindex for spot in spots}
     cleared = False
@@ -355,16 +367,16 @@ def _clear(where: Place, owned: Owned, name: str) -> bool:
 
 
 def pin(fd: int, pins: Pins) -> None:
-    """For people and `lbctl doctor`: which program is this instance's."""
+    """Pin the program, so that people and `lbctl doctor` see which one is this instance's."""
     pins.next_program.unlink(missing_ok=True)
     libbpf.object_pin(fd, pins.next_program)
     pins.next_program.rename(pins.program)
 
 
 def attach_helper(interface: str, fd: int) -> Hook:
-    """Attach a program that needs no tables (pass, decap) and stays after we exit.
+    """Attach a program that needs no tables (pass, decap) and stays attached after we exit.
 
-    Replaces only a program of the same name.
+    It replaces only a program of the same name.
     """
     ifindex = interface_index(interface)
     current = libbpf.xdp_query(ifindex).id

@@ -1,7 +1,7 @@
 """Reads layouts and functions out of BTF (Documentation/bpf/btf.rst of the kernel).
 
-Only what the ABI check needs: sizes, member offsets and enum values by name; and the ids of
-functions, without which the kernel keeps no BTF of a program.
+It reads what the ABI check needs, which is sizes, member offsets and enum values by name, and the
+ids of functions, without which the kernel keeps no BTF of a program.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class StructLayout:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each member, if no member is followed by padding without a name."""
+        """The size of each member in bytes, if no member is followed by unnamed padding."""
         ends = [*sorted(self.offsets.values()), self.size]
         return {
             name: ends[ends.index(offset) + 1] - offset for name, offset in self.offsets.items()
@@ -41,7 +41,7 @@ class Btf:
 
 
 def _trailer_size(kind: int, vlen: int) -> int:
-    """Bytes that follow a type's 12-byte head."""
+    """Return how many bytes follow the 12-byte ``struct btf_type`` of such a type."""
     return {
         _KIND_INT: 4,
         _KIND_ARRAY: 12,
@@ -57,7 +57,10 @@ def _trailer_size(kind: int, vlen: int) -> int:
 
 
 def parse(data: bytes) -> Btf:
-    """Layouts of a raw BTF blob. ValueError if it is not BTF of this machine's byte order."""
+    """Return the layouts of a raw BTF blob.
+
+    ValueError: it is not BTF, or not of this machine's byte order.
+    """
     magic, _, _, hdr_len, type_off, type_len, str_off, str_len = struct.unpack_from(
         "=HBBIIIII", data
     )
@@ -71,7 +74,7 @@ def parse(data: bytes) -> Btf:
     structs: dict[str, StructLayout] = {}
     enums: dict[str, dict[str, int]] = {}
     functions: dict[str, int] = {}
-    number = 0  # of void
+    number = 0  # the type id of void; the first type has 1
     at, end = hdr_len + type_off, hdr_len + type_off + type_len
     while at < end:
         name_off, info, size = struct.unpack_from("=III", data, at)

@@ -1,4 +1,4 @@
-"""The only module that imports bcc: C text in, loaded program out."""
+"""Owns BCC: compiles C text and loads the program. No other module imports bcc."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agent.model import KernelHeaders
 
 _BCC_REMEDY = (
     "apt-get install python3-bpfcc, and make the virtual environment from /usr/bin/python3 with "
-    "--system-site-packages (the package that indexes call bcc is another project)"
+    "--system-site-packages (the package that indexes list as bcc is another project)"
 )
 
 
@@ -30,17 +30,17 @@ class Origin(StrEnum):
     """Where a loaded program comes from."""
 
     COMPILED = "compiled"
-    KEPT = "kept"  # compiled before, and loaded
-    RUNNING = "running"  # loaded before
+    KEPT = "kept"  # compiled at an earlier start, and loaded from what was kept
+    RUNNING = "running"  # loaded by an earlier agent, and taken over
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A loaded program. It lives as long as it is not closed, or an attachment or a pin does.
+    """A loaded program. It lives until it is closed and no attachment or pin holds it.
 
-    ``tables``: the descriptors of the maps that it uses, by name. ``code``: the instructions as
-    the compiler made them; empty if it has not compiled them now. ``key``: of what it is made
-    (``objects.key_of``); empty: it is not kept.
+    ``tables``: the descriptors of the maps that it uses, by name. ``code``: the instructions as the
+    compiler made them; empty if the program was not compiled just now. ``key``: names everything
+    that it is made of (``objects.key_of``); empty if it is not kept.
     """
 
     fd: int
@@ -55,34 +55,38 @@ class Compiled:
     key: str = ""
 
     def close(self) -> None:
-        """Give back its descriptors, and what the compiler needed for it. A program that is
-        attached or pinned goes on in the kernel.
+        """Close its descriptors, and free what the compiler needed for it.
+
+        A program that is attached or pinned keeps running in the kernel.
         """
         self.release()
 
 
 def _give_back_memory() -> None:
-    """What LLVM has freed: the allocator would keep it, tens of megabytes for each program."""
+    """Give memory that LLVM has freed back to the kernel.
+
+    The allocator would keep it, which is tens of megabytes for each program.
+    """
     with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _bcc() -> Any:
     try:
-        from bcc import BPF  # here, because it costs 60 ms and most of the package needs none
+        from bcc import BPF  # not at the top: it takes 60 ms and is rarely needed
     except ImportError as error:
         raise DataplaneError("BCC is not installed", where="bcc", remedy=_BCC_REMEDY) from error
     return BPF
 
 
 def check_host_headers(modules: Path) -> None:
-    """Raise DataplaneError if the folder of the running kernel's modules leads to no headers."""
+    """Raise DataplaneError if the running kernel's module folder leads to no headers."""
     if not (modules / "build").exists():
         raise DataplaneError(
             "this host has no headers of the running kernel",
             where=str(modules / "build"),
-            remedy=f"apt-get install linux-headers-{modules.name}, or leave `--kernel-headers` and "
-            "`kernel_headers: host` out: the shipped headers serve every kernel",
+            remedy=f"apt-get install linux-headers-{modules.name}, or leave out "
+            "`--kernel-headers` and `kernel_headers: host`: the shipped headers serve every kernel",
         )
 
 
@@ -93,9 +97,9 @@ def compile_program(
     headers: KernelHeaders = KernelHeaders.SHIPPED,
     kind: ProgramType = ProgramType.XDP,
 ) -> Compiled:
-    """Compile ``text`` and load its function ``function`` as a program of that type.
+    """Compile ``text`` and load its function ``function`` as a program of type ``kind``.
 
-    Raises DataplaneError when the compiler or the verifier refuses; their messages go to stderr.
+    Raises DataplaneError if the compiler or the verifier refuses it; their messages go to stderr.
     """
     started = time.monotonic()
     handle = _compiled(text, function, definitions, headers)
@@ -124,9 +128,11 @@ def compile_calling(
     kind: ProgramType,
     calls: Mapping[int, str],
 ) -> Compiled:
-    """As ``compile_program``, for a program that calls functions of the kernel (kfuncs), which BCC
-    cannot: it calls helpers of numbers that no helper has, ``calls``, and the functions of these
-    names are put in their places. Without a layout.
+    """Compile and load a program that calls functions of the kernel (kfuncs).
+
+    BCC cannot compile such calls. The text therefore calls helpers by numbers that no helper has;
+    ``calls`` maps these to the names of functions, which are then put into the machine code. Apart
+    from that it works as ``compile_program`` does, but the result has no layout.
     """
     started = time.monotonic()
     handle = _compiled(text, function, definitions, KernelHeaders.SHIPPED)
@@ -156,8 +162,10 @@ _INSTRUCTION_BYTES = 8
 
 
 def with_kfuncs(code: bytes, functions: Mapping[int, int]) -> bytes:
-    """Machine code in which the calls of helpers of these numbers are calls of the functions with
-    these BTF ids of the kernel (Documentation/bpf/standardization/instruction-set.rst).
+    """Return machine code in which calls of helpers with these numbers are kfunc calls.
+
+    ``functions``: the BTF ids of the kernel's functions, by number of the helper
+    (Documentation/bpf/standardization/instruction-set.rst).
     """
     changed = bytearray(code)
     for at in range(0, len(code), _INSTRUCTION_BYTES):
@@ -171,7 +179,7 @@ def with_kfuncs(code: bytes, functions: Mapping[int, int]) -> bytes:
 def _compiled(
     text: str, function: str, definitions: Mapping[str, str], headers: KernelHeaders
 ) -> Any:
-    """BCC's handle of a program that is not loaded yet."""
+    """Return BCC's handle of a program that is compiled but not loaded yet."""
     bpf = _bcc()
     if headers is KernelHeaders.SHIPPED:
         os.environ["BCC_KERNEL_SOURCE"] = str(sources.header_tree())
@@ -202,7 +210,7 @@ def _refused(function: str, error: Exception) -> DataplaneError:
 
 def _release(handle: Any) -> Callable[[], None]:
     def release() -> None:
-        # BCC keeps every program to the end of the process, for probes that it would detach.
+        # BCC keeps every program until the process exits, in order to detach probes then.
         atexit.unregister(handle.cleanup)
         handle.cleanup()
         _give_back_memory()
@@ -211,9 +219,9 @@ def _release(handle: Any) -> Callable[[], None]:
 
 
 def _tables(handle: Any) -> list[int]:
-    """The descriptors of the maps that BCC has opened or made for a program."""
+    """Return the descriptors of the maps that BCC has opened or created for a program."""
     from bcc import lib
 
-    module = ctypes.c_void_p(handle.module)  # BCC's own bindings may not say that it is a pointer
+    module = ctypes.c_void_p(handle.module)  # BCC's own bindings may not declare it a pointer
     count = lib.bpf_num_tables(module)
     return [lib.bpf_table_fd_id(module, ctypes.c_size_t(number)) for number in range(count)]

@@ -1,6 +1,6 @@
 """Decides what is compiled in: table sizes and features, as -D constants.
 
-Constants that no configured service needs are 0, and the compiler removes the code.
+A feature that no configured service needs has the constant 0, and the compiler removes its code.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from agent.state.zones import has_levels
 
 TARGET_TICK_S = 4.0
 SPARE_RINGS = 2  # a new ring is written beside the ones in use
-FRAGMENTS = 16_384  # datagrams in pieces that are remembered
-LIMITED = 65_536  # sources that have too much at some service
+FRAGMENTS = 16_384  # fragmented datagrams that are remembered
+LIMITED = 65_536  # sources that have as much of a service as they may
 HZ_CHOICES = (100, 250, 300, 1000)  # kernel/Kconfig.hz
-PEERS = 64  # addresses of other balancers from which packets are taken
+PEERS = 64  # addresses of other balancers from which passed-on packets are accepted
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Features:
-    """What the configured services need of the program."""
+    """The features that the configured services need in the program."""
 
     ipv6: bool = False
     any_port: bool = False
@@ -71,7 +71,7 @@ class Features:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """As people read them; what is always in goes first."""
+        """The names to display; ``ipv4``, which is always compiled in, comes first."""
         wanted = (f.name.replace("_", "-") for f in fields(self) if getattr(self, f.name))
         return ("ipv4", *wanted)
 
@@ -82,8 +82,9 @@ ALL_FEATURES = Features(**{f.name: True for f in fields(Features)})
 def needed_features(
     services: tuple[Service, ...], *, sync: bool = False, blocks: bool = False
 ) -> Features:
-    """The least that serves these services. ``sync``: flows are exchanged with other balancers;
-    ``blocks``: some sources are blocked.
+    """Return the fewest features that serve these services.
+
+    ``sync``: flows are exchanged with other balancers; ``blocks``: some sources are blocked.
     """
     forwards = {s.forward for s in services}
     schedulers = {s.scheduler for s in services}
@@ -115,7 +116,7 @@ def needed_features(
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Elements of each table."""
+    """The number of elements of each table."""
 
     services: int
     service_keys: int
@@ -130,10 +131,10 @@ class Sizes:
     ring_lines: int
     lines_per_ring: int
     nat_first_port: int
-    nat_ports: int  # of a block
+    nat_ports: int  # in a block
     nat_blocks: int
     guard_nodes: int
-    rows: int  # CPUs, and one for the agent
+    rows: int  # one for each possible CPU, and one for the agent
 
     @property
     def nat_slots(self) -> int:
@@ -142,10 +143,10 @@ class Sizes:
 
 
 def sizes(tables: Tables, cpus: int, nat: Nat | None = None) -> Sizes:
-    """Element counts for a configuration on a host with that many possible CPUs.
+    """Return the element counts for a configuration on a host with ``cpus`` possible CPUs.
 
-    The maps by key are not preallocated, so room costs nothing: while a change is under way
-    they hold what was and what comes.
+    The maps by key are not preallocated, so spare room in them costs nothing. They need it while a
+    change is under way, when they hold both the old entries and the new ones.
     """
     lines = math.ceil(tables.ring_slots / RING_LINE_SLOTS)
     nat = nat or Nat()
@@ -158,7 +159,7 @@ def sizes(tables: Tables, cpus: int, nat: Nat | None = None) -> Sizes:
         origins=2 * tables.backends,
         quic_ids=2 * tables.backends,
         zone_prefixes=MAX_ZONE_PREFIXES,
-        zone_rings=max(1, 2 * tables.zone_rings),  # the kernel makes no empty table
+        zone_rings=max(1, 2 * tables.zone_rings),  # the kernel creates no empty table
         backends=tables.backends,
         flow_buckets=tables.flows // FLOW_WAYS,
         ring_lines=lines * (tables.services + tables.zone_rings + SPARE_RINGS),
@@ -182,7 +183,7 @@ class HashKeys:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """How stamps count: a tick is ``2 ** shift`` jiffies at ``hz`` jiffies a second."""
+    """The clock of flow stamps: a tick is ``2 ** shift`` jiffies at ``hz`` jiffies a second."""
 
     hz: int
     shift: int
@@ -192,12 +193,12 @@ class Clock:
         return float(2**self.shift / self.hz)
 
     def ticks(self, seconds: float) -> int:
-        """Ticks that are no shorter than ``seconds``."""
+        """Return the least number of ticks that is no shorter than ``seconds``."""
         return math.ceil(seconds / self.tick_s)
 
 
 class Reading(NamedTuple):
-    """Of the jiffies, at some moment between two of the clock's."""
+    """The jiffies at some moment between two readings of the monotonic clock."""
 
     before_s: float
     jiffies: int
@@ -205,8 +206,10 @@ class Reading(NamedTuple):
 
 
 def possible_hz(first: Reading, last: Reading) -> list[int]:
-    """The kernel's choices at which so many jiffies can have passed between two readings. Whoever
-    reads can lose the CPU before and behind each, for longer than a jiffy.
+    """Return the kernel's choices of HZ at which this many jiffies can have passed between two
+    readings.
+
+    The process that reads can lose the CPU before and after each reading, for longer than a jiffy.
     """
     passed = (last.jiffies - first.jiffies) % 2**32
     least_s, most_s = last.before_s - first.after_s, last.after_s - first.before_s
@@ -214,7 +217,7 @@ def possible_hz(first: Reading, last: Reading) -> list[int]:
 
 
 def clock_for(hz: int) -> Clock:
-    """The power of two of jiffies nearest to four seconds."""
+    """Return the clock whose tick is the power of two of jiffies nearest to four seconds."""
     return Clock(hz, round(math.log2(TARGET_TICK_S * hz)))
 
 
@@ -228,7 +231,7 @@ def definitions(
     *,
     tc: bool = False,
 ) -> dict[str, str]:
-    """The -D constants of one program: for XDP, or with ``tc`` for clsact."""
+    """Return the -D constants of one program, for XDP or, with ``tc``, for clsact."""
     return {
         "LB_PIN": f'"{pin_folder}"',
         "LB_TC": str(int(tc)),

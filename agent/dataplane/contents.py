@@ -1,5 +1,6 @@
-"""Reads the shared tables as values, and turns values into table rows: what reconcile compares
-and writes, one entry each.
+"""Reads the shared tables as values, and turns values into table rows.
+
+Reconciliation compares and writes these values, one entry each.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _CACHED_BACKENDS = 16_384
 
 
 def read(tables: SharedTables) -> TableContents:
-    """What the tables hold. Rows that no agent of this version wrote are left out."""
+    """Return what the tables hold, without rows that no agent of this version wrote."""
     marks: dict[ServiceSlot, MarkEntry] = {}
     services: dict[ServiceSlot, ServiceEntry] = {}
     for slot, row in service_rows(tables):
@@ -82,7 +83,7 @@ def read(tables: SharedTables) -> TableContents:
 
 
 def read_part(tables: SharedTables, of: TableContents) -> TableContents:
-    """What the tables hold of these backends, services and zones' rings."""
+    """Return what the tables hold of the backends, services and zones' rings that ``of`` has."""
     slots = {
         slot: tables.get(keys.services_table(slot), keys.packed_slot(slot)) for slot in of.services
     }
@@ -99,7 +100,7 @@ def read_part(tables: SharedTables, of: TableContents) -> TableContents:
     }
     wanted = np.array(sorted(of.backends), np.int64)
     return TableContents(
-        backends=_those(tables, wanted[tables.backends["service"][wanted] > 0]),
+        backends=_backend_entries(tables, wanted[tables.backends["service"][wanted] > 0]),
         services={slot: _service_entry(tables, row) for slot, row in rows.items() if _is_ours(row)},
         zone_rings={
             key: _ring(tables, int(row["ring_line"]), int(row["ring_slots"]))
@@ -109,12 +110,12 @@ def read_part(tables: SharedTables, of: TableContents) -> TableContents:
 
 
 def _is_ours(row: Table) -> bool:
-    """Whether an agent of this version wrote it."""
+    """Return whether an agent of this version wrote the row."""
     return int(row["forward"]) in _FORWARDS and int(row["scheduler"]) in _SCHEDULERS
 
 
 def zone_ring_rows(tables: SharedTables) -> Iterator[tuple[ZoneRingKey, Table]]:
-    """The place of every zone's ring."""
+    """Yield the key of every zone's ring, and the row that says where the ring is."""
     for key, value in tables.items("zone_rings"):
         yield keys.zone_ring_of(key), np.frombuffer(value, dtype=abi.ZONE_RING)[0]
 
@@ -125,7 +126,7 @@ def _ring(tables: SharedTables, line: int, slots: int) -> bytes:
 
 
 def service_rows(tables: SharedTables) -> Iterator[tuple[ServiceSlot, Table]]:
-    """Every key of both service maps, the marks included."""
+    """Yield every key and row of both service maps, the marks included."""
     for name in ("services4", "services6"):
         for key, value in tables.items(name):
             yield keys.slot_of(key), np.frombuffer(value, dtype=abi.SERVICE)[0]
@@ -168,10 +169,10 @@ def _service_entry(tables: SharedTables, row: Table) -> ServiceEntry:
 
 
 def _backends(tables: SharedTables) -> dict[int, BackendEntry]:
-    return _those(tables, np.flatnonzero(tables.backends["service"]))
+    return _backend_entries(tables, np.flatnonzero(tables.backends["service"]))
 
 
-def _those(tables: SharedTables, used: npt.NDArray[np.int64]) -> dict[int, BackendEntry]:
+def _backend_entries(tables: SharedTables, used: npt.NDArray[np.int64]) -> dict[int, BackendEntry]:
     rows, load = tables.backends[used].tobytes(), tables.backend_load[used]
     given = zip(load["per_byte"].tolist(), load["weight"].tolist(), strict=True)
     size = _BACKEND.size
@@ -183,7 +184,10 @@ def _those(tables: SharedTables, used: npt.NDArray[np.int64]) -> dict[int, Backe
 
 @lru_cache(maxsize=_CACHED_BACKENDS)
 def _backend_entry(raw: bytes, per_byte: int, weight: int) -> BackendEntry:
-    """From the bytes of a row: most have not changed since the last reading."""
+    """Return the entry in the bytes of a row.
+
+    It is cached, because most rows have not changed since the last reading.
+    """
     flags, ifindex, mac, source_mac, vlan, tags, forward, mtu, *rest = _BACKEND.unpack(raw)
     ticks, (service, port, family, address, source) = tuple(rest[:8]), rest[8:]
     return BackendEntry(
@@ -230,7 +234,10 @@ def _nat_sources(tables: SharedTables) -> dict[int, Address]:
 
 
 def nat_ports(tables: SharedTables, used: npt.NDArray[np.int64]) -> tuple[NatPorts, ...]:
-    """What flows have of the ports of fullnat towards each server; ``used``: by block."""
+    """Return how many ports of fullnat flows use towards each server.
+
+    ``used``: the ports in use, by block.
+    """
     sources = _nat_sources(tables)
     found = [
         NatPorts(sources[number], server, int(used[block - 1]), tables.size.nat_ports)
@@ -244,7 +251,10 @@ def nat_ports(tables: SharedTables, used: npt.NDArray[np.int64]) -> tuple[NatPor
 
 
 def _address(raw: bytes, family: int | None = None) -> Address | None:
-    """An address of either family; without ``family`` told by its zeros, None if all are."""
+    """Return an address of either family.
+
+    Without ``family``, it is IPv6 if a byte beyond the first four is set, and None if no byte is.
+    """
     if family is None:
         if not any(raw):
             return None
@@ -253,7 +263,7 @@ def _address(raw: bytes, family: int | None = None) -> Address | None:
 
 
 def words(address: Address | None) -> Table:
-    """An address as the tables hold it, four words; none is zeros."""
+    """Return an address as the tables hold it, four words; zeros for None."""
     raw = (address.packed if address else b"").ljust(16, b"\0")
     return np.frombuffer(raw, dtype=">u4")
 
@@ -263,7 +273,7 @@ def _mac(text: str) -> Table:
 
 
 def backend_row(entry: BackendEntry) -> Table:
-    """The table row of a backend."""
+    """Return the table row of a backend."""
     row = np.zeros(1, dtype=abi.BACKEND)
     row["flags"] = (
         entry.alive * abi.BACKEND_F_ALIVE
@@ -289,7 +299,7 @@ def backend_row(entry: BackendEntry) -> Table:
 
 
 def load_row(entry: BackendEntry) -> Table:
-    """What the agent writes of a backend's load; the rest is 0."""
+    """Return the fields that the agent writes of a backend's load; the rest is 0."""
     row = np.zeros(1, dtype=abi.BACKEND_LOAD)
     row["kappa"] = loads.KAPPA
     row["per_byte"] = loads.per_byte(entry.bytes_per_connection)
@@ -299,7 +309,7 @@ def load_row(entry: BackendEntry) -> Table:
 
 
 def service_row(entry: ServiceEntry, ring_line: int) -> Table:
-    """The value of a service map, for a ring that starts at ``ring_line``."""
+    """Return the value of a service map, for a ring that starts at ``ring_line``."""
     row = np.zeros(1, dtype=abi.SERVICE)
     row["pick_seed"] = entry.pick_seed
     row["id"] = entry.id
@@ -331,14 +341,14 @@ def service_row(entry: ServiceEntry, ring_line: int) -> Table:
 
 
 def zone_ring_row(ring: bytes, ring_line: int) -> Table:
-    """The value of the zones' rings, for a ring that starts at ``ring_line``."""
+    """Return the value of the map of zones' rings, for a ring that starts at ``ring_line``."""
     row = np.zeros(1, dtype=abi.ZONE_RING)
     row["ring_line"], row["ring_slots"] = ring_line, len(ring) // 2
     return row
 
 
 def mark_row(entry: MarkEntry) -> Table:
-    """The value of a service map for a mark."""
+    """Return the value of a service map for a mark."""
     row = np.zeros(1, dtype=abi.SERVICE)
     row["flags"] = (
         entry.ranges * abi.SERVICE_F_RANGES
@@ -350,7 +360,7 @@ def mark_row(entry: MarkEntry) -> Table:
 
 
 def origin_row(entry: OriginEntry) -> Table:
-    """The value of an origins map."""
+    """Return the value of an origins map."""
     row = np.zeros(1, dtype=abi.ORIGIN)
     row["vip"] = words(entry.vip)
     row["flow_salt"] = entry.salt

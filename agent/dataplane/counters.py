@@ -1,4 +1,4 @@
-"""Reads the counters: sums the rows of all CPUs into what people count."""
+"""Reads the counters, and adds up the rows of all CPUs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ _SYNC = ("untold", "passed_on", "not_passed", "taken", "strangers")
 
 @dataclass(frozen=True, slots=True)
 class ServiceCounts:
-    """``gone``: what the backends that were removed had counted, but for answers.
+    """The counters of one service.
 
-    ``cookies``: connections that SYN cookies have begun.
-
-    ``replied``: packets that the packet path answered itself; ``not_replied``: that it would have
-    answered, but there were too many.
+    ``gone``: what backends that were removed had counted, except for answers. ``cookies``:
+    connections that SYN cookies have begun. ``replied``: packets that the packet path replied to
+    itself; ``not_replied``: packets that it would have replied to if there had not been too many.
     """
 
     drops: dict[str, int]
@@ -38,7 +37,7 @@ class ServiceCounts:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """All counters at one moment, by id; service 0 is what was for none."""
+    """All counters at one moment, by id; service 0 has the packets that were for no service."""
 
     backends: dict[int, BackendCounts]
     services: dict[int, ServiceCounts]
@@ -48,7 +47,7 @@ class Readings:
 
 
 def of_sync(tables: SharedTables) -> dict[str, int]:
-    """What the packet path counts of the exchange with other balancers, by name."""
+    """Return the packet path's counters of the exchange with other balancers, by name."""
     return {name: _sum(tables.sync_count, name) for name in _SYNC}
 
 
@@ -58,15 +57,17 @@ def _sum(rows: Table, name: str) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Totals:
-    """What is looked at every second of all backends (a column each) and services, in arrays: the
-    fields of ``BACKEND_TOTALS`` and ``SERVICE_TOTALS``, a row each.
+    """The totals that are read every second, of all backends and services, as arrays.
+
+    They have a column for each backend or service, and a row for each field in ``BACKEND_TOTALS``
+    or ``SERVICE_TOTALS``.
     """
 
     backends: Numbers
     services: Numbers
 
     def moved(self, before: Totals) -> tuple[Flags, Flags]:
-        """Which backends and which services have other totals than before."""
+        """Return which backends and which services have other totals than ``before``."""
         return (
             (self.backends != before.backends).any(axis=0),
             (self.services != before.services).any(axis=0),
@@ -80,7 +81,7 @@ SERVICE_TOTALS = ("drops", "challenged", "verified", "gone_opened", "gone_establ
 
 
 def totals(tables: SharedTables, backends: Numbers, services: Numbers) -> Totals:
-    """Of these ids."""
+    """Return the totals of these backend and service ids."""
     rows, latencies = tables.backend_count[:, backends], tables.backend_latency
     of_backends = [
         rows[name].sum(axis=0) if name in (rows.dtype.names or ()) else latencies[name][backends]
@@ -102,7 +103,7 @@ def totals(tables: SharedTables, backends: Numbers, services: Numbers) -> Totals
 
 
 def read(tables: SharedTables, backend_ids: list[int], service_ids: list[int]) -> Readings:
-    """The counters of these ids."""
+    """Return the counters of these ids."""
     backends = {}
     if backend_ids:
         rows = tables.backend_count[:, backend_ids]
@@ -131,7 +132,7 @@ def _service(rows: Table) -> ServiceCounts:
 
 
 def add(one: BackendCounts, other: BackendCounts) -> BackendCounts:
-    """Both together."""
+    """Return the sum of both."""
     return BackendCounts(
         *(getattr(one, name) + getattr(other, name) for name in _FIELDS),
     )

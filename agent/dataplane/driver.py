@@ -13,7 +13,7 @@ _INFO_SIZE = 196
 
 
 def driver_name(interface: str) -> str:
-    """The driver's name; empty where the interface does not say."""
+    """Return the driver's name; empty if the interface does not report one."""
     info = array.array("B", struct.pack("=I", _GDRVINFO).ljust(_INFO_SIZE, b"\0"))
     request = struct.pack("@16sP", interface.encode(), info.buffer_info()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -25,5 +25,8 @@ def driver_name(interface: str) -> str:
 
 
 def is_veth(interface: str) -> bool:
-    """Whether native XDP there loses what it sends, unless the far end was prepared for it."""
+    """Return whether the interface is a veth.
+
+    Native XDP on a veth loses what it sends, unless the far end was prepared for it.
+    """
     return driver_name(interface) == "veth"

@@ -1,11 +1,11 @@
-"""Decides which recorded flows have to end, takes them out of the flow table, and says it to
-both ends.
+"""Decides which recorded flows have to end, takes them out of the flow table, and informs both
+ends.
 
-A flow that is ended keeps its slot for a while, closing and at no backend: the packet path
-answers whatever comes of either end with an RST of exactly the right number (bpf/slot.h). So
-each end is told in two ways: by an RST with the number that was recorded, which is right where
-the other side has been silent since; and by a probe, as keep-alive has them, which makes an end
-say where it stands.
+A flow that is ended keeps its slot for a while, closing and at no backend. The packet path answers
+whatever comes from either end with an RST of exactly the right number (bpf/slot.h). Each end is
+therefore informed in two ways: by an RST with the recorded number, which is right if the other side
+has been silent since, and by a probe like those of keep-alive, which makes an end say where it
+stands.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from agent.dataplane.tables import SharedTables, Table
 from agent.model import Address, Protocol
 from agent.state.segment import ACK, RST, Segment
 
-# Both ends take such a flow for open.
+# Both ends consider a flow in one of these states open.
 OPEN = (abi.FlowState.ACKED, abi.FlowState.ESTABLISHED, abi.FlowState.ESTABLISHED_AWAITING)
-# And a client that has said its last word still hopes for the answer.
+# A client that has sent its FIN still waits for the answer.
 HOPING = (*OPEN, abi.FlowState.CLOSING_AWAITING)
 _NAT = (abi.ForwardId.NAT, abi.ForwardId.FULLNAT)
 
 
 @dataclass(frozen=True, slots=True)
 class Flows:
-    """Slots of the flow table, and what they held."""
+    """Slots of the flow table, and the words that they held."""
 
     slots: Counts
     words: Slots
@@ -49,8 +49,10 @@ class Flows:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Flows that were ended: ``marks``, what their slots hold since, and the backends that they
-    were at, by id, as the table had them then.
+    """Flows that were ended.
+
+    ``marks``: the words that their slots have held since. ``backends``: the rows of the backends
+    that they were at, by id, as they were at that time.
     """
 
     flows: Flows
@@ -61,7 +63,7 @@ class Ended:
         return len(self.flows)
 
     def by_backend(self) -> dict[int, int]:
-        """How many, by the id of the backend."""
+        """Return how many flows were ended, by the id of the backend."""
         ids, counts = np.unique(survey.backend_of(self.flows.words), return_counts=True)
         return {int(ident): int(count) for ident, count in zip(ids, counts, strict=True)}
 
@@ -70,7 +72,7 @@ class Ended:
 
 
 def at_backends(tables: SharedTables, ids: Counts, states: tuple[abi.FlowState, ...]) -> Flows:
-    """The flows in these states at these backends."""
+    """Return the flows in these states at these backends."""
     used, words = survey.used_slots(tables.flows)
     keep = np.isin(survey.state_of(words), states)
     keep &= np.isin(survey.backend_of(words), ids)
@@ -78,7 +80,7 @@ def at_backends(tables: SharedTables, ids: Counts, states: tuple[abi.FlowState, 
 
 
 def of_blocked(tables: SharedTables, services: Collection[int]) -> Flows:
-    """The flows of clients that are blocked, at these services, of which an end may hope."""
+    """Return the flows of blocked clients at these services that an end may still rely on."""
     trees = SourceTrees(tables)
     slots, found = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.uint64)]
     for used, words in survey.used_chunks(tables.flows):
@@ -96,8 +98,10 @@ def of_blocked(tables: SharedTables, services: Collection[int]) -> Flows:
 
 
 def expired(tables: SharedTables, found: survey.Survey, services: Counts) -> Flows:
-    """The tcp flows of nat and fullnat that a survey has found to be idle past their timeout while
-    both ends take them for open, of these services. Their answers could not come through.
+    """Return the TCP flows of nat and fullnat at these services that are idle past their timeout
+    while both ends consider them open.
+
+    Their answers could not get through any more. ``found``: the survey that found them idle.
     """
     ids = survey.backend_of(found.words)
     known = np.where(ids < len(tables.backends), ids, 0)
@@ -109,7 +113,7 @@ def expired(tables: SharedTables, found: survey.Survey, services: Counts) -> Flo
 
 
 def whole_tcp(tables: SharedTables, chosen: Flows, names: Names, keys: HashKeys) -> Flows:
-    """Those of tcp of which is known whose they are."""
+    """Return those TCP flows whose addresses are known: their records belong to their slots."""
     cold = tables.flows_cold[chosen.slots]
     keep = cold["l4_proto"] == Protocol.TCP.number
     buckets = tables.size.flow_buckets
@@ -118,7 +122,8 @@ def whole_tcp(tables: SharedTables, chosen: Flows, names: Names, keys: HashKeys)
 
 
 def end(tables: SharedTables, chosen: Flows, now: int) -> Ended:
-    """End the flows that nothing has changed since; in the thread that writes the tables.
+    """End the flows whose slots have not changed since; call it in the thread that writes the
+    tables.
 
     ``now`` is in ticks.
     """
@@ -134,27 +139,28 @@ def end(tables: SharedTables, chosen: Flows, now: int) -> Ended:
 
 
 def segments(tables: SharedTables, ended: Ended) -> Iterator[Segment]:
-    """What tells the ends of these flows that they are over. Flows whose slots have gone to
-    others since are left out.
+    """Yield the segments that tell both ends of these flows that the flows are over.
+
+    Flows whose slots have gone to other flows since are left out.
     """
     ended = ended.those(tables.flows[ended.flows.slots] == ended.marks)
     cold, warm = tables.flows_cold[ended.flows.slots], tables.flows_warm[ended.flows.slots]
     for i in range(len(ended)):
-        to_client = _ends(cold[i])
-        # What the client wants next, if the server has been silent; and what the server wants.
+        to_client = _client_ends(cold[i])
+        # The numbers that the client and the server expect next, if the other end has been silent.
         clients, servers = int(warm[i]["ack"]), int(warm[i]["seq"])
-        yield from _told(to_client, clients, servers)
+        yield from _reset_and_probe(to_client, clients, servers)
         slot, word = int(ended.flows.slots[i]), int(ended.flows.words[i])
         to_server = _server_ends(tables, slot, word, cold[i], warm[i], ended)
         if to_server is not None:
-            yield from _told(to_server, servers, clients)
+            yield from _reset_and_probe(to_server, servers, clients)
 
 
 type Ends = tuple[Address, int, Address, int]  # from address and port to address and port
 
 
-def _told(ends: Ends, seq: int, ack: int) -> tuple[Segment, Segment]:
-    """A reset, and a probe: a byte that the receiver has had long since."""
+def _reset_and_probe(ends: Ends, seq: int, ack: int) -> tuple[Segment, Segment]:
+    """Return a reset, and a keep-alive probe: a byte that the receiver got long ago."""
     before = (seq - 1) % 2**32
     return (
         Segment(*ends, seq=seq, ack=0, flags=RST),
@@ -162,8 +168,8 @@ def _told(ends: Ends, seq: int, ack: int) -> tuple[Segment, Segment]:
     )
 
 
-def _ends(cold: Table) -> Ends:
-    """From the VIP to the client."""
+def _client_ends(cold: Table) -> Ends:
+    """Return the ends of a segment from the VIP to the client."""
     family = int(cold["family"])
     vip, client = (flows.address_of(cold[name], family) for name in ("daddr", "saddr"))
     return vip, int(cold["dport"]), client, int(cold["sport"])
@@ -172,8 +178,10 @@ def _ends(cold: Table) -> Ends:
 def _server_ends(
     tables: SharedTables, slot: int, word: int, cold: Table, warm: Table, ended: Ended
 ) -> Ends | None:
-    """From what the server takes for its client, where packets reach it with its own address;
-    None: they do not, or the port has gone to another flow.
+    """Return the ends of a segment to the server, from what the server knows as its client.
+
+    None if packets do not reach the server at its own address, or if the port of fullnat has gone
+    to another flow.
     """
     ident = (word >> abi.FLOW_BACKEND_SHIFT) & 0xFFFF
     backend = ended.backends[ident]

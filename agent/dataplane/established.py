@@ -1,4 +1,4 @@
-"""Owns the reading of the flows that the packet path has just established."""
+"""Owns reading the flows that the packet path has just established."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from agent.logs import get_logger
 
 log = get_logger()
 
-BATCH = 4096  # taken from the ring at once; what is there besides waits for the next time
+BATCH = 4096  # slots taken from the ring at a time; the rest waits for the next batch
 PAUSE_S = 0.005  # between two batches, so that many flows cost little more than a few
 _SLOT = np.dtype("u4")
 
 
 def ring_of(dataplane: Dataplane) -> tuple[int, int] | None:
-    """The ring buffer of the program that runs: the id of its map, and the descriptor. None: this
-    program tells nothing.
+    """Return the ring buffer of the program that runs: the id of its map, and the descriptor.
+
+    None if this program does not report new flows.
     """
     if not dataplane.features.sync:
         return None
@@ -31,7 +32,7 @@ def ring_of(dataplane: Dataplane) -> tuple[int, int] | None:
 
 
 class _Ring(Protocol):
-    """What is needed of ``ringbuf.Ring``."""
+    """The part of ``ringbuf.Ring`` that is used here."""
 
     fd: int
 
@@ -43,9 +44,9 @@ class _Ring(Protocol):
 class Established:
     """Hands slots of newly established flows to ``tell``, in batches, in the event loop.
 
-    ``ring`` tells which ring the program that runs now fills, None: none. What is lost when a
-    program is replaced, or while nobody reads, is no harm: whoever is told has to look at the
-    whole table from time to time all the same.
+    ``ring`` returns the ring that the program that runs now fills; None: there is none. Slots that
+    are lost when a program is replaced, or while nothing reads the ring, do no harm: the receiver
+    has to look at the whole table from time to time anyway.
     """
 
     def __init__(
@@ -58,11 +59,11 @@ class Established:
         self._tell = tell
         self._open_ring = open_ring
         self._ring: _Ring | None = None
-        self._ident = 0  # of the map
+        self._ident = 0  # the id of the map
         self._pausing: asyncio.TimerHandle | None = None
 
     def refresh(self) -> None:
-        """Read the ring of the program that runs now: it may be another one than before."""
+        """Read the ring of the program that runs now, which may be another one than before."""
         wanted = self._wanted()
         if (wanted[0] if wanted else 0) == self._ident:
             return
@@ -78,7 +79,7 @@ class Established:
         self._listen()
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         if self._pausing is not None:
             self._pausing.cancel()
             self._pausing = None
@@ -103,7 +104,7 @@ class Established:
             slots = np.frombuffer(b"".join(ring.take(BATCH)), dtype=_SLOT).astype(np.int64)
             if len(slots):
                 self._tell(slots)
-        except Exception:  # the root of this callback: the next look at the table finds the flows
+        except Exception:  # this callback's root; the next survey finds the flows
             log.exception("reading new flows broke")
             self.close()
             return

@@ -1,4 +1,4 @@
-"""Decides what an event of the ring says: ids and numbers become names and words."""
+"""Decodes events of the ring buffer: ids and numbers become names and words."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _FLAGS = "FSRP.UEW"  # from the lowest bit, as tcpdump writes them
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
-    """What the ids in events stand for."""
+    """The services and backends that the ids in events stand for."""
 
     services: Mapping[int, Service]
     backends: Mapping[int, Backend]
 
 
 def lexicon(now: Situation) -> Lexicon:
-    """The lexicon of a situation."""
+    """Return the lexicon of a situation."""
     services, backends = {}, {}
     for service in now.config.services:
         services[now.ids.service_id(service)] = service
@@ -38,7 +38,7 @@ def lexicon(now: Situation) -> Lexicon:
 
 
 def lexicon_of(situation: Callable[[], Situation]) -> Callable[[], Lexicon]:
-    """The lexicon of the situation that is, made anew only when it is another."""
+    """Return a function that returns the current lexicon and rebuilds it only when needed."""
     made: list[tuple[Situation, Lexicon]] = []
 
     def current() -> Lexicon:
@@ -51,21 +51,21 @@ def lexicon_of(situation: Callable[[], Situation]) -> Callable[[], Lexicon]:
 
 
 def kinds_mask(kinds: frozenset[EventKind]) -> int:
-    """The bits of ``trace_control.kinds``."""
+    """Return the bits of ``trace_control.kinds``."""
     return sum(1 << abi.EventKind[kind.name] for kind in kinds)
 
 
 def read(samples: Sequence[bytes]) -> Table:
-    """What the ring holds as rows; kinds that this agent does not know are left out."""
+    """Return the samples of a ring as rows, without kinds that this agent does not know."""
     rows = np.frombuffer(b"".join(samples), dtype=abi.EVENT)
     return rows[np.isin(rows["kind"], list(_KINDS))]
 
 
 def decode(rows: Table, words: Lexicon, epoch_ns: int) -> Iterator[Event]:
-    """An event for each row of ``read``.
+    """Yield an event for each row of ``read``.
 
-    ``epoch_ns``: what makes of monotonic nanoseconds those since the epoch. An id whose service or
-    backend was removed meanwhile has no name.
+    ``epoch_ns``: what to add to monotonic nanoseconds to get nanoseconds since the epoch. An id
+    whose service or backend has been removed meanwhile has no name.
     """
     clients, vips = rows["client"].tobytes(), rows["vip"].tobytes()
     for i, row in enumerate(rows):
@@ -100,7 +100,7 @@ def decode(rows: Table, words: Lexicon, epoch_ns: int) -> Iterator[Event]:
 
 
 def tcp_flags(bits: int) -> str:
-    """``S.`` for SYN and ACK."""
+    """Return TCP flags as tcpdump writes them: ``S.`` for SYN and ACK."""
     return "".join(letter for i, letter in enumerate(_FLAGS) if bits >> i & 1) or "none"
 
 
@@ -111,14 +111,14 @@ def _address(packed: bytes, family: int) -> Address:
 def _reason(number: int) -> str:
     try:
         return abi.Reason(number).label
-    except ValueError:  # of a newer program
+    except ValueError:  # a newer program's
         return f"reason-{number}"
 
 
 def _fate(reason: int, service: Service | None) -> Fate:
     if reason < abi.FIRST_DROP:
         return Fate.PASSED
-    told = reason in (abi.Reason.TTL_EXCEEDED, abi.Reason.TOO_BIG)
+    replied = reason in (abi.Reason.TTL_EXCEEDED, abi.Reason.TOO_BIG)
     if reason == abi.Reason.NO_BACKEND and service is not None:
-        told = service.no_backend is NoBackend.RESET
-    return Fate.REFUSED if told else Fate.DROPPED
+        replied = service.no_backend is NoBackend.RESET
+    return Fate.REFUSED if replied else Fate.DROPPED

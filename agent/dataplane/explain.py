@@ -1,6 +1,6 @@
-"""Says what the program would do with the next packet of a flow, and why.
+"""Explains what the program would do with the next packet of a flow, and why.
 
-Follows ``bpf/balancer.c`` step by step on the tables as they are; tests/packet compares its
+It follows ``bpf/balancer.c`` step by step on the tables as they are; tests/packet compares its
 answers with the kernel's.
 """
 
@@ -29,7 +29,7 @@ from agent.state.tables import (
     ZoneRingKey,
 )
 
-# Addresses of no host (bpf/guard.h).
+# Addresses that no host has (bpf/guard.h).
 NO_HOSTS: tuple[tuple[str, Network], ...] = (
     ("this network", ip_network("0.0.0.0/8")),
     ("loopback", ip_network("127.0.0.0/8")),
@@ -52,7 +52,7 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class DataplaneView:
-    """What an explanation reads."""
+    """What an explanation is made from."""
 
     tables: SharedTables
     contents: TableContents
@@ -63,7 +63,7 @@ class DataplaneView:
 
 
 def explain(view: DataplaneView, flow: FiveTuple) -> Explanation:
-    """What happens to a packet that is no SYN (of a new flow: to its SYN)."""
+    """Explain what happens to the next packet of a flow, which is a SYN only if the flow is new."""
     steps: list[str] = []
     entry = _service(view.contents, flow, steps)
     if entry is None:
@@ -89,7 +89,7 @@ def explain(view: DataplaneView, flow: FiveTuple) -> Explanation:
         )
         held = view.contents.backends[backend_id]
         if held.alive:
-            steps.append("its backend keeps its flows, so it stays")
+            steps.append("its backend keeps its flows, so the flow stays there")
             steps.append(_forwarding(held, flow, recorded))
             return replace(
                 base,
@@ -98,9 +98,9 @@ def explain(view: DataplaneView, flow: FiveTuple) -> Explanation:
                 steps=tuple(steps),
                 recorded=recorded,
             )
-        steps.append("its backend gives its flows up, so it is picked for anew")
+        steps.append("its backend has given its flows up, so another one is picked")
     elif backend_id == _ENDED:
-        steps.append("it was reset, and so is who goes on with it; a new connection is picked for")
+        steps.append("it was reset, so it gets an RST; for a new connection a backend is picked")
     else:
         steps.append("the flow table does not have it, so a backend is picked")
     return _picked(view, flow, entry, replace(base, steps=tuple(steps), recorded=recorded))
@@ -115,7 +115,7 @@ _IN_SPITE = {
 def _picked(
     view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, base: Explanation
 ) -> Explanation:
-    """What a flow without a place gets."""
+    """Explain which backend a flow gets that has none yet."""
     for refuses in (
         (_unlisted, _martian) if flow.protocol is Protocol.TCP else (_martian, _unlisted)
     ):
@@ -130,20 +130,20 @@ def _picked(
     if is_limited:
         return replace(base, verdict="drop", reason=abi.Reason.LIMITED.label)
     if entry.challenge:
-        shown = "a client that has not shown lately that it is at its address is asked to first"
+        shown = "a client that has not shown recently that it has its address is challenged first"
         base = replace(base, steps=(*base.steps, f"SYN protection is on: {shown}"))
     loads = score.as_of(view.tables.backend_load, view.jiffies)
     ring = Ring(entry, view.contents, view.tables, view.names.backends.get, loads)
     steps = [*base.steps]
     if entry.zones:
-        ring = _near(view, flow, entry, ring, steps)
+        ring = _with_zone_ring(view, flow, entry, ring, steps)
     found = select(ring, flow)
     steps += found.steps
     if in_spite := view.names.in_spite.get(entry.id):
         steps.append(_IN_SPITE[in_spite])
     base = replace(base, draws=found.draws, depends_on=found.depends_on, ring_slots=ring.slots)
     if not found.chosen and not found.any_of:
-        verdict, end = _nobody(entry, flow)
+        verdict, end = _no_backend(entry, flow)
         steps.append(f"no usable backend: {end}")
         reason = abi.Reason.NO_BACKEND.label
         return replace(base, verdict=verdict, reason=reason, steps=tuple(steps), depends_on=None)
@@ -158,15 +158,18 @@ def _picked(
 def _martian(
     view: DataplaneView, _entry: ServiceEntry, client: Address
 ) -> tuple[abi.Reason | None, str]:
-    """``guard_first``, as far as an address tells: why no client begins a flow with it."""
-    what = _whose(view.contents, client)
+    """Mirror ``guard_first`` as far as the address decides.
+
+    Returns why no client begins a flow from this address, and the step in words.
+    """
+    what = _reserved_as(view.contents, client)
     if not what:
         return None, ""
     return abi.Reason.MARTIAN, f"{client} is {what}: dropped, no client has it"
 
 
-def _whose(contents: TableContents, client: Address) -> str:
-    """Whose address that is, if no client can have it."""
+def _reserved_as(contents: TableContents, client: Address) -> str:
+    """Return what the address is if no client can have it; otherwise an empty string."""
     for kind, network in NO_HOSTS:
         if network.version == client.version and client in network:
             return f"in {network} ({kind})"
@@ -177,7 +180,7 @@ def _whose(contents: TableContents, client: Address) -> str:
 
 
 def _blocked(view: DataplaneView, entry: ServiceEntry, client: Address, steps: list[str]) -> bool:
-    """``source_look_up``: whether what the client sends is dropped."""
+    """Mirror ``source_look_up``: return whether packets of the client are dropped."""
     if not SourceTrees(view.tables).lists(BLOCKS, client):
         return False
     mode = GuardModeId(int(view.tables.guard_policies[entry.id]["mode"]))
@@ -188,7 +191,10 @@ def _blocked(view: DataplaneView, entry: ServiceEntry, client: Address, steps: l
 def _unlisted(
     view: DataplaneView, entry: ServiceEntry, client: Address
 ) -> tuple[abi.Reason | None, str]:
-    """``source_unlisted``: why the client may not begin a flow, and in words what lists say."""
+    """Mirror ``source_unlisted``.
+
+    Returns why the client may not begin a flow, and what the lists say, in words.
+    """
     policy = view.tables.guard_policies[entry.id]
     allow, deny, mode = (int(policy[name]) for name in ("allow", "deny", "mode"))
     if not allow | deny or mode == GuardModeId.OFF:
@@ -205,22 +211,24 @@ def _unlisted(
 
 
 def _limited(view: DataplaneView, entry: ServiceEntry, client: Address) -> tuple[bool, str]:
-    """Whether a limit keeps the client from a new flow, as far as can be told, and in words."""
+    """Return whether a limit keeps the client from a new flow, as far as is known, and the step in
+    words.
+    """
     mode = GuardModeId(int(view.tables.guard_policies[entry.id]["mode"]))
     if mode is GuardModeId.OFF:
         return False, ""
     if entry.limits_held and limits.is_limited(view.tables, entry.id, client):
-        what = f"{client} has as much open, or waiting, as it may"
+        what = f"{client} has as many open flows, or waiting bytes, as it may"
         return mode is GuardModeId.ENFORCE, f"{what}: {_GUARDED[mode]}"
     if entry.limits_new:
         return False, "new flows are limited: `lbctl guard status` says whether some were too many"
     return False, ""
 
 
-def _near(
+def _with_zone_ring(
     view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, ring: Ring, steps: list[str]
 ) -> Ring:
-    """The ring for the client's zone, where there is one."""
+    """Return ``ring`` with the ring for the client's zone, if there is one."""
     prefix = _longest(view.contents.zones, flow.client)
     if prefix is None:
         steps.append(f"client {flow.client} is in no zone: the service's own ring")
@@ -228,8 +236,8 @@ def _near(
     ident = view.contents.zones[prefix]
     zone = view.names.zones.get(ident, f"id {ident}")
     near = view.contents.zone_rings.get(ZoneRingKey(entry.id, ident), b"")
-    whose = f"ring of {zone}" if near else "no backend is near it: the service's own ring"
-    steps.append(f"client {flow.client} is in zone {zone} ({prefix}): {whose}")
+    used = f"ring of {zone}" if near else "no backend is near it: the service's own ring"
+    steps.append(f"client {flow.client} is in zone {zone} ({prefix}): {used}")
     return replace(ring, near=near, zone=zone)
 
 
@@ -240,8 +248,8 @@ def _name(names: Names, found: Selection) -> str | None:
     return ref.backend if ref else f"id {found.chosen}"
 
 
-def _nobody(entry: ServiceEntry, flow: FiveTuple) -> tuple[str, str]:
-    """Verdict and words for a service of which no backend is usable."""
+def _no_backend(entry: ServiceEntry, flow: FiveTuple) -> tuple[str, str]:
+    """Return the verdict and the words for a service that has no usable backend."""
     if not entry.reset:
         return "drop", "dropped (no_backend: drop)"
     with_what = "a RST" if flow.protocol is Protocol.TCP else "an ICMP unreachable"
@@ -249,7 +257,7 @@ def _nobody(entry: ServiceEntry, flow: FiveTuple) -> tuple[str, str]:
 
 
 def _forwarding(backend: BackendEntry, flow: FiveTuple, recorded: FlowView | None) -> str:
-    """How the packet is changed for its backend."""
+    """Return in words how the packet is changed for its backend."""
     port = backend.port or flow.port
     match backend.forward:
         case Forward.DSR:
@@ -269,7 +277,7 @@ def _forwarding(backend: BackendEntry, flow: FiveTuple, recorded: FlowView | Non
 
 
 def _service(contents: TableContents, flow: FiveTuple, steps: list[str]) -> ServiceEntry | None:
-    """``service_find``."""
+    """Mirror ``service_find``: return the service of a flow, and append what led to it."""
     protocol = flow.protocol.number
     entry = contents.services.get(ServiceSlot(flow.vip, flow.port, protocol))
     if entry is not None:
@@ -289,11 +297,11 @@ def _service(contents: TableContents, flow: FiveTuple, steps: list[str]) -> Serv
     elif mark.nat_source is not None:
         steps += [
             f"{flow.vip} is a source address of fullnat: the packet is taken for an answer",
-            "of a flow that it names by its port; if there is none, it is left to the host",
+            "to the flow that has its port; if there is none, it is passed to the host",
         ]
         return None
     if entry is None and mark is not None:
-        entry = _beyond(contents, vip, flow, steps)
+        entry = _by_range_or_any_port(contents, vip, flow, steps)
     elif entry is not None:
         steps.append(f"port {flow.port} {flow.protocol.value} is a service")
     if entry is None:
@@ -309,21 +317,21 @@ _PASSED = "the packet is passed to the host, untouched"
 
 
 def _prefix(contents: TableContents, address: Address) -> Address | None:
-    """First address of the longest prefix VIP that an address is below."""
+    """Return the first address of the longest prefix VIP that contains an address."""
     found = _longest(contents.prefixes, address)
     return found.network_address if found else None
 
 
 def _longest(prefixes: Iterable[Network], address: Address) -> Network | None:
-    """The longest prefix that an address is below."""
-    there = [net for net in prefixes if net.version == address.version and address in net]
-    return max(there, key=lambda net: net.prefixlen, default=None)
+    """Return the longest prefix that contains an address."""
+    containing = [net for net in prefixes if net.version == address.version and address in net]
+    return max(containing, key=lambda net: net.prefixlen, default=None)
 
 
-def _beyond(
+def _by_range_or_any_port(
     contents: TableContents, vip: Address, flow: FiveTuple, steps: list[str]
 ) -> ServiceEntry | None:
-    """A service that has the port without being under it: by a range, or any port."""
+    """Return a service that has the port but is not stored under it: by a range, or any port."""
     protocol = flow.protocol.number
     for block, first in contents.ranges.items():
         if (block.vip, block.protocol) == (vip, protocol) and covers(
@@ -342,8 +350,10 @@ def _beyond(
 def _recorded(
     view: DataplaneView, flow: FiveTuple, entry: ServiceEntry, service: str
 ) -> tuple[FlowView | None, int]:
-    """The flow's slot as people see it, and the backend id in it; _ENDED: the agent has reset
-    the flow.
+    """Return the recorded flow, and the backend id in its slot.
+
+    The id is 0 if there is no record of a known backend, and _ENDED if the agent has reset the
+    flow.
     """
     below_prefix = flow.vip if entry.vip_bits is not None else None
     value = flowhash.flow_hash(

@@ -1,7 +1,7 @@
 """Mirrors ``bpf/hash.h``: the flow hash and the pick hash, for one flow or for many at once.
 
-Used to explain decisions and to tell a true record of the cold array from a torn one;
-tests/packet compares both hashes with the kernel's decisions.
+It is used to explain decisions, and to distinguish a valid record of the cold array from a torn
+one; tests/packet compares both hashes with the kernel's decisions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PICK_KEY = 0x243F6A8885A308D3
 PICK_MUL0 = 0x9E3779B97F4A7C15
 PICK_MUL1 = 0xB7E151628AED2A6B
 _MASK = 2**64 - 1
-_SERVICES = 1 << 16  # ids that a record can name
+_SERVICES = 1 << 16  # ids of services that a record can name
 
 type Words = npt.NDArray[np.uint64]
 
@@ -35,8 +35,10 @@ def _mix(x: Words, multiplier: int) -> Words:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """The hashed part of n flows: the bytes of the wire read as host integers, as the program
-    reads them. ``saddr`` is (n, 4), the rest (n,).
+    """The hashed part of n flows: the bytes as on the wire, read as integers of the host, as the
+    program reads them.
+
+    ``saddr`` is (n, 4), the rest (n,).
     """
 
     saddr: npt.NDArray[np.uint32]
@@ -46,14 +48,14 @@ class Wire:
 
 
 def _folds6(addr: npt.NDArray[np.uint32], key: Words | int, mul0: int, mul1: int) -> Words:
-    """``fold6`` of n IPv6 addresses, (n, 4)."""
+    """Return ``fold6`` of n IPv6 addresses, (n, 4)."""
     wide = addr.astype(np.uint64)
     high = wide[:, 3] << np.uint64(32) | wide[:, 2]
     return _mix(_mix(high ^ np.asarray(key, dtype=np.uint64), mul1) ^ wide[:, 1], mul0)
 
 
 def tuple_hashes(wire: Wire, key: Words, mul0: int, mul1: int) -> Words:
-    """Hashes of n flows, each under its own key."""
+    """Return the hashes of n flows, each under its own key."""
     ports = wire.sport.astype(np.uint64) << np.uint64(16) | wire.dport
     word = wire.saddr[:, 0].astype(np.uint64) << np.uint64(32) | ports
     word = np.where(wire.ipv6, word ^ _folds6(wire.saddr, key, mul0, mul1), word)
@@ -61,14 +63,14 @@ def tuple_hashes(wire: Wire, key: Words, mul0: int, mul1: int) -> Words:
 
 
 def address_keys(daddr: npt.NDArray[np.uint32], ipv6: npt.NDArray[np.bool_]) -> Words:
-    """What the n addresses below prefix VIPs, (n, 4), add to the keys of their services."""
+    """Return what n addresses of prefix VIPs, (n, 4), add to the keys of their services."""
     keys = _mix(daddr[:, 0].astype(np.uint64), PICK_MUL1)
     return np.where(ipv6, keys ^ _folds6(daddr, PICK_KEY, PICK_MUL0, PICK_MUL1), keys)
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceKeys:
-    """Under which keys the flows of each service are hashed, by its id."""
+    """The keys under which the flows of each service are hashed, by service id."""
 
     keys: HashKeys
     own: Words
@@ -76,7 +78,7 @@ class ServiceKeys:
 
     @classmethod
     def of(cls, keys: HashKeys, salts: Mapping[int, int], prefixes: Collection[int]) -> Self:
-        """``salts`` by service id; ``prefixes``: ids of services with a prefix VIP."""
+        """Return the keys; ``salts`` by service id, ``prefixes``: the ids with a prefix VIP."""
         own, is_prefix = np.zeros(_SERVICES, dtype=np.uint64), np.zeros(_SERVICES, dtype=bool)
         for ident, salt in salts.items():
             own[ident] = flow_key(keys, salt)
@@ -89,13 +91,13 @@ class ServiceKeys:
         wire: Wire,
         daddr: npt.NDArray[np.uint32],
     ) -> Words:
-        """``flow_hash`` of n flows to ``daddr``, (n, 4)."""
+        """Return ``flow_hash`` of n flows to ``daddr``, (n, 4)."""
         below = np.where(self.is_prefix[service], address_keys(daddr, wire.ipv6), np.uint64(0))
         return tuple_hashes(wire, self.own[service] ^ below, self.keys.mul0, self.keys.mul1)
 
 
 def wire_of(cold: Table) -> Wire:
-    """The hashed part of records of the cold array."""
+    """Return the hashed part of records of the cold array."""
     return Wire(
         np.ascontiguousarray(cold["saddr"]).view(np.uint32),
         np.ascontiguousarray(cold["sport"]).view(np.uint16),
@@ -105,24 +107,24 @@ def wire_of(cold: Table) -> Wire:
 
 
 def daddr_of(cold: Table) -> npt.NDArray[np.uint32]:
-    """The addresses that the flows of records of the cold array go to, (n, 4)."""
+    """Return the addresses that flows in records of the cold array go to, (n, 4)."""
     return np.ascontiguousarray(cold["daddr"]).view(np.uint32)
 
 
 def tags_of(hashes: Words) -> Words:
-    """What a slot holds of its flow's hash."""
+    """Return the part of each flow's hash that its slot holds."""
     return hashes & np.uint64(0xFFFFFFFF)
 
 
 def buckets_of(hashes: Words, buckets: int) -> npt.NDArray[np.int64]:
-    """Which of so many buckets the flows are in."""
+    """Return which of ``buckets`` buckets each flow is in."""
     return ((hashes >> np.uint64(32)) & np.uint64(buckets - 1)).astype(np.int64)
 
 
 def is_at(
     hashes: Words, words: Words, index: npt.NDArray[np.int64], buckets: int
 ) -> npt.NDArray[np.bool_]:
-    """Whether slots ``index``, which hold ``words``, hold the flows with these hashes."""
+    """Return whether slots ``index``, which hold ``words``, hold the flows with these hashes."""
     here: npt.NDArray[np.bool_] = tags_of(hashes) == words >> np.uint64(abi.FLOW_TAG_SHIFT)
     here &= buckets_of(hashes, buckets) == index // abi.FLOW_WAYS
     return here
@@ -149,9 +151,9 @@ def flow_hash(
     port: int,
     below_prefix: Address | None = None,
 ) -> int:
-    """``flow_hash``: the upper half names the bucket, the lower half is the tag.
+    """Return ``flow_hash``: the upper half names the bucket, the lower half is the tag.
 
-    ``below_prefix``: the address that the client talks to, where the VIP is a prefix.
+    ``below_prefix``: the address that the client talks to, if the VIP is a prefix.
     """
     key = np.array([flow_key(keys, salt)], dtype=np.uint64)
     if below_prefix is not None:
@@ -161,34 +163,36 @@ def flow_hash(
 
 
 def flow_key(keys: HashKeys, salt: int) -> int:
-    """The key under which a service's flows are hashed."""
+    """Return the key under which a service's flows are hashed."""
     return keys.key ^ (salt * PICK_MUL0 & _MASK)
 
 
 def pick_hash(seed: int, client: Address, client_port: int, port: int) -> int:
-    """``pick_hash``: the first draw from a ring."""
+    """Return ``pick_hash``: the first draw from a ring."""
     key = np.array([PICK_KEY ^ seed], dtype=np.uint64)
     wire = _wire(client, client_port, port)
     return int(tuple_hashes(wire, key, PICK_MUL0, PICK_MUL1)[0])
 
 
 def source_hash(seed: int, client: Address, bits: int) -> int:
-    """``source_hash``: the first draw, from the first ``bits`` of the client's address alone."""
+    """Return ``source_hash``: the first draw, from the first ``bits`` of the client's address
+    alone.
+    """
     prefix = ip_network((client, bits), strict=False).network_address
     return pick_hash(seed, prefix, 0, 0)
 
 
 def pick_again(pick: int) -> int:
-    """The next draw."""
+    """Return the next draw."""
     x = (pick + PICK_KEY) * PICK_MUL0 & _MASK
     return x ^ (x >> 32)
 
 
 def ring_slot(pick: int, slots: int) -> int:
-    """The slot that a draw names."""
+    """Return the slot that a draw names."""
     return ((pick >> 32) * slots) >> 32
 
 
 def tie(slot: int, pick: int) -> int:
-    """0 to 255: which of equal backends least-conn prefers for a flow, the lowest."""
+    """Return 0 to 255, which breaks least-conn's ties for a flow; the lowest wins."""
     return (((slot * PICK_MUL0) ^ pick) * PICK_MUL1 & _MASK) >> 56

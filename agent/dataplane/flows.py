@@ -1,4 +1,4 @@
-"""Decides which recorded flows answer a query, from the slots and the cold array."""
+"""Decides which recorded flows match a query, from the slots and the cold array."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STATE_NAMES = {
     int(abi.FlowState.ESTABLISHED_AWAITING): "established",
     int(abi.FlowState.CLOSING_AWAITING): "closing",
 }
-AWAITING = "awaiting"  # a state for queries: whatever the flow's own
+AWAITING = "awaiting"  # a state for queries: a request waits, in whichever state the flow is
 _TALKS: dict[int, str] = {
     abi.Talk.PLAIN: "plain",
     abi.Talk.TLS_HANDSHAKE: "tls",
@@ -62,7 +62,7 @@ _NO_SOURCES = np.zeros(0, dtype=_SOURCE)
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the ids in the tables are called, and what is known of them besides."""
+    """The names for the ids in the tables, and what else is known of services and backends."""
 
     services: Mapping[int, str]  # by service id
     backends: Mapping[int, BackendRef]  # by backend id
@@ -74,7 +74,7 @@ class Names:
 
 
 def names_of(now: Situation) -> Names:
-    """The names of what is configured."""
+    """Return the names of what is configured."""
     ids, services = now.ids, now.config.services
     in_spite = {
         ref.service: verdict.weight_reason
@@ -82,7 +82,7 @@ def names_of(now: Situation) -> Names:
         if verdict.weight_reason in IN_SPITE
     }
 
-    def those(chosen: Callable[[Service], bool]) -> frozenset[int]:
+    def ids_where(chosen: Callable[[Service], bool]) -> frozenset[int]:
         return frozenset(ids.service_id(service) for service in services if chosen(service))
 
     return Names(
@@ -93,8 +93,8 @@ def names_of(now: Situation) -> Names:
             for backend in service.backends
         },
         salts={ids.service_id(service): ids.salt(service) for service in services},
-        prefixes=those(lambda service: service.key.vip_bits is not None),
-        counting=those(counts_waiting),
+        prefixes=ids_where(lambda service: service.key.vip_bits is not None),
+        counting=ids_where(counts_waiting),
         in_spite={
             ids.service_id(service): in_spite[service.name]
             for service in services
@@ -112,13 +112,13 @@ def query_flows(
     clock: Clock,
     jiffies: int,
 ) -> FlowPage:
-    """The flows that match, the most recently active first, or the hottest.
+    """Return the flows that match, the most recently active first, or the hottest.
 
-    Embryonic flows have no addresses yet and are not listed. A record whose hash is not its
-    slot's (it was being replaced as we read) is left out.
+    Embryonic flows have no addresses yet and are not listed. A record whose hash does not belong to
+    its slot is left out: it was being replaced as we read.
     """
     best = _Best(query.limit)
-    # Piece by piece: a thread that works on a million slots at once would hold up all others.
+    # In chunks: a thread that works on a million slots at once would hold up all others.
     for used, words in survey.used_chunks(tables.flows):
         found = _matching(tables, names, query, keys, used, words)
         ranks = _hottest_first if query.hottest else _latest_first
@@ -133,40 +133,42 @@ def query_flows(
 
 
 def top_sources(tables: SharedTables, names: Names, query: TopQuery, keys: HashKeys) -> TopPage:
-    """The sources that have most of the open flows, or of the bytes that wait for an answer."""
-    together = _NO_SOURCES
+    """Return the sources that have the most open flows, or the most waiting bytes."""
+    summed = _NO_SOURCES
     for rows in _sources(tables, names, query.service, keys):
         rows["service"] = 0
-        together = _summed(np.concatenate((together, rows)))
-    together = together[(together["flows"] > 0) | (together["waiting"] > 0)]
+        summed = _summed(np.concatenate((summed, rows)))
+    summed = summed[(summed["flows"] > 0) | (summed["waiting"] > 0)]
     first, second = ("waiting", "flows") if query.waiting else ("flows", "waiting")
-    order = np.lexsort((together[second], together[first]))[::-1][: query.limit]
+    order = np.lexsort((summed[second], summed[first]))[::-1][: query.limit]
     sources = tuple(
         TopSource(
             address_of(row["source"].astype(">u4"), int(row["family"])),
             int(row["flows"]),
             int(row["waiting"]),
         )
-        for row in together[order]
+        for row in summed[order]
     )
-    return TopPage(sources, total=len(together))
+    return TopPage(sources, total=len(summed))
 
 
 def heavy_sources(
     tables: SharedTables, names: Names, limits: Mapping[int, Limits], keys: HashKeys
 ) -> dict[bytes, int]:
-    """The sources that have as much of a service as they may: keys of the table ``limited``, and
-    bits by ``Limit``. ``limits`` by service id; of IPv6 the first 64 bits are a source.
+    """Return the sources that have as much of a service as they may: keys of the table ``limited``,
+    and bits by ``Limit``.
+
+    ``limits`` is by service id. An IPv6 source is the first 64 bits of an address.
     """
-    together = _NO_SOURCES
+    summed = _NO_SOURCES
     wanted = np.array([*limits], dtype=np.uint16)
     for rows in _sources(tables, names, None, keys):
         kept = rows[np.isin(rows["service"], wanted)]
         kept["source"][:, 2:] = 0
-        together = _summed(np.concatenate((together, kept)))
+        summed = _summed(np.concatenate((summed, kept)))
     found: dict[bytes, int] = {}
     for ident, limit in limits.items():
-        here = together[together["service"] == ident]
+        here = summed[summed["service"] == ident]
         for which, has, most in (
             (abi.Limit.OPEN, here["flows"], limit.open_flows_per_source),
             (abi.Limit.WAITING, here["waiting"], limit.waiting_per_source),
@@ -185,7 +187,7 @@ def heavy_sources(
 def _sources(
     tables: SharedTables, names: Names, service: str | None, keys: HashKeys
 ) -> Iterator[Table]:
-    """Whose each open flow is and what it has, piece by piece."""
+    """Yield a row for each flow, with its source and what it has, chunk by chunk."""
     for used, words in survey.used_chunks(tables.flows):
         found = _matching(tables, names, FlowQuery(service), keys, used, words)
         state = survey.state_of(found.words)
@@ -200,7 +202,7 @@ def _sources(
 
 
 def _summed(rows: Table) -> Table:
-    """One row for each source and service."""
+    """Return one row for each source and service, with the sums of its rows."""
     words = [rows["source"][:, i] for i in range(4)]
     order = np.lexsort((*words, rows["family"], rows["service"]))
     rows = rows[order]
@@ -217,7 +219,7 @@ def _summed(rows: Table) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Flows: their slots, what is in these, and their records."""
+    """Flows: their slots, the words in these, and their records."""
 
     used: npt.NDArray[np.int64]
     words: survey.Slots
@@ -227,7 +229,7 @@ class _Found:
         return _Found(
             np.concatenate((self.used, more.used)),
             np.concatenate((self.words, more.words)),
-            # As they lie in memory: numpy would bring the fields into another order of bytes.
+            # As raw bytes: NumPy would convert the fields to another byte order.
             np.concatenate((_raw(self.cold), _raw(more.cold))).view(abi.FLOW_COLD),
         )
 
@@ -240,7 +242,7 @@ def _raw(rows: Table) -> Table:
 
 
 class _Best:
-    """Those that rank first, of all that were added; of equals the first."""
+    """The flows that rank first of all that were added; of equals, the one added first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -253,12 +255,12 @@ class _Best:
         self.matched = 0
 
     def add(self, found: _Found, ranks: Ranks) -> None:
-        """``ranks``: a row for each, which is compared from the left."""
+        """Add flows. ``ranks``: a row for each, compared from the left; the lowest is first."""
         self.matched += len(found.used)
-        together = self.found.and_also(found)
+        combined = self.found.and_also(found)
         ranks = ranks if self._ranks is None else np.concatenate((self._ranks, ranks))
         order = np.lexsort(ranks.T[::-1])[: self._limit]
-        self._ranks, self.found = ranks[order], together.at(order)
+        self._ranks, self.found = ranks[order], combined.at(order)
 
 
 def _matching(
@@ -269,7 +271,7 @@ def _matching(
     used: npt.NDArray[np.int64],
     words: survey.Slots,
 ) -> _Found:
-    """Of these slots, those whose flows are listed and match."""
+    """Return the slots among these whose flows are listed and match."""
     state = survey.state_of(words)
     keep = state != abi.FlowState.EMBRYONIC
     keep &= _matches_state(state, query.state)
@@ -283,14 +285,14 @@ def _matching(
 
 
 def _latest_first(_tables: SharedTables, found: _Found, jiffies: int, clock: Clock) -> Ranks:
-    """Those that had a packet last."""
+    """Rank flows by their last packet, the latest first."""
     idle = survey.idle_ticks(found.words, jiffies >> clock.shift)
     return idle.astype(np.int64).reshape(-1, 1)
 
 
 def _hottest_first(tables: SharedTables, found: _Found, jiffies: int, clock: Clock) -> Ranks:
-    """Those with most bytes that wait for an answer, then those that were busy last, of these
-    the longest open.
+    """Rank flows by their waiting bytes, the most first; then by their last packet, the latest
+    first; then by their age, the oldest first.
     """
     awaits = survey.state_of(found.words) >= abi.FlowState.ESTABLISHED_AWAITING
     waiting = np.where(awaits, survey.waiting_bytes(tables.flows_warm[found.used]), -1)
@@ -336,7 +338,7 @@ def is_whole(
     keys: HashKeys,
     buckets: int,
 ) -> npt.NDArray[np.bool_]:
-    """Which records of the cold array are those of their slots."""
+    """Return which records of the cold array belong to their slots."""
     known = flowhash.ServiceKeys.of(keys, names.salts, names.prefixes)
     hashes = known.hashes(cold["service"], flowhash.wire_of(cold), flowhash.daddr_of(cold))
     return flowhash.is_at(hashes, words, index, buckets)
@@ -351,7 +353,7 @@ def view(
     word: int,
     cold: Table,
 ) -> FlowView:
-    """A flow that is whole, in slot ``index``."""
+    """Return the flow in slot ``index``, whose record ``cold`` is whole, for display."""
     ident = (word >> abi.FLOW_BACKEND_SHIFT) & 0xFFFF
     ref, family = names.backends[ident], int(cold["family"])
     age = float(survey.age_jiffies(cold["start"], jiffies)) / clock.hz
@@ -376,7 +378,10 @@ def view(
 
 
 def nat_source(tables: SharedTables, index: int, backend: int) -> tuple[Address, int] | None:
-    """The address and port that fullnat gave the flow in a slot; None: no fullnat, or none."""
+    """Return the address and port that fullnat gave the flow in a slot.
+
+    None if the backend is not behind fullnat, or the flow has no port.
+    """
     nat = int(tables.flows_warm[index]["nat"])
     if tables.backends[backend]["forward"] != abi.ForwardId.FULLNAT or not nat:
         return None
@@ -393,7 +398,7 @@ def nat_source(tables: SharedTables, index: int, backend: int) -> tuple[Address,
 def requests(
     tables: SharedTables, names: Names, service: int, index: int, word: int
 ) -> FlowRequests | None:
-    """What is known of the requests of the flow in a slot; None where they are not counted."""
+    """Return what is known of the requests of the flow in a slot; None if they are not counted."""
     if service not in names.counting:
         return None
     warm = tables.flows_warm[index : index + 1]
@@ -409,6 +414,6 @@ def requests(
 
 
 def address_of(words: Table, family: int) -> Address:
-    """An address as the tables hold it."""
+    """Return the address in the words of a table."""
     raw = words.tobytes()
     return IPv4Address(raw[:4]) if family == 4 else IPv6Address(raw)

@@ -17,9 +17,10 @@ def attach_decap(
     gue_port: int = GUE_PORT,
     senders: tuple[Network, ...] = (),
 ) -> Hook:
-    """Take the outer header off what balancers send for ``vips``; stays until detached.
+    """Attach the program that takes the outer header off what balancers send for ``vips``.
 
-    ``senders``: the balancers, the only ones from whom tunnel packets are taken; none: anybody.
+    It stays until it is detached. ``senders``: the balancers, the only hosts from which tunnel
+    packets are accepted; empty: any host.
     """
     return attach.attach_helper(interface, load_decap(vips, gue_port, senders).fd)
 
@@ -27,7 +28,7 @@ def attach_decap(
 def load_decap(
     vips: tuple[Address, ...], gue_port: int, senders: tuple[Network, ...] = ()
 ) -> Compiled:
-    """The program that ``attach_decap`` attaches; ``gue_port`` is a UDP destination port."""
+    """Load the program that ``attach_decap`` attaches; ``gue_port`` is a UDP destination port."""
     definitions = {"LB_GUE_PORT": str(gue_port), "LB_DECAP_FROM": str(int(bool(senders)))}
     compiled = load_program(sources.joined("decap.c"), "decap", definitions)
     fd = compiled.tables["decap_vips"]
@@ -39,13 +40,13 @@ def load_decap(
 
 
 def _sender_key(sender: Network) -> bytes:
-    """``struct sender_key``."""
+    """Return a ``struct sender_key``."""
     return struct.pack("=II16s", 32 + sender.prefixlen, sender.version,
                        sender.network_address.packed)  # fmt: skip
 
 
 def attach_pass(interface: str) -> Hook:
-    """Let the interface, the far end of a veth pair, receive what XDP sends at the other."""
+    """Let the interface, the far end of a veth pair, receive what XDP sends at the other end."""
     fd = libbpf.load_pass_program()
     try:
         return attach.attach_helper(interface, fd)

@@ -1,10 +1,10 @@
 """Decides which idle flows are to be reset, and takes them out of the flow table.
 
-A client's RST goes through the program itself, as a packet would: so the flow is closed by the
-packet path, with every sum kept, and what comes out is the frame that tells the backend, however
-packets reach it. The RST has the sequence number of the client's next byte. A backend to which a
-request is on its way has got, or gets first, bytes from there on, and ignores it (RFC 9293,
-section 3.5.3): a request in flight is never cut.
+The client's RST is run through the program itself, as a packet would be. The packet path thus
+closes the flow, with every sum kept, and what comes out is the frame that informs the backend, by
+whichever way packets reach it. The RST has the sequence number of the client's next byte. A backend
+to which a request is on its way has received bytes from there on, or receives them first, and
+ignores the RST (RFC 9293, section 3.5.3): a request in flight is never cut.
 """
 
 from __future__ import annotations
@@ -25,37 +25,39 @@ from agent.model import BackendRef
 from agent.state.queries import FlowView
 from agent.state.segment import ACK, RST, Segment
 
-LEAST_IDLE_TICKS = 2  # so that any packet since then has changed the slot
+LEAST_IDLE_TICKS = 2  # so that any later packet has changed the slot
 _TALKS = (abi.Talk.PLAIN, abi.Talk.TLS_FIRST, abi.Talk.TLS)
 _TX, _REDIRECT = 3, 4  # enum xdp_action
 _TC_REDIRECT = 7
-_CONTEXT_BYTES = 256  # no less than the kernel has, which gives all of it back
+_CONTEXT_BYTES = 256  # no less than the kernel's own, all of which it copies back
 _ETH_P = {4: 0x0800, 6: 0x86DD}
 
 
 @dataclass(frozen=True, slots=True)
 class IdleFlow:
-    """An idle connection: nothing waits in it, and both ends stand where they stood."""
+    """An idle connection, in which no request waits, and where each of its ends stands."""
 
     slot: int
-    word: int  # of the slot
+    word: int  # what the slot held
     view: FlowView
-    seq: int  # of the client's next byte
-    ack: int  # the server's byte with which the last answer began
+    seq: int  # the sequence number of the client's next byte
+    ack: int  # the number of the server's byte with which the last answer began
 
     @property
     def ref(self) -> BackendRef:
         return BackendRef(self.view.service, self.view.backend)
 
     def client_reset(self) -> Segment:
-        """What the client would send to give the connection up."""
+        """Return what the client would send to give the connection up."""
         five = self.view.tuple5
         ends = (five.client, five.client_port, five.vip, five.port)
         return Segment(*ends, seq=self.seq, ack=0, flags=RST)
 
     def probe(self) -> Segment:
-        """What makes the client say where it stands: a byte that it has had long since, as
-        keep-alive probes have (RFC 9293, section 3.8.4).
+        """Return a segment that makes the client say where it stands.
+
+        Its byte is one that the client got long ago, as in keep-alive probes (RFC 9293, section
+        3.8.4).
         """
         five = self.view.tuple5
         ends = (five.vip, five.port, five.client, five.client_port)
@@ -65,7 +67,7 @@ class IdleFlow:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Of one backend: how many flows, and how long each must have been idle."""
+    """How many flows of one backend are wanted, and how long each must have been idle."""
 
     count: int
     idle_s: float
@@ -73,7 +75,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame for the wire, and the interface that it leaves by."""
+    """A frame for the wire, and the interface that it is sent on."""
 
     ifindex: int
     data: bytes
@@ -87,10 +89,11 @@ def idle_flows(
     clock: Clock,
     jiffies: int,
 ) -> tuple[IdleFlow, ...]:
-    """Of each backend, by id, as many established flows as wanted, the longest idle first.
+    """Return as many established flows of each backend as ``wanted`` says, the longest idle first.
 
-    Left out: those in which a request waits; in which nothing was asked yet, or not all was
-    seen; and HTTP/2, where the first answer hides that others are awaited.
+    ``wanted`` is by backend id. Flows are left out if a request waits in them, if nothing was asked
+    yet or not all was seen, and if they are HTTP/2, where the first answer hides that others are
+    awaited.
     """
     used, words = survey.used_slots(tables.flows)
     idle = survey.idle_ticks(words, jiffies >> clock.shift)
@@ -119,7 +122,10 @@ def idle_flows(
 
 
 def _asked_since(warm: Table, cold: Table, clock: Clock) -> npt.NDArray[np.bool_]:
-    """Which of these flows have asked something, and are not told by what another has left."""
+    """Return which of these flows have sent a request themselves.
+
+    A row may still hold what an earlier flow in its slot has left.
+    """
     since = warm["request_jiffies"] - cold["start"].astype(np.uint32)
     asked: npt.NDArray[np.bool_] = (since.view(np.int32) >= -clock.hz) & (warm["request"] != 0)
     return asked
@@ -128,8 +134,8 @@ def _asked_since(warm: Table, cold: Table, clock: Clock) -> npt.NDArray[np.bool_
 class Closer:
     """Closes idle flows in the tables of a running program.
 
-    ``program`` tells its descriptor and type as of now; ``ifindex`` is of the interface that
-    clients' packets come in by, where the flow does not say.
+    ``program`` returns its descriptor and type as of now. ``ifindex`` returns the interface that
+    clients' packets come in by, for flows that do not record it.
     """
 
     def __init__(
@@ -143,8 +149,9 @@ class Closer:
         self._ifindex = ifindex
 
     def close(self, flow: IdleFlow) -> Frame | None:
-        """Close a flow, unless a packet has come since it was chosen; the frame that tells the
-        backend.
+        """Close a flow, unless a packet has come since it was chosen.
+
+        Returns the frame that informs the backend; None if the flow was not closed.
         """
         came_in, frame = self._frame_of(flow)
         fd, kind = self._program()
@@ -159,12 +166,12 @@ class Closer:
         backend = self._tables.backends[(flow.word >> abi.FLOW_BACKEND_SHIFT) & 0xFFFF]
         data = done.data
         if kind is ProgramType.SCHED_CLS and backend["tags"]:
-            # The kernel keeps the outer tag beside the frame.
+            # The kernel keeps the outer tag apart from the frame.
             data = data[:12] + backend["vlan"][:2].tobytes() + data[12:]
         return Frame(int(backend["ifindex"]) or came_in, data)
 
     def is_left(self, flow: IdleFlow) -> bool:
-        """Whether the flow is closing, and its client has sent nothing since."""
+        """Return whether the flow is closing, and its client has sent nothing since."""
         word = int(self._tables.flows[flow.slot])
         state = (word >> abi.FLOW_STATE_SHIFT) & 7
         same = word >> abi.FLOW_BACKEND_SHIFT == flow.word >> abi.FLOW_BACKEND_SHIFT
@@ -172,8 +179,10 @@ class Closer:
         return same and state == abi.FlowState.CLOSING and seq == flow.seq
 
     def _frame_of(self, flow: IdleFlow) -> tuple[int, bytes]:
-        """The client's RST as it would come in: where and as the flow's last packet came, because
-        nat and fullnat send answers back that way.
+        """Return the client's RST as it would come in: the interface, and the frame.
+
+        It comes in where and as the flow's last packet did, because nat and fullnat send answers
+        back that way.
         """
         packet = flow.client_reset().packet()
         eth_proto = struct.pack("!H", _ETH_P[flow.view.tuple5.client.version])
@@ -188,7 +197,7 @@ class Closer:
 
 
 def _context(kind: ProgramType, ifindex: int, length: int) -> bytes:
-    """What a test run has to be told of the interface that the frame came in by."""
+    """Return the context of a test run, which names the interface that the frame came in by."""
     if kind is ProgramType.SCHED_CLS:
         known = struct.pack("=11I", *[0] * 10, ifindex)  # struct __sk_buff, up to ifindex
     else:

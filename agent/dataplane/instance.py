@@ -1,7 +1,7 @@
-"""Tells whose a loaded program is, also when nothing of it is pinned any more.
+"""Finds out which instance a loaded program belongs to, even if nothing of it is pinned any more.
 
-Every program keeps two small tables alive besides those that it uses: the name of its instance,
-and the settings with which its flows are hashed. So who finds a program finds its tables.
+Every program keeps two small tables alive besides those that it uses: the name of its instance, and
+the settings with which its flows are hashed. A program therefore leads to all of its tables.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from agent.dataplane.hooks.own import Owned
 from agent.dataplane.pins import BPFFS, Pins, make, pins_of
 
 TABLE = "instance"
-FLOWS = "flows"  # which every program uses
+FLOWS = "flows"  # every program uses it
 _NAME_BYTES = 64
 _FIRST = bytes(4)
-ENTRY = "entry"  # where others call the program, with `hook: external`
+ENTRY = "entry"  # where other programs call ours, with `hook: external`
 
 
 def mark(program: int, pins: Pins, name: str) -> None:
@@ -30,7 +30,7 @@ def mark(program: int, pins: Pins, name: str) -> None:
     for table in (TABLE, "settings"):
         fd = libbpf.object_get(pins.table(table))
         try:
-            # Kernels before 5.10 cannot: there, only what is pinned tells.
+            # Kernels before 5.10 cannot do this; there, only pins show the owner.
             with contextlib.suppress(OSError):
                 libbpf.program_bind_map(program, fd)
         finally:
@@ -38,7 +38,7 @@ def mark(program: int, pins: Pins, name: str) -> None:
 
 
 def write_name(pins: Pins, name: str) -> None:
-    """Whose the tables are."""
+    """Write which instance the tables belong to."""
     path = pins.table(TABLE)
     if path.exists():
         fd = libbpf.object_get(path)
@@ -52,10 +52,12 @@ def write_name(pins: Pins, name: str) -> None:
 
 
 def owner_of(ident: int, root: Path = BPFFS) -> str | None:
-    """The name of the instance that a loaded program belongs to; None: it is not Steelyard's."""
+    """Return the name of the instance that a loaded program belongs to; None if it is not
+    Steelyard's.
+    """
     try:
         name = _name_in(_tables_of(ident))
-    except OSError:  # it has gone meanwhile
+    except OSError:  # it was unloaded meanwhile
         return None
     if name is not None:
         return name
@@ -66,9 +68,11 @@ def owner_of(ident: int, root: Path = BPFFS) -> str | None:
 def rescue(
     name: str, wanted: frozenset[str], attached: Collection[int], root: Path = BPFFS
 ) -> list[str]:
-    """Pin again what a program of this instance uses and is not pinned any more; the names of
-    what was. ``wanted``: the tables that are pinned. ``attached``: the ids of the programs on our
-    interfaces. Only there: elsewhere on the host, a container may have an instance of that name.
+    """Pin again what a program of this instance uses and is not pinned any more; return the names.
+
+    ``wanted``: the tables that should be pinned. ``attached``: the ids of the programs on our
+    interfaces. Programs elsewhere are ignored, because a container on this host may have an
+    instance of the same name.
     """
     callers = {ident: _tables(ident) for ident in attached}
     entries = {maps[ENTRY]: _called(maps[ENTRY]) for maps in callers.values() if ENTRY in maps}
@@ -89,7 +93,7 @@ def rescue(
     ]
     if rescued and pins.last_program is None and _pin(libbpf.program_fd(ident), pins.program):
         rescued.append(pins.program.name)
-    # Callers have opened that array of programs, and would never see another one.
+    # Callers have opened that program array, and would never see another one.
     entry = next((number for number, called in entries.items() if called in ours), None)
     if entry is not None and _pin(libbpf.map_fd(entry), pins.entry):
         rescued.append(ENTRY)
@@ -97,7 +101,7 @@ def rescue(
 
 
 def _called(number: int) -> int:
-    """The id of the program in the first slot of an array of programs; 0: none."""
+    """Return the id of the program in the first slot of a program array; 0: none."""
     with contextlib.suppress(OSError), _descriptor(libbpf.map_fd(number)) as fd:
         info = libbpf.map_info(fd)
         if info.type == libbpf.MAP_TYPE_PROG_ARRAY:
@@ -107,14 +111,14 @@ def _called(number: int) -> int:
 
 
 def _tables(ident: int) -> dict[str, int]:
-    """The ids of a program's tables by name; empty if it has gone."""
+    """Return the ids of a program's tables by name; empty if the program is gone."""
     with contextlib.suppress(OSError):
         return _tables_of(ident)
     return {}
 
 
 def _pin(fd: int, path: Path) -> bool:
-    """Pin what the descriptor stands for, unless something is there; closes it."""
+    """Pin what the descriptor stands for unless the path exists; close the descriptor."""
     with _descriptor(fd):
         if path.exists():
             return False

@@ -13,7 +13,7 @@ _BITS_BEFORE_PORT = 160  # of struct port_range_key: address, padding, protocol
 
 
 def packed_slot(slot: ServiceSlot) -> bytes:
-    """struct service_key4 or service_key6."""
+    """Return a struct service_key4 or service_key6."""
     return slot.vip.packed + slot.port.to_bytes(2, "big") + bytes((slot.protocol, 0))
 
 
@@ -30,7 +30,7 @@ def origins_table(slot: ServiceSlot) -> str:
 
 
 def packed_prefix(network: Network) -> bytes:
-    """struct vip_prefix4 or vip_prefix6, zone_key4 or zone_key6."""
+    """Return a struct vip_prefix4 or vip_prefix6, zone_key4 or zone_key6."""
     return network.prefixlen.to_bytes(4, "little") + network.network_address.packed
 
 
@@ -48,7 +48,7 @@ def zones_table(network: Network) -> str:
 
 
 def packed_zone_ring(key: ZoneRingKey) -> bytes:
-    """struct zone_ring_key."""
+    """Return a struct zone_ring_key."""
     return key.service_id.to_bytes(4, "little") + key.zone.to_bytes(4, "little")
 
 
@@ -57,7 +57,7 @@ def zone_ring_of(key: bytes) -> ZoneRingKey:
 
 
 def packed_block(block: PortBlock) -> bytes:
-    """struct port_range_key."""
+    """Return a struct port_range_key."""
     return (
         (_BITS_BEFORE_PORT + block.bits).to_bytes(4, "little")
         + block.vip.packed.ljust(16, b"\0")
@@ -68,7 +68,10 @@ def packed_block(block: PortBlock) -> bytes:
 
 
 def block_of(key: bytes, family: int) -> PortBlock:
-    """The key does not tell an IPv4 address from the IPv6 one that begins with it."""
+    """Return the block of ports in a struct port_range_key.
+
+    The key does not distinguish an IPv4 address from the IPv6 address that begins with it.
+    """
     return PortBlock(
         vip=_address(key[4:8] if family == 4 else key[4:20]),
         protocol=key[23],
@@ -78,17 +81,17 @@ def block_of(key: bytes, family: int) -> PortBlock:
 
 
 def packed_first(first: int, family: int) -> bytes:
-    """struct port_range; the family is only for ``block_of``."""
+    """Return a struct port_range, with the family in its padding, for ``block_of`` only."""
     return first.to_bytes(2, "big") + family.to_bytes(2, "little")
 
 
 def first_of(value: bytes) -> tuple[int, int]:
-    """The first port of a range, and the family of its VIP."""
+    """Return the first port of a range, and the family of its VIP."""
     return int.from_bytes(value[:2], "big"), int.from_bytes(value[2:4], "little")
 
 
 def packed_quic(quic_id: QuicId) -> bytes:
-    """struct quic_key."""
+    """Return a struct quic_key."""
     return quic_id.server_id + quic_id.service_id.to_bytes(4, "little") + bytes(4)
 
 

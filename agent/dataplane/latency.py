@@ -1,7 +1,7 @@
 """Reads the histograms of times: how long backends took for the first byte and the handshake.
 
-The packet path counts each time in a bucket of half an octave (``struct backend_latency``).
-From the counts follow quantiles, exact to within a bucket, of the last minute.
+The packet path counts each time in a bucket of half an octave (``struct backend_latency``). The
+counts give quantiles of the last minute, exact to within a bucket.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ FIRST_US = 64
 WINDOW_S = 60.0
 STEP_S = 10.0  # between two readings that a window keeps
 FIELDS = FIRST_BYTE, HANDSHAKE = "first_byte", "handshake"
-# A request that has waited for so many times the slowest hundredth of a backend's answers will
-# hardly be answered; but engines have bad minutes, so it may wait for so long in any case. Of
-# a backend that has answered fewer, nothing is known.
+# A request that has waited PATIENCE_TIMES as long as the slowest hundredth of a backend's answers
+# will hardly be answered. But engines have bad minutes, so it may wait LEAST_PATIENCE_S in any
+# case. Nothing is known about a backend that has answered fewer than _KNOWN_FROM.
 PATIENCE_TIMES = 8
 LEAST_PATIENCE_S, MOST_PATIENCE_S = 60.0, 900.0
 _KNOWN_FROM = 20
@@ -37,7 +37,7 @@ _NOTHING = np.zeros(abi.LATENCY_BUCKETS, np.uint64)
 
 
 def bucket_bounds_us() -> tuple[int, ...]:
-    """Where each bucket begins, in microseconds; the last has no end."""
+    """Return where each bucket begins, in microseconds; the last has no end."""
     octaves = range(abi.LATENCY_BUCKETS // 2)
     bounds = [0, *(bound for k in octaves for bound in (FIRST_US << k, (FIRST_US << k) * 3 // 2))]
     return tuple(bounds[: abi.LATENCY_BUCKETS])
@@ -48,10 +48,10 @@ BUCKETS = len(BOUNDS_US)
 
 
 def quantile_ms(counts: Counts, share: float) -> float | None:
-    """The time that this share (0 to 1) of the counted ones was below; None without any.
+    """Return the time, in milliseconds, that this share (0 to 1) of the counted ones was below.
 
-    Within a bucket, times are taken to be spread evenly on a log scale. Of the last bucket
-    only its beginning is known.
+    None if there are none. Within a bucket, times are taken to be spread evenly on a log scale. Of
+    the last bucket only its beginning is known.
     """
     total = int(counts.sum())
     if not total:
@@ -69,8 +69,10 @@ def quantile_ms(counts: Counts, share: float) -> float | None:
 
 
 def above(counts: Numbers, limit_s: float) -> float:
-    """How many of the counted times were longer; within a bucket as ``quantile_ms`` takes them to
-    be. ``limit_s`` is below the beginning of the last bucket, which is 134 s.
+    """Return how many of the counted times were longer than ``limit_s``.
+
+    Times are spread within a bucket as in ``quantile_ms``. ``limit_s`` must be below the beginning
+    of the last bucket, which is 134 s.
     """
     limit_us = limit_s * 1e6
     bucket = int(np.searchsorted(BOUNDS_US, limit_us, side="right")) - 1
@@ -81,7 +83,9 @@ def above(counts: Numbers, limit_s: float) -> float:
 
 
 def patience_ns(rows: Table) -> Nanoseconds:
-    """How long a request may wait at each of these backends before its bytes weigh no more."""
+    """Return how long a request may wait at each of these backends before its bytes stop counting,
+    in nanoseconds.
+    """
     counts = rows[FIRST_BYTE]
     upto = np.cumsum(counts, axis=1, dtype=np.int64)
     total = upto[:, -1]
@@ -94,7 +98,7 @@ def patience_ns(rows: Table) -> Nanoseconds:
 
 
 def octaves(counts: Counts) -> tuple[tuple[float, int], ...]:
-    """Counted times up to each octave's end (seconds): what a Prometheus histogram holds."""
+    """Return the counts of times up to each octave's end (seconds): a Prometheus histogram."""
     upto = np.cumsum(counts)
     ends = range(0, abi.LATENCY_BUCKETS - 1, 2)  # the last bucket before each octave
     return tuple((BOUNDS_US[end + 1] / 1e6, int(upto[end])) for end in ends)
@@ -104,25 +108,26 @@ def octaves(counts: Counts) -> tuple[tuple[float, int], ...]:
 class LatencyWindow:
     """What was counted over about the last minute; feed it with ``add``.
 
-    ``readings``: when (any clock that only goes forward, in seconds), and the rows by backend
-    id, oldest first.
+    ``readings``: the time of each (of any clock that only goes forward, in seconds) and the rows by
+    backend id, oldest first.
     """
 
     readings: tuple[tuple[float, Mapping[int, Times]], ...] = ()
 
     def is_due(self, at: float) -> bool:
-        """Whether ``add`` would keep a reading."""
+        """Return whether it is time to ``add`` a reading."""
         return not self.readings or at - self.readings[-1][0] >= STEP_S
 
     def add(self, at: float, rows: Mapping[int, Times]) -> Self:
-        """The window with the rows read at ``at``."""
+        """Return the window with the rows read at ``at``."""
         outside = sum(1 for when, _ in self.readings if when <= at - WINDOW_S)
-        # The newest reading that is outside is where the window starts.
+        # The window starts at the newest reading that is outside of it.
         return type(self)((*self.readings[max(0, outside - 1) :], (at, rows)))
 
     def increase(self, ident: int, field: str, now: Counts) -> Counts:
-        """What a backend has counted since the window began; one that was not there then, or
-        whose counts went back, has started again at 0.
+        """Return what a backend has counted since the window began.
+
+        A backend that did not exist then, or whose counts went back, has started again at 0.
         """
         before = self.readings[0][1].get(ident) if self.readings else None
         if before is None or (now < before[field]).any():
@@ -132,12 +137,12 @@ class LatencyWindow:
 
 
 def read(table: Table, ids: list[int]) -> dict[int, Times]:
-    """A copy of the rows of these backends."""
+    """Return a copy of the rows of these backends."""
     return dict(zip(ids, table[ids], strict=True))
 
 
 def recent_first_bytes(table: Table, window: LatencyWindow, ids: Numbers) -> Numbers:
-    """The answers of the last minute, a row of buckets for each of these backends."""
+    """Return the answers of the last minute, a row of buckets for each of these backends."""
     now = table[FIRST_BYTE][ids].astype(np.int64)
     first = window.readings[0][1] if window.readings else {}
     before = [first[i][FIRST_BYTE] if i in first else _NOTHING for i in ids.tolist()]
@@ -146,14 +151,16 @@ def recent_first_bytes(table: Table, window: LatencyWindow, ids: Numbers) -> Num
 
 
 def together(rows: Numbers) -> RecentTimes:
-    """What rows of buckets say of all their backends."""
+    """Return count and quantiles of the backends' rows of buckets, taken together."""
     counts: Counts = rows.sum(axis=0).astype(np.uint64)
     return RecentTimes(int(counts.sum()), quantile_ms(counts, 0.5), quantile_ms(counts, 0.99))
 
 
 def p99_buckets(table: Table, window: LatencyWindow, ids: Numbers) -> Numbers:
-    """In which bucket the slowest hundredth of each backend's answers of the last minute begins; -1
-    where there was none. To rank by: of thousands at once.
+    """Return the bucket in which the slowest hundredth of each backend's answers of the last minute
+    begins; -1 if there were none.
+
+    It serves to rank thousands of backends at once.
     """
     upto = np.cumsum(recent_first_bytes(table, window, ids), axis=1)
     total = upto[:, -1]
@@ -162,7 +169,7 @@ def p99_buckets(table: Table, window: LatencyWindow, ids: Numbers) -> Numbers:
 
 
 def summary(row: Times, window: LatencyWindow, ident: int, field: str) -> Latency:
-    """One of the two kinds of times of a backend, for people."""
+    """Return one kind of times (``field``) of a backend, for display."""
     counts: Counts = row[field]
     recent = window.increase(ident, field, counts)
     return Latency(

@@ -29,11 +29,11 @@ _HELPER_JIFFIES64 = 118
 _TC_INGRESS = 1
 _BTF_KIND_FUNC = 12
 _PROG_INFO_BYTES = 232
-_READS = 5  # of a table that changes while it is read
+_READS = 5  # attempts at a table that changes while it is read
 
 
 class ProgramType(enum.IntEnum):
-    """``enum bpf_prog_type``, as far as we load any."""
+    """``enum bpf_prog_type``: the types that we load."""
 
     SCHED_CLS = 3
     XDP = 6
@@ -41,7 +41,7 @@ class ProgramType(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MapInfo:
-    """What the kernel says of a map."""
+    """What the kernel reports of a map."""
 
     type: int
     id: int
@@ -54,9 +54,10 @@ class MapInfo:
 
 @dataclass(frozen=True, slots=True)
 class ProgramInfo:
-    """What the kernel says of a program.
+    """What the kernel reports of a program.
 
-    ``instructions`` after verification; ``verified_insns``: how many the verifier went through.
+    ``instructions``: their number after verification; ``verified_insns``: how many the verifier
+    went through.
     """
 
     type: int
@@ -84,9 +85,9 @@ class XdpAttachment:
 
 @dataclass(frozen=True, slots=True)
 class TestRun:
-    """Outcome of BPF_PROG_TEST_RUN; ``duration_ns`` is the mean per repeat.
+    """The outcome of BPF_PROG_TEST_RUN; ``duration_ns`` is the mean per repeat.
 
-    ``verdict`` has 32 bits, unsigned; ``context`` is what was given, as the program left it.
+    ``verdict`` has 32 bits, unsigned; ``context`` is the context as the program left it.
     """
 
     __test__ = False  # not a test class
@@ -113,7 +114,7 @@ class _MapCreateOpts(ctypes.Structure):
 
 
 class _ProgramLoadOpts(ctypes.Structure):
-    """The first fields; libbpf takes the size for the rest."""
+    """The first fields of the struct; ``sz`` tells libbpf that the rest is missing."""
 
     _fields_ = (
         ("sz", ctypes.c_size_t),
@@ -135,7 +136,7 @@ class _ProgramLoadOpts(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Types:
-    """The BTF of a program that is one function: raw, and which type the function is."""
+    """The raw BTF of a program that is one function, and the type id of that function."""
 
     btf: bytes
     function: int
@@ -199,19 +200,19 @@ class _TestRunOpts(ctypes.Structure):
 @functools.cache
 def _lib() -> ctypes.CDLL:
     lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    lib.libbpf_set_print(None)  # it would write to stderr what we raise
+    lib.libbpf_set_print(None)  # otherwise it prints to stderr what we raise
     return lib
 
 
 def _checked(result: int, what: str) -> int:
-    """libbpf 1.x returns -errno."""
+    """Return a result of libbpf 1.x, or raise OSError if it is -errno."""
     if result < 0:
         raise OSError(-result, os.strerror(-result), what)
     return result
 
 
 def object_get(path: Path) -> int:
-    """A new file descriptor of a pinned map or program."""
+    """Return a new file descriptor of a pinned map or program."""
     return _checked(_lib().bpf_obj_get(os.fsencode(path)), str(path))
 
 
@@ -243,7 +244,7 @@ def program_info(fd: int) -> ProgramInfo:
 
 
 def program_maps(fd: int) -> tuple[int, ...]:
-    """Ids of the maps that a program uses."""
+    """Return the ids of the maps that a program uses."""
     (count,) = struct.unpack_from("=I", _info(fd, _PROG_INFO_BYTES), 52)
     idents = (ctypes.c_uint32 * count)()
     asked = bytearray(_PROG_INFO_BYTES)
@@ -259,7 +260,7 @@ def _name(raw: bytes) -> str:
 
 
 def btf_data(btf_id: int) -> bytes:
-    """The raw BTF with that id."""
+    """Return the raw BTF with this id."""
     fd = _checked(_lib().bpf_btf_get_fd_by_id(btf_id), f"BTF {btf_id}")
     try:
         size = struct.unpack_from("=QI", _info(fd, 32))[1]
@@ -273,7 +274,7 @@ def btf_data(btf_id: int) -> bytes:
 
 
 def kernel_function(name: str) -> int:
-    """The BTF id of a function of the running kernel; OSError if there is none of that name."""
+    """Return the BTF id of a function of the running kernel; OSError: none has that name."""
     lib = _lib()
     lib.btf__load_vmlinux_btf.restype = ctypes.c_void_p
     kernel = lib.btf__load_vmlinux_btf()
@@ -315,12 +316,14 @@ def _instruction(code: int, immediate: int) -> bytes:
 
 
 def load_pass_program() -> int:
-    """``return XDP_PASS``: what the far end of a veth needs to receive what XDP sends."""
+    """Load ``return XDP_PASS``: the far end of a veth needs it to receive what XDP sends."""
     return program_load("steelyard_pass", _instruction(0xB7, 2) + _instruction(0x95, 0))
 
 
 def load_clock_program() -> int:
-    """Returns the low 32 bits of jiffies, which nothing else tells user space."""
+    """Load a program that returns the low 32 bits of jiffies, which user space cannot read
+    otherwise.
+    """
     return program_load(
         "steelyard_clock", _instruction(0x85, _HELPER_JIFFIES64) + _instruction(0x95, 0)
     )
@@ -329,7 +332,7 @@ def load_clock_program() -> int:
 def test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b"") -> TestRun:  # noqa: PT028 (no test)
     """Run a program on one frame (at least 14 bytes) in the kernel.
 
-    ``context``: of a tc program its ``struct __sk_buff``, of an XDP program its ``xdp_md``.
+    ``context``: a ``struct __sk_buff`` for a tc program, a ``struct xdp_md`` for an XDP program.
     """
     source = ctypes.create_string_buffer(data, len(data))
     out = ctypes.create_string_buffer(len(data) + 512)
@@ -354,17 +357,17 @@ test_run.__test__ = False  # type: ignore[attr-defined]
 
 
 def array_create(name: str, value_size: int, entries: int, flags: int) -> int:
-    """A new array map with 4-byte keys."""
+    """Create an array map with 4-byte keys."""
     return map_create(MapInfo(MAP_TYPE_ARRAY, 0, 4, value_size, entries, flags, name))
 
 
 def program_array_create(name: str, entries: int) -> int:
-    """A new array of programs, for tail calls."""
+    """Create a program array, for tail calls."""
     return map_create(MapInfo(MAP_TYPE_PROG_ARRAY, 0, 4, 4, entries, 0, name))
 
 
 def map_create(wanted: MapInfo) -> int:
-    """A new map; its id is the kernel's to give."""
+    """Create a map; the kernel chooses its id."""
     opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=wanted.flags)
     fd: int = _lib().bpf_map_create(
         wanted.type,
@@ -382,14 +385,14 @@ def map_update(fd: int, key: bytes, value: bytes) -> None:
 
 
 def map_delete(fd: int, key: bytes) -> None:
-    """Remove a key; one that is not there is no error."""
+    """Remove a key; a key that does not exist is no error."""
     result: int = _lib().bpf_map_delete_elem(fd, key)
     if result != -errno.ENOENT:
         _checked(result, "map delete")
 
 
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
-    """The value of a key; of an array of programs, the program's id."""
+    """Return the value of a key; in a program array, that is the program's id."""
     value = ctypes.create_string_buffer(value_size)
     result: int = _lib().bpf_map_lookup_elem(fd, key, value)
     if result == -errno.ENOENT:
@@ -399,10 +402,10 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
 
 
 def map_items(fd: int, key_size: int, value_size: int) -> list[tuple[bytes, bytes]]:
-    """All keys and values of a hash map, or OSError: never some of them.
+    """Return all keys and values of a hash map, or raise OSError: never only some of them.
 
-    The kernel begins anew at a key that is gone, so what changes meanwhile shows as a key that
-    comes twice or has no value. Then it is read again.
+    The kernel begins anew at a key that is gone, so a change meanwhile shows as a key that comes
+    twice or has no value. The map is then read again.
     """
     for _ in range(_READS):
         found = _read_items(fd, key_size, value_size)
@@ -412,7 +415,7 @@ def map_items(fd: int, key_size: int, value_size: int) -> list[tuple[bytes, byte
 
 
 def _read_items(fd: int, key_size: int, value_size: int) -> list[tuple[bytes, bytes]] | None:
-    """One reading; None: the map changed meanwhile."""
+    """Read the map once; None: it changed meanwhile."""
     found: dict[bytes, bytes] = {}
     key: bytes | None = None
     following = ctypes.create_string_buffer(key_size)
@@ -428,12 +431,12 @@ def _read_items(fd: int, key_size: int, value_size: int) -> list[tuple[bytes, by
 
 
 def program_fd(ident: int) -> int:
-    """A new file descriptor of a loaded program."""
+    """Return a new file descriptor of a loaded program."""
     return _checked(_lib().bpf_prog_get_fd_by_id(ident), f"program {ident}")
 
 
 def map_fd(ident: int) -> int:
-    """A new file descriptor of a map."""
+    """Return a new file descriptor of a map."""
     return _checked(_lib().bpf_map_get_fd_by_id(ident), f"map {ident}")
 
 
@@ -443,7 +446,7 @@ def program_bind_map(program: int, table: int) -> None:
 
 
 def xdp_attach(ifindex: int, fd: int, flags: int, old_fd: int | None = None) -> None:
-    """Attach (fd -1: detach); with ``old_fd`` only in the place of that program."""
+    """Attach a program (fd -1: detach); with ``old_fd``, only in the place of that program."""
     if old_fd is None:
         _checked(_lib().bpf_xdp_attach(ifindex, fd, flags, None), f"interface {ifindex}")
         return
@@ -459,7 +462,7 @@ def xdp_query(ifindex: int) -> XdpAttachment:
 
 
 def tc_query(ifindex: int, handle: int, priority: int) -> int:
-    """The id of the program in that filter at clsact ingress; 0: there is no such filter."""
+    """Return the id of the program in that filter at clsact ingress; 0: no such filter."""
     hook = _TcHook(sz=ctypes.sizeof(_TcHook), ifindex=ifindex, attach_point=_TC_INGRESS)
     opts = _TcOpts(sz=ctypes.sizeof(_TcOpts), handle=handle, priority=priority)
     result: int = _lib().bpf_tc_query(ctypes.byref(hook), ctypes.byref(opts))

@@ -1,5 +1,5 @@
-"""Owns the limits of services in the shared tables: rates, what was beyond a limit, and the sources
-that have too much.
+"""Owns the limits of services in the shared tables: the rates, the counts of what was beyond a
+limit, and the sources that have as much as they may.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from agent.model import RATE_PERIODS, Address, Limits, Rate
 
 _NS = 1_000_000_000
 HELD_NS = 15 * _NS
-_UNITS = _NS / 128  # of the packet path's clock in a second
+_UNITS = _NS / 128  # units of the packet path's clock in a second
 _PERIODS = tuple(RATE_PERIODS)  # LIMIT_PERIODS of them
 
 type Counts = npt.NDArray[np.uint64]
 
 
 def rates_of(limits: Limits) -> dict[Limit, Rate]:
-    """Those that the packet path counts by itself."""
+    """Return the limits that are rates, which the packet path counts by itself."""
     rates = {
         Limit.NEW_SOURCE: limits.new_flows_per_source,
         Limit.NEW_PREFIX: limits.new_flows_per_prefix,
@@ -38,7 +38,7 @@ def rates_of(limits: Limits) -> dict[Limit, Rate]:
 
 
 def set_rates(tables: SharedTables, wanted: Mapping[int, Limits]) -> None:
-    """By service id; services that are not named have none."""
+    """Set the rates, by service id; services that are not named have none."""
     rows = np.zeros(len(tables.service_limits), dtype=abi.SERVICE_LIMITS)
     for ident, limits in wanted.items():
         for limit, rate in rates_of(limits).items():
@@ -56,8 +56,10 @@ def set_rates(tables: SharedTables, wanted: Mapping[int, Limits]) -> None:
 
 
 def begin_counting(tables: SharedTables, salts: Mapping[int, int]) -> None:
-    """By service id, the flow salt: the counts of a service that had an id before are no other
-    one's.
+    """Start the counts of new services at 0, so that none gets those of a service that had its id
+    before.
+
+    ``salts``: the flow salts, by service id.
     """
     owners = tables.limit_count[-1]["salt"]
     for ident, salt in salts.items():
@@ -67,8 +69,8 @@ def begin_counting(tables: SharedTables, salts: Mapping[int, int]) -> None:
 
 
 def counts(tables: SharedTables) -> tuple[Counts, Counts]:
-    """Packets that were beyond a limit, by service id and ``Limit``: those that were dropped, and
-    those that would have been.
+    """Return the packets that were beyond a limit, by service id and ``Limit``: those that were
+    dropped, and those that would have been.
     """
     rows = tables.limit_count
     return rows["dropped"].sum(axis=0), rows["would_drop"].sum(axis=0)
@@ -77,15 +79,16 @@ def counts(tables: SharedTables) -> tuple[Counts, Counts]:
 def set_limited(
     tables: SharedTables, wanted: Mapping[bytes, int], now_ns: int, for_ns: int = HELD_NS
 ) -> None:
-    """Refuse new flows of these (source, service), and of nobody else, for these limits, for so
-    long: to be called again before half of that is over. ``now_ns``: CLOCK_MONOTONIC.
+    """Refuse new flows of these (source, service), and of no others, for these limits.
+
+    It holds for ``for_ns``; call it again before half of that is over. ``now_ns``: CLOCK_MONOTONIC.
     """
     wanted = dict(itertools.islice(wanted.items(), LIMITED))
-    there = {key: _limited(value) for key, value in tables.items("limited")}
-    for key in there.keys() - wanted.keys():
+    present = {key: _limited(value) for key, value in tables.items("limited")}
+    for key in present.keys() - wanted.keys():
         tables.delete("limited", key)
     for key, bits in wanted.items():
-        until_ns, was = there.get(key, (0, 0))
+        until_ns, was = present.get(key, (0, 0))
         if was != bits or until_ns < now_ns + for_ns // 2:
             row = np.zeros(1, dtype=abi.LIMITED)
             row["until"], row["limits"] = now_ns + for_ns, bits
@@ -93,7 +96,7 @@ def set_limited(
 
 
 def limited_key(ident: int, source: Address) -> bytes:
-    """The key of a source in the table ``limited``."""
+    """Return the key of a source in the table ``limited``."""
     key = np.zeros(1, dtype=abi.LIMITED_KEY)
     words = np.frombuffer(source.packed[:8].ljust(8, bytes(1)), dtype=">u4")
     key["addr"], key["service"], key["family"] = words, ident, source.version
@@ -101,7 +104,7 @@ def limited_key(ident: int, source: Address) -> bytes:
 
 
 def is_limited(tables: SharedTables, ident: int, source: Address) -> bool:
-    """Whether the source may begin no flow at the service, because of what it has there."""
+    """Return whether the source may begin no flow at the service, because of what it has there."""
     value = tables.get("limited", limited_key(ident, source))
     return value is not None and _limited(value)[0] > time.monotonic_ns()
 
@@ -112,7 +115,7 @@ def _limited(value: bytes) -> tuple[int, int]:
 
 
 def sources_of(limited: Mapping[bytes, int]) -> Counter[tuple[int, Limit]]:
-    """How many sources are refused, by service id and limit."""
+    """Return how many sources are refused, by service id and limit."""
     counts: Counter[tuple[int, Limit]] = Counter()
     idents = np.frombuffer(b"".join(limited), dtype=abi.LIMITED_KEY)["service"].tolist()
     for (ident, bits), sources in Counter(zip(idents, limited.values(), strict=True)).items():

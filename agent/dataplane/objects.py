@@ -1,8 +1,9 @@
 """Keeps compiled programs as objects, so that a program that was compiled once is loaded without
 the compiler.
 
-An object has neither secrets nor names of an instance in it: the keys of the flow hash and the
-folder of the pinned tables come in when it is loaded. So all instances and all boots share it.
+An object contains neither secrets nor names of an instance: the keys of the flow hash and the
+folder of the pinned tables are filled in when it is loaded. All instances and all boots therefore
+share it.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from agent.model import KernelHeaders
 log = get_logger()
 
 CACHE = Path("/var/cache/steelyard")  # the unit's CacheDirectory
-PATIENCE_S = 20.0  # with another process that compiles the same
-MOST = 256  # objects that are kept; the least recently used ones go
+PATIENCE_S = 20.0  # how long to wait for another process that compiles the same program
+MOST = 256  # objects that are kept; the least recently used are removed
 PIN_FOLDER = "LB_PIN"
 SECRETS = ("LB_FLOW_KEY", "LB_FLOW_MUL0", "LB_FLOW_MUL1")
-_OWN = {PIN_FOLDER, *SECRETS}  # definitions that are an instance's own
+_OWN = {PIN_FOLDER, *SECRETS}  # definitions that differ between instances
 
 # struct bpf_insn. BPF_LD_IMM64 takes two; its src_reg says what the number is.
 _INSTRUCTION = struct.Struct("=BBhi")
@@ -48,7 +49,7 @@ _FITS_32 = range(-(2**31), 2**31)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A map that a program uses. Its id tells nothing: it is 0."""
+    """A map that a program uses. The id in ``info`` means nothing and is 0."""
 
     info: libbpf.MapInfo
     pinned: bool
@@ -58,7 +59,7 @@ class Table:
 class Object:
     """A compiled program.
 
-    ``instructions``: the machine code, with zeros where descriptors and secrets come in.
+    ``instructions``: the machine code, with zeros in the places of descriptors and secrets.
     ``uses``: (instruction, table) for each descriptor; ``numbers``: (instruction, name of the
     definition) for each secret. ``btf``: the types of the program, as the kernel has them.
     """
@@ -71,7 +72,10 @@ class Object:
     btf: bytes
 
     def with_own(self, descriptors: list[int], secrets: Mapping[str, int]) -> bytes:
-        """The machine code of one instance; ``descriptors``: of its tables, in their order."""
+        """Return the machine code of one instance.
+
+        ``descriptors``: those of its tables, in the order of ``tables``.
+        """
         code = bytearray(self.instructions)
         for at, table in self.uses:
             struct.pack_into("=i", code, 8 * at + 4, descriptors[table])
@@ -88,10 +92,10 @@ def take_apart(
     secrets: Mapping[str, int],
     types: bytes,
 ) -> Object | None:
-    """The object of which one instance's machine code was made; ``tables`` by descriptor.
+    """Return the object that one instance's machine code was made of; ``tables`` by descriptor.
 
-    None: it cannot be told where the instance's own numbers are. A number of 32 bits would not
-    be loaded by BPF_LD_IMM64, and one that the compiler has changed would not be found.
+    None if the instance's own numbers cannot be located. A number of 32 bits would not be loaded by
+    BPF_LD_IMM64, and one that the compiler has changed would not be found.
     """
     if any(value in _FITS_32 for value in secrets.values()):
         return None
@@ -123,7 +127,10 @@ def take_apart(
 
 
 def packed(one: Object) -> bytes:
-    """As it is kept: JSON, compressed; zlib's checksum tells a file that is cut or spoiled."""
+    """Return an object as it is stored: compressed JSON.
+
+    zlib's checksum reveals a file that is truncated or corrupt.
+    """
     fields = asdict(one)
     for name in ("instructions", "btf"):
         fields[name] = base64.b64encode(fields[name]).decode()
@@ -131,7 +138,7 @@ def packed(one: Object) -> bytes:
 
 
 def unpacked(data: bytes) -> Object:
-    """What ``packed`` made; ValueError: it is something else."""
+    """Return the object that ``packed`` was given; ValueError: the data is something else."""
     try:
         fields = json.loads(zlib.decompress(data))
         tables = tuple(
@@ -150,11 +157,13 @@ def unpacked(data: bytes) -> Object:
 
 
 def key_of(text: str, function: str, definitions: Mapping[str, str], kind: ProgramType) -> str:
-    """A name for all from which a program is compiled, and for the kernel that took it."""
+    """Return a name for everything that a program is compiled from, and for the kernel that
+    accepted it.
+    """
     kernel = os.uname()
-    told = [
+    parts = [
         abi.ABI_VERSION,
-        re.sub(r"^#line .*$", "", text, flags=re.MULTILINE),  # where the sources are
+        re.sub(r"^#line .*$", "", text, flags=re.MULTILINE),  # without the paths of the sources
         function,
         sorted((name, value) for name, value in definitions.items() if name not in _OWN),
         int(kind),
@@ -162,11 +171,11 @@ def key_of(text: str, function: str, definitions: Mapping[str, str], kind: Progr
         (kernel.release, kernel.version, kernel.machine),
         [path.read_text() for path in sorted(sources.header_tree().rglob("*.h"))],
     ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _compiler() -> str:
-    """The version of BCC, without importing it; empty: it is not installed."""
+    """Return the version of BCC, without importing it; empty if it is not installed."""
     found = importlib.util.find_spec("bcc")
     if found is None or found.origin is None:
         return ""
@@ -176,13 +185,16 @@ def _compiler() -> str:
 
 
 class Kept:
-    """The folder of kept objects: its owner is the user who runs this, and nobody else writes."""
+    """The folder of kept objects.
+
+    It belongs to the user who runs this process, and nobody else can write to it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def get(self, key: str) -> Object | None:
-        """The object of that name; None: there is none that can be used."""
+        """Return the object of that name; None: there is none that can be used."""
         try:
             folder = self._open()
         except OSError:
@@ -204,8 +216,9 @@ class Kept:
             os.close(folder)
 
     def put(self, key: str, one: Object) -> None:
-        """Keep an object, and not more than ``MOST`` in all. A full or read-only file system is
-        no error: the next start compiles.
+        """Keep an object, and no more than ``MOST`` in all.
+
+        A full or read-only file system is no error: the next start compiles.
         """
         try:
             self._folder.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -213,25 +226,27 @@ class Kept:
         except OSError as error:
             log.warning("compiled programs cannot be kept", problem=str(error))
             return
-        passing = f".{key}.{os.getpid()}"
+        temporary = f".{key}.{os.getpid()}"
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with os.fdopen(os.open(passing, flags, 0o600, dir_fd=folder), "wb") as file:
+            with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as file:
                 file.write(packed(one))
-            os.rename(passing, key, src_dir_fd=folder, dst_dir_fd=folder)
+            os.rename(temporary, key, src_dir_fd=folder, dst_dir_fd=folder)
             self._forget(folder)
         except OSError as error:
             log.warning("compiled programs cannot be kept", problem=str(error))
             with contextlib.suppress(OSError):
-                os.unlink(passing, dir_fd=folder)
+                os.unlink(temporary, dir_fd=folder)
         finally:
             os.close(folder)
 
     @contextlib.contextmanager
     def compiling(self, key: str) -> Iterator[bool]:
-        """To be held by whoever compiles and keeps this program, so that agents that start together
-        compile it once. Gives whether another process has held it until now. It is waited for
-        ``PATIENCE_S`` at most: it may be stopped.
+        """Hold a lock while this program is compiled and kept, so that agents that start together
+        compile it once.
+
+        Yields whether another process has held the lock until now. It is waited for at most
+        ``PATIENCE_S``, because that process may be stopped.
         """
         name, was_waiting = f".{key}.lock", False
         with contextlib.ExitStack() as held:
@@ -242,7 +257,7 @@ class Kept:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
                 lock = os.open(name, flags, 0o600, dir_fd=folder)
                 held.callback(os.close, lock)
-            except OSError:  # nothing can be kept there, which `put` says
+            except OSError:  # nothing can be kept there; `put` logs it
                 yield False
                 return
             until_s = time.monotonic() + PATIENCE_S
@@ -253,11 +268,14 @@ class Kept:
                 yield was_waiting
             finally:
                 if is_ours:
-                    with contextlib.suppress(FileNotFoundError):  # who waits for it has it open
+                    with contextlib.suppress(FileNotFoundError):  # waiting processes have it open
                         os.unlink(name, dir_fd=folder)
 
     def _open(self) -> int:
-        """A descriptor of the folder, if it is ours alone. What is in it runs in the kernel."""
+        """Return a descriptor of the folder; PermissionError unless it is ours alone.
+
+        Its contents run in the kernel.
+        """
         fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         owned = os.fstat(fd)
         if owned.st_uid == os.geteuid() and not owned.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -266,10 +284,10 @@ class Kept:
         raise PermissionError(f"{self._folder} is not ours alone: chown root and chmod 0700")
 
     def _forget(self, folder: int) -> None:
-        """Remove those that were not used for the longest time."""
+        """Remove the least recently used objects beyond ``MOST``."""
         ages = []
         for name in os.listdir(folder):
-            with contextlib.suppress(FileNotFoundError):  # another process forgets, too
+            with contextlib.suppress(FileNotFoundError):  # another process removes some too
                 ages.append((os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime_ns, name))
         for _, name in sorted(ages)[:-MOST]:
             with contextlib.suppress(FileNotFoundError):
@@ -282,12 +300,12 @@ def _locked(file: int) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return True  # a file system without locks: nobody is waited for
+        return True  # a file system without locks: do not wait
     return True
 
 
 def kept() -> Kept:
-    """The objects of this host; systemd names the folder in CACHE_DIRECTORY."""
+    """Return the objects of this host; systemd names the folder in CACHE_DIRECTORY."""
     return Kept(Path(os.environ.get("CACHE_DIRECTORY", CACHE)) / "programs")
 
 
@@ -299,9 +317,10 @@ def load_program(
     kind: ProgramType = ProgramType.XDP,
     running: Callable[[str], Compiled | None] = lambda _: None,
 ) -> Compiled:
-    """As ``compile_program``, but from what is kept, if it was compiled before; nothing is loaded
-    if ``running`` gives a program that is made of the same, by its key. With the host's own headers
-    it is always compiled: they may have changed.
+    """Load a program as ``compile_program`` does, but from what is kept if it was compiled before.
+
+    Nothing is loaded if ``running`` returns a program for the key, which is then made of the same.
+    With the host's own headers it is always compiled, because they may have changed.
     """
     if headers is not KernelHeaders.SHIPPED:
         return compile_program(text, function, definitions, headers, kind)
@@ -338,14 +357,14 @@ def load_program(
 
 
 def _number(text: str) -> int:
-    """A constant of C."""
+    """Return the value of a constant in C."""
     return int(text.rstrip("UL"), 0)
 
 
 def _of(
     compiled: Compiled, function: str, folder: Path | None, secrets: Mapping[str, int]
 ) -> Object | None:
-    """The object of a program that was just compiled."""
+    """Return the object of a program that was just compiled."""
     tables = {
         fd: Table(
             replace(libbpf.map_info(fd), id=0), folder is not None and (folder / name).exists()
@@ -361,7 +380,7 @@ def _of(
 def _load(
     one: Object, folder: Path | None, secrets: Mapping[str, int], kind: ProgramType, started: float
 ) -> Compiled:
-    """Load an object. OSError: the kernel refuses it, or a pinned table is another one."""
+    """Load an object. OSError: the kernel refuses it, or a pinned table is not the one it needs."""
     tables: dict[str, int] = {}
     try:
         for table in one.tables:
@@ -385,7 +404,7 @@ def _load(
 
 
 def _table(wanted: libbpf.MapInfo, path: Path | None) -> int:
-    """A descriptor of the table that is pinned there, or of a new one."""
+    """Return a descriptor of the table that is pinned at ``path``, or of a new one."""
     if path is None or not path.exists():
         fd = libbpf.map_create(wanted)
         if path is not None:
@@ -398,7 +417,7 @@ def _table(wanted: libbpf.MapInfo, path: Path | None) -> int:
     fd = libbpf.object_get(path)
     if replace(libbpf.map_info(fd), id=0) != wanted:
         os.close(fd)
-        raise OSError(errno.EINVAL, "the pinned table is another one", str(path))
+        raise OSError(errno.EINVAL, "the pinned table is a different one", str(path))
     return fd
 
 

@@ -1,7 +1,7 @@
 """Reads the tables that an agent of another ABI, or with other sizes, has left pinned.
 
-What lies where is told by the BTF of the program that is pinned beside them: fields are found by
-name, so any ABI can be read that means the same by the same names.
+The BTF of the program that is pinned beside them describes their layout. Fields are found by name,
+so every ABI can be read in which the same names have the same meaning.
 """
 
 from __future__ import annotations
@@ -40,10 +40,13 @@ _NEEDED = {
 
 
 class OldTables:
-    """The flows of such tables, and what belongs to them; as ``contents.read`` takes it."""
+    """The flows in such tables and what belongs to them, in the form of ``contents.read``."""
 
     def __init__(self, pins: Pins, size: Sizes, nat: Nat) -> None:
-        """``size`` and ``nat``: as configured now. DataplaneError: they cannot be read."""
+        """Open the tables; ``size`` and ``nat`` are as configured now.
+
+        DataplaneError: they cannot be read.
+        """
         self.pins = pins
         self._layout = _layout(pins)
         _check(self._layout, pins)
@@ -59,7 +62,7 @@ class OldTables:
         self.nat_slots = self._array("nat_slots", "nat_slot")
         first_port, ports = self._ports(nat)
         if not first_port:
-            self.nat_slots = np.zeros(len(self.nat_slots), dtype=abi.NAT_SLOT)  # nobody's
+            self.nat_slots = np.zeros(len(self.nat_slots), dtype=abi.NAT_SLOT)  # owned by no flow
         self._backends = self._array("backends", "backend")
         self.backends = _as_now(self._backends, abi.BACKEND)
         self.backend_load = _as_now(self._array("backend_load", "backend_load"), abi.BACKEND_LOAD)
@@ -79,17 +82,19 @@ class OldTables:
         return str(self.pins.folder)
 
     def nat_sources_of(self, nat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The numbers of the source addresses whose ports these NAT slots are; before ABI 4 the
-        blocks were the sources'.
+        """Return the numbers of the source addresses whose ports these NAT slots are.
+
+        Before ABI 4, each source address had a block of its own.
         """
         if "source" in (self.nat_slots.dtype.names or ()):
             return self.nat_slots["source"][nat].astype(np.int64)
         return nat // self.size.nat_ports
 
     def _ports(self, nat: Nat) -> tuple[int, int]:
-        """The first port of fullnat and how many there are in a block. Before ABI 4 the tables do
-        not tell the first: it is as configured now, or else as it is where nothing is configured;
-        0: it is not known.
+        """Return the first port of fullnat and the number of ports in a block.
+
+        Before ABI 4 the tables do not hold the first port. It is then taken as configured now, or
+        else as it is by default; 0: it is not known.
         """
         row = self._array("settings", "settings")[0]
         if "nat_ports" in (row.dtype.names or ()):
@@ -99,21 +104,23 @@ class OldTables:
 
     @property
     def boot(self) -> BootSettings:
-        """Under which keys the flows are hashed, and by which clock they are stamped."""
+        """The keys under which the flows are hashed, and the clock by which they are stamped."""
         row = self._array("settings", "settings")[0]
         keys = HashKeys(int(row["flow_key"]), int(row["flow_mul0"]), int(row["flow_mul1"]))
         return BootSettings(keys, Clock(int(row["hz"]), int(row["tick_shift"])))
 
     def items(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        """The services as they would be written now; of what else is looked up by key, nothing."""
+        """Yield the services as they would be written now; other tables by key yield nothing."""
         for key, value in self._raw(table):
             row = np.frombuffer(value, dtype=self._like("service", abi.SERVICE))
             yield key, _as_now(row, abi.SERVICE).tobytes()
 
     @contextlib.contextmanager
     def new_flows_held(self) -> Iterator[Callable[[], object]]:
-        """The old program takes no new flow, and tells nobody, until a moment that what is
-        yielded moves (``hold.Hold.renew``). A program of an ABI before 4 knows no such moment.
+        """Have the old program accept no new flow and send no reply, until a deadline that the
+        yielded function moves (``hold.Hold.renew``).
+
+        A program of an ABI before 4 knows no such deadline; its backends become unusable instead.
         """
         settings = self._array("settings", "settings")
         if "held_until" not in (settings.dtype.names or ()):
@@ -125,7 +132,10 @@ class OldTables:
 
     @contextlib.contextmanager
     def _backends_unusable(self) -> Iterator[None]:
-        """No other agent may run: its passes would undo it."""
+        """Make every backend unusable for new flows.
+
+        No other agent may run: its passes would undo it.
+        """
         kind, flags = self._like("service", abi.SERVICE), self._backends["flags"]
         before, silenced = flags.copy(), []
         for table in _SERVICES:
@@ -154,17 +164,17 @@ class OldTables:
         return libbpf.map_items(self._fds[table], shape.key, shape.value)
 
     def _like(self, struct: str, dtype: np.dtype[np.void]) -> np.dtype[np.void]:
-        """Our fields where that struct has them."""
-        there = self._layout.structs[struct]
+        """Return ``dtype`` at the old struct's offsets, with the fields that the struct has."""
+        layout = self._layout.structs[struct]
         names = [
-            name for name in dtype.names or () if there.sizes.get(name) == dtype[name].itemsize
+            name for name in dtype.names or () if layout.sizes.get(name) == dtype[name].itemsize
         ]
         return np.dtype(
             {
                 "names": names,
                 "formats": [dtype[name] for name in names],
-                "offsets": [there.offsets[name] for name in names],
-                "itemsize": there.size,
+                "offsets": [layout.offsets[name] for name in names],
+                "itemsize": layout.size,
             }
         )
 
@@ -176,10 +186,12 @@ class OldTables:
 
 
 def find(pins: Pins, size: Sizes, nat: Nat) -> OldTables | None:
-    """The tables, other than those that will be used, that the last program of an instance has
-    used; None: there are none, or they cannot be read, which is logged.
+    """Return the tables that the last program of an instance has used, if these are other tables
+    than those that will be used.
+
+    None: there are none, or they cannot be read, which is logged.
     """
-    # Without a program somebody began, and did not come to balancing.
+    # Tables without a program are from an agent that never got as far as balancing.
     found = [old for old in pins.of_other_versions() if old.last_program is not None]
     for old in sorted(found, key=_program_id, reverse=True):
         try:
@@ -190,7 +202,7 @@ def find(pins: Pins, size: Sizes, nat: Nat) -> OldTables | None:
 
 
 def _program_id(pins: Pins) -> int:
-    """The newer of two programs has the higher one."""
+    """Return the program's id; of two programs, the newer one has the higher id."""
     return _program(pins).id
 
 
@@ -212,9 +224,9 @@ def _layout(pins: Pins) -> Btf:
 def _check(layout: Btf, pins: Pins) -> None:
     """Raise DataplaneError if something is missing without which flows mean nothing."""
     for struct, fields in _NEEDED.items():
-        there = layout.structs.get(struct)
+        found = layout.structs.get(struct)
         for name in fields:
-            if there is None or there.sizes.get(name) != abi.STRUCTS[struct][name].itemsize:
+            if found is None or found.sizes.get(name) != abi.STRUCTS[struct][name].itemsize:
                 raise DataplaneError(
                     f"the last agent's flows cannot be read: struct {struct} has another {name}",
                     where=str(pins.folder),
@@ -223,13 +235,13 @@ def _check(layout: Btf, pins: Pins) -> None:
     theirs = layout.enums.get("flow_state", {})
     if any(theirs.get(name) != value for name, value in states.items()):
         raise DataplaneError(
-            "the last agent's flows cannot be read: their states are others",
+            "the last agent's flows cannot be read: their states are different",
             where=str(pins.folder),
         )
 
 
 def _as_now(rows: Table, dtype: np.dtype[np.void]) -> Table:
-    """A copy with today's fields; those that were not there are 0."""
+    """Return a copy with today's fields; those that the old rows do not have are 0."""
     found = np.zeros(len(rows), dtype=dtype)
     for name in rows.dtype.names or ():
         found[name] = rows[name]
@@ -237,8 +249,10 @@ def _as_now(rows: Table, dtype: np.dtype[np.void]) -> Table:
 
 
 def _first_port(nat_slots: int, nat: Nat) -> int | None:
-    """The first port of fullnat, which the tables do not tell: as configured now, or else as it
-    is where nothing is configured. None: it is not known.
+    """Return the first port of fullnat, which the tables do not hold: as configured now, or else as
+    it is by default.
+
+    None: it is not known, because neither has as many ports as the tables.
     """
     for known in (nat, Nat()):
         if nat_slots == 2 * abi.NAT_SOURCES * (known.last_port - known.first_port + 1):

@@ -1,5 +1,5 @@
-"""Owns what the packet path knows of other balancers: from whom it takes packets that were passed
-on, and to whom it passes on those of flows that it does not know.
+"""Owns what the packet path knows of other balancers: from which of them it accepts packets that
+were passed on, and to which it passes on packets of flows that it does not know.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ _KNOWN = np.ones(1, dtype=abi.PEER).tobytes()
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """To another balancer. ``own``: the address that it knows this one by; ``ifindex``: the
-    interface to send out of, 0: where the packet came in.
+    """The way to another balancer.
+
+    ``own``: the address by which that balancer knows this one. ``ifindex``: the interface to send
+    on; 0: the one that the packet came in by.
     """
 
     address: Address
@@ -31,7 +33,7 @@ class Way:
 
 
 def accept(tables: SharedTables, ends: Collection[tuple[Address, Address]]) -> None:
-    """Take packets from these alone: the other balancer's address, and ours."""
+    """Accept packets only between these ends: the other balancer's address, and ours."""
     wanted = {_key(*each) for each in ends}
     for key, _ in list(tables.items(_TABLE)):
         if key not in wanted:
@@ -41,7 +43,10 @@ def accept(tables: SharedTables, ends: Collection[tuple[Address, Address]]) -> N
 
 
 def pass_on(tables: SharedTables, ways: Sequence[tuple[Way, int]]) -> None:
-    """Pass packets on to these, each until its moment, in jiffies; to none: as if all were dead."""
+    """Pass packets on to these balancers, each until its deadline, in jiffies.
+
+    If there are none, the packet path acts as if all other balancers were dead.
+    """
     for number in range(abi.PEER_ROWS):
         row = tables.peers[number : number + 1]
         if not ways:
@@ -78,7 +83,7 @@ def _row(way: Way) -> Table:
 
 
 def _write(row: Table, wanted: Table, until: int) -> None:
-    """A packet sees the whole of it, or a balancer that is not alive."""
+    """Write a row so that a packet sees the whole of it, or a balancer that is not alive."""
     wanted["until"] = row["until"]
     if (row.view(np.uint64) != wanted.view(np.uint64)).any():
         wanted["until"] = row["until"] = 0

@@ -1,8 +1,8 @@
-"""Owns the names below /sys/fs/bpf: where an instance's tables and program are pinned.
+"""Owns the names below /sys/fs/bpf, where an instance's tables and program are pinned.
 
-``/sys/fs/bpf/steelyard/<name>/abi<N>/``: the ABI version is part of the path, so a table
-of another layout is never opened by mistake. ``abi<N>-<n>``: of other sizes, until its flows have
-been carried over. Beside them ``entry``, which outlives ABIs.
+``/sys/fs/bpf/steelyard/<name>/abi<N>/``: the ABI version is part of the path, so a table of another
+layout is never opened by mistake. ``abi<N>-<n>`` has tables of other sizes, until their flows have
+been carried over. ``entry``, beside these folders, outlives ABIs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agent.errors import DataplaneError
 
 BPFFS = Path("/sys/fs/bpf")
 _BPFFS_TYPE = b"bpf"
-_BPFFS_MODE = b"mode=0700"  # as systemd mounts it; else everybody may make folders there
+_BPFFS_MODE = b"mode=0700"  # as systemd mounts it; otherwise everybody may create folders there
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +35,30 @@ class Pins:
 
     @property
     def next_program(self) -> Path:
-        """A program on its way in: pinned before it is attached, renamed after."""
+        """Where a program is pinned first, to be renamed to ``program`` in one step."""
         return self.folder / "program_next"
 
     @property
     def last_program(self) -> Path | None:
-        """The program that uses these tables, or has; None: none has come so far."""
+        """The program that uses these tables, or has used them; None: there was none so far."""
         return next((one for one in (self.program, self.next_program) if one.exists()), None)
 
     @property
     def entry(self) -> Path:
-        """The array whose slot 0 holds the program for `hook: external`, whatever the ABI."""
+        """The program array whose slot 0 has the program for `hook: external`, whatever the ABI."""
         return self.folder.parent / "entry"
 
     def table(self, name: str) -> Path:
         return self.folder / name
 
     def of_other_versions(self) -> tuple[Pins, ...]:
-        """What agents with another ABI, or with other sizes, have left of the same instance."""
+        """Return what agents with another ABI or other sizes have left of the same instance."""
         folders = sorted(self.folder.parent.glob("abi*"))
         return tuple(Pins(folder) for folder in folders if folder != self.folder)
 
 
 def set_aside(pins: Pins) -> Pins:
-    """Keep what is pinned under another name, and leave the folder's own to new tables."""
+    """Rename the folder of the pins, so that new tables can take its name; return the new pins."""
     names = (pins.folder.with_name(f"{pins.folder.name}-{n}") for n in count(1))
     aside = next(folder for folder in names if not folder.exists())
     pins.folder.rename(aside)
@@ -66,12 +66,12 @@ def set_aside(pins: Pins) -> Pins:
 
 
 def pins_of(name: str, root: Path = BPFFS) -> Pins:
-    """The pin folder of the instance ``name``."""
+    """Return the pin folder of the instance ``name``."""
     return Pins(root / "steelyard" / name / f"abi{ABI_VERSION}")
 
 
 def ensure_bpffs(root: Path = BPFFS) -> None:
-    """Mount the BPF file system if nothing has."""
+    """Mount the BPF file system if it is not mounted."""
     if any(
         fields[1] == str(root) and fields[2] == "bpf"
         for fields in map(str.split, Path("/proc/self/mounts").read_text().splitlines())
@@ -88,15 +88,18 @@ def ensure_bpffs(root: Path = BPFFS) -> None:
 
 
 def make(pins: Pins) -> None:
-    """Make the folder of the instance, if it is not there, and see that it is ours alone."""
+    """Create the folders of the instance where they are missing, and check that they are ours
+    alone.
+    """
     for folder in _folders(pins):
         folder.mkdir(mode=0o700, exist_ok=True)
     check_owner(pins)
 
 
 def check_owner(pins: Pins) -> None:
-    """Raise DataplaneError if a folder of the instance, or a link in its place, is somebody else's:
-    they could lead us elsewhere, and have us delete what is there.
+    """Raise DataplaneError if a folder of the instance, or a link in its place, is somebody else's.
+
+    It could lead us elsewhere, and have us delete what is there.
     """
     for folder in _folders(pins):
         try:
@@ -116,12 +119,12 @@ def check_owner(pins: Pins) -> None:
 
 
 def _folders(pins: Pins) -> tuple[Path, Path, Path]:
-    """From the one of all instances down."""
+    """Return the folders, from the one of all instances down."""
     return pins.folder.parent.parent, pins.folder.parent, pins.folder
 
 
 def remove(pins: Pins) -> None:
-    """Unpin everything of the instance; what is attached goes on until it is detached."""
+    """Unpin everything of the instance; what is attached keeps running until it is detached."""
     if not pins.folder.exists():
         return
     for pinned in pins.folder.iterdir():
@@ -129,6 +132,6 @@ def remove(pins: Pins) -> None:
     pins.folder.rmdir()
     if not pins.of_other_versions():
         pins.entry.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # other versions, other instances
+    with contextlib.suppress(OSError):  # not empty: other versions, other instances
         pins.folder.parent.rmdir()
         pins.folder.parent.parent.rmdir()

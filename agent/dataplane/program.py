@@ -1,4 +1,4 @@
-"""Owns the data plane of one instance: tables, program, attachment, from nothing to running."""
+"""Owns the data plane of one instance: tables, program and attachment, from nothing to running."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ from agent.model import Config, Hook, Service
 log = get_logger()
 
 _HZ_WINDOW_S = 0.12
-_HZ_LOOKS = 25  # at the most: on a host that runs anything, one or two do
+_HZ_LOOKS = 25  # at most; unless the host is overloaded, one or two are enough
 _FRAME = bytes(14)
 
 
 def possible_cpus() -> int:
-    """CPUs that the kernel may ever bring up: the rows of the counters."""
+    """Return how many CPUs the kernel may ever bring up; each has a row of counters."""
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
     return int(last.split("-")[-1]) + 1
 
@@ -64,11 +64,14 @@ class JiffiesClock:
         self._fd = libbpf.load_clock_program()
 
     def jiffies(self) -> int:
-        """The low 32 bits."""
+        """Return the low 32 bits of jiffies."""
         return libbpf.test_run(self._fd, _FRAME).verdict
 
     def measure_hz(self) -> int:
-        """Jiffies a second: the only one of the kernel's choices that what is read allows."""
+        """Return jiffies a second: the only one of the kernel's choices that the readings allow.
+
+        If several stay possible, it is the one nearest to the measured rate.
+        """
         first = self._read()
         for _ in range(_HZ_LOOKS):
             time.sleep(_HZ_WINDOW_S)
@@ -91,8 +94,8 @@ class JiffiesClock:
 class Dataplane:
     """The tables and the program of one instance.
 
-    ``start`` adopts what is pinned. Nothing here is undone when the agent ends: the program
-    goes on with the tables as they are.
+    ``load`` adopts what is pinned. Nothing here is undone when the agent ends: the program goes on
+    with the tables as they are.
     """
 
     def __init__(self, config: Config) -> None:
@@ -104,7 +107,7 @@ class Dataplane:
         self.program: Compiled
         self._has_program = False
         self._pin_problem = ""
-        self.replaced: list[Compiled] = []  # programs that are compiled and not used any more
+        self.replaced: list[Compiled] = []  # programs that others have replaced, still open
         self.features = Features()
         self.keys: HashKeys
         self.clock: Clock
@@ -112,20 +115,22 @@ class Dataplane:
         self.interface = config.interface
         self.ifindex = 0
         self.takes_over = False  # another program of this instance is balancing
-        self.old: OldTables | None = None  # of another ABI or other sizes, with flows
+        self.old: OldTables | None = None  # tables of another ABI or other sizes, with flows
         self.around_attach: Callable[[], AbstractContextManager[None]] = nullcontext
         self.abi_version = abi.ABI_VERSION
         self._is_new = False  # nothing was pinned, and nothing is attached yet
         self._aside: Pins | None = None  # what was pinned under the name of the new tables
-        # Ids of what was put on the interfaces: two while one takes the other's place.
+        # The ids of the programs on the interfaces: two while one takes the other's place.
         self._put: frozenset[int] = frozenset()
         self._changing = threading.Lock()  # one change of program and attachments at a time
 
     def load(
         self, services: tuple[Service, ...], *, sync: bool = False, blocks: bool = False
     ) -> None:
-        """Make or adopt the tables and compile for these services; attaches nothing. ``sync``:
-        and for the exchange of flows with other balancers; ``blocks``: and for blocked sources.
+        """Create or adopt the tables and compile for these services; nothing is attached.
+
+        ``sync``: compile the exchange of flows with other balancers too; ``blocks``: and blocked
+        sources.
         """
         config = self._config
         self.ifindex = attach.interface_index(config.interface)
@@ -144,15 +149,15 @@ class Dataplane:
         needed = needed_features(services, sync=sync, blocks=blocks)
         self._compile(needed, PROGRAM_TYPES[first], adopt=True)
         self.tables = SharedTables(self.pins, self.size)
-        # An agent that was killed may have changed a service, and not said so any more.
+        # An agent that was killed may have changed a service without announcing it.
         self.tables.services_changed()
 
     def _rescue(self) -> None:
-        """A program of ours may be attached of which somebody has unpinned what it uses."""
+        """Pin again what an attached program of ours uses, if somebody has unpinned it."""
         wanted = frozenset(shapes(self.size))
         called = self._config.hook is Hook.EXTERNAL
-        there = [self.pins.table(name) for name in wanted] + [self.pins.entry] * called
-        if all(path.exists() for path in there):
+        paths = [self.pins.table(name) for name in wanted] + [self.pins.entry] * called
+        if all(path.exists() for path in paths):
             return
         attached = attach.attached_to(self._config.interfaces)
         found = instance.rescue(self._config.name, wanted, attached)
@@ -161,15 +166,17 @@ class Dataplane:
 
     @property
     def lacks_pins(self) -> bool:
-        """Whether somebody has unpinned something of what runs."""
+        """Whether somebody has unpinned something that the running program needs."""
         wanted = [self.pins.table(name) for name in (*shapes(self.size), instance.TABLE)]
         if self.attachments and self.attachment.mode is Hook.EXTERNAL:
             wanted.append(self.pins.entry)
         return self.pins.last_program is None or not all(path.exists() for path in wanted)
 
     def keep_pins(self) -> str:
-        """Pin what runs again, if somebody has unpinned it: a restart finds it by its pins, and
-        the next program opens its tables by them. Returns what hinders; empty: nothing.
+        """Pin what runs again, if somebody has unpinned it.
+
+        A restart finds it by its pins, and the next program opens its tables by them. Returns the
+        problem that prevents it; empty: none.
         """
         try:
             with self._changing:
@@ -189,7 +196,7 @@ class Dataplane:
         pins.make(self.pins)
         attached = attach.attached_to(self._config.interfaces)
         gone = instance.rescue(self._config.name, frozenset(shapes(self.size)), attached)
-        gone += self.tables.pin_again(self.pins)  # those that the program does not use
+        gone += self.tables.pin_again(self.pins)  # tables that the program does not use
         if self.pins.last_program is None:
             attach.pin(self.program.fd, self.pins)
         if not self.pins.table(instance.TABLE).exists():
@@ -198,7 +205,9 @@ class Dataplane:
         log.warning("pins were gone; pinned again", pins=", ".join(sorted(gone)))
 
     def _make_way(self) -> None:
-        """Tables of other sizes are set aside, if a program uses them, until new ones are full."""
+        """Set tables of other sizes aside until new ones are filled, or remove them if no program
+        uses them.
+        """
         if fits_pinned(self.pins, self.size):
             return
         if self.pins.last_program is not None:
@@ -207,21 +216,25 @@ class Dataplane:
             pins.remove(self.pins)
 
     def _first_settings(self) -> BootSettings:
-        """Of new tables: those of the tables from which flows are carried over, if there are any,
-        because the hash of a flow is all that some slots have.
+        """Return the settings of new tables.
+
+        They are those of the tables from which flows are carried over, if there are any, because
+        the hash of a flow is all that some slots have.
         """
         if self.old is not None:
             return self.old.boot
         return BootSettings(fresh_keys(), clock_for(self.clock_source.measure_hz()))
 
     def _compile(self, features: Features, kind: ProgramType, *, adopt: bool = False) -> None:
-        """``adopt``: or take over the program that runs, if it is the same."""
+        """Compile and load the program, or with ``adopt`` take over the running one if it is the
+        same.
+        """
         config = self._config
 
         def running_one(key: str) -> Compiled | None:
             return running.adopt(self.pins, key, kind, shapes(self.size)) if adopt else None
 
-        self._restore_pins()  # or BCC would make tables anew
+        self._restore_pins()  # otherwise BCC would create new tables
         constants = definitions(
             self.pins.folder,
             self.size,
@@ -237,7 +250,7 @@ class Dataplane:
                 text, "balancer", constants, config.kernel_headers, kind, running_one
             )
         except DataplaneError as error:
-            # The compiler makes the tables, too, and does not tell why it could not.
+            # BCC creates the tables too, and does not say why it could not.
             if self._is_new and not room_for(self.size):
                 needed = parts(config.tables, config.nat, possible_cpus())
                 short = too_much(needed, "the kernel says that there is not so much left")
@@ -260,17 +273,17 @@ class Dataplane:
 
     @property
     def attachment(self) -> attach.Attachment:
-        """On the first interface; the hook and its reason are the same on all."""
+        """The attachment to the first interface; hook and reason are the same on all."""
         return self.attachments[0]
 
     def attach(self) -> None:
-        """Put the program on the interfaces, compiled anew if the hook takes another type."""
+        """Put the program on the interfaces, recompiled if the hook needs another program type."""
         with self._changing:
             self._attach()
 
     def _attach(self) -> None:
         config = self._config
-        before = {there.interface: there for there in self.attachments}
+        before = {one.interface: one for one in self.attachments}
         last = self._put
 
         def program_of(kind: ProgramType) -> int:
@@ -290,10 +303,10 @@ class Dataplane:
         self.attachments = tuple(
             attach.with_reason(new, before.get(new.interface)) for new in placed
         )
-        self.ifindex = self.attachment.ifindex  # another, if the interface was made anew
+        self.ifindex = self.attachment.ifindex  # a new one if the interface was recreated
 
     def _give_up_old(self) -> None:
-        """Nothing reads the tables of the last program any more."""
+        """Give up the tables of the last program, which nothing reads any more."""
         self._is_new, self._aside = False, None
         self.around_attach = nullcontext
         if self.old is not None:
@@ -308,7 +321,7 @@ class Dataplane:
         return self.program.fd
 
     def undo_load(self) -> None:
-        """Give up tables that ``load`` made, if nothing came to use them."""
+        """Remove the tables that ``load`` created, if nothing uses them yet."""
         if self._is_new:
             pins.remove(self.pins)
             self._is_new = False
@@ -318,8 +331,10 @@ class Dataplane:
     def ensure_features(
         self, services: tuple[Service, ...], *, sync: bool = False, blocks: bool = False
     ) -> bool:
-        """Recompile and swap if these services, the exchange of flows (``sync``) or blocked
-        sources need what the program lacks; true if so. A swap that failed is tried again.
+        """Recompile and swap the program if it lacks what these services, the exchange of flows
+        (``sync``) or blocked sources need; return whether it was swapped.
+
+        A swap that failed is tried again.
         """
         needed = needed_features(services, sync=sync, blocks=blocks)
         with self._changing:
@@ -331,8 +346,9 @@ class Dataplane:
             return True
 
     def is_attached(self) -> bool:
-        """Whether every interface has our program where it was put; while another one is compiled
-        and put there, that is the last one.
+        """Return whether every interface has our program where it was put.
+
+        While another program is compiled and put there, that is the last one.
         """
         return bool(self.attachments) and all(
             attach.sits(attachment, self._put, self.pins) for attachment in self.attachments
@@ -343,13 +359,13 @@ class Dataplane:
 
 
 def remove_instance(name: str) -> bool:
-    """Detach the instance's program from all interfaces of this network namespace, and give its
-    tables up; true if there was anything.
+    """Detach the instance's program from all interfaces of this network namespace, and remove its
+    tables; return whether there was anything.
     """
     pins.ensure_bpffs()
     pins.check_owner(pins.pins_of(name))
     everywhere = attach.attached_to(interface for _, interface in socket.if_nameindex())
-    instance.rescue(name, frozenset({instance.FLOWS}), everywhere)  # by which it is known for ours
+    instance.rescue(name, frozenset({instance.FLOWS}), everywhere)  # identifies our programs
     mine = pins.pins_of(name)
     folders = [one for one in (mine, *mine.of_other_versions()) if one.folder.exists()]
     if not folders:
@@ -363,7 +379,7 @@ def remove_instance(name: str) -> bool:
 
 
 def require_root() -> None:
-    """Everything here needs CAP_BPF and CAP_NET_ADMIN."""
+    """Raise DataplaneError unless we are root: everything here needs CAP_BPF and CAP_NET_ADMIN."""
     if os.geteuid() != 0:
         raise DataplaneError(
             "loading XDP programs takes root",

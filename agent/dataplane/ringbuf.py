@@ -1,4 +1,4 @@
-"""Owns the reading of BPF ring buffers, through libbpf. Every failure is an OSError."""
+"""Owns reading BPF ring buffers, through libbpf. Every failure is an OSError."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STOP = -1  # what a callback returns to end a run; the sample it was called wit
 @functools.cache
 def _lib() -> ctypes.CDLL:
     lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    lib.libbpf_set_print(None)  # it would write to stderr what we raise
+    lib.libbpf_set_print(None)  # otherwise it prints to stderr what we raise
     lib.ring_buffer__new.restype = ctypes.c_void_p
     lib.ring_buffer__new.argtypes = (ctypes.c_int, _Sample, ctypes.c_void_p, ctypes.c_void_p)
     for function in (lib.ring_buffer__epoll_fd, lib.ring_buffer__consume, lib.ring_buffer__free):
@@ -23,7 +23,7 @@ def _lib() -> ctypes.CDLL:
 
 
 class Ring:
-    """The reading end of one ring buffer; there must be no other.
+    """The reading end of one ring buffer, which can have only one.
 
     ``fd`` is readable while there is something to take.
     """
@@ -32,7 +32,7 @@ class Ring:
         self._samples: list[bytes] = []
         self._limit = 0
         self._callback = _Sample(self._take_one)  # must live as long as the ring
-        # Ours, so that the map stays when the program that it belongs to goes.
+        # A descriptor of our own, so that the map stays when its program goes.
         self._map_fd = os.dup(map_fd)
         self._ring: int | None = _lib().ring_buffer__new(self._map_fd, self._callback, None, None)
         if self._ring is None:
@@ -42,7 +42,7 @@ class Ring:
         self.fd: int = _lib().ring_buffer__epoll_fd(self._ring)
 
     def take(self, limit: int) -> list[bytes]:
-        """The oldest samples, at most ``limit``; what is not taken stays."""
+        """Return the oldest samples, at most ``limit``; what is not taken stays."""
         if self._ring is None:
             return []
         self._limit, self._samples = limit, []
@@ -56,7 +56,7 @@ class Ring:
         return _STOP if len(self._samples) >= self._limit else 0
 
     def close(self) -> None:
-        """Give it back; what was not taken stays in the map, for the next reader."""
+        """Close the ring; what was not taken stays in the map, for the next reader."""
         if self._ring is None:
             return
         _lib().ring_buffer__free(self._ring)

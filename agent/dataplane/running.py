@@ -1,7 +1,7 @@
-"""Takes over the program that runs, if it is what would be loaded: a restart with nothing changed
+"""Takes over the running program, if it is what would be loaded: a restart with nothing changed
 compiles nothing, loads nothing and swaps nothing.
 
-Beside the tables is noted of what the program was made (``objects.key_of``).
+A note beside the tables says what the program was made of (``objects.key_of``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FIRST = bytes(4)
 
 
 def note(pins: Pins, ident: int, key: str) -> None:
-    """Note of what the pinned program is made."""
+    """Note what the pinned program is made of."""
     path = pins.table(TABLE)
     if path.exists():
         fd = libbpf.object_get(path)
@@ -37,8 +37,9 @@ def note(pins: Pins, ident: int, key: str) -> None:
 
 
 def adopt(pins: Pins, key: str, kind: ProgramType, wanted: Collection[str]) -> Compiled | None:
-    """The pinned program, if it is made of that, and all ``wanted`` tables are pinned and those
-    that it uses.
+    """Return the pinned program if it is made of what ``key`` names.
+
+    All ``wanted`` tables must be pinned, and what is pinned must be the tables that it uses.
     """
     started = time.monotonic()
     if not all(pins.table(name).exists() for name in wanted):
@@ -80,7 +81,7 @@ def _noted(pins: Pins) -> tuple[int, str] | None:
 
 
 def _pinned(pins: Pins, tables: dict[str, int]) -> bool:
-    """Whether what is pinned under the tables' names are these tables."""
+    """Return whether the maps that are pinned under the tables' names are these tables."""
     for name, table in tables.items():
         path = pins.table(name)
         if not path.exists():

@@ -1,4 +1,4 @@
-"""Mirrors ``bpf/select.h``: which backend a new flow would get now, and in which words."""
+"""Mirrors ``bpf/select.h``: which backend a new flow would get now, and why, in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEAR_DRAWS = 8
 LEAST_CONN_ALL = 256
 COMPARED_DRAWS = 16
 _LEVEL_PART = 63 << 58
-SHOWN = 8  # CPUs, or backends
+SHOWN = 8  # CPUs or backends in one step
 LOAD, TURN = "load", "turn"
 
 
@@ -26,8 +26,9 @@ LOAD, TURN = "load", "turn"
 class Ring:
     """One service's ring, its backends, and what is known of them.
 
-    ``loads``: of the backends, as they are now (``score.as_of``). ``near``: the ring for clients of
-    the client's zone, which is drawn from instead, in words its ``zone``; empty: there is none.
+    ``loads``: the backends' loads as they are now (``score.as_of``). ``near``: the ring for the
+    client's zone, used instead of the service's own; empty: there is none. ``zone``: the zone's
+    name.
     """
 
     entry: ServiceEntry
@@ -57,8 +58,10 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """``chosen`` 0: nobody. ``depends_on``: what another moment may change; else the ring
-    alone decides. ``any_of``: the turn decides between these, and each CPU has its own.
+    """What a scheduler chooses.
+
+    ``chosen`` 0: no backend. ``depends_on``: what another moment may change; None: the ring alone
+    decides. ``any_of``: the turn decides between these, and each CPU has its own turn.
     """
 
     chosen: int
@@ -69,7 +72,7 @@ class Selection:
 
 
 def select(ring: Ring, flow: FiveTuple) -> Selection:
-    """What the scheduler would choose."""
+    """Return what the scheduler would choose."""
     if not ring.entry.ring:
         return Selection(0, (), ())
     match ring.entry.scheduler:
@@ -90,8 +93,9 @@ def _first_pick(ring: Ring, flow: FiveTuple) -> int:
 
 
 def _picks(ring: Ring, pick: int, number: int) -> Iterator[tuple[int, Draw]]:
-    """So many draws from this one on, whatever they name. After some from the ring of a zone,
-    the rest are from the service's own.
+    """Yield ``number`` draws from this one on, whatever backends they name.
+
+    After NEAR_DRAWS draws from the ring of a zone, the rest are from the service's own ring.
     """
     for turn in range(number):
         if turn == NEAR_DRAWS:
@@ -101,7 +105,7 @@ def _picks(ring: Ring, pick: int, number: int) -> Iterator[tuple[int, Draw]]:
 
 
 def _picks_of_one_level(ring: Ring, pick: int, number: int) -> Iterator[int]:
-    """So many draws from the part of the ring that the first is in."""
+    """Yield ``number`` draws from the part of the ring that the first is in."""
     part = pick & (_LEVEL_PART if ring.entry.zones else 0)
     for _ in range(number):
         yield pick
@@ -113,7 +117,7 @@ def _picks_of_one_level(ring: Ring, pick: int, number: int) -> Iterator[int]:
 def _by_hash(ring: Ring, pick: int) -> Selection:
     draws, steps, chosen = [], [], 0
     for number, (ident, draw) in enumerate(_picks(ring, pick, HASH_DRAWS), 1):
-        steps += _dry(ring, number)
+        steps += _leaving_zone_ring(ring, number)
         draws.append(draw)
         use = "usable" if draw.usable else "not usable, next draw"
         steps.append(f"draw {number}: slot {draw.slot} names {draw.backend}, {use}")
@@ -123,11 +127,13 @@ def _by_hash(ring: Ring, pick: int) -> Selection:
     return Selection(chosen, tuple(draws), tuple(steps))
 
 
-def _dry(ring: Ring, number: int) -> list[str]:
-    """What is to say before that draw."""
+def _leaving_zone_ring(ring: Ring, number: int) -> list[str]:
+    """Return the step that precedes the first draw after those from the ring of a zone."""
     if not ring.near or number != NEAR_DRAWS + 1:
         return []
-    return [f"no draw from the ring of {ring.zone} found anybody: on from the service's own ring"]
+    return [
+        f"no draw from the ring of {ring.zone} found a usable backend: on to the service's own ring"
+    ]
 
 
 def _by_source(ring: Ring, flow: FiveTuple) -> Selection:
@@ -137,20 +143,20 @@ def _by_source(ring: Ring, flow: FiveTuple) -> Selection:
     steps = [f"drawn by the first {entry.source_bits} bits of {flow.client} alone"]
     draws, chosen, passed_over = [], 0, False
     for number, (ident, draw) in enumerate(_picks(ring, pick, HASH_DRAWS), 1):
-        steps += _dry(ring, number)
-        said = f"draw {number}: slot {draw.slot} names {draw.backend}, "
+        steps += _leaving_zone_ring(ring, number)
+        step = f"draw {number}: slot {draw.slot} names {draw.backend}, "
         if not draw.usable:
             draws.append(draw)
-            steps.append(f"{said}not usable, next draw")
+            steps.append(f"{step}not usable, next draw")
             continue
         most = score.most_open(whole, loads[ident], entry.bound)
         is_open = int(score.counted(loads[ident]))
         if most is None:
             draws.append(draw)
-            steps.append(f"{said}usable")
+            steps.append(f"{step}usable")
         else:
             draws.append(replace(draw, open=is_open, most_open=most))
-            steps.append(f"{said}{is_open} open connections of at most {most}")
+            steps.append(f"{step}{is_open} open connections of at most {most}")
         if most is None or is_open < most or passed_over:
             chosen = ident
             break
@@ -160,7 +166,7 @@ def _by_source(ring: Ring, flow: FiveTuple) -> Selection:
 
 
 def _in_turn(ring: Ring, flow: FiveTuple) -> Selection:
-    """The next of each CPU's turn: which CPU gets the packet is not known."""
+    """Select the next in each CPU's turn; it is not known which CPU will get the packet."""
     if ring.near:
         return _in_turn_of_zone(ring, flow)
     cpus = ring.tables.size.rows - 1
@@ -175,20 +181,20 @@ def _in_turn(ring: Ring, flow: FiveTuple) -> Selection:
     chosen = {ident for ident, draw in next_ones if draw.usable}
     if not all(draw.usable for draw in draws):
         otherwise = _by_hash(ring, _first_pick(ring, flow))
-        steps += ["where the next is not usable, it is drawn from the ring", *otherwise.steps]
+        steps += ["where the next is not usable, one is drawn from the ring", *otherwise.steps]
         chosen |= {otherwise.chosen} - {0}
     only = next(iter(chosen)) if len(chosen) == 1 else 0
     return Selection(only, draws[:SHOWN], tuple(steps), TURN, frozenset(chosen))
 
 
 def _in_turn_of_zone(ring: Ring, flow: FiveTuple) -> Selection:
-    """Its turns are known to the packet path alone."""
+    """Select from the ring of a zone, the turns of which only the packet path knows."""
     every = {ring.backend(slot) for slot in range(ring.slots)}
     usable = {ident for ident in every if ring.is_usable(ident)}
     steps = [f"each CPU takes its own turn among {len(every)} backends in the ring of {ring.zone}"]
     if usable != every:
         otherwise = _by_hash(ring, _first_pick(ring, flow))
-        steps += ["where the next is not usable, it is drawn from the ring", *otherwise.steps]
+        steps += ["where the next is not usable, one is drawn from the ring", *otherwise.steps]
         usable |= {otherwise.chosen} - {0}
     only = next(iter(usable)) if len(usable) == 1 else 0
     return Selection(only, (), tuple(steps), TURN, frozenset(usable))
@@ -199,7 +205,7 @@ def _least_conn(ring: Ring, flow: FiveTuple) -> Selection:
     if ring.slots > LEAST_CONN_ALL:
         return _lowest(ring, pick, COMPARED_DRAWS, f"{COMPARED_DRAWS} draws compared")
     every = [ring.draw(slot) for slot in range(ring.slots)]
-    # Equals are told apart by where the hash points.
+    # The hash names the backend whose share counts for all of them, and breaks ties.
     any_one, _ = ring.draw(flowhash.ring_slot(pick, ring.slots))
     share = score.share(ring.loads[any_one])
     ranks = [
@@ -224,8 +230,8 @@ def _least_load(ring: Ring, flow: FiveTuple) -> Selection:
     named = f"the first {ring.entry.source_bits} bits of {flow.client} name {home.backend} as home"
     own, more = score.of_load(row, score.share(rows[0])), score.worth_of(row, escape)
     shown = (
-        f"{score.in_connections(Scheduler.LEAST_LOAD, own):.2f} there, of at most "
-        f"{score.in_connections(Scheduler.LEAST_LOAD, more):.2f} more than the lowest"
+        f"{score.in_connections(Scheduler.LEAST_LOAD, own):.2f}, allowed up to "
+        f"{score.in_connections(Scheduler.LEAST_LOAD, more):.2f} above the lowest"
     )
     if row["inverse_weight"] == NO_WEIGHT:
         away = f"{named}, which gets no new flows"
@@ -241,15 +247,17 @@ def _least_load(ring: Ring, flow: FiveTuple) -> Selection:
 
 
 def _drawn(ring: Ring, picks: Sequence[int]) -> list[tuple[int, Draw]]:
-    """What each of the hashes names."""
+    """Return what each of the hashes draws."""
     return [ring.draw(flowhash.ring_slot(each, ring.slots)) for each in picks]
 
 
 def _lowest(
     ring: Ring, pick: int, number: int, how: str, *, otherwise: int | None = None
 ) -> Selection:
-    """The lowest score of so many draws; of equals, the one drawn first. If that is not usable,
-    it is drawn on from ``otherwise``, the hash of the flow by default.
+    """Select the lowest score of ``number`` draws; of equals, the one drawn first.
+
+    If its backend is not usable, draws continue from ``otherwise``, by default the hash of the
+    flow.
     """
     picks = list(_picks_of_one_level(ring, pick, number))
     drawn = _drawn(ring, picks)
@@ -262,14 +270,14 @@ def _lowest(
 
 
 def _shown(scheduler: Scheduler, row: Table, rank: int) -> float | None:
-    """What was compared: of ``least-load`` with the chance of the draw."""
+    """Return what was compared; for ``least-load``, with the chance of the draw."""
     if scheduler is Scheduler.LEAST_LOAD:
         return score.in_connections(scheduler, rank)
     return score.shown(scheduler, row)
 
 
 def _first_of_each(draws: Sequence[Draw]) -> list[Draw]:
-    """Each backend once, as it comes first."""
+    """Return the first draw of each backend."""
     found: dict[str, Draw] = {}
     for draw in draws:
         found.setdefault(draw.backend, draw)
@@ -279,8 +287,10 @@ def _first_of_each(draws: Sequence[Draw]) -> list[Draw]:
 def _compared(
     ring: Ring, drawn: list[tuple[int, Draw]], ranks: list[int], pick: int, how: str
 ) -> Selection:
-    """The one of the lowest rank. Who is not usable has no weight and so the worst; where one
-    wins all the same, the ring is drawn from by the hash.
+    """Select the lowest rank.
+
+    A backend that is not usable has no weight and therefore the worst rank. If one still wins, a
+    backend is drawn from the ring by the hash ``pick``.
     """
     best = min(range(len(drawn)), key=ranks.__getitem__)
     scheduler, loads = ring.entry.scheduler, ring.loads
@@ -303,5 +313,5 @@ def _compared(
     if draw.usable:
         return Selection(ident, draws, (step,), LOAD)
     found = _by_hash(ring, pick)
-    on = f"{draw.backend} has the lowest, but is not usable, so it is drawn from the ring"
-    return Selection(found.chosen, (*draws, *found.draws), (step, on, *found.steps), LOAD)
+    fallback = f"{draw.backend} has the lowest, but is not usable: one is drawn from the ring"
+    return Selection(found.chosen, (*draws, *found.draws), (step, fallback, *found.steps), LOAD)

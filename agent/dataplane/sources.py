@@ -1,7 +1,7 @@
 """Finds the BPF sources and joins them into the one text that BCC compiles.
 
-BCC rewrites map accesses only in the main file, never in what that includes, so the
-``#include "…"`` of our own headers are resolved here; ``#line`` keeps its messages true.
+BCC rewrites map accesses only in the main file, never in files that it includes, so every
+``#include "…"`` of our own headers is resolved here. ``#line`` keeps the compiler's messages true.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _INCLUDE = re.compile(r'#include "([^"]+)"')
 
 
 def source_folder() -> Path:
-    """The folder ``bpf``: inside the installed package, or beside it in a checkout."""
+    """Return the folder ``bpf``: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "_bpf", package.parent / "bpf"):
         if (folder / "include" / "abi.h").exists():
@@ -28,12 +28,12 @@ def source_folder() -> Path:
 
 
 def header_tree() -> Path:
-    """The kernel source tree that BCC is given instead of the host's headers."""
+    """Return the kernel source tree that BCC is given instead of the host's headers."""
     return source_folder() / "kernel"
 
 
 def joined(name: str) -> str:
-    """The text of ``bpf/<name>`` with our own headers in place, each once."""
+    """Return the text of ``bpf/<name>`` with our own headers in place, each once."""
     folder = source_folder()
     return "\n".join(_lines(folder / name, folder, set())) + "\n"
 

@@ -1,5 +1,5 @@
-"""Owns the trees of source addresses in the shared tables: blocks and lists, and which lists
-count for which service.
+"""Owns the trees of source addresses in the shared tables, which are blocks and lists, and which
+lists count for which service.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from agent.state.addresstree import lists_of, nodes_of
 BLOCKS = (GuardTree.BLOCKS4, GuardTree.BLOCKS6)
 LISTS = (GuardTree.LISTS4, GuardTree.LISTS6)
 MODE_IDS = {mode: GuardModeId[mode.name] for mode in GuardMode}
-# A packet that is in the middle of a tree is through it long before.
+# How long freed nodes rest, so that no packet is still in the middle of their tree.
 _REST_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Which lists count for a service, a bit each."""
+    """The lists that count for a service, a bit each."""
 
     allow: int = 0
     deny: int = 0
@@ -48,30 +48,31 @@ class SourceTrees:
 
     def __init__(self, tables: SharedTables) -> None:
         self._tables = tables
-        self._resting: tuple[Extent, ...] = ()  # given up lately
+        self._resting: tuple[Extent, ...] = ()  # given up recently
         self._resting_since = 0.0
 
     def nodes(self) -> int:
-        """How many nodes are in use."""
+        """Return how many nodes are in use."""
         return sum(extent.nodes for extent in self._in_use())
 
     def place(
         self, fresh: Mapping[GuardTree, array[int]], ready: Callable[[], object] = lambda: None
     ) -> None:
-        """Have the packet path use these trees, each whole from one packet to the next; an empty
-        one holds nobody. ``ready`` is called before the first is used. DataplaneError: there is
-        no room for them, and the last ones stay.
+        """Have the packet path use these trees, each as a whole from one packet to the next.
+
+        An empty tree contains no address. ``ready`` is called before the first one is used.
+        DataplaneError: there is no room for them, and the last ones stay.
         """
         roots = self._tables.guard_roots
         old = {tree: Extent(int(roots["root"][tree]), int(roots["nodes"][tree])) for tree in fresh}
         written: dict[GuardTree, Extent] = {}
         for tree, entries in fresh.items():
-            # After a restart most are as they were, and a large one has no room twice.
+            # After a restart most are as they were, and a large one does not fit twice.
             same = self._holds(old[tree], entries)
             written[tree] = old[tree] if same else self._write(entries, written.values())
         ready()
         for tree, new in written.items():
-            # Whoever reads these after a crash in between takes more for in use than is.
+            # After a crash in between, the next agent sees too many nodes in use, not too few.
             roots["nodes"][tree] = max(new.nodes, old[tree].nodes)
             roots["root"][tree] = new.first
             roots["nodes"][tree] = new.nodes
@@ -82,15 +83,18 @@ class SourceTrees:
         self._resting_since = now
 
     def lists(self, trees: tuple[GuardTree, GuardTree], address: Address) -> int:
-        """What the packet path finds: the lists that hold an address. ``trees``: that of IPv4,
-        and that of IPv6.
+        """Return the lists that contain an address, as the packet path finds them.
+
+        ``trees``: the tree of IPv4, and that of IPv6.
         """
         root = int(self._tables.guard_roots["root"][trees[address.version == 6]])
         entries = memoryview(self._tables.guard_nodes.reshape(-1))
         return lists_of(entries, root, address) if root else 0
 
     def lists_of_all(self, tree: GuardTree, words: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
-        """The same of many addresses of one family, four words each as the tables have them."""
+        """Return the same for many addresses of one family, four words each as the tables have
+        them.
+        """
         root = int(self._tables.guard_roots["root"][tree])
         if not root:
             return np.zeros(len(words), dtype=np.uint32)
@@ -104,28 +108,32 @@ class SourceTrees:
             nibble = held[inner, depth // 32] >> np.uint32(28 - depth % 32) & np.uint32(15)
             at = (found[inner] & ~np.uint32(abi.GUARD_BRANCH)).astype(np.int64)
             at = at * abi.GUARD_NODE_ENTRIES + nibble
-            # Another thread may have put another tree there.
+            # Another thread may have replaced the tree.
             found[inner] = entries[np.minimum(at, len(entries) - 1)]
         return found
 
     def set_policies(self, wanted: Mapping[int, Policy]) -> None:
-        """By service id; services that are not named have none."""
+        """Set the policies, by service id; services that are not named have none."""
         rows = np.zeros(len(self._tables.guard_policies), dtype=abi.GUARD_POLICY)
         for ident, policy in wanted.items():
             rows[ident] = (policy.allow, policy.deny, MODE_IDS[policy.mode], 0)
         changed = np.flatnonzero(rows != self._tables.guard_policies)
-        # Allowed is who no list of before forbids: a moment without any rather than a wrong one.
+        # Lists refuse no source meanwhile: no policy for a moment is better than a wrong one.
         self._tables.guard_policies["mode"][changed] = GuardModeId.OFF
         for name in ("allow", "deny", "mode"):
             self._tables.guard_policies[name][changed] = rows[name][changed]
 
     def suspend_policies(self) -> None:
-        """Until ``set_policies``, lists refuse nobody: their bits are about to mean others."""
+        """Let lists refuse no source until ``set_policies``: their bits are about to mean other
+        lists.
+        """
         self._tables.guard_policies["mode"] = GuardModeId.OFF
 
     def counts(self) -> tuple[list[int], list[int]]:
-        """Packets that each list has dropped, and would have, since the tables were made; behind
-        the lists: by blocks, and for being on no list.
+        """Return the packets that each list has dropped, and would have, since the tables were
+        made.
+
+        After the lists come the packets of blocked sources, and those of sources on no list.
         """
         rows = self._tables.guard_count
         return rows["dropped"].sum(axis=0).tolist(), rows["would_drop"].sum(axis=0).tolist()
@@ -136,7 +144,7 @@ class SourceTrees:
         return [Extent(first, nodes) for first, nodes in pairs if first]
 
     def _holds(self, extent: Extent, entries: array[int]) -> bool:
-        """Whether a tree in use is the same."""
+        """Return whether a tree in use is the same."""
         if not extent.first or nodes_of(entries) != extent.nodes:
             return False
         rows = np.frombuffer(entries, dtype=np.uint32).copy()
@@ -145,7 +153,7 @@ class SourceTrees:
         return bool(np.array_equal(held.reshape(-1), rows))
 
     def _write(self, entries: array[int], others: Iterable[Extent]) -> Extent:
-        """Into room that neither a tree in use has nor one of ``others``."""
+        """Write a tree where neither a tree in use nor one of ``others`` is; return where it is."""
         nodes = nodes_of(entries)
         if not nodes:
             return Extent(0, 0)
@@ -169,14 +177,15 @@ class SourceTrees:
                 f"{nodes} nodes do not fit beside the {used} that are in use",
                 where="tables.guard_nodes",
                 remedy=f"set tables.guard_nodes to {2 * (used + nodes)} or more, and restart the "
-                "agent; until then what was before stays",
+                "agent; until then the last blocks and lists stay",
             )
         return first
 
 
 def gap(taken: Iterable[Extent], nodes: int, size: int) -> int:
-    """The first of so many nodes in a row that nobody uses; 0: there are not so many. Node 0 is
-    nobody's.
+    """Return the first of ``nodes`` unused nodes in a row; 0: there is no such run.
+
+    Node 0 is never used.
     """
     first = 1
     for extent in sorted(taken, key=lambda extent: extent.first):

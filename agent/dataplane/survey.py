@@ -1,6 +1,7 @@
-"""Decides what the flow table says: how many flows in which state, whose, and which are over.
+"""Decides what the flow table says: how many flows are in which state and at which backend, and
+which of them are over.
 
-Pure functions over the slots as they lie in shared memory; a million slots take some
+These are pure functions over the slots as they lie in shared memory. A million slots take some
 milliseconds.
 """
 
@@ -19,7 +20,7 @@ from agent.dataplane.atomics import exchange
 from agent.dataplane.tables import SharedTables, Table
 
 type Slots = npt.NDArray[np.uint64]
-type Lows = npt.NDArray[np.uint16]  # of slots: state and stamp
+type Lows = npt.NDArray[np.uint16]  # the low bits of slots: state and stamp
 type Counts = npt.NDArray[np.int64]
 
 OPEN = (
@@ -30,15 +31,15 @@ OPEN = (
 )
 _IS_OPEN = np.isin(np.arange(8), OPEN)  # by a state's three bits
 _AWAITING = np.uint64(abi.FlowState.ESTABLISHED_AWAITING << abi.FLOW_STATE_SHIFT)
-_IDS = 1 << 16  # that a slot can name
+_IDS = 1 << 16  # backend ids that a slot can name
 BUSY_TICKS = 2  # an established flow with a packet in the last 8 to 12 s is busy
-# The packet path remembers so long what the agent has ended (agent.dataplane.ending).
+# How long the packet path remembers flows that the agent has ended (agent.dataplane.ending).
 ENDED_TICKS = 16
-_LATELY = 4  # counted as a state of its own, which the packet path does not use: busy
-# A request of which a head has been seen and so long no more: the head was all of the answer.
+_RECENT = 4  # busy: counted as a state of its own, a number that the packet path does not use
+# If nothing follows a head for this long, the head was the whole answer.
 ANSWERED_NS = 30 * 10**9
 _FORGOTTEN = np.uint64(1 << abi.WAITING_FORGOTTEN_SHIFT)
-# Far more than a reading of the table takes: a minute.
+# A minute, which is far more than a reading of the table takes.
 _AHEAD_TICKS = 16
 _AHEAD_JIFFIES = 60_000
 _CHUNK = 1 << 15  # slots read at once: small enough to stay in a cache
@@ -47,10 +48,11 @@ _FORGET_CHUNK = 32
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What had been added up at one moment, by the packet path and by the agent.
+    """What the packet path and the agent had added up at one moment.
 
-    By backend id, ``service_open`` by service id. ``opened``, ``established`` and ``closed`` are
-    of all rows; what is ``open``, ``embryonic`` and ``waiting`` has the agent's own fix in it.
+    All are by backend id, but ``service_open`` is by service id. ``opened``, ``established`` and
+    ``closed`` are summed over all rows; ``open``, ``embryonic`` and ``waiting`` include the agent's
+    own fix.
     """
 
     opened: Counts
@@ -63,8 +65,9 @@ class Sums:
 
     @classmethod
     def read(cls, tables: SharedTables, ids: Counts) -> Self:
-        """The sums of these backends, 0 for all others. What is counted is read first, so
-        that whatever happens meanwhile is counted as happening later.
+        """Read the sums of these backends, 0 for all others.
+
+        The counters are read first, so that whatever happens meanwhile counts as happening later.
         """
         rows = tables.backend_count[:, ids]
         load, of_services = tables.backend_load[ids], tables.service_load
@@ -96,14 +99,15 @@ class Sums:
 class Survey:
     """The flow table, as read between two moments.
 
-    ``by_state`` has 8 counts; by backend id: ``live`` (acked and established), ``open``
-    (embryonic ones too), ``awaiting`` (a request waits for its answer), without those that count
-    as answered and those that have waited too long, the bytes of which are ``unanswered``;
-    ``waiting`` (bytes that flows hold in the sums), ``busy`` (awaiting, or established with a
-    packet in the last ``BUSY_TICKS``). ``over_long``: slots of requests that wait no more and are
-    in the sums still. ``expired``: indices of slots idle past their timeout or of a backend that is
-    gone, ``words`` what they held. ``service``: whose the backends were, 0 nobody's. ``nat_used``:
-    ports that flows have of each source address of fullnat, by its number.
+    ``by_state`` has 8 counts. These are by backend id: ``live`` (flows acked and established),
+    ``open`` (embryonic ones too), ``awaiting`` (flows whose request waits for its answer, except
+    for requests that count as answered and those that have waited too long), ``unanswered`` (the
+    bytes of those that have waited too long), ``waiting`` (bytes that flows hold in the sums) and
+    ``busy`` (flows that are awaiting, or established with a packet in the last ``BUSY_TICKS``).
+    ``over_long``: the slots of requests that no longer wait but are still in the sums. ``expired``:
+    the indices of slots that are idle past their timeout or whose backend is gone; ``words``: what
+    they held. ``service``: the service of each backend, 0: none. ``nat_used``: the ports of fullnat
+    that flows have, by block.
     """
 
     by_state: Counts
@@ -122,7 +126,7 @@ class Survey:
     after: Sums
 
     def state_count(self, state: abi.FlowState) -> int:
-        """Slots in a state, whether or not a request waits in them."""
+        """Return how many slots are in a state, whether or not a request waits in them."""
         awaiting = {
             abi.FlowState.ESTABLISHED: abi.FlowState.ESTABLISHED_AWAITING,
             abi.FlowState.CLOSING: abi.FlowState.CLOSING_AWAITING,
@@ -139,21 +143,21 @@ def state_of(words: Slots) -> Counts:
 
 
 def open_backends(words: Slots) -> tuple[Counts, Counts]:
-    """The backends of the slots that hold open flows, and of those that hold embryonic ones."""
+    """Return the backends of the slots with open flows, and of those with embryonic flows."""
     states, backends = state_of(words), backend_of(words)
     return backends[_IS_OPEN[states]], backends[states == abi.FlowState.EMBRYONIC]
 
 
 def _known(ids: Counts, size: int) -> Counts:
-    """0, which is nobody, for ids beyond the table."""
+    """Return the ids, with 0, which is no backend, for those beyond the table."""
     return np.where(ids < size, ids, 0)
 
 
 def idle_ticks(words: Slots | Lows, now: int) -> Lows:
-    """Ticks since the last packet, modulo those that a stamp can hold.
+    """Return the ticks since the last packet, modulo what a stamp can hold.
 
-    A packet that came after ``now`` was read, in the next tick, is of this moment: it must not
-    look as if it had come all the way round.
+    A packet that came after ``now`` was read, in the next tick, counts as 0 ticks old: it must not
+    look as if the stamp had come round again.
     """
     stamps = words.astype(np.uint16, copy=False)
     idle = (np.uint16(now & abi.FLOW_STAMP_MASK) - stamps) & np.uint16(abi.FLOW_STAMP_MASK)
@@ -162,20 +166,20 @@ def idle_ticks(words: Slots | Lows, now: int) -> Lows:
 
 
 def age_jiffies(start: npt.ArrayLike, now: int) -> npt.NDArray[np.int64]:
-    """Jiffies since flows began, modulo 2 ** 32: 49 days at 1000 Hz.
+    """Return the jiffies since flows began, modulo 2 ** 32: 49 days at 1000 Hz.
 
-    A flow that began after ``now`` was read is of this moment, and not 49 days old.
+    A flow that began after ``now`` was read has an age of 0, not of 49 days.
     """
     age = (now - np.asarray(start, dtype=np.int64)) % 2**32
     return np.where(age > 2**32 - _AHEAD_JIFFIES, 0, age)
 
 
 def used_chunks(flows: Slots) -> Iterator[tuple[Counts, Slots]]:
-    """The slots that hold a flow, indices and words, piece by piece.
+    """Yield the slots that hold a flow, indices and words, chunk by chunk.
 
-    Every slot is read once: a flow that moves while the table is read, by ending in one slot
-    and beginning in another, is counted once on average, and numpy, which counts the non-zeros
-    of an array before it lists them, never sees one change in between.
+    Every slot is read once. A flow that moves while the table is read, by ending in one slot and
+    beginning in another, is thus counted once on average. NumPy counts the non-zeros of an array
+    before it lists them, and in a copy it never sees one change in between.
     """
     for first in range(0, len(flows), _CHUNK):
         chunk = flows[first : first + _CHUNK].copy()
@@ -185,7 +189,7 @@ def used_chunks(flows: Slots) -> Iterator[tuple[Counts, Slots]]:
 
 
 def used_slots(flows: Slots) -> tuple[Counts, Slots]:
-    """The same, all of them at once."""
+    """Return the slots that hold a flow, indices and words, all at once."""
     pieces = list(used_chunks(flows))
     if not pieces:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
@@ -194,16 +198,19 @@ def used_slots(flows: Slots) -> tuple[Counts, Slots]:
 
 
 def waiting_bytes(warm: Table) -> Counts:
-    """Request bytes that flows hold, in the sums or not; of slots in which a request waits."""
+    """Return the request bytes that flows hold, in the sums or not.
+
+    ``warm`` has rows of slots in which a request waits.
+    """
     held: Counts = (warm["waiting"] & (_FORGOTTEN - np.uint64(1))).view(np.int64)
     return held
 
 
 def _waits(warm: Table, age: Counts) -> npt.NDArray[np.bool_]:
-    """Which of these requests wait indeed.
+    """Return which of these requests really wait.
 
-    A whole answer that is as small and early as a head is taken for one, and if nothing follows
-    on the connection the packet path has no moment to see that it was all.
+    A whole answer that is as small and early as a head is taken for a head. If nothing follows on
+    the connection, the packet path has no moment at which to see that it was the whole answer.
     """
     is_unsure = (warm["interim"] & abi.INTERIM_BYTES) != 0
     is_unsure &= (warm["interim"] & abi.INTERIM_SURE) == 0
@@ -211,15 +218,15 @@ def _waits(warm: Table, age: Counts) -> npt.NDArray[np.bool_]:
     return waits
 
 
-def _lately(low: Lows, idle: Lows) -> npt.NDArray[np.uint8]:
-    """What to add to the state of an established flow that had a packet in the last ticks.
+def _recent_offset(low: Lows, idle: Lows) -> npt.NDArray[np.uint8]:
+    """Return what to add to the state of an established flow that had a packet in the last ticks.
 
-    A flow in which a request waits is counted by that.
+    A flow in which a request waits is counted by its awaiting state instead.
     """
     state = low >> np.uint16(abi.FLOW_STATE_SHIFT)
     recent = (idle <= BUSY_TICKS) & (state == abi.FlowState.ESTABLISHED)
     more: npt.NDArray[np.uint8] = recent.view(np.uint8) * np.uint8(
-        _LATELY - abi.FlowState.ESTABLISHED
+        _RECENT - abi.FlowState.ESTABLISHED
     )
     return more
 
@@ -227,34 +234,36 @@ def _lately(low: Lows, idle: Lows) -> npt.NDArray[np.uint8]:
 def survey(
     tables: SharedTables, now: int, now_ns: int | None = None, patience_ns: Counts | None = None
 ) -> Survey:
-    """Read the whole table; ``now`` in ticks, ``now_ns`` of the clock that requests are timed
-    by, if not of this moment. ``patience_ns``: for so long a request waits, by backend id.
+    """Read the whole table.
+
+    ``now`` is in ticks; ``now_ns`` is of the clock by which requests are timed, by default its
+    present time. ``patience_ns``: how long a request may wait, by backend id.
     """
     backends = tables.backends
     service = backends["service"].astype(np.int64)
     ids = np.flatnonzero(service)
     before = Sums.read(tables, ids)
     used, words = used_slots(tables.flows)
-    awaits = (words & _AWAITING) == _AWAITING  # and, when closing, one bit more
+    awaits = (words & _AWAITING) == _AWAITING  # a closing flow has one more bit set
     warm = tables.flows_warm[used[awaits]]
     after = Sums.read(tables, ids)
-    # A backend and a state are one number in the slot, and one in these tables of all of them.
+    # Backend and state are one number in the slot, which is an index into a table of all pairs.
     each = ((words >> np.uint64(abi.FLOW_STATE_SHIFT)) & np.uint64(_IDS * 8 - 1)).view(np.int64)
     low = words.astype(np.uint16)
     idle = idle_ticks(low, now)
-    each += _lately(low, idle)
+    each += _recent_offset(low, idle)
     counts = np.bincount(each, minlength=_IDS * 8).reshape(_IDS, 8)
-    limits = np.full((_IDS, 8), -1, dtype=np.int32)  # of nobody: over at once
+    limits = np.full((_IDS, 8), -1, dtype=np.int32)  # ids of no backend: expired at once
     limits[ids] = backends["timeout_ticks"][ids]
     limits[0, abi.FlowState.CLOSING] = ENDED_TICKS
-    limits[ids, _LATELY] = limits[ids, abi.FlowState.ESTABLISHED]
+    limits[ids, _RECENT] = limits[ids, abi.FlowState.ESTABLISHED]
     over = idle > limits.reshape(-1)[each]
     of_backends = np.where(service[:, np.newaxis] != 0, counts[: len(backends)], 0)
-    lately = of_backends[:, _LATELY].copy()
+    recent = of_backends[:, _RECENT].copy()
     by_state = counts.sum(axis=0)
-    for those in (by_state, of_backends):
-        those[..., abi.FlowState.ESTABLISHED] += those[..., _LATELY]
-        those[..., _LATELY] = 0
+    for totals in (by_state, of_backends):
+        totals[..., abi.FlowState.ESTABLISHED] += totals[..., _RECENT]
+        totals[..., _RECENT] = 0
     now_ns = time.monotonic_ns() if now_ns is None else now_ns
     age = now_ns - warm["request"].astype(np.int64)
     owner = _known(each[awaits] >> 3, len(backends))
@@ -264,9 +273,9 @@ def survey(
         too_long = waits & (age > patience_ns[owner])
         waits &= ~too_long
 
-    def sums_of(those: npt.NDArray[np.bool_], values: Counts) -> Counts:
-        """By backend id."""
-        sums = np.bincount(owner[those], values[those], len(backends))
+    def sums_of(chosen: npt.NDArray[np.bool_], values: Counts) -> Counts:
+        """Return the sums of the values of these requests, by backend id."""
+        sums = np.bincount(owner[chosen], values[chosen], len(backends))
         return np.where(service != 0, sums, 0).astype(np.int64)
 
     awaiting, sizes = sums_of(waits, np.ones_like(owner)), waiting_bytes(warm)
@@ -280,7 +289,7 @@ def survey(
         waiting=sums_of(in_sum, sizes),
         unanswered=sums_of(too_long, sizes),
         over_long=used[awaits][in_sum & ~waits & (sizes > 0) & (service[owner] != 0)],
-        busy=lately + awaiting,
+        busy=recent + awaiting,
         expired=used[over],
         words=words[over],
         service=service,
@@ -291,7 +300,7 @@ def survey(
 
 
 def _nat_used(tables: SharedTables, slots: Counts, backend: Counts) -> Counts:
-    """Ports of fullnat that the flows in these slots have, by block."""
+    """Return how many ports of fullnat the flows in these slots have, by block."""
     is_fullnat = np.zeros(_IDS, dtype=bool)
     is_fullnat[: len(tables.backends)] = tables.backends["forward"] == abi.ForwardId.FULLNAT
     if not is_fullnat.any():
@@ -302,16 +311,16 @@ def _nat_used(tables: SharedTables, slots: Counts, backend: Counts) -> Counts:
 
 
 def pieces(found: Survey) -> Iterator[Survey]:
-    """The same survey, with some of the expired slots at a time."""
+    """Yield the same survey, with some of the expired slots at a time."""
     for first in range(0, len(found.expired), _CHUNK):
         part = slice(first, first + _CHUNK)
         yield replace(found, expired=found.expired[part], words=found.words[part])
 
 
 def sweep(tables: SharedTables, found: Survey) -> int:
-    """Free the expired slots of a survey that nothing has changed since; how many.
+    """Free the expired slots of a survey that have not changed since; return how many.
 
-    It keeps stamps from coming round again (after 9 hours). Request bytes that waited in a slot
+    This keeps stamps from coming round again (after 9 hours). Request bytes that waited in a slot
     are left to ``trueup``.
     """
     freed = exchange(tables.flows, found.expired, found.words, 0)
@@ -321,12 +330,12 @@ def sweep(tables: SharedTables, found: Survey) -> int:
 
 
 def forget(tables: SharedTables, found: Survey) -> None:
-    """Take the bytes of requests that wait no more out of the sums, and mark it in their flows,
-    so that nobody does it again.
+    """Take the bytes of requests that no longer wait out of the sums, and mark this in their flows,
+    so that it happens only once.
 
-    The packet path takes a flow's bytes by one exchange, and this reads and writes: of an answer
-    that begins in between, some microseconds after a minute, the bytes are taken twice, until
-    ``trueup`` has seen it.
+    The packet path takes a flow's bytes by one exchange, whereas this reads and then writes. If an
+    answer begins in between (a window of microseconds, after a minute of waiting), its bytes are
+    taken out twice, until ``trueup`` has seen it.
     """
     for first in range(0, len(found.over_long), _FORGET_CHUNK):
         slots = found.over_long[first : first + _FORGET_CHUNK]
@@ -340,8 +349,9 @@ def forget(tables: SharedTables, found: Survey) -> None:
 
 
 def count_closed(tables: SharedTables, words: Slots, service: Counts) -> None:
-    """Take flows that the agent has closed out of the sums; ``words``: what their slots held,
-    ``service``: whose the backends were.
+    """Take flows that the agent has closed out of the sums.
+
+    ``words``: what their slots held; ``service``: the service of each backend.
     """
     size = len(service)
     closed, embryonic = (
@@ -355,7 +365,7 @@ def count_closed(tables: SharedTables, words: Slots, service: Counts) -> None:
 
 
 def named_backends(flows: Slots) -> frozenset[int]:
-    """Ids of the backends that any slot names."""
+    """Return the ids of the backends that any slot names."""
     seen = np.zeros(_IDS, dtype=np.bool_)
     for _, words in used_chunks(flows):
         seen[backend_of(words)] = True

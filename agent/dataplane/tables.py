@@ -24,7 +24,7 @@ _SERVICES = ("services4", "services6")
 
 @dataclass(frozen=True, slots=True)
 class TableShape:
-    """What a pinned map must be."""
+    """The type and the sizes of a pinned map."""
 
     kind: int
     key: int
@@ -33,7 +33,7 @@ class TableShape:
 
 
 def shapes(size: Sizes) -> dict[str, TableShape]:
-    """The pinned tables of ``bpf/maps.h``, by name."""
+    """Return the shapes of the pinned tables of ``bpf/maps.h``, by name."""
 
     hashed, longest = libbpf.MAP_TYPE_HASH, libbpf.MAP_TYPE_LPM_TRIE
 
@@ -91,8 +91,9 @@ def shapes(size: Sizes) -> dict[str, TableShape]:
 
 
 def fits_pinned(pins: Pins, size: Sizes) -> bool:
-    """Whether the tables that are pinned, if any, are of these sizes: BCC would open others
-    silently.
+    """Return whether the tables that are pinned, if any, are of these sizes.
+
+    BCC would open tables of other sizes silently.
     """
     for name, shape in shapes(size).items():
         path = pins.table(name)
@@ -102,19 +103,19 @@ def fits_pinned(pins: Pins, size: Sizes) -> bool:
 
 
 def _has_ports(path: Path, size: Sizes) -> bool:
-    """Whether the NAT slots are those of the same ports."""
+    """Return whether the NAT slots are those of the same ports."""
     fd = libbpf.object_get(path)
     try:
         row = mapped(fd, abi.SETTINGS, 1)[1][0]
     finally:
         os.close(fd)
     if not row["abi"]:
-        return True  # of tables that are in the making
+        return True  # the tables are still being created
     return (row["nat_first_port"], row["nat_ports"]) == (size.nat_first_port, size.nat_ports)
 
 
 def room_for(size: Sizes) -> bool:
-    """Whether the kernel has the memory for all arrays at once; they are given back."""
+    """Return whether the kernel has the memory for all arrays at once; they are freed again."""
     made: list[int] = []
     try:
         for name, shape in shapes(size).items():
@@ -130,7 +131,7 @@ def room_for(size: Sizes) -> bool:
 
 
 def shape_of(path: Path) -> TableShape:
-    """What a pinned map is."""
+    """Return the shape of a pinned map."""
     fd = libbpf.object_get(path)
     try:
         info = libbpf.map_info(fd)
@@ -140,17 +141,17 @@ def shape_of(path: Path) -> TableShape:
 
 
 def mapped(fd: int, dtype: np.dtype[np.void], entries: int) -> tuple[mmap.mmap, Table]:
-    """An array of the kernel as memory and as what is in it."""
+    """Map an array of the kernel; return the memory, and the elements in it."""
     length = -(-entries * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     return memory, np.frombuffer(memory, dtype=dtype, count=entries)
 
 
 class SharedTables:
-    """The tables of one instance, open.
+    """The open tables of one instance.
 
-    Arrays are views of the kernel's memory: reading one is reading the data plane's state, and
-    a store to an aligned element of 8 bytes or fewer is atomic.
+    Arrays are views of the kernel's memory: reading one is reading the data plane's state, and a
+    store to an aligned element of 8 bytes or fewer is atomic.
     """
 
     def __init__(self, pins: Pins, size: Sizes) -> None:
@@ -203,16 +204,16 @@ class SharedTables:
 
     @property
     def ident(self) -> str:
-        """What tells these tables from all others, on this host and elsewhere."""
+        """A name that distinguishes these tables from all others, on any host."""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{libbpf.map_info(self._fds['flows']).id}"
 
     def nat_sources_of(self, nat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The numbers of the source addresses whose ports these NAT slots are."""
+        """Return the numbers of the source addresses whose ports these NAT slots are."""
         return self.nat_slots["source"][nat].astype(np.int64)
 
     def pin_again(self, pins: Pins) -> list[str]:
-        """Pin those that somebody has unpinned; their names."""
+        """Pin again the tables that somebody has unpinned; return their names."""
         gone = [name for name in self._fds if not pins.table(name).exists()]
         for name in gone:
             libbpf.object_pin(self._fds[name], pins.table(name))
@@ -225,28 +226,31 @@ class SharedTables:
             self.services_changed()
 
     def delete(self, table: str, key: bytes) -> None:
-        """Remove a key; one that is not there is no error."""
+        """Remove a key; a key that does not exist is no error."""
         libbpf.map_delete(self._fds[table], key)
         if table in _SERVICES:
             self.services_changed()
 
     def services_changed(self) -> None:
-        """Have the packet path look services up again: it notes down which it has found
+        """Have the packet path look services up again: it remembers which ones it has found
         (``bpf/service.h``).
         """
         self.settings["services_version"] += np.uint64(1)
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        """The value of a table by key; None: there is none."""
+        """Return the value of a key in a table by key; None: there is none."""
         return libbpf.map_lookup(self._fds[table], key, self._shapes[table].value)
 
     def items(self, table: str) -> list[tuple[bytes, bytes]]:
-        """Every key and value of a table by key, in any order; OSError: it cannot be read whole."""
+        """Return every key and value of a table by key, in any order.
+
+        OSError: it cannot be read completely.
+        """
         shape = self._shapes[table]
         return libbpf.map_items(self._fds[table], shape.key, shape.value)
 
     def close(self) -> None:
-        """Close the descriptors; the arrays stay valid as long as somebody holds them."""
+        """Close the descriptors; the arrays stay valid as long as something references them."""
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
@@ -254,16 +258,16 @@ class SharedTables:
 
 @dataclass(frozen=True, slots=True)
 class BootSettings:
-    """What is drawn or measured once per set of tables."""
+    """What is drawn at random or measured once for a set of tables."""
 
     keys: HashKeys
     clock: Clock
 
 
 def boot_settings(pins: Pins, size: Sizes, make: Callable[[], BootSettings]) -> BootSettings:
-    """The settings of the pinned tables; ``make`` draws them for fresh ones.
+    """Return the settings of the pinned tables; ``make`` draws them for new ones.
 
-    The program has them compiled in, so this table exists before BCC makes the others.
+    The program has them compiled in, so this table exists before BCC creates the others.
     """
     path = pins.table("settings")
     if path.exists():
@@ -282,11 +286,11 @@ def boot_settings(pins: Pins, size: Sizes, make: Callable[[], BootSettings]) -> 
         row["flow_mul0"], row["flow_mul1"] = boot.keys.mul0, boot.keys.mul1
         row["hz"], row["tick_shift"] = boot.clock.hz, boot.clock.shift
         row["nat_first_port"], row["nat_ports"] = size.nat_first_port, size.nat_ports
-        row["abi"] = abi.ABI_VERSION  # last: it says that the rest is there
+        row["abi"] = abi.ABI_VERSION  # last: it says that the rest is complete
     keys = HashKeys(int(row["flow_key"][0]), int(row["flow_mul0"][0]), int(row["flow_mul1"][0]))
     return BootSettings(keys, Clock(int(row["hz"][0]), int(row["tick_shift"][0])))
 
 
 def fresh_keys() -> HashKeys:
-    """Secret keys for the flow table's hash."""
+    """Return new secret keys for the flow table's hash."""
     return HashKeys(secrets.randbits(64), secrets.randbits(64) | 1, secrets.randbits(64) | 1)

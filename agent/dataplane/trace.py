@@ -1,6 +1,6 @@
-"""Owns the following of events: who follows what, and what the data plane is asked to tell.
+"""Owns following events: which client follows what, and what the data plane is asked to report.
 
-Nothing is read, and the data plane tells nothing, while nobody follows.
+While nobody follows, the data plane reports nothing, and nothing is read.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from agent.state.events import Event, Lost, TraceQuery
 log = get_logger()
 
 MAX_FOLLOWERS = 16
-QUEUE_EVENTS = 8192  # of one follower; some 5 MB
-BATCH_EVENTS = 512  # taken from a ring at once; some 5 ms
-CPU_SHARE = 0.25  # of a CPU that reading takes at most; beyond that, the ring overflows
+QUEUE_EVENTS = 8192  # for each follower; some 5 MB
+BATCH_EVENTS = 512  # taken from a ring at a time; some 5 ms
+CPU_SHARE = 0.25  # the most of a CPU that reading may take; beyond that, the ring overflows
 
 
 def rings_of(program: Compiled) -> dict[int, int]:
-    """The ring buffer of a program: its descriptor by the id of its map."""
+    """Return the ring buffer of a program: its descriptor by the id of its map."""
     fd = program.tables["events"]
     return {libbpf.map_info(fd).id: fd}
 
 
 class _Ring(Protocol):
-    """What the tracer needs of ``ringbuf.Ring``."""
+    """The part of ``ringbuf.Ring`` that the tracer uses."""
 
     fd: int
 
@@ -45,7 +45,7 @@ class _Ring(Protocol):
 
 
 class Follower:
-    """One who follows; ends with its ``with`` block, or when it is closed from elsewhere."""
+    """A client that follows events, until its ``with`` block ends or something closes it."""
 
     def __init__(self, query: TraceQuery, tracer: Tracer) -> None:
         self.query = query
@@ -60,13 +60,13 @@ class Follower:
 
     @property
     def lost(self) -> Lost:
-        """What it has missed so far."""
+        """How many events it has missed so far."""
         return Lost(self._tracer.ring_lost - self._ring_lost_before, self._lost)
 
     async def next(self, timeout_s: float, limit: int) -> tuple[Event, ...]:
-        """The oldest events that it has not had, at most ``limit``.
+        """Return the oldest events that it has not had yet, at most ``limit``.
 
-        Waits for one; none when it waited for ``timeout_s`` in vain or has ended.
+        Waits for one; returns none if it waited for ``timeout_s`` in vain or has ended.
         """
         if not self._queue and not self.ended:
             self._wake.clear()
@@ -78,7 +78,9 @@ class Follower:
         return tuple(self._queue.popleft() for _ in range(min(limit, len(self._queue))))
 
     def offer(self, events: Iterable[tuple[int, Event]], sample: int) -> None:
-        """Take what it wants of events and their monotonic times, sampled one in ``sample``."""
+        """Queue the events that it wants; they come with monotonic times, sampled one in
+        ``sample``.
+        """
         for time_ns, event in events:
             if time_ns < self._since_ns or not self._wants(event, sample):
                 continue
@@ -102,7 +104,7 @@ class Follower:
         return query.matches is None or query.matches(event)
 
     def close(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         self.ended = True
         self._wake.set()
         self._tracer.left(self)
@@ -120,10 +122,10 @@ class Follower:
 
 
 class Tracer:
-    """Hands the events of the running programs to all who follow.
+    """Hands the events of the running programs to all followers.
 
-    ``control`` is the ``trace`` table; ``rings`` tells the ring buffers of the programs that run
-    now, descriptors by map id; ``words`` names what is configured now.
+    ``control`` is the ``trace`` table. ``rings`` returns the ring buffers of the programs that run
+    now, descriptors by map id. ``words`` returns the names of what is configured now.
     """
 
     def __init__(
@@ -139,22 +141,25 @@ class Tracer:
         self._open_ring = open_ring
         self._followers: list[Follower] = []
         self._rings: dict[int, _Ring] = {}  # by the id of the map
-        self._leaving: set[int] = set()  # of these, those whose program was replaced
+        self._leaving: set[int] = set()  # those whose program was replaced
         self._sample = 1
         self._ask(0, 0, 1)  # an agent that was killed may have left it on
 
     @property
     def ring_lost(self) -> int:
-        """Events for which a ring had no room, ever."""
+        """How many events found no room in a ring, since the tables were made."""
         return int(self._control["lost"][0])
 
     def follow(self, query: TraceQuery) -> Follower:
-        """Begin to follow; for use in a ``with`` block. Raises DataplaneError if it cannot be."""
+        """Begin to follow; for use in a ``with`` block.
+
+        DataplaneError: too many follow already, or the ring cannot be read.
+        """
         if len(self._followers) >= MAX_FOLLOWERS:
             raise DataplaneError(
-                f"{MAX_FOLLOWERS} follow already",
+                f"{MAX_FOLLOWERS} clients follow already",
                 where="trace",
-                remedy="end one of the `lbctl trace` that run",
+                remedy="end one of the running `lbctl trace` commands",
             )
         follower = Follower(query, self)
         self._followers.append(follower)
@@ -170,7 +175,7 @@ class Tracer:
         return follower
 
     def left(self, follower: Follower) -> None:
-        """A follower is gone."""
+        """Remove a follower that has ended."""
         if follower in self._followers:
             self._followers.remove(follower)
             self._control_from_followers()
@@ -178,7 +183,7 @@ class Tracer:
                 self._open({})
 
     def refresh(self) -> None:
-        """Follow what runs and is configured now: programs and ids may be others than before."""
+        """Follow what runs and is configured now; programs and ids may have changed."""
         try:
             self._catch_up()
         except OSError as error:  # the balancing does not depend on it; the next call tries again
@@ -201,7 +206,9 @@ class Tracer:
         self._ask(kinds_mask(kinds), self._service_of(queries), sample)
 
     def _service_of(self, queries: list[TraceQuery]) -> int:
-        """The id of the one service that all want; 0: not one, or it is not configured now."""
+        """Return the id of the one service that all want; 0: there is no such one, or it is not
+        configured now.
+        """
         wanted = {query.service for query in queries}
         if len(wanted) != 1:
             return 0
@@ -212,12 +219,14 @@ class Tracer:
         row = self._control[0:1]
         self._sample = sample
         row["sample"], row["service"] = sample - 1, service
-        row["kinds"] = kinds  # last: it switches the telling on
+        row["kinds"] = kinds  # last: it switches reporting on
 
-    # -- what the data plane tells
+    # -- what the data plane reports
 
     def _open(self, wanted: Mapping[int, int]) -> None:
-        """Read these rings and no others. A ring is read until it was gone twice: the old program
+        """Read these rings and no others.
+
+        A ring is read until it has been missing from two calls in a row, because the old program
         runs on while the new one is put in its place.
         """
         gone = self._rings.keys() - wanted.keys()
@@ -225,7 +234,7 @@ class Tracer:
             ring = self._rings.pop(ident)
             asyncio.get_running_loop().remove_reader(ring.fd)
             while self._followers and self._hand_out(ring) == BATCH_EVENTS:
-                pass  # nobody writes there any more, so this ends
+                pass  # nothing writes there any more, so this ends
             ring.close()
         self._leaving = gone & self._rings.keys()
         for ident in wanted.keys() - self._rings.keys():

@@ -1,16 +1,15 @@
 """Decides how far the packet path's sums are from the flow table, which is the truth.
 
-The packet path adds and subtracts as flows open and close and as requests come and are
-answered. What it can miss (a flow whose slot the agent freed, a scheduler that began to count
-in mid-life) would stay in a sum for ever. So after each survey every sum is compared with the
-table, and the agent writes the difference beside it: ``open_fix``, ``embryonic_fix``,
-``waiting_fix``, and its own row of the counters. The packet path's fields are its own and are
-never written.
+The packet path adds and subtracts as flows open and close and as requests come and are answered.
+What it can miss (a flow whose slot the agent freed, a scheduler that began to count in mid-life)
+would stay in a sum for ever. After each survey every sum is therefore compared with the table, and
+the agent writes the difference beside it: ``open_fix``, ``embryonic_fix``, ``waiting_fix``, and its
+own row of the counters. It never writes the packet path's own fields.
 
-Flows open and close while the table is read. Each comparison therefore gives a range, and the
-part of it that is certain (the end nearer to zero); only what several surveys running say with
-one sign is corrected, by the smallest of them. So a correction never makes a sum of flows
-worse, and a table that holds still for so many surveys makes it exact.
+Flows open and close while the table is read. Each comparison therefore gives a range, of which the
+end nearer to zero is certain. A sum is corrected only if several surveys in a row have the same
+sign, and by the smallest of their differences. A correction thus never makes a sum of flows worse,
+and a table that does not change for that many surveys makes it exact.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ import numpy as np
 from agent.dataplane.survey import Counts, Survey
 from agent.dataplane.tables import SharedTables
 
-SURVEYS = 4  # running that must agree
+SURVEYS = 4  # in a row that must agree
 
 
 @dataclass(frozen=True, slots=True)
 class Corrections:
-    """What to add: by backend id, ``service_open`` by service id."""
+    """What to add to each sum: by backend id, ``service_open`` by service id."""
 
     open: Counts
     embryonic: Counts
@@ -38,23 +37,23 @@ class Corrections:
 
     @property
     def number(self) -> int:
-        """Sums that are corrected."""
+        """How many sums are corrected."""
         return sum(int(np.count_nonzero(getattr(self, f.name))) for f in fields(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the last surveys were certain of, newest first: a row of differences each."""
+    """The differences that the last surveys were certain of, newest first: a row each."""
 
     rows: tuple[Corrections, ...] = ()
 
     def add(self, found: Survey) -> tuple[Self, Corrections]:
-        """The evidence with one more survey, and the corrections that follow from it."""
+        """Return the evidence with one more survey, and the corrections that follow from it."""
         rows = (certain(found), *self.rows)[:SURVEYS]
         corrections = Corrections(*(
             _persistent([getattr(row, f.name) for row in rows]) for f in fields(Corrections)
         ))  # fmt: skip
-        # What was corrected starts afresh: the rows before it speak of the old sum.
+        # A sum that was corrected starts afresh: earlier rows are about the old sum.
         kept = tuple(
             Corrections(*(
                 np.where(getattr(corrections, f.name) != 0, 0, getattr(row, f.name))
@@ -66,10 +65,10 @@ class Evidence:
 
 
 def certain(found: Survey) -> Corrections:
-    """The least by which each sum differed from the table when the survey began."""
+    """Return the least by which each sum differed from the table when the survey began."""
     before, after = found.before, found.after
-    # What the survey counted is what was open when it began, with some of those opened since
-    # and without some of those closed since.
+    # The survey counted the flows that were open when it began, plus some of those opened since
+    # and minus some of those closed since.
     opened, closed = after.opened - before.opened, after.closed - before.closed
     least, most = found.open - opened, found.open + closed
     embryonic = found.open - found.live
@@ -81,7 +80,7 @@ def certain(found: Survey) -> Corrections:
         return sums.astype(np.int64) - before.service_open
 
     service_open = _nearer(by_service(least), by_service(most))
-    service_open[0] = 0  # nobody
+    service_open[0] = 0  # no service
     waiting = (before.waiting, after.waiting)
     return Corrections(
         open=_nearer(least - before.open, most - before.open),
@@ -89,7 +88,7 @@ def certain(found: Survey) -> Corrections:
             embryonic - opened - before.embryonic, embryonic + left - before.embryonic
         ),
         waiting=_nearer(found.waiting - np.maximum(*waiting), found.waiting - np.minimum(*waiting)),
-        # opened is read before closed: each end takes what it cannot have missed
+        # opened is read before closed: each end uses the reading that cannot miss any
         counted=_nearer(
             found.open - after.opened + before.closed, found.open - before.opened + after.closed
         ),
@@ -98,12 +97,12 @@ def certain(found: Survey) -> Corrections:
 
 
 def _nearer(low: Counts, high: Counts) -> Counts:
-    """The end of each range that is nearer to zero; 0 where zero is in it."""
+    """Return the end of each range that is nearer to zero; 0 if zero is in the range."""
     return np.where(low > 0, low, np.where(high < 0, high, 0))
 
 
 def _persistent(rows: list[Counts]) -> Counts:
-    """The smallest of each column, if all of its rows are there and have one sign."""
+    """Return the smallest of each column; 0 unless SURVEYS rows exist and have one sign."""
     stacked = np.stack(rows)
     if len(stacked) < SURVEYS:
         return np.zeros_like(stacked[0])
@@ -111,8 +110,9 @@ def _persistent(rows: list[Counts]) -> Counts:
 
 
 class TrueUp:
-    """Keeps the sums of one set of tables true; give it every survey, in the thread that writes
-    the tables.
+    """Keeps the sums of one set of tables true.
+
+    Give it every survey, in the thread that writes the tables.
     """
 
     def __init__(self, tables: SharedTables) -> None:
@@ -120,7 +120,7 @@ class TrueUp:
         self._evidence = Evidence()
 
     def take(self, found: Survey) -> int:
-        """Correct what the surveys so far agree on; how many sums."""
+        """Correct what the surveys so far agree on; return how many sums were corrected."""
         self._evidence, corrections = self._evidence.add(found)
         if corrections.number:
             apply(self._tables, corrections)
@@ -128,7 +128,7 @@ class TrueUp:
 
 
 def apply(tables: SharedTables, corrections: Corrections) -> None:
-    """Add the corrections to what is the agent's."""
+    """Add the corrections to the fields that are the agent's."""
     tables.backend_load["open_fix"] += corrections.open
     tables.backend_load["embryonic_fix"] += corrections.embryonic
     tables.backend_load["waiting_fix"] += corrections.waiting

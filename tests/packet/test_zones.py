@@ -221,5 +221,5 @@ def test_explain_knows_the_zone(rig: Rig, scheduler: Scheduler, vip: str, one_cp
             assert scheduler is Scheduler.ROUND_ROBIN
     said = " | ".join(words)
     for expected in ("is in zone east", "ring of east", "is in no zone", "no backend is near it",
-                     "on from the service's own ring"):  # fmt: skip
+                     "on to the service's own ring"):  # fmt: skip
         assert expected in said

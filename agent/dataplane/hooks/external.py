@@ -1,4 +1,6 @@
-"""Called by another program: the one slot of a pinned array of programs, for a tail call."""
+"""The external hook: another program calls ours by a tail call, through the one slot of a pinned
+program array.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,10 @@ _FIRST = bytes(4)
 
 @dataclass(frozen=True, slots=True)
 class EntryPlace:
-    """Slot 0 of the array at ``path``. Its path and the array itself stay for the instance's
-    life: callers have opened it when they were loaded.
+    """Slot 0 of the array at ``path``.
+
+    The path and the array itself stay for the instance's life, because callers opened the array
+    when they were loaded.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Tells our programs from everybody else's: ours use the tables that this instance has pinned."""
+"""Recognises our programs among all others: they use the tables that this instance has pinned."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from agent.dataplane import libbpf
 from agent.dataplane.pins import Pins
 
-_TABLE = "flows"  # which every program of every ABI uses
+_TABLE = "flows"  # every program of every ABI uses it
 
 
 class Owned:
-    """The programs of one instance, of whatever ABI, as of now."""
+    """The programs of one instance, of any ABI, as of now."""
 
     def __init__(self, pins: Pins) -> None:
         paths = (one.table(_TABLE) for one in (pins, *pins.of_other_versions()))
@@ -23,7 +23,7 @@ class Owned:
             return False
         try:
             fd = libbpf.program_fd(ident)
-        except OSError:  # it has gone meanwhile
+        except OSError:  # it was unloaded meanwhile
             return False
         try:
             return not self._tables.isdisjoint(libbpf.program_maps(fd))

@@ -1,4 +1,4 @@
-"""What every hook can do: tell which program sits there, put one there, take it off."""
+"""Defines what every hook can do: report which program is attached, attach one, detach one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Place(Protocol):
     """One place for one program. Every failure is an OSError; ``why`` puts it into words."""
 
     def current(self) -> int:
-        """The id of the program there; 0: none."""
+        """Return the id of the program in this place; 0: none."""
 
     def put(self, fd: int, over: int) -> None:
-        """Put a program there, atomically in the place of ``over``; 0: only if it is free."""
+        """Put a program here, atomically in the place of ``over``; 0: only if the place is free."""
 
     def clear(self, ident: int) -> None:
-        """Take the program with this id off."""
+        """Take off the program with this id."""
 
     def why(self, error: OSError) -> str:
-        """Why the place refused, for people."""
+        """Return why the place refused, in words for people."""

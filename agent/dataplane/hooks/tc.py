@@ -1,7 +1,7 @@
-"""tc: one filter of ours at clsact ingress, direct action. Everybody else's stay as they are.
+"""The tc hook: one filter of ours at clsact ingress, direct action. Other filters stay as they are.
 
-Filters see a packet in the order of their priorities, until one of them decides. Ours leaves
-what it does not balance to those after it.
+A packet passes filters in the order of their priorities, until one of them decides. Ours leaves
+packets that it does not balance to the filters after it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agent.dataplane import libbpf
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-PRIORITY = 10  # room before it; who names none gets 49152 and counts down
+PRIORITY = 10  # leaves room before it; filters without a priority get 49152, counting down
 HANDLE = 0x5354  # "ST"
 NAME = "steelyard"
 _INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
@@ -35,7 +35,7 @@ _KNOWN = {
 
 @dataclass(frozen=True, slots=True)
 class TcPlace:
-    """A filter of ours on one interface."""
+    """Our filter on one interface."""
 
     ifindex: int
     priority: int = PRIORITY
@@ -84,11 +84,11 @@ def _tolerated(code: int) -> Iterator[None]:
 
 
 def _by_netlink(change: Callable[[IPRoute], object]) -> None:
-    """Do it on a netlink socket of its own; OSError if the kernel refuses.
+    """Make a change on a netlink socket of its own; OSError if the kernel refuses.
 
-    In a thread: the socket runs an event loop, and ours may be running in this one.
+    It runs in a thread, because the socket runs an event loop, and ours may be running in this one.
     """
-    # Here, because it costs 250 ms, and most commands that attach a program need none.
+    # Not at the top: it takes 250 ms, and most commands that attach a program do not need it.
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 

@@ -1,4 +1,4 @@
-"""XDP on one interface, in the driver or in the kernel's network stack."""
+"""The XDP hooks: a program on one interface, in the driver or in the kernel's network stack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KNOWN = {
     errno.EOPNOTSUPP: "the driver has no native XDP",
     errno.EBUSY: "another program came first",
     errno.EEXIST: "another program came first",
-    errno.EINVAL: "refused, often because of the MTU (native XDP wants one page a packet)",
+    errno.EINVAL: "refused, often because of the MTU (native XDP needs a packet to fit a page)",
     errno.ERANGE: "the MTU is too large",
     errno.ENOMEM: "too few queues or too little memory",
 }
@@ -22,14 +22,14 @@ _KNOWN = {
 
 @dataclass(frozen=True, slots=True)
 class XdpPlace:
-    """One mode of one interface. The kernel takes one mode at a time."""
+    """One XDP mode of one interface. The kernel allows one mode at a time."""
 
     ifindex: int
     mode: Hook
 
     @property
     def other(self) -> XdpPlace:
-        """The mode that must be free."""
+        """The other mode, which must be free."""
         mode = Hook.GENERIC if self.mode is Hook.NATIVE else Hook.NATIVE
         return XdpPlace(self.ifindex, mode)
 
@@ -59,5 +59,5 @@ class XdpPlace:
 
 
 def explain(error: OSError) -> str:
-    """What an errno means of an XDP attachment."""
+    """Return what an errno means when an XDP program is attached."""
     return _KNOWN.get(error.errno or 0, os.strerror(error.errno or 0))
