@@ -139,7 +139,7 @@ AGENT = (
            "*(step for step in puts if step.id not in last),\n", "",
            ("unit/reconcile", "property/test_diff.py")),
     Mutant("the last backend goes before its ring has another", "agent/reconcile/diff.py",
-           "return frozenset().union(*dry)", "return frozenset()",
+           "return frozenset().union(*last)", "return frozenset()",
            ("unit/reconcile", "property/test_diff.py")),
     Mutant("a source of fullnat is marked when its ports are in use", "agent/reconcile/diff.py",
            "*(PutMark(slot, mark) for slot, mark in early.items()),\n", "",
