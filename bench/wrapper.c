@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Puts the packet back, then tail-calls the program under test.
+/* Restores the packet, then tail-calls the program under test.
  *
- * BPF_PROG_TEST_RUN with repeat > 1 restores neither the bytes nor the length
- * between repeats: an encapsulating program would see its own output from the
- * second repeat on.  Only what the program changes is written again, the length,
- * the first 16 bytes and the words of BENCH_RESTORE: storing all of it would make
- * the program's loads wait for stores that no network card does.
+ * BPF_PROG_TEST_RUN with repeat > 1 restores neither the bytes nor the length between repeats: an
+ * encapsulating program would see its own output from the second repeat on.  Only what the program
+ * changes is written again: the length, the first 16 bytes and the words of BENCH_RESTORE.  Storing
+ * all of the packet would make the program's loads wait for stores, which does not happen with a
+ * network card.
  *
- * -D constants: BENCH_LENGTH, BENCH_WORD0, BENCH_WORD1 (the first 16 bytes),
- * BENCH_RESTORE (R32(offset, value) for each word that is changed), and for many
- * flows BENCH_COUNTER (where the counter is pinned), BENCH_FLOW_OFFSET (0: one flow), BENCH_FLOW_BASE,
- * BENCH_FLOW_MASK, BENCH_FLOW_SHIFT (log2 of the packets in a row of one flow).
+ * -D constants: BENCH_LENGTH; BENCH_WORD0 and BENCH_WORD1 (the first 16 bytes); BENCH_RESTORE
+ * (R32(offset, value) for each word that is changed); and for many flows BENCH_COUNTER (where the
+ * counter is pinned), BENCH_FLOW_OFFSET (0: one flow), BENCH_FLOW_BASE, BENCH_FLOW_MASK and
+ * BENCH_FLOW_SHIFT (log2 of the number of consecutive packets of one flow).
  */
 #define R32(offset, value) *(u32 *)(data + (offset)) = (value);
 
 BPF_PROG_ARRAY(target, 1);
-/* Shared by the wrappers of one case, so that new is new to each of the programs. */
+/* Shared by the wrappers of one case, so a flow that is new to one program is new to each of them.
+ */
 BPF_TABLE_PINNED("array", int, u64, counter, 1, BENCH_COUNTER);
 
 static __always_inline int restore(struct xdp_md *ctx)
@@ -53,7 +54,7 @@ int bench(struct xdp_md *ctx)
 	return XDP_ABORTED;
 }
 
-/* The empty program: what is left is the wrapper's own cost. */
+/* The empty program: measures the wrapper's own cost. */
 int nothing(struct xdp_md *ctx)
 {
 	return XDP_TX;

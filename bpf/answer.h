@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Packets that the balancer itself answers, at the place of the one that it drops:
- * RST, SYN-ACK, ICMP port unreachable, packet too big, time exceeded.  Each answer is
- * smaller than its cause or little larger, there is one a packet, and strangers get
- * so many (budget.h).
+/* Replies of the balancer itself, made from the packet that it drops: RST, SYN-ACK, ACK as a
+ * challenge, ICMP port unreachable, packet too big, time exceeded.  A reply is smaller than its
+ * cause or little larger, there is at most one per packet, and hosts that we know nothing of get a
+ * limited number (budget.h).
  */
 #ifndef STEELYARD_ANSWER_H
 #define STEELYARD_ANSWER_H
@@ -17,12 +17,10 @@
 #include "scratch.h"
 #include "synack.h"
 
-#define QUOTE_MAX 128 /* of the packet in question; RFC 792 asks for 28, RFC 4443 for more */
+#define QUOTE_MAX 128 /* bytes to quote of the packet; RFC 792 asks for 28, RFC 4443 for more */
 #define ANSWER_TTL 64
 
-/* Where an answer came from and goes to: the addresses as they stand in the
- * packet, which of an ICMP error are not those of its flow.
- */
+/* Swaps the MAC addresses, so that the reply goes back to the sender of the frame. */
 static __always_inline int answer_macs(CTX *ctx)
 {
 	struct eth_header *eth = ctx_data(ctx);
@@ -36,11 +34,11 @@ static __always_inline int answer_macs(CTX *ctx)
 	return 0;
 }
 
-/* tc: whether the packet's checksum is left for the sender's card to finish, on the
- * answer's way out; in its place is `begun` until then, the sum over the addresses.
- * Only the kernel knows: its helper changes any other checksum, and not this.
+/* tc: is the packet's checksum one that the sender's card was to finish?  Then it is finished when
+ * the reply goes out, and until then the sum over the addresses is in its place: `partial`.  Only
+ * the kernel knows: its helper changes any other checksum, but not such a one.
  */
-static __always_inline bool answer_is_unfinished(CTX *ctx, const struct packet *p, __u16 *begun)
+static __always_inline bool answer_is_unfinished(CTX *ctx, const struct packet *p, __u16 *partial)
 {
 #if LB_TC
 	__u32 at = p->l3_off + p->l4_off +
@@ -48,18 +46,18 @@ static __always_inline bool answer_is_unfinished(CTX *ctx, const struct packet *
 					    __builtin_offsetof(struct tcp_header, check));
 	__u16 changed;
 
-	if (bpf_skb_load_bytes(ctx, at, begun, sizeof(*begun)) ||
+	if (bpf_skb_load_bytes(ctx, at, partial, sizeof(*partial)) ||
 	    bpf_l4_csum_replace(ctx, at, 0, 1, 0) ||
 	    bpf_skb_load_bytes(ctx, at, &changed, sizeof(changed)))
 		return false;
-	if (changed == *begun)
+	if (changed == *partial)
 		return true;
-	bpf_skb_store_bytes(ctx, at, begun, sizeof(*begun), 0);
+	bpf_skb_store_bytes(ctx, at, partial, sizeof(*partial), 0);
 #endif
 	return false;
 }
 
-/* Cuts the packet to `len` bytes of IP. */
+/* Cuts the IP packet to `len` bytes, or extends it. */
 static __always_inline int answer_cut(CTX *ctx, const struct packet *p, __u32 len)
 {
 #if LB_TC
@@ -71,7 +69,7 @@ static __always_inline int answer_cut(CTX *ctx, const struct packet *p, __u32 le
 #endif
 }
 
-/* Makes room for `len` bytes in front of the IP packet, behind Ethernet and tags. */
+/* Makes room for `len` bytes between the link header, tags included, and the IP packet. */
 static __always_inline int answer_push(CTX *ctx, const struct packet *p, __u32 len)
 {
 #if LB_TC
@@ -89,7 +87,7 @@ static __always_inline int answer_push(CTX *ctx, const struct packet *p, __u32 l
 	data = ctx_data(ctx);
 	if (data + L3_OFF_MAX > (__u8 *)ctx_end(ctx))
 		return REASON_INTERNAL;
-	/* What lies behind a shorter header is written next. */
+	/* What was copied behind a shorter link header is overwritten next. */
 	__builtin_memcpy(data, l2, sizeof(l2));
 	return l2_len > L3_OFF_MAX ? REASON_INTERNAL : 0;
 #endif
@@ -132,7 +130,7 @@ static __always_inline __u64 sum_of(const __be32 *words, int count)
 	return sum;
 }
 
-/* The options of an answer, of which synack.h knows the lengths. */
+/* Writes the options of a SYN-ACK; their possible lengths are those of synack.h. */
 static __always_inline int answer_options(CTX *ctx, __be32 *to, const struct synack *synack)
 {
 	void *data_end = ctx_end(ctx);
@@ -157,15 +155,15 @@ static __always_inline int answer_options(CTX *ctx, __be32 *to, const struct syn
 	return 0;
 }
 
-/* A TCP segment back to the sender, without payload; its numbers and flags stand in `p` instead of
- * those of the packet that it answers, and its options in `synack`.
+/* Sends a TCP segment without payload back to the sender.  Its numbers and flags are in `p`, in
+ * place of those of the packet that it answers; its options are in `synack`.
  */
 static __always_inline int answer_tcp(CTX *ctx, struct packet *p, const struct synack *synack)
 {
 	__u32 ip_len = sizeof(struct ipv6_header), len = sizeof(struct tcp_header);
 	struct tcp_header *tcp;
-	__u16 begun = 0;
-	bool unfinished = answer_is_unfinished(ctx, p, &begun);
+	__u16 partial = 0;
+	bool unfinished = answer_is_unfinished(ctx, p, &partial);
 	__u64 addresses, sum;
 	void *l3;
 
@@ -206,8 +204,9 @@ static __always_inline int answer_tcp(CTX *ctx, struct packet *p, const struct s
 	return LB_COOKIES ? answer_options(ctx, (__be32 *)(tcp + 1), synack) : 0;
 }
 
-/* RFC 9293, section 3.10.7.1: the reset of a connection that does not exist; or the challenge
- * (challenge.h).  Without a branch, as above.
+/* Sets the sequence numbers and flags: of the reset of a connection that does not exist (RFC 9293,
+ * section 3.10.7.1), of the challenge (challenge.h), or of the SYN-ACK (synack.h).  The first two
+ * without a branch, as above.
  */
 static __always_inline void answer_numbers(struct packet *p, const struct route *route, int reason,
 					   const struct synack *synack)
@@ -218,18 +217,18 @@ static __always_inline void answer_numbers(struct packet *p, const struct route 
 
 	if (LB_CHALLENGE)
 		challenged = mask_equal(reason, REASON_CHALLENGED);
-	if (LB_COOKIES && route->is_over == OVER_COOKIE) {
+	if (LB_COOKIES && route->tcp_reply == TCP_REPLY_COOKIE) {
 		p->ack = p->seq + 1;
 		p->seq = synack->cookie;
 		p->tcp_flags = TCP_SYN | TCP_ACK;
 		return;
 	}
 	p->seq = p->ack & has_ack & ~challenged;
-	p->ack = mask_choose(challenged, route->acknowledged, end & ~has_ack);
+	p->ack = mask_choose(challenged, route->challenge_ack, end & ~has_ack);
 	p->tcp_flags = mask_choose(challenged, TCP_ACK, TCP_RST | (TCP_ACK & ~has_ack));
 }
 
-/* Adds a block of the quote, if it has one of that size. */
+/* Adds a block of the quote, if `len` includes one of that size. */
 #define SUM_BLOCK(size)                                                        \
 	do {                                                                   \
 		if (len & (size)) {                                            \
@@ -240,8 +239,8 @@ static __always_inline void answer_numbers(struct packet *p, const struct route 
 		}                                                              \
 	} while (0)
 
-/* The sum over the quote: `len` is a multiple of 4 and at most QUOTE_MAX.  In
- * blocks, because a helper takes no length that varies with the packet's end.
+/* Returns the sum over the quote; `len` is a multiple of 4 and at most QUOTE_MAX.  In blocks,
+ * because the helper takes no length that varies with the packet's end.
  */
 static __always_inline __u64 sum_quote(void *from, void *data_end, __u32 len)
 {
@@ -257,7 +256,7 @@ static __always_inline __u64 sum_quote(void *from, void *data_end, __u32 len)
 	return sum;
 }
 
-/* An ICMP error about the packet, with `rest` as its second word. */
+/* Sends an ICMP error about the packet, with `rest` as the second word of the ICMP header. */
 static __always_inline int answer_icmp(CTX *ctx, struct packet *p, __u8 type, __u8 code,
 				       __be32 rest)
 {
@@ -265,8 +264,8 @@ static __always_inline int answer_icmp(CTX *ctx, struct packet *p, __u8 type, __
 	__u32 quote = (p->len < QUOTE_MAX ? p->len : QUOTE_MAX) & ~3u;
 	__u32 icmp_len = quote + sizeof(struct icmp_header);
 	struct icmp_header *icmp;
-	__u16 begun = 0;
-	bool unfinished = answer_is_unfinished(ctx, p, &begun);
+	__u16 partial = 0;
+	bool unfinished = answer_is_unfinished(ctx, p, &partial);
 	void *l3, *data_end;
 	__u64 sum;
 
@@ -295,14 +294,16 @@ static __always_inline int answer_icmp(CTX *ctx, struct packet *p, __u8 type, __
 	icmp->check = 0;
 	icmp->rest = rest;
 	sum += sum_of((__be32 *)icmp, sizeof(*icmp) / 4);
-	/* What a checksum covers comes, once that is finished, to the complement of its beginning. */
+	/* The bytes that a checksum covers sum, once it is finished, to the complement of its
+	 * initial value.
+	 */
 	sum += sum_quote(icmp + 1, data_end, unfinished ? p->l4_off : quote);
-	sum += unfinished ? (__u16)~begun : 0;
+	sum += unfinished ? (__u16)~partial : 0;
 	icmp->check = ~csum_fold(sum);
 	return 0;
 }
 
-/* The largest packet that fits on the way to a backend. */
+/* Returns the size of the largest packet that fits the path to a backend. */
 static __always_inline __u32 answer_mtu(const struct backend *backend)
 {
 	__u32 mtu = backend->mtu;
@@ -320,8 +321,8 @@ static __always_inline int answer_too_big(CTX *ctx, struct packet *p, __u32 mtu)
 		       answer_icmp(ctx, p, ICMPV6_TOO_BIG, 0, be32(mtu));
 }
 
-/* RFC 1122, section 3.2.2, RFC 4443, section 2.4: no answer to what one host has
- * not sent to one.
+/* May this packet be answered at all?  Not if it went to more than one host, or if its source is
+ * not a single host (RFC 1122, section 3.2.2, RFC 4443, section 2.4).
  */
 static __always_inline bool answer_is_due(CTX *ctx, const struct packet *p)
 {
@@ -329,21 +330,22 @@ static __always_inline bool answer_is_due(CTX *ctx, const struct packet *p)
 
 	if ((void *)(eth + 1) > ctx_end(ctx) || eth->dest[0] & 1)
 		return false;
-	return !is_no_host(p);
+	return !source_is_no_host(p);
 }
 
 static __always_inline int answer_ttl(CTX *ctx, struct packet *p, const struct route *route)
 {
-	/* To a backend we are the VIP; in nat what it sent is for the client. */
+	/* In nat a backend addresses its packets to the client, but knows us as the VIP. */
 	if (LB_NAT && route->is_reply && !p->nat_source)
 		__builtin_memcpy(p->daddr, route->to.saddr, sizeof(p->daddr));
 	return answer_icmp(ctx, p, p->family == 4 ? ICMP_TIME_EXCEEDED : ICMPV6_TIME_EXCEEDED, 0,
 			   0);
 }
 
-/* Three answers are not limited: that a packet is too big, as in Linux, because it is far
- * larger than its answer; that a connection which was here is over, because nobody but
- * its two ends can ask for it; and a challenge, as a server answers all SYNs.
+/* Is there budget for this reply?  Three replies are not limited: packet too big, as in Linux,
+ * because the packet is far larger than the reply; the RST for a connection that was recorded here,
+ * because only its two ends can trigger it; and a challenge, because a server would answer every
+ * SYN.
  */
 static __always_inline bool answer_is_allowed(const struct packet *p, const struct route *route)
 {
@@ -353,8 +355,8 @@ static __always_inline bool answer_is_allowed(const struct packet *p, const stru
 	return false;
 }
 
-/* Answers the packet that is dropped for `reason`; true if it did.  Never an ICMP
- * error, nor a later fragment (RFC 1122, section 3.2.2).
+/* Replies to the packet that is dropped for `reason`; true if a reply is made.  ICMP errors and
+ * later fragments never get one (RFC 1122, section 3.2.2).
  */
 static __always_inline bool answer(CTX *ctx, struct packet *p, const struct route *route,
 				   int reason)
@@ -367,7 +369,7 @@ static __always_inline bool answer(CTX *ctx, struct packet *p, const struct rout
 	synack = &room->synack;
 	if (p->quote_off || p->is_later_fragment || ctx_is_super(ctx) || !answer_is_due(ctx, p))
 		return false;
-	if (LB_SYNC && p->from_peer) /* its frame came from a balancer, not from the client */
+	if (LB_SYNC && p->from_peer) /* a balancer sent its frame, not the client */
 		return false;
 	if ((LB_SYNC || LB_IPIP || LB_GUE || LB_NAT || LB_FULLNAT) && reason == REASON_TOO_BIG)
 		return route->mtu && !answer_too_big(ctx, p, route->mtu);
@@ -378,11 +380,11 @@ static __always_inline bool answer(CTX *ctx, struct packet *p, const struct rout
 	if (p->tcp_flags & TCP_RST)
 		return false;
 	if (p->l4_proto == L4_TCP && (reason == REASON_NO_FLOW || reason == REASON_CHALLENGED)) {
-		if (!route->is_over ||
-		    (route->is_over == OVER_UNKNOWN && !answer_is_allowed(p, route)))
+		if (!route->tcp_reply ||
+		    (route->tcp_reply == TCP_REPLY_RST_LIMITED && !answer_is_allowed(p, route)))
 			return false;
 	} else {
-		if (!LB_RESET || reason != REASON_NO_BACKEND || !route->resets ||
+		if (!LB_RESET || reason != REASON_NO_BACKEND || !route->sends_reset ||
 		    !answer_is_allowed(p, route))
 			return false;
 		if (p->l4_proto == L4_UDP)
@@ -391,9 +393,10 @@ static __always_inline bool answer(CTX *ctx, struct packet *p, const struct rout
 				p->family == 4 ? ICMP_UNREACHABLE_PORT : ICMPV6_UNREACHABLE_PORT,
 				0);
 	}
-	if (LB_COOKIES && route->is_over != OVER_COOKIE)
+	if (LB_COOKIES && route->tcp_reply != TCP_REPLY_COOKIE)
 		__builtin_memset(synack, 0, __builtin_offsetof(struct synack, asked));
-	if (LB_COOKIES && route->is_over == OVER_COOKIE && !synack_make(ctx, p, route, synack))
+	if (LB_COOKIES && route->tcp_reply == TCP_REPLY_COOKIE &&
+	    !synack_make(ctx, p, route, synack))
 		return false;
 	answer_numbers(p, route, reason, synack);
 	step_ends();

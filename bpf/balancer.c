@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The packet walk: parse -> service -> guard -> flow -> select -> forward -> out.
- * A backend's answer (nat, fullnat): parse -> reply -> out.
+ * A backend's packet (nat, fullnat): parse -> reply -> out.
  *
- * A step returns 0 to go on or an enum reason.  Only balancer() turns a reason
- * into a verdict, and counts it, once, at `out`:
- *   up to REASON_FRAGMENT   passed, the packet untouched
- *   from REASON_MALFORMED   dropped; or answered, where that is somebody's due
- *   0                       sent, out where it came in or by another interface
+ * A step returns 0 to go on, or an enum reason.  Only balancer() turns a reason into a verdict, and
+ * counts it once, at `out`:
+ *   up to REASON_FRAGMENT   passed to the host, untouched
+ *   from REASON_MALFORMED   dropped, or answered where the sender is due a reply
+ *   0                       sent, by the interface that it came in by or by another one
  */
 #include "abi.h"
 #include "maps.h"
@@ -31,7 +31,7 @@
 #include "trace.h"
 #include "peer.h"
 
-/* The walk of one packet of a client. */
+/* State of the walk of one packet from a client. */
 struct walk {
 	struct service *service;
 	struct backend *backend;
@@ -39,7 +39,7 @@ struct walk {
 	struct route *route;
 };
 
-/* What the client's packet does to its recorded flow. */
+/* Updates a recorded flow from a packet of its client. */
 static __always_inline void refresh(CTX *ctx, const struct packet *p, struct walk *walk,
 				    struct backend_counters *counters)
 {
@@ -48,12 +48,12 @@ static __always_inline void refresh(CTX *ctx, const struct packet *p, struct wal
 	bool is_proven = state != FLOW_EMBRYONIC || !is_nat(walk->backend->forward) ||
 			 flow_is_proven(p, &walk->flow);
 	__u32 next = slot_next_state(slot_base(state), p, is_proven);
-	struct happening what = { .service = service->id, .backend = walk->route->backend };
-	struct ends ends = { p->saddr, p->daddr, p->sport, p->dport };
+	struct trace_fields fields = { .service = service->id, .backend = walk->route->backend };
+	struct endpoints endpoints = { p->saddr, p->daddr, p->sport, p->dport };
 	struct answer answer = {};
 	struct flow_warm *warm;
 
-	/* Through memory: the verifier would follow each way to `next` to the end. */
+	/* Through memory: the verifier would follow each way of computing `next` to the end. */
 	walk->flow.at->next = next;
 	step_ends();
 	next = walk->flow.at->next;
@@ -65,7 +65,7 @@ static __always_inline void refresh(CTX *ctx, const struct packet *p, struct wal
 			goto move;
 		}
 	}
-	/* Most packets neither ask nor are waited for. */
+	/* Most packets carry no request, and no request of their flow waits. */
 	if (LB_WAITING && service->flags & SERVICE_F_WAITING && p->l4_proto == L4_TCP &&
 	    is_proven && (p->payload_len || slot_awaits(state) || state == FLOW_EMBRYONIC)) {
 		warm = flow_warm_of(&walk->flow);
@@ -80,28 +80,30 @@ static __always_inline void refresh(CTX *ctx, const struct packet *p, struct wal
 move:
 	state = flow_move(&walk->flow, next);
 	if (state == FLOW_EMBRYONIC && next != state && slot_base(next) != FLOW_CLOSING)
-		flow_write_cold(p, &ends, service->id, &walk->flow);
+		flow_write_cold(p, &endpoints, service->id, &walk->flow);
 	flow_moved(&walk->flow, state, next, walk->route->backend, counters);
-	what.state = state;
-	what.waited_bytes = answer.bytes;
-	what.waited_us = answer.us;
+	fields.state = state;
+	fields.waited_bytes = answer.bytes;
+	fields.waited_us = answer.us;
 	if (answer.bytes)
-		trace_client(p, EVENT_ANSWER, &what);
+		trace_client(p, EVENT_ANSWER, &fields);
 	else if (slot_base(next) == FLOW_CLOSING && slot_is_open(state))
-		trace_client(p, EVENT_CLOSE, &what);
+		trace_client(p, EVENT_CLOSE, &fields);
 	else
-		trace_client(p, EVENT_PACKET, &what);
+		trace_client(p, EVENT_PACKET, &fields);
 }
 
-/* Who answers a cookie ends a handshake, of which the SYN has opened no flow. */
+/* Opens a flow from the ACK that answers a SYN cookie.  Its SYN opened none, so this is the
+ * handshake.
+ */
 static __always_inline void open_acked(const struct packet *p, const struct walk *walk)
 {
 	struct backend_counters *counters = backend_counters_of(walk->route->backend);
-	struct ends ends = { p->saddr, p->daddr, p->sport, p->dport };
+	struct endpoints endpoints = { p->saddr, p->daddr, p->sport, p->dport };
 	struct flow_warm *warm = flow_warm_of(&walk->flow);
 
 	count_cookie(walk->service->id);
-	flow_write_cold(p, &ends, walk->service->id, &walk->flow);
+	flow_write_cold(p, &endpoints, walk->service->id, &walk->flow);
 	if (LB_WAITING && walk->service->flags & SERVICE_F_WAITING && warm)
 		waiting_open(p, warm, walk->route->backend, walk->flow.at->tag);
 	if (counters)
@@ -111,8 +113,8 @@ static __always_inline void open_acked(const struct packet *p, const struct walk
 static __always_inline void open_flow(const struct packet *p, const struct walk *walk)
 {
 	count_opened(walk->backend, walk->route->backend,
-		     LB_COOKIES ? mask_equal(walk->route->begins, 0) & 1 : 1);
-	if (LB_COOKIES && walk->route->begins) {
+		     LB_COOKIES ? mask_equal(walk->route->answers_cookie, 0) & 1 : 1);
+	if (LB_COOKIES && walk->route->answers_cookie) {
 		open_acked(p, walk);
 		return;
 	}
@@ -120,93 +122,99 @@ static __always_inline void open_flow(const struct packet *p, const struct walk 
 		waiting_syn(walk->flow.at->tag);
 }
 
-/* nat, fullnat: a segment in the middle of a connection of which nothing is known can only
- * be reset by a backend, as a router and IPVS would do at once.  But in nat the rings of
- * maglev and source tell where it is, so a connection outlives the balancer that knew it.
+/* nat, fullnat: is this a segment from the middle of a connection that we know nothing of?  Its
+ * backend could only reset it, so we do, at once, as a router and IPVS would.  But in nat the rings
+ * of maglev and source still lead to its backend, so there a connection survives the loss of the
+ * balancer that knew it.
  */
-static __always_inline bool is_of_nobody(const struct packet *p, const struct service *service)
+static __always_inline bool is_unknown_connection(const struct packet *p,
+						  const struct service *service)
 {
-	bool tells = service->scheduler == SCHEDULER_MAGLEV ||
-		     service->scheduler == SCHEDULER_SOURCE;
+	bool rings_lead = service->scheduler == SCHEDULER_MAGLEV ||
+			  service->scheduler == SCHEDULER_SOURCE;
 
 	if (!(LB_NAT || LB_FULLNAT) || p->l4_proto != L4_TCP || (LB_SYNC && p->from_peer) ||
 	    (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 		return false;
-	return service->forward == FORWARD_FULLNAT || (service->forward == FORWARD_NAT && !tells);
+	return service->forward == FORWARD_FULLNAT ||
+	       (service->forward == FORWARD_NAT && !rings_lead);
 }
 
 static __always_inline __u32 first_state(const struct route *route)
 {
-	return LB_COOKIES ? mask_choose(mask_equal(route->begins, 0), FLOW_EMBRYONIC, FLOW_ACKED) :
+	return LB_COOKIES ? mask_choose(mask_equal(route->answers_cookie, 0), FLOW_EMBRYONIC,
+					FLOW_ACKED) :
 			    FLOW_EMBRYONIC;
 }
 
-/* A backend for a new flow, and its record, unless new flows are held back. */
+/* Picks a backend for a new flow and records the flow, unless new flows are held back. */
 static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *walk)
 {
 	struct scratch *room = scratch_room();
 	const struct service *service;
-	struct happening what = {};
+	struct trace_fields fields = {};
 	int reason;
 
 	if (!room)
 		return REASON_INTERNAL;
-	/* In one place, wherever it was found: the verifier would follow all that comes for each. */
+	/* Copied to one place, wherever it was found: otherwise the verifier would follow the rest
+	 * of the walk once for each place.
+	 */
 	room->picked = *walk->service;
 	walk->service = &room->picked;
 	service = walk->service;
 	step_ends();
-	what.service = service->id;
+	fields.service = service->id;
 	reason = guard_first(ctx, p);
 	step_ends();
 	if (reason)
 		return reason;
 	if (LB_GUARD && !begins_connection(p)) {
-		walk->route->refused = source_unlisted(p, service);
+		walk->route->refusal = source_unlisted(p, service);
 		step_ends();
-		if (walk->route->refused)
+		if (walk->route->refusal)
 			return refusal_of(walk->route);
 	}
 	if (hold_is_on())
 		return REASON_HELD;
-	/* The last packets of a connection that nobody knows open nothing. */
-	walk->route->opens = !(p->tcp_flags & (TCP_FIN | TCP_RST));
+	/* The last packets of an unknown connection open no flow. */
+	walk->route->may_open = !(p->tcp_flags & (TCP_FIN | TCP_RST));
 	if (LB_CHALLENGE && service->flags & SERVICE_F_CHALLENGE) {
-		/* Through memory: the verifier would follow each of its ways to the end. */
+		/* Through memory: the verifier would follow each of its results to the end. */
 		walk->route->challenge = challenge_answered(p, service, walk->route);
 		step_ends();
 		if (walk->route->challenge)
 			return walk->route->challenge == REASON_VERIFIED ? REASON_VERIFIED :
 									   REASON_CHALLENGED;
 	}
-	if (is_of_nobody(p, service)) {
-		walk->route->is_over = OVER_UNKNOWN;
+	if (is_unknown_connection(p, service)) {
+		walk->route->tcp_reply = TCP_REPLY_RST_LIMITED;
 		return REASON_NO_FLOW;
 	}
 	step_ends();
-	if (LB_LIMITS && walk->route->opens &&
+	if (LB_LIMITS && walk->route->may_open &&
 	    service->limits & (SERVICE_LIMITS_NEW | SERVICE_LIMITS_HELD)) {
-		walk->route->refused = limit_new_flow(p, service);
+		walk->route->refusal = limit_new_flow(p, service);
 		step_ends();
-		if (walk->route->refused)
+		if (walk->route->refusal)
 			return REASON_LIMITED;
 	}
-	if (walk->route->opens)
+	if (walk->route->may_open)
 		flow_reserve(&walk->flow);
 	step_ends();
 	if (!walk->route->backend)
 		walk->route->backend = select_backend(p, service,
 						      select_scheduler(p, service, walk->flow.at,
-								       walk->route->begins),
+								       walk->route->answers_cookie),
 						      &walk->route->ring);
 	step_ends();
 	walk->backend = backends.lookup(&walk->route->backend);
 	if (!walk->route->backend || !walk->backend) {
-		walk->route->resets = (service->flags & SERVICE_F_RESET) != 0;
+		walk->route->sends_reset = (service->flags & SERVICE_F_RESET) != 0;
 		return REASON_NO_BACKEND;
 	}
-	what.backend = walk->route->backend;
-	if (!walk->route->opens) {
+	fields.backend = walk->route->backend;
+	if (!walk->route->may_open) {
 		walk->flow.at->way = FLOW_WAYS;
 		return is_nat(walk->backend->forward) ? REASON_NO_FLOW : 0;
 	}
@@ -215,17 +223,17 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 		return is_nat(walk->backend->forward) ? REASON_NO_ROOM : 0;
 	}
 	open_flow(p, walk);
-	trace_client(p, EVENT_PICK, &what);
+	trace_client(p, EVENT_PICK, &fields);
 	return 0;
 }
 
-/* An ICMP error goes where the flow is that it is about. */
+/* Finds the backend of an ICMP error: the one that the flow it is about goes to. */
 static __always_inline int find_quoted(const struct packet *p, struct walk *walk)
 {
 	if (flow_is_recorded(&walk->flow)) {
 		walk->route->backend = slot_backend(walk->flow.at->word);
 	} else {
-		/* Unless the packet itself tells, as it would have told then. */
+		/* With maglev, the packet's hash alone names its backend, as for the flow. */
 		if (walk->service->scheduler != SCHEDULER_MAGLEV)
 			return REASON_NO_FLOW;
 		walk->route->backend =
@@ -239,64 +247,66 @@ static __always_inline int find_quoted(const struct packet *p, struct walk *walk
 	return 0;
 }
 
-/* While new clients are challenged: what may answer a challenge does not go with a record of
- * before.
+/* While new clients are challenged: does the packet possibly answer a challenge?  Then an old
+ * record with the same ports does not decide where it goes.
  */
-static __always_inline bool may_answer(const struct packet *p, const struct walk *walk)
+static __always_inline bool may_answer_challenge(const struct packet *p, const struct walk *walk)
 {
 	__u32 state = slot_base(slot_state(walk->flow.at->word));
 
-	if (LB_COOKIES && walk->route->begins)
+	if (LB_COOKIES && walk->route->answers_cookie)
 		return true;
 	return LB_CHALLENGE && walk->service->flags & SERVICE_F_CHALLENGE &&
 	       p->tcp_flags & TCP_RST && (state == FLOW_EMBRYONIC || state == FLOW_CLOSING) &&
 	       !source_is_verified(p);
 }
 
-/* A RST where clients are challenged: no other balancer knows what they were asked.  And who
- * begins a connection belongs to nobody so far.
+/* Packets that are never passed on to a peer: a RST where clients are challenged, because no other
+ * balancer knows what we challenged them with, and an ACK that answers a SYN cookie, because it
+ * begins a connection.
  */
-static __always_inline bool is_for_us(const struct packet *p, const struct walk *walk)
+static __always_inline bool is_not_for_peers(const struct packet *p, const struct walk *walk)
 {
-	if (LB_COOKIES && walk->route->begins)
+	if (LB_COOKIES && walk->route->answers_cookie)
 		return true;
 	return LB_CHALLENGE && walk->service->flags & SERVICE_F_CHALLENGE && p->tcp_flags & TCP_RST;
 }
 
-/* A flow that is established is not asked for a cookie; one that is over, or never began, may be of
- * a connection with the same ports.
+/* May the packet answer a SYN cookie?  Cookies are not checked for established flows; but where a
+ * flow is over, or was never established, the packet may begin a new connection with the same
+ * ports.
  */
-static __always_inline bool may_begin(const struct walk *walk)
+static __always_inline bool may_answer_cookie(const struct walk *walk)
 {
 	__u32 state = slot_base(slot_state(walk->flow.at->word));
 
 	return !flow_is_recorded(&walk->flow) || state == FLOW_EMBRYONIC || state == FLOW_CLOSING;
 }
 
-/* The backend that a QUIC packet names itself, if that is alive. */
-static __always_inline void find_named(CTX *ctx, const struct packet *p, struct walk *walk)
+/* Finds the backend that the QUIC packet itself names, if that backend is alive. */
+static __always_inline void find_quic_backend(CTX *ctx, const struct packet *p, struct walk *walk)
 {
 	if (!LB_QUIC)
 		return;
-	walk->route->named = 0;
+	walk->route->quic_backend = 0;
 	if (!walk->service->quic_id_len)
 		return;
-	walk->route->named = quic_backend(ctx, p, walk->service);
+	walk->route->quic_backend = quic_backend(ctx, p, walk->service);
 	step_ends();
-	if (walk->route->named) {
-		walk->backend = backends.lookup(&walk->route->named);
+	if (walk->route->quic_backend) {
+		walk->backend = backends.lookup(&walk->route->quic_backend);
 		if (!walk->backend || !(walk->backend->flags & BACKEND_F_ALIVE))
-			walk->route->named = 0;
+			walk->route->quic_backend = 0;
 	}
 	step_ends();
 }
 
-static __always_inline bool is_not_elsewhere(const struct route *route)
+static __always_inline bool is_at_quic_backend(const struct route *route)
 {
-	return !LB_QUIC || !route->named || route->named == route->backend;
+	return !LB_QUIC || !route->quic_backend || route->quic_backend == route->backend;
 }
 
-/* A recorded flow stays where it is; any other is picked for and recorded. */
+/* Finds the packet's backend: that of its recorded flow, else a new pick, which is recorded. */
 static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct walk *walk)
 {
 	struct backend_counters *counters;
@@ -307,33 +317,33 @@ static __always_inline int find_backend(CTX *ctx, const struct packet *p, struct
 		return REASON_INTERNAL;
 	if (p->quote_off)
 		return find_quoted(p, walk);
-	if (LB_COOKIES && may_begin(walk)) {
+	if (LB_COOKIES && may_answer_cookie(walk)) {
 		/* Through memory, as above. */
-		walk->route->begins = challenge_cookie(p, walk->service);
+		walk->route->answers_cookie = challenge_cookie(p, walk->service);
 		step_ends();
 	}
-	find_named(ctx, p, walk);
-	if (flow_is_recorded(&walk->flow) && !may_answer(p, walk)) {
+	find_quic_backend(ctx, p, walk);
+	if (flow_is_recorded(&walk->flow) && !may_answer_challenge(p, walk)) {
 		if (slot_is_reset(walk->flow.at->word) && !(p->tcp_flags & TCP_SYN)) {
-			walk->route->is_over = OVER_KNOWN;
+			walk->route->tcp_reply = TCP_REPLY_RST;
 			return REASON_NO_FLOW;
 		}
 		walk->route->backend = slot_backend(walk->flow.at->word);
 		walk->backend = backends.lookup(&walk->route->backend);
-		if (walk->backend && flow_stands(p, &walk->flow, walk->backend) &&
-		    is_not_elsewhere(walk->route)) {
+		if (walk->backend && flow_decides(p, &walk->flow, walk->backend) &&
+		    is_at_quic_backend(walk->route)) {
 			counters = backend_counters_of(walk->route->backend);
 			refresh(ctx, p, walk, counters);
 			goto count;
 		}
 	}
-	if (LB_SYNC && !flow_is_recorded(&walk->flow) && !is_for_us(p, walk)) {
+	if (LB_SYNC && !flow_is_recorded(&walk->flow) && !is_not_for_peers(p, walk)) {
 		walk->backend = peer_for(p, &walk->flow);
 		if (walk->backend)
 			return 0;
 		step_ends();
 	}
-	walk->route->backend = LB_QUIC ? walk->route->named : 0;
+	walk->route->backend = LB_QUIC ? walk->route->quic_backend : 0;
 	reason = pick(ctx, p, walk);
 	if (reason)
 		return reason;
@@ -346,7 +356,7 @@ count:
 	return 0;
 }
 
-/* What nat and fullnat need to know of the flow. */
+/* Prepares what nat and fullnat need: the way back and the addresses to rewrite to. */
 static __always_inline int bind(CTX *ctx, const struct packet *p, struct walk *walk)
 {
 	struct flow_warm *warm;
@@ -359,7 +369,7 @@ static __always_inline int bind(CTX *ctx, const struct packet *p, struct walk *w
 	if (!p->quote_off && !(LB_SYNC && p->from_peer && !walk->flow.at->is_new))
 		way_back_remember(ctx, p, warm);
 	if (walk->flow.at->is_new)
-		warm->ack = 0; /* the server has said nothing so far: flow_is_proven() */
+		warm->ack = 0; /* the server has sent nothing yet: flow_is_proven() */
 	route_rewrite(walk->route, p, walk->backend);
 	if (LB_FULLNAT && walk->backend->forward == FORWARD_FULLNAT)
 		return nat_bind(p, &walk->flow, warm, walk->route);
@@ -377,15 +387,15 @@ static __always_inline int from_client(CTX *ctx, struct packet *p, struct walk *
 	if (reason)
 		return reason;
 	if (LB_GUARD && begins_connection(p)) {
-		walk->route->refused = source_unlisted(p, walk->service);
+		walk->route->refusal = source_unlisted(p, walk->service);
 		step_ends();
-		if (walk->route->refused)
+		if (walk->route->refusal)
 			return refusal_of(walk->route);
 	}
 	if (LB_LIMITS && walk->service->limits & SERVICE_LIMITS_PACKETS) {
-		walk->route->refused = limit_packet(p, walk->service);
+		walk->route->refusal = limit_packet(p, walk->service);
 		step_ends();
-		if (walk->route->refused)
+		if (walk->route->refusal)
 			return REASON_LIMITED;
 	}
 	if (LB_CHALLENGE && walk->service->flags & SERVICE_F_CHALLENGE) {
@@ -409,7 +419,7 @@ static __always_inline int from_backend(CTX *ctx, struct packet *p, struct scrat
 	return reply_find(ctx, p, &reply);
 }
 
-/* Where the packet goes: 0 and its route, or a reason. */
+/* Decides where the packet goes.  Returns 0, with the route filled in, or a reason. */
 static __always_inline int find_route(CTX *ctx, struct packet *p, struct scratch *room,
 				      struct walk *walk)
 {
@@ -433,11 +443,11 @@ static __always_inline int find_route(CTX *ctx, struct packet *p, struct scratch
 static __always_inline void trace_drop(const struct packet *p, const struct route *route,
 				       int reason)
 {
-	struct happening what = { .service = route->service,
-				  .backend = route->backend,
-				  .reason = reason };
+	struct trace_fields fields = { .service = route->service,
+				       .backend = route->backend,
+				       .reason = reason };
 
-	trace_client(p, EVENT_DROP, &what);
+	trace_client(p, EVENT_DROP, &fields);
 }
 
 int balancer(CTX *ctx)
@@ -456,9 +466,9 @@ int balancer(CTX *ctx)
 	__builtin_memset(p, 0, sizeof(*p));
 	route->service = 0;
 	route->backend = 0;
-	route->is_over = OVER_UNTOLD;
+	route->tcp_reply = TCP_REPLY_NONE;
 	if (LB_COOKIES)
-		route->begins = 0;
+		route->answers_cookie = 0;
 	walk.route = route;
 	walk.flow.at = &room->place;
 	ctx_pull(ctx, HEADERS_MAX);

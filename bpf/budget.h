@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* How many packets of strangers are answered, so that nobody can flood a third party
- * through us by forging its address.  Virtual scheduling (ITU-T I.371, annex A), with a
- * second's worth at once.  CPUs do not wait for each other: two that look at the same
- * moment may both answer.
+/* A budget for replies to hosts that we know nothing of, so that nobody can flood a third party
+ * through us by forging its address.  Virtual scheduling (ITU-T I.371, annex A), with a burst of
+ * one second's worth.  CPUs do not wait for each other: two that look at the same moment may both
+ * reply.
  */
 #ifndef STEELYARD_BUDGET_H
 #define STEELYARD_BUDGET_H
@@ -11,7 +11,7 @@
 #include "maps.h"
 
 #define BUDGET_SECOND 1000000000ULL
-/* A second.  Linux sends 1,000 ICMP messages (icmp_msgs_per_sec), and RST without limit. */
+/* Per second.  Linux sends 1,000 ICMP messages (icmp_msgs_per_sec), and RSTs without limit. */
 #define BUDGET_OF_ALL 10000
 #define BUDGET_OF_SOURCE 100
 
@@ -25,17 +25,17 @@ static __always_inline __u64 budget_next(__u64 due, __u64 now, __u64 interval)
 	return (due > now ? due : now) + interval;
 }
 
-/* IPv6: the first 64 bits are one source.  Two steps of the hash are not enough for addresses
- * that follow each other: with one of forty keys, the 200 hosts of a network had 150 budgets or
- * fewer between them, with the worst only 6.
+/* The secret hash of a source.  Of an IPv6 address, the first 64 bits are one source.  Two steps of
+ * the hash are not enough for consecutive addresses: with one key in forty, the 200 hosts of a
+ * network shared 150 budgets or fewer, with the worst key only 6.
  */
 static __always_inline __u64 source_hash_secret(const struct packet *p)
 {
 	__u64 word = (__u64)p->saddr[0] << 32 | (p->family == 6 ? p->saddr[1] : 0), hash;
 
 	hash = mix(mix(mix(word ^ LB_FLOW_KEY, LB_FLOW_MUL0), LB_FLOW_MUL1), LB_FLOW_MUL0);
-	/* The secrets are put in when the program is loaded: the compiler would cut them to
-	 * the bits that matter for what follows.
+	/* The secrets are put in when the program is loaded, so the compiler must not shorten them
+	 * to the bits that matter for what follows.
 	 */
 	asm volatile("" : "+r"(hash));
 	return hash;
@@ -46,7 +46,7 @@ static __always_inline __u32 budget_source(const struct packet *p)
 	return 1 + (source_hash_secret(p) >> 32) % BUDGET_SOURCES;
 }
 
-/* Whether one more answer to the packet's source may be sent; then it counts. */
+/* May one more reply be sent to the packet's source?  If so, it is counted. */
 static __always_inline bool budget_allows(const struct packet *p)
 {
 	__u32 index = budget_source(p), zero = 0;

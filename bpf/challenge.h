@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* SYN protection: who begins a connection shows first that it is at its address.
+/* SYN protection: a host that begins a connection first has to show that it is at its address.
  *
- * Its SYN is answered with an ACK of something else, as by a server that believes itself in a
- * connection of before.  A stack answers that with a RST from where the acknowledgement is
- * (RFC 9293, sections 3.5.1 and 3.10.7.3), which nobody can send who has not seen it: it is a
- * secret hash of the source.  From then on the source is verified, and the client's SYN, which
- * it sends again, opens its flow as any other.  Nothing is kept of a source that has not
- * answered, so a flood of SYNs fills nothing.
+ * We answer its SYN with an ACK of something else, as a server does that still has an earlier
+ * connection with these ports.  A TCP stack answers that with a RST whose sequence number is the
+ * one that we acknowledged (RFC 9293, sections 3.5.1 and 3.10.7.3).  Only a host that has seen our
+ * ACK can send that number: it is a secret hash of the source.  From then on the source is
+ * verified, and when the client sends its SYN again, it opens a flow as any other.  Nothing is
+ * stored for a source that has not answered, so a flood of SYNs fills nothing.
  *
- * It is no SYN-ACK, and its own sequence number is 0: packet filters that follow connections
- * know this exchange, let both packets through, and begin anew at the next SYN
- * (nf_conntrack_proto_tcp.c).  After a SYN-ACK they would expect its numbers of the server.
+ * The ACK is not a SYN-ACK, and its own sequence number is 0.  Packet filters that track
+ * connections know this exchange, let both packets through, and start over at the next SYN
+ * (nf_conntrack_proto_tcp.c).  After a SYN-ACK they would expect the server to use its numbers.
  */
 #ifndef STEELYARD_CHALLENGE_H
 #define STEELYARD_CHALLENGE_H
@@ -25,16 +25,16 @@
 #include "siphash.h"
 
 #define VERIFIED_TICKS (600ULL * LB_HZ >> LB_TICK_SHIFT) /* ten minutes */
-#define CHALLENGE_EPOCH_SHIFT 4 /* ticks of four seconds: a number is good for a minute or two */
+#define CHALLENGE_EPOCH_SHIFT 4 /* ticks of four seconds: numbers are valid for 1 to 2 minutes */
 
-/* A secret that the compiler does not see through: it is put in when the program is loaded. */
+/* Hides a secret from the compiler: its value is put in when the program is loaded. */
 static __always_inline __u64 secret(__u64 word)
 {
 	asm volatile("" : "+r"(word));
 	return word;
 }
 
-/* Of the source, the ports, the service and the time. */
+/* Hashes the source, the ports, the service and the time. */
 static __always_inline __u64 challenge_hash(const struct packet *p, const struct service *service,
 					    __u32 epoch)
 {
@@ -64,7 +64,7 @@ static __always_inline struct verified_bucket *verified_at(__u64 source)
 	return verified.lookup(&index);
 }
 
-/* All ones where the slot is of that source and its time has not come, else 0. */
+/* All ones if the slot is that source's and has not expired, else 0. */
 static __always_inline __u64 slot_verifies(__u64 slot, __u64 source, __u32 now)
 {
 	__u32 left = (__u32)(slot >> 32) - now;
@@ -87,7 +87,9 @@ static __always_inline bool source_is_verified(const struct packet *p)
 	return found;
 }
 
-/* In the place that it has, or in that of the source whose time comes, or came, first. */
+/* Marks the source as verified, in its own slot or in that of the source that expires, or expired,
+ * first.
+ */
 static __always_inline void source_verify(const struct packet *p)
 {
 	__u64 source = source_hash_secret(p), least = ~0ULL >> 1, chosen = 0;
@@ -101,7 +103,7 @@ static __always_inline void source_verify(const struct packet *p)
 		__u64 slot = bucket->slot[way];
 		__u64 left = (__u32)(slot >> 32) - now, first;
 
-		/* That time is over is a large number, less than nothing. */
+		/* An expiry in the past wraps to a large number; after this it is the least. */
 		left = (left + (1 << 30)) & 0xffffffff;
 		left &= ~mask_equal((__u32)slot, (__u32)source) & ~mask_equal(slot, 0);
 		first = mask_less(left, least);
@@ -112,8 +114,8 @@ static __always_inline void source_verify(const struct packet *p)
 						     (__u32)source;
 }
 
-/* A SYN to a service whose new clients are challenged: REASON_CHALLENGED, or 0.  It is asked
- * before the flow table is looked at, which costs more than all of this in a flood.
+/* A SYN to a service whose new clients are challenged: returns REASON_CHALLENGED, or 0.  This comes
+ * before the lookup in the flow table, which in a flood costs more than all of this.
  */
 static __always_inline int challenge_syn(const struct packet *p, const struct service *service,
 					 struct route *route)
@@ -121,21 +123,22 @@ static __always_inline int challenge_syn(const struct packet *p, const struct se
 	if (p->l4_proto != L4_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN ||
 	    source_is_verified(p))
 		return 0;
-	/* A server looks for cookies right behind the IP header (companion.c). */
+	/* The companion on the server expects a cookie right behind the IP header (companion.c). */
 	if (LB_COOKIES && service->cookies &&
 	    p->l4_off ==
 		    (p->family == 4 ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header))) {
-		route->is_over = OVER_COOKIE;
+		route->tcp_reply = TCP_REPLY_COOKIE;
 		route->forward = service->forward;
 		return REASON_CHALLENGED;
 	}
-	route->acknowledged = challenge_hash(p, service, challenge_epoch());
-	route->is_over = OVER_NOT;
+	route->challenge_ack = challenge_hash(p, service, challenge_epoch());
+	route->tcp_reply = TCP_REPLY_CHALLENGE;
 	return REASON_CHALLENGED;
 }
 
-/* Does it answer a SYN cookie?  The first ACK of a connection does, and what the client sends with
- * it or, if it got lost, after it; and any balancer that has the key can tell.
+/* Does the packet answer a SYN cookie?  The first ACK of a connection does, and so do the segments
+ * that the client sends with it or, if it got lost, after it.  Any balancer that has the key can
+ * tell.
  */
 static __always_inline bool challenge_cookie(const struct packet *p, const struct service *service)
 {
@@ -150,21 +153,22 @@ static __always_inline bool challenge_cookie(const struct packet *p, const struc
 	       cookie_is_ours(secret, p->saddr, p->sport, p->dport, p->seq - 1, p->ack - 1);
 }
 
-/* Anything else that belongs to no flow: of somebody who has not shown that it is there, it opens
- * nothing, and a RST goes no further.
+/* Any other TCP packet without a flow: from a source that is not verified it opens no flow, and a
+ * RST is not forwarded.  Returns REASON_VERIFIED for a RST that answers a challenge,
+ * REASON_CHALLENGED for any other RST of an unverified source, else 0.
  */
 static __always_inline int challenge_answered(const struct packet *p, const struct service *service,
 					      struct route *route)
 {
 	__u32 epoch = challenge_epoch();
 
-	if (LB_COOKIES && route->begins) {
+	if (LB_COOKIES && route->answers_cookie) {
 		source_verify(p);
 		return 0;
 	}
 	if (p->l4_proto != L4_TCP || source_is_verified(p))
 		return 0;
-	route->opens = 0;
+	route->may_open = 0;
 	if (!(p->tcp_flags & TCP_RST))
 		return 0;
 	if (!(mask_equal((__u32)challenge_hash(p, service, epoch), p->seq) |

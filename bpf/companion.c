@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* For servers: makes connections of the cookies that balancers have answered SYNs with (cookie.h).
- * At tc ingress of the interfaces by which the balancers' packets come: the network card, and the
- * tunnel devices.
+/* Runs on servers: turns the ACKs that answer SYN cookies of balancers (cookie.h) into connections.
+ * It is attached to tc ingress of the interfaces by which the balancers' packets come: the network
+ * card, and the tunnel devices.
  *
- * An ACK whose number is a cookie, for which there is a listener and no connection, is handed to
- * the listener together with what its SYN had asked for; from there on it is a connection as any
- * other, and the kernel checks it as it would check one of its own cookies.  Anything else passes
- * as it came.
+ * If the number that an ACK acknowledges is a cookie, and there is a listener and no connection,
+ * the ACK is handed to the listener together with the options of its SYN.  From there on it is a
+ * connection as any other, and the kernel checks it as it would check one of its own cookies.  Any
+ * other packet passes untouched.
  */
 #include "abi.h"
 #include "cookie.h"
 
-#define ACT_PASS (-1) /* TC_ACT_UNSPEC: the filters after us have their turn */
+#define ACT_PASS (-1) /* TC_ACT_UNSPEC: go on with the next filter */
 
-/* What `lb-agent companion` writes before it attaches. */
+/* `lb-agent companion` writes these before it attaches the program. */
 struct vip_key {
 	__be32 addr[4]; /* IPv4: word 0, the rest 0 */
 };
@@ -21,9 +21,9 @@ BPF_HASH(companion_vips, struct vip_key, u8, 4096);
 BPF_F_TABLE("array", u32, struct cookie_secret, cookie_secret, 1, BPF_F_MMAPABLE);
 
 struct companion_counters {
-	__u64 made;    /* connections */
-	__u64 refused; /* by the kernel: a cookie of ours, and it has taken none */
-	__u64 alone;   /* a cookie of ours, and nobody listens */
+	__u64 made;    /* connections made */
+	__u64 refused; /* our cookies that the kernel did not accept */
+	__u64 alone;   /* our cookies for which there was no listener */
 };
 BPF_F_TABLE("array", u32, struct companion_counters, companion_count, 1, BPF_F_MMAPABLE);
 
@@ -42,7 +42,7 @@ struct tcp_req_attrs {
 	__u8 reserved[3];
 };
 
-/* Helpers that BCC does not know, by their numbers. */
+/* Helpers that BCC does not know, by number. */
 static void *(*skc_lookup_tcp)(void *ctx, void *tuple, __u32 size, __u64 netns,
 			       __u64 flags) = (void *)99;
 static int (*sk_release)(void *sk) = (void *)86;
@@ -50,7 +50,7 @@ static void *(*skc_to_tcp_sock)(void *sk) = (void *)137;
 static int (*load_bytes_relative)(void *ctx, __u32 offset, void *to, __u32 len,
 				  __u32 header) = (void *)68;
 #define HEADER_NETWORK 1 /* BPF_HDR_START_NET: tunnel devices have no Ethernet header */
-/* A function of the kernel, whose number is put in when the program is loaded (companion.py). */
+/* A kernel function (kfunc), whose number is put in when the program is loaded (companion.py). */
 static int (*sk_assign_tcp_reqsk)(void *ctx, void *sk, void *attrs,
 				  int size) = (void *)LB_ASSIGN_REQSK;
 
@@ -58,15 +58,15 @@ static int (*sk_assign_tcp_reqsk)(void *ctx, void *sk, void *attrs,
 #define OPTIONS_MAX 40
 #define OPTIONS_ROUNDS 12 /* options; a timestamp comes early */
 
-/* One element a CPU: where options are looked for, the verifier follows each value on the stack. */
+/* Per-CPU memory for the search for options: the verifier would track each value on the stack. */
 struct companion_room {
-	__u8 options[64]; /* zeros behind what there is */
+	__u8 options[64]; /* padded with zeros */
 	__u64 at;
-	__u64 found; /* a timestamp's place + 1; 0: none so far */
+	__u64 found; /* position of the timestamps + 1; 0: not found yet */
 };
 BPF_PERCPU_ARRAY(companion_rooms, struct companion_room, 1);
 
-/* An ACK, and what it is about. */
+/* An ACK, and its addresses. */
 struct ack {
 	__u8 family;
 	__u8 l4_off; /* from the network header */
@@ -117,7 +117,7 @@ static __always_inline bool read_ack(struct __sk_buff *ctx, struct ack *ack)
 	       (ack->tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK)) == TCP_ACK;
 }
 
-/* What the client has written into its timestamps, if it sends any. */
+/* Reads the client's TCP timestamps, if it sends any. */
 static __always_inline void read_timestamps(struct __sk_buff *ctx, const struct ack *ack,
 					    struct tcp_req_attrs *attrs)
 {
@@ -126,7 +126,7 @@ static __always_inline void read_timestamps(struct __sk_buff *ctx, const struct 
 	struct companion_room *room = companion_rooms.lookup(&zero);
 	__be32 words[2];
 
-	/* The verifier has to see the bound, which the compiler would put otherwise. */
+	/* The verifier has to see this bound; the compiler would transform it. */
 	asm volatile("" : "+r"(len));
 	if (!room || len > OPTIONS_MAX || len < 1)
 		return;
@@ -206,7 +206,7 @@ int companion(struct __sk_buff *ctx)
 		__sync_fetch_and_add(&count->alone, 1);
 		return ACT_PASS;
 	}
-	/* The first data of a client repeats the cookie: there is a connection then. */
+	/* The client's first data repeats the cookie; by then the lookup finds the connection. */
 	listener = found->state == SOCK_LISTEN ? skc_to_tcp_sock(found) : NULL;
 	if (listener) {
 		if (sk_assign_tcp_reqsk(ctx, listener, &attrs, sizeof(attrs)))

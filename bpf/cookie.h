@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* SYN cookies (Bernstein 1996; RFC 4987, section 3.6) that one host sends and another one takes:
- * a balancer answers a SYN, and a server makes the connection of the ACK that comes back
- * (companion.c).  All that a connection needs to know of its SYN is in the sequence number of the
- * answer, so nothing is kept of clients that do not exist.
+/* SYN cookies (Bernstein 1996; RFC 4987, section 3.6) that one host makes and another one accepts:
+ * a balancer answers a SYN, and the server makes the connection when the ACK comes back
+ * (companion.c).  The sequence number of the SYN-ACK holds all that the connection needs to know of
+ * the SYN, so nothing is stored for clients that do not exist.
  *
- *   31..8  hash, under a key that balancers and servers share, of who asks and of all below
+ *   31..8  hash, under a key that balancers and servers share, of the client and of all below
  *   7      the lowest bit of the time, in epochs of 69 seconds
- *   6..5   which MSS, of four by family, rounded down
- *   4      the client takes selective acknowledgements
+ *   6..5   MSS: one of four per family, rounded down
+ *   4      the client supports selective acknowledgements
  *   3..0   the client's window scale; 15: none
  *
- * Whether there are timestamps shows in the ACK itself.  The destination is not in it: what the
- * cookie shows is that its sender is there, whatever it wants.
+ * Whether the client uses timestamps shows in the ACK itself.  The destination address is not in
+ * the hash: the cookie only shows that its sender exists, whatever it connects to.
  */
 #ifndef STEELYARD_COOKIE_H
 #define STEELYARD_COOKIE_H
@@ -21,13 +21,13 @@
 #include "wire.h"
 
 #define COOKIE_EPOCH_LOG 36 /* nanoseconds */
-/* The clocks of two hosts may differ by so much, if the one that sends is ahead. */
+/* How far the clock of the host that makes a cookie may be ahead of the other host's. */
 #define COOKIE_AHEAD_NS 8000000000ULL
 #define COOKIE_SACK 0x10
 #define COOKIE_NO_SCALE 15
 #define COOKIE_SCALE_MAX 14 /* RFC 7323, section 2.3 */
 #define COOKIE_HASH 0xffffff00U
-/* The window scale of whoever sends a cookie and of whoever takes it must be the same. */
+/* The host that makes a cookie and the one that accepts it must use the same window scale. */
 #define COOKIE_OUR_SCALE 7
 
 #define TCP_OPTION_END 0
@@ -37,7 +37,7 @@
 #define TCP_OPTION_SACK 4
 #define TCP_OPTION_TIMESTAMPS 8
 
-/* As Linux has them (net/ipv4/syncookies.c, net/ipv6/syncookies.c). */
+/* The same values as in Linux (net/ipv4/syncookies.c, net/ipv6/syncookies.c). */
 static __always_inline __u32 cookie_mss(__u8 family, __u32 index)
 {
 	if (family == 4)
@@ -57,7 +57,7 @@ static __always_inline __u32 cookie_hash(const __u64 *key, const __be32 *saddr, 
 	return (sip_end(&s, 32) & COOKIE_HASH) | (bits & 0xff);
 }
 
-/* When a cookie was made, by the bit in it. */
+/* Returns the epoch in which a cookie was made, by the bit in it. */
 static __always_inline __u64 cookie_epoch(__u32 cookie, __u64 wall_ns)
 {
 	__u64 epoch = wall_ns >> COOKIE_EPOCH_LOG;
@@ -68,7 +68,7 @@ static __always_inline __u64 cookie_epoch(__u32 cookie, __u64 wall_ns)
 	return ahead != epoch ? ahead : epoch - 1;
 }
 
-/* Is it what we would have answered to a SYN of that initial sequence number? */
+/* Is it the cookie with which we would have answered a SYN of that initial sequence number? */
 static __always_inline bool cookie_is_ours(const struct cookie_secret *secret, const __be32 *saddr,
 					   __be16 sport, __be16 dport, __u32 isn, __u32 cookie)
 {

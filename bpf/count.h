@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Counting.  Each CPU has its own rows, so no atomics; what the schedulers
- * compare is one for all CPUs, and atomic.  A lookup that fails never changes a
- * verdict.
+/* Counters.  Each CPU has its own rows, so no atomics are needed; the values that the schedulers
+ * compare are shared by all CPUs, and atomic.  A lookup that fails never changes a verdict.
  */
 #ifndef STEELYARD_COUNT_H
 #define STEELYARD_COUNT_H
 
 #include "maps.h"
 
-/* Whether any scheduler compares what backends have. */
+/* Does any scheduler compare how much work backends have? */
 #define COUNTS_LOADS (LB_LEAST_CONN || LB_LEAST_LOAD || LB_SOURCE)
 
 static __always_inline struct backend_counters *backend_counters_of(__u32 backend)
@@ -66,9 +65,9 @@ static __always_inline struct sync_counters *sync_counters_here(void)
 	return sync_count.lookup(&index);
 }
 
-/* So many more open flows of a backend, and embryonic ones of those; -1: one less. */
-static __always_inline void load_flows(const struct backend *backend, __u32 id, __s32 open,
-				       __s32 embryonic)
+/* Adds to a backend's open flows, and to the embryonic ones among them; -1 subtracts one. */
+static __always_inline void load_add(const struct backend *backend, __u32 id, __s32 open,
+				     __s32 embryonic)
 {
 	struct backend_load *load;
 	struct service_load *all;
@@ -95,10 +94,10 @@ static __always_inline void count_opened(const struct backend *backend, __u32 id
 
 	if (c)
 		c->opened++;
-	load_flows(backend, id, 1, embryonic);
+	load_add(backend, id, 1, embryonic);
 }
 
-/* A flow is open no more, or embryonic no more, or neither (1 or 0 each). */
+/* Counts a flow that has stopped being open, or embryonic, or both (1 or 0 each). */
 static __always_inline void count_left(__u32 id, __u32 open, __u32 embryonic)
 {
 	struct backend_counters *c = backend_counters_of(id);
@@ -107,7 +106,7 @@ static __always_inline void count_left(__u32 id, __u32 open, __u32 embryonic)
 	if (c)
 		c->closed += open;
 	if (backend)
-		load_flows(backend, id, -(__s32)open, -(__s32)embryonic);
+		load_add(backend, id, -(__s32)open, -(__s32)embryonic);
 }
 
 #endif

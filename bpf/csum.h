@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The Internet checksum and how it follows a change (RFC 1071, RFC 1624).  Sums
- * are of 32-bit words as they lie in memory, folded at the end.
+/* The Internet checksum and its update after a change (RFC 1071, RFC 1624).  Sums are over 32-bit
+ * words as they lie in memory, and folded at the end.
  */
 #ifndef STEELYARD_CSUM_H
 #define STEELYARD_CSUM_H
@@ -16,7 +16,7 @@ static __always_inline __u16 csum_fold(__u64 sum)
 	return sum;
 }
 
-/* The difference that `from` becoming `to` makes to a sum. */
+/* Returns what to add to a sum when `from` becomes `to`. */
 static __always_inline __u64 csum_change(__u32 from, __u32 to)
 {
 	return (__u64)(__u32)~from + to;
@@ -34,7 +34,7 @@ static __always_inline __u64 csum_change_address(__u8 family, const __be32 *from
 	return sum;
 }
 
-/* A checksum field after a change of what it covers. */
+/* Returns the new value of a checksum field, after a change of the bytes that it covers. */
 static __always_inline __sum16 csum_update(__sum16 check, __u64 change)
 {
 	return ~csum_fold((__u16)~check + change);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What differs between the hooks, XDP and tc (clsact ingress), and nothing else.
+/* The differences between the two hooks, XDP and tc (clsact ingress), and nothing else.
  *
- * Both give a frame that starts with its Ethernet header.  Under tc the outer
- * VLAN tag is in the packet's metadata, a packet can be a super-frame of many
- * segments (GRO), and its checksum can be left for the sender's card to finish.
+ * Both give a frame that starts with its Ethernet header.  Under tc the outer VLAN tag is in the
+ * packet's metadata, a packet can be a super-frame of many segments (GRO), and its checksum can be
+ * left for the sender's card to finish.
  */
 #ifndef STEELYARD_CTX_H
 #define STEELYARD_CTX_H
@@ -12,7 +12,7 @@
 
 #if LB_TC
 #define CTX struct __sk_buff
-#define VERDICT_PASS (-1) /* TC_ACT_UNSPEC: the filters after us have their turn */
+#define VERDICT_PASS (-1) /* TC_ACT_UNSPEC: go on with the next filter */
 #define VERDICT_DROP 2    /* TC_ACT_SHOT */
 #else
 #define CTX struct xdp_md
@@ -30,7 +30,7 @@ static __always_inline void *ctx_end(const CTX *ctx)
 	return (void *)(long)ctx->data_end;
 }
 
-/* Of the whole frame: a tc packet's data can lie in further pages. */
+/* The length of the whole frame.  Under tc, some of its data can lie in further pages. */
 static __always_inline __u32 ctx_len(const CTX *ctx)
 {
 #if LB_TC
@@ -40,7 +40,7 @@ static __always_inline __u32 ctx_len(const CTX *ctx)
 #endif
 }
 
-/* The interface that the packet came in by. */
+/* The interface by which the packet came in. */
 static __always_inline __u32 ctx_ifindex(const CTX *ctx)
 {
 #if LB_TC
@@ -50,7 +50,7 @@ static __always_inline __u32 ctx_ifindex(const CTX *ctx)
 #endif
 }
 
-/* Tags that are not in the frame: 1 and the tag, protocol and then TCI as on the
+/* Gets a VLAN tag that is not in the frame.  Returns 1 and the tag, protocol and then TCI as on the
  * wire, or 0.
  */
 static __always_inline __u32 ctx_hidden_tag(const CTX *ctx, __u32 *tag)
@@ -65,7 +65,7 @@ static __always_inline __u32 ctx_hidden_tag(const CTX *ctx, __u32 *tag)
 #endif
 }
 
-/* A super-frame, which leaves in segments that fit: true. */
+/* Is it a super-frame, which leaves as segments that fit? */
 static __always_inline bool ctx_is_super(const CTX *ctx)
 {
 #if LB_TC
@@ -75,10 +75,10 @@ static __always_inline bool ctx_is_super(const CTX *ctx)
 #endif
 }
 
-/* Under tc a packet is a super-frame of many, and its headers may lie further off. */
+/* Under tc, the headers of a super-frame may lie in further pages. */
 #define HEADERS_MAX 192
 
-/* Headers have to lie in the first page to be read. */
+/* Makes the headers readable: they have to lie in the first page. */
 static __always_inline void ctx_pull(CTX *ctx, __u32 len)
 {
 #if LB_TC
@@ -89,7 +89,7 @@ static __always_inline void ctx_pull(CTX *ctx, __u32 len)
 #endif
 }
 
-/* Out by that interface; 0: where it came in. */
+/* Sends the packet out by that interface; 0: by the one that it came in by. */
 static __always_inline int ctx_send(CTX *ctx, __u32 ifindex)
 {
 #if LB_TC

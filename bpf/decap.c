@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* For backends whose kernel has no tunnel device: takes the outer header off
- * what a balancer has encapsulated (ipip, or gue: an outer UDP header too), and
- * passes the inner packet to the host.  VLAN tags stay in front of it.
+/* For backends whose kernel has no tunnel device: takes off the outer header of packets that a
+ * balancer has encapsulated (ipip, or gue: an outer UDP header too), and passes the inner packet to
+ * the host.  VLAN tags stay in front of it.
  *
- * Only packets whose inner destination is one of our VIPs are touched, with
- * LB_DECAP_FROM only those of the balancers; anything else, other tunnels included,
- * passes as it came: what is not taken apart is the host's to judge.  LB_GUE_PORT is
- * the UDP destination port of gue.
+ * Only packets whose inner destination is one of our VIPs are touched, and with LB_DECAP_FROM only
+ * those that a balancer has sent.  Any other packet, other tunnels included, passes untouched: it
+ * is for the host to judge.  LB_GUE_PORT is the UDP destination port of gue.
  */
 #include "wire.h"
 
-/* Outer VLAN tags that we look behind: a service tag and a customer tag. */
+/* Number of outer VLAN tags that we skip: a service tag and a customer tag. */
 #define DECAP_TAGS 2
 #define DECAP_C_TAG 0x8100 /* IEEE 802.1Q */
 #define DECAP_S_TAG 0x88a8 /* IEEE 802.1ad */
@@ -25,17 +24,17 @@ struct vip_key {
 	__be32 addr[4]; /* IPv4: word 0, the rest 0 */
 };
 
-/* VIP -> 1.  `lb-agent decap` writes before it attaches. */
+/* VIP -> 1.  `lb-agent decap` writes these before it attaches the program. */
 BPF_HASH(decap_vips, struct vip_key, u8, 4096);
 
-/* Longest prefix match: who may send tunnel packets -> 1. */
+/* Longest prefix match: a host that may send tunnel packets -> 1. */
 struct sender_key {
 	__u32 prefix_len; /* 32 + bits of the address */
 	__u32 family;     /* 4 or 6 */
 	__be32 addr[4];
 };
 
-/* `lb-agent decap` writes before it attaches. */
+/* `lb-agent decap` writes these before it attaches the program. */
 BPF_F_TABLE("lpm_trie", struct sender_key, u8, decap_senders, 256, BPF_F_NO_PREALLOC);
 
 struct decap_tag {
@@ -43,8 +42,8 @@ struct decap_tag {
 	__be16 eth_proto; /* of what follows */
 };
 
-/* A packet of a balancer; offsets are from the start of the frame, and of 64 bits
- * because the verifier remembers the value of no smaller thing on the stack.
+/* A packet from a balancer.  Offsets are from the start of the frame.  They have 64 bits because
+ * the verifier remembers no smaller value on the stack.
  */
 struct tunnel {
 	__u64 outer_off; /* of the outer IP header: 14, 18 or 22 */
@@ -56,7 +55,7 @@ struct tunnel {
 	struct sender_key sender;
 };
 
-/* The MACs and the tags: all that stands before the last Ethernet type. */
+/* The MACs and the tags: everything before the last Ethernet type. */
 struct link_header {
 	__u8 macs[12];
 	__u8 tag[DECAP_TAGS][4]; /* type, then control information */
@@ -99,8 +98,9 @@ static __always_inline bool find_payload(void *data, void *data_end, __u8 l4_pro
 		return find_inner(data, data_end, 6, tun);
 	if (l4_proto != L4_UDP)
 		return false;
-	/* Variant 1 has no header of its own: its version bits, 01, are those of IP's
-	 * 4 and 6.  The checksum is not looked at: the inner packet has its own.
+	/* GUE variant 1 has no header of its own: its version bits, 01, are also the first bits of
+	 * IP versions 4 and 6.  The outer UDP checksum is not checked: the inner packet has its
+	 * own.
 	 */
 	if ((void *)(udp + 1) + 1 > data_end || udp->dport != be16(LB_GUE_PORT))
 		return false;
@@ -133,7 +133,7 @@ static __always_inline bool find_tunnel(struct xdp_md *ctx, struct tunnel *tun)
 	if (eth_proto == be16(ETH_P_IPV4)) {
 		struct ipv4_header *ip = data + off;
 
-		/* A balancer sends no options and never fragments. */
+		/* A balancer's outer header has no options and is never fragmented. */
 		if ((void *)(ip + 1) > data_end || ip->version_ihl != 0x45 ||
 		    ip->frag & be16(IPV4_MF | IPV4_OFFSET))
 			return false;
@@ -155,7 +155,7 @@ static __always_inline bool find_tunnel(struct xdp_md *ctx, struct tunnel *tun)
 	return false;
 }
 
-/* RFC 6040, figure 4, without the case that drops. */
+/* The resulting ECN: RFC 6040, figure 4, but for the case that is dropped. */
 static __always_inline __u8 ecn_of(const struct tunnel *tun)
 {
 	if (tun->inner_ecn == ECN_NOT_ECT)
@@ -185,7 +185,7 @@ static __always_inline bool mark_inner(struct xdp_md *ctx, const struct tunnel *
 		ip->check = be16((__u16)~sum);
 		ip->tos = (ip->tos & ~ECN_MASK) | ecn;
 	} else {
-		__u8 *traffic_class = inner + 1; /* its low four bits are the flow label's */
+		__u8 *traffic_class = inner + 1; /* its low four bits belong to the flow label */
 
 		if ((void *)(traffic_class + 1) > data_end)
 			return false;
@@ -194,7 +194,7 @@ static __always_inline bool mark_inner(struct xdp_md *ctx, const struct tunnel *
 	return true;
 }
 
-/* A frame that has a tunnel in it is longer than any link header. */
+/* Any frame that holds a tunnel packet is longer than this header. */
 static __always_inline bool read_link_header(struct xdp_md *ctx, struct link_header *link)
 {
 	void *data = (void *)(long)ctx->data;
@@ -222,7 +222,7 @@ static __always_inline bool write_link_header(struct xdp_md *ctx, const struct t
 	return true;
 }
 
-static __always_inline bool is_of_balancer(struct tunnel *tun)
+static __always_inline bool sender_is_balancer(struct tunnel *tun)
 {
 	tun->sender.prefix_len = 32 + 128;
 	return !LB_DECAP_FROM || decap_senders.lookup(&tun->sender);
@@ -234,9 +234,11 @@ int decap(struct xdp_md *ctx)
 	struct tunnel tun = {};
 	__u8 ecn;
 
-	if (!find_tunnel(ctx, &tun) || !decap_vips.lookup(&tun.vip) || !is_of_balancer(&tun))
+	if (!find_tunnel(ctx, &tun) || !decap_vips.lookup(&tun.vip) || !sender_is_balancer(&tun))
 		return XDP_PASS;
-	/* Congestion that a sender could not be told of by a mark: RFC 6040 says drop. */
+	/* Congestion that a mark cannot report, as the inner packet is not ECN-capable: RFC 6040
+	 * says drop.
+	 */
 	if (tun.outer_ecn == ECN_CE && tun.inner_ecn == ECN_NOT_ECT)
 		return XDP_DROP;
 	ecn = ecn_of(&tun);
@@ -245,6 +247,6 @@ int decap(struct xdp_md *ctx)
 	if (!read_link_header(ctx, &link) ||
 	    bpf_xdp_adjust_head(ctx, tun.inner_off - tun.outer_off))
 		return XDP_PASS;
-	/* The header is gone: from here on it cannot be passed as it came. */
+	/* The outer header is gone, so the packet can no longer be passed as it came. */
 	return write_link_header(ctx, &tun, &link) ? XDP_PASS : XDP_DROP;
 }

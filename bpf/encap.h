@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* ipip and gue: an outer header to the backend, which takes it off again.
+/* ipip and gue: an outer header that takes the packet to the backend, which removes it.
  *
- * DF is always set, so a path that is too narrow answers instead of fragmenting.
- * DSCP and ECN are copied (RFC 6040, normal mode).  The inner packet is one that
- * is forwarded, so its TTL goes down (RFC 2003, section 3.1): a backend that
- * sends it back to us ends the loop.
+ * DF is always set, so a path that is too narrow reports this instead of fragmenting.  DSCP and ECN
+ * are copied (RFC 6040, normal mode).  The inner packet is forwarded, so its TTL is decremented
+ * (RFC 2003, section 3.1); this ends the loop if a backend sends the packet back to us.
  */
 #ifndef STEELYARD_ENCAP_H
 #define STEELYARD_ENCAP_H
@@ -18,18 +17,18 @@
 #define OUTER_TTL 64
 #define GUE_SPORT_FIRST 0xc000 /* the dynamic ports (RFC 6335): entropy for ECMP and RSS */
 
-/* GUE of variant 0, with a word of private data. */
+/* GUE variant 0, with one word of private data. */
 struct gue_header {
-	__u8 version_hlen; /* variant:2, control:1, words behind the first one:5 */
+	__u8 version_hlen; /* variant:2, control:1, number of words after the first one:5 */
 	__u8 l4_proto;
 	__be16 flags;
 	__be32 mark;
 };
 
 #define GUE_VERSION_HLEN 1
-#define GUE_MARK 0x5354594c /* a balancer has passed it on: never again */
+#define GUE_MARK 0x5354594c /* another balancer has passed it on: do not pass it on again */
 
-/* TTL or hop limit; the packet has one to lose. */
+/* Decrements the TTL or hop limit, which must not be 0. */
 static __always_inline int ttl_decrement(void *l3, void *data_end, __u8 family)
 {
 	if (!LB_IPV6 || family == 4) {
@@ -52,15 +51,15 @@ static __always_inline int ttl_decrement(void *l3, void *data_end, __u8 family)
 	return 0;
 }
 
-/* In whole words, which are summed as they are written: to read again what was written in
- * parts has to wait until it has left the store buffer.
+/* Writes whole words, and sums them as they are written: a load of bytes that were stored in parts
+ * has to wait until they have left the store buffer.
  */
 static __always_inline void put_ipv4(struct ipv4_header *ip, const struct packet *p,
 				     const struct backend *backend, __u8 l4_proto, __u32 len)
 {
 	__u32 *words = (__u32 *)ip;
 	__u32 first = 0x45 | (__u32)p->tos << 8 | (__u32)bswap16(len + sizeof(*ip)) << 16;
-	__u32 second = (__u32)be16(IPV4_DF) << 16; /* and the id 0 */
+	__u32 second = (__u32)be16(IPV4_DF) << 16; /* and id 0 */
 	__u32 third = OUTER_TTL | (__u32)l4_proto << 8;
 	__be32 saddr = backend->source_addr[0], daddr = backend->addr[0];
 	__u64 sum = (__u64)first + second + third + saddr + daddr;
@@ -72,7 +71,7 @@ static __always_inline void put_ipv4(struct ipv4_header *ip, const struct packet
 	words[4] = daddr;
 }
 
-/* RFC 2473. */
+/* The outer header of RFC 2473. */
 static __always_inline void put_ipv6(struct ipv6_header *ip, const struct packet *p,
 				     const struct backend *backend, __u8 l4_proto, __u32 len)
 {
@@ -84,14 +83,14 @@ static __always_inline void put_ipv6(struct ipv6_header *ip, const struct packet
 	__builtin_memcpy(ip->daddr, backend->addr, sizeof(ip->daddr));
 }
 
-/* The sum over the inner packet without reading it: what its own checksums cover
- * adds up to the complement of what they cover besides.  0: it has none that
- * covers it all (a fragment, UDP without checksum or with bytes behind it, extension
+/* Returns the sum over the inner packet without reading it: the bytes that its own checksum covers
+ * add up to the complement of the pseudo header, which the checksum covers too.  0: no checksum
+ * covers all of the packet (a fragment, UDP without checksum or with bytes after it, extension
  * headers).
  */
 static __always_inline __u64 inner_sum(void *l3, void *data_end, const struct packet *p)
 {
-	__u64 sum = 0x1fffeULL; /* zero, twice, that stays above the subtractions */
+	__u64 sum = 0x1fffeULL; /* zero in ones' complement, but not the 0 that means "none" */
 	struct udp_header *udp = l3 + bounded(p->l4_off, 60);
 	bool is_error = p->quote_off;
 	__u8 l4_proto = is_error ? L4_ICMPV6 : p->l4_proto;
@@ -102,7 +101,7 @@ static __always_inline __u64 inner_sum(void *l3, void *data_end, const struct pa
 		return 0;
 	if (p->family == 4) {
 		if (is_error)
-			return sum; /* ICMP covers itself and nothing besides */
+			return sum; /* an ICMP checksum covers no pseudo header */
 		sum += (__u64)(__u32)~p->saddr[0] + (__u32)~p->daddr[0];
 		sum += (__u32)~be32(p->l4_proto) + (__u64)(__u32)~be32(p->len - p->l4_off);
 	} else {
@@ -117,7 +116,7 @@ static __always_inline __u64 inner_sum(void *l3, void *data_end, const struct pa
 	return sum;
 }
 
-/* Between the outer IP header and the packet. */
+/* Returns the length of the headers between the outer IP header and the packet. */
 static __always_inline __u32 udp_len_of(__u8 forward)
 {
 	if (LB_SYNC && forward == FORWARD_PEER)
@@ -125,7 +124,7 @@ static __always_inline __u32 udp_len_of(__u8 forward)
 	return LB_GUE && forward == FORWARD_GUE ? sizeof(struct udp_header) : 0;
 }
 
-/* Where there is room for a peer's GUE header, it is written. */
+/* Writes the GUE header of a packet that is passed on to a peer. */
 static __always_inline void put_mark(struct udp_header *udp, void *data_end, __u8 family)
 {
 	struct gue_header *gue = (void *)(udp + 1);
@@ -142,7 +141,9 @@ static __always_inline void put_gue(struct udp_header *udp, void *data_end, cons
 				    const struct backend *backend)
 {
 	bool is_peer = LB_SYNC && backend->forward == FORWARD_PEER;
-	/* Of the fragments of a datagram only the first has ports, and all go one way. */
+	/* Only the first fragment of a datagram has ports, and all fragments must take the same
+	 * path.
+	 */
 	__u64 entropy = tuple_hash(p->family, p->saddr,
 				   p->is_fragment ? 0 : ports_word(p->sport, p->dport), PICK_KEY,
 				   PICK_MUL0, PICK_MUL1);
@@ -152,11 +153,11 @@ static __always_inline void put_gue(struct udp_header *udp, void *data_end, cons
 	udp->dport = be16(LB_GUE_PORT);
 	udp->len = bswap16(p->len + udp_len_of(backend->forward));
 	udp->check = 0;
-	if (is_peer) /* which does not look at the checksum */
+	if (is_peer) /* peers do not check the checksum */
 		return put_mark(udp, data_end, p->family);
 	if (backend->family == 4)
 		return; /* optional, and the inner packet has its own */
-	/* RFC 6935 allows zero, most receivers do not. */
+	/* RFC 6935 allows zero, but most receivers do not. */
 	sum = inner_sum(udp + 1, data_end, p);
 	if (!sum)
 		return;
@@ -178,8 +179,8 @@ static __always_inline __u64 encap_flags(const struct backend *backend, bool is_
 	return is_gue ? flags | BPF_F_ADJ_ROOM_ENCAP_L4_UDP : flags;
 }
 
-/* With `outer` bytes more.  mtu 0 is unknown.  A super-frame leaves in segments
- * that the kernel makes to fit.
+/* Is the packet too big for the path, with `outer` bytes more?  mtu 0 is unknown.  Of a
+ * super-frame, the kernel makes segments that fit.
  */
 static __always_inline bool is_too_big(const CTX *ctx, const struct packet *p,
 				       const struct backend *backend, __u32 outer)
@@ -209,7 +210,9 @@ static __always_inline int encapsulate(CTX *ctx, struct packet *p, const struct 
 		return reason;
 	l3 = packet_l3(ctx_data(ctx), p);
 	data_end = ctx_end(ctx);
-	/* No more than the least there is: the last fragment can have a byte. */
+	/* Check no more than the minimum length: the last fragment can have a single byte of
+	 * payload.
+	 */
 	if (backend->family == 4) {
 		if (l3 + sizeof(struct ipv4_header) + sizeof(struct udp_header) > data_end)
 			return REASON_INTERNAL;

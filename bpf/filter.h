@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Can an address be ours at all?  A look at one bit, for the packets that are not:
- * they shall not pay for each of the tables that could know them.
- * agent/dataplane/addressfilter.py mirrors the hash.
+/* Can an address be ours at all?  One bit tells for most addresses that are not, so that their
+ * packets do not pay for a lookup in each table.  agent/dataplane/addressfilter.py mirrors the
+ * hash.
  */
 #ifndef STEELYARD_FILTER_H
 #define STEELYARD_FILTER_H
@@ -23,14 +23,14 @@ static __always_inline bool filter_bit(const __u64 *words, __u32 bit)
 	return words[(bit >> 6) & (FILTER_WORDS - 1)] >> (bit & 63) & 1;
 }
 
-/* A VIP, a source of fullnat, or a backend of nat? */
+/* Can the address be a VIP, a fullnat source, or a nat backend? */
 static __always_inline bool filter_has(const struct address_filter *filter, __u8 family,
 				       const __be32 *addr)
 {
 	return filter_bit(filter->exact, filter_hash(family, addr));
 }
 
-/* Below a prefix VIP? */
+/* Can the address be in a prefix VIP? */
 static __always_inline bool filter_has_prefix(const struct address_filter *filter,
 					      const __be32 *addr)
 {

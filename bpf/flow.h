@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Step 4: the flow table.  Keeps a flow at its backend.
+/* Step 4: the flow table.  Keeps each flow at its backend.
  *
- * Eight slots a bucket, one cache line.  A slot changes by one compare-and-swap,
- * so a reader never sees half of one and two CPUs never overwrite each other.
- * - embryonic flows hold at most four of the eight, so that a flood of SYNs
- *   cannot evict an established flow; of these the first goes first, so that an
- *   honest client has the time until four more come to its bucket;
- * - any other live slot is reused only when idle past its timeout.
+ * A bucket has eight slots, in one cache line.  A slot changes by one compare-and-swap, so a reader
+ * never sees half of a change, and two CPUs never overwrite each other.
+ * - Embryonic flows hold at most four of the eight slots, so a flood of SYNs cannot evict an
+ *   established flow.  Of these the oldest is replaced first, so an honest client has time until
+ *   four more flows come to its bucket.
+ * - Any other live slot is reused only when it has been idle for longer than its timeout.
  */
 #ifndef STEELYARD_FLOW_H
 #define STEELYARD_FLOW_H
@@ -21,7 +21,7 @@
 #include "trace.h"
 #include "waiting.h"
 
-/* A flow's place: its bucket, and where in it (scratch.h). */
+/* Where a flow is in the table: its bucket, and its place there (scratch.h). */
 struct flow {
 	struct flow_bucket *bucket;
 	struct flow_place *at;
@@ -51,7 +51,9 @@ static __always_inline __u32 flow_clock(void)
 
 static __always_inline void flow_find(__u64 hash, struct flow *flow)
 {
-	/* Its own variable: one whose address is taken keeps the struct in memory. */
+	/* A variable of its own: taking the address of a field would keep the whole struct in
+	 * memory.
+	 */
 	__u32 index = (hash >> 32) & (LB_FLOW_BUCKETS - 1);
 
 	flow->at->index = index;
@@ -74,8 +76,8 @@ static __always_inline void flow_find(__u64 hash, struct flow *flow)
 	}
 }
 
-/* May the slot be given to another flow?  Its timeouts are those of its own
- * service, which its backend knows.
+/* May the slot be given to another flow?  Its timeouts are those of its own service, which are
+ * stored with its backend.
  */
 static __always_inline bool slot_is_expired(__u64 word, __u32 now)
 {
@@ -87,7 +89,7 @@ static __always_inline bool slot_is_expired(__u64 word, __u32 now)
 	return slot_idle_ticks(word, now) > backend->timeout_ticks[slot_state(word)];
 }
 
-/* Which way of the bucket a flow was recorded in last. */
+/* The way of the bucket in which a flow was recorded last. */
 static __always_inline __u8 *flow_last_way(const struct flow *flow)
 {
 	__u32 row = flow->at->index / FLOW_LAST_ROW;
@@ -96,8 +98,9 @@ static __always_inline __u8 *flow_last_way(const struct flow *flow)
 	return last ? &last->way[flow->at->index % FLOW_LAST_ROW] : NULL;
 }
 
-/* The oldest of the embryonic flows of a bucket.  Stamps are seconds apart: of equal ones the
- * next in turn, as ways are filled from the last.
+/* Returns the way of the oldest embryonic flow of a bucket.  Stamps have a resolution of seconds;
+ * of equal stamps, the way next in turn counts as the oldest, as ways are filled from the last one
+ * down.
  */
 static __always_inline __u32 flow_oldest(struct flow *flow)
 {
@@ -105,7 +108,7 @@ static __always_inline __u32 flow_oldest(struct flow *flow)
 	__u8 *last_way = flow_last_way(flow);
 	__u32 last = last_way ? *last_way : 0;
 
-	/* Without a branch, too. */
+	/* Without a branch, as in flow_room(). */
 #pragma unroll
 	for (int way = 0; way < FLOW_WAYS; way++) {
 		__u64 word = flow->bucket->slot[way], is_older;
@@ -122,17 +125,17 @@ static __always_inline __u32 flow_oldest(struct flow *flow)
 	return oldest;
 }
 
-/* The way to record a new flow in: a free or expired one, or one that gives way, or,
- * where embryonic flows hold their share already, the oldest of those.  FLOW_WAYS: no room.
- * flow->at->word becomes what the decision was made on: if it has changed by the
- * time of the swap, the slot may hold a flow that must stay.
+/* Returns the way to record a new flow in: a free or expired slot, or one that gives way; or, if
+ * embryonic flows hold their share already, the oldest of those.  FLOW_WAYS: no room.
+ * flow->at->word becomes the word that the decision was based on: if the slot has changed by the
+ * time of the swap, it may hold a flow that must stay.
  */
 static __always_inline __u32 flow_room(struct flow *flow)
 {
 	__u64 embryonic = 0, room = FLOW_WAYS;
 
-	/* Without a branch (mask.h): of what each slot is, the verifier would follow every
-	 * combination.
+	/* Without a branch (mask.h): the verifier would follow every combination of states of the
+	 * slots.
 	 */
 #pragma unroll
 	for (int way = 0; way < FLOW_WAYS; way++) {
@@ -167,7 +170,7 @@ static __always_inline bool flow_swap(struct flow *flow, __u32 way, __u64 old, _
 	return __sync_val_compare_and_swap(slot, old, word) == old;
 }
 
-/* What a flow that gives up its slot had in the sums is taken out of them. */
+/* Subtracts a flow that gives up its slot from the sums that it was counted in. */
 static __always_inline void flow_replaced(__u64 word, const struct flow_warm *warm)
 {
 	__u32 state = slot_state(word);
@@ -178,9 +181,8 @@ static __always_inline void flow_replaced(__u64 word, const struct flow_warm *wa
 		waiting_drop((struct flow_warm *)warm, slot_backend(word));
 }
 
-/* Finds a place for a new flow, if there is room: flow->at->way.  The slot that it
- * already has (a new connection with old ports, a backend that is gone) goes before any
- * other.
+/* Reserves a place for a new flow, if there is room: flow->at->way.  If the flow has a slot already
+ * (a new connection with old ports, or a backend that is gone), that is reused.
  */
 static __always_inline void flow_reserve(struct flow *flow)
 {
@@ -188,8 +190,8 @@ static __always_inline void flow_reserve(struct flow *flow)
 		flow->at->way = flow_room(flow);
 }
 
-/* Records a new flow at its backend, in the place that it has; true unless another CPU
- * was there first.
+/* Records a new flow at its backend, in its reserved place.  Returns false if there is no place, or
+ * if another CPU was faster.
  */
 static __always_inline bool flow_record(struct flow *flow, __u32 backend, __u32 state)
 {
@@ -211,10 +213,10 @@ static __always_inline bool flow_record(struct flow *flow, __u32 backend, __u32 
 	return true;
 }
 
-/* Moves a recorded flow to another state, and its stamp to now; the state that it had,
- * or `next` if nothing was changed.  A packet of the other direction may do the same at
- * this moment, so it is tried again; a slot that has gone to another flow stays, and a
- * flow that has been closed is not opened again, as it no longer counts as open.
+/* Moves a recorded flow to another state, and sets its stamp to now.  Returns the state that it
+ * had, or `next` if nothing was changed.  A packet of the other direction may do the same at the
+ * same moment, so the swap is tried again.  A slot that has gone to another flow is left alone, and
+ * a flow that has been closed is not opened again, as it no longer counts as open.
  */
 static __always_inline __u32 flow_move(struct flow *flow, __u32 next)
 {
@@ -225,7 +227,7 @@ static __always_inline __u32 flow_move(struct flow *flow, __u32 next)
 			slot_word(flow->at->tag, slot_backend(flow->at->word), next, flow->at->now);
 
 		state = slot_state(flow->at->word);
-		/* Most packets change nothing: the line stays clean for other CPUs. */
+		/* Most packets change nothing: then the cache line stays clean for other CPUs. */
 		if (word == flow->at->word)
 			return next;
 		if (flow_swap(flow, flow->at->way, flow->at->word, word))
@@ -241,29 +243,29 @@ static __always_inline __u32 flow_move(struct flow *flow, __u32 next)
 	return next;
 }
 
-static __always_inline void flow_write_cold(const struct packet *p, const struct ends *ends,
-					    __u32 service, const struct flow *flow)
+static __always_inline void flow_write_cold(const struct packet *p,
+					    const struct endpoints *endpoints, __u32 service,
+					    const struct flow *flow)
 {
 	__u32 index = flow_slot(flow);
 	struct flow_cold *cold = flows_cold.lookup(&index);
 
 	if (!cold)
 		return;
-	__builtin_memcpy(cold->saddr, ends->client, sizeof(cold->saddr));
-	__builtin_memcpy(cold->daddr, ends->vip, sizeof(cold->daddr));
-	cold->sport = ends->client_port;
-	cold->dport = ends->vip_port;
+	__builtin_memcpy(cold->saddr, endpoints->client, sizeof(cold->saddr));
+	__builtin_memcpy(cold->daddr, endpoints->vip, sizeof(cold->daddr));
+	cold->sport = endpoints->client_port;
+	cold->dport = endpoints->vip_port;
 	cold->service = service;
 	cold->l4_proto = p->l4_proto;
 	cold->family = p->family;
 	cold->start = bpf_jiffies64();
 }
 
-/* A flow that has just been established: the other balancers are to know it before this
- * one can be gone.  One that does not fit into the ring is found when the agent next
- * looks at the table.
+/* Announces a flow that has just been established, as the other balancers must know it before this
+ * one fails.  If the ring has no room for it, the agent finds it when it next surveys the table.
  */
-static __always_inline void flow_tell(const struct flow *flow)
+static __always_inline void flow_announce(const struct flow *flow)
 {
 	__u32 slot = flow_slot(flow);
 	struct sync_counters *c;
@@ -275,8 +277,9 @@ static __always_inline void flow_tell(const struct flow *flow)
 		c->untold++;
 }
 
-/* nat, fullnat: does the client of an embryonic flow acknowledge what the server has said last, a
- * SYN-ACK as a rule, the number of which no stranger knows?  Of UDP, only the server's answer tells.
+/* nat, fullnat: does the client of an embryonic flow acknowledge the last byte that the server has
+ * sent?  As a rule this is the SYN-ACK, whose number only its receiver knows.  A UDP flow is proven
+ * only by an answer of the server.
  */
 static __always_inline bool flow_is_proven(const struct packet *p, const struct flow *flow)
 {
@@ -288,7 +291,7 @@ static __always_inline bool flow_is_proven(const struct packet *p, const struct 
 	       mask_equal(warm->ack, p->ack) & 1;
 }
 
-/* Counts what a move has changed, and tells of a flow that it has established. */
+/* Counts the change of state, and announces the flow if it has become established. */
 static __always_inline void flow_moved(const struct flow *flow, __u32 state, __u32 next, __u32 id,
 				       struct backend_counters *counters)
 {
@@ -298,19 +301,19 @@ static __always_inline void flow_moved(const struct flow *flow, __u32 state, __u
 	if (next == state)
 		return;
 	if (LB_SYNC && slot_base(next) == FLOW_ESTABLISHED && slot_base(state) != FLOW_ESTABLISHED)
-		flow_tell(flow);
+		flow_announce(flow);
 	if (was_embryonic && !closes && counters)
 		counters->established++;
 	if (closes || (COUNTS_LOADS && was_embryonic))
 		count_left(id, closes, was_embryonic);
 }
 
-/* Does the slot that was found decide?  Not if its backend is gone; not for a
- * SYN that opens a connection anew with old ports, or that can still go
- * elsewhere because nothing has answered it.
+/* Does the recorded slot decide where the packet goes?  Not if its backend is gone; not for a SYN
+ * that begins a new connection with old ports, nor for one that can still go elsewhere because
+ * nothing has answered it.
  */
-static __always_inline bool flow_stands(const struct packet *p, const struct flow *flow,
-					const struct backend *backend)
+static __always_inline bool flow_decides(const struct packet *p, const struct flow *flow,
+					 const struct backend *backend)
 {
 	__u32 state = slot_state(flow->at->word);
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Step 6: the packet goes the way that its route says. */
+/* Step 6: sends the packet the way that its route says. */
 #ifndef STEELYARD_FORWARD_H
 #define STEELYARD_FORWARD_H
 
@@ -21,7 +21,7 @@ static __always_inline bool is_tunnel(__u8 forward)
 	       (LB_SYNC && forward == FORWARD_PEER);
 }
 
-/* The route of a client's packet. */
+/* Fills in the route of a client's packet. */
 static __always_inline void route_to(struct route *route, const struct backend *backend)
 {
 	hop_set(&route->hop, backend->mac);
@@ -30,7 +30,7 @@ static __always_inline void route_to(struct route *route, const struct backend *
 	route->is_reply = 0;
 }
 
-/* Of a backend's. */
+/* Fills in the route of a backend's packet. */
 static __always_inline void route_back(struct route *route, const struct flow_warm *warm)
 {
 	hop_set(&route->hop, warm->mac);
@@ -40,7 +40,7 @@ static __always_inline void route_back(struct route *route, const struct flow_wa
 	route->hide_source = 0;
 }
 
-/* nat keeps the client's end; fullnat has found another one (nat_bind). */
+/* Sets the addresses to rewrite to.  nat keeps the client's; nat_bind() sets fullnat's source. */
 static __always_inline void route_rewrite(struct route *route, const struct packet *p,
 					  const struct backend *backend)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Fragments: the first has the ports, and where it went is remembered by its IP
- * id; the others follow.  One that overtakes the first is passed to the host,
- * and its datagram is lost, as with every balancer that does not reassemble.
+/* Fragments.  The first one has the ports; where it went is remembered by its IP id, and the others
+ * follow it.  A fragment that overtakes the first is passed to the host, and its datagram is lost,
+ * as with every balancer that does not reassemble.
  */
 #ifndef STEELYARD_FRAGMENT_H
 #define STEELYARD_FRAGMENT_H
@@ -11,7 +11,7 @@
 
 #define FRAGMENT_S 30 /* ipfrag_time */
 
-/* RFC 791, section 3.2: protocol and id; RFC 8200, section 4.5: the id alone. */
+/* RFC 791, section 3.2: by protocol and id; RFC 8200, section 4.5: by the id alone. */
 static __always_inline void fragment_key_of(const struct packet *p, struct fragment_key *key)
 {
 	__builtin_memcpy(key->saddr, p->saddr, sizeof(key->saddr));
@@ -20,7 +20,7 @@ static __always_inline void fragment_key_of(const struct packet *p, struct fragm
 	key->l4_proto = p->family == 4 ? p->l4_proto : 0;
 }
 
-/* After a first fragment has found its way. */
+/* Remembers where a first fragment went. */
 static __always_inline void fragment_remember(const struct packet *p, struct scratch *room)
 {
 	const struct flow_place *place = &room->place;
@@ -39,7 +39,7 @@ static __always_inline void fragment_remember(const struct packet *p, struct scr
 	fragments.update(&room->fragment_key, value);
 }
 
-/* The route of the first fragment, again. */
+/* Fills in the same route as for the first fragment. */
 static __always_inline int fragment_route(struct route *route, const struct fragment *first,
 					  struct backend **backend)
 {
@@ -63,7 +63,9 @@ static __always_inline int fragment_route(struct route *route, const struct frag
 	return 0;
 }
 
-/* The way back is that of the flow, as long as no other client's has its place. */
+/* Does the slot still belong to the fragment's flow?  Only then is the way back in it the right
+ * one.
+ */
 static __always_inline bool fragment_has_flow(const struct fragment *first)
 {
 	__u32 slot = first->flow - 1, bucket = slot / FLOW_WAYS;
@@ -72,9 +74,7 @@ static __always_inline bool fragment_has_flow(const struct fragment *first)
 	return flow && slot_tag(flow->slot[slot % FLOW_WAYS]) == first->tag;
 }
 
-/* A later fragment: goes after the first one; REASON_NOT_VIP if that was none of
- * ours.
- */
+/* Sends a later fragment after the first one; REASON_NOT_VIP if that was not one of ours. */
 static __always_inline int fragment_follow(CTX *ctx, struct packet *p, struct scratch *room,
 					   struct backend **backend)
 {

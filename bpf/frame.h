@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The frame around the IP packet: Ethernet header, VLAN tags, and room for outer
- * headers.  After frame_build() all pointers into the packet are stale.
+/* The frame around the IP packet: Ethernet header, VLAN tags, and room for outer headers.  After
+ * frame_build() all pointers into the packet are stale.
  */
 #ifndef STEELYARD_FRAME_H
 #define STEELYARD_FRAME_H
@@ -10,7 +10,7 @@
 #include "packet.h"
 #include "scratch.h"
 
-/* From what begins with `mac` in a table. */
+/* Copies the hop from a table row, where its fields start at `mac`. */
 static __always_inline void hop_set(struct hop *hop, const __u8 *mac)
 {
 	const __u64 *from = (const void *)mac;
@@ -22,7 +22,7 @@ static __always_inline void hop_set(struct hop *hop, const __u8 *mac)
 }
 
 #if LB_TC
-/* Takes the tags off that the frame came with. */
+/* Removes the VLAN tags that the frame came with. */
 static __always_inline int frame_untag(CTX *ctx, const struct packet *p)
 {
 	__u32 tag, tags = (p->l3_off - sizeof(struct eth_header)) / sizeof(struct vlan_header) +
@@ -35,7 +35,7 @@ static __always_inline int frame_untag(CTX *ctx, const struct packet *p)
 	return 0;
 }
 
-/* Puts those of the hop on. */
+/* Adds the hop's VLAN tags. */
 static __always_inline int frame_tag(CTX *ctx, const struct hop *hop)
 {
 	if (hop->tags == 2 && bpf_skb_vlan_push(ctx, hop->vlan[2], bswap16(hop->vlan[3])))
@@ -45,8 +45,9 @@ static __always_inline int frame_tag(CTX *ctx, const struct hop *hop)
 	return 0;
 }
 
-/* A tag that the interface hides stays hidden: the frame has those below it.  Room
- * is made while there are none, because the kernel makes it for IP alone.
+/* Makes room for the outer headers and sets the tags.  The outermost tag is hidden in the metadata,
+ * and only those below it are in the frame.  The kernel makes room for IP only, so this is done
+ * while the frame has no tags.
  */
 static __always_inline int frame_room(CTX *ctx, struct packet *p, const struct hop *hop,
 				      __u32 outer, __u64 flags, __u32 *l3_off)
@@ -79,9 +80,8 @@ static __always_inline int frame_room(CTX *ctx, struct packet *p, const struct h
 }
 #endif
 
-/* Builds the frame to `hop` around the IP packet, with room for `outer` bytes in
- * front of it; p->l3_off then is where that room, or the packet, begins.
- * `flags` tell tc what the room is for.
+/* Builds the frame to `hop` around the IP packet, with room for `outer` bytes in front of it;
+ * p->l3_off then is where that room, or the packet, begins.  `flags` tell tc what the room is for.
  */
 static __always_inline int frame_build(CTX *ctx, struct packet *p, const struct hop *hop,
 				       __u32 outer, __u64 flags, __be16 eth_proto)
@@ -99,10 +99,10 @@ static __always_inline int frame_build(CTX *ctx, struct packet *p, const struct 
 	vlan = (void *)(eth + 1);
 	if ((void *)eth + L3_OFF_MAX > ctx_end(ctx))
 		return REASON_INTERNAL;
-	/* Both addresses, in words as they were stored. */
+	/* Both addresses, in the same words as they were stored. */
 	((__u64 *)eth)[0] = ((const __u64 *)hop)[0];
 	((__u32 *)eth)[2] = ((const __u64 *)hop)[1];
-	if (LB_TC) { /* the kernel has put the tags on */
+	if (LB_TC) { /* the kernel has added the tags */
 		if (hop->tags == 2)
 			vlan[1] = eth_proto;
 		else

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Step 3: is it a packet that a sender can have meant?  What a backend's stack
- * would refuse is refused here, before it can cost a flow slot: guard() looks at
- * every packet, guard_first() at those that a new flow would begin with.
+/* Step 3: can a sender have meant this packet?  What a backend's stack would refuse is refused
+ * here, before it can take a flow slot: guard() checks every packet, guard_first() those that would
+ * open a new flow.
  */
 #ifndef STEELYARD_GUARD_H
 #define STEELYARD_GUARD_H
@@ -27,8 +27,8 @@ static __always_inline int guard_tcp(void *l4, void *data_end, struct packet *p)
 	p->tcp_flags = tcp->flags;
 	p->seq = bswap32(tcp->seq);
 	p->ack = bswap32(tcp->ack);
-	/* RFC 9293 3.10.7: every segment but a SYN or RST carries ACK; a SYN
-	 * carries neither FIN nor RST.
+	/* RFC 9293, section 3.10.7: every segment but a SYN or RST carries ACK; a SYN carries
+	 * neither FIN nor RST.
 	 */
 	if (!(tcp->flags & (TCP_SYN | TCP_RST | TCP_ACK)))
 		return REASON_MALFORMED;
@@ -48,7 +48,7 @@ static __always_inline int guard_udp(void *l4, void *data_end, struct packet *p)
 	if ((void *)(udp + 1) > data_end)
 		return REASON_MALFORMED;
 	udp_len = bswap16(udp->len);
-	/* The length is that of the whole datagram, also in a first fragment. */
+	/* This is the length of the whole datagram, in a first fragment, too. */
 	if (udp_len < sizeof(*udp) || (udp_len > l4_len && !p->is_fragment))
 		return REASON_MALFORMED;
 	p->payload_off = p->l4_off + sizeof(*udp);
@@ -61,7 +61,7 @@ static __always_inline int guard(CTX *ctx, struct packet *p)
 	void *data_end = ctx_end(ctx);
 	void *l4 = packet_l4(ctx_data(ctx), p);
 
-	/* The frame may be longer (Ethernet pads), never shorter. */
+	/* The frame may be longer (Ethernet pads short frames), but never shorter. */
 	if (p->len + p->l3_off > ctx_len(ctx))
 		return REASON_MALFORMED;
 	if (p->len < p->l4_off + sizeof(struct udp_header))
@@ -73,23 +73,23 @@ static __always_inline int guard(CTX *ctx, struct packet *p)
 	return guard_udp(l4, data_end, p);
 }
 
-/* Addresses that are no host's: RFC 1122, section 3.2.1.3, RFC 1112, section 4 and
- * what is reserved after it, RFC 4291, section 2.5 and 2.7.
+/* Is the source an address that no host can have?  RFC 1122, section 3.2.1.3; RFC 1112, section 4,
+ * and the reserved range behind it; RFC 4291, sections 2.5 and 2.7.
  */
-static __always_inline bool is_no_host(const struct packet *p)
+static __always_inline bool source_is_no_host(const struct packet *p)
 {
 	__u8 first = p->saddr[0];
 
 	if (!LB_IPV6 || p->family == 4)
 		return !first || first == 127 || first >= 224;
-	/* ::, ::1 and what holds an IPv4 address */
+	/* ::, ::1 and addresses with an IPv4 address in them */
 	if (!p->saddr[0] && !p->saddr[1] && (!p->saddr[2] || p->saddr[2] == be32(0xffff)))
 		return true;
 	return first == 0xff;
 }
 
-/* A VIP, or a source of fullnat: ours alone. */
-static __always_inline bool is_own(const struct packet *p)
+/* Is the source a VIP or a fullnat source, which are ours alone? */
+static __always_inline bool source_is_own(const struct packet *p)
 {
 	struct address_filter *filter;
 	__u32 zero = 0;
@@ -102,11 +102,11 @@ static __always_inline bool is_own(const struct packet *p)
 	return LB_PREFIX && filter_has_prefix(filter, p->saddr) && prefix_of(p->family, p->saddr);
 }
 
-/* As many as nobody sends in earnest; four octets that only pad count as one. */
+/* More options than any real sender uses; four padding octets in a row count as one. */
 #define IPV4_OPTIONS 8
 
-/* RFC 7126, section 4.3 and 4.4: whoever sends such a packet chooses the way of the
- * answers too, and so can be anybody.  What has too many options counts as one.
+/* RFC 7126, sections 4.3 and 4.4: the sender of such a packet also chooses the path of the answers,
+ * so it can pretend to be any host.  A packet with too many options is treated like one.
  */
 static __always_inline bool is_source_routed(CTX *ctx, const struct packet *p)
 {
@@ -137,14 +137,14 @@ static __always_inline bool is_source_routed(CTX *ctx, const struct packet *p)
 	return true;
 }
 
-/* What no client begins a flow with. */
+/* Checks for packets that no client begins a flow with. */
 static __always_inline int guard_first(CTX *ctx, const struct packet *p)
 {
 	struct eth_header *eth = ctx_data(ctx);
 
 	if (!p->sport || !p->dport)
 		return REASON_PORT_ZERO;
-	if (is_no_host(p) || is_own(p))
+	if (source_is_no_host(p) || source_is_own(p))
 		return REASON_MARTIAN;
 	/* RFC 1122, section 3.3.6 */
 	if ((void *)(eth + 1) > ctx_end(ctx) || eth->dest[0] & 1)

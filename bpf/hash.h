@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Two hashes of a flow, of one shape.  agent/dataplane/flowhash.py mirrors them.
+/* Two hashes of a flow, of the same form.  agent/dataplane/flowhash.py mirrors them.
  *
- * - the flow hash finds a flow's slot.  Its multipliers are secret and drawn
- *   per boot, so nobody can aim at a bucket.
- * - the pick hash draws from the ring.  It is the same on every balancer of a
- *   group, so that another one picks the same backend.
+ * - The flow hash finds a flow's slot.  Its multipliers are secret and drawn per boot, so that
+ *   nobody can aim at a bucket.
+ * - The pick hash draws from the ring.  It is the same on every balancer of a group, so that
+ *   another balancer picks the same backend.
  *
- * The service stands for VIP and protocol (its salt), so the client's address
- * and the two ports are all there is left to hash: for IPv4 one 64-bit word, of
- * which every step here is a bijection.
+ * The service, by its salt, stands for VIP and protocol, so only the client's address and the two
+ * ports are left to hash.  For IPv4 these are one 64-bit word, of which every step here is a
+ * bijection.
  */
 #ifndef STEELYARD_HASH_H
 #define STEELYARD_HASH_H
@@ -26,7 +26,7 @@ static __always_inline __u64 mix(__u64 x, __u64 multiplier)
 	return x ^ (x >> 32);
 }
 
-/* Of an IPv6 address, 64 bits; the order of the steps makes every word count. */
+/* Hashes an IPv6 address to 64 bits; the order of the steps makes every word count. */
 static __always_inline __u64 fold6(const __be32 *addr, __u64 key, __u64 mul0, __u64 mul1)
 {
 	__u64 high = (__u64)addr[3] << 32 | addr[2];
@@ -49,7 +49,7 @@ static __always_inline __u32 ports_word(__be16 sport, __be16 dport)
 	return (__u32)sport << 16 | dport;
 }
 
-/* Below a prefix VIP the address is part of the flow. */
+/* Returns the key for the flow hash.  Below a prefix VIP, the VIP's address is part of the flow. */
 static __always_inline __u64 flow_key(const struct packet *p, const struct service *service)
 {
 	__u64 key = LB_FLOW_KEY ^ (__u64)service->flow_salt * PICK_MUL0;
@@ -74,7 +74,7 @@ static __always_inline __u64 pick_hash(const struct packet *p, __u64 seed)
 			  PICK_MUL0, PICK_MUL1);
 }
 
-/* Of the first `bits` of the client's address alone. */
+/* Hashes only the first `bits` of the client's address. */
 static __always_inline __u64 source_hash(const struct packet *p, __u32 bits, __u64 seed)
 {
 	__be32 prefix[4];
@@ -89,7 +89,7 @@ static __always_inline __u64 source_hash(const struct packet *p, __u32 bits, __u
 	return tuple_hash(p->family, prefix, 0, PICK_KEY ^ seed, PICK_MUL0, PICK_MUL1);
 }
 
-/* Of all of the client's address, whatever the service. */
+/* Hashes the whole of the client's address, the same for every service. */
 static __always_inline __u32 client_hash(const struct packet *p)
 {
 	return tuple_hash(p->family, p->saddr, 0, PICK_KEY, PICK_MUL0, PICK_MUL1) >> 32;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Heads of answers that cannot be read, under TLS and where only acknowledgements pass.
- * A service's heads are of a few sizes, constant to some bytes.  The packet path notes
- * what came before an answer and how long the pause behind it was; the agent finds
- * the sizes that are heads (agent/weighing/heads.py), which then are no answer at any time.
- * Where small answers are all of one size, late heads could be among them: of some
- * requests such bytes are then taken for a head, to see what comes.
+/* Heads of answers that cannot be read, under TLS and where only acknowledgements pass.  The heads
+ * of a service have a few sizes, constant to some bytes.  The packet path notes how many bytes came
+ * before an answer and how long the pause after them was; the agent finds the sizes that are heads
+ * (agent/weights/heads.py), and bytes of such a size are never taken for an answer, whenever they
+ * come.  Where all small answers have one size, they may be late heads.  Then the server's first
+ * bytes are taken for a head for some requests, to see what follows.
  */
 #ifndef STEELYARD_HEADS_H
 #define STEELYARD_HEADS_H
@@ -14,10 +14,10 @@
 
 #define HEAD_MAX 1024
 
-/* flow_warm.interim: bytes since the request that were no answer, and what else is known. */
+/* flow_warm.interim: the number of bytes since the request that were no answer, and flags. */
 #define INTERIM_BYTES 0x1fff
-#define INTERIM_SURE 0x4000    /* they are no answer, however late that comes */
-#define INTERIM_IN_HEAD 0x8000 /* they end in a head */
+#define INTERIM_SURE 0x4000    /* these bytes are no answer, however late they come */
+#define INTERIM_IN_HEAD 0x8000 /* these bytes end in the middle of a head */
 
 static __always_inline struct service_heads *heads_of(__u32 backend_id)
 {
@@ -30,7 +30,7 @@ static __always_inline struct service_heads *heads_of(__u32 backend_id)
 	return service_heads.lookup(&service);
 }
 
-/* The first answer of a connection has session tickets and settings before it. */
+/* Before the first answer of a connection come session tickets or settings. */
 static __always_inline bool heads_are_first(__u8 talk)
 {
 	return talk == TALK_TLS_HANDSHAKE || talk == TALK_TLS_FIRST || talk == TALK_HTTP2_FIRST;
@@ -47,7 +47,7 @@ static __always_inline bool heads_has(const struct service_heads *heads, __u8 ta
 	return found & 1;
 }
 
-/* Is this request one of those of which the first bytes are taken for a head? */
+/* Is this one of the requests for which the first bytes are taken for a head, as a probe? */
 static __always_inline bool heads_probe(const struct service_heads *heads, __u32 tag, __u32 bytes)
 {
 	return bytes <= HEAD_MAX && heads->probes && !(tag & heads->probe_mask);

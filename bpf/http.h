@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* How far a server's segment of HTTP/1.x is no token of the answer: a head, and what
- * engines send behind it before they have computed anything:
- * - comments of server-sent events (WHATWG HTML, section 9.2.6), with which servers keep
- *   a stream alive;
+/* How much of a server's HTTP/1.x segment comes before the first token of the answer: the head, and
+ * what engines send after it before they have computed anything:
+ * - comments of server-sent events (WHATWG HTML, section 9.2.6), with which servers keep a stream
+ *   alive;
  * - the events `ping`, `response.created`, `response.queued` and `response.in_progress`.
- * In chunks (RFC 9112, section 7.1) or not.  What is read is in memory of the CPU: of
- * each place the verifier would go on separately.
+ *
+ * The body may come in chunks (RFC 9112, section 7.1).  What is read is kept in per-CPU memory:
+ * otherwise the verifier would follow the rest separately for each position.
  */
 #ifndef STEELYARD_HTTP_H
 #define STEELYARD_HTTP_H
@@ -17,20 +18,20 @@
 #include "packet.h"
 #include "scratch.h"
 
-#define HTTP_HEAD_MAX 2048 /* of a head in one segment, so much is looked at */
+#define HTTP_HEAD_MAX 2048 /* how much of a segment is searched for the end of a head */
 #define HTTP_PIECES 4      /* in one segment */
 #define HTTP_CHUNK_DIGITS 5
-#define HTTP_COMMENT_MAX 128 /* without chunks nothing says where it ends */
+#define HTTP_COMMENT_MAX 128 /* without chunks, nothing says where a comment ends */
 
 #define HTTP_LINE_END 0x0a0dU
 #define HTTP_HEAD_END 0x0a0d0a0dU
 
-/* Eight bytes of text, as they stand in memory. */
+/* Eight bytes of text, as they lie in memory. */
 #define TEXT8(a, b, c, d, e, f, g, h) (TEXT4(a, b, c, d) | (__u64)TEXT4(e, f, g, h) << 32)
 #define TEXT4(a, b, c, d) ((__u32)(a) | (b) << 8 | (c) << 16 | (__u32)(d) << 24)
 
-/* Does a head begin here, of an answer with a body that is to come?  204, 205 and what
- * reports an error or another place seldom have one to wait for.
+/* Does a head begin here whose body is still to come?  204, 205, errors and redirects seldom have a
+ * body that a client waits for.
  */
 static __always_inline bool http_begins_head(const __u8 *text)
 {
@@ -41,7 +42,7 @@ static __always_inline bool http_begins_head(const __u8 *text)
 	return text[9] == '2' && (text[10] != '0' || (text[11] != '4' && text[11] != '5'));
 }
 
-/* Does the head of an error begin here that says nothing of how fast the server works: 429, 5xx? */
+/* Is this the head of an error whose time does not show the server's speed: 429 or 5xx? */
 static __always_inline bool http_begins_error(const __u8 *text)
 {
 	if (text[0] != 'H' || text[4] != '/' || text[8] != ' ')
@@ -49,7 +50,7 @@ static __always_inline bool http_begins_error(const __u8 *text)
 	return text[9] == '5' || (text[9] == '4' && text[10] == '2' && text[11] == '9');
 }
 
-/* The segment's payload.  By a mask, where a comparison would be two ways for the verifier. */
+/* The segment's payload.  With a mask: a comparison would give the verifier two paths. */
 #define HTTP_OFF_MASK 511
 _Static_assert(L3_OFF_MAX + PAYLOAD_OFF_MAX <= HTTP_OFF_MASK, "an offset fits into the mask");
 static __always_inline __u8 *http_text(CTX *ctx, const struct packet *p)
@@ -67,9 +68,7 @@ static __always_inline bool http_is_error(CTX *ctx, const struct packet *p)
 	return text + 12 <= (__u8 *)ctx_end(ctx) && http_begins_error(text);
 }
 
-/* The four bytes that end 4, 3, 2 and 1 bytes before the newest: is one the end of a head?
- * As the sign of the result.
- */
+/* Does a head end at the newest byte, or 1, 2 or 3 bytes before it?  Then negative. */
 static __always_inline __s64 http_head_ends(__u64 seen)
 {
 	__u64 none = (seen >> 32 ^ HTTP_HEAD_END) - 1;
@@ -81,9 +80,9 @@ static __always_inline __s64 http_head_ends(__u64 seen)
 	return none;
 }
 
-/* Looks for the end of the head that begins, or goes on, at the segment's first byte:
- * room->text_at is just behind the four bytes that complete it, or 0.  room->text_seen: the
- * newest eight bytes.
+/* Looks for the end of the head that begins, or continues, at the segment's first byte.
+ * room->text_at becomes the position just behind the four bytes in which it was found, or 0;
+ * room->text_seen the newest eight bytes.
  */
 static __always_inline void http_search(CTX *ctx, const struct packet *p, struct scratch *room)
 {
@@ -102,12 +101,12 @@ static __always_inline void http_search(CTX *ctx, const struct packet *p, struct
 			break;
 		}
 	}
-	/* What it knows of the packet differs in each round: all else is read anew. */
+	/* What the verifier knows of the packet differs in each round: read all else anew. */
 	step_ends();
 }
 
-/* room->text_at: behind the head; 0: it does not end in this segment.  room->text_is_chunked: its
- * last header says that a body comes in chunks, as uvicorn's does.
+/* Sets room->text_at to the position behind the head; 0: it does not end in this segment.  Sets
+ * room->text_is_chunked if the head's last header says that the body is chunked, as with uvicorn.
  */
 static __always_inline void http_find_end(CTX *ctx, const struct packet *p, struct scratch *room)
 {
@@ -120,7 +119,7 @@ static __always_inline void http_find_end(CTX *ctx, const struct packet *p, stru
 		back |= mask_equal(seen >> 8 & 0xffffffff, HTTP_HEAD_END) & 3;
 		at -= back;
 	} else {
-		/* What is left of fewer than four bytes. */
+		/* The last bytes, if they are fewer than four. */
 		text += bounded(p->payload_len - 4, HTTP_HEAD_MAX - 4);
 		if (p->payload_len >= 4 && text + 4 <= data_end && *(__u32 *)text == HTTP_HEAD_END)
 			at = p->payload_len;
@@ -138,7 +137,7 @@ static __always_inline void http_find_end(CTX *ctx, const struct packet *p, stru
 	step_ends();
 }
 
-/* The value of a chunk's first digits, and how many they are: room->text_digits. */
+/* Returns the size in a chunk's first digits; room->text_digits: how many these are. */
 static __always_inline __u32 http_chunk_size(const __u8 *text, struct scratch *room)
 {
 	__u64 size = 0, digits = 0, more = ~0ULL;
@@ -159,8 +158,8 @@ static __always_inline __u32 http_chunk_size(const __u8 *text, struct scratch *r
 	return size;
 }
 
-/* How long a piece of a body is that is no token: a comment, or an event that says nothing;
- * 0: it is one.  `left`: how much of the segment is left.
+/* Returns the length of a piece of a body that is no token: a comment, or an event without content.
+ * 0: it is a token.  `left`: the rest of the segment's bytes.
  */
 static __always_inline __u32 http_piece(const __u8 *text, const __u8 *data_end, __u32 left,
 					struct scratch *room)
@@ -168,7 +167,7 @@ static __always_inline __u32 http_piece(const __u8 *text, const __u8 *data_end, 
 	__u32 size, head, is_chunk;
 	__u64 first, second, third;
 
-	if (text + 8 > data_end) /* the smallest comment in a chunk; without, of two bytes */
+	if (text + 8 > data_end) /* the shortest comment in a chunk; without chunks, two bytes */
 		return text + 2 <= data_end && text[0] == ':' ? left : 0;
 	size = http_chunk_size(text, room);
 	step_ends();
@@ -205,7 +204,7 @@ static __always_inline __u32 http_piece(const __u8 *text, const __u8 *data_end, 
 	return size ? size : left;
 }
 
-/* Goes from room->text_at on over what is no token.  Where a token is: 0. */
+/* Moves room->text_at forward over pieces that are no token.  If it meets a token: 0. */
 static __always_inline void http_skip_pieces(CTX *ctx, const struct packet *p, struct scratch *room)
 {
 #pragma clang loop unroll(disable)
@@ -228,8 +227,9 @@ static __always_inline void http_skip_pieces(CTX *ctx, const struct packet *p, s
 		room->text_at = 0;
 }
 
-/* Up to which of its bytes, and beyond, a segment is no token; 0: there is one in it.  `from`:
- * where it goes on with what is not known yet.  `interim`: what is known (heads.h).
+/* Returns the position, possibly beyond the segment, up to which the segment holds no token; 0: it
+ * holds one.  `from`: where the part begins that has not been looked at yet.  `interim`: what is
+ * known of the answer so far (heads.h).
  */
 static __always_inline __u32 http_upto(CTX *ctx, const struct packet *p, __u32 from, __u16 *interim)
 {
@@ -248,7 +248,7 @@ static __always_inline __u32 http_upto(CTX *ctx, const struct packet *p, __u32 f
 	if (!room->text_at && text + 12 <= (__u8 *)ctx_end(ctx))
 		room->text_begins = http_begins_head(text);
 	else if (text + 2 <= (__u8 *)ctx_end(ctx) && *(__u16 *)text == HTTP_LINE_END)
-		room->text_at = room->text_in_head ? 2 : 0; /* the empty line alone */
+		room->text_at = room->text_in_head ? 2 : 0; /* only the empty line */
 	step_ends();
 	if ((room->text_begins | room->text_in_head) && !room->text_at) {
 		http_search(ctx, p, room);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* How much may be asked of a service, by a source, by its network and by all.  What goes on
- * with a flow pays nothing for it, unless packets are limited.
+/* How much may be asked of a service: by a source, by its network, and by all together.  Packets of
+ * recorded flows cost nothing, unless packets are limited.
  *
- * Virtual scheduling (ITU-T I.371, annex A): what comes is within its rate if it is not too far
- * ahead of when it is due.  A slot names its owner by 20 bits of a hash, beside the 15 of the
- * bucket, so one hardly ever pays for another.  A full bucket forgets who is least ahead, so
- * strangers who come once do not displace somebody who asks for a lot.  CPUs do not wait for
- * each other: of two packets at one moment, one may count for both.
+ * Virtual scheduling (ITU-T I.371, annex A): an event is within its rate if it is not too far ahead
+ * of the time at which it is due.  A slot names its owner by 20 bits of a hash, beside the 15 of
+ * the bucket, so one source hardly ever pays for another.  A full bucket forgets the owner that is
+ * least ahead, so sources that come once do not displace one that asks for a lot.  CPUs do not wait
+ * for each other: of two packets at the same moment, one may count for both.
  */
 #ifndef STEELYARD_LIMIT_H
 #define STEELYARD_LIMIT_H
@@ -23,7 +23,7 @@
 #define LIMIT_TAG_SHIFT 44
 #define LIMIT_DUE ((1ULL << LIMIT_TAG_SHIFT) - 1)
 
-/* Who asks: the bucket, and the tag. */
+/* Hashes what the limit is counted by: the bucket, and the tag. */
 static __always_inline __u64 limit_hash(const struct packet *p, const struct service *service,
 					__u32 limit)
 {
@@ -43,7 +43,9 @@ static __always_inline __u64 limit_hash(const struct packet *p, const struct ser
 	return hash;
 }
 
-/* Whether a rate would be exceeded: bit `limit`, or 0.  Notes down what is to be written if not. */
+/* Would the packet exceed a rate?  Returns bit `limit`, or 0, and in `note` what to write if it
+ * does not.
+ */
 static __always_inline __u64 limit_is_beyond(const struct packet *p, const struct service *service,
 					     const struct service_limits *rates, __u32 limit,
 					     struct limit_note *note)
@@ -63,14 +65,15 @@ static __always_inline __u64 limit_is_beyond(const struct packet *p, const struc
 	note->index = index;
 	if (!bucket)
 		return 0;
-	/* Its own slot, or that of who is least ahead: the lowest of (left, way), and its own as
-	 * if it had nothing left.  Without a branch (mask.h).
+	/* Take the owner's own slot, or else that of the owner that is least ahead: the lowest of
+	 * (left, way), with the own slot counted as if nothing were left in it.  Without a branch
+	 * (mask.h).
 	 */
 #pragma unroll
 	for (int way = 0; way < LIMIT_WAYS; way++) {
 		__u64 word = bucket->slot[way], left = (word - now) & LIMIT_DUE, rank;
 
-		/* Nobody is farther ahead: it is of long ago. */
+		/* No owner can be further ahead: such a slot is from long ago. */
 		left &= mask_hidden(mask_less(left, ahead + interval + 1));
 		mine = mask_hidden(mask_less((word >> LIMIT_TAG_SHIFT) ^ tag, 1));
 		debt |= left & mine;
@@ -92,7 +95,9 @@ static __always_inline void limit_pay(const struct service_limits *rates, __u32 
 		bucket->slot[note->way & (LIMIT_WAYS - 1)] = note->word;
 }
 
-/* Bits by enum limit: what the agent has found that a source has too much of. */
+/* Returns the limits on held flows that the agent has found the source to exceed; bits by enum
+ * limit.
+ */
 static __always_inline __u64 limit_held(const struct packet *p, const struct service *service,
 					__u64 now)
 {
@@ -104,7 +109,7 @@ static __always_inline __u64 limit_held(const struct packet *p, const struct ser
 	return found ? found->limits & mask_less(now, found->until) : 0;
 }
 
-/* Counts what is beyond a limit; whether it is to be dropped. */
+/* Counts a packet that exceeds a limit; returns whether to drop it. */
 static __always_inline bool limit_drops(const struct service *service, __u32 limits)
 {
 	__u32 id = service->id, index = bpf_get_smp_processor_id() * LB_SERVICES + id;
@@ -123,7 +128,7 @@ static __always_inline bool limit_drops(const struct service *service, __u32 lim
 	return drops;
 }
 
-/* May the packet begin a flow?  Then it counts. */
+/* May the packet begin a flow?  If so, it is counted.  Returns REASON_LIMITED or 0. */
 static __always_inline int limit_new_flow(const struct packet *p, const struct service *service)
 {
 	__u32 id = service->id;
@@ -150,7 +155,7 @@ static __always_inline int limit_new_flow(const struct packet *p, const struct s
 	return 0;
 }
 
-/* May the source send one more packet?  Then it counts. */
+/* May the source send one more packet?  If so, it is counted.  Returns REASON_LIMITED or 0. */
 static __always_inline int limit_packet(const struct packet *p, const struct service *service)
 {
 	__u32 id = service->id;

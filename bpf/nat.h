@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* nat and fullnat: addresses and ports rewritten in place, and their checksums
- * with them.  The balancer is a router here: TTL goes down by one.  In fullnat each
- * source address has all its ports towards each address and port of a backend.
+/* nat and fullnat: rewrite addresses and ports in place, and update the checksums.  The balancer is
+ * a router here, so the TTL is decremented.  In fullnat, each source address can use all its ports
+ * towards each address and port of a backend.
  */
 #ifndef STEELYARD_NAT_H
 #define STEELYARD_NAT_H
@@ -16,7 +16,7 @@
 
 #define NAT_TRIES 32
 
-/* Keys in whole words: see service_at(). */
+/* The keys are stored in whole words: see service_at(). */
 static __always_inline struct origin *origin_at(__u8 family, const __be32 *addr, __be16 port,
 						__u8 l4_proto)
 {
@@ -29,7 +29,7 @@ static __always_inline struct origin *origin_at(__u8 family, const __be32 *addr,
 		} at = { .word = (__u64)key_tail(port, l4_proto) << 32 | addr[0] };
 
 		origin = origins4.lookup(&at.key);
-		apart(4, origin);
+		keep_calls_apart(4, origin);
 	} else {
 		union {
 			struct service_key6 key;
@@ -39,20 +39,20 @@ static __always_inline struct origin *origin_at(__u8 family, const __be32 *addr,
 		__builtin_memcpy(at.word, addr, sizeof(__be32[4]));
 		at.word[4] = key_tail(port, l4_proto);
 		origin = origins6.lookup(&at.key);
-		apart(6, origin);
+		keep_calls_apart(6, origin);
 	}
 	return origin;
 }
 
-/* Notes down in `blocks`, which is no memory of the stack, where the ports of our source
- * addresses to a backend's address and port are; false: nowhere.
+/* Finds the blocks that our source addresses have for a backend's address and port.  `blocks` must
+ * not be on the stack.  Returns false if there are none.
  */
 static __always_inline bool nat_blocks_find(__u8 family, const __be32 *addr, __be16 port,
 					    __u8 l4_proto, __u16 *blocks)
 {
 	struct origin *origin = origin_at(family, addr, port, l4_proto);
 
-	/* The first source has a block wherever another one has. */
+	/* If any source has a block, the first one does. */
 	if ((LB_ANY_PORT || LB_RANGES) && (!origin || !origin->block[0]))
 		origin = origin_at(family, addr, 0, l4_proto);
 	blocks[0] = 0;
@@ -67,9 +67,9 @@ static __always_inline __u32 nat_index(const __u16 *blocks, __u32 number, __u32 
 	return (blocks[number % NAT_SOURCES] - 1) * LB_NAT_PORTS + port;
 }
 
-/* All ones if the NAT slot is still that flow's, 0 if it is free: the flow has left
- * the table, is idle past its timeout, has got another slot, or gives way: it is not proven
- * (a stranger's SYN costs nobody a port), or slot_gives_way(); `broken` if a table is missing.
+/* All ones if the NAT slot still belongs to its flow.  0 if it is free, because the flow has left
+ * the table, is idle past its timeout, has got another slot, or gives way: it is not proven (so
+ * that a forged SYN takes no port), or slot_gives_way().  `broken`: a table is missing.
  */
 static __always_inline __u64 nat_held(__u32 index, __u64 owner, __u32 now, bool *broken)
 {
@@ -95,8 +95,8 @@ static __always_inline __u64 nat_held(__u32 index, __u64 owner, __u32 now, bool 
 	held &= ~mask_equal(backend->flags & BACKEND_F_ALIVE, 0);
 	held &= ~(mask_equal(slot_state(word), FLOW_CLOSING) &
 		  mask_less(CLOSING_TICKS - 1, slot_idle_ticks(word, now)));
-	/* One more on both sides: another CPU may have stamped it since `now` was read, a tick
-	 * later, and that is no idle time of nine hours.
+	/* One tick more on both sides: another CPU may have stamped the slot a tick after `now` was
+	 * read, and that must not look like an idle time of nine hours.
 	 */
 	return held & mask_less(slot_idle_ticks(word, now + 1),
 				(__u64)backend->timeout_ticks[slot_state(word)] + 2);
@@ -116,9 +116,8 @@ static __always_inline void nat_fill(struct nat_slot *slot, const struct packet 
 	slot->source = source;
 }
 
-/* A source and port for a flow: the next in turn that nobody holds, so that one
- * that was given up rests as long as can be (the backend may keep the old
- * connection in TIME_WAIT).
+/* Takes a source and port for a flow: the next free one in turn.  So a port that was given up rests
+ * for as long as possible, as the backend may have the old connection in TIME_WAIT.
  */
 static __always_inline int nat_take(const struct packet *p, const struct flow *flow,
 				    struct flow_warm *warm, struct route *route, __u64 owner)
@@ -153,14 +152,14 @@ static __always_inline int nat_take(const struct packet *p, const struct flow *f
 			break;
 		if (held)
 			continue;
-		/* First: a CPU that meets us as the owner asks whether this is so. */
+		/* Set this first: a CPU that meets us as the owner checks whether it is so. */
 		warm->nat = index + 1;
 		if (__sync_val_compare_and_swap(&slot->owner, was, owner) != was)
 			continue;
 		taken = slot;
 		break;
 	}
-	/* The flow that had it may have come back in this moment: then it is still its. */
+	/* If the flow that had the port came back at this moment, it keeps the port. */
 	if (taken && was != owner && nat_held(index, was, flow->at->now, &broken)) {
 		__sync_val_compare_and_swap(&taken->owner, owner, was);
 		taken = NULL;
@@ -173,8 +172,8 @@ static __always_inline int nat_take(const struct packet *p, const struct flow *f
 	return 0;
 }
 
-/* Sees to it that a recorded flow of fullnat, whose route is known but for that, has a source
- * and a port.
+/* Makes sure that a recorded flow of fullnat has a source and a port, and puts these into its
+ * route, of which all else is known.
  */
 static __always_inline int nat_bind(const struct packet *p, const struct flow *flow,
 				    struct flow_warm *warm, struct route *route)
@@ -204,7 +203,7 @@ static __always_inline int nat_bind(const struct packet *p, const struct flow *f
 }
 
 #if LB_TC
-/* To 32 bits, as the kernel's helpers want a difference. */
+/* Folds to 32 bits, as the kernel's helpers expect a difference. */
 static __always_inline __u32 csum_fold32(__u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
@@ -213,8 +212,8 @@ static __always_inline __u32 csum_fold32(__u64 sum)
 }
 #endif
 
-/* The transport checksum; tc may hold one that the sender's card was to finish,
- * of which only the addresses' part is there: the kernel's helper knows.
+/* Updates the transport checksum.  Under tc it may be one that the sender's card was to finish,
+ * which covers only the addresses so far: the kernel's helper knows.
  */
 static __always_inline int rewrite_check(CTX *ctx, const struct packet *p, __u32 offset,
 					 __sum16 *check, __u64 addresses, __u64 ports)
@@ -230,8 +229,8 @@ static __always_inline int rewrite_check(CTX *ctx, const struct packet *p, __u32
 	if (bpf_l4_csum_replace(ctx, at, 0, csum_fold32(ports), flags))
 		return REASON_INTERNAL;
 #else
-	/* UDP without a checksum stays so; one that comes out as 0 is written as its
-	 * other zero (RFC 768).
+	/* UDP without a checksum stays so.  A checksum that comes out as 0 is written as the other
+	 * zero of ones' complement (RFC 768).
 	 */
 	if (p->l4_proto == L4_UDP && !*check)
 		return 0;
@@ -265,7 +264,7 @@ static __always_inline int rewrite_l4(CTX *ctx, const struct packet *p, const st
 			     addresses, ports);
 }
 
-/* The IP header; what the change of addresses does to a sum over them. */
+/* Rewrites the addresses in the IP header; returns what that changes in a sum over them. */
 static __always_inline __u64 rewrite_addresses(struct ipv4_header *ip4, struct ipv6_header *ip6,
 					       const __be32 *saddr, const __be32 *daddr,
 					       __u8 family)
@@ -286,7 +285,9 @@ static __always_inline __u64 rewrite_addresses(struct ipv4_header *ip4, struct i
 	return change;
 }
 
-/* The checksum of what an ICMP error quotes, where the quote goes that far. */
+/* Returns the transport checksum of the packet that an ICMP error quotes, if the quote goes that
+ * far.
+ */
 static __always_inline __sum16 *quoted_check(void *l4, void *data_end, const struct packet *p)
 {
 	struct udp_header *udp = l4;
@@ -299,8 +300,8 @@ static __always_inline __sum16 *quoted_check(void *l4, void *data_end, const str
 	return &tcp->check;
 }
 
-/* An ICMP error: the quoted packet becomes the one that its sender had sent, the
- * outer addresses those that its receiver knows.
+/* Rewrites an ICMP error: the quoted packet becomes the one that its sender sent, and the outer
+ * addresses become those that its receiver knows.
  */
 static __always_inline int rewrite_quoted(CTX *ctx, const struct packet *p,
 					  const struct rewrite *to, bool hide_source)
@@ -319,7 +320,7 @@ static __always_inline int rewrite_quoted(CTX *ctx, const struct packet *p,
 		if ((void *)(ip4 + 1) > data_end || (void *)(outer4 + 1) > data_end)
 			return REASON_INTERNAL;
 		offset = (ip4->version_ihl & 0xf) * 4;
-		/* The quoted header's own checksum takes its change up again. */
+		/* Its own checksum compensates for the change of the quoted IPv4 header. */
 		quoted = rewrite_addresses(ip4, ip6, to->daddr, to->saddr, 4);
 		hide_source = hide_source || outer4->saddr == p->saddr[0];
 		rewrite_addresses(outer4, outer6, hide_source ? to->saddr : &outer4->saddr,
@@ -344,12 +345,12 @@ static __always_inline int rewrite_quoted(CTX *ctx, const struct packet *p,
 	change += ports;
 	udp->sport = to->dport;
 	udp->dport = to->sport;
-	/* RFC 5508, section 4.2: all of the quoted headers. */
+	/* RFC 5508, section 4.2: rewrite all of the quoted headers. */
 	check = quoted_check(udp, data_end, p);
 	if (check) {
 		old = *check;
 		*check = csum_update(old, quoted + ports);
-		/* As its sender had to write it (RFC 768). */
+		/* As its sender must have written it (RFC 768). */
 		if (p->l4_proto == L4_UDP && !*check)
 			*check = 0xffff;
 		change += csum_change(old, *check);
@@ -358,7 +359,9 @@ static __always_inline int rewrite_quoted(CTX *ctx, const struct packet *p,
 	return 0;
 }
 
-/* Rewrites the packet, in a frame to `hop`; `backend` is NULL if it is an answer's. */
+/* Rewrites the packet and puts it into a frame to `hop`; `backend` is NULL for a packet of a
+ * backend.
+ */
 static __always_inline int nat_send(CTX *ctx, struct packet *p, const struct rewrite *to,
 				    const struct hop *hop, bool hide_source,
 				    const struct backend *backend)

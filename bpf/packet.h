@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What the walk knows of the packet in hand. */
+/* What the walk knows of the packet that it processes. */
 #ifndef STEELYARD_PACKET_H
 #define STEELYARD_PACKET_H
 
 #include "wire.h"
 
-/* Of an ICMP error, addresses, ports and protocol are those of the flow that it
- * is about: as if the receiver of the quoted packet had sent the next one.
+/* For an ICMP error, addresses, ports and protocol are those of the flow that it is about, as if it
+ * were the next packet that the receiver of the quoted packet sends.
  */
 struct packet {
 	__be32 saddr[4]; /* IPv4: word 0, the rest 0 */
@@ -29,16 +29,16 @@ struct packet {
 	__u8 ttl;       /* or hop limit */
 	__u8 is_fragment;
 	__u8 is_later_fragment; /* has no ports */
-	__u8 has_extension;     /* IPv6: extension headers beyond what we follow */
-	__u8 is_vip;            /* the destination is a VIP, served or not */
+	__u8 has_extension;     /* IPv6: more extension headers than we follow */
+	__u8 is_vip;            /* the destination is a VIP, even if no service is found */
 	__u8 may_be_reply;      /* the source may be a backend of nat */
 	__u8 from_peer;         /* another balancer has passed it on */
-	__u8 is_blocked;        /* its source is */
-	__u8 nat_source;        /* the destination is that source of fullnat + 1; 0: none */
+	__u8 is_blocked;        /* its source is blocked */
+	__u8 nat_source;        /* 1 + number of the fullnat source that it is sent to; 0: none */
 };
 
-/* The verifier has to see the bound of an offset where it is used, and the
- * compiler, which knows it already, must not take the test away.
+/* Bounds an offset.  The verifier has to see the bound where the offset is used, and the compiler,
+ * which knows the bound already, must not remove the test.
  */
 #define bounded(offset, most)                      \
 	({                                         \
@@ -49,9 +49,9 @@ struct packet {
 		__offset;                          \
 	})
 
-/* The VLAN-tagged Ethernet header stands in front of the IP header. */
+/* The IP header comes after the Ethernet header and its VLAN tags. */
 #define L3_OFF_MAX (sizeof(struct eth_header) + 2 * sizeof(struct vlan_header))
-/* For the verifier: IPv4 options end at 60; more extension headers are refused. */
+/* A bound for the verifier: IPv4 options end at 60; longer IPv6 extension headers are refused. */
 #define L4_OFF_MAX 256
 #define PAYLOAD_OFF_MAX (L4_OFF_MAX + 60)
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Step 1: who sent what to whom.  Reads the frame up to the ports; judges
- * nothing that needs to know whether the packet is for us.
+/* Step 1: reads the frame up to the ports.  Judges nothing that depends on whether the packet is
+ * for us.
  */
 #ifndef STEELYARD_PARSE_H
 #define STEELYARD_PARSE_H
@@ -10,7 +10,7 @@
 #include "packet.h"
 #include "scratch.h"
 
-/* As many extension headers as anybody has been seen to send in earnest. */
+/* The largest number of extension headers that real senders have been seen to use. */
 #define IPV6_EXTENSIONS 6
 
 static __always_inline int parse_quoted_ports(void *l4, void *data_end, __u8 l4_proto,
@@ -20,7 +20,7 @@ static __always_inline int parse_quoted_ports(void *l4, void *data_end, __u8 l4_
 
 	if (l4_proto != L4_TCP && l4_proto != L4_UDP)
 		return REASON_NOT_VIP;
-	/* RFC 792: 64 bits of the quoted datagram must be enough. */
+	/* RFC 792: 64 bits of the quoted datagram have to suffice. */
 	if ((void *)(udp + 1) > data_end)
 		return REASON_NOT_VIP;
 	p->sport = udp->dport;
@@ -40,7 +40,7 @@ static __always_inline int parse_quoted_ipv4(void *l3, void *data_end, struct pa
 	header_len = (ip->version_ihl & 0xf) * 4;
 	if (ip->version_ihl >> 4 != 4 || header_len < sizeof(*ip) || ip->frag & be16(IPV4_OFFSET))
 		return REASON_NOT_VIP;
-	/* An error goes to the sender of what it quotes. */
+	/* An ICMP error goes to the sender of the packet that it quotes. */
 	if (ip->saddr != p->daddr[0])
 		return REASON_NOT_VIP;
 	p->saddr[0] = ip->daddr;
@@ -60,7 +60,7 @@ static __always_inline int parse_quoted_ipv6(void *l3, void *data_end, struct pa
 	return parse_quoted_ports(ip + 1, data_end, ip->next_header, sizeof(*ip), p);
 }
 
-/* An ICMP error is about the flow whose packet it quotes. */
+/* Parses an ICMP error, which is about the flow of the packet that it quotes. */
 static __always_inline int parse_icmp(void *l4, void *data_end, struct packet *p)
 {
 	struct icmp_header *icmp = l4;
@@ -92,9 +92,11 @@ static __always_inline bool is_extension(__u8 l4_proto)
 
 static __always_inline int parse_ports(void *l4, void *data_end, struct packet *p)
 {
-	struct udp_header *udp = l4; /* ports stand first in TCP too */
+	struct udp_header *udp = l4; /* TCP begins with the ports, too */
 
-	/* It names what the first one goes on with: of IPv6, maybe an extension. */
+	/* A later fragment names the header that the first one continues with; in IPv6 that can be
+	 * an extension.
+	 */
 	if (p->is_later_fragment && p->family == 6 && is_extension(p->l4_proto))
 		return 0;
 	if (p->l4_proto != L4_TCP && p->l4_proto != L4_UDP) {
@@ -104,7 +106,7 @@ static __always_inline int parse_ports(void *l4, void *data_end, struct packet *
 	}
 	if (p->is_later_fragment)
 		return 0;
-	/* The smaller of the two headers; guard checks the rest. */
+	/* The smaller of the two headers; guard() checks the rest. */
 	if ((void *)(udp + 1) > data_end)
 		return REASON_NOT_VIP;
 	p->sport = udp->sport;
@@ -140,30 +142,30 @@ static __always_inline int parse_ipv4(void *l3, void *data_end, struct packet *p
 	return parse_ports(l3 + header_len, data_end, p);
 }
 
-/* Steps over one extension header: l4_off and l4_proto move on. */
+/* Steps over one extension header: advances l4_off and l4_proto. */
 static __always_inline int parse_extension(void *l3, void *data_end, struct packet *p)
 {
 	struct ipv6_fragment *header = l3 + bounded(p->l4_off, L4_OFF_MAX);
-	__u32 len = sizeof(*header); /* of a fragment's, and the least of all */
+	__u32 len = sizeof(*header); /* that of a fragment header, and the minimum of all */
 
 	if ((void *)(header + 1) > data_end)
 		return REASON_NOT_VIP;
 	if (p->l4_proto == IPV6_EXT_FRAGMENT) {
 		__u16 place = bswap16(header->offset);
 
-		/* Of neither it is no fragment (RFC 6946). */
+		/* With neither of the two it is not a fragment (RFC 6946). */
 		if (place & (IPV6_FRAG_OFFSET | IPV6_FRAG_MORE)) {
 			p->is_fragment = 1;
 			p->is_later_fragment = (place & IPV6_FRAG_OFFSET) != 0;
 			p->fragment_id = header->id;
 		}
 	} else if (p->l4_proto == IPV6_EXT_ROUTING && header->offset & be16(0xff)) {
-		/* Segments are left: it is on its way to another address (RFC 8200,
-		 * section 4.4), and what is here on the way is the host's.
+		/* Segments are left: the packet is on its way to another address (RFC 8200, section
+		 * 4.4), so this hop is the host's business.
 		 */
 		return REASON_NOT_VIP;
 	} else if (p->l4_proto == IPV6_EXT_AUTH) {
-		len = (header->reserved + 2) * 4; /* RFC 4302: its length field */
+		len = (header->reserved + 2) * 4; /* the length field of RFC 4302 */
 	} else {
 		len = (header->reserved + 1) * 8;
 	}
@@ -173,8 +175,8 @@ static __always_inline int parse_extension(void *l3, void *data_end, struct pack
 	return 0;
 }
 
-/* Follows the extension headers (RFC 8200, section 4).  What it notes down, it
- * reads again: see step_ends().
+/* Follows the extension headers (RFC 8200, section 4).  What it writes to `p` it reads back: see
+ * step_ends().
  */
 static __always_inline int parse_extensions(void *l3, void *data_end, struct packet *p)
 {

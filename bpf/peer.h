@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* A connection of which nothing is known here can be one that another balancer knows:
- * its packet goes there, once, before a backend is picked for it anew.
+/* A connection that is not known here may be known to another balancer: its packet is passed on to
+ * that one, once, before a new backend is picked.
  *
- * It goes in GUE (draft-ietf-intarea-gue, variant 0), to the port of gue, and its
- * private data says that it has been passed on: who gets it looks into its own table,
- * picks if that has nothing either, and never passes it on.  It is taken from the
- * addresses of other balancers alone; from anybody else it is the host's, untouched.
+ * The packet is passed on in GUE (draft-ietf-intarea-gue, variant 0), to the port of gue, and the
+ * private data says that it has been passed on.  The balancer that gets it looks into its own
+ * table, picks a backend if it finds nothing there either, and never passes the packet on.  Such
+ * packets are accepted only from the addresses of other balancers; from any other address they are
+ * the host's, untouched.
  */
 #ifndef STEELYARD_PEER_H
 #define STEELYARD_PEER_H
@@ -14,17 +15,15 @@
 #include "encap.h"
 #include "flow.h"
 
-/* What goes on of each CPU at most: packets that somebody makes up must not become a
- * flood for the other balancer.
- */
+/* The most that each CPU passes on: forged packets must not flood the other balancer. */
 #define PEER_WINDOW (LB_HZ / 10) /* jiffies */
 #define PEER_WINDOW_PACKETS 1000
-#define PEER_LIFE (4 * LB_HZ) /* jiffies: no word is about more */
+#define PEER_LIFE (4 * LB_HZ) /* jiffies: no announcement is valid for longer */
 
 #define ADJ_ROOM_DECAP_L3_IPV4 (1ULL << 7) /* Linux 6.3 */
 #define ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
 
-static __always_inline bool peer_has_turn(void)
+static __always_inline bool peer_within_rate(void)
 {
 	struct sync_counters *c = sync_counters_here();
 	__u32 now = bpf_jiffies64();
@@ -44,7 +43,9 @@ static __always_inline bool peer_has_turn(void)
 	return true;
 }
 
-/* Its agent says again and again until when; if ours dies, the last word soon ends. */
+/* Our agent keeps extending the time until which the peer counts as alive; if the agent dies, that
+ * soon runs out.
+ */
 static __always_inline bool peer_is_alive(const struct backend *peer)
 {
 	__u32 until = peer->until, left = until - (__u32)bpf_jiffies64();
@@ -52,7 +53,7 @@ static __always_inline bool peer_is_alive(const struct backend *peer)
 	return until && left - 1 < PEER_LIFE;
 }
 
-/* The balancer that may know the flow of this packet, which is not recorded here. */
+/* Returns the balancer that may know this packet's flow, which is not recorded here, or NULL. */
 static __always_inline struct backend *peer_for(const struct packet *p, const struct flow *flow)
 {
 	__u32 row = LB_BACKENDS + (flow->at->tag & (PEER_ROWS - 1));
@@ -61,15 +62,15 @@ static __always_inline struct backend *peer_for(const struct packet *p, const st
 	if (p->l4_proto != L4_TCP || p->tcp_flags & TCP_SYN || p->is_fragment || p->from_peer)
 		return NULL;
 	peer = backends.lookup(&row);
-	if (!peer || !peer_is_alive(peer) || !peer_has_turn())
+	if (!peer || !peer_is_alive(peer) || !peer_within_rate())
 		return NULL;
 	return peer;
 }
 
 #if LB_TC
-/* Takes `len` bytes off behind the link header, which is `off` long.  The kernel finds IP
- * behind a bare Ethernet header alone, and of a super-frame it would go on believing that
- * it is in a tunnel: its sender tries again with less.
+/* Removes `len` bytes behind the link header, which has `off` bytes.  The kernel finds IP only
+ * behind a bare Ethernet header, and it would go on treating a super-frame as tunnelled.  Such
+ * packets are dropped, and their sender tries again with smaller ones.
  */
 static __always_inline int peer_pull(CTX *ctx, __u32 off, __u32 len, __be16 from, __be16 to)
 {
@@ -102,7 +103,7 @@ static __always_inline int peer_pull(CTX *ctx, __u32 off, __u32 len, __be16 from
 }
 #endif
 
-/* Takes the outer headers off what another balancer has passed on. */
+/* Removes the outer headers of a packet that another balancer has passed on. */
 static __always_inline int peer_unwrap(CTX *ctx, struct packet *p)
 {
 	void *data = ctx_data(ctx), *data_end = ctx_end(ctx);
@@ -137,7 +138,7 @@ static __always_inline int peer_unwrap(CTX *ctx, struct packet *p)
 		key.addr[0] = ip->saddr;
 		key.own[0] = ip->daddr;
 		len = sizeof(*ip);
-	} else if (eth_proto == be16(ETH_P_IPV6)) { /* whatever the services have */
+	} else if (eth_proto == be16(ETH_P_IPV6)) { /* also if no service has IPv6 */
 		struct ipv6_header *ip = data + off;
 
 		if ((void *)(ip + 1) > data_end || ip->next_header != L4_UDP)

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* QUIC: a connection that moves to another address keeps its backend by its
- * connection id (draft-ietf-quic-load-balancers, the plaintext algorithm).
+/* QUIC: a connection that moves to another address keeps its backend by its connection id
+ * (draft-ietf-quic-load-balancers, the plaintext algorithm).
  *
- * A short header (RFC 9000, section 17.3) is one byte, then the destination
- * connection id: a byte of configuration rotation and length, then the server
- * id.  Long headers carry an id that the client made up until it has heard from
- * the server, so those go by their addresses.
+ * A short header (RFC 9000, section 17.3) is one byte, then the destination connection id: a byte
+ * of configuration rotation and length, then the server id.  Until the client has heard from the
+ * server, it sends long headers with an id that it made up itself, so these packets go by their
+ * addresses.
  */
 #ifndef STEELYARD_QUIC_H
 #define STEELYARD_QUIC_H
@@ -19,7 +19,7 @@
 #define QUIC_ROTATION 0xe0 /* all ones: not routable, by the draft */
 #define QUIC_ID_MAX 8
 
-/* The backend that the packet names, 0 if it names none. */
+/* Returns the backend that the packet names; 0: it names none. */
 static __always_inline __u32 quic_backend(CTX *ctx, const struct packet *p,
 					  const struct service *service)
 {

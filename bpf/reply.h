@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* nat and fullnat: what a backend answers goes back to the client, as from the
- * VIP, the way that the client's packets came.
+/* nat and fullnat: sends a backend's packet back to the client, as from the VIP, the way that the
+ * client's packets came.
  *
- * Whose answer it is: in fullnat the backend's address and port and the destination
- * port name the NAT slot, and the slot the flow; in nat the backend's own address and
- * port name the service, and the client's the flow.  What belongs to no flow is the host's own; but what a backend
- * sends to a port that it has answered before, to a flow that is over, is answered with RST:
- * the host's stack would know neither of them.
+ * In fullnat, the backend's address and port and the destination port name the NAT slot, and the
+ * slot names the flow.  In nat, the backend's address and port name the service, and together with
+ * the client's they name the flow.  A packet without a flow is the host's own.  But where a backend
+ * sends to a port that it has had a flow with, and that flow is over, it is answered with RST: the
+ * host's stack does not know such connections.
  */
 #ifndef STEELYARD_REPLY_H
 #define STEELYARD_REPLY_H
@@ -18,7 +18,7 @@
 #include "service.h"
 #include "trace.h"
 
-/* An answer, before it goes. */
+/* A packet from a backend to the client. */
 struct reply {
 	struct flow flow;
 	struct route *route;
@@ -31,19 +31,20 @@ static __always_inline bool is_address(__u8 family, const __be32 *a, const __be3
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
 }
 
-/* Of a flow that is over: only the backend that had it, which has told its address and port,
- * gets an answer, so that nobody is made to send to strangers.
+/* A backend's packet for a flow that is over.  Only the backend that had the flow, by its address
+ * and port, gets a reply, so that nobody can make us send to a third party.
  */
-static __always_inline int reply_is_over(const struct packet *p, struct reply *reply, __u32 service)
+static __always_inline int reply_to_ended_flow(const struct packet *p, struct reply *reply,
+					       __u32 service)
 {
 	if (p->quote_off)
 		return REASON_NOT_VIP;
 	reply->route->service = service;
-	reply->route->is_over = OVER_KNOWN;
+	reply->route->tcp_reply = TCP_REPLY_RST;
 	return REASON_NO_FLOW;
 }
 
-/* 0, or why there is no flow. */
+/* Returns 0, or why there is no flow. */
 static __always_inline int reply_of_fullnat(const struct packet *p, struct reply *reply)
 {
 	__u32 port = bswap16(p->dport), number = p->nat_source - 1, index = 0, bucket, id;
@@ -76,7 +77,7 @@ static __always_inline int reply_of_fullnat(const struct packet *p, struct reply
 		return REASON_NOT_VIP;
 	word = reply->flow.bucket->slot[index % FLOW_WAYS];
 	if (slot_tag(word) != reply->flow.at->tag || !slot_state(word) || slot_backend(word) != id)
-		return reply_is_over(p, reply, slot->service);
+		return reply_to_ended_flow(p, reply, slot->service);
 	reply->flow.at->word = word;
 	reply->route->service = slot->service;
 	reply->route->backend = id;
@@ -105,7 +106,7 @@ static __always_inline int reply_of_nat(const struct packet *p, struct reply *re
 	if (!reply->flow.bucket || !flow_is_recorded(&reply->flow))
 		return REASON_NOT_VIP;
 	if (slot_is_reset(reply->flow.at->word))
-		return reply_is_over(p, reply, origin->service);
+		return reply_to_ended_flow(p, reply, origin->service);
 	if (slot_backend(reply->flow.at->word) != origin->backend)
 		return REASON_NOT_VIP;
 	reply->route->service = origin->service;
@@ -117,38 +118,38 @@ static __always_inline int reply_of_nat(const struct packet *p, struct reply *re
 	return 0;
 }
 
-static __always_inline void reply_trace(const struct packet *p, const struct ends *ends,
+static __always_inline void reply_trace(const struct packet *p, const struct endpoints *endpoints,
 					const struct reply *reply, __u32 state, __u32 next,
 					const struct answer *answer)
 {
-	struct happening what = { .service = reply->route->service,
-				  .backend = reply->route->backend,
-				  .state = state,
-				  .waited_bytes = answer->bytes,
-				  .waited_us = answer->us };
+	struct trace_fields fields = { .service = reply->route->service,
+				       .backend = reply->route->backend,
+				       .state = state,
+				       .waited_bytes = answer->bytes,
+				       .waited_us = answer->us };
 	__u32 kind = EVENT_REPLY;
 
 	if (answer->bytes)
 		kind = EVENT_ANSWER;
 	else if (slot_base(next) == FLOW_CLOSING && slot_is_open(state))
 		kind = EVENT_CLOSE;
-	trace_event(p, ends, kind, &what);
+	trace_event(p, endpoints, kind, &fields);
 }
 
-/* The backend's packet moves the flow, too. */
+/* Moves the flow on by a packet of its backend. */
 static __always_inline void reply_refresh(CTX *ctx, const struct packet *p, struct reply *reply,
 					  struct flow_warm *warm)
 {
 	struct backend_counters *counters = backend_counters_of(reply->route->backend);
 	__u32 state = slot_state(reply->flow.at->word), next;
 	struct rewrite *to = &reply->route->to;
-	struct ends ends = { to->daddr, to->saddr, to->dport, to->sport };
+	struct endpoints endpoints = { to->daddr, to->saddr, to->dport, to->sport };
 	struct answer answer = {};
 
 	next = slot_replied_state(slot_base(state), p);
 	if (state == FLOW_EMBRYONIC && p->l4_proto == L4_TCP)
 		warm->ack = p->seq + p->payload_len + !!(p->tcp_flags & (TCP_SYN | TCP_FIN));
-	/* Through memory: the verifier would follow each way to `next` to the end. */
+	/* Through memory: the verifier would follow each way of computing `next` to the end. */
 	reply->flow.at->next = next;
 	step_ends();
 	next = reply->flow.at->next;
@@ -158,37 +159,37 @@ static __always_inline void reply_refresh(CTX *ctx, const struct packet *p, stru
 		next |= FLOW_AWAITING;
 	state = flow_move(&reply->flow, next);
 	if (state == FLOW_EMBRYONIC && next != state && slot_base(next) != FLOW_CLOSING)
-		flow_write_cold(p, &ends, reply->route->service, &reply->flow);
+		flow_write_cold(p, &endpoints, reply->route->service, &reply->flow);
 	flow_moved(&reply->flow, state, next, reply->route->backend, counters);
 	if (counters) {
 		counters->reply_packets++;
 		counters->reply_bytes += p->len;
 		counters->answers += answer.bytes != 0;
 	}
-	reply_trace(p, &ends, reply, state, next, &answer);
+	reply_trace(p, &endpoints, reply, state, next, &answer);
 }
 
-/* 0: the packet is a backend's, and its route is known; else a reason. */
+/* Returns 0 if the packet is a backend's, with its route filled in; else a reason. */
 static __always_inline int reply_find(CTX *ctx, struct packet *p, struct reply *reply)
 {
 	struct flow_warm *warm;
-	int reason, over;
+	int reason, no_flow;
 
 	if (LB_FULLNAT && p->nat_source)
-		over = reply_of_fullnat(p, reply);
+		no_flow = reply_of_fullnat(p, reply);
 	else if (LB_NAT && !p->is_vip && p->may_be_reply)
-		over = reply_of_nat(p, reply);
+		no_flow = reply_of_nat(p, reply);
 	else
 		return REASON_NOT_VIP;
-	if (over == REASON_NOT_VIP)
-		return over;
+	if (no_flow == REASON_NOT_VIP)
+		return no_flow;
 	step_ends();
 	reason = guard(ctx, p);
 	step_ends();
 	if (reason)
 		return reason;
-	if (over)
-		return over;
+	if (no_flow)
+		return no_flow;
 	warm = flow_warm_of(&reply->flow);
 	if (!warm)
 		return REASON_INTERNAL;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What a walk notes down, in memory of the CPU.
+/* What a walk notes down, in per-CPU memory.
  *
- * Not on the stack, which holds 512 bytes, and where the verifier follows every
- * value: it would walk on separately for each of the offsets that a packet can
- * have.  Of what it reads here it knows nothing, so all ways join again.
+ * Not on the stack, which has only 512 bytes, and where the verifier tracks every value: it would
+ * follow the rest of the walk separately for each offset that a packet can have.  Of values that it
+ * reads from this memory it knows nothing, so all its paths join again.
  */
 #ifndef STEELYARD_SCRATCH_H
 #define STEELYARD_SCRATCH_H
@@ -11,7 +11,7 @@
 #include "maps.h"
 #include "packet.h"
 
-/* Addresses and ports that a packet is to have. */
+/* The addresses and ports to rewrite a packet to. */
 struct rewrite {
 	__be32 saddr[4];
 	__be32 daddr[4];
@@ -19,19 +19,19 @@ struct rewrite {
 	__be16 dport;
 };
 
-/* Where a flow is recorded, or could be. */
+/* Where a flow is recorded, or may be recorded. */
 struct flow_place {
 	__u32 index; /* of the bucket */
 	__u32 tag;
 	__u32 way;    /* FLOW_WAYS: not recorded */
 	__u32 now;    /* ticks */
-	__u64 word;   /* what the slot held when we looked */
-	__u64 is_new; /* this packet has it recorded */
-	__u64 next;   /* the state that it is to have */
+	__u64 word;   /* what the slot held when we read it */
+	__u64 is_new; /* this packet recorded the flow */
+	__u64 next;   /* the state to move the flow to */
 };
 
-/* The next hop, and how its segment is tagged: as in struct backend and flow_warm,
- * so that three words are copied.
+/* The next hop and the VLAN tags for it.  Laid out as in struct backend and struct flow_warm, so it
+ * is copied as three words.
  */
 struct hop {
 	__u8 mac[6];
@@ -46,103 +46,107 @@ _Static_assert(sizeof(struct hop) == 24, "three words");
 struct route {
 	struct hop hop;
 	struct rewrite to; /* nat, fullnat */
-	/* fullnat: of the backend's address and port (struct origin); copied as two words */
+	/* fullnat: for the backend's address and port (struct origin); copied as two words */
 	__u16 nat_blocks[NAT_SOURCES] __attribute__((aligned(8)));
-	__u32 ifindex;      /* 0: out where it came in */
-	__u32 acknowledged; /* REASON_CHALLENGED: by the answer */
-	__u32 service;      /* ids; 0: none */
+	__u32 ifindex;       /* 0: send out by the interface that the packet came in by */
+	__u32 challenge_ack; /* REASON_CHALLENGED: the number that our ACK acknowledges */
+	__u32 service;       /* ids; 0: none */
 	__u32 backend;
-	__u32 named; /* by the QUIC packet itself; 0: none */
-	/* of a new flow: from where its backend is drawn; copied as one word */
+	__u32 quic_backend; /* the backend that the QUIC packet itself names; 0: none */
+	/* new flow: the ring that its backend is drawn from; copied as one word */
 	struct zone_ring ring __attribute__((aligned(8)));
-	__u8 forward;     /* enum forward */
-	__u8 is_reply;    /* of the backend, to the client */
-	__u8 hide_source; /* fullnat, an ICMP error: nor may it show who has noticed it */
-	__u8 is_over;     /* REASON_NO_FLOW: enum over */
-	__u8 challenge;   /* REASON_CHALLENGED, REASON_VERIFIED or 0 */
-	__u8 opens;       /* a flow, if it is of none */
-	__u8 refused;     /* why its source is not wanted, or 0 */
-	__u8 reason;      /* why it goes nowhere; else 0 */
-	__u8 resets;      /* REASON_NO_BACKEND: its sender is told */
-	__u16 mtu;        /* REASON_TOO_BIG: what its sender is told; 0: nothing */
-	__u8 begins;      /* a connection, though it is no SYN: it answers a SYN cookie */
+	__u8 forward;        /* enum forward */
+	__u8 is_reply;       /* a packet from the backend to the client */
+	__u8 hide_source;    /* fullnat, ICMP error: hide the address of the reporting host, too */
+	__u8 tcp_reply;      /* what a TCP sender without a flow is sent: enum tcp_reply */
+	__u8 challenge;      /* REASON_CHALLENGED, REASON_VERIFIED or 0 */
+	__u8 may_open;       /* a packet without a flow may open one */
+	__u8 refusal;        /* the reason for which its source is refused, or 0 */
+	__u8 reason;         /* why the packet is not forwarded; else 0 */
+	__u8 sends_reset;    /* REASON_NO_BACKEND: reply with RST or ICMP unreachable */
+	__u16 mtu;           /* REASON_TOO_BIG: the MTU to report to the sender; 0: do not report */
+	__u8 answers_cookie; /* not a SYN, but it begins a connection: it answers a SYN cookie */
 };
 
-/* Whether the sender of a packet of no flow is to learn that its connection is over. */
-enum over {
-	OVER_UNTOLD = 0,
-	OVER_KNOWN = 1, /* it was here */
-	OVER_UNKNOWN = 2,
-	OVER_NOT = 3, /* it has not begun, and its sender is asked to show itself (challenge.h) */
-	OVER_COOKIE = 4, /* likewise, and its SYN is answered for the server (cookie.h) */
+/* What to send to the sender of a dropped TCP packet that has no flow. */
+enum tcp_reply {
+	TCP_REPLY_NONE = 0,
+	/* its flow was recorded here and is over: RST */
+	TCP_REPLY_RST = 1,
+	/* the connection is unknown: RST, within the budget (budget.h) */
+	TCP_REPLY_RST_LIMITED = 2,
+	/* the connection has not begun: ACK, to challenge the client (challenge.h) */
+	TCP_REPLY_CHALLENGE = 3,
+	/* likewise, but SYN-ACK with a cookie, in the server's name (cookie.h) */
+	TCP_REPLY_COOKIE = 4,
 };
 
-/* What was last found under an address, a port and a protocol (service.h). */
+/* The cached result of a service lookup by address, port and protocol (service.h). */
 #define FOUND_SERVICES 256
 struct found_service {
-	__u32 version; /* of the services then: the low half */
-	__u32 tail;    /* port, protocol and family; 0: nothing was */
+	__u32 version; /* of the services at that time: the low half */
+	__u32 tail;    /* port, protocol and family; 0: this entry is unused */
 	__be32 vip[4];
-	struct service service; /* id 0: there is none */
+	struct service service; /* id 0: there is no such service */
 };
 _Static_assert(sizeof(struct found_service) == 64, "of the size of a cache line");
 
-/* limit.h: what somebody's slot is to hold. */
+/* limit.h: what to write into the slot of a source, network or service. */
 struct limit_note {
 	__u64 word;
 	__u32 index; /* of the bucket */
 	__u32 way;
 };
 
-/* synack.h: the options of a SYN, and what it is answered. */
+/* synack.h: the options of a SYN, and those of our SYN-ACK. */
 struct synack {
-	__u64 at; /* of the next option */
+	__u64 at; /* offset of the next option */
 	__u32 mss;
 	__u32 scale; /* COOKIE_NO_SCALE: none */
 	__u32 sack;
 	__u32 has_stamp;
-	__be32 stamp; /* of the client */
+	__be32 stamp; /* the client's timestamp */
 	__u32 cookie;
 	__u32 len; /* of the options below, in bytes */
 	__be32 options[5];
-	__u8 asked[64]; /* as they stand in the SYN, with zeros behind */
+	__u8 asked[64]; /* the SYN's options as they are on the wire, padded with zeros */
 };
 
 struct scratch {
 	struct found_service found[FOUND_SERVICES];
-	struct service service; /* that the packet is for, where it is not found by its port */
-	struct service picked;  /* likewise, while a backend is picked */
+	struct service service; /* of the packet, where it is not an entry of `found` */
+	struct service picked;  /* of the packet, while a backend is picked */
 	struct packet packet;
 	struct flow_place place;
 	struct route route;
 	struct event event;
 	struct fragment_key fragment_key;
 	struct fragment fragment;
-	__u64 option; /* guard.h: the offset of the next IPv4 option */
-	__u64 fence;  /* service.h */
-	__u64 draw;   /* select.h: the next draw, and the hash for it */
+	__u64 option; /* guard.h: offset of the next IPv4 option */
+	__u64 fence;  /* service.h: for a full barrier */
+	__u64 draw;   /* select.h: number of the next draw, and the hash for it */
 	__u64 hash;
-	__u32 lists; /* sources.h: the lists that hold the source, a bit each */
+	__u32 lists; /* sources.h: one bit for each list that holds the source */
 	__u32 unused;
-	__u64 limits; /* limit.h: what is exceeded, bits by enum limit */
+	__u64 limits; /* limit.h: the limits that are exceeded, bits by enum limit */
 	struct limit_note limit_notes[LIMIT_RATES];
 	struct synack synack;
-	__u64 text_seen; /* http.h: the newest eight bytes; where we are, and of a chunk */
+	__u64 text_seen; /* http.h: the newest eight bytes, the position, the current chunk */
 	__u32 text_at;
 	__u32 text_digits;
 	__u32 text_size;
-	__u8 text_begins; /* a head, with this segment */
+	__u8 text_begins; /* a head begins with this segment */
 	__u8 text_in_head;
 	__u8 text_has_head;
 	__u8 text_is_chunked;
 	__u32 text_began;
 };
 
-/* One element of each CPU, for the packet in hand. */
+/* One element per CPU, for the packet being processed. */
 BPF_PERCPU_ARRAY(scratch, struct scratch, 1);
 
-/* Between two steps: the compiler keeps nothing that it read of the packet, so the
- * verifier sees the same state whatever way the last step took.
+/* Ends a step: the compiler forgets what it has read of the packet, so the verifier sees the same
+ * state whichever path the step took.
  */
 #define step_ends() asm volatile("" ::: "memory")
 

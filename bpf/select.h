@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Step 5: which backend for a new flow?  A scheduler is a ring and a way to draw
- * from it.  A backend that is not usable is passed over at the next draw, before
- * any ring is rebuilt.
+/* Step 5: which backend for a new flow?  A scheduler is a ring and a way to draw from it.  A
+ * backend that is not usable is passed over by drawing again, before any ring is rebuilt.
  *
- *   maglev       the slots that the flow's hash names, the first usable
- *   source       the same by the client's address; one that is over its bound is
- *                passed over once
- *   round-robin  the next slot in turn, each CPU in its own
- *   least-conn   all of the ring (or as many draws as we can look at), fewest
- *                open connections by weight
- *   least-load   so many draws, lowest load score; with affinity, the one that the client's
- *                address names while it has little more to do than that
+ *   maglev       the slots that the flow's hash names; the first usable backend
+ *   source       the same by the client's address; a backend over its bound is passed
+ *                over once
+ *   round-robin  the next slot in turn; each CPU has its own turn
+ *   least-conn   all of the ring (or as many draws as we can look at); the fewest open
+ *                connections by weight
+ *   least-load   a number of draws; the lowest load score; with affinity, the backend that
+ *                the client's address names, while it has little more to do than that
  */
 #ifndef STEELYARD_SELECT_H
 #define STEELYARD_SELECT_H
@@ -23,11 +22,9 @@
 #include "scratch.h"
 #include "zone.h"
 
-/* With three of four backends down and the ring not yet rebuilt, 32 draws miss
- * one flow in 10,000.
- */
+/* With three of four backends down and the ring not rebuilt, 32 draws miss one flow in 10,000. */
 #define HASH_DRAWS 32
-#define NEAR_DRAWS 8 /* of them in the ring of a zone: whoever these miss is elsewhere, too */
+#define NEAR_DRAWS 8 /* of these, from a zone's ring; then from the service's own */
 #define LEAST_CONN_ALL 256
 #define LEAST_CONN_DRAWS 16
 
@@ -51,7 +48,9 @@ static __always_inline bool is_usable(__u32 id)
 	return id && backend && backend->flags & BACKEND_F_USABLE;
 }
 
-/* What the hash names: of the ring of a zone, after some draws of the service's own. */
+/* Returns the backend that the hash names: in the zone's ring, and after some draws in the
+ * service's own.
+ */
 static __always_inline __u32 drawn_backend(const struct service *service,
 					   const struct zone_ring *ring, __u32 draw, __u64 hash)
 {
@@ -65,8 +64,9 @@ static __always_inline __u32 drawn_backend(const struct service *service,
 	return ring_backend(&from, ring_slot(hash, from.ring_slots));
 }
 
-/* The first usable backend of the slots that the hash names.  From where, and where to go on,
- * stands in memory: in registers, the verifier would follow on from each draw separately.
+/* Returns the first usable backend of the slots that the hash names.  Where to start, and where to
+ * go on, is kept in memory: from registers, the verifier would follow the rest separately for each
+ * draw.
  */
 static __always_inline __u32 first_usable(const struct service *service,
 					  const struct zone_ring *ring, struct scratch *room)
@@ -89,11 +89,11 @@ static __always_inline __u32 first_usable(const struct service *service,
 	return 0;
 }
 
-/* With a bound (source), the first that would be over it is passed over. */
+/* Selects by hash.  With a bound (source), passes over the first one if it would exceed that. */
 static __always_inline __u32 select_hash(const struct service *service,
 					 const struct zone_ring *ring, __u64 hash)
 {
-	/* Looked up once more: behind a call, the verifier's ways are one. */
+	/* Looked up again: after a call, the verifier's paths join. */
 	struct scratch *room = scratch_room();
 	__u32 id;
 
@@ -109,9 +109,9 @@ static __always_inline __u32 select_hash(const struct service *service,
 	return id;
 }
 
-/* Whose turn it is in the ring of a zone: each ring has a turn of its own, or clients of
- * two zones that come one after the other would pass each other's backends over.  Two
- * rings may share one; it is no more than that.
+/* The turn in a zone's ring.  Each ring has its own: with a shared one, clients of two zones that
+ * alternate would make each other's ring skip backends.  Two rings may hash to the same turn, with
+ * no worse effect than that.
  */
 #define ZONE_TURNS_LOG 10
 BPF_PERCPU_ARRAY(zone_turns, u64, 1 << ZONE_TURNS_LOG);
@@ -135,14 +135,14 @@ static __always_inline __u32 select_in_turn(const struct service *service,
 
 	if (!own || !slots)
 		return 0;
-	/* CPUs start far from each other, so that they do not go hand in hand. */
+	/* CPUs start far apart, so that they do not pick the same backends in step. */
 	turn = (__u64)bpf_get_smp_processor_id() * slots / (LB_ROWS - 1);
 	return ring_backend(ring, (turn + (*own)++) % slots);
 }
 
-/* All of a ring that holds every backend once.  No look at their flags: one that
- * is not usable has no weight, so the worst score.  Equals are told apart by where
- * the flow's hash points, so it is not always the first.
+/* Compares all of a ring that holds every backend once.  Their flags need not be checked: a backend
+ * that is not usable has no weight, so the worst score.  Ties are broken by the flow's hash, so it
+ * is not always the first backend that wins.
  */
 static __always_inline __u32 select_fewest(const struct zone_ring *ring, __u64 hash)
 {
@@ -164,8 +164,8 @@ static __always_inline __u32 select_fewest(const struct zone_ring *ring, __u64 h
 			__u64 better, rank;
 
 			load = backend_load.lookup(&id);
-			/* Never so.  To leave here, with what is best so far, would be one way
-			 * more for the verifier in each round (Argument list too long).
+			/* This never happens.  Leaving the loop here, with the best so far, would
+			 * give the verifier one more path in each round (Argument list too long).
 			 */
 			if (!load)
 				continue;
@@ -180,9 +180,9 @@ static __always_inline __u32 select_fewest(const struct zone_ring *ring, __u64 h
 	return best;
 }
 
-/* Where a ring has levels (SERVICE_F_ZONES), they lie in it one after the other, each as
- * long as its share.  What is compared comes from one part in 64, so from one level: else
- * whoever has less to do would draw more to its level than its share.
+/* Where a ring has levels (SERVICE_F_ZONES), they follow one another in it, each as long as its
+ * share.  The backends that are compared come from one 64th of the ring, so from one level:
+ * otherwise a level with less to do would draw more than its share.
  */
 #define LEVEL_PART (63ULL << 58)
 
@@ -193,10 +193,10 @@ static __always_inline __u64 level_part(const struct service *service)
 		       0;
 }
 
-/* Affinity: a client's home, which has the keys and values of its earlier prompts, instead of
- * the best of the draws; unless the best has less to do by more than `escape` waiting bytes,
- * which is what it costs to begin there anew.  Chance is not in the home's score: without load
- * everybody goes home.
+/* Affinity: selects a client's home, which has the keys and values of its earlier prompts, instead
+ * of the best of the draws; unless the best has less to do by more than `escape` waiting bytes,
+ * which is the cost of starting afresh there.  The home's score has no random part: without load,
+ * every client goes home.
  */
 static __always_inline __u32 select_home(const struct service *service,
 					 const struct zone_ring *ring, __u64 home_hash, __u32 now,
@@ -211,14 +211,16 @@ static __always_inline __u32 select_home(const struct service *service,
 		return best;
 	score = score_load(load, now, share);
 	most = ((__u64)all->escape * load->per_byte >> 16) * load->inverse_weight + best_score + 1;
-	/* With no weight at all, drawn or not, there is nothing to compare. */
+	/* If nothing that was drawn has a weight, there is nothing to compare. */
 	stays = mask_less(score, most) | mask_equal(best_score, SCORE_WORST);
 	stays &= ~mask_equal(load->inverse_weight, NO_WEIGHT);
 	stays &= ~mask_equal(service->source_bits, 0);
 	return mask_choose(stays, home, best);
 }
 
-/* The lowest score of so many draws.  By load none is chosen if none has a weight. */
+/* Selects the lowest score of a number of draws.  By load, returns 0 if no drawn backend has a
+ * weight.
+ */
 static __always_inline __u32 select_lowest(const struct service *service,
 					   const struct zone_ring *ring, __u64 hash,
 					   __u64 home_hash, __u32 draws, bool by_load)
@@ -251,24 +253,24 @@ static __always_inline __u32 select_lowest(const struct service *service,
 	return best;
 }
 
-/* A packet that is not recorded has to go the same way each time, and so has one that
- * goes on with a connection: whatever the scheduler, by the hash.  Without a branch, of
- * which the verifier would follow both ends through all of a scheduler.
+/* Returns the scheduler to use.  A packet that cannot be recorded has to go the same way each time,
+ * and so has one from the middle of a connection: these go by the hash, whatever the scheduler.
+ * Without a branch, as the verifier would follow both paths through all of a scheduler.
  */
 static __always_inline __u32 select_scheduler(const struct packet *p, const struct service *service,
-					      const struct flow_place *place, bool begins)
+					      const struct flow_place *place, bool answers_cookie)
 {
 	__u64 goes_on = mask_equal(p->l4_proto, L4_TCP) & mask_equal(p->tcp_flags & TCP_SYN, 0);
 	__u64 has_no_room = mask_less(FLOW_WAYS - 1, place->way);
 	__u64 is_source = mask_equal(service->scheduler, SCHEDULER_SOURCE);
 
 	if (LB_COOKIES)
-		goes_on &= mask_equal(begins, 0);
+		goes_on &= mask_equal(answers_cookie, 0);
 	return mask_choose((goes_on | has_no_room) & ~is_source, SCHEDULER_MAGLEV,
 			   service->scheduler);
 }
 
-/* The backend's id, 0 if none is usable.  `room`: to note the ring down. */
+/* Returns the backend's id, 0 if none is usable.  `room`: memory for the ring. */
 static __always_inline __u32 select_backend(const struct packet *p, const struct service *service,
 					    __u32 scheduler, struct zone_ring *room)
 {
@@ -278,10 +280,10 @@ static __always_inline __u32 select_backend(const struct packet *p, const struct
 
 	if (LB_ZONES)
 		step_ends();
-	/* With affinity a packet that goes on with a connection goes home, too. */
+	/* With affinity, a packet from the middle of a connection goes home, too. */
 	if ((LB_SOURCE || LB_AFFINITY) && service->source_bits) {
 		hash = source_hash(p, service->source_bits, service->pick_seed);
-		draws--; /* the home is one of those that are compared */
+		draws--; /* the home is one of the backends that are compared */
 	}
 	if (LB_ROUND_ROBIN && scheduler == SCHEDULER_ROUND_ROBIN)
 		id = select_in_turn(service, ring);
@@ -292,11 +294,13 @@ static __always_inline __u32 select_backend(const struct packet *p, const struct
 			     select_fewest(ring, hash) :
 			     select_lowest(service, ring, hash, hash, LEAST_CONN_DRAWS, false);
 	step_ends();
-	/* maglev and source; and what the others chose may have gone just now. */
+	/* For maglev and source; and where the backend that another scheduler chose has just become
+	 * unusable.
+	 */
 	if (!is_usable(id))
 		id = select_hash(service, ring, hash);
-	/* Where there is no ring, another one may have been, or is.  Asked last: known any
-	 * sooner, it doubles what the verifier follows (Argument list too long).
+	/* Without a ring, the line may hold another service's.  This is checked last: known any
+	 * sooner, it doubles the paths that the verifier follows (Argument list too long).
 	 */
 	return service->ring_slots ? id : 0;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Step 2: which service is the packet for?  Exact port first, then the range
- * that it is in, then any port.
+/* Step 2: finds the service of the packet.  The exact port comes first, then a range with the port,
+ * then any port.
  */
 #ifndef STEELYARD_SERVICE_H
 #define STEELYARD_SERVICE_H
@@ -18,15 +18,15 @@ static __always_inline __u32 key_tail(__be16 port, __u8 l4_proto)
 	return port | (__u32)l4_proto << 16;
 }
 
-/* The compiler would make one call of two that end two branches, and then the
- * kernel knows no longer which map it is for: it does not build the lookup in, and
- * the indirect call costs 12 ns with retpolines.
+/* Keeps the compiler from merging the two calls that end two branches into one.  Then the kernel
+ * would no longer know which map the call is for: it would not inline the lookup, and the indirect
+ * call costs 12 ns with retpolines.
  */
-#define apart(number, result) asm volatile("" : "+r"(result) : "i"(number))
+#define keep_calls_apart(number, result) asm volatile("" : "+r"(result) : "i"(number))
 
-/* A key is stored in whole words, because the map's hash loads words: a load
- * that spans narrower stores waits until they have left the store buffer, which
- * was a third of the time of an established packet.
+/* The key is stored in whole words, because the map's hash loads words.  A load that spans narrower
+ * stores waits until they have left the store buffer, which took a third of the time of an
+ * established packet.
  */
 static __always_inline struct service *service_at(__u8 family, const __be32 *vip, __be16 port,
 						  __u8 l4_proto)
@@ -40,7 +40,7 @@ static __always_inline struct service *service_at(__u8 family, const __be32 *vip
 		} at = { .word = (__u64)key_tail(port, l4_proto) << 32 | vip[0] };
 
 		service = services4.lookup(&at.key);
-		apart(4, service);
+		keep_calls_apart(4, service);
 	} else {
 		union {
 			struct service_key6 key;
@@ -50,12 +50,12 @@ static __always_inline struct service *service_at(__u8 family, const __be32 *vip
 		__builtin_memcpy(at.word, vip, 4 * sizeof(*vip));
 		at.word[4] = key_tail(port, l4_proto);
 		service = services6.lookup(&at.key);
-		apart(6, service);
+		keep_calls_apart(6, service);
 	}
 	return service;
 }
 
-/* The first address of the prefix VIP that `addr` is below. */
+/* Returns the first address of the prefix VIP that `addr` is in. */
 static __always_inline struct vip_prefix *prefix_of(__u8 family, const __be32 *addr)
 {
 	struct vip_prefix *prefix;
@@ -64,13 +64,13 @@ static __always_inline struct vip_prefix *prefix_of(__u8 family, const __be32 *a
 		struct vip_prefix4 key = { .prefix_len = 32, .addr = addr[0] };
 
 		prefix = prefixes4.lookup(&key);
-		apart(4, prefix);
+		keep_calls_apart(4, prefix);
 	} else {
 		struct vip_prefix6 key = { .prefix_len = 128 };
 
 		__builtin_memcpy(key.addr, addr, sizeof(key.addr));
 		prefix = prefixes6.lookup(&key);
-		apart(6, prefix);
+		keep_calls_apart(6, prefix);
 	}
 	return prefix;
 }
@@ -86,8 +86,8 @@ static __always_inline struct service *service_of_range(const struct packet *p, 
 	return range ? service_at(p->family, vip, range->first, p->l4_proto) : NULL;
 }
 
-/* What is not there under its exact address and port. */
-static __always_inline struct service *service_beyond(struct packet *p)
+/* Finds a service that is not stored under the packet's exact address and port. */
+static __always_inline struct service *service_inexact(struct packet *p)
 {
 	struct service *mark = service_at(p->family, p->daddr, 0, 0), *service = NULL;
 	const __be32 *vip = p->daddr;
@@ -120,11 +120,11 @@ static __always_inline struct service *service_beyond(struct packet *p)
 	return service;
 }
 
-/* Where it is noted down what is under this address and port.  IPv4: the words behind the
+/* Returns the cache entry for this address and port.  For IPv4, all words of the address but the
  * first are 0.
  */
-static __always_inline struct found_service *found_at(struct scratch *room, const __be32 *vip,
-						      __u32 tail)
+static __always_inline struct found_service *found_entry(struct scratch *room, const __be32 *vip,
+							 __u32 tail)
 {
 	__u64 word = (__u64)tail << 32 | vip[0];
 
@@ -133,8 +133,8 @@ static __always_inline struct found_service *found_at(struct scratch *room, cons
 	return &room->found[word * PICK_MUL0 >> 56];
 }
 
-static __always_inline bool found_is_of(const struct found_service *found, const struct packet *p,
-					__u32 tail, __u32 version)
+static __always_inline bool found_matches(const struct found_service *found, const struct packet *p,
+					  __u32 tail, __u32 version)
 {
 	if (found->version != version || found->tail != tail || found->vip[0] != p->daddr[0])
 		return false;
@@ -143,13 +143,12 @@ static __always_inline bool found_is_of(const struct found_service *found, const
 		found->vip[3] == p->daddr[3]);
 }
 
-/* The service under the packet's own address and port.
+/* Finds the service for the packet's own address and port.
  *
- * Each CPU notes down what it finds, because the map's hash is a fifth of the way of an
- * established packet.  The agent changes a service and then the version, so that what was
- * found before is looked up again; here the version is read first, and then the service.
- * That there is no service is noted down too, but never in the place of one, so strangers who
- * try ports cost nobody anything.
+ * Each CPU caches what it finds, because the map's hash is a fifth of the cost of an established
+ * packet.  The agent changes a service first and the version then, so that older entries are looked
+ * up again; here the version is read first and the service then.  The absence of a service is
+ * cached too, but never over a cached service, so hosts that probe ports cost the others nothing.
  */
 static __always_inline struct service *service_exact(const struct packet *p, struct scratch *room)
 {
@@ -160,12 +159,12 @@ static __always_inline struct service *service_exact(const struct packet *p, str
 
 	if (!row)
 		return NULL;
-	found = found_at(room, p->daddr, tail);
+	found = found_entry(room, p->daddr, tail);
 	version = *(volatile __u64 *)&row->services_version;
-	if (found_is_of(found, p, tail, version))
+	if (found_matches(found, p, tail, version))
 		return found->service.id ? &found->service : NULL;
-	/* A full barrier, on memory of this CPU: on the version's line, which all read, strangers
-	 * who try ports would have CPUs take it from each other at each packet.
+	/* A full barrier, on memory of this CPU.  All CPUs read the line of the version: on that
+	 * line, CPUs would take it from each other with each packet of a host that probes ports.
 	 */
 	asm volatile("" : : "r"(__sync_fetch_and_add(&room->fence, 0)) : "memory");
 	service = service_at(p->family, p->daddr, p->dport, p->l4_proto);
@@ -181,22 +180,22 @@ static __always_inline struct service *service_exact(const struct packet *p, str
 	return service ? &found->service : NULL;
 }
 
-/* Must more than the exact port be looked at? */
-#define SERVICE_BEYOND (LB_ANY_PORT || LB_RANGES || LB_PREFIX || LB_NAT || LB_FULLNAT)
+/* Is there anything to look up besides the exact port? */
+#define SERVICE_INEXACT (LB_ANY_PORT || LB_RANGES || LB_PREFIX || LB_NAT || LB_FULLNAT)
 
 static __always_inline int service_find(struct packet *p, struct scratch *room,
 					struct service **service)
 {
 	bool has_ports = !p->is_later_fragment && !p->has_extension;
 	struct address_filter *filter;
-	struct service *beyond;
+	struct service *inexact;
 	__u32 zero = 0;
 
 	if (has_ports) {
 		*service = service_exact(p, room);
 		if (*service)
 			return 0;
-		if (!SERVICE_BEYOND)
+		if (!SERVICE_INEXACT)
 			return REASON_NOT_VIP;
 	}
 	filter = addresses.lookup(&zero);
@@ -206,16 +205,16 @@ static __always_inline int service_find(struct packet *p, struct scratch *room,
 	if (!filter_has(filter, p->family, p->daddr) &&
 	    !(LB_PREFIX && filter_has_prefix(filter, p->daddr)))
 		return REASON_NOT_VIP;
-	beyond = service_beyond(p);
+	inexact = service_inexact(p);
 	if (has_ports) {
-		if (!beyond)
+		if (!inexact)
 			return REASON_NOT_VIP;
-		/* Of which map it is, the verifier would follow through all of the walk. */
-		room->service = *beyond;
+		/* Copied: the verifier would track which map it is from through all of the walk. */
+		room->service = *inexact;
 		*service = &room->service;
 		return 0;
 	}
-	/* No ports to look at: only the address can tell whether it is ours. */
+	/* There are no ports to look at: only the address tells whether the packet is ours. */
 	if (!p->is_vip)
 		return REASON_NOT_VIP;
 	return p->has_extension ? REASON_EXTENSION : REASON_FRAGMENT;

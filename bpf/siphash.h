@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* SipHash-1-3 (Aumasson, Bernstein 2012) of a few words: for numbers that strangers see, and from
- * which they must not learn the next one.  The hashes of hash.h would not do.
+/* SipHash-1-3 (Aumasson, Bernstein 2012) of a few words, for numbers that other hosts see and must
+ * not be able to predict.  The hashes of hash.h are not strong enough for that.
  */
 #ifndef STEELYARD_SIPHASH_H
 #define STEELYARD_SIPHASH_H
@@ -45,7 +45,7 @@ static __always_inline struct sip sip_begin(__u64 key0, __u64 key1)
 	return s;
 }
 
-/* `bytes`: how long the message was. */
+/* Finishes the hash; `bytes` is the length of the message. */
 static __always_inline __u64 sip_end(struct sip *s, __u64 bytes)
 {
 	sip_word(s, bytes << 56);

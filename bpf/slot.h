@@ -32,15 +32,15 @@ static __always_inline __u32 slot_idle_ticks(__u64 word, __u32 now)
 	return (now - (__u32)word) & FLOW_STAMP_MASK;
 }
 
-/* The agent has ended the flow: its slot is closing, and names no backend.  Whatever comes
- * of either end is answered with RST.
+/* Has the agent ended the flow?  Then its slot is closing and names no backend, and packets of
+ * either end are answered with RST.
  */
 static __always_inline bool slot_is_reset(__u64 word)
 {
 	return slot_state(word) && !slot_backend(word);
 }
 
-/* With the awaiting bit taken off. */
+/* Returns the state without the awaiting bit. */
 static __always_inline __u32 slot_base(__u32 state)
 {
 	return state >= FLOW_ESTABLISHED_AWAITING ? state & ~FLOW_AWAITING : state;
@@ -51,14 +51,14 @@ static __always_inline bool slot_awaits(__u32 state)
 	return state >= FLOW_ESTABLISHED_AWAITING;
 }
 
-/* Open is what counts as a connection of its backend. */
+/* An open flow counts as a connection of its backend. */
 static __always_inline bool slot_is_open(__u32 state)
 {
 	return state != FLOW_FREE && slot_base(state) != FLOW_CLOSING;
 }
 
-/* Both ends have closed, or one has and nothing follows: what the flow holds is only
- * for late packets, and goes to who wants it.
+/* Ticks after which a closing flow gives way to a new one: both ends have closed, or one has and
+ * nothing follows, so the flow only serves late packets.
  */
 #define CLOSING_TICKS 2
 
@@ -67,10 +67,10 @@ static __always_inline bool slot_gives_way(__u64 word, __u32 now)
 	return slot_state(word) == FLOW_CLOSING && slot_idle_ticks(word, now) >= CLOSING_TICKS;
 }
 
-/* After a packet of the client.  It is all that dsr and the tunnels see, and a
- * sender could forge both of two packets: so the second one makes a flow acked,
- * with a short timeout, and payload makes it established.  In nat and fullnat nothing
- * counts before the client has seen what the server says (`is_proven`).
+/* Returns the next state after a packet of the client.  dsr and the tunnels see nothing else, and a
+ * sender could forge two packets as well as one.  So the second one only makes a flow acked, with a
+ * short timeout, and payload makes it established.  In nat and fullnat, nothing counts before the
+ * client has seen what the server sent (`is_proven`).
  */
 static __always_inline __u32 slot_next_state(__u32 base, const struct packet *p, bool is_proven)
 {
@@ -85,8 +85,8 @@ static __always_inline __u32 slot_next_state(__u32 base, const struct packet *p,
 	return base == FLOW_EMBRYONIC ? FLOW_ACKED : base;
 }
 
-/* After a packet of the backend (nat, fullnat).  A SYN-ACK, a RST or a datagram can be
- * the answer to a forged packet and proves nothing; what follows the client's
+/* Returns the next state after a packet of the backend (nat, fullnat).  A SYN-ACK, a RST or a
+ * datagram can be the answer to a forged packet and proves nothing; what follows the client's
  * acknowledgement does.
  */
 static __always_inline __u32 slot_replied_state(__u32 base, const struct packet *p)

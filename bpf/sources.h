@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Whom the operator does not want.  A packet of a source that is blocked is dropped before its
- * flow is looked up.  Lists say which sources may begin a flow: a SYN is asked before, other
- * packets where a backend would be picked, and what goes on with a flow pays nothing for them.
+/* Sources that the operator does not want.  A packet of a blocked source is dropped before its flow
+ * is looked up.  Lists say which sources may begin a flow: they are checked early for a SYN, and
+ * for other packets where a backend would be picked, so packets of recorded flows pay nothing for
+ * them.
  */
 #ifndef STEELYARD_SOURCES_H
 #define STEELYARD_SOURCES_H
@@ -10,7 +11,7 @@
 #include "packet.h"
 #include "scratch.h"
 
-/* Notes down which lists of a tree hold the source. */
+/* Notes in `room` which lists of a tree hold the source. */
 static __always_inline void source_find(const struct packet *p, __u32 root, struct scratch *room)
 {
 	__u64 high = (__u64)bswap32(p->saddr[0]) << 32 | bswap32(p->saddr[1]);
@@ -30,11 +31,11 @@ static __always_inline void source_find(const struct packet *p, __u32 root, stru
 		high = depth == 64 ? low : high << (depth == 16 ? 16 : 4);
 		entry = node->entry[high >> 60];
 	}
-	/* A branch at the end: the tree is broken, and holds nobody. */
+	/* If the last entry is a branch, the tree is broken, and counts as holding no source. */
 	room->lists = entry & GUARD_BRANCH ? 0 : entry;
 }
 
-/* The number of the lowest bit that is set. */
+/* Returns the number of the lowest bit that is set. */
 static __always_inline __u32 lowest_bit(__u32 bits)
 {
 	__u32 lowest = bits & -bits;
@@ -44,7 +45,7 @@ static __always_inline __u32 lowest_bit(__u32 bits)
 	       !!(lowest & 0xffff0000) << 4;
 }
 
-/* Counts a packet that is not wanted; whether it is to be dropped. */
+/* Counts an unwanted packet; returns whether to drop it. */
 static __always_inline bool source_drops(const struct guard_policy *policy, __u32 which)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
@@ -66,7 +67,7 @@ static __always_inline __u32 source_root(const struct packet *p, __u32 tree4)
 	return roots ? roots->root[tree4 + (LB_IPV6 && p->family == 6)] : 0;
 }
 
-/* Asked right after the packet is parsed, where the verifier has few ways to follow. */
+/* Called right after the packet is parsed, where the verifier has few paths to follow. */
 static __always_inline void source_look_up(struct packet *p, struct scratch *room)
 {
 	__u32 root = source_root(p, GUARD_BLOCKS4);
@@ -79,7 +80,7 @@ static __always_inline void source_look_up(struct packet *p, struct scratch *roo
 	step_ends();
 }
 
-/* Whether the block of its source counts for a packet to that service. */
+/* Does the block of the packet's source apply to this service? */
 static __always_inline bool block_holds(const struct service *service)
 {
 	__u32 id = service->id;
@@ -88,19 +89,21 @@ static __always_inline bool block_holds(const struct service *service)
 	return policy && policy->mode != GUARD_OFF && source_drops(policy, GUARD_COUNT_BLOCKED);
 }
 
-/* Such a packet is refused before its flow is looked up, which costs more than all of this. */
+/* Such a packet is refused before its flow is looked up, as that costs more than all of this. */
 static __always_inline bool begins_connection(const struct packet *p)
 {
 	return p->l4_proto == L4_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-/* What was noted down, through memory: the verifier would follow each of its ways to the end. */
+/* Returns the noted reason; it is read from memory, as the verifier would follow each way to set
+ * it.
+ */
 static __always_inline int refusal_of(const struct route *route)
 {
-	return route->refused == REASON_DENIED ? REASON_DENIED : REASON_NOT_ALLOWED;
+	return route->refusal == REASON_DENIED ? REASON_DENIED : REASON_NOT_ALLOWED;
 }
 
-/* Why the source may not begin a flow, or 0. */
+/* Returns why the source may not begin a flow, or 0. */
 static __always_inline int source_unlisted(const struct packet *p, const struct service *service)
 {
 	__u32 id = service->id, root = source_root(p, GUARD_LISTS4), denied;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The SYN-ACK with a cookie (cookie.h) that a client gets in the server's name: which options its
- * SYN has, and which ones the answer.
+/* The SYN-ACK with a cookie (cookie.h) that a client gets in the server's name: reads the options
+ * of the SYN, and chooses those of the SYN-ACK.
  *
- * The answer is never longer than the SYN, which it is written over: its options are those that
- * the client has, in the order in which Linux sends them.  A SYN has room for one of
+ * The SYN-ACK is written over the SYN and never longer than it.  Its options are those that the
+ * client has, in the order in which Linux sends them.  A SYN has room for one of these:
  *   20 bytes  MSS; SACK permitted or padding, timestamps; padding, window scale
  *   12 bytes  MSS; SACK permitted or padding; padding, window scale
  *    4 bytes  MSS
@@ -18,11 +18,11 @@
 #include "packet.h"
 #include "scratch.h"
 
-#define SYNACK_ROUNDS 12 /* options; the usual ones take six */
+#define SYNACK_ROUNDS 12 /* number of options; usually there are six */
 #define SYNACK_SPACE 40  /* RFC 9293, section 3.1 */
 #define SYNACK_MTU 1500
 #define SYNACK_WINDOW 65535
-/* What a tunnel takes, of the larger family. */
+/* The overhead of a tunnel over IPv6, the larger family. */
 #define SYNACK_IPIP 40
 #define SYNACK_GUE 48
 
@@ -31,7 +31,9 @@ static __always_inline __u32 synack_space(const struct packet *p)
 	return p->payload_off - p->l4_off - sizeof(struct tcp_header);
 }
 
-/* As Linux sends them, which most do: without a loop, as this is what a flood costs. */
+/* Reads options in the order in which Linux and most others send them: without a loop, as in a
+ * flood each SYN pays for this.
+ */
 static __always_inline bool synack_read_usual(CTX *ctx, const struct packet *p, struct synack *s)
 {
 	__be32 *words = packet_l4(ctx_data(ctx), p) + sizeof(struct tcp_header);
@@ -63,7 +65,7 @@ static __always_inline void synack_copy(CTX *ctx, const struct packet *p, struct
 	}
 }
 
-/* What is noted down is read again: see step_ends(). */
+/* Reads options in any order.  What it notes in `s` it reads back: see step_ends(). */
 static __always_inline void synack_read(struct synack *s)
 {
 	for (int i = 0; i < SYNACK_ROUNDS; i++) {
@@ -102,7 +104,7 @@ static __always_inline __u32 synack_mss_index(__u8 family, __u32 mss)
 	return index & 3;
 }
 
-/* The largest segment that comes through to every server. */
+/* Returns the MSS to announce: the largest segment that fits the path to every server. */
 static __always_inline __u32 synack_mss(const struct packet *p, const struct route *route,
 					const struct cookie_secret *secret)
 {
@@ -115,7 +117,7 @@ static __always_inline __u32 synack_mss(const struct packet *p, const struct rou
 	return mss;
 }
 
-/* What is not sent stays 0, for the checksum. */
+/* Writes the options.  Words that are not sent stay 0, for the checksum. */
 static __always_inline void synack_write(struct synack *s, __u32 mss, __u64 now)
 {
 	__u64 has_scale = ~mask_equal(s->scale, COOKIE_NO_SCALE),
@@ -125,7 +127,7 @@ static __always_inline void synack_write(struct synack *s, __u32 mss, __u64 now)
 	s->options[0] = be32(0x02040000 | (mss & 0xffff)) & ~(__u32)mask_less(s->len, 4);
 	if (s->len == 20) {
 		s->options[1] = mask_choose(has_sack, be32(0x0402080a), be32(0x0101080a));
-		s->options[2] = be32((__u32)(now >> 20)); /* milliseconds, or nearly */
+		s->options[2] = be32((__u32)(now >> 20)); /* milliseconds, nearly */
 		s->options[3] = s->stamp;
 		s->options[4] = scale;
 	} else if (s->len == 12) {
@@ -134,7 +136,7 @@ static __always_inline void synack_write(struct synack *s, __u32 mss, __u64 now)
 	}
 }
 
-/* What the SYN is answered, and the cookie; false: there is no key. */
+/* Fills in the options of the SYN-ACK and the cookie; false if there is no key. */
 static __always_inline bool synack_make(CTX *ctx, const struct packet *p, const struct route *route,
 					struct synack *s)
 {

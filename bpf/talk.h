@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What a connection speaks, told from the first bytes of its client, and which
- * of its bytes are no request and no answer.  Looks at a few bytes at most.
+/* Tells from the first bytes of the client which protocol a connection speaks, and which of its
+ * bytes are no request and no answer.  Reads a few bytes at most.
  */
 #ifndef STEELYARD_TALK_H
 #define STEELYARD_TALK_H
@@ -17,30 +17,30 @@
 #define TLS_CHANGE_CIPHER 0x14
 #define TLS_HANDSHAKE 0x16
 #define TLS_DATA 0x17
-/* TLS 1.3, the client's last handshake message: record header, message header,
- * hash of 32 or 48 bytes, content type and tag.
+/* TLS 1.3, the client's last handshake message: record header, message header, hash of 32 or 48
+ * bytes, content type and tag.
  */
 #define TLS_FINISHED_SHA256 58
 #define TLS_FINISHED_SHA384 74
 #define TLS_CHANGE_CIPHER_LEN 6
 #define TLS_HEADER 5
-/* Records that hold an alert, or an HTTP/2 SETTINGS, PING or WINDOW_UPDATE; the
- * smallest request that a prompt could be in is longer.
+/* Records of up to this size hold an alert, or an HTTP/2 SETTINGS, PING or WINDOW_UPDATE; the
+ * smallest request with a prompt in it is longer.
  */
 #define TLS_CONTROL 56
 #define TLS_TICKETS 2048
-#define TLS_INTERIM 512 /* the head of an answer has 150 to 300 */
+#define TLS_INTERIM 512 /* the head of an answer has 150 to 300 bytes */
 
 #define HTTP2_PREFACE 24 /* RFC 9113, section 3.4 */
 #define HTTP2_HEADER 9
 #define HTTP2_DATA 0
 #define HTTP2_HEADERS 1
 #define HTTP2_END_STREAM 0x1
-#define HTTP2_FRAMES 6 /* looked at in one segment */
+#define HTTP2_FRAMES 6 /* frames to look at in one segment */
 #define HTTP2_TYPES 10
 #define HTTP2_INTERIM 256
 
-/* Most server bytes, within a round trip, that are no answer. */
+/* Returns how many server bytes, within a round trip, may be no answer. */
 static __always_inline __u32 talk_allowance(__u8 talk)
 {
 	switch (talk) {
@@ -65,9 +65,9 @@ static __always_inline __u8 talk_answered(__u8 talk)
 	return talk == TALK_HTTP2_FIRST ? TALK_HTTP2 : talk;
 }
 
-/* Does a segment of HTTP/2 frames, from `skip` bytes on, hold a message: HEADERS or
- * DATA of a request, DATA of an answer or HEADERS that are all of it?  One that does
- * not begin with a frame (it goes on with the last one) does.
+/* Does a segment of HTTP/2 frames, from byte `skip` on, hold a message?  Messages are HEADERS or
+ * DATA of a request, DATA of an answer, or HEADERS that are all of an answer.  A segment that
+ * begins in the middle of a frame counts as one that does.
  */
 static __always_inline bool talk_has_message(CTX *ctx, const struct packet *p, __u32 skip,
 					     bool is_reply)
@@ -87,7 +87,7 @@ static __always_inline bool talk_has_message(CTX *ctx, const struct packet *p, _
 			return skip + 5 <= p->payload_len; /* beyond what can be read */
 		if (frame[3] >= HTTP2_TYPES || frame[0])
 			return true;
-		/* A client's empty DATA ends a stream: what it asks has been said before. */
+		/* A client's empty DATA frame only ends a stream, whose request came before. */
 		if (frame[3] == HTTP2_DATA && (is_reply || frame[1] || frame[2]))
 			return true;
 		if (frame[3] == HTTP2_HEADERS && (!is_reply || frame[4] & HTTP2_END_STREAM))
@@ -97,7 +97,7 @@ static __always_inline bool talk_has_message(CTX *ctx, const struct packet *p, _
 	return true;
 }
 
-/* The first payload of a client. */
+/* Returns the protocol by the first payload of a client. */
 static __always_inline __u8 talk_of(const __u8 *first)
 {
 	if (first[0] == TLS_HANDSHAKE && first[1] == 3)
@@ -107,14 +107,15 @@ static __always_inline __u8 talk_of(const __u8 *first)
 	return TALK_PLAIN;
 }
 
-/* What of a segment's bytes is behind the last `flight` of the handshake. */
+/* Returns how many of a segment's bytes come after the last `flight` of the handshake. */
 static __always_inline __u32 talk_behind(__u32 fresh, __u32 flight)
 {
 	return fresh > flight + TLS_CONTROL ? fresh - flight : 0;
 }
 
-/* TLS, before the first request; the handshake ends with the client's Finished,
- * behind its change of ciphers or alone, or where application data begins.
+/* Returns the number of request bytes in a TLS segment before the first request.  The handshake
+ * ends with the client's Finished, alone or after a ChangeCipherSpec, or where application data
+ * begins.
  */
 static __always_inline __u32 talk_handshake_bytes(CTX *ctx, const struct packet *p,
 						  struct flow_warm *warm, __u32 fresh)
@@ -124,7 +125,7 @@ static __always_inline __u32 talk_handshake_bytes(CTX *ctx, const struct packet 
 
 	if (first + TLS_CHANGE_CIPHER_LEN + TLS_HEADER > (__u8 *)ctx_end(ctx))
 		return 0;
-	/* The server has spoken, and something is missing: a request has overtaken the
+	/* The server has spoken, and client bytes are missing: a request has overtaken the
 	 * Finished.
 	 */
 	if (fresh > p->payload_len && p->ack != warm->ack) {
@@ -133,11 +134,11 @@ static __always_inline __u32 talk_handshake_bytes(CTX *ctx, const struct packet 
 		warm->talk = TALK_TLS_FIRST;
 		return talk_behind(fresh, flight);
 	}
-	/* A long ClientHello takes two segments, the second begins with anything. */
+	/* A long ClientHello takes two segments, and the second can begin with any byte. */
 	if (first[1] != 3 || first[2] > 4)
 		return 0;
-	/* Behind a change of ciphers: a second ClientHello, or TLS 1.2, or the Finished and
-	 * perhaps a request.
+	/* After the ChangeCipherSpec comes a second ClientHello (or it is TLS 1.2), or the Finished
+	 * and perhaps a request.
 	 */
 	if (first[0] == TLS_CHANGE_CIPHER) {
 		if (p->payload_len < TLS_CHANGE_CIPHER_LEN + TLS_FINISHED_SHA256 ||
@@ -154,9 +155,7 @@ static __always_inline __u32 talk_handshake_bytes(CTX *ctx, const struct packet 
 	return fresh;
 }
 
-/* A segment that comes late, while it is not known what its connection speaks: is it
- * the first one?
- */
+/* A late segment, while the protocol of the connection is still unknown: is it the first one? */
 static __always_inline void talk_late(CTX *ctx, const struct packet *p, struct flow_warm *warm)
 {
 	__u8 *first = packet_payload(ctx_data(ctx), p);
@@ -169,7 +168,7 @@ static __always_inline void talk_late(CTX *ctx, const struct packet *p, struct f
 		warm->talk = talk;
 }
 
-/* How many of the `fresh` bytes of a client's segment are a request. */
+/* Returns how many of the `fresh` bytes of a client's segment belong to a request. */
 static __always_inline __u32 talk_request_bytes(CTX *ctx, const struct packet *p,
 						struct flow_warm *warm, __u32 fresh)
 {
@@ -188,7 +187,7 @@ static __always_inline __u32 talk_request_bytes(CTX *ctx, const struct packet *p
 		return talk_handshake_bytes(ctx, p, warm, fresh);
 	case TALK_TLS_FIRST:
 	case TALK_TLS:
-		/* A short last segment can overtake all the others of a request. */
+		/* A short last segment can overtake all other segments of a request. */
 		return p->payload_len <= TLS_CONTROL && fresh <= p->payload_len ? 0 : fresh;
 	case TALK_HTTP2_FIRST:
 	case TALK_HTTP2:

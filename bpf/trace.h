@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Live events, for `lbctl trace`.  While nobody follows, they cost one load. */
+/* Live events, for `lbctl trace`.  While nobody traces, they cost one load. */
 #ifndef STEELYARD_TRACE_H
 #define STEELYARD_TRACE_H
 
@@ -8,7 +8,7 @@
 #include "packet.h"
 #include "scratch.h"
 
-struct happening {
+struct trace_fields {
 	__u32 service;
 	__u32 backend;
 	__u32 state;
@@ -17,8 +17,8 @@ struct happening {
 	__u32 waited_us;
 };
 
-/* The two ends as the client sees them. */
-struct ends {
+/* Both ends of a flow, as the client sees them. */
+struct endpoints {
 	const __be32 *client;
 	const __be32 *vip;
 	__be16 client_port;
@@ -41,10 +41,10 @@ static __always_inline struct trace_control *trace_wants(__u32 kind, __u32 servi
 	return control;
 }
 
-static __always_inline void trace_event(const struct packet *p, const struct ends *ends, __u32 kind,
-					const struct happening *what)
+static __always_inline void trace_event(const struct packet *p, const struct endpoints *endpoints,
+					__u32 kind, const struct trace_fields *fields)
 {
-	struct trace_control *control = trace_wants(kind, what->service);
+	struct trace_control *control = trace_wants(kind, fields->service);
 	struct scratch *room;
 	struct event *event;
 
@@ -55,32 +55,32 @@ static __always_inline void trace_event(const struct packet *p, const struct end
 		return;
 	event = &room->event;
 	event->time = bpf_ktime_get_ns();
-	__builtin_memcpy(event->client, ends->client, sizeof(event->client));
-	__builtin_memcpy(event->vip, ends->vip, sizeof(event->vip));
-	event->client_port = ends->client_port;
-	event->vip_port = ends->vip_port;
-	event->service = what->service;
-	event->backend = what->backend;
+	__builtin_memcpy(event->client, endpoints->client, sizeof(event->client));
+	__builtin_memcpy(event->vip, endpoints->vip, sizeof(event->vip));
+	event->client_port = endpoints->client_port;
+	event->vip_port = endpoints->vip_port;
+	event->service = fields->service;
+	event->backend = fields->backend;
 	event->len = p->len;
 	event->kind = kind;
-	event->reason = what->reason;
+	event->reason = fields->reason;
 	event->l4_proto = p->l4_proto;
 	event->family = p->family;
 	event->tcp_flags = p->tcp_flags;
-	event->state = what->state;
-	event->waited_bytes = what->waited_bytes;
-	event->waited_us = what->waited_us;
+	event->state = fields->state;
+	event->waited_bytes = fields->waited_bytes;
+	event->waited_us = fields->waited_us;
 	if (events.ringbuf_output(event, sizeof(*event), 0))
 		__sync_fetch_and_add(&control->lost, 1);
 }
 
-/* Of a packet of the client. */
+/* Emits an event about a packet of the client. */
 static __always_inline void trace_client(const struct packet *p, __u32 kind,
-					 const struct happening *what)
+					 const struct trace_fields *fields)
 {
-	struct ends ends = { p->saddr, p->daddr, p->sport, p->dport };
+	struct endpoints endpoints = { p->saddr, p->daddr, p->sport, p->dport };
 
-	trace_event(p, &ends, kind, what);
+	trace_event(p, &endpoints, kind, fields);
 }
 
 #endif

@@ -1,25 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The kernel sees the prompt: request bytes that still wait for the first byte
- * of their answer, per flow and per backend, and how long they waited.
+/* The kernel sees the prompt: the request bytes that still wait for the first byte of their answer,
+ * per flow and per backend, and how long they have waited.
  *
- * A flow's bytes enter its warm entry and its backend's sum together and leave
- * both by one exchange, so whatever two CPUs do at a time, what was put in is
- * taken out once.
+ * A flow's bytes are added to its warm entry and to its backend's sum together, and leave both by
+ * one exchange.  So whatever two CPUs do at the same time, each byte that was added is removed
+ * once.
  *
- * The answer has begun when the server's position is beyond where it stood when
- * the request came: in nat and fullnat the end of a packet of the server, in dsr
- * and the tunnels what the client acknowledges.  Some bytes of a server are no
- * answer (`interim`).  Where the answer is seen and not encrypted they are read:
+ * The answer has begun when the server's position is beyond where it was when the request came.  In
+ * nat and fullnat the position is the end of a packet of the server; in dsr and the tunnels it is
+ * what the client acknowledges.  Some bytes of a server are not yet the answer (`interim`).  Where
+ * they can be seen and are not encrypted, they are recognized by their content:
  * - an informational status (RFC 9110, section 15.2: 100 Continue);
- * - the head of an answer, and comments and events behind it that say nothing (http.h): an
- *   engine that streams sends them at once, and the first token when the prompt is worked
- *   through;
+ * - the head of an answer, and comments and events without content behind it (http.h): an engine
+ *   that streams sends these at once, and the first token when it has processed the prompt;
  * - HTTP/2 frames other than DATA (RFC 9113).
- * Else they are told by size and time, as an answer that was computed is not small
- * and early at once: the above, and TLS 1.3 session tickets right after the
- * handshake (RFC 8446, section 4.6.1).
- * And some bytes of a client are no request: TLS handshake and alerts, HTTP/2
- * control frames.
+ *
+ * Elsewhere they are recognized by size and time, as an answer that had to be computed is not both
+ * small and early: the above, and TLS 1.3 session tickets right after the handshake (RFC 8446,
+ * section 4.6.1).
+ *
+ * Some bytes of a client are not a request, either: TLS handshake and alerts, and HTTP/2 control
+ * frames.
  */
 #ifndef STEELYARD_WAITING_H
 #define STEELYARD_WAITING_H
@@ -34,18 +35,18 @@
 #include "slot.h"
 #include "talk.h"
 
-/* Beyond a round trip, what a server sends can be interim for so long: a busy server is
- * not at once at its work, and a client's acknowledgement may be delayed (Linux 40 ms).
- * So few bytes are seldom an answer, however late.
+/* For this long after a round trip, what a server sends can be interim: a busy server does not
+ * start to work at once, and a client's acknowledgement may be delayed (Linux: 40 ms).  GRACE_FEW
+ * bytes or fewer are seldom an answer, however late they come.
  */
 #define GRACE_NS 50000000ULL
 #define GRACE_ACK_NS 90000000ULL
 #define GRACE_FEW_NS 100000000ULL
 #define GRACE_FEW 128
 #define GRACE_UNKNOWN_RTT_US 20000
-/* A client says by itself how many bytes have gone missing before a segment, and a
- * stranger can say it for a client.  So little of a gap is believed, and of a flow in all;
- * a segment that is farther away, forwards or back, tells where the flow is now.
+/* The number of bytes missing before a segment is only the client's claim, and others can forge it.
+ * So only a gap up to GAP_MAX is believed, and only FLOW_WAITING_MAX bytes per flow.  A segment
+ * further away than GAP_STRAY, forwards or back, only says where the flow is now.
  */
 #define GAP_MAX (1 << 16)
 #define GAP_STRAY (1 << 20)
@@ -58,7 +59,7 @@ static __always_inline struct request_mark *request_mark_of(__u32 tag)
 	return request_marks.lookup(&index);
 }
 
-/* A request has come: what it meets, and whose it is. */
+/* Notes what a request meets when it arrives, and which client it is from. */
 static __always_inline void waiting_mark(const struct packet *p, const struct backend_load *load,
 					 __u32 tag)
 {
@@ -66,15 +67,15 @@ static __always_inline void waiting_mark(const struct packet *p, const struct ba
 
 	if (!mark)
 		return;
-	mark->ahead = not_negative(load->waiting + load->waiting_fix);
+	mark->ahead = at_least_zero(load->waiting + load->waiting_fix);
 	mark->open = score_counted(load, score_share(load));
 	if (LB_AFFINITY)
 		mark->source = client_hash(p);
 	mark->tag = tag;
 }
 
-/* It has been answered: what became of what it met.  Two at once on two CPUs may meet in
- * one element, and leave a mixture of two requests of one moment.
+/* Writes the sample of a request that has been answered.  Two CPUs that do so at once may meet in
+ * one element, and leave a mixture of two requests of the same moment.
  */
 static __always_inline void waiting_sample(__u32 backend, __u32 tag, __u32 bytes, __u32 us)
 {
@@ -108,25 +109,25 @@ static __always_inline void waiting_add(const struct packet *p, struct flow_warm
 					__u32 backend, __u32 tag, __u32 bytes, bool is_first)
 {
 	struct backend_load *load = backend_load.lookup(&backend);
-	__u64 there = warm->waiting;
+	__u64 held = warm->waiting;
 
-	if (!load || there >= FLOW_WAITING_MAX)
+	if (!load || held >= FLOW_WAITING_MAX)
 		return;
-	if (bytes > FLOW_WAITING_MAX - there)
-		bytes = FLOW_WAITING_MAX - there;
+	if (bytes > FLOW_WAITING_MAX - held)
+		bytes = FLOW_WAITING_MAX - held;
 	if (is_first)
 		waiting_mark(p, load, tag);
 	__sync_fetch_and_add(&warm->waiting, (__u64)bytes);
 	__sync_fetch_and_add(&load->waiting, (__s64)bytes);
 }
 
-/* The agent has taken the flow's bytes out of the sum, as they have waited for so long. */
+/* Has the agent taken the flow's bytes out of the sum, because they had waited too long? */
 static __always_inline bool waiting_is_forgotten(__u64 held)
 {
 	return held >> WAITING_FORGOTTEN_SHIFT;
 }
 
-/* Takes a flow's bytes out of its backend's sum, if they are in it; how many they were. */
+/* Takes a flow's bytes out of its backend's sum, if they are in it; returns how many they were. */
 static __always_inline __u32 waiting_drop(struct flow_warm *warm, __u32 backend)
 {
 	struct backend_load *load = backend_load.lookup(&backend);
@@ -140,7 +141,7 @@ static __always_inline __u32 waiting_drop(struct flow_warm *warm, __u32 backend)
 	return held;
 }
 
-/* The bucket of a time: half octaves from 64 us (abi.h). */
+/* Returns the bucket of a time: half octaves from 64 us (abi.h). */
 static __always_inline __u32 latency_bucket(__u64 us)
 {
 	__u32 octave = 0, bucket;
@@ -191,7 +192,7 @@ static __always_inline void count_handshake(__u32 backend, __u64 us)
 	__sync_fetch_and_add(&latency->handshake_us, us);
 }
 
-/* A request has been answered with an error, or not at all. */
+/* Counts a request that was answered with an error, or not at all. */
 static __always_inline void count_failure(__u32 backend, bool is_hangup)
 {
 	struct backend_latency *latency = backend_latency.lookup(&backend);
@@ -200,13 +201,13 @@ static __always_inline void count_failure(__u32 backend, bool is_hangup)
 		__sync_fetch_and_add(is_hangup ? &latency->hangups : &latency->errors, 1);
 }
 
-/* What has been seen of an answer. */
+/* What a packet has shown of an answer. */
 struct answer {
-	__u32 bytes; /* that waited; 0: none has begun */
+	__u32 bytes; /* request bytes that waited for it; 0: it has not begun */
 	__u32 us;
 };
 
-/* How long after the client's bytes so many of the server's can be interim. */
+/* Returns for how long after the client's bytes this many bytes of the server can be interim. */
 static __always_inline __u64 waiting_grace(const struct flow_warm *warm, __u32 bytes, bool is_reply)
 {
 	__u32 rtt_us = warm->rtt_us ? warm->rtt_us : GRACE_UNKNOWN_RTT_US;
@@ -215,8 +216,8 @@ static __always_inline __u64 waiting_grace(const struct flow_warm *warm, __u32 b
 	return rtt_us * 1500ULL + (bytes <= GRACE_FEW ? GRACE_FEW_NS : beyond);
 }
 
-/* Server bytes up to `position`: the answer, or interim?  A chunk that says nothing can end
- * beyond its segment, and `position` is its end then.
+/* Are the server's bytes up to `position` interim, and not the answer?  A chunk without content can
+ * end beyond its segment; then `position` becomes the end of the chunk.
  */
 static __always_inline bool waiting_is_interim(CTX *ctx, const struct packet *p,
 					       struct flow_warm *warm, __u32 backend, __u32 tag,
@@ -240,7 +241,7 @@ static __always_inline bool waiting_is_interim(CTX *ctx, const struct packet *p,
 		warm->interim |= INTERIM_SURE;
 		return true;
 	}
-	if (warm->interim & INTERIM_SURE) /* the head has been there */
+	if (warm->interim & INTERIM_SURE) /* the head has come already */
 		return false;
 	if (waited_ns <= waiting_grace(warm, bytes, is_reply) &&
 	    bytes <= talk_allowance(warm->talk))
@@ -248,15 +249,15 @@ static __always_inline bool waiting_is_interim(CTX *ctx, const struct packet *p,
 	return heads && !warm->interim && heads_probe(heads, tag ^ warm->seq, bytes);
 }
 
-/* Can what the server says be read? */
+/* Can the content of the server's packets be read? */
 static __always_inline bool waiting_is_read(const struct flow_warm *warm, bool is_reply)
 {
 	return is_reply && (warm->talk == TALK_UNKNOWN || warm->talk == TALK_PLAIN ||
 			    warm->talk == TALK_HTTP2 || warm->talk == TALK_HTTP2_FIRST);
 }
 
-/* Notes what an answer that has begun, behind `bytes`, tells of heads; whether its time is one to
- * learn from.
+/* Notes what an answer, whose first packet has `bytes`, shows about heads; returns whether its time
+ * can be learned from.
  */
 static __always_inline bool waiting_note(const struct flow_warm *warm, __u32 backend, __u32 bytes,
 					 __u32 us)
@@ -275,7 +276,9 @@ static __always_inline bool waiting_note(const struct flow_warm *warm, __u32 bac
 	return heads->is_known;
 }
 
-/* Behind some bytes of the server the client goes on, or hangs up: they were all. */
+/* After some bytes of the server, the client goes on or hangs up: notes that these bytes were all
+ * of the answer.
+ */
 static __always_inline void waiting_note_alone(const struct flow_warm *warm, __u32 backend,
 					       bool is_reply)
 {
@@ -289,8 +292,8 @@ static __always_inline void waiting_note_alone(const struct flow_warm *warm, __u
 		heads_note(heads, HEAD_ALONE, warm->talk, interim, 0, 0, 0);
 }
 
-/* What of the time passed at the backend: where the client's acknowledgement tells of the
- * answer, it has come all the way that a handshake goes.
+/* Returns how much of the time was spent at the backend.  Where the client's acknowledgement shows
+ * the answer, it includes a round trip as long as that of the handshake.
  */
 static __always_inline __u32 waiting_at_backend(const struct flow_warm *warm, __u32 us,
 						bool is_reply)
@@ -300,7 +303,9 @@ static __always_inline __u32 waiting_at_backend(const struct flow_warm *warm, __
 	return us > warm->rtt_us ? us - warm->rtt_us : 1;
 }
 
-/* The server has come to `position`; what waited for it if that is the answer. */
+/* The server has reached `position`: if this is the answer, fills in `answer`, and counts and
+ * samples it.
+ */
 static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, struct flow_warm *warm,
 					   __u32 backend, __u32 tag, __u32 position,
 					   bool is_closing, bool is_reply, struct answer *answer)
@@ -311,7 +316,7 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 
 	if ((__s32)(position - warm->ack) <= 0)
 		return;
-	/* One byte: the client acknowledges the FIN of a server that gave none. */
+	/* One byte: the client acknowledges the FIN of a server that has sent no answer. */
 	if (!is_reply && position - warm->ack == 1) {
 		waiting_drop(warm, backend);
 		return;
@@ -323,7 +328,7 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 		warm->interim &= ~INTERIM_BYTES;
 		warm->interim |= more < INTERIM_BYTES ? more : INTERIM_BYTES;
 		warm->ack = position;
-		warm->request_jiffies = bpf_jiffies64(); /* since when there is a pause */
+		warm->request_jiffies = bpf_jiffies64(); /* the pause begins here */
 		return;
 	}
 	answer->bytes = waiting_drop(warm, backend);
@@ -335,9 +340,9 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 	if (!answer->bytes)
 		return;
 	count_first_byte(backend, answer->us);
-	/* Of a larger request not all bytes are counted, so its time does not tell the speed; who
-	 * has hung up may be gone, and the answer for nobody; and it may have been a head, or an
-	 * error.
+	/* Learn no speed from these: a request so large that not all of its bytes were counted; an
+	 * answer to a client that has hung up, which may be gone; bytes that may have been a head;
+	 * and an error.
 	 */
 	if (is_reply && warm->talk == TALK_PLAIN && http_is_error(ctx, p)) {
 		is_known = false;
@@ -348,16 +353,16 @@ static __always_inline void waiting_answer(CTX *ctx, const struct packet *p, str
 			       waiting_at_backend(warm, answer->us, is_reply));
 }
 
-/* A request begins, or goes on.  Session tickets come right after the handshake:
- * a first request that does not follow it at once meets none.
+/* Sets the time of a request that begins or goes on.  Session tickets come right after the
+ * handshake, so a first request that comes later does not meet any.
  */
 static __always_inline void waiting_clock(struct flow_warm *warm, bool goes_on)
 {
 	__u32 jiffies = bpf_jiffies64();
 	__u64 now;
 
-	/* To read the clock costs more than all the rest: once a jiffy is enough for
-	 * the segments of a burst.
+	/* Reading the clock costs more than all the rest, and once per jiffy is enough for a burst
+	 * of segments.
 	 */
 	if (goes_on && warm->request_jiffies == jiffies)
 		return;
@@ -369,8 +374,8 @@ static __always_inline void waiting_clock(struct flow_warm *warm, bool goes_on)
 	warm->request_jiffies = jiffies;
 }
 
-/* Bytes that have been counted before: lost and sent again, or overtaken, and only now
- * has the server all of the request.  (One byte: a keep-alive probe.)
+/* Bytes that have been counted before: they were lost and sent again, or overtaken, so only now
+ * does the server have all of the request.  (One byte is a keep-alive probe.)
  */
 static __always_inline void waiting_late(CTX *ctx, const struct packet *p, struct flow_warm *warm,
 					 __u32 backend)
@@ -385,9 +390,9 @@ static __always_inline void waiting_late(CTX *ctx, const struct packet *p, struc
 		waiting_drop(warm, backend);
 }
 
-/* Is a FIN or RST not where the client is?  A stranger who knows the ports says so for a client,
- * and the server does not believe it either (RFC 5961, section 3: a RST has to be at the next byte; a
- * FIN may overtake what comes before it).  After a failover nothing is known.
+/* Is a FIN or RST not at the client's position?  Whoever knows the ports can forge one, and the
+ * server does not believe it either (RFC 5961, section 3: a RST has to be at the next byte; a FIN
+ * may overtake what comes before it).  After a failover the position is unknown.
  */
 static __always_inline bool waiting_is_stray(const struct packet *p, const struct flow_warm *warm)
 {
@@ -397,7 +402,7 @@ static __always_inline bool waiting_is_stray(const struct packet *p, const struc
 	return warm->ack && away > 2 * near;
 }
 
-/* A segment of the client's: request bytes that are new. */
+/* Returns the number of new request bytes in a segment of the client. */
 static __always_inline __u32 waiting_fresh(CTX *ctx, const struct packet *p, struct flow_warm *warm,
 					   __u32 backend)
 {
@@ -406,7 +411,7 @@ static __always_inline __u32 waiting_fresh(CTX *ctx, const struct packet *p, str
 	__s32 gap = p->seq - warm->seq;
 	bool is_handshake, is_ahead;
 
-	if (fresh + GAP_STRAY <= GAP_STRAY) { /* as signed numbers: up to 0 */
+	if (fresh + GAP_STRAY <= GAP_STRAY) { /* as signed numbers: from -GAP_STRAY to 0 */
 		waiting_late(ctx, p, warm, backend);
 		return 0;
 	}
@@ -418,7 +423,7 @@ static __always_inline __u32 waiting_fresh(CTX *ctx, const struct packet *p, str
 	is_handshake = warm->talk == TALK_TLS_HANDSHAKE;
 	is_ahead = fresh > p->payload_len;
 	fresh = talk_request_bytes(ctx, p, warm, fresh);
-	if (is_handshake && (!fresh || is_ahead)) /* it may have been, or be, the last of it */
+	if (is_handshake && (!fresh || is_ahead)) /* maybe its last segment */
 		warm->request = bpf_ktime_get_ns();
 	return fresh;
 }
@@ -430,8 +435,8 @@ static __always_inline struct syn_time *syn_time_of(__u32 tag)
 	return syn_times.lookup(&index);
 }
 
-/* A SYN has opened a flow.  In a flood, places are wanted more often than the clock
- * is worth reading.
+/* Notes the time of a SYN that opens a flow.  In a flood, an element is overwritten more often than
+ * it is worth reading the clock.
  */
 static __always_inline void waiting_syn(__u32 tag)
 {
@@ -445,8 +450,8 @@ static __always_inline void waiting_syn(__u32 tag)
 	syn->ns = bpf_ktime_get_ns();
 }
 
-/* A flow is followed from its client's second packet on, that ends the handshake as a rule; the next
- * bytes of the client and of the server are these.
+/* Begins to follow a flow, at the client's second packet, which as a rule ends the handshake; the
+ * next bytes of client and server are those that it names.
  */
 static __always_inline void waiting_open(const struct packet *p, struct flow_warm *warm,
 					 __u32 backend, __u32 tag)
@@ -468,7 +473,7 @@ static __always_inline void waiting_open(const struct packet *p, struct flow_war
 	count_handshake(backend, warm->rtt_us);
 }
 
-/* A packet of the client's; whether a request waits after it. */
+/* Handles a packet of the client; returns whether a request waits afterwards. */
 static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, struct flow_warm *warm,
 					   __u32 backend, __u32 tag, __u32 state, bool sees_replies,
 					   struct answer *answer)
@@ -481,8 +486,8 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 			waiting_drop(warm, backend);
 		return false;
 	}
-	/* What a SYN carries (RFC 7413) counts with the bytes that follow it: until then
-	 * the flow can be evicted at any time.
+	/* The payload of a SYN (RFC 7413) is counted with the bytes that follow it: until then, the
+	 * flow can be evicted at any time.
 	 */
 	if (p->tcp_flags & TCP_SYN)
 		return awaits;
@@ -500,8 +505,8 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 	if (fresh) {
 		if (awaits)
 			waiting_note_alone(warm, backend, sees_replies);
-		/* It asks again: what looked like a head alone was all of an answer; or what it
-		 * asked before was given up.
+		/* The client asks again.  So what looked like a head alone was all of an answer, or
+		 * it has given up its previous request.
 		 */
 		if (awaits && (waiting_is_forgotten(warm->waiting) ||
 			       (warm->talk <= TALK_PLAIN &&
@@ -511,8 +516,8 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 		}
 		if (!awaits)
 			warm->ack = p->ack;
-		/* A request has arrived with its last segment; a sender marks the
-		 * last one of what it was given to send.
+		/* A request has arrived with its last segment; a sender sets PSH on the last
+		 * segment of what it was given to send.
 		 */
 		if (!awaits || p->tcp_flags & TCP_PSH)
 			waiting_clock(warm, awaits);
@@ -520,7 +525,7 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 		waiting_add(p, warm, backend, tag, fresh, !awaits);
 		awaits = true;
 	}
-	/* It has got something and hangs up: it waits for no more. */
+	/* It has got something and hangs up, so it no longer waits. */
 	if (awaits && p->tcp_flags & TCP_FIN && warm->interim) {
 		waiting_note_alone(warm, backend, sees_replies);
 		waiting_drop(warm, backend);
@@ -529,8 +534,8 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 	return awaits;
 }
 
-/* A packet of the server's (nat, fullnat) while a request waits; whether it goes
- * on waiting.
+/* Handles a packet of the server (nat, fullnat) while a request waits; returns whether it goes on
+ * waiting.
  */
 static __always_inline bool waiting_server(CTX *ctx, const struct packet *p, struct flow_warm *warm,
 					   __u32 backend, __u32 tag, __u32 state,
@@ -544,7 +549,9 @@ static __always_inline bool waiting_server(CTX *ctx, const struct packet *p, str
 	}
 	if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
 		waiting_note_alone(warm, backend, true);
-		/* Behind a head an answer may end so; and who has hung up first wants none. */
+		/* After a head, an answer may end like this; and a client that hung up first wants
+		 * no answer.
+		 */
 		if (waiting_drop(warm, backend) && slot_base(state) != FLOW_CLOSING &&
 		    !(warm->interim & INTERIM_BYTES))
 			count_failure(backend, true);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* How a client's packets come is how its answers go (nat, fullnat): to the router
- * that sent them, in the same VLANs, by the same interface.
+/* The way back (nat, fullnat): answers go to the router that sent the client's packets, in the same
+ * VLANs and by the same interface.
  */
 #ifndef STEELYARD_WAYBACK_H
 #define STEELYARD_WAYBACK_H
@@ -9,8 +9,8 @@
 #include "ctx.h"
 #include "packet.h"
 
-/* The frame's outer two tags as they are on the wire, protocol and then TCI; how
- * many.  `tag` is where the frame has its first.
+/* Gets the frame's outer two tags as they are on the wire, protocol and then TCI; returns how many
+ * there are.  `tag` is where the first tag of the frame is.
  */
 static __always_inline __u32 way_back_tags(const CTX *ctx, const struct packet *p, const __u16 *tag,
 					   __u32 tags[2])
@@ -27,7 +27,7 @@ static __always_inline __u32 way_back_tags(const CTX *ctx, const struct packet *
 	return number < 2 ? number : 2;
 }
 
-/* Written only when it has changed: the CPU of the answers reads it. */
+/* Written only when it has changed: the CPU that handles the answers reads this cache line. */
 static __always_inline void way_back_remember(CTX *ctx, const struct packet *p,
 					      struct flow_warm *warm)
 {

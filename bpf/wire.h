@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Packet headers as they stand on the wire, without bit-fields. */
+/* Packet headers as they are on the wire, without bit-fields. */
 #ifndef STEELYARD_WIRE_H
 #define STEELYARD_WIRE_H
 
@@ -61,7 +61,7 @@ struct eth_header {
 	__be16 eth_proto;
 } __attribute__((packed, aligned(2)));
 
-/* Behind the Ethernet protocol that announces it. */
+/* Comes after the Ethernet protocol that announces it. */
 struct vlan_header {
 	__be16 tci;
 	__be16 eth_proto;

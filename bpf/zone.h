@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Which ring is drawn from for this client?  Of a service with SERVICE_F_ZONES, that of
- * the client's zone; the service's own where the client is in none, or the service has
- * no ring for its zone.  Asked only where a backend is picked.
+/* Which ring to draw from for this client: for a service with SERVICE_F_ZONES, the ring of the
+ * client's zone; else, or if the client is in no zone, or its zone has no ring, the service's own.
+ * Looked up only where a backend is picked.
  */
 #ifndef STEELYARD_ZONE_H
 #define STEELYARD_ZONE_H
@@ -11,7 +11,9 @@
 #include "scratch.h"
 #include "service.h"
 
-/* Of an ICMP error the source is that of the quoted packet's receiver, the client. */
+/* Returns the client's zone.  The source of an ICMP error is that of the quoted packet's receiver,
+ * the client.
+ */
 static __always_inline struct zone *zone_of_client(const struct packet *p)
 {
 	struct zone *zone;
@@ -20,18 +22,18 @@ static __always_inline struct zone *zone_of_client(const struct packet *p)
 		struct zone_key4 key = { .prefix_len = 32, .addr = p->saddr[0] };
 
 		zone = zones4.lookup(&key);
-		apart(4, zone);
+		keep_calls_apart(4, zone);
 	} else {
 		struct zone_key6 key = { .prefix_len = 128 };
 
 		__builtin_memcpy(key.addr, p->saddr, sizeof(key.addr));
 		zone = zones6.lookup(&key);
-		apart(6, zone);
+		keep_calls_apart(6, zone);
 	}
 	return zone;
 }
 
-/* A service has its ring's place in the same words as a zone has it. */
+/* Returns the service's own ring: its place is stored in the same words as in a zone's. */
 static __always_inline const struct zone_ring *ring_of_service(const struct service *service)
 {
 	_Static_assert(__builtin_offsetof(struct service, ring_slots) ==
@@ -40,15 +42,15 @@ static __always_inline const struct zone_ring *ring_of_service(const struct serv
 	return (const struct zone_ring *)&service->ring_line;
 }
 
-/* Both words at once: the agent may be giving it another ring. */
+/* Copies both words at once, as the agent may be writing another ring. */
 static __always_inline void ring_copy(struct zone_ring *to, const struct zone_ring *from)
 {
 	_Static_assert(sizeof(*from) == sizeof(__u64), "one word");
 	*(__u64 *)to = *(const __u64 *)from;
 }
 
-/* The ring to draw from.  Noted down in `room`, so that what is drawn is one way for the
- * verifier, whatever ring it is.
+/* Returns the ring to draw from.  It is copied to `room`, so that drawing is one path for the
+ * verifier, whichever ring it is.
  */
 static __always_inline const struct zone_ring *
 ring_for_client(const struct packet *p, const struct service *service, struct zone_ring *room)

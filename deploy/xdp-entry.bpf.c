@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* For `hook: external`, behind a libxdp dispatcher: hands each packet to the
- * balancer NAME.  The agent keeps its newest program in slot 0 of the array
- * `entry`; while there is none, packets pass on, as those do that are not for a
- * VIP.  Needs clang, libbpf-dev, and libxdp 1.5.5 or newer; docs/operations.md:
+/* For `hook: external`, behind a libxdp dispatcher: hands each packet to the balancer NAME.  The
+ * agent keeps its newest program in slot 0 of the array `entry`.  While there is none, packets pass
+ * on, as do packets that are not for a VIP.  Needs clang, libbpf-dev, and libxdp 1.5.5 or newer;
+ * see docs/operations.md:
  *
  *   clang -O2 -g -target bpf -c xdp-entry.bpf.c -o xdp-entry.o
  *   xdp-loader load --pin-path /sys/fs/bpf/steelyard/NAME eth0 xdp-entry.o
