@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Prepares a backend for a VIP, undoes it, or says what is missing; prints every command it runs. It
-# lasts until the next boot, and for good with --persist.
+# Prepares a backend for a VIP, undoes that, or says what is missing; prints every command it runs.
+# The setup lasts until the next boot; with --persist it is repeated at every boot.
 set -eu
 
 usage() {
@@ -12,27 +12,27 @@ Usage: backend-setup.sh up|down|check dsr|ipip|gue [OPTION...] VIP...
   down    undoes it
   check   changes nothing and says what is missing; the exit status is 1 if anything is
 
-  dsr     the balancer is on the same segment: the VIP goes on lo, and ARP is told to be silent
-  ipip    as dsr, and the balancer's tunnel packets are unpacked
-  gue     as ipip, and UDP is taken off them first
+  dsr     the balancer is on the same segment: puts the VIP on lo, and keeps ARP silent about it
+  ipip    as dsr, and unpacks the balancer's tunnel packets
+  gue     as ipip, and removes UDP from them first
   --advmss BYTES
-          the largest segment that clients may send, for the default routes. ipip adds 20 bytes
-          (outer IPv4) or 40 (outer IPv6) on the way to the backend: where that way cannot carry
-          1500 + that, use 1440 (IPv4 in IPv4), 1420 (IPv4 in IPv6, or IPv6 in IPv4) or 1400
-          (IPv6 in IPv6). gue adds 8 more: 1432, 1412 or 1392
+          the largest segment that clients may send, set on the default routes. ipip adds 20
+          bytes (outer IPv4) or 40 (outer IPv6) on the way to the backend. If that path cannot
+          carry as many bytes more than 1500, use 1440 (IPv4 in IPv4), 1420 (IPv4 in IPv6, or
+          IPv6 in IPv4) or 1400 (IPv6 in IPv6). gue adds 8 more: 1432, 1412 or 1392
   --gue-port PORT
-          the UDP port of gue, as in the balancer's gue.port; without it 6080
+          the UDP port of gue, as in the balancer's gue.port; the default is 6080
   --from PREFIX
           ipip and gue: a balancer's address, or a prefix that the balancers are in; repeatable.
-          nftables then drops the tunnel packets of all others, who else could send packets that
-          seem to come from clients
+          nftables then drops tunnel packets from all other senders, which could otherwise send
+          packets that seem to come from clients
 
   --persist
-          at every boot, too: a unit of systemd runs this command, from a copy of this script in
-          /usr/local/sbin. There is one unit a mode, so name all VIPs of the mode at once; down
-          removes it
+          repeat this at every boot: a systemd unit runs this command, from a copy of this script
+          in /usr/local/sbin. There is one unit per mode, so name all VIPs of the mode at once;
+          down removes the unit
 
-nat and fullnat need nothing of the VIP: for nat, the backend's default route is the balancer.
+nat and fullnat need no VIP on the backend; for nat, the balancer has to be its default route.
 
 Examples:
   backend-setup.sh up dsr --persist 10.0.0.10 fd00::10
@@ -58,7 +58,7 @@ has_ipv6() { [ -d /proc/sys/net/ipv6 ]; }
 
 has_device() { [ -d "/sys/class/net/$1" ] || ip link show dev "$1" >/dev/null 2>&1; }
 
-# preferred_lft 0: the address answers, and is never chosen as the source of the backend's own
+# preferred_lft 0: the address answers, but is never chosen as the source of the backend's own
 # connections.
 vip_up() {
 	case "$1" in
@@ -80,7 +80,7 @@ settings_up() {
 	run sysctl -w net.ipv4.conf.all.rp_filter=2
 }
 
-# tunnel_up DEVICE TYPE...: a device that takes tunnel packets from any sender.
+# tunnel_up DEVICE TYPE...: makes a device that accepts tunnel packets from any sender.
 tunnel_up() {
 	device="$1"
 	shift
@@ -94,14 +94,14 @@ tunnels_up() {
 	tunnel_up sy-ipip ipip external mode any
 	if has_ipv6; then
 		tunnel_up sy-ip6tnl ip6tnl external mode any
-		# IPv6 in IPv4: sit0 comes with its module and takes packets from anybody.
-		has_device sit0 || run modprobe sit || echo "no sit: IPv6 in IPv4 will not be unpacked"
+		# IPv6 in IPv4: sit0 comes with its module and accepts packets from any sender.
+		has_device sit0 || run modprobe sit || echo "no module sit: IPv6 in IPv4 will not be unpacked"
 		if has_device sit0; then run ip link set dev sit0 up; fi
 	fi
 }
 
-# on_tunnels VIP: also there. On a device without any address the kernel's rp_filter drops every
-# IPv4 packet, at 2 as at 1.
+# on_tunnels VIP: puts it on the tunnel devices, too. On a device without an address, the kernel's
+# rp_filter drops every IPv4 packet, whether it is 1 or 2.
 on_tunnels() {
 	case "$1" in *:*) return ;; esac
 	for device in sy-ipip sy-ip6tnl; do
@@ -123,13 +123,13 @@ has_gue() {
 	ip "$1" fou show 2>/dev/null | sed 's/ *$//' | grep -qx "port $2 gue${end:+ $end}"
 }
 
-# gue_up PORT: datagrams to the port become tunnel packets, which the devices unpack.
+# gue_up PORT: turns datagrams to the port into tunnel packets, which the devices unpack.
 gue_up() {
 	families=-4
 	if has_ipv6; then families="-4 -6"; fi
 	for family in $families; do
 		has_gue "$family" "$1" || run ip "$family" fou add port "$1" gue || fail \
-			"this kernel cannot take UDP off a packet" \
+			"this kernel cannot remove UDP from a packet" \
 			"modprobe fou; if there is no such module: lb-agent decap --interface NAME --vip VIP (docs/operations.md)"
 	done
 }
@@ -140,7 +140,7 @@ gue_down() {
 	done
 }
 
-# senders_up PORT SENDER...: packets that the tunnel devices would take, from these alone.
+# senders_up PORT SENDER...: accepts packets for the tunnel devices only from these senders.
 senders_up() {
 	table="inet steelyard_tunnels" port="$1" v4='' v6=''
 	shift
@@ -158,10 +158,10 @@ senders_up() {
 	if [ -n "$v4" ]; then rules="$rules add rule $table tunnel ip saddr { $v4 } return;"; fi
 	if [ -n "$v6" ]; then rules="$rules add rule $table tunnel ip6 saddr { $v6 } return;"; fi
 	rules="$rules add rule $table tunnel counter drop"
-	# One transaction: there is no moment without the rules.
+	# In one transaction, so that there is no moment without the rules.
 	echo "+ nft '$rules'"
 	nft "$rules" || fail \
-		"nftables does not take these rules" \
+		"nftables does not accept these rules" \
 		"give each --from as an address or a prefix such as 10.0.0.0/28"
 }
 
@@ -171,7 +171,7 @@ senders_down() {
 	fi
 }
 
-# advmss_up BYTES: every default route announces smaller segments.
+# advmss_up BYTES: makes every default route announce smaller segments.
 advmss_up() {
 	for family in -4 -6; do
 		ip "$family" route show default | while read -r route; do
@@ -186,11 +186,11 @@ UNITS=/etc/systemd/system
 
 unit_of() { echo "steelyard-backend-$1.service"; }
 
-# persist_up MODE WORD...: have this command run at each boot, once the network is there: who
-# configures it may take addresses away that are not its own.
+# persist_up MODE WORD...: has this command run at each boot, once the network is up: the program
+# that configures the network may remove addresses that are not its own.
 persist_up() {
 	unit="$(unit_of "$1")"
-	# From another name: what runs reads its own file to the end.
+	# Installed under another name first: a running shell still reads the old file to its end.
 	run install -m 0755 "$0" "$COPY.new"
 	run mv "$COPY.new" "$COPY"
 	echo "+ write $UNITS/$unit"
@@ -223,7 +223,7 @@ persist_down() {
 
 missing=0
 
-# found STATUS WHAT REMEDY: STATUS 0: it is there.
+# found STATUS WHAT REMEDY: reports WHAT; STATUS 0 means that it is in place.
 found() {
 	if [ "$1" = 0 ]; then
 		echo "ok       $2"
@@ -234,13 +234,13 @@ found() {
 	fi
 }
 
-# setting KEY INTERFACE: the larger one of "all" and the interface's own holds.
+# setting KEY INTERFACE: prints the value in effect, the larger of "all" and the interface's own.
 setting() {
 	all="$(cat "/proc/sys/net/ipv4/conf/all/$1")" own="$(cat "/proc/sys/net/ipv4/conf/$2/$1")"
 	if [ "$own" -gt "$all" ]; then echo "$own"; else echo "$all"; fi
 }
 
-# on_link VIP DEVICE
+# on_link VIP DEVICE: succeeds if the device has the VIP.
 on_link() { ip -o address show dev "$2" to "$1" 2>/dev/null | grep -q .; }
 
 check_vip() {
@@ -259,23 +259,23 @@ check_arp() {
 			"sysctl -w net.ipv4.conf.all.arp_ignore=1"
 		status=0
 		[ "$(setting arp_announce "$device")" -eq 2 ] || status=1
-		found $status "$device asks with its own address (arp_announce)" \
+		found $status "$device sends ARP requests with its own address (arp_announce)" \
 			"sysctl -w net.ipv4.conf.all.arp_announce=2"
 	done
 }
 
-# check_tunnels MODE: somebody takes off the outer header. A program at XDP may be lb-agent decap.
+# check_tunnels MODE: something removes the outer header. A program at XDP may be lb-agent decap.
 check_tunnels() {
 	if ip link show up | grep -q 'prog/xdp'; then
-		echo "ok       an XDP program is there: lb-agent decap takes off $1 (lbctl doctor asks it)"
+		echo "ok       an XDP program is attached, maybe lb-agent decap, which unpacks $1 (lbctl doctor checks it)"
 		return
 	fi
 	for device in sy-ipip tunl0; do
 		if ip link show up dev "$device" 2>/dev/null | grep -q .; then
-			found 0 "$device takes tunnel packets"
+			found 0 "$device accepts tunnel packets"
 			status=0
 			[ "$(setting rp_filter "$device")" -ne 1 ] || status=1
-			found $status "$device takes them whatever way answers go (rp_filter)" \
+			found $status "$device accepts them whichever way answers go (rp_filter)" \
 				"sysctl -w net.ipv4.conf.all.rp_filter=2"
 			[ "$1" != gue ] || check_gue
 			return
@@ -287,7 +287,7 @@ check_tunnels() {
 check_gue() {
 	status=0
 	has_gue -4 "$gue_port" || status=1
-	found $status "UDP to port $gue_port is taken off" "$0 up gue --gue-port $gue_port … VIP"
+	found $status "UDP to port $gue_port is removed" "$0 up gue --gue-port $gue_port … VIP"
 }
 
 check_boot() {
@@ -299,11 +299,11 @@ check_boot() {
 			found $status "$unit brings $vip back at a boot" "$0 up $mode --persist, with all VIPs"
 		done
 	else
-		echo "note     this script brings nothing back at a boot: that is $0 up $mode --persist …"
+		echo "note     this script brings nothing back at a boot; for that: $0 up $mode --persist …"
 	fi
 }
 
-# All of it is read before anything is changed.
+# The whole command line is read before anything is changed.
 for word in "$@"; do
 	case "$word" in -h | --help)
 		usage
@@ -323,10 +323,10 @@ up | down | check) ;;
 esac
 case "$mode" in
 dsr | ipip | gue) ;;
-nat | fullnat) fail "$mode needs no preparation" "docs/operations.md says what it does need" ;;
+nat | fullnat) fail "$mode needs no preparation" "see docs/operations.md for what it needs" ;;
 *) fail "unknown mode $mode" "dsr, ipip or gue: $0 --help" ;;
 esac
-words="" # of this command, for the next boots
+words="" # the options and VIPs of this command, for later boots
 for word in "$@"; do
 	[ "$word" = --persist ] || words="$words $word"
 done
@@ -358,14 +358,14 @@ while :; do
 done
 for vip in "$@"; do
 	case "$vip" in
-	-*) fail "unknown option $vip" "options stand before the VIPs: $0 --help" ;;
+	-*) fail "unknown option $vip" "options come before the VIPs: $0 --help" ;;
 	*/*) fail "$vip is a network" "give the address alone: ${vip%%/*}" ;;
 	*:*) ;;
 	"" | *[!0-9.]*) fail "'$vip' is not an address" "give the VIP as in 10.0.0.10 or fd00::10" ;;
 	esac
 done
 if [ -n "$senders" ] && [ "$action" = up ]; then
-	[ "$mode" != dsr ] || fail "--from is of ipip and gue" "leave it out: dsr has no tunnel"
+	[ "$mode" != dsr ] || fail "--from is only for ipip and gue" "leave it out: dsr has no tunnel"
 	command -v nft >/dev/null || fail "--from needs nft" "apt-get install nftables"
 fi
 if [ -n "$persist" ] && [ "$action" = up ]; then
@@ -376,8 +376,8 @@ fi
 
 case "$action" in
 up)
-	settings_up # first: the VIP must not answer ARP for a moment
-	if [ -n "$senders" ]; then # before there is a tunnel
+	settings_up # first, so that the VIP does not answer ARP even for a moment
+	if [ -n "$senders" ]; then # before the tunnel devices exist
 		port=''
 		if [ "$mode" = gue ]; then port="$gue_port"; fi
 		# shellcheck disable=SC2086 # each sender is an argument
@@ -410,6 +410,6 @@ down)
 		tunnels_down
 		senders_down
 	fi
-	echo "left as they are: the sysctl settings, and the routes' advmss"
+	echo "left unchanged: the sysctl settings, and the routes' advmss"
 	;;
 esac

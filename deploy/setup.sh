@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs Steelyard on Debian 13 or Ubuntu 24.04, or says what hinders it and what to do.
+# Installs Steelyard on Debian 13 or Ubuntu 24.04, or says what prevents that and what to do.
 #
-# Every step looks first and acts only on what is missing: run it again at any time. When all
-# is there it takes about a second and needs no network.
+# Every step checks first and acts only on what is missing, so it can be run again at any time. When
+# nothing is missing it takes about a second and needs no network.
 set -euo pipefail
 
-readonly python=/usr/bin/python3 # the distribution's: python3-bpfcc is built for no other
+readonly python=/usr/bin/python3 # the distribution's, which python3-bpfcc is built for
 readonly bpffs=/sys/fs/bpf
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 readonly repository
@@ -15,7 +15,7 @@ usage() {
 	cat <<'END'
 Usage: deploy/setup.sh [options]
 
-Installs what Steelyard needs, and Steelyard, into a virtual environment.
+Installs Steelyard and what it needs into a virtual environment.
 
   --prefix DIR            where the virtual environment is
                           (default /opt/steelyard; with --dev: .venv in the checkout)
@@ -28,7 +28,7 @@ Installs what Steelyard needs, and Steelyard, into a virtual environment.
                           is needed; with --service the unit lb-agent-node
   --offline               never use the network: Python packages come from the directories
                           in PIP_FIND_LINKS, the distribution's must be installed already
-  --force-distribution    try it on another distribution with apt
+  --force-distribution    try to install on another distribution that has apt
   --help                  this text
 
 The settings of pip (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf) and of apt are respected.
@@ -41,7 +41,7 @@ END
 
 say() { printf 'setup: %s\n' "$*"; }
 
-# fail WHAT REMEDY...: one line each on standard error.
+# fail WHAT REMEDY...: prints one line for each on standard error, and exits.
 fail() {
 	printf 'setup: error: %s\n' "$1" >&2
 	shift
@@ -54,14 +54,14 @@ forget_files() { rm -rf ${log:+"$log"} ${policy:+"$policy"} ${pages:+"$pages"}; 
 trap forget_files EXIT
 trap 'exit 130' INT TERM
 
-# logged COMMAND...: keeps the output of a command for show_log.
+# logged COMMAND...: runs a command and keeps its output for show_log.
 logged() {
 	[[ -n "$log" ]] || log="$(mktemp -t steelyard-setup.XXXXXX)"
 	"$@" >"$log" 2>&1 </dev/null
 }
 
 show_log() {
-	printf 'setup: the end of its output:\n' >&2
+	printf 'setup: the last lines of its output:\n' >&2
 	grep -v 'WARNING: Retrying' "$log" | tail -n 12 | sed 's/^/  | /' >&2
 }
 
@@ -113,7 +113,7 @@ require_python() {
 		"$("$python" --version) is too old" "use a distribution with Python 3.12 or newer"
 }
 
-# The bpf system call itself, with a map that can be mapped into memory (kernel 5.5).
+# Tries the bpf system call, with a map that can be mapped into memory (kernel 5.5).
 require_bpf() {
 	local problem
 	problem="$("$python" -I - <<'END'
@@ -136,8 +136,8 @@ END
 packages=(python3 python3-bpfcc python3-venv ethtool iproute2 libatomic1 nftables)
 dev_packages=(bird2 ca-certificates curl dnsmasq-base git iperf3 iputils-ping keepalived make nginx
 	openssl procps python3-grpcio quickjs)
-# These start a service, now and at every boot; the tests only want the programs. Whoever has one
-# installed already keeps theirs as it is.
+# These packages start a service, now and at every boot, but the tests need only the programs. A
+# service that was installed before is left as it is.
 declare -A services=([bird2]=bird [keepalived]=keepalived [nginx]=nginx)
 
 missing_packages() {
@@ -153,7 +153,7 @@ apt() {
 		-o DPkg::Lock::Timeout=300 -o Acquire::Retries=2 "$@"
 }
 
-# unwanted_services PACKAGE...: what they would start.
+# unwanted_services PACKAGE...: prints the services that these packages would start.
 unwanted_services() {
 	local package
 	for package in "$@"; do
@@ -161,10 +161,10 @@ unwanted_services() {
 	done
 }
 
-# forbid_start SERVICE...: until we end.
+# forbid_start SERVICE...: keeps them from starting until this script ends.
 forbid_start() {
 	[[ ! -e /usr/sbin/policy-rc.d ]] || return 0 # this host has its own rules, as containers do
-	policy=/usr/sbin/policy-rc.d # asked before a package starts a service; gone when we end
+	policy=/usr/sbin/policy-rc.d # run before a package starts a service; removed when we exit
 	{
 		printf '#!/bin/sh\n'
 		printf '[ "${1%%%%.service}" != %s ] || exit 101\n' "$@"
@@ -179,7 +179,7 @@ install_packages() {
 	[[ -z "$offline" ]] || fail "--offline, and these packages are not installed: $missing" \
 		"install them from the distribution's media: apt-get install $missing"
 	say "installing the distribution's packages: $missing"
-	# The lists may be old or absent: an update that fails matters only if the install does.
+	# The package lists may be old or absent. A failed update matters only if the install fails.
 	apt update || true
 	# shellcheck disable=SC2086 # one argument per package
 	unwanted="$(unwanted_services $missing)"
@@ -199,8 +199,8 @@ install_packages() {
 	acted=1
 }
 
-# Names what the virtual environment was made of; another answer means: install again.
-# For operators that is the whole source, in an editable install only what is declared.
+# Prints a hash of what the virtual environment was made from; if it changes, install again.
+# For operators that is the whole source; for an editable install it is only what is declared.
 fingerprint() {
 	{
 		printf '%s\n' "$repository" "$dev" "$("$python" --version)"
@@ -214,7 +214,7 @@ fingerprint() {
 
 make_environment() {
 	if [[ -d "$prefix" && ! -f "$prefix/pyvenv.cfg" && -n "$(ls -A "$prefix")" ]]; then
-		fail "$prefix exists, and is no virtual environment" "choose another --prefix, or remove it"
+		fail "$prefix exists, and is not a virtual environment" "choose another --prefix, or remove it"
 	fi
 	say "making the virtual environment $prefix from $python"
 	logged "$python" -m venv --clear --system-site-packages "$prefix" || {
@@ -238,7 +238,7 @@ install_project() {
 	[[ -z "$dev" ]] || source=(--editable "${repository}[dev]")
 	[[ -z "$offline" ]] || export PIP_NO_INDEX=1
 	say "installing Steelyard and the Python packages it needs into $prefix"
-	# Developers use a part of what their tools bring: what is imported is compiled then.
+	# Developers use only a part of what their tools bring: modules are compiled when imported.
 	logged "$prefix/bin/pip" --disable-pip-version-check --no-input install \
 		${dev:+--no-compile} "${source[@]}" || {
 		show_log
@@ -258,12 +258,12 @@ require_bcc() {
 	[[ -z "$problem" ]] || fail "BCC does not work in $prefix: $problem" \
 		"if pip installed a package named bcc: $prefix/bin/pip uninstall bcc" \
 		"reinstall the distribution's: apt-get install --reinstall python3-bpfcc" \
-		"or make the environment anew: rm -r $prefix, then $0"
+		"or make a new environment: rm -r $prefix, then $0"
 }
 
 # --- the service --------------------------------------------------------------------------
 
-# place SOURCE TARGET: copies a file that differs.
+# place SOURCE TARGET: copies the file if it differs.
 place() {
 	cmp -s "$1" "$2" && return
 	say "installing $2"
@@ -271,19 +271,19 @@ place() {
 	acted=1
 }
 
-# An example that nothing reads: started unedited it would take addresses that others have. A
-# configuration may hold a password; whoever writes it need not think of that.
+# Installs an example that nothing reads: used unedited, it would take addresses that other hosts
+# have. A configuration may hold a password, so other users lose access to it.
 install_configuration() {
 	local configuration="$configuration_folder/agent.yaml"
 	place "$repository/deploy/agent.example.yaml" "$configuration.example"
 	if [[ -e "$configuration" && -n "$(find "$configuration" -perm /o=rwx)" ]]; then
-		say "taking $configuration from the eyes of other users"
+		say "removing the access of other users to $configuration"
 		chmod o-rwx "$configuration"
 		acted=1
 	fi
 }
 
-# The pages are made of the commands and the configuration's schema, by the Python that runs them.
+# The pages are made from the commands and the configuration's schema, by the Python that runs them.
 install_manual() {
 	local stamp="$prefix/.steelyard-manual" wanted page
 	wanted="$(fingerprint)"
@@ -294,7 +294,7 @@ install_manual() {
 		show_log
 		fail "the manual pages could not be written" "see above; is the disk full?"
 	}
-	# Those of commands that are no more, too.
+	# Also those of commands that no longer exist.
 	rm -f "$manual_folder"/man1/lbctl{,-*}.1
 	for page in "$pages"/man*/*; do
 		install -D -m 0644 "$page" "$manual_folder/${page#"$pages/"}"
@@ -303,7 +303,7 @@ install_manual() {
 	acted=1
 }
 
-# Where each shell looks by itself: they load the file when lbctl is completed for the first time.
+# Into the folder where each shell looks by itself; it loads the file when it first completes lbctl.
 install_completion() {
 	local shell file text
 	for shell in "${!completion_files[@]}"; do
@@ -340,11 +340,11 @@ install_service() {
 	if [[ -d /run/systemd/system ]]; then
 		systemctl daemon-reload
 	else
-		say "systemd does not run here: the units wait for the next boot"
+		say "systemd is not running here: the units take effect at the next boot"
 	fi
 }
 
-# --- the walk -----------------------------------------------------------------------------
+# --- the steps ----------------------------------------------------------------------------
 
 readonly configuration_folder="${STEELYARD_CONFIGURATION_FOLDER:-/etc/steelyard}"
 readonly manual_folder=/usr/local/share/man
@@ -415,12 +415,12 @@ main() {
 			say "done; now: lb-agent check && $start"
 		else
 			say "done; now: install -m 0640 $configuration_folder/agent.yaml.example $configuration_folder/agent.yaml"
-			say "edit that file (until it is there, the units do not start), then: lb-agent check && $start"
+			say "edit that file (the units do not start without it), then: lb-agent check && $start"
 		fi
-		say "with a section failover in it: $start lb-agent-failover"
+		say "if it has a section failover: $start lb-agent-failover"
 	else
 		say "done: $prefix/bin/lbctl --help"
 	fi
 }
 
-[[ "${BASH_SOURCE[0]}" != "$0" ]] || main "$@" # a test takes single functions
+[[ "${BASH_SOURCE[0]}" != "$0" ]] || main "$@" # a test calls single functions

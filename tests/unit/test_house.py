@@ -167,7 +167,7 @@ def test_scripts_parse_and_can_be_executed(script: str) -> None:
         ("up gue --advmss 1432 --gue-port 192.0.2.10", "--gue-port needs a value"),
         ("up ipip --from 192.0.2.10", "--from needs a value"),
         ("up ipip --from balancer 192.0.2.10", "--from balancer is neither an address nor"),
-        ("up dsr --from 10.0.0.1 192.0.2.10", "--from is of ipip and gue"),
+        ("up dsr --from 10.0.0.1 192.0.2.10", "--from is only for ipip and gue"),
     ],
 )
 def test_backend_setup_reads_all_of_its_arguments_before_it_acts(words: str, message: str) -> None:
