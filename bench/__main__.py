@@ -1,4 +1,4 @@
-"""``python -m bench``: measures, prints, and keeps the result in bench/results."""
+"""``python -m bench``: measure, print, and keep the result in bench/results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _measure(quick: bool, only: str | None, katran_object: Path | None) -> repor
 
 @contextlib.contextmanager
 def _katran(path: Path | None, slots: int) -> Iterator[Katran | None]:
-    """Katran's program with a connection table of so many entries, if there is an object."""
+    """Load Katran's program with a connection table of ``slots`` entries, if an object is given."""
     if path is None:
         yield None
         return
@@ -66,7 +66,7 @@ def _katran(path: Path | None, slots: int) -> Iterator[Katran | None]:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Fewer and shorter runs: a minute instead of five.")
-@click.option("--only", metavar="PATTERN", help="Only the cases whose name contains or matches it.")
+@click.option("--only", metavar="PATTERN", help="Only cases whose name contains or matches it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of Markdown.")
 @click.option("--cpu", type=int, help="The CPU to run on; the last one by default.")
 @click.option(
@@ -74,7 +74,7 @@ def _katran(path: Path | None, slots: int) -> Iterator[Katran | None]:
     "katran_object",
     envvar="KATRAN_OBJECT",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="An object of Katran's program, to be measured in turn with ours. [env: KATRAN_OBJECT]",
+    help="An object with Katran's program, to measure in turn with ours. [env: KATRAN_OBJECT]",
 )
 def main(
     quick: bool, only: str | None, as_json: bool, cpu: int | None, katran_object: Path | None
@@ -83,7 +83,7 @@ def main(
 
     A whole run (neither --quick nor --only) is kept in bench/results/latest.{json,md}.
     """
-    # As Ctrl-C: what is pinned, hundreds of megabytes, is removed on the way out.
+    # As for Ctrl-C: the pinned tables, hundreds of megabytes, are removed on the way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         require_root()

@@ -1,5 +1,5 @@
 """``python -m bench.affinity``: what homes are worth for prefix caches, in the simulator, or with
-real connections and beside routers that read prompts (``--real``, as root).
+real connections and compared with routers that read prompts (``--real``, as root).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from lbctl.lab import topology
 from lbctl.lab.engine.model import A100, H100, Hardware
 
 SEEDS = (1, 2)
-PREFIX_TOKENS = 131_072  # that each server's cache holds
+PREFIX_TOKENS = 131_072  # capacity of each server's cache
 ALIKE, MIXED = (H100,) * 8, (H100, A100) * 4
 EQUAL = (100,) * 8
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is asked, and of whom."""
+    """A load of conversations, and the servers that answer it."""
 
     name: str
     asked: Conversations
@@ -72,7 +72,7 @@ CONTENDERS: tuple[tuple[str, Callable[[], Balancer]], ...] = (
 
 
 def _measured(place: tuple[int, int, int]) -> tuple[np.ndarray, float]:
-    """The waits (s) of one run, and the share of prompt tokens that came from caches."""
+    """Return the waits (s) of one run, and the share of prompt tokens that came from caches."""
     case, contender, seed = CASES[place[0]], CONTENDERS[place[1]][1], place[2]
     fleet = tuple(replace(one, prefix_tokens=PREFIX_TOKENS) for one in case.fleet)
     requests = trace.conversations(trace.lengths(), case.asked, seed)
@@ -105,7 +105,7 @@ def _table() -> Iterator[str]:
 
 # -- with real connections
 
-TIME_SCALE = 10.0  # TLS wants less, or the machine's own time is most of what is measured
+TIME_SCALE = 10.0  # with TLS use less, or most of what is measured is the machine's own time
 _WARM_UP, _WARM_UP_S = Conversations(200, 4.0, turns=3, think_s=5, system_tokens=500), 50.0
 _LEAST_LOAD: dict[str, object] = {"learn_speed": True}
 _AFFINITY = _LEAST_LOAD | {"affinity": {"by": "source"}}
@@ -118,8 +118,8 @@ _TELEMETRY: dict[str, object] = {
     }
 }
 
-_STRANGERS = 50_000  # who warms up has no conversation, and no address, of those who are measured
-REAL_S = 450.0  # of the engines' time: the first tenth of the requests is not counted
+_WARM_UP_FIRST = 50_000  # so warm-up users share no conversation or address with measured ones
+REAL_S = 450.0  # of the engines' time; the first tenth of the requests is not counted
 REAL_CASES = (
     Case("chat", _CHAT),
     Case("agents", _AGENTS),
@@ -135,7 +135,7 @@ def _steelyard(options: dict[str, object]) -> Steelyard:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Who is measured, and how it is reached."""
+    """A contender, and how clients reach it."""
 
     name: str
     start: Start
@@ -173,7 +173,10 @@ def _scenario(
 def _real(
     contenders: Sequence[str], cases: Sequence[str], seconds: float, time_scale: float
 ) -> Iterator[str]:
-    """Each row: a contender in a case, alone, with servers that know the system prompts alone."""
+    """Measure each contender in each case, alone, with servers that cache only the system prompts.
+
+    Yields the lines of a Markdown table.
+    """
     yield f"| {' | '.join(_REAL_HEAD)} |"
     yield "|-" * len(_REAL_HEAD) + "|"
     for case in REAL_CASES:
@@ -181,14 +184,14 @@ def _real(
             continue
         fleet = tuple(replace(one, prefix_tokens=PREFIX_TOKENS, chunked=True) for one in case.fleet)
         asked = _scenario(fleet, case.asked, seconds, SEEDS[0], 0)
-        before = _scenario(fleet, _WARM_UP, _WARM_UP_S, 99, _STRANGERS)
-        for who in REAL:
-            if who.name not in contenders:
+        before = _scenario(fleet, _WARM_UP, _WARM_UP_S, 99, _WARM_UP_FIRST)
+        for contender in REAL:
+            if contender.name not in contenders:
                 continue
-            made = setups.setup(fleet, EQUAL, time_scale, who.forward)
-            made = replace(made, has_sources=True, tls=who.tls)
-            found = run.run(who.start, {case.name: asked}, made, before)[case.name]
-            row, health = results.measured(who.name, case.name, asked, found, time_scale)
+            made = setups.setup(fleet, EQUAL, time_scale, contender.forward)
+            made = replace(made, has_sources=True, tls=contender.tls)
+            found = run.run(contender.start, {case.name: asked}, made, before)[case.name]
+            row, health = results.measured(contender.name, case.name, asked, found, time_scale)
             waits_ms = np.array(row.waits_s) * 1e3
             count = len(asked.requests)
             busy_s = (1 - found.idle_share) * found.duration_s * (os.cpu_count() or 1)
@@ -201,11 +204,11 @@ def _real(
                 ", ".join(f"{n} {what}" for what, n in row.errors.items()) or "0",
             ]
             behind = "" if health.kept_up else " (the machine did not keep up)"
-            yield f"| {case.name} | {who.name}{behind} | {' | '.join(cells)} |"
+            yield f"| {case.name} | {contender.name}{behind} | {' | '.join(cells)} |"
 
 
 def _chosen(words: Sequence[str], names: Sequence[str]) -> Sequence[str]:
-    """Those that are named; where a word is no name, all that have it in theirs."""
+    """Return the chosen names: those that equal a word or, if none does, those that contain it."""
     found: list[str] = []
     for word in words:
         meant = [name for name in names if word == name] or [name for name in names if word in name]
@@ -216,16 +219,16 @@ def _chosen(words: Sequence[str], names: Sequence[str]) -> Sequence[str]:
 
 
 @click.command()
-@click.option("--real", is_flag=True, help="Real connections, in the lab, beside routers; as root.")
-@click.option("--only", metavar="NAME", multiple=True, help="Of the real ones, or a part of names.")
-@click.option("--case", metavar="NAME", multiple=True, help="Of the real cases, likewise.")
-@click.option("--seconds", default=REAL_S, help="Of the engines' time, for each real one.")
-@click.option("--time-scale", default=TIME_SCALE, help="How many times faster engines are.")
+@click.option("--real", is_flag=True, help="Real connections in the lab, beside routers; as root.")
+@click.option("--only", metavar="NAME", multiple=True, help="Only real contenders named so.")
+@click.option("--case", metavar="NAME", multiple=True, help="Only this real case, likewise.")
+@click.option("--seconds", default=REAL_S, help="Duration of each real run, in the engines' time.")
+@click.option("--time-scale", default=TIME_SCALE, help="How many times faster engines run.")
 def main(
     real: bool, only: Sequence[str], case: Sequence[str], seconds: float, time_scale: float
 ) -> None:
-    """The tables of docs/affinity.md: some minutes, the real one half an hour."""
-    contenders = _chosen(only, [who.name for who in REAL])
+    """Print a table of docs/affinity.md; takes some minutes, the real one half an hour."""
+    contenders = _chosen(only, [row.name for row in REAL])
     cases = _chosen(case, [each.name for each in REAL_CASES])
     print(f"Lengths: {trace.lengths().source}.", end=" ")
     if real:

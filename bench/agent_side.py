@@ -1,4 +1,4 @@
-"""Times what the agent does beside the packets: rings, surveys, start, and the command line."""
+"""Times the control plane: rings, surveys, start, and the command line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class AgentResult:
 
 @dataclass(frozen=True, slots=True)
 class AgentCase:
-    """``once`` does the thing and says how many milliseconds it took."""
+    """``once`` does the work once and returns how many milliseconds it took."""
 
     name: str
     once: Callable[[Bench], float]
@@ -84,20 +84,20 @@ def _survey(bench: Bench) -> float:
 
 
 def _start(_bench: Bench) -> float:
-    """With nothing kept."""
+    """Start with no compiled program kept; return milliseconds."""
     with tempfile.TemporaryDirectory() as empty:
         return _started(empty)
 
 
 def _start_again(_bench: Bench) -> float:
-    """With the program kept, as after a boot."""
+    """Start with the compiled program kept, as after a boot; return milliseconds."""
     with tempfile.TemporaryDirectory() as kept:
         _started(kept)
         return _started(kept)
 
 
 def _started(kept: str) -> float:
-    """In a process and a network namespace of its own, which end with it."""
+    """Run ``start`` in a process and a network namespace of its own; return its milliseconds."""
     command = [sys.executable, "-c", "from bench.agent_side import start; start()"]
     environment = os.environ | {"CACHE_DIRECTORY": kept}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

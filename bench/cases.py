@@ -1,4 +1,4 @@
-"""Decides what is measured on the packet path, against which target."""
+"""Decides what is measured on the packet path, and against which target."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bench.setting import Bench
 from bench.timing import Flows, Runnable, Timing, Wrapped
 
 XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
-_LENGTHS = {4: 64, 6: 80}  # frames, as in the measurements of Katran
+_LENGTHS = {4: 64, 6: 80}  # bytes of a frame, as in Katran's own measurements
 _SEGMENT = 14 + 20 + 20  # bytes of a frame with a bare segment
-_ROUNDS = 4  # in which flows are established
+_ROUNDS = 4  # of establishing flows
 
 
 class Table(enum.Enum):
@@ -25,15 +25,15 @@ class Table(enum.Enum):
 
     EMPTY = enum.auto()
     OWN_FLOWS = enum.auto()  # the case's flows, established
-    FULL = enum.auto()  # live, established flows of others in every slot
+    FULL = enum.auto()  # a live, established flow that is not the case's in every slot
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """One row. ``needs`` names the services that the specialised program serves.
 
-    ``opening`` is the frame whose flows are established first, where it is not the measured
-    one; ``is_reply``: what is measured is the backend's answer to that.
+    ``opening`` is the frame whose flows are established first, if it is not the measured one;
+    ``is_reply``: the measured packet is the backend's answer to that frame.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Case:
     slots: int = setting.DEFAULT_SLOTS
     verdict: int = XDP_TX
     target_ns: float | None = None
-    beside_katran: bool = False  # Katran can do the same, but that it knows IP-in-IP alone
+    beside_katran: bool = False  # Katran can do the same, though only by IP-in-IP
     opening: bytes | None = None
     is_reply: bool = False
     blocked: tuple[Prefix, ...] = ()
@@ -52,7 +52,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A case's timings: the program specialised for it, that of every feature, and Katran's."""
+    """A case's timings: the program specialised for it, the one with all features, and Katran's."""
 
     case: Case
     specialised: Timing
@@ -60,8 +60,8 @@ class Result:
     katran: Timing | None = None
 
 
-# Nanoseconds, of the program with all features: an established flow, by forwarding mode. IPv6
-# may take 10 more; a packet whose request bytes are counted 15 more.
+# Nanoseconds of the program with all features, for an established flow, by forwarding mode. IPv6
+# may take 10 more, and a packet whose request bytes are counted 15 more.
 _TARGETS = {
     Forward.DSR: 45.0,
     Forward.IPIP: 50.0,
@@ -73,14 +73,14 @@ _MORE_V6, _MORE_COUNTED, _MANY, _NEW, _FOREIGN = 10.0, 15.0, 120.0, 150.0, 25.0
 
 
 def cases() -> Iterator[Case]:
-    """Every case, in the order of the report."""
+    """Yield every case, in the order of the report."""
     for family, forward in setting.VIPS:
         yield from _of_service(family, forward)
     for family, forward in setting.VIPS:
         if forward in (Forward.DSR, Forward.IPIP):
             yield from _of_many(family, forward)
     yield from _of_schedulers()
-    yield from _of_strangers()
+    yield from _of_unknown_sources()
     yield _new_flows("v4 dsr, client in a zone of 1,024 prefixes", setting.ZONES_VIP, "zones")
     yield Case(
         "v4 dsr: UDP, one flow",
@@ -137,7 +137,7 @@ def _frame(
 
 
 def _of_service(family: int, forward: Forward) -> Iterator[Case]:
-    """One flow, and many at the default size of the table."""
+    """Yield the cases of one flow, and of many flows in a table of the default size."""
     name = f"v{family} {forward.value}"
     opening = _frame(family, forward)
     answered = _frame(family, forward, payload=False, ack=2000)
@@ -179,18 +179,18 @@ def _of_service(family: int, forward: Forward) -> Iterator[Case]:
             is_reply=True,
         )
     yield Case(f"{name}: SYN, same flow", syn, needs, Table.EMPTY, beside_katran=beside)
-    if forward is not Forward.FULLNAT:  # it has 22,528 ports with one source address
+    if forward is not Forward.FULLNAT:  # which has 22,528 ports with one source address
         yield Case(f"{name}: 65,536 flows", answered, needs, own, some, opening=opening,
                    beside_katran=beside)  # fmt: skip
         yield Case(f"{name}: all new flows (SYN flood)", syn, needs, Table.EMPTY, ever_new,
                    beside_katran=beside)  # fmt: skip
-    if forward not in (Forward.NAT, Forward.FULLNAT):  # they refuse what has no room
+    if forward not in (Forward.NAT, Forward.FULLNAT):  # which drop packets of flows without room
         yield Case(f"{name}: all new flows, table full", syn, needs, full, ever_new,
                    target_ns=_NEW, beside_katran=beside)  # fmt: skip
 
 
 def _of_many(family: int, forward: Forward) -> Iterator[Case]:
-    """More flows than the caches hold."""
+    """Yield cases with more flows than the CPU's caches hold."""
     name = f"v{family} {forward.value}"
     opening = _frame(family, forward)
     ack = _frame(family, forward, payload=False, ack=2000)
@@ -220,23 +220,23 @@ def _of_many(family: int, forward: Forward) -> Iterator[Case]:
 
 
 def _of_schedulers() -> Iterator[Case]:
-    """A new flow with each packet, of a service with 100 backends."""
+    """Yield cases in which each packet is a new flow, of a service with 100 backends."""
     for scheduler, vip in setting.SCHEDULER_VIPS.items():
         yield _new_flows(f"v4 dsr, {scheduler.value}", vip, scheduler.value)
     yield _new_flows("v4 dsr, least-load with affinity", setting.AFFINITY_VIP, "affinity")
 
 
-def _of_strangers() -> Iterator[Case]:
-    """SYNs from addresses that nobody has shown to be at."""
+def _of_unknown_sources() -> Iterator[Case]:
+    """Yield cases of SYNs from sources that are not verified, not allowed, blocked or limited."""
     vip = setting.CHALLENGED_VIP
-    # As long as the answer: the wrapper cannot put back what is cut off behind.
+    # As long as the reply: the wrapper cannot restore bytes that are cut off at the end.
     yield _new_flows("v4 dsr, challenged", vip, "challenged", length=_SEGMENT)
     asked = setting.SYN_OPTIONS
     yield _new_flows("v4 dsr, SYN cookies", setting.COOKIES_VIP, "cookies",
                      length=_SEGMENT + len(asked), options=asked)  # fmt: skip
     refused = _new_flows("v4 dsr, on no list of 10,000 prefixes", setting.LISTED_VIP, "listed")
     yield replace(refused, verdict=XDP_DROP)
-    # Each half of each /16: nobody is found at the root of the tree.
+    # Both halves of each /16, so that no source is found at the root of the tree.
     halves = tuple((n << 15, 17) for n in range(1 << 17))
     blocked = _new_flows("v4 dsr, blocked in 131,072 prefixes", setting.LISTED_VIP, "listed")
     yield replace(blocked, verdict=XDP_DROP, blocked=halves)
@@ -265,9 +265,7 @@ def _new_flows(
 def measure(
     bench: Bench, case: Case, runs: int, repeat: int, katran: Runnable | None = None
 ) -> Result:
-    """Time a case with both programs in turn, and with Katran's, on the flow table that the case
-    asks for.
-    """
+    """Time a case with both programs, and Katran's, in turn, with the flow table that it needs."""
     if case.flows and case.flows.count:
         repeat = max(repeat, case.flows.count)
     own = [bench.program(names).program for names in (case.needs, ())]
@@ -285,7 +283,7 @@ def measure(
 
 
 def _prepare(bench: Bench, case: Case, program: Compiled) -> bytes:
-    """Put the flow table in order; the frame to measure."""
+    """Bring the flow table into the case's state; return the frame to measure."""
     if case.table is Table.FULL:
         bench.fill_flows()
         return case.frame
@@ -298,9 +296,11 @@ def _prepare(bench: Bench, case: Case, program: Compiled) -> bytes:
 
 
 def _establish(bench: Bench, case: Case, program: Compiled) -> None:
-    """Each flow begins with a SYN, as `fullnat` demands, and sends two packets in a row: what one
-    packet opens, the next one's payload establishes. In `nat` and `fullnat` it waits for the
-    server: of a bucket, four a round.
+    """Establish the flows of a case.
+
+    Each flow begins with a SYN, as `fullnat` requires, and sends two packets in a row: the first
+    one opens it, and the payload of the second one establishes it. In `nat` and `fullnat` it also
+    has to be answered by the server; this takes rounds, with at most four flows of a bucket each.
     """
     frame, flows = case.opening or case.frame, case.flows
     if flows is None or not flows.count:
@@ -316,7 +316,7 @@ def _establish(bench: Bench, case: Case, program: Compiled) -> None:
         bench.answer_clients()
         if bench.established() >= 0.99 * wanted:
             break
-    if case.opening is not None:  # what waits is answered
+    if case.opening is not None:  # answers the waiting requests
         Wrapped(case.frame, once).send(program, wanted)
     found = bench.established()
     assert found >= 0.99 * wanted, f"{case.name}: only {found} of {wanted} flows established"

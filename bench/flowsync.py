@@ -1,7 +1,8 @@
-"""``python -m bench.flowsync``: what the exchange of flows costs two balancers.
+"""``python -m bench.flowsync``: what flow sync costs two balancers.
 
-Two processes with flow tables in memory, as the agents have them, and a stream over loopback. The
-first one's table lives as under load: flows open, close after a while, and are swept out.
+It runs two processes with flow tables in memory, as the agents have them, and a stream over
+loopback. The table of the first one changes as under load: flows open, close after a while, and
+are swept out.
 """
 
 from __future__ import annotations
@@ -38,19 +39,19 @@ from agent.model import Tables
 from agent.state.tables import ServiceSlot, TableContents
 from bench import machine
 
-SENDER, TAKER = ip_address("127.0.0.1"), ip_address("127.0.0.2")
+SENDER, RECEIVER = ip_address("127.0.0.1"), ip_address("127.0.0.2")
 VIP, PORT, TCP = ip_address("192.0.2.10"), 80, 6
 BACKENDS = 64
 SECRET = b"only for this measurement"
 HZ = 250
-OPEN_S, CLOSED_S = 5.0, 5.0  # how long a flow is open, and how long it is remembered as closed
+OPEN_S, CLOSED_S = 5.0, 5.0  # how long a flow is open, and then kept as closed
 STEP_S = 0.02
 DEADLINE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``standing`` flows that stay, and ``rate`` more that open and close each second."""
+    """``standing`` flows that stay, and ``rate`` more per second that open and close."""
 
     name: str
     standing: int
@@ -69,9 +70,11 @@ CASES = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``resync_s``: until the other one has all; CPU times of the two; then over the seconds of
-    the case the share of one CPU, bytes a second of the one that sends, and how far the other
-    one was behind at most.
+    """What one case cost.
+
+    ``resync_*``: the time until the peer has all flows, the bytes sent and the CPU time of both
+    nodes until then. The other figures are over the seconds of the case: the share of one CPU of
+    each node, what the sender sends, and the largest lag of the peer.
     """
 
     case: Case
@@ -102,12 +105,12 @@ class MemoryTables:
         self.ident = f"bench/{service}"
 
     def nat_sources_of(self, nat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Nobody has any."""
+        """Return them as they are: no flow here has a NAT source."""
         return nat
 
 
 def node_of(tables: MemoryTables, service: int) -> Node:
-    """``service``: its id; the two nodes do not have the same."""
+    """Return a node with one service; ``service`` is its id, which differs between the nodes."""
     keys = HashKeys(0x1234_5678_9ABC_DEF0 ^ service, 0x9E3779B97F4A7C15, 0xB7E151628AED2A6B)
     clock = clock_for(HZ)
     ids = Identities(
@@ -128,7 +131,7 @@ def jiffies() -> int:
 
 
 class Life:
-    """What happens in the table of the one that is master."""
+    """The load on the master's table: flows that open, close and are swept out."""
 
     def __init__(self, node: Node) -> None:
         self._view = node.view()
@@ -138,7 +141,7 @@ class Life:
         self.cpu_s = 0.0
 
     def open(self, count: int) -> Counts:
-        """So many flows more; where they are."""
+        """Open up to ``count`` more flows; return the slots in which they are."""
         view, tables = self._view, self._view.tables
         cold = np.zeros(count, dtype=abi.FLOW_COLD)
         cold["saddr"][:, 0] = self._random.integers(1 << 24, 1 << 31, count)
@@ -165,13 +168,13 @@ class Life:
         return slots
 
     def fill(self, count: int) -> None:
-        """Flows that stay."""
-        there = 0
-        while there < count:
-            there += len(self.open(min(20_000, count - there)))
+        """Open ``count`` flows that stay."""
+        filled = 0
+        while filled < count:
+            filled += len(self.open(min(20_000, count - filled)))
 
     def step(self, count: int, now: float) -> None:
-        """A moment under load."""
+        """Open ``count`` flows, and close and sweep out those that are due at ``now``."""
         began, flows = time.thread_time(), self._view.tables.flows
         self._open.append((now, self.open(count)))
         while self._open and self._open[0][0] < now - OPEN_S:
@@ -205,7 +208,7 @@ def _cpu_s() -> float:
 
 
 async def _balancer(case: Case, settings: Settings, service: int, pipe: Connection) -> None:
-    """One of the two; says what it has used whenever it is asked."""
+    """Run one of the two nodes; report its state and CPU time when the pipe asks for it."""
     slots = 1 << 20 if case.standing < 500_000 else 1 << 22
     node = node_of(MemoryTables(slots, service), service)
     life = Life(node)
@@ -218,7 +221,7 @@ async def _balancer(case: Case, settings: Settings, service: int, pipe: Connecti
     (work,) = sync.tasks().values()
     tasks = [asyncio.create_task(work)]
     worst_lag_s = 0.0
-    while (asked := await _asked(pipe)) != "end":
+    while (asked := await _command(pipe)) != "end":
         if asked == "load" and sends and case.rate:
             tasks.append(asyncio.create_task(life.run(case.rate)))
         for peer in sync.status():
@@ -232,7 +235,7 @@ async def _balancer(case: Case, settings: Settings, service: int, pipe: Connecti
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _asked(pipe: Connection) -> str:
+async def _command(pipe: Connection) -> str:
     return str(await asyncio.to_thread(pipe.recv))
 
 
@@ -241,23 +244,23 @@ def _child(case: Case, settings: Settings, service: int, pipe: Connection) -> No
 
 
 class Pair:
-    """The two processes."""
+    """The processes of the two nodes."""
 
     def __init__(self, case: Case) -> None:
         with socket.socket() as sock:
             sock.bind((str(SENDER), 0))
             port = sock.getsockname()[1]
         settings = Settings(
-            peers=(TAKER,), listen=SENDER, port=port, rate_bytes_per_s=case.bytes_per_s
+            peers=(RECEIVER,), listen=SENDER, port=port, rate_bytes_per_s=case.bytes_per_s
         )
-        others = replace(settings, peers=(SENDER,), listen=TAKER)
+        others = replace(settings, peers=(SENDER,), listen=RECEIVER)
         context = multiprocessing.get_context("spawn")
         self.pipes, self._processes = [], []
         for service, own in ((1, settings), (2, others)):
-            here, there = context.Pipe()
-            process = context.Process(target=_child, args=(case, own, service, there))
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_child, args=(case, own, service, theirs))
             process.start()
-            self.pipes.append(here)
+            self.pipes.append(ours)
             self._processes.append(process)
         for pipe in self.pipes:
             pipe.recv()
@@ -278,7 +281,7 @@ class Pair:
 
 
 def measure(case: Case) -> Result:
-    """One case."""
+    """Run one case."""
     pair = Pair(case)
     try:
         pair.say("go")
@@ -294,7 +297,7 @@ def measure(case: Case) -> Result:
         resync_s = time.monotonic() - started
         resynced = now
         pair.say("load")
-        # Until as many are swept out as open.
+        # Wait until as many flows are swept out as open.
         time.sleep(OPEN_S + CLOSED_S if case.rate else 1.0)
         first, began = pair.states(), time.monotonic()
         while time.monotonic() < began + case.seconds:
@@ -343,7 +346,7 @@ def markdown(results: list[Result]) -> str:
 @click.option("--only", default="", metavar="TEXT", help="Only cases whose name contains it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of Markdown.")
 def main(only: str, as_json: bool) -> None:
-    """Measure the exchange of flows between two balancers."""
+    """Measure what flow sync costs two balancers."""
     results = []
     for case in CASES:
         if only in case.name:

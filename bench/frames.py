@@ -1,4 +1,4 @@
-"""Builds the frames that are measured: Ethernet, IP, and TCP or UDP, from nothing but bytes."""
+"""Builds the measured frames byte by byte: Ethernet, IP, and TCP or UDP."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def frame(
     ack: int = 1,
     options: bytes = b"",
 ) -> bytes:
-    """A frame of ``length`` bytes; what the headers leave is payload, or else padding. Layer-4
-    checksums are 0: neither the balancer nor Katran reads them.
+    """Return a frame of ``length`` bytes; behind the headers it is payload, or else padding.
+
+    Layer-4 checksums are 0: neither the balancer nor Katran reads them.
     """
     is_v4 = isinstance(vip, IPv4Address)
     bare = _L4_LEN[protocol] + len(options)
@@ -50,17 +51,17 @@ def frame(
 
 
 def client_offset(vip: Address) -> int:
-    """Where the last four bytes of the source address stand in a frame."""
+    """Return the offset of the last four bytes of the source address in a frame."""
     return ETH_LEN + (12 if vip.version == 4 else 8 + 12)
 
 
 def sequence_offset(vip: Address) -> int:
-    """Where the TCP sequence number stands in a frame."""
+    """Return the offset of the TCP sequence number in a frame."""
     return ETH_LEN + (20 if vip.version == 4 else 40) + 4
 
 
 def begun(frame: bytes) -> bytes:
-    """The SYN of the connection that a frame is of; of UDP the frame."""
+    """Return the SYN of the connection that a frame belongs to; for UDP, the frame itself."""
     first = ETH_LEN + (20 if frame[12:14] == b"\x08\x00" else 40)
     at_protocol = ETH_LEN + (9 if frame[12:14] == b"\x08\x00" else 6)
     if frame[at_protocol] != Protocol.TCP.number:
@@ -69,7 +70,7 @@ def begun(frame: bytes) -> bytes:
 
 
 def answer(forwarded: bytes, length: int) -> bytes:
-    """What a backend answers to a frame that was forwarded to it: the same, the other way."""
+    """Return a backend's answer to a forwarded frame: the same frame, with the ends swapped."""
     is_v4 = forwarded[12:14] == b"\x08\x00"
     size, first = (4, ETH_LEN + 12) if is_v4 else (16, ETH_LEN + 8)
     l4 = first + 2 * size

@@ -1,8 +1,8 @@
-"""Loads Katran's program beside ours, from an object that somebody has built: for the services and
-servers of ``setting``, forwarded in IP-in-IP, which is what Katran does.
+"""Loads Katran's program beside ours, from a prebuilt object, with the services and servers of
+``setting``; Katran forwards by IP-in-IP.
 
-Its maps and their layouts are those of balancer_maps.h and balancer_structs.h at commit 19f08fec of
-facebookincubator/katran. All is loaded through libbpf, as Katran itself does.
+The maps and their layouts are those of balancer_maps.h and balancer_structs.h at commit 19f08fec of
+facebookincubator/katran. The object is loaded through libbpf, as Katran itself does.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _RING = 65_537  # RING_SIZE
 _VIPS = 512  # MAX_VIPS
 _IS_IPV6 = 1  # F_IPV6
 _FLOW_KEY_BYTES, _FLOW_BYTES = 40, 16  # struct flow_key, struct real_pos_lru
-_MAC = bytes.fromhex("020000000101")  # of the next hop; of 8 bytes
-# Elements of an array lie 8 bytes apart, whatever their size.
+_MAC = bytes.fromhex("020000000101")  # of the next hop; the map's value has 8 bytes
+# Elements of a BPF array are at multiples of 8 bytes.
 _RING_SLOT = np.dtype([("real", "u4"), ("pad", "u4")])
 
 
@@ -42,15 +42,15 @@ class Katran:
         program = self._lib.bpf_object__next_program(self._object, None)
         if not program:
             raise _unusable(path, "there is no program in it")
-        # As the wrapper, which calls it: 0 is none in particular.
+        # The same as that of the wrapper, which calls it; 0 means none in particular.
         self._lib.bpf_program__set_expected_attach_type(program, 0)
         if self._lib.bpf_object__load(self._object):
-            raise _unusable(path, "the kernel does not take it")
+            raise _unusable(path, "the kernel does not accept it")
         self.fd: int = self._lib.bpf_program__fd(program)
         self._fill(slots)
 
     def close(self) -> None:
-        """Give back program and tables."""
+        """Free the program and its tables."""
         self._lib.bpf_object__close(self._object)
 
     def _resize(self, name: str, flags: int) -> None:
@@ -106,9 +106,9 @@ def _index(number: int) -> bytes:
 
 def _unusable(what: Path, why: str) -> DataplaneError:
     return DataplaneError(
-        f"this is no object of Katran's that can be measured: {why}",
+        f"this object of Katran's cannot be measured: {why}",
         where=str(what),
-        remedy="KATRAN_OBJECT names an object built of katran/lib/bpf/balancer.bpf.c; see "
+        remedy="build the object that KATRAN_OBJECT names from katran/lib/bpf/balancer.bpf.c; see "
         "docs/benchmarks.md",
     )
 

@@ -1,4 +1,4 @@
-"""``python -m bench.learning``: what learned speeds come to, in the simulator."""
+"""``python -m bench.learning``: the weights that come of learned speeds, in the simulator."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ from lbctl.lab.engine.model import A100, H100, Hardware
 FLEET = (H100,) * 4 + (A100,) * 4
 RIGHT = (180,) * 4 + (100,) * 4
 EQUAL = (100,) * 8
-BYTES_SCATTER = 0.5  # sigma of the lognormal by which bytes per token differ
+BYTES_SCATTER = 0.5  # sigma of the lognormal distribution of bytes per token
 START_S, DURATION_S = 90.0, 600.0
 SLOW_FROM_S, SLOW_UNTIL_S = 200.0, 350.0
 SEEDS = (1, 2, 3)
 
 
 class Watched(LeastLoad):
-    """The scheduler as it ships, for clients whose tokens are not all of the same size; it writes
-    down what it learned.
-    """
+    """The scheduler as shipped, for clients whose tokens vary in size; records what it learns."""
 
     def __init__(self, weights: Sequence[int], seed: int, learns: bool) -> None:
         super().__init__(
@@ -36,8 +34,8 @@ class Watched(LeastLoad):
             bytes_per_connection=DEFAULT.bytes_per_connection,
             learns=learns,
         )
-        self.moves: list[tuple[float, int]] = []  # when, and of which backend
-        self.changes: list[tuple[float, int]] = []  # sudden ones that were noticed
+        self.moves: list[tuple[float, int]] = []  # when, and of which server's weight
+        self.changes: list[tuple[float, int]] = []  # when and where one was noticed
         self.shares: list[tuple[float, tuple[float, ...]]] = []
         self._scatter = random.Random(seed + 1)
 
@@ -107,7 +105,7 @@ def _scenario(case: Case, seed: int) -> Scenario:
 def _run(
     case: Case, weights: Sequence[int], learns: bool, begin_s: float = START_S
 ) -> tuple[list[Watched], tuple[float, ...]]:
-    """The balancers of all seeds, and the percentiles in seconds of what began after that."""
+    """Return the balancers of all seeds, and percentiles (s) of requests from ``begin_s`` on."""
     balancers: list[Watched] = []
     waits: list[np.ndarray] = []
 
@@ -131,7 +129,7 @@ def _settled(balancer: Watched) -> np.ndarray:
 
 
 def _ratio(case: Case, balancers: Sequence[Watched]) -> tuple[float, float, float]:
-    """Weights of the first half of the servers by those of the second: mean, least, most."""
+    """Return mean, minimum and maximum of the first half's weights divided by the second half's."""
     weights = np.concatenate([_settled(balancer) for balancer in balancers]) * case.weights
     half = len(case.weights) // 2
     ratios = weights[:, :half].mean(axis=1) / weights[:, half:].mean(axis=1)
@@ -176,7 +174,7 @@ def _weights_table() -> Iterator[str]:
 
 
 def _first(times: Sequence[tuple[float, float]], after_s: float, below: float, above: float) -> str:
-    """How long after that a value is below the one or above the other."""
+    """Return how many seconds after ``after_s`` a value is first below or above the limits."""
     for at, value in times:
         if at > after_s and (value < below or value > above):
             return f"{at - after_s:.0f}"
@@ -214,7 +212,7 @@ def _throttled_table() -> Iterator[str]:
 
 
 def main() -> None:
-    """Both tables of docs/learning.md; some minutes."""
+    """Print both tables of docs/learning.md; takes some minutes."""
     print(f"Lengths: {trace.lengths().source}.\n")
     for line in _weights_table():
         print(line, flush=True)

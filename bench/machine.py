@@ -1,4 +1,4 @@
-"""Says on what a result was measured."""
+"""Describes the machine on which a result was measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the figures depend on."""
+    """The properties of the machine that figures depend on."""
 
     cpu: str
     cpus: int
@@ -27,7 +27,7 @@ class Machine:
 
 
 def describe() -> Machine:
-    """This machine, now."""
+    """Return the properties of this machine."""
     return Machine(
         cpu=_cpu_model(),
         cpus=os.cpu_count() or 0,

@@ -21,7 +21,7 @@ class Report:
     agent: tuple[AgentResult, ...]
 
     def missed(self) -> list[str]:
-        """The rows that are over their targets."""
+        """Return the names of the cases that are over their targets."""
         packets = [
             r.case.name
             for r in self.packets
@@ -34,7 +34,7 @@ class Report:
 
 
 def markdown(report: Report) -> str:
-    """The report as a page."""
+    """Return the report as Markdown."""
     machine = report.machine
     setup = (
         f"{machine.cpu}, {machine.cpus} CPUs, {machine.caches}, hypervisor: {machine.hypervisor}. "
@@ -58,7 +58,7 @@ def markdown(report: Report) -> str:
 _PACKET_HEAD = (
     "case", "min", "median", "all features: min", "median", "target",
 )  # fmt: skip
-# Ratios are of the programs with all features.
+# The ratios are those of the program with all features.
 _KATRAN_HEAD = ("Katran: min", "median", "ratio of min", "of median")
 _AGENT_HEAD = ("case", "min", "median", "target")
 
@@ -106,7 +106,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def as_json(report: Report) -> str:
-    """The report for programs: units in the keys."""
+    """Return the report as JSON, with units in the keys."""
     return json.dumps(
         {
             "machine": asdict(report.machine),

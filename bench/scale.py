@@ -1,8 +1,8 @@
 """``python -m bench.scale``: what the control plane costs with many services and backends.
 
-A whole agent runs in a network namespace, on a generated configuration; nginx answers the checks
-of all backends in another one. What counts is the CPU time of the agent's process: it hardly
-depends on what else the machine does.
+An agent runs in a network namespace, with a generated configuration; in another namespace, nginx
+answers the checks of all backends. The figure that counts is the CPU time of the agent's process,
+as it hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _INTERVAL_S, _FALL = 2, 3
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """So many services, with so many backends in all."""
+    """The number of services, and of their backends in all."""
 
     services: int
     backends: int
@@ -57,7 +57,7 @@ SIZES = (Size(10, 100), Size(100, 1000), Size(1000, 10_000))
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure, and what it is to be on one core at the largest size, if that was asked."""
+    """One figure; ``target``: the limit for it on one core at the largest size, if there is one."""
 
     name: str
     value: float
@@ -66,7 +66,7 @@ class Figure:
 
 
 class Agent:
-    """The measured agent: a process, and the socket on which it is asked."""
+    """The measured agent: its process, and a client of its socket."""
 
     def __init__(self, folder: Path, size: Size, check: str) -> None:
         self.folder, self.size = folder, size
@@ -83,7 +83,7 @@ class Agent:
         self.start_cpu_s = self.cpu_s()
 
     def stop(self) -> None:
-        """End it, and remove what it has pinned."""
+        """Stop the agent, and remove its pinned tables."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(60)
@@ -95,24 +95,24 @@ class Agent:
         )
 
     def cpu_s(self) -> float:
-        """What the process has used so far."""
+        """Return the CPU time that the process has used so far."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
     def rss_mb(self) -> float:
-        """Resident memory."""
+        """Return the resident memory."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         found = re.search(r"VmRSS:\s+(\d+)", status)
         return int(found[1]) / 1024 if found else 0.0
 
     def events(self, name: str, **fields: object) -> int:
-        """How many lines of its log say that."""
+        """Count the log lines with this event and these fields."""
         lines = map(json.loads, self._log().splitlines())
         wanted = {"event": name} | fields
         return sum(wanted.items() <= line.items() for line in lines)
 
     def edit(self, number: int, weight: int) -> None:
-        """Give a backend of some service another weight."""
+        """Set the weight of the first backend of a service; ``number`` picks the service."""
         service = number % self.size.services
         each = self.size.backends // self.size.services
         self.client.post(
@@ -141,7 +141,7 @@ class Agent:
 
 
 def _document(folder: Path, size: Size, check: str) -> str:
-    """Health checks of that kind, or `none`."""
+    """Return the configuration; ``check``: the type of its health checks, or `none`."""
     health: dict[str, object] = {"type": check}
     if check != "none":
         times = {"interval": f"{_INTERVAL_S}s", "timeout": "1s", "fall": _FALL, "port": _PORT}
@@ -190,7 +190,7 @@ listen {port} backlog=65535; listen 80 backlog=65535; location / {{ return 200 "
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """A balancer, and a machine that has the addresses of all backends."""
+    """Make a namespace for the balancer, and one that has the addresses of all backends."""
     _remove()
     for name in (_BALANCER, _BACKENDS):
         netns.ip([f"netns add {name}"])
@@ -225,7 +225,7 @@ def _remove() -> None:
 
 @contextmanager
 def _nginx(folder: Path, size: Size) -> Iterator[None]:
-    """Answers every check, by the VIPs too."""
+    """Run nginx, which answers every check, also at the VIPs."""
     if shutil.which("nginx") is None:
         raise LabError("nginx is not installed", where="the checks", remedy="apt install nginx")
     vips = [word for n in range(size.services) for word in ("--vip", str(_FIRST_VIP + n))]
@@ -255,14 +255,17 @@ def _running(size: Size, check: str) -> Iterator[Agent]:
 
 
 def _share(agent: Agent, seconds: float) -> float:
-    """Per cent of a core, over so long."""
+    """Return the agent's CPU use over ``seconds``, in per cent of a core."""
     before, began = agent.cpu_s(), time.monotonic()
     time.sleep(seconds)
     return 100 * (agent.cpu_s() - before) / (time.monotonic() - began)
 
 
 def _cost(agent: Agent, work: Callable[[int], object], times: int) -> tuple[float, float]:
-    """Milliseconds of CPU and of waiting, each time: what else it does meanwhile is in it."""
+    """Return the milliseconds of CPU and of waiting per call of ``work``.
+
+    The CPU time includes whatever else the agent does meanwhile.
+    """
     took = []
     before = agent.cpu_s()
     for number in range(times):
@@ -290,7 +293,7 @@ def _metrics() -> bytes:
 
 
 def at_rest(size: Size) -> Iterator[Figure]:
-    """Without checks: start, edits, reloads, what is read, and idleness."""
+    """Measure without health checks: start, idle load, edits, reloads and API reads."""
     with _running(size, "none") as agent:
         yield Figure("start, to attached", agent.start_cpu_s, "s", 5)
         time.sleep(3)
@@ -321,7 +324,7 @@ def _scrapes(agent: Agent, of: str) -> Iterator[Figure]:
 
 
 def _churn(agent: Agent, seconds: float = 20, rate: float = 20) -> Iterator[Figure]:
-    """Edits at a steady rate, each sent when its time has come or the last one is done."""
+    """Edit at a steady rate; an edit is sent when it is due and the previous one is done."""
     took: list[float] = []
     before, began = agent.cpu_s(), time.monotonic()
     while (now := time.monotonic()) - began < seconds:
@@ -339,7 +342,7 @@ def _churn(agent: Agent, seconds: float = 20, rate: float = 20) -> Iterator[Figu
 
 
 def with_checks(size: Size) -> Iterator[Figure]:
-    """Every backend is checked; then a twentieth of them dies at once."""
+    """Measure with health checks of every backend, then let a twentieth of them die at once."""
     with _running(size, "http") as agent:
         time.sleep(5)
         rate = size.backends / _INTERVAL_S
@@ -375,7 +378,7 @@ def _sizes(_context: object, _parameter: object, texts: tuple[str, ...]) -> tupl
         pairs = [tuple(map(int, text.split("x"))) for text in texts]
         return tuple(Size(*pair) for pair in pairs) or SIZES
     except (TypeError, ValueError):
-        raise click.BadParameter("write SERVICESxBACKENDS, as 100x1000") from None
+        raise click.BadParameter("write SERVICESxBACKENDS, such as 100x1000") from None
 
 
 @click.command()

@@ -1,7 +1,8 @@
-"""``python -m bench.scrapes``: the share of one core that reading the engines' load takes.
+"""``python -m bench.scrapes``: the share of one core that it takes to read the engines' load.
 
-A server in a process of its own plays the engines: vLLM pages of true size, sent as uvicorn sends
-them (the head, then one chunk). The agent's side runs here, alone, and its CPU time is counted.
+A server in a process of its own plays the engines: it sends vLLM pages of realistic size as uvicorn
+sends them (the head, then one chunk). Only the agent's side runs in this process, whose CPU time is
+counted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _BOUNDS = tuple(0.001 * 2**power for power in range(20))
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one run took."""
+    """What one run counted, and the time that it took."""
 
     page_bytes: int
     engines: int
@@ -41,12 +42,12 @@ class Result:
 
     @property
     def core(self) -> float:
-        """Share of one core."""
+        """The share of one core that was used."""
         return (self.user_s + self.system_s) / self.wall_s
 
 
 class _Engine(asyncio.Protocol):
-    """Serves its page to whoever asks, with other figures each time."""
+    """Answers each request with its page, with another figure each time."""
 
     def __init__(self, page: bytes) -> None:
         value = page.index(b"} ", page.index(b"\n" + _RUNNING)) + 2
@@ -69,7 +70,10 @@ class _Engine(asyncio.Protocol):
 
 
 def vllm_page(at_least_bytes: int) -> bytes:
-    """A page of the stand-in engine, made as long by what HTTP servers count for each handler."""
+    """Return a page of the simulated engine, of at least this size.
+
+    It is filled up with the histograms that HTTP servers keep for each handler.
+    """
     parts = [Page().text(Engine(H100)).decode()]
     while sum(map(len, parts)) < at_least_bytes:
         name = f"http_request_duration_seconds_of_handler_{len(parts)}"
@@ -88,7 +92,7 @@ def _serve(page: bytes, ready: Connection) -> None:
 
 
 def measure(page: bytes, engines: int, interval_s: float, seconds: float) -> Result:
-    """Scrape that many engines for some seconds."""
+    """Scrape ``engines`` engines for ``seconds``."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(
         target=_serve, args=(page, theirs), daemon=True
@@ -128,7 +132,7 @@ async def _scrape(
         }
     )
     task = asyncio.create_task(monitor.run())
-    await asyncio.sleep(1)  # connections are made
+    await asyncio.sleep(1)  # until the connections are made
     reports = failures = 0
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
     await asyncio.sleep(seconds)

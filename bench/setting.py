@@ -1,4 +1,4 @@
-"""The balancer that is measured: its services, its tables in the kernel, its programs."""
+"""Sets up the measured balancer: its services, its tables in the kernel, its programs."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ SOURCES: dict[int, Address] = {4: IPv4Address("10.0.0.2"), 6: IPv6Address("fd00:
 UDP_PORT = 53
 ANY_PORT_VIP = IPv4Address("10.200.1.100")
 ZONES_VIP = IPv4Address("10.200.1.102")
-# Every client is in it, each below one of 1,024 prefixes.
+# Its 1,024 prefixes hold every client.
 ZONE = Zone("near", tuple(IPv4Network("0.0.0.0/0").subnets(10)))
 UNCOUNTED_VIP = IPv4Address("10.200.1.101")
 CHALLENGED_VIP = IPv4Address("10.200.1.103")
 COOKIES_VIP = IPv4Address("10.200.1.107")
-# As Linux has them: MSS 1460, SACK permitted, timestamps, window scale 10.
+# As Linux sends them: MSS 1460, SACK permitted, timestamps, window scale 10.
 SYN_OPTIONS = bytes.fromhex("020405b40402080a00000001000000000103030a")
 LISTED_VIP = IPv4Address("10.200.1.104")
 LIMITED_VIP, SPENT_VIP = IPv4Address("10.200.1.105"), IPv4Address("10.200.1.106")
-# Of the services that ask for a list, every client is refused: it holds 10,000 prefixes of others.
+# The number of prefixes in the allow list. No client is in it, so all are refused where it applies.
 LISTED = 10_000
 SCHEDULER_VIPS: dict[Scheduler, IPv4Address] = {
     scheduler: IPv4Address("10.200.1.110") + n
@@ -102,7 +102,7 @@ def _service(number: int, vip: Address, port: int, protocol: Protocol, forward: 
 
 
 def services() -> dict[str, Service]:
-    """Everything that is balanced, by name: ``v4 dsr`` and so on."""
+    """Return all services, by name: ``v4 dsr`` and so on."""
     found = {
         f"v{family} {forward.value}": _service(n, vip, PORT, Protocol.TCP, forward)
         for n, ((family, forward), vip) in enumerate(VIPS.items())
@@ -115,15 +115,15 @@ def services() -> dict[str, Service]:
     near = _service(len(found), ZONES_VIP, PORT, Protocol.TCP, Forward.DSR)
     members = (replace(backend, zone=ZONE.name) for backend in near.backends)
     found["zones"] = replace(near, backends=tuple(members))
-    shy = _service(len(found), CHALLENGED_VIP, PORT, Protocol.TCP, Forward.DSR)
-    found["challenged"] = replace(shy, syn_protection=SynProtection.ALWAYS)
-    giving = _service(len(found), COOKIES_VIP, PORT, Protocol.TCP, Forward.DSR)
-    found["cookies"] = replace(giving, syn_protection=SynProtection.ALWAYS, syn_cookies=True)
-    choosy = _service(len(found), LISTED_VIP, PORT, Protocol.TCP, Forward.DSR)
-    found["listed"] = replace(choosy, allow=("few",))
-    free = _service(len(found), LIMITED_VIP, PORT, Protocol.TCP, Forward.DSR)
+    challenged = _service(len(found), CHALLENGED_VIP, PORT, Protocol.TCP, Forward.DSR)
+    found["challenged"] = replace(challenged, syn_protection=SynProtection.ALWAYS)
+    cookies = _service(len(found), COOKIES_VIP, PORT, Protocol.TCP, Forward.DSR)
+    found["cookies"] = replace(cookies, syn_protection=SynProtection.ALWAYS, syn_cookies=True)
+    listed = _service(len(found), LISTED_VIP, PORT, Protocol.TCP, Forward.DSR)
+    found["listed"] = replace(listed, allow=("few",))
+    limited = _service(len(found), LIMITED_VIP, PORT, Protocol.TCP, Forward.DSR)
     wide = Rate(1_000_000_000, 1.0)
-    found["limited"] = replace(free, limits=Limits(wide, wide, wide))
+    found["limited"] = replace(limited, limits=Limits(wide, wide, wide))
     spent = _service(len(found), SPENT_VIP, PORT, Protocol.TCP, Forward.DSR)
     found["spent"] = replace(spent, limits=Limits(wide, wide, Rate(1, 3600.0)))
     for scheduler, vip in SCHEDULER_VIPS.items():
@@ -136,7 +136,7 @@ def services() -> dict[str, Service]:
 
 
 def config(name: str, slots: int = DEFAULT_SLOTS) -> Config:
-    """The configuration of the measured instance, with a flow table of ``slots``."""
+    """Return the configuration of the measured instance, with a flow table of ``slots``."""
     return Config(
         name=name,
         interface="lo",
@@ -154,7 +154,7 @@ def _hop(address: Address) -> NextHop:
 
 
 def fill(dataplane: Dataplane, config: Config) -> None:
-    """Write the services, backends and rings as the agent would: all backends up."""
+    """Write the services, backends and rings as the agent would, with all backends up."""
     tables = dataplane.tables
     actual = read(tables)
     refs = [(s, b) for s in config.services for b in s.backends]
@@ -179,7 +179,7 @@ def fill(dataplane: Dataplane, config: Config) -> None:
 
 
 def scattered(count: int) -> list[Prefix]:
-    """So many /24 anywhere but in 192.168.0.0/16, where the client is."""
+    """Return ``count`` random /24 prefixes, none in 192.168.0.0/16, where the client is."""
     draw = np.random.default_rng(1)
     found = (int(n) << 8 for n in draw.integers(1 << 16, 224 << 16, 2 * count))
     return [(value, 24) for value in found if value >> 16 != 0xC0A8][:count]
@@ -196,7 +196,7 @@ class Bench:
         fill(self.main, config)
 
     def program(self, names: tuple[str, ...]) -> Dataplane:
-        """The program that serves these services (none named: all), compiled once."""
+        """Return the program for these services (none named: for all); it is compiled only once."""
         if names not in self._programs:
             dataplane = Dataplane(self._config)
             wanted = [self._services[n] for n in names] if names else self._config.services
@@ -205,14 +205,14 @@ class Bench:
         return self._programs[names]
 
     def block(self, prefixes: list[Prefix]) -> None:
-        """Have the sources in these blocked, and nobody else."""
+        """Block the sources in these prefixes, and no others."""
         SourceTrees(self.main.tables).place({GuardTree.BLOCKS4: build([(1, prefixes)], 4)})
 
     def clear_flows(self) -> None:
         self.main.tables.flows[:] = 0
 
     def fill_flows(self) -> None:
-        """Every slot holds a live, established flow of somebody else."""
+        """Fill every slot with a live, established flow that is not of the measured clients."""
         tables, rng = self.main.tables, np.random.default_rng(1)
         used = np.flatnonzero(tables.backends["service"])
         now = (self.main.now_jiffies() >> self.main.clock.shift) & abi.FLOW_STAMP_MASK
@@ -223,14 +223,14 @@ class Bench:
         tables.flows[:] = words
 
     def answer_clients(self) -> None:
-        """As if the servers had answered all new flows: `nat` and `fullnat` believe no other."""
+        """Mark all new flows as answered by their servers, as `nat` and `fullnat` require."""
         flows = self.main.tables.flows
         new = survey.state_of(flows) == abi.FlowState.EMBRYONIC
         change = abi.FlowState.EMBRYONIC ^ abi.FlowState.ESTABLISHED
         flows[new] ^= np.uint64(change << abi.FLOW_STATE_SHIFT)
 
     def established(self) -> int:
-        """Established flows in the table, also those of which a request waits."""
+        """Count the established flows in the table, including those with a waiting request."""
         states = survey.state_of(self.main.tables.flows)
         wanted = (abi.FlowState.ESTABLISHED, abi.FlowState.ESTABLISHED_AWAITING)
         return int(np.isin(states, wanted).sum())
@@ -238,7 +238,7 @@ class Bench:
 
 @contextmanager
 def bench(slots: int = DEFAULT_SLOTS) -> Iterator[Bench]:
-    """A Bench whose pins are gone afterwards."""
+    """Make a Bench, and remove its pins afterwards."""
     chosen = config(f"bench-{os.getpid()}", slots)
     try:
         yield Bench(chosen)

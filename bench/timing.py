@@ -1,4 +1,4 @@
-"""Times a program per packet: BPF_PROG_TEST_RUN through the restoring wrapper, in pairs."""
+"""Times programs per packet, with BPF_PROG_TEST_RUN and through the restoring wrapper."""
 
 from __future__ import annotations
 
@@ -16,24 +16,29 @@ from agent.dataplane import libbpf, pins
 from agent.dataplane.compile import Compiled, compile_program
 
 _COUNTER = pins.BPFFS / f"steelyard-bench-{os.getpid()}"
-_IP = 14  # where the IP packet begins
+_IP = 14  # offset of the IP packet
 _WRAPPER = Path(__file__).with_name("wrapper.c")
 
 
 @dataclass(frozen=True, slots=True)
 class Flows:
-    """Many flows by a counter in the frame: ``count`` a power of two, 0: never the same twice."""
+    """Many flows, made by a counter at ``offset`` in the frame.
+
+    ``count``: how many, a power of two; 0: each packet has a new one.
+    """
 
     offset: int
     count: int
-    in_a_row: int = 1  # packets of one flow, a power of two
+    in_a_row: int = 1  # consecutive packets of one flow, a power of two
     base: int = 0x0B000000
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Nanoseconds per packet, net of the wrapper. ``min_ns`` is the difference of the minima:
-    the least of the differences would flatter a program when a wrapper run was disturbed.
+    """Nanoseconds per packet, without the wrapper's own.
+
+    ``min_ns`` is the difference of the minima: the minimum of the differences would flatter a
+    program when a run of the wrapper was disturbed.
     """
 
     min_ns: float
@@ -51,7 +56,7 @@ class Runnable(Protocol):
 
 
 class Wrapped:
-    """Programs behind one wrapper: one frame, one kind of flows."""
+    """Runs programs behind the wrapper, with one frame and one kind of flows."""
 
     def __init__(self, frame: bytes, flows: Flows | None = None) -> None:
         self.frame = frame
@@ -59,7 +64,7 @@ class Wrapped:
         self._text = _WRAPPER.read_text()
 
     def _wrap(self, program: Runnable, restore: str) -> Compiled:
-        """A wrapper around the program."""
+        """Compile a wrapper that calls the program."""
         definitions = _definitions(self.frame, self._flows, restore)
         wrapper = compile_program(self._text, "bench", definitions)
         key, value = struct.pack("=I", 0), struct.pack("=I", program.fd)
@@ -67,7 +72,7 @@ class Wrapped:
         return wrapper
 
     def _changed(self, programs: Sequence[Runnable]) -> str:
-        """The words that any of the programs changes, with what they were."""
+        """Return BENCH_RESTORE for the words that any of the programs changes."""
         offsets: set[int] = set()
         for program in programs:
             out = libbpf.test_run(program.fd, self.frame).data
@@ -79,7 +84,7 @@ class Wrapped:
         return " ".join(f"R32({offset}, {value:#x}U)" for offset, value in words)
 
     def send(self, program: Runnable, packets: int) -> int:
-        """Run the program on so many packets; the verdict of the last one."""
+        """Run the program on ``packets`` packets; return the verdict of the last one."""
         with _counter():
             wrapper = self._wrap(program, self._changed([program]))
             return self._run(wrapper, packets).verdict
@@ -103,7 +108,7 @@ class Wrapped:
 
 @contextmanager
 def _counter() -> Iterator[None]:
-    """The flows of a case are counted by one counter, from 0."""
+    """Start the counter of a case's flows from 0, and remove it afterwards."""
     _COUNTER.unlink(missing_ok=True)
     try:
         yield
@@ -123,8 +128,9 @@ def _timing(base: Sequence[int], gross: Sequence[int], repeat: int) -> Timing:
 
 
 def changed_words(before: bytes, after: bytes) -> set[int]:
-    """Offsets, in the frame that went in, of the words behind the first 16 bytes that came out
-    changed. What was put in front of the IP packet, or cut off behind it, does not count.
+    """Return the offsets, in ``before``, of the words of the IP packet that a program has changed.
+
+    Bytes that were inserted in front of the IP packet, or cut off behind it, do not count.
     """
     shift = max(0, len(after) - len(before))
     offsets = range(_IP, len(before) - 3, 4)

@@ -1,4 +1,4 @@
-"""``python -m bench.ai``: measures and simulates, prints, and keeps it in bench/results."""
+"""``python -m bench.ai``: measure and simulate, print, and keep the result in bench/results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _IN_TAILS = (
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is sent."""
+    """How many requests each part sends."""
 
     real: int
     time_scale: float
@@ -57,7 +57,7 @@ class Sizes:
     large: int
 
 
-# The policy was chosen by runs of the seeds 1 to 3: what is kept is of others.
+# The policy was chosen with runs of seeds 1 to 3, so the results that are kept use other seeds.
 WHOLE = Sizes(real=4000, time_scale=10.0, simulated=20_000, seeds=(11, 12, 13), large=20_000)
 QUICK = Sizes(real=1200, time_scale=10.0, simulated=5000, seeds=(1,), large=6000)
 
@@ -103,7 +103,7 @@ def _real(
                 for name, one in found.items()
             ]
         except SteelyardError as error:
-            # The others' half an hour must not be lost.
+            # Go on: the half hour of the other contenders must not be lost.
             _progress(f"  failed: {error}")
             failed.append(contender.name)
             continue
@@ -115,7 +115,7 @@ def _real(
 
 
 def _with_lost(rows: list[Row], chosen: Sequence[Case]) -> list[Row]:
-    """Who hears no telemetry cannot lose it: the same requests, the same result."""
+    """Add the first case's rows of contenders without telemetry to the case that loses it."""
     lost = next((case.name for case in chosen if case.loses_telemetry), None)
     have = {row.contender for row in rows if row.case == lost}
     if lost is None:
@@ -140,7 +140,7 @@ def _in_order(
 
 
 def _plots(found: Found, folder: Path) -> None:
-    """What the documentation shows."""
+    """Draw the plots that the documentation shows."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind, rows in (("real", found.real), ("simulated", found.simulated)):
         held = report.by_case(rows)
@@ -166,14 +166,14 @@ def _plots(found: Found, folder: Path) -> None:
 
 
 def _lengths(traces: Path | None) -> Lengths:
-    """Who names a folder means what is in it, and not what stands in for it."""
+    """Load the lengths; in a folder that is named, the trace has to exist."""
     if traces and not (path := trace.path(place=traces)).exists():
         raise click.BadParameter(f"there is no {path.name} in it", param_hint="--traces")
     return trace.lengths(place=traces)
 
 
 def _contenders(only: str | None) -> list[Contender]:
-    """All, or those whose name has that text in it, with the reference."""
+    """Return all contenders, or those whose names contain ``only``, and the reference."""
     wanted = {one.name for one in everybody() if only is None or only in one.name}
     if not wanted:
         raise click.BadParameter(f"no contender's name contains {only!r}", param_hint="--only")
@@ -181,12 +181,12 @@ def _contenders(only: str | None) -> list[Contender]:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="A part of the load; nothing is kept.")
-@click.option("--only", metavar="TEXT", help="Only contenders whose name contains it.")
+@click.option("--quick", is_flag=True, help="Send a part of the load; keep nothing.")
+@click.option("--only", metavar="TEXT", help="Only contenders whose name contains this text.")
 @click.option(
-    "--case", "one_case", type=click.Choice([case.name for case in CASES]), help="Only that case."
+    "--case", "one_case", type=click.Choice([case.name for case in CASES]), help="Only this case."
 )
-@click.option("--simulate", is_flag=True, help="The simulator alone; needs no root.")
+@click.option("--simulate", is_flag=True, help="Only simulate; needs no root.")
 @click.option(
     "--traces",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -195,7 +195,7 @@ def _contenders(only: str | None) -> list[Contender]:
 @click.option(
     "--keep",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the results, whole or not.",
+    help="Folder for the results, also those of a partial run.",
 )
 def main(
     quick: bool,
@@ -207,7 +207,7 @@ def main(
 ) -> None:
     """Compare the time to first token through Steelyard, HAProxy and nginx. Needs root.
 
-    A whole run in which nobody failed is kept in bench/results/ai.{md,json} and
+    A whole run in which no contender failed is kept in bench/results/ai.{md,json} and
     bench/results/ai/*.svg.
     """
     sizes = QUICK if quick else WHOLE
@@ -251,7 +251,7 @@ def _simulated(
     site = Site(_SERVERS)
     same = []
     if real:
-        # The lab's telemetry is asked for as often as it can be, by engines that run faster.
+        # As in the lab: telemetry at its shortest interval, from engines that run faster.
         todo = simulations.cells(
             contenders, chosen, site, of, sizes.real, (_SEED,), setups.REPORT_S, sizes.time_scale
         )

@@ -1,10 +1,11 @@
-"""Decides as the balancers of the comparison decide, for the simulator.
+"""Makes the decisions of the compared balancers, for the simulator.
 
-Steelyard's is the real thing: its rings, its draws, its load score over the rows that the packet
-path has (``agent.dataplane``), and what its agent makes of reports and answers
-(``agent.weights``). HAProxy's and nginx's follow their sources: leastconn of HAProxy takes the
-lowest ``(connections + 1) / weight``, ``random(2)`` the one of two draws with fewer connections by
-weight, nginx's ``least_conn`` the lowest connections by weight, of equals the next in turn.
+For Steelyard this is its own code: its rings, its draws, its load score over the rows that the
+packet path has (``agent.dataplane``), and what its agent learns from reports and answers
+(``agent.weights``). HAProxy's and nginx's follow their sources: HAProxy's leastconn takes the
+lowest ``(connections + 1) / weight``; ``random(2)`` takes the one of two draws with fewer
+connections by weight; nginx's ``least_conn`` takes the fewest connections by weight, and of equal
+ones the next in turn.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _HAPROXY_WEIGHT_ONE = 256
 
 
 def _members(weights: Sequence[int]) -> tuple[Member, ...]:
-    """Ids from 1; 0 is none."""
+    """Return the ring's members, with ids from 1; 0 is none."""
     return tuple(
         Member(bytes([10, 99, index >> 8, index & 255]), weight, index + 1)
         for index, weight in enumerate(weights)
@@ -45,7 +46,7 @@ def _members(weights: Sequence[int]) -> tuple[Member, ...]:
 
 
 class Counting:
-    """Counts open connections, and hears of nothing else."""
+    """Counts open connections, and ignores all else."""
 
     def __init__(self, weights: Sequence[int]) -> None:
         self.weights = list(weights)
@@ -62,14 +63,14 @@ class Counting:
         return None
 
     def answered(self, server: int, asked: object, waited_s: float, now_s: float) -> None:
-        """Nothing is learned from it."""
+        """Ignore the answer."""
 
     def reported(self, server: int, report: Report, now_s: float) -> None:
-        """Nobody listens."""
+        """Ignore the report."""
 
 
 class WeightedMaglev(Counting):
-    """The hash decides."""
+    """Picks by the hash of the connection."""
 
     def __init__(self, weights: Sequence[int]) -> None:
         super().__init__(weights)
@@ -81,7 +82,7 @@ class WeightedMaglev(Counting):
 
 
 class SourceHash(WeightedMaglev):
-    """The client's address decides, whatever the load: HAProxy's ``balance source``."""
+    """Picks by the client's address, whatever the load: HAProxy's ``balance source``."""
 
     def choose(self, pick: int, source: int, now_s: float) -> int:
         del pick
@@ -89,7 +90,7 @@ class SourceHash(WeightedMaglev):
 
 
 class BoundedSource(SourceHash):
-    """Steelyard's source: one that has more than its share of the connections is passed over."""
+    """Steelyard's source: passes over a server that has more than its share of the connections."""
 
     def choose(self, pick: int, source: int, now_s: float) -> int:
         first = super().choose(pick, source, now_s)
@@ -102,7 +103,7 @@ class BoundedSource(SourceHash):
 
 
 class RoundRobin(Counting):
-    """One after the other, by weight."""
+    """Picks one server after the other, by weight."""
 
     def __init__(self, weights: Sequence[int]) -> None:
         super().__init__(weights)
@@ -116,7 +117,7 @@ class RoundRobin(Counting):
 
 
 class LeastConnections(Counting):
-    """Steelyard's least-conn: all are compared, equals are told apart by the hash."""
+    """Steelyard's least-conn: compares all servers, and breaks ties by the hash."""
 
     def choose(self, pick: int, source: int, now_s: float) -> int:
         del source, now_s
@@ -128,7 +129,7 @@ class LeastConnections(Counting):
 
 
 class HAProxyLeastConn(Counting):
-    """A tree by load; of equals the one whose load changed longest ago."""
+    """HAProxy's tree by load; of equal servers, the one whose load changed longest ago."""
 
     def __init__(self, weights: Sequence[int]) -> None:
         super().__init__(weights)
@@ -157,7 +158,7 @@ class HAProxyLeastConn(Counting):
 
 
 class HAProxyRandom(Counting):
-    """Two draws by weight."""
+    """The less loaded of two draws by weight."""
 
     def __init__(self, weights: Sequence[int], seed: int) -> None:
         super().__init__(weights)
@@ -172,7 +173,7 @@ class HAProxyRandom(Counting):
 
 
 class NginxLeastConn(Counting):
-    """Fewest connections by weight; equals share in turn, smoothly."""
+    """Fewest connections by weight; equal servers take smooth weighted turns."""
 
     def __init__(self, weights: Sequence[int]) -> None:
         super().__init__(weights)
@@ -191,7 +192,7 @@ class NginxLeastConn(Counting):
 
 
 class LeastLoad:
-    """Steelyard's least-load, with any part of what it goes by."""
+    """Steelyard's least-load, with any selection of its inputs."""
 
     def __init__(
         self,
@@ -204,8 +205,8 @@ class LeastLoad:
         time_scale: float = 1.0,
         has_homes: bool = False,
     ) -> None:
-        """``bytes_per_connection`` 0: waiting bytes do not count. ``time_scale``: so many seconds
-        of the engines are one of the agent's, who learns by its own.
+        """``bytes_per_connection`` 0: waiting bytes do not count. ``time_scale``: how many seconds
+        of the engines are one second of the agent, which learns by its own time.
         """
         count = len(weights)
         self.weights = list(weights)
@@ -215,7 +216,7 @@ class LeastLoad:
         self._listens, self._learns, self._time_scale = telemetry, learns, time_scale
         self._rows = np.zeros(count, dtype=abi.BACKEND_LOAD)
         self._rows["kappa"] = loads.KAPPA
-        # Views: what is written to one is in the table.
+        # Views of single rows of the table.
         self._row = [self._rows[number : number + 1].reshape(()) for number in range(count)]
         self._reports: list[EngineReport | None] = [None] * count
         self._ratio: float | None = None
@@ -233,7 +234,7 @@ class LeastLoad:
         self._weigh()
 
     def _weigh(self) -> None:
-        """Put weights and the worth of bytes into effect."""
+        """Write weights and the worth of bytes into the rows, and rebuild the ring."""
         for row, weight, worth in zip(self._row, self.weights, self._worths, strict=True):
             row["weight"], row["inverse_weight"] = weight, loads.inverse_weight(weight)
             row["per_byte"] = loads.per_byte(round(worth))
@@ -286,14 +287,14 @@ class LeastLoad:
         del now_s
         if not self._listens:
             return
-        told = EngineReport(report.running, report.waiting, report.kv_usage)
-        self._reports[server] = told
+        reported = EngineReport(report.running, report.waiting, report.kv_usage)
+        self._reports[server] = reported
         row = self._row[server]
         hidden = words.hidden_connections(
-            told, self._request_bytes, int(row["waiting"]), self._beta
+            reported, self._request_bytes, int(row["waiting"]), self._beta
         )
         row["queue"] = words.fixed(report.running + report.waiting + hidden)
-        row["report_open"], row["is_hot"] = row["open"], words.is_hot(told)
+        row["report_open"], row["is_hot"] = row["open"], words.is_hot(reported)
         row["kappa"] = words.kappa(self._request_bytes, self._beta)
 
     def _tick(self, now_s: float) -> None:
@@ -303,17 +304,17 @@ class LeastLoad:
             self._learn(now_s)
 
     def _weigh_connections(self) -> None:
-        """What a connection weighs where nothing is reported, and how many are compared."""
-        told = [(number, report) for number, report in enumerate(self._reports) if report]
-        if not told:
+        """Learn from reports what a connection weighs elsewhere, and how many draws to compare."""
+        reported = [(number, report) for number, report in enumerate(self._reports) if report]
+        if not reported:
             return
-        queues = sum(report.queue or 0.0 for _, report in told)
-        open_ = sum(int(self._row[number]["open"]) for number, _ in told)
+        queues = sum(report.queue or 0.0 for _, report in reported)
+        open_ = sum(int(self._row[number]["open"]) for number, _ in reported)
         self._ratio = words.smoothed(self._ratio, queues, open_)
         self._draws = words.draws(self._configured_draws, self._ratio, self._draws)
 
     def _stand_in(self) -> None:
-        """As ``agent.weighing.scores``: for those who do not report."""
+        """Estimate the queues of servers without a report, as ``agent.weighing.scores`` does."""
         silent = [number for number, report in enumerate(self._reports) if report is None]
         if not silent or not self._beta:
             return
@@ -325,11 +326,11 @@ class LeastLoad:
     def _learn(self, now_s: float) -> None:
         for server, (came, sources) in enumerate(zip(self._samples, self._sources, strict=True)):
             columns = np.array(came[-abi.SAMPLES :], dtype=float).reshape(-1, 4).T
-            samples, whose = Samples(*columns), np.array(sources[-abi.SAMPLES :], dtype=np.uint64)
+            samples, hashes = Samples(*columns), np.array(sources[-abi.SAMPLES :], dtype=np.uint64)
             came.clear()
             sources.clear()
             if self._has_homes:
-                clients = self._memory.clients(server, whose)
+                clients = self._memory.clients(server, hashes)
                 self._answers = self._answers.then(samples, clients)
                 samples = samples.where(clients == affinity.Client.NEW)
             self._pupils[server] = learn(self._pupils[server], samples, now_s)

@@ -1,4 +1,4 @@
-"""Decides what is measured: the cases, each as a load that simulator and lab both understand."""
+"""Decides what is measured: the cases, each as a load for both the simulator and the lab."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.ai.simulator import Scenario, Slowdown
 from bench.ai.trace import Lengths
 from lbctl.lab.engine.model import Hardware
 
-ASKS_EVERY_S = 120.0  # a person with a connection that is kept: reads, thinks, asks again
+ASKS_EVERY_S = 120.0  # a person who keeps a connection: reads, thinks, asks again
 KEEP_ALIVE_S = 60.0
 SLOW_FACTOR = 3.0
 BYPASS = 0.5
@@ -18,8 +18,8 @@ BYPASS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kind of load. ``target``: what p95, p99 and p99.9 may be, as shares of the reference's;
-    None: no more than ``WORSE`` of it.
+    """One kind of load. ``target``: the limits of p95, p99 and p99.9, as shares of the reference's;
+    None: ``WORSE``.
     """
 
     name: str
@@ -49,7 +49,7 @@ CASES = (
 def scenario(
     case: Case, servers: Sequence[Hardware], of: Lengths, count: int, seed: int
 ) -> Scenario:
-    """So many requests of a case, for these servers."""
+    """Return a scenario of ``count`` requests of a case, for these servers."""
     rate_per_s = case.utilisation * fleet.total_capacity_per_s(servers, of)
     duration_s = count / rate_per_s
     half = len(servers) // 2

@@ -1,9 +1,9 @@
 """Owns the requests of a run: sends each when it is due, however long the others take.
 
-``python -m bench.ai.client --plan FILE --result FILE``, in the lab's client. One process: plain
-protocols and no streams, so that the client is no bottleneck; its own share of a processor and
-how late it sent are part of the result. The time to first token is that to the first event with
-a token: the head of the answer comes before it, and at once.
+Runs as ``python -m bench.ai.client --plan FILE --result FILE`` in the lab's client. It is one
+process, with plain protocols instead of streams, so that the client is no bottleneck; its CPU share
+and how late it sent are part of the result. The time to first token ends with the first event that
+has a token: the head of the answer comes earlier, and at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.ai.trace import BYTES_PER_TOKEN
 from lbctl.lab.engine.openai import MODEL
 
 _PATH, _CHAT_PATH = "/v1/completions", "/v1/chat/completions"
-# Whose first address is that of source 0: all of it is the client's own, by a route.
+# The addresses of sources, from source 0 on: a route makes all of them the client's own.
 SOURCES = ip_network("10.200.0.0/16")
 _OK = b"HTTP/1.1 200 "
 _EVENT = b"data: {"
@@ -42,18 +42,18 @@ _THROTTLE_TIMEOUT_S = 5.0
 
 
 class ClientError(SteelyardError):
-    """The plan could not be played as it stands."""
+    """The plan could not be carried out as written."""
 
 
 def request_bytes(host: str, prompt_tokens: int, answer_tokens: int, keeps: bool) -> bytes:
-    """A streamed completion request whose prompt has so many tokens."""
+    """Return a streamed completion request whose prompt has ``prompt_tokens`` tokens."""
     prompt = _WORDS[: prompt_tokens * BYTES_PER_TOKEN]
     body = b'{"prompt":"%b","max_tokens":%d,"stream":true}' % (prompt, answer_tokens)
     return _post(_PATH, host, body, keeps)
 
 
 def chat_bytes(host: str, turn: Turn, prompt_tokens: int, answer_tokens: int, keeps: bool) -> bytes:
-    """The same as a turn of a conversation, whose prompt begins with all of the turn before."""
+    """Return the same for a turn of a conversation, whose prompt begins with all previous turns."""
     system = text_of(f"tenant {turn.tenant}", turn.system_tokens)
     said = text_of(f"conversation {turn.conversation}", prompt_tokens - turn.system_tokens)
     body = {
@@ -69,7 +69,7 @@ def chat_bytes(host: str, turn: Turn, prompt_tokens: int, answer_tokens: int, ke
 
 
 def text_of(name: str, tokens: int) -> str:
-    """So many tokens that look like no others; the longer text begins with the shorter."""
+    """Return unique tokens for this name; a longer text of it begins with a shorter one."""
     size = tokens * BYTES_PER_TOKEN
     return hashlib.shake_128(name.encode()).hexdigest(size // 2 + 1)[:size]
 
@@ -85,7 +85,7 @@ def _post(path: str, host: str, body: bytes, keeps: bool) -> bytes:
 
 @dataclass(slots=True)
 class _Sent:
-    """A request under way; times are the loop's."""
+    """A request in flight; times are the loop's."""
 
     number: int
     due_s: float
@@ -113,7 +113,7 @@ class _Connection(asyncio.Protocol):
         self.is_open = False
         self._player = player
         self._sent: _Sent | None = sent
-        self._first = data  # goes out the moment that the connection is there
+        self._first = data  # sent as soon as the connection is established
         self._tail = b""
         self._transport: asyncio.WriteTransport | None = None
         self._clock = player.loop.time
@@ -127,7 +127,7 @@ class _Connection(asyncio.Protocol):
         self._first = b""
 
     def ask(self, sent: _Sent, data: bytes) -> None:
-        """Send a request; the player hears of its end."""
+        """Send a request; its end is reported to the player."""
         assert self._transport is not None
         self._sent, self._tail = sent, b""
         self.used += 1
@@ -159,14 +159,14 @@ class _Connection(asyncio.Protocol):
             self._player.ended(sent, self)
 
     def close(self) -> None:
-        """Say goodbye."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
 
 @dataclass(slots=True)
 class _Player:
-    """Plays a plan."""
+    """Carries out a plan."""
 
     plan: Plan
     loop: asyncio.AbstractEventLoop
@@ -181,13 +181,14 @@ class _Player:
 
     def __post_init__(self) -> None:
         self.answers = [None] * len(self.plan.asks)
-        if self.plan.tls:  # nobody can check a certificate that was made on the spot
+        if self.plan.tls:  # a self-signed certificate cannot be verified
             self._tls = ssl.create_default_context()
             self._tls.check_hostname, self._tls.verify_mode = False, ssl.CERT_NONE
 
     async def play(self) -> None:
-        """Send everything, and wait for the answers as long as the plan's patience lasts; raises
-        ClientError if a server could not be throttled.
+        """Send all requests, and wait for the answers for as long as the plan allows.
+
+        Raises ClientError if a server could not be throttled.
         """
         start_s = self.loop.time() + _LEAD_S
         self._under_way = len(self.plan.asks)
@@ -209,11 +210,11 @@ class _Player:
             async with asyncio.timeout(self.plan.patience_s):
                 await self._all_ended.wait()
         except TimeoutError:
-            pass  # what has no answer yet counts as unanswered
+            pass  # requests without an answer by now count as unanswered
         for connections in self._idle.values():
             for connection in connections:
                 connection.close()
-        # Without them the figures would be those of another case.
+        # Without the throttling, the figures would be those of another case.
         await asyncio.gather(*throttles)
 
     def _begin(self, number: int, ask: Ask, due_s: float) -> None:
@@ -259,7 +260,7 @@ class _Player:
             self.ended(sent, connection)
 
     def ended(self, sent: _Sent, connection: _Connection) -> None:
-        """A request has its answer, or never will."""
+        """Handle the end of a request, with an answer or without."""
         self.answers[sent.number] = sent.answer()
         self._under_way -= 1
         if not self._under_way:
@@ -278,7 +279,7 @@ class _Player:
 
 
 async def throttle(target: str, slow: float) -> None:
-    """Make an engine so many times slower; raises ClientError unless it says that it is."""
+    """Make an engine ``slow`` times slower; raises ClientError unless it confirms that."""
     host, _, port = target.rpartition(":")
     head = f"POST /throttle?slow={slow} HTTP/1.1\r\nHost: {target}\r\n"
     try:
@@ -298,10 +299,10 @@ _NEVER = Answer(None, None, 0.0, "", "no answer in time")
 
 
 async def play(plan: Plan) -> Played:
-    """Play a plan with this process."""
+    """Carry out a plan in this process."""
     player = _Player(plan, asyncio.get_running_loop())
     began_s, cpu_s = time.monotonic(), time.process_time()
-    gc.disable()  # a collection would be a lag
+    gc.disable()  # a collection would delay requests
     await player.play()
     answers = tuple(answer or _NEVER for answer in player.answers)
     return Played(answers, time.monotonic() - began_s, time.process_time() - cpu_s)
@@ -311,7 +312,7 @@ async def play(plan: Plan) -> Played:
 @click.option("--plan", "source", type=click.Path(path_type=Path), required=True)
 @click.option("--result", type=click.Path(path_type=Path), required=True)
 def main(source: Path, result: Path) -> None:
-    """Send what a plan says, and write what came of it."""
+    """Carry out a plan, and write the result."""
     try:
         played = asyncio.run(play(plans.read_plan(source)))
     except SteelyardError as error:

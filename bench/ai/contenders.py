@@ -1,4 +1,4 @@
-"""Decides who is compared, each once for the simulator and once for the lab."""
+"""Decides which balancers are compared, each for the simulator and for the lab."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from lbctl.lab import topology
 
 REFERENCE = "HAProxy leastconn"
 COMPLETE = "least-load, telemetry and learned"
-# What a service has where nothing is configured.
+# A service's defaults.
 DEFAULT = Service("defaults", ServiceKey(ip_address("192.0.2.1"), 80, Protocol.TCP))
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One row of the result. ``simulated`` makes the balancer with a number, for servers of
-    these weights and engines so much faster than real; ``weighted``: it is told the right ones.
+    """One row of the result.
+
+    ``simulated`` makes a balancer for servers with these weights, by time scale of the engines and
+    the balancer's number; ``weighted``: it is configured with the right weights.
     """
 
     name: str
     simulated: Callable[[Sequence[int], int, float], Balancer]
     start: Start
     weighted: bool = True
-    listens: bool = False  # to telemetry: only then does it matter that some is lost
+    listens: bool = False  # uses telemetry: only then does lost telemetry matter
 
     def make(self, weights: Sequence[int], time_scale: float, number: int) -> Balancer:
-        """The simulated balancer with this number."""
-        told = weights if self.weighted else (fleet.FULL_WEIGHT,) * len(weights)
-        return self.simulated(told, number, time_scale)
+        """Return the simulated balancer with this number."""
+        configured = weights if self.weighted else (fleet.FULL_WEIGHT,) * len(weights)
+        return self.simulated(configured, number, time_scale)
 
 
 def _least_load(
@@ -83,7 +85,7 @@ def _random(weights: Sequence[int], number: int, _time_scale: float) -> Balancer
 
 
 def everybody() -> tuple[Contender, ...]:
-    """In the order of the tables, the reference first."""
+    """Return all contenders in the order of the tables, the reference first."""
     return (
         Contender(REFERENCE, lambda w, *_: balancers.HAProxyLeastConn(w), HAProxy("leastconn")),
         Contender(

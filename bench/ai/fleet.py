@@ -1,4 +1,4 @@
-"""Decides which servers stand behind the balancers, and what they can do."""
+"""Decides which servers are behind the balancers, and what they can do."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ FULL_WEIGHT = 100
 
 
 def servers(count: int) -> tuple[Hardware, ...]:
-    """Half of them fast, half slow, in turn."""
+    """Return ``count`` servers, alternately fast and slow."""
     return tuple((H100, A100)[index % 2] for index in range(count))
 
 
 def capacity_per_s(hardware: Hardware, of: Lengths) -> float:
-    """Requests a second with a full batch, as many as its KV cache holds of such requests."""
+    """Return the requests per second with a full batch: as many as fit into the KV cache."""
     context = of.mean_prompt + of.mean_answer / 2
     batch = min(hardware.max_batch, hardware.kv_tokens / (of.mean_prompt + of.mean_answer))
     step_s = hardware.step_s + batch * (
@@ -27,11 +27,11 @@ def capacity_per_s(hardware: Hardware, of: Lengths) -> float:
 
 
 def total_capacity_per_s(fleet: Sequence[Hardware], of: Lengths) -> float:
-    """Of all servers together."""
+    """Return the capacity of all servers together, in requests per second."""
     return sum(capacity_per_s(hardware, of) for hardware in fleet)
 
 
 def right_weights(fleet: Sequence[Hardware], of: Lengths) -> tuple[int, ...]:
-    """In proportion to capacity, the fastest has FULL_WEIGHT."""
+    """Return weights in proportion to capacity; the fastest server has FULL_WEIGHT."""
     each = [capacity_per_s(hardware, of) for hardware in fleet]
     return tuple(round(FULL_WEIGHT * one / max(each)) for one in each)

@@ -1,6 +1,6 @@
-"""Owns the file between the bench and its client: what to send when, and what came of it.
+"""Owns the files between the bench and its client: what to send and when, and the result.
 
-Times are the machine's, so engine time divided by the time scale.
+Times are the machine's, that is, engine time divided by the time scale.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from bench.ai.simulator import Scenario, chances
 from bench.ai.trace import Request
 
-TAIL_S = 60.0  # engine time within which the last answers must have come, at the least
+TAIL_S = 60.0  # engine time, the least that is left for the last answers
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Of a conversation: whose it is, and what its prompt begins with."""
+    """A turn of a conversation: its source, and what its prompt begins with."""
 
-    source: int  # the address it comes from
+    source: int  # number of the address that it comes from
     conversation: int
     tenant: int
     system_tokens: int
@@ -36,12 +36,12 @@ class Ask:
     answer_tokens: int
     client: int
     target: int
-    turn: Turn | None = None  # None: somebody asks once
+    turn: Turn | None = None  # None: a single request
 
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """At that time a server becomes so many times slower than its hardware."""
+    """When a server becomes slower, and by which factor."""
 
     at_s: float
     target: int
@@ -50,7 +50,10 @@ class Throttle:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All of a case; ``keep_alive_s`` 0: each request has a connection of its own."""
+    """All that the client does in a case.
+
+    ``keep_alive_s`` 0: each request has a connection of its own.
+    """
 
     targets: tuple[str, ...]  # host:port
     asks: tuple[Ask, ...]
@@ -62,7 +65,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one request, in its plan's order; seconds since it was due."""
+    """The result of one request, in the order of the plan; in seconds since it was due."""
 
     first_token_s: float | None
     done_s: float | None
@@ -73,7 +76,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What came of a plan."""
+    """The results of a plan."""
 
     answers: tuple[Answer, ...]
     wall_s: float
@@ -81,7 +84,7 @@ class Played:
 
 
 def make(scenario: Scenario, targets: Sequence[str], time_scale: float) -> Plan:
-    """What the lab's client does for a scenario; ``targets``: the balancer, then each server."""
+    """Return the plan for a scenario; ``targets``: the balancer, then each server."""
     drawn = chances(scenario)
     asks = tuple(
         Ask(
@@ -107,19 +110,19 @@ def make(scenario: Scenario, targets: Sequence[str], time_scale: float) -> Plan:
 def _turn(request: Request) -> Turn | None:
     if request.source is None:
         return None
-    tenant, system_tokens = request.prefixes[0]  # as ``trace.conversations`` has them
+    tenant, system_tokens = request.prefixes[0]  # as ``trace.conversations`` makes them
     assert isinstance(tenant, tuple)
     assert isinstance(request.kept_as, tuple)
     return Turn(request.source, request.kept_as[1], tenant[1], system_tokens)
 
 
 def write(path: Path, plan: Plan | Played) -> None:
-    """As JSON."""
+    """Write a plan or its results, as JSON."""
     path.write_text(json.dumps(asdict(plan)))
 
 
 def read_plan(path: Path) -> Plan:
-    """What ``write`` wrote."""
+    """Read a plan that ``write`` wrote."""
     document = json.loads(path.read_text())
     return Plan(
         tuple(document["targets"]),
@@ -136,7 +139,7 @@ def _ask(turn: Mapping[str, int] | None, **rest: Any) -> Ask:
 
 
 def read_played(path: Path) -> Played:
-    """What ``write`` wrote."""
+    """Read results that ``write`` wrote."""
     document = json.loads(path.read_text())
     answers = tuple(Answer(**answer) for answer in document["answers"])
     return Played(answers, document["wall_s"], document["cpu_s"])

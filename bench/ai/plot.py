@@ -1,4 +1,4 @@
-"""Draws the two kinds of plots as SVG: bars of percentiles, and tails. No package for so little."""
+"""Draws two kinds of plots as SVG, without a package: bars of percentiles, and tails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 _FONT = "font-family='system-ui, sans-serif'"
 _INK, _FAINT, _PAPER = "#24292f", "#d8dee4", "#ffffff"
-# Our own in blue to green, the others in warm colours and grey.
+# Steelyard's series in blue to green, the others in warm colours and grey.
 COLOURS = (
     "#c0392b", "#e59866", "#8e44ad", "#c39bd3", "#7f8c8d", "#a6acaf", "#b7950b", "#d4ac0d",
     "#85c1e9", "#2e86c1", "#1b4f72", "#58d68d", "#1e8449",
@@ -18,7 +18,7 @@ COLOURS = (
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Where the data lies on the page."""
+    """The area of the page that the data takes."""
 
     left: float
     top: float
@@ -51,9 +51,9 @@ def _page(width: float, height: float, parts: Sequence[str]) -> str:
 
 
 def bars(title: str, values: Mapping[str, Mapping[str, float]], most: float) -> str:
-    """Shares of the reference, ``values[group][series]``: one panel a group, one bar a series.
+    """Draw shares of the reference, ``values[group][series]``: a panel per group, a bar per series.
 
-    The line at 1 is the reference; a bar that ends beyond ``most`` is cut off and says its value.
+    The line at 1 is the reference; a bar longer than ``most`` is cut off and labelled.
     """
     row, label, gap, columns = 17.0, 226.0, 30.0, 2
     series = list(next(iter(values.values())))
@@ -92,7 +92,7 @@ def bars(title: str, values: Mapping[str, Mapping[str, float]], most: float) -> 
 
 
 def tails(title: str, waits_s: Mapping[str, Sequence[float]]) -> str:
-    """For each series: which share of requests waited longer; both axes logarithmic."""
+    """Draw for each series the share of requests that waited longer; both axes are logarithmic."""
     plot = _Frame(64, 44, 560, 320)
     least, most = 0.1, max(2.0, *(max(values) for values in waits_s.values()))
     lowest = 1e-3
@@ -119,7 +119,7 @@ def tails(title: str, waits_s: Mapping[str, Sequence[float]]) -> str:
     for index, (name, values) in enumerate(waits_s.items()):
         ordered = sorted(values)
         count = len(ordered)
-        # A hundred points for each power of ten are as good as all.
+        # A hundred points per power of ten look like all of them.
         ranks = sorted({int(count * 10 ** (-step / 100)) for step in range(301)}, reverse=True)
         points = " ".join(
             f"{x(ordered[count - max(rank, 1)]):.1f},{y(max(rank, 1) / count):.1f}"

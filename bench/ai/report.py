@@ -21,15 +21,15 @@ from bench.machine import Machine
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """All that a run of the benchmark found; rows of one table lie together by case."""
+    """All results of a run of the benchmark; the rows of a table are grouped by case."""
 
     machine: Machine
     lengths: str
     time_scale: float
-    requests: int  # of each case of the real run
+    requests: int  # per case of the real run
     real: tuple[Row, ...]
     health: tuple[Health, ...]
-    same: tuple[Row, ...]  # the simulator with the very requests of the real run
+    same: tuple[Row, ...]  # of the simulator, with the requests of the real run
     simulated: tuple[Row, ...]
     simulated_requests: int
     large: Mapping[str, tuple[Row, ...]]  # by site
@@ -37,7 +37,7 @@ class Found:
 
 
 def by_case(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
-    """Rows by case and contender."""
+    """Return the rows by case and contender."""
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
         found.setdefault(row.case, {})[row.contender] = row
@@ -45,7 +45,7 @@ def by_case(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
 
 
 def judged(rows: Iterable[Row], judge: str = COMPLETE) -> list[Verdict]:
-    """The targets that have a row and a reference."""
+    """Return the verdicts on all targets for which there are a row and a reference."""
     held = by_case(rows)
     return [
         verdict
@@ -56,7 +56,7 @@ def judged(rows: Iterable[Row], judge: str = COMPLETE) -> list[Verdict]:
 
 
 def markdown(found: Found) -> str:
-    """The page."""
+    """Return the report as Markdown."""
     on = found.machine
     setup = (
         f"{on.cpu}, {on.cpus} CPUs, {on.kernel}. Commit {on.commit}, {on.date}. Lengths: "
@@ -169,7 +169,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def as_json(found: Found) -> str:
-    """For programs: units in the keys; without the single waits."""
+    """Return the report as JSON, with units in the keys and without the individual waits."""
 
     def rows(of: Iterable[Row]) -> list[dict[str, object]]:
         held = by_case(of)

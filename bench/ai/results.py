@@ -1,4 +1,4 @@
-"""Decides what is said of each contender in each case: percentiles, tokens, errors, the verdict."""
+"""Decides what is reported of each contender and case: percentiles, tokens, errors, verdict."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bench.ai.run import Measured, RunError
 from bench.ai.simulator import PREFILL_SHARE, Outcome, Scenario, chances, percentiles
 
 PERCENTILES = ("p50", "p95", "p99", "p99.9")
-# Beyond these, the machine and not the balancer may have made the figures.
+# Beyond these limits, the figures may be the machine's rather than the balancer's.
 LEAST_IDLE = 0.1
 MOST_CLIENT_CPU = 0.7
-MOST_LATE_S = 0.01  # of the machine, at the 99th percentile
+MOST_LATE_S = 0.01  # in the machine's time, at the 99th percentile
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Row:
 
     contender: str
     case: str
-    waits_s: tuple[float, ...]  # to the first token, of those that a balancer decided about
+    waits_s: tuple[float, ...]  # until the first token, of requests that went through a balancer
     percentiles_s: tuple[float, ...]  # as PERCENTILES
     tokens_per_s: float
     errors: Mapping[str, int]
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether the machine kept up while a row was measured; times are the machine's."""
+    """How well the machine kept up while a row was measured; in the machine's time."""
 
     contender: str
     case: str
@@ -45,7 +45,7 @@ class Health:
 
     @property
     def kept_up(self) -> bool:
-        """Whether none of the bounds was passed."""
+        """Whether all values are within their limits."""
         return (
             self.idle_share >= LEAST_IDLE
             and self.client_cpu <= MOST_CLIENT_CPU
@@ -54,7 +54,7 @@ class Health:
 
 
 def simulated(contender: str, case: str, outcomes: Sequence[Outcome]) -> Row:
-    """Of one or more runs that differ by their seed."""
+    """Return the row of one or more simulated runs that differ only by their seed."""
     waits_s = np.concatenate([outcome.counted for outcome in outcomes])
     tokens_per_s = float(np.mean([outcome.tokens_per_s for outcome in outcomes]))
     return Row(contender, case, tuple(waits_s.tolist()), percentiles(waits_s), tokens_per_s, {})
@@ -63,7 +63,7 @@ def simulated(contender: str, case: str, outcomes: Sequence[Outcome]) -> Row:
 def measured(
     contender: str, case: str, scenario: Scenario, found: Measured, time_scale: float
 ) -> tuple[Row, Health]:
-    """Of one real run; raises RunError if nobody whom a balancer decided about got an answer."""
+    """Return the row of one real run; raises RunError if no balanced request was answered."""
     answers, bypasses = found.played.answers, chances(scenario).bypasses
     first = int(PREFILL_SHARE * len(answers))
     waits_s = tuple(
@@ -101,7 +101,7 @@ def measured(
 
 
 def ratios(row: Row, reference: Row) -> tuple[float, ...]:
-    """Its percentiles as shares of the reference's."""
+    """Return its percentiles as shares of the reference's."""
     pairs = zip(row.percentiles_s, reference.percentiles_s, strict=True)
     return tuple(own / other for own, other in pairs)
 
@@ -121,7 +121,7 @@ class Verdict:
 
 
 def verdicts(case: Case, row: Row, reference: Row) -> list[Verdict]:
-    """The case's targets; where there is none for a percentile: never clearly worse."""
+    """Judge a row by the case's targets; a percentile without one must not be clearly worse."""
     wanted = dict(zip(PERCENTILES, (None, case.p95, case.p99, case.p999), strict=True))
     return [
         Verdict(case.name, name, wanted[name] or WORSE, ratio)

@@ -1,4 +1,4 @@
-"""Installs routers of others from the package index, into environments below ``build/routers``."""
+"""Installs other routers from the package index, into environments below ``build/routers``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COMMANDS = {VLLM: ("vllm-router",), SGLANG: ("sglang-router", "launch")}
 
 
 def command(router: str) -> Callable[[], Sequence[str]]:
-    """How that router is started; it is installed when that is asked."""
+    """Return a function that returns the router's command, and installs it if needed."""
     return partial(_command, router)
 
 

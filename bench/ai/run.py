@@ -37,19 +37,19 @@ class RunError(SteelyardError):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One case of one contender; times of answers are the engines' own."""
+    """One case of one contender; times of answers are in the engines' time."""
 
     played: Played
-    duration_s: float  # of the machine
+    duration_s: float  # in the machine's time
     idle_share: float  # of all processors
-    balancer_cpu_s: float  # of the processes there
-    cached_share: float  # of prompt tokens, those that prefix caches had
+    balancer_cpu_s: float  # of the processes on the balancer
+    cached_share: float  # of all prompt tokens, those found in prefix caches
 
 
 def run(
     start: Start, scenarios: Mapping[str, Scenario], setup: Setup, warm_up: Scenario
 ) -> dict[str, Measured]:
-    """All cases of one contender, in one network: what it has learned it keeps."""
+    """Run all cases of one contender in one network, so it keeps what it has learned."""
     found: dict[str, Measured] = {}
     with _network(setup) as wired:
         start(wired)
@@ -63,7 +63,7 @@ def run(
 
 @contextmanager
 def _network(setup: Setup) -> Iterator[Wired]:
-    """Built with its engines, and removed with the block."""
+    """Build the network with its engines; remove it at the end of the block."""
     cpus = sorted(os.sched_getaffinity(0))
     made = Wired(setup.lab, Cores(cpus[-1], frozenset(cpus)))
     with wiring.wired(made, partial(_start_engines, setup)) as wired:
@@ -71,13 +71,13 @@ def _network(setup: Setup) -> Iterator[Wired]:
 
 
 def _start_engines(setup: Setup, wired: Wired) -> None:
-    if wired.lab.forward.is_nat:  # else they are in one network
+    if wired.lab.forward.is_nat:  # otherwise client and servers share a network
         _let_bypass(wired)
     if setup.has_sources:
         _have_sources(wired)
     for backend in wired.backends:
         command = [*build.server_command(wired.lab, backend), *setup.engine]
-        if setup.tls:  # nginx has the port at which clients are served
+        if setup.tls:  # nginx has the port that clients use
             at = command.index("--port")
             del command[at : at + 2]
         wired.start(backend, backend.name, command)
@@ -87,14 +87,14 @@ def _start_engines(setup: Setup, wired: Wired) -> None:
 
 
 def _have_sources(wired: Wired) -> None:
-    """Every address of a network is the client's, and all know the way to it."""
+    """Give the client a whole network of addresses, and all others a route to it."""
     netns.ip([f"route add local {SOURCES} dev lo"], wired.client.namespace)
     for node in (wired.balancer, *wired.backends):
         netns.ip([f"route add {SOURCES} via {wired.client.ipv4}"], node.namespace)
 
 
 def _let_bypass(wired: Wired) -> None:
-    """Client and servers are two networks on one bridge: let them speak past the balancer."""
+    """Let client and servers, two networks on one bridge, reach each other past the balancer."""
     for node, other in [(wired.client, wired.backends[0])] + [
         (backend, wired.client) for backend in wired.backends
     ]:
@@ -113,7 +113,7 @@ def _await_engines(wired: Wired) -> None:
 
 @contextmanager
 def _silenced(wired: Wired, lost: frozenset[int]) -> Iterator[None]:
-    """Nothing is heard from the metrics of these servers; their requests come by another port."""
+    """Drop the telemetry of these servers, whose requests use another port."""
     nodes = [wired.backends[server] for server in sorted(lost)]
     rules = (
         "table inet silent {\n chain input {\n  type filter hook input priority 0;\n"
@@ -129,7 +129,7 @@ def _silenced(wired: Wired, lost: frozenset[int]) -> Iterator[None]:
 
 
 def _play(wired: Wired, setup: Setup, scenario: Scenario) -> Measured:
-    """Everything of a scenario, by a client process of its own."""
+    """Run a scenario with a client process of its own."""
     port = wired.lab.server_port
     targets = [
         f"{wired.vip}:{topology.PORT}",
@@ -154,7 +154,7 @@ def _play(wired: Wired, setup: Setup, scenario: Scenario) -> Measured:
 
 
 def _tokens(wired: Wired) -> tuple[float, float]:
-    """Of all engines: the prompt tokens that they were asked, and those that their caches had."""
+    """Return all engines' prompt tokens, and how many of them were found in caches."""
     prompt = cached = 0.0
     for node in wired.backends:
         url = f"http://{node.ipv4}:{topology.ENGINE_PORT}/metrics"
@@ -167,11 +167,11 @@ def _tokens(wired: Wired) -> tuple[float, float]:
 
 
 def _cpu_s(namespace: str) -> float:
-    """Of all processes in a network namespace."""
+    """Return the CPU time of all processes in a network namespace."""
     inode = netns.path(namespace).stat().st_ino
     ticks = 0
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             if (process / "ns/net").stat().st_ino == inode:
                 fields = (process / "stat").read_text().rpartition(")")[2].split()
                 ticks += int(fields[11]) + int(fields[12])  # utime and stime: proc_pid_stat(5)
@@ -179,6 +179,6 @@ def _cpu_s(namespace: str) -> float:
 
 
 def _idle_s() -> float:
-    """Idle and waiting seconds of all processors, since the start."""
+    """Return the idle and waiting seconds of all processors, since the boot."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")

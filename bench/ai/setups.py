@@ -1,4 +1,4 @@
-"""Owns the contenders in the lab: starts each as its manual says, before the same servers."""
+"""Owns the contenders in the lab: starts each as its manual says, in front of the same servers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ type Start = Callable[[Wired], None]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What the contenders stand in front of. ``engine``: words for each server's command;
-    ``has_sources``: the client has addresses of its own for whom it stands in; ``tls``: nginx with
-    TLS 1.3 on each server, in front of its engine.
+    """The servers behind a contender, and how clients reach them.
+
+    ``engine``: arguments for each server's command; ``has_sources``: the client has an address for
+    each user that it plays; ``tls``: each server has nginx with TLS 1.3 in front of its engine.
     """
 
     lab: Lab
@@ -37,8 +38,9 @@ def setup(
     time_scale: float,
     forward: Forward = Forward.FULLNAT,
 ) -> Setup:
-    """These engines behind one balancer, that everything passes both ways but in ``dsr``. They
-    differ by their speed alone.
+    """Return a setup with these engines, which differ only in speed, behind one balancer.
+
+    Except in ``dsr``, all traffic passes the balancer in both directions.
     """
     one = servers[0]
     words = ("--prefix-tokens", str(one.prefix_tokens), *(["--chunked"] if one.chunked else []))
@@ -58,7 +60,7 @@ def setup(
 
 @dataclass(frozen=True, slots=True)
 class Steelyard:
-    """The real agent with one service; ``options`` are what is configured beside the usual."""
+    """The real agent with one service; ``options`` are added to its usual configuration."""
 
     scheduler: Scheduler
     weighted: bool = True
@@ -118,7 +120,7 @@ http {{
 
 
 def start_tls_fronts(wired: Wired) -> None:
-    """nginx with TLS on each server, with a certificate that signs itself."""
+    """Start nginx with TLS on each server, with a self-signed certificate."""
     made = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
     where = ("-keyout", str(wired.file("server.key")), "-out", str(wired.file("server.crt")))
     wired.run(
@@ -158,8 +160,9 @@ backend servers
 
 @dataclass(frozen=True, slots=True)
 class HAProxy:
-    """In TCP mode, one thread; every thread more would have its own view of random draws.
-    ``maxconn``: of each server; what is more waits at HAProxy.
+    """HAProxy in TCP mode, with one thread: each further one would have random draws of its own.
+
+    ``maxconn``: per server; further connections wait at HAProxy.
     """
 
     balance: str
@@ -206,7 +209,7 @@ stream {{
 
 @dataclass(frozen=True, slots=True)
 class Nginx:
-    """Its stream module, one worker."""
+    """nginx with its stream module and one worker."""
 
     def __call__(self, wired: Wired) -> None:
         wired.take_vip()
@@ -225,8 +228,9 @@ class Nginx:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """One that reads prompts: it ends HTTP and knows which server has seen which text. Its command
-    takes the words that vLLM's and SGLang's have in common.
+    """A router that reads prompts: it terminates HTTP and knows which server has seen which text.
+
+    It gets the arguments that vLLM's and SGLang's routers have in common.
     """
 
     command: Callable[[], Sequence[str]]

@@ -1,4 +1,4 @@
-"""Owns the simulated runs: which there are, and the processes that do them side by side."""
+"""Owns the simulated runs: which there are, and the processes that run them in parallel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.ai.trace import Lengths
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """So many servers behind so many balancers, each of which sees its own share alone."""
+    """Servers behind balancers, each of which sees only its own share of the load."""
 
     servers: int
     balancers: int = 1
@@ -33,7 +33,7 @@ LARGE = (Site(16, 2), Site(64, 1), Site(64, 4), Site(64, 16))
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A contender's runs of a case, which differ by their seeds."""
+    """A contender's runs of a case, which differ only by their seeds."""
 
     contender: str
     case: str
@@ -51,8 +51,9 @@ def cells(
     poll_s: float = 0.2,
     time_scale: float = 1.0,
 ) -> list[Cell]:
-    """All of a site, case after case. ``poll_s`` is the agent's, to whom engines are so many
-    times faster than they are.
+    """Return all cells of a site, case after case.
+
+    ``poll_s`` is in the agent's time, in which engines run ``time_scale`` times faster.
     """
     servers = fleet.servers(site.servers)
 
@@ -72,7 +73,7 @@ def cells(
 
 
 def run(todo: Sequence[Cell], of: Lengths, progress: Callable[[str], None]) -> list[Row]:
-    """All cells, as many at a time as there are processors."""
+    """Run all cells, as many at a time as there are processors."""
     rows = []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for row in pool.map(partial(_row, of=of), todo):

@@ -1,8 +1,8 @@
-"""Decides what would happen: the lab's engine model and the balancers' decisions, event by event.
+"""Simulates the lab's engine model and the balancers' decisions, event by event.
 
-Time is the engines' own. A balancer is told what the packet path of a real one would see: when a
-connection is opened and closed, how many request bytes pass, when an answer begins; and what
-telemetry reports. It never sees what goes round it.
+Times are the engines' own. A balancer is told what a real packet path would see: when a connection
+is opened and closed, how many request bytes pass, when an answer begins; and what telemetry
+reports. It never sees requests that bypass it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from agent.dataplane import flowhash
 from bench.ai.trace import Request
 from lbctl.lab.engine.model import Engine, Hardware, Job, Step
 
-PREFILL_SHARE = 0.1  # of the requests, at the start: the servers fill, nothing is counted
+PREFILL_SHARE = 0.1  # of the requests, the first ones: they fill the servers and are not counted
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What telemetry says of one server."""
+    """A telemetry report of one server."""
 
     running: int
     waiting: int
@@ -35,32 +35,33 @@ class Report:
 
 
 class Balancer(Protocol):
-    """What decides, and all that it is told."""
+    """A balancer's decisions, and the events that it is told of."""
 
     def choose(self, pick: int, source: int, now_s: float) -> int:
-        """The server of a new connection; ``pick``: the hash of its addresses and ports,
-        ``source``: of the client's address alone.
+        """Return the server of a new connection.
+
+        ``pick``: the hash of its addresses and ports; ``source``: of only the client's address.
         """
 
     def opened(self, server: int) -> None:
-        """A connection to that server."""
+        """A connection to the server was opened."""
 
     def closed(self, server: int) -> None:
-        """A connection to that server has ended."""
+        """A connection to the server was closed."""
 
     def asked(self, server: int, request_bytes: int, source: int, now_s: float) -> object:
-        """A request went there; what is returned comes back with its answer."""
+        """A request went to the server; the result is passed to ``answered``."""
 
     def answered(self, server: int, asked: object, waited_s: float, now_s: float) -> None:
-        """The first byte of its answer."""
+        """The first byte of the answer has come."""
 
     def reported(self, server: int, report: Report, now_s: float) -> None:
-        """Telemetry of that server, new."""
+        """There is a new report of the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slowdown:
-    """A server that is throttled for a while: times as slow, from and until."""
+    """A server that is throttled for a while: by which factor, from when until when."""
 
     server: int
     factor: float
@@ -70,34 +71,34 @@ class Slowdown:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is simulated, the balancers aside."""
+    """What is simulated, apart from the balancers."""
 
     fleet: tuple[Hardware, ...]
     requests: tuple[Request, ...]
     seed: int = 1
     balancers: int = 1
-    clients: int = 0  # of persistent connections; 0: each request has a connection of its own
-    keep_alive_s: float = 60.0  # a connection that was idle for so long is closed
+    clients: int = 0  # with persistent connections; 0: each request has a connection of its own
+    keep_alive_s: float = 60.0  # idle time after which a connection is closed
     bypass: float = 0.0  # share of the requests that go straight to a server, evenly
     slowdown: Slowdown | None = None
     poll_s: float = 0.2
-    lost: frozenset[int] = frozenset()  # servers whose telemetry cannot be had
+    lost: frozenset[int] = frozenset()  # servers without telemetry
 
 
 @dataclass(slots=True)
 class _Connection:
-    """Of a client, to one server; ``balancer`` None: it goes round them."""
+    """A client's connection to one server; ``balancer`` None: it bypasses them."""
 
     server: int
     balancer: Balancer | None
-    used: int = 0  # how often
+    used: int = 0  # by how many requests
     busy: bool = True
     closed: bool = False
 
 
 @dataclass(slots=True)
 class _Sent:
-    """A request on its way: what ``Job.tag`` holds."""
+    """A request in flight: the value of ``Job.tag``."""
 
     number: int
     connection: _Connection
@@ -106,35 +107,35 @@ class _Sent:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it: of all requests in their order, and of all servers."""
+    """The results of a run, for all requests in their order and for all servers."""
 
-    first_token_s: npt.NDArray[np.float64]  # waited for it; NaN: never came
+    first_token_s: npt.NDArray[np.float64]  # waiting time; NaN: it never came
     server: npt.NDArray[np.int16]
     bypassed: npt.NDArray[np.bool_]
     tokens_per_s: float
     preemptions: int
-    cached_share: float = 0.0  # of all prompt tokens, those that came from prefix caches
+    cached_share: float = 0.0  # of all prompt tokens, those found in prefix caches
 
     @property
     def counted(self) -> npt.NDArray[np.float64]:
-        """The waits of those that a balancer decided about, without the start."""
+        """The waits of balanced requests, without those at the start."""
         first = int(PREFILL_SHARE * len(self.first_token_s))
         return self.first_token_s[first:][~self.bypassed[first:]]
 
 
 @dataclass(frozen=True, slots=True)
 class Chances:
-    """What chance decides of each request."""
+    """The random draws of each request."""
 
     pick: list[int]  # the hash of its addresses and ports
-    balancer: list[int]  # which of them it comes to
+    balancer: list[int]  # the balancer that it comes to
     bypasses: list[bool]
-    target: list[int]  # the server, if it bypasses
+    target: list[int]  # the server, if it bypasses the balancers
     client: list[int]
 
 
 def chances(scenario: Scenario) -> Chances:
-    """Drawn before anybody serves, so that they are the same for every contender."""
+    """Draw them before the run, so that they are the same for every contender."""
     rng = np.random.default_rng(scenario.seed + 1000)
     count = len(scenario.requests)
     return Chances(
@@ -153,7 +154,7 @@ class _Server:
 
 
 class _Simulation:
-    """One run; the heap holds (when, tie, what to do)."""
+    """One run; the heap holds (time, tie-breaker, action)."""
 
     def __init__(self, scenario: Scenario, make: Callable[[int], Balancer]) -> None:
         count = len(scenario.requests)
@@ -170,7 +171,7 @@ class _Simulation:
         self._unanswered = count
 
     def run(self) -> Outcome:
-        """All requests, until the last of them has its answer."""
+        """Run all requests, until the last one has its answer."""
         scenario = self._scenario
         self._at(scenario.requests[0].at_s, lambda: self._arrive(0))
         for number in range(scenario.balancers):
@@ -204,7 +205,7 @@ class _Simulation:
         self._ask(number, self._connect(number))
 
     def _ask(self, number: int, connection: _Connection) -> None:
-        """The bytes of a request pass, and reach the server."""
+        """Pass the bytes of a request to its server."""
         request = self._scenario.requests[number]
         server, balancer = connection.server, connection.balancer
         source, size = self._source(number), request.prompt_bytes
@@ -223,7 +224,7 @@ class _Simulation:
             self._begin(server)
 
     def _connect(self, number: int) -> _Connection:
-        """A connection of the client that is idle and young, or a new one."""
+        """Return a connection of the client that is idle and not expired, or a new one."""
         key = (self._drawn.client[number], self._drawn.bypasses[number])
         idle = self._idle.get(key)
         while idle:
@@ -240,7 +241,7 @@ class _Simulation:
         return _Connection(server, balancer)
 
     def _source(self, number: int) -> int:
-        """The hash of the client's address."""
+        """Return the hash of the client's address."""
         source = self._scenario.requests[number].source
         if source is None:
             return self._drawn.pick[number]
@@ -257,7 +258,7 @@ class _Simulation:
                 connection.balancer.closed(connection.server)
 
     def _release(self, sent: _Sent) -> None:
-        """The answer is complete."""
+        """Handle the end of an answer: free or close the connection."""
         connection, scenario = sent.connection, self._scenario
         connection.busy = False
         if not scenario.clients:
@@ -297,7 +298,7 @@ class _Simulation:
             connection.balancer.answered(connection.server, sent.asked, waited_s, self.now_s)
 
     def _poll(self, number: int) -> None:
-        """One of the balancers asks every server; each does so at moments of its own."""
+        """Poll every server for one of the balancers, which poll at different times."""
         balancer, lost = self._balancers[number], self._scenario.lost
         for server, held in enumerate(self._servers):
             if server not in lost:
@@ -308,10 +309,10 @@ class _Simulation:
 
 
 def simulate(scenario: Scenario, make: Callable[[int], Balancer]) -> Outcome:
-    """One run; ``make`` gives each of the balancers, by its number from 0."""
+    """Simulate one run; ``make`` returns each balancer, by its number from 0."""
     return _Simulation(scenario, make).run()
 
 
 def percentiles(waits_s: Sequence[float] | npt.NDArray[np.float64]) -> tuple[float, ...]:
-    """p50, p95, p99 and p99.9."""
+    """Return p50, p95, p99 and p99.9."""
     return tuple(float(value) for value in np.percentile(waits_s, (50, 95, 99, 99.9)))

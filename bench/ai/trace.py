@@ -1,8 +1,8 @@
 """Decides what is asked and when: lengths from the Azure traces, arrivals of a given burstiness.
 
-Lengths are pairs (prompt, answer) drawn from the trace as they are: the two are related, and no
+Lengths are (prompt, answer) pairs drawn from the trace as they are: the two are correlated, and no
 simple distribution fits them. Where the traces are absent, they are drawn from the published
-quantiles, each alone. Arrivals are a renewal process with Gamma gaps: the trace's have a
+quantiles, independently. Arrivals are a renewal process with Gamma gaps: those of the trace have a
 coefficient of variation of 1.09; 3.6 stands for bursts.
 """
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 TRACE_CV = 1.09
 BURSTY_CV = 3.6
-BYTES_PER_TOKEN = 5  # of English text and the usual tokenizers, JSON around it included
+BYTES_PER_TOKEN = 5  # of English text with the usual tokenizers, including the JSON around it
 PLACE = "STEELYARD_TRACES"
 _DEFAULT_PLACE = Path(__file__).parents[3] / "shared" / "traces"
 _FILE = "AzureLLMInferenceTrace_{name}.csv"
@@ -26,7 +26,7 @@ _FILE = "AzureLLMInferenceTrace_{name}.csv"
 type Floats = npt.NDArray[np.float64]
 type Pairs = npt.NDArray[np.int64]
 
-# Of the conversation trace: quantiles of prompt and answer tokens, with means of 1155 and 211.
+# Quantiles of prompt and answer tokens of the conversation trace, with means of 1155 and 211.
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 _PROMPT = (20.0, 181.0, 396.0, 1020.0, 1189.0, 2735.0, 4142.0, 5000.0)
 _ANSWER = (7.0, 41.0, 85.0, 129.0, 395.0, 424.0, 601.0, 1000.0)
@@ -34,7 +34,7 @@ _ANSWER = (7.0, 41.0, 85.0, 129.0, 395.0, 424.0, 601.0, 1000.0)
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Pairs of prompt and answer tokens to draw from, and where they are from."""
+    """Pairs of prompt and answer tokens to draw from, and their origin."""
 
     pairs: Pairs
     source: str
@@ -55,8 +55,8 @@ class Request:
     at_s: float
     prompt_tokens: int
     answer_tokens: int
-    source: int | None = None  # whose; None: somebody's who asks once
-    prefixes: tuple[tuple[Hashable, int], ...] = ()  # as of ``Job``
+    source: int | None = None  # the user; None: one who sends a single request
+    prefixes: tuple[tuple[Hashable, int], ...] = ()  # as in ``Job``
     kept_as: Hashable | None = None
 
     @property
@@ -65,17 +65,17 @@ class Request:
 
 
 def folder() -> Path:
-    """Where the traces lie: as the environment says, or beside the repository."""
+    """Return the folder of the traces: the environment's, or one beside the repository."""
     return Path(os.environ.get(PLACE) or _DEFAULT_PLACE)
 
 
 def path(name: str = "conv", place: Path | None = None) -> Path:
-    """The file of a trace (``conv`` or ``code``), in that folder or where they lie."""
+    """Return the file of a trace (``conv`` or ``code``), in ``place`` or in ``folder()``."""
     return (place or folder()) / _FILE.format(name=name)
 
 
 def lengths(name: str = "conv", place: Path | None = None) -> Lengths:
-    """The pairs of a trace, or generated ones where it is absent."""
+    """Return the pairs of a trace, or generated ones if it is absent."""
     file = path(name, place)
     if not file.exists():
         return generated()
@@ -84,7 +84,7 @@ def lengths(name: str = "conv", place: Path | None = None) -> Lengths:
 
 
 def generated(count: int = 20_000, seed: int = 1) -> Lengths:
-    """Pairs with the published quantiles of the conversation trace."""
+    """Return pairs with the published quantiles of the conversation trace."""
     rng = np.random.default_rng(seed)
     columns = [
         np.interp(rng.random(count), _QUANTILES, values).round() for values in (_PROMPT, _ANSWER)
@@ -94,7 +94,7 @@ def generated(count: int = 20_000, seed: int = 1) -> Lengths:
 
 
 def gaps(rng: np.random.Generator, count: int, rate_per_s: float, cv: float) -> Floats:
-    """Seconds between arrivals: Gamma with this mean rate and coefficient of variation."""
+    """Return seconds between arrivals: Gamma with this mean rate and coefficient of variation."""
     shape = 1.0 / cv**2
     return rng.gamma(shape, 1.0 / (rate_per_s * shape), count)
 
@@ -102,10 +102,10 @@ def gaps(rng: np.random.Generator, count: int, rate_per_s: float, cv: float) -> 
 def requests(
     of: Lengths, count: int, rate_per_s: float, cv: float, seed: int
 ) -> tuple[Request, ...]:
-    """The same for the same seed, whoever serves them."""
+    """Return requests, always the same for the same seed."""
     rng = np.random.default_rng(seed)
     at_s = np.cumsum(gaps(rng, count, rate_per_s, cv))
-    # A sample this small has a rate of its own: all of it comes in the time that it should.
+    # The rate of so small a sample varies: scale it, so all comes within the intended time.
     at_s *= count / rate_per_s / at_s[-1]
     pairs = of.pairs[rng.integers(0, len(of.pairs), count)]
     return tuple(
@@ -118,29 +118,32 @@ def requests(
 class Conversations:
     """Conversations of several turns: each prompt is all that was said before, and more.
 
-    ``turns``: in the mean, drawn from a geometric distribution; ``think_s``: between an answer and
-    the next prompt, in the mean; ``system_tokens``: what each begins with, the same for all of a
-    tenant's; ``users_each``: so many users have one address.
+    ``turns``: the mean of a geometric distribution; ``think_s``: the mean time between an answer
+    and the next prompt; ``system_tokens``: the beginning of each, the same for all of a tenant's;
+    ``users_each``: the number of users behind one address.
     """
 
     count: int
-    per_s: float  # that begin
+    per_s: float  # conversations that begin
     turns: float
     think_s: float
     system_tokens: int
     tenants: int = 20
     users_each: int = 1
-    most_tokens: int = 8000  # of a prompt and its answer: then it ends
+    most_tokens: int = 8000  # of a prompt and its answer: more end the conversation
 
 
-_TURN_SHARE = 0.25  # of the trace's prompts, which have their history in them, is new
-_TOKEN_S = 0.04  # of an answer, until its reader can begin to think
+_TURN_SHARE = 0.25  # the new part of the trace's prompts, which contain their history
+_TOKEN_S = 0.04  # time per token of an answer, before its reader begins to think
 
 
 def conversations(
     of: Lengths, what: Conversations, seed: int, first: int = 0
 ) -> tuple[Request, ...]:
-    """The same for the same seed, whoever serves them; ``first``: the number of the first one."""
+    """Return the requests of conversations, always the same for the same seed.
+
+    ``first``: the number of the first conversation.
+    """
     rng = np.random.default_rng(seed)
     begins = np.cumsum(rng.exponential(1 / what.per_s, what.count))
     found: list[Request] = []

@@ -1,1 +1,1 @@
-"""Outages of a pair of balancers as a client sees them: our failover beside keepalived's."""
+"""Outages of a pair of balancers as a client sees them: our failover compared with keepalived's."""

@@ -1,4 +1,4 @@
-"""``python -m bench.failover``: measures, prints, and keeps it in bench/results."""
+"""``python -m bench.failover``: measure, print, and keep the result in bench/results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _keepalived() -> str:
 
 
 def _guarded[T](work: Callable[[Path], T]) -> T:
-    """Do it with the client's program in a folder; whoever interrupts it gets a clean machine."""
+    """Call ``work`` with the client's compiled program; clean up, also after an interrupt."""
     try:
         _prepare()
         with (
@@ -70,7 +70,7 @@ def _guarded[T](work: Callable[[Path], T]) -> T:
 
 
 def _keep(folder: Path | None, part: str, content: Document) -> Document:
-    """The document with that part, beside the other one as it was kept; written if asked for."""
+    """Return the kept document with this part replaced; write it if a folder is given."""
     path = (folder or _RESULTS) / "failover.json"
     document: Document = json.loads(path.read_text()) if path.exists() else {}
     document = {**document, part: content} if folder else {part: content}
@@ -90,21 +90,21 @@ def _finish(document: Document) -> None:
 _KEEP = click.option(
     "--keep",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the results, whole or not.",
+    help="Folder for the results, also those of a partial run.",
 )
 
 
 @click.group(invoke_without_command=True)
-@click.option("--quick", is_flag=True, help="Adverts every 10 ms alone, each case twice: a minute.")
+@click.option("--quick", is_flag=True, help="Only adverts every 10 ms, each case twice: a minute.")
 @click.option(
-    "--case", "cases", multiple=True, type=click.Choice([c.name for c in CASES]), help="Only it."
+    "--case", "cases", multiple=True, type=click.Choice([c.name for c in CASES]), help="Only this."
 )
 @click.option(
     "--variant", "variants", multiple=True, type=click.Choice([v.name for v in plan.VARIANTS])
 )
 @click.option("--pair", "pairs", multiple=True, type=click.Choice([p.name for p in plan.PAIRINGS]))
-@click.option("--repetitions", type=click.IntRange(1, 500), help="Of each case; else its own.")
-@click.option("--seed", default=1, show_default=True, help="Of the moments at which faults come.")
+@click.option("--repetitions", type=click.IntRange(1, 500), help="Per case; each has a default.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the times of faults.")
 @_KEEP
 @click.pass_context
 def main(
@@ -119,13 +119,13 @@ def main(
 ) -> None:
     """Compare outages of a pair of ours with those of a pair of keepalived. Needs root.
 
-    A whole run in which everything could be measured is kept in bench/results/failover.{md,json}.
+    A whole run without a failed measurement is kept in bench/results/failover.{md,json}.
     """
     if context.invoked_subcommand is not None:
         return
     series = plan.narrowed(plan.QUICK if quick else plan.WHOLE, cases, variants, pairs, repetitions)
     if not series:
-        raise click.ClickException("nothing is measured of that variant, pair and case")
+        raise click.ClickException("there is no measurement of this variant, pair and case")
 
     def work(tool: Path) -> list[Found]:
         alone = plan.tasks((one for one in series if one.alone), seed)
@@ -138,7 +138,7 @@ def main(
     part = quick or cases or variants or pairs or repetitions or content["failures"]
     _finish(_keep(keep or (None if part else _RESULTS), "outages", content))
     if content["failures"]:
-        raise click.ClickException(f"{len(content['failures'])} times something was not measured")
+        raise click.ClickException(f"{len(content['failures'])} measurements failed")
 
 
 @main.command("steady")
@@ -150,11 +150,11 @@ def main(
     "pairs",
     multiple=True,
     type=click.Choice([p.name for p in plan.BOTH]),
-    help="Only it.",
+    help="Only this.",
 )
 @_KEEP
 def steady_command(seconds: int, pairs: tuple[str, ...], keep: Path | None) -> None:
-    """Count false failovers of pairs that nobody harms, while every core is busy. Needs root.
+    """Count false failovers of pairs without a fault, while every core is busy. Needs root.
 
     Ten minutes of all pairs are kept beside the outages.
     """

@@ -1,4 +1,4 @@
-"""Decides what is done to a pair: each fault, and how it is undone."""
+"""Decides which faults a pair is subjected to, and how each is undone."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from bench.failover.network import MASTER, Act, Pair
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """What a fault is made on."""
+    """The pair on which a fault is made."""
 
     pair: Pair
     daemon: Daemon  # the master's
 
     def restart(self) -> Act:
-        """The daemon once more, as a service manager would."""
+        """Start the daemon again, as a service manager would."""
         return self.daemon.restart
 
     def carrier(self, there: bool) -> Act:
-        """The master's cable."""
+        """Pull or plug the master's cable."""
         return self.pair.carrier(self.pair.nodes[MASTER], there)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A fault of the master, or of the network between the two: how it is prepared, and undone.
+    """A fault of the master, or of the network between the two: how to prepare and to undo it.
 
     ``dead``: the node counts as dead from the fault on, though its kernel may still answer for
-    the VIP; the outage ends with the other node's first answer. ``heals``: neither daemon was
-    harmed, and both may have been master: was the VIP black-holed afterwards?
+    the VIP; the outage ends with the other node's first answer. ``heals``: neither daemon is
+    harmed, and both may have been master; what counts is whether the VIP is black-holed afterwards.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Case:
     from_first_loss: bool = False
     dead: bool = False
     heals: bool = False
-    rest: bool = False  # the master has been one for long, and never stops being one
-    lasts_s: tuple[float, float] = (0.1, 0.2)  # beyond the takeover; drawn anew each time
+    rest: bool = False  # the master has long been master, and stays it
+    lasts_s: tuple[float, float] = (0.1, 0.2)  # after the takeover; drawn for each repetition
 
 
 CASES = (
@@ -122,5 +122,5 @@ CASES = (
 
 
 def case(name: str) -> Case:
-    """The case of that name."""
+    """Return the case of that name."""
     return next(case for case in CASES if case.name == name)

@@ -1,4 +1,4 @@
-"""Owns a VRRP daemon on a node, ours or keepalived, and decides how each is configured."""
+"""Owns the VRRP daemon on a node, ours or keepalived, and decides how each is configured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _END_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A VRRP daemon; ``command`` writes what it needs into a folder."""
+    """A VRRP daemon; ``command`` writes its files into a folder and returns its command line."""
 
     name: str
     command: Callable[[Pair, Node, Path], list[str]]
@@ -31,12 +31,12 @@ class Program:
 def _vips(pair: Pair) -> list[str]:
     if pair.variant.family == 4:
         return [pair.variant.vip]
-    # RFC 9568, section 5.2.9: a link-local address comes first. This one is what ours makes.
+    # RFC 9568, section 5.2.9: a link-local address comes first. Ours would generate this one.
     return [str(IPv6Address(f"fe80::200:5eff:fe00:2{VRID:02x}")), pair.variant.vip]
 
 
 def keepalived_text(pair: Pair, node: Node) -> str:
-    """keepalived.conf: its defaults, but for what a pair needs."""
+    """Return keepalived.conf: its defaults, but for what a pair needs."""
     lines = [
         "global_defs {",
         f"    router_id {node.name}",
@@ -59,7 +59,7 @@ def keepalived_text(pair: Pair, node: Node) -> str:
 def _keepalived(pair: Pair, node: Node, folder: Path) -> list[str]:
     path = folder / "keepalived.conf"
     path.write_text(keepalived_text(pair, node))
-    # All four: what it finds locked in /run, another keepalived of this host has.
+    # All four PID files: in /run they may be locked by another keepalived of this host.
     files = [
         word
         for option in ("pid", "vrrp_pid", "checkers_pid", "bfd_pid")
@@ -72,7 +72,7 @@ def _keepalived(pair: Pair, node: Node, folder: Path) -> list[str]:
 
 
 def steelyard_document(pair: Pair, node: Node, folder: Path) -> dict[str, object]:
-    """The agent's configuration: our defaults, but for what a pair needs."""
+    """Return the agent's configuration: our defaults, but for what a pair needs."""
     instance: dict[str, object] = {
         "name": "bench",
         "vrid": VRID,
@@ -105,7 +105,7 @@ KEEPALIVED = Program("keepalived", _keepalived)
 
 
 class Daemon:
-    """A daemon on a node: started, harmed and started again."""
+    """A daemon on a node, which can be started, harmed and started again."""
 
     def __init__(self, program: Program, pair: Pair, node: Node) -> None:
         self._pair, self._node = pair, node
@@ -121,11 +121,11 @@ class Daemon:
         )
 
     def killing(self) -> Act:
-        """SIGKILL, to all at one moment: keepalived's child leaves cleanly if its parent dies."""
+        """Prepare SIGKILL to all at once: keepalived's child exits cleanly without its parent."""
         return self.signalling(signal.SIGSTOP, signal.SIGKILL)
 
     def signalling(self, *numbers: signal.Signals) -> Act:
-        """Signals to the process and all that it has started; a parent before its children."""
+        """Prepare signals to the process and all its descendants, parents before their children."""
         pids = self._pids()
 
         def act() -> None:
@@ -142,7 +142,7 @@ class Daemon:
             self._process.terminate()
 
     def restart(self) -> None:
-        """Start it again as soon as the one of before is gone."""
+        """Start it again as soon as the previous process is gone."""
         self._await_end()
         self.start()
 
@@ -156,7 +156,7 @@ class Daemon:
             self._process.wait()
 
     def cpu_s(self) -> float:
-        """Processor time of all its processes since they began."""
+        """Return the CPU time of all its processes since their start."""
         ticks = 0
         for pid in self._pids():
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

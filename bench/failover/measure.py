@@ -1,4 +1,4 @@
-"""Owns the measuring: pairs are built, harmed and watched, one repetition after the other."""
+"""Owns the measurement: builds pairs, harms and watches them, one repetition after the other."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from bench.failover.timeline import LATE_NS, Moments, Outcome
 from bench.failover.watch import Watch, watching
 
 _START_TIMEOUT_S = 15.0
-_BLACK_HOLE_S = 5.0  # a client is not let wait any longer
+_BLACK_HOLE_S = 5.0  # a client does not wait any longer
 _LOOK_S = 0.02
-_ARM_S = 0.05  # until what makes the fault waits for its word
+_ARM_S = 0.05  # until the process that makes the fault waits for the signal to do it
 _CALM_NS = 100_000_000
-# keepalived's second volley of gratuitous ARP: a master that has been one for long has none left.
+# Until keepalived's second burst of gratuitous ARP is over, as for any long-standing master.
 _REST_S = 5.5
 _BUILDS = 3  # of a pair that does not come up, or does not recover
 _SECOND = 10**9
 
 
 class MeasureError(SteelyardError):
-    """A pair does not do what a pair does."""
+    """A pair does not behave as a pair should."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """Which daemons meet."""
+    """The daemons of a pair."""
 
     name: str
     programs: tuple[Program, Program]  # of the master, of the backup
@@ -48,7 +48,7 @@ class Pairing:
 class Task:
     """Cases of one pairing, one after the other in the same network.
 
-    For each repetition of a case the moment of the fault, as a share of the time between adverts.
+    Each repetition of a case is the time of its fault, as a share of the time between adverts.
     """
 
     variant: Variant
@@ -59,7 +59,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One repetition."""
+    """The result of one repetition."""
 
     variant: str
     pairing: str
@@ -70,7 +70,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What could not be measured."""
+    """A measurement that failed."""
 
     variant: str
     pairing: str
@@ -83,12 +83,12 @@ type Progress = Callable[[str], None]
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
-    """Somebody wants the measuring to end."""
+    """The measurement has been told to stop."""
 
 
 @dataclass(slots=True)
 class Bed:
-    """A pair in operation."""
+    """A pair in operation, with the client that watches it."""
 
     pair: Pair
     daemons: tuple[Daemon, Daemon]
@@ -96,14 +96,14 @@ class Bed:
     stop: threading.Event
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but not when the measuring is to end."""
+        """Wait; raises Stopped if the measurement has to stop."""
         if self.stop.wait(seconds):
             raise Stopped
 
     def await_calm(self, node: int, since_ns: int, timeout_s: float, start: int) -> bool:
-        """Wait until one node alone has the VIP and has answered all probes of a moment.
+        """Wait until only this node has the VIP and has answered all probes for a while.
 
-        ``start``: the index of a record at which the master alone had it, or nobody yet.
+        ``start``: the index of a record at which only the master had it, or no node yet.
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -117,18 +117,18 @@ class Bed:
         return False
 
     def state(self, start: int) -> str:
-        """Who has the VIP, and who answers, for people."""
+        """Describe which nodes have the VIP and which answer, for people."""
         records = self.watch.since(start)
-        who = [node.name for node in self.pair.nodes] + ["nobody"]
-        has = [who[node] for node in timeline.owners(records, {MASTER} if start else ())]
+        names = [node.name for node in self.pair.nodes] + ["nobody"]
+        has = [names[node] for node in timeline.owners(records, {MASTER} if start else ())]
         known_ns = time.monotonic_ns() - LATE_NS
         recent = timeline.probes(records).between(known_ns - _CALM_NS, known_ns)
-        answers = Counter(who[node] for node in recent.answered_by.tolist())
+        answers = Counter(names[node] for node in recent.answered_by.tolist())
         said = ", ".join(f"{name} {count}" for name, count in answers.items())
         return f"the VIP is on {' and '.join(has) or 'nobody'}; last answers: {said}"
 
     def await_phase(self, phase: float) -> None:
-        """Wait for a moment between two adverts of the master."""
+        """Wait for this phase between two adverts of the master."""
         interval_ns = self.pair.variant.interval_s * _SECOND
         records = self.watch.since(max(0, self.watch.count() - int(5 * interval_ns / 1e6) - 100))
         heard = records[(records["kind"] == timeline.Kind.HEARD) & (records["node"] == BACKUP)]
@@ -138,7 +138,7 @@ class Bed:
         self.sleep(wait_ns / _SECOND)
 
     def await_answers(self, node: int, since_ns: int, timeout_s: float, start: int) -> bool:
-        """Wait until a node has answered a probe."""
+        """Wait until this node has answered a probe."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             records = self.watch.since(start)
@@ -152,14 +152,14 @@ class Bed:
 def bed(
     variant: Variant, pairing: Pairing, tool: Path, number: int, stop: threading.Event
 ) -> Iterator[Bed]:
-    """A pair that has settled: the node with the higher priority is master."""
+    """Build a pair and wait until it has settled: the node with the higher priority is master."""
     with wired(variant, tool.parent, number) as pair, watching(tool, pair) as watch:
         daemons = tuple(
             Daemon(program, pair, node)
             for program, node in zip(pairing.programs, pair.nodes, strict=True)
         )
         made = Bed(pair, (daemons[0], daemons[1]), watch, stop)
-        # One after the other: that the backup is there shows only while it is alone.
+        # One after the other: that the backup works can be seen only while it is alone.
         for index in (BACKUP, MASTER):
             daemons[index].start()
             if not made.await_calm(index, 0, _START_TIMEOUT_S + 5 * variant.interval_s, 0):
@@ -173,7 +173,7 @@ def bed(
 
 @contextmanager
 def _hurry() -> Iterator[None]:
-    """This thread before everything ordinary, but not what it starts: for the right moment."""
+    """Give this thread, but not what it starts, real-time priority, so that faults come in time."""
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     try:
         yield
@@ -182,15 +182,15 @@ def _hurry() -> Iterator[None]:
 
 
 def repeat(made: Bed, one: Case, phase: float, draw: random.Random) -> tuple[Outcome, bool]:
-    """Make a fault and undo it; what came of it, and whether it had to be helped.
+    """Make a fault and undo it; return the outcome, and whether the client had to be helped.
 
-    ``phase``: when it comes, as a share of the time between two adverts.
+    ``phase``: the time of the fault, as a share of the time between two adverts.
     """
     interval_s = made.pair.variant.interval_s
     victim = Victim(made.pair, made.daemons[MASTER])
     start = made.watch.count()
     harm = one.harm(victim)
-    made.sleep(_ARM_S + interval_s)  # the last advert before the fault is to be in the records
+    made.sleep(_ARM_S + interval_s)  # so that the last advert before the fault is in the records
     with _hurry():
         made.await_phase(phase)
         fault_ns = time.monotonic_ns()
@@ -216,7 +216,7 @@ def repeat(made: Bed, one: Case, phase: float, draw: random.Random) -> tuple[Out
 def measure(
     task: Task, tool: Path, number: int, stop: threading.Event, progress: Progress
 ) -> list[Found]:
-    """All repetitions of a task; what fails is tried once more in a new network."""
+    """Take all repetitions of a task; a failed one is tried once more in a new network."""
     found: list[Found] = []
     draw = random.Random(task.seed)
     left = [_Left(name, list(moments)) for name, moments in task.repetitions]
@@ -237,7 +237,7 @@ def measure(
 
 @dataclass(slots=True)
 class _Left:
-    """What is still to be done of a case."""
+    """The repetitions of a case that are still to be done."""
 
     case: str
     phases: list[float]
@@ -251,7 +251,7 @@ def _take(
     found: list[Found],
     progress: Progress,
 ) -> None:
-    """The repetitions of one case."""
+    """Take the repetitions of one case."""
     where = (task.variant.name, task.pairing.name, left.case)
     one = case(left.case)
     began = len(found)
@@ -266,7 +266,7 @@ def _take(
 
 
 def run(tasks: Sequence[Task], tool: Path, at_once: int, progress: Progress) -> list[Found]:
-    """All tasks, so many at once; a signal ends them all with their networks removed."""
+    """Run all tasks, ``at_once`` in parallel; a signal stops all and removes their networks."""
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=at_once) as pool:
         futures = [

@@ -1,4 +1,4 @@
-"""Owns the network of a pair: a bridge with a client and two nodes, and what cuts it apart."""
+"""Owns the network of a pair, a bridge with a client and two nodes, and the faults in it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Role
 
 INTERFACE = "eth0"
-MASTER, BACKUP = 0, 1  # which node is which while all is well
+MASTER, BACKUP = 0, 1  # the nodes' roles while all is well
 _PREFIX = "failover"
 _TABLE = "cut"
 _LOG_LINES = 5
 _COMMAND_TIMEOUT_S = 10.0
 
-type Act = Callable[[], None]  # something that is prepared, and happens when it is called
+type Act = Callable[[], None]  # a prepared action, done when it is called
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How VRRP is spoken."""
+    """The VRRP variant: family, version and interval."""
 
     name: str
     title: str
@@ -36,13 +36,13 @@ class Variant:
 
     @property
     def vip(self) -> str:
-        """The address that the client asks for."""
+        """The address that the client probes."""
         return "10.73.0.100" if self.family == 4 else "fd73::100"
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine of the pair, and the name of its port on the bridge."""
+    """A node of the pair, and the name of its port on the bridge."""
 
     namespace: str
     name: str
@@ -61,19 +61,19 @@ class Pair:
     folder: Path
 
     def namespace(self, of: str) -> str:
-        """Of a node, the client or the switch."""
+        """Return the namespace of a node, the client or the switch."""
         return f"{self.name}-{of}"
 
     @property
     def nodes(self) -> tuple[Node, Node]:
-        """The master while all is well, and its backup."""
+        """The node that is master while all is well, and its backup."""
         return (
             Node(self.namespace("lb1"), "lb1", "02:73:00:00:00:0a", 150, "10.73.0.1", "fd73::1"),
             Node(self.namespace("lb2"), "lb2", "02:73:00:00:00:0b", 100, "10.73.0.2", "fd73::2"),
         )
 
     def log(self, index: int) -> str:
-        """The last words of a node's daemon."""
+        """Return the last lines of the log of a node's daemon."""
         try:
             text = (self.folder / f"{self.nodes[index].name}.log").read_text(errors="replace")
         except OSError:
@@ -81,29 +81,29 @@ class Pair:
         return " | ".join(text.strip().splitlines()[-_LOG_LINES:]) or "it is empty"
 
     def carrier(self, node: Node, there: bool) -> Act:
-        """Pull a node's cable out of the switch, or put it in."""
+        """Prepare to pull a node's cable out of the switch, or to plug it in."""
         batch = ["ip", "-n", self.namespace("switch"), "-batch", "-"]
         return self._armed(batch, f"link set {node.name} {'up' if there else 'down'}\n")
 
     def lose(self, *rules: str) -> Act:
-        """Drop on the bridge what the rules (nftables) match; nobody loses carrier."""
+        """Prepare to drop what nftables rules match on the bridge; no node loses carrier."""
         chain = "type filter hook forward priority 0"
         body = "\n".join([chain, *(f"{rule} drop" for rule in rules)])
         return self._nft(f"table bridge {_TABLE} {{\nchain forward {{\n{body}\n}}\n}}\n")
 
     def lose_nothing(self) -> Act:
-        """Undo ``lose``."""
+        """Prepare to undo ``lose``."""
         return self._nft(f"delete table bridge {_TABLE}\n")
 
     def forget(self) -> None:
-        """The client asks anew who has the VIP."""
+        """Make the client resolve the VIP again."""
         netns.ip([f"neigh flush dev {INTERFACE}"], self.namespace("client"))
 
     def _nft(self, text: str) -> Act:
         return self._armed([*netns.entering(self.namespace("switch")), "nft", "-f", "-"], text)
 
     def _armed(self, command: Sequence[str], text: str) -> Act:
-        """A command that is started now, and waits for its text."""
+        """Start a command now, which waits for its input until the action is done."""
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -163,7 +163,7 @@ def remove_abandoned() -> None:
 
 @contextmanager
 def wired(variant: Variant, folder: Path, number: int) -> Iterator[Pair]:
-    """A network, removed with the block together with all that was started for it."""
+    """Make a network; at the end of the block, remove it with all that was started in it."""
     pair = Pair(f"{_PREFIX}-{os.getpid()}-{number}", variant, folder / f"pair{number}")
     pair.folder.mkdir()
     try:

@@ -27,16 +27,16 @@ PAIRINGS = (*BOTH, *MIXED)
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Cases of some pairings that are measured in turn; how often each case, in all rounds."""
+    """Cases of some pairings that are measured in turn, and how often each case in all rounds."""
 
     variant: Variant
     pairings: tuple[Pairing, ...]
     repetitions: Mapping[str, int]
     rounds: int = 1
-    alone: bool = True  # nothing else runs beside it
+    alone: bool = True  # nothing else runs at the same time
 
 
-# Of the partition and of the cut link, 50 heals are asked for.
+# The targets ask for 50 heals of the partition and of the cut link.
 _ALL = {
     "kill": 20,
     "stop": 20,
@@ -65,7 +65,7 @@ def narrowed(
     pairings: Collection[str],
     repetitions: int | None,
 ) -> tuple[Series, ...]:
-    """Only what is named (nothing named: everything), and that often instead."""
+    """Keep only what is named (an empty set names everything), with this number of repetitions."""
     found = []
     for one in series:
         chosen = tuple(p for p in one.pairings if not pairings or p.name in pairings)
@@ -80,7 +80,7 @@ def narrowed(
 
 
 def tasks(series: Iterable[Series], seed: int) -> list[Task]:
-    """In the order of their start: round after round, each begins with another pairing."""
+    """Return tasks in the order of their start: in rounds, each begins with another pairing."""
     return [
         Task(one.variant, pairing, _share(one, number, seed), seed + number)
         for one in series
@@ -91,7 +91,7 @@ def tasks(series: Iterable[Series], seed: int) -> list[Task]:
 
 
 def _share(one: Series, number: int, seed: int) -> tuple[tuple[str, tuple[float, ...]], ...]:
-    """What of a series' repetitions falls to a round: the moments of the faults of each case."""
+    """Return a round's part of a series: the times of the faults of each case."""
     draw = random.Random(seed)
     moments = {name: _moments(count, draw) for name, count in one.repetitions.items()}
     shares = {name: tuple(every[number :: one.rounds]) for name, every in moments.items()}
@@ -99,7 +99,7 @@ def _share(one: Series, number: int, seed: int) -> tuple[tuple[str, tuple[float,
 
 
 def _moments(count: int, draw: random.Random) -> list[float]:
-    """Between two adverts, in any order; evenly spread, so that few repetitions are enough."""
+    """Return times between two adverts, shuffled but evenly spread, so that few are enough."""
     found = [(number + 0.5) / count for number in range(count)]
     draw.shuffle(found)
     return found

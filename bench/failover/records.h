@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The file that watch.c writes while watch.py reads it: what happened when. */
+/* The file that watch.c writes while watch.py reads it: events and their times. */
 #pragma once
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +14,7 @@
 #define RECORDS (2u << 20) /* 32 MB of a sparse file: a quarter of an hour */
 #define SECOND 1000000000ull
 
-/* timeline.py has the same kinds, and the same record. */
+/* timeline.py has the same kinds, and the same record layout. */
 enum kind {
 	SENT = 1,
 	ANSWERED,
@@ -28,7 +28,7 @@ struct record {
 	uint64_t at_ns;  /* CLOCK_MONOTONIC */
 	uint32_t number; /* of the probe; HEARD: the advert's priority */
 	uint8_t kind;
-	uint8_t node; /* who answered, announced, has the VIP, or heard the advert */
+	uint8_t node; /* that answered, announced, has the VIP, or heard the advert */
 	uint16_t pad;
 };
 

@@ -1,4 +1,4 @@
-"""Turns what was found into JSON, which is what is kept, and that into Markdown."""
+"""Turns results into JSON, which is kept, and that into Markdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ type Document = dict[str, Any]
 
 
 def outages(on: Machine, keepalived: str, found: Sequence[Found]) -> Document:
-    """The part about faults."""
+    """Return the part about faults."""
     return {
         "machine": asdict(on),
         "keepalived": keepalived,
@@ -35,7 +35,7 @@ def outages(on: Machine, keepalived: str, found: Sequence[Found]) -> Document:
 
 
 def steady(on: Machine, seconds: float, found: Sequence[Steady]) -> Document:
-    """The part about pairs that nobody harmed."""
+    """Return the part about pairs without a fault."""
     return {
         "machine": asdict(on),
         "seconds": seconds,
@@ -45,7 +45,7 @@ def steady(on: Machine, seconds: float, found: Sequence[Steady]) -> Document:
 
 
 def as_json(document: Document) -> str:
-    """What is kept; each figure once, units in the keys."""
+    """Return what is kept: each figure once, with units in the keys."""
     return json.dumps(document, indent=1) + "\n"
 
 
@@ -67,12 +67,12 @@ def _steady(document: Document) -> list[Steady]:
 
 
 def missed(document: Document) -> list[Mark]:
-    """The marks that were not reached."""
+    """Return the targets that were not met."""
     return [mark for mark in marks(_rows(document), _steady(document)) if not mark.reached]
 
 
 def markdown(document: Document) -> str:
-    """The page."""
+    """Return the report as Markdown."""
     found, unharmed = _rows(document), _steady(document)
     parts = ["# Failover beside keepalived", _setup(document)]
     if said := marks(found, unharmed):

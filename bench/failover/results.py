@@ -1,4 +1,4 @@
-"""Decides what the repetitions say together: medians, worst ones, heals, and what is reached."""
+"""Decides what the repetitions show together: medians, worst cases, heals, and targets met."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bench.failover.network import Variant
 from bench.failover.plan import FAST, OURS, PAIRINGS, THEIRS, VARIANTS
 from bench.failover.steady import Steady
 
-# The client asks once a millisecond: less is no difference.
+# The client probes once per millisecond, so a smaller difference is none.
 RESOLUTION_MS = 1.0
 BLACK_HOLE_INTERVALS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """The same thing in every repetition, in ms."""
+    """One quantity over all repetitions, in ms."""
 
     median: float
     worst: float
@@ -27,23 +27,23 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is said of one pairing in one case."""
+    """The figures of one pairing in one case."""
 
     variant: str
     case: str
     pairing: str
     repetitions: int
     outage: Figure
-    back_outage: Figure  # once the fault was undone
-    black_holed: int  # outages of more than 3 adverts, once the fault was undone
+    back_outage: Figure  # after the fault was undone
+    black_holed: int  # outages of more than 3 advert intervals, after the fault was undone
     hole_ms: float  # the longest of those
-    given_up: int  # those in which the client had to be helped
-    two_owners_ms: float  # the longest, once the backup heard the master again
+    given_up: int  # repetitions in which the client had to be helped
+    two_owners_ms: float  # the longest time with two, after the backup heard the master again
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Something to be reached."""
+    """A target, and whether it is met."""
 
     what: str
     found: str
@@ -52,7 +52,7 @@ class Mark:
 
 
 def rows(found: Iterable[Found]) -> list[Row]:
-    """One for each pairing, case and variant that has repetitions, in the order of the plan."""
+    """Return a row for each pairing, case and variant with repetitions, in the plan's order."""
     held: dict[tuple[str, str, str], list[Sample]] = {}
     for one in found:
         if isinstance(one, Sample):
@@ -84,7 +84,7 @@ def _row(variant: Variant, one: Case, samples: Sequence[Sample]) -> Row:
 
 
 def outage_ms(sample: Sample) -> float:
-    """Of a dead node nobody gets an answer, whatever its kernel still says here."""
+    """Return the outage in ms; answers of a dead node's kernel do not count."""
     outcome = sample.outcome
     if case(sample.case).dead and outcome.takeover_ms is not None:
         return outcome.takeover_ms
@@ -97,7 +97,7 @@ def _figure(values: Iterable[float]) -> Figure:
 
 
 def marks(all_rows: Sequence[Row], steady: Sequence[Steady]) -> list[Mark]:
-    """What is to be reached, as far as it was measured."""
+    """Return the targets, as far as they were measured."""
     return [
         *_no_slower(all_rows),
         *_no_black_hole(all_rows),
@@ -157,5 +157,5 @@ def _no_false_failover(steady: Sequence[Steady]) -> Iterable[Mark]:
 
 
 def failures(found: Iterable[Found]) -> list[Failure]:
-    """What could not be measured."""
+    """Return the failed measurements."""
     return [one for one in found if isinstance(one, Failure)]

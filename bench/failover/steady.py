@@ -1,4 +1,4 @@
-"""Owns the test for false failovers: pairs that nobody harms, while every core is busy."""
+"""Owns the test for false failovers: pairs without a fault, while every core is busy."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _GRACE_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """What happened to a pair."""
+    """What happened to one pair."""
 
     variant: str
     pairing: str
-    transitions: int  # a node took the VIP or lost it
-    lost: int  # probes that nobody answered in time
+    transitions: int  # how often a node took the VIP or lost it
+    lost: int  # probes that no node answered in time
     probes: int
     hole_ms: float  # the longest outage
     cpu_ms_per_s: tuple[float, float]  # of the master's daemon, of the backup's
@@ -35,7 +35,7 @@ class Steady:
 def run(
     pairs: Sequence[tuple[Variant, Pairing]], tool: Path, seconds: float, progress: Progress
 ) -> list[Steady]:
-    """All pairs at once, for so long."""
+    """Run all pairs at once, for ``seconds``."""
     stop = threading.Event()
     with ExitStack() as stack:
         beds = []
@@ -57,7 +57,7 @@ def run(
 
 @contextmanager
 def _busy(seconds: float) -> Iterator[None]:
-    """Loops that take all the processors give; they end by themselves if nobody ends them."""
+    """Keep every processor busy with loops, which end by themselves if they are not stopped."""
     limit = str(int(seconds + _GRACE_S))
     command = ["timeout", limit, "sh", "-c", "while :; do :; done"]
     loops = [

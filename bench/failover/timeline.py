@@ -1,4 +1,4 @@
-"""Decides from a client's records what an outage was: pure, over arrays of what happened when."""
+"""Computes outages from a client's records: pure functions over arrays of events and times."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# As struct record of watch.c.
+# As struct record in records.h.
 RECORD = np.dtype(
     [("at_ns", "<u8"), ("number", "<u4"), ("kind", "u1"), ("node", "u1"), ("pad", "<u2")]
 )
 type Records = npt.NDArray[np.void]
 
-# Who waits longer than this was not served: a queue that is let go counts as an outage.
+# A later answer is none: a queue that is released after an outage does not shorten it.
 LATE_NS = 10_000_000
 MS = 1e6
 NOBODY = -1
 
 
 class Kind(enum.IntEnum):
-    """What a record says."""
+    """The kind of a record."""
 
     SENT = 1
     ANSWERED = 2
-    TAKEN = 3  # the node has put the VIP on
+    TAKEN = 3  # the node has added the VIP
     DROPPED = 4
     HEARD = 5  # an advert has reached the node
     ANNOUNCED = 6  # a gratuitous ARP or unsolicited NA of the node has reached the client
@@ -34,36 +34,36 @@ class Kind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """Probes in a row that nobody answered in time: from the first of them to the next answered."""
+    """Consecutive probes without an answer in time, from the first one to the next answered one."""
 
     start_ns: int
     end_ns: int
 
     @property
     def ms(self) -> float:
-        """How long it was."""
+        """Its length in ms."""
         return (self.end_ns - self.start_ns) / MS
 
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """What was asked, in order, and which node answered in time (NOBODY: none)."""
+    """The probes in order, and the node that answered each in time (NOBODY: none)."""
 
     sent_ns: npt.NDArray[np.int64]
     answered_by: npt.NDArray[np.int64]
 
     def between(self, start_ns: int, end_ns: int) -> Probes:
-        """Those sent in that time."""
+        """Return the probes sent in this interval."""
         first = int(np.searchsorted(self.sent_ns, start_ns))
         within = slice(first, int(np.searchsorted(self.sent_ns, end_ns)))
         return Probes(self.sent_ns[within], self.answered_by[within])
 
     def all_by(self, node: int) -> bool:
-        """Whether that node answered every one, and there were some."""
+        """Return whether there were probes and this node answered all of them."""
         return bool(len(self.sent_ns) and (self.answered_by == node).all())
 
     def holes(self) -> list[Hole]:
-        """The holes; one that lasts ends with the last probe."""
+        """Return the holes; one that has not ended ends with the last probe."""
         lost = self.answered_by == NOBODY
         if not lost.any():
             return []
@@ -75,7 +75,7 @@ class Probes:
 
 
 def probes(records: Records) -> Probes:
-    """The probes sent within the records, with their answers."""
+    """Return the probes in the records, with their answers."""
     sent = records[records["kind"] == Kind.SENT]
     at_ns = sent["at_ns"].astype(np.int64)
     by = np.full(len(sent), NOBODY, dtype=np.int64)
@@ -90,27 +90,27 @@ def probes(records: Records) -> Probes:
 
 
 def first(records: Records, kind: Kind, node: int, since_ns: int) -> int | None:
-    """When that first happened at or after a moment."""
+    """Return when that first happened at or after ``since_ns``."""
     of = records[(records["kind"] == kind) & (records["node"] == node)]
     later = of["at_ns"][of["at_ns"] >= since_ns]
     return int(later[0]) if len(later) else None
 
 
 def last(records: Records, kind: Kind, node: int, until_ns: int | None) -> int | None:
-    """When that last happened before a moment; None: there is no such moment."""
+    """Return when that last happened before ``until_ns``; None if never, or if that is None."""
     of = records[(records["kind"] == kind) & (records["node"] == node)]
     earlier = of["at_ns"][of["at_ns"] < (until_ns or 0)]
     return int(earlier[-1]) if len(earlier) else None
 
 
 def owners(records: Records, before: Iterable[int]) -> frozenset[int]:
-    """The nodes that have the VIP at the end of the records."""
+    """Return the nodes that have the VIP at the end of the records."""
     spans = ownership(records, frozenset(before))
     return spans[-1][1]
 
 
 def ownership(records: Records, before: frozenset[int]) -> list[tuple[int, frozenset[int]]]:
-    """From when on which nodes had the VIP; ``before``: at the beginning of the records."""
+    """Return from when on which nodes had the VIP; ``before``: those before the records."""
     spans = [(0, before)]
     changes = records[(records["kind"] == Kind.TAKEN) | (records["kind"] == Kind.DROPPED)]
     for change in changes:
@@ -122,7 +122,7 @@ def ownership(records: Records, before: frozenset[int]) -> list[tuple[int, froze
 
 
 def longest_together_ns(spans: list[tuple[int, frozenset[int]]], since_ns: int, end_ns: int) -> int:
-    """For how long, at the most and in one piece, two nodes had the VIP in that time."""
+    """Return the longest uninterrupted time in this interval in which two nodes had the VIP."""
     ends = [start for start, _ in spans[1:]] + [end_ns]
     shared = [
         min(end, end_ns) - max(start, since_ns)
@@ -134,7 +134,7 @@ def longest_together_ns(spans: list[tuple[int, frozenset[int]]], since_ns: int, 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """When the fault was made, and undone, and when all was well again (or was waited for)."""
+    """When the fault was made and undone, and all was well again (or the wait for that ended)."""
 
     fault_ns: int
     back_ns: int
@@ -143,23 +143,23 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One repetition, in ms. ``None``: it did not happen."""
+    """The result of one repetition, in ms. ``None``: it did not happen."""
 
     takeover_ms: float | None  # from the fault to the first answer of the other node
-    from_advert_ms: float | None  # the same from the last advert that the backup had heard
-    outage_ms: float  # unanswered, because of the fault
-    back_outage_ms: float  # unanswered, once the fault was undone
-    hole_ms: float  # the longest of those in one piece
-    two_owners_ms: float | None  # at the most, once the backup heard the master again
-    announced_ms: float | None  # from then on, to the master's gratuitous ARP at the client
+    from_advert_ms: float | None  # the same, from the last advert that the backup heard
+    outage_ms: float  # without answers, because of the fault
+    back_outage_ms: float  # without answers, after the fault was undone
+    hole_ms: float  # the longest of those, uninterrupted
+    two_owners_ms: float | None  # at most, after the backup heard the master again
+    announced_ms: float | None  # from then to the master's gratuitous ARP at the client
 
 
 def outcome(
     records: Records, moments: Moments, master: int, backup: int, from_first_loss: bool
 ) -> Outcome:
-    """What the records say of a fault. They begin while ``master`` alone has the VIP.
+    """Compute the outcome of a fault from records that begin while only ``master`` has the VIP.
 
-    ``from_first_loss``: the fault is not at a known moment, but when the first probe is lost.
+    ``from_first_loss``: the time of the fault is not known; it is that of the first lost probe.
     """
     asked = probes(records).between(moments.fault_ns, moments.end_ns)
     holes = asked.holes()

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A client that asks for a VIP every millisecond, and what else is seen while it does.
+/* A client that probes a VIP every millisecond, and records what else happens meanwhile.
  *
  *   watch FILE PERIOD_US VIP INTERFACE CLIENT_NS NODE_NS NODE_MAC NODE_NS NODE_MAC
  *
- * It writes records (records.h) into FILE, which is mapped and so can be read at any
- * time, until its parent is gone or the file is full:  every echo request that the client
- * sends, every answer with the node that gave it (its MAC says), every gratuitous ARP or
- * unsolicited NA that reaches the client, every VIP put on or off a node, and every
- * advert that reaches a node.  The kernels of the nodes answer, so nothing but VRRP is
- * measured.  Answers carry the kernel's time of arrival.
+ * It writes records (records.h) into FILE until its parent is gone or the file is full.  The file
+ * is mapped, so it can be read at any time.  Recorded are: every echo request that the client
+ * sends, every answer with the node that gave it (by its MAC), every gratuitous ARP or unsolicited
+ * NA that reaches the client, every VIP added to or removed from a node, and every advert that
+ * reaches a node.  The nodes' kernels answer, so only VRRP is measured.  The time of an answer is
+ * the kernel's time of arrival.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -43,7 +43,7 @@
 #define IP_PROTO_VRRP 112
 #define FRAME 2048
 #define IDENTITY 0x7379
-#define ICMP_FILTER 1 /* of linux/icmp.h, which does not go with net/if.h */
+#define ICMP_FILTER 1 /* from linux/icmp.h, which conflicts with net/if.h */
 
 static int family, client, asking, nodes[NODES], taps[NODES];
 static uint8_t vip[16], macs[NODES][ETH_ALEN];
@@ -73,7 +73,7 @@ static void set(int fd, int level, int option, const void *value, socklen_t leng
 		die("setsockopt");
 }
 
-/* What reaches the interface, with its Ethernet header. */
+/* Opens a socket that gets all frames of the interface, with their Ethernet headers. */
 static int tap(const char *interface, int protocol)
 {
 	int fd = socket_or_die(AF_PACKET, SOCK_RAW, 0), on = 1;
@@ -90,7 +90,7 @@ static int tap(const char *interface, int protocol)
 	return fd;
 }
 
-/* Only VRRP: the protocol is byte 9 of an IPv4 header, byte 6 of an IPv6 one. */
+/* Filters for VRRP: the protocol is byte 9 of an IPv4 header, byte 6 of an IPv6 one. */
 static int advert_tap(const char *interface)
 {
 	int fd = tap(interface, family == AF_INET ? ETH_P_IP : ETH_P_IPV6);
@@ -119,7 +119,7 @@ static int address_events(void)
 	return fd;
 }
 
-/* Sends echo requests; what comes back is seen by the tap. */
+/* Opens the socket that sends echo requests; the tap sees the replies. */
 static int asking_socket(void)
 {
 	int fd = socket_or_die(family, SOCK_RAW,
@@ -152,7 +152,7 @@ static void ask(uint32_t number)
 {
 	uint64_t at = now(CLOCK_MONOTONIC);
 	struct sockaddr_storage to = { .ss_family = family };
-	/* Echo requests of both families have the same layout: type, code, checksum, id, sequence. */
+	/* Echo requests of both families have the layout type, code, checksum, id, sequence. */
 	uint16_t packet[8] = { 0 };
 
 	packet[0] = htons((family == AF_INET ? ICMP_ECHO : ICMP6_ECHO_REQUEST) << 8);
@@ -165,7 +165,7 @@ static void ask(uint32_t number)
 	} else {
 		memcpy(&((struct sockaddr_in6 *)&to)->sin6_addr, vip, vip_len);
 	}
-	/* Whatever the kernel says of it, it counts as sent: nobody answers. */
+	/* Counts as sent even if the kernel reports an error: there will be no answer. */
 	sendto(asking, packet, sizeof(packet), 0, (struct sockaddr *)&to,
 	       family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6));
 	note(at, SENT, 0, number);
@@ -179,10 +179,10 @@ static int node_of(const uint8_t *mac)
 	return -1;
 }
 
-/* An echo reply to one of ours, or an advertisement of the VIP to everybody. */
+/* Records an echo reply to one of our probes, or an advertisement of the VIP. */
 static void seen_icmp(uint64_t at, int node, const uint8_t *icmp, size_t length)
 {
-	uint32_t number; /* behind type, code, checksum, id and sequence, in both families */
+	uint32_t number; /* after type, code, checksum, id and sequence, in both families */
 
 	if (length < 8 + sizeof(number))
 		return;
@@ -301,7 +301,7 @@ static void read_mac(uint8_t *mac, const char *text)
 		die(text);
 }
 
-/* Nobody else may delay the questions, nor what is written down: not the daemons either. */
+/* Real-time priority, so that nothing delays the probes and records, not even the daemons. */
 static void hurry(void)
 {
 	struct sched_param first = { .sched_priority = 60 };
@@ -353,7 +353,7 @@ int main(int argc, char **argv)
 	while (poll(ready, 2 + 2 * NODES, 2000) >= 0 && getppid() == parent) {
 		uint64_t periods;
 
-		/* Late by several periods: one question, not a burst. */
+		/* If several periods late, send one probe and not a burst. */
 		if (read(ready[0].fd, &periods, sizeof(periods)) > 0)
 			ask(number++);
 		read_frames(client, -1);

@@ -1,4 +1,4 @@
-"""Owns the client that asks every millisecond: compiles watch.c, starts it, reads its records."""
+"""Owns the client that probes every millisecond: compiles watch.c, starts it, reads its records."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _START_TIMEOUT_S = 5.0
 
 
 class WatchError(SteelyardError):
-    """The client does not do its work."""
+    """The client does not work."""
 
 
 def compile_tool(folder: Path) -> Path:
-    """The program of watch.c."""
+    """Compile watch.c into a folder; return the program's path."""
     tool = folder / "watch"
     command = ["gcc", "-O2", "-Wall", "-Werror", "-o", str(tool), str(_SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -36,28 +36,28 @@ def compile_tool(folder: Path) -> Path:
 
 
 class Watch:
-    """What the client has recorded so far."""
+    """Access to what the client has recorded so far."""
 
     def __init__(self, process: subprocess.Popen[bytes], memory: mmap.mmap) -> None:
         self._process = process
         self._memory = memory
 
     def count(self) -> int:
-        """How many records there are."""
+        """Return the number of records."""
         return int.from_bytes(self._memory[:8], "little")
 
     def since(self, index: int) -> Records:
-        """The records from that one on; raises WatchError if nobody writes any more."""
+        """Return the records from ``index`` on; raises WatchError if the client has ended."""
         if self._process.poll() is not None:
-            raise WatchError("the client that asks for the VIP has ended", where="watch.c")
-        size = RECORD.itemsize  # the head of the file is as long as a record
+            raise WatchError("the client that probes the VIP has ended", where="watch.c")
+        size = RECORD.itemsize  # the file's header is as long as a record
         found = self._memory[(1 + index) * size : (1 + self.count()) * size]
         return np.frombuffer(found, dtype=RECORD)
 
 
 @contextmanager
 def watching(tool: Path, pair: Pair) -> Iterator[Watch]:
-    """A client that asks for the pair's VIP until the block ends."""
+    """Run a client that probes the pair's VIP until the block ends."""
     path = pair.folder / "records"
     command = [str(tool), str(path), str(PERIOD_US), pair.variant.vip, INTERFACE]
     command += [str(netns.path(pair.namespace("client")))]
@@ -78,4 +78,4 @@ def _mapped(path: Path, process: subprocess.Popen[bytes]) -> mmap.mmap:
             with path.open("rb") as file:
                 return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         time.sleep(0.01)
-    raise WatchError("the client that asks for the VIP does not start", where="watch.c")
+    raise WatchError("the client that probes the VIP does not start", where="watch.c")

@@ -1,1 +1,1 @@
-"""CPU cost of a connection end to end: Steelyard beside HAProxy, nginx and nftables."""
+"""CPU cost of a whole connection: Steelyard compared with HAProxy, nginx and nftables."""

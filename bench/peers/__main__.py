@@ -1,4 +1,4 @@
-"""``python -m bench.peers``: measures, prints, and keeps the result in bench/results."""
+"""``python -m bench.peers``: measure, print, and keep the result in bench/results."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def _progress(text: str) -> None:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One round of a fifth of the load; nothing is kept.")
-@click.option("--only", metavar="TEXT", help="Only contenders whose name contains it.")
+@click.option("--quick", is_flag=True, help="One round with a fifth of the load; keep nothing.")
+@click.option("--only", metavar="TEXT", help="Only contenders whose name contains this text.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of Markdown.")
 def main(quick: bool, only: str | None, as_json: bool) -> None:
     """Compare the CPU cost of Steelyard with that of HAProxy, nginx and nftables. Needs root.

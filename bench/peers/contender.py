@@ -1,4 +1,4 @@
-"""What every contender is: a network it stands in, and a way to start it that can be copied."""
+"""The base class of contenders, and what it needs to know of one that runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SHORT_TARGET_US = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A balancer at work."""
+    """A running balancer."""
 
     data: tuple[int, ...] = ()  # pids of processes that move data
     control: tuple[int, ...] = ()  # pids of those that only configure and watch
-    targets: tuple[str, ...] = ()  # where clients connect; nothing: the VIP
+    targets: tuple[str, ...] = ()  # the addresses that clients connect to; empty: the VIP
     command: str = ""
     configuration: str = ""
     note: str = ""
@@ -31,10 +31,10 @@ class Contender(ABC):
 
     name: str
     lab: Lab
-    both_ways: bool = field(kw_only=True)  # answers pass the balancer too
+    both_ways: bool = field(kw_only=True)  # answers pass the balancer, too
     by_xdp: bool = field(default=False, kw_only=True)
     target_us: float | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def start(self, wired: Wired) -> Running:
-        """Start it; returns when it takes connections or is about to."""
+        """Start it; return when it accepts connections or is about to."""

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* What any XDP balancer on a veth pays: looks at a TCP frame, writes the other MAC, sends it back.
+/* What any XDP balancer on a veth costs: checks for TCP, swaps in the other MAC, and sends the
+ * frame back.
  *
- * -D constants: FLOOR_CLIENT (IPv4 address of the client, as a number), FLOOR_CLIENT_MAC
- * and FLOOR_BACKEND_MAC (six bytes each, as an initialiser).
+ * -D constants: FLOOR_CLIENT (IPv4 address of the client, as a number), FLOOR_CLIENT_MAC and
+ * FLOOR_BACKEND_MAC (six bytes each, as an initialiser).
  */
 struct tcp4_frame {
 	u8 to[6], from[6];

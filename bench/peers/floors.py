@@ -1,4 +1,4 @@
-"""The floors: what a packet costs here without a balancer's decisions."""
+"""The floors: the cost of a packet without a balancer's decisions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROGRAM = Path(__file__).with_name("floor.c")
 
 
 class Router(Contender):
-    """The kernel routes between client and servers; nobody balances."""
+    """The kernel routes between client and servers; nothing balances."""
 
     __slots__ = ()
 
@@ -31,7 +31,7 @@ class Router(Contender):
 
 
 class XdpFloor(Contender):
-    """An XDP program that rewrites two MAC addresses, to one server."""
+    """An XDP program that only rewrites the MAC addresses, with one server."""
 
     __slots__ = ()
 
@@ -58,7 +58,7 @@ class XdpFloor(Contender):
 
 
 def _route_by_balancer(wired: Wired) -> str:
-    """The client sends what is for servers to the balancer; returns the ``ip`` command."""
+    """Return the ``ip`` command that routes the client's packets for servers by the balancer."""
     network = next(a.network for a in wired.backends[0].links[0].addresses if a.version == 4)
     command = f"route add {network} via {wired.balancer.ipv4}"
     netns.ip([command], wired.client.namespace)
@@ -74,7 +74,7 @@ def _initialiser(mac: str) -> str:
 
 
 def _mac_of(wired: Wired, node: Node) -> str:
-    """The hardware address of a host's first interface."""
+    """Return the hardware address of a host's first interface."""
     shown = wired.run(node.namespace, "ip", "-j", "link", "show", "dev", topology.NODE_INTERFACE)
     address = json.loads(shown)[0].get("address")
     if not isinstance(address, str):
@@ -83,7 +83,7 @@ def _mac_of(wired: Wired, node: Node) -> str:
 
 
 def contenders() -> list[Contender]:
-    """XDP's floor for answers that go past the balancer and for those through it; routing."""
+    """Return the floors: XDP with answers past the balancer and through it, and routing."""
     direct = Lab(LAB_NAME, backends=1, forward=Forward.DSR, hook=Hook.NATIVE)
     through = Lab(LAB_NAME, backends=1, forward=Forward.NAT, hook=Hook.NATIVE)
     return [

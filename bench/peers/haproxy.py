@@ -1,4 +1,4 @@
-"""HAProxy in TCP mode, as its starter guide sets it up: one thread, health checks, no logs."""
+"""HAProxy in TCP mode, set up as in its starter guide: one thread, health checks, no logs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bench.peers.wiring import Wired
 from lbctl.lab import topology
 from lbctl.lab.topology import Lab
 
-# The default of splicing is off; `option splice-auto` is what the manual offers for bulk.
+# Splicing is off by default; for bulk the manual offers `option splice-auto`.
 _CONFIGURATION = """\
 global
     maxconn 4000
@@ -30,7 +30,7 @@ backend servers
 
 
 class HAProxy(Contender):
-    """A proxy: it ends the client's connection and has one of its own to the server."""
+    """A proxy: it terminates the client's connection and opens one of its own to the server."""
 
     __slots__ = ()
     options = ""
@@ -52,14 +52,14 @@ class HAProxy(Contender):
 
 
 class SplicingHAProxy(HAProxy):
-    """The same with the kernel moving the bulk."""
+    """The same, but the kernel moves the bulk."""
 
     __slots__ = ()
     options = "    option splice-auto\n"
 
 
 def contenders() -> list[Contender]:
-    """HAProxy as it is by default, and with splicing."""
+    """Return HAProxy with its defaults, and with splicing."""
     lab = Lab(LAB_NAME, backends=BACKENDS, forward=Forward.FULLNAT)
     return [
         HAProxy("haproxy", lab, both_ways=True),

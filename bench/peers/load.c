@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The clients and the servers of the comparison: TCP by epoll, one thread each.
+/* The clients and the servers of the comparison: TCP with epoll, in one thread each.
  *
  *   load serve PORT
  *   load ask KIND BYTES CONNECTIONS AT_ONCE RATE SECONDS ADDRESS:PORT...
  *
- * KIND is short (a small request, a small answer, then the server closes), up
- * (the client sends BYTES) or down (the server does).  RATE is connections begun in a
- * second at even distances, 0: as fast as they end.  Answers are counted to the byte;
- * the last line is JSON.  Not one of the known HTTP tools: they have no uploads that a
- * layer 4 balancer would see as one connection, and a server that costs more than the
- * client's core can give would set the pace for every balancer alike.
+ * KIND is short (a small request and a small answer, then the server closes), up (the client sends
+ * BYTES) or down (the server sends them).  RATE is the number of connections to begin per second,
+ * evenly spaced; 0: as fast as they end.  Answers are checked to the byte; the last line of the
+ * output is JSON.  None of the known HTTP tools is used: they have no uploads that a layer-4
+ * balancer would see as one connection, and a server that needs more CPU than the client's core
+ * would set the pace for every balancer alike.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -45,7 +45,7 @@ static const char answer[] = "HTTP/1.0 200 OK\r\n"
 			     "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde\n";
 static const char done[] = "done\n";
 
-/* One connection, of either side. */
+/* A connection, on either side. */
 struct talk {
 	bool asked;
 	long long to_send, to_read; /* of the bulk */
@@ -78,7 +78,7 @@ static void watch(int fd, int operation, unsigned events)
 		die("epoll_ctl");
 }
 
-/* Sends as much of the bulk as the socket takes; false: the connection is lost. */
+/* Sends as much of the bulk as the socket accepts; false: the connection is lost. */
 static bool push(int fd, struct talk *talk)
 {
 	while (talk->to_send > 0) {
@@ -92,7 +92,9 @@ static bool push(int fd, struct talk *talk)
 	return true;
 }
 
-/* Drops what came, without copying it: how many bytes, 0 at the end, -1: lost, -2: no more. */
+/* Discards received bytes without copying them; returns their number, 0 at the end, -1: lost, -2:
+ * none now.
+ */
 static ssize_t drop(int fd)
 {
 	ssize_t got = recv(fd, bulk, CHUNK, MSG_TRUNC);
@@ -116,7 +118,7 @@ static void take(int listener)
 	}
 }
 
-/* Reads what is wanted: the first letter says it.  True: the connection is over. */
+/* Reads the request, whose first letter says what is wanted.  True: the connection is over. */
 static bool hear(int fd, struct talk *talk)
 {
 	char line[512];
@@ -225,7 +227,7 @@ static void ask(void)
 	watch(fd, EPOLL_CTL_ADD, EPOLLIN | EPOLLOUT);
 }
 
-/* Once the connection stands; false: it does not. */
+/* Sends the request once the connection is established; false: it failed. */
 static bool begin(int fd, struct talk *talk)
 {
 	char line[64];
@@ -241,7 +243,7 @@ static bool begin(int fd, struct talk *talk)
 	return send(fd, text, size, MSG_NOSIGNAL) == (ssize_t)size;
 }
 
-/* True: the connection is over. */
+/* Continues a connection of the client.  True: it is over. */
 static bool ask_on(int fd, struct talk *talk, unsigned events)
 {
 	ssize_t got;
@@ -261,7 +263,7 @@ static bool ask_on(int fd, struct talk *talk, unsigned events)
 	return got != -2;
 }
 
-/* Begins what is due; returns how long nothing will be, at most 0.1 s. */
+/* Begins the connections that are due; returns the time until the next one, at most 0.1 s. */
 static struct timespec begin_due(int count, int at_once, int rate, double start)
 {
 	double wait_s = 0.1;

@@ -16,27 +16,27 @@ LIMIT_S = 40.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """So many connections, so many of them at once; ``size`` is bytes of bulk for each."""
+    """A number of connections, some of them at once; ``size``: bytes of bulk per connection."""
 
     kind: str  # short, up or down, as load.c calls them
     connections: int
     at_once: int
     size: int = 0
-    rate: int = 0  # connections begun in a second; 0: as fast as they end
+    rate: int = 0  # new connections per second; 0: as fast as others end
 
     @property
     def payload(self) -> int:
-        """Bytes of bulk in all."""
+        """Return the bytes of bulk of all connections."""
         return self.connections * self.size
 
     def words(self, tool: Path, targets: Sequence[str]) -> list[str]:
-        """The command line."""
+        """Return the command line."""
         numbers = (self.size, self.connections, self.at_once, self.rate, int(LIMIT_S))
         return [str(tool), "ask", self.kind, *map(str, numbers), *targets]
 
 
 def compile_tool(folder: Path) -> Path:
-    """The program of load.c; raises PeersError."""
+    """Compile load.c into a folder; return the program's path. Raises PeersError."""
     tool = folder / "load"
     command = ["gcc", "-O2", "-Wall", "-Werror", "-o", str(tool), str(_SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -46,14 +46,17 @@ def compile_tool(folder: Path) -> Path:
 
 
 def serve(wired: Wired) -> None:
-    """Start the servers that answer it."""
+    """Start the servers that answer the load."""
     for backend in wired.backends:
         command = [str(wired.tool), "serve", str(wired.lab.server_port)]
         wired.start(backend, backend.name, command)
 
 
 def send(wired: Wired, load: Load, targets: Sequence[str]) -> float:
-    """Seconds that it took; raises PeersError if a connection failed: it would be too cheap."""
+    """Send the load; return the seconds that it took.
+
+    Raises PeersError if a connection failed, as it would make the cost too low.
+    """
     said = wired.run(
         wired.client.namespace, *load.words(wired.tool, targets), timeout_s=LIMIT_S + 10
     )

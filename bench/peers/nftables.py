@@ -1,4 +1,4 @@
-"""nftables' destination NAT, as its wiki balances: a hash of the client, connection tracking."""
+"""nftables' destination NAT, as in its wiki: a hash of the client, and connection tracking."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OFFLOAD = """\
 
 
 class Nftables(Contender):
-    """No process: the kernel's connection tracking does it."""
+    """The kernel's connection tracking, without a process."""
 
     __slots__ = ()
 
@@ -70,6 +70,6 @@ def _rules(wired: Wired, flowtable: bool) -> str:
 
 
 def contenders() -> list[Contender]:
-    """One."""
+    """Return the only one."""
     lab = Lab(LAB_NAME, backends=BACKENDS, forward=Forward.NAT)
     return [Nftables("nftables dnat", lab, both_ways=True)]

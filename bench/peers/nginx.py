@@ -1,4 +1,4 @@
-"""nginx with its stream module, one worker."""
+"""nginx with its stream module and one worker."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ stream {{
 
 
 class Nginx(Contender):
-    """A proxy: it ends the client's connection and has one of its own to the server."""
+    """A proxy: it terminates the client's connection and opens one of its own to the server."""
 
     __slots__ = ()
 
@@ -55,7 +55,7 @@ class Nginx(Contender):
         command = ["nginx", "-c", str(path)]
         pid = wired.start(wired.balancer, "nginx", command)
         wired.await_listening("nginx")
-        # The socket is the master's first, so the worker may come a moment later.
+        # The master opens the socket first, so the worker may start a moment later.
         deadline = time.monotonic() + _PATIENCE_S
         while not (workers := tuple(child.pid for child in psutil.Process(pid).children())):
             if time.monotonic() > deadline:
@@ -65,6 +65,6 @@ class Nginx(Contender):
 
 
 def contenders() -> list[Contender]:
-    """One."""
+    """Return the only one."""
     lab = Lab(LAB_NAME, backends=BACKENDS, forward=Forward.FULLNAT)
     return [Nginx("nginx stream", lab, both_ways=True)]

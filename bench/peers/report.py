@@ -10,42 +10,42 @@ from dataclasses import asdict, dataclass
 from bench.machine import Machine
 from bench.peers.rounds import AT_ONCE, PACE, Measurement, Plan, Result
 
-DISTURBED = 0.15  # of the time; interrupts that end an idle core's sleep are up to 0.1
+DISTURBED = 0.15  # of the time; interrupts that wake an idle core take up to 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """The same thing measured in every round."""
+    """One quantity over all rounds."""
 
     median: float
     least: float
     most: float
 
     def text(self, digits: int) -> str:
-        """``12.3 (11.9 to 12.8)``."""
+        """Return it as in ``12.3 (11.9 to 12.8)``."""
         return f"{self.median:.{digits}f} ({self.least:.{digits}f} to {self.most:.{digits}f})"
 
 
 def figure(values: Iterable[float]) -> Figure:
-    """Median and extremes."""
+    """Return median and extremes."""
     all_values = list(values)
     return Figure(statistics.median(all_values), min(all_values), max(all_values))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is said of one contender."""
+    """Return the figures of one contender."""
 
     name: str
     answers: str
     short_us: Figure  # CPU of the data path per short connection
-    core_us: Figure  # of all that kept the core busy
-    paced_us: Figure  # as short_us, at the same pace for everybody
+    core_us: Figure  # all that kept the core busy, per short connection
+    paced_us: Figure  # as short_us, at the same pace for all contenders
     up_s_per_gb: Figure
     down_s_per_gb: Figure
     control_ms_per_s: Figure
     connections_per_s: Figure
-    disturbed: int  # measurements during which others had the core too much
+    disturbed: int  # measurements in which others used the core too much
     measurements: int
     target_us: float | None
     command: str
@@ -54,12 +54,12 @@ class Row:
 
     @property
     def missed(self) -> bool:
-        """Whether it is over its target."""
+        """Return whether it is over its target."""
         return self.target_us is not None and self.short_us.median > self.target_us
 
 
 def row(result: Result) -> Row:
-    """The figures of one contender."""
+    """Return the figures of one contender."""
 
     def of(kind: str, value: Callable[[Measurement], float], paced: bool = False) -> Figure:
         return figure(
@@ -98,7 +98,7 @@ _HEAD = (
 
 
 def markdown(machine: Machine, plan: Plan, rows: Sequence[Row]) -> str:
-    """The page."""
+    """Return the report as Markdown."""
     connections = next(load.connections for load in plan.loads if load.kind == "short")
     setup = (
         f"{machine.cpu}, {machine.cpus} CPUs, {machine.caches}, hypervisor: {machine.hypervisor}. "
@@ -159,7 +159,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def as_json(machine: Machine, plan: Plan, rows: Sequence[Row], results: Sequence[Result]) -> str:
-    """For programs: units in the keys, every measurement too."""
+    """Return the report as JSON, with units in the keys and every measurement."""
     return json.dumps(
         {
             "machine": asdict(machine),

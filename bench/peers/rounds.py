@@ -15,12 +15,12 @@ from lbctl.lab import topology
 
 _GB = 10**9
 QUIET_PATIENCE_S = 2.0
-AT_ONCE, PACE = 64, 4000  # of short connections: open together; begun in a second, if paced
+AT_ONCE, PACE = 64, 4000  # short connections open at once; new ones per second, if paced
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is sent in each round."""
+    """The load of each round."""
 
     rounds: int
     warm_up: Load
@@ -28,9 +28,9 @@ class Plan:
 
 
 def plan(quick: bool) -> Plan:
-    """The whole measurement, or one round of a fifth of it.
+    """Return the plan of the whole measurement, or of one round with a fifth of its load.
 
-    All short connections of a round must find a free port in fullnat's default pool, 22,528 for
+    All short connections of a round must find a free port in fullnat's default pool: 22,528 for
     one source address, where a port rests for some seconds after its connection.
     """
     part = 5 if quick else 1
@@ -48,7 +48,7 @@ def plan(quick: bool) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One load of one contender in one round."""
+    """The measurement of one load of one contender in one round."""
 
     contender: str
     round: int
@@ -69,14 +69,14 @@ class Result:
 def run(
     contenders: Sequence[Contender], plan: Plan, progress: Callable[[str], None]
 ) -> list[Result]:
-    """Measure; every contender has a network of its own, made for the round."""
+    """Measure each contender in a network of its own, made for the round."""
     on = wiring.cores()
     found: dict[str, list[Measurement]] = {contender.name: [] for contender in contenders}
     last: dict[str, Running] = {}
     with tempfile.TemporaryDirectory(prefix="steelyard-peers-") as folder:
         tool = load.compile_tool(Path(folder))
         for number in range(plan.rounds):
-            # Each round begins with another one: what drifts meets everybody.
+            # Each round begins with another contender, so that drift affects all alike.
             for contender in [*contenders[number:], *contenders[:number]]:
                 progress(f"round {number + 1} of {plan.rounds}: {contender.name}")
                 running, taken = _measure(contender, plan, number, on, tool)

@@ -1,4 +1,4 @@
-"""Steelyard in each of its ways to forward, with the lab's configuration and the real agent."""
+"""Steelyard in each forwarding mode, with the lab's configuration and the real agent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Steelyard(Contender):
 
 
 def contenders() -> list[Contender]:
-    """One contender per way to forward."""
+    """Return one contender per forwarding mode."""
     return [
         Steelyard(
             f"steelyard {forward.value}",

@@ -1,7 +1,7 @@
 """Owns the network of one measurement: the lab's namespaces, cables and servers, and the cores.
 
-The balancer has one core: its processes, and the kernel thread that polls its interface. All
-else has the others: the client, the servers, the bridge and what polls its port.
+The balancer has one core, for its processes and the kernel thread that polls its interface. The
+other cores are for all else: the client, the servers, the bridge and what polls its port.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _PATIENCE_S = 10.0
 
 
 class PeersError(SteelyardError):
-    """The comparison cannot be made."""
+    """The comparison is not possible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """The CPUs of the balancer and of everybody else."""
+    """The CPUs of the balancer, and those of all else."""
 
     balancer: int
     others: frozenset[int]
 
 
 def cores() -> Cores:
-    """The last CPU for the balancer; raises PeersError if there is no second one."""
+    """Give the balancer the last CPU; raises PeersError if there is only one."""
     available = sorted(os.sched_getaffinity(0))
     if len(available) < 2:
         raise PeersError(
@@ -51,11 +51,11 @@ def cores() -> Cores:
 
 @dataclass(frozen=True, slots=True)
 class Wired:
-    """A network with servers, still without a balancer."""
+    """A network with servers, but no balancer yet."""
 
     lab: Lab
     cores: Cores
-    tool: Path = Path()  # load.c, compiled, where it is what loads
+    tool: Path = Path()  # the compiled load.c, if the load uses it
 
     @property
     def client(self) -> Node:
@@ -74,11 +74,11 @@ class Wired:
         return str(self.lab.vips[0])
 
     def file(self, name: str) -> Path:
-        """A file of this measurement; it goes with the network."""
+        """Return the path of a file of this measurement; it is removed with the network."""
         return self.lab.run_dir / name
 
     def run(self, namespace: str, *command: str, text: str = "", timeout_s: float = 30.0) -> str:
-        """A command in a namespace, on the cores of the others; raises PeersError."""
+        """Run a command in a namespace, not on the balancer's core; raises PeersError."""
         try:
             done = subprocess.run(
                 [*netns.entering(namespace), *self._on(self.cores.others), *command],
@@ -99,7 +99,7 @@ class Wired:
         return done.stdout
 
     def start(self, node: Node, name: str, command: Sequence[str]) -> int:
-        """A process that runs until the network is removed; on the balancer's core if it is its."""
+        """Start a process on its node's cores, until the network is removed; return its pid."""
         where = {self.cores.balancer} if node.role is Role.BALANCER else self.cores.others
         started = processes.start(
             self.lab.run_dir, name, node.namespace, [*self._on(where), *command]
@@ -107,11 +107,11 @@ class Wired:
         return started.pid
 
     def start_agent(self, services: Sequence[Mapping[str, object]] | None = None) -> int:
-        """The agent with the lab's configuration, or with other services in it; its pid."""
+        """Start the agent with the lab's configuration, or with these services; return its pid."""
         lab, balancer = self.lab, self.balancer
         build.prepare_paths(lab)
         document = documents.agent_document(lab, balancer)
-        del document["tables"]  # the lab's are small; these are the default's
+        del document["tables"]  # the lab's are small; use the default ones
         if services is not None:
             document["services"] = services
         path = lab.config_path(balancer)
@@ -125,7 +125,7 @@ class Wired:
         return ["taskset", "--cpu-list", ",".join(map(str, sorted(cpus)))]
 
     def await_listening(self, name: str) -> None:
-        """Wait until the process of that name listens on the VIP; PeersError has its last words."""
+        """Wait until this process listens on the VIP; raises PeersError with the end of its log."""
         deadline = time.monotonic() + _PATIENCE_S
         while f"{self.vip}:{topology.PORT} " not in self.run(self._at_balancer, "ss", "-Hltn"):
             if time.monotonic() > deadline:
@@ -137,11 +137,11 @@ class Wired:
             time.sleep(0.05)
 
     def take_vip(self) -> None:
-        """The balancer itself answers for the VIP, as it must where no agent sees to it."""
+        """Put the VIP on the balancer, which is needed where no agent announces it."""
         netns.ip([f"address add {self.vip}/32 dev {topology.NODE_INTERFACE}"], self._at_balancer)
 
     def forward(self) -> None:
-        """The balancer's kernel routes, and does not tell hosts of the same cable to skip it."""
+        """Make the balancer's kernel route, without redirects for hosts of the same segment."""
         quiet = {
             f"ipv4/conf/{where}/send_redirects": "0" for where in ("all", topology.NODE_INTERFACE)
         }
@@ -154,20 +154,20 @@ class Wired:
     def divide(self, by_xdp: bool) -> int:
         """Keep what the balancer's interface receives on its core, and the bridge off it.
 
-        Left alone, a veth's receiver runs on the core of the sender. Returns the pid of the
+        By default, a veth's receiver runs on the core of the sender. Returns the pid of the
         kernel thread that polls the balancer's interface.
         """
         port, interface = self.balancer.name, topology.NODE_INTERFACE
         if by_xdp:
             self._poll_in_thread(self.lab.switch, port, self.cores.others)
         else:
-            # No thread: a veth is polled only if its sender has no TSO, and proxies have it on
-            # a network card. The bridge's part of the work moves by receive packet steering.
+            # Without a thread: a veth is polled only if its sender has no TSO, which proxies have
+            # on a network card. Receive packet steering moves the bridge's part of the work.
             mask = f"{sum(1 << cpu for cpu in self.cores.others):x}"
             self._set(self.lab.switch, f"/sys/class/net/{port}/queues/rx-0/rps_cpus", mask)
-            # So that this end polls; frames of 1,500 bytes arrive here in any case.
+            # So that the balancer's end is polled; it receives frames of 1,500 bytes in any case.
             self.run(self.lab.switch, "ethtool", "-K", port, "tso", "off")
-            # As any network card has it. What it merges, the balancer's core pays for.
+            # As on any network card. The merging is paid for by the balancer's core.
             offloads = ("tx", "on", "tso", "on", "gro", "on")
             self.run(self._at_balancer, "ethtool", "-K", interface, *offloads)
         return self._poll_in_thread(self._at_balancer, interface, frozenset({self.cores.balancer}))
@@ -191,12 +191,12 @@ class Wired:
         return found[0]
 
     def _set(self, namespace: str, path: str, value: str) -> None:
-        # A namespace's /sys is seen only by who mounts it anew, as `ip netns exec` does.
+        # A namespace's /sys is visible only after a new mount, which `ip netns exec` makes.
         self.run(namespace, "ip", "netns", "exec", namespace, "sh", "-c", f"echo {value} >{path}")
 
 
 def refuse_second(name: str) -> None:
-    """Raise PeersError if there is a network of that name: another run's, or a killed one's."""
+    """Raise PeersError if a network of that name exists: another run's, or left by a killed one."""
     try:
         build.refuse_second(name)
     except LabError as error:
@@ -210,8 +210,9 @@ def refuse_second(name: str) -> None:
 
 @contextmanager
 def wired(made: Wired, serve: Callable[[Wired], None]) -> Iterator[Wired]:
-    """Built, with servers as ``serve`` starts them, and removed with the block; refused if there
-    is one already.
+    """Build the network and let ``serve`` start its servers; remove it at the end of the block.
+
+    Raises PeersError if there is one already.
     """
     lab = made.lab
     build.check_machine()
@@ -226,4 +227,4 @@ def wired(made: Wired, serve: Callable[[Wired], None]) -> Iterator[Wired]:
 
 
 def _silent(_text: str) -> None:
-    """What the lab says of its steps; here nobody wants to know."""
+    """Ignore what the lab reports of its steps."""
