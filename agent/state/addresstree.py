@@ -1,8 +1,8 @@
-"""Makes the trees in which the packet path looks up the source of a packet: which lists hold it.
+"""Builds the trees in which the packet path looks up which lists contain a packet's source.
 
-A tree has a root of an entry for each value of the first 16 bits, and below it nodes of an entry
-for each value of the next 4 (bpf/include/abi.h). Pure, and without any object for each prefix:
-there may be a million.
+The root of a tree has one entry for each value of the first 16 bits; each node below it has one
+entry for each value of the next 4 bits (bpf/include/abi.h). Pure. No Python object is made per
+prefix, because there may be a million of them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ ROOT_NODES = 4096
 _ROOT_BITS = 16
 _BITS = {4: 32, 6: 128}
 
-type Prefix = tuple[int, int]  # the address as a number, and how many bits of it count
+type Prefix = tuple[int, int]  # the address as a number, and the prefix length in bits
 
 
 class Prefixes:
-    """A set of prefixes of both families, some bytes for each."""
+    """A set of prefixes of both address families that takes a few bytes per prefix."""
 
     def __init__(self) -> None:
         self._v4, self._v4_bits = array("I"), array("B")
-        self._v6, self._v6_bits = array("Q"), array("B")  # two words of each
+        self._v6, self._v6_bits = array("Q"), array("B")  # two words per address
 
     def __len__(self) -> int:
         return len(self._v4_bits) + len(self._v6_bits)
@@ -43,7 +43,7 @@ class Prefixes:
             self._v6_bits.append(bits)
 
     def of(self, version: int) -> Iterator[Prefix]:
-        """Those of a family, in the order in which they came."""
+        """Iterate over the prefixes of an IP version, in the order in which they were added."""
         if version == 4:
             return zip(self._v4, self._v4_bits, strict=True)
         values = (high << 64 | low for high, low in batched(self._v6, 2, strict=True))
@@ -51,16 +51,17 @@ class Prefixes:
 
 
 def prefix_of(network: Network) -> Prefix:
-    """A prefix as this module has them."""
+    """Convert a network to this module's form of a prefix."""
     return int(network.network_address), network.prefixlen
 
 
 def build(lists: Iterable[tuple[int, Iterable[Prefix]]], version: int) -> array[int]:
-    """The entries of a tree of that family, of lists that are a bit each; empty if they are.
+    """Return the entries of a tree for an IP version; empty if the lists have no such prefixes.
 
-    The indexes of its nodes count from its own first one.
+    Each list is given as its bit and its prefixes. Node indexes count from the tree's own first
+    node.
     """
-    # The short prefixes first: what a longer one meets is always whole, and stays.
+    # Short prefixes go first, so that a longer one only ever splits entries that are complete.
     found = sorted(
         (length, value, bit) for bit, prefixes in lists for value, length in prefixes
     )  # fmt: skip
@@ -75,7 +76,7 @@ def build(lists: Iterable[tuple[int, Iterable[Prefix]]], version: int) -> array[
             entry = entries[at]
             if not entry & BRANCH:
                 if entry & bit:
-                    break  # a shorter one of the same list has it
+                    break  # a shorter prefix of the same list covers it
                 below = len(entries) // NODE_ENTRIES
                 entries.extend([entry] * NODE_ENTRIES)
                 entries[at] = BRANCH | below
@@ -89,12 +90,15 @@ def build(lists: Iterable[tuple[int, Iterable[Prefix]]], version: int) -> array[
 
 
 def nodes_of(entries: Sequence[int]) -> int:
-    """How many nodes a tree has."""
+    """Return the number of nodes in a tree."""
     return len(entries) // NODE_ENTRIES
 
 
 def lists_of(entries: Sequence[int], root: int, address: Address) -> int:
-    """The lists that hold an address, as the packet path finds them from that first node on."""
+    """Return the bits of the lists that contain an address, looked up as the packet path does.
+
+    ``root`` is the index of the tree's first node in ``entries``.
+    """
     width = address.max_prefixlen
     value, depth = int(address), _ROOT_BITS
     entry = int(entries[root * NODE_ENTRIES + (value >> (width - depth))])

@@ -1,4 +1,4 @@
-"""Decides what a snapshot says: names, states and counters put together. Pure."""
+"""Builds snapshots of backends and services from their names, states and counters. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agent.state.snapshot import BackendCounts, BackendSnapshot, Home, Load, Rat
 
 @dataclass(frozen=True, slots=True)
 class Tracked[State: (BackendState, ServiceState)]:
-    """A state and since when it has been that one (seconds since the epoch)."""
+    """A state, and the time at which it began (seconds since the epoch)."""
 
     state: State
     since: float
@@ -29,13 +29,13 @@ class Tracked[State: (BackendState, ServiceState)]:
 def track[State: (BackendState, ServiceState)](
     before: Tracked[State] | None, state: State, now: float
 ) -> Tracked[State]:
-    """``since`` moves only when the state does."""
+    """Return the tracked state at ``now``; ``since`` changes only when the state does."""
     return before if before is not None and before.state is state else Tracked(state, now)
 
 
 @dataclass(frozen=True, slots=True)
 class BackendParts:
-    """Everything known of one backend."""
+    """Everything known about one backend."""
 
     id: int
     verdict: Eligibility
@@ -52,7 +52,7 @@ class BackendParts:
 
 @dataclass(frozen=True, slots=True)
 class ServiceParts:
-    """Everything known of one service besides its backends."""
+    """Everything known about one service, apart from its backends."""
 
     id: int
     since: float
@@ -76,7 +76,7 @@ class ServiceParts:
 
 
 def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
-    """One backend as people see it."""
+    """Return the snapshot of one backend."""
     return BackendSnapshot(
         backend=backend,
         id=parts.id,
@@ -99,7 +99,7 @@ def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
 def service_snapshot(
     service: Service, parts: ServiceParts, backends: tuple[BackendSnapshot, ...]
 ) -> ServiceSnapshot:
-    """One service as people see it."""
+    """Return the snapshot of one service."""
     state, reason = service_state(
         tuple(backend.state for backend in backends),
         in_spite=frozenset(backend.weight_reason for backend in backends),

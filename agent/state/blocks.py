@@ -14,15 +14,15 @@ MOST = 65_536
 DEFAULT_S = 600.0
 _STEP_S = 0.001
 LONGEST_S = 8784 * 3600.0  # a year
-_SHORTEST_PREFIX = {4: 8, 6: 19}  # what is shorter is more likely a slip than a wish
+_SHORTEST_PREFIX = {4: 8, 6: 19}  # a shorter prefix is more likely a typing error than intended
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A prefix whose packets are dropped, for which reason, from when and until when.
+    """A prefix whose packets are dropped, the reason, and the times when this begins and ends.
 
-    ``over``: it was undone at ``since``. That is remembered until ``until``, because another
-    balancer may not have heard of it yet.
+    ``over``: the block was undone at ``since``. It is remembered until ``until``, because another
+    balancer may not have heard yet that it was undone.
     """
 
     prefix: Network
@@ -38,7 +38,10 @@ type Blocks = Mapping[Network, Block]
 def blocked(
     before: Blocks, new: Iterable[Block], *, confirmed: bool = False
 ) -> dict[Network, Block]:
-    """With these too, or with another end of them; RequestError if one cannot be meant."""
+    """Return the blocks with new ones added, or renewed with another end.
+
+    Raises RequestError if one of them is implausible.
+    """
     found = dict(before)
     for each in new:
         _check(found, each, confirmed=confirmed)
@@ -51,59 +54,62 @@ def _check(before: Blocks, new: Block, *, confirmed: bool) -> None:
     shortest = _SHORTEST_PREFIX[prefix.version]
     if prefix.prefixlen < shortest and not confirmed:
         raise RequestError(
-            f"{prefix} is very much: {_share(prefix)} of all IPv{prefix.version} addresses",
+            f"{prefix} is very large: {_share(prefix)} of all IPv{prefix.version} addresses",
             where="prefix",
             remedy=f"give a prefix of /{shortest} or longer, or confirm it with --yes",
         )
     if not 1 <= new.until - new.since <= LONGEST_S:
         raise RequestError(
-            "that is no time for a block",
+            "this is not a valid duration for a block",
             where="for",
             remedy="give a time from 1s to 8784h, such as 10m",
         )
     if prefix not in before and len(before) >= MOST:
         raise RequestError(
-            f"{MOST} prefixes are blocked, and there is no room for more",
+            f"{MOST} prefixes are blocked already, and there is no room for more",
             where="prefix",
-            remedy="put a large set into one of `lists`, and deny that",
+            remedy="put a large set of prefixes into one of `lists`, and deny that list",
         )
 
 
 def unblocked(before: Blocks, prefixes: Iterable[Network], now: float) -> dict[Network, Block]:
-    """Without these; RequestError if one is not there."""
+    """Return the blocks with these prefixes unblocked; RequestError if one is not blocked."""
     found = dict(before)
     for prefix in prefixes:
-        _check_there(before, prefix)
+        _check_blocked(before, prefix)
         found[prefix] = _after(before, replace(before[prefix], since=now, over=True))
     return found
 
 
-def _check_there(before: Blocks, prefix: Network) -> None:
+def _check_blocked(before: Blocks, prefix: Network) -> None:
     if prefix not in before or before[prefix].over:
         wider = [shown(other) for other in active(before) if _holds(other, prefix)]
         raise RequestError(
             f"{shown(prefix)} is not blocked by itself",
             where="prefix",
-            remedy=f"unblock {', '.join(wider)}, which holds it" if wider else "lbctl guard list",
+            remedy=f"unblock {', '.join(wider)}, which covers it" if wider else "lbctl guard list",
         )
 
 
 def _after(before: Blocks, new: Block) -> Block:
-    """Newer than what is there, also if another balancer's clock, which made that, is ahead."""
-    there = before.get(new.prefix)
-    return new if there is None else replace(new, since=max(new.since, there.since + _STEP_S))
+    """Return the new block, dated later than the one that it replaces.
+
+    The old one may come from another balancer, whose clock may be ahead of ours.
+    """
+    old = before.get(new.prefix)
+    return new if old is None else replace(new, since=max(new.since, old.since + _STEP_S))
 
 
 def active(blocks: Blocks) -> dict[Network, Block]:
-    """Those that hold."""
+    """Return the blocks that are in force."""
     return {prefix: block for prefix, block in blocks.items() if not block.over}
 
 
-def merged(before: Blocks, told: Blocks) -> dict[Network, Block]:
-    """With what another balancer has told: of each prefix the newest word counts."""
+def merged(before: Blocks, received: Blocks) -> dict[Network, Block]:
+    """Merge the blocks received from another balancer: the newest one of each prefix wins."""
     news = {
         prefix: block
-        for prefix, block in told.items()
+        for prefix, block in received.items()
         if prefix not in before or block.since > before[prefix].since
     }
     room = MOST - len(before)
@@ -114,24 +120,24 @@ def merged(before: Blocks, told: Blocks) -> dict[Network, Block]:
 
 
 def left(before: Blocks, now: float) -> dict[Network, Block]:
-    """Those whose time is not over, also of what was undone."""
+    """Return the blocks whose end is not reached yet, including those that were undone."""
     return {prefix: block for prefix, block in before.items() if block.until > now}
 
 
 def holding(blocks: Blocks, prefix: Network) -> Block | None:
-    """The block with the longest prefix that holds all of that prefix."""
+    """Return the active block with the longest prefix that contains all of ``prefix``."""
     found = [block for other, block in active(blocks).items() if _holds(other, prefix)]
     return max(found, key=lambda block: block.prefix.prefixlen, default=None)
 
 
 def shown(prefix: Network) -> str:
-    """A prefix as people write it: of one host, its address."""
+    """Format a prefix for people: a single host is written as its address."""
     is_host = prefix.prefixlen == prefix.max_prefixlen
     return str(prefix.network_address if is_host else prefix)
 
 
 def to_json(blocks: Blocks) -> list[dict[str, object]]:
-    """For a file and for the API."""
+    """Convert blocks to JSON rows, for the file and for the API."""
     return [
         {"prefix": shown(b.prefix), "why": b.why, "since": b.since, "until": b.until}
         | ({"over": True} if b.over else {})
@@ -140,7 +146,7 @@ def to_json(blocks: Blocks) -> list[dict[str, object]]:
 
 
 def from_json(rows: Iterable[Mapping[str, object]]) -> dict[Network, Block]:
-    """The inverse; ValueError, KeyError or TypeError if that is not what it is."""
+    """Convert JSON rows to blocks; ValueError, KeyError or TypeError if they are not valid."""
     found = {}
     for row in rows:
         prefix = ip_network(str(row["prefix"]))

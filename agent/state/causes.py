@@ -1,4 +1,4 @@
-"""Decides which troubles there are: what is not up, by server and cause, the worst first. Pure."""
+"""Decides which troubles there are: what is not up, by server and cause, worst first. Pure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from agent.state.situation import Situation, state_of
 from agent.state.slo import Watch
 
 _BAD = (BackendState.DOWN, BackendState.EJECTED, BackendState.UNREACHABLE)
-_TOOK = re.compile(r" in \d+(?:\.\d+)? m?s\b")  # how long a check took is no cause
-_TOGETHER = 4  # servers with one trouble are one trouble
+_TOOK = re.compile(r" in \d+(?:\.\d+)? m?s\b")  # the duration of a check is not part of the cause
+_TOGETHER = 4  # from so many servers on, the same trouble is shown as one
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Backends of one address, by the name that most of them have."""
+    """A server: its addresses, and the name that most of its backends have."""
 
     name: str
     addresses: tuple[Address, ...]
@@ -26,8 +26,10 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Servers with the same trouble; ``since`` (Unix time) is when the first of their backends had
-    it. ``backends`` have it, ``others`` of the same servers do not.
+    """Servers with the same trouble; ``since`` (Unix time) is when their first backend got it.
+
+    ``backends`` are those affected; ``others`` is the number of backends on the same servers that
+    are not.
     """
 
     servers: tuple[Server, ...]
@@ -39,13 +41,13 @@ class Cause:
 
     @property
     def services(self) -> tuple[str, ...]:
-        """The services that it is in."""
+        """The services that are affected."""
         return tuple(dict.fromkeys(ref.service for ref in self.backends))
 
 
 @dataclass(frozen=True, slots=True)
 class Unserved:
-    """A service without a backend that takes new flows, and what becomes of its clients."""
+    """A service without a backend that takes new flows, and what its clients get instead."""
 
     service: str
     reason: str
@@ -55,7 +57,10 @@ class Unserved:
 
 @dataclass(frozen=True, slots=True)
 class Unconnected:
-    """A service to which nobody gets a connection: ``begun`` of late, with ``up`` backends."""
+    """A service to which no client gets a connection.
+
+    ``begun``: connections that clients began in the last half minute; ``up``: backends that are up.
+    """
 
     service: str
     begun: int
@@ -64,7 +69,7 @@ class Unconnected:
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """A service whose answers begin later than it promises."""
+    """A service whose answers begin later than its objective allows."""
 
     service: str
     watch: Watch
@@ -72,7 +77,7 @@ class Late:
 
 @dataclass(frozen=True, slots=True)
 class Troubles:
-    """What is wrong now."""
+    """Everything that is wrong now."""
 
     unserved: tuple[Unserved, ...] = ()
     unconnected: tuple[Unconnected, ...] = ()
@@ -85,9 +90,10 @@ def troubles(
     unconnected: Mapping[str, int],
     watches: Mapping[str, tuple[Watch, ...]],
 ) -> Troubles:
-    """What is wrong; of the causes, those of most backends come first. ``unconnected``: how many
-    connections were begun in the last half minute, of services to which nobody gets one;
-    ``watches``: of the objectives that services have.
+    """Return what is wrong; causes that affect the most backends come first.
+
+    ``unconnected``: for services to which no client gets a connection, how many were begun in the
+    last half minute; ``watches``: the watches of each service's objectives.
     """
     held = Counter[Address]()
     bad: dict[tuple[Address, BackendState, str], list[BackendRef]] = defaultdict(list)
@@ -111,10 +117,10 @@ def troubles(
 
 
 def _bare(reason: str, address: Address, vip: Address) -> str:
-    """The reason, without what differs between servers and services with the same trouble."""
+    """Return the reason without the parts that differ between servers and services."""
     at_vip = rf"(?<![\w.:])\[?{re.escape(str(vip))}\]?(:\d+)?(?![\w.:])"
-    told = re.sub(at_vip, "the VIP", _TOOK.sub("", reason))
-    return told.replace(f" from {address}", "").replace(str(address), "it")
+    bare = re.sub(at_vip, "the VIP", _TOOK.sub("", reason))
+    return bare.replace(f" from {address}", "").replace(str(address), "it")
 
 
 def _causes(
@@ -122,7 +128,7 @@ def _causes(
     bad: Mapping[tuple[Address, BackendState, str], list[BackendRef]],
     held: Mapping[Address, int],
 ) -> Iterator[Cause]:
-    """One for each server, whatever its addresses are; or for all, where many have the same."""
+    """Yield a cause per server, over all its addresses, or one for all servers if many have it."""
     alike: dict[tuple[BackendState, str], dict[str, list[tuple[Address, list[BackendRef]]]]] = {}
     for (address, state, reason), refs in bad.items():
         name = Counter(ref.backend for ref in refs).most_common(1)[0][0]
@@ -136,8 +142,8 @@ def _causes(
             )
             refs = [ref for found in group.values() for _, some in found for ref in some]
             since = min(seen.backends[ref].since for ref in refs)
-            there = sum(held[address] for server in servers for address in server.addresses)
-            yield Cause(servers, state, reason, since, tuple(refs), there - len(refs))
+            total = sum(held[address] for server in servers for address in server.addresses)
+            yield Cause(servers, state, reason, since, tuple(refs), total - len(refs))
 
 
 def _unconnected(seen: Situation, begun: Mapping[str, int]) -> Iterator[Unconnected]:

@@ -1,4 +1,4 @@
-"""Decides which hosts are taken to answer for our VIPs, of what was heard of them."""
+"""Decides which other hosts are considered to answer for our VIPs, from the replies heard."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 from agent.model import Address
 
-# Once can be the last word of a balancer that has just handed the VIP over.
+# A single reply can be the last one of a balancer that has just handed the VIP over.
 BELIEVED_ROUNDS = 2
-FORGOTTEN_ROUNDS = 3  # without a word
+FORGOTTEN_ROUNDS = 3  # without a reply
 _VIRTUAL = re.compile(r"00:00:5e:00:0[12]:([0-9a-f]{2})")  # RFC 9568, section 7.3
-MOST = 64  # a host can say that it has every address, from as many MACs as it likes
+MOST = 64  # claims to remember: a host can claim every address, from any number of MACs
 
 
 class Claim(NamedTuple):
-    """Another host says that it has a VIP of ours."""
+    """Another host claims to have a VIP of ours."""
 
     vip: Address
     mac: str
@@ -25,14 +25,14 @@ class Claim(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose MAC it is: a backend, or another balancer of the group."""
+    """The owner of a MAC: a backend, or another balancer of the group."""
 
     name: str
     is_balancer: bool = False
 
 
 def not_taken(claim: Claim, owner: Owner | None, ifname: str) -> str:
-    """That a VIP is not put on an interface, because somebody has it already, and what to do."""
+    """Say that a VIP is not put on an interface because another host has it, and what to do."""
     whose = f" ({'balancer' if owner.is_balancer else 'backend'} {owner.name})" if owner else ""
     return (
         f"{claim.vip} is not put on {ifname}: {claim.mac}{whose} answers for it. Take it off that "
@@ -42,32 +42,35 @@ def not_taken(claim: Claim, owner: Owner | None, ifname: str) -> str:
 
 
 def in_words(claim: Claim, owner: Owner | None) -> str:
-    """Who answers for which VIP, and what that host has to do; ``owner`` None: nobody knows it."""
-    said = f"{claim.mac} answers for {claim.vip}, too: "
+    """Say who answers for which VIP, and what that host has to do.
+
+    ``owner`` None: the MAC belongs to no host that we know.
+    """
+    prefix = f"{claim.mac} answers for {claim.vip}, too: "
     if owner is not None and not owner.is_balancer:
-        # IPv6 says nothing of an address on another interface.
+        # With IPv6, a host does not answer for an address that is on another interface.
         silent = "keep silent (arp_ignore=1)" if claim.vip.version == 4 else "have it on lo alone"
-        return f"{said}it is backend {owner.name}, which has to {silent}"
+        return f"{prefix}it is backend {owner.name}, which has to {silent}"
     if owner is not None:
         return (
-            f"{said}it is balancer {owner.name}; lbctl failover status on both says who is master"
+            f"{prefix}it is balancer {owner.name}; lbctl failover status on both says who is master"
         )
     virtual = _VIRTUAL.fullmatch(claim.mac)
     if virtual:
         router = int(virtual[1], 16)
-        return f"{said}it is the virtual MAC of VRRP router {router}, whose master is elsewhere"
-    return f"{said}it is no backend's"
+        return f"{prefix}it is the virtual MAC of VRRP router {router}, whose master is elsewhere"
+    return f"{prefix}it is no backend's"
 
 
 @dataclass(slots=True)
 class _Heard:
-    round: int  # the last in which it was
-    rounds: int = 1  # how many in all
+    round: int  # the last round in which the claim was heard
+    rounds: int = 1  # in how many rounds it was heard
 
 
 @dataclass(slots=True)
 class Claims:
-    """Who answers in which of the rounds in which everybody is asked."""
+    """The claims heard in each round, in which all hosts on the segment are asked for our VIPs."""
 
     standing: frozenset[Claim] = frozenset()
     _heard: dict[Claim, _Heard] = field(default_factory=dict)
@@ -75,11 +78,11 @@ class Claims:
 
     @property
     def is_in_doubt(self) -> bool:
-        """Somebody was heard and is not believed yet: ask again soon."""
+        """Whether a claim was heard that is not believed yet, so that we should ask again soon."""
         return any(h.rounds < BELIEVED_ROUNDS for h in self._heard.values())
 
     def hear(self, claim: Claim) -> None:
-        """Somebody says so, in the present round."""
+        """Record a claim heard in the current round."""
         heard = self._heard.get(claim)
         if heard is None:
             if len(self._heard) < MOST:
@@ -88,8 +91,9 @@ class Claims:
             heard.round, heard.rounds = self._round, heard.rounds + 1
 
     def next_round(self, held: Collection[Address]) -> tuple[frozenset[Claim], frozenset[Claim]]:
-        """End a round, with the VIPs that this host has: which claims stand since, and which no
-        longer do.
+        """End a round; return the claims that stand from now on, and those that no longer do.
+
+        ``held``: the VIPs that this host has.
         """
         self._round += 1
         oldest = self._round - FORGOTTEN_ROUNDS

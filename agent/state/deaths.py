@@ -1,8 +1,8 @@
-"""Decides which backends are dead, so that their flows are to be reset. Pure.
+"""Decides which backends are dead, so that their flows have to be reset. Pure.
 
-A dead server says nothing to anybody, its clients included: they would wait for their answers
-until their own time limits end. A server that answers, if only by refusing, resets its
-connections itself, or goes on with them.
+A dead server sends nothing to anybody, so its clients would wait for their answers until their
+own timeouts expire. A server that still answers, if only by refusing, either resets its
+connections itself or goes on with them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from agent.model import (
 from agent.state.eligibility import Eligibility
 
 # When more than half of several servers fall silent together, it is more likely that something
-# between them and us has failed, and that all come back: so long they are waited for.
+# between them and us has failed and that all will come back. Wait this long before a reset.
 MANY_WAIT_S = 60.0
-TOGETHER_S = 10.0  # and by the checks, which do not all ask at the same moment
+# Silences that begin within this time count as together; longer if the health checks, which do
+# not all run at the same moment, need longer to notice.
+TOGETHER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Deaths:
-    """Since when servers have been silent, and backends have been such that their flows are to
-    go. On the monotonic clock.
+    """Since when servers have been silent, and since when backends have met the conditions for a
+    reset of their flows. Times are of the monotonic clock.
     """
 
     silent: Mapping[Address, float]
@@ -45,9 +47,9 @@ NOBODY = Deaths({}, {})
 
 
 def is_silent(status: HealthStatus, hop: NextHop | None) -> bool:
-    """Whether nothing comes back from a server, and that is not because of this host.
+    """Return whether nothing comes back from a server and this host is not the reason.
 
-    Without a check, ARP and neighbour discovery have to tell.
+    Without a health check, only ARP and neighbour discovery can show that.
     """
     if hop is None or hop.ours:
         return False
@@ -57,7 +59,7 @@ def is_silent(status: HealthStatus, hop: NextHop | None) -> bool:
 
 
 def goes(service: Service, status: HealthStatus, hop: NextHop | None, found: Eligibility) -> bool:
-    """Whether the flows of a backend are to be reset, once it has been so for long enough."""
+    """Return whether a backend's flows are to be reset once this state has lasted long enough."""
     if service.down_flows is DownFlows.KEEP:
         return False
     if is_silent(status, hop) and status.health in (Health.DOWN, Health.UNCHECKED):
@@ -74,10 +76,10 @@ def follow(
     verdicts: Mapping[BackendRef, Eligibility],
     now_s: float,
 ) -> Deaths:
-    """What is known now. ``due``: backends whose flows are to be reset now."""
+    """Return what is known at ``now_s``; its ``due`` names backends whose flows to reset now."""
     well = {Health.UP}
     if not any(hop.reason for hop in hops.values()):
-        well.add(Health.UNCHECKED)  # of which nothing but the next hop tells
+        well.add(Health.UNCHECKED)  # such a backend is judged by its next hop alone
     suspects = [ref for ref, found in verdicts.items() if not _is_well(health[ref], found, well)]
     if not suspects:
         return NOBODY
@@ -106,17 +108,20 @@ def follow(
 
 
 def _is_well(status: HealthStatus, found: Eligibility, well: Collection[Health]) -> bool:
-    """Nothing speaks against it: most are so, and there can be thousands."""
+    """Return whether nothing suggests a failure.
+
+    This is the cheap first test: there can be thousands of backends, and it is true of most.
+    """
     return found.state is BackendState.UP and status.health in well and not status.silent
 
 
 def is_one_of_many(
     at_s: float, onsets: Sequence[float], servers: int, together_s: float = TOGETHER_S
 ) -> bool:
-    """Whether more than half of several servers have fallen silent together with one that did at
-    ``at_s``. ``onsets``: of all that are silent, in order.
+    """Return whether more than half of several servers fell silent together with one that fell
+    silent at ``at_s``. ``onsets``: when each of the silent servers fell silent, sorted.
 
-    Those that had been silent before then do not count, on either side.
+    Servers that had been silent for longer count neither as silent nor as part of the total.
     """
     before = bisect_left(onsets, at_s - together_s)
     together = bisect_right(onsets, at_s + together_s) - before

@@ -1,5 +1,6 @@
-"""Decides what the shared tables should hold: configuration, health and next hops in,
-table contents out. A pure function, so it can be run as often as anything changes.
+"""Decides what the shared tables should hold, from the configuration, health and next hops.
+
+The functions are pure, so they can run whenever anything changes.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ class Surroundings:
     ticks: Callable[[float], int]  # seconds to ticks of the flow table
     draws: Mapping[str, int] = field(default_factory=dict)  # by service, if not as configured
     pick_seed: int = 0
-    flooded: frozenset[str] = frozenset()  # services that get SYNs of nobody
+    flooded: frozenset[str] = frozenset()  # services under a SYN flood
     companions: frozenset[str] = frozenset()  # services whose servers all take SYN cookies
 
 
 def differing(one: Surroundings, other: Surroundings) -> frozenset[str] | None:
-    """The services of which these say different things, beside their backends' eligibility and next
-    hops; None: that may be all.
+    """Return the services for which two surroundings differ, apart from the eligibility and next
+    hops of their backends; None: any service may be affected.
     """
     if (one.ifindex, one.pick_seed) != (other.ifindex, other.pick_seed):
         return None
@@ -65,8 +66,9 @@ def differing(one: Surroundings, other: Surroundings) -> frozenset[str] | None:
 def desired(
     config: Config, ids: Identities, around: Surroundings, kept: KeptRings | None = None
 ) -> TableContents:
-    """The tables for this configuration in these surroundings. ``kept``: rings that were built
-    before; those that are the same are not built again.
+    """Return the tables for a configuration in these surroundings.
+
+    ``kept``: rings built before; those that would be the same are not built again.
     """
     return replace(
         desired_lookups(config, ids, around),
@@ -83,7 +85,7 @@ class _OfServices(TypedDict):
 def desired_services(
     config: Config, ids: Identities, around: Surroundings, kept: KeptRings | None = None
 ) -> _OfServices:
-    """The services with their rings, by table: what takes longest."""
+    """Return the tables of services and their rings, the part that takes longest."""
     rings = [(service, _rings(config, service, ids, around, kept)) for service in config.services]
     return {
         "services": {
@@ -95,7 +97,7 @@ def desired_services(
 
 
 def desired_lookups(config: Config, ids: Identities, around: Surroundings) -> TableContents:
-    """What leads to services and their backends, and nothing else."""
+    """Return only the tables by which packets are mapped to services and backends."""
     sources = lookups.nat_sources(config, around.hops, ids.nat_sources)
     blocks = nat_blocks.assign(config.services, sources, ids.nat_blocks, config.tables.nat_blocks)
     return TableContents(
@@ -110,7 +112,7 @@ def desired_lookups(config: Config, ids: Identities, around: Surroundings) -> Ta
 
 
 def same_lookups(old: Config, new: Config) -> bool:
-    """Whether ``desired_lookups`` is the same for both, if what is around them is."""
+    """Return whether ``desired_lookups`` is the same for both in the same surroundings."""
     if old is new:
         return True
     if len(old.services) != len(new.services):
@@ -144,7 +146,7 @@ def _rings(
 def desired_backends(
     config: Config, ids: Identities, around: Surroundings
 ) -> dict[int, BackendEntry]:
-    """The backend table alone: cheap, where ``desired`` builds rings."""
+    """Return the backend table alone, which is cheap because it needs no rings."""
     return {
         ident: _backend_entry(config, service, ids.service_id(service), backend, around)
         for service in config.services
@@ -188,7 +190,10 @@ def _service_entry(
 
 
 def _source_bits(service: Service) -> int:
-    """How much of the client's address counts; 0: the scheduler does not look at it alone."""
+    """Return how many bits of the client's address the scheduler hashes.
+
+    0: it does not decide by the address alone.
+    """
     whole = _ADDRESS_BITS[service.key.vip.version]
     if service.scheduler is Scheduler.SOURCE:
         return service.source_bits or whole
@@ -196,7 +201,7 @@ def _source_bits(service: Service) -> int:
 
 
 def outer_source(config: Config, address: Address, hop: NextHop | None) -> Address | None:
-    """Where encapsulated packets for ``address`` say they come from."""
+    """Return the outer source address of encapsulated packets for ``address``."""
     configured = config.tunnel_source_v4 if address.version == 4 else config.tunnel_source_v6
     return configured or (hop.source if hop else None)
 
@@ -204,7 +209,10 @@ def outer_source(config: Config, address: Address, hop: NextHop | None) -> Addre
 def _source(
     config: Config, forward: Forward, address: Address, hop: NextHop | None
 ) -> Address | None:
-    """What the backend's row says of a source; of fullnat only so that a restart knows it."""
+    """Return the source address in the backend's row.
+
+    With fullnat it is there only so that it is known after a restart.
+    """
     if forward.is_tunnel:
         return outer_source(config, address, hop)
     return hop.source if hop and forward is Forward.FULLNAT else None
@@ -236,9 +244,9 @@ def _backend_entry(
 
 
 def out_of(config: Config, hop: NextHop | None, own: int) -> int:
-    """The interface to send out of; 0, the fastest: where the packet came in.
+    """Return the ifindex of the interface to send on; 0: the one on which the packet came in.
 
-    That is known only where packets come in on one interface.
+    0 is the fastest, and correct only where packets come in on one interface.
     """
     if hop is None or (hop.ifindex == own and not config.backend_interfaces):
         return 0
@@ -246,7 +254,10 @@ def out_of(config: Config, hop: NextHop | None, own: int) -> int:
 
 
 def _ticks_by_state(timeouts: Timeouts, ticks: Callable[[float], int]) -> tuple[int, ...]:
-    """By ``enum flow_state``; a state with the awaiting bit has the timeout of its base."""
+    """Return the timeouts indexed by ``enum flow_state``.
+
+    A state with the awaiting bit has the timeout of its base state.
+    """
     established, closing = ticks(timeouts.established_s), ticks(timeouts.closing_s)
     return (
         0,

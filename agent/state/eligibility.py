@@ -1,4 +1,4 @@
-"""Decides what a backend is for the data plane, and says why."""
+"""Decides whether a backend gets new flows and keeps its recorded ones, and says why."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from agent.model import (
 from agent.weights.influence import Influence
 
 CONFIGURED, BACKUP, FAIL_OPEN, PANIC = "configured", "backup", "fail open", "panic"
-IN_SPITE = (FAIL_OPEN, PANIC)  # why backends get new flows that are not up
-# They say nothing of whether the checks are right.
+IN_SPITE = (FAIL_OPEN, PANIC)  # why backends that are not up get new flows
+# Backends in these states do not count when we judge whether the health checks can be right.
 _TAKEN_OUT = (BackendState.MAINTENANCE, BackendState.DRAIN, BackendState.CHECKING)
 
 
 @dataclass(frozen=True, slots=True)
 class Eligibility:
-    """``usable``: new flows may go there; ``alive``: its recorded flows stay there.
+    """``usable``: new flows may go to the backend; ``alive``: its recorded flows stay there.
 
-    ``weight``: the effective one, 0 where not usable; ``weight_reason`` says why it is that.
-    ``bytes_per_connection``: learned, None: as configured. ``learned``: the factor of the weight
-    that follows the learned speed: a slow server is no ill one.
+    ``weight``: the effective weight, 0 if not usable; ``weight_reason`` says how it came about.
+    ``bytes_per_connection``: the learned value; None: as configured. ``learned``: the factor in
+    the weight that comes from the learned speed. It is kept apart because a slow server is not
+    an unhealthy one.
     """
 
     state: BackendState
@@ -50,11 +51,11 @@ class Eligibility:
 def eligibility(
     service: Service, backend: Backend, health: HealthStatus, hop: NextHop | None
 ) -> Eligibility:
-    """The operator's word first, then whether packets can get there, then the checks.
+    """Judge a backend by the operator's orders first, then reachability, then the health checks.
 
     A backend in maintenance gives its flows up; one that drains or has weight 0 keeps them;
-    one that is down keeps them unless the service says ``down_flows: reroute``. Those that are
-    reset are so some time later (``agent.state.deaths``).
+    one that is down keeps them unless the service says ``down_flows: reroute``. Flows that are to
+    be reset are reset some time later (``agent.state.deaths``).
     """
     if backend.admin is AdminState.MAINTENANCE:
         return _out(BackendState.MAINTENANCE, "disabled by the operator", alive=False)
@@ -74,12 +75,12 @@ def eligibility(
 
 
 def _out(state: BackendState, reason: str, alive: bool) -> Eligibility:
-    """No new flows."""
+    """Return the verdict for a backend that gets no new flows."""
     return Eligibility(state, reason, False, alive, 0, state.value)
 
 
 def influenced(service: Service, verdict: Eligibility, influence: Influence) -> Eligibility:
-    """What reports and learned speed make of a backend that would get new flows."""
+    """Apply reports and learned speed to the verdict on a backend that would get new flows."""
     if not verdict.usable:
         return verdict
     if influence.out:
@@ -96,12 +97,12 @@ def influenced(service: Service, verdict: Eligibility, influence: Influence) -> 
 
 
 def unreachable(reason: str) -> Eligibility:
-    """No packet can be sent there."""
+    """Return the verdict for a backend to which no packet can be sent."""
     return _out(BackendState.UNREACHABLE, reason, alive=False)
 
 
 def _unreached(service: Service, hop: NextHop | None) -> str:
-    """Why no packet can be sent to the backend; empty: it can."""
+    """Return why no packet can be sent to the backend; empty if packets can be sent."""
     if hop is None:
         return "the next hop is not looked up yet"
     if hop.mac is None:
@@ -112,12 +113,13 @@ def _unreached(service: Service, hop: NextHop | None) -> str:
 
 
 def together(service: Service, found: Sequence[Eligibility]) -> tuple[Eligibility, ...]:
-    """What the backends of a service (in its order) are beside each other.
+    """Adjust the verdicts on a service's backends (in its order) to each other.
 
-    Backups get new flows only while no other backend is usable. Where none at all is, a service
-    with ``no_backend: any`` fails open: better a backend that the checks doubt than none, so
-    all get new flows that the operator did not disable and that packets can reach. Likewise where
-    fewer are left than the share ``panic``; one that fails is not to take the others along.
+    Backups get new flows only while no other backend is usable. If no backend at all is usable, a
+    service with ``no_backend: any`` fails open: a backend that its checks doubt is better than
+    none, so every backend that is reachable and not disabled by the operator gets new flows. The
+    same happens if the usable share falls below ``panic``, so that the load of failed backends
+    does not overload the remaining ones.
     """
     primary = any(
         one.usable and not backend.backup
@@ -165,7 +167,7 @@ def _fail_open(backend: Backend, one: Eligibility) -> Eligibility:
 
 
 def _in_spite(backend: Backend, one: Eligibility, what: str, why: str) -> Eligibility:
-    """It gets new flows all the same."""
+    """Return the verdict for a backend that gets new flows although it is not up."""
     return replace(
         one,
         reason=f"{one.reason}; {what}: {why}",
@@ -184,24 +186,24 @@ _WORDS = {
 
 
 def _none_is_up(states: tuple[BackendState, ...]) -> str:
-    """What they are instead."""
+    """Say in which states the backends of a service are when none is up."""
     found = Counter(_WORDS.get(state, state.value) for state in states).most_common()
     if len(states) == 1:
         return f"its only backend is {found[0][0]}"
     if len(found) == 1:
         return f"all {len(states)} backends are {found[0][0]}"
-    said = ", ".join(f"{count} {word}" for word, count in found)
-    return f"none of {len(states)} backends is up: {said}"
+    counts = ", ".join(f"{count} {word}" for word, count in found)
+    return f"none of {len(states)} backends is up: {counts}"
 
 
 def service_state(
     states: tuple[BackendState, ...], *, in_spite: frozenset[str] = frozenset()
 ) -> tuple[ServiceState, str]:
-    """A service's state from those of its backends. ``in_spite``: why some of them get new flows
-    that are not up.
+    """Return a service's state and the reason, from the states of its backends.
 
-    Backends that the operator took out do not count against it, unless nothing is left. One
-    that fails open is down all the same: nobody knows that it serves.
+    ``in_spite``: why some backends that are not up get new flows. Backends that the operator took
+    out do not count against the service, unless none is left. A service that fails open still
+    counts as down, because nothing shows that its backends serve.
     """
     up = sum(state is BackendState.UP for state in states)
     out = sum(state in (BackendState.DRAIN, BackendState.MAINTENANCE) for state in states)

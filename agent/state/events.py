@@ -1,4 +1,4 @@
-"""What the data plane tells as it happens, and how one follower asks for it."""
+"""Defines the events that the data plane reports as they happen, and how to query them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from agent.model import Address
 
-# Why a packet may have been dropped, passed or answered instead of forwarded: the labels of the
-# data plane's reasons, less those of packets that are for no service at all.
+# The reasons why a packet was dropped, passed or answered instead of forwarded: the labels of the
+# data plane's reasons, without those for packets that belong to no service.
 DROP_REASONS = (
     "fragment",
     "malformed",
@@ -43,14 +43,14 @@ class EventKind(enum.Enum):
 
     DROP = "drop"  # not forwarded, for whatever reason
     PICK = "pick"  # a backend was chosen for a new flow
-    PACKET = "packet"  # of a recorded flow; sampled
-    REPLY = "reply"  # of a backend; sampled
+    PACKET = "packet"  # a packet of a recorded flow; sampled
+    REPLY = "reply"  # a packet from a backend; sampled
     ANSWER = "answer"  # the first byte of an answer
     CLOSE = "close"  # FIN or RST
 
     @property
     def is_sampled(self) -> bool:
-        """There are as many of them as packets."""
+        """Whether these events are sampled, because there is one for each packet."""
         return self in (EventKind.PACKET, EventKind.REPLY)
 
 
@@ -58,13 +58,13 @@ class Fate(enum.Enum):
     """What became of a packet that was not forwarded."""
 
     DROPPED = "dropped"
-    REFUSED = "refused"  # dropped, and its sender told by RST or ICMP, where that may be
-    PASSED = "passed"  # to the host
+    REFUSED = "refused"  # dropped, and answered with an RST or ICMP error where that is allowed
+    PASSED = "passed"  # passed to the host
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One decision of the data plane. What does not apply is None."""
+    """One decision of the data plane. Fields that do not apply are None."""
 
     at: float  # seconds since the epoch
     kind: EventKind
@@ -79,22 +79,22 @@ class Event:
     backend_address: Address | None = None
     scheduler: str | None = None  # PICK: how the backend was chosen
     reason: str | None = None  # DROP: one of DROP_REASONS
-    fate: Fate | None = None  # DROP: of the packet
+    fate: Fate | None = None  # DROP: what became of the packet
     tcp_flags: str | None = None  # as tcpdump writes them
     state: str | None = None  # of the recorded flow, before the packet
-    waited_bytes: int | None = None  # ANSWER: of the request
-    waited_us: int | None = None  # ANSWER: from the request to the answer
+    waited_bytes: int | None = None  # ANSWER: size of the request
+    waited_us: int | None = None  # ANSWER: time from the request to the answer
 
     @property
     def source(self) -> tuple[Address, int | None]:
-        """Who sent the packet: the client, or for a reply the VIP."""
+        """The packet's source: the client, or for a reply the VIP."""
         if self.kind is EventKind.REPLY:
             return self.vip, self.port
         return self.client, self.client_port
 
     @property
     def destination(self) -> tuple[Address, int | None]:
-        """To whom the packet was sent."""
+        """The packet's destination: the VIP, or for a reply the client."""
         if self.kind is EventKind.REPLY:
             return self.client, self.client_port
         return self.vip, self.port
@@ -104,7 +104,8 @@ class Event:
 class TraceQuery:
     """What one follower wants to see.
 
-    ``sample``: of the sampled kinds, one in so many, a power of two. ``service`` None: any.
+    ``sample``: one in how many events of the sampled kinds to report, a power of two.
+    ``service`` None: any.
     """
 
     kinds: frozenset[EventKind]
@@ -115,7 +116,7 @@ class TraceQuery:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Events that a follower should have had, since it began to follow."""
+    """Counts of events that a follower has missed since it began to follow."""
 
-    ring: int = 0  # the data plane's ring was full; whether they would have matched is not known
-    follower: int = 0  # it did not read fast enough
+    ring: int = 0  # because the data plane's ring was full; whether they matched is not known
+    follower: int = 0  # because the follower did not read fast enough

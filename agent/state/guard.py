@@ -1,9 +1,10 @@
-"""Decides what the guard below the program drops: packets of flows that only the program knows.
+"""Decides the nftables rules that drop packets of flows that only the XDP program knows.
 
-A packet for a VIP that the program did not take would come to this host's own stack, which has
-no socket for it and answers with a reset. These rules drop it instead, so a moment without the
-program costs a retransmission and no connection. They drop what a backend answers to a health
-check by the VIP, too: the agent has read it, and a reset would go to another balancer.
+If the program does not take a packet for a VIP, the packet reaches this host's own stack, which
+has no socket for it and answers with a reset. These rules drop it instead, so a moment without
+the program costs a retransmission rather than the connection. They also drop what a backend
+answers to a health check through the VIP: the agent has read that answer already, and a reset
+could go to another balancer.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ type Json = dict[str, Any]
 
 FAMILY = "inet"
 _LAST_PORT = 65_535
-# Before the rules of anybody's firewall, which could answer with a reset as well.
+# Ahead of any firewall's rules, which could answer with a reset as well.
 _PRIORITY = -160
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One end of flows: addresses, protocol, and ports from the first to the last."""
+    """One end of flows: addresses, protocol, and a range of ports."""
 
     network: Network
     protocol: str
@@ -35,23 +36,23 @@ class End:
 
     @property
     def is_exact(self) -> bool:
-        """One address and one port, as most are: looked up in a set, however many there are."""
+        """Whether it is one address and one port, as most are, so that a set lookup will do."""
         return self.network.num_addresses == 1 and self.first == self.last
 
 
 def table_name(instance: str) -> str:
-    """The nftables table of an instance."""
+    """Return the name of an instance's nftables table."""
     return f"steelyard-{instance}"
 
 
 def removal(table: str) -> list[Json]:
-    """The commands that remove the table, whether or not it is there."""
+    """Return the commands that remove the table, whether or not it exists."""
     named = {"table": {"family": FAMILY, "name": table}}
     return [{"add": named}, {"delete": named}]
 
 
 def ruleset(table: str, config: Config) -> list[Json]:
-    """The commands that put the table of this configuration in the place of the last one."""
+    """Return the commands that replace the previous table by the one for this configuration."""
     named = {"family": FAMILY, "table": table}
     hook = {"type": "filter", "hook": "input", "prio": _PRIORITY, "policy": "accept"}
     served = _sorted(_served(service) for service in config.services)
@@ -70,11 +71,11 @@ def ruleset(table: str, config: Config) -> list[Json]:
         *_sets(named, "served", served),
         *_sets(named, "answers", answers),
         {"add": {"chain": named | {"name": "unheard"}}},
-        # A flow of the host's own has a socket: a health check, a server that listens here.
+        # The host's own flows have a socket: health checks, and servers that listen here.
         _rule(named, "unheard", _has_socket(), {"return": None}),
         _rule(named, "unheard", {"counter": None}, {"drop": None}),
         {"add": {"chain": named | {"name": "input"} | hook}},
-        # Who asks from this host itself has its refusal at once.
+        # A client on this host itself is refused at once.
         _rule(named, "input", _is(_meta("iifname"), "lo"), {"return": None}),
         *_lookups(named, "served", served, "daddr", "dport", []),
         *_lookups(named, "answers", answers, "saddr", "sport", [ports]),
@@ -90,7 +91,7 @@ def _served(service: Service) -> End:
 
 
 def _answers(service: Service, backend: Backend) -> End:
-    """Where a backend of ``fullnat`` sends from."""
+    """Return the end from which a ``fullnat`` backend sends its answers."""
     served = _served(service)
     first, last = (backend.port,) * 2 if backend.port else (served.first, served.last)
     return End(_host(backend.address), served.protocol, first, last)
@@ -101,7 +102,7 @@ def _host(address: Address) -> Network:
 
 
 def _sorted(ends: Iterable[End]) -> list[End]:
-    """Each once, in an order of its own: the same configuration makes the same rules."""
+    """Remove duplicates and sort, so that the same configuration always gives the same rules."""
     return sorted(
         set(ends),
         key=lambda end: (
@@ -132,7 +133,7 @@ def _sets(named: Json, name: str, ends: list[End]) -> Iterator[Json]:
 def _lookups(
     named: Json, name: str, ends: list[End], address: str, port: str, more: list[Json]
 ) -> Iterator[Json]:
-    """Send what matches to the chain that decides."""
+    """Yield the rules that send matching packets to the chain ``unheard``, which decides."""
     decide = ({"counter": None}, {"goto": {"target": "unheard"}})
     for version in sorted({end.network.version for end in ends if end.is_exact}):
         fields = [_address(version, address), _meta("l4proto"), _port(port)]
@@ -177,5 +178,5 @@ def _between(field: str, first: int, last: int) -> Json:
 
 
 def _has_socket() -> Json:
-    # Every socket is transparent or is not: the match fails only where there is none.
+    # The value is 0 or 1 for every socket, so the match fails only if there is no socket.
     return {"match": {"op": "<=", "left": {"socket": {"key": "transparent"}}, "right": 1}}

@@ -1,4 +1,4 @@
-"""What people see of blocks and lists."""
+"""Defines how blocks, lists and limits are shown to people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent.state.blocks import DEFAULT_S, Block
 
 @dataclass(frozen=True, slots=True)
 class ListView:
-    """One list; ``read_at``: when its files were read last, in seconds since the epoch."""
+    """One list; ``read_at``: when its files were last read, in seconds since the epoch."""
 
     name: str
     prefixes: int
@@ -26,7 +26,7 @@ class ListView:
 
 @dataclass(frozen=True, slots=True)
 class LimitView:
-    """One limit of a service; ``sources``: how many have as much as they may, where that counts."""
+    """One limit of a service; ``sources``: how many are at the limit, if it is one per source."""
 
     service: str
     limit: str  # its key in the configuration
@@ -38,7 +38,7 @@ class LimitView:
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """Everything that is blocked or listed, and the packets that it has cost."""
+    """Everything that is blocked, listed or limited, and how many packets that has dropped."""
 
     blocks: tuple[Block, ...] = ()
     lists: tuple[ListView, ...] = ()
@@ -47,7 +47,7 @@ class Guarded:
     would_block_packets: int = 0
     not_allowed_packets: int = 0
     would_not_allow_packets: int = 0
-    in_force: bool = True  # False: the program that drops what blocks say is being made
+    in_force: bool = True  # False: the program that enforces blocks is still being compiled
     nodes: int = 0
     nodes_total: int = 0
     problem: str = ""
@@ -56,7 +56,7 @@ class Guarded:
 
 @dataclass(frozen=True, slots=True)
 class BlockOrder:
-    """What somebody wants blocked, for so many seconds."""
+    """An operator's order to block prefixes for ``for_s`` seconds."""
 
     prefixes: tuple[Network, ...]
     for_s: float = DEFAULT_S
@@ -64,14 +64,14 @@ class BlockOrder:
     confirmed: bool = False
 
     def blocks(self, now: float) -> tuple[Block, ...]:
-        """From this moment on, in seconds since the epoch."""
+        """Return the blocks, beginning at ``now`` (seconds since the epoch)."""
         until = now + self.for_s
         return tuple(Block(prefix, self.why, now, until) for prefix in self.prefixes)
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """What came of it: flows that were ended, and how many other balancers were told."""
+    """The result of an order: flows ended, and how many other balancers were informed."""
 
     flows: int
     told: int
@@ -79,7 +79,7 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What becomes of a new flow of an address, by service."""
+    """What happens to a new flow from an address, by service."""
 
     address: Address
     block: Block | None

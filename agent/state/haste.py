@@ -1,11 +1,10 @@
-"""Decides which backends are done with their clients suspiciously fast, as one is that answers with
-errors which nobody can read. Pure.
+"""Decides which backends finish connections suspiciously fast ("hasty" backends). Pure.
 
-Under TLS, and where answers do not pass the balancer, an error looks like an answer, and hardly any
-connection is open at a backend that gives errors at once: to schedulers that compare, it looks
-idle, and gets nearly everything. Such a backend is hasty: its connections last much shorter than
-they usually do there, and few are open beside the others. A stranger's short connections do not
-make it so, because those of its clients stay open.
+Under TLS, and where answers do not pass the balancer, an error cannot be told from an answer. A
+backend that returns errors immediately has hardly any open connection, so schedulers that compare
+backends see it as idle and send it nearly everything. Such a backend is hasty: its connections
+are much shorter than is usual for it, and few are open compared with the other backends. Short
+connections from an outsider do not make a backend hasty, because those of its clients stay open.
 """
 
 from __future__ import annotations
@@ -15,20 +14,22 @@ from dataclasses import dataclass, field, replace
 
 from agent.model import BackendRef, Scheduler, Service
 
-WINDOW_S = 10.0  # that is looked at, at most
-LEAST_S, LEAST_AGAIN_S = 2.0, 5.0  # at least; of a hasty backend
-TELLING, TELLING_AGAIN = 20, 5  # connections that ended tell; of a hasty backend, which gets few
-EXPECTED = 25.0  # so many open ones would have been seen at an even share: none is no accident
-KNOWN = 64  # from so many on that ended, it has a usual time
-SHORT = 0.25  # of the usual time: they last so long at most
-USUAL = 0.5  # as long again: it is as it was
-FEW = 0.25  # of what the others have open by weight
-_REMEMBERED = 256  # connections by which the usual time goes
+WINDOW_S = 10.0  # the longest time that is looked at
+LEAST_S, LEAST_AGAIN_S = 2.0, 5.0  # the shortest time to judge by; that for a hasty backend
+# How many ended connections it takes to judge; fewer for a hasty backend, which gets few.
+TELLING, TELLING_AGAIN = 20, 5
+# At an even share so many open connections would have been seen, so seeing few is no accident.
+EXPECTED = 25.0
+KNOWN = 64  # ended connections from which on the usual duration is known
+SHORT = 0.25  # hasty: connections last at most this part of the usual duration
+USUAL = 0.5  # no longer hasty: they last this part of it again
+FEW = 0.25  # hasty: at most this part of what the others have open, by weight
+_REMEMBERED = 256  # connections over which the usual duration is averaged
 
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """How often the open connections of a backend were looked at, and all that were seen."""
+    """How often a backend's open connections were counted, and the sum of these counts."""
 
     times: int = 0
     seen: int = 0
@@ -36,7 +37,7 @@ class Looks:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Totals at one moment. ``ended``: connections."""
+    """Totals at one moment. ``ended``: connections that have ended."""
 
     at_s: float
     looks: Looks
@@ -47,8 +48,9 @@ class Reading:
 class Pace:
     """How long the connections of a backend last.
 
-    ``readings``: oldest first. ``usual_s`` None: none has ended. ``ended``: of which the usual time
-    is, at most ``KNOWN``. ``last_s``: how long they last now.
+    ``readings``: oldest first. ``usual_s``: the usual duration; None: no connection has ended.
+    ``ended``: how many connections that is based on, at most ``KNOWN``. ``last_s``: their duration
+    now.
     """
 
     readings: tuple[Reading, ...] = ()
@@ -60,7 +62,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """The newest seconds of a backend, from a reading on."""
+    """The newest stretch of time of a backend, from one of its readings on."""
 
     since: Reading
     until: Reading
@@ -79,18 +81,18 @@ class _Stretch:
 
     @property
     def open(self) -> float:
-        """The mean."""
+        """The mean number of open connections."""
         seen = self.until.looks.seen - self.since.looks.seen
         return seen / self.looks if self.looks else 0.0
 
     @property
     def lasted_s(self) -> float:
-        """A connection, in the mean (Little's law)."""
+        """The mean duration of a connection (Little's law)."""
         return self.open * self.seconds / self.ended if self.ended else 0.0
 
 
 def judges(service: Service) -> bool:
-    """Whether a backend that looks idle gets more, and can be passed over."""
+    """Return whether idle-looking backends get more flows, and others can be picked instead."""
     return service.scheduler is Scheduler.LEAST_LOAD and len(service.backends) > 1
 
 
@@ -100,37 +102,37 @@ def follow(
     readings: Mapping[BackendRef, Reading],
     usable: frozenset[BackendRef],
 ) -> dict[BackendRef, Pace]:
-    """The backends of a service after another reading, about a second after the last."""
+    """Return the backends' paces after another reading, about a second after the last."""
     weights = {BackendRef(service.name, each.name): each.weight for each in service.backends}
     after = {
         ref: _read(before.get(ref, Pace()), readings[ref]) for ref in weights if ref in readings
     }
-    beside = _All({ref: pace for ref, pace in after.items() if ref in usable}, weights)
+    candidates = _Candidates({ref: pace for ref, pace in after.items() if ref in usable}, weights)
     return {
-        ref: _judged(pace, ref, beside) if ref in beside.paces else pace
+        ref: _judged(pace, ref, candidates) if ref in candidates.paces else pace
         for ref, pace in after.items()
     }
 
 
 @dataclass(slots=True)
-class _All:
-    """The backends that get new flows. Sums since one moment are made once for all of them."""
+class _Candidates:
+    """The backends that get new flows. The sums since a moment are computed once for all."""
 
     paces: Mapping[BackendRef, Pace]
     weights: Mapping[BackendRef, int]
     _since: dict[float, tuple[float, int]] = field(default_factory=dict)
 
     def others(self, ref: BackendRef, since_s: float) -> tuple[float, int]:
-        """What the others have open, in the mean, and how many ended there, since then."""
+        """Return the mean number of open connections on the others, and how many ended there."""
         if since_s not in self._since:
             found = [_stretch(pace, since_s) for pace in self.paces.values()]
             self._since[since_s] = sum(one.open for one in found), sum(one.ended for one in found)
         own = _stretch(self.paces[ref], since_s)
-        there, ended = self._since[since_s]
-        return max(there - own.open, 0.0), ended - own.ended
+        total, ended = self._since[since_s]
+        return max(total - own.open, 0.0), ended - own.ended
 
     def share_of(self, ref: BackendRef) -> float:
-        """Its weight beside that of the others together."""
+        """Return a backend's weight relative to the total weight of the others."""
         others = sum(self.weights[other] for other in self.paces) - self.weights[ref]
         return self.weights[ref] / others if others else 0.0
 
@@ -143,11 +145,11 @@ def _stretch(pace: Pace, since_s: float) -> _Stretch:
 def _read(pace: Pace, reading: Reading) -> Pace:
     kept = [old for old in pace.readings if old.at_s >= reading.at_s - WINDOW_S]
     if kept and (reading.ended < kept[-1].ended or reading.looks.times < kept[-1].looks.times):
-        kept = []  # the totals have begun again
+        kept = []  # the totals have been reset
     return replace(pace, readings=(*kept, reading))
 
 
-def _judged(pace: Pace, ref: BackendRef, beside: _All) -> Pace:
+def _judged(pace: Pace, ref: BackendRef, candidates: _Candidates) -> Pace:
     least_s, telling = (LEAST_AGAIN_S, TELLING_AGAIN) if pace.hasty else (LEAST_S, TELLING)
     for since in reversed(pace.readings[:-1]):
         stretch = _Stretch(since, pace.readings[-1])
@@ -157,17 +159,17 @@ def _judged(pace: Pace, ref: BackendRef, beside: _All) -> Pace:
             return _followed(pace, stretch)
         if stretch.lasted_s >= (USUAL if pace.hasty else SHORT) * pace.usual_s:
             return _followed(pace, stretch)
-        there, ended = beside.others(ref, since.at_s)
+        others_open, ended = candidates.others(ref, since.at_s)
         if pace.hasty:
-            # Where connections have become as short elsewhere, so are the requests.
-            is_short = stretch.lasted_s * ended < USUAL * there * stretch.seconds
+            # If connections have become as short on the others, the requests have become shorter.
+            is_short = stretch.lasted_s * ended < USUAL * others_open * stretch.seconds
             if is_short or not ended:
                 return replace(pace, last_s=stretch.lasted_s)
             return _followed(pace, stretch)
-        fair = there * beside.share_of(ref)
+        fair = others_open * candidates.share_of(ref)
         if stretch.open >= FEW * fair:
             return _followed(pace, stretch)
-        # One that lasts is seen again and again, which is one sight of it.
+        # A connection that lasts is counted again and again, but that is only one observation.
         sights = min(stretch.looks, stretch.seconds / pace.usual_s)
         if fair * sights >= EXPECTED:
             return replace(pace, hasty=True, last_s=stretch.lasted_s)
@@ -175,7 +177,7 @@ def _judged(pace: Pace, ref: BackendRef, beside: _All) -> Pace:
 
 
 def _followed(pace: Pace, stretch: _Stretch) -> Pace:
-    """The usual time goes by what is no haste."""
+    """Update the usual duration from a stretch in which the backend was not hasty."""
     newest = pace.readings[-1].ended - pace.readings[-2].ended
     part = min(1.0, newest / (_REMEMBERED if pace.ended >= KNOWN else KNOWN))
     lasted_s = stretch.lasted_s

@@ -1,7 +1,7 @@
-"""Decides the numbers: which id a service or a backend has in the tables.
+"""Decides which ids services, backends and zones have in the tables.
 
-What the tables hold keeps its id, so a restart moves nothing. An id that is given up rests
-until no recorded flow names it any more.
+Entries that the tables already hold keep their ids, so a restart moves nothing. An id that was
+given up is not reused until no recorded flow refers to it any more.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from agent.state.tables import Blocks, ServiceSlot, TableContents
 from agent.state.zones import zones_of
 
 type Server = tuple[Address, int]  # address, port (0: the packet's)
-type Member = tuple[ServiceSlot, Address, int]  # likewise, where the service has no id yet
+type Member = tuple[ServiceSlot, Address, int]  # a server of a service that may have no id yet
 
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """``services``: id and flow salt by slot; ``backends``: by service id, the ids by server.
+    """``services``: id and flow salt by slot; ``backends``: ids by server, by service id.
 
-    ``nat_sources``: the numbers that source addresses of fullnat have in the tables;
-    ``nat_blocks``: the blocks that they have towards servers.
-    ``zones``: id by name, of those that have clients.
+    ``nat_sources``: the source addresses of fullnat by their numbers in the tables;
+    ``nat_blocks``: the port blocks that they have towards each server.
+    ``zones``: ids by name, for zones that have clients.
     """
 
     services: dict[ServiceSlot, tuple[int, int]]
@@ -45,25 +45,27 @@ class Identities:
         return self.backends[self.service_id(service)][server_of(backend)]
 
     def backend_ids(self, service: Service) -> list[int]:
-        """Of all its backends, in its order."""
+        """Return the ids of all the service's backends, in its order."""
         own = self.backends[self.service_id(service)]
         return [own[server_of(backend)] for backend in service.backends]
 
 
 def slot_of(key: ServiceKey) -> ServiceSlot:
-    """The key of the service maps for a service: of a range its first port, of a prefix its
-    first address. So a range or a prefix that becomes longer or shorter stays the same service.
+    """Return a service's key in the service maps.
+
+    It has the first port of a range and the first address of a prefix, so a service stays the
+    same when its range or prefix becomes longer or shorter.
     """
     return ServiceSlot(key.vip, key.port, key.protocol.number)
 
 
 def server_of(backend: Backend) -> Server:
-    """What makes a backend of a service that one: with another name or weight it is the same."""
+    """Return what identifies a backend within a service; its name and weight do not."""
     return backend.address, backend.port or 0
 
 
 def member_of(service: Service, backend: Backend) -> Member:
-    """The same without ids: what health and the time since when it is up belong to."""
+    """Return what identifies a backend without ids; health and up-times are kept by it."""
     return slot_of(service.key), backend.address, backend.port or 0
 
 
@@ -74,11 +76,11 @@ def assign(
     new_salt: Callable[[], int],
     last: tuple[Config, Identities] | None = None,
 ) -> Identities:
-    """Ids for everything configured. ``resting`` backend ids are not given out. ``last``: what the
-    tables were made for, if that is known: services that are the same object keep what they have,
-    and where all do, the same object comes back.
+    """Return the ids of everything configured; backend ids in ``resting`` are not given out.
 
-    Raises DataplaneError when a table is full.
+    ``last``: the configuration for which the tables were made and its identities, if known.
+    Services that are the same object keep their ids, and if nothing changes the same Identities
+    object is returned. Raises DataplaneError if a table is full.
     """
     known_services = {slot: (entry.id, entry.salt) for slot, entry in actual.services.items()}
     free_services = _free(config.tables.services, {i for i, _ in known_services.values()})
@@ -112,7 +114,7 @@ def assign(
 
 
 def _servers_in(actual: TableContents) -> dict[int, dict[Server, int]]:
-    """The ids of the backends that the tables hold, by service id."""
+    """Return the ids of the backends that the tables hold, by service id and server."""
     found: dict[int, dict[Server, int]] = {}
     for ident, entry in actual.backends.items():
         found.setdefault(entry.service_id, {})[entry.address, entry.port] = ident
@@ -120,9 +122,11 @@ def _servers_in(actual: TableContents) -> dict[int, dict[Server, int]]:
 
 
 def zone_ids(zones: Sequence[Zone], actual: TableContents) -> dict[str, int]:
-    """The id of each zone that has clients: that under which the tables have most of its
-    prefixes, or else one that nothing there names. So no prefix leads to a zone that it is not
-    in, whatever becomes of names and prefixes.
+    """Return the id of each zone that has clients.
+
+    A zone gets the id under which the tables hold most of its prefixes, or else an id that nothing
+    in the tables uses. So no prefix ever leads to a zone that does not contain it, however names
+    and prefixes change.
     """
     found: dict[str, int] = {}
     overlaps: Counter[tuple[str, int]] = Counter(

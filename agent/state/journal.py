@@ -1,4 +1,4 @@
-"""The journal: what the agent has said, as people and programs ask for it afterwards. Pure."""
+"""Defines the journal: past log lines as entries, and queries for them. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 from agent.logs import LogLevel
 
-MAX_TEXT = 500  # characters of one value; the words of a server can be as long as it likes
+MAX_TEXT = 500  # characters of one value, because a server's text can have any length
 MAX_FIELDS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Something to say. ``event`` names its kind; ``fields`` are as a log line has them.
+    """A line to log. ``event`` names its kind; ``fields`` are those of a log line.
 
-    ``level`` WARNING: something has failed, and clients are served all the same; ERROR: some are
-    not, or what was ordered cannot be done.
+    ``level`` WARNING: something has failed, but clients are still served; ERROR: some clients are
+    not served, or an order cannot be carried out.
     """
 
     level: LogLevel
@@ -27,7 +27,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line that was said, at ``at`` (Unix time). ``number`` counts on over restarts."""
+    """A line logged at ``at`` (Unix time). ``number`` continues to count across restarts."""
 
     number: int
     at: float
@@ -37,14 +37,14 @@ class Entry:
 
     @property
     def service(self) -> str:
-        """The service that it is about; empty: it is about none, or about several."""
+        """The service concerned; empty: none, or several."""
         return self.fields.get("service") or self.fields.get("backend", "").partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which entries: ``since`` (Unix time) and ``after`` (a number) exclude what was before,
-    ``limit`` keeps the newest so many. ``backend`` is SERVICE/BACKEND.
+    """Which entries to return: ``since`` (Unix time) and ``after`` (an entry's number) exclude
+    earlier ones; ``limit`` is how many of the newest to keep. ``backend`` is SERVICE/BACKEND.
     """
 
     since: float = 0.0
@@ -56,7 +56,7 @@ class Query:
     limit: int = 1000
 
     def matches(self, entry: Entry) -> bool:
-        """Whether it is asked for, whatever the limit."""
+        """Return whether an entry meets the criteria, regardless of the limit."""
         return (
             entry.number > self.after
             and entry.at >= self.since
@@ -68,7 +68,7 @@ class Query:
 
 
 def newest(entries: Iterable[Entry], query: Query) -> tuple[Entry, ...]:
-    """The entries that match, oldest first; ``entries`` are newest first."""
+    """Return the entries that match, oldest first; ``entries`` are newest first."""
     found: list[Entry] = []
     for entry in entries:
         if entry.number <= query.after or len(found) == query.limit:
@@ -80,14 +80,14 @@ def newest(entries: Iterable[Entry], query: Query) -> tuple[Entry, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many entries there were, by level, and changes of state, by backend (SERVICE/BACKEND)."""
+    """How many entries there were by level, and changes of state by backend (SERVICE/BACKEND)."""
 
     levels: Mapping[str, int] = field(default_factory=dict)
     changes: Mapping[str, int] = field(default_factory=dict)
 
 
 def tally(entries: Iterable[Entry], since: float) -> Tally:
-    """What there was since then; ``entries`` are newest first."""
+    """Count the entries since a time; ``entries`` are newest first."""
     levels, changes = Counter[str](), Counter[str]()
     for entry in entries:
         if entry.at < since:
@@ -98,11 +98,11 @@ def tally(entries: Iterable[Entry], since: float) -> Tally:
     return Tally(levels, changes)
 
 
-def as_fields(said: Mapping[str, object]) -> dict[str, str]:
-    """Fields of a log line as text: short, and nothing in it that a terminal would obey."""
+def as_fields(fields: Mapping[str, object]) -> dict[str, str]:
+    """Convert a log line's fields to text, shortened and without terminal control characters."""
     return {
         key: text
-        for key, value in list(said.items())[:MAX_FIELDS]
+        for key, value in list(fields.items())[:MAX_FIELDS]
         if (text := _text(value)) is not None
     }
 
@@ -122,8 +122,10 @@ def _visible(text: str) -> Iterator[str]:
 
 @dataclass(slots=True)
 class Budget:
-    """So many entries a second and at once, that nothing which fails all the time takes the place
-    of all else. ``refused``: how many were too many since the last that was not.
+    """A token bucket for entries, so that a persistent failure cannot crowd out everything else.
+
+    It allows ``per_s`` entries a second and bursts of ``most``. ``refused``: how many entries were
+    refused since the last one that was accepted.
     """
 
     per_s: float
@@ -133,7 +135,7 @@ class Budget:
     refused: int = 0
 
     def take(self, now: float) -> bool:
-        """Whether there is room for one more at ``now`` (seconds)."""
+        """Take a token at ``now`` (seconds); return whether there was one."""
         self.left = min(self.most, self.left + max(0.0, now - self.at) * self.per_s)
         self.at = now
         if self.left < 1:

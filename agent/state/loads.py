@@ -1,6 +1,7 @@
-"""Decides the numbers by which schedulers compare backends: what bytes and weights are worth.
+"""Decides how waiting bytes, connections and weights count when schedulers compare backends.
 
-The packet path cannot divide, so the tables hold inverses in fixed point; both ways are here.
+The packet path cannot divide, so the tables hold inverses in fixed point; the conversions in both
+directions are here.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ _BOUND_ONE = 256
 
 
 def counts_waiting(service: Service) -> bool:
-    """Whether the packet path follows requests; only tcp tells when one is answered."""
+    """Return whether the packet path follows requests; only TCP shows when one is answered."""
     return service.count_waiting and service.key.protocol is Protocol.TCP
 
 
 def compares_connections(service: Service) -> bool:
-    """Whether the scheduler reads how many connections a backend has."""
+    """Return whether the scheduler reads how many connections a backend has."""
     match service.scheduler:
         case Scheduler.LEAST_CONN | Scheduler.LEAST_LOAD:
             return True
@@ -31,39 +32,42 @@ def compares_connections(service: Service) -> bool:
 
 
 def bound(of_mean: float) -> int:
-    """The load that a backend may have, in 256ths of the mean; 0: any."""
+    """Return the load that a backend may have, in 256ths of the mean; 0: unlimited."""
     return min(round(of_mean * _BOUND_ONE), 0xFFFF)
 
 
 def per_byte(bytes_per_connection: int) -> int:
-    """What a waiting byte adds to a score; 0: nothing."""
+    """Return what a waiting byte adds to a score, in fixed point; 0: nothing."""
     return round(_BYTE_ONE / bytes_per_connection) if bytes_per_connection else 0
 
 
 def bytes_per_connection(of_byte: int) -> int:
-    """The inverse of ``per_byte``."""
+    """Return how many waiting bytes weigh as one connection; the inverse of ``per_byte``."""
     return round(_BYTE_ONE / of_byte) if of_byte else 0
 
 
 def bytes_held(service: Service, learned: int | None = None) -> int:
-    """Bytes that weigh as one connection, as nearly as the tables can say it; 0: none do."""
+    """Return how many waiting bytes weigh as one connection, rounded as in the tables.
+
+    0: waiting bytes do not count.
+    """
     if not counts_waiting(service):
         return 0
     return bytes_per_connection(per_byte(learned or service.bytes_per_connection))
 
 
 def has_homes(service: Service) -> bool:
-    """Whether its clients' new flows go where their earlier ones went."""
+    """Return whether clients' new flows go to the backends of their earlier ones (affinity)."""
     is_least_load = service.scheduler is Scheduler.LEAST_LOAD
     return service.affinity.is_any and is_least_load and counts_waiting(service)
 
 
 def learns_speed(service: Service) -> bool:
-    """Whether weights follow how fast backends answer."""
+    """Return whether weights follow how fast backends answer."""
     is_least_load = service.scheduler is Scheduler.LEAST_LOAD
     return service.learn_speed and is_least_load and counts_waiting(service)
 
 
 def inverse_weight(weight: int) -> int:
-    """What a score is multiplied by."""
+    """Return the fixed-point factor by which a backend's score is multiplied."""
     return round(_WEIGHT_ONE / weight) if weight else NO_WEIGHT

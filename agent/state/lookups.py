@@ -1,6 +1,7 @@
-"""Decides what leads packets to a service besides its exact key: marks, prefixes, port ranges,
-the answers of nat backends, QUIC ids and the source addresses of fullnat; and what leads a client
-to its zone. Pure.
+"""Decides the tables that map packets to services other than by exact key, and clients to zones.
+
+These are marks, prefixes, port ranges, the answers of nat backends, QUIC ids and the source
+addresses of fullnat. Pure.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def mark_of(address: Address) -> ServiceSlot:
 def marks(
     services: Iterable[Service], sources: Mapping[int, Address]
 ) -> dict[ServiceSlot, MarkEntry]:
-    """The marks of all VIPs and of the source addresses of fullnat."""
+    """Return the marks of all VIPs and of the source addresses of fullnat."""
     found: dict[ServiceSlot, MarkEntry] = {}
     for service in services:
         key = service.key
@@ -49,7 +50,7 @@ def marks(
 
 
 def prefixes(services: Iterable[Service]) -> frozenset[Network]:
-    """The prefix VIPs."""
+    """Return the prefixes that are VIPs."""
     return frozenset(
         ip_network((service.key.vip, service.key.vip_bits))
         for service in services
@@ -58,7 +59,7 @@ def prefixes(services: Iterable[Service]) -> frozenset[Network]:
 
 
 def port_blocks(services: Iterable[Service]) -> dict[PortBlock, int]:
-    """The blocks of all port ranges, each with its range's first port."""
+    """Return the blocks of all port ranges, each with the first port of its range."""
     return {
         PortBlock(key.vip, key.protocol.number, port, bits): key.port
         for key in (service.key for service in services)
@@ -70,9 +71,9 @@ def port_blocks(services: Iterable[Service]) -> dict[PortBlock, int]:
 def origins(
     services: Iterable[Service], ids: Identities, blocks: Mapping[ServiceSlot, Blocks]
 ) -> dict[ServiceSlot, OriginEntry]:
-    """Whose answer a packet from a nat backend is, and where the ports of fullnat are.
+    """Return, by server, the service and backend of nat answers and the port blocks of fullnat.
 
-    One address and port answers for one service: ``agent.config.nat_rules`` sees to it.
+    An address and port answers for one service only, as ``agent.config.nat_rules`` ensures.
     """
     found: dict[ServiceSlot, OriginEntry] = {}
     for service in services:
@@ -96,7 +97,7 @@ def origins(
 
 
 def quic_ids(services: Iterable[Service], ids: Identities) -> dict[QuicId, int]:
-    """The backend of every QUIC server id."""
+    """Return the backend id of every QUIC server id."""
     return {
         QuicId(ids.service_id(service), backend.quic_server_id.ljust(QUIC_ID_BYTES, b"\0")): (
             ids.backend_id(service, backend)
@@ -109,12 +110,12 @@ def quic_ids(services: Iterable[Service], ids: Identities) -> dict[QuicId, int]:
 
 
 def client_zones(zones: Iterable[Zone], ids: Identities) -> dict[Network, int]:
-    """The zone of each prefix of clients."""
+    """Return the zone id of each client prefix."""
     return {prefix: ids.zones[zone.name] for zone in zones for prefix in zone.clients}
 
 
 def nat_source(config: Config, hop: NextHop | None, family: int) -> Address | None:
-    """From which address fullnat may send to a backend of that family; None: from none."""
+    """Return an address from which fullnat may send to a backend, ``family`` 4 or 6; None: none."""
     configured = config.nat.sources_v4 if family == 4 else config.nat.sources_v6
     return configured[0] if configured else hop.source if hop else None
 
@@ -122,9 +123,9 @@ def nat_source(config: Config, hop: NextHop | None, family: int) -> Address | No
 def nat_sources(
     config: Config, hops: Mapping[Address, NextHop], held: Mapping[int, Address]
 ) -> dict[int, Address]:
-    """The source addresses of fullnat by number, IPv6 from ``NAT_SOURCES`` on.
+    """Return the source addresses of fullnat by number, IPv6 from ``NAT_SOURCES`` on.
 
-    Flows are recorded with the number, so an address keeps the one that it has in the tables,
+    Flows are recorded with the number, so an address keeps the number that it has in the tables
     unless that would leave a gap.
     """
     members = [
@@ -146,7 +147,7 @@ def nat_sources(
 def _numbered(
     wanted: list[Address], held: Mapping[int, Address], numbers: range
 ) -> dict[int, Address]:
-    """The numbers for these addresses: those that they have, then what is left, in order."""
+    """Number these addresses: keep the numbers they have, then use the free ones in order."""
     kept = {n: held[n] for n in numbers if held.get(n) in wanted}
     free = iter([n for n in numbers if n not in kept])
     added = [address for address in wanted if address not in kept.values()]

@@ -1,6 +1,6 @@
 """Decides what the map of servers and services shows: a cell for each backend. Pure.
 
-There may be thousands of cells, every two seconds, so a cell holds no more than its colour needs.
+There may be thousands of cells every two seconds, so a cell holds no more than its colour needs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from agent.state.situation import Situation
 
 @dataclass(frozen=True, slots=True)
 class MatrixCell:
-    """A backend. ``server`` and ``service`` are places in the matrix; ``load`` is what it has to
-    do, from 0 to 1, which is what the busiest backend of its service has.
+    """A backend. ``server`` and ``service`` are its row and column in the matrix.
+
+    ``load`` is from 0 to 1, relative to the busiest backend of the service.
     """
 
     server: int
@@ -33,8 +34,9 @@ class MatrixCell:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A server is an address, with the name that most of its backends have; or two addresses of
-    different families, if both have the same name. In order of the names, as are the services.
+    """The map. A server is an address with the name that most of its backends have, or two
+    addresses of different families if both have the same name. Servers and services are sorted by
+    name.
     """
 
     servers: tuple[tuple[str, tuple[Address, ...]], ...]
@@ -43,15 +45,16 @@ class Matrix:
 
 
 def matrix(now: Situation, figures: Figures) -> Matrix:
-    """All backends, by server and service. The load is the bytes of requests that wait, or where
-    none wait in a service, its flows.
+    """Return all backends by server and service.
+
+    The load is the waiting request bytes, or the flows if no request waits in the service.
     """
     names: dict[Address, Counter[str]] = {}
-    whose: dict[BackendRef, Address] = {}
+    address_of: dict[BackendRef, Address] = {}
     for service in now.config.services:
         for backend in service.backends:
             names.setdefault(backend.address, Counter())[backend.name] += 1
-            whose[BackendRef(service.name, backend.name)] = backend.address
+            address_of[BackendRef(service.name, backend.name)] = backend.address
     servers = _servers({a: found.most_common(1)[0][0] for a, found in names.items()})
     services = sorted(now.roster.names, key=natural)
     row = {address: n for n, (_, addresses) in enumerate(servers) for address in addresses}
@@ -59,7 +62,7 @@ def matrix(now: Situation, figures: Figures) -> Matrix:
     loads = _loads(now, figures)
     cells = (
         MatrixCell(
-            row[whose[ref]],
+            row[address_of[ref]],
             column[ref.service],
             ref.backend,
             now.verdicts[ref].state,
@@ -84,13 +87,13 @@ def _servers(names: Mapping[Address, str]) -> tuple[tuple[str, tuple[Address, ..
 
 
 def natural(name: str) -> tuple[tuple[str, int], ...]:
-    """A key that puts gpu-10 behind gpu-9: words, each with the number behind it."""
+    """Return a sort key that puts gpu-10 after gpu-9: words, each with the number after it."""
     parts = [*re.split("([0-9]+)", name), "-1"]  # a word, a number, a word, ... and no number
     return tuple((word, int(number)) for word, number in itertools.batched(parts, 2))
 
 
 def _loads(now: Situation, figures: Figures) -> list[float]:
-    """From 0 to 1, by place in the roster."""
+    """Return the loads, from 0 to 1, by place in the roster."""
     known = now.roster
     waits = known.by_service(figures.waiting)[known.service] > 0
     work = np.where(waits, figures.waiting, figures.flows)

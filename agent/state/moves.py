@@ -1,4 +1,4 @@
-"""What an operator may want of failover, as values."""
+"""Defines the orders that an operator can give to failover, and their results."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 
 class MoveVerb(enum.Enum):
-    """What is to happen to the VIPs."""
+    """What to do with the VIPs."""
 
-    HANDOVER = "handover"  # this node gives them up, and stays behind
-    PROMOTE = "promote"  # this node takes them, and stays in front
-    RELEASE = "release"  # neither: priorities decide again
+    HANDOVER = "handover"  # this node gives them up, and stays backup
+    PROMOTE = "promote"  # this node takes them, and stays master
+    RELEASE = "release"  # end either: priorities decide again
 
 
 @dataclass(frozen=True, slots=True)
 class MoveOrder:
-    """An order; ``instance`` None: all. ``force``: without the flows, if need be. ``message``: why,
-    in the operator's words.
+    """An order; ``instance`` None: all instances. ``force``: even if the other balancer lacks
+    flows. ``message``: the operator's reason.
     """
 
     verb: MoveVerb
@@ -29,8 +29,10 @@ class MoveOrder:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How it went, in the operator's words; ``flows`` were sent last. ``lacking``: why the other
-    balancer may not have known all flows when it became master; empty: it did.
+    """The result of an order as text for the operator; ``flows``: how many were sent last.
+
+    ``lacking``: why the other balancer may not have known all flows when it became master; empty:
+    it knew them all.
     """
 
     text: str
@@ -40,12 +42,15 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Lacking:
-    """How many moves went on though the other balancer may not have known all flows; the last."""
+    """How many moves were made although the other balancer may have lacked flows.
+
+    ``why`` and ``at`` are those of the last one.
+    """
 
     total: int = 0
     why: str = ""
     at: float = 0.0  # seconds since the epoch
 
     def and_one(self, why: str, at: float) -> Lacking:
-        """With one more."""
+        """Return this with one more move counted."""
         return Lacking(self.total + 1, why, at)

@@ -1,9 +1,9 @@
 """Decides which block of ports each source address of fullnat has towards each server.
 
-A server is an address, port and protocol of backends. Each source address has a block of its own
-towards each, so that a port in use towards one server is free towards all others, as with NAT in
-the kernel. A block is where the packet path looks for the flow of an answer: while there may be
-flows it must not change. Pure.
+A server here is an address, port and protocol of backends. Each source address has its own block
+towards each server, so a port in use towards one server is free towards all others, as with NAT
+in the kernel. The packet path looks for the flow of an answer in the block, so a block must not
+change while it may have flows. Pure.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from agent.state.snapshot import NatPorts
 from agent.state.tables import NAT_SOURCES, Blocks, ServiceSlot
 
 _FIRST = {4: 0, 6: NAT_SOURCES}
-_EXHAUSTED, _RELAXED = 0.95, 0.8  # of the ports: then many new flows find none; then it is over
+# Share of ports in use from which on many new flows find none, and below which that is over.
+_EXHAUSTED, _RELAXED = 0.95, 0.8
 
 
 def servers(services: Iterable[Service]) -> list[ServiceSlot]:
-    """The servers of fullnat, each once; port 0: those of a service with several ports."""
+    """Return the servers of fullnat, each once; port 0: its service has several ports."""
     found: dict[ServiceSlot, None] = {}
     for service in services:
         if service.forward is Forward.FULLNAT:
@@ -38,10 +39,10 @@ def assign(
     held: Mapping[ServiceSlot, Blocks],
     number_of_blocks: int,
 ) -> dict[ServiceSlot, Blocks]:
-    """The blocks of each server; ``held``: what the tables have.
+    """Return the blocks of each server; ``held``: those in the tables.
 
-    ``sources``: the numbers of the source addresses. When there are no more blocks, those that the
-    fewest have are shared.
+    ``sources``: the numbers of the source addresses. When no block is free, the blocks with the
+    fewest users are shared.
     """
     sources = sorted(sources)
     wanted = sorted(_looked_up(servers(services), held), key=_by_address)
@@ -61,10 +62,10 @@ def assign(
 
 
 def _looked_up(wanted: list[ServiceSlot], held: Mapping[ServiceSlot, Blocks]) -> list[ServiceSlot]:
-    """The servers as the packet path looks them up: the port first, then any port.
+    """Return the servers as the packet path looks them up: the exact port first, then any port.
 
-    Beside any port of an address, a port has its own blocks if it had them before, and keeps
-    them: so what is found for a port stays what it was.
+    A port of an address that also has an any-port entry has its own blocks only if it had them
+    before, and then keeps them. So the blocks found for a port do not change.
     """
     every = {(slot.vip, slot.protocol) for slot in wanted if slot.port == ANY_PORT}
     found = [
@@ -87,7 +88,7 @@ def _by_address(slot: ServiceSlot) -> tuple[int, int, int, int]:
 def _kept(
     slot: ServiceSlot, place: int, held: Mapping[ServiceSlot, Blocks], number_of_blocks: int
 ) -> int:
-    """The block that is found for it now; 0: none."""
+    """Return the block that the tables have for a server and source; 0: none."""
     every = ServiceSlot(slot.vip, ANY_PORT, slot.protocol)
     for one in (slot, every):
         block = held[one][place] if one in held else 0
@@ -97,7 +98,7 @@ def _kept(
 
 
 def _places(slot: ServiceSlot, sources: list[int]) -> list[int]:
-    """Where the blocks of the sources of the server's family stand."""
+    """Return the positions of the blocks, for sources of the server's address family."""
     first = _FIRST[slot.vip.version]
     return [number - first for number in sources if first <= number < first + NAT_SOURCES]
 
@@ -105,23 +106,23 @@ def _places(slot: ServiceSlot, sources: list[int]) -> list[int]:
 def exhausted(
     ports: Iterable[NatPorts], before: Mapping[ServiceSlot, str]
 ) -> dict[ServiceSlot, str]:
-    """The servers towards which nearly all ports of all sources are in use, and what to say of
-    them; ``before``: those that were.
+    """Return the servers towards which nearly all ports of all sources are in use, each with a
+    message; ``before``: those for which that was so at the last look.
     """
-    used, there = Counter[ServiceSlot](), Counter[ServiceSlot]()
+    used, total = Counter[ServiceSlot](), Counter[ServiceSlot]()
     for one in ports:
         used[one.server] += one.used
-        there[one.server] += one.ports
+        total[one.server] += one.ports
     return {
         server: f"{used[server]:,} of {number:,} source ports towards {described(server)} are in "
         "use: new connections to it are dropped when there is none"
-        for server, number in there.items()
+        for server, number in total.items()
         if used[server] >= (_RELAXED if server in before else _EXHAUSTED) * number
     }
 
 
 def described(server: ServiceSlot) -> str:
-    """For people: 10.0.0.1:80/tcp, or without a port where there are several."""
+    """Format a server for people: 10.0.0.1:80/tcp, or without the port if there are several."""
     address = f"[{server.vip}]" if server.vip.version == 6 and server.port else str(server.vip)
     port = f":{server.port}" if server.port else ""
     name = next((p.value for p in Protocol if p.number == server.protocol), str(server.protocol))

@@ -1,10 +1,11 @@
-"""Decides which backends are outliers by what becomes of their clients: requests that fail, and
-connections that are not established. Pure.
+"""Decides which backends are outliers, by how many of their clients' requests fail and how many
+of their connections are not established. Pure.
 
-What Envoy calls outlier detection. A backend is judged by the newest of its clients beside those of
-the other backends, so what ails all alike, as a flood or a client that asks for nonsense, ejects
-nobody. A stranger can begin connections in vain at a backend, but takes away none of those that are
-established there: one is ejected only where they are few, too.
+This is what Envoy calls outlier detection. A backend is judged by its most recent clients compared
+with those of the other backends, so problems that affect all alike, such as a flood or a client
+that sends nonsense, eject no backend. An attacker can begin connections to a backend that never
+get established, but cannot reduce the number that do; a backend is ejected only if few connections
+are established there, too.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass, field, replace
 
 from agent.model import BackendRef, Forward, Outlier, Protocol, Service
 
-SETTLE_S = 2.0  # in which the client's ACK may come: a SYN that is lost is sent again after 1 s
-FEWER = 0.25  # of the others' established connections by weight: so few are no even share
-WORSE = 2.0  # times the others' share that fails
-# What it mostly is, where the check passes and clients' connections are not established.
+SETTLE_S = 2.0  # time allowed for the client's ACK: a SYN that is lost is sent again after 1 s
+FEWER = 0.25  # of the others' established connections, by weight: fewer is no even share
+WORSE = 2.0  # how many times the others' share of failures a backend must have
+# The most common cause if the health check passes but clients' connections are not established.
 _ON_LO = "is the VIP on its lo? run `lbctl doctor --role backend` there"
 _ASKS = {
     Forward.DSR: _ON_LO,
@@ -26,15 +27,17 @@ _ASKS = {
     Forward.NAT: "do its answers come back through this balancer?",
     Forward.FULLNAT: "is a firewall in the way?",
 }
-MOST_TIMES = 10  # as long as the first ejection, at most
-_AT_ONCE_S = 1e-9  # any reading is later
+MOST_TIMES = 10  # an ejection lasts at most so many times as long as the first one
+_AT_ONCE_S = 1e-9  # a time before any reading
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Totals of a backend: connections that began and that were established, requests that were
-    answered, of those with an error (429, 5xx), requests that it left by FIN or RST, and
-    connections that ended.
+    """Totals of a backend.
+
+    ``opened``, ``established`` and ``closed`` are connections that began, were established and
+    ended; ``answers`` are requests that were answered, ``errors`` those answered with an error
+    (429, 5xx), and ``hangups`` requests that the backend left unanswered by a FIN or RST.
     """
 
     opened: int = 0
@@ -45,7 +48,7 @@ class Tally:
     closed: int = 0
 
     def since(self, before: Tally) -> Tally:
-        """What was added; nothing where a total has begun again."""
+        """Return what was added since ``before``; 0 for a total that has been reset."""
         return Tally(
             max(self.opened - before.opened, 0),
             max(self.established - before.established, 0),
@@ -67,12 +70,12 @@ class Tally:
 
     @property
     def requests(self) -> int:
-        """Those that are over."""
+        """The requests that have ended."""
         return self.answers + self.hangups
 
     @property
     def failed(self) -> int:
-        """Requests."""
+        """The requests that have failed."""
         return self.errors + self.hangups
 
 
@@ -86,11 +89,11 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """One backend. Times are of a monotonic clock.
+    """The state of one backend. Times are of a monotonic clock.
 
-    ``readings``: since it was put back last, oldest first. ``until_s``: when it is put back; 0: it
-    is not ejected. ``times``: as long as the first ejection the last one was. ``quiet_s``: since
-    when nothing was found. ``ejections``: since the agent began.
+    ``readings``: since it was last put back, oldest first. ``until_s``: when it is put back; 0: it
+    is not ejected. ``times``: how many times as long as the first ejection the last one was.
+    ``quiet_s``: since when nothing was found. ``ejections``: their number since the agent started.
     """
 
     readings: tuple[Reading, ...] = ()
@@ -108,22 +111,22 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What speaks against a backend: the share that failed, and what that is in words."""
+    """What was found against a backend: the share that failed, and the reason in words."""
 
     share: float
     why: str
 
 
 @dataclass(slots=True)
-class _All:
-    """The backends that get new flows. Sums since one moment are made once for all of them."""
+class _Candidates:
+    """The backends that get new flows. The sums since a moment are computed once for all."""
 
     watches: Mapping[BackendRef, Watch]
     weights: Mapping[BackendRef, int]
     _since: dict[float, Tally] = field(default_factory=dict)
 
     def others(self, ref: BackendRef, at_s: float) -> Tally:
-        """What the others have had since then."""
+        """Return the sum of the others' totals since ``at_s``."""
         if at_s not in self._since:
             total = Tally()
             for watch in self.watches.values():
@@ -132,7 +135,7 @@ class _All:
         return self._since[at_s].since(_since(self.watches[ref], at_s))
 
     def share_of(self, ref: BackendRef) -> float:
-        """Its weight beside that of the others together."""
+        """Return a backend's weight relative to the total weight of the others."""
         others = sum(self.weights[other] for other in self.watches) - self.weights[ref]
         return _share(self.weights[ref], others)
 
@@ -143,13 +146,13 @@ def _since(watch: Watch, at_s: float) -> Tally:
 
 
 def judges(service: Service) -> bool:
-    """Whether the backends of a service are compared at all."""
+    """Return whether the backends of a service are compared at all."""
     is_tcp = service.key.protocol is Protocol.TCP
     return service.outlier.eject_s > 0 and is_tcp and len(service.backends) > 1
 
 
 def most(outlier: Outlier, backends: int) -> int:
-    """How many of so many backends may be ejected at once; one always, unless none may."""
+    """Return how many backends may be ejected at the same time: at least one, unless none may."""
     return max(1, int(outlier.max_ejected * backends)) if outlier.max_ejected else 0
 
 
@@ -162,9 +165,10 @@ def follow(
     *,
     flooded: bool = False,
 ) -> dict[BackendRef, Watch]:
-    """The backends of a service after another reading, about a second after the last.
+    """Return the backends' states after another reading, about a second after the last.
 
-    ``usable``: those that get new flows; ``flooded``: most connections begin in vain.
+    ``usable``: the backends that get new flows; ``flooded``: a SYN flood is on, in which most
+    connections are never established.
     """
     weights = {BackendRef(service.name, each.name): each.weight for each in service.backends}
     after = {
@@ -174,15 +178,16 @@ def follow(
     }
     watched = {ref: w for ref, w in after.items() if ref in usable and not w.ejected}
     if _all_are_back(service.outlier, watched):
-        # What ailed all of them speaks against none, and whoever is reached first is no better.
+        # A failure that affected all of them counts against none, and the backend that is reached
+        # first again is no better than the others.
         watched = {ref: replace(w, readings=w.readings[-1:]) for ref, w in watched.items()}
         after |= watched
-    beside = _All(watched, weights)
+    candidates = _Candidates(watched, weights)
     found: dict[BackendRef, _Found] = {}
     for ref in watched if len(watched) > 1 else ():
-        what = _requests(service.outlier, ref, beside)
+        what = _requests(service.outlier, ref, candidates)
         if what is None and not flooded:
-            what = _handshakes(service, ref, beside)
+            what = _handshakes(service, ref, candidates)
         if what is not None:
             found[ref] = what
     ejected = sum(watch.ejected for watch in after.values())
@@ -194,17 +199,18 @@ def follow(
 
 
 def recovered(watch: Watch) -> Watch:
-    """A backend whose health check has failed, and passes again: what its clients met before speaks
-    against it no more. If it is ejected, the next reading puts it back (as Envoy's
-    successful_active_health_check_uneject_host does).
+    """Return the state of a backend whose health check failed and now passes again.
+
+    Earlier failures of its clients no longer count against it. If it is ejected, the next reading
+    puts it back (as Envoy's successful_active_health_check_uneject_host does).
     """
     until_s = _AT_ONCE_S if watch.ejected else 0.0
     return replace(watch, readings=watch.readings[-1:], until_s=until_s)
 
 
 def _all_are_back(outlier: Outlier, watched: Mapping[BackendRef, Watch]) -> bool:
-    """Whether connections are established with this reading, and with none before it in the window,
-    though enough were begun to judge one by.
+    """Return whether this reading is the first in the window with established connections,
+    although enough connections were begun before it to judge a backend by.
     """
     before, now = Tally(), Tally()
     for watch in watched.values():
@@ -238,9 +244,9 @@ def _eject(outlier: Outlier, watch: Watch, found: _Found, now_s: float) -> Watch
     )
 
 
-def _requests(outlier: Outlier, ref: BackendRef, beside: _All) -> _Found | None:
-    """By the newest requests, as many as it takes to tell."""
-    readings = beside.watches[ref].readings
+def _requests(outlier: Outlier, ref: BackendRef, candidates: _Candidates) -> _Found | None:
+    """Judge a backend by its newest requests, as many as it takes for a judgement."""
+    readings = candidates.watches[ref].readings
     last = readings[-1]
     for reading in reversed(readings[:-1]):
         if reading.at_s < last.at_s - outlier.window_s:
@@ -251,16 +257,16 @@ def _requests(outlier: Outlier, ref: BackendRef, beside: _All) -> _Found | None:
         share = _share(seen.failed, seen.requests)
         if share < outlier.threshold:
             return None
-        theirs = beside.others(ref, reading.at_s)
-        is_worse = share >= WORSE * _share(theirs.failed, theirs.requests)
+        others = candidates.others(ref, reading.at_s)
+        is_worse = share >= WORSE * _share(others.failed, others.requests)
         return _Found(share, _failed(seen)) if is_worse else None
     return None
 
 
-def _handshakes(service: Service, ref: BackendRef, beside: _All) -> _Found | None:
-    """By the newest connections that have had the time to be established."""
+def _handshakes(service: Service, ref: BackendRef, candidates: _Candidates) -> _Found | None:
+    """Judge a backend by its newest connections that have had time to become established."""
     outlier, forward = service.outlier, service.forward
-    readings = beside.watches[ref].readings
+    readings = candidates.watches[ref].readings
     last = readings[-1]
     settled = [reading for reading in readings if reading.at_s <= last.at_s - SETTLE_S]
     for reading in reversed(settled[:-1]):
@@ -271,10 +277,10 @@ def _handshakes(service: Service, ref: BackendRef, beside: _All) -> _Found | Non
         share = _share(max(begun - done, 0), begun)
         if share < outlier.threshold:
             return None
-        theirs = beside.others(ref, reading.at_s)
-        usual = _share(max(theirs.opened - theirs.established, 0), theirs.opened)
-        fair = theirs.established * beside.share_of(ref)
-        if share < WORSE * usual or theirs.established < outlier.requests:
+        others = candidates.others(ref, reading.at_s)
+        usual = _share(max(others.opened - others.established, 0), others.opened)
+        fair = others.established * candidates.share_of(ref)
+        if share < WORSE * usual or others.established < outlier.requests:
             return None
         if done >= FEWER * fair:
             return None
@@ -289,9 +295,9 @@ def _share(part: float, whole: float) -> float:
 
 
 def _failed(seen: Tally) -> str:
-    said, cut = "status 429 or 5xx", "no answer"
+    error, hangup = "status 429 or 5xx", "no answer"
     if seen.errors and seen.hangups:
-        how = f": {seen.errors} with {said}, {seen.hangups} with {cut}"
+        how = f": {seen.errors} with {error}, {seen.hangups} with {hangup}"
     else:
-        how = f" with {said if seen.errors else cut}"
+        how = f" with {error if seen.errors else hangup}"
     return f"{seen.failed} of {seen.requests} requests failed{how}"

@@ -1,4 +1,4 @@
-"""Questions about flows and decisions, and the shape of their answers."""
+"""Defines queries about flows, lists and decisions, and the form of their results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.model import Address, Protocol
 
 @dataclass(frozen=True, slots=True)
 class FiveTuple:
-    """A flow as its packets name it, from the client to the VIP."""
+    """The 5-tuple of a flow, in the direction from the client to the VIP."""
 
     protocol: Protocol
     client: Address
@@ -24,9 +24,9 @@ class FiveTuple:
 class FlowQuery:
     """Filters for the flow table; None matches all.
 
-    ``state`` is a flow's, or ``awaiting``: those in which a request waits for its answer.
-    ``hottest``: first those with most bytes waiting, then those that were busy last; otherwise
-    the most recently active first.
+    ``state`` is the state of a flow, or ``awaiting`` for flows with a request that waits for its
+    answer. ``hottest``: sort by waiting bytes, most first, then by last activity; otherwise the
+    most recently active flows come first.
     """
 
     service: str | None = None
@@ -39,10 +39,10 @@ class FlowQuery:
 
 @dataclass(frozen=True, slots=True)
 class FlowRequests:
-    """What the data plane knows of a flow's requests."""
+    """What the data plane knows about a flow's requests."""
 
-    awaiting: bool  # one waits for its answer
-    waiting_bytes: int  # of it
+    awaiting: bool  # a request waits for its answer
+    waiting_bytes: int  # the size of that request
     handshake_ms: float | None  # SYN to ACK; None: not seen
     talk: str | None  # plain, tls or http2; None: nothing sent yet
 
@@ -58,7 +58,7 @@ class FlowView:
     age_s: float
     idle_s: float
     nat_source: tuple[Address, int] | None = None  # fullnat: what the backend sees as the client
-    requests: FlowRequests | None = None  # None: not counted, or it has sent a SYN alone
+    requests: FlowRequests | None = None  # None: not counted, or only a SYN was seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +70,21 @@ class FlowPage:
 
 
 class SortBy(enum.Enum):
-    """What a list goes by: the largest first, but names and states in their order."""
+    """The sort key of a list: largest first, except for names and states."""
 
     NAME = "name"
     STATE = "state"  # the worst first
-    NEW = "new"  # flows a second
+    NEW = "new"  # new flows per second
     FLOWS = "flows"
-    WAITING = "waiting"  # bytes of requests
+    WAITING = "waiting"  # waiting bytes
     FIRST_BYTE = "first-byte"  # p99 of the last minute
 
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """Which backends or services a page shows, and in which order; what is empty matches all.
+    """Which backends or services a page shows, and in which order; empty fields match all.
 
-    ``service`` and ``backend`` are names; ``match`` is a part of a name or of an address.
+    ``service`` and ``backend`` are names; ``match`` is part of a name or of an address.
     """
 
     sort: SortBy = SortBy.NAME
@@ -98,7 +98,7 @@ class ListQuery:
 
 @dataclass(frozen=True, slots=True)
 class TopQuery:
-    """Which sources: those with most open flows, or with most ``waiting`` bytes."""
+    """Which sources to list: those with the most open flows, or with the most ``waiting`` bytes."""
 
     service: str | None = None
     waiting: bool = False
@@ -107,7 +107,7 @@ class TopQuery:
 
 @dataclass(frozen=True, slots=True)
 class TopSource:
-    """What a source has at this moment; ``waiting_bytes``: of requests that wait for an answer."""
+    """A source at this moment; ``waiting_bytes``: those of its requests that are not answered."""
 
     source: Address
     flows: int
@@ -124,10 +124,10 @@ class TopPage:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One draw from a ring.
+    """One draw from a ring, with what the scheduler looks at.
 
-    What the scheduler looks at: ``score`` where it compares, ``open`` and the ``most`` that the
-    bound allows where it has one; ``cpu`` where each has its own turn.
+    ``score``: if it compares backends; ``open``, and the ``most_open`` that the bound allows: if it
+    has a bound; ``cpu``: if each CPU takes its own turns.
     """
 
     slot: int
@@ -143,8 +143,9 @@ class Draw:
 class Explanation:
     """What the data plane would do with the next packet of a flow, and why, step by step.
 
-    ``depends_on``: what can make it another backend a moment later: ``load``, ``turn``, or
-    nothing. ``backend`` None in a ``forward``: whose turn it is depends on the CPU.
+    ``depends_on``: what could lead to another backend a moment later: ``load``, ``turn``, or
+    nothing. ``backend`` None with verdict ``forward``: the backend depends on the CPU, because
+    each CPU takes its own turns.
     """
 
     verdict: str  # forward, pass, drop or reset

@@ -1,13 +1,13 @@
-"""Decides the blocks of a port range: a longest-prefix match finds a port in a few of them."""
+"""Decides into which blocks a port range is split, so that a longest-prefix match finds a port."""
 
 from __future__ import annotations
 
 PORT_BITS = 16
-MOST_BLOCKS = 2 * PORT_BITS - 2  # of any range: 1-65534
+MOST_BLOCKS = 2 * PORT_BITS - 2  # of the worst range, 1-65534
 
 
 def blocks(first: int, last: int) -> tuple[tuple[int, int], ...]:
-    """The fewest aligned blocks that together are the range, as (first port, bits that count)."""
+    """Return the fewest aligned blocks that make up the range, as (first port, prefix bits)."""
     found = []
     while first <= last:
         aligned = first & -first or 1 << PORT_BITS
@@ -18,6 +18,6 @@ def blocks(first: int, last: int) -> tuple[tuple[int, int], ...]:
 
 
 def covers(port: int, bits: int, wanted: int) -> bool:
-    """Whether a block has a port."""
+    """Return whether a block contains the port ``wanted``."""
     free = PORT_BITS - bits
     return port >> free == wanted >> free

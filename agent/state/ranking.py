@@ -1,7 +1,7 @@
 """Decides which backends, or services, a page of a list shows, and in which order. Pure.
 
-There may be thousands, several times a second: what is looked at of all of them is in arrays, and
-only of those that are shown everything is put together.
+There may be thousands, several times a second. So the values needed for all of them are kept in
+arrays, and full details are put together only for the ones shown.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ SERVICE_STATES = (ServiceState.DOWN, ServiceState.DEGRADED, ServiceState.UP)
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of all backends, or services, an element each.
+    """Figures of all backends, or of all services, as arrays with one element each.
 
-    ``first_byte`` counts buckets of time, -1 where there was no answer in the last minute.
+    ``first_byte`` is the number of a time bucket, or -1 if there was no answer in the last minute.
     """
 
     new: Numbers
@@ -42,7 +42,7 @@ class Figures:
     first_byte: Numbers
 
     def by_service(self, known: Roster) -> Figures:
-        """The sums, and of the times the longest."""
+        """Return the figures by service: sums, and for ``first_byte`` the longest time."""
         longest = np.full(len(known.names), -1, np.int64)
         np.maximum.at(longest, known.service, self.first_byte)
         return Figures(
@@ -53,7 +53,7 @@ class Figures:
         )
 
     def of(self, sort: SortBy) -> Numbers | None:
-        """What to go by; None: no figure."""
+        """Return the figure to sort by; None: the sort key is not a figure."""
         return {
             SortBy.NEW: self.new,
             SortBy.FLOWS: self.flows,
@@ -63,7 +63,7 @@ class Figures:
 
 
 def backends(now: Situation, figures: Figures, query: ListQuery) -> tuple[list[BackendRef], int]:
-    """Those of the page, and how many match."""
+    """Return the backends on the page, and how many match."""
     known = now.roster
     found = _matching_backends(now, query)
     order = _ordered(
@@ -77,7 +77,7 @@ def backends(now: Situation, figures: Figures, query: ListQuery) -> tuple[list[B
 
 
 def services(now: Situation, figures: Figures, query: ListQuery) -> tuple[list[str], int]:
-    """Those of the page, and how many match. ``figures`` are of backends."""
+    """Return the services on the page, and how many match. ``figures`` are those of backends."""
     known = now.roster
     part = query.match.lower()
     vips = {each.name: str(each.key.address) for each in now.config.services}
@@ -108,8 +108,9 @@ def _ordered(
     state: Callable[[int], int],
     name: Callable[[int], tuple[str, ...]],
 ) -> list[int]:
-    """Places of those that were found. Equal ones go by their names, so that rows stay where they
-    are while nothing changes.
+    """Return the sorted places of the elements flagged in ``found``.
+
+    Equal elements are sorted by name, so that rows keep their places while nothing changes.
     """
     places = sorted(np.flatnonzero(found).tolist(), key=name)
     if sort is SortBy.STATE:

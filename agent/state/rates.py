@@ -1,6 +1,6 @@
-"""Turns counters into what people read: events per second, and shares of the last minute.
+"""Turns counters into events per second and into shares of the last minute.
 
-Everything is pure. ``at`` is any clock that only goes forward, in seconds.
+Everything is pure. ``at`` is the time of any clock that only goes forward, in seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WINDOW_SAMPLES = 30  # a window keeps no more, however often it is fed
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The totals that rates are made of."""
+    """The totals from which rates are computed."""
 
     packets: int = 0
     bytes: int = 0
@@ -28,12 +28,12 @@ class Counters:
 
 
 def increase(previous: int, current: int) -> int:
-    """What was added between two readings; a counter that went back has started again at 0."""
+    """Return what was added between two readings; a counter that went back restarted at 0."""
     return current - previous if current >= previous else current
 
 
 def rates(previous: Counters | None, current: Counters, seconds: float) -> Rates:
-    """Rates between two readings ``seconds`` apart; all 0 for a first reading."""
+    """Return the rates between two readings ``seconds`` apart; all 0 for a first reading."""
     if previous is None or seconds <= 0:
         return Rates()
     return Rates(
@@ -45,7 +45,7 @@ def rates(previous: Counters | None, current: Counters, seconds: float) -> Rates
 
 
 def total(parts: Iterable[Rates]) -> Rates:
-    """The sum of several rates."""
+    """Return the sum of several rates."""
     new_flows = packets = bits = drops = 0.0
     for part in parts:
         new_flows += part.new_flows_per_s
@@ -75,9 +75,9 @@ class OpenedWindow:
     raw: Mapping[BackendRef, int] = field(default_factory=dict)  # the counters as last read
 
     def add(self, at: float, opened: Mapping[BackendRef, int]) -> Self:
-        """The window with the counters read at ``at``; backends not named are forgotten.
+        """Return the window with the counters read at ``at``; backends not named are forgotten.
 
-        A backend's first reading counts as no flow: what came before it is unknown.
+        A backend's first reading adds no flows, because what came before it is unknown.
         """
         before = self.samples[-1].opened if self.samples else {}
         adjusted = {
@@ -93,15 +93,15 @@ class OpenedWindow:
         return type(self)(self.span_s, (*kept, _Sample(at, adjusted)), dict(opened))
 
     def increases(self) -> dict[BackendRef, int]:
-        """New flows in the window, per backend."""
+        """Return the new flows in the window, per backend."""
         if not self.samples:
             return {}
         first, last = self.samples[0].opened, self.samples[-1].opened
-        # A backend that was removed and added again may be behind its former self.
+        # A backend that was removed and added again may have a lower count than before.
         return {ref: max(0, count - first.get(ref, 0)) for ref, count in last.items()}
 
     def shares(self) -> dict[BackendRef, float]:
-        """Each backend's share of its service's new flows, 0 to 1; all 0 without new flows."""
+        """Return each backend's share of its service's new flows, 0 to 1; 0 if there are none."""
         grown = self.increases()
         by_service: Counter[str] = Counter()
         for ref, count in grown.items():

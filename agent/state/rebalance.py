@@ -1,9 +1,8 @@
-"""Decides how many idle connections of which overloaded backend are to be reset now.
+"""Decides how many idle connections to reset now on each overloaded backend.
 
-Clients open a new connection in the place of one that was reset, and the scheduler sends it
-where there is room. Only what is idle is given up, so a backend's busy connections come down as
-its clients go on elsewhere; what is counted down at once are its connections, and they never go
-below its share.
+A client opens a new connection in place of one that was reset, and the scheduler sends it to a
+backend with room. Only idle connections are reset, so the number of busy ones falls as clients go
+on elsewhere. The number of connections falls at once, but never below the backend's share.
 """
 
 from __future__ import annotations
@@ -16,33 +15,34 @@ from agent.model import Protocol, Rebalance, Scheduler, Service
 from agent.state.loads import counts_waiting
 from agent.state.skew import Standing, by_level, fair_busy, stands_out
 
-BURST_S = 1.0  # what was not used of the rate is kept for so long
+BURST_S = 1.0  # unused budget accumulates for at most this long
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How many flows may be reset now, as of ``at``; begins with nothing."""
+    """How many flows may be reset, as of ``at``; begins with none."""
 
     tokens: float = 0.0
     at: float | None = None
 
     def refilled(self, rate_per_s: float, now: float) -> Budget:
-        """After time has passed; at most what one second allows, and at least one, is kept."""
+        """Return the budget at ``now``; it holds at most one second's worth, or one flow."""
         if self.at is None or now < self.at:
             return Budget(0.0 if self.at is None else self.tokens, now)
         most = max(rate_per_s * BURST_S, 1.0)
         return Budget(min(self.tokens + (now - self.at) * rate_per_s, most), now)
 
     def spent(self, flows: int) -> Budget:
-        """After so many were reset."""
+        """Return the budget after so many flows were reset."""
         return replace(self, tokens=self.tokens - flows)
 
 
 def rebalances(service: Service) -> bool:
-    """Whether the service wants it, and what it needs is known.
+    """Return whether the service is configured for rebalancing, and it is possible.
 
-    The sequence numbers of a flow are known where request bytes are counted, of tcp alone; with
-    the ``source`` scheduler or affinity a client comes back to where it was.
+    A reset needs the flow's sequence numbers, which are known only for TCP and where request bytes
+    are counted. With the ``source`` scheduler or affinity it would be useless, because a client
+    comes back to the same backend.
     """
     return (
         service.rebalance.rate_per_s > 0
@@ -54,11 +54,12 @@ def rebalances(service: Service) -> bool:
 
 
 def excess(wanted: Rebalance, standings: Iterable[Standing]) -> dict[str, int]:
-    """Connections by which overloaded backends are above their share; others are not in it.
+    """Return by how many connections overloaded backends exceed their share; others are left out.
 
-    A backend is overloaded that has ``wanted.skew`` times its share of the busy connections, and
-    not by chance; it gives up no more than what it has above its share, of the busy ones and of
-    all. Where no other backend takes new connections, nobody gives up any.
+    A backend is overloaded if it has ``wanted.skew`` times its share of the busy connections, and
+    chance does not explain it. It gives up no more than its excess of busy connections, and no
+    more than its excess of all connections. If no other backend takes new connections, none are
+    given up.
     """
     over: dict[str, int] = {}
     for level in by_level(standings):
@@ -84,7 +85,7 @@ def _over(skew: float, level: tuple[Standing, ...]) -> dict[str, int]:
 
 
 def portion(over: Mapping[str, int], budget: Budget) -> dict[str, int]:
-    """What of the excess is given up now: as the budget allows, from the most loaded first."""
+    """Return how much of the excess to give up now, within the budget, most loaded first."""
     left = math.floor(budget.tokens)
     given = {}
     for backend, above in sorted(over.items(), key=lambda item: (-item[1], item[0])):

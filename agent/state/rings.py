@@ -1,4 +1,4 @@
-"""Decides the rings of a service: its own, and those for the clients of zones. Pure."""
+"""Decides the rings of a service: its own ring, and those for the clients of zones. Pure."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from agent.state.tables import ZoneRingKey
 from agent.state.zones import Level
 
 _IDS = 1 << 16
-SLOTS_EACH, LEAST_SLOTS = 100, 251  # of a ring: a backend's share is right within a hundredth
+# Slots of a ring per backend, and at least. A backend's share is then right within a hundredth.
+SLOTS_EACH, LEAST_SLOTS = 100, 251
 
 type Layer = tuple[maglev.Member, ...]  # the members of one level
 
 
 @dataclass(frozen=True, slots=True)
 class Rings:
-    """16-bit backend ids; empty where nobody is usable.
+    """The rings of a service, as 16-bit backend ids; empty if no backend is usable.
 
-    ``weight``: the sum of the effective weights of all that are in some ring.
+    ``weight``: the sum of the effective weights of all backends that are in some ring.
     """
 
     own: bytes
@@ -36,20 +37,21 @@ class Rings:
 
 
 def slots_for(backends: int, most: int) -> int:
-    """The slots of the ring of a service with so many backends, whatever their state: a prime of at
-    least ``SLOTS_EACH`` a backend, and at most ``most`` (`tables.ring_slots`).
+    """Return the size of the ring of a service with so many backends, whatever their state.
 
-    It grows by powers of two only: another size moves flows that are not recorded. All balancers
-    find the same one, because it depends on nothing else.
+    It is a prime of at least ``SLOTS_EACH`` slots per backend, and at most ``most``
+    (`tables.ring_slots`). It grows by powers of two only, because another size moves flows that
+    are not recorded. All balancers get the same size, because it depends on nothing else.
     """
     wanted = SLOTS_EACH << max(backends - 1, 0).bit_length()
     return _next_prime(wanted, LEAST_SLOTS, most)
 
 
 def _slots(config: Config, service: Service) -> int:
-    """How long the ring may be, or is. A round-robin one is as long as its weights want, and one
-    with levels is drawn from in 64 parts (``level_part`` in bpf/select.h), in each of which
-    everybody has to be.
+    """Return the size of the ring, or for round-robin its maximum.
+
+    A round-robin ring is as long as its weights require. A ring with levels is used in 64 parts
+    (``level_part`` in bpf/select.h), and every backend has to be in each of them.
     """
     most = config.tables.ring_slots
     if service.scheduler is Scheduler.ROUND_ROBIN or zones.has_levels(service):
@@ -59,7 +61,7 @@ def _slots(config: Config, service: Service) -> int:
 
 @lru_cache(maxsize=64)
 def _next_prime(wanted: int, least: int, most: int) -> int:
-    """The first prime from ``wanted`` on, within these bounds, which are primes."""
+    """Return the first prime that is at least ``wanted``, within the bounds, which are primes."""
     if wanted >= most:
         return most
     number = max(wanted, least)
@@ -74,18 +76,21 @@ def _is_prime(number: int) -> bool:
 
 @dataclass(slots=True)
 class KeptRings:
-    """The rings that were built last, each beside what it was built of."""
+    """The rings that were built last, each with the inputs that it was built from."""
 
     _held: dict[tuple[int, int], tuple[object, bytes]] = field(default_factory=dict)
 
     def ring(
         self, key: tuple[int, int], scheduler: Scheduler, layers: tuple[Layer, ...], slots: int
     ) -> bytes:
-        """The ring; ``key``: whose it is, the ids of a service and of a zone (0: the service's)."""
-        of = (scheduler, layers, slots)
+        """Return the ring for these inputs, built only if it is not the last one for ``key``.
+
+        ``key``: the ids of the service and of a zone, 0 for the service's own ring.
+        """
+        inputs = (scheduler, layers, slots)
         held = self._held.get(key)
-        if held is None or held[0] != of:
-            held = self._held[key] = of, _ring(scheduler, layers, slots)
+        if held is None or held[0] != inputs:
+            held = self._held[key] = inputs, _ring(scheduler, layers, slots)
         return held[1]
 
     def forget(self, services: Collection[int]) -> None:
@@ -100,7 +105,7 @@ def rings_of(
     verdicts: Sequence[Eligibility],
     kept: KeptRings | None = None,
 ) -> Rings:
-    """The rings for these verdicts on the service's backends, in its order."""
+    """Return the rings for these verdicts on the service's backends, which are in its order."""
     kept = KeptRings() if kept is None else kept
     ident = ids.service_id(service)
     own = zones.levels(service, verdicts, None)
@@ -138,16 +143,16 @@ def _layers(service: Service, ids: Identities, found: Sequence[Level]) -> tuple[
 
 
 def _name(backend: Backend) -> bytes:
-    """What a backend's place in the ring hangs on: the same on every balancer."""
+    """Return the bytes that decide a backend's places in the ring, the same on every balancer."""
     port = backend.port.to_bytes(2, "big") if backend.port else b""
     return backend.address.packed + port
 
 
 def _ring(scheduler: Scheduler, layers: tuple[Layer, ...], slots: int) -> bytes:
-    """The ring that a scheduler draws from.
+    """Return the ring that a scheduler draws from.
 
-    Schedulers that compare do so within one level (``level_part`` in bpf/select.h): where
-    several have a share, they lie in the ring one after the other.
+    Schedulers that compare backends do so within one level (``level_part`` in bpf/select.h), so if
+    several levels have a share, the ring holds them one after the other.
     """
     members = tuple(sorted(member for layer in layers for member in layer))
     if not members:
@@ -165,7 +170,7 @@ def _ring(scheduler: Scheduler, layers: tuple[Layer, ...], slots: int) -> bytes:
 
 
 def _level_by_level(ring: maglev.Ring, layers: tuple[Layer, ...]) -> maglev.Ring:
-    """The same slots, those of the first level first."""
+    """Reorder the slots of a ring by level, those of the first level first."""
     if len(layers) == 1:
         return ring
     level = np.zeros(_IDS, dtype=np.uint8)

@@ -1,5 +1,6 @@
-"""The backends of a configuration in one order, with their ids in an array: what is looked at of
-all of them at once is then a few operations, however many there are.
+"""Holds the backends of a configuration in a fixed order, with their ids in arrays.
+
+Work on all backends at the same time is then a few array operations, however many there are.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ type Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Roster:
-    """Backends, those of a service side by side; ``place``: where each one is.
+    """Backends, grouped by service; ``place``: the index of each backend.
 
-    ``ids`` and ``service``, the place of its service in ``names``, have an element a backend;
-    ``names`` and ``service_ids`` one a service.
+    ``refs``, ``ids`` and ``service`` (the index of the backend's service in ``names``) have one
+    element per backend; ``names`` and ``service_ids`` have one per service.
     """
 
     refs: tuple[BackendRef, ...]
@@ -33,22 +34,22 @@ class Roster:
     place: dict[BackendRef, int]
 
     def those(self, flags: Flags) -> list[BackendRef]:
-        """The backends with a flag."""
+        """Return the backends whose flag is set; ``flags`` has one element per backend."""
         return [self.refs[at] for at in np.flatnonzero(flags).tolist()]
 
     def services_of(self, flags: Flags) -> frozenset[str]:
-        """The services of which a backend has a flag."""
+        """Return the services with a backend whose flag is set."""
         return frozenset(self.names[n] for n in np.unique(self.service[flags]).tolist())
 
     def by_service(self, values: Numbers) -> Numbers:
-        """Sums, in the order of ``names``."""
+        """Sum one value per backend over each service; the result is in the order of ``names``."""
         sums = np.zeros(len(self.names), np.int64)
         np.add.at(sums, self.service, values)
         return sums
 
 
 def roster(services: Sequence[Service], ids: Identities) -> Roster:
-    """The backends of these services."""
+    """Return the roster of the backends of these services."""
     refs = tuple(BackendRef(s.name, b.name) for s in services for b in s.backends)
     numbers = [number for s in services for number in ids.backend_ids(s)]
     own = [n for n, s in enumerate(services) for _ in s.backends]
@@ -63,7 +64,7 @@ def roster(services: Sequence[Service], ids: Identities) -> Roster:
 
 
 def same_backends(old: Config, new: Config) -> bool:
-    """Whether both have the same services and backends, by name, in the same order."""
+    """Return whether both have the same services and backends, by name and in the same order."""
     if old is new:
         return True
     return len(old.services) == len(new.services) and all(

@@ -1,6 +1,4 @@
-"""Decides the bytes of the TCP segments that the agent makes itself, and reads those that answer
-them.
-"""
+"""Builds the TCP segments that the agent sends itself, and parses the answers to them."""
 
 from __future__ import annotations
 
@@ -13,15 +11,16 @@ from agent.model import Address, Protocol
 
 SYN, RST, ACK = 0x02, 0x04, 0x10
 _TTL = 64
-_WINDOW = 512  # of an ACK; nothing is offered by it, because its position is not accepted
+_WINDOW = 512  # of an ACK; it offers nothing, because the ACK's position is not accepted
 _DF = 0x4000
-_END, _NOTHING, _MSS = 0, 1, 2  # options
+_END, _NOTHING, _MSS = 0, 1, 2  # kinds of TCP options
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment with so many zero bytes of data (``padding``). ``mss`` is what one that was read
-    announces, 0: nothing.
+    """A TCP segment with ``padding`` zero bytes of data.
+
+    ``mss``: the maximum segment size that a parsed segment announces; 0: none.
     """
 
     source: Address
@@ -35,7 +34,7 @@ class Segment:
     mss: int = 0
 
     def packet(self) -> bytes:
-        """The IP packet."""
+        """Return the IP packet with this segment."""
         tcp = self._tcp()
         if self.source.version == 6:
             head = struct.pack("!IHBB", 6 << 28, len(tcp), Protocol.TCP.number, _TTL)
@@ -47,8 +46,10 @@ class Segment:
 
     @classmethod
     def read(cls, data: bytes, version: int) -> Self | None:
-        """The segment in an IP packet of that version, of which the end may be missing, without its
-        data; None: there is none, or not at its place.
+        """Parse the TCP segment in an IP packet of that version, without its data.
+
+        The end of the packet may be missing. None: there is no TCP segment, or not where it
+        should be.
         """
         start = 40 if version == 6 else 4 * (data[0] & 0xF) if data else 0
         if len(data) < start + 20 or data[0] >> 4 != version:
@@ -67,7 +68,7 @@ class Segment:
         ports = self.source_port, self.to_port
         fields = (*ports, self.seq, self.ack, 5 << 4, self.flags, window)
         bare = struct.pack("!HHIIBBHHH", *fields, 0, 0)
-        # The pseudo-headers of both families (RFC 9293, RFC 8200) add up to the same.
+        # The pseudo-headers of IPv4 and IPv6 (RFC 9293, RFC 8200) have the same sum.
         pseudo = self.source.packed + self.to.packed
         pseudo += struct.pack("!II", len(bare) + self.padding, Protocol.TCP.number)
         head = struct.pack("!HHIIBBHHH", *fields, checksum(pseudo + bare), 0)
@@ -75,7 +76,7 @@ class Segment:
 
 
 def _announced(options: bytes) -> int:
-    """The maximum segment size among the options of a SYN (RFC 9293); 0: there is none."""
+    """Return the maximum segment size from a SYN's options (RFC 9293); 0: there is none."""
     at = 0
     while at < len(options) and options[at] != _END:
         if options[at] == _NOTHING:
@@ -89,7 +90,7 @@ def _announced(options: bytes) -> int:
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071) of an even number of bytes."""
+    """Return the Internet checksum (RFC 1071) of an even number of bytes."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

@@ -1,7 +1,7 @@
-"""Decides to which services nobody gets a connection, though clients begin some. Pure.
+"""Decides to which services no client gets a connection, although some try. Pure.
 
-Checks can pass all the while: they ask the servers, and what is missing may be the way back to
-clients. Between backends this is for outliers (``agent.state.outliers``); here all fail alike.
+Health checks can pass all the while: they reach the servers, but the way back to clients may be
+missing. Differences between backends are left to ``agent.state.outliers``; here all fail alike.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from agent.state.snapshot import Handshakes
 from agent.state.synflood import Syns
 
 SPAN_S, STEP_S = 30.0, 5.0
-LEAST = 20  # begun in the span: strangers who try ports begin one now and then, and end none
+LEAST = 20  # begun in the span: port scanners begin a few connections, and complete none
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """``began`` and ``followed`` are totals, ``at_s`` is of a clock that only goes forward."""
+    """Totals at one moment; ``at_s`` is the time of a clock that only goes forward."""
 
     at_s: float
     began: int
@@ -27,13 +27,13 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Of one service: readings of the last half minute, oldest first, ``STEP_S`` apart."""
+    """The readings of one service in the last half minute, oldest first, ``STEP_S`` apart."""
 
     readings: tuple[Reading, ...]
 
     @property
     def handshakes(self) -> Handshakes:
-        """What the readings say."""
+        """The handshakes between the first and the last reading."""
         first, last = self.readings[0], self.readings[-1]
         return Handshakes(
             last.began - first.began, last.followed - first.followed, last.at_s - first.at_s
@@ -41,8 +41,9 @@ class Watch:
 
     @property
     def begun(self) -> int:
-        """So many connections were begun in the span and none was established; 0: some were, or
-        too few were begun to say.
+        """How many connections were begun in the span if none was established.
+
+        0: some were established, or too few were begun to tell.
         """
         seen = self.handshakes
         is_whole = seen.span_s >= SPAN_S - STEP_S
@@ -50,13 +51,13 @@ class Watch:
 
 
 def follow(before: Watch | None, now_s: float, syns: Syns) -> Watch:
-    """The next reading. A total that has fallen is another one: the service was made anew."""
+    """Add a reading. If a total has fallen, the service was created anew, and we start over."""
     now = Reading(now_s, syns.opened, syns.followed)
     if before is None or before.readings[-1].began > now.began:
         return Watch((now,))
     kept = before.readings
     if len(kept) > 1 and kept[-1].at_s - kept[-2].at_s < STEP_S:
-        kept = kept[:-1]  # the newest is always exact
+        kept = kept[:-1]  # the newest reading is always the current one
     while len(kept) > 1 and kept[1].at_s <= now_s - SPAN_S:
         kept = kept[1:]
     return Watch((*kept, now))
@@ -65,5 +66,5 @@ def follow(before: Watch | None, now_s: float, syns: Syns) -> Watch:
 def follow_all(
     before: Mapping[str, Watch], now_s: float, syns: Mapping[str, Syns]
 ) -> dict[str, Watch]:
-    """All services, by name."""
+    """Add a reading to the watches of all services, by name."""
     return {name: follow(before.get(name), now_s, seen) for name, seen in syns.items()}

@@ -1,4 +1,4 @@
-"""What the agent knows at one moment: the configuration and all that it sees of the world."""
+"""Holds what the agent knows at one moment: the configuration, and what it sees around it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from agent.weights.influence import NOTHING, Influence
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """States, and since when, as they were before."""
+    """The states of backends and services before a pass, and since when they had them."""
 
     backends: Mapping[BackendRef, Tracked[BackendState]]
     services: Mapping[str, Tracked[ServiceState]]
@@ -66,7 +66,7 @@ def verdicts(
     hops: Mapping[Address, NextHop],
     influences: Mapping[BackendRef, Influence] | None = None,
 ) -> dict[BackendRef, Eligibility]:
-    """What every backend is for the data plane, before ``slowstart``."""
+    """Return the verdict on every backend, before ``slowstart`` is applied."""
     influences = influences or {}
     found = {}
     for service in config.services:
@@ -90,8 +90,8 @@ def emptied(
     health: Mapping[BackendRef, HealthStatus],
     influences: Mapping[BackendRef, Influence],
 ) -> frozenset[str]:
-    """The services of ``part`` that would have no usable backend, as things are, and have one in
-    ``seen``. Of backends that are new nobody knows yet whether they are well.
+    """Return the services of ``part`` that would have no usable backend now, but have one in
+    ``seen``. New backends count as not usable, because they are not checked yet.
     """
     unknown = HealthStatus(Health.CHECKING, "", 0.0)
     refs = [BackendRef(s.name, b.name) for s in part.services for b in s.backends]
@@ -103,7 +103,7 @@ def emptied(
 
 
 def _missing_source(config: Config, forward: Forward, address: Address, hop: NextHop | None) -> str:
-    """Why packets to a backend would have no source address; empty: they have one."""
+    """Return why packets to a backend would have no source address; empty: they have one."""
     family = f"ipv{address.version}"
     if forward.is_tunnel and outer_source(config, address, hop) is None:
         return f"no source address for the outer header: set `tunnel_source: {{{family}: …}}`"
@@ -115,12 +115,12 @@ def _missing_source(config: Config, forward: Forward, address: Address, hop: Nex
 def service_states(
     config: Config, found: Mapping[BackendRef, Eligibility]
 ) -> dict[str, tuple[ServiceState, str]]:
-    """The state of every service, and why."""
+    """Return the state of every service, and the reason."""
     return {service.name: state_of(service, found) for service in config.services}
 
 
 def state_of(service: Service, found: Mapping[BackendRef, Eligibility]) -> tuple[ServiceState, str]:
-    """The state of a service, and why."""
+    """Return the state of a service, and the reason."""
     own = [found[BackendRef(service.name, backend.name)] for backend in service.backends]
     return service_state(
         tuple(one.state for one in own),
@@ -139,9 +139,10 @@ def situation(
     before: Situation | None = None,
     part: Config | None = None,
 ) -> Situation:
-    """The situation after a pass; states that did not change keep their ``since``. ``before``: the
-    last one, if there is one. ``part``: the services of which something may be another than in
-    ``past``; without it, all.
+    """Return the situation after a pass; states that did not change keep their ``since``.
+
+    ``before``: the last situation, if there is one. ``part``: the services for which something may
+    differ from ``past``; None: all.
     """
     part = config if part is None else part
     chosen = {BackendRef(s.name, b.name): found[BackendRef(s.name, b.name)]
@@ -153,15 +154,17 @@ def situation(
     }
     if part is not config:
         backends = _still(found, {**past.backends, **backends})
-        there = {service.name: service for service in config.services}
-        services = _still(there, {**past.services, **services})
+        configured = {service.name: service for service in config.services}
+        services = _still(configured, {**past.services, **services})
     is_same = before is not None and before.ids is ids and same_backends(before.config, config)
     known = before.roster if before is not None and is_same else roster(config.services, ids)
     return Situation(config, ids, health, hops, found, backends, services, known)
 
 
-def _still[Key, Value](there: Mapping[Key, object], tracked: dict[Key, Value]) -> dict[Key, Value]:
-    """Without those that are gone; all that are there are tracked."""
-    if len(tracked) == len(there):
+def _still[Key, Value](
+    present: Mapping[Key, object], tracked: dict[Key, Value]
+) -> dict[Key, Value]:
+    """Drop what is tracked but no longer present; everything present is tracked."""
+    if len(tracked) == len(present):
         return tracked
-    return {key: tracked[key] for key in there}
+    return {key: tracked[key] for key in present}

@@ -1,13 +1,14 @@
-"""Decides how unevenly a service's busy connections lie on its backends, and whether it lasts.
+"""Decides how unevenly busy connections are spread over a service's backends, and whether it lasts.
 
 Long-lived connections stay where they were opened, so a service can be skewed although every
-new connection goes to the right backend. One number tells: the busy connections of the backend
-that has most by its weight, beside the mean by weight; 1.0 is even.
+new connection goes to the right backend. The skew is one number: the busy connections of the
+backend that has the most for its weight, divided by the mean for that weight; 1.0 is even.
 
-Few connections lie unevenly by chance: where each of n goes to a backend with probability p, the
-backend has np, with a variance of np(1 - p). A skew is told only where chance is no explanation
-(``CHANCE`` standard deviations), or where there are so many connections that one of ``VISIBLE``
-would stand out. 5 on 2 equal backends are no skew, however they lie; 9 on one of 2 are.
+A few connections are unevenly spread by chance: if each of n goes to a backend with probability p,
+the backend has np of them on average, with a variance of np(1 - p). A skew is reported only if
+chance does not explain it (``CHANCE`` standard deviations), or if there are so many connections
+that a skew of ``VISIBLE`` would stand out. 5 connections on 2 equal backends are no skew, however
+they are spread; 9 on one of 2 are.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ LASTING_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a backend has of its service's connections.
+    """A backend's part of its service's connections.
 
-    ``weight``: the effective one; 0: it gets no new connections, and does not count.
-    ``busy``: awaiting an answer, or with a packet lately. ``live``: all that are established.
-    ``level``: only backends of one level are compared; clients go to another by priority and
-    zone, not by weight.
+    ``weight``: the effective weight; 0: it gets no new connections, and does not count.
+    ``busy``: connections that await an answer or had a packet lately. ``live``: all established
+    connections. ``level``: only backends of the same level are compared, because clients are sent
+    to another level by priority and zone rather than by weight.
     """
 
     backend: str
@@ -40,7 +41,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Skew:
-    """The backend that has most by its weight, and how many times the mean by weight it has."""
+    """The backend with the most for its weight; ``value`` is how many times the mean it has."""
 
     value: float
     backend: str
@@ -49,7 +50,7 @@ class Skew:
 
 
 def by_level(standings: Iterable[Standing]) -> tuple[tuple[Standing, ...], ...]:
-    """The backends with a weight that are beside each other."""
+    """Group the backends that have a weight by level."""
     levels: dict[str, list[Standing]] = {}
     for one in standings:
         if one.weight > 0:
@@ -58,14 +59,16 @@ def by_level(standings: Iterable[Standing]) -> tuple[tuple[Standing, ...], ...]:
 
 
 def fair_busy(level: Iterable[Standing]) -> dict[str, float]:
-    """The busy connections that each backend of a level would have, were all even."""
-    beside = tuple(level)
-    each = sum(one.busy for one in beside) / sum(one.weight for one in beside)
-    return {one.backend: each * one.weight for one in beside}
+    """Return the busy connections that each backend of a level would have if all were even."""
+    standings = tuple(level)
+    each = sum(one.busy for one in standings) / sum(one.weight for one in standings)
+    return {one.backend: each * one.weight for one in standings}
 
 
 def stands_out(busy: float, fair: float, total: int) -> bool:
-    """Whether chance does not explain that a backend with that share of ``total`` has so many."""
+    """Return whether chance fails to explain that a backend has ``busy`` connections of ``total``
+    when ``fair`` would be its share.
+    """
     if total <= 0:
         return False
     deviation = math.sqrt(fair * (1 - fair / total))
@@ -73,8 +76,9 @@ def stands_out(busy: float, fair: float, total: int) -> bool:
 
 
 def skew(standings: Iterable[Standing]) -> Skew | None:
-    """How skewed a service is: its most skewed level. None: too few connections to say, or no
-    level has two backends.
+    """Return the skew of a service, which is that of its most skewed level.
+
+    None: there are too few connections to tell, or no level has two backends.
     """
     found = [one for level in by_level(standings) if (one := _of_level(level)) is not None]
     return max(found, key=lambda one: one.value, default=None)
@@ -93,12 +97,12 @@ def _of_level(level: tuple[Standing, ...]) -> Skew | None:
 
 @dataclass(frozen=True, slots=True)
 class Lasting:
-    """Whether a service counts as skewed, and since when the newest reading says otherwise."""
+    """Whether a service counts as skewed, and since when its readings have said otherwise."""
 
     skewed: bool = False
-    since: float = 0.0  # that it counts so; 0: always
+    since: float = 0.0  # since when it has counted as such; 0: always
     other_since: float | None = None
-    backend: str = ""  # while it is skewed: which one had most
+    backend: str = ""  # while it is skewed: the backend that had most
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +111,9 @@ class Turn:
 
     service: str
     skewed: bool
-    backend: str  # of the skew that begins or ends
-    skew: Skew | None  # as of now; None: too few connections to say
-    lasted_s: float  # how long the reading had been so; of an end, how long it was skewed
+    backend: str  # the one that has, or had, the most
+    skew: Skew | None  # as of now; None: too few connections to tell
+    lasted_s: float  # how long the readings had been skewed; at the end, how long the skew lasted
 
 
 def follow(
@@ -118,10 +122,10 @@ def follow(
     thresholds: Mapping[str, float],
     now: float,
 ) -> tuple[dict[str, Lasting], tuple[Turn, ...]]:
-    """The states after one more reading of every service, and what turned.
+    """Return the states after one more reading of every service, and the turns.
 
-    Either turn comes when the reading has been so for ``LASTING_S``. Services that are gone are
-    forgotten.
+    A turn in either direction needs readings that have agreed for ``LASTING_S``. Services that no
+    longer exist are forgotten.
     """
     states, turns = {}, []
     for name, found in now_skews.items():

@@ -1,4 +1,4 @@
-"""Decides whether the clients of a service get what it promises them. Pure."""
+"""Decides whether a service meets its latency objectives. Pure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Self
 from agent.model import Objective
 
 SPAN_S = 60.0
-# Of fewer late answers, nothing follows for the promise: one in a hundred may be chance.
+# Fewer late answers do not count as a miss: one in a hundred may be chance.
 LEAST_LATE = 5
-# Once missed, it is kept again when this part of what may be late is left: no flapping in between.
+# A missed objective counts as met again only when the late answers are down to this part of the
+# budget, so that it does not flap.
 KEPT_AGAIN = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Totals since the watch began. ``late`` has a fraction: it is counted in buckets of time."""
+    """Totals since the watch began. ``late`` is fractional, because it comes from time buckets."""
 
     at_s: float
     answers: int
@@ -33,39 +34,39 @@ class Watch:
 
     @classmethod
     def begin(cls, objective: Objective, at_s: float) -> Self:
-        """Before the first answer."""
+        """Return a watch before the first answer."""
         return cls(objective, (Reading(at_s, 0, 0.0),))
 
     @property
     def answers_total(self) -> int:
-        """Answers since the watch began."""
+        """The number of answers since the watch began."""
         return self.readings[-1].answers
 
     @property
     def late_total(self) -> float:
-        """Those of them that were later than the objective."""
+        """The number of answers since the watch began that were later than the objective."""
         return self.readings[-1].late
 
     @property
     def answers(self) -> int:
-        """Answers of the last minute."""
+        """The number of answers in the last minute."""
         return self.readings[-1].answers - self.readings[0].answers
 
     @property
     def late(self) -> float:
-        """Those of them that were later than the objective."""
+        """The number of answers in the last minute that were later than the objective."""
         return self.readings[-1].late - self.readings[0].late
 
     @property
     def late_share(self) -> float | None:
-        """Of the last minute; None: nobody was answered."""
+        """The share of late answers in the last minute; None: there were no answers."""
         return self.late / self.answers if self.answers else None
 
     def add(self, at_s: float, answers: int, late: float) -> Self:
-        """With what has come since the last reading."""
+        """Return the watch with the answers that have come since the last reading."""
         last = self.readings[-1]
         outside = sum(1 for each in self.readings if each.at_s <= at_s - SPAN_S)
-        # The newest reading that is outside is where the span starts.
+        # The span starts at the newest reading that is outside it.
         kept = self.readings[max(0, outside - 1) :]
         now = Reading(at_s, last.answers + answers, last.late + late)
         seen = replace(self, readings=(*kept, now))

@@ -1,11 +1,11 @@
 """Decides the effective weight of backends that have just come up: slow start. Pure.
 
-A backend that comes up begins at a tenth of its weight and reaches all of it in equal steps
-over ``slow_start``. Weights only say how new flows are shared, so what counts is how far a
-backend is beside the others: the weights of a service are scaled until the one that is furthest
-has its full weight. So a service whose backends all start together shares as configured from
-the first flow, one that comes back alone gets everything, and a newcomer is spared only while
-somebody warmer is there.
+A backend that comes up begins at a tenth of its weight and reaches its full weight in equal steps
+over ``slow_start``. Weights only say how new flows are shared, so what matters is how far a
+backend has got relative to the others: the weights of a service are scaled until the backend that
+is furthest has its full weight. So if all backends of a service start together, flows are shared
+as configured from the first one; a backend that comes back alone gets everything; and a new
+backend is spared only while a warmer one is present.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from agent.state.identities import Member, member_of
 
 STEPS = 10
 SLOW_START = "slow start"
-ALWAYS = -math.inf  # up since before anybody looked
+ALWAYS = -math.inf  # up since before the agent first looked
 
 
 def effective_weight(configured: int, up_since: float, slow_start_s: float, now: float) -> int:
-    """The weight of a backend by itself; at least 1, and it grows by no less than a tenth."""
+    """Return the weight of a backend by itself.
+
+    It is at least 1, and grows by at least a tenth of the configured weight at a time.
+    """
     step, count = _steps(configured)
     if slow_start_s <= 0 or now - up_since >= slow_start_s:
         return configured
@@ -33,13 +36,13 @@ def effective_weight(configured: int, up_since: float, slow_start_s: float, now:
 
 
 def _steps(configured: int) -> tuple[int, int]:
-    """The size of a step, and how many there are."""
+    """Return the size of a step, and the number of steps."""
     step = max(1, math.ceil(configured / STEPS))
     return step, max(1, math.ceil(configured / step))
 
 
 def _next_step_s(configured: int, up_since: float, slow_start_s: float, now: float) -> float | None:
-    """Seconds until the weight grows; None: it has all of it."""
+    """Return the seconds until the weight grows; None: it has reached its full value."""
     _, count = _steps(configured)
     if slow_start_s <= 0 or now - up_since >= slow_start_s:
         return None
@@ -53,7 +56,7 @@ def follow(
     before: Mapping[Member, float],
     now: float,
 ) -> dict[Member, float]:
-    """Since when each backend has been up: those that were keep their time."""
+    """Return since when each backend has been up; those that were up before keep their time."""
     return {
         member: before.get(member, now)
         for service in config.services
@@ -68,7 +71,7 @@ def slowed(
     up_since: Mapping[Member, float],
     now: float,
 ) -> dict[BackendRef, Eligibility]:
-    """The verdicts with the weights of this moment."""
+    """Return the verdicts with the weights at ``now``."""
     result = dict(found)
     for service in config.services:
         if service.slow_start_s <= 0:
@@ -103,7 +106,7 @@ def next_steps_s(
     up_since: Mapping[Member, float],
     now: float,
 ) -> dict[str, float]:
-    """Seconds until some weight of a service changes by itself; others are not named."""
+    """Return, by service, the seconds until one of its weights grows; others are left out."""
     result = {}
     for service in config.services:
         if service.slow_start_s <= 0:

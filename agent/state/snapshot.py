@@ -1,4 +1,4 @@
-"""What the agent tells about itself at one moment; the API, lbctl and metrics are views of it."""
+"""Defines the agent's snapshot of itself, of which the API, lbctl and the metrics are views."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class BackendCounts:
     opened: int = 0
     closed: int = 0
     established: int = 0
-    reply_packets: int = 0  # nat, fullnat: of the backend
+    reply_packets: int = 0  # nat, fullnat: packets from the backend
     reply_bytes: int = 0
-    answers: int = 0  # requests whose answer's first byte was seen
+    answers: int = 0  # requests for which the first byte of the answer was seen
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Times that a backend took. ``octaves``: how many took no longer than so many seconds.
+    """Times that a backend took. ``octaves``: pairs of seconds and how many took at most so long.
 
-    ``octaves``, ``count`` and ``sum_s`` are since the backend was added, the rest of about the
+    ``octaves``, ``count`` and ``sum_s`` are since the backend was added; the rest is for about the
     last minute; None: there were none.
     """
 
@@ -66,24 +66,24 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What a backend's engine and GPUs say of themselves; None: not told.
+    """What a backend's engine and GPUs report about themselves; None: not reported.
 
-    ``fresh``: the engine's report counts; ages are of the newest reports.
+    ``fresh``: the engine's report is new enough to count; ages are those of the newest reports.
     """
 
-    asked: bool = True  # the engine; False: the GPUs alone
+    asked: bool = True  # the engine is asked; False: only the GPUs
     fresh: bool = False
     age_s: float | None = None
     every_s: float | None = None  # how often it is asked
     running: float | None = None  # requests
     waiting: float | None = None
     kv_usage: float | None = None  # share of the KV cache, 0 to 1
-    gpu_share: float | None = None  # of the loaded models, what lies in GPU memory
-    prompt_tokens: float | None = None  # since the engine began
-    cached_tokens: float | None = None  # of them, those that its prefix cache held
-    cached_share: float | None = None  # of those of the last minute
-    dropped: int = 0  # values of the newest reports that cannot be true
-    problem: str = ""  # why there was no report the last time; empty: there was
+    gpu_share: float | None = None  # the part of the loaded models that is in GPU memory
+    prompt_tokens: float | None = None  # since the engine started
+    cached_tokens: float | None = None  # those of them that were in its prefix cache
+    cached_share: float | None = None  # their share in the last minute
+    dropped: int = 0  # values in the newest reports that cannot be true
+    problem: str = ""  # why there was no report the last time; empty: there was one
     gpus: tuple[GpuReport, ...] = ()
     gpus_age_s: float | None = None
     gpus_problem: str = ""
@@ -91,10 +91,11 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class LearnedSpeed:
-    """How fast a backend has turned out to be; ``confidence`` is from 0, nothing known, to 1.
+    """The learned speed of a backend; ``confidence`` is from 0, nothing known, to 1.
 
-    ``weight_share``: what its weight is multiplied by. ``bytes_per_connection`` None: as
-    configured. ``samples``: answers by age, one of a minute counts half.
+    ``weight_share``: the factor by which its weight is multiplied. ``bytes_per_connection`` None:
+    as configured. ``samples``: the number of answers, weighted by age: one that is a minute old
+    counts half.
     """
 
     weight_share: float
@@ -108,12 +109,12 @@ class LearnedSpeed:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """What the homes of a service's clients are worth.
+    """What it is worth to send a service's clients back to their home backends (affinity).
 
-    ``escape_bytes``: how many waiting bytes a home may have more than another backend.
-    ``known_share``: of the requests of late, those whose client the backend had answered before.
-    ``new_s``, ``known_s``: what a usual request takes by itself at a backend that does not know its
-    client, and at one that does; None: not known.
+    ``escape_bytes``: how many more waiting bytes a home may have than another backend.
+    ``known_share``: the share of recent requests whose client the backend had answered before.
+    ``new_s``, ``known_s``: how long a usual request takes by itself at a backend that does not know
+    its client, and at one that does; None: not known.
     """
 
     escape_bytes: int
@@ -124,26 +125,26 @@ class Home:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a backend has in front of it, and how long it takes.
+    """The load of a backend, and how long it takes to answer.
 
     Waiting bytes and requests, and the times, are None where the service does not count them.
     """
 
-    open: int = 0  # flows embryonic, acked or established
+    open: int = 0  # flows that are embryonic, acked or established
     busy: int = 0  # flows that await an answer, or had a packet in the last 8 to 12 s
-    idle_resets: int = 0  # flows that were reset to rebalance, since the agent began
-    resets: int = 0  # likewise, because they could not go on
-    ejections: int = 0  # how often its clients have failed so much that it got no more
+    idle_resets: int = 0  # flows that were reset to rebalance, since the agent started
+    resets: int = 0  # flows that were reset because they could not go on, since the agent started
+    ejections: int = 0  # how often it was ejected because too many of its clients failed
     score: float | None = None  # what its scheduler compares, lower is better; None: nothing
-    waiting_bytes: int | None = None  # of requests that wait for their answer
-    awaiting: int | None = None  # those requests; of one flow, one
-    unanswered_bytes: int | None = None  # of requests that have waited too long to weigh anything
+    waiting_bytes: int | None = None  # bytes of requests that wait for their answer
+    awaiting: int | None = None  # the number of those requests, at most one per flow
+    unanswered_bytes: int | None = None  # bytes of requests that have waited too long to count
     errors: int | None = None  # answers with status 429 or 5xx; None: they cannot be read
     hangups: int | None = None  # requests that the server left without an answer; None: not seen
     first_byte: Latency | None = None  # from a request to the first byte of its answer
     handshake: Latency | None = None  # from SYN to ACK
-    hot: bool = False  # it reports more than it can take
-    reported: Reported | None = None  # None: nobody asks it
+    hot: bool = False  # it reports more load than it can take
+    reported: Reported | None = None  # None: it is not asked
     learned: LearnedSpeed | None = None  # None: its speed is not learned
 
 
@@ -178,28 +179,28 @@ class ServiceSnapshot:
     reason: str
     since: float
     backends: tuple[BackendSnapshot, ...]
-    counts: BackendCounts  # of all backends, also of those removed since
+    counts: BackendCounts  # of all backends, including those removed since
     drops: dict[str, int]
     not_recorded: int
     rates: Rates
     replied: int = 0  # packets that the balancer answered itself
-    not_replied: int = 0  # that it would have answered, had there not been too many
-    skew: Skew | None = None  # of busy connections; None: too few to say
+    not_replied: int = 0  # packets that it did not answer because of the rate limit of replies
+    skew: Skew | None = None  # of busy connections; None: too few to tell
     draws: int | None = None  # least-load: backends compared now
     spill_over: tuple[str, ...] = ()  # where new flows go beyond their first level, and why
-    challenges: bool = False  # new clients have to show now that they are at their address
-    cookies: bool = False  # and get SYN cookies for that
-    cookies_taken: int = 0  # connections that these have begun
-    cookies_problem: str = ""  # why `syn_cookies` gives none
-    cookies_keys: tuple[str, ...] = ()  # names of those that this balancer has, the signing first
-    first_byte: str | None = None  # token, head or unknown; None: its answers have no times
-    home: Home | None = None  # None: its clients have none
+    challenges: bool = False  # new clients currently have to show that they are at their address
+    cookies: bool = False  # and they get SYN cookies for that
+    cookies_taken: int = 0  # connections that were established by a SYN cookie
+    cookies_problem: str = ""  # why no SYN cookies are given despite `syn_cookies`
+    cookies_keys: tuple[str, ...] = ()  # names of this balancer's keys, the signing one first
+    first_byte: str | None = None  # token, head or unknown; None: its answers are not timed
+    home: Home | None = None  # None: its clients have no homes
     slo: tuple[Watch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RecentTimes:
-    """How long all of a service's backends took in about the last minute; None: there were none."""
+    """How long a service's backends took in about the last minute; None: there were no answers."""
 
     count: int
     p50_ms: float | None
@@ -208,8 +209,8 @@ class RecentTimes:
 
 @dataclass(frozen=True, slots=True)
 class Handshakes:
-    """Connections of a service that were begun in the last ``span_s`` seconds, and those whose
-    handshake was ended.
+    """Connections of a service that were begun in the last ``span_s`` seconds, and how many
+    handshakes were completed.
     """
 
     begun: int
@@ -219,7 +220,7 @@ class Handshakes:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRow:
-    """What a list of services tells of one. None: it is not counted."""
+    """One service in a list of services. None: it is not counted."""
 
     service: Service
     state: ServiceState
@@ -236,7 +237,10 @@ class ServiceRow:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Backends, with their services, or services; how many match, and how many there are."""
+    """A page of a list of backends, with their services, or of services.
+
+    ``matched``: how many match the query; ``total``: how many there are.
+    """
 
     at: float
     backends: tuple[tuple[Service, BackendSnapshot], ...]
@@ -248,7 +252,7 @@ class Page:
 @dataclass(frozen=True, slots=True)
 class NatPorts:
     """The ports of a source address of fullnat towards a server: how many there are, and how many
-    flows have. Servers that share a block have the same ports.
+    are used by flows. Servers that share a block have the same ports.
     """
 
     source: Address
@@ -273,34 +277,37 @@ class DataplaneSnapshot:
     compile_ms: float
     instructions: int
     jited_bytes: int
-    verified_insns: int  # that the verifier went through
+    verified_insns: int  # instructions that the verifier processed
     flow_slots: int
     flows_by_state: dict[str, int]
     passed: dict[str, int]  # packets for no service, by reason
-    backend_interfaces: tuple[str, ...] = ()  # more on which packets come in
+    backend_interfaces: tuple[str, ...] = ()  # further interfaces on which packets come in
     nat_ports: tuple[NatPorts, ...] = ()
     nat_problems: tuple[str, ...] = ()  # servers towards which nearly all ports are in use
-    events_lost: int = 0  # that `lbctl trace` missed
+    events_lost: int = 0  # events that `lbctl trace` missed
 
 
 @dataclass(frozen=True, slots=True)
 class FailoverView:
-    """What the agent knows of failover. ``process`` is the last answer of the failover process."""
+    """What the agent knows about failover. ``process``: the failover process's last answer."""
 
     configured: bool = False
     process: FailoverStatus | None = None
-    problem: str = ""  # why there is no answer; empty: there is
+    problem: str = ""  # why there is no answer; empty: there is one
     sync: tuple[PeerSync, ...] = ()
-    sync_problem: str = ""  # why flows are not exchanged though they should be
-    sync_strangers: Mapping[str, int] = field(default_factory=dict)  # refused at once, by reason
-    sync_counts: Mapping[str, int] = field(default_factory=dict)  # of the packet path; else empty
+    sync_problem: str = ""  # why flows are not exchanged although they should be
+    # Connections of hosts that are not peers, refused at once, by reason.
+    sync_strangers: Mapping[str, int] = field(default_factory=dict)
+    sync_counts: Mapping[str, int] = field(default_factory=dict)  # of the packet path, if it syncs
     lacking: Lacking = field(default_factory=Lacking)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything, at one moment; ``services`` may be some of them only. How many are in which state
-    is told of all.
+    """The whole agent at one moment.
+
+    ``services`` may hold only some of the services; ``service_states`` and ``backend_states`` count
+    all of them.
     """
 
     at: float  # seconds since the epoch
@@ -309,18 +316,18 @@ class Snapshot:
     pid: int
     started: float
     config_path: str
-    config_problem: str  # why the last reload was refused; empty: it was not
-    changes_since_file: int  # runtime changes that the file does not have
+    config_problem: str  # why the last reload was refused; empty: it was not refused
+    changes_since_file: int  # runtime changes that are not in the file
     reconcile_problem: str  # what the last pass could not do; empty: nothing
-    defects: int  # passes and reloads that an error of the agent's own has ended
-    events: Mapping[tuple[str, str], int]  # what was said, by event and level
+    defects: int  # passes and reloads that were ended by a bug in the agent
+    events: Mapping[tuple[str, str], int]  # log lines, by event and level
     dataplane: DataplaneSnapshot
     services: tuple[ServiceSnapshot, ...] = field(default=())
     service_states: Mapping[ServiceState, int] = field(default_factory=dict)
     backend_states: Mapping[BackendState, int] = field(default_factory=dict)
     rates: Rates = Rates()
     failover: FailoverView = FailoverView()
-    link_problems: tuple[str, ...] = ()  # interfaces that take no packets
+    link_problems: tuple[str, ...] = ()  # interfaces that receive no packets
     vip_problems: tuple[str, ...] = ()  # other hosts that answer for VIPs
     guard: Guarded = field(default_factory=Guarded)
     unsaved_problem: str = ""  # why changes are in memory only; empty: they are saved

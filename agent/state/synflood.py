@@ -1,9 +1,9 @@
-"""Decides which services are flooded with SYNs: their new flows are more than usual, and nothing
-follows of most. Pure.
+"""Decides which services are under a SYN flood: they get many new flows, and most of them send no
+further packet. Pure.
 
-Of an honest client's SYN the end of the handshake follows within a round trip, so a burst of them
-looks like a flood for one reading at most. While new clients are challenged, the strangers in a
-flood answer no challenge.
+An honest client ends its handshake within a round trip, so a burst of honest SYNs looks like a
+flood for one reading at most. While new clients are challenged, the senders of a flood do not
+answer the challenge.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from agent.model import Config
 from agent.state.identities import slot_of
 from agent.state.tables import TableContents
 
-# New flows a second of which nothing follows, and their share of all. With 870 a second a flood
-# took all ports of fullnat, before ports of such flows gave way.
+# New flows per second that send nothing after their first packet, and their share of all new
+# flows. With 870 a second a flood took all ports of fullnat, when the ports of such flows could
+# not be taken over yet.
 FLOOD_PER_S = 500.0
 FLOOD_SHARE = 0.5
 READINGS = 2  # in a row
-CALM_S = 60.0  # so long less than half of it, until it is over
+CALM_S = 60.0  # the flood is over when the rate has been below half of that for so long
 
 
 @dataclass(frozen=True, slots=True)
 class Syns:
-    """Totals of a service. ``opened``: new flows; ``followed``: of which more than a first packet
-    came; ``challenged``: SYNs that were answered instead; ``shown``: clients that answered that.
+    """Totals of a service.
+
+    ``opened``: new flows; ``followed``: those that sent more than a first packet; ``challenged``:
+    SYNs that were answered with a challenge instead; ``shown``: clients that answered a challenge.
     """
 
     opened: int = 0
@@ -40,16 +43,16 @@ class Syns:
 
     @property
     def left(self) -> int:
-        """Of which nothing has followed."""
+        """The new flows and challenged SYNs after which nothing has followed."""
         return self.opened - self.followed + self.challenged - self.shown
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Of one service, after a reading. Times are of a monotonic clock.
+    """The state of one service after a reading. Times are of a monotonic clock.
 
-    ``readings``: so many in a row looked like a flood; ``loud_s``: when the last was not calm;
-    ``rate``: SYNs a second of which nothing followed.
+    ``readings``: how many in a row looked like a flood; ``loud_s``: when a reading was last not
+    calm; ``rate``: SYNs per second after which nothing followed.
     """
 
     at_s: float
@@ -61,7 +64,7 @@ class Watch:
 
 
 def challenged_in(config: Config, held: TableContents) -> frozenset[str]:
-    """The services whose new clients are challenged, by what the tables hold."""
+    """Return the services whose new clients are challenged, according to the tables."""
     return frozenset(
         service.name
         for service in config.services
@@ -70,7 +73,7 @@ def challenged_in(config: Config, held: TableContents) -> frozenset[str]:
 
 
 def cookies_in(config: Config, held: TableContents) -> frozenset[str]:
-    """The services whose new clients get SYN cookies, by what the tables hold."""
+    """Return the services whose new clients get SYN cookies, according to the tables."""
     return frozenset(
         service.name
         for service in config.services
@@ -79,12 +82,12 @@ def cookies_in(config: Config, held: TableContents) -> frozenset[str]:
 
 
 def begin(now_s: float, syns: Syns, *, flooded: bool = False) -> Watch:
-    """The first reading; ``flooded``: an agent before this one has found it so."""
+    """Return the state after the first reading; ``flooded``: as a previous agent has found it."""
     return Watch(now_s, syns, flooded=flooded, loud_s=now_s)
 
 
 def follow(before: Watch, now_s: float, syns: Syns) -> Watch:
-    """The next reading."""
+    """Return the state after the next reading."""
     seconds = now_s - before.at_s
     if seconds <= 0:
         return before
@@ -101,7 +104,10 @@ def follow(before: Watch, now_s: float, syns: Syns) -> Watch:
 def follow_all(
     before: Mapping[str, Watch], now_s: float, syns: Mapping[str, Syns], adopted: frozenset[str]
 ) -> dict[str, Watch]:
-    """All services, by name; ``adopted``: those that were flooded when the agent began."""
+    """Return the states of all services by name after a reading.
+
+    ``adopted``: the services that were flooded when the agent started.
+    """
     return {
         name: follow(before[name], now_s, seen)
         if name in before

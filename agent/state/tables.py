@@ -1,4 +1,4 @@
-"""The contents of the shared tables as values: what reconcile compares and applies."""
+"""Defines the contents of the shared tables as values that reconciliation compares and applies."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 from agent.model import Address, Forward, Network, Scheduler
 
-type Blocks = tuple[int, ...]  # fullnat: block + 1 by number of the source in its family; 0: none
+# Port blocks of fullnat: block + 1, indexed by the number of the source in its family; 0: none.
+type Blocks = tuple[int, ...]
 
-NAT_SOURCES = 8  # source addresses of fullnat of each family; as in bpf/include/abi.h
+NAT_SOURCES = 8  # source addresses of fullnat per address family; as in bpf/include/abi.h
 
 
 class ServiceSlot(NamedTuple):
     """A key of the service maps; port 0 is any port, protocol 0 the mark of a VIP.
 
-    Also of the origins: a backend's address, its port (0: any) and the protocol.
+    It is also a key of the origins: a backend's address, its port (0: any) and the protocol.
     """
 
     vip: Address
@@ -29,28 +30,28 @@ class ServiceSlot(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """One element of the backend table, and what the agent writes of its load."""
+    """One element of the backend table, and the numbers for its load that the agent writes."""
 
     service_id: int
     address: Address
     usable: bool
     alive: bool
     forward: Forward
-    ifindex: int  # 0: out where it came in
+    ifindex: int  # 0: send on the interface on which the packet came in
     mac: str
     source_mac: str
     mtu: int
     timeout_ticks: tuple[int, ...]  # by flow state
-    source: Address | None  # of the outer header; fullnat: what the kernel would send from
-    port: int = 0  # nat, fullnat: its own; 0: the packet's
+    source: Address | None  # of the outer header; fullnat: the one that the kernel would use
+    port: int = 0  # nat, fullnat: the backend's own port; 0: the packet's
     vlans: tuple[tuple[int, int], ...] = ()  # protocol and id, outer first
     counts_load: bool = False  # a scheduler reads its open connections
     weight: int = 0  # effective
-    bytes_per_connection: int = 0  # waiting bytes that weigh as one; 0: they do not count
+    bytes_per_connection: int = 0  # waiting bytes that weigh as one connection; 0: none do
 
     @property
     def identity(self) -> tuple[int, Address, int]:
-        """What makes it this backend and no other."""
+        """What identifies the backend."""
         return self.service_id, self.address, self.port
 
 
@@ -65,29 +66,29 @@ class ServiceEntry:
     pick_seed: int
     ring: bytes
     draws: int = 0  # least-load: backends compared
-    source_bits: int = 0  # source, and least-load with affinity: of the client's address
+    source_bits: int = 0  # source, least-load with affinity: bits of the client's address used
     bound: int = 0  # source: 256ths of the mean load; 0: any
     load_weight: int = 0  # with a bound: sum of the weights of the usable backends
     waiting: bool = False  # request bytes that wait are counted
-    reset: bool = False  # without a usable backend: answer
+    reset: bool = False  # answer with a reset if no backend is usable
     quic_id_bytes: int = 0
-    port_last: int = 0  # of a range
-    vip_bits: int | None = None  # of a prefix
+    port_last: int = 0  # the last port of a range
+    vip_bits: int | None = None  # the length of a prefix VIP
     challenge: bool = False  # new clients have to show that they are at their address
-    cookies: bool = False  # and get SYN cookies for that
-    limits_new: bool = False  # there is a rate of new flows,
-    limits_packets: bool = False  # of the packets of a source,
-    limits_held: bool = False  # and a limit of what a source has open, or waiting
-    zones: bool = False  # its rings have levels, and clients of some zone have one of their own
+    cookies: bool = False  # and they get SYN cookies for that
+    limits_new: bool = False  # the rate of new flows is limited
+    limits_packets: bool = False  # the packet rate of a source is limited
+    limits_held: bool = False  # the open flows or waiting bytes of a source are limited
+    zones: bool = False  # its rings have levels, and some zones have rings of their own
 
 
 @dataclass(frozen=True, slots=True)
 class MarkEntry:
-    """What a mark says of its address besides that it is a VIP."""
+    """What a mark says about its address, besides that it is a VIP."""
 
     ranges: bool = False  # it has port ranges
     any_port: bool = False  # it has an any-port service
-    nat_source: int | None = None  # no VIP, but the source of fullnat with that number
+    nat_source: int | None = None  # not a VIP, but the source address of fullnat with that number
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +103,19 @@ class PortBlock:
 
 @dataclass(frozen=True, slots=True)
 class OriginEntry:
-    """Whose answer a packet of a backend is (nat), and where its ports are (fullnat)."""
+    """The service and backend of a packet from a server (nat), and its port blocks (fullnat)."""
 
     vip: Address
     salt: int = 0
     service_id: int = 0
-    backend_id: int = 0  # 0: nobody's of nat
-    port: int = 0  # that clients know; 0: the backend's
+    backend_id: int = 0  # 0: not a nat backend
+    port: int = 0  # the port that clients use; 0: the backend's
     blocks: Blocks = ()
 
 
 @dataclass(frozen=True, slots=True)
 class QuicId:
-    """A QUIC server id, eight bytes with zeros after its end, of a service."""
+    """A QUIC server id within a service, padded with zeros to eight bytes."""
 
     service_id: int
     server_id: bytes
@@ -122,7 +123,7 @@ class QuicId:
 
 @dataclass(frozen=True, slots=True)
 class ZoneRingKey:
-    """Whose ring it is: a service's, for the clients of a zone."""
+    """The key of the ring that a service uses for the clients of a zone."""
 
     service_id: int
     zone: int
@@ -130,7 +131,7 @@ class ZoneRingKey:
 
 @dataclass(frozen=True, slots=True)
 class TableContents:
-    """Everything that reconcile looks after."""
+    """The contents of all tables that reconciliation keeps."""
 
     backends: dict[int, BackendEntry] = field(default_factory=dict)
     services: dict[ServiceSlot, ServiceEntry] = field(default_factory=dict)

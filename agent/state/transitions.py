@@ -1,4 +1,4 @@
-"""Decides what there is to say when states of backends and services change. Pure."""
+"""Decides what to log when the states of backends and services change. Pure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ _BAD = (BackendState.DOWN, BackendState.EJECTED, BackendState.UNREACHABLE)
 def transitions(
     past: Past, before: Situation | None, after: Situation, part: Config
 ) -> tuple[Line, ...]:
-    """What has changed in ``after``, of the services of ``part``. ``past``: the states that were
-    known, also from before a restart; ``before``: the last situation of this agent.
+    """Return lines for what has changed in ``after``, for the services of ``part``.
+
+    ``past``: the states known so far, including those from before a restart; ``before``: the last
+    situation of this agent.
     """
     lines: list[Line] = []
     for service in part.services:
@@ -47,23 +49,24 @@ def _level(old: ServiceState, new: ServiceState) -> LogLevel:
 def _has_moved(ref: BackendRef, past: Past, before: Situation | None, after: Situation) -> bool:
     was = past.backends.get(ref)
     if was is None:
-        return False  # it is new: the change that brought it says so
+        return False  # it is new, and the change that added it was logged
     if was.state is not after.backends[ref].state:
         return True
     old = before.verdicts.get(ref) if before else None
-    return old is not None and _is_weighed_anew(old, after.verdicts[ref])
+    return old is not None and _is_reweighed(old, after.verdicts[ref])
 
 
-def _is_weighed_anew(old: Eligibility, new: Eligibility) -> bool:
-    """Whether other reasons make the weight what it is. The end of a slow start is no news, and who
-    learns speeds says so itself.
+def _is_reweighed(old: Eligibility, new: Eligibility) -> bool:
+    """Return whether the reasons for the weight have changed.
+
+    The end of a slow start is not worth a line, and changes by learned speed are logged elsewhere.
     """
     return _reasons(old) != _reasons(new)
 
 
 def _reasons(verdict: Eligibility) -> set[str]:
-    told = {CONFIGURED, SLOW_START, LEARNED, HASTY}
-    return set(verdict.weight_reason.split(", ")) - told
+    ignored = {CONFIGURED, SLOW_START, LEARNED, HASTY}
+    return set(verdict.weight_reason.split(", ")) - ignored
 
 
 def _of_backends(
@@ -96,8 +99,8 @@ def _of_backends(
 
 
 def _shares(service: Service, seen: Situation | None) -> dict[str, float] | None:
-    """The shares of new connections that the service's backends get, by name, for clients of no
-    zone; None: it was not there.
+    """Return the shares of new connections that the service's backends get, by name, for clients
+    that are in no zone; None: the service did not exist.
     """
     if seen is None:
         return None

@@ -1,9 +1,9 @@
-"""Decides how a health check goes the way of clients' packets, to the VIP at one backend, and the
-bytes of its frames: as bpf/forward.h and bpf/encap.h make them.
+"""Decides how a health check reaches the VIP on one backend by the path of clients' packets, and
+the bytes of its frames, which are those that bpf/forward.h and bpf/encap.h make.
 
-A backend is asked for a connection to the VIP, and is let go before there is one. That it answers
-shows what a check of its own address cannot: that it has the VIP, takes off the outer header, and
-that its server listens there.
+The check sends a SYN for the VIP to a backend, and ends the handshake before there is a
+connection. An answer shows what a check of the backend's own address cannot: the backend has the
+VIP, takes off the outer header, and its server listens on the VIP.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from agent.model import (
 )
 from agent.state.segment import checksum
 
-# Where SYNs come from: below the ports that the kernel gives out by itself.
+# Source ports of the SYNs: below those that the kernel assigns by itself.
 FIRST_PORT, LAST_PORT = 20_480, 24_575
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
-_INNER = {4: 4, 6: 41}  # protocol numbers of a packet within a packet
+_INNER = {4: 4, 6: 41}  # IP protocol numbers of an IP packet within an IP packet
 _UDP = 17
 _TTL = 64
 _OUTER = {4: 20, 6: 40}  # bytes of an IP header
-_HEADERS = {4: 40, 6: 60}  # with a TCP header without options
+_HEADERS = {4: 40, 6: 60}  # bytes of an IP header and a TCP header without options
 _DF = 0x4000
-_GUE_SPORT = 0xC000  # the first of those that the packet path uses
+_GUE_SPORT = 0xC000  # the first source port that the packet path uses for GUE
 
 
-# Sizes of packets to try where full ones are lost: the MTUs that tunnels and lines leave.
+# Packet sizes to try if full packets are lost: MTUs that are common with tunnels and links.
 _SIZES = (
     8000, 4000, 1500, 1492, 1480, 1472, 1464, 1460, 1456, 1450, 1440, 1430, 1420, 1412, 1400, 1380,
     1360, 1340, 1320, 1300, 1280, 1200, 1000, 576,
@@ -45,8 +45,10 @@ _SIZES = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a backend said by its way: ``wrong`` in words, empty if nothing is. ``full`` is the size
-    of the largest packets that clients send it, in bytes; 0: it has not said so.
+    """The result of a check through the VIP. ``wrong``: what is wrong, in words; empty: nothing.
+
+    ``full``: the size in bytes of the largest packets that clients send it; 0: it has announced
+    none.
     """
 
     wrong: str = ""
@@ -55,7 +57,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Packets to ``vip`` and ``port`` that are for the server at ``backend``."""
+    """The path of packets to ``vip`` and ``port`` that are sent to the server at ``backend``."""
 
     forward: Forward
     vip: Address
@@ -64,15 +66,15 @@ class Way:
 
 
 def has_way(service: Service) -> bool:
-    """Its backends can be asked by the VIP, if its check wants it."""
+    """Return whether a service's backends can be checked through the VIP."""
     return service.key.protocol is Protocol.TCP and not service.forward.is_nat
 
 
 def way_of(service: Service, backend: Backend) -> Way | None:
-    """The way to a backend that its check is to take; None: to ask its own address is all.
+    """Return the path of a backend's check through the VIP; None: only its own address is checked.
 
-    With nat and fullnat, packets go to that address. An address of ours in the family of the VIP
-    is known only where the backend has that family, too.
+    With nat and fullnat, clients' packets go to the backend's own address anyway. The backend must
+    be of the VIP's address family, because otherwise we know no source address in that family.
     """
     key, check = service.key, service.health
     if check.via is Via.HOST or check.kind is CheckKind.NONE or not has_way(service):
@@ -80,14 +82,15 @@ def way_of(service: Service, backend: Backend) -> Way | None:
     port = key.port or check.port or backend.port
     if not port or key.vip.version != backend.address.version:
         return None
-    # Of a prefix one that is an address of a host, whatever it is.
+    # For a prefix VIP, the second address: the first may not be a host address.
     vip = key.vip if key.vip_bits is None else key.vip + 1
     return Way(service.forward, vip, port, backend.address)
 
 
 def frame(way: Way, hop: NextHop, packet: bytes, tunnel_source: Address, gue_port: int) -> bytes:
-    """What leaves for a next hop that is resolved, with a packet to the VIP. ``tunnel_source``:
-    where the outer header of ipip and gue says that it comes from.
+    """Return the frame to a resolved next hop with a packet to the VIP.
+
+    ``tunnel_source``: the outer source address for ipip and gue.
     """
     if way.forward.is_tunnel:
         packet = _within(way, packet, tunnel_source, gue_port)
@@ -98,9 +101,11 @@ def frame(way: Way, hop: NextHop, packet: bytes, tunnel_source: Address, gue_por
 
 
 def full_size(way: Way, mtu: int, mss: int) -> int:
-    """How large the full packets of clients to the VIP are: as the server's ``mss`` allows, and as
-    fits with the outer headers into packets of ``mtu`` bytes, because the packet path tells clients
-    so (RFC 1191). 0: the server has announced no size.
+    """Return the size of clients' full packets to the VIP, in bytes.
+
+    It is limited by the server's ``mss``, and by what fits into ``mtu`` bytes with the outer
+    headers, which the packet path announces to clients (RFC 1191). 0: the server has announced no
+    MSS.
     """
     outer = _OUTER[way.backend.version] + (8 if way.forward is Forward.GUE else 0)
     fits = mtu - (outer if way.forward.is_tunnel else 0)
@@ -108,17 +113,17 @@ def full_size(way: Way, mtu: int, mss: int) -> int:
 
 
 def padding(way: Way, size: int) -> int:
-    """How many bytes of data make a packet to the VIP so large."""
+    """Return how many bytes of data make a packet to the VIP ``size`` bytes long."""
     return max(0, size - _HEADERS[way.vip.version])
 
 
 def smaller_sizes(full: int) -> tuple[int, ...]:
-    """Which sizes to try when packets of ``full`` bytes are lost, the largest first."""
+    """Return the sizes to try when packets of ``full`` bytes are lost, the largest first."""
     return tuple(size for size in _SIZES if size < full)
 
 
 def narrow(way: Way, full: int, widest: int) -> str:
-    """That full packets get no answer, and small ones do; ``widest``: the largest that did."""
+    """Say that full packets get no answer but smaller ones do; ``widest``: the largest that did."""
     upto = f"of {widest} bytes" if widest else "small ones"
     return (
         f"packets of {full} bytes are lost on the way to {in_words(way)}, {upto} arrive: is the MTU"
@@ -127,19 +132,19 @@ def narrow(way: Way, full: int, widest: int) -> str:
 
 
 def in_words(way: Way) -> str:
-    """What was asked, as an operator reads it."""
+    """Format what was checked for an operator."""
     host = f"[{way.vip}]" if way.vip.version == 6 else str(way.vip)
     return f"{host}:{way.port} by {way.forward.value}"
 
 
 def silence(way: Way, waited: str) -> str:
-    """That nothing came back, and what to look at; ``waited``: for how long."""
+    """Say that no answer came, and what to look at; ``waited``: for how long the check waited."""
     takes = f"does it take {way.forward.value}, and " if way.forward.is_tunnel else ""
     return f"no answer from {in_words(way)} within {waited}: {takes}is the VIP on its lo?"
 
 
 def refusal(way: Way) -> str:
-    """That it has refused the connection."""
+    """Say that the backend has refused the connection."""
     return f"connection refused at {in_words(way)}: does its server listen on the VIP?"
 
 
@@ -148,12 +153,12 @@ def _mac(text: str) -> bytes:
 
 
 def _within(way: Way, packet: bytes, source: Address, gue_port: int) -> bytes:
-    """The packet in an outer one to the backend."""
+    """Encapsulate a packet in an outer one to the backend."""
     protocol = _INNER[way.vip.version]
     if way.forward is Forward.GUE:
         protocol = _UDP
         head = struct.pack("!HHH", _GUE_SPORT, gue_port, 8 + len(packet))
-        check = 0  # over IPv4 the packet's own will do
+        check = 0  # over IPv4 the inner packet's own checksum is enough
         if way.backend.version == 6:
             pseudo = source.packed + way.backend.packed + struct.pack("!II", 8 + len(packet), _UDP)
             covered = pseudo + head + b"\0\0" + packet

@@ -1,15 +1,16 @@
-"""Decides which backends clients get by priority and zone, and how much of the load. Pure.
+"""Decides how load is shared between levels of backends, by priority and client zone. Pure.
 
-For the clients of one place, the backends of a service stand in levels: by priority, and within
-a priority those of the clients' own zone before all others. What a level cannot take goes on to
+For the clients of a zone, the backends of a service form levels: by priority, and within a
+priority those of the clients' own zone before all others. What a level cannot take spills over to
 the next, by Envoy's rule for its priority levels, with weights where Envoy counts hosts: a level
 whose healthy share is h takes min(1, 1.4 h) of the load, or what the levels before it have left;
-if all together come to less than 1, they are scaled up to it.
+if all levels together take less than 1, their shares are scaled up to 1.
 
-Healthy is the effective weight of those that get new flows, beside the configured weight of all
-that the operator has not taken out: what a lost GPU or a missing model keeps away counts as ill.
-Capacity that is throttled or still starts slowly spills over, too: the newcomer is spared while
-another level is warm. A speed that was learned is relative, and no illness.
+The healthy share is the effective weight of the backends that get new flows, divided by the
+configured weight of all that the operator has not taken out. So capacity lost to a failed GPU or
+a missing model counts as unhealthy. Capacity that is throttled or in slow start spills over, too,
+so a new backend is spared while another level is warm. Learned speed does not count, because it
+is relative: a slow server is not unhealthy.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from agent.model import AdminState, Backend, Service, Zone
 from agent.state.eligibility import Eligibility
 
 HEADROOM = 1.4  # Envoy's overprovisioning factor
-_SCALE = 10_000  # of the weights in a ring of several levels, all together
-_SCALE_EACH = 100  # or of each backend, where there are many
-_TINY = 1e-9  # what is left by rounding is no load
+_SCALE = 10_000  # sum of the weights in a ring of several levels
+_SCALE_EACH = 100  # or so much per backend, if there are many
+_TINY = 1e-9  # a remainder up to this comes from rounding, and is no load
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Backends that stand side by side for the clients of a place.
+    """Backends that are on the same level for the clients of a zone.
 
     ``is_near``: they are in the clients' own zone. ``members``: those that get new flows, with
-    their effective weights. ``serving``: how many should, and ``configured`` their weight.
-    ``capacity``: the members' weights before the learned speed.
+    their effective weights. ``serving``: how many should get new flows, and ``configured`` the sum
+    of their weights. ``capacity``: the sum of the members' weights before learned speed is applied.
     """
 
     priority: int
@@ -45,29 +46,29 @@ class Level:
 
     @property
     def weight(self) -> int:
-        """Effective, of its members."""
+        """The sum of the members' effective weights."""
         return sum(weight for _, weight in self.members)
 
     @property
     def health(self) -> float:
-        """From 0 on; 1: all that should serve does, with all of its weight."""
+        """The healthy share, from 0; 1: all backends that should serve do, with full weight."""
         return self.capacity / self.configured if self.configured else 0.0
 
 
 def has_levels(service: Service) -> bool:
-    """Whether some clients may get some backends before others."""
+    """Return whether backends of a service can be on different levels."""
     priorities = {backend.priority for backend in service.backends}
     return len(priorities) > 1 or any(backend.zone is not None for backend in service.backends)
 
 
 def zones_of(zones: Iterable[Zone], service: Service) -> tuple[str, ...]:
-    """The zones whose clients have a ring of their own: some backend is near them."""
+    """Return the zones whose clients have their own ring, because some backend is in the zone."""
     near = {backend.zone for backend in service.backends}
     return tuple(sorted(zone.name for zone in zones if zone.clients and zone.name in near))
 
 
 def shares(health: Sequence[float]) -> tuple[float, ...]:
-    """The load that each level takes, by its health; all 0 where none has any."""
+    """Return the share of the load that each level takes, given its health; all 0 if all are 0."""
     scores = [min(1.0, HEADROOM * one) for one in health]
     whole = min(1.0, sum(scores))
     left, found = 1.0, []
@@ -81,10 +82,10 @@ def shares(health: Sequence[float]) -> tuple[float, ...]:
 def levels(
     service: Service, verdicts: Sequence[Eligibility], zone: str | None
 ) -> tuple[Level, ...]:
-    """The levels for clients of ``zone`` (None: of none), the first first.
+    """Return the levels for clients of ``zone`` (None: in no zone), in order of preference.
 
-    ``verdicts`` are in the order of the service's backends. Backups have no part in it while
-    they are set aside, and no other has while only they are used.
+    ``verdicts`` are in the order of the service's backends. Backups are left out while they are
+    not used, and while only they are used, the other backends are left out.
     """
     kinds = {
         backend.backup
@@ -116,10 +117,10 @@ def _level(priority: int, is_near: bool, standing: list[tuple[Backend, Eligibili
 
 
 def drawn(found: Sequence[Level]) -> tuple[tuple[tuple[Backend, int], ...], ...]:
-    """Who is in the ring and with which weight, by level, those without a share left out.
+    """Return the backends in the ring with their weights there, by level.
 
-    Within a level by effective weight, across levels by share. Where one level takes all, its
-    weights are the effective ones.
+    Levels without a share are left out. Weights are in proportion to the effective weights within
+    a level, and to the shares across levels. If one level takes all, they are the effective ones.
     """
     taking = [level for level in found if level.share > 0]
     if len(taking) == 1:
@@ -135,7 +136,7 @@ def drawn(found: Sequence[Level]) -> tuple[tuple[tuple[Backend, int], ...], ...]
 
 
 def expected(found: Sequence[Level]) -> dict[str, float]:
-    """The share of the new flows of these clients that each backend is to get, by its name."""
+    """Return the share of these clients' new flows that each backend should get, by name."""
     return {
         backend.name: level.share * weight / level.weight
         for level in found
@@ -147,22 +148,23 @@ def expected(found: Sequence[Level]) -> dict[str, float]:
 def spills(
     zones: Iterable[Zone], service: Service, verdicts: Sequence[Eligibility]
 ) -> tuple[str, ...]:
-    """Where load spills over now, a line for the clients of each zone and of none."""
+    """Return where load spills over now, with a line for the clients of each zone and of none."""
     lines = (spill_over(service, verdicts, zone) for zone in (None, *zones_of(zones, service)))
     return tuple(line for line in lines if line)
 
 
 def spill_over(service: Service, verdicts: Sequence[Eligibility], zone: str | None) -> str:
-    """What of the load of a zone's clients the first level does not take, and why, in words;
-    empty: it takes all, or nobody takes any.
+    """Say which part of a zone's load the first level does not take, and why.
+
+    Empty: it takes all, or no level takes any.
     """
     found = levels(service, verdicts, zone)
     if not found or found[0].share >= 1 - _TINY or not any(level.share for level in found):
         return ""
     first, after = found[0], [level for level in found[1:] if level.share > 0]
     places = [f"{level.share * 100:.0f} % go to {_place(level, found)}" for level in after]
-    whose = f"zone {zone}" if zone is not None else "clients of no zone"
-    return f"{whose}: {', '.join(places)}: {_healthy(first)}"
+    clients = f"zone {zone}" if zone is not None else "clients of no zone"
+    return f"{clients}: {', '.join(places)}: {_healthy(first)}"
 
 
 def _place(level: Level, found: Sequence[Level]) -> str:
@@ -176,8 +178,8 @@ def _place(level: Level, found: Sequence[Level]) -> str:
 def _healthy(level: Level) -> str:
     if not level.serving:
         return "all are taken out"
-    said = f"{len(level.members)} of {level.serving} healthy"
+    text = f"{len(level.members)} of {level.serving} healthy"
     full = sum(max(backend.weight, 1) for backend, _ in level.members)
     if round(level.capacity) < full:
-        said += f", with {level.capacity / full * 100:.0f} % of their weight"
-    return said
+        text += f", with {level.capacity / full * 100:.0f} % of their weight"
+    return text
