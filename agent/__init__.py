@@ -1,3 +1,3 @@
-"""The Steelyard agent: keeps the kernel's tables right."""
+"""The Steelyard agent, which keeps the kernel's tables up to date."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""What the commands of ``lb-agent`` have in common."""
+"""Holds what the commands of ``lb-agent`` have in common."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ config_option = click.option(
 
 
 def guarded(work: Callable[[], object]) -> None:
-    """Errors that we made on purpose become a message and exit status 1."""
+    """Run a command; turn errors raised on purpose into a message and exit status 1."""
     try:
         work()
     except* SteelyardError as group:

@@ -1,4 +1,4 @@
-"""What the API may ask of the agent: implements ``agent.api.control.Control``."""
+"""Implements ``agent.api.control.Control``: what the API may ask of the agent."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ log = get_logger()
 
 SAVE_AGAIN_S = 2.0
 RECENT_S = 3600.0
-MOST_TOLD = 50  # changes of one order, each a line of the log; the history has all of them
+MAX_LOGGED_CHANGES = 50  # changes of one order with a log line each; the history has all
 _AGENT = Author("lb-agent")
 _HANGUP = Author("SIGHUP")
 _START = Act("start", _AGENT)
@@ -87,7 +87,7 @@ class AgentControl:
         self._changing = asyncio.Lock()  # one change of the configuration at a time
 
     async def snapshot(self, services: Collection[str] | None = None) -> Snapshot:
-        """Everything, as of about now; of these services only, if any are named."""
+        """Return a snapshot as of about now, of these services only if any are named."""
         core = self._core
         facts = replace(
             self._facts,
@@ -108,7 +108,7 @@ class AgentControl:
         )
 
     async def page(self, of: str, query: ListQuery) -> Page:
-        """The backends, or the services, that a list shows."""
+        """Return a page of backends, or of services if ``of`` is "services"."""
         core = self._core
         now, at = core.refreshed(), time.time()
         if of == "services":
@@ -116,19 +116,19 @@ class AgentControl:
         return await core.observer.page_of_backends(now, core.now.contents, query, at)
 
     def matrix(self) -> Matrix:
-        """All backends, by server and service."""
+        """Return all backends, by server and service."""
         return self._core.observer.matrix(self._core.refreshed())
 
     def is_attached(self) -> bool:
-        """Whether every interface has our program."""
+        """Return whether our program is attached to every interface."""
         return self._core.dataplane.is_attached()
 
     def config(self) -> Config:
-        """The running configuration."""
+        """Return the running configuration."""
         return self._core.config
 
     def file_changes(self) -> tuple[Change, ...]:
-        """What the running configuration has that the file does not."""
+        """Return the changes in the running configuration that are not in the file."""
         return self._since_file.plan(self._loaded.file_config, self._core.config)
 
     async def edit(
@@ -138,9 +138,9 @@ class AgentControl:
         confirmed: bool = False,
         author: Author = _AGENT,
     ) -> tuple[Change, ...]:
-        """Change the running configuration, or say what would change: all of it, or nothing."""
+        """Apply all edits to the running configuration or none, or say what would change."""
         async with self._changing:
-            # What removes by name is meant.
+            # Edits that name what they remove are intended; only a whole set has to be confirmed.
             asks = any(edit.op is EditOp.SERVICES_APPLY for edit in edits) and not confirmed
             confirm = "lbctl apply --yes" if asks else ""
             return await self._change(edits, dry_run, confirm, Act("edit", author))
@@ -154,7 +154,7 @@ class AgentControl:
         confirmed: bool = False,
         author: Author = _AGENT,
     ) -> tuple[Change, ...]:
-        """Run the services of a version again, or one of them, or say what would change."""
+        """Go back to the services of a version, or to one of them, or say what would change."""
         async with self._changing:
             old = await asyncio.to_thread(self._store.version, number)
             edit = back_to(self._core.config, old, service)
@@ -165,7 +165,11 @@ class AgentControl:
     async def _change(
         self, edits: Sequence[Edit], dry_run: bool, confirm: str, act: Act
     ) -> tuple[Change, ...]:
-        """``confirm``: how to confirm what would cut open flows; empty: that is meant."""
+        """Apply edits, and return the changes.
+
+        ``confirm``: the command that confirms a change that would cut open flows; empty: no
+        confirmation is needed.
+        """
         new = apply_edits(self._core.config, edits)
         changes = with_outages(plan(self._core.config, new), self._core.emptied(new))
         self._core.identities(new)  # refuses what the tables cannot hold
@@ -181,19 +185,19 @@ class AgentControl:
         return await self._take(new, changes, act)
 
     async def _take(self, new: Config, changes: tuple[Change, ...], act: Act) -> tuple[Change, ...]:
-        """Run with it; the changes, and what they did to open flows."""
-        self._tell(changes, act)
+        """Run with a new configuration; return the changes with their effects on open flows."""
+        self._log_changes(changes, act)
         return with_resets(changes, await self._core.take(new))
 
-    def _tell(self, changes: tuple[Change, ...], act: Act) -> None:
-        """A line for each change, with who made it."""
+    def _log_changes(self, changes: tuple[Change, ...], act: Act) -> None:
+        """Log a line for each change, with its author."""
         about = {
             "by": act.author.who,
             "how": act.how,
             "message": act.author.message or None,
             "version": self._store.versions.newest() or None,
         }
-        for change in changes[:MOST_TOLD]:
+        for change in changes[:MAX_LOGGED_CHANGES]:
             ref = str(BackendRef(change.service, change.backend)) if change.backend else None
             log.info(
                 "change",
@@ -203,24 +207,27 @@ class AgentControl:
                 backend=ref,
                 **about,
             )
-        if more := changes[MOST_TOLD:]:
+        if more := changes[MAX_LOGGED_CHANGES:]:
             log.info("more changes", count=len(more), **about)
 
     async def _keep(self, new: Config, since_file: tuple[Change, ...], act: Act) -> None:
-        """A disk that is full must keep nobody from taking a server out."""
+        """Save a new configuration; a failure is logged only.
+
+        A full disk must not keep an operator from taking a server out.
+        """
         was = self._store.problem
         digest = self._loaded.file_digest
         problem = await asyncio.to_thread(self._store.keep, new, digest, since_file, act)
         if problem and problem != was:
             log.error("changes are in memory only: a restart forgets them", problem=problem)
-        _tell_history(self._store)
+        _log_history_problem(self._store)
 
     def unsaved(self) -> str:
-        """Why changes are in memory only; empty: they are saved."""
+        """Return why changes are in memory only; empty: they are saved."""
         return self._store.problem
 
     async def keep_saved(self) -> None:
-        """Save what could not be saved, as soon as it can, for ever."""
+        """Save changes that could not be saved before, as soon as possible, for ever."""
         while True:
             await asyncio.sleep(SAVE_AGAIN_S)
             if not self._store.problem:
@@ -230,7 +237,7 @@ class AgentControl:
                     log.info("the changes that were in memory only are saved")
 
     def troubles(self) -> Callable[[], Troubles]:
-        """What is wrong now, by server and cause: a function that finds it, in any thread."""
+        """Return a function that finds what is wrong now, and may run in any thread."""
         core = self._core
         return functools.partial(
             troubles,
@@ -240,19 +247,19 @@ class AgentControl:
         )
 
     def recent(self) -> Tally:
-        """What the agent has said in the last hour."""
+        """Return the counts of what the agent has logged in the last hour."""
         return self._journal.tallied(time.time() - RECENT_S)
 
     def events(self, query: Query) -> tuple[Entry, ...]:
-        """What the agent has said."""
+        """Return the journal's entries that match a query."""
         return self._journal.find(query)
 
     async def versions(self) -> tuple[Version, ...]:
-        """The versions of the running configuration that are kept, oldest first."""
+        """Return the versions of the running configuration that are kept, oldest first."""
         return await asyncio.to_thread(self._store.versions.all)
 
     async def diff(self, old: int, new: int | None) -> tuple[Change, ...]:
-        """What lies between two versions; None: and the running configuration."""
+        """Return the changes from one version to another; ``new`` None: the running one."""
         running = self._core.config
 
         def compare() -> tuple[Change, ...]:
@@ -263,36 +270,36 @@ class AgentControl:
         return await asyncio.to_thread(compare)
 
     async def block(self, order: BlockOrder) -> Blocked:
-        """Drop what some sources send, and end their flows."""
+        """Drop the packets of some sources, and end their flows."""
         return await self._core.block(order.blocks(time.time()), confirmed=order.confirmed)
 
     async def unblock(self, prefixes: tuple[Network, ...]) -> int:
-        """Serve these sources again; how many other balancers were told."""
+        """Serve these sources again; return how many other balancers were informed."""
         return await self._core.unblock(prefixes)
 
     def guard_test(self, address: Address) -> Verdicts:
-        """What becomes of a new flow from an address."""
+        """Return what happens to a new flow from an address."""
         core = self._core
         found = core.guarding.test(core.config, address)
         limited = core.limiting.test(core.config, core.now.situation.ids, address)
-        # Blocks and lists are asked first.
+        # Blocks and lists come before limits.
         more = {name: why for name, why in limited.items() if found.services[name] == "served"}
         return replace(found, services={**found.services, **more})
 
     async def top_sources(self, query: TopQuery) -> TopPage:
-        """The sources with most open flows or waiting bytes."""
+        """Return the sources with the most open flows or waiting bytes."""
         dataplane = self._core.dataplane
         names = names_of(self._core.now.situation)
         return await asyncio.to_thread(top_sources, dataplane.tables, names, query, dataplane.keys)
 
     async def move(self, order: MoveOrder) -> Moved:
-        """Have the VIPs move as the operator says, or with ``dry_run`` only say how."""
+        """Move the VIPs as the operator orders; with ``dry_run``, only say how."""
         return await self._core.pair.move(order)
 
     async def reload(
         self, *, dry_run: bool = False, confirmed: bool = False, author: Author = _HANGUP
     ) -> tuple[Change, ...]:
-        """Read the configuration file again. A bad one changes nothing, and status says so."""
+        """Read the configuration file again. An invalid one changes nothing, and status says so."""
         async with self._changing:
             if dry_run:
                 return (await self._wanted())[1]
@@ -316,13 +323,16 @@ class AgentControl:
                 self._notifier.ready(status_line(self._core.now.situation))
 
     def met_defect(self, error: Exception) -> None:
-        """A reload has ended with an error that no code expects: what ran goes on."""
+        """Record that a reload ended with an unexpected error; the agent goes on as before."""
         problem = f"a defect of the agent: {type(error).__name__}: {error}"
         self._facts = replace(self._facts, config_problem=problem)
         self._core.passes.defect("a reload met a defect; what ran goes on", error)
 
     async def _wanted(self) -> tuple[LoadedRunning, tuple[Change, ...]]:
-        """What the file asks for now, if it can be had; touches nothing."""
+        """Return what the file asks for now, and the changes; nothing is changed.
+
+        Raises SteelyardError if it cannot be applied.
+        """
         text = read_text(self._path)
         loaded = await asyncio.to_thread(self._store.load, text, str(self._path))
         running = self._core.config
@@ -361,7 +371,7 @@ class AgentControl:
         return loaded.config, changes
 
     async def _keep_flows(self, new: Config) -> None:
-        """Raise ConflictError for a change that open flows, if there are any, would not survive."""
+        """Raise ConflictError if there are open flows that a change would break."""
         found = live.threats(self._core.config, new)
         if found:
             flows: Counter[str] = Counter()
@@ -370,7 +380,7 @@ class AgentControl:
             live.refuse_to_cut(found, flows)
 
     async def _ask_to_cut(self, new: Config, confirm: str) -> None:
-        """Raise UnconfirmedError for a change that takes away what has open flows."""
+        """Raise UnconfirmedError for a change that removes something with open flows."""
         found = live.losses(self._core.config, new)
         if found:
             live.refuse_unconfirmed(found, await self._open_flows(), confirm)
@@ -381,7 +391,10 @@ class AgentControl:
         return dict(zip(known.refs, seen.live[known.ids].tolist(), strict=True))
 
     async def flows(self, query: FlowQuery) -> FlowPage:
-        """Recorded flows that match; looked for in a thread, because there may be millions."""
+        """Return the recorded flows that match.
+
+        The search runs in a thread, because there may be millions of them.
+        """
         dataplane = self._core.dataplane
         names = names_of(self._core.now.situation)
         return await asyncio.to_thread(
@@ -395,11 +408,11 @@ class AgentControl:
         )
 
     def follow(self, query: TraceQuery) -> Follower:
-        """What the data plane decides, as it happens, until the context is left."""
+        """Follow the data plane's decisions as they happen, until the context is left."""
         return self._core.tracer.follow(query)
 
     def explain(self, tuple5: FiveTuple) -> Explanation:
-        """What the data plane would do with the next packet of a flow, and why."""
+        """Return what the data plane would do with the next packet of a flow, and why."""
         dataplane, now = self._core.dataplane, self._core.now
         view = DataplaneView(
             dataplane.tables,
@@ -413,26 +426,26 @@ class AgentControl:
 
 
 def with_outages(changes: tuple[Change, ...], emptied: Collection[str]) -> tuple[Change, ...]:
-    """Changes that say, too, which services they leave without any backend that is well now."""
-    told: dict[str, Change] = {}
+    """Add to the changes which services they leave without any healthy backend."""
+    last: dict[str, Change] = {}
     for change in changes:
         if change.service in emptied and change.action is not Action.ADD:
-            told[change.service] = change  # the last one of the service says it
+            last[change.service] = change  # the last change of a service gets the note
     return tuple(
         replace(
             change,
-            effect=f"{change.effect}; as things are, no backend of {change.service} is left that "
-            "is well".removeprefix("; "),
+            effect=f"{change.effect}; as things are, no healthy backend of {change.service} is "
+            "left".removeprefix("; "),
         )
-        if told.get(change.service) is change
+        if last.get(change.service) is change
         else change
         for change in changes
     )
 
 
 def with_resets(changes: tuple[Change, ...], reset: Mapping[BackendRef, int]) -> tuple[Change, ...]:
-    """Changes that say, too, how many flows of the backends that they removed were reset."""
-    told = []
+    """Add to the changes how many flows were reset on the backends that they removed."""
+    result = []
     for change in changes:
         count = sum(
             number
@@ -442,12 +455,14 @@ def with_resets(changes: tuple[Change, ...], reset: Mapping[BackendRef, int]) ->
         if count and change.action is not Action.ADD:
             what = "1 open connection was" if count == 1 else f"{count} open connections were"
             change = replace(change, effect=f"{change.effect}; {what} reset".removeprefix("; "))
-        told.append(change)
-    return tuple(told)
+        result.append(change)
+    return tuple(result)
 
 
 async def settle(store: RunningStore, loaded: LoadedRunning, act: Act = _START) -> None:
-    """Accept what was loaded: put aside what it replaces, and say so; keep it as the last good."""
+    """Accept a loaded configuration: save it as the last good one, set aside what it replaces,
+    and log that.
+    """
     if loaded.file_problem:
         log.error(
             "the configuration file is unusable; the last good configuration is used",
@@ -457,7 +472,7 @@ async def settle(store: RunningStore, loaded: LoadedRunning, act: Act = _START) 
     await asyncio.to_thread(store.settle, loaded)
     keep, before = store.keep, await asyncio.to_thread(store.versions.newest)
     problem = await asyncio.to_thread(keep, loaded.config, loaded.file_digest, loaded.changes, act)
-    _tell_history(store)
+    _log_history_problem(store)
     if store.versions.newest() != before:
         log.info("configuration", version=store.versions.newest(), how=act.how, by=act.author.who)
     if problem:
@@ -472,13 +487,13 @@ async def settle(store: RunningStore, loaded: LoadedRunning, act: Act = _START) 
         log.error("the running configuration is unusable; the file is used", problem=loaded.problem)
 
 
-def _tell_history(store: RunningStore) -> None:
+def _log_history_problem(store: RunningStore) -> None:
     if store.history_problem:
         log.warning("this version is not in the history", problem=store.history_problem)
 
 
 def status_line(now: Situation) -> str:
-    """One line for the service manager."""
+    """Return a status line for the service manager."""
     up = sum(verdict.usable for verdict in now.verdicts.values())
     return (
         f"{len(now.config.services)} services, {up} of {len(now.verdicts)} backends up "

@@ -1,4 +1,4 @@
-"""Owns the balancing itself: health and next hops in, shared tables out, pass by pass."""
+"""Owns the balancing itself: each pass turns health and next hops into the shared tables."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from agent.rebalancing import Rebalancer
 from agent.reconcile.adopt import Adopted, adopt
 from agent.reconcile.passes import Passes, Scope, joined
 from agent.reconcile.reconciler import Reconciler
-from agent.resetting import Mine, Resetter
+from agent.resetting import Ownership, Resetter
 from agent.state.blocks import Block, Blocks
 from agent.state.claims import Owner
 from agent.state.desired import Surroundings, differing
@@ -70,21 +70,21 @@ log = get_logger()
 SAMPLE_S = 1.0
 AUDIT_S = 30.0
 SWEEP_EVERY = 10  # surveys
-SURVEY_SHARE = 20  # surveys take at most one in so many seconds of a CPU
+SURVEY_SHARE = 20  # surveys take at most one in so many seconds of a CPU's time
 FIRST_CHECKS_S = 3.0
 ADOPTED_HOP_S = 10.0  # for neighbours that the kernel forgot while the agent was away
 
 
 @dataclass(slots=True)
 class Now:
-    """What is true after the last pass."""
+    """The situation and the table contents after the last pass."""
 
     situation: Situation
     contents: TableContents
 
 
 class Core:
-    """The balancing of one instance, from ``start`` on kept true by ``tasks``."""
+    """The balancing of one instance; from ``start`` on, ``tasks`` keep it up to date."""
 
     now: Now
     observer: Observer
@@ -94,7 +94,7 @@ class Core:
         self.config = config
         self.passes = Passes(self._pass_and_host)
         self._attach_problem = ""
-        self._pin_problem = ""  # why what somebody unpinned cannot be pinned again
+        self._pin_problem = ""  # why something that was unpinned cannot be pinned again
         self.dataplane = Dataplane(config)
         self._hops = NextHops(config.interfaces, self._hops_changed, self._way_back)
         self._paths = Paths(self._hops.get, lambda: self.config)
@@ -110,7 +110,7 @@ class Core:
         self.guarding = Guarding(config, self.dataplane)
         self.limiting = Limiting(self.dataplane)
         self.companions = Companions(self.dataplane, self._companions_changed)
-        self._hearing: set[asyncio.Task[None]] = set()  # of what other balancers have blocked
+        self._takeovers: set[asyncio.Task[None]] = set()  # of other balancers' blocks
         self._passing = asyncio.Lock()
         self._started = asyncio.Event()
         self._reconciler: Reconciler
@@ -128,17 +128,18 @@ class Core:
         self.pair: Pair
         self.rebalancer: Rebalancer
         self._situation: Situation | None = None  # as of the last pass
-        self._around: Surroundings | None = None  # likewise
+        self._around: Surroundings | None = None  # as of the last pass
         self._warming: Warming
-        self._usable: tuple[object, frozenset[BackendRef]] = None, frozenset()  # by these verdicts
-        self._audit_at = 0.0  # the place of the service whose turn it is next
-        # What ``up_of`` has found, and of what.
-        self._counted: tuple[object, Mapping[str, tuple[int, int]]] = None, {}
+        # Some verdicts, and the backends that are usable according to them.
+        self._usable: tuple[object, frozenset[BackendRef]] = None, frozenset()
+        self._audit_at = 0.0  # the index of the service that is audited next
+        # The inputs of the last ``up_of``, and its result.
+        self._up_counts: tuple[object, Mapping[str, tuple[int, int]]] = None, {}
 
-    # -- its life
+    # -- life cycle
 
     async def load(self) -> None:
-        """Make or adopt tables and program; attaches nothing."""
+        """Create or adopt the tables and the program; attach nothing yet."""
         sync = self.config.failover.sync.is_on
         await asyncio.to_thread(self.guarding.load)
         blocks = self.guarding.is_used
@@ -162,8 +163,8 @@ class Core:
             lambda: self.guarding.blocks,
             self._blocked_elsewhere,
         )
-        mine = Mine(self.pair.serves, self.pair.others)
-        self._resetter = Resetter(self.dataplane, mine)
+        ownership = Ownership(self.pair.serves, self.pair.others)
+        self._resetter = Resetter(self.dataplane, ownership)
         held = self._reconciler.read()
         self._adopted = adopt(self.config, held, time.time())
         self._floods = Floods(self.config, held)
@@ -177,7 +178,7 @@ class Core:
         self._aim(replace(self.config, services=()), self._adopted.health)
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What has to run beside ``start`` and afterwards, by name."""
+        """Return the tasks that have to run during ``start`` and afterwards, by name."""
         return {
             "paths": self._paths.run(),
             "health": self._monitor.run(),
@@ -205,7 +206,10 @@ class Core:
         await work
 
     async def start(self) -> None:
-        """From adopted tables to a running data plane; no packet sees a worse state on the way."""
+        """Bring the data plane from the adopted tables to the desired state.
+
+        No packet sees a worse state on the way.
+        """
         await self._hops.ready()
         if self.dataplane.takes_over and not self._adopted.health:
             await self._first_checks()
@@ -227,12 +231,14 @@ class Core:
         self._started.set()
         try:
             await self._sync_host()
-        except Exception as error:  # noqa: BLE001 (it balances, and goes on trying)
+        except Exception as error:  # noqa: BLE001 (it balances already, and keeps trying)
             self.passes.failed(error)
 
     async def _first_checks(self) -> None:
-        """The tables are new (another ABI), the old program balances: let it, until the checks
-        have told which backends are up.
+        """Wait until the health checks have found which backends are up.
+
+        The tables are new, because they have another ABI, and the old program goes on balancing
+        meanwhile.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_CHECKS_S):
@@ -240,10 +246,10 @@ class Core:
                     await self.passes.woken()
 
     async def take(self, config: Config) -> Mapping[BackendRef, int]:
-        """Run with another configuration; returns when the tables hold it. How many flows were
-        reset, by the backend that was removed.
+        """Run with another configuration; return when the tables hold it.
 
-        After an error the configuration stands all the same, and passes go on trying.
+        The result is how many flows were reset, by removed backend. After an error the new
+        configuration is kept all the same, and passes go on trying.
         """
         running = self.config
         moves_vips = concerns(running) != concerns(config)
@@ -264,7 +270,7 @@ class Core:
             raise DataplaneError(
                 self.passes.problem,
                 where="the new configuration",
-                remedy="it stands, and is tried again; the log has the traceback",
+                remedy="it is kept, and will be tried again; the log has the traceback",
             ) from error
         finally:
             if moves_vips:
@@ -272,37 +278,40 @@ class Core:
         return reset
 
     async def block(self, new: tuple[Block, ...], *, confirmed: bool) -> Blocked:
-        """Drop what these sources send from now on, here and at the other balancers, and end their
+        """Drop what these sources send from now on, here and on the other balancers, and end their
         flows.
         """
         await self.guarding.block(new, confirmed=confirmed)
         prefixes = [each.prefix for each in new]
-        told = self._tell_blocks(prefixes)
-        return Blocked(await self._refuse(), told)
+        informed = self._announce_blocks(prefixes)
+        return Blocked(await self._refuse(), informed)
 
     async def unblock(self, prefixes: tuple[Network, ...]) -> int:
-        """Serve these sources again, here and at the other balancers; how many of those."""
+        """Serve these sources again, here and on the other balancers; return how many of those
+        were informed.
+        """
         await self.guarding.unblock(prefixes)
-        return self._tell_blocks(prefixes)
+        return self._announce_blocks(prefixes)
 
-    def _tell_blocks(self, prefixes: Iterable[Network]) -> int:
+    def _announce_blocks(self, prefixes: Iterable[Network]) -> int:
+        """Send the state of blocks to the other balancers; return to how many."""
         known = self.guarding.blocks
-        # One of a second may be over by now.
+        # A block of one second may be over by now.
         return self.pair.tell_blocks({each: known[each] for each in prefixes if each in known})
 
     async def _refuse(self) -> int:
-        """Have the program drop what blocked sources send, and end their flows; how many."""
+        """Make the program drop what blocked sources send, and end their flows; return how many."""
         if not self.dataplane.features.guard:
             await self._pass()
         return sum((await self._resetter.end_blocked(self.now.situation)).values())
 
-    def _blocked_elsewhere(self, told: Blocks) -> None:
-        """Another balancer has blocked sources, or undone that."""
+    def _blocked_elsewhere(self, received: Blocks) -> None:
+        """Take over blocks that another balancer has made or undone."""
 
         async def take() -> None:
             await self._started.wait()
             try:
-                if await self.guarding.hear(told):
+                if await self.guarding.take_over(received):
                     await self._refuse()
             except (SteelyardError, OSError) as error:
                 log.error("blocks of another balancer are not taken over", problem=str(error))
@@ -310,29 +319,29 @@ class Core:
                 log.exception("taking over blocks broke")
 
         task = asyncio.create_task(take())
-        self._hearing.add(task)
-        task.add_done_callback(self._hearing.discard)
+        self._takeovers.add(task)
+        task.add_done_callback(self._takeovers.discard)
 
-    # -- what others ask
+    # -- queries
 
     @property
     def problem(self) -> str:
-        """What cannot be made as it should be, for now; empty: nothing."""
-        mine = self._attach_problem or self._pin_problem or self.passes.problem
-        return mine or self.guarding.problem
+        """What is not as it should be at present; empty: nothing."""
+        own = self._attach_problem or self._pin_problem or self.passes.problem
+        return own or self.guarding.problem
 
     @property
     def link_problems(self) -> tuple[str, ...]:
-        """Interfaces that take no packets, in words."""
+        """The interfaces that receive no packets, in words."""
         return self._hops.troubles()
 
     def identities(self, config: Config) -> Identities:
-        """The ids of a configuration; DataplaneError if the tables cannot hold it."""
+        """Return the ids of a configuration; DataplaneError if the tables cannot hold it."""
         return self._reconciler.identities(config)
 
     def emptied(self, new: Config) -> frozenset[str]:
-        """The services that another configuration would leave without a usable backend, as things
-        are, and that have one now.
+        """Return the services that have a usable backend now, but would have none with another
+        configuration.
         """
         now = self.now.situation
         names = changed(now.config, new)
@@ -340,10 +349,10 @@ class Core:
         return emptied(now, part, self.health(), self.weigher.influences)
 
     def health(self) -> dict[BackendRef, HealthStatus]:
-        """The health of every backend, as of now."""
+        """Return the current health of every backend."""
         return self._monitor.statuses()
 
-    # -- its tasks
+    # -- tasks
 
     def _hops_changed(self, addresses: Collection[Address] | None) -> None:
         if addresses is None:
@@ -356,15 +365,15 @@ class Core:
         )
 
     def _vips(self) -> set[Address]:
-        """Those that an interface can have."""
+        """Return the VIPs that can be put on an interface: those that are not prefixes."""
         return {s.key.vip for s in self.config.services if s.key.vip_bits is None}
 
     def vip_problems(self) -> tuple[str, ...]:
-        """Which VIPs are not here, and who else answers for those that are."""
+        """Return which VIPs are missing here, and which other hosts answer for those present."""
         return (*self._host.problems(), *self.watch.problems())
 
     def _owner_of(self, mac: str) -> Owner | None:
-        """Who on the segment has it; None: nobody that is configured."""
+        """Return the configured host on the segment that has a MAC; None: there is none."""
 
         def has(address: Address) -> bool:
             hop = self._hops.get(address)
@@ -385,7 +394,7 @@ class Core:
         self._monitor.resume()
 
     def _health_changed(self, ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
-        # What follows from it is said by the pass.
+        # The next pass logs the consequences.
         log.debug(
             "health", backend=str(ref), old=old.health.value, new=new.health.value, why=new.reason
         )
@@ -394,7 +403,7 @@ class Core:
         self.passes.wake((ref.service,))
 
     def _served(self, ref: BackendRef) -> int:
-        """Requests of clients that a backend has answered without an error."""
+        """Return how many requests of clients a backend has answered without an error."""
         if not self._started.is_set() or ref not in self.observer.outcomes.tallies:
             return 0
         tally = self.observer.outcomes.tallies[ref]
@@ -414,11 +423,11 @@ class Core:
             await asyncio.sleep(SAMPLE_S)
             try:
                 await self._sample_once(time.monotonic())
-            except Exception:  # this task's root: figures must not end the balancing
+            except Exception:  # this task's root: statistics must not end the balancing
                 log.exception("sampling broke")
 
     async def _sample_once(self, now: float) -> None:
-        # First: at `hook: external` they are how the program is called.
+        # The pins come first: with `hook: external` the program is called by them.
         lacking = self.dataplane.lacks_pins
         self._pin_problem = await asyncio.to_thread(self.dataplane.keep_pins) if lacking else ""
         if self.dataplane.is_attached():
@@ -429,8 +438,9 @@ class Core:
         if flooded := self._floods.take(self.config, self.observer.syns, now):
             self.passes.wake(flooded)
         await self._audit()
-        self.tracer.refresh()  # which reads no ring of a replaced program from now on
-        self.pair.refresh()  # nor does this
+        # From here on, neither of these reads a ring buffer of a replaced program.
+        self.tracer.refresh()
+        self.pair.refresh()
         if self.dataplane.replaced:
             await asyncio.to_thread(self.dataplane.release_replaced)
         self._sample_loads(now)
@@ -446,7 +456,7 @@ class Core:
             await self.rebalancer.take(self.now.situation, found, now)
 
     def _sample_loads(self, now: float) -> None:
-        """Learned speeds, and round trips as the health checks measured them."""
+        """Feed the weigher with outcomes, and with round trips measured by the health checks."""
         last = self.now.situation
         if last.verdicts is not self._usable[0]:
             usable = frozenset(ref for ref, verdict in last.verdicts.items() if verdict.usable)
@@ -458,13 +468,14 @@ class Core:
         try:
             found = self._monitor.status(ref).latency_ms
         except KeyError:
-            return None  # it has gone since the last pass
+            return None  # it was removed since the last pass
         return None if found is None else found / 1000
 
     async def _audit(self) -> None:
-        """A pass over the services whose turn it is, although nothing has been heard of them: in
-        ``AUDIT_S`` it comes to all. What somebody else wrote into the tables, or what we were not
-        told, does not last.
+        """Run a pass over the services whose turn it is, although nothing is known to have changed.
+
+        Every service gets its turn within ``AUDIT_S``. So foreign changes to the tables, and events
+        that we missed, are corrected.
         """
         services = self.config.services
         first = self._audit_at if self._audit_at < len(services) else 0.0
@@ -474,11 +485,11 @@ class Core:
             return
         try:
             await self._pass(due)
-        except Exception as error:  # noqa: BLE001 (the retry looks at all of them)
+        except Exception as error:  # noqa: BLE001 (the retry covers all of them)
             self.passes.failed(error)
 
     async def _attach_again(self) -> None:
-        """Somebody took the program off: put it back, unless another one sits there now."""
+        """Attach the program again after it was detached, unless another one is attached now."""
         try:
             await asyncio.to_thread(self.dataplane.attach)
         except (SteelyardError, OSError) as error:
@@ -495,8 +506,9 @@ class Core:
     def _aim(
         self, before: Config, initial: Mapping[BackendRef, HealthStatus] | None = None
     ) -> None:
-        """Point checks and next hops at the configured backends, where the last configuration had
-        others. ``initial``: what is known of their health; without it, what another name has told.
+        """Point health checks and next hops at the backends that have changed since ``before``.
+
+        ``initial``: the known health of backends; None: a renamed backend keeps its health.
         """
         config = self.config
         come, gone = come_and_gone(before, config)
@@ -518,16 +530,17 @@ class Core:
             self._hops.set_addresses(_addresses(config) | detour.addresses(config))
 
     def _hop(self, address: Address) -> NextHop:
-        """What netlink says; shortly after a restart, what the tables had."""
+        """Return the next hop from netlink, or shortly after a restart the one in the tables."""
         hop = self._hops.get(address)
         if hop.mac is None and time.monotonic() < self._adopted_until:
             return self._adopted.hops.get(address, hop)
         return hop
 
     async def _pass(self, scope: Scope = None) -> None:
-        """Make the tables what they should be, now, for these services, those whose configuration
-        has changed since the last pass, and those whose weights grow; of the others, what was found
-        last still holds.
+        """Bring the tables up to date for the services in ``scope``.
+
+        Services whose configuration has changed since the last pass, and those whose weights grow,
+        are added to them. For all others, the results of the last pass still hold.
         """
         async with self._passing:
             config, past = self.config, self._situation
@@ -542,7 +555,7 @@ class Core:
             found = self._warming.take(config, part, found, now)
             if past is not None and scope is not None:
                 hops = {**_still(past, config), **hops}
-                # As old as the verdicts, which else would look as new as the checks.
+                # Keep the health as old as the verdicts, or they would seem as new as the checks.
                 health = {**past.health, **{ref: health[ref] for ref in found}}
                 found = {**past.verdicts, **found}
                 for ref in gone_backends(past.config, config):
@@ -591,21 +604,21 @@ class Core:
     # -- for the other balancers
 
     async def say_goodbye(self) -> None:
-        """This agent ends."""
-        if self._started.is_set():  # else nobody has heard of it yet
+        """Announce that this agent ends."""
+        if self._started.is_set():  # otherwise nobody knows of it yet
             await self.pair.say_goodbye()
 
     def _word(self) -> Word:
-        """What the failover process depends on."""
+        """Return what the failover process needs to know about this agent."""
         attached = self.dataplane.is_attached()
         why = "" if attached else self.problem or "not attached"
         blocked, now = self._blocked(), self.now.situation
-        if (now.verdicts, blocked) != self._counted[0]:  # mostly the same object
-            self._counted = (now.verdicts, blocked), up_of(now, blocked)
-        return Word(attached, why, self._counted[1])
+        if (now.verdicts, blocked) != self._up_counts[0]:  # mostly the same object
+            self._up_counts = (now.verdicts, blocked), up_of(now, blocked)
+        return Word(attached, why, self._up_counts[1])
 
     def _blocked(self) -> frozenset[BackendRef]:
-        """Backends that nothing can be sent to now, for an interface of this host."""
+        """Return the backends that cannot be reached because of an interface of this host."""
         blocked = self._hops.all_blocked(asyncio.get_running_loop().time())
         if not blocked:
             return frozenset()
@@ -617,14 +630,14 @@ class Core:
         )
 
     def _is_complete(self) -> bool:
-        """The last pass knew what the checks know now."""
+        """Return whether the last pass knew what the health checks know now."""
         found, known = self.health(), self.now.situation.health
         return found.keys() == known.keys() and all(
             status.health is known[ref].health for ref, status in found.items()
         )
 
     def refreshed(self) -> Situation:
-        """The situation with the newest words of the checks."""
+        """Return the situation with the newest results of the health checks."""
         last = self.now.situation
         health = self.health()
         if health.keys() != last.health.keys():
@@ -638,7 +651,7 @@ class Core:
 
 
 def _differs(one: HealthStatus, other: HealthStatus) -> bool:
-    """In what decides about a backend: not in how long the last check took."""
+    """Return whether two statuses differ in health or reason, not just in the last check's time."""
     return one is not other and (one.health, one.reason) != (other.health, other.reason)
 
 
@@ -651,7 +664,7 @@ def _ref(service: Service, backend: Backend) -> BackendRef:
 
 
 def _still(past: Situation, config: Config) -> Mapping[Address, NextHop]:
-    """The next hops of addresses that are still wanted."""
+    """Return the past next hops of the addresses that are still configured."""
     come, gone = (
         {backend.address for service in services for backend in service.backends}
         for services in come_and_gone(past.config, config)

@@ -1,4 +1,4 @@
-"""Wires the agent together and runs it: the only place where siblings meet."""
+"""Wires the agent together and runs it: the only module that connects its parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from agent.errors import SteelyardError
 from agent.here import check_memory
 from agent.journal import Journal
 from agent.lock import InstanceLocks
-from agent.logs import get_logger, heard_by
+from agent.logs import get_logger, log_listener
 from agent.metrics import collector
 from agent.metrics.observer import AgentFacts
 from agent.model import Config, KernelHeaders
@@ -33,8 +33,8 @@ from agent.page.server import PageServer
 
 log = get_logger()
 
-_READY, _STOPPING = "ready", "stopping"  # by which the next agent knows how this one ended
-_LOOK_S = 1.0  # between two looks at files of ours in /run
+_READY, _STOPPING = "ready", "stopping"  # events that show the next agent how this one ended
+_LOOK_S = 1.0  # interval of the checks of our files in /run
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,12 @@ class _Signals:
 async def run(path: Path, host_headers: bool = False) -> None:
     """Balance as the file says until SIGTERM or SIGINT; SIGHUP reloads.
 
-    ``host_headers`` goes before the configuration's ``kernel_headers``.
+    ``host_headers`` overrides the configuration's ``kernel_headers``.
 
-    The data plane goes on afterwards, as it is. Raises SteelyardError when it cannot start;
+    The data plane goes on unchanged afterwards. Raises SteelyardError if the agent cannot start;
     nothing was changed then.
     """
-    signals = _signals()  # first: what is asked for during the start is done after it
+    signals = _signals()  # first, so that a signal during the start takes effect after it
     require_root()
     config = boot(path).loaded.config
     check_host(config)
@@ -69,16 +69,16 @@ async def _run_locked(
     journal = Journal(begun.loaded.config.state_dir, begun.loaded.config.name)
     journal.load()
     before = journal.last(_READY, _STOPPING)
-    with heard_by(journal.take):
+    with log_listener(journal.take):
         try:
             if before is not None and before.event == _READY:
                 log.warning("the agent before this one was killed, or broke off")
-            await _run_heard(path, begun, host_headers, signals, locks, journal)
+            await _run_logged(path, begun, host_headers, signals, locks, journal)
         finally:
             journal.write()
 
 
-async def _run_heard(
+async def _run_logged(
     path: Path,
     begun: Boot,
     host_headers: bool,
@@ -111,7 +111,7 @@ async def _run_heard(
         metrics=collector.render,
     )
     page = PageServer(control, core.config.status_page)
-    server.listen()  # before anything is changed: it may be refused
+    server.listen()  # before anything is changed, because it may fail
     try:
         await core.load()
         await settle(store, loaded)
@@ -161,23 +161,23 @@ async def _serve(
 
 
 async def _keep_files(server: ApiServer, locks: InstanceLocks) -> None:
-    """Put the socket and the locks back where somebody removes them, for ever."""
-    said = ""
+    """Create the socket and the locks again whenever they are removed, for ever."""
+    logged = ""
     while True:
         await asyncio.sleep(_LOOK_S)
         try:
             for path in locks.put_back():
                 log.warning("a lock was removed by somebody else, and is put back", path=path)
             await server.put_back()
-            said = ""
+            logged = ""
         except (SteelyardError, OSError) as error:
-            if str(error) != said:
+            if str(error) != logged:
                 log.error("what was removed cannot be put back yet", problem=str(error))
-            said = str(error)
+            logged = str(error)
 
 
 def check_host(config: Config) -> None:
-    """Raise SteelyardError for names in the configuration that this host does not have."""
+    """Raise SteelyardError if this host lacks an interface, the memory or the group configured."""
     for interface in config.interfaces:
         interface_index(interface)
     check_memory(config)
@@ -195,7 +195,7 @@ def _signals() -> _Signals:
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:
-    """Do the work; given up at its next pause once ``stop`` is set."""
+    """Run ``work`` until it ends; once ``stop`` is set, cancel it."""
     working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)

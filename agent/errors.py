@@ -1,13 +1,13 @@
-"""The one error tree. Every error says what, where, and what to do about it."""
+"""Defines the error tree. Every error says what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
 
 class SteelyardError(Exception):
-    """Root of everything that Steelyard raises on purpose.
+    """Root of all errors that Steelyard raises on purpose.
 
     ``message`` says what is wrong, ``where`` names the place (a file and line, an
-    interface, a path), ``remedy`` what the user can do about it.
+    interface, a path), and ``remedy`` says what the user can do about it.
     """
 
     def __init__(self, message: str, *, where: str = "", remedy: str = "") -> None:
@@ -22,7 +22,7 @@ class SteelyardError(Exception):
 
 
 class ConfigError(SteelyardError):
-    """A configuration, or a change of it, that cannot be accepted; nothing was changed.
+    """A configuration, or a change to it, that cannot be accepted; nothing was changed.
 
     ``problems`` holds every problem found, this one first.
     """
@@ -44,15 +44,15 @@ class NotFoundError(ConfigError):
 
 
 class ConflictError(ConfigError):
-    """What was asked for does not go with what is there: a name that is taken, open flows."""
+    """A request conflicts with the current state: a name that is taken, or open flows."""
 
 
 class UnconfirmedError(ConflictError):
-    """A change that ends open flows, which has to be asked for twice."""
+    """A change that ends open flows, and so has to be confirmed."""
 
 
 class DataplaneError(SteelyardError):
-    """The kernel side refused: compile, load, attach, pin or map."""
+    """An operation on the kernel side failed: compile, load, attach, pin or a map access."""
 
 
 class AbiMismatchError(DataplaneError):
@@ -64,11 +64,11 @@ class NetworkError(SteelyardError):
 
 
 class RequestError(SteelyardError):
-    """A request to the API that makes no sense: its JSON, fields or parameters."""
+    """An invalid API request: its JSON, fields or parameters are wrong."""
 
 
 class ListenError(SteelyardError):
-    """The API's socket or the metrics address cannot be taken."""
+    """The API's socket or the metrics address cannot be bound."""
 
 
 class ApiError(SteelyardError):

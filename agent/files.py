@@ -1,5 +1,7 @@
-"""Owns how files are written and read that matter: at any moment the old or the new content is
-there, whole; and what is secret is taken only from a file that strangers cannot read.
+"""Owns how important files are written and read.
+
+Writes are atomic: a file always has either the old or the new content, complete. Secrets are only
+read from files that other users cannot read.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from agent.errors import ConfigError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's content so that a crash leaves the old content or the new one."""
+    """Replace a file's content so that a crash leaves either the old content or the new one."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # A fixed name: what a crash leaves behind is replaced by the next write.
+    # The name is fixed, so that the next write replaces what a crash has left behind.
     fresh = path.with_name(f".{path.name}.new")
     try:
         fresh.unlink(missing_ok=True)
@@ -33,7 +35,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in it last."""
+    """Sync a folder to disk, so that renames in it survive a crash."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -42,9 +44,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_private(path: Path, what: str, most: int, *, make: str) -> bytes:
-    """The content of a file that holds a secret, ``most`` bytes at most; ConfigError if there is
-    no such file, or if others than its owner and its group can read it, or others than its owner
-    change it. ``what``: the secret, in words; ``make``: how it is made.
+    """Read a file that holds a secret of at most ``most`` bytes.
+
+    Raises ConfigError if there is no such file, if it is readable by others than its owner and
+    group, or if it is writable by others than its owner. ``what``: the secret, in words;
+    ``make``: the command that creates it.
     """
     try:
         with path.open("rb") as file:
@@ -60,7 +64,7 @@ def read_private(path: Path, what: str, most: int, *, make: str) -> bytes:
         raise ConfigError(
             f"{what} is longer than {most} bytes",
             where=str(path),
-            remedy=f"is this the right file? A new one: {make}",
+            remedy=f"check that this is the right file, or make a new one: {make}",
         )
     return text
 
@@ -77,5 +81,5 @@ def _check_private(path: Path, what: str, status: os.stat_result) -> None:
             f"everybody on this host can read or change {what}"
             f" (mode {stat.S_IMODE(status.st_mode):04o})",
             where=str(path),
-            remedy=f"`chmod 0600 {path}`, and make a new one if a stranger may have read it",
+            remedy=f"`chmod 0600 {path}`, and make a new one if anybody else may have read it",
         )

@@ -1,4 +1,4 @@
-"""Watches the services for floods of SYNs, and says when one begins and when it is over."""
+"""Watches the services for SYN floods, and logs when one begins and when it is over."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = get_logger()
 
 
 class Floods:
-    """Which services are flooded, by name. An agent that starts goes on with what tables say."""
+    """The services that are flooded, by name. A new agent takes over what the tables say."""
 
     def __init__(self, config: Config, held: TableContents) -> None:
         self._adopted = challenged_in(config, held)
@@ -21,13 +21,13 @@ class Floods:
 
     @property
     def services(self) -> frozenset[str]:
-        """Those that get SYNs of which nothing follows."""
+        """The services that are under a SYN flood."""
         if not self._watches:
             return self._adopted
         return frozenset(name for name, watch in self._watches.items() if watch.flooded)
 
     def take(self, config: Config, syns: Mapping[str, Syns], now_s: float) -> frozenset[str]:
-        """The next reading; the services for which the tables have to change."""
+        """Take the next reading; return the services for which the tables have to change."""
         before = self.services
         self._watches = follow_all(self._watches, now_s, syns, self._adopted)
         self._adopted = frozenset()

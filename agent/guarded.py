@@ -1,8 +1,8 @@
-"""Guards what listens for strangers: few connections in all and of a source, and no patience for
-those who say nothing.
+"""Protects listeners that anybody can reach: they limit connections, in all and per source, and
+drop those that send nothing.
 
-Who holds connections open must not use up the descriptors that the agent needs, nor the places of
-honest scrapers.
+A client that holds connections open must not use up the file descriptors that the agent needs,
+nor keep honest scrapers out.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from agent.model import ANYWHERE
 
 MOST_CONNECTIONS = 64
 MOST_OF_A_SOURCE = 8
-HEAD_S = 5.0  # until all of a request's head has come
+HEAD_S = 5.0  # time to send all of a request's head
 SHUTDOWN_S = 2.0
-READ_S = 30.0  # until somebody who is sent an answer has read on
+READ_S = 30.0  # time in which a client has to read on while an answer waits to be sent
 _HEAD_ENDS = b"\r\n\r\n"
 
 
 class Guarded:
-    """Makes the protocols of a listener, which are ``make``'s while there is room for them."""
+    """The protocol factory of a listener; connections within the limits get ``make``'s protocol."""
 
     def __init__(self, make: Callable[[], asyncio.Protocol]) -> None:
         self.make = make
@@ -43,19 +43,19 @@ class Guarded:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection; only what ``Guarded`` has room for gets to the server."""
+    """One connection; it reaches the server only if ``Guarded`` has room for it."""
 
     def __init__(self, guarded: Guarded) -> None:
         self._guarded = guarded
         self._inner: asyncio.Protocol | None = None
         self._source = ""
         self._transport: asyncio.Transport | None = None
-        self._deadline: asyncio.TimerHandle | None = None  # of a request's head
-        self._unread: asyncio.TimerHandle | None = None  # of an answer that is too much at once
-        self._last = b""  # bytes of the head that has begun
+        self._deadline: asyncio.TimerHandle | None = None  # for the rest of a request's head
+        self._unread: asyncio.TimerHandle | None = None  # for a client that does not read on
+        self._last = b""  # the last bytes of an incomplete head
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (of a stream)
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (it is a stream's)
         peer = transport.get_extra_info("peername")
         self._source = str(peer[0]) if peer else ""
         if not self._guarded.has_room(self._source):
@@ -102,7 +102,7 @@ class _Connection(asyncio.Protocol):
         if self._inner is None:
             return
         self._guarded.held[self._source] -= 1
-        self._guarded.held += Counter()  # forget those who have none
+        self._guarded.held += Counter()  # drop sources without connections
         self._inner.connection_lost(exc)
 
     def _wait(self) -> None:
@@ -120,8 +120,10 @@ class _Connection(asyncio.Protocol):
 
 
 async def serve_tls(guarded: Guarded, sock: socket.socket, context: ssl.SSLContext) -> None:
-    """Take connections with TLS, until it is cancelled. Those whose handshake is under way count,
-    too: they hold descriptors, and come from anybody.
+    """Accept TLS connections until cancelled.
+
+    Connections whose handshake is under way count towards the limits, too, because they hold
+    descriptors and can come from anybody.
     """
     loop = asyncio.get_running_loop()
     under_way: Counter[str] = Counter()
@@ -132,7 +134,7 @@ async def serve_tls(guarded: Guarded, sock: socket.socket, context: ssl.SSLConte
             await loop.connect_accepted_socket(
                 guarded, connection, ssl=context, ssl_handshake_timeout=HEAD_S
             )
-        except OSError:  # ssl.SSLError is one: no TLS, or nobody who waits for ours
+        except OSError:  # includes ssl.SSLError: the client does not speak TLS, or has left
             connection.close()
         finally:
             under_way[source] -= 1
@@ -141,7 +143,7 @@ async def serve_tls(guarded: Guarded, sock: socket.socket, context: ssl.SSLConte
         while True:
             try:
                 connection, peer = await loop.sock_accept(sock)
-            except OSError:  # no descriptor is free, say
+            except OSError:  # for example because no descriptor is free
                 await asyncio.sleep(0.1)
                 continue
             source = str(peer[0])
@@ -151,7 +153,7 @@ async def serve_tls(guarded: Guarded, sock: socket.socket, context: ssl.SSLConte
                 continue
             connection.setblocking(False)
             under_way[source] += 1
-            under_way += Counter()  # forget those who have none
+            under_way += Counter()  # drop sources without handshakes
             task = asyncio.create_task(greet(connection, source))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -161,7 +163,7 @@ async def serve_tls(guarded: Guarded, sock: socket.socket, context: ssl.SSLConte
 
 
 class Listening:
-    """A listener for strangers, with its server."""
+    """A listener that anybody can reach, with its server."""
 
     def __init__(
         self, runner: web.AppRunner, listener: asyncio.Server | asyncio.Task[None], port: int
@@ -171,7 +173,7 @@ class Listening:
         self.port = port
 
     async def stop(self) -> None:
-        """Take no more requests, and let those in progress end."""
+        """Accept no more requests, and let those in progress end."""
         if isinstance(self._listener, asyncio.Task):
             self._listener.cancel()
         else:
@@ -182,7 +184,7 @@ class Listening:
 async def serve(
     app: web.Application, sock: socket.socket, tls: ssl.SSLContext | None = None
 ) -> Listening:
-    """Serve an application to strangers, on a socket that listens."""
+    """Serve an application to anybody, on a listening socket."""
     serving = runner(app, SHUTDOWN_S)
     held = await _held(serving)
     port = int(sock.getsockname()[1])
@@ -193,8 +195,9 @@ async def serve(
 
 
 async def listen(app: web.Application, host: str, port: int) -> Listening:
-    """Serve an application to strangers, at one address or ``ANYWHERE``; ListenError when the port
-    is taken.
+    """Serve an application to anybody, at one address or ``ANYWHERE``.
+
+    Raises ListenError if the port is taken.
     """
     serving = runner(app, SHUTDOWN_S)
     held = await _held(serving)
@@ -215,12 +218,15 @@ async def listen(app: web.Application, host: str, port: int) -> Listening:
 async def _held(serving: web.AppRunner) -> Guarded:
     await serving.setup()
     server = serving.server
-    assert server is not None  # noqa: S101 (setup made it)
+    assert server is not None  # noqa: S101 (setup created it)
     return Guarded(server)
 
 
 def runner(app: web.Application, shutdown_s: float) -> web.AppRunner:
-    """For an application that strangers reach: what is no HTTP leaves no traceback in the log."""
+    """Return a runner for an application that anybody can reach.
+
+    Data that is not HTTP leaves no traceback in the log.
+    """
     logger = logging.getLogger("aiohttp.server")
     if _is_worth_a_line not in logger.filters:
         logger.addFilter(_is_worth_a_line)

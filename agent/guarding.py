@@ -1,5 +1,7 @@
-"""Owns whom the operator does not want: blocks with a time to live, and lists of addresses, kept
-in the shared tables as the configuration, the files of lists and ``lbctl guard`` want them.
+"""Owns the sources that the operator does not want: blocks with an end, and lists of addresses.
+
+It keeps them in the shared tables as the configuration, the files of lists and ``lbctl guard``
+say.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ YOUNG_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A list as it was read."""
+    """A list with the prefixes that were read."""
 
     definition: AddressList
-    stamps: tuple[object, ...]  # of its files
+    stamps: tuple[object, ...]  # of its files, to notice changes
     prefixes: Prefixes
     read_at: float
-    problem: str = ""  # why its files cannot be read; what was read before stays
+    problem: str = ""  # why its files cannot be read; the prefixes read before stay
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,34 +70,35 @@ class Guarding:
         self._changing = asyncio.Lock()
         self._blocks: Blocks = {}
         self._is_used = False
-        self._placed: Blocks | None = None  # those in the tables; None: what is there is unknown
+        self._placed: Blocks | None = None  # the blocks in the tables; None: unknown
         self._due = math.inf  # when the first block ends
         self._lists: Mapping[str, _Loaded] = {}  # those in the tables, in the order of their bits
-        self._names: tuple[str, ...] | None = None  # likewise; None: what is there is unknown
-        self._synced: Config | None = None  # what the tables were last made for
-        self._next: _Built | None = None  # made before it is asked for: it may take seconds
+        self._names: tuple[str, ...] | None = None  # their names; None: unknown
+        self._synced: Config | None = None  # the configuration that the tables were last made for
+        self._next: _Built | None = None  # built before it is needed, because it may take seconds
         self._policies: Mapping[int, Policy] = {}
         self._counted: Counter[tuple[str, bool]] = Counter()  # by list, and whether dropped
-        self._counted_from: tuple[list[int], list[int]] = ([], [])  # what the tables said then
+        self._counted_from: tuple[list[int], list[int]] = ([], [])  # the tables' counts then
         self._made: SourceTrees | None = None
         self._problem = ""  # why the tables are not as they should be
         self.unsaved = ""  # why blocks are in memory only
 
     @property
     def blocks(self) -> Blocks:
-        """All that is known, also of what was undone."""
+        """All known blocks, including those that were undone."""
         return self._blocks
 
     @property
     def is_used(self) -> bool:
-        """Whether the program has to know of blocks: somebody was blocked here once. So the next
-        block does not wait for the compiler, on this host.
+        """Whether the program has to support blocks, because a source was once blocked here.
+
+        So the next block on this host does not have to wait for the compiler.
         """
         return self._is_used or bool(self._blocks)
 
     @property
     def _trees(self) -> SourceTrees:
-        if self._made is None:  # the tables are there once the program is loaded
+        if self._made is None:  # the tables exist once the program is loaded
             self._made = SourceTrees(self._dataplane.tables)
         return self._made
 
@@ -106,7 +109,7 @@ class Guarding:
         return self._problem or next(broken, "")
 
     def load(self) -> None:
-        """The blocks of the last agent whose time is not over; before the program is loaded."""
+        """Load the last agent's blocks that have not ended; call this before the program loads."""
         self._is_used = self._path.exists()
         try:
             rows = json.loads(self._path.read_text())
@@ -119,7 +122,7 @@ class Guarding:
             )
 
     async def run(self) -> None:
-        """End the blocks whose time is over, and follow the files of lists, for ever."""
+        """End blocks when their time is over, and follow the files of lists, for ever."""
         ticks = 0
         while True:
             await asyncio.sleep(TICK_S)
@@ -139,19 +142,20 @@ class Guarding:
     # -- blocks
 
     async def block(self, new: Iterable[Block], *, confirmed: bool = False) -> None:
-        """Drop what these send, from the next packet on; raises SteelyardError, with nothing
-        changed.
+        """Drop what these sources send, from the next packet on.
+
+        Raises SteelyardError, and then nothing was changed.
         """
         await self._take(blocks.blocked(self._blocks, new, confirmed=confirmed))
 
     async def unblock(self, prefixes: Iterable[Network]) -> None:
-        """Serve these again; raises SteelyardError, with nothing changed."""
+        """Serve these sources again; raises SteelyardError, and then nothing was changed."""
         await self._take(blocks.unblocked(self._blocks, prefixes, time.time()))
 
-    async def hear(self, told: Blocks) -> bool:
-        """Take over what another balancer has told; whether more is blocked since."""
+    async def take_over(self, received: Blocks) -> bool:
+        """Take over the blocks of another balancer; return whether more is blocked now."""
         before = self._blocks
-        wanted = blocks.left(blocks.merged(before, told), time.time())
+        wanted = blocks.left(blocks.merged(before, received), time.time())
         if wanted == before:
             return False
         await self._take(wanted)
@@ -171,7 +175,10 @@ class Guarding:
             await asyncio.to_thread(self._save)
 
     def _place_blocks(self) -> None:
-        """Of several changes that wait for this the first makes them all."""
+        """Put the blocks into the tables.
+
+        If several changes wait for this, the first one applies them all.
+        """
         self._due = min((each.until for each in self._blocks.values()), default=math.inf)
         wanted = blocks.active(self._blocks)
         if self._placed is not None and self._placed.keys() == wanted.keys():
@@ -197,11 +204,11 @@ class Guarding:
     # -- lists
 
     def is_behind(self, config: Config) -> bool:
-        """Whether the tables are not as this configuration wants them."""
+        """Return whether the tables were not made for this configuration yet."""
         return config is not self._synced
 
     async def sync(self, config: Config, ids: Identities) -> None:
-        """Have the tables as this configuration wants them, and the files of its lists."""
+        """Make the tables match this configuration and the files of its lists."""
         async with self._changing:
             try:
                 await asyncio.to_thread(self._sync, config, ids)
@@ -210,9 +217,10 @@ class Guarding:
                 self._failed(str(error))
 
     async def prepare(self, config: Config) -> None:
-        """Read the lists of a configuration that is to be taken over, and build their trees: with
-        a million prefixes it takes seconds, in which nothing else waits. Raises ConfigError if a
-        list that is new, or another one than before, cannot be read.
+        """Read the lists of a configuration before it is taken over, and build their trees.
+
+        With a million prefixes this takes seconds, during which nothing else waits. Raises
+        ConfigError if a list that is new or has a new definition cannot be read.
         """
         wanted, ready = _used(config), self._next
         if ready is not None and [*ready.definitions] == wanted:
@@ -221,7 +229,7 @@ class Guarding:
             self._next = await asyncio.to_thread(self._build, wanted, strict=True)
 
     async def _look_at_files(self) -> None:
-        """Read those that have changed."""
+        """Read the lists again whose files have changed."""
         if not await asyncio.to_thread(self._has_news):
             return
         before = self._lists
@@ -271,7 +279,7 @@ class Guarding:
         self._lists, self._names = built.lists, names
 
     def _suspend(self, names: tuple[str, ...]) -> None:
-        """If the bits of lists are about to mean others, refuse nobody until they do."""
+        """Suspend refusals if list bits are about to change their meaning, until they have."""
         if names != self._names:
             self._trees.suspend_policies()
             self._policies = {}
@@ -279,8 +287,9 @@ class Guarding:
             self._counted_from = self._trees.counts()
 
     def _read(self, each: AddressList, *, strict: bool) -> _Loaded:
-        """What a list holds: what was read before, if nothing has changed. ``strict``: raise
-        ConfigError if one that is new, or another one than before, cannot be read.
+        """Read a list; return what was read before if nothing has changed.
+
+        ``strict``: raise ConfigError if a list that is new or has a new definition cannot be read.
         """
         before = self._lists.get(each.name)
         stamps = tuple(_stamp(path) for path in each.files)
@@ -302,7 +311,7 @@ class Guarding:
         return _Loaded(each, stamps, found, time.time())
 
     def _has_news(self) -> bool:
-        """Whether a file has changed, and nobody is writing it any more."""
+        """Return whether a file has changed and is no longer being written."""
         for each in tuple(self._lists.values()):
             changed = tuple(map(_stamp, each.definition.files)) != each.stamps
             if changed and not any(map(_is_young, each.definition.files)):
@@ -310,7 +319,7 @@ class Guarding:
         return False
 
     def _counts(self) -> Counter[tuple[str, bool]]:
-        """Packets that each list has dropped, or would have, since the agent began."""
+        """Count the packets that each list has dropped, or would have, since the agent started."""
         counts = Counter(self._counted)
         for now, before, dropped in zip(
             self._trees.counts(), self._counted_from, (True, False), strict=True
@@ -324,10 +333,10 @@ class Guarding:
             log.error("blocks and lists are not as they should be", problem=problem)
         self._problem = problem
 
-    # -- what others ask
+    # -- queries
 
     def view(self, config: Config) -> Guarded:
-        """Everything, as of now."""
+        """Return the current state of all blocks and lists, and what they have dropped."""
         dropped, would_drop = self._trees.counts()
         counts = self._counts()
         return Guarded(
@@ -364,7 +373,7 @@ class Guarding:
         return self._dataplane.features.guard or not self._placed
 
     def test(self, config: Config, address: Address) -> Verdicts:
-        """What the tables say of an address."""
+        """Return what the tables say about an address."""
         held = self._trees.lists(LISTS, address)
         names = [name for bit, name in enumerate(self._names or ()) if held >> bit & 1]
         is_blocked = self._is_in_force and bool(self._trees.lists(BLOCKS, address))
@@ -378,7 +387,10 @@ class Guarding:
 
 
 def verdict(service: Service, held: Iterable[str], is_blocked: bool) -> str:
-    """What a service does with a packet that begins a flow, by the lists that hold its source."""
+    """Return what a service does with the first packet of a flow from a source.
+
+    ``held``: the lists that contain the source; ``is_blocked``: whether a block does.
+    """
     held, why = frozenset(held), ""
     if is_blocked:
         why = "blocked"
@@ -392,13 +404,13 @@ def verdict(service: Service, held: Iterable[str], is_blocked: bool) -> str:
 
 
 def _used(config: Config) -> list[AddressList]:
-    """The lists that count for some service, in the order of their bits."""
+    """Return the lists that some service uses, in the order of their bits."""
     used = {name for service in config.services for name in (*service.allow, *service.deny)}
     return [each for each in config.lists if each.name in used]
 
 
 def policy_of(service: Service, names: tuple[str, ...]) -> Policy:
-    """Which lists count for a service, of lists that have their bits in that order."""
+    """Return which lists a service uses; ``names`` are the lists in the order of their bits."""
 
     def bits(chosen: tuple[str, ...]) -> int:
         return sum(1 << names.index(name) for name in chosen)
@@ -407,7 +419,7 @@ def policy_of(service: Service, names: tuple[str, ...]) -> Policy:
 
 
 def _is_young(path: Path) -> bool:
-    """Whether it was written a moment ago, so that more may come."""
+    """Return whether a file was written a moment ago, so that more may come."""
     try:
         return 0 <= time.time() - path.stat().st_mtime < YOUNG_S
     except OSError:

@@ -1,4 +1,7 @@
-"""Looks at this host for a configuration: its interfaces, addresses and memory; imports little."""
+"""Examines this host for a configuration: its interfaces, addresses and memory.
+
+It imports little, because commands that have to start fast use it.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ _OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def look(wanted: Iterable[Address] = ()) -> Here:
-    """What this host has, and to which of the addresses wanted it has no route.
+    """Return what this host has, and to which of the ``wanted`` addresses it has no route.
 
-    No address is seen where netlink cannot be asked.
+    The host's addresses are missing if netlink is not available.
     """
     entries = []
     with contextlib.suppress(OSError):
@@ -35,19 +38,19 @@ def look(wanted: Iterable[Address] = ()) -> Here:
             entries = kernel.addresses()
         finally:
             kernel.close()
-    theirs = [entry for entry in entries if entry.proto not in (AGENT_PROTO, FAILOVER_PROTO)]
+    foreign = [entry for entry in entries if entry.proto not in (AGENT_PROTO, FAILOVER_PROTO)]
     return Here(
         frozenset(name for _, name in socket.if_nameindex()),
-        frozenset(entry.address for entry in theirs),
+        frozenset(entry.address for entry in foreign),
         frozenset(
-            ip_network(f"{entry.address}/{entry.prefix_length}", strict=False) for entry in theirs
+            ip_network(f"{entry.address}/{entry.prefix_length}", strict=False) for entry in foreign
         ),
         frozenset(address for address in wanted if not _has_route(address)),
     )
 
 
 def _has_route(address: Address) -> bool:
-    """Whether the kernel would send there; nothing is sent."""
+    """Return whether the kernel has a route to an address; nothing is sent."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
@@ -58,7 +61,7 @@ def _has_route(address: Address) -> bool:
 
 
 def cpus() -> int:
-    """CPUs that the kernel may ever bring up, or else those that are up."""
+    """Return how many CPUs the kernel may ever bring up, or if unknown, how many are up."""
     with contextlib.suppress(OSError, ValueError):
         text = Path("/sys/devices/system/cpu/possible").read_text()
         return int(re.split("[-,]", text.strip())[-1]) + 1
@@ -66,22 +69,22 @@ def cpus() -> int:
 
 
 def memory() -> Room | None:
-    """The most memory that this process can ever have; None: it cannot be told."""
+    """Return the most memory that this process can ever have; None: unknown."""
     rooms = [*_of_host(), *_of_cgroup()]
     return min(rooms, key=lambda room: room.size, default=None)
 
 
 def check_memory(config: Config) -> None:
-    """Raises ConfigError for tables that this host, or our cgroup, could never hold."""
+    """Raise ConfigError for tables that this host, or our cgroup, could never hold."""
     room = memory()
     if room is not None:
         refuse_too_much(parts(config.tables, config.nat, cpus()), room)
 
 
 def warnings(config: Config) -> tuple[Advice, ...]:
-    """What deserves a look; raises ConfigError for what cannot run on this host.
+    """Return warnings about a configuration; raise ConfigError for what cannot run on this host.
 
-    A file for another host, by its interfaces, may ask for more memory than there is here.
+    If its interfaces show that it is for another host, it may need more memory than this one has.
     """
     here = look({backend.address for s in config.services for backend in s.backends})
     found = advice(config, here)
@@ -109,7 +112,7 @@ def _of_host() -> Iterator[Room]:
 
 
 def _of_cgroup() -> Iterator[Room]:
-    # A limit counts for everything below it, and the kernel charges tables to their maker.
+    # A limit applies to everything below it, and the kernel charges maps to their creator.
     with contextlib.suppress(OSError):
         text = _OWN_CGROUP.read_text()
         match = re.search(r"^0::/(.*)$", text, re.MULTILINE)

@@ -1,7 +1,7 @@
-"""Owns the file that remembers since when: the states of backends and services across restarts.
+"""Owns the file that keeps the states of backends and services, and since when, across restarts.
 
-Only for people: without it every ``since`` begins with the agent. So nothing here fails; what
-cannot be read is as if it were not there, and what cannot be written is logged once.
+The file only serves people: without it every ``since`` would be the start of the agent. So nothing
+here raises an error. A file that cannot be read is ignored, and a failure to write is logged once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class History:
         self._complained = False
 
     def load(self) -> Past:
-        """The states as they were last; empty if they are not known."""
+        """Load the last known states; empty if they are unknown."""
         try:
             document = json.loads(self._path.read_text())
             self._saved = Past(
@@ -49,19 +49,19 @@ class History:
         return self._saved
 
     async def keep(self, past: Callable[[], Past]) -> None:
-        """Save what ``past`` tells, for ever; in a thread, because a disk may take its time."""
+        """Save what ``past`` returns, for ever; in a thread, because a disk may be slow."""
         try:
             while True:
                 await asyncio.sleep(KEEP_S)
                 try:
                     await asyncio.to_thread(self.save, past())
-                except Exception:  # this task's root: it is only for people
+                except Exception:  # this task's root: the file only serves people
                     log.exception("keeping the states broke")
         finally:
             self.save(past())
 
     def save(self, past: Past) -> None:
-        """Remember these states, if they are others than the last."""
+        """Save these states if they differ from the last ones saved."""
         if past == self._saved:
             return
         document = {

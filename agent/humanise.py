@@ -1,4 +1,4 @@
-"""Numbers, ages and addresses as people read them."""
+"""Formats numbers, times and addresses for people."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ _UNITS = ("", "k", "M", "G", "T", "P")
 
 
 def count(value: float) -> str:
-    """``1234`` is 1.2k; whole numbers below a thousand stay whole, small rates keep a digit."""
+    """Format ``1234`` as 1.2k; integers below 1000 stay as they are, small rates keep a digit."""
     if abs(value) < 1000:
         if value == int(value) or abs(value) >= 99.95:
             return f"{value:.0f}"
         return f"{value:.1f}" if abs(value) >= 0.05 else "<0.1"
     unit = 0
-    # 999_950 would print as 1000.0k: it belongs to the next unit.
+    # 999_950 would print as 1000.0k, so it gets the next unit.
     while abs(value) >= (1000 if unit == 0 else 999.5) and unit < len(_UNITS) - 1:
         value /= 1000
         unit += 1
@@ -21,19 +21,19 @@ def count(value: float) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """``1234`` and B are 1.2 kB."""
+    """Format ``1234`` with the unit B as 1.2 kB."""
     text = count(value)
     digits = text.rstrip("".join(_UNITS))
     return f"{digits} {text[len(digits) :]}{unit}"
 
 
 def exact(value: int) -> str:
-    """``1234567`` is 1,234,567."""
+    """Format ``1234567`` as 1,234,567."""
     return f"{value:,}"
 
 
 def age(seconds: float) -> str:
-    """The two largest units that matter: 45s, 3m12s, 2h05m, 3d04h."""
+    """Format a time by its two largest units: 45s, 3m12s, 2h05m, 3d04h."""
     whole = max(0, int(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -45,7 +45,7 @@ def age(seconds: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """A time that was measured: 21µs, 1.3ms, 12ms, 1.2s, 2m05s."""
+    """Format a measured time: 21µs, 1.3ms, 12ms, 1.2s, 2m05s."""
     if value < 0.9995:
         return f"{value * 1000:.0f}µs"
     if value < 9.95:
@@ -56,7 +56,7 @@ def milliseconds(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A configured time as the configuration writes it: 500ms, 2s, 15m, 1h."""
+    """Format a configured time as the configuration file does: 500ms, 2s, 15m, 1h."""
     milliseconds = round(seconds * 1000)
     if milliseconds % 1000:
         return f"{milliseconds}ms"
@@ -68,15 +68,18 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """``0.25`` is 25.0."""
+    """Format the share ``0.25`` as 25.0."""
     return f"{share * 100:.1f}"
 
 
 def endpoint(address: str, port: int | str) -> str:
-    """ADDRESS:PORT, with brackets around IPv6; the address may be a prefix, the port a range."""
+    """Return ADDRESS:PORT, with brackets around IPv6.
+
+    The address may be a prefix, and the port a range.
+    """
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def plural(number: int, noun: str) -> str:
-    """1 backend, 2 backends."""
+    """Format a number with a noun: 1 backend, 2 backends."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

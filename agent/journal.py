@@ -1,8 +1,8 @@
-"""Owns the journal: what this agent and those before it have said, in memory and on disk.
+"""Owns the journal: the log lines of this agent and previous ones, in memory and on disk.
 
-Every line that the agent logs at level info or above is an entry of it, whatever level the log is
-written at: log, ``lbctl events`` and the counters tell the same. Only for people, so nothing here
-fails: what cannot be read is as if it were not there, and what cannot be written is said once.
+Every line that the agent logs at level info or above becomes an entry, whatever the log level is,
+so the log, ``lbctl events`` and the counters agree. The journal only serves people, so nothing
+here raises an error. What cannot be read is ignored, and a failure to write is logged once.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from agent.state.journal import Budget, Entry, Query, Tally, as_fields, newest, 
 log = get_logger()
 
 KEPT = 10_000  # entries in memory
-FILE_BYTES = 5 << 18  # some 5,000 entries; then another file is begun, the one before is kept
+FILE_BYTES = 5 << 18  # some 5,000 entries; then a new file is begun, and the last one is kept
 KEEP_S = 1.0
-# What fails all the time is said all the time; a thousand backends that go down at once are not.
+# The rate limits a failure that is logged all the time; the burst has room for a thousand backends
+# that go down together.
 ENTRIES_PER_S, ENTRIES_AT_ONCE = 20.0, 4000.0
 
 
 class Journal:
-    """The journal of one instance: ``<name>.events`` in its state directory, and the file before
-    it, one JSON object a line.
+    """The journal of one instance.
+
+    It is kept in ``<name>.events`` in the state directory and in the previous file
+    ``<name>.events.1``, with one JSON object per line.
     """
 
     def __init__(self, state_dir: Path, name: str) -> None:
@@ -39,25 +42,25 @@ class Journal:
         self._entries: deque[Entry] = deque(maxlen=KEPT)
         self._unwritten: deque[Entry] = deque(maxlen=KEPT)
         self._budget = Budget(ENTRIES_PER_S, ENTRIES_AT_ONCE, ENTRIES_AT_ONCE, time.monotonic())
-        self._lock = threading.Lock()  # lines are logged in threads too
+        self._lock = threading.Lock()  # lines are also logged in threads
         self._writing = threading.Lock()
         self._complained = self._has_written = False
         self.counts: Counter[tuple[str, str]] = Counter()  # of this agent, by event and level
 
     def load(self) -> None:
-        """Remember what was said before; what is said from now on goes on counting."""
+        """Read the entries of previous agents; new entries continue their numbers."""
         for path in (self._older, self._path):
             for entry in _read(path):
-                # A full disk can have had the end of one write, and the next write all of it again.
+                # On a full disk, a write may have failed halfway and then been repeated in full.
                 if not self._entries or entry.number > self._entries[-1].number:
                     self._entries.append(entry)
 
     def last(self, *events: str) -> Entry | None:
-        """The newest entry of these kinds."""
+        """Return the newest entry with one of these events."""
         return next((each for each in reversed(self._entries) if each.event in events), None)
 
     def take(self, level: str, event: str, fields: Mapping[str, object]) -> None:
-        """Note a line of the log."""
+        """Add a log line to the journal."""
         at = time.time()
         with self._lock:
             self.counts[event, level] += 1
@@ -77,32 +80,32 @@ class Journal:
         self._unwritten.append(entry)
 
     def find(self, query: Query) -> tuple[Entry, ...]:
-        """The entries that are asked for, oldest first."""
+        """Return the entries that match a query, oldest first."""
         with self._lock:
             entries = tuple(self._entries)
         return newest(reversed(entries), query)
 
     def tallied(self, since: float) -> Tally:
-        """What there was since then (Unix time)."""
+        """Count the entries since a time (Unix time)."""
         with self._lock:
             entries = tuple(self._entries)
         return tally(reversed(entries), since)
 
     async def keep(self) -> None:
-        """Write what is new, for ever; in a thread, because a disk may take its time."""
+        """Write new entries to disk, for ever; in a thread, because a disk may be slow."""
         try:
             while True:
                 await asyncio.sleep(KEEP_S)
                 try:
                     if self._unwritten:
                         await asyncio.to_thread(self.write)
-                except Exception:  # this task's root: it is only for people
+                except Exception:  # this task's root: the journal only serves people
                     log.exception("keeping events broke")
         finally:
             self.write()
 
     def write(self) -> None:
-        """Write what is not on disk yet."""
+        """Write the entries that are not on disk yet."""
         with self._writing:
             with self._lock:
                 new, self._unwritten = self._unwritten, deque(maxlen=KEPT)
@@ -127,7 +130,7 @@ class Journal:
             return
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         with open(self._path, "a", encoding="utf-8", opener=_private) as file:
-            # A crash may have left half of a line there.
+            # A crash may have left half of a line at the end of the file.
             file.write(text if self._has_written else f"\n{text}")
             self._has_written = True
             is_full = file.tell() >= FILE_BYTES
@@ -153,20 +156,20 @@ def _line(entry: Entry) -> str:
 
 
 def _read(path: Path) -> Iterator[Entry]:
-    """The entries of a file; lines that are none, as a crash leaves one, are passed over."""
+    """Yield the entries of a file; skip invalid lines, such as one cut off by a crash."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
         return
     for line in lines:
         try:
-            said = json.loads(line)
+            record = json.loads(line)
             yield Entry(
-                int(said["number"]),
-                float(said["at"]),
-                LogLevel(said["level"]),
-                str(said["event"]),
-                {str(key): str(value) for key, value in said["fields"].items()},
+                int(record["number"]),
+                float(record["at"]),
+                LogLevel(record["level"]),
+                str(record["event"]),
+                {str(key): str(value) for key, value in record["fields"].items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -1,5 +1,5 @@
-"""Owns the limits of services while the agent runs: their rates in the shared tables, and which
-sources have as much open, or waiting, as they may.
+"""Owns the limits of services while the agent runs: the rates in the shared tables, and the sources
+that have reached a limit on open flows or waiting bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from agent.state.situation import Situation
 log = get_logger()
 
 PERIOD_S = 1.0
-SHARE = 20  # of a core at most one part in so many goes into counting
+SHARE = 20  # counting takes at most one in so many seconds of a core
 
 _KEYS = {
     Limit.NEW_SOURCE: "new_flows_per_source",
@@ -42,12 +42,13 @@ class Limiting:
     def __init__(self, dataplane: Dataplane) -> None:
         self._dataplane = dataplane
         self._seen: tuple[Config, Identities] | None = None
-        self._synced: Mapping[int, Limits] | None = None  # what is in the tables, by service id
-        self._sources: Mapping[tuple[int, Limit], int] | None = None  # that are refused
-        self._is_full = False  # there were more of them than the table holds
+        self._synced: Mapping[int, Limits] | None = None  # the rates in the tables, by service id
+        # The number of refused sources, by service id and limit.
+        self._sources: Mapping[tuple[int, Limit], int] | None = None
+        self._is_full = False  # whether there were more of them than the table holds
 
     def sync(self, config: Config, ids: Identities) -> None:
-        """Have the rates in the tables that this configuration wants."""
+        """Put the rates of this configuration into the tables."""
         tables = self._dataplane.tables
         last, self._seen = self._seen, (config, ids)
         is_same = last is not None and last[1] is ids
@@ -59,7 +60,7 @@ class Limiting:
             self._synced = wanted
 
     async def run(self, situation: Callable[[], Situation]) -> None:
-        """Follow what sources have, for ever."""
+        """Count the open flows and waiting bytes of sources, for ever."""
         period_s = PERIOD_S
         while True:
             try:
@@ -70,7 +71,7 @@ class Limiting:
             await asyncio.sleep(period_s)
 
     def _follow(self, now: Situation, period_s: float) -> float:
-        """Refuse those that have as much as they may; seconds of CPU that it took."""
+        """Refuse the sources that have reached a limit; return the CPU seconds that this took."""
         started, dataplane = time.thread_time(), self._dataplane
         wanted = {
             now.ids.service_id(s): s.limits for s in now.config.services if s.limits.on_what_is_held
@@ -78,7 +79,7 @@ class Limiting:
         found: Mapping[bytes, int] = {}
         if wanted:
             found = heavy_sources(dataplane.tables, names_of(now), wanted, dataplane.keys)
-        if wanted or self._sources is None or self._sources:  # a former agent may have left some
+        if wanted or self._sources is None or self._sources:  # a previous agent may have left some
             held_ns = max(limits.HELD_NS, round(4 * period_s * 1e9))
             limits.set_limited(dataplane.tables, found, time.monotonic_ns(), held_ns)
         if len(found) > LIMITED and not self._is_full:
@@ -88,8 +89,9 @@ class Limiting:
         return time.thread_time() - started
 
     def test(self, config: Config, ids: Identities, address: Address) -> dict[str, str]:
-        """What becomes of a new flow of an address that has as much as it may, by service; others
-        are not named.
+        """Return, by service, what happens to a new flow from an address that has reached a limit.
+
+        Services for which it has not are left out.
         """
         why = "limited: it has as much open, or waiting, as it may"
         words = {GuardMode.ENFORCE: why, GuardMode.DRY_RUN: f"served; it would be {why}"}
@@ -102,7 +104,7 @@ class Limiting:
         }
 
     def view(self, config: Config, ids: Identities) -> tuple[LimitView, ...]:
-        """Every limit that there is, and what it has cost."""
+        """Return every configured limit, and how many packets it has dropped."""
         dropped, spared = limits.counts(self._dataplane.tables)
         sources = self._sources or {}
         return tuple(

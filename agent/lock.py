@@ -1,8 +1,9 @@
 """Owns the locks that keep a second agent off an instance or an interface, and a second failover
 process off a network namespace.
 
-A lock is a file, and for what belongs to a network namespace a name in it, too: files in /run can
-be removed under whoever holds them. ``put_back`` makes them again.
+A lock is a file. For things that belong to a network namespace it is also the name of an abstract
+Unix socket in that namespace, because files in /run can be removed while they are held.
+``put_back`` creates removed files again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _PEER = struct.Struct("@iII")  # of SO_PEERCRED: process, user, group
 
 
 class InstanceLocks:
-    """Held until ``release``, or until the process ends, however it ends."""
+    """The locks of an agent, held until ``release`` or until the process ends, however it ends."""
 
     def __init__(self, name: str, *interfaces: str) -> None:
         self._held: list[_Lock] = []
@@ -41,7 +42,10 @@ class InstanceLocks:
             raise
 
     def put_back(self) -> tuple[str, ...]:
-        """Make again what somebody has removed; which it was. Raises SteelyardError."""
+        """Create again the lock files that were removed, and return their paths.
+
+        Raises SteelyardError if another process has taken one meanwhile.
+        """
         return tuple(str(lock.path) for lock in self._held if lock.put_back())
 
     def release(self) -> None:
@@ -52,9 +56,10 @@ class InstanceLocks:
 
 
 class FailoverLock:
-    """Held until ``release``, or until the process ends, however it ends.
+    """The lock of a failover process, held until ``release`` or until the process ends.
 
-    The VIPs of all failover processes look alike: one removes what another has put there.
+    There must be only one: the VIPs of all failover processes look alike, so one would remove
+    those that another has added.
     """
 
     def __init__(self) -> None:
@@ -63,7 +68,10 @@ class FailoverLock:
         self._lock = _Lock(path, "failover", remedy, "failover process", name="failover")
 
     def put_back(self) -> bool:
-        """Make it again if somebody has removed it; whether that was so. Raises SteelyardError."""
+        """Create the lock file again if it was removed, and return whether it was.
+
+        Raises SteelyardError if another process has taken it meanwhile.
+        """
         return self._lock.put_back()
 
     def release(self) -> None:
@@ -72,7 +80,7 @@ class FailoverLock:
 
 
 class _Lock:
-    """One of them. ``name``: also taken in the network namespace."""
+    """One lock. ``name``: the name to take in the network namespace, too."""
 
     def __init__(
         self, path: Path, what: str, remedy: str, who: str = "agent", *, name: str = ""
@@ -101,8 +109,9 @@ class _Lock:
             self._name.close()
 
     def _release_file(self) -> None:
-        if _is_at(self._fd, self.path):  # else it is somebody else's by now
-            self.path.unlink(missing_ok=True)  # before the lock goes: whoever waits looks again
+        if _is_at(self._fd, self.path):  # otherwise it belongs to another process by now
+            # Remove it before the lock goes, so that a process that takes it next looks again.
+            self.path.unlink(missing_ok=True)
         os.close(self._fd)
 
     def _refused(self, holder: str) -> SteelyardError:
@@ -130,14 +139,14 @@ class _Lock:
             os.write(fd, f"{os.getpid()}\n".encode())
         except OSError as error:
             raise SteelyardError(
-                f"no lock can be made: {error.strerror}",
+                f"cannot create the lock file: {error.strerror}",
                 where=str(self.path),
                 remedy=f"make {self.path.parent} writable",
             ) from error
         return fd
 
     def _take_name(self, name: str) -> socket.socket | None:
-        """It listens, so that who finds it taken can ask by whom."""
+        """Bind the name and listen on it, so that another process can find out who holds it."""
         taken = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         taken.setblocking(False)
         try:
@@ -148,11 +157,11 @@ class _Lock:
             holder = _holder_of(name)
             if holder is not None:
                 raise self._refused(str(holder)) from None
-            return None  # another user's, to keep us from it: the file is enough
+            return None  # another user has taken it, perhaps to block us: the file is enough
         return taken
 
     def _hang_up(self) -> None:
-        """On those who have asked."""
+        """Close the connections of processes that have asked who holds the name."""
         if self._name is not None:
             with contextlib.suppress(OSError):
                 while True:
@@ -160,15 +169,15 @@ class _Lock:
 
 
 def _holder_of(name: str) -> int | None:
-    """The process that has a name, if it is one of root's or ours."""
+    """Return the process that holds a name, if it runs as root or as our user."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.setblocking(False)
         try:
             asking.connect(f"\0steelyard-{name}")
-            told = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+            credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         except OSError:
             return None
-    pid, uid, _ = _PEER.unpack(told)
+    pid, uid, _ = _PEER.unpack(credentials)
     return int(pid) if uid in (0, os.geteuid()) else None
 
 

@@ -1,4 +1,4 @@
-"""Owns how log lines look: coloured columns on a terminal, one JSON object a line otherwise."""
+"""Owns the format of log lines: coloured columns on a terminal, else one JSON object a line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
-# Where rich is installed, structlog imports it for tracebacks, which we print without it: 0.1 s at
-# each start of every command.
+# If rich is installed, structlog imports it for tracebacks, which we print without it. That would
+# cost 0.1 s at each start of every command.
 _without_rich = "rich" not in sys.modules
 if _without_rich:
     sys.modules["rich"] = None  # type: ignore[assignment]  # importing it fails
@@ -21,7 +21,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger  # noqa: E402
 if _without_rich:
     del sys.modules["rich"]
 
-type Hearer = Callable[[str, str, Mapping[str, object]], None]
+type LogListener = Callable[[str, str, Mapping[str, object]], None]
 
 
 class LogFormat(enum.Enum):
@@ -45,15 +45,16 @@ class LogLevel(enum.Enum):
         return logging.getLevelNamesMapping()[self.name]
 
 
-# Libraries that tell more than an operator wants to know below WARNING.
+# Libraries that log more below WARNING than an operator wants to know.
 _CHATTY = ("aiohttp", "asyncio", "pyroute2")
 
 
-_LEVELS = {"info": "info", "warning": "warning", "warn": "warning"}  # of methods; else error
+# Level of an entry by logging method; all other methods are errors.
+_LEVELS = {"info": "info", "warning": "warning", "warn": "warning"}
 
 
 def get_logger() -> Any:
-    """A logger of the module that asks; it follows a later ``configure``."""
+    """Return a logger for the calling module; it follows a later ``configure``."""
     return structlog.get_logger()
 
 
@@ -62,7 +63,7 @@ def configure(
     log_format: LogFormat = LogFormat.AUTO,
     stream: TextIO | None = None,
 ) -> None:
-    """Send all logs, also those of libraries, to ``stream`` (None: standard error)."""
+    """Send all logs, including those of libraries, to ``stream`` (None: standard error)."""
     out = sys.stderr if stream is None else stream
     console = log_format is LogFormat.CONSOLE or (log_format is LogFormat.AUTO and out.isatty())
     shared: list[Processor] = [
@@ -75,7 +76,7 @@ def configure(
     handler = logging.StreamHandler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            # A library's own line has no structure: where it comes from is the best there is.
+            # A library's lines have no structure, so the logger's name is the best we can add.
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -102,21 +103,22 @@ def configure(
 
 
 @contextlib.contextmanager
-def heard_by(hearer: Hearer) -> Iterator[None]:
-    """Have ``hearer(level, event, fields)`` hear every line of ours at level info or above, also
-    those that are not written. It is called in whatever thread logs.
+def log_listener(listener: LogListener) -> Iterator[None]:
+    """Call ``listener(level, event, fields)`` for each of our lines at level info or above.
+
+    That includes lines that the log level suppresses. It is called in the thread that logs.
     """
 
-    def tell(_logger: WrappedLogger, method: str, said: EventDict) -> EventDict:
+    def forward(_logger: WrappedLogger, method: str, line: EventDict) -> EventDict:
         if method != "debug":
-            fields = {key: value for key, value in said.items() if key != "event"}
+            fields = {key: value for key, value in line.items() if key != "event"}
             if cause := fields.pop("exc_info", None):
                 fields["problem"] = repr(cause if cause is not True else sys.exception())
-            hearer(_LEVELS.get(method, "error"), str(said["event"]), fields)
-        return said
+            listener(_LEVELS.get(method, "error"), str(line["event"]), fields)
+        return line
 
     before = structlog.get_config()["processors"]
-    structlog.configure(processors=[tell, *before])
+    structlog.configure(processors=[forward, *before])
     try:
         yield
     finally:
@@ -129,12 +131,12 @@ def _renderers(console: bool, *, colours: bool) -> list[Processor]:
             structlog.dev.ConsoleRenderer(
                 colors=colours,
                 timestamp_key="time",
-                # Locals in a traceback would be pages, and could hold what nobody may read.
+                # Locals in a traceback would fill pages, and could contain secrets.
                 exception_formatter=structlog.dev.plain_traceback,
             )
         ]
     return [
         structlog.processors.format_exc_info,
-        # Paths, addresses and enums as people write them, never a failed log line.
+        # Write paths, addresses and enums by str(), so that a log line never fails.
         structlog.processors.JSONRenderer(default=str),
     ]

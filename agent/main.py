@@ -1,4 +1,4 @@
-"""The command ``lb-agent``: run, check, detach, failover, and what runs beside the balancer."""
+"""Defines the command ``lb-agent``: run, check, detach, failover, and the commands for backends."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ _senders_option = click.option(
     "senders",
     multiple=True,
     type=_Prefix(),
-    help="A balancer's address, or a prefix that the balancers are in; repeatable. Tunnel packets "
-    "of others are left to the host.  [default: anybody]",
+    help="A balancer's address, or a prefix that contains the balancers; repeatable. Tunnel "
+    "packets from others are left to the host.  [default: anybody]",
 )
 
 
@@ -158,7 +158,7 @@ def _port(
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lb-agent")
 def cli() -> None:
-    """Keeps the kernel's tables of the Steelyard load balancer right.
+    """Keep the kernel's tables of the Steelyard load balancer up to date.
 
     Example: lb-agent run --config /etc/steelyard/agent.yaml
     """
@@ -176,16 +176,16 @@ def cli() -> None:
 def run(path: Path, log_level: str, log_format: str, kernel_headers: bool) -> None:
     """Balance until SIGTERM; SIGHUP reloads the configuration.
 
-    The program in the kernel goes on when this one ends, so a restart is hitless; `lb-agent
-    detach` takes it off.
+    The program in the kernel goes on when this command ends, so a restart is hitless; `lb-agent
+    detach` removes it.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is read yet that could be read again
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
     configure(LogLevel(log_level), LogFormat(log_format))
 
     def work() -> None:
-        # A collector that looks for garbage among what is imported finds none, now and later.
+        # Imported modules contain no garbage, so the collector need not look at them, now or later.
         gc.disable()
-        # here, so that --help and wrong usage need neither BCC nor NumPy
+        # Imported here, so that --help and wrong usage need neither BCC nor NumPy.
         from agent.daemon import run as balance
 
         gc.freeze()
@@ -200,9 +200,9 @@ def run(path: Path, log_level: str, log_format: str, kernel_headers: bool) -> No
 def check(path: Path) -> None:
     """Check a configuration file and say what is wrong with it.
 
-    Needs neither root nor the interface, so it works on another host, too. What can be meant, but
-    often is not, is a warning: a VIP that this host itself has, a service without backends or
-    with all weights 0, a dsr backend in no network of this host.
+    Needs neither root nor the interface, so it works on another host, too. It warns of settings
+    that are valid but often a mistake: a VIP that this host itself has, a service without
+    backends or with all weights 0, a dsr backend in no network of this host.
     """
 
     def work() -> None:
@@ -225,9 +225,9 @@ def check(path: Path) -> None:
 @cli.command()
 @config_option
 def detach(path: Path) -> None:
-    """Take the balancer off: program, tables, recorded flows and VIP addresses.
+    """Remove the balancer: its program, tables, recorded flows and VIP addresses.
 
-    Needs the agent to be stopped. Traffic to the VIPs then reaches this host itself.
+    The agent must be stopped first. Traffic to the VIPs then reaches this host itself.
     """
 
     def work() -> None:
@@ -258,20 +258,20 @@ def detach(path: Path) -> None:
 @_log_level_option
 @_log_format_option
 def failover(path: Path, log_level: str, log_format: str) -> None:
-    """Have the VIPs on this node or leave them to another, until SIGTERM; SIGHUP reloads.
+    """Hold the VIPs on this node or leave them to another, until SIGTERM; SIGHUP reloads.
 
-    Runs beside `lb-agent run`, and goes on while that one restarts. When it ends, the VIPs are
-    off and another node takes over.
+    Runs beside `lb-agent run`, and goes on while that one restarts. When it ends, it removes the
+    VIPs and another node takes over.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is read yet that could be read again
-    # Later: VIPs that a killed process has left are taken off first.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
+    # SIGTERM is unblocked later: VIPs that a killed process has left must be removed first.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def work() -> None:
         from agent.failover.process.logwriter import LogWriter
         from agent.failover.process.realtime import claim
 
-        standing = claim()  # first: on a busy host the rest would take seconds
+        standing = claim()  # first, because the rest would take seconds on a busy host
         with LogWriter(sys.stderr) as stream:
             configure(LogLevel(log_level), LogFormat(log_format), stream)
             from agent.failover.process.clockwork import new_loop
@@ -293,7 +293,7 @@ def failover(path: Path, log_level: str, log_format: str) -> None:
 def decap(
     interface: str, vips: tuple[Address, ...], gue_port: int, senders: tuple[Network, ...]
 ) -> None:
-    """On a backend: take the outer header off what `ipip` and `gue` balancers send.
+    """On a backend: remove the outer header of packets from `ipip` and `gue` balancers.
 
     For kernels without a tunnel device. Stays until `ip link set dev NAME xdp off`. Without
     `--from`, anybody who reaches this host can send packets that seem to come from clients.
@@ -315,7 +315,7 @@ def decap(
 @cli.command()
 @_interfaces_option(
     "Where the balancers' packets come in: the network card, or for ipip and gue the tunnel "
-    "devices, as sy-ipip; repeatable."
+    "devices, such as sy-ipip; repeatable."
 )
 @click.option(
     "--vip", "vips", multiple=True, required=True, type=_Address(), help="A VIP; repeatable."
@@ -332,15 +332,15 @@ def decap(
     type=_Listen(),
     default=f"{ANYWHERE}:{COMPANION_PORT}",
     show_default=True,
-    help="Where balancers ask whether cookies are taken, and Prometheus for /metrics. There is no "
-    "authentication.",
+    help="Where balancers ask whether cookies are accepted, and where Prometheus reads /metrics. "
+    "There is no authentication.",
 )
 @click.option(
-    "--decap", is_flag=True, help="Also take the outer header off, as `lb-agent decap` does."
+    "--decap", is_flag=True, help="Also remove the outer header, as `lb-agent decap` does."
 )
 @_gue_port_option
 @_senders_option
-@click.option("--remove", is_flag=True, help="Undo what it has set up, and end.")
+@click.option("--remove", is_flag=True, help="Undo the setup, and exit.")
 @_log_level_option
 @_log_format_option
 def companion(
@@ -355,16 +355,16 @@ def companion(
     log_level: str,
     log_format: str,
 ) -> None:
-    """On a server of dsr, ipip or gue: take the SYN cookies that balancers have given.
+    """On a server of dsr, ipip or gue: accept the SYN cookies that balancers give.
 
-    Puts the VIPs on `lo` and keeps them there, and makes connections of the first ACK of clients
-    whose SYN a balancer has answered (`syn_cookies`). Needs Linux 6.8. What it has set up stays
-    when it ends.
+    Puts the VIPs on `lo` and keeps them there, and creates connections from the first ACK of
+    clients whose SYN a balancer has answered (`syn_cookies`). Needs Linux 6.8. Its setup stays
+    when it ends; `--remove` undoes it.
 
     Example: lb-agent companion --interface eth0 --vip 10.0.0.10
     """
     if senders and not decap:
-        raise click.UsageError("--from says whose tunnel packets --decap takes; add --decap")
+        raise click.UsageError("--from limits whose tunnel packets --decap accepts; add --decap")
     configure(LogLevel(log_level), LogFormat(log_format))
 
     def work() -> None:
@@ -411,7 +411,7 @@ def pass_(interfaces: tuple[str, ...]) -> None:
     default=("9119",),
     show_default=True,
     help="A port for HAProxy's agent check, on the same address; with GPUs, by number or uuid, "
-    "it speaks of the engine that runs on these. Repeatable.",
+    "it reports only on the engine that runs on these. Repeatable.",
 )
 @click.option(
     "--interval",
@@ -430,18 +430,18 @@ def node(
     log_level: str,
     log_format: str,
 ) -> None:
-    """On a GPU host: tell how its GPUs are, to Prometheus, Steelyard and HAProxy.
+    """On a GPU host: report the state of its GPUs to Prometheus, Steelyard and HAProxy.
 
-    Needs neither BPF nor root. Without a GPU it tells about the host.
+    Needs neither BPF nor root. Without a GPU it reports on the host.
 
     Example: lb-agent node --agent-check 9119 --agent-check 9120=0,1
     """
     configure(LogLevel(log_level), LogFormat(log_format))
 
     def work() -> None:
-        from agent.node.run import run as tell
+        from agent.node.run import run as report
 
-        asyncio.run(tell(Settings(*listen, checks, interval_s)))
+        asyncio.run(report(Settings(*listen, checks, interval_s)))
 
     guarded(work)
 
@@ -451,16 +451,18 @@ cli.add_command(rollback_check)
 
 
 def main() -> None:
-    """Entry point. When all is said and closed, the process ends at once: to take down the
-    interpreter's modules and objects one by one takes a fifth of what a start does.
+    """Run the command, then end the process without tearing down the interpreter.
+
+    By then all output is written and everything is closed. To take down the interpreter's modules
+    and objects one by one would take a fifth of the time that a start takes.
     """
     try:
         cli()
     except SystemExit as done:
         if done.code is not None and not isinstance(done.code, int):
-            raise  # a message, which the interpreter writes
+            raise  # the code is a message, which the interpreter writes
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it was closed
+            with contextlib.suppress(OSError, ValueError):  # the reader has gone, or it is closed
                 stream.flush()
         os._exit(done.code or 0)
 

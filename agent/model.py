@@ -1,4 +1,4 @@
-"""The words of the project as types: services, backends, checks and their states.
+"""Defines the terms of the project as types: services, backends, checks and their states.
 
 Everything here is a frozen value. Addresses are ``ipaddress`` objects, times are seconds.
 """
@@ -19,7 +19,7 @@ type Network = IPv4Network | IPv6Network
 ANY_PORT = 0
 MAX_WEIGHT = 1000
 MAX_PRIORITY = 7
-MAX_ZONE_PREFIXES = 65_536  # of clients, of each family
+MAX_ZONE_PREFIXES = 65_536  # client prefixes per address family
 MAX_LISTS = 30  # of addresses; as in bpf/include/abi.h
 GUE_PORT = 6080
 COMPANION_PORT = 9120  # TCP
@@ -49,12 +49,12 @@ class Forward(enum.Enum):
 
     @property
     def is_tunnel(self) -> bool:
-        """An outer header is put in front."""
+        """Whether packets get an outer header."""
         return self in (Forward.IPIP, Forward.GUE)
 
     @property
     def is_nat(self) -> bool:
-        """Addresses are rewritten, and answers come back through the balancer."""
+        """Whether addresses are rewritten, so that answers come back through the balancer."""
         return self in (Forward.NAT, Forward.FULLNAT)
 
 
@@ -77,7 +77,7 @@ class NoBackend(enum.Enum):
 
 
 class SynProtection(enum.Enum):
-    """Whether who begins a TCP connection has to show first that it is at its address."""
+    """Whether a client that begins a TCP connection first has to show that it is at its address."""
 
     OFF = "off"
     AUTO = "auto"  # while SYNs look like a flood
@@ -85,10 +85,10 @@ class SynProtection(enum.Enum):
 
 
 class GuardMode(enum.Enum):
-    """What becomes of packets from sources that are blocked, denied or not allowed."""
+    """What happens to packets from sources that are blocked, denied or not allowed."""
 
     ENFORCE = "enforce"
-    DRY_RUN = "dry-run"  # they are counted, and served
+    DRY_RUN = "dry-run"  # they are counted, but served
     OFF = "off"
 
 
@@ -101,7 +101,7 @@ class AdminState(enum.Enum):
 
 
 class Health(enum.Enum):
-    """What the checks see of a backend."""
+    """The result of a backend's health checks."""
 
     UNCHECKED = "unchecked"  # no check is configured
     CHECKING = "checking"  # no verdict yet
@@ -110,7 +110,7 @@ class Health(enum.Enum):
 
 
 class BackendState(enum.Enum):
-    """What a backend is for the data plane: the sum of admin state, health and reachability."""
+    """The state of a backend for the data plane, from admin state, health and reachability."""
 
     UP = "up"
     DRAIN = "drain"
@@ -122,7 +122,7 @@ class BackendState(enum.Enum):
 
 
 class ServiceState(enum.Enum):
-    """UP: all backends that should serve do; DEGRADED: some; DOWN: none."""
+    """UP: all backends that should serve do; DEGRADED: only some do; DOWN: none does."""
 
     UP = "up"
     DEGRADED = "degraded"
@@ -130,10 +130,10 @@ class ServiceState(enum.Enum):
 
 
 class Via(enum.Enum):
-    """What a health check asks besides the server's own address."""
+    """What a health check tests besides the server's own address."""
 
-    VIP = "vip"  # the VIP, by the way of clients' packets
-    HOST = "host"  # nothing
+    VIP = "vip"  # the VIP, by the path of clients' packets
+    HOST = "host"  # nothing else
 
 
 class CheckKind(enum.Enum):
@@ -143,7 +143,7 @@ class CheckKind(enum.Enum):
     TCP = "tcp"
     HTTP = "http"
     HTTPS = "https"
-    COMPLETION = "completion"  # an engine's token
+    COMPLETION = "completion"  # an engine must generate a token
     GRPC = "grpc"  # grpc.health.v1
     UDP = "udp"
     DNS = "dns"
@@ -152,7 +152,7 @@ class CheckKind(enum.Enum):
 
 
 class TelemetryKind(enum.Enum):
-    """What an engine's report is read from."""
+    """The source of an engine's report."""
 
     NONE = "none"
     VLLM = "vllm"
@@ -171,7 +171,7 @@ class TelemetryKind(enum.Enum):
 
 
 class NodeKind(enum.Enum):
-    """What the state of a backend's GPUs is read from."""
+    """The source of the state of a backend's GPUs."""
 
     NONE = "none"
     NODE_AGENT = "node-agent"  # `lb-agent node`
@@ -179,7 +179,7 @@ class NodeKind(enum.Enum):
 
 
 class ModelSource(enum.Enum):
-    """Which list tells what models a backend has loaded."""
+    """The list that shows which models a backend has loaded."""
 
     OPENAI = "openai"  # GET /v1/models
     OLLAMA = "ollama"  # GET /api/ps
@@ -209,13 +209,14 @@ class DownFlows(enum.Enum):
     AUTO = "auto"  # reset if its host is gone, kept if it answers
     KEEP = "keep"
     RESET = "reset"
-    REROUTE = "reroute"  # their packets go to others at once; silent ones are reset
+    REROUTE = "reroute"  # their packets go to other backends at once; silent flows are reset
 
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """How a backend's health is checked. ``port`` None: the service's own. ``method`` to
-    ``expect_status`` are for http and https, ``path`` for completion, too.
+    """How a backend's health is checked. ``port`` None: the service's port.
+
+    ``method`` to ``expect_status`` are for http and https; ``path`` is for completion, too.
     """
 
     kind: CheckKind = CheckKind.TCP
@@ -232,11 +233,11 @@ class HealthCheck:
     expect_status: tuple[tuple[int, int], ...] = ((200, 399),)  # inclusive ranges
     verify_tls: bool = True
     model: str | None = None  # completion; None: the first that the server lists
-    every_s: float = 30.0  # completion: between two of them, connections are opened
-    answer_within_s: float = 10.0  # completion: for its token
+    every_s: float = 30.0  # completion: interval; in between, a check only opens a connection
+    answer_within_s: float = 10.0  # completion: time limit for the token
     grpc_service: str = ""  # empty: the server as a whole
     send: str = ""  # tcp, udp: a text, or "hex:" and digits
-    expect: str | None = None  # tcp, udp: what a reply has in it, likewise; None: none is wanted
+    expect: str | None = None  # tcp, udp: what a reply must contain; None: no reply is needed
     query: str = "."  # dns: a name
     record: str = "SOA"  # dns: a type
     command: tuple[str, ...] = ()  # exec
@@ -268,15 +269,15 @@ class Backend:
     backup: bool = False  # gets new flows only when no other backend is usable
     quic_server_id: bytes | None = None
     priority: int = 0  # lower ones get new flows first, 0 to MAX_PRIORITY
-    zone: str | None = None  # where it is: clients of that zone are sent there first
+    zone: str | None = None  # where it is: clients of that zone are sent to it first
 
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
     """Where and how often the engine of each backend of a service is asked for its load.
 
-    ``port`` None: the port that health checks use. ``path`` None: the engine's usual one.
-    The expressions are for PROMETHEUS alone.
+    ``port`` None: the port that health checks use. ``path`` None: the engine's usual path.
+    ``running``, ``waiting`` and ``kv_usage`` are expressions for PROMETHEUS only.
     """
 
     kind: TelemetryKind = TelemetryKind.NONE
@@ -292,7 +293,7 @@ class Telemetry:
 
 @dataclass(frozen=True, slots=True)
 class NodeTelemetry:
-    """Where and how often the GPUs of each backend are asked about; port None: the usual one."""
+    """Where and how often the state of each backend's GPUs is read; port None: the usual port."""
 
     kind: NodeKind = NodeKind.NONE
     port: int | None = None
@@ -303,7 +304,7 @@ class NodeTelemetry:
 
 @dataclass(frozen=True, slots=True)
 class ModelLoaded:
-    """Only backends that have loaded this model get new flows; port None: as health checks."""
+    """Only backends that have loaded this model get new flows; port None: that of health checks."""
 
     name: str
     source: ModelSource = ModelSource.OPENAI
@@ -313,11 +314,11 @@ class ModelLoaded:
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A backend at which the share ``threshold`` of its clients' newest requests or connections
-    fail is ejected: it gets no new flows for ``eject_s`` (0: never), longer each time.
+    """A backend is ejected if the share ``threshold`` of its clients' newest requests or
+    connections fail: it gets no new flows for ``eject_s`` (0: never ejected), longer each time.
 
-    ``requests``: so many at least tell, in ``window_s`` at most. ``max_ejected``: the share of a
-    service's backends that may be ejected at once.
+    ``requests``: how many it takes to judge, within ``window_s``. ``max_ejected``: the share of a
+    service's backends that may be ejected at the same time.
     """
 
     eject_s: float = 30.0
@@ -329,16 +330,14 @@ class Outlier:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What clients of a service are promised: ``percentile`` % of its answers begin within
-    ``within_s`` seconds.
-    """
+    """An objective of a service: ``percentile`` % of its answers begin within ``within_s``."""
 
     percentile: int
     within_s: float
 
     @property
     def name(self) -> str:
-        """As the configuration calls it."""
+        """The objective's name in the configuration."""
         return f"first_byte_p{self.percentile}"
 
     @property
@@ -347,11 +346,11 @@ class Objective:
         return (100 - self.percentile) / 100
 
 
-PERCENTILES = (50, 90, 95, 99)  # that an objective can be about
+PERCENTILES = (50, 90, 95, 99)  # the percentiles that an objective can have
 
 
 class AffinityBy(enum.Enum):
-    """What names the home of a new flow."""
+    """What decides the home of a new flow."""
 
     NONE = "none"
     SOURCE = "source"  # the client's address
@@ -359,10 +358,10 @@ class AffinityBy(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Affinity:
-    """New flows of a client go home, where what its earlier requests left is, unless its home has
-    more to do than another backend by ``escape_bytes`` (None: by what the answers say).
+    """A client's new flows go to its home, where the caches of its earlier requests are.
 
-    ``prefix_bits``: of the client's address; None: all.
+    Exception: its home has ``escape_bytes`` more to do than another backend (None: the limit is
+    learned from the answers). ``prefix_bits``: how much of the client's address counts; None: all.
     """
 
     by: AffinityBy = AffinityBy.NONE
@@ -379,8 +378,8 @@ class Affinity:
 class Rebalance:
     """Idle flows of overloaded backends are reset, so that clients connect anew.
 
-    ``rate_per_s``: flows reset a second at most; 0: never. ``skew``: the busy connections of a
-    backend, beside the mean by weight, from which on it is overloaded.
+    ``rate_per_s``: the most flows to reset per second; 0: none. ``skew``: a backend is overloaded
+    if it has so many times the mean number of busy connections for its weight.
     """
 
     rate_per_s: float = 0.0
@@ -390,7 +389,7 @@ class Rebalance:
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """A place, and the clients that are near it: the longest prefix wins."""
+    """A zone, and the prefixes of the clients in it; the longest prefix wins."""
 
     name: str
     clients: tuple[Network, ...]
@@ -398,10 +397,10 @@ class Zone:
 
 @dataclass(frozen=True, slots=True)
 class AddressList:
-    """A named set of addresses: prefixes, and those that files hold.
+    """A named set of addresses: its prefixes, and those in its files.
 
-    A file is a text with a prefix on each line; or with ``column`` a CSV file, and of that the
-    rows whose column has one of the ``values``.
+    A file has a prefix on each line. With ``column`` it is a CSV file, of which only the rows count
+    that have one of the ``values`` in that column.
     """
 
     name: str
@@ -413,28 +412,28 @@ class AddressList:
 
 @dataclass(frozen=True, slots=True)
 class ServiceKey:
-    """What the packet path looks a service up by; ``port`` 0 is any port."""
+    """The key by which the packet path looks up a service; ``port`` 0 is any port."""
 
-    vip: Address  # of a prefix: its first address
-    port: int  # of a range: its first port
+    vip: Address  # for a prefix, its first address
+    port: int  # for a range, its first port
     protocol: Protocol
-    port_last: int | None = None  # of a range: its last port
-    vip_bits: int | None = None  # of a prefix: its length
+    port_last: int | None = None  # for a range, its last port
+    vip_bits: int | None = None  # for a prefix, its length
 
     @property
     def ports(self) -> str:
-        """As the operator writes it: ``80``, ``8000-8010`` or ``any``."""
+        """The ports as the operator writes them: ``80``, ``8000-8010`` or ``any``."""
         if self.port_last is not None:
             return f"{self.port}-{self.port_last}"
         return str(self.port or "any")
 
     @property
     def address(self) -> str:
-        """As the operator writes it: an address, or a prefix."""
+        """The VIP as the operator writes it: an address, or a prefix."""
         return str(self.vip) if self.vip_bits is None else f"{self.vip}/{self.vip_bits}"
 
     def holds(self, address: Address) -> bool:
-        """Whether it is the VIP, or one of the addresses of the prefix."""
+        """Return whether an address is the VIP, or is in its prefix."""
         if self.vip_bits is None or self.vip.version != address.version:
             return self.vip == address
         shift = self.vip.max_prefixlen - self.vip_bits
@@ -447,7 +446,7 @@ class ServiceKey:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many in a period; that many may also come at once."""
+    """So many events per period, which may also come all at once."""
 
     events: int
     period_s: float
@@ -461,8 +460,9 @@ RATE_PERIODS = {1.0: "s", 60.0: "m", 3600.0: "h"}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much may be asked of a service; None: no limit. A source is an IPv4 address or an IPv6
-    /64, a prefix a /24 or /48.
+    """The limits of a service; None: no limit.
+
+    A source is an IPv4 address or an IPv6 /64; a prefix is a /24 or /48.
     """
 
     new_flows_per_source: Rate | None = None
@@ -474,17 +474,17 @@ class Limits:
 
     @property
     def is_any(self) -> bool:
-        """Whether there is a limit at all."""
+        """Whether there is any limit."""
         return self != Limits()
 
     @property
     def on_new_flows(self) -> bool:
-        """Whether there is a rate of new flows."""
+        """Whether the rate of new flows is limited."""
         return any((self.new_flows_per_source, self.new_flows_per_prefix, self.new_flows))
 
     @property
     def on_what_is_held(self) -> bool:
-        """Whether there is a limit of what a source has open, or waiting."""
+        """Whether the open flows or the waiting bytes of a source are limited."""
         return not (self.open_flows_per_source is None and self.waiting_per_source is None)
 
 
@@ -498,31 +498,31 @@ class Service:
     scheduler: Scheduler = Scheduler.MAGLEV
     timeouts: Timeouts = TCP_TIMEOUTS
     down_flows: DownFlows = DownFlows.AUTO
-    reset_after_s: float = 5.0  # that a backend must be gone before its flows are reset
+    reset_after_s: float = 5.0  # how long a backend must be gone before its flows are reset
     health: HealthCheck = HealthCheck()
     backends: tuple[Backend, ...] = ()
     draws: int = 8  # least-load: backends compared, 2 to 8
     bytes_per_connection: int = 250  # least-load: waiting bytes that weigh as one connection
     count_waiting: bool = True  # tcp: count the request bytes that wait for their answer
-    source_bits: int | None = None  # source: of the client's address; None: all
-    source_bound: float = 1.25  # source: of the mean load that a backend may have; 0: no bound
+    source_bits: int | None = None  # source: bits of the client's address that count; None: all
+    source_bound: float = 1.25  # source: times the mean load a backend may have; 0: no bound
     slow_start_s: float = 0.0  # a backend that comes up reaches its weight in this time
     no_backend: NoBackend = NoBackend.DROP
-    panic: float = 0.0  # share of backends that are up, below which all get new flows
+    panic: float = 0.0  # if the share of backends that are up is less, all get new flows
     outlier: Outlier = Outlier()  # tcp
     slo: tuple[Objective, ...] = ()  # tcp; by percentile
     syn_protection: SynProtection = SynProtection.OFF  # tcp
-    syn_cookies: bool = False  # with syn_protection: servers run `lb-agent companion`
-    allow: tuple[str, ...] = ()  # lists of the sources that may begin a flow; none: all may
-    deny: tuple[str, ...] = ()  # lists of those that may not
+    syn_cookies: bool = False  # with syn_protection; its servers run `lb-agent companion`
+    allow: tuple[str, ...] = ()  # lists of the sources that may begin a flow; empty: all may
+    deny: tuple[str, ...] = ()  # lists of the sources that may not
     limits: Limits = Limits()
     guard: GuardMode = GuardMode.ENFORCE
     quic_id_bytes: int | None = None  # udp: length of the server id in QUIC connection ids
     telemetry: Telemetry = Telemetry()
     node: NodeTelemetry = NodeTelemetry()
     model: ModelLoaded | None = None
-    learn_speed: bool = True  # least-load of tcp: weights follow how fast backends answer
-    affinity: Affinity = Affinity()  # least-load of tcp
+    learn_speed: bool = True  # least-load with tcp: weights follow how fast backends answer
+    affinity: Affinity = Affinity()  # least-load with tcp
     rtt_per_connection_s: float = 0.0  # round trip that weighs as one connection; 0: none does
     rebalance: Rebalance = Rebalance()
 
@@ -534,7 +534,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Nat:
-    """Source addresses and ports of fullnat; no addresses: the one the kernel would send from."""
+    """Source addresses and ports of fullnat; no addresses: the one that the kernel would use."""
 
     sources_v4: tuple[IPv4Address, ...] = ()
     sources_v6: tuple[IPv6Address, ...] = ()
@@ -550,13 +550,13 @@ class Tables:
     services: int = 128
     backends: int = 4096
     ring_slots: int = 65_537  # slots of one ring, prime
-    zone_rings: int = 64  # rings for clients of a zone, of all services together
-    nat_blocks: int = 32  # fullnat: of ports, one for each source and server
-    guard_nodes: int = 131_072  # of the trees of blocks and lists, 64 bytes each
+    zone_rings: int = 64  # rings for the clients of zones, for all services together
+    nat_blocks: int = 32  # fullnat: blocks of ports, one for each source and server
+    guard_nodes: int = 131_072  # nodes of the trees of blocks and lists, 64 bytes each
 
 
 class BackendMetrics(enum.Enum):
-    """Which metrics there are of each single backend."""
+    """Which metrics are exported for each single backend."""
 
     ALL = "all"
     BASIC = "basic"
@@ -565,10 +565,10 @@ class BackendMetrics(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StatusPage:
-    """Where browsers find the status page; ``listen`` None: nowhere.
+    """Where browsers find the status page; ``listen`` None: it is not served.
 
-    ``token_file``: of the password that it asks for; ``certificate`` and ``key_file``: of its TLS.
-    None: without.
+    ``token_file``: the file with the password that it asks for; None: no password.
+    ``certificate`` and ``key_file``: the files for TLS; None: no TLS.
     """
 
     listen: tuple[str, int] | None = None
@@ -579,11 +579,11 @@ class StatusPage:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole configuration, valid by construction of ``agent.config``."""
+    """A whole configuration; ``agent.config`` ensures that it is valid."""
 
     name: str
     interface: str
-    backend_interfaces: tuple[str, ...] = ()  # more interfaces on which packets come in
+    backend_interfaces: tuple[str, ...] = ()  # further interfaces on which packets come in
     hook: Hook = Hook.AUTO
     socket: Path = Path("/run/steelyard/agent.sock")
     socket_group: str | None = None
@@ -596,8 +596,8 @@ class Config:
     tunnel_source_v4: IPv4Address | None = None
     tunnel_source_v6: IPv6Address | None = None
     gue_port: int = GUE_PORT  # UDP destination port
-    companion_key_file: Path | None = None  # of SYN cookies
-    companion_port: int = COMPANION_PORT  # of servers, where `lb-agent companion` answers
+    companion_key_file: Path | None = None  # the file with the key of SYN cookies
+    companion_port: int = COMPANION_PORT  # the port on servers where `lb-agent companion` answers
     nat: Nat = field(default_factory=Nat)
     kernel_headers: KernelHeaders = KernelHeaders.SHIPPED
     tables: Tables = field(default_factory=Tables)
@@ -608,16 +608,16 @@ class Config:
 
     @property
     def interfaces(self) -> tuple[str, ...]:
-        """All that get the program; the first has the VIPs."""
+        """All interfaces that get the program; the first one has the VIPs."""
         return (self.interface, *self.backend_interfaces)
 
 
 @dataclass(frozen=True, slots=True)
 class HealthStatus:
-    """Health of one backend, why, and since when (seconds since the epoch).
+    """The health of one backend, the reason, and since when (seconds since the epoch).
 
     ``silent``: the last check failed, and nothing at all came back from the server's host.
-    ``certificate_until``: the end of the last certificate that was seen and accepted.
+    ``certificate_until``: the expiry of the last certificate that was seen and accepted.
     """
 
     health: Health
@@ -632,10 +632,10 @@ class HealthStatus:
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """Where packets for an address go: the MAC of the next hop, and out of which interface.
+    """Where packets for an address go: the MAC of the next hop, and the interface to send on.
 
-    ``on_link`` says that the address itself is on the segment (what dsr needs).
-    ``mac`` None: not resolved, ``reason`` says why. ``ours``: because of this host's interface.
+    ``on_link``: the address itself is on the segment, as dsr needs. ``mac`` None: not resolved,
+    and ``reason`` says why. ``ours``: that is because of this host's interface.
     """
 
     address: Address
@@ -651,8 +651,10 @@ class NextHop:
 
 
 class BackendRef(NamedTuple):
-    """Names one backend of one service. A tuple: it is the key of most that the agent knows, and
-    tuples are hashed and compared without the interpreter.
+    """Names one backend of one service.
+
+    It is a tuple because it is the key of most of the agent's mappings, and tuples are hashed and
+    compared without the interpreter.
     """
 
     service: str

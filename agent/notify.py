@@ -1,4 +1,4 @@
-"""Owns what the service manager is told: systemd's notification protocol, without libsystemd.
+"""Owns the notifications to the service manager: systemd's protocol, without libsystemd.
 
 See sd_notify(3). Without NOTIFY_SOCKET every call does nothing.
 """
@@ -22,9 +22,9 @@ _SEND_TIMEOUT_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Where to send notifications; ``watchdog_s`` None: no watchdog waits for ours.
+    """Where to send notifications; ``watchdog_s``: the watchdog's timeout, None: no watchdog.
 
-    ``patience_s``: how long a manager that does not read is waited for.
+    ``patience_s``: how long to wait for a manager that does not read.
     """
 
     address: str | None = None
@@ -33,34 +33,34 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], pid: int) -> Self:
-        """The notifier that the service manager of process ``pid`` asks for."""
+        """Return the notifier that the service manager of process ``pid`` has configured."""
         return cls(environ.get("NOTIFY_SOCKET") or None, _watchdog_s(environ, pid))
 
     @property
     def watchdog_interval_s(self) -> float | None:
-        """How often to call ``watchdog``: half of what the manager waits."""
+        """How often to call ``watchdog``: half of the manager's timeout."""
         return None if self.watchdog_s is None else self.watchdog_s / 2
 
     def ready(self, status: str = "") -> None:
-        """Started, or done with reloading."""
+        """Notify that the start or a reload is complete."""
         self._send("READY=1", *_status(status))
 
     def reloading(self, status: str = "") -> None:
-        """A reload began; ``ready`` ends it."""
-        # Type=notify-reload takes only a READY that is younger than this.
+        """Notify that a reload has begun; ``ready`` ends it."""
+        # Type=notify-reload accepts only a READY that is newer than this.
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={now_us}", *_status(status))
 
     def stopping(self, status: str = "") -> None:
-        """Shutting down in good order."""
+        """Notify that the agent is shutting down in good order."""
         self._send("STOPPING=1", *_status(status))
 
     def watchdog(self) -> None:
-        """Still alive."""
+        """Notify that the agent is still alive."""
         self._send("WATCHDOG=1")
 
     def status(self, status: str) -> None:
-        """One line for ``systemctl status``."""
+        """Set the line that ``systemctl status`` shows."""
         self._send(*_status(status))
 
     def _send(self, *assignments: str) -> None:
@@ -71,12 +71,12 @@ class Notifier:
                 sock.settimeout(self.patience_s)
                 sock.sendto("\n".join(assignments).encode(), _socket_address(self.address))
         except OSError as error:
-            # Balancing matters more than telling about it.
+            # Balancing matters more than notifications, so this is not raised.
             log.warning("notify_failed", socket=self.address, error=str(error))
 
 
 async def feed_watchdog(notifier: Notifier) -> None:
-    """Tell the service manager that the event loop runs, for as long as it does."""
+    """Feed the service manager's watchdog for as long as the event loop runs."""
     interval = notifier.watchdog_interval_s
     while interval is not None:
         notifier.watchdog()

@@ -1,9 +1,10 @@
 """Owns the watch over long-lived connections: how skewed services are, and the resets.
 
-After each survey the skews are read; where a service wants it, idle connections of overloaded
-backends are closed in the tables, their backends are told by a frame, and their clients are made
-to say where they stand. What a client says reaches the backend, which does not know the connection
-any more and answers with an RST that is exact.
+After each survey the skews are read. If a service is configured for it, idle connections of
+overloaded backends are closed in the tables, each backend gets a reset frame for them, and each
+client gets a probe that makes it send an ACK with its sequence numbers. The ACK reaches the
+backend, which no longer knows the connection and answers with an RST that has exactly the right
+numbers.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from agent.state.zones import has_levels
 
 log = get_logger()
 
-HOTTEST = 3  # flows that are named
-TELLINGS = 3  # in as many surveys; frames and probes can get lost
+HOTTEST = 3  # flows named in the log
+SEND_TIMES = 3  # sends of each notice, one per survey, because frames and probes can get lost
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """A closed flow whose ends have been told so many times."""
+class _Notice:
+    """A closed flow, whose two ends have been sent a notice so many times."""
 
     flow: IdleFlow
     frame: Frame
@@ -43,7 +44,10 @@ class _Told:
 
 
 class Rebalancer:
-    """Give it every survey, in the thread that writes the tables."""
+    """Follows the skews, and resets idle flows.
+
+    Call ``take`` with every survey, in the thread that writes the tables.
+    """
 
     def __init__(self, dataplane: Dataplane) -> None:
         self._dataplane = dataplane
@@ -54,15 +58,15 @@ class Rebalancer:
         )
         self._lasting: dict[str, Lasting] = {}
         self._budgets: dict[str, Budget] = {}
-        self._told: list[_Told] = []
+        self._notices: list[_Notice] = []
         self._problem = ""
-        self.skews: Mapping[str, Skew | None] = {}  # by service; None: too few to say
-        self.resets: Counter[BackendRef] = Counter()  # since the agent began
+        self.skews: Mapping[str, Skew | None] = {}  # by service; None: too few to tell
+        self.resets: Counter[BackendRef] = Counter()  # since the agent started
 
     async def take(self, situation: Situation, found: Survey, now: float) -> None:
-        """Read the skews of a survey and do what follows; ``now`` only goes forward."""
+        """Read the skews of a survey and act on them; ``now`` only goes forward."""
         services, known = situation.config.services, situation.roster
-        busy = known.services_of(found.live[known.ids] > 0)  # others have nothing to be uneven
+        busy = known.services_of(found.live[known.ids] > 0)  # others have no connections
         standings = {
             one.name: standings_of(situation, one, found) for one in services if one.name in busy
         }
@@ -73,17 +77,17 @@ class Rebalancer:
             _log_turn(turn, await self._hottest(situation, turn))
         wanted = self._wanted(situation, standings, now)
         chosen = await asyncio.to_thread(self._choose, situation, wanted) if wanted else ()
-        if not chosen and not self._told:
+        if not chosen and not self._notices:
             return
         try:
             with RawSender() as sender:
-                self._tell_again(sender)
+                self._send_again(sender)
                 self._reset(sender, chosen)
         except (SteelyardError, OSError) as error:
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        """Once in a row: the next survey tries again."""
+        """Log a problem once while it lasts; the next survey tries again."""
         if str(error) != self._problem:
             log.error("connections cannot be reset", problem=str(error))
         self._problem = str(error)
@@ -91,7 +95,7 @@ class Rebalancer:
     def _wanted(
         self, situation: Situation, standings: Mapping[str, tuple[Standing, ...]], now: float
     ) -> dict[int, Wanted]:
-        """By backend id: how many flows may be reset now."""
+        """Return, by backend id, how many flows may be reset now."""
         budgets, wanted = {}, {}
         for service in situation.config.services:
             if not rebalances(service):
@@ -117,25 +121,32 @@ class Rebalancer:
             service = flow.view.service
             self._budgets[service] = self._budgets[service].spent(1)
             self.resets[flow.ref] += 1
-            told = _Told(flow, frame, 1)
-            self._told.append(told)
-            self._tell(sender, told)
+            notice = _Notice(flow, frame, 1)
+            self._notices.append(notice)
+            self._send(sender, notice)
 
-    def _tell_again(self, sender: RawSender) -> None:
-        """Whoever has not heard hears it now; from who has heard, nothing changes."""
-        left = [told for told in self._told if self._closer.is_left(told.flow)]
-        again = [_Told(told.flow, told.frame, told.times + 1) for told in left]
-        self._told = [told for told in again if told.times < TELLINGS]
-        for told in again:
-            self._tell(sender, told)
+    def _send_again(self, sender: RawSender) -> None:
+        """Send again to both ends of flows whose client has sent nothing since.
 
-    def _tell(self, sender: RawSender, told: _Told) -> None:
-        """The backend, which must have heard when the client's word arrives; and the client."""
+        An end that has received it before ignores it.
+        """
+        left = [notice for notice in self._notices if self._closer.is_left(notice.flow)]
+        again = [_Notice(notice.flow, notice.frame, notice.times + 1) for notice in left]
+        self._notices = [notice for notice in again if notice.times < SEND_TIMES]
+        for notice in again:
+            self._send(sender, notice)
+
+    def _send(self, sender: RawSender, notice: _Notice) -> None:
+        """Send the frame to the backend and the probe to the client.
+
+        The backend is first, because it must have closed the connection when the client's ACK
+        arrives.
+        """
         try:
-            sender.frame(told.frame.ifindex, told.frame.data)
-            sender.packet(told.flow.view.tuple5.client, told.flow.probe().packet())
+            sender.frame(notice.frame.ifindex, notice.frame.data)
+            sender.packet(notice.flow.view.tuple5.client, notice.flow.probe().packet())
         except SteelyardError as error:
-            self._failed(error)  # of this client alone, it may be
+            self._failed(error)  # perhaps only for this client
         else:
             self._problem = ""
 
@@ -147,7 +158,7 @@ class Rebalancer:
 
 
 def standings_of(situation: Situation, service: Service, found: Survey) -> tuple[Standing, ...]:
-    """What the backends of a service have, by the newest survey."""
+    """Return the parts that a service's backends have, according to the newest survey."""
     standings = []
     for backend in service.backends:
         ident = situation.ids.backend_id(service, backend)
@@ -159,7 +170,7 @@ def standings_of(situation: Situation, service: Service, found: Survey) -> tuple
 
 
 def hottest(dataplane: Dataplane, names: Names, ref: BackendRef) -> tuple[FlowView, ...]:
-    """The flows that keep a backend busy most."""
+    """Return the flows that keep a backend busiest."""
     query = FlowQuery(service=ref.service, backend=ref.backend, limit=HOTTEST, hottest=True)
     jiffies = dataplane.now_jiffies()
     page = query_flows(dataplane.tables, names, query, dataplane.keys, dataplane.clock, jiffies)
@@ -167,7 +178,7 @@ def hottest(dataplane: Dataplane, names: Names, ref: BackendRef) -> tuple[FlowVi
 
 
 def flow_words(flow: FlowView) -> str:
-    """A hot flow in few words, for the log."""
+    """Describe a hot flow briefly, for the log."""
     five = flow.tuple5
     client = f"[{five.client}]" if five.client.version == 6 else str(five.client)
     text = f"{client}:{five.client_port} open for {flow.age_s:.0f} s"

@@ -1,5 +1,7 @@
-"""Owns the end of flows that cannot go on: of dead and removed backends, and those that expire in
-nat and fullnat. Each end that is known is told, so that nobody waits for what cannot come.
+"""Owns the reset of flows that cannot go on: those of dead and removed backends, and those that
+expire in nat and fullnat.
+
+Both ends of a flow are sent a reset, as far as they are known, so that neither waits in vain.
 """
 
 from __future__ import annotations
@@ -28,27 +30,28 @@ from agent.state.situation import Situation
 
 log = get_logger()
 
-# At most so many flows are told of at a time, which takes some milliseconds, and then a pause:
-# some thousands a second. Ended at once are more: that is only a store each.
-TOLD_AT_ONCE = 32
-TELL_PAUSE_S = 0.008
+# Resets are sent for so many flows at a time, which takes some milliseconds, and then there is a
+# pause: some thousands a second. More flows are ended at a time, because that is only a store each.
+SENT_AT_ONCE = 32
+SEND_PAUSE_S = 0.008
 ENDED_AT_ONCE = 2048
-TELLINGS = 3  # packets can get lost
-TELL_AGAIN_S = 1.0
+SEND_TIMES = 3  # how many times resets are sent, because packets can get lost
+SEND_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Telling:
+class _Notice:
     ended: Ended
     times: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Mine:
-    """Which flows are this node's to end: another balancer may serve them, and know better.
+class Ownership:
+    """Which flows this node may end: others may be served by another balancer, which knows better.
 
-    ``serves``: whether clients of a service come here. ``others``: of flows that this node is one
-    of several to serve, those that another one has told of and that have had no packet here.
+    ``serves``: returns whether clients of a service come to this node. ``others``: if several nodes
+    serve clients at the same time, flags the flows that another node has sent and that have had
+    no packet here.
     """
 
     serves: Callable[[Service], bool]
@@ -56,18 +59,21 @@ class Mine:
 
 
 class Resetter:
-    """Its methods are for the thread that writes the tables; ``run`` tells the ends."""
+    """Ends flows, in the thread that writes the tables; its task ``run`` sends the resets."""
 
-    def __init__(self, dataplane: Dataplane, mine: Mine) -> None:
+    def __init__(self, dataplane: Dataplane, ownership: Ownership) -> None:
         self._dataplane = dataplane
-        self._mine = mine
+        self._ownership = ownership
         self._deaths = deaths.NOBODY
-        self._tellings: asyncio.Queue[_Telling] = asyncio.Queue()
+        self._notices: asyncio.Queue[_Notice] = asyncio.Queue()
         self._problem = ""
-        self.resets: Counter[BackendRef] = Counter()  # since the agent began
+        self.resets: Counter[BackendRef] = Counter()  # since the agent started
 
     async def take(self, now: Situation, found: Survey, now_s: float) -> None:
-        """After each survey, and before what has expired is swept."""
+        """End the flows of dead backends, and expired flows.
+
+        Call this after each survey, before expired flows are swept.
+        """
         before = self._deaths
         self._deaths = deaths.follow(before, now.config, now.health, now.hops, now.verdicts, now_s)
         await self._end_expired(now, found)
@@ -79,12 +85,14 @@ class Resetter:
                 self._say(names, Counter({ident: count}), f"the backend is down: {why}")
 
     def _dead(self, now: Situation, found: Survey, before: deaths.Deaths) -> frozenset[int]:
-        """The ids of dead backends that have open flows, or may have some of which only the end
-        is to come.
+        """Return the ids of dead backends that have open flows, or have become due just now.
+
+        A backend that is newly due may also have closing flows, which do not count as open but
+        whose clients still await an answer.
         """
         dead = set()
         for service in now.config.services:
-            for backend in service.backends if self._mine.serves(service) else ():
+            for backend in service.backends if self._ownership.serves(service) else ():
                 ref = BackendRef(service.name, backend.name)
                 ident = now.ids.backend_id(service, backend)
                 if ref in self._deaths.due and (ref not in before.due or found.live[ident]):
@@ -92,9 +100,10 @@ class Resetter:
         return frozenset(dead)
 
     async def remove(self, now: Situation, new: Config) -> Mapping[BackendRef, int]:
-        """Before backends go from the tables, and again after it, for what came meanwhile: reset
-        what cannot go on without them, the flows of nat and fullnat. How many, by backend.
-        ``now`` is from before.
+        """Reset the flows of removed backends that cannot go on without them: nat and fullnat.
+
+        Call this before the backends are removed from the tables, and again afterwards for flows
+        that came in between; ``now`` is the situation before. Returns how many, by backend.
         """
         changed = [s for s in come_and_gone(now.config, new)[1] if s.forward.is_nat]
         if not changed:
@@ -105,7 +114,7 @@ class Resetter:
             for service in changed
             for backend in service.backends
             if left.get(member_of(service, backend)) is not service.forward
-            and self._mine.serves(service)
+            and self._ownership.serves(service)
         }
         if not gone:
             return {}
@@ -114,7 +123,10 @@ class Resetter:
         return self._say(names, done, "the backend was removed")
 
     async def end_blocked(self, now: Situation) -> Mapping[BackendRef, int]:
-        """End the flows of clients that are blocked, where that counts. How many, by backend."""
+        """End the flows of blocked clients, in services that enforce blocks.
+
+        Returns how many, by backend.
+        """
         refusing = {
             now.ids.service_id(service)
             for service in now.config.services
@@ -125,30 +137,30 @@ class Resetter:
         flows = await asyncio.to_thread(ending.of_blocked, tables, refusing)
         return self._say(names, await self._end(names, flows), "the client is blocked")
 
-    def tell(self, ended: Ended) -> None:
-        """Have the ends of these flows told."""
-        self._tellings.put_nowait(_Telling(ended))
+    def announce(self, ended: Ended) -> None:
+        """Queue flows that were ended, so that resets are sent to both ends."""
+        self._notices.put_nowait(_Notice(ended))
 
     async def run(self) -> None:
-        """Tell the ends of what was ended, a bounded number a second."""
+        """Send the resets of ended flows, for a bounded number per second, for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            telling = await self._tellings.get()
+            notice = await self._notices.get()
             try:
                 with RawSender() as sender:
-                    for first in range(0, len(telling.ended), TOLD_AT_ONCE):
-                        self._tell(sender, telling.ended.those(slice(first, first + TOLD_AT_ONCE)))
-                        await asyncio.sleep(TELL_PAUSE_S)
+                    for first in range(0, len(notice.ended), SENT_AT_ONCE):
+                        self._send(sender, notice.ended.those(slice(first, first + SENT_AT_ONCE)))
+                        await asyncio.sleep(SEND_PAUSE_S)
             except (NetworkError, OSError) as error:
                 self._failed(error)
             except Exception:  # this task's root
                 log.exception("flows could not be reset")
-            if telling.times + 1 < TELLINGS:
-                again = _Telling(telling.ended, telling.times + 1)
-                loop.call_later(TELL_AGAIN_S, self._tellings.put_nowait, again)
+            if notice.times + 1 < SEND_TIMES:
+                again = _Notice(notice.ended, notice.times + 1)
+                loop.call_later(SEND_AGAIN_S, self._notices.put_nowait, again)
 
     async def _end_expired(self, now: Situation, found: Survey) -> None:
-        ours = [now.ids.service_id(s) for s in now.config.services if self._mine.serves(s)]
+        ours = [now.ids.service_id(s) for s in now.config.services if self._ownership.serves(s)]
         flows = ending.expired(self._dataplane.tables, found, np.array(ours, dtype=np.int64))
         if len(flows):
             names = names_of(now)
@@ -164,17 +176,17 @@ class Resetter:
         )
 
     async def _end(self, names: Names, flows: Flows) -> Counter[int]:
-        """End flows; how many of each backend."""
+        """End flows; return how many, by backend id."""
         plane, done = self._dataplane, Counter[int]()
         flows = await asyncio.to_thread(ending.whole_tcp, plane.tables, flows, names, plane.keys)
-        others = self._mine.others(flows.slots, flows.words)
+        others = self._ownership.others(flows.slots, flows.words)
         if others is not None:
             flows = flows.those(~others)
         for first in range(0, len(flows), ENDED_AT_ONCE):
             part = flows.those(slice(first, first + ENDED_AT_ONCE))
             ended = ending.end(plane.tables, part, plane.now_jiffies() >> plane.clock.shift)
             done.update(ended.by_backend())
-            self.tell(ended)
+            self.announce(ended)
             await asyncio.sleep(0)
         return done
 
@@ -185,17 +197,17 @@ class Resetter:
             log.warning("flows reset", backend=str(ref), flows=count, why=why)
         return found
 
-    def _tell(self, sender: RawSender, ended: Ended) -> None:
+    def _send(self, sender: RawSender, ended: Ended) -> None:
         for segment in ending.segments(self._dataplane.tables, ended):
             try:
                 sender.packet(segment.to, segment.packet())
             except NetworkError as error:
-                self._failed(error)  # of this end alone, it may be
+                self._failed(error)  # perhaps only for this end
             else:
                 self._problem = ""
 
     def _failed(self, error: Exception) -> None:
-        """Once in a row."""
+        """Log a problem once while it lasts."""
         if str(error) != self._problem:
             log.error("connections cannot be reset", problem=str(error))
         self._problem = str(error)

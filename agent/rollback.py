@@ -1,4 +1,4 @@
-"""Decides what going back to a former release costs, before anybody does it."""
+"""Decides what a return to a former release would cost, before it is done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agent.dataplane.tables import SharedTables, boot_settings, fits_pinned
 from agent.errors import DataplaneError
 from agent.model import Config, Forward, Scheduler
 
-# Where the packet alone tells the backend, a flow without its record goes where it went.
+# These pick the backend by the packet alone, so a flow without its record stays on its backend.
 _BY_PACKET = (Scheduler.MAGLEV, Scheduler.SOURCE)
 
 type Kind = tuple[Forward, Scheduler]
@@ -25,7 +25,9 @@ type Kind = tuple[Forward, Scheduler]
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A release as its files tell: its tables, and whether it takes over those of another ABI."""
+    """A release, as found in its files: the ABI of its tables, and whether it carries over those
+    of another ABI.
+    """
 
     abi: int
     carries: bool
@@ -33,20 +35,20 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Open connections by what becomes of them, and why, a line for each kind."""
+    """How many open connections are affected and how, with a line for each kind."""
 
     reset: int
-    moved: int  # they are given a backend anew, and are reset if it is another one
+    moved: int  # they get a new pick, and are reset if that is another backend
     lines: tuple[str, ...]
 
     @property
     def is_free(self) -> bool:
-        """No connection can notice."""
+        """Whether no connection can be affected."""
         return not self.reset and not self.moved
 
 
 def release_at(folder: Path) -> Release:
-    """The release in a checkout, or in the folder of an installation's Python packages."""
+    """Return the release in a checkout, or in the folder of an installation's Python packages."""
     path = folder / "agent" / "dataplane" / "abi.py"
     try:
         match = re.search(r"^ABI_VERSION = (\d+)$", path.read_text(), re.MULTILINE)
@@ -59,20 +61,20 @@ def release_at(folder: Path) -> Release:
 
 def _no_release(folder: Path, why: str) -> DataplaneError:
     return DataplaneError(
-        f"no release of Steelyard is there: {why}",
+        f"no release of Steelyard found: {why}",
         where=str(folder),
         remedy="name a checkout of the former release, made with `git worktree add FOLDER VERSION`",
     )
 
 
 def open_flows(config: Config) -> Counter[Kind]:
-    """The open flows of an instance, by how they are forwarded and scheduled."""
+    """Count the open flows of an instance, by how they are forwarded and scheduled."""
     pins, size = pins_of(config.name), sizes(config.tables, possible_cpus(), config.nat)
     if pins.last_program is None or not fits_pinned(pins, size):
         raise DataplaneError(
             "this release is not balancing with these tables",
             where=str(pins.folder),
-            remedy="ask before you go back, with the configuration that is in use",
+            remedy="run this before you go back, with the configuration that is in use",
         )
     tables = SharedTables(pins, size)
     clock = JiffiesClock()
@@ -89,7 +91,7 @@ def _none() -> Never:
 
 
 def count(tables: SharedTables, live: survey.Counts) -> Counter[Kind]:
-    """``live``: open flows by backend id."""
+    """Count the open flows by how they are forwarded and scheduled; ``live``: by backend id."""
     held = contents.read(tables)
     schedulers = {entry.id: entry.scheduler for entry in held.services.values()}
     found: Counter[Kind] = Counter()
@@ -101,7 +103,7 @@ def count(tables: SharedTables, live: survey.Counts) -> Counter[Kind]:
 
 
 def cost(to: Release, flows: Mapping[Kind, int], running: int = abi.ABI_VERSION) -> Cost:
-    """What becomes of these flows when a release takes the place of the running one."""
+    """Return what happens to these flows when a release replaces the running one."""
     if to.abi == running or to.carries:
         how = "its tables are the same" if to.abi == running else "it carries them over"
         return Cost(0, 0, (f"{sum(flows.values())} open connections go on: {how}",))
@@ -119,9 +121,9 @@ def _lines(flows: Mapping[Kind, int]) -> Iterator[str]:
         if forward.is_nat:
             fate = "are reset: only the tables know their backend and their addresses"
         elif scheduler in _BY_PACKET:
-            fate = "stay, but for those of backends that are down, draining or weighted anew"
+            fate = "stay, except on backends that are down, draining or have a new weight"
         else:
-            fate = "are given a backend anew, and are reset where it is another one"
+            fate = "get a new pick, and are reset if that is another backend"
         yield f"{number} of {forward.value} with {scheduler.value} {fate}"
 
 

@@ -1,7 +1,7 @@
-"""Attaches classic BPF to sockets: what a filter refuses costs the process nothing.
+"""Attaches classic BPF to sockets: packets that the filter refuses cost the process nothing.
 
 Steps are as in linux/filter.h: a code, how many steps to jump if a test is true and if it is false,
-and an operand. Offsets are from where the socket's data begin.
+and an operand. Offsets are from the start of the socket's data.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from collections.abc import Iterable
 
 type Step = tuple[int, int, int, int]
 
-# Loads of a byte, of two, of two at the index; of the length of an IPv4 header into the index.
+# Load a byte; load two bytes; load two bytes relative to the index register; load the length of the
+# IPv4 header into the index register.
 LD_B, LD_H, LD_H_X, LDX_LENGTH = 0x30, 0x28, 0x48, 0xB1
-# Jumps, by what the value is to the operand: equal, more, as much or more, with bits in common.
+# Jump if the value equals the operand; is greater; is greater or equal; has bits in common with it.
 JEQ, JGT, JGE, JSET = 0x15, 0x25, 0x35, 0x45
-RET = 0x06  # with so many bytes of the packet; 0: it is refused
+RET = 0x06  # accept so many bytes of the packet; 0: refuse it
 
 _SO_ATTACH_FILTER = 26  # the socket module does not name it
 _STEP = struct.Struct("@HBBI")
 
 
 def attach(to: socket.socket, steps: Iterable[Step]) -> None:
-    """From now on the socket gets only what these steps accept. Raises OSError."""
+    """Make the socket receive only what these steps accept from now on. Raises OSError."""
     code = b"".join(_STEP.pack(*step) for step in steps)
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // _STEP.size, ctypes.addressof(buffer))

@@ -1,4 +1,4 @@
-"""Gives what an instance has left, under its former name, to the name that it has now."""
+"""Moves what an instance has left under its former name to its new name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ _STATE = (
 
 
 def take_over(config: Config, former: str) -> None:
-    """The program, its tables with the recorded flows, the guard and the state files. Nothing
-    changes for packets. Raises SteelyardError if an agent runs, or the new name has tables.
+    """Move the program, its tables with the recorded flows, the guard and the state files.
+
+    Nothing changes for packets. Raises SteelyardError if an agent runs, or if the new name has
+    tables already.
     """
     own = InstanceLocks(config.name, *config.interfaces)
     try:
@@ -42,20 +44,20 @@ def take_over(config: Config, former: str) -> None:
 
 
 def move_tables(former: str, name: str, root: Path = BPFFS) -> None:
-    """All that is pinned of an instance, of whatever ABI; programs learn the new name."""
+    """Move all that an instance has pinned, of any ABI, and give its programs the new name."""
     source, target = (pins_of(one, root).folder.parent for one in (former, name))
     if not source.is_dir():
-        there = ", ".join(sorted(folder.name for folder in source.parent.glob("*/"))) or "none"
+        names = ", ".join(sorted(folder.name for folder in source.parent.glob("*/"))) or "none"
         raise DataplaneError(
             f"no instance {former!r} has left anything on this host",
             where=str(source),
-            remedy=f"choose one of: {there}",
+            remedy=f"choose one of: {names}",
         )
     if target.exists():
         raise DataplaneError(
-            f"the instance {name!r} has tables of its own",
+            f"the instance {name!r} already has tables of its own",
             where=str(target),
-            remedy="`lb-agent detach` gives them up, with their recorded flows",
+            remedy="`lb-agent detach` removes them, with their recorded flows",
         )
     source.rename(target)
     for folder in target.glob("abi*/"):

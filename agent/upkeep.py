@@ -1,4 +1,4 @@
-"""The commands of ``lb-agent`` for a host where something changes: a name, a release."""
+"""Defines the commands of ``lb-agent`` for a change of an instance's name or of the release."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from agent.clitools import config_option, guarded
     "--from", "former", required=True, metavar="NAME", help="The name that the instance had."
 )
 def take_over(path: Path, former: str) -> None:
-    """Go on under another name, after `name:` has changed in the configuration.
+    """Continue under another name after `name:` has changed in the configuration.
 
     The program, its tables with the recorded flows, and the state files pass to the new name; no
-    connection notices. Needs the agent to be stopped; start it afterwards.
+    connection is affected. Stop the agent first, and start it afterwards.
 
     Example: lb-agent take-over --from default
     """
@@ -48,7 +48,7 @@ def take_over(path: Path, former: str) -> None:
     help="A checkout of the former release.",
 )
 def rollback_check(path: Path, folder: Path) -> None:
-    """Say which open connections going back to a former release would cost; changes nothing.
+    """Show which open connections a return to a former release would cost; changes nothing.
 
     Exit status 1: some would be reset, or might be.
 
@@ -70,8 +70,8 @@ def rollback_check(path: Path, folder: Path) -> None:
         if found.is_free:
             return
         click.echo(
-            f"{found.reset} connections are reset, {found.moved} may be. To lose none: hand over"
-            " to another balancer, or drain the services, first (docs/operations.md)"
+            f"{found.reset} connections are reset, {found.moved} may be. To lose none, first hand"
+            " over to another balancer or drain the services (docs/operations.md)"
         )
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""Owns since when backends have been up, and has their weights grow: slow start."""
+"""Owns the times since when backends have been up, and lets their weights grow: slow start."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ LEAST_S = 0.5  # between passes that only make weights grow
 
 
 class Warming:
-    """``wake`` is called when weights grow; ``due`` says of which services. Times are of the
-    monotonic clock.
+    """The slow start of all backends. Times are of the monotonic clock.
+
+    ``wake`` is called when weights grow; ``due`` returns for which services.
     """
 
     def __init__(self, up: Iterable[Member], wake: Callable[[], None]) -> None:
-        """``up``: backends that had been up before the agent began."""
+        """``up``: backends that were up before the agent started."""
         self._wake = wake
         self._config: Config | None = None
         self._since = dict.fromkeys(up, slowstart.ALWAYS)
-        self._members: dict[str, list[Member]] = {}  # of those in ``_since``, by service
+        self._members: dict[str, list[Member]] = {}  # the members in ``_since``, by service
         self._steps: dict[str, float] = {}  # when the weights of a service grow next
         self._timer: asyncio.TimerHandle | None = None
 
     def due(self, now: float) -> frozenset[str]:
-        """The services whose weights have grown since they were looked at."""
+        """Return the services whose weights have grown since the last look."""
         return frozenset(name for name, at in self._steps.items() if at <= now)
 
     def take(
         self, config: Config, part: Config, found: Mapping[BackendRef, Eligibility], now: float
     ) -> dict[BackendRef, Eligibility]:
-        """What was found of the services of ``part``, a part of the configuration, with the
-        weights of this moment.
+        """Return the verdicts ``found`` with the weights at ``now``, and follow the changes.
+
+        ``part``: the part of the configuration that ``found`` is about.
         """
         since = slowstart.follow(part, found, self._since, now)
         names = {service.name for service in part.services}
@@ -58,7 +60,7 @@ class Warming:
     def slowed(
         self, part: Config, found: Mapping[BackendRef, Eligibility], now: float
     ) -> dict[BackendRef, Eligibility]:
-        """The same, only to be looked at."""
+        """Return the verdicts with the weights at ``now``; nothing is recorded."""
         return slowstart.slowed(part, found, self._since, now)
 
     def _set_timer(self, now: float) -> None:

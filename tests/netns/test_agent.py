@@ -423,8 +423,8 @@ def test_a_killed_backend_gets_no_new_connection_once_its_check_fails(lab: Site)
     edits = [drain | {"backend": name} for name in ("be1", "be2")]
     planned = lab.api.post("/v1/edit", {"edits": edits, "dry_run": True})["changes"]
     said = [change["effect"] for change in planned]
-    assert "as things are, no backend of web is left that is well" in said[1]
-    assert "no backend of web is left that is well" not in said[0]
+    assert "as things are, no healthy backend of web is left" in said[1]
+    assert "no healthy backend of web is left" not in said[0]
     with lab.load(keep_alive=0, streams=0) as load:
         load.wait(200)
     assert_unharmed(load)

@@ -463,8 +463,8 @@ def test_edits_are_made_together_or_not_at_all(make: Make) -> None:
     control, core, _ = make(0)
     other = Edit(EditOp.BACKEND_SET, "chat", "gpu-2", {"state": "drain"})
     first, second = asyncio.run(control.edit(DRAIN, other, dry_run=True))
-    assert "as things are, no backend of chat is left that is well" in second.effect
-    assert "no backend of chat is left that is well" not in first.effect
+    assert "as things are, no healthy backend of chat is left" in second.effect
+    assert "no healthy backend of chat is left" not in first.effect
     nobody = Edit(EditOp.BACKEND_SET, "chat", "gpu-9", {"state": "drain"})
     with pytest.raises(NotFoundError):
         asyncio.run(control.edit(DRAIN, nobody))

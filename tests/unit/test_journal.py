@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from agent import journal as journal_module
 from agent.journal import ENTRIES_AT_ONCE, Journal
-from agent.logs import heard_by
+from agent.logs import log_listener
 from agent.state.journal import Entry, Query
 
 
@@ -151,7 +151,7 @@ def test_it_is_written_beside_the_loop_and_once_more_at_the_end(
 
 def test_what_is_logged_is_in_it(tmp_path: Path):
     journal = of(tmp_path)
-    with heard_by(journal.take):
+    with log_listener(journal.take):
         structlog.get_logger().warning("backend", backend="chat/a", new="down")
     (entry,) = journal.find(Query(backend="chat/a"))
     assert (entry.level.value, entry.fields["new"]) == ("warning", "down")

@@ -115,7 +115,7 @@ def test_values_json_does_not_know_become_text():
 def test_whoever_hears_the_log_hears_also_what_is_not_written():
     out, heard = io.StringIO(), []
     logs.configure(logs.LogLevel.ERROR, stream=out)
-    with logs.heard_by(lambda level, event, fields: heard.append((level, event, dict(fields)))):
+    with logs.log_listener(lambda level, event, fields: heard.append((level, event, dict(fields)))):
         log.info("backend", backend="chat/gpu-1", why=None)
         log.debug("nothing")
         log.log(logging.WARNING, "service", service="chat")
