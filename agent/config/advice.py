@@ -1,4 +1,6 @@
-"""Decides what in a valid configuration deserves a warning: it can be meant, and often is not."""
+"""Decides which parts of a valid configuration deserve a warning: they can be intended, and often
+are not.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,17 @@ from agent.model import Address, Config, Forward, Service
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """What a host has that matters to a configuration."""
+    """The interfaces, addresses and routes of a host that matter to a configuration."""
 
     interfaces: frozenset[str]
-    addresses: frozenset[Address]  # those that no balancer has put there
+    addresses: frozenset[Address]  # without those that a balancer added
     networks: frozenset[IPv4Network | IPv6Network]  # reached without a router
-    unreachable: frozenset[Address] = frozenset()  # of those that were asked for: no route
+    unreachable: frozenset[Address] = frozenset()  # backends that this host has no route to
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """A warning, and what to do about it."""
+    """A warning, with its place in the configuration and what to do about it."""
 
     where: str
     message: str
@@ -34,10 +36,10 @@ class Advice:
 
 
 def advice(config: Config, here: Here) -> tuple[Advice, ...]:
-    """Everything that is worth a look before this configuration runs on this host.
+    """Return everything that is worth a look before this configuration runs on this host.
 
-    Where the host has not all interfaces the file seems to be for another one: then only what
-    does not depend on the host is said, and that.
+    If the host lacks one of the interfaces, the file seems to be for another host. Then the result
+    names the missing interfaces, and has only those warnings that do not depend on the host.
     """
     missing = [name for name in config.interfaces if name not in here.interfaces]
     if missing:
@@ -54,8 +56,8 @@ def advice(config: Config, here: Here) -> tuple[Advice, ...]:
 def _elsewhere(name: str) -> Advice:
     return Advice(
         f"interface {name}",
-        "this host has no such interface, so nothing was compared with this host",
-        "on the balancer, `ip -br link` shows the names; on another host this is as it should be",
+        "this host has no such interface, so the configuration was not compared with this host",
+        "on the balancer, `ip -br link` shows the names; on another host this is expected",
     )
 
 
@@ -63,8 +65,9 @@ def _of_seed(config: Config) -> Iterator[Advice]:
     if is_public(config):
         yield Advice(
             "hash_seed",
-            "backends are chosen with a seed that everybody knows, so strangers can aim at one",
-            "set `failover.key_file`, or one secret number as `hash_seed` on all balancers",
+            "backends are chosen with a seed that everybody knows, so anybody can aim connections "
+            "at one of them",
+            "set `failover.key_file`, or the same secret number as `hash_seed` on all balancers",
         )
 
 
@@ -82,7 +85,7 @@ def _of_service(service: Service) -> Iterator[Advice]:
             where,
             "no backend gets new flows: "
             + ("none with a weight is active" if weighed else "all weights are 0"),
-            "give one that is active a weight above 0",
+            "give an active backend a weight above 0",
         )
 
 
@@ -91,9 +94,9 @@ def _of_service_here(service: Service, config: Config, here: Here) -> Iterator[A
     if config.manage_vips and service.key.vip_bits is None and vip in here.addresses:
         yield Advice(
             where,
-            f"the VIP {vip} is an address of this host itself: what the host serves there on the "
-            "same port, its SSH perhaps, is cut off",
-            "take an address that nothing else uses",
+            f"the VIP {vip} is an address of this host itself: whatever the host serves on the "
+            "same address and port, such as SSH, becomes unreachable",
+            "use an address that nothing else uses",
         )
     for backend in service.backends:
         if backend.address in here.unreachable:
@@ -108,6 +111,6 @@ def _of_service_here(service: Service, config: Config, here: Here) -> Iterator[A
             yield Advice(
                 f"{where}, backend {backend.name}",
                 f"{backend.address} is in none of this host's networks, and dsr reaches only "
-                "backends in the same network",
-                "forward: ipip or gue goes through routers; or correct the address",
+                "backends on the same network",
+                "set forward to ipip or gue, which go through routers; or correct the address",
             )

@@ -1,7 +1,7 @@
-"""Decides what a start runs with: the operator's file, or the last good configuration if that
-file is there and cannot be used.
+"""Decides which configuration a start runs with: the operator's file, or the last good
+configuration if that file exists and cannot be used.
 
-A file that is not there is no such case: whoever removed it wants nothing to run.
+A missing file is an error: an operator who removed it wants nothing to run.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _STATE_DIR = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What to run, and where its running configuration is kept."""
+    """The configuration to run, and the store that keeps its running configuration."""
 
     store: RunningStore
     loaded: LoadedRunning
 
 
 def boot(path: Path, *, fall_back: bool = True) -> Boot:
-    """What a start with this file runs with.
+    """Return what a start with this file runs with.
 
-    Raises ConfigError if the file cannot be used, and no good configuration was saved for it or
-    none is wanted.
+    Raises ConfigError if the file cannot be used and either no good configuration was saved for it
+    or ``fall_back`` is false.
     """
     text = ""
     try:
@@ -51,9 +51,10 @@ def boot(path: Path, *, fall_back: bool = True) -> Boot:
 
 
 def _last_good(path: Path, text: str, error: ConfigError) -> Boot | None:
-    """The newest that was saved for this file; its name and folder may be illegible.
+    """Return the newest configuration saved for this file, or None.
 
-    A folder of its own that the file does not tell any more is not found.
+    The file may be too damaged to read its ``name`` and ``state_dir``, so all saved ones are tried.
+    One that is in a ``state_dir`` of its own is found only while the file still has that line.
     """
     named = (Path(match[1]) for match in _STATE_DIR.finditer(text))
     folders = dict.fromkeys((*named, _USUAL_FOLDER))

@@ -1,4 +1,4 @@
-"""A service on its way from the document to the model: what the rules between values look at."""
+"""Holds a service between the document and the model, where the rules between values check it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from agent.config.document import Path
 from agent.config.service_schema import BackendSection, ServiceSection
 from agent.model import ServiceKey
 
-# Names the place of a path, to say where the first of two is.
+# Turns a path into its place (file and line), so that an error can point at the first of two.
 type Where = Callable[[Path], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A service as far as it could be read, at its place in the document."""
+    """A service, as far as it could be read, with its index in the document."""
 
     index: int
     name: str | None
     key: ServiceKey | None
-    section: ServiceSection | None  # without backends; None: it has problems of its own
+    section: ServiceSection | None  # without backends; None: it is invalid by itself
     backends: tuple[tuple[int, BackendSection], ...]  # those that could be read
 
     @property
@@ -28,5 +28,5 @@ class Candidate:
         return ("services", self.index)
 
     def backend_path(self, index: int) -> Path:
-        """The place of one of its backends."""
+        """Return the path of one of its backends."""
         return (*self.path, "backends", index)

@@ -1,4 +1,4 @@
-"""Makes the frozen model of sections that passed every check."""
+"""Converts sections that passed every check into the frozen model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from agent.model import (
 
 
 def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
-    """The configuration."""
+    """Return the configuration made of the global settings and the services."""
     tables, nat, page = globals_.tables, globals_.nat, globals_.status_page
     return Config(
         name=globals_.name,

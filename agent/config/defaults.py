@@ -1,4 +1,4 @@
-"""What holds where the operator says nothing, as far as it depends on something else."""
+"""Decides the defaults that depend on another setting, such as the protocol or the check's type."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _OWN_CHECK_KEYS: dict[CheckKind, frozenset[str]] = {
     CheckKind.PING: frozenset(),
     CheckKind.EXEC: frozenset({"command"}),
 }
-# A check that is switched off may keep its other keys, to be switched on again.
+# A check that is switched off may keep its other keys, so that it can be switched on again.
 CHECK_KEYS: dict[CheckKind, frozenset[str]] = {
     CheckKind.NONE: COMMON_CHECK_KEYS.union(*_OWN_CHECK_KEYS.values()),
     **{kind: COMMON_CHECK_KEYS | own for kind, own in _OWN_CHECK_KEYS.items()},
 }
 
-# The keys that only some schedulers, or one protocol, have a use for.
+# The keys that apply to one scheduler only, or to one protocol only.
 SCHEDULER_KEYS: dict[str, Scheduler] = {
     "draws": Scheduler.LEAST_LOAD,
     "bytes_per_connection": Scheduler.LEAST_LOAD,
@@ -65,42 +65,52 @@ DEFAULT_PROTOCOL = Protocol.TCP
 
 
 def default_timeouts(protocol: Protocol) -> Timeouts:
-    """Idle timeouts of a service that sets none."""
+    """Return the idle timeouts of a service that sets none."""
     return TCP_TIMEOUTS if protocol is Protocol.TCP else UDP_TIMEOUTS
 
 
 def default_check_kind(protocol: Protocol) -> CheckKind:
-    """A TCP port can be tried; what a UDP service answers to, only its operator knows."""
+    """Return the type of check of a service that names none.
+
+    Any TCP port can be tried with a connection; which datagram a UDP service answers, only its
+    operator knows.
+    """
     return CheckKind.TCP if protocol is Protocol.TCP else CheckKind.NONE
 
 
 def default_check_path(kind: CheckKind) -> str:
-    """Where an engine takes prompts; of anything else, the root."""
+    """Return the path that a check asks for: where an engine takes prompts, or else the root."""
     return "/v1/completions" if kind is CheckKind.COMPLETION else _CHECK.path
 
 
 def default_check_timeout(interval_s: float) -> float:
-    """A check never outlives its interval."""
+    """Return the timeout of a check in seconds, which is never longer than its interval."""
     return min(_CHECK.timeout_s, interval_s)
 
 
 def default_report_timeout(interval_s: float) -> float:
-    """A report that comes after the next but one is of no use."""
+    """Return the timeout of a report in seconds.
+
+    A report that takes longer than two intervals is useless, because newer ones are due by then.
+    """
     return min(2 * interval_s, 1.0)
 
 
 def default_waiting(protocol: Protocol) -> bool:
-    """Only of TCP does the packet path see when a request is answered."""
+    """Return whether waiting bytes are counted by default.
+
+    Only with TCP can the packet path see when a request is answered.
+    """
     return protocol is Protocol.TCP
 
 
 def check_port(service: Service, backend: Backend) -> int:
-    """The port on which a backend is checked; of a range of ports, the first. 0: none is known."""
+    """Return the port on which a backend is checked: the first of a range, 0 if none is known."""
     return service.health.port or backend.port or service.key.port
 
 
 def default_service(name: str, key: ServiceKey, interval_s: float = _CHECK.interval_s) -> Service:
-    """The service with this key that sets nothing else than the interval of its check."""
+    """Return a service with this key that sets nothing but the interval of its check."""
     return Service(
         name=name,
         key=key,

@@ -1,7 +1,7 @@
-"""Reads YAML into plain data and keeps the line of every key and item; writes it again.
+"""Reads YAML into plain data, keeps the line of every key and item, and writes YAML.
 
-Stricter than YAML where YAML surprises: duplicate keys are problems, and ``off``, ``12:30`` or
-``2024-01-01`` are text, not booleans, base-60 numbers or dates.
+It is stricter than YAML where YAML surprises: duplicate keys are problems, and ``off``, ``12:30``
+or ``2024-01-01`` are text, not booleans, base-60 numbers or dates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agent.errors import ConfigError
 try:
     from yaml import CSafeDumper as _Dumper
     from yaml import CSafeLoader as _BaseLoader
-except ImportError:  # PyYAML built without libyaml: the same, ten times slower
+except ImportError:  # PyYAML without libyaml works the same, ten times slower
     from yaml import SafeDumper as _Dumper  # type: ignore[assignment]
     from yaml import SafeLoader as _BaseLoader  # type: ignore[assignment]
 
@@ -42,7 +42,7 @@ _RESOLVERS = (
 
 
 class _Loader(_BaseLoader):
-    """Composes nodes only; the values are made here."""
+    """Composes nodes only; ``_Reader`` makes the values."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -62,7 +62,7 @@ class Problem:
 
 @dataclass(slots=True)
 class Document:
-    """A YAML text as plain data. ``lines`` knows where each key and item is."""
+    """A YAML text as plain data. ``lines`` has the line of each key and item, by its path."""
 
     where: str
     data: object = None
@@ -70,7 +70,10 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def place(self, path: Path) -> tuple[str, str]:
-        """File and line, and the dotted name, of the path or of what comes closest to it."""
+        """Return where a path is (file and line), and its dotted name.
+
+        A path that the text does not have gets the line of its closest ancestor.
+        """
         known = path
         while known and known not in self.lines:
             known = known[:-1]
@@ -79,13 +82,13 @@ class Document:
 
 
 def dotted(path: Path) -> str:
-    """``services[0].backends[1].weight``."""
+    """Return a path as text, such as ``services[0].backends[1].weight``."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
 
 
 def read_yaml(text: str, where: str) -> Document:
-    """The document; raises ConfigError if the text is no YAML at all."""
+    """Return the document. Raises ConfigError if the text is not YAML at all."""
     loader = _Loader(text)
     try:
         _check_depth(text, where)
@@ -101,13 +104,13 @@ def read_yaml(text: str, where: str) -> Document:
 
 
 def write_yaml(data: object) -> str:
-    """The text that reads as ``data``, keys in their order."""
+    """Return the YAML text that reads as ``data``, with its keys in the same order."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
 def _check_depth(text: str, where: str) -> None:
-    # libyaml composes by recursion, in C: 100,000 brackets would overrun the stack.
+    # libyaml composes by recursion in C, so 100,000 brackets would overflow the stack.
     depth = 0
     for event in yaml.parse(text, Loader=_BaseLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -120,7 +123,7 @@ def _check_depth(text: str, where: str) -> None:
 
 
 class _Reader:
-    """Walks the nodes of one text."""
+    """Walks the nodes of one text and makes plain data of them."""
 
     def __init__(self, loader: _Loader, document: Document) -> None:
         self._loader = loader
@@ -150,13 +153,15 @@ class _Reader:
                 self._problem(
                     (*path, key.value),
                     key,
-                    f"given twice, first in line {own[key.value]}",
+                    f"given twice, first on line {own[key.value]}",
                     "remove one of the two",
                 )
             else:
                 own[key.value] = key.start_mark.line + 1
         if any(key.tag == _TAG + "merge" for key, _ in node.value):
-            self._loader.flatten_mapping(node)  # puts what `<<` brings before the own keys
+            self._loader.flatten_mapping(
+                node
+            )  # puts the keys merged by `<<` before the mapping's own keys
         result: dict[str, object] = {}
         for key, item in node.value:
             if isinstance(key, yaml.ScalarNode):
@@ -180,7 +185,7 @@ def _scalar(node: yaml.Node) -> object:
             return int(text, 0)
         case "float" if _FLOAT.fullmatch(text):
             return float(text)
-    # An integer that is too long to be one is refused where it stands, as text.
+    # An overlong integer stays text, so the check of its key refuses it.
     return text
 
 

@@ -1,4 +1,4 @@
-"""How durations are written: ``500ms``, ``2s``, ``15m``, ``1h``, or a number of seconds."""
+"""Parses and formats durations: ``500ms``, ``2s``, ``15m``, ``1h``, or a number of seconds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _TEXT = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h)", re.ASCII)
 
 
 def parse_duration(value: object) -> float | None:
-    """Seconds, or None if ``value`` is not a duration."""
+    """Return the duration in seconds, or None if ``value`` is not a duration."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        # Bounded first: an integer of a thousand digits has no float.
+        # Check the bounds first: an integer of a thousand digits cannot become a float.
         return float(value) if 0 <= value <= 1e9 and math.isfinite(value) else None
     if not isinstance(value, str):
         return None
@@ -22,12 +22,12 @@ def parse_duration(value: object) -> float | None:
     if match is None:
         return None
     number, unit = match.groups()
-    # Divided, not multiplied by 0.001: "500ms" must be exactly what 0.5 is.
+    # Divide rather than multiply by 0.001, so that "500ms" is exactly 0.5.
     return float(number) / 1000 if unit == "ms" else float(number) * _UNITS[unit]
 
 
 def format_duration(seconds: float) -> str | float:
-    """The shortest text that ``parse_duration`` turns back into exactly ``seconds``."""
+    """Return the shortest text that ``parse_duration`` turns back into exactly ``seconds``."""
     for unit, size in (("h", 3600), ("m", 60), ("s", 1)):
         if seconds >= size and seconds % size == 0:
             return f"{int(seconds // size)}{unit}"

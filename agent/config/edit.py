@@ -1,7 +1,7 @@
-"""Applies one change of an operator to a configuration, purely.
+"""Applies an operator's change to a configuration, without side effects.
 
-The change is made on the document and the whole of it is loaded again, so what the API accepts is
-exactly what the file may hold. In ``values``, null puts a key back to its default.
+The change is made to the document, and the whole document is loaded again, so the API accepts
+exactly what the file may hold. In ``values``, null resets a key to its default.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EditOp(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One change. ``values`` are keys of the service or backend as the file has them."""
+    """One change. ``values`` are keys of the service or backend, written as in the file."""
 
     op: EditOp
     service: str | None = None
@@ -47,7 +47,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Names what an edit is about; there is no file to point at."""
+    """Names the service and backend that an edit concerns, because there is no file to point at."""
 
     data: Mapped
 
@@ -73,9 +73,10 @@ def _child(data: object, part: str | int) -> object:
 
 
 def apply_edit(config: Config, edit: Edit) -> Config:
-    """The configuration after ``edit``. Services that it does not touch are the same objects.
+    """Return the configuration after ``edit``. Services that it does not touch stay the same
+    objects.
 
-    Raises NotFoundError, ConflictError or ConfigError, each with what to do about it.
+    Raises NotFoundError, ConflictError or ConfigError, each with a remedy.
     """
     quick = _edit_one(config, edit)
     if quick is not None:
@@ -86,15 +87,19 @@ def apply_edit(config: Config, edit: Edit) -> Config:
 
 
 def apply_edits(config: Config, edits: Sequence[Edit]) -> Config:
-    """The configuration after all of them, in this order. Raises as ``apply_edit``."""
+    """Return the configuration after all edits, in this order. Raises what ``apply_edit``
+    raises.
+    """
     for edit in edits:
         config = apply_edit(config, edit)
     return config
 
 
 def back_to(config: Config, old: Config, service: str | None) -> Edit:
-    """The edit that has the services of ``old`` again, or (``service``) that one of them: it is put
-    back, or removed if ``old`` has it not. Raises NotFoundError if neither has it.
+    """Return the edit that restores the services of ``old``, or only ``service`` if one is named.
+
+    A named service is put back, or removed if ``old`` does not have it. Raises NotFoundError if
+    neither configuration has it.
     """
     wanted = [service_document(each) for each in old.services]
     if service is not None:
@@ -105,7 +110,7 @@ def back_to(config: Config, old: Config, service: str | None) -> Edit:
             raise NotFoundError(
                 f"there is no service {service}, neither now nor in that version",
                 where=f"service {service}",
-                remedy=f"{hint}`lbctl service list` shows those that there are",
+                remedy=f"{hint}`lbctl service list` shows the existing ones",
             )
         running.pop(service, None)
         place = [each.name for each in config.services]
@@ -121,8 +126,10 @@ _OF_ONE = frozenset(
 
 
 def _edit_one(config: Config, edit: Edit) -> Config | None:
-    """The same, if the edit touches one service, and nothing between that one and others. None: it
-    has to be looked at with all the others, or is refused, and then the whole finds the words.
+    """Return the configuration after an edit that concerns one service alone, or None.
+
+    This is a shortcut for ``apply_edit``. None means that the edit must be checked together with
+    all other services, or is refused; the full check then makes the error.
     """
     number = next((n for n, s in enumerate(config.services) if s.name == edit.service), None)
     if edit.op not in _OF_ONE or number is None:
@@ -206,7 +213,7 @@ def _apply_services(data: Mapped, edit: Edit) -> None:
         raise ConfigError(
             f"{unknown[0]}: cannot be applied at run time",
             where="the change",
-            remedy="leave it out; what is not a service is changed in the agent's file",
+            remedy="leave it out; everything but services is changed in the agent's file",
         )
     if "services" not in values:
         raise ConfigError(
@@ -234,7 +241,7 @@ def _copied(edit: Edit) -> Mapped:
 
 def _list(parent: Mapped, key: str) -> list[Mapped]:
     value = parent[key]
-    assert isinstance(value, list)  # noqa: S101 (documents that we rendered have both lists)
+    assert isinstance(value, list)  # noqa: S101 (the documents that we render have both lists)
     return value
 
 
@@ -257,7 +264,7 @@ def _named(items: list[Mapped], kind: str, name: str | None, command: str) -> Ma
     raise NotFoundError(
         f"there is no {kind} {name}",
         where=f"{kind} {name}",
-        remedy=f"{hint}`{command}` shows those that there are",
+        remedy=f"{hint}`{command}` shows the existing ones",
     )
 
 

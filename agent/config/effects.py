@@ -1,10 +1,10 @@
-"""Says what a change of a service or backend does to traffic, in one sentence for its operator.
+"""Decides what a change of a service or backend does to traffic, and says it in one sentence.
 
-A recorded flow belongs to its backend's address and port and its service's VIP, port and
-protocol: names can change without a connection noticing. What is no longer there, or in
-maintenance, gives its flows up: their next packets go to other backends, which reset TCP
-connections they do not know. In nat and fullnat, where the answers of a backend that was removed
-could not come through, both ends are reset.
+A recorded flow belongs to its backend's address and port and to its service's VIP, port and
+protocol, so names can change without any connection noticing. A backend that is removed or put into
+maintenance gives up its flows: their next packets go to other backends, which reset TCP connections
+they do not know. In nat and fullnat, where the answers of a removed backend could not get through,
+both ends are reset.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from agent.model import (
 _WITHOUT_BACKEND = {
     NoBackend.DROP: "they are dropped",
     NoBackend.RESET: "they are answered with a reset",
-    NoBackend.ANY: "they go to any that can be reached and is not in maintenance",
+    NoBackend.ANY: "they go to any backend that can be reached and is not in maintenance",
 }
 _CHALLENGED = {
-    SynProtection.OFF: "new clients are no longer asked to show that they are at their address",
-    SynProtection.AUTO: "in a flood of SYNs, new clients have to show that they are at their "
+    SynProtection.OFF: "new clients no longer have to prove that they are at their address",
+    SynProtection.AUTO: "during a SYN flood, new clients have to prove that they are at their "
     "address",
-    SynProtection.ALWAYS: "new clients have to show that they are at their address",
+    SynProtection.ALWAYS: "new clients have to prove that they are at their address",
 }
 _GUARDED = {
     GuardMode.ENFORCE: "what is blocked, denied, not allowed or beyond a limit is dropped",
@@ -46,7 +46,7 @@ _GUARDED = {
     GuardMode.OFF: "what is blocked, denied, not allowed or beyond a limit is served",
 }
 _DOWN_FLOWS = {
-    DownFlows.AUTO: "are reset if nothing comes back from it, else they stay with it",
+    DownFlows.AUTO: "are reset if nothing comes back from it, otherwise they stay with it",
     DownFlows.KEEP: "stay with it",
     DownFlows.RESET: "are reset",
     DownFlows.REROUTE: "move to others at once",
@@ -55,9 +55,9 @@ _DOWN_FLOWS = {
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """A service, and the share of new flows of each of its backends, 0 to 1.
+    """A service, and each backend's share of its new flows, 0 to 1.
 
-    The shares are those while every backend that is active is healthy.
+    The shares assume that every active backend is healthy.
     """
 
     service: Service
@@ -65,13 +65,15 @@ class Traffic:
 
     @property
     def nowhere(self) -> bool:
-        """No backend takes new flows."""
+        """Whether no backend takes new flows."""
         return not any(self.shares.values())
 
 
 def traffic(service: Service) -> Traffic:
-    """Where the new flows of a service go: to backups only if nothing else would get any, and
-    to the first priority. Clients of a zone may see other shares.
+    """Return where the new flows of a service go.
+
+    They go to the backends of the first priority, and to backups only if no other backend would get
+    any. Clients of a zone may see other shares.
     """
     weights = {
         backend.name: backend.weight if backend.admin is AdminState.ACTIVE else 0
@@ -88,16 +90,16 @@ def traffic(service: Service) -> Traffic:
 
 
 def service_added(service: Service, renamed_from: str | None) -> str:
-    """A service that was not there; ``renamed_from`` had the same key until now."""
+    """Return the effect of a new service. ``renamed_from`` had the same key until now."""
     if renamed_from:
         return f"this was service {renamed_from}: the same {service.key}, open connections stay"
     if traffic(service).nowhere:
-        return f"{service.key} is taken in; {_no_backend_left(service)}"
+        return f"{service.key} is added; {_no_backend_left(service)}"
     return f"{service.key} is balanced from now on"
 
 
 def service_removed(service: Service, renamed_to: str | None) -> str:
-    """A service that will not be there; ``renamed_to`` has its key from now on."""
+    """Return the effect of removing a service. ``renamed_to`` has its key from now on."""
     if renamed_to:
         return f"{service.key} goes on as service {renamed_to}, open connections stay"
     backends = _plural(len(service.backends), "backend")
@@ -105,7 +107,7 @@ def service_removed(service: Service, renamed_to: str | None) -> str:
 
 
 def service_changed(old: Service, new: Service) -> str:
-    """Other settings of the same service, its backends aside."""
+    """Return the effect of other settings of the same service, not counting its backends."""
     parts = []
     if old.key != new.key:
         parts.append(_key_changed(old.key, new.key))
@@ -116,7 +118,7 @@ def service_changed(old: Service, new: Service) -> str:
     if old.health != new.health:
         parts.append(_health(new))
     if old.timeouts != new.timeouts:
-        parts.append("the new idle timeouts count for open flows too")
+        parts.append("the new idle timeouts apply to open flows too")
     if old.reset_after_s != new.reset_after_s:
         after = format_duration(new.reset_after_s)
         parts.append(f"a backend is down for {after} before flows are reset")
@@ -128,18 +130,18 @@ def service_changed(old: Service, new: Service) -> str:
 def _key_changed(old: ServiceKey, new: ServiceKey) -> str:
     same_start = (old.vip, old.port, old.protocol) == (new.vip, new.port, new.protocol)
     if same_start and (old.vip_bits is None) == (new.vip_bits is None):
-        return f"{new} instead of {old}: open connections to what is in both stay, others are cut"
+        return f"{new} instead of {old}: open connections to the ports in both stay, others are cut"
     return f"{old} is no longer balanced, its open connections are cut; {new} is from now on"
 
 
 def _forward_changed(old: Service, new: Service) -> str:
     if old.forward.is_nat or new.forward.is_nat:
         return (
-            f"packets are sent by {new.forward.value}; open connections could not go on, so this "
-            "is refused while there are any"
+            f"packets are sent by {new.forward.value}; open connections could not continue, so "
+            "this is refused while there are any"
         )
     return (
-        f"every packet, those of open connections included, is sent by {new.forward.value} "
+        f"every packet, including those of open connections, is sent by {new.forward.value} "
         "at once: the backends must be ready for it"
     )
 
@@ -157,7 +159,7 @@ def _few_backends_changed(old: Service, new: Service) -> Iterator[str]:
 
 
 def _placing_changed(old: Service, new: Service) -> Iterator[str]:
-    """What concerns only new flows."""
+    """Yield the effects that concern only new flows."""
     if old.scheduler is not new.scheduler:
         yield f"new flows are placed by {new.scheduler.value}; {_STAY}"
     elif _scheduler_settings(old) != _scheduler_settings(new):
@@ -166,8 +168,8 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
         yield (
             "request bytes that wait for their answer are counted from now on"
             if new.count_waiting
-            else "request bytes that wait for their answer are no longer counted, nor the time to "
-            "its first byte"
+            else "request bytes that wait for their answer are no longer counted, and the time to "
+            "its first byte is no longer measured"
         )
     if old.slow_start_s != new.slow_start_s:
         yield (
@@ -180,10 +182,10 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
         yield _CHALLENGED[new.syn_protection]
     if old.gives_cookies is not new.gives_cookies and new.syn_protection is not SynProtection.OFF:
         yield (
-            "they show it by answering SYN cookies, while every server has a companion that takes "
-            "them"
+            "they prove it by answering SYN cookies, while every server has a companion that "
+            "accepts them"
             if new.syn_cookies
-            else "they show it by answering a challenge"
+            else "they prove it by answering a challenge"
         )
     if (old.allow, old.deny) != (new.allow, new.deny):
         yield f"{_admitted(new)} may begin a flow; {_STAY}"
@@ -202,7 +204,7 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
 
 def _admitted(service: Service) -> str:
     who = f"only sources on {' or '.join(service.allow)}" if service.allow else "all sources"
-    return f"{who} but those on {' or '.join(service.deny)}" if service.deny else who
+    return f"{who} except those on {' or '.join(service.deny)}" if service.deny else who
 
 
 _LIMITED = {
@@ -216,9 +218,9 @@ _LIMITED = {
 
 
 def _limited(limits: Limits) -> str:
-    there = limits_fields(limits).items()
-    words = [_LIMITED[key].format(most) for key, most in there if most is not None]
-    return f"limits: {', '.join(words)}; {_STAY}" if words else "there are no limits any more"
+    fields = limits_fields(limits).items()
+    words = [_LIMITED[key].format(most) for key, most in fields if most is not None]
+    return f"limits: {', '.join(words)}; {_STAY}" if words else "there are no limits anymore"
 
 
 def _scheduler_settings(service: Service) -> tuple[object, ...]:
@@ -232,7 +234,7 @@ def _scheduler_settings(service: Service) -> tuple[object, ...]:
 
 
 def backend_added(new: Traffic, backend: Backend, renamed_from: str | None) -> str:
-    """A backend that was not in the service; ``renamed_from`` had the same address until now."""
+    """Return the effect of a new backend. ``renamed_from`` had the same address until now."""
     if renamed_from:
         return f"this was backend {renamed_from}: the same address, open connections stay"
     share = new.shares[backend.name]
@@ -242,14 +244,14 @@ def backend_added(new: Traffic, backend: Backend, renamed_from: str | None) -> s
 
 
 def backend_removed(old: Traffic, new: Traffic, backend: Backend, renamed_to: str | None) -> str:
-    """A backend that will not be in the service; ``renamed_to`` has its address from now on."""
+    """Return the effect of removing a backend. ``renamed_to`` has its address from now on."""
     if renamed_to:
         return f"it goes on as backend {renamed_to}, open connections stay"
     if backend.admin is AdminState.MAINTENANCE:
-        return "it gets no traffic already"
+        return "it already gets no traffic"
     share = old.shares[backend.name]
     if share == 0:
-        return "those of its open connections that have not finished are cut"
+        return "its open connections that have not finished are cut"
     cut = "its open connections are cut (drain it first and they finish)"
     if new.nowhere:
         return f"{cut}; {_no_backend_left(new.service)}"
@@ -257,7 +259,7 @@ def backend_removed(old: Traffic, new: Traffic, backend: Backend, renamed_to: st
 
 
 def backend_changed(old: Traffic, new: Traffic, before: Backend, after: Backend) -> str:
-    """Other settings of the same backend."""
+    """Return the effect of other settings of the same backend."""
     share_before, share_after = old.shares[before.name], new.shares[after.name]
     parts = []
     if (before.address, before.port) != (after.address, after.port):
@@ -274,7 +276,7 @@ def backend_changed(old: Traffic, new: Traffic, before: Backend, after: Backend)
         parts.append(
             f"clients of zone {after.zone} are sent there first; {_STAY}"
             if after.zone
-            else f"it is in no zone: clients of none prefer it; {_STAY}"
+            else f"it is in no zone, so no zone's clients prefer it; {_STAY}"
         )
     if before.admin is not after.admin:
         parts.append(_state_changed(new.service, before, after, share_after))
@@ -286,7 +288,7 @@ def backend_changed(old: Traffic, new: Traffic, before: Backend, after: Backend)
 
 
 def percent(share: float) -> str:
-    """``25 %``, with as many digits as a reader can use."""
+    """Return a share as text, such as ``25 %``, with as many digits as a reader can use."""
     if share == 0:
         return "0 %"
     if share < 0.001:
@@ -308,7 +310,7 @@ def _server(backend: Backend) -> str:
 def _quic_id_changed(after: Backend) -> str:
     if after.quic_server_id is None:
         return "no QUIC connection id names it"
-    return f"QUIC packets with the server id {after.quic_server_id.hex()} go to it, no others"
+    return f"QUIC packets with the server id {after.quic_server_id.hex()} go to it, and no others"
 
 
 def _backup_changed(service: Service, after: Backend, share: float) -> str:
@@ -328,9 +330,9 @@ def _state_changed(service: Service, before: Backend, after: Backend, share: flo
         case AdminState.DRAIN if before.admin is AdminState.MAINTENANCE:
             return "it still gets no new flow"
         case AdminState.DRAIN:
-            return "its open connections finish, no new flow goes there"
+            return "its open connections finish, and it gets no new flow"
         case AdminState.MAINTENANCE:
-            return "nothing is sent there any more: its open connections are cut"
+            return "nothing is sent to it anymore: its open connections are cut"
         case AdminState.ACTIVE if share == 0:
             return f"it still gets no new flow: {_idle_reason(after)}"
         case AdminState.ACTIVE:
@@ -339,11 +341,11 @@ def _state_changed(service: Service, before: Backend, after: Backend, share: flo
 
 def _weight_changed(after: Backend, share_before: float, share_after: float) -> str:
     if after.admin is not AdminState.ACTIVE:
-        return f"nothing while its state is {after.admin.value}"
+        return f"none while its state is {after.admin.value}"
     if share_after == 0 and share_before == 0:
         return f"it still gets no new flow: {_idle_reason(after)}"
     if share_after == 0:
-        return "its open connections finish, no new flow goes there"
+        return "its open connections finish, and it gets no new flow"
     if share_before == share_after:
         return f"none: it gets {percent(share_after)} of new flows, as before"
     moved = percent(abs(share_after - share_before))
@@ -379,7 +381,7 @@ def _idle_reason(backend: Backend) -> str:
     if backend.weight == 0:
         return "its weight is 0"
     if not backend.backup:
-        return f"its priority is {backend.priority}, and backends of a lower one are there"
+        return f"its priority is {backend.priority}, and there are backends with a lower one"
     return "it is a backup, for when no other backend is usable"
 
 

@@ -1,4 +1,4 @@
-"""Makes the model of `failover` from sections that passed every check."""
+"""Converts sections of `failover` that passed every check into the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agent.failover.times import SYNCED_PREEMPT_DELAY_S
 
 
 def to_failover(section: FailoverSection) -> Failover:
-    """The model of a section."""
+    """Return the model of a section."""
     sync = section.sync
     return Failover(
         socket=section.socket,

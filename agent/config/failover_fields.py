@@ -1,4 +1,4 @@
-"""Writes `failover` as documents hold it, the inverse of ``failover_schema``."""
+"""Writes `failover` as a document, the inverse of ``failover_schema``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ type _Document = dict[str, object]
 
 
 def failover_document(failover: Failover) -> _Document:
-    """What loads as that; what is at its default is left out, so nothing at all is ``{}``."""
+    """Return the document that loads as ``failover``. Defaults are left out, so it may be
+    ``{}``.
+    """
     document = _without_defaults(
         {
             "socket": None if failover.socket is None else str(failover.socket),

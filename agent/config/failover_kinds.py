@@ -1,4 +1,4 @@
-"""What a value of failover may be; as in ``kinds``."""
+"""Decides what values of failover may be: the types of its schema, as ``kinds`` has others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _interval(value: object) -> float:
     seconds = duration(_SHORTEST_S, _LONGEST_S)(value)
     centiseconds = seconds * 100
     if abs(centiseconds - round(centiseconds)) > 1e-6:
-        refuse(f"{shown(value)} is not a multiple of 10ms", "adverts tell hundredths of a second")
+        refuse(f"{shown(value)} is not a multiple of 10ms", "adverts carry hundredths of a second")
     return round(centiseconds) / 100
 
 
@@ -43,7 +43,7 @@ def _command_if_any(value: object) -> tuple[str, ...]:
 def _version(value: object) -> int:
     if value not in (2, 3) or isinstance(value, bool):
         refuse(f"{shown(value)} is not a version of VRRP", "give 3, or 2 for old IPv4 peers")
-    assert isinstance(value, int)  # noqa: S101 (2 or 3)
+    assert isinstance(value, int)  # noqa: S101 (it is 2 or 3)
     return value
 
 

@@ -1,4 +1,4 @@
-"""Decides whether the instances of `failover` fit together, and with the services."""
+"""Decides whether the instances of `failover` fit together and fit the services."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PATH: Path = ("failover", "instances")
 
 
 def check(services: list[Candidate], globals_: GlobalSection, where: Where) -> Iterator[Problem]:
-    """Every problem between values that are right by themselves."""
+    """Yield every problem between values that are valid by themselves."""
     section = globals_.failover
     yield from _names(section, where)
     yield from _vips(section, services, where)
@@ -50,7 +50,7 @@ def _vips(section: FailoverSection, services: list[Candidate], where: Where) -> 
             if first != path:
                 yield Problem(
                     (*path, "vips"),
-                    f"{vip} is another instance's ({where((*first, 'vips'))})",
+                    f"{vip} belongs to another instance ({where((*first, 'vips'))})",
                     "remove it from one of them",
                 )
             if vip in backends:
@@ -64,7 +64,7 @@ def _vips(section: FailoverSection, services: list[Candidate], where: Where) -> 
                 yield Problem(
                     path,
                     f"without vips it takes all that are left, and so does {where(rest)}",
-                    "give the vips of one of them",
+                    "name the vips of one of the two",
                 )
             rest = path
 
@@ -72,7 +72,7 @@ def _vips(section: FailoverSection, services: list[Candidate], where: Where) -> 
 def _all_vips(
     instance: InstanceSection, globals_: GlobalSection, services: list[Candidate]
 ) -> tuple[Address, ...]:
-    """Those that ``plan.vips_of`` gives it."""
+    """Return the VIPs of an instance, the same ones as ``plan.vips_of`` returns."""
     if instance.vips:
         return instance.vips
     claimed = {vip for other in globals_.failover.instances for vip in other.vips}
@@ -95,7 +95,7 @@ def _virtual_routers(
             if first != path:
                 yield Problem(
                     (*path, "vrid"),
-                    f"{instance.vrid} is another instance's on {interface} "
+                    f"{instance.vrid} belongs to another instance on {interface} "
                     f"({where((*first, 'vrid'))})",
                     "give it a vrid of its own",
                 )
@@ -112,13 +112,13 @@ def _groups(section: FailoverSection) -> Iterator[Problem]:
             yield Problem(
                 (*_PATH, index, "group"),
                 f"group {instance.group} has instances of both methods",
-                "put those of method announce into another group",
+                "put the instances of method announce into another group",
             )
         elif first.priority != instance.priority:
             yield Problem(
                 (*_PATH, index, "priority"),
                 f"{first.name} of the same group has priority {first.priority}",
-                "give all instances of a group the same: they move together",
+                "give all instances of a group the same priority, because they move together",
             )
 
 
@@ -129,7 +129,7 @@ def _families(
     if instance.method is Method.VRRP and instance.version == 2 and 6 in families:
         yield Problem(
             (*path, "version"),
-            "version 2 is for IPv4 only, and some of its VIPs are IPv6",
+            "version 2 is for IPv4 only, and some of the VIPs are IPv6",
             "set version to 3, or give the IPv4 addresses as vips",
         )
     if not instance.peers:
@@ -137,8 +137,8 @@ def _families(
     for family in sorted(families - {peer.version for peer in instance.peers}):
         yield Problem(
             (*path, "peers"),
-            f"no peer has an IPv{family} address, and some of its VIPs are IPv{family}",
-            f"give each peer's IPv{family} address too: adverts are of the VIPs' family",
+            f"no peer has an IPv{family} address, and some of the VIPs are IPv{family}",
+            f"give each peer's IPv{family} address too: adverts use the VIPs' family",
         )
 
 

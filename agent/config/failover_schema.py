@@ -1,4 +1,4 @@
-"""The shape of `failover`: instances and their VIPs, tracking, announcements, flow sync."""
+"""Defines the shape of `failover`: instances and their VIPs, tracking, announcements, flow sync."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INSTANCE, _TRACK, _SYNC = Instance("any"), Track(), FlowSync()
 _SCRIPT, _INTERFACE, _ANNOUNCED = TrackedScript("any", ()), TrackedInterface("any"), Announcements()
 _V2_PASSWORD_BYTES = 8
 _V3_LONGEST_S = 40.95  # 12 bits of centiseconds
-# What only an election has a use for.
+# The keys that only an election uses.
 _VRRP_KEYS = (
     "vrid",
     "version",
@@ -46,16 +46,19 @@ _VRRP_KEYS = (
 
 
 class AnnouncementsSection(Section):
-    """Gratuitous ARP and unsolicited neighbour advertisements, by which a new master tells the
-    segment where the VIPs are now.
+    """Gratuitous ARP and unsolicited neighbour advertisements.
+
+    With these a new master announces to the segment where the VIPs are now.
     """
 
     repeat: own.Repeats = Field(
-        _ANNOUNCED.repeat, description="How many at once for each VIP, and again after `delay`."
+        _ANNOUNCED.repeat,
+        description="How many are sent at once for each VIP, and again after `delay`.",
     )
-    delay: own.Delay = Field(_ANNOUNCED.delay_s, description="When they are repeated.")
+    delay: own.Delay = Field(_ANNOUNCED.delay_s, description="Time until they are repeated.")
     refresh: own.Delay = Field(
-        _ANNOUNCED.refresh_s, description="A master sends one this often; `0s`: never."
+        _ANNOUNCED.refresh_s,
+        description="How often a master sends one again for each VIP. `0s`: never.",
     )
 
 
@@ -65,23 +68,27 @@ class TrackedInterfaceSection(Section):
     name: net.InterfaceName = Field(description="The interface.")
     weight: own.Lost = Field(
         _INTERFACE.weight,
-        description="Priority lost while it is down; 0: the node cannot be master then.",
+        description="Priority lost while it is down. 0: the node cannot be master while it is "
+        "down.",
     )
 
 
 class TrackedScriptSection(Section):
-    """A command that says by its exit status whether all is well: 0 is yes."""
+    """A command whose exit status says whether all is well: 0 means yes."""
 
-    name: kinds.Name = Field(description="What it is called in status and metrics.")
+    name: kinds.Name = Field(description="Its name in the status and in metrics.")
     command: own.Command = Field(
-        description="The program and its arguments; no shell. It runs as the failover process does."
+        description="The program and its arguments; no shell. It runs with the privileges of the "
+        "failover process."
     )
     interval: kinds.Interval = Field(_SCRIPT.interval_s, description="Time between two runs.")
     timeout: kinds.CheckTimeout = Field(
-        _SCRIPT.timeout_s, description="One that runs longer is killed, and counts as failed."
+        _SCRIPT.timeout_s, description="A run that takes longer is killed, and counts as failed."
     )
-    rise: kinds.Count = Field(_SCRIPT.rise, description="Successes in a row that make it good.")
-    fall: kinds.Count = Field(_SCRIPT.fall, description="Failures in a row that make it bad.")
+    rise: kinds.Count = Field(
+        _SCRIPT.rise, description="Successes in a row after which it is good."
+    )
+    fall: kinds.Count = Field(_SCRIPT.fall, description="Failures in a row after which it is bad.")
     weight: own.Change = Field(
         _SCRIPT.weight,
         description="0: the node cannot be master while it is bad. Below 0: added to the priority "
@@ -96,23 +103,28 @@ class TrackedScriptSection(Section):
 
 
 class TrackSection(Section):
-    """What a node's priority depends on, besides its own interface, which has to be up."""
+    """What a node's priority depends on, apart from its own interface, which has to be up."""
 
-    interfaces: tuple[TrackedInterfaceSection, ...] = Field((), description="More interfaces.")
-    scripts: tuple[TrackedScriptSection, ...] = Field((), description="Commands.")
+    interfaces: tuple[TrackedInterfaceSection, ...] = Field(
+        (), description="More interfaces that have to be up."
+    )
+    scripts: tuple[TrackedScriptSection, ...] = Field(
+        (), description="Commands that check the node."
+    )
     services: own.Lost = Field(
         _TRACK.services,
-        description="Priority lost while none of the services whose VIPs these are has a backend "
-        "that is up; 0: not looked at.",
+        description="Priority lost while no service of these VIPs has a backend that is up. 0: "
+        "services do not matter.",
     )
     dataplane: bool = Field(
         _TRACK.dataplane,
-        description="Whether the agent's program has to be attached for the node to be master.",
+        description="Whether the agent's XDP or tc program has to be attached for the node to be "
+        "master.",
     )
     agent: own.Lost = Field(
         _TRACK.agent,
         description="Priority lost once the agent has been away for `agent_grace`: the data plane "
-        "goes on without it, but nobody checks the backends. 0: not looked at.",
+        "continues without it, but nothing checks the backends. 0: the agent does not matter.",
     )
     agent_grace: own.Delay = Field(
         _TRACK.agent_grace_s,
@@ -123,29 +135,29 @@ class TrackSection(Section):
 class InstanceSection(Section):
     """VIPs that move together from one balancer to another.
 
-    `vrrp`: one balancer is master and has the VIPs, as with keepalived, whose instances are its
-    peers. With VIPs of both families these are two virtual routers with the same `vrid`, which
-    move together. `announce`: every balancer that is fit has them, on `lo`, and a routing daemon
-    announces them (docs/active-active.md); only `interface`, `vips`, `group` and `track` count
-    then.
+    `vrrp`: one balancer is master and has the VIPs, as with keepalived, whose instances can be its
+    peers. An instance with VIPs of both families is two virtual routers with the same `vrid`, which
+    move together. `announce`: every balancer that is fit has the VIPs, on `lo`, and a routing
+    daemon announces them (docs/active-active.md); only `interface`, `vips`, `group` and `track`
+    apply then.
     """
 
     name: kinds.Name = Field(
-        description="What it is called; unique, and the same on all balancers, which ask each "
-        "other for it by its name."
+        description="Name of the instance: unique, and the same on all balancers, which use it "
+        "when they ask each other for the instance."
     )
     method: Annotated[Method, *kinds.choice(Method)] = Field(
-        _INSTANCE.method, description="How it is settled which balancer has the VIPs."
+        _INSTANCE.method, description="How it is decided which balancer has the VIPs."
     )
     vrid: own.Vrid = Field(
         _INSTANCE.vrid,
-        description="Virtual router id, the same on every balancer of the group, and of no other "
-        "group on the segment.",
+        description="Virtual router id: the same on every balancer of the group, and used by no "
+        "other group on the segment.",
     )
     interface: net.InterfaceName | None = Field(
         _INSTANCE.interface,
-        description="Where adverts are exchanged and the VIPs are. Default: the `interface` above; "
-        "with `announce`, `lo`.",
+        description="The interface that has the VIPs and exchanges adverts. Default: the "
+        "`interface` above; with `announce`, `lo`.",
     )
     vips: net.Addresses = Field(
         _INSTANCE.vips,
@@ -153,60 +165,67 @@ class InstanceSection(Section):
         "that no other instance names.",
     )
     version: own.Version = Field(
-        _INSTANCE.version, description="Of VRRP: 3 (RFC 9568), or 2 (RFC 3768), for IPv4 only."
+        _INSTANCE.version,
+        description="Version of VRRP: 3 (RFC 9568), or 2 (RFC 3768), which is for IPv4 only.",
     )
     priority: own.Priority = Field(
         _INSTANCE.priority,
-        description="The balancer with the highest is master. 255: the owner of the addresses.",
+        description="The balancer with the highest priority is master. 255: the owner of the "
+        "addresses.",
     )
     advert_interval: own.AdvertInterval = Field(
         _INSTANCE.interval_s,
-        description="A master is missed after three of them. `10ms` to `40.95s`; in version 2 "
-        "whole seconds, the same on every balancer.",
+        description="Time between two adverts. A backup misses the master after three intervals. "
+        "`10ms` to `40.95s`; in version 2 whole seconds, and the same on every balancer.",
     )
     preempt: bool = Field(
         _INSTANCE.preempt,
-        description="Whether a balancer with a higher priority takes over from a master that is "
-        "well.",
+        description="Whether a balancer with a higher priority takes over from a master that "
+        "works.",
     )
     preempt_delay: own.Delay | None = Field(
         None,
-        description="How long it waits with that, after its start or after it has heard the lower "
-        "one. Default: `0s`; with `sync`, `2s`, in which the agent asks the master to hand over.",
+        description="How long it waits before it preempts, from its start or from when it first "
+        "hears the lower-priority master. Default: `0s`; with `sync`, `2s`, during which the "
+        "agent asks the master to hand over.",
     )
     accept: bool = Field(
         _INSTANCE.accept,
-        description="Whether the master's host itself takes what is sent to the VIPs and is for no "
-        "service, pings among it. `false`: it does not have them, and only answers ARP and "
-        "neighbour discovery for them.",
+        description="Whether the master's host itself receives packets to the VIPs that are for "
+        "no service, such as pings. `false`: it does not have the addresses, and only answers ARP "
+        "and neighbour discovery for them.",
     )
     group: kinds.Name | None = Field(
         _INSTANCE.group,
-        description="Instances with the same group move together: keepalived's vrrp_sync_group.",
+        description="Instances with the same group move together, as in keepalived's "
+        "vrrp_sync_group.",
     )
     peers: net.Addresses = Field(
         _INSTANCE.peers,
-        description="The other balancers, for unicast adverts. Without any, they are multicast.",
+        description="The other balancers, for unicast adverts. Without peers, adverts are "
+        "multicast.",
     )
     source: net.UnicastAddress | None = Field(
         _INSTANCE.source,
-        description="Address that adverts come from. Default: the interface's first; of IPv6, its "
-        "link-local one, with `peers` its first.",
+        description="Source address of adverts. Default: the interface's first address; for IPv6 "
+        "its link-local address, or with `peers` its first one.",
     )
     authentication: Annotated[Authentication, *kinds.choice(Authentication)] = Field(
         _INSTANCE.authentication,
-        description="Of adverts. `password` and `ah`: version 2, as keepalived; `hmac`: version 3, "
-        "among balancers of ours, by the `key_file`.",
+        description="How adverts are authenticated. `password` and `ah`: version 2, as in "
+        "keepalived. `hmac`: version 3, between Steelyard balancers, with the secret of "
+        "`key_file`.",
     )
     password: own.Password | None = Field(
         _INSTANCE.password,
-        description="For `password` and `ah`, at most 8 bytes. Everybody on the segment can read "
-        "that of `password`.",
+        description="For `password` and `ah`: at most 8 bytes. With `password`, everybody on the "
+        "segment can read it.",
     )
     checksum: Annotated[Checksum, *kinds.choice(Checksum)] = Field(
         _INSTANCE.checksum,
-        description="`v2`: without the pseudo-header, also in version 3: keepalived's "
-        "`v3_checksum_as_v2`.",
+        description="What the checksum of a version 3 advert over IPv4 covers. `v3`: the "
+        "pseudo-header too (RFC 9568). `v2`: the advert alone, as keepalived's "
+        "`v3_checksum_as_v2` does.",
     )
     virtual_mac: bool = Field(
         _INSTANCE.virtual_mac,
@@ -237,10 +256,11 @@ class InstanceSection(Section):
     def _interval_fits_its_version(self) -> Self:
         if self.version == 2 and (self.advert_interval < 1 or self.advert_interval % 1):
             kinds.refuse(
-                "version 2 knows whole seconds only", "set advert_interval to 1s, or version to 3"
+                "version 2 only has whole seconds",
+                "set advert_interval to 1s, or version to 3",
             )
         if self.version == 3 and self.advert_interval > _V3_LONGEST_S:
-            kinds.refuse("version 3 knows at most 40.95s", "lower advert_interval")
+            kinds.refuse("version 3 allows at most 40.95s", "lower advert_interval")
         return self
 
     @model_validator(mode="after")
@@ -249,7 +269,7 @@ class InstanceSection(Section):
         wants = {Authentication.PASSWORD: 2, Authentication.AH: 2, Authentication.HMAC: 3}
         if wants.get(kind, self.version) != self.version:
             kinds.refuse(
-                f"authentication {kind.value} is of version {wants[kind]}",
+                f"authentication {kind.value} needs version {wants[kind]}",
                 f"set version to {wants[kind]}, or authentication to none",
             )
         if self.checksum is Checksum.V2 and self.version != 3:
@@ -276,49 +296,51 @@ class InstanceSection(Section):
 
 
 class SyncSection(Section):
-    """The established flows are sent to the other balancers, so that connections go on there.
+    """Sends the established flows to the other balancers, so that connections continue there.
 
     See docs/flow-sync.md.
     """
 
     peers: net.Addresses = Field(
-        _SYNC.peers, description="The other balancers. Without any, nothing is sent or taken."
+        _SYNC.peers, description="The other balancers. Without peers, nothing is sent or accepted."
     )
     listen: net.UnicastAddress | None = Field(
-        _SYNC.listen, description="Address to listen on. Default: all of the host."
+        _SYNC.listen, description="Address to listen on. Default: all addresses of the host."
     )
-    port: net.Port = Field(_SYNC.port, description="TCP port, here and at the peers.")
+    port: net.Port = Field(_SYNC.port, description="TCP port, on this balancer and on the peers.")
     interval: own.SyncInterval = Field(
-        _SYNC.interval_s, description="Time between two looks at what has changed."
+        _SYNC.interval_s, description="Time between two checks for changed flows."
     )
     rate: own.Rate = Field(
-        _SYNC.rate_bytes_per_s, description="Bytes a second to each peer, at most."
+        _SYNC.rate_bytes_per_s, description="The most bytes a second that are sent to each peer."
     )
     witness: bool = Field(
         _SYNC.witness,
-        description="A backup that hears by flow sync that the master is well does not take over "
-        "because adverts are lost.",
+        description="Whether a backup that hears by flow sync that the master works does not take "
+        "over when only adverts are lost.",
     )
 
 
 class FailoverSection(Section):
-    """Two balancers or more behave as one. See docs/failover.md.
+    """Makes two or more balancers behave as one. See docs/failover.md.
 
-    The process `lb-agent failover` reads this, besides the agent: it holds the election and puts
-    the VIPs on and off.
+    The agent reads this, and so does the process `lb-agent failover`, which holds the election,
+    adds the VIPs and removes them.
     """
 
     socket: kinds.SocketPath | None = Field(
-        None, description="Unix socket of the failover process. Default: beside `socket`."
+        None,
+        description="Unix socket of the failover process. Default: in the same directory as "
+        "`socket`.",
     )
     key_file: kinds.AbsolutePath | None = Field(
         None,
-        description="File with a secret of at least 16 bytes that the balancers share, readable by "
-        "its owner only. For `sync`, `authentication: hmac`, and the choice of backends "
-        "(`hash_seed`).",
+        description="File with a secret of at least 16 bytes that the balancers share; only its "
+        "owner may read it. It is used by `sync`, by `authentication: hmac`, and for the choice "
+        "of backends (`hash_seed`).",
     )
     instances: tuple[InstanceSection, ...] = Field((), description="The instances.")
     sync: SyncSection = Field(
         default_factory=lambda: SyncSection.model_validate({}),
-        description="Where flows are sent.",
+        description="Where established flows are sent.",
     )

@@ -1,6 +1,6 @@
-"""What a value may be: the types of the schema, each with its check, its error and its remedy.
+"""Decides what a value may be: the types of the schema, each with its check, error and remedy.
 
-Every type carries a ``Kind``, the words with which the reference describes it.
+Every type carries a ``Kind``, the text with which the reference describes it.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from agent.model import MAX_PRIORITY, MAX_WEIGHT, RATE_PERIODS, Rate
 # sun_path holds 108 bytes, one of them the final NUL.
 _MAX_SOCKET_PATH = 107
 _MAX_NAME = 64
-_MAX_PAYLOAD = 1200  # bytes of a datagram that passes everywhere
+_MAX_PAYLOAD = 1200  # bytes; a datagram of this size fits every path
 
 type StatusRanges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How the reference describes a type."""
+    """The text with which the reference describes a type."""
 
     text: str
 
 
 def refuse(message: str, remedy: str) -> Never:
-    """Reports a value to pydantic; ``agent.config.load`` finds both texts in the context."""
-    # The template is constant: braces in the value must not be taken for fields.
+    """Refuse a value. ``agent.config.load`` finds both texts in the context of pydantic's error."""
+    # The template is constant, so that braces in the value are not taken for fields.
     context = {"message": message, "remedy": remedy}
     raise PydanticCustomError("steelyard", "{message}", context)
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:
-    """``did you mean 'weight'? ``, or nothing."""
+    """Return a hint such as ``did you mean 'weight'? ``, or an empty text."""
     close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'? " if close else ""
 
 
 def shown(value: object) -> str:
-    """A value as an error quotes it: short, and with quotes if it is text."""
+    """Return a value as errors quote it: short, and with quotes if it is text."""
     match value:
         case None:
             return "nothing"
@@ -63,7 +63,7 @@ def shown(value: object) -> str:
 
 
 def whole(low: int, high: int) -> Callable[[object], int]:
-    """Checks for a whole number from ``low`` to ``high``."""
+    """Return a check for a whole number from ``low`` to ``high``."""
 
     def check(value: object) -> int:
         remedy = f"give a whole number from {low} to {high}"
@@ -106,7 +106,7 @@ def _bound(value: object) -> float:
 
 
 def duration(low_s: float, high_s: float) -> Callable[[object], float]:
-    """Checks for a duration from ``low_s`` to ``high_s`` seconds."""
+    """Return a check for a duration from ``low_s`` to ``high_s`` seconds."""
 
     def check(value: object) -> float:
         bounds = f"from {format_duration(low_s)} to {format_duration(high_s)}"
@@ -123,7 +123,7 @@ def duration(low_s: float, high_s: float) -> Callable[[object], float]:
 
 def _rate(value: object) -> Rate | None:
     units = {unit: period_s for period_s, unit in RATE_PERIODS.items()}
-    remedy = "give so many per second, minute or hour, such as 50/s, 600/m or 10000/h, or none"
+    remedy = "give a number per second, minute or hour, such as 50/s, 600/m or 10000/h, or none"
     if value in (None, "none"):
         return None
     match = re.fullmatch(r"([0-9]{1,10})/([smh])", value) if isinstance(value, str) else None
@@ -176,7 +176,10 @@ def _payload(value: object) -> str:
     if given.startswith("hex:"):
         digits = given[4:]
         if re.fullmatch(r"(?:[0-9A-Fa-f]{2})*", digits) is None:
-            refuse(f"{shown(value)} is not hexadecimal", "give two digits a byte, as in hex:00ff")
+            refuse(
+                f"{shown(value)} is not hexadecimal",
+                "give two digits for each byte, as in hex:00ff",
+            )
         size = len(digits) // 2
     if size > _MAX_PAYLOAD:
         refuse(f"{shown(value)} is too long", f"give at most {_MAX_PAYLOAD} bytes")
@@ -184,20 +187,20 @@ def _payload(value: object) -> str:
 
 
 def text(value: object) -> str:
-    """Checks for text."""
+    """Return the value if it is text, and refuse it otherwise."""
     if not isinstance(value, str):
         refuse(f"{shown(value)} is not text", f"put it in quotes: '{value}'")
     return value
 
 
 def matching(pattern: str, what: str, remedy: str, longest: int) -> Callable[[object], str]:
-    """Checks for text of at most ``longest`` characters that is all ``pattern``."""
+    """Return a check for text that matches ``pattern`` and has at most ``longest`` characters."""
     compiled = re.compile(pattern, re.ASCII)
 
     def check(value: object) -> str:
         given = text(value)
         if len(given) > longest:
-            refuse(f"{shown(given)} is too long for {what}", f"at most {longest} characters")
+            refuse(f"{shown(given)} is too long for {what}", f"use at most {longest} characters")
         if compiled.fullmatch(given) is None:
             refuse(f"{shown(given)} is not {what}", remedy)
         return given
@@ -220,7 +223,7 @@ def _choice[E: enum.Enum](choices: type[E]) -> Callable[[object], E]:
 
 
 def choice[E: enum.Enum](choices: type[E]) -> tuple[BeforeValidator, Kind]:
-    """The metadata of a field that holds one of an enum's values."""
+    """Return the metadata of a field that holds one of an enum's values."""
     words = " \\| ".join(f"`{choice.value}`" for choice in choices)
     return BeforeValidator(_choice(choices)), Kind(words)
 
@@ -235,7 +238,7 @@ def _absolute(value: object) -> Path:
 def _socket_path(value: object) -> Path:
     path = _absolute(value)
     if len(str(path).encode(errors="replace")) > _MAX_SOCKET_PATH:
-        remedy = f"at most {_MAX_SOCKET_PATH} bytes, such as /run/steelyard/agent.sock"
+        remedy = f"use at most {_MAX_SOCKET_PATH} bytes, such as /run/steelyard/agent.sock"
         refuse(f"{shown(str(path))} is too long for a Unix socket", remedy)
     return path
 
@@ -294,7 +297,7 @@ def _status_ranges(value: object) -> StatusRanges:
         match = re.fullmatch(r"([0-9]{3})(?:-([0-9]{3}))?", str(item))
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 100 <= low <= high <= 599:
-            refuse(f"{shown(item)} is not an HTTP status or a range of them", remedy)
+            refuse(f"{shown(item)} is not an HTTP status or a range of statuses", remedy)
         ranges.append((low, high))
     return tuple(ranges)
 
@@ -398,7 +401,7 @@ GroupName = Annotated[
     ),
     Kind("text"),
 ]
-# What goes into a request must not be able to end its line and start another one.
+# Text that goes into a request must not be able to end its line and start another one.
 Method = Annotated[
     str,
     BeforeValidator(

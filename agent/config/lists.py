@@ -1,8 +1,8 @@
-"""Reads the files of ``lists``: texts with a prefix on each line, and CSV files.
+"""Reads the files of ``lists``: text files with a prefix on each line, and CSV files.
 
-Both are as others publish them: Spamhaus' DROP, FireHOL's netsets and `ipset save` without its
-commands are texts; GeoLite2's and IPinfo's tables are CSV files whose column ``network`` or whose
-first one holds the prefix.
+These are the forms in which others publish lists. Spamhaus' DROP, FireHOL's netsets and `ipset
+save` without its commands are text files. GeoLite2's and IPinfo's tables are CSV files that have
+the prefix in the column ``network``, or else in the first column.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ _BITS = {4: 32, 6: 128}
 
 
 def read(each: AddressList) -> Prefixes:
-    """All prefixes of a list; raises ConfigError with the file and the line of the first that is
-    none. For a thread: files may be large.
+    """Return all prefixes of a list.
+
+    Raises ConfigError with the file and line of the first entry that is not a prefix. Callers run
+    this in a thread, because files may be large.
     """
     found = Prefixes()
     for network in each.prefixes:
@@ -42,13 +44,16 @@ def read(each: AddressList) -> Prefixes:
             raise ConfigError(
                 f"list {each.name} cannot be read: {why}",
                 where=str(path),
-                remedy="make it a file that the agent may read, or remove it from the list",
+                remedy="make it a UTF-8 file that the agent may read, or remove it from the list",
             ) from error
     return found
 
 
 def _refuse_cut_off(path: Path, name: str) -> None:
-    """10.0.0.0/16 without its last digit is another prefix, and a far larger one."""
+    """Raise ConfigError if the last line of a file does not end with a line feed.
+
+    10.0.0.0/16 without its last digit is another prefix, and a far larger one.
+    """
     with path.open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             return
@@ -90,7 +95,10 @@ def _whole(rows: Iterator[list[str]], last: int) -> Iterator[list[str]]:
 
 
 def _parsed(text: str, path: Path, line: int) -> tuple[int, Prefix]:
-    """Family and prefix. Without ``ipaddress``, which takes ten times as long."""
+    """Return the IP version and the prefix (bits and length) that a text stands for.
+
+    This does not use ``ipaddress``, which takes ten times as long.
+    """
     address, slash, bits = text.partition("/")
     version = 6 if ":" in address else 4
     width = _BITS[version]

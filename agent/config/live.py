@@ -1,8 +1,9 @@
-"""Decides which changes must wait for open flows to end, or be confirmed because they end them.
+"""Decides which changes must wait until open flows end, and which must be confirmed because they
+end open flows.
 
 Between ``dsr``, ``ipip`` and ``gue`` only the way to the backend changes. With ``nat`` and
-``fullnat`` a flow has addresses of its own on the backend's side: another mode, or another set of
-source addresses, leaves it without its other end.
+``fullnat`` a flow has addresses of its own on the backend's side, so another mode, or another set
+of source addresses, leaves it without its other end.
 """
 
 from __future__ import annotations
@@ -17,26 +18,26 @@ from agent.model import Address, BackendRef, Config, Forward, Service, ServiceKe
 
 @dataclass(frozen=True, slots=True)
 class Threat:
-    """A change that open flows of a service would not survive."""
+    """A change that the open flows of a service would not survive."""
 
-    service: str  # as it is called before the change
+    service: str  # its name before the change
     setting: str
     change: str
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A service, or most backends of one, that a change takes away: perhaps by mistake."""
+    """A service, or most backends of one, that a change removes, perhaps by mistake."""
 
-    service: str  # as it is called before the change
+    service: str  # its name before the change
     what: str
-    backends: tuple[BackendRef, ...]  # whose flows end
+    backends: tuple[BackendRef, ...]  # the backends whose flows end
 
 
 def losses(old: Config, new: Config) -> tuple[Loss, ...]:
-    """What goes in such numbers that the new configuration may not be what was meant.
+    """Return the removals that are so large that the new configuration may be a mistake.
 
-    Names do not count: a service that is called otherwise, or a backend, keeps its flows.
+    Names do not count: a service or backend that is only renamed keeps its flows.
     """
     return tuple(_losses(old, new))
 
@@ -44,16 +45,16 @@ def losses(old: Config, new: Config) -> tuple[Loss, ...]:
 def refuse_unconfirmed(
     found: tuple[Loss, ...], flows: Mapping[BackendRef, int], confirm: str
 ) -> None:
-    """Raises UnconfirmedError if there are open flows in it; ``confirm``: how to say yes."""
+    """Raise UnconfirmedError if a loss would cut open flows. ``confirm`` says how to confirm it."""
     problems = []
     for loss in found:
         number = sum(flows.get(backend, 0) for backend in loss.backends)
         if number:
             problems.append(
                 UnconfirmedError(
-                    f"the change takes away {loss.what} and cuts {_flows(number)}",
+                    f"the change removes {loss.what} and cuts {_flows(number)}",
                     where=f"service {loss.service}",
-                    remedy=f"if that is meant: {confirm}; to cut none, drain first "
+                    remedy=f"if that is intended: {confirm}; to cut none, drain first "
                     f"(lbctl backend drain --wait {loss.service}/…)",
                 )
             )
@@ -77,16 +78,18 @@ def _losses(old: Config, new: Config) -> Iterator[Loss]:
 
 
 def threats(old: Config, new: Config) -> tuple[Threat, ...]:
-    """The services whose open flows, if there are any, could not go on."""
+    """Return the changes that open flows, if there are any, could not survive."""
     return (*_modes(old, new), *_sources(old, new))
 
 
 def refuse_to_cut(found: tuple[Threat, ...], flows: Mapping[str, int]) -> None:
-    """Raises ConflictError if one of them has open flows; ``flows`` counts those by service."""
+    """Raise ConflictError if a threatened service has open flows. ``flows`` counts them by
+    service.
+    """
     problems = [
         ConflictError(
-            f"{threat.setting}: {_flows(flows[threat.service])} could not go on after the change "
-            f"{threat.change}",
+            f"{threat.setting}: {_flows(flows[threat.service])} could not continue after the "
+            f"change {threat.change}",
             where=f"service {threat.service}",
             remedy=f"drain its backends first (lbctl backend drain --wait {threat.service}/…), or "
             "cut the flows: remove the service, then add it again",
@@ -103,7 +106,7 @@ def refuse_to_cut(found: tuple[Threat, ...], flows: Mapping[str, int]) -> None:
 
 def _modes(old: Config, new: Config) -> Iterator[Threat]:
     for service, later in _changed(old, new):
-        # A service that goes, or whose VIP does, is cut on purpose, and its effect says so.
+        # Removing a service or its VIP cuts its flows on purpose, and the effect says so.
         if later is None or later.forward is service.forward:
             continue
         if service.forward.is_nat or later.forward.is_nat:
@@ -112,8 +115,10 @@ def _modes(old: Config, new: Config) -> Iterator[Threat]:
 
 
 def _changed(old: Config, new: Config) -> Iterator[tuple[Service, Service | None]]:
-    """The services that are not the same object in both: as they are before and, if they are there
-    then, after. They are known by what the packet path finds them by, whatever they are called.
+    """Return the services that are not the same object in both: each before and after the change.
+
+    The latter is None if the service is removed. Services are identified by what the packet path
+    finds them by, not by name.
     """
     _, left = come_and_gone(old, new)
     after = {_known_by(service.key): service for service in (new.services if left else ())}
@@ -125,7 +130,7 @@ def _sources(old: Config, new: Config) -> Iterator[Threat]:
         (4, old.nat.sources_v4, new.nat.sources_v4),
         (6, old.nat.sources_v6, new.nat.sources_v6),
     ):
-        # An address that stays keeps its number; which one the kernel chose is not known here.
+        # An address that stays keeps its number. Which address the kernel chose is not known here.
         if bool(before) == bool(after) and set(before) <= set(after):
             continue
         setting = f"nat.sources_ipv{version}"

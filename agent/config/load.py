@@ -53,7 +53,7 @@ from agent.config.telemetry_schema import (
 from agent.errors import ConfigError
 from agent.model import CheckKind, Config, Forward, SynProtection
 
-# What a service inherits key by key.
+# The sections that a service inherits key by key.
 _MERGED: dict[str, type[Section]] = {
     "timeouts": TimeoutsSection,
     "limits": LimitsSection,
@@ -65,23 +65,23 @@ _MERGED: dict[str, type[Section]] = {
     "affinity": AffinitySection,
     "rebalance": RebalanceSection,
 }
-# Global keys of earlier versions, and what they are called now.
+# Global keys of earlier versions, with their names of today.
 _RENAMED = {"xdp_mode": "hook", "ipip_source": "tunnel_source"}
 
 
 class Place(Interface):
-    """Says where a path is, for a person: a file and line or a service, and the key."""
+    """Says where a path is, for people: a file and line, or a service, and the key."""
 
     def place(self, path: doc.Path, /) -> tuple[str, str]: ...
 
 
 def load_file(path: Path) -> Config:
-    """The configuration in a file; raises ConfigError."""
+    """Return the configuration in a file. Raises ConfigError."""
     return parse(read_text(path), str(path))
 
 
 def read_text(path: Path) -> str:
-    """The text of the operator's file; raises ConfigError."""
+    """Return the text of the operator's file. Raises ConfigError."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -101,10 +101,10 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, where: str, below: Mapping[str, object] | None = None) -> Config:
-    """The configuration in a text; ``where`` names the text in errors.
+    """Return the configuration in a text; ``where`` names the text in errors.
 
-    ``below`` has the top-level keys for a text that leaves them out, as one that is to be
-    applied to a running agent may.
+    ``below`` provides the top-level keys that the text leaves out, as a text may that is applied to
+    a running agent.
     """
     if below:
         return _parsed(text, where, below)
@@ -120,17 +120,17 @@ def _parsed(text: str, where: str, below: Mapping[str, object]) -> Config:
     return build(data, document, tuple(document.problems))
 
 
-# A start reads its file several times, and a large one takes a second.
+# The cache pays because a start reads its file several times, and a large file takes a second.
 @lru_cache(maxsize=1)
 def _parsed_alone(text: str, where: str) -> Config:
     return _parsed(text, where, {})
 
 
 def check_end(text: str, where: str) -> None:
-    """Raises ConfigError for a text whose last line does not end.
+    """Raise ConfigError if the last line of a text does not end with a line feed.
 
-    What was cut off within a line may well be valid, with another address or port in it. Of what
-    begins with a brace (JSON) only the whole is valid.
+    A text that was cut off within a line may still be valid, with another address or port in it.
+    This does not apply to a text that begins with a brace: JSON is valid only as a whole.
     """
     if text and not text.endswith("\n") and not text.lstrip().startswith("{"):
         line = text.count("\n") + 1
@@ -142,7 +142,7 @@ def check_end(text: str, where: str) -> None:
 
 
 def build(data: object, place: Place, problems: tuple[Problem, ...] = ()) -> Config:
-    """The configuration in plain data, which is left as it is; raises ConfigError."""
+    """Return the configuration in plain data, which is not modified. Raises ConfigError."""
     found = list(problems)
     if not isinstance(data, dict):
         found.append(Problem((), f"the document is {kinds.shown(data)}", "write `key: value`"))
@@ -158,11 +158,12 @@ def build(data: object, place: Place, problems: tuple[Problem, ...] = ()) -> Con
 
 
 def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, object]:
-    """``above`` over ``below``; its sections key by key.
+    """Return the settings of ``below``, overridden by those of ``above``; sections merge key by
+    key.
 
-    A change of the health type, scheduler or protocol leaves behind what the new one has no use
-    for, and so does a service that cannot give SYN cookies; from one telemetry or node type to
-    another, all but the times.
+    With another health type, scheduler or protocol, the keys of ``below`` that the new one does not
+    use are dropped. So is ``syn_cookies`` if the service cannot give SYN cookies. With another
+    telemetry or node type, only the times are kept.
     """
     result = copy.deepcopy(below) | copy.deepcopy(above)
     for key in _left_behind(below, result) - above.keys():
@@ -177,7 +178,9 @@ def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, objec
             useful = {kind.value: keys for kind, keys in CHECK_KEYS.items()}
             names = useful.get(str(wanted), COMMON_CHECK_KEYS)
             if CheckKind.COMPLETION.value in (wanted, low.get("type")):
-                names -= {"path"}  # a page of health takes no prompts
+                names -= {
+                    "path"
+                }  # the path of a health page takes no prompts, and the other way round
             kept = {name: value for name, value in low.items() if name in names}
         if (
             key in ("telemetry", "node")
@@ -190,7 +193,9 @@ def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, objec
 
 
 def _left_behind(before: dict[str, object], after: dict[str, object]) -> set[str]:
-    """The keys that another scheduler or protocol has no use for, or that need another key."""
+    """Return the keys that the new scheduler or protocol does not use, or that lack a key they
+    need.
+    """
     keys: set[str] = set()
     for name, default, users in (
         ("scheduler", DEFAULT_SCHEDULER.value, SCHEDULER_KEYS),
@@ -218,7 +223,7 @@ def _defaults(raw: dict[str, object], found: list[Problem]) -> dict[str, object]
     _section(DefaultsSection, given, ("defaults",), found)
     if not isinstance(given, dict):
         return {}
-    # What is unknown here has its problem already; it must not give one in every service too.
+    # An unknown key is already reported here, and must not be reported for every service too.
     known = {key: given[key] for key in given if key in DefaultsSection.model_fields}
     for key, section in _MERGED.items():
         inner = known.get(key)
@@ -278,7 +283,9 @@ def _items(
 def _section[S: Section](
     section: type[S], data: object, path: doc.Path, found: list[Problem]
 ) -> S | None:
-    """The section; if it has problems, without the keys that have them, or None."""
+    """Return the section. If some keys are invalid, return it without them, or None if it cannot
+    be.
+    """
     plain = _without_nulls(data)
     try:
         return section.model_validate(plain)
@@ -294,7 +301,7 @@ def _section[S: Section](
         return None
 
 
-# A key without a value means what it means when it is left out.
+# A key without a value means the same as a key that is left out.
 def _without_nulls(data: object) -> object:
     if not isinstance(data, dict):
         return data
@@ -302,7 +309,7 @@ def _without_nulls(data: object) -> object:
 
 
 def _is_null(value: object) -> bool:
-    """Nothing, or a mapping of nothing else."""
+    """Return whether a value is None, or a mapping with only such values."""
     if isinstance(value, dict) and value:
         return all(_is_null(inner) for inner in value.values())
     return value is None
@@ -347,14 +354,14 @@ def _section_at(section: type[Section], location: tuple[int | str, ...]) -> type
 
 
 def _inner(annotation: object) -> type[Section] | None:
-    """The section that a field holds, or lists."""
+    """Return the section that a field holds, or holds a list of."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return next(filter(None, map(_inner, get_args(annotation))), None)
 
 
 def _at_origin(problem: Problem, raw: dict[str, object]) -> Problem:
-    """A problem that a service has inherited is one of the defaults."""
+    """Return a problem with an inherited value as a problem of ``defaults``."""
     path = problem.path
     if len(path) < 3 or path[0] != "services" or _holds(raw, path):
         return problem
@@ -375,7 +382,7 @@ def _holds(data: object, path: doc.Path) -> bool:
 
 
 def _error(problems: list[Problem], place: Place) -> ConfigError:
-    """One error for all problems, in the order of the lines."""
+    """Return one error for all problems, in the order of their lines."""
     unique = {(problem.path, problem.message): problem for problem in problems}
     errors = []
     for problem in unique.values():

@@ -1,4 +1,6 @@
-"""Says what a change of telemetry, learning, models or rebalancing does, for its operator."""
+"""Decides what a change of telemetry, learning, models or rebalancing does, and says it in
+words.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from agent.model import Affinity, NodeKind, Objective, Service, TelemetryKind
 
 
 def load_changed(old: Service, new: Service) -> Iterator[str]:
-    """What concerns how busy backends are taken to be."""
+    """Yield the effects on how the load of backends is estimated and what follows from it."""
     if old.telemetry != new.telemetry:
         yield _telemetry(new)
     if old.node != new.node:
@@ -60,7 +62,7 @@ def _slo(new: tuple[Objective, ...]) -> str:
 
 def _affinity(new: Affinity) -> str:
     if not new.is_any:
-        return "new flows go where the load is least, wherever their client's earlier ones went"
+        return "new flows go where the load is least, wherever the client's earlier flows went"
     which = (
         f"the first {new.prefix_bits} bits of its address name"
         if new.prefix_bits
@@ -76,7 +78,7 @@ def _affinity(new: Affinity) -> str:
 def _telemetry(new: Service) -> str:
     match new.telemetry.kind:
         case TelemetryKind.NONE:
-            return "the engines are no longer asked: the connections that are open count"
+            return "the engines are no longer asked: open connections count instead"
         case TelemetryKind.AGENT_CHECK:
             return "the servers' agents are asked for a share of their weight, and their state"
         case kind:

@@ -1,4 +1,4 @@
-"""Writes what a service says of load as fields, the inverse of ``telemetry_schema``."""
+"""Writes a service's settings of load as fields, the inverse of ``telemetry_schema``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agent.model import (
 
 
 def telemetry_fields(telemetry: Telemetry) -> dict[str, object]:
-    """The keys of ``telemetry``."""
+    """Return the keys of ``telemetry``."""
     return {
         "type": telemetry.kind.value,
         "port": telemetry.port,
@@ -31,7 +31,7 @@ def telemetry_fields(telemetry: Telemetry) -> dict[str, object]:
 
 
 def node_fields(node: NodeTelemetry) -> dict[str, object]:
-    """The keys of ``node``."""
+    """Return the keys of ``node``."""
     return {
         "type": node.kind.value,
         "port": node.port,
@@ -42,7 +42,7 @@ def node_fields(node: NodeTelemetry) -> dict[str, object]:
 
 
 def model_fields(model: ModelLoaded | None) -> dict[str, object]:
-    """The keys of ``model``."""
+    """Return the keys of ``model``."""
     if model is None:
         return dict.fromkeys(("name", "source", "port", "interval"))
     return {
@@ -54,7 +54,7 @@ def model_fields(model: ModelLoaded | None) -> dict[str, object]:
 
 
 def outlier_fields(outlier: Outlier) -> dict[str, object]:
-    """The keys of ``outlier``."""
+    """Return the keys of ``outlier``."""
     return {
         "eject": format_duration(outlier.eject_s),
         "threshold": outlier.threshold,
@@ -65,14 +65,14 @@ def outlier_fields(outlier: Outlier) -> dict[str, object]:
 
 
 def slo_fields(slo: tuple[Objective, ...]) -> dict[str, object]:
-    """The keys of ``slo``."""
+    """Return the keys of ``slo``."""
     within_s = {each.name: each.within_s for each in slo}
     names = [Objective(percentile, 0.0).name for percentile in PERCENTILES]
     return {name: format_duration(within_s.get(name, 0.0)) for name in names}
 
 
 def affinity_fields(affinity: Affinity) -> dict[str, object]:
-    """The keys of ``affinity``."""
+    """Return the keys of ``affinity``."""
     return {
         "by": affinity.by.value,
         "prefix": affinity.prefix_bits,
@@ -81,7 +81,7 @@ def affinity_fields(affinity: Affinity) -> dict[str, object]:
 
 
 def rebalance_fields(rebalance: Rebalance) -> dict[str, object]:
-    """The keys of ``rebalance``."""
+    """Return the keys of ``rebalance``."""
     return {
         "rate": rebalance.rate_per_s,
         "idle": format_duration(rebalance.idle_s),

@@ -1,4 +1,4 @@
-"""Decides whether what is said of load and locality fits together: ports, expressions, zones."""
+"""Decides whether the settings of load and locality fit together: ports, expressions, zones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agent.telemetry.expression import parse
 
 
 def check(services: list[Candidate], globals_: GlobalSection | None) -> Iterator[Problem]:
-    """Every problem between values that are right by themselves."""
+    """Yield every problem between values that are valid by themselves."""
     for service in services:
         if service.section is not None:
             yield from _expressions(service, service.section)
@@ -55,7 +55,10 @@ def _expressions(service: Candidate, section: ServiceSection) -> Iterator[Proble
 
 
 def _ports(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
-    """What is asked where health checks are needs to know where that is."""
+    """Yield a problem for each source that has no port to ask.
+
+    Telemetry and models are asked on the port of the health checks, unless they have their own.
+    """
     own = section.forward.is_nat and all(b.port is not None for _, b in service.backends)
     if section.health.port is not None or own or section.key.port != ANY_PORT:
         return
@@ -70,7 +73,7 @@ def _ports(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
         if needs:
             yield Problem(
                 (*service.path, *place),
-                "the servers of a service for any port are asked on a port of their own",
+                "the service is for any port, so it must say on which port its servers are asked",
                 f"add {place[0]}.port",
             )
 
@@ -84,7 +87,7 @@ def _waiting_limit(service: Candidate, section: ServiceSection) -> Iterator[Prob
     elif not section.count_waiting:
         yield Problem(
             path,
-            "needs count_waiting: without it, nobody knows how many bytes wait",
+            "needs count_waiting: without it, the waiting bytes are unknown",
             "set count_waiting to true, or this to none",
         )
 
@@ -99,7 +102,7 @@ def _rebalance(service: Candidate, section: ServiceSection) -> Iterator[Problem]
     elif section.rebalance.rate and not section.count_waiting:
         yield Problem(
             (*service.path, "rebalance", "rate"),
-            "needs count_waiting: without it, nobody knows which connections are idle",
+            "needs count_waiting: without it, nothing shows which connections are idle",
             "set count_waiting to true, or remove it",
         )
     elif section.rebalance.rate and section.scheduler is Scheduler.SOURCE:
@@ -121,7 +124,7 @@ def _affinity(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
     if has_homes and section.protocol is Protocol.TCP and not section.count_waiting:
         yield Problem(
             (*service.path, "affinity", "by"),
-            "needs count_waiting: without it, nobody knows what a home has in front of it",
+            "needs count_waiting: without it, the waiting bytes of a home are unknown",
             "set count_waiting to true, or by to none",
         )
 
@@ -130,7 +133,7 @@ def _slo(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
     if section.slo.model() and section.protocol is Protocol.TCP and not section.count_waiting:
         yield Problem(
             (*service.path, "slo"),
-            "needs count_waiting: without it, nobody knows when answers begin",
+            "needs count_waiting: without it, nothing shows when answers begin",
             "set count_waiting to true, or remove it",
         )
 

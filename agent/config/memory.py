@@ -1,6 +1,6 @@
-"""Decides how much memory the tables of a configuration take, and whether there is as much.
+"""Decides how much memory the tables of a configuration take, and whether the host has enough.
 
-The kernel takes it all when the tables are made, whatever is in them.
+The kernel allocates all of it when the tables are made, however full they are.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from agent.errors import ConfigError
 from agent.model import Nat, Tables
 
-# Bytes of one element, all arrays together (agent/dataplane/tables.py). Tables by key are left
-# out: they grow with what is in them.
+# Bytes of one element, summed over all arrays (agent/dataplane/tables.py). Hash tables are left
+# out, because they grow with their content.
 _FLOW = 136
-_SERVICE, _SERVICE_ROW = 592, 448  # a row: counters of one CPU
+_SERVICE, _SERVICE_ROW = 592, 448  # a row has the counters of one CPU
 _BACKEND, _BACKEND_ROW = 1728, 64
 _RING_SLOT = 2
 _PORT = 64
@@ -25,7 +25,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one key of the configuration, or several, costs."""
+    """The memory that one or several keys of the configuration take."""
 
     keys: str
     size: int  # bytes
@@ -33,14 +33,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The most that there can be, and by whose word."""
+    """The most memory that the tables may take, and what sets that limit."""
 
     size: int  # bytes
     what: str
 
 
 def parts(tables: Tables, nat: Nat, cpus: int) -> tuple[Part, ...]:
-    """The memory of the tables on a host with so many CPUs, the largest part first."""
+    """Return the memory of the tables on a host with ``cpus`` CPUs, the largest part first."""
     rings = tables.services + tables.zone_rings + _SPARE_RINGS
     rows = cpus + 1
     found = (
@@ -61,7 +61,7 @@ def parts(tables: Tables, nat: Nat, cpus: int) -> tuple[Part, ...]:
 
 
 def refuse_too_much(needed: Iterable[Part], room: Room) -> None:
-    """Raises ConfigError if the tables need more than there is."""
+    """Raise ConfigError if the tables need more memory than there is."""
     needed = tuple(needed)
     total = sum(part.size for part in needed)
     if total > room.size:
@@ -69,7 +69,7 @@ def refuse_too_much(needed: Iterable[Part], room: Room) -> None:
 
 
 def too_much(needed: Iterable[Part], why: str) -> ConfigError:
-    """The error that names what the tables take, part by part, and the keys to lower."""
+    """Return the error that says what the tables take, part by part, and which keys to lower."""
     needed = tuple(needed)
     total = sum(part.size for part in needed)
     large = [part for part in needed if 10 * part.size >= total]
@@ -82,7 +82,7 @@ def too_much(needed: Iterable[Part], why: str) -> ConfigError:
 
 
 def shown(size: int) -> str:
-    """A number of bytes for people: 36.5 GB."""
+    """Return a number of bytes as text for people, such as 36.5 GB."""
     value, unit = float(size), 0
     while value >= 1000 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1

@@ -1,7 +1,7 @@
-"""Decides what ``forward: nat`` and ``fullnat`` can serve, and that answers can be told apart.
+"""Decides what ``forward: nat`` and ``fullnat`` can serve, so that answers can be told apart.
 
-In ``nat``, the answer of a backend shows its address, port and protocol, and nothing else: these
-must name one backend of one service. In ``fullnat``, it shows the flow.
+In ``nat``, all that an answer shows is the backend's address, port and protocol, so these must
+identify one backend of one service. In ``fullnat``, an answer identifies its flow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agent.model import ANY_PORT, Address, Forward, Protocol, ServiceKey
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """What answers come from. ``port`` ANY_PORT: from every port that the service has."""
+    """Where a backend's answers come from. ``port`` ANY_PORT: from every port of the service."""
 
     service: Candidate
     key: ServiceKey
@@ -26,13 +26,13 @@ class _Origin:
     port: int
 
     def meets(self, other: _Origin) -> bool:
-        """Whether one packet could be the answer of both."""
+        """Return whether one packet could be an answer of both."""
         if self.port == other.port:
             return True
         wide, narrow = sorted((self, other), key=lambda origin: origin.port != ANY_PORT)
         if wide.port != ANY_PORT:
             return False
-        # To the VIP of the wide one, that port would never be sent: the narrow one has it.
+        # The wide service never gets packets to that port of the VIP: the narrow one serves them.
         if wide.key.vip == narrow.key.vip and narrow.key.port == narrow.port:
             return False
         last = wide.key.port_last
@@ -40,7 +40,7 @@ class _Origin:
 
 
 def check(services: list[Candidate], where: Where) -> Iterator[Problem]:
-    """Everything that is wrong with NAT, service by service, then between them."""
+    """Yield every problem with NAT, first those of single services, then those between services."""
     for service in services:
         section = service.section
         if section is not None:
@@ -66,7 +66,7 @@ def _nat(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
     if key.vip_bits is not None:
         yield Problem(
             (*service.path, "vip"),
-            f"nat cannot serve a prefix: the answer does not tell which address of {key.address} "
+            f"nat cannot serve a prefix: an answer does not show which address of {key.address} "
             "it is from",
             "set forward to fullnat, or give one address",
         )
@@ -75,7 +75,7 @@ def _nat(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
             if backend.port is not None:
                 yield Problem(
                     (*service.backend_path(index), "port"),
-                    f"the answer does not tell which of the service's ports ({key.ports}) it is "
+                    f"an answer does not show which of the service's ports ({key.ports}) it is "
                     "from",
                     "remove it, so that packets keep their port, or set forward to fullnat",
                 )
@@ -90,8 +90,8 @@ def _origins(services: list[Candidate], where: Where) -> Iterator[Problem]:
         for index, backend in service.backends:
             path = service.backend_path(index)
             origin = _Origin(service, section.key, path, _port(section.key, backend))
-            there = known.setdefault((backend.address, section.protocol), defaultdict(list))
-            other = next((o for o in _near(there, origin) if o.meets(origin)), None)
+            origins = known.setdefault((backend.address, section.protocol), defaultdict(list))
+            other = next((o for o in _near(origins, origin) if o.meets(origin)), None)
             if other is not None:
                 yield Problem(
                     (*path, "address"),
@@ -99,14 +99,14 @@ def _origins(services: list[Candidate], where: Where) -> Iterator[Problem]:
                     f"told apart ({where((*other.path, 'address'))})",
                     "set forward to fullnat for one of the two, or give the backends other ports",
                 )
-            there[origin.port].append(origin)
+            origins[origin.port].append(origin)
 
 
-def _near(there: dict[int, list[_Origin]], origin: _Origin) -> Iterator[_Origin]:
-    """Those of other services that may meet it."""
-    ports = there.keys() if origin.port == ANY_PORT else (origin.port, ANY_PORT)
+def _near(origins: dict[int, list[_Origin]], origin: _Origin) -> Iterator[_Origin]:
+    """Yield the origins of other services that may meet ``origin``."""
+    ports = origins.keys() if origin.port == ANY_PORT else (origin.port, ANY_PORT)
     for port in ports:
-        yield from (other for other in there.get(port, ()) if other.service is not origin.service)
+        yield from (other for other in origins.get(port, ()) if other.service is not origin.service)
 
 
 def _port(key: ServiceKey, backend: BackendSection) -> int:

@@ -1,4 +1,7 @@
-"""What a value of the network may be: addresses, prefixes, ports, interfaces; as in ``kinds``."""
+"""Decides what values of the network may be: addresses, prefixes, ports and interfaces.
+
+They are types of the schema, as ``kinds`` has others.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ from agent.model import (
     Zone,
 )
 
-# First and last port of a range; one port, or ANY_PORT, has no last one.
+# First and last port of a range. A single port, and ANY_PORT, have no last port.
 type Ports = tuple[int, int | None]
 
-MAX_LIST_PREFIXES = 4096  # in the configuration itself; files may hold any number
+MAX_LIST_PREFIXES = 4096  # in the configuration itself; files may have any number
 MAX_NAT_SOURCES = 8  # NAT_SOURCES of abi.h
 _SHORTEST_PREFIX = {4: 8, 6: 16}
 _RANGE = re.compile(r"([0-9]{1,5})\s*-\s*([0-9]{1,5})", re.ASCII)
@@ -36,14 +39,14 @@ _SPECIAL = (
     ("multicast addresses", ip_network("224.0.0.0/4")),
     ("multicast addresses", ip_network("ff00::/8")),
     ("the broadcast address", ip_network("255.255.255.255/32")),
-    ("IPv4 addresses in disguise", ip_network("::ffff:0:0/96")),
+    ("IPv4-mapped addresses", ip_network("::ffff:0:0/96")),
 )
 
 
 def _address(value: object) -> Address:
     if isinstance(value, str) and "/" in value:
         refuse(f"{shown(value)} is a network", "give one address, without a prefix length")
-    written = text(value)  # outside: what it raises is a ValueError too
+    written = text(value)  # before `try`, because the error that it raises is a ValueError too
     try:
         address = ip_address(written)
     except ValueError:
@@ -53,7 +56,7 @@ def _address(value: object) -> Address:
         if address.scope_id:
             refuse(f"{value} has a zone", "give an address that is the same on every interface")
         if address.ipv4_mapped:
-            refuse(f"{value} is an IPv4 address in disguise", f"write {address.ipv4_mapped}")
+            refuse(f"{value} is an IPv4-mapped address", f"write {address.ipv4_mapped}")
     for kind, is_kind in (
         ("the unspecified address", address.is_unspecified),
         ("a multicast address", address.is_multicast),
@@ -140,7 +143,7 @@ def _nat_ports(value: object) -> tuple[int, int]:
 def _listed[T](
     what: Callable[[object], T], most: int, noun: str
 ) -> Callable[[object], tuple[T, ...]]:
-    """A list without repetitions; each item is what ``what`` makes of it."""
+    """Return a check for a list without repetitions, whose items ``what`` checks and converts."""
 
     def check(value: object) -> tuple[T, ...]:
         if not isinstance(value, list):
@@ -157,7 +160,7 @@ def _listed[T](
 
 
 def _clients(value: object) -> Network:
-    """A prefix of clients; an address is one, too."""
+    """Return a prefix of client addresses; a single address is a prefix, too."""
     written = text(value)
     try:
         network = ip_network(written, strict=False)
@@ -183,7 +186,7 @@ def _zones(value: object) -> tuple[Zone, ...]:
         clients = _zone_clients(prefixes)
         for network in clients:
             if network in owner:
-                refuse(f"{network} is of {owner[network]} and of {name}", "remove one of the two")
+                refuse(f"{network} is in {owner[network]} and in {name}", "remove one of the two")
             owner[network] = name
         zones.append(Zone(name, clients))
     return tuple(sorted(zones, key=lambda zone: zone.name))
@@ -193,12 +196,14 @@ def _lists(value: object) -> tuple[AddressList, ...]:
     if not isinstance(value, dict):
         refuse(
             f"{shown(value)} is not a mapping",
-            "write each list with its prefixes, or its files: office: [198.51.100.0/24]",
+            "write each list with its prefixes or its files: office: [198.51.100.0/24]",
         )
     if len(value) > MAX_LISTS:
         refuse(f"{len(value)} lists are too many", f"give at most {MAX_LISTS}")
     if "none" in value:
-        refuse("none is no name for a list: `lbctl` says so of no list", "give it another name")
+        refuse(
+            "a list cannot be called none: `lbctl` writes that for no list", "give it another name"
+        )
     lists = [_list(_list_name(key), content) for key, content in value.items()]
     return tuple(sorted(lists, key=lambda each: each.name))
 
@@ -217,7 +222,7 @@ def _list(name: str, content: object) -> AddressList:
     if (column is None) != (values is None):
         refuse(
             f"{name}: column and values belong together",
-            "give both, or for a text with a prefix on each line neither",
+            "give both for a CSV file, or neither for a text file with a prefix on each line",
         )
     found = AddressList(
         name,
@@ -227,7 +232,7 @@ def _list(name: str, content: object) -> AddressList:
         () if values is None else _list_values(values),
     )
     if column is not None and not found.files:
-        refuse(f"{name}: a column of no file", "name the CSV files: files: [/path/to/file.csv]")
+        refuse(f"{name}: column needs a file", "name the CSV files: files: [/path/to/file.csv]")
     return found
 
 
@@ -243,7 +248,7 @@ def _list_file(value: object) -> Path:
 
 
 def _listen(value: object) -> tuple[str, int] | None:
-    # YAML 1.1 readers in front of the API may have made a boolean of `off`.
+    # A client's YAML 1.1 reader may have turned `off` into a boolean before it called the API.
     if value == "off" or value is False:
         return None
     remedy = "give an address and a port, such as 127.0.0.1:9117 or [::1]:9117, or off"

@@ -1,6 +1,4 @@
-"""Decides to whom the status page may be shown: beyond this host, to nobody without a token and
-TLS.
-"""
+"""Decides where the status page may be served: beyond this host only with a token and TLS."""
 
 from __future__ import annotations
 
@@ -14,13 +12,13 @@ _AT = ("status_page",)
 
 
 def check(page: StatusPageSection, metrics: tuple[str, int] | None) -> Iterator[Problem]:
-    """What is missing, or too much, of the page's settings."""
+    """Yield the settings of the page that are missing, or that mean nothing."""
     given = [n for n in ("token_file", "certificate", "key_file") if getattr(page, n) is not None]
     if page.listen is None:
         if given:
             yield Problem(
                 (*_AT, given[0]),
-                "the status page is off, so this means nothing",
+                "the status page is off, so this has no effect",
                 "give `listen`, such as 127.0.0.1:9180, or leave this out",
             )
         return
@@ -40,6 +38,6 @@ def check(page: StatusPageSection, metrics: tuple[str, int] | None) -> Iterator[
             (*_AT, "listen"),
             f"{host} can be reached from other hosts, and the page has no "
             f"{'TLS' if page.token_file else 'token'}",
-            "give `token_file`, `certificate` and `key_file`; or listen on 127.0.0.1 and come by "
-            f"`ssh -L {port}:127.0.0.1:{port}`",
+            "give `token_file`, `certificate` and `key_file`; or listen on 127.0.0.1 and connect "
+            f"by `ssh -L {port}:127.0.0.1:{port}`",
         )

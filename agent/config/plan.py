@@ -1,6 +1,6 @@
-"""Decides what lies between two configurations, change by change, with what each does to traffic.
+"""Decides which changes lead from one configuration to another, and what each does to traffic.
 
-Services and backends are told apart by name. Their order means nothing.
+Services and backends are identified by name. Their order means nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from agent.config.render import (
 )
 from agent.model import Backend, BackendRef, Config, Service
 
-# What the agent takes over while it runs. Everything else global is compiled in, or is the path
-# or the table by which others know this agent.
+# The global settings that the agent can change while it runs. All others are compiled in, or are a
+# path or table by which other processes find this agent.
 LIVE_FIELDS = frozenset(
     {
         "companion.key_file",
@@ -37,7 +37,7 @@ LIVE_FIELDS = frozenset(
     }
 )
 
-# What the pinned tables are made for: other values need other tables.
+# The settings that the pinned tables are made for: other values need other tables.
 TABLE_FIELDS = frozenset(
     {
         "tables.flows",
@@ -53,7 +53,7 @@ TABLE_FIELDS = frozenset(
 
 
 class Action(enum.Enum):
-    """What happens to a service or backend."""
+    """What a change does with a service or backend."""
 
     ADD = "add"
     CHANGE = "change"
@@ -65,12 +65,12 @@ class Kind(enum.Enum):
 
     SERVICE = "service"
     BACKEND = "backend"
-    SETTINGS = "settings"  # everything else
+    SETTINGS = "settings"  # global settings
 
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
-    """One value, as documents hold it; None is "not set"."""
+    """The change of one value, as documents hold it; None is "not set"."""
 
     field: str
     old: object
@@ -80,7 +80,7 @@ class FieldChange:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One service or backend that is added, changed or removed, or what else has changed."""
+    """One service or backend that is added, changed or removed, or a change of global settings."""
 
     action: Action
     kind: Kind
@@ -90,7 +90,7 @@ class Change:
     effect: str
 
     def __str__(self) -> str:
-        """On one line, for logs and for the running configuration."""
+        """Return the change on one line, for logs and for the running configuration."""
         name = f"{self.service}/{self.backend}" if self.backend else self.service
         fields = ", ".join(_field_text(self.action, field) for field in self.fields)
         head = f"{self.action.value} {self.kind.value} {name}".rstrip()
@@ -98,8 +98,9 @@ class Change:
 
 
 def changed(old: Config, new: Config) -> frozenset[str] | None:
-    """The services that are there in only one of both, or not the same, by name; None: something
-    else has changed, that may bear on all.
+    """Return the names of the services that are only in one of the two, or differ.
+
+    None means that a global setting changed, which may affect all services.
     """
     if old is new:
         return frozenset()
@@ -115,7 +116,9 @@ def changed(old: Config, new: Config) -> frozenset[str] | None:
 
 
 def come_and_gone(old: Config, new: Config) -> tuple[list[Service], list[Service]]:
-    """The services of the new one that the old one has not, as objects, and the other way round."""
+    """Return the services that only ``new`` has, and those that only ``old`` has, compared as
+    objects.
+    """
     before, after = {id(service) for service in old.services}, {id(s) for s in new.services}
     return (
         [service for service in new.services if id(service) not in before],
@@ -124,7 +127,7 @@ def come_and_gone(old: Config, new: Config) -> tuple[list[Service], list[Service
 
 
 def gone_backends(old: Config, new: Config) -> set[BackendRef]:
-    """The backends of the old one that the new one has not, by name."""
+    """Return the backends that only ``old`` has, by name."""
     come, gone = (
         {BackendRef(service.name, b.name) for service in services for b in service.backends}
         for services in come_and_gone(old, new)
@@ -133,13 +136,14 @@ def gone_backends(old: Config, new: Config) -> set[BackendRef]:
 
 
 def part_of(config: Config, names: frozenset[str]) -> Config:
-    """The configuration with these services alone."""
+    """Return the configuration with only these services."""
     return replace(config, services=tuple(s for s in config.services if s.name in names))
 
 
 def keeping(old: Config, new: Config) -> Config:
-    """The new one, with the services that have not changed as the same objects, by which others
-    know that they have not.
+    """Return ``new``, with the same objects as in ``old`` for services that have not changed.
+
+    Other modules compare the objects to see which services have changed.
     """
     before = {service.name: service for service in old.services}
     services = (before.get(s.name, s) for s in new.services)
@@ -148,18 +152,18 @@ def keeping(old: Config, new: Config) -> Config:
 
 
 def plan(old: Config, new: Config) -> tuple[Change, ...]:
-    """The changes of services and backends that lead from ``old`` to ``new``."""
+    """Return the changes of services and backends that lead from ``old`` to ``new``."""
     return tuple(_services(old, new))
 
 
 class Planner:
-    """Makes plans, and remembers what it has found of services that are the same objects again."""
+    """Makes plans, and remembers the changes between the same two objects of a service."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Service, Service, tuple[Change, ...]]] = {}
 
     def plan(self, old: Config, new: Config) -> tuple[Change, ...]:
-        """As ``plan``."""
+        """Return the same as the function ``plan``."""
         return tuple(_services(old, new, self._between))
 
     def _between(self, old: Service, new: Service) -> tuple[Change, ...]:
@@ -170,7 +174,7 @@ class Planner:
 
 
 def global_changes(old: Config, new: Config) -> tuple[FieldChange, ...]:
-    """The changes of everything else."""
+    """Return the changes of the global settings."""
     return tuple(
         FieldChange(change.field, change.old, change.new, change.field not in LIVE_FIELDS)
         for change in _differences(global_fields(old), global_fields(new))
@@ -178,17 +182,18 @@ def global_changes(old: Config, new: Config) -> tuple[FieldChange, ...]:
 
 
 def settings_change(fields: tuple[FieldChange, ...]) -> tuple[Change, ...]:
-    """Global changes as one of a plan; none if there are none.
+    """Return global changes as one change of a plan, or an empty tuple if there are none.
 
-    What is no simple value is only named: it can be long, and hold a password.
+    Only simple values are shown. Others are only named, because they can be long or hold a
+    password.
     """
     if not fields:
         return ()
-    told = tuple(f for f in fields if not isinstance(f.old, dict | list | tuple)
+    shown = tuple(f for f in fields if not isinstance(f.old, dict | list | tuple)
                  and not isinstance(f.new, dict | list | tuple))  # fmt: skip
-    others = ", ".join(f.field for f in fields if f not in told)
+    others = ", ".join(f.field for f in fields if f not in shown)
     effect = f"taken over while it runs: {others}" if others else "taken over while it runs"
-    return (Change(Action.CHANGE, Kind.SETTINGS, "", None, told, effect),)
+    return (Change(Action.CHANGE, Kind.SETTINGS, "", None, shown, effect),)
 
 
 def _services(
@@ -272,13 +277,15 @@ def _backend_added(traffic: effects.Traffic, backend: Backend, renamed_from: str
 
 
 def _set_fields(service: Service) -> dict[str, object]:
-    """The fields that are not at their default: a new service is told by what it sets."""
+    """Return the fields that are not at their default: a new service is shown with what it sets."""
     set_here = _flat(service_document(service))
     return {key: value for key, value in service_fields(service).items() if key in set_here}
 
 
 def _set_backend_fields(backend: Backend) -> dict[str, object]:
-    """Address, weight and state of any backend, and what else is set."""
+    """Return a backend's address, weight and state, and its other fields that are not at their
+    default.
+    """
     fields, default = backend_fields(backend), backend_fields(Backend("any", backend.address))
     always = {"address", "weight", "state"}
     return {key: value for key, value in fields.items() if key in always or value != default[key]}
@@ -298,7 +305,7 @@ def _differences(old: dict[str, object], new: dict[str, object]) -> tuple[FieldC
     )
 
 
-# A field may be a number in one configuration and text in the other: True == 1 in Python.
+# The types must match too: in Python, True == 1.
 def _same(old: object, new: object) -> bool:
     return type(old) is type(new) and old == new
 

@@ -63,17 +63,18 @@ _INTRODUCTION = """\
 The agent reads one YAML file, `/etc/steelyard/agent.yaml` unless `lb-agent --config` names
 another. `systemctl reload lb-agent` (SIGHUP) makes it read the file again.
 
-- Everything wrong in it is reported at once, each problem with file, line and remedy; nothing is
-  applied then. At a reload the last good configuration stays, at a start the last good one is
-  used (from `<state_dir>/<name>.running.yaml`), and `lbctl status` says so.
-- The last line has to end, and what does not is refused: the file may have been cut off there.
+- All errors in it are reported at once, each with file, line and remedy, and nothing is applied
+  then. At a reload the running configuration stays, at a start the last good one is used (from
+  `<state_dir>/<name>.running.yaml`), and `lbctl status` says so.
+- A file whose last line does not end with a line feed is refused, because it may have been cut
+  off there.
 - A reload that removes a service, or more than half of the backends of one, while they have open
   flows is refused, with their number, until `lbctl reload --yes` confirms it.
 - Unknown and duplicate keys are refused. A key without a value means its default.
-- Durations are a number of seconds, or a text: `500ms`, `2s`, `15m`, `1h`.
-- What `lbctl` changes at run time goes through the same checks and survives restarts. It holds
-  until the file changes: then the file is applied whole, the log names the runtime changes that
-  were dropped, and they are kept in `<state_dir>/<name>.running.yaml.previous`.
+- A duration is a number of seconds, or a text: `500ms`, `2s`, `15m`, `1h`.
+- Changes that `lbctl` makes at run time go through the same checks and survive restarts. They hold
+  until the file changes. Then the whole file is applied, the log names the runtime changes that
+  were dropped, and these are kept in `<state_dir>/<name>.running.yaml.previous`.
   `lbctl export` prints the running configuration in the form of this file, passwords included.
 
 ## Example
@@ -85,53 +86,55 @@ another. `systemctl reload lb-agent` (SIGHUP) makes it read the file again.
 _RULES = """\
 ## Rules between values
 
-- Names of services are unique, names of backends are unique in their service, and so are their
-  addresses, with `nat` and `fullnat` their addresses and ports.
-- VIP, port and protocol belong to one service. Ranges of ports do not overlap. A single port
-  inside a range may be a service, and wins over it, but the range begins elsewhere.
-- Prefixes may lie within each other, and hold VIPs of one address: the longest wins. No two VIPs
-  begin with the same address.
-- No backend, and no source address of `nat`, is a VIP or in one.
-- Backends have addresses of the VIP's family; with `ipip` and `gue`, of either.
+- Names of services are unique. Names of backends are unique in their service, and so are their
+  addresses (with `nat` and `fullnat`: their addresses and ports).
+- A VIP, port and protocol belong to one service. Ranges of ports do not overlap. A single port
+  inside a range may be another service, which wins over the range, but the range must not begin
+  with it.
+- Prefixes may lie within each other, and contain VIPs of one address: the longest match wins.
+  No two VIPs begin with the same address.
+- No backend and no source address of `nat` is a VIP, or within one.
+- Backends have addresses of the VIP's family; with `ipip` and `gue`, of either family.
 - Only backends of `nat` and `fullnat` have a `port`.
 - `nat` tells answers apart by the backend's address, port and protocol: with it, these belong to
-  one service, a backend of a service for several ports has no `port`, and the VIP is no prefix.
+  one service, a backend of a service for several ports has no `port`, and the VIP is not a prefix.
   `fullnat` has no such limits.
-- A setting that the service's scheduler or protocol has no use for is refused.
-- With `quic_server_id_bytes`, each backend has a `quic_server_id` of that length, and no two the
-  same.
+- A setting that does not apply to the service's scheduler or protocol is refused.
+- With `quic_server_id_bytes`, each backend has a `quic_server_id` of that length, and no two are
+  the same.
 - `health.timeout` is at most `health.interval`.
-- A check of a udp service has a `health.port`, or type `udp`, `dns`, `ping`, `exec` or `none`; one
-  of a service for any port has a `health.port` or type `ping`, `exec` or `none`, unless all its
-  backends have a `port`.
-- `method`, `path`, `host` and `expect_status` are for http and https checks, `path` for completion
-  too, `verify_tls` for https; `model`, `every` and `answer_within` for completion, `grpc_service`
-  for grpc, `send` and `expect` for tcp and udp, `query` and `record` for dns, `command` for exec,
-  which needs one. A check of type `none` may keep them.
+- A check of a udp service has a `health.port`, or type `udp`, `dns`, `ping`, `exec` or `none`. A
+  check of a service for any port has a `health.port` or type `ping`, `exec` or `none`, unless all
+  its backends have a `port`.
+- `method`, `path`, `host` and `expect_status` are for http and https checks, `path` also for
+  completion, `verify_tls` for https; `model`, `every` and `answer_within` for completion,
+  `grpc_service` for grpc, `send` and `expect` for tcp and udp, `query` and `record` for dns,
+  `command` for exec, which requires it. A check of type `none` may keep them.
 - VIPs and backends are unicast addresses, not those of the loopback interface.
-- The `zone` of a backend is one of `zones`, and each prefix of clients belongs to one zone. The
-  zones that the backends of each service are in, together, fit into `tables.zone_rings`.
-- `telemetry` of type `prometheus` has `running`, `waiting` or both; another one has neither.
-- With `telemetry` or `model`, a service for any port says on which `port` its servers are asked,
-  there or in `health`, unless all its backends have a `port`.
-- Names of instances of `failover` are unique, an address is in one of them, and no backend's; at
-  most one leaves out `vips`. On an interface, a `vrid` is one instance's for each family. Version 2
-  has IPv4 VIPs only, and with `peers` each family of the VIPs has one. Instances of a `group` have
-  the same `method` and `priority`. `sync` and
+- The `zone` of a backend is one of `zones`, and each prefix of clients belongs to one zone. A
+  service has a ring for each zone that its backends are in, and the rings of all services fit
+  into `tables.zone_rings`.
+- `telemetry` of type `prometheus` has `running`, `waiting` or both; other types have neither.
+- With `telemetry` or `model`, a service for any port has a `port` there or in
+  `health`, on which its servers are asked, unless all its backends have a `port`.
+- Names of instances of `failover` are unique. An address is in one instance only, and is not a
+  backend's. At most one instance leaves out `vips`. On an interface, a `vrid` belongs to one
+  instance for each family. Version 2 has IPv4 VIPs only. Where `peers` are given, there is one for
+  each family of the VIPs. Instances of a `group` have the same `method` and `priority`. `sync` and
   `authentication: hmac` need a `key_file`.
-- Connections are reset (`rebalance.rate`) where a service is tcp, counts what waits
-  (`count_waiting`), and clients do not come back to where they were: it has another scheduler than
-  `source`, and no `affinity`. `affinity` and `slo` need `count_waiting`.
+- Connections can be reset (`rebalance.rate`) only if the service is tcp, counts waiting bytes
+  (`count_waiting`), and does not send clients back to where they were: its scheduler is not
+  `source`, and it has no `affinity`. `affinity` and `slo` need `count_waiting`.
 - A `status_page` that listens beyond loopback addresses has a `token_file`, a `certificate` and a
   `key_file`.
 
 ## Changes while connections are open
 
-What a change does to open connections, `lbctl ... --dry-run` and `lbctl diff -f` say beforehand.
-One is refused, by `lbctl` and at a reload: another `forward` of a service with open flows, into,
-out of or between `nat` and `fullnat`, because the flows could not go on; likewise a change that
-takes away a source address of `fullnat` that it may have. Drain the service's backends first, or
-remove it and add it again. Between `dsr`, `ipip` and `gue` open flows go on.
+`lbctl ... --dry-run` and `lbctl diff -f` say beforehand what a change does to open connections.
+Two changes are refused, by `lbctl` and at a reload, because open flows could not continue: another
+`forward` of a service with open flows, into, out of or between `nat` and `fullnat`; and removing
+a source address of `fullnat` that such a flow may use. Drain the service's backends first, or
+remove the service and add it again. Between `dsr`, `ipip` and `gue` open flows continue.
 """
 
 SECTIONS: tuple[tuple[str, type[Section]], ...] = (
@@ -167,7 +170,7 @@ _SERVICE_ORDER = ("name", "vip", "port", "protocol", "backends")
 
 
 def reference(example: str) -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [_INTRODUCTION.format(example=example)]
     parts += ["\n".join(_section(title, section)) for title, section in SECTIONS]
     return "\n".join([*parts, _RULES])
@@ -188,7 +191,7 @@ def _section(title: str, section: type[Section]) -> Iterator[str]:
     for name, info in fields.items():
         yield f"| `{name}` | {_kind(info)} | {_default(info)} | {info.description} |"
     if section is GlobalSection:
-        yield "| `defaults` | mapping | | What holds for every service that sets nothing else. |"
+        yield "| `defaults` | mapping | | Settings for every service that does not set its own. |"
         yield "| `services` | list | | The services. |"
     yield ""
 
@@ -237,7 +240,7 @@ def _shown(value: object, info: FieldInfo) -> object:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the page, or with ``--check`` only says whether it is as it should be."""
+    """Write the page, or with ``--check`` only report whether it is up to date."""
     text = reference(EXAMPLE.read_text(encoding="utf-8"))
     name = TARGET.relative_to(_ROOT)
     if "--check" in arguments:

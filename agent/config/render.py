@@ -1,7 +1,7 @@
 """Writes configurations as documents, the inverse of ``agent.config.load``.
 
-A *document* is what YAML and JSON hold: mappings, lists, text, numbers. *Fields* are the same
-thing flat, every value present, under dotted names: what plans compare.
+A *document* is what YAML and JSON hold: mappings, lists, text, numbers. *Fields* are the flat form
+of a document, with every value present under its dotted name; plans compare fields.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _IDENTITY = frozenset({"vip", "port", "protocol"})
 
 
 def document(config: Config) -> dict[str, object]:
-    """The document that loads as ``config``; what is left at its default is left out."""
+    """Return the document that loads as ``config``, without values that are at their default."""
     fields = global_fields(config)
     default = global_fields(Config(name="default", interface=""))
     result = _nested({key: value for key, value in fields.items() if value != default[key]})
@@ -51,14 +51,14 @@ def document(config: Config) -> dict[str, object]:
 
 
 def service_document(service: Service) -> dict[str, object]:
-    """One entry of ``services``."""
+    """Return one entry of ``services``."""
     fields = service_fields(service)
     default = service_fields(
         default_service(service.name, service.key, interval_s=service.health.interval_s)
     )
     default["health.interval"] = format_duration(HealthCheck().interval_s)
     default["health.path"] = default_check_path(service.health.kind)
-    # It follows the interval, too.
+    # The default timeout of reports depends on the interval, too.
     report_timeout_s = default_report_timeout(service.telemetry.interval_s)
     default["telemetry.timeout"] = format_duration(report_timeout_s)
     result: dict[str, object] = {"name": service.name}
@@ -70,7 +70,7 @@ def service_document(service: Service) -> dict[str, object]:
 
 
 def backend_document(backend: Backend) -> dict[str, object]:
-    """One entry of ``backends``."""
+    """Return one entry of ``backends``."""
     fields = backend_fields(backend)
     default = backend_fields(Backend(name=backend.name, address=backend.address))
     return {"name": backend.name, "address": fields["address"]} | {
@@ -79,7 +79,7 @@ def backend_document(backend: Backend) -> dict[str, object]:
 
 
 def global_fields(config: Config) -> Fields:
-    """Everything but the services."""
+    """Return the fields of everything but the services."""
     v4, v6 = config.tunnel_source_v4, config.tunnel_source_v6
     return {
         "name": config.name,
@@ -120,7 +120,7 @@ def global_fields(config: Config) -> Fields:
 
 
 def service_fields(service: Service) -> Fields:
-    """Everything of a service but its name and backends."""
+    """Return all fields of a service but its name and backends."""
     timeouts, key = service.timeouts, service.key
     sections = {
         "health": health_fields(service.health),
@@ -170,7 +170,7 @@ def service_fields(service: Service) -> Fields:
 
 
 def limits_fields(limits: Limits) -> Fields:
-    """The keys of ``limits``."""
+    """Return the keys of ``limits``."""
     given = {each.name: getattr(limits, each.name) for each in dataclass_fields(limits)}
     found = {name: str(at) if isinstance(at, Rate) else at for name, at in given.items()}
     if limits.waiting_per_source is not None:
@@ -179,7 +179,7 @@ def limits_fields(limits: Limits) -> Fields:
 
 
 def _bytes(size: int) -> object:
-    """In the largest unit of which it is a multiple."""
+    """Return a size in the largest unit of which it is a multiple."""
     for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if not size % (1 << shift):
             return f"{size >> shift}{unit}"
@@ -187,7 +187,7 @@ def _bytes(size: int) -> object:
 
 
 def health_fields(check: HealthCheck) -> Fields:
-    """The keys of ``health``."""
+    """Return the keys of ``health``."""
     return {
         "type": check.kind.value,
         "port": check.port,
@@ -215,7 +215,7 @@ def health_fields(check: HealthCheck) -> Fields:
 
 
 def backend_fields(backend: Backend) -> Fields:
-    """Everything of a backend but its name."""
+    """Return all fields of a backend but its name."""
     quic_id = backend.quic_server_id
     return {
         "address": str(backend.address),

@@ -1,4 +1,4 @@
-"""Decides what spans several values: names and addresses twice, families, checks, table sizes."""
+"""Decides the rules that span several values: duplicates, families, checks, table sizes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from agent.model import (
 def check(
     services: list[Candidate], globals_: GlobalSection | None, where: Where
 ) -> Iterator[Problem]:
-    """Every problem between values that are right by themselves."""
+    """Yield every problem between values that are valid by themselves."""
     yield from _names(services, where)
     yield from vip_rules.check(services, where)
     vips = vip_rules.VipIndex(services)
@@ -54,8 +54,9 @@ def check(
 
 
 def only_within(before: Service, after: Service, config: Config) -> bool:
-    """Whether a service that has changed, and is right by itself, is so beside all the others of
-    its new configuration, too. False: that is to be found out by ``check``, which takes longer.
+    """Return whether a changed service, valid by itself, certainly fits the other services, too.
+
+    False means that only ``check``, which takes longer, can find out.
     """
     if (before.key, before.forward) != (after.key, after.forward):
         return False
@@ -105,11 +106,11 @@ def _backends(service: Candidate, where: Where) -> Iterator[Problem]:
                 (*path, "address"),
                 f"another backend of this service has {backend.address}{port} "
                 f"({where((*first, 'address'))})",
-                "remove one of them; for a larger share of the flows, raise its weight",
+                "remove one of the two; to give it a larger share of the flows, raise its weight",
             )
 
 
-# Where the service has one port, to leave it out and to give it are the same.
+# If the service has a single port, a backend without a port has that one.
 def _own_port(service: Candidate, backend: BackendSection) -> int | None:
     if backend.port is not None or service.key is None or service.key.port_last is not None:
         return backend.port
@@ -130,7 +131,7 @@ def _settings(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
             yield Problem(
                 (*service.path, key),
                 f"means nothing for a {section.protocol.value} service",
-                f"remove it: it is for {protocol.value}",
+                f"remove it: it is for {protocol.value} only",
             )
 
 
@@ -168,9 +169,9 @@ def _cookies(
     if section.forward.is_nat:
         yield Problem(
             path,
-            f"a server of {section.forward.value} cannot take them: it has other addresses in its "
-            "connections than the client has",
-            "remove it: clients are challenged then; or set forward to dsr, ipip or gue",
+            f"a server of {section.forward.value} cannot accept them: its connections have other "
+            "addresses than the client's",
+            "remove it, and clients are challenged instead; or set forward to dsr, ipip or gue",
         )
     elif section.syn_protection is SynProtection.OFF:
         yield Problem(
@@ -179,8 +180,8 @@ def _cookies(
     elif service.key is not None and service.key.vip_bits is not None:
         yield Problem(
             path,
-            "means nothing for a VIP that is a prefix: companions know single addresses",
-            "set it to false: clients are challenged then",
+            "means nothing for a VIP that is a prefix: companions only know single addresses",
+            "set it to false, and clients are challenged instead",
         )
     elif globals_ is not None and globals_.companion.key_file is None:
         yield Problem(
@@ -206,7 +207,7 @@ def _quic(service: Candidate, section: ServiceSection, where: Where) -> Iterator
                 )
             continue
         if section.protocol is not Protocol.UDP:
-            yield Problem(path, "means nothing for a tcp service", "remove it: it is for udp")
+            yield Problem(path, "means nothing for a tcp service", "remove it: it is for udp only")
         if wanted is not None and len(given) != wanted:
             yield Problem(
                 path,
@@ -217,7 +218,7 @@ def _quic(service: Candidate, section: ServiceSection, where: Where) -> Iterator
         if first != path:
             yield Problem(
                 path,
-                f"{given.hex()} is another backend's already ({where(first)})",
+                f"{given.hex()} already belongs to another backend ({where(first)})",
                 "give each server an id of its own",
             )
 
@@ -257,15 +258,15 @@ def _interfaces(globals_: GlobalSection) -> Iterator[Problem]:
     if globals_.interface in globals_.backend_interfaces:
         yield Problem(
             ("backend_interfaces",),
-            f"{globals_.interface} is the interface already",
-            "name only those that come besides",
+            f"{globals_.interface} is already the `interface`",
+            "name only additional interfaces",
         )
 
 
 def _capacity(services: list[Candidate], globals_: GlobalSection) -> Iterator[Problem]:
     tables = globals_.tables
     backends = sum(len(service.backends) for service in services)
-    # Id 0 is "none" in both tables.
+    # Id 0 means "none" in both tables.
     if len(services) >= tables.services:
         yield Problem(
             ("services",),

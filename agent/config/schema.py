@@ -1,7 +1,8 @@
-"""The shape of the configuration document, as the operator writes it.
+"""Defines the shape of the configuration document, as the operator writes it.
 
-The reference (docs/configuration.md) is generated from this file and ``service_schema``. What
-spans several values (a VIP twice, a check that needs a port) is in ``agent.config.rules``.
+The reference (docs/configuration.md) is generated from this file, ``service_schema``,
+``telemetry_schema`` and ``failover_schema``. Rules that span several values (a duplicate VIP, a
+check that needs a port) are in ``agent.config.rules``.
 """
 
 from __future__ import annotations
@@ -27,55 +28,55 @@ _CONFIG = Config(name="default", interface="")
 class TablesSection(Section):
     """Sizes of the tables that the kernel and the agent share.
 
-    A change takes effect at the next start of the agent, which makes new tables then and carries
-    the recorded flows over. For that moment there are both, the old and the new ones.
+    A change takes effect at the next start of the agent, which then makes new tables and copies the
+    recorded flows into them. For that moment, both the old and the new tables take memory.
     """
 
     flows: kinds.FlowSlots = Field(
         _TABLES.flows,
-        description="Slots of the flow table. A slot takes 136 bytes: 8 that each packet "
-        "looks at, the rest for requests, NAT and `lbctl flows`; twice the expected number of "
-        "open flows is a good size.",
+        description="Slots of the flow table. A slot takes 136 bytes: 8 that every packet reads, "
+        "and the rest for requests, NAT and `lbctl flows`. Twice the expected number of open "
+        "flows is a good size.",
     )
     services: kinds.TableSize = Field(
         _TABLES.services, description="How many services there can be, plus one."
     )
     backends: kinds.TableSize = Field(
         _TABLES.backends,
-        description="How many backends there can be, those of all services together, plus one.",
+        description="How many backends there can be in all services together, plus one.",
     )
     ring_slots: kinds.RingSlots = Field(
         _TABLES.ring_slots,
-        description="The most slots that a service's ring has: it takes 100 to 200 a backend. "
-        "At least 100 for every backend of the largest service keeps the shares within 1 % of the "
-        "weights.",
+        description="The most slots that a service's ring can have; it uses 100 to 200 for each "
+        "backend. At least 100 for each backend of the largest service keep the shares within 1 % "
+        "of the weights.",
     )
     zone_rings: kinds.ZoneRings = Field(
         _TABLES.zone_rings,
-        description="How many rings for clients of a zone there can be, those of all services "
-        "together: a service takes one for each zone that its backends are in.",
+        description="How many rings for clients of a zone there can be in all services together. "
+        "A service takes one for each zone that its backends are in.",
     )
     nat_blocks: kinds.NatBlocks = Field(
         _TABLES.nat_blocks,
         description="How many blocks of `nat.ports` there are. In `fullnat` each source address "
         "has a block for each server (address, port and protocol of a backend), so that all of "
-        "`nat.ports` can be used towards each server. When there are more, some share a block. A "
-        "block takes 64 bytes a port, 1.4 MB by default.",
+        "`nat.ports` can be used towards each server. If more blocks are needed than there are, "
+        "some servers share one. A block takes 64 bytes for each port, 1.4 MB by default.",
     )
 
     guard_nodes: kinds.GuardNodes = Field(
         _TABLES.guard_nodes,
-        description="Room for `lists` and blocks: nodes of 64 bytes, 8 MB by default. A list of "
-        "each family takes 4096, and one to four for every IPv4 prefix that lies alone, 20 for an "
-        "IPv6 /96; a list that changes needs room for the old one and the new one.",
+        description="Room for `lists` and blocks, in nodes of 64 bytes; 8 MB by default. A list "
+        "takes 4096 nodes for each family, plus one to four for every isolated IPv4 prefix, or 20 "
+        "for an IPv6 /96. A list that changes needs room for both the old and the new version.",
     )
 
 
 class TunnelSourceSection(Section):
     """Source addresses of the outer header of `ipip` and `gue` packets.
 
-    Without them, the address that the kernel would send from. Backends that filter by source
-    (rp_filter) need to be able to route it.
+    By default, packets have the address that the kernel would send from. Backends that filter by
+    source address (rp_filter) must have a route to it.
     """
 
     ipv4: net.AddressV4 | None = Field(None, description="For backends with IPv4 addresses.")
@@ -83,77 +84,78 @@ class TunnelSourceSection(Section):
 
 
 class GueSection(Section):
-    """Generic UDP encapsulation, what `forward: gue` puts around a packet."""
+    """Generic UDP encapsulation, in which `forward: gue` wraps packets."""
 
     port: net.Port = Field(
         _CONFIG.gue_port,
-        description="UDP port of the backends that takes the packets, as in `ip fou add port 6080 "
-        "gue`.",
+        description="UDP port on which the backends receive the packets, as in `ip fou add port "
+        "6080 gue`.",
     )
 
 
 class CompanionSection(Section):
-    """`lb-agent companion` on the servers, for `syn_cookies` of a service."""
+    """The program `lb-agent companion` on the servers, which `syn_cookies` of a service needs."""
 
     key_file: kinds.AbsolutePath | None = Field(
         _CONFIG.companion_key_file,
         description="A file with the key that balancers and servers share: a line of 32 "
-        "hexadecimal digits, as of `openssl rand -hex 16`, and a second one while the key "
-        "changes. It is read again when it changes.",
+        "hexadecimal digits, as `openssl rand -hex 16` makes it, and a second line while the key "
+        "is being changed. The file is read again when it changes.",
     )
     port: net.Port = Field(
         _CONFIG.companion_port,
-        description="The TCP port at which the companions of all servers answer.",
+        description="The TCP port on which the companions of all servers answer.",
     )
 
 
 class NatSection(Section):
-    """From where `forward: fullnat` speaks to the backends.
+    """The source addresses and ports from which `forward: fullnat` connects to the backends.
 
-    Each open flow of `fullnat` takes one source address and port towards its server: with the
-    ports of the default, 22,528 flows for each source address and server. When none is free, new
-    flows to that server are dropped and counted as `no-port`.
+    Each open flow of `fullnat` takes one source address and port towards its server. The default
+    ports allow 22,528 flows for each source address and server. When none is free, new flows to
+    that server are dropped and counted as `no-port`.
     """
 
     sources_ipv4: net.NatSourcesV4 = Field(
         _NAT.sources_v4,
         description="Source addresses for IPv4. They must be routed to the balancer, and nothing "
-        "else may use the ports below on them. None: the address that the kernel would send from.",
+        "else may use the ports below on them. Default: the address that the kernel would send "
+        "from.",
     )
     sources_ipv6: net.NatSourcesV6 = Field(_NAT.sources_v6, description="Likewise for IPv6.")
     ports: net.NatPorts = Field(
         (_NAT.first_port, _NAT.last_port),
         description="Source ports. Keep clear of the ports that the host itself uses: "
         "`net.ipv4.ip_local_port_range` is 32768 to 60999 unless changed, and servers on the host "
-        "have theirs. The tables hold 1 KB for each port; a change needs new ones, as one of "
-        "`tables` does.",
+        "have their own ports. The tables hold 1 KB for each port. A change needs new tables, as "
+        "a change of `tables` does.",
     )
 
 
 class StatusPageSection(Section):
-    """A page for browsers with what `lbctl top` shows. It changes nothing.
+    """A page for browsers that shows what `lbctl top` shows. It cannot change anything.
 
-    Who can reach it sees all of the configuration's names and addresses, and clients' addresses in
-    its trace. So it listens on loopback addresses only, unless it has a token and TLS; on loopback
-    addresses every user of this host can open it, unless it has a token. operations.md says how to
-    reach it from elsewhere.
+    Whoever can reach it sees all names and addresses of the configuration, and clients' addresses
+    in its trace. So it listens on loopback addresses only, unless it has a token and TLS. On
+    loopback addresses every user of this host can open it, unless it has a token. operations.md
+    says how to reach it from elsewhere.
     """
 
     listen: net.Listen = Field(
-        _PAGE.listen, description="Where the page is served: `127.0.0.1:9180`, say."
+        _PAGE.listen, description="Where the page is served, such as `127.0.0.1:9180`."
     )
     token_file: kinds.AbsolutePath | None = Field(
         _PAGE.token_file,
-        description="A file with a token of at least 16 characters, as of `openssl rand -hex 16`. "
-        "Browsers ask for it as a password; the user's name means nothing.",
+        description="A file with a token of at least 16 characters, as `openssl rand -hex 16` "
+        "makes it. Browsers ask for it as a password; any user name will do.",
     )
     certificate: kinds.AbsolutePath | None = Field(
         _PAGE.certificate,
-        description="The certificate of the page's TLS, with its chain, in PEM. It and its key are "
-        "read again when they change.",
+        description="The page's TLS certificate with its chain, in PEM. The certificate and its "
+        "key are read again when they change.",
     )
     key_file: kinds.AbsolutePath | None = Field(
-        _PAGE.key_file, description="The certificate's private key, in PEM and without a password."
+        _PAGE.key_file, description="The certificate's private key, in PEM, without a password."
     )
 
 
@@ -162,46 +164,45 @@ class GlobalSection(Section):
 
     name: kinds.InstanceName = Field(
         "default",
-        description="Name of this instance, part of the paths of its tables and state. Several "
-        "agents on one host need different names, sockets and interfaces.",
+        description="Name of this instance, which is part of the paths of its tables and state. "
+        "Several agents on one host need different names, sockets and interfaces.",
     )
     interface: net.InterfaceName = Field(
-        description="Interface on which packets for the VIPs arrive, and to which the program is "
-        "attached."
+        description="Interface on which packets to the VIPs arrive. The program is attached to it."
     )
     backend_interfaces: net.InterfaceNames = Field(
         _CONFIG.backend_interfaces,
-        description="More interfaces to attach the program to. For `nat` and `fullnat`: those on "
-        "which backends answer, if it is not `interface`.",
+        description="More interfaces to attach the program to. For `nat` and `fullnat`: the "
+        "interfaces on which backends answer, if they are not `interface`.",
     )
     hook: Annotated[Hook, *kinds.choice(Hook)] = Field(
         Hook.AUTO,
-        description="`native`: XDP in the driver, fast. `tc`: at the ingress of traffic control, "
-        "with every driver and MTU. `generic`: XDP in the kernel's network stack. `auto`: the best "
-        "of these that works, in this order; on a veth not `native`, which loses packets there. "
-        "`external`: the agent attaches nothing, another "
-        "program, as a dispatcher, calls ours.",
+        description="Where the program is attached. `native`: XDP in the driver, the fastest. "
+        "`tc`: at the ingress of traffic control, with every driver and MTU. `generic`: XDP in "
+        "the kernel's network stack. `auto`: the first of these, in this order, that works; not "
+        "`native` on a veth, where it loses packets. `external`: the agent attaches nothing, and "
+        "another program, such as a dispatcher, calls ours.",
     )
     socket: kinds.SocketPath = Field(
         Path("/run/steelyard/agent.sock"), description="Unix socket of the API, for `lbctl`."
     )
     socket_group: kinds.GroupName | None = Field(
-        None, description="Group whose members may use the API. Default: only root may."
+        None, description="Group whose members may use the API. Default: only root may use it."
     )
     state_dir: kinds.AbsolutePath = Field(
         Path("/var/lib/steelyard"),
-        description="Where the running configuration is kept: what `lbctl` has changed survives "
-        "a restart, until this file changes.",
+        description="Folder of the running configuration: changes made with `lbctl` survive "
+        "restarts, until this file changes.",
     )
     metrics: net.Listen = Field(
         ("127.0.0.1", 9117),
-        description="Where Prometheus metrics are served over HTTP. There is no authentication.",
+        description="Where Prometheus metrics are served over HTTP, without authentication.",
     )
     metrics_backends: Annotated[BackendMetrics, *kinds.choice(BackendMetrics)] = Field(
         BackendMetrics.ALL,
-        description="Which metrics are served of each single backend: all, which come to 8 KB a "
-        "backend; the basic ones, to little more than 1 KB; or none. docs/metrics.md says which "
-        "are basic.",
+        description="Which metrics are served for each single backend: all of them, about 8 KB "
+        "for a backend; the basic ones, a little more than 1 KB; or none. docs/metrics.md says "
+        "which ones are basic.",
     )
     status_page: StatusPageSection = Field(
         default_factory=lambda: StatusPageSection.model_validate({}),
@@ -210,16 +211,17 @@ class GlobalSection(Section):
     manage_vips: bool = Field(
         True,
         description="Whether the agent adds the VIPs to the interface and removes them. Addresses "
-        "that somebody else has added are left alone, and prefixes are never added. Those of an "
-        "instance of `failover` are the failover process's in any case.",
+        "that something else has added are left alone, and prefixes are never added. The failover "
+        "process alone manages the VIPs of `failover` instances, whatever this says.",
     )
     hash_seed: kinds.Seed | None = Field(
         None,
         description="Seed of the choice of backends. Balancers with the same seed and services "
-        "choose the same backends; who knows it can compute which clients get which backend. "
-        "Default: made of `failover.key_file`; without that, of the host's machine id; but 0, "
-        "which everybody knows, where other balancers may have the same clients: with instances or "
-        "peers of `failover`, a VIP that is a prefix, or `manage_vips: false`.",
+        "choose the same backends. Anybody who knows the seed can compute which clients get which "
+        "backend. Default: derived from `failover.key_file`. Without that, it is derived from the "
+        "host's machine id, or it is 0, which everybody knows, where other balancers may have the "
+        "same clients: with instances or peers of `failover`, a VIP that is a prefix, or "
+        "`manage_vips: false`.",
     )
     tunnel_source: TunnelSourceSection = Field(
         default_factory=lambda: TunnelSourceSection.model_validate({}),
@@ -239,28 +241,28 @@ class GlobalSection(Section):
     )
     kernel_headers: Annotated[KernelHeaders, *kinds.choice(KernelHeaders)] = Field(
         KernelHeaders.SHIPPED,
-        description="What the program is compiled with: the few headers that come with "
-        "Steelyard and serve every kernel, or the host's own below `/lib/modules`.",
+        description="Which headers the program is compiled with: the few that come with Steelyard "
+        "and work for every kernel, or the host's own below `/lib/modules`.",
     )
     zones: net.Zones = Field(
         _CONFIG.zones,
-        description="Places, and the prefixes of the clients that are near: `{east: "
+        description="Zones, each with the prefixes of the clients that are near it: `{east: "
         "[10.1.0.0/16, 2001:db8:1::/48]}`. The longest prefix wins. See `zone` of a backend.",
     )
     lists: net.Lists = Field(
         _CONFIG.lists,
         description="Named sets of client addresses, for `allow` and `deny`: `{office: "
-        "[198.51.100.0/24], drop: {files: [/etc/steelyard/drop.txt]}}`. A file is a text with an "
-        "address or a prefix at the start of each line, or with `column` and `values` a CSV file "
-        "with a heading, of which the rows count whose column has one of the values. Files that "
-        "change are read again within ten seconds. See guard.md.",
+        "[198.51.100.0/24], drop: {files: [/etc/steelyard/drop.txt]}}`. A file is a text file "
+        "with an address or a prefix at the start of each line. With `column` and `values` it is "
+        "a CSV file with a heading, and only rows whose `column` has one of the `values` count. "
+        "Files that change are read again within ten seconds. See guard.md.",
     )
     tables: TablesSection = Field(
         default_factory=lambda: TablesSection.model_validate({}), description="Sizes of tables."
     )
     failover: FailoverSection = Field(
         default_factory=lambda: FailoverSection.model_validate({}),
-        description="What makes several balancers behave as one.",
+        description="Settings that make several balancers behave as one.",
     )
 
 
@@ -269,6 +271,6 @@ class DocumentSection(GlobalSection):
 
     defaults: DefaultsSection = Field(
         default_factory=lambda: DefaultsSection.model_validate({}),
-        description="What holds for every service that does not say otherwise.",
+        description="Settings for every service that does not set its own.",
     )
     services: tuple[ServiceSection, ...] = Field((), description="The services.")

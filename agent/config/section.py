@@ -1,4 +1,4 @@
-"""What all sections of the configuration document have in common."""
+"""Defines what all sections of the configuration document have in common."""
 
 from __future__ import annotations
 

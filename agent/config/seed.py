@@ -1,5 +1,7 @@
-"""Decides from which seed backends are chosen: a secret, so that nobody outside can compute which
-clients get which backend, and the same on all balancers of a group.
+"""Decides the seed with which backends are chosen.
+
+It is secret, so that nobody outside can compute which clients get which backend, and it is the same
+on all balancers of a group.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ log = get_logger()
 PUBLIC = 0
 _USE = b"steelyard: the choice of backends"
 _NOTHING = (b"", b"uninitialized")  # machine-id(5)
-# What a host has of its own and tells nobody; without systemd it is new at each boot.
+# Secrets that each host has of its own. Without systemd only the second exists, which changes at
+# each boot.
 _OF_HOST = (Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"))
 
 
 def is_public(config: Config) -> bool:
-    """Whether this balancer is one of several that have no secret from which to choose alike."""
+    """Return whether this balancer is one of several, and they have no common secret."""
     return config.hash_seed is None and config.failover.key_file is None and _has_others(config)
 
 
@@ -31,12 +34,16 @@ def _has_others(config: Config) -> bool:
 
 
 def _may_have_others(config: Config) -> bool:
-    """Whether other balancers may have this one's clients without being named here."""
+    """Return whether other balancers may have the same clients, though the configuration names
+    none.
+    """
     return not config.manage_vips or any(s.key.vip_bits is not None for s in config.services)
 
 
 def pick_seed(config: Config) -> int:
-    """As configured; else made of the group's secret, or of the host's own if there is no group."""
+    """Return the configured seed, or one derived from the group's secret, or from the host's
+    own.
+    """
     if config.hash_seed is not None:
         return config.hash_seed
     if config.failover.key_file is not None:
@@ -51,7 +58,7 @@ def pick_seed(config: Config) -> int:
 
 
 def made_of(secret: bytes) -> int:
-    """64 bits from which the secret cannot be found."""
+    """Return 64 bits derived from a secret, which do not reveal it."""
     return int.from_bytes(hmac.digest(secret, _USE, "sha256")[:8], "little")
 
 

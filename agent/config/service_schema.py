@@ -1,4 +1,6 @@
-"""The shape of ``defaults``, ``services`` and ``backends`` in the configuration document."""
+"""Defines the shape of ``defaults``, ``services`` and ``backends`` in the configuration
+document.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +47,13 @@ _SERVICE = default_service("default", ServiceKey(IPv4Address("192.0.2.1"), 1, Pr
 
 
 class TimeoutsSection(Section):
-    """How long a flow may be idle, by its state, before it is forgotten.
+    """How long a flow may be idle before it is forgotten, by the flow's state.
 
-    Durations are a number of seconds or a text such as `30s`, `15m` or `1h`.
+    A duration is a number of seconds or a text such as `30s`, `15m` or `1h`.
     """
 
     embryonic: kinds.IdleTime | None = Field(
-        None, description="The client has sent one packet, as a SYN is. Default: `30s`."
+        None, description="The client has sent only one packet, such as a SYN. Default: `30s`."
     )
     acked: kinds.IdleTime | None = Field(
         None, description="The client has sent a second packet, but no data. Default: `1m`."
@@ -63,17 +65,17 @@ class TimeoutsSection(Section):
     )
     closing: kinds.IdleTime | None = Field(
         None,
-        description="A FIN or RST was seen. A new flow may take the place of a silent one after "
-        "8 s. Default: `30s`.",
+        description="A FIN or RST was seen. After 8 s of silence, a new flow may take its place. "
+        "Default: `30s`.",
     )
 
 
 class LimitsSection(Section):
-    """How much may be asked of a service.
+    """How much clients may ask of a service.
 
-    What is beyond a limit is dropped, unless `guard` says otherwise, and counts. A source is an
-    IPv4 address, or the first 64 bits of an IPv6 one. Of a rate such as `600/m`, up to 600 may
-    come at once, and then one each 100 ms. See guard.md.
+    Packets beyond a limit are counted, and dropped unless `guard` says otherwise. A source is an
+    IPv4 address, or the first 64 bits of an IPv6 address. With a rate such as `600/m`, up to 600
+    may come at once, and after that one every 100 ms. See guard.md.
     """
 
     new_flows_per_source: kinds.NewFlows = Field(
@@ -81,27 +83,29 @@ class LimitsSection(Section):
     )
     new_flows_per_prefix: kinds.NewFlows = Field(
         None,
-        description="New flows from each network: the first 24 bits of an IPv4 address, 48 of an "
-        "IPv6 one. Default: `none`.",
+        description="New flows from each network: the first 24 bits of an IPv4 address, or 48 of "
+        "an IPv6 address. Default: `none`.",
     )
-    new_flows: kinds.NewFlows = Field(None, description="New flows in all. Default: `none`.")
+    new_flows: kinds.NewFlows = Field(
+        None, description="New flows from all sources together. Default: `none`."
+    )
     packets_per_source: kinds.NewFlows = Field(
         None,
-        description="Packets from each source, those of open flows too. Default: `none`.",
+        description="Packets from each source, including those of open flows. Default: `none`.",
     )
     open_flows_per_source: kinds.MostFlows = Field(
         None,
-        description="A source with so many open flows may begin no more. Counted about once a "
-        "second, less often with a large flow table. Default: `none`.",
+        description="A source that has this many open flows cannot begin more. They are counted "
+        "about once a second, less often with a large flow table. Default: `none`.",
     )
     waiting_per_source: kinds.MostBytes = Field(
         None,
-        description="For tcp: a source may begin no flow while so many of its request bytes wait "
-        "for their answers. Counted likewise. Default: `none`.",
+        description="For tcp: a source cannot begin a flow while this many of its request bytes "
+        "wait for their answers. They are counted as often as open flows. Default: `none`.",
     )
 
     def model(self) -> Limits:
-        """As the agent knows them."""
+        """Return the limits as the model has them."""
         return Limits(**dict(self))
 
 
@@ -112,25 +116,25 @@ class HealthSection(Section):
         None,
         description="`tcp`: a connection can be opened. `http`, `https`: a request is answered "
         "with an expected status. `completion`: an engine gives a token for a tiny prompt "
-        "(OpenAI's API). `grpc`: the server says that it serves (grpc.health.v1). `udp`: a "
-        "datagram is not refused, or answered. `dns`: a question is answered. `ping`: an ICMP echo "
-        "is answered. `exec`: a command exits with 0. `none`: never checked, always up. Default: "
-        "`tcp` for tcp services, `none` for udp. See [health checks](health.md).",
+        "(OpenAI's API). `grpc`: the server says that it is serving (grpc.health.v1). `udp`: a "
+        "datagram is not refused, or is answered as expected. `dns`: a query is answered. `ping`: "
+        "an ICMP echo is answered. `exec`: a command exits with status 0. `none`: backends are "
+        "never checked, and are always up. Default: `tcp` for tcp services, `none` for udp. See "
+        "[health checks](health.md).",
     )
     port: net.Port | None = Field(
         None,
-        description="Port to check. Default: the port of the backend, if it has one, else that of "
-        "the service, of a range the first. Required for a check of a udp service that is not "
-        "`udp`, `dns`, `ping` or `exec`, and of a service for any port whose backends have none.",
+        description="Port to check. Default: the port of the backend, if it has one, otherwise "
+        "the port of the service (of a range, the first). It is required if a udp service has a "
+        "check other than `udp`, `dns`, `ping` or `exec`, and for a service for any port whose "
+        "backends have no port.",
     )
-    interval: kinds.Interval = Field(
-        _CHECK.interval_s, description="Time from one check to the next."
-    )
+    interval: kinds.Interval = Field(_CHECK.interval_s, description="Time between two checks.")
     timeout: kinds.CheckTimeout | None = Field(
         None,
-        description="A check that takes longer has failed; time in which the agent has no CPU "
-        "does not count, for up to four times as long. Default: `1s`, or `interval` if that "
-        "is shorter.",
+        description="A check that takes longer has failed. Time in which the agent gets no CPU "
+        "does not count, up to four times the timeout. Default: `1s`, or `interval` if that is "
+        "shorter.",
     )
     rise: kinds.Count = Field(
         _CHECK.rise, description="Successes in a row after which a backend that was down is up."
@@ -140,20 +144,21 @@ class HealthSection(Section):
     )
     jitter: kinds.Share = Field(
         _CHECK.jitter,
-        description="Each interval is varied by up to this share, so that checks spread out.",
+        description="Each interval varies randomly by up to this share, so that checks spread out.",
     )
     via: Annotated[Via, *kinds.choice(Via)] = Field(
         _CHECK.via,
-        description="`vip`: for tcp services with `dsr`, `ipip` or `gue`, a check also asks for a "
-        "connection to the VIP in a frame as clients' packets have them, so that a backend without "
-        "the VIP, or without a tunnel's end, is down. `host`: only the backend's own address is "
-        "asked.",
+        description="`vip`: for tcp services with `dsr`, `ipip` or `gue`, a check also requests a "
+        "connection to the VIP, in a frame like those that carry clients' packets, so that a "
+        "backend without the VIP, or without the end of the tunnel, is down. `host`: only the "
+        "backend's own address is checked.",
     )
-    method: kinds.Method = Field(_CHECK.method, description="Method of the request.")
+    method: kinds.Method = Field(_CHECK.method, description="Method of the HTTP request.")
     path: kinds.RequestPath | None = Field(
         None,
-        description="Path of the request, query included. Default: `/`, of `completion` "
-        "`/v1/completions`; what ends with `/chat/completions` is asked with a message.",
+        description="Path of the request, including any query. Default: `/`, for `completion` "
+        "`/v1/completions`. A path that ends with `/chat/completions` gets a chat message instead "
+        "of a prompt.",
     )
     host: kinds.HostName | None = Field(
         None,
@@ -166,45 +171,46 @@ class HealthSection(Section):
     )
     verify_tls: bool = Field(
         _CHECK.verify_tls,
-        description="Whether the certificate must be valid for `host`. Without it, anything that "
+        description="Whether the certificate must be valid for `host`. If not, anything that "
         "speaks TLS on that port can pass the check.",
     )
     model: kinds.ModelName | None = Field(
         None,
-        description="For `completion`: the model that is asked. Default: the first that the server "
-        "lists in `/v1/models`.",
+        description="For `completion`: the model that gets the prompt. Default: the first that "
+        "the server lists in `/v1/models`.",
     )
     every: kinds.Interval = Field(
         _CHECK.every_s,
-        description="For `completion`: time from one that was answered to the next. Every "
-        "`interval` between them, a connection is opened.",
+        description="For `completion`: time from an answered prompt to the next one. Between "
+        "prompts, a connection is opened every `interval`.",
     )
     answer_within: kinds.Interval = Field(
         _CHECK.answer_within_s,
-        description="For `completion`: its token may take so long. Where the packet path sees that "
-        "the server answered clients meanwhile, a later one is no failure.",
+        description="For `completion`: how long the token may take. It may take longer if the "
+        "packet path sees that the server answers clients meanwhile.",
     )
     grpc_service: kinds.GrpcService = Field(
         _CHECK.grpc_service,
-        description="For `grpc`: the service that is asked about. Default: the server as a whole.",
+        description="For `grpc`: the service whose health is asked for. Default: the server as a "
+        "whole.",
     )
     send: kinds.Payload = Field(
-        _CHECK.send, description="For `udp`, and for `tcp` once it is connected: what is sent."
+        _CHECK.send, description="For `udp`, and for `tcp` once it is connected: the text to send."
     )
     expect: kinds.Payload | None = Field(
         None,
-        description="For `tcp` and `udp`: what a reply must have in it. Default: no reply is "
-        "wanted; for `udp` only an ICMP error fails then.",
+        description="For `tcp` and `udp`: text that the answer must contain. Default: no answer "
+        "is needed; with `udp`, only an ICMP error fails then.",
     )
-    query: kinds.DnsName = Field(_CHECK.query, description="For `dns`: the name in the question.")
+    query: kinds.DnsName = Field(_CHECK.query, description="For `dns`: the name to query.")
     record: kinds.DnsRecord = Field(
-        _CHECK.record, description="For `dns`: the type in the question."
+        _CHECK.record, description="For `dns`: the record type to query."
     )
     command: CheckCommand = Field(
         (),
-        description="For `exec`: the program and its arguments; no shell. It runs as the agent "
-        "does, with the server in `STEELYARD_ADDRESS` and `STEELYARD_PORT`; the first line that it "
-        "writes is shown.",
+        description="For `exec`: the program and its arguments; no shell. It runs with the "
+        "privileges of the agent, and finds the server in `STEELYARD_ADDRESS` and "
+        "`STEELYARD_PORT`. The first line that it writes is shown as the reason.",
     )
 
     @model_validator(mode="after")
@@ -219,90 +225,106 @@ class HealthSection(Section):
 
     @property
     def timeout_s(self) -> float:
-        """The timeout given, or its default."""
+        """The configured timeout, or its default, in seconds."""
         return default_check_timeout(self.interval) if self.timeout is None else self.timeout
 
 
 class OutlierSection(Section):
-    """For tcp: when a backend is ejected, whatever its health check says, because its clients fail.
+    """For tcp: when a backend is ejected because its clients' requests or connections fail,
+    whatever its health check says.
 
-    What counts, and what does not: [outliers](load.md#outliers).
+    [Outliers](load.md#outliers) says what counts as a failure, and what does not.
     """
 
     eject: kinds.Ejection = Field(
         _OUTLIER.eject_s,
-        description="How long it gets no new flows; its open ones stay. Longer by as much each "
-        "time that it is ejected again, up to ten times as long. 0: never.",
+        description="How long it gets no new flows; its open flows stay. Each time that it is "
+        "ejected again, this time is added once more, up to ten times as long. 0: it is never "
+        "ejected.",
     )
     threshold: kinds.Share = Field(
         _OUTLIER.threshold,
-        description="The share of its newest requests or connections that fails.",
+        description="The share of its newest requests or connections that has to fail.",
     )
-    window: kinds.OutlierWindow = Field(_OUTLIER.window_s, description="Older ones do not count.")
+    window: kinds.OutlierWindow = Field(
+        _OUTLIER.window_s, description="Requests and connections that are older do not count."
+    )
     requests: kinds.Count = Field(
-        _OUTLIER.requests, description="So many requests or connections tell, not fewer."
+        _OUTLIER.requests,
+        description="How many requests or connections are needed to judge a backend.",
     )
     max_ejected: kinds.Share = Field(
         _OUTLIER.max_ejected,
-        description="The share of a service's backends that may be ejected at once; one always "
-        "may, and the last one never is. 0: none is.",
+        description="The share of a service's backends that may be ejected at the same time. One "
+        "always may be, and the last one never is. 0: none is.",
     )
 
     def model(self) -> Outlier:
-        """The frozen value."""
+        """Return the model's value."""
         return Outlier(self.eject, self.threshold, self.window, self.requests, self.max_ejected)
 
 
 class SloSection(Section):
     """For tcp: what the clients of the service are promised.
 
-    Nothing is done to keep it: it is measured, told and alarmed about
+    Nothing is done to keep the promise: it is measured and reported, and there are alerts for it
     ([objectives](load.md#objectives)). 0s: nothing is promised.
     """
 
-    first_byte_p50: kinds.FirstByte = Field(0.0, description="Half of the first bytes come in it.")
-    first_byte_p90: kinds.FirstByte = Field(0.0, description="90 % of the first bytes come in it.")
-    first_byte_p95: kinds.FirstByte = Field(0.0, description="95 % of the first bytes come in it.")
-    first_byte_p99: kinds.FirstByte = Field(0.0, description="99 % of the first bytes come in it.")
+    first_byte_p50: kinds.FirstByte = Field(
+        0.0, description="Half of the first bytes come within this time."
+    )
+    first_byte_p90: kinds.FirstByte = Field(
+        0.0, description="90 % of the first bytes come within this time."
+    )
+    first_byte_p95: kinds.FirstByte = Field(
+        0.0, description="95 % of the first bytes come within this time."
+    )
+    first_byte_p99: kinds.FirstByte = Field(
+        0.0, description="99 % of the first bytes come within this time."
+    )
 
     def model(self) -> tuple[Objective, ...]:
-        """The frozen values."""
+        """Return the model's values."""
         within_s = [getattr(self, f"first_byte_p{each}") for each in PERCENTILES]
         return tuple(Objective(*one) for one in zip(PERCENTILES, within_s, strict=True) if one[1])
 
 
 class DefaultsSection(Section):
-    """What holds for every service that does not say otherwise.
+    """Settings for every service that does not set its own.
 
     `timeouts`, `health`, `outlier`, `slo`, `limits`, `telemetry`, `node`, `affinity` and
     `rebalance` are merged key by key. A service whose health type, telemetry type, scheduler or
-    protocol is another one than that of the defaults does not inherit what it has no use for.
+    protocol differs from that of the defaults does not inherit keys that do not apply to its own.
     """
 
     forward: Annotated[Forward, *kinds.choice(Forward)] = Field(
         Forward.DSR,
         description="How packets reach the backends. `dsr`: with a new MAC address, so the "
         "backends must be on the same segment. `ipip`: in an outer IP header, `gue`: in an outer "
-        "IP and UDP header, so they can be anywhere. In these, backends have the VIP on a "
+        "IP and UDP header, so they can be anywhere. In these three, backends have the VIP on a "
         "loopback interface and answer the client directly. `nat`: the destination is rewritten, "
-        "and the balancer is the gateway by which backends answer. `fullnat`: the source too, so "
-        "backends answer the balancer; they need nothing, and do not see the client's address.",
+        "and the balancer is the gateway through which backends answer. `fullnat`: the source is "
+        "rewritten too, so backends answer to the balancer; they need no setup, and do not see "
+        "the client's address.",
     )
     scheduler: Annotated[Scheduler, *kinds.choice(Scheduler)] = Field(
         _SERVICE.scheduler,
-        description="How a backend is chosen for a new flow. `least-load`: of some drawn by weight "
-        "(`draws`), the one with the least in front of it by its weight: open connections, and the "
-        "request bytes that wait for an answer. `least-conn`: the one with the fewest open "
-        "connections by its weight. `maglev`: by weighted consistent hashing, the same on every "
-        "balancer with the same configuration. `source`: likewise, by the client's address alone. "
-        "`round-robin`: in turn, by weight. For udp, `least-load` knows connections alone.",
+        description="How a backend is chosen for a new flow. `least-load`: some backends are "
+        "drawn by weight (`draws`), and the one with the least load for its weight is chosen: "
+        "open connections, and request bytes that wait for an answer. `least-conn`: the backend "
+        "with the fewest open connections for its weight. `maglev`: by weighted consistent "
+        "hashing, the same on every balancer with the same configuration. `source`: likewise, by "
+        "the client's address alone. `round-robin`: in turn, by weight. For udp, `least-load` "
+        "only counts connections.",
     )
     draws: kinds.Draws = Field(
         _SERVICE.draws,
-        description="For `least-load`: how many backends are compared, at most. More find a better "
+        description="For `least-load`: the most backends that are compared. More find a better "
         "one; fewer keep balancers that do not see each other's flows from choosing the same one. "
-        "With telemetry fewer are compared by themselves, the more requests reach the servers by "
-        "another way; without, set it to 8 divided by the number of balancers, at least 2.",
+        "With telemetry, the number is lowered automatically, the more requests reach the servers "
+        "another way. Without telemetry, set it to 8 divided by the number of balancers, but at "
+        "least 2.",
     )
     bytes_per_connection: kinds.RequestBytes = Field(
         _SERVICE.bytes_per_connection,
@@ -313,12 +335,12 @@ class DefaultsSection(Section):
     count_waiting: bool = Field(
         _SERVICE.count_waiting,
         description="For tcp: whether the request bytes that wait for their answer are counted, "
-        "and the time to its first byte. Off, packets with payload cost less, and `least-load` "
-        "knows connections alone.",
+        "and the time to its first byte is measured. If not, packets with payload cost less, and "
+        "`least-load` only counts connections.",
     )
     source_prefix: kinds.PrefixBits | None = Field(
         _SERVICE.source_bits,
-        description="For `source`: how many bits of the client's address count: with 24, clients "
+        description="For `source`: how many bits of the client's address count. With 24, clients "
         "of one IPv4 /24 go to the same backend. Default: all.",
     )
     source_bound: kinds.Bound = Field(
@@ -328,101 +350,103 @@ class DefaultsSection(Section):
     )
     slow_start: kinds.SlowStart = Field(
         _SERVICE.slow_start_s,
-        description="A backend that comes up gets a small share first, and reaches that of its "
-        "weight in this time.",
+        description="A backend that comes up starts with a small share, and reaches the share of "
+        "its weight within this time.",
     )
     no_backend: Annotated[NoBackend, *kinds.choice(NoBackend)] = Field(
         _SERVICE.no_backend,
-        description="What new flows get when no backend is usable, backups included. `drop`: no "
-        "answer. `reset`: a TCP reset, or for udp an ICMP error. `any`: any backend that can be "
-        "reached and is not in maintenance, its health notwithstanding.",
+        description="What happens to new flows when no backend is usable, backups included. "
+        "`drop`: they get no answer. `reset`: they get a TCP reset, or for udp an ICMP error. "
+        "`any`: they go to any backend that can be reached and is not in maintenance, whatever "
+        "its health.",
     )
     panic: kinds.Share = Field(
         _SERVICE.panic,
-        description="While fewer of the backends than this share are up, all get new flows that "
-        "can be reached: more likely the checks are wrong, or the few would break down under the "
-        "load of all. Backups, and those that the operator or the servers themselves took out, do "
-        "not count. 0: never.",
+        description="While fewer than this share of the backends are up, all backends that can be "
+        "reached get new flows: the checks are probably wrong, or the few would break down under "
+        "the load of all. Backups do not count, and neither do backends that the operator or the "
+        "servers themselves took out. 0: never.",
     )
     syn_protection: Annotated[SynProtection, *kinds.choice(SynProtection)] = Field(
         _SERVICE.syn_protection,
-        description="For tcp: whether a client that begins a connection has to show first that it "
-        "is at its address, which costs it 10 ms to 3 s once in ten minutes. `auto`: while the "
-        "service gets a flood of SYNs of which nothing follows. See security.md.",
+        description="For tcp: whether a client that begins a connection has to prove first that "
+        "it is at its address, which costs it 10 ms to 3 s once in ten minutes. `auto`: only "
+        "while the service gets a flood of SYNs that no other packets follow. See security.md.",
     )
     syn_cookies: bool = Field(
         _SERVICE.syn_cookies,
-        description="With `syn_protection`, for `dsr`, `ipip` and `gue`: clients get SYN cookies "
-        "instead of being challenged, which costs them no time, while every server that can get "
-        "flows runs `lb-agent companion` with the key of `companion.key_file`.",
+        description="With `syn_protection`, for `dsr`, `ipip` and `gue`: whether clients get SYN "
+        "cookies, which cost them no time, instead of being challenged. This works while every "
+        "server that can get flows runs `lb-agent companion` with the key of `companion.key_file`.",
     )
     allow: net.ListNames = Field(
         _SERVICE.allow,
-        description="If given: only sources that are on one of these `lists` may begin a flow.",
+        description="If given, only sources on one of these `lists` may begin a flow.",
     )
     deny: net.ListNames = Field(
         _SERVICE.deny,
-        description="Sources that are on one of these `lists` may not begin a flow, whatever "
-        "`allow` says.",
+        description="Sources on one of these `lists` may not begin a flow, whatever `allow` says.",
     )
     limits: LimitsSection = Field(
         default_factory=lambda: LimitsSection.model_validate({}),
-        description="How much may be asked of the service, and by whom.",
+        description="How much clients may ask of the service.",
     )
     guard: Annotated[GuardMode, *kinds.choice(GuardMode)] = Field(
         _SERVICE.guard,
-        description="What becomes of packets from sources that are not allowed, denied, or "
-        "blocked with `lbctl guard block`, and of those beyond `limits`. `enforce`: they are "
-        "dropped. `dry-run`: they are served, and counted as what would have been dropped. "
-        "`off`: they are served.",
+        description="What happens to packets from sources that are not on `allow`, are on `deny` "
+        "or are blocked with `lbctl guard block`, and to packets beyond `limits`. `enforce`: they "
+        "are dropped. `dry-run`: they are served, and counted as packets that would have been "
+        "dropped. `off`: they are served.",
     )
     down_flows: Annotated[DownFlows, *kinds.choice(DownFlows)] = Field(
         _SERVICE.down_flows,
         description="What happens to the open flows of a backend that goes down. `auto`: they are "
         "reset at the client, after `reset_after`, if nothing at all comes back from the server "
         "(connections time out, nobody answers ARP or neighbour discovery, there is no route); a "
-        "server that answers, although its check fails, keeps them. `keep`: they go on going "
-        "there, and survive if it comes back. `reset`: they are reset after `reset_after`, "
+        "server that answers, although its check fails, keeps them. `keep`: they stay with the "
+        "backend, and survive if it comes back. `reset`: they are reset after `reset_after`, "
         "whatever the reason. `reroute`: their packets go to other backends at once, which reset "
         "TCP connections that they do not know; clients that only wait are reset after "
         "`reset_after`.",
     )
     reset_after: kinds.ResetAfter = Field(
         _SERVICE.reset_after_s,
-        description="How long a backend is down before its flows are reset. When more than half of "
-        "several servers fall silent together, at least a minute: it is more likely the network "
-        "than all of them, and they may come back.",
+        description="How long a backend is down before its flows are reset. If more than half of "
+        "several servers fall silent together, it is at least a minute, because a network failure "
+        "is more likely then, and the servers may come back.",
     )
     learn_speed: bool = Field(
         _SERVICE.learn_speed,
         description="For `least-load` of tcp: whether weights follow how fast backends answer, as "
-        "the packet path sees it: what a waiting byte and a connection cost in time. At most four "
-        "times as much or as little as `weight` says; one that throttles is noticed in seconds.",
+        "the packet path measures it: the time that a waiting byte and a connection cost. A "
+        "learned weight is between a quarter of `weight` and four times as much. A backend that "
+        "throttles is noticed in seconds.",
     )
     rtt_per_connection: kinds.RoundTrip = Field(
         _SERVICE.rtt_per_connection_s,
-        description="For `least-load`: the round trip to a backend, as health checks measure it, "
-        "that weighs as much as one connection. `0s`: how far a backend is does not matter.",
+        description="For `least-load`: the round-trip time to a backend, as health checks measure "
+        "it, that weighs as much as one connection. `0s`: the distance of a backend does not "
+        "matter.",
     )
     outlier: OutlierSection = Field(
         default_factory=lambda: OutlierSection.model_validate({}),
-        description="When a backend is ejected because its clients fail there.",
+        description="When a backend is ejected because its clients' requests or connections fail.",
     )
     slo: SloSection = Field(
         default_factory=lambda: SloSection.model_validate({}),
-        description="How soon answers are to begin.",
+        description="How soon answers should begin.",
     )
     affinity: AffinitySection = Field(
         default_factory=lambda: AffinitySection.model_validate({}),
-        description="Whether a client's new flows go where its earlier ones went.",
+        description="Whether a client's new flows go to the same backend as its earlier ones.",
     )
     telemetry: TelemetrySection = Field(
         default_factory=lambda: TelemetrySection.model_validate({}),
-        description="What the engines report of their queues.",
+        description="What the engines report about their queues.",
     )
     node: NodeSection = Field(
         default_factory=lambda: NodeSection.model_validate({}),
-        description="What the hosts report of their GPUs.",
+        description="What the hosts report about their GPUs.",
     )
     rebalance: RebalanceSection = Field(
         default_factory=lambda: RebalanceSection.model_validate({}),
@@ -448,13 +472,13 @@ class BackendSection(Section):
     )
     port: net.Port | None = Field(
         None,
-        description="For `nat` and `fullnat`: the server's port. One address may be there several "
-        "times, with different ports. Default: packets keep their destination port.",
+        description="For `nat` and `fullnat`: the server's port. Several backends may have the "
+        "same address with different ports. Default: packets keep their destination port.",
     )
     weight: kinds.Weight = Field(
         100,
         description="Share of new flows, in proportion to the weights of the others. 0: no new "
-        "flows, open ones stay.",
+        "flows; open ones stay.",
     )
     backup: bool = Field(
         False,
@@ -462,23 +486,24 @@ class BackendSection(Section):
     )
     priority: kinds.Priority = Field(
         0,
-        description="Backends of the lowest number get the new flows. Where less than 72 % of "
-        "their weight is usable, the next take over what they lack.",
+        description="The backends with the lowest number get the new flows. If less than 72 % of "
+        "their weight is usable, the backends with the next number get the missing share.",
     )
     zone: kinds.Name | None = Field(
         None,
-        description="Where it is, a name of `zones`. Among those of one priority, backends of the "
-        "client's zone come before the others.",
+        description="The zone that it is in, a name of `zones`. Among backends of the same "
+        "priority, those in the client's zone are preferred.",
     )
     quic_server_id: kinds.QuicId | None = Field(
         None,
-        description="What it puts into its QUIC connection ids, for `quic_server_id_bytes`. "
-        "Unique in the service.",
+        description="The server id that it puts into its QUIC connection ids, for "
+        "`quic_server_id_bytes`. It is unique in the service.",
     )
     state: Annotated[AdminState, *kinds.choice(AdminState)] = Field(
         AdminState.ACTIVE,
-        description="What you want of it. `active`: serve. `drain`: no new flows, open ones "
-        "finish. `maintenance`: nothing is sent there, open flows included.",
+        description="What the backend should do. `active`: it serves. `drain`: it gets no new "
+        "flows, and open ones finish. `maintenance`: it gets no packets, not even those of open "
+        "flows.",
     )
 
 
@@ -487,10 +512,10 @@ class ServiceSection(DefaultsSection):
 
     name: kinds.Name = Field(description="Name of the service, unique.")
     vip: net.Vip = Field(
-        description="The address that clients connect to, or a prefix of addresses. The agent does "
-        "not add the addresses of a prefix: route it to the balancer. Of several prefixes that "
-        "hold an address the longest wins, and a VIP of that address alone wins over them, "
-        "whatever the port."
+        description="The address that clients connect to, or a prefix of addresses. The agent "
+        "does not add the addresses of a prefix; route the prefix to the balancer. If several "
+        "prefixes contain an address, the longest wins, and a VIP of that single address wins "
+        "over all of them, whatever the port."
     )
     port: net.ServicePorts = Field(
         description="The port that clients connect to, or a range of ports. `any`: every port of "
@@ -502,20 +527,21 @@ class ServiceSection(DefaultsSection):
     )
     quic_server_id_bytes: kinds.QuicIdBytes | None = Field(
         None,
-        description="For udp: a QUIC packet goes to the backend whose `quic_server_id`, of so many "
-        "bytes, follows the first byte of its connection id (draft-ietf-quic-load-balancers, not "
-        "encrypted). So a client keeps its backend when its address changes. Default: connection "
-        "ids mean nothing.",
+        description="For udp: the length of the backends' `quic_server_id`. A QUIC packet goes to "
+        "the backend whose id follows the first byte of the connection id "
+        "(draft-ietf-quic-load-balancers, not encrypted), so a client keeps its backend when its "
+        "address changes. Default: connection ids are not used.",
     )
     model: ModelSection | None = Field(
         None,
-        description="The model that a backend must have loaded. Default: any, or none.",
+        description="The model that a backend must have loaded. Default: the loaded model does "
+        "not matter.",
     )
     backends: tuple[BackendSection, ...] = Field((), description="The servers.")
 
     @property
     def key(self) -> ServiceKey:
-        """What the packet path knows the service by."""
+        """The key by which the packet path finds the service."""
         first, last = self.port
         if isinstance(self.vip, IPv4Network | IPv6Network):
             address, bits = self.vip.network_address, self.vip.prefixlen

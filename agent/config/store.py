@@ -1,9 +1,10 @@
-"""Owns the running configuration on disk: what operators changed at run time, until the file says
-otherwise, and what ran last, for a start with a file that cannot be used.
+"""Owns the running configuration on disk.
 
-It is valid for one text of the operator's file, named by digest. A checksum tells a whole file
-from a damaged one; every write is a new file, synced, renamed over the old one, so at any moment
-the old or the new one is there, whole.
+It holds what operators changed at run time, until the operator's file changes, and it is the last
+good configuration for a start with a file that cannot be used. It is valid for one text of the
+operator's file, identified by digest. A checksum detects a damaged file. Every write goes to a new
+file, which is synced and renamed over the old one, so at any moment either the old or the new file
+exists, complete.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ file_sha256: {file_digest}
 body_sha256: {body_digest}
 """
 _UNKNOWN = Act("save", Author("lb-agent"))
-_NO_CHANGES = "runtime_changes: []\n"  # how the body of a configuration without any begins
+_NO_CHANGES = (
+    "runtime_changes: []\n"  # the beginning of the body of a configuration without runtime changes
+)
 _SPLIT = re.compile(
     r"(?:#[^\n]*\n)*format: (\d+)\nfile_sha256: ([0-9a-f]{64})\nbody_sha256: ([0-9a-f]{64})\n"
 )
@@ -42,13 +45,13 @@ _SPLIT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LoadedRunning:
-    """What to run, and how it came about.
+    """The configuration to run, and where it comes from.
 
-    ``changes``: what ``config`` has that the operator's file does not. ``dropped``: runtime
-    changes that are given up because the file changed, one line each; ``settle`` keeps them in
-    ``<name>.running.yaml.previous``. ``problem``: why a running configuration that is there
-    cannot be used; ``settle`` keeps it in ``<name>.running.yaml.damaged``. ``file_problem``: why
-    the operator's file cannot be used; the last good configuration takes its place then.
+    ``changes``: what ``config`` has that the operator's file does not. ``dropped``: runtime changes
+    that are dropped because the file changed, one line each; ``settle`` keeps them in
+    ``<name>.running.yaml.previous``. ``problem``: why the existing running configuration cannot be
+    used; ``settle`` keeps it in ``<name>.running.yaml.damaged``. ``file_problem``: why the
+    operator's file cannot be used; the last good configuration takes its place then.
     """
 
     config: Config
@@ -74,22 +77,22 @@ class RunningStore:
     def __init__(self, state_dir: Path, name: str, file: Path | None = None) -> None:
         self._name = name
         self._file = "" if file is None else os.path.realpath(file)
-        self._held: tuple[_Saved, Act] | None = None  # what could not be written
-        # How the file was when it was written last, and what is in it.
+        self._held: tuple[_Saved, Act] | None = None  # what could not be written, if anything
+        # The stamp of the file when it was last written, and its content.
         self._written: tuple[object, _Saved] | None = None
-        self._texts: dict[str, tuple[Service, str]] = {}  # of the services that were written last
-        self._digest = ""  # of the configuration that was saved last
+        self._texts: dict[str, tuple[Service, str]] = {}  # the services that were last written
+        self._digest = ""  # of the configuration that was last saved
         self.versions = Versions(state_dir, name)
-        self.problem = ""  # why; empty: everything is on disk
+        self.problem = ""  # why the running configuration is not on disk; empty: it is
         self.history_problem = ""  # why the last version is not in the history; empty: it is
         self.path = state_dir / f"{name}.running.yaml"
         self.previous_path = state_dir / f"{name}.running.yaml.previous"
         self.damaged_path = state_dir / f"{name}.running.yaml.damaged"
 
     def load(self, file_text: str, where: str = "agent.yaml") -> LoadedRunning:
-        """The configuration to run, given the text of the operator's file.
+        """Return the configuration to run, given the text of the operator's file.
 
-        Raises ConfigError if that text is bad. Touches nothing: whoever takes the result over
+        Raises ConfigError if that text is invalid. Changes no file: the caller that runs the result
         calls ``settle``.
         """
         file_config = parse(file_text, where)
@@ -109,16 +112,18 @@ class RunningStore:
         return replace(loaded, config=config, changes=plan(file_config, config))
 
     def settle(self, loaded: LoadedRunning) -> None:
-        """Puts aside a running configuration that ``loaded`` has overruled or found damaged."""
+        """Put aside a running configuration that ``loaded`` has replaced or found damaged."""
         if loaded.problem:
             self._move(self.damaged_path)
         else:
             self._put_aside_unless(loaded.file_digest)
 
     def last_good(self, file_problem: str) -> LoadedRunning | None:
-        """The configuration that was saved last for the operator's file, whatever that says now.
+        """Return the configuration that was last saved for the operator's file, whatever it says
+        now.
 
-        For a start with a file that cannot be used. Raises ConfigError if it is damaged.
+        This is for a start with a file that cannot be used. Raises ConfigError if what was saved is
+        damaged.
         """
         saved = self._read()
         if saved is None or saved.file != self._file:
@@ -134,10 +139,11 @@ class RunningStore:
         changes: Iterable[Change | str] = (),
         act: Act = _UNKNOWN,
     ) -> str:
-        """As ``save``, but what cannot be written is held in memory. Why it was not, or empty.
+        """Save like ``save``, but hold in memory what cannot be written.
 
-        What is held counts as saved for this process, and ``write_held`` tries again. ``act``:
-        what made this the running configuration; if it is another than the last, it is a version.
+        Returns why it could not be written, or an empty text. What is held counts as saved for this
+        process, and ``write_held`` tries again. ``act`` is what made this the running
+        configuration, which becomes a new version if it differs from the last one.
         """
         lines = tuple(str(change) for change in changes)
         act = act.after(self._held[1] if self._held else None)
@@ -152,14 +158,16 @@ class RunningStore:
         return self.problem
 
     def write_held(self) -> bool:
-        """Write what is held; whether that is done now."""
+        """Try to write what is held. Returns whether it was written now."""
         if self._held is None:
             return False
         (held, act), self._held = self._held, None
         return not self.keep(held.config, held.file_digest, held.changes, act)
 
     def version(self, number: int) -> Config:
-        """The configuration of a version; raises NotFoundError, or ConfigError if it is damaged."""
+        """Return the configuration of a version. Raises NotFoundError, or ConfigError if it is
+        damaged.
+        """
         path = self.versions.path_of(number)
         whole = self._verified(path)
         if whole is None:
@@ -175,15 +183,16 @@ class RunningStore:
             self.history_problem = ""
 
     def save(self, config: Config, file_digest: str, changes: Iterable[Change | str] = ()) -> None:
-        """Makes ``config`` what the next start runs with, as long as the file is the same.
+        """Save ``config`` as what the next start runs with, as long as the operator's file is the
+        same.
 
         ``changes`` is what it has that the file does not. Raises ConfigError if it cannot be
-        written; the old one stands then.
+        written; the old one stays then.
         """
         self._put_aside_unless(file_digest)
         lines = [str(change) for change in changes]
-        told, content = self._body(config, lines)
-        body = told + content
+        origin, content = self._body(config, lines)
+        body = origin + content
         header = _HEADER.format(name=self._name, file_digest=file_digest, body_digest=_sha256(body))
         self._written = None
         try:
@@ -200,7 +209,7 @@ class RunningStore:
             ) from error
 
     def _stamp(self) -> object:
-        """By which a file is known to be as it was; None: it is not there."""
+        """Return what shows that the file is unchanged, or None if it does not exist."""
         try:
             seen = self.path.stat()
         except OSError:
@@ -208,34 +217,38 @@ class RunningStore:
         return seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size
 
     def _body(self, config: Config, changes: list[str]) -> tuple[str, str]:
-        """The document: how the configuration came about, and itself, with the services last: only
-        those that have changed are written anew, for there may be thousands.
+        """Return the two parts of the body: where the configuration comes from, and its content.
+
+        The services come last in the content. Only those that have changed are formatted again,
+        because there may be thousands.
         """
         alone = document(replace(config, services=()))
         services = alone.pop("services")
-        told = write_yaml({"runtime_changes": changes, "file": self._file})
+        origin = write_yaml({"runtime_changes": changes, "file": self._file})
         head = write_yaml({"config": alone})
         if not config.services:
-            return told, head + _indented(write_yaml({"services": services}))
+            return origin, head + _indented(write_yaml({"services": services}))
         texts = {}
         for service in config.services:
             held = self._texts.get(service.name)
             is_same = held is not None and held[0] is service
             texts[service.name] = held if held and is_same else (service, _text_of(service))
         self._texts = texts
-        return told, head + "  services:\n" + "".join(text for _, text in texts.values())
+        return origin, head + "  services:\n" + "".join(text for _, text in texts.values())
 
     def _read(self) -> _Saved | None:
         if self._held is not None:
             return self._held[0]
         if self._written is not None and self._stamp() == self._written[0]:
-            return self._written[1]  # nobody has touched it: to read it again takes a second
+            return self._written[1]  # the file is unchanged, and reading it again takes a second
         whole = self._verified()
         return self._parsed(*whole) if whole else None
 
     def _verified(self, path: Path | None = None) -> tuple[str, str] | None:
-        """The digest of the file it belongs to, and the body, if the checksum is right. ``path``:
-        of a version; None: of what was saved last.
+        """Return the digest of the operator's file that a saved file belongs to, and its body.
+
+        Returns None if there is no such file, and raises ConfigError if the checksum is wrong.
+        ``path`` is a version's file; None means the running configuration.
         """
         try:
             text = (path or self.path).read_bytes().decode()
@@ -259,9 +272,9 @@ class RunningStore:
         loaded = read_yaml(body, str(path))
         match loaded.data:
             case {"runtime_changes": list(changes), "config": dict(data), **more}:
-                # Line numbers would be those of the body, without the header.
+                # No lines are given, because they would be those of the body, without the header.
                 config = build(data, Document(str(path)), tuple(loaded.problems))
-                file = str(more.get("file", ""))  # former releases left it out
+                file = str(more.get("file", ""))  # earlier releases left it out
                 return _Saved(file, digest, config, tuple(str(change) for change in changes))
         raise self._damaged("runtime_changes and config are not both in it", path)
 
@@ -288,14 +301,14 @@ class RunningStore:
             self._move(self.previous_path)
 
     def _move(self, target: Path) -> None:
-        # If it cannot be moved, the next save replaces it: not worth refusing to start for.
+        # If it cannot be moved, the next save replaces it. That is no reason to refuse to start.
         with contextlib.suppress(OSError):
             self.path.replace(target)
             sync_folder(self.path.parent)
 
 
 def file_digest(text: str) -> str:
-    """The digest by which a running configuration knows its file."""
+    """Return the digest by which a running configuration identifies its file."""
     return _sha256(text)
 
 
@@ -308,5 +321,5 @@ def _text_of(service: Service) -> str:
 
 
 def _indented(text: str) -> str:
-    """One level down in the document."""
+    """Return a text one level deeper in the document."""
     return textwrap.indent(text, "  ")

@@ -1,4 +1,4 @@
-"""The shape of what a service says of its servers' load: telemetry, models, rebalancing."""
+"""Defines the shape of a service's settings of load: telemetry, models, affinity, rebalancing."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ EXPRESSIONS = ("running", "waiting", "kv_usage")
 
 
 class TelemetrySection(Section):
-    """What the engines report of their queues: requests running and waiting, KV cache in use.
+    """What the engines report about their queues: requests running and waiting, KV cache in use.
 
-    `least-load` counts what is reported as its connections, so that it sees work that did not
-    come through this balancer. A report that is older than three intervals counts no more, and
-    the connections that are open do instead.
+    `least-load` counts the reported requests as connections, so it sees work that did not come
+    through this balancer. A report older than three intervals does not count; open connections
+    count instead.
     """
 
     type: Annotated[TelemetryKind, *kinds.choice(TelemetryKind)] = Field(
         _TELEMETRY.kind,
-        description="The engine whose metrics are read. `prometheus`: any page, by expressions. "
-        "`agent-check`: HAProxy's text protocol, which gives a share of the weight and a state.",
+        description="The engine whose metrics are read. `prometheus`: any metrics page, by "
+        "expressions. `agent-check`: HAProxy's text protocol, which gives a share of the weight "
+        "and a state.",
     )
     port: net.Port | None = Field(
         _TELEMETRY.port,
@@ -53,26 +54,28 @@ class TelemetrySection(Section):
     )
     tls: bool = Field(
         _TELEMETRY.tls,
-        description="Whether the metrics are read by https; certificates are not checked.",
+        description="Whether the metrics are read over https; certificates are not checked.",
     )
     interval: kinds.ReportInterval = Field(
-        _TELEMETRY.interval_s, description="Time from one report to the next."
+        _TELEMETRY.interval_s, description="Time between two reports."
     )
     timeout: kinds.ReportTimeout | None = Field(
         None,
-        description="An answer that takes longer is none. Default: twice the interval, at most 1s.",
+        description="An answer that takes longer is ignored. Default: twice the interval, at most "
+        "1s.",
     )
     running: kinds.Expression | None = Field(
         _TELEMETRY.running,
-        description='For `prometheus`: requests that run, as `my_running{queue="main"}`. Samples '
-        "that match are summed; `+ - * / ( )`, numbers, `max(…)`, `min(…)` and `avg(…)` are known.",
+        description="For `prometheus`: an expression for the running requests, such as "
+        '`my_running{queue="main"}`. Samples that match are summed. Expressions may have `+ - * / '
+        "( )`, numbers, `max(…)`, `min(…)` and `avg(…)`.",
     )
     waiting: kinds.Expression | None = Field(
-        _TELEMETRY.waiting, description="For `prometheus`: requests that wait to run."
+        _TELEMETRY.waiting, description="For `prometheus`: an expression for the waiting requests."
     )
     kv_usage: kinds.Expression | None = Field(
         _TELEMETRY.kv_usage,
-        description="For `prometheus`: share of the KV cache in use, 0 to 1.",
+        description="For `prometheus`: an expression for the share of the KV cache in use, 0 to 1.",
     )
 
     @model_validator(mode="after")
@@ -89,7 +92,7 @@ class TelemetrySection(Section):
         return self
 
     def model(self) -> Telemetry:
-        """The frozen value."""
+        """Return the model's value."""
         timeout_s = default_report_timeout(self.interval) if self.timeout is None else self.timeout
         return Telemetry(
             kind=self.type,
@@ -105,106 +108,108 @@ class TelemetrySection(Section):
 
 
 class NodeSection(Section):
-    """What the hosts report of their GPUs.
+    """What the hosts report about their GPUs.
 
-    Throttled GPUs lower the weight of their backend, a lost one or one that wants a reset takes
-    it out of new flows (`drain`).
+    Throttled GPUs lower the weight of their backend. A backend with a GPU that is lost or needs a
+    reset gets no new flows (`drain`).
     """
 
     type: Annotated[NodeKind, *kinds.choice(NodeKind)] = Field(
         _NODE.kind,
-        description="`node-agent`: `lb-agent node` runs on the hosts. `dcgm`: NVIDIA's exporter.",
+        description="What reports. `node-agent`: `lb-agent node` on the hosts. `dcgm`: NVIDIA's "
+        "exporter.",
     )
     port: net.Port | None = Field(
-        _NODE.port, description="Default: `9118` for `node-agent`, `9400` for `dcgm`."
+        _NODE.port,
+        description="Port of the metrics. Default: `9118` for `node-agent`, `9400` for `dcgm`.",
     )
     path: kinds.RequestPath = Field(_NODE.path, description="Path of the metrics.")
     interval: kinds.ReportInterval = Field(
-        _NODE.interval_s, description="Time from one report to the next."
+        _NODE.interval_s, description="Time between two reports."
     )
     timeout: kinds.ReportTimeout = Field(
-        _NODE.timeout_s, description="An answer that takes longer is none."
+        _NODE.timeout_s, description="An answer that takes longer is ignored."
     )
 
     def model(self) -> NodeTelemetry:
-        """The frozen value."""
+        """Return the model's value."""
         return NodeTelemetry(self.type, self.port, self.path, self.interval, self.timeout)
 
 
 class ModelSection(Section):
     """Which model a backend must have loaded to get new flows.
 
-    So several services can share servers, and requests go where the weights are already. While
-    a backend does not say what it has loaded, what it said last holds.
+    So several services can share servers, and requests go where the model's weights are already
+    loaded. While a backend does not report what it has loaded, its last report stays valid.
     """
 
     name: kinds.ModelName = Field(description="Name of the model, as the server lists it.")
     source: Annotated[ModelSource, *kinds.choice(ModelSource)] = Field(
         _MODEL.source,
-        description="`openai`: `/v1/models`, as vLLM, SGLang and TGI have it. `ollama`: what is "
-        "in memory, `/api/ps`. `triton`: the repository index, models that are `READY`.",
+        description="Where the servers list their models. `openai`: `/v1/models`, as vLLM, SGLang "
+        "and TGI have it. `ollama`: `/api/ps`, the models in memory. `triton`: the repository "
+        "index, the models that are `READY`.",
     )
     port: net.Port | None = Field(
-        _MODEL.port, description="Default: the port that health checks use."
+        _MODEL.port, description="Port that is asked. Default: the port that health checks use."
     )
-    interval: kinds.Interval = Field(
-        _MODEL.interval_s, description="Time from one question to the next."
-    )
+    interval: kinds.Interval = Field(_MODEL.interval_s, description="Time between two queries.")
 
     def model(self) -> ModelLoaded:
-        """The frozen value."""
+        """Return the model's value."""
         return ModelLoaded(self.name, self.source, self.port, self.interval)
 
 
 class AffinitySection(Section):
-    """For `least-load` of tcp: whether a client's new flows go where its earlier ones went.
+    """For `least-load` of tcp: whether a client's new flows go to the same backend as its earlier
+    ones.
 
-    What it is worth, and to whom: [affinity](affinity.md).
+    [Affinity](affinity.md) says how much this helps, and for which traffic.
     """
 
     by: Annotated[AffinityBy, *kinds.choice(AffinityBy)] = Field(
         _AFFINITY.by,
-        description="`source`: the client's address names its home, by weighted consistent "
-        "hashing, and new flows go there while nothing speaks against it. `none`: they go where "
-        "the load is least.",
+        description="`source`: the client's address determines its home, by weighted consistent "
+        "hashing, and new flows go there unless its load is too high (see `escape`). `none`: they "
+        "go where the load is least.",
     )
     prefix: kinds.PrefixBits | None = Field(
         _AFFINITY.prefix_bits,
-        description="How many bits of the client's address count: with 24, clients of one IPv4 "
-        "/24 have one home. Default: all.",
+        description="How many bits of the client's address count. With 24, clients of one IPv4 "
+        "/24 have the same home. Default: all.",
     )
     escape: kinds.Escape = Field(
         _AFFINITY.escape_bytes,
-        description="A new flow goes elsewhere when its home has so many more waiting bytes in "
-        "front of it than the best of the backends compared, by weight. `auto`: as many as the "
-        "home's cache saves, learned from how much sooner clients that a backend knows are "
-        "answered. Default: `auto`.",
+        description="A new flow goes elsewhere if its home has this many more waiting bytes, "
+        "relative to its weight, than the best of the backends compared. `auto`: as many as the "
+        "home's cache saves, learned from how much sooner a backend answers clients that it has "
+        "served before. Default: `auto`.",
     )
 
     def model(self) -> Affinity:
-        """The frozen value."""
+        """Return the model's value."""
         return Affinity(self.by, self.prefix, self.escape)
 
 
 class RebalanceSection(Section):
-    """Whether idle connections of overloaded backends are reset, so that clients connect anew.
+    """Whether idle connections of overloaded backends are reset, so that clients connect again.
 
-    What it can do and what not: [long-lived connections](long-lived.md).
+    [Long-lived connections](long-lived.md) says what this can do, and what it cannot.
     """
 
     rate: kinds.ResetRate = Field(
         _REBALANCE.rate_per_s,
-        description="Connections that are reset, a second at most. 0: none ever is.",
+        description="The most connections that are reset in a second. 0: none ever is.",
     )
     idle: kinds.IdleTime = Field(
-        _REBALANCE.idle_s, description="Only connections that are silent for so long are reset."
+        _REBALANCE.idle_s, description="Only connections that are silent for this long are reset."
     )
     skew: kinds.Skew = Field(
         _REBALANCE.skew,
-        description="A backend with more than this times its share of the busy connections is "
-        "overloaded.",
+        description="A backend is overloaded if it has more than this many times its share of the "
+        "busy connections.",
     )
 
     def model(self) -> Rebalance:
-        """The frozen value."""
+        """Return the model's value."""
         return Rebalance(self.rate, self.idle, self.skew)

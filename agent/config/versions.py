@@ -1,7 +1,7 @@
-"""Owns the history of the running configuration: each version, and who made it when and why.
+"""Owns the history of the running configuration: each version, and who made it, when and why.
 
-A version is the saved running configuration as it was (a hard link to the file that the next save
-replaces, so it costs no write), and a small file beside it that tells about it.
+A version is the running configuration as it was saved (a hard link to the file that the next save
+replaces, so it costs no write), with a small file beside it that describes it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from agent.errors import NotFoundError
 from agent.files import write_atomically
 
 MOST = 200  # versions
-MOST_BYTES = 64 << 20  # of all versions together
-LEAST = 10  # versions that stay, however large they are
-MAX_CHANGES = 20  # lines that are noted with a version; `diff` tells all
+MOST_BYTES = 64 << 20  # all versions together
+LEAST = 10  # versions that are kept, however large they are
+MAX_CHANGES = 20  # lines that are kept with a version; `diff` shows all
 
 
 @dataclass(frozen=True, slots=True)
 class Author:
-    """Who wants a change, and why, in their own words."""
+    """Who made a change, and the reason they gave."""
 
     who: str
     message: str = ""
@@ -40,7 +40,7 @@ class Act:
     changes: tuple[str, ...] = ()
 
     def after(self, earlier: Act | None) -> Act:
-        """The same, with what an earlier one changed that made no version."""
+        """Return this act, with the changes of an earlier act that did not become a version."""
         if earlier is None:
             return self
         return Act(self.how, self.author, (*earlier.changes, *self.changes))
@@ -48,7 +48,9 @@ class Act:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version; ``changes`` are the first of ``changes_count``, ``digest`` is of the content."""
+    """One version. ``changes`` are the first of ``changes_count``; ``digest`` is that of the
+    content.
+    """
 
     number: int
     at: float
@@ -68,7 +70,7 @@ class Versions:
         self._known: dict[int, Version] | None = None
 
     def all(self) -> tuple[Version, ...]:
-        """Every version, oldest first."""
+        """Return every version, oldest first."""
         if self._known is None:
             found = (_read(path) for path in self._folder.glob("*.json"))
             self._known = {each.number: each for each in found if each is not None}
@@ -76,32 +78,35 @@ class Versions:
         return tuple(known[number] for number in sorted(known))
 
     def newest(self) -> int:
-        """The number of the newest version; 0: there is none."""
+        """Return the number of the newest version, or 0 if there is none."""
         known = self.all()
         return known[-1].number if known else 0
 
     def path_of(self, number: int) -> Path:
-        """The saved configuration of a version; raises NotFoundError."""
+        """Return the path of a version's saved configuration. Raises NotFoundError."""
         known = [each.number for each in self.all()]
         path = self._folder / f"{number}.yaml"
         if number not in known or not path.exists():
-            there = f"versions {known[0]} to {known[-1]} are kept" if known else "none is kept yet"
+            kept = f"versions {known[0]} to {known[-1]} are kept" if known else "none is kept yet"
             raise NotFoundError(
-                f"there is no version {number} of the configuration: {there}",
+                f"there is no version {number} of the configuration: {kept}",
                 where="history",
                 remedy="lbctl history",
             )
         return path
 
     def add(self, saved: Path, digest: str, act: Act) -> None:
-        """Keep what is saved there as a version, unless the newest has the same. Raises OSError."""
+        """Keep the file ``saved`` as a version, unless the newest version has the same content.
+
+        Raises OSError.
+        """
         known = self.all()
         if known and known[-1].digest == digest:
             return
         number = self.newest() + 1
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._folder / f"{number}.yaml"
-        path.unlink(missing_ok=True)  # of a version that was begun, and never became one
+        path.unlink(missing_ok=True)  # left over from a version that was never completed
         try:
             path.hardlink_to(saved)
         except OSError:  # a file system without hard links
@@ -122,7 +127,7 @@ class Versions:
         self._forget()
 
     def _forget(self) -> None:
-        """Remove the oldest versions that are too many, or too much."""
+        """Remove the oldest versions, if there are too many or they are too large."""
         sizes = dict(self._sizes())
         keep, total = 0, 0
         for number in sorted(sizes, reverse=True):
@@ -132,7 +137,7 @@ class Versions:
             keep += 1
         for number in sorted(sizes)[: len(sizes) - keep]:
             for kind in ("json", "yaml"):
-                with contextlib.suppress(OSError):  # the next one tries again
+                with contextlib.suppress(OSError):  # the next call tries again
                     (self._folder / f"{number}.{kind}").unlink()
             if self._known is not None:
                 self._known.pop(number, None)
@@ -162,18 +167,20 @@ def _document(version: Version) -> str:
 
 
 def _read(path: Path) -> Version | None:
-    """What is told about a version; None: it cannot be read, so the version is not there."""
+    """Return what is recorded of a version, or None if it cannot be read; it does not exist
+    then.
+    """
     try:
-        said = json.loads(path.read_bytes())
+        record = json.loads(path.read_bytes())
         return Version(
             int(path.stem),
-            float(said["at"]),
-            str(said["how"]),
-            str(said["who"]),
-            str(said["message"]),
-            tuple(str(each) for each in said["changes"]),
-            int(said["changes_count"]),
-            str(said["digest"]),
+            float(record["at"]),
+            str(record["how"]),
+            str(record["who"]),
+            str(record["message"]),
+            tuple(str(each) for each in record["changes"]),
+            int(record["changes_count"]),
+            str(record["digest"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

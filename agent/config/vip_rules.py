@@ -1,7 +1,7 @@
-"""Decides which VIPs and ports can stand beside each other, and what may not be a VIP too.
+"""Decides which VIPs and ports can exist side by side, and which addresses may not be VIPs.
 
-The packet path knows a prefix by its first address and a range of ports by its first port, so
-two services may share neither unless they are apart in something else that it looks at.
+The packet path identifies a prefix by its first address and a range of ports by its first port. So
+two services may share neither, unless they differ in something else that it looks at.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from agent.model import Address, Protocol, ServiceKey
 
 
 class VipIndex:
-    """Finds the service that has an address as its VIP, or within it."""
+    """Finds the service whose VIP is an address, or a prefix that contains it."""
 
     def __init__(self, services: list[Candidate]) -> None:
-        # By version and length of the prefix: the leading bits.
+        # The services by their prefix's leading bits, for each IP version and prefix length.
         self._by_bits: dict[tuple[int, int], dict[int, Candidate]] = defaultdict(dict)
         for service in services:
             if service.key is not None:
@@ -29,7 +29,7 @@ class VipIndex:
                 self._by_bits[service.key.vip.version, bits].setdefault(leading, service)
 
     def holder(self, address: Address) -> Candidate | None:
-        """The first service whose VIP is, or holds, the address."""
+        """Return the first service whose VIP is the address or contains it, or None."""
         for (version, bits), found in self._by_bits.items():
             service = found.get(_leading(address, bits)) if version == address.version else None
             if service is not None:
@@ -42,7 +42,7 @@ def _leading(address: Address, bits: int) -> int:
 
 
 def check(services: list[Candidate], where: Where) -> Iterator[Problem]:
-    """Every pair of services that the packet path could not tell apart."""
+    """Yield a problem for every two services that the packet path could not tell apart."""
     yield from _duplicates(services, where)
     yield from _first_addresses(services, where)
     yield from _ranges(services, where)
@@ -51,7 +51,7 @@ def check(services: list[Candidate], where: Where) -> Iterator[Problem]:
 def not_vips(
     services: list[Candidate], globals_: GlobalSection | None, vips: VipIndex, where: Where
 ) -> Iterator[Problem]:
-    """Addresses of backends and of NAT that are VIPs, which they must not be."""
+    """Yield a problem for every address of a backend or of NAT that is a VIP."""
     for service in services:
         for index, backend in service.backends:
             holder = vips.holder(backend.address)
@@ -59,7 +59,7 @@ def not_vips(
                 yield Problem(
                     (*service.backend_path(index), "address"),
                     f"{backend.address} {_is(holder)} ({where((*holder.path, 'vip'))})",
-                    "give the server's own address; the VIP goes on its loopback interface",
+                    "give the server's own address; the VIP belongs on its loopback interface",
                 )
     if globals_ is None:
         return
@@ -91,13 +91,16 @@ def _duplicates(services: list[Candidate], where: Where) -> Iterator[Problem]:
         if first != service.path:
             yield Problem(
                 (*service.path, "vip"),
-                f"{service.key} is another service already ({where(first)})",
+                f"{service.key} already belongs to another service ({where(first)})",
                 "give it another vip, port or protocol, or put the backends into one service",
             )
 
 
 def _first_addresses(services: list[Candidate], where: Where) -> Iterator[Problem]:
-    """An address is a VIP by itself or begins one prefix: what is looked up there is one thing."""
+    """Yield a problem for every two VIPs that begin with the same address but are not the same.
+
+    The packet path looks up one VIP for an address: the address alone, or one prefix.
+    """
     known: dict[Address, tuple[str, Path]] = {}
     for service in services:
         if service.key is None:
@@ -108,7 +111,8 @@ def _first_addresses(services: list[Candidate], where: Where) -> Iterator[Proble
             yield Problem(
                 (*service.path, "vip"),
                 f"{here} and {other} begin with the same address ({where((*path, 'vip'))})",
-                "write the same prefix in both, or split the larger one: it must begin elsewhere",
+                "write the same prefix in both, or split the larger one so that it begins "
+                "elsewhere",
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.cli.conftest import refusal
 from tests.cli.test_apply import REMOVAL
 
-CUT = refusal("the change takes away the service and cuts 9 open flows", "service web", "--yes")
+CUT = refusal("the change removes the service and cuts 9 open flows", "service web", "--yes")
 
 
 def test_what_changed_is_shown(agent, run):
@@ -44,7 +44,7 @@ def test_flows_are_cut_only_after_a_yes(agent, run):
     assert not any("confirmed" in edit for edit in agent.edits)
     done = run("reload", interactive=True, confirm=lambda what: not asked.append(what))
     assert (done.code, asked) == (0, ["Cut them?"])
-    assert "service web: the change takes away" in done.err
+    assert "service web: the change removes" in done.err
     assert agent.edits[-1] == {"confirmed": True}
     assert run("reload", "--yes").code == 0
     assert agent.edits[-1] == {"confirmed": True}

@@ -27,7 +27,7 @@ def test_words_that_yaml_1_1_converts_stay_text(text: str) -> None:
 def test_duplicate_keys_are_problems_with_both_lines() -> None:
     document = read_yaml("a: 1\nb: 2\na: 3\n", "f.yaml")
     (problem,) = document.problems
-    assert problem.message == "given twice, first in line 1"
+    assert problem.message == "given twice, first on line 1"
     assert document.place(problem.path)[0] == "f.yaml:3"
 
 

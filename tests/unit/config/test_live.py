@@ -65,7 +65,7 @@ def test_open_flows_are_counted_in_the_refusal() -> None:
     with pytest.raises(ConflictError) as caught:
         refuse_to_cut(found, {"chat": 1234, "other": 5})
     assert caught.value.message == (
-        "forward: 1,234 open flows could not go on after the change from dsr to nat"
+        "forward: 1,234 open flows could not continue after the change from dsr to nat"
     )
     assert caught.value.where == "service chat"
     assert "lbctl backend drain --wait chat/" in caught.value.remedy

@@ -249,7 +249,7 @@ services:
         ),
         (
             "agent.yaml:11",
-            "services[1].vip: tcp://10.0.0.10:80 is another service already (agent.yaml:4)",
+            "services[1].vip: tcp://10.0.0.10:80 already belongs to another service (agent.yaml:4)",
         ),
     ]
     assert caught.value.message == found[0][1]
@@ -269,7 +269,7 @@ services:
         ({"vip": "224.0.0.1"}, "services[0].vip: 224.0.0.1 is a multicast address"),
         ({"vip": "::"}, "services[0].vip: :: is the unspecified address"),
         ({"vip": "127.0.0.1"}, "services[0].vip: 127.0.0.1 is a loopback address"),
-        ({"vip": "::ffff:10.0.0.1"}, "services[0].vip: ::ffff:10.0.0.1 is an IPv4 address"),
+        ({"vip": "::ffff:10.0.0.1"}, "services[0].vip: ::ffff:10.0.0.1 is an IPv4-mapped address"),
         ({"vip": "fe80::1%eth0"}, "services[0].vip: fe80::1%eth0 has a zone"),
         ({"name": "Chat"}, "services[0].name: 'Chat' is not a name"),
         ({"name": 7}, "services[0].name: 7 is not text"),
@@ -303,7 +303,7 @@ services:
         ),
         (
             {"syn_cookies": True, "syn_protection": "auto", "forward": "nat"},
-            "services[0].syn_cookies: a server of nat cannot take them",
+            "services[0].syn_cookies: a server of nat cannot accept them",
         ),
         (
             {"syn_cookies": True, "syn_protection": "auto", "vip": "198.51.100.0/24"},
@@ -408,7 +408,7 @@ def test_a_wrong_service_is_refused(values: dict[str, object], message: str) -> 
         ({"hash_seed": 1.5}, "hash_seed: 1.5 is not a whole number"),
         ({"xdp_mode": "auto"}, "xdp_mode: is called hook now"),
         ({"ipip_source": {"ipv4": "10.0.0.2"}}, "ipip_source: is called tunnel_source now"),
-        ({"backend_interfaces": ["eth0"]}, "backend_interfaces: eth0 is the interface already"),
+        ({"backend_interfaces": ["eth0"]}, "backend_interfaces: eth0 is already the `interface`"),
         ({"backend_interfaces": "eth1"}, "backend_interfaces: 'eth1' is not a list"),
         ({"gue": {"port": 0}}, "gue.port: 0 is out of range"),
         ({"nat": {"source": []}}, "nat.source: unknown key"),

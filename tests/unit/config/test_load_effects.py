@@ -66,14 +66,14 @@ def test_one_sentence_each(changes: dict, words: str):
     ("changes", "words"),
     [
         ({"telemetry": kind("vllm")},
-         "the engines are no longer asked: the connections that are open count"),
+         "the engines are no longer asked: open connections count instead"),
         ({"node": NodeTelemetry(NodeKind.DCGM)},
          "throttled and failing GPUs no longer change weights"),
         ({"model": ModelLoaded("m")}, "backends get new flows whatever models they have loaded"),
         ({"learn_speed": False}, "weights follow how fast backends answer"),
         ({"rebalance": Rebalance(2.5)}, "no connection is reset to rebalance"),
         ({"affinity": Affinity(AffinityBy.SOURCE)},
-         "new flows go where the load is least, wherever their client's earlier ones went"),
+         "new flows go where the load is least, wherever the client's earlier flows went"),
         ({"slo": (Objective(50, 0.5),)}, "no time is promised for first bytes"),
         ({"outlier": Outlier(0.0)},
          "a backend at which 50% of the requests or connections fail gets no new flows for 30s"),
@@ -103,7 +103,7 @@ def test_priorities_and_zones_say_where_new_flows_go():
     before = Config("test", "eth0", services=(PLAIN,))
     last = replace(before, services=(web(A, replace(B, priority=2)),))
     (change,) = plan(before, last)
-    idle = "its priority is 2, and backends of a lower one are there"
+    idle = "its priority is 2, and there are backends with a lower one"
     assert f"its priority is 2: it gets no new flow: {idle}" in change.effect
     (change,) = plan(last, before)
     assert "its priority is 0: about 75 % of new flows go to it" in change.effect

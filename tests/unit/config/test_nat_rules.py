@@ -67,7 +67,7 @@ def test_nat_serves_no_prefix() -> None:
 def test_nat_does_not_map_many_ports_to_one(port: str) -> None:
     many = nat("a", "10.0.0.10", port, backend(1, port=9000))
     (found,) = problems(many)
-    assert found.startswith("services[0].backends[0].port: the answer does not tell which of")
+    assert found.startswith("services[0].backends[0].port: an answer does not show which of")
     assert load(many | {"forward": "fullnat"}).services
 
 

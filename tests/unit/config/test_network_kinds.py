@@ -42,7 +42,7 @@ def test_a_vip_is_an_address_or_a_prefix(vip: str, first: str, bits: int, text: 
         ("255.255.255.0/24", "255.255.255.0/24 holds the broadcast address"),
         ("ff00::/16", "ff00::/16 holds multicast addresses"),
         ("::/64", "::/64 holds the unspecified address"),
-        ("0:0:0:0:0:fffc::/94", "::fffc:0:0/94 holds IPv4 addresses in disguise"),
+        ("0:0:0:0:0:fffc::/94", "::fffc:0:0/94 holds IPv4-mapped addresses"),
     ],
 )
 def test_other_vips_are_refused(vip: str, message: str) -> None:

@@ -95,12 +95,12 @@ def test_a_weight_says_how_much_moves_and_where() -> None:
 def test_weight_zero_and_drain_let_connections_finish() -> None:
     for values in ({"weight": 0}, {"state": "drain"}):
         effect = only(config(), config(backends(gpu_1=values))).effect
-        assert effect == "its open connections finish, no new flow goes there"
+        assert effect == "its open connections finish, and it gets no new flow"
 
 
 def test_maintenance_cuts_connections() -> None:
     effect = only(config(), config(backends(gpu_1={"state": "maintenance"}))).effect
-    assert effect == "nothing is sent there any more: its open connections are cut"
+    assert effect == "nothing is sent to it anymore: its open connections are cut"
 
 
 def test_enabling_brings_flows_back() -> None:
@@ -112,7 +112,7 @@ def test_enabling_brings_flows_back() -> None:
 def test_a_weight_changes_nothing_while_draining() -> None:
     old = config(backends(gpu_1={"state": "drain"}))
     new = config(backends(gpu_1={"state": "drain", "weight": 5}))
-    assert only(old, new).effect == "nothing while its state is drain"
+    assert only(old, new).effect == "none while its state is drain"
 
 
 def test_removing_a_backend_advises_draining() -> None:
@@ -218,7 +218,7 @@ def test_quic_ids_say_where_their_packets_go() -> None:
     assert off.effect == "QUIC packets go by their addresses and ports alone"
     other = [named[0] | {"quic_server_id": "ff"}, *named[1:]]
     change = only(config(named, **quic), config(other, **quic))
-    assert change.effect == "QUIC packets with the server id ff go to it, no others"
+    assert change.effect == "QUIC packets with the server id ff go to it, and no others"
 
 
 def test_a_range_that_grows_keeps_the_connections_to_what_is_in_both() -> None:
@@ -228,7 +228,7 @@ def test_a_range_that_grows_keeps_the_connections_to_what_is_in_both() -> None:
         ({"vip": "192.0.2.0/24"}, {"vip": "192.0.2.0/25"}),
     )
     for old, new in cases:
-        assert "to what is in both stay" in only(config(**old), config(**new)).effect
+        assert "to the ports in both stay" in only(config(**old), config(**new)).effect
     moved = only(config(vip="192.0.2.0"), config(vip="192.0.2.0/24"))
     assert "its open connections are cut" in moved.effect
 
@@ -254,7 +254,7 @@ def test_what_happens_without_a_backend_is_the_service_s_choice() -> None:
     for choice, words in (
         ("drop", "they are dropped"),
         ("reset", "they are answered with a reset"),
-        ("any", "they go to any that can be reached and is not in maintenance"),
+        ("any", "they go to any backend that can be reached and is not in maintenance"),
     ):
         effect = only(config(one, no_backend=choice), config(drained, no_backend=choice)).effect
         assert f"no backend is left for new flows: {words}" in effect

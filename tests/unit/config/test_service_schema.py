@@ -58,7 +58,7 @@ def test_quic_server_ids_may_be_there_before_they_are_used() -> None:
     [
         (None, "0002", "backends[0].quic_server_id: is missing"),
         ("01", "0002", "backends[0].quic_server_id: 01 has 1 bytes, and quic_server_id_bytes is 2"),
-        ("0002", "0002", "backends[1].quic_server_id: 0002 is another backend's already"),
+        ("0002", "0002", "backends[1].quic_server_id: 0002 already belongs to another backend"),
         ("000g", "0002", "backends[0].quic_server_id: '000g' is not a server id"),
         (1234, "0002", "backends[0].quic_server_id: 1234 is not text"),
     ],

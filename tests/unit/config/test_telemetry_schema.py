@@ -310,7 +310,7 @@ def test_a_zone_that_is_not_there_is_named_with_those_that_are() -> None:
         ({"east": "10.0.0.0/8"}, "is not a list"),
         ({"east": ["10.0.0.0/33"]}, "'10.0.0.0/33' is not a prefix"),
         ({"east": ["10.0.0.1/8"]}, "10.0.0.1/8 is an address inside of 10.0.0.0/8"),
-        ({"east": ["10.0.0.0/8"], "west": ["10.0.0.0/8"]}, "10.0.0.0/8 is of east and of west"),
+        ({"east": ["10.0.0.0/8"], "west": ["10.0.0.0/8"]}, "10.0.0.0/8 is in east and in west"),
         ({"east": ["10.0.0.0/8", "10.0.0.0/8"]}, "10.0.0.0/8"),
     ],
 )

@@ -54,7 +54,7 @@ def test_ranges_of_other_vips_and_protocols_may_overlap() -> None:
         ),
         (
             ["8000-8100", "8000-8100"],
-            ["services[1].vip: tcp://10.0.0.10:8000-8100 is another service already (f:"],
+            ["services[1].vip: tcp://10.0.0.10:8000-8100 already belongs to another service (f:"],
         ),
     ],
 )
@@ -87,7 +87,9 @@ def test_two_vips_do_not_begin_with_the_same_address(one: str, other: str) -> No
 
 def test_the_same_prefix_and_port_twice_is_refused() -> None:
     (found,) = problems(*vips("10.0.0.0/24", "10.0.0.0/24"))
-    assert found.startswith("services[1].vip: tcp://10.0.0.0/24:80 is another service already")
+    assert found.startswith(
+        "services[1].vip: tcp://10.0.0.0/24:80 already belongs to another service"
+    )
 
 
 @pytest.mark.parametrize(
