@@ -1,5 +1,7 @@
-"""Decides how the agent's HTTP servers answer: JSON, and for whatever goes wrong a body with what,
-where and the remedy, and a fitting status.
+"""Decides how the agent's HTTP servers answer.
+
+Answers are JSON. An error has a fitting status, and a body that says what went wrong, where, and
+how to fix it.
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ log = get_logger()
 
 type Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-MAX_BODY_BYTES = 4 * 1024 * 1024  # some 20,000 backends in one services.apply
-_WORTH_GZIP = 1 << 16  # bytes: shorter pages cost more to pack than to send
-_GZIP_LEVEL = 1  # a seventh of the size for a third of the time of the usual level
+MAX_BODY_BYTES = 4 * 1024 * 1024  # about 20,000 backends in one services.apply
+_WORTH_GZIP = 1 << 16  # bytes; compressing a shorter page costs more than sending it
+_GZIP_LEVEL = 1  # a seventh of the size, in a third of the time of the default level
 
-# The first that matches; the order is from the special to the general.
+# The first match counts, so the special classes come before the general ones.
 _STATUS: tuple[tuple[type[SteelyardError], int], ...] = (
     (NotFoundError, 404),
     (UnconfirmedError, 428),
@@ -46,7 +48,7 @@ _STATUS: tuple[tuple[type[SteelyardError], int], ...] = (
 
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The root of every request: whatever goes wrong has a JSON body and a fitting status."""
+    """Handle every request, and turn any error into a JSON body with a fitting status."""
     try:
         return await handler(request)
     except SteelyardError as error:
@@ -55,15 +57,15 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except web.HTTPException as error:
         return _http_refusal(request, error)
     except (ConnectionError, web.RequestPayloadError):
-        # Whoever asked has gone.
+        # The client has gone.
         return refusal(
-            400, "the request did not come whole", where=request.path, remedy="ask again"
+            400, "the request is incomplete", where=request.path, remedy="send the request again"
         )
     except Exception:
         log.exception("api_request_failed", method=request.method, path=request.path)
         return refusal(
             500,
-            "the agent failed to answer; nothing more is known here",
+            "the agent failed to answer because of an internal error",
             where=f"{request.method} {request.path}",
             remedy="look for api_request_failed in the agent's log, and report it",
         )
@@ -73,7 +75,9 @@ def _http_refusal(request: web.Request, error: web.HTTPException) -> web.Respons
     where = f"{request.method} {request.path}"
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        return refusal(405, "this path has another method", where=where, remedy=f"use {allowed}")
+        return refusal(
+            405, "this path does not support the method", where=where, remedy=f"use {allowed}"
+        )
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return refusal(
             413,
@@ -89,13 +93,14 @@ def _http_refusal(request: web.Request, error: web.HTTPException) -> web.Respons
 
 
 def refusal(status: int, message: str, *, where: str, remedy: str) -> web.Response:
-    """An answer that says what is wrong."""
+    """Return an answer that says what is wrong."""
     return as_json(views.error(SteelyardError(message, where=where, remedy=remedy)), status)
 
 
 async def packed(request: web.Request, body: bytes, content_type: str) -> web.Response:
-    """A body that may be large, packed for those who take it so; not by aiohttp, which packs on the
-    event loop.
+    """Return an answer with a body that may be large, compressed if the client accepts that.
+
+    aiohttp is not asked to compress it, because it would do so on the event loop.
     """
     headers = {"Content-Type": content_type}
     if len(body) >= _WORTH_GZIP and _takes_gzip(request):
@@ -105,17 +110,20 @@ async def packed(request: web.Request, body: bytes, content_type: str) -> web.Re
 
 
 def _takes_gzip(request: web.Request) -> bool:
-    """As Prometheus says it; whoever weighs encodings (`gzip;q=0`) gets none."""
+    """Return whether the client accepts gzip, written as Prometheus writes it.
+
+    A client that gives weights (`gzip;q=0`) gets an uncompressed answer.
+    """
     wanted = request.headers.get("Accept-Encoding", "").lower().split(",")
     return "gzip" in (one.strip() for one in wanted)
 
 
 def as_json(body: views.Json, status: int = 200) -> web.Response:
-    """An answer of JSON."""
+    """Return an answer in JSON."""
     text = json.dumps(body, allow_nan=False)
     return web.Response(status=status, text=text + "\n", content_type="application/json")
 
 
 def parameters(request: web.Request, known: tuple[str, ...] = ()) -> dict[str, str]:
-    """The query's parameters; others than those that are known are refused."""
+    """Return the query's parameters. Unknown ones are refused."""
     return requests.parameters(request.query.items(), known)

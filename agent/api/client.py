@@ -1,7 +1,7 @@
-"""How a local program talks to the agent: HTTP and JSON over its Unix socket, stdlib only.
+"""Owns how a local program talks to the agent: HTTP and JSON over its Unix socket, stdlib only.
 
-Every failure is an ``AgentUnreachableError`` (nobody answered) or an ``ApiError`` (somebody
-answered with a refusal), with what, where and the remedy.
+Every failure is an ``AgentUnreachableError`` (there was no answer) or an ``ApiError`` (the answer
+was a refusal). Each says what went wrong, where, and how to fix it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ type Parameters = Mapping[str, str | int | None]
 
 
 class ApiRefusedError(ApiError):
-    """The agent refused; ``problems`` holds every reason that it gave, this one first."""
+    """The agent refused. ``problems`` has every reason that it gave, this one first."""
 
     def __init__(self, status: int, problems: tuple[ApiError, ...]) -> None:
         first = problems[0]
@@ -33,11 +33,11 @@ class ApiRefusedError(ApiError):
 
 
 class ApiUnconfirmedError(ApiRefusedError):
-    """What was asked for cuts open flows, and has to be confirmed."""
+    """The requested change cuts open flows, and has to be confirmed."""
 
 
 class ApiNotFoundError(ApiRefusedError):
-    """The agent knows no service or backend of that name."""
+    """The agent has no service or backend of that name."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -54,20 +54,21 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class Client:
-    """Asks one agent; each call is a connection of its own, so nothing needs closing."""
+    """Sends requests to one agent. Each call has its own connection, so nothing needs closing."""
 
     def __init__(self, socket_path: Path, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self.socket_path = socket_path
         self._timeout_s = timeout_s
 
     def get(self, path: str, params: Parameters | None = None) -> dict[str, Any]:
-        """The answer to a question; parameters that are None are left out."""
+        """Return the answer to a GET request. Parameters that are None are left out."""
         return self._request("GET", _target(path, params), None)
 
     def stream(self, path: str, params: Parameters | None = None) -> Generator[dict[str, Any]]:
-        """The lines of an answer, as they come, until the agent ends it.
+        """Yield the lines of an answer as they arrive, until the agent ends it.
 
-        An agent that sends nothing for the timeout is given up. Closing the iterator leaves.
+        Raises AgentUnreachableError if the agent sends nothing within the timeout. Closing the
+        iterator closes the connection.
         """
         target = _target(path, params)
         connection = _UnixConnection(self.socket_path, self._timeout_s)
@@ -84,7 +85,7 @@ class Client:
             connection.close()
 
     def post(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """The answer to an order."""
+        """Return the answer to a POST request."""
         return self._request("POST", path, json.dumps(body or {}).encode())
 
     def _request(self, method: str, target: str, body: bytes | None) -> dict[str, Any]:
@@ -99,8 +100,8 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             unreachable = _unreachable(error, self.socket_path, self._timeout_s)
             if isinstance(error, TimeoutError) and body is not None:
-                unreachable.message += "; what was ordered may be carried out all the same"
-                unreachable.remedy = "`lbctl events` tells what becomes of it"
+                unreachable.message += "; it may still carry out the request"
+                unreachable.remedy = "`lbctl events` shows whether it does"
             raise unreachable from error
         finally:
             connection.close()
@@ -115,7 +116,7 @@ def _target(path: str, params: Parameters | None) -> str:
 def _unreachable(
     error: OSError | http.client.HTTPException, path: Path, timeout_s: float
 ) -> AgentUnreachableError:
-    """Says why nobody answered, and what to do about it."""
+    """Return an error that says why there was no answer, and what to do about it."""
     start = "start the agent (systemctl start lb-agent), or name another socket with --socket"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         message, remedy = "no agent: there is no such socket", start
@@ -129,7 +130,7 @@ def _unreachable(
         remedy = f"{start}; its log says why it stopped (journalctl -u lb-agent)"
     elif isinstance(error, TimeoutError):
         message = f"the agent did not answer within {timeout_s:g} s"
-        remedy = "see what holds it up: journalctl -u lb-agent"
+        remedy = "its log may say what delays it: journalctl -u lb-agent"
     elif isinstance(error, http.client.HTTPException):
         message = f"the agent broke off its answer ({type(error).__name__})"
         remedy = "try again; its log says why: journalctl -u lb-agent"
@@ -139,7 +140,7 @@ def _unreachable(
 
 
 def _answer(status: int, content: bytes, asked: str, path: Path) -> dict[str, Any]:
-    """The JSON object of an answer, or the error that it carries."""
+    """Return the JSON object of an answer, or raise the error that it carries."""
     try:
         answer = json.loads(content)
     except ValueError:

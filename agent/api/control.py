@@ -1,4 +1,4 @@
-"""What the API needs of the agent; the daemon implements it."""
+"""Defines what the API needs from the agent. The daemon implements it."""
 
 from __future__ import annotations
 
@@ -33,73 +33,78 @@ class Following(Protocol):
 
     @property
     def ended(self) -> bool:
-        """No more will come."""
+        """Whether no more events will come."""
         ...
 
     @property
     def lost(self) -> Lost:
-        """What was missed so far."""
+        """How many events were missed so far."""
         ...
 
     async def next(self, timeout_s: float, limit: int) -> tuple[Event, ...]:
-        """The oldest not had yet, at most ``limit``; none after ``timeout_s``, or at the end."""
+        """Return the oldest events not yet returned, at most ``limit``.
+
+        The result is empty if none comes within ``timeout_s``, and at the end.
+        """
         ...
 
     def close(self) -> None:
-        """End it, from wherever."""
+        """End it; may be called from any task."""
         ...
 
 
 class Control(Protocol):
-    """Reads answer from memory at once; ``edit`` and ``reload`` may wait for the kernel.
+    """The agent as the API sees it.
 
-    Implementations serialise ``edit`` and ``reload``: requests arrive concurrently.
+    Reads are answered from memory at once; ``edit`` and ``reload`` may wait for the kernel.
+    Implementations serialise ``edit`` and ``reload``, because requests arrive concurrently.
     """
 
     async def snapshot(self, services: Collection[str] | None = None) -> Snapshot:
-        """Everything, as of about now; of these services only, if any are named. Thousands of
-        backends take a while, in which other requests are answered.
+        """Return the state of about now, of all services or only of the named ones.
+
+        With thousands of backends this takes a while, during which other requests are answered.
         """
         ...
 
     async def page(self, of: str, query: ListQuery) -> Page:
-        """The ``backends``, or the ``services``, that a list shows."""
+        """Return the rows of a list; ``of`` is ``backends`` or ``services``."""
         ...
 
     def matrix(self) -> Matrix:
-        """All backends, by server and service."""
+        """Return all backends, by server and service."""
         ...
 
     def is_attached(self) -> bool:
-        """Whether every interface has our program."""
+        """Return whether our program is attached to every interface."""
         ...
 
     def config(self) -> Config:
-        """The running configuration."""
+        """Return the running configuration."""
         ...
 
     def file_changes(self) -> tuple[Change, ...]:
-        """What the running configuration has that the file does not."""
+        """Return what the running configuration has that the file does not."""
         ...
 
     def unsaved(self) -> str:
-        """Why changes are in memory only; empty: they are saved."""
+        """Return why changes are in memory only, or an empty text if they are saved."""
         ...
 
     async def edit(
         self, *edits: Edit, dry_run: bool = False, confirmed: bool = False, author: Author
     ) -> tuple[Change, ...]:
-        """Change the running configuration, or with ``dry_run`` only say what would change: all of
-        it, or nothing.
+        """Apply all edits or none to the running configuration, and return the changes.
 
-        ``confirmed``: whoever asks knows that open flows are cut.
+        With ``dry_run``, only return what would change. ``confirmed``: the client knows that open
+        flows are cut.
         """
         ...
 
     async def reload(
         self, *, dry_run: bool = False, confirmed: bool = False, author: Author
     ) -> tuple[Change, ...]:
-        """Read the configuration file again, as SIGHUP does, or only say what would change."""
+        """Read the configuration file again, as SIGHUP does, or only return what would change."""
         ...
 
     async def rollback(
@@ -111,59 +116,61 @@ class Control(Protocol):
         confirmed: bool = False,
         author: Author,
     ) -> tuple[Change, ...]:
-        """Run the services of a version again, or (``service``) one of them, or only say what would
+        """Restore all services of a version, or only ``service``, or only return what would
         change.
         """
         ...
 
     async def versions(self) -> tuple[Version, ...]:
-        """The versions of the running configuration that are kept, oldest first."""
+        """Return the stored versions of the running configuration, oldest first."""
         ...
 
     async def diff(self, old: int, new: int | None) -> tuple[Change, ...]:
-        """What lies between two versions; None: and the running configuration."""
+        """Return the changes between two versions; ``new`` None means the running configuration."""
         ...
 
     def troubles(self) -> Callable[[], Troubles]:
-        """What is wrong now, by server and cause: a function that finds it, in any thread."""
+        """Return a function that finds what is wrong now, by server and cause, in any thread."""
         ...
 
     def recent(self) -> Tally:
-        """What the agent has said in the last hour."""
+        """Return how many events there were in the last hour, by level and backend."""
         ...
 
     def events(self, query: Query) -> tuple[Entry, ...]:
-        """What the agent has said, oldest first."""
+        """Return the matching entries of the journal, oldest first."""
         ...
 
     async def move(self, order: MoveOrder) -> Moved:
-        """Have the VIPs move as the operator says, or with ``dry_run`` only say how."""
+        """Move the VIPs as the operator orders, or with ``dry_run`` only say how they would
+        move.
+        """
         ...
 
     async def block(self, order: BlockOrder) -> Blocked:
-        """Drop what some sources send, and end their flows."""
+        """Drop packets from some sources, and end their flows."""
         ...
 
     async def unblock(self, prefixes: tuple[Network, ...]) -> int:
-        """Serve these sources again; how many other balancers were told."""
+        """Serve these sources again. Returns how many other balancers were informed."""
         ...
 
     def guard_test(self, address: Address) -> Verdicts:
-        """What becomes of a new flow from an address."""
+        """Return what happens to a new flow from an address, for each service."""
         ...
 
     async def top_sources(self, query: TopQuery) -> TopPage:
-        """The sources with most open flows or waiting bytes."""
+        """Return the sources with the most open flows or waiting bytes."""
         ...
 
     async def flows(self, query: FlowQuery) -> FlowPage:
-        """Recorded flows that match."""
+        """Return the recorded flows that match."""
         ...
 
     def explain(self, tuple5: FiveTuple) -> Explanation:
-        """What the data plane would do with the next packet of a flow, and why."""
+        """Return what the data plane would do with the next packet of a flow, and why."""
         ...
 
     def follow(self, query: TraceQuery) -> AbstractContextManager[Following]:
-        """What the data plane decides, as it happens, until the context is left."""
+        """Follow the data plane's decisions as they are made, until the context is left."""
         ...

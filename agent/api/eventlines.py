@@ -1,4 +1,4 @@
-"""Decides how an event reads: one line each, as tcpdump would write it, in words."""
+"""Decides how an event is shown: on one line, in words, as tcpdump would write it."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 
 from agent.humanise import exact, plural
 
-# By the label of a reason, what it means.
+# What each reason means, by its label.
 REASONS = {
     "fragment": "the first fragment of its datagram was not seen",
-    "malformed": "lengths or flags that no sender makes",
+    "malformed": "lengths or flags that no proper sender makes",
     "extension": "IPv6 extension headers without an end",
     "no-backend": "no usable backend",
-    "no-flow": "belongs to no flow that is recorded",
+    "no-flow": "belongs to no recorded flow",
     "no-room": "the flow table has no room for it",
     "no-port": "no source port is free",
     "ttl-exceeded": "its TTL ends here",
-    "too-big": "does not fit the way to the backend",
+    "too-big": "does not fit the path to the backend",
     "no-headroom": "the driver left no room for the outer header",
     "internal": "a table is missing or inconsistent",
     "held": "new flows are held back during a handover",
-    "martian": "no client has its source address",
-    "broadcast": "a new flow in a frame to more than one host",
+    "martian": "its source address cannot be a client's",
+    "broadcast": "a new flow in a broadcast or multicast frame",
     "source-route": "a new flow with an IPv4 source route",
     "port-zero": "a new flow from or to port 0",
-    "challenged": "its sender has not shown that it is at its address (SYN protection)",
-    "verified": "has shown that its sender is at its address (SYN protection)",
+    "challenged": "its sender has not proved that it is at its address (SYN protection)",
+    "verified": "proved that its sender is at its address (SYN protection)",
     "blocked": "its source is blocked (lbctl guard list)",
-    "denied": "a new flow of a source that is on a denied list",
-    "not-allowed": "a new flow of a source that is on no allowed list",
+    "denied": "a new flow from a source that is on a denied list",
+    "not-allowed": "a new flow from a source that is on no allowed list",
     "limited": "beyond a limit of the service",
 }
 _FATES = {"passed": "passed to the host"}
@@ -39,10 +39,10 @@ TIME_STYLES = 5  # as many as tcpdump has
 
 
 class Stamps:
-    """Times as tcpdump writes them; ``style`` is how often ``-t`` was given.
+    """Writes times as tcpdump does; ``style`` is how often ``-t`` was given.
 
-    0: time of day; 1: none; 2: seconds since the epoch; 3: since the line before; 4: date and
-    time; 5: since the first line. ``zone`` None: this host's.
+    0: time of day; 1: none; 2: seconds since the epoch; 3: since the line before; 4: date and time;
+    5: since the first line. ``zone`` None means this host's time zone.
     """
 
     def __init__(self, style: int, zone: tzinfo | None = None) -> None:
@@ -51,7 +51,7 @@ class Stamps:
         self._reference: datetime | None = None
 
     def stamp(self, at: str) -> str:
-        """What a line begins with, of an RFC 3339 time."""
+        """Return the beginning of a line, for an RFC 3339 time."""
         moment = datetime.fromisoformat(at).astimezone(self._zone)
         match self._style:
             case 0:
@@ -69,7 +69,7 @@ class Stamps:
 
 
 def line(event: Mapping[str, Any], stamps: Stamps, numeric: bool) -> str:
-    """An event in words; ``numeric``: backends by their addresses."""
+    """Return an event in words. ``numeric``: show backends by their addresses."""
     family = "IP6" if ip_address(event["client"]).version == 6 else "IP"
     client = _end(event["client"], event["client_port"])
     vip = _end(event["vip"], event["port"])
@@ -108,9 +108,10 @@ def _words(event: Mapping[str, Any], numeric: bool) -> str:
 
 
 def summary(shown: int, ring: int, client: int, *, filtered: bool) -> str:
-    """The last line: how many events were shown, and how many never will be.
+    """Return the last line: how many events were shown, and how many were lost.
 
-    ``filtered``: by an expression, which those that the ring had no room for never met.
+    ``filtered``: the shown events passed a filter. Events that were lost because the ring was full
+    never reached it.
     """
     text = f"{plural(shown, 'event')}, {exact(ring + client)} lost"
     before = ", before the filter" if filtered else ""
@@ -126,7 +127,7 @@ def _end(address: str, port: int | None) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A time between two lines; it is negative when CPUs wrote them the other way round."""
+    """Return the time between two lines, which is negative if CPUs wrote them in reverse order."""
     sign, micros = ("-", -seconds) if seconds < 0 else ("", seconds)
     whole = round(micros * 1e6)
     hours, rest = divmod(whole, 3_600_000_000)
@@ -135,7 +136,7 @@ def _span(seconds: float) -> str:
 
 
 def _waited(micros: int) -> str:
-    """Three digits or so: 412 us, 8.12 ms, 812 ms, 1.23 s."""
+    """Return a time with about three digits: 412 us, 8.12 ms, 812 ms, 1.23 s."""
     if micros < 1000:
         return f"{micros} us"
     value, unit = (micros / 1e3, "ms") if micros < 999_500 else (micros / 1e6, "s")

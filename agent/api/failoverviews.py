@@ -1,4 +1,4 @@
-"""Decides how failover reads in JSON: instances, the failover process, flow sync."""
+"""Decides how the API shows failover: instances, the failover process, flow sync."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ type Json = dict[str, object]
 
 
 def failover(view: FailoverView, at: float) -> Json:
-    """The body of GET /v1/failover; ``at`` is when the view was taken."""
+    """Return the body of GET /v1/failover; ``at`` is when the view was taken."""
     process = view.process
     return {
         "configured": view.configured,
@@ -36,7 +36,7 @@ def _lacking(lacking: Lacking, at: float) -> Json | None:
 
 
 def summary(view: FailoverView, at: float) -> Json:
-    """What GET /v1/status says of it."""
+    """Return the part of GET /v1/status about failover."""
     routers = view.process.routers if view.process else ()
     return {
         "configured": view.configured,
@@ -80,7 +80,7 @@ def _process(status: FailoverStatus, at: float) -> Json:
 
 
 def router(status: RouterStatus, at: float) -> Json:
-    """One virtual router."""
+    """Return one virtual router as JSON."""
     return {
         "name": status.name,
         "instance": status.instance,

@@ -1,6 +1,6 @@
-"""Decides which events a filter lets through; ``tracefilter`` reads filters from text.
+"""Decides which events a filter lets through; ``tracefilter`` parses filters from text.
 
-Everything is pure. The text of a filter means the same when it is read again.
+All functions are pure. Parsing the text of a filter gives an equivalent filter.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Filter(Protocol):
     """A test of events."""
 
     def matches(self, event: Event) -> bool:
-        """Whether the event is let through."""
+        """Return whether the event is let through."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """``[src|dst] net``, and ``host``: a network of one address."""
+    """``[src|dst] net``, or ``host``, which is a network of one address."""
 
     network: IPv4Network | IPv6Network
-    end: str | None = None  # one of ENDS; None: either
+    end: str | None = None  # one of ENDS; None means either
 
     def matches(self, event: Event) -> bool:
         return any(address in self.network for address, _ in _ends(event, self.end))
@@ -46,7 +46,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class PortRange:
-    """``[src|dst] portrange``, and ``port``: a range of one."""
+    """``[src|dst] portrange``, or ``port``, which is a range of one port."""
 
     first: int
     last: int
@@ -103,7 +103,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """Lets through what the other does not."""
+    """Lets through the events that the inner filter does not."""
 
     inner: Filter
 
@@ -117,7 +117,7 @@ class Not:
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """Both."""
+    """Lets through the events that both filters let through."""
 
     left: Filter
     right: Filter
@@ -132,7 +132,7 @@ class And:
 
 @dataclass(frozen=True, slots=True)
 class Or:
-    """One, or the other, or both."""
+    """Lets through the events that at least one of the two filters lets through."""
 
     left: Filter
     right: Filter
@@ -161,7 +161,7 @@ def _ends(event: Event, end: str | None) -> Iterator[tuple[Address, int | None]]
 
 
 def names(expression: Filter, word: str) -> frozenset[str]:
-    """Everything that is called a ``word`` (one of NAMES) in it."""
+    """Return every name that the expression gives for ``word`` (one of NAMES)."""
     match expression:
         case Name():
             return frozenset({expression.name} if expression.word == word else ())
@@ -173,7 +173,7 @@ def names(expression: Filter, word: str) -> frozenset[str]:
 
 
 def only_service(expression: Filter) -> str | None:
-    """The service that everything it lets through is of; None: there is no such one."""
+    """Return the only service whose events the expression can let through, or None."""
     match expression:
         case Name(word="service"):
             return expression.name

@@ -1,4 +1,4 @@
-"""Decides what the API tells of blocks and lists: snapshots become JSON."""
+"""Decides how the API shows blocks, lists and limits: snapshots become JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ type Json = dict[str, object]
 
 
 def guard(snapshot: Snapshot) -> Json:
-    """The body of GET /v1/guard."""
+    """Return the body of GET /v1/guard."""
     view, at = snapshot.guard, snapshot.at
     return {
         "blocks": [_block(block, at) for block in sorted(view.blocks, key=lambda b: b.until)],
@@ -40,7 +40,7 @@ def guard(snapshot: Snapshot) -> Json:
 
 
 def tested(found: Verdicts) -> Json:
-    """The body of GET /v1/guard/test."""
+    """Return the body of GET /v1/guard/test."""
     return {
         "address": str(found.address),
         "block": None if found.block is None else _named(found.block),
@@ -52,7 +52,7 @@ def tested(found: Verdicts) -> Json:
 
 
 def top(page: TopPage) -> Json:
-    """The body of GET /v1/guard/top."""
+    """Return the body of GET /v1/guard/top."""
     return {
         "sources": [
             {

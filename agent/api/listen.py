@@ -1,4 +1,4 @@
-"""Owns how the API's Unix socket and the metrics port are taken, and given back."""
+"""Owns how the API's Unix socket and the metrics port are opened and closed."""
 
 from __future__ import annotations
 
@@ -24,27 +24,30 @@ _BACKLOG = 64
 
 @dataclass(frozen=True, slots=True)
 class UnixListener:
-    """A listening socket, and which file it is."""
+    """A listening socket, with the path and inode of its file."""
 
     sock: socket.socket
     path: Path
     inode: tuple[int, int]
 
     def is_gone(self) -> bool:
-        """Whether nobody can connect any more: the file was removed, and by nobody replaced."""
+        """Return whether the file was removed and not replaced, so that nobody can connect."""
         return not os.path.lexists(self.path)
 
     def close(self) -> None:
-        """Close, and remove the file unless another process has replaced it."""
+        """Close the socket, and remove its file unless another process has replaced it."""
         with contextlib.suppress(OSError):
-            # While the socket is open its inode number cannot go to another file.
+            # While the socket is open, its inode number cannot be reused for another file.
             if _inode(self.path) == self.inode:
                 self.path.unlink()
         self.sock.close()
 
 
 def listen_unix(path: Path, gid: int | None) -> UnixListener:
-    """Take ``path``: made with its folder, a dead agent's socket replaced, a live one's never."""
+    """Listen on ``path``, which is made with its folder.
+
+    Replaces the socket of a dead agent, and never that of a live one. Raises ListenError.
+    """
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise ListenError(
             f"the path is longer than the {_MAX_PATH_BYTES} bytes that a Unix socket can have",
@@ -60,7 +63,7 @@ def listen_unix(path: Path, gid: int | None) -> UnixListener:
         raise ListenError(
             f"cannot make the API's socket: {error.strerror or error}",
             where=str(path),
-            remedy="run the agent as root, or set 'socket' to a path that it may write"
+            remedy="run the agent as root, or set 'socket' to a path that it may write to"
             + (", and 'socket_group' to a group that it is in" if gid is not None else ""),
         ) from error
 
@@ -68,7 +71,10 @@ def listen_unix(path: Path, gid: int | None) -> UnixListener:
 def listen_tcp(
     address: tuple[str, int], what: str = "metrics", setting: str = "metrics"
 ) -> socket.socket:
-    """Take an address for ``what``, as the setting says; port 0 takes any free port."""
+    """Listen on the address of a setting, for ``what``; port 0 means any free port.
+
+    Raises ListenError.
+    """
     host, port = address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -98,7 +104,7 @@ def _bind_unix(path: Path, gid: int | None) -> UnixListener:
         try:
             if gid is not None:
                 os.chown(path, -1, gid)
-            # Nobody connects before listen(), so the permissions are in force from the start.
+            # Nobody can connect before listen(), so the permissions apply from the start.
             path.chmod(SOCKET_MODE)
             sock.listen(_BACKLOG)
             sock.setblocking(False)
@@ -113,7 +119,10 @@ def _bind_unix(path: Path, gid: int | None) -> UnixListener:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time looks, removes and binds; the kernel frees a dead one's lock."""
+    """Hold a lock on the folder, so that only one process at a time checks, removes and binds.
+
+    The kernel releases the lock of a process that dies.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _flock(fd, folder)
@@ -127,12 +136,13 @@ def _flock(fd: int, folder: Path) -> None:
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:  # others that start at this moment hold it briefly
+        except BlockingIOError as error:  # other agents hold it briefly while they start
             if time.monotonic() > deadline:
                 raise ListenError(
                     "another agent has been starting here for seconds",
                     where=str(folder),
-                    remedy="find what hangs: `fuser -v` names who holds the folder",
+                    remedy="find which one hangs: `fuser -v` shows the processes that hold the "
+                    "folder",
                 ) from error
             time.sleep(0.01)
         else:
@@ -140,7 +150,7 @@ def _flock(fd: int, folder: Path) -> None:
 
 
 def _clear(path: Path) -> None:
-    """Make way for a new socket: remove what a dead agent left, refuse anything else."""
+    """Remove the socket that a dead agent left behind, and refuse anything else at ``path``."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -168,7 +178,7 @@ def _answers(path: Path) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError as error:
-            # A full backlog means that somebody holds it. EPROTOTYPE: another kind of socket.
+            # A full backlog means that a process listens. EPROTOTYPE means another kind of socket.
             if isinstance(error, TimeoutError) or error.errno in {errno.EAGAIN, errno.EPROTOTYPE}:
                 return True
             raise

@@ -1,4 +1,4 @@
-"""Decides how what is reported and learned of a backend reads in JSON."""
+"""Decides how the API shows what is reported and learned about a backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ type Json = dict[str, object]
 
 
 def reported(service: Service, view: Reported | None) -> Json | None:
-    """What the engine and the GPUs say; None: nobody asks them."""
+    """Return what the engine and the GPUs report, or None if they are not asked."""
     if view is None:
         return None
     return {
@@ -54,7 +54,7 @@ def _gpu(gpu: GpuReport) -> Json:
 
 
 def skew(view: Skew | None) -> Json | None:
-    """How unevenly the busy connections lie; None: too few to say."""
+    """Return how unevenly the busy connections are spread, or None if there are too few to say."""
     if view is None:
         return None
     return {
@@ -66,7 +66,7 @@ def skew(view: Skew | None) -> Json | None:
 
 
 def learned(view: LearnedSpeed | None) -> Json | None:
-    """What the speed was found to be; None: it is not learned."""
+    """Return the learned speed, or None if it is not learned."""
     if view is None:
         return None
     return {
@@ -81,7 +81,7 @@ def learned(view: LearnedSpeed | None) -> Json | None:
 
 
 def outlier(configured: Service) -> Json | None:
-    """When a backend is ejected; None: never."""
+    """Return when backends of a service are ejected, or None if they never are."""
     if not judges(configured):
         return None
     asked = configured.outlier
@@ -95,7 +95,7 @@ def outlier(configured: Service) -> Json | None:
 
 
 def objective(watch: Watch) -> Json:
-    """What was promised, and what clients got in the last minute."""
+    """Return what was promised, and what clients got in the last minute."""
     return {
         "objective": watch.objective.name,
         "percentile": watch.objective.percentile,
@@ -107,7 +107,7 @@ def objective(watch: Watch) -> Json:
 
 
 def affinity(configured: Service, home: Home | None) -> Json | None:
-    """Where its clients' new flows go; None: where the load is least."""
+    """Return a service's affinity, or None if new flows go where the load is least."""
     if home is None:
         return None
     asked = configured.affinity

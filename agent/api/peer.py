@@ -17,7 +17,7 @@ from agent.errors import ListenError
 SO_PEERGROUPS = 59  # Linux 4.13; the socket module has no name for it
 PROC = Path("/proc")
 _NO_LOGIN = 2**32 - 1
-_MAX_GROUPS_BYTES = 1024  # as much as getsockopt of the socket module can return
+_MAX_GROUPS_BYTES = 1024  # the most that getsockopt of the socket module can return
 
 
 class _Socket(Protocol):
@@ -26,7 +26,7 @@ class _Socket(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The process at the other end of a Unix socket, as it was when it connected."""
+    """The process at the other end of a Unix socket, at the moment it connected."""
 
     pid: int
     uid: int
@@ -35,7 +35,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who is let in."""
+    """The users and the group that may use the API."""
 
     uids: frozenset[int]
     gid: int | None = None
@@ -45,12 +45,12 @@ class Access:
 
 
 def access(gid: int | None) -> Access:
-    """Root and the agent's user always, and the group if there is one."""
+    """Return an access for root, the agent's user, and the group if there is one."""
     return Access(frozenset({0, os.geteuid()}), gid)
 
 
 def group_id(name: str) -> int:
-    """The id of a group that the configuration names."""
+    """Return the id of a group that the configuration names. Raises ListenError."""
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError as error:
@@ -62,7 +62,7 @@ def group_id(name: str) -> int:
 
 
 def peer_of(sock: _Socket) -> Peer:
-    """Who connected. The kernel's word, which no client can forge."""
+    """Return the process that connected. The kernel reports it, so no client can forge it."""
     pid, uid, gid = struct.unpack(
         "iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
     )
@@ -70,8 +70,10 @@ def peer_of(sock: _Socket) -> Peer:
 
 
 def name_of(peer: Peer | None) -> str:
-    """Who that is, in words. Who has logged in and works as another user, as sudo has it, is named
-    too: the kernel notes it with each process (audit's loginuid).
+    """Return the name of a peer's user.
+
+    A user who logged in and became another one, with sudo for example, is named too: the kernel
+    keeps the login user of each process (audit's loginuid).
     """
     if peer is None:
         return "unknown"
@@ -94,6 +96,6 @@ def _supplementary_groups(sock: _Socket) -> frozenset[int]:
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _MAX_GROUPS_BYTES)
     except OSError:
-        # More groups than fit: let in by uid or primary group only, rather than guess.
+        # There are more groups than fit, so only the uid and the primary group count.
         return frozenset()
     return frozenset(struct.unpack(f"{len(raw) // 4}I", raw))

@@ -1,6 +1,6 @@
 """Decides what a request asks for: JSON and query parameters become values, or a RequestError.
 
-Everything is pure. What a change may hold is decided by ``agent.config``, not here.
+All functions are pure. ``agent.config`` decides what a change may contain.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ TRACE_KINDS = frozenset(kind for kind in EventKind if not kind.is_sampled)
 TOP_PARAMETERS = ("service", "by", "limit")
 BLOCK_FIELDS = ("prefixes", "for_s", "why", "confirmed")
 UNBLOCK_FIELDS = ("prefixes",)
-MAX_PREFIXES = 1024  # of one order
-MAX_WHY = 200  # characters, also of a message
+MAX_PREFIXES = 1024  # in one order
+MAX_WHY = 200  # characters, of a reason or a message
 EXPLAIN_PARAMETERS = ("protocol", "client", "client_port", "vip", "port")
 
 
 def parameters(pairs: Iterable[tuple[str, str]], known: Collection[str]) -> dict[str, str]:
-    """Query parameters by name; unknown, empty and repeated ones are refused."""
+    """Return query parameters by name. Unknown, empty and repeated ones are refused."""
     found: dict[str, str] = {}
     for name, value in pairs:
         if name not in known:
@@ -69,7 +69,10 @@ def parameters(pairs: Iterable[tuple[str, str]], known: Collection[str]) -> dict
 
 
 def flow_query(given: Mapping[str, str], config: Config) -> FlowQuery:
-    """The filters of GET /v1/flows; names are checked, so a typing error is not an empty answer."""
+    """Return the filters of GET /v1/flows.
+
+    Names are checked, so that a typing error does not give an empty answer.
+    """
     service, backend, state = given.get("service"), given.get("backend"), given.get("state")
     if service is not None:
         _check_service(service, config, "parameter service")
@@ -94,7 +97,10 @@ def flow_query(given: Mapping[str, str], config: Config) -> FlowQuery:
 
 
 def trace_query(given: Mapping[str, str], config: Config) -> TraceQuery:
-    """What GET /v1/trace is to show; names are checked, so a typing error is not silence."""
+    """Return what GET /v1/trace should show.
+
+    Names are checked, so that a typing error does not give a trace without events.
+    """
     service = given.get("service")
     if service is not None:
         _check_service(service, config, "parameter service")
@@ -113,7 +119,7 @@ def trace_query(given: Mapping[str, str], config: Config) -> TraceQuery:
         raise RequestError(
             f"{sample} is not a power of two",
             where="parameter sample",
-            remedy=f"use 1, 2, 4 and so on to {MAX_SAMPLE}",
+            remedy=f"use 1, 2, 4 and so on, up to {MAX_SAMPLE}",
         )
     return TraceQuery(_kinds(given.get("kind")), service, sample, matches)
 
@@ -133,7 +139,7 @@ def _kinds(text: str | None) -> frozenset[EventKind]:
 
 
 def five_tuple(given: Mapping[str, str]) -> FiveTuple:
-    """The flow that GET /v1/explain asks about; every parameter is needed."""
+    """Return the flow that GET /v1/explain asks about. Every parameter is required."""
     for name in EXPLAIN_PARAMETERS:
         if name not in given:
             raise RequestError(
@@ -166,12 +172,12 @@ def five_tuple(given: Mapping[str, str]) -> FiveTuple:
 
 
 def json_object(body: bytes) -> dict[str, object]:
-    """The JSON object that a body holds."""
+    """Return the JSON object in a body."""
     try:
         value = json.loads(
             body, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite
         )
-        # Half a surrogate pair passes the parser, and fails wherever it is written later.
+        # The parser accepts half a surrogate pair, which cannot be written later.
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         detail = str(error) if isinstance(error, json.JSONDecodeError) else _detail(error)
@@ -189,7 +195,9 @@ def json_object(body: bytes) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """Whether a change is only to be told, whether it may cut open flows, and why it is made."""
+    """How to make a change: whether only to report it, whether it may cut open flows, and its
+    reason.
+    """
 
     dry_run: bool
     confirmed: bool
@@ -205,7 +213,7 @@ def _how(body: Mapping[str, object]) -> How:
 
 
 def _text(body: Mapping[str, object], name: str, remedy: str) -> str:
-    """A line of text; none is empty."""
+    """Return a line of text, which is empty if the field is missing."""
     text = body.get(name, "")
     if not isinstance(text, str) or len(text) > MAX_WHY or not text.isprintable():
         raise RequestError(
@@ -217,7 +225,7 @@ def _text(body: Mapping[str, object], name: str, remedy: str) -> str:
 
 
 def reload_request(body: Mapping[str, object]) -> How:
-    """What POST /v1/reload asks for."""
+    """Return how POST /v1/reload should be carried out."""
     for name in body:
         if name not in RELOAD_FIELDS:
             raise _unknown("field", name, RELOAD_FIELDS)
@@ -225,9 +233,7 @@ def reload_request(body: Mapping[str, object]) -> How:
 
 
 def edit_request(body: Mapping[str, object]) -> tuple[tuple[Edit, ...], How]:
-    """The changes that POST /v1/edit asks for, one or a list of ``edits``, and how they are to be
-    made.
-    """
+    """Return the changes of POST /v1/edit (one, or a list of ``edits``), and how to make them."""
     several = body.get("edits")
     known = EDITS_FIELDS if several is not None else EDIT_FIELDS
     for name in body:
@@ -278,7 +284,7 @@ def _edit(body: Mapping[str, object], where: str) -> Edit:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Which version is to run again; of it, one service, or (None) all."""
+    """Which version to restore: all of its services (None), or one."""
 
     version: int
     service: str | None
@@ -286,7 +292,7 @@ class Rollback:
 
 
 def rollback_request(body: Mapping[str, object]) -> Rollback:
-    """What POST /v1/rollback asks for."""
+    """Return what POST /v1/rollback asks for."""
     for name in body:
         if name not in ROLLBACK_FIELDS:
             raise _unknown("field", name, ROLLBACK_FIELDS)
@@ -301,7 +307,7 @@ def rollback_request(body: Mapping[str, object]) -> Rollback:
 
 
 def diff_request(given: Mapping[str, str]) -> tuple[int, int | None]:
-    """The versions that GET /v1/history/diff compares; None: what runs now."""
+    """Return the two versions that GET /v1/history/diff compares; None means what runs now."""
     new = _number(given, "new", 1, _MOST) if "new" in given else None
     if "old" not in given:
         raise RequestError(
@@ -311,7 +317,7 @@ def diff_request(given: Mapping[str, str]) -> tuple[int, int | None]:
 
 
 def event_query(given: Mapping[str, str], now: float) -> Query:
-    """The entries of the journal that GET /v1/events asks for at ``now``."""
+    """Return the query of GET /v1/events for entries of the journal; ``now`` is the time of it."""
     level = given.get("level", LogLevel.INFO.value)
     levels = [each.value for each in LogLevel if each is not LogLevel.DEBUG]
     if level not in levels:
@@ -323,7 +329,7 @@ def event_query(given: Mapping[str, str], now: float) -> Query:
     backend = given.get("backend")
     if backend is not None and not all(backend.partition("/")):
         raise RequestError(
-            f"{backend!r} names no backend",
+            f"{backend!r} does not name a backend",
             where="parameter backend",
             remedy="use SERVICE/BACKEND, as in chat/gpu-1",
         )
@@ -339,21 +345,23 @@ def event_query(given: Mapping[str, str], now: float) -> Query:
 
 
 def block_order(body: Mapping[str, object]) -> BlockOrder:
-    """What POST /v1/guard/block wants blocked."""
+    """Return what POST /v1/guard/block asks to block."""
     for name in body:
         if name not in BLOCK_FIELDS:
             raise _unknown("field", name, BLOCK_FIELDS)
     for_s = body.get("for_s", DEFAULT_S)
     if isinstance(for_s, bool) or not isinstance(for_s, int | float):
         raise RequestError(
-            f"{for_s!r} is not a number of seconds", where="field for_s", remedy="use 600, say"
+            f"{for_s!r} is not a number of seconds",
+            where="field for_s",
+            remedy="use a number such as 600",
         )
     why = _text(body, "why", "say in a few words why these are blocked")
     return BlockOrder(_prefixes(body), float(for_s), why, _flag(body, "confirmed"))
 
 
 def unblock_order(body: Mapping[str, object]) -> tuple[Network, ...]:
-    """What POST /v1/guard/unblock wants served again."""
+    """Return the prefixes that POST /v1/guard/unblock asks to serve again."""
     for name in body:
         if name not in UNBLOCK_FIELDS:
             raise _unknown("field", name, UNBLOCK_FIELDS)
@@ -372,7 +380,10 @@ def _prefixes(body: Mapping[str, object]) -> tuple[Network, ...]:
 
 
 def _whole_prefix(text: str) -> Network:
-    """Not an address with a length: who blocks 192.0.2.7/24 may have meant one host."""
+    """Return a prefix, and refuse an address inside a prefix.
+
+    An operator who blocks 192.0.2.7/24 may have meant a single host.
+    """
     network = _prefix(text, "field prefixes")
     first = text.partition("/")[0]
     if ipaddress.ip_address(first) != network.network_address:
@@ -385,7 +396,7 @@ def _whole_prefix(text: str) -> Network:
 
 
 def tested_address(given: Mapping[str, str]) -> Address:
-    """The address that GET /v1/guard/test asks about."""
+    """Return the address that GET /v1/guard/test asks about."""
     if "address" not in given:
         raise RequestError(
             "is missing", where="parameter address", remedy="name the address of a client"
@@ -401,7 +412,7 @@ _LISTS = {
 
 
 def list_query(of: str, given: Mapping[str, str]) -> tuple[str, ListQuery]:
-    """What GET /v1/list/backends and /v1/list/services are to show."""
+    """Return what GET /v1/list/backends or /v1/list/services should show."""
     if of not in _LISTS:
         raise NotFoundError(
             f"there is no list of {of!r}", where="path", remedy=_nearest(of, _LISTS)
@@ -410,7 +421,7 @@ def list_query(of: str, given: Mapping[str, str]) -> tuple[str, ListQuery]:
     sort, states = given.get("sort", SortBy.NAME.value), given.get("state", "").split(",")
     if sort not in sorts:
         raise RequestError(
-            f"{sort!r} is nothing to sort by",
+            f"{sort!r} is not something to sort by",
             where="parameter sort",
             remedy=f"use one of {', '.join(sorts)}",
         )
@@ -434,20 +445,22 @@ def list_query(of: str, given: Mapping[str, str]) -> tuple[str, ListQuery]:
 
 
 def top_query(given: Mapping[str, str], config: Config) -> TopQuery:
-    """What GET /v1/guard/top is to show."""
+    """Return what GET /v1/guard/top should show."""
     service, by = given.get("service"), given.get("by", "flows")
     if service is not None:
         _check_service(service, config, "parameter service")
     if by not in ("flows", "waiting"):
         raise RequestError(
-            f"{by!r} is nothing to rank by", where="parameter by", remedy="use flows or waiting"
+            f"{by!r} is not something to rank by",
+            where="parameter by",
+            remedy="use flows or waiting",
         )
     limit = _number(given, "limit", 1, MAX_FLOWS) if "limit" in given else 20
     return TopQuery(service, by == "waiting", limit)
 
 
 def move_order(verb: str, body: Mapping[str, object]) -> MoveOrder:
-    """What POST /v1/failover/VERB asks for."""
+    """Return what POST /v1/failover/VERB asks for."""
     for name in body:
         if name not in MOVE_FIELDS:
             raise _unknown("field", name, MOVE_FIELDS)
@@ -501,7 +514,7 @@ def _name(body: Mapping[str, object], field: str) -> str | None:
 def _prefix(text: str, where: str = "parameter client") -> Network:
     try:
         if "%" in text:
-            raise ValueError("packets name no interface")
+            raise ValueError("packets do not name an interface")
         return ipaddress.ip_network(text, strict=False)
     except ValueError as error:
         raise RequestError(
@@ -522,7 +535,7 @@ def _address(given: Mapping[str, str], name: str) -> Address:
         ) from error
     if isinstance(address, IPv6Address) and address.scope_id is not None:
         raise RequestError(
-            f"{given[name]!r} names an interface, which no packet does",
+            f"{given[name]!r} names an interface, which packets do not",
             where=f"parameter {name}",
             remedy=f"leave out %{address.scope_id}",
         )
@@ -531,7 +544,7 @@ def _address(given: Mapping[str, str], name: str) -> Address:
 
 def _number(given: Mapping[str, str], name: str, low: int, high: int) -> int:
     text = given[name]
-    # int() would take " 1", "1_0" and other alphabets' digits.
+    # int() would accept " 1", "1_0" and digits of other scripts.
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
     if number is None or not low <= number <= high:
         raise RequestError(

@@ -1,5 +1,6 @@
-"""Decides how troubles and events read, in sentences: the same ones in ``lbctl`` and on the status
-page. Pure; it reads what the API tells.
+"""Decides the sentences that ``lbctl`` and the status page show for troubles and events.
+
+All functions are pure, and take the API's JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from agent.humanise import age, duration, exact, plural
 type Json = Mapping[str, Any]
 
 SHOWN_TROUBLES = 10
-APART_S = 5.0  # so long balancers may have lost each other until it is a problem
+APART_S = 5.0  # seconds without flow sync before it is a problem
 _CLIENTS = {
     "drop": "its clients' packets are dropped",
     "reset": "its clients are answered with a reset",
@@ -21,7 +22,9 @@ _CLIENTS = {
 
 
 def problems(status: Json) -> list[str]:
-    """What is wrong, the worst for clients first; ``status`` is the answer of GET /v1/status."""
+    """Return what is wrong, the worst for clients first. ``status`` is the answer of GET
+    /v1/status.
+    """
     agent, plane = status["agent"], status["dataplane"]
     found = [
         *(_unserved(each) for each in status.get("unserved", ())),
@@ -42,7 +45,7 @@ def problems(status: Json) -> list[str]:
 
 
 def host_problems(status: Json) -> list[str]:
-    """What is wrong with the balancer itself: its interface, and its part in failover."""
+    """Return what is wrong with the balancer itself: its interfaces, and its part in failover."""
     plane, failover = status["dataplane"], status["failover"]
     where = ", ".join((plane["interface"], *plane["backend_interfaces"]))
     found = [] if plane["attached"] else [f"the program is NOT attached to {where}"]
@@ -55,7 +58,9 @@ def host_problems(status: Json) -> list[str]:
 
 
 def _apart(peer: Json) -> str:
-    """Another balancer with which no flows are exchanged; empty: they are, or a moment ago."""
+    """Return a sentence about a peer without flow sync, or an empty text if that is new or not
+    so.
+    """
     if peer["state"] == "connected" or peer.get("since_s", 0) < APART_S:
         return ""
     who = f"{peer['name']} ({peer['peer']})" if peer["name"] else peer["peer"]
@@ -89,7 +94,9 @@ def _late(each: Json) -> str:
 
 
 def _trouble(each: Json) -> str:
-    """Which servers, where, since when, and why."""
+    """Return a sentence: which servers are in which state, in which services, since when, and
+    why.
+    """
     servers = each["servers"]
     if each["servers_total"] == 1:
         who = f"{servers[0]['name']} ({', '.join(servers[0]['addresses'])}) is"
@@ -106,24 +113,24 @@ def _trouble(each: Json) -> str:
 
 
 def event_text(event: Json) -> str:
-    """What an event of GET /v1/events says, in one line: what has happened, why, to what effect,
-    and whatever else was told.
+    """Return an event of GET /v1/events on one line: what happened, why, its effect, and all other
+    fields.
     """
-    told = dict(event["fields"])
+    fields = dict(event["fields"])
     for name in ("service", "backend"):
-        told.pop(name, None)
+        fields.pop(name, None)
     head = [] if event["event"] in ("backend", "service", "change") else [event["event"]]
-    if change := told.pop("change", None):
+    if change := fields.pop("change", None):
         head.append(_without_name(change, event))
-    if "old" in told and "new" in told:
-        head.append(f"{told.pop('old')} → {told.pop('new')}")
+    if "old" in fields and "new" in fields:
+        head.append(f"{fields.pop('old')} → {fields.pop('new')}")
     text = " ".join(head)
-    if why := told.pop("why", None) or told.pop("problem", None):
+    if why := fields.pop("why", None) or fields.pop("problem", None):
         text += f": {why}"
-    if effect := told.pop("effect", None):
+    if effect := fields.pop("effect", None):
         text += f"; {effect}"
-    by, message = told.pop("by", None), told.pop("message", None)
-    rest = [f"{name}={value}" for name, value in told.items()]
+    by, message = fields.pop("by", None), fields.pop("message", None)
+    rest = [f"{name}={value}" for name, value in fields.items()]
     text += f" ({', '.join(rest)})" if rest else ""
     if by:
         text += f", by {by}"
@@ -131,6 +138,6 @@ def event_text(event: Json) -> str:
 
 
 def _without_name(change: str, event: Json) -> str:
-    """It stands in front of the line already."""
+    """Return a change without the name of its service or backend, which the line begins with."""
     about = f" backend {event['backend']}" if event["backend"] else f" service {event['service']}"
     return change.replace(about, "", 1)

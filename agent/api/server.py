@@ -1,7 +1,7 @@
 """Owns the agent's HTTP server: the API on a Unix socket, and metrics on a TCP port.
 
-Handlers translate; what is asked is decided in ``requests``, what is told in ``views``, and
-what happens by the ``Control``.
+Handlers only translate: ``requests`` decides what a request asks for, the ``Control`` does it, and
+``views`` decides how the answer is shown.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class ApiServer:
-    """Serves one agent from ``start`` to ``stop``.
+    """Serves the API and the metrics of one agent, from ``start`` to ``stop``.
 
-    ``metrics`` renders a snapshot as Prometheus text; it is called in a thread.
+    ``metrics`` renders a snapshot as Prometheus text, and is called in a thread.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class ApiServer:
         self._metrics_listening: guarded.Listening | None = None
         self._following: set[Following] = set()
         self._metrics_read_at: float | None = None  # time.monotonic()
-        self.metrics_address: tuple[str, int] | None = None  # once started
+        self.metrics_address: tuple[str, int] | None = None  # None until started
 
     def listen(self) -> None:
-        """Take the socket and the port; raises ListenError with nothing left taken.
+        """Open the socket and the port. If one fails, close both and raise ListenError.
 
-        Who connects before ``start`` waits for it.
+        Clients that connect before ``start`` wait until it runs.
         """
         gid = None if self._group is None else peer.group_id(self._group)
         self._access = peer.access(gid)
@@ -94,14 +94,14 @@ class ApiServer:
         self.metrics_address = self._port.getsockname()[:2]
 
     async def start(self) -> None:
-        """Answer, on what ``listen`` has taken or takes now."""
+        """Start to answer requests, after calling ``listen`` if that has not been done."""
         if self._unix is None:
             self.listen()
         try:
             if self._unix is not None:
                 self._api_site = await self._serve(self._api(), self._unix.sock)
             if self._port is not None:
-                # Whoever reaches this port can fill it.
+                # Any client that can reach this port could exhaust its connections.
                 self._metrics_listening = await guarded.serve(self._metrics_only(), self._port)
         except BaseException:
             await self.stop()
@@ -109,7 +109,7 @@ class ApiServer:
         log.info("api_listening", socket=str(self._path), metrics=self.metrics_address)
 
     async def put_back(self) -> None:
-        """If somebody has removed the socket's file: take the path again. Raises ListenError."""
+        """Listen on the path again if the socket's file was removed. Raises ListenError."""
         lost, former = self._unix, self._api_site
         if lost is None or former is None or not lost.is_gone():
             return
@@ -117,12 +117,12 @@ class ApiServer:
         self._unix = await asyncio.to_thread(listen.listen_unix, self._path, gid)
         self._api_site = web.SockSite(self._runners[0], self._unix.sock)
         await self._api_site.start()
-        await former.stop()  # who is connected stays so
+        await former.stop()  # existing connections stay open
         lost.close()
         log.warning("the API's socket was removed by somebody else, and is put back")
 
     async def stop(self) -> None:
-        """Stop taking requests, let those in progress end, and remove the socket."""
+        """Stop accepting requests, let those in progress end, and remove the socket."""
         runners, self._runners, self._api_site = self._runners, [], None
         if self._metrics_listening is not None:
             await self._metrics_listening.stop()
@@ -196,7 +196,7 @@ class ApiServer:
                 where=str(self._path),
                 remedy=f"be root, or a member of the group {self._group!r}"
                 if self._group
-                else "be root, or have 'socket_group' set to a group that you are in",
+                else "be root, or set 'socket_group' to a group that you are in",
             )
         return await handler(request)
 
@@ -205,7 +205,7 @@ class ApiServer:
         control, snapshot = self._control, await self._control.snapshot(())
         wrong = control.troubles()
         metrics = views.metrics_read(self.metrics_address, self._metrics_read_at, time.monotonic())
-        # Of thousands of backends and events it takes a while.
+        # In a thread, because it takes a while with thousands of backends and events.
         return await asyncio.to_thread(
             lambda: as_json(views.status(snapshot, wrong(), control.recent()) | metrics)
         )
@@ -226,7 +226,7 @@ class ApiServer:
             found = [views.service(each, snapshot.at, recent) for each in snapshot.services]
             return as_json({"services": found})
 
-        # Thousands of backends take a while to write down; health checks must not wait for it.
+        # In a thread, because thousands of backends take a while, and health checks must not wait.
         return await asyncio.to_thread(render)
 
     async def _service(self, request: web.Request) -> web.Response:
@@ -253,7 +253,7 @@ class ApiServer:
         given = parameters(request, requests.FLOW_PARAMETERS)
         query = requests.flow_query(given, self._control.config())
         page = await self._control.flows(query)
-        return await asyncio.to_thread(lambda: as_json(views.flows(page)))  # of thousands, maybe
+        return await asyncio.to_thread(lambda: as_json(views.flows(page)))  # there may be thousands
 
     async def _explain(self, request: web.Request) -> web.Response:
         asked = requests.five_tuple(parameters(request, requests.EXPLAIN_PARAMETERS))
@@ -263,7 +263,7 @@ class ApiServer:
         given = parameters(request, requests.TRACE_PARAMETERS)
         query = requests.trace_query(given, self._control.config())
         with self._control.follow(query) as following:
-            # It costs time on the packet path, so who asked for it is of interest.
+            # A trace costs time on the packet path, so the log says who asked for it.
             await _log_use(_peer(request), "trace", **given)
             self._following.add(following)
             try:
@@ -272,13 +272,15 @@ class ApiServer:
                 self._following.discard(following)
 
     async def _end_traces(self, _app: web.Application) -> None:
-        """They would not end by themselves."""
+        """End all traces, which would not end by themselves."""
         for following in tuple(self._following):
             following.close()
 
     async def _edit(self, request: web.Request) -> web.Response:
         parameters(request)
-        caller = _peer(request)  # it may have left when the change is made
+        caller = _peer(
+            request
+        )  # looked up now, because the client may have left when the change is made
         edits, how = requests.edit_request(requests.json_object(await request.read()))
         author = await _author(caller, how)
         made = await self._control.edit(
@@ -301,7 +303,9 @@ class ApiServer:
         given = parameters(request, requests.EVENT_PARAMETERS)
         query = requests.event_query(given, time.time())
         events = self._control.events
-        return await asyncio.to_thread(lambda: as_json(views.events(events(query))))  # many, maybe
+        return await asyncio.to_thread(
+            lambda: as_json(views.events(events(query)))
+        )  # there may be many
 
     async def _history(self, request: web.Request) -> web.Response:
         parameters(request)
@@ -332,7 +336,9 @@ class ApiServer:
     async def _guard(self, request: web.Request) -> web.Response:
         parameters(request)
         snapshot = await self._control.snapshot(())
-        return await asyncio.to_thread(lambda: as_json(guardviews.guard(snapshot)))  # many, maybe
+        return await asyncio.to_thread(
+            lambda: as_json(guardviews.guard(snapshot))
+        )  # there may be many
 
     async def _guard_test(self, request: web.Request) -> web.Response:
         address = requests.tested_address(parameters(request, ("address",)))
@@ -396,7 +402,7 @@ class ApiServer:
     async def _metrics(self, request: web.Request) -> web.Response:
         parameters(request)
         self._metrics_read_at = time.monotonic()
-        # One at a time, off the event loop: scrapers must not be able to slow the agent down.
+        # Render one at a time, off the event loop, so that scrapers cannot slow the agent down.
         async with self._rendering:
             of_backends = self._control.config().metrics_backends
             snapshot = await self._control.snapshot()
@@ -417,12 +423,12 @@ def _peer(request: web.Request) -> peer.Peer | None:
 
 
 async def _author(caller: peer.Peer | None, how: requests.How) -> Author:
-    """Who wants a change, and why."""
-    # Names of users can be a directory's, which may take its time to answer.
+    """Return who makes a change, and why."""
+    # In a thread, because user names may come from a directory service, which may be slow.
     return Author(await asyncio.to_thread(peer.name_of, caller), how.message)
 
 
 async def _log_use(caller: peer.Peer | None, event: str, **what: object) -> None:
-    """Who changed something; reading leaves no trace."""
+    """Log who changed something, or traces. Other reads are not logged."""
     who = await asyncio.to_thread(peer.name_of, caller)
     log.info(event, by=who, pid=caller and caller.pid, **what)

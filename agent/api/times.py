@@ -1,4 +1,4 @@
-"""Decides how moments and ages read in JSON."""
+"""Decides how the API shows times and ages."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 
 def rfc3339(at: float) -> str:
-    """Seconds since the epoch as RFC 3339 in UTC."""
+    """Return seconds since the epoch as an RFC 3339 time in UTC."""
     text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
 
 
 def age_s(since: float, at: float) -> float:
-    """Seconds from ``since`` to ``at``; a clock set back does not make it negative."""
+    """Return the seconds from ``since`` to ``at``, or 0 if the clock was set back."""
     return round(max(0.0, at - since), 3)

@@ -1,6 +1,7 @@
-"""Decides how events travel: a line of JSON each, and between them what was lost.
+"""Decides how events are sent: one line of JSON for each, with lines that count lost events
+between.
 
-A line that is no event, once a second, shows each side that the other one still lives.
+If there is no event for a second, such a line shows each side that the other one is still there.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from agent.state.events import Event, Lost
 
 CONTENT_TYPE = "application/x-ndjson"
 HEARTBEAT_S = 1.0
-CHUNK_EVENTS = 256  # written at once; some 3 ms
+CHUNK_EVENTS = 256  # events written at once, which takes about 3 ms
 
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6"}
 
 
 def event(seen: Event) -> dict[str, object]:
-    """An event as the API tells it."""
+    """Return an event as the API shows it."""
     return {
         "event": seen.kind.value,
         "at": _rfc3339(seen.at),
@@ -47,7 +48,9 @@ def event(seen: Event) -> dict[str, object]:
 
 
 def lost(so_far: Lost) -> dict[str, object]:
-    """What tells that the agent lives, and how much the client has missed so far."""
+    """Return the line that shows that the agent lives, and how much the client has missed so
+    far.
+    """
     return {"lost_in_ring": so_far.ring, "lost_by_client": so_far.follower}
 
 
@@ -56,23 +59,23 @@ async def stream(
     following: Following,
     shown: Callable[[dict[str, object]], dict[str, object]] = lambda event: event,
 ) -> web.StreamResponse:
-    """Answer with events, as they are ``shown``, until the client leaves or the following ends."""
+    """Send events until the client leaves or ``following`` ends. ``shown`` converts each event."""
     response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
     try:
         await response.prepare(request)
-        told = following.lost
-        await response.write(_line(lost(told)))  # says that it follows, from now on
+        sent = following.lost
+        await response.write(_line(lost(sent)))  # shows that it follows from now on
         while not following.ended:
             events = await following.next(HEARTBEAT_S, CHUNK_EVENTS)
             lines = [_line(shown(event(each))) for each in events]
-            if not events or following.lost != told:
-                told = following.lost
-                lines.append(_line(lost(told)))
+            if not events or following.lost != sent:
+                sent = following.lost
+                lines.append(_line(lost(sent)))
             await response.write(b"".join(lines))
             await asyncio.sleep(0)  # a fast client must not keep the others waiting
         await response.write_eof()
     except ConnectionResetError:
-        pass  # the client left: nobody is there to be told anything
+        pass  # the client left, so there is nobody to report an error to
     return response
 
 

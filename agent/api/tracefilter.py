@@ -1,8 +1,7 @@
 """Decides what the text of a filter means: tcpdump's language, with our nouns.
 
-``and`` and ``or`` have the same precedence and bind from the left, ``not`` binds closest, and a
-value without a word in front of it takes the last one, as in ``port 80 or 443``. Everything is
-pure.
+``and`` and ``or`` have the same precedence and associate to the left, ``not`` binds closest, and a
+value without a keyword takes the last one, as in ``port 80 or 443``. All functions are pure.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _TOKEN = re.compile(r"&&|\|\||[()!]|[^\s()!&|]+|[&|]")
 
 
 class FilterError(RequestError):
-    """An expression that cannot be understood; ``start`` to ``end`` is where in ``text``."""
+    """An expression that cannot be parsed. ``start`` to ``end`` is the place in ``text``."""
 
     def __init__(self, message: str, remedy: str, text: str, start: int, end: int) -> None:
         super().__init__(message, where="filter", remedy=remedy)
@@ -51,18 +50,18 @@ class FilterError(RequestError):
 
     @property
     def pointed(self) -> str:
-        """The expression, and below it a line that points at the place."""
+        """The expression, with a line below it that points at the place."""
         return f"{self.text}\n{' ' * self.start}{'^' * max(1, self.end - self.start)}"
 
 
 def parse(text: str) -> Filter:
-    """The filter that the expression means; raises FilterError."""
+    """Return the filter that an expression means. Raises FilterError."""
     return _Parser(text).parse()
 
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """``text`` with the signs in words; ``start`` and ``end`` are columns."""
+    """A word of the expression, with signs such as && written as words, and its columns."""
 
     text: str
     start: int
@@ -79,7 +78,9 @@ class _Parser:
             for found in _TOKEN.finditer(text)
         ]
         self._at = 0
-        self._last: tuple[str, str | None] | None = None  # word and end that a value alone takes
+        self._last: tuple[str, str | None] | None = (
+            None  # the keyword and end that apply to a value without one
+        )
 
     def parse(self) -> Filter:
         if not self._words:
@@ -93,10 +94,12 @@ class _Parser:
         if extra is None:
             return expression
         if extra.text == ")":
-            raise self._wrong(extra, "closes nothing", "take it out, or open it with (")
+            raise self._wrong(extra, "closes no (", "remove it, or add a ( before it")
         guess = _near(extra.text, JOINTS)
         raise self._wrong(
-            extra, f"{extra.text!r} is not joined to what is before it", guess or "use and, or or"
+            extra,
+            f"{extra.text!r} is not connected to what is before it",
+            guess or "use and, or or",
         )
 
     def _expression(self) -> Filter:
@@ -110,7 +113,7 @@ class _Parser:
     def _factor(self) -> Filter:
         word = self._take()
         if word is None or word.text in JOINTS or word.text == ")":
-            raise self._wrong(word, "something to test is missing here", f"expected {_EXPECTED}")
+            raise self._wrong(word, "a test is missing here", f"expected {_EXPECTED}")
         if word.text == "not":
             return Not(self._factor())
         if word.text != "(":
@@ -118,7 +121,9 @@ class _Parser:
         inner = self._expression()
         closing = self._take()
         if closing is None or closing.text != ")":
-            raise self._wrong(closing, f"the ( of column {word.start + 1} is open", "expected )")
+            raise self._wrong(
+                closing, f"the ( in column {word.start + 1} is not closed", "expected )"
+            )
         return inner
 
     def _primitive(self, word: _Word) -> Filter:
@@ -147,7 +152,9 @@ class _Parser:
         )
 
     def _alone(self, word: _Word) -> Filter:
-        """A value without a word in front takes the last one; an address needs none."""
+        """Return the test of a value without a keyword: the last keyword applies, or an address is
+        a host.
+        """
         if self._last is not None:
             kind, end = self._last
             following = self._peek()
@@ -162,12 +169,12 @@ class _Parser:
             return self._value("host", None, word)
         raise self._wrong(
             word,
-            f"{word.text!r} is nothing that can be tested",
+            f"{word.text!r} is not something that can be tested",
             _near(word.text, (*_PRIMITIVES, *JOINTS)) or f"expected {_EXPECTED}",
         )
 
     def _value(self, kind: str, end: str | None, word: _Word | None) -> Filter:
-        """The test of what follows one of ADDRESSES, PORTS or NAMES."""
+        """Return the test of the value that follows one of ADDRESSES, PORTS or NAMES."""
         if word is None or word.text in (*JOINTS, "not", "(", ")"):
             raise self._wrong(word, f"{kind} of what?", f"expected {_VALUES[kind]}")
         made = _made(kind, end, word.text)
@@ -190,7 +197,7 @@ class _Parser:
         return word
 
     def _wrong(self, word: _Word | None, message: str, remedy: str) -> FilterError:
-        """An error at a word; None is the end of the text."""
+        """Return an error at a word; None means the end of the text."""
         length = len(self._text)
         start, end = (word.start, word.end) if word else (length, length)
         return FilterError(message, remedy, self._text, start, end)
@@ -217,7 +224,7 @@ _HINTS = {
 
 
 def _made(kind: str, end: str | None, text: str) -> Filter | None:
-    """The test; None: the text is no value for it."""
+    """Return the test, or None if the text is not a valid value for it."""
     if kind in PORTS:
         return _ports(kind, end, text)
     if kind in ADDRESSES:
@@ -241,7 +248,7 @@ def _ports(kind: str, end: str | None, text: str) -> PortRange | None:
 
 
 def _port(text: str) -> int | None:
-    # int() would take " 1", "1_0" and other alphabets' digits.
+    # int() would accept " 1", "1_0" and digits of other scripts.
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else 0
     return number if 0 < number < 65_536 else None
 

@@ -1,6 +1,6 @@
-"""Decides what the API tells: snapshots, changes, flows and explanations as JSON values.
+"""Decides how the API shows snapshots, changes, flows and explanations as JSON values.
 
-Names and units are in the keys. Everything is pure.
+Names and units are in the keys. All functions are pure.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from agent.state.way import way_of
 
 type Json = dict[str, object]
 
-MAX_TROUBLES = 100  # of a kind, in one answer
+MAX_TROUBLES = 100  # of each kind, in one answer
 
 
 def status(snapshot: Snapshot, now: Troubles, recent: Tally) -> Json:
-    """The body of GET /v1/status."""
+    """Return the body of GET /v1/status."""
     services, backends = snapshot.service_states, snapshot.backend_states
     return {
         "agent": {
@@ -97,7 +97,9 @@ def status(snapshot: Snapshot, now: Troubles, recent: Tally) -> Json:
 def metrics_read(
     address: tuple[str, int] | None, read_at: float | None, now: float
 ) -> dict[str, Json]:
-    """Of the body of GET /v1/status: where metrics listen, and when somebody has read them."""
+    """Return the part of GET /v1/status that says where metrics listen, and when they were last
+    read.
+    """
     where = None
     if address is not None:
         host, port = address
@@ -135,7 +137,10 @@ def _cause(each: Cause, at: float) -> Json:
 
 
 def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
-    """A ServiceView; ``at`` is when the snapshot was taken, ``recent`` what has happened before."""
+    """Return a service with its backends.
+
+    ``at`` is when the snapshot was taken, ``recent`` counts the events of the hour before.
+    """
     configured = view.service
     return {
         **_heading(configured),
@@ -199,7 +204,7 @@ def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
 
 
 def page(of: str, found: Page, recent: Tally) -> Json:
-    """The body of GET /v1/list/backends and /v1/list/services."""
+    """Return the body of GET /v1/list/backends or /v1/list/services."""
     rows = [_backend(service, one, found.at, recent) for service, one in found.backends]
     rows += [_service_row(one, found.at) for one in found.services]
     return {of: rows, "matched": found.matched, "total": found.total}
@@ -246,7 +251,7 @@ def _service_row(row: ServiceRow, at: float) -> Json:
 
 
 def changes(made: tuple[Change, ...]) -> list[Json]:
-    """Changes as the API lists them."""
+    """Return changes as the API lists them."""
     return [
         {
             "action": change.action.value,
@@ -261,7 +266,7 @@ def changes(made: tuple[Change, ...]) -> list[Json]:
 
 
 def versions(kept: tuple[Version, ...]) -> Json:
-    """The body of GET /v1/history."""
+    """Return the body of GET /v1/history."""
     return {
         "versions": [
             {
@@ -279,12 +284,12 @@ def versions(kept: tuple[Version, ...]) -> Json:
 
 
 def events(entries: tuple[Entry, ...]) -> Json:
-    """The body of GET /v1/events."""
+    """Return the body of GET /v1/events."""
     return {"events": event_list(entries)}
 
 
 def event_list(entries: tuple[Entry, ...]) -> list[Json]:
-    """What the agent has said."""
+    """Return entries of the journal as the API lists them."""
     return [
         {
             "number": entry.number,
@@ -300,7 +305,7 @@ def event_list(entries: tuple[Entry, ...]) -> list[Json]:
 
 
 def flows(page: FlowPage) -> Json:
-    """The body of GET /v1/flows."""
+    """Return the body of GET /v1/flows."""
     return {
         "flows": [_flow(flow) for flow in page.flows],
         "matched": page.matched,
@@ -309,7 +314,7 @@ def flows(page: FlowPage) -> Json:
 
 
 def explanation(explained: Explanation) -> Json:
-    """The body of GET /v1/explain."""
+    """Return the body of GET /v1/explain."""
     return {
         "verdict": explained.verdict,
         "service": explained.service,
@@ -338,7 +343,7 @@ def explanation(explained: Explanation) -> Json:
 
 
 def error(problem: SteelyardError) -> Json:
-    """The body of every refusal; ``problems`` lists them all when there are several."""
+    """Return the body of a refusal. ``problems`` lists all problems if there are several."""
     body = _problem(problem)
     if isinstance(problem, ConfigError) and len(problem.problems) > 1:
         body["problems"] = [_problem(each) for each in problem.problems]
@@ -439,7 +444,7 @@ def _backend(service: Service, view: BackendSnapshot, at: float, recent: Tally) 
 
 
 def _latency(times: Latency | None) -> Json | None:
-    """Times that a backend took; None: they are not counted."""
+    """Return the times that a backend took, or None if they are not measured."""
     if times is None:
         return None
     return {
@@ -458,19 +463,19 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _sum(values: Iterable[int | None]) -> int | None:
-    """The sum of those that are known; None: none is."""
+    """Return the sum of the known values, or None if none is known."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
 def _port(configured: Service) -> int | str:
-    """A number, a range or ``any``."""
+    """Return a number, a range or ``any``."""
     key = configured.key
     return key.port if key.port and key.port_last is None else key.ports
 
 
 def _scheduler_settings(configured: Service) -> Json:
-    """What the service's scheduler goes by."""
+    """Return the settings that the service's scheduler uses."""
     match configured.scheduler:
         case Scheduler.LEAST_LOAD:
             return {
@@ -512,7 +517,9 @@ def _counts(counts: BackendCounts) -> Json:
 
 
 def _health_check(configured: Service) -> Json:
-    """The check as it is made: the port filled in, and only what its kind uses."""
+    """Return the check as it is made: with its port, and with only the settings that its type
+    uses.
+    """
     check: HealthCheck = configured.health
     if check.kind is CheckKind.NONE:
         return {"type": check.kind.value}
@@ -544,7 +551,7 @@ def _health_check(configured: Service) -> Json:
 
 
 def _of_kind(check: HealthCheck) -> Json:
-    """What only a check of its kind has."""
+    """Return the settings that only a check of this type has."""
     match check.kind:
         case CheckKind.COMPLETION:
             return {

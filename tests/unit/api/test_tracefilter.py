@@ -123,7 +123,7 @@ def test_filter_lets_through(text, lets_through):
         ("(tcp", "", "expected )"),
         ("(tcp udp)", "udp", "expected )"),
         ("()", ")", "expected host, net"),
-        ("tcp)", ")", "take it out, or open it with ("),
+        ("tcp)", ")", "remove it, or add a ( before it"),
         ("", "", "leave it out"),
         ("tcp & udp", "&", "use and, or or"),
     ],
@@ -147,7 +147,7 @@ def test_a_missing_end_is_pointed_at_behind_the_text():
 
 
 def test_the_open_parenthesis_is_named_by_its_column():
-    with pytest.raises(FilterError, match="of column 5"):
+    with pytest.raises(FilterError, match="in column 5"):
         parse("not (tcp")
 
 
