@@ -1,4 +1,4 @@
-"""Owns the Prometheus side of metrics: a snapshot as metric families and as text."""
+"""Owns the Prometheus side of metrics: turns a snapshot into metric families and into text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agent.state.snapshot import Latency, Snapshot
 
 
 class SnapshotCollector(Collector):
-    """Collects from the snapshot of the moment; holds no state of its own."""
+    """Collects metrics from the current snapshot. It has no state of its own."""
 
     def __init__(
         self, snapshot: Callable[[], Snapshot], of_backends: BackendMetrics = BackendMetrics.ALL
@@ -34,13 +34,13 @@ class SnapshotCollector(Collector):
             yield _metric(family, family.samples(snapshot))
 
     def describe(self) -> Iterator[Metric]:
-        """The names alone, so that registering takes no snapshot."""
+        """Yield the metrics without samples, so that registering needs no snapshot."""
         for family in self._families:
             yield _metric(family, ())
 
 
 def render(snapshot: Snapshot, of_backends: BackendMetrics = BackendMetrics.ALL) -> bytes:
-    """The snapshot in Prometheus' text format."""
+    """Return the snapshot in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(SnapshotCollector(lambda: snapshot, of_backends))
     return generate_latest(registry)

@@ -1,4 +1,4 @@
-"""Decides the metrics of failover: roles, adverts, mismatches, the exchange of flows."""
+"""Decides the metrics of failover: roles, adverts, mismatches and flow sync."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agent.failover.syncstatus import LinkState, PeerSync
 from agent.metrics.family import Family, Kind, Sample, Samples
 from agent.state.snapshot import Snapshot
 
-# Not `instance`, which Prometheus calls the target.
+# Not `instance`, which is Prometheus' label for the target.
 _ROUTER = ("router",)
 _PEER = ("peer",)
 
@@ -68,7 +68,7 @@ def _strangers(snapshot: Snapshot) -> Iterator[Sample]:
 
 
 def _counted(name: str) -> Samples:
-    """What the packet path counts of the exchange with other balancers."""
+    """Return the samples of a counter of flow sync that the packet path keeps."""
 
     def samples(snapshot: Snapshot) -> Iterator[Sample]:
         counts = snapshot.failover.sync_counts
@@ -110,15 +110,15 @@ _ROUTER_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_failover_transitions_total",
         Kind.COUNTER,
-        "Changes of role, by the new one.",
+        "Changes of role, by the new role.",
         (*_ROUTER, "role"),
         _router_labels(lambda r: r.transitions),
     ),
     Family(
         "steelyard_failover_moves_lacking_flows_total",
         Kind.COUNTER,
-        "Moves of the VIPs from this node that went on though the other balancer may not have "
-        "known all flows: connections may have been cut.",
+        "Moves of the VIPs away from this node while the other balancer may not have had all "
+        "flows: connections may have been cut.",
         (),
         _lacking,
     ),
@@ -132,14 +132,14 @@ _ROUTER_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_failover_adverts_received_total",
         Kind.COUNTER,
-        "Adverts of others that were accepted.",
+        "Adverts from other nodes that were accepted.",
         _ROUTER,
         _each_router(lambda r: r.adverts_received),
     ),
     Family(
         "steelyard_failover_adverts_discarded_total",
         Kind.COUNTER,
-        "Adverts of others that were refused, by reason.",
+        "Adverts from other nodes that were refused, by reason.",
         (*_ROUTER, "reason"),
         _router_labels(lambda r: r.adverts_discarded),
     ),
@@ -153,10 +153,11 @@ _ROUTER_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_failover_problem",
         Kind.GAUGE,
-        "1 while another node is master too (two-masters), adverts of the master are not heard and "
-        "flow sync alone says that it is well (unheard), another node differs in something that "
-        "can make two masters or is in the way of a handover (name), or this one has trouble with "
-        "its VIPs (addresses), their announcements or its adverts (send); absent otherwise.",
+        "1 while another node is master too (two-masters); while the master's adverts do not "
+        "arrive and only flow sync shows that it works (unheard); while another node has a "
+        "different setting that can cause two masters or prevents a handover (the setting's "
+        "name); or while this node has a problem with its VIPs (addresses), their announcements "
+        "or its adverts (send). Absent otherwise.",
         (*_ROUTER, "kind"),
         _router_labels(lambda r: {problem.kind: 1.0 for problem in r.problems}),
     ),
@@ -173,15 +174,16 @@ _SYNC_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_flow_sync_lag_seconds",
         Kind.GAUGE,
-        "How old the newest state is that the other balancer has entirely. Absent before one.",
+        "Age of the newest complete state of this balancer's flows that the other balancer has. "
+        "Absent before the first.",
         _PEER,
         _each_peer(lambda p: p.lag_s),
     ),
     Family(
         "steelyard_flow_sync_behind_seconds",
         Kind.GAUGE,
-        "How old the newest state of the other balancer is that this one has entirely. Absent "
-        "before one.",
+        "Age of the newest complete state of the other balancer's flows that this one has. Absent "
+        "before the first.",
         _PEER,
         _each_peer(lambda p: p.behind_s),
     ),
@@ -202,14 +204,14 @@ _SYNC_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_flow_sync_flows_installed_total",
         Kind.COUNTER,
-        "Of those received, how many are in the flow table now or were already.",
+        "Received records whose flows were put into the flow table, or were in it already.",
         _PEER,
         _each_peer(lambda p: p.flows_installed),
     ),
     Family(
         "steelyard_flow_sync_flows_dropped_total",
         Kind.COUNTER,
-        "Of those received, how many could not be taken, by reason.",
+        "Received records that could not be used, by reason.",
         (*_PEER, "reason"),
         _peer_labels(lambda p: p.flows_dropped),
     ),
@@ -230,40 +232,40 @@ _SYNC_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_flow_sync_full_resyncs_total",
         Kind.COUNTER,
-        "How often all flows were sent anew.",
+        "How often all flows were sent again.",
         _PEER,
         _each_peer(lambda p: p.full_sent),
     ),
     Family(
         "steelyard_flow_sync_refused_total",
         Kind.COUNTER,
-        "Streams and frames of that address that were refused, by reason.",
+        "Streams and messages from the peer that were refused, by reason.",
         (*_PEER, "reason"),
         _peer_labels(lambda p: p.refused),
     ),
     Family(
         "steelyard_flow_sync_untold_total",
         Kind.COUNTER,
-        "Flows that were established while the ring to the agent had no room: they were told after "
-        "the next look at the flow table. Absent without peers.",
+        "Flows that became established while the ring buffer to the agent was full. They were "
+        "sent after the next survey of the flow table. Absent without peers.",
         (),
         _counted("untold"),
     ),
     Family(
         "steelyard_flow_sync_packets_total",
         Kind.COUNTER,
-        "Packets in mid-connection of a flow that the balancer they came to does not know: "
-        "`passed_on` to another balancer, `not_passed` because there were too many, `taken` from "
-        "another balancer, `strangers`: from somebody else who made them look so. Absent without "
-        "peers.",
+        "Mid-connection packets of flows that the balancer that received them does not have: "
+        "`passed_on` to another balancer; `not_passed`, because there were too many; `taken` from "
+        "another balancer; `strangers`, from an unknown sender that imitated a peer. Absent "
+        "without peers.",
         ("what",),
         _packets,
     ),
     Family(
         "steelyard_flow_sync_strangers_total",
         Kind.COUNTER,
-        "Connections to the port of flow sync that were closed at once, by reason: `stranger`, not "
-        "from a peer's address; `busy`, too many handshakes.",
+        "Connections to the port of flow sync that were closed at once, by reason: `stranger`, "
+        "the address is not a peer's; `busy`, there were too many handshakes.",
         ("reason",),
         _strangers,
     ),

@@ -1,4 +1,4 @@
-"""Decides which metrics there are: one table, from a snapshot to samples.
+"""Decides which metrics there are, in one table that says how their samples come from a snapshot.
 
 The collector, the reference in docs/metrics.md and the tests read the same table. Labels are
 bounded: services and backends by the tables' sizes, states and reasons by their enums.
@@ -120,27 +120,35 @@ _BACKEND = ("service", "backend")
 
 
 def _counts(noun: str, labels: tuple[str, ...], each: _EachCounts) -> tuple[Family, ...]:
-    """What is counted of a service and of a backend alike."""
+    """Return the families that services and backends have alike."""
     counted: tuple[tuple[str, str, Callable[[BackendCounts], float]], ...] = (
         ("packets", "Packets forwarded.", lambda c: c.packets),
         ("bytes", "Bytes of the IP packets forwarded, as clients sent them.", lambda c: c.bytes),
         (
             "new_flows",
-            "Flows recorded, those told by other balancers included.",
+            "Flows recorded, including those received from other balancers.",
             lambda c: c.opened,
         ),
         (
             "established_flows",
-            "Flows that stopped being embryonic, those told by other balancers included.",
+            "Flows that left the embryonic state, including those received from other balancers.",
             lambda c: c.established,
         ),
-        ("closed_flows", "Flows that ended: FIN, RST, evicted or expired.", lambda c: c.closed),
+        (
+            "closed_flows",
+            "Flows that ended: by FIN or RST, evicted or expired.",
+            lambda c: c.closed,
+        ),
         (
             "reply_packets",
-            "Packets of backends to clients (nat, fullnat).",
+            "Packets from backends to clients (nat, fullnat).",
             lambda c: c.reply_packets,
         ),
-        ("reply_bytes", "Bytes of their IP packets.", lambda c: c.reply_bytes),
+        (
+            "reply_bytes",
+            "Bytes of the IP packets from backends to clients (nat, fullnat).",
+            lambda c: c.reply_bytes,
+        ),
     )
     return tuple(
         Family(f"steelyard_{noun}_{what}_total", Kind.COUNTER, text, labels, each(value))
@@ -166,36 +174,36 @@ _AGENT_FAMILIES = (
     Family(
         "steelyard_config_reload_problem",
         Kind.GAUGE,
-        "1 when the file was refused, by a reload or at the start, and the last good configuration "
-        "is in force.",
+        "1 if the configuration file was refused, by a reload or at the start, and the last good "
+        "configuration is used.",
         (),
         one(lambda s: bool(s.config_problem)),
     ),
     Family(
         "steelyard_config_changes_since_file",
         Kind.GAUGE,
-        "Changes made at run time that the configuration file does not have.",
+        "Changes made at run time that are not in the configuration file.",
         (),
         one(lambda s: s.changes_since_file),
     ),
     Family(
         "steelyard_reconcile_problem",
         Kind.GAUGE,
-        "1 when the last pass could not bring the kernel to the desired state.",
+        "1 if the last pass could not bring the kernel to the desired state.",
         (),
         one(lambda s: bool(s.reconcile_problem)),
     ),
     Family(
         "steelyard_agent_defects_total",
         Kind.COUNTER,
-        "Passes and reloads that an error of the agent's own has ended; they are tried again.",
+        "Passes and reloads that failed because of a bug in the agent; they are tried again.",
         (),
         one(lambda s: s.defects),
     ),
     Family(
         "steelyard_events_total",
         Kind.COUNTER,
-        "What the agent has said since it began, by kind and level: the lines of `lbctl events`.",
+        "Events since the agent started, by event and level: the lines of `lbctl events`.",
         ("event", "level"),
         lambda s: s.events.items(),
     ),
@@ -205,28 +213,29 @@ _PROGRAM_FAMILIES = (
     Family(
         "steelyard_program_info",
         Kind.INFO,
-        "The program in the kernel; absent when none is attached.",
+        "The program in the kernel. Absent if none is attached.",
         ("interface", "hook", "driver", "abi", "program_id"),
         _program_info,
     ),
     Family(
         "steelyard_program_attached",
         Kind.GAUGE,
-        "1 when the program is attached to the interface.",
+        "1 if the program is attached to the interface.",
         ("interface",),
         lambda s: [((s.dataplane.interface,), s.dataplane.attached)],
     ),
     Family(
         "steelyard_vip_conflicts",
         Kind.GAUGE,
-        "Other hosts that answer for VIPs of this one: clients reach them past the balancer.",
+        "Other hosts that answer ARP or neighbour discovery for VIPs of this one: clients may "
+        "reach them instead of the balancer.",
         (),
         one(lambda s: len(s.vip_problems)),
     ),
     Family(
         "steelyard_program_compile_seconds",
         Kind.GAUGE,
-        "How long the program took to compile and load; a kept one, to load.",
+        "How long the program took to compile and load. If a stored program was used: to load.",
         (),
         one(lambda s: s.dataplane.compile_ms / 1000),
     ),
@@ -247,7 +256,7 @@ _PROGRAM_FAMILIES = (
     Family(
         "steelyard_program_verified_instructions",
         Kind.GAUGE,
-        "Instructions that the kernel's verifier went through, on all paths; it gives up at a "
+        "Instructions that the kernel's verifier processed, on all paths. It gives up at one "
         "million.",
         (),
         one(lambda s: s.dataplane.verified_insns),
@@ -290,7 +299,7 @@ _PROGRAM_FAMILIES = (
     Family(
         "steelyard_nat_used_ports",
         Kind.GAUGE,
-        "Source ports of fullnat towards a server that recorded flows have.",
+        "Source ports of fullnat towards a server that recorded flows use.",
         ("source", "server"),
         lambda s: [(_ends(nat), nat.used) for nat in s.dataplane.nat_ports],
     ),
@@ -307,15 +316,15 @@ _SERVICE_FAMILIES = (
     Family(
         "steelyard_service_info",
         Kind.INFO,
-        "What the service is.",
+        "The service's address and settings.",
         ("service", "vip", "port", "protocol", "forward", "scheduler"),
         _service_info,
     ),
     Family(
         "steelyard_service_state",
         Kind.GAUGE,
-        "1 for the state that the service is in: up (all backends that should serve do), "
-        "degraded (some), down (none).",
+        "1 for the state that the service is in: up (all backends that should serve do so), "
+        "degraded (some do), down (none does).",
         ("service", "state"),
         _service_states,
     ),
@@ -330,7 +339,7 @@ _SERVICE_FAMILIES = (
     Family(
         "steelyard_service_unrecorded_flows_total",
         Kind.COUNTER,
-        "New flows that the flow table had no room for; they are forwarded by the ring alone.",
+        "New flows for which the flow table had no room. They are forwarded by the ring alone.",
         _SERVICE,
         each_service(lambda s: s.not_recorded),
     ),
@@ -344,22 +353,22 @@ _SERVICE_FAMILIES = (
     Family(
         "steelyard_service_replied_packets_total",
         Kind.COUNTER,
-        "Packets that the balancer answered itself: RST, ICMP and ICMPv6 errors.",
+        "Replies that the balancer sent itself: RST, ICMP and ICMPv6 errors.",
         _SERVICE,
         each_service(lambda s: s.replied),
     ),
     Family(
         "steelyard_service_not_replied_packets_total",
         Kind.COUNTER,
-        "Packets that the balancer would have answered itself, but there were too many: 100 a "
-        "second of a source, 10,000 in all.",
+        "Replies that the balancer did not send because there were too many: 100 a second for a "
+        "source, or 10,000 a second in all.",
         _SERVICE,
         each_service(lambda s: s.not_replied),
     ),
     Family(
         "steelyard_service_challenges_clients",
         Kind.GAUGE,
-        "1 while new clients have to show that they are at their address (`syn_protection`).",
+        "1 while new clients have to prove that they are at their address (`syn_protection`).",
         _SERVICE,
         each_service(lambda s: int(s.challenges)),
     ),
@@ -373,14 +382,14 @@ _SERVICE_FAMILIES = (
     Family(
         "steelyard_service_cookies_ready",
         Kind.GAUGE,
-        "Of a service with `syn_cookies`: 1 while all servers that can get flows take them.",
+        "1 while all servers that can get flows accept SYN cookies. Absent without `syn_cookies`.",
         _SERVICE,
         _cookies_ready,
     ),
     Family(
         "steelyard_service_cookie_connections_total",
         Kind.COUNTER,
-        "Connections that clients have begun by answering a SYN cookie.",
+        "Connections that clients established by answering a SYN cookie.",
         _SERVICE,
         each_service(lambda s: s.cookies_taken),
     ),
@@ -397,14 +406,14 @@ _BACKEND_FAMILIES = (
     Family(
         "steelyard_backend_info",
         Kind.INFO,
-        "Which address the backend has.",
+        "The backend's address.",
         ("service", "backend", "address"),
         lambda s: [((*names, str(b.backend.address)), 1) for names, b in backends(s)],
     ),
     Family(
         "steelyard_backend_up",
         Kind.GAUGE,
-        "1 when the backend takes new flows: healthy, reachable and wanted.",
+        "1 if the backend takes new flows: it is healthy, reachable and active.",
         _BACKEND,
         each_backend(lambda b: b.state is BackendState.UP),
     ),
@@ -418,36 +427,36 @@ _BACKEND_FAMILIES = (
     Family(
         "steelyard_backend_state_changed_timestamp_seconds",
         Kind.GAUGE,
-        "Since when the backend is in its state, in seconds since the epoch.",
+        "When the backend entered its state, in seconds since the epoch.",
         _BACKEND,
         each_backend(lambda b: b.since),
     ),
     Family(
         "steelyard_backend_health_check_latency_seconds",
         Kind.GAUGE,
-        "How long the last health check took; absent before the first and without a check.",
+        "How long the last health check took. Absent before the first check and without checks.",
         _BACKEND,
         _latencies,
     ),
     Family(
         "steelyard_backend_certificate_expires_timestamp_seconds",
         Kind.GAUGE,
-        "When the certificate ends that the last https check accepted, in seconds since the epoch; "
-        "absent where none is verified.",
+        "When the certificate expires that the last https check accepted, in seconds since the "
+        "epoch. Absent if none is verified.",
         _BACKEND,
         _certificates,
     ),
     Family(
         "steelyard_backend_configured_weight",
         Kind.GAUGE,
-        "The weight that the operator gave.",
+        "The weight that the operator configured.",
         _BACKEND,
         each_backend(lambda b: b.backend.weight),
     ),
     Family(
         "steelyard_backend_effective_weight",
         Kind.GAUGE,
-        "The weight in force.",
+        "The weight that is used.",
         _BACKEND,
         each_backend(lambda b: b.weight_effective),
     ),
@@ -486,7 +495,8 @@ FAMILIES: tuple[Family, ...] = (
     *GUARD_FAMILIES,
 )
 
-# Of single backends, what the rules in deploy/prometheus and the first look at a server need.
+# The metrics of single backends that the rules in deploy/prometheus and a first look at a server
+# need.
 BASIC = frozenset(
     {
         "steelyard_backend_up",
@@ -512,8 +522,9 @@ BASIC = frozenset(
 
 
 def chosen(of_backends: BackendMetrics) -> Iterator[Family]:
-    """The families that are served; with the basic ones alone, a backend has a sample of the state
-    that it is in and none of the others.
+    """Yield the families that are served.
+
+    With ``BackendMetrics.BASIC``, a backend has a sample only for the state that it is in.
     """
     for family in FAMILIES:
         if not family.is_of_backends or of_backends is BackendMetrics.ALL:

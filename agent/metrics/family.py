@@ -1,4 +1,6 @@
-"""What a metric is made of: its name, its kind, and how its samples come from a snapshot."""
+"""Defines what a metric consists of: its name, its kind, and how its samples come from a
+snapshot.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,14 @@ from dataclasses import dataclass
 
 from agent.state.snapshot import BackendSnapshot, Latency, ServiceSnapshot, Snapshot
 
-type Sample = tuple[tuple[str, ...], float | Latency]  # label values; of a histogram, times
+type Sample = tuple[
+    tuple[str, ...], float | Latency
+]  # label values, and the value; for a histogram, its times
 type Samples = Callable[[Snapshot], Iterable[Sample]]
 
 
 class Kind(enum.Enum):
-    """Types that are used; INFO is a gauge that is always 1, its facts are its labels."""
+    """The types in use. INFO is a gauge that is always 1 and has its information in its labels."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -33,29 +37,29 @@ class Family:
 
     @property
     def is_of_backends(self) -> bool:
-        """It has a sample for each single backend."""
+        """Whether it has a sample for each single backend."""
         return "backend" in self.labels
 
 
 def one(value: Callable[[Snapshot], float]) -> Samples:
-    """The one sample of a metric without labels."""
+    """Return the single sample of a metric without labels."""
     return lambda snapshot: [((), value(snapshot))]
 
 
 def each_service(value: Callable[[ServiceSnapshot], float]) -> Samples:
-    """A sample for every service."""
+    """Return a sample for every service."""
     return lambda snapshot: [((s.service.name,), value(s)) for s in snapshot.services]
 
 
 def backends(snapshot: Snapshot) -> Iterator[tuple[tuple[str, str], BackendSnapshot]]:
-    """Every backend, with the labels that name it."""
+    """Yield every backend, with the labels that name it."""
     for service in snapshot.services:
         for backend in service.backends:
             yield (service.service.name, backend.backend.name), backend
 
 
 def each_backend(value: Callable[[BackendSnapshot], float | Latency | None]) -> Samples:
-    """A sample for every backend that has that value."""
+    """Return a sample for every backend that has the value."""
 
     def samples(snapshot: Snapshot) -> Iterator[Sample]:
         for names, backend in backends(snapshot):

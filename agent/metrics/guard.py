@@ -1,4 +1,4 @@
-"""Which metrics there are of blocks and lists; as in ``agent.metrics.families``."""
+"""Decides the metrics of blocks, lists and limits; they are part of ``agent.metrics.families``."""
 
 from __future__ import annotations
 
@@ -41,43 +41,46 @@ GUARD_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_guard_would_block_packets_total",
         Kind.COUNTER,
-        "Packets of blocked sources to services with `guard: dry-run`. Those that were dropped "
-        "are in `steelyard_service_dropped_packets_total`.",
+        "Packets from blocked sources to services with `guard: dry-run`, which served them. "
+        "Dropped packets are in `steelyard_service_dropped_packets_total`.",
         (),
         one(lambda s: s.guard.would_block_packets),
     ),
     Family(
         "steelyard_guard_would_not_allow_packets_total",
         Kind.COUNTER,
-        "First packets of sources that no list allows, to services with `guard: dry-run`.",
+        "First packets from sources that no list allows, to services with `guard: dry-run`, which "
+        "served them.",
         (),
         one(lambda s: s.guard.would_not_allow_packets),
     ),
     Family(
         "steelyard_guard_list_prefixes",
         Kind.GAUGE,
-        "Prefixes that a list of `lists` holds.",
+        "Prefixes in a list of `lists`.",
         _LIST,
         _lists(lambda each: each.prefixes),
     ),
     Family(
         "steelyard_guard_list_broken",
         Kind.GAUGE,
-        "1 while a file of the list cannot be read: what it held before stays in use.",
+        "1 while a file of the list cannot be read. Its previous content stays in use.",
         _LIST,
         _lists(lambda each: int(bool(each.problem))),
     ),
     Family(
         "steelyard_guard_list_dropped_packets_total",
         Kind.COUNTER,
-        "First packets that were dropped because their source is on the list, which is denied.",
+        "First packets that were dropped because their source is on the list and the list is "
+        "denied.",
         _LIST,
         _lists(lambda each: each.dropped),
     ),
     Family(
         "steelyard_guard_list_would_drop_packets_total",
         Kind.COUNTER,
-        "Likewise, of services with `guard: dry-run`, which served them.",
+        "First packets that would have been dropped likewise, but went to services with "
+        "`guard: dry-run`, which served them.",
         _LIST,
         _lists(lambda each: each.would_drop),
     ),
@@ -91,21 +94,23 @@ GUARD_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_limit_would_drop_packets_total",
         Kind.COUNTER,
-        "Likewise, of services with `guard: dry-run`, which served them.",
+        "Packets that would have been dropped likewise, but went to services with "
+        "`guard: dry-run`, which served them.",
         _LIMIT,
         _limits(lambda each: each.would_drop),
     ),
     Family(
         "steelyard_limit_sources",
         Kind.GAUGE,
-        "Sources that may begin no flow now, because of what they have open or waiting.",
+        "Sources that cannot begin a flow now, because they have too many open flows or waiting "
+        "bytes.",
         _LIMIT,
         _limits(lambda each: each.sources),
     ),
     Family(
         "steelyard_guard_nodes",
         Kind.GAUGE,
-        "Nodes of `tables.guard_nodes` that blocks and lists take.",
+        "Nodes of `tables.guard_nodes` that blocks and lists use.",
         (),
         one(lambda s: s.guard.nodes),
     ),

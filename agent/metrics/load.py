@@ -1,4 +1,4 @@
-"""Decides the metrics of load: what backends have in front of them, and how long they take."""
+"""Decides the metrics of load: the work in front of the backends, and how long they take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agent.state.snapshot import Home, Snapshot
 
 _BACKEND = ("service", "backend")
 _OBJECTIVE = ("service", "objective")
-_COUNTED = "Absent where the service does not count waiting bytes."
+_COUNTED = "Absent if the service does not count waiting bytes."
 
 
 def _skews(snapshot: Snapshot) -> Iterator[Sample]:
@@ -49,82 +49,85 @@ LOAD_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_load_score",
         Kind.GAUGE,
-        "What the scheduler compares, without the random part that least-load adds to each draw; "
-        "the lower, the more new flows. Absent where it compares nothing.",
+        "The score that the scheduler compares, without the random part that least-load adds to "
+        "each draw. The lower it is, the more new flows the backend gets. Absent if the scheduler "
+        "compares nothing.",
         _BACKEND,
         each_backend(lambda b: b.load.score),
     ),
     Family(
         "steelyard_waiting_bytes",
         Kind.GAUGE,
-        f"Bytes of the requests that wait for the first byte of their answer. {_COUNTED}",
+        f"Bytes of requests that wait for the first byte of their answer. {_COUNTED}",
         _BACKEND,
         each_backend(lambda b: b.load.waiting_bytes),
     ),
     Family(
         "steelyard_waiting_requests",
         Kind.GAUGE,
-        f"Requests that wait for the first byte of their answer, at most one a flow. {_COUNTED}",
+        f"Requests that wait for the first byte of their answer, at most one per flow. {_COUNTED}",
         _BACKEND,
         each_backend(lambda b: b.load.awaiting),
     ),
     Family(
         "steelyard_unanswered_bytes",
         Kind.GAUGE,
-        "Bytes of the requests that have waited for eight times the slowest hundredth of the "
-        f"backend's answers, and a minute at least: they weigh no more. {_COUNTED}",
+        "Bytes of requests that have waited for more than eight times the 99th percentile of the "
+        f"backend's answers, and for at least a minute. They no longer count as load. {_COUNTED}",
         _BACKEND,
         each_backend(lambda b: b.load.unanswered_bytes),
     ),
     Family(
         "steelyard_answers_total",
         Kind.COUNTER,
-        "Requests whose answer's first byte was seen.",
+        "Requests whose answer has begun: its first byte was seen.",
         _BACKEND,
         each_backend(lambda b: b.counts.answers),
     ),
     Family(
         "steelyard_error_answers_total",
         Kind.COUNTER,
-        "Requests that were answered with status 429 or 5xx, in plain HTTP through nat or fullnat. "
-        "Absent elsewhere, and where the service does not count waiting bytes.",
+        "Requests that were answered with status 429 or 5xx, in plain HTTP through nat or "
+        "fullnat. Absent for other forwarding modes, and if the service does not count waiting "
+        "bytes.",
         _BACKEND,
         each_backend(lambda b: b.load.errors),
     ),
     Family(
         "steelyard_hangups_total",
         Kind.COUNTER,
-        "Requests that the server left without an answer, by FIN or RST, through nat or fullnat. "
-        "Absent likewise.",
+        "Requests that the server ended with FIN or RST instead of an answer, through nat or "
+        "fullnat. Absent in the same cases.",
         _BACKEND,
         each_backend(lambda b: b.load.hangups),
     ),
     Family(
         "steelyard_ejections_total",
         Kind.COUNTER,
-        "How often the backend was ejected as an outlier, because its clients failed there, since "
-        "the agent started.",
+        "How often the backend was ejected as an outlier since the agent started, because "
+        "requests or connections of its clients failed.",
         _BACKEND,
         each_backend(lambda b: b.load.ejections),
     ),
     Family(
         "steelyard_first_byte_seconds",
         Kind.HISTOGRAM,
-        f"From the last byte of a request to the first byte of its answer. {_COUNTED}",
+        f"Time from the last byte of a request to the first byte of its answer. {_COUNTED}",
         _BACKEND,
         each_backend(lambda b: b.load.first_byte),
     ),
     Family(
         "steelyard_slo_within_seconds",
         Kind.GAUGE,
-        "The time in which answers of the service are to begin (`slo`). Absent without.",
+        "The time within which answers of the service should begin (`slo`). Absent without "
+        "objectives.",
         _OBJECTIVE,
         _objectives(lambda watch: watch.objective.within_s),
     ),
     Family(
         "steelyard_slo_budget_ratio",
         Kind.GAUGE,
-        "The share of answers that may be later: 0.05 of `first_byte_p95`.",
+        "The share of answers that may begin later: 0.05 for `first_byte_p95`.",
         _OBJECTIVE,
         _objectives(lambda watch: watch.objective.budget),
     ),
@@ -138,45 +141,46 @@ LOAD_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_slo_late_answers_total",
         Kind.COUNTER,
-        "Those of them that began later than the objective, to within a bucket of half an octave.",
+        "Answers that began later than the objective allows, to within a bucket of half an octave.",
         _OBJECTIVE,
         _objectives(lambda watch: watch.late_total),
     ),
     Family(
         "steelyard_handshake_seconds",
         Kind.HISTOGRAM,
-        f"From a client's SYN to the ACK with which it ends the handshake. {_COUNTED}",
+        f"Time from a client's SYN to the ACK that completes the handshake. {_COUNTED}",
         _BACKEND,
         each_backend(lambda b: b.load.handshake),
     ),
     Family(
         "steelyard_busy_connections",
         Kind.GAUGE,
-        "Flows of the backend that await an answer, or had a packet in the last 8 to 12 seconds.",
+        "Flows of the backend that wait for an answer, or had a packet in the last 8 to 12 "
+        "seconds.",
         _BACKEND,
         each_backend(lambda b: b.load.busy),
     ),
     Family(
         "steelyard_service_skew_ratio",
         Kind.GAUGE,
-        "Busy connections of the backend that has most by its weight, beside the mean: 1 is even. "
-        "Absent where there are too few to say.",
+        "Busy connections of the backend that has the most for its weight, divided by the mean. 1 "
+        "is even. Absent if there are too few connections to say.",
         ("service",),
         _skews,
     ),
     Family(
         "steelyard_affinity_escape_bytes",
         Kind.GAUGE,
-        "Waiting bytes that a client's home may have more than another backend before its new "
-        "flows go elsewhere. Absent without affinity.",
+        "How many more waiting bytes than another backend a client's home may have before the "
+        "client's new flows go elsewhere. Absent without affinity.",
         ("service",),
         _homes(lambda home: home.escape_bytes),
     ),
     Family(
         "steelyard_affinity_known_ratio",
         Kind.GAUGE,
-        "Requests of late that came to a backend that had answered their client before, as a "
-        "share of all. Absent without affinity, and where none came.",
+        "Share of recent requests that went to a backend that had answered their client before. "
+        "Absent without affinity, and if there were no requests.",
         ("service",),
         _homes(lambda home: home.known_share),
     ),
@@ -190,8 +194,8 @@ LOAD_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_resets_total",
         Kind.COUNTER,
-        "Connections of the backend that were reset because they could not go on: it was gone, or "
-        "they expired in nat or fullnat.",
+        "Connections of the backend that were reset because they could not continue: the backend "
+        "was gone, or they expired in nat or fullnat.",
         _BACKEND,
         each_backend(lambda b: b.load.resets),
     ),

@@ -1,4 +1,4 @@
-"""Owns the watches over objectives: counts the late answers of services that promise something."""
+"""Owns the watches over objectives: counts the late answers of services that have some."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from agent.state.slo import Watch
 
 log = get_logger()
 
-type _Rows = dict[BackendRef, Numbers]  # counts by bucket
+type _Rows = dict[BackendRef, Numbers]  # counts by bucket, for each backend
 
 
 class Objectives:
-    """Follows the times of first bytes; ``look`` is called every few seconds."""
+    """Follows the times to first bytes. ``look`` is called every few seconds."""
 
     def __init__(self) -> None:
         self._rows: dict[str, _Rows] = {}  # as of the last look, by service
-        self.watches: Mapping[str, tuple[Watch, ...]] = {}  # by service, of those that have some
+        self.watches: Mapping[str, tuple[Watch, ...]] = {}  # by service, if it has any
 
     def look(self, config: Config, known: Roster, table: Table, at_s: float) -> None:
-        """Read the counts of the services with objectives, and say once of each that it is missed,
-        and once that it is kept again.
+        """Read the counts of the services with objectives.
+
+        Logs when an objective is missed, and when it is met again.
         """
         watches, rows = {}, {}
         for service in config.services:
@@ -45,7 +46,7 @@ class Objectives:
         self.watches, self._rows = watches, rows
 
     def of(self, service: Service) -> tuple[Watch, ...]:
-        """The watches over the objectives that it has now."""
+        """Return the watches over the service's current objectives."""
         found = self.watches.get(service.name, ())
         return tuple(each for each in found if each.objective in service.slo)
 
@@ -61,8 +62,9 @@ class Objectives:
 
 
 def _grown(before: _Rows, now: _Rows) -> Numbers:
-    """What all have counted since; one that was not there, or whose counts went back, has started
-    at 0.
+    """Return what all backends have counted since ``before``, by bucket.
+
+    A backend that is new, or whose counts decreased, has started at 0.
     """
     grown = [
         row - was if (was := before.get(ref)) is not None and not (row < was).any() else row

@@ -1,4 +1,4 @@
-"""Owns the readings: samples counters and the flow table, and makes snapshots of them."""
+"""Owns the readings of the data plane: samples counters and the flow table, and makes snapshots."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ from agent.weighing.weigher import Weigher
 
 log = get_logger()
 
-# Fewer bytes of requests without an answer are those of clients that have vanished.
+# Fewer unanswered bytes than this come from clients that have vanished.
 MUCH_UNANSWERED_BYTES = 1 << 18
 SILENCES_EVERY_S = 5.0
-_PART = 16  # backends that are put together between two looks at the event loop: some 5 ms
+_PART = 16  # backends of one batch, after which other tasks may run: about 5 ms
 _STATES = {
     state.name.lower(): state
     for state in (FlowState.EMBRYONIC, FlowState.ACKED, FlowState.ESTABLISHED, FlowState.CLOSING)
@@ -72,7 +72,7 @@ _STATES = {
 
 @dataclass(frozen=True, slots=True)
 class AgentFacts:
-    """What a snapshot says of the agent itself."""
+    """What a snapshot contains about the agent itself."""
 
     version: str
     name: str
@@ -94,7 +94,7 @@ class AgentFacts:
 
 @dataclass(frozen=True, slots=True)
 class _Sampled:
-    """A reading of the counters, and of whom."""
+    """A sample of the counters, with its time and the roster that orders it."""
 
     at: float
     roster: Roster
@@ -118,21 +118,21 @@ class Observer:
         self._resets = resets
         self._companions = companions
         self._sampled: _Sampled | None = None
-        # Of the last second. Of who is not named, nothing has come.
+        # Rates of the last second. A backend or service that is not in them had no traffic.
         self._backend_rates: dict[BackendRef, Rates] = {}
         self._drop_rates: dict[str, Rates] = {}
         self._window = OpenedWindow()
         self._latencies = LatencyWindow()
         self.objectives = Objectives()
-        self.survey_cpu_s = 0.0  # of the last survey
-        self.syns: Mapping[str, Syns] = {}  # by service, as of the last reading
-        self.outcomes: Outcomes = Outcomes()  # of the backends' clients, likewise
+        self.survey_cpu_s = 0.0  # CPU time of the last survey
+        self.syns: Mapping[str, Syns] = {}  # by service, as of the last sample
+        self.outcomes: Outcomes = Outcomes()  # of the backends' clients, as of the last sample
         self._nat_ports: tuple[NatPorts, ...] = ()
         self._nat_problems: dict[ServiceSlot, str] = {}
         self._unanswered: frozenset[BackendRef] = frozenset()
         self._silences: dict[str, silence.Watch] = {}
         self._silences_at = 0.0
-        # Services to which nobody gets a connection, and how many were begun of late.
+        # Services to which no client gets a connection, with the number of recent attempts.
         self.unconnected: Mapping[str, int] = {}
         self.survey = self._read_survey()
 
@@ -147,13 +147,13 @@ class Observer:
         return found
 
     async def look_at_flows(self) -> survey.Survey:
-        """Read the whole flow table; in a thread, because it takes milliseconds."""
+        """Survey the flow table, in a thread because it takes milliseconds."""
         self.survey = await asyncio.to_thread(self._read_survey)
         self._look_at_ports()
         return self.survey
 
     def _look_at_answers(self, situation: Situation) -> None:
-        """Say once of each backend that it leaves much unanswered, and once that it is over."""
+        """Log when a backend starts to leave many requests unanswered, and when it stops."""
         known, unanswered = situation.roster, self.survey.unanswered
         found = {
             ref: int(unanswered[known.ids[known.place[ref]]])
@@ -171,7 +171,7 @@ class Observer:
         self._unanswered = frozenset(found)
 
     def _look_at_ports(self) -> None:
-        """Say once of each server that its ports are running out, and once that it is over."""
+        """Log when the ports towards a server run out, and when there are enough again."""
         problems = nat_blocks.exhausted(self._nat_ports, self._nat_problems)
         for server in problems.keys() - self._nat_problems.keys():
             log.warning("fullnat is short of ports", problem=problems[server])
@@ -180,8 +180,10 @@ class Observer:
         self._nat_problems = problems
 
     def sample(self, situation: Situation, at: float) -> None:
-        """Take one reading of the counters; ``at`` is a clock that only goes forward. What has not
-        moved since the last one stays the same object: there may be thousands.
+        """Take one sample of the counters; ``at`` is a monotonic time in seconds.
+
+        Values that have not changed since the last sample stay the same objects, because there may
+        be thousands.
         """
         known, tables, last = situation.roster, self._dataplane.tables, self._sampled
         now = counters.totals(tables, known.ids, known.service_ids)
@@ -198,10 +200,10 @@ class Observer:
             for n in np.flatnonzero(services).tolist()
         }
         self.syns = _syns(known, now)
-        told: Outcomes = self.outcomes
-        tallies = _renewed(told.tallies, known.refs, backends, _tallies(now))
+        last_outcomes: Outcomes = self.outcomes
+        tallies = _renewed(last_outcomes.tallies, known.refs, backends, _tallies(now))
         moved = frozenset(self._backend_rates)
-        self.outcomes = Outcomes(tallies, told.tallies, moved, told.at_s, at)
+        self.outcomes = Outcomes(tallies, last_outcomes.tallies, moved, last_outcomes.at_s, at)
         opened = now.backends[counters.BACKEND_TOTALS.index("opened")].tolist()
         self._window = self._window.add(at, dict(zip(known.refs, opened, strict=True)))
         if self._latencies.is_due(at):
@@ -214,7 +216,7 @@ class Observer:
             self._look_at_connections(situation.config, at)
 
     def _look_at_connections(self, config: Config, at: float) -> None:
-        """Say once of each service that nobody gets a connection, and once that it is over."""
+        """Log when no client gets a connection to a service, and when that is over."""
         self._silences = silence.follow_all(self._silences, at, self.syns)
         tcp = {each.name for each in config.services if each.key.protocol is Protocol.TCP}
         found = {n: each.begun for n, each in self._silences.items() if each.begun and n in tcp}
@@ -232,9 +234,10 @@ class Observer:
         at: float,
         chosen: Collection[str] | None = None,
     ) -> Snapshot:
-        """Everything; ``chosen``: of these services only. The event loop goes on between its small
-        parts: of ten thousand backends it takes seconds. What is counted of each is of its own
-        moment.
+        """Return a snapshot of all services, or only of those in ``chosen``.
+
+        Other tasks run between its batches, because ten thousand backends take seconds. So the
+        counts of each batch are from a different moment.
         """
         part = situation.config.services
         if chosen is not None:
@@ -269,21 +272,21 @@ class Observer:
     async def page_of_backends(
         self, situation: Situation, contents: TableContents, query: ListQuery, at: float
     ) -> Page:
-        """The backends that a list shows."""
+        """Return the backends that a list shows."""
         chosen, matched = ranking.backends(situation, self._figures(situation), query)
         shown, actual = frozenset(chosen), self._window.shares()
         made: dict[BackendRef, tuple[Service, BackendSnapshot]] = {}
         for service in situation.config.services:
             refs = {BackendRef(service.name, each.name): each for each in service.backends}
-            those = [each for ref, each in refs.items() if ref in shown]
-            found = await self._backends(situation, service, those, contents, actual)
+            listed = [each for ref, each in refs.items() if ref in shown]
+            found = await self._backends(situation, service, listed, contents, actual)
             made |= {BackendRef(service.name, one.backend.name): (service, one) for one in found}
-        those_of = [s for s in situation.config.services if query.service in ("", s.name)]
-        every = sum(len(service.backends) for service in those_of)
+        searched = [s for s in situation.config.services if query.service in ("", s.name)]
+        every = sum(len(service.backends) for service in searched)
         return Page(at, tuple(made[ref] for ref in chosen), (), matched, every)
 
     def page_of_services(self, situation: Situation, query: ListQuery, at: float) -> Page:
-        """The services that a list shows."""
+        """Return the services that a list shows."""
         known, figures = situation.roster, self._figures(situation)
         chosen, matched = ranking.services(situation, figures, query)
         configured = {each.name: each for each in situation.config.services}
@@ -317,11 +320,11 @@ class Observer:
         return Page(at, (), tuple(rows), matched, len(known.names))
 
     def matrix(self, situation: Situation) -> Matrix:
-        """All backends, by server and service."""
+        """Return all backends, by server and service."""
         return matrix(situation, self._figures(situation))
 
     def _figures(self, situation: Situation) -> ranking.Figures:
-        """What lists go by, of all backends."""
+        """Return the figures of all backends by which lists are sorted."""
         known, tables = situation.roster, self._dataplane.tables
         new = np.zeros(len(known.refs))
         for ref, one in self._backend_rates.items():
@@ -337,18 +340,18 @@ class Observer:
         self,
         situation: Situation,
         service: Service,
-        those: Sequence[Backend],
+        chosen: Sequence[Backend],
         contents: TableContents,
         actual: Mapping[BackendRef, float],
     ) -> tuple[BackendSnapshot, ...]:
-        """Some backends of a service."""
-        if not those:
+        """Return snapshots of some backends of a service."""
+        if not chosen:
             return ()
         expected = self._expected(situation, service, contents)
-        # Any new flow of the service in the last minute.
+        # Whether the service had any new flow in the last minute.
         came = any(actual.get(BackendRef(service.name, each.name)) for each in service.backends)
         made: list[BackendSnapshot] = []
-        for part in itertools.batched(those, _PART):
+        for part in itertools.batched(chosen, _PART):
             await asyncio.sleep(0)
             made += self._part(situation, service, part, expected, actual if came else None)
         return tuple(made)
@@ -357,15 +360,15 @@ class Observer:
         self,
         situation: Situation,
         service: Service,
-        those: Sequence[Backend],
+        chosen: Sequence[Backend],
         expected: Mapping[int, float],
         actual: Mapping[BackendRef, float] | None,
     ) -> list[BackendSnapshot]:
-        """As many backends as are put together at a time; ``actual`` None: no new flow came."""
-        ids = [situation.ids.backend_id(service, each) for each in those]
+        """Return the snapshots of one batch of backends. ``actual`` None: there was no new flow."""
+        ids = [situation.ids.backend_id(service, each) for each in chosen]
         readings = counters.read(self._dataplane.tables, ids, [])
         backends: list[BackendSnapshot] = []
-        for backend, ident in zip(those, ids, strict=True):
+        for backend, ident in zip(chosen, ids, strict=True):
             ref = BackendRef(service.name, backend.name)
             parts = BackendParts(
                 id=ident,
@@ -386,11 +389,11 @@ class Observer:
     def _expected(
         self, situation: Situation, service: Service, contents: TableContents
     ) -> Mapping[int, float]:
-        """The share of new flows that each backend of a service should get, by its id."""
+        """Return the share of new flows that each backend of a service should get, by its id."""
         entry = contents.services.get(slot_of(service.key))
         if service.scheduler is not Scheduler.LEAST_CONN:
             return shares(np.frombuffer(entry.ring, dtype=np.uint16)) if entry else {}
-        ids = _backend_ids(situation, service)  # its ring has every backend once
+        ids = _backend_ids(situation, service)  # the ring of least-conn has every backend once
         found = [situation.verdicts[ref] for ref in ids]
         by_name = zones.expected(zones.levels(service, found, None))
         return {ids[BackendRef(service.name, n)]: one for n, one in by_name.items()}
@@ -435,7 +438,7 @@ class Observer:
         return service_snapshot(service, of_service, backends)
 
     def _load(self, service: Service, ref: BackendRef, ident: int) -> Load:
-        """What a backend has in front of it, and how long it takes."""
+        """Return the load of a backend, and how long it takes to answer."""
         tables, seen = self._dataplane.tables, self.survey
         now = self._dataplane.now_jiffies()
         row = score.as_of(tables.backend_load[ident : ident + 1], now)[0]
@@ -496,22 +499,27 @@ class Observer:
 
 
 def _as_in(known: Roster, last: _Sampled, now: counters.Totals) -> counters.Totals:
-    """The last totals in another roster's order; of whom they do not name, those of now: what came
-    before the first reading is unknown.
+    """Return the last totals in the order of another roster.
+
+    Backends and services that the last sample did not have get the totals of now, because what they
+    counted before is unknown.
     """
     if last.roster is known:
         return last.totals
     was = [last.roster.place.get(ref, -1) for ref in known.refs]
     order = {name: n for n, name in enumerate(last.roster.names)}
-    whose = [order.get(name, -1) for name in known.names]
+    places = [order.get(name, -1) for name in known.names]
     return counters.Totals(
         _picked(last.totals.backends, was, now.backends),
-        _picked(last.totals.services, whose, now.services),
+        _picked(last.totals.services, places, now.services),
     )
 
 
 def _picked(values: Numbers, places: list[int], otherwise: Numbers) -> Numbers:
-    """The columns at these places; where there is none (-1), those of ``otherwise``."""
+    """Return the columns at these places; where a place is -1, the column of ``otherwise``.
+
+    ``values`` and ``otherwise`` have a row for each counter.
+    """
     at = np.array(places, np.int64)
     return np.where(at >= 0, values[:, at], otherwise) if values.size else otherwise
 
@@ -526,7 +534,9 @@ def _of_service(totals: counters.Totals, number: int) -> Counters:
 
 
 def _syns(known: Roster, now: counters.Totals) -> dict[str, Syns]:
-    """What the SYNs of each service have become."""
+    """Return for each service how many SYNs opened a flow, and how many flows were established,
+    challenged and verified.
+    """
     opened, established = (
         known.by_service(now.backends[counters.BACKEND_TOTALS.index(name)])
         for name in ("opened", "established")
@@ -538,7 +548,7 @@ def _syns(known: Roster, now: counters.Totals) -> dict[str, Syns]:
 
 
 def _tallies(now: counters.Totals) -> Callable[[int], Tally]:
-    """Makes the tally of the backend at a place."""
+    """Return a function that makes the tally of the backend at a place."""
     fields = ("opened", "established", "answers", "errors", "hangups", "closed")
     rows = now.backends[[counters.BACKEND_TOTALS.index(name) for name in fields]]
     return lambda number: Tally(*rows[:, number].tolist())
@@ -547,7 +557,7 @@ def _tallies(now: counters.Totals) -> Callable[[int], Tally]:
 def _renewed[Key, Value](
     before: Mapping[Key, Value], keys: Sequence[Key], moved: Flags, make: Callable[[int], Value]
 ) -> dict[Key, Value]:
-    """A value for each key, that from before unless it has moved."""
+    """Return a value for each key: the one from before, unless its counts have changed."""
     return {
         key: make(n) if is_moved or key not in before else before[key]
         for n, (key, is_moved) in enumerate(zip(keys, moved.tolist(), strict=True))

@@ -1,6 +1,6 @@
 """Writes docs/metrics.md from the table of metrics: ``python -m agent.metrics.reference``.
 
-With ``--check`` it only says whether the page is as it should be.
+With ``--check`` it only reports whether the page is up to date.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ The agent serves Prometheus text at `/metrics`, on the address that `metrics` na
 configuration (`127.0.0.1:9117` unless set) and on its Unix socket. Beside it, `/healthz` answers
 200 when the program is attached and 503 when it is not.
 
-Counters live in the kernel's tables: they go on while the agent is stopped, and a restart of the
-agent does not reset them. A service or backend that is removed takes its series with it.
+Counters live in the kernel's tables: they continue while the agent is stopped, and a restart of the
+agent does not reset them. The series of a service or backend end when it is removed.
 
-With `metrics_backends: basic`, a single backend has only these metrics, and of its state only the
-one that it is in: {basic}. With `none` it has no metrics of its own. A scraper that takes gzip gets
-it.
+With `metrics_backends: basic`, a single backend has only the following metrics, and only one sample
+of `steelyard_backend_state`, for the state that it is in: {basic}. With `none` it has no metrics of
+its own. Answers are compressed with gzip for scrapers that accept it.
 
 Alerts and dashboards that use these metrics: [operations](operations.md#dashboards-and-alerts).
 """
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     basic = ", ".join(f"`{family.name}`" for family in FAMILIES if family.name in BASIC)
     parts = [_INTRODUCTION.format(basic=basic)]
     for title, prefixes in _SECTIONS:
@@ -91,7 +91,7 @@ def _row(family: Family) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write or check the page; 1 when it differs."""
+    """Write or check the page. Returns 1 if the check finds that it is outdated."""
     parser = argparse.ArgumentParser(prog="python -m agent.metrics.reference")
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if outdated")
     wanted = page()

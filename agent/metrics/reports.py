@@ -1,4 +1,4 @@
-"""Decides the metrics of what servers report and of what is learned of them."""
+"""Decides the metrics of what servers report and of what is learned about them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from agent.telemetry.report import GpuReport
 
 _BACKEND = ("service", "backend")
 _GPU = (*_BACKEND, "gpu", "uuid")
-_REPORTED = "Absent where it is not reported, and while the report is too old to count."
-_TOLD = "Absent without a report of the last five minutes."
-_LEARNED = "Absent where the speed is not learned."
+_REPORTED = "Absent if it is not reported, and while the report is too old to count."
+_SEEN = "Absent without a report in the last five minutes."
+_LEARNED = "Absent if the speed is not learned."
 
 
 def _reported(value: Callable[[Reported], float | None]) -> Samples:
@@ -53,28 +53,29 @@ REPORT_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_telemetry_fresh",
         Kind.GAUGE,
-        "Whether the newest report of the backend's engine counts. Absent where nobody asks it.",
+        "Whether the newest report of the backend's engine counts. Absent if the engine is not "
+        "asked.",
         _BACKEND,
         each_backend(lambda b: _fresh(b.load.reported)),
     ),
     Family(
         "steelyard_telemetry_age_seconds",
         Kind.GAUGE,
-        "Age of the newest report of the backend's engine. Absent before the first.",
+        "Age of the newest report of the backend's engine. Absent before the first report.",
         _BACKEND,
         each_backend(lambda b: _age(b.load.reported)),
     ),
     Family(
         "steelyard_engine_running_requests",
         Kind.GAUGE,
-        f"Requests that run in the engine, as it reports. {_REPORTED}",
+        f"Requests running in the engine, as it reports. {_REPORTED}",
         _BACKEND,
         _reported(lambda r: r.running),
     ),
     Family(
         "steelyard_engine_waiting_requests",
         Kind.GAUGE,
-        f"Requests that wait in the engine, as it reports. {_REPORTED}",
+        f"Requests waiting in the engine, as it reports. {_REPORTED}",
         _BACKEND,
         _reported(lambda r: r.waiting),
     ),
@@ -88,65 +89,66 @@ REPORT_FAMILIES: tuple[Family, ...] = (
     Family(
         "steelyard_engine_prompt_tokens_total",
         Kind.COUNTER,
-        "Prompt tokens that the engine was asked to work through, as it reports. Absent where it "
-        "does not say.",
+        "Prompt tokens that the engine was asked to process, as it reports. Absent if it does not "
+        "report them.",
         _BACKEND,
         _reported(lambda r: r.prompt_tokens),
     ),
     Family(
         "steelyard_engine_cached_tokens_total",
         Kind.COUNTER,
-        "Prompt tokens that the engine's prefix cache held, as it reports. Absent likewise.",
+        "Prompt tokens that were in the engine's prefix cache, as it reports. Absent if it does "
+        "not report them.",
         _BACKEND,
         _reported(lambda r: r.cached_tokens),
     ),
     Family(
         "steelyard_hot",
         Kind.GAUGE,
-        "Whether the backend reports more than it can take: it gets a new flow only where all that "
-        "are compared do.",
+        "Whether the backend reports more work than it can take. It gets a new flow only if all "
+        "backends compared do so.",
         _BACKEND,
         each_backend(lambda b: float(b.load.hot)),
     ),
     Family(
         "steelyard_gpu_clock_ratio",
         Kind.GAUGE,
-        f"SM clock of a GPU of the backend beside its maximum. {_TOLD}",
+        f"SM clock of a GPU of the backend, divided by its maximum. {_SEEN}",
         _GPU,
         _gpus(lambda gpu: gpu.clock_share),
     ),
     Family(
         "steelyard_gpu_throttled",
         Kind.GAUGE,
-        f"Whether something but its owner's wish slows a GPU of the backend. {_TOLD}",
+        f"Whether a GPU of the backend is slowed, other than by a limit its owner set. {_SEEN}",
         _GPU,
         _gpus(lambda gpu: float(bool(gpu.throttled))),
     ),
     Family(
         "steelyard_gpu_failing",
         Kind.GAUGE,
-        f"Whether a GPU of the backend is lost, wants a reset or had a hardware error. {_TOLD}",
+        f"Whether a GPU of the backend is lost, needs a reset or had a hardware error. {_SEEN}",
         _GPU,
         _gpus(lambda g: float(g.lost or g.recovery_action is not None or g.xid is not None)),
     ),
     Family(
         "steelyard_learned_weight_ratio",
         Kind.GAUGE,
-        f"What the backend's weight is multiplied by, as its speed was learned. {_LEARNED}",
+        f"Factor of the backend's weight that follows from its learned speed. {_LEARNED}",
         _BACKEND,
         _learned(lambda learned: learned.weight_share),
     ),
     Family(
         "steelyard_learned_seconds_per_byte",
         Kind.GAUGE,
-        f"What a waiting request byte costs in time to the first byte of an answer. {_LEARNED}",
+        f"How much a waiting request byte adds to the time to first byte. {_LEARNED}",
         _BACKEND,
         _learned(lambda learned: learned.seconds_per_byte),
     ),
     Family(
         "steelyard_learned_confidence_ratio",
         Kind.GAUGE,
-        f"How much is known of the backend's speed, 0 to 1. {_LEARNED}",
+        f"How certain the learned speed is, 0 to 1. {_LEARNED}",
         _BACKEND,
         _learned(lambda learned: learned.confidence),
     ),
