@@ -1,4 +1,4 @@
-"""Decides whom the status page is shown to. Pure."""
+"""Decides which requests may see the status page. All functions are pure."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ LEAST_TOKEN_BYTES = 16
 
 
 class Answer(enum.Enum):
-    """What somebody who asks is told."""
+    """The decision about a request."""
 
-    WELCOME = "welcome"
-    WHO_ARE_YOU = "who are you"
-    NOT_IT = "not it"
+    ALLOWED = "allowed"
+    UNAUTHENTICATED = "unauthenticated"
+    REJECTED = "rejected"
     OTHER_SITE = "other site"
     OTHER_HOST = "other host"
 
 
 def answer(headers: Mapping[str, str], token: bytes | None) -> Answer:
-    """For a request with these headers.
+    """Return the decision about a request with these headers.
 
-    A page of another site that the operator happens to look at can make the browser ask us: then
-    Sec-Fetch-Site says so (W3C, Fetch Metadata Request Headers), or the site has had its own name
-    lead to our address (DNS rebinding), and Host has that name. With a token the latter is no
-    matter: browsers give it to the host that it was typed for.
+    A page of another site that the operator visits can make the browser send us requests. Either
+    Sec-Fetch-Site shows that (W3C, Fetch Metadata Request Headers), or the site lets its own name
+    resolve to our address (DNS rebinding), and Host has that name. The latter does no harm if there
+    is a token, because browsers send it only to the host for which it was entered.
     """
     if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
         return Answer.OTHER_SITE
     if token is None:
-        return Answer.WELCOME if _is_address(headers.get("Host", "")) else Answer.OTHER_HOST
+        return Answer.ALLOWED if _is_address(headers.get("Host", "")) else Answer.OTHER_HOST
     given = _token(headers.get("Authorization", ""))
     if given is None:
-        return Answer.WHO_ARE_YOU
-    # Digests are of one length: the time that comparing takes tells nothing of the token's.
+        return Answer.UNAUTHENTICATED
+    # Digests have the same length, so the time of the comparison does not reveal the token's.
     same = hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(token).digest())
-    return Answer.WELCOME if same else Answer.NOT_IT
+    return Answer.ALLOWED if same else Answer.REJECTED
 
 
 def _is_address(host: str) -> bool:
-    """Whether it is an address, or this host's own name for itself; no name of anybody's."""
+    """Return whether a Host header has an address or ``localhost``, rather than any other name."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or bool(ip_address(name))
@@ -54,8 +54,9 @@ def _is_address(host: str) -> bool:
 
 
 def _token(authorization: str) -> bytes | None:
-    """The token of an Authorization header: of Basic (RFC 7617) the password, or of Bearer (RFC
-    6750). None: there is none.
+    """Return the token of an Authorization header, or None if it has none.
+
+    With Basic (RFC 7617) it is the password, with Bearer (RFC 6750) the token.
     """
     scheme, _, rest = authorization.strip().partition(" ")
     match scheme.lower():

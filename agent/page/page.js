@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The status page: what the agent tells becomes text and tables, every two seconds.
+// The status page: shows the agent's answers as text and tables, every two seconds.
 //
-// The upper part is pure: from the agent's JSON to HTML, in which all that is not written here is
-// escaped. The lower part asks, shows, and listens to the person.
+// The upper part is pure: it turns the agent's JSON into HTML, and escapes everything that comes
+// from the JSON. The lower part sends requests, updates the page, and handles the user's input.
 "use strict";
 
 // -- HTML
@@ -97,8 +97,8 @@ function command(text) {
 const HOOKS = { native: "native XDP", generic: "generic XDP", tc: "tc ingress",
   external: "called by another program" };
 
-function headView(told) {
-  const { agent, dataplane: plane, rates, backends, services } = told.status;
+function headView(overview) {
+  const { agent, dataplane: plane, rates, backends, services } = overview.status;
   const where = [plane.interface, ...plane.backend_interfaces].join(", ");
   const does = plane.attached
     ? html`<b class="good">balancing</b> on ${where} (${HOOKS[plane.hook] || plane.hook}, driver
@@ -122,10 +122,10 @@ use`],
 <dl>${facts.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
 }
 
-function needsView(told) {
-  if (!told.problems.length) return html`<p class="good">Nothing is wrong.</p>`;
-  const last = told.status.events_last_hour;
-  return html`<ul class="needs">${told.problems.map((text) => html`<li>${text}</li>`)}</ul>
+function needsView(overview) {
+  if (!overview.problems.length) return html`<p class="good">Nothing is wrong.</p>`;
+  const last = overview.status.events_last_hour;
+  return html`<ul class="needs">${overview.problems.map((text) => html`<li>${text}</li>`)}</ul>
 <p class="note">In the last hour: ${plural(last.error || 0, "error")},
 ${plural(last.warning || 0, "warning")}. ${command("lbctl status")}
 ${command("lbctl events --since 1h --level warning")}</p>`;
@@ -148,10 +148,10 @@ const SERVICE_HEADS = [["State", ""], ["Service", ""], ["VIP", ""], ["Way", "les
 
 const FEW_SERVICES = 20;
 
-function servicesView(told, words, open, all) {
-  const found = told.services.filter((row) => matches(row, words));
+function servicesView(overview, words, open, all) {
+  const found = overview.services.filter((row) => matches(row, words));
   const shown = all ? found : found.slice(0, FEW_SERVICES);
-  if (!told.services.length) return html`<p>There is no service: ${command("lbctl service add --help")}</p>`;
+  if (!overview.services.length) return html`<p>There is no service: ${command("lbctl service add --help")}</p>`;
   if (!found.length) return html`<p>No service matches.</p>`;
   const rows = shown.map((row) => {
     const first = row.first_byte_last_minute || {};
@@ -176,11 +176,11 @@ ${all ? `Show the worst ${FEW_SERVICES} only` : `Show all ${found.length}`}</but
   return html`${table("Services, the worst first", SERVICE_HEADS, rows)}${more}`;
 }
 
-function servicesCount(told, words) {
-  const shown = told.services.filter((row) => matches(row, words)).length;
-  const rest = told.services_total - told.services.length;
-  const more = rest > 0 ? `, and ${rest} more that are better: lbctl service list` : "";
-  return `${shown} of ${plural(told.services_total, "service")}${more}`;
+function servicesCount(overview, words) {
+  const shown = overview.services.filter((row) => matches(row, words)).length;
+  const rest = overview.services_total - overview.services.length;
+  const more = rest > 0 ? `, and ${rest} more in a better state: lbctl service list` : "";
+  return `${shown} of ${plural(overview.services_total, "service")}${more}`;
 }
 
 const BACKEND_HEADS = [["State", ""], ["Backend", ""], ["Address", ""], ["Weight", "n"],
@@ -189,9 +189,10 @@ const BACKEND_HEADS = [["State", ""], ["Backend", ""], ["Address", ""], ["Weight
 
 function gpu(one) {
   if (one.lost) return html`<span class="bad">${one.gpu} lost</span>`;
-  const said = [percent(one.utilization_ratio), one.temperature_c === null ? "" : `${one.temperature_c}°C`,
+  const figures = [percent(one.utilization_ratio),
+    one.temperature_c === null ? "" : `${one.temperature_c}°C`,
     ...one.throttled_by].filter(Boolean).join(" ");
-  return html`<span class="${one.throttled_by.length ? "bad" : ""}">${one.gpu} ${said}</span> `;
+  return html`<span class="${one.throttled_by.length ? "bad" : ""}">${one.gpu} ${figures}</span> `;
 }
 
 function weight(row) {
@@ -210,22 +211,22 @@ function detailView(name, answer, marked) {
   if (answer.error) return html`<p class="bad">${answer.error.message}. ${answer.error.remedy}</p>`;
   const rows = answer.backends.map((row) => {
     const first = row.first_byte ? row.first_byte.last_minute : {};
-    const said = row.reported;
+    const reported = row.reported;
     const actual = row.share_actual === null ? "" : percent(row.share_actual);
     return [
       state(row.state),
       html`<span class="${row.name === marked ? "marked" : ""}">${row.name}</span>${row.backup ? " (backup)" : ""}`,
       row.port ? endpoint(row.address, row.port) : row.address,
       weight(row),
-      html`<span title="of new flows, in the last minute; expected: ${percent(row.share_expected)}">${actual}</span>`,
+      html`<span title="share of new flows in the last minute; expected: ${percent(row.share_expected)}">${actual}</span>`,
       `${count(row.rates.new_flows_per_s)}/s`,
       count(row.flows_established),
       row.waiting_bytes === null ? "" : `${count(row.waiting_bytes)}B`,
       milliseconds(first.p50_ms),
       milliseconds(first.p99_ms),
-      said && said.requests_waiting !== null ? count(said.requests_waiting) : "",
-      said ? percent(said.kv_cache_used_ratio) : "",
-      said ? said.gpus.map(gpu) : "",
+      reported && reported.requests_waiting !== null ? count(reported.requests_waiting) : "",
+      reported ? percent(reported.kv_cache_used_ratio) : "",
+      reported ? reported.gpus.map(gpu) : "",
       why(row),
     ];
   });
@@ -252,17 +253,17 @@ function cell(servers, services, one) {
  data-key="cell ${services[of]}/${backend}" data-service="${services[of]}" data-backend="${backend}"></button>`;
 }
 
-function mapView(told) {
-  const { servers, services, cells } = told.matrix;
+function mapView(overview) {
+  const { servers, services, cells } = overview.matrix;
   if (!cells.length) return html`<p>There is no backend.</p>`;
-  const legend = html`<p class="note">A cell is a backend; the fuller its colour, the more it has to do
-beside the busiest of its service.
+  const legend = html`<p class="note">A cell is a backend. The fuller its colour, the more work it has,
+compared with the busiest backend of its service.
 ${["up", "checking", "drain", "maintenance", "ejected", "unreachable", "down"].map((word) =>
     html`<span class="cell s-${word} l4"></span> ${word} `)}</p>`;
   const rows = services.map((name, n) => [name, cells.filter((one) => one[1] === n)]);
   if (servers.length > MOST_COLUMNS) {
-    return html`${legend}<table class="map"><caption>${plural(servers.length, "server")}: of each service
-its backends, by server</caption><tbody>${rows.map(([name, own]) => html`<tr><th scope="row">${name}</th>
+    return html`${legend}<table class="map"><caption>${plural(servers.length, "server")}: the backends
+of each service, by server</caption><tbody>${rows.map(([name, own]) => html`<tr><th scope="row">${name}</th>
 <td>${own.map((one) => cell(servers, services, one))}</td></tr>`)}</tbody></table>`;
   }
   const heads = servers.map(([name, address]) =>
@@ -294,9 +295,9 @@ ${state(peer.state)}${peer.lag_s === null ? "" : `, ${milliseconds(peer.lag_s * 
 <p class="note">${command("lbctl failover status")} ${command("lbctl failover handover")}</p>`;
 }
 
-function eventsView(told) {
-  if (!told.events.length) return html`<p>None yet.</p>`;
-  const rows = told.events.map((one) => [
+function eventsView(overview) {
+  if (!overview.events.length) return html`<p>None yet.</p>`;
+  const rows = overview.events.map((one) => [
     html`<time datetime="${one.at}" title="${one.at}">${clock(one.at)}</time>`,
     html`<span class="level v-${one.level}">${one.level}</span>`, one.about, one.text,
   ]);
@@ -313,13 +314,13 @@ ${answer.error.remedy}</p>`;
 <ol>${answer.steps.map((step) => html`<li>${step}</li>`)}</ol>`;
 }
 
-// "198.51.100.7:40000" and "[2001:db8::7]:40000"; null: neither.
+// Splits "198.51.100.7:40000" or "[2001:db8::7]:40000"; null if the text is neither.
 function splitEndpoint(text) {
   const found = /^\s*(?:\[([0-9a-f:.]+)\]|([0-9.]+)):([0-9]+)\s*$/i.exec(text);
   return found && { address: found[1] || found[2], port: found[3] };
 }
 
-// -- the person and the agent
+// -- the user and the agent
 
 const EVERY_MS = 2000;
 const PATIENCE_MS = 15000;
@@ -329,12 +330,13 @@ function start() {
   const at = (id) => document.getElementById(id);
   const shown = new Map();
   const open = { service: "", backend: "", answer: null };
-  let told = null;
-  let toldAt = null;
+  let overview = null;
+  let overviewAt = null;
   let words = "";
   let all = false;
 
-  // What has changed alone is written, so that a selection, the focus and a screen reader stay.
+  // Writes only what has changed, so that the selection, the focus and the position of a screen
+  // reader stay.
   function show(id, markup) {
     const text = String(markup);
     if (shown.get(id) === text) return;
@@ -349,22 +351,23 @@ function start() {
   }
 
   function draw() {
-    if (!told) return;
-    document.title = `${told.problems.length ? `(${told.problems.length}) ` : ""}${told.status.agent.name}`;
-    show("head", headView(told));
-    show("needs", needsView(told));
-    show("services", servicesView(told, words, open.service, all));
-    at("services-count").textContent = servicesCount(told, words);
+    if (!overview) return;
+    document.title =
+      `${overview.problems.length ? `(${overview.problems.length}) ` : ""}${overview.status.agent.name}`;
+    show("head", headView(overview));
+    show("needs", needsView(overview));
+    show("services", servicesView(overview, words, open.service, all));
+    at("services-count").textContent = servicesCount(overview, words);
     show("detail", open.service ? detailView(open.service, open.answer, open.backend) : "");
-    show("map", mapView(told));
-    at("failover-section").hidden = !told.failover;
-    if (told.failover) show("failover", failoverView(told.failover));
-    show("events", eventsView(told));
-    show("vips", told.services.slice(0, 100).filter((row) => Number.isInteger(row.port))
+    show("map", mapView(overview));
+    at("failover-section").hidden = !overview.failover;
+    if (overview.failover) show("failover", failoverView(overview.failover));
+    show("events", eventsView(overview));
+    show("vips", overview.services.slice(0, 100).filter((row) => Number.isInteger(row.port))
       .map((row) => html`<option value="${endpoint(row.vip, row.port)}">`).join(""));
     if (at("trace-services") !== document.activeElement) {
       const chosen = at("trace-services").value;
-      show("trace-services", html`<option value="">all</option>${told.services.map((row) =>
+      show("trace-services", html`<option value="">all</option>${overview.services.map((row) =>
         html`<option>${row.name}</option>`)}`);
       at("trace-services").value = chosen;
     }
@@ -379,17 +382,18 @@ function start() {
 
   async function look() {
     try {
-      if (!document.hidden || !told) {
+      if (!document.hidden || !overview) {
         const answer = await ask("v1/page");
         if (answer.error) throw new Error(answer.error.message);
-        told = answer;
-        toldAt = new Date();
+        overview = answer;
+        overviewAt = new Date();
         if (open.service) await lookInto();
       }
       at("stale").hidden = true;
     } catch (error) {
       at("stale").hidden = false;
-      const since = toldAt ? `What is shown is of ${clock(toldAt)}.` : "Nothing is known yet.";
+      const since = overviewAt
+        ? `The page shows the state of ${clock(overviewAt)}.` : "There is no data yet.";
       at("stale").textContent = `The agent does not answer (${error.message}). ${since}`;
     }
     draw();
@@ -430,7 +434,7 @@ function start() {
       button.classList.add("copied");
       setTimeout(() => button.classList.remove("copied"), 1000);
     } catch {
-      getSelection().selectAllChildren(button); // no clipboard over plain HTTP: Ctrl-C takes it
+      getSelection().selectAllChildren(button); // no clipboard over plain HTTP; Ctrl-C copies it
     }
   }
 
@@ -444,7 +448,7 @@ function start() {
     const given = new FormData(event.target);
     const [client, vip] = [splitEndpoint(given.get("client")), splitEndpoint(given.get("vip"))];
     if (!client || !vip) {
-      const wrong = { message: "is no address and port", where: client ? "VIP" : "client",
+      const wrong = { message: "is not an address and port", where: client ? "VIP" : "client",
         remedy: "Write it as 198.51.100.7:40000 or [2001:db8::7]:40000." };
       show("answer", answerView({ error: wrong }));
       return;
@@ -469,7 +473,7 @@ function start() {
     try {
       await follow(new FormData(event.target), tracing.signal);
     } catch (error) {
-      if (error.name !== "AbortError") line(`it broke off: ${error.message}`);
+      if (error.name !== "AbortError") line(`the trace broke off: ${error.message}`);
     }
     tracing = null;
     at("trace-button").textContent = "Start";
@@ -495,7 +499,7 @@ function start() {
         if (text) line(text);
       }
     }
-    line("it ended");
+    line("the trace ended");
   }
 
   let lines = [];

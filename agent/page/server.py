@@ -1,6 +1,7 @@
-"""Owns the status page's server: a page for browsers, what it asks for, and who is let in.
+"""Owns the status page's server: a page for browsers, the data that it requests, and its access.
 
-It is read-only, and for strangers: it has no way to the API's orders.
+It is read-only: the API's requests that change something cannot be made here, because clients on
+the network can reach it.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from agent.state.queries import ListQuery, SortBy
 
 log = get_logger()
 
-FRESH_S = 1.0  # whoever asks within it is told the same: many who look cost what one does
+FRESH_S = 1.0  # requests within it get the same answer, so many browsers cost as much as one
 SHOWN_SERVICES = 500
 SHOWN_EVENTS = 50
 MOST_TRACES = 4
-TRACE_S = 600.0  # a page that was left open must not cost the packet path for ever
-WRONG_TOKEN_S = 1.0  # until it is said
-SAID_EVERY_S = 60.0  # what anybody can cause is logged no more often
-AGAIN_S = 30.0  # until what has failed is tried again, and the certificate is looked at
+TRACE_S = 600.0  # a page that was left open must not slow the packet path for ever
+WRONG_TOKEN_S = 1.0  # delay of the answer to a wrong token
+SAID_EVERY_S = 60.0  # events that any client can cause are logged at most this often
+AGAIN_S = 30.0  # until a failed start is tried again, and between checks for a new certificate
 _JSON = "application/json"
 _STYLE, _SCRIPT = "page.css", "page.js"
 _ASKS = {"WWW-Authenticate": 'Basic realm="Steelyard", charset="UTF-8"'}
@@ -56,45 +57,49 @@ _OF_ALL = {
 
 
 class PageServer:
-    """Serves the status page of one agent from ``start`` to ``stop``; nowhere, if it is off."""
+    """Serves the status page of one agent while ``keep`` runs, until ``stop``. If it is off,
+    nowhere.
+    """
 
     def __init__(self, control: Control, asked: StatusPage) -> None:
         self._control = control
         self._asked = asked
         self._token: bytes | None = None
         self._tls: ssl.SSLContext | None = None
-        self._tls_files: tuple[float, ...] = ()  # when they were written
+        self._tls_files: tuple[float, ...] = ()  # modification times of the certificate and its key
         self._port: socket.socket | None = None
         self._listening: guarded.Listening | None = None
-        self._said: dict[str, float] = {}  # when an event was logged last
-        self._unsaid: Counter[str] = Counter()  # and how often it was not, since
-        self._page = self._policy = ""  # once started
+        self._logged_at: dict[str, float] = {}  # when each event was last logged
+        self._suppressed: Counter[str] = Counter()  # how often it was suppressed since then
+        self._page = self._policy = ""  # empty until started
         self._asking = asyncio.Lock()
         self._body, self._body_at = b"", float("-inf")
         self._following: set[Following] = set()
         self.address: tuple[str, int] | None = None
 
     async def keep(self) -> None:
-        """Serve the page, for ever. What hinders it, such as a missing file, is said once,
-        and tried again: a balancer must not stand still because of its status page.
+        """Serve the page for ever.
+
+        A problem such as a missing file is logged once, and the start is tried again, because a
+        balancer must not stop because of its status page.
         """
-        said = ""
+        logged = ""
         while self._asked.listen is not None:
             try:
                 if self._port is None:
                     await self._start()
                 await self._renew()
-                said = ""
+                logged = ""
             except (ConfigError, ListenError) as error:
-                if said != (said := str(error)):
-                    log.error("the status page has a problem", problem=said)
-            except Exception:  # a defect of ours: the balancer goes on
+                if logged != (logged := str(error)):
+                    log.error("the status page has a problem", problem=logged)
+            except Exception:  # a bug of ours must not stop the balancer
                 log.exception("the status page has failed")
             await asyncio.sleep(AGAIN_S)
 
     async def _start(self) -> None:
         asked = self._asked
-        assert asked.listen is not None  # noqa: S101 (keep has looked)
+        assert asked.listen is not None  # noqa: S101 (keep has checked it)
         self._page, self._policy = await asyncio.to_thread(page)
         if asked.token_file is not None:
             self._token = await asyncio.to_thread(read_token, asked.token_file)
@@ -114,13 +119,14 @@ class PageServer:
         )
 
     async def _renew(self) -> None:
-        """Take a certificate that was renewed; new connections get it."""
+        """Load a renewed certificate, which new connections get."""
         asked = self._asked
         if self._tls is None or asked.certificate is None or asked.key_file is None:
             return
         written = await asyncio.to_thread(_written, asked.certificate, asked.key_file)
         if written and written != self._tls_files:
-            # Into a spare context first: until the new key is written too, the old one has to stay.
+            # Load it into a spare context first: until the new key is written too, the old pair has
+            # to stay.
             aside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             await asyncio.to_thread(_load, aside, asked.certificate, asked.key_file)
             await asyncio.to_thread(_load, self._tls, asked.certificate, asked.key_file)
@@ -128,7 +134,7 @@ class PageServer:
             log.info("the status page has a new certificate")
 
     async def stop(self) -> None:
-        """Stop taking requests, and end what is in progress."""
+        """Stop accepting requests, and end those in progress."""
         for following in tuple(self._following):
             following.close()
         if self._listening is not None:
@@ -159,21 +165,21 @@ class PageServer:
     @web.middleware
     async def _let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         match access.answer(request.headers, self._token):
-            case Answer.WELCOME:
+            case Answer.ALLOWED:
                 return await handler(request)
             case Answer.OTHER_SITE:
-                told = "another site's page asks for this", "open the status page itself"
+                why = "another site's page asks for this", "open the status page itself"
                 status = 403
             case Answer.OTHER_HOST:
-                told = "this name is not one of this host", "open it by its address"
+                why = "the page is not served under this name", "open it by its address"
                 status = 421  # RFC 9110: Misdirected Request
             case wrong:
-                if wrong is Answer.NOT_IT:
+                if wrong is Answer.REJECTED:
                     self._say("a wrong token for the status page", "warning", by=request.remote)
                     await asyncio.sleep(WRONG_TOKEN_S)
-                told = "the token is needed", "give it as the password, with any user name"
+                why = "the token is needed", "give it as the password, with any user name"
                 status = 401
-        refused = refusal(status, told[0], where=request.host, remedy=told[1])
+        refused = refusal(status, why[0], where=request.host, remedy=why[1])
         refused.headers.update(_ASKS if status == 401 else {})
         return refused
 
@@ -197,18 +203,18 @@ class PageServer:
 
         def render() -> bytes:
             events = control.events(Query(limit=SHOWN_EVENTS))
-            told = overview(snapshot, wrong(), control.recent(), services, servers, events)
-            return json.dumps(told, allow_nan=False, separators=(",", ":")).encode()
+            body = overview(snapshot, wrong(), control.recent(), services, servers, events)
+            return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
 
-        # Thousands of backends take a while; health checks must not wait for it.
+        # In a thread, because thousands of backends take a while, and health checks must not wait.
         return await asyncio.to_thread(render)
 
     async def _backends(self, request: web.Request) -> web.Response:
         of, query = requests.list_query("backends", parameters(request, requests.LIST_PARAMETERS))
         found = await self._control.page(of, query)
         recent = await asyncio.to_thread(self._control.recent)
-        told = await asyncio.to_thread(lambda: json.dumps(views.page(of, found, recent)).encode())
-        return await packed(request, told, _JSON)
+        body = await asyncio.to_thread(lambda: json.dumps(views.page(of, found, recent)).encode())
+        return await packed(request, body, _JSON)
 
     async def _explain(self, request: web.Request) -> web.Response:
         asked = requests.five_tuple(parameters(request, requests.EXPLAIN_PARAMETERS))
@@ -220,12 +226,12 @@ class PageServer:
         if len(self._following) >= MOST_TRACES:
             return refusal(
                 429,
-                f"{MOST_TRACES} traces are shown already",
+                f"{MOST_TRACES} traces are already running",
                 where="trace",
                 remedy="end one of them, or use lbctl trace",
             )
         with self._control.follow(query) as following:
-            # It costs time on the packet path, so who asked for it is of interest.
+            # A trace costs time on the packet path, so the log says who asked for it.
             self._say("trace", "info", by=f"the status page, {request.remote}", **given)
             self._following.add(following)
             ends = asyncio.get_running_loop().call_later(TRACE_S, following.close)
@@ -236,13 +242,15 @@ class PageServer:
                 self._following.discard(following)
 
     def _say(self, event: str, level: str, **fields: object) -> None:
-        """Log it, but not for each request: a stranger must not fill the log and the journal."""
+        """Log an event, but not for every request, so that no client can fill the log and the
+        journal.
+        """
         now = time.monotonic()
-        if now - self._said.get(event, float("-inf")) < SAID_EVERY_S:
-            self._unsaid[event] += 1
+        if now - self._logged_at.get(event, float("-inf")) < SAID_EVERY_S:
+            self._suppressed[event] += 1
             return
-        self._said[event] = now
-        if more := self._unsaid.pop(event, 0):
+        self._logged_at[event] = now
+        if more := self._suppressed.pop(event, 0):
             fields["more_since"] = more
         getattr(log, level)(event, **fields)
 
@@ -253,7 +261,7 @@ def _in_words() -> Callable[[dict[str, object]], dict[str, object]]:
 
 
 def page() -> tuple[str, str]:
-    """The page, one file without anything from elsewhere, and the policy that holds it to that."""
+    """Return the page as one self-contained document, and the policy that enforces that."""
     here = Path(__file__)
     style, script, text = (
         here.with_name(name).read_text() for name in (_STYLE, _SCRIPT, "page.html")
@@ -271,7 +279,7 @@ def page() -> tuple[str, str]:
 
 
 def read_token(path: Path) -> bytes:
-    """The token in a file, without the line's end; ConfigError if it is none."""
+    """Return the token in a file, without the line end. Raises ConfigError if it is not usable."""
     make = f"`(umask 077; openssl rand -hex 16 > {path})`"
     token = read_private(path, "the status page's token", 4096, make=make).strip()
     if len(token) < access.LEAST_TOKEN_BYTES:
@@ -285,8 +293,9 @@ def read_token(path: Path) -> bytes:
 
 
 def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> tuple[float, ...]:
-    """Have a certificate and its key used, and say when they were written; ConfigError if they are
-    none.
+    """Load a certificate and its key into a context, and return when they were written.
+
+    Raises ConfigError if they cannot be used.
     """
     make = "as `certbot` does, or ask the issuer of the certificate"
     written = _written(certificate, key)
@@ -304,7 +313,7 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> tuple[float,
 
 
 def _written(*files: Path) -> tuple[float, ...]:
-    """When these were written; empty while one is away."""
+    """Return when the files were written, or nothing while one is missing."""
     try:
         return tuple(file.stat().st_mtime for file in files)
     except OSError:

@@ -1,4 +1,7 @@
-"""Decides what the status page is told: one answer with all that it shows by itself. Pure."""
+"""Decides what the status page gets: one answer with everything that it shows without a click.
+
+All functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def overview(
     servers: Matrix,
     events: tuple[Entry, ...],
 ) -> Json:
-    """The body of GET /v1/page."""
+    """Return the body of GET /v1/page."""
     status = views.status(snapshot, now, recent)
     return {
         "at": rfc3339(snapshot.at),
@@ -48,10 +51,10 @@ def _matrix(servers: Matrix) -> Json:
     }
 
 
-def _event(told: views.Json) -> Json:
+def _event(event: views.Json) -> Json:
     return {
-        "at": told["at"],
-        "level": told["level"],
-        "about": told["backend"] or told["service"] or "",
-        "text": event_text(told),
+        "at": event["at"],
+        "level": event["level"],
+        "about": event["backend"] or event["service"] or "",
+        "text": event_text(event),
     }
