@@ -80,7 +80,7 @@ def _unconnected(each: Json) -> str:
     name, up = each["service"], plural(each["backends_up"], "backend")
     return (
         f"nobody gets a connection to {name}: {exact(each['begun'])} were begun in the last half "
-        f"minute, and no handshake was ended, with {up} up; lbctl trace service {name}"
+        f"minute, and no handshake was completed, with {up} up; lbctl trace service {name}"
     )
 
 

@@ -370,13 +370,13 @@ class ApiServer:
         parameters(request)
         caller = _peer(request)
         prefixes = requests.unblock_order(requests.json_object(await request.read()))
-        told = await self._control.unblock(prefixes)
+        informed = await self._control.unblock(prefixes)
         named = [shown(prefix) for prefix in prefixes]
         await _log_use(caller, "unblock", prefixes=named)
         return as_json(
             {
                 "unblocked": named,
-                "told_balancers": told,
+                "told_balancers": informed,
                 "unsaved_problem": (await self._control.snapshot(())).guard.unsaved,
             }
         )

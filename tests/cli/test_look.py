@@ -230,7 +230,7 @@ def test_status_says_what_the_program_is_and_what_it_has(agent, run):
 
 UNCONNECTED = (
     "nobody gets a connection to embed: 1,234 were begun in the last half minute, and no handshake "
-    "was ended, with 2 backends up; lbctl trace service embed"
+    "was completed, with 2 backends up; lbctl trace service embed"
 )
 
 

@@ -103,7 +103,7 @@ def test_the_status_page_shows_what_the_agent_sees(lab: Site) -> None:
     web = next(row for row in page["services"] if row["name"] == "web")
     assert web["handshakes"]["established"] > 0
     assert "another site's page" in told("/v1/page", "-H", "Sec-Fetch-Site: cross-site")
-    assert "not one of this host" in told("/v1/page", "-H", "Host: evil.example:9180")
+    assert "not served under this name" in told("/v1/page", "-H", "Host: evil.example:9180")
 
 
 def test_the_audit_names_what_the_lab_lacks_and_what_is_wrong(lab: Site) -> None:
