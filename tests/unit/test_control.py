@@ -129,7 +129,7 @@ def test_without_open_flows_forwarding_changes(make: Make) -> None:
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_open_flows_keep_the_way_they_are_forwarded(make: Make, dry_run: bool) -> None:
     control, core, path = make(3)
-    with pytest.raises(ConflictError, match="forward: 6 open flows could not go on"):
+    with pytest.raises(ConflictError, match="forward: 6 open flows could not continue"):
         asyncio.run(control.edit(TO_NAT, dry_run=dry_run))
     assert core.taken == []
     assert list(path.parent.glob("*.running.yaml")) == []
@@ -221,7 +221,7 @@ def test_a_reload_that_takes_away_what_has_flows_must_be_confirmed(
     """As after a file that was cut off at the end of a line."""
     control, core, path = _with_web(make, 3)
     path.write_text(text)
-    with pytest.raises(UnconfirmedError, match=f"takes away {said}") as caught:
+    with pytest.raises(UnconfirmedError, match=f"removes {said}") as caught:
         asyncio.run(control.reload())
     assert (caught.value.where, core.taken) == ("service web", [])
     assert "lbctl reload --yes" in caught.value.remedy
