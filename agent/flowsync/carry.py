@@ -1,12 +1,16 @@
 """Carries the recorded flows over from tables of another ABI or of other sizes, on one node.
 
-The old program balances until the new one takes its place, so flows are brought in four steps:
-all of them while packets run; what has changed since; then, for a moment in which the old program
-takes no new flow (their first packets are dropped, and sent again), the rest, those included of
-which only a SYN has been seen; and once more after the change, what was under way in it.
+The old program balances until the new one takes its place, so the flows are carried in four steps:
 
-Keys, salts and ids are those of the old tables. So a flow without addresses, of which the table
-has but its hash, can be carried too: its tag stays, and its bucket follows from the old one.
+1. all flows, while packets are being forwarded;
+2. the changes since then;
+3. the rest, including flows of which only a SYN has been seen, during a moment in which the old
+   program takes no new flow (it drops their first packets, which clients send again);
+4. after the change of programs, once more, the packets that were in flight during it.
+
+The new tables use the keys, salts and ids of the old ones. So a flow without addresses, of which
+the table holds only the hash, can be carried too: its tag stays the same, and its new bucket
+follows from the old one.
 """
 
 from __future__ import annotations
@@ -42,28 +46,29 @@ from agent.state.tables import TableContents
 
 log = get_logger()
 
-_LOOKS = 5  # while the old program takes new flows
-_FEW = 256  # changes of one look that leave little for the moment in which it does not
+_LOOKS = 5  # at most, while the old program still takes new flows
+# With fewer changes than this in one look, little is left for the moment without new flows.
+_FEW = 256
 _YOUNG = (FlowState.EMBRYONIC, FlowState.ACKED)
 _MOST_COPIES = 16
 
 
 def prepare(dataplane: Dataplane) -> None:
-    """Have the loaded data plane take over what older tables hold, if there are any: ids, salts
-    and backends now, flows when its program takes the place of the old one.
+    """Have the loaded data plane take over the contents of older tables, if there are any: ids,
+    salts and backends now, flows when its program replaces the old one.
     """
     if dataplane.old is None:
         return
     try:
         _prepare(dataplane, dataplane.old)
-    except Exception:  # whatever old tables hold, the balancing begins
+    except Exception:  # balancing must start, whatever the old tables hold
         log.exception("flows are not carried over", tables=dataplane.old.ident)
 
 
 def _prepare(dataplane: Dataplane, old: OldTables) -> None:
     carry = Carry(old, dataplane.tables, dataplane.now_jiffies)
     there = contents.read(dataplane.tables)
-    if not there.services:  # else somebody began, and has come so far
+    if not there.services:  # otherwise an earlier start has already begun to fill the tables
         applier = Applier(dataplane.tables)
         for step in diff(there, kept(carry.held, dataplane.size)):
             applier.apply(step)
@@ -71,8 +76,8 @@ def _prepare(dataplane: Dataplane, old: OldTables) -> None:
 
 
 def kept(held: TableContents, size: Sizes) -> TableContents:
-    """What the new tables begin with: who has which id, which backends were up. The next pass
-    adds the rest.
+    """Return the contents that the new tables start with: which service and backend has which id,
+    and which backends were up. The next pass adds the rest.
     """
     services = {s: replace(e, ring=b"") for s, e in held.services.items() if e.id < size.services}
     ids = {entry.id for entry in services.values()}
@@ -89,20 +94,20 @@ class Carry:
 
     def __init__(self, old: OldTables, tables: SharedTables, jiffies: Callable[[], int]) -> None:
         self._old, self._tables, self._jiffies = old, tables, jiffies
-        self.held = contents.read(cast("SharedTables", old))  # it has what is read
+        self.held = contents.read(cast("SharedTables", old))  # it has all tables that are read
         boot = old.boot
         self._from = view_of(old, self.held, boot.keys, boot.clock)
         self._exporter = Exporter(Ledger(len(old.flows)))
         self._ledger = Ledger(len(tables.flows))
-        # The way back to each client: it is the same node.
+        # The way back to each client stays the same, because this is the same node.
         self._arrival = Arrival(old.flows_warm["ifindex"], old.flows_warm["source_mac"])
         self._installed = 0
         self._refused: Counter[Refusal] = Counter()
 
     @contextlib.contextmanager
     def around(self) -> Iterator[None]:
-        """Within it the new program takes the place of the old one; the new tables are complete
-        but for the flows.
+        """Wrap the replacement of the old program by the new one, and carry the flows before and
+        after it. The new tables must be complete but for the flows.
         """
         begun = time.monotonic()
         boot = self._old.boot
@@ -133,7 +138,7 @@ class Carry:
         )
 
     def _bring(self, installer: Installer, into: View) -> int:
-        """What has changed since the last look; how many."""
+        """Carry the flows that have changed since the last look, and return how many they are."""
         number = len(self._old.flows)
         told = self._exporter.changed(self._from, self._jiffies(), number)
         for first in range(0, len(told), CHUNK):
@@ -141,7 +146,7 @@ class Carry:
         return len(told)
 
     def _bring_young(self, installer: Installer, into: View) -> None:
-        """The flows that carry no payload yet."""
+        """Carry the flows that have had no payload yet."""
         slots, words = survey.used_slots(self._old.flows)
         is_young = np.isin(survey.state_of(words), _YOUNG)
         told, whole = records_of(self._from, self._jiffies(), slots[is_young], words[is_young])
@@ -155,7 +160,9 @@ class Carry:
             self._count(installer.place(into, bare, planned, self._jiffies(), self._arrival))
 
     def _by_tag(self, ids: IdMap, into: View, told: Records, tags: Slots) -> Iterator[Plan]:
-        """Where flows without addresses can be: in a larger table in one of several buckets."""
+        """Yield plans for the places where flows without addresses can be. In a larger table these
+        are several buckets, because the hash bits that would tell them apart are not known.
+        """
         owner = self._old.backends["service"][told["backend"]]
         service, backend = ids.services[owner], ids.backends[told["backend"]]
         tables = into.tables

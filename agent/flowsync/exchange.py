@@ -1,4 +1,4 @@
-"""Owns what is exchanged with one peer: its ledger, and which ids both sides have told."""
+"""Owns the exchange with one peer: its ledger, and which ids each side has announced."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from agent.flowsync.plan import Refusal
 from agent.flowsync.records import GONE, RECORD, Records
 from agent.flowsync.view import View, takes_flows
 
-# What is dropped for one of these may be taken once our ids are others.
+# Flows dropped for one of these reasons may be taken once our ids have changed.
 _FOR_LACK = (Refusal.NO_SERVICE, Refusal.NO_BACKEND, Refusal.NO_NAT_SOURCE)
 _NOT_DROPPED = Refusal.KNOWN
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """This node's tables, as of the call. ``view`` gives the same object while nothing changes.
+    """Access to this node's tables as they are at the time of the call.
 
-    ``account`` counts what was installed; it is called from the event loop.
+    ``view`` returns the same object while nothing changes. ``account`` counts what was installed;
+    it is called from the event loop.
     """
 
     view: Callable[[], View]
@@ -41,7 +42,7 @@ class Node:
 
 
 class Exchange:
-    """With one peer, over all its connections (``flows.Flows``)."""
+    """The exchange with one peer, over all its connections; implements ``flows.Flows``."""
 
     record_bytes = RECORD.itemsize
 
@@ -50,22 +51,22 @@ class Exchange:
         self._lock = threading.Lock()  # a ledger is for one thread at a time
         self._ledger = Ledger(len(node.view().tables.flows), kept)
         self._exporter = Exporter(self._ledger)
-        self._installer: Installer | None = None  # until the peer has said who is who
+        self._installer: Installer | None = None  # until the peer has announced its ids
         self._parts: Iterator[Records] = iter(())
         self._told: Identities | None = None  # what the peer knows of our ids
-        self._theirs: Identities | None = None
-        self._ours: Identities | None = None  # for which the installer reads them
+        self._theirs: Identities | None = None  # what the peer's ids stand for
+        self._ours: Identities | None = None  # our ids, to which the installer maps them
         self._lacks = False  # flows were dropped that other ids might have had room for
-        # Backends of ours that took no flows when some were told: a next hop that is not known
-        # yet, maintenance.
+        # Our backends that took no flows when the peer sent some for them: their next hop was not
+        # known yet, or they were in maintenance.
         self._barred: set[int] = set()
-        self._wants_resync = False  # what was dropped may be taken now
+        self._wants_resync = False  # flows that were dropped may be taken now
 
     def is_untouched(self, words: Slots, slots: Counts) -> npt.NDArray[np.bool_]:
-        """Which of these slots hold, with these words, a flow of the peer's as it was told."""
+        """Return which of these slots hold, with these words, a flow just as the peer sent it."""
         return self._ledger.is_untouched(words, slots)
 
-    # -- what goes
+    # -- outgoing
 
     def begin(self) -> bytes:
         with self._lock:
@@ -99,14 +100,15 @@ class Exchange:
 
     def _knows(self, ids: Identities) -> bool:
         if ids is not self._told and ids == self._told:
-            self._told = ids  # comparing takes long where there are many, and there are many looks
+            # Keep the equal object: comparing many ids is slow, and every look would repeat it.
+            self._told = ids
         return ids is self._told
 
     def _tell(self, ids: Identities) -> bytes:
         self._told = ids
         return json.dumps(to_plain(ids), separators=(",", ":")).encode()
 
-    # -- what comes
+    # -- incoming
 
     def meet(self, identities: bytes) -> None:
         theirs = from_plain(json.loads(identities))
@@ -136,7 +138,7 @@ class Exchange:
             self._lacks |= any(reason in outcome.refused for reason in _FOR_LACK)
             if Refusal.NO_BACKEND in outcome.refused:
                 named = np.unique(taker.ids.backends[told["backend"]])
-                # Changed meanwhile, it may have been either.
+                # A backend that changed during the call may have been in either state.
                 takes = before & takes_flows(view.tables)
                 self._barred.update(
                     n for n in named.tolist() if 0 < n < len(takes) and not takes[n]
@@ -144,7 +146,7 @@ class Exchange:
         return self._installed(told, outcome)
 
     def _follow(self, view: View) -> None:
-        """Read the peer's ids as theirs and ours are now."""
+        """Bring the mapping from the peer's ids to ours up to date."""
         if self._theirs is None or view.ids is self._ours:
             return
         if view.ids == self._ours:
@@ -160,8 +162,10 @@ class Exchange:
         self._installer.map(ids)
 
     def _see_who_is_back(self, view: View) -> None:
-        """Flows that were dropped because their backend took none are not told again by
-        themselves, and its id stays the same when it takes some.
+        """Ask for a resync when a backend that took no flows takes them again.
+
+        The peer does not send the dropped flows again by itself, and the backend keeps its id, so
+        no change of ids triggers the resync.
         """
         if self._barred and takes_flows(view.tables)[list(self._barred)].any():
             self._wants_resync = True

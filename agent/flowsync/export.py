@@ -1,9 +1,9 @@
-"""Decides which flows a peer is to be told of, and says them as records.
+"""Decides which flows are sent to a peer, and turns them into records.
 
-A pass compares the flow table with what was told, slot by slot: established and closing flows
-that are new or have changed, flows that are over, and of those that merely go on the time of the
-last packet, when it is a quarter of its timeout newer than the peer knows. Slots that somebody
-names are compared at once, in the same way.
+A look compares the flow table, slot by slot, with what was sent before. It finds established and
+closing flows that are new or have changed, and flows that are over. For a flow that merely goes
+on, the time of its last packet is sent again when it is newer than the one that the peer knows by
+a quarter of the flow's timeout. Slots that the caller names are compared at once, in the same way.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ from agent.flowsync.nat import owners
 from agent.flowsync.records import RECORD, Records
 from agent.flowsync.view import FlowTables, View, limits_of
 
-CHUNK = 1 << 15  # slots looked at at once: small enough to stay in a cache
-MOST = 1 << 15  # records of one look, unless said otherwise
-REFRESH = 4  # a stamp is told again when a quarter of the timeout has passed
+CHUNK = 1 << 15  # slots compared at a time: few enough to stay in a CPU cache
+MOST = 1 << 15  # records of one look by default
+REFRESH = 4  # a stamp is sent again when a quarter (1 / REFRESH) of the timeout has passed
 SYNCED = frozenset({FlowState.ESTABLISHED, FlowState.CLOSING})
 ALL = SYNCED | {FlowState.EMBRYONIC, FlowState.ACKED}  # for a planned handover
 
 _STAMP = np.uint64(abi.FLOW_STAMP_MASK)
-_SYNCED_BIT = np.uint64(FlowState.ESTABLISHED << abi.FLOW_STATE_SHIFT)  # and of closing
+_SYNCED_BIT = np.uint64(FlowState.ESTABLISHED << abi.FLOW_STATE_SHIFT)  # CLOSING has it too
 _AWAITING = np.uint64(FlowState.ESTABLISHED_AWAITING << abi.FLOW_STATE_SHIFT)
-_PLACE = np.uint64((1 << abi.FLOW_TAG_SHIFT) - (1 << abi.FLOW_STATE_SHIFT))  # backend and state
+_PLACE = np.uint64((1 << abi.FLOW_TAG_SHIFT) - (1 << abi.FLOW_STATE_SHIFT))  # backend, state
 _ENDED = np.uint64(FlowState.CLOSING << abi.FLOW_STATE_SHIFT)
 _MOST_MS = 2**32 - 1
-_OF_WARM = ("rtt_us", "seq", "talk", "mac", "vlan", "tags")  # that an older ABI may not have
+# Fields copied from the warm array; tables of an older ABI may lack some of them.
+_OF_WARM = ("rtt_us", "seq", "talk", "mac", "vlan", "tags")
 
 type Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What is new of a part of the table: slots whose flow is over, and flows to be told."""
+    """What is new in a part of the table: slots whose flow is over, and flows to be sent."""
 
     over: Indices
     slots: Indices
@@ -51,17 +52,19 @@ class _Look:
 
 
 class Exporter:
-    """Tells one peer; the ledger is that of the installer that takes what the peer tells."""
+    """Makes the records for one peer; shares its ledger with the installer of that peer's flows."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._next = 0  # where the next look begins
-        self._left = 0  # slots that this round of looks has still to see; 0: none is begun
+        self._left = 0  # slots that this round of looks has yet to compare; 0: no round has begun
 
     @property
     def round_ended(self) -> bool:
-        """The last looks have seen the whole table. A look may end early with few records, or
-        none: it counts what it finds, of which what is not whole is not told.
+        """Whether the last looks have covered the whole table.
+
+        A look that returns few records or none may still have ended early: it counts every flow
+        that it finds, but flows that are not whole become no records.
         """
         return self._left == 0
 
@@ -72,10 +75,10 @@ class Exporter:
         most: int = MOST,
         states: frozenset[FlowState] = SYNCED,
     ) -> Records:
-        """What the peer does not know yet, in one look over the table; ``states``: SYNCED or ALL.
+        """Return what the peer does not know yet, from one look over the table.
 
-        Once it has found ``most`` or more the look ends, and the next one of the round goes on
-        there.
+        ``states`` is SYNCED or ALL. The look ends once it has found ``most`` or more; the next
+        look of the round goes on from there.
         """
         size = len(view.tables.flows)
         looks: list[_Look] = []
@@ -93,7 +96,7 @@ class Exporter:
         return self._told(view, jiffies, looks)
 
     def named(self, view: View, jiffies: int, slots: Indices) -> Records:
-        """What the peer does not know yet of these slots, in whatever order they are."""
+        """Return what the peer does not know yet about these slots, which may be in any order."""
         flows = view.tables.flows
         slots = np.unique(slots[slots < len(flows)])
         look = self._news(view.tables, flows[slots], slots, unfinished=False)
@@ -102,12 +105,12 @@ class Exporter:
     def everything(
         self, view: View, jiffies: int, states: frozenset[FlowState] = SYNCED
     ) -> Iterator[Records]:
-        """All flows in these states, in parts; those that the peer told of itself are left out.
+        """Yield all flows in these states, in parts, without those that came from the peer itself.
 
-        What changes meanwhile ``changed`` tells afterwards.
+        Changes made meanwhile are returned by ``changed`` afterwards.
         """
         ledger, flows = self._ledger, view.tables.flows
-        self._left = 0  # of a round that a stream's end has cut off
+        self._left = 0  # forget a round that the end of the stream has cut off
         wanted = np.zeros(abi.FLOW_STATES, dtype=bool)
         wanted[list(states)] = True
         for first in range(0, len(flows), CHUNK):
@@ -123,8 +126,8 @@ class Exporter:
                 yield told
 
     def _look(self, tables: FlowTables, first: int, *, unfinished: bool) -> _Look | None:
-        """What is new of the slots from ``first`` on, with flows whose handshake is unfinished or
-        without; None: nothing.
+        """Return what is new in the slots from ``first`` on, or None. ``unfinished`` includes flows
+        with an unfinished handshake.
         """
         raw = tables.flows[first : first + CHUNK].copy()
         moved = np.flatnonzero(_told_of(raw) ^ self._ledger.sent[first : first + CHUNK])
@@ -133,7 +136,7 @@ class Exporter:
     def _news(
         self, tables: FlowTables, raw: Slots, slots: Indices, *, unfinished: bool
     ) -> _Look | None:
-        """What is new of these slots, which held ``raw``; None: nothing."""
+        """Return what is new in these slots, which held the words ``raw``, or None."""
         if not len(slots):
             return None
         words, known = _told_of(raw), self._ledger.sent[slots]
@@ -144,7 +147,7 @@ class Exporter:
         return _Look(slots[is_over], slots[is_new], _without_waiting(raw[is_new]))
 
     def _told(self, view: View, jiffies: int, looks: list[_Look]) -> Records:
-        """Records of what these looks have found."""
+        """Return records of what these looks have found."""
         if not looks:
             return records.joined(())
         gone = self._gone(np.concatenate([look.over for look in looks]))
@@ -159,29 +162,29 @@ class Exporter:
         return gone
 
     def _tell(self, view: View, jiffies: int, slots: Indices, words: Slots) -> Records:
-        """Records of those flows that are whole; the others wait for the next look."""
+        """Return records of the flows that are whole; the others wait for the next look."""
         told, whole = records_of(view, jiffies, slots, words)
         self._ledger.sent[slots[whole]] = words[whole] & TOLD
         return told[whole]
 
 
 def _told_of(raw: Slots) -> Slots:
-    """What a peer is to know of slots: of flows that the agent has ended, which are at no backend,
-    that they are over.
+    """Return the words as a peer should know them. Flows that the agent has ended are closing at
+    no backend; the peer should see them as over (0).
     """
     told: Slots = np.where(raw & _PLACE == _ENDED, np.uint64(0), raw & TOLD)
     return told
 
 
 def _without_waiting(words: Slots) -> Slots:
-    """The words of slots with the awaiting bit taken off, where it is one."""
+    """Return the words with the awaiting bit cleared, in states that have one."""
     awaits = words & _AWAITING == _AWAITING
     bare: Slots = np.where(awaits, words & TOLD, words)
     return bare
 
 
 def _is_due(tables: FlowTables, words: Slots, known: Slots) -> npt.NDArray[np.bool_]:
-    """Which of these flows have gone on for so long that the peer should know."""
+    """Return which of these flows have a stamp so much newer that the peer should get it."""
     gone_on = ((words - known) & _STAMP).astype(np.int64)
     limit = limits_of(tables, survey.backend_of(words), survey.state_of(words))
     return gone_on >= np.maximum(limit // REFRESH, 1)
@@ -190,8 +193,8 @@ def _is_due(tables: FlowTables, words: Slots, known: Slots) -> npt.NDArray[np.bo
 def records_of(
     view: View, jiffies: int, slots: Indices, words: Slots
 ) -> tuple[Records, npt.NDArray[np.bool_]]:
-    """The flows in these slots as records, and which of them are true: a slot may have changed
-    since, and an embryonic flow has no addresses.
+    """Return the flows in these slots as records, and a mask of those that are whole. The others
+    are not to be used: their slot has changed since, or they are embryonic and have no addresses.
     """
     tables = view.tables
     cold, warm = tables.flows_cold[slots], tables.flows_warm[slots]
@@ -223,14 +226,14 @@ def records_of(
 
 
 def _bytes(addresses: Table) -> npt.NDArray[np.uint8]:
-    """(n, 4) words of addresses as (n, 16) bytes."""
+    """Return addresses given as (n, 4) words as (n, 16) bytes."""
     return np.ascontiguousarray(addresses).view(np.uint8)
 
 
 def _nat_of(
     tables: FlowTables, slots: Indices, words: Slots, warm: Table
 ) -> tuple[npt.NDArray[np.bool_], Indices]:
-    """Which flows have a source and port of fullnat, and the index of the NAT slot."""
+    """Return which flows have a source address and port of fullnat, and their NAT slots' index."""
     nat = warm["nat"].astype(np.int64) - 1
     held = (nat >= 0) & (nat < len(tables.nat_slots))
     nat = np.where(held, nat, 0)
@@ -241,7 +244,9 @@ def _nat_of(
 def _ends_of_new(
     tables: FlowTables, cold: Table, those: npt.NDArray[np.bool_], nat: Indices
 ) -> None:
-    """The addresses of embryonic flows, which the cold array has not, where NAT slots have them."""
+    """Fill in ``cold`` the addresses of embryonic flows from their NAT slots, for the flows in the
+    mask ``those``. The cold array does not hold them.
+    """
     rows = tables.nat_slots[nat[those]]
     for name, there in (
         ("saddr", "client"), ("daddr", "vip"), ("sport", "client_port"), ("dport", "vip_port"),

@@ -1,4 +1,4 @@
-"""What the link asks of the flow table: records to tell one peer, and a place for what it tells."""
+"""The link's interface to the flow table: it gives records for one peer and takes the peer's."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ type SlotNumbers = npt.NDArray[np.int64]  # indices in the flow table
 class Look:
     """What one look at the flow table found for the peer.
 
-    ``identities``: what the ids in the records stand for, if the peer has to know first.
-    ``complete``: the whole table was looked at, by this look and those before it.
-    ``wants_resync``: what the peer told before may mean something only now.
+    ``identities``: what the ids in the records stand for, if the peer has to learn that first.
+    ``complete``: this look and the ones before it have covered the whole table.
+    ``wants_resync``: records that the peer sent earlier may mean something only now.
     """
 
     identities: bytes | None
@@ -31,7 +31,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What came of received records. ``account`` counts them in, from the event loop."""
+    """The outcome of received records. ``account`` counts them; call it from the event loop."""
 
     flows: int
     gone: int
@@ -41,30 +41,32 @@ class Installed:
 
 
 class Flows(Protocol):
-    """What is told to one peer and heard of it. Its methods may take long: for threads."""
+    """The flows exchanged with one peer. The methods may take long, so they are run in threads."""
 
-    record_bytes: int  # so long is one
+    record_bytes: int  # the length of one record
 
     def begin(self) -> bytes:
-        """The peer is to be told everything, by ``part``; what the ids stand for."""
+        """Begin to send everything, with ``part``. Return what the ids stand for."""
 
     def part(self) -> Look | None:
-        """The next part of everything; None: that was all."""
+        """Return the next part of everything, or None after the last part."""
 
     def changed(self, *, unfinished: bool = False) -> Look:
-        """What the peer does not know yet; with those whose handshake is unfinished, or without."""
+        """Return what the peer does not know yet. ``unfinished`` includes flows with an unfinished
+        handshake.
+        """
 
     def named(self, slots: SlotNumbers) -> Look:
-        """What the peer does not know yet of the flows in these slots."""
+        """Return what the peer does not know yet about the flows in these slots."""
 
     def meet(self, identities: bytes) -> None:
-        """What the peer's ids stand for. ValueError if it makes no sense."""
+        """Learn what the peer's ids stand for. ValueError if they make no sense."""
 
     def begin_full(self) -> None:
-        """The peer begins to tell everything."""
+        """Note that the peer begins to send everything."""
 
     def end_full(self) -> Installed:
-        """The peer has told everything."""
+        """Note that the peer has sent everything."""
 
     def install(self, records: bytes) -> Installed:
-        """Take what the peer tells. ValueError if it makes no sense."""
+        """Take records of the peer. ValueError if they make no sense."""

@@ -1,8 +1,8 @@
-"""Decides what a frame of the stream between two balancers is, and which frames are believed.
+"""Defines the frames of the stream between two balancers, and decides which frames are accepted.
 
 A frame is a header (length of the payload, kind, sequence number), the payload, and the
-HMAC-SHA-256 of both under the key of its direction and session. What is replayed, left out,
-reordered, changed or cut off is no frame.
+HMAC-SHA-256 of both under the key of its direction and session. Frames that are replayed, left
+out, reordered, changed or cut off are detected and end the stream.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 HEADER = struct.Struct("!IB3xQ")
 TAG_BYTES = 32
-RECORDS_BYTES = 256 * 1024  # of flows in one frame, at most
+RECORDS_BYTES = 256 * 1024  # most bytes of flow records in one frame
 _CONTROL_BYTES = 16 * 1024
-IDENTITIES_BYTES = 8 * 2**20  # of all services and backends that a node can have
+IDENTITIES_BYTES = 8 * 2**20  # room for all services and backends that a node can have
 
 
 class Kind(enum.IntEnum):
-    """What the payload is. The first four are data: they are acknowledged and count as credit."""
+    """What the payload is. The first four are data: they are acknowledged, and they use credit."""
 
     IDENTITIES = 1  # what the sender's ids stand for, before the records that name them
     FULL_BEGIN = 2  # from here to FULL_END: all flows
@@ -28,32 +28,32 @@ class Kind(enum.IntEnum):
     FULL_END = 4
     ACK = 5
     HEARTBEAT = 6
-    TAKE = 7  # become master
-    GIVE = 8  # have me become master
+    TAKE = 7  # asks the receiver to become master
+    GIVE = 8  # asks the receiver to let the sender become master
     ANSWER = 9  # to TAKE or GIVE
     BYE = 10  # the sender stops
-    RESYNC = 11  # send everything again: ids mean something now that meant nothing before
-    BLOCKS = 12  # of sources, new and undone; for those who say that they take them
+    RESYNC = 11  # send everything again: ids that meant nothing to the sender before now do
+    BLOCKS = 12  # blocks of sources, new and lifted; only for peers that say that they take them
 
 
 DATA = frozenset((Kind.IDENTITIES, Kind.FULL_BEGIN, Kind.RECORDS, Kind.FULL_END))
 _MOST_BYTES = {
     Kind.IDENTITIES: IDENTITIES_BYTES,
     Kind.RECORDS: RECORDS_BYTES,
-    Kind.BLOCKS: 8 * 2**20,  # 4,096 with the longest reasons
+    Kind.BLOCKS: 8 * 2**20,  # 4,096 blocks with the longest reasons
 }
 
 
 class Fault(enum.Enum):
-    """Why a stream is not believed any more; a metric's label."""
+    """Why a stream is no longer trusted; the value is a metric's label."""
 
     SIZE = "size"  # longer than its kind may be
-    KIND = "kind"
+    KIND = "kind"  # unknown
     SEQUENCE = "sequence"  # replayed, left out, reordered
-    AUTHENTICATION = "authentication"  # not sent by who knows the secret, or changed on the way
+    AUTHENTICATION = "authentication"  # the sender lacks the secret, or it was changed on the way
     TRUNCATED = "truncated"
-    CONTENT = "content"  # authentic, and yet it makes no sense
-    WINDOW = "window"  # more than was acknowledged
+    CONTENT = "content"  # authentic, but it makes no sense
+    WINDOW = "window"  # the peer sent more than its credit
 
 
 class FrameError(Exception):
@@ -66,7 +66,7 @@ class FrameError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame that is believed."""
+    """A frame that has been authenticated."""
 
     kind: Kind
     sequence: int
@@ -78,10 +78,10 @@ class Sealer:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self.sequence = 0  # of the newest frame
+        self.sequence = 0  # number of the newest frame
 
     def seal(self, kind: Kind, payload: bytes = b"") -> bytes:
-        """The next frame; FrameError if it is too long to be one."""
+        """Return the next frame. FrameError if the payload is too long."""
         if len(payload) > most_bytes(kind):
             raise FrameError(Fault.SIZE, f"{kind.name} of {len(payload)} bytes is too long")
         self.sequence += 1
@@ -90,16 +90,16 @@ class Sealer:
 
 
 class Opener:
-    """Believes or refuses the frames of one direction."""
+    """Accepts or refuses the frames of one direction."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self.sequence = 0  # of the newest frame that was believed
+        self.sequence = 0  # number of the newest frame that was accepted
 
     def rest_bytes(self, header: bytes) -> int:
-        """How many bytes follow a header; FrameError if no frame begins like this.
+        """Return how many bytes follow a header. FrameError if no valid frame begins like this.
 
-        Nothing of it is authentic yet, but it bounds what is read.
+        The header is not authenticated yet, but the check bounds how much is read.
         """
         length, number, sequence = HEADER.unpack(header)
         try:
@@ -115,11 +115,13 @@ class Opener:
         return int(length) + TAG_BYTES
 
     def open(self, header: bytes, rest: bytes) -> Frame:
-        """The frame, of a header that ``rest_bytes`` took and so many bytes more."""
+        """Return the frame made of a header that ``rest_bytes`` accepted and the bytes after it.
+        FrameError if its HMAC is wrong.
+        """
         length, number, sequence = HEADER.unpack(header)
-        told = hmac.new(self._key, header, "sha256")
-        told.update(memoryview(rest)[:length])
-        if not hmac.compare_digest(told.digest(), rest[length:]):
+        digest = hmac.new(self._key, header, "sha256")
+        digest.update(memoryview(rest)[:length])
+        if not hmac.compare_digest(digest.digest(), rest[length:]):
             raise FrameError(
                 Fault.AUTHENTICATION, "a frame that was not made with this session's key"
             )
@@ -128,5 +130,5 @@ class Opener:
 
 
 def most_bytes(kind: Kind) -> int:
-    """How long a payload of that kind may be."""
+    """Return how long a payload of that kind may be."""
     return _MOST_BYTES.get(kind, _CONTROL_BYTES)

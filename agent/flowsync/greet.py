@@ -1,4 +1,4 @@
-"""Owns the handshake on a new connection: a stream that both ends believe, or why there is none."""
+"""Runs the handshake on a new connection. It ends in an authenticated session or in a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Greeter:
     own: Hello  # with an empty nonce
 
     async def initiate(self, streams: Streams) -> Session:
-        """Of a connection that we have opened. Raises Refused, OSError, TimeoutError."""
+        """Do the handshake on a connection that we opened. Refused, OSError or TimeoutError."""
         hello = replace(self.own, nonce=secrets.token_bytes(32))
         async with asyncio.timeout(GREETING_S), _telling(streams[1]):
             streams[1].write(hello.pack())
@@ -36,14 +36,15 @@ class Greeter:
             return handshake.agree(self.secret, transcript, peer, initiator=True)
 
     async def accept(self, streams: Streams) -> tuple[Session, bytes]:
-        """Of a connection that a peer has opened: the session, and the proof that completes it
-        once it is sent.
+        """Do the handshake on a connection that a peer opened. Raises what ``initiate`` raises.
+
+        Return the session, and the proof that completes the handshake once it is sent.
         """
         hello = replace(self.own, nonce=secrets.token_bytes(32))
         async with asyncio.timeout(GREETING_S), _telling(streams[1]):
             prefix, body = await _message(streams[0])
             peer = handshake.read_hello(prefix, body)
-            # Before what we think of it, so that it can say with which version it has met.
+            # Sent before the checks, so that a refused peer can still say which version we have.
             streams[1].write(hello.pack())
             handshake.check(hello, peer)
             transcript = prefix + body + hello.pack()
@@ -54,14 +55,14 @@ class Greeter:
 
 
 def refuse(writer: asyncio.StreamWriter, why: Why) -> None:
-    """Say why, as far as it goes without waiting, and close."""
+    """Send the reason, as far as that is possible without waiting, and close."""
     writer.write(handshake.pack_refusal(why))
     writer.close()
 
 
 @contextlib.asynccontextmanager
 async def _telling(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
-    """Whom we refuse learns why."""
+    """Send the reason to the peer when the body refuses it."""
     try:
         yield
     except Refused as refused:

@@ -1,4 +1,4 @@
-"""Decides how two balancers convince each other that they know the secret, and agree on a session.
+"""Defines how two balancers prove to each other that they know the secret, and agree on a session.
 
     initiator                         acceptor
     HELLO (versions, name, nonce) →
@@ -6,8 +6,8 @@
     PROOF (HMAC of both hellos)   →
                                     ← PROOF
 
-What stands before the secret is proven is bounded, and the first 12 bytes and the field
-``project`` are the same in every version: two versions that cannot talk can still say so.
+Everything that is read before the secret is proven is bounded in size. The first 12 bytes and the
+field ``project`` are the same in every version, so two versions that cannot talk can still say so.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from dataclasses import dataclass
 from agent.flowsync.framing import Opener, Sealer
 
 PROTOCOL = 1
-PREFIX = struct.Struct("!8sHH")  # what it is, a number, bytes that follow
+PREFIX = struct.Struct("!8sHH")  # magic, a number, how many bytes follow
 PROOF_BYTES = 32
-MOST_BYTES = 1024  # that follow a prefix
+MOST_BYTES = 1024  # that may follow a prefix
 _NONCE_BYTES = 32
 _LONGEST_NAME = 128
-_LONGEST_VERSION = 32  # it stands in the log before anything is proven
+_LONGEST_VERSION = 32  # short, because it is logged before anything is proven
 _HELLO, _PROOF, _REFUSAL = b"STEELYHI", b"STEELYOK", b"STEELYNO"
 
 
 class Why(enum.IntEnum):
-    """Why a stream did not come about; the number goes over the wire, the word is a label."""
+    """Why a stream was refused. The number goes over the wire, the name is a metric's label."""
 
-    GARBAGE = 1  # no handshake of ours
+    GARBAGE = 1  # not this protocol
     PROTOCOL = 2
     RECORDS = 3
     KEY = 4
@@ -48,7 +48,7 @@ class Why(enum.IntEnum):
 
 
 class Refused(Exception):  # noqa: N818 (an outcome, not a defect)
-    """No stream. ``told``: whether the peer said so, or we did."""
+    """The handshake failed. ``told``: the peer refused us, rather than we it."""
 
     def __init__(self, why: Why, text: str, *, told: bool = False) -> None:
         super().__init__(text)
@@ -64,7 +64,7 @@ class Hello:
     protocol: int
     records: int  # version of the records
     name: str
-    process: str  # drawn anew by each process: who meets it has met itself
+    process: str  # random per process; a node that receives its own has connected to itself
     nonce: bytes
 
     def pack(self) -> bytes:
@@ -82,7 +82,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What both ends have agreed on, each with its own view."""
+    """What both ends have agreed on, seen from this end."""
 
     peer: Hello
     sealer: Sealer
@@ -90,15 +90,15 @@ class Session:
 
 
 def rest_bytes(prefix: bytes) -> int:
-    """How many bytes follow; Refused if nobody of ours speaks so."""
+    """Return how many bytes follow. Refused if this is no handshake message of ours."""
     magic, _, length = PREFIX.unpack(prefix)
     if magic not in (_HELLO, _PROOF, _REFUSAL) or length > MOST_BYTES:
-        raise Refused(Why.GARBAGE, "what came is no handshake of a balancer")
+        raise Refused(Why.GARBAGE, "what the peer sent is not a balancer's handshake")
     return int(length)
 
 
 def read_hello(prefix: bytes, body: bytes) -> Hello:
-    """The peer's hello; Refused if it is none, or says that we are refused."""
+    """Return the peer's hello. Refused if it is not one, or if the peer refuses us."""
     magic, number, _ = PREFIX.unpack(prefix)
     _raise_if_told(magic, number)
     try:
@@ -112,9 +112,9 @@ def read_hello(prefix: bytes, body: bytes) -> Hello:
             nonce=bytes.fromhex(said.get("nonce", "")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        hello = None  # OverflowError: JSON has an Infinity here
+        hello = None  # OverflowError: Python's JSON allows Infinity, which int() refuses
     if magic != _HELLO or hello is None:
-        raise Refused(Why.GARBAGE, "what came is no hello of a balancer")
+        raise Refused(Why.GARBAGE, "what the peer sent is not a balancer's hello")
     return hello
 
 
@@ -140,18 +140,20 @@ def check(own: Hello, peer: Hello) -> None:
 
 
 def pack_proof(secret: bytes, transcript: bytes, *, initiator: bool) -> bytes:
-    """Says to who has heard the same hellos that we know the secret."""
+    """Return the message that proves to a peer with the same hellos that we know the secret."""
     return PREFIX.pack(_PROOF, 0, PROOF_BYTES) + _proof(secret, transcript, initiator)
 
 
 def check_proof(
     secret: bytes, transcript: bytes, prefix: bytes, body: bytes, *, initiator: bool
 ) -> None:
-    """Raise Refused unless it is the proof of the initiator, or of the acceptor."""
+    """Raise Refused unless this is the initiator's proof, or with ``initiator=False`` the
+    acceptor's.
+    """
     magic, number, _ = PREFIX.unpack(prefix)
     _raise_if_told(magic, number)
     if magic != _PROOF:
-        raise Refused(Why.GARBAGE, "what came is no proof of a balancer")
+        raise Refused(Why.GARBAGE, "what the peer sent is not a balancer's proof")
     if not hmac.compare_digest(body, _proof(secret, transcript, initiator)):
         raise Refused(Why.KEY, _TEXTS[Why.KEY])
 
@@ -161,7 +163,7 @@ def pack_refusal(why: Why) -> bytes:
 
 
 def agree(secret: bytes, transcript: bytes, peer: Hello, *, initiator: bool) -> Session:
-    """The session of who has heard these hellos and both proofs."""
+    """Return the session that follows from these hellos, once both proofs have been checked."""
     own, other = (b"initiator", b"acceptor") if initiator else (b"acceptor", b"initiator")
     return Session(
         peer,
@@ -171,12 +173,12 @@ def agree(secret: bytes, transcript: bytes, peer: Hello, *, initiator: bool) -> 
 
 
 def printable(text: str, longest: int = _LONGEST_NAME) -> str:
-    """Another node's text as it may stand in a log."""
+    """Return another node's text with unprintable characters replaced, so that it can be logged."""
     return "".join(char if char.isprintable() else "?" for char in text[:longest])
 
 
 _TEXTS = {
-    Why.GARBAGE: "the peer takes what we say for no handshake; is it an older version?",
+    Why.GARBAGE: "the peer does not recognise our handshake; is it an older version?",
     Why.PROTOCOL: "the peer speaks another protocol: the two nodes have different versions of the"
     " project; upgrade the older one",
     Why.RECORDS: "the peer has other records: the two nodes have different versions of the"
@@ -205,5 +207,6 @@ def _proof(secret: bytes, transcript: bytes, initiator: bool) -> bytes:
 
 
 def _derive(secret: bytes, label: bytes, transcript: bytes) -> bytes:
-    # The label has no zero in it, so no label and transcript look like another pair.
+    # Labels contain no zero byte, so two different pairs of label and transcript never give the
+    # same input.
     return hmac.digest(secret, b"steelyard flow sync: " + label + b"\0" + transcript, "sha256")

@@ -1,8 +1,8 @@
 """Decides which of our services, backends and source addresses a sender's ids stand for.
 
-Two nodes number them as they come. What makes one the same on both is what makes it the same
-over a restart (``agent.state.identities``): of a service its first address, first port and
-protocol, of a backend its service, address and port.
+Each node numbers its own in the order in which they appear. They are matched between nodes by the
+same identity that keeps an id over a restart (``agent.state.identities``): a service by its first
+address, first port and protocol, a backend by its service, address and port.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from agent.model import Address
 from agent.state.tables import ServiceSlot, TableContents
 
-_IDS = 1 << 16  # that a record can name
+_IDS = 1 << 16  # how many ids a record can name
 _NUMBERS = 1 << 8
 _MOST_SLOTS = 1 << 28
 
@@ -29,8 +29,8 @@ class Identities:
     """What the ids in a node's tables stand for, as plain data for its peer.
 
     ``services``: slot by id; ``backends``: service id, address and port (0: the packet's) by id;
-    ``nat_sources``: address by number; ``slots``: of its flow table; ``tables``: what tells its
-    tables from those that it had before.
+    ``nat_sources``: address by number; ``slots``: the size of its flow table; ``tables``: a name
+    that distinguishes its tables from those that it had before.
     """
 
     tables: str
@@ -41,7 +41,7 @@ class Identities:
 
 
 def identities_of(held: TableContents, tables: str, slots: int) -> Identities:
-    """Of tables with so many flow slots."""
+    """Return the identities of tables with this name, these contents and so many flow slots."""
     return Identities(
         tables,
         slots,
@@ -52,7 +52,7 @@ def identities_of(held: TableContents, tables: str, slots: int) -> Identities:
 
 
 def to_plain(ids: Identities) -> dict[str, Any]:
-    """For JSON: lists of numbers and addresses as text."""
+    """Return the identities as plain data for JSON: lists of numbers, and addresses as text."""
     return {
         "tables": ids.tables,
         "slots": ids.slots,
@@ -63,7 +63,7 @@ def to_plain(ids: Identities) -> dict[str, Any]:
 
 
 def from_plain(plain: Any) -> Identities:
-    """What ``to_plain`` made. ValueError if it did not make this."""
+    """Return the identities that ``to_plain`` was given. ValueError if this is not its output."""
     try:
         return Identities(
             tables=str(plain["tables"]),
@@ -83,7 +83,7 @@ def from_plain(plain: Any) -> Identities:
             },
         )
     except (TypeError, KeyError) as error:
-        raise ValueError(f"these are no identities: {error}") from error
+        raise ValueError(f"malformed identities: {error}") from error
 
 
 def _number(value: Any, end: int) -> int:
@@ -94,18 +94,23 @@ def _number(value: Any, end: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class IdMap:
-    """Our ids by the sender's, 0 for what we do not have; source addresses of fullnat likewise by
-    number, -1 for none.
+    """Arrays that give our id for each id of the sender.
+
+    ``services`` and ``backends`` have shape (65536,), with 0 for what we do not have;
+    ``nat_sources`` gives our number for the sender's number of a fullnat source address, with
+    shape (256,), and -1 for none.
     """
 
     services: Ids
     backends: Ids
     nat_sources: Ids
-    tables: str  # of the sender
-    slots: int
+    tables: str  # the sender's, as in Identities
+    slots: int  # of the sender's flow table
 
     def has_more_than(self, other: IdMap) -> bool:
-        """An id means something that meant something else, or nothing, by the other map."""
+        """Return whether an id means something here that meant nothing, or something else, in the
+        other map.
+        """
         return bool(
             ((self.services != other.services) & (self.services != 0)).any()
             or ((self.backends != other.backends) & (self.backends != 0)).any()
@@ -114,7 +119,7 @@ class IdMap:
 
 
 def id_map(theirs: Identities, ours: Identities) -> IdMap:
-    """How the records of a sender are to be read."""
+    """Return the map from the sender's ids to ours."""
     our_services = {slot: ident for ident, slot in ours.services.items()}
     our_backends = {place: ident for ident, place in ours.backends.items()}
     our_sources = {address: number for number, address in ours.nat_sources.items()}

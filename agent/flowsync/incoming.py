@@ -1,4 +1,4 @@
-"""Owns what has come from one peer and waits to be installed, and says what came of it."""
+"""Owns the frames from one peer that wait to be installed, and acknowledges them afterwards."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from agent.flowsync.tally import Tally
 from agent.flowsync.threads import in_thread
 from agent.flowsync.window import CREDIT_BYTES
 
-_MERGE_BYTES = 2**20  # of records that are installed at once
-_MOST_BYTES = CREDIT_BYTES + RECORDS_BYTES + IDENTITIES_BYTES  # that wait
+_MERGE_BYTES = 2**20  # how many bytes of records are installed in one go
+_MOST_BYTES = CREDIT_BYTES + RECORDS_BYTES + IDENTITIES_BYTES  # that may wait
 
 
 class Incoming:
@@ -36,7 +36,7 @@ class Incoming:
         self._arrived = asyncio.Event()
 
     def put(self, frame: Frame) -> None:
-        """Data has arrived. FrameError if the peer does not wait for its turn."""
+        """Queue a data frame that has arrived. FrameError if the peer exceeds its credit."""
         self._bytes += len(frame.payload)
         if self._bytes > _MOST_BYTES:
             raise FrameError(Fault.WINDOW, "the peer does not wait for acknowledgements")
@@ -44,7 +44,7 @@ class Incoming:
         self._arrived.set()
 
     async def run(self) -> None:
-        """Install, for ever."""
+        """Install what arrives, until cancelled."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -62,7 +62,7 @@ class Incoming:
                 )
 
     def _next_frames(self) -> list[Frame]:
-        """The next frame, or as many of records as are installed at once."""
+        """Return the next frame, or as many frames of records as are installed in one go."""
         frames: list[Frame] = []
         size = 0
         while self._frames and size < _MERGE_BYTES:

@@ -1,14 +1,16 @@
-"""Decides where the flows that a peer tells of go in this node's table, and puts them there.
+"""Decides where the flows of a peer go in this node's table, and puts them there.
 
-The packet path writes the same table meanwhile. A flow takes the place that it has, or a free
-one, or one that is over by the packet path's own rules: never that of a flow that lives. The
-packet path takes the last free place of a bucket and the first that is over, this module the
-first and the last, so they meet only where one is left. Then one of both gets it: slots, and who
-has a port of fullnat, change by compare-and-exchange only. A slot is claimed before anything is
-written beside it, by a closed flow that is no packet's.
+The packet path writes the same table meanwhile. A flow takes the slot that it already has, or a
+free one, or one whose flow is over by the packet path's own rules; it never takes the slot of a
+live flow. The packet path takes the last free slot of a bucket, or else the first that is over;
+this module takes the first free one, or else the last that is over. So they compete only when one
+slot is left, and then exactly one of them gets it, because slots, and the owners of fullnat's
+ports, change by compare-and-exchange only. Before anything is written beside a slot, the slot is
+claimed with a closed flow that has the complement of the new flow's tag, so the new flow's packets
+do not find it yet.
 
-What is carried leaves no request waiting: the answer, and what came before it, were another
-node's to see.
+A carried flow has no request waiting: this node saw neither the bytes of the request nor the
+answer to it.
 """
 
 from __future__ import annotations
@@ -31,17 +33,18 @@ from agent.flowsync.plan import Mask, Plan, Refusal, cold_of, plan
 from agent.flowsync.records import GONE, Records
 from agent.flowsync.view import FlowTables, View
 
-# Of the sequence number that is carried: so far back that the next segment counts as a jump, all
-# of it new and no byte more (FRESH_MAX in bpf/waiting.h), whatever was sent since.
+# The carried sequence number is set back by so much that the next segment counts as a jump: all of
+# it is new and nothing more (FRESH_MAX in bpf/waiting.h), however much was sent meanwhile.
 _SEQ_BACK = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """Where and at which MAC address clients' packets come in here: nat and fullnat send answers
-    back that way until the client's next packet. One for all flows, or by the sender's slot.
+    """The interface, and the source MAC address, of clients' packets as they arrive here. nat and
+    fullnat send answers back that way until the client's next packet. There is one value for all
+    flows, or one by the sender's slot: then ``source_mac`` has shape (slots, 6).
 
-    ``elsewhere``: they come to the peer now, so what it tells is newer than what is here.
+    ``elsewhere``: packets arrive at the peer now, so its records are newer than this table.
     """
 
     ifindex: int | Counts
@@ -49,7 +52,7 @@ class Arrival:
     elsewhere: bool = False
 
     def of(self, slots: Counts) -> tuple[int | Counts, npt.NDArray[np.uint8]]:
-        """Of the flows in these slots of the sender's."""
+        """Return the values for the flows in these slots of the sender's table."""
         if self.source_mac.ndim == 1:
             return self.ifindex, self.source_mac
         return np.asarray(self.ifindex)[slots], self.source_mac[slots]
@@ -57,8 +60,8 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What has become of records. ``opened``, ``established`` and ``closed``: slots by backend id,
-    to be counted (``account``).
+    """What has become of records. ``opened``, ``established``, ``closed`` and ``embryonic`` are
+    numbers of slots by backend id, which ``account`` counts.
     """
 
     installed: int
@@ -66,14 +69,14 @@ class Outcome:
     removed: int
     refused: dict[Refusal, int]
     opened: Counts
-    established: Counts  # of those opened: elsewhere, they have stopped being embryonic
+    established: Counts  # how many of those opened were already past embryonic at the other node
     closed: Counts
-    embryonic: Counts  # how many more of these there are
+    embryonic: Counts  # by how much the number of embryonic flows has changed
 
 
 @dataclass(slots=True)
 class _Tally:
-    """An outcome in the making."""
+    """The counts from which an outcome is made."""
 
     backends: int
     installed: int = 0
@@ -102,30 +105,30 @@ class _Tally:
         return np.bincount(ids[ids < self.backends], minlength=self.backends)
 
     def closes(self, words: Slots) -> None:
-        """These words are no longer in the table."""
+        """Note that these words are no longer in the table."""
         self.closed.append(survey.open_backends(words))
 
     def opens(self, words: Slots) -> None:
-        """These are."""
+        """Note that these words are in the table now."""
         self.opened.append(survey.open_backends(words))
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Records that are being taken, and what they are read with."""
+    """Records that are being installed, and the context that they are read with."""
 
     view: View
     told: Records
-    cold: Table  # of each record
+    cold: Table  # the cold row for each record
     warm: Table
     now: int
     tally: _Tally
-    young_ways: int
-    yields: bool  # to what the peer tells
+    embryonic_ways: int
+    peer_wins: bool  # the peer's records replace flows that live here
 
 
 class Installer:
-    """Takes what one peer tells; the ledger is that of the exporter that tells the peer."""
+    """Installs the flows of one peer; shares its ledger with the exporter for that peer."""
 
     def __init__(self, ledger: Ledger, ids: IdMap) -> None:
         self._ledger = ledger
@@ -134,17 +137,17 @@ class Installer:
         ledger.meet(ids.tables, ids.slots)
 
     def map(self, ids: IdMap) -> None:
-        """From now on the records have these ids, theirs or ours being others."""
+        """Use another map of ids from now on, because the peer's ids or ours have changed."""
         self.ids = ids
         self._ledger.meet(ids.tables, ids.slots)
 
     def begin_full(self) -> None:
-        """The peer begins to tell everything."""
+        """Note that the peer begins to send everything."""
         self._unconfirmed = self._ledger.holder != 0
 
     def end_full(self, view: View) -> Outcome:
-        """It has: what it told earlier and not again is over there, and goes unless it has had a
-        packet here.
+        """Note that the peer has sent everything. Flows that it sent earlier but not again are
+        over at the peer, and are removed unless they have had a packet here.
         """
         tally = _Tally(len(view.tables.backends))
         if self._unconfirmed is not None:
@@ -153,7 +156,7 @@ class Installer:
         return tally.outcome()
 
     def install(self, view: View, told: Records, jiffies: int, arrival: Arrival) -> Outcome:
-        """Take records in the order in which they were told."""
+        """Install records, which must come in the order in which the peer sent them."""
         tally = _Tally(len(view.tables.backends))
         told = self._newest(told, tally)
         is_gone = told["state"] == GONE
@@ -168,8 +171,8 @@ class Installer:
     def place(
         self, view: View, told: Records, planned: Plan, jiffies: int, arrival: Arrival
     ) -> Outcome:
-        """Take records of which is known already where they hash to. Embryonic flows may take
-        more than their share: they had it, in a larger table.
+        """Install records for which a plan exists already. Embryonic flows may take more than
+        their share of a bucket, because they were within it in a larger table.
         """
         tally = _Tally(len(view.tables.backends))
         self._place(view, told, planned, jiffies, arrival, tally, abi.FLOW_WAYS)
@@ -183,7 +186,7 @@ class Installer:
         jiffies: int,
         arrival: Arrival,
         tally: _Tally,
-        young_ways: int = abi.FLOW_EMBRYONIC_WAYS,
+        embryonic_ways: int = abi.FLOW_EMBRYONIC_WAYS,
     ) -> None:
         cold, warm = _beside(view, self.ids, told, jiffies, arrival)
         batch = _Batch(
@@ -193,7 +196,7 @@ class Installer:
             warm,
             jiffies >> view.clock.shift,
             tally,
-            young_ways,
+            embryonic_ways,
             arrival.elsewhere,
         )
         left = len(planned)
@@ -203,7 +206,7 @@ class Installer:
         tally.refused[Refusal.NO_ROOM] += left
 
     def _newest(self, told: Records, tally: _Tally) -> Records:
-        """The last record of each of the peer's slots."""
+        """Return the last record for each of the peer's slots."""
         is_slot = told["slot"] < len(self._ledger.place)
         if not is_slot.all():
             tally.refused[Refusal.MALFORMED] += int(np.count_nonzero(~is_slot))
@@ -211,10 +214,10 @@ class Installer:
         backwards = np.unique(told["slot"][::-1], return_index=True)[1]
         return told[len(told) - 1 - backwards]
 
-    # -- what goes
+    # -- removing flows
 
     def _held_by(self, theirs: npt.NDArray[np.integer]) -> Counts:
-        """Our slots that hold what the peer told of these slots of its."""
+        """Return our slots that hold the flows of these slots of the peer's."""
         place = self._ledger.place[theirs].astype(np.int64)
         told = np.flatnonzero(place)
         ours: Counts = place[told] - 1
@@ -224,10 +227,10 @@ class Installer:
     def _leave_old_places(
         self, tables: FlowTables, told: Records, planned: Plan, tally: _Tally
     ) -> None:
-        """A slot of the peer's that has gone to another flow: the one before is over."""
+        """Remove flows whose slot at the peer has been taken by another flow: they are over."""
         theirs = told["slot"].astype(np.int64)
         ours = self._ledger.place[theirs].astype(np.int64) - 1
-        wanted = np.zeros(len(told), dtype=np.uint64)  # tags; of refused records none
+        wanted = np.zeros(len(told), dtype=np.uint64)  # tags; 0 for refused records
         bucket = np.full(len(told), -1)
         wanted[planned.row] = planned.word >> np.uint64(abi.FLOW_TAG_SHIFT)
         bucket[planned.row] = planned.bucket
@@ -237,7 +240,7 @@ class Installer:
         self._remove(tables, ours[is_told & is_other], tally)
 
     def _remove(self, tables: FlowTables, slots: Counts, tally: _Tally) -> None:
-        """Free slots of the peer's flows, those that nothing has touched here."""
+        """Free those of these slots of the peer's flows that no packet has touched here."""
         if not len(slots):
             return
         words = tables.flows[slots]
@@ -251,19 +254,19 @@ class Installer:
         tally.removed += len(slots)
         tally.closes(words)
 
-    # -- what comes
+    # -- installing flows
 
     def _take(self, batch: _Batch, planned: Plan) -> None:
-        """Flows of different buckets."""
+        """Install flows that all hash to different buckets."""
         ledger, tally = self._ledger, batch.tally
         found = places(
-            batch.view, ledger, planned, batch.now, batch.young_ways, yields=batch.yields
+            batch.view, ledger, planned, batch.now, batch.embryonic_ways, peer_wins=batch.peer_wins
         )
-        for reason, those in found.refused.items():
-            tally.refused[reason] += int(np.count_nonzero(those))
+        for reason, refused in found.refused.items():
+            tally.refused[reason] += int(np.count_nonzero(refused))
         fits = found.fits
         can, seen = nat.can_have(
-            batch.view, ledger, planned, found.slots, batch.now, yields=batch.yields
+            batch.view, ledger, planned, found.slots, batch.now, peer_wins=batch.peer_wins
         )
         tally.refused[Refusal.NAT_TAKEN] += int(np.count_nonzero(fits & ~can))
         fits &= can
@@ -291,7 +294,7 @@ class Installer:
 def _beside(
     view: View, ids: IdMap, told: Records, jiffies: int, arrival: Arrival
 ) -> tuple[Table, Table]:
-    """What of these flows is beside the flow table; without NAT slots."""
+    """Return the cold and the warm rows of these flows, still without their NAT slots."""
     cold = cold_of(told, ids.services[told["service"]])
     age = told["age_ms"].astype(np.int64) * view.clock.hz // 1000
     cold["start"] = (jiffies - age) % 2**32
@@ -304,8 +307,8 @@ def _beside(
 
 
 def _store(batch: _Batch, planned: Plan, slots: Counts, expected: Slots, goes_on: Mask) -> Mask:
-    """Have the flows in their slots, and what belongs to them beside; which are, because the slots
-    were as expected.
+    """Write the flows to their slots, and their rows to the cold and warm arrays. Return a mask of
+    those that were written, because their slots still held the expected words.
     """
     tables, stored = batch.view.tables, np.zeros(len(slots), dtype=bool)
     stored[goes_on] = exchange(
@@ -321,13 +324,16 @@ def _store(batch: _Batch, planned: Plan, slots: Counts, expected: Slots, goes_on
     cold, warm = batch.cold[fresh.row], batch.warm[fresh.row]
     warm["nat"] = fresh.nat + 1
     tables.flows_cold[at], tables.flows_warm[at] = cold, warm
-    # Whoever is put off for seconds here finds the slot taken, as one of a closed flow.
+    # If this process was suspended here for seconds, the packet path may have given the slot, which
+    # looked like one of a closed flow, to another flow. Then the exchange fails.
     stored[new] = exchange(tables.flows, at, claims[new], fresh.word)
     return stored
 
 
 def _claims(words: Slots, now: int) -> Slots:
-    """What claims slots for these flows: flows that closed this moment, of no packet's tag."""
+    """Return the words that claim slots for these flows: flows that closed this moment, with the
+    complement of the tag.
+    """
     others = ~(words >> np.uint64(abi.FLOW_TAG_SHIFT)) << np.uint64(abi.FLOW_TAG_SHIFT)
     backends = words & np.uint64(0xFFFF << abi.FLOW_BACKEND_SHIFT)
     low = abi.FlowState.CLOSING << abi.FLOW_STATE_SHIFT | now & abi.FLOW_STAMP_MASK
@@ -336,18 +342,18 @@ def _claims(words: Slots, now: int) -> Slots:
 
 
 def _without_port(batch: _Batch, planned: Plan, slots: Counts, stored: Mask, seen: Slots) -> Mask:
-    """Which of those that are stored do not get their port of fullnat, and so leave their slots."""
+    """Return which of the stored flows do not get their port of fullnat; they lose their slots."""
     lost = stored & (planned.nat >= 0)
     if not lost.any():
         return lost
-    those = planned.take(lost)
-    lost[lost] = ~nat.take(batch.view, those, slots[lost], batch.cold[those.row], seen[lost])
+    needy = planned.take(lost)
+    lost[lost] = ~nat.take(batch.view, needy, slots[lost], batch.cold[needy.row], seen[lost])
     exchange(batch.view.tables.flows, slots[lost], planned.word[lost], 0)
     return lost
 
 
 def account(tables: SharedTables, outcome: Outcome) -> None:
-    """Count what an outcome has opened and closed; in the thread that writes the tables."""
+    """Count what an outcome has opened and closed. Call it in the thread that writes the tables."""
     opened, closed = outcome.opened, outcome.closed
     more = opened - closed
     tables.backend_load["open_fix"] += more

@@ -1,7 +1,7 @@
-"""Owns what outlives the agent of a ledger: pinned beside the tables that it is about.
+"""Owns the part of a ledger that outlives the agent; it is pinned beside the tables it is about.
 
-Without it, an agent that comes back could not tell flows that a peer has told it of, and that
-have ended there since, from flows of its own, and would tell the peer of them.
+Without it, a restarted agent could not distinguish its own flows from flows that it received from
+a peer and that have ended there since, and it would send the latter back to the peer.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from agent.dataplane.tables import Table, mapped
 from agent.failover.model import Address
 
 _PREFIX = "peer_"
-_MOST_BYTES = 256  # of what the peer's tables are called
+_MOST_BYTES = 256  # of the name of the peer's tables
 _ROW = np.dtype([("received", "u8"), ("holder", "u4"), ("pad", "u4")])
 _NAME = np.dtype([("name", "u1", (_MOST_BYTES,))])
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Of the ledger with one peer: two of its arrays, and the peer's tables (in UTF-8)."""
+    """Two arrays of the ledger with one peer, and the name of the peer's tables (in UTF-8)."""
 
     received: Slots
     holder: npt.NDArray[np.uint32]
@@ -37,7 +37,7 @@ class Kept:
 
     @classmethod
     def of(cls, pins: Pins, peer: Address, slots: int) -> Self:
-        """As the last agent left it, or empty."""
+        """Return what the last agent left, or an empty one."""
         rows_name, tables_name = _names(peer)
         rows = _pinned(pins.table(rows_name), _ROW, slots)
         tables = _pinned(pins.table(tables_name), _NAME, 1)
@@ -45,7 +45,7 @@ class Kept:
 
     @classmethod
     def nowhere(cls, slots: int) -> Self:
-        """For as long as the process lives."""
+        """Return one that is not pinned and lives only as long as the process."""
         return cls(
             np.zeros(slots, dtype=np.uint64),
             np.zeros(slots, dtype=np.uint32),
@@ -54,12 +54,12 @@ class Kept:
 
     @property
     def tables(self) -> str:
-        """Which tables of the peer the rest is about."""
+        """The name of the peer's tables that the arrays are about."""
         return self.name.tobytes().rstrip(b"\0").decode()
 
     def meet(self, tables: str) -> None:
-        """The rest is to be about these."""
-        self.name[:] = 0  # so that one that was interrupted here is about none
+        """Empty the arrays and use them for these tables of the peer."""
+        self.name[:] = 0  # an agent that is killed here leaves arrays that are about no tables
         self.received[:] = 0
         self.holder[:] = 0
         text = np.frombuffer(tables.encode()[:_MOST_BYTES], dtype=np.uint8)
@@ -67,7 +67,7 @@ class Kept:
 
 
 def forget_all_but(pins: Pins, peers: Iterable[Address]) -> None:
-    """Unpin what is kept of balancers that are no peers any more."""
+    """Unpin what was kept about balancers that are no longer peers."""
     wanted = {name for peer in peers for name in _names(peer)}
     for path in pins.folder.glob(f"{_PREFIX}*"):
         if path.name not in wanted:
@@ -75,7 +75,7 @@ def forget_all_but(pins: Pins, peers: Iterable[Address]) -> None:
 
 
 def _names(peer: Address) -> tuple[str, str]:
-    """Of the two tables; BPF's file system wants no dots in them."""
+    """Return the names of the two pinned maps; bpffs allows no dots in names."""
     name = f"{_PREFIX}{int(peer):x}"
     return name, f"{name}_tables"
 

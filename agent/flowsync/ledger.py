@@ -1,8 +1,8 @@
-"""Owns what this node knows of its peer's knowledge: which flows it has told, and which it has
-been told of.
+"""Owns what this node knows of a peer's knowledge: which flows it has sent to the peer, and which
+it has received from it.
 
-A received flow that no packet has touched here is the peer's business: it is not told back, and
-the peer may take it away. The first packet that moves its slot makes it this node's own.
+A received flow that no packet has touched here still belongs to the peer: it is not sent back, and
+the peer may remove it. The first packet that changes its slot makes it this node's own.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from agent.dataplane import abi
 from agent.dataplane.survey import Slots
 from agent.flowsync.kept import Kept
 
-# What is told of a slot's word: whether a request waits is not.
+# The bits of a slot's word that are sent; whether a request is waiting is not.
 TOLD = np.uint64(~(abi.FLOW_AWAITING << abi.FLOW_STATE_SHIFT) & (2**64 - 1))
 
 
 class Ledger:
-    """Of a flow table with so many slots, and one peer. Not for two threads at a time.
+    """The ledger of one peer and a flow table with so many slots. It is not thread-safe.
 
-    ``sent``: by slot, what the peer knows of it, 0 nothing. ``received``: the word as it was when
-    the peer told of it. ``holder``: which of its slots, plus 1, is here; ``place``: the other way
-    round, by the peer's slot. ``kept``: what an earlier ledger of the same two has left.
+    ``sent``: by slot, the word that the peer knows, or 0. ``received``: by slot, the word that was
+    installed from the peer's record, or 0. ``holder``: by slot, the peer's slot that the flow is
+    in, plus 1, or 0. ``place``: the inverse, our slot plus 1 by the peer's slot. ``kept``: what an
+    earlier ledger of the same pair of nodes has left.
     """
 
     def __init__(self, slots: int, kept: Kept | None = None) -> None:
@@ -34,8 +35,8 @@ class Ledger:
         self.place = np.zeros(0, dtype=np.uint32)
 
     def meet(self, tables: str, slots: int) -> None:
-        """The peer says which tables it has. If they are others than those that it told of, it
-        has lost all of them, and what it told is this node's to tell.
+        """Note which tables the peer has. If they are not the ones that it sent flows from, it has
+        lost those flows, and the ones received from it are for this node to send.
         """
         whole = f"{tables}, {slots} slots"
         if whole != self._kept.tables:
@@ -49,6 +50,6 @@ class Ledger:
         self.place[theirs[theirs < slots]] = ours[theirs < slots] + 1
 
     def is_untouched(self, words: Slots, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of these slots hold, with these words, a flow of the peer's as it was told."""
+        """Return which of these slots hold, with these words, a flow just as the peer sent it."""
         untouched: npt.NDArray[np.bool_] = (words != 0) & (words == self.received[slots])
         return untouched

@@ -1,7 +1,7 @@
-"""Owns one stream between two balancers, from the handshake's end to its own.
+"""Owns one stream between two balancers, from the end of the handshake to the end of the stream.
 
-Reading never waits for the flow table: what has come waits in ``incoming``, bounded, and what
-goes is paced by the peer's acknowledgements, so a peer that is slow still hears that we live.
+Reading never waits for the flow table: received data is queued in ``incoming``, which is bounded,
+and sending is paced by the peer's acknowledgements. So a slow peer still gets our heartbeats.
 """
 
 from __future__ import annotations
@@ -35,17 +35,20 @@ from agent.state.blocks import Blocks
 log = get_logger()
 
 _BLOCKS = 4096  # in a frame
-_MOST_ASKS = 8  # of a peer at once
-_CLOCKS = 20  # heartbeats that tell how the peer's clock and this one differ
+_MOST_ASKS = 8  # requests of a peer that are served at the same time
+_CLOCKS = 20  # heartbeats from which the difference to the peer's clock is estimated
 
-type Callback = Callable[[str | None], Awaitable[str]]  # of an instance, or all; the answer
+type Callback = Callable[[str | None], Awaitable[str]]  # an instance, or None for all -> answer
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What this node tells of its failover: the names of its instances, which the peer asks by, and
-    what its virtual routers were at a moment of the monotonic clock; None: that is not known.
-    ``takes_at``: the port at which it takes packets of flows that the peer does not know, 0: none.
+    """What this node announces about its failover.
+
+    ``instances``: the names of its instances, which the peer uses in requests. ``routers``: the
+    state of its virtual routers at ``routers_s`` on the monotonic clock, or None if that is not
+    known. ``takes_at``: the port at which it takes packets of flows that the peer does not know,
+    or 0.
     """
 
     instances: tuple[str, ...] = ()
@@ -56,9 +59,12 @@ class Presence:
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """What is done when the peer asks for it, SteelyardError if it is not done; what it is told of
-    this node; what is done whenever a heartbeat of it has come; all blocks of sources that are
-    known here, and what is done with those that it tells.
+    """What the link calls.
+
+    ``take`` and ``give`` serve the peer's requests and raise SteelyardError if they are not done.
+    ``presence`` returns what the peer is to know about this node. ``heard`` is called after each
+    heartbeat of the peer. ``blocks`` returns all blocks of sources that are known here, and
+    ``blocked`` is called with those that the peer sends.
     """
 
     take: Callback
@@ -70,7 +76,7 @@ class Callbacks:
 
 
 class Ended(Exception):  # noqa: N818 (every stream ends)
-    """The stream is over. ``fault``: what the peer did that it must not."""
+    """The stream is over. ``fault``: how the peer violated the protocol, if it did."""
 
     def __init__(self, text: str, fault: Fault | None = None) -> None:
         super().__init__(text)
@@ -78,7 +84,7 @@ class Ended(Exception):  # noqa: N818 (every stream ends)
 
 
 class Link:
-    """A stream of which both ends are proven."""
+    """A stream on which both ends have authenticated each other."""
 
     def __init__(
         self, streams: Streams, session: Session, flows: Flows, tally: Tally, callbacks: Callbacks
@@ -96,15 +102,16 @@ class Link:
         self._heartbeat: Heartbeat | None = None  # the peer's newest
         self._heartbeat_s = 0.0
         self._news = asyncio.Event()  # the next heartbeat is due at once
-        # How much later than the peer's clock says heartbeats came. The least of them is how the
-        # clocks differ, with a delay that is near none: whoever is busy hears of a moment late.
+        # By how much the arrival of each heartbeat (our clock) is later than its sending (the
+        # peer's clock). The minimum is the difference between the clocks plus a delay near zero;
+        # larger values come from a node that was busy.
         self._late_s: deque[float] = deque(maxlen=_CLOCKS)
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Answer]] = {}
         self._serving: set[asyncio.Task[None]] = set()
 
     async def run(self) -> Ended:
-        """Until it ends; why it did."""
+        """Run the stream until it ends, and return why it ended."""
         loops = [self._read(), self._in.run(), self._out.run(), self._beat(), self._say_goodbye()]
         tasks = [asyncio.create_task(loop) for loop in loops]
         ended = Ended("this agent stops")
@@ -124,7 +131,7 @@ class Link:
         return ended
 
     def configure(self, config: FlowSync) -> None:
-        """How often to look, and how much to send, from now on."""
+        """Change how often to look at the table and how much to send, from now on."""
         self._out.configure(config)
 
     def stop(self, why: str) -> None:
@@ -133,32 +140,34 @@ class Link:
             self._stopped.set_result(why)
 
     def name(self, slots: SlotNumbers) -> None:
-        """Tell the peer at once of the new flows in these slots."""
+        """Send the new flows in these slots at once."""
         self._out.name(slots)
 
     def lag_s(self) -> float | None:
-        """How old the newest state is that the peer has entirely."""
+        """Return the age of our newest state that the peer has completely, or None."""
         return self._out.window.lag_s(time.monotonic())
 
     def behind_s(self) -> float | None:
-        """How old the newest state of the peer is that we have entirely, as it says."""
+        """Return the age of the peer's newest state that we have completely, as the peer reports
+        it, or None.
+        """
         if self._heartbeat is None or self._heartbeat.lag_s is None:
             return None
         return self._heartbeat.lag_s + time.monotonic() - self._heartbeat_s
 
     @property
     def instances(self) -> tuple[str, ...] | None:
-        """The peer's, of failover; None: not told."""
+        """The names of the peer's failover instances, or None if it has not announced them."""
         return None if self._heartbeat is None else self._heartbeat.instances
 
     @property
     def routers(self) -> tuple[RouterWord, ...] | None:
-        """What the peer's virtual routers were at ``routers_s``; None: not told."""
+        """The state of the peer's virtual routers at ``routers_s``, or None if not announced."""
         return None if self._heartbeat is None else self._heartbeat.routers
 
     @property
     def routers_s(self) -> float | None:
-        """When that was so, on this host's monotonic clock."""
+        """The time of ``routers`` on this host's monotonic clock, or None."""
         newest = self._heartbeat
         if newest is None or newest.routers is None:
             return None
@@ -166,36 +175,38 @@ class Link:
 
     @property
     def takes_at(self) -> int:
-        """The port at which the peer takes packets of flows that we do not know; 0: none."""
+        """The port at which the peer takes packets of flows that we do not know, or 0."""
         return 0 if self._heartbeat is None else self._heartbeat.takes_at
 
     @property
     def heard_s(self) -> float:
-        """When the peer's last byte came, on the monotonic clock."""
+        """When the last data from the peer arrived, on the monotonic clock."""
         return self._heard_s
 
     def beat(self) -> None:
-        """Have the next heartbeat go at once."""
+        """Send the next heartbeat at once."""
         self._news.set()
 
-    def tell_blocks(self, those: Blocks) -> bool:
-        """Tell the peer of these blocks; False: it takes none, or has not said so yet, and is told
-        of all once it does.
+    def tell_blocks(self, blocks: Blocks) -> bool:
+        """Send these blocks to the peer.
+
+        Return False if the peer takes none, or has not said yet that it does; once it says so, it
+        gets all blocks.
         """
         if self._heartbeat is None or not self._heartbeat.takes_blocks:
             return False
-        for some in batched(those.items(), _BLOCKS):
+        for some in batched(blocks.items(), _BLOCKS):
             self._out.write(Kind.BLOCKS, messages.pack_blocks(dict(some)))
         return True
 
     async def flush(self) -> int:
-        """Tell the peer all that it does not know, and wait until it has it: how many flows.
-        Ended if the stream does before.
+        """Send everything that the peer does not know, wait until it has it, and return the number
+        of flows. Ended if the stream ends before.
         """
         return await self._out.flush()
 
     async def ask(self, kind: Kind, instance: str | None = None) -> Answer:
-        """A TAKE or GIVE, and what the peer says to it. Ended if it cannot say any more."""
+        """Send a TAKE or GIVE and return the peer's answer. Ended if the stream ends before."""
         ask = Ask(next(self._ids), instance)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[ask.id] = answer
@@ -205,7 +216,7 @@ class Link:
         finally:
             del self._asked[ask.id]
 
-    # -- what comes
+    # -- receiving
 
     async def _read(self) -> None:
         while True:
@@ -279,7 +290,7 @@ class Link:
             answer = Answer(ask.id, False, "it broke there: see its log")
         self._out.write(Kind.ANSWER, messages.pack(answer))
 
-    # -- that we live, and that we end
+    # -- heartbeats and the end
 
     async def _beat(self) -> None:
         while True:
@@ -303,7 +314,8 @@ class Link:
                     await self._news.wait()
             away_s = time.monotonic() - now - HEARTBEAT_S
             if away_s > STALL_S:
-                self._heard_s += away_s  # what has come meanwhile is still to be read
+                # This process was not running; data that arrived meanwhile is yet to be read.
+                self._heard_s += away_s
             elif time.monotonic() - self._heard_s > SILENCE_S:
                 raise Ended(f"the peer has said nothing for {SILENCE_S:g} s")
 
@@ -323,7 +335,7 @@ async def _end(tasks: list[asyncio.Task[Any]]) -> None:
 
 
 def _reason(tasks: list[asyncio.Task[None]]) -> Ended:
-    """Why the first of these tasks ended."""
+    """Return why the first of these tasks ended."""
     for task in tasks:
         error = task.exception() if task.done() and not task.cancelled() else None
         if isinstance(error, Ended):

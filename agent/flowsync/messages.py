@@ -1,4 +1,4 @@
-"""Decides what the small frames say, and which of them make sense."""
+"""Defines the contents of the small frames, and decides which of them are valid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _MOST_INSTANCES = 128
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """Data frames up to ``sequence`` are installed; what came of the flows in the newest ones."""
+    """Acknowledges that data frames up to ``sequence`` are installed, with the outcome of those
+    that no earlier Ack covered.
+    """
 
     sequence: int
     installed: int
@@ -30,14 +32,16 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The sender lives. Times are of its monotonic clock, but for ``echo_s``: of the receiver's.
+    """Shows that the sender is alive, and what it announces about itself.
 
-    ``echo_s``: the newest heartbeat that it has, which it got ``kept_s`` ago. ``lag_s``: how old
-    the newest state is that it knows the receiver to have of it. ``instances``: of failover, that
-    it has; None: too many, or it is of a version that does not tell. ``routers``: what its virtual
-    routers were ``routers_age_s`` before it was sent; None: likewise, or it is not known there.
-    ``takes_at``: the port at which it takes packets of flows that the receiver does not know; 0:
-    it does not, or it is of a version that does not tell. ``takes_blocks``: likewise, of BLOCKS.
+    Times are on the sender's monotonic clock, except ``echo_s``, which is on the receiver's.
+    ``echo_s``: ``sent_s`` of the newest heartbeat that the sender got, which was ``kept_s`` ago.
+    ``lag_s``: the age of the sender's newest state that the receiver is known to have completely.
+    ``instances``: names of the sender's failover instances; None: too many, or the sender's version
+    does not announce them. ``routers``: the state of its virtual routers ``routers_age_s`` before
+    this was sent; None: likewise, or the sender does not know it. ``takes_at``: the port at which
+    it takes packets of flows that the receiver does not know; 0: it takes none, or its version does
+    not announce it. ``takes_blocks``: whether it takes BLOCKS frames.
     """
 
     sent_s: float
@@ -53,7 +57,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A TAKE or a GIVE, of an instance or all."""
+    """A TAKE or a GIVE, for one instance or for all (None)."""
 
     id: int
     instance: str | None = None
@@ -61,26 +65,26 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """To the ask with that id."""
+    """The answer to the Ask with that id."""
 
     id: int
     done: bool
     text: str
 
 
-def tellable[T](those: Iterable[T]) -> tuple[T, ...] | None:
-    """As a heartbeat has room for them: names of instances, or virtual routers."""
-    found = tuple(those)
+def tellable[T](items: Iterable[T]) -> tuple[T, ...] | None:
+    """Return instance names or virtual routers as a tuple, or None if a heartbeat has no room."""
+    found = tuple(items)
     return found if len(found) <= _MOST_INSTANCES else None
 
 
 def pack(message: Ack | Heartbeat | Ask | Answer) -> bytes:
-    """As the payload of a frame."""
+    """Return the message as the payload of a frame."""
     if isinstance(message, Answer):
         message = replace(message, text=message.text[:_LONGEST_TEXT])
     data = asdict(message)
     if isinstance(message, Heartbeat) and message.routers is not None:
-        # Without the names of the fields, so that there is room for many.
+        # The names of the fields are left out, so that there is room for many routers.
         data["routers"] = [astuple(router) for router in message.routers]
     packed = json.dumps(data, default=lambda word: word.value).encode()
     if isinstance(message, Heartbeat) and len(packed) > most_bytes(Kind.HEARTBEAT):
@@ -136,9 +140,9 @@ def unpack_answer(payload: bytes) -> Answer:
     return _read(payload, read)
 
 
-def pack_blocks(those: Blocks) -> bytes:
-    """As the payload of a frame."""
-    return json.dumps({"blocks": to_json(those)}).encode()
+def pack_blocks(blocks: Blocks) -> bytes:
+    """Return the blocks as the payload of a frame."""
+    return json.dumps({"blocks": to_json(blocks)}).encode()
 
 
 def unpack_blocks(payload: bytes) -> Blocks:
@@ -182,7 +186,9 @@ def _routers(value: Any) -> tuple[RouterWord, ...] | None:
 
 
 def _router(said: list[Any]) -> RouterWord | None:
-    """None: of a kind that only a later version knows, which may also say more of each."""
+    """Return a virtual router, or None if its method or role is one that only later versions know.
+    Later versions may also send more fields for each router.
+    """
     instance, family, method, role, priority, well, vouched, *rest = said
     vrid, version, interval_s, authentication, vips, *_ = rest
     try:

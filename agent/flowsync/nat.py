@@ -1,7 +1,8 @@
 """Decides whether the source address and port of a fullnat flow are free here, and takes them.
 
-As in the packet path a NAT slot is free when the flow that it names is no longer in the flow
-table, or is over; and when that flow is the peer's, who has given the port to another one.
+As in the packet path, a NAT slot is free when the flow that it names is no longer in the flow
+table, or is over. It is also free when that flow belongs to the peer, because the peer has since
+given the port to another flow.
 """
 
 from __future__ import annotations
@@ -18,28 +19,29 @@ from agent.flowsync.view import View, over
 
 
 def owners(slots: Counts, words: Slots) -> Slots:
-    """How a NAT slot names the flow in a slot."""
+    """Return the owner words with which NAT slots name the flows in these slots."""
     named: Slots = (slots + 1).astype(np.uint64) << np.uint64(32)
     return named | words >> np.uint64(abi.FLOW_TAG_SHIFT)
 
 
 def can_have(
-    view: View, ledger: Ledger, planned: Plan, slots: Counts, now: int, *, yields: bool
+    view: View, ledger: Ledger, planned: Plan, slots: Counts, now: int, *, peer_wins: bool
 ) -> tuple[Mask, Slots]:
-    """Which of these flows, for these slots, can have the NAT slots that they need, and who has
-    these now.
+    """Return which of these flows, in these slots, can have the NAT slots that they need, and the
+    present owner words of those NAT slots.
 
-    ``yields``: whatever flow of ours has one gives it up; it was the peer's to give since.
+    ``peer_wins``: flows of ours give up their NAT slots, because the peer has assigned the ports
+    since.
     """
     index = np.maximum(planned.nat, 0)
     owner = view.tables.nat_slots["owner"][index].copy()
-    held = _held(view, ledger, index, owner, now) & (not yields)
+    held = _held(view, ledger, index, owner, now) & (not peer_wins)
     free: Mask = ~held | (owner == owners(slots, planned.word)) | (planned.nat < 0)
     return free & _is_first(planned.nat), owner
 
 
 def _held(view: View, ledger: Ledger, index: Counts, owner: Slots, now: int) -> Mask:
-    """Which of these NAT slots are still those of the flows that they name."""
+    """Return which of these NAT slots still belong to the live flows that they name."""
     tables = view.tables
     holder = (owner >> np.uint64(32)).astype(np.int64) - 1
     named = (holder >= 0) & (holder < len(tables.flows))
@@ -51,15 +53,16 @@ def _held(view: View, ledger: Ledger, index: Counts, owner: Slots, now: int) -> 
 
 
 def _is_first(nat: Counts) -> Mask:
-    """Of those that want the same NAT slot, one."""
+    """Return a mask that keeps one of the flows that want the same NAT slot."""
     first = np.zeros(len(nat), dtype=bool)
     first[np.unique(nat, return_index=True)[1]] = True
     return first | (nat < 0)
 
 
 def take(view: View, planned: Plan, slots: Counts, cold: Table, seen: Slots) -> Mask:
-    """Give these flows, which are in these slots, the NAT slots that they need; which have got
-    theirs: unless somebody else than was ``seen`` has one by now, as a client's flow that took it.
+    """Give these flows, which are in these slots, the NAT slots that they need. Return a mask of
+    those that got theirs; the owner of a NAT slot must still be the one in ``seen``, since a
+    client's flow may have taken it meanwhile.
     """
     table = view.tables.nat_slots
     taken = exchange(table["owner"], planned.nat, seen, owners(slots, planned.word))

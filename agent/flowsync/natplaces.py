@@ -1,4 +1,4 @@
-"""Where the ports of fullnat towards each backend are in a node's tables, for many flows."""
+"""Finds, for many flows at once, where fullnat's ports towards each backend are in the tables."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ _FAMILIES = {4: slice(0, abi.NAT_SOURCES), 6: slice(abi.NAT_SOURCES, 2 * abi.NAT
 
 @dataclass(frozen=True, slots=True)
 class NatPlaces:
-    """``every``: (backends, sources) block + 1 by the backend's id and the number of the source
-    address, 0: none; ``of_ports``: by id and port, where a backend that serves several ports has
-    blocks for this one.
+    """Where the blocks of NAT slots are.
+
+    ``every``: shape (backends, sources), the block plus 1 by the backend's id and the number of the
+    source address, or 0. ``of_ports``: rows of the same kind by backend id and port, for backends
+    that serve several ports and have blocks of their own for some of them.
     """
 
     every: Counts
     of_ports: dict[tuple[int, int], Counts]
 
     def blocks(self, backend: Counts, port: Table, number: Counts) -> Counts:
-        """Of each flow to a backend's port from the source of that number; -1: there is none."""
+        """Return the block of each flow, given its backend id, port and source number; -1: none."""
         known = (number >= 0) & (number < self.every.shape[1])
         source = np.where(known, number, 0)
         found = self.every[backend, source]
@@ -38,7 +40,7 @@ class NatPlaces:
 
 
 def nat_places(held: TableContents, backends: int) -> NatPlaces:
-    """``held``: what the tables hold; ``backends``: how many rows they have."""
+    """Return the places for tables with the contents ``held`` and so many backend rows."""
     every = np.zeros((backends, 2 * abi.NAT_SOURCES), dtype=np.int64)
     of_ports: dict[tuple[int, int], Counts] = {}
     services = {entry.id: (slot, entry) for slot, entry in held.services.items()}
@@ -50,7 +52,7 @@ def nat_places(held: TableContents, backends: int) -> NatPlaces:
         if backend.forward is not Forward.FULLNAT or backend.service_id not in services:
             continue
         server = _server(backend, *services[backend.service_id])
-        # As the packet path looks: the port first, then any port.
+        # The packet path looks up the port first, then any port; the later row here wins.
         for slot in (server._replace(port=0), server):
             if slot in held.origins:
                 row = _row(slot, held.origins[slot].blocks)

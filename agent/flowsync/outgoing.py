@@ -1,7 +1,8 @@
-"""Owns what goes to one peer: everything at first, then what changes, as fast as it may.
+"""Owns what is sent to one peer: everything at first, then changes, within the allowed rate.
 
-What cannot go yet is not queued: the next look at the table finds it as it is then. Flows that
-have just been established are named by their slots, and told without waiting for that look.
+Changes that cannot be sent yet are not queued: the next look at the table finds the flows as they
+are then. Flows that have just been established are named by their slots and sent without waiting
+for that look.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from agent.flowsync.tally import Tally
 from agent.flowsync.threads import in_thread
 from agent.flowsync.window import Window
 
-_PIECES_PER_S = 20  # frames are so small that the bandwidth lets so many pass in a second
-_LEAST_PIECE = 4096
-_MOST_NAMED = 1 << 15  # slots that wait to be told; what is beyond, the next look finds
+_PIECES_PER_S = 20  # frames are kept small enough that the bandwidth allows this many a second
+_LEAST_PIECE = 4096  # bytes
+_MOST_NAMED = 1 << 15  # named slots that may wait; the next look finds the flows beyond that
 
 
 class Outgoing:
@@ -46,16 +47,16 @@ class Outgoing:
         self._named: list[SlotNumbers] = []
         self._flushes: list[asyncio.Future[int]] = []
         self._flushing: list[asyncio.Future[int]] = []
-        self._held: list[tuple[int, int, asyncio.Future[int]]] = []  # sequence, flows, who waits
+        self._held: list[tuple[int, int, asyncio.Future[int]]] = []  # sequence, flows, waiter
 
     def configure(self, config: FlowSync) -> None:
-        """How often to look, and how much to send, from now on."""
+        """Change how often to look at the table and how much to send, from now on."""
         self._config = config
         self._bucket.bytes_per_s = config.rate_bytes_per_s
 
     def write(self, kind: Kind, payload: bytes = b"") -> int:
-        """Hand a frame to the socket; how long it is. Nothing may wait between its number and
-        the socket.
+        """Hand a frame to the socket and return its length. There must be no await between taking
+        the sequence number and writing.
         """
         frame = self._sealer.seal(kind, payload)
         self._writer.write(frame)
@@ -63,8 +64,8 @@ class Outgoing:
         return len(frame)
 
     async def flush(self) -> int:
-        """Tell all that the peer does not know, flows with an unfinished handshake too; returns
-        when it has them, with their number.
+        """Send everything that the peer does not know, including flows with an unfinished
+        handshake. Return the number of flows once the peer has them.
         """
         flush: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._flushes.append(flush)
@@ -72,20 +73,20 @@ class Outgoing:
         return await flush
 
     def name(self, slots: SlotNumbers) -> None:
-        """The flows in these slots are new: the peer is to know at once."""
+        """Note that the flows in these slots are new and should be sent at once."""
         if sum(map(len, self._named)) < _MOST_NAMED:
             self._named.append(slots)
             self._wake.set()
 
     def resync(self) -> None:
-        """The peer wants everything again."""
+        """Send everything again, as the peer asked."""
         self._resync = True
         self._wake.set()
 
     def acknowledge(self, ack: Ack) -> None:
-        """The peer has installed frames."""
+        """Note that the peer has installed frames."""
         if not self.window.acknowledged(ack.sequence):
-            raise FrameError(Fault.CONTENT, "the peer acknowledges what was not sent")
+            raise FrameError(Fault.CONTENT, "the peer acknowledges frames that were not sent")
         self._tally.peer_installed += ack.installed
         self._tally.peer_dropped.update(ack.dropped)
         if self.window.has_credit:
@@ -93,13 +94,13 @@ class Outgoing:
         self._settle()
 
     def close(self, reason: Exception) -> None:
-        """Nobody needs to wait any more."""
+        """Fail everything that waits for the peer."""
         for future in (*self._flushes, *self._flushing, *(held[2] for held in self._held)):
             if not future.done():
                 future.set_exception(reason)
 
     async def run(self) -> None:
-        """Send, for ever."""
+        """Send, until cancelled."""
         await self._tell_everything()
         looked_s = told_s = time.monotonic()
         while True:
@@ -114,7 +115,7 @@ class Outgoing:
             if self._resync:
                 await self._tell_everything()
             elif not self._flushes and time.monotonic() < looked_s + self._config.interval_s:
-                continue  # woken for those that were named
+                continue  # woken only for named slots
             await self._tell_changes()
             looked_s = time.monotonic()
 
@@ -163,13 +164,13 @@ class Outgoing:
         self._tally.gone_sent += look.gone
 
     def _piece_bytes(self) -> int:
-        """How much goes in one frame: whole records."""
+        """Return how many bytes of records go in one frame, a multiple of the record's length."""
         wanted = max(_LEAST_PIECE, self._config.rate_bytes_per_s // _PIECES_PER_S)
         record = self._flows.record_bytes
         return int(min(RECORDS_BYTES, wanted) // record * record)
 
     async def _tell(self, kind: Kind, payload: bytes = b"") -> None:
-        """Send data, as soon as credit and bandwidth let it."""
+        """Send a data frame as soon as credit and bandwidth allow it."""
         while not self.window.has_credit:
             self._credit.clear()
             await self._credit.wait()
@@ -179,7 +180,7 @@ class Outgoing:
         await asyncio.sleep(self._bucket.take(size, time.monotonic()))
 
     def _settle(self) -> None:
-        """Tell those who wait that the peer has what they wait for."""
+        """Complete the flushes whose frames the peer has acknowledged."""
         waiting = [held for held in self._held if held[0] > self.window.acknowledged_to]
         for held in self._held:
             if held not in waiting and not held[2].done():

@@ -1,4 +1,4 @@
-"""Owns the life with one peer: one stream at a time, and what is said of it."""
+"""Owns the relation to one peer: one stream at a time, and its status and log lines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Proven:
     streams: Streams
     session: Session
     by_us: bool
-    proof: bytes = b""  # that completes the handshake, where the peer has begun it
+    proof: bytes = b""  # completes the handshake, if the peer began it
 
     def refuse(self, why: Why) -> None:
         greet.refuse(self.streams[1], why)
@@ -58,7 +58,8 @@ class Peer:
         self._callbacks = callbacks
         self._state, self._why, self._since = LinkState.CONNECTING, "just started", time.time()
         self._name = self._version = self._last_error = ""
-        # Of which moment the peer has everything, and we of the peer, when the stream ended.
+        # The times up to which the peer had all our changes, and we all of the peer's, when the
+        # last stream ended.
         self._held_s: float | None = None
         self._behind_s: float | None = None
         self._by_us = False
@@ -69,7 +70,7 @@ class Peer:
         self._quiet = Quiet()
 
     def configure(self, config: FlowSync, greeter: Greeter) -> None:
-        """Go on with these; another secret or name ends the stream."""
+        """Use these settings from now on; another secret or name ends the stream."""
         is_other = greeter != self._greeter
         self._config, self._greeter = config, greeter
         if self.link is not None:
@@ -83,7 +84,7 @@ class Peer:
             while True:
                 try:
                     await self._talk(await self._next())
-                except Exception as error:  # this task's root: it must not end the balancing
+                except Exception as error:  # the task's root: a defect here must not stop balancing
                     log.exception("the flow sync broke", peer=str(self.address))
                     self._failures += 1
                     self._failed("defect", f"a defect here: {error!r}", LinkState.CONNECTING)
@@ -92,7 +93,7 @@ class Peer:
                 self._offered.refuse(Why.STRANGER)
 
     async def meet(self, streams: Streams) -> None:
-        """The peer has connected. Returns when its stream is taken or refused."""
+        """Do the handshake on a connection that the peer opened; take or refuse its stream."""
         try:
             session, proof = await self._greeter.accept(streams)
             self._offer(_Proven(streams, session, False, proof))
@@ -104,7 +105,7 @@ class Peer:
             streams[1].close()
 
     def status(self) -> PeerSync:
-        """As of now."""
+        """Return the status as of now."""
         link, now = self.link, time.monotonic()
         if link is not None:
             lag_s, behind_s = link.lag_s(), link.behind_s()
@@ -132,7 +133,7 @@ class Peer:
     # -- where a stream comes from
 
     def _offer(self, proven: _Proven) -> None:
-        """The peer's stream takes the place of what there is, or is refused."""
+        """Let the peer's stream replace the present one, or refuse it."""
         if not pairing.accepts(
             our_turn=self._is_our_turn(),
             connecting=self._connecting,
@@ -153,10 +154,10 @@ class Peer:
         try:
             return pairing.connects(sockets.own_address(self._config, self.address), self.address)
         except SteelyardError:
-            return True  # no way to it now: the attempt will say so
+            return True  # there is no route to the peer now; the attempt will report that
 
     async def _next(self) -> _Proven:
-        """The next stream, the peer's or ours."""
+        """Wait for the next stream, opened by the peer or by us, and return it."""
         while True:
             if self._offered is None:
                 await self._arrival(self._wait_s())
@@ -186,7 +187,7 @@ class Peer:
             return
 
     async def _attempt(self) -> None:
-        """Try to connect, unless the peer does meanwhile."""
+        """Try to connect, unless the peer connects meanwhile."""
         self._connecting = True
         attempt = asyncio.create_task(self._connect())
         arrival = asyncio.create_task(self._arrived.wait())
@@ -215,7 +216,7 @@ class Peer:
                 self._offered = proven
 
     async def _connect(self) -> _Proven:
-        sockets.own_address(self._config, self.address)  # says what is wrong with the routes
+        sockets.own_address(self._config, self.address)  # raises if there is no route
         streams = await sockets.connect(self._config, self.address)
         try:
             return _Proven(streams, await self._greeter.initiate(streams), True)
@@ -252,14 +253,14 @@ class Peer:
         self._become(LinkState.CONNECTING, "ended", str(ended))
 
     def _remember(self, link: Link) -> None:
-        """Both ages go on growing while there is no stream."""
+        """Remember both ages as times, so that they go on growing while there is no stream."""
         now = time.monotonic()
         if (lag_s := link.lag_s()) is not None:
             self._held_s = now - lag_s
         if (behind_s := link.behind_s()) is not None:
             self._behind_s = now - behind_s
 
-    # -- what is said of it
+    # -- status and log
 
     def _refused(self, refused: Refused, *, incoming: bool = False) -> None:
         self.tally.refused[refused.why.label] += 1
@@ -283,7 +284,7 @@ class Peer:
         self._last_error = text
         if self.link is None:
             self._become(state, kind, text)
-        elif incoming:  # somebody else on the peer's host
+        elif incoming:  # a stream exists, so this came from something else on the peer's host
             left_out = self._quiet.left_out(kind, time.monotonic())
             if left_out is not None:
                 log.warning(
@@ -294,7 +295,9 @@ class Peer:
                 )
 
     def _become(self, state: LinkState, kind: str, why: str) -> None:
-        """``kind`` tells what is alike: who has proven nothing chooses the words of ``why``."""
+        """Change the state and log it. Lines of the same ``kind`` are rate-limited together,
+        because an unauthenticated sender can choose the words of ``why``.
+        """
         old, self._state, self._why = self._state, state, why
         if state is not old:
             self._since = time.time()

@@ -1,7 +1,7 @@
 """Decides in which slot of its bucket a flow of the peer's goes, if in any.
 
-By the packet path's own rules: a flow that is there keeps its slot; another one gets a free slot,
-or that of a flow that is over; embryonic flows have no more than their share.
+It follows the packet path's own rules: a flow that is present keeps its slot; any other flow gets
+a free slot, or that of a flow that is over; embryonic flows get no more than their share.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from agent.flowsync.ledger import Ledger
 from agent.flowsync.plan import Mask, Plan, Refusal
 from agent.flowsync.view import View, over
 
-_ROUNDS = 4 * abi.FLOW_WAYS  # flows of one bucket that are taken at a time
+_ROUNDS = 4 * abi.FLOW_WAYS  # most flows of one bucket in one batch
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where flows of different buckets go: slots, and what is in them now.
+    """Where flows of different buckets go: their slots, and the words that the slots hold now.
 
-    ``goes_on``: the flow itself is there, at its backend. ``refusal``: for those that go nowhere,
-    by reason.
+    ``goes_on``: the slot holds the flow itself, at the same backend. ``refused``: masks of the
+    flows that get no slot, by reason.
     """
 
     slots: Counts
@@ -41,8 +41,9 @@ class Places:
 
 
 def rounds(bucket: Counts) -> Iterator[Counts]:
-    """The flows in parts of which each has no bucket twice; those of a bucket beyond so many that
-    none of them could stay are left out.
+    """Yield the flows' indices in parts, in each of which every bucket occurs once at most.
+
+    Flows beyond the first ``_ROUNDS`` of a bucket are left out.
     """
     left = np.arange(len(bucket))
     for _ in range(_ROUNDS):
@@ -54,11 +55,12 @@ def rounds(bucket: Counts) -> Iterator[Counts]:
 
 
 def places(
-    view: View, ledger: Ledger, planned: Plan, now: int, young_ways: int, *, yields: bool
+    view: View, ledger: Ledger, planned: Plan, now: int, embryonic_ways: int, *, peer_wins: bool
 ) -> Places:
-    """Places for flows of different buckets, of which embryonic ones take so many ways at most.
+    """Return places for flows of different buckets.
 
-    ``yields``: what is here of the same flow is older than what is told.
+    ``embryonic_ways``: how many ways of a bucket embryonic flows may take at most. ``peer_wins``:
+    the record is newer than what the table holds of the same flow.
     """
     each = np.arange(len(planned))
     words: Slots = view.tables.flows.reshape(-1, abi.FLOW_WAYS)[planned.bucket]
@@ -72,12 +74,12 @@ def places(
     slots, found = planned.bucket * abi.FLOW_WAYS + way, words[each, way]
     is_same = survey.backend_of(found) == planned.backend
     theirs = ledger.is_untouched(found, slots) | is_over[each, way]
-    # The flow has moved to the peer, if its last packet was there.
+    # The flow has moved to the peer if the peer saw its last packet.
     idle, told = survey.idle_ticks(found, now), survey.idle_ticks(planned.word, now)
-    theirs |= is_same & (idle > told) | yields
+    theirs |= is_same & (idle > told) | peer_wins
     is_new = survey.state_of(planned.word) == FlowState.EMBRYONIC
     embryonic = np.count_nonzero(state == FlowState.EMBRYONIC, axis=1)
-    no_share = is_new & (embryonic >= young_ways)
+    no_share = is_new & (embryonic >= embryonic_ways)
     goes_on = is_there & is_same & (state[each, way] != FlowState.EMBRYONIC)
     goes_on &= view.tables.flows_warm["nat"][slots] == planned.nat + 1
     return Places(
@@ -93,9 +95,10 @@ def places(
 
 
 def _room(state: Counts, is_over: Mask) -> Counts:
-    """How much the packet path would not want each way of these buckets; 0: it is taken.
+    """Return a preference for each way of these buckets, shape (buckets, ways): higher for ways
+    that the packet path would take later, and 0 for ways that are taken.
 
-    It takes the last free way, or else the first that is over.
+    The packet path takes the last free way, or else the first that is over.
     """
     ways = np.arange(abi.FLOW_WAYS)
     free, given = 2 * abi.FLOW_WAYS - ways, 1 + ways

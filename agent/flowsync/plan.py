@@ -1,5 +1,6 @@
-"""Decides what each record of a peer means here: whose flow it is, where it hashes to, which word
-its slot gets; or why it is refused. Looks at no slot of this node's table.
+"""Decides what each record of a peer means here: which service and backend the flow belongs to,
+where it hashes to, and which word its slot gets; or why it is refused. It looks at no slot of this
+node's table.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from agent.flowsync.records import MOST_TAGS, Records
 from agent.flowsync.view import View, limits_of
 from agent.model import Protocol
 
-# A received flow looks a tick older than it is, so that the first packet here shows.
+# A received flow is made to look a tick older than it is, so that its first packet here changes
+# the slot's word and can be noticed.
 OLDER_TICKS = 1
 _BYTES = np.arange(256)
 _STATES = np.isin(
@@ -33,13 +35,13 @@ type Mask = npt.NDArray[np.bool_]
 
 
 class Refusal(enum.Enum):
-    """Why a flow of the peer's is not in our table; the names of metrics."""
+    """Why a flow of the peer's is not in our table; the values are labels of metrics."""
 
     MALFORMED = "malformed"
     NO_SERVICE = "no-service"  # we do not have its service
-    NO_BACKEND = "no-backend"  # or its backend, or that is gone
+    NO_BACKEND = "no-backend"  # we do not have its backend, or the backend is gone
     OVER = "over"  # idle past its timeout
-    KNOWN = "known"  # no refusal: it lives here, and its last packet came here
+    KNOWN = "known"  # not a refusal: it lives here, and its last packet came here
     OURS = "ours"  # it lives here, at another backend
     NO_ROOM = "no-room"
     NO_NAT_SOURCE = "no-nat-source"  # fullnat: we do not have its address or port
@@ -49,9 +51,9 @@ class Refusal(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Flows that can be taken, an element each.
+    """Flows that can be taken; every array has one element per flow.
 
-    ``row``: of the record. ``word``: of the slot. ``nat``: index of the NAT slot; -1: none.
+    ``row``: index of the record. ``word``: the slot's word. ``nat``: index of the NAT slot, or -1.
     ``source``: the number of the source address of fullnat.
     """
 
@@ -67,7 +69,7 @@ class Plan:
         return len(self.row)
 
     def take(self, chosen: Counts | Mask) -> Self:
-        """Some of them."""
+        """Return the plan of some of the flows."""
         return type(self)(
             self.row[chosen],
             self.bucket[chosen],
@@ -80,7 +82,7 @@ class Plan:
 
 
 def plan(view: View, ids: IdMap, told: Records, jiffies: int) -> tuple[Plan, dict[Refusal, int]]:
-    """The flows of these records that can be taken, and how many cannot, by reason."""
+    """Return the flows of these records that can be taken, and how many cannot, by reason."""
     service = ids.services[told["service"]]
     backend = ids.backends[told["backend"]]
     state = told["state"].astype(np.int64)
@@ -111,7 +113,7 @@ def plan(view: View, ids: IdMap, told: Records, jiffies: int) -> tuple[Plan, dic
 
 
 def cold_of(told: Records, service: Counts) -> Table:
-    """What people see of these flows, without their start."""
+    """Return the cold rows of these flows (addresses, ports, service) without the start time."""
     cold = np.zeros(len(told), dtype=abi.FLOW_COLD)
     cold["saddr"] = np.ascontiguousarray(told["client"]).view(">u4")
     cold["daddr"] = np.ascontiguousarray(told["vip"]).view(">u4")
@@ -130,7 +132,7 @@ def _is_well_formed(told: Records) -> Mask:
 
 
 def _ticks(view: View, told: Records) -> Counts:
-    """How long the flows have been idle."""
+    """Return how many ticks the flows have been idle, plus OLDER_TICKS."""
     ticks = np.round(told["idle_ms"] / (view.clock.tick_s * 1000)).astype(np.int64)
     return ticks + OLDER_TICKS
 
@@ -138,7 +140,7 @@ def _ticks(view: View, told: Records) -> Counts:
 def _place(
     view: View, told: Records, service: Counts, backend: Counts, state: Counts, stamp: Counts
 ) -> tuple[Slots, Counts]:
-    """The word of each flow, and its bucket."""
+    """Return the word of each flow, and its bucket."""
     cold = cold_of(told, service)
     hashes = view.keys.hashes(service, flowhash.wire_of(cold), flowhash.daddr_of(cold))
     low = backend << abi.FLOW_BACKEND_SHIFT | state << abi.FLOW_STATE_SHIFT
@@ -148,9 +150,10 @@ def _place(
 
 
 def _nat_index(view: View, ids: IdMap, told: Records, backend: Counts) -> tuple[Counts, Mask]:
-    """The NAT slot of each flow of fullnat, and which flows need none or have one here.
+    """Return the NAT slot of each fullnat flow, and a mask of flows that need none or have one
+    here.
 
-    A flow of fullnat without a port gets one with its next packet.
+    A fullnat flow without a port gets one with its next packet.
     """
     size = view.tables.size
     is_fullnat = view.tables.backends["forward"][backend] == abi.ForwardId.FULLNAT

@@ -6,7 +6,7 @@ from agent.failover.times import BURST_S
 
 
 class TokenBucket:
-    """Bytes that may go now. It may be overdrawn by one frame, which the next one waits for."""
+    """A token bucket in bytes. One frame may overdraw it; the next frame waits for that."""
 
     def __init__(self, bytes_per_s: float, now_s: float) -> None:
         self.bytes_per_s = bytes_per_s
@@ -14,7 +14,7 @@ class TokenBucket:
         self._at_s = now_s
 
     def take(self, size: int, now_s: float) -> float:
-        """Account for ``size`` bytes; how long to wait before the next."""
+        """Account for ``size`` bytes and return how many seconds to wait before the next frame."""
         full = self.bytes_per_s * BURST_S
         elapsed_s = max(0.0, now_s - self._at_s)
         self._tokens = min(full, self._tokens + elapsed_s * self.bytes_per_s) - size

@@ -1,4 +1,4 @@
-"""Owns the connections: how they are opened, tuned and listened for."""
+"""Owns the TCP connections between balancers: opens, accepts and tunes them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from agent.errors import ListenError, NetworkError
 from agent.failover.model import Address, FlowSync
 from agent.failover.times import CONNECT_S, KEEPALIVE_S, SILENCE_S
 
-_PROBES = 3  # of a peer's kernel that does not answer
+_PROBES = 3  # unanswered keepalive probes after which the peer's kernel counts as dead
 _KEEPALIVE = (
     (socket.TCP_KEEPIDLE, KEEPALIVE_S),
     (socket.TCP_KEEPINTVL, KEEPALIVE_S),
     (socket.TCP_KEEPCNT, _PROBES),
 )
-_READ_BYTES = 256 * 1024  # twice as much is buffered before reading from the socket pauses
-_WRITE_BYTES = 512 * 1024  # are buffered before sending pauses
+_READ_BYTES = 256 * 1024  # reading from the socket pauses when twice as much is buffered
+_WRITE_BYTES = 512 * 1024  # sending pauses when this much is buffered
 _BACKLOG = 64
 
 type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -26,9 +26,9 @@ type Met = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None
 
 
 def own_address(config: FlowSync, peer: Address) -> Address:
-    """The address that the peer sees us by: `listen`, or else what the routes say.
+    """Return the address by which the peer sees us: `listen`, or else what the routes say.
 
-    NetworkError if there is no way to the peer.
+    NetworkError if there is no route to the peer.
     """
     if config.listen is not None and config.listen.version == peer.version:
         return config.listen
@@ -37,7 +37,7 @@ def own_address(config: FlowSync, peer: Address) -> Address:
             sock.connect(_place(peer, config.port))
         except OSError as error:
             raise NetworkError(
-                f"there is no way to the peer: {error.strerror or error}",
+                f"there is no route to the peer: {error.strerror or error}",
                 where=str(peer),
                 remedy="check the address in 'peers' and the routes (`ip route get`)",
             ) from error
@@ -45,7 +45,7 @@ def own_address(config: FlowSync, peer: Address) -> Address:
 
 
 async def connect(config: FlowSync, peer: Address) -> Streams:
-    """A connection to the peer. Raises OSError, TimeoutError."""
+    """Connect to the peer. Raises OSError, TimeoutError."""
     listen = config.listen
     local = None
     if listen is not None and listen.version == peer.version:
@@ -59,7 +59,7 @@ async def connect(config: FlowSync, peer: Address) -> Streams:
 
 
 def listen(address: Address, port: int) -> socket.socket:
-    """Listen at an address; ListenError if that cannot be."""
+    """Listen on an address. ListenError if that is not possible."""
     sock = socket.socket(_family(address), socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -79,12 +79,12 @@ def listen(address: Address, port: int) -> socket.socket:
 
 
 async def serve(sock: socket.socket, met: Met) -> asyncio.Server:
-    """Hand every connection that comes to ``met``."""
+    """Accept connections and pass each to ``met``."""
     return await asyncio.start_server(met, sock=sock, limit=_READ_BYTES, backlog=_BACKLOG)
 
 
 def addresses_to_listen_at(config: FlowSync) -> tuple[Address, ...]:
-    """The configured one, or all of the families that the peers have."""
+    """Return the configured address, or the wildcard of each address family that the peers have."""
     if not config.peers:
         return ()
     if config.listen is not None:
@@ -94,7 +94,7 @@ def addresses_to_listen_at(config: FlowSync) -> tuple[Address, ...]:
 
 
 def peer_address(writer: asyncio.StreamWriter) -> Address:
-    """Who is at the other end. OSError if it is gone already."""
+    """Return the address of the other end. OSError if it is gone already."""
     name = writer.get_extra_info("peername")
     if not name:
         raise OSError("the connection is gone")

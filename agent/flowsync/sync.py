@@ -29,21 +29,22 @@ from agent.state.blocks import Blocks
 
 log = get_logger()
 
-_MOST_GREETINGS = 8  # handshakes that others have begun, at once
-_MOST_STRANGERS = 64  # that the log tells apart
+_MOST_GREETINGS = 8  # handshakes begun by other nodes at the same time
+_MOST_STRANGERS = 64  # refused addresses that are logged, once each
 
 
 class Give(Protocol):
-    """Have the asker be master of an instance, or of all; what came of it."""
+    """Let the asker become master of an instance, or of all; return the outcome in words."""
 
     async def __call__(self, instance: str | None, /, *, asker: Address) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Other:
-    """A peer, and the address that it knows this node by. ``takes_at``: the port at which it takes
-    packets of flows that are not known here, 0: it is not connected, or takes none; ``heard_s``:
-    when its last word came, on the monotonic clock.
+    """A peer, and the address by which it knows this node.
+
+    ``takes_at``: the port at which it takes packets of flows that are not known here; 0: it is not
+    connected, or takes none. ``heard_s``: when its last data arrived, on the monotonic clock.
     """
 
     address: Address
@@ -53,13 +54,14 @@ class Other:
 
 
 class FlowSync:
-    """Tells every peer of this node's flows, and takes theirs, while its task runs.
+    """Sends this node's flows to every peer, and takes theirs, while its task runs.
 
-    ``flows`` makes what is exchanged with one peer. ``on_take`` is called when a peer asks this
-    node to be master of an instance (None: of all), ``on_give`` when a peer, which is named, wants
-    to be; both answer in words, or raise SteelyardError. ``presence`` is what the peers are told of
-    this node, and ``heard`` is called when one of them has told of itself. ``blocks``: all blocks
-    of sources that are known here; ``blocked`` is called with those that a peer tells.
+    ``flows`` makes the exchange with one peer. ``on_take`` is called when a peer asks this node to
+    become master of an instance (None: of all), ``on_give`` when the peer that is passed wants to
+    become master; both return an answer in words, or raise SteelyardError. ``presence`` returns
+    what this node announces to its peers, and ``heard`` is called after each heartbeat of a peer.
+    ``blocks`` returns all blocks of sources that are known here; ``blocked`` is called with those
+    that a peer sends.
     """
 
     def __init__(
@@ -75,8 +77,8 @@ class FlowSync:
         blocks: Callable[[], Blocks] = dict,
         blocked: Callable[[Blocks], None] = lambda _told: None,
     ) -> None:
-        self.problem = ""  # why nobody can connect to us; empty: nothing
-        self.strangers: Counter[str] = Counter()  # connections refused at once, by reason
+        self.problem = ""  # why peers cannot connect to us, or empty
+        self.strangers: Counter[str] = Counter()  # connections refused without a handshake
         self._settings = settings
         self._process = secrets.token_hex(16)
         self._greeter = self._greeter_of(key, name)
@@ -92,27 +94,29 @@ class FlowSync:
         self._said: set[Address] = set()
         self._changed = asyncio.Event()
 
-    # -- what the agent asks
+    # -- called by the agent
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What has to run, by name."""
+        """Return the coroutines that have to run, by name."""
         return {"flow sync": self._run()}
 
     async def reconfigure(self, settings: Settings, key: bytes, name: str) -> None:
-        """Go on with other settings; streams with peers that stay are kept if the key does."""
+        """Use other settings from now on. Streams with peers that stay are kept if the key and the
+        name are the same.
+        """
         self._settings = settings
         self._greeter = self._greeter_of(key, name)
         self._changed.set()
 
     def status(self) -> tuple[PeerSync, ...]:
-        """How it stands with each configured peer, as of now."""
+        """Return the status of each configured peer, as of now."""
         return tuple(
             self._peers[address].status() if address in self._peers else unknown(address)
             for address in self._settings.peers
         )
 
     def others(self) -> tuple[Other, ...]:
-        """The configured peers to which there is a way, as of now."""
+        """Return the configured peers to which there is a route, as of now."""
         found = []
         for address in self._settings.peers:
             link = self._peers[address].link if address in self._peers else None
@@ -123,24 +127,26 @@ class FlowSync:
         return tuple(found)
 
     def beat(self) -> None:
-        """Have the next heartbeat to each peer go at once: there is news of this node."""
+        """Send the next heartbeat to each peer at once, because this node has news."""
         for peer in self._peers.values():
             if peer.link is not None:
                 peer.link.beat()
 
-    def tell_blocks(self, those: Blocks) -> int:
-        """Tell every connected peer of these blocks; how many take them."""
+    def tell_blocks(self, blocks: Blocks) -> int:
+        """Send these blocks to every connected peer; return how many peers take them."""
         links = (peer.link for peer in self._peers.values())
-        return sum(link.tell_blocks(those) for link in links if link is not None)
+        return sum(link.tell_blocks(blocks) for link in links if link is not None)
 
     def name(self, slots: SlotNumbers) -> None:
-        """Have every connected peer know at once of the new flows in these slots."""
+        """Send the new flows in these slots to every connected peer at once."""
         for peer in self._peers.values():
             if peer.link is not None:
                 peer.link.name(slots)
 
     async def flush(self, timeout_s: float) -> FlushResult:
-        """Have every connected peer know every flow, those with an unfinished handshake too."""
+        """Send every flow to every connected peer, including those with an unfinished handshake,
+        and wait until they have them.
+        """
         asked = [(peer, peer.link) for peer in self._peers.values() if peer.link is not None]
         if not asked:
             return FlushResult(False, "no other balancer is connected", 0)
@@ -169,18 +175,18 @@ class FlowSync:
         only: Address | None = None,
         timeout_s: float = ASK_S,
     ) -> TakeResult:
-        """Ask the peers in turn, or only that one, to be master, until one says that it is."""
+        """Ask the peers in turn, or only one, to become master, until one says that it is."""
         return await self._ask(Kind.TAKE, instance, only, timeout_s)
 
     async def ask_give(self, instance: str | None, timeout_s: float = ASK_S) -> TakeResult:
-        """Ask the peers in turn to have this node be master, until one that is master has."""
+        """Ask the peers in turn to let this node become master, until a master has done so."""
         return await self._ask(Kind.GIVE, instance, None, timeout_s)
 
     async def _ask(
         self, kind: Kind, instance: str | None, only: Address | None, timeout_s: float
     ) -> TakeResult:
         result = TakeResult(False, "", "no other balancer is connected")
-        for peer in tuple(self._peers.values()):  # which may be others meanwhile
+        for peer in tuple(self._peers.values()):  # a copy, as they may change meanwhile
             if peer.link is None or only not in (None, peer.address):
                 continue
             try:
@@ -214,7 +220,7 @@ class FlowSync:
             self._close_servers()
 
     def _follow(self, group: asyncio.TaskGroup) -> None:
-        """Have the configured peers, and those as configured."""
+        """Start, configure and stop peers so that they match the settings."""
         wanted = self._settings.peers
         for address in [address for address in self._peers if address not in wanted]:
             self._running.pop(address).cancel()
@@ -232,7 +238,7 @@ class FlowSync:
             self._running[address] = group.create_task(peer.run(), name=f"flow sync: {address}")
 
     async def _listen(self) -> bool:
-        """Listen as configured; whether that is so."""
+        """Listen as configured; return whether that has worked."""
         wanted = (sockets.addresses_to_listen_at(self._settings), self._settings.port)
         if wanted == self._listening:
             return True
@@ -257,7 +263,7 @@ class FlowSync:
         self._listening = ((), 0)
 
     async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Somebody has connected: a peer, or nobody that we know."""
+        """Handle a connection that was accepted, from a peer or from an unknown address."""
         try:
             address = sockets.peer_address(writer)
             sockets.tune(writer)

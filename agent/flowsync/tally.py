@@ -1,4 +1,4 @@
-"""Owns what is counted of one peer over all its connections."""
+"""Owns the counters of one peer over all its connections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it, by name, as it is now."""
+        """Return a copy of all counters by name."""
         found: dict[str, Any] = {}
         for name in self.__slots__:
             value = getattr(self, name)

@@ -1,4 +1,4 @@
-"""Owns how work of numpy leaves the event loop."""
+"""Runs NumPy work in threads, outside the event loop."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 async def in_thread[T](work: Callable[[], T], then: Callable[[T], None] | None = None) -> T:
-    """Do it in a thread, ``then`` in the event loop.
+    """Run ``work`` in a thread and then ``then``, with its result, in the event loop.
 
-    Who is cancelled meanwhile waits for the end of both, so that nothing goes on without its
-    owner.
+    A caller that is cancelled meanwhile still waits for both to end, so that nothing goes on
+    running after its owner is gone.
     """
     doing = asyncio.ensure_future(asyncio.to_thread(work))
     try:

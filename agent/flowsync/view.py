@@ -1,4 +1,4 @@
-"""What sending and taking flows need to know of one set of tables."""
+"""Describes one set of tables as far as sending and taking flows needs it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class FlowTables(Protocol):
 
     @property
     def ident(self) -> str:
-        """What tells these tables from all others."""
+        """A name that distinguishes these tables from all others."""
 
     def nat_sources_of(self, nat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The numbers of the source addresses whose ports these NAT slots are."""
+        """Return the numbers of the source addresses that these NAT slots' ports belong to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class View:
 
 
 def view_of(tables: FlowTables, held: TableContents, keys: HashKeys, clock: Clock) -> View:
-    """``held``: what the tables hold now."""
+    """Return the view of tables whose contents are ``held`` now."""
     salts = {entry.id: entry.salt for entry in held.services.values()}
     prefixes = [entry.id for entry in held.services.values() if entry.vip_bits is not None]
     ids = identities_of(held, tables.ident, len(tables.flows))
@@ -57,8 +57,8 @@ def view_of(tables: FlowTables, held: TableContents, keys: HashKeys, clock: Cloc
 
 
 def takes_flows(tables: FlowTables) -> npt.NDArray[np.bool_]:
-    """Whether recorded flows go to a backend, by its id. Not so: it is gone, in maintenance, or
-    cannot be reached.
+    """Return, by backend id, whether recorded flows go to the backend. They do not if it is gone,
+    in maintenance or unreachable.
     """
     alive: npt.NDArray[np.bool_] = tables.backends["flags"] & abi.BACKEND_F_ALIVE != 0
     return alive
@@ -67,7 +67,7 @@ def takes_flows(tables: FlowTables) -> npt.NDArray[np.bool_]:
 def limits_of(
     tables: FlowTables, backend: npt.NDArray[np.int64], state: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Ticks that a flow in such a state may be idle; -1 if its backend is gone."""
+    """Return how many ticks a flow in such a state may be idle; -1 if its backend is gone."""
     known = np.where(backend < len(tables.backends), backend, 0)
     alive = tables.backends["flags"][known] & abi.BACKEND_F_ALIVE != 0
     ticks = tables.backends["timeout_ticks"][known, state].astype(np.int64)
@@ -75,8 +75,9 @@ def limits_of(
 
 
 def over(tables: FlowTables, words: Slots, now: int) -> npt.NDArray[np.bool_]:
-    """Which slots a new flow may have, as the packet path sees it: idle past their timeouts, of a
-    backend that is gone, or closed so long that they give way. Free ones are not among them.
+    """Return which slots a new flow may take by the packet path's rules: those of flows that are
+    idle past their timeout, whose backend is gone, or that closed at least CLOSING_TICKS ago. Free
+    slots are not among them.
     """
     state = survey.state_of(words)
     idle = survey.idle_ticks(words, now).astype(np.int64)

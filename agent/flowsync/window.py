@@ -1,25 +1,25 @@
-"""Decides what the peer still owes an acknowledgement for: credit to send, and the lag."""
+"""Tracks the frames that the peer has not acknowledged yet, for the credit to send and the lag."""
 
 from __future__ import annotations
 
 from collections import deque
 
-CREDIT_BYTES = 4 * 2**20  # sent and not yet installed by the peer, at most
+CREDIT_BYTES = 4 * 2**20  # most bytes that are sent and not yet installed by the peer
 
 
 class Window:
-    """The frames that are under way, and the moment of which the peer has everything.
+    """The frames that are not acknowledged, and the time up to which the peer has everything.
 
-    A *look* is one reading of the flow table; its flows go out in frames. Once all of them
-    are acknowledged, the peer holds what was there when the look began.
+    A *look* is one reading of the flow table; its flows go out in frames. Once all of them are
+    acknowledged, the peer has everything that was in the table when the look began.
     """
 
     def __init__(self) -> None:
-        self.held_s: float | None = None  # the peer has all that was there then; None: nothing
+        self.held_s: float | None = None  # the peer has everything up to then; None: nothing yet
         self.unacknowledged_bytes = 0
         self._frames: deque[tuple[int, int]] = deque()  # sequence, bytes
         self._looks: deque[tuple[int, float]] = deque()  # last frame's sequence, when it began
-        self.acknowledged_to = 0  # the frame's number
+        self.acknowledged_to = 0  # the number of a frame
 
     @property
     def newest(self) -> int:
@@ -31,19 +31,23 @@ class Window:
         return self.unacknowledged_bytes < CREDIT_BYTES
 
     def sent(self, sequence: int, size: int) -> None:
-        """A data frame went out."""
+        """Note that a data frame was sent."""
         self._frames.append((sequence, size))
         self.unacknowledged_bytes += size
 
     def looked(self, began_s: float) -> None:
-        """All frames of the look that began then are sent; there may have been none."""
+        """Note that all frames of the look that began then are sent; there may have been none."""
         if self._frames:
             self._looks.append((self._frames[-1][0], began_s))
         else:
             self.held_s = began_s
 
     def acknowledged(self, sequence: int) -> bool:
-        """The peer has installed all data up to here. False: it cannot have, nor say it twice."""
+        """Note that the peer has installed all data up to this frame.
+
+        Return False if it cannot have: the frame was not sent yet, or a later one was acknowledged
+        before.
+        """
         if not self.acknowledged_to <= sequence <= self.newest:
             return False
         self.acknowledged_to = sequence
@@ -54,5 +58,5 @@ class Window:
         return True
 
     def lag_s(self, now_s: float) -> float | None:
-        """How old the newest state is that the peer has entirely; None: it never had one."""
+        """Return the age of the newest state that the peer has completely; None: it has none."""
         return None if self.held_s is None else max(0.0, now_s - self.held_s)

@@ -29,5 +29,5 @@ def test_records_stay_in_network_order_when_they_are_joined():
 
 @pytest.mark.parametrize("size", [1, RECORD.itemsize - 1, RECORD.itemsize + 1])
 def test_parts_of_records_are_refused(size: int):
-    with pytest.raises(ValueError, match="no records"):
+    with pytest.raises(ValueError, match="whole records"):
         from_bytes(bytes(size))
