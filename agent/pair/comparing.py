@@ -1,6 +1,7 @@
-"""Decides from what the balancers say by flow sync what is wrong between them. Pure.
+"""Finds mismatches between balancers from what they announce in flow sync. Pure.
 
-Adverts say it to a backup alone, because it is silent, and to nobody where they do not get through.
+Adverts show a mismatch only to the backup, because a backup sends none, and to no node when they do
+not get through.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from agent.failover.syncstatus import PeerSync, RouterWord
 from agent.failover.times import PASSING_INTERVALS, PASSING_S, ROLES_FRESH_S
 
 TWO_MASTERS, UNHEARD = "two-masters", "unheard"
-# Ordinary for a moment, while the VIPs move.
+# These are normal for a moment while the VIPs move.
 _PASSING = frozenset({TWO_MASTERS, UNHEARD, "priority"})
 
 _GET_THROUGH = (
@@ -25,7 +26,7 @@ _GET_THROUGH = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a problem is shown: at the virtual router of that family, or once for an instance."""
+    """Where a problem is shown: at the virtual router of one family, or once for an instance."""
 
     instance: str
     kind: str
@@ -37,7 +38,7 @@ type Problems = Mapping[Place, Problem]
 
 
 def compare(own: Iterable[RouterWord], peers: Iterable[PeerSync], now_s: float) -> dict[Place, str]:
-    """What is wrong between this node's virtual routers and those of the others, and the remedy."""
+    """Return the mismatches between this node's virtual routers and the peers', with remedies."""
     found: dict[Place, str] = {}
     peers = tuple(peers)
     for word in own:
@@ -50,7 +51,7 @@ def compare(own: Iterable[RouterWord], peers: Iterable[PeerSync], now_s: float) 
 def _between(own: RouterWord, peer: PeerSync, now_s: float) -> Iterator[tuple[str, str]]:
     named = [word for word in peer.routers or () if word.instance == own.instance]
     if not named:
-        return  # nothing is known of it, or it has another name there
+        return  # the peer has announced nothing about it, or uses another name for it
     who = f"{peer.name} ({peer.address})" if peer.name else str(peer.address)
     if named[0].method is not own.method:
         theirs, ours = named[0].method.value, own.method.value
@@ -58,7 +59,7 @@ def _between(own: RouterWord, peer: PeerSync, now_s: float) -> Iterator[tuple[st
         return
     other = next((word for word in named if word.family == own.family), None)
     if other is None or other.vips != own.vips:
-        text = "other VIPs in this instance than this node: those of one node alone go away with it"
+        text = "other VIPs in this instance than this node: a VIP of only one node fails with it"
         yield "vips", f"{who} has {text}; give both the same `vips`"
     if other is None or own.method is Method.ANNOUNCE:
         return
@@ -104,7 +105,10 @@ def _roles(own: RouterWord, other: RouterWord, who: str) -> Iterator[tuple[str, 
 
 
 def follow(before: Problems, found: Found, now: float) -> dict[Place, Problem]:
-    """What is found now, with the time since when. ``now``: seconds since the epoch."""
+    """Return what is found now as problems, each with the time at which it was first found.
+
+    ``now``: seconds since the epoch.
+    """
     return {
         place: Problem(place.kind, text, before[place].since if place in before else now, now, 1)
         for place, text in found.items()
@@ -112,7 +116,10 @@ def follow(before: Problems, found: Found, now: float) -> dict[Place, Problem]:
 
 
 def lasting(problems: Problems, interval_s: float) -> dict[Place, Problem]:
-    """Without what may pass by itself. ``interval_s``: of the slowest adverts."""
+    """Return the problems without those that may still pass by themselves.
+
+    ``interval_s``: the interval of the slowest adverts.
+    """
     patience_s = PASSING_S + PASSING_INTERVALS * interval_s
     return {
         place: problem
@@ -122,7 +129,7 @@ def lasting(problems: Problems, interval_s: float) -> dict[Place, Problem]:
 
 
 def shown(status: FailoverStatus, problems: Problems) -> FailoverStatus:
-    """With these among the problems, unless the adverts have said the same already."""
+    """Return the status with these problems added, except kinds that adverts have shown already."""
     rest = dict(problems)
     routers = []
     for router in status.routers:

@@ -1,5 +1,6 @@
-"""Decides to which balancers packets go of flows that are not known here, and says so to the packet
-path, again and again: what it was told last soon ends by itself.
+"""Decides to which balancers packets of flows that are not known here are passed on.
+
+It writes this for the packet path again and again, because each entry expires soon by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ log = get_logger()
 
 
 def addresses(config: Config) -> set[Address]:
-    """For which next hops are needed."""
+    """Return the addresses of peers, for which next hops are needed."""
     return {peer for peer in config.failover.sync.peers if not peer.is_link_local}
 
 
@@ -32,9 +33,10 @@ def ways(
     ifindex: int,
     now_s: float,
 ) -> list[tuple[Way, float]]:
-    """To those that live and take such packets, and how many seconds from now they count as alive.
+    """Return the ways to the peers that are alive and take such packets, each with the number of
+    seconds from now for which the peer counts as alive.
 
-    ``ifindex``: of the interface that packets come in by.
+    ``ifindex``: the interface by which packets come in.
     """
     found = []
     for other in others:
@@ -49,7 +51,9 @@ def ways(
 
 
 class Detour:
-    """``others``: the peers, as of now; ``hop_of``: the next hop to an address."""
+    """Keeps the packet path informed. ``others`` returns the peers as of now; ``hop_of`` the next
+    hop to an address.
+    """
 
     def __init__(
         self,
@@ -68,8 +72,10 @@ class Detour:
 
     @property
     def takes_at(self) -> int:
-        """The port at which this node takes such packets from the others; 0: it does not. They
-        have to come in where the program is, which is where the ways to the others go out.
+        """The port at which this node takes such packets from its peers, or 0 if it takes none.
+
+        They have to come in by an interface that has the program. That is the case if the next hops
+        to all peers are known, since those are on the program's interfaces.
         """
         config = self._config
         if config is None or not self._dataplane.features.sync:
@@ -78,16 +84,16 @@ class Detour:
         return config.gue_port if all(hop.mac is not None for hop in hops) else 0
 
     async def run(self) -> None:
-        """For ever."""
+        """Run until cancelled."""
         while True:
             try:
                 self.tell(time.monotonic())
-            except Exception:  # this task's root: without a word all goes on as without peers
+            except Exception:  # the task's root; the entries expire, as if there were no peers
                 log.exception("the packet path was not told of the other balancers")
             await asyncio.sleep(WAYS_TOLD_S)
 
     def tell(self, now_s: float) -> None:
-        """Say how it is now."""
+        """Write the present state for the packet path."""
         config, dataplane = self._config, self._dataplane
         if config is None or not dataplane.features.sync:
             return

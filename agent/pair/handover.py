@@ -1,8 +1,8 @@
-"""Decides the order of a planned move of the VIPs, so that no connection is lost by it.
+"""Decides the order of the steps of a planned handover, so that it loses no connection.
 
-The other balancer gets the flows; for what is new since, new flows are held back for some tenths
-of a second: their clients send the first packet again. Then the other one takes the VIPs, and only
-then does this one give them up.
+First the other balancer gets all flows. Then new flows are held back for some tenths of a second
+(their clients send the first packet again), and it gets the flows that are new since. Then the
+other balancer takes the VIPs, and only after that does this one give them up.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from agent.state.moves import Moved
 
 log = get_logger()
 
-# The hold was over before it was to end: there are new flows since.
+# The hold ended earlier than it should have, so there may be new flows since.
 HELD_UP = "this agent was held up, so new flows came in that the other balancer does not have"
 
 type Hold = Callable[[], AbstractContextManager[Held]]
 
 
 class Held(Protocol):
-    """New flows are held back, until a moment after which they come in by themselves."""
+    """A hold of new flows, which ends by itself at a deadline."""
 
     def renew(self) -> bool:
-        """Move that moment; false if it was over already."""
+        """Move the deadline; return False if the hold had ended already."""
         ...
 
 
@@ -50,15 +50,17 @@ class Peers(Protocol):
     """The exchange of flows with the other balancers."""
 
     async def flush(self, timeout_s: float) -> FlushResult:
-        """Send all that has changed, new flows too; returns when the peers have it."""
+        """Send everything that has changed, new flows too, and wait until the peers have it."""
         ...
 
     async def ask_take(self, instance: str | None) -> str:
-        """Have the peer become master; what it says. Raises SteelyardError if it will not."""
+        """Ask the peer to become master; return its answer. SteelyardError if it does not."""
         ...
 
     async def ask_give(self, instance: str | None) -> str:
-        """Have the peer that is master hand over to this node; what it says. Likewise."""
+        """Ask the peer that is master to hand over to this node; return its answer. SteelyardError
+        if it does not.
+        """
         ...
 
 
@@ -71,10 +73,10 @@ async def hand_over(
     force: bool = False,
     stay: bool = True,
 ) -> Moved:
-    """Give the VIPs to the other balancer; with ``stay``, be behind it until released.
+    """Give the VIPs to the other balancer; with ``stay``, remain behind it until released.
 
-    Raises SteelyardError, with this node as it was, if there is nobody who knows the flows,
-    unless ``force``, or nobody who takes the VIPs. It is as it was, too, if this is cancelled.
+    Raises SteelyardError if no other balancer has the flows, unless ``force``, or if none takes the
+    VIPs. In these cases, and if this is cancelled, this node goes back to the modes it was in.
     """
     mastership.check(instance)
     if not mastership.has_role(Role.MASTER, instance):
@@ -84,21 +86,21 @@ async def hand_over(
             )
         await mastership.set_mode(Mode.HANDED_OVER, instance)
         return Moved("this node is not master; it stays behind until it is released")
-    telling = _Telling(peers, force)
-    await telling.flush(FLUSH_S)
-    telling.lacking = ""  # there is another chance
+    transfer = _Transfer(peers, force)
+    await transfer.flush(FLUSH_S)
+    transfer.lacking = ""  # the flush during the hold is another chance
     before = mastership.modes(instance)
     try:
-        await _give(mastership, telling, hold, instance)
+        await _give(mastership, transfer, hold, instance)
     except BaseException:
         await _put_back(mastership, before)
         raise
     try:
-        await telling.flush_last()
+        await transfer.flush_last()
     finally:
         if not stay:
             await _put_back(mastership, _afterwards(before))
-    flows, lacking = telling.flows, telling.lacking
+    flows, lacking = transfer.flows, transfer.lacking
     log.info("handed over", instance=instance or "all", flows=flows)
     if lacking:
         log.warning("the other balancer may not have all flows", why=lacking)
@@ -107,8 +109,10 @@ async def hand_over(
     return Moved(f"handed over{less}{end}", flows, lacking)
 
 
-class _Telling:
-    """What the other balancer was told, and in ``lacking`` why that may not have been all."""
+class _Transfer:
+    """The transfer of flows to the other balancer: ``flows`` is how many were sent, ``lacking`` why
+    it may not have all of them, or empty.
+    """
 
     def __init__(self, peers: Peers | None, force: bool) -> None:
         self.peers = peers
@@ -117,7 +121,7 @@ class _Telling:
         self.lacking = ""
 
     async def flush(self, timeout_s: float) -> None:
-        """Raises ConflictError, unless forced, if it was not told in time."""
+        """Send the flows. ConflictError, unless forced, if the other does not get them in time."""
         if self.peers is None:
             return
         result = await self.peers.flush(timeout_s)
@@ -131,41 +135,44 @@ class _Telling:
             )
 
     async def flush_last(self) -> None:
-        """What came in since; it is master, so there is no way back."""
+        """Send the flows that are new since. A failure is only noted: the other is master now."""
         if self.peers is not None:
             result = await self.peers.flush(FLUSH_S)
             if not result.done:
                 self.lacking = self.lacking or f"it was not told the last flows: {result.text}"
 
     def lack(self, why: str, remedy: str, where: str = "failover") -> None:
-        """It does not know all; an error unless forced."""
+        """Note that the other balancer lacks flows; ConflictError unless forced."""
         if not self._force:
             raise ConflictError(why, where=where, remedy=remedy)
         self.lacking = why
 
 
 async def _give(
-    mastership: Mastership, telling: _Telling, hold: Hold, instance: str | None
+    mastership: Mastership, transfer: _Transfer, hold: Hold, instance: str | None
 ) -> None:
-    """Have the other one be master, with all that it must know."""
-    peers, told = telling.peers, ""
+    """Give the other balancer the new flows and make it master; ConflictError if none takes the
+    VIPs.
+    """
+    peers, refusal = transfer.peers, ""
     with hold() if peers is not None else contextlib.nullcontext() as held:
 
         def go_on() -> None:
             if held is not None and not held.renew():
-                telling.lacking = telling.lacking or HELD_UP
+                transfer.lacking = transfer.lacking or HELD_UP
 
         if peers is not None and held is not None:
-            # Of a flow with nothing but a SYN the peer could be told no addresses. Its client
-            # answers the server within a round trip; who is held back waits a second anyway.
+            # A flow that has had only a SYN cannot be sent, because its addresses are not recorded.
+            # Its client answers the server within a round trip. Waiting for that costs the clients
+            # that are held back nothing: they send their SYN again only after a second.
             await asyncio.sleep(HANDSHAKE_S)
-            await telling.flush(HELD_S)
+            await transfer.flush(HELD_S)
             if not held.renew():
-                telling.lack(HELD_UP, "try again; if it stays so, the host has too little CPU")
+                transfer.lack(HELD_UP, "try again; if it stays so, the host has too little CPU")
         await mastership.set_mode(Mode.HANDED_OVER, instance)
         go_on()
         if peers is not None:
-            told = await _ask(peers, instance)
+            refusal = await _ask(peers, instance)
         go_on()
         taken = await _taken(mastership, instance, HELD_S)
         go_on()
@@ -175,19 +182,21 @@ async def _give(
         left = ", ".join(mastership.names(Role.MASTER, instance))
         raise ConflictError(
             f"nobody took the VIPs of {left} within {patience_s:.1f} s, so this node is still"
-            " their master" + (f": {told}" if told else ""),
+            " their master" + (f": {refusal}" if refusal else ""),
             where="failover",
             remedy="see `lbctl failover status` on the other balancer",
         )
 
 
 def taker_s(interval_s: float) -> float:
-    """How long a balancer may take that hears of it by adverts alone."""
+    """Return how long a balancer that learns of the handover only by adverts may take."""
     return min(TAKER_INTERVALS * interval_s + TAKER_MORE_S, LONGEST_TAKER_S)
 
 
 def _afterwards(before: Mapping[str, Mode]) -> dict[str, Mode]:
-    """What instances are that another node wanted: behind it by the operator's word alone."""
+    """Return the modes after a handover that another node asked for. An instance stays behind only
+    if the operator wanted that before.
+    """
     behind = Mode.HANDED_OVER
     return {name: behind if mode is behind else Mode.NORMAL for name, mode in before.items()}
 
@@ -207,8 +216,8 @@ async def _put_back(mastership: Mastership, modes: Mapping[str, Mode]) -> None:
 async def take_over(
     mastership: Mastership, peers: Peers | None, instance: str | None, mode: Mode
 ) -> Moved:
-    """Make this node what ``mode`` says, and where that makes it master, by a handover of the
-    one that is, if it can be asked.
+    """Put this node into ``mode``. If another node is master and can be asked, ask it first for a
+    handover.
     """
     mastership.check(instance)
     text = "done"
@@ -225,20 +234,22 @@ async def take_over(
 
 
 async def _ask(peers: Peers, instance: str | None) -> str:
-    """Have the peer take over at once; one that cannot be asked hears of it by our adverts."""
+    """Ask the peer to take over at once. Return its answer, or why it could not be asked; it then
+    learns of the handover by our adverts.
+    """
     try:
         async with asyncio.timeout(HELD_S):
             return await peers.ask_take(instance)
     except SteelyardError as error:
-        told = error.message
+        problem = error.message
     except TimeoutError:
-        told = f"the other balancer did not answer within {HELD_S:g} s"
-    log.warning("the other balancer did not take over when it was asked", problem=told)
-    return told
+        problem = f"the other balancer did not answer within {HELD_S:g} s"
+    log.warning("the other balancer did not take over when it was asked", problem=problem)
+    return problem
 
 
 async def _taken(mastership: Mastership, instance: str | None, patience_s: float) -> bool:
-    """Wait until the other one is master."""
+    """Wait until this node is no longer master; return False if that takes too long."""
     loop = asyncio.get_running_loop()
     until = loop.time() + patience_s
     while True:

@@ -1,7 +1,7 @@
-"""Owns the agent's side of failover: tells the failover process what it depends on, and knows it.
+"""Owns the agent's side of failover: sends heartbeats to the failover process, and knows its state.
 
-The process goes on without the agent; what it needs to know of it is said every half second, and
-at once when it changes.
+The process goes on without the agent. A heartbeat tells it what it needs to know about the agent,
+every half second and at once when something changes.
 """
 
 from __future__ import annotations
@@ -28,28 +28,30 @@ log = get_logger()
 
 
 class Mastership:
-    """The failover process of this node, as far as it answers. ``told``: it has answered the word
-    of ``run``.
+    """The failover process of this node, as far as it answers.
+
+    ``word`` returns the contents of a heartbeat. ``told`` is called when the process has answered a
+    heartbeat of ``run``.
     """
 
     def __init__(self, word: Callable[[], Word], told: Callable[[], None] = lambda: None) -> None:
         self._word = word
         self._told = told
-        self._period_s: float | None = None  # from one word to the next, if not WORD_S
+        self._period_s: float | None = None  # between heartbeats, if not WORD_S
         self._path: Path | None = None
         self.instances: Mapping[str, Instance] = {}
         self._wake = asyncio.Event()
         self.news = asyncio.Event()  # the process has answered
-        self.leaving = asyncio.Event()  # it was told to stop, and waits for ``excuse``
-        self.excused = asyncio.Event()  # the last one that was told to stop has been let go
-        self._leaver = 0  # pid of the one that has said so
+        self.leaving = asyncio.Event()  # the process has been told to stop, and awaits ``excuse``
+        self.excused = asyncio.Event()  # the last process that was told to stop has been excused
+        self._leaver = 0  # pid of the last process that said that it is leaving
         self.status: FailoverStatus | None = None
-        self.status_s = 0.0  # the moment that it is of at least, on the monotonic clock
+        self.status_s = 0.0  # the status is not older than this, on the monotonic clock
         self.problem = ""
-        self._roles: Mapping[str, Role] = {}  # as they were told last
+        self._roles: Mapping[str, Role] = {}  # as last logged
 
     def aim(self, failover: Failover, agent_socket: Path) -> None:
-        """Follow the process that this configuration is for, or none."""
+        """Follow the process that this configuration names, if it has failover instances."""
         before = self._path
         self._path = socket_of(failover, agent_socket) if failover.instances else None
         self.instances = {instance.name: instance for instance in failover.instances}
@@ -63,21 +65,21 @@ class Mastership:
 
     @property
     def configured(self) -> bool:
-        """There are instances."""
+        """Whether there are failover instances."""
         return self._path is not None
 
     def wake(self) -> None:
-        """Something that the process depends on may have changed."""
+        """Look again whether anything that the process depends on has changed."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Speak to the process for as long as the agent runs."""
+        """Send heartbeats to the process, until cancelled."""
         said: Word | None = None
         due_s = 0.0
         while True:
             self._wake.clear()
             word, now_s = self._word(), time.monotonic()
-            # A pass that changed nothing is no news, and passes can be many.
+            # Passes can be frequent, so one that changed nothing does not cause a heartbeat.
             if self._path is not None and (word != said or now_s >= due_s):
                 said, due_s = word, now_s + (self._period_s or WORD_S)
                 await self._tell(word)
@@ -94,17 +96,17 @@ class Mastership:
             if str(error) != self.problem:
                 log.error("the failover process does not answer", problem=str(error))
             self.status, self.problem = None, str(error)
-        except Exception:  # this task's root: it must not end the balancing
+        except Exception:  # the task's root: a defect here must not stop balancing
             log.exception("the failover process could not be told")
 
     async def say(self, word: Word | None = None) -> None:
-        """Tell the process how this node is."""
+        """Send a heartbeat: the state of this agent and node."""
         said = asdict(word or self._word())
         said["services"] = {name: list(counts) for name, counts in said["services"].items()}
         await self.order({"do": "agent", **said})
 
     async def order(self, request: Mapping[str, object]) -> FailoverStatus:
-        """One request to the process, and what it is afterwards; raises SteelyardError."""
+        """Send a request to the process and return its status afterwards. Raises SteelyardError."""
         if self._path is None:
             raise ConflictError(
                 "there is no instance of failover",
@@ -130,20 +132,20 @@ class Mastership:
         return await self.order({"do": "mode", "mode": mode.value, "instance": instance})
 
     async def claim(self, instance: str | None) -> FailoverStatus:
-        """Have this node be master now: the other one hands over."""
+        """Make this node master now, because the other node is handing over."""
         self.check(instance)
         return await self.order({"do": "claim", "instance": instance})
 
     async def excuse(self) -> None:
-        """A process that was told to stop need wait no longer."""
-        with contextlib.suppress(SteelyardError):  # it is gone
+        """Allow a process that was told to stop to end now."""
+        with contextlib.suppress(SteelyardError):  # it is gone already
             await self.order({"do": "leave"})
         self.excused.set()
 
     async def reload(self) -> None:
-        """Have the process read the configuration again; it says itself what it cannot take."""
+        """Have the process read the configuration again; it logs itself what it refuses."""
         if self._path is not None:
-            with contextlib.suppress(SteelyardError):  # `run` says that it does not answer
+            with contextlib.suppress(SteelyardError):  # `run` logs that it does not answer
                 await self.order({"do": "reload"})
 
     def check(self, instance: str | None) -> None:
@@ -157,11 +159,11 @@ class Mastership:
             )
 
     def has_role(self, role: Role, instance: str | None) -> bool:
-        """Whether any virtual router of the instance, or of all, has this role now."""
+        """Return whether any virtual router of the instance, or of all, has this role now."""
         return bool(self.names(role, instance))
 
     def names(self, role: Role, instance: str | None) -> tuple[str, ...]:
-        """The virtual routers of the instance, or of all, that have this role now."""
+        """Return the names of the instance's, or of all, virtual routers with this role now."""
         return tuple(
             router.name
             for router in self.routers
@@ -169,7 +171,7 @@ class Mastership:
         )
 
     def modes(self, instance: str | None) -> dict[str, Mode]:
-        """What the operator wants of the instance, or of each, by name."""
+        """Return the operator's mode for the instance, or for each, by name."""
         return {
             router.instance: router.mode
             for router in self.routers
@@ -177,14 +179,14 @@ class Mastership:
         }
 
     def is_behind(self) -> bool:
-        """Another node is master of all there is."""
+        """Return whether another node is master of all virtual routers."""
         routers = self.routers
         return bool(routers) and all(
             router.role is Role.BACKUP and router.master is not None for router in routers
         )
 
     def masters_elsewhere(self, instance: str | None) -> bool:
-        """Whether some virtual router of the instance has another node as master now."""
+        """Return whether another node is master of some virtual router of the instance now."""
         return any(
             router.role is Role.BACKUP and router.master is not None
             for router in self.routers
@@ -192,7 +194,7 @@ class Mastership:
         )
 
     def would_win(self, instance: str | None) -> bool:
-        """Whether this node would take some virtual router of the instance by its priority."""
+        """Return whether this node would take some virtual router of the instance by priority."""
         return any(
             is_behind(router)
             and router.instance in self.instances
@@ -202,18 +204,18 @@ class Mastership:
         )
 
     def slowest_interval_s(self) -> float:
-        """Of the adverts."""
+        """Return the longest advert interval of all virtual routers, in seconds; 1 without any."""
         return max((router.interval_s for router in self.routers), default=1.0)
 
     @property
     def routers(self) -> tuple[RouterStatus, ...]:
-        """The virtual routers, as of the last answer."""
+        """The virtual routers as of the last answer."""
         return self.status.routers if self.status else ()
 
 
 def _tell_roles(before: Mapping[str, Role], after: FailoverStatus) -> dict[str, Role]:
-    """Say which virtual routers have other roles than before, and return what they have. The
-    process says that too, in a log of its own.
+    """Log which virtual routers have changed their role, and return the roles. The process logs
+    this too, in its own log.
     """
     for router in after.routers:
         old = before.get(router.name)

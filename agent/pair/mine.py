@@ -1,4 +1,4 @@
-"""Decides which flows are this node's to end, where there are other balancers. Pure."""
+"""Decides which flows this node may end when there are other balancers. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from agent.model import Address, Service
 
 
 def serves(service: Service, claimed: Collection[Address], routers: Sequence[RouterStatus]) -> bool:
-    """Whether the clients of a service come to this node: it has the VIP, or nobody else can.
+    """Return whether the clients of a service come to this node: it holds the VIP, or no other node
+    can.
 
-    ``claimed``: VIPs that move between nodes; ``routers``: as the failover process tells, none if
-    it does not answer. Then nobody here knows.
+    ``claimed``: the VIPs that move between nodes. ``routers``: as the failover process reports
+    them; empty if it does not answer, and then a claimed VIP counts as not held here.
     """
     vip = service.key.vip
     if vip not in claimed:

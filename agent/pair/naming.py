@@ -1,6 +1,6 @@
-"""Decides whether the balancers know the instances by the same names. Pure.
+"""Checks that the balancers use the same names for the failover instances. Pure.
 
-A handover and a preemption ask the other balancer for an instance by its name.
+The names matter because a handover or a preemption names the instance to the other balancer.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ KIND = "name"
 
 
 def unshared(own: Iterable[str], peers: Iterable[PeerSync]) -> dict[Place, str]:
-    """This node's instances that no other balancer has by that name, and what to do about each.
+    """Return this node's instances whose name no other balancer has, each with the remedy.
 
-    None before every other balancer has told its own: there is no saying then.
+    Empty until every other balancer has announced its instances, because it is not known before.
     """
     known: set[str] = set()
-    there: list[str] = []
+    announced: list[str] = []
     for peer in peers:
         if peer.instances is None:
             return {}
         known.update(peer.instances)
-        there.append(f"{peer.address} has {', '.join(sorted(peer.instances)) or 'none'}")
-    if not there:
+        announced.append(f"{peer.address} has {', '.join(sorted(peer.instances)) or 'none'}")
+    if not announced:
         return {}
     text = (
-        f"no other balancer has an instance of this name ({'; '.join(there)}): who asks for it, to"
-        " hand over or to preempt, is refused; give it the same name on all"
+        f"no other balancer has an instance of this name ({'; '.join(announced)}), so handovers"
+        " and preemptions of it are refused; give it the same name on all"
     )
     return {Place(name, KIND): text for name in own if name not in known}

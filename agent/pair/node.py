@@ -1,4 +1,4 @@
-"""Shows this node's tables to the exchange of flows."""
+"""Gives the exchange of flows its access to this node's tables."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from agent.state.tables import TableContents
 def node_of(
     dataplane: Dataplane, contents: Callable[[], TableContents], elsewhere: Callable[[], bool]
 ) -> Node:
-    """``contents``: what the tables hold, the same object while nothing changes. ``elsewhere``:
-    whether another node gets the clients' packets now.
+    """Return the access to the tables.
+
+    ``contents`` returns what the tables hold, the same object while nothing changes. ``elsewhere``
+    returns whether another node gets the clients' packets now.
     """
     seen: list[tuple[TableContents, View]] = []
 
@@ -30,7 +32,7 @@ def node_of(
         return seen[0][1]
 
     def arrival() -> Arrival:
-        # Clients come in by the first interface, whatever the arms.
+        # Clients' packets come in by the first interface, whatever other interfaces there are.
         try:
             mac = interface_mac(dataplane.interface)
         except OSError as error:

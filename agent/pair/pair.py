@@ -1,4 +1,4 @@
-"""Owns what makes this node one of several: its failover process, and the exchange of flows."""
+"""Owns this node's part in a group of balancers: its failover process and the exchange of flows."""
 
 from __future__ import annotations
 
@@ -60,14 +60,18 @@ from agent.state.tables import TableContents
 
 log = get_logger()
 
-# In half a second both processes are told to stop, if they are stopped together.
+# Looks at the failover process over half a second: if both processes are stopped together, both
+# have been told to stop by then.
 _LOOKS = 10
 
 
 class Pair:
-    """The others, and this node's place among them. ``contents``: what the tables hold now;
-    ``hop_of``: the next hop to an address; ``complete``: they have all backends that the checks
-    have found; ``blocks`` and ``blocked``: of sources, as ``FlowSync`` has them.
+    """The peers of this node, and its role among them.
+
+    ``word`` returns the agent's own part of the heartbeat to the failover process. ``contents``
+    returns what the tables hold now, ``hop_of`` the next hop to an address, and ``complete``
+    whether the tables have all backends that the checks have found. ``blocks`` and ``blocked`` are
+    passed to ``FlowSync``.
     """
 
     def __init__(
@@ -81,29 +85,29 @@ class Pair:
         blocked: Callable[[Blocks], None] = lambda _told: None,
     ) -> None:
         self._complete = complete
-        # Nobody gets a new flow meanwhile.
+        # While it is held, the packet path takes no new flows.
         self._hold = lambda: new_flows_held(dataplane.tables.settings)
         self._word = word
         self._standing = Standing()
         self._waits_for = "the agent has just started"
         self._settle_s = 0.0
-        self._checked: set[str] = set()  # services of which is known whether a backend is up
-        self._moving = asyncio.Lock()  # one move at a time; who comes second is refused
-        # What this node will be, of which instance or all, once it has taken over.
+        self._checked: set[str] = set()  # services with health checks
+        self._moving = asyncio.Lock()  # one move at a time; a second one is refused
+        # The mode that this node will have after a takeover, and the instance (None: all).
         self._taking: tuple[Mode, str | None] | None = None
         self._sync_problem = ""
         self._unkeyed: tuple[PeerSync, ...] = ()  # the peers, while the secret cannot be read
-        self._mismatches: dict[comparing.Place, Problem] = {}  # with the others, by flow sync
-        self._said: frozenset[comparing.Place] = frozenset()  # of them, in the log
+        self._mismatches: dict[comparing.Place, Problem] = {}  # with peers, found by flow sync
+        self._said: frozenset[comparing.Place] = frozenset()  # mismatches that were logged
         self._has_witness = False
-        self._interval_s = SyncSettings().interval_s  # the others', too, as far as is known
+        self._interval_s = SyncSettings().interval_s  # assumed to be the peers' as well
         self._dataplane = dataplane
         self._lacking = Lacking()
         self._ends = False
         self._claimed: frozenset[Address] = frozenset()
-        self._shares = False  # some flows here can be another node's at the same time
+        self._shares = False  # flows in our table can be in use at another node at the same time
         self._exchanges: dict[Address, Exchange] = {}  # by peer
-        self._handed_s = -STRAGGLERS_S  # when this node has handed over last
+        self._handed_s = -STRAGGLERS_S  # when this node last handed over
         self.mastership = Mastership(self._whole_word, lambda: self._sync.beat())
         node = node_of(dataplane, contents, self.mastership.is_behind)
 
@@ -131,7 +135,7 @@ class Pair:
         self._peers: Peers | None = None
 
     async def aim(self, config: Config) -> None:
-        """Follow a configuration, the first one or another."""
+        """Follow a configuration, at the start or after a reload."""
         failover = config.failover
         self._settle_s = settle_s(config.services)
         self._checked = {s.name for s in config.services if s.health.kind is not CheckKind.NONE}
@@ -156,11 +160,11 @@ class Pair:
             settings = SyncSettings()
         await self._sync.reconfigure(settings, secret, config.name)
         forget_all_but(self._dataplane.pins, failover.sync.peers)
-        # Without the secret too: nobody knows the flows then, and a handover has to say so.
+        # Set even without the secret: no peer has the flows then, and a handover has to say so.
         self._peers = SyncPeers(self._sync) if failover.sync.peers else None
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What has to run, by name."""
+        """Return the coroutines that have to run, by name."""
         own = {
             "failover": self.mastership.run(),
             "preemption": self._preempt(),
@@ -170,11 +174,11 @@ class Pair:
         return own | self._sync.tasks()
 
     def refresh(self) -> None:
-        """Follow the program that runs now: it may be another one than before."""
+        """Follow the program that runs now, which may have been replaced."""
         self._new_flows.refresh()
 
     def view(self) -> FailoverView:
-        """What is known now."""
+        """Return what is known now."""
         mastership = self.mastership
         return FailoverView(
             configured=mastership.configured,
@@ -188,12 +192,14 @@ class Pair:
         )
 
     def serves(self, service: Service) -> bool:
-        """Whether the clients of a service come to this node."""
+        """Return whether the clients of a service come to this node."""
         return mine.serves(service, self._claimed, self.mastership.routers)
 
     def others(self, slots: Counts, words: Slots) -> npt.NDArray[np.bool_] | None:
-        """Where several nodes serve at once: which flows another one has told of and have had no
-        packet here. None: no flow can be another node's.
+        """Return which of these flows came from a peer and have had no packet here.
+
+        None: no flow here can be in use at another node, because the nodes do not serve at the same
+        time.
         """
         if not self._shares or not self._exchanges:
             return None
@@ -202,7 +208,7 @@ class Pair:
         return theirs
 
     async def move(self, order: MoveOrder) -> Moved:
-        """Do what the operator wants of the VIPs; raises SteelyardError if it cannot be done."""
+        """Carry out an operator's order to move the VIPs. SteelyardError if that fails."""
         mastership, instance = self.mastership, order.instance
         await mastership.order({"do": "status"})
         mastership.check(instance)
@@ -219,7 +225,7 @@ class Pair:
                 return await take_over(mastership, self._peers, instance, mode)
 
     def _outlook(self, order: MoveOrder) -> str:
-        """What an order would do, in words."""
+        """Return in words what an order would do."""
         is_master = self.mastership.has_role(Role.MASTER, order.instance)
         match order.verb:
             case MoveVerb.HANDOVER if not is_master:
@@ -236,10 +242,10 @@ class Pair:
                 return "priorities would decide again"
 
     async def _preempt(self) -> None:
-        """Take this node's place from a master of lower priority by a handover of that one.
+        """Take over from a master of lower priority by asking it for a handover.
 
-        The failover process would do it by itself, after its preempt_delay, but then what the
-        other one got last is not known here.
+        The failover process would take over by itself after its preempt_delay, but then the flows
+        that the master got last would not be known here.
         """
         mastership, waiting = self.mastership, dict[str, float]()
         while True:
@@ -256,28 +262,28 @@ class Pair:
                         await take_over(mastership, self._peers, instance, Mode.NORMAL)
                 except SteelyardError as error:
                     log.warning("not preempted", instance=instance, problem=str(error))
-                except Exception:  # this task's root
+                except Exception:  # the task's root
                     log.exception("preemption broke", instance=instance)
                 await asyncio.sleep(PREEMPT_PAUSE_S)
 
     async def _leave(self) -> None:
-        """A failover process that is stopped gives the VIPs away: to one that knows the flows."""
+        """Hand over to a peer that has the flows when the failover process is being stopped."""
         mastership = self.mastership
         while True:
             await mastership.leaving.wait()
             mastership.leaving.clear()
             try:
                 async with self._alone():
-                    # It stays behind until its end, and keeps nothing of this.
+                    # The process stays behind until it ends, and does not save that mode.
                     await self._hand_over(self._peers, None)
             except SteelyardError as error:
                 log.warning("no handover before the failover process stops", problem=str(error))
-            except Exception:  # this task's root
+            except Exception:  # the task's root
                 log.exception("the handover before a stop broke")
             await mastership.excuse()
 
     def _whole_word(self) -> Word:
-        """What the failover process depends on, of this agent and its peers."""
+        """Return the full heartbeat for the failover process: the agent's part and the peers'."""
         word = self._word()
         peers = self._others()
         waits = self._look(word)
@@ -292,7 +298,7 @@ class Pair:
         )
 
     def _presence(self) -> Presence:
-        """What the other balancers are told of this one."""
+        """Return what this node announces to the other balancers."""
         mastership = self.mastership
         names = tuple(mastership.instances)
         if mastership.status is None:
@@ -301,17 +307,20 @@ class Pair:
         return Presence(names, words, mastership.status_s, self._detour.takes_at)
 
     def _heard(self) -> None:
-        """One of the others has told of itself: what it says may vouch for a master."""
+        """Update the failover process at once, as a peer's heartbeat may vouch for a master."""
         if self._has_witness:
             self.mastership.wake()
 
     async def say_goodbye(self) -> None:
-        """This agent ends: a failover process that is to leave later need not wait for it. One
-        that is stopped at the same moment, as a container is, has the VIPs handed over first.
+        """Prepare the failover process for the end of this agent.
+
+        A process that is stopped later need not wait for the agent. If it is stopped at the same
+        moment, as in a container, the VIPs are handed over first.
         """
         with contextlib.suppress(SteelyardError, TimeoutError):
             await self._leave_together()
-        # The other balancer sends back what it does not know, as long as this agent lives.
+        # The other balancer passes packets of unknown flows back to this node while this agent
+        # lives.
         await asyncio.sleep(self._handed_s + STRAGGLERS_S - time.monotonic())
         self._ends = True
         with contextlib.suppress(SteelyardError, TimeoutError):
@@ -319,11 +328,11 @@ class Pair:
                 await self.mastership.say()
 
     async def _leave_together(self) -> None:
-        """See whether the failover process is stopped, too, and until its VIPs are elsewhere."""
+        """If the failover process is being stopped too, wait until its VIPs are handed over."""
         mastership = self.mastership
         if not (mastership.has_role(Role.MASTER, None) and _is_connected(self._others())):
             return
-        # Looks are counted, not time: an agent that gets no CPU has not looked.
+        # This counts looks rather than time, because an agent that gets no CPU does not look.
         for _ in range(_LOOKS):
             if (await mastership.order({"do": "status"})).leaving:
                 break
@@ -335,11 +344,11 @@ class Pair:
             await mastership.excused.wait()
 
     def _others(self) -> tuple[PeerSync, ...]:
-        """How it stands with each of the other balancers."""
+        """Return the flow sync status of each of the other balancers."""
         return self._unkeyed or self._sync.status()
 
     def _compare(self, peers: tuple[PeerSync, ...]) -> None:
-        """What is wrong between this node and the others, as flow sync tells."""
+        """Find mismatches between this node and its peers, and log those that are new."""
         mastership = self.mastership
         found = naming.unshared(mastership.instances, peers)
         if mastership.status is not None:
@@ -356,11 +365,11 @@ class Pair:
         return comparing.lasting(self._mismatches, self.mastership.slowest_interval_s())
 
     def _known(self, word: Word) -> dict[str, tuple[int, int]]:
-        """How many backends are up, of the services of which that is known."""
+        """Return how many backends are up, for the services that have health checks."""
         return {name: word.services[name] for name in self._checked & word.services.keys()}
 
     def _look(self, word: Word | None = None) -> str:
-        """What this node waits for before it may serve; empty: it may."""
+        """Return what this node waits for before it may serve, or "" if it may."""
         now_s, before = time.monotonic(), self._waits_for
         lacks = untold(
             self._others(), self._interval_s, was=self._standing.synced_since is not None
@@ -382,7 +391,10 @@ class Pair:
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
-        """Nobody waits here: two nodes that want something of each other would for ever."""
+        """Hold the lock for a move, or raise ConflictError at once if another move is running.
+
+        It does not wait, because two nodes that ask each other would wait for ever.
+        """
         if self._moving.locked():
             raise ConflictError(
                 "the VIPs are being moved already",
@@ -394,7 +406,7 @@ class Pair:
 
     @contextlib.contextmanager
     def _as(self, mode: Mode, instance: str | None) -> Iterator[None]:
-        """Meanwhile, when the other one hands over, this node becomes that."""
+        """While it is open, a handover by the other node puts this node into ``mode``."""
         self._taking = mode, instance
         try:
             yield
@@ -402,7 +414,7 @@ class Pair:
             self._taking = None
 
     async def _take(self, instance: str | None) -> str:
-        """The other node hands over to this one."""
+        """Become master, as the node that hands over asks."""
         mastership = self.mastership
         if self._taking is not None and self._taking[1] == instance:
             await mastership.set_mode(self._taking[0], instance)
@@ -418,7 +430,7 @@ class Pair:
         return "taken"
 
     async def _give(self, instance: str | None, *, asker: Address) -> str:
-        """The other node wants to be master."""
+        """Hand over to the node that asks to become master."""
         peers = SyncPeers(self._sync, asker)
         async with self._alone():
             moved = await self._hand_over(peers, instance, force=True, stay=False)
@@ -437,5 +449,5 @@ class Pair:
 
 
 def _is_connected(peers: Iterable[PeerSync]) -> bool:
-    """Whether somebody is there to hand over to."""
+    """Return whether there is a peer to hand over to."""
     return any(peer.state is LinkState.CONNECTED for peer in peers)

@@ -1,4 +1,4 @@
-"""Asks the other balancers what a planned move of the VIPs needs of them."""
+"""Asks the other balancers for what a planned handover needs from them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from agent.flowsync.sync import FlowSync
 
 
 class SyncPeers:
-    """The peers of flow sync (``handover.Peers``). ``taker``: the only one that is to be master."""
+    """The peers of flow sync (``handover.Peers``). ``taker``: the only one that may be master."""
 
     def __init__(self, sync: FlowSync, taker: Address | None = None) -> None:
         self._sync = sync
         self._taker = taker
 
     async def flush(self, timeout_s: float) -> FlushResult:
-        """Send all that has changed, new flows too; returns when the peers have it."""
+        """Send everything that has changed, new flows too, and wait until the peers have it."""
         return await self._sync.flush(timeout_s)
 
     async def ask_take(self, instance: str | None) -> str:
-        """Have a peer become master; what it says. Raises ConflictError if none does."""
+        """Ask the peers to become master; return the answer. ConflictError if none does."""
         return _text(await self._sync.ask_take(instance, self._taker))
 
     async def ask_give(self, instance: str | None) -> str:
-        """Have the peer that is master hand over to this node; likewise."""
+        """Ask the master to hand over to this node; return the answer. ConflictError if it does
+        not.
+        """
         return _text(await self._sync.ask_give(instance))
 
 

@@ -1,4 +1,4 @@
-"""Decides when a node asks the master of a lower priority to hand over. Pure."""
+"""Decides when a node asks a master of lower priority to hand over. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agent.failover.times import AHEAD_S
 
 
 def is_behind(router: RouterStatus) -> bool:
-    """A master of lower priority than the configured one of this node has it."""
+    """Return whether the router's master has a lower priority than this node's configured one."""
     has_master = router.role is Role.BACKUP and router.master is not None
     return has_master and router.configured_priority > (router.master_priority or 0)
 
@@ -18,13 +18,13 @@ def is_behind(router: RouterStatus) -> bool:
 def candidates(
     routers: Iterable[RouterStatus], instances: Mapping[str, Instance]
 ) -> frozenset[str]:
-    """Instances that this node is going to take by its priority."""
+    """Return the instances that this node is going to take by its priority."""
     return frozenset(
         router.instance
         for router in routers
         if is_behind(router)
         and router.master_priority != HANDED_OVER  # that one is handing over already
-        and not router.vouched  # it would not be heard either, and there would be two masters
+        and not router.vouched  # the master would not hear us either: two masters
         and router.mode is Mode.NORMAL
         and router.priority > (router.master_priority or 0)
         and router.instance in instances
@@ -33,14 +33,14 @@ def candidates(
 
 
 def since(before: Mapping[str, float], wanted: Iterable[str], now_s: float) -> dict[str, float]:
-    """Since when each of them is one."""
+    """Return for each wanted instance the time since which it has been wanted."""
     return {name: before.get(name, now_s) for name in wanted}
 
 
 def due(
     waiting: Mapping[str, float], instances: Mapping[str, Instance], now_s: float
 ) -> frozenset[str]:
-    """Those whose master is to be asked now."""
+    """Return the instances whose master is to be asked now."""
     return frozenset(
         name
         for name, from_s in waiting.items()

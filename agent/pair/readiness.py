@@ -1,8 +1,8 @@
-"""Decides whether a node may serve: take its place from a master that is well, or announce itself.
+"""Decides whether a node may serve: take over from a healthy master (VRRP), or announce itself.
 
-A node that was away does not know the connections that were opened meanwhile, and its checks not
-which backends are up: it waits for both. It is one rule for VRRP and for announcements. Pure;
-moments are of one clock that only goes forward.
+A node that was away knows neither the connections that were opened meanwhile nor which backends are
+up, so it waits until it knows both. The rule is the same for VRRP and for announcements. Pure;
+times are on one monotonic clock.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from agent.model import CheckKind, Service
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Since when this node knows the others' flows, is behind another master, and reaches a
-    backend; None: not.
+    """Since when this node has had the peers' flows, has been behind another master, and has had a
+    backend up; None: it does not now.
     """
 
     synced_since: float | None = None
@@ -29,7 +29,7 @@ class Standing:
 def follow(
     before: Standing, *, synced: bool, behind: bool, reaches: bool, now_s: float
 ) -> Standing:
-    """One more look."""
+    """Return the standing after one more look."""
     return Standing(
         _since(before.synced_since, synced, now_s),
         _since(before.behind_since, behind, now_s),
@@ -44,15 +44,17 @@ def _since(before: float | None, holds: bool, now_s: float) -> float | None:
 
 
 def untold(peers: Iterable[PeerSync], interval_s: float, *, was: bool) -> tuple[str, ...]:
-    """The other balancers of which not all flows are known here, and why; none: this node is
-    synced. ``interval_s``: from one look at the flows to the next; ``was``: it was until now.
+    """Return a text for each peer whose flows are not all known here; if there is none, this node
+    is synced.
+
+    ``interval_s``: from one look at the flows to the next. ``was``: it was synced until now.
     """
     oldest_s = (STALE_S if was else FRESH_S) + _more_s(interval_s)
     return tuple(why for peer in peers if (why := _untold(peer, oldest_s)))
 
 
 def _more_s(interval_s: float) -> float:
-    """How much older than with short intervals a state is that is the newest one."""
+    """Return by how much the newest state may be older than it is with short intervals."""
     return max(0.0, interval_s - HEARTBEAT_S)
 
 
@@ -60,20 +62,20 @@ def _untold(peer: PeerSync, oldest_s: float) -> str:
     if peer.state is not LinkState.CONNECTED:
         return f"{peer.address} is not connected"
     if peer.full_received == 0 or peer.behind_s is None:
-        return f"{peer.address} has not told all of its flows yet"
+        return f"{peer.address} has not sent all of its flows yet"
     if peer.behind_s >= oldest_s:
-        return f"{peer.address} was not heard lately"
+        return f"{peer.address} has not been heard lately"
     return ""
 
 
 def is_reaching(services: Mapping[str, tuple[int, int]]) -> bool:
-    """A backend is up of the services that are checked, or none is checked."""
+    """Return whether a backend of some checked service is up, or no service is checked."""
     counts = [up for up, total in services.values() if total]
     return any(counts) or not counts
 
 
 def settle_s(services: Iterable[Service]) -> float:
-    """How long checks take to find all backends up that are."""
+    """Return how many seconds the checks take to find all backends that are up."""
     checks = [s.health for s in services if s.health.kind is not CheckKind.NONE]
     longest = max((c.rise * c.interval_s + c.timeout_s for c in checks), default=0.0)
     return min(longest, MOST_SETTLE_S)
@@ -82,15 +84,18 @@ def settle_s(services: Iterable[Service]) -> float:
 def waits_for(
     standing: Standing, settling_s: float, now_s: float, without: Iterable[str] = ()
 ) -> str:
-    """What the node waits for before it serves; empty: it may. ``without``: ``untold``."""
+    """Return what the node waits for before it serves, or "" if it may serve now.
+
+    ``without``: the result of ``untold``.
+    """
     reached = standing.reaches_since
     if reached is None:
         return "no backend is up"
     synced, behind = standing.synced_since, standing.behind_since
     if now_s - max(reached, synced or reached) < settling_s:
         return "the checks settle"
-    # Who tells no flows for so long is dead, or keepalived, or a node whose agent is dead.
-    # While it reaches nobody, nothing is told: that time does not count.
+    # A peer that sends no flows for so long is dead, or keepalived, or a node whose agent is dead.
+    # Time in which this node reaches nothing does not count, since no peer can send flows then.
     if synced is None and now_s - max(reached, behind or reached) < READY_PATIENCE_S:
         return f"the flows of other balancers are not known: {', '.join(without)}"
     return ""
@@ -99,8 +104,8 @@ def waits_for(
 def is_cut_off(
     peers: Iterable[PeerSync], services: Mapping[str, tuple[int, int]], interval_s: float
 ) -> bool:
-    """It reaches neither a backend nor another balancer: if there is a master elsewhere, clients
-    are better off with that one. ``interval_s``: as in ``untold``.
+    """Return whether this node reaches neither a backend nor another balancer. If there is a master
+    elsewhere, clients are better off with that one. ``interval_s``: as in ``untold``.
     """
     heard = [_is_heard(peer, FRESH_S + _more_s(interval_s)) for peer in peers]
     counts = [up for up, total in services.values() if total]
@@ -108,6 +113,8 @@ def is_cut_off(
 
 
 def _is_heard(peer: PeerSync, fresh_s: float) -> bool:
-    """Its stream outlives a cut by some seconds, its heartbeats do not."""
+    """Return whether the peer is heard. When the network is cut, its stream still counts as
+    connected for some seconds, but its heartbeats stop at once, so both are checked.
+    """
     lately = peer.behind_s is None or peer.behind_s < fresh_s
     return peer.state is LinkState.CONNECTED and lately

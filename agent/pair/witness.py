@@ -1,8 +1,9 @@
-"""Decides what the balancers say of their virtual routers by flow sync, and when that vouches for a
-master whose adverts are not heard. Pure; moments are of this host's monotonic clock.
+"""Decides what balancers announce about their virtual routers in flow sync, and when that vouches
+for a master whose adverts are not heard. Pure; times are on this host's monotonic clock.
 
-Only what was so after the adverts had stopped says that they are filtered, and the master well: a
-master that has died said nothing since. So no takeover from a dead one takes longer for it.
+A report counts only if it describes a time after the adverts had stopped. It then shows that the
+adverts are filtered and the master is well, because a master that has died reports nothing after
+its last advert. So this delays no takeover from a dead master.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from agent.failover.times import LEAST_WORD_S, WORD_PER_ROUTER_S
 
 
 def period_s(instances: Iterable[Instance], most_s: float) -> float:
-    """How long to wait from one word to the next.
+    """Return how many seconds to wait between heartbeats to the failover process.
 
-    One interval of the fastest adverts, so that a word comes between the first one that is missed
-    and the takeover, if that does not cost too much.
+    It is one interval of the fastest adverts, if that does not cost too much, so that a heartbeat
+    comes between the first advert that is missed and the takeover.
     """
     elected = [each for each in instances if each.method is Method.VRRP]
     fastest_s = min((each.interval_s for each in elected), default=most_s)
@@ -29,7 +30,7 @@ def period_s(instances: Iterable[Instance], most_s: float) -> float:
 
 
 def words(status: FailoverStatus, instances: Mapping[str, Instance]) -> tuple[RouterWord, ...]:
-    """What this node says of its virtual routers."""
+    """Return what this node announces about its virtual routers."""
     return tuple(
         _word(router, instances.get(router.instance), status.leaving) for router in status.routers
     )
@@ -43,7 +44,7 @@ def _word(router: RouterStatus, instance: Instance | None, leaving: bool) -> Rou
         method=router.method,
         role=router.role,
         priority=router.priority,
-        # A lower priority than the configured one says that something is wrong.
+        # A priority below the configured one means that a tracked condition has failed.
         well=router.role is Role.MASTER and stays and router.priority >= router.configured_priority,
         vouched=router.vouched,
         vrid=router.vrid,
@@ -55,14 +56,14 @@ def _word(router: RouterStatus, instance: Instance | None, leaving: bool) -> Rou
 
 
 def _digest(vips: Iterable[str]) -> str:
-    """Of the VIPs, but for those that each node may make up for itself."""
+    """Return a digest of the VIPs without link-local ones, which each node may choose by itself."""
     routable = sorted(vip for vip in vips if not ip_address(vip).is_link_local)
     return hashlib.sha256(" ".join(routable).encode()).hexdigest()[:16]
 
 
 def vouchers(routers: Iterable[RouterStatus], peers: Iterable[PeerSync]) -> dict[str, float]:
-    """For the virtual routers that this node is backup of, by name: the last moment of which is
-    known that another node was their master, and well.
+    """Return, by name, for the virtual routers that this node is backup of, the last time at which
+    another node is known to have been their master and well.
     """
     peers = tuple(peers)
     found: dict[str, float] = {}
@@ -82,5 +83,5 @@ def vouchers(routers: Iterable[RouterStatus], peers: Iterable[PeerSync]) -> dict
 
 def _vouches(word: RouterWord, router: RouterStatus) -> bool:
     is_same = (word.instance, word.family) == (router.instance, router.family)
-    # With other VIPs, those that it lacks would be with nobody.
+    # A master with other VIPs does not count: no node would serve the VIPs that it lacks.
     return is_same and word.well and word.vips == _digest(router.vips)

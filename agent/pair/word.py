@@ -1,4 +1,4 @@
-"""Decides what the agent says of itself to the failover process."""
+"""Defines what the agent reports about itself to the failover process in a heartbeat."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from agent.state.situation import Situation
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Whether the program is attached, why not, and how many backends of each service are up, of
-    how many. ``ready``: this node may take its place from a master that is well, or announce
-    itself; ``waits_for``: else, what it waits for. ``cut_off``: it
-    reaches nobody. ``hands_over``: before this node leaves, the agent can hand over. ``vouchers``:
-    for virtual routers, by name, the last moment (monotonic) of which flow sync says that another
-    node was their master, and well.
+    """The contents of a heartbeat.
+
+    ``attached``: the program is attached; ``why``: otherwise, why not. ``services``: by name, how
+    many backends are up and how many there are. ``ready``: this node may take over from a healthy
+    master, or announce itself; ``waits_for``: otherwise, what it waits for. ``cut_off``: it reaches
+    neither a backend nor a peer. ``hands_over``: the agent can hand over before this node leaves.
+    ``vouchers``: for virtual routers, by name, the last time (monotonic) at which, according to
+    flow sync, another node was their master and well.
     """
 
     attached: bool
@@ -31,9 +33,10 @@ class Word:
 
 
 def up_of(now: Situation, blocked: Collection[BackendRef] = ()) -> dict[str, tuple[int, int]]:
-    """How many backends of each service are up, and of how many; ``blocked``: those that nothing
-    can be sent to, for an interface of this node. They may be up, but another node serves them
-    better.
+    """Return how many backends of each service are up, and how many there are.
+
+    ``blocked``: backends that nothing can be sent to because of an interface of this node. They may
+    be up, but do not count here, because another node can serve them.
     """
     up = Counter(
         ref.service

@@ -69,8 +69,8 @@ def test_it_is_said_which_balancer_has_not_told_its_flows() -> None:
     old = replace(PEER, address=ip_address("10.0.0.4"), behind_s=60.0)
     assert untold((PEER, AWAY, silent, old), 0.2, was=False) == (
         "10.0.0.2 is not connected",
-        "10.0.0.3 has not told all of its flows yet",
-        "10.0.0.4 was not heard lately",
+        "10.0.0.3 has not sent all of its flows yet",
+        "10.0.0.4 has not been heard lately",
     )
 
 
