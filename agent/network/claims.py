@@ -1,8 +1,8 @@
-"""Owns the packet sockets by which everybody on the segment is asked for our VIPs.
+"""Owns the packet sockets that ask all hosts of the segment whether they have our VIPs.
 
-Who else answers for a VIP gets part of the clients, past the balancer: mostly a backend of ``dsr``
-that has the VIP on ``lo`` and does not keep silent about it (``arp_ignore``). Nothing else of the
-balancer would notice.
+Another host that answers for a VIP gets part of the clients directly, past the balancer. Mostly it
+is a backend of ``dsr`` that has the VIP on ``lo`` and does not keep silent about it
+(``arp_ignore``). No other part of the balancer would notice.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from agent.state.claims import Claim, Claims, Owner, in_words
 log = get_logger()
 
 ROUND_S = 5.0
-BEFORE_S = 0.15  # after each question about an address that nobody here has yet
-BEFORE_TIMES = 2
-ANSWER_S = 1.0  # that answers are waited for
-MOST_A_SECOND = 20  # questions: each goes to the whole segment
-_ENOUGH = 128  # bytes of a packet
-_ONE_TURN = 64  # packets; then others have theirs
-_REST_S = 0.5  # when a turn had that many
+BEFORE_S = 0.15  # wait for answers after each question about an address that is to be added
+BEFORE_TIMES = 2  # how often it is asked for
+ANSWER_S = 1.0  # how long a round waits for answers
+MOST_A_SECOND = 20  # questions, because each goes to the whole segment
+_ENOUGH = 128  # bytes read of a packet
+_ONE_TURN = 64  # packets read before other tasks get their turn
+_REST_S = 0.5  # pause in reading after a turn with that many
 
-# From behind the Ethernet header on.
+# Classic BPF; offsets count from behind the Ethernet header.
 _FILTERS = {
     ETH_P_ARP: (
         (LD_H, 0, 0, 6),
@@ -55,10 +55,10 @@ _FILTERS = {
 
 
 class Watch:
-    """Asks for the VIPs that an interface has, while ``run`` runs.
+    """Asks the segment for the VIPs that an interface has, while ``run`` runs.
 
-    ``vips()``: those of the running configuration. ``owner(mac)``: the backend or balancer whose
-    MAC it is.
+    ``vips()`` returns the VIPs of the running configuration, ``owner(mac)`` the backend or balancer
+    that has the MAC.
     """
 
     def __init__(
@@ -77,15 +77,15 @@ class Watch:
 
     @property
     def standing(self) -> frozenset[Claim]:
-        """Who answers for our VIPs."""
+        """The claims of other hosts to our VIPs, as of the last round."""
         return self._claims.standing
 
     def problems(self) -> tuple[str, ...]:
-        """The same in words."""
+        """Return the claims in words."""
         return tuple(self._in_words(each) for each in sorted(self.standing, key=_order))
 
     async def run(self) -> None:
-        """Ask until cancelled. What hinders is logged, once: a balancer works without this."""
+        """Ask until cancelled. A problem is only logged, once, as a balancer works without this."""
         while True:
             try:
                 await self._watch()
@@ -94,7 +94,7 @@ class Watch:
                     log.warning("nobody is asked for our VIPs", problem=str(error))
                 self._trouble = str(error)
                 self._held = frozenset()
-                self._settle()  # of what cannot be asked for, nothing is known
+                self._settle()  # nothing is known about VIPs that cannot be asked for
             await asyncio.sleep(ROUND_S)
 
     async def _watch(self) -> None:
@@ -111,13 +111,14 @@ class Watch:
                     began = loop.time()
                     await self._ask(netlink, sender, ifindex)
                     await asyncio.sleep(ANSWER_S)
-                    await self._look(netlink, ifindex)  # a VIP that has gone is another's by right
+                    # A VIP that has been removed here meanwhile may be another host's by right.
+                    await self._look(netlink, ifindex)
                     self._settle()
                     if not self._claims.is_in_doubt:
                         await asyncio.sleep(max(0.0, began + ROUND_S - loop.time()))
 
     async def _look(self, netlink: Netlink, ifindex: int) -> None:
-        """Which VIPs the interface has now."""
+        """Note which VIPs the interface has now."""
         present = {each.address for each in await netlink.addresses(ifindex)}
         self._held = frozenset(self._vips()) & present
 
@@ -128,7 +129,7 @@ class Watch:
         if not link.up or not link.mac:
             self._held = frozenset()
             return
-        # Another interface of ours on the same segment answers, too.
+        # Another interface of ours on the same segment answers too.
         self._own = {each.mac for each in await netlink.links()}
         await self._look(netlink, ifindex)
         mac = bytes.fromhex(link.mac.replace(":", ""))
@@ -155,7 +156,7 @@ class Watch:
             if vip in self._held and mac not in self._own:
                 self._claims.hear(Claim(vip, mac))
         loop = asyncio.get_running_loop()
-        loop.remove_reader(heard)  # somebody floods: what matters is asked for again
+        loop.remove_reader(heard)  # a flood; answers that are lost are asked for in the next round
         loop.call_later(_REST_S, self._read_again, heard)
 
     def _read_again(self, heard: socket.socket) -> None:
@@ -167,10 +168,10 @@ class Watch:
 
 
 async def holders(ifname: str, vips: Collection[Address]) -> dict[Address, str]:
-    """Which of these addresses other hosts of the segment have already, and at which MAC.
+    """Return which of these addresses other hosts of the segment have already, with their MACs.
 
-    It takes a third of a second. Where nobody can be asked (the link is down, CAP_NET_RAW lacks),
-    nobody has them.
+    It takes a third of a second. If the segment cannot be asked (the link is down, CAP_NET_RAW is
+    missing), the result is empty.
     """
     found: dict[Address, str] = {}
     with contextlib.suppress(NetworkError, NetlinkError, OSError), contextlib.ExitStack() as opened:
@@ -193,7 +194,7 @@ async def holders(ifname: str, vips: Collection[Address]) -> dict[Address, str]:
 
 
 def _heard(heard: socket.socket) -> Iterator[Claim]:
-    """All that has come."""
+    """Yield all answers that have arrived."""
     while True:
         try:
             data, (_, _, _, _, source) = heard.recvfrom(_ENOUGH)
@@ -208,7 +209,7 @@ def _order(each: Claim) -> tuple[int, int, str]:
 
 
 def _listening(ifname: str, protocol: int) -> socket.socket:
-    heard = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)  # 0: hears nothing yet
+    heard = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)  # 0: receives nothing yet
     try:
         heard.setblocking(False)
         sockfilter.attach(heard, _FILTERS[protocol])

@@ -1,6 +1,6 @@
-"""Owns the nftables table of an instance: the guard below the program.
+"""Owns the nftables table of an instance, which guards connections while the program is missing.
 
-It stays when the agent ends, as the program does, and goes when the instance is detached.
+Like the program, it stays when the agent ends, and is removed when the instance is detached.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ log = get_logger()
 _NETLINK_NETFILTER = 12
 _GROUP_NFTABLES = 1 << (7 - 1)  # NFNLGRP_NFTABLES
 _TIMEOUT_S = 10.0
-_SETTLE_S = 0.2  # between somebody's change of our table and ours
+_SETTLE_S = 0.2  # wait between another program's change of our table and our repair
 _MESSAGES = 1 << 16
 
 
 class Guard:
-    """The table of one instance, kept as its configuration wants it."""
+    """The table of one instance, kept as the configuration requires."""
 
     def __init__(self, instance: str, changed: Callable[[], None]) -> None:
-        """``changed`` is called when somebody else has touched the table."""
+        """``changed`` is called when another program has changed the table."""
         self._table = table_name(instance)
         self._changed = changed
-        self._config: Config | None = None  # for which ``_wanted`` was made
+        self._config: Config | None = None  # the configuration of ``_wanted``
         self._wanted: list[Json] = []
-        self._made: Any = None  # as nft lists what we made; None: to be made
-        self._is_stale = False  # somebody has touched it since
+        self._made: Any = None  # our table as nft lists it; None: it is yet to be made
+        self._is_stale = False  # the table may have been changed since
         self._problem = ""
         self._events: socket.socket | None = None
 
     async def sync(self, config: Config) -> None:
-        """Have the table as this configuration wants it. What hinders is logged, once: a
-        balancer works without its guard.
+        """Make the table what this configuration requires. A problem is only logged, once, because
+        a balancer works without its guard.
         """
         self._listen()
         is_same = self._config is not None and _serve_the_same(self._config, config)
@@ -72,12 +72,12 @@ class Guard:
         self._wanted, self._made = wanted, _listed(self._table)
 
     def _listen(self) -> None:
-        """Hear of changes to the table, ours included."""
+        """Subscribe to changes of nftables, our own included."""
         if self._events is not None:
             return
         try:
             events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-        except OSError:  # a kernel without it, which nft says as well
+        except OSError:  # a kernel without nftables; running nft will report that
             return
         events.setblocking(False)
         events.bind((0, _GROUP_NFTABLES))
@@ -90,7 +90,7 @@ class Guard:
             touched = name in events.recv(_MESSAGES)
         except BlockingIOError:
             return
-        except OSError:  # more than the socket holds: it may have been ours
+        except OSError:  # events were lost (ENOBUFS), and one may have been about our table
             touched = True
         if touched and not self._is_stale:
             self._is_stale = True
@@ -98,8 +98,8 @@ class Guard:
 
 
 def _serve_the_same(old: Config, new: Config) -> bool:
-    """Whether the table is the same for both: it has the VIPs with their ports, and the servers of
-    fullnat.
+    """Return whether both configurations give the same table, which depends on the VIPs with their
+    ports and on the servers of fullnat.
     """
     if old.nat != new.nat or len(old.services) != len(new.services):
         return False
@@ -115,7 +115,7 @@ def _serve_the_same(old: Config, new: Config) -> bool:
 
 
 def put_guard(config: Config) -> None:
-    """The table of this configuration, if nftables is installed."""
+    """Make the table of this configuration, if nftables is installed."""
     with contextlib.suppress(NetworkError):
         _run(ruleset(table_name(config.name), config))
 
@@ -127,12 +127,12 @@ def remove_guard(instance: str) -> None:
 
 
 def _run(commands: list[Json]) -> None:
-    """All of the commands, or none."""
+    """Run all of the commands, or none of them."""
     _nft("-f", "-", given=json.dumps({"nftables": commands}))
 
 
 def _listed(table: str) -> Any:
-    """The table without what counts by itself; None: it is not there."""
+    """Return the table without its counters, which change by themselves; None if it is missing."""
     try:
         answer = json.loads(_nft("list", "table", FAMILY, table))
     except (NetworkError, ValueError):

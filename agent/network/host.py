@@ -1,5 +1,5 @@
-"""Owns what the balancing changes on this host: VIPs on its interfaces, VLAN tags visible to XDP,
-and the guard below the program.
+"""Owns what balancing changes on this host: VIPs on its interfaces, card settings that keep VLAN
+tags visible to XDP, and the nftables guard.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ ASK_AGAIN_S = 5.0  # for a VIP that another host has
 
 
 class Host:
-    """The interfaces of one instance; which they are does not change while it runs."""
+    """The host settings of one instance, whose interfaces do not change while it runs."""
 
     def __init__(
         self, config: Config, changed: Callable[[], None], owner: Callable[[str], Owner | None]
     ) -> None:
-        """``changed`` is called when it is time for another sync: somebody else has changed what is
-        kept here, or may have given up a VIP. ``owner(mac)``: the backend or balancer of that MAC.
+        """``changed`` is called when it is time for another sync, because another program has
+        changed the guard, or another host may have given up a VIP. ``owner(mac)`` returns the
+        backend or balancer with that MAC.
         """
         self._ifname = config.interface
         self._changed, self._owner = changed, owner
@@ -39,12 +40,14 @@ class Host:
         self._guard = Guard(config.name, changed)
 
     def problems(self) -> tuple[str, ...]:
-        """Which VIPs are not here, and why."""
+        """Return in words which VIPs were not added, and why."""
         return tuple(not_taken(each, self._owner(each.mac), self._ifname) for each in self._refused)
 
     async def _holders(self, vips: Collection[Address]) -> dict[Address, str]:
-        """A backend that is not silent about a VIP does not keep the balancer from serving it: that
-        is told of otherwise.
+        """Return which VIPs other hosts have, without those of backends.
+
+        A backend that is not silent about a VIP does not keep the balancer from adding it;
+        ``claims.Watch`` reports that backend.
         """
         found = await holders(self._ifname, vips)
         return {vip: mac for vip, mac in found.items() if not _is_backend(self._owner(mac))}
@@ -61,10 +64,11 @@ class Host:
             asyncio.get_running_loop().call_later(ASK_AGAIN_S, self._changed)
 
     async def sync(self, wanted: Callable[[], tuple[Config, Hook]]) -> None:
-        """Make them as the configuration and the way that the program is attached want them.
+        """Make the settings what the configuration and the program's hook require.
 
-        One change at a time, and ``wanted`` is asked when its turn has come: a sync that waited
-        knows what changed meanwhile, so it puts nothing back that another has just removed.
+        There is one sync at a time, and ``wanted`` is called only when its turn has come. So a sync
+        that waited knows what has changed meanwhile, and restores nothing that another has just
+        removed.
         """
         async with self._changing:
             await self._sync(*wanted())
@@ -77,7 +81,7 @@ class Host:
 
     async def _sync_interfaces(self, config: Config, hook: Hook) -> None:
         if config.manage_vips:
-            # The addresses of a prefix are routed here instead.
+            # A VIP that is a prefix gets no address here; it has to be routed to this host.
             keys = (service.key for service in config.services)
             vips = frozenset(key.vip for key in keys if key.vip_bits is None)
             try:

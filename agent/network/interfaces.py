@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from agent.network.messages import Link
 from agent.network.netlink import Netlink
 
-MAX_TAGS = 2  # that a packet can be given
+MAX_TAGS = 2  # how many VLAN tags the program can push
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Way:
 
     @property
     def device(self) -> Link:
-        """What the route names; it has the neighbours and the source MAC."""
+        """The device that the route names; neighbours and the source MAC are those of this one."""
         return self.links[0]
 
     @property
@@ -35,12 +35,12 @@ class Way:
 
     @property
     def mtu(self) -> int:
-        """Bytes of an IP packet."""
+        """The most bytes of an IP packet."""
         return min(link.mtu for link in self.links)
 
     @property
     def trouble(self) -> str:
-        """Why nothing can leave; empty: it can."""
+        """Why nothing can leave this way, or empty."""
         for link in reversed(self.links):
             if found := trouble_of(link):
                 return found
@@ -50,7 +50,7 @@ class Way:
 
 
 def trouble_of(link: Link) -> str:
-    """Why an interface takes no packets; empty: it does."""
+    """Return why an interface takes no packets, or "" if it does."""
     if link.mac is None:
         return f"{link.name} is not an Ethernet interface"
     if not link.up:
@@ -59,7 +59,7 @@ def trouble_of(link: Link) -> str:
 
 
 def way_by(ifindex: int, links: Mapping[int, Link], bases: Iterable[int]) -> Way | None:
-    """The way out by a device; None if it leads to none of ``bases``."""
+    """Return the way out by a device; None if it leads to none of ``bases``."""
     ours = frozenset(bases)
     found: list[Link] = []
     while (link := links.get(ifindex)) is not None:
@@ -82,16 +82,16 @@ async def _learn(netlink: Netlink, ifindex: int, links: dict[int, Link]) -> None
 
 
 class Interfaces:
-    """What is known of the interfaces named, and of every device that a route has named."""
+    """What is known of the configured interfaces, and of every device that a route has named."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
         self._bases: dict[str, Link] = {}
-        self._links: dict[int, Link] = {}  # by number, the bases included
+        self._links: dict[int, Link] = {}  # by ifindex, including the bases
         self._reading = False
 
     async def read(self, netlink: Netlink) -> bool:
-        """Read everything that is known again; true if anything differs."""
+        """Read everything that is known again; return whether anything has changed."""
         before = self._links
         self._reading = True
         try:
@@ -106,11 +106,11 @@ class Interfaces:
         return links != before
 
     async def learn(self, netlink: Netlink, ifindex: int) -> None:
-        """Get to know a device, and what is below it."""
+        """Read a device and the devices below it, if they are not known yet."""
         await _learn(netlink, ifindex, self._links)
 
     def forget(self, needed: Iterable[int]) -> None:
-        """Forget all but the interfaces named, and the devices needed with what is below them."""
+        """Forget all devices but the configured ones, the needed ones, and those below them."""
         kept = {link.ifindex for link in self._bases.values()}
         for ifindex in needed:
             link = self._links.get(ifindex)
@@ -120,32 +120,33 @@ class Interfaces:
         self._links = {ifindex: link for ifindex, link in self._links.items() if ifindex in kept}
 
     def get(self, ifindex: int) -> Link | None:
-        """A device that is known."""
+        """Return a device if it is known."""
         return self._links.get(ifindex)
 
     def way(self, ifindex: int) -> Way | None:
-        """The way out by a device; None if it leads to none of ours."""
+        """Return the way out by a device; None if it leads to none of our interfaces."""
         return way_by(ifindex, self._links, (link.ifindex for link in self._bases.values()))
 
     def can_ask(self, ifindex: int) -> bool:
-        """Whether neighbours can be asked for there."""
+        """Return whether neighbours can be asked for on this device."""
         link = self._links.get(ifindex)
         return link is not None and link.up and link.carrier
 
     def differs(self, link: Link) -> bool:
-        """Whether what an event tells of an interface is, or may be, news that concerns us."""
+        """Return whether an event about an interface is, or may be, news that concerns us."""
         if link.ifindex in self._links:
-            # What is being read may be older than the event, and is what counts afterwards.
+            # A read that is in progress may return a state older than this event, and would
+            # replace it. So the event counts as news, and everything is read again.
             return self._reading or self._links[link.ifindex] != link
         return link.name in self.names
 
     def is_stacked(self, link: Link) -> bool:
-        """Whether it is a VLAN device directly on one of ours."""
+        """Return whether it is a VLAN device directly on one of our interfaces."""
         bases = {base.ifindex for base in self._bases.values()}
         return link.vlan is not None and link.vlan.parent in bases
 
     def troubles(self) -> list[str]:
-        """What is wrong with those named."""
+        """Return what is wrong with the configured interfaces."""
         missing = [f"{name} does not exist" for name in self.names if name not in self._bases]
         found = [trouble_of(link) for link in self._bases.values()]
         return missing + [trouble for trouble in found if trouble]

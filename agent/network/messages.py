@@ -29,7 +29,7 @@ NTF_EXT_MANAGED = 0x1
 
 @dataclass(frozen=True, slots=True)
 class Vlan:
-    """What a VLAN device puts on: one tag, on its way to ``parent``."""
+    """The tag that a VLAN device pushes on packets, on their way to ``parent``."""
 
     parent: int  # ifindex
     protocol: int  # 0x8100 or 0x88a8
@@ -38,7 +38,7 @@ class Vlan:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface. ``vlan``: of a VLAN device whose parent is in this namespace."""
+    """A network interface. ``vlan``: set for a VLAN device whose parent is in this namespace."""
 
     ifindex: int
     name: str
@@ -51,7 +51,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The kernel's answer to "how do I reach this address"; ``problem`` set: it does not."""
+    """The kernel's route to an address, or in ``problem`` why there is none."""
 
     ifindex: int = 0
     gateway: Address | None = None
@@ -65,15 +65,18 @@ class Reach(enum.Enum):
 
     NONE = "none"  # no entry
     WAITING = "waiting"  # asked, no answer yet
-    CONFIRMED = "confirmed"  # it answered lately, or somebody configured it
-    STALE = "stale"  # known, not confirmed lately, and nobody asks
+    CONFIRMED = "confirmed"  # it answered lately, or is configured statically
+    STALE = "stale"  # known, not confirmed lately, and not being asked
     CHECKING = "checking"  # known, and being asked again
     FAILED = "failed"  # asked, and no answer came
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """An entry of the neighbour table. ``foreign``: static or owned by somebody; hands off."""
+    """An entry of the neighbour table.
+
+    ``foreign``: it is static or owned by another program, so it must not be changed.
+    """
 
     ifindex: int
     address: Address
@@ -98,7 +101,9 @@ class RoutesChanged:
 
 @dataclass(frozen=True, slots=True)
 class AddressesChanged:
-    """An interface got or lost an address: sources differ, and IPv4 routes may go silently."""
+    """An interface got or lost an address. This changes source addresses, and IPv4 routes may
+    disappear without an event of their own.
+    """
 
     ifindex: int
 
@@ -108,7 +113,7 @@ type Event = Link | LinkGone | Neighbour | RoutesChanged | AddressesChanged
 
 @dataclass(frozen=True, slots=True)
 class InterfaceAddress:
-    """An address on an interface; ``proto`` says who put it there."""
+    """An address on an interface; ``proto`` (IFA_PROTO) says which program added it."""
 
     address: Address
     prefix_length: int
@@ -140,7 +145,7 @@ def _parse_vlan(message: Any) -> Vlan | None:
 
 
 def parse_reach(state: int) -> Reach:
-    """Fold the kernel's NUD states into what matters here."""
+    """Reduce the kernel's NUD states to the distinctions that matter here."""
     if state & (ndmsg.NUD_PERMANENT | ndmsg.NUD_NOARP | ndmsg.NUD_REACHABLE):
         return Reach.CONFIRMED
     if state & (ndmsg.NUD_DELAY | ndmsg.NUD_PROBE):
@@ -197,7 +202,7 @@ def parse_event(message: Any) -> Event | None:
     """Read one broadcast message; None if it cannot concern us."""
     kind = message.get("event")
     if kind == "RTM_NEWLINK":
-        # Bridges repeat a port's link in their own family, with other contents.
+        # A bridge repeats its ports' links under AF_BRIDGE, with other contents.
         return parse_link(message) if message["family"] == socket.AF_UNSPEC else None
     if kind == "RTM_DELLINK":
         if message["family"] != socket.AF_UNSPEC:
@@ -209,7 +214,7 @@ def parse_event(message: Any) -> Event | None:
         return _parse_route_event(message)
     if kind in ("RTM_NEWADDR", "RTM_DELADDR"):
         return AddressesChanged(message["index"])
-    return RoutesChanged(None)  # a rule, which may decide anything
+    return RoutesChanged(None)  # a routing rule, which may affect any address
 
 
 def _parse_route_event(message: Any) -> RoutesChanged | None:

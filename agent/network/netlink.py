@@ -1,7 +1,7 @@
-"""Speaks rtnetlink for the agent: asks, changes, and listens. No policy lives here.
+"""Speaks rtnetlink for the agent: requests, changes and events. It holds no policy.
 
-Requests and events use separate sockets: a burst of events can overflow only the events' one,
-whose owner then opens a new ``Netlink`` and reads everything again.
+Requests and events use separate sockets, so a burst of events can overflow only the socket for
+events. The caller then opens a new ``Netlink`` and reads everything again.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ EVENT_GROUPS = (
     | rtnl.RTMGRP_IPV4_RULE
     | rtnl.RTMGRP_IPV6_RULE
 )
-SO_RCVBUFFORCE = 33  # x86 and arm alike; the socket module does not name it
+SO_RCVBUFFORCE = 33  # on x86 and arm; the socket module has no name for it
 
 IFA_F_NODAD = 0x02
 IFA_F_NOPREFIXROUTE = 0x200
 
 
 class Netlink:
-    """Both sockets, in the network namespace of the caller. Use as ``async with``."""
+    """Both sockets, in the caller's network namespace. Use it with ``async with``."""
 
     def __init__(self) -> None:
         self._requests = AsyncIPRoute()
@@ -74,12 +74,12 @@ class Netlink:
         self._events.close()
 
     async def subscribe(self) -> None:
-        """Ask for events; do so before reading state, so that nothing falls in between."""
+        """Subscribe to events. Do so before reading state, so that no change is missed."""
         try:
             await self._events.bind(groups=EVENT_GROUPS)
-        except KeyError as error:  # pyroute2's word for "no free port"
+        except KeyError as error:  # pyroute2 raises this when no port is free
             raise OSError(errno.EADDRINUSE, "no netlink port is free") from error
-        # Not allowed in a user namespace: the default buffer does, an overflow is survived.
+        # Not allowed in a user namespace. The default buffer suffices: an overflow is handled.
         with contextlib.suppress(PermissionError):
             self._events.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, EVENT_BUFFER_BYTES)
 
@@ -152,8 +152,8 @@ class Netlink:
     async def ask_neighbour(self, ifindex: int, address: Address) -> bool:
         """Have the kernel find or confirm a neighbour's MAC (ARP or neighbour discovery).
 
-        False if its table has no room. Never for a foreign entry: NTF_USE would take its
-        permanence or its owner from it.
+        Return False if its table has no room. Do not use it for a foreign entry: NTF_USE would
+        remove the entry's permanence or its owner.
         """
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
@@ -168,16 +168,17 @@ class Netlink:
         except NetlinkError as error:
             if error.code not in (errno.ENETDOWN, errno.ENODEV):  # the next round asks again
                 raise
-        except OSError as error:  # pyroute2 makes no NetlinkError of this one
+        except OSError as error:  # pyroute2 does not turn ENOBUFS into a NetlinkError
             if error.errno != errno.ENOBUFS:
                 raise
             return False
         return True
 
     async def doubt_neighbour(self, ifindex: int, address: Address) -> None:
-        """Have the kernel ask a neighbour whether its MAC is still true, however sure it is.
+        """Have the kernel verify a neighbour's MAC, even if the entry counts as confirmed.
 
-        The MAC stays in use meanwhile. Never for a foreign entry: it would lose its permanence.
+        The MAC stays in use meanwhile. Do not use it for a foreign entry, which would lose its
+        permanence.
         """
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
@@ -189,7 +190,7 @@ class Netlink:
                     state=ndmsg.NUD_PROBE,
                 )
         except NetlinkError as error:
-            # The entry, its MAC or the interface went away just now: then it is asked for anyway.
+            # The entry, its MAC or the interface has just gone; it will be asked for anyway.
             if error.code not in (errno.ENOENT, errno.EINVAL, errno.ENETDOWN, errno.ENODEV):
                 raise
 
@@ -209,9 +210,10 @@ class Netlink:
     async def add_host_address(self, ifindex: int, address: Address, proto: int) -> None:
         """Put a /32 or /128 on an interface, marked with ``proto``.
 
-        An IPv6 one is added without duplicate detection (a VIP may be on a standby too), and
-        deprecated: it is served, yet never chosen as the source of what this host itself sends.
-        IPv4 never prefers a /32 over the interface's own address.
+        An IPv6 address is added without duplicate address detection (a VIP may be on a standby
+        too) and as deprecated: it is served, but never chosen as the source of packets that this
+        host itself sends. IPv4 needs nothing like that, as it never prefers a /32 over the
+        interface's own address.
         """
         options: dict[str, object] = {}
         if address.version == 6:
@@ -237,10 +239,10 @@ class Netlink:
                 )
         except NetlinkError as error:
             if error.code in (errno.EEXIST, errno.EADDRNOTAVAIL):
-                return  # somebody was faster: it is as we want it
+                return  # another program was faster; the result is the same
             raise NetworkError(os.strerror(error.code), where=str(address)) from error
 
 
 def family(address: Address) -> int:
-    """The socket family of an address."""
+    """Return the socket family of an address."""
     return socket.AF_INET if address.version == 4 else socket.AF_INET6

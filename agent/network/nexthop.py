@@ -1,7 +1,8 @@
-"""Owns the next hops: which MAC, by which interface, for every address that packets go to.
+"""Owns the next hops: the MAC and the interface for every address that packets are sent to.
 
-The kernel does the resolving (routes, ARP, neighbour discovery). This module asks it to, keeps
-asking, follows what it tells, and keeps its answers for the data plane, which looks nothing up.
+The kernel does the resolving (routes, ARP, neighbour discovery). This module asks it to resolve,
+repeats that, follows its events, and keeps its answers for the data plane, which resolves nothing
+itself.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from agent.network.resolve import (
 
 log = get_logger()
 
-type Key = tuple[int, Address]  # of a neighbour: the device it is on, and its address
+type Key = tuple[int, Address]  # a neighbour: its device's ifindex, and its address
 
-SETTLE_S = 0.02  # events come in bursts; one pass answers a whole one
+SETTLE_S = 0.02  # events come in bursts; one pass handles a whole burst
 LONGEST_SETTLE_S = 0.5
-REST = 4  # a pass is followed by this many times its own duration, so events cannot eat the CPU
-REREAD_S = 60.0  # everything is read again, for what no event tells
+REST = 4  # after a pass, rest for this many times its duration, so that events cannot eat the CPU
+REREAD_S = 60.0  # everything is read again, because not every change causes an event
 REOPEN_S = 1.0
 
 
@@ -60,11 +61,11 @@ class _Ask:
 
 
 class NextHops:
-    """Next hops of a set of addresses over the balancer's interfaces; ``run`` keeps them true.
+    """Next hops of a set of addresses over the balancer's interfaces; ``run`` keeps them current.
 
-    Routes may leave by VLAN devices on these interfaces, too. ``on_change`` is called from the
-    event loop, with the addresses for which the answer of ``get`` is another than it was, or with
-    None when an interface got or lost an address or a VLAN device; ``on_way_back`` whenever an
+    Routes may also leave by VLAN devices on these interfaces. ``on_change`` is called from the
+    event loop with the addresses for which the result of ``get`` has changed, or with None when an
+    interface got or lost an address or a VLAN device. ``on_way_back`` is called whenever an
     interface that was down takes packets again.
     """
 
@@ -77,19 +78,19 @@ class NextHops:
         self._on_change = on_change
         self._on_way_back = on_way_back
         self._wanted: frozenset[Address] = frozenset()
-        self._blocked: dict[Address, tuple[str, float]] = {}  # by what, and until when
+        self._blocked: dict[Address, tuple[str, float]] = {}  # the reason, and until when
         self._hops: dict[Address, NextHop] = {}
         self._left_by: dict[Address, int] = {}  # the device of the route of each next hop
         self._interfaces = Interfaces(names)
         self._routes: dict[Address, Route] = {}
-        self._memory: dict[Key, Memory] = {}  # by neighbour, as _asks
-        self._reading: Key | None = None  # of it no event came since it was asked for
+        self._memory: dict[Key, Memory] = {}  # by neighbour, like _asks
+        self._reading: Key | None = None  # being read, with no event about it since the request
         self._asks: dict[Key, _Ask] = {}
-        self._doubted: set[Address] = set()  # their neighbours are to be asked now
+        self._doubted: set[Address] = set()  # addresses whose neighbours are to be verified now
         self._doubted_at: dict[Key, float] = {}
         self._reread_at = 0.0
         self._unrouted: set[Address] = set()
-        self._outdated = False  # _hops no longer says what the rest says
+        self._outdated = False  # _hops has to be derived anew from the other fields
         self._wake = asyncio.Event()
         self._ready = asyncio.Event()
 
@@ -104,27 +105,27 @@ class NextHops:
         self._wake.set()
 
     def get(self, address: Address) -> NextHop:
-        """The next hop as known now; ``mac`` None and a reason if there is none."""
+        """Return the next hop as known now; without one, ``mac`` is None and there is a reason."""
         return self._hops.get(address) or unresolved(address, "not looked up yet")
 
     def blocked(self, address: Address, since_s: float) -> str:
-        """Why nothing could leave for there at some time since, by the event loop's clock.
-
-        Empty: it was not for an interface of this host.
+        """Return which trouble of this host's interfaces has kept packets for the address here at
+        some time since ``since_s``, on the event loop's clock; "" if none has.
         """
         why, until_s = self._blocked.get(address, ("", 0.0))
         return why if since_s <= until_s else ""
 
     def all_blocked(self, since_s: float) -> frozenset[Address]:
-        """The addresses of which ``blocked`` says something."""
+        """Return the addresses for which ``blocked`` returns a reason."""
         return frozenset(a for a, (_, until_s) in self._blocked.items() if since_s <= until_s)
 
     def troubles(self) -> tuple[str, ...]:
-        """What is wrong with the interfaces."""
+        """Return what is wrong with the interfaces."""
         return tuple(self._interfaces.troubles()) if self._ready.is_set() else ()
 
     def doubt(self, address: Address) -> None:
-        """Nothing comes back from there: the neighbour may have another MAC by now, or be gone.
+        """Have the address's neighbour verified, because nothing comes back from the address: the
+        neighbour may have another MAC by now, or be gone.
 
         The kernel believes a MAC for half a minute and more before it asks by itself.
         """
@@ -132,14 +133,14 @@ class NextHops:
         self._wake.set()
 
     async def ready(self) -> None:
-        """Wait until every route was looked up and every known neighbour read, once.
+        """Wait until every route has been looked up and every known neighbour read once.
 
         Neighbours that the kernel did not know may still be unresolved.
         """
         await self._ready.wait()
 
     async def run(self) -> None:
-        """Keep the next hops true until cancelled."""
+        """Keep the next hops current until cancelled."""
         while True:
             try:
                 async with Netlink() as netlink, asyncio.TaskGroup() as tasks:
@@ -148,7 +149,8 @@ class NextHops:
                     tasks.create_task(self._follow(netlink), name="next hops: events")
                     tasks.create_task(self._keep(netlink), name="next hops: passes")
             except* (OSError, NetlinkError) as errors:
-                # Mostly ENOBUFS: more events than the socket held. Start over, nothing is lost.
+                # Mostly ENOBUFS: more events than the socket could hold. Starting over reads
+                # everything again, so nothing is lost.
                 log.warning("netlink reopened", problem=str(errors.exceptions[0]))
             await asyncio.sleep(REOPEN_S)
 
@@ -165,7 +167,7 @@ class NextHops:
                 return
             case Link():
                 if self._interfaces.is_stacked(event):
-                    self._on_change(None)  # packets with its tag may come
+                    self._on_change(None)  # packets with its tag may arrive from now on
                 if not self._interfaces.differs(event):
                     return
                 self._reread_at = 0.0
@@ -182,7 +184,7 @@ class NextHops:
         self._wake.set()
 
     def _note(self, seen: Neighbour) -> None:
-        """Take in what the kernel says of a neighbour, if it is one that packets go to."""
+        """Record what the kernel says about a neighbour, if packets are sent to it."""
         key = (seen.ifindex, seen.address)
         old = self._memory.get(key)
         if old is None:
@@ -224,7 +226,8 @@ class NextHops:
         reread = now >= self._reread_at
         if reread:
             self._reread_at = now + REREAD_S
-            # Not "|= await": that reads first, and undoes what an event sets meanwhile.
+            # Not "|= await": that loads the old value before the await, and would undo what an
+            # event sets meanwhile.
             if await self._interfaces.read(netlink):
                 self._outdated = True
             self._unrouted |= self._wanted
@@ -248,24 +251,24 @@ class NextHops:
             del self._routes[address]
 
     def _key_of(self, address: Address) -> Key | None:
-        """The neighbour that packets for an address go to."""
+        """Return the neighbour that packets for an address are sent to."""
         route = self._routes.get(address)
         way = self._interfaces.way(route.ifindex) if route else None
         neighbour = neighbour_of(address, route, way)
         return (way.device.ifindex, neighbour) if way and neighbour else None
 
     async def _read_neighbours(self, netlink: Netlink, *, everyone: bool) -> None:
-        """Read the neighbours that packets go to: the new ones, or all; forget the others."""
+        """Read the neighbours that packets are sent to, the new ones or all; forget the others."""
         keys = (self._key_of(address) for address in self._routes)
         needed = Counter(key for key in keys if key is not None)
         for key in self._memory.keys() - needed.keys():
             link = self._interfaces.get(key[0])
-            if link is None or link.up:  # else what is known is kept for when it is back
+            if link is None or link.up:  # if it is down, keep what is known for when it is back
                 del self._memory[key]
                 self._asks.pop(key, None)
         devices = {route.ifindex for route in self._routes.values()} | set(self._left_by.values())
         self._interfaces.forget(devices | {ifindex for ifindex, _ in self._memory})
-        for key, _ in needed.most_common():  # a gateway of many first
+        for key, _ in needed.most_common():  # gateways of many addresses first
             if key in self._memory and not everyone:
                 continue
             if key not in self._memory:
@@ -277,10 +280,10 @@ class NextHops:
                 await self._read_neighbour(netlink, key)
 
     async def _read_neighbour(self, netlink: Netlink, key: Key) -> None:
-        """Take in what the kernel's table says now.
+        """Read a neighbour from the kernel's table and record it.
 
-        Events come by another socket, so an event that is newer than the answer may be taken in
-        before it. The answer is out of date then and nothing would tell so: it is read again.
+        Events come by another socket, so an event that is newer than the answer may be processed
+        before it. The answer would then be out of date without any sign of it, so it is read again.
         """
         while True:
             self._reading = key
@@ -290,7 +293,7 @@ class NextHops:
         self._note(seen)
 
     async def _ask_doubted(self, netlink: Netlink) -> None:
-        """A gateway is asked once for all that are behind it."""
+        """Have the doubted neighbours verified; a gateway once for all addresses behind it."""
         now = asyncio.get_running_loop().time()
         doubted, self._doubted = self._doubted, set()
         keys = {key for address in doubted if (key := self._key_of(address)) is not None}
@@ -299,7 +302,7 @@ class NextHops:
         for key in (keys - recent.keys()) & self._memory.keys():
             if not self._interfaces.can_ask(key[0]):
                 continue
-            await self._read_neighbour(netlink, key)  # it may have become static just now
+            await self._read_neighbour(netlink, key)  # it may just have become static
             if can_doubt(self._memory[key]):
                 await netlink.doubt_neighbour(*key)
 
@@ -308,8 +311,8 @@ class NextHops:
         for key, ask in list(self._asks.items()):
             if ask.due > now or not self._interfaces.can_ask(key[0]):
                 continue
-            # Read again first: only what is still unknown is asked for, and never a static
-            # entry that an event has not told us of yet.
+            # Read it again first, so that only a neighbour that is still unknown is asked for, and
+            # never a static entry whose event has not arrived yet.
             await self._read_neighbour(netlink, key)
             if key in self._asks:
                 asked = await netlink.ask_neighbour(*key)
@@ -319,7 +322,7 @@ class NextHops:
                 self._plan_ask(key, ask.attempts + 1)
 
     def _publish(self) -> None:
-        """Derive the next hops anew, and tell if any differs."""
+        """Derive the next hops anew, and report those that have changed."""
         seen = {address: self._outlook(address) for address in self._wanted}
         self._note_blocked(seen)
         hops = {address: self._derive(address, seen[address]) for address in self._wanted}
@@ -365,7 +368,7 @@ class NextHops:
 
 def _log_change(old: NextHop | None, new: NextHop) -> None:
     first = old is None or (old.mac is None and not new.reason)
-    say = log.debug if first else log.info  # a start with thousands is no news
+    say = log.debug if first else log.info  # a start with thousands would flood the log
     is_same = old is not None and old.mac == new.mac
     macs = {"mac": new.mac} if is_same else {"old": old.mac if old else None, "new": new.mac}
     say("next hop", address=str(new.address), **macs, why=new.reason)

@@ -19,28 +19,28 @@ _WORD_BITS = 32
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """An offload as it is; ``fixed``: the driver does not let it be changed."""
+    """The state of an offload; ``fixed``: the driver does not allow changing it."""
 
     on: bool
     fixed: bool
 
 
 def offloads(interface: str) -> dict[str, Offload]:
-    """All offloads of an interface, by the kernel's names. OSError if it does not tell."""
+    """Return all offloads of an interface by the kernel's names. OSError if it reports none."""
     names = _names(interface)
     words = _words(len(names))
-    told = _ask(interface, struct.pack("=II", _GFEATURES, words), 8 + 16 * words)
+    answer = _ask(interface, struct.pack("=II", _GFEATURES, words), 8 + 16 * words)
     found = {}
     for bit, name in enumerate(names):
         word, mask = bit // _WORD_BITS, 1 << bit % _WORD_BITS
-        available, _wanted, active, never = struct.unpack_from("=4I", told, 8 + 16 * word)
+        available, _wanted, active, never = struct.unpack_from("=4I", answer, 8 + 16 * word)
         changeable = available & mask and not never & mask
         found[name] = Offload(bool(active & mask), not changeable)
     return found
 
 
 def turn_off(interface: str, name: str) -> None:
-    """Switch an offload off. OSError if the driver does not do it."""
+    """Switch an offload off. OSError if the driver refuses."""
     names = _names(interface)
     words, bit = _words(len(names)), names.index(name)
     request = bytearray(struct.pack("=II", _SFEATURES, words).ljust(8 + 8 * words, b"\0"))

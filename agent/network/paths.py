@@ -1,8 +1,8 @@
-"""Owns the packet sockets of health checks that go the way of clients' packets.
+"""Owns the packet sockets of health checks that take the way of clients' packets.
 
-What comes back is addressed to this host and says that it comes from the VIP, which this host may
-have itself: its TCP takes no such packet. So the SYN is made here, and its answer is read from the
-packet sockets of IPv4 and IPv6. They get only what the packet path and tc have left to the host.
+The answers are addressed to this host and come from the VIP, which this host may have itself, so
+its TCP would not accept them. So the SYN is made here, and its answer is read from packet sockets
+for IPv4 and IPv6. These get only what the packet path and tc leave to the host.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ log = get_logger()
 
 _SO_RCVBUFFORCE = 33  # the socket module does not name it
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
-_ENOUGH = 128  # bytes of a packet: its headers
+_ENOUGH = 128  # bytes read of a packet: its headers
 _BUFFER_BYTES = 1 << 20
-_ONE_TURN = 64  # packets; then others have theirs
+_ONE_TURN = 64  # packets read before other tasks get their turn
 
-_DPORT, _ACK = 2, 8  # places in the TCP header
+_DPORT, _ACK = 2, 8  # offsets in the TCP header
 
 
 @dataclass(slots=True)
@@ -55,22 +55,22 @@ class _Ask:
 class Paths:
     """Asks backends for connections to their VIPs while ``run`` runs.
 
-    ``hop(address)`` is the next hop to a backend, ``config()`` what the agent runs with.
+    ``hop(address)`` returns the next hop to a backend, ``config()`` the running configuration.
     """
 
     def __init__(self, hop: Callable[[Address], NextHop], config: Callable[[], Config]) -> None:
         self._hop = hop
         self._config = config
-        self._asks: dict[int, _Ask] = {}  # by the number that is acknowledged
+        self._asks: dict[int, _Ask] = {}  # by the acknowledgement number that is expected
         self._sender: RawSender | None = None
-        # What is acknowledged begins with this, and the kernel gives us nothing else: strangers,
-        # who see no SYN, cannot fill the sockets.
+        # The upper half of every expected acknowledgement number. The socket filter passes nothing
+        # else, so senders that have not seen our SYNs cannot fill the sockets.
         self._secret = secrets.randbits(16)
         self._count = itertools.count(secrets.randbits(16))
 
     async def run(self) -> None:
-        """Read answers until cancelled. Where there are no packet sockets for us, nobody is asked,
-        which is logged.
+        """Read answers until cancelled. Without packet sockets no backend is asked, and that is
+        logged.
         """
         try:
             await self._run()
@@ -93,10 +93,11 @@ class Paths:
                 self._sender = None
 
     async def ask(self, way: Way, size: int = 0) -> Answer | None:
-        """Wait until the backend answers for its VIP a packet of ``size`` bytes; 0: a small one.
+        """Send a SYN of ``size`` bytes (0: a small one) to the backend's VIP, and wait for the
+        answer.
 
-        None: it cannot be asked, for want of a next hop, of an address of ours that it could answer
-        to, or of an interface that is up; others tell of these.
+        None: it cannot be asked, because there is no next hop, no address of ours that it could
+        answer to, or no interface that is up. Other checks report these.
         """
         hop, config, sender = self._hop(way.backend), self._config(), self._sender
         outer, ours = outer_source(config, way.backend, hop), hop.source
@@ -110,8 +111,8 @@ class Paths:
 
         count = next(self._count)
         expected = self._secret << 16 | count % 2**16
-        # In turn: a server that is asked twice at once from one port, or that has lost our RST,
-        # resets the second connection for the first one's sake.
+        # Ports are used in turn. A server that gets two SYNs from one port, at once or because our
+        # RST was lost, resets the second connection because of the first.
         port = FIRST_PORT + count % (LAST_PORT - FIRST_PORT + 1)
         ask = self._asks[expected] = _Ask(way, port, asyncio.get_running_loop().create_future())
         try:
@@ -120,7 +121,7 @@ class Paths:
             answer = await ask.answer
             if answer.flags & RST:
                 return Answer(refusal(way))
-            send(expected, RST)  # no connection comes of it
+            send(expected, RST)  # end the half-open connection
         except NetworkError:
             return None
         finally:
@@ -145,13 +146,16 @@ class Paths:
 
 
 def _filter(version: int, secret: int) -> list[Step]:
-    """TCP to our ports that acknowledges a number of ours; offsets are from the IP header on."""
+    """Return a filter that passes TCP segments to our ports that acknowledge one of our numbers.
+
+    Offsets count from the start of the IP header.
+    """
     if version == 4:
-        # Code, operand, and what the outcome of a test has to be.
+        # Code, operand, and the required outcome if it is a test.
         steps = [(LD_B, 9, None), (JEQ, Protocol.TCP.number, True)]
-        steps += [(LD_H, 6, None), (JSET, 0x1FFF, False)]  # no later fragment
+        steps += [(LD_H, 6, None), (JSET, 0x1FFF, False)]  # not a later fragment
         steps += [(LDX_LENGTH, 0, None)]
-        load, start = LD_H_X, 0  # by the length of the header
+        load, start = LD_H_X, 0  # relative to the end of the IP header
     else:
         steps = [(LD_B, 6, None), (JEQ, Protocol.TCP.number, True)]
         load, start = LD_H, 40
@@ -159,14 +163,16 @@ def _filter(version: int, secret: int) -> list[Step]:
     steps += [(load, start + _ACK, None), (JEQ, secret, True)]
     made = []
     for at, (code, operand, wanted) in enumerate(steps):
-        away = len(steps) - at  # over the step that accepts
+        away = len(steps) - at  # jumps past the step that accepts
         jumps = (0, 0) if wanted is None else (0, away) if wanted else (away, 0)
         made.append((code, *jumps, operand))
     return [*made, (RET, 0, 0, _ENOUGH), (RET, 0, 0, 0)]
 
 
 def _listening(version: int, secret: int) -> socket.socket:
-    """On every interface: an answer may come by another way, or in a VLAN's tags."""
+    """Open a packet socket on all interfaces, because an answer may come by another way than the
+    SYN went, or with VLAN tags.
+    """
     try:
         heard = socket.socket(
             socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETHERTYPE[version])
@@ -180,8 +186,8 @@ def _listening(version: int, secret: int) -> socket.socket:
     heard.setblocking(False)
     sockfilter.attach(heard, _filter(version, secret))
     with contextlib.suppress(BlockingIOError):
-        while True:  # what came before the filter was there
+        while True:  # discard what arrived before the filter was attached
             heard.recv(1)
-    with contextlib.suppress(PermissionError):  # a user namespace: the default has to do
+    with contextlib.suppress(PermissionError):  # in a user namespace the default has to suffice
         heard.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
     return heard

@@ -1,4 +1,4 @@
-"""Owns the raw sockets: sends frames and packets that no socket of the host belongs to."""
+"""Owns the raw sockets, which send frames and packets that belong to no socket of the host."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from agent.model import Address
 
 
 class RawSender:
-    """Sends what it is given. Use as ``with``; a send that fails raises NetworkError."""
+    """Sends frames and packets as given. Use it with ``with``. NetworkError if sending fails."""
 
     def __init__(self) -> None:
-        self._frames = _raw(socket.AF_PACKET, 0)  # 0: hears nothing
-        self._packets: dict[int, socket.socket] = {}  # by IP version, as they are needed
+        self._frames = _raw(socket.AF_PACKET, 0)  # 0: receives nothing
+        self._packets: dict[int, socket.socket] = {}  # by IP version, opened when needed
 
     def frame(self, ifindex: int, data: bytes) -> None:
-        """A whole frame, out of that interface."""
+        """Send a whole frame out of an interface."""
         try:
             self._frames.sendto(data, (socket.if_indextoname(ifindex), 0))
         except OSError as error:
             raise NetworkError(f"a frame cannot be sent: {error}", where="resets") from error
 
     def packet(self, to: Address, data: bytes) -> None:
-        """A whole IP packet, by the host's routes."""
+        """Send a whole IP packet by the host's routes."""
         where = (str(to), 0) if isinstance(to, IPv4Address) else (str(to), 0, 0, 0)
         if to.version not in self._packets:
             family = socket.AF_INET if to.version == 4 else socket.AF_INET6
@@ -34,7 +34,9 @@ class RawSender:
         try:
             self._packets[to.version].sendto(data, where)
         except OSError as error:
-            raise NetworkError(f"{to} cannot be told: {error}", where="resets") from error
+            raise NetworkError(
+                f"a packet to {to} cannot be sent: {error}", where="resets"
+            ) from error
 
     def close(self) -> None:
         for each in (self._frames, *self._packets.values()):

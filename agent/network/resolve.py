@@ -11,7 +11,7 @@ from agent.network.messages import Neighbour, Reach, Route
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 10.0
 CONFIRM_AFTER_S = 10.0  # how long a MAC stays stale before it is asked for again
-DOUBT_EVERY_S = 2.0  # a neighbour is doubted that often at most, however many checks fail
+DOUBT_EVERY_S = 2.0  # a neighbour is verified no more often, however many checks fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Memory:
     """What is known of a neighbour, beyond what the kernel's table remembers.
 
     ``mac`` outlives a failure and the entry itself. ``failed``: it was asked, did not answer,
-    and has not been heard of since. ``no_room``: the kernel's table had no entry left for it.
+    and has not been heard since. ``no_room``: the kernel's table had no room for an entry.
     """
 
     mac: str | None = None
@@ -31,7 +31,7 @@ class Memory:
 
 def remember(old: Memory, seen: Neighbour) -> Memory:
     """Merge the kernel's view of a neighbour into what is known of it."""
-    heard = seen.reach not in (Reach.NONE, Reach.WAITING)  # asking anew is no answer
+    heard = seen.reach not in (Reach.NONE, Reach.WAITING)  # neither state is an answer
     failed = seen.reach is Reach.FAILED if heard else old.failed
     return Memory(
         mac=seen.mac or old.mac,
@@ -43,10 +43,11 @@ def remember(old: Memory, seen: Neighbour) -> Memory:
 
 
 def ask_delay_s(memory: Memory, attempts: int, rnd: float) -> float | None:
-    """How long until the kernel is asked to resolve a neighbour; None: no need to.
+    """Return in how many seconds to ask the kernel to resolve a neighbour; None: not at all.
 
-    XDP traffic confirms no MAC to the kernel, so stale ones are asked for too, or a machine
-    that was replaced would be noticed by its health check only. ``rnd`` is in [0, 1).
+    XDP traffic confirms no MAC to the kernel, so stale ones are asked for too; otherwise only its
+    health check would notice that a machine has been replaced. ``rnd`` is in [0, 1), for the
+    jitter.
     """
     if memory.foreign or memory.reach in (Reach.CONFIRMED, Reach.CHECKING):
         return None
@@ -59,12 +60,14 @@ def ask_delay_s(memory: Memory, attempts: int, rnd: float) -> float | None:
 
 
 def can_doubt(memory: Memory) -> bool:
-    """Whether there is a MAC that the kernel would go on to believe without asking."""
+    """Return whether the kernel has a MAC that it would go on using without asking."""
     return not memory.foreign and memory.reach in (Reach.CONFIRMED, Reach.STALE)
 
 
 def neighbour_of(address: Address, route: Route | None, way: Way | None) -> Address | None:
-    """Whose MAC packets for ``address`` need; None: nobody's, they leave by none of ours."""
+    """Return the neighbour whose MAC packets for ``address`` need; None if there is no route, or
+    it leaves by none of our interfaces.
+    """
     if way is None or route is None or route.problem:
         return None
     return route.gateway or address
@@ -72,10 +75,11 @@ def neighbour_of(address: Address, route: Route | None, way: Way | None) -> Addr
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What is known of the way to one address.
+    """What is known about the way to one address.
 
-    ``troubles``: of the balancer's interfaces. ``leaves_by`` names the device of the route.
-    ``previous`` is the last next hop, ``before`` the way by which it leaves, as it is now.
+    ``names`` and ``troubles`` are those of the balancer's interfaces. ``leaves_by``: the name of
+    the route's device. ``previous``: the last next hop; ``before``: the way by which it leaves, in
+    its present state.
     """
 
     names: tuple[str, ...]
@@ -89,11 +93,11 @@ class Outlook:
 
 
 def next_hop(address: Address, seen: Outlook) -> NextHop:
-    """Sum up what is known: interfaces, route, neighbour.
+    """Return the next hop that follows from the interfaces, the route and the neighbour.
 
-    An interface that goes down takes routes and neighbours with it; the previous next hop
-    stays until it is up again, so that a flap costs no more than its own length. Another way
-    that works is taken at once.
+    An interface that goes down takes routes and neighbours with it. The previous next hop stays
+    until the interface is up again, so that a flap costs no more than its own duration. Another
+    way that works is taken at once.
     """
     way, before, previous = seen.way, seen.before, seen.previous
     works = way is not None and not way.trouble
@@ -119,11 +123,11 @@ def next_hop(address: Address, seen: Outlook) -> NextHop:
 
 
 def blocked_by(seen: Outlook) -> str:
-    """Which trouble of this host's interfaces keeps packets for an address here; empty: none."""
+    """Return which trouble of this host's interfaces blocks packets for an address; "" if none."""
     if seen.way is not None:
         return seen.way.trouble
     if seen.before is not None and seen.before.trouble:
-        return seen.before.trouble  # which took the route away
+        return seen.before.trouble  # this is why there is no route any more
     if len(seen.troubles) == len(seen.names):
         return "; ".join(seen.troubles)
     return ""
@@ -132,7 +136,7 @@ def blocked_by(seen: Outlook) -> str:
 def _no_way(address: Address, seen: Outlook) -> str:
     troubles = "; ".join(seen.troubles)
     if len(seen.troubles) == len(seen.names):
-        return troubles  # whatever the route says, it is because of this
+        return troubles  # all interfaces have trouble, so this explains any problem of the route
     if seen.route is None:
         return "the route is being looked up"
     if seen.route.problem:
@@ -142,7 +146,7 @@ def _no_way(address: Address, seen: Outlook) -> str:
 
 
 def unresolved(address: Address, reason: str, *, ours: bool = False) -> NextHop:
-    """A next hop that is none, because of ``reason``."""
+    """Return a next hop without a MAC, with the reason for that."""
     return NextHop(
         address=address,
         ifindex=0,

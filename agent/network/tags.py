@@ -1,7 +1,8 @@
-"""Keeps VLAN tags visible: a card that takes them off hides them from XDP.
+"""Keeps VLAN tags visible to XDP, by switching off the offload that strips them.
 
-Where VLAN devices sit on an interface, packets with tags come in, and what is forwarded without
-its tag ends in another network. The kernel itself does not mind: it takes them off as well.
+Where VLAN devices sit on an interface, tagged packets come in, and a packet that is forwarded
+without its tag ends up in another network. The kernel itself is not affected by this, because it
+strips the tags in software if the card does not.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ STRIPPING = ("rx-vlan-hw-parse", "rx-vlan-stag-hw-parse")  # 802.1Q and 802.1ad
 
 
 class Tags:
-    """The cards of a balancer at an XDP hook."""
+    """The network cards of a balancer whose program is at an XDP hook."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names
-        self._told: set[tuple[str, str]] = set()  # what could not be done, once
+        self._told: set[tuple[str, str]] = set()  # refusals that have been logged
 
     async def sync(self) -> None:
-        """Have the cards that VLAN devices sit on leave the tags where they are.
+        """Have the cards that VLAN devices sit on leave the tags in the packets.
 
-        What a driver refuses is logged, once. NetworkError if the devices cannot be read.
+        A driver's refusal is logged once. NetworkError if the devices cannot be read.
         """
         try:
             async with Netlink() as netlink:
@@ -41,7 +42,7 @@ class Tags:
             raise NetworkError(
                 f"VLAN devices cannot be read: {os.strerror(error.code)}",
                 where=", ".join(self._names),
-                remedy="see `ip -d link`; it is tried again",
+                remedy="see `ip -d link`; the agent tries again",
             ) from error
         for name in stacked_on(links, self._names):
             self._show(name)
@@ -50,7 +51,7 @@ class Tags:
         try:
             found = offloads(name)
         except OSError:
-            return  # no card, no offloads
+            return  # not a card with offloads
         for offload in STRIPPING:
             state = found.get(offload)
             if state is not None and state.on:
@@ -75,7 +76,7 @@ class Tags:
 
 
 def stacked_on(links: Iterable[Link], names: Iterable[str]) -> list[str]:
-    """Those of the interfaces that VLAN devices sit on."""
+    """Return those of the named interfaces that VLAN devices sit on."""
     found = list(links)
     parents = {link.vlan.parent for link in found if link.vlan is not None}
     wanted = frozenset(names)

@@ -1,8 +1,8 @@
 """Owns the VIP addresses on the interface: adds what is wanted, removes only what it added.
 
-Every address is marked with our own number (IFA_PROTO), so a later agent knows its own again,
-and what an operator or another program put there is never touched. Before one is added, the segment
-is asked whether somebody has it.
+Every address is marked with our own number (IFA_PROTO), so that a later agent recognises them and
+never touches addresses of an operator or another program. Before one is added, the segment is asked
+whether another host has it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OUR_PROTO = 0x53  # "S"; free in rt_addrprotos, where the kernel itself uses 1 t
 class Vips:
     """The VIPs on one interface.
 
-    ``holders(vips)`` says which of them other hosts have, and at which MAC: those are not added.
+    ``holders(vips)`` returns which of them other hosts have, with the MACs; these are not added.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class Vips:
         self._proto = proto
         self._holders = holders
         self.refused: frozenset[Claim] = frozenset()  # not added, because others have them
-        self._held: frozenset[Address] = frozenset()  # of those wanted, as we left them
+        self._held: frozenset[Address] = frozenset()  # wanted addresses present after the last sync
 
     async def sync(self, wanted: frozenset[Address]) -> None:
-        """Make the interface hold every wanted address, and none of ours besides.
+        """Make the interface hold every wanted address, and no other address of ours.
 
-        Does all that can be done, then raises NetworkError for what could not.
+        It does everything that it can, and then raises NetworkError for what has failed.
         """
         try:
             await self._sync(wanted)
-        except NetlinkError as error:  # mostly an interface that goes away meanwhile
+        except NetlinkError as error:  # mostly because the interface disappears meanwhile
             raise NetworkError(
                 f"VIP addresses cannot be read: {os.strerror(error.code)}",
                 where=self._ifname,
@@ -94,7 +94,9 @@ class Vips:
             raise self._sum_up(problems)
 
     async def _taken(self, new: frozenset[Address]) -> frozenset[Address]:
-        """Those that others have. One that was taken off here is put back without a question."""
+        """Return the addresses that other hosts have. It is asked only for new ones: an address
+        that was held and has been removed here is put back without asking.
+        """
         found = await self._holders(new) if self._holders is not None and new else {}
         self.refused = frozenset(Claim(vip, mac) for vip, mac in found.items())
         return frozenset(found)
