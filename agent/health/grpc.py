@@ -1,6 +1,6 @@
 """Asks a gRPC server for its health: grpc.health.v1, ``Health/Check``, on a connection of its own.
 
-The frames are of HTTP/2 without TLS (RFC 9113); the two messages have one field each
+It speaks HTTP/2 without TLS (RFC 9113); the request and the response have one field each
 (https://github.com/grpc/grpc/blob/master/doc/health-checking.md).
 """
 
@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 _PATH = "/grpc.health.v1.Health/Check"
-_PREFIX_BYTES = 5  # not compressed, and the length of the message
+_PREFIX_BYTES = 5  # the compressed flag and the length of the message
 _READ_BYTES = 65_536
 _MOST_BYTES = 1 << 16
 _CLOSED, _NOT_HTTP2 = "connection closed before an answer", "the answer is not HTTP/2"
@@ -19,7 +19,7 @@ _STATUSES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 
 @dataclass(slots=True)
 class _Answer:
-    """What has come of the answer."""
+    """What has arrived of the answer."""
 
     headers: dict[str, str] = field(default_factory=dict)  # trailers included
     body: bytes = b""
@@ -30,7 +30,7 @@ class _Answer:
 async def check(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: str, service: str
 ) -> tuple[bool, str]:
-    """Whether it serves ``service`` (empty: the server as a whole), and what it said."""
+    """Return whether it serves ``service`` (empty: the whole server), and its status in words."""
     answer = await _call(reader, writer, authority, request(service))
     if answer.problem:
         return False, answer.problem
@@ -48,18 +48,18 @@ async def check(
 
 
 def request(service: str) -> bytes:
-    """The message HealthCheckRequest in its frame."""
+    """Return the message HealthCheckRequest with its prefix."""
     name = service.encode()
     message = b"\x0a" + _varint(len(name)) + name if name else b""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 def serving(body: bytes) -> str:
-    """The status of a HealthCheckResponse in its frame."""
+    """Return the status in a HealthCheckResponse with its prefix."""
     message = body[_PREFIX_BYTES:]
-    if message[:1] != b"\x08":  # what is 0 is left out
+    if message[:1] != b"\x08":  # protobuf leaves out a field that is 0
         return _STATUSES[0]
-    return _STATUSES.get(message[1] if len(message) > 1 else 0, "a status that nobody knows")
+    return _STATUSES.get(message[1] if len(message) > 1 else 0, "an unknown status")
 
 
 def _varint(value: int) -> bytes:

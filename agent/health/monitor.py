@@ -1,4 +1,6 @@
-"""Owns the running checks: one task per backend, and the status each of them has led to."""
+"""Owns the running checks, one task for each different check of a server, and the resulting status
+of each backend.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,8 @@ from agent.state.way import Answer, Way, narrow, silence, smaller_sizes
 
 log = get_logger()
 
-RESUME_WITHIN_S = 0.2  # after a link is up again
-LINK_NEWS_S = 0.1  # that the kernel's word of a link may come after what it does
+RESUME_WITHIN_S = 0.2  # all checks are made within this time after a link is up again
+LINK_NEWS_S = 0.1  # by how much the kernel's event about a link may come after its effects
 # Enough for 4096 dead servers at a check every few seconds, within the usual 1024 descriptors.
 MAX_PROBES_AT_ONCE = 512
 
@@ -55,8 +57,8 @@ type Probe = Callable[[HealthCheck, Address, int, Patience], Awaitable[ProbeResu
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to check. ``initial`` is where a target that is new here starts from; ``way``: of the
-    packets that must get there, too.
+    """What to check. ``initial``: the status that a new target starts with. ``way``: the way of
+    clients' packets to the backend, which is to be checked too.
     """
 
     check: HealthCheck
@@ -70,9 +72,10 @@ type Key = tuple[HealthCheck, Address, int, BackendRef | None]
 
 
 def _key(ref: BackendRef, target: Target) -> Key:
-    """Targets with the same key are asked once for all of them: it is one question to one server.
+    """Return the key of the check; targets with the same key share one check of the server.
 
-    What clients have been answered excuses a completion, and a command is told of one backend.
+    Completions and commands are not shared: a completion that failed is excused by the answers of
+    its own backend to clients, and a command is given the address of one backend.
     """
     check = target.check
     alone = check.kind in (CheckKind.COMPLETION, CheckKind.EXEC)
@@ -84,17 +87,18 @@ async def _not_asked(_: Way, _size: int) -> None:
 
 
 class HealthMonitor:
-    """Checks its targets while ``run`` runs, servers that several services have once for all.
+    """Checks its targets while ``run`` runs. A server in several services is checked once for all.
 
     ``on_change(ref, old, new)`` is called from the event loop when a result changes a backend's
-    health; ``change`` calls it for nobody, so read the statuses after it.
+    health; ``change`` does not call it, so read the statuses after that.
     ``on_silence(address)`` is called likewise for each check to which nothing came back.
-    ``served(ref)`` counts the clients' requests that a backend has answered well, as far as anybody
-    sees them: one that is busy with these is not ill.
-    ``through(way, size)`` asks a server for a connection by the way of clients' packets, in one of
-    that size (0: a small one), and returns its answer, or None if it cannot be asked.
-    ``blocked(address, since_s)`` says why nothing could leave for there at some time since, by the
-    monotonic clock, or is empty: what fails then says nothing of the server.
+    ``served(ref)`` returns how many requests of clients a backend has answered well, as far as that
+    is seen; a backend that is busy with these is not ill.
+    ``through(way, size)`` asks a server for a connection by the way of clients' packets, with a SYN
+    of that size (0: a small one), and returns its answer, or None if it cannot be asked.
+    ``blocked(address, since_s)`` returns why nothing could leave for the address at some time since
+    then, by the monotonic clock, or "". Checks that fail at such a time say nothing about the
+    server.
     """
 
     def __init__(
@@ -112,26 +116,26 @@ class HealthMonitor:
         self._blocked = blocked
         self._served = served
         self._through = through
-        self._resumed = asyncio.Event()  # another one each time
+        self._resumed = asyncio.Event()  # replaced by a new one each time it is set
         self._probe = probe
         self._patience = Patience()
         self._targets: dict[BackendRef, Target] = {}
         self._statuses: dict[BackendRef, HealthStatus] = {}
-        self._members: dict[Key, list[BackendRef]] = {}  # whom a check is made for
+        self._members: dict[Key, list[BackendRef]] = {}  # the backends that share a check
         self._tasks: dict[Key, asyncio.Task[None]] = {}
-        # Services of which a backend has answered by its way, and has answered a full packet.
+        # Services of which some backend has answered by its way, or has answered a full packet.
         self._answered: set[str] = set()
         self._widely: set[str] = set()
-        self._wide_at: dict[Way, float] = {}  # when a full packet was answered last
+        self._wide_at: dict[Way, float] = {}  # when a full packet was last answered
         self._group: asyncio.TaskGroup | None = None
         self._slots = asyncio.Semaphore(MAX_PROBES_AT_ONCE)
         self._complained = False
 
     def change(self, targets: Mapping[BackendRef, Target], gone: Collection[BackendRef]) -> None:
-        """Check these, too, from now on, and the others but for those that are gone.
+        """Add or replace these targets, and remove those that are gone; the others stay.
 
-        A target whose check changed keeps its health until the new check has its verdict; one
-        whose address changed is another server, and starts anew.
+        A target whose check changed keeps its health until the new check has a verdict. One whose
+        address changed is another server, and starts anew.
         """
         now = time.time()
         for ref in gone:
@@ -152,15 +156,15 @@ class HealthMonitor:
             self._join(ref)
 
     def status(self, ref: BackendRef) -> HealthStatus:
-        """The status of one target; KeyError if it is none."""
+        """Return the status of one target. KeyError if it is not a target."""
         return self._statuses[ref]
 
     def statuses(self) -> dict[BackendRef, HealthStatus]:
-        """The status of every target."""
+        """Return the status of every target."""
         return dict(self._statuses)
 
     def resume(self) -> None:
-        """A link is up again: check everybody soon."""
+        """Check all targets soon, because a link is up again."""
         self._resumed.set()
         self._resumed = asyncio.Event()
 
@@ -177,7 +181,7 @@ class HealthMonitor:
             self._tasks.clear()
 
     def _known(self, ref: BackendRef, target: Target, now: float) -> HealthStatus | None:
-        """What the same check has found for another backend; None: there is none, or not yet."""
+        """Return what the same check has found for another backend; None: nothing yet."""
         others = [
             other
             for other in self._members.get(_key(ref, target), ())
@@ -216,7 +220,7 @@ class HealthMonitor:
         members = self._members[key]
         turns = itertools.count()
         started = loop.time()
-        completed = failed = -math.inf  # when a completion was answered last, and when any failed
+        completed = failed = -math.inf  # last completion answered, last check failed
         while True:
             statuses = [self._statuses[ref] for ref in members]
             luck = random.random()  # noqa: S311
@@ -241,20 +245,24 @@ class HealthMonitor:
                     self._on_silence(address)
                 results = await self._by_way(members, result, asked.timeout_s, next(turns))
                 for ref in tuple(members):
-                    if (way := self._targets[ref].way) in results:  # else it was not asked
+                    if (
+                        way := self._targets[ref].way
+                    ) in results:  # otherwise the server was not asked by it
                         self._take(ref, self._judged(ref, results[way]), started)
             except NetworkError as error:
                 self._complain(str(error))
                 await asyncio.sleep(asked.interval_s)
-            except Exception:  # this task's root: a defect must not end all the others
+            except Exception:  # the task's root: a defect here must not end all other checks
                 log.exception("health check broke", backend=str(members[0]))
                 await asyncio.sleep(asked.interval_s)
 
     async def _by_way(
         self, refs: Iterable[BackendRef], result: ProbeResult, limit_s: float, turn: int
     ) -> dict[Way | None, ProbeResult]:
-        """What the server's own answer and that by each way to it come to; without the ways that
-        it was not asked by this time.
+        """Combine the answer at the server's own address with the answers by the ways to it.
+
+        Return the result for each way (None: for targets without one), except for ways by which
+        the server was not asked this time.
         """
         known = [(self._targets[ref].way, self._statuses[ref]) for ref in refs]
         if not result.ok:
@@ -266,7 +274,7 @@ class HealthMonitor:
         return found
 
     async def _along(self, way: Way, result: ProbeResult, limit_s: float) -> ProbeResult:
-        """What an answer at the server's own address comes to by this way."""
+        """Return the result by this way, of a server that answers well at its own address."""
         try:
             async with self._patience.timeout(limit_s):
                 answer = await self._through(way, 0)
@@ -293,7 +301,7 @@ class HealthMonitor:
         return replace(reached, ok=False, detail=narrow(way, answer.full, widest), narrow=True)
 
     async def _passes(self, way: Way, size: int, limit_s: float) -> bool | None:
-        """Whether a packet of that size is answered; None: it cannot be asked about."""
+        """Return whether a packet of that size is answered; None if it cannot be sent."""
         try:
             async with self._patience.timeout(limit_s):
                 return None if await self._through(way, size) is None else True
@@ -301,7 +309,7 @@ class HealthMonitor:
             return False
 
     def _judged(self, ref: BackendRef, result: ProbeResult) -> ProbeResult:
-        """Of a result by the target's way, what counts."""
+        """Return the result by the target's way as it counts for the target's service."""
         if result.reached:
             self._answered.add(ref.service)
         if result.wide:
@@ -310,7 +318,7 @@ class HealthMonitor:
         return proven(result, self._statuses[ref], answered, widely)
 
     async def _pause(self, delay_s: float) -> None:
-        """Until the next check is due, or a link is up again."""
+        """Wait until the next check is due, or a link is up again."""
         try:
             async with asyncio.timeout(delay_s):
                 await self._resumed.wait()

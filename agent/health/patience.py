@@ -1,4 +1,4 @@
-"""Owns how long a server is waited for: while this process has no CPU, its clock stands still.
+"""Owns the time limits of checks; time in which this process gets no CPU does not count.
 
 A host that is short of CPU, or a virtual machine that was paused, would otherwise find that none of
 its servers answers in time, and take all of them out.
@@ -12,30 +12,30 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 LOOK_S = 0.05  # between two looks at how late the event loop is
-NOTICED_S = 0.01  # a loop that is well is that late at times
-MOST = 4  # times the limit: a server that is dead is found so on the busiest host, too
+NOTICED_S = 0.01  # lateness up to this is normal
+MOST = 4  # times the limit at most, so that even the busiest host finds a dead server
 
 
 @dataclass(slots=True)
 class Wait:
-    """For one server. Moments are of the event loop's clock, in seconds."""
+    """A wait for one server. Times are on the event loop's clock, in seconds."""
 
     since_s: float
     end_s: float
     latest_s: float
-    granted_s: float = 0.0  # that did not count
+    granted_s: float = 0.0  # time that did not count
 
 
 class Patience:
-    """Time limits that do not count by how much the event loop was late, while ``watching``."""
+    """Time limits that are extended by the event loop's lateness while ``watching`` is open."""
 
     def __init__(self) -> None:
         self._waits: list[Wait] = []
-        self._due_s: float | None = None  # the next look; None: nobody watches
+        self._due_s: float | None = None  # the next look; None: ``watching`` is not open
 
     @asynccontextmanager
     async def timeout(self, seconds: float) -> AsyncIterator[Wait]:
-        """As ``asyncio.timeout``; it takes ``MOST`` times ``seconds`` at the longest."""
+        """Like ``asyncio.timeout``, but extended; at most to ``MOST`` times ``seconds``."""
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         wait = Wait(now_s, now_s + seconds, now_s + MOST * seconds)
@@ -43,7 +43,7 @@ class Patience:
 
         def end() -> None:
             nonlocal timer
-            self._look(loop.time())  # this one may be due a moment before the next look
+            self._look(loop.time())  # this timer may run just before the timer of the next look
             if (now_s := loop.time()) < wait.end_s:
                 timer = loop.call_at(wait.end_s, end)
             else:
@@ -89,7 +89,9 @@ class Patience:
 
 
 def _grant(wait: Wait, late_s: float, now_s: float) -> None:
-    """Time that the server could not use; and what it has sent meanwhile has yet to be read."""
+    """Extend a wait by the lateness, and by at least ``LOOK_S`` from now, because what the server
+    has sent meanwhile has yet to be read.
+    """
     late_s = min(late_s, now_s - wait.since_s)
     end_s = min(max(wait.end_s + late_s, now_s + LOOK_S), wait.latest_s)
     wait.granted_s += end_s - wait.end_s

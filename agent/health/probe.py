@@ -1,4 +1,4 @@
-"""Probes one server once: a short connection of its own, and what came of it in words."""
+"""Probes one server once, on a short connection of its own, and describes the outcome."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from agent.health.rules import ProbeResult
 from agent.health.talks import TALKS, FullError, Line
 from agent.model import Address, CheckKind, HealthCheck
 
-# This host's troubles, not the server's: no verdict about it may come of them.
+# These are troubles of this host, not of the server, and must not lead to a verdict about it.
 LOCAL_ERRNOS = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 )
-# Nothing came back from the server's host itself.
+# With these, nothing has come back from the server's host itself.
 SILENT_ERRNOS = frozenset((errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ETIMEDOUT))
-# There is no way to the server: mostly because this host's link is down.
+# With these, there is no route to the server, mostly because this host's link is down.
 UNSENT_ERRNOS = frozenset((errno.ENETUNREACH, errno.ENETDOWN))
-# The time of these is that of some work, and not of a round trip.
+# These checks take the time of some work at the server, not of a round trip.
 _WORKS = (CheckKind.COMPLETION, CheckKind.EXEC)
 WORDS = {
     errno.ECONNREFUSED: "connection refused",
@@ -39,10 +39,10 @@ WORDS = {
 async def probe(
     check: HealthCheck, address: Address, default_port: int, patience: Patience
 ) -> ProbeResult:
-    """Check ``address`` once, within the check's timeout by the clock of ``patience``.
+    """Check ``address`` once, within the check's timeout, which ``patience`` may extend.
 
-    Whatever the server or the network does is a result. NetworkError is raised only where this
-    host could not ask at all (out of file descriptors, memory or ports).
+    Whatever the server or the network does is a result. NetworkError is raised only if this host
+    could not ask at all (out of file descriptors, memory or ports).
     """
     port = check.port or default_port
     limit_s = check.answer_within_s if check.kind is CheckKind.COMPLETION else check.timeout_s
@@ -82,7 +82,8 @@ async def probe(
 
 
 def _os_words(error: OSError) -> str:
-    # asyncio gives several attempts at once without a number; ours is always one address.
+    # asyncio raises an OSError without errno after attempts at several addresses; ours is always
+    # one address.
     number = error.errno or 0
     if number in LOCAL_ERRNOS:
         raise NetworkError(
@@ -94,7 +95,7 @@ def _os_words(error: OSError) -> str:
 
 
 def tls_words(error: Exception) -> str:
-    """What went wrong with TLS, as an operator reads it."""
+    """Return what went wrong with TLS, in words for the operator."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS certificate not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:
@@ -103,5 +104,5 @@ def tls_words(error: Exception) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time limit, as an operator reads it."""
+    """Return a time limit in words for the operator."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:g} s"

@@ -11,26 +11,26 @@ from agent.state.way import Way
 FIRST_WITHIN_S = 0.5  # first checks are spread over this long, or the interval if shorter
 CHANGING_SPEEDUP = 2.0
 SHORTEST_DELAY_S = 0.01
-FULL_EVERY_S = 6.0  # a full packet is asked about; at each check while it is lost
-MOST_WAYS = 8  # by which a server is asked at each check
-VAGUE_S = 10.0  # silence after a refusal says nothing for so long
+FULL_EVERY_S = 6.0  # how often a full packet is tried; while it is lost, at each check
+MOST_WAYS = 8  # the most ways by which a server is asked at each check
+VAGUE_S = 10.0  # for so long after a refusal, silence says nothing
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What one probe saw; ``detail`` is what an operator reads.
+    """What one probe saw; ``detail`` is the text for the operator.
 
-    ``silent``: nothing at all came back, not even a refusal. So the server's host may be gone.
-    ``unsent``: this host knew no way, so maybe its own link is down. ``busy``: it was reached, and
-    has not answered in time, or takes no more now. ``vague``: it passes because nothing came back.
-    ``lost``: it answers at its own address, and not by the way of clients' packets; ``reached``: by
-    that, too. ``wide``: full packets have come that way; ``narrow``: they are lost, and small ones
-    arrive.
+    ``silent``: nothing at all came back, not even a refusal, so the server's host may be gone.
+    ``unsent``: this host had no route, so its own link may be down. ``busy``: the server was
+    reached, but has not answered in time, or takes no more requests now. ``vague``: the check
+    passes because nothing came back. ``lost``: the server answers at its own address, but not by
+    the way of clients' packets; ``reached``: it answers by that too. ``wide``: full packets have
+    arrived by that way; ``narrow``: full packets are lost, and small ones arrive.
     """
 
     ok: bool
     detail: str
-    latency_ms: float | None  # None: the time says nothing of the way
+    latency_ms: float | None  # None: it would not be a round trip's
     silent: bool = False
     unsent: bool = False
     busy: bool = False
@@ -43,24 +43,26 @@ class ProbeResult:
 
 
 def checking(now: float) -> HealthStatus:
-    """The status of a backend that no check has answered for yet."""
+    """Return the status of a backend whose first check has no result yet."""
     return HealthStatus(Health.CHECKING, "the first check has not answered yet", now)
 
 
 def unchecked(now: float) -> HealthStatus:
-    """The status of a backend without a check."""
+    """Return the status of a backend without a check."""
     return HealthStatus(Health.UNCHECKED, "no health check is configured", now)
 
 
 def adopted(health: Health, now: float) -> HealthStatus:
-    """The status to go on with after a restart: what it was, until checks say otherwise."""
+    """Return the status after a restart: the health from before, until checks say otherwise."""
     return HealthStatus(health, "as before the restart", now)
 
 
 def observe(
     check: HealthCheck, status: HealthStatus, result: ProbeResult, now: float
 ) -> HealthStatus:
-    """Take in one result: the first one decides, later ones need ``rise`` or ``fall`` in a row."""
+    """Return the status after a result. The first result decides; later ones need ``rise`` or
+    ``fall`` in a row.
+    """
     passes = status.passes + 1 if result.ok else 0
     failures = 0 if result.ok else status.failures + 1
     health = _health(check, status.health, passes, failures)
@@ -82,7 +84,7 @@ def observe(
 
 
 def suspended(status: HealthStatus, why: str) -> HealthStatus:
-    """Nothing can be told of the server, for a reason that is this host's: all stays as it was."""
+    """Return the status, with its health kept, when a problem of this host prevents any verdict."""
     reason = f"not checked: {why}"
     return replace(status, reason=reason, latency_ms=None, passes=0, failures=0, silent=False)
 
@@ -102,8 +104,9 @@ def rechecked(old: HealthCheck, new: HealthCheck, status: HealthStatus, now: flo
 
 
 def due(check: HealthCheck, status: HealthStatus, since_s: float) -> HealthCheck:
-    """What to ask now: a completion costs the engine something, so while the last one was answered
-    less than ``every_s`` ago, and nothing has failed since, to connect is enough.
+    """Return the check to make now. A completion costs the engine something, so a connection is
+    enough while the last completion was answered less than ``every_s`` ago and nothing has failed
+    since.
     """
     if check.kind is not CheckKind.COMPLETION or since_s >= check.every_s:
         return check
@@ -113,15 +116,19 @@ def due(check: HealthCheck, status: HealthStatus, since_s: float) -> HealthCheck
 
 
 def tells(result: ProbeResult, since_failure_s: float) -> bool:
-    """Whether a result says anything. A host refuses few datagrams (Linux: one a second for each
-    who asks, after the first six), so where one was refused a moment ago, silence may be that.
+    """Return whether a result means anything.
+
+    Silence after a recent refusal does not: a host limits the rate of its ICMP errors (Linux: one a
+    second to each destination, after the first six), so this datagram may have been refused too.
     """
     return not result.vague or since_failure_s >= VAGUE_S
 
 
 def ways_to_ask(known: Iterable[tuple[Way | None, HealthStatus]], turn: int) -> list[Way]:
-    """By which ways a server that serves many is asked this time: those of which something is to be
-    found out, and of the others some, ``MOST_WAYS`` in all, so that each has its turn.
+    """Return the ways by which a server is asked this time.
+
+    These are all ways whose status is about to change or not known yet, and some of the others, up
+    to ``MOST_WAYS`` in all. The others take turns.
     """
     is_settled: dict[Way, bool] = {}
     for way, status in known:
@@ -136,21 +143,24 @@ def ways_to_ask(known: Iterable[tuple[Way | None, HealthStatus]], turn: int) -> 
 
 
 def is_full_due(since_s: float) -> bool:
-    """Whether to ask for the answer to a full packet again, so long after one has come."""
+    """Return whether to try a full packet again, so long after the last one was answered."""
     return since_s >= FULL_EVERY_S
 
 
 def lost(wrong: str) -> ProbeResult:
-    """A server is well, and clients' packets do not get to it."""
+    """Return the result for a server that is well, but that clients' packets do not reach."""
     return ProbeResult(False, wrong, None, lost=True)
 
 
 def proven(result: ProbeResult, status: HealthStatus, answered: bool, widely: bool) -> ProbeResult:
-    """What is lost on its way takes no backend out that is up, unless a backend of the service has
-    ``answered`` by its way. Where none has, maybe the network lets none answer the balancer so, and
-    to take all of them out would be an outage that the check makes. Likewise lost full packets
-    count only where a backend of the service has answered one (``widely``): a firewall may drop
-    SYNs with data.
+    """Return the result with packets that are lost on the way of clients' packets excused, where
+    they prove nothing.
+
+    They take a backend out that is up only if some backend of the service has ``answered`` by its
+    way. If none has, the network may let no backend answer the balancer that way, and taking all of
+    them out would be an outage caused by the check. Likewise, lost full packets count only if some
+    backend of the service has answered one (``widely``), because a firewall may drop SYNs with
+    data.
     """
     if result.narrow and not widely:
         detail = (
@@ -164,7 +174,9 @@ def proven(result: ProbeResult, status: HealthStatus, answered: bool, widely: bo
 
 
 def excused(result: ProbeResult, served: int) -> ProbeResult:
-    """A server that was too busy for the check, but has answered clients meanwhile, is well."""
+    """Return the result as passed if the server was too busy for the check, but has answered
+    clients meanwhile.
+    """
     if result.ok or not result.busy or served <= 0:
         return result
     many = "a client" if served == 1 else f"{served} clients"
@@ -172,10 +184,11 @@ def excused(result: ProbeResult, served: int) -> ProbeResult:
 
 
 def next_delay_s(check: HealthCheck, status: HealthStatus, rnd: float) -> float:
-    """Seconds from the start of one check to the start of the next; ``rnd`` is in [0, 1).
+    """Return the seconds from the start of one check to the start of the next; ``rnd`` is in
+    [0, 1).
 
-    Before the first result: soon, at random, so that thousands do not start at once. While the
-    results speak against the present health: faster. Jitter spreads the rest.
+    The first check is made soon, at a random time, so that thousands do not start at once. While
+    the results contradict the present health, checks are more frequent. Jitter spreads the rest.
     """
     if status.passes == 0 and status.failures == 0:
         return rnd * min(check.interval_s, FIRST_WITHIN_S)

@@ -1,7 +1,8 @@
-"""The talks of health checks: what is said to a server, and what came of it in words.
+"""The dialogues of health checks: what each kind of check sends, and what it takes for an answer.
 
-Each takes a check, an address and a port, and gives whether the server is well, and why. What the
-network does (OSError, TimeoutError, aiohttp's errors) is for ``agent.health.probe``.
+Each function takes a check, an address, a port and a Line, and returns whether the server is well,
+and why. Errors of the network (OSError, TimeoutError, aiohttp's) are left to
+``agent.health.probe``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from agent.model import Address, CheckKind, HealthCheck
 from agent.state.segment import checksum
 
 USER_AGENT = "steelyard-health-check"
-MOST_BYTES = 1 << 18  # of an answer that is read
+MOST_BYTES = 1 << 18  # how much of an answer is read
 _PIECE = 4096
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})[ \r\n]")
 _STATUS_LENGTH = len("HTTP/1.1 200 ")
@@ -41,27 +42,27 @@ _FINAL, _SWITCHES = 200, 101
 _HTTP_PORT, _HTTPS_PORT = 80, 443
 WARN_DAYS = 14  # before a certificate expires
 _DAY_S = 86_400
-# Of each IP version: family and protocol, types of an echo and of its reply, and the option (level
-# and number) that has a raw socket told of errors: IP_RECVERR, IPV6_RECVERR.
+# For each IP version: family and protocol, the types of an echo request and its reply, and the
+# option (level and number) that reports errors to a raw socket: IP_RECVERR, IPV6_RECVERR.
 _ICMP = {
     4: ((socket.AF_INET, socket.IPPROTO_ICMP), (8, 0), (socket.IPPROTO_IP, 11)),
     6: ((socket.AF_INET6, socket.IPPROTO_ICMPV6), (128, 129), (socket.IPPROTO_IPV6, 25)),
 }
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE")
-MOST_WORDS = 200  # characters of what a command says
+MOST_WORDS = 200  # characters of a command's output that are shown
 COMMANDS_AT_ONCE = 32
-_ECHO_BYTES = 16  # number and sequence of an echo, and its data
-# A server that is full says so, and is not ill.
+_ECHO_BYTES = 16  # identifier and sequence number of an echo, and its data
+# With these a server says that it is full; it is not ill.
 FULL_STATUSES = (429, 503)
 _PROMPT = "Hi"
 
 
 class FullError(Exception):
-    """The server is there, and takes no more now."""
+    """The server answers, but takes no more requests now."""
 
 
 class _Socket(socket.socket):
-    """A socket of which is known, after its end too, whether the other side has answered."""
+    """A socket that knows, even after it was closed, whether the other side has answered."""
 
     was_connected = False
 
@@ -78,21 +79,21 @@ class _Socket(socket.socket):
 
 @dataclass(slots=True)
 class Line:
-    """The connection of one probe: a host that takes it lives, however late its answer is."""
+    """The connection of one probe. A host that accepts it is alive, however late its answer is."""
 
     end: _Socket | None = None
-    heard: bool = False  # something came back that is no connection
-    vague: bool = False  # nothing came back, which is well
+    heard: bool = False  # something came back other than a connection of ``end``
+    vague: bool = False  # nothing came back, and that passes the check
     certificate_until: float | None = None  # seconds since the epoch
 
     def open(self, where: tuple[Any, ...]) -> socket.socket:
-        """A socket for an address as ``getaddrinfo`` has it."""
+        """Return a socket for an address in the form that ``getaddrinfo`` returns."""
         family, kind, protocol = where[:3]
         self.end = _Socket(family, kind, protocol)
         return self.end
 
     def is_connected(self) -> bool:
-        """Whether the other side has answered."""
+        """Return whether the other side has answered."""
         return self.heard or (self.end is not None and self.end.is_connected())
 
 
@@ -101,7 +102,7 @@ type Talk = Callable[[HealthCheck, Address, int, Line], Awaitable[Verdict]]
 
 
 async def _tcp(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
-    """A connection; with ``send`` or ``expect`` a talk, too, as HAProxy's tcp-check has it."""
+    """Connect; with ``send`` or ``expect`` also exchange data, like HAProxy's tcp-check."""
     started = time.monotonic()
     if not check.send and check.expect is None:
         (await _connected(address, port, line)).close()
@@ -128,7 +129,7 @@ async def _tcp(check: HealthCheck, address: Address, port: int, line: Line) -> V
 
 
 async def _http(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
-    """The status is the verdict; a body, however long, is not waited for."""
+    """Judge by the status. The body, which may be long, is not waited for."""
     started = time.monotonic()
     asked = _plain_status if check.kind is CheckKind.HTTP else _tls_status
     status = await asked(check, address, port, line)
@@ -158,7 +159,7 @@ async def _tls_status(check: HealthCheck, address: Address, port: int, line: Lin
 
 
 def _expiry(left_s: float) -> str:
-    """Of a certificate, in words; empty: there is time."""
+    """Return a warning that a certificate expires soon, or "" if there is time."""
     if left_s > WARN_DAYS * _DAY_S:
         return ""
     days, hours = divmod(int(left_s) // 3600, 24)
@@ -167,7 +168,7 @@ def _expiry(left_s: float) -> str:
 
 
 async def _status(read: Callable[[int], Awaitable[bytes]]) -> int:
-    """That of the answer which comes."""
+    """Read an answer until its status is known, and return that."""
     said = b""
     while (status := _status_in(said)) is None:
         piece = await read(_PIECE)
@@ -180,8 +181,8 @@ async def _status(read: Callable[[int], Awaitable[bytes]]) -> int:
 
 
 async def _plain_status(check: HealthCheck, address: Address, port: int, line: Line) -> int:
-    """Without a library: of all that an answer can be, only its first line counts here, and the
-    session that aiohttp makes for each check took as long as all the rest (docs/scale.md).
+    """Ask for the status without a library. Only the first line of the answer counts here, and
+    making aiohttp's session for each check took as long as everything else (docs/scale.md).
     """
     loop = asyncio.get_running_loop()
     end = await _connected(address, port, line)
@@ -209,7 +210,7 @@ def _request(check: HealthCheck, address: Address, port: int) -> bytes:
     usual = _HTTPS_PORT if check.kind is CheckKind.HTTPS else _HTTP_PORT
     host = check.host or (literal if port == usual else f"{literal}:{port}")
     lines = [
-        # The path goes out exactly as the operator wrote it.
+        # The path is sent exactly as the operator wrote it.
         f"{check.method} {check.path} HTTP/1.1",
         f"Host: {host}",
         f"User-Agent: {USER_AGENT}",
@@ -221,8 +222,8 @@ def _request(check: HealthCheck, address: Address, port: int) -> bytes:
 
 
 def _status_in(said: bytes) -> int | None:
-    """The status of an answer (RFC 9112, section 4) that has arrived so far; None: it is not there
-    yet. Interim answers are passed over (RFC 9110, section 15.2).
+    """Return the status in what has arrived of an answer (RFC 9112, section 4), or None if it has
+    not arrived yet. Interim responses are skipped (RFC 9110, section 15.2).
     """
     begin = 0
     while len(said) - begin >= _STATUS_LENGTH:
@@ -245,7 +246,7 @@ async def _session(line: Line, tls: ssl.SSLContext | bool) -> AsyncIterator[aioh
         force_close=True,
         limit=1,
         ssl=tls,
-        resolver=aiohttp.ThreadedResolver(),  # never used: the address is one
+        resolver=aiohttp.ThreadedResolver(),  # never used: addresses are numeric
         socket_factory=line.open,
     )
     async with aiohttp.ClientSession(
@@ -260,13 +261,13 @@ async def _session(line: Line, tls: ssl.SSLContext | bool) -> AsyncIterator[aioh
 
 def _url(scheme: str, address: Address, port: int, path: str) -> URL:
     literal = f"[{address}]" if address.version == 6 else str(address)
-    # The path goes out exactly as the operator wrote it.
+    # The path is sent exactly as the operator wrote it.
     return URL(f"{scheme}://{literal}:{port}{path}", encoded=True)
 
 
 @cache
 def tls_context(verify: bool) -> ssl.SSLContext:
-    """One context for all connections that verify certificates, one for those that do not."""
+    """Return the context that all connections share which verify certificates, or which do not."""
     context = ssl.create_default_context()
     if not verify:
         context.check_hostname = False
@@ -278,7 +279,9 @@ def tls_context(verify: bool) -> ssl.SSLContext:
 
 
 async def _completion(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
-    """One token of a tiny prompt (OpenAI's API): the engine itself works, not only its front."""
+    """Ask for one token for a tiny prompt (OpenAI's API). This shows that the engine itself works,
+    not only its HTTP front end.
+    """
     started = time.monotonic()
     async with _session(line, tls=True) as session:
         model = check.model or await _first_model(
@@ -307,7 +310,7 @@ async def _first_model(session: aiohttp.ClientSession, url: URL) -> str:
         body = await response.content.read(MOST_BYTES)
     with contextlib.suppress(ValueError, LookupError, TypeError):
         return str(json.loads(body)["data"][0]["id"])
-    return "default"  # a server with one model mostly takes any name
+    return "default"  # servers with one model mostly accept any name
 
 
 def _choices(body: bytes) -> bool:
@@ -339,7 +342,7 @@ async def _grpc(check: HealthCheck, address: Address, port: int, line: Line) -> 
 
 
 class _Reply(asyncio.DatagramProtocol):
-    """The first datagram that comes back, or what the network says."""
+    """The first datagram that comes back, or the error that the network reports."""
 
     def __init__(self) -> None:
         self.came: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -354,7 +357,7 @@ class _Reply(asyncio.DatagramProtocol):
 
 
 async def _udp(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
-    """A reply; where none is expected, no ICMP error until the time is over."""
+    """Wait for the expected reply; if none is expected, pass unless an ICMP error comes back."""
     started = time.monotonic()
     loop = asyncio.get_running_loop()
     transport, reply = await loop.create_datagram_endpoint(_Reply, remote_addr=(str(address), port))
@@ -362,7 +365,7 @@ async def _udp(check: HealthCheck, address: Address, port: int, line: Line) -> V
         transport.sendto(payload(check.send))
         if check.expect is None:
             with contextlib.suppress(TimeoutError):
-                # A refusal comes within a round trip.
+                # A refusal comes within a round trip, so half of the timeout is enough.
                 data = await asyncio.wait_for(asyncio.shield(reply.came), check.timeout_s / 2)
                 return True, f"{len(data)} bytes in {_milliseconds(started)}"
             line.vague = True
@@ -379,12 +382,12 @@ async def _udp(check: HealthCheck, address: Address, port: int, line: Line) -> V
 
 
 def payload(written: str) -> bytes:
-    """What an operator writes for bytes to send or expect: a text, or ``hex:`` and digits."""
+    """Return the bytes that the operator wrote as a text, or as ``hex:`` and hex digits."""
     return bytes.fromhex(written[4:]) if written.startswith("hex:") else written.encode()
 
 
 async def _dns(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
-    """NOERROR to a question; over TCP when the answer is cut off."""
+    """Expect NOERROR for a query; it is repeated over TCP if the answer is truncated."""
     import dns.asyncquery
     import dns.exception
     import dns.message
@@ -404,7 +407,7 @@ async def _dns(check: HealthCheck, address: Address, port: int, line: Line) -> V
 
 
 async def _ping(_check: HealthCheck, address: Address, _port: int, line: Line) -> Verdict:
-    """An echo comes back (RFC 792, RFC 4443)."""
+    """Expect the reply to an echo request (RFC 792, RFC 4443)."""
     started = time.monotonic()
     loop = asyncio.get_running_loop()
     (family, protocol), (asks, answers), errors = _ICMP[address.version]
@@ -412,17 +415,17 @@ async def _ping(_check: HealthCheck, address: Address, _port: int, line: Line) -
         end = socket.socket(family, socket.SOCK_RAW, protocol)
     except PermissionError as error:
         raise NetworkError(
-            f"nobody can be pinged: {error}",
+            f"no ping can be sent: {error}",
             where="this host",
             remedy="run the agent as root, or with CAP_NET_RAW",
         ) from error
     with end:
         end.setblocking(False)
         end.setsockopt(*errors, 1)
-        end.connect((str(address), 0))  # the kernel gives it what comes from there alone
-        said = secrets.token_bytes(_ECHO_BYTES)  # tells our answer from others'
+        end.connect((str(address), 0))  # so that it receives only packets from this address
+        said = secrets.token_bytes(_ECHO_BYTES)  # distinguishes our reply from others
         bare = struct.pack("!BBH", asks, 0, 0) + said
-        # Of ICMPv6 the kernel makes it, as the addresses count.
+        # The kernel fills in ICMPv6's checksum, which includes the addresses.
         check = checksum(bare) if address.version == 4 else 0
         await loop.sock_sendall(end, struct.pack("!BBH", asks, 0, check) + said)
         while True:
@@ -439,11 +442,11 @@ _commands: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 
 async def _exec(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
-    """Exit status 0; it and all that it started are killed in the end."""
-    line.heard = True  # what a command finds says nothing of the server's host
+    """Run a command and expect exit status 0. In the end it and all that it started are killed."""
+    line.heard = True  # a command's failure does not mean that the server's host is silent
     started = time.monotonic()
     async with _turn():
-        # No pipe: what the command leaves behind may hold it open when it is over.
+        # A file, not a pipe: processes that the command leaves behind could hold a pipe open.
         with tempfile.TemporaryFile() as out:
             try:
                 process = await asyncio.create_subprocess_exec(

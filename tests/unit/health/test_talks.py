@@ -186,7 +186,7 @@ def test_messages_of_grpc_health(name: str):
     ("body", "status"),
     [(b"", "UNKNOWN"), (b"\0\0\0\0\0", "UNKNOWN"), (b"\0\0\0\0\2\x08\1", "SERVING"),
      (b"\0\0\0\0\2\x08\2", "NOT_SERVING"), (b"\0\0\0\0\1\x08", "UNKNOWN"),
-     (b"\0\0\0\0\2\x08\x09", "a status that nobody knows")],
+     (b"\0\0\0\0\2\x08\x09", "an unknown status")],
 )  # fmt: skip
 def test_statuses_of_grpc_health(body: bytes, status: str):
     assert serving(body) == status
