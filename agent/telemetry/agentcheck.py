@@ -1,4 +1,4 @@
-"""Decides what an answer of HAProxy's agent-check protocol asks for."""
+"""Decides what an answer in HAProxy's agent-check protocol asks for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 
 from agent.telemetry.report import AgentCheck, AgentState, Failure
 
-# From the strongest wish to the weakest: of several words in one answer the strongest counts.
+# In order from the strongest request to the weakest. If an answer has several words, the strongest
+# one counts.
 _WORDS = {
     "maint": AgentState.MAINT,
     "down": AgentState.DOWN,
@@ -22,11 +23,11 @@ _LONGEST_REASON = 200
 
 
 def read_agent_check(answer: bytes) -> AgentCheck | Failure:
-    """The first line: a weight in percent, states, and a reason after ``#``, in any order.
+    """Read the first line: a weight in percent and states, in any order, and a reason after ``#``.
 
-    A weight of 0 % is a drain, as for HAProxy. One above 100 % counts as 100 %: no answer raises
-    a backend above its configured weight. ``maxconn`` is understood and passed over, for a
-    layer-4 balancer has no queue to hold back.
+    A weight of 0 % is a drain, as for HAProxy. One above 100 % counts as 100 %, because no answer
+    may raise a backend above its configured weight. ``maxconn`` is accepted and ignored, because a
+    layer-4 balancer has no queue in which it could hold connections back.
     """
     line = re.split(rb"[\r\n]", answer, maxsplit=1)[0].decode("ascii", "replace")
     words, _, reason = line.partition("#")

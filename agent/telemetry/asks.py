@@ -1,4 +1,4 @@
-"""Decides how a target is asked, and which reader takes its answer."""
+"""Decides how a target is asked, and which reader reads its answer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ type Question = Telemetry | NodeTelemetry | ModelLoaded
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask what."""
+    """A server, and what it is asked."""
 
     address: Address
     port: int
@@ -52,14 +52,16 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """``request`` empty: the server speaks first, one line, and closes."""
+    """A request, and the reader of the answer. With an empty ``request`` nothing is sent: the
+    server sends one line by itself, and closes.
+    """
 
     request: bytes
     read: Callable[[bytes], Report | Failure]
 
 
 def usual_port(question: Question) -> int | None:
-    """The port of a page that has one of its own; None: that of the service."""
+    """Return the port of a page that has a port of its own; None: the service's port."""
     match question:
         case Telemetry():
             return engines.USUAL_PORTS.get(question.kind)
@@ -70,12 +72,12 @@ def usual_port(question: Question) -> int | None:
 
 
 def is_asked(question: Question) -> bool:
-    """False where telemetry is off."""
+    """Return whether telemetry is on."""
     return getattr(question, "kind", None) not in (TelemetryKind.NONE, NodeKind.NONE)
 
 
 def ask_of(target: Target) -> Ask:
-    """How this target is asked. The reader remembers where on the page things stood."""
+    """Return how this target is asked. The reader remembers where it found things on the page."""
     hints: Hints = {}
     match target.question:
         case Telemetry(kind=TelemetryKind.AGENT_CHECK):

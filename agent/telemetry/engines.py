@@ -1,9 +1,9 @@
-"""Decides how busy an engine is from its own page: which metrics, and what is summed.
+"""Decides from an engine's own page how busy it is: which metrics to read, and what to sum.
 
 Requests are summed over engines, models and data-parallel ranks. Tensor-, pipeline- and
-expert-parallel ranks work on the same requests and each reports all of them: the largest counts.
-KV use is the largest of all: a request that lands on the full engine waits, however empty the
-others are.
+expert-parallel ranks work on the same requests and each reports all of them, so the largest value
+counts. KV usage is the largest of all, because a request that lands on a full engine waits, however
+empty the others are.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ USUAL_PATHS = {
     TelemetryKind.OLLAMA: "/api/ps",
     TelemetryKind.PROMETHEUS: "/metrics",
 }
-# Where the page has a port of its own; the others answer where they serve.
+# The ports of pages that have one of their own; the other kinds answer on the service's port.
 USUAL_PORTS = {
     TelemetryKind.TRITON: 8002,
     TelemetryKind.RAY_SERVE: 8080,
@@ -52,7 +52,7 @@ _SAME_REQUESTS = frozenset(("tp_rank", "pp_rank", "ep_rank", "moe_ep_rank", "cp_
 
 
 class Page:
-    """One page being read: finds metrics by name, and counts what could not be true."""
+    """A page that is being read. It finds metrics by name, and counts implausible values."""
 
     def __init__(self, text: bytes, hints: Hints | None) -> None:
         self.text = text
@@ -60,18 +60,20 @@ class Page:
         self.dropped = 0
 
     def all(self, *names: bytes) -> list[Sample]:
-        """The samples of the first of these names that is there: the newest name first."""
+        """Return the samples of the first of these names that is present. Callers give the newest
+        name first.
+        """
         for name in names:
             if found := samples(self.text, name, self.hints):
                 return found
         return []
 
     def total(self, *names: bytes) -> float | None:
-        """Requests, summed; None where there are none of these names."""
+        """Return the sum of requests; None if none of these names is present."""
         return self.sum(self.all(*names))
 
     def sum(self, found: Sequence[Sample], most: float = MOST_REQUESTS) -> float | None:
-        """Requests, or what else there are at ``most`` so many of, of these samples, summed."""
+        """Return the sum of these samples, of requests or of another count of at most ``most``."""
         if len(found) > 1 and any(b"_rank=" in sample.labels for sample in found):
             return self._sum_of_groups(found, most)
         kept = [sample.value for sample in found if plausible(sample.value, most)]
@@ -79,11 +81,11 @@ class Page:
         return sum(kept) if kept else None
 
     def tokens(self, *names: bytes) -> float | None:
-        """Tokens, summed; None where there are none of these names."""
+        """Return the sum of tokens; None if none of these names is present."""
         return self.sum(self.all(*names), MOST_TOKENS)
 
     def fullest(self, *names: bytes) -> float | None:
-        """The largest of shares."""
+        """Return the largest of the shares; None if there is none."""
         found = [share(sample.value) for sample in self.all(*names)]
         kept = [value for value in found if value is not None]
         self.dropped += len(found) - len(kept)
@@ -107,13 +109,13 @@ type Reader = Callable[[Page], EngineReport | Failure]
 def read_engine(
     kind: TelemetryKind, text: bytes, hints: Hints | None = None
 ) -> EngineReport | Failure:
-    """What the page of an engine of this kind says; Failure where it is no such page."""
+    """Return what the page of an engine of this kind says; Failure if it is not such a page."""
     page = Page(text, hints)
     try:
         report = _READERS[kind](page)
     except TooManySamplesError as error:
         return Failure(str(error))
-    # Ollama says nothing while no model is loaded, and that is an answer.
+    # Ollama's report is empty while no model is loaded; that is a valid answer.
     if report == EngineReport(dropped=page.dropped) and kind is not TelemetryKind.OLLAMA:
         if page.dropped:
             return Failure(f"none of the {page.dropped} values on the page can be true")
@@ -122,7 +124,7 @@ def read_engine(
 
 
 def looks_like(text: bytes) -> str:
-    """What the text is instead of metrics, as the start of a sentence; empty if unclear."""
+    """Return what the text is instead of metrics, as the start of a sentence; "" if unclear."""
     start = text[:64].lstrip().lower()
     if start.startswith(b"<"):
         return "the page is HTML: "
@@ -135,7 +137,7 @@ def _vllm(page: Page, prefix: bytes = b"vllm:") -> EngineReport:
     running = page.total(prefix + b"num_requests_running")
     waiting = page.total(prefix + b"num_requests_waiting")
     kv_usage = page.fullest(prefix + b"kv_cache_usage_perc")
-    if kv_usage is None:  # before 0.10: another name, and requests swapped out that wait to go on
+    if kv_usage is None:  # before 0.10: another name, and swapped-out requests wait as well
         kv_usage = page.fullest(prefix + b"gpu_cache_usage_perc")
         swapped = page.total(prefix + b"num_requests_swapped")
         if waiting is not None and swapped is not None:
@@ -152,7 +154,7 @@ def _vllm(page: Page, prefix: bytes = b"vllm:") -> EngineReport:
 def _sglang(page: Page) -> EngineReport:
     def requests(*names: bytes) -> float | None:
         found = page.all(*names)
-        # Priorities are parts of the sample that names none.
+        # The sample without a priority includes those of the single priorities.
         whole = [s for s in found if b"priority=" not in s.labels or b'priority=""' in s.labels]
         return page.sum(whole or found)
 
@@ -190,8 +192,8 @@ def _triton_kv(page: Page) -> float | None:
     used, most = page.sum(blocks["used"]), page.sum(blocks["max"])
     if used is not None and most:
         return share(used / most)
-    told = [share(sample.value) for sample in blocks["fraction"]]
-    return max((value for value in told if value is not None), default=None)
+    fractions = [share(sample.value) for sample in blocks["fraction"]]
+    return max((value for value in fractions if value is not None), default=None)
 
 
 def _trtllm(page: Page) -> EngineReport | Failure:
@@ -208,12 +210,12 @@ def _trtllm(page: Page) -> EngineReport | Failure:
 
 
 def _trtllm_iterations(page: Page) -> EngineReport | Failure:
-    """The list of iterations that ``/metrics`` of trtllm-serve gives, the latest last."""
+    """Read the list of iterations that ``/metrics`` of trtllm-serve returns, the latest last."""
     found = parsed(page.text)
     if isinstance(found, Failure):
         return found
     if not isinstance(found, list) or not found or not isinstance(found[-1], dict):
-        return Failure("no iteration since it was asked before; /prometheus/metrics tells more")
+        return Failure("no iteration since it was last asked; /prometheus/metrics has more")
     latest = found[-1]
     waiting = _number(latest, "numQueuedRequests")
     paused = _number(latest.get("inflightBatchingStats"), "numPausedRequests")
@@ -227,7 +229,7 @@ def _trtllm_iterations(page: Page) -> EngineReport | Failure:
 
 
 def _ray_serve(page: Page) -> EngineReport:
-    """The engine below, where Ray Serve runs vLLM; otherwise what its replicas process."""
+    """Read the engine's metrics if Ray Serve runs vLLM, otherwise what its replicas process."""
     queued = page.total(b"ray_serve_deployment_queued_queries")
     for prefix in (b"ray_vllm_", b"ray_vllm:"):
         engine = _vllm(page, prefix)
@@ -239,7 +241,9 @@ def _ray_serve(page: Page) -> EngineReport:
 
 
 def _of_applications(page: Page, found: Sequence[Sample]) -> float | None:
-    """A request is in every deployment on its way, so the busiest counts for the application."""
+    """Return the requests of all applications. A request counts in each deployment that it passes,
+    so the busiest deployment counts for its application.
+    """
     deployments: dict[tuple[str, str], list[Sample]] = defaultdict(list)
     for sample in found:
         labels = labels_of(sample.labels)
@@ -259,7 +263,7 @@ def _llamacpp(page: Page) -> EngineReport:
     return EngineReport(
         page.total(b"llamacpp:requests_processing"),
         page.total(b"llamacpp:requests_deferred"),
-        page.fullest(b"llamacpp:kv_cache_usage_ratio"),  # of older ones
+        page.fullest(b"llamacpp:kv_cache_usage_ratio"),  # only older versions have it
         prompt_tokens=(computed or 0.0) + (cached or 0.0) if known else None,
         cached_tokens=cached,
         dropped=page.dropped,
@@ -267,7 +271,9 @@ def _llamacpp(page: Page) -> EngineReport:
 
 
 def _lmdeploy(page: Page) -> EngineReport:
-    """Requests wait in the engine, and before it for one of the places that its API server has."""
+    """Count as waiting the requests in the engine's queue, and those that wait before it for one of
+    the places of its API server.
+    """
     waiting = page.total(b"lmdeploy:num_requests_waiting")
     before = page.total(b"lmdeploy:num_api_requests_waiting")
     return EngineReport(
@@ -281,20 +287,24 @@ def _lmdeploy(page: Page) -> EngineReport:
 
 
 def _nim(page: Page) -> EngineReport:
-    """NIM 2 passes the page of its engine through; NIM 1 has vLLM's names without their prefix."""
+    """Read a page of NIM: NIM 2 passes on its engine's page, NIM 1 uses vLLM's names without their
+    prefix.
+    """
     engine = _vllm(page)
     return engine if engine.queue is not None else _vllm(page, b"")
 
 
 def _dynamo(page: Page) -> EngineReport | Failure:
-    """A frontend counts all requests of its workers; a worker passes its engine's page through."""
+    """Read a page of a Dynamo frontend, which counts all requests of its workers, or of a worker,
+    which passes on its engine's page.
+    """
     if page.all(b"dynamo_frontend_disconnected_clients", b"dynamo_frontend_inflight_requests"):
         return _dynamo_frontend(page)
     for reader in (_vllm, _sglang, _trtllm):
         engine = reader(page)
         if isinstance(engine, EngineReport) and engine.queue is not None:
             return engine
-    # An engine that has had no request yet, or whose page is not passed through.
+    # The engine has had no request yet, or its page is not passed on.
     endpoints = _by_label(page.all(b"dynamo_component_inflight_requests"), "dynamo_endpoint")
     running = page.sum(endpoints["generate"])
     kv_usage = page.fullest(b"dynamo_component_gpu_cache_usage_percent")
@@ -302,8 +312,9 @@ def _dynamo(page: Page) -> EngineReport | Failure:
 
 
 def _dynamo_frontend(page: Page) -> EngineReport:
-    """Of the requests in flight, those without a first token are the queued ones. A model's series
-    come with its first request: until then there is none.
+    """Read a frontend's page. Its queued requests are those in flight without a first token.
+
+    A model's series appear with its first request, so missing ones count as 0.
     """
     inflight = page.total(b"dynamo_frontend_inflight_requests") or 0.0
     queued = page.total(b"dynamo_frontend_queued_requests") or 0.0
@@ -317,7 +328,9 @@ def _dynamo_frontend(page: Page) -> EngineReport:
 
 
 def _ollama(page: Page) -> EngineReport | Failure:
-    """Ollama tells neither requests nor queue: only what is loaded, and how much on the GPU."""
+    """Read which models are loaded and how much of them is on the GPU; Ollama reports neither
+    requests nor a queue.
+    """
     found = parsed(page.text)
     if isinstance(found, Failure):
         return found
@@ -330,8 +343,8 @@ def _ollama(page: Page) -> EngineReport | Failure:
 
 
 def parsed(text: bytes) -> Any:
-    """The JSON of an answer, or Failure."""
-    if len(text) > MOST_JSON_BYTES:  # reading it would hold up everyone else's reports
+    """Return the parsed JSON of an answer, or Failure."""
+    if len(text) > MOST_JSON_BYTES:  # parsing it would delay all other reports
         return Failure(f"the answer is longer than {MOST_JSON_BYTES >> 20} MiB of JSON")
     try:
         return json.loads(text)

@@ -1,8 +1,8 @@
-"""Picks the samples of a few metrics out of a Prometheus page, without reading the rest.
+"""Picks the samples of a few metrics out of a Prometheus page, without parsing the rest.
 
-A page of an engine has hundreds of lines and three are wanted, so names are searched for as
-bytes. The format says that a metric's samples stand in one group; where a name was found the
-last time (``hints``) is looked at first, which makes a known page cost microseconds.
+A page of an engine has hundreds of lines and three are wanted, so names are searched for as bytes.
+The format requires that a metric's samples form one group. The place where a name was found the
+last time (``hints``) is searched first, so a known page costs only microseconds.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# More of one name is no page that we could use, and would hold up everyone else's.
+# A page with more samples of one name is not usable, and would delay the reading of all others.
 MOST_SAMPLES = 4096
 _LONGEST_LINE = 8192
 _NEAR = 4096  # how far from the hint a name is looked for
 
-# A quoted text, without its quotes. Possessive, like all below, so that no line can make it slow.
+# A quoted text, without its quotes. Its quantifiers are possessive, like all below, so that no line
+# can cause backtracking.
 _TEXT = rb'[^"\\\n]*+(?:\\.[^"\\\n]*+)*+'
 # What follows a name: labels or a blank, then the value.
 _REST = re.compile(
@@ -28,7 +29,7 @@ type Hints = dict[bytes, int]
 
 
 class TooManySamplesError(ValueError):
-    """One name has more samples than any true page."""
+    """One name has more samples than any genuine page."""
 
 
 class Sample(NamedTuple):
@@ -39,7 +40,7 @@ class Sample(NamedTuple):
 
 
 def samples(page: bytes, name: bytes, hints: Hints | None = None) -> list[Sample]:
-    """Every sample of ``name`` on the page; lines that are no samples are passed over."""
+    """Return every sample of ``name`` on the page; lines that are not samples are skipped."""
     found: list[Sample] = []
     if hints is not None and (at := _hinted(page, name, hints)) is not None:
         _group(page, name, at, found, MOST_SAMPLES)
@@ -60,7 +61,7 @@ def samples(page: bytes, name: bytes, hints: Hints | None = None) -> list[Sample
 
 
 def labels_of(raw: bytes) -> dict[str, str]:
-    """A sample's labels."""
+    """Return a sample's labels by name."""
     return {
         key.decode(): _ESCAPE.sub(_unescape, value.decode(errors="replace"))
         for key, value in _LABEL.findall(raw)
@@ -68,7 +69,7 @@ def labels_of(raw: bytes) -> dict[str, str]:
 
 
 def _hinted(page: bytes, name: bytes, hints: Hints) -> int | None:
-    """Where the group of ``name`` begins, if it is near the place it was at the last time."""
+    """Return where the group of ``name`` begins, if it is near the place where it was last time."""
     hint = hints.get(name)
     if hint is None:
         return None
@@ -83,9 +84,10 @@ def _hinted(page: bytes, name: bytes, hints: Hints) -> int | None:
 
 
 def _group(page: bytes, name: bytes, at: int, found: list[Sample], left: int) -> tuple[int, int]:
-    """Take the lines from ``at`` on that begin with the name, ``left`` at most.
+    """Add the samples in the lines from ``at`` on that begin with the name, ``left`` at most.
 
-    Where they end, and how many are left.
+    Return where these lines end, and how many more may follow. TooManySamplesError if there are
+    more.
     """
     while page.startswith(name, at):
         left -= 1
@@ -96,7 +98,7 @@ def _group(page: bytes, name: bytes, at: int, found: list[Sample], left: int) ->
         if match is not None:
             labels, number = match.groups()
             value = _number(number)
-            # What reaches to where the look ended may be cut off.
+            # A match that reaches the end of the searched range may have been cut off.
             if value is not None and match.end() < rest + _LONGEST_LINE:
                 found.append(Sample(labels or b"", value))
             at = match.end()
@@ -105,7 +107,7 @@ def _group(page: bytes, name: bytes, at: int, found: list[Sample], left: int) ->
 
 
 def _number(text: bytes) -> float | None:
-    if b"_" in text:  # float() takes 1_000
+    if b"_" in text:  # float() would accept 1_000
         return None
     try:
         return float(text)

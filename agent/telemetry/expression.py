@@ -1,9 +1,9 @@
-"""Reads the operator's expressions over a Prometheus page, and computes them.
+"""Parses the operator's expressions over a Prometheus page, and computes them.
 
-``metric{label="x",other=~"re"}`` is the sum of its matches; numbers, ``+ - * / ( )``, and
-``max(…)``, ``min(…)``, ``avg(…)``: of one metric, over its samples; of several arguments, over
-those that have a value. What has no value (no such sample, a division by zero) is missing, and
-so is what is computed from it.
+``metric{label="x",other=~"re"}`` is the sum of the matching samples. There are numbers,
+``+ - * / ( )``, and ``max(…)``, ``min(…)``, ``avg(…)``: with one metric, over its samples; with
+several arguments, over those that have a value. An operand without a value (no such sample, a
+division by zero) is missing, and so is every result that is computed from it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FUNCTIONS: dict[str, Callable[[list[float]], float]] = {"max": max, "min": min,
 
 @dataclass(frozen=True, slots=True)
 class Matcher:
-    """One condition on a label; a label that is not there is the empty text."""
+    """One condition on a label; a label that is absent counts as the empty text."""
 
     label: str
     pattern: re.Pattern[str]
@@ -61,7 +61,7 @@ class Selector:
     matchers: tuple[Matcher, ...] = ()
 
     def values(self, page: Page) -> list[float]:
-        """The values of its matches; what is not a finite number is dropped."""
+        """Return the values of the matching samples; values that are not finite are dropped."""
         kept: list[float] = []
         for labels, value in page.all(self.name):
             if self.matchers:
@@ -81,13 +81,13 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A checked expression; made by ``parse``."""
+    """A checked expression, made by ``parse``."""
 
     text: str
     node: Node
 
     def value(self, page: Page) -> Value:
-        """Its value on a page; None: missing."""
+        """Return its value on a page; None: it is missing."""
         try:
             value = self.node(page)
         except OverflowError:
@@ -110,7 +110,7 @@ def parse(text: str) -> Expression:
 def read_expressions(
     telemetry: Telemetry, text: bytes, hints: Hints | None = None
 ) -> EngineReport | Failure:
-    """What a page says by the expressions of a PROMETHEUS telemetry."""
+    """Return what a page says, by the expressions of a telemetry of the kind PROMETHEUS."""
     page = Page(text, hints)
     try:
         running = _requests(telemetry.running, page)
@@ -139,7 +139,7 @@ def _requests(expression: str | None, page: Page) -> Value:
 
 
 class _Parser:
-    """Reads tokens left to right; ``kind`` and ``word`` are those of the next, "" at the end."""
+    """Reads tokens left to right; ``kind`` and ``word`` are the next token's, "" at the end."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -209,7 +209,8 @@ class _Parser:
             if not operator or self.kind != "text":
                 raise self.error('=, !=, =~ or !~ and a "quoted" text are expected here')
             start, raw = self._start, self._take()[1:-1]
-            # In a regular expression only the quotes' own backslashes go; the rest are its own.
+            # Only backslashes before quotes and backslashes belong to the quoting; any others are
+            # part of the regular expression.
             text = _ESCAPE.sub(_unescape, raw)
             try:
                 pattern = re.compile(text if "~" in operator else re.escape(text))
@@ -222,7 +223,7 @@ class _Parser:
         self._expect("}")
 
     def error(self, problem: str, start: int | None = None) -> ValueError:
-        """A ValueError that shows the place."""
+        """Return a ValueError that shows the place."""
         place = self._start if start is None else start
         rest = self._text[place : place + 20]
         return ValueError(

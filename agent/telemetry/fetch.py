@@ -1,7 +1,7 @@
-"""Owns the connection to one target: asks over it, and hands back the whole answer or a reason.
+"""Owns the connection to one target: sends requests, and returns the whole answer or a reason.
 
-One request is under way at a time; the connection is kept between them. What arrives goes into
-one buffer that all links share, and is copied only while an answer is not complete.
+One request is in progress at a time; the connection is kept between requests. Received data goes
+into one buffer that all links share, and is copied only while an answer is not complete.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _RECEIVED_AT_ONCE = 256 * 1024
 
 type Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
-# A link's bytes are taken out before the event loop can read for another.
+# A link takes its bytes out of this buffer before the event loop can read for another link.
 _received = bytearray(_RECEIVED_AT_ONCE)
 _room = memoryview(_received)
 
 
 class Link:
-    """A connection to a target, made when it is first asked and after each failure.
+    """A connection to a target, made at the first ``ask`` and again after each failure.
 
-    ``on_ask()`` is called right before the request is written; ``on_done(answer)`` once for each
-    ``ask``, unless it is given up by ``close``.
+    ``on_ask()`` is called right before the request is written, and ``on_done(answer)`` once for
+    each ``ask``, unless ``close`` cancels that.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Link:
         self._on_done = on_done
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._answer: Answer | None = None  # None: nothing is asked
+        self._answer: Answer | None = None  # None: no request is in progress
         self._partial = bytearray()
-        self.rtt_s = 0.0  # a round trip: what the last connect took, without TLS; 0: not known
-        self._began = 0.0  # when it was last connected
-        self._reused = False  # the present request went over a connection that had served before
+        self.rtt_s = 0.0  # round trip: the duration of the last connect without TLS; 0: not known
+        self._began = 0.0  # when the last connect began
+        self._reused = False  # the present request uses a connection that has served one before
 
     def ask(self) -> None:
-        """Ask. Not while an answer is awaited."""
+        """Send the request. Do not call this while an answer is awaited."""
         if self._wire is None:
             self._connect()
         else:
@@ -64,7 +64,7 @@ class Link:
             self._send(self._wire)
 
     def close(self) -> None:
-        """Give up what is under way, and the connection."""
+        """Cancel a request that is in progress, and close the connection."""
         self._answer = None
         if self._connecting is not None:
             self._connecting.cancel()
@@ -75,16 +75,16 @@ class Link:
         self._partial = bytearray()
 
     def opened(self, wire: _Wire) -> None:
-        """A connection is there. A server that speaks first may do so right away."""
+        """Use a connection that has been made. A server that speaks first may do so right away."""
         self._wire = wire
         if not self._target.tls:
             self.rtt_s = asyncio.get_running_loop().time() - self._began
         self._send(wire)
 
     def received(self, data: memoryview) -> None:
-        """Bytes came."""
+        """Take bytes that have arrived."""
         if self._answer is None:
-            self.close()  # it speaks without being asked
+            self.close()  # the server sends without being asked
             return
         arrived: bytes | bytearray
         if self._partial:
@@ -99,12 +99,12 @@ class Link:
             self._partial = bytearray(arrived)
 
     def lost(self, error: Exception | None) -> None:
-        """The connection is gone; no error: the server closed it."""
+        """Handle the end of the connection; without an error, the server has closed it."""
         self._wire = None
         if self._answer is None:
             return
         if self._reused and not self._partial:
-            # The server had closed an idle connection, as it may: that is no failure.
+            # The server had closed an idle connection, which it may do; this is not a failure.
             self._answer = None
             self._connect()
         elif error is None:
@@ -151,7 +151,7 @@ class Link:
 
 
 class _Wire(asyncio.BufferedProtocol):
-    """One connection of a link; once dropped, whatever still comes of it is nothing to the link."""
+    """One connection of a link; after ``drop`` its events no longer reach the link."""
 
     def __init__(self, link: Link) -> None:
         self._link: Link | None = link
@@ -184,7 +184,7 @@ class _Wire(asyncio.BufferedProtocol):
 
 
 def failure_words(error: Exception) -> str:
-    """What happened to a connection, as an operator reads it."""
+    """Return what happened to a connection, in words for the operator."""
     if isinstance(error, ssl.SSLError):
         return tls_words(error)
     number = getattr(error, "errno", None) or 0

@@ -1,6 +1,6 @@
-"""Decides where an answer ends, while it arrives: HTTP/1.1 by length, by chunks, by close; a line.
+"""Decides where an answer ends while it arrives: HTTP/1.1 by length, chunks or close; or one line.
 
-Whatever the server sends, what is read of one answer is bounded.
+Whatever the server sends, the number of bytes read for one answer is bounded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 from agent.telemetry.report import Failure
 
-MOST_BYTES = 4 * 2**20  # true pages of engines have less than 300 KB
+MOST_BYTES = 4 * 2**20  # real pages of engines have less than 300 KB
 _LONGEST_HEAD = 16_384
 _LONGEST_LINE = 4096
 _LONGEST_CHUNK_HEAD = 256
@@ -25,19 +25,21 @@ _TOO_LONG = Failure(f"the answer is longer than {MOST_BYTES >> 20} MiB")
 
 
 class Answer(Protocol):
-    """One answer, given all that has arrived of it so far."""
+    """One answer; its methods are given everything that has arrived of it so far."""
 
     @property
     def reusable(self) -> bool:
-        """The connection can be asked again; known when the answer is complete."""
+        """Whether the connection can be used again; valid once the answer is complete."""
         ...
 
     def more(self, data: bytes | bytearray) -> bytes | Failure | None:
-        """Its content once complete, why it is none, or None: more has to come."""
+        """Return the content once it is complete, Failure if it is invalid, or None if more has to
+        arrive.
+        """
         ...
 
     def closed(self, data: bytes | bytearray) -> bytes | Failure:
-        """The same, when the server has closed the connection."""
+        """Return the content or Failure, now that the server has closed the connection."""
         ...
 
 
@@ -46,7 +48,7 @@ class HttpAnswer:
     """An answer of HTTP/1.x."""
 
     reusable: bool = False
-    _body: int = 0  # where it begins; 0: the head is not complete
+    _body: int = 0  # where the body begins; 0: the head is not complete
     _length: int | None = None
     _chunked: bool = False
     _at: int = 0  # chunked: where the next chunk begins
@@ -144,7 +146,7 @@ class HttpAnswer:
             self._at = begin + length + 2
 
     def _last_chunk(self, data: bytes | bytearray, line: int) -> bytes | Failure | None:
-        # Fields may follow the last chunk; an empty line ends them.
+        # Trailer fields may follow the last chunk; an empty line ends them.
         end = data.find(b"\r\n\r\n", line, line + _LONGEST_HEAD)
         if end < 0:
             return None if len(data) < line + _LONGEST_HEAD else Failure("the answer has no end")
@@ -157,18 +159,18 @@ class HttpAnswer:
 
 @dataclass(slots=True)
 class LineAnswer:
-    """One line, or all until the server closes."""
+    """One line, or everything until the server closes."""
 
     reusable: bool = False
 
     def more(self, data: bytes | bytearray) -> bytes | Failure | None:
         if data.find(b"\n") >= 0:
             return bytes(data)
-        return Failure("the answer is no line of text") if len(data) > _LONGEST_LINE else None
+        return Failure("the answer is not a line of text") if len(data) > _LONGEST_LINE else None
 
     def closed(self, data: bytes | bytearray) -> bytes | Failure:
         return bytes(data) if data else Failure("the connection was closed before an answer")
 
 
 def _cut(data: bytes | bytearray, begin: int, end: int) -> bytes:
-    return bytes(memoryview(data)[begin:end])  # one copy, whichever it is
+    return bytes(memoryview(data)[begin:end])  # one copy, for bytes and bytearray

@@ -1,4 +1,4 @@
-"""Decides which models a server has ready, from the list that its API gives."""
+"""Decides which models a server has ready, from the list that its API returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agent.telemetry.report import Failure, Models
 
 MOST_MODELS = 10_000
 
-# How each list is asked for: method, path and body.
+# How each list is requested: method, path and body.
 REQUESTS = {
     ModelSource.OPENAI: ("GET", "/v1/models", b""),
     ModelSource.OLLAMA: ("GET", "/api/ps", b""),
@@ -19,7 +19,7 @@ REQUESTS = {
 
 
 def read_models(source: ModelSource, answer: bytes) -> Models | Failure:
-    """The models of an answer; Failure where it is no such list."""
+    """Return the models in an answer; Failure if it is not such a list."""
     found = parsed(answer)
     if isinstance(found, Failure):
         return found

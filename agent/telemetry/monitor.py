@@ -1,6 +1,6 @@
-"""Owns the running scrapes: asks each target in its own time, and hands on what it said.
+"""Owns the running scrapes: asks each target at its own pace, and passes on its reports.
 
-All times are of the event loop's monotonic clock: a wall clock that jumps changes nothing.
+All times are on the event loop's monotonic clock, so a wall clock that jumps changes nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from agent.telemetry.report import Failure, Report
 log = get_logger()
 
 LONGEST_BACKOFF_S = 5.0
-_JITTER = 0.05  # of the interval, so that balancers do not ask in step
-_TOGETHER_S = 0.005  # what is due within this time is asked at once: fewer wake-ups
+_JITTER = 0.05  # of the interval, so that several balancers do not ask in step
+_TOGETHER_S = 0.005  # targets due within this time are asked together, for fewer wake-ups
 _DEADLINES_EVERY_S = 0.02
-_PAUSE_FACTOR = 20.0  # a page that takes long to read is read the less often
-# What a page takes is mostly the engine's own time: that it is asked for it is to be 2 % at most.
+_PAUSE_FACTOR = 20.0  # a pause of this many times the time that reading a page took
+# The time until a page arrives is mostly the engine's own work. Asking for it should take 2 % of
+# the engine's time at most.
 _COST_FACTOR = 50.0
-_SLOWEST_S = 1.0  # for that reason alone
-_TAKES = 16  # pages; the quickest of them waited for nothing else
+_SLOWEST_S = 1.0  # the longest pace that results from this cost
+_TAKES = 16  # pages; the quickest of them had to wait for no other work of the engine
 
 type Key = tuple[BackendRef, Topic]
 type OnAsk = Callable[[Key], None]
@@ -36,19 +37,19 @@ type OnReport = Callable[[Key, Report | Failure, float, float, float], None]
 
 
 class TelemetryMonitor:
-    """Asks its targets while ``run`` runs, each once however many keys want to know.
+    """Asks its targets while ``run`` runs; a target is asked once for all keys that share it.
 
-    ``on_ask(key)`` is called right before a request is written, ``on_report(key, report,
-    asked_at, got_at, pace_s)`` with what came of it, for each key; both from the event loop.
-    ``pace_s``: the time from one question to the next, longer than the interval where a page costs
-    its server much.
+    ``on_ask(key)`` is called right before a request is written, and ``on_report(key, report,
+    asked_at, got_at, pace_s)`` with the outcome, for each key; both from the event loop.
+    ``pace_s``: the time from one request to the next, longer than the interval if a page costs its
+    server much.
     """
 
     def __init__(self, on_ask: OnAsk, on_report: OnReport) -> None:
         self._on_ask = on_ask
         self._on_report = on_report
         self._watches: dict[Target, _Watch] = {}
-        self._waiting: list[tuple[float, int, _Watch]] = []  # a heap: who is due when
+        self._waiting: list[tuple[float, int, _Watch]] = []  # a heap by due time
         self._asked: set[_Watch] = set()
         self._serial = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -56,7 +57,7 @@ class TelemetryMonitor:
         self._timer: asyncio.TimerHandle | None = None
 
     def set_targets(self, targets: Mapping[Key, Target]) -> None:
-        """Ask exactly these from now on. A target that is as before is not disturbed."""
+        """Ask exactly these targets from now on. A target that is unchanged is not disturbed."""
         wanted: dict[Target, list[Key]] = {}
         for key, target in targets.items():
             if is_asked(target.question):
@@ -72,7 +73,7 @@ class TelemetryMonitor:
         self._set_timer()
 
     async def run(self) -> None:
-        """Ask until cancelled; then there are no targets any more."""
+        """Ask until cancelled, and then drop all targets."""
         async with asyncio.TaskGroup() as self._group:
             self._loop = asyncio.get_running_loop()
             for watch in self._watches.values():
@@ -84,14 +85,14 @@ class TelemetryMonitor:
                 self._stop()
 
     def asking(self, watch: _Watch) -> None:
-        """A watch's request is being written."""
+        """Note that a watch's request is being written."""
         for key in watch.asking_for:
             self._on_ask(key)
 
     def reported(
         self, watch: _Watch, report: Report | Failure, now: float, spent_s: float = 0.0
     ) -> None:
-        """A watch has its answer, that came at ``now`` and took so long to read."""
+        """Take a watch's report, which arrived at ``now`` and took ``spent_s`` to read."""
         self._asked.discard(watch)
         delay = watch.pace_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
         if isinstance(report, Failure):
@@ -103,14 +104,14 @@ class TelemetryMonitor:
         self._wait(watch, max(now + spent_s * _PAUSE_FACTOR, watch.due + delay))
         for key in watch.asking_for:
             if key not in watch.keys:
-                continue  # it asks somebody else by now
+                continue  # this key has another target by now
             try:
                 self._on_report(key, report, watch.asked_at, now, watch.pace_s)
             except Exception:  # a defect there must not end the scrapes
                 log.exception("a report was not taken", backend=str(key[0]))
 
     def spawn(self, coroutine: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        """A task that ends with ``run``."""
+        """Start a task that ends with ``run``."""
         assert self._group is not None  # noqa: S101
         return self._group.create_task(coroutine, name=name)
 
@@ -167,11 +168,11 @@ class TelemetryMonitor:
 
 
 class _Watch:
-    """One target, and how far the asking is."""
+    """One target, and the state of its present request."""
 
     def __init__(self, target: Target, monitor: TelemetryMonitor) -> None:
-        self.keys: tuple[Key, ...] = ()  # who want to know
-        self.asking_for: tuple[Key, ...] = ()  # those of them when it was last asked
+        self.keys: tuple[Key, ...] = ()  # the keys that share the target
+        self.asking_for: tuple[Key, ...] = ()  # the keys at the last request
         self.target = target
         self.interval_s = target.question.interval_s
         self.due = self.asked_at = self.deadline = 0.0
@@ -186,7 +187,7 @@ class _Watch:
 
     @property
     def pace_s(self) -> float:
-        """From one question to the next."""
+        """The time from one request to the next."""
         if len(self._takes) < _TAKES:
             return self.interval_s
         return max(self.interval_s, min(min(self._takes) * _COST_FACTOR, _SLOWEST_S))
@@ -217,7 +218,7 @@ class _Watch:
             try:
                 self._takes.append(max(now - self.asked_at - self.link.rtt_s, 0.0))
                 report = self._read(answer)
-            except Exception:  # a defect of a reader must not end all the others
+            except Exception:  # a defect of one reader must not end all scrapes
                 log.exception("a page could not be read", backend=str(self.keys[0][0]))
                 report = Failure("the page could not be read: see the log")
         else:

@@ -1,4 +1,4 @@
-"""Decides how a host's GPUs are from a page: of our node agent, or of NVIDIA's dcgm-exporter."""
+"""Decides the state of a host's GPUs from a page of our node agent or NVIDIA's dcgm-exporter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent.telemetry.report import Failure, GpuReport, NodeReport, plausible, sh
 from agent.telemetry.xid import Blames, blames
 
 USUAL_PORTS = {NodeKind.NODE_AGENT: 9118, NodeKind.DCGM: 9400}
-MOST_GPUS = 1024  # MIG instances counted
+MOST_GPUS = 1024  # including MIG instances
 MOST_BYTES = 1e15
 MOST_CELSIUS = 200.0
 MOST_HERTZ = 1e11
@@ -20,8 +20,8 @@ MOST_HERTZ = 1e11
 FALLEN_OFF_THE_BUS = 79
 
 POWER_CAP = "sw-power-cap"
-# What slows a GPU without its owner's wish; to be idle, or to keep the clocks that were set, is
-# no such thing.
+# The reasons that slow a GPU down against the operator's wish. Being idle, or keeping to clocks
+# that were set on purpose, is not among them.
 SLOWING = frozenset(("sw-thermal", "hw-thermal", "hw-slowdown", "hw-power-brake"))
 # NVML's bits of the clock event reasons, which DCGM passes on.
 _REASON_BITS = {
@@ -38,7 +38,7 @@ _DCGM = b"DCGM_FI_DEV_"
 
 @dataclass(slots=True)
 class _Gpu:
-    """What a page has said of one GPU so far."""
+    """What a page has said about one GPU so far."""
 
     name: str
     uuid: str
@@ -49,7 +49,8 @@ class _Gpu:
 
     def report(self) -> GpuReport:
         figures = self.figures
-        # Our agent counts XIDs since its start, and says for how long they are held against it.
+        # Our node agent counts XIDs since its start. While ``drain`` is 0, it no longer holds any
+        # of them against the GPU.
         xid = None if figures.get("drain") == 0 else max(self.xids, default=None)
         return GpuReport(
             name=self.name,
@@ -67,14 +68,14 @@ class _Gpu:
 
 
 class _Node:
-    """The GPUs of one page, by UUID, or by number where there is none."""
+    """The GPUs of one page, by UUID, or by number if there is no UUID."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.gpus: dict[str, _Gpu] = {}
 
     def each(self, name: bytes) -> Iterable[tuple[_Gpu, dict[str, str], float]]:
-        """The samples of a metric, each with its GPU and labels."""
+        """Yield the samples of a metric, each as its GPU, labels and value."""
         for raw, value in self.page.all(name):
             labels = labels_of(raw)
             number = labels.get("gpu", "")[:64]
@@ -93,7 +94,7 @@ class _Node:
         scale: float = 1.0,
         merge: Callable[[float, float], float] = max,
     ) -> None:
-        """One figure of each GPU; where it is told more than once (by MIG instance), merged."""
+        """Record one figure of each GPU. Several samples of a GPU (MIG instances) are merged."""
         for gpu, _, value in self.each(name):
             if not plausible(value * scale, most):
                 self.page.dropped += 1
@@ -103,9 +104,9 @@ class _Node:
 
 
 def read_node(kind: NodeKind, text: bytes, hints: Hints | None = None) -> NodeReport | Failure:
-    """What the page of a host says of its GPUs; Failure where it is no such page.
+    """Return what the page of a host says about its GPUs; Failure if it is not such a page.
 
-    A node agent on a host without a GPU is a report without GPUs.
+    The page of a node agent on a host without a GPU gives a report without GPUs.
     """
     node = _Node(Page(text, hints))
     try:
@@ -153,7 +154,7 @@ def _dcgm(node: _Node) -> None:
     for gpu in node.gpus.values():
         if "used" in gpu.figures and "free" in gpu.figures:
             gpu.figures["total"] = gpu.figures["used"] + gpu.figures["free"]
-    reasons = b"CLOCKS_EVENT_REASONS", b"CLOCK_THROTTLE_REASONS"  # its name since 3.3, and before
+    reasons = b"CLOCKS_EVENT_REASONS", b"CLOCK_THROTTLE_REASONS"  # the names since 3.3 and before
     for gpu, _, value in (one for name in reasons for one in node.each(_DCGM + name)):
         if not plausible(value, 0xFFFF):
             node.page.dropped += 1

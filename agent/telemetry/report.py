@@ -1,11 +1,11 @@
-"""What a scrape can tell, as values: of an engine, a node's GPUs, the models loaded."""
+"""The values that scrapes return: reports on an engine, a node's GPUs, the models loaded."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
 
-# A server with more requests than this, or a page that says so, does not exist.
+# No real server has more requests than this, so larger values are not believed.
 MOST_REQUESTS = 1e6
 MOST_TOKENS = 1e18
 
@@ -22,12 +22,12 @@ class AgentState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """How busy an engine is; None: it does not say.
+    """How busy an engine is; None: it does not report that.
 
-    ``kv_usage`` and ``gpu_share`` are shares from 0 to 1; ``gpu_share`` is how much of the
-    loaded models lies in GPU memory (Ollama alone says so). ``prompt_tokens`` are all that it was
-    asked since it began, ``cached_tokens`` those of them that its prefix cache held. ``dropped``
-    counts the values that could not be true and were taken as missing.
+    ``kv_usage`` and ``gpu_share`` are shares from 0 to 1; ``gpu_share`` is how much of the loaded
+    models is in GPU memory (only Ollama reports it). ``prompt_tokens`` counts all prompt tokens
+    since the engine started, ``cached_tokens`` those of them that its prefix cache held.
+    ``dropped`` counts the implausible values that were treated as missing.
     """
 
     running: float | None = None
@@ -40,7 +40,7 @@ class EngineReport:
 
     @property
     def queue(self) -> float | None:
-        """Requests in the engine, running and waiting; None where it tells neither."""
+        """Requests in the engine, running and waiting; None if it reports neither."""
         if self.running is None and self.waiting is None:
             return None
         return (self.running or 0.0) + (self.waiting or 0.0)
@@ -48,7 +48,7 @@ class EngineReport:
 
 @dataclass(frozen=True, slots=True)
 class AgentCheck:
-    """An answer of HAProxy's agent-check protocol; ``weight_share`` is from 0 to 1."""
+    """An answer in HAProxy's agent-check protocol; ``weight_share`` is from 0 to 1."""
 
     weight_share: float | None = None
     state: AgentState | None = None
@@ -57,20 +57,21 @@ class AgentCheck:
 
 @dataclass(frozen=True, slots=True)
 class GpuReport:
-    """One GPU; None: not told.
+    """One GPU; None: not reported.
 
-    ``throttled`` names what slows it without its owner's wish; a power cap, which many set on
-    purpose, is ``power_capped``. ``xid`` is an error that blames the hardware.
+    ``throttled`` names the reasons that slow it down against the operator's wish. A power cap,
+    which many set on purpose, is ``power_capped`` instead. ``xid`` is an error that points to the
+    hardware.
     """
 
     name: str
     uuid: str = ""
     lost: bool = False
-    clock_share: float | None = None  # SM clock beside its maximum
+    clock_share: float | None = None  # SM clock as a share of its maximum
     throttled: tuple[str, ...] = ()
     power_capped: bool = False
     xid: int | None = None
-    recovery_action: str | None = None  # None: none is needed, or not told
+    recovery_action: str | None = None  # None: none is needed, or not reported
     utilization: float | None = None
     memory_used_share: float | None = None
     temperature_c: float | None = None
@@ -93,7 +94,7 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no report, as an operator reads it."""
+    """Why there is no report, in words for the operator."""
 
     reason: str
 
@@ -102,10 +103,12 @@ type Report = EngineReport | AgentCheck | NodeReport | Models
 
 
 def plausible(value: float, most: float) -> bool:
-    """A number from 0 to ``most``: not NaN, not a sentinel, not a counter that went below 0."""
+    """Return whether a value is a number from 0 to ``most``: not NaN, not a sentinel, not a counter
+    that went below 0.
+    """
     return 0 <= value <= most
 
 
 def share(value: float) -> float | None:
-    """A share, forgiving what rounding adds; None where it cannot be one."""
+    """Return a value as a share, tolerating rounding above 1; None if it cannot be one."""
     return min(value, 1.0) if plausible(value, 1.01) else None
