@@ -1,5 +1,5 @@
-"""Owns what is known of the heads of services' answers: reads the packet path's notes, and tells it
-the sizes that are heads.
+"""Owns what is known about the heads of services' answers: reads the packet path's notes, and
+writes the sizes that are heads back to it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from agent.weights.heads import KNOWN_FROM, NO_NOTES, FirstByte, Judged, Notes, 
 
 log = get_logger()
 
-_PROBE_EACH = 4  # where there are suspects: of one request in so many, to see what comes
+_PROBE_EACH = 4  # while there are suspects, one request in so many is probed to see what follows
 
 
 @dataclass(slots=True)
 class _Watched:
-    """One service, and where its notes are read on."""
+    """One service, and up to where its notes have been read."""
 
     name: str
     ident: int
@@ -33,18 +33,18 @@ class _Watched:
 
 
 class Heads:
-    """Call ``sample`` about once a second."""
+    """The heads of all services; call ``sample`` about once a second."""
 
     def __init__(self, tables: SharedTables, hz: int) -> None:
         self._tables = tables
         self._hz = hz
         self._watched: dict[str, _Watched] = {}
-        # The same in another form, to find at once whose notes have become more.
+        # The same as arrays, to find quickly which services have new notes.
         self._order: tuple[_Watched, ...] = ()
         self._idents = self._reads = np.empty(0, np.int64)
 
     def place(self, config: Config, ids: Identities) -> None:
-        """After a pass: where the services are. What a former agent found holds."""
+        """Note after a pass where the services are. What an earlier agent found stays valid."""
         before, self._watched = self._watched, {}
         for service in filter(counts_waiting, config.services):
             ident = ids.service_id(service)
@@ -62,21 +62,21 @@ class Heads:
         self._reads = np.fromiter(reads, np.int64, len(self._order))
 
     def first_byte(self, service: Service) -> FirstByte | None:
-        """What its times are times of; None: it has none."""
+        """Return what the service's times to the first byte measure; None: it has no such times."""
         watched = self._watched.get(service.name)
         if watched is None:
             return None
-        told = watched.judged.first_byte
-        if told is FirstByte.UNKNOWN and service.forward.is_nat and not len(watched.notes):
-            return FirstByte.TOKEN  # all that there was could be read
-        return told
+        known = watched.judged.first_byte
+        if known is FirstByte.UNKNOWN and service.forward.is_nat and not len(watched.notes):
+            return FirstByte.TOKEN  # the packet path could read all answers so far
+        return known
 
     def sample(self) -> None:
-        """Take in the notes of the last second."""
+        """Read the notes of the last second."""
         counts = self._tables.service_heads["samples"][self._idents].astype(np.int64)
-        told = np.flatnonzero(counts != self._reads).tolist()
+        grown = np.flatnonzero(counts != self._reads).tolist()
         self._reads = counts
-        for watched in (self._order[n] for n in told):
+        for watched in (self._order[n] for n in grown):
             more = self._new_notes(watched)
             if not len(more):
                 continue
@@ -84,7 +84,7 @@ class Heads:
             found = judged(watched.notes, abi.HEAD_RANGES)
             before = watched.judged
             if len(watched.notes) < KNOWN_FROM and before.first_byte is not FirstByte.UNKNOWN:
-                continue  # what a former agent found
+                continue  # keep what an earlier agent found
             if found != before:
                 watched.judged = found
                 self._tell(watched)
@@ -103,13 +103,13 @@ class Heads:
             held = np.zeros(abi.HEAD_RANGES, dtype=abi.HEAD_RANGE)
             for i, ends in enumerate(found):
                 held[i] = ends
-            row[name].view("u4")[:] = held.view("u4")  # both ends of a range by one store
+            row[name].view("u4")[:] = held.view("u4")  # writes both ends of a range at once
         row["is_known"] = watched.judged.first_byte is FirstByte.TOKEN
         row["probe_mask"] = _PROBE_EACH - 1
         row["probes"] = watched.judged.suspects
 
     def _new_notes(self, watched: _Watched) -> Notes:
-        """Those since the last time, as far as they are still there, oldest first."""
+        """Return the notes since the last call, as far as they still exist, oldest first."""
         row = self._tables.service_heads[watched.ident]
         count = int(row["samples"])
         fresh = min(max(count - watched.read, 0), abi.HEAD_SAMPLES)

@@ -1,5 +1,5 @@
-"""Owns what homes are worth: remembers who has been answered where, and tells the packet path by
-how much a client's home may have more to do than another backend.
+"""Owns what homes are worth: remembers which backend has answered which client, and tells the
+packet path by how much a client's home may have more to do than another backend.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ class _Watched:
 
     ident: int
     service: Service
-    adopted: bool  # the table has what a former agent found, which holds until more is known
+    adopted: bool  # the table has what an earlier agent found, which holds until more is known
     worth: Worth
     memory: Memory = field(default_factory=Memory)
     answers: Answers = field(default_factory=Answers)
 
 
 class Homes:
-    """Give it every sample, and call ``follow`` every few seconds."""
+    """The homes of all services; give it every sample, and call ``follow`` every few seconds."""
 
     def __init__(self, tables: SharedTables, usual_bytes: Callable[[str], float]) -> None:
-        """``usual_bytes``: of a usual request of a service."""
+        """``usual_bytes`` returns the size of a service's usual request."""
         self._tables = tables
         self._usual_bytes = usual_bytes
         self._watched: dict[str, _Watched] = {}
 
     def place(self, config: Config, ids: Identities) -> None:
-        """After a pass: where the services are. A service with another id starts anew."""
+        """Note after a pass where the services are. A service with another id starts anew."""
         before, self._watched = self._watched, {}
         for service in filter(has_homes, config.services):
             ident = ids.service_id(service)
@@ -56,8 +56,10 @@ class Homes:
             self._tell(watched)
 
     def take(self, service: str, backend: int, samples: Samples, sources: np.ndarray) -> Samples:
-        """New requests of a backend, and hashes of whose they are. Those that tell how fast it is:
-        where clients have homes, not those of clients whom it knows.
+        """Take new samples of a backend and the hashes of their clients.
+
+        Return the samples that show how fast the backend is: if the service's clients have homes,
+        only those of clients that are new to the backend, as its cache speeds up the others.
         """
         watched = self._watched.get(service)
         if watched is None or not len(sources):
@@ -67,7 +69,7 @@ class Homes:
         return samples.where(clients == Client.NEW)
 
     def follow(self, bytes_per_connection: Callable[[Service], float]) -> None:
-        """Find anew what homes are worth, and tell the packet path."""
+        """Determine anew what homes are worth, and write that for the packet path."""
         for name, watched in self._watched.items():
             per_connection = bytes_per_connection(watched.service)
             watched.worth = worth(watched.answers, self._usual_bytes(name), per_connection)
@@ -82,7 +84,7 @@ class Homes:
         self._tables.service_load["escape"][watched.ident] = escape
 
     def home(self, service: Service) -> Home | None:
-        """What is to be shown; None: its clients have no homes."""
+        """Return what is shown about the service's homes; None: its clients have no homes."""
         watched = self._watched.get(service.name)
         if watched is None:
             return None

@@ -1,4 +1,4 @@
-"""Owns the learned speeds: reads the packet path's samples, and moves shares of weights."""
+"""Owns the learned speeds: reads the packet path's samples, and moves the shares of weights."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from agent.weights.speeds import LEAST, MOST, Learned, advance, speeds
 log = get_logger()
 
 MOVE_EVERY_S = 3.0
-ADOPTED_S = 30.0  # what a restart found in the tables holds so long without samples
+ADOPTED_S = 30.0  # how long the values found in the tables at a restart hold without samples
 USUAL_REQUEST_BYTES = 5000.0  # 1,000 tokens
-SIZES_REMEMBERED = 256  # requests
+SIZES_REMEMBERED = 256  # requests over which the usual size is averaged
 AS_CONFIGURED = Learned(1.0, None, 0.0)
 
 
 @dataclass(slots=True)
-class _Pupil:
-    """One backend: what is known, and where its samples are read on."""
+class _Tracked:
+    """One backend: what is known about it, and up to where its samples have been read."""
 
     ident: int
     read: int  # samples taken so far
@@ -38,31 +38,33 @@ class _Pupil:
 
     @property
     def at_rest(self) -> bool:
-        """Without new samples, time changes nothing of it."""
+        """Whether nothing about it changes with time until there are new samples."""
         return not len(self.learner.rows) and self.learned == AS_CONFIGURED
 
 
 class Learning:
-    """Call ``sample`` about once a second; what it has learned is in ``learned``."""
+    """Learns from all backends; call ``sample`` about once a second, and read ``learned``."""
 
     def __init__(self, tables: SharedTables) -> None:
         self._tables = tables
         self.homes = Homes(tables, self.request_bytes)
-        self._pupils: dict[BackendRef, _Pupil] = {}
-        # The same in another form, to find at once whose samples have become more.
+        self._tracked: dict[BackendRef, _Tracked] = {}
+        # The same as arrays, to find quickly which backends have new samples.
         self._order: tuple[BackendRef, ...] = ()
         self._idents = self._reads = np.empty(0, np.int64)
-        self._awake: set[BackendRef] = set()  # those that are not at rest
-        self._services: dict[str, Service] = {}  # that learn
+        self._awake: set[BackendRef] = set()  # backends that are not at rest
+        self._services: dict[str, Service] = {}  # the services that learn
         self._moved_at = 0.0
         self._request_bytes: dict[str, float] = {}
         self._adopted: dict[BackendRef, Learned] = {}
         self._adopted_until = 0.0
 
     def place(self, config: Config, ids: Identities) -> None:
-        """After a pass: whose samples are where. A backend with another id starts anew."""
+        """Note after a pass where the samples of each backend are. A backend with another id starts
+        anew.
+        """
         self.homes.place(config, ids)
-        before, self._pupils = self._pupils, {}
+        before, self._tracked = self._tracked, {}
         self._services = {one.name: one for one in filter(learns_speed, config.services)}
         names = {service.name for service in config.services}
         self._request_bytes = {n: size for n, size in self._request_bytes.items() if n in names}
@@ -70,22 +72,26 @@ class Learning:
             for backend in service.backends:
                 ref = BackendRef(service.name, backend.name)
                 ident = ids.backend_id(service, backend)
-                pupil = before.get(ref)
-                if pupil is None or pupil.ident != ident:
+                tracked = before.get(ref)
+                if tracked is None or tracked.ident != ident:
                     learned = self._adopted.pop(ref, AS_CONFIGURED)
-                    pupil = _Pupil(ident, self._count(ident), learned=learned)
+                    tracked = _Tracked(ident, self._count(ident), learned=learned)
                 elif not learns_speed(service):
-                    # Maybe it did until now.
-                    pupil.learner, pupil.learned = Learner(), AS_CONFIGURED
-                self._pupils[ref] = pupil
-        pupils = self._pupils.values()
-        self._order = tuple(self._pupils)
-        self._idents = np.fromiter((pupil.ident for pupil in pupils), np.int64, len(pupils))
-        self._reads = np.fromiter((pupil.read for pupil in pupils), np.int64, len(pupils))
-        self._awake = {ref for ref, pupil in self._pupils.items() if not pupil.at_rest}
+                    # It may have learned until now.
+                    tracked.learner, tracked.learned = Learner(), AS_CONFIGURED
+                self._tracked[ref] = tracked
+        all_tracked = self._tracked.values()
+        self._order = tuple(self._tracked)
+        self._idents = np.fromiter(
+            (tracked.ident for tracked in all_tracked), np.int64, len(all_tracked)
+        )
+        self._reads = np.fromiter(
+            (tracked.read for tracked in all_tracked), np.int64, len(all_tracked)
+        )
+        self._awake = {ref for ref, tracked in self._tracked.items() if not tracked.at_rest}
 
     def see(self, changed: Iterable[Service]) -> None:
-        """These have other weights than before, and are placed where they were."""
+        """Take over services whose weights have changed, but not their places in the tables."""
         self._services |= {one.name: one for one in changed if one.name in self._services}
 
     def adopt(self, config: Config, weights: Mapping[BackendRef, int], now: float) -> None:
@@ -99,55 +105,57 @@ class Learning:
                     self._adopted[ref] = Learned(share, None, 0.0)
 
     def request_bytes(self, service: str) -> float:
-        """Of a usual request of a service."""
+        """Return the size of a service's usual request."""
         return self._request_bytes.get(service, USUAL_REQUEST_BYTES)
 
     def learned(self, ref: BackendRef) -> Learned:
-        """What holds for a backend now."""
-        pupil = self._pupils.get(ref)
-        return pupil.learned if pupil else self._adopted.get(ref, AS_CONFIGURED)
+        """Return what holds for a backend now."""
+        tracked = self._tracked.get(ref)
+        return tracked.learned if tracked else self._adopted.get(ref, AS_CONFIGURED)
 
     def estimate(self, ref: BackendRef) -> Estimate:
-        """What is known of a backend's speed."""
-        pupil = self._pupils.get(ref)
-        return pupil.learner.estimate if pupil else UNKNOWN
+        """Return what is known about a backend's speed."""
+        tracked = self._tracked.get(ref)
+        return tracked.learner.estimate if tracked else UNKNOWN
 
     def learns(self, ref: BackendRef) -> bool:
-        """Whether its service learns."""
+        """Return whether the backend's service learns."""
         return ref.service in self._services
 
     @property
     def moved(self) -> Iterable[BackendRef]:
-        """Those of which something else than what is configured may hold."""
+        """The backends for which something other than the configuration may hold."""
         return {*self._awake, *self._adopted}
 
     def sample(
         self, usable: Iterable[BackendRef], now: float, hasty: frozenset[BackendRef] = frozenset()
     ) -> None:
-        """Take in the samples of the last second, and now and then move the shares by them. Those
-        of ``hasty`` backends are not learned from: they may be errors.
+        """Read the samples of the last second, and every ``MOVE_EVERY_S`` move the shares.
 
-        Where clients have homes, answers to those whom a backend knows tell what its cache
-        holds, not how fast it is.
+        Nothing is learned from the samples of ``hasty`` backends, which may be errors. If clients
+        have homes, answers to clients that a backend knows are left out as well: they show what its
+        cache holds, not how fast it is.
         """
         counts = self._tables.backend_latency["samples"][self._idents].astype(np.int64)
-        told = {self._order[at] for at in np.flatnonzero(counts != self._reads).tolist()}
+        grown = {self._order[at] for at in np.flatnonzero(counts != self._reads).tolist()}
         self._reads = counts
-        for ref in told | self._awake:
-            pupil = self._pupils[ref]
-            samples, sources = self._new_samples(pupil)
+        for ref in grown | self._awake:
+            tracked = self._tracked[ref]
+            samples, sources = self._new_samples(tracked)
             self._see_sizes(ref.service, samples)
-            samples = self.homes.take(ref.service, pupil.ident, samples, sources)
+            samples = self.homes.take(ref.service, tracked.ident, samples, sources)
             if ref.service in self._services and ref not in hasty:
-                pupil.learner = learn(pupil.learner, samples, now)
-        self._awake |= told
+                tracked.learner = learn(tracked.learner, samples, now)
+        self._awake |= grown
         if now - self._moved_at >= MOVE_EVERY_S:
             self._moved_at = now
             self.homes.follow(self._bytes_per_connection)
             self._move(frozenset(usable), now)
 
     def _bytes_per_connection(self, service: Service) -> float:
-        """As the load scores have it: the middle of what the backends have."""
+        """Return the bytes that count as one connection, as in the load scores: the median of the
+        backends' values.
+        """
         learned = [
             self.learned(BackendRef(service.name, backend.name)).bytes_per_connection
             for backend in service.backends
@@ -170,15 +178,15 @@ class Learning:
                 for backend in service.backends
                 if (ref := BackendRef(service.name, backend.name)) in usable
             }
-            estimates = {ref: self._pupils[ref].learner.estimate for ref in weights}
+            estimates = {ref: self._tracked[ref].learner.estimate for ref in weights}
             wanted = speeds(estimates, weights, service.bytes_per_connection)
             for ref, target in wanted.items():
                 self._move_one(ref, target, service.bytes_per_connection, now)
-        self._awake = {ref for ref in self._awake if not self._pupils[ref].at_rest}
+        self._awake = {ref for ref in self._awake if not self._tracked[ref].at_rest}
 
     def _move_one(self, ref: BackendRef, target: Learned, configured: int, now: float) -> None:
-        pupil = self._pupils[ref]
-        before = pupil.learned
+        tracked = self._tracked[ref]
+        before = tracked.learned
         if not target.confidence and now < self._adopted_until:
             return
         share = advance(before.weight_share, target.weight_share, target.confidence)
@@ -187,7 +195,7 @@ class Learning:
             target.bytes_per_connection or configured,
             target.confidence,
         )
-        pupil.learned = Learned(
+        tracked.learned = Learned(
             share, round(worth) if worth != configured else None, target.confidence
         )
         if share != before.weight_share:
@@ -202,17 +210,17 @@ class Learning:
     def _count(self, ident: int) -> int:
         return int(self._tables.backend_latency["samples"][ident])
 
-    def _new_samples(self, pupil: _Pupil) -> tuple[Samples, np.ndarray]:
-        """Those since the last time, as far as they are still there, oldest first, and hashes of
-        whose they are.
+    def _new_samples(self, tracked: _Tracked) -> tuple[Samples, np.ndarray]:
+        """Return the samples since the last call, as far as they still exist, oldest first, and the
+        hashes of their clients.
         """
-        count = self._count(pupil.ident)
-        fresh = min(max(count - pupil.read, 0), abi.SAMPLES)
-        pupil.read = count
+        count = self._count(tracked.ident)
+        fresh = min(max(count - tracked.read, 0), abi.SAMPLES)
+        tracked.read = count
         places = np.arange(count - fresh, count) % abi.SAMPLES
-        rows = self._tables.backend_samples[pupil.ident][places]
-        sources = self._tables.sample_sources["hash"][pupil.ident][places]
-        is_whole = rows["us"] > 0  # the others are being written
+        rows = self._tables.backend_samples[tracked.ident][places]
+        sources = self._tables.sample_sources["hash"][tracked.ident][places]
+        is_whole = rows["us"] > 0  # the others are still being written
         rows = rows[is_whole]
         samples = Samples(
             ahead=rows["ahead"].astype(float),
@@ -228,7 +236,9 @@ def _reads_samples(service: Service) -> bool:
 
 
 def _only_learns(service: Service) -> bool:
-    """Whether nothing but the learned speed makes its weights other than configured."""
+    """Return whether only the learned speed can make the service's weights differ from the
+    configured ones.
+    """
     by_agent = service.telemetry.kind is TelemetryKind.AGENT_CHECK
     by_clocks, in_time = service.node.kind is not NodeKind.NONE, service.slow_start_s > 0
     return learns_speed(service) and not (by_agent or by_clocks or in_time)

@@ -1,4 +1,4 @@
-"""Watches what becomes of the backends' clients, and says when one is ejected or put back."""
+"""Watches what happens to the backends' clients, and decides on ejections and returns."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ log = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What has become of the backends' clients until ``at_s``, and until ``before_s``; ``moved``:
-    those whose tallies differ.
+    """The outcomes of the backends' clients up to ``at_s``, and up to ``before_s``; ``moved``: the
+    backends whose tallies differ between the two.
     """
 
     tallies: Mapping[BackendRef, Tally] = field(default_factory=dict)
@@ -33,21 +33,21 @@ class Outcomes:
 class Outliers:
     """Which backends are ejected, and which are done with their clients too fast.
 
-    An agent that starts knows of none. One that still fails is ejected again in seconds; one that
-    is done too fast seems to have been so always.
+    An agent that has just started knows of none. A backend that still fails is ejected again within
+    seconds; one that is too fast looks as if it had always been so.
 
-    Only services are looked at that have had clients lately: there may be thousands of others.
+    Only services that have had clients lately are looked at, as there may be thousands of others.
     """
 
     def __init__(self) -> None:
         self._config: Config | None = None
         self._judged: dict[str, Service] = {}
         self._paced: dict[str, Service] = {}
-        self._awake: dict[str, float] = {}  # services, and until when they are looked at
+        self._awake: dict[str, float] = {}  # services that are looked at, and until when
         self._watches: dict[BackendRef, Watch] = {}
         self._verdicts: dict[BackendRef, Verdict] = {}
         self._paces: dict[BackendRef, Pace] = {}
-        self.hasty: frozenset[BackendRef] = frozenset()  # done too fast to be believed
+        self.hasty: frozenset[BackendRef] = frozenset()  # finish too fast to be believed
 
     def take(
         self,
@@ -57,12 +57,14 @@ class Outliers:
         flooded: frozenset[str] = frozenset(),
         looks: Callable[[BackendRef], Looks | None] = lambda _ref: None,
     ) -> None:
-        """The next reading, about once a second. ``flooded``: services whose new flows are mostly
-        of nobody; ``looks``: at a backend's open connections.
+        """Take the next reading, about once a second.
+
+        ``flooded``: services whose new flows are mostly forged. ``looks`` returns the looks at a
+        backend's open connections.
         """
         self._follow(config)
-        there = self._judged.keys() | self._paced.keys()
-        for name in {ref.service for ref in outcomes.moved} & there:
+        followed = self._judged.keys() | self._paced.keys()
+        for name in {ref.service for ref in outcomes.moved} & followed:
             if name in self._judged and name not in self._awake:
                 self._begin(self._judged[name], outcomes)
             self._awake[name] = outcomes.at_s + self._rest_s(name)
@@ -79,7 +81,7 @@ class Outliers:
         }
 
     def recovered(self, ref: BackendRef) -> None:
-        """Its health check has failed, and passes again."""
+        """Note that a backend's health check has failed and passes again."""
         if ref in self._watches:
             self._watches[ref] = outliers.recovered(self._watches[ref])
 
@@ -94,23 +96,23 @@ class Outliers:
             self._paces.pop(ref, None)
         for name in {s.name for s in come_and_gone(last, config)[0]} if last else ():
             self._forget_unless(name)
-        there = self._judged.keys() | self._paced.keys()
-        self._awake = {name: until for name, until in self._awake.items() if name in there}
+        followed = self._judged.keys() | self._paced.keys()
+        self._awake = {name: until for name, until in self._awake.items() if name in followed}
 
     def _forget_unless(self, name: str) -> None:
-        """What is known of a service, in so far as it is judged no more."""
+        """Forget what is known about a service for each kind of judgement that it no longer has."""
         for kind, known in ((self._judged, self._watches), (self._paced, self._paces)):
             if name not in kind:
                 for ref in [ref for ref in known if ref.service == name]:
                     del known[ref]
 
     def _rest_s(self, name: str) -> float:
-        """After so long without a client, all that is remembered of a service is the same."""
+        """Return after how long without clients nothing remembered about a service changes."""
         judged = self._judged.get(name)
         return max(judged.outlier.window_s if judged else 0.0, haste.WINDOW_S) + 2 * SETTLE_S
 
     def _at_rest(self, name: str) -> bool:
-        """Whether time alone changes nothing of a service that has no clients."""
+        """Return whether time alone changes nothing about a service that has no clients."""
         refs = [
             BackendRef(name, backend.name)
             for service in (self._judged.get(name) or self._paced.get(name),)
@@ -123,7 +125,9 @@ class Outliers:
         )
 
     def _begin(self, service: Service, outcomes: Outcomes) -> None:
-        """As if it had been looked at all the time: nothing had happened until the last reading."""
+        """Give a service that was at rest the last reading before this one, as if it had been
+        looked at all the time.
+        """
         for backend in service.backends:
             ref = BackendRef(service.name, backend.name)
             if ref in outcomes.before:
@@ -183,14 +187,14 @@ class Outliers:
 
     @property
     def marked(self) -> Iterable[BackendRef]:
-        """Those that are ejected or hasty."""
+        """The backends that are ejected or hasty."""
         return {*self._verdicts, *self.hasty}
 
     def verdict(self, ref: BackendRef) -> Verdict:
-        """Why a backend gets no new flows, if it is ejected."""
+        """Return why a backend gets no new flows, if it is ejected."""
         return self._verdicts.get(ref, Verdict())
 
     def ejections(self, ref: BackendRef) -> int:
-        """How often it has been ejected."""
+        """Return how often it has been ejected."""
         watch = self._watches.get(ref)
         return watch.ejections if watch else 0

@@ -1,4 +1,4 @@
-"""Owns what the servers reported: asks them, and keeps the newest words."""
+"""Owns the servers' reports: asks for them, and keeps the newest of each."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ log = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The newest report of one target, and what went wrong since.
+    """The newest report of one target, and what has gone wrong since.
 
-    Times are of the monotonic clock; ``fresh_s``: how long a report counts; ``pace_s``: how often
-    it is asked.
+    Times are on the monotonic clock. ``fresh_s``: how long a report counts; ``pace_s``: the time
+    from one request to the next.
     """
 
     report: Report | None = None
     asked_at: float = 0.0
-    failure: str = ""  # why there was none since; empty: there was
+    failure: str = ""  # why the latest request brought no report; empty: it brought one
     fresh_s: float = 0.0
     pace_s: float = 0.0
 
@@ -50,7 +50,7 @@ TOKENS_EVERY_S, TOKENS_KEPT_S = 5.0, 60.0
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """What an engine had been asked at a moment, and what of it its prefix cache held."""
+    """An engine's count of prompt tokens at a time, and of those that its prefix cache held."""
 
     at: float
     prompt: float
@@ -58,8 +58,10 @@ class _Tokens:
 
 
 class Reports:
-    """Asks while ``run`` runs. ``on_word`` is called when a report may change weights or
-    eligibility: not for queues, which go to the scores at once.
+    """Asks for reports while ``run`` runs.
+
+    ``on_word`` is called when a report may change weights or eligibility. It is not called for
+    queues, which are passed to the scores directly.
     """
 
     def __init__(self, scores: Scores, on_word: Callable[[BackendRef], None]) -> None:
@@ -76,8 +78,8 @@ class Reports:
         await self._monitor.run()
 
     def aim(self, config: Config, now: float) -> None:
-        """Ask about exactly the configured backends. What another server or another kind of
-        source said does not go on counting.
+        """Ask about exactly the configured backends from now on. Reports of another server or of
+        another kind of source no longer count.
         """
         targets = {
             (BackendRef(service.name, backend.name), topic): target
@@ -89,7 +91,7 @@ class Reports:
         kept = {
             key
             for key, target in targets.items()
-            if key in self._targets and _speaker(target) == _speaker(self._targets[key])
+            if key in self._targets and _source(target) == _source(self._targets[key])
         }
         self._since = {key: self._since[key] if key in kept else now for key in targets}
         self._heard = {
@@ -98,45 +100,46 @@ class Reports:
             if key in kept
         }
         asked = {ref for ref, topic in kept if topic is Topic.ENGINE}
-        self._tokens = {ref: told for ref, told in self._tokens.items() if ref in asked}
+        self._tokens = {ref: counts for ref, counts in self._tokens.items() if ref in asked}
         self._targets = targets
         self._monitor.set_targets(targets)
 
     def heard(self, ref: BackendRef, topic: Topic) -> Heard:
-        """The newest word of one backend."""
+        """Return the newest report of one backend."""
         return self._heard.get((ref, topic), SILENT)
 
     def asked_since(self, ref: BackendRef, topic: Topic) -> float | None:
-        """Since when this one has been asked; None: it is not."""
+        """Return since when this backend has been asked; None: it is not asked."""
         return self._since.get((ref, topic))
 
     def cached_share(self, ref: BackendRef) -> float | None:
-        """Of the prompt tokens of the last minute, those that the engine's prefix cache held; None:
-        it does not say, or nothing was asked.
+        """Return the share of the last minute's prompt tokens that the engine's prefix cache held.
+
+        None: it does not report that, or there were no prompts.
         """
-        told = self._tokens.get(ref)
-        if not told:
+        counts = self._tokens.get(ref)
+        if not counts:
             return None
-        prompt = told[-1].prompt - told[0].prompt
-        return min((told[-1].cached - told[0].cached) / prompt, 1.0) if prompt > 0 else None
+        prompt = counts[-1].prompt - counts[0].prompt
+        return min((counts[-1].cached - counts[0].cached) / prompt, 1.0) if prompt > 0 else None
 
     def _take_tokens(self, ref: BackendRef, report: EngineReport, at: float) -> None:
         if report.prompt_tokens is None or report.cached_tokens is None:
             self._tokens.pop(ref, None)
             return
-        told, now = (
+        counts, now = (
             self._tokens.setdefault(ref, deque()),
             _Tokens(at, report.prompt_tokens, report.cached_tokens),
         )
-        if told and (now.prompt < told[-1].prompt or now.cached < told[-1].cached):
-            told.clear()  # another engine, or it began anew
-        if len(told) > 1 and at - told[-2].at < TOKENS_EVERY_S:
-            told.pop()  # the newest, and one each few seconds
-        told.append(now)
-        while len(told) > 1 and at - told[1].at >= TOKENS_KEPT_S:
-            told.popleft()
+        if counts and (now.prompt < counts[-1].prompt or now.cached < counts[-1].cached):
+            counts.clear()  # it is another engine, or it has restarted
+        if len(counts) > 1 and at - counts[-2].at < TOKENS_EVERY_S:
+            counts.pop()  # keep only one every few seconds, and the newest
+        counts.append(now)
+        while len(counts) > 1 and at - counts[1].at >= TOKENS_KEPT_S:
+            counts.popleft()
 
-    # -- what the monitor calls
+    # -- called by the monitor
 
     def _ask(self, key: Key) -> None:
         ref, topic = key
@@ -159,12 +162,12 @@ class Reports:
         if isinstance(report, EngineReport):
             self._scores.reported(key[0], report, asked_at, fresh_s)
             self._take_tokens(key[0], report, asked_at)
-        elif _word(report) != _word(before.report):
+        elif _urgent(report) != _urgent(before.report):
             self._on_word(key[0])
 
 
 def asks(service: Service) -> bool:
-    """Whether its servers are asked about their load, their GPUs or their models."""
+    """Return whether the service's servers are asked about their load, GPUs or models."""
     return (
         service.telemetry.kind is not TelemetryKind.NONE
         or service.node.kind is not NodeKind.NONE
@@ -176,20 +179,22 @@ def _fresh_s(target: Target, pace_s: float) -> float:
     return score.FRESH_PERIODS * max(target.question.interval_s, pace_s)
 
 
-def _speaker(target: Target) -> tuple[object, ...]:
-    """Who speaks there, and of what."""
+def _source(target: Target) -> tuple[object, ...]:
+    """Return what identifies the source of a target's reports: address, port and kind."""
     question = target.question
     what = question.source if isinstance(question, ModelLoaded) else question.kind
     return target.address, target.port, what
 
 
-def _word(report: Report | None) -> object:
-    """What of a report asks for a pass at once; clocks of GPUs are followed in time."""
+def _urgent(report: Report | None) -> object:
+    """Return the part of a report whose change requires a pass at once. The clocks of GPUs are
+    followed more slowly.
+    """
     return influence.of_gpus(report) if isinstance(report, NodeReport) else report
 
 
 def _targets(service: Service, backend: Backend) -> list[tuple[Topic, Target]]:
-    """What one backend is asked."""
+    """Return what one backend is asked, by topic."""
     usual = check_port(service, backend)
     found = []
     if service.telemetry.kind is not TelemetryKind.NONE:

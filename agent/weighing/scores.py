@@ -1,4 +1,4 @@
-"""Owns what the agent writes of the load scores: engines' reports, and what stands in for them."""
+"""Owns the agent's part of the load scores: engines' reports, and substitutes for missing ones."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from agent.weights import score
 log = get_logger()
 
 STAND_IN_EVERY_S = 0.2
-RATIO_HELD_S = 30.0  # while nobody reports
-# Ray exports its figures every 10 s (metrics_report_interval_ms), LMDeploy takes its own that often
-# (log_interval): one is as old as its page has been the same, whenever it was asked for.
+RATIO_HELD_S = 30.0  # how long a ratio holds while no backend reports
+# Ray exports its figures every 10 s (metrics_report_interval_ms), and LMDeploy takes its own that
+# often (log_interval). So a figure is as old as the page has been unchanged, whatever the time of
+# the request.
 EXPORTED_S = {TelemetryKind.RAY_SERVE: 12.0, TelemetryKind.LMDEPLOY: 12.0}
 _REPORT = ("queue", "report_open", "report_embryonic", "is_hot", "report_until")
-_STAND_IN_PERIODS = 5  # so long one counts, should the agent be gone
+_STAND_IN_PERIODS = 5  # how long a substitute counts if the agent is gone
 
 
 @dataclass(slots=True)
 class _Place:
-    """Where the load of a backend is, and what was reported of it. ``at``: its row of ``_Columns``.
+    """Where a backend's load is in the tables, and what was reported about it.
 
-    ``queue``: requests, as last reported.
+    ``at``: its row in ``_Columns``. ``queue``: requests, as last reported.
     """
 
     ident: int
@@ -44,18 +45,19 @@ class _Place:
     embryonic_when_asked: int = 0
     waiting_when_asked: int = 0  # bytes
     queue: float = 0.0
-    told: EngineReport | None = None  # the newest figures that were others than those before
-    told_at: float = 0.0
-    open_when_told: tuple[int, int] = (0, 0)  # open and embryonic
+    figures: EngineReport | None = None  # the newest figures that differed from those before
+    figures_at: float = 0.0
+    open_at_figures: tuple[int, int] = (0, 0)  # open and embryonic
 
 
 class _Columns:
-    """What is looked at of all backends at once, in arrays of one length: there may be thousands,
-    and five looks a second. Those of a service stand side by side.
+    """Values of all backends as arrays of one length, because there may be thousands of backends
+    and there are five looks a second. The backends of a service are adjacent.
 
-    ``until``: when what was reported is old; ``away``: what the way there weighs, in connections;
-    ``times`` and ``seen``: looks at the open connections, and their sum. By the number of the
-    service: ``requests_each``, what a connection is taken for, and ``kappa``.
+    ``until``: when the report becomes too old; ``away``: what the way to the backend weighs, in
+    connections; ``times`` and ``seen``: the number of looks at the open connections, and the sum
+    of what they saw. By the number of the service: ``requests_each``, for how many requests a
+    connection is taken, and ``kappa``.
     """
 
     def __init__(self, places: Mapping[BackendRef, _Place]) -> None:
@@ -76,46 +78,47 @@ class _Columns:
             place.at = at
 
     def keep(self, before: _Columns, kept: Sequence[tuple[int, int]]) -> None:
-        """Take over the rows of backends that were there; by their places before and now."""
+        """Copy the rows of backends that stay; ``kept`` has their places before and now."""
         was, now = np.array(kept, np.int64).reshape(-1, 2).T
         for name in ("until", "away", "times", "seen"):
             getattr(self, name)[now] = getattr(before, name)[was]
 
 
 class Scores:
-    """Of one data plane. Times are of the event loop's clock."""
+    """The load scores of one data plane. Times are on the event loop's clock."""
 
     def __init__(self, dataplane: Dataplane, request_bytes: Callable[[str], float]) -> None:
-        """``request_bytes``: of a usual request of a service."""
+        """``request_bytes`` returns the size of a service's usual request."""
         self._dataplane = dataplane
         self._request_bytes = request_bytes
         self._places: dict[BackendRef, _Place] = {}
         self._columns = _Columns({})
-        self._ratios: dict[str, tuple[float, float]] = {}  # and when it was told
+        self._ratios: dict[str, tuple[float, float]] = {}  # and the time of the last report
         self._hasty: frozenset[BackendRef] = frozenset()
-        self._periods = 0  # of standing in
+        self._periods = 0  # how often ``stand_in`` has run
 
     async def run(self) -> None:
-        """Stand in for reports until cancelled."""
+        """Write substitutes for missing reports until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             try:
                 self.stand_in(loop.time())
-            except Exception:  # this task's root: it must not end the balancing
+            except Exception:  # the task's root: a defect here must not stop balancing
                 log.exception("standing in for reports broke")
             await asyncio.sleep(STAND_IN_EVERY_S)
 
     def place(self, config: Config, ids: Identities) -> None:
-        """After a pass: where the loads of the backends are."""
+        """Note after a pass where the loads of the backends are."""
         before, self._places = self._places, {}
-        telling = {service.name for service in config.services if score.tells_queues(service)}
-        self._ratios = {name: one for name, one in self._ratios.items() if name in telling}
+        asked = {service.name for service in config.services if score.tells_queues(service)}
+        self._ratios = {name: one for name, one in self._ratios.items() if name in asked}
         rows = self._dataplane.tables.backend_load
-        kept: list[tuple[BackendRef, int]] = []  # those that stay, and where they were
-        renewed: list[BackendRef] = []  # asked in another way from now on
+        kept: list[tuple[BackendRef, int]] = []  # backends that stay, and where they were
+        renewed: list[BackendRef] = []  # backends that are asked in another way from now on
         for service in config.services:
             if not score.is_scored(service):
-                # Maybe it was until now; jiffies go round, and then old words would count anew.
+                # It may have been scored until now. Jiffies wrap around, and an old report would
+                # then count again.
                 own = [ids.backend_id(service, backend) for backend in service.backends]
                 rows["kappa"][own] = KAPPA
                 for word in _REPORT:
@@ -138,7 +141,7 @@ class Scores:
         self._see_services()
 
     def asked(self, ref: BackendRef) -> None:
-        """A report is being asked for: what it will say is of this moment."""
+        """Note the load at the time when a report is requested, which it will describe."""
         place = self._places.get(ref)
         if place is not None:
             row = self._dataplane.tables.backend_load[place.ident]
@@ -149,7 +152,7 @@ class Scores:
     def reported(
         self, ref: BackendRef, report: EngineReport, asked_at: float, fresh_s: float
     ) -> None:
-        """An engine's report; the packet path gives it up by itself when it is older than
+        """Write an engine's report. The packet path ignores it by itself once it is older than
         ``fresh_s``.
         """
         place = self._places.get(ref)
@@ -157,7 +160,7 @@ class Scores:
             return
         queue = report.queue
         if report.running is None:
-            # What waits is among the open connections; the others may run.
+            # Waiting requests are among the open connections; those on the others may be running.
             settled = place.open_when_asked - place.embryonic_when_asked
             queue = max(queue, float(settled))
         place.queue = queue
@@ -174,7 +177,7 @@ class Scores:
         row["report_until"] = self._jiffies_in(fresh_s)
 
     def tick(self, rtt_s: Callable[[BackendRef], float | None], now: float) -> None:
-        """About once a second: round trips, and what part of the requests is our own."""
+        """Update round trips, and the ratio of requests to our connections, about once a second."""
         columns, rows = self._columns, self._dataplane.tables.backend_load
         far = np.array([service.rtt_per_connection_s > 0 for _, service in columns.services], bool)
         columns.away[~far[columns.service]] = 0.0
@@ -182,13 +185,13 @@ class Scores:
             ref = columns.refs[at]
             each_s = self._places[ref].service.rtt_per_connection_s
             columns.away[at] = score.rtt_connections(rtt_s(ref), each_s)
-        told: dict[str, tuple[float, int]] = {}
+        sums: dict[str, tuple[float, int]] = {}
         for at in np.flatnonzero(columns.until > now).tolist():
             ref = columns.refs[at]
-            queue, open_ = told.get(ref.service, (0.0, 0))
+            queue, open_ = sums.get(ref.service, (0.0, 0))
             open_ += int(counted(rows[columns.ids[at]]))
-            told[ref.service] = (queue + self._places[ref].queue, open_)
-        for service, (queue, open_) in told.items():
+            sums[ref.service] = (queue + self._places[ref].queue, open_)
+        for service, (queue, open_) in sums.items():
             ratio = score.smoothed(self.ratio(service), queue, open_)
             if ratio is not None:
                 self._ratios[service] = ratio, now
@@ -200,7 +203,7 @@ class Scores:
         self._see_services()
 
     def _see_services(self) -> None:
-        """What is the same for all backends of a service, in so far as they do not report."""
+        """Update the values that all backends of a service share while they do not report."""
         columns = self._columns
         each = [score.requests_each(self.ratio(name)) for name, _ in columns.services]
         columns.requests_each = np.array(each)
@@ -211,10 +214,10 @@ class Scores:
         columns.kappa = np.fromiter(kappas, np.int64, len(columns.services))
 
     def stand_in(self, now: float) -> None:
-        """What backends without a report that counts would report: their connections, each as
-        many requests as one of the others turns out to be.
+        """Write substitutes for backends without a current report.
 
-        So the connections opened since then weigh more there, too (``score.kappa``).
+        Their connections are counted, each as so many requests as a connection of the backends that
+        report. As after a report, connections opened since then weigh more (``score.kappa``).
         """
         columns, table = self._columns, self._dataplane.tables.backend_load
         self._periods += 1
@@ -235,8 +238,8 @@ class Scores:
         table["is_hot"][passed_over] = 1
 
     def looks(self, ref: BackendRef) -> Looks | None:
-        """How many connections were open whenever somebody looked, five times a second; None:
-        nobody looks.
+        """Return the looks at a backend's open connections, made five times a second; None: it is
+        not looked at.
         """
         place, columns = self._places.get(ref), self._columns
         if place is None:
@@ -244,8 +247,8 @@ class Scores:
         return Looks(int(columns.times[place.at]), int(columns.seen[place.at]))
 
     def hold(self, hasty: frozenset[BackendRef]) -> None:
-        """Believe no scores of these: they are passed over but for half of their even share, so
-        that it is seen when they are as usual again.
+        """Ignore the scores of these backends. They are passed over, except for half of an even
+        share, which shows when they are normal again.
         """
         self._hasty = hasty
 
@@ -255,24 +258,26 @@ class Scores:
         return self._periods % (2 * self._columns.counts[ref.service]) != 0
 
     def ratio(self, service: str) -> float | None:
-        """Requests in a service's engines by connections of this balancer, of the last half
-        minute; None: nothing is told.
+        """Return the ratio of requests in a service's engines to connections of this balancer, over
+        the last half minute; None: no reports.
         """
         held = self._ratios.get(service)
         return held[0] if held else None
 
     def _jiffies_in(self, seconds: float) -> int:
-        """The moment so many seconds from now, as the packet path counts."""
+        """Return the time so many seconds from now, in the packet path's jiffies (32 bits)."""
         jiffies = max(2, round(seconds * self._dataplane.clock.hz))
         return (self._dataplane.now_jiffies() + jiffies) & 0xFFFFFFFF
 
 
 def _open_then(place: _Place, report: EngineReport, asked_at: float) -> tuple[int, int]:
-    """The connections, and the embryonic ones of them, that the report's figures know of."""
+    """Return the open connections, and how many of them were embryonic, at the time that the
+    report's figures describe.
+    """
     exported_s = EXPORTED_S.get(place.service.telemetry.kind, 0.0)
-    # Not by its tokens: LMDeploy counts those at once.
+    # Tokens are left out of the comparison, because LMDeploy updates those at once.
     figures = replace(report, prompt_tokens=None, cached_tokens=None)
-    if figures != place.told or asked_at - place.told_at >= exported_s:
-        place.told, place.told_at = figures, asked_at
-        place.open_when_told = place.open_when_asked, place.embryonic_when_asked
-    return place.open_when_told
+    if figures != place.figures or asked_at - place.figures_at >= exported_s:
+        place.figures, place.figures_at = figures, asked_at
+        place.open_at_figures = place.open_when_asked, place.embryonic_when_asked
+    return place.open_at_figures

@@ -1,5 +1,5 @@
-"""Owns what is known of the backends' load beside the packet path's own sums: what they report
-and how fast they turn out to be. Gives the passes their influences.
+"""Owns what is known about the backends' load besides the packet path's own sums: what they report
+and how fast they turn out to be. It gives the passes the influences on weights and eligibility.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from agent.weights.influence import NOTHING, Influence, Verdict
 from agent.weights.speeds import advance
 
 CAPACITY_EVERY_S = 10.0
-# A GPU that wanted a reset may take its host's exporter along: its last word holds so long.
+# A GPU that needed a reset may have brought its host's exporter down with it, so the last report
+# holds for so long.
 CONDEMNED_S = 300.0
 
 
 class Weigher:
-    """One data plane's. ``wake`` is called with the names of services, when weights or eligibility
-    of their backends may have changed.
+    """The weighing of one data plane. ``wake`` is called with the names of services when the
+    weights or the eligibility of their backends may have changed.
     """
 
     def __init__(self, dataplane: Dataplane, wake: Callable[[Iterable[str]], None]) -> None:
@@ -43,7 +44,7 @@ class Weigher:
         self._scores = Scores(dataplane, self._learning.request_bytes)
         self._reports = Reports(self._scores, lambda ref: wake((ref.service,)))
         self._draws: dict[str, int] = {}
-        self._clocks: dict[BackendRef, float] = {}  # shares that throttling leaves
+        self._clocks: dict[BackendRef, float] = {}  # shares of the clocks that throttling leaves
         self._clocks_at = 0.0
         self._influences: dict[BackendRef, Influence] = {}
         self._usable: frozenset[BackendRef] = frozenset()  # as of the last sample
@@ -52,22 +53,22 @@ class Weigher:
         self._placed: tuple[Config, Identities] | None = None
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What has to run, by name."""
+        """Return the coroutines that have to run, by name."""
         return {"telemetry": self._reports.run(), "scores": self._scores.run()}
 
     def adopt(self, config: Config, weights: Mapping[BackendRef, int], now: float) -> None:
-        """After a restart: what the last agent had found holds until there are new samples."""
+        """Use what the last agent had found, after a restart, until there are new samples."""
         self._learning.adopt(config, weights, now)
 
     def aim(self, config: Config, now: float) -> None:
-        """Look after exactly these backends from now on."""
+        """Weigh exactly the configured backends from now on."""
         last, self._aimed = self._aimed, config
         for ref in gone_backends(last, config) if last else ():
             self._influences.pop(ref, None)
         self._reports.aim(config, now)
 
     def place(self, config: Config, ids: Identities) -> None:
-        """After a pass: where in the tables they are."""
+        """Note after a pass where the backends are in the tables."""
         last, self._placed = self._placed, (config, ids)
         if last is not None and last[1] is ids and _weighs_alike(last[0], config):
             self._learning.see(come_and_gone(last[0], config)[0])
@@ -77,7 +78,7 @@ class Weigher:
         self._heads.place(config, ids)
 
     def recovered(self, ref: BackendRef) -> None:
-        """Its health check has failed, and passes again: it is not ejected any longer."""
+        """End a backend's ejection, because its health check has failed and passes again."""
         self._outliers.recovered(ref)
 
     def sample(
@@ -89,8 +90,8 @@ class Weigher:
         flooded: frozenset[str],
         now: float,
     ) -> None:
-        """About once a second. Whatever changes by itself, by learning or as reports grow old,
-        asks for a pass here.
+        """Take the samples of about one second. Influences that change by themselves, by learning
+        or because reports grow old, request a pass here.
         """
         self._usable = usable
         self._outliers.take(config, outcomes, usable, flooded, self._scores.looks)
@@ -107,7 +108,7 @@ class Weigher:
             self._wake(changed)
 
     def _follow_clocks(self, config: Config, now: float) -> None:
-        """Small steps towards what throttling leaves of each backend."""
+        """Move the clock shares in small steps towards what throttling leaves of each backend."""
         before, self._clocks = self._clocks, {}
         asked = [s for s in config.services if s.node.kind is not NodeKind.NONE]
         for ref in (BackendRef(s.name, b.name) for s in asked for b in s.backends):
@@ -119,20 +120,20 @@ class Weigher:
             if share != 1.0:
                 self._clocks[ref] = share
 
-    # -- what passes want to know
+    # -- for the passes
 
     @property
     def influences(self) -> Mapping[BackendRef, Influence]:
-        """What reports and learned speed do to backends, as of the last ``refresh``; nothing to
-        those that are not named.
+        """The influences of reports and learned speed on backends as of the last ``refresh``;
+        backends that are not named have none.
         """
         return self._influences
 
     def refresh(self, services: Iterable[Service], now: float) -> set[str]:
-        """Find anew what is done to the backends of these services; the names of those where it is
-        something else than before.
+        """Determine the influences on the backends of these services, and return the names of the
+        services where they have changed.
         """
-        marked: dict[str, list[BackendRef]] = {}  # those that are not only configured
+        marked: dict[str, list[BackendRef]] = {}  # backends that may have an influence
         for ref in (*self._learning.moved, *self._outliers.marked, *self._clocks):
             marked.setdefault(ref.service, []).append(ref)
         held: dict[str, list[BackendRef]] = {}
@@ -168,7 +169,7 @@ class Weigher:
         return Influence(out.out, out.state, factors, notes, learned.bytes_per_connection)
 
     def _out(self, service: Service, ref: BackendRef, now: float) -> Verdict:
-        """Why it gets no new flows, if anything says so."""
+        """Return why the backend gets no new flows, if there is a reason."""
         node = self._reports.heard(ref, Topic.NODE)
         if isinstance(node.report, NodeReport) and now - node.asked_at < CONDEMNED_S:
             verdict = influence.of_gpus(node.report)
@@ -191,12 +192,14 @@ class Weigher:
 
     @property
     def draws(self) -> Mapping[str, int]:
-        """How many backends are compared, by service of least-load, as of the last sample."""
+        """How many backends are compared, by service with least-load, as of the last sample."""
         return self._draws
 
     def _follow_draws(self, config: Config, now: float) -> set[str]:
-        """One is by the weights alone: so where telemetry is mostly lost and no request bytes
-        are seen, as scores say little then. The services where it is another number than before.
+        """Update the draws, and return the names of the services where they have changed.
+
+        One draw means picking by the weights alone. It is used where telemetry is mostly lost and
+        no request bytes are seen, because scores say little then.
         """
         before, self._draws = self._draws, {}
         for service in config.services:
@@ -218,16 +221,18 @@ class Weigher:
         )
 
     def _most_are_silent(self, service: Service, now: float) -> bool:
-        """Of those that get new flows: the others may be off."""
+        """Return whether most backends that get new flows do not report. The other backends do not
+        count, as they may be off.
+        """
         own = (BackendRef(service.name, backend.name) for backend in service.backends)
         refs = [ref for ref in own if ref in self._usable]
         heard = [self._reports.heard(ref, Topic.ENGINE).is_fresh(now) for ref in refs]
         return 2 * sum(heard) < len(heard)
 
-    # -- what people want to know
+    # -- for the operator
 
     def reported(self, service: Service, ref: BackendRef, now: float) -> Reported | None:
-        """What a backend's engine and GPUs say; None: nobody asks them."""
+        """Return what a backend's engine and GPUs report; None: they are not asked."""
         if service.telemetry.kind is TelemetryKind.NONE and service.node.kind is NodeKind.NONE:
             return None
         engine = self._reports.heard(ref, Topic.ENGINE)
@@ -256,20 +261,20 @@ class Weigher:
         )
 
     def ejections(self, ref: BackendRef) -> int:
-        """How often a backend has been ejected since the agent began."""
+        """Return how often a backend has been ejected since the agent started."""
         return self._outliers.ejections(ref)
 
     def first_byte(self, service: Service) -> str | None:
-        """What the times of its answers are times of; None: it has none."""
+        """Return what the service's times to the first byte measure; None: it has no such times."""
         found = self._heads.first_byte(service)
         return found.value if found else None
 
     def home(self, service: Service) -> Home | None:
-        """What the homes of its clients are worth; None: they have none."""
+        """Return what the homes of the service's clients are worth; None: they have none."""
         return self._learning.homes.home(service)
 
     def learned(self, ref: BackendRef) -> LearnedSpeed | None:
-        """What has been learned of a backend; None: its service does not learn."""
+        """Return what has been learned about a backend; None: its service does not learn."""
         if not self._learning.learns(ref):
             return None
         learned, estimate = self._learning.learned(ref), self._learning.estimate(ref)
@@ -289,7 +294,7 @@ def _age(heard: Heard, now: float) -> float | None:
 
 
 def _weighs_alike(old: Config, new: Config) -> bool:
-    """Whether nothing has changed but what the configuration says of single backends."""
+    """Return whether only settings of single backends have changed between the configurations."""
     return same_backends(old, new) and all(
         before is after or replace(before, backends=()) == replace(after, backends=())
         for before, after in zip(old.services, new.services, strict=True)
