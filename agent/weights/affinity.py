@@ -1,19 +1,19 @@
-"""Decides how much a client's home is worth, from its clients' own answers. Pure.
+"""Decides from the answers to a service's clients how much a client's home is worth. Pure.
 
-An engine keeps the keys and values of prompts that it has worked through, so the next request of a
-conversation costs it less than it costs another server. With affinity a new flow goes home unless
-its home has more waiting bytes in front of it than that is worth. How much it is worth shows in
-the answers: those to clients that the backend has answered before come sooner, of the same size
-and at the same load, than those to clients that are new to it. A line through the samples says
-both, and what a waiting byte takes.
+An engine keeps the keys and values of prompts that it has processed, so the next request of a
+conversation costs it less than it costs another server. With affinity a new flow goes to its home
+unless the home has more waiting bytes in front of it than that saves. How much it saves shows in
+the answers: for requests of the same size and at the same load, a backend answers clients that it
+has answered before sooner than clients that are new to it. A line fitted to the samples gives the
+time for both, and the time that a waiting byte takes.
 
-Clients are remembered by a hash of their address. Where many of them share one address, hardly any
-request is from a new client: nothing is learned, and a home is worth ``GRANTED``.
+Clients are remembered by a hash of their address. If many of them share one address, hardly any
+request is from a new client. Then nothing is learned, and a home is worth ``GRANTED``.
 
-What is learned also changes what there is to learn: where many flows go elsewhere, each server has
-a little of every conversation, homes are worth less, and still more flows go elsewhere. So requests
-of clients that were answered elsewhere in between are left out, and where clients are clearly
-answered sooner at home, a home is worth at least ``LEAST_KNOWN``.
+What is learned feeds back on what can be learned: if many flows go elsewhere, each server has a
+little of every conversation, homes are worth less, and still more flows go elsewhere. So requests
+of clients that were answered elsewhere in between are left out, and if clients are clearly answered
+sooner at home, a home is worth at least ``LEAST_KNOWN``.
 """
 
 from __future__ import annotations
@@ -27,29 +27,32 @@ import numpy as np
 from agent.weights.fit import Floats, parts_of
 from agent.weights.learn import Samples
 
-GRANTED = 1.0  # a home is worth a usual request, until it is known better
-LEAST, MOST = 1.0, 8.0  # and never less or more of them
-LEAST_KNOWN = 2.0  # nor less than this where clients are answered clearly sooner at home
-_CLEARLY = 0.75  # of the time that a new client's request takes by itself
-# A client that goes elsewhere costs others as well: those who wait behind it there, and those
-# whose prompts its own displaces. As much again did best in bench/affinity.py.
+GRANTED = 1.0  # usual requests that a home is worth until more is known
+LEAST, MOST = 1.0, 8.0  # bounds, in usual requests
+LEAST_KNOWN = 2.0  # the lower bound if clients are answered clearly sooner at home
+_CLEARLY = 0.75  # sooner means at most this share of the time of a new client's request
+# A client that goes elsewhere also costs other clients: those that wait behind it there, and those
+# whose prompts its own prompt displaces. Counting the same amount again for them did best in
+# bench/affinity.py.
 _FOR_OTHERS = 1.0
 LEAST_BYTES, MOST_BYTES = 256, 1 << 24
 
-REMEMBERED = 65_536  # clients at backends, of a service
-KEPT = 2048  # samples of a service
-_HALF_LIFE = KEPT / 3  # of them: one so many samples old counts half
-_ENOUGH = 16.0  # samples of each kind: with so many of one, half is believed
-_BELIEVED = 0.5  # from here on the times are shown
-_CLIPPED = 4.0  # errors that large count less: answers to clients of a home are of two kinds
+REMEMBERED = 65_536  # pairs of client and backend, per service
+KEPT = 2048  # samples per service
+_HALF_LIFE = KEPT / 3  # in samples: one that is so many samples old counts half
+_ENOUGH = 16.0  # with so many samples of one kind, its factor of the belief is a half
+_BELIEVED = 0.5  # from this belief on, the times are shown
+# Errors larger than this times the scatter count less. It is wide, because clients at their home
+# get two kinds of answers.
+_CLIPPED = 4.0
 _LEAST_SCATTER = 0.3
-_FIRST_PARTS = (0.3, 0.15, 0.15, 0.4)  # of a usual time: load, new, known, the rest
+_FIRST_PARTS = (0.3, 0.15, 0.15, 0.4)  # shares of a usual time: load, new, known, the rest
 
 _AHEAD, _OPEN, _BYTES, _CLIENT, _SECONDS = range(5)  # columns of Answers.rows
 
 
 class Client(enum.IntEnum):
-    """What a request's client is to the backend that answers it."""
+    """Whether the backend that answers a request has answered its client before."""
 
     NEW = 0
     KNOWN = 1
@@ -58,15 +61,17 @@ class Client(enum.IntEnum):
 
 @dataclass(slots=True)
 class Memory:
-    """Who has been answered where: by a hash of the client's address and the backend's id. What
-    was not asked for longest gives way.
+    """Which backend has answered which client, by a hash of the client's address and the backend's
+    id. The least recently used entry is dropped first.
     """
 
     _seen: OrderedDict[tuple[int, int], None] = field(default_factory=OrderedDict)
     _last: OrderedDict[int, int] = field(default_factory=OrderedDict)  # the backend, by client
 
     def clients(self, backend: int, sources: np.ndarray) -> np.ndarray:
-        """Of each request, in order: what its client is to that backend (``Client``)."""
+        """Return a ``Client`` value for each request, given the hashes of the requests' clients in
+        order, and remember them.
+        """
         found = np.zeros(len(sources), dtype=np.int8)
         for place, source in enumerate(sources.tolist()):
             if (source, backend) in self._seen:
@@ -86,12 +91,13 @@ def _renew[K, V](held: OrderedDict[K, V], key: K, value: V) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What is known of one service's homes.
+    """What is known about one service's homes.
 
-    ``requests``: how many usual requests' bytes a home may have more in front of it.
-    ``usual_bytes``: of a request. ``new_s``, ``known_s``: seconds that a usual request takes by
-    itself at a server that its client is new to, and at one that knows it; None: not known.
-    ``known_share``: of the requests, those that came to a server that knew their client.
+    ``requests``: by how many usual requests a home may have more waiting in front of it.
+    ``usual_bytes``: the size of a usual request. ``new_s``, ``known_s``: seconds that a usual
+    request takes by itself at a server that its client is new to, and at one that knows the client;
+    None: not known. ``known_share``: the share of requests that came to a server that knew their
+    client.
     """
 
     requests: float = GRANTED
@@ -102,26 +108,30 @@ class Worth:
 
     @property
     def bytes(self) -> int:
-        """How many waiting bytes a home may have more than another server."""
+        """How many more waiting bytes a home may have than another server."""
         return min(max(round(self.requests * self.usual_bytes), LEAST_BYTES), MOST_BYTES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """The samples of one service that are kept, the oldest first; start with ``Answers()``."""
+    """The samples of one service that are kept, the oldest first, shape (n, 5), with the columns
+    that ``_AHEAD`` and the names beside it number; start with ``Answers()``.
+    """
 
     rows: Floats = field(default_factory=lambda: np.empty((0, 5)))
 
     def then(self, samples: Samples, clients: np.ndarray) -> Answers:
-        """With those that came since, and what their clients were (``Client``)."""
+        """Return these with new samples added; ``clients`` has a ``Client`` value for each."""
         columns = (samples.ahead, samples.open - 1, samples.bytes, clients, samples.seconds)
         rows = np.concatenate((self.rows, np.stack(columns, axis=1).astype(float)))
         return Answers(rows[-KEPT:])
 
 
 def worth(answers: Answers, usual_bytes: float, bytes_per_connection: float) -> Worth:
-    """What the answers say. ``bytes_per_connection``: as the load score has it, so that what is
-    in front of a request is one number.
+    """Return what the answers say about the homes' worth.
+
+    ``bytes_per_connection`` is that of the load score; it turns the waiting bytes and the open
+    connections in front of a request into one number.
     """
     rows = answers.rows
     if not len(rows):
@@ -148,8 +158,8 @@ def worth(answers: Answers, usual_bytes: float, bytes_per_connection: float) -> 
     of_known = float(weights[is_known] @ own[is_known] / known) if known else usual_bytes
     saved_s = max(per_byte_new - per_byte_known, 0.0) * of_known
     lost_s = saved_s * (1 + _FOR_OTHERS)
-    # A byte in front that seems to take longer than a new client's own byte tells of something
-    # else: the places in the batch have run out.
+    # If a byte in front seems to take longer than a new client's own byte, that has another cause:
+    # the engine's batch is full.
     per_byte_ahead = min(per_byte_ahead, per_byte_new)
     lost = MOST
     if lost_s < MOST * usual_bytes * per_byte_ahead:

@@ -1,10 +1,10 @@
-"""Decides which line through a backend's samples says how fast it is: a robust fit. Pure.
+"""Fits a line to a backend's samples that says how fast the backend is; the fit is robust. Pure.
 
-Seconds to the first byte are taken as ``per_byte x waiting + per_connection x open + base``. Errors
-count in proportion to the time expected, so that long prompts do not outvote short ones, and a
-sample far from the line counts little (Huber): a slow client, an image, a cached prompt. No part
-is negative. What the samples cannot tell apart stays as it was before: a few imaginary samples lie
-on the line that was there.
+The model for the seconds to the first byte is ``per_byte x waiting + per_connection x open +
+base``. Errors count relative to the expected time, so that long prompts do not outvote short ones.
+Samples far from the line count little (Huber): a slow client, an image, a cached prompt. No part is
+negative. Parts that the samples cannot separate stay as they were, because a few imaginary samples
+on the previous line are part of the fit.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from numpy.typing import NDArray
 
 type Floats = NDArray[np.float64]
 
-_FIRST_ROUNDS = 6  # of a line from nothing; later ones go on from the last, one a call
-_PRIOR_SAMPLES = 2.0  # as many imaginary ones hold each part of the line
-_HUBER = 1.345  # of the scatter: beyond it a sample counts less; 95 % as good on clean ones
+_FIRST_ROUNDS = 6  # iterations for a first line; later calls do one, starting from the last line
+_PRIOR_SAMPLES = 2.0  # how many imaginary samples hold each part of the line in place
+# In units of the scatter: samples with larger errors count less. This value has an efficiency of
+# 95 % on normally distributed samples.
+_HUBER = 1.345
 MAD_TO_SIGMA = 1.4826
-_LEAST_SCATTER = 0.02  # of the time expected; below it, samples are too alike to be true
+_LEAST_SCATTER = 0.02  # share of the expected time; samples with less scatter are implausibly alike
 _LEAST_SECONDS = 1e-5
-_LEAST_SHARE = 0.1  # of the time at the mean load: nothing is taken to be much faster than that
+_LEAST_SHARE = 0.1  # of the time at the mean load: no expected time is taken to be less than that
 # How the first line divides a typical time among bytes, connections and the rest.
 _FIRST_PARTS = (0.5, 0.1, 0.4)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What a first byte takes; ``scatter`` is the usual error as a share of the time expected."""
+    """The time to the first byte; ``scatter`` is the usual error as a share of that time."""
 
     seconds_per_byte: float
     seconds_per_connection: float
@@ -37,7 +39,7 @@ class Line:
     scatter: float
 
     def at(self, waiting: Floats, connections: Floats) -> Floats:
-        """The seconds expected, never quite zero."""
+        """Return the expected seconds, which are never quite zero."""
         seconds = (
             self.seconds_per_byte * waiting
             + self.seconds_per_connection * connections
@@ -49,11 +51,12 @@ class Line:
 def fit(
     waiting: Floats, connections: Floats, seconds: Floats, weights: Floats, before: Line | None
 ) -> Line:
-    """The line through samples; there must be at least one, with a weight above zero."""
-    # Each part is measured by what it adds to the time at the mean load: then all are alike.
+    """Return the line through samples; there must be at least one, with a weight above zero."""
+    # Each part is scaled to what it adds to the time at the mean load, so that all parts have
+    # similar sizes.
     columns = np.stack((waiting, connections, np.ones_like(waiting)), axis=1)
     means = weights @ columns / weights.sum()
-    scale = np.maximum(means, 1.0)  # of less than a byte or a connection nothing is learned
+    scale = np.maximum(means, 1.0)  # less than one byte or connection allows no conclusion
     columns /= scale
     if before is None:
         typical = weighted_median(seconds, weights)
@@ -68,7 +71,8 @@ def fit(
     scatter = 1.0
     for _ in range(1 if before else _FIRST_ROUNDS):
         parts, scatter = _round(columns, seconds, weights, parts, prior, _HUBER, _LEAST_SCATTER)
-    # At the mean load no more than the longest answer took, whatever the samples are.
+    # Whatever the samples are, the time at the mean load is not more than that of the slowest
+    # answer.
     parts *= min(1.0, seconds.max() / max(parts.sum(), _LEAST_SECONDS))
     per_byte, per_connection, base = (parts / scale).tolist()
     return Line(per_byte, per_connection, base, scatter)
@@ -83,9 +87,11 @@ def parts_of(
     trusted_to: float = _HUBER,
     least_scatter: float = _LEAST_SCATTER,
 ) -> Floats:
-    """What one of each column adds to the seconds, none of it negative: the same fit, from
-    nothing, for any columns. ``first``: how a usual time may be divided among them; ``trusted_to``:
-    of the scatter, from where on a sample counts less.
+    """Return what one unit of each column adds to the seconds, by the same fit, for any columns.
+
+    ``columns`` has the shape (samples, parts). There is no previous line, and no part is negative.
+    ``first``: how a usual time is divided among the parts at first. ``trusted_to``: in units of the
+    scatter, the error from which on a sample counts less.
     """
     means = weights @ columns / weights.sum()
     scale = np.maximum(means, 1e-9)
@@ -98,7 +104,7 @@ def parts_of(
 
 
 def weighted_median(values: Floats, weights: Floats) -> float:
-    """The value that half of the weight lies below."""
+    """Return the value below which half of the weight lies."""
     order = np.argsort(values)
     below = np.cumsum(weights[order])
     return float(values[order[np.searchsorted(below, below[-1] / 2)]])
@@ -113,7 +119,7 @@ def _round(
     trusted_to: float,
     least_scatter: float,
 ) -> tuple[Floats, float]:
-    """Better parts than these, and the scatter of the samples around these."""
+    """Return improved parts, and the scatter of the samples around the given ones."""
     least = max(_LEAST_SHARE * parts.sum(), _LEAST_SECONDS)
     expected = np.maximum(columns @ parts, least)
     errors = np.abs(seconds / expected - 1)
@@ -123,7 +129,7 @@ def _round(
 
 
 def _solve(columns: Floats, seconds: Floats, weights: Floats, prior: Floats) -> Floats:
-    """Weighted least squares with a prior; parts that would be negative are zero."""
+    """Solve weighted least squares with a prior; parts that would be negative are zero."""
     weighted = columns * weights[:, None]
     hold = _PRIOR_SAMPLES * weights.mean()
     matrix = weighted.T @ columns + hold * np.eye(len(prior))

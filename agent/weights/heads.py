@@ -1,11 +1,12 @@
 """Decides which first bytes of a service's answers are heads, where they cannot be read.
 
 An engine that streams sends the head of its answer when it has read the request, and the first
-token when it has computed it. Under TLS, and where only acknowledgements pass, both are but bytes.
-But a service's heads are of a few sizes, constant to some bytes (measured with vLLM, llama.cpp and
-nginx), and the longer wait is behind them. The packet path notes what came before answers, how long
-the pause behind it was, and how long answers are that came at once. Where many of those are of one
-size, they may be late heads: the packet path then takes some for heads, to see what comes.
+token when it has computed it. Under TLS, and where only acknowledgements pass, the two cannot be
+told apart by content. But a service's heads have a few sizes, constant to some bytes (measured with
+vLLM, llama.cpp and nginx), and the longer wait comes after them. The packet path notes the bytes
+that came before answers, how long the pause after them was, and the sizes of answers that came at
+once. If many of the latter have one size, they may be late heads; the packet path then treats some
+of them as heads, to see what follows.
 """
 
 from __future__ import annotations
@@ -21,41 +22,46 @@ type Flags = npt.NDArray[np.bool_]
 type Seconds = npt.NDArray[np.float64]
 type Range = tuple[int, int]  # bytes, both ends included
 
-KEPT = 256  # notes of a service
-KNOWN_FROM = 20
-_SURE_FROM = 60  # that heads differ too much: sizes that are seldom come together by then
-_GROUP_FROM = 4
-HEAD_MAX = 1024  # bytes: no head is longer
-_SUSPECT_FROM = 20  # answers of one size
-_CLEARED_FROM = 8  # of which so many have been looked at
-_GAP = 4  # bytes between sizes of one group
-_WIDEST = 32  # bytes: what differs more is no head
-_LONGEST = 2048  # bytes, with the session tickets before it
-_FOLLOWED = 0.9  # of a group
-_MISSED = 0.1  # of all notes
-# So much longer is the pause behind a head than the time before it. (Behind a token of an engine
-# that is slow, the pause can be as long as the time to it.)
+KEPT = 256  # notes per service
+KNOWN_FROM = 20  # notes from which on the first byte is judged
+# Notes from which on it is certain that heads differ too much, as even rare sizes have formed
+# groups by then.
+_SURE_FROM = 60
+_GROUP_FROM = 4  # notes from which on a group can be a head
+HEAD_MAX = 1024  # bytes; no head is longer
+_SUSPECT_FROM = 20  # answers of one size that came at once, from which on they are suspects
+_CLEARED_FROM = 8  # looks at answers of that size after which they no longer are
+_GAP = 4  # bytes between neighbouring sizes of one group, at most
+_WIDEST = 32  # bytes; sizes that differ more are not heads
+_LONGEST = 2048  # bytes, including session tickets before the head
+_FOLLOWED = 0.9  # share of a group behind which an answer must have come
+_MISSED = 0.1  # share of all notes whose heads may have unknown sizes
+# The pause after a head is at least this many times as long as the time before it. (After a token
+# of a slow engine, the pause can be as long as the time before that token.)
 _BEHIND = 2.0
-# Of a group, and more than the answers that themselves, behind a pause, came to that size: a token
-# that is quick, and the next one late, looks like a head. Other answers that begin with as many
-# bytes may go on at once: to take those for a head, too, changes nothing.
+# This share of a group must have waited; and they must be more than the answers that came after a
+# pause and, with the bytes before them, make up that size. A quick token whose successor is late
+# looks like a head. Other answers that begin with as many bytes may continue at once; treating them
+# as heads too changes nothing.
 _WAITED_FOR = 0.25
 
 
 class FirstByte(enum.Enum):
-    """What the times of a service's answers are the times of."""
+    """What a service's times to the first byte measure."""
 
     TOKEN = "token"  # noqa: S105 (not that kind of token)
-    HEAD = "head"  # or may be: heads differ too much to be told
-    UNKNOWN = "unknown"  # so far
+    HEAD = "head"  # at least sometimes: heads differ too much to be recognised
+    UNKNOWN = "unknown"  # too few notes so far
 
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What answers began with, oldest first. ``upto``: bytes with those that the answer itself
-    began with, where it came behind others. ``before_s`` from the request to those bytes,
-    ``pause_s`` from there to the answer; ``is_followed``: an answer came behind them;
-    ``is_head``: false where they were taken for the answer at once.
+    """What answers began with, as arrays of one length, the oldest first.
+
+    ``size``: the first bytes. ``upto``: these plus the first bytes of the answer itself, if that
+    came after them. ``before_s``: from the request to the first bytes; ``pause_s``: from there to
+    the answer. ``is_followed``: an answer came after them. ``is_head``: false if they were taken
+    for the answer at once.
     """
 
     size: Sizes
@@ -70,7 +76,7 @@ class Notes:
         return len(self.size)
 
     def then(self, more: Notes) -> Notes:
-        """The newest of both."""
+        """Return the newest notes of both."""
         return Notes(
             *(
                 np.concatenate((getattr(self, name), getattr(more, name)))[-KEPT:]
@@ -78,13 +84,13 @@ class Notes:
             )
         )
 
-    def of(self, those: Flags | npt.NDArray[np.intp]) -> Notes:
-        """Some of them."""
-        return Notes(*(getattr(self, name)[those] for name in Notes.__slots__))
+    def of(self, chosen: Flags | npt.NDArray[np.intp]) -> Notes:
+        """Return the chosen ones of them."""
+        return Notes(*(getattr(self, name)[chosen] for name in Notes.__slots__))
 
     @property
     def waits_behind(self) -> Flags:
-        """Where most of the time is the pause: the bytes were a head."""
+        """Which notes have most of their time in the pause, so that the first bytes were a head."""
         found: Flags = self.is_head & self.is_followed & (self.pause_s >= _BEHIND * self.before_s)
         return found
 
@@ -98,8 +104,9 @@ NO_NOTES = Notes(
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The sizes that are heads, of later answers of a connection and of the first.
-    ``suspects``: of some answers the packet path has to find out whether they are heads.
+    """The sizes that are heads, for the first answer of a connection and for later ones.
+
+    ``suspects``: the packet path has to find out of some answers whether they are heads.
     """
 
     later: tuple[Range, ...] = ()
@@ -109,7 +116,7 @@ class Judged:
 
 
 def judged(notes: Notes, room: int) -> Judged:
-    """What the notes tell; ``room``: how many sizes of each kind can be named."""
+    """Return what follows from the notes; ``room``: how many sizes of each kind can be stored."""
     kinds = [notes.of(notes.is_first == which) for which in (False, True)]
     later, first = (ranges(kind)[:room] for kind in kinds)
     suspects = any(map(_has_suspects, kinds))
@@ -122,19 +129,19 @@ def judged(notes: Notes, room: int) -> Judged:
     missed = int((notes.waits_behind & ~known).sum())
     if missed <= _MISSED * len(notes):
         return Judged(later, first, FirstByte.TOKEN)
-    told = FirstByte.HEAD if len(notes) >= _SURE_FROM else FirstByte.UNKNOWN
-    return Judged(later, first, told)
+    verdict = FirstByte.HEAD if len(notes) >= _SURE_FROM else FirstByte.UNKNOWN
+    return Judged(later, first, verdict)
 
 
 def ranges(notes: Notes) -> tuple[Range, ...]:
-    """The sizes that are heads, the most usual first."""
+    """Return the sizes that are heads, the most frequent first."""
     heads = [group for group in _groups(notes.of(notes.is_head)) if _are_heads(group, notes)]
     heads.sort(key=len, reverse=True)
     return tuple(map(_range, heads))
 
 
 def _groups(notes: Notes) -> list[Notes]:
-    """By size."""
+    """Split the notes into groups of similar size."""
     order = np.argsort(notes.size, kind="stable")
     places = np.split(order, np.flatnonzero(np.diff(notes.size[order]) > _GAP) + 1)
     return [notes.of(group) for group in places if len(group)]
@@ -145,7 +152,7 @@ def _range(group: Notes) -> Range:
 
 
 def _has_suspects(notes: Notes) -> bool:
-    """Whether many answers that came at once are of one size, and few of that were looked at."""
+    """Return whether many answers that came at once have one size that was looked at too rarely."""
     heads = notes.of(notes.is_head)
     for group in _groups(notes.of(~notes.is_head & (notes.size <= HEAD_MAX))):
         least, most = _range(group)

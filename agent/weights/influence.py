@@ -13,20 +13,20 @@ from agent.telemetry.report import AgentCheck, AgentState, GpuReport, Models, No
 
 LEARNED, THROTTLED, AGENT_CHECK, STALE = "learned", "throttled", "agent-check", "stale"
 HASTY = "hasty"
-LEAST_SHARE = 0.1  # a throttled backend keeps so much: its speed must go on being seen
+LEAST_SHARE = 0.1  # a throttled backend keeps so much, so that its speed can still be measured
 MOST_WEIGHT = 4000
 FIRST_ANSWER_S = 2.0
-# From here on the learned speed is believed instead of the clocks: it has them in it.
+# From this confidence on, the learned speed replaces the clocks, whose effect it includes.
 BELIEVED = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Influence:
-    """What there is beside configuration and health.
+    """What affects a backend besides configuration and health.
 
-    ``out``: why the backend gets no new flows, ``state`` what it is then; empty: nothing says
-    so. ``factors``: shares of its weight by their reason. ``notes``: reasons that change no
-    weight. ``bytes_per_connection``: learned; None: as configured.
+    ``out``: why the backend gets no new flows, or empty; ``state``: its state in that case.
+    ``factors``: shares of its weight with their reasons. ``notes``: reasons that do not change the
+    weight. ``bytes_per_connection``: the learned value; None: as configured.
     """
 
     out: str = ""
@@ -36,7 +36,7 @@ class Influence:
     bytes_per_connection: int | None = None
 
     def weight(self, configured: int) -> int:
-        """The effective weight; one that is not 0 never becomes 0."""
+        """Return the effective weight; a configured weight above 0 never becomes 0."""
         weight = float(configured)
         for _, share in self.factors:
             weight *= share
@@ -49,9 +49,9 @@ class Influence:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What makes the weight what it is, beside the configuration."""
-        told = [reason for reason, share in self.factors if share != 1.0]
-        return tuple(dict.fromkeys([*told, *self.notes]))
+        """What determines the weight besides the configuration."""
+        changing = [reason for reason, share in self.factors if share != 1.0]
+        return tuple(dict.fromkeys([*changing, *self.notes]))
 
 
 NOTHING = Influence()
@@ -59,14 +59,16 @@ NOTHING = Influence()
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One word on eligibility: ``out`` as in Influence."""
+    """One verdict on eligibility; ``out`` and ``state`` are as in Influence."""
 
     out: str = ""
     state: BackendState = BackendState.DRAIN
 
 
 def of_gpus(report: NodeReport) -> Verdict:
-    """GPUs that are lost, want a reset or have a hardware error keep new flows away."""
+    """Return the verdict of a host's GPUs: one that is lost, needs a reset or has a hardware error
+    keeps new flows away.
+    """
     for gpu in report.gpus:
         if gpu.lost:
             return Verdict(f"GPU {gpu.name} is lost")
@@ -78,7 +80,9 @@ def of_gpus(report: NodeReport) -> Verdict:
 
 
 def of_agent_check(report: AgentCheck) -> Verdict:
-    """HAProxy's words: ``maint`` and ``drain`` keep new flows away, ``down`` is down."""
+    """Return the verdict of an agent check, as in HAProxy: ``maint`` and ``drain`` keep new flows
+    away, ``down`` is down.
+    """
     nothing = report.weight_share == 0 and report.state in (None, AgentState.UP, AgentState.READY)
     said = "weight 0 %" if nothing else report.state.value if report.state else ""
     said = f"agent-check says {said}" + (f": {report.reason}" if report.reason else "")
@@ -94,8 +98,10 @@ def of_agent_check(report: AgentCheck) -> Verdict:
 
 
 def of_models(wanted: ModelLoaded, report: Models | None, waited_s: float) -> Verdict:
-    """The model must be loaded. So soon after the first question it is taken to be: neither a
-    restart of the agent nor a change of the configuration interrupts a service.
+    """Return the verdict on the models: the wanted one must be loaded.
+
+    For a short time after the first request it counts as loaded, so that neither a restart of the
+    agent nor a change of the configuration interrupts a service.
     """
     if report is None:
         if waited_s <= wanted.interval_s + FIRST_ANSWER_S:
@@ -108,8 +114,10 @@ def of_models(wanted: ModelLoaded, report: Models | None, waited_s: float) -> Ve
 
 
 def clock_share(report: NodeReport) -> float:
-    """How much of their clock throttling leaves the GPUs: a model that is spread over several
-    runs as fast as the slowest. Slow clocks of an idle GPU are no throttling.
+    """Return the share of the clock that throttling leaves to the slowest GPU.
+
+    A model that is spread over several GPUs runs as fast as the slowest of them. The slow clock of
+    an idle GPU is not throttling.
     """
     return max(LEAST_SHARE, min((_clock(gpu) for gpu in report.gpus), default=1.0))
 
@@ -121,9 +129,9 @@ def _clock(gpu: GpuReport) -> float:
 def factors(
     learned: float, confidence: float, throttled: float, agent_check: float
 ) -> tuple[tuple[tuple[str, float], ...], tuple[str, ...]]:
-    """The shares of a weight, and the reasons that are only told."""
+    """Return the shares of a weight with their reasons, and the reasons that are only shown."""
     notes: tuple[str, ...] = ()
     if throttled < 1.0 and confidence >= BELIEVED:
         throttled, notes = 1.0, (THROTTLED,)
-    told = ((LEARNED, learned), (THROTTLED, throttled), (AGENT_CHECK, agent_check))
-    return tuple((reason, share) for reason, share in told if share != 1.0), notes
+    shares = ((LEARNED, learned), (THROTTLED, throttled), (AGENT_CHECK, agent_check))
+    return tuple((reason, share) for reason, share in shares if share != 1.0), notes

@@ -1,10 +1,10 @@
 """Decides what a backend's own answers say about its speed. Pure.
 
-The packet path samples requests: what waited at the backend when each came, and the time to the
-first byte of its answer. A line through them says what a request costs *at a given load*, so a
-backend that gets less to do does not look faster than it is. Old samples count less and less. A
-sudden change, such as a GPU that throttles, shows as recent answers that all take some factor more
-than the line says: then what was before it is forgotten at once.
+The packet path samples requests: the load that waited at the backend when a request came, and the
+time to the first byte of its answer. A line through the samples says what a request costs *at a
+given load*, so a backend that gets less to do does not look faster than it is. Old samples count
+less and less. After a sudden change, such as a GPU that throttles, all recent answers take longer
+than the line says, by some factor. Then the samples from before the change are forgotten at once.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from agent.weights.fit import MAD_TO_SIGMA, Floats, Line, fit, weighted_median
 
 HALF_LIFE_S = 60.0  # a sample this old counts half
 FORGOTTEN_S = 6 * HALF_LIFE_S
-KEPT = 256  # samples of a backend; they bound the memory that it takes
-KEPT_EACH_TIME = 16  # of those that came together: they met the same batch and tell the same
-ENOUGH = 6  # samples, by age; with less, nothing is known
+KEPT = 256  # samples per backend, which bounds the memory
+# Of samples that came together, so many are kept: they met the same batch and say the same.
+KEPT_EACH_TIME = 16
+ENOUGH = 6  # samples, weighted by age; with fewer, nothing is known
 
-# Beyond these, a sample is none.
+# Samples beyond these are invalid.
 LONGEST_S = 600.0
 _LARGEST_BYTES = float(1 << 33)
 _MOST_CONNECTIONS = float(1 << 24)
 
-_DOUBT = 0.4  # the error with which confidence is a half: servers may well differ so much
-_MEDIAN_ERROR = 1.25  # standard error of a median, by that of a mean
-_MOST_ALIKE = 0.95  # correlation of neighbours
+_DOUBT = 0.4  # the relative error at which confidence is a half; servers may well differ by so much
+_MEDIAN_ERROR = 1.25  # the ratio of a median's standard error to a mean's
+_MOST_ALIKE = 0.95  # correlation of neighbours, at most
 
-# A change is looked for in what is recent, beside all that is older; the longer time shows the
-# changes of backends with few samples.
+# A change is found by comparing recent samples with all older ones. The longer of the two periods
+# is for backends with few samples.
 _RECENT_S = (12.0, 30.0)
 _RECENT_LEAST = 8  # samples
 _OLDER_LEAST = 12
-_CHANGE = math.log(1.35)  # smaller ones come through forgetting
-_CHANGE_ERRORS = 4.0  # and it is this many standard errors
+_CHANGE = math.log(1.35)  # smaller changes show as old samples lose their weight
+_CHANGE_ERRORS = 4.0  # a change must also be this many standard errors
 
 _TIME, _WAITING, _OPEN, _SECONDS = range(4)  # columns of Learner.rows
 
@@ -47,12 +48,12 @@ class Samples:
     """Answered requests of one backend: arrays of one length, the oldest answer first."""
 
     ahead: Floats  # request bytes that waited at the backend when the request came
-    bytes: Floats  # its own
-    open: Floats  # connections, its own included
-    seconds: Floats  # to the first byte of the answer
+    bytes: Floats  # bytes of the request itself
+    open: Floats  # open connections, including its own
+    seconds: Floats  # time to the first byte of the answer
 
     def where(self, wanted: np.ndarray) -> Samples:
-        """Those of them."""
+        """Return the wanted ones of them; ``wanted`` is a mask or indices."""
         return Samples(
             self.ahead[wanted], self.bytes[wanted], self.open[wanted], self.seconds[wanted]
         )
@@ -60,22 +61,23 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """How fast a backend is, and how much of that is known (``confidence``, 0 to 1).
+    """How fast a backend is, and how sure that is (``confidence``, 0 to 1).
 
-    ``waiting_bytes`` and ``open`` are what its requests meet as a rule, their own included. Of the
-    two parts that bytes do not explain only the sum at that load is known well.
+    ``waiting_bytes`` and ``open`` are the usual load that its requests meet, including their own.
+    Of ``seconds_per_connection`` and ``base_seconds``, which bytes do not explain, only the sum at
+    that load is known well.
     """
 
     seconds_per_byte: float
     seconds_per_connection: float
     base_seconds: float
     confidence: float
-    samples: float  # by age: one that is 60 s old is half a sample
+    samples: float  # weighted by age: one that is 60 s old counts half
     waiting_bytes: float
     open: float
 
     def seconds(self, waiting_bytes: float, connections: float) -> float:
-        """To the first byte, expected at that load."""
+        """Return the expected seconds to the first byte at that load."""
         return (
             self.seconds_per_byte * waiting_bytes
             + self.seconds_per_connection * connections
@@ -88,7 +90,7 @@ UNKNOWN = Estimate(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learner:
-    """What is remembered of one backend; start with ``Learner()``."""
+    """What is remembered about one backend; start with ``Learner()``. ``rows``: shape (n, 4)."""
 
     rows: Floats = field(default_factory=lambda: np.empty((0, 4)))
     line: Line | None = None
@@ -97,16 +99,16 @@ class Learner:
 
 
 def learn(state: Learner, samples: Samples, now_s: float) -> Learner:
-    """Take in what came since the last time; call it about once a second, samples or none."""
-    came = _valid(samples, now_s)
-    rows = np.concatenate((state.rows, came))
+    """Return the state with new samples. Call it about once a second, even without samples."""
+    fresh = _valid(samples, now_s)
+    rows = np.concatenate((state.rows, fresh))
     # A clock that was set back must not keep samples for ever.
     rows[:, _TIME] = np.minimum(rows[:, _TIME], now_s)
     rows = rows[now_s - rows[:, _TIME] < FORGOTTEN_S][-KEPT:]
     if len(rows) == 0:
         return Learner(changed_s=state.changed_s)
     line, changed_s = state.line, state.changed_s
-    if len(came):
+    if len(fresh):
         line = _line(rows, now_s, line)
         changed = _since_change(rows, line, now_s)
         if changed is not None:
@@ -116,11 +118,11 @@ def learn(state: Learner, samples: Samples, now_s: float) -> Learner:
 
 
 def _valid(samples: Samples, now_s: float) -> Floats:
-    """Samples as rows; without those that cannot be, and thinned evenly."""
+    """Return samples as rows of shape (n, 4), without invalid ones, and thinned evenly."""
     waiting = samples.ahead + samples.bytes
     times = np.full(len(waiting), now_s)
     rows = np.stack((times, waiting, samples.open, samples.seconds), axis=1)
-    # Written so that what is not a number is not good.
+    # The comparisons are written so that NaN is not good.
     good = (samples.seconds > 0) & (samples.seconds <= LONGEST_S)
     good &= (waiting >= 0) & (waiting <= _LARGEST_BYTES)
     good &= (samples.open >= 0) & (samples.open <= _MOST_CONNECTIONS)
@@ -141,18 +143,19 @@ def _line(rows: Floats, now_s: float, before: Line | None) -> Line:
 
 
 def _since_change(rows: Floats, line: Line, now_s: float) -> Floats | None:
-    """The rows since a sudden change; None: there was none."""
+    """Return the rows since a sudden change; None: there was none."""
     off = _off(rows, line)
     for recent_s in _RECENT_S:
         count = max(_RECENT_LEAST, int((rows[:, _TIME] > now_s - recent_s).sum()))
         if len(rows) >= count + _OLDER_LEAST and _differ(off[:-count], off[-count:]):
-            # The middle of what is recent has changed, so at least its newer half has.
+            # The median of the recent samples has moved, so at least their newer half is from
+            # after the change.
             return rows[-max(ENOUGH, count // 2) :]
     return None
 
 
 def _differ(before: Floats, after: Floats) -> bool:
-    """Whether the middle has moved, more than by chance."""
+    """Return whether the median has moved by more than chance explains."""
     middle = _median(before)
     by = abs(_median(after) - middle)
     if by < _CHANGE:
@@ -164,14 +167,16 @@ def _differ(before: Floats, after: Floats) -> bool:
 
 
 def _off(rows: Floats, line: Line) -> Floats:
-    """How far each sample is from the line, in powers of e."""
+    """Return the natural logarithm of each sample's time relative to the line."""
     off: Floats = np.log(rows[:, _SECONDS] / line.at(rows[:, _WAITING], rows[:, _OPEN]))
     return off
 
 
 def _independent(off: Floats) -> float:
-    """The share of samples that count: neighbours met the same batch, and tell the same."""
-    off = np.clip(off, -1, 1)  # one far off must not hide how alike the others are
+    """Return the share of samples that count as independent: neighbours met the same batch, and say
+    the same.
+    """
+    off = np.clip(off, -1, 1)  # a single outlier must not hide how alike the others are
     squares = float(off @ off)
     if squares <= 0:
         return 1.0
@@ -180,13 +185,13 @@ def _independent(off: Floats) -> float:
 
 
 def _median(values: Floats) -> float:
-    """The upper one of two middles: numpy's own takes ten times as long."""
+    """Return the median, the upper one of two. NumPy's own function takes ten times as long."""
     middle = len(values) // 2
     return float(np.partition(values, middle)[middle])
 
 
 def level_error(confidence: float) -> float:
-    """The relative standard error that a confidence stands for."""
+    """Return the relative standard error that a confidence stands for."""
     if confidence <= 0:
         return math.inf
     return _DOUBT * math.sqrt(1 / min(confidence, 1.0) - 1)

@@ -1,8 +1,8 @@
-"""Decides what learned speeds mean for the weights and the bytes' worth of a service. Pure.
+"""Decides what learned speeds mean for a service's weights and its bytes per connection. Pure.
 
-Backends are compared by the time that each would need to the first byte of one and the same
-request at one and the same load: what the service's requests meet as a rule. Every backend has
-samples near there, so nothing is extrapolated.
+Backends are compared by the time that each would need to the first byte of the same request at the
+same load, namely the service's usual load. Every backend has samples near that load, so nothing is
+extrapolated.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from statistics import median
 from agent.model import BackendRef
 from agent.weights.learn import Estimate, level_error
 
-LEAST, MOST = 0.25, 4.0  # of what is configured
-# Generating tokens differs less between servers than reading prompts does, and a weight too high
-# costs more than one too low.
+LEAST, MOST = 0.25, 4.0  # bounds, as shares of the configured value
+# Servers differ less in generating tokens than in reading prompts, and a weight that is too high
+# costs more than one that is too low.
 _DAMPING = 0.8
-_STAYS = math.log(1.08)  # a new value must differ by this much and its error
-_STEP = math.log(1.25)  # and is reached in steps of at most this much
+_STAYS = math.log(1.08)  # a new value must differ by this much plus its error
+_STEP = math.log(1.25)  # the value moves in steps of at most this much
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """For one backend; the weight is a share of the configured one, 1: as configured."""
+    """What was learned for one backend. The weight is a share of the configured one."""
 
     weight_share: float
     bytes_per_connection: int | None  # None: as configured
@@ -37,7 +37,7 @@ def speeds(
     weights: Mapping[BackendRef, int],
     bytes_per_connection: int,
 ) -> dict[BackendRef, Learned]:
-    """What is wanted for the backends of one service; move towards it by ``advance``."""
+    """Return the wanted values for the backends of one service; move to them with ``advance``."""
     known = {
         ref: estimate
         for ref, estimate in estimates.items()
@@ -56,11 +56,11 @@ def speeds(
 
 
 def advance(previous: float, wanted: float, confidence: float = 1.0) -> float:
-    """The next share: it stays until the wanted one differs clearly, then moves in steps.
+    """Return the next share: it stays until the wanted one differs clearly, then moves in steps.
 
-    A new weight is a new ring, so what is but noise must not move it. What is wanted because
-    nothing is known (confidence 0), or is exactly as configured, is always reached. Call it every
-    few seconds.
+    A new weight means a new ring, so mere noise must not move it. A share that is wanted because
+    nothing is known (confidence 0), or that is exactly as configured, is always reached. Call it
+    every few seconds.
     """
     by = math.log(wanted / previous)
     may_stay = confidence > 0 and wanted != 1.0
@@ -68,19 +68,20 @@ def advance(previous: float, wanted: float, confidence: float = 1.0) -> float:
         return previous
     if abs(by) <= _STEP:
         return wanted
-    # What is left must not be so little that it would stay: half of the way, or a step.
+    # Move by a step, or by half of the way. The rest must not be so small that it would never be
+    # covered.
     return previous * math.exp(math.copysign(min(_STEP, abs(by) / 2), by))
 
 
 def _worth(
     known: Mapping[BackendRef, Estimate], connections: float, bytes_per_connection: int
 ) -> float:
-    """Bytes that weigh as one connection, as a share of what is configured.
+    """Return the bytes that weigh as much as one connection, as a share of the configured value.
 
-    The score is ``waiting / beta + open + 1`` by weight, the time ``per_byte x waiting`` and a
-    rest. What one connection more adds to the rest is too little to be told from noise; what all
-    that are open and the base add together is known well, so it is divided among them. One value
-    for all backends: their weights say how they differ.
+    The score is ``(waiting / beta + open + 1) / weight``, and the time is ``per_byte x waiting``
+    plus a rest. What one more connection adds to the rest is too little to separate from noise. But
+    the sum of what all open connections and the base add is known well, so it is divided among
+    them. There is one value for all backends, because their weights express how they differ.
     """
     total = 0.0
     for estimate in known.values():
@@ -97,7 +98,7 @@ def _shares(
     waiting: float,
     connections: float,
 ) -> dict[BackendRef, float]:
-    """Shares whose mean by weight is 1, as far from 1 as is known for sure."""
+    """Return shares with a weighted mean of 1, which differ from 1 only as far as it is certain."""
     found = {
         ref: max(estimate.seconds(waiting, connections), 1e-6) ** -_DAMPING / weights[ref]
         for ref, estimate in known.items()
