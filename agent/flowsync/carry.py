@@ -67,10 +67,10 @@ def prepare(dataplane: Dataplane) -> None:
 
 def _prepare(dataplane: Dataplane, old: OldTables) -> None:
     carry = Carry(old, dataplane.tables, dataplane.now_jiffies)
-    there = contents.read(dataplane.tables)
-    if not there.services:  # otherwise an earlier start has already begun to fill the tables
+    present = contents.read(dataplane.tables)
+    if not present.services:  # otherwise an earlier start has already begun to fill the tables
         applier = Applier(dataplane.tables)
-        for step in diff(there, kept(carry.held, dataplane.size)):
+        for step in diff(present, kept(carry.held, dataplane.size)):
             applier.apply(step)
     dataplane.around_attach = carry.around
 
@@ -113,8 +113,8 @@ class Carry:
         boot = self._old.boot
         into = view_of(self._tables, contents.read(self._tables), boot.keys, boot.clock)
         installer = Installer(self._ledger, id_map(self._from.ids, into.ids))
-        for told in self._exporter.everything(self._from, self._jiffies(), ALL):
-            self._install(installer, into, told)
+        for records in self._exporter.everything(self._from, self._jiffies(), ALL):
+            self._install(installer, into, records)
         for _ in range(_LOOKS):
             if self._bring(installer, into) < _FEW:
                 break
@@ -140,48 +140,50 @@ class Carry:
     def _bring(self, installer: Installer, into: View) -> int:
         """Carry the flows that have changed since the last look, and return how many they are."""
         number = len(self._old.flows)
-        told = self._exporter.changed(self._from, self._jiffies(), number)
-        for first in range(0, len(told), CHUNK):
-            self._install(installer, into, told[first : first + CHUNK])
-        return len(told)
+        records = self._exporter.changed(self._from, self._jiffies(), number)
+        for first in range(0, len(records), CHUNK):
+            self._install(installer, into, records[first : first + CHUNK])
+        return len(records)
 
     def _bring_young(self, installer: Installer, into: View) -> None:
         """Carry the flows that have had no payload yet."""
         slots, words = survey.used_slots(self._old.flows)
         is_young = np.isin(survey.state_of(words), _YOUNG)
-        told, whole = records_of(self._from, self._jiffies(), slots[is_young], words[is_young])
-        known = told[whole]
+        records, whole = records_of(self._from, self._jiffies(), slots[is_young], words[is_young])
+        known = records[whole]
         planned, refused = plan(into, installer.ids, known, self._jiffies())
         self._refused.update(refused)
         self._count(installer.place(into, known, planned, self._jiffies(), self._arrival))
-        bare, tags = told[~whole], words[is_young][~whole] >> np.uint64(abi.FLOW_TAG_SHIFT)
+        bare, tags = records[~whole], words[is_young][~whole] >> np.uint64(abi.FLOW_TAG_SHIFT)
         bare["client"], bare["vip"], bare["client_port"], bare["vip_port"] = 0, 0, 0, 0
         for planned in self._by_tag(installer.ids, into, bare, tags):
             self._count(installer.place(into, bare, planned, self._jiffies(), self._arrival))
 
-    def _by_tag(self, ids: IdMap, into: View, told: Records, tags: Slots) -> Iterator[Plan]:
+    def _by_tag(self, ids: IdMap, into: View, records: Records, tags: Slots) -> Iterator[Plan]:
         """Yield plans for the places where flows without addresses can be. In a larger table these
         are several buckets, because the hash bits that would tell them apart are not known.
         """
-        owner = self._old.backends["service"][told["backend"]]
-        service, backend = ids.services[owner], ids.backends[told["backend"]]
+        owner = self._old.backends["service"][records["backend"]]
+        service, backend = ids.services[owner], ids.backends[records["backend"]]
         tables = into.tables
         good = (backend != 0) & (tables.backends["service"][backend] == service)
         good &= into.keys.own[service] == self._from.keys.own[owner]
         rows = np.flatnonzero(good)
-        idle = np.round(told["idle_ms"] / (into.clock.tick_s * 1000)).astype(np.int64)
+        idle = np.round(records["idle_ms"] / (into.clock.tick_s * 1000)).astype(np.int64)
         stamp = (self._jiffies() >> into.clock.shift) - idle & abi.FLOW_STAMP_MASK
         low = backend << abi.FLOW_BACKEND_SHIFT | stamp
-        low |= told["state"].astype(np.int64) << abi.FLOW_STATE_SHIFT
+        low |= records["state"].astype(np.int64) << abi.FLOW_STATE_SHIFT
         word = tags << np.uint64(abi.FLOW_TAG_SHIFT) | low.astype(np.uint64)
         old, new = self._old.size.flow_buckets, tables.size.flow_buckets
         nat, source = np.full(len(rows), -1), np.zeros(len(rows), dtype=np.int64)
         for copy in range(min(max(new // old, 1), _MOST_COPIES)):
-            bucket = (told["slot"].astype(np.int64)[rows] // abi.FLOW_WAYS + copy * old) & (new - 1)
+            bucket = (records["slot"].astype(np.int64)[rows] // abi.FLOW_WAYS + copy * old) & (
+                new - 1
+            )
             yield Plan(rows, bucket, word[rows], service[rows], backend[rows], nat, source)
 
-    def _install(self, installer: Installer, into: View, told: Records) -> None:
-        self._count(installer.install(into, told, self._jiffies(), self._arrival))
+    def _install(self, installer: Installer, into: View, records: Records) -> None:
+        self._count(installer.install(into, records, self._jiffies(), self._arrival))
 
     def _count(self, done: Outcome) -> None:
         account(self._tables, done)

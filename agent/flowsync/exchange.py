@@ -53,7 +53,7 @@ class Exchange:
         self._exporter = Exporter(self._ledger)
         self._installer: Installer | None = None  # until the peer has announced its ids
         self._parts: Iterator[Records] = iter(())
-        self._told: Identities | None = None  # what the peer knows of our ids
+        self._announced: Identities | None = None  # what the peer knows of our ids
         self._theirs: Identities | None = None  # what the peer's ids stand for
         self._ours: Identities | None = None  # our ids, to which the installer maps them
         self._lacks = False  # flows were dropped that other ids might have had room for
@@ -72,40 +72,40 @@ class Exchange:
         with self._lock:
             view = self._node.view()
             self._parts = self._exporter.everything(view, self._node.jiffies())
-            return self._tell(view.ids)
+            return self._announce(view.ids)
 
     def part(self) -> Look | None:
         with self._lock:
-            told = next(self._parts, None)
-        return None if told is None else _look(None, told, complete=True)
+            rows = next(self._parts, None)
+        return None if rows is None else _look(None, rows, complete=True)
 
     def changed(self, *, unfinished: bool = False) -> Look:
         with self._lock:
             view = self._node.view()
-            identities = None if self._knows(view.ids) else self._tell(view.ids)
+            identities = None if self._knows(view.ids) else self._announce(view.ids)
             states = ALL if unfinished else SYNCED
-            told = self._exporter.changed(view, self._node.jiffies(), MOST, states)
+            rows = self._exporter.changed(view, self._node.jiffies(), MOST, states)
             complete = self._exporter.round_ended
             self._follow(view)
             self._see_who_is_back(view)
             wants, self._wants_resync = self._wants_resync, False
-        return _look(identities, told, complete=complete, wants_resync=wants)
+        return _look(identities, rows, complete=complete, wants_resync=wants)
 
     def named(self, slots: SlotNumbers) -> Look:
         with self._lock:
             view = self._node.view()
-            identities = None if self._knows(view.ids) else self._tell(view.ids)
-            told = self._exporter.named(view, self._node.jiffies(), slots)
-        return _look(identities, told, complete=False)
+            identities = None if self._knows(view.ids) else self._announce(view.ids)
+            rows = self._exporter.named(view, self._node.jiffies(), slots)
+        return _look(identities, rows, complete=False)
 
     def _knows(self, ids: Identities) -> bool:
-        if ids is not self._told and ids == self._told:
+        if ids is not self._announced and ids == self._announced:
             # Keep the equal object: comparing many ids is slow, and every look would repeat it.
-            self._told = ids
-        return ids is self._told
+            self._announced = ids
+        return ids is self._announced
 
-    def _tell(self, ids: Identities) -> bytes:
-        self._told = ids
+    def _announce(self, ids: Identities) -> bytes:
+        self._announced = ids
         return json.dumps(to_plain(ids), separators=(",", ":")).encode()
 
     # -- incoming
@@ -128,22 +128,22 @@ class Exchange:
         return self._installed(records.joined([]), outcome)
 
     def install(self, data: bytes) -> Installed:
-        told = records.from_bytes(data)
+        rows = records.from_bytes(data)
         with self._lock:
             view = self._node.view()
             self._follow(view)
             jiffies, arrival = self._node.jiffies(), self._node.arrival()
             taker, before = self._taker(), takes_flows(view.tables)
-            outcome = taker.install(view, told, jiffies, arrival)
+            outcome = taker.install(view, rows, jiffies, arrival)
             self._lacks |= any(reason in outcome.refused for reason in _FOR_LACK)
             if Refusal.NO_BACKEND in outcome.refused:
-                named = np.unique(taker.ids.backends[told["backend"]])
+                named = np.unique(taker.ids.backends[rows["backend"]])
                 # A backend that changed during the call may have been in either state.
                 takes = before & takes_flows(view.tables)
                 self._barred.update(
                     n for n in named.tolist() if 0 < n < len(takes) and not takes[n]
                 )
-        return self._installed(told, outcome)
+        return self._installed(rows, outcome)
 
     def _follow(self, view: View) -> None:
         """Bring the mapping from the peer's ids to ours up to date."""
@@ -176,20 +176,20 @@ class Exchange:
             raise ValueError("records came before the ids that they name")
         return self._installer
 
-    def _installed(self, told: Records, outcome: Outcome) -> Installed:
-        gone = int(np.count_nonzero(told["state"] == GONE))
+    def _installed(self, rows: Records, outcome: Outcome) -> Installed:
+        gone = int(np.count_nonzero(rows["state"] == GONE))
         dropped = {
             reason.value: number
             for reason, number in outcome.refused.items()
             if number and reason is not _NOT_DROPPED
         }
         done = outcome.installed + outcome.refreshed + outcome.refused.get(_NOT_DROPPED, 0)
-        return Installed(len(told) - gone, gone, done, dropped, lambda: self._node.account(outcome))
+        return Installed(len(rows) - gone, gone, done, dropped, lambda: self._node.account(outcome))
 
 
 def _look(
-    identities: bytes | None, told: Records, *, complete: bool, wants_resync: bool = False
+    identities: bytes | None, rows: Records, *, complete: bool, wants_resync: bool = False
 ) -> Look:
-    gone = int(np.count_nonzero(told["state"] == GONE))
-    data = records.to_bytes(told)
-    return Look(identities, data, len(told) - gone, gone, complete, wants_resync)
+    gone = int(np.count_nonzero(rows["state"] == GONE))
+    data = records.to_bytes(rows)
+    return Look(identities, data, len(rows) - gone, gone, complete, wants_resync)

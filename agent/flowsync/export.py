@@ -19,7 +19,7 @@ from agent.dataplane.abi import FlowState
 from agent.dataplane.survey import Slots
 from agent.dataplane.tables import Table
 from agent.flowsync import records
-from agent.flowsync.ledger import TOLD, Ledger
+from agent.flowsync.ledger import SENT_BITS, Ledger
 from agent.flowsync.nat import owners
 from agent.flowsync.records import RECORD, Records
 from agent.flowsync.view import FlowTables, View, limits_of
@@ -93,14 +93,14 @@ class Exporter:
                 number += len(look.over) + len(look.slots)
             if number >= most:
                 break
-        return self._told(view, jiffies, looks)
+        return self._collect(view, jiffies, looks)
 
     def named(self, view: View, jiffies: int, slots: Indices) -> Records:
         """Return what the peer does not know yet about these slots, which may be in any order."""
         flows = view.tables.flows
         slots = np.unique(slots[slots < len(flows)])
         look = self._news(view.tables, flows[slots], slots, unfinished=False)
-        return self._told(view, jiffies, [] if look is None else [look])
+        return self._collect(view, jiffies, [] if look is None else [look])
 
     def everything(
         self, view: View, jiffies: int, states: frozenset[FlowState] = SYNCED
@@ -121,16 +121,16 @@ class Exporter:
             ledger.sent[first : first + CHUNK] = 0
             ledger.sent[slots[theirs]] = words[theirs]
             chosen = wanted[survey.state_of(words)] & ~theirs
-            told = self._tell(view, jiffies, slots[chosen], words[chosen])
-            if len(told):
-                yield told
+            rows = self._export(view, jiffies, slots[chosen], words[chosen])
+            if len(rows):
+                yield rows
 
     def _look(self, tables: FlowTables, first: int, *, unfinished: bool) -> _Look | None:
         """Return what is new in the slots from ``first`` on, or None. ``unfinished`` includes flows
         with an unfinished handshake.
         """
         raw = tables.flows[first : first + CHUNK].copy()
-        moved = np.flatnonzero(_told_of(raw) ^ self._ledger.sent[first : first + CHUNK])
+        moved = np.flatnonzero(_as_known(raw) ^ self._ledger.sent[first : first + CHUNK])
         return self._news(tables, raw[moved], moved + first, unfinished=unfinished)
 
     def _news(
@@ -139,21 +139,21 @@ class Exporter:
         """Return what is new in these slots, which held the words ``raw``, or None."""
         if not len(slots):
             return None
-        words, known = _told_of(raw), self._ledger.sent[slots]
+        words, known = _as_known(raw), self._ledger.sent[slots]
         is_other = (words ^ known) > _STAMP
-        is_told = words != 0 if unfinished else words & _SYNCED_BIT != 0
-        is_over = is_other & ~is_told & (known != 0)
-        is_new = is_told & (is_other | _is_due(tables, words, known))
+        is_exported = words != 0 if unfinished else words & _SYNCED_BIT != 0
+        is_over = is_other & ~is_exported & (known != 0)
+        is_new = is_exported & (is_other | _is_due(tables, words, known))
         return _Look(slots[is_over], slots[is_new], _without_waiting(raw[is_new]))
 
-    def _told(self, view: View, jiffies: int, looks: list[_Look]) -> Records:
+    def _collect(self, view: View, jiffies: int, looks: list[_Look]) -> Records:
         """Return records of what these looks have found."""
         if not looks:
             return records.joined(())
         gone = self._gone(np.concatenate([look.over for look in looks]))
         slots = np.concatenate([look.slots for look in looks])
         words = np.concatenate([look.words for look in looks])
-        return records.joined((gone, self._tell(view, jiffies, slots, words)))
+        return records.joined((gone, self._export(view, jiffies, slots, words)))
 
     def _gone(self, slots: Indices) -> Records:
         self._ledger.sent[slots] = 0
@@ -161,25 +161,25 @@ class Exporter:
         gone["slot"] = slots
         return gone
 
-    def _tell(self, view: View, jiffies: int, slots: Indices, words: Slots) -> Records:
+    def _export(self, view: View, jiffies: int, slots: Indices, words: Slots) -> Records:
         """Return records of the flows that are whole; the others wait for the next look."""
-        told, whole = records_of(view, jiffies, slots, words)
-        self._ledger.sent[slots[whole]] = words[whole] & TOLD
-        return told[whole]
+        rows, whole = records_of(view, jiffies, slots, words)
+        self._ledger.sent[slots[whole]] = words[whole] & SENT_BITS
+        return rows[whole]
 
 
-def _told_of(raw: Slots) -> Slots:
+def _as_known(raw: Slots) -> Slots:
     """Return the words as a peer should know them. Flows that the agent has ended are closing at
     no backend; the peer should see them as over (0).
     """
-    told: Slots = np.where(raw & _PLACE == _ENDED, np.uint64(0), raw & TOLD)
-    return told
+    known: Slots = np.where(raw & _PLACE == _ENDED, np.uint64(0), raw & SENT_BITS)
+    return known
 
 
 def _without_waiting(words: Slots) -> Slots:
     """Return the words with the awaiting bit cleared, in states that have one."""
     awaits = words & _AWAITING == _AWAITING
-    bare: Slots = np.where(awaits, words & TOLD, words)
+    bare: Slots = np.where(awaits, words & SENT_BITS, words)
     return bare
 
 
@@ -206,23 +206,23 @@ def records_of(
     whole = flowhash.is_at(hashes, words, slots, tables.size.flow_buckets)
     known = np.where(backend < len(tables.backends), backend, 0)
     whole &= (service != 0) & (tables.backends["service"][known] == service)
-    told = np.zeros(len(slots), dtype=RECORD)
-    told["slot"], told["state"] = slots, survey.state_of(words)
-    told["family"], told["l4_proto"] = cold["family"], cold["l4_proto"]
-    told["client"], told["vip"] = _bytes(cold["saddr"]), _bytes(cold["daddr"])
-    told["client_port"], told["vip_port"] = cold["sport"], cold["dport"]
-    told["service"], told["backend"] = service, backend
+    rows = np.zeros(len(slots), dtype=RECORD)
+    rows["slot"], rows["state"] = slots, survey.state_of(words)
+    rows["family"], rows["l4_proto"] = cold["family"], cold["l4_proto"]
+    rows["client"], rows["vip"] = _bytes(cold["saddr"]), _bytes(cold["daddr"])
+    rows["client_port"], rows["vip_port"] = cold["sport"], cold["dport"]
+    rows["service"], rows["backend"] = service, backend
     age = survey.age_jiffies(cold["start"], jiffies)
-    told["age_ms"] = np.minimum(age * 1000 / view.clock.hz, _MOST_MS)
+    rows["age_ms"] = np.minimum(age * 1000 / view.clock.hz, _MOST_MS)
     idle = survey.idle_ticks(words, jiffies >> view.clock.shift)
-    told["idle_ms"] = np.round(idle * (view.clock.tick_s * 1000))
+    rows["idle_ms"] = np.round(idle * (view.clock.tick_s * 1000))
     for name in _OF_WARM:
         if name in (warm.dtype.names or ()):
-            told[name] = warm[name]
+            rows[name] = warm[name]
     port = nat % tables.size.nat_ports
-    told["nat_source"] = np.where(held, tables.nat_sources_of(nat), 0)
-    told["nat_port"] = np.where(held, port + tables.size.nat_first_port, 0)
-    return told, whole
+    rows["nat_source"] = np.where(held, tables.nat_sources_of(nat), 0)
+    rows["nat_port"] = np.where(held, port + tables.size.nat_first_port, 0)
+    return rows, whole
 
 
 def _bytes(addresses: Table) -> npt.NDArray[np.uint8]:
@@ -242,14 +242,14 @@ def _nat_of(
 
 
 def _ends_of_new(
-    tables: FlowTables, cold: Table, those: npt.NDArray[np.bool_], nat: Indices
+    tables: FlowTables, cold: Table, mask: npt.NDArray[np.bool_], nat: Indices
 ) -> None:
     """Fill in ``cold`` the addresses of embryonic flows from their NAT slots, for the flows in the
-    mask ``those``. The cold array does not hold them.
+    mask. The cold array does not hold them.
     """
-    rows = tables.nat_slots[nat[those]]
-    for name, there in (
+    nat_rows = tables.nat_slots[nat[mask]]
+    for name, column in (
         ("saddr", "client"), ("daddr", "vip"), ("sport", "client_port"), ("dport", "vip_port"),
         ("service", "service"), ("l4_proto", "l4_proto"), ("family", "family"),
     ):  # fmt: skip
-        cold[name][those] = rows[there]
+        cold[name][mask] = nat_rows[column]

@@ -24,7 +24,7 @@ class Greeter:
     async def initiate(self, streams: Streams) -> Session:
         """Do the handshake on a connection that we opened. Refused, OSError or TimeoutError."""
         hello = replace(self.own, nonce=secrets.token_bytes(32))
-        async with asyncio.timeout(GREETING_S), _telling(streams[1]):
+        async with asyncio.timeout(GREETING_S), _sending_refusal(streams[1]):
             streams[1].write(hello.pack())
             prefix, body = await _message(streams[0])
             peer = handshake.read_hello(prefix, body)
@@ -41,7 +41,7 @@ class Greeter:
         Return the session, and the proof that completes the handshake once it is sent.
         """
         hello = replace(self.own, nonce=secrets.token_bytes(32))
-        async with asyncio.timeout(GREETING_S), _telling(streams[1]):
+        async with asyncio.timeout(GREETING_S), _sending_refusal(streams[1]):
             prefix, body = await _message(streams[0])
             peer = handshake.read_hello(prefix, body)
             # Sent before the checks, so that a refused peer can still say which version we have.
@@ -61,12 +61,12 @@ def refuse(writer: asyncio.StreamWriter, why: Why) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _telling(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+async def _sending_refusal(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
     """Send the reason to the peer when the body refuses it."""
     try:
         yield
     except Refused as refused:
-        if not refused.told:
+        if not refused.by_peer:
             writer.write(handshake.pack_refusal(refused.why))
         raise
 

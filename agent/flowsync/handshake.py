@@ -48,12 +48,12 @@ class Why(enum.IntEnum):
 
 
 class Refused(Exception):  # noqa: N818 (an outcome, not a defect)
-    """The handshake failed. ``told``: the peer refused us, rather than we it."""
+    """The handshake failed. ``by_peer``: the peer refused us, rather than we it."""
 
-    def __init__(self, why: Why, text: str, *, told: bool = False) -> None:
+    def __init__(self, why: Why, text: str, *, by_peer: bool = False) -> None:
         super().__init__(text)
         self.why = why
-        self.told = told
+        self.by_peer = by_peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +100,16 @@ def rest_bytes(prefix: bytes) -> int:
 def read_hello(prefix: bytes, body: bytes) -> Hello:
     """Return the peer's hello. Refused if it is not one, or if the peer refuses us."""
     magic, number, _ = PREFIX.unpack(prefix)
-    _raise_if_told(magic, number)
+    _raise_if_refused(magic, number)
     try:
-        said = json.loads(body)
+        fields = json.loads(body)
         hello = Hello(
-            project=printable(str(said["project"]), _LONGEST_VERSION),
+            project=printable(str(fields["project"]), _LONGEST_VERSION),
             protocol=number,
-            records=int(said.get("records", 0)),
-            name=printable(str(said.get("name", ""))),
-            process=printable(str(said.get("process", ""))),
-            nonce=bytes.fromhex(said.get("nonce", "")),
+            records=int(fields.get("records", 0)),
+            name=printable(str(fields.get("name", ""))),
+            process=printable(str(fields.get("process", ""))),
+            nonce=bytes.fromhex(fields.get("nonce", "")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         hello = None  # OverflowError: Python's JSON allows Infinity, which int() refuses
@@ -151,7 +151,7 @@ def check_proof(
     acceptor's.
     """
     magic, number, _ = PREFIX.unpack(prefix)
-    _raise_if_told(magic, number)
+    _raise_if_refused(magic, number)
     if magic != _PROOF:
         raise Refused(Why.GARBAGE, "what the peer sent is not a balancer's proof")
     if not hmac.compare_digest(body, _proof(secret, transcript, initiator)):
@@ -191,14 +191,14 @@ _TEXTS = {
 }
 
 
-def _raise_if_told(magic: bytes, number: int) -> None:
+def _raise_if_refused(magic: bytes, number: int) -> None:
     if magic != _REFUSAL:
         return
     try:
         why = Why(number)
     except ValueError:
-        raise Refused(Why.GARBAGE, f"the peer refuses, for reason {number}", told=True) from None
-    raise Refused(why, _TEXTS[why], told=True)
+        raise Refused(Why.GARBAGE, f"the peer refuses, for reason {number}", by_peer=True) from None
+    raise Refused(why, _TEXTS[why], by_peer=True)
 
 
 def _proof(secret: bytes, transcript: bytes, initiator: bool) -> bytes:

@@ -118,7 +118,7 @@ class _Batch:
     """Records that are being installed, and the context that they are read with."""
 
     view: View
-    told: Records
+    records: Records
     cold: Table  # the cold row for each record
     warm: Table
     now: int
@@ -155,43 +155,43 @@ class Installer:
         self._unconfirmed = None
         return tally.outcome()
 
-    def install(self, view: View, told: Records, jiffies: int, arrival: Arrival) -> Outcome:
+    def install(self, view: View, records: Records, jiffies: int, arrival: Arrival) -> Outcome:
         """Install records, which must come in the order in which the peer sent them."""
         tally = _Tally(len(view.tables.backends))
-        told = self._newest(told, tally)
-        is_gone = told["state"] == GONE
-        self._remove(view.tables, self._held_by(told["slot"][is_gone]), tally)
-        told = told[~is_gone]
-        planned, refused = plan(view, self.ids, told, jiffies)
+        records = self._newest(records, tally)
+        is_gone = records["state"] == GONE
+        self._remove(view.tables, self._held_by(records["slot"][is_gone]), tally)
+        records = records[~is_gone]
+        planned, refused = plan(view, self.ids, records, jiffies)
         tally.refused.update(refused)
-        self._leave_old_places(view.tables, told, planned, tally)
-        self._place(view, told, planned, jiffies, arrival, tally)
+        self._leave_old_places(view.tables, records, planned, tally)
+        self._place(view, records, planned, jiffies, arrival, tally)
         return tally.outcome()
 
     def place(
-        self, view: View, told: Records, planned: Plan, jiffies: int, arrival: Arrival
+        self, view: View, records: Records, planned: Plan, jiffies: int, arrival: Arrival
     ) -> Outcome:
         """Install records for which a plan exists already. Embryonic flows may take more than
         their share of a bucket, because they were within it in a larger table.
         """
         tally = _Tally(len(view.tables.backends))
-        self._place(view, told, planned, jiffies, arrival, tally, abi.FLOW_WAYS)
+        self._place(view, records, planned, jiffies, arrival, tally, abi.FLOW_WAYS)
         return tally.outcome()
 
     def _place(
         self,
         view: View,
-        told: Records,
+        records: Records,
         planned: Plan,
         jiffies: int,
         arrival: Arrival,
         tally: _Tally,
         embryonic_ways: int = abi.FLOW_EMBRYONIC_WAYS,
     ) -> None:
-        cold, warm = _beside(view, self.ids, told, jiffies, arrival)
+        cold, warm = _cold_and_warm(view, self.ids, records, jiffies, arrival)
         batch = _Batch(
             view,
-            told,
+            records,
             cold,
             warm,
             jiffies >> view.clock.shift,
@@ -205,39 +205,39 @@ class Installer:
             left -= len(chosen)
         tally.refused[Refusal.NO_ROOM] += left
 
-    def _newest(self, told: Records, tally: _Tally) -> Records:
+    def _newest(self, records: Records, tally: _Tally) -> Records:
         """Return the last record for each of the peer's slots."""
-        is_slot = told["slot"] < len(self._ledger.place)
+        is_slot = records["slot"] < len(self._ledger.place)
         if not is_slot.all():
             tally.refused[Refusal.MALFORMED] += int(np.count_nonzero(~is_slot))
-            told = told[is_slot]
-        backwards = np.unique(told["slot"][::-1], return_index=True)[1]
-        return told[len(told) - 1 - backwards]
+            records = records[is_slot]
+        backwards = np.unique(records["slot"][::-1], return_index=True)[1]
+        return records[len(records) - 1 - backwards]
 
     # -- removing flows
 
     def _held_by(self, theirs: npt.NDArray[np.integer]) -> Counts:
         """Return our slots that hold the flows of these slots of the peer's."""
         place = self._ledger.place[theirs].astype(np.int64)
-        told = np.flatnonzero(place)
-        ours: Counts = place[told] - 1
-        is_still: Mask = self._ledger.holder[ours] == theirs[told].astype(np.int64) + 1
+        known = np.flatnonzero(place)
+        ours: Counts = place[known] - 1
+        is_still: Mask = self._ledger.holder[ours] == theirs[known].astype(np.int64) + 1
         return ours[is_still]
 
     def _leave_old_places(
-        self, tables: FlowTables, told: Records, planned: Plan, tally: _Tally
+        self, tables: FlowTables, records: Records, planned: Plan, tally: _Tally
     ) -> None:
         """Remove flows whose slot at the peer has been taken by another flow: they are over."""
-        theirs = told["slot"].astype(np.int64)
+        theirs = records["slot"].astype(np.int64)
         ours = self._ledger.place[theirs].astype(np.int64) - 1
-        wanted = np.zeros(len(told), dtype=np.uint64)  # tags; 0 for refused records
-        bucket = np.full(len(told), -1)
+        wanted = np.zeros(len(records), dtype=np.uint64)  # tags; 0 for refused records
+        bucket = np.full(len(records), -1)
         wanted[planned.row] = planned.word >> np.uint64(abi.FLOW_TAG_SHIFT)
         bucket[planned.row] = planned.bucket
-        is_told = (ours >= 0) & (self._ledger.holder[ours] == theirs + 1)
-        there = tables.flows[ours] >> np.uint64(abi.FLOW_TAG_SHIFT)
-        is_other = (there != wanted) | (bucket != ours // abi.FLOW_WAYS)
-        self._remove(tables, ours[is_told & is_other], tally)
+        is_held = (ours >= 0) & (self._ledger.holder[ours] == theirs + 1)
+        held_tags = tables.flows[ours] >> np.uint64(abi.FLOW_TAG_SHIFT)
+        is_other = (held_tags != wanted) | (bucket != ours // abi.FLOW_WAYS)
+        self._remove(tables, ours[is_held & is_other], tally)
 
     def _remove(self, tables: FlowTables, slots: Counts, tally: _Tally) -> None:
         """Free those of these slots of the peer's flows that no packet has touched here."""
@@ -276,7 +276,7 @@ class Installer:
         stored &= ~_without_port(batch, planned, slots, stored, seen[fits])
         tally.refused[Refusal.RACED] += int(np.count_nonzero(~stored))
         slots, words, planned = slots[stored], words[stored], planned.take(stored)
-        self._note(slots, batch.told["slot"][planned.row].astype(np.int64), planned.word)
+        self._note(slots, batch.records["slot"][planned.row].astype(np.int64), planned.word)
         tally.closes(words)
         tally.opens(planned.word)
         refreshed = int(np.count_nonzero(goes_on & stored))
@@ -291,18 +291,18 @@ class Installer:
             self._unconfirmed[slots] = False
 
 
-def _beside(
-    view: View, ids: IdMap, told: Records, jiffies: int, arrival: Arrival
+def _cold_and_warm(
+    view: View, ids: IdMap, records: Records, jiffies: int, arrival: Arrival
 ) -> tuple[Table, Table]:
     """Return the cold and the warm rows of these flows, still without their NAT slots."""
-    cold = cold_of(told, ids.services[told["service"]])
-    age = told["age_ms"].astype(np.int64) * view.clock.hz // 1000
+    cold = cold_of(records, ids.services[records["service"]])
+    age = records["age_ms"].astype(np.int64) * view.clock.hz // 1000
     cold["start"] = (jiffies - age) % 2**32
-    warm = np.zeros(len(told), dtype=abi.FLOW_WARM)
+    warm = np.zeros(len(records), dtype=abi.FLOW_WARM)
     for name in ("mac", "vlan", "tags", "talk", "rtt_us"):
-        warm[name] = told[name]
-    warm["seq"] = told["seq"].astype(np.uint32) - _SEQ_BACK
-    warm["ifindex"], warm["source_mac"] = arrival.of(told["slot"].astype(np.int64))
+        warm[name] = records[name]
+    warm["seq"] = records["seq"].astype(np.uint32) - _SEQ_BACK
+    warm["ifindex"], warm["source_mac"] = arrival.of(records["slot"].astype(np.int64))
     return cold, warm
 
 

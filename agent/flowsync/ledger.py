@@ -15,7 +15,7 @@ from agent.dataplane.survey import Slots
 from agent.flowsync.kept import Kept
 
 # The bits of a slot's word that are sent; whether a request is waiting is not.
-TOLD = np.uint64(~(abi.FLOW_AWAITING << abi.FLOW_STATE_SHIFT) & (2**64 - 1))
+SENT_BITS = np.uint64(~(abi.FLOW_AWAITING << abi.FLOW_STATE_SHIFT) & (2**64 - 1))
 
 
 class Ledger:

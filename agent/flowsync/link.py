@@ -72,7 +72,7 @@ class Callbacks:
     presence: Callable[[], Presence] = field(default=Presence)
     heard: Callable[[], None] = field(default=lambda: None)
     blocks: Callable[[], Blocks] = field(default=dict)
-    blocked: Callable[[Blocks], None] = field(default=lambda _told: None)
+    blocked: Callable[[Blocks], None] = field(default=lambda _blocks: None)
 
 
 class Ended(Exception):  # noqa: N818 (every stream ends)
@@ -287,7 +287,7 @@ class Link:
             answer = Answer(ask.id, False, f"not done within {ASKED_S:g} s")
         except Exception:  # a defect there must not end the stream
             log.exception("what the peer asked for broke", what=kind.name.lower())
-            answer = Answer(ask.id, False, "it broke there: see its log")
+            answer = Answer(ask.id, False, "a defect at the peer: see its log")
         self._out.write(Kind.ANSWER, messages.pack(answer))
 
     # -- heartbeats and the end

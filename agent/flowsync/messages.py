@@ -93,13 +93,13 @@ def pack(message: Ack | Heartbeat | Ask | Answer) -> bytes:
 
 
 def unpack_ack(payload: bytes) -> Ack:
-    def read(said: Mapping[str, Any]) -> Ack:
-        dropped = dict(said["dropped"])
+    def read(fields: Mapping[str, Any]) -> Ack:
+        dropped = dict(fields["dropped"])
         if len(dropped) > _MOST_REASONS:
             raise ValueError("too many reasons")
         return Ack(
-            _count(said["sequence"]),
-            _count(said["installed"]),
+            _count(fields["sequence"]),
+            _count(fields["installed"]),
             {printable(str(reason)): _count(number) for reason, number in dropped.items()},
         )
 
@@ -107,35 +107,35 @@ def unpack_ack(payload: bytes) -> Ack:
 
 
 def unpack_heartbeat(payload: bytes) -> Heartbeat:
-    def read(said: Mapping[str, Any]) -> Heartbeat:
-        echo, lag = said["echo_s"], said["lag_s"]
+    def read(fields: Mapping[str, Any]) -> Heartbeat:
+        echo, lag = fields["echo_s"], fields["lag_s"]
         return Heartbeat(
-            _time(said["sent_s"]),
+            _time(fields["sent_s"]),
             None if echo is None else _time(echo),
-            _time(said["kept_s"]),
+            _time(fields["kept_s"]),
             None if lag is None else _time(lag),
-            _names(said.get("instances")),
-            _routers(said.get("routers")),
-            max(0.0, _time(said.get("routers_age_s", 0.0))),
-            _count(said.get("takes_at", 0)),
-            said.get("takes_blocks") is True,
+            _names(fields.get("instances")),
+            _routers(fields.get("routers")),
+            max(0.0, _time(fields.get("routers_age_s", 0.0))),
+            _count(fields.get("takes_at", 0)),
+            fields.get("takes_blocks") is True,
         )
 
     return _read(payload, read)
 
 
 def unpack_ask(payload: bytes) -> Ask:
-    def read(said: Mapping[str, Any]) -> Ask:
-        instance = said["instance"]
-        return Ask(_count(said["id"]), None if instance is None else printable(str(instance)))
+    def read(fields: Mapping[str, Any]) -> Ask:
+        instance = fields["instance"]
+        return Ask(_count(fields["id"]), None if instance is None else printable(str(instance)))
 
     return _read(payload, read)
 
 
 def unpack_answer(payload: bytes) -> Answer:
-    def read(said: Mapping[str, Any]) -> Answer:
-        text = printable(str(said["text"]), _LONGEST_TEXT)
-        return Answer(_count(said["id"]), said["done"] is True, text)
+    def read(fields: Mapping[str, Any]) -> Answer:
+        text = printable(str(fields["text"]), _LONGEST_TEXT)
+        return Answer(_count(fields["id"]), fields["done"] is True, text)
 
     return _read(payload, read)
 
@@ -146,10 +146,10 @@ def pack_blocks(blocks: Blocks) -> bytes:
 
 
 def unpack_blocks(payload: bytes) -> Blocks:
-    def read(said: Mapping[str, Any]) -> Blocks:
+    def read(fields: Mapping[str, Any]) -> Blocks:
         return {
             prefix: replace(block, why=printable(block.why, _LONGEST_TEXT))
-            for prefix, block in from_json(said["blocks"]).items()
+            for prefix, block in from_json(fields["blocks"]).items()
         }
 
     return _read(payload, read)
@@ -185,11 +185,11 @@ def _routers(value: Any) -> tuple[RouterWord, ...] | None:
     return tuple(word for word in words if word is not None)
 
 
-def _router(said: list[Any]) -> RouterWord | None:
+def _router(fields: list[Any]) -> RouterWord | None:
     """Return a virtual router, or None if its method or role is one that only later versions know.
     Later versions may also send more fields for each router.
     """
-    instance, family, method, role, priority, well, vouched, *rest = said
+    instance, family, method, role, priority, well, vouched, *rest = fields
     vrid, version, interval_s, authentication, vips, *_ = rest
     try:
         what, is_now = Method(method), Role(role)

@@ -34,8 +34,8 @@ class NatPlaces:
         source = np.where(known, number, 0)
         found = self.every[backend, source]
         for (ident, own), blocks in self.of_ports.items():
-            those = (backend == ident) & (port == own)
-            found = np.where(those & (blocks[source] != 0), blocks[source], found)
+            mask = (backend == ident) & (port == own)
+            found = np.where(mask & (blocks[source] != 0), blocks[source], found)
         return np.where(known, found, 0) - 1
 
 

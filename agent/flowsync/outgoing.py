@@ -101,43 +101,43 @@ class Outgoing:
 
     async def run(self) -> None:
         """Send, until cancelled."""
-        await self._tell_everything()
-        looked_s = told_s = time.monotonic()
+        await self._send_everything()
+        looked_s = sent_s = time.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(looked_s + self._config.interval_s - time.monotonic()):
                     await self._wake.wait()
-                    await asyncio.sleep(told_s + GATHER_S - time.monotonic())
+                    await asyncio.sleep(sent_s + GATHER_S - time.monotonic())
             self._wake.clear()
             if self._named:
-                await self._tell_named()
-                told_s = time.monotonic()
+                await self._send_named()
+                sent_s = time.monotonic()
             if self._resync:
-                await self._tell_everything()
+                await self._send_everything()
             elif not self._flushes and time.monotonic() < looked_s + self._config.interval_s:
                 continue  # woken only for named slots
-            await self._tell_changes()
+            await self._send_changes()
             looked_s = time.monotonic()
 
-    async def _tell_everything(self) -> None:
+    async def _send_everything(self) -> None:
         self._resync = False
         began_s = time.monotonic()
         identities = await in_thread(self._flows.begin)
-        await self._tell(Kind.IDENTITIES, identities)
-        await self._tell(Kind.FULL_BEGIN)
+        await self._send(Kind.IDENTITIES, identities)
+        await self._send(Kind.FULL_BEGIN)
         while (part := await in_thread(self._flows.part)) is not None:
-            await self._tell_look(part)
+            await self._send_look(part)
             if self._named:
-                await self._tell_named()
-        await self._tell(Kind.FULL_END)
+                await self._send_named()
+        await self._send(Kind.FULL_END)
         self.window.looked(began_s)
         self._tally.full_sent += 1
 
-    async def _tell_named(self) -> None:
+    async def _send_named(self) -> None:
         slots, self._named = np.concatenate(self._named), []
-        await self._tell_look(await in_thread(lambda: self._flows.named(slots)))
+        await self._send_look(await in_thread(lambda: self._flows.named(slots)))
 
-    async def _tell_changes(self) -> None:
+    async def _send_changes(self) -> None:
         self._flushing, self._flushes = self._flushes, []
         unfinished = bool(self._flushing)
         flows, began_s = 0, time.monotonic()
@@ -145,7 +145,7 @@ class Outgoing:
             look = await in_thread(lambda: self._flows.changed(unfinished=unfinished))
             if look.wants_resync:
                 self.write(Kind.RESYNC)
-            await self._tell_look(look)
+            await self._send_look(look)
             flows += look.flows
             if look.complete:
                 break
@@ -154,12 +154,12 @@ class Outgoing:
         self._flushing = []
         self._settle()
 
-    async def _tell_look(self, look: Look) -> None:
+    async def _send_look(self, look: Look) -> None:
         if look.identities is not None:
-            await self._tell(Kind.IDENTITIES, look.identities)
+            await self._send(Kind.IDENTITIES, look.identities)
         size = self._piece_bytes()
         for first in range(0, len(look.records), size):
-            await self._tell(Kind.RECORDS, look.records[first : first + size])
+            await self._send(Kind.RECORDS, look.records[first : first + size])
         self._tally.flows_sent += look.flows
         self._tally.gone_sent += look.gone
 
@@ -169,7 +169,7 @@ class Outgoing:
         record = self._flows.record_bytes
         return int(min(RECORDS_BYTES, wanted) // record * record)
 
-    async def _tell(self, kind: Kind, payload: bytes = b"") -> None:
+    async def _send(self, kind: Kind, payload: bytes = b"") -> None:
         """Send a data frame as soon as credit and bandwidth allow it."""
         while not self.window.has_credit:
             self._credit.clear()

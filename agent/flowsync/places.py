@@ -75,8 +75,8 @@ def places(
     is_same = survey.backend_of(found) == planned.backend
     theirs = ledger.is_untouched(found, slots) | is_over[each, way]
     # The flow has moved to the peer if the peer saw its last packet.
-    idle, told = survey.idle_ticks(found, now), survey.idle_ticks(planned.word, now)
-    theirs |= is_same & (idle > told) | peer_wins
+    idle, peer_idle = survey.idle_ticks(found, now), survey.idle_ticks(planned.word, now)
+    theirs |= is_same & (idle > peer_idle) | peer_wins
     is_new = survey.state_of(planned.word) == FlowState.EMBRYONIC
     embryonic = np.count_nonzero(state == FlowState.EMBRYONIC, axis=1)
     no_share = is_new & (embryonic >= embryonic_ways)

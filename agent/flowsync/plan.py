@@ -81,21 +81,21 @@ class Plan:
         )
 
 
-def plan(view: View, ids: IdMap, told: Records, jiffies: int) -> tuple[Plan, dict[Refusal, int]]:
+def plan(view: View, ids: IdMap, records: Records, jiffies: int) -> tuple[Plan, dict[Refusal, int]]:
     """Return the flows of these records that can be taken, and how many cannot, by reason."""
-    service = ids.services[told["service"]]
-    backend = ids.backends[told["backend"]]
-    state = told["state"].astype(np.int64)
-    is_well = _is_well_formed(told)
+    service = ids.services[records["service"]]
+    backend = ids.backends[records["backend"]]
+    state = records["state"].astype(np.int64)
+    is_well = _is_well_formed(records)
     limit = limits_of(view.tables, backend, np.where(is_well, state, 0))
-    ticks = _ticks(view, told)
-    nat, has_source = _nat_index(view, ids, told, backend)
+    ticks = _ticks(view, records)
+    nat, has_source = _nat_index(view, ids, records, backend)
     owner = view.tables.backends["service"][backend]
     word, bucket = _place(
-        view, told, service, backend, state, (jiffies >> view.clock.shift) - ticks
+        view, records, service, backend, state, (jiffies >> view.clock.shift) - ticks
     )
     refused: dict[Refusal, int] = {}
-    good = np.ones(len(told), dtype=bool)
+    good = np.ones(len(records), dtype=bool)
     for reason, passes in (
         (Refusal.MALFORMED, is_well),
         (Refusal.NO_SERVICE, service != 0),
@@ -107,41 +107,41 @@ def plan(view: View, ids: IdMap, told: Records, jiffies: int) -> tuple[Plan, dic
         if number:
             refused[reason] = number
         good &= passes
-    rows = np.arange(len(told))
-    source = ids.nat_sources[told["nat_source"]]
+    rows = np.arange(len(records))
+    source = ids.nat_sources[records["nat_source"]]
     return Plan(rows, bucket, word, service, backend, nat, source).take(good), refused
 
 
-def cold_of(told: Records, service: Counts) -> Table:
+def cold_of(records: Records, service: Counts) -> Table:
     """Return the cold rows of these flows (addresses, ports, service) without the start time."""
-    cold = np.zeros(len(told), dtype=abi.FLOW_COLD)
-    cold["saddr"] = np.ascontiguousarray(told["client"]).view(">u4")
-    cold["daddr"] = np.ascontiguousarray(told["vip"]).view(">u4")
-    cold["sport"], cold["dport"] = told["client_port"], told["vip_port"]
+    cold = np.zeros(len(records), dtype=abi.FLOW_COLD)
+    cold["saddr"] = np.ascontiguousarray(records["client"]).view(">u4")
+    cold["daddr"] = np.ascontiguousarray(records["vip"]).view(">u4")
+    cold["sport"], cold["dport"] = records["client_port"], records["vip_port"]
     cold["service"] = service
-    cold["l4_proto"], cold["family"] = told["l4_proto"], told["family"]
+    cold["l4_proto"], cold["family"] = records["l4_proto"], records["family"]
     return cold
 
 
-def _is_well_formed(told: Records) -> Mask:
-    well: Mask = _STATES[told["state"]] & _FAMILIES[told["family"]]
-    well &= _PROTOCOLS[told["l4_proto"]] & (told["tags"] <= MOST_TAGS)
-    is_short = ~told["client"][:, 4:].any(axis=1) & ~told["vip"][:, 4:].any(axis=1)
-    well &= (told["family"] == 6) | is_short
+def _is_well_formed(records: Records) -> Mask:
+    well: Mask = _STATES[records["state"]] & _FAMILIES[records["family"]]
+    well &= _PROTOCOLS[records["l4_proto"]] & (records["tags"] <= MOST_TAGS)
+    is_short = ~records["client"][:, 4:].any(axis=1) & ~records["vip"][:, 4:].any(axis=1)
+    well &= (records["family"] == 6) | is_short
     return well
 
 
-def _ticks(view: View, told: Records) -> Counts:
+def _ticks(view: View, records: Records) -> Counts:
     """Return how many ticks the flows have been idle, plus OLDER_TICKS."""
-    ticks = np.round(told["idle_ms"] / (view.clock.tick_s * 1000)).astype(np.int64)
+    ticks = np.round(records["idle_ms"] / (view.clock.tick_s * 1000)).astype(np.int64)
     return ticks + OLDER_TICKS
 
 
 def _place(
-    view: View, told: Records, service: Counts, backend: Counts, state: Counts, stamp: Counts
+    view: View, records: Records, service: Counts, backend: Counts, state: Counts, stamp: Counts
 ) -> tuple[Slots, Counts]:
     """Return the word of each flow, and its bucket."""
-    cold = cold_of(told, service)
+    cold = cold_of(records, service)
     hashes = view.keys.hashes(service, flowhash.wire_of(cold), flowhash.daddr_of(cold))
     low = backend << abi.FLOW_BACKEND_SHIFT | state << abi.FLOW_STATE_SHIFT
     low |= stamp & abi.FLOW_STAMP_MASK
@@ -149,7 +149,7 @@ def _place(
     return word, flowhash.buckets_of(hashes, view.tables.size.flow_buckets)
 
 
-def _nat_index(view: View, ids: IdMap, told: Records, backend: Counts) -> tuple[Counts, Mask]:
+def _nat_index(view: View, ids: IdMap, records: Records, backend: Counts) -> tuple[Counts, Mask]:
     """Return the NAT slot of each fullnat flow, and a mask of flows that need none or have one
     here.
 
@@ -157,10 +157,10 @@ def _nat_index(view: View, ids: IdMap, told: Records, backend: Counts) -> tuple[
     """
     size = view.tables.size
     is_fullnat = view.tables.backends["forward"][backend] == abi.ForwardId.FULLNAT
-    needs = is_fullnat & (told["nat_port"] != 0)
-    number = ids.nat_sources[told["nat_source"]]
-    block = view.nat_places.blocks(backend, told["vip_port"], number)
-    port = told["nat_port"].astype(np.int64) - size.nat_first_port
+    needs = is_fullnat & (records["nat_port"] != 0)
+    number = ids.nat_sources[records["nat_source"]]
+    block = view.nat_places.blocks(backend, records["vip_port"], number)
+    port = records["nat_port"].astype(np.int64) - size.nat_first_port
     is_here: Mask = (block >= 0) & (block < size.nat_blocks) & (port >= 0) & (port < size.nat_ports)
     index = np.where(needs & is_here, block * size.nat_ports + port, -1)
     return index, is_here | ~needs

@@ -75,7 +75,7 @@ class FlowSync:
         presence: Callable[[], Presence] = Presence,
         heard: Callable[[], None] = lambda: None,
         blocks: Callable[[], Blocks] = dict,
-        blocked: Callable[[Blocks], None] = lambda _told: None,
+        blocked: Callable[[Blocks], None] = lambda _blocks: None,
     ) -> None:
         self.problem = ""  # why peers cannot connect to us, or empty
         self.strangers: Counter[str] = Counter()  # connections refused without a handshake
@@ -91,7 +91,7 @@ class FlowSync:
         self._servers: list[asyncio.Server] = []
         self._listening: tuple[tuple[Address, ...], int] = ((), 0)
         self._greetings = 0
-        self._said: set[Address] = set()
+        self._logged: set[Address] = set()
         self._changed = asyncio.Event()
 
     # -- called by the agent
@@ -167,7 +167,7 @@ class FlowSync:
                 flows += task.result()
         if failed:
             return FlushResult(False, "; ".join(failed), flows)
-        return FlushResult(True, f"told to {len(asked)}", flows)
+        return FlushResult(True, f"sent to {len(asked)}", flows)
 
     async def ask_take(
         self,
@@ -285,8 +285,8 @@ class FlowSync:
     def _refuse(self, writer: asyncio.StreamWriter, why: Why, address: Address) -> None:
         greet.refuse(writer, why)
         self.strangers[why.label] += 1
-        if address not in self._said and len(self._said) < _MOST_STRANGERS:
-            self._said.add(address)
+        if address not in self._logged and len(self._logged) < _MOST_STRANGERS:
+            self._logged.add(address)
             log.warning("flow sync: refused a connection", address=str(address), why=why.label)
 
     def _greeter_of(self, key: bytes, name: str) -> Greeter:

@@ -38,8 +38,8 @@ async def check(
         return False, f"HTTP {answer.headers.get(':status', '?')}, not gRPC"
     status = answer.headers.get("grpc-status", "missing")
     if status == "0":
-        said = serving(answer.body)
-        return said == "SERVING", said
+        serving_status = serving(answer.body)
+        return serving_status == "SERVING", serving_status
     if status == "5":  # NOT_FOUND
         return False, f"it knows no service {service!r}"
     if status == "12":  # UNIMPLEMENTED

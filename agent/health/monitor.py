@@ -22,13 +22,13 @@ from agent.health.rules import (
     due,
     excused,
     is_full_due,
+    is_meaningful,
     lost,
     next_delay_s,
     observe,
     proven,
     rechecked,
     suspended,
-    tells,
     unchecked,
     ways_to_ask,
 )
@@ -236,7 +236,7 @@ class HealthMonitor:
                 if check.kind is CheckKind.COMPLETION:
                     result = excused(result, self._served(members[0]) - served)
                     completed = started if result.ok else -math.inf
-                if not tells(result, started - failed):
+                if not is_meaningful(result, started - failed):
                     continue
                 failed = failed if result.ok else started
                 if result.unsent and not self._blocked(address, started):

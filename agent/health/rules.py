@@ -115,7 +115,7 @@ def due(check: HealthCheck, status: HealthStatus, since_s: float) -> HealthCheck
     return replace(check, kind=CheckKind.TCP)
 
 
-def tells(result: ProbeResult, since_failure_s: float) -> bool:
+def is_meaningful(result: ProbeResult, since_failure_s: float) -> bool:
     """Return whether a result means anything.
 
     Silence after a recent refusal does not: a host limits the rate of its ICMP errors (Linux: one a

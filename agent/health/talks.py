@@ -113,12 +113,12 @@ async def _tcp(check: HealthCheck, address: Address, port: int, line: Line) -> V
         writer.write(payload(check.send))
         if check.expect is None:
             return True, f"connected in {_milliseconds(started)}"
-        wanted, said = payload(check.expect), b""
-        while wanted not in said:
+        wanted, received = payload(check.expect), b""
+        while wanted not in received:
             piece = await reader.read(MOST_BYTES)
-            said += piece
-            if not piece or len(said) > MOST_BYTES:
-                took = f"{len(said)} bytes in {_milliseconds(started)}"
+            received += piece
+            if not piece or len(received) > MOST_BYTES:
+                took = f"{len(received)} bytes in {_milliseconds(started)}"
                 return False, f"{took}, without {check.expect!r}"
         return True, f"{check.expect!r} in {_milliseconds(started)}"
     finally:
@@ -169,13 +169,13 @@ def _expiry(left_s: float) -> str:
 
 async def _status(read: Callable[[int], Awaitable[bytes]]) -> int:
     """Read an answer until its status is known, and return that."""
-    said = b""
-    while (status := _status_in(said)) is None:
+    received = b""
+    while (status := _status_in(received)) is None:
         piece = await read(_PIECE)
-        said += piece
-        if not said:
+        received += piece
+        if not received:
             raise aiohttp.ServerDisconnectedError
-        if not piece or len(said) > MOST_BYTES:
+        if not piece or len(received) > MOST_BYTES:
             raise aiohttp.ClientPayloadError("the answer is not HTTP")
     return status
 
@@ -221,19 +221,19 @@ def _request(check: HealthCheck, address: Address, port: int) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def _status_in(said: bytes) -> int | None:
+def _status_in(received: bytes) -> int | None:
     """Return the status in what has arrived of an answer (RFC 9112, section 4), or None if it has
     not arrived yet. Interim responses are skipped (RFC 9110, section 15.2).
     """
     begin = 0
-    while len(said) - begin >= _STATUS_LENGTH:
-        found = _STATUS.match(said, begin)
+    while len(received) - begin >= _STATUS_LENGTH:
+        found = _STATUS.match(received, begin)
         if found is None:
             raise aiohttp.ClientPayloadError("the answer is not HTTP")
         status = int(found[1])
         if status >= _FINAL or status == _SWITCHES:
             return status
-        ends = said.find(b"\r\n\r\n", begin)
+        ends = received.find(b"\r\n\r\n", begin)
         if ends < 0:
             return None
         begin = ends + 4
@@ -332,10 +332,10 @@ async def _grpc(check: HealthCheck, address: Address, port: int, line: Line) -> 
         end.close()
         raise
     try:
-        ok, said = await grpc.check(reader, writer, f"{address}:{port}", check.grpc_service)
+        ok, detail = await grpc.check(reader, writer, f"{address}:{port}", check.grpc_service)
     finally:
         writer.transport.abort()
-    return ok, f"{said} in {_milliseconds(started)}"
+    return ok, f"{detail} in {_milliseconds(started)}"
 
 
 # -- datagrams
@@ -423,15 +423,15 @@ async def _ping(_check: HealthCheck, address: Address, _port: int, line: Line) -
         end.setblocking(False)
         end.setsockopt(*errors, 1)
         end.connect((str(address), 0))  # so that it receives only packets from this address
-        said = secrets.token_bytes(_ECHO_BYTES)  # distinguishes our reply from others
-        bare = struct.pack("!BBH", asks, 0, 0) + said
+        echo = secrets.token_bytes(_ECHO_BYTES)  # distinguishes our reply from others
+        bare = struct.pack("!BBH", asks, 0, 0) + echo
         # The kernel fills in ICMPv6's checksum, which includes the addresses.
         check = checksum(bare) if address.version == 4 else 0
-        await loop.sock_sendall(end, struct.pack("!BBH", asks, 0, check) + said)
+        await loop.sock_sendall(end, struct.pack("!BBH", asks, 0, check) + echo)
         while True:
             data = await loop.sock_recv(end, _PIECE)
             start = 4 * (data[0] & 0xF) if address.version == 4 else 0
-            if data[start : start + 1] == bytes([answers]) and data[start + 4 :] == said:
+            if data[start : start + 1] == bytes([answers]) and data[start + 4 :] == echo:
                 line.heard = True
                 return True, f"echo in {_milliseconds(started)}"
 
@@ -466,8 +466,8 @@ async def _exec(check: HealthCheck, address: Address, port: int, line: Line) -> 
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
             out.seek(0)
-            said = out.read(MOST_WORDS * 4)
-    words = said.decode(errors="replace").strip().partition("\n")[0][:MOST_WORDS]
+            output = out.read(MOST_WORDS * 4)
+    words = output.decode(errors="replace").strip().partition("\n")[0][:MOST_WORDS]
     detail = f"exit status {status} in {_milliseconds(started)}" + (f": {words}" if words else "")
     return status == 0, detail
 

@@ -187,9 +187,9 @@ async def holders(ifname: str, vips: Collection[Address]) -> dict[Address, str]:
             for vip in vips:
                 sender.frame(link.ifindex, question(mac, vip))
             await asyncio.sleep(BEFORE_S)
-        for said in (each for sock in heard for each in _heard(sock)):
-            if said.vip in vips and said.mac not in own:
-                found[said.vip] = said.mac
+        for answer in (each for sock in heard for each in _heard(sock)):
+            if answer.vip in vips and answer.mac not in own:
+                found[answer.vip] = answer.mac
     return found
 
 

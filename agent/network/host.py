@@ -55,8 +55,8 @@ class Host:
     def _look_at_refused(self) -> None:
         refused = self._vips.refused
         for each in refused - self._refused:
-            said = not_taken(each, self._owner(each.mac), self._ifname)
-            log.error("a VIP is not taken", problem=said)
+            problem = not_taken(each, self._owner(each.mac), self._ifname)
+            log.error("a VIP is not taken", problem=problem)
         for each in self._refused - refused:
             log.info("a VIP is free now, or wanted no more", vip=str(each.vip), mac=each.mac)
         self._refused = refused

@@ -28,7 +28,7 @@ class Tags:
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names
-        self._told: set[tuple[str, str]] = set()  # refusals that have been logged
+        self._logged: set[tuple[str, str]] = set()  # refusals that have been logged
 
     async def sync(self) -> None:
         """Have the cards that VLAN devices sit on leave the tags in the packets.
@@ -61,9 +61,9 @@ class Tags:
         try:
             turn_off(name, offload)
         except OSError as error:
-            if (name, offload) in self._told:
+            if (name, offload) in self._logged:
                 return
-            self._told.add((name, offload))
+            self._logged.add((name, offload))
             problem = "the driver has it fixed" if fixed else os.strerror(error.errno or 0)
             log.warning(
                 "the card hides VLAN tags from XDP; `hook: tc` sees them",

@@ -88,7 +88,7 @@ class Vips:
                     problems.append(error)
                     missing -= {address}
                 else:
-                    self._tell(address)
+                    self._log(address)
             self._held = wanted & ({entry.address for entry in present} | missing)
         if problems:
             raise self._sum_up(problems)
@@ -101,12 +101,12 @@ class Vips:
         self.refused = frozenset(Claim(vip, mac) for vip, mac in found.items())
         return frozenset(found)
 
-    def _tell(self, address: Address) -> None:
-        said = {"address": str(address), "interface": self._ifname}
+    def _log(self, address: Address) -> None:
+        fields = {"address": str(address), "interface": self._ifname}
         if address in self._held:
-            log.warning("vip put back", **said, why="it was gone from the interface")
+            log.warning("vip put back", **fields, why="it was gone from the interface")
         else:
-            log.info("vip added", **said)
+            log.info("vip added", **fields)
 
     def _sum_up(self, problems: list[NetworkError]) -> NetworkError:
         what = "; ".join(f"{problem.where}: {problem.message}" for problem in problems)

@@ -87,12 +87,12 @@ class Detour:
         """Run until cancelled."""
         while True:
             try:
-                self.tell(time.monotonic())
+                self.update(time.monotonic())
             except Exception:  # the task's root; the entries expire, as if there were no peers
                 log.exception("the packet path was not told of the other balancers")
             await asyncio.sleep(WAYS_TOLD_S)
 
-    def tell(self, now_s: float) -> None:
+    def update(self, now_s: float) -> None:
         """Write the present state for the packet path."""
         config, dataplane = self._config, self._dataplane
         if config is None or not dataplane.features.sync:

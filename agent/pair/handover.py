@@ -139,7 +139,7 @@ class _Transfer:
         if self.peers is not None:
             result = await self.peers.flush(FLUSH_S)
             if not result.done:
-                self.lacking = self.lacking or f"it was not told the last flows: {result.text}"
+                self.lacking = self.lacking or f"it did not get the last flows: {result.text}"
 
     def lack(self, why: str, remedy: str, where: str = "failover") -> None:
         """Note that the other balancer lacks flows; ConflictError unless forced."""

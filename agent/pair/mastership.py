@@ -30,13 +30,15 @@ log = get_logger()
 class Mastership:
     """The failover process of this node, as far as it answers.
 
-    ``word`` returns the contents of a heartbeat. ``told`` is called when the process has answered a
-    heartbeat of ``run``.
+    ``word`` returns the contents of a heartbeat. ``on_answer`` is called when the process has
+    answered a heartbeat of ``run``.
     """
 
-    def __init__(self, word: Callable[[], Word], told: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, word: Callable[[], Word], on_answer: Callable[[], None] = lambda: None
+    ) -> None:
         self._word = word
-        self._told = told
+        self._on_answer = on_answer
         self._period_s: float | None = None  # between heartbeats, if not WORD_S
         self._path: Path | None = None
         self.instances: Mapping[str, Instance] = {}
@@ -74,24 +76,24 @@ class Mastership:
 
     async def run(self) -> None:
         """Send heartbeats to the process, until cancelled."""
-        said: Word | None = None
+        sent: Word | None = None
         due_s = 0.0
         while True:
             self._wake.clear()
             word, now_s = self._word(), time.monotonic()
             # Passes can be frequent, so one that changed nothing does not cause a heartbeat.
-            if self._path is not None and (word != said or now_s >= due_s):
-                said, due_s = word, now_s + (self._period_s or WORD_S)
-                await self._tell(word)
+            if self._path is not None and (word != sent or now_s >= due_s):
+                sent, due_s = word, now_s + (self._period_s or WORD_S)
+                await self._send(word)
             wait_s = WORD_S if self._path is None else max(due_s - time.monotonic(), 0.0)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._wake.wait()
 
-    async def _tell(self, word: Word) -> None:
+    async def _send(self, word: Word) -> None:
         try:
-            await self.say(word)
-            self._told()
+            await self.send_heartbeat(word)
+            self._on_answer()
         except (SteelyardError, OSError) as error:
             if str(error) != self.problem:
                 log.error("the failover process does not answer", problem=str(error))
@@ -99,11 +101,11 @@ class Mastership:
         except Exception:  # the task's root: a defect here must not stop balancing
             log.exception("the failover process could not be told")
 
-    async def say(self, word: Word | None = None) -> None:
+    async def send_heartbeat(self, word: Word | None = None) -> None:
         """Send a heartbeat: the state of this agent and node."""
-        said = asdict(word or self._word())
-        said["services"] = {name: list(counts) for name, counts in said["services"].items()}
-        await self.order({"do": "agent", **said})
+        fields = asdict(word or self._word())
+        fields["services"] = {name: list(counts) for name, counts in fields["services"].items()}
+        await self.order({"do": "agent", **fields})
 
     async def order(self, request: Mapping[str, object]) -> FailoverStatus:
         """Send a request to the process and return its status afterwards. Raises SteelyardError."""
@@ -117,7 +119,7 @@ class Mastership:
         answer = from_json(await ask_async(self._path, request, ANSWER_S))
         if self.problem:
             log.info("the failover process answers")
-        self._roles = _tell_roles(self._roles, answer)
+        self._roles = _log_roles(self._roles, answer)
         self.status, self.status_s, self.problem = answer, asked_s, ""
         self.news.set()
         if answer.leaving and answer.pid != self._leaver:
@@ -213,7 +215,7 @@ class Mastership:
         return self.status.routers if self.status else ()
 
 
-def _tell_roles(before: Mapping[str, Role], after: FailoverStatus) -> dict[str, Role]:
+def _log_roles(before: Mapping[str, Role], after: FailoverStatus) -> dict[str, Role]:
     """Log which virtual routers have changed their role, and return the roles. The process logs
     this too, in its own log.
     """

@@ -82,7 +82,7 @@ class Pair:
         hop_of: Callable[[Address], NextHop],
         complete: Callable[[], bool] = lambda: True,
         blocks: Callable[[], Blocks] = dict,
-        blocked: Callable[[Blocks], None] = lambda _told: None,
+        blocked: Callable[[Blocks], None] = lambda _blocks: None,
     ) -> None:
         self._complete = complete
         # While it is held, the packet path takes no new flows.
@@ -98,7 +98,7 @@ class Pair:
         self._sync_problem = ""
         self._unkeyed: tuple[PeerSync, ...] = ()  # the peers, while the secret cannot be read
         self._mismatches: dict[comparing.Place, Problem] = {}  # with peers, found by flow sync
-        self._said: frozenset[comparing.Place] = frozenset()  # mismatches that were logged
+        self._logged: frozenset[comparing.Place] = frozenset()  # mismatches that were logged
         self._has_witness = False
         self._interval_s = SyncSettings().interval_s  # assumed to be the peers' as well
         self._dataplane = dataplane
@@ -325,7 +325,7 @@ class Pair:
         self._ends = True
         with contextlib.suppress(SteelyardError, TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
-                await self.mastership.say()
+                await self.mastership.send_heartbeat()
 
     async def _leave_together(self) -> None:
         """If the failover process is being stopped too, wait until its VIPs are handed over."""
@@ -356,10 +356,10 @@ class Pair:
             found |= comparing.compare(own, peers, time.monotonic())
         self._mismatches = comparing.follow(self._mismatches, found, time.time())
         shown = self._lasting()
-        for place in shown.keys() - self._said:
+        for place in shown.keys() - self._logged:
             text = shown[place].text
             log.warning("mismatch", instance=place.instance, kind=place.kind, text=text)
-        self._said = frozenset(shown)
+        self._logged = frozenset(shown)
 
     def _lasting(self) -> dict[comparing.Place, Problem]:
         return comparing.lasting(self._mismatches, self.mastership.slowest_interval_s())
@@ -418,7 +418,7 @@ class Pair:
         mastership = self.mastership
         if self._taking is not None and self._taking[1] == instance:
             await mastership.set_mode(self._taking[0], instance)
-        await mastership.say()
+        await mastership.send_heartbeat()
         await mastership.claim(instance)
         faults = mastership.names(Role.FAULT, instance)
         if faults and not any(mastership.has_role(r, instance) for r in (Role.MASTER, Role.BACKUP)):

@@ -87,7 +87,7 @@ class Heads:
                 continue  # keep what an earlier agent found
             if found != before:
                 watched.judged = found
-                self._tell(watched)
+                self._write(watched)
             if found.first_byte is not before.first_byte:
                 log.info(
                     "what the first bytes of answers are",
@@ -97,7 +97,7 @@ class Heads:
                     heads=[*found.later, *found.first],
                 )
 
-    def _tell(self, watched: _Watched) -> None:
+    def _write(self, watched: _Watched) -> None:
         row = self._tables.service_heads[watched.ident : watched.ident + 1]
         for name, found in (("later", watched.judged.later), ("first", watched.judged.first)):
             held = np.zeros(abi.HEAD_RANGES, dtype=abi.HEAD_RANGE)

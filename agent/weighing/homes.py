@@ -53,7 +53,7 @@ class Homes:
                 watched.adopted = False
             watched.service = service
             self._watched[service.name] = watched
-            self._tell(watched)
+            self._write(watched)
 
     def take(self, service: str, backend: int, samples: Samples, sources: np.ndarray) -> Samples:
         """Take new samples of a backend and the hashes of their clients.
@@ -74,9 +74,9 @@ class Homes:
             per_connection = bytes_per_connection(watched.service)
             watched.worth = worth(watched.answers, self._usual_bytes(name), per_connection)
             watched.adopted &= watched.worth.known_s is None
-            self._tell(watched)
+            self._write(watched)
 
-    def _tell(self, watched: _Watched) -> None:
+    def _write(self, watched: _Watched) -> None:
         configured = watched.service.affinity.escape_bytes
         if configured is None and watched.adopted:
             return

@@ -110,7 +110,7 @@ class Scores:
     def place(self, config: Config, ids: Identities) -> None:
         """Note after a pass where the loads of the backends are."""
         before, self._places = self._places, {}
-        asked = {service.name for service in config.services if score.tells_queues(service)}
+        asked = {service.name for service in config.services if score.reports_queues(service)}
         self._ratios = {name: one for name, one in self._ratios.items() if name in asked}
         rows = self._dataplane.tables.backend_load
         kept: list[tuple[BackendRef, int]] = []  # backends that stay, and where they were

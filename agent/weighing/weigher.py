@@ -181,8 +181,8 @@ class Weigher:
             if verdict.out:
                 return verdict
         if service.model is not None:
-            said = self._reports.heard(ref, Topic.MODELS).report
-            models = said if isinstance(said, Models) else None
+            report = self._reports.heard(ref, Topic.MODELS).report
+            models = report if isinstance(report, Models) else None
             since = self._reports.asked_since(ref, Topic.MODELS)
             waited_s = 0.0 if since is None else now - since
             verdict = influence.of_models(service.model, models, waited_s)
@@ -216,7 +216,7 @@ class Weigher:
     def _is_blind(self, service: Service, now: float) -> bool:
         return (
             not counts_waiting(service)
-            and score.tells_queues(service)
+            and score.reports_queues(service)
             and self._most_are_silent(service, now)
         )
 

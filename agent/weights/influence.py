@@ -84,15 +84,15 @@ def of_agent_check(report: AgentCheck) -> Verdict:
     away, ``down`` is down.
     """
     nothing = report.weight_share == 0 and report.state in (None, AgentState.UP, AgentState.READY)
-    said = "weight 0 %" if nothing else report.state.value if report.state else ""
-    said = f"agent-check says {said}" + (f": {report.reason}" if report.reason else "")
+    why = "weight 0 %" if nothing else report.state.value if report.state else ""
+    why = f"agent-check says {why}" + (f": {report.reason}" if report.reason else "")
     if nothing:
-        return Verdict(said)
+        return Verdict(why)
     match report.state:
         case AgentState.DOWN:
-            return Verdict(said, BackendState.DOWN)
+            return Verdict(why, BackendState.DOWN)
         case AgentState.DRAIN | AgentState.MAINT:
-            return Verdict(said)
+            return Verdict(why)
         case AgentState.UP | AgentState.READY | None:
             return Verdict()
 

@@ -36,7 +36,7 @@ def is_scored(service: Service) -> bool:
     )
 
 
-def tells_queues(service: Service) -> bool:
+def reports_queues(service: Service) -> bool:
     """Return whether a service's engines are asked how many requests they have."""
     return service.telemetry.kind not in _NO_QUEUE
 

@@ -41,7 +41,7 @@ def shake(
 
 
 def why(caught: pytest.ExceptionInfo[Refused]) -> tuple[Why, bool]:
-    return caught.value.why, caught.value.told
+    return caught.value.why, caught.value.by_peer
 
 
 def test_who_knows_the_secret_can_talk_both_ways() -> None:

@@ -10,10 +10,10 @@ from agent.health.rules import (
     checking,
     due,
     excused,
+    is_meaningful,
     next_delay_s,
     observe,
     rechecked,
-    tells,
     unchecked,
 )
 from agent.model import CheckKind, Health, HealthCheck, HealthStatus
@@ -127,6 +127,6 @@ def test_what_is_no_round_trip_leaves_the_last_one_known() -> None:
 
 def test_silence_tells_again_some_time_after_the_last_refusal() -> None:
     silence = replace(PASS, vague=True)
-    assert [tells(silence, since_s) for since_s in (0.5, 9.9, 10.0)] == [False, False, True]
-    assert tells(PASS, 0.5)
-    assert tells(FAIL, 0.5)
+    assert [is_meaningful(silence, since_s) for since_s in (0.5, 9.9, 10.0)] == [False, False, True]
+    assert is_meaningful(PASS, 0.5)
+    assert is_meaningful(FAIL, 0.5)

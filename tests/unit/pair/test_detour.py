@@ -89,11 +89,11 @@ class World:
 def test_the_packet_path_is_told_until_when_and_from_whom() -> None:
     world = World()
     world.others = (other(heard_s=NOW_S - 0.5), other(TWO, takes_at=0))
-    world.detour.tell(NOW_S)
+    world.detour.update(NOW_S)
     assert set(world.peers["until"].tolist()) == {5000 + 250}
     assert len(world.known) == 2, "who cannot be asked may ask"
     world.others = world.others[1:]
-    world.detour.tell(NOW_S)
+    world.detour.update(NOW_S)
     assert not world.peers["until"].any()
     assert len(world.known) == 1
 
@@ -102,7 +102,7 @@ def test_nothing_is_told_without_the_exchange_of_flows() -> None:
     world = World()
     world.others = (other(),)
     world.dataplane.features = Features()
-    world.detour.tell(NOW_S)
+    world.detour.update(NOW_S)
     assert not world.peers["until"].any()
     assert world.detour.takes_at == 0
 

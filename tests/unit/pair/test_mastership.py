@@ -112,7 +112,7 @@ def test_a_process_that_leaves_is_heard_of_once() -> None:
         nonlocal pid
         told = Mastership(lambda: Word(True, "", {}))
         told.aim(Failover(instances=(Instance("web"),)), Path("/none"))
-        await told.say()
+        await told.send_heartbeat()
         assert told.leaving.is_set()
         told.leaving.clear()
         assert not told.excused.is_set()
@@ -120,7 +120,7 @@ def test_a_process_that_leaves_is_heard_of_once() -> None:
         assert (asked, told.leaving.is_set()) == (["agent", "leave"], False)
         assert told.excused.is_set()
         pid = 2  # the next one, much later
-        await told.say()
+        await told.send_heartbeat()
         assert told.leaving.is_set()
         assert not told.excused.is_set(), "that was the one before"
 
@@ -143,7 +143,7 @@ def test_other_roles_are_said_also_those_of_a_process_that_was_away() -> None:
         told = Mastership(lambda: Word(True, "", {}))
         told.aim(Failover(instances=(Instance("web"),)), Path("/none"))
         while answers:
-            await told._tell(Word(True, "", {}))
+            await told._send(Word(True, "", {}))
 
     answers = [Role.BACKUP, Role.BACKUP, Role.MASTER, None, Role.FAULT, Role.BACKUP]
     with mock.patch.object(mastership, "ask_async", answer), capture_logs() as said:

@@ -41,7 +41,7 @@ class Heard(Node):
         self.excused.clear()
         self.leaving.set()
 
-    async def say(self, word: object = None) -> None:
+    async def send_heartbeat(self, word: object = None) -> None:
         self.steps.append("say")
 
 
@@ -254,14 +254,14 @@ def test_an_agent_that_ends_hands_nothing_over_any_more() -> None:
         pair, node = made()
         words: list[bool] = []
 
-        async def say(_: object = None) -> None:
+        async def send_heartbeat(_: object = None) -> None:
             words.append(pair._whole_word().hands_over)
 
-        node.say = say
+        node.send_heartbeat = send_heartbeat
         pair._word = lambda: Word(True, "", {})
         connected = replace(PEER, state=LinkState.CONNECTED)
         pair._sync = SimpleNamespace(status=lambda: (connected,))
-        await node.say()
+        await node.send_heartbeat()
         await pair.say_goodbye()
         return words
 

@@ -18,10 +18,10 @@ from agent.weights.score import (
     is_hot,
     is_scored,
     kappa,
+    reports_queues,
     requests_each,
     rtt_connections,
     smoothed,
-    tells_queues,
 )
 from tests.unit.state.world import A, web
 
@@ -55,7 +55,7 @@ def test_who_has_more_in_its_scores_than_the_packet_path_counts(fields: dict, ex
 @pytest.mark.parametrize("kind", TelemetryKind)
 def test_engines_tell_queues_and_an_agent_check_does_not(kind: TelemetryKind):
     silent = (TelemetryKind.NONE, TelemetryKind.AGENT_CHECK)
-    assert tells_queues(least_load(telemetry=Telemetry(kind))) is (kind not in silent)
+    assert reports_queues(least_load(telemetry=Telemetry(kind))) is (kind not in silent)
 
 
 def test_queues_are_256ths_of_a_request():
