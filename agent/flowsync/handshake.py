@@ -181,8 +181,8 @@ _TEXTS = {
     Why.GARBAGE: "the peer does not recognise our handshake; is it an older version?",
     Why.PROTOCOL: "the peer speaks another protocol: the two nodes have different versions of the"
     " project; upgrade the older one",
-    Why.RECORDS: "the peer has other records: the two nodes have different versions of the"
-    " project; upgrade the older one",
+    Why.RECORDS: "the peer's records have another format: the two nodes have different versions of"
+    " the project; upgrade the older one",
     Why.KEY: "the peer has another secret: 'key_file' has to hold the same on both nodes",
     Why.SELF: "this is this node itself; take its address out of 'peers'",
     Why.ALREADY: "the peer has a stream with this node already",

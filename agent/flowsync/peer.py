@@ -148,7 +148,7 @@ class Peer:
         self._offered = proven
         self._arrived.set()
         if self.link is not None:
-            self.link.stop("the peer has connected anew")
+            self.link.stop("the peer has opened a new connection")
 
     def _is_our_turn(self) -> bool:
         try:

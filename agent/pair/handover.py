@@ -168,7 +168,9 @@ async def _give(
             await asyncio.sleep(HANDSHAKE_S)
             await transfer.flush(HELD_S)
             if not held.renew():
-                transfer.lack(HELD_UP, "try again; if it stays so, the host has too little CPU")
+                transfer.lack(
+                    HELD_UP, "try again; if it happens again, the host has too little CPU"
+                )
         await mastership.set_mode(Mode.HANDED_OVER, instance)
         go_on()
         if peers is not None:

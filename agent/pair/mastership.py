@@ -111,7 +111,7 @@ class Mastership:
         """Send a request to the process and return its status afterwards. Raises SteelyardError."""
         if self._path is None:
             raise ConflictError(
-                "there is no instance of failover",
+                "no instance of failover is configured",
                 where="failover",
                 remedy="add one to the agent's file: docs/failover.md",
             )

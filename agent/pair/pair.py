@@ -425,7 +425,7 @@ class Pair:
             raise ConflictError(
                 f"it cannot be master of {', '.join(faults)}",
                 where="failover",
-                remedy="`lbctl failover status` there says why",
+                remedy="see `lbctl failover status` on that node",
             )
         return "taken"
 

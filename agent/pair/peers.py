@@ -33,5 +33,7 @@ class SyncPeers:
 def _text(result: TakeResult) -> str:
     if not result.done:
         where = f"peer {result.peer}" if result.peer else "failover.sync"
-        raise ConflictError(result.text, where=where, remedy="lbctl failover status, there too")
+        raise ConflictError(
+            result.text, where=where, remedy="see `lbctl failover status` on both nodes"
+        )
     return result.text

@@ -43,7 +43,7 @@ def read_agent_check(answer: bytes) -> AgentCheck | Failure:
             continue
         known = True
     if not known:
-        return Failure("the answer is not one of an agent check")
+        return Failure("the answer is not that of an agent check")
     if weight == 0:
         states.append(AgentState.DRAIN)
     state = min(states, key=_STRENGTH.__getitem__, default=None)

@@ -349,7 +349,7 @@ def parsed(text: bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        kind = "HTML" if text[:64].lstrip().startswith(b"<") else "no JSON"
+        kind = "HTML" if text[:64].lstrip().startswith(b"<") else "not JSON"
         return Failure(f"the answer is {kind}")
 
 

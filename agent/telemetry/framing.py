@@ -105,7 +105,7 @@ class HttpAnswer:
         match name:
             case b"content-length":
                 if not value.isdigit() or len(value) > 18:
-                    return Failure("the answer has no true Content-Length")
+                    return Failure("the answer has no valid Content-Length")
                 self._length = int(value)
                 return _TOO_LONG if self._length > MOST_BYTES else None
             case b"transfer-encoding":
