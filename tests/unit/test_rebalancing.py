@@ -11,7 +11,7 @@ from agent.dataplane import survey
 from agent.dataplane.abi import FlowState
 from agent.dataplane.idle import Frame, IdleFlow
 from agent.model import Address, BackendRef, Config, Rebalance
-from agent.rebalancing import TELLINGS, Rebalancer, flow_words
+from agent.rebalancing import SEND_TIMES, Rebalancer, flow_words
 from agent.state.identities import assign
 from agent.state.queries import FlowRequests, FlowView
 from agent.state.rebalance import Budget
@@ -148,9 +148,9 @@ def test_both_ends_are_told_three_times_and_no_more():
     rebalancer, _, sender = telling()
     rebalancer._reset(sender, (idle(1), idle(2)))
     for _ in range(5):
-        rebalancer._tell_again(sender)
+        rebalancer._send_again(sender)
     told = Counter(str(client) for client in sender.clients)
-    assert told == {"198.51.100.1": TELLINGS, "198.51.100.2": TELLINGS}
+    assert told == {"198.51.100.1": SEND_TIMES, "198.51.100.2": SEND_TIMES}
     assert rebalancer.resets == {BackendRef("web", "a"): 2}
 
 
@@ -158,7 +158,7 @@ def test_whoever_has_the_place_of_a_flow_now_is_told_nothing():
     rebalancer, closer, sender = telling()
     rebalancer._reset(sender, (idle(1), idle(2)))
     closer.gone.add(1)
-    rebalancer._tell_again(sender)
+    rebalancer._send_again(sender)
     assert [str(client) for client in sender.clients] == [
         "198.51.100.1", "198.51.100.2", "198.51.100.2",
     ]  # fmt: skip
