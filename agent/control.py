@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from agent.config import live
-from agent.config.edit import Edit, EditOp, apply_edits, back_to
+from agent.config.edit import Edit, EditOp, apply_edits, rollback_edit
 from agent.config.load import read_text
 from agent.config.plan import (
     TABLE_FIELDS,
@@ -157,7 +157,7 @@ class AgentControl:
         """Go back to the services of a version, or to one of them, or say what would change."""
         async with self._changing:
             old = await asyncio.to_thread(self._store.version, number)
-            edit = back_to(self._core.config, old, service)
+            edit = rollback_edit(self._core.config, old, service)
             confirm = "" if confirmed else f"lbctl history rollback {number} --yes"
             act = Act(f"rollback to {number}", author)
             return await self._change((edit,), dry_run, confirm, act)
@@ -372,7 +372,7 @@ class AgentControl:
 
     async def _keep_flows(self, new: Config) -> None:
         """Raise ConflictError if there are open flows that a change would break."""
-        found = live.threats(self._core.config, new)
+        found = live.flow_breaks(self._core.config, new)
         if found:
             flows: Counter[str] = Counter()
             for backend, number in (await self._open_flows()).items():
@@ -381,7 +381,7 @@ class AgentControl:
 
     async def _ask_to_cut(self, new: Config, confirm: str) -> None:
         """Raise UnconfirmedError for a change that removes something with open flows."""
-        found = live.losses(self._core.config, new)
+        found = live.removals(self._core.config, new)
         if found:
             live.refuse_unconfirmed(found, await self._open_flows(), confirm)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.companion.watch import Companions
 from agent.config.defaults import check_port
-from agent.config.plan import changed, come_and_gone, gone_backends, part_of
+from agent.config.plan import added_and_removed, changed, gone_backends, part_of
 from agent.config.seed import pick_seed
 from agent.dataplane import survey
 from agent.dataplane.events import lexicon_of
@@ -45,8 +45,8 @@ from agent.network.host import Host
 from agent.network.nexthop import NextHops
 from agent.network.paths import Paths
 from agent.pair import detour
+from agent.pair.agentstatus import AgentStatus, up_of
 from agent.pair.pair import Pair
-from agent.pair.word import Word, up_of
 from agent.rebalancing import Rebalancer
 from agent.reconcile.adopt import Adopted, adopt
 from agent.reconcile.passes import Passes, Scope, joined
@@ -156,7 +156,7 @@ class Core:
         )
         self.pair = Pair(
             self.dataplane,
-            self._word,
+            self._status,
             lambda: self.now.contents,
             self._hops.get,
             self._is_complete,
@@ -511,7 +511,7 @@ class Core:
         ``initial``: the known health of backends; None: a renamed backend keeps its health.
         """
         config = self.config
-        come, gone = come_and_gone(before, config)
+        come, gone = added_and_removed(before, config)
         old = {_ref(s, b): member_of(s, b) for s in gone for b in s.backends}
         new = {_ref(s, b): (s, b) for s in come for b in s.backends}
         if initial is None:
@@ -608,14 +608,14 @@ class Core:
         if self._started.is_set():  # otherwise nobody knows of it yet
             await self.pair.say_goodbye()
 
-    def _word(self) -> Word:
+    def _status(self) -> AgentStatus:
         """Return what the failover process needs to know about this agent."""
         attached = self.dataplane.is_attached()
         why = "" if attached else self.problem or "not attached"
         blocked, now = self._blocked(), self.now.situation
         if (now.verdicts, blocked) != self._up_counts[0]:  # mostly the same object
             self._up_counts = (now.verdicts, blocked), up_of(now, blocked)
-        return Word(attached, why, self._up_counts[1])
+        return AgentStatus(attached, why, self._up_counts[1])
 
     def _blocked(self) -> frozenset[BackendRef]:
         """Return the backends that cannot be reached because of an interface of this host."""
@@ -667,7 +667,7 @@ def _still(past: Situation, config: Config) -> Mapping[Address, NextHop]:
     """Return the past next hops of the addresses that are still configured."""
     come, gone = (
         {backend.address for service in services for backend in service.backends}
-        for services in come_and_gone(past.config, config)
+        for services in added_and_removed(past.config, config)
     )
     if not gone - come:
         return past.hops

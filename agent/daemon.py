@@ -21,7 +21,7 @@ from agent.dataplane.attach import interface_index
 from agent.dataplane.driver import driver_name
 from agent.dataplane.program import require_root
 from agent.errors import SteelyardError
-from agent.here import check_memory
+from agent.hostfacts import check_memory
 from agent.journal import Journal
 from agent.lock import InstanceLocks
 from agent.logs import get_logger, log_listener

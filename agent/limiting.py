@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
-from agent.config.plan import come_and_gone
+from agent.config.plan import added_and_removed
 from agent.config.render import limits_fields
 from agent.dataplane import limits
 from agent.dataplane.abi import Limit
@@ -52,7 +52,7 @@ class Limiting:
         tables = self._dataplane.tables
         last, self._seen = self._seen, (config, ids)
         is_same = last is not None and last[1] is ids
-        services = come_and_gone(last[0], config)[0] if last and is_same else config.services
+        services = added_and_removed(last[0], config)[0] if last and is_same else config.services
         limits.begin_counting(tables, {ids.service_id(s): ids.salt(s) for s in services})
         wanted = {ids.service_id(s): s.limits for s in config.services if s.limits.is_any}
         if wanted != self._synced:

@@ -207,7 +207,7 @@ def check(path: Path) -> None:
 
     def work() -> None:
         from agent.config.load import load_file
-        from agent.here import warnings
+        from agent.hostfacts import warnings
 
         config = load_file(path)
         warned = warnings(config)

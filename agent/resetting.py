@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from agent.config.plan import come_and_gone
+from agent.config.plan import added_and_removed
 from agent.dataplane import abi, ending
 from agent.dataplane.ending import Ended, Flows
 from agent.dataplane.flows import Names, names_of
@@ -64,7 +64,7 @@ class Resetter:
     def __init__(self, dataplane: Dataplane, ownership: Ownership) -> None:
         self._dataplane = dataplane
         self._ownership = ownership
-        self._deaths = deaths.NOBODY
+        self._deaths = deaths.NONE_DEAD
         self._notices: asyncio.Queue[_Notice] = asyncio.Queue()
         self._problem = ""
         self.resets: Counter[BackendRef] = Counter()  # since the agent started
@@ -80,7 +80,7 @@ class Resetter:
         dead = self._dead(now, found, before) if self._deaths.due else frozenset()
         if dead:
             names = names_of(now)
-            for ident, count in (await self._end_of(names, dead, ending.HOPING)).items():
+            for ident, count in (await self._end_of(names, dead, ending.HALF_OPEN_TOO)).items():
                 why = now.verdicts[names.backends[ident]].reason
                 self._say(names, Counter({ident: count}), f"the backend is down: {why}")
 
@@ -105,7 +105,7 @@ class Resetter:
         Call this before the backends are removed from the tables, and again afterwards for flows
         that came in between; ``now`` is the situation before. Returns how many, by backend.
         """
-        changed = [s for s in come_and_gone(now.config, new)[1] if s.forward.is_nat]
+        changed = [s for s in added_and_removed(now.config, new)[1] if s.forward.is_nat]
         if not changed:
             return {}
         left = {member_of(s, b): s.forward for s in new.services for b in s.backends}
@@ -119,7 +119,7 @@ class Resetter:
         if not gone:
             return {}
         names = names_of(now)
-        done = await self._end_of(names, gone, ending.HOPING)
+        done = await self._end_of(names, gone, ending.HALF_OPEN_TOO)
         return self._say(names, done, "the backend was removed")
 
     async def end_blocked(self, now: Situation) -> Mapping[BackendRef, int]:

@@ -194,7 +194,7 @@ def json_object(body: bytes) -> dict[str, object]:
 
 
 @dataclass(frozen=True, slots=True)
-class How:
+class ChangeOptions:
     """How to make a change: whether only to report it, whether it may cut open flows, and its
     reason.
     """
@@ -204,8 +204,8 @@ class How:
     message: str = ""
 
 
-def _how(body: Mapping[str, object]) -> How:
-    return How(
+def _how(body: Mapping[str, object]) -> ChangeOptions:
+    return ChangeOptions(
         _flag(body, "dry_run"),
         _flag(body, "confirmed"),
         _text(body, "message", "say in a few words why this is changed"),
@@ -224,7 +224,7 @@ def _text(body: Mapping[str, object], name: str, remedy: str) -> str:
     return text
 
 
-def reload_request(body: Mapping[str, object]) -> How:
+def reload_request(body: Mapping[str, object]) -> ChangeOptions:
     """Return how POST /v1/reload should be carried out."""
     for name in body:
         if name not in RELOAD_FIELDS:
@@ -232,7 +232,7 @@ def reload_request(body: Mapping[str, object]) -> How:
     return _how(body)
 
 
-def edit_request(body: Mapping[str, object]) -> tuple[tuple[Edit, ...], How]:
+def edit_request(body: Mapping[str, object]) -> tuple[tuple[Edit, ...], ChangeOptions]:
     """Return the changes of POST /v1/edit (one, or a list of ``edits``), and how to make them."""
     several = body.get("edits")
     known = EDITS_FIELDS if several is not None else EDIT_FIELDS
@@ -288,7 +288,7 @@ class Rollback:
 
     version: int
     service: str | None
-    how: How
+    how: ChangeOptions
 
 
 def rollback_request(body: Mapping[str, object]) -> Rollback:

@@ -13,7 +13,7 @@ from agent.humanise import age, duration, exact, plural
 type Json = Mapping[str, Any]
 
 SHOWN_TROUBLES = 10
-APART_S = 5.0  # seconds without flow sync before it is a problem
+UNSYNCED_GRACE_S = 5.0  # seconds without flow sync before it is a problem
 _CLIENTS = {
     "drop": "its clients' packets are dropped",
     "reset": "its clients are answered with a reset",
@@ -61,7 +61,7 @@ def _apart(peer: Json) -> str:
     """Return a sentence about a peer without flow sync, or an empty text if that is new or not
     so.
     """
-    if peer["state"] == "connected" or peer.get("since_s", 0) < APART_S:
+    if peer["state"] == "connected" or peer.get("since_s", 0) < UNSYNCED_GRACE_S:
         return ""
     who = f"{peer['name']} ({peer['peer']})" if peer["name"] else peer["peer"]
     return (

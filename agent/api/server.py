@@ -422,7 +422,7 @@ def _peer(request: web.Request) -> peer.Peer | None:
     return None if sock is None else peer.peer_of(sock)
 
 
-async def _author(caller: peer.Peer | None, how: requests.How) -> Author:
+async def _author(caller: peer.Peer | None, how: requests.ChangeOptions) -> Author:
     """Return who makes a change, and why."""
     # In a thread, because user names may come from a directory service, which may be slow.
     return Author(await asyncio.to_thread(peer.name_of, caller), how.message)

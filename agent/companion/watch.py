@@ -91,7 +91,7 @@ class Companions:
             and (why := self._lacks(backend.address, service.key.vip))
         )
 
-    def said(self, service: Service) -> str:
+    def problem_of(self, service: Service) -> str:
         """Return the problem of a service as of the last pass."""
         return self._problems.get(service.name, "") if service.gives_cookies else ""
 

@@ -14,7 +14,7 @@ from agent.model import Address, Config, Forward, Service
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class HostFacts:
     """The interfaces, addresses and routes of a host that matter to a configuration."""
 
     interfaces: frozenset[str]
@@ -35,7 +35,7 @@ class Advice:
         return f"{self.where}: {self.message}\n  remedy: {self.remedy}"
 
 
-def advice(config: Config, here: Here) -> tuple[Advice, ...]:
+def advice(config: Config, here: HostFacts) -> tuple[Advice, ...]:
     """Return everything that is worth a look before this configuration runs on this host.
 
     If the host lacks one of the interfaces, the file seems to be for another host. Then the result
@@ -89,7 +89,7 @@ def _of_service(service: Service) -> Iterator[Advice]:
         )
 
 
-def _of_service_here(service: Service, config: Config, here: Here) -> Iterator[Advice]:
+def _of_service_here(service: Service, config: Config, here: HostFacts) -> Iterator[Advice]:
     where, vip = f"service {service.name}", service.key.vip
     if config.manage_vips and service.key.vip_bits is None and vip in here.addresses:
         yield Advice(

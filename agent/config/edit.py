@@ -95,7 +95,7 @@ def apply_edits(config: Config, edits: Sequence[Edit]) -> Config:
     return config
 
 
-def back_to(config: Config, old: Config, service: str | None) -> Edit:
+def rollback_edit(config: Config, old: Config, service: str | None) -> Edit:
     """Return the edit that restores the services of ``old``, or only ``service`` if one is named.
 
     A named service is put back, or removed if ``old`` does not have it. Raises NotFoundError if

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from agent.config.plan import come_and_gone
+from agent.config.plan import added_and_removed
 from agent.errors import ConflictError, UnconfirmedError
 from agent.model import Address, BackendRef, Config, Forward, Service, ServiceKey
 
 
 @dataclass(frozen=True, slots=True)
-class Threat:
+class FlowBreak:
     """A change that the open flows of a service would not survive."""
 
     service: str  # its name before the change
@@ -26,7 +26,7 @@ class Threat:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class Removal:
     """A service, or most backends of one, that a change removes, perhaps by mistake."""
 
     service: str  # its name before the change
@@ -34,7 +34,7 @@ class Loss:
     backends: tuple[BackendRef, ...]  # the backends whose flows end
 
 
-def losses(old: Config, new: Config) -> tuple[Loss, ...]:
+def removals(old: Config, new: Config) -> tuple[Removal, ...]:
     """Return the removals that are so large that the new configuration may be a mistake.
 
     Names do not count: a service or backend that is only renamed keeps its flows.
@@ -43,7 +43,7 @@ def losses(old: Config, new: Config) -> tuple[Loss, ...]:
 
 
 def refuse_unconfirmed(
-    found: tuple[Loss, ...], flows: Mapping[BackendRef, int], confirm: str
+    found: tuple[Removal, ...], flows: Mapping[BackendRef, int], confirm: str
 ) -> None:
     """Raise UnconfirmedError if a loss would cut open flows. ``confirm`` says how to confirm it."""
     problems = []
@@ -65,24 +65,24 @@ def refuse_unconfirmed(
         )
 
 
-def _losses(old: Config, new: Config) -> Iterator[Loss]:
+def _losses(old: Config, new: Config) -> Iterator[Removal]:
     for service, later in _changed(old, new):
         refs = {each: BackendRef(service.name, each.name) for each in service.backends}
         if later is None:
-            yield Loss(service.name, f"the service at {service.key}", tuple(refs.values()))
+            yield Removal(service.name, f"the service at {service.key}", tuple(refs.values()))
             continue
         stay = {(backend.address, backend.port) for backend in later.backends}
         gone = tuple(ref for each, ref in refs.items() if (each.address, each.port) not in stay)
         if 2 * len(gone) > len(refs):
-            yield Loss(service.name, f"{len(gone)} of its {len(refs)} backends", gone)
+            yield Removal(service.name, f"{len(gone)} of its {len(refs)} backends", gone)
 
 
-def threats(old: Config, new: Config) -> tuple[Threat, ...]:
+def flow_breaks(old: Config, new: Config) -> tuple[FlowBreak, ...]:
     """Return the changes that open flows, if there are any, could not survive."""
     return (*_modes(old, new), *_sources(old, new))
 
 
-def refuse_to_cut(found: tuple[Threat, ...], flows: Mapping[str, int]) -> None:
+def refuse_to_cut(found: tuple[FlowBreak, ...], flows: Mapping[str, int]) -> None:
     """Raise ConflictError if a threatened service has open flows. ``flows`` counts them by
     service.
     """
@@ -104,14 +104,14 @@ def refuse_to_cut(found: tuple[Threat, ...], flows: Mapping[str, int]) -> None:
         )
 
 
-def _modes(old: Config, new: Config) -> Iterator[Threat]:
+def _modes(old: Config, new: Config) -> Iterator[FlowBreak]:
     for service, later in _changed(old, new):
         # Removing a service or its VIP cuts its flows on purpose, and the effect says so.
         if later is None or later.forward is service.forward:
             continue
         if service.forward.is_nat or later.forward.is_nat:
             change = f"from {service.forward.value} to {later.forward.value}"
-            yield Threat(service.name, "forward", change)
+            yield FlowBreak(service.name, "forward", change)
 
 
 def _changed(old: Config, new: Config) -> Iterator[tuple[Service, Service | None]]:
@@ -120,12 +120,12 @@ def _changed(old: Config, new: Config) -> Iterator[tuple[Service, Service | None
     The latter is None if the service is removed. Services are identified by what the packet path
     finds them by, not by name.
     """
-    _, left = come_and_gone(old, new)
+    _, left = added_and_removed(old, new)
     after = {_known_by(service.key): service for service in (new.services if left else ())}
     return ((service, after.get(_known_by(service.key))) for service in left)
 
 
-def _sources(old: Config, new: Config) -> Iterator[Threat]:
+def _sources(old: Config, new: Config) -> Iterator[FlowBreak]:
     for version, before, after in (
         (4, old.nat.sources_v4, new.nat.sources_v4),
         (6, old.nat.sources_v6, new.nat.sources_v6),
@@ -136,7 +136,7 @@ def _sources(old: Config, new: Config) -> Iterator[Threat]:
         setting = f"nat.sources_ipv{version}"
         for service in old.services:
             if _needs_source(service, version):
-                yield Threat(service.name, setting, f"of {_listed(before)} to {_listed(after)}")
+                yield FlowBreak(service.name, setting, f"of {_listed(before)} to {_listed(after)}")
 
 
 def _needs_source(service: Service, version: int) -> bool:

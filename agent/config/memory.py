@@ -32,7 +32,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class MemoryLimit:
     """The most memory that the tables may take, and what sets that limit."""
 
     size: int  # bytes
@@ -60,7 +60,7 @@ def parts(tables: Tables, nat: Nat, cpus: int) -> tuple[Part, ...]:
     return tuple(sorted(found, key=lambda part: -part.size))
 
 
-def refuse_too_much(needed: Iterable[Part], room: Room) -> None:
+def refuse_too_much(needed: Iterable[Part], room: MemoryLimit) -> None:
     """Raise ConfigError if the tables need more memory than there is."""
     needed = tuple(needed)
     total = sum(part.size for part in needed)

@@ -115,7 +115,7 @@ def changed(old: Config, new: Config) -> frozenset[str] | None:
     )
 
 
-def come_and_gone(old: Config, new: Config) -> tuple[list[Service], list[Service]]:
+def added_and_removed(old: Config, new: Config) -> tuple[list[Service], list[Service]]:
     """Return the services that only ``new`` has, and those that only ``old`` has, compared as
     objects.
     """
@@ -130,7 +130,7 @@ def gone_backends(old: Config, new: Config) -> set[BackendRef]:
     """Return the backends that only ``old`` has, by name."""
     come, gone = (
         {BackendRef(service.name, b.name) for service in services for b in service.backends}
-        for services in come_and_gone(old, new)
+        for services in added_and_removed(old, new)
     )
     return gone - come
 

@@ -29,7 +29,7 @@ from agent.state.segment import ACK, RST, Segment
 # Both ends consider a flow in one of these states open.
 OPEN = (abi.FlowState.ACKED, abi.FlowState.ESTABLISHED, abi.FlowState.ESTABLISHED_AWAITING)
 # A client that has sent its FIN still waits for the answer.
-HOPING = (*OPEN, abi.FlowState.CLOSING_AWAITING)
+HALF_OPEN_TOO = (*OPEN, abi.FlowState.CLOSING_AWAITING)
 _NAT = (abi.ForwardId.NAT, abi.ForwardId.FULLNAT)
 
 
@@ -84,7 +84,7 @@ def of_blocked(tables: SharedTables, services: Collection[int]) -> Flows:
     trees = SourceTrees(tables)
     slots, found = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.uint64)]
     for used, words in survey.used_chunks(tables.flows):
-        keep = np.isin(survey.state_of(words), HOPING)
+        keep = np.isin(survey.state_of(words), HALF_OPEN_TOO)
         used, words = used[keep], words[keep]
         cold = tables.flows_cold[used]
         keep = np.isin(cold["service"], list(services))

@@ -19,7 +19,7 @@ _KNOWN = np.ones(1, dtype=abi.PEER).tobytes()
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class PeerPath:
     """The way to another balancer.
 
     ``own``: the address by which that balancer knows this one. ``ifindex``: the interface to send
@@ -42,7 +42,7 @@ def accept(tables: SharedTables, ends: Collection[tuple[Address, Address]]) -> N
         tables.put(_TABLE, key, _KNOWN)
 
 
-def pass_on(tables: SharedTables, ways: Sequence[tuple[Way, int]]) -> None:
+def pass_on(tables: SharedTables, ways: Sequence[tuple[PeerPath, int]]) -> None:
     """Pass packets on to these balancers, each until its deadline, in jiffies.
 
     If there are none, the packet path acts as if all other balancers were dead.
@@ -62,7 +62,7 @@ def _key(address: Address, own: Address) -> bytes:
     return key.tobytes()
 
 
-def _row(way: Way) -> Table:
+def _row(way: PeerPath) -> Table:
     entry = BackendEntry(
         service_id=0,
         address=way.address,

@@ -19,7 +19,7 @@ UNHEARD = "the agent has not reported yet"
 
 
 @dataclass(frozen=True, slots=True)
-class AgentWord:
+class AgentHeartbeat:
     """What the agent reports with every heartbeat."""
 
     attached: bool
@@ -53,7 +53,7 @@ class Observations:
 
     interfaces: Mapping[str, bool] = field(default_factory=dict)  # up, with carrier
     scripts: Mapping[str, ScriptState] = field(default_factory=dict)
-    word: AgentWord | None = None  # the agent's last heartbeat, even from before a restart
+    word: AgentHeartbeat | None = None  # the agent's last heartbeat, even from before a restart
     agent_away_s: float = 0.0  # since that heartbeat, or since this process started
     program: bool | None = None  # the agent's XDP programs are where they were; None: not known
 

@@ -19,7 +19,7 @@ class LinkState(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class RouterWord:
+class RouterReport:
     """What a balancer reports to the others about one of its virtual routers.
 
     ``well``: it is master, and nothing speaks against that. ``vouched``: it hears no adverts of
@@ -72,7 +72,7 @@ class PeerSync:
     instances: tuple[str, ...] | None = None  # the peer's failover instances; None: not known
     # The state of its virtual routers, and when that was on this host's monotonic clock; None: not
     # known.
-    routers: tuple[RouterWord, ...] | None = None
+    routers: tuple[RouterReport, ...] | None = None
     routers_s: float | None = None
 
 

@@ -92,15 +92,15 @@ PROBLEM_LINES_S = 60.0
 
 # -- The agent and its failover process
 
-WORD_S = 0.5
+AGENT_HEARTBEAT_S = 0.5
 """The agent sends the failover process a heartbeat with the state of this node at least this often.
 If flow sync is a witness, it does so as often as the fastest instance sends adverts, within the two
 limits below."""
 
-LEAST_WORD_S = 0.1
+LEAST_AGENT_HEARTBEAT_S = 0.1
 """The agent sends heartbeats no more often than this."""
 
-WORD_PER_ROUTER_S = 0.02
+AGENT_HEARTBEAT_PER_ROUTER_S = 0.02
 """It also leaves at least this much time between heartbeats for each virtual router, because more
 would cost too much."""
 
@@ -181,7 +181,7 @@ ALIVE_S = 1.5
 """Packets of unknown flows are sent to a peer only if something has been heard from it within this
 time."""
 
-WAYS_TOLD_S = 0.25
+DETOURS_WRITTEN_S = 0.25
 """The agent writes the list of these peers for the packet path this often."""
 
 # -- Connecting

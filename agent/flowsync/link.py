@@ -18,7 +18,7 @@ from typing import Any
 
 from agent.errors import SteelyardError
 from agent.failover.model import FlowSync
-from agent.failover.syncstatus import RouterWord
+from agent.failover.syncstatus import RouterReport
 from agent.failover.times import ASKED_S, HEARTBEAT_S, SILENCE_S, STALL_S
 from agent.flowsync import messages
 from agent.flowsync.flows import Flows, SlotNumbers
@@ -52,7 +52,7 @@ class Presence:
     """
 
     instances: tuple[str, ...] = ()
-    routers: tuple[RouterWord, ...] | None = None
+    routers: tuple[RouterReport, ...] | None = None
     routers_s: float = 0.0
     takes_at: int = 0
 
@@ -161,7 +161,7 @@ class Link:
         return None if self._heartbeat is None else self._heartbeat.instances
 
     @property
-    def routers(self) -> tuple[RouterWord, ...] | None:
+    def routers(self) -> tuple[RouterReport, ...] | None:
         """The state of the peer's virtual routers at ``routers_s``, or None if not announced."""
         return None if self._heartbeat is None else self._heartbeat.routers
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from agent.failover.model import Method, Role
-from agent.failover.syncstatus import RouterWord
+from agent.failover.syncstatus import RouterReport
 from agent.flowsync.framing import Fault, FrameError, Kind, most_bytes
 from agent.flowsync.handshake import printable
 from agent.state.blocks import Blocks, from_json, to_json
@@ -49,7 +49,7 @@ class Heartbeat:
     kept_s: float
     lag_s: float | None
     instances: tuple[str, ...] | None = None
-    routers: tuple[RouterWord, ...] | None = None
+    routers: tuple[RouterReport, ...] | None = None
     routers_age_s: float = 0.0
     takes_at: int = 0
     takes_blocks: bool = False
@@ -176,7 +176,7 @@ def _names(value: Any) -> tuple[str, ...] | None:
     return tuple(printable(str(name)) for name in value)
 
 
-def _routers(value: Any) -> tuple[RouterWord, ...] | None:
+def _routers(value: Any) -> tuple[RouterReport, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) > _MOST_INSTANCES:
@@ -185,7 +185,7 @@ def _routers(value: Any) -> tuple[RouterWord, ...] | None:
     return tuple(word for word in words if word is not None)
 
 
-def _router(fields: list[Any]) -> RouterWord | None:
+def _router(fields: list[Any]) -> RouterReport | None:
     """Return a virtual router, or None if its method or role is one that only later versions know.
     Later versions may also send more fields for each router.
     """
@@ -195,7 +195,7 @@ def _router(fields: list[Any]) -> RouterWord | None:
         what, is_now = Method(method), Role(role)
     except ValueError:
         return None
-    return RouterWord(
+    return RouterReport(
         printable(str(instance)),
         _count(family),
         what,

@@ -429,7 +429,7 @@ class Observer:
             challenges=bool(entry and entry.challenge),
             cookies=bool(entry and entry.cookies),
             cookies_taken=counted.cookies,
-            cookies_problem=self._companions.said(service),
+            cookies_problem=self._companions.problem_of(service),
             cookies_keys=self._companions.key_names(service),
             first_byte=self._weigher.first_byte(service),
             home=self._weigher.home(service),

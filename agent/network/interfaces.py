@@ -12,7 +12,7 @@ MAX_TAGS = 2  # how many VLAN tags the program can push
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Egress:
     """How packets leave: from the device that a route names to the interface on the wire."""
 
     links: tuple[Link, ...]
@@ -58,14 +58,14 @@ def trouble_of(link: Link) -> str:
     return "" if link.carrier else f"{link.name} has no carrier"
 
 
-def way_by(ifindex: int, links: Mapping[int, Link], bases: Iterable[int]) -> Way | None:
+def way_by(ifindex: int, links: Mapping[int, Link], bases: Iterable[int]) -> Egress | None:
     """Return the way out by a device; None if it leads to none of ``bases``."""
     ours = frozenset(bases)
     found: list[Link] = []
     while (link := links.get(ifindex)) is not None:
         found.append(link)
         if ifindex in ours:
-            return Way(tuple(found))
+            return Egress(tuple(found))
         if link.vlan is None:
             return None
         ifindex = link.vlan.parent
@@ -123,7 +123,7 @@ class Interfaces:
         """Return a device if it is known."""
         return self._links.get(ifindex)
 
-    def way(self, ifindex: int) -> Way | None:
+    def way(self, ifindex: int) -> Egress | None:
         """Return the way out by a device; None if it leads to none of our interfaces."""
         return way_by(ifindex, self._links, (link.ifindex for link in self._bases.values()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from agent.model import Address, NextHop
-from agent.network.interfaces import Way
+from agent.network.interfaces import Egress
 from agent.network.messages import Neighbour, Reach, Route
 
 FIRST_RETRY_S = 0.5
@@ -64,7 +64,7 @@ def can_doubt(memory: Memory) -> bool:
     return not memory.foreign and memory.reach in (Reach.CONFIRMED, Reach.STALE)
 
 
-def neighbour_of(address: Address, route: Route | None, way: Way | None) -> Address | None:
+def neighbour_of(address: Address, route: Route | None, way: Egress | None) -> Address | None:
     """Return the neighbour whose MAC packets for ``address`` need; None if there is no route, or
     it leaves by none of our interfaces.
     """
@@ -86,10 +86,10 @@ class Outlook:
     troubles: tuple[str, ...]
     route: Route | None
     leaves_by: str
-    way: Way | None
+    way: Egress | None
     memory: Memory
     previous: NextHop | None = None
-    before: Way | None = None
+    before: Egress | None = None
 
 
 def next_hop(address: Address, seen: Outlook) -> NextHop:

@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector
 from agent.node.reading import Driver, Gpu, HostReading, NodeReading, Recovery, Throttle
 from agent.node.verdict import (
     SILENT_S,
+    ServerState,
     Verdict,
-    Word,
     chosen,
     drain_reason,
     missing_of,
@@ -123,7 +123,7 @@ def _state(node: NodeReading, decided: Verdict) -> Iterator[Metric]:
         "Age of the GPUs' figures; it grows while the driver hangs.",
         node.gpu_age_s,
     )
-    weight = 0.0 if decided.word is Word.DOWN else decided.percent
+    weight = 0.0 if decided.word is ServerState.DOWN else decided.percent
     if weight is not None:
         yield GaugeMetricFamily(
             "steelyard_node_weight_ratio",

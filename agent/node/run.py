@@ -17,7 +17,7 @@ from agent.node.nvml import Nvml
 from agent.node.reading import GpuReading, HostReading, NodeReading, merged
 from agent.node.sampler import Sampler
 from agent.node.settings import Check, Settings
-from agent.node.verdict import Verdict, Word, mean_clock_shares, verdict, worth_logging
+from agent.node.verdict import ServerState, Verdict, mean_clock_shares, verdict, worth_logging
 from agent.notify import Notifier, feed_watchdog
 
 log = get_logger()
@@ -127,7 +127,7 @@ def _line(node: Node, check: Check) -> Callable[[], str]:
 
 def _health(decided: Verdict) -> tuple[bool, str]:
     """Return whether this host should get work, and why."""
-    return decided.word is not Word.DOWN and decided.percent != 0, decided.line.strip()
+    return decided.word is not ServerState.DOWN and decided.percent != 0, decided.line.strip()
 
 
 async def _report(node: Node, interval_s: float, notifier: Notifier) -> None:

@@ -26,7 +26,7 @@ _LOGGED_PERCENT = 20
 _MOST_REASON = 100  # characters; HAProxy shows little more
 
 
-class Word(enum.Enum):
+class ServerState(enum.Enum):
     """The state in an agent check's answer. With SILENT, HAProxy keeps the last one that it got."""
 
     UP = "up"
@@ -38,7 +38,7 @@ class Word(enum.Enum):
 class Verdict:
     """The answer to HAProxy; ``percent`` is of the configured weight, and 0 drains."""
 
-    word: Word
+    word: ServerState
     percent: int | None = None
     reason: str = ""
 
@@ -59,18 +59,18 @@ def verdict(node: NodeReading, engine: Collection[str] = ()) -> Verdict:
     Named GPUs belong to one engine, which needs all of them and is as fast as the slowest.
     """
     if node.gpu_age_s > SILENT_S:
-        return Verdict(Word.DOWN, None, f"no reading of the GPUs for {node.gpu_age_s:.0f} s")
+        return Verdict(ServerState.DOWN, None, f"no reading of the GPUs for {node.gpu_age_s:.0f} s")
     if node.gpus is None:
-        return Verdict(Word.SILENT, None, "no reading of the GPUs yet")
+        return Verdict(ServerState.SILENT, None, "no reading of the GPUs yet")
     if node.gpus.driver is Driver.UNREADABLE:
-        return Verdict(Word.SILENT, None, _clean(node.gpus.problem))
+        return Verdict(ServerState.SILENT, None, _clean(node.gpus.problem))
     missing = missing_of(node.gpus, engine)
     if missing:
         return _down(f"no GPU {missing[0]}", node.gpus)
     gpus = [gpu for gpu in chosen(node.gpus, engine) if gpu.mig is None]
     if not gpus:
         return Verdict(
-            Word.UP, 100, _clean(f"no GPU: {node.gpus.problem or 'the driver has none'}")
+            ServerState.UP, 100, _clean(f"no GPU: {node.gpus.problem or 'the driver has none'}")
         )
     lost = [gpu for gpu in gpus if not gpu.up]
     if lost and (engine or len(lost) == len(gpus)):
@@ -78,7 +78,7 @@ def verdict(node: NodeReading, engine: Collection[str] = ()) -> Verdict:
     for gpu in gpus:
         reason = drain_reason(gpu)
         if reason:
-            return Verdict(Word.UP, 0, _clean(f"GPU {gpu.index}: {reason}"))
+            return Verdict(ServerState.UP, 0, _clean(f"GPU {gpu.index}: {reason}"))
     return _weighed(gpus, node.clock_shares, slowest=bool(engine))
 
 
@@ -157,13 +157,13 @@ def _weighed(gpus: Sequence[Gpu], shares: dict[str, float], slowest: bool) -> Ve
     share = least if slowest else sum(found for found, _ in each) / len(each)
     percent = max(_STEP_PERCENT, round(share * 100 / _STEP_PERCENT) * _STEP_PERCENT)
     if percent == 100:
-        return Verdict(Word.UP, 100)
+        return Verdict(ServerState.UP, 100)
     if not worst.up:
-        return Verdict(Word.UP, percent, f"GPU {worst.index} is lost")
+        return Verdict(ServerState.UP, percent, f"GPU {worst.index} is lost")
     slowed = sorted(reason.value for reason in (worst.throttles or ()) if reason in _SLOWED)
     why = ",".join(slowed) or "throttled"
     reason = f"GPU {worst.index}: {why}, {least:.0%} of its clock"
-    return Verdict(Word.UP, percent, _clean(reason))
+    return Verdict(ServerState.UP, percent, _clean(reason))
 
 
 def _whole(gpu: Gpu) -> str:
@@ -172,7 +172,7 @@ def _whole(gpu: Gpu) -> str:
 
 def _down(what: str, reading: GpuReading) -> Verdict:
     because = f": {reading.problem}" if reading.problem else ""
-    return Verdict(Word.DOWN, None, _clean(what + because))
+    return Verdict(ServerState.DOWN, None, _clean(what + because))
 
 
 def _clean(text: str) -> str:

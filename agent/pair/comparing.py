@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from agent.failover.model import HANDED_OVER, Method, Role
 from agent.failover.status import FailoverStatus, Problem
-from agent.failover.syncstatus import PeerSync, RouterWord
+from agent.failover.syncstatus import PeerSync, RouterReport
 from agent.failover.times import PASSING_INTERVALS, PASSING_S, ROLES_FRESH_S
 
 TWO_MASTERS, UNHEARD = "two-masters", "unheard"
@@ -37,7 +37,9 @@ type Found = Mapping[Place, str]
 type Problems = Mapping[Place, Problem]
 
 
-def compare(own: Iterable[RouterWord], peers: Iterable[PeerSync], now_s: float) -> dict[Place, str]:
+def compare(
+    own: Iterable[RouterReport], peers: Iterable[PeerSync], now_s: float
+) -> dict[Place, str]:
     """Return the mismatches between this node's virtual routers and the peers', with remedies."""
     found: dict[Place, str] = {}
     peers = tuple(peers)
@@ -48,7 +50,7 @@ def compare(own: Iterable[RouterWord], peers: Iterable[PeerSync], now_s: float) 
     return found
 
 
-def _between(own: RouterWord, peer: PeerSync, now_s: float) -> Iterator[tuple[str, str]]:
+def _between(own: RouterReport, peer: PeerSync, now_s: float) -> Iterator[tuple[str, str]]:
     named = [word for word in peer.routers or () if word.instance == own.instance]
     if not named:
         return  # the peer has announced nothing about it, or uses another name for it
@@ -68,7 +70,7 @@ def _between(own: RouterWord, peer: PeerSync, now_s: float) -> Iterator[tuple[st
         yield from _roles(own, other, who)
 
 
-def _settings(own: RouterWord, other: RouterWord, who: str) -> Iterator[tuple[str, str]]:
+def _settings(own: RouterReport, other: RouterReport, who: str) -> Iterator[tuple[str, str]]:
     deaf = "neither listens to the adverts of the other, and both can be master"
     settings: tuple[tuple[str, object, object, str], ...] = (
         ("vrid", other.vrid, own.vrid, deaf),
@@ -88,7 +90,7 @@ def _settings(own: RouterWord, other: RouterWord, who: str) -> Iterator[tuple[st
             yield name, f"{differ}: {so}; give both the same `{key}`"
 
 
-def _roles(own: RouterWord, other: RouterWord, who: str) -> Iterator[tuple[str, str]]:
+def _roles(own: RouterReport, other: RouterReport, who: str) -> Iterator[tuple[str, str]]:
     fit = {own.role, other.role} <= {Role.MASTER, Role.BACKUP}
     if fit and own.priority == other.priority > HANDED_OVER:
         text = f"has the priority {own.priority}, as this node does: their addresses decide which"

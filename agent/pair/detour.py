@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable
 
 from agent.dataplane import peers
-from agent.dataplane.peers import Way
+from agent.dataplane.peers import PeerPath
 from agent.dataplane.program import Dataplane
-from agent.failover.times import ALIVE_S, WAYS_TOLD_S
+from agent.failover.times import ALIVE_S, DETOURS_WRITTEN_S
 from agent.flowsync.sync import Other
 from agent.logs import get_logger
 from agent.model import Address, Config, NextHop
@@ -32,7 +32,7 @@ def ways(
     hop_of: Callable[[Address], NextHop],
     ifindex: int,
     now_s: float,
-) -> list[tuple[Way, float]]:
+) -> list[tuple[PeerPath, float]]:
     """Return the ways to the peers that are alive and take such packets, each with the number of
     seconds from now for which the peer counts as alive.
 
@@ -45,7 +45,7 @@ def ways(
             continue
         hop = hop_of(other.address)
         if hop.mac is not None:
-            way = Way(other.address, other.own, hop, out_of(config, hop, ifindex))
+            way = PeerPath(other.address, other.own, hop, out_of(config, hop, ifindex))
             found.append((way, min(left_s, ALIVE_S)))
     return found
 
@@ -90,7 +90,7 @@ class Detour:
                 self.update(time.monotonic())
             except Exception:  # the task's root; the entries expire, as if there were no peers
                 log.exception("the packet path was not told of the other balancers")
-            await asyncio.sleep(WAYS_TOLD_S)
+            await asyncio.sleep(DETOURS_WRITTEN_S)
 
     def update(self, now_s: float) -> None:
         """Write the present state for the packet path."""

@@ -18,11 +18,11 @@ from agent.errors import ConflictError, NotFoundError, SteelyardError
 from agent.failover.client import ask_async
 from agent.failover.model import Failover, Instance, Mode, Role, socket_of
 from agent.failover.status import FailoverStatus, RouterStatus, from_json
-from agent.failover.times import ANSWER_S, WORD_S
+from agent.failover.times import AGENT_HEARTBEAT_S, ANSWER_S
 from agent.logs import get_logger
+from agent.pair.agentstatus import AgentStatus
 from agent.pair.preemption import is_behind
 from agent.pair.witness import period_s
-from agent.pair.word import Word
 
 log = get_logger()
 
@@ -35,11 +35,11 @@ class Mastership:
     """
 
     def __init__(
-        self, word: Callable[[], Word], on_answer: Callable[[], None] = lambda: None
+        self, word: Callable[[], AgentStatus], on_answer: Callable[[], None] = lambda: None
     ) -> None:
         self._word = word
         self._on_answer = on_answer
-        self._period_s: float | None = None  # between heartbeats, if not WORD_S
+        self._period_s: float | None = None  # between heartbeats, if not AGENT_HEARTBEAT_S
         self._path: Path | None = None
         self.instances: Mapping[str, Instance] = {}
         self._wake = asyncio.Event()
@@ -58,7 +58,7 @@ class Mastership:
         self._path = socket_of(failover, agent_socket) if failover.instances else None
         self.instances = {instance.name: instance for instance in failover.instances}
         with_witness = failover.sync.peers and failover.sync.witness
-        self._period_s = period_s(failover.instances, WORD_S) if with_witness else None
+        self._period_s = period_s(failover.instances, AGENT_HEARTBEAT_S) if with_witness else None
         if self._path is None:
             self.status, self.problem = None, ""
         elif before is None:
@@ -76,21 +76,21 @@ class Mastership:
 
     async def run(self) -> None:
         """Send heartbeats to the process, until cancelled."""
-        sent: Word | None = None
+        sent: AgentStatus | None = None
         due_s = 0.0
         while True:
             self._wake.clear()
             word, now_s = self._word(), time.monotonic()
             # Passes can be frequent, so one that changed nothing does not cause a heartbeat.
             if self._path is not None and (word != sent or now_s >= due_s):
-                sent, due_s = word, now_s + (self._period_s or WORD_S)
+                sent, due_s = word, now_s + (self._period_s or AGENT_HEARTBEAT_S)
                 await self._send(word)
-            wait_s = WORD_S if self._path is None else max(due_s - time.monotonic(), 0.0)
+            wait_s = AGENT_HEARTBEAT_S if self._path is None else max(due_s - time.monotonic(), 0.0)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._wake.wait()
 
-    async def _send(self, word: Word) -> None:
+    async def _send(self, word: AgentStatus) -> None:
         try:
             await self.send_heartbeat(word)
             self._on_answer()
@@ -101,7 +101,7 @@ class Mastership:
         except Exception:  # the task's root: a defect here must not stop balancing
             log.exception("the failover process could not be told")
 
-    async def send_heartbeat(self, word: Word | None = None) -> None:
+    async def send_heartbeat(self, word: AgentStatus | None = None) -> None:
         """Send a heartbeat: the state of this agent and node."""
         fields = asdict(word or self._word())
         fields["services"] = {name: list(counts) for name, counts in fields["services"].items()}

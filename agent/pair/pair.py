@@ -38,6 +38,7 @@ from agent.flowsync.sync import FlowSync
 from agent.logs import get_logger
 from agent.model import Address, CheckKind, Config, NextHop, Service
 from agent.pair import comparing, mine, naming, preemption, witness
+from agent.pair.agentstatus import AgentStatus
 from agent.pair.detour import Detour
 from agent.pair.handover import Peers, hand_over, take_over
 from agent.pair.mastership import Mastership
@@ -52,7 +53,6 @@ from agent.pair.readiness import (
     untold,
     waits_for,
 )
-from agent.pair.word import Word
 from agent.state.blocks import Blocks
 from agent.state.moves import Lacking, Moved, MoveOrder, MoveVerb
 from agent.state.snapshot import FailoverView
@@ -77,7 +77,7 @@ class Pair:
     def __init__(
         self,
         dataplane: Dataplane,
-        word: Callable[[], Word],
+        word: Callable[[], AgentStatus],
         contents: Callable[[], TableContents],
         hop_of: Callable[[Address], NextHop],
         complete: Callable[[], bool] = lambda: True,
@@ -87,7 +87,7 @@ class Pair:
         self._complete = complete
         # While it is held, the packet path takes no new flows.
         self._hold = lambda: new_flows_held(dataplane.tables.settings)
-        self._word = word
+        self._status = word
         self._standing = Standing()
         self._waits_for = "the agent has just started"
         self._settle_s = 0.0
@@ -108,7 +108,7 @@ class Pair:
         self._shares = False  # flows in our table can be in use at another node at the same time
         self._exchanges: dict[Address, Exchange] = {}  # by peer
         self._handed_s = -STRAGGLERS_S  # when this node last handed over
-        self.mastership = Mastership(self._whole_word, lambda: self._sync.beat())
+        self.mastership = Mastership(self._whole_status, lambda: self._sync.beat())
         node = node_of(dataplane, contents, self.mastership.is_behind)
 
         def flows(peer: Address) -> Exchange:
@@ -282,9 +282,9 @@ class Pair:
                 log.exception("the handover before a stop broke")
             await mastership.excuse()
 
-    def _whole_word(self) -> Word:
+    def _whole_status(self) -> AgentStatus:
         """Return the full heartbeat for the failover process: the agent's part and the peers'."""
-        word = self._word()
+        word = self._status()
         peers = self._others()
         waits = self._look(word)
         self._compare(peers)
@@ -364,11 +364,11 @@ class Pair:
     def _lasting(self) -> dict[comparing.Place, Problem]:
         return comparing.lasting(self._mismatches, self.mastership.slowest_interval_s())
 
-    def _known(self, word: Word) -> dict[str, tuple[int, int]]:
+    def _known(self, word: AgentStatus) -> dict[str, tuple[int, int]]:
         """Return how many backends are up, for the services that have health checks."""
         return {name: word.services[name] for name in self._checked & word.services.keys()}
 
-    def _look(self, word: Word | None = None) -> str:
+    def _look(self, word: AgentStatus | None = None) -> str:
         """Return what this node waits for before it may serve, or "" if it may."""
         now_s, before = time.monotonic(), self._waits_for
         lacks = untold(
@@ -378,7 +378,7 @@ class Pair:
             self._standing,
             synced=not lacks,
             behind=self.mastership.masters_elsewhere(None),
-            reaches=is_reaching(self._known(word or self._word())),
+            reaches=is_reaching(self._known(word or self._status())),
             now_s=now_s,
         )
         waits = waits_for(self._standing, self._settle_s, now_s, lacks)

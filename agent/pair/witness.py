@@ -14,8 +14,8 @@ from ipaddress import ip_address
 
 from agent.failover.model import Instance, Method, Mode, Role
 from agent.failover.status import FailoverStatus, RouterStatus
-from agent.failover.syncstatus import PeerSync, RouterWord
-from agent.failover.times import LEAST_WORD_S, WORD_PER_ROUTER_S
+from agent.failover.syncstatus import PeerSync, RouterReport
+from agent.failover.times import AGENT_HEARTBEAT_PER_ROUTER_S, LEAST_AGENT_HEARTBEAT_S
 
 
 def period_s(instances: Iterable[Instance], most_s: float) -> float:
@@ -26,19 +26,21 @@ def period_s(instances: Iterable[Instance], most_s: float) -> float:
     """
     elected = [each for each in instances if each.method is Method.VRRP]
     fastest_s = min((each.interval_s for each in elected), default=most_s)
-    return min(most_s, max(fastest_s, LEAST_WORD_S, WORD_PER_ROUTER_S * len(elected)))
+    return min(
+        most_s, max(fastest_s, LEAST_AGENT_HEARTBEAT_S, AGENT_HEARTBEAT_PER_ROUTER_S * len(elected))
+    )
 
 
-def words(status: FailoverStatus, instances: Mapping[str, Instance]) -> tuple[RouterWord, ...]:
+def words(status: FailoverStatus, instances: Mapping[str, Instance]) -> tuple[RouterReport, ...]:
     """Return what this node announces about its virtual routers."""
     return tuple(
         _word(router, instances.get(router.instance), status.leaving) for router in status.routers
     )
 
 
-def _word(router: RouterStatus, instance: Instance | None, leaving: bool) -> RouterWord:
+def _word(router: RouterStatus, instance: Instance | None, leaving: bool) -> RouterReport:
     stays = not leaving and router.mode is not Mode.HANDED_OVER
-    return RouterWord(
+    return RouterReport(
         instance=router.instance,
         family=router.family,
         method=router.method,
@@ -81,7 +83,7 @@ def vouchers(routers: Iterable[RouterStatus], peers: Iterable[PeerSync]) -> dict
     return found
 
 
-def _vouches(word: RouterWord, router: RouterStatus) -> bool:
+def _vouches(word: RouterReport, router: RouterStatus) -> bool:
     is_same = (word.instance, word.family) == (router.instance, router.family)
     # A master with other VIPs does not count: no node would serve the VIPs that it lacks.
     return is_same and word.well and word.vips == _digest(router.vips)

@@ -43,7 +43,7 @@ class Deaths:
     due: frozenset[BackendRef] = frozenset()
 
 
-NOBODY = Deaths({}, {})
+NONE_DEAD = Deaths({}, {})
 
 
 def is_silent(status: HealthStatus, hop: NextHop | None) -> bool:
@@ -82,7 +82,7 @@ def follow(
         well.add(Health.UNCHECKED)  # such a backend is judged by its next hop alone
     suspects = [ref for ref, found in verdicts.items() if not _is_well(health[ref], found, well)]
     if not suspects:
-        return NOBODY
+        return NONE_DEAD
     members = {BackendRef(s.name, b.name): (s, b) for s in config.services for b in s.backends}
     silent: set[Address] = set()
     down: dict[BackendRef, float] = {}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from agent.config.durations import format_duration
-from agent.config.plan import come_and_gone, gone_backends
+from agent.config.plan import added_and_removed, gone_backends
 from agent.logs import get_logger
 from agent.model import BackendRef, BackendState, Config, Service
 from agent.state import haste, outliers
@@ -94,7 +94,7 @@ class Outliers:
         for ref in gone_backends(last, config) if last else ():
             self._watches.pop(ref, None)
             self._paces.pop(ref, None)
-        for name in {s.name for s in come_and_gone(last, config)[0]} if last else ():
+        for name in {s.name for s in added_and_removed(last, config)[0]} if last else ():
             self._forget_unless(name)
         followed = self._judged.keys() | self._paced.keys()
         self._awake = {name: until for name, until in self._awake.items() if name in followed}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from agent.config.plan import come_and_gone, gone_backends
+from agent.config.plan import added_and_removed, gone_backends
 from agent.dataplane.program import Dataplane
 from agent.model import BackendRef, Config, NodeKind, Scheduler, Service, TelemetryKind
 from agent.state.identities import Identities
@@ -71,7 +71,7 @@ class Weigher:
         """Note after a pass where the backends are in the tables."""
         last, self._placed = self._placed, (config, ids)
         if last is not None and last[1] is ids and _weighs_alike(last[0], config):
-            self._learning.see(come_and_gone(last[0], config)[0])
+            self._learning.see(added_and_removed(last[0], config)[0])
             return
         self._scores.place(config, ids)
         self._learning.place(config, ids)

@@ -16,7 +16,7 @@ import agent as agent_package
 from agent.config.load import load_file
 from agent.config.render import document
 from agent.errors import AgentUnreachableError, ConfigError, SteelyardError
-from agent.here import warnings
+from agent.hostfacts import warnings
 from lbctl.doctor import gather_certificates
 from lbctl.doctor.facts import AgentFacts, ConfigFile, Installed, Process
 from lbctl.environment import Agent, Environment

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from agent.config.advice import Here
+from agent.config.advice import HostFacts
 from agent.model import Forward
 from lbctl.doctor import gather, gather_agent
 from lbctl.doctor.checks import examine
@@ -275,8 +275,8 @@ def test_a_broken_file_is_a_problem_before_the_first_start(run, tmp_path):
 
 
 def test_vips_and_backends_of_the_file_are_compared_with_this_host(tmp_path, monkeypatch):
-    here = Here(frozenset({"lo"}), frozenset({VIP}), frozenset())
-    monkeypatch.setattr("agent.here.look", lambda _: here)
+    here = HostFacts(frozenset({"lo"}), frozenset({VIP}), frozenset())
+    monkeypatch.setattr("agent.hostfacts.look", lambda _: here)
     path = tmp_path / "agent.yaml"
     path.write_text(
         "interface: lo\nservices:\n"

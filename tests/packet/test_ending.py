@@ -189,7 +189,7 @@ def test_datagrams_and_unfinished_handshakes_are_not_ended(rig: Rig):
     rig.serve(service(backend("a", SERVER4)))
     rig.send(Packet(flags="S").frame())
     ids = np.array([rig.backend_id("a")])
-    assert len(ending.at_backends(rig.tables, ids, ending.HOPING)) == 0
+    assert len(ending.at_backends(rig.tables, ids, ending.HALF_OPEN_TOO)) == 0
 
 
 @NATS

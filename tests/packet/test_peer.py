@@ -11,7 +11,7 @@ import pytest
 
 from agent.dataplane import abi, peers
 from agent.dataplane.counters import of_sync
-from agent.dataplane.peers import Way
+from agent.dataplane.peers import PeerPath
 from agent.model import Forward, NextHop, NoBackend, Protocol, Scheduler, SynProtection
 from tests.packet.frames import BALANCER4, BALANCER6, BALANCER_MAC, CLIENT4, ROUTER_MAC, VIP4
 from tests.packet.harness import Rig, Verdict, backend, mac_of, service
@@ -39,7 +39,7 @@ def alive(rig: Rig, outer: int = 4, *, mtu: int = 1500, seconds: float = 3.0) ->
     hop = NextHop(address, rig.dataplane.ifindex, mac_of(address), BALANCER_MAC, mtu, on_link=True)
     until = rig.dataplane.now_jiffies() + round(seconds * rig.clock.hz)
     peers.accept(rig.tables, [(address, own)])
-    peers.pass_on(rig.tables, [(Way(address, own, hop, 0), until)])
+    peers.pass_on(rig.tables, [(PeerPath(address, own, hop, 0), until)])
 
 
 def wrapped(inner: bytes, outer: int, sport: int = 50_000, tos: int = 0, **changed: str) -> bytes:
@@ -357,7 +357,7 @@ def test_rows_are_shared_by_those_who_live(rig: Rig):
     for number in (2, 3, 4):
         address = ip_address(f"10.0.0.{number}")
         hop = NextHop(address, 1, mac_of(address), BALANCER_MAC, 1500, on_link=True)
-        ways.append((Way(address, ip_address(BALANCER4), hop, number), 77))
+        ways.append((PeerPath(address, ip_address(BALANCER4), hop, number), 77))
     peers.pass_on(rig.tables, ways)
     rows = rig.tables.peers
     assert sorted(rows["ifindex"].tolist()) == [2, 2, 2, 3, 3, 3, 4, 4]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent import here
+from agent import hostfacts
 from agent.config.load import parse
-from agent.config.memory import Room
+from agent.config.memory import MemoryLimit
 from agent.errors import ConfigError
 from agent.network.vips import OUR_PROTO
 
@@ -56,20 +56,22 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
 def test_tables_that_no_host_holds_are_refused_where_the_interface_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(here, "memory", lambda: Room(1_000_000_000, "all memory of this host"))
+    monkeypatch.setattr(
+        hostfacts, "memory", lambda: MemoryLimit(1_000_000_000, "all memory of this host")
+    )
     text = "tables: {flows: 268435456}\n"
     with pytest.raises(ConfigError, match=r"all memory of this host is 1 GB: tables\.flows 36\.5"):
-        here.warnings(parse(f"interface: lo\n{text}", "f"))
-    assert len(here.warnings(parse(f"interface: not-here0\n{text}", "f"))) == 1
+        hostfacts.warnings(parse(f"interface: lo\n{text}", "f"))
+    assert len(hostfacts.warnings(parse(f"interface: not-here0\n{text}", "f"))) == 1
 
 
 def test_this_host_has_addresses_networks_and_memory() -> None:
-    found = here.look()
+    found = hostfacts.look()
     assert "lo" in found.interfaces
-    room = here.memory()
+    room = hostfacts.memory()
     assert room is not None
     assert room.size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert here.cpus() >= 1
+    assert hostfacts.cpus() >= 1
 
 
 def test_the_narrowest_cgroup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,15 +80,15 @@ def test_the_narrowest_cgroup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (inner / "memory.max").write_text("max\n")
     (inner.parent / "memory.max").write_text("400000000\n")
     (tmp_path / "own").write_text("0::/system.slice/lb-agent.service\n")
-    monkeypatch.setattr(here, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(here, "_OWN_CGROUP", tmp_path / "own")
-    room = here.memory()
+    monkeypatch.setattr(hostfacts, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(hostfacts, "_OWN_CGROUP", tmp_path / "own")
+    room = hostfacts.memory()
     assert room is not None
     assert (room.size, room.what) == (400_000_000, f"the limit of the cgroup {inner.parent}")
 
 
 def test_the_agents_own_addresses_are_known() -> None:
-    assert here.AGENT_PROTO == OUR_PROTO
+    assert hostfacts.AGENT_PROTO == OUR_PROTO
 
 
 @pytest.mark.parametrize(

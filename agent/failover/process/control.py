@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from agent.api.listen import UnixListener, listen_unix
 from agent.api.peer import Access, peer_of
 from agent.errors import RequestError, SteelyardError
-from agent.failover.fitness import AgentWord
+from agent.failover.fitness import AgentHeartbeat
 from agent.failover.model import Mode
 from agent.failover.times import CLIENT_IDLE_S, LOOK_S
 from agent.logs import get_logger
@@ -30,7 +30,7 @@ class RequestHandler(Protocol):
         """Return the whole status, as plain data for JSON."""
         ...
 
-    def agent_says(self, word: AgentWord) -> None:
+    def agent_says(self, word: AgentHeartbeat) -> None:
         """Take in a heartbeat of the agent."""
         ...
 
@@ -167,7 +167,7 @@ async def _do(request: Mapping[str, Any], handler: RequestHandler) -> None:
         case {"do": "agent", "attached": bool(attached)}:
             services = _services(request.get("services", {}))
             handler.agent_says(
-                AgentWord(
+                AgentHeartbeat(
                     attached,
                     str(request.get("why", "")),
                     services,

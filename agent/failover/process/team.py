@@ -16,7 +16,7 @@ from typing import Any
 
 from agent import __version__
 from agent.errors import ConfigError, RequestError, SteelyardError
-from agent.failover.fitness import AgentWord
+from agent.failover.fitness import AgentHeartbeat
 from agent.failover.host.addresses import left_behind, remove_stale
 from agent.failover.model import Method, Mode, Role
 from agent.failover.plan import VirtualRouter
@@ -152,7 +152,7 @@ class Team:
             )
         )
 
-    def agent_says(self, word: AgentWord) -> None:
+    def agent_says(self, word: AgentHeartbeat) -> None:
         """Take in a heartbeat of the agent."""
         if self.tracking.heard(word):
             self.judge()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from agent.failover.fitness import AgentWord, Judgement, Observations, fitness
+from agent.failover.fitness import AgentHeartbeat, Judgement, Observations, fitness
 from agent.failover.plan import VirtualRouter
 from agent.failover.process.links import Interface, Links
 from agent.failover.process.saved import Saved
@@ -37,9 +37,9 @@ class Tracking:
         self._with_program: frozenset[str] = frozenset()
         self._interfaces: dict[str, Interface | None] = {}
         self.scripts = Scripts(changed)
-        self._word: AgentWord | None = None
+        self._word: AgentHeartbeat | None = None
         if saved.attached is not None:
-            self._word = AgentWord(saved.attached, saved.why)
+            self._word = AgentHeartbeat(saved.attached, saved.why)
         self._programs_seen = saved.programs
         self._heard_s = self._loop.time()
         self.agent_seen: float | None = None  # seconds since the epoch
@@ -96,7 +96,7 @@ class Tracking:
         """Return an interface as it was when it was last read."""
         return self._interfaces.get(name)
 
-    def heard(self, word: AgentWord) -> bool:
+    def heard(self, word: AgentHeartbeat) -> bool:
         """Take in a heartbeat of the agent, and return whether it says anything new."""
         now_s = self._loop.time()
         before, self._word = self._word, word
@@ -142,7 +142,7 @@ class Tracking:
         word = self._word
         return replace(saved, attached=word.attached, why=word.why, programs=self._programs_seen)
 
-    def _fresh_word(self, most_s: float) -> AgentWord | None:
+    def _fresh_word(self, most_s: float) -> AgentHeartbeat | None:
         """Return the last heartbeat if it is at most ``most_s`` old and came since our start."""
         away_s = self._loop.time() - self._heard_s
         return self._word if self.agent_seen is not None and away_s < most_s else None

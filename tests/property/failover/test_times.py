@@ -24,7 +24,7 @@ from agent.config import failover_kinds, failover_schema
 from agent.dataplane.hold import HOLD_S
 from agent.errors import ConflictError
 from agent.failover import times
-from agent.failover.fitness import AgentWord, Observations, fitness
+from agent.failover.fitness import AgentHeartbeat, Observations, fitness
 from agent.failover.model import HANDED_OVER, Instance, Mode, Role, Track
 from agent.failover.process.ledger import Ledger
 from agent.failover.status import FailoverStatus, Problem
@@ -184,7 +184,7 @@ def test_a_word_comes_between_the_loss_of_adverts_and_the_takeover(
 ) -> None:
     """If words come as often as adverts; docs/failover.md says where they do not."""
     interval_s = version[1]
-    assume(interval_s >= max(WITNESSED_S, routers * times.WORD_PER_ROUTER_S))
+    assume(interval_s >= max(WITNESSED_S, routers * times.AGENT_HEARTBEAT_PER_ROUTER_S))
     down_s = timers.master_down_s(3, priority, interval_s)
     lost_s = times.LOST_INTERVALS * interval_s
     assert lost_s + period_s(interval_s, routers) < down_s - interval_s / 4
@@ -197,7 +197,7 @@ def test_a_word_of_before_its_death_vouches_for_no_dead_master() -> None:
 
 def period_s(interval_s: float, routers: int) -> float:
     instances = [Instance(f"i{number}", interval_s=interval_s) for number in range(routers)]
-    return witness.period_s(instances, times.WORD_S)
+    return witness.period_s(instances, times.AGENT_HEARTBEAT_S)
 
 
 # -- The agent and its failover process
@@ -207,16 +207,18 @@ def test_an_agent_that_is_there_does_not_count_as_away() -> None:
     """For one that misses two words, the node would leave its place to others; for one that once
     got no answer, the process would not let it hand over.
     """
-    assert 3 * times.WORD_S <= times.RESTARTED_S < times.PRESENT_S
-    assert times.WORD_S + times.ANSWER_S < times.PRESENT_S
+    assert 3 * times.AGENT_HEARTBEAT_S <= times.RESTARTED_S < times.PRESENT_S
+    assert times.AGENT_HEARTBEAT_S + times.ANSWER_S < times.PRESENT_S
 
 
 @LAWS
 @given(delays_s)
 def test_an_agent_that_is_there_costs_no_priority_whatever_its_grace(grace_s: float) -> None:
     instance = Instance("web", track=Track(agent_grace_s=grace_s))
-    word = AgentWord(attached=True, services={})
-    seen = Observations({"eth0": True}, word=word, agent_away_s=2 * times.WORD_S + times.LOOK_S / 2)
+    word = AgentHeartbeat(attached=True, services={})
+    seen = Observations(
+        {"eth0": True}, word=word, agent_away_s=2 * times.AGENT_HEARTBEAT_S + times.LOOK_S / 2
+    )
     assert fitness(instance, "eth0", (), seen).fitness.priority == instance.priority
 
 
@@ -295,7 +297,7 @@ def test_what_is_ordinary_while_the_vips_move_is_no_problem(
 ) -> None:
     """A backup may take all of its wait, and what it says then takes a word and a heartbeat."""
     down_s = timers.master_down_s(version[0], priority, version[1])
-    moved_s = down_s + times.WORD_S + times.HEARTBEAT_S
+    moved_s = down_s + times.AGENT_HEARTBEAT_S + times.HEARTBEAT_S
     place = Place("web", comparing.TWO_MASTERS, 4)
     problems = {place: Problem(place.kind, "", 1000.0, 1000.0 + moved_s, 1)}
     assert not comparing.lasting(problems, version[1])
@@ -308,7 +310,7 @@ def test_roles_are_compared_though_an_answer_is_slow() -> None:
 def test_packets_go_on_to_a_peer_that_lives_and_soon_not_to_a_dead_one() -> None:
     """Two heartbeats may be lost, and the packet path is told anew before a way ends."""
     assert 3 * times.HEARTBEAT_S <= times.ALIVE_S < times.SILENCE_S
-    assert times.HEARTBEAT_S + 2 * times.WAYS_TOLD_S < times.ALIVE_S
+    assert times.HEARTBEAT_S + 2 * times.DETOURS_WRITTEN_S < times.ALIVE_S
 
 
 # -- Connecting
@@ -370,9 +372,9 @@ def test_the_master_is_asked_to_hand_over_before_adverts_decide(delay_s: float) 
     move when the handshakes have ended. Flows are told in milliseconds then: the node was ready,
     so it knew all but the newest.
     """
-    asked_s = times.WORD_S + max(0.0, delay_s - times.AHEAD_S) + times.WORD_S
+    asked_s = times.AGENT_HEARTBEAT_S + max(0.0, delay_s - times.AHEAD_S) + times.AGENT_HEARTBEAT_S
     assert asked_s + times.HANDSHAKE_S + times.LATE_S < delay_s
-    assert times.PREEMPT_PAUSE_S >= times.WORD_S, "what the next one is asked by is news"
+    assert times.PREEMPT_PAUSE_S >= times.AGENT_HEARTBEAT_S, "what the next one is asked by is news"
 
 
 # -- A handover
@@ -488,7 +490,7 @@ def test_whoever_waits_for_a_handover_waits_longer_than_it_takes(interval_s: flo
     """
     takes_s = longest_s(interval_s)
     assert takes_s < times.ASK_S < times.ASKED_S
-    assert times.WORD_S + takes_s + times.ANSWER_S < times.STOP_HANDOVER_S
+    assert times.AGENT_HEARTBEAT_S + takes_s + times.ANSWER_S < times.STOP_HANDOVER_S
     assert times.ANSWER_S + takes_s + times.ANSWER_S < times.LBCTL_MOVE_S
     assert times.ANSWER_S + times.ASK_S + times.ANSWER_S < times.LBCTL_MOVE_S, "promote and release"
 
@@ -553,7 +555,7 @@ def test_an_agent_that_is_stopped_with_its_process_outlasts_the_handover() -> No
     taken_s = times.FLUSH_S + times.HANDSHAKE_S + 3 * times.HELD_S
     handed = slowest(1.0, taken_s)
     assert handed.done
-    assert times.WORD_S + handed.total_s < times.OUTLAST_S
+    assert times.AGENT_HEARTBEAT_S + handed.total_s < times.OUTLAST_S
     assert stop_s() < CONTAINER_S
 
 

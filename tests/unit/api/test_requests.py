@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from agent.api import requests
-from agent.api.requests import How
+from agent.api.requests import ChangeOptions
 from agent.config.edit import Edit, EditOp
 from agent.errors import NotFoundError, RequestError
 from agent.model import Protocol
@@ -166,21 +166,23 @@ def test_body_is_an_object():
 def test_edit():
     body = {"op": "backend.add", "service": "s", "backend": "b", "values": {"address": "x"}}
     edit = Edit(EditOp.BACKEND_ADD, "s", "b", {"address": "x"})
-    assert requests.edit_request(body) == ((edit,), How(dry_run=False, confirmed=False))
+    assert requests.edit_request(body) == ((edit,), ChangeOptions(dry_run=False, confirmed=False))
     told = requests.edit_request(body | {"dry_run": True, "confirmed": True})
-    assert told == ((edit,), How(dry_run=True, confirmed=True))
+    assert told == ((edit,), ChangeOptions(dry_run=True, confirmed=True))
 
 
 def test_edit_fields_that_are_left_out_are_nothing():
     assert requests.edit_request({"op": "services.apply"}) == (
         (Edit(EditOp.SERVICES_APPLY, None, None, {}),),
-        How(dry_run=False, confirmed=False),
+        ChangeOptions(dry_run=False, confirmed=False),
     )
 
 
 def test_a_reload_is_plain_unless_it_says_otherwise():
-    assert requests.reload_request({}) == How(dry_run=False, confirmed=False)
-    assert requests.reload_request({"confirmed": True}) == How(dry_run=False, confirmed=True)
+    assert requests.reload_request({}) == ChangeOptions(dry_run=False, confirmed=False)
+    assert requests.reload_request({"confirmed": True}) == ChangeOptions(
+        dry_run=False, confirmed=True
+    )
     with pytest.raises(RequestError, match="no field"):
         requests.reload_request({"yes": True})
 

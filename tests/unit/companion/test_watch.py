@@ -104,7 +104,7 @@ class Watched:
 
     @property
     def said(self) -> str:
-        return self.companions.said(self.service)
+        return self.companions.problem_of(self.service)
 
     @property
     def key_names(self) -> tuple[str, ...]:

@@ -6,10 +6,10 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from agent.config.advice import Here, advice
+from agent.config.advice import HostFacts, advice
 from agent.config.load import parse
 
-HERE = Here(
+HERE = HostFacts(
     frozenset({"lo", "eth0"}),
     frozenset({ip_address("10.0.0.5"), ip_address("fd00::5")}),
     frozenset({ip_network("10.0.0.0/24"), ip_network("fd00::/64")}),
@@ -27,7 +27,7 @@ services:
 NO_WEIGHT = GOOD.replace("21}", "21, weight: 0}")
 
 
-def said(text: str, here: Here = HERE) -> list[str]:
+def said(text: str, here: HostFacts = HERE) -> list[str]:
     return [str(each) for each in advice(parse(text, "agent.yaml"), here)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.config.memory import Room, parts, refuse_too_much, shown
+from agent.config.memory import MemoryLimit, parts, refuse_too_much, shown
 from agent.dataplane.constants import sizes
 from agent.dataplane.libbpf import MAP_TYPE_ARRAY
 from agent.dataplane.tables import shapes
@@ -34,9 +34,9 @@ def test_the_estimate_is_what_the_tables_are_made_for(tables: Tables) -> None:
 
 def test_more_than_there_is_is_refused_with_the_sizes_and_the_keys_to_lower() -> None:
     needed = parts(Tables(flows=2**28), Nat(), 8)
-    refuse_too_much(needed, Room(40 * GB, "all memory of this host"))
+    refuse_too_much(needed, MemoryLimit(40 * GB, "all memory of this host"))
     with pytest.raises(ConfigError) as caught:
-        refuse_too_much(needed, Room(16 * GB, "all memory of this host"))
+        refuse_too_much(needed, MemoryLimit(16 * GB, "all memory of this host"))
     assert "all memory of this host is 16 GB: tables.flows 36.5 GB" in caught.value.message
     assert (caught.value.where, caught.value.remedy) == ("tables", "lower tables.flows")
 
@@ -44,7 +44,7 @@ def test_more_than_there_is_is_refused_with_the_sizes_and_the_keys_to_lower() ->
 def test_every_large_part_is_named() -> None:
     needed = parts(Tables(services=65_535, ring_slots=1_048_573, flows=2**28), Nat(), 8)
     with pytest.raises(ConfigError) as caught:
-        refuse_too_much(needed, Room(GB, "the limit of the cgroup /x"))
+        refuse_too_much(needed, MemoryLimit(GB, "the limit of the cgroup /x"))
     assert "138 GB" in caught.value.message
     assert caught.value.remedy == "lower tables.ring_slots, tables.flows"
 

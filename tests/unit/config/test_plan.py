@@ -320,8 +320,8 @@ def test_services_are_told_apart_by_their_objects_and_then_by_what_they_are() ->
     assert plan_module.changed(old, elsewhere) is None
     assert plan_module.gone_backends(old, heavier) == {BackendRef("chat", "gpu-1")}
     assert plan_module.gone_backends(old, config()) == set()
-    assert plan_module.come_and_gone(old, old) == ([], [])
-    assert plan_module.come_and_gone(old, heavier) == ([*heavier.services], [*old.services])
+    assert plan_module.added_and_removed(old, old) == ([], [])
+    assert plan_module.added_and_removed(old, heavier) == ([*heavier.services], [*old.services])
 
 
 def test_what_has_not_changed_stays_the_same_object() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import versions as versions_module
-from agent.config.edit import Edit, EditOp, apply_edit, back_to
+from agent.config.edit import Edit, EditOp, apply_edit, rollback_edit
 from agent.config.plan import plan
 from agent.config.store import RunningStore
 from agent.config.versions import Act, Author
@@ -167,8 +167,8 @@ def test_back_to_a_version_of_all_services_or_of_one() -> None:
     old = RunningStore(Path("/nowhere"), "x").load(FILE).config
     drain = Edit(EditOp.BACKEND_SET, "embed", "gpu-1", {"state": "drain"})
     now = apply_edit(edited(old, 50), drain)
-    assert apply_edit(now, back_to(now, old, None)).services == old.services
-    one = apply_edit(now, back_to(now, old, "chat"))
+    assert apply_edit(now, rollback_edit(now, old, None)).services == old.services
+    one = apply_edit(now, rollback_edit(now, old, "chat"))
     assert one.services[0] == old.services[0]
     assert one.services[1].backends[0].admin is AdminState.DRAIN
 
@@ -176,8 +176,10 @@ def test_back_to_a_version_of_all_services_or_of_one() -> None:
 def test_back_to_a_version_without_a_service_removes_it_and_one_that_had_it_puts_it_back() -> None:
     old = RunningStore(Path("/nowhere"), "x").load(FILE).config
     without = apply_edit(old, Edit(EditOp.SERVICE_REMOVE, "chat"))
-    assert [s.name for s in apply_edit(old, back_to(old, without, "chat")).services] == ["embed"]
-    again = apply_edit(without, back_to(without, old, "chat"))
+    assert [s.name for s in apply_edit(old, rollback_edit(old, without, "chat")).services] == [
+        "embed"
+    ]
+    again = apply_edit(without, rollback_edit(without, old, "chat"))
     assert {s.name: s for s in again.services} == {s.name: s for s in old.services}
     with pytest.raises(NotFoundError, match="neither now nor in that version"):
-        back_to(old, without, "chta")
+        rollback_edit(old, without, "chta")

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 from agent.failover.model import Method, Mode, Role
 from agent.failover.status import FailoverStatus, Problem, RouterStatus
-from agent.failover.syncstatus import LinkState, PeerSync, RouterWord
+from agent.failover.syncstatus import LinkState, PeerSync, RouterReport
 from agent.state.snapshot import FailoverView
 
 NOW = 1_700_000_000.0
@@ -88,7 +88,7 @@ PEER = PeerSync(
     full_sent=1,
     full_received=1,
 )
-WORD = RouterWord(
+WORD = RouterReport(
     instance="web",
     family=4,
     method=Method.VRRP,

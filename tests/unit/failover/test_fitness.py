@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from agent.failover.fitness import UNHEARD, AgentWord, Observations, ScriptState, fitness, judged
+from agent.failover.fitness import (
+    UNHEARD,
+    AgentHeartbeat,
+    Observations,
+    ScriptState,
+    fitness,
+    judged,
+)
 from agent.failover.model import (
     OWNER,
     Instance,
@@ -15,13 +22,13 @@ from agent.failover.model import (
     TrackedInterface,
     TrackedScript,
 )
-from agent.failover.times import RESTARTED_S, WORD_S
+from agent.failover.times import AGENT_HEARTBEAT_S, RESTARTED_S
 from agent.failover.vrrp.states import Fitness
 
 WEB = Instance("web", priority=100)
 WELL = Observations(
     interfaces={"eth0": True, "eth1": True},
-    word=AgentWord(True, services={"web": (1, 2), "web6": (0, 2), "dns": (0, 0)}),
+    word=AgentHeartbeat(True, services={"web": (1, 2), "web6": (0, 2), "dns": (0, 0)}),
     program=True,
 )
 CHECK = TrackedScript("check", ("true",), rise=2, fall=3)
@@ -101,7 +108,7 @@ def test_a_script_flips_after_rise_or_fall_results_in_a_row() -> None:
 
 def test_services_cost_once_none_of_them_has_a_backend() -> None:
     assert judge(services=("web", "web6")) == (Fitness(100), ())
-    dead = replace(WELL, word=AgentWord(True, services={"web": (0, 2), "web6": (0, 1)}))
+    dead = replace(WELL, word=AgentHeartbeat(True, services={"web": (0, 2), "web6": (0, 1)}))
     assert judge(observed=dead, services=("web", "web6")) == (
         Fitness(50),
         ("services web, web6 have no backend up: -50",),
@@ -111,7 +118,9 @@ def test_services_cost_once_none_of_them_has_a_backend() -> None:
 
 
 def test_a_node_that_reaches_nobody_is_behind_all_others_and_still_fit() -> None:
-    word = AgentWord(True, services={"web": (1, 2)}, cut_off=True)  # one without checks is "up"
+    word = AgentHeartbeat(
+        True, services={"web": (1, 2)}, cut_off=True
+    )  # one without checks is "up"
     found, reasons = judge(observed=replace(WELL, word=word))
     assert found == Fitness(1)
     assert reasons == ("neither a backend nor another balancer is reached: -254",)
@@ -123,7 +132,7 @@ def test_services_without_backends_and_unknown_ones_cost_nothing() -> None:
 
 def test_without_elections_dead_services_are_a_fault() -> None:
     announce = replace(WEB, method=Method.ANNOUNCE)
-    dead = replace(WELL, word=AgentWord(True, services={"web": (0, 2)}))
+    dead = replace(WELL, word=AgentHeartbeat(True, services={"web": (0, 2)}))
     assert judge(announce, dead)[0].fault == "service web has no backend up"
 
 
@@ -132,10 +141,10 @@ def test_without_elections_dead_services_are_a_fault() -> None:
     [
         (replace(WELL, word=None), "the agent has not reported yet"),
         (
-            replace(WELL, word=AgentWord(False, "no such interface")),
+            replace(WELL, word=AgentHeartbeat(False, "no such interface")),
             "the agent's program is not attached: no such interface",
         ),
-        (replace(WELL, word=AgentWord(False)), "the agent's program is not attached"),
+        (replace(WELL, word=AgentHeartbeat(False)), "the agent's program is not attached"),
         (replace(WELL, program=False), "the agent's XDP program is gone"),
         (replace(WELL, program=None), ""),
     ],
@@ -155,7 +164,9 @@ def test_an_agent_that_is_away_for_long_costs_its_weight_and_no_more() -> None:
     )
     assert judge(tracking(agent=0), replace(WELL, agent_away_s=99.0)) == (Fitness(100), ())
     at_once = tracking(agent_grace_s=0.0)
-    assert judge(at_once, replace(WELL, agent_away_s=WORD_S)) == (Fitness(100), ()), "it is there"
+    assert judge(at_once, replace(WELL, agent_away_s=AGENT_HEARTBEAT_S)) == (Fitness(100), ()), (
+        "it is there"
+    )
     assert judge(at_once, replace(WELL, agent_away_s=RESTARTED_S)) == (
         Fitness(80),
         ("the agent has been away for more than 2 s: -20",),

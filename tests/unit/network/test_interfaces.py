@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.network.interfaces import Interfaces, Way, way_by
+from agent.network.interfaces import Egress, Interfaces, way_by
 from agent.network.messages import Link, Vlan
 
 ETH0 = Link(2, "eth0", "02:00:00:00:00:02", 1500, True, True)
@@ -92,7 +92,7 @@ def test_three_tags_are_more_than_a_packet_can_be_given() -> None:
     ],
 )
 def test_trouble_is_told_of_the_lowest_device_that_has_it(link: Link, trouble: str) -> None:
-    assert Way((replace(OUTER, up=False), link)).trouble == trouble
+    assert Egress((replace(OUTER, up=False), link)).trouble == trouble
 
 
 def test_devices_are_learnt_with_what_is_below_them_and_once() -> None:

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from agent.model import NextHop
-from agent.network.interfaces import Way
+from agent.network.interfaces import Egress
 from agent.network.messages import Link, Neighbour, Reach, Route, Vlan
 from agent.network.resolve import (
     Memory,
@@ -26,7 +26,7 @@ MAC = "02:00:00:00:00:21"
 LINK = Link(ifindex=2, name="eth0", mac="02:00:00:00:00:01", mtu=1500, up=True, carrier=True)
 ROUTE = Route(ifindex=2, source=ip_address("10.0.0.2"))
 KNOWN = Memory(MAC, Reach.CONFIRMED)
-WAY = Way((LINK,))
+WAY = Egress((LINK,))
 OUTLOOK = Outlook(("eth0",), (), ROUTE, "eth0", WAY, KNOWN)
 
 
@@ -34,8 +34,8 @@ def hop(**changes: object) -> NextHop:
     return next_hop(SERVER, replace(OUTLOOK, **changes))
 
 
-def way(**changes: object) -> Way:
-    return Way((replace(LINK, **changes),))
+def way(**changes: object) -> Egress:
+    return Egress((replace(LINK, **changes),))
 
 
 def test_a_known_neighbour_is_the_next_hop() -> None:
@@ -74,7 +74,7 @@ def test_by_a_vlan_device_it_leaves_by_the_card_with_the_tags_and_the_device_s_m
     inner = replace(
         LINK, ifindex=7, name="eth0.5.7", mac="02:00:00:00:07:01", mtu=1496, vlan=Vlan(5, 0x8100, 7)
     )
-    found = hop(route=replace(ROUTE, ifindex=7), way=Way((inner, outer, LINK)))
+    found = hop(route=replace(ROUTE, ifindex=7), way=Egress((inner, outer, LINK)))
     assert (found.ifindex, found.vlans) == (2, ((0x88A8, 5), (0x8100, 7)))
     assert (found.source_mac, found.mtu, found.mac) == ("02:00:00:00:07:01", 1496, MAC)
 
@@ -142,7 +142,7 @@ def test_an_interface_that_goes_down_keeps_the_next_hop_with_a_reason() -> None:
 
 
 def test_when_one_interface_goes_down_a_way_by_another_is_taken() -> None:
-    second = Way((replace(LINK, ifindex=3, name="eth1"),))
+    second = Egress((replace(LINK, ifindex=3, name="eth1"),))
     moved = hop(way=second, before=way(up=False), previous=hop(), route=replace(ROUTE, ifindex=3))
     assert (moved.ifindex, moved.reason) == (3, "")
 

@@ -8,8 +8,8 @@ from agent.node.reading import Driver, Fault, Gpu, GpuReading, NodeReading, Reco
 from agent.node.verdict import (
     FAULT_HOLD_S,
     SILENT_S,
+    ServerState,
     Verdict,
-    Word,
     clock_share,
     mean_clock_shares,
     verdict,
@@ -168,12 +168,16 @@ def test_a_line_is_one_short_line_of_ascii(problem):
 @pytest.mark.parametrize(
     ("before", "now", "logged"),
     [
-        (Verdict(Word.UP, 100), Verdict(Word.UP, 95), True),
-        (Verdict(Word.UP, 95), Verdict(Word.UP, 90), False),
-        (Verdict(Word.UP, 95), Verdict(Word.UP, 75), True),
-        (Verdict(Word.UP, 5), Verdict(Word.UP, 0), True),
-        (Verdict(Word.UP, 50), Verdict(Word.DOWN), True),
-        (Verdict(Word.DOWN, None, "for 31 s"), Verdict(Word.DOWN, None, "for 32 s"), False),
+        (Verdict(ServerState.UP, 100), Verdict(ServerState.UP, 95), True),
+        (Verdict(ServerState.UP, 95), Verdict(ServerState.UP, 90), False),
+        (Verdict(ServerState.UP, 95), Verdict(ServerState.UP, 75), True),
+        (Verdict(ServerState.UP, 5), Verdict(ServerState.UP, 0), True),
+        (Verdict(ServerState.UP, 50), Verdict(ServerState.DOWN), True),
+        (
+            Verdict(ServerState.DOWN, None, "for 31 s"),
+            Verdict(ServerState.DOWN, None, "for 32 s"),
+            False,
+        ),
     ],
 )
 def test_steps_of_throttling_are_not_worth_a_log_line(before, now, logged):

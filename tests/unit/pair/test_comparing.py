@@ -9,7 +9,7 @@ import pytest
 
 from agent.failover.model import Method, Role
 from agent.failover.status import Problem
-from agent.failover.syncstatus import PeerSync, RouterWord
+from agent.failover.syncstatus import PeerSync, RouterReport
 from agent.pair.comparing import (
     TWO_MASTERS,
     UNHEARD,
@@ -24,11 +24,11 @@ from tests.unit.failover.samples import BACKUP, MASTER, PEER, STATUS, WORD
 THEIRS = replace(WORD, role=Role.BACKUP, priority=100, well=False)
 
 
-def peer(*routers: RouterWord, at_s: float = 100.0) -> PeerSync:
+def peer(*routers: RouterReport, at_s: float = 100.0) -> PeerSync:
     return replace(PEER, routers=routers, routers_s=at_s)
 
 
-def kinds(own: RouterWord, other: RouterWord, now_s: float = 100.0) -> set[str]:
+def kinds(own: RouterReport, other: RouterReport, now_s: float = 100.0) -> set[str]:
     found = compare([own], [peer(other)], now_s)
     assert all(place.instance == "web" and place.family == own.family for place in found)
     assert all(text.startswith("edge-2 (10.0.0.2)") for text in found.values())

@@ -115,7 +115,7 @@ def test_a_node_takes_packets_only_where_its_program_sees_them() -> None:
 
 
 def test_a_defect_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detour, "WAYS_TOLD_S", 0.001)
+    monkeypatch.setattr(detour, "DETOURS_WRITTEN_S", 0.001)
     world = World()
     told = asyncio.Event()
 

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from agent.failover.model import Failover, Instance, Role
 from agent.failover.status import FailoverStatus, to_json
 from agent.pair import mastership
+from agent.pair.agentstatus import AgentStatus
 from agent.pair.mastership import Mastership
-from agent.pair.word import Word
 from tests.unit.failover.samples import MASTER, STATUS
 
 PATIENCE_S = 60.0
@@ -24,7 +24,7 @@ class Told(Mastership):
     """A failover process that only hears, as long as it is not ``busy``."""
 
     def __init__(self) -> None:
-        self.word = Word(True, "", {"web": (2, 2)})
+        self.word = AgentStatus(True, "", {"web": (2, 2)})
         super().__init__(lambda: self.word)
         self.heard: list[object] = []
         self.free = asyncio.Event()
@@ -56,7 +56,7 @@ def run(work) -> None:
 
 
 def test_the_heartbeat_goes_on_while_one_pass_follows_the_other(monkeypatch) -> None:
-    monkeypatch.setattr(mastership, "WORD_S", 0.05)
+    monkeypatch.setattr(mastership, "AGENT_HEARTBEAT_S", 0.05)
 
     async def work(told: Told) -> None:
         async def passes() -> None:
@@ -74,12 +74,12 @@ def test_the_heartbeat_goes_on_while_one_pass_follows_the_other(monkeypatch) -> 
 def test_a_change_while_the_process_is_told_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mastership, "WORD_S", 10 * PATIENCE_S)
+    monkeypatch.setattr(mastership, "AGENT_HEARTBEAT_S", 10 * PATIENCE_S)
 
     async def work(told: Told) -> None:
         told.free.clear()
         await told.hears(1)
-        told.word = Word(True, "", {"web": (0, 2)})
+        told.word = AgentStatus(True, "", {"web": (0, 2)})
         told.wake()
         told.free.set()
         await told.hears(2)
@@ -89,7 +89,7 @@ def test_a_change_while_the_process_is_told_is_told_at_once(
 
 
 def test_passes_that_change_nothing_are_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mastership, "WORD_S", 10 * PATIENCE_S)
+    monkeypatch.setattr(mastership, "AGENT_HEARTBEAT_S", 10 * PATIENCE_S)
 
     async def work(told: Told) -> None:
         await told.hears(1)
@@ -110,7 +110,7 @@ def test_a_process_that_leaves_is_heard_of_once() -> None:
 
     async def work() -> None:
         nonlocal pid
-        told = Mastership(lambda: Word(True, "", {}))
+        told = Mastership(lambda: AgentStatus(True, "", {}))
         told.aim(Failover(instances=(Instance("web"),)), Path("/none"))
         await told.send_heartbeat()
         assert told.leaving.is_set()
@@ -140,10 +140,10 @@ def test_other_roles_are_said_also_those_of_a_process_that_was_away() -> None:
         return to_json(replace(STATUS, routers=(replace(MASTER, role=answers.pop(0), why="so"),)))
 
     async def work() -> None:
-        told = Mastership(lambda: Word(True, "", {}))
+        told = Mastership(lambda: AgentStatus(True, "", {}))
         told.aim(Failover(instances=(Instance("web"),)), Path("/none"))
         while answers:
-            await told._send(Word(True, "", {}))
+            await told._send(AgentStatus(True, "", {}))
 
     answers = [Role.BACKUP, Role.BACKUP, Role.MASTER, None, Role.FAULT, Role.BACKUP]
     with mock.patch.object(mastership, "ask_async", answer), capture_logs() as said:

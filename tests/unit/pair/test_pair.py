@@ -21,8 +21,8 @@ from agent.failover.status import FailoverStatus
 from agent.failover.syncstatus import LinkState
 from agent.failover.times import STRAGGLERS_S
 from agent.model import Config
+from agent.pair.agentstatus import AgentStatus
 from agent.pair.pair import Pair
-from agent.pair.word import Word
 from agent.state.moves import MoveOrder, MoveVerb
 from tests.unit.failover.samples import PEER
 from tests.unit.pair.test_handover import Node, Others
@@ -51,7 +51,7 @@ def made(role: Role = Role.BACKUP) -> tuple[Pair, Heard]:
     )
     dataplane = SimpleNamespace(now_jiffies=None, pins=Pins(Path("/none")), tables=tables)
     dataplane.features = Features()
-    pair = Pair(dataplane, lambda: Word(True, "", {}), lambda: None, lambda address: None)
+    pair = Pair(dataplane, lambda: AgentStatus(True, "", {}), lambda: None, lambda address: None)
     node = Heard([], role)
     pair.mastership = node
     return pair, node
@@ -100,10 +100,10 @@ def test_without_the_secret_nobody_knows_the_flows(tmp_path: Path) -> None:
         (peer,), problem = pair.view().sync, pair.view().sync_problem
         assert (peer.address, peer.state, peer.why) == (PEER.address, LinkState.REFUSED, problem)
         assert "secret cannot be read" in problem
-        assert not pair._whole_word().ready, "it does not know the flows of a master that is well"
+        assert not pair._whole_status().ready, "it does not know the flows of a master that is well"
         await pair.aim(Config("lb1", "eth0"))
         assert (pair.view().sync, pair.view().sync_problem) == ((), "")
-        assert pair._whole_word().ready
+        assert pair._whole_status().ready
 
     asyncio.run(run())
 
@@ -126,15 +126,15 @@ def test_an_instance_of_another_name_elsewhere_is_a_mismatch() -> None:
     pair._unkeyed = (elsewhere,)  # instead of a stream
     node.instances = {"web": Instance("web")}
     with capture_logs() as said:
-        pair._whole_word()
-        pair._whole_word()
+        pair._whole_status()
+        pair._whole_status()
     assert [(line["event"], line["instance"]) for line in said] == [("mismatch", "web")]
     process = pair.view().process
     assert process is not None
     (problem,) = process.routers[0].problems
     assert (problem.kind, "10.0.0.2 has edge" in problem.text) == ("name", True)
     pair._unkeyed = (replace(elsewhere, instances=("edge", "web")),)
-    pair._whole_word()
+    pair._whole_status()
     process = pair.view().process
     assert process is not None
     assert process.routers[0].problems == ()
@@ -152,7 +152,7 @@ def test_what_flow_sync_says_of_a_master_goes_to_the_failover_process(on: bool) 
         pair._unkeyed = (replace(PEER, routers=(theirs,), routers_s=7.0),)
         node._wake.clear()
         pair._heard()
-        return dict(pair._whole_word().vouchers), node._wake.is_set()
+        return dict(pair._whole_status().vouchers), node._wake.is_set()
 
     assert asyncio.run(run()) == (({"web/ipv6": 7.0}, True) if on else ({}, False))
 
@@ -171,11 +171,11 @@ def test_a_node_is_ready_once_its_tables_have_what_its_checks_found() -> None:
     pair, _ = made()
     complete = False
     pair._complete = lambda: complete
-    assert pair._whole_word().waits_for == "the tables lack backends that the checks have found"
+    assert pair._whole_status().waits_for == "the tables lack backends that the checks have found"
     complete = True
-    assert pair._whole_word().ready
+    assert pair._whole_status().ready
     complete = False
-    assert pair._whole_word().ready, "a pass is always under way somewhere"
+    assert pair._whole_status().ready, "a pass is always under way somewhere"
 
 
 def test_who_serves_without_the_flows_of_the_others_says_so(
@@ -186,12 +186,12 @@ def test_who_serves_without_the_flows_of_the_others_says_so(
     now_s = 100.0
     clock = SimpleNamespace(monotonic=lambda: now_s, time=time.time)
     monkeypatch.setattr("agent.pair.pair.time", clock)
-    word = pair._whole_word()
+    word = pair._whole_status()
     assert (word.ready, "10.0.0.2 is not connected" in word.waits_for) == (False, True)
     now_s += 60.0
     with capture_logs() as said:
-        assert pair._whole_word().ready
-        assert pair._whole_word().ready
+        assert pair._whole_status().ready
+        assert pair._whole_status().ready
     assert [line["event"] for line in said] == ["ready without all flows: the wait is over"]
 
 
@@ -255,10 +255,10 @@ def test_an_agent_that_ends_hands_nothing_over_any_more() -> None:
         words: list[bool] = []
 
         async def send_heartbeat(_: object = None) -> None:
-            words.append(pair._whole_word().hands_over)
+            words.append(pair._whole_status().hands_over)
 
         node.send_heartbeat = send_heartbeat
-        pair._word = lambda: Word(True, "", {})
+        pair._status = lambda: AgentStatus(True, "", {})
         connected = replace(PEER, state=LinkState.CONNECTED)
         pair._sync = SimpleNamespace(status=lambda: (connected,))
         await node.send_heartbeat()

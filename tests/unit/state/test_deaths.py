@@ -23,7 +23,7 @@ from agent.model import (
 )
 from agent.state.deaths import (
     MANY_WAIT_S,
-    NOBODY,
+    NONE_DEAD,
     TOGETHER_S,
     Deaths,
     follow,
@@ -67,25 +67,25 @@ def due(deaths: Deaths) -> set[int]:
 
 
 def test_a_silent_server_s_flows_go_after_the_time_that_is_configured() -> None:
-    deaths = step(NOBODY, 100.0, {1})
+    deaths = step(NONE_DEAD, 100.0, {1})
     assert due(step(deaths, 104.9, {1})) == set()
     assert due(step(deaths, 105.0, {1})) == {1}
     assert due(step(deaths, 100.5, {1}, config(reset_after_s=0.5))) == {1}
 
 
 def test_one_that_speaks_again_begins_anew() -> None:
-    deaths = step(step(NOBODY, 100.0, {1}), 104.0, set())
+    deaths = step(step(NONE_DEAD, 100.0, {1}), 104.0, set())
     assert due(step(step(deaths, 104.5, {1}), 106.0, {1})) == set()
 
 
 @pytest.mark.parametrize("status", [REFUSES, replace(SILENT, health=Health.UP), UP])
 def test_one_that_answers_or_is_not_down_yet_keeps_its_flows(status: HealthStatus) -> None:
-    deaths = step(NOBODY, 0.0, {1}, status=status)
+    deaths = step(NONE_DEAD, 0.0, {1}, status=status)
     assert due(step(deaths, 1000.0, {1}, status=status)) == set()
 
 
 def test_our_own_link_is_nobody_s_death() -> None:
-    deaths = step(NOBODY, 0.0, {0, 1, 2}, hop=CABLE_OUT)
+    deaths = step(NONE_DEAD, 0.0, {0, 1, 2}, hop=CABLE_OUT)
     deaths = step(deaths, 1000.0, {0, 1, 2}, hop=CABLE_OUT)
     assert due(deaths) == set()
     assert due(step(deaths, 1001.0, {0, 1, 2})) == set()  # it is back: they have a minute
@@ -107,7 +107,7 @@ def test_what_the_service_says_of_down_flows(
     policy: DownFlows, status: HealthStatus, expected: set[int]
 ) -> None:
     made = config(down_flows=policy)
-    deaths = step(NOBODY, 0.0, {1}, made, status)
+    deaths = step(NONE_DEAD, 0.0, {1}, made, status)
     assert due(step(deaths, 5.0, {1}, made, status)) == expected
 
 
@@ -120,7 +120,7 @@ def test_without_a_check_arp_tells() -> None:
 
 
 def test_most_of_several_that_fall_silent_together_are_waited_for() -> None:
-    deaths = step(step(NOBODY, 0.0, {0}), 1.0, {0, 1})
+    deaths = step(step(NONE_DEAD, 0.0, {0}), 1.0, {0, 1})
     assert due(step(deaths, 30.0, {0, 1})) == set()
     assert due(step(deaths, MANY_WAIT_S, {0, 1})) == {0}
     assert due(step(deaths, MANY_WAIT_S + 1, {0, 1})) == {0, 1}
@@ -128,8 +128,8 @@ def test_most_of_several_that_fall_silent_together_are_waited_for() -> None:
 
 def test_a_lone_server_and_the_last_but_one_are_not_many() -> None:
     alone = config(1)
-    assert due(step(step(NOBODY, 0.0, {0}, alone), 5.0, {0}, alone)) == {0}
-    deaths = step(step(NOBODY, 0.0, {0}), 500.0, {0, 1})
+    assert due(step(step(NONE_DEAD, 0.0, {0}, alone), 5.0, {0}, alone)) == {0}
+    deaths = step(step(NONE_DEAD, 0.0, {0}), 500.0, {0, 1})
     assert due(step(deaths, 505.0, {0, 1})) == {0, 1}
 
 

@@ -16,7 +16,7 @@ from agent.api.listen import listen_unix
 from agent.api.peer import Access, access
 from agent.errors import AgentUnreachableError, ApiError, RequestError
 from agent.failover import client
-from agent.failover.fitness import AgentWord
+from agent.failover.fitness import AgentHeartbeat
 from agent.failover.model import Mode
 from agent.failover.process import control
 
@@ -30,7 +30,7 @@ class Handler:
     def status(self) -> dict[str, Any]:
         return {"pid": 1}
 
-    def agent_says(self, word: AgentWord) -> None:
+    def agent_says(self, word: AgentHeartbeat) -> None:
         self.done.append(word)
 
     async def set_mode(self, mode: Mode, instance: str | None) -> None:
@@ -64,17 +64,17 @@ def answer(line: str, handler: Handler) -> dict[str, Any]:
         ('{"do": "mode", "mode": "handed-over", "instance": "w"}', [(Mode.HANDED_OVER, "w")]),
         (
             '{"do": "agent", "attached": true, "why": "", "services": {"web": [2, 3]}}',
-            [AgentWord(True, "", {"web": (2, 3)})],
+            [AgentHeartbeat(True, "", {"web": (2, 3)})],
         ),
         (
             '{"do": "agent", "attached": true, "ready": false, "cut_off": true}',
-            [AgentWord(True, ready=False, cut_off=True)],
+            [AgentHeartbeat(True, ready=False, cut_off=True)],
         ),
         (
             '{"do": "agent", "attached": true, "hands_over": true}',
-            [AgentWord(True, hands_over=True)],
+            [AgentHeartbeat(True, hands_over=True)],
         ),
-        ('{"do": "agent", "attached": false, "why": "off"}', [AgentWord(False, "off")]),
+        ('{"do": "agent", "attached": false, "why": "off"}', [AgentHeartbeat(False, "off")]),
     ],
 )
 def test_every_request_is_done_and_answered_with_the_status(line: str, done: list[object]) -> None:
@@ -96,9 +96,9 @@ def test_vouchers_that_make_no_sense_vouch_for_nobody(told: object, taken: objec
     handler = Handler()
     answer(json.dumps({"do": "agent", "attached": True, "vouchers": told}), handler)
     (word,) = handler.done
-    assert isinstance(word, AgentWord)
+    assert isinstance(word, AgentHeartbeat)
     assert word.vouchers == taken
-    assert word == AgentWord(True), "no priority depends on it"
+    assert word == AgentHeartbeat(True), "no priority depends on it"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.failover.fitness import AgentWord
+from agent.failover.fitness import AgentHeartbeat
 from agent.failover.model import OWNER, Authentication, Mode, Role, Track
 from agent.failover.plan import FailoverPlan, VirtualRouter
 from agent.failover.process import team as module
@@ -163,13 +163,13 @@ def test_who_is_left_of_a_group_goes_on_alone(
 @pytest.mark.parametrize(
     ("word", "waits"),
     [
-        (AgentWord(True, hands_over=True), True),
-        (AgentWord(True), False),
+        (AgentHeartbeat(True, hands_over=True), True),
+        (AgentHeartbeat(True), False),
         (None, False),
     ],
 )
 def test_who_is_told_to_stop_lets_its_agent_hand_over_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: AgentWord | None, waits: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: AgentHeartbeat | None, waits: bool
 ) -> None:
     async def work(team: Team, found: Host, _: dict[str, Interface]) -> None:
         if word is not None:
@@ -204,7 +204,7 @@ def test_a_master_that_flow_sync_vouches_for_is_left_alone_and_what_was_inherite
         due_s = router.state.due_s
         assert due_s is not None
         monkeypatch.setattr(router._loop, "time", lambda: due_s)
-        team.agent_says(AgentWord(True, vouchers={"web": due_s - 0.1, "gone": due_s}))
+        team.agent_says(AgentHeartbeat(True, vouchers={"web": due_s - 0.1, "gone": due_s}))
         router._fire()
         assert (router.role, found.on) == (Role.BACKUP, False)
         assert router.status().vouched
@@ -225,7 +225,7 @@ def test_an_agent_that_has_gone_too_is_not_waited_for(
     async def work(team: Team, found: Host, _: dict[str, Interface]) -> None:
         (router,) = team._members.values()
         monkeypatch.setattr(router, "leave", lambda: asyncio.sleep(0, found.do("leave")))
-        team.agent_says(AgentWord(True, hands_over=True))
+        team.agent_says(AgentHeartbeat(True, hands_over=True))
         leaving = asyncio.create_task(team.leave())
         await asyncio.sleep(2 * module.EXCUSED_LOOK_S)
         assert not leaving.done()

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.failover.fitness import AgentWord
+from agent.failover.fitness import AgentHeartbeat
 from agent.failover.process import tracking as module
 from agent.failover.process.links import Interface
 from agent.failover.process.saved import Saved
@@ -17,7 +17,7 @@ from agent.failover.process.tracking import Tracking
 from tests.unit.failover.process.fakes import ROUTER, UP, look
 
 WITH_PROGRAM = replace(UP, program=7)
-ATTACHED = AgentWord(True)
+ATTACHED = AgentHeartbeat(True)
 
 
 class Kernel:
@@ -64,7 +64,7 @@ def test_a_node_whose_agent_was_never_heard_is_not_fit(monkeypatch: pytest.Monke
         assert tracking.heard(ATTACHED)
         assert not fault(tracking)
         assert not tracking.heard(ATTACHED)  # no news
-        assert tracking.heard(AgentWord(False, "by hand"))
+        assert tracking.heard(AgentHeartbeat(False, "by hand"))
         assert "by hand" in fault(tracking)
 
     run(monkeypatch, work)
@@ -126,7 +126,7 @@ def test_one_that_attached_anew_may_be_attached_in_another_way(
 ) -> None:
     def work(tracking: Tracking, kernel: Kernel) -> None:
         tracking.heard(ATTACHED)
-        tracking.heard(AgentWord(False, "the hook is changed"))
+        tracking.heard(AgentHeartbeat(False, "the hook is changed"))
         kernel.interfaces["eth0"] = UP
         look(tracking)
         tracking.heard(ATTACHED)

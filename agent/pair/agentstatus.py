@@ -11,7 +11,7 @@ from agent.state.situation import Situation
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class AgentStatus:
     """The contents of a heartbeat.
 
     ``attached``: the program is attached; ``why``: otherwise, why not. ``services``: by name, how

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from agent.model import BackendRef
-from agent.pair.word import up_of
+from agent.pair.agentstatus import up_of
 
 A, B = BackendRef("web", "a"), BackendRef("web", "b")
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
-from agent.config.advice import Advice, Here, advice
-from agent.config.memory import Room, parts, refuse_too_much
+from agent.config.advice import Advice, HostFacts, advice
+from agent.config.memory import MemoryLimit, parts, refuse_too_much
 from agent.failover.host.addresses import PROTO as FAILOVER_PROTO
 from agent.failover.host.kernel import Kernel
 from agent.model import Address, Config
@@ -26,7 +26,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 
 
-def look(wanted: Iterable[Address] = ()) -> Here:
+def look(wanted: Iterable[Address] = ()) -> HostFacts:
     """Return what this host has, and to which of the ``wanted`` addresses it has no route.
 
     The host's addresses are missing if netlink is not available.
@@ -39,7 +39,7 @@ def look(wanted: Iterable[Address] = ()) -> Here:
         finally:
             kernel.close()
     foreign = [entry for entry in entries if entry.proto not in (AGENT_PROTO, FAILOVER_PROTO)]
-    return Here(
+    return HostFacts(
         frozenset(name for _, name in socket.if_nameindex()),
         frozenset(entry.address for entry in foreign),
         frozenset(
@@ -68,7 +68,7 @@ def cpus() -> int:
     return os.cpu_count() or 1
 
 
-def memory() -> Room | None:
+def memory() -> MemoryLimit | None:
     """Return the most memory that this process can ever have; None: unknown."""
     rooms = [*_of_host(), *_of_cgroup()]
     return min(rooms, key=lambda room: room.size, default=None)
@@ -104,14 +104,14 @@ def warnings(config: Config) -> tuple[Advice, ...]:
     return found
 
 
-def _of_host() -> Iterator[Room]:
+def _of_host() -> Iterator[MemoryLimit]:
     with contextlib.suppress(OSError):
         match = re.search(r"^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
         if match:
-            yield Room(1024 * int(match[1]), "all memory of this host")
+            yield MemoryLimit(1024 * int(match[1]), "all memory of this host")
 
 
-def _of_cgroup() -> Iterator[Room]:
+def _of_cgroup() -> Iterator[MemoryLimit]:
     # A limit applies to everything below it, and the kernel charges maps to their creator.
     with contextlib.suppress(OSError):
         text = _OWN_CGROUP.read_text()
@@ -122,4 +122,4 @@ def _of_cgroup() -> Iterator[Room]:
                 return
             with contextlib.suppress(OSError, ValueError):
                 limit = int((each / "memory.max").read_text())
-                yield Room(limit, f"the limit of the cgroup {each}")
+                yield MemoryLimit(limit, f"the limit of the cgroup {each}")

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from agent import here
+from agent import hostfacts
 
 
 class Socket:
@@ -39,5 +39,5 @@ def test_there_is_no_way_to_where_the_kernel_would_not_send(
 ) -> None:
     """EADDRNOTAVAIL: a host without an IPv6 address of its own."""
     monkeypatch.setattr(Socket, "error", error)
-    monkeypatch.setattr(here.socket, "socket", Socket)
-    assert here._has_route(ip_address("2001:db8::1")) is found
+    monkeypatch.setattr(hostfacts.socket, "socket", Socket)
+    assert hostfacts._has_route(ip_address("2001:db8::1")) is found
